@@ -32,14 +32,14 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 
 def with_what_they_need(names: list[str]) -> set[str]:
     """Returns distributions together with all that they require."""
-    found: set[str] = set()
+    needed: set[str] = set()
     while names:
         name = canonicalize_name(names.pop())
-        if name not in found:
-            found.add(name)
+        if name not in needed:
+            needed.add(name)
             wanted = map(Requirement, metadata.requires(name) or ())
             names += [r.name for r in wanted if r.marker is None or r.marker.evaluate()]
-    return found
+    return needed
 
 
 def test_stages_that_run_models_need_nothing_but_what_the_page_says(tmp_path: Path) -> None:
@@ -48,8 +48,8 @@ def test_stages_that_run_models_need_nothing_but_what_the_page_says(tmp_path: Pa
     allowed = with_what_they_need(line.split()[2:]) | {"imagenet9-pipeline"}
     refused = [
         package
-        for package, of in metadata.packages_distributions().items()
-        if allowed.isdisjoint(map(canonicalize_name, of))
+        for package, distributions in metadata.packages_distributions().items()
+        if allowed.isdisjoint(map(canonicalize_name, distributions))
     ]
     assert {"apache_beam", "google", "scipy", "defusedxml", "requests"} <= set(refused)
     (tmp_path / "sitecustomize.py").write_text(WITHOUT)

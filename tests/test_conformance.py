@@ -75,12 +75,12 @@ def lossless_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_sample_filter_codes_and_shares_are_golden(sample_run: Path) -> None:
     golden = json.loads(GOLDEN.read_text())
-    found = index(sample_run)
-    assert found.keys() == golden.keys()
+    rows = index(sample_run)
+    assert rows.keys() == golden.keys()
     for key, expected in golden.items():
-        assert CODES[found[key]["status"]] == expected["code"], key
+        assert CODES[rows[key]["status"]] == expected["code"], key
         if expected["code"] == 0:
-            assert found[key]["mask_over_box"] == pytest.approx(expected["mask_over_box"], abs=1e-6)
+            assert rows[key]["mask_over_box"] == pytest.approx(expected["mask_over_box"], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -88,9 +88,9 @@ def test_sample_filter_codes_and_shares_are_golden(sample_run: Path) -> None:
 )
 def test_sample_variants_equal_native_compositing(lossless_sample: Path, variant: str) -> None:
     golden = json.loads(GOLDEN.read_text())
-    found = pictures(lossless_sample, variant)
-    assert len(found) >= 24
-    for key, picture in found.items():
+    actual = pictures(lossless_sample, variant)
+    assert len(actual) >= 24
+    for key, picture in actual.items():
         pixels = picture[..., 0] if variant == "fg_mask" else picture
         digest = hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
         assert digest == golden[key]["pixels"][variant], key
@@ -123,21 +123,21 @@ def test_any_mask_is_reproduced_by_cv2_from_index_and_picture(lossless_sample: P
         xmin, ymin, xmax, ymax = row["native_box"]
         cv2.setRNGSeed(config["grabcut_seed"])
         rectangle = (xmin, ymin, xmax - xmin, ymax - ymin)
-        found, models = np.zeros(picture.shape[:2], np.uint8), np.zeros((2, 1, 65))
-        cv2.grabCut(picture, found, rectangle, *models, 5, cv2.GC_INIT_WITH_RECT)
-        mask = to_output(Image.fromarray((found & 1) * np.uint8(255)))
+        segmented, models = np.zeros(picture.shape[:2], np.uint8), np.zeros((2, 1, 65))
+        cv2.grabCut(picture, segmented, rectangle, *models, 5, cv2.GC_INIT_WITH_RECT)
+        mask = to_output(Image.fromarray((segmented & 1) * np.uint8(255)))
         np.testing.assert_array_equal(masks[row["key"]][..., 0], mask)
 
 
 def test_filter_codes_of_all_real_pictures(shared: Path, mini_run: Path) -> None:
     with (shared / "reference" / "filters.csv").open() as file:
         reference = {row["key"]: row for row in csv.DictReader(file)}
-    found = index(mini_run)
-    assert found.keys() == reference.keys()
+    rows = index(mini_run)
+    assert rows.keys() == reference.keys()
     for key, row in reference.items():
-        assert CODES[found[key]["status"]] == int(row["code"]), key
+        assert CODES[rows[key]["status"]] == int(row["code"]), key
         if row["mask_over_box"]:
-            assert found[key]["mask_over_box"] == pytest.approx(
+            assert rows[key]["mask_over_box"] == pytest.approx(
                 float(row["mask_over_box"]), abs=1e-6
             )
     manifest = Dataset.open(Store(str(mini_run))).manifest
@@ -174,12 +174,12 @@ def reference_picture(path: Path) -> np.ndarray:
 
 
 def test_masks_equal_the_scripts(shared: Path, reference_run: Path) -> None:
-    found = dict(layers(reference_run))
+    by_key = dict(layers(reference_run))
     references = sorted((shared / "reference" / "masks").glob("*.png"))
     assert len(references) >= 19
     compared = 0
     for path in references:
-        if path.stem not in found:
+        if path.stem not in by_key:
             continue  # A picture on which GrabCut fails has a mask but no layer.
         native = decode_mask(path.read_bytes())
         resized = Image.fromarray(native)
@@ -188,30 +188,30 @@ def test_masks_equal_the_scripts(shared: Path, reference_run: Path) -> None:
         resized = resized.resize(size, Image.Resampling.NEAREST)
         left, top = round((size[0] - 256) / 2), round((size[1] - 256) / 2)
         expected = np.asarray(resized.crop((left, top, left + 256, top + 256)))
-        np.testing.assert_array_equal(found[path.stem].mask, expected, err_msg=path.stem)
+        np.testing.assert_array_equal(by_key[path.stem].mask, expected, err_msg=path.stem)
         compared += 1
     assert compared >= 12
 
 
 @pytest.mark.parametrize("variant", ["only_bg_t", "only_fg"])
 def test_variants_equal_the_scripts(shared: Path, reference_run: Path, variant: str) -> None:
-    found = pictures(reference_run, variant)
+    actual = pictures(reference_run, variant)
     references = sorted((shared / "reference" / variant).glob("*.png"))
     assert len(references) >= 12
     for path in references:
-        np.testing.assert_array_equal(found[path.stem], reference_picture(path), err_msg=path.stem)
+        np.testing.assert_array_equal(actual[path.stem], reference_picture(path), err_msg=path.stem)
 
 
 def test_composites_equal_the_scripts_but_for_black_foregrounds(
     shared: Path, reference_run: Path
 ) -> None:
-    found = dict(layers(reference_run))
+    by_key = dict(layers(reference_run))
     with (shared / "reference" / "mixed" / "pairs.csv").open() as file:
         pairs = list(csv.DictReader(file))
     assert len(pairs) >= 12
     for pair in pairs:
-        layer = found[pair["fg_key"]]
-        mixed = VARIANTS["mixed_same"].compose(layer, found[pair["bg_key"]].only_bg_t)
+        layer = by_key[pair["fg_key"]]
+        mixed = VARIANTS["mixed_same"].compose(layer, by_key[pair["bg_key"]].only_bg_t)
         expected = reference_picture(shared / "reference" / "mixed" / f"{pair['fg_key']}.png")
         black = layer.mask & ~layer.image.any(axis=2)
         np.testing.assert_array_equal(mixed[~black], expected[~black], err_msg=pair["fg_key"])

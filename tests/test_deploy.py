@@ -255,7 +255,7 @@ def copied() -> list[str]:
 
 def locked(*files: str) -> dict[str, Requirement]:
     """Returns the requirements that lock files pin, by name."""
-    found = {}
+    requirements = {}
     for file in files:
         text = re.sub(r"^#.*\n", "", (DEPLOY / file).read_text(), flags=re.MULTILINE)
         for line in text.replace("\\\n", " ").splitlines():
@@ -263,9 +263,9 @@ def locked(*files: str) -> dict[str, Requirement]:
             assert hashes, f"{file}: {name} has no digest"
             assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", each) for each in hashes)
             requirement = Requirement(name)
-            assert requirement.name not in found
-            found[requirement.name] = requirement
-    return found
+            assert requirement.name not in requirements
+            requirements[requirement.name] = requirement
+    return requirements
 
 
 CPU, CUDA = "requirements.txt", "requirements-cuda.txt"
@@ -298,8 +298,8 @@ def test_the_lock_holds_what_the_package_asks_for(wheel: zipfile.ZipFile) -> Non
     for requirement in wanted:
         if "test" in str(requirement.marker):
             continue
-        found = pinned[re.sub(r"[_.]", "-", requirement.name).lower()]
-        (version,) = [specifier.version for specifier in found.specifier]
+        pin = pinned[re.sub(r"[_.]", "-", requirement.name).lower()]
+        (version,) = [specifier.version for specifier in pin.specifier]
         assert requirement.specifier.contains(version), f"{requirement}: {version}"
     for name, requirement in locked("requirements-build.txt").items():
         assert pinned.get(name, requirement) == requirement

@@ -49,6 +49,6 @@ def test_pages_that_code_names_are_there() -> None:
         if path.is_file() and path.suffix != ".pyc"
     ]
     named = [re.findall(rb"docs/\w+\.md", path.read_bytes()) for path in files]
-    pages = {page.decode() for found in named for page in found}
+    pages = {page.decode() for matches in named for page in matches}
     assert len(pages) > 5
     assert not {page for page in pages if not (ROOT / page).is_file()}

@@ -42,9 +42,11 @@ def run(small_sample: Path, tmp_path: Path) -> Callable[..., str]:
 def test_two_models_are_compared(run: Callable[..., str], tmp_path: Path) -> None:
     models = ("python:tiny_models:first", "python:tiny_models:second")
     flags = (*SMALL, "--segmenter", "box", "--pictures", "none")
-    said = run("compare_models.py", "out", *models, *flags)
-    assert re.search(r"^BG-Gap of \S+ minus that of \S+: -?\d+\.\d points \[", said, re.MULTILINE)
-    only = re.findall(r"^(\d+) images that only (\S+) gets right on mixed_rand", said, re.MULTILINE)
+    output = run("compare_models.py", "out", *models, *flags)
+    assert re.search(r"^BG-Gap of \S+ minus that of \S+: -?\d+\.\d points \[", output, re.MULTILINE)
+    only = re.findall(
+        r"^(\d+) images that only (\S+) gets right on mixed_rand", output, re.MULTILINE
+    )
     assert [model for _, model in only] == list(models)
     answers = [
         pandas.read_parquet(folder) for folder in sorted((tmp_path / "out").glob("results/*/pred*"))
@@ -56,14 +58,14 @@ def test_two_models_are_compared(run: Callable[..., str], tmp_path: Path) -> Non
 
 def test_a_variant_of_ones_own_is_evaluated(run: Callable[..., str], tmp_path: Path) -> None:
     flags = (*SMALL, "--segmenter", "box", "--models", "python:tiny_models:first")
-    said = run("own_variant.py", "out", *flags, "--pictures", "none")
-    assert re.search(r"^python:tiny_models:first( +\d+\.\d){3}$", said, re.MULTILINE)
+    output = run("own_variant.py", "out", *flags, "--pictures", "none")
+    assert re.search(r"^python:tiny_models:first( +\d+\.\d){3}$", output, re.MULTILINE)
     pictures = in9.open_dataset(tmp_path / "out", "silhouette")
     for (picture, _, _), (mask, _, _) in zip(pictures, pictures.select("fg_mask"), strict=True):
         assert picture[mask > 0].mean() < 32
 
 
 def test_a_segmenter_of_ones_own_stands_beside_grabcut(run: Callable[..., str]) -> None:
-    said = run("own_segmenter.py", "out", *SMALL)
-    (share,) = re.findall(r"mean IoU of (\d\.\d\d)$", said, re.MULTILINE)
+    output = run("own_segmenter.py", "out", *SMALL)
+    (share,) = re.findall(r"mean IoU of (\d\.\d\d)$", output, re.MULTILINE)
     assert 0.2 < float(share) < 1

@@ -33,9 +33,9 @@ def test_months_of_runs_leave_nothing_behind(lab: Lab) -> None:
 
 
 def test_hostile_pictures_are_many_and_differ() -> None:
-    found = hostile_pictures()
-    assert max(Counter(each.name for each in found).values()) == 1
-    assert len(found) > 100
+    pictures = hostile_pictures()
+    assert max(Counter(each.name for each in pictures).values()) == 1
+    assert len(pictures) > 100
 
 
 def test_the_guard_notes_what_must_not_be_done(lab: Lab, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_every_hostile_image_is_a_row_with_its_reason(tiny_input: Path, tmp_path
     good = sorted(tiny_input.glob("val/*/*.JPEG"))[0]
     folder, annotations = good.parent, tiny_input / "Annotations" / "val"
     good_xml = (annotations / f"{good.stem}.xml").read_text()
-    whole = good.read_bytes()
+    intact = good.read_bytes()
     expected: dict[bytes, str] = {}
 
     def add(name: bytes | str, image: bytes, annotation: str | None, reason: str) -> None:
@@ -76,37 +76,37 @@ def test_every_hostile_image_is_a_row_with_its_reason(tiny_input: Path, tmp_path
         expected[stem] = reason
 
     add("empty", b"", good_xml, "undecodable")
-    add("cut_short", whole[: len(whole) // 2], good_xml, "undecodable")
+    add("cut_short", intact[: len(intact) // 2], good_xml, "undecodable")
     add("text", b"GIF? no.", good_xml, "undecodable")
     add("picture_bomb", png_header(50_000, 50_000), xml(50_000, 50_000, (1, 1, 9, 9)),
         "too_many_pixels")  # fmt: skip
     add("cut_png", png_header(500, 500), xml(500, 500, (1, 1, 9, 9)), "undecodable")
-    add("no_xml", whole, None, "missing_annotation")
-    add("no_markup", whole, "box: 1 1 9 9", "unreadable_annotation")
-    add("xml_bomb", whole, BOMB, "unreadable_annotation")
-    add("xml_outward", whole, OUTWARD, "unreadable_annotation")
-    add("words", whole, good_xml.replace("<xmin>", "<xmin>left "), "unreadable_annotation")
-    add("infinite", whole, xml(1, 1).replace(">1<", ">1e999<"), "unreadable_annotation")
-    add("size", whole, xml(17, 17, (1, 1, 9, 9)), "size_mismatch")
+    add("no_xml", intact, None, "missing_annotation")
+    add("no_markup", intact, "box: 1 1 9 9", "unreadable_annotation")
+    add("xml_bomb", intact, BOMB, "unreadable_annotation")
+    add("xml_outward", intact, OUTWARD, "unreadable_annotation")
+    add("words", intact, good_xml.replace("<xmin>", "<xmin>left "), "unreadable_annotation")
+    add("infinite", intact, xml(1, 1).replace(">1<", ">1e999<"), "unreadable_annotation")
+    add("size", intact, xml(17, 17, (1, 1, 9, 9)), "size_mismatch")
     width, height = (
         int(good_xml.split(f"<{side}>")[1].split("<")[0]) for side in ("width", "height")
     )
-    add("no_box", whole, xml(width, height), "not_one_box")
-    add("two_boxes", whole, xml(width, height, (1, 1, 50, 50), (9, 9, 60, 60)), "not_one_box")
-    add("outside", whole, xml(width, height, (width + 5, 1, width + 50, 50)), "invalid_box")
-    add("negative", whole, xml(width, height, (-50, -50, -5, -5)), "invalid_box")
-    add("no_area", whole, xml(width, height, (20, 20, 20, 60)), "invalid_box")
-    add("inside_out", whole, xml(width, height, (60, 60, 20, 20)), "invalid_box")
-    add("whole_picture", whole, xml(width, height, (0, 0, width, height)), "box_too_large")
-    add("..", whole, good_xml, "invalid_key")
+    add("no_box", intact, xml(width, height), "not_one_box")
+    add("two_boxes", intact, xml(width, height, (1, 1, 50, 50), (9, 9, 60, 60)), "not_one_box")
+    add("outside", intact, xml(width, height, (width + 5, 1, width + 50, 50)), "invalid_box")
+    add("negative", intact, xml(width, height, (-50, -50, -5, -5)), "invalid_box")
+    add("no_area", intact, xml(width, height, (20, 20, 20, 60)), "invalid_box")
+    add("inside_out", intact, xml(width, height, (60, 60, 20, 20)), "invalid_box")
+    add("whole_picture", intact, xml(width, height, (0, 0, width, height)), "box_too_large")
+    add("..", intact, good_xml, "invalid_key")
     # Systems leave such hidden files beside others, so they are passed over.
-    add("._left", whole, good_xml, "")
+    add("._left", intact, good_xml, "")
     del expected[b"._left"]
-    add("with.dots", whole, good_xml, "invalid_key")
-    add("two\nlines\x1b[31m", whole, good_xml, "invalid_key")
-    add("back\\slash", whole, good_xml, "invalid_key")
-    add(b"not\xffutf8", whole, good_xml, "invalid_key")
-    add("x" * 240, whole, good_xml, "invalid_key")
+    add("with.dots", intact, good_xml, "invalid_key")
+    add("two\nlines\x1b[31m", intact, good_xml, "invalid_key")
+    add("back\\slash", intact, good_xml, "invalid_key")
+    add(b"not\xffutf8", intact, good_xml, "invalid_key")
+    add("x" * 240, intact, good_xml, "invalid_key")
     other = next(path for path in sorted(tiny_input.glob("val/*")) if path > folder)
     shutil.copy(good, other)  # It has the same key, in a class that comes later.
 
@@ -114,7 +114,7 @@ def test_every_hostile_image_is_a_row_with_its_reason(tiny_input: Path, tmp_path
     done = run_in9("generate", "--input", tiny_input, "--output", output, *VARIANTS)
     index = pyarrow.dataset.dataset(str(output / "index")).to_table().to_pylist()
     assert len(index) == len(expected) + 7
-    found = {
+    rows = {
         row["path"].rpartition("/")[2].removesuffix(".JPEG"): (row["status"], row["detail"])
         for row in index
         if row["status"] not in ("accepted", "duplicate_key", "segmentation_failed")
@@ -128,10 +128,10 @@ def test_every_hostile_image_is_a_row_with_its_reason(tiny_input: Path, tmp_path
             for c in text
         )
 
-    assert {name: status for name, (status, _) in found.items()} == {
+    assert {name: status for name, (status, _) in rows.items()} == {
         shown(name): reason for name, reason in expected.items()
     }
-    assert all(detail for _, detail in found.values())
+    assert all(detail for _, detail in rows.values())
     # Both have the same content, so the class decides.
     duplicates = [row["path"] for row in index if row["status"] == "duplicate_key"]
     assert duplicates == [f"val/{other.name}/{good.name}"]

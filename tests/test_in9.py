@@ -50,8 +50,8 @@ def test_a_pipeline_of_ones_own_makes_what_the_command_makes(
         evaluate = in9.Evaluate(generate, models=["python:tiny_models:first"], batch_size=32)
         done = begun | generate | evaluate
         done | beam.combiners.ToList() | beam.io.WriteToText(str(tmp_path / "said"))
-    (said,) = tmp_path.glob("said*")
-    assert said.read_text() == f"{[manifest_of(ours)['fingerprint']]}\n"
+    (file,) = tmp_path.glob("said*")
+    assert file.read_text() == f"{[manifest_of(ours)['fingerprint']]}\n"
     assert manifest_of(ours) == manifest_of(theirs)
     assert_sound(ours)
     for name in ("summary.csv", "gaps.csv", "per_class.csv"):

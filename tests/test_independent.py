@@ -140,49 +140,49 @@ def both(rendition: ModuleType, shared: Path, tmp_path_factory: pytest.TempPathF
     """A lossless dataset of small pictures and odd ones, and the rendition's results for them."""
     root = tmp_path_factory.mktemp("independent")
     mini, folder = shared / "imagenet-mini", root / "in"
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     accepted = Counter[int]()
     for image in pictures_of(mini):
         label = imagenet9().label_of(image.parent.name)
         # With fewer than two, pictures of a class would have no background to be mixed with.
         if accepted[label] < 2:
             small = shrink(mini, image, folder)
-            found[image.stem] = rendition.process(small, annotation_of(small))
-            accepted[label] += found[image.stem]["status"] == "accepted"
-    clear = max(pictures_of(folder), key=lambda i: found[i.stem].get("mask_over_box", 0))
+            results[image.stem] = rendition.process(small, annotation_of(small))
+            accepted[label] += results[image.stem]["status"] == "accepted"
+    clear = max(pictures_of(folder), key=lambda i: results[i.stem].get("mask_over_box", 0))
     for small in add_odd_ones(clear):
-        found[small.stem] = rendition.process(small, annotation_of(small))
+        results[small.stem] = rendition.process(small, annotation_of(small))
     flags = ("--encoding", "png", "--formats", "parquet", "--replicates", 2)
     run_in9("generate", "--output", root / "out", "--input", folder, *flags)
-    return Dataset.open(Store(str(root / "out"))), found
+    return Dataset.open(Store(str(root / "out"))), results
 
 
 def test_the_same_pictures_are_left_out_for_the_same_reason(both: Both) -> None:
-    dataset, found = both
+    dataset, results = both
     index = {row["key"]: row for row in dataset.index("val")}
-    expected = {key: one["status"] for key, one in found.items()}
+    expected = {key: one["status"] for key, one in results.items()}
     assert {key: row["status"] for key, row in index.items()} == expected
     assert set(expected.values()) == STATUSES
-    shares = {key: one["mask_over_box"] for key, one in found.items() if "mask_over_box" in one}
+    shares = {key: one["mask_over_box"] for key, one in results.items() if "mask_over_box" in one}
     assert {key: index[key]["mask_over_box"] for key in shares} == pytest.approx(shares, abs=1e-6)
 
 
 def test_every_version_is_the_same_to_the_pixel(both: Both) -> None:
-    dataset, found = both
-    accepted = {key for key, one in found.items() if one["status"] == "accepted"}
+    dataset, results = both
+    accepted = {key for key, one in results.items() if one["status"] == "accepted"}
     assert len(accepted) >= 22
     for variant in _OF_ONE:
         samples = list(dataset.samples("val", 0, variant))
         assert {sample.key for sample in samples} == accepted
         for sample in samples:
             picture = pixels_of(decode_image(sample.image), variant)
-            expected = theirs(found[sample.key], variant)
+            expected = theirs(results[sample.key], variant)
             np.testing.assert_array_equal(picture, expected, err_msg=f"{variant} {sample.key}")
 
 
 @pytest.mark.parametrize("draw", ["", "_r1"])
 def test_every_mixed_version_is_the_same_to_the_pixel(both: Both, draw: str) -> None:
-    dataset, found = both
+    dataset, results = both
     # The background is of another picture, from the class that the variant's name says.
     of_class = {
         "mixed_same": lambda label: {label},
@@ -192,16 +192,16 @@ def test_every_mixed_version_is_the_same_to_the_pixel(both: Both, draw: str) -> 
     rows = {row["key"]: row for row in dataset.index("val")}
     for variant, allowed in of_class.items():
         samples = list(dataset.samples("val", 0, variant + draw))
-        assert len(samples) == sum(one["status"] == "accepted" for one in found.values())
+        assert len(samples) == sum(one["status"] == "accepted" for one in results.values())
         for sample in samples:
             background = rows[sample.key][f"{variant}{draw}_bg_key"]
             assert background != sample.key
             assert rows[background]["label"] in allowed(rows[sample.key]["label"])
-            foreground = found[sample.key]
+            foreground = results[sample.key]
             expected = np.where(
                 foreground["mask"][..., None] > 0,
                 foreground["original"],
-                found[background]["only_bg_t"],
+                results[background]["only_bg_t"],
             )
             np.testing.assert_array_equal(
                 decode_image(sample.image), expected, err_msg=f"{variant}{draw} {sample.key}"
@@ -261,7 +261,7 @@ def test_any_box_is_filtered_and_cut_the_same(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rendition, "grabcut", grabcut)
         expected = rendition.process(stored, xml)
-    (found,) = cut_objects(
+    (actual,) = cut_objects(
         stored.getvalue(),
         xml.read_bytes(),
         segment=segment,
@@ -270,10 +270,10 @@ def test_any_box_is_filtered_and_cut_the_same(
         crop=224,
         interpolation="nearest",
     )
-    assert (found.reason or "accepted") == expected["status"]
-    assert found.mask_over_box == expected.get("mask_over_box")
-    if found.layer is not None:
-        assert_layer(found.layer, expected)
+    assert (actual.reason or "accepted") == expected["status"]
+    assert actual.mask_over_box == expected.get("mask_over_box")
+    if actual.layer is not None:
+        assert_layer(actual.layer, expected)
 
 
 def assert_layer(layer: Layer, expected: dict[str, Any]) -> None:

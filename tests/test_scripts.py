@@ -50,7 +50,7 @@ def checkout(tmp_path: Path) -> Path:
 
 def call(checkout: Path, extra: str, **environment: str) -> list[str]:
     """Sources the script; returns all calls of pip so far."""
-    with (checkout / "said").open("w") as said:
+    with (checkout / "said").open("w") as log:
         subprocess.run(
             ["bash", "-c", f". scripts/environment {extra}"],
             cwd=checkout,
@@ -61,8 +61,8 @@ def call(checkout: Path, extra: str, **environment: str) -> list[str]:
                 **environment,
             },
             # A pipe would stay open until the last `sleep` between two dots ends.
-            stdout=said,
-            stderr=said,
+            stdout=log,
+            stderr=log,
             check=not (checkout / "offline").exists(),
         )
     return (checkout / "calls").read_text().splitlines()

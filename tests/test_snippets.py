@@ -46,13 +46,13 @@ pathlib.Path("results.json").write_text(json.dumps(results))
 
 def snippets() -> dict[str, str]:
     """Returns the code of all snippets that are meant to run, by page and number."""
-    found = {}
+    sources = {}
     for page in PAGES:
         blocks = _BLOCK.findall(page.read_text())
         for number, (kind, code) in enumerate(blocks, 1):
             if kind == "python":
-                found[f"{page.relative_to(ROOT)}:{number}"] = code
-    return found
+                sources[f"{page.relative_to(ROOT)}:{number}"] = code
+    return sources
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +156,9 @@ def test_what_the_recipe_uploads_is_a_dataset_without_layers(
 
 def test_files_that_the_recipe_loads_into_bigquery_are_there(sample_run: Path) -> None:
     """Checks that the files of each table have one schema."""
-    found = re.findall(r"gs://BUCKET/out/([^\s']+)", RECIPES.read_text())
-    assert len(found) == 3
-    for pattern in found:
+    patterns = re.findall(r"gs://BUCKET/out/([^\s']+)", RECIPES.read_text())
+    assert len(patterns) == 3
+    for pattern in patterns:
         assert pattern.count("*") <= 1
         paths = sorted(sample_run.glob(pattern))
         assert paths, pattern

@@ -121,9 +121,9 @@ def test_the_schema_is_of_the_versions_that_are_asked_for() -> None:
     assert {name for name, _ in asked} == set(SCHEMAS["versions"])
     for name, least in asked:
         major, minor = least.split(".")
-        found = SCHEMAS["versions"][name].split(".")
-        assert found[0] == major
-        assert int(found[1]) >= int(minor)
+        version = SCHEMAS["versions"][name].split(".")
+        assert version[0] == major
+        assert int(version[1]) >= int(minor)
 
 
 def test_the_request_has_a_place_for_every_value() -> None:
@@ -145,14 +145,14 @@ def test_the_page_names_the_version_that_is_needed() -> None:
 @functools.cache
 def blocks(kind: str) -> dict[str, Any]:
     """Returns variables and local values by name, or resources by address."""
-    found: dict[str, Any] = {}
+    bodies: dict[str, Any] = {}
     for text in CODE.values():
         for block in hcl2.loads(text).get(kind, ()):
             for name, body in block.items():
                 labels = body.items() if kind == "resource" else [("", body)]
                 for label, inner in labels:
-                    found[f"{name}.{label}".replace('"', "").rstrip(".")] = inner
-    return {name: body for name, body in found.items() if "__" not in name}
+                    bodies[f"{name}.{label}".replace('"', "").rstrip(".")] = inner
+    return {name: body for name, body in bodies.items() if "__" not in name}
 
 
 def depends_on(address: str) -> set[str]:
@@ -171,9 +171,9 @@ def depends_on(address: str) -> set[str]:
 
 def test_nothing_is_made_before_its_service_is_on() -> None:
     assert "google_project_service.used" in depends_on(SERVICES)
-    made = set(blocks("resource")) - {"google_project_service.used", SERVICES}
-    assert len(made) > 15
-    assert not [address for address in made if SERVICES not in depends_on(address)]
+    resources = set(blocks("resource")) - {"google_project_service.used", SERVICES}
+    assert len(resources) > 15
+    assert not [address for address in resources if SERVICES not in depends_on(address)]
 
 
 def test_accounts_may_do_what_they_need_and_no_more() -> None:
