@@ -362,7 +362,7 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
     assert slopes == pytest.approx(expected, abs=0.01)
     assert all(line["models"] == 4 for line in trend["lines"])
     assert all(line["slope_low"] < line["slope"] < line["slope_high"] for line in trend["lines"])
-    assert any("those of one family are not" in note for note in trend["notes"])
+    assert any("models of one family are not" in note for note in trend["notes"])
     assert any("published: timm results-imagenet.csv" in note for note in trend["notes"])
     # The figure draws only the paper's rule; the table lists both rules.
     assert len(table(tmp_path / "results" / "trend.csv")) == 2 * 4 * 6
@@ -424,7 +424,7 @@ def test_both_axes_are_of_one_input_size_or_the_page_says_which(tmp_path: Path) 
     assert "published at 224 px" in figure
     found, said, figure = sizes(288)
     assert found == {"resnet50.a1_in1k": 288, "vgg16.tv_in1k": 224}
-    assert "for vgg16.tv_in1k (224 px, here 288):" in said
+    assert "for vgg16.tv_in1k (224 px, here 288);" in said
     assert "published at 224 to 288 px" in figure
 
 
