@@ -55,9 +55,9 @@ def test_a_member_is_read_without_unpacking(root: Path, files: Files) -> None:
     path, dotted = root / "members.tar", [(f"./{name}", data) for name, data in files]
     path.write_bytes(tar_bytes([("before", b"x"), ("in.tar", tar_bytes(dotted)), ("after", b"")]))
     inside = [member for member, _ in members(str(path))][1]
-    found = [(member, read(9999)) for member, read in members(str(path), inside)]
-    assert [(member.name, data) for member, data in found] == files
-    assert [read_location(member.location) for member, _ in found] == [data for _, data in files]
+    contents = [(member, read(9999)) for member, read in members(str(path), inside)]
+    assert [(member.name, data) for member, data in contents] == files
+    assert [read_location(member.location) for member, _ in contents] == [data for _, data in files]
     everything = [("before", b"x"), *files, ("after", b"")]
     assert list(stream(str(path))) == everything
     path.write_bytes(tar_bytes([("in.tgz", tar_bytes(everything, "w:gz"))], "w:gz"))
@@ -89,11 +89,11 @@ def test_members_of_a_sample_may_come_in_any_order(root: Path, files: Files) -> 
     (root / "val.tar").write_bytes(tar_bytes(files))
     images = list(images_in_shards([str(root / "val.tar")], str(root), CUPS))
     assert images.count(None) == 1
-    found = sorted((image for image in images if image), key=lambda image: image.name)
-    assert seen(iter(found)) == [("val.tar/a.JPG", "a", "cup", b"1"),
+    ordered = sorted((image for image in images if image), key=lambda image: image.name)
+    assert seen(iter(ordered)) == [("val.tar/a.JPG", "a", "cup", b"1"),
                                  ("val.tar/b/a.png", "a", "cup", b"2"),
                                  ("val.tar/c.jpg", "c", "cup", b"3")]  # fmt: skip
-    boxed, broken, bare = (image.annotation for image in found)
+    boxed, broken, bare = (image.annotation for image in ordered)
     annotation = parse_annotation(read_location(boxed or ""))
     assert (annotation.width, annotation.boxes) == (9, (Box(1, 2, 3, 4),))
     with pytest.raises(AnnotationError, match="not a readable XML"):
@@ -122,8 +122,8 @@ def test_a_folder_is_listed_one_level_deep_and_in_order(tmp_path: Path) -> None:
     for name in names.split():
         (tmp_path / "val" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "val" / name).write_text(name)
-    found = images_in_folder(f"{tmp_path}/val", str(tmp_path))
-    assert [image and (image.name, image.wnid) for image in found] == [
+    images = images_in_folder(f"{tmp_path}/val", str(tmp_path))
+    assert [image and (image.name, image.wnid) for image in images] == [
         ("val/e.f.jpeg", ""), None, ("val/y.JPG", ""), None, ("val/n1/z.jpg", "n1"),
         ("val/n2/a.png", "n2"),
     ]  # fmt: skip
@@ -133,14 +133,14 @@ def test_a_folder_is_listed_one_level_deep_and_in_order(tmp_path: Path) -> None:
 def test_a_stamp_changes_when_content_does() -> None:
     with gcs_server() as url, pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", url)
-        found = []
+        stamps = []
         for data in (b"1", b"2", b"1"):
             Store(f"gs://{BUCKET}").write("a", data)
-            found.append(stamp_of(f"gs://{BUCKET}/a"))
+            stamps.append(stamp_of(f"gs://{BUCKET}/a"))
         with pytest.raises(FileNotFoundError):
             stamp_of(f"gs://{BUCKET}/none.tar")
-    assert found[0] == found[2] != found[1]
-    assert None not in found
+    assert stamps[0] == stamps[2] != stamps[1]
+    assert None not in stamps
     assert stamp_of(__file__) is None  # Parts of local files are hashed instead.
 
 
@@ -157,11 +157,11 @@ def test_a_label_is_the_number_of_a_class_or_the_class_itself(number: int) -> No
 
 
 def test_files_of_a_split_are_known_by_name_and_looked_for_near_by_first(tmp_path: Path) -> None:
-    for name, told in (("x-VALIDATION-0.tar", (True, False)), ("bbox_val.tgz", (False, True)),
+    for name, expected in (("x-VALIDATION-0.tar", (True, False)), ("bbox_val.tgz", (False, True)),
                        ("bbox_val.txt", (False, False)), ("LOC_val_solution.csv", (True, True)),
                        ("val.csv", (True, False)), ("interval.tar", (False, False))):  # fmt: skip
         path = f"/val/{name}"
-        assert (has_images_by_name(path, "val"), has_boxes_by_name(path, "val")) == told
+        assert (has_images_by_name(path, "val"), has_boxes_by_name(path, "val")) == expected
     with pytest.raises(UsageError, match="no folder 'val' in"):
         find_layout(str(tmp_path), None, "val")
     for kind, names in (("webdataset", ["validation/0.tar", "validation/1.tar"]),
@@ -179,8 +179,8 @@ def test_files_of_a_split_are_known_by_name_and_looked_for_near_by_first(tmp_pat
 
 @given(st.dictionaries(st.tuples(st.sampled_from(["", "x", "y"]), st.just("a")), st.text("01")))
 def test_an_annotation_is_found_by_folder_then_by_name(places: dict[tuple[str, str], str]) -> None:
-    entries = [KeyedFile(*where, place) for where, place in places.items()]
-    of_key = {found.folder: found for found in entries}
+    entries = [KeyedFile(*where, path) for where, path in places.items()]
+    of_key = {entry.folder: entry for entry in entries}
     only = entries[0] if len(entries) == 1 else None
     for index in (FileIndex(entries), FileIndex(reversed(entries))):
         assert len(index) == len(entries)
@@ -196,9 +196,9 @@ def test_annotations_in_an_archive_are_kept_as_what_they_say(tmp_path: Path) -> 
     files = [("in.tar", xml), ("b.XML", b"no"), ("c.txt", b"no"), ("._a.xml", b"no")]
     (tmp_path / "bbox.tgz").write_bytes(tar_bytes(files, "w:gz"))
     index = index_annotations(f"{tmp_path}/bbox.tgz")
-    found = [index.find("n02085620", "a"), index.find("", "b")]
-    assert [annotated_wnid(each and each.path) for each in (*found, None)] == ["cup", "", ""]
-    boxed, _ = (read_location(each.path) for each in found if each)
+    entries = [index.find("n02085620", "a"), index.find("", "b")]
+    assert [annotated_wnid(each and each.path) for each in (*entries, None)] == ["cup", "", ""]
+    boxed, _ = (read_location(each.path) for each in entries if each)
     assert parse_annotation(boxed).boxes == (Box(1, 2, 3, 4),)
     assert index.find("", "._a") is index.find("", "c") is None
     (tmp_path / "solution.csv").write_text("ImageId,Boxes\n")

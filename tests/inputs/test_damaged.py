@@ -83,8 +83,8 @@ def test_a_box_without_end_is_one_that_cannot_be_read() -> None:
     content = coco([{"id": 1, "name": "cat"}])
     content["images"] = [{"id": 1, "file_name": "a.jpg"}]
     content["annotations"] = [{"image_id": 1, "category_id": 1, "bbox": [10**400, 0, 1, 1]}]
-    ((_, (found,)),) = coco_objects("a.json", content)
-    assert found.box == [10**400, 0, 1, 1]
+    ((_, (annotated,)),) = coco_objects("a.json", content)
+    assert annotated.box == [10**400, 0, 1, 1]
 
 
 @pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
@@ -101,8 +101,8 @@ def test_what_systems_leave_is_passed_over(tmp_path: Path) -> None:
     inner = tar_bytes([("a.JPEG", b"x"), ("._a.JPEG", b"x")])
     files = [("n02085620.tar", inner), ("._n02085620.tar", b"x")]
     (tmp_path / "train.tar").write_bytes(tar_bytes(files))
-    found = images_in_tars([str(tmp_path / "train.tar")], str(tmp_path), imagenet9())
-    assert [image.key for image in found if image] == ["a"]
+    tar_images = images_in_tars([str(tmp_path / "train.tar")], str(tmp_path), imagenet9())
+    assert [image.key for image in tar_images if image] == ["a"]
     (tmp_path / "boxes.tgz").write_bytes(tar_bytes([("._b.tgz", b"x"), ("a.xml", b"x")], "w:gz"))
     assert [name for name, _ in stream(str(tmp_path / "boxes.tgz"))] == ["a.xml"]
     folder = tmp_path / "val" / "n02085620"
@@ -143,8 +143,8 @@ def test_an_archive_is_unpacked_within_limits(
     path = tmp_path / "boxes.tgz"
     large = tar_bytes([("large.xml", bytes(MAX_ANNOTATION_BYTES + 1)), ("a.xml", b"<a/>")])
     path.write_bytes(gzip.compress(tar_bytes([("n02085620.tgz", gzip.compress(large))])))
-    found = dict(stream(str(path)))
-    assert (type(found["large.xml"]), found["a.xml"]) == (Unread, b"<a/>")
+    contents = dict(stream(str(path)))
+    assert (type(contents["large.xml"]), contents["a.xml"]) == (Unread, b"<a/>")
     nested = large
     for _ in range(3):
         nested = tar_bytes([("n.tar", nested)])

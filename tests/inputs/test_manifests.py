@@ -73,10 +73,12 @@ def test_rows_are_the_same_in_every_kind_of_table(root: Path, cells: list[Any]) 
     pq.write_table(pa.Table.from_pylist(rows), root / "t.PARQUET")
     for path, step in ((f"{root}/t.csv", 0), (put(root / "t.json", rows), 1),
                        (put(root / "t.jsonl", rows), 2), (f"{root}/t.PARQUET", 1)):  # fmt: skip
-        found = list(read_rows(path, "--input"))
-        assert [row.values for row in found] == rows
+        table_rows = list(read_rows(path, "--input"))
+        assert [row.values for row in table_rows] == rows
         assert column_names(path, "--input") == ("image", "a, b")
-        assert not step or [row.number for row in found] == [1 + step * n for n in range(len(rows))]
+        assert not step or [row.number for row in table_rows] == [
+            1 + step * n for n in range(len(rows))
+        ]
 
 
 def test_what_is_wrong_with_a_table_or_a_value_is_told_by_line(tmp_path: Path) -> None:
@@ -100,9 +102,9 @@ def test_what_is_wrong_with_a_table_or_a_value_is_told_by_line(tmp_path: Path) -
 
 def test_objects_of_coco_are_tied_to_their_images() -> None:
     assert [is_coco(x) for x in (COCO, [COCO], {**COCO, "images": {}})] == [True, False, False]
-    found = list(coco_objects("/c.json", COCO))
-    assert [image for image, _ in found] == COCO["images"]
-    assert [[(each.name, each.box) for each in objects] for _, objects in found] == [
+    pairs = list(coco_objects("/c.json", COCO))
+    assert [image for image, _ in pairs] == COCO["images"]
+    assert [[(each.name, each.box) for each in objects] for _, objects in pairs] == [
         [("cup", (0, 0, 2, 2))], [("cup", (1, 2, 4, 6.5)), ("fork", None)], []
     ]  # fmt: skip
     with pytest.raises(UsageError, match=r"^/c.json: two images have the id 7"):
@@ -134,11 +136,11 @@ def test_rows_of_one_image_are_put_together(tmp_path: Path) -> None:
 def test_images_of_coco_have_masks_if_all_their_objects_have(root: Path) -> None:
     first, _, _ = images_of_coco("/c.json", "/in", COCO)
     assert (first.path, first.columns["group"]) == ("/in/b.png", "hall")
-    found = list(images_in_manifest(put(root / "c.json", COCO), ["val"]))
-    assert [image.name + image.wnid for image in found] == ["b.pngcup", "a.pngcup", "c.png"]
-    mask = read_mask(read_location(found[0].mask or "")).mask
+    images = list(images_in_manifest(put(root / "c.json", COCO), ["val"]))
+    assert [image.name + image.wnid for image in images] == ["b.pngcup", "a.pngcup", "c.png"]
+    mask = read_mask(read_location(images[0].mask or "")).mask
     assert (mask.shape, mask.sum(), mask[:2, :2].all()) == ((4, 6), 4, True)
-    assert found[1].mask is found[2].mask is found[2].annotation is None
+    assert images[1].mask is images[2].mask is images[2].annotation is None
     runs = {"size": [4, 6], "counts": [24]}
     assert mask_text(4, 6, [runs]) == mask_text(4, 6, [dict(reversed(runs.items()))])
 
@@ -146,9 +148,9 @@ def test_images_of_coco_have_masks_if_all_their_objects_have(root: Path) -> None
 @given(st.permutations(OBJECTS))
 def test_the_order_of_rows_is_that_of_images_and_says_nothing_else(root: Path, rows: Rows) -> None:
     path = put(root / "t.jsonl", rows)
-    found = {image.name: image for image in images_in_manifest(path, ("val", "validation"))}
-    assert list(found) == [n for n in dict.fromkeys(row["image"] for row in rows) if n != "d.png"]
-    a, b = found["a.png"], found["b.c.png"]
+    images = {image.name: image for image in images_in_manifest(path, ("val", "validation"))}
+    assert list(images) == [n for n in dict.fromkeys(row["image"] for row in rows) if n != "d.png"]
+    a, b = images["a.png"], images["b.c.png"]
     assert (a.wnid, a.mask, a.key, a.group) == ("cup", f"{root}/m.png", "a", "")
     assert a.annotation is not None
     boxes = parse_annotation(read_location(a.annotation)).boxes

@@ -138,13 +138,13 @@ def test_the_released_map_is_wordnets_closure_less_sixteen_classes() -> None:
 
 
 def test_roots_of_ones_own_make_a_taxonomy() -> None:
-    found = read_taxonomy("n02084071, n02075296=other carnivores")
-    assert found is not None
-    assert found.names == ("dog", "other carnivores")
-    dog, cat, fish = (found.label_of(wnid) for wnid in ("n02085620", "n02123045", "n01440764"))
+    taxonomy = read_taxonomy("n02084071, n02075296=other carnivores")
+    assert taxonomy is not None
+    assert taxonomy.names == ("dog", "other carnivores")
+    dog, cat, fish = (taxonomy.label_of(wnid) for wnid in ("n02085620", "n02123045", "n01440764"))
     assert (dog, cat, fish) == (0, 1, OUTSIDE)
-    assert np.array_equal(labels_of_outputs(1000, found), found.labels)
-    assert parse_json(json.dumps(found.to_json()).encode(), Taxonomy) == found
+    assert np.array_equal(labels_of_outputs(1000, taxonomy), taxonomy.labels)
+    assert parse_json(json.dumps(taxonomy.to_json()).encode(), Taxonomy) == taxonomy
     # In the other order, the carnivores leave no class for the dogs.
     for wrong, why in (
         (
@@ -168,27 +168,27 @@ def test_a_file_says_superclasses_labels_and_outputs(tmp_path: Path) -> None:
     ]
     (tmp_path / "t.json").write_text(json.dumps(rows))
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = read_taxonomy(str(write_csv(tmp_path / "t.csv", rows)))
-    assert found is not None
-    assert found.names == ("one", "two")
-    assert found.labels == (1, 0, OUTSIDE, 1)
-    assert found.class_names == ("An A", "b", "c", "d")
-    assert found.outputs == (7, 5, 2, 9)
+    taxonomy = read_taxonomy(str(write_csv(tmp_path / "t.csv", rows)))
+    assert taxonomy is not None
+    assert taxonomy.names == ("one", "two")
+    assert taxonomy.labels == (1, 0, OUTSIDE, 1)
+    assert taxonomy.class_names == ("An A", "b", "c", "d")
+    assert taxonomy.outputs == (7, 5, 2, 9)
     for name in ("t.json", "t.jsonl"):
-        assert read_taxonomy(str(tmp_path / name)) == found
+        assert read_taxonomy(str(tmp_path / name)) == taxonomy
     # Without labels, superclasses are numbered in the order of the rows.
     plain = [{"class": row["class"], "superclass": row["superclass"]} for row in rows]
     bare = read_taxonomy(str(write_csv(tmp_path / "plain.csv", plain)))
     assert bare is not None
     assert (bare.names, bare.outputs) == (("two", "one"), None)
-    assert bare.description != found.description
+    assert bare.description != taxonomy.description
     assert labels_of_outputs(4, bare).tolist() == [0, 1, OUTSIDE, 0]
     assert labels_of_outputs(2, bare).tolist() == [0, 1]
-    assert labels_of_outputs(10, found)[[7, 5, 2, 9]].tolist() == [1, 0, OUTSIDE, 1]
-    assert labels_of_outputs(2, found).tolist() == [0, 1]
-    assert (classes_of_outputs(10, found) or ())[7] == "An A"
+    assert labels_of_outputs(10, taxonomy)[[7, 5, 2, 9]].tolist() == [1, 0, OUTSIDE, 1]
+    assert labels_of_outputs(2, taxonomy).tolist() == [0, 1]
+    assert (classes_of_outputs(10, taxonomy) or ())[7] == "An A"
     with pytest.raises(ValueError, match="a head of 7 outputs fits neither the outputs that"):
-        labels_of_outputs(7, found)
+        labels_of_outputs(7, taxonomy)
     with pytest.raises(ValueError, match="the 4 classes nor the 2 superclasses; a column index"):
         labels_of_outputs(999, bare)
     # The class outside all superclasses needs no output.
@@ -204,20 +204,20 @@ def test_classes_that_are_imagenets_get_its_outputs(tmp_path: Path) -> None:
         {"class": "anything", "superclass": ""},
     ]
     path = write_csv(tmp_path / "t.csv", rows)
-    found = read_taxonomy(str(path))
-    assert found is not None
-    labels = labels_of_outputs(1000, found)
+    taxonomy = read_taxonomy(str(path))
+    assert taxonomy is not None
+    labels = labels_of_outputs(1000, taxonomy)
     assert {n: label for n, label in enumerate(labels) if label != OUTSIDE} == {
         0: 0,
         504: 1,
         809: 1,
     }
-    assert (classes_of_outputs(1000, found) or ())[809] == imagenet9().class_names[809]
+    assert (classes_of_outputs(1000, taxonomy) or ())[809] == imagenet9().class_names[809]
     # A head that fits the taxonomy itself is not taken for ImageNet's.
-    assert labels_of_outputs(4, found).tolist() == [0, 1, 1, OUTSIDE]
-    assert labels_of_outputs(2, found).tolist() == [0, 1]
+    assert labels_of_outputs(4, taxonomy).tolist() == [0, 1, 1, OUTSIDE]
+    assert labels_of_outputs(2, taxonomy).tolist() == [0, 1]
     with pytest.raises(ValueError, match="neither the 4 classes, ImageNet's 1000 nor the 2 super"):
-        labels_of_outputs(999, found)
+        labels_of_outputs(999, taxonomy)
     # "crane" names two classes; "tench" is a second name of a class in the table.
     for more in ("crane", "tench"):
         write_csv(path, [*rows, {"class": more, "superclass": "dishes"}])
@@ -235,9 +235,9 @@ def test_an_index_that_is_empty_is_imagenets(tmp_path: Path) -> None:
         {"class": "n01440764", "superclass": "fish", "index": 7},
     ]
     path = write_csv(tmp_path / "t.csv", rows)
-    found = read_taxonomy(str(path))
-    assert found is not None
-    assert found.outputs == (134, 1, 7)
+    taxonomy = read_taxonomy(str(path))
+    assert taxonomy is not None
+    assert taxonomy.outputs == (134, 1, 7)
     write_csv(path, [*rows, {"class": "fork", "superclass": "cutlery", "index": ""}])
     with pytest.raises(UsageError, match="line 5, column index: '' is not a whole number"):
         read_taxonomy(str(path))
@@ -276,10 +276,10 @@ def test_outputs_that_are_named_have_their_labels_and_others_none(data: st.DataO
     names = tuple(f"class {output}" for output in outputs)
     taxonomy = Taxonomy(tuple("abcd"), names, tuple(labels), names, tuple(outputs))
     size = data.draw(st.integers(max(outputs) + 1, 80))
-    found = labels_of_outputs(size, taxonomy)
-    assert len(found) == size
-    assert [found[output] for output in outputs] == labels
-    assert set(np.delete(found, outputs)) <= {OUTSIDE}
+    output_labels = labels_of_outputs(size, taxonomy)
+    assert len(output_labels) == size
+    assert [output_labels[output] for output in outputs] == labels
+    assert set(np.delete(output_labels, outputs)) <= {OUTSIDE}
 
 
 def test_zero_shot_models_are_asked_for_the_classes_of_the_taxonomy() -> None:
@@ -309,15 +309,15 @@ def test_a_manifest_says_all_there_is_to_say_of_an_image(tmp_path: Path) -> None
         {"image": elsewhere, "class": "lamp", "boxes": "", "split": "val"},
     ]  # fmt: skip
     path = write_csv(tmp_path / "table.csv", rows)
-    found = listed(path)
-    assert sorted(found) == sorted(["b", "named", elsewhere.stem])
-    assert boxes_of(found["b"]) == (Box(1, 2, 3, 4),)
+    images = listed(path)
+    assert sorted(images) == sorted(["b", "named", elsewhere.stem])
+    assert boxes_of(images["b"]) == (Box(1, 2, 3, 4),)
     # An image has two rows here; the larger box tells its class.
-    named = found["named"]
+    named = images["named"]
     assert (named.wnid, named.group, named.name) == ("fork", "hall", "d.png")
     assert boxes_of(named) == (Box(5, 6, 7, 8), Box(1, 1, 30, 30))
-    assert found[elsewhere.stem].annotation is None
-    assert found[elsewhere.stem].path == str(elsewhere)
+    assert images[elsewhere.stem].annotation is None
+    assert images[elsewhere.stem].path == str(elsewhere)
     layout = find_layout(str(path), None, "val")
     assert list_images(layout, imagenet9())[1]["outside"] == 4
     (train,) = listed(path, split="train").values()
@@ -334,7 +334,7 @@ def test_a_manifest_says_all_there_is_to_say_of_an_image(tmp_path: Path) -> None
     columns = {name: [line.get(name) for line in lines] for name in names}
     pq.write_table(pa.table(columns), tmp_path / "table.parquet")
     for name in ("table.jsonl", "table.json", "table.parquet"):
-        assert listed(tmp_path / name) == found
+        assert listed(tmp_path / name) == images
 
 
 def test_broken_boxes_are_left_to_the_image_and_broken_tables_are_not(tmp_path: Path) -> None:
@@ -453,7 +453,7 @@ def test_what_is_made_of_own_data_is_verified_exported_and_repeated(
 def test_a_head_that_cannot_fit_is_refused_before_anything_is_made(
     toy: Path, toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    how = ("--input", toy, "--taxonomy", toy / "kinds.csv", *SMALL)
+    flags = ("--input", toy, "--taxonomy", toy / "kinds.csv", *SMALL)
     why = (
         "--models efficientnet_lite0: a head of 1000 outputs fits neither the 4 classes nor the 3 "
         "superclasses, and ImageNet has no output for 'fork' and 1 more; a column index"
@@ -461,8 +461,8 @@ def test_a_head_that_cannot_fit_is_refused_before_anything_is_made(
     output = tmp_path / "out"
     before = stamps(toy_run)
     for command in (
-        ("run", "--output", output, *how),
-        ("run", "--output", output, *how, "--dry_run"),
+        ("run", "--output", output, *flags),
+        ("run", "--output", output, *flags, "--dry_run"),
         ("evaluate", "--dataset", toy_run),
         ("attack", "--dataset", toy_run),
         ("saliency", "--dataset", toy_run),
@@ -518,7 +518,7 @@ def test_masks_of_a_manifest_are_those_of_a_folder(tmp_path: Path) -> None:
     kinds = write_csv(tmp_path / "kinds.csv",
                       ({"class": c, "superclass": s} for c, s in CLASSES.items()))  # fmt: skip
     small = ("--image_size", 32, "--resize", 32, "--segmenter", "masks", "--formats", "parquet")
-    made = {}
+    digests = {}
     for name, more in (
         ("bare.csv", ("--masks", tmp_path / "masks")),
         ("masked.csv", ()),
@@ -528,8 +528,8 @@ def test_masks_of_a_manifest_are_those_of_a_folder(tmp_path: Path) -> None:
         run_in9("generate", "--input", tmp_path / name, "--output", output, "--taxonomy", kinds,
                 *small, *more, *ONE)  # fmt: skip
         files = manifest_of(output)["files"]
-        made[name] = {f["path"]: f["sha256"] for f in files if f["path"].startswith("parquet/")}
-    assert made["bare.csv"] == made["masked.csv"] == made["coco.json"]
+        digests[name] = {f["path"]: f["sha256"] for f in files if f["path"].startswith("parquet/")}
+    assert digests["bare.csv"] == digests["masked.csv"] == digests["coco.json"]
 
 
 def test_labels_may_be_many(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

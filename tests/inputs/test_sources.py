@@ -64,14 +64,14 @@ def listed(root: Path | str, split: str = "val", **options: Any) -> Listed:
 
 def contents(listing: Listed) -> dict[str, tuple[object, ...]]:
     """Maps the key of each image to what decides its fate: class, pixels, boxes."""
-    found = {}
+    by_key = {}
     for image in listing[0]:
         assert image.annotation is not None
         annotation = parse_annotation(read_location(image.annotation))
         digest = hashlib.sha256(read_location(image.path)).hexdigest()
-        found[image.key] = (image.wnid, image.label, digest, annotation.boxes)
-    assert len(found) == len(listing[0])
-    return found
+        by_key[image.key] = (image.wnid, image.label, digest, annotation.boxes)
+    assert len(by_key) == len(listing[0])
+    return by_key
 
 
 def variants_of(output: Path, split: str) -> dict[str, str]:
@@ -87,9 +87,9 @@ def variants_of(output: Path, split: str) -> dict[str, str]:
 def test_all_shapes_hold_the_same_270_images(shared: Path, tmp_path: Path, shape: str) -> None:
     mini = shared / "imagenet-mini"
     SHAPES[shape](mini, tmp_path)
-    found = listed(tmp_path, split_of(shape))
-    assert contents(found) == contents(listed(mini))
-    assert (len(found[0]), found[1]) == (270, {})
+    listing = listed(tmp_path, split_of(shape))
+    assert contents(listing) == contents(listed(mini))
+    assert (len(listing[0]), listing[1]) == (270, {})
 
 
 def identities_of(output: Path) -> dict[str, str]:
@@ -146,9 +146,9 @@ def test_of_images_with_one_key_the_lowest_md5_is_taken(tiny_input: Path, tmp_pa
         in9("generate", "--input", source, "--output", output, "--segmenter", "box", *ONE,
             "--variants", "original", "--image_size", 32, "--resize", 32)  # fmt: skip
         index = pyarrow.dataset.dataset(str(output / "index")).to_table().to_pylist()
-        taken, other = "ab" if number == 0 else "ba"
+        accepted, other = "ab" if number == 0 else "ba"
         assert [(row["path"][0], row["status"] == "duplicate_key") for row in index] == [
-            (taken, False),
+            (accepted, False),
             (other, True),
         ]
     assert manifest_of(tmp_path / "out0")["fingerprint"] == manifest_of(output)["fingerprint"]
@@ -197,18 +197,18 @@ def test_object_storage_holds_the_same_shapes(
     bucket: str, small_sample: Path, tmp_path: Path, shape: str
 ) -> None:
     SHAPES[shape](small_sample, tmp_path)
-    here, there = Store(str(tmp_path)), Store(f"{bucket}/{shape}")
-    here.copy_into(there, [(path, path) for path in here.walk("")])
-    found = listed(there.root, split_of(shape))
-    assert contents(found) == contents(listed(small_sample))
+    here, remote = Store(str(tmp_path)), Store(f"{bucket}/{shape}")
+    here.copy_into(remote, [(path, path) for path in here.walk("")])
+    listing = listed(remote.root, split_of(shape))
+    assert contents(listing) == contents(listed(small_sample))
     first = Checksums(Store(str(tmp_path / "memory")), "all")
-    identities = [source_digest(image, SegmentConfig(), first.identify) for image in found[0]]
+    identities = [source_digest(image, SegmentConfig(), first.identify) for image in listing[0]]
     first.save()
     # Whether an image has changed is known without downloading it again.
     again = Checksums(Store(str(tmp_path / "memory")), "all")
-    known = [known_digest(image, SegmentConfig(), again.known) for image in found[0]]
+    known = [known_digest(image, SegmentConfig(), again.known) for image in listing[0]]
     assert known == identities
-    for image in found[0]:
+    for image in listing[0]:
         assert reads_ahead(image.path) > 1
         assert image.md5 or image.stamp
         assert image.annotation_md5 or Location.parse(image.annotation or "").text
@@ -302,13 +302,13 @@ def test_broken_inputs_are_one_line(small_sample: Path, tmp_path: Path) -> None:
 
     SHAPES["val_tar"](small_sample, tmp_path)
     name, boxes = "ILSVRC2012_img_val.tar", "ILSVRC2012_bbox_val_v3.tgz"
-    whole = (tmp_path / name).read_bytes()
+    content = (tmp_path / name).read_bytes()
     with tarfile.open(tmp_path / name) as tar:
         last = tar.getmembers()[-1]
         middle = tar.getmembers()[9].offset
-    broken(name, whole[: last.offset_data + 100], "not a whole tar archive")
-    broken(name, whole[: last.offset], "damaged or not complete")
-    broken(name, whole[:middle] + b"x" * 512 + whole[middle + 512 :], "damaged or not complete")
+    broken(name, content[: last.offset_data + 100], "not a whole tar archive")
+    broken(name, content[: last.offset], "damaged or not complete")
+    broken(name, content[:middle] + b"x" * 512 + content[middle + 512 :], "damaged or not complete")
     broken(name, b"", "not a whole tar archive")
     broken(name, b"<html>404</html>", "not a whole tar archive")
     packed = (tmp_path / boxes).read_bytes()
@@ -323,9 +323,9 @@ def test_broken_inputs_are_one_line(small_sample: Path, tmp_path: Path) -> None:
     broken(name, tar_bytes([("n02085620.tar.gz", b"")]), "n02085620.tar.gz is compressed", "train")
     with tarfile.open(tmp_path / name) as tar:
         first = tar.getmembers()[0]
-    whole = (tmp_path / name).read_bytes()
+    content = (tmp_path / name).read_bytes()
     end = first.offset_data + first.size
-    cut = whole[: end - 10240] + b"x" * 10240 + whole[end:]
+    cut = content[: end - 10240] + b"x" * 10240 + content[end:]
     broken(name, cut, f"{first.name} is (damaged|not a whole)", "train")
     (tmp_path / name).unlink()
 
@@ -420,9 +420,9 @@ def test_places_are_lines_that_say_where_bytes_lie(tmp_path: Path) -> None:
     table = pa.Table.from_pylist([{"image": {"bytes": value}} for value in values])
     pq.write_table(table, path, row_group_size=30)
     for number, value in enumerate(values):
-        place = row_location(path, number // 30, number % 30, "image.bytes")
-        assert Location.parse(place).path == path
-        assert read_location(place) == (value or b"")
+        location = row_location(path, number // 30, number % 30, "image.bytes")
+        assert Location.parse(location).path == path
+        assert read_location(location) == (value or b"")
     with pytest.raises(OSError, match="no row 30"):
         read_location(row_location(path, 0, 30, "image.bytes"))
 
@@ -433,11 +433,11 @@ def test_a_part_is_known_by_its_content(tmp_path: Path) -> None:
     spans = ((0, 4), (4, 4))
     places = [Content(member_location(str(file), *span), bytes.decode) for span in spans]
     checksums = Checksums.for_shard(store, "val", 0)
-    digests = [checksums.identify(place) for place in places]
+    digests = [checksums.identify(part) for part in places]
     assert digests == [(md5(data).hexdigest(), data.decode()) for data in (b"0123", b"4567")]
     checksums.save()
     known = Checksums.for_shard(store, "val", 0)
-    assert [known.known(place) for place in places] == digests
+    assert [known.known(part) for part in places] == digests
     file.write_bytes(b"01234567xx")
     os.utime(file, (9, 9))
     # A job looks at a file only once; the next job sees that it has changed.
@@ -445,7 +445,7 @@ def test_a_part_is_known_by_its_content(tmp_path: Path) -> None:
     later = Checksums.for_shard(store, "val", 0)
     assert later.known(places[0]) is None
     assert later.is_unlike(places[0])
-    assert [later.identify(place) for place in places] == digests
+    assert [later.identify(part) for part in places] == digests
 
 
 def test_an_annotation_counts_as_what_it_says_of_its_picture(
@@ -457,8 +457,8 @@ def test_an_annotation_counts_as_what_it_says_of_its_picture(
     checksums = Checksums.for_shard(Store(str(tmp_path)), "val", 0)
 
     def digest(*size: int | None, ymax: int = 40, wnid: str | None = None) -> str:
-        place = text_location(write_annotation(Annotation(*size, (Box(1, 2, 30, ymax),), wnid)))
-        image = SourceImage("a", str(path), "", "n02085620", 0, place)
+        location = text_location(write_annotation(Annotation(*size, (Box(1, 2, 30, ymax),), wnid)))
+        image = SourceImage("a", str(path), "", "n02085620", 0, location)
         return source_digest(image, SegmentConfig(), checksums.identify)
 
     expected = digest(width, height)
@@ -523,9 +523,9 @@ def test_excluded_images_are_rows_and_nothing_else(
     assert "(the dataset has not set)" in refused
     capsys.readouterr()
     in9(*command, *lists, "--overwrite", "config")
-    said = capsys.readouterr().out
-    assert "2 excluded" in said
-    assert "0 images segmented" in said
+    printed = capsys.readouterr().out
+    assert "2 excluded" in printed
+    assert "0 images segmented" in printed
     index = pyarrow.dataset.dataset(str(output / "index")).to_table().to_pylist()
     assert {row["key"] for row in index if row["status"] == "excluded"} == {keys[0], keys[-1]}
     table = pyarrow.dataset.dataset(str(output / "parquet" / "original")).to_table()

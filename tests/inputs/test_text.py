@@ -34,8 +34,8 @@ def test_what_is_no_text_or_too_long_is_named(
     with pytest.raises(UsageError, match="line 2"):
         list(text_lines.TextLines(str(path), "--boxes"))
     lines = text_lines.TextLines(str(path), "--boxes")
-    found = []
+    rows = []
     for line in lines:
-        found.append(line)
+        rows.append(line)
         lines.begin_row()
-    assert found == ["123\n", "45\n"]
+    assert rows == ["123\n", "45\n"]

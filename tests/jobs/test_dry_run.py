@@ -23,9 +23,9 @@ def test_a_forecast_agrees_with_the_job(small_input: Path, tmp_path: Path) -> No
     output = tmp_path / "new" / "out"
     flags = ("run", "--input", small_input, "--output", output, "--images_per_shard", 6)
 
-    said = run_in9(*flags, "--dry_run")
+    dry_run = run_in9(*flags, "--dry_run")
     assert list(tmp_path.iterdir()) == [small_input]
-    lines = said.stdout.splitlines()
+    lines = dry_run.stdout.splitlines()
     counts = [int(count) for count in re.findall(r"[a-z] (\d+)[,)]", lines[0])]
     assert lines[0].startswith("val: 19 images (dog ")
     assert (len(counts), sum(counts)) == (9, 19)
@@ -41,20 +41,22 @@ def test_a_forecast_agrees_with_the_job(small_input: Path, tmp_path: Path) -> No
         "more, if others are rejected$",
         lines[3],
     )
-    (accepted,) = re.findall(r"an image, (\d+) of 16 accepted", said.stdout)
-    (forecast,) = re.findall(r"about (\d+) images in the dataset, ([\d.]+) MB", said.stdout)
-    assert re.search(r"efficientnet_lite0: about .* pictures on cpu \(.* a second\)", said.stdout)
-    measured = re.findall(r": segment ([\d.]+) s an .* compose ([\d.]+) s\n", said.stdout)
+    (accepted,) = re.findall(r"an image, (\d+) of 16 accepted", dry_run.stdout)
+    (forecast,) = re.findall(r"about (\d+) images in the dataset, ([\d.]+) MB", dry_run.stdout)
+    assert re.search(
+        r"efficientnet_lite0: about .* pictures on cpu \(.* a second\)", dry_run.stdout
+    )
+    measured = re.findall(r": segment ([\d.]+) s an .* compose ([\d.]+) s\n", dry_run.stdout)
     segment, compose = map(float, measured[0])
     parts = 16 * segment, int(forecast[0]) * compose
-    found = re.search(
+    estimate = re.search(
         r"^estimate: (\d+) s with --direct_num_workers (\d+) \(one core: (\d+) s \+- \d+ s "
         r"to segment, at most (\d+) s to compose\)$",
-        said.stdout,
+        dry_run.stdout,
         re.MULTILINE,
     )
-    assert found
-    seconds, workers, *of_one_core = map(int, found.groups())
+    assert estimate
+    seconds, workers, *of_one_core = map(int, estimate.groups())
     expected = (sum(parts) / workers, *parts)
     assert [seconds, *of_one_core] == pytest.approx(expected, abs=0.6)
     assert lines[-1] == "dry run: nothing was written"
@@ -94,9 +96,9 @@ def test_a_forecast_agrees_with_the_job(small_input: Path, tmp_path: Path) -> No
 def test_nothing_to_estimate_is_said(tiny_input: Path, tmp_path: Path) -> None:
     for xml in tiny_input.glob("Annotations/val/*.xml"):
         xml.write_text("<annotation>")
-    said = run_in9("generate", "--input", tiny_input, "--output", tmp_path / "out", "--dry_run")
-    assert "6 rejected for name or annotation alone (6 unreadable_annotation)" in said.stdout
-    assert "no image is left to segment" in said.stdout
+    dry_run = run_in9("generate", "--input", tiny_input, "--output", tmp_path / "out", "--dry_run")
+    assert "6 rejected for name or annotation alone (6 unreadable_annotation)" in dry_run.stdout
+    assert "no image is left to segment" in dry_run.stdout
     assert not (tmp_path / "out").exists()
 
 

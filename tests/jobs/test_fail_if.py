@@ -100,8 +100,8 @@ def test_what_is_no_condition_is_named(text: str, message: str) -> None:
 
 
 def test_conditions_need_their_variants() -> None:
-    there = ("original", "fg_mask", "mixed_same", "mixed_rand", "mixed_rand_r1", "silhouette")
-    parse_conditions(["bg_gap>0.1", "mixed_rand<0.5", "silhouette<0.5"], there)
+    variants = ("original", "fg_mask", "mixed_same", "mixed_rand", "mixed_rand_r1", "silhouette")
+    parse_conditions(["bg_gap>0.1", "mixed_rand<0.5", "silhouette<0.5"], variants)
     for text, missing in (
         ("only_bg_t>0.5", "no only_bg_t; see --variants"),
         ("mixed_rand_r1<0.5", "mixed_rand_r1 is one draw of mixed_rand, whose accuracy is the"),
@@ -109,7 +109,7 @@ def test_conditions_need_their_variants() -> None:
         ("fg_mask<0.9", "no measure 'fg_mask'; known: bg_gap, original"),
     ):
         with pytest.raises(UsageError, match=missing):
-            parse_conditions([text], there)
+            parse_conditions([text], variants)
     with pytest.raises(UsageError, match="no mixed_rand; see --variants"):
         parse_conditions(["bg_gap>0.1"], ("original", "mixed_same"))
     with pytest.raises(UsageError, match="names no condition"):
@@ -130,8 +130,8 @@ def test_only_the_models_of_the_job_are_judged() -> None:
     assert verdict.holds is None
     # Results of an earlier run do not stand for a run that failed.
     failure = {"entry": "m", "model": "m.tag", "error": "no memory", "evaluation": HOW}
-    for there in ([], [summary()]):
-        (verdict,) = judge([condition], there, [failure], ["m"], HOW)
+    for summaries in ([], [summary()]):
+        (verdict,) = judge([condition], summaries, [failure], ["m"], HOW)
         assert verdict.holds is None
         assert "m.tag failed: no memory" in verdict.line
 

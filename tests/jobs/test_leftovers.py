@@ -58,11 +58,11 @@ def killed_before_change(number: int, work: Callable[[], object]) -> bool:
     whether it was killed before the work ended."""
     child = os.fork()
     if child == 0:
-        left = iter(range(number))
+        remaining = iter(range(number))
 
         def look(event: str, arguments: tuple[Any, ...]) -> None:
             reads = event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR)
-            if event in CHANGES and not reads and next(left, None) is None:
+            if event in CHANGES and not reads and next(remaining, None) is None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(look)
@@ -145,7 +145,7 @@ def test_verify_says_that_a_job_is_at_work(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = Path(shutil.copytree(made, tmp_path / "made"))
-    store, place = Store(str(root / "out")), Store(str(root / "published"))
+    store, published = Store(str(root / "out")), Store(str(root / "published"))
     (root / "out" / "README.md").unlink()
 
     def verified(folder: str) -> str:
@@ -154,20 +154,20 @@ def test_verify_says_that_a_job_is_at_work(
 
     assert "1 fault; remove the files concerned and run the command" in verified("out")
     with held(store, DATASET_LOCK):
-        said = verified("out")
-        assert f"1 fault; process {os.getpid()} on " in said
-        assert "is at work on it, so these may not be faults; verify it again" in said
-        assert "remove" not in said
+        message = verified("out")
+        assert f"1 fault; process {os.getpid()} on " in message
+        assert "is at work on it, so these may not be faults; verify it again" in message
+        assert "remove" not in message
     # A killed job is not at work.
     acquire(store, DATASET_LOCK, "0f" * 16, {**this_process(), "pid": 2**22 + 1})
     assert "remove the files concerned" in verified("out")
     release(store, DATASET_LOCK, "0f" * 16)
     for file in root.glob("published/v-*/README.md"):
         file.unlink()
-    with held(place, PUBLISH_LOCK):
+    with held(published, PUBLISH_LOCK):
         assert "is at work on it" in verified("published")
     store.move("manifest.json", ".in9/manifest.previous.json")
     assert "holds no finished dataset" in verified("out")
     with held(store, DATASET_LOCK):
-        said = verified("out")
-        assert f"is at work on {store.root}; verify it when the job is done" in said
+        message = verified("out")
+        assert f"is at work on {store.root}; verify it when the job is done" in message

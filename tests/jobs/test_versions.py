@@ -88,37 +88,37 @@ def changes_between(place: Path, before: str, after: str) -> dict[str, Any]:
 
 
 def test_every_change_is_a_version_of_its_own(run: Run, small_input: Path, tmp_path: Path) -> None:
-    output, place = tmp_path / "out", tmp_path / "published"
+    output, published = tmp_path / "out", tmp_path / "published"
     run("run")
-    first = latest_of(place)
+    first = latest_of(published)
     assert first["fingerprint"] == manifest_of(output)["fingerprint"]
     assert first["versions"] == [first["version"]]
     assert first["manifest"] == f"{first['version']}/manifest.json"
-    version = place / first["version"]
+    version = published / first["version"]
     assert not (version / "changes.md").exists()
     for path in (*(file["path"] for file in manifest_of(output)["files"]), "report.html"):
         assert (version / path).samefile(output / path)
     assert {path.name for path in version.iterdir()} == {path.name for path in output.iterdir()} - {
         ".in9"
     }
-    before = stamps(place)
-    said = run("run")
-    assert "nothing to do" in said
-    assert f"published already: {version} (older ones: 0)" in said
-    assert stamps(place) == before
+    before = stamps(published)
+    printed = run("run")
+    assert "nothing to do" in printed
+    assert f"published already: {version} (older ones: 0)" in printed
+    assert stamps(published) == before
 
     picture = pictures_of(small_input)[3]
     original = picture.read_bytes()
     darken(picture)
-    said = run("run")
-    second = latest_of(place)
-    newest = place / second["version"]
+    printed = run("run")
+    second = latest_of(published)
+    newest = published / second["version"]
     assert second["versions"] == [newest.name, version.name]
-    assert f"published: {newest} (older ones: 1)" in said
-    assert f"changed since the last version: images: 1 changed; {NAME}: BG-Gap" in said
-    assert f"; see {newest / 'changes.md'}" in said
+    assert f"published: {newest} (older ones: 1)" in printed
+    assert f"changed since the last version: images: 1 changed; {NAME}: BG-Gap" in printed
+    assert f"; see {newest / 'changes.md'}" in printed
     # The first version is unchanged, and both versions share the files that are equal.
-    after = stamps(place)
+    after = stamps(published)
     assert {path: after[path] for path in before if path != "latest.json"} == {
         path: time for path, time in before.items() if path != "latest.json"
     }
@@ -132,27 +132,27 @@ def test_every_change_is_a_version_of_its_own(run: Run, small_input: Path, tmp_p
     assert len(shared) > 15
     assert all((version / path).samefile(newest / path) for path in shared)
     for name in second["versions"]:
-        assert_sound(place / name)
+        assert_sound(published / name)
 
     picture.write_bytes(original)
     assert "published already" in run("run")
-    assert latest_of(place)["versions"] == [version.name, newest.name]
-    assert stamps(place) == {**after, "latest.json": stamps(place)["latest.json"]}
+    assert latest_of(published)["versions"] == [version.name, newest.name]
+    assert stamps(published) == {**after, "latest.json": stamps(published)["latest.json"]}
     pictures_of(small_input)[7].unlink()
     run("run", "--keep", "1")
-    third = latest_of(place)
+    third = latest_of(published)
     assert third["versions"][1:] == [version.name]
-    assert {path.name for path in place.glob("v-*")} == set(third["versions"])
+    assert {path.name for path in published.glob("v-*")} == set(third["versions"])
     # The summary of a job stays in the dataset, published or not.
     assert (output / ".in9" / "last_run.json").exists()
-    assert not (place / ".in9" / "last_run.json").exists()
+    assert not (published / ".in9" / "last_run.json").exists()
 
 
 @pytest.fixture
 def publishing(one_worker: Path, tmp_path: Path) -> PublishPlan:
     """Plan to publish a dataset that is not published yet."""
-    made = Path(shutil.copytree(one_worker, tmp_path / "made"))
-    return PublishPlan(Store(str(made)), Store(str(tmp_path / "published")))
+    dataset = Path(shutil.copytree(one_worker, tmp_path / "made"))
+    return PublishPlan(Store(str(dataset)), Store(str(tmp_path / "published")))
 
 
 def names_of(publishing: PublishPlan) -> list[str]:
@@ -165,46 +165,46 @@ def names_of(publishing: PublishPlan) -> list[str]:
 def test_a_version_is_whole_or_has_no_manifest(
     publishing: PublishPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, place = LocalFiles.copy, Path(publishing.target.root)
+    real_copy, published = LocalFiles.copy, Path(publishing.target.root)
     for copied in (0, 5, 40, 1000):
         left = iter(range(copied))
 
         def copy(self: LocalFiles, source: str, target: str, left: Any = left) -> None:
             if next(left, None) is None:
                 raise OSError("killed")
-            whole(self, source, target)
+            real_copy(self, source, target)
 
         with monkeypatch.context() as patch:
             patch.setattr(LocalFiles, "copy", copy)
             if copied < 1000:
                 with pytest.raises(OSError, match="killed"):
                     publish(publishing)
-                assert not (place / "latest.json").exists()
-                assert not list(place.glob("v-*/manifest.json"))
+                assert not (published / "latest.json").exists()
+                assert not list(published.glob("v-*/manifest.json"))
                 if copied:
                     # This stands for a copy that was killed before it got its name.
-                    (half,) = place.glob("v-*")
+                    (half,) = published.glob("v-*")
                     (half / "left").write_text("")
             else:
                 assert publish(publishing)
-    (version,) = place.glob("v-*")
-    assert_sound(place)
-    assert reading_store(str(place)) == publishing.target.below(version.name)
+    (version,) = published.glob("v-*")
+    assert_sound(published)
+    assert reading_store(str(published)) == publishing.target.below(version.name)
     assert not (version / "left").exists()
     # A job that was killed while it published another state leaves such a folder.
-    half = place / "v-0123456789ab"
+    half = published / "v-0123456789ab"
     half.mkdir()
     (half / "README.md").write_text("")
-    (place / "notes").mkdir()
+    (published / "notes").mkdir()
     assert not publish(publishing)
     assert not half.exists()
-    assert (place / "notes").exists()
+    assert (published / "notes").exists()
 
 
 def test_a_killed_job_lists_or_removes_what_it_has_finished(
     publishing: PublishPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = publishing.target
+    target = publishing.target
     (first,) = names_of(publishing)
     publishing.store.write("results/model/attack.json", b"{}")
 
@@ -216,63 +216,63 @@ def test_a_killed_job_lists_or_removes_what_it_has_finished(
         with pytest.raises(OSError, match="killed"):
             publish(publishing)
     # The second version has not been announced, so readers stay with the first.
-    assert reading_store(place.root) == place.below(first)
+    assert reading_store(target.root) == target.below(first)
     publishing.store.write("results/model/attack.json", b"[]")
     third, *older = names_of(publishing)
     assert len({third, *older}) == 3
     assert older[0] == first
     # No version is forgotten, even when a power cut has emptied the list.
-    os.utime(place.path(f"{first}/{MANIFEST}"), (1, 1))
-    os.utime(place.path(f"{older[1]}/{MANIFEST}"), (2, 2))
+    os.utime(target.path(f"{first}/{MANIFEST}"), (1, 1))
+    os.utime(target.path(f"{older[1]}/{MANIFEST}"), (2, 2))
     for damage in (b"", bytes(100), b'{"version":'):
-        Path(place.path("latest.json")).write_bytes(damage)
-        assert reading_store(place.root) == place.below(third)
-        assert finished_versions(place) == [third, older[1], first]
+        Path(target.path("latest.json")).write_bytes(damage)
+        assert reading_store(target.root) == target.below(third)
+        assert finished_versions(target) == [third, older[1], first]
     assert names_of(publishing) == [third, older[1], first]
-    assert names_of(PublishPlan(publishing.store, place, keep=0)) == [third]
-    assert {path.name for path in Path(place.root).glob("v-*")} == {third}
+    assert names_of(PublishPlan(publishing.store, target, keep=0)) == [third]
+    assert {path.name for path in Path(target.root).glob("v-*")} == {third}
 
 
 def test_a_job_that_has_lost_its_lock_announces_and_removes_nothing(
     publishing: PublishPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place, whole = publishing.target, Store.update
+    target, real_update = publishing.target, Store.update
 
     def publish_late(*, before: bool) -> None:
         def update(self: Store, path: str, data: bytes, **how: Any) -> bool:
             if before:
-                take_over(place, PUBLISH_LOCK)
-            done = whole(self, path, data, **how)
+                take_over(target, PUBLISH_LOCK)
+            done = real_update(self, path, data, **how)
             if not before:
-                take_over(place, PUBLISH_LOCK)
+                take_over(target, PUBLISH_LOCK)
             return done
 
         with monkeypatch.context() as patch:
             patch.setattr(Store, "update", update)
             with pytest.raises(JobError, match="It stops without writing"):
-                publish(PublishPlan(publishing.store, place, keep=0))
-        place.delete_tree(PUBLISH_LOCK)
+                publish(PublishPlan(publishing.store, target, keep=0))
+        target.delete_tree(PUBLISH_LOCK)
 
     (first,) = names_of(publishing)
     publishing.store.write("results/model/attack.json", b"{}")
     publish_late(before=True)
-    assert latest_of(Path(place.root))["versions"] == [first]
+    assert latest_of(Path(target.root))["versions"] == [first]
     # A job that loses its lock after the announcement leaves the older version to the next job.
     publish_late(before=False)
-    (second,) = latest_of(Path(place.root))["versions"]
+    (second,) = latest_of(Path(target.root))["versions"]
     assert second != first
-    assert place.exists(f"{first}/{MANIFEST}")
-    assert names_of(PublishPlan(publishing.store, place, keep=0)) == [second]
+    assert target.exists(f"{first}/{MANIFEST}")
+    assert names_of(PublishPlan(publishing.store, target, keep=0)) == [second]
 
 
 def test_what_changes_meanwhile_is_not_published(
     publishing: PublishPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, place = LocalFiles.copy, Path(publishing.target.root)
+    real_copy, published = LocalFiles.copy, Path(publishing.target.root)
 
     def copy(self: LocalFiles, source: str, target: str) -> None:
         publishing.store.update("results/model/model.json", b"{}")
-        whole(self, source, target)
+        real_copy(self, source, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(LocalFiles, "copy", copy)
@@ -280,23 +280,23 @@ def test_what_changes_meanwhile_is_not_published(
             JobError, match="has changed while it was published; run the command again"
         ):
             publish(publishing)
-    assert not list(place.glob("v-*/manifest.json"))
+    assert not list(published.glob("v-*/manifest.json"))
     assert publish(publishing)
-    (version,) = place.glob("v-*")
+    (version,) = published.glob("v-*")
     assert (version / "results" / "model" / "model.json").exists()
 
 
 def test_results_are_versions_too(
     run: Run, on_results: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output, place = tmp_path / "out", tmp_path / "published"
+    output, published = tmp_path / "out", tmp_path / "published"
     run("generate", "--variants", "original,mixed_same,mixed_rand,fg_mask")
-    first = place / latest_of(place)["version"]
+    first = published / latest_of(published)["version"]
     assert not (first / "results").exists()
     before = stamps(first)
     on_results("evaluate", *MODELS)
-    second = place / latest_of(place)["version"]
-    assert latest_of(place)["versions"] == [second.name, first.name]
+    second = published / latest_of(published)["version"]
+    assert latest_of(published)["versions"] == [second.name, first.name]
     assert stamps(first) == before
     assert (second / "results" / "summary.csv").exists()
     page = (second / "report.html").read_text()
@@ -308,23 +308,23 @@ def test_results_are_versions_too(
     on_results("report")
     assert f"published already: {second} (older ones: 1)" in capsys.readouterr().out
     on_results("saliency", *MODELS, "--maps", "1")
-    third = place / latest_of(place)["version"]
-    assert len(latest_of(place)["versions"]) == 3
+    third = published / latest_of(published)["version"]
+    assert len(latest_of(published)["versions"]) == 3
     assert list(third.glob("results/python*/saliency.json"))
     shutil.rmtree(next(output.glob("results/python*")))
     on_results("report", "--keep", "1")
-    fourth = place / latest_of(place)["version"]
-    assert latest_of(place)["versions"] == [fourth.name, third.name]
+    fourth = published / latest_of(published)["version"]
+    assert latest_of(published)["versions"] == [fourth.name, third.name]
     assert not list(fourth.glob("results/python*"))
-    assert {path.name for path in place.glob("v-*")} == {fourth.name, third.name}
+    assert {path.name for path in published.glob("v-*")} == {fourth.name, third.name}
 
     # Readers take the newest version.
-    assert open_dataset(place).dataset.store.root == str(fourth)
-    assert main(["verify", "--dataset", str(place)]) == 0
-    export = ["export", "--dataset", str(place), "--to", str(tmp_path / "export")]
+    assert open_dataset(published).dataset.store.root == str(fourth)
+    assert main(["verify", "--dataset", str(published)]) == 0
+    export = ["export", "--dataset", str(published), "--to", str(tmp_path / "export")]
     assert main(export) == 0
     (fourth / "index" / "val-00000-of-00009.parquet").unlink()
-    assert main(["verify", "--dataset", str(place)]) == 1
+    assert main(["verify", "--dataset", str(published)]) == 1
     assert main(["verify", "--dataset", str(third)]) == 0
 
 
@@ -332,9 +332,9 @@ def test_nothing_writes_into_what_is_published(
     publishing: PublishPlan, small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (name,) = names_of(publishing)
-    place = Path(publishing.target.root)
-    (tmp_path / "current").symlink_to(place / name)
-    before = stamps(place)
+    published = Path(publishing.target.root)
+    (tmp_path / "current").symlink_to(published / name)
+    before = stamps(published)
     commands = (
         *(("evaluate", "--dataset"), ("attack", "--dataset"), ("saliency", "--dataset")),
         *(("report", "--dataset"), ("matrix", "--dataset"), ("matrix", "--probe", "--dataset")),
@@ -343,15 +343,15 @@ def test_nothing_writes_into_what_is_published(
         ("import", "--from", str(small_input), "--output"),
     )
     for command in commands:
-        for folder, what in (
-            (place, "holds published versions; name the dataset"),
-            (place / name, "is a published version, which stays as it is"),
+        for folder, reason in (
+            (published, "holds published versions; name the dataset"),
+            (published / name, "is a published version, which stays as it is"),
             (tmp_path / "current", "is a published version"),
         ):
             assert main([*command, str(folder)]) == 2
-            said = capsys.readouterr().err
-            assert f"{command[-1]} {folder} {what}" in said
-    assert stamps(place) == before
+            error = capsys.readouterr().err
+            assert f"{command[-1]} {folder} {reason}" in error
+    assert stamps(published) == before
     # A name alone does not make a folder a version.
     assert writing_store("output", str(tmp_path / name)).root == str(tmp_path / name)
 
@@ -359,10 +359,10 @@ def test_nothing_writes_into_what_is_published(
 def test_where_nothing_can_be_published_is_refused_at_once(
     publishing: PublishPlan, small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store, place = publishing.store, publishing.target
+    store, target = publishing.store, publishing.target
     publish(publishing)
     assert check_publishing(store, None, None) is None
-    assert check_publishing(store, place.root, 3) == PublishPlan(store, place, 3)
+    assert check_publishing(store, target.root, 3) == PublishPlan(store, target, 3)
     beside = str(tmp_path / "another")
     with pytest.raises(UsageError, match="--keep N needs --publish DIR"):
         check_publishing(store, None, 1)
@@ -371,9 +371,9 @@ def test_where_nothing_can_be_published_is_refused_at_once(
     for folder in (store.root, store.path("published"), str(tmp_path)):
         with pytest.raises(UsageError, match="must lie beside each other"):
             check_publishing(store, folder, None)
-    for mine in (MANIFEST, ".in9/manifest.previous.json", "parquet/original/a"):
-        other = Store(str(tmp_path / f"other-{len(mine)}"))
-        other.write(mine, b"")
+    for path in (MANIFEST, ".in9/manifest.previous.json", "parquet/original/a"):
+        other = Store(str(tmp_path / f"other-{len(path)}"))
+        other.write(path, b"")
         with pytest.raises(UsageError, match="holds a dataset; choose another folder"):
             check_publishing(store, other.root, None)
     Path(beside).write_text("a file")
@@ -383,8 +383,11 @@ def test_where_nothing_can_be_published_is_refused_at_once(
     assert main(["generate", "--output", str(tmp_path / "new"), *inside]) == 2
     assert "published lies inside --input" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
-    Path(place.path("latest.json")).write_text("{}")
-    for refused in (lambda: check_publishing(store, place.root, None), lambda: publish(publishing)):
+    Path(target.path("latest.json")).write_text("{}")
+    for refused in (
+        lambda: check_publishing(store, target.root, None),
+        lambda: publish(publishing),
+    ):
         with pytest.raises(UsageError, match=r"latest\.json cannot be used"):
             refused()
 
@@ -396,27 +399,27 @@ def test_changes_name_their_cause_and_pair_the_images(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    output, place = tmp_path / "out", tmp_path / "published"
+    output, published = tmp_path / "out", tmp_path / "published"
 
     def changes_now() -> dict[str, Any]:
-        return changes_between(place, *reversed(latest_of(place)["versions"][:2]))
+        return changes_between(published, *reversed(latest_of(published)["versions"][:2]))
 
     run("run")
     (tmp_path / "seed").write_text("2")
-    said = run("run", "--overwrite", "weights")
+    printed = run("run", "--overwrite", "weights")
     changes = changes_now()
     assert changes["from"] == changes["to"]
     assert changes["causes"] == {}
     assert changes["new_models"] == []
     assert changes["models"][0]["causes"] == ["weights"]
-    assert f"changed since the last version: {NAME}: BG-Gap" in said
+    assert f"changed since the last version: {NAME}: BG-Gap" in printed
 
     index = {row["key"]: row for row in pq.read_table(output / "index").to_pylist()}
     old = correct_answers(output)
     gone = next(p for p in pictures_of(small_input) if index[p.stem]["selected"])
     gone.unlink()
-    said = run("run")
-    assert "images: 1 removed" in said
+    printed = run("run")
+    assert "images: 1 removed" in printed
     changes = changes_now()
     images = changes["images"]["val"]
     assert images["removed"]["images"][0]["key"] == gone.stem
@@ -436,7 +439,7 @@ def test_changes_name_their_cause_and_pair_the_images(
             )
             assert row["difference"] == pytest.approx(after - before)
             assert row["ci_low"] <= row["difference"] <= row["ci_high"]
-    text = (place / latest_of(place)["version"] / "changes.md").read_text()
+    text = (published / latest_of(published)["version"] / "changes.md").read_text()
     assert f"* 1 removed\n  * `{gone.stem}`: accepted\n" in text
     assert f"| `{NAME}` | data |" in text
 
@@ -466,30 +469,30 @@ def test_versions_in_object_storage_are_copied_by_it(
     with gcs_server() as address, monkeypatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", address)
         patch.setattr("pipeline.storage.gcs_requests._clients", {})
-        there = PublishPlan(Store(f"gs://{BUCKET}/made"), Store(f"gs://{BUCKET}/published"), keep=0)
+        plan = PublishPlan(Store(f"gs://{BUCKET}/made"), Store(f"gs://{BUCKET}/published"), keep=0)
         # From here, content passes through this process; afterwards, none does.
-        assert publish(PublishPlan(local, there.target))
-        (name,) = finished_versions(there.target)
-        there.target.below(name).copy_into(
-            there.store, [(path, path) for path in local.sizes("") if ".in9" not in path]
+        assert publish(PublishPlan(local, plan.target))
+        (name,) = finished_versions(plan.target)
+        plan.target.below(name).copy_into(
+            plan.store, [(path, path) for path in local.sizes("") if ".in9" not in path]
         )
-        assert reading_store(there.target.root).digest(MANIFEST) == local.digest(MANIFEST)
-        assert_sound(there.target.root)
-        before = [info.identity for info in GcsFiles().walk(there.target.root)]
-        assert not publish(there)
-        assert [info.identity for info in GcsFiles().walk(there.target.root)] == before
-        there.store.write("results/model/attack.json", b"{}")
-        copied, whole = [], GcsFiles.copy
+        assert reading_store(plan.target.root).digest(MANIFEST) == local.digest(MANIFEST)
+        assert_sound(plan.target.root)
+        before = [info.identity for info in GcsFiles().walk(plan.target.root)]
+        assert not publish(plan)
+        assert [info.identity for info in GcsFiles().walk(plan.target.root)] == before
+        plan.store.write("results/model/attack.json", b"{}")
+        copied, real_copy = [], GcsFiles.copy
 
         def copy(self: GcsFiles, source: str, target: str) -> None:
             copied.append(source)
-            whole(self, source, target)
+            real_copy(self, source, target)
 
         patch.setattr(GcsFiles, "copy", copy)
-        assert publish(there)
+        assert publish(plan)
         files = Dataset.open(local).manifest.files
-        assert set(copied) >= {there.store.path(file.path) for file in files}
-        assert finished_versions(there.target) != [name]
-        assert there.target.below(name).sizes("") == {}
-        assert_sound(there.target.root)
-        assert "none in images, none in accuracies" in describe_published(there.target, True)
+        assert set(copied) >= {plan.store.path(file.path) for file in files}
+        assert finished_versions(plan.target) != [name]
+        assert plan.target.below(name).sizes("") == {}
+        assert_sound(plan.target.root)
+        assert "none in images, none in accuracies" in describe_published(plan.target, True)
