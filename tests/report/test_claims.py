@@ -48,8 +48,8 @@ def checked(three_draws: Path, *models: ModelResults, trend: Any = None) -> dict
 
 
 def find(claims: dict[str, Any], beginning: str) -> Any:
-    (found,) = [one for text, one in claims.items() if text.startswith(beginning)]
-    return found
+    (claim,) = [one for text, one in claims.items() if text.startswith(beginning)]
+    return claim
 
 
 def gap(value: float, low: float, high: float, **more: Any) -> ModelResults:
@@ -101,24 +101,24 @@ def test_claims_are_judged_by_intervals(three_draws: Path) -> None:
         (0.4, 4050, Verdict.FAILS),
         (0.51, 4050, Verdict.OPEN),
     ):
-        found = checked(three_draws, results(attack=attack(share, size)))
-        assert find(found, easily).verdict is verdict
-    found = checked(three_draws, results(attack=attack(0.9, 4050)))
-    assert find(found, hardly).verdict is Verdict.HOLDS
-    (best,) = find(found, "Single backgrounds").findings
+        claims = checked(three_draws, results(attack=attack(share, size)))
+        assert find(claims, easily).verdict is verdict
+    claims = checked(three_draws, results(attack=attack(0.9, 4050)))
+    assert find(claims, hardly).verdict is Verdict.HOLDS
+    (best,) = find(claims, "Single backgrounds").findings
     # This is the best of 450 backgrounds, so its interval is at 1 - 0.05 / 450.
     assert (best.value, best.low, best.high) == (0.5, *wilson(1800, 3600, 1 - 0.05 / 450))
-    assert find(found, "Some insect background").verdict is Verdict.HOLDS
+    assert find(claims, "Some insect background").verdict is Verdict.HOLDS
 
     line = {"slope": -0.4, "slope_low": -0.7, "slope_high": -0.1, "models": 12}
     flat = {**line, "slope_high": 0.1}
     rising = {**line, "slope": 0.5, "slope_low": 0.2, "slope_high": 0.8}
     lines = {"bg_gap": line, "mixed_rand": rising, "mixed_same": line, "no_fg": flat}
     trend = {"lines": [{"variant": variant, **one} for variant, one in lines.items()]}
-    found = checked(three_draws, trend=trend)
-    assert find(found, "BG-Gap trends").verdict is Verdict.HOLDS
-    said = find(found, "Better models on ImageNet").summary
-    assert said == "holds for 1 of 3 lines, does not hold for 1, open for 1"
+    claims = checked(three_draws, trend=trend)
+    assert find(claims, "BG-Gap trends").verdict is Verdict.HOLDS
+    summary = find(claims, "Better models on ImageNet").summary
+    assert summary == "holds for 1 of 3 lines, does not hold for 1, open for 1"
 
 
 @given(
@@ -154,8 +154,8 @@ def test_the_published_figure_decides_nothing(three_draws: Path) -> None:
     ):
         row = {"label_rule": "argmax_then_map", "variant": "only_bg_t", "n": 151, "chance": 0.24}
         row |= {"accuracy": share, "ci_low": low, "ci_high": high}
-        found = checked(three_draws, results(summary={"accuracy": [row]}))
-        assert find(found, "Models trained on ImageNet tell").verdict is verdict
+        claims = checked(three_draws, results(summary={"accuracy": [row]}))
+        assert find(claims, "Models trained on ImageNet tell").verdict is verdict
 
 
 def test_claims_on_training_are_judged_by_the_published_table(three_draws: Path) -> None:
@@ -172,7 +172,7 @@ def test_claims_on_training_are_judged_by_the_published_table(three_draws: Path)
         summary = {"num_outputs": 9, "accuracy": accuracy}
         summary["gaps"] = [{"label_rule": "argmax_then_map", **gaps[0]}]
         models.append(results(model=f"resnet50=weights/{trained}.pth", summary=summary))
-    found = checked(three_draws, *models)
+    claims = checked(three_draws, *models)
     for beginning in (
         "Backgrounds hold enough signal",
         "Trained on Mixed-Rand, a model",
@@ -180,11 +180,11 @@ def test_claims_on_training_are_judged_by_the_published_table(three_draws: Path)
         "Training on Mixed-Rand instead of Original improves accuracy on Mixed-Next",
         "Trained on Mixed-Rand, accuracy varies",
     ):
-        assert find(found, beginning).verdict is Verdict.HOLDS, beginning
+        assert find(claims, beginning).verdict is Verdict.HOLDS, beginning
     # The gaps are 20.2 and 14.3 points, each within two points of an end of the range.
-    assert find(found, "BG-Gap is 13 to 22").verdict is Verdict.OPEN
+    assert find(claims, "BG-Gap is 13 to 22").verdict is Verdict.OPEN
     beginning = "Training on Mixed-Rand instead of Original improves accuracy on Mixed-Rand"
-    assert find(found, beginning).findings[0].value == pytest.approx(0.1795)
+    assert find(claims, beginning).findings[0].value == pytest.approx(0.1795)
 
 
 def answers(variant: str, labels: np.ndarray, predictions: np.ndarray) -> dict[str, Any]:
@@ -204,9 +204,9 @@ def learnt_from_backgrounds(*accuracy: dict[str, Any]) -> ModelResults:
 def test_a_constant_answer_never_shows_signal(classes: list[int], answer: int) -> None:
     labels = np.asarray(classes)
     row = answers("original", labels, np.full(len(labels), answer))
-    (found,) = judges.signal(Results((learnt_from_backgrounds(row),), None))
-    assert found.verdict is not Verdict.HOLDS
-    assert found.value <= found.chance == row["chance"]
+    (finding,) = judges.signal(Results((learnt_from_backgrounds(row),), None))
+    assert finding.verdict is not Verdict.HOLDS
+    assert finding.value <= finding.chance == row["chance"]
 
 
 def test_chance_is_the_largest_class_of_the_pictures_tested(three_draws: Path) -> None:
@@ -223,8 +223,8 @@ def test_chance_is_the_largest_class_of_the_pictures_tested(three_draws: Path) -
     # The claim "little better than guessing" is measured by the largest class, too.
     row = answers("only_bg_t", labels, constant)
     mixed = results(model="resnet50=mixed_rand.pth", summary={"num_outputs": 9, "accuracy": [row]})
-    (found,) = judges.without_foreground(Results((mixed,), None))
-    assert (found.verdict, found.chance) == (Verdict.OPEN, 19 / 78)
+    (finding,) = judges.without_foreground(Results((mixed,), None))
+    assert (finding.verdict, finding.chance) == (Verdict.OPEN, 19 / 78)
 
 
 def test_differences_and_names() -> None:

@@ -28,8 +28,8 @@ def lines_of(text: str) -> list[list[str]]:
 
 
 def row(**of: object) -> dict[str, Any]:
-    found = {"label_rule": PAPER_RULE, "n": 9, "images": 9, "p_adjusted": 0.01, **of}
-    return {"ci_low": -0.876, "ci_high": -0.234, **found}
+    fields = {"label_rule": PAPER_RULE, "n": 9, "images": 9, "p_adjusted": 0.01, **of}
+    return {"ci_low": -0.876, "ci_high": -0.234, **fields}
 
 
 def test_models_without_results_are_in_no_table() -> None:
@@ -51,8 +51,8 @@ def test_folders_are_left_out_of_names_unless_they_tell_models_apart() -> None:
     ]
     names = [line[0] for line in lines_of(latex_tables(summaries, ["dog"])["headline"])[1:]]
     assert names[::2] == ["b.onnx", "org/net", "resnet18", "resnet50", "resnet50"]
-    said = [name.split()[1] for name in names[1::2]]
-    assert said == ["onnx", "hf", "net.pth", "x/n.pth", "y/n.pth"]
+    sources = [name.split()[1] for name in names[1::2]]
+    assert sources == ["onnx", "hf", "net.pth", "x/n.pth", "y/n.pth"]
 
 
 @functools.cache

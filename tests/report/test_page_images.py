@@ -58,12 +58,12 @@ def test_the_chooser_tells_what_the_files_hold(opened: Any, report_run: Path) ->
     (path,) = (report_run / "parquet" / "mixed_rand").glob("*.parquet")
     columns = ["key", "bg_key", "bg_label"]
     truth = {row["key"]: row for row in pq.read_table(path, columns=columns).to_pylist()}
-    said: dict[tuple[str, str], dict[str, Any]] = {}
+    predictions: dict[tuple[str, str], dict[str, Any]] = {}
     for model in MODELS:
         (file,) = (report_run / "results" / model / "predictions").glob("*.parquet")
         for row in pq.read_table(file).to_pylist():
             if row["label_rule"] == "argmax_then_map" and row["variant"] == "mixed_rand":
-                said[model, row["key"]] = row
+                predictions[model, row["key"]] = row
     names = (*imagenet9().names, "outside")
     cards = opened.page.locator(".card").all()
     assert len(cards) == len(truth)
@@ -76,7 +76,7 @@ def test_the_chooser_tells_what_the_files_hold(opened: Any, report_run: Path) ->
             f"background: {names[truth[key]['bg_label']]}, {truth[key]['bg_key']}"
         )
         for line in figure.locator(".answers li").all():
-            row = said[line.locator("small").last.text_content(), key]
+            row = predictions[line.locator("small").last.text_content(), key]
             assert line.locator("b").text_content() == names[row["prediction"]]
             mark = line.locator(".mark").text_content()
             word = line.locator(".hidden").text_content()
@@ -99,17 +99,17 @@ def said(report_run: Path) -> dict[tuple[str, str], dict[str, VersionAnswer]]:
         for path in (report_run / "parquet" / variant).glob("*.parquet"):
             for row in pq.read_table(path, columns=["key", "bg_label"]).to_pylist():
                 backgrounds[variant, row["key"]] = row["bg_label"]
-    found: dict[tuple[str, str], dict[str, VersionAnswer]] = {}
+    answers: dict[tuple[str, str], dict[str, VersionAnswer]] = {}
     for model in MODELS:
         for path in (report_run / "results" / model / "predictions").glob("*.parquet"):
             for row in pq.read_table(path).to_pylist():
                 if row["label_rule"] == "argmax_then_map" and row["variant"] in PICTURES:
-                    of = backgrounds[row["variant"], row["key"]]
+                    background = backgrounds[row["variant"], row["key"]]
                     answer = VersionAnswer(
-                        row["prediction"], row["correct"], row["prediction"] == of
+                        row["prediction"], row["correct"], row["prediction"] == background
                     )
-                    found.setdefault((model, row["key"]), {})[row["variant"]] = answer
-    return found
+                    answers.setdefault((model, row["key"]), {})[row["variant"]] = answer
+    return answers
 
 
 def shown_keys(page: Any) -> set[str]:
@@ -128,15 +128,15 @@ def test_filters_leave_the_images_that_the_predictions_say(
     assert offered == ["", *(p.name for p in PATTERNS if cards_with(said, p.name, *MODELS))]
     assert {"flips", "original"} <= set(offered)
     for name in offered[1:]:
-        for of in ("", *MODELS):
+        for chosen in ("", *MODELS):
             pattern.select_option(name)
-            model.select_option(of)
-            expected = cards_with(said, name, *([of] if of else MODELS))
+            model.select_option(chosen)
+            expected = cards_with(said, name, *([chosen] if chosen else MODELS))
             assert shown_keys(page) == expected
             assert page.locator(".card:visible").count() == bool(expected)
             assert page.locator(".nothing").is_visible() != bool(expected)
             answers = page.locator(".card:visible .answers li:visible .model")
-            assert set(answers.all_inner_texts()) <= {of or name for name in MODELS}
+            assert set(answers.all_inner_texts()) <= {chosen or name for name in MODELS}
     assert page.locator(".meaning").inner_text() == PATTERNS[-1].means
     model.select_option("")
     pattern.select_option("")
@@ -214,8 +214,8 @@ def example_card(key: str, same: bool, rand: int, original: bool = True) -> Imag
     """Builds the card of an image of class 0 whose mixed_rand has a background of class 1."""
 
     def version(variant: str, label: int, bg_label: int | None) -> Version:
-        said = Prediction("m", label == 0, str(label), label, "", 0.5, "")
-        return Version(variant, "", "", bg_label, "", (said,))
+        prediction = Prediction("m", label == 0, str(label), label, "", 0.5, "")
+        return Version(variant, "", "", bg_label, "", (prediction,))
 
     versions = (
         version("original", 0 if original else 3, None),
@@ -232,11 +232,11 @@ def test_the_first_picture_is_of_the_background_believed_or_else_of_an_answer_tu
     turned = example_card("turned", same=True, rand=2)
     believed = example_card("believed", same=True, rand=1, original=False)
     assert best_example([never, lost]) is None
-    found = [
+    examples = [
         best_example(cards)
         for cards in ([never, turned], [unknown, turned, lost], [turned, believed])
     ]
-    assert [(e.card.key, e.believers) for e in found if e] == [
+    assert [(e.card.key, e.believers) for e in examples if e] == [
         ("turned", 0), ("turned", 0), ("believed", 1)
     ]  # fmt: skip
-    assert all(e and e.other.variant == "mixed_rand" for e in found)
+    assert all(e and e.other.variant == "mixed_rand" for e in examples)

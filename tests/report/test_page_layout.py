@@ -84,11 +84,11 @@ def test_the_answer_is_in_sight_first(browser: Any, report_run: Path) -> None:
     opened = Opened(browser, report_run)
     page = opened.page
     gap = page.locator(".tiles .gap")
-    said = gap.inner_text()
+    text = gap.inner_text()
     first = page.locator("#accuracy tbody tr").first.locator("td").first
     value, low, high = re.findall(r"-?[\d.]+", first.inner_text())[:3]
-    assert f"{value} {low} to {high}" in " ".join(said.split())
-    assert "do not show that these models rely on the background" in said
+    assert f"{value} {low} to {high}" in " ".join(text.split())
+    assert "do not show that these models rely on the background" in text
     pictures = page.locator("header .example img")
     assert pictures.count() == 2
     for seen in (gap, *pictures.all(), page.locator("#images-title")):
@@ -126,17 +126,17 @@ def test_charts_are_in_the_font_of_the_page_and_large_enough(
     opened = Opened(browser, report_run, viewport=size)
     page = opened.page
     open_all(page)
-    found = page.locator("svg text").evaluate_all(
+    fonts = page.locator("svg text").evaluate_all(
         """all => all.map((e) => {
           const style = getComputedStyle(e), svg = e.ownerSVGElement;
           const grown = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
           return [style.fontFamily, parseFloat(style.fontSize) * grown];
         })"""
     )
-    assert len(found) > 100
+    assert len(fonts) > 100
     body = page.evaluate("getComputedStyle(document.body).fontFamily")
-    assert {family for family, _ in found} == {body}
-    assert min(pixels for _, pixels in found) >= TEXT
+    assert {family for family, _ in fonts} == {body}
+    assert min(pixels for _, pixels in fonts) >= TEXT
     places = page.locator("#mistakes .plots svg").evaluate_all(
         "all => all.map((e) => Math.round(e.getBoundingClientRect().left))"
     )
@@ -150,8 +150,8 @@ def test_either_spelling_of_a_font_makes_way_for_the_font_of_the_page() -> None:
         "font-weight: 700; font-size: 12px; font-family: 'DejaVu Sans', sans-serif; fill: #1b1f24",
     ):
         svg = f'<svg viewBox="0 0 9 9"><text style="{style}">a</text></svg>'
-        made = inline_svg(svg.encode(), "x", "a")
-        assert 'style="font-weight: 700; font-size: 12px; fill: var(--ink)"' in made
+        inlined = inline_svg(svg.encode(), "x", "a")
+        assert 'style="font-weight: 700; font-size: 12px; fill: var(--ink)"' in inlined
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -76,12 +76,12 @@ def test_every_part_has_real_results_or_says_what_gives_them(opened: Any) -> Non
     assert "--variants all,noise_fg,noise_bg" in page.locator("#sensitivity").inner_text()
     judged = page.locator(".claims > li").count()
     assert page.locator(".claims .not_run").count() == 0
-    left = re.findall(r"(\d+)(?: more)? claims?\b", page.locator("#not_run").inner_text())
+    not_judged = re.findall(r"(\d+)(?: more)? claims?\b", page.locator("#not_run").inner_text())
     assert judged > 5
-    assert judged + sum(map(int, left)) == len(CLAIMS)
-    said = page.locator("#accuracy .side").last.inner_text()
+    assert judged + sum(map(int, not_judged)) == len(CLAIMS)
+    comparison = page.locator("#accuracy .side").last.inner_text()
     first, second = MODELS
-    assert re.search(rf"{first} against {second}: [\d.]+ points (better|worse) on \w+", said)
+    assert re.search(rf"{first} against {second}: [\d.]+ points (better|worse) on \w+", comparison)
     known = build_parser()
     commands = page.locator(".command code").all_inner_texts()
     assert len(commands) > 4
@@ -119,8 +119,8 @@ def test_the_intervals_of_the_gap_are_read_out() -> None:
         HeadlineCell(-0.1, -0.2, -0.05),
         HeadlineCell(0.01, -0.1, 0.1),
     )
-    found = [reading(gaps, "these 9 images") for gaps in ([above], [below], [both], [both] * 2)]
-    assert found == [
+    readings = [reading(gaps, "these 9 images") for gaps in ([above], [below], [both], [both] * 2)]
+    assert readings == [
         "The whole interval is above 0: the model relies on the background.",
         "The whole interval is below 0: the model does better on other backgrounds.",
         "The interval includes 0: these 9 images do not show that the model relies on the "
@@ -190,8 +190,8 @@ def test_hostile_names_are_text(browser: Any, hostile_run: Path) -> None:
     assert HOSTILE in rows.locator("th").all_inner_texts()
     assert f"failed: it said {HOSTILE}" in rows.inner_text()
     for section in ("backgrounds", "saliency"):
-        said = page.locator(f"#{section} .empty").inner_text()
-        assert said == f"none/such failed: it said {HOSTILE}"
+        message = page.locator(f"#{section} .empty").inner_text()
+        assert message == f"none/such failed: it said {HOSTILE}"
     assert HOSTILE in page.locator(".card .answers").first.inner_text()
     assert "</script><img src=x" in page.locator("#mistakes svg").first.text_content()
     # Sorting leaves a model without numbers at the end.
@@ -238,12 +238,12 @@ def test_the_same_results_give_the_same_files(report_run: Path, tmp_path: Path) 
     assert "alert(1)" not in (output / "report.html").read_text()
     assert not left_over.exists()
     theirs.unlink()
-    made = {path.name: path.read_bytes() for path in (output / "results/figures").iterdir()}
-    assert len(made) > 10
-    assert made == figures
+    rebuilt = {path.name: path.read_bytes() for path in (output / "results/figures").iterdir()}
+    assert len(rebuilt) > 10
+    assert rebuilt == figures
     # Two models have no best-fit line, so there is no figure of it.
     assert not ours.exists()
-    assert all(data.startswith(b"<?xml") and b"2026-" not in data for data in made.values())
+    assert all(data.startswith(b"<?xml") and b"2026-" not in data for data in rebuilt.values())
 
 
 def test_a_model_is_removed_with_its_folder(report_run: Path, tmp_path: Path) -> None:
@@ -251,8 +251,8 @@ def test_a_model_is_removed_with_its_folder(report_run: Path, tmp_path: Path) ->
     results = output / "results"
     # The same holds for a model that failed.
     failure = {"entry": "gone", "stage": "evaluate", "model": "gone", "error": "no such file"}
-    about = json.loads((results / MODELS[0] / "model.json").read_text())
-    failure |= {"dataset": manifest_of(output)["fingerprint"], "evaluation": about["evaluation"]}
+    metadata = json.loads((results / MODELS[0] / "model.json").read_text())
+    failure |= {"dataset": manifest_of(output)["fingerprint"], "evaluation": metadata["evaluation"]}
     (results / "failures.json").write_text(json.dumps({"gone": {"evaluate": failure}}))
     run_in9("report", "--dataset", output)
     assert "gone," in (results / "summary.csv").read_text()
@@ -260,9 +260,9 @@ def test_a_model_is_removed_with_its_folder(report_run: Path, tmp_path: Path) ->
 
     def naming(name: str) -> set[str]:
         page = output / "report.html"
-        found = {page.name} if f'href="results/{name}/' in page.read_text() else set()
+        names = {page.name} if f'href="results/{name}/' in page.read_text() else set()
         tables = (*results.glob("*.csv"), *results.glob("figures/*"))
-        return found | {path.name for path in tables if f"{name}," in path.read_text("latin1")}
+        return names | {path.name for path in tables if f"{name}," in path.read_text("latin1")}
 
     for model in MODELS:
         assert {"summary.csv", "attack.csv", "saliency.csv", "report.html"} <= naming(model)
@@ -281,21 +281,21 @@ def test_figures_become_pdf_files_when_asked_and_stay_up_to_date(
     store, figures = Store(str(output)), output / "results" / "figures"
     assert not list(figures.glob("*.pdf"))
     assert write_report(store, imagenet9(), pdf=True)
-    made = {path.stem: path.read_bytes() for path in figures.glob("*.pdf")}
-    assert set(made) == {path.stem for path in figures.glob("*.svg")}
-    for data in made.values():
+    pdfs = {path.stem: path.read_bytes() for path in figures.glob("*.pdf")}
+    assert set(pdfs) == {path.stem for path in figures.glob("*.svg")}
+    for data in pdfs.values():
         assert data.startswith(b"%PDF")
         assert b"/FontFile2" in data
         assert b"/Type3" not in data
         assert b"/CreationDate" not in data
     page = (output / "report.html").read_text()
-    assert all(f'href="results/figures/{stem}.pdf"' in page for stem in made)
+    assert all(f'href="results/figures/{stem}.pdf"' in page for stem in pdfs)
     # Existing PDF files are kept up to date without being asked for.
     assert not write_report(store, imagenet9())
     (figures / "decomposition.pdf").write_bytes(b"%PDF of earlier results")
     (figures / "confusion-original-gone.pdf").write_bytes(b"%PDF")
     assert write_report(store, imagenet9())
-    assert {path.stem: path.read_bytes() for path in figures.glob("*.pdf")} == made
+    assert {path.stem: path.read_bytes() for path in figures.glob("*.pdf")} == pdfs
 
 
 def test_the_page_is_made_again_only_if_something_has_changed(
@@ -303,15 +303,15 @@ def test_the_page_is_made_again_only_if_something_has_changed(
 ) -> None:
     output = Path(shutil.copytree(report_run, tmp_path / "out"))
     store, page = Store(str(output)), output / "report.html"
-    made, status = page.read_bytes(), page.stat()
+    content, status = page.read_bytes(), page.stat()
     # This change keeps size and time, so it survives exactly if the page is not rebuilt.
-    page.write_bytes(made[:-1] + b" ")
+    page.write_bytes(content[:-1] + b" ")
     os.utime(page, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert not write_report(store, imagenet9())
-    assert page.read_bytes() != made
+    assert page.read_bytes() != content
     os.utime(output / "results" / MODELS[0] / "attack.json")
     write_report(store, imagenet9())
-    assert page.read_bytes() == made
+    assert page.read_bytes() == content
     for change in (page.unlink, lambda: page.write_bytes(b"")):
         change()
         assert write_report(store, imagenet9())

@@ -14,12 +14,12 @@ def test_a_job_whose_bundles_all_run_twice(small_sample: Path, tmp_path: Path) -
     few = ("--images_per_shard", 3, "--formats", "parquet")
     flags = ("run", "--input", small_sample, *few, *TINY_MODEL, *STAGES)
     expected, before = run_job(tmp_path / "once", *flags)
-    said, notes = run_job(tmp_path / "twice", *flags, fates=FATES, before=before)
+    printed, notes = run_job(tmp_path / "twice", *flags, fates=FATES, before=before)
     assert {note.executions for note in notes} == {2}
     assert sorted(note.bundle for note in notes) == sorted(note.bundle for note in before)
     half_done = [note for note in notes if note.stopped]
     assert {note.fate for note in half_done} == set(FATES)
     assert len(half_done) > len(notes) / 2
-    assert said == expected
+    assert printed == expected
     assert files_below(tmp_path / "twice") == files_below(tmp_path / "once")
     assert_sound(tmp_path / "twice" / "out")

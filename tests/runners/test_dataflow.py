@@ -89,13 +89,14 @@ class Cloud:
         )
         parts = done.stdout.split("-- ")
         codes = [int(part.split("\n", 1)[0]) for part in parts[1:]]
-        said = [parts[0], *(part.partition("\n")[2] for part in parts[1:-1])]
+        outputs = [parts[0], *(part.partition("\n")[2] for part in parts[1:-1])]
         assert len(codes) == len(commands), done.stderr
         errors = [line for line in done.stderr.splitlines() if line.startswith("in9 ")]
-        said = [
-            text + (errors.pop(0) if code else "") for code, text in zip(codes, said, strict=True)
+        outputs = [
+            text + (errors.pop(0) if code else "")
+            for code, text in zip(codes, outputs, strict=True)
         ]
-        return list(zip(codes, said, strict=True))
+        return list(zip(codes, outputs, strict=True))
 
     def read(self, path: str) -> bytes:
         name = quote(path.removeprefix(f"{ROOT}/"), safe="")
@@ -127,18 +128,18 @@ def cloud(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(scope="module")
 def submitted(cloud: Cloud) -> dict[str, tuple[dict[str, Any], str]]:
     """Submitted jobs by the name of their output, each with what its launcher printed."""
-    made = ("--input", f"{ROOT}/input", "--images_per_shard", "6", f"--sdk_container_image={IMAGE}")
+    base = ("--input", f"{ROOT}/input", "--images_per_shard", "6", f"--sdk_container_image={IMAGE}")
     workers = ("--gpu", GPU, "--gpus", "2", "--machine_type=n2-standard-4", "--num_workers=3")
     where = ("--network=vpc", f"--subnetwork={SUBNETWORK}", f"--dataflow_kms_key={KEY}")
     more = ("--attack", "2", "--saliency", "1", "--imagenet", f"{ROOT}/input")
     few = ("--max_num_workers=7", "--labels=team=vision", "--no_wait_until_finish")
-    said = cloud.launch(
-        cloud.flags("run", "--output", f"{ROOT}/gpu", *made, *workers, *where, *more, *few),
-        cloud.flags("generate", "--output", f"{ROOT}/out", *made, "--no_wait_until_finish"),
+    runs = cloud.launch(
+        cloud.flags("run", "--output", f"{ROOT}/gpu", *base, *workers, *where, *more, *few),
+        cloud.flags("generate", "--output", f"{ROOT}/out", *base, "--no_wait_until_finish"),
     )
-    assert [code for code, _ in said] == [0, 0], said
+    assert [code for code, _ in runs] == [0, 0], runs
     jobs = {"gpu": cloud.dataflow.jobs[-2], "out": cloud.dataflow.jobs[-1]}
-    return {name: (job, text) for (name, job), (_, text) in zip(jobs.items(), said, strict=True)}
+    return {name: (job, text) for (name, job), (_, text) in zip(jobs.items(), runs, strict=True)}
 
 
 def options_of(job: dict[str, Any]) -> dict[str, Any]:
@@ -148,10 +149,10 @@ def options_of(job: dict[str, Any]) -> dict[str, Any]:
 def test_the_recorded_job_is_what_the_flags_say(
     submitted: dict[str, tuple[dict[str, Any], str]],
 ) -> None:
-    job, said = submitted["gpu"]
+    job, printed = submitted["gpu"]
     assert job["labels"] == {"team": "vision", "app": "in9", "command": "run"}
     assert job["name"].startswith("in9-")
-    assert f"jobs/europe-west4/{job['id']}?project=my-project" in said
+    assert f"jobs/europe-west4/{job['id']}?project=my-project" in printed
     (pool,) = job["environment"]["workerPools"]
     assert pool["autoscalingSettings"]["maxNumWorkers"] == 7
     assert (pool["numWorkers"], pool["machineType"]) == (3, "n2-standard-4")
@@ -226,18 +227,18 @@ def test_what_was_staged_runs_as_it_is(
     assert summary["dataset"] == manifest["fingerprint"]
     assert summary["images"]["val"]["listed"] == 18
 
-    made = ("--input", f"{ROOT}/input", "--images_per_shard", "6", f"--sdk_container_image={IMAGE}")
+    base = ("--input", f"{ROOT}/input", "--images_per_shard", "6", f"--sdk_container_image={IMAGE}")
     cloud.dataflow.state = "JOB_STATE_DONE"
     cloud.dataflow.counters = {"images_segmented": 18, "source_shards_made": 3}
     template = f"--template_location={ROOT}/templates/job"
     before = len(cloud.dataflow.jobs)
     again, waited, flex, nowhere = cloud.launch(
-        cloud.flags("generate", "--output", f"{ROOT}/out", *made, "--no_wait_until_finish"),
+        cloud.flags("generate", "--output", f"{ROOT}/out", *base, "--no_wait_until_finish"),
         cloud.flags(
-            "generate", "--output", f"{ROOT}/out", *made, "--limit=1", "--overwrite=config"
+            "generate", "--output", f"{ROOT}/out", *base, "--limit=1", "--overwrite=config"
         ),
-        cloud.flags("generate", "--output", f"{ROOT}/flex", *made[:-1], template),
-        cloud.flags("generate", "--output", f"{ROOT}/out", *made, "--publish=gs://no-bucket/p"),
+        cloud.flags("generate", "--output", f"{ROOT}/flex", *base[:-1], template),
+        cloud.flags("generate", "--output", f"{ROOT}/out", *base, "--publish=gs://no-bucket/p"),
     )
     cloud.dataflow.state = "JOB_STATE_RUNNING"
     assert again[0] == 0
@@ -261,13 +262,13 @@ def test_what_was_staged_runs_as_it_is(
     (package,) = [p["location"] for p in pool["packages"] if p["name"] == "workflow.tar.gz"]
     sources = cloud.read(f"gs://{package.partition('/')[2]}")
     with tarfile.open(fileobj=io.BytesIO(sources)) as tar:
-        there = {name.partition("/")[2] for name in tar.getnames()}
+        files = {name.partition("/")[2] for name in tar.getnames()}
     assert {
         "setup.py",
         "in9.py",
         "pipeline/runtime/dataflow_jobs.py",
         "pipeline/templates/report.html",
-    } <= there
+    } <= files
     assert len(cloud.dataflow.jobs) == before + 2
 
 
@@ -285,11 +286,11 @@ def test_a_job_that_fails_says_why_and_leaves_no_lock(
         "pipeline.errors.JobError: val: no shard arrived [while running 'Generate/Commit']\n"
     )
     cloud.dataflow.messages = [("JOB_MESSAGE_ERROR", traceback)]
-    made = ("--input", f"{ROOT}/input", f"--sdk_container_image={IMAGE}")
-    ((code, said),) = cloud.launch(cloud.flags("generate", "--output", f"{ROOT}/gpu", *made))
+    flags = ("--input", f"{ROOT}/input", f"--sdk_container_image={IMAGE}")
+    ((code, printed),) = cloud.launch(cloud.flags("generate", "--output", f"{ROOT}/gpu", *flags))
     cloud.dataflow.later = None
     assert code == 1
-    assert "in9 generate: the job failed: val: no shard arrived" in said
+    assert "in9 generate: the job failed: val: no shard arrived" in printed
     assert ".in9/lock" not in cloud.names("gpu/")
 
 

@@ -62,8 +62,8 @@ def test_the_job_through_a_job_server_and_two_worker_pools(
             with contextlib.suppress(OSError):
                 groups[claim.parts[-3][-1]] = json.loads(claim.read_text())["owner"]["pid"]
         time.sleep(0.1)
-    out, said = running.communicate()
-    assert running.returncode == 0, said
+    out, error = running.communicate()
+    assert running.returncode == 0, error
     # The two groups of shards are evaluated in processes of different pools.
     assert {workers[groups["0"]], workers[groups["1"]]} == {0, 1}
     selected = manifest_of(fresh)["images"]["val"]["selected"]
@@ -97,20 +97,20 @@ def test_a_worker_process_that_is_killed_fails_the_job_and_the_next_goes_on(
     (worker,) = cluster.workers(0)
     os.kill(worker, signal.SIGKILL)
     killed = time.monotonic()
-    out, said = running.communicate(timeout=60)
+    out, error = running.communicate(timeout=60)
     assert time.monotonic() - killed < 30
     assert running.returncode == 1
     assert out == ""
-    assert len(said.splitlines()) == 1
-    assert "a worker process has ended unexpectedly. Run the same command again" in said
+    assert len(error.splitlines()) == 1
+    assert "a worker process has ended unexpectedly. Run the same command again" in error
     assert not (output / "manifest.json").exists()
     finished = finished_shards(output)
     assert 0 < len(finished) < len(finished_shards(fresh))
 
     done = run_in9(*flags, output, *cluster.flags)
     assert "18 images segmented" not in done.stdout
-    there = finished_shards(output)
-    assert {name: there[name] for name in finished} == finished
+    shards = finished_shards(output)
+    assert {name: shards[name] for name in finished} == finished
     assert manifest_of(output) == manifest_of(fresh)
     assert_sound(output)
 
@@ -144,7 +144,7 @@ def test_a_job_server_that_ends_fails_the_job_in_one_line(
     running = start_in9("generate", "--input", small_sample, "--output", output, *cluster.flags)
     wait_until(lambda: list(output.glob(".in9/progress/*/*/*")), running)
     os.killpg(cluster.server.pid, signal.SIGKILL)
-    _, said = running.communicate(timeout=60)
+    _, error = running.communicate(timeout=60)
     assert running.returncode == 1
-    assert said.startswith("in9 generate: the job failed: the job server no longer answers")
-    assert len(said.splitlines()) == 1
+    assert error.startswith("in9 generate: the job failed: the job server no longer answers")
+    assert len(error.splitlines()) == 1

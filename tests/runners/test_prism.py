@@ -83,7 +83,7 @@ def test_what_goes_ends_the_job_in_one_line_and_the_next_goes_on(
     generate = ("generate", "--input", small_sample, *few, "--output", output)
     failed = "in9 generate: the job failed: "
     finished: dict[str, int] = {}
-    for what, line in (
+    for victim, line in (
         (
             "worker",
             f"{failed}a worker process has ended unexpectedly. Run the same command again to go on",
@@ -94,27 +94,27 @@ def test_what_goes_ends_the_job_in_one_line_and_the_next_goes_on(
         running = start_in9(*generate, *prism.flags)
         count = len(finished)
         wait_until(lambda count=count: len(finished_shards(output)) > count, running)
-        if what == "worker":
+        if victim == "worker":
             (worker,) = prism.workers(0)
             os.kill(worker, signal.SIGKILL)
-        elif what == "launcher":
+        elif victim == "launcher":
             os.killpg(running.pid, signal.SIGINT)
         else:
             os.killpg(prism.server.pid, signal.SIGKILL)
-        out, said = running.communicate(timeout=30)
+        out, error = running.communicate(timeout=30)
         assert (running.returncode, out) == (1, "")
-        *progress, last = said.splitlines()
+        *progress, last = error.splitlines()
         assert last.startswith(line)
         # A job that takes long prints lines of progress first.
-        assert all(re.match(r"\w+: \d+ of ", told) for told in progress)
+        assert all(re.match(r"\w+: \d+ of ", message) for message in progress)
         assert not (output / "manifest.json").exists()
         # Finished shards are not rebuilt.
-        there = finished_shards(output)
-        assert there.items() >= finished.items()
-        finished = there
+        shards = finished_shards(output)
+        assert shards.items() >= finished.items()
+        finished = shards
 
     run_in9(*generate)
-    there = finished_shards(output)
-    assert there.items() >= finished.items()
-    assert len(there) > len(finished)
+    shards = finished_shards(output)
+    assert shards.items() >= finished.items()
+    assert len(shards) > len(finished)
     assert_sound(output)

@@ -24,19 +24,19 @@ def test_it_is_the_minimum_of_the_penalised_likelihood() -> None:
     probe = fit_probe(features, labels, 4, penalty=0.1)
     scaled = (features - features.mean(0)) / features.std(0)
     # Newton's method with the Hessian of the definition converges to machine precision.
-    found = np.zeros((4, 9))
+    weights = np.zeros((4, 9))
     design = np.column_stack([scaled, np.ones(60)])
     strength = np.tile([0.1] * 8 + [1e-9], 4)
     for _ in range(30):
-        logits = design @ found.T
+        logits = design @ weights.T
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares /= shares.sum(axis=1, keepdims=True)
         gradient = (shares - np.eye(4)[labels]).T @ design / 60
-        gradient = gradient.ravel() + strength * found.ravel()
+        gradient = gradient.ravel() + strength * weights.ravel()
         spread = np.einsum("nc,cd->ncd", shares, np.eye(4)) - np.einsum("nc,nd->ncd", *[shares] * 2)
         hessian = np.einsum("ncd,ni,nj->cidj", spread, design, design).reshape(36, 36) / 60
-        found = found - np.linalg.solve(hessian + np.diag(strength), gradient).reshape(4, 9)
-    theirs, ours = design @ found.T, probe.logits(features)
+        weights = weights - np.linalg.solve(hessian + np.diag(strength), gradient).reshape(4, 9)
+    theirs, ours = design @ weights.T, probe.logits(features)
     # A shift of all biases does not change the likelihood.
     centred = [logits - logits.mean(axis=1, keepdims=True) for logits in (ours, theirs)]
     np.testing.assert_allclose(*centred, atol=2e-3)

@@ -177,17 +177,17 @@ def test_pictures_are_those_of_the_dataset_in_every_format(drawn: Path, form: st
     training, validation = find_samples(dataset, TrainPlan(variant="mixed_rand", eval_split="val"))
     assert validation is not None
     for samples, split in ((training, "train"), (validation, "val")):
-        whole = {
+        by_key = {
             sample.key: sample
             for shard in dataset.shards(split)
             for sample in dataset.samples(split, shard, "mixed_rand")
         }
-        assert samples.keys.tolist() == list(whole)
+        assert samples.keys.tolist() == list(by_key)
         assert len(dataset.shards(split)) > 1
         order = np.random.default_rng(0).permutation(len(samples))
         with samples.fetched():
             for index, pixels in zip(order, samples.pixels(order), strict=True):
-                sample = whole[str(samples.keys[index])]
+                sample = by_key[str(samples.keys[index])]
                 assert (pixels == decode_image(sample.image)).all()
                 assert samples.labels[index] == sample.fields["label"]
 
@@ -228,11 +228,11 @@ def stopped(how: signal.Signals, happened: Callable[[], object], *flags: object)
     running = start_in9("train", *flags)
     wait_until(happened, running)
     os.killpg(running.pid, how)
-    out, said = running.communicate(timeout=60)
+    out, error = running.communicate(timeout=60)
     if how == signal.SIGKILL:
         assert running.returncode == -how
     else:
-        assert said == "in9 train: stopped; run the same command again to go on\n"
+        assert error == "in9 train: stopped; run the same command again to go on\n"
     return out
 
 
@@ -249,16 +249,16 @@ def test_stopped_and_resumed_it_gives_the_same_bytes_with_any_number_of_workers(
     temporary = tmp_path_factory.mktemp("temporary")
     monkeypatch.setenv("TMPDIR", str(temporary))
     flags = ("--epochs", 8, "--lr", 0.03)
-    whole = ("--dataset", drawn, "--output", tmp_path, "--arch", TINY, "--batch_size", 8, *flags)
-    said = stopped(how, (tmp_path / "state.pth").exists, *whole, "--workers", workers)
+    args = ("--dataset", drawn, "--output", tmp_path, "--arch", TINY, "--batch_size", 8, *flags)
+    printed = stopped(how, (tmp_path / "state.pth").exists, *args, "--workers", workers)
     # The temporary file with the pictures has no name, so no signal can leave it behind.
     assert not list(temporary.glob("in9-*"))
-    assert f"{TINY} on 24 images of train, original; validation on 12 of val; cpu, fp32" in said
-    assert "epoch 1 of 8: loss" in said
-    said = train(drawn, tmp_path, *flags, "--workers", 2)
-    done = int(re.findall(r"resuming after epoch (\d) of 8", said)[0])
+    assert f"{TINY} on 24 images of train, original; validation on 12 of val; cpu, fp32" in printed
+    assert "epoch 1 of 8: loss" in printed
+    printed = train(drawn, tmp_path, *flags, "--workers", 2)
+    done = int(re.findall(r"resuming after epoch (\d) of 8", printed)[0])
     assert 1 <= done < 8
-    assert re.findall(r"epoch (\d) of 8: loss", said) == [str(n) for n in range(done + 1, 9)]
+    assert re.findall(r"epoch (\d) of 8: loss", printed) == [str(n) for n in range(done + 1, 9)]
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
     state = (tmp_path / "state.pth").read_bytes()
     assert "nothing to do: all 8 epochs have been trained" in train(drawn, tmp_path, *flags)
@@ -269,22 +269,27 @@ def test_stopped_and_resumed_it_gives_the_same_bytes_with_any_number_of_workers(
     assert [[row[name] for name in same] for row in log_of(trained)] == [
         [row[name] for name in same] for row in log_of(tmp_path)
     ]
-    said = train(drawn, tmp_path, "--epochs", 8, "--lr", 0.02, check=2)
-    assert "holds another training (--lr 0.03)" in said
-    said = train(drawn, tmp_path, "--epochs", 2, "--lr", 0.02, "--overwrite")
-    assert "epoch 1 of 2" in said
+    printed = train(drawn, tmp_path, "--epochs", 8, "--lr", 0.02, check=2)
+    assert "holds another training (--lr 0.03)" in printed
+    printed = train(drawn, tmp_path, "--epochs", 2, "--lr", 0.02, "--overwrite")
+    assert "epoch 1 of 2" in printed
     assert len(log_of(tmp_path)) == 2
 
 
 def test_evaluation_takes_it_and_agrees(drawn: Path, trained: Path, tmp_path: Path) -> None:
-    about = read_metadata(str(trained / "model.safetensors"))
-    assert about is not None
-    assert about.architecture.startswith(TINY)
-    assert (about.variant, about.split, about.epochs, about.seed) == ("original", "train", 8, 0)
-    assert len(about.keys) == 24
-    assert all("_train" in key for key in about.keys)
+    metadata = read_metadata(str(trained / "model.safetensors"))
+    assert metadata is not None
+    assert metadata.architecture.startswith(TINY)
+    assert (metadata.variant, metadata.split, metadata.epochs, metadata.seed) == (
+        "original",
+        "train",
+        8,
+        0,
+    )
+    assert len(metadata.keys) == 24
+    assert all("_train" in key for key in metadata.keys)
     copy = Path(shutil.copytree(drawn, tmp_path / "out"))
-    entry = f"{about.architecture}={trained / 'model.safetensors'}"
+    entry = f"{metadata.architecture}={trained / 'model.safetensors'}"
     run_in9("evaluate", "--dataset", copy, "--models", entry, *ONE)
     (row,) = (
         row
@@ -307,13 +312,13 @@ def test_one_split_is_divided_and_trained_on_by_its_default_place(
     (model,) = copy.glob("models/*/model.safetensors")
     assert model.parent.name == f"{TINY}-mixed_rand-1ep-holdout0.5-seed2"
     assert f"={model} --holdout 0.5" in done.stdout
-    about = read_metadata(str(model))
-    assert about is not None
-    assert (about.holdout, about.settings["precision"]) == (0.5, "bf16")
+    metadata = read_metadata(str(model))
+    assert metadata is not None
+    assert (metadata.holdout, metadata.settings["precision"]) == (0.5, "bf16")
     keys = [row["key"] for row in Dataset.open(Store(str(copy))).index("val")]
     outside = {key for key, out in zip(keys, held_out(keys, 0.5), strict=True) if out}
-    assert set(about.keys)
-    assert not outside & set(about.keys)
+    assert set(metadata.keys)
+    assert not outside & set(metadata.keys)
     assert len(log_of(model.parent)) == 1
     # Trainings in its folder leave a dataset sound.
     assert_sound(copy)
@@ -324,18 +329,18 @@ def test_in_object_storage_it_is_the_same(
 ) -> None:
     with gcs_server() as url:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
-        here, there = Store(str(drawn)), Store.at(f"gs://{BUCKET}/out")
-        here.copy_into(there, [(path, path) for path in here.walk("") if ".in9" not in path])
+        here, remote = Store(str(drawn)), Store.at(f"gs://{BUCKET}/out")
+        here.copy_into(remote, [(path, path) for path in here.walk("") if ".in9" not in path])
         flags = ("--arch", TINY, "--batch_size", 8, "--epochs", 8, "--lr", 0.03, "--workers", 1)
-        whole = ("--dataset", there.root, *flags)
+        args = ("--dataset", remote.root, *flags)
         stopped(
             signal.SIGKILL,
-            lambda: any(path.endswith("state.pth") for path in there.walk("models")),
-            *whole,
+            lambda: any(path.endswith("state.pth") for path in remote.walk("models")),
+            *args,
         )
-        assert "resuming after epoch" in run_in9("train", *whole).stdout
-        (model,) = (path for path in there.walk("models") if path.endswith(".safetensors"))
-        assert there.read(model) == (trained / "model.safetensors").read_bytes()
+        assert "resuming after epoch" in run_in9("train", *args).stdout
+        (model,) = (path for path in remote.walk("models") if path.endswith(".safetensors"))
+        assert remote.read(model) == (trained / "model.safetensors").read_bytes()
 
 
 def test_weights_of_a_package_are_what_it_begins_with() -> None:
@@ -366,8 +371,8 @@ def test_a_broken_picture_is_named(drawn: Path, tmp_path: Path, workers: int) ->
     sample = next(dataset.samples("train", 1, "original"))
     path = copy / file.path
     path.write_bytes(path.read_bytes().replace(sample.image[:200], bytes(200), 1))
-    said = train(copy, tmp_path / "model", "--epochs", 1, "--workers", workers, check=1)
-    _, line = said.splitlines()
+    printed = train(copy, tmp_path / "model", "--epochs", 1, "--workers", workers, check=1)
+    _, line = printed.splitlines()
     assert f"a stored picture of {sample.key} is broken" in line
     assert not (tmp_path / "model" / "state.pth").exists()
 
@@ -395,8 +400,8 @@ def test_a_shard_without_its_picture_is_one_line(drawn: Path, tmp_path: Path) ->
     one, two = (dataset.shard_files("train", shard, ("original",))[0].path for shard in (0, 1))
     shutil.copy(copy / two, copy / one)
     sample = next(Dataset.open(Store(str(drawn))).samples("train", 0, "original"))
-    said = train(copy, tmp_path / "model", "--epochs", 1, check=1)
-    assert f"the shards of train have no picture of {sample.key}; see: in9 verify" in said
+    printed = train(copy, tmp_path / "model", "--epochs", 1, check=1)
+    assert f"the shards of train have no picture of {sample.key}; see: in9 verify" in printed
 
 
 @pytest.mark.parametrize(
@@ -424,9 +429,9 @@ def test_a_shard_without_its_picture_is_one_line(drawn: Path, tmp_path: Path) ->
 def test_wrong_flags_get_one_helpful_line(
     drawn: Path, tmp_path: Path, flags: Sequence[str], line: str
 ) -> None:
-    said = train(drawn, tmp_path / "model", *flags, check=2)
-    assert line in said
-    assert len(said.splitlines()) == 1
+    printed = train(drawn, tmp_path / "model", *flags, check=2)
+    assert line in printed
+    assert len(printed.splitlines()) == 1
     assert not (tmp_path / "model" / "state.pth").exists()
 
 
@@ -439,9 +444,9 @@ def test_datasets_without_a_split_to_train_on_say_what_to_do(one_worker: Path) -
 
 
 def test_a_loss_that_runs_away_fails_and_keeps_what_was_done(drawn: Path, tmp_path: Path) -> None:
-    said = train(drawn, tmp_path, "--epochs", 3, "--lr", 1e30, check=1)
-    assert "the loss is no longer finite in epoch" in said
-    assert "Try a smaller --lr than 1e+30" in said
+    printed = train(drawn, tmp_path, "--epochs", 3, "--lr", 1e30, check=1)
+    assert "the loss is no longer finite in epoch" in printed
+    assert "Try a smaller --lr than 1e+30" in printed
 
 
 def test_shared_memory_is_looked_at_before_it_is_needed() -> None:
@@ -454,6 +459,6 @@ def test_shared_memory_is_looked_at_before_it_is_needed() -> None:
 
 
 def test_the_manifest_is_all_that_names_a_dataset_to_a_training(trained: Path, drawn: Path) -> None:
-    about = read_metadata(str(trained / "model.safetensors"))
-    assert about is not None
-    assert about.dataset == json.loads((drawn / "manifest.json").read_text())["fingerprint"]
+    metadata = read_metadata(str(trained / "model.safetensors"))
+    assert metadata is not None
+    assert metadata.dataset == json.loads((drawn / "manifest.json").read_text())["fingerprint"]
