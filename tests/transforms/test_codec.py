@@ -50,8 +50,8 @@ def test_rgb_png_named_jpeg_is_read_by_its_content() -> None:
 
 def test_grey_is_repeated() -> None:
     grey = ramp()[..., 0]
-    found = decode_image(saved(Image.fromarray(grey), "PNG"))
-    np.testing.assert_array_equal(found, np.repeat(grey[..., None], 3, axis=2))
+    decoded = decode_image(saved(Image.fromarray(grey), "PNG"))
+    np.testing.assert_array_equal(decoded, np.repeat(grey[..., None], 3, axis=2))
 
 
 def test_cmyk_becomes_rgb() -> None:
@@ -63,8 +63,8 @@ def test_cmyk_becomes_rgb() -> None:
 
 def test_sixteen_bits_keep_the_upper_eight() -> None:
     values = np.arange(40 * 60, dtype=np.uint16).reshape(40, 60) * 27
-    found = decode_image(saved(Image.fromarray(values), "PNG"))
-    np.testing.assert_array_equal(found[..., 0], values >> 8)
+    decoded = decode_image(saved(Image.fromarray(values), "PNG"))
+    np.testing.assert_array_equal(decoded[..., 0], values >> 8)
 
 
 def test_alpha_and_palette_become_rgb() -> None:
@@ -122,10 +122,10 @@ def test_png_is_lossless(image: np.ndarray) -> None:
 @given(arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9))))
 def test_masks_are_lossless(mask: np.ndarray) -> None:
     for data in (encode_mask(mask), encode_png(mask.astype(np.uint8) * 255)):
-        found = decode_mask(data)
-        np.testing.assert_array_equal(found, mask)
+        decoded = decode_mask(data)
+        np.testing.assert_array_equal(decoded, mask)
         # Digests of layers cover bytes, so equal values are not enough.
-        assert found.tobytes() == mask.tobytes()
+        assert decoded.tobytes() == mask.tobytes()
 
 
 def test_truncated_masks_are_refused() -> None:

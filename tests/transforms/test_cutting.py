@@ -44,7 +44,7 @@ def picture(width: int = 320, height: int = 240) -> bytes:
 
 
 def cut(image: bytes, xml: bytes | None, segmenter: object = None) -> Cut:
-    (found,) = cut_objects(
+    (result,) = cut_objects(
         image,
         xml,
         segment=segmenter or SEGMENTERS["cv2"].segment,  # type: ignore[arg-type]
@@ -53,7 +53,7 @@ def cut(image: bytes, xml: bytes | None, segmenter: object = None) -> Cut:
         crop=224,
         interpolation="nearest",
     )
-    return found
+    return result
 
 
 def test_annotations_give_size_boxes_and_class() -> None:
@@ -144,10 +144,10 @@ def test_half_of_the_box_must_be_visible() -> None:
 def test_content_is_rejected_with_its_reason(
     image: bytes, xml: bytes | None, reason: Reason
 ) -> None:
-    found = cut(image, xml)
-    assert found.reason == reason
-    assert found.layer is None
-    assert found.detail
+    result = cut(image, xml)
+    assert result.reason == reason
+    assert result.layer is None
+    assert result.detail
 
 
 def test_failed_segmentation_is_a_rejection() -> None:
@@ -194,15 +194,15 @@ def test_backgrounds_can_be_cut_without_segmenting() -> None:
     xml = annotation((80, 40, 240, 200))
     layer = cut(picture(), xml).layer
     assert layer is not None
-    found = cut_background(picture(), xml, resize=256, crop=224, interpolation="nearest")
-    np.testing.assert_array_equal(found, layer.only_bg_t)
+    background = cut_background(picture(), xml, resize=256, crop=224, interpolation="nearest")
+    np.testing.assert_array_equal(background, layer.only_bg_t)
 
 
 def test_an_accepted_image_becomes_a_layer_with_its_object() -> None:
-    found = cut(picture(), annotation((80, 40, 240, 200)))
-    assert found.reason is None
-    assert found.layer is not None
-    layer = found.layer
+    result = cut(picture(), annotation((80, 40, 240, 200)))
+    assert result.reason is None
+    assert result.layer is not None
+    layer = result.layer
     assert layer.image.shape == layer.only_bg_t.shape == (224, 224, 3)
     disc = (layer.image > 190).sum(axis=2) > 1
     assert (layer.mask == disc).mean() > 0.99

@@ -44,15 +44,15 @@ def test_rates_are_those_of_a_plain_loop(of: tuple[Array, Array, Array, Any]) ->
         if grounds[i, image] != grounds[j, image]
         for flips in [bool(answers[i, image] != answers[j, image])]
     ]
-    found = rate_of(*of)
+    result = rate_of(*of)
     if not pairs:
-        assert found is None
+        assert result is None
         return
-    assert found is not None
-    assert (found.pairs, found.foregrounds) == (len(pairs), len({image for image, *_ in pairs}))
+    assert result is not None
+    assert (result.pairs, result.foregrounds) == (len(pairs), len({image for image, *_ in pairs}))
     expected = flip_interval(pairs)
-    assert (found.rate, found.low, found.high) == pytest.approx(expected, abs=1e-9)
-    assert 0 <= found.low <= found.rate <= found.high <= 1
+    assert (result.rate, result.low, result.high) == pytest.approx(expected, abs=1e-9)
+    assert 0 <= result.low <= result.rate <= result.high <= 1
 
 
 @given(drawn(), st.permutations(range(4)), st.randoms(use_true_random=False))
@@ -60,9 +60,9 @@ def test_names_and_order_mean_nothing(
     of: tuple[Array, Array, Array, Any], classes: list[int], random: Any
 ) -> None:
     units, grounds, answers, draws = of
-    found = rate_of(*of)
-    assume(found is not None)
-    assert found is not None
+    result = rate_of(*of)
+    assume(result is not None)
+    assert result is not None
     order = random.sample(range(len(units)), len(units))
     other = rate_of(
         90 - 7 * units[order],
@@ -72,9 +72,9 @@ def test_names_and_order_mean_nothing(
     )
     assert other is not None
     assert (other.rate, other.low, other.high) == pytest.approx(
-        (found.rate, found.low, found.high), abs=1e-9
+        (result.rate, result.low, result.high), abs=1e-9
     )
-    assert (other.pairs, other.foregrounds) == (found.pairs, found.foregrounds)
+    assert (other.pairs, other.foregrounds) == (result.pairs, result.foregrounds)
 
 
 @given(drawn(), st.integers(-1, 8))
@@ -100,10 +100,10 @@ def test_a_rate_does_not_grow_with_the_draws() -> None:
     for draws in (2, 4, 8):
         grounds = rng.integers(0, images, (draws, images))
         every = list(itertools.combinations(range(draws), 2))
-        found = rate_of(np.arange(images), grounds, is_odd[grounds].astype(np.int64), every)
-        assert found is not None
-        assert found.low < 2 * chance * (1 - chance) < found.high
-        rates.append(found.rate)
+        result = rate_of(np.arange(images), grounds, is_odd[grounds].astype(np.int64), every)
+        assert result is not None
+        assert result.low < 2 * chance * (1 - chance) < result.high
+        rates.append(result.rate)
         changed.append(np.mean(is_odd[grounds].any(axis=0) & ~is_odd[grounds].all(axis=0)))
     assert max(rates) - min(rates) < 0.06
     assert changed[0] < 0.4 < 0.7 < changed[2]
@@ -129,7 +129,7 @@ def test_what_pairs_share_widens_the_interval() -> None:
 
 
 def test_one_foreground_says_nothing_of_others() -> None:
-    found = rate_of(np.zeros(3, int), np.arange(6).reshape(2, 3), np.zeros((2, 3), int), [(0, 1)])
-    assert found == FlipRate(0.0, 0.0, 1.0, 3, 3)
+    result = rate_of(np.zeros(3, int), np.arange(6).reshape(2, 3), np.zeros((2, 3), int), [(0, 1)])
+    assert result == FlipRate(0.0, 0.0, 1.0, 3, 3)
     none = np.empty((2, 0), np.int64)
     assert rate_of(none[0], none, none, [(0, 1)]) is None

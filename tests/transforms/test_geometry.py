@@ -47,9 +47,9 @@ def test_boxes_land_where_a_painted_rectangle_does(
     x0, y0, x1, y1 = transform.box(box)
     assert 0 <= x0 <= x1 <= crop
     assert 0 <= y0 <= y1 <= crop
-    found = np.zeros_like(expected)
-    found[y0:y1, x0:x1] = 1
-    np.testing.assert_array_equal(found, expected)
+    actual = np.zeros_like(expected)
+    actual[y0:y1, x0:x1] = 1
+    np.testing.assert_array_equal(actual, expected)
     assert transform.box_pixels(box) == expected.sum()
     assert transform.box_pixels_before_crop(box) == np.asarray(resized).sum()
 

@@ -93,27 +93,27 @@ def pictures(draw: st.DrawFn) -> tuple[Image, Rect]:
 def test_masks_are_those_of_opencv(sized: tuple[Image, Rect], iterations: int, seed: int) -> None:
     image, rect = sized
     expected = opencv(image, rect, iterations, seed)
-    found = ours(image, rect, iterations, seed)
-    assert (expected is None) == (found is None)
+    actual = ours(image, rect, iterations, seed)
+    assert (expected is None) == (actual is None)
     if expected is not None:
         # The cut may not be unique, and OpenCV's then depends on its order of work. Free pixels
         # are foreground in both.
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(actual, expected)
 
 
 def real_pictures(shared: Path) -> list[tuple[Image, Rect]]:
-    found = []
+    cases = []
     for path in sorted((shared / "imagenet-mini" / "val").glob("*/*.JPEG"))[::45]:
         image = decode_image(path.read_bytes())
         xml = shared / "imagenet-mini" / "Annotations" / "val" / f"{path.stem}.xml"
         box = parse_annotation(xml.read_bytes()).boxes[0].clip(image.shape[1], image.shape[0])
-        found.append((image, (box.xmin, box.ymin, box.width, box.height)))
+        cases.append((image, (box.xmin, box.ymin, box.width, box.height)))
     for path in sorted((shared / "imagenet-native").glob("*.JPEG"))[::30]:
         image = decode_image(path.read_bytes())
         height, width = image.shape[:2]
         rect = int(0.15 * width), int(0.12 * height), int(0.68 * width), int(0.72 * height)
-        found.append((image, rect))
-    return found
+        cases.append((image, rect))
+    return cases
 
 
 def test_masks_of_imagenet_pictures_are_those_of_opencv(shared: Path) -> None:
@@ -155,8 +155,8 @@ def test_threads_do_not_disturb_each_other() -> None:
     images = [paint("crop", 40 + i % 8, 48 - i % 5, random) for i in range(24)]
     expected = [grabcut(image, (3, 4, 30, 31)) for image in images]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda image: grabcut(image, (3, 4, 30, 31)), images * 3))
-    for mask, other in zip(found, expected * 3, strict=True):
+        masks = list(pool.map(lambda image: grabcut(image, (3, 4, 30, 31)), images * 3))
+    for mask, other in zip(masks, expected * 3, strict=True):
         np.testing.assert_array_equal(mask, other)
 
 
@@ -232,13 +232,13 @@ def test_the_cut_is_minimal_and_its_source_side_maximal(
         excess[nodes] += fresh - pulls
         pulls = fresh
         minimum_cut(residual, excess, level, height, width, DEEPEST, *work)
-        found = level[nodes] == FREE
+        source_side = level[nodes] == FREE
 
         sides = np.array(list(itertools.product([False, True], repeat=len(nodes))))
         energies = np.where(sides, np.maximum(-pulls, 0), np.maximum(pulls, 0)).sum(1)
         for i, j, capacity in links:
             energies += capacity * (sides[:, i] != sides[:, j])
-        np.testing.assert_array_equal(found, sides[energies == energies.min()].any(0))
+        np.testing.assert_array_equal(source_side, sides[energies == energies.min()].any(0))
 
 
 def _load_slowly(folder: Path) -> None:

@@ -60,8 +60,8 @@ def test_bootstrap_means_are_those_of_a_plain_loop(units: int) -> None:
         weights = poisson_weights(substream(hashes, resample))
         if weights @ sizes > 0:
             expected.append(weights @ values / (weights @ sizes))
-    found = bootstrap_means(values, sizes, hashes, resamples=37)
-    np.testing.assert_array_equal(found, np.asarray(expected).reshape(-1, 3))
+    means = bootstrap_means(values, sizes, hashes, resamples=37)
+    np.testing.assert_array_equal(means, np.asarray(expected).reshape(-1, 3))
 
 
 def test_several_substreams_are_each_of_them() -> None:
@@ -75,8 +75,8 @@ def test_intervals_stay_what_they_were() -> None:
     """Checks numbers of a published table, which must not change with the implementation."""
     rng = np.random.default_rng(0)
     first, second = rng.random(151) < 0.8, rng.random(151) < 0.7
-    found = paired_bootstrap(first, second, [f"ILSVRC2012_val_{i:08d}" for i in range(151)])
-    assert found == (0.11920529801324503, 0.007403381642512085, 0.22360943728562155)
+    interval = paired_bootstrap(first, second, [f"ILSVRC2012_val_{i:08d}" for i in range(151)])
+    assert interval == (0.11920529801324503, 0.007403381642512085, 0.22360943728562155)
 
 
 def test_the_bootstrap_matches_the_normal_approximation_of_many_pairs() -> None:

@@ -21,7 +21,7 @@ def test_levels_are_normal_and_no_rounding_is_close() -> None:
     np.testing.assert_array_equal(levels, -levels[::-1])
     assert levels.std() == pytest.approx(DEVIATION, rel=1e-4)
     normal, places = NormalDist(sigma=DEVIATION), np.arange(1_000, 64_000, 97)
-    exact = [normal.inv_cdf((place + 0.5) / 65536) for place in places.tolist()]
+    exact = [normal.inv_cdf((position + 0.5) / 65536) for position in places.tolist()]
     np.testing.assert_allclose(levels[places], exact, atol=0.52)
     # A library that differs in the last bits would give the same table.
     starts = [65536 * normal.cdf(k - 0.5) for k in range(-299, 301)]
@@ -34,8 +34,8 @@ def test_noise_is_that_of_the_keyed_hash() -> None:
     draw = keyed_hash(0, "noise", "ILSVRC2012_val_00000355")
     noise = gaussian_noise(draw, (5, 7, 3))
     words = [
-        int(substream(np.asarray([draw], np.uint64), place)[0]) >> 16 * part & 0xFFFF
-        for place in range(27)
+        int(substream(np.asarray([draw], np.uint64), index)[0]) >> 16 * part & 0xFFFF
+        for index in range(27)
         for part in range(4)
     ]
     assert noise.ravel().tolist() == level_table()[words[:105]].tolist()

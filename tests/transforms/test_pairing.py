@@ -34,8 +34,8 @@ def everyone(labels: list[int]) -> tuple[np.ndarray, list[str]]:
 
 def drawn(pool: Pool, keys: list[str], variant: str, **policy: object) -> dict[str, str]:
     """Maps foreground keys to background keys; foregrounds without a partner are left out."""
-    found = pair(pool, np.arange(len(keys)), keys, variant, seed=0, **policy)  # type: ignore[arg-type]
-    return {key: keys[b] for key, b in zip(keys, found, strict=True) if b != NO_PARTNER}
+    partners = pair(pool, np.arange(len(keys)), keys, variant, seed=0, **policy)  # type: ignore[arg-type]
+    return {key: keys[b] for key, b in zip(keys, partners, strict=True) if b != NO_PARTNER}
 
 
 @given(labelled, st.booleans(), st.sampled_from(["any", "other"]))
@@ -58,10 +58,10 @@ def test_backgrounds_obey_the_rules(labels: list[int], own: bool, policy: str) -
                 assert background_label != y
     candidates = np.asarray(labels)
     partners = has_partners(candidates, mixed=MIXED, own_background=own, mixed_rand=policy)
-    left = list(candidates[partners])
-    pool, keys = make_pool(left), make_keys(left)
+    kept = list(candidates[partners])
+    pool, keys = make_pool(kept), make_keys(kept)
     for variant in MIXED:
-        assert len(drawn(pool, keys, variant, own_background=own, mixed_rand=policy)) == len(left)
+        assert len(drawn(pool, keys, variant, own_background=own, mixed_rand=policy)) == len(kept)
 
 
 @given(labelled)
@@ -70,8 +70,8 @@ def test_a_draw_does_not_depend_on_the_others_asked_for(labels: list[int]) -> No
     some, keys = np.arange(0, len(labels), 3), make_keys(labels)
     for variant in MIXED:
         everything = pair(pool, *everyone(labels), variant, seed=0)
-        found = pair(pool, some, keys[::3], variant, seed=0)
-        np.testing.assert_array_equal(found, everything[some])
+        partners = pair(pool, some, keys[::3], variant, seed=0)
+        np.testing.assert_array_equal(partners, everything[some])
 
 
 def test_the_order_of_the_pool_does_not_matter() -> None:
@@ -144,8 +144,8 @@ def test_shares_are_fair_without_the_own_group(sizes: tuple[int, int]) -> None:
     counts = np.zeros(others)
     of_group = np.arange(others, others + group)
     for replicate in range(4000 // group):
-        found = pair(pool, of_group, keys[others:], "mixed_same", seed=1, replicate=replicate)
-        counts += np.bincount(found, minlength=others)
+        partners = pair(pool, of_group, keys[others:], "mixed_same", seed=1, replicate=replicate)
+        counts += np.bincount(partners, minlength=others)
     expected = counts.sum() / others
     assert ((counts - expected) ** 2 / expected).sum() < others + 4 * np.sqrt(2 * others)
 
@@ -181,8 +181,8 @@ def test_absent_classes_are_passed_over_by_mixed_next() -> None:
 def test_images_without_a_partner_are_found(
     labels: list[int], mixed: tuple[str, ...], own: bool, policy: str, expected: list[bool]
 ) -> None:
-    found = has_partners(np.asarray(labels), mixed=mixed, own_background=own, mixed_rand=policy)
-    assert found.tolist() == expected
+    actual = has_partners(np.asarray(labels), mixed=mixed, own_background=own, mixed_rand=policy)
+    assert actual.tolist() == expected
 
 
 @given(labelled, st.sampled_from(["all", "min", "3"]))

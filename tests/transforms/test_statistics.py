@@ -48,11 +48,11 @@ def test_the_paired_bootstrap_does_not_depend_on_order() -> None:
     first, second = rng.random(60) < 0.8, rng.random(60) < 0.6
     keys = [f"k{i}" for i in range(60)]
     order = rng.permutation(60)
-    found = paired_bootstrap(first, second, keys, resamples=200)
+    interval = paired_bootstrap(first, second, keys, resamples=200)
     shuffled = paired_bootstrap(
         first[order], second[order], [keys[i] for i in order], resamples=200
     )
-    assert found == pytest.approx(shuffled)
+    assert interval == pytest.approx(shuffled)
 
 
 def test_rows_of_one_unit_are_resampled_together() -> None:
@@ -74,12 +74,12 @@ def test_label_rules_on_a_worked_example() -> None:
     output_labels = np.asarray([OUTSIDE, 0, 0, 1])
     logits = np.asarray([[3, 1, 2, 0], [0, 1, 1, 4]], np.float32)
     labels = np.asarray([0, 0])
-    whole = LABEL_RULES["argmax_then_map"](logits, labels, output_labels)
-    assert whole.prediction.tolist() == [OUTSIDE, 1]
-    assert whole.output.tolist() == [0, 3]
+    argmax = LABEL_RULES["argmax_then_map"](logits, labels, output_labels)
+    assert argmax.prediction.tolist() == [OUTSIDE, 1]
+    assert argmax.output.tolist() == [0, 3]
     total = np.exp([3, 1, 2, 0]).sum()
-    assert whole.top1[0] == pytest.approx(np.exp(3) / total)
-    assert whole.true[0] == pytest.approx((np.exp(1) + np.exp(2)) / total)
+    assert argmax.top1[0] == pytest.approx(np.exp(3) / total)
+    assert argmax.true[0] == pytest.approx((np.exp(1) + np.exp(2)) / total)
     mapped = LABEL_RULES["mapped_only"](logits, labels, output_labels)
     assert mapped.prediction.tolist() == [0, 1]
     assert mapped.output.tolist() == [2, 3]

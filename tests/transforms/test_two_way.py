@@ -62,14 +62,16 @@ def plain_variance(fg: NDArray[Any], bg: NDArray[Any], r: NDArray[np.float64]) -
 def test_the_variance_is_that_of_a_plain_loop(drawn: list[tuple[int, int, bool]]) -> None:
     fg, bg, right = columns(drawn)
     r = (right - right.mean()) / len(right)
-    found = Roles.from_units(fg * 7 - 3, bg).variance(r)
+    variance = Roles.from_units(fg * 7 - 3, bg).variance(r)
     if min(len(set(fg.tolist())), len(set(bg.tolist()))) < 2:
-        assert found == math.inf
+        assert variance == math.inf
     else:
-        assert found == pytest.approx(plain_variance(fg, bg, r))
+        assert variance == pytest.approx(plain_variance(fg, bg, r))
     # The names of units and the order of pictures do not matter.
     order = np.arange(len(fg))[::-1]
-    assert Roles.from_units(-fg[order], bg[order] + 90).variance(r[order]) == pytest.approx(found)
+    assert Roles.from_units(-fg[order], bg[order] + 90).variance(r[order]) == pytest.approx(
+        variance
+    )
 
 
 @given(pictures)
@@ -78,9 +80,9 @@ def test_sums_are_linear_and_come_in_any_number(drawn: list[tuple[int, int, bool
     roles = Roles.from_units(fg, bg)
     r = np.stack([right - right.mean(), np.arange(len(fg)) - (len(fg) - 1) / 2])
     both = roles.sums(r)
-    for place in range(2):
-        for together, alone in zip(both, roles.sums(r[place]), strict=True):
-            np.testing.assert_allclose(together[place], alone)
+    for row in range(2):
+        for together, alone in zip(both, roles.sums(r[row]), strict=True):
+            np.testing.assert_allclose(together[row], alone)
     less = [sums[0] - sums[1] for sums in both]
     assert variance_of_sums(less) == pytest.approx(roles.variance(r[0] - r[1]))
 
@@ -213,11 +215,11 @@ def test_without_degrees_of_freedom_nothing_is_known() -> None:
 @given(shares)
 def test_adjusted_p_values_are_those_of_the_definitions(p: NDArray[np.float64]) -> None:
     m, ordered = len(p), sorted(p)
-    for place, value in enumerate(p.tolist()):
+    for index, value in enumerate(p.tolist()):
         below = [(m - i) * x for i, x in enumerate(ordered) if x <= value]
-        assert holm(p)[place] == pytest.approx(min(1, max(below)))
+        assert holm(p)[index] == pytest.approx(min(1, max(below)))
         above = [m * x / (i + 1) for i, x in enumerate(ordered) if x >= value]
-        assert benjamini_hochberg(p)[place] == pytest.approx(min(1, min(above)))
+        assert benjamini_hochberg(p)[index] == pytest.approx(min(1, min(above)))
     assert (benjamini_hochberg(p) <= holm(p) + 1e-12).all()
     two = np.stack([p, p[::-1]], axis=1)
     np.testing.assert_array_equal(holm(two)[:, 0], holm(p))
@@ -255,8 +257,8 @@ def test_a_slope_has_the_variance_of_models_and_of_images() -> None:
     r = (right - y[:, None]) / 40
     shared = r + 40 * np.outer(x - x.mean(), r[0])
     of_images = float(roles.variance(weights @ shared))
-    left = (np.eye(12) - hat) @ shared
-    in_both = (weights**2 / (1 - leverage) ** 2 * roles.variance(left)).sum()
+    shared_residuals = (np.eye(12) - hat) @ shared
+    in_both = (weights**2 / (1 - leverage) ** 2 * roles.variance(shared_residuals)).sum()
     assert of_images > in_both
     _, low, high = slope_interval(x, y, roles.sums(shared))
     expected = t_quantile(10, 0.95) * math.sqrt(variance + of_images - in_both)

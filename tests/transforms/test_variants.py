@@ -124,9 +124,9 @@ def test_variants_of_the_users_come_last_and_have_names_of_their_own() -> None:
         "bg_blurred",
         silhouette,
     )
-    for taken in (["python:mine:original@1"], [silhouette, "python:other:silhouette@2"]):
+    for variants in (["python:mine:original@1"], [silhouette, "python:other:silhouette@2"]):
         with pytest.raises(ValueError, match="is taken"):
-            select_variants(taken)
+            select_variants(variants)
     with pytest.raises(ValueError, match="is taken"):
         select_variants(["python:mine:mixed_rand_r1@1"])
 
