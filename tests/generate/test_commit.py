@@ -150,7 +150,7 @@ def test_a_commit_waits_for_all_and_leaves_nothing_else(tmp_path: Path) -> None:
         assert store.sizes("") == before
     store.write(source, data)
     committed = commit(drop, store, IN9, iter([a, b, one, two]))
-    paths, there = [file["path"] for file in manifest_of(tmp_path)["files"]], stamps(tmp_path)
+    paths, times = [file["path"] for file in manifest_of(tmp_path)["files"]], stamps(tmp_path)
     kept = [f"{folder}/{number}.parquet" for folder in ("index", "layers") for number in (0, 1)]
     assert paths == sorted(["README.md", "classes.txt", "croissant.json", *kept])
     assert set(store.sizes("")) == {*paths, "manifest.json", "notes.txt"}
@@ -159,7 +159,7 @@ def test_a_commit_waits_for_all_and_leaves_nothing_else(tmp_path: Path) -> None:
     ]
     assert MoveFiles(store).process((committed, [])) == [(committed, 0)]
     assert FinishCommit(store, IN9).process((committed, [0])) == [committed]
-    assert stamps(tmp_path) == there
+    assert stamps(tmp_path) == times
 
 
 @pytest.mark.parametrize(("again", "after"), itertools.combinations_with_replacement(range(4), 2))
@@ -205,11 +205,11 @@ def test_lost_moves_are_noticed_and_what_they_have_left_is_replaced(store: Store
 
 
 def test_a_dataset_is_committed_over_another_one_while_its_lock_is_held(store: Store) -> None:
-    with held(store, DATASET_LOCK) as mine:
+    with held(store, DATASET_LOCK) as locked_store:
         for content in ("", "new"):
-            assert mine.exists(MANIFEST) == bool(content)
-            shards = [shard for number in (0, 1) for shard in made(mine, number, content)]
-            committed = commit(SMALL, mine, IN9, shards)
+            assert locked_store.exists(MANIFEST) == bool(content)
+            shards = [shard for number in (0, 1) for shard in made(locked_store, number, content)]
+            committed = commit(SMALL, locked_store, IN9, shards)
     assert_whole(store, committed)
 
 

@@ -57,15 +57,17 @@ ONE, TWO = ShardCounts(1, 1), ShardCounts(2, 2)
 
 
 def job_of(source: Path, output: Path, config: DatasetConfig = SMALL, **more: Any) -> GenerateJob:
-    store, about = Store.at(str(output)), {"previous": {}, "taxonomy": IN9, **more}
+    store, options = Store.at(str(output)), {"previous": {}, "taxonomy": IN9, **more}
     layouts = (find_layout(str(source), None, "val", needs_boxes=False),)
-    return GenerateJob(config, layouts, store=store, progress=Progress.for_store(store), **about)
+    return GenerateJob(config, layouts, store=store, progress=Progress.for_store(store), **options)
 
 
 def planned(job: GenerateJob, layers: str = "keep") -> tuple[OutputShard, Any, Backgrounds]:
     stage = SegmentShard(BOX, job.layer_staging(), {}, job.progress, layers)
-    found = [made for shard in ListSplits(job).process(None) for made in stage.process(shard)]
-    first = PlanSplit(MIXED, job.output_staging(), BOX).process(("val", found))[1]
+    segmented = [
+        result for shard in ListSplits(job).process(None) for result in stage.process(shard)
+    ]
+    first = PlanSplit(MIXED, job.output_staging(), BOX).process(("val", segmented))[1]
     plan = load_plan(job.store, first.plan, MIXED, first.plan_digest)
     rows = read_rows(job.store, first.sources[0].path)
     drawn = plan.backgrounds([row["key"] for row in rows])[MIX]
@@ -88,13 +90,13 @@ def test_only_what_the_segmenter_uses_is_listed(sample: Path, tmp_path: Path) ->
     table = tmp_path / "manifest.csv"
     table.write_text("image,class,xmin,ymin,xmax,ymax,mask\na.JPEG,n02085620,1,1,2,2,a.JPEG\n")
     assert listed(BOX, tmp_path) == {(True, False)}
-    for wnid, segment, said in (
+    for wnid, segment, message in (
         ("n02085620", masks, f"--segmenter masks: no image of {table} has a mask; name PNGs in"),
         ("n02085620", BOX, f"no image of {table} has a box: .* add --segmenter masks"),
         ("n09", BOX, f"no image of an ImageNet-9 class in {table}: 1 images of other .*--taxonomy"),
     ):
         table.write_text(f"image,class\na.JPEG,{wnid}\n")
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             listed(segment, tmp_path)
 
 
@@ -117,17 +119,17 @@ def test_a_job_finds_what_it_left_and_refuses_a_list_that_has_changed(
 
 
 def test_the_graph_gives_the_fingerprint_once(small_sample: Path, tmp_path: Path) -> None:
-    job, told = job_of(small_sample, tmp_path / "out"), tmp_path / "told"
+    job, target = job_of(small_sample, tmp_path / "out"), tmp_path / "told"
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         start = pipeline | beam.Create(["work may begin"])
-        start | GenerateDataset(job) | beam.io.WriteToText(str(told), shard_name_template="")
+        start | GenerateDataset(job) | beam.io.WriteToText(str(target), shard_name_template="")
     manifest = read_manifest(job.store)
     assert manifest is not None
-    assert told.read_text().split() == [manifest.fingerprint]
+    assert target.read_text().split() == [manifest.fingerprint]
     smaller = dataclasses.replace(SMALL, images_per_shard=3)
     for reshard, counts in ((False, TWO), (True, ShardCounts(6, 6))):
-        about = {"previous": manifest.shards, "reshard": reshard}
-        more = job_of(small_sample, tmp_path / "out", smaller, **about)
+        options = {"previous": manifest.shards, "reshard": reshard}
+        more = job_of(small_sample, tmp_path / "out", smaller, **options)
         assert list_split(more, *more.layouts)[1].counts == counts
 
 
@@ -135,15 +137,15 @@ def test_the_graph_gives_the_fingerprint_once(small_sample: Path, tmp_path: Path
 def test_layers_are_found_if_all_is_whole(tmp_path: Path, record: str, tars: str) -> None:
     """Writes record and whole tars as staged (a) or in place (b); other tars are cut short."""
     staging, folders = Staging(Store(str(tmp_path)), "staging"), {"a": "staging/", "b": ""}
-    for place, folder in folders.items():
-        staging.store.write(folder + TAR, b"tar"[: 2 + (place in tars)])
+    for location, folder in folders.items():
+        staging.store.write(folder + TAR, b"tar"[: 2 + (location in tars)])
     checksum, files = shard_fingerprint(["a", "b"], BOX), [FileDigest(TAR, 3, "0" * 64)]
     table = RECORD_SCHEMA.empty_table()
     write_table(staging.store, folders[record] + RECORD, table, checksum, files)
     shard = SourceShard(SplitTotals("val", ONE, 2, 0, 0), 0)
-    whole = next((place for place in tars if place == "b" or record == "a"), None)
+    expected = next((location for location in tars if location == "b" or record == "a"), None)
     layers = find_layers(staging, shard, ["a", "b"], BOX, need_files=True)
-    assert (layers and layers.locations) == (whole and {TAR: folders[whole] + TAR})
+    assert (layers and layers.locations) == (expected and {TAR: folders[expected] + TAR})
     other = dataclasses.replace(BOX, resize=40)
     for digests, config in (("ac", BOX), (["a", None, "b"], BOX), ("ab", other), ("ba", BOX)):
         layers = find_layers(staging, shard, list(digests), config, need_files=False)
@@ -157,7 +159,7 @@ def test_layers_are_the_same_from_tars_and_cut_again(small_input: Path, tmp_path
     staging, stored = job.output_staging(), LayerSource(job.store, met, BOX)
     before = list(stored.layers(rows))
     own = {row["key"]: layer for row, layer, _ in before}
-    rows = [{**row, "selected": place > 0} for place, row in enumerate(rows)]
+    rows = [{**row, "selected": position > 0} for position, row in enumerate(rows)]
     meter = Meter(Progress.for_store(staging.store), "compose", "x")
     digests = VariantFiles(BOX, MIXED, staging, IN9).write(output, met, rows, meter)
     for variant, file in zip(("original", MIX), digests, strict=True):
@@ -182,9 +184,9 @@ def test_layers_are_the_same_from_tars_and_cut_again(small_input: Path, tmp_path
     folder.delete_all([TAR, tar])
     assert PreviousLayers(folder, "val", TWO).rows(row["key"], row["source_digest"]) == []
     again = LayerSource(job.store, planned(job, "drop")[2], BOX)
-    for (row, layer, tiles), (_, cut, found) in zip(before, again.layers(rows), strict=True):
+    for (row, layer, tiles), (_, cut, cut_tiles) in zip(before, again.layers(rows), strict=True):
         tiled, key = stored.tiled(tiles[MIX]), met.fields(row["key"], MIX)["bg_key"]
-        assert np.array_equal([layer.image, tiled], [cut.image, again.tiled(found[MIX])])
+        assert np.array_equal([layer.image, tiled], [cut.image, again.tiled(cut_tiles[MIX])])
         assert key not in own or np.array_equal(tiled, own[key].only_bg_t)
     for picture in pictures_of(small_input):
         darken(picture)
@@ -197,21 +199,28 @@ def test_a_variant_of_the_users_has_a_version_and_changes_no_layer(
 ) -> None:
     code = ("layer.image.fill(0) or layer.image", "layer.image[::2]", "layer.image", "layer.image")
     painted = zip(("dark", "half", "Loud", "bad"), code, strict=True)
-    text = "".join(f"def {name}(layer): return {what}\n" for name, what in painted)
+    text = "".join(f"def {name}(layer): return {expression}\n" for name, expression in painted)
     (tmp_path / "painted_here.py").write_text(f"{text}dark.version, bad.version = 3, -1")
     monkeypatch.syspath_prepend(tmp_path)
-    mine = "python:painted_here"
-    entries = versioned(["original", f"{mine}:dark", f"{mine}:half@7"])
-    assert entries == versioned(entries) == ("original", f"{mine}:dark@3", f"{mine}:half@1")
-    assert custom_names(["original", f"{mine}:dark", f"{mine}:light@3"]) == ("dark", "light")
-    for name, said in (("Loud", "small letters"), ("bad", "a whole number"), ("no", "no function")):
-        with pytest.raises(UsageError, match=f"--variants {mine}:{name}: .*{said}"):
-            versioned([f"{mine}:{name}"])
-    for entry, said in ((f"{mine}:dark@2", "its version is 3 here"), ("python:gone:f@1", "worker")):
-        with pytest.raises(JobError, match=said):
+    module = "python:painted_here"
+    entries = versioned(["original", f"{module}:dark", f"{module}:half@7"])
+    assert entries == versioned(entries) == ("original", f"{module}:dark@3", f"{module}:half@1")
+    assert custom_names(["original", f"{module}:dark", f"{module}:light@3"]) == ("dark", "light")
+    for name, message in (
+        ("Loud", "small letters"),
+        ("bad", "a whole number"),
+        ("no", "no function"),
+    ):
+        with pytest.raises(UsageError, match=f"--variants {module}:{name}: .*{message}"):
+            versioned([f"{module}:{name}"])
+    for entry, message in (
+        (f"{module}:dark@2", "its version is 3 here"),
+        ("python:gone:f@1", "worker"),
+    ):
+        with pytest.raises(JobError, match=message):
             find_variants([entry])
-    image, found = np.full((32, 32, 3), 9, np.uint8), find_variants(entries)
+    image, variants = np.full((32, 32, 3), 9, np.uint8), find_variants(entries)
     layer = Layer(image, image, image[..., 0] > 0, OutputBox(0, 0, 9, 9))
-    assert (found["dark"].compose(layer).any(), image.all()) == (False, True)
+    assert (variants["dark"].compose(layer).any(), image.all()) == (False, True)
     with pytest.raises(JobError, match=r"half@1 returned uint8 of shape \(16, 32, 3\), not"):
-        found["half"].compose(layer)
+        variants["half"].compose(layer)

@@ -40,13 +40,13 @@ def test_no_background_is_of_the_same_group(
     everyone = (np.arange(len(drawn)), make_keys(len(drawn)))
     present = sorted({label for label, _ in drawn})
     for variant in MIXED:
-        found = pair(pool, *everyone, variant, seed=0, own_background=own, mixed_rand=policy)
-        for foreground, background in enumerate(found):
+        backgrounds = pair(pool, *everyone, variant, seed=0, own_background=own, mixed_rand=policy)
+        for foreground, background in enumerate(backgrounds):
             label, group = drawn[foreground]
             of_next = present[(present.index(label) + 1) % len(present)]
             allowed = [
-                place
-                for place, (other, of_group) in enumerate(drawn)
+                index
+                for index, (other, of_group) in enumerate(drawn)
                 if (own or of_group != group)
                 and {
                     "mixed_same": other == label,
@@ -67,15 +67,15 @@ def test_who_stays_has_partners_among_who_stays(
         labels, mixed=sorted(mixed), own_background=own, mixed_rand=policy, groups=numbers
     )
     # The reference removes images without a partner until every image in the pool has one.
-    left = list(range(len(drawn)))
-    while left:
-        pool = make_pool([drawn[i] for i in left])
-        fine = np.ones(len(left), np.bool_)
+    remaining = list(range(len(drawn)))
+    while remaining:
+        pool = make_pool([drawn[i] for i in remaining])
+        fine = np.ones(len(remaining), np.bool_)
         for variant in mixed:
             of_variant = pair(
                 pool,
-                np.arange(len(left)),
-                make_keys(len(left)),
+                np.arange(len(remaining)),
+                make_keys(len(remaining)),
                 variant,
                 seed=0,
                 own_background=own,
@@ -84,8 +84,8 @@ def test_who_stays_has_partners_among_who_stays(
             fine &= of_variant != NO_PARTNER
         if fine.all():
             break
-        left = [place for place, stays in zip(left, fine, strict=True) if stays]
-    assert np.flatnonzero(keep).tolist() == left
+        remaining = [index for index, stays in zip(remaining, fine, strict=True) if stays]
+    assert np.flatnonzero(keep).tolist() == remaining
 
 
 def test_removing_one_image_repairs_few() -> None:
@@ -97,8 +97,8 @@ def test_removing_one_image_repairs_few() -> None:
         labels, numbers = (np.asarray([drawn[i][c] for i in kept], np.int64) for c in (0, 1))
         names = [keys[i] for i in kept]
         pool = Pool.from_images(names, labels, seed=0, groups=numbers)
-        found = pair(pool, np.arange(len(kept)), names, "mixed_rand", seed=0)
-        return {names[f]: names[b] for f, b in enumerate(found)}
+        backgrounds = pair(pool, np.arange(len(kept)), names, "mixed_rand", seed=0)
+        return {names[f]: names[b] for f, b in enumerate(backgrounds)}
 
     before = pairs(None)
     for skip in range(0, 600, 60):

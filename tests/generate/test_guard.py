@@ -88,8 +88,8 @@ def test_an_input_that_has_gone_replaces_nothing(run_small: Run, small_input: Pa
     before, pictures = stamps(output), pictures_of(small_input)
     for picture in pictures[1:]:
         picture.unlink()
-    said = run_small("generate", code=1)
-    assert "0 images added, 0 changed, 17 removed. Nothing has been changed; " in said
+    message = run_small("generate", code=1)
+    assert "0 images added, 0 changed, 17 removed. Nothing has been changed; " in message
     assert stamps(output) == before
     assert_sound(output)
     assert "val: 1 images" in run_small("generate", "--overwrite", "rebuild")
@@ -138,8 +138,8 @@ def test_what_may_have_changed_is_told_without_reading_it(
     assert stamps(output) == before
     for record in sorted((output / "layers").glob("*.tar"))[::2]:
         record.unlink()
-    said = run_small("generate", code=1)
-    assert "0 images added, 0 changed, 0 removed; files of" in said
+    message = run_small("generate", code=1)
+    assert "0 images added, 0 changed, 0 removed; files of" in message
 
 
 def test_a_first_run_reads_each_picture_once(

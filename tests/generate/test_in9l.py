@@ -82,8 +82,8 @@ def test_its_pictures_are_those_of_in9(
     output = tmp_path / "out"
     run_in9("generate", "--output", output, "--input", small_sample, *IN9L, *SHARDS)
     both = [
-        {row["key"]: row["image"] for row in rows_of(of / "parquet" / "original")}
-        for of in (one_worker, output)
+        {row["key"]: row["image"] for row in rows_of(dataset / "parquet" / "original")}
+        for dataset in (one_worker, output)
     ]
     assert len(both[1]) == 18
     assert both[0].items() <= both[1].items()
@@ -120,15 +120,15 @@ def test_only_what_has_changed_is_made_again(
     command = ("generate", "--output", output, "--split", "val,train", *IN9L, *SHARDS)
     before = stamps(output)
     # --annotations is refused here; the same pictures in another folder are no change.
-    said = run_in9(*command, "--input", images, "--annotations", images / "none", check=2)
-    assert "--annotations" in said.stderr
+    result = run_in9(*command, "--input", images, "--annotations", images / "none", check=2)
+    assert "--annotations" in result.stderr
     assert "nothing to do" in run_in9(*command, "--input", images).stdout
     assert stamps(output) == before
     added = max(images.glob("val/*/*.JPEG"))
     shutil.copy(added, added.with_name("added_1.JPEG"))
-    said = run_in9(*command, "--input", images)
+    result = run_in9(*command, "--input", images)
     # The other images of the shard are known from their records and not opened again.
-    assert "1 images looked at" in said.stdout
+    assert "1 images looked at" in result.stdout
     assert manifest_of(output)["images"]["val"]["selected"] == 18
     assert_sound(output)
 
@@ -137,9 +137,9 @@ def test_a_dry_run_measures_and_says_what_there_is_to_do(
     without_boxes: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    said = run_in9("generate", "--output", output, "--input", without_boxes, *IN9L, "--dry_run")
-    assert "val: 0 looked at already, 18 to look at" in said.stdout
-    assert "0 B layers" in said.stdout
+    result = run_in9("generate", "--output", output, "--input", without_boxes, *IN9L, "--dry_run")
+    assert "val: 0 looked at already, 18 to look at" in result.stdout
+    assert "0 B layers" in result.stdout
     assert not output.exists()
 
 
@@ -215,32 +215,32 @@ def test_a_picture_is_resized_and_cropped_as_a_layer_is(
         0, 256, (height, width, 3), np.uint8
     )
     resize = crop + extra
-    found = crop_whole(encode_png(pixels), resize=resize, crop=crop, interpolation=interpolation)
+    cropped = crop_whole(encode_png(pixels), resize=resize, crop=crop, interpolation=interpolation)
     transform = ResizeCrop.for_size(
         native_width=width, native_height=height, resize=resize, crop=crop
     )
-    assert found.image is not None
-    assert found.reason is None
-    assert (found.width, found.height) == (width, height)
-    np.testing.assert_array_equal(found.image, transform.image(pixels, interpolation))
+    assert cropped.image is not None
+    assert cropped.reason is None
+    assert (cropped.width, cropped.height) == (width, height)
+    np.testing.assert_array_equal(cropped.image, transform.image(pixels, interpolation))
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_raise(data: bytes) -> None:
-    found = crop_whole(data, resize=16, crop=16, interpolation="nearest")
-    assert (found.image is None) == (found.reason is not None)
-    assert (found.digest is None) == (found.image is None)
+    cropped = crop_whole(data, resize=16, crop=16, interpolation="nearest")
+    assert (cropped.image is None) == (cropped.reason is not None)
+    assert (cropped.digest is None) == (cropped.image is None)
 
 
 def test_a_picture_too_narrow_to_be_resized_is_rejected() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (2000, 1)).save(buffer, "PNG")
-    found = crop_whole(buffer.getvalue(), resize=256, crop=224, interpolation="nearest")
-    assert found.reason == Reason.TOO_MANY_PIXELS
-    assert found.width == 2000
+    cropped = crop_whole(buffer.getvalue(), resize=256, crop=224, interpolation="nearest")
+    assert cropped.reason == Reason.TOO_MANY_PIXELS
+    assert cropped.width == 2000
     assert decode_image(buffer.getvalue()).shape == (1, 2000, 3)
 
 
 def test_the_selection_identifies_layers() -> None:
-    whole = SegmentConfig(selection="in9l")
-    assert whole.fingerprint() != SegmentConfig().fingerprint()
+    config = SegmentConfig(selection="in9l")
+    assert config.fingerprint() != SegmentConfig().fingerprint()

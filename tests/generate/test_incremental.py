@@ -87,12 +87,12 @@ def schedule(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     pictures = sorted(mini.glob("val/*/*.JPEG"))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(root)
-        made = Schedule(root / "input", root / "out", pictures[1::4])
+        prepared = Schedule(root / "input", root / "out", pictures[1::4])
         for picture in pictures[::4]:
-            made.add(picture)
+            prepared.add(picture)
         os.symlink(mini / "Annotations", root / "input" / "Annotations")
-        assert made.run() == 0
-        yield made
+        assert prepared.run() == 0
+        yield prepared
 
 
 def changed_files(before: dict[str, int], after: dict[str, int], folder: str) -> set[str]:
@@ -114,9 +114,9 @@ def test_three_added_one_changed_one_removed(
 ) -> None:
     output, publish = schedule.output, ("--publish", str(tmp_path / "published"))
     assert main(["report", "--dataset", str(output), "--pictures", "none", *publish]) == 0
-    there = sorted(schedule.input.glob("val/*/*.JPEG"))
+    pictures = sorted(schedule.input.glob("val/*/*.JPEG"))
     index, before, manifest = schedule.index(), stamps(output), manifest_of(output)
-    accepted = [path for path in there if index[path.stem]["selected"]]
+    accepted = [path for path in pictures if index[path.stem]["selected"]]
     removed, altered = accepted[10], accepted[25]
     new = schedule.aside[20:23]
     for picture in new:
@@ -132,18 +132,18 @@ def test_three_added_one_changed_one_removed(
     expected = schedule.places(concerned, output=False)
     shards = f"{len(expected)} of 17 source"
     assert schedule.run() == 1
-    said = capsys.readouterr().err
-    assert f"{shards} shards would be made again, more than a tenth" in said
-    assert "3 images added, 1 changed, 1 removed" in said
-    assert "add --overwrite rebuild" in said
+    printed = capsys.readouterr().err
+    assert f"{shards} shards would be made again, more than a tenth" in printed
+    assert "3 images added, 1 changed, 1 removed" in printed
+    assert "add --overwrite rebuild" in printed
     assert stamps(output) == before
     assert manifest_of(output) == manifest
 
     assert schedule.run("--overwrite", "rebuild", *publish) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     after, now = stamps(output), schedule.index()
-    assert "done now: 4 images segmented" in said
-    assert f"shards made: {shards}" in said
+    assert "done now: 4 images segmented" in printed
+    assert f"shards made: {shards}" in printed
 
     sources = changed_files(before, after, "layers")
     assert numbers(sources) == expected
@@ -164,7 +164,7 @@ def test_three_added_one_changed_one_removed(
         assert numbers(changed_files(before, after, folder)) == composed
     predictions = changed_files(before, after, "results")
     assert numbers({path for path in predictions if "/predictions/" in path}) <= composed
-    assert f"{len(composed)} of 17 output" in said
+    assert f"{len(composed)} of 17 output" in printed
     files = {file["path"]: file["sha256"] for file in manifest_of(output)["files"]}
     kept = {file["path"]: file["sha256"] for file in manifest["files"]}
     same = {path for path in before if before[path] == after.get(path)}
@@ -188,9 +188,9 @@ def test_a_new_model_segments_and_composes_nothing(
     before = stamps(schedule.output)
     schedule.models += ",python:incremental_models:second"
     assert schedule.run() == 0
-    said = capsys.readouterr().out
-    assert "done now: 0 images segmented, 0 composed" in said
-    assert "shards made: 0 of 17 source, 0 of 17 output, 17 of 34 of predictions" in said
+    printed = capsys.readouterr().out
+    assert "done now: 0 images segmented, 0 composed" in printed
+    assert "shards made: 0 of 17 source, 0 of 17 output, 17 of 34 of predictions" in printed
     after = stamps(schedule.output)
     written = {path.split("/")[0] for path in after if before.get(path) != after[path]}
     assert written == {"results", "report.html"}
@@ -203,8 +203,8 @@ def test_one_added_image_is_evaluated_with_its_shards_alone(
     picture = schedule.aside.pop()
     schedule.add(picture)
     assert schedule.run() == 0
-    said, after = capsys.readouterr().out, stamps(schedule.output)
-    assert "done now: 1 images segmented" in said
+    printed, after = capsys.readouterr().out, stamps(schedule.output)
+    assert "done now: 1 images segmented" in printed
     composed = numbers(changed_files(before, after, "index"))
     assert schedule.places({picture.stem}, output=True) <= composed
     assert len(composed) <= 1 + 4 * len(MIXED)
@@ -212,7 +212,7 @@ def test_one_added_image_is_evaluated_with_its_shards_alone(
         (folder,) = schedule.output.glob(f"results/*{model}*/predictions")
         predicted = changed_files(before, after, str(folder.relative_to(schedule.output)))
         assert numbers(predicted) == composed
-    assert f"{2 * len(composed)} of 34 of predictions" in said
+    assert f"{2 * len(composed)} of 34 of predictions" in printed
 
 
 def test_a_record_that_lacks_images_is_made_again(

@@ -51,8 +51,8 @@ def test_the_output_tree_is_as_documented(one_worker: Path) -> None:
     for shard in range(3):
         rows = samples[f"parquet/mixed_rand/val-{shard:05d}-of-00003.parquet"]
         assert (f"webdataset/fg_mask/val-{shard:06d}.tar" in files) == (rows > 0)
-    there = set(stamps(one_worker))
-    assert there == files | {"manifest.json"}
+    paths = set(stamps(one_worker))
+    assert paths == files | {"manifest.json"}
     images = manifest["images"]["val"]
     assert images["listed"] == images["accepted"] + images["rejected"] == 18
     assert "time" not in (one_worker / "manifest.json").read_text()
@@ -205,10 +205,10 @@ def test_work_that_a_runner_loses_is_noticed(
     capsys: pytest.CaptureFixture[str],
     stage: Any,
 ) -> None:
-    whole = stage.process
+    original = stage.process
 
     def lossy(self: Any, shard: Any) -> Any:
-        return whole(self, shard) if shard.shard else iter(())
+        return original(self, shard) if shard.shard else iter(())
 
     monkeypatch.setattr(stage, "process", lossy)
     output = tmp_path / "out"

@@ -33,9 +33,9 @@ FEWER = ("--variants", "original,mixed_same,mixed_rand")
 def test_kills_at_random_moments_change_nothing(small_sample: Path, tmp_path: Path) -> None:
     fresh, output = tmp_path / "fresh", tmp_path / "out"
     run = ("run", "--input", small_sample, *FLAGS, *FEWER, *TINY_MODEL, "--output")
-    whole = start_in9(*run, fresh)
+    uninterrupted = start_in9(*run, fresh)
     started = time.monotonic()
-    assert whole.wait() == 0
+    assert uninterrupted.wait() == 0
     seconds = time.monotonic() - started
     moments = random.Random(9)
     finished: dict[str, int] = {}
@@ -51,23 +51,25 @@ def test_kills_at_random_moments_change_nothing(small_sample: Path, tmp_path: Pa
             # A dataset that has its manifest is valid.
             assert_sound(output)
         # Shards that an earlier run finished are not made again.
-        there = finished_shards(output)
-        assert {name: there[name] for name in finished} == finished
-        finished = there
+        shards = finished_shards(output)
+        assert {name: shards[name] for name in finished} == finished
+        finished = shards
         if running.returncode == 0:
             assert results_of(output) == results_of(fresh)
             if killed < KILLS:
                 shutil.rmtree(output)
                 finished = {}
     last = run_in9(*run, output)
-    there = finished_shards(output)
-    assert {name: there[name] for name in finished} == finished
-    if len(finished) == len(there):
+    shards = finished_shards(output)
+    assert {name: shards[name] for name in finished} == finished
+    if len(finished) == len(shards):
         assert "18 images segmented" not in last.stdout
     assert results_of(output) == results_of(fresh)
     assert_sound(output)
-    left = {path.relative_to(output / ".in9").parts[0] for path in (output / ".in9").rglob("*")}
-    assert left == {"checksums", "input.json", "last_run.json", "report.json", "tmp"}
+    remaining = {
+        path.relative_to(output / ".in9").parts[0] for path in (output / ".in9").rglob("*")
+    }
+    assert remaining == {"checksums", "input.json", "last_run.json", "report.json", "tmp"}
     assert not list(output.glob(".in9/tmp/*"))
 
 
@@ -130,9 +132,9 @@ def test_ctrl_c_leaves_with_one_line_in_the_middle_of_work(
     # A terminal sends the signal to all processes of the group.
     os.killpg(running.pid, how)
     # An idle machine needs a second for this; a run that waited for the work would need 120.
-    out, said = running.communicate(timeout=30)
+    out, error = running.communicate(timeout=30)
     assert running.returncode == 1
-    *progress, last = said.splitlines()
+    *progress, last = error.splitlines()
     assert last == "in9 run: stopped; run the same command again to go on"
     # If starting takes long, lines of progress come first.
     assert all(re.match(rf"{stage}: 0 of ", line) for line in progress)
@@ -185,8 +187,8 @@ def test_four_models_are_evaluated_at_once_and_the_tables_hold_all(
     models.append("efficientnet_lite0")
     running = [start_in9("evaluate", "--dataset", output, "--models", model) for model in models]
     for process in running:
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error
     gaps = (output / "results" / "gaps.csv").read_text()
     page = (output / "report.html").read_text()
     for model in models:

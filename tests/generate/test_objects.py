@@ -57,27 +57,27 @@ some_boxes = st.lists(corners.map(lambda c: Box(*c)), max_size=5)
 
 @given(some_boxes)
 def test_which_box_is_chosen(boxes: list[Box]) -> None:
-    found = {
+    chosen = {
         objects: choose_boxes(boxes, width=WIDTH, height=HEIGHT, objects=objects)
         for objects in ("one", "largest", "union", "each")
     }
     if not boxes:
-        assert set(found.values()) == {Reason.NOT_ONE_BOX}
+        assert set(chosen.values()) == {Reason.NOT_ONE_BOX}
         return
     if len(boxes) > 1:
-        assert found["one"] == Reason.NOT_ONE_BOX
+        assert chosen["one"] == Reason.NOT_ONE_BOX
     clipped = [box.clip(WIDTH, HEIGHT) for box in boxes]
-    assert found["each"] == tuple(clipped)
-    there = [box for box in clipped if box.area]
-    if not there:
-        assert found["largest"] == found["union"] == Reason.INVALID_BOX
+    assert chosen["each"] == tuple(clipped)
+    nonempty = [box for box in clipped if box.area]
+    if not nonempty:
+        assert chosen["largest"] == chosen["union"] == Reason.INVALID_BOX
         return
-    (largest,), (union,) = found["largest"], found["union"]
+    (largest,), (union,) = chosen["largest"], chosen["union"]
     assert isinstance(largest, Box)
     assert isinstance(union, Box)
     assert largest.area == max(box.area for box in clipped)
     assert largest == next(box for box in clipped if box.area == largest.area)
-    sides = list(zip(*there, strict=True))
+    sides = list(zip(*nonempty, strict=True))
     assert union == (min(sides[0]), min(sides[1]), max(sides[2]), max(sides[3]))
 
 
@@ -110,12 +110,12 @@ def test_padding_shows_all_of_an_image_and_nothing_else(
     assert (white == np.where(inside[..., None], 255, 0)).all()
     # A box is transformed like the mask of its pixels, and stays inside the picture.
     clipped = Box(*box).clip(width, height)
-    found = transform.box(clipped)
+    transformed = transform.box(clipped)
     if clipped.area:
         mask = np.zeros((height, width), np.bool_)
         mask[clipped.ymin : clipped.ymax + 1, clipped.xmin : clipped.xmax + 1] = True
         expected = np.zeros((side, side), np.bool_)
-        expected[found.y0 : found.y1, found.x0 : found.x1] = True
+        expected[transformed.y0 : transformed.y1, transformed.x0 : transformed.x1] = True
         np.testing.assert_array_equal(transform.mask(mask), expected)
         assert not (expected & ~inside).any()
         assert transform.box_pixels(clipped) == transform.box_pixels_before_crop(clipped)
@@ -164,20 +164,20 @@ def encode_png_mask(mask: NDArray[np.bool_]) -> bytes:
 @pytest.mark.parametrize("objects", ["largest", "union", "each"])
 def test_an_image_with_one_box_is_cut_as_ever(objects: str) -> None:
     (expected,) = cuts(LEFT, rules=Rules())
-    (found,) = cuts(LEFT, rules=Rules(objects=objects))
-    assert found.number == (objects == "each")
+    (actual,) = cuts(LEFT, rules=Rules(objects=objects))
+    assert actual.number == (objects == "each")
     assert expected.layer is not None
-    assert found.layer is not None
+    assert actual.layer is not None
     for name in ("image", "only_bg_t", "mask", "box"):
-        np.testing.assert_array_equal(getattr(found.layer, name), getattr(expected.layer, name))
+        np.testing.assert_array_equal(getattr(actual.layer, name), getattr(expected.layer, name))
 
 
 def test_each_object_is_cut_as_if_it_were_alone() -> None:
     empty = Box(200, 200, 300, 300)
-    found = cuts(LEFT, empty, RIGHT, rules=Rules(objects="each"))
-    assert [each.number for each in found] == [1, 2, 3]
-    assert found[1].reason == Reason.INVALID_BOX
-    for each, box in ((found[0], LEFT), (found[2], RIGHT)):
+    results = cuts(LEFT, empty, RIGHT, rules=Rules(objects="each"))
+    assert [each.number for each in results] == [1, 2, 3]
+    assert results[1].reason == Reason.INVALID_BOX
+    for each, box in ((results[0], LEFT), (results[2], RIGHT)):
         (alone,) = cuts(box, rules=Rules())
         assert each.layer is not None
         assert alone.layer is not None
@@ -220,16 +220,16 @@ def test_given_masks_of_several_objects() -> None:
     transform = ResizeCrop.for_size(native_width=WIDTH, native_height=HEIGHT, resize=72, crop=64)
 
     def seen(mask: bytes, objects: str, *boxes: Box) -> list[NDArray[np.bool_]]:
-        found = cuts(*boxes, mask=mask, rules=Rules(objects=objects, max_box=1.0))
-        return [each.layer.mask for each in found if each.layer]
+        results = cuts(*boxes, mask=mask, rules=Rules(objects=objects, max_box=1.0))
+        return [each.layer.mask for each in results if each.layer]
 
-    told = json.dumps(both).encode()
+    coco_masks = json.dumps(both).encode()
     for boxes in ((), (Box(5, 10, 45, 60), Box(40, 20, 110, 80))):
-        for mask, own in zip(seen(told, "each", *boxes), masks, strict=True):
+        for mask, own in zip(seen(coco_masks, "each", *boxes), masks, strict=True):
             np.testing.assert_array_equal(mask, transform.mask(own))
-        (largest,) = seen(told, "largest", *boxes)
+        (largest,) = seen(coco_masks, "largest", *boxes)
         np.testing.assert_array_equal(largest, transform.mask(masks[1]))
-        (union,) = seen(told, "union", *boxes)
+        (union,) = seen(coco_masks, "union", *boxes)
         np.testing.assert_array_equal(union, transform.mask(masks.any(axis=0)))
     png = encode_png_mask(masks.any(axis=0))
     for mask, box in zip(seen(png, "each", LEFT, RIGHT), (LEFT, RIGHT), strict=True):
@@ -246,9 +246,9 @@ def test_a_picture_that_is_too_narrow_to_crop_can_be_padded() -> None:
 
     def of(rules: Rules) -> Cut:
         segment = SEGMENTERS["box"].segment
-        how = {"segment": segment, "seed": 0, "resize": 256, "crop": 224}
-        (found,) = cut_objects(encode_png(pixels), xml, interpolation="nearest", rules=rules, **how)  # type: ignore[arg-type]
-        return found
+        fixed = {"segment": segment, "seed": 0, "resize": 256, "crop": 224}
+        (cut,) = cut_objects(encode_png(pixels), xml, interpolation="nearest", rules=rules, **fixed)  # type: ignore[arg-type]
+        return cut
 
     assert of(Rules()).reason == Reason.TOO_MANY_PIXELS
     layer = of(Rules(pad=True, min_visible=0.0)).layer

@@ -79,9 +79,9 @@ def test_objects_of_a_picture_share_a_group_and_others_have_their_own(tmp_path: 
     rows = [{**row, "group": group} for row, group in zip(rows_of([0] * 4), "abab", strict=True)]
     rows += [{**row, "key": row["group"], "group": None} for row in rows[:2]]
     plan = planned(tmp_path, segmented(tmp_path, rows))[1]
-    found = {row["key"]: row["group_number"] for row in plan.table.to_pylist()}
-    assert found["k0"] == found["k2"] != found["k1"] == found["k3"]
-    assert len(set(found.values())) == 4
+    group_numbers = {row["key"]: row["group_number"] for row in plan.table.to_pylist()}
+    assert group_numbers["k0"] == group_numbers["k2"] != group_numbers["k1"] == group_numbers["k3"]
+    assert len(set(group_numbers.values())) == 4
 
 
 @settings(max_examples=20)

@@ -135,7 +135,7 @@ def test_resharding_that_is_killed_is_finished_by_the_same_command(
     one_worker: Path, small_sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["generate", "--input", str(small_sample), "--images_per_shard", "18", *ONE]
-    whole, manifests = Store.move, []
+    original, manifests = Store.move, []
     # The run is killed before all moves, after the manifest's, after the layers', or never.
     for last in (0, 1, 3, 1000):
         output = tmp_path / str(last)
@@ -147,7 +147,7 @@ def test_resharding_that_is_killed_is_finished_by_the_same_command(
         ) -> None:
             if next(moves) == last:
                 raise OSError("killed")
-            whole(self, source, target)
+            original(self, source, target)
 
         run = [*command, "--output", str(output), "--overwrite", "shards"]
         with monkeypatch.context() as patch:
@@ -186,7 +186,7 @@ def test_a_commit_can_be_killed_after_any_move(
     expected = (after / "manifest.json").read_bytes()
     assert expected != (before / "manifest.json").read_bytes()
 
-    whole = Store.move
+    original = Store.move
     killed_at = 0
     while True:
         killed_at += 1
@@ -200,7 +200,7 @@ def test_a_commit_can_be_killed_after_any_move(
         ) -> None:
             if next(moves) == last:
                 raise OSError("killed")
-            whole(self, source, target)
+            original(self, source, target)
 
         with monkeypatch.context() as patch:
             patch.setattr(Store, "move", move)
@@ -264,8 +264,8 @@ def test_a_dataset_that_grows_keeps_its_shards(tiny_input: Path, tmp_path: Path)
     ]
     assert main(["generate", "--output", str(output), *flags]) == 0
     small = manifest_of(output)["shards"]["val"]
-    for image, place in zip(moved, images[1::2], strict=True):
-        image.rename(place)
+    for image, original in zip(moved, images[1::2], strict=True):
+        image.rename(original)
     assert main(["generate", "--output", str(output), *flags, "--overwrite", "rebuild"]) == 0
     assert manifest_of(output)["shards"]["val"] == small
     assert main(["generate", "--output", str(output), *flags, "--overwrite", "shards"]) == 0

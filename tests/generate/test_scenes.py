@@ -118,7 +118,7 @@ def files_of(output: Path) -> dict[str, str]:
 
 
 def test_every_object_is_an_image(made: tuple[Path, str]) -> None:
-    output, said = made
+    output, printed = made
     rows = index_of(output)
     assert len(rows) == 12 * 2 + 3
     for row in rows:
@@ -127,7 +127,7 @@ def test_every_object_is_an_image(made: tuple[Path, str]) -> None:
         assert (row["group"], row["object"]) == (source, int(number))
     images = manifest_of(output)["images"]["val"]
     assert (images["listed"], images["objects"], images["accepted"]) == (15, 27, 27)
-    assert "val: 15 images, 27 objects, 27 accepted, 0 rejected" in said
+    assert "val: 15 images, 27 objects, 27 accepted, 0 rejected" in printed
     # Page and card count objects as objects, not as images.
     page, card = ((output / name).read_text() for name in ("report.html", "README.md"))
     assert "27 objects of split" in page
@@ -146,7 +146,7 @@ def test_every_object_is_an_image(made: tuple[Path, str]) -> None:
 
 
 def test_mixed_external_is_the_foreground_on_a_scene(made: tuple[Path, str], places: Path) -> None:
-    output, said = made
+    output, printed = made
     files = {path.stem: path for path in places.rglob("*.png")}
     scenes = {
         key: crop_whole(path.read_bytes(), resize=72, crop=64, interpolation="nearest").image
@@ -160,19 +160,19 @@ def test_mixed_external_is_the_foreground_on_a_scene(made: tuple[Path, str], pla
         expected = np.where(masks[key][..., None] > 0, originals[key], scenes[row["bg_key"]])
         np.testing.assert_array_equal(decode_image(row["image"]["bytes"]), expected)
         assert (row["bg_label"], row["bg_wnid"]) == (None, None)
-    told = {row["key"]: row["mixed_external_bg_key"] for row in index_of(output)}
-    assert told == {row["key"]: row["bg_key"] for row in table}
-    assert len(set(told.values())) >= 4
+    bg_keys = {row["key"]: row["mixed_external_bg_key"] for row in index_of(output)}
+    assert bg_keys == {row["key"]: row["bg_key"] for row in table}
+    assert len(set(bg_keys.values())) >= 4
     # A broken picture is counted and does no harm.
     assert manifest_of(output)["backgrounds"] == {"accepted": 5, "undecodable": 1}
-    assert "backgrounds: 6 pictures (5 accepted, 1 undecodable)" in said
+    assert "backgrounds: 6 pictures (5 accepted, 1 undecodable)" in printed
     rows = pq.read_table(output / "backgrounds" / "scenes.parquet").to_pylist()
     assert [row["path"] for row in rows if row["status"] != "accepted"] == ["broken.jpg"]
 
 
 def test_models_are_measured_on_scenes_and_over_groups(made: tuple[Path, str]) -> None:
-    output, said = made
-    assert "mixed_external" in said
+    output, reported = made
+    assert "mixed_external" in reported
 
     def table(name: str) -> list[dict[str, str]]:
         with (output / "results" / f"{name}.csv").open() as file:
@@ -205,7 +205,7 @@ def test_models_are_measured_on_scenes_and_over_groups(made: tuple[Path, str]) -
     assert (float(gap["ci_low"]), float(gap["ci_high"])) == pytest.approx(bounds)
     # A scene serves several foregrounds, which count as related.
     external = [row for row in rows if row["variant"] == "mixed_external"]
-    said = next(
+    reported = next(
         row
         for row in table("summary")
         if (row["label_rule"], row["variant"]) == ("mapped_only", "mixed_external")
@@ -214,7 +214,9 @@ def test_models_are_measured_on_scenes_and_over_groups(made: tuple[Path, str]) -
     expected = share_interval(
         (group(row["fg_key"]), row["bg_key"], row["correct"]) for row in external
     )
-    assert (float(said["ci_low"]), float(said["ci_high"])) == pytest.approx(expected, abs=1e-6)
+    assert (float(reported["ci_low"]), float(reported["ci_high"])) == pytest.approx(
+        expected, abs=1e-6
+    )
     page = (output / "report.html").read_text()
     assert "<strong>a scene</strong>, <code>place_" in page
     (attack,) = table("attack")[:1]
@@ -253,8 +255,8 @@ def test_a_change_makes_no_more_than_it_must(street: Path, places: Path, tmp_pat
     assert "nothing to do" in run_in9(*command).stdout
     # A new scene is drawn by few foregrounds, and the others stay as they are.
     write_noise(tmp_path / "elsewhere" / "another.png", 7)
-    said = run_in9(*command).stdout
-    assert "done now: 0 images segmented" in said
+    printed = run_in9(*command).stdout
+    assert "done now: 0 images segmented" in printed
     after = files_of(output)
     changed = {path for path in before if path.startswith("parquet/mixed_external")}
     changed = {path for path in changed if before[path] != after[path]}
@@ -266,8 +268,8 @@ def test_a_change_makes_no_more_than_it_must(street: Path, places: Path, tmp_pat
     assert manifest_of(output)["backgrounds"]["accepted"] == 6
     # A dataset made at once is the same.
     run_in9(*(tmp_path / "fresh" if part == output else part for part in command))
-    mine, theirs = manifest_of(output), manifest_of(tmp_path / "fresh")
-    assert mine == theirs
+    ours, theirs = manifest_of(output), manifest_of(tmp_path / "fresh")
+    assert ours == theirs
     # A removed image takes its objects along; other objects are not segmented again.
     next((source / "val").rglob("street_14.png")).unlink()
     assert "done now: 0 images segmented" in run_in9(*command).stdout
@@ -276,18 +278,18 @@ def test_a_change_makes_no_more_than_it_must(street: Path, places: Path, tmp_pat
 
 def test_the_flag_that_would_help_is_named(street: Path, tmp_path: Path) -> None:
     command = ("generate", "--input", street, *SMALL, "--variants", "original")
-    said = run_in9(*command, "--output", tmp_path / "one").stdout
-    assert "val: 15 images, 3 accepted, 12 rejected (12 not_one_box)" in said
+    printed = run_in9(*command, "--output", tmp_path / "one").stdout
+    assert "val: 15 images, 3 accepted, 12 rejected (12 not_one_box)" in printed
     advice = "val: over half are rejected. not_one_box (12): --objects largest, union or each"
-    assert advice in said
+    assert advice in printed
     assert advice in run_in9(*command, "--output", tmp_path / "dry", "--dry_run").stdout
     dry = run_in9(*command, "--output", tmp_path / "dry", "--objects", "each", "--dry_run").stdout
     assert "15 to segment" in dry
     assert "about 27 images in the dataset" in dry
     for objects in ("largest", "union"):
-        said = run_in9(*command, "--output", tmp_path / objects, "--objects", objects).stdout
-        assert "15 accepted" in said
-        assert "over half" not in said
+        printed = run_in9(*command, "--output", tmp_path / objects, "--objects", objects).stdout
+        assert "15 accepted" in printed
+        assert "over half" not in printed
         boxes = {row["key"]: row["box"] for row in index_of(tmp_path / objects)}
         assert (boxes["street_9"] == boxes["street_1"]) is False
     wider = index_of(tmp_path / "union")[0]["box"], index_of(tmp_path / "largest")[0]["box"]

@@ -16,11 +16,11 @@ SMALL = ("--image_size", 32, "--resize", 32, "--limit", 2, "--variants", "origin
 
 def schemas(output: Path) -> dict[str, list[tuple[str, str]]]:
     """Reads (name, type) of the columns for each kind of file."""
-    found = {}
+    by_kind = {}
     for kind in ("layers", "index", "parquet/original"):
         (path, *_) = sorted((output / kind).glob("*.parquet"))
-        found[kind] = [(field.name, str(field.type)) for field in pq.read_schema(path)]
-    return found
+        by_kind[kind] = [(field.name, str(field.type)) for field in pq.read_schema(path)]
+    return by_kind
 
 
 def test_flags_do_not_change_schemas(small_sample: Path, tmp_path: Path) -> None:
@@ -29,13 +29,13 @@ def test_flags_do_not_change_schemas(small_sample: Path, tmp_path: Path) -> None
         "whole": ("--selection", "in9l"),
         "objects": ("--segmenter", "box", "--objects", "each"),
     }
-    found = {}
+    by_way = {}
     for name, flags in ways.items():
         output = tmp_path / name
         run_in9("generate", "--input", small_sample, "--output", output, *SMALL, *flags)
-        found[name] = schemas(output)
-    assert found["plain"] == found["whole"] == found["objects"]
-    assert {dict(columns)["label"] for columns in found["plain"].values()} == {"int64"}
+        by_way[name] = schemas(output)
+    assert by_way["plain"] == by_way["whole"] == by_way["objects"]
+    assert {dict(columns)["label"] for columns in by_way["plain"].values()} == {"int64"}
 
 
 @pytest.mark.parametrize("kind", [SegmentConfig, ComposeConfig, DatasetConfig])
