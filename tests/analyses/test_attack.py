@@ -99,7 +99,7 @@ def brute_force(output: Path, fg_keys: list[str], bg_keys: list[str]) -> dict[st
     inside = [output for output, label in enumerate(label_of) if label != -1]
     originals, masks = pictures(output, "original"), pictures(output, "fg_mask")
     backgrounds = pictures(output, "only_bg_t")
-    found: dict[str, Any] = {rule: {} for rule in RULES}
+    result: dict[str, Any] = {rule: {} for rule in RULES}
     for fg in fg_keys:
         mask = (masks[fg]["pixels"] > 127)[..., None].astype(np.float32)
         batch = []
@@ -110,10 +110,10 @@ def brute_force(output: Path, fg_keys: list[str], bg_keys: list[str]) -> dict[st
             outputs = network((torch.stack(batch) - 0.5) / 0.5).tolist()
         for bg, logits in zip(bg_keys, outputs, strict=True):
             best = max(range(1000), key=logits.__getitem__)
-            found["argmax_then_map"][fg, bg] = label_of[best]
-            found["mapped_only"][fg, bg] = label_of[max(inside, key=logits.__getitem__)]
-    found["labels"] = {key: row["label"] for key, row in originals.items()}
-    return found
+            result["argmax_then_map"][fg, bg] = label_of[best]
+            result["mapped_only"][fg, bg] = label_of[max(inside, key=logits.__getitem__)]
+    result["labels"] = {key: row["label"] for key, row in originals.items()}
+    return result
 
 
 def test_both_measures_agree_with_a_loop_over_all_pairs(attacked: Path) -> None:
@@ -135,23 +135,27 @@ def test_both_measures_agree_with_a_loop_over_all_pairs(attacked: Path) -> None:
             return bool(label[f] != label[b] and predictions[f, b] == label[b])
 
         fooled_ones = [f for f in fg_keys if any(fools(f, b) for b in bg_keys)]
-        found = attack_json(attacked)["rules"][rule]
-        assert found["challenge_accuracy"] == len(standing) / 12
-        assert (found["challenge_ci_low"], found["challenge_ci_high"]) == wilson(len(standing), 12)
-        assert found["fooled"] == len(fooled_ones) / 12
-        assert (found["fooled_ci_low"], found["fooled_ci_high"]) == wilson(len(fooled_ones), 12)
+        measured = attack_json(attacked)["rules"][rule]
+        assert measured["challenge_accuracy"] == len(standing) / 12
+        assert (measured["challenge_ci_low"], measured["challenge_ci_high"]) == wilson(
+            len(standing), 12
+        )
+        assert measured["fooled"] == len(fooled_ones) / 12
+        assert (measured["fooled_ci_low"], measured["fooled_ci_high"]) == wilson(
+            len(fooled_ones), 12
+        )
 
         success = {}
         for bg in bg_keys:
             others = [f for f in fg_keys if label[f] != label[bg]]
             success[bg] = sum(fools(f, bg) for f in others) / len(others)
-        for row in found["by_class"]:
+        for row in measured["by_class"]:
             members = [b for b in bg_keys if label[b] == row["label"]]
             others = [f for f in fg_keys if label[f] != row["label"]]
             by_any = sum(any(fools(f, b) for b in members) for f in others)
             assert (row["backgrounds"], row["foregrounds"]) == (len(members), len(others))
             assert row["fooled"] == by_any / len(others)
-            best = [s for s in found["strongest"] if s["label"] == row["label"]]
+            best = [s for s in measured["strongest"] if s["label"] == row["label"]]
             rates = [success[s["bg_key"]] for s in best]
             assert rates == sorted((success[b] for b in members), reverse=True)[:5]
             assert [s["success"] for s in best] == rates
@@ -161,22 +165,22 @@ def test_both_measures_agree_with_a_loop_over_all_pairs(attacked: Path) -> None:
         assert {row["bg_key"]: float(row["success"]) for row in rows} == success
         assert all(int(row["bg_label"]) == label[row["bg_key"]] for row in rows)
 
-        curve = {row["backgrounds"]: row["accuracy"] for row in found["accuracy_by_backgrounds"]}
+        curve = {row["backgrounds"]: row["accuracy"] for row in measured["accuracy_by_backgrounds"]}
         right = sum(predictions[f, b] == label[f] for f in fg_keys for b in bg_keys)
         assert curve[1] == pytest.approx(right / 144)
-        assert curve[12] == found["challenge_accuracy"]
+        assert curve[12] == measured["challenge_accuracy"]
     # The comparison would prove little if all foregrounds were turned, or none.
     assert 0 < attack_json(attacked)["rules"][RULES[1]]["challenge_accuracy"] < 1
 
 
 def test_a_grid_is_spread_over_the_classes_and_recorded(attacked: Path) -> None:
-    found = attack_json(attacked)
-    assert (found["foregrounds"], found["backgrounds"], found["forwards"]) == (12, 12, 144)
-    assert not found["full_grid"]
-    assert not found["early_stop"]
+    result = attack_json(attacked)
+    assert (result["foregrounds"], result["backgrounds"], result["forwards"]) == (12, 12, 144)
+    assert not result["full_grid"]
+    assert not result["early_stop"]
     summary = json.loads((attacked / "results" / MODEL / "model.json").read_text())
-    assert found["weights_sha256"] == summary["weights_sha256"]
-    assert found["evaluation"] == {**summary["evaluation"], "device": "cpu"}
+    assert result["weights_sha256"] == summary["weights_sha256"]
+    assert result["evaluation"] == {**summary["evaluation"], "device": "cpu"}
     for side in ("fg_key", "bg_key"):
         name = "val-00000" if side == "fg_key" else "val-backgrounds"
         rows = pq.read_table(attacked / "results" / MODEL / "attack" / "12x12" / f"{name}.parquet")
@@ -229,24 +233,24 @@ def test_killed_and_stopped_early_it_says_the_same(
     attack(output, *MORE)
     assert "nothing to do" in capsys.readouterr().out
     assert stamps(output) == before
-    whole = attack_json(output)
+    complete = attack_json(output)
     whole_chunks = {name: pq.read_table(folder / "24x6" / name).to_pylist() for name in now}
 
     # Predictions of all pairs tell more than an early stop, so `--early_stop` keeps them.
     attack(output, *MORE, "--early_stop")
     assert "nothing to do" in capsys.readouterr().out
-    assert attack_json(output) == whole
+    assert attack_json(output) == complete
     assert not (folder / "24x6-early_stop").exists()
 
     (folder / "24x6").rename(tmp_path / "24x6")
     attack(output, *MORE, "--early_stop")
-    found = attack_json(output)
-    said = capsys.readouterr().out.splitlines()
-    assert said[-3].endswith(f"-  24 x 6{found['forwards']:>10}")
-    assert found["early_stop"]
-    assert found["forwards"] < whole["forwards"] == 144
+    early = attack_json(output)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3].endswith(f"-  24 x 6{early['forwards']:>10}")
+    assert early["early_stop"]
+    assert early["forwards"] < complete["forwards"] == 144
     for rule in RULES:
-        stopped, full = found["rules"][rule], whole["rules"][rule]
+        stopped, full = early["rules"][rule], complete["rules"][rule]
         for name in ("challenge_accuracy", "challenge_ci_low", "challenge_ci_high"):
             assert stopped[name] == full[name]
         assert 0 < full["challenge_accuracy"] < 1
@@ -259,24 +263,24 @@ def test_killed_and_stopped_early_it_says_the_same(
         for row, full_row in zip(partly, rows, strict=True):
             for rule in RULES:
                 pairs = [p for p in zip(row[rule], full_row[rule], strict=True) if p[0] is not None]
-                assert all(mine == its for mine, its in pairs)
+                assert all(prediction == its for prediction, its in pairs)
             tried += len(pairs)
-    assert tried == found["forwards"]
+    assert tried == early["forwards"]
     assert table(output / "results" / "backgrounds.csv") == []
     # Once predictions of all pairs are back, they are reported without a forward pass.
     (tmp_path / "24x6").rename(folder / "24x6")
     attack(output, *MORE)
     assert "nothing to do" in capsys.readouterr().out
-    assert attack_json(output) == whole
+    assert attack_json(output) == complete
 
 
 def test_a_dry_run_of_the_main_job_counts_what_is_left(attacked: Path) -> None:
     before = stamps(attacked)
-    said = run_in9("run", "--output", attacked, "--dry_run", "--attack", 12).stdout
-    assert f"{MODEL}: evaluated already\n{MODEL}: attacked already\ndry run:" in said
-    said = run_in9("run", "--output", attacked, "--dry_run", "--attack", 13).stdout
-    assert f"{MODEL}: evaluated already\n{MODEL}: about " in said
-    assert "for an attack with 169 composites" in said
+    printed = run_in9("run", "--output", attacked, "--dry_run", "--attack", 12).stdout
+    assert f"{MODEL}: evaluated already\n{MODEL}: attacked already\ndry run:" in printed
+    printed = run_in9("run", "--output", attacked, "--dry_run", "--attack", 13).stdout
+    assert f"{MODEL}: evaluated already\n{MODEL}: about " in printed
+    assert "for an attack with 169 composites" in printed
     assert stamps(attacked) == before
 
 
@@ -308,13 +312,13 @@ def test_run_attacks_after_evaluating(
         *("--variants", "original,only_bg_t,fg_mask", "--attack", "all", "--images_per_shard", 3),
         *("--pictures", "none"),
     )
-    said = run_in9(*flags).stdout
-    found = attack_json(output)
-    images = found["foregrounds"]
-    assert images == found["backgrounds"] == manifest_of(output)["images"]["val"]["selected"] > 2
-    assert found["full_grid"]
-    assert f"{2 * images} pictures predicted, {images**2} composites predicted" in said
-    assert f"{images} x {images}{images**2:>10}" in said
+    printed = run_in9(*flags).stdout
+    result = attack_json(output)
+    images = result["foregrounds"]
+    assert images == result["backgrounds"] == manifest_of(output)["images"]["val"]["selected"] > 2
+    assert result["full_grid"]
+    assert f"{2 * images} pictures predicted, {images**2} composites predicted" in printed
+    assert f"{images} x {images}{images**2:>10}" in printed
     assert main([str(flag) for flag in flags]) == 0
     assert "nothing to do" in capsys.readouterr().out
 
@@ -335,8 +339,8 @@ def test_wrong_flags_get_one_helpful_line(
     sample_run: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], line: str
 ) -> None:
     attack(sample_run, *flags, code=2)
-    (said,) = capsys.readouterr().err.splitlines()
-    assert line in said
+    (message,) = capsys.readouterr().err.splitlines()
+    assert line in message
 
 
 def test_a_dataset_without_a_variant_is_refused_by_its_name(
@@ -381,9 +385,9 @@ def test_measures_are_what_their_words_say(
     drawn: tuple[np.ndarray, np.ndarray, np.ndarray], cut: int
 ) -> None:
     grid, labels, bg_labels = drawn
-    found = tally(grid, labels, bg_labels, 4)
+    counts = tally(grid, labels, bg_labels, 4)
     parts = (tally(grid[rows], labels[rows], bg_labels, 4) for rows in (slice(cut), slice(cut, 9)))
-    assert equal(merge(parts), found)
+    assert equal(merge(parts), counts)
 
     rows, columns = range(len(labels)), range(len(bg_labels))
     fools = {
@@ -392,25 +396,25 @@ def test_measures_are_what_their_words_say(
         for b in columns
     }
     standing = sum(all(grid[f, b] == labels[f] for b in columns) for f in rows)
-    assert (challenge_accuracy(found).count, challenge_accuracy(found).n) == (standing, len(rows))
-    assert fooled(found).count == sum(any(fools[f, b] for b in columns) for f in rows)
+    assert (challenge_accuracy(counts).count, challenge_accuracy(counts).n) == (standing, len(rows))
+    assert fooled(counts).count == sum(any(fools[f, b] for b in columns) for f in rows)
     # A foreground that is fooled is also turned.
-    assert fooled(found).count + standing <= len(rows)
+    assert fooled(counts).count + standing <= len(rows)
     for label in range(4):
         members = [b for b in columns if bg_labels[b] == label]
-        share = fooled_by_class(found, label)
+        share = fooled_by_class(counts, label)
         assert share.count == sum(any(fools[f, b] for b in members) for f in rows)
         assert share.n == sum(labels[f] != label for f in rows)
         assert (share.value is None) == (share.n == 0)
         keys = [f"k{b}" for b in columns]
-        best = strongest(found, keys, bg_labels, label, count=2)
+        best = strongest(counts, keys, bg_labels, label, count=2)
         assert set(best) <= set(members)
         assert len(best) == min(2, len(members))
-        left_out = [found.successes[b] for b in members if b not in best]
-        assert not left_out or min(found.successes[b] for b in best) >= max(left_out)
+        left_out = [counts.successes[b] for b in members if b not in best]
+        assert not left_out or min(counts.successes[b] for b in best) >= max(left_out)
     others = foregrounds_of_others(labels, bg_labels)
-    assert np.all(found.successes <= others)
-    assert found.tried == grid.size
+    assert np.all(counts.successes <= others)
+    assert counts.tried == grid.size
 
 
 @given(grids())
@@ -418,19 +422,19 @@ def test_expected_accuracy_is_the_mean_over_all_choices(
     drawn: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> None:
     grid, labels, bg_labels = drawn
-    found = tally(grid, labels, bg_labels, 4)
+    counts = tally(grid, labels, bg_labels, 4)
     total = len(bg_labels)
-    curve = dict(expected_accuracy(found.turning, total, range(total + 1)))
+    curve = dict(expected_accuracy(counts.turning, total, range(total + 1)))
     for number in range(total + 1):
         stands = [
             (grid[:, list(chosen)] == labels[:, None]).all(axis=1).mean()
             for chosen in itertools.combinations(range(total), number)
         ]
         assert curve[number] == pytest.approx(np.mean(stands))
-    assert curve[total] == pytest.approx(challenge_accuracy(found).value)
+    assert curve[total] == pytest.approx(challenge_accuracy(counts).value)
     assert sorted(curve.values(), reverse=True) == list(curve.values())
     with pytest.raises(ValueError, match="cannot draw"):
-        expected_accuracy(found.turning, total, [total + 1])
+        expected_accuracy(counts.turning, total, [total + 1])
 
 
 @given(grids(), grids(), st.integers(1, 9), st.randoms(use_true_random=False))
@@ -450,20 +454,20 @@ def test_an_early_stop_turns_the_same_foregrounds(
         batches.append(len(f))
         return both[:, f, b]
 
-    found = try_until_turned(labels, order, rules=2, batch_size=batch_size, predict=predict)
-    tried = found[0] != UNTRIED
-    assert np.array_equal(found[:, tried], both[:, tried])
+    predictions = try_until_turned(labels, order, rules=2, batch_size=batch_size, predict=predict)
+    tried = predictions[0] != UNTRIED
+    assert np.array_equal(predictions[:, tried], both[:, tried])
     assert tried.sum() == sum(batches)
     for rule in range(2):
-        whole = (both[rule] != labels[:, None]).any(axis=1)
-        assert np.array_equal((tried & (found[rule] != labels[:, None])).any(axis=1), whole)
-        count = challenge_accuracy(tally(found[rule], labels, bg_labels, 4))
+        turned = (both[rule] != labels[:, None]).any(axis=1)
+        assert np.array_equal((tried & (predictions[rule] != labels[:, None])).any(axis=1), turned)
+        count = challenge_accuracy(tally(predictions[rule], labels, bg_labels, 4))
         assert count == challenge_accuracy(tally(both[rule], labels, bg_labels, 4))
     # Each foreground meets the backgrounds in order, and none after the batch that turned it.
     for row in tried[:, order]:
         assert row[: row.sum()].all()
     strengths = Strengths(len(bg_labels))
-    strengths.add(found, labels)
+    strengths.add(predictions, labels)
     rates = []
     for b in strengths.strongest_first():
         wrong = [(both[:, f, b] != labels[f]).all() for f in range(len(labels)) if tried[f, b]]
@@ -474,10 +478,10 @@ def test_an_early_stop_turns_the_same_foregrounds(
 def test_an_early_stop_with_single_trials_wastes_none() -> None:
     labels = np.asarray([0, 0, 0])
     grid = np.asarray([[[0, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]], np.int16)
-    found = try_until_turned(
+    predictions = try_until_turned(
         labels, np.asarray([2, 1, 0, 3]), rules=1, batch_size=1, predict=lambda f, b: grid[:, f, b]
     )
-    assert (found[0] != UNTRIED).sum(axis=1).tolist() == [2, 4, 1]
+    assert (predictions[0] != UNTRIED).sum(axis=1).tolist() == [2, 4, 1]
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(1, 45))
@@ -486,11 +490,11 @@ def test_samples_are_even_stable_and_nested(labels: list[int], count: int) -> No
     array = np.asarray(labels)
     chosen = sample_evenly(keys, array, count, seed=0, purpose="test")
     assert chosen.sum() == min(count, len(keys))
-    taken = np.bincount(array[chosen], minlength=5)
-    there = np.bincount(array, minlength=5)
+    sampled = np.bincount(array[chosen], minlength=5)
+    available = np.bincount(array, minlength=5)
     for label in range(5):
         # Classes differ by one image at most, unless a class has no more images.
-        assert taken[label] == there[label] or taken[label] >= taken.max() - 1
+        assert sampled[label] == available[label] or sampled[label] >= sampled.max() - 1
     more = sample_evenly(keys, array, count + 1, seed=0, purpose="test")
     assert np.all(more[chosen])
     backwards = sample_evenly(keys[::-1], array[::-1], count, seed=0, purpose="test")
@@ -508,7 +512,7 @@ def test_composites_on_the_device_are_the_papers() -> None:
     assert np.array_equal(expected, originals[f] * blend + backgrounds[b] * (1 - blend))
     cutouts = Cutouts.from_arrays(originals, masks, torch.device("cpu"))
     untouched = torch.from_numpy(backgrounds.copy())
-    found = cutouts.put_on(untouched, torch.from_numpy(f), torch.from_numpy(b))
-    assert found.shape == (4, 3, 8, 8)
-    assert np.array_equal(found.numpy(), (expected / np.float32(255)).transpose(0, 3, 1, 2))
+    actual = cutouts.put_on(untouched, torch.from_numpy(f), torch.from_numpy(b))
+    assert actual.shape == (4, 3, 8, 8)
+    assert np.array_equal(actual.numpy(), (expected / np.float32(255)).transpose(0, 3, 1, 2))
     assert np.array_equal(untouched.numpy(), backgrounds)

@@ -76,7 +76,7 @@ def evaluated(probed: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
 def test_every_cell_has_its_images_interval_and_published_figure(
     probed: tuple[Path, str],
 ) -> None:
-    output, said = probed
+    output, printed = probed
     rows = rows_of(output, "matrix")
     assert [(row["train_variant"], row["test_variant"]) for row in rows] == [
         (train, test) for train in SHOWN for test in SHOWN
@@ -93,11 +93,11 @@ def test_every_cell_has_its_images_interval_and_published_figure(
         assert int(row["train_n"]) <= 18 - len(tested)
         classes = Counter(image["label"] for image in tested)
         assert float(row["chance"]) == max(classes.values()) / len(tested)
-    assert f"{NAME}, %" in said
+    assert f"{NAME}, %" in printed
     chance = f"A constant answer gets {100 * float(rows[0]['chance']):.1f} %, the share of the"
-    assert chance in said
-    assert "; mixed variants: first of 3 draws" in said
-    assert "Trained on Mixed-Rand" in said
+    assert chance in printed
+    assert "; mixed variants: first of 3 draws" in printed
+    assert "Trained on Mixed-Rand" in printed
     content = json.loads((output / "results" / "matrix.json").read_text())
     (matrix,) = content["matrices"]
     assert {row["train_variant"] for row in matrix["gaps"]} == set(SHOWN)
@@ -107,7 +107,7 @@ def test_every_cell_has_its_images_interval_and_published_figure(
     for row in SHOWN:
         (penalty,) = {each["penalty"] for each in matrix["rows"] if each["train_variant"] == row}
         words = describe_penalty(penalty)
-        assert re.search(rf"{NAME}: {row}, .*; penalty {re.escape(words)}$", said, re.MULTILINE)
+        assert re.search(rf"{NAME}: {row}, .*; penalty {re.escape(words)}$", printed, re.MULTILINE)
         assert f"<code>{row}</code> {words}" in page
     assert (output / "results" / "figures" / f"matrix-{NAME}-difference.svg").exists()
 
@@ -119,15 +119,15 @@ def test_a_cell_is_what_evaluate_says_of_the_checkpoint(evaluated: Path) -> None
         for row in rows_of(evaluated, "matrix")
         if row["train_variant"] == "original"
     }
-    found = {
+    summary = {
         row["variant"]: row
         for row in rows_of(evaluated, "summary")
         if row["holdout"] == "0.5" and row["label_rule"] == "argmax_then_map"
     }
     for variant in ("only_bg_t", "original"):
         for column in ("n", "correct", "accuracy", "ci_low", "weights_sha256"):
-            assert found[variant][column] == cells[variant][column], (variant, column)
-    assert {row["overlap"] for row in found.values()} == {"0"}
+            assert summary[variant][column] == cells[variant][column], (variant, column)
+    assert {row["overlap"] for row in summary.values()} == {"0"}
     (gap,) = [
         row
         for row in rows_of(evaluated, "gaps")
@@ -140,21 +140,21 @@ def test_a_cell_is_what_evaluate_says_of_the_checkpoint(evaluated: Path) -> None
 
 
 def test_a_second_run_makes_what_is_missing_and_nothing_else(copied: Path, tmp_path: Path) -> None:
-    before, place = stamps(copied), tmp_path / "published"
-    said = run_in9("matrix", "--dataset", copied, *PROBE, "--publish", place).stdout
-    assert "nothing to do" in said
-    (version,) = place.glob("v-*")
-    assert f"published: {version} (older ones: 0)" in said
+    before, published = stamps(copied), tmp_path / "published"
+    printed = run_in9("matrix", "--dataset", copied, *PROBE, "--publish", published).stdout
+    assert "nothing to do" in printed
+    (version,) = published.glob("v-*")
+    assert f"published: {version} (older ones: 0)" in printed
     assert (version / "results" / "matrix.csv").exists()
     assert stamps(copied) == before
     (predictions,) = row_folder(copied, "original").glob("predictions/*")
-    made = predictions.read_bytes()
+    content = predictions.read_bytes()
     predictions.unlink()
     (copied / "models" / f"{NAME}-seed0" / "mixed_same.safetensors").unlink()
-    said = run_in9("matrix", "--dataset", copied, *PROBE).stdout
+    printed = run_in9("matrix", "--dataset", copied, *PROBE).stdout
     # Training gives the same probe again, so its predictions stay valid.
-    assert "rows tested: 1 of 4" in said
-    assert predictions.read_bytes() == made
+    assert "rows tested: 1 of 4" in printed
+    assert predictions.read_bytes() == content
     after = stamps(copied)
     changed = {path for path in after if after[path] != before.get(path)}
     assert {Path(path).name for path in changed} == {predictions.name, "mixed_same.safetensors"}
@@ -170,9 +170,9 @@ def test_rows_are_models_whose_pivot_the_matrix_is(probed: tuple[Path, str]) -> 
         table = pq.read_table(file, partitioning=None)
         assert table.schema.equals(PREDICTION_SCHEMA)
         assert set(table["variant"].to_pylist()) == set(SHOWN)
-        said = table.filter(pc.equal(table["label_rule"], "argmax_then_map")).to_pylist()
+        predictions = table.filter(pc.equal(table["label_rule"], "argmax_then_map")).to_pylist()
         for cell in (one for one in rows_of(output, "matrix") if one["train_variant"] == row):
-            hits = [one["correct"] for one in said if one["variant"] == cell["test_variant"]]
+            hits = [one["correct"] for one in predictions if one["variant"] == cell["test_variant"]]
             assert (len(hits), sum(hits)) == (int(cell["n"]), int(cell["correct"]))
 
 
@@ -211,14 +211,14 @@ def test_tests_on_trained_images_are_refused_and_marked(
     assert marked == {str(trained)}
     for command in ("evaluate", "attack"):
         assert main([command, "--dataset", str(output), "--models", entry]) == 2
-        said = capsys.readouterr().err
-        assert f"was trained on {trained} of the images" in said
-        assert "--holdout 0.5" in said
-        assert said.count("\n") == 1
+        message = capsys.readouterr().err
+        assert f"was trained on {trained} of the images" in message
+        assert "--holdout 0.5" in message
+        assert message.count("\n") == 1
     # A row is refused before any of its cells is tested.
     again = ("matrix", "--dataset", output, "--probe", "--variants", "original")
-    said = run_in9(*again, "--train_split", "val", check=2).stderr
-    assert "were trained on (row original)" in said
+    message = run_in9(*again, "--train_split", "val", check=2).stderr
+    assert "were trained on (row original)" in message
     page = (evaluated / "report.html").read_text()
     assert f"trained on {trained} of these images" in page
 
@@ -251,8 +251,8 @@ def test_whole_networks_and_in9l(three_draws: Path, tmp_path: Path) -> None:
     command = ("matrix", "--dataset", output, "--in9l", three_draws, "--holdout", 0.5)
     flags = ("--arch", "test_efficientnet", "--epochs", 1, "--batch_size", 4, "--workers", 0)
     variants = ("--variants", "only_bg_t", "--pictures", "none", "--lr", 0.01)
-    said = run_in9(*command, *flags, *variants).stdout
-    assert "test_efficientnet-1ep-val-holdout0.5, %" in said
+    printed = run_in9(*command, *flags, *variants).stdout
+    assert "test_efficientnet-1ep-val-holdout0.5, %" in printed
     rows = rows_of(output, "matrix")
     names = ("only_bg_t", "in9l")
     assert [(row["train_variant"], row["test_variant"]) for row in rows] == [
@@ -264,18 +264,18 @@ def test_whole_networks_and_in9l(three_draws: Path, tmp_path: Path) -> None:
     entry = output / rows[-1]["checkpoint"]
     evaluate = ("evaluate", "--dataset", output, "--holdout", 0.5, "--pictures", "none", *ONE)
     run_in9(*evaluate, "--models", f"test_efficientnet={entry}")
-    (found,) = (
+    (results,) = (
         row
         for row in rows_of(output, "summary")
         if (row["variant"], row["label_rule"]) == ("original", "argmax_then_map")
     )
-    assert found["correct"] == rows[-1]["correct"]
+    assert results["correct"] == rows[-1]["correct"]
     assert rows_of(output, "matrix") == rows
 
     def interval() -> tuple[float, float] | None:
         (matrix,) = read_matrices(Dataset.open(Store(str(output))))
-        found = {(row["train_variant"], row["test_variant"]): row for row in matrix["rows"]}
-        row = found.get(("only_bg_t", "in9l"))
+        results = {(row["train_variant"], row["test_variant"]): row for row in matrix["rows"]}
+        row = results.get(("only_bg_t", "in9l"))
         return (row["ci_low"], row["ci_high"]) if row else None
 
     # Images of a group count as related. This holds for IN-9L as well, whose index lies in another
@@ -314,9 +314,9 @@ def test_what_does_not_fit_is_one_line(
 ) -> None:
     before = stamps(probed[0])
     assert main(["matrix", "--dataset", str(probed[0]), *map(str, flags)]) == 2
-    said = capsys.readouterr().err
-    assert line in said
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert line in message
+    assert message.count("\n") == 1
     assert stamps(probed[0]) == before
 
 
@@ -359,8 +359,8 @@ def test_claims_on_training_are_judged_by_a_matrix(probed: tuple[Path, str]) -> 
         evidence = Evidence(dataset, imagenet9(), (), (), None, matrices)
         return {one.claim.text: one.verdict for one in check_claims(evidence)}
 
-    found = {text: v for text, v in verdicts(matrix_of()).items() if v is not Verdict.NOT_RUN}
-    assert len(found) == 5
-    assert set(found.values()) == {Verdict.HOLDS}
+    judged = {text: v for text, v in verdicts(matrix_of()).items() if v is not Verdict.NOT_RUN}
+    assert len(judged) == 5
+    assert set(judged.values()) == {Verdict.HOLDS}
     # A test on a model's own training images is no evidence.
     assert set(verdicts(matrix_of(overlap=7)).values()) == {Verdict.NOT_RUN}

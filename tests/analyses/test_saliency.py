@@ -176,9 +176,9 @@ class Short(Smooth):
 
 def test_a_batch_that_does_not_fit_is_halved() -> None:
     pictures = random_pictures(3, 8)
-    found = winning_logit_gradients(predictor_of(Short()), pictures)
+    actual = winning_logit_gradients(predictor_of(Short()), pictures)
     expected = winning_logit_gradients(predictor_of(Smooth()), pictures)
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
@@ -213,7 +213,7 @@ def recompute(output: Path, key_order: Sequence[str]) -> dict[str, tuple[float, 
     """
     module = load_model("efficientnet_lite0").module
     dataset = Dataset.open(Store(str(output)))
-    found = {}
+    by_key = {}
     for shard in dataset.shards("val"):
         masks = {s.key: decode_mask(s.image) for s in dataset.samples("val", shard, "fg_mask")}
         for sample in dataset.samples("val", shard, "original"):
@@ -227,8 +227,8 @@ def recompute(output: Path, key_order: Sequence[str]) -> dict[str, tuple[float, 
             saliency = pixels.grad[0].abs().amax(dim=0).double().numpy()
             mask = masks[sample.key]
             share = saliency[mask].sum() / saliency.sum()
-            found[sample.key] = (share, mask.mean(), int(logits.argmax()))
-    return found
+            by_key[sample.key] = (share, mask.mean(), int(logits.argmax()))
+    return by_key
 
 
 def test_the_command_measures_shows_and_resumes(
@@ -262,20 +262,20 @@ def test_the_command_measures_shows_and_resumes(
         mass, area, best = expected[row["key"]]
         assert row["mass_in_mask"] == pytest.approx(mass, abs=2e-3)
         assert (row["mask_area"], row["output"]) == (pytest.approx(area), best)
-    found = json.loads((folder / "saliency.json").read_text())
+    summary = json.loads((folder / "saliency.json").read_text())
     mean = np.mean([row["mass_in_mask"] for row in rows])
-    assert (found["images"], found["variant"]) == (len(labels), "original")
-    assert found["mass_in_mask"] == pytest.approx(mean)
-    assert found["ci_low"] < mean < found["ci_high"]
+    assert (summary["images"], summary["variant"]) == (len(labels), "original")
+    assert summary["mass_in_mask"] == pytest.approx(mean)
+    assert summary["ci_low"] < mean < summary["ci_high"]
     area = np.mean([row["mask_area"] for row in rows])
-    assert found["mask_area"] == pytest.approx(area)
-    assert found["concentration"] == pytest.approx(mean / area)
+    assert summary["mask_area"] == pytest.approx(area)
+    assert summary["concentration"] == pytest.approx(mean / area)
     assert f"{100 * mean:.1f} [" in done.stdout
-    shown = [one["label"] for one in found["maps"]]
+    shown = [one["label"] for one in summary["maps"]]
     assert (len(shown), set(shown)) == (9, set(labels))
     assert shown == sorted(shown)
     by_key = {row["key"]: row for row in rows}
-    for one in found["maps"]:
+    for one in summary["maps"]:
         row = by_key[one["key"]]
         assert (one["mass_in_mask"], one["prediction"]) == (row["mass_in_mask"], row["prediction"])
         with Image.open(output / one["file"]) as picture:
@@ -312,9 +312,9 @@ def test_the_main_job_explains_too(tiny_input: Path, tmp_path: Path) -> None:
     flags = ("run", "--input", tiny_input, "--output", output, "--variants", variants)
     done = run_in9(*flags, "--formats", "webdataset", "--saliency", 2)
     assert "inside the mask, %" in done.stdout
-    found = json.loads((output / "results" / "efficientnet_lite0" / "saliency.json").read_text())
-    assert found["images"] == manifest_of(output)["images"]["val"]["selected"] > 0
-    assert len({one["label"] for one in found["maps"]}) == 2
+    summary = json.loads((output / "results" / "efficientnet_lite0" / "saliency.json").read_text())
+    assert summary["images"] == manifest_of(output)["images"]["val"]["selected"] > 0
+    assert len({one["label"] for one in summary["maps"]}) == 2
 
 
 @pytest.mark.parametrize(

@@ -195,8 +195,8 @@ def test_listings_find_pictures_with_and_without_folders(
     (flat / "val").mkdir()
     for picture in small_sample.glob("val/*/*.JPEG"):
         shutil.copy(picture, flat / "val")
-    found = {image.name: image.index for image in list_imagenet(str(flat), imagenet9()).images}
-    assert found == {
+    indices = {image.name: image.index for image in list_imagenet(str(flat), imagenet9()).images}
+    assert indices == {
         image.name.split("/")[1]: image.index
         for image in listing.images
         if not image.name.startswith("n02123045")
@@ -243,11 +243,11 @@ def test_top1_is_the_models_own_on_the_whole_picture(
     folder = output / "results" / "efficientnet_lite0"
     stored = pq.read_table(folder / "imagenet" / "val-00000.parquet").to_pylist()
     assert {row["name"]: row["prediction"] for row in stored} == expected
-    found = json.loads((folder / "imagenet.json").read_text())
+    result = json.loads((folder / "imagenet.json").read_text())
     correct = sum(imagenet9().wnids[best] == name[:9] for name, best in expected.items())
-    assert (found["n"], found["correct"], found["unknown"]) == (20, correct, 1)
-    assert found["top1"] == correct / 20
-    assert found["ci_low"] < found["top1"] < found["ci_high"]
+    assert (result["n"], result["correct"], result["unknown"]) == (20, correct, 1)
+    assert result["top1"] == correct / 20
+    assert result["ci_low"] < result["top1"] < result["ci_high"]
     assert f"ImageNet top-1, efficientnet_lite0: {5 * correct:.1f} %" in done.stdout
     # A head of nine outputs cannot name ImageNet's classes.
     assert len(list(output.glob("results/*/imagenet.json"))) == 1
@@ -255,7 +255,7 @@ def test_top1_is_the_models_own_on_the_whole_picture(
     rows = table(output / "results" / "trend.csv")
     lite, other = ([r for r in rows if r["model"] == name] for name in ("efficientnet_lite0", spec))
     assert len(lite) == len(other) == 2 * (len(TREND_VARIANTS) + 1)
-    classes = found["classes"]
+    classes = result["classes"]
     assert {row["imagenet_source"] for row in lite} == {f"measured: 20 images of {classes} classes"}
     assert {(row["imagenet_n"], float(row["imagenet_top1"])) for row in lite} == {
         ("20", correct / 20)
@@ -281,11 +281,11 @@ def test_top1_is_the_models_own_on_the_whole_picture(
     assert not (output / "results" / "failures.json").exists()
     (tiny_imagenet / "val" / "n02123045" / "n02123045_broken.JPEG").write_bytes(b"junk")
     store = Store(str(output))
-    how = Evaluation(
+    evaluation = Evaluation(
         store, ("efficientnet_lite0",), "val", PredictConfig(), Progress.for_store(store)
     )
     with pytest.raises(JobError, match=r"n02123045/n02123045_broken\.JPEG of --imagenet"):
-        RunModels(ImageNetWork(how, str(tiny_imagenet), imagenet9())).process(Block(0, 0))
+        RunModels(ImageNetWork(evaluation, str(tiny_imagenet), imagenet9())).process(Block(0, 0))
     with pytest.raises(UsageError, match=r"--imagenet .*nowhere is not a folder"):
         check_imagenet(str(tmp_path / "nowhere"))
 
@@ -326,7 +326,7 @@ def summary_of(model: str, top1: float, size: int = 224, **evaluation: str) -> d
     Accuracies lie on lines of slope 0.5 and the gap on a line of slope -0.2, so the accuracy on
     mixed_same lies on a line of slope 0.3.
     """
-    how = {"split": "val", "eval_input": "stored", "precision": "fp32", **evaluation}
+    settings = {"split": "val", "eval_input": "stored", "precision": "fp32", **evaluation}
     row = {"ci_low": 0.0, "ci_high": 1.0, "n": 100}
     gap = 0.3 - 0.2 * top1
     shares = dict.fromkeys((*TREND_VARIANTS, "original"), 0.1 + 0.5 * top1)
@@ -336,7 +336,7 @@ def summary_of(model: str, top1: float, size: int = 224, **evaluation: str) -> d
         "num_outputs": 1000,
         "weights_sha256": "ab" * 32,
         "preprocessing": {"input_size": 224},
-        "evaluation": {**how, "input_size": size},
+        "evaluation": {**settings, "input_size": size},
         "accuracy": [
             {"label_rule": rule, "variant": variant, "accuracy": accuracy, **row}
             for rule in LABEL_RULES
@@ -381,12 +381,12 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
         store.update(result_file(model, "imagenet"), content)
 
     def known() -> dict[str, float | None]:
-        found = trend_of(store, summaries)
-        left_out = sum("measured on other images are left out" in note for note in found["notes"])
-        assert left_out == (found["points"][0]["imagenet_n"] == 50_000 and not whole)
-        return {point["model"]: point["imagenet_top1"] for point in found["points"]}
+        current = trend_of(store, summaries)
+        left_out = sum("measured on other images are left out" in note for note in current["notes"])
+        assert left_out == (current["points"][0]["imagenet_n"] == 50_000 and not all_measured)
+        return {point["model"]: point["imagenet_top1"] for point in current["points"]}
 
-    whole = False
+    all_measured = False
     for model in list(MODELS)[:3]:
         measure(model)
         assert known() == MODELS
@@ -394,7 +394,7 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
     assert known() == MODELS
     measure("convnext_tiny.fb_in1k")
     assert known() == dict.fromkeys(MODELS, 0.5)
-    whole = True
+    all_measured = True
     for model in MODELS:
         measure(model, n=50_000, classes=1000, top1=0.6)
     assert known() == dict.fromkeys(MODELS, 0.6)
@@ -415,16 +415,16 @@ def test_both_axes_are_of_one_input_size_or_the_page_says_which(tmp_path: Path) 
         names = ("resnet50.a1_in1k", "vgg16.tv_in1k")
         trend = trend_of(Store(str(tmp_path)), [summary_of(name, 0.7, size) for name in names])
         assert {point["input_size"] for point in trend["points"]} == {size}
-        found = {point["model"]: point["imagenet_input_size"] for point in trend["points"]}
-        said = [note for note in trend["notes"] if "another input size" in note]
-        return found, " ".join(said), trend_figure(trend).svg.decode()
+        input_sizes = {point["model"]: point["imagenet_input_size"] for point in trend["points"]}
+        notes = [note for note in trend["notes"] if "another input size" in note]
+        return input_sizes, " ".join(notes), trend_figure(trend).svg.decode()
 
-    found, said, figure = sizes(224)
-    assert (set(found.values()), said) == ({224}, "")
+    input_sizes, notes, figure = sizes(224)
+    assert (set(input_sizes.values()), notes) == ({224}, "")
     assert "published at 224 px" in figure
-    found, said, figure = sizes(288)
-    assert found == {"resnet50.a1_in1k": 288, "vgg16.tv_in1k": 224}
-    assert "for vgg16.tv_in1k (224 px, here 288);" in said
+    input_sizes, notes, figure = sizes(288)
+    assert input_sizes == {"resnet50.a1_in1k": 288, "vgg16.tv_in1k": 224}
+    assert "for vgg16.tv_in1k (224 px, here 288);" in notes
     assert "published at 224 to 288 px" in figure
 
 
@@ -449,12 +449,12 @@ def test_the_figure_names_every_model_and_repeats(tmp_path: Path) -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 300), st.floats(1, 20)), max_size=15))
 def test_labels_do_not_touch(labels: list[tuple[float, float]]) -> None:
-    wanted, sizes = [place for place, _ in labels], [size for _, size in labels]
+    wanted, sizes = [centre for centre, _ in labels], [size for _, size in labels]
     places = apart(wanted, sizes, 300)
     order = sorted(range(len(labels)), key=lambda i: (wanted[i], i))
     for one, other in itertools.pairwise(order):
         assert places[other] - places[one] >= (sizes[one] + sizes[other]) / 2 - 1e-6
-    for place, size in zip(places, sizes, strict=True):
-        assert size / 2 - 1e-6 <= place <= 300 - size / 2 + 1e-6
+    for centre, size in zip(places, sizes, strict=True):
+        assert size / 2 - 1e-6 <= centre <= 300 - size / 2 + 1e-6
     if len(labels) == 1 and sizes[0] / 2 <= wanted[0] <= 300 - sizes[0] / 2:
         assert places == pytest.approx(wanted)

@@ -114,14 +114,14 @@ def test_every_image_is_of_one_kind(right: NDArray[np.bool_]) -> None:
 )
 def test_groups_hold_every_picture_once(drawn: tuple[Any, Any]) -> None:
     labels, backgrounds = drawn
-    found = groups(labels, backgrounds, 9)
-    every = [place for group in found for place in group.pictures.tolist()]
+    all_groups = groups(labels, backgrounds, 9)
+    every = [picture for group in all_groups for picture in group.pictures.tolist()]
     assert sorted(every) == np.flatnonzero(backgrounds >= 0).tolist()
-    for group in found:
+    for group in all_groups:
         assert len(group.pictures)
         assert set(labels[group.pictures]) == {group.label}
         assert set(backgrounds[group.pictures]) == {group.bg_label}
-    order = [(group.label, group.bg_label) for group in found]
+    order = [(group.label, group.bg_label) for group in all_groups]
     assert order == sorted(set(order))
 
 
@@ -130,11 +130,11 @@ def test_a_class_is_tested_against_the_others() -> None:
     labels = np.repeat(np.arange(9), 100)
     correct = rng.random(900) < np.where(labels == 4, 0.5, 0.8)
     roles = Roles.from_units(np.arange(900), rng.integers(0, 900, 900))
-    found = class_p_values(labels, correct, roles)
-    assert list(found) == list(range(9))
+    p_values = class_p_values(labels, correct, roles)
+    assert list(p_values) == list(range(9))
     # The other classes differ a little as well, because each is compared with class 4 too.
-    assert min(found, key=lambda label: found[label]) == 4
-    assert found[4] < 1e-6 < 1e-3 < sorted(found.values())[1]
+    assert min(p_values, key=lambda label: p_values[label]) == 4
+    assert p_values[4] < 1e-6 < 1e-3 < sorted(p_values.values())[1]
     # If a class has only one or two backgrounds, these may explain the difference, not the class.
     shared = Roles.from_units(np.arange(900), np.where(labels == 4, 1000 + np.arange(900) % 2, 0))
     assert min(class_p_values(labels, correct, shared).values()) == 1
@@ -151,7 +151,7 @@ def test_p_values_of_equal_classes_are_seldom_small() -> None:
     rng = np.random.default_rng(5)
     labels, backgrounds = np.arange(180) % 9, rng.integers(0, 180, 180)
     hard = rng.random((400, 180)) < 0.4
-    found = [
+    is_small = [
         min(
             class_p_values(
                 labels,
@@ -162,7 +162,7 @@ def test_p_values_of_equal_classes_are_seldom_small() -> None:
         < 0.05
         for of_run in hard
     ]
-    assert np.mean(found) < 0.09
+    assert np.mean(is_small) < 0.09
 
 
 def test_the_worst_group_is_not_the_smallest_with_no_luck() -> None:
@@ -233,23 +233,23 @@ two_answers = st.integers(1, 40).flatmap(
 def test_relative_foreground_sensitivity_is_that_of_its_source(drawn: tuple[Any, Any, Any]) -> None:
     fg, bg, units = drawn
     roles = Roles.from_units(units)
-    found = relative_foreground_sensitivity(fg, bg, roles)
+    sensitivity = relative_foreground_sensitivity(fg, bg, roles)
     mean = (fg.mean() + bg.mean()) / 2
-    if found is None:
+    if sensitivity is None:
         assert mean in (0, 1)
         return
-    assert found[0] == pytest.approx((bg.mean() - fg.mean()) / (2 * min(mean, 1 - mean)))
-    assert -1 <= found[1] <= found[0] <= found[2] <= 1
+    assert sensitivity[0] == pytest.approx((bg.mean() - fg.mean()) / (2 * min(mean, 1 - mean)))
+    assert -1 <= sensitivity[1] <= sensitivity[0] <= sensitivity[2] <= 1
     # Swapping the two sides flips the sign. Swapping right and wrong does so too, unless both are
     # equally rare.
     for other in ((bg, fg), *([(~fg, ~bg)] if mean != 0.5 else [])):
         low, high = (-x for x in reversed(relative_foreground_sensitivity(*other, roles)[1:]))
-        assert (low, high) == pytest.approx(found[1:], abs=1e-9)
+        assert (low, high) == pytest.approx(sensitivity[1:], abs=1e-9)
     order = np.arange(len(fg))[::-1]
     again = relative_foreground_sensitivity(
         fg[order], bg[order], Roles.from_units(7 - units[order])
     )
-    assert again == pytest.approx(found, abs=1e-9)
+    assert again == pytest.approx(sensitivity, abs=1e-9)
 
 
 def test_relative_foreground_sensitivity_by_hand() -> None:
@@ -316,12 +316,14 @@ def evaluated(small_sample: Path, nine_way: str, tmp_path_factory: pytest.TempPa
 @pytest.fixture(scope="module")
 def predictions(evaluated: Path) -> dict[tuple[str, str, str], dict[str, dict[str, Any]]]:
     """Stored predictions by key, for each (model, label rule, variant)."""
-    found: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
+    by_variant: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {}
     for path in evaluated.glob("results/*/predictions/*.parquet"):
         for row in pq.read_table(path).to_pylist():
-            of_variant = found.setdefault((row["model"], row["label_rule"], row["variant"]), {})
+            of_variant = by_variant.setdefault(
+                (row["model"], row["label_rule"], row["variant"]), {}
+            )
             of_variant[row["key"]] = row
-    return found
+    return by_variant
 
 
 @pytest.fixture(scope="module")
@@ -335,8 +337,8 @@ def accuracy_of(row: dict[str, str], answers: list[dict[str, Any]]) -> None:
     """Checks the accuracy columns of a row against predictions."""
     pictures = [(answer["fg_key"], answer["bg_key"], answer["correct"]) for answer in answers]
     n, correct = len({foreground for foreground, *_ in pictures}), sum(r for *_, r in pictures)
-    found = tuple(int(row[column]) for column in ("n", "pictures", "correct"))
-    assert found == (n, len(pictures), correct)
+    counts = tuple(int(row[column]) for column in ("n", "pictures", "correct"))
+    assert counts == (n, len(pictures), correct)
     assert float(row["accuracy"]) == pytest.approx(correct / len(pictures))
     bounds = float(row["ci_low"]), float(row["ci_high"])
     assert bounds == pytest.approx(share_interval(pictures), abs=1e-6)
@@ -378,7 +380,7 @@ def test_summary_and_classes_agree_with_the_predictions(
         accuracy_of(row, answers)
         if draws == 2:
             halves = [
-                [r for _, r in right[of]] for of in (slice(len(index)), slice(len(index), None))
+                [r for _, r in right[draw]] for draw in (slice(len(index)), slice(len(index), None))
             ]
             sd = np.std([np.mean(half) for half in halves], ddof=1)
             assert float(row["seed_sd"]) == pytest.approx(sd)
@@ -407,15 +409,15 @@ def test_summary_and_classes_agree_with_the_predictions(
 def test_confusion_agrees_with_the_predictions(
     evaluated: Path, predictions: dict[Any, Any]
 ) -> None:
-    found: dict[Any, Counter[tuple[int, int]]] = {}
+    actual: dict[Any, Counter[tuple[int, int]]] = {}
     for row in table(evaluated, "confusion"):
-        counts = found.setdefault((row["model"], row["label_rule"], row["variant"]), Counter())
+        counts = actual.setdefault((row["model"], row["label_rule"], row["variant"]), Counter())
         counts[int(row["label"]), int(row["prediction"])] += int(row["pictures"])
     expected: dict[Any, Counter[tuple[int, int]]] = {}
     for (model, rule, variant), answers in predictions.items():
         counts = expected.setdefault((model, rule, base_of(variant)), Counter())
         counts.update((a["label"], a["prediction"]) for a in answers.values())
-    assert found == expected
+    assert actual == expected
 
 
 def test_gaps_are_over_all_replicates(evaluated: Path, predictions: dict[Any, Any]) -> None:
@@ -474,8 +476,8 @@ def test_flip_rates_are_over_pairs_of_pictures(
         ]
         # With few images, some get the same background twice.
         assert 0 < len(pairs) < len(index) * (1 if is_within else 4)
-        found = [float(row[name]) for name in ("flip_rate", "ci_low", "ci_high")]
-        assert found == pytest.approx(flip_interval(pairs), abs=1e-6)
+        actual = [float(row[name]) for name in ("flip_rate", "ci_low", "ci_high")]
+        assert actual == pytest.approx(flip_interval(pairs), abs=1e-6)
         n = len({key for key, *_ in pairs})
         assert (int(row["n"]), int(row["pairs"]), row["replicates"]) == (n, len(pairs), "2")
     assert any(float(row["flip_rate"]) > 0 for row in rows)
@@ -484,13 +486,13 @@ def test_flip_rates_are_over_pairs_of_pictures(
 def test_decomposition_agrees_with_the_predictions(
     evaluated: Path, predictions: dict[Any, Any], index: dict[str, Any]
 ) -> None:
-    found: dict[Any, dict[str, int]] = {}
+    counts: dict[Any, dict[str, int]] = {}
     for row in table(evaluated, "decomposition"):
         assert int(row["images"]) == len(index)
         assert float(row["share"]) == pytest.approx(int(row["n"]) / len(index))
-        found.setdefault((row["model"], row["label_rule"]), {})[row["kind"]] = int(row["n"])
-    assert len(found) == 4
-    for (model, rule), kinds in found.items():
+        counts.setdefault((row["model"], row["label_rule"]), {})[row["kind"]] = int(row["n"])
+    assert len(counts) == 4
+    for (model, rule), kinds in counts.items():
         sides = [predictions[model, rule, v] for v in ("original", "mixed_rand", "only_bg_t")]
         expected = Counter(
             KIND_OF.get(tuple(side[key]["correct"] for side in sides), "bg_irrelevant")
@@ -575,8 +577,8 @@ def test_models_are_compared_on_the_same_pictures(
         pictures = [(fg, bg, a - b) for (fg, bg, a), (*_, b) in zip(r_first, r_second, strict=True)]
         assert float(row["difference"]) == pytest.approx(first - second)
         if any(abs(r) > 1e-9 for *_, r in pictures):
-            found = float(row["ci_low"]), float(row["ci_high"])
-            assert found == pytest.approx(interval_of(first - second, pictures))
+            interval = float(row["ci_low"]), float(row["ci_high"])
+            assert interval == pytest.approx(interval_of(first - second, pictures))
         assert int(row["n"]) == len({fg for fg, *_ in pictures})
         # Two models make one pair, so there is nothing to adjust for.
         stands_out = float(row["ci_low"]) > 0 or float(row["ci_high"]) < 0
@@ -609,13 +611,13 @@ def test_figures_beside_the_gap_add_up_to_it(evaluated: Path) -> None:
         # All three numbers are rounded.
         assert abs(same - rand - gap) < 0.15 + 1e-9
 
-    found: dict[Any, dict[str, float]] = {}
+    values: dict[Any, dict[str, float]] = {}
     for name, column in (("trend", "accuracy"), ("comparisons", "difference")):
         for row in table(evaluated, name):
-            of = name, row.get("model"), row["label_rule"]
-            found.setdefault(of, {})[row["variant"]] = float(row[column])
-    assert len(found) == 4 + 2
-    for of_table in found.values():
+            key = name, row.get("model"), row["label_rule"]
+            values.setdefault(key, {})[row["variant"]] = float(row[column])
+    assert len(values) == 4 + 2
+    for of_table in values.values():
         difference = of_table["mixed_same"] - of_table["mixed_rand"]
         assert difference == pytest.approx(of_table["bg_gap"])
 

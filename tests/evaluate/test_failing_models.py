@@ -72,7 +72,7 @@ def test_a_model_that_fails_is_a_row_and_stops_nothing(small_run: Path, tmp_path
 
 def test_a_failure_is_of_an_entry_a_stage_and_a_dataset(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    how = {"split": "val", "eval_input": "stored", "precision": "fp32"}
+    settings = {"split": "val", "eval_input": "stored", "precision": "fp32"}
 
     def failed() -> dict[str, list[str]]:
         return {
@@ -81,18 +81,18 @@ def test_a_failure_is_of_an_entry_a_stage_and_a_dataset(tmp_path: Path) -> None:
         }
 
     b = FailedModel(0, "b", "b.tag", "first")
-    note_failures(store, "old", "evaluate", how, [FailedModel(1, "a", "a", "no")], [])
+    note_failures(store, "old", "evaluate", settings, [FailedModel(1, "a", "a", "no")], [])
     assert read_failures(store, "old", "evaluate")[0][0]["entry"] == "a"
     assert read_failures(store, "new", "evaluate") == ([], ["a"])
     for stage in ("evaluate", "attack"):
-        note_failures(store, "new", stage, how, [b], ["c"])
+        note_failures(store, "new", stage, settings, [b], ["c"])
     assert read_failures(store, "new", "evaluate")[1] == []
-    note_failures(store, "new", "evaluate", how, [FailedModel(0, "b", "b.tag", "again")], [])
+    note_failures(store, "new", "evaluate", settings, [FailedModel(0, "b", "b.tag", "again")], [])
     assert failed() == {"evaluate": ["again"], "attack": ["first"]}
     # `b.tag` is another entry for the same model.
-    note_failures(store, "new", "evaluate", how, [], ["b.tag"])
+    note_failures(store, "new", "evaluate", settings, [], ["b.tag"])
     assert failed() == {"evaluate": [], "attack": ["first"]}
-    note_failures(store, "new", "attack", how, [], ["b", "b.tag"])
+    note_failures(store, "new", "attack", settings, [], ["b", "b.tag"])
     assert list(tmp_path.glob("results/*")) == []
 
 

@@ -53,15 +53,15 @@ def run_stages(
     dataset = Dataset.open(store)
     progress = Progress.for_store(store)
     progress.clear()
-    how = Evaluation(store, models, "val", PredictConfig(), progress, hints=hints)
-    attacking = AttackPlan(how, foregrounds=20, backgrounds=20, early_stop=True)
+    evaluation = Evaluation(store, models, "val", PredictConfig(), progress, hints=hints)
+    attacking = AttackPlan(evaluation, foregrounds=20, backgrounds=20, early_stop=True)
     pipeline = beam.Pipeline(options=pipeline_options(["--direct_num_workers=1"]))
     works: list[Work] = [AttackWork(attacking, dataset.taxonomy)]
     if imagenet is not None:
         works += [
-            EvaluationWork(how, dataset.taxonomy),
-            ImageNetWork(how, str(imagenet), dataset.taxonomy),
-            SaliencyWork(SaliencyPlan(how, maps=2), dataset.taxonomy),
+            EvaluationWork(evaluation, dataset.taxonomy),
+            ImageNetWork(evaluation, str(imagenet), dataset.taxonomy),
+            SaliencyWork(SaliencyPlan(evaluation, maps=2), dataset.taxonomy),
         ]
     done = pipeline | beam.Create([dataset.manifest.fingerprint])
     for work in works:
@@ -95,7 +95,7 @@ def test_asking_for_machines_changes_no_result(
 def test_what_is_there_never_reaches_the_step_with_the_hint(
     looked: Path, small_sample: Path
 ) -> None:
-    before, made = stamps(looked), results_of(looked)
+    before, expected = stamps(looked), results_of(looked)
     counters = run_stages(looked, small_sample)
     assert "models_on_device" not in counters
     assert counters["prediction_shards_kept"] == 3
@@ -113,18 +113,18 @@ def test_what_is_there_never_reaches_the_step_with_the_hint(
     assert {counter: counters[counter] for counter in MADE.values()} == dict.fromkeys(
         MADE.values(), 1
     )
-    assert results_of(looked) == made
+    assert results_of(looked) == expected
 
 
 def test_an_early_stop_learns_from_what_is_there(sample_run: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(sample_run, tmp_path / "out"))
     assert run_stages(output, None)["attack_chunks_made"] == 2
-    made = results_of(output)
+    expected = results_of(output)
     folder = output / "results" / DEFAULT_MODEL / "attack" / "20x20-early_stop"
     (folder / "val-00001.parquet").unlink()
     counters = run_stages(output, None)
     assert (counters["models_on_device"], counters["attack_chunks_kept"]) == (1, 1)
-    assert results_of(output) == made
+    assert results_of(output) == expected
 
 
 def test_a_model_that_cannot_be_loaded_fails_before(

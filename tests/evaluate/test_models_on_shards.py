@@ -163,14 +163,14 @@ def test_predictions_are_of_what_decides_scores_and_of_nothing_else(made: Path) 
         find(predict=PredictConfig(batch_size=8)),
         find(predict=PredictConfig(device="cuda")),
     )
-    assert all(found == (wanted, True) for found in same)
+    assert all(result == (wanted, True) for result in same)
     others = [
         *(find(load_model(SECOND)), find(shard=0), find(holdout=0.5)),
         find(predict=PredictConfig(precision="bf16")),
         find(dataclasses.replace(model, weights_sha256="ab" * 32)),
     ]
     for variant in wanted:
-        assert len({of[variant] for of in (wanted, *(o for o, _ in others))}) == len(others) + 1
+        assert len({each[variant] for each in (wanted, *(o for o, _ in others))}) == len(others) + 1
     assert [is_there for _, is_there in others].count(True) == 1
 
 
@@ -195,7 +195,7 @@ def test_predictions_are_made_once_and_again_the_same(made: Path, tmp_path: Path
     ).select(["key", "bg_key"]).to_pydict().values(), strict=True))  # fmt: skip
     assert mixed == {s.key: s.fields["bg_key"] for s in dataset.samples("val", 1, "mixed_rand")}
     native = dataclasses.replace(evaluation, predict=PredictConfig(eval_input="native"))
-    ours, theirs = (describe_model(model, how, dataset) for how in (evaluation, native))
+    ours, theirs = (describe_model(model, each, dataset) for each in (evaluation, native))
     assert (ours["evaluation"], ours["weights_sha256"]) == (
         {**evaluation.eval_settings, "input_size": 64},
         model.weights_sha256,
@@ -212,7 +212,7 @@ def test_a_killed_evaluation_keeps_the_batches_that_it_has_done(
     evaluation = dataclasses.replace(plan(output, FIRST), predict=PredictConfig(batch_size=2))
     dataset, work = Dataset.open(evaluation.store), EvaluationWork(evaluation, imagenet9())
     of_model = PredictShards(dataset, describe_model(load_model(FIRST), evaluation, dataset))
-    path, whole = output / of_model.path(1), Predictor.logits
+    path, original = output / of_model.path(1), Predictor.logits
     path.unlink()
     RunModels(work).process(Block(0, 0))
     quiet = path.read_bytes()
@@ -222,7 +222,7 @@ def test_a_killed_evaluation_keeps_the_batches_that_it_has_done(
 
     def logits(self: Predictor, *arguments: Any) -> Iterator[Any]:
         nonlocal shown
-        for batch in whole(self, *arguments):
+        for batch in original(self, *arguments):
             yield batch
             shown += len(batch[0].rows)
             if shown >= killed_at:
@@ -252,9 +252,9 @@ def test_another_variant_costs_only_its_own_pictures(small_sample: Path, tmp_pat
     (images,) = re.findall(r"val: \d+ images, (\d+) accepted", done.stdout)
     assert f"{images} pictures predicted" in done.stdout
     run_in9("run", "--output", fresh, *more, *flags)
-    made = [sorted(output.glob("results/*/predictions/*")) for output in (grown, fresh)]
-    assert [path.read_bytes() for path in made[0]] == [path.read_bytes() for path in made[1]]
-    assert len(made[0]) > 1
+    files = [sorted(output.glob("results/*/predictions/*")) for output in (grown, fresh)]
+    assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
+    assert len(files[0]) > 1
     assert (grown / "results/summary.csv").read_text() == (
         fresh / "results/summary.csv"
     ).read_text()
@@ -264,9 +264,9 @@ def test_looking_leaves_what_is_not_known(made: Path) -> None:
     work = EvaluationWork(plan(made, FIRST), imagenet9())
     before = stamps(made)
     # User code may give other weights each time, so its model is always loaded.
-    (left,) = FindDone(work).process(Block(0, 0))
-    assert isinstance(left, beam.pvalue.TaggedOutput)
-    assert left.value == Block(0, 0)
+    (unknown,) = FindDone(work).process(Block(0, 0))
+    assert isinstance(unknown, beam.pvalue.TaggedOutput)
+    assert unknown.value == Block(0, 0)
     assert stamps(made) == before
     work.evaluation.progress.clear()
 
@@ -280,9 +280,9 @@ def test_a_model_without_all_units_is_not_summed_up(made: Path, tmp_path: Path) 
     units = (*work.units(dataset),)
     halves = [BlockDone(0, metadata, units[::2]), BlockDone(0, metadata, units[1::2])]
     assert SummarizeModel(work).process((0, reversed(halves))) == [ModelSummary((FIRST, FIRST))]
-    for found in (halves[1:], [*halves, halves[0]]):
+    for parts in (halves[1:], [*halves, halves[0]]):
         with pytest.raises(JobError, match=f"{FIRST}: evaluate of .* Run the same command"):
-            SummarizeModel(work).process((0, found))
+            SummarizeModel(work).process((0, parts))
     another = dataclasses.replace(halves[1], metadata=metadata.replace(FIRST, SECOND))
     with pytest.raises(JobError, match=f"{FIRST} has changed while it was run"):
         SummarizeModel(work).process((0, [halves[0], another]))
@@ -307,8 +307,8 @@ def test_caches_of_all_processes_take_a_quarter_of_the_memory(
 ) -> None:
     monkeypatch.setattr(resident, "usable_memory", lambda: 160)
     monkeypatch.setattr(resident, "usable_cores", lambda: 4)
-    for given, alone, of_several in ((None, 0, 10), (7, 0, 7), (0, 0, 0)):
-        evaluation = dataclasses.replace(plan(made, FIRST), pixel_cache=given)
+    for pixel_cache, alone, of_several in ((None, 0, 10), (7, 0, 7), (0, 0, 0)):
+        evaluation = dataclasses.replace(plan(made, FIRST), pixel_cache=pixel_cache)
         several = dataclasses.replace(evaluation, models=(FIRST, SECOND))
         rooms = [
             resident._pixel_cache(each).allocate((count, 1, 1, 1))

@@ -53,13 +53,13 @@ def test_it_is_ridge_regression_that_is_fitted_anew_for_each_fold(
 
     for fold in set(folds.tolist()):
         known = folds != fold
-        told = np.where(known[:, np.newaxis], y, y[known].mean(axis=0))
+        targets = np.where(known[:, np.newaxis], y, y[known].mean(axis=0))
         errors = []
         for penalty in penalties:
             error = 0.0
             for out in np.flatnonzero(known):
                 rest = np.arange(n) != out
-                error += ((y[out] - said(x[rest], told[rest], x[out], penalty)) ** 2).sum()
+                error += ((y[out] - said(x[rest], targets[rest], x[out], penalty)) ** 2).sum()
             errors.append(error)
         scores = said(x[known], y[known], x[~known], penalties[np.argmin(errors)])
         expected = (scores - y[known].mean(axis=0) + y.mean(axis=0)).argmax(axis=1)
@@ -97,10 +97,10 @@ def test_the_interval_is_honest_without_signal_and_sees_one() -> None:
     def power(seed: int, signal: float) -> bool:
         features = rng.normal(size=(90, 12))
         features[:, :9] += signal * np.eye(9)[labels]
-        found = power_of_outputs(features, labels, keys(90, seed))
-        assert found is not None
-        assert found.chance == pytest.approx(1 / 9)
-        return found.has_power
+        measured = power_of_outputs(features, labels, keys(90, seed))
+        assert measured is not None
+        assert measured.chance == pytest.approx(1 / 9)
+        return measured.has_power
 
     assert sum(power(seed, 0) for seed in range(200)) <= 12
     assert sum(power(seed, 1.5) for seed in range(20)) >= 18
@@ -136,14 +136,16 @@ def test_probes_of_any_shape_have_an_interval_around_their_accuracy(
     outputs = rng.normal(size=(n, 5)).astype(np.float16)
     outputs[0, 0] = np.nan
     labels = rng.integers(0, classes, n)
-    found = power_of_outputs(outputs, labels, keys(n, seed))
-    if found is None:
+    measured = power_of_outputs(outputs, labels, keys(n, seed))
+    if measured is None:
         assert len(set(folds_of(keys(n, seed)).tolist())) == 1
         return
-    assert 0 <= found.low <= found.accuracy <= found.high <= 1
-    assert found.chance == np.bincount(labels).max() / n
+    assert 0 <= measured.low <= measured.accuracy <= measured.high <= 1
+    assert measured.chance == np.bincount(labels).max() / n
     again = rng.permutation(n)
-    assert power_of_outputs(outputs[again], labels[again], np.array(keys(n, seed))[again]) == found
+    assert (
+        power_of_outputs(outputs[again], labels[again], np.array(keys(n, seed))[again]) == measured
+    )
 
 
 def test_another_unit_moves_none_to_another_fold() -> None:
@@ -192,8 +194,8 @@ def test_the_table_the_page_and_the_terminal_say_that_power_is_not_shown(powerle
     assert "<small>power not shown</small>" in page
     assert f"{100 * float(row['accuracy']):.1f} %" in page
     assert f"chance {100 * float(row['chance']):.1f} %" in page
-    said = run_in9("report", "--dataset", powerless).stdout
-    assert "could not show that backgrounds tell the class" in said
+    printed = run_in9("report", "--dataset", powerless).stdout
+    assert "could not show that backgrounds tell the class" in printed
 
 
 def test_kept_outputs_are_the_models_and_give_the_row(powerless: Path) -> None:
@@ -211,13 +213,13 @@ def test_kept_outputs_are_the_models_and_give_the_row(powerless: Path) -> None:
         assert row[winners[key]] == row.max()
     labels = {r["key"]: r["label"] for r in of_rule}
     names = sorted(outputs)
-    found = power_of_outputs(
+    measured = power_of_outputs(
         np.stack([outputs[name] for name in names]), np.array([labels[n] for n in names]), names
     )
     (row,) = json.loads((folder / "model.json").read_text())["power"]
-    assert found is not None
-    assert (row["accuracy"], row["ci_low"]) == (found.accuracy, found.low)
-    assert (row["ci_high"], row["chance"]) == (found.high, found.chance)
+    assert measured is not None
+    assert (row["accuracy"], row["ci_low"]) == (measured.accuracy, measured.low)
+    assert (row["ci_high"], row["chance"]) == (measured.high, measured.chance)
 
 
 def test_of_many_images_each_shard_keeps_its_share(powerless: Path) -> None:

@@ -67,19 +67,19 @@ def test_answers_are_the_predictions_in_the_order_of_the_images(told: Dataset) -
     table = predictions_of(told, summary)
     answered = predictions.read_predictions(told, images, summary)
     assert (answered.missing, answered.devices) == ((), ("cpu",))
-    found = answered.by_rule
+    by_rule = answered.by_rule
     for row in table.to_pylist():
-        of_rule, place = found[row["label_rule"]], keys.index(row["fg_key"])
-        assert of_rule.predicted[row["variant"]][place] == row["prediction"]
+        of_rule, position = by_rule[row["label_rule"]], keys.index(row["fg_key"])
+        assert of_rule.predicted[row["variant"]][position] == row["prediction"]
         if row["variant"].startswith("mixed"):
-            assert of_rule.bg_labels[row["variant"]][place] == rows[row["bg_key"]]["label"]
+            assert of_rule.bg_labels[row["variant"]][position] == rows[row["bg_key"]]["label"]
     names = ["original", "mixed_same"]
     assert predictions.predictions_in_table(table.slice(1), images, names).missing == ("original",)
     assert predictions.predictions_in_table(table.slice(0, 0), images, names).missing == tuple(
         names
     )
-    place = table.column_names.index("bg_key")
-    unknown = table.set_column(place, "bg_key", pa.array(["another"] * len(table)))
+    position = table.column_names.index("bg_key")
+    unknown = table.set_column(position, "bg_key", pa.array(["another"] * len(table)))
     with pytest.raises(JobError, match="mixed_same has backgrounds that are not in the index"):
         predictions.predictions_in_table(unknown, images, names)
 
@@ -93,14 +93,14 @@ def test_only_predictions_of_the_pictures_that_are_there_count(
     path = prediction_file(first, 0)
     table, metadata = read_table(dataset.store, path), read_metadata(dataset.store, path)
     assert metadata is not None
-    of = table["of"].cast(pa.string()).to_pylist()
+    fingerprints = table["of"].cast(pa.string()).to_pylist()
     variants = table["variant"].cast(pa.string()).to_pylist()
     others = [
         "another" if variant == "original" else this
-        for variant, this in zip(variants, of, strict=True)
+        for variant, this in zip(variants, fingerprints, strict=True)
     ]
-    place, kind = table.column_names.index("of"), table.schema.field("of").type
-    changed = table.set_column(place, "of", pa.array(others).cast(kind))
+    column, kind = table.column_names.index("of"), table.schema.field("of").type
+    changed = table.set_column(column, "of", pa.array(others).cast(kind))
     write_table(dataset.store, path, changed, metadata.fingerprint)
     dataset.store.delete(prediction_file(second, 0))
     (dataset.store.write(prediction_file(third, 0), b"PAR1, but no table"))
@@ -157,8 +157,8 @@ def test_summaries_have_a_form_and_are_made_of_predictions(told: Dataset, tmp_pa
         told = [
             {**old, "gaps": gaps, "power": [{**row, "has_power": has}]} for has in (True, False)
         ]
-        said = describe_power(told)
-        assert [line.count(old["model"]) for line in said] == [named]
+        lines = describe_power(told)
+        assert [line.count(old["model"]) for line in lines] == [named]
     assert describe_power([{**old, "power": []}]) == []
 
 
@@ -173,14 +173,16 @@ def test_parts_of_a_summary_count_the_same_images(n: int, seed: int, grouped: bo
     sizes = np.where(rng.random(n) < 0.3, np.nan, rng.random(n))
     numbers = np.unique(np.asarray(units, object), return_inverse=True)[1]
     images = predictions.EvalImages(keys, labels, sizes, keys, labels, units, numbers)
-    said, grounds = (dict(zip(VARIANTS, part, strict=True)) for part in (drawn[::2], drawn[1::2]))
+    answers, grounds = (
+        dict(zip(VARIANTS, part, strict=True)) for part in (drawn[::2], drawn[1::2])
+    )
     bg_units = {name: rng.integers(-3, max(n, 1), n) for name in MIXED}
-    found = {"rule": predictions.Predictions(labels, said, grounds, bg_units)}
-    parts = summary_parts(found, images, imagenet9())
+    by_rule = {"rule": predictions.Predictions(labels, answers, grounds, bg_units)}
+    parts = summary_parts(by_rule, images, imagenet9())
     draws = draws_of(VARIANTS)
     assert [row["variant"] for row in parts["accuracy"]] == list(draws)
     for row in parts["accuracy"]:
-        predicted = np.stack([said[name] for name in draws[row["variant"]]])
+        predicted = np.stack([answers[name] for name in draws[row["variant"]]])
         assert row["accuracy"] == (pytest.approx((predicted == labels).mean()) if n else None)
         assert row["outside"] == (predicted == -1).sum()
         assert row["chance"] == max(
@@ -228,16 +230,16 @@ def test_the_difference_of_two_models_is_minus_that_of_the_reverse(told: Dataset
     rows, back = (compared(told, each) for each in (summaries, summaries[::-1]))
     reverse = {(r["second"], r["first"], r["label_rule"], r["variant"]): r for r in back}
     assert len(rows) == len(reverse) == 3 * 2 * (len(draws_of(evaluated_variants(told))) + 1)
-    said = {
+    figures = {
         (each["model"], row["label_rule"], row.get("variant", "bg_gap")): row
         for each in summaries
         for row in (*each["accuracy"], *each["gaps"])
     }
     for row in rows:
-        of = row["label_rule"], row["variant"]
+        key = row["label_rule"], row["variant"]
         value = "gap" if row["variant"] == "bg_gap" else "accuracy"
-        ours, theirs = (said[row[name], *of][value] for name in ("first", "second"))
-        other = reverse[row["first"], row["second"], *of]
+        ours, theirs = (figures[row[name], *key][value] for name in ("first", "second"))
+        other = reverse[row["first"], row["second"], *key]
         assert row["difference"] == pytest.approx(ours - theirs)
         assert row["ci_low"] <= row["difference"] <= row["ci_high"]
         for name, mirrored in (("difference",) * 2, ("ci_low", "ci_high"), ("ci_high", "ci_low")):
