@@ -103,19 +103,19 @@ def masked(
     shutil.copytree(sample, source)
     keys = run_keys(source)
     done = dict(zip(keys, REASONS, strict=False))
-    for key, what in done.items():
+    for key, change in done.items():
         mask = source / "masks" / "val" / f"{key}.png"
-        if what in ("no box", "empty"):
+        if change in ("no box", "empty"):
             (source / "Annotations" / "val" / f"{key}.xml").unlink()
-        if what == "no mask":
+        if change == "no mask":
             mask.unlink()
-        elif what == "broken":
+        elif change == "broken":
             mask.write_bytes(mask.read_bytes()[:60])
-        elif what == "large":
+        elif change == "large":
             mask.write_bytes(png(np.pad(truths[key], 1)))
-        elif what == "empty":
+        elif change == "empty":
             mask.write_bytes(png(np.zeros_like(truths[key])))
-        elif what == "classes":
+        elif change == "classes":
             # As in ImageNet-S, a folder of the class holds class 258 and ignored pixels.
             numbers = np.where(truths[key], 258, 0)
             numbers[:5][~truths[key][:5]] = 1000
@@ -166,9 +166,9 @@ def test_given_masks_are_the_truth_after_the_resize(
     masked: tuple[Path, dict[str, str]], truths: dict[str, Mask]
 ) -> None:
     output, done = masked
-    found = pictures(output, "fg_mask")
-    assert len(found) == 27 - 4
-    for key, mask in found.items():
+    masks = pictures(output, "fg_mask")
+    assert len(masks) == 27 - 4
+    for key, mask in masks.items():
         expected = resized(truths[key])
         if done.get(key) == "classes":
             assert mask.any()
@@ -178,8 +178,8 @@ def test_given_masks_are_the_truth_after_the_resize(
 def test_what_is_wrong_with_a_mask_is_the_reason(masked: tuple[Path, dict[str, str]]) -> None:
     output, done = masked
     index = index_of(output)
-    for key, what in done.items():
-        assert index[key]["status"] == REASONS[what], what
+    for key, change in done.items():
+        assert index[key]["status"] == REASONS[change], change
     assert {row["segmenter"] for row in index.values()} == {"masks 1"}
     assert manifest_of(output)["segmenter"] == {"method": "masks", "version": 1, "parameters": {}}
 
@@ -188,7 +188,7 @@ def test_without_a_box_the_masks_bounding_box_serves(
     masked: tuple[Path, dict[str, str]], sample: Path
 ) -> None:
     # The sample's boxes were made from its masks.
-    (key,) = (key for key, what in masked[1].items() if what == "no box")
+    (key,) = (key for key, change in masked[1].items() if change == "no box")
     annotated = parse_annotation((sample / "Annotations" / "val" / f"{key}.xml").read_bytes())
     transform = ResizeCrop.for_size(
         native_width=annotated.width, native_height=annotated.height, resize=256, crop=224
@@ -206,8 +206,8 @@ def test_further_variants_are_composed_evaluated_and_read_without_their_module(
         assert (abs(background - 128) < 3).mean() > 0.85  # JPEG rings beside the foreground.
         assert abs(grey[masks[key] > 0] - originals[key][masks[key] > 0].astype(int)).mean() < 20
     with (output / "results" / "summary.csv").open() as file:
-        found = [row for row in csv.DictReader(file) if row["label_rule"] == PAPER_RULE]
-    rows = {row["variant"]: row for row in found}
+        summary = [row for row in csv.DictReader(file) if row["label_rule"] == PAPER_RULE]
+    rows = {row["variant"]: row for row in summary}
     assert {"bg_blurred", "fg_on_grey"} <= set(rows)
     noisy = [float(rows[name]["accuracy"]) for name in ("noise_fg", "noise_bg")]
     with (output / "results" / "rfs.csv").open() as file:
@@ -240,16 +240,16 @@ def test_noise_is_drawn_by_the_key_and_stored_without_loss(
         image = np.where(is_fg, on_bg[key], on_fg[key]).astype(int)
         assert abs(image - originals[key]).mean() < 5  # JPEG loses a little.
         noise = gaussian_noise(keyed_hash(0, "noise", key), image.shape)
-        found = np.where(is_fg, on_fg[key], on_bg[key])
-        np.testing.assert_array_equal(found, np.clip(image + noise, 0, 255))
+        noisy = np.where(is_fg, on_fg[key], on_bg[key])
+        np.testing.assert_array_equal(noisy, np.clip(image + noise, 0, 255))
 
 
 def cut(image: bytes, xml: bytes | None, mask: bytes | None, segmenter: str = "masks") -> Cut:
     segment = SEGMENTERS[segmenter].segment
-    (found,) = cut_objects(
+    (result,) = cut_objects(
         image, xml, mask, segment=segment, seed=0, resize=256, crop=224, interpolation="nearest"
     )
-    return found
+    return result
 
 
 def test_the_box_is_what_only_bg_b_blackens(sample: Path) -> None:
@@ -275,9 +275,9 @@ def test_a_box_from_a_mask_leaves_nothing_of_the_object_in_the_background() -> N
 def test_masks_of_one_channel(mode: str) -> None:
     mask = np.random.default_rng(0).random((20, 30)) < 0.5
     data = png(mask.astype(np.uint16) * 7) if mode == "I;16" else png(mask, mode)
-    found = read_mask(data)
-    np.testing.assert_array_equal(found.mask, mask)
-    assert found.boxes == (bounding_box(mask),)
+    result = read_mask(data)
+    np.testing.assert_array_equal(result.mask, mask)
+    assert result.boxes == (bounding_box(mask),)
 
 
 def coco_text(*segmentations: object, height: int = 20, width: int = 30) -> bytes:
@@ -378,8 +378,8 @@ def test_the_mask_of_its_class_is_an_images(tmp_path: Path) -> None:
 
     masks = index_masks(str(tmp_path), "v")
     asked = [("n01", "a"), ("n03", "a"), ("n03", "b"), ("n01", "c"), ("n01", "d")]
-    found = [masks.find(*each) for each in asked]
-    paths = [mask and mask.path.removeprefix(str(tmp_path)) for mask in found]
+    chosen = [masks.find(*each) for each in asked]
+    paths = [mask and mask.path.removeprefix(str(tmp_path)) for mask in chosen]
     assert paths == ["/n01/a.png", None, "/n02/b.png", "/c.png", None]
     assert len(masks) == 4
 
@@ -472,10 +472,10 @@ def test_the_documented_network_finds_its_object_in_the_box(modules: Path) -> No
     assert segment is not None
     image = np.zeros((128, 256, 3), np.uint8)
     image[32:96, 64:128, 0] = image[32:96, 200:240, 0] = 255
-    found = segment(image, Box(40, 20, 160, 120), 0).mask
+    actual = segment(image, Box(40, 20, 160, 120), 0).mask
     expected = np.zeros((128, 256), np.bool_)
     expected[32:96, 64:128] = True
-    assert (found != expected).sum() <= 4  # The resize rounds the corners.
+    assert (actual != expected).sum() <= 4  # The resize rounds the corners.
 
 
 def test_the_documented_network_makes_a_dataset(
@@ -489,8 +489,8 @@ def test_the_documented_network_makes_a_dataset(
     files = hashlib.sha256((modules / "u2net.onnx").read_bytes()).hexdigest()
     assert manifest["config"]["segmenter"] == DOCUMENTED
     assert manifest["config"]["segmenter_parameters"] == [f"files={files}", "version=1"]
-    about = {"method": DOCUMENTED, "version": "1", "parameters": {"files": files}}
-    assert manifest["segmenter"] == about
+    expected = {"method": DOCUMENTED, "version": "1", "parameters": {"files": files}}
+    assert manifest["segmenter"] == expected
     labels = {row["segmenter"] for row in index_of(output).values()}
     assert labels == {f"{DOCUMENTED} 1 files={files}"}
     assert f"the user's own function, `{DOCUMENTED} 1" in (output / "README.md").read_text()
@@ -524,8 +524,8 @@ def cut_by(name: str, picture: NDArray[np.uint8], sample: Path) -> Cut:
     )
     version = "version=a=b" if name == "of_light" else "version=1"
     name = f"{OTHER}:{name}"
-    (found,) = cut_source(source, SegmentConfig(segmenter=name, segmenter_parameters=(version,)))
-    return found
+    (result,) = cut_source(source, SegmentConfig(segmenter=name, segmenter_parameters=(version,)))
+    return result
 
 
 def test_a_function_may_reject_an_image_and_cannot_change_it(modules: Path, sample: Path) -> None:
@@ -555,8 +555,8 @@ def test_what_is_wrong_with_a_function_fails_the_job_with_the_image(
 ) -> None:
     with pytest.raises(JobError) as caught:
         cut_by(name, np.zeros((333, 500, 3), np.uint8), sample)
-    place = "/here/pictures.tar, 9 bytes at 0: --segmenter python:other_segmenters:"
-    assert str(caught.value).startswith(place)
+    prefix = "/here/pictures.tar, 9 bytes at 0: --segmenter python:other_segmenters:"
+    assert str(caught.value).startswith(prefix)
     assert message in str(caught.value)
 
 
@@ -578,13 +578,13 @@ def test_masks_and_weights_are_read_from_object_storage(
     (tmp_path / "n01" / "a.png").write_bytes(png(mask))
     with gcs_server() as url:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
-        here, there = Store(str(tmp_path)), Store.at(f"gs://{BUCKET}/masks")
-        here.copy_into(there, [(path, path) for path in here.walk("")])
-        found = index_masks(there.root, "val").find("n01", "a")
-        assert found is not None
-        assert found.path == f"gs://{BUCKET}/masks/n01/a.png"
-        assert found.md5
-        np.testing.assert_array_equal(read_mask(read_location(found.path)).mask, mask)
+        here, remote = Store(str(tmp_path)), Store.at(f"gs://{BUCKET}/masks")
+        here.copy_into(remote, [(path, path) for path in here.walk("")])
+        location = index_masks(remote.root, "val").find("n01", "a")
+        assert location is not None
+        assert location.path == f"gs://{BUCKET}/masks/n01/a.png"
+        assert location.md5
+        np.testing.assert_array_equal(read_mask(read_location(location.path)).mask, mask)
         files = hashlib.sha256(png(mask)).hexdigest()
         parameters = parameters_of(f"{OTHER}:of_remote")
         assert parameters == (f"files={files}", "version=1")
