@@ -191,7 +191,7 @@ ACCURACY = Panel(
     id="accuracy",
     title="Accuracy",
     make=lambda evidence, _: _tried(evidence),
-    answers="Accuracy on each version, and BG-Gap",
+    answers="Accuracy on each variant, and BG-Gap",
     command=EVALUATE_COMMAND,
     needs_backgrounds=False,
 )

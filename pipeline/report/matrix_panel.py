@@ -117,6 +117,6 @@ MATRIX = Panel(
     id="matrix",
     title="Training",
     make=lambda evidence, _: make_matrices(evidence),
-    answers="Trained on one version, tested on all",
+    answers="Trained on one variant, tested on all",
     command=MATRIX_COMMAND,
 )

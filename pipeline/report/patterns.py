@@ -63,14 +63,14 @@ PATTERNS = (
     Pattern(
         "only_rand",
         "wrong only on mixed_rand",
-        "Right on all other versions with the whole foreground: original, only_fg, mixed_same and "
+        "Right on all other variants with the whole foreground: original, only_fg, mixed_same and "
         "mixed_next.",
         _is_wrong_on_rand_alone,
     ),
     Pattern(
         "background",
         "names the background's class",
-        "On some version, the answer is the class that the background comes from, and not the "
+        "On some variant, the answer is the class that the background comes from, and not the "
         "foreground's.",
         lambda answers: any(one.is_background and not one.is_right for one in answers.values()),
     ),

@@ -47,11 +47,13 @@ def removed_if_refused(store: Store, *notes: str) -> Iterator[None]:
     try:
         yield
     except UsageError:
-        if not was_used and (files := set(store.walk(""))) <= set(notes):
-            store.delete_all(files)
-            store.prune(WORK_FOLDER)
-        if is_new:
-            Store.at(topmost).prune("")
+        # A folder that cannot even be listed, such as one in no bucket, has nothing to remove.
+        with contextlib.suppress(OSError):
+            if not was_used and (files := set(store.walk(""))) <= set(notes):
+                store.delete_all(files)
+                store.prune(WORK_FOLDER)
+            if is_new:
+                Store.at(topmost).prune("")
         raise
 
 

@@ -8,9 +8,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from pipeline.runtime.progress import duration
 from pipeline.storage.csv_file import csv_bytes
 from pipeline.storage.store import Store
@@ -117,14 +114,18 @@ def epoch_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
     if not sys.stderr.isatty():
         yield lambda _: None
         return
+    # Training by itself does not need rich.
+    from rich import progress
+    from rich.console import Console
+
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("images"),
-        TimeRemainingColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("images"),
+        progress.TimeRemainingColumn(),
     )
     console = Console(file=sys.stderr)
-    with Progress(*columns, console=console, auto_refresh=False, transient=True) as bar:
+    with progress.Progress(*columns, console=console, auto_refresh=False, transient=True) as bar:
         task = bar.add_task(name, total=total)
         yield lambda count: bar.update(task, advance=count, refresh=True)

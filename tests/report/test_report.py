@@ -43,8 +43,8 @@ def test_it_loads_in_silence_and_asks_the_network_for_nothing(
     assert len(pictures) > 9 * len(PICTURES)
     assert all(page.locator("img").evaluate_all("all => all.map((e) => e.hasAttribute('alt'))"))
     in_cards = page.locator(".card img").evaluate_all("all => all.map((e) => e.alt)")
-    assert all(" version " in alt for alt in in_cards)
-    backgrounds = [alt for alt in in_cards if "version mixed" in alt]
+    assert all(" variant " in alt for alt in in_cards)
+    backgrounds = [alt for alt in in_cards if "variant mixed" in alt]
     assert all(", background from " in alt for alt in backgrounds)
     assert all(page.locator("svg").evaluate_all("all => all.map((e) => e.ariaLabel?.length > 20)"))
     ids = page.locator("[id]").evaluate_all("all => all.map((e) => e.id)")
