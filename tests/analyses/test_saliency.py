@@ -320,7 +320,7 @@ def test_the_main_job_explains_too(tiny_input: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--eval_input", "native"), "saliency is of the stored pixels"),
+        (("--eval_input", "native"), "saliency is measured on stored pixels"),
         (("--variant", "fg_mask"), "saliency of fg_mask: the dataset has"),
         (("--maps", "0"), "expected a number from 1 on, got '0'"),
         (("--maps", "tench"), "expected a number from 1 on, got 'tench'"),

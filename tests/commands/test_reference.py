@@ -109,7 +109,7 @@ def test_the_tutorials_sample_is_as_told(
         "These pictures are composites from the embedded sample, so accuracies on them say nothing"
     )
     assert 0 < page.index(note) < page.index('class="facts"')
-    assert "so none is judged here" in page
+    assert "No claim of the source is judged here" in page
     assert 'class="claims"' not in page
     assert "Published" not in page
     assert note in (tmp_path / "out" / "README.md").read_text()

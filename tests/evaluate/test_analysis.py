@@ -697,7 +697,8 @@ def test_tables_are_made_of_predictions_alone(evaluated: Path, tmp_path: Path) -
     assert {p.name: p.read_bytes() for p in output.glob("results/*.csv")} == csvs
     predictions = output / "results" / MODEL / "predictions"
     shutil.rmtree(predictions)
-    assert f"not in the tables: {MODEL}" in run_in9("report", "--dataset", output).stdout
+    printed = run_in9("report", "--dataset", output).stdout
+    assert f"not in the tables, because evaluated on an earlier dataset: {MODEL}" in printed
     assert MODEL not in {row["model"] for row in table(output, "summary")}
     run_in9("evaluate", "--dataset", output, "--models", MODEL, *ONE)
     assert {p.name: p.read_bytes() for p in output.glob("results/*.csv")} == csvs

@@ -27,6 +27,8 @@ from pipeline.dataset.config import SegmentConfig
 from pipeline.errors import UsageError
 from pipeline.generate.cut_source import known_digest, source_digest
 from pipeline.inputs.checksums import Checksums, Content
+from pipeline.inputs.formats import FORMATS
+from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.key_lists import KeyList, KeyLists, read_key_list
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import list_images
@@ -212,6 +214,21 @@ def test_object_storage_holds_the_same_shapes(
         assert reads_ahead(image.path) > 1
         assert image.md5 or image.stamp
         assert image.annotation_md5 or Location.parse(image.annotation or "").text
+
+
+def test_each_layout_is_found_by_one_format(small_sample: Path, tmp_path: Path) -> None:
+    kinds = set()
+    for shape, write in SHAPES.items():
+        (tmp_path / shape).mkdir()
+        write(small_sample, tmp_path / shape)
+        layouts = [
+            input_format.find(str(tmp_path / shape), split_of(shape))
+            for input_format in FORMATS.values()
+        ]
+        assert all(isinstance(layout, SplitLayout | None) for layout in layouts)
+        (kind,) = (layout.kind for layout in layouts if layout)
+        kinds.add(kind)
+    assert kinds == set(FORMATS)
 
 
 def test_of_several_layouts_the_named_one_is_read(small_sample: Path, tmp_path: Path) -> None:

