@@ -216,8 +216,8 @@ def test_object_storage_holds_the_same_shapes(
         assert image.annotation_md5 or Location.parse(image.annotation or "").text
 
 
-def test_each_layout_is_found_by_one_format(small_sample: Path, tmp_path: Path) -> None:
-    kinds = set()
+def test_each_format_is_the_first_to_find_its_layout(small_sample: Path, tmp_path: Path) -> None:
+    kinds = {find_layout(str(small_sample), None, "val").kind}
     for shape, write in SHAPES.items():
         (tmp_path / shape).mkdir()
         write(small_sample, tmp_path / shape)
@@ -226,7 +226,8 @@ def test_each_layout_is_found_by_one_format(small_sample: Path, tmp_path: Path) 
             for input_format in FORMATS.values()
         ]
         assert all(isinstance(layout, SplitLayout | None) for layout in layouts)
-        (kind,) = (layout.kind for layout in layouts if layout)
+        kind = next(layout.kind for layout in layouts if layout)
+        assert kind == find_layout(str(tmp_path / shape), None, split_of(shape)).kind
         kinds.add(kind)
     assert kinds == set(FORMATS)
 
