@@ -39,7 +39,7 @@ from measure import machine, peak_of_this_process, row
 from pipeline.analyses.attack.attack_work import AttackChunks
 from pipeline.analyses.attack.grid import AttackPlan, open_grid
 from pipeline.analyses.saliency.saliency_work import BATCH_DIVISOR, SaliencyPlan, SaliencyShards
-from pipeline.commands.flag_types import Words, grid, names
+from pipeline.commands.flag_types import WordListParser, comma_separated, grid
 from pipeline.commands.training_flags import default_workers
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.evaluation import Evaluation, describe_model
@@ -311,11 +311,15 @@ def with_weights(arch: str, folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--stages", type=Words(*STAGES), default=tuple(STAGES), help="(all)")
     parser.add_argument(
-        "--models", type=names, help="of timm (efficientnet_lite0; on a GPU resnet50, too)"
+        "--stages", type=WordListParser(*STAGES), default=tuple(STAGES), help="(all)"
     )
-    precisions = Words("fp32", "tf32", "bf16")
+    parser.add_argument(
+        "--models",
+        type=comma_separated,
+        help="of timm (efficientnet_lite0; on a GPU resnet50, too)",
+    )
+    precisions = WordListParser("fp32", "tf32", "bf16")
     parser.add_argument("--precision", type=precisions, default=("fp32",), help="fp32, tf32, bf16")
     parser.add_argument(
         "--quick", action="store_true", help="small sizes, to see that everything runs"

@@ -94,7 +94,7 @@ def test_flags_are_checked_as_on_the_command_line(small_sample: Path, tmp_path: 
         with pytest.raises(UsageError) as caught:
             in9.Evaluate(generate, **flags)
         assert why in str(caught.value)
-    with pytest.raises(UsageError, match="Make one with: in9 generate"):
+    with pytest.raises(UsageError, match="Make a dataset with: in9 generate"):
         in9.Evaluate(out)
     with pytest.raises(UsageError, match="apply Evaluate to the output of Generate"):
         beam.Pipeline(RUNNER) | in9.Evaluate(generate)

@@ -41,14 +41,14 @@ def keyed_hashes(seed: int, purpose: str, keys: Iterable[str]) -> UInt64Array:
 
 
 def substream(hashes: UInt64Array, index: int) -> UInt64Array:
-    """Derives the `index`-th independent draw from each hash.
+    """Derives the `index`-th draw of the substream that each hash seeds; draws are independent.
 
     Args:
-      hashes: (n,) uint64 of `keyed_hashes`.
+      hashes: (n,) uint64, from `keyed_hashes`.
       index: number of the draw, >= 0.
 
     Returns:
-      (n,) uint64: the splitmix64 generator (Steele, Lea and Flood 2014) seeded
+      (n,) uint64 draws: the splitmix64 generator (Steele, Lea and Flood 2014) seeded
       with each hash, at step `index + 1`.
     """
     draws: UInt64Array = substreams(hashes, range(index, index + 1))[0]
@@ -56,7 +56,7 @@ def substream(hashes: UInt64Array, index: int) -> UInt64Array:
 
 
 def substreams(hashes: UInt64Array, indices: range) -> UInt64Array:
-    """Derives several draws at once, as `substream`: (len(indices), n) uint64."""
+    """Derives several draws at once, like `substream`. Returns (len(indices), n) uint64."""
     steps = (np.asarray(indices, np.uint64) + np.uint64(1)) * _GOLDEN_GAMMA
     mixed: UInt64Array = hashes + steps[:, np.newaxis]
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

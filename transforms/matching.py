@@ -1,7 +1,7 @@
 """Finds the background of a mixed picture by its pixels outside of the mask.
 
 Candidates are found by means over small blocks, weighted by the share of each block that the mask
-leaves free, and then compared pixel by pixel. Both steps tolerate the noise of JPEG.
+leaves free, and then compared pixel by pixel. Both steps tolerate JPEG noise.
 """
 
 from __future__ import annotations
@@ -18,26 +18,29 @@ from transforms.geometry import Mask, Pixels
 BLOCK = 8
 """Side of a block in pixels, the same as in JPEG."""
 MAX_DIFFERENCE = 8.0
-"""Largest mean difference of the true background, in levels of 0 to 255."""
+"""Largest mean difference from the picture at which a background can still be the true one, in
+levels of 0 to 255."""
 MARGIN = 1.0
 """The next best candidate must differ by at least twice as much as the best, plus this margin."""
 
 _CLIP = 32.0
-"""Limit of a pixel's difference, since single pixels differ much if the mask is slightly off."""
+"""Limit of a pixel's difference, because individual pixels can differ a lot where the mask is
+slightly off."""
 _CLEARANCES = (8, 2)
-"""Pixels around the mask that are left out; the second applies if the first leaves too few."""
+"""Widths in pixels of the border around the mask that is ignored; the second is tried if the first
+leaves fewer than `_MIN_PIXELS` pixels."""
 _MIN_PIXELS = 256
-_POOL_AT_ONCE = 4096
+_BACKGROUNDS_AT_ONCE = 4096
 
-Means = NDArray[np.floating]
-
-
-def describe(image: Pixels) -> NDArray[np.uint8]:
-    """Averages an (S, S, 3) uint8 picture over blocks: (B, 3) uint8."""
-    return np.rint(_block_means(image.astype(np.float32))).astype(np.uint8)
+Floats = NDArray[np.floating]
 
 
-def describe_outside(image: Pixels, mask: Mask) -> tuple[Means, Means]:
+def block_means(image: Pixels) -> NDArray[np.uint8]:
+    """Averages an (S, S, 3) uint8 picture over its B blocks: (B, 3) uint8."""
+    return np.rint(_average_blocks(image.astype(np.float32))).astype(np.uint8)
+
+
+def block_means_outside(image: Pixels, mask: Mask) -> tuple[Floats, Floats]:
     """Averages the part of each block that a mask leaves free.
 
     Args:
@@ -45,45 +48,46 @@ def describe_outside(image: Pixels, mask: Mask) -> tuple[Means, Means]:
       mask: (S, S) bool, True on the foreground.
 
     Returns:
-      means: (B, 3) float32, 0 where nothing is free.
+      means: (B, 3) float32 for B blocks, 0 where nothing is free.
       free: (B,) float32, free share of the block.
     """
     outside = ~mask[..., np.newaxis]
-    free = _block_means(outside.astype(np.float32))
-    means = _block_means(np.where(outside, image, 0).astype(np.float32))
+    free = _average_blocks(outside.astype(np.float32))
+    means = _average_blocks(np.where(outside, image, 0).astype(np.float32))
     means = np.divide(means, free, out=np.zeros_like(means), where=free > 0)
     return means, free[:, 0]
 
 
-def _block_means(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    count = image.shape[0] // BLOCK
-    cropped = image[: count * BLOCK, : count * BLOCK]
-    blocks = cropped.reshape(count, BLOCK, count, BLOCK, -1)
-    means: NDArray[np.float32] = blocks.mean(axis=(1, 3)).reshape(count * count, -1)
+def _average_blocks(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    blocks_per_side = image.shape[0] // BLOCK
+    cropped = image[: blocks_per_side * BLOCK, : blocks_per_side * BLOCK]
+    blocks = cropped.reshape(blocks_per_side, BLOCK, blocks_per_side, BLOCK, -1)
+    means: NDArray[np.float32] = blocks.mean(axis=(1, 3)).reshape(blocks_per_side**2, -1)
     return means
 
 
-def nearest(pool: NDArray[np.uint8], means: Means, free: Means, count: int) -> NDArray[np.int64]:
+def nearest(pool: NDArray[np.uint8], means: Floats, free: Floats, count: int) -> NDArray[np.int64]:
     """Finds the backgrounds that look most like the free part of mixed pictures.
 
     Args:
-      pool: (N, B, 3) uint8, from `describe`.
-      means, free: (n, B, 3) and (n, B) float32, from `describe_outside`.
+      pool: (N, B, 3) uint8, from `block_means`; B is the number of blocks.
+      means, free: (n, B, 3) and (n, B) float32, from `block_means_outside`.
       count: number of backgrounds to find.
 
     Returns:
       (n, min(count, N)) int64 positions in the pool, the most alike first.
     """
-    pictures, blocks = free.shape
+    num_pictures, num_blocks = free.shape
     # A half-free block is less than half as informative, so weights are squared.
     weights = (free * free).astype(np.float32)
-    weighted = (weights[..., np.newaxis] * means).reshape(pictures, -1).astype(np.float32)
-    distances = np.empty((pictures, len(pool)), np.float32)
-    for first in range(0, len(pool), _POOL_AT_ONCE):
-        part = pool[first : first + _POOL_AT_ONCE].astype(np.float32)
+    weighted = (weights[..., np.newaxis] * means).reshape(num_pictures, -1).astype(np.float32)
+    # Squared distances less a term that is the same for all backgrounds.
+    distances = np.empty((num_pictures, len(pool)), np.float32)
+    for first in range(0, len(pool), _BACKGROUNDS_AT_ONCE):
+        part = pool[first : first + _BACKGROUNDS_AT_ONCE].astype(np.float32)
         squares = (part * part).sum(axis=2)
         distances[:, first : first + len(part)] = weights @ squares.T - 2 * (
-            weighted @ part.reshape(len(part), blocks * 3).T
+            weighted @ part.reshape(len(part), num_blocks * 3).T
         )
     return np.argsort(distances, axis=1, kind="stable")[:, :count].astype(np.int64)
 
@@ -118,7 +122,7 @@ class Match:
     """The best candidate, and how well it fits.
 
     Attributes:
-      position: of the best candidate.
+      position: index of the best candidate in `differences`.
       difference: its mean difference, in levels of 0 to 255.
       next_difference: mean difference of the next best candidate, None if there is no other.
       is_sure: whether the best candidate is certainly the true background.
@@ -131,10 +135,11 @@ class Match:
 
 
 def decide(differences: Sequence[float]) -> Match:
-    """Picks the best candidate, which is sure if it is close and no other is nearly as close.
+    """Picks the best candidate; the match is certain if it is close and no other is nearly
+    as close.
 
     Args:
-      differences: from `compare`, at least one; the first of equal ones is the best.
+      differences: from `compare`, at least one; ties go to the first.
 
     >>> decide([20.0, 0.5, 9.0]).is_sure, decide([0.5, 0.5]).is_sure
     (True, False)

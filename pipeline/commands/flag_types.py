@@ -1,4 +1,4 @@
-"""Types of the table of flags: a flag, a section of flags, and the parsers of their values."""
+"""Types for the table in `flags.py`: `Flag`, `Section`, and the parsers of flag values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 
 class Flag(NamedTuple):
-    """A flag, with what argparse's `add_argument` takes. A name without dashes is positional."""
+    """A command-line flag: the arguments of argparse's `add_argument`.
+
+    A name without dashes makes a positional argument."""
 
     name: str
     metavar: str
@@ -37,12 +39,13 @@ class Flag(NamedTuple):
     @property
     def full_help(self) -> str:
         """Its help text with its default."""
-        shows = self.default_text and not isinstance(self.default, bool)
-        return f"{self.help} (default: {self.default_text})" if shows else self.help
+        has_visible_default = self.default_text and not isinstance(self.default, bool)
+        return f"{self.help} (default: {self.default_text})" if has_visible_default else self.help
 
     @property
     def is_path(self) -> bool:
-        """Whether the job reads or writes a folder or file that it names."""
+        """Whether the flag's value is a path that the job reads or writes. `--config` is not one,
+        because the command line itself reads that file."""
         return self.metavar in ("DIR", "FILE") and self.name != "--config"
 
     @property
@@ -54,7 +57,8 @@ class Flag(NamedTuple):
 class Section(NamedTuple):
     """Flags of a group, and the commands that have them.
 
-    A command's sections of the same title follow each other. An empty title means no group."""
+    In a command's help, sections with the same title share a heading; they must be adjacent, so
+    that the flags have the same order everywhere. An empty title means no heading."""
 
     title: str
     commands: tuple[str, ...]
@@ -62,48 +66,51 @@ class Section(NamedTuple):
 
 
 def boolean(text: str) -> bool:
-    """Parses `true` or `false`, as templates pass them."""
+    """Parses `true` or `false`, as Dataflow templates pass them."""
     lowered = text.lower()
     if lowered not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
     return lowered == "true"
 
 
-def names(text: str) -> tuple[str, ...]:
-    """Parses a list, separated by commas."""
+def comma_separated(text: str) -> tuple[str, ...]:
+    """Parses a comma-separated list."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def count(text: str) -> int:
-    """Parses a number that is at least 1."""
+    """Parses a whole number of at least 1."""
     if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
 
 
 def share(text: str) -> float:
-    """Parses a share from 0 to below 1."""
+    """Parses a fraction: at least 0 and less than 1."""
     try:
         value = float(text)
     except ValueError:
         value = -1.0
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"expected a share from 0 to below 1, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected a fraction, at least 0 and less than 1, got {text!r}"
+        )
     return value
 
 
 def grid(text: str) -> tuple[int | None, int | None]:
     """Parses the numbers of foregrounds and of backgrounds that are combined.
 
-    Each is `all` (returned as None) or a number of images; a single one holds for both, and two
-    have an x between them.
+    Each is `all` (returned as None) or a number of images. One value applies to both; two are
+    joined by an x, as in 100x200.
     """
     sides = text.split("x")
     if len(sides) > 2 or not all(
         side == "all" or (side.isdecimal() and int(side) > 0) for side in sides
     ):
         raise argparse.ArgumentTypeError(
-            f"expected all, a number of images, or two as in 100x200, got {text!r}"
+            "expected 'all', a number of images, or two of these joined by x, as in 100x200, "
+            f"got {text!r}"
         )
     foregrounds, backgrounds = (
         None if side == "all" else int(side) for side in (sides[0], sides[-1])
@@ -111,8 +118,8 @@ def grid(text: str) -> tuple[int | None, int | None]:
     return foregrounds, backgrounds
 
 
-class Words:
-    """A parser of lists, separated by commas, of known words. Its error lists these words.
+class WordListParser:
+    """A parser of comma-separated lists of words from a fixed set; its error message names the set.
 
     Args:
       known: the words.
@@ -122,7 +129,7 @@ class Words:
         self.known = known
 
     def __call__(self, text: str) -> tuple[str, ...]:
-        words = names(text)
+        words = comma_separated(text)
         if not words or set(words) - set(self.known):
             expected = f"{'some of ' if self.known[1:] else ''}{', '.join(self.known)}"
             raise argparse.ArgumentTypeError(f"expected {expected}: got {text!r}")

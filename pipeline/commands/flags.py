@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.commands.flag_types import Flag, Section, Words, boolean, count, grid, names, share
+from pipeline.commands.flag_types import (
+    Flag,
+    Section,
+    WordListParser,
+    boolean,
+    comma_separated,
+    count,
+    grid,
+    share,
+)
 
 
 def sections_of(command: str) -> Iterator[Section]:
@@ -34,7 +43,9 @@ def _choice(name: str, words: tuple[str, ...], text: str, metavar: str = "") -> 
 def _overwrite(*known: str) -> Flag:
     """Makes an `--overwrite` that takes some known words, each of which lifts one refusal."""
     text = "accept changes that a run refuses; its error message names the word for each"
-    return Flag("--overwrite", ",".join(known), text, (), Words(*known), nargs="?", const="")
+    return Flag(
+        "--overwrite", ",".join(known), text, (), WordListParser(*known), nargs="?", const=""
+    )
 
 
 def _section(title: str, commands: tuple[str, ...], *flags: Flag) -> Section:
@@ -67,7 +78,7 @@ _FILES = (
         "A,B",
         "file formats of the pictures: parquet, webdataset",
         ("parquet", "webdataset"),
-        names,
+        comma_separated,
     ),
     Flag("--images_per_shard", "N", "approximate number of images in an output shard", 1024, int),
 )
@@ -120,7 +131,7 @@ SECTIONS = (
             "--images",
             "A,B",
             "instead, draw a figure of these images (by key) in all variants: .pdf, .png or .jpg",
-            type=names,
+            type=comma_separated,
         ),
     ),
     _section(
@@ -132,7 +143,7 @@ SECTIONS = (
             "folder, .tar or .tar.gz to import, in the released layout (required)",
         ),
         _OUTPUT,
-        Flag("--split", "A,B", "splits to import", ("val",), names),
+        Flag("--split", "A,B", "splits to import", ("val",), comma_separated),
         *_FILES,
     ),
     _section(
@@ -208,7 +219,7 @@ SECTIONS = (
             "--models",
             "A,B",
             "model names, wildcards or @FILE; see: in9 models list (default: efficientnet_lite0)",
-            type=names,
+            type=comma_separated,
         ),
         Flag("--weights", "DIR", "folder to load weights from; see: in9 models fetch"),
     ),
@@ -257,13 +268,15 @@ SECTIONS = (
     _section(
         "dataset",
         _GENERATING,
-        Flag("--split", "A,B", "splits to build", ("val",), names),
+        Flag("--split", "A,B", "splits to build", ("val",), comma_separated),
         _choice(
             "--selection",
             ("in9", "in9l"),
             "in9: images with boxes, in all variants; in9l: all images, in original only",
         ),
-        Flag("--variants", "A,B", "variants to make; see docs/variants.md", ("all",), names),
+        Flag(
+            "--variants", "A,B", "variants to make; see docs/variants.md", ("all",), comma_separated
+        ),
         *_FILES,
         Flag("--image_size", "PX", "side length of the crop", 224, int),
         Flag("--resize", "PX", "length of the shorter side before the crop", 256, int),
@@ -380,13 +393,18 @@ SECTIONS = (
         "matrix",
         ("matrix",),
         Flag("--in9l", "DIR", "IN-9L dataset to add as a row and a column (default: none)"),
-        Flag("--variants", "A,B", "variants to train and to test on (default: all)", type=names),
+        Flag(
+            "--variants",
+            "A,B",
+            "variants to train and to test on (default: all)",
+            type=comma_separated,
+        ),
         _switch("--probe", "fit only the last layer of frozen networks; takes minutes on a CPU"),
         Flag(
             "--arch",
             "A,B",
             "timm architectures (default: resnet50; with --probe efficientnet_lite0)",
-            type=names,
+            type=comma_separated,
         ),
         Flag("--train_split", "NAME", "split to train on (default: train)"),
         Flag("--eval_split", "NAME", "split to test on (default: val)"),
@@ -449,7 +467,7 @@ SECTIONS = (
             "--fail_if",
             "COND",
             "exit with code 3 if a model's whole interval satisfies COND, such as 'bg_gap>0.1'",
-            type=names,
+            type=comma_separated,
             action="extend",
         ),
     ),
@@ -461,7 +479,7 @@ SECTIONS = (
             "A,B",
             "columns of results/latex/headline.tex: variants and bg_gap, in this order (default: "
             "original, only_bg_t, mixed_same, mixed_rand and bg_gap, if the dataset has them)",
-            type=names,
+            type=comma_separated,
         ),
     ),
     _section(

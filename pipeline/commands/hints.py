@@ -6,7 +6,7 @@ import difflib
 import logging
 from collections.abc import Iterable, Sequence
 
-from pipeline.commands.flag_types import Flag, Words, names
+from pipeline.commands.flag_types import Flag, WordListParser, comma_separated
 from pipeline.commands.flags import flags_of
 from pipeline.commands.parser import COMMANDS, underscored
 from pipeline.errors import UsageError
@@ -116,7 +116,9 @@ def _describe_argument(argument: str, own: Sequence[Flag], words: Sequence[str])
     last = before[-1] if before else ""
     given_flags = {flag_of(word) for word in words}
     for flag in own:
-        if flag.name == last and (flag.type is names or isinstance(flag.type, Words)):
+        if flag.name == last and (
+            flag.type is comma_separated or isinstance(flag.type, WordListParser)
+        ):
             parts = words[len(before) : words.index(argument) + 1]
             return f"unexpected argument {argument!r}: say {flag.name} {','.join(parts)}"
     for flag in own:

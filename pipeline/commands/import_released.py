@@ -33,8 +33,9 @@ from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.taxonomy import imagenet9
 
-_NOTE = f"{WORK_FOLDER}/import.json"
-"""File with the fingerprint of the imported listing, by which the next run knows it is done."""
+_IMPORT_RECORD = f"{WORK_FOLDER}/import.json"
+"""File that records which listing was imported, so that the next run can tell that nothing is left
+to do."""
 
 
 def run_import(arguments: argparse.Namespace) -> int:
@@ -45,10 +46,11 @@ def run_import(arguments: argparse.Namespace) -> int:
       JobError: the job failed.
     """
     store, source = writing_store("output", arguments.output), absolute(getattr(arguments, "from"))
-    _check(store, source)
-    # A folder can be listed before anything is written; an archive is unpacked first.
+    _check_output(store, source)
+    # Listing a folder writes nothing, so do it now. An archive must be unpacked into the output, so
+    # it waits for the lock.
     released = None if is_packed(source) else _listing(arguments, source, store)
-    # Written first, so that the folder of a run that is killed at once is known as an import.
+    # Written first: even if this run is killed right away, the folder is recognisable as an import.
     store.update(f"{IMPORT_FOLDER}/mark", b"import\n")
     with held(store, DATASET_LOCK) as store:
         store.remove_temporary()
@@ -62,7 +64,7 @@ def run_import(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check(store: Store, source: str) -> None:
+def _check_output(store: Store, source: str) -> None:
     if store.exists(""):
         raise UsageError(f"--output {store.root} is not a folder")
     if is_below(store.root, source):
@@ -93,8 +95,8 @@ def _is_imported(store: Store, released: ReleasedArchive) -> bool:
     manifest = read_manifest(store)
     if manifest is None:
         return False
-    note = {"listing": released.fingerprint, "dataset": manifest.fingerprint}
-    return read_json(store, _NOTE, dict[str, str]) == note and all(
+    record = {"listing": released.fingerprint, "dataset": manifest.fingerprint}
+    return read_json(store, _IMPORT_RECORD, dict[str, str]) == record and all(
         size == file.bytes
         for file, size in zip(
             manifest.files, store.sizes_of([file.path for file in manifest.files]), strict=True
@@ -112,14 +114,14 @@ def _run(released: ReleasedArchive, store: Store) -> None:
         examined = map_shards(functools.partial(examine_shard, job), released.shards)
         written = []
         for split in job.config.split:
-            shards = [shard for shard in examined if shard.shard.totals.split == split]
+            shards = [shard for shard in examined if shard.listed.totals.split == split]
             written += map_shards(
                 ShardWriter(job, BackgroundPool.from_shards(shards)).write, shards
             )
         commit(job.config, store, job.taxonomy, written)
     dataset = Dataset.open(store)
-    note = {"listing": released.fingerprint, "dataset": dataset.manifest.fingerprint}
-    store.write(_NOTE, json.dumps(note, sort_keys=True).encode())
+    record = {"listing": released.fingerprint, "dataset": dataset.manifest.fingerprint}
+    store.write(_IMPORT_RECORD, json.dumps(record, sort_keys=True).encode())
     store.delete_all(path for path in list(store.walk(IMPORT_FOLDER)) if path.endswith(".tar"))
 
 
@@ -127,7 +129,7 @@ def _print_summary(store: Store, released: ReleasedArchive, is_new: bool, second
     dataset = Dataset.open(store)
     print("\n".join(describe_images(dataset.manifest)))
     for split in dataset.manifest.config.split:
-        for line in _backgrounds(dataset, split):
+        for line in _background_lines(dataset, split):
             print(line)
     if released.ignored:
         print(f"not imported: {', '.join(released.ignored)}")
@@ -135,35 +137,44 @@ def _print_summary(store: Store, released: ReleasedArchive, is_new: bool, second
     print(f"dataset {dataset.manifest.fingerprint[:12]}: in9 evaluate --dataset {store.root}")
 
 
-def _backgrounds(dataset: Dataset, split: str) -> list[str]:
-    """Describes for each variant how many true backgrounds were found, how surely, and how many
-    file names were wrong."""
+def _background_lines(dataset: Dataset, split: str) -> list[str]:
+    """Describes for each variant how many true backgrounds were found, how clear the matches are,
+    and how many file names state a wrong background."""
     counts: dict[str, Counter[str]] = {
         v: Counter() for v in mixed_variants(dataset.manifest.config)
     }
-    worst: dict[str, tuple[float, float]] = {}
-    output = dataset.manifest.shards[split].output
+    extremes: dict[str, tuple[float, float]] = {}
+    num_output_shards = dataset.manifest.shards[split].output
     for shard in dataset.shards(split):
-        for row in read_rows(dataset.store, index_file(split, shard, output)):
+        for row in read_rows(dataset.store, index_file(split, shard, num_output_shards)):
             for variant in counts if row["selected"] else ():
-                key, named = row[f"{variant}_bg_key"], row[f"{variant}_bg_named"]
+                key = row[f"{variant}_bg_key"]
+                key_in_file_name = row[f"{variant}_bg_named"]
                 counts[variant]["images"] += 1
                 if key is None:
                     continue
                 counts[variant]["found"] += 1
-                counts[variant]["renamed"] += key != named
-                other = row[f"{variant}_bg_next_difference"]
-                best, margin = worst.get(variant, (0.0, float("inf")))
-                worst[variant] = (
-                    max(best, row[f"{variant}_bg_difference"]),
-                    margin if other is None else min(margin, other),
+                counts[variant]["misnamed"] += key != key_in_file_name
+                next_difference = row[f"{variant}_bg_next_difference"]
+                largest, smallest_next = extremes.get(variant, (0.0, float("inf")))
+                extremes[variant] = (
+                    max(largest, row[f"{variant}_bg_difference"]),
+                    smallest_next
+                    if next_difference is None
+                    else min(smallest_next, next_difference),
                 )
     lines = []
-    for variant, n in counts.items():
-        line = f"{split} {variant}: true background of {n['found']} of {n['images']} images found"
-        if n["found"]:
-            line += f", {n['renamed']} of them not the one in the file name; pixels differ by at "
-            line += f"most {worst[variant][0]:.1f} of 255, those of the next best background by at "
-            line += f"least {worst[variant][1]:.1f}"
+    for variant, counted in counts.items():
+        line = (
+            f"{split} {variant}: found the true background of {counted['found']} of "
+            f"{counted['images']} images"
+        )
+        if counted["found"]:
+            largest, smallest_next = extremes[variant]
+            line += (
+                f", {counted['misnamed']} of them not the one in the file name; mean pixel "
+                f"difference (0 to 255): at most {largest:.1f} for the match, at least "
+                f"{smallest_next:.1f} for the runner-up"
+            )
         lines.append(line)
     return lines

@@ -12,7 +12,7 @@ import json
 import re
 from typing import Any
 
-from pipeline.commands.flag_types import Flag, Section, Words, boolean, count
+from pipeline.commands.flag_types import Flag, Section, WordListParser, boolean, count
 from pipeline.commands.flags import sections_of
 from pipeline.commands.parser import COMMANDS
 
@@ -51,13 +51,13 @@ def _regex(flag: Flag) -> str | None:
         return _BOOLEAN
     if flag.metavar in ("DIR", "FILE"):
         return _FOLDER
-    if isinstance(flag.type, Words):
+    if isinstance(flag.type, WordListParser):
         word = f"({'|'.join(flag.type.known)})"
         return f"^{word}(,{word})*$"
     if flag.type in _NUMBERS:
         return _NUMBERS[flag.type]
     words = _alternatives(flag)
-    # Words in capitals, such as N, are placeholders; others stand for themselves.
+    # WordListParser in capitals, such as N, are placeholders; others stand for themselves.
     if any(word.isupper() and word != "N" for word in words):
         return None
     parts = [_COUNT if word.isupper() else re.escape(word) for word in words]

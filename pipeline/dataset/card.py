@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.dataset.config import DatasetConfig
-from pipeline.dataset.croissant import COLUMNS, croissant
+from pipeline.dataset.croissant import COLUMNS, croissant_metadata
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.sample import LICENCE, sample_sources
 from transforms.filters import Reason
@@ -145,7 +145,7 @@ def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, by
     yield "classes.txt", "".join(f"{name}\n" for name in taxonomy.names).encode()
     yield (
         "croissant.json",
-        croissant(
+        croissant_metadata(
             manifest,
             taxonomy,
             name=_name(manifest).lower().replace(" ", "-"),
@@ -207,7 +207,7 @@ def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
         *(f"**{sentence(note)}**\n" for note in notes_of(manifest)),
         *(_WHOLE if config.segment.is_whole else _CUT),
         "",
-        f"{total} {manifest.counted} in each variant.",
+        f"{total} {manifest.counted_noun} in each variant.",
         "",
         *_table(["variant", "what it shows"], [[f"`{n}`", _describe(n)] for n in variants]),
         "",

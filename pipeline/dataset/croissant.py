@@ -1,6 +1,6 @@
 """Croissant 1.0 metadata, which tells generic tools what a dataset holds and where.
 
-It has a record set for each variant, over the variant's Parquet files, and one of the classes.
+It has one record set per variant, backed by its Parquet files, and one that lists the superclasses.
 Paths are relative to the metadata, so that a dataset can be moved as a whole.
 """
 
@@ -16,24 +16,26 @@ from pipeline.dataset.sinks import SAMPLE_FIELDS
 from transforms.taxonomy import Taxonomy
 
 _TYPES = {"string": "sc:Text", "int64": "sc:Integer", "int32": "sc:Integer", "double": "sc:Float"}
+# [0-9-of]+ matches 00000-of-00008.
+_SPLIT_IN_PATH = r"^parquet/[^/]+/(\w+)-[0-9-of]+\.parquet$"
 
 COLUMNS = {
     "key": "file name of the source image without its suffix; the same in every variant",
     "image": "the picture, JPEG or PNG",
-    "label": "superclass, a position in classes",
+    "label": "superclass: its label in the record set `classes` (line of `classes.txt`, from 0)",
     "wnid": "class: a WordNet id, or the name that the images came with",
-    "imagenet_index": "index of that class among the outputs of an ImageNet-1k model",
+    "imagenet_index": "index of the class `wnid` among the outputs of an ImageNet-1k model",
     "fg_key": "image that the foreground comes from",
     "bg_key": "image that the background comes from; empty where it is the same image",
-    "bg_label": "superclass of that image",
-    "bg_wnid": "class of that image",
+    "bg_label": "superclass of the image that the background comes from",
+    "bg_wnid": "class of the image that the background comes from",
     "box": "x0, y0, x1, y1 of the annotated box in pixels of the picture, half-open",
     "fg_fraction": "share of the pixels that are foreground, in [0, 1]",
 }
 """Descriptions of the samples' columns."""
 
 
-def croissant(
+def croissant_metadata(
     manifest: Manifest,
     taxonomy: Taxonomy,
     *,
@@ -48,10 +50,10 @@ def croissant(
     again must be the same, byte for byte.
 
     Args:
-      manifest: of the dataset.
-      taxonomy: its classes and superclasses.
-      name: of the dataset.
-      licence: of its pictures.
+      manifest: the dataset's manifest.
+      taxonomy: the dataset's classes and superclasses.
+      name: the dataset's name.
+      licence: the licence of its pictures.
       descriptions: what each variant shows, by the variant's name.
       cite: the publication to cite.
     """
@@ -59,8 +61,9 @@ def croissant(
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
         "name": name,
-        "description": "Each image in variants that differ in foreground and background: one "
-        "record set for each variant, with the same keys in the same order.",
+        "description": "Every image appears in several variants that differ in foreground and "
+        "background. There is one record set per variant; all have the same keys in the same "
+        "order.",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
         "citeAs": cite,
         "license": licence,
@@ -128,7 +131,7 @@ def _file_set(variant: str) -> str:
 
 
 def _record_set(variant: str, description: str) -> dict[str, Any]:
-    source = {"fileSet": {"@id": _file_set(variant)}}
+    file_set_source = {"fileSet": {"@id": _file_set(variant)}}
 
     def field(name: str, kind: str, text: str, source: dict[str, Any], **options: Any) -> Any:
         return {
@@ -142,15 +145,15 @@ def _record_set(variant: str, description: str) -> dict[str, Any]:
         }
 
     def column(name: str, kind: str, *transforms: dict[str, str], **options: Any) -> Any:
-        column_source: dict[str, Any] = {**source, "extract": {"column": name}}
+        column_source: dict[str, Any] = {**file_set_source, "extract": {"column": name}}
         if transforms:
             column_source["transform"] = list(transforms)
         return field(name, kind, COLUMNS[name], column_source, **options)
 
     path_source = {
-        **source,
+        **file_set_source,
         "extract": {"fileProperty": "fullpath"},
-        "transform": [{"regex": r"^parquet/[^/]+/(\w+)-[0-9-of]+\.parquet$"}],
+        "transform": [{"regex": _SPLIT_IN_PATH}],
     }
     fields = [
         field("split", "sc:Text", "name of the split, such as train or val", path_source),

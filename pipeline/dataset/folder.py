@@ -25,7 +25,7 @@ from transforms.limits import MAX_PICTURE_BYTES, Unread
 from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import base_of, is_picture
 
-_BATCH = 64
+_SAMPLES_AT_ONCE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Dataset:
                 if store.has_folder("")
                 else f"{store.root} does not exist"
             )
-            raise UsageError(f"{cause}. Make one with: in9 generate --output {store.root}")
+            raise UsageError(f"{cause}. Make a dataset with: in9 generate --output {store.root}")
         return cls(store, manifest)
 
     @property
@@ -78,12 +78,13 @@ class Dataset:
     @property
     def is_comparable(self) -> bool:
         """Whether published results on ImageNet-9 can be compared: the classes are the same, and
-        the pictures are not the sample's composites."""
+        the pictures are not made from the embedded sample images."""
         return self.is_imagenet9 and not self.manifest.is_sample
 
     @property
     def custom_taxonomy(self) -> tuple[str, ...]:
-        """Its taxonomy as fingerprints of results cover it, empty for ImageNet-9's."""
+        """What result fingerprints include of its taxonomy: the description, or nothing for
+        ImageNet-9."""
         return () if self.is_imagenet9 else (self.taxonomy.description,)
 
     def shards(self, split: str) -> range:
@@ -98,7 +99,8 @@ class Dataset:
         return counts.source_shard(key) % counts.output
 
     def shard_files(self, split: str, shard: int, variants: tuple[str, ...]) -> list[FileDigest]:
-        """Returns the digests of a shard's files of some variants, in the format that is read."""
+        """Returns the digests of a shard's files for the given variants, in the format that this
+        class reads: Parquet if there is any."""
         paths = (self._file(variant, split, shard) for variant in variants)
         return [self._digests[path] for path in paths if path in self._digests]
 
@@ -111,13 +113,13 @@ class Dataset:
         """Yields the samples of a shard in order. Raises JobError if a file is broken."""
         path = self._file(variant, split, shard)
         read = read_webdataset if path.endswith(".tar") else read_parquet
-        with self._named(path):
+        with self._naming_file(path):
             yield from read(self.store, path)
 
     def tables(
         self, split: str, shard: int, variant: str, columns: Sequence[str]
     ) -> Generator[pa.Table, None, None]:
-        """Yields columns of a shard's samples in order, some MB at a time.
+        """Yields columns of a shard's samples in order, in tables of a few MB.
 
         Args:
           split, shard, variant: identify the samples.
@@ -127,11 +129,11 @@ class Dataset:
           JobError: a file is broken.
         """
         path = self._file(variant, split, shard)
-        with self._named(path):
+        with self._naming_file(path):
             yield from read_tables(self.store, path, columns)
 
     @contextlib.contextmanager
-    def _named(self, path: str) -> Iterator[None]:
+    def _naming_file(self, path: str) -> Iterator[None]:
         """Turns errors of the block into a JobError that names the broken file."""
         try:
             yield
@@ -160,8 +162,8 @@ class Dataset:
         committed = self._digests.get(path)
         if committed is None or self.store.size(path) != committed.bytes:
             raise JobError(
-                f"{self.store.path(path)} is not as it was committed; see: in9 verify --dataset "
-                f"{self.store.root}"
+                f"{self.store.path(path)} is missing or has changed since it was committed; "
+                f"see: in9 verify --dataset {self.store.root}"
             )
         return path
 
@@ -178,7 +180,7 @@ class Dataset:
 def read_parquet(store: Store, path: str) -> Iterator[Sample]:
     """Yields the samples of a Parquet shard, which is read a batch at a time."""
     with pq.ParquetFile(store.arrow_source(path)) as file:
-        for batch in file.iter_batches(batch_size=_BATCH):
+        for batch in file.iter_batches(batch_size=_SAMPLES_AT_ONCE):
             for row in batch.to_pylist():
                 image, key = row.pop("image"), row.pop("key")
                 suffix = image["path"].rpartition(".")[2]
@@ -189,7 +191,7 @@ def read_tables(store: Store, path: str, columns: Sequence[str]) -> Generator[pa
     """Yields columns of a shard of either format, as `Dataset.tables` does."""
     if path.endswith(".tar"):
         samples = read_webdataset(store, path)
-        while batch := list(itertools.islice(samples, _BATCH)):
+        while batch := list(itertools.islice(samples, _SAMPLES_AT_ONCE)):
             yield table_of(batch, columns)
         return
     leaves = ["image.bytes" if name == "image" else name for name in columns]
@@ -232,13 +234,14 @@ def read_webdataset(store: Store, path: str) -> Iterator[Sample]:
 
 
 def _content(size: int, file: IO[bytes]) -> bytes:
+    """Reads a member; one that is too large becomes an `Unread`, which holds the reason."""
     if size > MAX_PICTURE_BYTES:
         return Unread.from_size(size, MAX_PICTURE_BYTES)
     return file.read()
 
 
 def sample_of(key: str, parts: dict[str, bytes]) -> Sample:
-    """Returns the sample that a tar's members form, given by suffix."""
+    """Builds a sample from its tar members, given by suffix."""
     fields = json.loads(parts.pop("json"))
     fields["label"] = int(parts.pop("cls"))
     ((suffix, image),) = parts.items()

@@ -13,7 +13,8 @@ from transforms.geometry import OutputBox
 from transforms.layers import Layer
 
 PARTS = ("image", "only_bg_t", "mask")
-"""Parts of a layer, in members `<key>.<part>.png`, which form one WebDataset sample."""
+"""Parts of a layer. Each is a tar member `<key>.<part>.png`; together they form one WebDataset
+sample."""
 
 
 def encode_layer(layer: Layer) -> dict[str, bytes]:
@@ -27,14 +28,14 @@ def encode_layer(layer: Layer) -> dict[str, bytes]:
 
 def layer_digest(layer: Layer) -> str:
     """Identifies a layer's pixels and box, independently of their encoding."""
-    content = hashlib.sha256(repr(tuple(layer.box)).encode())
+    hasher = hashlib.sha256(repr(tuple(layer.box)).encode())
     for array in (layer.image, layer.only_bg_t, layer.mask):
-        content.update(array.tobytes())
-    return content.hexdigest()[:16]
+        hasher.update(array.tobytes())
+    return hasher.hexdigest()[:16]
 
 
 def add_layer(tar: TarWriter, key: str, parts: Mapping[str, bytes]) -> dict[str, int]:
-    """Appends a layer; returns the record's offset and length columns."""
+    """Appends a layer; returns the offset and length columns for the layer's record row."""
     columns = {}
     for part in PARTS:
         columns[f"{part}_offset"] = tar.add(f"{key}.{part}.png", parts[part])
@@ -42,10 +43,10 @@ def add_layer(tar: TarWriter, key: str, parts: Mapping[str, bytes]) -> dict[str,
     return columns
 
 
-def read_parts(store: Store, tar: str, row: Mapping[str, Any]) -> dict[str, bytes]:
+def read_parts(store: Store, tar_path: str, row: Mapping[str, Any]) -> dict[str, bytes]:
     """Reads the encoded parts of a layer, by the offsets in its record row."""
     ranges = [(row[f"{part}_offset"], row[f"{part}_length"]) for part in PARTS]
-    return dict(zip(PARTS, store.read_ranges(tar, ranges), strict=True))
+    return dict(zip(PARTS, store.read_ranges(tar_path, ranges), strict=True))
 
 
 def decode_layer(parts: Mapping[str, bytes], box: Sequence[int]) -> Layer:

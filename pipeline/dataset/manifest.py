@@ -23,10 +23,10 @@ numbers of shards and the configuration."""
 FORMAT = "imagenet9-dataset"
 FORMAT_VERSION = 1
 
-_COUNTED = {
+_REQUIRED_COUNTS = {
     *("listed", "outside_taxonomy", "other_files", "accepted", "rejected", "selected"),
 }
-"""Numbers of images that every manifest has for a split."""
+"""Names of the counts that a manifest must have for each split."""
 
 _LIBRARIES = ("numba", "numpy", "opencv-python-headless", "pillow", "pyarrow")
 """Libraries whose versions can change the files' bytes."""
@@ -34,22 +34,24 @@ _LIBRARIES = ("numba", "numpy", "opencv-python-headless", "pillow", "pyarrow")
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """A description of a dataset, with every file of it.
+    """A description of a dataset that lists all of its files.
 
     Attributes:
       config: the configuration.
-      fingerprint: of inputs, configuration and stage versions.
+      fingerprint: covers inputs, configuration and stage versions.
       libraries: versions of the libraries that made the files.
       shards: numbers of shards by split.
       images: by split, the numbers `listed`, `outside_taxonomy`, `other_files`, `accepted`,
-        `rejected` and `selected`. With `--objects each` the last three count objects, and `objects`
-        is there as well. `of_sample` is there if pictures of the embedded sample are selected.
+        `rejected` and `selected`. With `--objects each` the last three count objects, and there is
+        also `objects`, the number of accepted and rejected objects. `of_sample`, the number of
+        selected images that belong to the embedded sample, appears only if it is not 0.
       rejections: by split and reason, the number of images or objects.
       samples: by split, variant and class name, the number of samples.
       files: all files of the dataset except the manifest, in order of path.
       stages: `stage_versions` when the dataset was made; ignored when manifests are compared.
       taxonomy: its classes and superclasses, None for ImageNet-9's.
-      backgrounds: number of pictures of scenes by status, empty without scenes.
+      backgrounds: number of scene pictures (external backgrounds) by status; empty if none are
+        used.
     """
 
     config: DatasetConfig
@@ -66,7 +68,7 @@ class Manifest:
 
     @property
     def is_sample(self) -> bool:
-        """Whether all of its images are the embedded sample's."""
+        """Whether all of its images are the sample images that ship with the package."""
         selected, of_sample = (
             sum(images.get(name, 0) for images in self.images.values())
             for name in ("selected", "of_sample")
@@ -74,7 +76,7 @@ class Manifest:
         return 0 < selected == of_sample
 
     @property
-    def counted(self) -> str:
+    def counted_noun(self) -> str:
         """The noun for what `accepted`, `rejected` and `selected` count: images or objects."""
         return "objects" if self.config.segment.objects == "each" else "images"
 
@@ -156,22 +158,22 @@ class _ManifestSchema:
 
 
 def _check(stored: _ManifestSchema, config: DatasetConfig) -> None:
-    """Checks that a manifest's parts belong together. Raises ValueError if they do not."""
+    """Checks that a manifest's parts are consistent with each other. Raises ValueError if not."""
     check_data_paths(stored.files)
     splits = set(config.split)
     for name in ("shards", "images", "rejections", "samples"):
         if set(getattr(stored, name)) != splits:
             raise ValueError(f"{name} must have the splits {', '.join(config.split)}")
     for split in config.split:
-        if missing := _COUNTED - set(stored.images[split]):
+        if missing := _REQUIRED_COUNTS - set(stored.images[split]):
             raise ValueError(f"images of {split} lack {', '.join(sorted(missing))}")
         if set(stored.samples[split]) != set(config.compose.composed):
             raise ValueError(f"samples of {split} must have the variants of its configuration")
 
 
 def _segmenter(config: DatasetConfig) -> dict[str, Any]:
-    """Describes the segmenter; empty if there are no masks, or if they were imported, so that their
-    origin is not known."""
+    """Describes the segmenter; empty if there are no masks, or if they were imported, in which case
+    their origin is unknown."""
     if config.is_imported or config.segment.is_whole:
         return {}
     segmenter = config.segment.describe_segmenter()
@@ -185,8 +187,8 @@ def _segmenter(config: DatasetConfig) -> dict[str, Any]:
 
 
 def stage_versions(config: DatasetConfig) -> dict[str, Any]:
-    """Returns the versions of the stages and the fingerprint of the layers' configuration, by which
-    later code can tell whether it would make the same files."""
+    """Returns the versions of the stages and the fingerprint of the layers' configuration, so that
+    a later release can tell whether it would produce the same files."""
     if config.is_imported:
         return {"import": IMPORT_VERSION}
     return {

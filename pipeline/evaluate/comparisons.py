@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluate.contributions import ModelContributions
+from pipeline.evaluate.contributions import ModelsOnSameImages
 from pipeline.evaluate.result_files import display_name
 from transforms.intervals import holm
 from transforms.two_way import difference_interval, p_value, variance_of_sums
@@ -28,7 +28,7 @@ all pairs."""
 
 
 def compare_models(
-    fingerprint: str, parts: Iterable[ModelContributions]
+    fingerprint: str, parts: Iterable[ModelsOnSameImages]
 ) -> Iterator[dict[str, Any]]:
     """Yields the rows of comparisons.csv.
 
@@ -60,7 +60,7 @@ def compare_models(
 
 
 def _differences(
-    part: ModelContributions, rule: str, quantity: str
+    part: ModelsOnSameImages, rule: str, quantity: str
 ) -> dict[tuple[int, int], dict[str, float]]:
     """Computes the differences of all pairs of models that have predictions of a quantity.
 

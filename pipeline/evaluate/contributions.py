@@ -1,4 +1,5 @@
-"""Contributions of each picture to accuracies and BG-Gap, for intervals over several models.
+"""Contributions of each picture to accuracies and BG-Gap, for confidence intervals that
+compare several models.
 
 All models of a dataset see the same pictures, so the contributions of different models to a
 quantity line up picture by picture, and their errors can be compared and added up.
@@ -24,7 +25,7 @@ from transforms.two_way import Floats, Roles
 from transforms.variants import draws_of
 
 BG_GAP = "bg_gap"
-"""Name of BG-Gap where it stands among variants."""
+"""Name of BG-Gap in lists that otherwise hold variant names."""
 
 Correct = NDArray[np.bool_]
 
@@ -38,10 +39,11 @@ def gap_draws(variants: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]
 def picture_roles(
     bg_units: Mapping[str, NDArray[np.int64]], images: EvalImages, variants: Iterable[str]
 ) -> Roles:
-    """Returns the units of each picture's foreground and background, variant after variant.
+    """Returns the sampling unit of each picture's foreground and background, with the variants
+    concatenated in order.
 
     Args:
-      bg_units: (n,) by variant, as `Predictions.bg_units`.
+      bg_units: for each variant, (n,) unit of each background; see `Predictions.bg_units`.
       images: the n images of the foregrounds.
       variants: the variants of the pictures.
     """
@@ -53,15 +55,16 @@ def picture_roles(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ModelContributions:
+class ModelsOnSameImages:
     """The predictions of models that were tested on the same images.
 
     Attributes:
       images: the n images.
-      variants: those that at least one model has predictions of, in the dataset's order.
+      variants: variants for which at least one model has predictions, in the dataset's order.
       summaries: one for each model.
-      correct: for each model, by label rule and variant: (n,) whether each prediction is right.
-      bg_units: (n,) by variant, as `Predictions.bg_units`: the same for all models.
+      correct: for each model: label rule -> variant -> (n,) bool, True where right.
+      bg_units: for each variant, (n,) unit of each background, the same for all models; see
+        `Predictions.bg_units`.
     """
 
     images: EvalImages
@@ -72,12 +75,13 @@ class ModelContributions:
 
     @functools.cached_property
     def quantities(self) -> list[tuple[str, str]]:
-        """(label rule, variant or `bg_gap`) of every quantity to compare, each over all draws."""
+        """(label rule, variant or `bg_gap`) for every quantity to compare; a variant's draws are
+        pooled."""
         names = (*draws_of(self.variants), *([BG_GAP] if all(gap_draws(self.variants)) else []))
         return [(rule, name) for rule in LABEL_RULES for name in names]
 
     def roles(self, quantity: str) -> Roles:
-        """Returns the roles in a quantity's pictures, draw after draw."""
+        """Returns the units of the pictures behind a quantity, draws concatenated in order."""
         return picture_roles(self.bg_units, self.images, self._draws(quantity))
 
     def _draws(self, quantity: str) -> tuple[str, ...]:
@@ -90,7 +94,8 @@ class ModelContributions:
 
         Returns:
           (positions among `summaries` of the models that have predictions of all its pictures;
-          the figure of each, (models,); the contribution of each picture, (models, pictures)).
+          the quantity's value for each model, (models,); the contribution of each picture,
+          (models, pictures)).
         """
         needed = self._draws(quantity)
         positions = [
@@ -98,7 +103,7 @@ class ModelContributions:
             for position, by_rule in enumerate(self.correct)
             if all(name in by_rule[rule] for name in needed)
         ]
-        figures, parts = [], []
+        values, contributions = [], []
         for position in positions:
             correct = self.correct[position][rule]
             if quantity == BG_GAP:
@@ -106,30 +111,34 @@ class ModelContributions:
                     np.stack([correct[name] for name in draws])
                     for draws in gap_draws(self.variants)
                 )
-                figures.append(same.mean() - rand.mean())
-                parts.append(gap_contributions(same, rand))
+                values.append(same.mean() - rand.mean())
+                contributions.append(gap_contributions(same, rand))
             else:
                 pooled = np.concatenate([correct[name] for name in needed])
-                figures.append(pooled.mean())
-                parts.append((pooled - pooled.mean()) / len(pooled))
-        return positions, np.asarray(figures), np.stack(parts) if parts else np.empty((0, 0))
+                values.append(pooled.mean())
+                contributions.append((pooled - pooled.mean()) / len(pooled))
+        return (
+            positions,
+            np.asarray(values),
+            np.stack(contributions) if contributions else np.empty((0, 0)),
+        )
 
 
 def read_contributions(
     dataset: Dataset, summaries: Iterable[Mapping[str, Any]]
-) -> list[ModelContributions]:
+) -> list[ModelsOnSameImages]:
     """Reads the predictions of models, grouped by the images that the models were tested on."""
-    by_part: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    by_test_set: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
     for summary in summaries:
-        by_part.setdefault(tested_part(summary), []).append(summary)
+        by_test_set.setdefault(tested_part(summary), []).append(summary)
     result = []
-    for part, summaries_of_part in by_part.items():
-        images = EvalImages.read(dataset, *part)
+    for test_set, its_summaries in by_test_set.items():
+        images = EvalImages.read(dataset, *test_set)
         if not len(images.keys):
             continue
         correct: list[dict[str, dict[str, Correct]]] = []
         bg_units: dict[str, NDArray[np.int64]] = {}
-        for summary in summaries_of_part:
+        for summary in its_summaries:
             by_rule = read_predictions(dataset, images, summary).by_rule
             for predictions in by_rule.values():
                 bg_units.update(predictions.bg_units)
@@ -139,7 +148,9 @@ def read_contributions(
                     for rule, predictions in by_rule.items()
                 }
             )
-        predicted = {name for model in correct for by_name in model.values() for name in by_name}
-        variants = tuple(name for name in evaluated_variants(dataset) if name in predicted)
-        result.append(ModelContributions(images, variants, summaries_of_part, correct, bg_units))
+        predicted_variants = {
+            name for model in correct for by_variant in model.values() for name in by_variant
+        }
+        variants = tuple(name for name in evaluated_variants(dataset) if name in predicted_variants)
+        result.append(ModelsOnSameImages(images, variants, its_summaries, correct, bg_units))
     return result

@@ -1,4 +1,4 @@
-"""Custom Python functions that return a module: `python:my_models:trained`."""
+"""User-defined Python functions that return a `torch.nn.Module`: `python:my_models:trained`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from transforms.taxonomy import Taxonomy
 
 class PythonFunctions(Source):
     """`python:MODULE:FUNCTION`; the function takes no arguments and returns a `torch.nn.Module`,
-    or (module, attributes of its `Preprocessing`)."""
+    or (module, dict of `Preprocessing` settings)."""
 
     form = "python:MODULE:FUNCTION"
     text = "a function that returns a torch.nn.Module; MODULE is found on PYTHONPATH"
 
     def check(self, spec: str) -> None:
-        _function(spec)
+        _import(spec)
 
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         module, settings = _call(spec)
@@ -50,10 +50,11 @@ class PythonFunctions(Source):
         """Returns None, because the function may load anything from anywhere."""
 
     def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
+        # The name of these models is their spec.
         return _call(name)[0].float()
 
 
-def _function(spec: str) -> Callable[[], Any]:
+def _import(spec: str) -> Callable[[], Any]:
     """Imports the function. Raises UsageError if it does not exist."""
     target = spec.removeprefix(PREFIX)
     return import_function(target, f"--models {spec}", f"{PREFIX}my_models:trained")
@@ -61,7 +62,7 @@ def _function(spec: str) -> Callable[[], Any]:
 
 def _call(spec: str) -> tuple[torch.nn.Module, dict[str, Any]]:
     try:
-        result = _function(spec)()
+        result = _import(spec)()
     except (UsageError, JobError):
         raise
     except Exception as error:  # A user's function can raise anything.

@@ -25,7 +25,7 @@ from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.filters import Reason, is_valid_key
 from transforms.limits import Unread
-from transforms.matching import describe
+from transforms.matching import block_means
 from transforms.taxonomy import Taxonomy
 
 _RECORD_SCHEMA = pa.schema(
@@ -43,7 +43,7 @@ _RECORD_SCHEMA = pa.schema(
     ]
 )
 """Columns of Examine's record: columns of the index, identities of the content of all files of an
-image and of its `only_bg_t`, and its `describe`, 3 bytes for each block of 8 x 8 pixels."""
+image and of its `only_bg_t`, and its `block_means`, 3 bytes for each block of 8 x 8 pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +68,11 @@ class ExaminedShard:
     """A shard after examination.
 
     Attributes:
-      shard: as listed.
+      listed: the shard as listed.
       rows: of its record, in order of the key.
     """
 
-    shard: ReleasedShard
+    listed: ReleasedShard
     rows: list[dict[str, Any]]
 
 
@@ -181,7 +181,7 @@ def check_pictures(
         if (width, height) != (size, size):
             return (Reason.SIZE_MISMATCH, f"{variant}: {width} x {height} pixels"), columns
         if variant == "only_bg_t":
-            columns["description"] = describe(pixels).tobytes()
+            columns["description"] = block_means(pixels).tobytes()
     return None, columns
 
 

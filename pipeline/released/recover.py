@@ -19,7 +19,7 @@ from pipeline.released.archive_listing import ReleasedImage
 from pipeline.released.examine import ExaminedShard
 from transforms.codec import decode_image
 from transforms.geometry import Mask
-from transforms.matching import compare, decide, describe_outside, nearest
+from transforms.matching import block_means_outside, compare, decide, nearest
 
 _CANDIDATES = 4
 """Backgrounds that are compared pixel by pixel, in addition to the one in the picture's name."""
@@ -60,7 +60,7 @@ def recover(pictures: Sequence[MixedPicture], pool: BackgroundPool) -> list[Reco
     if not pictures:
         return []
     pixels = [decode_image(picture.data) for picture in pictures]
-    outside = [describe_outside(p, m.mask) for p, m in zip(pixels, pictures, strict=True)]
+    outside = [block_means_outside(p, m.mask) for p, m in zip(pixels, pictures, strict=True)]
     means, free = (np.stack(parts) for parts in zip(*outside, strict=True))
     results = []
     for picture, image, near in zip(
@@ -92,7 +92,7 @@ class BackgroundPool:
 
     Attributes:
       images: that the backgrounds come from.
-      described: (N, B, 3) uint8 of `describe`.
+      described: (N, B, 3) uint8 of `block_means`.
       digest: identifies their content.
     """
 
@@ -105,7 +105,7 @@ class BackgroundPool:
         """Collects the backgrounds of a split's accepted images; empty without `only_bg_t`."""
         images, blocks, contents = [], [], []
         for shard in examined:
-            listed = {image.stem: image for image in shard.shard.images}
+            listed = {image.stem: image for image in shard.listed.images}
             for row in shard.rows:
                 if row["status"] == ACCEPTED and row["description"] is not None:
                     images.append(listed[row["key"]])

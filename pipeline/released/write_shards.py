@@ -60,7 +60,7 @@ class ShardWriter:
 
     def write(self, examined: ExaminedShard) -> OutputShard:
         """Writes a shard's files unless they exist. Raises OSError."""
-        totals, shard = examined.shard.totals, examined.shard.shard
+        totals, shard = examined.listed.totals, examined.listed.shard
         staging = self.job.staging
         rows = sorted(examined.rows, key=lambda row: (bucket_hash(row["key"]), row["key"]))
         checksum = fingerprint(
@@ -73,7 +73,7 @@ class ShardWriter:
         record = staging.find(index, checksum)
         is_new = record is None
         if record is None:
-            record, rows = self._make(examined.shard, rows, index, checksum)
+            record, rows = self._make(examined.listed, rows, index, checksum)
         else:
             # Only the index has complete rows.
             rows = read_rows(staging.store, record.path, ["label", "status", "selected", "object"])

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.analyses.imagenet.imagenet_results import PUBLISHED_N, Top1, comparable_top1
-from pipeline.evaluate.contributions import BG_GAP, ModelContributions
+from pipeline.evaluate.contributions import BG_GAP, ModelsOnSameImages
 from pipeline.evaluate.result_files import display_name, write_result
 from pipeline.storage.csv_file import write_csv
 from pipeline.storage.store import Store
@@ -52,7 +52,7 @@ def write_trend(
     dataset: str,
     summaries: Sequence[Mapping[str, Any]],
     taxonomy: Taxonomy,
-    measured: Sequence[ModelContributions],
+    measured: Sequence[ModelsOnSameImages],
 ) -> dict[str, Any]:
     """Rebuilds the trend from the summaries. The caller holds the lock of the tables.
 
@@ -142,7 +142,7 @@ def _points(summary: Mapping[str, Any], top1: Top1 | None) -> Iterator[dict[str,
 
 def _line(
     models: Iterable[tuple[Mapping[str, Any], Top1 | None]],
-    measured: Sequence[ModelContributions],
+    measured: Sequence[ModelsOnSameImages],
     variant: str,
 ) -> Iterator[dict[str, Any]]:
     """Yields the best-fit line of a variant, if there is one."""

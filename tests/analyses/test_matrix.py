@@ -304,7 +304,7 @@ def test_whole_networks_and_in9l(three_draws: Path, tmp_path: Path) -> None:
         (("--probe", "--holdout", 0.5, "--variants", "mixed"), "--variants mixed: the dataset has"),
         (("--probe", "--holdout", 0.5, "--train_split", "train"), "--holdout divides one split"),
         (("--probe", "--train_split", "test"), "--train_split test: the dataset has val"),
-        (("--holdout", 2), "from 0 to below 1"),
+        (("--holdout", 2), "at least 0 and less than 1"),
         (("--arch", "resnet_50", "--holdout", 0.5), "no such architecture"),
         (("--probe", "--arch", "python:tiny_models:first", "--holdout", 0.5), "network of timm"),
     ],

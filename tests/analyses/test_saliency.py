@@ -322,8 +322,8 @@ def test_the_main_job_explains_too(tiny_input: Path, tmp_path: Path) -> None:
     [
         (("--eval_input", "native"), "saliency is measured on stored pixels"),
         (("--variant", "fg_mask"), "saliency of fg_mask: the dataset has"),
-        (("--maps", "0"), "expected a number from 1 on, got '0'"),
-        (("--maps", "tench"), "expected a number from 1 on, got 'tench'"),
+        (("--maps", "0"), "expected a whole number of at least 1, got '0'"),
+        (("--maps", "tench"), "expected a whole number of at least 1, got 'tench'"),
     ],
 )
 def test_wrong_flags_are_refused(one_worker: Path, flags: tuple[str, ...], message: str) -> None:

@@ -34,7 +34,7 @@ from pipeline.analyses.imagenet.imagenet_folder import (
 from pipeline.analyses.imagenet.imagenet_results import published_top1
 from pipeline.analyses.imagenet.imagenet_work import ImageNetWork
 from pipeline.errors import JobError, UsageError
-from pipeline.evaluate.contributions import ModelContributions
+from pipeline.evaluate.contributions import ModelsOnSameImages
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.model_stage import Block, RunModels
 from pipeline.evaluate.predictions import EvalImages
@@ -301,7 +301,7 @@ MODELS = {
 PICTURES = 4000
 
 
-def measured_of(summaries: list[dict[str, Any]]) -> list[ModelContributions]:
+def measured_of(summaries: list[dict[str, Any]]) -> list[ModelsOnSameImages]:
     """Returns predictions that are right on as many of the first images as each summary states."""
     keys = pa.array([f"{i:06}" for i in range(PICTURES)])
     labels, units = np.zeros(PICTURES, np.int16), np.arange(PICTURES)
@@ -313,7 +313,7 @@ def measured_of(summaries: list[dict[str, Any]]) -> list[ModelContributions]:
         correct.append(dict.fromkeys(LABEL_RULES, of_rule))
     names = dict.fromkeys(correct[0]["mapped_only"], labels)
     grounds = {name: units for name in names if name.startswith("mixed")}
-    return [ModelContributions(images, tuple(names), summaries, correct, grounds)]
+    return [ModelsOnSameImages(images, tuple(names), summaries, correct, grounds)]
 
 
 def trend_of(store: Store, summaries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.dataset.card import limits_of, steps_of
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
-from pipeline.dataset.croissant import COLUMNS, croissant
+from pipeline.dataset.croissant import COLUMNS, croissant_metadata
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import Manifest
@@ -125,7 +125,9 @@ def test_steps_and_limits_are_those_of_the_flags(manifest: Manifest) -> None:
 def test_croissant_lists_each_file_once_and_has_every_column(manifest: Manifest) -> None:
     descriptions = dict.fromkeys(manifest.config.compose.composed, "a version")
     words = {"name": "n", "licence": "l", "cite": "c"}
-    metadata = json.loads(croissant(manifest, imagenet9(), descriptions=descriptions, **words))
+    metadata = json.loads(
+        croissant_metadata(manifest, imagenet9(), descriptions=descriptions, **words)
+    )
     assert metadata["license"] == "l"
     stored = [file.path for file in manifest.files if file.path.startswith("parquet/")]
     sets = [f"files-{name}" for name in descriptions]

@@ -33,7 +33,7 @@ from pipeline.released.names import find_clashes, parse_mixed, parse_stem, stem_
 from pipeline.runtime import progress
 from pipeline.storage.store import Store
 from transforms.codec import decode_image, decode_mask
-from transforms.matching import compare, decide, describe, describe_outside, nearest
+from transforms.matching import block_means, block_means_outside, compare, decide, nearest
 from transforms.taxonomy import imagenet9
 from transforms.variants import MIXED, PAPER, PICTURES
 
@@ -231,7 +231,7 @@ def imported(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("imported") / "out"
     done = run_in9("import", "--from", archive, "--output", output, *SMALL)
     assert "70 images, 68 accepted, 2 rejected (1 excluded, 1 undecodable)" in done.stdout
-    assert "val mixed_next: true background of 68 of 68 images found" not in done.stdout
+    assert "val mixed_next: found the true background of 68 of 68 images" not in done.stdout
     return output
 
 
@@ -365,11 +365,11 @@ def test_backgrounds_are_found_in_strong_jpeg_noise_and_never_guessed(sample_run
     originals = [decode_image(s.image) for s in dataset[0]]
     masks = [decode_mask(s.image) for s in dataset[1]]
     backgrounds = [_noisy(decode_image(s.image), 75) for s in dataset[2]]
-    pool = np.stack([describe(background) for background in backgrounds])
+    pool = np.stack([block_means(background) for background in backgrounds])
     for position, (image, mask) in enumerate(zip(originals, masks, strict=True)):
         true = (position + 7) % len(backgrounds)
         mixed = _noisy(np.where(mask[..., None], image, decode_image(dataset[2][true].image)), 50)
-        means, free = describe_outside(mixed, mask)
+        means, free = block_means_outside(mixed, mask)
         (near,) = nearest(pool, means[None], free[None], 4)
         differences = compare(mixed, mask, [backgrounds[i] for i in near])
         assert differences is not None

@@ -422,7 +422,7 @@ def test_a_shard_without_its_picture_is_one_line(drawn: Path, tmp_path: Path) ->
             "leave --device out to train on the CPU",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
         ),
-        (("--epochs", "0"), "argument --epochs: expected a number from 1 on"),
+        (("--epochs", "0"), "argument --epochs: expected a whole number of at least 1"),
         (("--runner", "DataflowRunner"), "--runner is for commands that run a Beam pipeline"),
     ],
 )

@@ -114,7 +114,7 @@ def make_plan(
             raise UsageError(f"--variants {name}: the dataset has {', '.join(existing) or 'none'}")
     splits = dataset.manifest.config.split
     if not 0 <= share < 1:
-        raise UsageError(f"--holdout must be a share from 0 to below 1: got {share:g}")
+        raise UsageError(f"--holdout must be a fraction, at least 0 and less than 1: got {share:g}")
     test_split = split or ("val" if "val" in splits else splits[0])
     trained_split = train_split or (test_split if share else "train")
     if share and trained_split != test_split:
