@@ -509,7 +509,7 @@ def test_the_documented_network_makes_a_dataset(
     second = pictures(output, "fg_mask")
     assert any((second[key] < first[key]).any() for key in second)
     module.write_text(text.replace("version = 1", "version = 22"))
-    assert "version=22 (the dataset has" in run_in9(*flags, check=2).stderr
+    assert "adds version=22 and lacks version=1" in run_in9(*flags, check=2).stderr
     # Reading the dataset needs no module.
     monkeypatch.delenv("PYTHONPATH")
     run_in9("verify", "--dataset", output)
