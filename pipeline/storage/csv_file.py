@@ -1,8 +1,9 @@
 """CSV files that commands write: fixed columns, and the same bytes for the same rows.
 
 Spreadsheets take text that begins with `=`, `+`, `-`, `@`, a tab or a carriage return for a
-formula, and a formula may start programs. Such text gets an apostrophe in front; numbers do not.
-Text with apostrophes before such a character gets one more, so that `read_csv` removes exactly one.
+formula, and a formula may start programs. Such text gets an apostrophe in front; numbers do not. If
+apostrophes already stand before such a character, the text gets one more, so that `read_csv` always
+removes exactly one.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ _GUARDED = re.compile(r"'+[=+\-@\t\r]")
 
 
 class _LineFeedRows(io.StringIO):
-    """A text buffer whose rows end with a line feed. The csv module's own `lineterminator` does not
-    do, because it leaves carriage returns without the quotes that the module's reader needs."""
+    """A text buffer whose rows end with a line feed. Setting the csv module's `lineterminator`
+    would not work, because values with carriage returns would lose the quotes that the module's
+    reader needs."""
 
     def write(self, row: str, /) -> int:
         return super().write(row.removesuffix("\r\n") + "\n")
@@ -31,8 +33,9 @@ def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> byte
     """Returns the content of a CSV file.
 
     Args:
-      columns: in order. Other entries of the rows are left out, and missing ones are empty.
-      rows: values by column.
+      columns: names of the columns, in order. Other entries of a row are left out, and missing
+        entries become empty.
+      rows: the values of each row, by column.
     """
     text = _LineFeedRows()
     writer = csv.DictWriter(text, columns, extrasaction="ignore")
@@ -42,7 +45,7 @@ def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> byte
 
 
 def read_csv(data: bytes) -> Iterator[dict[str, str]]:
-    """Yields the rows of a file that `csv_bytes` made, with their original texts."""
+    """Yields the rows of a file that `csv_bytes` made, without the added apostrophes."""
     for row in csv.DictReader(io.StringIO(data.decode(), newline="")):
         yield {name: value[bool(_GUARDED.match(value)) :] for name, value in row.items()}
 
@@ -54,11 +57,11 @@ def _guarded(value: Any) -> Any:
 def write_csv(
     store: Store, name: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
 ) -> bool:
-    """Writes results/<name>.csv; returns whether it has changed.
+    """Writes results/<name>.csv; returns whether the file has changed.
 
     Args:
       store: the dataset folder.
-      name: of the table.
+      name: name of the table.
       columns, rows: as for `csv_bytes`.
     """
     return store.update(f"results/{name}.csv", csv_bytes(columns, rows))

@@ -1,6 +1,7 @@
 """The interface of a kind of storage: this machine's files, or Google Cloud Storage.
 
-It has only what a dataset needs: whole files that appear at once, parts of files, and listings.
+It offers only what a dataset needs: writing files that appear whole, reading files or parts of
+them, listing folders, and claiming paths.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import BinaryIO, Protocol
 from pipeline.errors import JobError, TooLargeError
 
 MAX_READ_BYTES = 512 << 20
-"""Largest file that is read whole, unless its kind has a limit of its own. The largest annotation
-file of COCO has 450 MB; JSON takes several times its size in memory."""
+"""Size in bytes of the largest file that is read in one piece, unless the caller sets another
+limit. COCO's largest annotation file has 450 MB, and parsed JSON takes several times the file's
+size in memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +26,12 @@ class FileInfo:
     """What a store knows about a file without reading it.
 
     Attributes:
-      path: absolute.
-      size: in bytes.
-      identity: changes with the content: the time of the last change, or the generation.
-      time: of the last change, in seconds since the epoch.
-      md5: hexadecimal; None where the store does not keep it.
+      path: absolute path of the file.
+      size: size in bytes.
+      identity: text that changes with the content: the time of the last change, or an object's
+        generation.
+      time: time of the last change, in seconds since the epoch.
+      md5: hexadecimal MD5 of the content; None where the storage does not keep it.
     """
 
     path: str
@@ -40,12 +43,12 @@ class FileInfo:
 
 @dataclasses.dataclass(frozen=True)
 class PathClaim:
-    """A claim on a path; a path has at most one.
+    """A claim on a path, which has at most one claim at a time.
 
     Attributes:
-      token: unique to the claim.
+      token: hexadecimal digits that no other claim has.
       metadata: bytes that the claim's maker stored in it.
-      state: changes with every renewal.
+      state: text that changes with every renewal.
     """
 
     token: str
@@ -59,7 +62,7 @@ class Fence:
 
     Attributes:
       path: absolute path of the claim.
-      token: of the claim.
+      token: token of that claim.
     """
 
     path: str
@@ -78,23 +81,26 @@ class Files(Protocol):
     socket or device raises UsageError."""
 
     def info(self, path: str) -> FileInfo | None:
-        """Returns what is known about a file, None if there is none."""
+        """Returns what is known about a file without reading it; None if the file does not
+        exist."""
 
     def is_folder(self, path: str) -> bool:
         """Returns whether there is a folder, or any object below that name."""
 
     def walk(self, folder: str) -> Iterator[FileInfo]:
-        """Yields all files below a folder, in order of path; none if there is no folder."""
+        """Yields all files below a folder, in order of path; nothing if there is no such folder."""
 
     def children(self, folder: str) -> list[str]:
-        """Lists the paths of the files directly in a folder, sorted; none if there is no folder."""
+        """Lists the paths of the files directly in a folder, sorted; empty if there is no such
+        folder."""
 
     def folders(self, folder: str) -> list[str]:
-        """Lists the names of the folders in a folder, except links; none if there is no folder."""
+        """Lists the names of the folders in a folder, except links; empty if there is no such
+        folder."""
 
     def read(self, path: str, limit: int | None = MAX_READ_BYTES) -> bytes:
-        """Reads a whole file. Raises TooLargeError if it has more bytes than the limit, which is
-        None for files that may have any size, such as weights."""
+        """Reads a whole file. Raises TooLargeError if the file has more than `limit` bytes. The
+        limit is None for files that may have any size, such as weights."""
 
     def open(self, path: str) -> BinaryIO:
         """Opens a file for reading at any position."""
@@ -115,11 +121,12 @@ class Files(Protocol):
         nothing.
 
         Args:
-          path: of the file.
-          temporary: path to write to until then, where the storage needs one.
-          deferred: receives the call that makes the file appear, where that call is slow.
-          durable: whether the content reaches the disk before the file gets its name, and the
-            name before the block is left, so that a power cut leaves the file whole.
+          path: final path of the file.
+          temporary: path of the unfinished file, for storage that needs one.
+          deferred: list to which storage with slow uploads adds the call that makes the file
+            appear, instead of making that call itself.
+          durable: whether the content must reach the disk before the file gets its final name, and
+            that name before the block ends, so that a power cut cannot leave the file truncated.
         """
 
     def create_once(self, path: str, data: bytes) -> None:
@@ -132,37 +139,39 @@ class Files(Protocol):
         """Renames a file, replacing the target."""
 
     def sync_folder(self, folder: str) -> None:
-        """Makes the names in a folder reach the disk, where they do not by themselves."""
+        """Makes the names in a folder reach the disk, where the storage does not do so by
+        itself."""
 
     def delete(self, path: str) -> None:
         """Removes a file if it exists."""
 
     def delete_tree(self, folder: str) -> None:
-        """Removes a folder and all files below it; removes only the link if it is one."""
+        """Removes a folder and all files below it; if the folder is a link, removes only the
+        link."""
 
     def claim(self, path: str, token: str, metadata: bytes, temporary: str) -> bool:
-        """Claims a path unless it is claimed already; returns whether it did.
+        """Claims a path unless it is claimed already; returns whether this call has claimed it.
 
         Args:
-          path: what to claim; it is used for nothing else.
+          path: the path to claim, which is used for nothing else.
           token: hexadecimal digits that no other claim ever has.
-          metadata: what to store with the claim.
-          temporary: path to build the claim at, where the storage needs one.
+          metadata: bytes to store with the claim.
+          temporary: path at which the claim is prepared, for storage that needs one.
 
         Raises:
           JobError: the path holds something else.
         """
 
     def current_claim(self, path: str) -> PathClaim | None:
-        """Returns the claim on a path, None if there is none. Raises JobError if the path holds
-        something else."""
+        """Returns the claim on a path, None if the path is not claimed. Raises JobError if the path
+        holds something else."""
 
     def renew(self, path: str, claim: PathClaim) -> bool:
-        """Renews a claim, unless its state has changed; returns whether it did."""
+        """Renews a claim, unless its state has changed; returns whether the claim was renewed."""
 
     def unclaim(self, path: str, claim: PathClaim, temporary: str) -> bool:
-        """Removes a claim, unless its state has changed; returns whether it did. Only one of
-        several calls succeeds, and a claim that was made in the meantime is not touched."""
+        """Removes a claim, unless its state has changed; returns whether the claim was removed. If
+        several processes try, only one of them succeeds, and a newer claim is never touched."""
 
     def fenced(self, fence: Fence) -> Files:
         """Returns the same storage for the holder of a claim: writing and removing raise JobError

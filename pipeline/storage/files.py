@@ -48,7 +48,7 @@ def join(folder: str, *names: str) -> str:
 
 
 def parent(path: str) -> str:
-    """Returns the folder that contains a path; a bucket contains itself."""
+    """Returns the folder that contains a path; for a bucket, the bucket itself."""
     if not is_remote(path):
         return os.path.dirname(path)
     folder = posixpath.dirname(path)
@@ -78,8 +78,9 @@ def files_of(path: str) -> Files:
 
 def arrow_source(path: str) -> str | BinaryIO:
     """Returns what pyarrow can read a file from: its path if it is local and valid UTF-8, otherwise
-    the opened file. A folder's name may be in another encoding, and the C locale decodes nothing
-    beyond ASCII. Raises OSError or UsageError if the file cannot be opened."""
+    the opened file. A path is not valid UTF-8 if a folder's name is in another encoding, or if it
+    has other characters than ASCII in the C locale. Raises OSError or UsageError if the file cannot
+    be opened."""
     file = files_of(path).open(path)
     try:
         path.encode()
@@ -87,7 +88,7 @@ def arrow_source(path: str) -> str | BinaryIO:
         return file
     if is_remote(path):
         return file
-    file.close()  # Opening it has ruled out a pipe, which Arrow would wait for.
+    file.close()  # Opening the file has ruled out a pipe, on which Arrow would block.
     return path
 
 

@@ -31,17 +31,19 @@ from pipeline.storage.gcs_requests import IncompleteError, client, translated, w
 from pipeline.storage.parallel import in_parallel
 
 _MEMORY_BYTES = 64 << 20
-"""Larger objects are read in pieces when they are opened."""
+"""Size in bytes up to which an object is read into memory when it is opened. A larger object is
+read in pieces."""
 _CHUNK_BYTES = 8 << 20
 _SPOOLED_BYTES = 1 << 20
-"""Larger files go to disk while they are written. The limit is low, because a shard has many."""
+"""Size in bytes above which a file that is being written moves from memory to disk. The limit is
+low, because many files of a shard are written at the same time."""
 _GAP_BYTES = 64 << 10
-"""Ranges closer than this are read in one request, because a request costs more time than the bytes
-between them."""
+"""Ranges with at most this many bytes between them are read in one request, because a second
+request would take more time than these bytes."""
 _RETRY = DEFAULT_RETRY.with_timeout(300.0).with_delay(initial=0.2, multiplier=2.0, maximum=30.0)
 _CHECK_SECONDS = 1.0
-"""How long one check of a claim is enough for files that the next job would make again. A claim is
-taken over only after a minute."""
+"""How long a check of the claim stays valid for files that the next job would make again anyway. A
+claim is taken over only after a minute without renewal."""
 _FIELDS = "items(name,size,generation,updated,md5Hash),prefixes,nextPageToken"
 
 
@@ -80,7 +82,7 @@ class GcsFiles(Files):
     def _list(self, folder: str, **options: Any) -> Iterator[FileInfo]:
         with translated(folder):
             for blob in _blobs(folder, **options):
-                if not blob.name.endswith("/"):  # Consoles make these to show empty folders.
+                if not blob.name.endswith("/"):  # Consoles make such objects to show empty folders.
                     yield _info(blob)
 
     def open(self, path: str) -> BinaryIO:
@@ -148,8 +150,8 @@ class GcsFiles(Files):
         *,
         durable: bool = False,
     ) -> Iterator[BinaryIO]:
-        """Collects the content on this machine first, because neither an interrupted upload nor an
-        interrupted writer may leave a truncated object."""
+        """Collects the content on this machine before uploading it, because an interrupted writer
+        or upload must not leave a truncated object."""
         file = cast(BinaryIO, tempfile.SpooledTemporaryFile(_SPOOLED_BYTES))  # noqa: SIM115
 
         def upload() -> None:
@@ -220,7 +222,7 @@ class GcsFiles(Files):
         return True
 
     def delete_tree(self, folder: str) -> None:
-        # The generation spares an object that was written since under the same name.
+        # The generation protects an object that was written under the same name after the listing.
         in_parallel(
             lambda info: self._delete(info.path, if_generation_match=int(info.identity)),
             self.walk(folder),
@@ -230,7 +232,7 @@ class GcsFiles(Files):
         try:
             self.create_once(path, b"%s\n%s" % (token.encode(), metadata))
         except FileExistsError:
-            # The claim may be this one, if the response to its request was lost.
+            # If only the response was lost, the existing claim is this one.
             claim = self.current_claim(path)
             return claim is not None and claim.token == token
         return True
@@ -263,10 +265,10 @@ class GcsFiles(Files):
 class FencedGcsFiles(GcsFiles):
     """Objects for the holder of a claim, which is checked before each request that changes objects.
 
-    A process may be suspended between a check and the request that it permits. So a file whose
-    presence says that other files are complete is also written only over the generation that its
-    writer saw first or wrote itself: if two processes were suspended, one of them writes over the
-    generation that it knows, and the other is refused.
+    A process may be suspended between the check and the request. So a file whose presence says that
+    other files are complete has a second safeguard: it replaces only the generation that its writer
+    saw first, or wrote itself. If two processes then write the same file, only the first of them
+    finds that generation, and the second is refused.
 
     Args:
       fence: the claim that must be held.
@@ -278,7 +280,8 @@ class FencedGcsFiles(GcsFiles):
         self._generations: dict[str, int] = {}
 
     def _check(self, max_age: float = 0.0) -> None:
-        """Raises JobError if the claim is lost, unless it was checked within `max_age` seconds."""
+        """Raises JobError if the claim is lost. Skips the check if the last one passed less than
+        `max_age` seconds ago."""
         now = time.monotonic()
         if now - self._checked < max_age:
             return
@@ -337,12 +340,12 @@ def _fenced(fence: Fence) -> FencedGcsFiles:
 
 
 class _FullError(Exception):
-    """An object has more bytes than its limit."""
+    """An object has more bytes than the limit for reading it."""
 
 
 class _Limited(io.BytesIO):
-    """A file in memory with a limit of bytes, or without one if None. Asking for an object's size
-    before reading it would cost one more request."""
+    """A file in memory that takes at most `limit` bytes, or any number if the limit is None. Asking
+    for the object's size before reading it would cost one more request."""
 
     def __init__(self, limit: int | None) -> None:
         super().__init__()
@@ -382,7 +385,8 @@ class _Ranges(io.RawIOBase):
 
 
 def _spans(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Merges ranges of (offset, length) into the (start, end) of one request each."""
+    """Merges neighbouring ranges, each (offset, length), into spans (start, end); each span takes
+    one request."""
     spans: list[tuple[int, int]] = []
     for offset, length in sorted(ranges):
         if spans and offset - spans[-1][1] <= _GAP_BYTES:

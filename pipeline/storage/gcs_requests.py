@@ -1,4 +1,4 @@
-"""Requests to Google Cloud Storage: the client, retries, and errors as those of files.
+"""Requests to Google Cloud Storage: the client, retries, and translation of errors.
 
 The client library retries transient errors with growing pauses. This module adds what the library
 leaves to its users: retries of downloads that end early, and one kind of error for every failure.
@@ -43,7 +43,8 @@ def client() -> storage.Client:
     with _clients_lock:
         if os.getpid() not in _clients:
             try:
-                # Objects belong to no project, but without one the library looks its name up.
+                # Objects belong to no project, but unless a project is named, the library looks for
+                # one.
                 project = os.environ.get("GOOGLE_CLOUD_PROJECT", "none")
                 new_client = storage.Client(project=project)
             except google.auth.exceptions.DefaultCredentialsError as error:
@@ -51,7 +52,7 @@ def client() -> storage.Client:
                     "gs:// needs credentials: gcloud auth application-default login, or "
                     "GOOGLE_APPLICATION_CREDENTIALS"
                 ) from error
-            # One connection for each thread that may send a request, over all workers.
+            # The pool has a connection for every thread of every worker that may send a request.
             adapter = requests.adapters.HTTPAdapter(pool_maxsize=8 * REQUESTS_IN_FLIGHT)
             for scheme in ("http://", "https://"):
                 new_client._http.mount(scheme, adapter)
@@ -60,7 +61,7 @@ def client() -> storage.Client:
 
 
 def with_retries(call: Callable[[], T], path: str) -> T:
-    """Repeats a call until its response is complete."""
+    """Calls a function, and repeats the call while its response ends early."""
     for attempt in range(_ATTEMPTS):
         try:
             with translated(path):

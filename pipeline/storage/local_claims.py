@@ -5,8 +5,8 @@ PATH/<token>/<n>      an empty file, which every renewal renames to the next num
 
 Each step is one rename, which is atomic and succeeds for only one process: a folder replaces
 another only if the other is empty, and no two claims have a name in common. So removing a claim,
-however late, never touches the next one. A lock file with a fixed name would not do, because
-between looking at it and removing it another process may have replaced it.
+however late, never touches the next one. A lock file with a fixed name would not be enough, because
+another process may replace the file after it was looked at and before it is removed.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def current_claim(path: str) -> PathClaim | None:
             with open(os.path.join(path, token, _METADATA), "rb") as file:
                 return PathClaim(token, file.read(), state)
         except FileNotFoundError:
-            # It is just being removed, or a power cut has left a part of it.
+            # The claim is being removed at this moment, or a power cut has left only a part of it.
             if os.path.isdir(os.path.join(path, token)):
                 return PathClaim(token, b"", "")
             return None
@@ -96,7 +96,7 @@ def unclaim(path: str, claim: PathClaim, temporary: str) -> bool:
     except FileNotFoundError:
         return False
     shutil.rmtree(temporary, ignore_errors=True)
-    # This fails if the next claim is there already.
+    # This fails if the path is claimed again already.
     with contextlib.suppress(OSError):
         os.rmdir(path)
     return True

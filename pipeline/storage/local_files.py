@@ -86,7 +86,8 @@ class LocalFiles(Files):
             temporary = self._intermediate(temporary)
             try:
                 with open(temporary, "wb") as file:
-                    # Only now, because a writer that has lost its claim must not leave folders.
+                    # The folder is made only now, because a writer without its claim must not leave
+                    # folders.
                     _make_folder_of(path)
                     yield cast(BinaryIO, file)
                     if durable:
@@ -105,7 +106,8 @@ class LocalFiles(Files):
             file.write(data)
 
     def copy(self, source: str, target: str) -> None:
-        """Copies a file, as a hard link if possible: files are replaced, never changed in place."""
+        """Copies a file, as a hard link if possible. A link is safe, because files are replaced and
+        never changed in place."""
         _make_folder_of(target)
         with self._guarded():
             aside = self._intermediate(f"{target}.{uuid.uuid4().hex}")
@@ -116,7 +118,8 @@ class LocalFiles(Files):
                     raise
                 shutil.copyfile(source, aside)
             os.replace(aside, target)
-        # Replacing one name of a file by another name of it does nothing.
+        # If both names already belong to the same file, `os.replace` does nothing and leaves
+        # `aside`.
         with contextlib.suppress(FileNotFoundError):
             os.remove(aside)
 
@@ -126,7 +129,7 @@ class LocalFiles(Files):
             self._rename(source, target)
 
     def sync_folder(self, folder: str) -> None:
-        # Not every file system supports this; the others keep names safe in their own way.
+        # Some file systems do not support this, and keep names safe in their own way.
         with contextlib.suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
@@ -179,8 +182,8 @@ class FencedLocalFiles(LocalFiles):
     """Files for the holder of a claim.
 
     Every file that is written, moved or removed passes through the claim's own folder by an atomic
-    rename. Whoever takes the claim over moves that folder away, so the rename fails. So there is no
-    moment between a check and the change that it permits, in which a process could be suspended.
+    rename. A process that takes the claim over moves that folder away, so that the rename fails.
+    Check and change are thus a single step, and no process can be suspended between them.
 
     Args:
       fence: the claim that must be held.
@@ -208,7 +211,7 @@ class FencedLocalFiles(LocalFiles):
     def _rename(self, source: str, target: str) -> None:
         aside = self._intermediate(source)
         try:
-            # A link, because a kill must leave the source where it was.
+            # A link and not a rename, so that the source stays in place if this process is killed.
             os.link(source, aside)
         except OSError as error:
             if error.errno not in _NO_LINKS:
@@ -245,7 +248,7 @@ def _make_folder_of(path: str) -> None:
     folder = os.path.dirname(path)
     try:
         os.makedirs(folder, exist_ok=True)
-    except FileExistsError as error:  # Callers would take it to say that `path` itself exists.
+    except FileExistsError as error:  # Callers would think that `path` itself exists.
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from error
 
 

@@ -37,8 +37,8 @@ def read_ahead(
       ahead: how many calls may run ahead of the consumer; 0 calls without threads.
 
     Raises:
-      Exception: the first error, after the calls that had begun have ended. After an interruption,
-        which ends the process, nothing is waited for.
+      Exception: the first error, after the calls that had begun have ended. KeyboardInterrupt is
+        raised without waiting, because it ends the process.
     """
     if not ahead:
         for item in items:
@@ -67,7 +67,8 @@ class InBackground(Generic[T]):
     """Items of a generator that runs in a thread, ahead of the consumer; can be iterated once.
 
     Args:
-      items: starts to run in the thread at once, and is closed with this object.
+      items: the generator, which starts to run in the thread at once, and is closed with this
+        object.
       ahead: how many items the thread may be ahead of the consumer.
     """
 

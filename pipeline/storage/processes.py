@@ -25,8 +25,8 @@ class Process:
     Attributes:
       place: hexadecimal digits that identify the machine, boot and namespace of the process id.
       pid: its process id.
-      started: its start in the kernel's ticks since boot, which tells it from a later process with
-        the same id. Empty where the system does not report it.
+      started: its start in the kernel's ticks since boot, which distinguishes it from a later
+        process with the same id. Empty where the system does not report it.
     """
 
     place: str
@@ -40,12 +40,12 @@ class Process:
 
     @classmethod
     def from_name(cls, name: str) -> Process | None:
-        """Returns the process with this `name`, None if the name is not that of a process."""
+        """Returns the process with this `name`, None if the text is not the name of a process."""
         match = _NAME.fullmatch(name)
         return match and cls(match["place"], int(match["pid"]), match["started"])
 
     def is_alive(self) -> bool | None:
-        """Returns whether it is running; None if that cannot be known from here."""
+        """Returns whether the process is running; None if that cannot be known from here."""
         if self.place != _place():
             return None
         try:
@@ -57,7 +57,8 @@ class Process:
         started = _start_of(self.pid)
         if started == self.started:
             return True
-        # Without a start time, it has just ended, or the system hides it from this user.
+        # If there is no start time, the process has just ended, or the system hides it from this
+        # user.
         return False if started else None
 
 

@@ -1,8 +1,8 @@
 """Files that one job leaves for the next: JSON and Parquet, which may be damaged or forged.
 
 After a power cut, the newest files may be empty or truncated under their final names. A file that
-cannot be parsed counts as missing: the job that needs it makes it again, and a warning names the
-file. Content is checked against types, so a file with another structure counts as damaged, too.
+cannot be parsed counts as missing: a warning names the file, and the job that needs it makes it
+again. Content is checked against types, so a file with another structure counts as damaged, too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _warned: set[str] = set()
 T = TypeVar("T")
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A(?!\.)[^/\\\x00-\x1f]{1,255}\Z")]
-"""Name of a file or folder: not a path, and without a dot in front."""
+"""Name of a file or folder, which is not a path and does not begin with a dot."""
 RelativePath = Annotated[
     str, msgspec.Meta(pattern=r"\A(?:(?!\.)[^/\\\x00-\x1f]+/)*(?!\.)[^/\\\x00-\x1f]+\Z")
 ]
@@ -66,11 +66,12 @@ def read_json(store: Store, path: str, kind: type[T]) -> T | None:
 
 
 def read_commit(store: Store, path: str, parse: Callable[[bytes], T]) -> T | None:
-    """Reads a JSON file that nothing can replace, so that it is never made again unasked.
+    """Reads a JSON file whose content is stored nowhere else, so that it must not be overwritten
+    unasked.
 
     Args:
       store: the folder of the file.
-      path: of the file.
+      path: relative path of the file.
       parse: parses the content and raises the errors of `parse_json`.
 
     Returns:
@@ -99,7 +100,7 @@ def read_commit(store: Store, path: str, parse: Callable[[bytes], T]) -> T | Non
 def read_table(
     store: Store, path: str, columns: list[str] | None = None, **options: Any
 ) -> pa.Table:
-    """Reads a Parquet file; columns and options are those of `pyarrow.parquet.read_table`.
+    """Reads a Parquet file; takes the columns and options of `pyarrow.parquet.read_table`.
 
     Raises:
       DamagedError: it is not a Parquet file, or lacks a column.
@@ -111,7 +112,7 @@ def read_table(
 
 
 def parse_parquet(store: Store, path: str, parse: Callable[[Any], T]) -> T:
-    """Calls a pyarrow function on a file; errors are those of `read_table`."""
+    """Calls a pyarrow function on a file; raises the errors of `read_table`."""
     source = store.arrow_source(path)
     try:
         return parse(source)
@@ -128,8 +129,8 @@ def tells_damage(error: Exception) -> bool:
     """Returns whether an error of pyarrow means damaged content, rather than a failed read or
     a lack of memory."""
     if isinstance(error, OSError):
-        # The system's errors have a number, and object stores raise types of their own. Arrow's
-        # errors about broken content have neither.
+        # The system's errors have a number, and object stores raise subclasses of OSError. Arrow's
+        # errors about broken content are plain OSErrors without a number.
         return error.errno is None and type(error) is OSError
     return not isinstance(error, MemoryError)
 
@@ -139,8 +140,9 @@ def read_intact(store: Store, path: str, read: Callable[[], T]) -> T | None:
 
     Args:
       store: the folder of the file.
-      path: of the file.
-      read: raises FileNotFoundError if it is missing, ValueError or DamagedError if damaged.
+      path: relative path of the file.
+      read: reads the file; raises FileNotFoundError if it is missing, ValueError or DamagedError
+        if it is damaged.
     """
     try:
         return read()
@@ -156,6 +158,6 @@ def warn_damaged(path: str, cause: str) -> None:
     if path in _warned:
         return
     _warned.add(path)
-    # Errors for users name the file themselves, followed by what to do.
+    # Errors for users already name the file, and say after a semicolon what to do.
     damage = cause.partition(";")[0] if path in cause else f"{path} is damaged ({cause})"
     _LOG.warning("%s: it counts as missing", damage)

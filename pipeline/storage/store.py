@@ -1,4 +1,4 @@
-"""A dataset folder, whose files are whole or absent, and are hashed while they are written."""
+"""A dataset folder, in which files are whole or absent, and are hashed while they are written."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class FileDigest:
 
     Attributes:
       path: relative to the dataset folder, with forward slashes.
-      bytes: size.
-      sha256: hexadecimal.
-      samples: number of rows or samples in it, None for a file of another kind.
+      bytes: size in bytes.
+      sha256: hexadecimal SHA-256 of the content.
+      samples: number of rows or samples in the file; None for files of other kinds.
     """
 
     path: str
@@ -98,12 +98,13 @@ class Store:
     raises OSError; writing or removing anything behind a link raises UsageError.
 
     Attributes:
-      root: absolute path of the folder, here or in object storage.
-      output: root of the folder that a user named and this one lies in; empty if it is this one.
-        That folder may be a link, but no link below it may lead a job elsewhere.
+      root: absolute path of the folder, on this machine or in object storage.
+      output: absolute path of the folder that the user named, if this folder lies below it; empty
+        if the user named this folder. The named folder may be a link, but no folder below it may be
+        one, because a link could lead a job elsewhere.
       job: token of the job whose graph carries this store, so that the job's steps share locks;
         empty elsewhere.
-      fence: the claim that must be held for anything to be written or removed, None for none.
+      fence: the claim that must be held to write or remove anything; None if none is needed.
     """
 
     root: str
@@ -122,7 +123,7 @@ class Store:
 
     @property
     def is_remote(self) -> bool:
-        """Whether it lies in object storage."""
+        """Whether the folder lies in object storage."""
         return is_remote(self.root)
 
     @property
@@ -135,8 +136,8 @@ class Store:
         """Returns the absolute path of a file.
 
         Raises:
-          UsageError: it would lie outside the folder. Names that are read from files are checked
-            where they are parsed; this is the last line of defence.
+          UsageError: the file would lie outside the folder. Names that are read from files are
+            checked where they are parsed; this is the last line of defence.
         """
         if relative.startswith("/") or ".." in relative.split("/"):
             raise UsageError(f"{relative!r} leads out of {self.root}")
@@ -165,8 +166,9 @@ class Store:
     def log(self, name: str) -> str:
         """Returns the local path of the log of a job that is launched here.
 
-        For object storage it is a new file with an unpredictable name, because others can write to
-        the folder for temporary files, too.
+        If the dataset lies in object storage, the log is a new file in the system's folder for
+        temporary files. Its name is unpredictable, because other users can write to that folder,
+        too.
         """
         if self.is_remote:
             file, path = tempfile.mkstemp(prefix=f"in9-{name}-", suffix=".log")
@@ -205,11 +207,11 @@ class Store:
         return {self._relative(i.path): i.size for i in self.files.walk(self.path(folder))}
 
     def sizes_of(self, paths: Iterable[str]) -> list[int | None]:
-        """Returns the sizes of some files, each as `size` does."""
+        """Returns the size of each file in bytes, None for a missing file."""
         return in_parallel(self.size, paths) if self.is_remote else [self.size(p) for p in paths]
 
     def read(self, relative: str, limit: int | None = MAX_READ_BYTES) -> bytes:
-        """Reads a whole file; errors are those of `Files.read`."""
+        """Reads a whole file; raises the errors of `Files.read`."""
         return self.files.read(self.path(relative), limit)
 
     def read_ranges(self, relative: str, ranges: list[tuple[int, int]]) -> list[bytes]:
@@ -242,7 +244,7 @@ class Store:
     @contextlib.contextmanager
     def together(self) -> Iterator[Store]:
         """Yields a view of the store whose new files are uploaded several at a time when the block
-        ends. If the block raises, they need not appear."""
+        ends. If the block raises, these files may be missing."""
         view = _Together(self.root, self.output, self.job, self.fence)
         yield view
         in_parallel(lambda upload: upload(), view.uploads)
@@ -250,13 +252,14 @@ class Store:
     def write(
         self, relative: str, data: bytes, samples: int | None = None, *, durable: bool = False
     ) -> FileDigest:
-        """Writes a whole file at once; `durable` as for `create`."""
+        """Writes a whole file at once; see `create` for `durable`."""
         with self.create(relative, durable=durable) as file:
             file.write(data)
         return FileDigest(relative, file.size, file.sha256, samples)
 
     def update(self, relative: str, data: bytes, *, durable: bool = False) -> bool:
-        """Writes a whole file, unless it already holds these bytes; returns whether it did."""
+        """Writes a whole file, unless it already holds these bytes; returns whether it was
+        written."""
         if self.size(relative) == len(data) and self.read(relative) == data:
             return False
         self.write(relative, data, durable=durable)
@@ -281,8 +284,8 @@ class Store:
         self.files.move(self.writable_path(source), self.writable_path(target))
 
     def move_all(self, moves: Iterable[tuple[str, str]]) -> None:
-        """Renames files, given as (source, target), except missing ones, and makes sure that the
-        new names reach the disk."""
+        """Renames files, each given as (source, target), and makes sure that the new names reach
+        the disk. Missing files are skipped."""
         moves = list(moves)
 
         def move(paths: tuple[str, str]) -> None:
@@ -294,9 +297,10 @@ class Store:
             self.files.sync_folder(folder)
 
     def copy_into(self, other: Store, copies: Iterable[tuple[str, str]]) -> None:
-        """Copies files, given as (source, target in the other store).
+        """Copies files, each given as (source, target in the other store).
 
-        Within one kind of storage nothing is read here; between two kinds, content is.
+        Within one kind of storage, the storage itself makes the copies. Between two kinds, the
+        content passes through this process.
         """
 
         def copy(paths: tuple[str, str]) -> None:
@@ -339,7 +343,7 @@ class Store:
                 self.delete_tree(f"{TEMPORARY}/{name}")
 
     def make_folder(self, relative: str) -> None:
-        """Makes an empty folder, except in object storage, which has none."""
+        """Makes an empty folder, except in object storage, which has no folders."""
         if not self.is_remote:
             os.makedirs(self.writable_path(relative), exist_ok=True)
 

@@ -9,7 +9,7 @@ _BLOCK = 512
 
 
 class Writable(Protocol):
-    """A file that takes the bytes."""
+    """A file to which bytes can be written."""
 
     def write(self, data: bytes, /) -> int: ...
 
@@ -22,7 +22,7 @@ class TarWriter:
         self._offset = 0
 
     def add(self, name: str, data: bytes) -> int:
-        """Appends a file; returns the offset of its content, in bytes."""
+        """Appends a file; returns the offset of its content in the tar, in bytes."""
         info = tarfile.TarInfo(name)
         info.size = len(data)
         info.mode = 0o644
