@@ -32,7 +32,7 @@ STAGES = (
 
 def count(name: str, by: int = 1) -> None:
     """Adds to a counter. Called inside a DoFn; does nothing where Beam has not been imported."""
-    # Nothing is added for 0, because not every runner reports a counter of 0.
+    # A count of 0 is skipped, because not every runner reports counters of 0.
     if by and (beam := sys.modules.get("apache_beam")):
         beam.metrics.Metrics.counter(_NAMESPACE, name).inc(by)
 
@@ -43,7 +43,7 @@ def count_bytes(path: str, size: int) -> None:
 
 
 def count_written(files: Iterable[FileDigest]) -> None:
-    """Counts the bytes of new files, as `count_bytes` does."""
+    """Counts the bytes of several new files; see `count_bytes`."""
     for file in files:
         count_bytes(file.path, file.bytes)
 
@@ -53,9 +53,9 @@ def count_shard(counter: str, files: Sequence[FileDigest], *, is_new: bool) -> N
 
     Args:
       counter: `source_shards` or `output_shards`, to which `_made` or `_kept` is added.
-      files: of the shard, its record last.
-      is_new: whether the job has made it; then the bytes of its files count, too, except the
-        record's.
+      files: the shard's files, with its record last.
+      is_new: whether this job has made the shard. If so, the bytes of its files are counted, too,
+        except those of the record.
     """
     count(f"{counter}_made" if is_new else f"{counter}_kept")
     if is_new:
@@ -66,16 +66,16 @@ class UnitTally:
     """Counts of what a job does for one unit of its work, such as a shard.
 
     A runner may restart a step that has already done its work, and use only the counters of the
-    second attempt. So the counts are noted before the unit's file is written, and an attempt that
-    finds the file of its own job counts the same again.
+    second attempt. So the counts are written to a note before the unit's file is written, and an
+    attempt that finds a file made by its own job adds the counts of the note.
 
     Args:
-      progress: of the job; the counts are kept and removed with its notes.
-      stage: of the job.
+      progress: the job's progress; the notes are stored in its folder, and removed with it.
+      stage: name of the job's stage.
       unit: name of the unit within the stage.
 
     Attributes:
-      path: of the note, relative to the dataset folder.
+      path: path of the note, relative to the dataset folder.
     """
 
     def __init__(self, progress: Progress, stage: str, unit: str) -> None:
@@ -95,12 +95,14 @@ class UnitTally:
         return self._counts[name]
 
     def note(self) -> None:
-        """Writes a note of the counts so far, if it can, because counts are only for display."""
+        """Writes a note of the counts so far. A failed write is ignored, because counts are only
+        for display."""
         with contextlib.suppress(OSError):
             self._store.write(self.path, json.dumps(self._counts, sort_keys=True).encode())
 
     def recall(self) -> bool:
-        """Restores the counts that this job has noted for the unit; returns whether it could."""
+        """Restores the counts that this job has noted for the unit; returns whether a note was
+        found."""
         try:
             self._counts = Counter(parse_json(self._store.read(self.path), dict[str, int]))
         except (OSError, ValueError):
@@ -130,7 +132,8 @@ def counters_of(result: PipelineResult) -> dict[str, int]:
     totals: Counter[str] = Counter()
     for counter in result.metrics().query()["counters"]:
         if counter.key.metric.namespace == _NAMESPACE:
-            # Beam gives None for 0, which a worker reports for counters of its other bundles.
+            # Beam gives None for 0, which a worker reports for counters that only its other bundles
+            # use.
             totals[counter.key.metric.name] += counter.result or 0
     return dict(totals)
 
@@ -142,7 +145,7 @@ def stage_seconds(counters: Mapping[str, int]) -> dict[str, float]:
 
 
 def bytes_written(counters: Mapping[str, int]) -> dict[str, int]:
-    """Returns the bytes of new files by top-level folder of the dataset."""
+    """Returns the bytes of new files in each top-level folder of the dataset."""
     return {
         name.removeprefix(_BYTES): value
         for name, value in sorted(counters.items())

@@ -16,7 +16,7 @@ PREFIX = "python:"
 
 
 def module_of(path: str) -> str:
-    """Returns the name of the module that a Python file is if its folder is on PYTHONPATH.
+    """Returns the name by which a Python file can be imported if its folder is on PYTHONPATH.
 
     >>> module_of("lib/mynet.py")
     'mynet'
@@ -65,13 +65,13 @@ def call_for_array(
     shape: tuple[int, ...],
     passed_on: type[Exception] = MemoryError,
 ) -> NDArray[Any]:
-    """Calls a function and checks that it returns an array of the right form.
+    """Calls a function and checks that it returns an array with the right dtype and shape.
 
     Args:
       call: the function with its arguments.
       origin: how messages refer to the function.
-      dtype, shape: of the array that is expected.
-      passed_on: an error that is not translated, like MemoryError.
+      dtype, shape: dtype and shape of the expected array.
+      passed_on: type of an error that is raised unchanged, as MemoryError is.
 
     Raises:
       JobError: the function raised another error, or returned anything else.

@@ -1,7 +1,8 @@
-"""Dataflow jobs: how one is identified, and whether it has ended.
+"""Dataflow jobs: their identity, and whether they have ended.
 
-A job is identified by project, region and name, which its workers find in their options; no two
-running jobs in a region have the same name. Only the process that submitted a job knows its id.
+A job is identified by project, region and name, because its workers find these in their options,
+whereas only the process that submitted the job knows its id. No two running jobs in a region have
+the same name.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ def is_dataflow(runner: str | None) -> bool:
 
 
 def job_of(options: PipelineOptions) -> dict[str, str]:
-    """Returns the job that these options submit, as locks name it."""
+    """Returns the identity of the job that these options submit, as a lock records it."""
     google = options.view_as(GoogleCloudOptions)
     return _job(lambda name: getattr(google, name))
 
 
 def this_job() -> dict[str, str] | None:
-    """Returns the Dataflow job that this process is a worker of, None if there is none."""
+    """Returns the identity of the Dataflow job that this process is a worker of; None if it is not
+    a Dataflow worker."""
     options: Mapping[str, Any] = RuntimeValueProvider.runtime_options or {}
     return _job(options.get) if is_dataflow(options.get("runner")) else None
 
@@ -49,12 +51,12 @@ def is_over(job: Mapping[str, Any]) -> bool:
     """Returns whether a job has ended, successfully or not.
 
     Args:
-      job: as `job_of` returns it. With a `job_id`, only that job is meant, otherwise all jobs of
-        its name.
+      job: identity from `job_of`. If `job_id` has been added to it, only that job is checked,
+        otherwise all jobs of that name.
 
     Returns:
-      False also if the service does not know the job, because it forgets jobs after a while, or
-      does not respond.
+      True if the job is known to have ended. False also if the service does not respond, or no
+      longer knows the job, because it forgets jobs after a while.
     """
     try:
         return _is_over(job)
@@ -67,7 +69,7 @@ def _is_over(job: Mapping[str, Any]) -> bool:
     from google.cloud import dataflow_v1beta3 as dataflow  # Takes a second to import.
 
     client = dataflow.JobsV1Beta3Client(
-        # The only transport that accepts an address with http.
+        # REST is the only transport that accepts an address with http.
         transport="rest",
         client_options={"api_endpoint": job.get("endpoint", GoogleCloudOptions.DATAFLOW_ENDPOINT)},
     )

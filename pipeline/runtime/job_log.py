@@ -1,7 +1,7 @@
 """The log of a job, which keeps Beam's messages and tracebacks off the terminal.
 
 The file is kept only if the job, or a model in it, fails. The error line that the user sees then
-names it.
+names the file.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ class EscapingFormatter(logging.Formatter):
 
 
 class _Handler(logging.StreamHandler[io.TextIOWrapper]):
-    """A handler that ignores failed writes, because a full disk's errors would bury the line that
-    the user should see.
+    """A handler that ignores failed writes, because the errors of a full disk would bury the line
+    that the user should see.
 
     Attributes:
-      has_traceback: whether it has written a traceback of ours, so that the log is worth keeping.
+      has_traceback: whether it has written a traceback of this package, so that the log is worth
+        keeping.
     """
 
     has_traceback = False
@@ -46,13 +47,14 @@ class _Handler(logging.StreamHandler[io.TextIOWrapper]):
 
 
 def _is_our_traceback(record: logging.LogRecord) -> bool:
-    """Returns whether a record is a traceback of this package. Its consequences are reported in
-    a line of their own."""
+    """Returns whether a record is a traceback of this package. The terminal does not need it,
+    because a separate line reports what it means for the user."""
     return bool(record.exc_info) and record.name.startswith("pipeline")
 
 
 def _is_for_terminal(record: logging.LogRecord) -> bool:
-    # Beam logs a job server's messages under the root logger, or those of Prism and its workers.
+    # Beam logs a job server's messages under the root logger, or under the loggers of Prism and its
+    # workers.
     is_beam = record.name == "root" or record.name.startswith(("apache_beam", "Prism", "SdkWorker"))
     return not is_beam and not _is_our_traceback(record)
 
@@ -62,15 +64,16 @@ def job_log(path: str, *, worker_processes: bool = False) -> Iterator[None]:
     """Keeps a job's log while the block runs.
 
     Args:
-      path: of the file.
-      worker_processes: whether Beam starts processes, which would write a lot to this process's
-        standard error.
+      path: path of the log file.
+      worker_processes: whether Beam starts worker processes. They would write a lot to this
+        process's standard error, so their output goes to the log.
     """
     root = logging.getLogger()
     others = list(root.handlers)
     keep = False
     with contextlib.ExitStack() as stack:
-        # Unbuffered, so that text that a full disk refuses is lost and not tried again at the end.
+        # Unbuffered, so that text that a full disk refuses is lost at once, and is not written
+        # again at the end.
         stream = stack.enter_context(_create(path))
         file = _Handler(io.TextIOWrapper(stream, "utf-8", write_through=True))
         file.setFormatter(EscapingFormatter(_FORMAT))
@@ -118,7 +121,7 @@ def in_one_line(log: str, translate: Callable[[Exception], Exception]) -> Iterat
     """Translates errors of the block into errors for the user.
 
     Args:
-      log: path of the `job_log` inside the block; a `JobError` names it unless it is empty.
+      log: path of the `job_log` inside the block; a `JobError` names the log unless it is empty.
       translate: turns the block's error into a UsageError or JobError.
     """
     try:
@@ -126,7 +129,7 @@ def in_one_line(log: str, translate: Callable[[Exception], Exception]) -> Iterat
     except Exception as error:
         translated = translate(error)
         if isinstance(translated, UsageError):
-            # Its line says all that there is to know.
+            # The error line is enough for the user, so the log is not needed.
             with contextlib.suppress(FileNotFoundError):
                 os.remove(log)
         # The log is missing if the job's dataset folder was removed.
@@ -137,7 +140,7 @@ def in_one_line(log: str, translate: Callable[[Exception], Exception]) -> Iterat
 
 
 def _log_thread(arguments: threading.ExceptHookArgs) -> None:
-    """Logs the error of a runner's thread that died; the runner reports it, too."""
+    """Logs the error that ended a runner's thread; the runner reports the error, too."""
     error: Any = arguments.exc_value
     logging.getLogger("apache_beam").error("a thread died", exc_info=error)
 

@@ -1,4 +1,5 @@
-"""Files that killed processes leave in the work folder, where no list names them.
+"""Files that killed processes leave in the work folder. No list names these files, so they are
+recognised by their names:
 
 tmp/<process>+<hex>     a file or claim that was being written
 lock*                   a lock: see `remove_dead_locks`
@@ -7,7 +8,7 @@ progress/<process>      progress notes of a job
 
 Leftovers of a process that is known to have ended are removed at once. Whether a process in another
 container or on a lost machine has ended cannot be known, so its leftovers are removed after a week
-without change. Files with any other name are not ours, and stay.
+without change. Files with any other name were not written by this package, and stay.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def removed_if_refused(store: Store, *notes: str) -> Iterator[None]:
 
     Args:
       store: the folder that the block writes into.
-      notes: files that do not count, and are removed as well.
+      notes: relative paths of files that do not count as written, and are removed as well.
     """
     topmost = store.root
     while not store.is_remote and not os.path.exists(os.path.dirname(topmost)):
@@ -85,7 +86,7 @@ def _last_change(store: Store, path: str) -> float:
         info = store.files.info(path)
         times += [info.time] if info else []
     else:
-        # Only this time changes when a file is renamed.
+        # Renaming a file changes only this time, and not the time of its content.
         with contextlib.suppress(FileNotFoundError):
             times.append(os.lstat(path).st_ctime)
     return max(times, default=time.time())

@@ -21,11 +21,11 @@ def run_locally(progress: Progress, log: str) -> Iterator[None]:
     """Shows the progress of a block, and translates its errors.
 
     Args:
-      progress: takes the block's notes of what is done.
+      progress: where the block writes notes of its progress.
       log: path of a file for tracebacks, which is kept only if the block fails.
 
     Raises:
-      UsageError, JobError: as raised inside; any other error becomes a JobError.
+      UsageError, JobError: raised by the block; any other error becomes a JobError.
     """
     with in_one_line(log, _translate), job_log(log), show_progress(progress):
         yield

@@ -8,9 +8,10 @@ holder that counts as ended:
 * an earlier attempt of the same job. The job's steps share a token that travels with the graph, so
   a step that a runner retries, on any machine, does not wait for its lost attempt;
 * any other holder that gives no sign of life. Holders renew their claims. A waiting process watches
-  for renewals, and counts only the time that it has watched, so that no two clocks are compared.
+  for renewals, and counts only the time that it has watched, so that the clocks of two machines are
+  never compared.
 
-The last two can be wrong, because a suspended holder may wake up later. So a holder's writes are
+In the last two cases, the holder may be suspended and wake up later. So a holder's writes are
 fenced (`Store.fenced`): they raise JobError once its claim is gone.
 """
 
@@ -43,21 +44,24 @@ from pipeline.storage.store import WORK_FOLDER, Store
 
 DATASET_LOCK = f"{WORK_FOLDER}/lock"
 TABLES_LOCK = f"{WORK_FOLDER}/lock-tables"
-"""Held while tables and page are made from all existing summaries."""
+"""Held while the tables and the page are made from all existing summaries."""
 _LOCK = re.compile(rf"{re.escape(DATASET_LOCK)}(-.+)?")
 RENEWAL_SECONDS = 10.0
-"""Time between two renewals. Each takes three requests, and an object can be written only once a
-second."""
+"""Seconds between two renewals. Renewing more often would cost too much, because each renewal takes
+three requests, and an object can be written only once a second."""
 EXPIRY_SECONDS = 60.0
-"""A holder that gives no sign of life for this long counts as ended. Up to five renewals may fail,
-because importing torch blocks other threads for some seconds, and requests to a storage that is out
-of reach are retried for as long. A longer time would only delay the run after a kill."""
+"""Seconds without a sign of life after which a holder counts as ended. Five renewals may fail in
+this time, because importing torch blocks other threads for some seconds, and requests to
+unreachable storage are retried for about as long. A longer time would only delay the run after a
+kill."""
 _DAMAGED_SECONDS = 2.0
-"""The same for a lock that does not name its holder. Usually a power cut has left it, but a network
-file system may also be late to show its content."""
+"""Seconds without a sign of life after which a lock that does not name its holder counts as
+abandoned. Usually a power cut has left such a lock, but a network file system may also show the
+holder's name late."""
 _LOOK_SECONDS = 0.1
 _REMOTE_LOOK_SECONDS = 1.0
-"""Time between two looks at a lock that another job holds."""
+"""Seconds between two looks at a lock that another job holds, if the lock lies in object
+storage."""
 _LOG = logging.getLogger(__name__)
 
 _acquired: list[tuple[Store, str, str]] = []
@@ -87,7 +91,7 @@ class Holder:
     """The holder of a lock.
 
     Attributes:
-      job: token of the job that the holder is a step of; empty if it is none.
+      job: token of the job that the holder is a step of; empty if it is not a step of a job.
       owner: the holder's `this_process()`, or `{"dataflow": {"project", "region", "job_name"}}`;
         empty if the lock is damaged and does not name it.
     """
@@ -176,11 +180,11 @@ def acquire(
 
     Args:
       store: the dataset folder.
-      lock: `DATASET_LOCK`, `TABLES_LOCK`, or from `model_lock`.
+      lock: `DATASET_LOCK`, `TABLES_LOCK`, or a lock from `model_lock`.
       token: hexadecimal digits that no other holder has.
       owner: as in `Holder`.
       wait: seconds to wait for another holder. If it is not known whether that holder is running,
-        this waits for a sign of life in any case.
+        the call also waits until the holder gives a sign of life or counts as ended.
 
     Raises:
       JobError: another job holds it.
@@ -219,7 +223,7 @@ def release(store: Store, lock: str, token: str) -> None:
     """Releases a lock if it is still held with this token."""
     files, path = files_of(store.root), store.writable_path(lock)
     while (claim := files.current_claim(path)) is not None and claim.token == token:
-        files.unclaim(path, claim, store.temporary())  # Fails if the lock is just being renewed.
+        files.unclaim(path, claim, store.temporary())  # Fails if the lock is renewed meanwhile.
 
 
 def release_if_owned(store: Store, lock: str, owner: Mapping[str, Any]) -> None:
@@ -230,29 +234,30 @@ def release_if_owned(store: Store, lock: str, owner: Mapping[str, Any]) -> None:
 
 
 def is_held(store: Store, lock: str, token: str | None = None) -> bool:
-    """Returns whether a lock is held; with a token, whether it is held with that token."""
+    """Returns whether a lock is held; if a token is given, whether the lock is held with that
+    token."""
     claim = files_of(store.root).current_claim(store.path(lock))
     return claim is not None and token in (None, claim.token)
 
 
 def current_holder(store: Store, lock: str) -> str | None:
-    """Returns the holder of a lock in words; None if there is none, or if it is known to have
-    ended."""
+    """Returns the holder of a lock in words; None if the lock is free, or if its holder is known to
+    have ended."""
     claim = files_of(store.root).current_claim(store.path(lock))
     holder = claim and Holder.from_claim(claim)
     return str(holder) if holder and holder.is_at_work() is not False else None
 
 
 def remove_dead_locks(store: Store) -> None:
-    """Removes locks of holders that are known to have ended, because no other job may ever want
-    them."""
+    """Removes locks of holders that are known to have ended, because perhaps no later job will want
+    these locks and take them over."""
     files, folder = files_of(store.root), store.path(WORK_FOLDER)
     names = (posixpath.basename(path) for path in files.children(folder))
     for name in (*names, *files.folders(folder)):
         lock = f"{WORK_FOLDER}/{name}"
         if not _LOCK.fullmatch(lock):
             continue
-        with contextlib.suppress(JobError):  # What is not a lock stays.
+        with contextlib.suppress(JobError):  # A file that is not a lock stays.
             claim = files.current_claim(store.path(lock))
             if claim is not None and Holder.from_claim(claim).is_at_work() is False:
                 files.unclaim(store.writable_path(lock), claim, store.temporary())
@@ -298,13 +303,13 @@ class Renewal:
 
 @contextlib.contextmanager
 def held(store: Store, lock: str, wait: float = 0.0) -> Iterator[Store]:
-    """Holds a lock while the block runs; arguments and errors are those of `acquire`.
+    """Holds a lock while the block runs; takes the arguments of `acquire`, and raises its errors.
 
     Two threads of a process are two holders. The dataset's lock is held with the token of the
     store's job, if it has one, so that the job's steps recognise it (`fenced_for_job`).
 
     Yields:
-      The store, which can be written for as long as the lock is held: see `Store.fenced`.
+      The store, which can be written to for as long as the lock is held: see `Store.fenced`.
     """
     token = (lock == DATASET_LOCK and store.job) or uuid.uuid4().hex
     # Registered before the lock is taken, because an interruption may come in between.
@@ -323,7 +328,7 @@ def held(store: Store, lock: str, wait: float = 0.0) -> Iterator[Store]:
 
 
 def fenced_for_job(store: Store) -> Store:
-    """Returns a job's dataset folder, which can be written for as long as the job holds the
+    """Returns a job's dataset folder, which can be written to for as long as the job holds the
     dataset's lock: see `Store.fenced`. Returns the store itself if it belongs to no job."""
     return store.fenced(DATASET_LOCK, store.job) if store.job else store
 
@@ -342,7 +347,8 @@ def with_job_of_this_process(store: Store) -> Store:
 
 def _job_of_this_worker() -> dict[str, Any] | None:
     if "apache_beam" not in sys.modules:
-        return None  # Workers have imported it; `in9 report` and others need not wait for that.
+        # A worker of Beam has imported it; commands such as `in9 report` need not wait for that.
+        return None
     from pipeline.runtime.dataflow_jobs import this_job
 
     job = this_job()

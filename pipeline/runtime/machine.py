@@ -28,8 +28,8 @@ def usable_cores() -> int:
 
 
 def usable_memory() -> int:
-    """Returns the bytes of memory that this process may use: those of the machine, or the limit of
-    its control group."""
+    """Returns the bytes of memory that this process may use: the memory of the machine, or the
+    limit of the process's control group if that is lower."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with (
         contextlib.suppress(OSError, ValueError),  # No such file, or "max" for no limit.
@@ -47,8 +47,8 @@ _NEVER = 2**31 - 1
 
 
 def give_back_freed_memory() -> None:
-    """Releases whole free pages to the system. Called between two models, whose tensors have other
-    sizes and would not fit into the gaps."""
+    """Releases whole free pages to the system. Called between two models, because the next model's
+    tensors have other sizes and would not fit into the gaps."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -57,7 +57,7 @@ def give_back_freed_memory() -> None:
 def keep_freed_memory() -> bool:
     """Makes the allocator keep freed memory for the life of the process.
 
-    All threads share one arena, because others cannot hold blocks of more than 64 MiB.
+    All threads share the main arena, because other arenas cannot hold blocks of more than 64 MiB.
 
     Returns:
       Whether the allocator accepts these settings.

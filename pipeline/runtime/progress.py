@@ -1,8 +1,8 @@
 """Progress of a running job, on any runner that shares the dataset folder.
 
-From time to time, workers note how much of each shard is done, as the name of an empty file in the
-work folder. A thread of the launching process counts these notes and shows how far the job is.
-Notes are not part of the dataset, and nothing relies on them.
+From time to time, workers note how much of each shard is done. Each note is an empty file in the
+work folder, and its name holds the count. A thread of the launching process counts these notes and
+shows how far the job is. Notes are not part of the dataset, and nothing relies on them.
 """
 
 from __future__ import annotations
@@ -39,10 +39,12 @@ _NOTE = re.compile(rf"(?P<part>(?P<stage>\w+)/(?P<total>{_TOTAL}/)?[^/]+)\.(?P<c
 TERMINAL_SECONDS = 0.05
 PLAIN_SECONDS = 30.0
 REMOTE_SECONDS = 10.0
-"""Shortest time between two looks where each is a listing over the network."""
+"""Shortest time in seconds between two looks at a remote dataset folder, where each look is a
+listing over the network."""
 _NOTE_SECONDS = 0.05
 _REMOTE_NOTE_SECONDS = 5.0
-"""Shortest time between two notes of a part that is not done yet."""
+"""Shortest time in seconds between two notes of a part that is not done yet, in a remote dataset
+folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +61,16 @@ class Progress:
 
     @classmethod
     def for_store(cls, store: Store) -> Progress:
-        """Returns the notes of a job that this process launches."""
+        """Returns the folder for the notes of a job that this process launches."""
         return cls(store, f"{_FOLDER}/{this_process().name}")
 
     def note_total(self, stage: str, name: str, count: int) -> None:
-        """Writes a note that a stage has `count` to do in the part called `name`."""
+        """Writes a note that the part `name` of a stage has `count` items in all."""
         self._note(f"{stage}/{_TOTAL}", name, count)
 
     def note_done(self, stage: str, name: str, count: int) -> None:
-        """Writes a note that `count` of a part is done in all, so that a repeated note changes
-        nothing."""
+        """Writes a note that `count` items of a part are done so far. The note holds the sum and
+        not the increase, so that a repeated note changes nothing."""
         self._note(stage, name, count)
 
     def _note(self, folder: str, name: str, count: int) -> None:
@@ -82,13 +84,13 @@ class Progress:
             self.store.delete(f"{self.folder}/{stage}/{name}.{count}")
 
     def count(self) -> dict[str, tuple[int, int]]:
-        """Returns (done, total) of each stage by the notes so far."""
+        """Returns (done, total) of each stage, according to the notes so far."""
         parts: dict[tuple[str, bool, str], int] = {}
         for path in self.store.walk(self.folder):
             note = _NOTE.fullmatch(path.removeprefix(f"{self.folder}/"))
             if note and note["stage"] in _STAGES:
                 part = (note["stage"], note["total"] is not None, note["part"])
-                # Older notes of the part may still be there.
+                # Older notes of the part may still exist.
                 parts[part] = max(parts.get(part, 0), int(note["count"]))
         counts = {stage: [0, 0] for stage in _STAGES}
         for (stage, is_total, _), number in parts.items():
@@ -96,7 +98,7 @@ class Progress:
         return {stage: (done, total) for stage, (done, total) in counts.items()}
 
     def clear(self) -> None:
-        """Removes the notes, and those of jobs that are known to have ended."""
+        """Removes the notes of this job, and of other jobs that are known to have ended."""
         with contextlib.suppress(OSError):
             self.store.delete_tree(self.folder)
             jobs = {path.split("/")[2] for path in self.store.walk(_FOLDER)}
@@ -108,12 +110,12 @@ class Progress:
 
 
 class Meter:
-    """A counter of what is done of one part of a stage, which writes a note from time to time.
+    """A counter of the finished items of one part of a stage. It writes a note from time to time.
 
     Args:
-      progress: takes the notes.
-      stage: of the job.
-      name: of the part.
+      progress: where the notes are written.
+      stage: name of the stage.
+      name: name of the part, such as a shard.
     """
 
     def __init__(self, progress: Progress, stage: str, name: str) -> None:
@@ -123,7 +125,7 @@ class Meter:
         self._next = time.monotonic() + self._seconds
 
     def add(self, count: int) -> None:
-        """Adds what has been done since the last call."""
+        """Adds the number of items that were finished since the last call."""
         self._done += count
         if time.monotonic() >= self._next:
             self._note()
@@ -196,7 +198,7 @@ class _Lines:
             self._last = line
 
     def close(self) -> None:
-        """Does nothing, because lines stay."""
+        """Does nothing, because printed lines stay."""
 
 
 class _Bar:
@@ -240,9 +242,9 @@ def show_progress(
     """Shows progress while the block runs: a live bar on a terminal, otherwise occasional lines.
 
     Args:
-      progress: the notes.
-      out: stream to write to, standard error if None.
-      interval: seconds between two looks, chosen by the kind of `out` if None.
+      progress: the notes to show.
+      out: stream to write to; standard error if None.
+      interval: seconds between two looks; if None, it depends on `out` and on the storage.
     """
     out = out or sys.stderr
     terminal = out.isatty()

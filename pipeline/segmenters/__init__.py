@@ -1,5 +1,5 @@
-"""Segmenters by the name that `--segmenter` gives: those of `transforms.segmentation`, masks that
-come with the images, and custom functions."""
+"""Segmenters by the name that `--segmenter` gives: the methods of `transforms.segmentation`, masks
+that come with the images, and custom functions."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["find_segmenter", "parameters_of"]
 def find_segmenter(name: str, parameters: Sequence[str] = ()) -> Segmenter:
     """Returns the segmenter of a configuration, with its function.
 
-    Arguments and errors as for `describe_segmenter`. A custom function is imported when the first
-    picture arrives.
+    Arguments and errors are those of `describe_segmenter`. A custom function is imported when the
+    first picture arrives.
     """
     segmenter = describe_segmenter(name, parameters)
     if name.startswith(PREFIX):

@@ -33,7 +33,7 @@ def read_parameters(name: str) -> tuple[str, ...]:
       name: `python:MODULE:FUNCTION`.
 
     Returns:
-      Version and digests of files that its masks depend on, each as `name=value`.
+      The version, and the digests of files that the masks depend on, each as `name=value`.
 
     Raises:
       UsageError: there is no such function, its version or files are not valid, or a file cannot
@@ -53,7 +53,7 @@ def read_parameters(name: str) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class CustomFunction:
-    """The function of a custom segmenter, which is called like any other.
+    """The function of a custom segmenter, which is called like any other segmenter's function.
 
     Attributes:
       name: `python:MODULE:FUNCTION`.
@@ -82,7 +82,8 @@ def _checked_function(name: str, parameters: tuple[str, ...]) -> Callable[..., A
     """Imports a function, once in each process.
 
     Raises:
-      JobError: the function is not found, or differs from the one that the job was started with.
+      JobError: the function is not found, or differs from the function that the job was started
+        with.
     """
     try:
         current = read_parameters(name)

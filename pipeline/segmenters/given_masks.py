@@ -42,7 +42,7 @@ def check_coco(feature: str) -> None:
     """Raises UsageError if the library that reads COCO's masks is not installed.
 
     Args:
-      feature: that needs the library, for the message.
+      feature: what needs the library, for the message.
     """
     if importlib.util.find_spec("pycocotools") is None:
         raise UsageError(f"{feature} needs pycocotools: pip install 'imagenet9-pipeline[coco]'")
@@ -52,19 +52,20 @@ def index_masks(masks: str, split: str) -> FileIndex:
     """Indexes the masks of a split.
 
     Args:
-      masks: absolute path of a folder, in which the split may have a folder of its own, or of a
-        COCO file.
+      masks: absolute path of a COCO file, or of a folder, in which the split may have a folder of
+        its own.
       split: name of the split.
 
     Raises:
-      UsageError: the file is not COCO's.
+      UsageError: the file is not a COCO file.
       OSError: the masks cannot be read.
     """
     return FileIndex(_in_coco_file(masks) if is_coco_file(masks) else _in_folder(masks, split))
 
 
 def no_mask(image: SourceImage, masks: str, split: str, index: FileIndex) -> UsageError:
-    """Returns the error for a split none of whose images, such as this one, has a mask."""
+    """Returns the error for a split in which no image has a mask. The given image serves as an
+    example in the message."""
     expected = f"{image.key}.png, or {image.wnid}/{image.key}.png"
     if is_coco_file(masks):
         expected = f"file names such as {image.key}.JPEG"
