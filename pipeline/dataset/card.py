@@ -1,6 +1,6 @@
 """The files that introduce a dataset to people and tools: README card, class list and Croissant.
 
-Page and terminal show the card's notes, too, before any figure.
+The report page and the terminal show the card's notes, too, before any figure.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _WORDS: dict[str, dict[object, str]] = {
     "encoding": {"png": "PNG", "jpg": "JPEG of quality {jpeg_quality}"},
     "has_layers": {True: "; `layers/` is lossless", False: ""},
 }
-"""Texts by flag or fact, and by its value; None stands for all other values."""
+"""Texts for the values of each flag or fact; None stands for all other values."""
 
 _STEPS = (
     ("is_any", "{crop}"),
@@ -87,7 +87,7 @@ _STEPS = (
     ("is_any", "{per_class}"),
     ("is_any", "Pictures are stored as {encoding}{as_png}."),
 )
-"""Steps in which a dataset is made; each applies to datasets for which its fact holds."""
+"""Steps in which a dataset is made, each with the fact that must hold for the step to be listed."""
 
 _LIMITS = (
     (
@@ -135,11 +135,11 @@ _LIMITS = (
         "each rest on a single cut-out.",
     ),
 )
-"""Limits of a dataset; each applies to datasets for which its fact holds."""
+"""Limits of a dataset, each with the fact that must hold for the limit to be listed."""
 
 
 def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, bytes]]:
-    """Yields (path, content) of each file. The same manifest gives the same bytes."""
+    """Yields (path, content) of each of these files. The same manifest gives the same bytes."""
     variants = manifest.config.compose.composed
     yield "README.md", _readme(manifest, taxonomy).encode()
     yield "classes.txt", "".join(f"{name}\n" for name in taxonomy.names).encode()
@@ -157,8 +157,8 @@ def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, by
 
 
 def notes_of(manifest: Manifest) -> list[str]:
-    """Returns what to know about a dataset before any figure: clauses that begin in lower case and
-    have no full stop, each for a line on a terminal."""
+    """Returns notes that a reader needs before any figure. Each is a clause for a line on a
+    terminal, which begins in lower case and has no full stop."""
     return list(_notes(manifest))
 
 
@@ -252,7 +252,7 @@ def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
 
 
 def _front_matter(manifest: Manifest) -> list[str]:
-    """Returns the YAML that the Hugging Face hub and its loaders read."""
+    """Returns the lines of YAML that the Hugging Face hub and its loaders read."""
     config = manifest.config
     variants = config.compose.composed
     images = sum(images["selected"] for images in manifest.images.values())
@@ -332,7 +332,7 @@ def _made_with(manifest: Manifest) -> list[str]:
 
 
 def _licence(manifest: Manifest) -> list[str]:
-    """Returns lines that say whose terms the pictures are under."""
+    """Returns lines that name the terms that apply to the pictures."""
     remain = "The pictures remain under the terms of the images they are made of, and so does every"
     return [remain, "variant.", *(("", sample_sources()) if manifest.is_sample else ())]
 

@@ -1,4 +1,4 @@
-"""The configuration of a dataset, which manifests and fingerprints hold."""
+"""The configuration of a dataset, which manifests record and fingerprints cover."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ _Config = TypeVar("_Config", "SegmentConfig", "ComposeConfig", "DatasetConfig")
 
 
 def _counted(flags: dict[str, Any]) -> dict[str, Any]:
-    """Returns the flags that a fingerprint covers: all except new ones that change nothing."""
+    """Returns the flags that a fingerprint covers: all except newer flags that have the value of
+    the earlier behaviour."""
     return {name: value for name, value in flags.items() if _SINCE_RELEASE.get(name, ...) != value}
 
 
@@ -42,12 +43,13 @@ class SegmentConfig:
     """The flags that decide the layers. Field names are the flags' names.
 
     Attributes:
-      selection: `in9` for images with boxes, cut apart, or `in9l` for all images, kept whole; for
-        these only size, resize and interpolation matter.
-      segmenter_parameters: what decides the masks of a user's function, `name=value` each.
+      selection: `in9` takes images with boxes and cuts them apart; `in9l` takes all images and
+        keeps them whole, so that only `image_size`, `resize` and `interpolation` matter.
+      segmenter_parameters: version and file digests that a custom function's masks depend on, each
+        as `name=value`.
 
     Raises:
-      ValueError: a value out of range, named with its flag.
+      ValueError: a value is out of range; the message names its flag.
     """
 
     image_size: int = 224
@@ -118,10 +120,10 @@ class SegmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ComposeConfig:
-    """The flags that decide the variants of given layers. Field names are the flags' names.
+    """The flags that decide how layers become variants. Field names are the flags' names.
 
     Attributes:
-      backgrounds: what `Scenes.summary` says of the folder of scenes, None without one.
+      backgrounds: `Scenes.summary` of the folder of scenes; None without such a folder.
 
     Raises:
       ValueError: a value out of range, named with its flag.
@@ -180,7 +182,7 @@ class DatasetConfig:
 
     Attributes:
       origin: `made` from images here, or `imported` from the released layout.
-      exclude, include: what `KeyList.summary` says of the lists of images, None without one.
+      exclude, include: `KeyList.summary` of each list of images; None without that list.
 
     Raises:
       ValueError: a value out of range, named with its flag.
@@ -238,14 +240,15 @@ class DatasetConfig:
 
     @classmethod
     def from_flags(cls, flags: Mapping[str, Any]) -> DatasetConfig:
-        """Restores a configuration from what `flags` returns, or from a manifest's copy of it.
+        """Restores a configuration from the result of `flags`, or from a manifest's copy of it.
 
         Raises:
-          ValueError: an unknown name, a value of another type or out of range, or an unknown word.
+          ValueError: a flag is not known, or a value has the wrong type, is out of range, or is not
+            among the flag's choices.
         """
         values = dict(flags)
         if values.get("origin") == "imported":
-            # The value is unknown, but must not be less than the size.
+            # The original value is unknown, but must not be less than `image_size`.
             values.setdefault("resize", values["image_size"])
 
         def take(kind: type[_Config]) -> _Config:

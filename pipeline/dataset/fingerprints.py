@@ -1,4 +1,4 @@
-"""Fingerprints: digests of everything that files were made from, the stage's version included."""
+"""Fingerprints: digests of everything that files were made from, including the stage's version."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ IMPORT_VERSION = 1
 
 
 def fingerprint(*parts: object) -> str:
-    """Returns the first 32 hexadecimal digits of the SHA-256 of JSON-able parts."""
+    """Returns the first 32 hexadecimal digits of the SHA-256 of the parts, written as JSON."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,8 +1,8 @@
 """The division of a split into pictures for training and pictures for the test.
 
 If a share is held out, a training picture shows nothing of a held-out image, neither as foreground
-nor as background. Of a mixed variant's replicates, each foreground takes the first whose background
-is not held out; a foreground without one is left out.
+nor as background. In a mixed variant, each foreground takes the first replicate whose background is
+not held out; a foreground without such a replicate is left out.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Holdout:
     """The part of a split that is held out for the test.
 
     Attributes:
-      share: of the split's groups of images, 0 for nothing.
-      seed: of the choice.
+      share: fraction of the split's groups of images to hold out; 0 holds nothing out.
+      seed: seed of the choice of groups.
     """
 
     share: float = 0.0
@@ -49,10 +49,10 @@ def selected_rows(
     """Reads index rows of selected images.
 
     Args:
-      dataset: the dataset.
-      split: its split.
+      dataset: the dataset to read.
+      split: name of the split.
       holdout: decides which images are for the test; only their rows are returned.
-      shard: an output shard, None for all of them.
+      shard: number of an output shard; None for all shards.
 
     Returns:
       The rows, in the dataset's order.
@@ -69,12 +69,12 @@ def training_pictures(
     Args:
       dataset: the dataset.
       split: its split.
-      variant: of pictures, without the number of a replicate.
-      holdout: what is held out.
+      variant: variant of the pictures, without the number of a replicate.
+      holdout: the part of the split that is held out.
 
     Returns:
-      The variant to take each picture from, which is `variant` or one of its replicates, by key;
-      in the dataset's order.
+      For the key of each picture, the variant to take it from: `variant` itself or one of its
+      replicates. Keys are in the dataset's order.
     """
     rows = selected_rows(dataset, split)
     test_keys = {row["key"] for row in holdout.test_rows(rows)} if holdout.share else set()

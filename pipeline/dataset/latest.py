@@ -1,6 +1,7 @@
 """Published versions of a dataset: finding them, and refusing to write to them.
 
-This does not import Beam, because readers need it, too. `pipeline.jobs.publish` publishes.
+This module does not import Beam, because readers use it, too. `pipeline.jobs.publish` makes the
+versions.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pipeline.storage.store import WORK_FOLDER, Store
 
 LATEST = "latest.json"
 PUBLISH_LOCK = f"{WORK_FOLDER}/lock-publish"
-"""Held by the job that publishes, in the folder of the versions."""
+"""Lock in the folder of the versions, held by the job that publishes."""
 VERSION = re.compile(r"v-[0-9a-f]{12}")
 VersionName = Annotated[str, msgspec.Meta(pattern=rf"\A{VERSION.pattern}\Z")]
 """Folder of a version. No other folder is ever published to, or removed."""
@@ -33,8 +34,8 @@ class Latest:
     """The content of `latest.json`.
 
     Attributes:
-      fingerprint: of the dataset that the newest version holds.
-      versions: folders, the newest first.
+      fingerprint: fingerprint of the dataset in the newest version.
+      versions: names of the versions' folders, the newest first.
     """
 
     fingerprint: str
@@ -73,8 +74,8 @@ def finished_versions(folder: Store) -> list[str]:
     """Lists the folders of complete versions, which have a manifest, the newest first.
 
     `latest.json` may lack versions, because it was damaged, or because a job was killed before
-    writing it. These follow the listed ones, by the time of their manifest. A version that is older
-    than `latest.json` was taken off its list, and counts as removed.
+    writing it. Such versions follow the listed ones, by the time of their manifests. But an
+    unlisted version that is older than `latest.json` was taken off the list, and counts as removed.
     """
     latest = read_latest(folder)
     info = folder.files.info(folder.path(LATEST)) if latest else None
@@ -97,7 +98,7 @@ def reading_store(dataset: str) -> Store:
     latest = read_latest(folder)
     if latest is not None:
         return folder.below(latest.versions[0])
-    # If the file exists, it is damaged.
+    # If `latest.json` exists here, it is damaged.
     versions = finished_versions(folder) if folder.exists(LATEST) else ()
     return folder.below(versions[0]) if versions else folder
 
@@ -106,7 +107,7 @@ def writing_store(flag: str, path: str) -> Store:
     """Returns the folder that a flag names, for writing.
 
     Raises:
-      UsageError: it holds published versions, or is one.
+      UsageError: the folder holds published versions, or is a published version.
     """
     store = Store.at(path)
     if store.exists(LATEST):

@@ -33,17 +33,17 @@ Example = tuple[Pixels, int, dict[str, Any]]
 class DatasetReader(Sequence[Example]):
     """One variant of one split: a sequence of (image, label, meta).
 
-    `image` is (S, S, 3) uint8 RGB; for `fg_mask`, 255 on the foreground and 0 elsewhere.
-    `label` is a position in `classes`. `meta` holds `key`, `wnid`, `imagenet_index`, `fg_key`,
-    `bg_key`, `bg_label`, `bg_wnid`, `box` and `fg_fraction`, None where a picture has none.
+    `image` is (S, S, 3) uint8 RGB; for `fg_mask`, 255 on the foreground and 0 elsewhere. `label` is
+    a position in `classes`. `meta` holds `key`, `wnid`, `imagenet_index`, `fg_key`, `bg_key`,
+    `bg_label`, `bg_wnid`, `box` and `fg_fraction`, None where a picture has no such value.
 
     All variants hold the same keys in the same order. Readers can be pickled, so worker processes,
     such as those of torch's DataLoader, can use them.
 
     Attributes:
-      dataset: the dataset that it reads.
-      variant: of its pictures.
-      split: of its pictures.
+      dataset: the dataset to read.
+      variant: variant of the pictures.
+      split: split of the pictures.
     """
 
     dataset: Dataset
@@ -78,7 +78,8 @@ class DatasetReader(Sequence[Example]):
         return self.dataset.taxonomy.names
 
     def select(self, variant: str | None = None, split: str | None = None) -> DatasetReader:
-        """Returns a reader of another variant or split. Raises ValueError if there is none."""
+        """Returns a reader of another variant or split. Raises ValueError if the dataset does not
+        have it."""
         return DatasetReader(
             self.dataset,
             _one_of("variant", variant or self.variant, self.variants),
@@ -101,7 +102,7 @@ class DatasetReader(Sequence[Example]):
         """Returns an image by its position or its key.
 
         Raises:
-          IndexError, KeyError: there is none.
+          IndexError, KeyError: there is no such image.
         """
         if isinstance(index, str):
             return _example(_sample(self.dataset.store, *self._locate(index)))
@@ -125,7 +126,7 @@ class DatasetReader(Sequence[Example]):
 
     @functools.cached_property
     def _files(self) -> tuple[FileDigest | None, ...]:
-        """The file of each shard, None where there are no images."""
+        """The file of each shard, None for a shard without images."""
         digests = (
             self.dataset.shard_files(self.split, shard, (self.variant,))
             for shard in self.dataset.shards(self.split)
@@ -139,7 +140,8 @@ class DatasetReader(Sequence[Example]):
         return tuple(itertools.accumulate(sizes, initial=0))
 
     def _locate(self, key: str) -> tuple[FileDigest, int]:
-        """Returns the file that holds a key, and the key's position in it. Raises KeyError."""
+        """Returns the file that holds a key, and the key's position in it. Raises KeyError if no
+        image has this key."""
         file = self._files[self.dataset.shard_of(self.split, key)]
         if file is None:
             raise KeyError(key)

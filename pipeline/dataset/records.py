@@ -23,7 +23,8 @@ ACCEPTED = "accepted"
 _METADATA_KEY = b"in9"
 
 BOX_TYPE = pa.list_(pa.int32())
-"""Not a list of fixed size, because pyarrow cannot read one back from Parquet if some are null."""
+"""A list of variable size, because pyarrow cannot read lists of fixed size back from Parquet if
+some of them are null."""
 
 RECORD_SCHEMA = pa.schema(
     [
@@ -84,15 +85,15 @@ def source_key(row: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A record that was found, or has just been written.
+    """What is known about a record that was found, or has just been written.
 
     Attributes:
-      fingerprint: of everything that the shard was made from.
+      fingerprint: fingerprint of everything that the shard was made from.
       path: current path of the record.
       files: digests of the shard's other files, which the record commits, under their final paths.
         `Staging` appends the record's own digest for a complete shard.
-      locations: current path by final path of each of these files that exists; empty if nobody has
-        looked for them.
+      locations: current path of each of these files that exists, by its final path; empty if the
+        files have not been looked for.
     """
 
     fingerprint: str
@@ -119,10 +120,10 @@ def write_table(
 
     Args:
       store: the dataset folder.
-      path: of the record.
-      table: its rows.
-      fingerprint: of everything that the shard was made from.
-      files: files of the shard, which the record commits.
+      path: path of the record.
+      table: rows of the record.
+      fingerprint: fingerprint of everything that the shard was made from.
+      files: digests of the shard's other files, which the record commits.
     """
     meta = {"fingerprint": fingerprint, "files": [dataclasses.asdict(file) for file in files]}
     table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(meta, sort_keys=True)})
@@ -170,7 +171,8 @@ class Staging:
         return f"{self.folder}/{path}"
 
     def digest_of(self, current: str, final: str, samples: int | None) -> FileDigest:
-        """Computes the digest of the file at `current` under its final path. Raises OSError."""
+        """Computes the digest of the file at `current`, and gives it the file's final path. Raises
+        OSError if the file cannot be read."""
         size = self.store.size(current)
         if size is None:
             raise FileNotFoundError(f"{current} is gone")
@@ -180,8 +182,8 @@ class Staging:
         """Finds a shard that is up to date, with all of its files.
 
         Args:
-          record: final path of its record.
-          fingerprint: that the record must have.
+          record: final path of the shard's record.
+          fingerprint: the fingerprint that the record must have.
           need_files: whether all files of the shard must exist.
 
         Returns:
@@ -205,8 +207,8 @@ class Staging:
         return None
 
     def with_record(self, record: Record, path: str, rows: int) -> Record:
-        """Appends a record itself, with its number of rows and final path, to its shard's files.
-        Raises OSError."""
+        """Appends the digest of the record itself, with its final path and number of rows, to the
+        files of its shard. Raises OSError if the record cannot be read."""
         digest = self.digest_of(record.path, path, rows)
         locations = {**record.locations, path: record.path}
         return dataclasses.replace(record, files=(*record.files, digest), locations=locations)
@@ -214,8 +216,8 @@ class Staging:
     def write(
         self, path: str, table: pa.Table, fingerprint: str, files: Sequence[FileDigest] = ()
     ) -> Record:
-        """Writes the record of a shard whose other files are staged, after which `find` returns it.
-        Arguments are those of `write_table`, with final paths."""
+        """Writes the record of a shard whose other files are staged. From then on, `find` returns
+        this record. The arguments are those of `write_table`, with final paths."""
         staged = self.staged(path)
         digest = write_table(self.store, staged, table, fingerprint, files)
         files = (*files, dataclasses.replace(digest, path=path))

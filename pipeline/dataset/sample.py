@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 LICENCE = "GPL-2.0-only"
-"""SPDX name of the licence of its pictures and of what is made from them
+"""SPDX identifier of the licence of the sample's pictures, and of datasets made from them
 (`data/sample/README.md`)."""
 
 
@@ -19,8 +19,8 @@ def sample_folder() -> str:
 
 @functools.cache
 def sample_digests() -> frozenset[str]:
-    """Returns the MD5 of each picture, as in an index's `source_md5`, by which the pictures are
-    recognised in any input."""
+    """Returns the hexadecimal MD5 of each picture. An index has the same in `source_md5`, so the
+    sample's pictures are recognised in any input."""
     return frozenset(
         hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
         for path in Path(sample_folder()).glob("val/*/*.JPEG")

@@ -16,9 +16,9 @@ from transforms.hashing import keyed_hash
 IMAGES_PER_SOURCE_SHARD = 32
 MAX_SOURCE_SHARDS = 100_000
 DATA_FOLDERS = ("index", "layers", "parquet", "webdataset", "backgrounds")
-"""Folders of all files of shards; they hold nothing else."""
+"""Folders that hold the files of shards, and nothing else."""
 CARD_FILES = ("README.md", "classes.txt", "croissant.json")
-"""The other files of a dataset that its manifest lists, which describe the dataset."""
+"""Files in the dataset folder itself that the manifest lists. They describe the dataset."""
 _BELOW_DATA_FOLDERS = re.compile(rf"(?:{'|'.join(DATA_FOLDERS)})(?:/(?!\.)[^/\\\x00-\x1f]+)+")
 
 
@@ -28,7 +28,7 @@ def bucket_hash(key: str) -> int:
 
 
 def check_data_paths(files: Iterable[FileDigest]) -> None:
-    """Checks that paths which were read from a file are paths of a dataset's files.
+    """Checks that paths that were read from a file can belong to files of a dataset.
 
     Raises:
       ValueError: a path leads elsewhere.
@@ -43,7 +43,7 @@ class ShardCounts:
     """Numbers of source and output shards of one split; `output` divides `source`.
 
     Raises:
-      ValueError: it does not divide it, or there are too many shards.
+      ValueError: `output` does not divide `source`, or there are too many shards.
     """
 
     source: int
@@ -62,7 +62,7 @@ class ShardCounts:
 
         Args:
           images: number of images listed in the split.
-          images_per_shard: approximate number to put into an output shard.
+          images_per_shard: approximate number of images in an output shard.
         """
         output = max(1, min(round(images / images_per_shard), MAX_SOURCE_SHARDS))
         multiple = round(images / IMAGES_PER_SOURCE_SHARD / output)

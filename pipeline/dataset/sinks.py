@@ -1,4 +1,4 @@
-"""Sinks, which write one variant's output shard as a Parquet file or a WebDataset tar.
+"""Sinks write one variant's output shard as a Parquet file or a WebDataset tar.
 
 A sink appends samples to one new file, which appears whole when the block of its `open` ends. All
 samples have the same fields in both formats.
@@ -29,8 +29,8 @@ class Sample:
     """One picture of one variant.
 
     Attributes:
-      key: of the foreground image.
-      image: encoded bytes.
+      key: key of the foreground image.
+      image: bytes of the encoded picture.
       suffix: `jpg` or `png`.
       fields: the other columns of `SAMPLE_FIELDS`, by name.
     """
@@ -53,13 +53,15 @@ SAMPLE_FIELDS = [
     pa.field("fg_fraction", pa.float64()),
 ]
 """Columns of a sample other than key and image, null where a picture has no such value. `box` is
-(x0, y0, x1, y1) in output pixels, half-open; it is not a list of fixed size, because pyarrow cannot
-read one back from Parquet if some are null. `fg_fraction` is in [0, 1]. All columns are nullable,
-because Hugging Face ignores its features in a schema with a column that is not."""
+(x0, y0, x1, y1) in output pixels, half-open; its lists have variable size, because pyarrow cannot
+read lists of fixed size back from Parquet if some of them are null. `fg_fraction` is in [0, 1]. All
+columns are nullable, because Hugging Face ignores the features in a schema if any of its columns is
+not."""
 
 
 def sample_schema(label_names: Sequence[str]) -> pa.Schema:
-    """Returns the Parquet schema, with Hugging Face's Image and ClassLabel features in it.
+    """Returns the Parquet schema, with Hugging Face's Image and ClassLabel features in its
+    metadata.
 
     Args:
       label_names: superclass names by label.
@@ -94,7 +96,8 @@ class Sink(Protocol):
         """Appends a sample."""
 
     def digest(self) -> FileDigest | None:
-        """Returns the digest of the finished file, after its block; None if there is no file."""
+        """Returns the digest of the finished file, once the block of `open` has ended; None if
+        there is no file."""
 
 
 class ParquetSink:
@@ -206,10 +209,10 @@ def open_sinks(
     """Opens the sinks of an output shard: one for each variant and format.
 
     Args:
-      stack: closes them.
-      store: `staging.store`, or its view for writing files together.
+      stack: the stack that closes the sinks.
+      store: `staging.store`, or its view from `Store.together`.
       staging: decides where the files wait.
-      variants: to write.
+      variants: the variants to write.
       formats: some of `FORMATS`.
       schema: Parquet schema of the samples.
       split, shard: identify the output shard.
@@ -233,6 +236,7 @@ def open_sinks(
 
 
 def digests_of(sinks: Mapping[str, Sequence[Sink]]) -> tuple[FileDigest, ...]:
-    """Returns the digests of all variants' finished files, after the block of their sinks."""
+    """Returns the digests of all variants' finished files, once the blocks of their sinks have
+    ended."""
     digests = [sink.digest() for variant_sinks in sinks.values() for sink in variant_sinks]
     return tuple(digest for digest in digests if digest is not None)

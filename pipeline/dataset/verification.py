@@ -12,7 +12,8 @@ from pipeline.storage.store import FileDigest, Store
 
 
 def verify(dataset: Dataset) -> Iterator[str]:
-    """Checks that every file exists with its size and SHA-256, and that there are no others.
+    """Checks that every file of the manifest exists with its size and SHA-256, and that no other
+    files exist.
 
     Rows were counted before the manifest was written, and are not counted again.
 
