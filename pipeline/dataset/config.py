@@ -126,7 +126,7 @@ class ComposeConfig:
       backgrounds: `Scenes.summary` of the folder of scenes; None without such a folder.
 
     Raises:
-      ValueError: a value out of range, named with its flag.
+      ValueError: a value is out of range; the message names its flag.
     """
 
     variants: tuple[str, ...] = PAPER
@@ -185,7 +185,7 @@ class DatasetConfig:
       exclude, include: `KeyList.summary` of each list of images; None without that list.
 
     Raises:
-      ValueError: a value out of range, named with its flag.
+      ValueError: a value is out of range; the message names its flag.
     """
 
     split: tuple[str, ...] = ("val",)

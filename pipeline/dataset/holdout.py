@@ -67,8 +67,8 @@ def training_pictures(
     """Chooses the pictures that a model is trained on.
 
     Args:
-      dataset: the dataset.
-      split: its split.
+      dataset: the dataset to read.
+      split: name of the split.
       variant: variant of the pictures, without the number of a replicate.
       holdout: the part of the split that is held out.
 

@@ -31,7 +31,7 @@ def index_annotations(path: str | None) -> FileIndex:
     """Indexes the annotations in a folder, an archive or a table.
 
     Args:
-      path: absolute; None for an empty index.
+      path: absolute path of the folder, archive or table; None for an empty index.
 
     Raises:
       UsageError: the archive or the table is not valid, or is refused.
@@ -60,7 +60,8 @@ def annotation_of_xml(data: bytes) -> str:
 
 
 def annotated_wnid(annotation: str | None) -> str:
-    """Returns the class that an annotation names, given its location; "" if it cannot be parsed."""
+    """Returns the class that an annotation names, given the annotation's location; "" if there is
+    no annotation, if it cannot be parsed, or if it names no class."""
     if annotation is None:
         return ""
     try:
@@ -74,7 +75,8 @@ def _in_folder(path: str) -> Iterator[KeyedFile]:
 
 
 def _in_archive(path: str) -> Iterator[KeyedFile]:
-    """Yields parsed annotations, because they cannot be read later from a compressed archive."""
+    """Yields annotations that are parsed already, because they could not be read later from a
+    compressed archive."""
     is_empty = True
     for name, data in stream(path):
         if not name.lower().endswith(".xml"):
@@ -87,7 +89,8 @@ def _in_archive(path: str) -> Iterator[KeyedFile]:
 
 
 def _in_table(path: str) -> Iterator[KeyedFile]:
-    """Reads `LOC_val_solution.csv`: five words for each box of an image, its class and corners."""
+    """Reads `LOC_val_solution.csv`, where each box of an image takes five words: its class and its
+    four corner coordinates."""
     text = TextLines(path, "", errors="replace")
     rows = csv.reader(text)
     try:

@@ -1,7 +1,8 @@
-"""Tar archives, read in place: the names of their members, and the offset of each in the file.
+"""Tar archives, read in place: the names of their members, and each member's offset in the file.
 
-Nothing is unpacked. An archive is refused as a whole if a member could reach out of it (an absolute
-path, a path with `..`, a link, a device), because such an archive is not what it claims to be.
+Nothing is unpacked. An archive is refused as a whole if a member could point outside it (an
+absolute path, a path with `..`, a link, a device), because an archive of images has no such
+members.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ COMPRESSED = (".tar.gz", ".tgz")
 ARCHIVES = (".tar", *COMPRESSED)
 
 _MAX_HEADER_BYTES = 1 << 20
-"""Limit of a member's headers, which are held in memory. Most take 512 bytes, and a long name takes
-a few thousand."""
+"""Largest size of one member's headers, which are held in memory. Most members have headers of 512
+bytes, and a long name takes a few thousand."""
 _MAX_UNPACKED_BYTES = 2 << 30
-"""Limit of an archive of annotations with all archives inside it: the boxes of ImageNet's train are
-20 MB compressed, and about 1 GB unpacked."""
+"""Largest size to which an archive of annotations may unpack, including all archives inside it. The
+boxes of ImageNet's train split have 20 MB compressed, and about 1 GB unpacked."""
 _FIRST = 50
-"""How many members tell what an archive holds."""
+"""Number of members that are looked at to find out what an archive holds."""
 _MAX_DEPTH = 3
-"""Limit of nesting: ImageNet's annotations are an archive with one archive for each class."""
+"""Largest number of archives inside each other, counting the outermost. ImageNet's annotations have
+two levels: an archive with one archive for each class."""
 
 _COMPRESSIONS: dict[bytes, Callable[[Any], Any]] = {
     b"\x1f\x8b": gzip.open,
@@ -55,7 +57,8 @@ def unpacker_of(start: bytes) -> Callable[[Any], Any] | None:
 
 @contextlib.contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Turns any error that the content of an archive causes into a UsageError with its name."""
+    """Turns any error that the content of an archive causes into a UsageError that names the
+    archive."""
     try:
         yield
     except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
@@ -72,9 +75,9 @@ class Member:
     """A file in an archive.
 
     Attributes:
-      archive: path of the file that holds it, absolute.
-      name: path in the archive.
-      offset, length: of its content in that file, in bytes.
+      archive: absolute path of the file that holds the member.
+      name: the member's path in the archive.
+      offset, length: position and size of the member's content in that file, in bytes.
     """
 
     archive: str
@@ -89,7 +92,7 @@ class Member:
 
 
 class _Window(io.RawIOBase):
-    """A range of bytes of a file, as a file."""
+    """A range of bytes of a file, which can be read as a file of its own."""
 
     def __init__(self, file: BinaryIO, offset: int, length: int) -> None:
         self._file = file
@@ -117,12 +120,14 @@ class _Window(io.RawIOBase):
 
 
 class _Guarded:
-    """A tar file for `tarfile` to read, which stops it where a member claims to be too large.
+    """A tar file for `tarfile` to read. It raises UsageError where a member's headers, or the
+    unpacked content, would exceed their limits.
 
     Args:
       file: the tar.
-      name: of the tar, for messages.
-      allowance: bytes that may be unpacked in all, from this file and others; None without a limit.
+      name: name of the tar, for messages.
+      allowance: bytes that may be unpacked from this tar and the archives around and inside it;
+        None without a limit.
     """
 
     def __init__(self, file: IO[bytes], name: str, allowance: _Allowance | None) -> None:
@@ -131,7 +136,7 @@ class _Guarded:
         self._allowance = allowance
         self._furthest = 0
         self.readable_bytes = 0
-        """Bytes that may be read until this is set again."""
+        """Number of bytes that may still be read, until this attribute is set again."""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if whence == io.SEEK_SET:
@@ -170,16 +175,16 @@ class _Allowance:
 
 
 Reading = Callable[[int], bytes]
-"""Reads the content of a member, while the iteration is at it; returns `Unread` if the content has
-more bytes than the argument."""
+"""A function that reads the content of a member, while the iteration is at that member. It returns
+`Unread` if the content has more bytes than the argument."""
 
 
 def members(path: str, inside: Member | None = None) -> Iterator[tuple[Member, Reading]]:
     """Yields the files in an uncompressed archive, each with a function that reads it now.
 
     Args:
-      path: of the archive, absolute.
-      inside: an archive inside it, to yield the files of instead.
+      path: absolute path of the archive.
+      inside: a member that is an archive itself; if given, its files are yielded instead.
 
     Raises:
       UsageError: the file is no archive, is incomplete, or is refused.
@@ -203,16 +208,18 @@ def members(path: str, inside: Member | None = None) -> Iterator[tuple[Member, R
 
 
 def first_names(path: str) -> list[str]:
-    """Returns the names of the first files in an archive, in lower case. Raises like `members`."""
+    """Returns the names of the first files in an archive, in lower case. Raises the errors of
+    `members`."""
     return [member.name.lower() for member, _ in itertools.islice(members(path), _FIRST)]
 
 
 def stream(path: str) -> Iterator[tuple[str, bytes]]:
     """Yields the name and content of each file in an archive and in the archives inside it,
-    compressed or not. The content is `Unread` if it is too large for an annotation.
+    compressed or not. The content is `Unread` if it has more bytes than an annotation may have.
 
     Raises:
-      UsageError, OSError: like `members`; or the archive unpacks to too much.
+      UsageError, OSError: as for `members`; UsageError also if the archive unpacks to more bytes
+        than the limit.
     """
     with files_of(path).open(path) as file:
         yield from _stream(cast(IO[bytes], file), path, _Allowance(_MAX_UNPACKED_BYTES), 1)
@@ -252,7 +259,7 @@ def _walk(file: _Guarded, name: str) -> Iterator[tuple[tarfile.TarInfo, Reading]
                 _check(info, name)
                 if info.isfile():
                     yield info, functools.partial(_read, file, name, tar, info)
-                # The library would keep all of them in memory.
+                # The library would keep all members in memory.
                 tar.members = []  # type: ignore[attr-defined]
                 file.readable_bytes = _MAX_HEADER_BYTES
             # Only a zero block ends an archive, but the library also stops at a damaged header and
@@ -277,7 +284,7 @@ def _read(
 
 
 def _check(info: tarfile.TarInfo, archive: str) -> None:
-    """Raises UsageError for a member that could reach out of its archive."""
+    """Raises UsageError for a member that could point outside its archive."""
     if info.issym() or info.islnk():
         problem = "a link"
     elif info.issparse() or not (info.isfile() or info.isdir()):

@@ -1,11 +1,12 @@
 """Identifies the content of source files, and of parts of files, without reading it again.
 
-A memory keeps the MD5 of content while its file keeps size and modification time. The memory lies
-beside the dataset, not in it: deleting it costs one more read of the input and changes nothing.
+A memory is a JSON file with the MD5 of content. An entry is valid while the source file keeps its
+size and modification time. Memories are not part of the dataset: deleting them costs one more read
+of the input, and changes no result.
 
-In object storage, a listing tells the MD5 or the generation of every object, so no request for
-a single image is needed. A file of many images, such as a tar, has a stamp that changes when one of
-them does.
+In object storage, a listing tells the MD5 or the generation of every object, so no image needs a
+request of its own. A file of many images, such as a tar, has a stamp that changes when any of the
+images changes.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ class Content(NamedTuple):
     """Content to identify.
 
     Attributes:
-      location: where it lies.
-      describe: returns what else to remember about the bytes, None for nothing.
-      md5: hexadecimal, if a listing has told it.
+      location: location of the content (`pipeline.inputs.location`).
+      describe: function that returns a text about the bytes, which is remembered, too; None for no
+        text.
+      md5: hexadecimal MD5 of the content, if a listing has told it.
       stamp: text that changes when the content does, if a listing has told it.
     """
 
@@ -64,7 +66,7 @@ class Checksums:
 
     Args:
       store: the dataset folder.
-      name: of the memory; each shard has one.
+      name: name of the memory; each shard has a memory of its own.
     """
 
     def __init__(self, store: Store, name: str) -> None:
@@ -92,12 +94,13 @@ class Checksums:
                 store.delete(path)
 
     def identify(self, content: Content) -> KnownContent:
-        """Returns what is known of the content; reads it if necessary. Raises OSError."""
+        """Returns what is known of the content; reads it if necessary. Raises OSError if it cannot
+        be read."""
         known = self.known(content)
         return known or _identify(content, self.read(content))
 
     def known(self, content: Content) -> KnownContent | None:
-        """Returns what is known of the content without reading it, None if nothing is."""
+        """Returns what is known of the content without reading it, None if nothing is known."""
         location = Location.parse(content.location)
         if location.text is not None:
             return _identify(content, read_location(content.location))
@@ -125,9 +128,11 @@ class Checksums:
         return KnownContent(remembered.md5, remembered.about)
 
     def read(self, content: Content) -> bytes:
-        """Reads the content, which is `known` from then on. Raises OSError."""
+        """Reads the content, so that it is `known` from then on. Raises OSError if it cannot be
+        read."""
         location = Location.parse(content.location)
-        # Before reading, so that a file that changes meanwhile is read again the next time.
+        # Size and time are looked up first, so that a file that changes during the read is read
+        # again the next time.
         info = None if location.text is not None else files_of(location.path).info(location.path)
         data = read_location(content.location)
         if info is not None:
@@ -151,7 +156,8 @@ class Checksums:
         return sizes.get(_without_folder(content.location), info.size) != info.size
 
     def save(self) -> None:
-        """Writes the memory: the files that were asked for since the start, and no others."""
+        """Writes the memory. It keeps only the content that was asked for since this object was
+        made."""
         if self._new != self._old:
             self._store.write(self._path, json.dumps(self._new, sort_keys=True).encode())
 
@@ -167,8 +173,8 @@ def _without_folder(location: str) -> str:
 
 
 def stamp_of(path: str) -> str | None:
-    """Returns the stamp of a file in object storage, None on this machine, where size and time of
-    the file serve instead. Raises OSError."""
+    """Returns the stamp of a file in object storage. Returns None for a file on this machine,
+    because the file's size and time serve instead. Raises OSError."""
     if not is_remote(path):
         return None
     info = files_of(path).info(path)

@@ -17,8 +17,8 @@ class CocoObject:
     """An object of an image.
 
     Attributes:
-      name: of the category.
-      box: corners (xmin, ymin, xmax, ymax); if they are not numbers, the value as it is.
+      name: name of the category.
+      box: corners (xmin, ymin, xmax, ymax) in pixels; the original value if it is not four numbers.
       segmentation: run lengths or polygons, None if there is none.
     """
 
@@ -38,8 +38,8 @@ def coco_objects(
     """Yields (entry, objects) for each image, in the order of the file.
 
     Args:
-      path: of the file, for messages.
-      content: of the file.
+      path: path of the file, for messages.
+      content: the parsed content of the file.
 
     Raises:
       UsageError: an image, a category or an annotation lacks an id or a name, or refers to an id
@@ -81,7 +81,7 @@ def mask_text(height: int, width: int, segmentations: Sequence[Any]) -> str:
     """Returns a mask as text, which `transforms.masks` decodes.
 
     Args:
-      height, width: of the image, in pixels.
+      height, width: size of the image, in pixels.
       segmentations: run lengths or polygons of the image's objects.
     """
     mask = {"height": height, "width": width, "segmentations": segmentations}
@@ -96,8 +96,8 @@ def _value(path: str, entry: Any, part: str, name: str) -> Any:
 
 
 def _corners(box: Any) -> Any:
-    """Returns the corners of a box given as upper left corner, width and height; if these are not
-    numbers, the box as it is."""
+    """Returns the corners of a box that is given as (x, y, width, height), where (x, y) is its
+    upper left corner. Returns a box that is not four numbers unchanged."""
     try:
         x, y, width, height = (float(value) for value in box)
     except (TypeError, ValueError, OverflowError):

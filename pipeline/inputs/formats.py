@@ -18,4 +18,4 @@ _IN_ORDER: tuple[InputFormat, ...] = (
 )
 
 FORMATS = {each.kind: each for each in _IN_ORDER}
-"""By kind. Where an input has several formats, the first one is read."""
+"""All formats, by `kind`. If an input fits several formats, the first of them is used."""

@@ -43,10 +43,10 @@ def find_images(root: str, split: str, flag: str = "--input", suffixes: Sequence
       root: the input folder, or the split's own folder.
       split: such as `val`.
       flag: the flag that named the folder, for messages.
-      suffixes: of files that were looked for in vain, for messages.
+      suffixes: suffixes of files that were looked for in vain, for messages.
 
     Raises:
-      UsageError: there is no such folder; the message lists what was tried.
+      UsageError: there is no such folder; the message lists the folders that were tried.
     """
     root = absolute(root)
     if not files_of(root).is_folder(root):
@@ -71,10 +71,10 @@ def _image_folder(root: str, split: str) -> str | None:
 
 
 def images_in_folder(folder: str, root: str) -> Iterator[SourceImage | None]:
-    """Yields the images of a split, and None for each other file beside them.
+    """Yields the images of a split, and None for each file beside them that is not an image.
 
     Args:
-      folder: of the images.
+      folder: folder of the images.
       root: the input folder.
 
     Raises:
@@ -120,7 +120,7 @@ _Listed = tuple[str, str, str, FileInfo | None]
 
 
 def _list_remote(folder: str) -> Iterator[_Listed]:
-    """Lists objects by one request for a thousand of them, which also tells their MD5s."""
+    """Lists objects with one request for every thousand. The listing also tells their MD5s."""
     for info in files_of(folder).walk(folder):
         *folders, name = relative(info.path, folder).split("/")
         if len(folders) <= 1 and not (folders and folders[0].startswith(".")):

@@ -1,7 +1,8 @@
-"""Manifests: tables of images that a user wrote, with path, class, boxes or a mask of each image.
+"""Manifests: tables that a user wrote, with the path, class, and boxes or mask of each image.
 
-CSV, Parquet, JSON or JSON lines with a row for each box; or COCO's JSON (`pipeline.inputs.coco`).
-Paths are relative to the table, absolute, or `gs://`. Columns: `docs/own_data.md`.
+A manifest is CSV, Parquet, JSON or JSON lines with a row for each box, or COCO's JSON
+(`pipeline.inputs.coco`). Paths in it are relative to the table, absolute, or `gs://`.
+`docs/own_data.md` explains the columns.
 """
 
 from __future__ import annotations
@@ -60,10 +61,10 @@ class ListedImage:
 
     Attributes:
       row: the first row.
-      path: absolute.
-      columns: values of `_IMAGE_COLUMNS` that any row fills.
-      objects: (class, corners or None without a box) of each box.
-      segmentations: of COCO's objects, in their order; None if an object has none.
+      path: absolute path of the image.
+      columns: values of those `_IMAGE_COLUMNS` that at least one row fills.
+      objects: (class, corners) of each object; the corners are None if the object has no box.
+      segmentations: the segmentations of COCO's objects, in order; None if any object has none.
     """
 
     row: TableRow
@@ -74,7 +75,8 @@ class ListedImage:
 
 
 def _find_manifest(root: str, split: str) -> str | None:
-    """Returns the path of the table, which is the input itself or lies in it; None without one."""
+    """Returns the path of the table, which is the input itself or lies in the input; None if there
+    is no table."""
     lower = root.lower()
     if files_of(root).info(root) is not None:
         is_table = lower.endswith(_SUFFIXES)
@@ -93,10 +95,10 @@ def check_manifest(path: str) -> None:
     """Checks the columns of a table.
 
     Args:
-      path: absolute.
+      path: absolute path of the table.
 
     Raises:
-      UsageError: a column is missing, two columns hold the same, or the file is not a table.
+      UsageError: a column is missing, boxes are given in two ways, or the file is not a table.
       OSError: the file cannot be read.
     """
     if content_of_coco(path) is not None:
@@ -131,12 +133,13 @@ def images_in_manifest(path: str, split: Iterable[str]) -> Iterator[SourceImage]
     """Yields the images of a split, in the order of the table.
 
     Args:
-      path: of the table, absolute.
-      split: names of the split; they only matter if there is a column `split`.
+      path: absolute path of the table.
+      split: names of the split; they only matter if the table has a column `split`.
 
     Raises:
       UsageError: the file is not a table, a row is not valid, or a file that it names is missing.
-        Boxes that are not valid raise nothing: they become the annotation, and reject the image.
+        Boxes that are not valid raise no error: they are noted in the annotation, and the image is
+        rejected later.
       OSError: a file cannot be read.
     """
     root = parent(path)
@@ -174,7 +177,7 @@ def _file_infos(root: str, images: Iterable[ListedImage]) -> dict[str, FileInfo 
             named.setdefault(path_from(root, image.columns["mask"]), (image.row, "mask"))
     infos: dict[str, FileInfo | None] = {}
     if is_remote(root) and any(is_below(path, root) for path in named):
-        # One request lists a thousand objects.
+        # A listing takes one request for a thousand objects.
         infos = {info.path: info for info in files_of(root).walk(root) if info.path in named}
     elsewhere = [path for path in named if path not in infos]
     remote = [path for path in elsewhere if is_remote(path)]
@@ -218,7 +221,8 @@ def _source_image(image: ListedImage, root: str, infos: dict[str, FileInfo | Non
 
 
 def _mask_location(columns: dict[str, Any], segmentations: list[Any]) -> str | None:
-    """Returns the location of a mask that the table itself holds; None if the image has no size."""
+    """Returns the location of a mask that the table itself holds; None if the table does not tell
+    the size of the image."""
     try:
         height, width = (int(float(columns[side])) for side in ("height", "width"))
     except (KeyError, ValueError, OverflowError):
@@ -234,13 +238,15 @@ def _area(corners: Any) -> int:
 
 
 def _class_of(image: ListedImage) -> str:
-    """Returns the class of the largest object, the first among equals; "" if no row names one."""
+    """Returns the class of the largest object, or of the first among objects of equal size; "" if
+    no row names a class."""
     named = [(name, corners) for name, corners in image.objects if name]
     return max(named, key=lambda each: _area(each[1]), default=("", None))[0]
 
 
 def _annotation(image: ListedImage) -> str | None:
-    """Returns the location of the boxes, or of what is wrong with them; None without any."""
+    """Returns the location of the boxes, or of the message about invalid boxes; None if there are
+    no boxes."""
     boxes = [corners for _, corners in image.objects if corners is not None]
     if not boxes:
         return None
@@ -253,7 +259,8 @@ def _annotation(image: ListedImage) -> str | None:
 
 @functools.lru_cache(maxsize=1)
 def _parse_json(path: str, identity: str) -> Any:
-    """Reads JSON once for several calls in a row; `identity` tells a rewritten file apart."""
+    """Reads JSON once for several calls in a row. A file that was rewritten has another `identity`,
+    so it is read again."""
     del identity
     return read_json(path, FLAG)
 
@@ -287,7 +294,7 @@ def images_of_rows(path: str, root: str) -> Iterator[ListedImage]:
     """Reads the images of a table with a row for each box, in order of their first rows.
 
     Args:
-      path: of the table, absolute.
+      path: absolute path of the table.
       root: the folder that paths in the table are relative to.
 
     Raises:
@@ -317,7 +324,7 @@ def images_of_coco(path: str, root: str, content: dict[str, Any]) -> Iterator[Li
       content: from `content_of_coco`.
 
     Raises:
-      UsageError: like `coco_objects`, or an image names no file.
+      UsageError: as for `coco_objects`, or if an image names no file.
     """
     for number, (entry, objects) in enumerate(coco_objects(path, content), 1):
         row = TableRow(path, number, entry, "image")
@@ -347,7 +354,8 @@ def path_from(root: str, text: str) -> str:
 
 
 def _boxes(row: TableRow) -> list[Any]:
-    """Returns the boxes of a row as they are, even if they are not valid; empty without any."""
+    """Returns the boxes of a row as they are, even if they are not valid; empty if the row has no
+    boxes."""
     boxes = row.values.get("boxes")
     if isinstance(boxes, str):
         try:
@@ -356,7 +364,7 @@ def _boxes(row: TableRow) -> list[Any]:
             return [boxes]
     if boxes:
         listed = list(boxes) if isinstance(boxes, list | tuple) else [boxes]
-        # One box without the list around it.
+        # A single box may lack the list around it.
         return [listed] if all(isinstance(each, int | float) for each in listed) else listed
     corners = [row.text(name) for name in CORNERS]
     return [corners] if any(corners) else []

@@ -1,5 +1,5 @@
-"""ImageNet's archives as downloaded: `ILSVRC2012_img_val.tar`, flat, and
-`ILSVRC2012_img_train.tar`, an archive for each class in it."""
+"""ImageNet's archives as downloaded: `ILSVRC2012_img_val.tar`, which holds the images directly, and
+`ILSVRC2012_img_train.tar`, which holds an archive for each class."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from transforms.taxonomy import Taxonomy
 
 
 class ImagenetTars(FileFormat):
-    """Tar archives of images, or of archives of images."""
+    """Tar archives that hold images, or other archives of images."""
 
     kind = "tar"
     suffix = ".tar"
@@ -43,12 +43,13 @@ class ImagenetTars(FileFormat):
 def images_in_tars(
     paths: Sequence[str], root: str, taxonomy: Taxonomy
 ) -> Iterator[SourceImage | None]:
-    """Yields the images in archives and in the archives inside them, None for each other file.
+    """Yields the images in archives and in the archives inside them, and None for each file that is
+    not an image.
 
     Args:
-      paths: of the archives, absolute.
+      paths: absolute paths of the archives.
       root: the input folder.
-      taxonomy: folders and inner archives may be named after its classes.
+      taxonomy: the classes that folders and inner archives may be named after.
 
     Raises:
       UsageError: an archive is incomplete or refused.

@@ -18,7 +18,7 @@ class SplitLayout:
     """The files of one split.
 
     Attributes:
-      kind: of the `InputFormat` that lists the images.
+      kind: `kind` of the `InputFormat` that lists the images.
       split: name of the split.
       root: the input folder; image paths are recorded relative to it.
       images: folder of the images, or of the files that hold them.
@@ -64,7 +64,8 @@ class InputFormat(abc.ABC):
 
     @abc.abstractmethod
     def list_images(self, layout: SplitLayout, taxonomy: Taxonomy) -> Iterator[SourceImage | None]:
-        """Lists the images of a split without reading them, and None for each other file.
+        """Yields the images of a split without reading them, and None for each file that is not an
+        image.
 
         Args:
           layout: from `find`.
@@ -80,20 +81,20 @@ class FileFormat(InputFormat):
     """Images in a few large files that are named after their split.
 
     Attributes:
-      suffix: of the files, such as `.tar`.
+      suffix: suffix of the files, such as `.tar`.
     """
 
     suffix: ClassVar[str]
 
     def recognizes(self, path: str) -> bool:
-        """Returns whether the first file of a split has this format, where the suffix does not
-        tell. Raises like `find`."""
+        """Returns whether the first file of a split has this format. Subclasses override this where
+        the suffix alone does not decide. Raises the errors of `find`."""
         return True
 
     def find(self, root: str, split: str) -> SplitLayout | None:
         files = find_files(root, split, self.suffix)
         if not files or not self.recognizes(files[0]):
             return None
-        # If --input names the file itself, the folder that it lies in is the input.
+        # If --input names the file itself, the folder of the file counts as the input.
         base = parent(root) if root == files[0] else root
         return SplitLayout(self.kind, split, base, parent(files[0]), files)

@@ -45,7 +45,8 @@ class KeyList:
         """Returns whether the list names an image.
 
         It may name the key, or the class and the digits at the end of the key. Digits have leading
-        zeros in the validation set and none in train, so images of the two are not confused.
+        zeros in the validation set and none in the training set, so images of the two sets are not
+        confused.
         """
         number = _NUMBER.search(key)
         return key in self._keys or (number is not None and f"{wnid}_{number[0]}" in self._keys)
@@ -74,8 +75,8 @@ def read_key_list(path: str, flag: str) -> KeyList:
     """Reads a list.
 
     Args:
-      path: absolute, of a text file.
-      flag: the flag that named it, for messages.
+      path: absolute path of a text file.
+      flag: the flag that named the file, for messages.
 
     Raises:
       UsageError: the file does not exist, is empty, or is not text.
@@ -99,8 +100,8 @@ def read_key_list(path: str, flag: str) -> KeyList:
 
 
 def _name(text: str) -> str:
-    """Returns the key, or the released name, that a line means. A mixed picture stands for its
-    foreground.
+    """Returns the key, or the released name, that a line means. The name of a mixed picture means
+    the image of its foreground.
 
     >>> _name("mixed_rand/val/00_dog/fg_n02085620_7_bg_n02091134_9.JPEG")
     'n02085620_7'

@@ -38,11 +38,11 @@ def find_layout(
       annotations: a folder, an archive or a table of annotations; None to look beside the
         images.
       split: such as `val`.
-      needs_boxes: whether it is an error if there are no annotations beside the images.
+      needs_boxes: whether missing annotations are an error.
 
     Raises:
-      UsageError: there are no images or no annotations, and the message says what was tried; or
-        a file may not be read.
+      UsageError: there are no images or no annotations, and the message says where they were looked
+        for; or this user may not read a file.
       OSError: a file cannot be read.
     """
     root = absolute(root)
@@ -74,20 +74,21 @@ def find_layout(
 
 
 def _find_images(root: str, split: str) -> SplitLayout:
-    """Finds a split by the first format that the input has, without annotations."""
+    """Finds the images of a split by the first format that the input has, but not their
+    annotations."""
     for each in FORMATS.values():
         if layout := each.find(root, split):
             return layout
     for suffix in COMPRESSED:
         for path in find_files(root, split, suffix):
-            next(members(path), None)  # Raises: a compressed archive has to be unpacked first.
+            next(members(path), None)  # Raises, because the user must unpack the archive first.
     formats = (each for each in FORMATS.values() if isinstance(each, FileFormat))
     suffixes = tuple(dict.fromkeys(each.suffix for each in formats))
     return SplitLayout(ImageFolder.kind, split, root, find_images(root, split, suffixes=suffixes))
 
 
 def find_annotations(root: str, images: str, split: str) -> str | None:
-    """Finds a split's annotations beside its images, None if there are none.
+    """Finds a split's annotations beside its images; returns None if there are none.
 
     Args:
       root: the input folder.

@@ -1,6 +1,7 @@
 """Lists the images of a split, with class, label and annotation.
 
-The folder decides the class of an image; without a class folder, its annotation does.
+The folder decides the class of an image. If the image lies in no class folder, its annotation
+decides.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def image_classes(images: str, annotations: str | None) -> Iterator[tuple[str, i
 
     Raises:
       UsageError: the archive or the table of annotations is not valid.
-      OSError: a folder cannot be read, or an annotation that has to tell the class.
+      OSError: a folder cannot be read, or an annotation that is needed for the class cannot be
+        read.
     """
     index = index_annotations(annotations)
     for file in files_in(images, IMAGE_SUFFIXES):
@@ -62,8 +64,8 @@ def list_images(
     Args:
       layout: from `find_layout`.
       taxonomy: the classes to list.
-      limit: number of images to keep of each superclass, those with the lowest key hashes; None
-        for all.
+      limit: number of images to keep of each superclass; the images whose keys have the lowest
+        hashes are kept. None keeps all images.
       keys: lists that exclude images.
 
     Returns:

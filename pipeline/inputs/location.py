@@ -1,8 +1,8 @@
 """Locations: where the bytes of an image or of an annotation lie, as one line of text.
 
-A location is the path of a file, a part of a file such as a member of a tar, a value in a Parquet
-file, or a short text itself. It is a line of text so that it can travel through Beam, tables and
-memories of checksums as paths do. Every absolute path is the location of its file.
+A location names a file, a part of a file such as a member of a tar, or a value in a Parquet file;
+or it holds a short text itself. It is a line of text, so that it can travel through Beam, tables
+and memories of checksums like a path. Every absolute path is the location of its file.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ _ROW = "row:"
 _TEXT = "text:"
 
 _ROWS_AT_ONCE = 8
-"""Images decoded at a time while looking for one."""
+"""Number of images that are decoded at a time on the way to the wanted image."""
 _ROWS_IN_FLIGHT = 2
 _BUFFER_BYTES = 1 << 20
 _ROWS_OF_TEXT, _BYTES_AT_ONCE = 65_536, 256 << 20
-"""Limits of a batch of a table."""
+"""Largest number of rows, and of bytes, in a batch of a table."""
 MAX_TEXT = 131_072
-"""Limit of characters of a value in a table, the same as that of Python's CSV reader."""
+"""Largest number of characters of a value in a table, which is also the limit of Python's CSV
+reader."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Location:
     """A location, parsed.
 
     Attributes:
-      path: of the file, absolute; empty for a text.
+      path: absolute path of the file; empty for a text.
       span: (offset, length) in bytes of a part of the file; None for the whole file.
       row: (row group, row in the group, column) of a value in a Parquet file.
       text: the content itself.
@@ -77,7 +78,7 @@ class Location:
 
 
 def member_location(path: str, offset: int, length: int) -> str:
-    """Returns the location of some bytes in a file."""
+    """Returns the location of a range of bytes in a file."""
     return f"{_PART}{offset}+{length}:{path}"
 
 
@@ -85,7 +86,7 @@ def row_location(path: str, group: int, row: int, column: str) -> str:
     """Returns the location of a binary value in a Parquet file.
 
     Args:
-      path: of the file, absolute.
+      path: absolute path of the file.
       group: number of the row group.
       row: number of the row in the group.
       column: path of the column, such as `image.bytes`; without a colon.
@@ -109,8 +110,8 @@ def shown(location: str) -> str:
 
 
 def reads_ahead(location: str) -> int:
-    """Returns how many locations of this kind to read at the same time: none if they are on this
-    machine, and few if each takes much memory."""
+    """Returns how many locations of this kind to read at the same time: 0 for files on this
+    machine, and few for locations whose reading takes much memory."""
     parsed = Location.parse(location)
     if not is_remote(parsed.path):
         return 0
@@ -118,8 +119,8 @@ def reads_ahead(location: str) -> int:
 
 
 def read_location(location: str) -> bytes:
-    """Reads the bytes of a location; returns `Unread` if there are more than a picture may have.
-    Raises OSError if they cannot be read."""
+    """Reads the bytes of a location; returns `Unread` if there are more bytes than a picture may
+    have. Raises OSError if the bytes cannot be read."""
     parsed = Location.parse(location)
     if parsed.text is not None:
         return parsed.text.encode("utf-8", "surrogatepass")
@@ -142,11 +143,12 @@ def _unread(size: int) -> Unread:
 
 @contextlib.contextmanager
 def open_parquet(path: str, flag: str = "") -> Iterator[pq.ParquetFile]:
-    """Opens a Parquet file, while the block runs, so that little of it is read at a time.
+    """Opens a Parquet file for the block, in such a way that only little of the file is read at a
+    time.
 
     Args:
-      path: absolute.
-      flag: the flag that named it, for messages.
+      path: absolute path of the file.
+      flag: the flag that named the file, for messages.
 
     Raises:
       UsageError: the file is not Parquet, or is damaged where it is read.
@@ -171,8 +173,8 @@ def rows_of(
 
     Args:
       file: the open file.
-      path: of the file, for messages.
-      columns: paths of the columns to read, all if None.
+      path: path of the file, for messages.
+      columns: paths of the columns to read; all columns if None.
 
     Raises:
       UsageError: a row group or a value is larger than the limit.

@@ -19,7 +19,8 @@ from pipeline.storage.parallel import read_ahead
 from transforms.taxonomy import Taxonomy
 
 _CLASS_AT_END = re.compile(r"(?<=.)_n\d{8}$")
-"""The hub's names are ImageNet's with the class after them: ILSVRC2012_val_00000001_n01751748."""
+"""File names on the hub are ImageNet's file names with the class appended, such as
+ILSVRC2012_val_00000001_n01751748."""
 
 
 class HubParquet(FileFormat):
@@ -35,14 +36,14 @@ class HubParquet(FileFormat):
 def images_in_parquet(paths: Sequence[str], root: str, taxonomy: Taxonomy) -> Iterator[SourceImage]:
     """Yields the images of all rows, without reading any.
 
-    The class is `wnid`, else `label`, which is a class number, or an index into the names in the
-    schema if these are WordNet ids. The key is the name in `image.path`, without its suffix and
-    without a class at its end.
+    The class comes from the column `wnid`, or else from `label`. A label is a class number or, if
+    the schema names the labels by WordNet ids, an index into these names. The key is the name in
+    `image.path`, without its suffix and without a class at its end.
 
     Args:
-      paths: of the files, absolute.
+      paths: absolute paths of the files.
       root: the input folder.
-      taxonomy: the classes that labels number.
+      taxonomy: the classes that labels refer to.
 
     Raises:
       UsageError: a file does not have these columns.
@@ -55,7 +56,7 @@ def images_in_parquet(paths: Sequence[str], root: str, taxonomy: Taxonomy) -> It
 
 def holds_pictures(path: str) -> bool:
     """Returns whether the column `image` of a Parquet file holds pictures rather than paths. Raises
-    UsageError if it is not a Parquet file."""
+    UsageError if the file is not Parquet."""
     with open_parquet(path) as file:
         schema = file.schema_arrow
         return "image" not in schema.names or not _is_text(schema.field("image").type)
@@ -101,8 +102,8 @@ def _list_file(path: str, root: str, taxonomy: Taxonomy) -> list[SourceImage]:
 
 
 def _key(image: dict[str, str | None] | None, name: str) -> str:
-    """Returns the key of a row. A row without a file name gets its position, because no box can be
-    found for it anyway."""
+    """Returns the key of a row. If the row has no file name, the key is the row's position, because
+    no box can be found for such a row anyway."""
     file = ((image or {}).get("path") or "").replace("\\", "/").rpartition("/")[2]
     stem = file.rpartition(".")[0] or file
     return _CLASS_AT_END.sub("", stem) or re.sub(r"[./\\]", "-", name)

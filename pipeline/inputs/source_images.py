@@ -23,18 +23,20 @@ class SourceImage:
 
     Attributes:
       key: file name without its suffix.
-      path: location of the image (`pipeline.inputs.location`); of a file, its absolute path.
+      path: location of the image (`pipeline.inputs.location`), which is the absolute path if the
+        image is a file.
       name: path relative to the input, as shown in records, with forward slashes and archives as
         folders.
-      wnid: class; empty if neither folder, table nor annotation tells it.
-      label: superclass label, `OUTSIDE` with an empty wnid.
+      wnid: class of the image; empty if neither folder, table nor annotation tells it.
+      label: superclass label, `OUTSIDE` if `wnid` is empty.
       annotation: location of the annotation, None without one.
-      md5, annotation_md5: of the content, hexadecimal, if the listing tells it.
+      md5, annotation_md5: hexadecimal MD5 of the image and of the annotation, if the listing tells
+        it.
       stamp: text that changes with the content of a picture inside a larger file, if the listing
         tells it.
       is_excluded: whether `--exclude` or `--include` leaves the image out.
       mask: location of the mask, None without one.
-      mask_md5: like `md5`.
+      mask_md5: hexadecimal MD5 of the mask, if the listing tells it.
       group: images of one group share a scene, so none is a background of another; "" for none.
     """
 
@@ -59,10 +61,11 @@ class KeyedFile:
 
     Attributes:
       folder: name of the folder that holds the file, "" if there is none.
-      key: file name without the suffix; "" if the suffix is not one of those asked for.
+      key: file name without the suffix; "" if the file has another suffix than the search asked
+        for.
       path: location of the file, as in `SourceImage`.
-      md5: of the content, hexadecimal, if the listing tells it.
-      size: in bytes, if the listing tells it.
+      md5: hexadecimal MD5 of the content, if the listing tells it.
+      size: size in bytes, if the listing tells it.
     """
 
     folder: str
@@ -85,7 +88,8 @@ class FileIndex:
         return sum(map(len, self._by_key.values()))
 
     def find(self, folder: str, key: str) -> KeyedFile | None:
-        """Finds the file of an image, given the image's folder, "" for none.
+        """Finds the file of an image, given the image's key and folder; the folder is "" if the
+        image is in none.
 
         A file in no folder, or the only file of a key, belongs to images in any folder.
         """
@@ -123,10 +127,10 @@ def wnid_of_label(label: object, taxonomy: Taxonomy, name: str) -> str:
     Args:
       label: number or id of a class, as found in the input.
       taxonomy: the classes.
-      name: of the image, for messages.
+      name: name of the image, for messages.
 
     Raises:
-      UsageError: the label is neither a class nor the number of one.
+      UsageError: the label is neither a class nor a class number.
     """
     text = "" if label is None else str(label).strip()
     if not text or is_wnid(text) or taxonomy.holds(text):

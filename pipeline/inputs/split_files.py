@@ -11,7 +11,8 @@ from pipeline.storage.files import files_of, join
 
 _ALSO_CALLED = {"val": ("validation",)}
 
-# Boxes, the development kit, and the images of another task of 2012, the dogs of train again.
+# Words in the names of other archives: boxes, the development kit, and task 3 of 2012, whose images
+# are dogs that train holds, too.
 _OTHER_WORDS = frozenset({"bbox", "devkit", "annotation", "annotations", "t3"})
 
 
@@ -54,9 +55,9 @@ def find_files(root: str, split: str, suffix: str) -> tuple[str, ...]:
     """Finds the files with a suffix that hold a split; returns their paths, sorted.
 
     Args:
-      root: absolute path of the input folder, or of such a file.
+      root: absolute path of the input folder, or of a file with this suffix.
       split: name of the split.
-      suffix: of the files, such as `.tar`.
+      suffix: suffix of the files, such as `.tar`.
     """
     files = files_of(root)
     if root.lower().endswith(suffix) and files.info(root) is not None:

@@ -21,9 +21,9 @@ class TableRow:
     """A row of a table.
 
     Attributes:
-      path: of the file.
-      number: of the line in a text file, or of the row in another table, from 1.
-      values: by column; in a CSV, all are texts.
+      path: path of the file.
+      number: number of the line in a text file, or of the row in another table, counted from 1.
+      values: values by column; in a CSV, all values are texts.
       unit: what the number counts, such as `line`.
     """
 
@@ -36,7 +36,7 @@ class TableRow:
         return f"{self.unit} {self.number}"
 
     def text(self, column: str) -> str:
-        """Returns a value as text without blanks around it, "" for a missing one."""
+        """Returns a value as text without blanks around it, "" for a missing value."""
         value = self.values.get(column)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return ""
@@ -59,14 +59,14 @@ class TableRow:
 
 
 def read_rows(path: str, flag: str) -> Iterator[TableRow]:
-    """Yields the rows of a table, whose suffix tells its format.
+    """Yields the rows of a table; the suffix of the file tells the format.
 
     Args:
-      path: absolute.
-      flag: the flag that named it, for messages.
+      path: absolute path of the table.
+      flag: the flag that named the table, for messages.
 
     Raises:
-      UsageError: the file is not such a table, or has no rows.
+      UsageError: the file does not have the format that its suffix tells, or has no rows.
       OSError: the file cannot be read.
     """
     suffix = os.path.splitext(path)[1].lower()
@@ -81,7 +81,7 @@ def read_rows(path: str, flag: str) -> Iterator[TableRow]:
 
 def column_names(path: str, flag: str) -> tuple[str, ...]:
     """Returns the names of the columns, from the schema or else from the first row. Arguments and
-    errors as for `read_rows`."""
+    errors are those of `read_rows`."""
     if path.lower().endswith(".parquet"):
         with open_parquet(path, flag) as file:
             return tuple(file.schema_arrow.names)

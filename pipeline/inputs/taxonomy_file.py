@@ -1,7 +1,8 @@
 """`--taxonomy`: a file that names the superclass of each class, or WordNet roots.
 
 The file is a table with the columns `class` and `superclass` and, as needed, `label` (number of the
-superclass), `index` (of the class among a model's outputs) and `name` (of the class, for people).
+superclass), `index` (position of the class among a model's outputs) and `name` (name of the class
+for people).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def read_taxonomy(flag_value: str | None) -> Taxonomy | None:
     """Reads the taxonomy that `--taxonomy` names; returns None for ImageNet-9's.
 
     Args:
-      flag_value: a file, or WordNet ids, each perhaps with `=NAME`; None without the flag.
+      flag_value: a file, or WordNet ids with commas between them, each optionally with `=NAME`;
+        None without the flag.
 
     Raises:
       UsageError: the file does not exist, or is not a taxonomy.
@@ -128,7 +130,8 @@ def _outputs(rows: Sequence[TableRow], names: Sequence[str]) -> tuple[int, ...]:
         seen[index] = row
     if max(seen) < len(names):
         for index, row in seen.items():
-            # A head of this size could be one of classes or one of superclasses.
+            # With this few outputs, a model might have an output for each class or for each
+            # superclass.
             name = row.text("superclass")
             if not name or names.index(name) != index:
                 raise row.error(

@@ -10,16 +10,16 @@ from pipeline.errors import UsageError
 from pipeline.storage.files import files_of
 
 MAX_ROW = 16 << 20
-"""Limit of characters of a line, or of a CSV row over several lines. The boxes and outlines of a
-picture with thousands of objects take a few million."""
+"""Largest number of characters in a line, or in a CSV row of several lines. The boxes and outlines
+of a picture with thousands of objects take a few million characters."""
 
 
 class TextLines(Iterator[str]):
     """Iterator over the lines of a text in UTF-8, each with its line end.
 
     Args:
-      path: of the file, absolute.
-      flag: the flag that named it, for messages.
+      path: absolute path of the file.
+      flag: the flag that named the file, for messages.
       newline: which line ends count, as in `open`.
       errors: how to treat bytes that are not UTF-8, as in `open`.
 
@@ -38,7 +38,7 @@ class TextLines(Iterator[str]):
         self._row = 0
 
     def begin_row(self) -> None:
-        """Starts another row with the next line: the limit is counted anew."""
+        """Starts a new row with the next line, so that the limit counts from there."""
         self._row = 0
 
     def __next__(self) -> str:

@@ -27,7 +27,7 @@ from transforms.limits import MAX_ANNOTATION_BYTES, Unread
 from transforms.taxonomy import Taxonomy
 
 _MARKS = (".cls", ".json")
-"""Suffixes that tell shards from other archives of images."""
+"""Suffixes of members that distinguish shards from other archives of images."""
 
 
 class WebDataset(FileFormat):
@@ -57,15 +57,16 @@ class _Sample:
 def images_in_shards(
     paths: Sequence[str], root: str, taxonomy: Taxonomy
 ) -> Iterator[SourceImage | None]:
-    """Yields the images of all samples, None for each sample without an image.
+    """Yields the images of all samples, and None for each sample without an image.
 
-    The class is `wnid` in the `.json`, else `.cls`, else `label` in the `.json`; the box is in
-    the `.xml`, else `boxes` in the `.json`, (xmin, ymin, xmax, ymax) each.
+    The class comes from `wnid` in the `.json`, or else from the `.cls`, or else from `label` in the
+    `.json`. Boxes come from the `.xml`, or else from `boxes` in the `.json`, each (xmin, ymin,
+    xmax, ymax).
 
     Args:
-      paths: of the shards, absolute.
+      paths: absolute paths of the shards.
       root: the input folder.
-      taxonomy: the classes that labels number.
+      taxonomy: the classes that labels refer to.
 
     Raises:
       UsageError: a shard is incomplete or refused, or a label is not a class.
@@ -136,7 +137,7 @@ def _image(
 
 
 def _annotation(sample: _Sample) -> str | None:
-    """Returns the location of the boxes in the sample, None without boxes."""
+    """Returns the location of the boxes in the sample, None if the sample has no boxes."""
     if sample.xml is not None:
         return annotation_of_xml(sample.xml)
     if "boxes" not in sample.fields:
