@@ -290,7 +290,7 @@ def _is_imagenet(manifest: Manifest) -> bool:
 
 
 def _describe(name: str) -> str:
-    """Describes what a variant, or a replicate of one, shows."""
+    """Describes what a variant, or a replicate of a variant, shows."""
     variant, replicate = split_replicate(name)
     suffix = f", drawn again ({replicate})" if replicate else ""
     return VARIANTS.get(variant, Variant(variant)).description + suffix

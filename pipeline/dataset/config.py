@@ -33,8 +33,8 @@ _Config = TypeVar("_Config", "SegmentConfig", "ComposeConfig", "DatasetConfig")
 
 
 def _counted(flags: dict[str, Any]) -> dict[str, Any]:
-    """Returns the flags that a fingerprint covers: all except newer flags that have the value of
-    the earlier behaviour."""
+    """Returns the flags that a fingerprint covers: all except newer flags whose values keep the
+    earlier behaviour."""
     return {name: value for name, value in flags.items() if _SINCE_RELEASE.get(name, ...) != value}
 
 
@@ -99,7 +99,7 @@ class SegmentConfig:
         )
 
     def describe_segmenter(self) -> Segmenter:
-        """Describes the segmenter. Raises ValueError if there is none of that name."""
+        """Describes the segmenter. Raises ValueError if no segmenter has this name."""
         return describe_segmenter(self.segmenter, self.segmenter_parameters)
 
     def flags(self) -> dict[str, Any]:
@@ -166,7 +166,7 @@ class ComposeConfig:
     def fingerprint(self) -> str:
         """Identifies everything that a variant shard depends on, except the layers and scenes.
 
-        Only scenes actually drawn count (`pipeline.generate.compose`), so adding one does not
+        Only scenes actually drawn count (`pipeline.generate.compose`), so adding a scene does not
         invalidate every shard.
         """
         flags = {**dataclasses.asdict(self), "backgrounds": None}
@@ -264,7 +264,8 @@ class DatasetConfig:
         return dataclasses.replace(config, segment=segment, compose=compose)
 
     def differing_flags(self, other: DatasetConfig) -> list[str]:
-        """Lists the flags whose values differ, or are known for only one of the two."""
+        """Lists the flags whose values differ, or are known for only one of the two
+        configurations."""
         mine, theirs = self.flags(), other.flags()
         names = sorted(mine.keys() | theirs.keys())
         return [name for name in names if mine.get(name, ...) != theirs.get(name, ...)]

@@ -136,7 +136,7 @@ def read_metadata(store: Store, path: str) -> Record | None:
     """Reads only the metadata of a record; returns None if the record is missing or damaged.
 
     Raises:
-      OSError: it cannot be read.
+      OSError: the record cannot be read.
     """
 
     def read() -> Record:
@@ -149,7 +149,7 @@ def read_metadata(store: Store, path: str) -> Record | None:
 
 
 def read_rows(store: Store, path: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
-    """Reads the rows of a record as dictionaries; errors are those of `read_table`."""
+    """Reads the rows of a record as dictionaries; raises the errors of `read_table`."""
     rows: list[dict[str, Any]] = read_table(store, path, columns).to_pylist()
     return rows
 
@@ -171,8 +171,8 @@ class Staging:
         return f"{self.folder}/{path}"
 
     def digest_of(self, current: str, final: str, samples: int | None) -> FileDigest:
-        """Computes the digest of the file at `current`, and gives it the file's final path. Raises
-        OSError if the file cannot be read."""
+        """Returns the digest of the file at `current`, with `final` as its path. Raises OSError if
+        the file cannot be read."""
         size = self.store.size(current)
         if size is None:
             raise FileNotFoundError(f"{current} is gone")

@@ -19,8 +19,8 @@ def sample_folder() -> str:
 
 @functools.cache
 def sample_digests() -> frozenset[str]:
-    """Returns the hexadecimal MD5 of each picture. An index has the same in `source_md5`, so the
-    sample's pictures are recognised in any input."""
+    """Returns the hexadecimal MD5 of each picture. An index holds the MD5 of each image in
+    `source_md5`, so the sample's pictures are recognised in any input."""
     return frozenset(
         hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
         for path in Path(sample_folder()).glob("val/*/*.JPEG")

@@ -58,7 +58,7 @@ class ShardCounts:
 
     @classmethod
     def for_images(cls, images: int, images_per_shard: int) -> ShardCounts:
-        """Chooses the counts from the number of images alone, never from the workers.
+        """Chooses the counts from the number of images alone, never from the number of workers.
 
         Args:
           images: number of images listed in the split.

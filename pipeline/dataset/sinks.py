@@ -32,7 +32,7 @@ class Sample:
       key: key of the foreground image.
       image: bytes of the encoded picture.
       suffix: `jpg` or `png`.
-      fields: the other columns of `SAMPLE_FIELDS`, by name.
+      fields: values of the columns in `SAMPLE_FIELDS`, by name.
     """
 
     key: str
@@ -56,7 +56,7 @@ SAMPLE_FIELDS = [
 (x0, y0, x1, y1) in output pixels, half-open; its lists have variable size, because pyarrow cannot
 read lists of fixed size back from Parquet if some of them are null. `fg_fraction` is in [0, 1]. All
 columns are nullable, because Hugging Face ignores the features in a schema if any of its columns is
-not."""
+not nullable."""
 
 
 def sample_schema(label_names: Sequence[str]) -> pa.Schema:
@@ -127,7 +127,7 @@ class ParquetSink:
     @classmethod
     @contextlib.contextmanager
     def open(cls, store: Store, staged: str, path: str, schema: pa.Schema) -> Iterator[ParquetSink]:
-        """Opens a sink that writes to `staged`, and whose digest has the final `path`."""
+        """Opens a sink that writes to `staged`, and whose digest names the final `path`."""
         with store.create(staged) as file:
             sink = cls(file, schema, path)
             try:
@@ -171,7 +171,7 @@ class WebDatasetSink:
     @classmethod
     @contextlib.contextmanager
     def open(cls, store: Store, staged: str, path: str) -> Iterator[WebDatasetSink]:
-        """Opens a sink that writes to `staged`, and whose digest has the final `path`."""
+        """Opens a sink that writes to `staged`, and whose digest names the final `path`."""
         with contextlib.ExitStack() as stack:
             sink = cls(stack, store, staged, path)
             yield sink
@@ -215,7 +215,7 @@ def open_sinks(
       variants: the variants to write.
       formats: some of `FORMATS`.
       schema: Parquet schema of the samples.
-      split, shard: identify the output shard.
+      split, shard: split and number of the output shard.
       shards: number of output shards of the split.
 
     Returns:

@@ -1,1 +1,2 @@
-"""Reads ImageNet in every layout that people have it in, as one kind of images and annotations."""
+"""Reads ImageNet in every common layout, and users' own images, as one kind of images and
+annotations."""

@@ -46,7 +46,7 @@ _COMPRESSIONS: dict[bytes, Callable[[Any], Any]] = {
     b"BZh": bz2.open,
     b"\xfd7zXZ": lzma.open,
 }
-"""First bytes of a compressed file, and the function that opens it."""
+"""Functions that open a compressed file, by the first bytes of the file."""
 
 
 def unpacker_of(start: bytes) -> Callable[[Any], Any] | None:
@@ -126,8 +126,8 @@ class _Guarded:
     Args:
       file: the tar.
       name: name of the tar, for messages.
-      allowance: bytes that may be unpacked from this tar and the archives around and inside it;
-        None without a limit.
+      allowance: number of bytes that may still be unpacked, which all nested archives share; None
+        without a limit.
     """
 
     def __init__(self, file: IO[bytes], name: str, allowance: _Allowance | None) -> None:
@@ -180,7 +180,7 @@ Reading = Callable[[int], bytes]
 
 
 def members(path: str, inside: Member | None = None) -> Iterator[tuple[Member, Reading]]:
-    """Yields the files in an uncompressed archive, each with a function that reads it now.
+    """Yields the files in an uncompressed archive, each with a function that reads its content.
 
     Args:
       path: absolute path of the archive.

@@ -19,7 +19,7 @@ class CocoObject:
     Attributes:
       name: name of the category.
       box: corners (xmin, ymin, xmax, ymax) in pixels; the original value if it is not four numbers.
-      segmentation: run lengths or polygons, None if there is none.
+      segmentation: run lengths or polygons; None if the object has neither.
     """
 
     name: str

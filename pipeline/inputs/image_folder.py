@@ -41,7 +41,7 @@ def find_images(root: str, split: str, flag: str = "--input", suffixes: Sequence
 
     Args:
       root: the input folder, or the split's own folder.
-      split: such as `val`.
+      split: name of the split, such as `val`.
       flag: the flag that named the folder, for messages.
       suffixes: suffixes of files that were looked for in vain, for messages.
 

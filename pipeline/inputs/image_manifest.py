@@ -321,7 +321,7 @@ def images_of_coco(path: str, root: str, content: dict[str, Any]) -> Iterator[Li
 
     Args:
       path, root: as for `images_of_rows`.
-      content: from `content_of_coco`.
+      content: result of `content_of_coco`.
 
     Raises:
       UsageError: as for `coco_objects`, or if an image names no file.

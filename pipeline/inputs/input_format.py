@@ -55,7 +55,7 @@ class InputFormat(abc.ABC):
 
         Args:
           root: absolute path of the input folder, of the split's own folder, or of a file.
-          split: such as `val`.
+          split: name of the split, such as `val`.
 
         Raises:
           UsageError: the files cannot be used; the message says why.
@@ -68,7 +68,7 @@ class InputFormat(abc.ABC):
         image.
 
         Args:
-          layout: from `find`.
+          layout: result of `find`.
           taxonomy: classes that folders and labels may name.
 
         Raises:

@@ -37,7 +37,7 @@ def find_layout(
       root: the input folder, the split's own folder, or a file with its images.
       annotations: a folder, an archive or a table of annotations; None to look beside the
         images.
-      split: such as `val`.
+      split: name of the split, such as `val`.
       needs_boxes: whether missing annotations are an error.
 
     Raises:
@@ -93,7 +93,7 @@ def find_annotations(root: str, images: str, split: str) -> str | None:
     Args:
       root: the input folder.
       images: folder of the images, or of the files that hold them.
-      split: such as `val`.
+      split: name of the split, such as `val`.
     """
     return _annotations_in([root, parent(images), parent(root)], images, split)
 

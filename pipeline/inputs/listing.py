@@ -30,7 +30,7 @@ def image_classes(images: str, annotations: str | None) -> Iterator[tuple[str, i
 
     Args:
       images: folder of the images.
-      annotations: from `find_annotations`, None without annotations.
+      annotations: result of `find_annotations`; None without annotations.
 
     Raises:
       UsageError: the archive or the table of annotations is not valid.
@@ -62,7 +62,7 @@ def list_images(
     """Lists the images of a split.
 
     Args:
-      layout: from `find_layout`.
+      layout: result of `find_layout`.
       taxonomy: the classes to list.
       limit: number of images to keep of each superclass; the images whose keys have the lowest
         hashes are kept. None keeps all images.

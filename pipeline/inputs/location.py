@@ -189,7 +189,7 @@ def rows_of(
                 f"{path} has {size} bytes in the columns of row group {group}, more than the "
                 f"limit of {MAX_READ_BYTES}; write it with smaller row groups"
             )
-        # Many rows may refer to one dictionary entry, which may hold almost all of the bytes.
+        # One dictionary entry may hold almost all of the bytes, and every row may refer to it.
         batch_rows = _ROWS_OF_TEXT
         if any(chunk.has_dictionary_page for chunk in chunks):
             batch_rows = max(1, min(_ROWS_OF_TEXT, _BYTES_AT_ONCE // max(size, 1)))

@@ -29,15 +29,16 @@ class SourceImage:
         folders.
       wnid: class of the image; empty if neither folder, table nor annotation tells it.
       label: superclass label, `OUTSIDE` if `wnid` is empty.
-      annotation: location of the annotation, None without one.
+      annotation: location of the annotation; None if the image has no annotation.
       md5, annotation_md5: hexadecimal MD5 of the image and of the annotation, if the listing tells
         it.
       stamp: text that changes with the content of a picture inside a larger file, if the listing
         tells it.
       is_excluded: whether `--exclude` or `--include` leaves the image out.
-      mask: location of the mask, None without one.
+      mask: location of the mask; None if the image has no mask.
       mask_md5: hexadecimal MD5 of the mask, if the listing tells it.
-      group: images of one group share a scene, so none is a background of another; "" for none.
+      group: name of a group of images that share a scene, so that no image of the group becomes the
+        background of another; "" for no group.
     """
 
     key: str
@@ -76,7 +77,7 @@ class KeyedFile:
 
 
 class FileIndex:
-    """Annotations or masks, by the folder and the key of their image."""
+    """An index of annotations or masks, by the folder and the key of their image."""
 
     def __init__(self, entries: Iterable[KeyedFile]) -> None:
         self._by_key: dict[str, tuple[KeyedFile, ...]] = {}

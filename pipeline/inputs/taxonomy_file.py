@@ -23,7 +23,7 @@ _ROOT = re.compile(r"(n\d{8})(?:=(.*))?")
 
 
 def read_taxonomy(flag_value: str | None) -> Taxonomy | None:
-    """Reads the taxonomy that `--taxonomy` names; returns None for ImageNet-9's.
+    """Reads the taxonomy that `--taxonomy` names; returns None for ImageNet-9's own taxonomy.
 
     Args:
       flag_value: a file, or WordNet ids with commas between them, each optionally with `=NAME`;

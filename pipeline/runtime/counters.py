@@ -63,7 +63,7 @@ def count_shard(counter: str, files: Sequence[FileDigest], *, is_new: bool) -> N
 
 
 class UnitTally:
-    """Counts of what a job does for one unit of its work, such as a shard.
+    """Counts of a job's results for one unit of its work, such as a shard.
 
     A runner may restart a step that has already done its work, and use only the counters of the
     second attempt. So the counts are written to a note before the unit's file is written, and an

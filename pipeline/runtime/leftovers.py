@@ -4,7 +4,7 @@ recognised by their names:
 tmp/<process>+<hex>     a file or claim that was being written
 lock*                   a lock: see `remove_dead_locks`
 progress/<process>      progress notes of a job
-<command>-<number>.log  the log of a command that may run while others do
+<command>-<number>.log  the log of a command that may run beside others
 
 Leftovers of a process that is known to have ended are removed at once. Whether a process in another
 container or on a lost machine has ended cannot be known, so its leftovers are removed after a week

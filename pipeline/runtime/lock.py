@@ -50,10 +50,9 @@ RENEWAL_SECONDS = 10.0
 """Seconds between two renewals. Renewing more often would cost too much, because each renewal takes
 three requests, and an object can be written only once a second."""
 EXPIRY_SECONDS = 60.0
-"""Seconds without a sign of life after which a holder counts as ended. Five renewals may fail in
-this time, because importing torch blocks other threads for some seconds, and requests to
-unreachable storage are retried for about as long. A longer time would only delay the run after a
-kill."""
+"""Seconds without a sign of life after which a holder counts as ended. This leaves time for five
+failed renewals, because importing torch blocks other threads for some seconds, and requests to
+unreachable storage are retried for a while. A longer time would only delay the run after a kill."""
 _DAMAGED_SECONDS = 2.0
 """Seconds without a sign of life after which a lock that does not name its holder counts as
 abandoned. Usually a power cut has left such a lock, but a network file system may also show the
@@ -93,7 +92,7 @@ class Holder:
     Attributes:
       job: token of the job that the holder is a step of; empty if it is not a step of a job.
       owner: the holder's `this_process()`, or `{"dataflow": {"project", "region", "job_name"}}`;
-        empty if the lock is damaged and does not name it.
+        empty if the lock is damaged and does not name its holder.
     """
 
     job: str
@@ -182,7 +181,7 @@ def acquire(
       store: the dataset folder.
       lock: `DATASET_LOCK`, `TABLES_LOCK`, or a lock from `model_lock`.
       token: hexadecimal digits that no other holder has.
-      owner: as in `Holder`.
+      owner: the new holder, as in `Holder.owner`.
       wait: seconds to wait for another holder. If it is not known whether that holder is running,
         the call also waits until the holder gives a sign of life or counts as ended.
 
@@ -249,8 +248,8 @@ def current_holder(store: Store, lock: str) -> str | None:
 
 
 def remove_dead_locks(store: Store) -> None:
-    """Removes locks of holders that are known to have ended, because perhaps no later job will want
-    these locks and take them over."""
+    """Removes locks of holders that are known to have ended, because a lock that no later job wants
+    would otherwise stay forever."""
     files, folder = files_of(store.root), store.path(WORK_FOLDER)
     names = (posixpath.basename(path) for path in files.children(folder))
     for name in (*names, *files.folders(folder)):

@@ -20,7 +20,7 @@ from pipeline.storage.processes import Process, this_process
 from pipeline.storage.store import WORK_FOLDER, Store
 
 _FOLDER = f"{WORK_FOLDER}/progress"
-"""Contains a folder for each running job, named after its process."""
+"""Folder with a subfolder for each running job, named after the job's process."""
 _STAGES = {
     "segment": "images",
     "compose": "images",

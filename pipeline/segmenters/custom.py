@@ -1,9 +1,9 @@
 """Custom segmenters: `--segmenter python:my_segmenters:salient`.
 
 The function takes a picture and a box, and returns a mask. The configuration of a dataset records
-two things that its masks depend on: the attribute `version` of the function (1 without one), which
-its author raises when the masks change; and the SHA-256 of each file in the attribute `files`, such
-as weights.
+two things that the function's masks depend on: the attribute `version` of the function (1 without
+one), which its author raises when the masks change; and the SHA-256 of each file in the attribute
+`files`, such as weights.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class CustomFunction:
 
     Attributes:
       name: `python:MODULE:FUNCTION`.
-      parameters: from `read_parameters`.
+      parameters: result of `read_parameters`.
     """
 
     name: str
@@ -98,7 +98,7 @@ def _checked_function(name: str, parameters: tuple[str, ...]) -> Callable[..., A
 
 
 def _function(name: str) -> Callable[..., Any]:
-    """Imports a function. Raises UsageError if there is none."""
+    """Imports a function. Raises UsageError if it is not found."""
     target = name.removeprefix(PREFIX)
     return import_function(target, f"--segmenter {name}", f"{PREFIX}my_segmenters:salient")
 

@@ -58,7 +58,7 @@ class PathClaim:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fence:
-    """The claim that a writer must hold for its files to be written; each writer has its own.
+    """A claim that a writer must hold while it writes; each writer has a claim of its own.
 
     Attributes:
       path: absolute path of the claim.
@@ -85,7 +85,7 @@ class Files(Protocol):
         exist."""
 
     def is_folder(self, path: str) -> bool:
-        """Returns whether there is a folder, or any object below that name."""
+        """Returns whether a folder, or any object below that name, exists."""
 
     def walk(self, folder: str) -> Iterator[FileInfo]:
         """Yields all files below a folder, in order of path; nothing if there is no such folder."""

@@ -1,6 +1,6 @@
 """Files by absolute path, on this machine or in Google Cloud Storage (`gs://bucket/name`).
 
-The path decides which storage is used; both implement the interface of `file_kind`.
+The path decides which of the two storages is used. Both implement the interface in `file_kind`.
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ _GAP_BYTES = 64 << 10
 request would take more time than these bytes."""
 _RETRY = DEFAULT_RETRY.with_timeout(300.0).with_delay(initial=0.2, multiplier=2.0, maximum=30.0)
 _CHECK_SECONDS = 1.0
-"""How long a check of the claim stays valid for files that the next job would make again anyway. A
-claim is taken over only after a minute without renewal."""
+"""Seconds for which a check of the claim stays valid, for files that the next job would make again
+anyway. A claim is taken over only after a minute without renewal."""
 _FIELDS = "items(name,size,generation,updated,md5Hash),prefixes,nextPageToken"
 
 

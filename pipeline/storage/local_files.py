@@ -244,7 +244,7 @@ class FencedLocalFiles(LocalFiles):
 
 
 def _make_folder_of(path: str) -> None:
-    """Makes the folder of a file. Raises NotADirectoryError if the folder's name is a file's."""
+    """Makes the folder of a file. Raises NotADirectoryError if a file has the folder's name."""
     folder = os.path.dirname(path)
     try:
         os.makedirs(folder, exist_ok=True)

@@ -34,7 +34,8 @@ def read_ahead(
     Args:
       call: reads the data of an item.
       items: any number of items.
-      ahead: how many calls may run ahead of the consumer; 0 calls without threads.
+      ahead: how many calls may run ahead of the consumer; if 0, the function is called without
+        threads.
 
     Raises:
       Exception: the first error, after the calls that had begun have ended. KeyboardInterrupt is

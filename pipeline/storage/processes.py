@@ -35,7 +35,7 @@ class Process:
 
     @property
     def name(self) -> str:
-        """Its unique name, which is part of file names."""
+        """Unique name of the process, which is used in file names."""
         return f"{self.place}+{self.pid}+{self.started}"
 
     @classmethod

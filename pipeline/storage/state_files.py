@@ -60,7 +60,7 @@ def read_json(store: Store, path: str, kind: type[T]) -> T | None:
     """Reads a JSON file; returns None if it is missing or damaged.
 
     Raises:
-      OSError: it cannot be read.
+      OSError: the file cannot be read.
     """
     return read_intact(store, path, lambda: parse_json(store.read(path), kind))
 
@@ -79,7 +79,7 @@ def read_commit(store: Store, path: str, parse: Callable[[bytes], T]) -> T | Non
 
     Raises:
       UsageError: the content has another structure.
-      OSError: it cannot be read.
+      OSError: the file cannot be read.
     """
 
     def read() -> T:
@@ -104,7 +104,7 @@ def read_table(
 
     Raises:
       DamagedError: it is not a Parquet file, or lacks a column.
-      OSError: it cannot be read.
+      OSError: the file cannot be read.
     """
     return parse_parquet(
         store, path, lambda source: pq.read_table(source, columns=columns, **options)

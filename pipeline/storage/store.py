@@ -203,7 +203,8 @@ class Store:
         return None if info is None else info.size
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Returns the sizes of all files below a folder by relative path, from one listing."""
+        """Returns the size in bytes of each file below a folder, by relative path, from one
+        listing."""
         return {self._relative(i.path): i.size for i in self.files.walk(self.path(folder))}
 
     def sizes_of(self, paths: Iterable[str]) -> list[int | None]:
@@ -318,7 +319,7 @@ class Store:
         self.files.delete(self.writable_path(relative))
 
     def delete_all(self, paths: Iterable[str]) -> None:
-        """Removes files; missing ones are no error."""
+        """Removes files; a missing file is no error."""
         self._for_each(self.delete, paths)
 
     def delete_tree(self, relative: str) -> None:
