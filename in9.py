@@ -1,4 +1,4 @@
-"""ImageNet-9 from Python: reads a dataset, and has its stages for custom Beam pipelines.
+"""ImageNet-9 from Python: opens datasets, and offers the stages as transforms for Beam pipelines.
 
 import in9
 
@@ -6,7 +6,7 @@ dataset = in9.open_dataset("out", "mixed_rand")
 for image, label, meta in dataset:
     ...
 
-Names import what they need only when used, so reading a dataset imports neither Beam nor torch.
+What a name needs is imported when the name is used, so reading a dataset needs no Beam or torch.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def open_dataset(
     """Opens a finished dataset for reading, without Beam and torch.
 
     Args:
-      path: the dataset's folder, local or `gs://`, or the folder it is published in, whose newest
-        version is read.
-      variant: for example `mixed_rand`; None for the first one, usually `original`.
-      split: for example `train`; None for `val`, or the first one if there is no `val`.
+      path: the dataset's folder, local or `gs://`. In a folder of published versions, the newest is
+        opened.
+      variant: for example `mixed_rand`; None for the dataset's first variant, usually `original`.
+      split: for example `train`; None for `val`, or for the first split if there is no `val`.
 
     Raises:
       UsageError: the folder holds no finished dataset.
@@ -57,7 +57,7 @@ def main() -> NoReturn:
 
 
 def _check_packages() -> None:
-    """Raises ImportError if a user's module hides one of our packages, whose names are common."""
+    """Raises ImportError if a user's module hides one of our packages, which have common names."""
     for name in ("pipeline", "transforms"):
         spec = importlib.util.find_spec(name)
         origin = spec and spec.origin

@@ -24,12 +24,12 @@ def main(argv: list[str] | None = None) -> int:
     """Runs a command.
 
     Args:
-      argv: the arguments; None for those of the process.
+      argv: the words after `in9`; None takes them from `sys.argv`.
 
     Returns:
       The exit code: 0 for done; 1 if the job failed and 2 for wrong usage or unreadable input,
       with one line on standard error that says what to do; 3 if a condition of `--fail_if`
-      holds, with a line for each one that does.
+      holds, with a line for each condition that does.
     """
     words = sys.argv[1:] if argv is None else argv
     _prepare()
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
             " ".join(["in9", *(word for word in words[:1] if word in COMMANDS)]), error, 2
         )
     try:
-        # Service managers and batch systems send SIGTERM first.
+        # Service managers and batch systems stop a process by SIGTERM; treat it like Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.redirect_stdout(cast(TextIO, _Visible(sys.stdout))):
             return _run(arguments, rest)
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         release_all()
         os._exit(1)
     except BrokenPipeError:
-        # The reader of our output has gone, as `head` does, so nothing more can be printed.
+        # The reader of our output, such as `head`, has closed it, so nothing more can be printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except UsageError as error:
@@ -76,9 +76,9 @@ def run_process() -> NoReturn:
 
 def _prepare() -> None:
     """Sets environment variables that libraries read when they are imported."""
-    # Before libraries start threads, each of which would get an arena of its own.
+    # This must come before libraries start threads, because each thread would get its own arena.
     keep_freed_memory()
-    # Arrow's own allocator would hold memory besides, which grows with the number of threads.
+    # Arrow's own allocator would keep more memory the more threads there are.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     # We report an unreachable hub in one line; the library would print two for every attempt.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")

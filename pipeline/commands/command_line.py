@@ -24,11 +24,11 @@ def parse_command_line(words: Sequence[str]) -> tuple[argparse.Namespace, list[s
       (parsed arguments, the words that are flags of Beam).
 
     Raises:
-      UsageError: a word is wrong, or the file is.
+      UsageError: a word is wrong, or the `--config` file is unreadable or wrong.
     """
     parser = build_parser()
     arguments, rest = parser.parse_known_args(words)
-    # Flags before the command, such as --version, have ended the process.
+    # The first word is the command: flags before it, such as --version, have ended the process.
     command, *others = words
     check_rest(command, rest, others)
     if arguments.config is None:
@@ -69,7 +69,7 @@ def _read(path: str) -> Mapping[str, Any]:
 
 
 def _words(command: str, flag: str, value: Any) -> Iterator[str]:
-    """Yields a key and its value as words of a command line."""
+    """Yields the words of a command line that stand for a key of the file and its value."""
     if isinstance(value, dict):
         raise UsageError(f"[{flag[2:]}] is a table; keys are flags of in9 {command}")
     if flag in ("--config", "--help"):
@@ -77,7 +77,7 @@ def _words(command: str, flag: str, value: Any) -> Iterator[str]:
     if flag_of(flag) in {one.name for one in flags_of(command)}:
         yield f"{flag}={text_of(value)}"
     elif isinstance(value, bool):
-        # Beam's switches take no value, and its lists are flags that are given several times.
+        # Beam's switches take no value, and a list is given by repeating the flag.
         yield from [flag] * value
     else:
         yield from (f"{flag}={one}" for one in (value if isinstance(value, list) else [value]))

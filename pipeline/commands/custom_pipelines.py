@@ -67,7 +67,8 @@ class Generate(beam.PTransform):
 
 
 class Evaluate(beam.PTransform):
-    """Evaluates models on a dataset, and writes its tables and page. A failed model is a row there.
+    """Evaluates models on a dataset, and writes its tables and page. A model that fails gets a row
+    with its error.
 
     Input: the root of the pipeline, or one element that arrives when the dataset exists.
     Output: one text, the dataset's fingerprint.
@@ -120,10 +121,10 @@ def _parse(command: str, flags: Mapping[str, Any]) -> argparse.Namespace:
 
     Args:
       command: name of the command.
-      flags: Python values by name.
+      flags: name of each flag to its Python value.
 
     Raises:
-      UsageError: a flag does not exist, is not for a stage, or does not take its value.
+      UsageError: a flag does not exist, is not for a stage, or has a wrong value.
     """
     words = [f"--{name}={text_of(value)}" for name, value in flags.items() if value is not None]
     arguments, rest = build_parser().parse_known_args([command, *words])

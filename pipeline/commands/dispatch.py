@@ -1,5 +1,5 @@
-"""Runs a command by its function, whose module is imported only then: `in9 verify`, for example,
-waits for neither Beam nor torch."""
+"""Runs a command. Its module is imported only then, so that `in9 verify`, for example, does not
+wait for Beam and torch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Runs a parsed command.
 
     Args:
-      arguments: of `parse_command_line`.
-      rest: flags for Beam, which the parser did not know.
+      arguments: the parsed arguments, from `parse_command_line`.
+      rest: the words that the parser did not know, which are flags for Beam.
 
     Returns:
       The exit code.
@@ -28,7 +28,7 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
       JobError: the job failed.
     """
     command = arguments.command
-    # When imported, Beam logs which of its optional parts are not installed.
+    # Keep Beam from logging, on import, which of its optional parts are not installed.
     logging.disable(logging.WARNING)
     try:
         # Checked here because argparse would name a missing flag before a misspelt one.

@@ -28,10 +28,10 @@ def evaluation_from_flags(
     """Makes an evaluation from flags, which are checked against each other and the dataset.
 
     Args:
-      arguments: of `build_parser`, for `run`, `evaluate`, `attack` or `saliency`.
-      store: of the dataset folder.
-      config: of the dataset.
-      taxonomy: of the dataset.
+      arguments: the parsed arguments of `run`, `evaluate`, `attack` or `saliency`.
+      store: the dataset folder.
+      config: the dataset's configuration.
+      taxonomy: the dataset's taxonomy.
 
     Raises:
       UsageError: a flag is wrong.
@@ -43,7 +43,7 @@ def evaluation_from_flags(
     if not models:
         raise UsageError("--models names no model")
     for model in models:
-        # A model that was loaded before needs no check, and so no import of its library.
+        # A model that was loaded before needs no check, so its library need not be imported.
         if recall(model) is None:
             from pipeline.models.registry import check_fit, check_model
 
@@ -64,10 +64,10 @@ def evaluation_from_flags(
         hints=accelerator_hints(arguments.gpu),
         holdout=arguments.holdout,
         pixel_cache=_pixel_cache(arguments),
-        # `saliency` has no such flag: it is not a test score, so overlap is allowed.
+        # `in9 saliency` has no such flag: saliency is not a test score, so overlap is allowed.
         allow_overlap=getattr(arguments, "allow_overlap", True),
     )
-    # If the dataset is still to be made, models are checked when they are run.
+    # For `run`, the dataset may not exist yet, so the models are checked when they are run.
     if arguments.command in ("evaluate", "attack"):
         check_entries(models, evaluation.test_on(Dataset.open(store)))
     return evaluation
@@ -81,7 +81,7 @@ def check_stored(evaluation: Evaluation, why: str) -> None:
 
 
 def check_device(arguments: argparse.Namespace) -> None:
-    """Raises UsageError if models shall run on a GPU that this machine does not have."""
+    """Raises UsageError if the flags ask for a GPU that this machine does not have."""
     if getattr(arguments, "device", None) == "cuda":
         require_cuda("run")
 

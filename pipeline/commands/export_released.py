@@ -47,7 +47,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         clashes=find_clashes((row["key"], row["wnid"]) for row in selected),
         progress=Progress.for_store(target),
     )
-    # Written first, so that the folder of a run that is killed at once is known as an export.
+    # Written first, so that the next run recognizes the folder as an export if this one is killed.
     target.update(f"{EXPORT_FOLDER}/mark", b"export\n")
     with held(target, DATASET_LOCK) as locked:
         locked.remove_temporary()

@@ -1,7 +1,7 @@
 """The flags of all commands, in one table that the parser, the reference and the template read.
 
-Flags that configure a dataset have the names and defaults of `pipeline.dataset.config`. It is not
-imported here because it needs OpenCV, and `--help` should not wait for that.
+Flags that configure a dataset have the names and defaults of `pipeline.dataset.config`. That module
+is not imported here, because it needs OpenCV, and `--help` should not wait for the import.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.commands.flag_types import (
 
 
 def sections_of(command: str) -> Iterator[Section]:
-    """Yields the sections of a command, in the order of its help."""
+    """Yields the sections of a command's flags, in the order of its help."""
     return (section for section in SECTIONS if command in section.commands)
 
 
@@ -36,12 +36,12 @@ def _switch(name: str, text: str) -> Flag:
 
 
 def _choice(name: str, words: tuple[str, ...], text: str, metavar: str = "") -> Flag:
-    """Makes a flag that takes one of some words; the first is the default."""
+    """Makes a flag whose value is one of the words; the first word is the default."""
     return Flag(name, metavar or "|".join(words), text, words[0], choices=words)
 
 
 def _overwrite(*known: str) -> Flag:
-    """Makes an `--overwrite` that takes some known words, each of which lifts one refusal."""
+    """Makes an `--overwrite` flag from the words that it takes; each word lifts one refusal."""
     text = "accept changes that a run refuses; its error message names the word for each"
     return Flag(
         "--overwrite", ",".join(known), text, (), WordListParser(*known), nargs="?", const=""
@@ -57,9 +57,10 @@ CORE = (
     *("output", "input", "annotations", "models", "device", "split", "variants", "segmenter"),
     *("replicates", "limit", "dry_run", "overwrite", "imagenet", "attack", "saliency", "config"),
 )
-"""Flags that `--help` shows of a command with many flags; `--help all` shows the others, too."""
+"""Flags that `--help` shows if a command has many flags; `--help all` shows the others, too."""
 AROUND_GRAPH = ("config", "dry_run", "publish", "keep", "imagenet", "fail_if", "gpu", "gpus")
-"""Flags of what a command does around its graph; `in9.Generate` and `in9.Evaluate` refuse them."""
+"""Flags for what a command does before and after its graph. `in9.Generate` and `in9.Evaluate` only
+build the graph, so they refuse these flags."""
 
 _GENERATING = ("run", "generate")
 _ANALYSES = ("evaluate", "attack", "saliency")

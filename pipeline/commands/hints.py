@@ -12,8 +12,8 @@ from pipeline.commands.parser import COMMANDS, underscored
 from pipeline.errors import UsageError
 
 _NEAR_MISS = 0.85
-"""Similarity, by difflib, from which on a flag counts as a misspelt flag of ours. No flag of Beam
-is that similar to one of ours."""
+"""Similarity, as difflib's ratio (0 to 1), from which an unknown flag counts as a misspelling of
+our flag. All of Beam's flags are less similar to ours than that."""
 
 _COUNTERPARTS = (
     ("--output", "--to", "--dataset"),
@@ -30,11 +30,12 @@ _COUNTERPARTS = (
     ("--split", "--eval_split"),
     ("--eval_split", "--split"),
 )
-"""A flag, then the flags that take its place in other commands, best first."""
+"""Each row is a flag, then the flags that take its place in other commands, best first."""
 
 
 def check_rest(command: str, rest: Sequence[str], words: Sequence[str]) -> None:
-    """Refuses words that are neither flags of a command nor, if it runs a graph, flags of Beam.
+    """Refuses words that are neither a command's own flags nor, if the command runs a graph, flags
+    of Beam.
 
     Args:
       command: name of the command.
@@ -54,7 +55,7 @@ def check_rest(command: str, rest: Sequence[str], words: Sequence[str]) -> None:
     has_graph = COMMANDS[command].has_graph
     if not has_graph and not rest[0].startswith("-"):
         raise UsageError(_describe_argument(rest[0], own, words))
-    # When imported, Beam logs which of its optional parts are not installed.
+    # Keep Beam from logging, on import, which of its optional parts are not installed.
     logging.disable(logging.WARNING)
     try:
         from pipeline.runners.beam_options import unknown_to_beam
@@ -74,7 +75,7 @@ def check_rest(command: str, rest: Sequence[str], words: Sequence[str]) -> None:
 
 
 def flag_of(word: str) -> str:
-    """Returns the name of a flag, without its value if the word holds one."""
+    """Returns the name of the flag in a word, without the value that may follow `=`."""
     return underscored(word).partition("=")[0]
 
 
@@ -86,7 +87,7 @@ def refuse_near_misses(flag: str, own: Iterable[Flag]) -> None:
       own: flags of the command.
 
     Raises:
-      UsageError: it is a misspelt one; the message names the flag that was meant.
+      UsageError: the flag is a misspelling; the message names the flag that was meant.
     """
     known = [one.name for one in own]
     close = difflib.get_close_matches(flag, known, n=1, cutoff=_NEAR_MISS)
@@ -109,7 +110,7 @@ def _refuse_sibling(flag: str, own: Sequence[Flag]) -> None:
 
 
 def _describe_argument(argument: str, own: Sequence[Flag], words: Sequence[str]) -> str:
-    """Describes a word that belongs to no flag, and how to write it."""
+    """Describes a word that belongs to no flag, and says which flag the user may have meant."""
     before = list(words[: words.index(argument)])
     while before and not before[-1].startswith("--"):
         before.pop()
@@ -131,7 +132,8 @@ def require_cuda(otherwise: str) -> None:
     """Refuses `--device cuda` on a machine without CUDA.
 
     Args:
-      otherwise: what can be done on a CPU, such as `train`.
+      otherwise: what the command can do on a CPU instead, as a verb for the message, such as
+        `train`.
 
     Raises:
       UsageError: CUDA is missing; the message says why.

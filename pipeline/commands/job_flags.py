@@ -32,7 +32,8 @@ from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import EXTERNAL, WHOLE, select_variants
 
 INPUT_NOTE = f"{WORK_FOLDER}/input.json"
-"""File with the last --input, which is not part of the dataset: it may lie elsewhere next time."""
+"""File that notes the last --input. The location is not part of the dataset, because the same
+images may lie elsewhere next time."""
 
 
 def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
@@ -40,7 +41,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
     other, the input and the output.
 
     Args:
-      arguments: of `build_parser`, for `run` or `generate`.
+      arguments: the parsed arguments of `run` or `generate`.
       store: the output folder.
 
     Raises:
@@ -100,7 +101,7 @@ def remember_input(arguments: argparse.Namespace, store: Store) -> None:
 
 
 def _check_input(input_flag: str | None, store: Store) -> None:
-    """Refuses to replace a dataset by one of the sample because `--input` was forgotten."""
+    """Refuses to replace a dataset by the embedded sample's if `--input` seems to be forgotten."""
     last_input = read_json(store, INPUT_NOTE, str)
     if input_flag is None and last_input:
         raise UsageError(
@@ -110,13 +111,15 @@ def _check_input(input_flag: str | None, store: Store) -> None:
 
 
 def _list_paths(arguments: argparse.Namespace) -> dict[str, str]:
-    """Returns the absolute paths of `--exclude` and `--include`, if given, by flag."""
+    """Returns the absolute paths of `--exclude` and `--include`, by flag, without flags that are
+    not given."""
     paths = {name: getattr(arguments, name) for name in ("exclude", "include")}
     return {name: absolute(path) for name, path in paths.items() if path}
 
 
 def _check_splits(layouts: Sequence[SplitLayout]) -> None:
-    """Refuses a manifest without splits for several splits, which would share its images."""
+    """Refuses to make several splits from one manifest that does not tell them apart, because each
+    split would get all of its images."""
     files = [layout.files for layout in layouts if layout.kind == ImageManifest.kind]
     for one in set(files):
         if files.count(one) > 1 and not tells_splits(one[0]):
@@ -127,7 +130,8 @@ def _check_splits(layouts: Sequence[SplitLayout]) -> None:
 
 
 def _masks(arguments: argparse.Namespace, layouts: Sequence[SplitLayout]) -> str | None:
-    """Returns the absolute path of `--masks`; None without it, since a manifest may name masks."""
+    """Returns the absolute path of `--masks`; None if no masks are needed or a manifest names
+    them."""
     takes = takes_masks(arguments.segmenter)
     are_manifests = all(layout.kind == ImageManifest.kind for layout in layouts)
     if takes and arguments.masks is None and are_manifests:
@@ -159,7 +163,7 @@ def _dataset_config(arguments: argparse.Namespace, taxonomy: Taxonomy | None) ->
         for flag in ("segmenter", "backgrounds"):
             if getattr(arguments, flag) not in (None, SegmentConfig.segmenter):
                 raise UsageError(f"--selection in9l keeps images whole; leave --{flag} out")
-        # Images of this selection are kept whole, so no other variant exists.
+        # Images of this selection are kept whole, so `all` means only the variants of whole images.
         variants = tuple(name for name in variants if name != "all") or WHOLE
     if arguments.backgrounds:
         flags["backgrounds"] = list_scenes(absolute(arguments.backgrounds)).summary
@@ -199,12 +203,13 @@ def _is_empty(store: Store) -> bool:
 
 
 def _check_config(old: DatasetConfig, new: DatasetConfig, overwrite: tuple[str, ...]) -> None:
-    """Refuses flags that differ from the dataset's, except those that `--overwrite` accepts."""
+    """Refuses flags whose values differ from the dataset's, unless `--overwrite` accepts the
+    change."""
     words = dict.fromkeys(old.differing_flags(new), "config")
     if "images_per_shard" in words:
         words["images_per_shard"] = "shards"
     if None not in (old.compose.backgrounds, new.compose.backgrounds):
-        # The content of the folder is input, like that of --input.
+        # Like --input, the folder is input, so its content may change.
         words.pop("backgrounds", None)
     differing = [name for name, word in words.items() if word not in overwrite]
     if not differing:

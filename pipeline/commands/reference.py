@@ -2,8 +2,9 @@
 
 `python -m pipeline.commands.reference` prints it; `docs/reference.md` is its output.
 
-A column means the same in every table that has it. Tables of `pipeline.report.tables` describe the
-columns that only they have, or use differently; for other files, such an entry is `table.column`.
+A column means the same in every table that has it, unless a table has its own entry for it. Tables
+of `pipeline.report.tables` bring such entries along; for other files, they are named
+`table.column`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ RESULTS: Mapping[str, tuple[Sequence[str], str]] = {
         "accuracy on one variant of a model trained on another (or the same)",
     ),
 }
-"""Tables of `results/`: name to columns, and what a row holds."""
+"""Tables of `results/`: name to (columns, description of a row)."""
 
 FILES: Mapping[str, tuple[str, pa.Schema, str]] = {
     "samples": (
@@ -77,7 +78,7 @@ FILES: Mapping[str, tuple[str, pa.Schema, str]] = {
         "a model's prediction for a picture, by one label rule",
     ),
 }
-"""Parquet files: name to path, schema, and what a row holds."""
+"""Parquet files: name to (path, schema, description of a row)."""
 
 _CONFIG = (
     "# in9 run --config monthly.toml --output imagenet9",
@@ -197,7 +198,8 @@ def _reasons() -> Iterator[str]:
 
 
 def _flags() -> dict[str, list[tuple[str, ...]]]:
-    """Returns rows of flags by the title of their group; commands share a row of the same flag."""
+    """Returns a row for each flag, by the title of its section. Commands that have exactly the same
+    flag share a row."""
     rows_by_title: dict[str, dict[tuple[str, ...], list[str]]] = {}
     for command in COMMANDS:
         for title, _, flags in sections_of(command):
@@ -357,8 +359,8 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "mask_length": "length of the mask, in bytes",
     }
 )
-"""Meanings of columns, by `table.column` if a table needs its own words, else by the column's name.
-A name that begins with `_` stands for all columns that end with it."""
+"""Meanings of columns. A key is `table.column` if a table needs its own words, else the column's
+name. A key that begins with `_` stands for all columns whose names end with it."""
 
 REASONS: Mapping[Reason, str] = MappingProxyType(
     {
@@ -393,7 +395,7 @@ def meaning(table: str, column: str) -> str:
     'accuracy on `mixed_same` - accuracy on `mixed_rand`'
 
     Raises:
-      KeyError: it is not described here.
+      KeyError: the column is not described here.
     """
     if table in TABLES and column in TABLES[table].meanings:
         return TABLES[table].meanings[column]

@@ -21,8 +21,8 @@ def run_report(arguments: argparse.Namespace) -> int:
     """Runs `in9 report`; returns the exit code.
 
     Raises:
-      UsageError: there is no finished dataset, or it lacks a column that is asked for.
-      JobError: another process is writing its tables.
+      UsageError: there is no finished dataset, or it lacks a column that `--columns` names.
+      JobError: another process is writing the dataset's tables.
     """
     store = writing_store("dataset", arguments.dataset)
     publishing = check_publishing(store, arguments.publish, arguments.keep)

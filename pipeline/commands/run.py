@@ -47,14 +47,15 @@ from pipeline.runtime.lock import DATASET_LOCK, held, with_new_job
 from pipeline.runtime.progress import Progress
 
 _NOT_DONE = {"evaluate": "not evaluated", "attack": "not attacked", "saliency": "no saliency"}
-"""Words for a model that failed, by stage. For ImageNet, its table reports failures."""
+"""Words that report a failed model, by stage. The stage `imagenet` is absent, because its table
+reports the failures."""
 
 
 def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Runs a command of the main job.
 
     Args:
-      arguments: of `build_parser`.
+      arguments: the parsed arguments.
       rest: flags for Beam.
 
     Returns:
@@ -62,7 +63,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     Raises:
       UsageError: wrong usage or unreadable input.
-      JobError: the job failed, or every model did.
+      JobError: the job failed, or every model failed.
     """
     if getattr(arguments, "dry_run", False):
         return _dry_run(arguments, rest)
@@ -80,7 +81,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     store = with_new_job(writing_store(flag, getattr(arguments, flag)))
     publishing = check_publishing(store, arguments.publish, arguments.keep)
     seen = manifest_state(store)
-    # Checked before the lock is taken, which creates the output folder.
+    # Flags are checked before the lock is taken, because taking it creates the output folder.
     job = job_from_flags(arguments, store) if generates else None
     dataset = None if generates else Dataset.open(store)
     config = job.config if job else dataset.manifest.config  # type: ignore[union-attr]
@@ -95,7 +96,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             if submission is None:
                 stack.enter_context(held(store, DATASET_LOCK))
                 check_unchanged(store, seen)
-        # Before the job needs the disk space.
+        # The job needs the disk space that leftovers of killed jobs occupy.
         remove_leftovers(store)
         manifest = read_manifest(store)
         ending = JobSummary(
@@ -193,7 +194,8 @@ def _judge(
     summaries: Sequence[Mapping[str, Any]],
     evaluation: Evaluation,
 ) -> int:
-    """Returns the exit code by `--fail_if`, and prints a line for each model and condition.
+    """Tests the conditions of `--fail_if`, prints a line for each model and condition, and returns
+    the exit code.
 
     Raises:
       JobError: no condition holds, but some could not be tested.

@@ -40,7 +40,7 @@ _COUNT = "[1-9][0-9]*"
 
 
 def _alternatives(flag: Flag) -> tuple[str, ...]:
-    """Returns the words of a placeholder such as `all|N`; empty if it is no choice."""
+    """Returns the alternatives in a flag's placeholder, such as `all|N`; empty if it has none."""
     words = tuple(flag.metavar.split("|"))
     return words if len(words) > 1 or flag.metavar == "N" else ()
 
@@ -108,7 +108,8 @@ def parameters() -> list[dict[str, Any]]:
 
 
 def container_spec(image: str) -> dict[str, Any]:
-    """Returns the template itself, a `ContainerSpec`, whose address a launch request names.
+    """Returns the template, a `ContainerSpec`. A launch request names the address where it is
+    stored.
 
     Args:
       image: name, with tag or digest, of the image that `deploy/Dockerfile` builds.

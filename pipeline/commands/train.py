@@ -24,11 +24,10 @@ from pipeline.training.training_log import LOG
 
 
 def plan_from_flags(arguments: argparse.Namespace, dataset: Dataset) -> TrainPlan:
-    """Makes the plan of a training from flags, which are checked.
+    """Checks the flags of a training, and makes its plan from them.
 
     Args:
-      arguments: of `build_parser`.
-      dataset: the dataset to train on.
+      arguments: the parsed arguments.
 
     Raises:
       UsageError: a flag is wrong.
@@ -57,7 +56,7 @@ def plan_from_flags(arguments: argparse.Namespace, dataset: Dataset) -> TrainPla
 
 
 def _check_output(store: Store) -> None:
-    """Refuses a folder with a model that was not trained here, which would be replaced."""
+    """Refuses a folder whose model was not trained here, because training would replace it."""
     if store.exists(""):
         raise UsageError(f"--output {store.root} is not a folder")
     is_ours = not store.exists(MODEL) or store.exists(STATE) or read_metadata(store.path(MODEL))

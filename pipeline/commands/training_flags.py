@@ -14,7 +14,7 @@ _MOST_WORKERS = 16
 
 
 def choose_device(arguments: argparse.Namespace) -> tuple[str, str]:
-    """Returns (device, precision); `auto` becomes what suits this machine.
+    """Returns (device, precision); `auto` becomes the best choice for this machine.
 
     Raises:
       UsageError: there is no GPU, but the flags ask for one or for a precision that needs one.
@@ -37,5 +37,6 @@ def choose_device(arguments: argparse.Namespace) -> tuple[str, str]:
 
 
 def default_workers(device: str) -> int:
-    """Returns how many processes load pictures; on a CPU, they share the network's cores."""
+    """Returns how many processes load pictures. On a CPU it is one, because these processes take
+    cores from the network."""
     return 1 if device == "cpu" else min(_MOST_WORKERS, usable_cores())

@@ -19,7 +19,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
     Raises:
       UsageError: there is no finished dataset.
-      JobError: there is none because a job is working on it.
+      JobError: the dataset is not finished, because a job is working on it.
     """
     store = reading_store(arguments.dataset)
     try:
@@ -53,8 +53,9 @@ def _job_at_work(folder: str, store: Store) -> str | None:
     """Describes the job that makes or publishes the dataset now; None if there is none.
 
     Args:
-      folder: the folder that the user named, where versions may be published.
-      store: the dataset in it.
+      folder: the folder that the user named: the dataset, or the folder where its versions are
+        published.
+      store: the dataset that was opened from this folder.
     """
     holders = (current_holder(store, DATASET_LOCK), current_holder(Store.at(folder), PUBLISH_LOCK))
     return next((f"{holder} is at work" for holder in holders if holder), None)

@@ -1,4 +1,5 @@
-"""Turns flags into the works that run models: evaluation, ImageNet, attack and saliency."""
+"""Turns flags into `Work`s, each of which runs models: evaluation, ImageNet, attack and
+saliency."""
 
 from __future__ import annotations
 
@@ -39,10 +40,10 @@ def works_from_flags(
     """Makes the works from flags, which are checked against each other and the dataset.
 
     Args:
-      arguments: of `build_parser`, for a command of the main job.
-      store: of the dataset folder.
-      config: of the dataset.
-      taxonomy: of the dataset.
+      arguments: the parsed arguments of a command of the main job.
+      store: the dataset folder.
+      config: the dataset's configuration.
+      taxonomy: the dataset's taxonomy.
 
     Returns:
       The works in order; none for `generate`.
@@ -70,7 +71,7 @@ def works_from_flags(
         check_stored(evaluation, "an attack composes stored pixels and feeds them as they are")
         check_attack_variants(config.compose.variants)
         if command == "attack":
-            # Also checks that there are images for the grid.
+            # Opening the grid also checks that the dataset has images for it.
             open_grid(Dataset.open(store), attack)
         works.append(AttackWork(attack, taxonomy))
     plan = _saliency_plan(arguments, evaluation)
@@ -103,7 +104,7 @@ def _saliency_plan(arguments: argparse.Namespace, evaluation: Evaluation) -> Sal
 def print_analyses(
     dataset: Dataset, works: Sequence[Work], summaries: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Prints the results of all models so far, of the analyses that a job has run.
+    """Prints the results of the analyses that a job has run, for all models so far.
 
     Args:
       dataset: the dataset after the job.

@@ -1,4 +1,4 @@
-"""The closing words of a job."""
+"""The summary that a job prints at its end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _ALSO_MADE = ("commits", "images_explained", "versions_published")
 
 
 def describe_images(manifest: Manifest) -> list[str]:
-    """Returns notes on the dataset, then lines for each split: its images by fate."""
+    """Returns notes on the dataset, then lines that count each split's accepted, rejected and
+    selected images."""
     lines = notes_of(manifest)
     for split, images in manifest.images.items():
         reasons = ", ".join(f"{n} {reason}" for reason, n in manifest.rejections[split].items())
@@ -56,12 +57,12 @@ def _why_empty(manifest: Manifest, split: str) -> str:
 
 
 def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: float) -> str:
-    """Describes images by fate, what was done and written and how long it took, in a few lines, or
-    says that there was nothing to do."""
+    """Describes in a few lines how many images were accepted and rejected, what was done and
+    written, and how long it took; or says that there was nothing to do."""
     lines = describe_images(manifest)
     counted = [name for name, n in counters.items() if n]
     if not any(name.endswith("_made") or name in _ALSO_MADE for name in counted):
-        # A model that failed is still to be done, and the caller reports it.
+        # If a model failed, something is left to do, and the caller reports the failure.
         if not any(name.endswith("_failed") for name in counted):
             lines.append("nothing to do: everything is up to date")
     else:
@@ -98,7 +99,7 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: floa
 
 
 def _describe_shards(counters: dict[str, int]) -> list[str]:
-    """Describes how many shards were made; empty if no other shard was kept."""
+    """Describes how many shards were made; empty if no shard was kept from an earlier run."""
     parts, any_kept = [], False
     for name, kind in (
         *(("source_shards", "source"), ("output_shards", "output")),

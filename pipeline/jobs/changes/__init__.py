@@ -1,4 +1,4 @@
 """Differences between two states of a dataset, and their causes.
 
-states of two versions -> images, accuracies, causes -> text
+Data flow: two states -> changes of images, changes of accuracies, their causes -> text
 """

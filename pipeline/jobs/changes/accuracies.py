@@ -1,4 +1,4 @@
-"""Changes of accuracies between two states of a dataset, over the images in both."""
+"""Changes of accuracies between two states of a dataset, over the images that both states have."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def compare_accuracies(
       dataset_causes: why the datasets differ; empty if they do not.
 
     Yields:
-      `model`, `causes`, `n` (images in both), and `rows` under the paper's label rule, one for each
-      variant that the model has predictions for in both: `variant` (or `bg_gap`) and `difference`,
-      accuracy (or gap) after - before on these images, with the 95 % interval of a paired
-      bootstrap, `ci_low` and `ci_high`.
+      `model`, `causes`, `n` (number of images in both states), and `rows` under the paper's label
+      rule, one for each variant that the model has predictions for in both states: `variant` (or
+      `bg_gap`) and `difference`, the accuracy (or gap) after minus before on these images, with the
+      95 % interval of a paired bootstrap, `ci_low` and `ci_high`.
     """
     for folder, summary in after.summaries.items():
         was = before.summaries.get(folder)
@@ -97,7 +97,8 @@ def _differences(
 
 
 def _values(predictions: Predictions) -> dict[str, Floats]:
-    """Computes for each image the share of correct draws of each variant, (n,), and the gap."""
+    """Computes, for each variant and for BG-Gap, an array with a value for each image: the share of
+    its draws that were classified correctly, or the gap between two such shares."""
     values: dict[str, Floats] = {
         variant: np.mean([predictions.correct(name) for name in draws], axis=0)
         for variant, draws in draws_of(predictions.predicted).items()

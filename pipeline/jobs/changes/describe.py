@@ -17,8 +17,8 @@ def describe_changes(before: State, after: State) -> dict[str, Any]:
 
     Returns:
       `from` and `to`, fingerprints of the datasets; `causes` of their difference with details:
-      `data`, `configuration` (flags), `code` (stages, libraries); `images` by split, as of
-      `compare_images`; `models`, as of `compare_accuracies`; `new_models`, names of the models that
+      `data`, `configuration` (flags), `code` (stages, libraries); `images` by split, from
+      `compare_images`; `models`, from `compare_accuracies`; `new_models`, names of the models that
       were not evaluated before.
     """
     old, new = before.dataset.manifest, after.dataset.manifest
@@ -55,7 +55,8 @@ def _dataset_causes(
     ]
     stages = ["segment", "compose"]
     if not flags and old.stages.get("segment") == new.stages.get("segment"):
-        # Something else has changed, such as the segmenter.
+        # If the fingerprint differs all the same, something else has changed, such as the
+        # segmenter.
         stages.append("segment_fingerprint")
     code = [
         f"{name} {before[name]} -> {after[name]}"
@@ -197,7 +198,8 @@ def _code(text: str) -> str:
 
 
 def describe_list_change(old: object, new: object) -> str | None:
-    """Describes what a list has gained and lost; None for other values and for another order.
+    """Describes what a list has gained and lost; None if a value is no list, or only the order
+    differs.
 
     >>> describe_list_change(("original", "no_fg"), ("original", "only_fg"))
     'adds only_fg and lacks no_fg'

@@ -18,11 +18,11 @@ from pipeline.evaluate.summaries import read_summaries
 from transforms.variants import EXTERNAL, MIXED, with_replicates
 
 LISTED = 100
-"""How many images of each kind are listed by name; the others are only counted."""
+"""Largest number of images of each kind that are listed by name; the others are only counted."""
 
 Row = dict[str, Any]
 _Image = tuple[str, int]
-"""(key of an image or object, its number among those with the same key)."""
+"""(key of an image or object, its position, from 0, among the rows with the same key)."""
 
 
 @dataclasses.dataclass
@@ -32,7 +32,7 @@ class ImageChanges:
     Attributes:
       added: images that are new.
       removed: images that are gone, with their last status.
-      changed: images whose picture, annotation or class differs; None if that is unknown because
+      changed: images whose picture, annotation or class differs; None if this is unknown, because
         layers are now made in another way.
       rejected: images that are rejected now, but were accepted or absent before.
       accepted: images that are accepted now, but were rejected before.
@@ -71,7 +71,7 @@ def _listed(rows: list[Row]) -> dict[str, Any]:
 
 
 def compare_images(before: Dataset, after: Dataset, split: str) -> ImageChanges:
-    """Compares the images of a split, which may be in one of the two alone."""
+    """Compares the images of a split, which may exist in only one of the two datasets."""
     changes = ImageChanges()
     columns = ["key", "path", "status", "selected"]
     mixed, now_mixed = _background_columns(before), _background_columns(after)
@@ -114,7 +114,8 @@ def _changed(
     for old_files, new_files in _pairs(before, after, split, _record_files):
         old, new = _read(before, old_files, columns), _read(after, new_files, columns)
         for image in sorted(old.keys() & new.keys()):
-            # A source that differs changes its output shard's file too, so it is in `content`.
+            # A changed source changes its output shard, too, so an image that is still there is in
+            # `content`.
             if old[image]["source_digest"] != new[image]["source_digest"] and image in content:
                 yield image
 
@@ -142,7 +143,7 @@ def _record_files(dataset: Dataset, split: str) -> list[str]:
 def _pairs(
     before: Dataset, after: Dataset, split: str, files: Callable[[Dataset, str], list[str]]
 ) -> Iterator[tuple[list[str], list[str]]]:
-    """Yields pairs of files of both states that may differ, which hold the same images.
+    """Yields pairs: files before and files after that hold the same images and may differ.
 
     If the states have different numbers of shards, all files are one pair, because an image may be
     in any of them.
