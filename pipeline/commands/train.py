@@ -28,6 +28,7 @@ def plan_from_flags(arguments: argparse.Namespace, dataset: Dataset) -> TrainPla
 
     Args:
       arguments: the parsed arguments.
+      dataset: the dataset to train on.
 
     Raises:
       UsageError: a flag is wrong.

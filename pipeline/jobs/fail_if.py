@@ -22,7 +22,8 @@ from transforms.variants import VARIANTS, base_of, is_picture
 
 GAP = "bg_gap"
 MIN_IMAGES = 10
-"""Below it, intervals cover the truth in only nine of ten cases (docs/results.md)."""
+"""With fewer images, 95 % intervals cover the true value in only nine of ten cases
+(docs/results.md)."""
 _EXPRESSION = re.compile(r"(?:(\w+)\s*:)?\s*(\w+)\s*(>=|<=|>|<)\s*(\S+)")
 _COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 
@@ -33,10 +34,10 @@ class Condition:
 
     Attributes:
       text: the condition as given.
-      label_rule: label rule of the measure.
-      measure: `bg_gap`, or a variant, for the accuracy on it.
+      label_rule: label rule by which the measure is computed.
+      measure: `bg_gap`, or the name of a variant, which stands for the accuracy on it.
       comparison: `>`, `>=`, `<` or `<=`.
-      limit: a fraction.
+      limit: the fraction to compare with, from 0 to 1; for `bg_gap` from -1 to 1.
     """
 
     text: str
@@ -47,11 +48,11 @@ class Condition:
 
     @classmethod
     def parse(cls, text: str, custom: Iterable[str] = ()) -> Condition:
-        """Parses `[LABEL_RULE:]MEASURE COMPARISON LIMIT`; the default is the paper's rule.
+        """Parses `[LABEL_RULE:]MEASURE COMPARISON LIMIT`; the default label rule is the paper's.
 
         Args:
           text: the condition.
-          custom: names of further variants, such as those of the user.
+          custom: names of variants that are not built in, such as the user's own.
 
         >>> Condition.parse("bg_gap>0.1").measure
         'bg_gap'
@@ -93,11 +94,12 @@ class Condition:
         return cls(text, rule or next(iter(LABEL_RULES)), measure, comparison, value)
 
     def needs(self) -> tuple[str, ...]:
-        """Returns the variants that a dataset must have."""
+        """Returns the variants that a dataset must have for the measure."""
         return ("mixed_same", "mixed_rand") if self.measure == GAP else (self.measure,)
 
     def row(self, summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Returns the row of a summary with the measure; None if there is none with images."""
+        """Returns the row of a summary that holds the measure; None if there is no such row, or the
+        row is based on no image."""
         rows = summary.get("gaps" if self.measure == GAP else "accuracy", ())
         for row in rows:
             if row["label_rule"] == self.label_rule and row.get("variant", GAP) == self.measure:
@@ -105,7 +107,7 @@ class Condition:
         return None
 
     def holds(self, value: float) -> bool:
-        """Returns whether a value satisfies the condition."""
+        """Returns whether a value, a fraction, satisfies the condition."""
         return bool(_COMPARISONS[self.comparison](value, self.limit))
 
 
@@ -119,7 +121,7 @@ def parse_conditions(
     Args:
       texts: the values; None if the flag was not given.
       variants: variants that the dataset has or will have; None if they are not known yet.
-      custom: names of the user's variants that are known already.
+      custom: names of the user's variants, if they are known already.
 
     Raises:
       UsageError: a condition is wrong, or needs a variant that the dataset lacks.
@@ -148,7 +150,8 @@ class ConditionResult:
     """Result of a condition on a model.
 
     Attributes:
-      holds: whether the model's whole interval satisfies the condition; None if it has none.
+      holds: whether the model's whole interval satisfies the condition; None if there is no
+        interval to test.
       line: the result in words.
     """
 
@@ -167,10 +170,10 @@ def judge(
 
     Args:
       conditions: the conditions.
-      summaries: summaries of the dataset's models, also of those that the job did not evaluate.
-      failed: the failures, as of `read_failures`.
+      summaries: summaries of the dataset's models, including models that the job did not evaluate.
+      failed: the failures, from `read_failures`.
       entries: entries of `--models` that the job evaluated.
-      eval_settings: settings of the job's evaluation, which the summaries must have.
+      eval_settings: settings of the job's evaluation; summaries with other settings are ignored.
     """
     conditions = tuple(conditions)
     by_entry: dict[str, list[Mapping[str, Any]]] = {entry: [] for entry in entries}

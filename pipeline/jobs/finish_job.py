@@ -33,18 +33,18 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class JobSummary:
-    """The end of a job: what its summary holds, and what is left to do.
+    """What the last step of a job needs, to write the summary and to clean up.
 
     Attributes:
       command: name of the command.
       store: the dataset folder, which gets the summary.
-      progress: the progress notes of the job, to be removed.
+      progress: the progress notes of the job, which the last step removes if the job is alone.
       before: fingerprint of the dataset before the job; None if there was none.
       evaluation: the evaluation of the job; None if it evaluated no models.
       conditions: conditions of `--fail_if`.
       has_lock: whether the graph holds the dataset's lock.
-      alone: whether nobody waits for the job, so that a condition that holds has to fail the job
-        itself.
+      alone: whether no process waits for the job. Then only the job itself can remove its progress
+        notes, and fail if a condition holds.
     """
 
     command: str
@@ -57,7 +57,7 @@ class JobSummary:
     alone: bool = False
 
     def summary(self) -> dict[str, Any]:
-        """Returns the summary: the dataset, and each model that the job evaluated."""
+        """Returns the summary: figures of the dataset, and of each model that the job evaluated."""
         dataset = Dataset.open(self.store)
         manifest = dataset.manifest
         content: dict[str, Any] = {
@@ -84,12 +84,13 @@ class JobSummary:
 
 
 def _matches(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Returns whether a summary is of a model that was evaluated with these settings."""
+    """Returns whether a summary comes from an evaluation with these settings."""
     return all(summary["evaluation"].get(name) == value for name, value in settings.items())
 
 
 def _figures(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Returns BG-Gap and the accuracy on `original`, under the paper's label rule."""
+    """Returns BG-Gap and the accuracy on `original`, under the paper's label rule, as far as they
+    were measured."""
     figures = {}
     for row in summary["accuracy"]:
         if row["label_rule"] == "argmax_then_map" and row["variant"] == "original" and row["n"]:
@@ -101,7 +102,7 @@ def _figures(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 class FinishJob(beam.DoFn):
-    """Dataset fingerprint -> the same; the last step of every job."""
+    """Dataset fingerprint -> the same fingerprint; the last step of every job."""
 
     def __init__(self, ending: JobSummary) -> None:
         self._ending = ending
@@ -110,7 +111,7 @@ class FinishJob(beam.DoFn):
         ending = self._ending
         summary = ending.summary()
         text = json.dumps({"summary": summary}, indent=1, sort_keys=True) + "\n"
-        # Written even if unchanged, because its time tells when a job last succeeded.
+        # Written even if unchanged, because the file's time tells when a job last succeeded.
         ending.store.write(LAST_RUN, text.encode())
         _LOG.info("%s", _summary_line(summary))
         if ending.alone:
@@ -128,7 +129,7 @@ def _summary_line(summary: Mapping[str, Any]) -> str:
 
 
 def print_summary(store: Store) -> None:
-    """Prints the summary of the job that has just ended, except to a terminal, where the closing
-    words say the same."""
+    """Prints the summary of the job that has just ended, unless standard output is a terminal,
+    where the closing text has told the reader the same."""
     if not sys.stdout.isatty():
         print(_summary_line(json.loads(store.read(LAST_RUN))["summary"]))

@@ -31,13 +31,13 @@ class MainJob:
     """The parts of a main job.
 
     Attributes:
-      ending: the last step, which also names the dataset.
-      taxonomy: the classes.
-      pictures: as for `write_report`.
-      job: the job that makes the dataset; None if it exists.
-      works: works that run models, in order.
-      lock: the step that takes the dataset's lock; None if the launcher holds it.
-      publishing: where the dataset is published; None if it is not.
+      ending: what the last step needs; it also holds the dataset's folder.
+      taxonomy: the dataset's classes.
+      pictures: value of `--pictures`, see `write_report`.
+      job: the job that makes the dataset; None if the dataset exists.
+      works: the `Work`s that run models, in order.
+      lock: the step that takes the dataset's lock; None if the launcher holds the lock.
+      publishing: where the dataset is published; None if it is not published.
     """
 
     ending: JobSummary
@@ -54,13 +54,13 @@ class MainJob:
         self.build_after(pipeline | "Start" >> beam.Create([before], reshuffle=False))
 
     def build_after(self, start: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
-        """Adds all steps behind a collection of one element, after which work begins.
+        """Adds all steps behind a collection of one element, whose arrival starts the work.
 
         Args:
-          start: the dataset's fingerprint; anything if the dataset is to be made.
+          start: the dataset's fingerprint; any element if the job makes the dataset.
 
         Returns:
-          The dataset's fingerprint, when all is done.
+          A collection of the dataset's fingerprint, which arrives when everything is done.
         """
         if self.lock:
             start = start | "TakeLock" >> beam.ParDo(self.lock)
@@ -81,7 +81,7 @@ def _step(step: beam.DoFn) -> beam.PTransform:
 
 
 class Publish(beam.DoFn):
-    """Dataset fingerprint -> the same, after the dataset has been published."""
+    """Dataset fingerprint -> the same fingerprint, after the dataset has been published."""
 
     def __init__(self, publishing: PublishPlan) -> None:
         self._publishing = publishing
@@ -94,7 +94,8 @@ class Publish(beam.DoFn):
 
 
 def manifest_state(store: Store) -> list[str | None]:
-    """Returns the identities of a dataset's manifests, which tell one state from another."""
+    """Returns the identities of the dataset's manifest files, which differ between two states of
+    it."""
     infos = [store.files.info(store.path(name)) for name in (MANIFEST, PREVIOUS_MANIFEST)]
     return [None if info is None else info.identity for info in infos]
 
@@ -106,13 +107,13 @@ def check_unchanged(store: Store, seen: list[str | None]) -> None:
 
 
 class TakeLock(beam.DoFn):
-    """Anything -> the same, once the job holds the dataset's lock. The first step of a job that its
-    launcher does not wait for.
+    """Any element -> the same element, once the job holds the dataset's lock. This is the first
+    step of a job whose launcher does not hold the lock.
 
     Args:
       store: the dataset folder of the job.
       owner: the job, or the process that built it.
-      seen: the `manifest_state` when the graph was built.
+      seen: the dataset's `manifest_state` when the graph was built.
     """
 
     def __init__(self, store: Store, owner: Mapping[str, Any], seen: list[str | None]) -> None:
@@ -121,7 +122,8 @@ class TakeLock(beam.DoFn):
         self._seen = seen
 
     def process(self, element: Any) -> Iterator[Any]:
-        # If a runner repeats this step, a later step may have changed the manifest already.
+        # A runner may repeat this step. The job then holds the lock already, and its later steps
+        # may have changed the manifest, so nothing is checked.
         store, job = self._store, self._store.job
         if not is_held(store, DATASET_LOCK, job):
             acquire(store, DATASET_LOCK, job, self._owner)
@@ -131,6 +133,7 @@ class TakeLock(beam.DoFn):
                 release(store, DATASET_LOCK, job)
                 raise
         if "dataflow" not in self._owner:
-            # Only Dataflow can be asked whether an owner still runs, so others show that they do.
+            # Only Dataflow can be asked whether an owner still runs, so other owners keep renewing
+            # the lock.
             Renewal(store, DATASET_LOCK, job)
         yield element

@@ -3,8 +3,8 @@
 DIR/v-<name>/     a version: dataset, results, report.html, changes.md; its manifest is written last
 DIR/latest.json   names of the versions, the newest first; written after the version
 
-The store copies without reading (by hard links within a file system), so files that two versions
-share take up space only once.
+The store copies without reading if it can (by hard links within a file system), so files that two
+versions share take up space only once.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PublishPlan:
 
     Attributes:
       store: the dataset folder.
-      target: the folder of its versions.
+      target: the folder that its versions are published in.
       keep: how many versions to keep besides the newest; None for all.
     """
 
@@ -58,10 +58,10 @@ def check_publishing(store: Store, directory: str | None, keep: int | None) -> P
     Args:
       store: the dataset folder, which need not exist yet.
       directory: folder to publish to; None if the dataset is not published.
-      keep: as for `PublishPlan`.
+      keep: how many older versions to keep; None for all.
 
     Raises:
-      UsageError: one of them is wrong.
+      UsageError: one of the flags is wrong.
     """
     if directory is None:
         if keep is not None:
@@ -86,7 +86,7 @@ def check_publishing(store: Store, directory: str | None, keep: int | None) -> P
 
 
 def publish(publishing: PublishPlan) -> bool:
-    """Publishes the dataset and its results as the newest version. It may be repeated.
+    """Publishes the dataset and its results as the newest version. Repeating it changes nothing.
 
     Returns:
       Whether the version is new.
@@ -99,11 +99,12 @@ def publish(publishing: PublishPlan) -> bool:
         name = _version_name(publishing.store)
         versions = finished_versions(target)
         for version in dict.fromkeys((*versions[:1], name)):
-            # Other versions are not read.
+            # Only the newest version, and the one to write, must be complete; other versions are
+            # not read.
             if version in versions and read_manifest(target.below(version)) is None:
                 versions.remove(version)
         for folder in target.files.folders(target.root):
-            # A killed job left it unfinished, or did not get to remove it.
+            # A killed job left this version unfinished, or could not remove it any more.
             if VERSION.fullmatch(folder) and folder not in (name, *versions):
                 _remove(target, folder)
         if name not in versions:
@@ -125,7 +126,7 @@ def _remove(target: Store, version: str) -> None:
 
 def _version_name(store: Store) -> str:
     """Returns the folder name of a version, a hash of the manifest and all JSON files of results.
-    The other files (predictions, tables, figures) follow from these."""
+    All other files (predictions, tables, figures) follow from those that are hashed."""
     paths = [MANIFEST, *(path for path in store.walk("results") if path.endswith(".json"))]
     return f"v-{fingerprint(paths, in_parallel(store.digest, paths))[:12]}"
 
@@ -148,7 +149,7 @@ def _copy(store: Store, target: Store, name: str, before: str | None) -> None:
                 describe_changes(State.from_dataset(Dataset.open(old)), State.from_dataset(dataset))
             )
 
-        # A damaged version must not keep the next one from being published.
+        # A damaged old version must not keep the new one from being published.
         text = read_intact(old, "", compare)
         if text is not None:
             target.write(f"{name}/{CHANGES}", text.encode())
@@ -161,7 +162,7 @@ def _copy(store: Store, target: Store, name: str, before: str | None) -> None:
 
 
 def describe_published(target: Store, is_new: bool) -> str:
-    """Describes the newest version, and what a new one has changed, in closing lines."""
+    """Describes the newest version in closing lines and, if it is new, what it has changed."""
     newest, *older = finished_versions(target)
     verb = "published" if is_new else "published already"
     lines = [f"{verb}: {target.path(newest)} (older ones: {len(older)})"]

@@ -1,4 +1,4 @@
-"""Reads the files of a released archive in place: a folder, a tar or a compressed tar."""
+"""Reads the files of a released archive, which is a folder, a tar or a compressed tar."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from transforms.limits import MAX_PICTURE_BYTES, Unread
 IMPORT_FOLDER = f"{WORK_FOLDER}/import"
 
 _MAX_RATIO, _MAX_MORE = 20, 1 << 30
-"""A compressed archive may unpack to this many times its size, plus this many bytes. That is ample,
-because pictures hardly compress, and masks, which do, are few."""
+"""A compressed archive may unpack to this many times its size, plus this many bytes. That is ample:
+pictures hardly compress, and masks compress well but are few."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,9 @@ class ArchiveLocation:
 
     Attributes:
       name: path inside the archive, with forward slashes.
-      path: absolute path of the file that holds it.
-      offset, length: in bytes.
-      identity: of the file at `path`; changes with its content.
+      path: absolute path of the file that holds the content: the file itself, or the tar.
+      offset, length: position and size of the content in that file, in bytes.
+      identity: identity of the file at `path`, which changes with its content.
     """
 
     name: str
@@ -45,7 +45,7 @@ def is_packed(source: str) -> bool:
     """Returns whether a source is a compressed file, which `list_files` unpacks.
 
     Raises:
-      OSError: it cannot be read.
+      OSError: the source cannot be read.
     """
     return files_of(source).info(source) is not None and _unpacker(source) is not None
 
@@ -59,11 +59,12 @@ def list_files(source: str, store: Store) -> list[ArchiveLocation]:
     """Lists the files of a folder or a tar.
 
     Args:
-      source: absolute path.
-      store: of the dataset to make; a compressed tar is unpacked into its work folder.
+      source: absolute path of the folder or tar.
+      store: folder of the dataset to make; a compressed tar is unpacked into its work folder.
 
     Raises:
-      UsageError: the source is neither, or the tar cannot be read or holds anything but files.
+      UsageError: the source is neither a folder nor a tar, or the tar is damaged or holds anything
+        but files.
       OSError: reading failed.
     """
     files = files_of(source)
@@ -93,7 +94,7 @@ def _location(folder: str, info: FileInfo) -> ArchiveLocation:
 
 
 def _unpack(source: str, info: FileInfo, unpacker: Callable[[Any], Any], store: Store) -> str:
-    """Unpacks a compressed file, unless an earlier run already has; returns the path of the tar."""
+    """Unpacks a compressed tar, unless an earlier run has done so; returns the path of the tar."""
     target = f"{IMPORT_FOLDER}/{fingerprint(source, info.size, info.identity)}.tar"
     if not store.exists(target):
         limit = _MAX_RATIO * info.size + _MAX_MORE
@@ -121,7 +122,7 @@ def read_contents(locations: Sequence[ArchiveLocation]) -> list[bytes]:
 
     def read(path: str) -> list[bytes]:
         lengths = [locations[i].length for i in by_path[path]]
-        # Nothing is read of a file that is too large.
+        # If a file is too large, none of its bytes are read.
         ranges = [
             (locations[i].offset, length if length <= MAX_PICTURE_BYTES else 0)
             for i, length in zip(by_path[path], lengths, strict=True)

@@ -1,4 +1,4 @@
-"""Lists the images of a released archive, each with its file in every version."""
+"""Lists the images of a released archive, each with its files, one for each version."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from transforms.taxonomy import Taxonomy
 from transforms.variants import EXTERNAL, MIXED, VARIANTS, base_of, with_replicates
 
 REQUIRED = ("original", "fg_mask")
-"""Versions that an import needs; evaluation takes the size of foregrounds from the masks."""
+"""Versions that an import needs. The masks are needed because evaluation takes the size of
+foregrounds from them."""
 
 _TRIED_FOR_SIZE = 20
 
@@ -29,9 +30,10 @@ class ReleasedFile:
     """A picture or mask of an image.
 
     Attributes:
-      place: location of its content.
-      named_background: stem of the background in a mixed picture's name.
-      double: whether another file has the same image and version.
+      place: location of the file's content.
+      named_background: stem of the background that a mixed picture's file name claims; None if it
+        claims none.
+      double: whether the archive has another file for the same image and version.
     """
 
     place: ArchiveLocation
@@ -44,10 +46,10 @@ class ReleasedImage:
     """An image of the archive.
 
     Attributes:
-      stem: `<wnid>_<number>`, its key.
-      wnid: its class.
-      label: its superclass.
-      files: by version.
+      stem: `<wnid>_<number>`, the key of the image.
+      wnid: WordNet id of its class.
+      label: index of its superclass.
+      files: its files, by version.
     """
 
     stem: str
@@ -61,9 +63,9 @@ class ReleasedShard:
     """A shard of images, the unit of work.
 
     Attributes:
-      totals: of its split.
-      shard: its number.
-      images: in order of their stems.
+      totals: the totals of the split that it belongs to.
+      shard: its number, from 0.
+      images: its images, in order of their stems.
     """
 
     totals: SplitTotals
@@ -72,18 +74,18 @@ class ReleasedShard:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of everything the listing says about the shard."""
+        """Fingerprint of everything that the listing says about the shard."""
         return fingerprint([dataclasses.asdict(image) for image in self.images])
 
 
 @dataclasses.dataclass(frozen=True)
 class ReleasedArchive:
-    """Everything that is imported.
+    """The listing of everything that is imported.
 
     Attributes:
-      config: of the dataset to make.
-      shards: of all splits.
-      ignored: folders of versions that are not imported.
+      config: configuration of the dataset to make.
+      shards: the shards of all splits.
+      ignored: names of the versions in the archive that are not imported.
     """
 
     config: DatasetConfig
@@ -92,7 +94,7 @@ class ReleasedArchive:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of configuration and listing."""
+        """Fingerprint of the configuration and the listing."""
         return fingerprint(self.config.fingerprint(), [shard.fingerprint for shard in self.shards])
 
 
@@ -108,14 +110,14 @@ def read_listing(
     """Sorts an archive's files into images, versions and shards.
 
     Args:
-      source: as the user named it, for messages.
-      locations: its files.
+      source: the archive as the user named it, for messages.
+      locations: its files, from `list_files`.
       taxonomy: classes to import.
-      splits: to import.
-      formats, images_per_shard: of the dataset.
+      splits: the splits to import.
+      formats, images_per_shard: flags of the dataset to make.
 
     Raises:
-      UsageError: this is not the released layout, or a flag is out of range.
+      UsageError: the archive does not have the released layout, or a flag is out of range.
     """
     tree = _tree(source, list(locations), splits)
     present = {variant for split in splits for variant in tree[split]}
@@ -180,7 +182,7 @@ def _tree(source: str, locations: list[ArchiveLocation], splits: tuple[str, ...]
     for location in locations:
         if root and not location.name.startswith(f"{root}/"):
             continue
-        # Names do not depend on what the root folder is called.
+        # Drop the root folder, so that its name does not change any fingerprint.
         name = location.name[len(root) :].lstrip("/")
         parts = name.split("/")
         if len(parts) == 4 and parts[1] in splits and not parts[3].startswith("."):
@@ -191,7 +193,7 @@ def _tree(source: str, locations: list[ArchiveLocation], splits: tuple[str, ...]
 
 
 def _replicates(base: tuple[str, ...], present: set[str]) -> int:
-    """Counts the draws that every mixed version has."""
+    """Counts the draws that all mixed versions have."""
     mixed = [name for name in base if name in MIXED]
     count = 1
     while mixed and all(f"{name}_r{count}" in present for name in mixed):
@@ -237,7 +239,8 @@ def _images(
 
 
 def _parse(variant: str, location: ArchiveLocation) -> tuple[str, str, str | None] | None:
-    """Parses a file's name into (stem, wnid, named background); None if it is not of the layout."""
+    """Parses a file's name into (stem, wnid, named background); None if the layout has no such
+    name."""
     name, suffix = posixpath.splitext(posixpath.basename(location.name))
     wanted = (".npy",) if variant == "fg_mask" else (".jpeg", ".jpg", ".png")
     if suffix.lower() not in wanted:
@@ -253,7 +256,7 @@ def _parse(variant: str, location: ArchiveLocation) -> tuple[str, str, str | Non
 
 
 def _size(source: str, images: list[ReleasedImage]) -> int:
-    """Returns the side of the pictures, from the first that can be decoded."""
+    """Returns the side of the pictures in pixels, from the first picture that can be decoded."""
     files = [image.files["original"] for image in images if "original" in image.files]
     for file in files[:_TRIED_FOR_SIZE]:
         try:

@@ -42,18 +42,19 @@ _RECORD_SCHEMA = pa.schema(
         pa.field("description", pa.binary()),
     ]
 )
-"""Columns of Examine's record: columns of the index, identities of the content of all files of an
-image and of its `only_bg_t`, and its `block_means`, 3 bytes for each block of 8 x 8 pixels."""
+"""Columns of Examine's record: some columns of the index; `content`, a hash of all files of the
+image; `background`, a hash of its `only_bg_t`; and `description`, what `block_means` returns for its
+`only_bg_t`, 3 bytes for each block of 8 x 8 pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImportPlan:
-    """What to import, and where to.
+    """What to import, and where to write it.
 
     Attributes:
-      config: of the dataset.
-      staging: holds its files until Commit.
-      taxonomy: its classes.
+      config: configuration of the dataset.
+      staging: holds the dataset's files until Commit.
+      taxonomy: the dataset's classes.
       progress: notes finished shards.
     """
 
@@ -68,8 +69,8 @@ class ExaminedShard:
     """A shard after examination.
 
     Attributes:
-      listed: the shard as listed.
-      rows: of its record, in order of the key.
+      listed: the shard, as listed.
+      rows: rows of its record, in order of their keys.
     """
 
     listed: ReleasedShard
@@ -141,7 +142,7 @@ def _fault_of_names(config: DatasetConfig, image: ReleasedImage) -> tuple[Reason
 
 
 def read_image(image: ReleasedImage, variants: Iterable[str]) -> dict[str, bytes]:
-    """Reads an image's files, by version. Raises OSError."""
+    """Reads an image's files, by version. Raises OSError if one cannot be read."""
     present = [name for name in variants if name in image.files]
     return dict(zip(present, read_contents([image.files[n].place for n in present]), strict=True))
 
@@ -152,12 +153,12 @@ def check_pictures(
     """Decodes all files of an image and checks their sizes.
 
     Args:
-      contents: by version.
-      size: side that all must have, in pixels.
+      contents: the encoded files of the image, by version.
+      size: side that all of its pictures must have, in pixels.
 
     Returns:
-      (fault, or None; row's columns: width, height, fg_fraction, and the description of the tiled
-      background).
+      ((reason, detail) of the first fault, or None; columns of the image's row that are known so
+      far: width, height, fg_fraction, and the description of the tiled background).
     """
     columns: dict[str, Any] = {}
     for variant, data in contents.items():

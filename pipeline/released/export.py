@@ -30,14 +30,14 @@ from transforms.codec import decode_mask
 from transforms.variants import EXTERNAL, MIXED, VARIANTS, base_of
 
 EXPORT_VERSION = 1
-"""Raised by hand when Export would write different files for the same dataset."""
+"""Raised by hand whenever new code would write different files for the same dataset."""
 EXPORT_FOLDER = f"{WORK_FOLDER}/export"
 """Holds the records of an export."""
 
 FORMAT = "imagenet9-export"
 
 _AT_ONCE = 64
-"""Files that are uploaded together."""
+"""Number of files that are written at a time, in parallel if the target is remote."""
 
 _RECORD_SCHEMA = pa.schema(
     [
@@ -59,19 +59,20 @@ def note_file(split: str) -> str:
 
 
 def images_file(split: str) -> str:
-    """Returns the path of the table of an export's images: released name, key, true backgrounds."""
+    """Returns the path of an export's table of images: their released names, keys and
+    backgrounds."""
     return f"images-{split}.csv"
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportPlan:
-    """What to export, and where to.
+    """What to export, and where to write it.
 
     Attributes:
-      dataset: to export; it is finished.
-      split: to export.
+      dataset: the finished dataset to export.
+      split: the split to export.
       target: folder of the export.
-      clashes: of `find_clashes`.
+      clashes: keys that share a released name, from `find_clashes`.
       progress: notes finished shards.
     """
 
@@ -102,7 +103,7 @@ class ExportPlan:
 
 
 def export_split(job: ExportPlan) -> tuple[int, int]:
-    """Writes the missing files of an export, and removes obsolete files of an earlier one.
+    """Writes the missing files of an export, and removes obsolete files of an earlier export.
 
     Returns:
       (number of files written, number of files removed).
@@ -135,7 +136,8 @@ def _fingerprint(job: ExportPlan, shard: int) -> str:
 
 
 def _count_existing(job: ExportPlan, shard: int, checksum: str) -> int | None:
-    """Counts a shard's files; None unless all exist with this content."""
+    """Counts the exported files of a shard; None unless all of them exist and the record has this
+    checksum."""
     metadata = read_metadata(job.target, job.record(shard))
     if metadata is None or metadata.fingerprint != checksum:
         return None
@@ -170,7 +172,8 @@ def _write_one(job: ExportPlan, target: Store, variant: str, sample: Sample) -> 
 
 
 def _finish(job: ExportPlan, shards: Iterable[int]) -> int:
-    """Removes obsolete files, and writes table and note; returns how many files it removed."""
+    """Removes obsolete files, and writes the table of images and the note; returns how many files
+    it removed."""
     target = job.target
     wanted: set[str] = set()
     images: dict[str, dict[str, object]] = {}
@@ -185,7 +188,7 @@ def _finish(job: ExportPlan, shards: Iterable[int]) -> int:
             if base_of(row["variant"]) in (*MIXED, EXTERNAL):
                 image[f"{row['variant']}_bg_key"] = row["bg_key"]
     removed = _sweep(job, wanted, {job.record(shard) for shard in shards})
-    # Readers of an export number its folders, so classes without images need theirs, too.
+    # Readers of an export number its class folders, so classes without images need a folder, too.
     present = {row["label"] for row in images.values()}
     for label in set(range(job.dataset.taxonomy.num_labels)) - present:
         folder = class_folder(label, job.dataset.taxonomy.names[label])
@@ -233,5 +236,6 @@ def _sweep(job: ExportPlan, wanted: set[str], records: set[str]) -> int:
 
 
 def _is_exported(parts: list[str], split: str, variants: set[str]) -> bool:
-    """Returns whether the parts of a path lead to a file of an export of the split."""
+    """Returns whether a path, given by its parts, is where an export of the split puts a picture or
+    mask."""
     return len(parts) > 2 and parts[1] == split and base_of(parts[0]) in variants

@@ -1,7 +1,7 @@
 """Names in the released layout.
 
-`<variant>/<split>/<NN_class>/<wnid>_<number>.JPEG`, mixed versions
-`fg_<wnid>_<number>_bg_<wnid>_<number>.JPEG`, masks `fg_mask/...npy`.
+A picture is `<variant>/<split>/<NN_class>/<wnid>_<number>.JPEG`. In mixed versions the file name is
+`fg_<wnid>_<number>_bg_<wnid>_<number>.JPEG`; masks, in `fg_mask/`, end in `.npy`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"\d+$")
 
 
 def class_folder(label: int, name: str) -> str:
-    """Returns the folder of a superclass; folders sort in the order of labels.
+    """Returns the name of a superclass's folder; these names sort in the order of labels.
 
     >>> class_folder(2, "wheeled vehicle")
     '02_wheeled vehicle'
@@ -31,7 +31,7 @@ def class_folder(label: int, name: str) -> str:
 
 
 def label_of_folder(folder: str) -> int | None:
-    """Returns the label of a class folder; None if it is not named like one."""
+    """Returns the label of a class folder; None if the name is not a class folder's."""
     match = _CLASS.fullmatch(folder)
     return int(match[1]) if match else None
 
@@ -40,9 +40,10 @@ def stem_of(key: str, wnid: str, clashes: frozenset[str] = frozenset()) -> str:
     """Returns the released name of an image, without suffix.
 
     Args:
-      key: of the image.
-      wnid: its class.
-      clashes: of `find_clashes`; these, and keys without a number, get a hash as number.
+      key: the image's key.
+      wnid: WordNet id of its class.
+      clashes: keys from `find_clashes`. For these, and for keys without a number, a hash takes the
+        number's place.
 
     >>> stem_of("ILSVRC2012_val_00000293", "n02084071"), stem_of("n02084071_7", "n02084071")
     ('n02084071_00000293', 'n02084071_7')
@@ -68,7 +69,7 @@ def find_clashes(images: Iterable[tuple[str, str]]) -> frozenset[str]:
 
 
 def mixed_stem(foreground: str, background: str | None) -> str:
-    """Returns the name of a mixed picture, without suffix, from two stems."""
+    """Returns the name of a mixed picture, without suffix, from the stems of its two images."""
     return f"fg_{foreground}_bg_{background or UNKNOWN_BACKGROUND}"
 
 

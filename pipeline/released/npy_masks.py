@@ -21,7 +21,7 @@ def decode_npy(data: bytes) -> Mask:
     """Decodes a `.npy` file: (H, W) bool, True where any channel is not 0.
 
     Raises:
-      UndecodableError: it is not a complete array of numbers in two or three dimensions.
+      UndecodableError: the data is not a complete array of numbers in two or three dimensions.
     """
     file = io.BytesIO(data)
     try:
@@ -31,7 +31,7 @@ def decode_npy(data: bytes) -> Mask:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, _, dtype = read_header(file)
-        # Checked before loading, which allocates whatever size the header claims.
+        # The size is checked first, because loading allocates whatever the header claims.
         size = int(np.prod(shape, dtype=object)) * dtype.itemsize
         if dtype.kind not in "biuf" or size != len(data) - file.tell():
             raise UndecodableError("broken NumPy file: its header does not fit its content")

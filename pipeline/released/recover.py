@@ -1,6 +1,6 @@
-"""Recovers the true background of a mixed picture, which the release does not tell.
+"""Recovers the true backgrounds of mixed pictures, because the release does not reliably name them.
 
-It is searched for among the tiled backgrounds of the whole split, the pool.
+They are searched for among the tiled backgrounds of the whole split, which form the pool.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from transforms.geometry import Mask
 from transforms.matching import block_means_outside, compare, decide, nearest
 
 _CANDIDATES = 4
-"""Backgrounds that are compared pixel by pixel, in addition to the one in the picture's name."""
+"""Number of backgrounds that are compared pixel by pixel, besides the background that the picture's
+name claims."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +32,8 @@ class MixedPicture:
 
     Attributes:
       data: its encoded bytes.
-      mask: (S, S) bool of its foreground.
-      named: key of the background in its name, if any.
+      mask: (S, S) bool, True on its foreground, for pictures of S pixels a side.
+      named: key of the background that its name claims; None if it claims none.
     """
 
     data: bytes
@@ -42,12 +43,12 @@ class MixedPicture:
 
 @dataclasses.dataclass(frozen=True)
 class Recovered:
-    """The background of a mixed picture by its pixels.
+    """The background of a mixed picture, as its pixels show it.
 
     Attributes:
-      background: the image that the background comes from, None if that is uncertain.
+      background: the image that the background comes from; None if that is uncertain.
       difference, next_difference: mean difference outside the mask, in levels of 0 to 255, of the
-        best and of the next best background; None if there is none to compare.
+        best and of the next best background; None if there is no background to compare with.
     """
 
     background: ReleasedImage | None
@@ -87,13 +88,14 @@ def recover(pictures: Sequence[MixedPicture], pool: BackgroundPool) -> list[Reco
 class BackgroundPool:
     """The tiled backgrounds of a split.
 
-    With pictures of 224 pixels a side, a background takes 2.4 KB here, and its image's row 4.5 KB:
-    together 0.3 GB for the 45,405 images of the largest released split.
+    With pictures of 224 pixels a side, a background's description takes 2.4 KB and its
+    `ReleasedImage` 4.5 KB; that is 0.3 GB for the 45,405 images of the largest released split.
 
     Attributes:
-      images: that the backgrounds come from.
-      described: (N, B, 3) uint8 of `block_means`.
-      digest: identifies their content.
+      images: the N images that the backgrounds come from.
+      described: their `block_means`, (N, B, 3) uint8: mean colours of B blocks for
+        each background.
+      digest: hash of the content of all backgrounds.
     """
 
     images: list[ReleasedImage]
@@ -102,7 +104,8 @@ class BackgroundPool:
 
     @classmethod
     def from_shards(cls, examined: Iterable[ExaminedShard]) -> BackgroundPool:
-        """Collects the backgrounds of a split's accepted images; empty without `only_bg_t`."""
+        """Collects the backgrounds of a split's accepted images; empty if the archive has no
+        `only_bg_t`."""
         images, blocks, contents = [], [], []
         for shard in examined:
             listed = {image.stem: image for image in shard.listed.images}

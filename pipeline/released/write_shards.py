@@ -1,4 +1,4 @@
-"""Write: writes the output shards of an imported dataset, without changing published pixels."""
+"""Write: writes the output shards of an imported dataset, with the published pixels unchanged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from transforms.geometry import Mask
 from transforms.variants import MIXED, base_of
 
 _AT_ONCE = 16
-"""Images held in memory at a time."""
+"""Number of images that are held in memory at a time."""
 
 
 def mixed_variants(config: DatasetConfig) -> tuple[str, ...]:
@@ -37,7 +37,8 @@ def mixed_variants(config: DatasetConfig) -> tuple[str, ...]:
 
 
 def imported_index_schema(config: DatasetConfig) -> pa.Schema:
-    """Returns the columns of the index: those of any dataset, and how each background was found."""
+    """Returns the columns of the index: the columns of any dataset, and for each mixed variant how
+    its background was found."""
     schema = index_schema(config.compose.replicates)
     for variant in mixed_variants(config):
         schema = schema.append(pa.field(f"{variant}_bg_named", pa.string()))
@@ -51,15 +52,16 @@ class ShardWriter:
     """Writes the shards of a split.
 
     Attributes:
-      job: what to import.
-      pool: the split's backgrounds.
+      job: the plan of the import.
+      pool: the tiled backgrounds of the split.
     """
 
     job: ImportPlan
     pool: BackgroundPool
 
     def write(self, examined: ExaminedShard) -> OutputShard:
-        """Writes a shard's files unless they exist. Raises OSError."""
+        """Writes a shard's files unless they exist. Raises OSError if a file cannot be read or
+        written."""
         totals, shard = examined.listed.totals, examined.listed.shard
         staging = self.job.staging
         rows = sorted(examined.rows, key=lambda row: (bucket_hash(row["key"]), row["key"]))
@@ -75,7 +77,8 @@ class ShardWriter:
         if record is None:
             record, rows = self._make(examined.listed, rows, index, checksum)
         else:
-            # Only the index has complete rows.
+            # Examine's rows lack the columns that `_make` adds, so the rows are read from the
+            # index.
             rows = read_rows(staging.store, record.path, ["label", "status", "selected", "object"])
             record = staging.with_record(record, index, len(rows))
         count_shard("output_shards", record.files, is_new=is_new)
@@ -95,7 +98,8 @@ class ShardWriter:
     def _write_variants(
         self, shard: ReleasedShard, rows: list[dict[str, Any]]
     ) -> tuple[FileDigest, ...]:
-        """Writes all variants, and adds selection and backgrounds to the rows."""
+        """Writes all variants, and adds `selected` and the columns of the backgrounds to the
+        rows."""
         images = {image.stem: image for image in shard.images}
         for row in rows:
             row["selected"] = row["status"] == ACCEPTED
@@ -144,7 +148,8 @@ class ShardWriter:
         contents: list[dict[str, bytes]],
         masks: list[Mask],
     ) -> dict[tuple[str, str], Recovered]:
-        """Recovers backgrounds by (key, variant), and adds them to the rows."""
+        """Recovers the backgrounds of mixed pictures, and adds them to the rows; returns them by
+        (key, variant)."""
         pictures: dict[tuple[str, str], MixedPicture] = {}
         for row, content, mask in zip(rows, contents, masks, strict=True):
             for variant in mixed_variants(self.job.config):

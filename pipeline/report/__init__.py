@@ -2,7 +2,7 @@
 
     results -> evidence -> panels, one module each -> page
 
-The same results, or a copy of them, give a page of the same bytes.
+The same results, or a copy of them, always give the same bytes.
 """
 
 from pipeline.report.write import REPORT as REPORT

@@ -1,4 +1,4 @@
-"""Adversarial backgrounds: how often they fool models, and pictures of the worst."""
+"""Adversarial backgrounds: how often they fool models, and pictures of the worst backgrounds."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _BYTES = 1_400_000
 
 @dataclasses.dataclass(frozen=True)
 class Background:
-    """One background, and the foregrounds of other classes that it was tried on.
+    """One background, and its effect on foregrounds of other classes.
 
     Attributes:
-      key: of the image that it comes from.
-      uri: the picture, "" if it is left out.
+      key: key of the image that it comes from.
+      uri: the picture as a data URI; "" if it is left out.
       success: fraction of the foregrounds that the model takes for the background's class.
-      foregrounds: their number.
+      foregrounds: number of foregrounds of other classes that it was tried with.
     """
 
     key: str
@@ -34,13 +34,13 @@ class Background:
 
 @dataclasses.dataclass(frozen=True)
 class Gallery:
-    """The worst backgrounds of a model.
+    """The backgrounds that fool a model most.
 
     Attributes:
-      model: its name.
-      grid: foregrounds x backgrounds.
-      classes: (class name, its backgrounds that fool the most foregrounds, worst first);
-        backgrounds that fool none are left out.
+      model: name of the model.
+      grid: numbers of foregrounds and backgrounds, as text.
+      classes: (class name, the backgrounds of this class that fool the most foregrounds, worst
+        first); backgrounds that fool no foreground are left out.
       has_pictures: whether there was room for pictures.
     """
 
@@ -59,9 +59,9 @@ class AttackRow:
       rule: the label rule.
       grid: foregrounds x backgrounds.
       kind: full, sampled, or stopped early.
-      measures: of attack.json.
-      published: (fooled, challenge accuracy) of the same model if the grid has the authors'
-        size; None for what was not published.
+      measures: the measures under this rule, from attack.json.
+      published: published (fooled, challenge accuracy) of the same model if the grid has the
+        authors' size; None for a measure without a published figure.
     """
 
     model: str
@@ -78,7 +78,7 @@ class AdversarialPanel:
 
     Attributes:
       rows: one for each attacked model and label rule.
-      galleries: the worst backgrounds of each model, by the paper's label rule.
+      galleries: the worst backgrounds of each model, under the paper's label rule.
       errors: (model, why its attack failed).
     """
 
@@ -88,9 +88,10 @@ class AdversarialPanel:
 
 
 def make_adversarial(evidence: Evidence, with_pictures: bool = True) -> AdversarialPanel | None:
-    """Collects the panel; None without results.
+    """Collects the panel's content; None if no attack was run.
 
-    Pictures are `only_bg_t`, because these were put behind foregrounds.
+    The pictures are tiled backgrounds, `only_bg_t`, because an attack puts these behind
+    foregrounds.
     """
     rows: list[AttackRow] = []
     galleries = []

@@ -1,7 +1,7 @@
 """Figures with a row for each class: accuracy, confusion, backgrounds, attack.
 
 If there are many classes, only the worst are shown, because a figure of a thousand rows is
-unreadable; the CSV files have all of them.
+unreadable. The CSV files list all classes.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from transforms.taxonomy import OUTSIDE, Taxonomy
 
 MOST_ROWS = 24
 MOST_CELLS = 9
-"""Most classes in a figure: as rows, and as rows and columns."""
+"""Most classes that a figure shows: `MOST_ROWS` if they are its rows only, `MOST_CELLS` if they are
+both its rows and its columns."""
 
 
 def worst_classes(scores: Mapping[int, float], count: int, most: int) -> list[int]:
-    """Selects the labels that a figure shows, ascending.
+    """Selects the labels that a figure shows, and returns them in ascending order.
 
     Args:
-      scores: by label; the lowest are selected, and labels without a score come last.
+      scores: scores by label. Labels with the lowest scores are selected first, labels without a
+        score last.
       count: number of classes.
-      most: labels that a figure has room for.
+      most: number of labels that the figure has room for.
 
     >>> worst_classes({0: 0.9, 1: 0.2, 2: 0.5}, 4, 2)
     [1, 2]
@@ -39,14 +41,15 @@ def worst_classes(scores: Mapping[int, float], count: int, most: int) -> list[in
 
 
 def _of_all(shown: Sequence[int], taxonomy: Taxonomy) -> str:
-    """Returns the title's note on classes that are left out; "" if none are."""
+    """Returns the note for the title that classes are left out; "" if all classes are shown."""
     if len(shown) == taxonomy.num_labels:
         return ""
     return f" (worst {len(shown)} of {taxonomy.num_labels})"
 
 
 def by_class(models: Sequence[ModelResults], variant: str, taxonomy: Taxonomy) -> Iterator[Plot]:
-    """Draws accuracy by class; of many classes, those on which the first model is worst."""
+    """Draws accuracy by class; if there are many classes, those on which the first model is
+    worst."""
     series = []
     shown: list[int] = []
     counts: dict[int, int] = {}
@@ -78,8 +81,8 @@ def by_class(models: Sequence[ModelResults], variant: str, taxonomy: Taxonomy) -
 
 
 def of_model(model: ModelResults, taxonomy: Taxonomy) -> Iterator[Plot]:
-    """Draws a model's confusion on three versions, and its accuracy by classes of foreground and
-    background."""
+    """Draws a model's confusion on three versions, and its accuracy by the classes of foreground
+    and background."""
     for variant in ("original", "mixed_same", "mixed_rand"):
         yield from _confusion(model, variant, taxonomy)
     yield from _groups(model, taxonomy)
@@ -161,8 +164,8 @@ def _groups(model: ModelResults, taxonomy: Taxonomy) -> Iterator[Plot]:
 def fooled_by_class(
     models: Sequence[ModelResults], taxonomy: Taxonomy, is_paper: bool
 ) -> Iterator[Plot]:
-    """Draws how many foregrounds each class of backgrounds fools; of many classes, those that fool
-    the first model most."""
+    """Draws the share of foregrounds that each class of backgrounds fools; if there are many
+    classes, those that fool the first model most."""
     title = titles(models)
     series = []
     shown: list[int] = []

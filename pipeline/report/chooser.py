@@ -31,12 +31,12 @@ class Prediction:
 
     Attributes:
       model: its name.
-      is_right: by the paper's label rule.
-      answer: the superclass it predicts, "outside" for none.
-      label: of the answer, `OUTSIDE` for none.
-      output: class name of the winning output, "" if outputs are superclasses.
-      score: of that output, a fraction.
-      otherwise: the answer by the other label rule, "" if it is the same.
+      is_right: whether the answer is right, by the paper's label rule.
+      answer: name of the superclass that it predicts; "outside" if it predicts none.
+      label: label of this superclass, or `OUTSIDE`.
+      output: class name of the winning output; "" if the outputs are superclasses.
+      score: softmax probability of this output, a fraction.
+      otherwise: the answer by the other label rule; "" if both rules give the same answer.
     """
 
     model: str
@@ -53,12 +53,13 @@ class Version:
     """One version of an image.
 
     Attributes:
-      variant: its name.
-      uri: the picture, "" if pictures are left out.
-      background: class of the image its background comes from, or `a scene`; "" for its own.
-      bg_label: label of that class, None for its own and for a scene.
+      variant: name of the version.
+      uri: the picture as a data URI; "" if pictures are left out.
+      background: class of the image that the background comes from, or `a scene`; "" for the
+        image's own background.
+      bg_label: label of this class; None for the image's own background and for a scene.
       bg_key: key of the image, or the scene, that its background comes from.
-      predictions: of all models.
+      predictions: the answers of all models.
     """
 
     variant: str
@@ -75,13 +76,13 @@ class ImageCard:
 
     Attributes:
       key: of the image.
-      class_name: its superclass.
-      name: its ImageNet class.
-      fg_fraction: share of the picture that the foreground covers, None if unknown.
-      turned: number of models that are right with a background of its class and wrong with
-        another.
-      versions: in the paper's order.
-      patterns: names of the patterns that each model's answers match.
+      class_name: name of its superclass.
+      name: name of its ImageNet class.
+      fg_fraction: share of the picture that the foreground covers; None if unknown.
+      turned: number of models that are right on a background of the image's class and wrong on
+        another background.
+      versions: its versions, in the paper's order.
+      patterns: for each model, the names of the patterns that its answers match.
     """
 
     key: str
@@ -94,7 +95,7 @@ class ImageCard:
 
     @property
     def anchor(self) -> str:
-        """Its address within the page."""
+        """The card's address within the page, without the `#`."""
         return f"image={quote(self.key, safe='')}"
 
     def version(self, variant: str) -> Version | None:
@@ -107,10 +108,10 @@ class Chooser:
     """The images to choose from.
 
     Attributes:
-      split: that the images are from.
+      split: the split that the images are from.
       images: number of images in the split.
-      models: whose predictions are shown.
-      cards: one for each image; those that a background turns come first.
+      models: names of the models whose predictions are shown.
+      cards: one card for each image; images that a background turns come first.
     """
 
     split: str
@@ -131,7 +132,7 @@ class Chooser:
 
 
 def make_chooser(evidence: Evidence, with_pictures: bool = True) -> Chooser:
-    """Collects the images to show; reads only what belongs to them."""
+    """Collects the images to show; reads only these images' pictures and predictions."""
     dataset, taxonomy = evidence.dataset, evidence.taxonomy
     split, models = shown_models(evidence)
     chosen = choose_images(evidence, split, models)

@@ -1,7 +1,7 @@
-"""The source's claims as data, and the checklist of how each holds here.
+"""The authors' claims as data, and a check of each claim against the results here.
 
-Sources: blog = the authors' post (its sections 1 to 5), paper = its tables, README = the one in
-their evaluation repository.
+A claim's source is "blog" for the authors' post (sections 1 to 5), "paper" for tables and figures
+of their paper, and "README" for the one in their evaluation repository.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _AUTHORS_GRID = f"{FULL_GRID:,} {TIMES} {FULL_GRID:,}"
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A claim of the source.
+    """A claim of the authors.
 
     Attributes:
-      text: what it says.
-      section: of the blog post, a key of `SECTIONS`.
-      source: where the source makes it.
-      published: the source's figures.
-      judged: the criterion, in words.
-      judge: yields findings from the results.
-      command: gives it findings; MODELS stands for model names.
+      text: the claim in words.
+      section: section of the blog post, a key of `SECTIONS`.
+      source: where the authors make the claim.
+      published: the authors' figures.
+      judged: the criterion by which results are judged, in words.
+      judge: the function that yields findings from the results.
+      command: the command whose results the judge needs; MODELS stands for model names.
       of: what each finding is about, in the plural.
-      unit: of values: `percent`, `points`, or `slope`.
-      needs: what the command cannot provide by itself, "" if nothing.
+      unit: unit of the findings' values: `percent`, `points`, or `slope`.
+      needs: what the user must provide for the command, such as checkpoints; "" if nothing.
     """
 
     text: str
@@ -290,19 +290,19 @@ CLAIMS = (
         needs=AT_LEAST_THREE,
     ),
 )
-"""In the order of the blog post."""
+"""All claims, in the order of the blog post."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckedClaim:
-    """A claim, its findings, and the command that gives it some.
+    """A claim, its findings here, and the command that produces them.
 
     Attributes:
       claim: the claim.
-      verdict: of all findings.
+      verdict: the verdict on all findings together.
       summary: the verdict in words, with counts if findings differ.
       findings: one for each model, variant or line.
-      command: to run in the dataset's folder.
+      command: the claim's command with model names, to run in the dataset's folder.
     """
 
     claim: Claim
@@ -313,13 +313,13 @@ class CheckedClaim:
 
     @property
     def is_divided(self) -> bool:
-        """Whether its findings differ in their verdict."""
+        """Whether the verdicts on its findings differ."""
         return len({finding.verdict for finding in self.findings}) > 1
 
 
 def check_claims(evidence: Evidence) -> tuple[CheckedClaim, ...]:
-    """Judges every claim by the results; none if the claims are not about such pictures and
-    classes."""
+    """Judges every claim by the results; returns none if the pictures or classes are not those that
+    the claims are about."""
     if not evidence.dataset.is_comparable:
         return ()
     results = Results(evidence.models, evidence.trend, evidence.matrices)

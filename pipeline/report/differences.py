@@ -16,7 +16,8 @@ from transforms.scoring import PAPER_RULE
 
 _FILE = "results/comparisons.csv"
 _NAMED = 3
-"""Most pairs whose differences are listed one by one."""
+"""Up to this number of differing pairs, the summary lists each pair's differences; if there
+are more, it only counts them."""
 
 Cell = tuple[float, float, float, bool]
 
@@ -26,9 +27,9 @@ class Differences:
     """A table of pairs of models.
 
     Attributes:
-      columns: BG-Gap, and variants.
+      columns: BG-Gap, then variants.
       rows: (first, second, (difference, low, high, whether it is significant) by column).
-      left_out: whether there are more models than the table compares.
+      left_out: whether some models are left out because the table compares only the best.
     """
 
     columns: tuple[str, ...]
@@ -37,7 +38,7 @@ class Differences:
 
     @property
     def summary(self) -> str:
-        """What differs, in one sentence."""
+        """The pairs and columns that differ significantly, in words."""
         pairs = [(first, second, _significant(cells)) for first, second, cells in self.rows]
         differing = [pair for pair in pairs if pair[2]]
         if not differing:
@@ -68,12 +69,13 @@ def _in_words(column: str, difference: float) -> str:
 
 
 def _significant(cells: dict[str, Cell]) -> dict[str, float]:
-    """Keeps the significant differences."""
+    """Returns the significant differences, by column."""
     return {column: cell[0] for column, cell in cells.items() if cell[3]}
 
 
 def read_differences(evidence: Evidence, variants: Sequence[str]) -> Differences:
-    """Reads the pairs among the `COMPARED` best models; none if there is no file."""
+    """Reads the differences between each two of the `COMPARED` best models; no rows if the file is
+    missing."""
     store, columns = evidence.dataset.store, (GAP, *variants)
     models = evidence.evaluated[:COMPARED]
     names = {display_name(model.summary): model.name for model in models if model.summary}

@@ -1,4 +1,4 @@
-"""Everything the page is made from: the dataset and all its results."""
+"""Gathers everything that the page is made from: the dataset and all its results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import Taxonomy
 
 _CHECKPOINT = re.compile(r"^([\w.:-]+)=.*/(?=[^/])(.*)$")
-"""ARCH=FOLDER/FILE."""
+"""A checkpoint, ARCH=FOLDER/FILE; the groups are ARCH and FILE."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +31,13 @@ class ModelResults:
     """The results of one model, run with one set of settings, on the current dataset.
 
     Attributes:
-      folder: below `results/`.
-      name: of the model, with the settings that differ from the defaults.
+      folder: name of its folder below `results/`.
+      name: name of the model, with the settings that differ from the defaults.
       model: as `--models` names it.
-      summary: of its evaluation, None if it was not evaluated.
-      attack: of `in9 attack`, None if not run.
-      saliency: of `in9 saliency`, None if not run.
-      errors: why it failed, by stage; only stages without results.
+      summary: summary of its evaluation; None if it was not evaluated.
+      attack: result of `in9 attack`; None if the model was not attacked.
+      saliency: result of `in9 saliency`; None if saliency was not measured.
+      errors: why it failed, by stage, for stages in which it has no results.
     """
 
     folder: str
@@ -49,13 +49,14 @@ class ModelResults:
     errors: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def rows(self, part: str, **wanted: object) -> list[dict[str, Any]]:
-        """Returns rows of a part of the summary whose columns have the wanted values."""
+        """Returns the rows of a part of the summary in which these columns have the wanted
+        values."""
         rows: list[dict[str, Any]] = (self.summary or {}).get(part, [])
         return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
 
     @property
     def trained(self) -> dict[str, Any]:
-        """Training metadata of its checkpoint; empty if there is none."""
+        """Training metadata of the model's checkpoint; empty if it has none."""
         for part in (self.summary, self.attack, self.saliency):
             if part and part.get("trained"):
                 metadata: dict[str, Any] = part["trained"]
@@ -64,12 +65,13 @@ class ModelResults:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Variants whose current pictures it has no predictions for."""
+        """Variants for whose current pictures the model has no predictions."""
         return tuple((self.summary or {}).get("missing", ()))
 
     @property
     def overlap(self) -> int:
-        """Number of test images that were also training images, as far as its checkpoint says."""
+        """Number of test images that were also training images, as far as its checkpoint names
+        them."""
         return (self.summary or {}).get("overlap") or 0
 
     def row(self, part: str, **wanted: object) -> dict[str, Any] | None:
@@ -79,15 +81,16 @@ class ModelResults:
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """Everything the page is made from.
+    """Everything that the page is made from.
 
     Attributes:
       dataset: the dataset.
-      taxonomy: its classes.
-      models: by accuracy on `original` under the paper's label rule, highest first, then models
-        without one.
-      stale: names of models whose results are of an earlier dataset.
-      trend: content of results/trend.json; None if it is missing or of another dataset.
+      taxonomy: the dataset's classes.
+      models: sorted by accuracy on `original` under the paper's label rule, highest first; models
+        without this accuracy come last.
+      stale: names of models whose results belong to an earlier state of the dataset.
+      trend: content of results/trend.json; None if the file is missing or belongs to another state
+        of the dataset.
       matrices: results of `in9 matrix`, one for each network.
     """
 
@@ -105,7 +108,7 @@ class Evidence:
 
 
 def gather(dataset: Dataset, taxonomy: Taxonomy) -> Evidence:
-    """Reads all results of a dataset; leaves out results of another one."""
+    """Reads all results of a dataset; leaves out results that belong to an earlier state of it."""
     store, fingerprint = dataset.store, dataset.manifest.fingerprint
     summaries, stale = read_summaries(dataset)
     of_folder: dict[str, dict[str, dict[str, Any]]] = {}
@@ -157,7 +160,7 @@ def _model(
 
 
 def _named(models: list[ModelResults]) -> list[ModelResults]:
-    """Drops the folders of checkpoints from names, unless only they tell two models apart."""
+    """Drops the folders of checkpoints from names, unless two names would then be the same."""
     short = [_CHECKPOINT.sub(r"\1=\2", model.name) for model in models]
     return [
         dataclasses.replace(model, name=name) if short.count(name) == 1 else model

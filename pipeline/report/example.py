@@ -10,14 +10,14 @@ from pipeline.report.chooser import ImageCard, Prediction, Version
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One foreground on two backgrounds, the second of which misleads models.
+    """One foreground on two backgrounds; the second background misleads models.
 
     Attributes:
       card: the image.
       same: the version that the models recognise.
-      other: the version that they do not.
-      misled: their answers to it; answers that name the background's class come first.
-      believers: number of models that name the background's class.
+      other: the version that they do not recognise.
+      misled: their wrong answers to `other`; answers that name the background's class come first.
+      believers: number of models whose wrong answer is the background's class.
     """
 
     card: ImageCard
@@ -28,10 +28,11 @@ class Example:
 
 
 def best_example(cards: Sequence[ImageCard]) -> Example | None:
-    """Picks the image whose background's class most models name instead of the foreground's; if no
-    model does, the image on which most models go wrong. None if no model does."""
+    """Picks the image on which most models name the class of the background instead of the
+    foreground's. If no model does so anywhere, picks the image that misleads most models; None if
+    no image misleads any."""
     examples = [example for card in cards for example in _examples(card)]
-    # `max` keeps the first of equals.
+    # Of equally strong examples, `max` keeps the first.
     return max(examples, key=_strength, default=None)
 
 
@@ -49,8 +50,9 @@ def _examples(card: ImageCard) -> Iterator[Example]:
 
 
 def _strength(example: Example) -> tuple[int, int, int, bool]:
-    """Returns how many models name the background's class, are misled, and know the original; and
-    whether the foreground is neither too small nor fills the picture."""
+    """Returns a key to compare examples by: how many models name the background's class, how many
+    are misled, how many are right on the original, and whether the foreground is neither too small
+    nor too large."""
     original = example.card.version("original")
     known = sum(p.is_right for p in original.predictions) if original else 0
     share = example.card.fg_fraction

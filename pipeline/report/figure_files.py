@@ -1,4 +1,4 @@
-"""Where the report's figures lie, and their file names."""
+"""The folder of the report's figures, and their file names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _FAMILIES = ("per_class-", "sizes-", "confusion-", "groups-", "matrix-")
 
 
 def is_report_figure(path: str) -> bool:
-    """Returns whether a file is named like one of the report's figures, current or former."""
+    """Returns whether a path is one that this or an earlier report gives to a figure."""
     stem, dot, kind = path.removeprefix(f"{FOLDER}/").rpartition(".")
     is_figure = path.startswith(f"{FOLDER}/") and f"{dot}{kind}" in (".svg", ".pdf")
     return is_figure and (stem in _SINGLE or stem.startswith(_FAMILIES))

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
 
 _EVALUATE_SECONDS = 5.0
-"""How long a model is measured, if there are enough pictures."""
+"""How long the speed of a model is measured, if the trial has enough pictures."""
 
 
 def dry_run(job: GenerateJob, works: Sequence[Work], workers: int) -> None:
@@ -44,11 +44,11 @@ def dry_run(job: GenerateJob, works: Sequence[Work], workers: int) -> None:
 
     Args:
       job: the job that would make the dataset.
-      works: the works that would run models.
-      workers: number of workers at the same time.
+      works: the `Work`s that would run models.
+      workers: number of workers that would run at the same time.
 
     Raises:
-      UsageError, OSError: the job would raise them, too.
+      UsageError, OSError: the input cannot be used; the job would raise the same error.
     """
     print("dry run: reading names and annotations", file=sys.stderr)
     taxonomy = job.taxonomy
@@ -61,7 +61,7 @@ def dry_run(job: GenerateJob, works: Sequence[Work], workers: int) -> None:
         make_trial = functools.cache(lambda: _trial(job, forecast, taxonomy, folder))
         if not forecast.is_up_to_date:
             _print_estimate(job, forecast, make_trial(), workers)
-        # For other stages, the time for a picture says little.
+        # The time of other stages does not follow from the number of pictures.
         by_stage = {work.stage: work for work in works if work.stage in ("evaluate", "attack")}
         if by_stage:
             for model in works[0].evaluation.models:
@@ -158,7 +158,7 @@ def _free(store: Store) -> str:
 
 
 def _existing(path: str) -> str:
-    """Returns the path, or the closest folder above it that exists."""
+    """Returns the path if it exists, otherwise the closest folder above it that does."""
     while not os.path.exists(path):
         path = os.path.dirname(path)
     return path
@@ -240,8 +240,9 @@ def _left(work: Work, dataset: Dataset, model: LoadedModel) -> int:
 
 
 def _pictures_a_second(predictor: Predictor, trial: Trial, side: int) -> float:
-    """Measures how many pictures a second a model predicts, on the pictures of the trial; 0 without
-    any. The first batch, in which libraries initialize, counts only if there is no other."""
+    """Measures how many pictures a second a model predicts, on the pictures of the trial; returns 0
+    if there are none. The first batch counts only if it is the only one, because libraries
+    initialize in it."""
     keep_freed_memory()
     started = time.perf_counter()
     done, rate = 0, 0.0

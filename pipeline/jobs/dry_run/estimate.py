@@ -1,4 +1,4 @@
-"""Measures time and size of a few images of a job, which are made in a temporary folder."""
+"""Measures time and size by running a job on a few images in a temporary folder."""
 
 from __future__ import annotations
 
@@ -37,13 +37,14 @@ class MeasuredCost:
 
     Attributes:
       images: number of segmented images, at least 1.
-      accepted: number of these that got a layer.
-      selected: number of these that were composed.
-      segment_seconds: mean time to segment an image.
-      segment_error: half width of its 95 % interval; 0 for a single image.
-      compose_seconds: mean time to compose all variants of a selected image; 0 without any.
-      layer_bytes: mean size of the layer of an accepted image.
-      output_bytes: mean size of a selected image, by folder.
+      accepted: number of the segmented images that were accepted and got a layer.
+      selected: number of the accepted images that were composed.
+      segment_seconds: mean time to segment an image, in seconds.
+      segment_error: half-width of the 95 % interval of `segment_seconds`; 0 for a single image.
+      compose_seconds: mean time to compose all variants of a selected image, in seconds; 0 if no
+        image was selected.
+      layer_bytes: mean size of an accepted image's layer.
+      output_bytes: mean size of all variants of a selected image, by folder of the dataset.
     """
 
     images: int
@@ -61,9 +62,9 @@ class Trial:
     """A few images of a job, made in a temporary folder.
 
     Attributes:
-      measured: their cost.
+      measured: the cost of these images.
       store: the temporary folder.
-      pictures: paths of the composed files in it that models are evaluated on.
+      pictures: paths, in this folder, of the files with composed pictures to evaluate models on.
     """
 
     measured: MeasuredCost
@@ -71,13 +72,13 @@ class Trial:
     pictures: tuple[str, ...]
 
     def parts(self) -> Iterator[_Part]:
-        """Yields the composed pictures as models are shown them."""
+        """Yields the composed pictures in the form in which a `Predictor` reads them."""
         return (_Part(self.store, path) for path in self.pictures)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """Pictures of a file, shown once: a `pipeline.models.loader.Part`."""
+    """The pictures of a file, to be read once, in the form of a `pipeline.models.loader.Part`."""
 
     store: Store
     path: str
@@ -90,7 +91,8 @@ class _Part:
 
 
 def choose(forecast: Forecast) -> list[SourceImage]:
-    """Chooses the images to measure: from those to be segmented, or else from accepted ones."""
+    """Chooses the images to measure among those to segment; if there are none, among accepted
+    images."""
     pool = [image for split in forecast.splits for image in split.left]
     pool = pool or [image for split in forecast.splits for image in split.candidates]
     return sorted(pool, key=lambda image: keyed_hash(0, "estimate", image.name))[:SAMPLE_IMAGES]
@@ -107,7 +109,7 @@ def run_trial(
 
     Args:
       config: configuration of the dataset.
-      images: at least one image; each becomes a shard of its own.
+      images: at least one image; each image becomes a shard of its own.
       taxonomy: taxonomy of the labels.
       folder: an empty temporary folder.
       scenes: folder of scenes; None without scenes.
@@ -127,7 +129,8 @@ def run_trial(
         started = time.perf_counter()
         segmented += segment.process(SourceShard(totals, number, (image,)))
         seconds.append(time.perf_counter() - started)
-    # So few images must find partners among themselves, and none is left out for balance.
+    # So few images must find partners among themselves, so rules are relaxed, and --per_class must
+    # not leave any of them out.
     lenient = dataclasses.replace(
         config.compose, own_background=True, mixed_rand="any", per_class="all"
     )
@@ -164,8 +167,8 @@ def run_trial(
 
 
 def _bytes_by_folder(files: Sequence[FileDigest]) -> Counter[str]:
-    """Sums up sizes by folder, without records and index, which for few images are mostly overhead
-    that the images of a real shard share."""
+    """Sums up sizes in bytes by folder. Records and index do not count, because for a few images
+    they are mostly overhead that the many images of a real shard share."""
     sizes: Counter[str] = Counter()
     for file in files:
         folder = file.path.partition("/")[0]

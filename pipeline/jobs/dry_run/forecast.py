@@ -1,7 +1,7 @@
 """Forecasts what a job would find and do, from names, annotations and records alone.
 
-No picture is opened. Work of an earlier run counts as done if checksums of its inputs were kept, so
-that no input has to be read to know it.
+No picture is opened. Work of an earlier run counts as done if that run kept checksums of its
+inputs; without them, the inputs would have to be read.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ _BY_ANNOTATION = frozenset(
         Reason.BOX_OFF_CENTER,
     }
 )
-"""Reasons that can be told without the picture."""
+"""Reasons for rejection that are known without opening the picture."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitForecast:
-    """What a job would do with a split.
+    """The part of a forecast that is about one split.
 
     Attributes:
       split: name of the split.
@@ -59,9 +59,10 @@ class SplitForecast:
       outside: number of images of other classes, which are ignored.
       other_files: number of files beside the images that are no images.
       classes: number of images by superclass name.
-      rejected: number of images by reason, as far as names and annotations tell.
-      done: number of images whose layer, or rejection by their pixels, an earlier run has stored.
-      accepted: images with stored layers, repeated for each layer.
+      rejected: number of images by reason for rejection, as far as names and annotations show it.
+      done: number of images for which an earlier run has stored a layer, or a rejection because of
+        their pixels.
+      accepted: images with stored layers; an image with several layers is repeated for each.
       left: images to segment.
       served: for each of `candidates`, whether it would find a background for every mixed variant
         if all candidates were accepted.
@@ -91,7 +92,7 @@ class SplitForecast:
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """What a job would do.
+    """What a job would do, from its input and its output folder.
 
     Attributes:
       splits: forecasts of the splits.
@@ -125,7 +126,7 @@ def make_forecast(job: GenerateJob) -> Forecast:
 
 
 def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecast, bool]:
-    """Returns the forecast of a split, and whether all of its committed records are up to date."""
+    """Returns (the forecast of a split, whether all of its committed records are up to date)."""
     split = layout.split
     images, totals = list_split(job, layout)
     previous = PreviousLayers(job.store, split, job.previous.get(split, totals.counts))
@@ -181,7 +182,8 @@ def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecas
 
 def _served(images: Sequence[SourceImage], config: DatasetConfig) -> tuple[bool, ...]:
     """Returns for each image whether it has a partner in every mixed variant."""
-    # Objects of one image share its background; otherwise only images of a group do.
+    # Images of one group cannot be partners, nor can objects of one image, which share its key.
+    # Without objects, each image gets a key of its own, so that only groups count.
     keys = [image.key for image in images]
     if config.segment.objects != "each":
         keys = [f"{number}" for number in range(len(images))]

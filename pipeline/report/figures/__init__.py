@@ -1,1 +1,1 @@
-"""Figures of the report, each a pure function of rows of results that gives an SVG file."""
+"""Figures of the report. Each is a pure function from rows of results to an SVG file."""

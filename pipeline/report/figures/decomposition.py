@@ -26,7 +26,7 @@ KIND_NAMES = {
     "bg_fg_fools": "BG+FG fools",
     "bg_irrelevant": "BG irrelevant",
 }
-"""The paper's names, in drawing order."""
+"""The paper's name for each kind of image, in drawing order."""
 
 _COLOURS = dict(zip(KIND_NAMES, (*MODELS[:4], LINE), strict=True))
 
@@ -35,14 +35,14 @@ def decomposition_figure(title: str, models: Sequence[tuple[str, Mapping[str, fl
     """Draws a stacked bar for each model.
 
     Args:
-      title: above the figure.
-      models: (name, share by kind), from the top.
+      title: text above the figure.
+      models: (name, share of images by kind) of each bar, from the top.
     """
     with styled():
         figure = new_figure(WIDTH, 120 + 58 * len(models))
         axes = figure.add_subplot()
         axes.set_title(title)
-        # Zoom in if most images do not depend on the background, to show the others.
+        # If most images do not depend on the background, zoom in to show the other kinds.
         most = max((1 - shares.get("bg_irrelevant", 0.0) for _, shares in models), default=0.0)
         limit = min(1.0, max(0.1, most * 1.25))
         percent_axis(axes, "x", 0.0, limit)

@@ -23,7 +23,8 @@ from pipeline.report.figures.style import (
 
 _BELOW_ZERO = MODELS[1]
 _DARK = 0.55
-"""Above this strength, a cell is so dark that its number is written in the light colour."""
+"""Above this strength (0 to 1), a cell is so dark that its number is written in the light
+colour."""
 _SHADED = 0.005
 """Cells of smaller strength are not shaded, and their number is grey."""
 _ROW = 26
@@ -37,7 +38,7 @@ class HeatMapLayout:
     Attributes:
       left, below: room for the names of rows and of columns.
       labels: distances of the axis labels of rows and of columns from the cells.
-      width: of the figure, at least.
+      width: smallest width of the figure.
       column: width of a column; None if columns share the figure's width.
     """
 
@@ -49,9 +50,9 @@ class HeatMapLayout:
 
 
 CLASSES = HeatMapLayout(left=134, below=110, labels=(122, 94), width=WIDTH, column=None)
-"""For names of superclasses."""
+"""Layout for names of superclasses."""
 VERSIONS = HeatMapLayout(left=88, below=72, labels=(78, 58), width=260, column=32)
-"""For short names of versions; wide enough for the title even with few columns."""
+"""Layout for short names of versions; wide enough for the title even with few columns."""
 
 
 def heat_map(
@@ -69,14 +70,14 @@ def heat_map(
     """Draws a heat map.
 
     Args:
-      title: above the figure.
-      rows, columns: their names, from the top and from the left.
-      shares: fractions by row and column; None stays empty.
+      title: text above the figure.
+      rows, columns: names of the rows from the top, and of the columns from the left.
+      shares: fractions by row and column; the cell of None stays empty.
       layout: `CLASSES` or `VERSIONS`, by what the names stand for.
       labels: axis labels of the rows and of the columns.
       marked: row and column of a cell to frame.
       bold: cells to write in bold.
-      is_signed: whether the shares are differences; these have another colour below zero.
+      is_signed: whether the shares are differences; cells below zero then have another colour.
     """
     across = (layout.column or 0) * len(columns) or layout.width - layout.left - _RIGHT
     width = max(layout.left + across + _RIGHT, layout.width)
@@ -84,7 +85,7 @@ def heat_map(
     height = _ABOVE + down + layout.below
     with styled():
         figure = new_figure(width, height)
-        # A constrained layout would take as long as all the rest.
+        # A constrained layout would take as long as all other drawing.
         figure.set_layout_engine("none")
         axes = figure.add_axes(
             (layout.left / width, layout.below / height, across / width, down / height)

@@ -1,4 +1,4 @@
-"""Positions of labels, so that they do not overlap."""
+"""Places labels so that they do not overlap."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ def apart(wanted: Sequence[float], sizes: Sequence[float], length: float) -> lis
 
     Args:
       wanted: positions of the labels' centres.
-      sizes: of the labels, in the same units.
-      length: labels stay between 0 and this if they fit.
+      sizes: extents of the labels, in the same units.
+      length: end of the room for labels, which begins at 0; they stay within it if they fit.
 
     Returns:
       Positions of the centres.
     """
     order = sorted(range(len(wanted)), key=lambda i: (wanted[i], i))
-    # Neighbours that touch share a block, centred where its labels want to be.
+    # Neighbours that touch form a block, which is placed where its labels want to be on average.
     blocks: list[list[int]] = []
     for i in order:
         blocks.append([i])

@@ -25,8 +25,9 @@ class Series:
     """A model's points.
 
     Attributes:
-      name: of the model.
-      values: (estimate, low, high) as fractions, in the order of the rows; None if missing.
+      name: name of the model.
+      values: (estimate, low, high) as fractions, one for each row or position of the figure; None
+        if missing.
     """
 
     name: str
@@ -46,7 +47,7 @@ def rows_figure(
       title: above the figure.
       rows: names of the rows, from the top.
       series: up to `len(MODELS)` models, with a value for each row.
-      x_label: of the axis.
+      x_label: label of the x axis.
       counts: number of images of each row, written beside it; empty to write none.
     """
     with styled():
@@ -93,15 +94,15 @@ def lines_figure(
     y_label: str = "accuracy, %",
     log: bool = False,
 ) -> Drawn:
-    """Draws accuracy along x, joined by lines.
+    """Draws accuracies against a quantity on the x axis, joined by lines.
 
     Args:
       title: above the figure.
-      positions: of the values along x.
+      positions: x coordinates of the values.
       labels: tick labels at the positions.
       series: up to `len(MODELS)` models, with a value for each position.
-      x_label, y_label: of the axes.
-      log: whether x is logarithmic.
+      x_label, y_label: labels of the axes.
+      log: whether the x axis is logarithmic.
     """
     with styled():
         figure = new_figure(WIDTH, 270 + 12 * len(series))

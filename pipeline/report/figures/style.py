@@ -1,7 +1,7 @@
 """Style of figures, and reproducible SVG and PDF files.
 
-Files have plain colours on white, for papers and any viewer. The page replaces each colour of
-`THEME` by a CSS variable, so that the same figure is readable in light and dark mode.
+Files have plain colours on white, so that they fit papers and any viewer. The page replaces each
+colour of `THEME` by a CSS variable, so that the same figure is readable in light and dark mode.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MODELS = (
     "#4a5a6c",
     "#06788d",
 )
-"""Colours of models, in order; `MARKERS` tell them apart without colour."""
+"""Colours of models, in order; `MARKERS` tell the models apart without colour."""
 MARKERS = "osD^vPX*"
 
 THEME = {
@@ -44,7 +44,7 @@ THEME = {
     ON_HEAT: "on-heat",
     **{colour: f"model-{number}" for number, colour in enumerate(MODELS)},
 }
-"""CSS variable of each colour, without the leading dashes."""
+"""Name of each colour's CSS variable, without the leading dashes."""
 
 WIDTH = 356
 """Width of most figures in units of the view box: as wide as a phone's screen, so that no text
@@ -59,7 +59,7 @@ _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     # Embed TrueType, because publishers refuse Matplotlib's default, Type 3.
     "pdf.fonttype": 42,
-    # A model may be called $x$.
+    # The name of a model may contain dollar signs, which must not start a formula.
     "text.parse_math": False,
     "axes.formatter.use_mathtext": False,
     "font.family": "sans-serif",
@@ -91,7 +91,8 @@ _SETTINGS: dict[Any, Any] = {
 
 
 def styled() -> contextlib.AbstractContextManager[None]:
-    """Returns a context in which Matplotlib has these settings and no others."""
+    """Returns a context in which Matplotlib has its defaults and `_SETTINGS`, but no user's
+    settings."""
     return matplotlib.rc_context({**matplotlib.rcParamsDefault, **_SETTINGS})
 
 
@@ -101,7 +102,7 @@ def new_figure(width: int, height: int) -> Figure:
 
 
 def percent_axis(axes: Axes, axis: str, low: float = 0.0, high: float = 1.0) -> None:
-    """Shows fractions as percent along `x` or `y`."""
+    """Shows fractions as percent along an axis, `x` or `y`, between two limits."""
     scale = axes.xaxis if axis == "x" else axes.yaxis
     (axes.set_xlim if axis == "x" else axes.set_ylim)(low, high)
     scale.set_major_locator(MultipleLocator(0.25 if high > 0.5 else 0.1))
