@@ -33,7 +33,7 @@ class ModelResults:
     Attributes:
       folder: name of its folder below `results/`.
       name: name of the model, with the settings that differ from the defaults.
-      model: as `--models` names it.
+      model: the model as `--models` names it.
       summary: summary of its evaluation; None if it was not evaluated.
       attack: result of `in9 attack`; None if the model was not attacked.
       saliency: result of `in9 saliency`; None if saliency was not measured.

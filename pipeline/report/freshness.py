@@ -1,7 +1,8 @@
 """Tells whether the page is up to date without rendering it.
 
-A note holds a fingerprint of everything the page is made from (files by size and time, and the
-code that renders it), and the state of the page's own files when they were written.
+A note in the work folder holds a fingerprint of everything that the page is made from (files by
+size and time, and the code that renders it), and the state of the page's own files when they were
+written.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def _code() -> str:
 
 
 def _states(store: Store, paths: Iterable[str]) -> list[tuple[str, int, str]]:
-    """Returns path, size and identity of each file; a size of -1 for one that does not exist."""
+    """Returns path, size and identity of each file; a missing file has size -1."""
     states = []
     for path in paths:
         info = store.files.info(store.path(path))
@@ -53,11 +54,11 @@ def _states(store: Store, paths: Iterable[str]) -> list[tuple[str, int, str]]:
 
 
 def fingerprint_inputs(store: Store, inputs: Iterable[str], pictures: str, *, pdf: bool) -> str:
-    """Returns a fingerprint of everything a page is made from.
+    """Returns a fingerprint of everything that a page is made from.
 
     Args:
       store: the dataset folder.
-      inputs: relative paths of the results that it reads.
+      inputs: relative paths of the results that the page is made from.
       pictures, pdf: as for `write_report`.
     """
     return fingerprint(_states(store, [MANIFEST, *sorted(inputs)]), pictures, pdf, _code())

@@ -22,8 +22,8 @@ class HeadlineCell:
 
     Attributes:
       value, low, high: fractions; None where nothing was measured.
-      note: shown below it, "" for nothing.
-      published: (source, value) of the same model.
+      note: text shown below the number; "" for none.
+      published: (source, value) of each published figure for the same model.
     """
 
     value: float | None = None
@@ -39,9 +39,9 @@ class HeadlineRow:
 
     Attributes:
       name: of the model.
-      error: why it has no numbers, "" if it has some.
-      cells: BG-Gap, then by variant.
-      warning: why not to trust them, "" for nothing.
+      error: why the model has no numbers; "" if it has some.
+      cells: the cell of each column: BG-Gap, then the variants.
+      warning: why the numbers should not be trusted; "" if nothing speaks against them.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Headline:
     """A table for each label rule.
 
     Attributes:
-      variants: columns, after BG-Gap.
+      variants: the columns after BG-Gap.
       tables: rows by label rule.
       published: (name, source, accuracy by variant, BG-Gap) of the authors' models.
     """
@@ -66,7 +66,7 @@ class Headline:
 
 
 def make_headline(evidence: Evidence) -> Headline:
-    """Makes the tables of all models; those that failed are rows with their error."""
+    """Makes the tables of all models; a model that failed gets a row with its error."""
     variants = evidence.dataset.picture_variants
     models = _tried(evidence)
     manifest = evidence.dataset.manifest
@@ -132,8 +132,8 @@ def _draws(row: dict[str, Any] | None) -> str:
 
 
 def _published(model: ModelResults, is_whole: bool) -> list[tuple[str, dict[str, float]]]:
-    """Returns published accuracies and BG-Gap of the same model on the same kind of images, by
-    source. For IN-9L, only table 5 of the paper has any."""
+    """Returns published accuracies and BG-Gap of the same model on the same kind of images, as
+    (source, values). For whole images (IN-9L), only table 5 of the paper has figures."""
     summary = model.summary or {}
     trained = training_of(model)
     if model.trained.get("method") == "probe":
@@ -145,7 +145,7 @@ def _published(model: ModelResults, is_whole: bool) -> list[tuple[str, dict[str,
             return [("paper", {"original": row["in9l"]})]
         return [("paper", {**row, GAP: row["mixed_same"] - row["mixed_rand"]})]
     if "=" in model.model or is_whole:
-        # A checkpoint of the user's shares only the architecture with the published model.
+        # A user's own checkpoint has only its architecture in common with the published model.
         return []
     entries = published_for(summary.get("architecture", ""))
     return [(entry.source, {**entry.accuracy, GAP: entry.gap}) for entry in entries]
@@ -155,8 +155,8 @@ def reading(gaps: Sequence[HeadlineCell], images: str) -> str:
     """Says in words what the intervals of BG-Gap show.
 
     Args:
-      gaps: of all models, with values.
-      images: number of images they are based on, in words.
+      gaps: BG-Gaps of all models that have one.
+      images: number of images that the intervals are based on, in words.
     """
     above = sum(gap.low is not None and gap.low > 0 for gap in gaps)
     below = sum(gap.high is not None and gap.high < 0 for gap in gaps)
@@ -177,7 +177,7 @@ def reading(gaps: Sequence[HeadlineCell], images: str) -> str:
 
 
 def span(headline: Headline, rule: str, column: str) -> tuple[float, float] | None:
-    """Returns the lowest and the highest value of a column; None if it is empty."""
+    """Returns the lowest and the highest value of a column; None if the column is empty."""
     values = [row.cells[column].value for row in headline.tables[rule] if column in row.cells]
     known = [value for value in values if value is not None]
     return (min(known), max(known)) if known else None

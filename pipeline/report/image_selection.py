@@ -1,4 +1,4 @@
-"""Selects the images that the page shows: first those on which the background decides."""
+"""Selects the images that the page shows; images on which the background decides come first."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from transforms.scoring import PAPER_RULE
 from transforms.variants import MIXED
 
 PER_CLASS = 8
-"""Most images of each class on the page."""
+"""Largest number of images of each class on the page."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Candidate:
-    """An image, in the order in which images are chosen.
+    """An image that the page may show. Candidates sort in the order in which they are chosen.
 
     Attributes:
       rank: (minus the number of models that another background turns wrong, minus the number of
         wrong predictions on mixed versions, a hash of the key).
       key: of the image.
-      label: its class.
+      label: label of its class.
     """
 
     rank: tuple[int, int, int]
@@ -52,7 +52,8 @@ def shown_models(evidence: Evidence) -> tuple[str, tuple[ModelResults, ...]]:
 def choose_images(
     evidence: Evidence, split: str, models: Sequence[ModelResults], per_class: int = PER_CLASS
 ) -> list[Candidate]:
-    """Chooses the images to show: those with the lowest ranks in each class, sorted by rank.
+    """Chooses the images to show: in each class the `per_class` images with the lowest ranks, all
+    sorted by rank.
 
     Reads one shard at a time, and only the columns that tell which predictions are right.
     """
@@ -77,8 +78,8 @@ def choose_images(
 def _failures(
     store: Store, split: str, shard: int, models: Iterable[ModelResults]
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Counts by key models that are right with a background of the image's class and wrong with
-    another, and wrong predictions on the mixed versions."""
+    """Counts for each key the models that are right on `mixed_same` and wrong on another mixed
+    version, and the wrong predictions on all mixed versions."""
     turned: dict[str, int] = {}
     wrong: dict[str, int] = {}
     wanted = (pc.field("label_rule") == PAPER_RULE) & pc.field("variant").isin(MIXED)

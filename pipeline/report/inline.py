@@ -1,7 +1,7 @@
-"""Puts figures into the page, in its font and colours, and with ids of their own.
+"""Puts figures into the page, with the page's font and colours, and with ids that are unique in it.
 
-Only figures that were drawn for this page are inlined, because a file in the folder may be
-anybody's.
+Only figures that were drawn for this page are inlined, because a file in the dataset's folder may
+come from anybody.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _NAMED = re.compile(r"(?<=#)[\w.-]+")
 _THOUSANDTHS = re.compile(r"(?<=\.\d\d)\d+")
 _FAMILY = re.compile(r"font-family:[^;]*;?\s*")
 _SHORTHAND = re.compile(r"\bfont:\s*(?:(bold|\d+)\s+)?([\d.]+px)[^;]*;?\s*")
-"""Matplotlib writes one or the other of these two spellings, depending on its version."""
+"""Matplotlib spells fonts as `font-family` or as the shorthand `font`, depending on its version."""
 _GROWS = 1.34
-"""How much larger than drawn a figure may be shown, so that two of them fill a row."""
+"""Largest factor by which the page enlarges a figure, chosen so that two figures fill a row."""
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}\b")
 
 
@@ -28,9 +28,9 @@ def inline_svg(data: bytes, prefix: str, label: str) -> Markup:
     """Turns a figure into an element of the page.
 
     Args:
-      data: of `pipeline.report.figures.style.Drawn`.
-      prefix: of its ids, unique within the page.
-      label: what the figure shows, for those who cannot see it.
+      data: content of the SVG file, from `pipeline.report.figures.style.Drawn`.
+      prefix: start of all of its ids, unique within the page.
+      label: what the figure shows, for readers who cannot see it.
 
     Returns:
       An `svg` element, as wide as its container, up to `_GROWS` times its own width.

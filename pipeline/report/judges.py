@@ -1,7 +1,7 @@
 """Judges of the claims: pure functions of the results.
 
-A judge yields a finding for each model, variant or line that bears on its claim, and none if
-nothing was run.
+A judge yields a finding for each model, variant or line that bears on its claim. It yields nothing
+if the results for its claim are missing.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from pipeline.report.verdicts import (
 from transforms.intervals import level_of, wilson
 
 _SLIGHTLY = 0.09
-"""Most points above chance that count as slightly better than guessing. The authors' models are 3.5
-and 4.2 points above 11.1 %, which is chance on their balanced images."""
+"""Up to this much above chance, an accuracy counts as slightly better than guessing. The authors'
+models are 3.5 and 4.2 points above 11.1 %, the chance on their balanced images."""
 _INSECT = 5
-"""Label of the insects."""
+"""Label of the class insect."""
 
 
 def signal(results: Results) -> Iterator[Finding]:
@@ -96,8 +96,8 @@ def _on_grid(model: ModelResults) -> str:
 def _settled(verdict: Verdict, is_full: bool) -> Verdict:
     """Returns the verdict if a larger grid could not change it, otherwise `SMALL`.
 
-    More backgrounds can only fool more foregrounds, so a claim that holds on a small grid holds
-    on a larger one; a claim that does not hold yet may.
+    More backgrounds can only fool more foregrounds, so a claim that holds on a small grid holds on
+    a larger one, too. A claim that does not hold on a small grid may still hold on a larger one.
     """
     return verdict if is_full or verdict is Verdict.HOLDS else Verdict.SMALL
 
@@ -120,7 +120,8 @@ def challenge(results: Results) -> Iterator[Finding]:
 
 
 def best_insect(results: Results) -> Iterator[Finding]:
-    """Judges the best single insect background, by the interval of the best of so many."""
+    """Judges the best single insect background. Its interval is widened, because it is the best of
+    as many backgrounds as were tried."""
     for model, measures, is_full in attacks_of(results):
         successes = [row["success"] for row in measures["strongest"] if row["label"] == _INSECT]
         for row in _insects(measures):
@@ -141,12 +142,13 @@ def any_insect(results: Results) -> Iterator[Finding]:
 
 
 def _insects(measures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the row of measures of all insect backgrounds together, if there is one."""
+    """Returns the row of `by_class` for the insects, in a list that is empty without such a row."""
     return [row for row in measures["by_class"] if row["label"] == _INSECT]
 
 
 def without_foreground(results: Results) -> Iterator[Finding]:
-    """Compares the accuracy of models trained on `mixed_rand` on backgrounds alone with chance."""
+    """Compares with chance the accuracy that models trained on `mixed_rand` have on backgrounds
+    alone."""
     for model in all_trained_on(results, "mixed_rand"):
         for variant in ("only_bg_t", "only_bg_b"):
             if estimate := model.accuracies.get(variant):
@@ -156,8 +158,8 @@ def without_foreground(results: Results) -> Iterator[Finding]:
 
 
 def improves(variant: str) -> Callable[[Results], Iterator[Finding]]:
-    """Returns a judge of the accuracy gained on a variant by training on `mixed_rand` instead of
-    `original`."""
+    """Returns a judge of how much accuracy on a variant is gained by training on `mixed_rand`
+    instead of `original`."""
 
     def judge(results: Results) -> Iterator[Finding]:
         for model in all_trained_on(results, "mixed_rand"):
@@ -191,14 +193,16 @@ def varies_little(results: Results) -> Iterator[Finding]:
     for model in all_trained_on(results, "mixed_rand"):
         estimates = [one for v in _RIGHT_FOREGROUND if (one := model.accuracies.get(v))]
         if len(estimates) == len(_RIGHT_FOREGROUND):
-            # Best minus worst of five is the largest of ten differences.
+            # The best minus the worst of five accuracies is the largest of ten pairwise
+            # differences.
             pairs = math.comb(len(estimates), 2)
             spread = difference(*(widened(one, pairs) for one in (max(estimates), min(estimates))))
             yield Finding(model.name, *spread, below(spread[1], spread[2], 0.1))
 
 
 def looks_at_foreground(results: Results) -> Iterator[Finding]:
-    """Compares saliency inside the mask of models trained on `mixed_rand` and on `original`."""
+    """Compares the share of saliency inside the mask between models trained on `mixed_rand` and
+    models trained on `original`."""
     for model in models_trained_on(results, "mixed_rand"):
         for other in models_trained_on(results, "original"):
             mine, theirs = mass_of(model), mass_of(other)
@@ -209,7 +213,7 @@ def looks_at_foreground(results: Results) -> Iterator[Finding]:
 
 
 def rises(*variants: str) -> Callable[[Results], Iterator[Finding]]:
-    """Returns a judge of the slopes of variants against accuracy on ImageNet."""
+    """Returns a judge of the slopes of accuracy on these variants against accuracy on ImageNet."""
 
     def judge(results: Results) -> Iterator[Finding]:
         slopes = slopes_of(results)

@@ -1,8 +1,8 @@
 r"""LaTeX tables for papers: booktabs, percent, intervals beneath their estimates.
 
-A document needs `\usepackage{booktabs}`, and includes a table with `\input{headline.tex}`. No table
-is wider than 5.5 inches at 10 points, a common text width: further columns follow below the first
-five.
+A document needs `\usepackage{booktabs}`, and includes a table with `\input{headline.tex}`. At a
+font size of 10 points, no table is wider than 5.5 inches, a common text width: columns beyond the
+first five follow below.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ HEADLINE = ("original", "only_bg_t", "mixed_same", "mixed_rand", GAP)
 
 _SIDE_BY_SIDE = 5
 _NAME, _REST, _HEAD = 25, 30, 10
-"""Most characters of a model's name, of the line beneath it, and of a word in a column heading."""
+"""Largest number of characters of a model's name, of the line beneath it, and of a word in a column
+heading."""
 
 _KIND_NAMES = {
     "bg_required": "BG required",
@@ -71,12 +72,13 @@ def latex_tables(
 
     Args:
       summaries: of models.
-      class_names: of the dataset.
-      columns: of the headline table: variants and `bg_gap`.
+      class_names: names of the dataset's classes.
+      columns: columns of the headline table: variants and `bg_gap`.
 
     Returns:
-      LaTeX by file name without `.tex`: `headline`, `decomposition` and `per_class_<variant>`
-      under the paper's label rule, and `headline_<rule>` under each other rule.
+      LaTeX source by file name without `.tex`: `headline`, `decomposition` and
+      `per_class_<variant>` under the paper's label rule, and `headline_<rule>` under each other
+      rule.
     """
     paper, *others = LABEL_RULES
     tables = {"headline": headline(summaries, paper, columns)}
@@ -96,7 +98,7 @@ def headline(summaries: Sequence[Mapping[str, Any]], rule: str, columns: Sequenc
       columns: variants and `bg_gap`, in order; columns that no model has are left out.
 
     Returns:
-      LaTeX. Mixed variants and BG-Gap are means over their draws.
+      LaTeX source. Figures of mixed variants and BG-Gap are means over their draws.
     """
     rows_of_models = []
     for summary in summaries:
@@ -131,7 +133,8 @@ def per_class(
     """Makes a table of models x classes on one variant, in percent; other arguments as for
     `headline`.
 
-    Bold marks a class on which a model is better or worse than on the others (`class_p_values`).
+    A bold number marks a class on which a model is significantly better or worse than on the other
+    classes (`class_p_values`).
     """
     rows_of_models = [
         {
@@ -151,7 +154,7 @@ def per_class(
 
 
 _Cell = tuple[Mapping[str, Any], str]
-"""A row of a table, and the column that holds the estimate."""
+"""A row of results, and the name of its column that holds the estimate."""
 
 
 def _tabular(
@@ -160,7 +163,8 @@ def _tabular(
     summaries: Sequence[Mapping[str, Any]],
     cells: Sequence[Sequence[_Cell | None]],
 ) -> str:
-    """Makes a `tabular` with a row of numbers for each model and their intervals beneath.
+    """Makes a `tabular` with a line of estimates for each model, and a line of their intervals
+    beneath.
 
     A model without numbers is named only in a comment.
     """
@@ -185,7 +189,7 @@ def _tabular(
 
 
 def _of_model(name: ShortName, row: Sequence[_Cell | None], width: int) -> list[str]:
-    """Formats the two lines of a model."""
+    """Formats the two lines of a model: estimates, and intervals beneath."""
     rest = rf"\scriptsize {escape(shorten(name.rest, _REST))}" if name.rest else ""
     return [
         _row([escape(shorten(name.first, _NAME)), *map(_number, row)], width),
@@ -194,7 +198,7 @@ def _of_model(name: ShortName, row: Sequence[_Cell | None], width: int) -> list[
 
 
 def _head(name: str) -> str:
-    """Formats a column heading, its words stacked unless they are short."""
+    """Formats a column heading, and stacks its words if they are too long for one line."""
     lines = textwrap.wrap(name.replace("_", "_ "), 8, break_long_words=False)
     words = [escape(shorten(line.replace("_ ", "_"), _HEAD)) for line in lines]
     stacked = rf"\shortstack[r]{{{(chr(92) * 2).join(words)}}}"
@@ -215,7 +219,7 @@ def _cell(row: Mapping[str, Any] | None, column: str) -> _Cell | None:
 
 
 def _number(cell: _Cell | None) -> str:
-    """Formats the estimate, bold if the row is significant after adjustment."""
+    """Formats the estimate, in bold if the row's adjusted p value is significant."""
     if cell is None:
         return "--"
     row, column = cell
@@ -232,5 +236,5 @@ def _interval(cell: _Cell | None) -> str:
 
 
 def _row(cells: Sequence[str], width: int) -> str:
-    """Joins the cells of a line, filled up with empty cells."""
+    """Joins the cells of a line, and fills the line up with empty cells."""
     return " & ".join([*cells, *[""] * (1 + width - len(cells))]) + r" \\"

@@ -1,4 +1,5 @@
-"""The train x test matrix: what training on a variant does, compared with table 5 of the paper."""
+"""The train x test matrix: the effect of training on each variant, compared with table 5 of the
+paper."""
 
 from __future__ import annotations
 
@@ -18,14 +19,15 @@ class Matrix:
     Attributes:
       name: of the matrix.
       method: how the network was trained and tested, in words.
-      penalties: (trained on, penalty of the probe, in words).
-      columns: variants it was tested on.
-      rows: (trained on, number of training images, cells by column, BG-Gap).
+      penalties: (variant that a probe was trained on, its penalty in words).
+      columns: variants that the network was tested on.
+      rows: (variant trained on, number of training images, cells by column, BG-Gap or None).
       gaps: which rows' BG-Gaps differ from 0, in words.
-      gains: rows of what training on Mixed-Rand instead of Original changes, by tested variant.
-      images: the least and the most images that a cell was tested on.
-      chance: accuracy of a constant answer to them, in words; "" if no cell has images.
-      overlap: the most test images of a cell that were also training images.
+      gains: for each tested variant, a row with the change in accuracy from training on Mixed-Rand
+        instead of Original.
+      images: smallest and largest number of images that a cell was tested on.
+      chance: accuracy of a constant answer to these images, in words; "" if no cell has images.
+      overlap: largest number of test images of a cell that were also training images.
       figures: prefix of its figures' file names.
     """
 
@@ -76,7 +78,8 @@ def _matrix(content: dict[str, Any]) -> Matrix:
 
 
 def describe_chance(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Says what a constant answer would score on the pictures tested; "" if there are none."""
+    """Says what a constant answer would score on the pictures tested; "" if no pictures were
+    tested."""
     levels = sorted({f"{100 * row['chance']:.1f}" for row in rows if row["n"]}, key=float)
     if not levels:
         return ""

@@ -1,6 +1,6 @@
-"""Measurements of models by which claims are judged.
+"""The measurements by which claims are judged.
 
-Estimates are (value, low, high), with the bounds of their 95 % interval.
+An estimate is (value, low, high), where low and high are the bounds of its 95 % interval.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class Results:
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-    """A model trained on a variant: evaluated by itself, or a row of a matrix.
+    """A model trained on a variant: either evaluated by itself, or a row of a matrix.
 
     Attributes:
       name: of the model.
-      variant: that it was trained on.
-      accuracies: by the variant that it was tested on.
+      variant: the variant that it was trained on.
+      accuracies: its accuracies, by the variant that it was tested on.
       chances: accuracy of a constant answer, by the variant that it was tested on.
       gap: its BG-Gap, None if unknown.
-      matrix: name of the matrix that it is a row of, "" if it was evaluated by itself.
+      matrix: name of the matrix in which it is a row; "" if it was evaluated by itself.
     """
 
     name: str
@@ -48,14 +48,16 @@ class TrainedModel:
 
 
 def training_of(model: ModelResults) -> str | None:
-    """Returns the variant that a model was trained on, from its checkpoint or its name."""
+    """Returns the variant that a model was trained on, as its checkpoint or its name says; None if
+    unknown."""
     variant = model.trained.get("variant")
     summary = model.summary or model.saliency or {}
     return variant or published.trained_on(model.model, summary.get("num_outputs", 0))
 
 
 def pretrained_models(results: Results) -> Iterator[ModelResults]:
-    """Yields models with ImageNet's outputs."""
+    """Yields models with more outputs than ImageNet-9 has classes, which were trained on
+    ImageNet."""
     for model in results.models:
         if (model.summary or {}).get("num_outputs", 0) > len(published.FOOLED_BY_CLASS):
             yield model
@@ -69,7 +71,8 @@ def models_trained_on(results: Results, variant: str) -> Iterator[ModelResults]:
 
 
 def all_trained_on(results: Results, *variants: str) -> Iterator[TrainedModel]:
-    """Yields models trained on variants; one that is also a row of a matrix only once."""
+    """Yields models trained on these variants. A model that is also a row of a matrix is yielded
+    only once, as the row."""
     rows = [trained for content in results.matrices for trained in trained_in(content)]
     known = {row["weights_sha256"] for content in results.matrices for row in content["rows"]}
     for variant in variants:
@@ -103,7 +106,7 @@ def trained_in(content: Mapping[str, Any]) -> Iterator[TrainedModel]:
 
 
 def estimate_of(row: Mapping[str, Any], name: str) -> Estimate | None:
-    """Returns a column of a matrix's row with the row's interval; None if it is empty."""
+    """Returns a column of a matrix's row with the row's interval; None if the column is empty."""
     return (row[name], row["ci_low"], row["ci_high"]) if row[name] is not None else None
 
 
@@ -140,7 +143,8 @@ def attacks_of(results: Results) -> Iterator[tuple[ModelResults, dict[str, Any],
 
 
 def is_authors_grid(attack: Mapping[str, Any]) -> bool:
-    """Returns whether an attack tried all pairs of as many images as the authors'."""
+    """Returns whether an attack tried all pairs of foregrounds and backgrounds, and as many as the
+    authors did."""
     return bool(attack["full_grid"] and attack["foregrounds"] == published.FULL_GRID)
 
 

@@ -1,7 +1,7 @@
 """Where models go wrong: the worst group of each mixed version.
 
-The panel's other tables and its figures are made from the models' summaries by its template and
-`pipeline.report.plots`.
+The panel's template and `pipeline.report.plots` make its other tables and its figures directly from
+the models' summaries.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from transforms.scoring import PAPER_RULE
 
 @dataclasses.dataclass(frozen=True)
 class WorstGroup:
-    """The group of a version on which a model is worst.
+    """The group of a mixed version on which a model is worst. A group is a pair of foreground class
+    and background class.
 
     Attributes:
       model: its name.
       variant: the version.
-      foreground, background: classes of the group.
-      row: of groups.csv.
+      foreground, background: names of the group's classes.
+      row: the group's row of groups.csv.
     """
 
     model: str

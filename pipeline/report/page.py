@@ -34,9 +34,10 @@ from transforms.scoring import PAPER_RULE
 
 TEMPLATE = "report.html"
 DETAILED = 4
-"""Models whose own figures are in the page; those of further models are files beside it."""
+"""Number of models whose own figures are in the page; figures of further models are only files
+beside it."""
 _NAMED = 4
-"""Models whose BG-Gap is listed at the head of the page."""
+"""Number of models whose BG-Gap is listed at the head of the page."""
 _BETWEEN_WORDS = re.compile(r"(?<=[-_./:=,+@])(?=\w)")
 
 
@@ -47,7 +48,7 @@ def render(
 
     Args:
       evidence: what the page is made from.
-      plots: of `make_plots`.
+      plots: the figures, from `make_plots`.
       figures: paths of the figures' files beside the page, which it links.
       with_pictures: whether pictures of the dataset are shown.
     """
@@ -158,7 +159,7 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def rounded(value: float, digits: int = 2) -> str:
-    """Formats a number with `digits` decimals; what rounds to zero has no sign."""
+    """Formats a number with `digits` decimals, without a sign if it rounds to zero."""
     text = f"{value:.{digits}f}"
     return text.lstrip("-") if float(text) == 0 else text
 
@@ -166,7 +167,7 @@ def rounded(value: float, digits: int = 2) -> str:
 def _by_panel(
     plots: Sequence[Plot], detailed: Sequence[str]
 ) -> dict[str, list[tuple[Plot, Markup]]]:
-    """Makes the elements of the figures in the page, by panel."""
+    """Makes the SVG elements of the figures that are shown in the page, by panel."""
     panels = collections.defaultdict[str, list[tuple[Plot, Markup]]](list)
     for number, plot in enumerate(plots):
         if not plot.model or plot.model in detailed:

@@ -20,7 +20,8 @@ AT_LEAST_THREE = (
 )
 
 _EXAMPLE = "efficientnet_lite0"
-"""Stands for MODELS where none was evaluated: its weights need no network."""
+"""Replaces MODELS if no model was evaluated. Its weights come in a package, so it needs no
+network."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +31,15 @@ class Panel:
     Attributes:
       id: of the section; its template is `report/ID.html`.
       title: in the page's navigation.
-      make: (evidence, whether to show pictures) -> content, the template's `panel`. If it is
-        empty, the page leaves the section out.
+      make: (evidence, whether to show pictures) -> content, which the template reads as `panel`. If
+        the content is empty, the page leaves the section out.
       answers: what the section would say, listed under "Not run" while it is empty; "" to list
         nothing.
-      command: fills the section.
-      needs: what the command cannot provide by itself, "" if nothing.
-      needs_backgrounds: whether it says nothing about images whose background was not cut off.
-      needs_imagenet9: whether it says nothing about other classes.
+      command: the command whose results fill the section.
+      needs: what the user must provide for the command; "" if nothing.
+      needs_backgrounds: whether the section needs images that were cut into foreground and
+        background.
+      needs_imagenet9: whether the section makes sense only for the classes of ImageNet-9.
     """
 
     id: str

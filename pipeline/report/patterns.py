@@ -11,9 +11,10 @@ class VersionAnswer:
     """A model's answer to one version.
 
     Attributes:
-      label: it names.
-      is_right: by the paper's label rule.
-      is_background: whether it is the class of the background, which comes from another image.
+      label: label of the class that the model names.
+      is_right: whether the answer is right, by the paper's label rule.
+      is_background: whether the answer is the class of the image that the background comes from, if
+        that is another image.
     """
 
     label: int
@@ -26,9 +27,9 @@ class Pattern:
     """A pattern.
 
     Attributes:
-      name: as in the page's address.
+      name: name of the pattern in the page's address.
       title: what the model does, in short.
-      means: the exact definition.
+      means: the exact definition, in words.
       fits: tells whether a model's answers by version match; any version may be missing.
     """
 

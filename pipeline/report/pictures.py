@@ -1,4 +1,4 @@
-"""Pictures in the page: made small, encoded again, and within a budget of bytes."""
+"""Pictures in the page: they are made small, encoded again, and kept within a budget of bytes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 
 QUALITY = 68
 SHOWN = 224
-"""Side in pixels of large pictures."""
+"""Side of large pictures, in pixels."""
 SMALL = 128
-"""Side in pixels of pictures in galleries."""
+"""Side of pictures in galleries, in pixels."""
 
 
 def data_uri(image: bytes, side: int = SHOWN) -> str:
@@ -27,10 +27,10 @@ def data_uri(image: bytes, side: int = SHOWN) -> str:
 
     Args:
       image: an encoded picture of the dataset or its results.
-      side: of the result, in pixels; smaller pictures are not enlarged.
+      side: longest side of the result, in pixels; smaller pictures are not enlarged.
 
     Raises:
-      JobError: it cannot be decoded.
+      JobError: the picture cannot be decoded.
     """
     try:
         small = Image.fromarray(decode_image(image))
@@ -67,7 +67,7 @@ def find_samples(
 
 
 class Budget:
-    """Bytes of pictures for which a part of the page still has room."""
+    """The number of bytes for which a part of the page still has room."""
 
     def __init__(self, size: int) -> None:
         self.left = size

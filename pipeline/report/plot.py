@@ -18,11 +18,11 @@ class Plot:
     """A figure.
 
     Attributes:
-      panel: the group of figures on the page that it belongs to.
-      file: its SVG file below `FOLDER`.
+      panel: name of the group of figures on the page that it belongs to.
+      file: name of its SVG file in `FOLDER`.
       alt: description for readers who cannot see it.
       drawn: the figure itself.
-      model: name of its model, "" if it shows several.
+      model: name of the model that it shows; "" if it shows several.
     """
 
     panel: str
@@ -33,12 +33,12 @@ class Plot:
 
 
 def point(row: dict[str, Any] | None) -> Estimate | None:
-    """Returns the accuracy of a row of results with its interval; None without images."""
+    """Returns the accuracy of a row of results with its interval; None if the row has no images."""
     return (row["accuracy"], row["ci_low"], row["ci_high"]) if row and row["n"] else None
 
 
 def spoken(series: Sequence[Series], labels: Sequence[str]) -> str:
-    """Spells out values for readers who cannot see the figure."""
+    """Spells out the values of a figure, in percent, for readers who cannot see it."""
     return "; ".join(
         f"{one.name}: "
         + ", ".join(
@@ -51,7 +51,8 @@ def spoken(series: Sequence[Series], labels: Sequence[str]) -> str:
 
 
 def titles(models: Sequence[ModelResults]) -> Callable[[ModelResults], str]:
-    """Returns how to name attacked models: with the size of their grid if sizes differ."""
+    """Returns a function that names attacked models, with the size of their grid if sizes
+    differ."""
     sizes = {grid_size(model.attack or {}) for model in models}
     if len(sizes) == 1:
         return lambda model: model.name

@@ -20,7 +20,8 @@ from transforms.analysis import KINDS
 from transforms.scoring import PAPER_RULE
 
 COMPARED = len(MODELS)
-"""Most models that a figure compares: those with the highest accuracy on `original`."""
+"""Largest number of models that a figure compares: the models with the highest accuracy on
+`original`."""
 _VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next")
 
 
@@ -68,7 +69,7 @@ def _trend(trend: Mapping[str, Any]) -> Iterator[Plot]:
 
 
 def _matrix(content: Mapping[str, Any]) -> Iterator[Plot]:
-    """Draws our accuracies, the paper's, and their difference."""
+    """Draws three heat maps: our accuracies, the paper's accuracies, and their differences."""
     name, columns = content["name"], content["columns"]
     short = [TABLE_5_NAMES.get(column, column) for column in columns]
     cells = {(row["train_variant"], row["test_variant"]): row for row in content["rows"]}
@@ -110,7 +111,7 @@ def _matrix(content: Mapping[str, Any]) -> Iterator[Plot]:
 
 
 def _is_significant(row: Mapping[str, Any] | None) -> bool:
-    """Returns whether the published figure lies outside the interval."""
+    """Returns whether the interval of a cell's difference from the published figure excludes 0."""
     if not row or row.get("difference") is None:
         return False
     return bool(row["difference_ci_low"] > 0 or row["difference_ci_high"] < 0)

@@ -19,7 +19,7 @@ class Link:
 
     Attributes:
       href: its path relative to the page, quoted.
-      name: as it is shown.
+      name: the name that the page shows.
     """
 
     href: str
@@ -31,10 +31,10 @@ class Provenance:
     """What was run.
 
     Attributes:
-      config: the dataset's flags, as given or by default.
-      rejections: (reason, split, images), most frequent first.
-      models: summaries with what identifies a model.
-      links: (kind, files), only kinds of which files exist.
+      config: the dataset's flags, given or default.
+      rejections: (reason, split, number of images), most frequent first.
+      models: (name, summary) of each evaluated model; the summary holds what identifies the model.
+      links: (kind, files) for each kind of files that exist.
     """
 
     config: dict[str, Any]
@@ -44,7 +44,7 @@ class Provenance:
 
 
 def make_provenance(evidence: Evidence, figures: Sequence[str]) -> Provenance:
-    """Collects the panel.
+    """Collects the panel's content.
 
     Args:
       evidence: what the page is made from.

@@ -1,4 +1,4 @@
-"""Saliency: where models look, as maps side by side and as one number for each model."""
+"""Saliency: where models look, shown by maps side by side and by one number for each model."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from transforms.taxonomy import OUTSIDE
 _BYTES = 1_200_000
 _SIDE = 176
 SIDE_BY_SIDE = 3
-"""Most models whose maps are shown beside an image."""
+"""Largest number of models whose maps are shown beside an image."""
 _PAIR = {"original": 0, "mixed_rand": 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class SaliencyMap:
-    """A model's map of an image; `trained` is the variant it was trained on, "" if unknown."""
+    """A model's saliency map of an image; `trained` is the variant that the model was trained on,
+    "" if unknown."""
 
     model: str
     trained: str
@@ -32,7 +33,7 @@ class SaliencyMap:
 
 @dataclasses.dataclass(frozen=True)
 class SaliencyPair:
-    """An image and the maps of the models."""
+    """An image, and the saliency maps that models have of it."""
 
     key: str
     class_name: str
@@ -45,7 +46,7 @@ class SaliencyPanel:
     """Content of the panel.
 
     Attributes:
-      models: (name, content of saliency.json) of all models.
+      models: (name, content of saliency.json) of each model.
       pairs: images with the maps of the first `SIDE_BY_SIDE` models.
       left_out: models whose maps are not shown beside the images.
       errors: (model, why its saliency failed).
@@ -58,15 +59,15 @@ class SaliencyPanel:
 
 
 def make_saliency(evidence: Evidence, with_pictures: bool = True) -> SaliencyPanel | None:
-    """Collects the panel; None without results."""
+    """Collects the panel's content; None if saliency was not measured."""
     models = [model for model in evidence.models if model.saliency]
     errors = [(m.name, m.errors["saliency"]) for m in evidence.models if "saliency" in m.errors]
     if not models and not errors:
         return None
-    # Only maps of the same version and split belong to the same picture.
+    # Only maps of the same version and split can be shown beside one picture.
     kinds = [_kind(model) for model in models]
     alike = [m for m, kind in zip(models, kinds, strict=True) if kind == kinds[0]]
-    # The source's pair comes first: trained on Original, and on Mixed-Rand.
+    # The authors' pair comes first: models trained on Original and on Mixed-Rand.
     alike.sort(key=lambda model: _PAIR.get(training_of(model) or "", len(_PAIR)))
     shown = alike[:SIDE_BY_SIDE]
     return SaliencyPanel(

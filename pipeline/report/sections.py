@@ -1,4 +1,4 @@
-"""The sections of the page, and the commands that fill the ones it lacks."""
+"""The sections of the page, and the commands whose results would fill the missing sections."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PANELS = (
     TREND,
     MATRIX,
 )
-"""In the order of the page."""
+"""The panels, in the order of the page."""
 
 _TITLES = {
     "images": "Images",
@@ -35,7 +35,7 @@ _TITLES = {
     "run": "What was run",
     "files": "Files",
 }
-"""By section, in the order of the page: results first, then what produced them."""
+"""Title of each section, in the order of the page: results first, then what produced them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +43,10 @@ class NotRun:
     """A command that would add to the page.
 
     Attributes:
-      answers: what its section would say, "" if it only decides claims.
-      command: to run in the dataset's folder.
-      needs: what the command cannot provide by itself, "" if nothing.
-      claims: number of the source's claims that are waiting for it.
+      answers: what its section would say; "" if the command only decides claims.
+      command: the command, to run in the dataset's folder.
+      needs: what the user must provide for the command; "" if nothing.
+      claims: number of the authors' claims that cannot be judged without it.
     """
 
     answers: str
@@ -62,7 +62,7 @@ def shown_sections(
 
     Args:
       filled: ids of the sections with content.
-      not_run: of `find_not_run`.
+      not_run: the commands that would add to the page, from `find_not_run`.
     """
     always = ("images", "run", "files", *(["not_run"] if not_run else []))
     return tuple((id, title) for id, title in _TITLES.items() if id in (*filled, *always))
@@ -76,7 +76,7 @@ def find_not_run(
     Args:
       evidence: what the page is made from.
       filled: ids of the sections with content.
-      checked: of `check_claims`.
+      checked: the claims with their findings, from `check_claims`.
     """
     if not any(images["selected"] for images in evidence.dataset.manifest.images.values()):
         # No command says anything about a dataset without images.

@@ -10,7 +10,7 @@ from pipeline.report.panel import Panel
 from transforms.scoring import PAPER_RULE
 
 Compared = tuple[str, str]
-"""Variants of the two pictures of each pair."""
+"""The variants of the two pictures in a pair."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Sensitivity:
 
     Attributes:
       compared: columns of the table of flip rates.
-      flips: (model, row of flips.csv by column) of each model that has one.
-      noise: (model, row of rfs.csv) of each model that has one.
+      flips: (model, row of flips.csv by column) of each model that has flip rates.
+      noise: (model, row of rfs.csv) of each model that was evaluated on both variants with noise.
     """
 
     compared: tuple[Compared, ...]
@@ -29,7 +29,7 @@ class Sensitivity:
 
 
 def make_sensitivity(evidence: Evidence) -> Sensitivity | None:
-    """Collects the panel; None without results."""
+    """Collects the panel's content; None if no model has such results."""
     flips = []
     for model in evidence.evaluated:
         rows = model.rows("flips", label_rule=PAPER_RULE)

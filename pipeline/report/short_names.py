@@ -9,16 +9,17 @@ from pipeline.evaluate.result_files import display_name
 
 
 class ShortName(NamedTuple):
-    """A model's architecture, and what distinguishes it from others of the same architecture: its
-    weights, its kind, and settings that are not the default."""
+    """A model's short name in two parts: its architecture, and what distinguishes it from other
+    models of the same architecture (its weights, its source, and settings that are not the
+    default)."""
 
     first: str
     rest: str
 
 
 def names_of(summaries: Sequence[Mapping[str, Any]]) -> list[ShortName]:
-    """Returns the short names of models, without the folders of their files unless only these tell
-    two models apart."""
+    """Returns the short names of models. Folders of their files are left out, unless two names
+    would then be the same."""
     short = [_name(one, with_folders=False) for one in summaries]
     return [
         name if short.count(name) == 1 else _name(one, with_folders=True)

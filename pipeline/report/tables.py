@@ -1,6 +1,6 @@
-"""Tables: results/*.csv and LaTeX, each with all models of a dataset.
+"""Tables of results, in CSV and LaTeX files; each table has all models of a dataset.
 
-They are rebuilt from the stored predictions, so they never lag behind. To add one, list it in
+Tables are rebuilt from the stored results, so they never lag behind. To add a table, list it in
 `TABLES` with the part of the summary that holds its rows.
 """
 
@@ -26,8 +26,8 @@ from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import imagenet9
 
 _RUN = ("split", "eval_input", "precision", "weights_sha256", "dataset")
-"""Columns that identify a run; `weights_sha256` is of the tensors, whatever file held them;
-`dataset` is its fingerprint."""
+"""Columns that identify an evaluation. `weights_sha256` is the hash of the weights' tensors,
+whichever file holds them; `dataset` is the dataset's fingerprint."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +35,11 @@ class ResultTable:
     """A CSV file with rows of all models.
 
     Attributes:
-      part: of the summary, a list of rows.
-      columns: in order; values come from the row, or else from the summary or its `evaluation`.
-      description: of a row, for the reference.
-      meanings: of the columns that no other table has, or that mean something else there.
+      part: key of the summary's list of rows.
+      columns: the columns, in order. A value comes from the row, or else from the summary or its
+        `evaluation`.
+      description: what a row holds, for the reference.
+      meanings: meanings of columns that only this table has, or that mean something else in it.
     """
 
     part: str
@@ -188,7 +189,8 @@ TABLES = {
         },
     ),
 }
-"""By file name. Accuracies, shares and bounds are fractions; intervals are 95 %."""
+"""Tables by file name without `.csv`. Accuracies, shares and bounds are fractions; intervals are 95
+% intervals."""
 
 
 def table_rows(
@@ -204,7 +206,8 @@ def table_rows(
 def missing_rows(
     summaries: Iterable[Mapping[str, Any]], failed: Iterable[Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """Yields rows of summary.csv for variants whose current pictures a model has not seen."""
+    """Yields rows of summary.csv for variants on whose current pictures a model was not
+    evaluated."""
     errors = {result_folder(one["model"], one["evaluation"]): one["error"] for one in failed}
     for summary in summaries:
         folder = result_folder(summary["model"], summary["evaluation"])
@@ -223,11 +226,11 @@ def write_tables(
 
     Args:
       dataset: the dataset.
-      columns: of the LaTeX headline table.
+      columns: columns of the LaTeX headline table.
 
     Returns:
-      (summaries, names of models whose results or failures are of an earlier dataset). If nothing
-      was ever evaluated, no tables are written.
+      (summaries, names of models whose results or failures belong to an earlier state of the
+      dataset). If nothing was ever evaluated, no tables of accuracies are written.
     """
     store, fingerprint = dataset.store, dataset.manifest.fingerprint
     write_attack_tables(dataset)
@@ -236,7 +239,7 @@ def write_tables(
     summaries, stale = read_summaries(dataset)
     failed, failed_before = read_failures(store, fingerprint, "evaluate")
     stale += failed_before
-    # Existing tables are rewritten even if their models' results were removed.
+    # Existing tables are rewritten even if the results of all models were removed.
     if not (summaries or failed or stale or store.exists("results/summary.csv")):
         return [], []
     for name, table in TABLES.items():

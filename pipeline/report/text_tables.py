@@ -9,8 +9,8 @@ from pipeline.evaluate.result_files import display_name, interval
 
 
 def accuracy_table(summaries: list[dict[str, Any]]) -> str:
-    """Formats models x variants and BG-Gap, in percent under the paper's label rule, means over
-    draws."""
+    """Formats a table of models x variants and BG-Gap, in percent under the paper's label rule.
+    Figures are means over draws."""
     variants: list[str] = []
     for summary in summaries:
         for row in summary["accuracy"]:
@@ -34,8 +34,8 @@ def accuracy_table(summaries: list[dict[str, Any]]) -> str:
 
 
 def saliency_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Formats each model's share of saliency inside the mask, the mask's share of pixels, and their
-    ratio."""
+    """Formats a table of each model's share of saliency inside the mask, the mask's share of the
+    pixels, and the ratio of the two."""
     table = [["saliency", "inside the mask, %", "mask, % of pixels", "ratio", "images"]]
     for content in results:
         if content["mass_in_mask"] is None:
@@ -60,8 +60,8 @@ def aligned(table: Sequence[Sequence[str]]) -> str:
 
 
 def attack_table(attacks: Sequence[Mapping[str, Any]]) -> str:
-    """Formats attack measures by model, in percent under the paper's label rule, with the size of
-    the grid."""
+    """Formats a table of each model's attack measures, in percent under the paper's label rule,
+    with the size of the grid."""
     table = [["adversarial backgrounds, %", "challenge accuracy", "fooled", "grid", "forwards"]]
     for attack in attacks:
         rule = attack["rules"]["argmax_then_map"]

@@ -9,11 +9,11 @@ from pipeline.report.panel import AT_LEAST_THREE, TREND_COMMAND, Panel
 
 
 def read_trend(evidence: Evidence) -> dict[str, Any] | None:
-    """Returns the content of results/trend.json; None without lines."""
+    """Returns the content of results/trend.json; None if the file is missing or has no lines."""
     return evidence.trend if evidence.trend and evidence.trend["lines"] else None
 
 
-# What was published on the trend is about ImageNet-9.
+# The section needs ImageNet-9, because the published trend is about its classes.
 TREND = Panel(
     id="trend",
     title="Trend",

@@ -1,6 +1,6 @@
 """The trend: accuracy on the variants against accuracy on ImageNet, over all models.
 
-results/trend.csv, results/trend.json; source: paper figure 8.
+Writes results/trend.csv and results/trend.json. The trend follows figure 8 of the paper.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transforms.trend import MIN_MODELS, fit_line
 TREND = "results/trend.json"
 
 TREND_VARIANTS = ("only_bg_t", "mixed_next", "mixed_rand", "mixed_same", "no_fg")
-"""Variants of the paper's figure, in its order."""
+"""Variants of the paper's figure, in the figure's order."""
 
 TREND_COLUMNS = (
     "model",
@@ -42,7 +42,7 @@ TREND_COLUMNS = (
 and bounds are fractions; accuracies on ImageNet are empty if unknown."""
 
 _NAMED = 4
-"""Most models that a note names."""
+"""Largest number of models that a note names."""
 
 _SETTINGS = ("split", "eval_input", "precision", "holdout")
 
@@ -58,10 +58,11 @@ def write_trend(
 
     Args:
       store: the dataset folder.
-      dataset: its fingerprint.
-      summaries: of all models on this dataset.
+      dataset: the dataset's fingerprint.
+      summaries: summaries of all models on this dataset.
       taxonomy: classes of ImageNet models.
-      measured: of `read_contributions`; lines are fitted over its models.
+      measured: contributions of the models, from `read_contributions`; lines are fitted over these
+        models.
 
     Returns:
       Content of trend.json, under the paper's label rule: `points`, fitted `lines`, `left_out`
@@ -99,24 +100,25 @@ def remove_trend(store: Store) -> None:
 def _alike(
     summaries: Sequence[Mapping[str, Any]],
 ) -> tuple[list[Mapping[str, Any]], list[str]]:
-    """Selects summaries run with the most common settings, so that no model counts twice; returns
-    them and the names of the others."""
+    """Selects the summaries with the most common settings, so that no model counts twice; returns
+    these summaries, and the names of the models with other settings."""
     counts = Counter(_settings(s) for s in summaries)
     if not counts:
         return [], []
-    # `max` keeps the first of equally common settings.
+    # Of equally common settings, `max` keeps the first.
     common = max(counts, key=lambda settings: counts[settings])
     kept = [s for s in summaries if _settings(s) == common]
     return kept, [display_name(s) for s in summaries if s not in kept]
 
 
 def _settings(summary: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Returns the settings that a model was run with; None for a `holdout` means all images."""
+    """Returns the settings that a model was run with; a `holdout` of None means all images."""
     return tuple(summary["evaluation"].get(name) for name in _SETTINGS)
 
 
 def _points(summary: Mapping[str, Any], top1: Top1 | None) -> Iterator[dict[str, Any]]:
-    """Yields a row for each label rule and variant, and for BG-Gap."""
+    """Yields a model's rows of trend.csv: for each label rule, a row for each variant and for
+    BG-Gap."""
     shared = {
         "model": summary["model"],
         "imagenet_top1": top1.value if top1 else None,
@@ -145,7 +147,7 @@ def _line(
     measured: Sequence[ModelsOnSameImages],
     variant: str,
 ) -> Iterator[dict[str, Any]]:
-    """Yields the best-fit line of a variant, if there is one."""
+    """Yields the best-fit line of a variant, unless too few models have known accuracies."""
     known = [(summary, top1.value) for summary, top1 in models if top1]
     for part in measured:
         if (PAPER_RULE, variant) not in part.quantities:
@@ -164,7 +166,7 @@ def _line(
 
 
 def _notes(points: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Writes notes that a reader of the points and lines needs."""
+    """Writes the notes that a reader needs to understand the points and lines."""
     sources = {p["model"]: (p["imagenet_source"], p["imagenet_n"]) for p in points}
     known = {model: source for model, source in sources.items() if source[0]}
     notes = []

@@ -1,7 +1,7 @@
 """Verdicts on a claim from 95 % intervals of measurements; pure functions.
 
-A claim holds if the whole interval supports it, and does not hold if no value of the interval
-does; otherwise the data are too few to tell. So a wider interval never decides a claim.
+A claim holds if every value of the interval supports it, and does not hold if no value does;
+otherwise the data are too few to tell. So widening an interval never decides an open claim.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ class Finding:
     Attributes:
       subject: the model, test or line.
       value: the estimate.
-      low, high: its 95 % interval.
-      verdict: on the claim.
-      chance: accuracy of a constant answer to the same pictures, if the criterion uses it.
+      low, high: bounds of its 95 % interval.
+      verdict: the verdict on the claim by this finding.
+      chance: accuracy of a constant answer to the same pictures, if the criterion compares with it;
+        else None.
     """
 
     subject: str
@@ -77,7 +78,8 @@ def within(low: float, high: float, span: tuple[float, float]) -> Verdict:
 
 
 def overall(findings: Sequence[Finding]) -> Verdict:
-    """Combines findings: their common verdict, open if none is decisive, otherwise mixed."""
+    """Combines findings to one verdict: their common verdict if they agree; open if none of them is
+    decisive; otherwise mixed."""
     verdicts = {finding.verdict for finding in findings}
     if not verdicts:
         return Verdict.NOT_RUN
@@ -89,7 +91,7 @@ def overall(findings: Sequence[Finding]) -> Verdict:
 def widened(estimate: Estimate, comparisons: int) -> Estimate:
     """Widens the 95 % interval of an estimate that was selected among several.
 
-    The estimate is taken as normally distributed.
+    The estimate is assumed to be normally distributed.
     """
     z, wider = (
         NormalDist().inv_cdf(0.5 + level / 2) for level in (CONFIDENCE, level_of(comparisons))
@@ -99,9 +101,11 @@ def widened(estimate: Estimate, comparisons: int) -> Estimate:
 
 
 def difference(first: Estimate, second: Estimate) -> Estimate:
-    """Subtracts the second from the first, with Newcombe's interval (Newcombe 1998, method 10).
+    """Subtracts the second estimate from the first, with Newcombe's interval (Newcombe 1998, method
+    10).
 
-    It treats the two as independent, so it is too wide if both were tested on the same images.
+    The interval treats the estimates as independent, so it is too wide if both were measured on the
+    same images.
     """
     value = first[0] - second[0]
     down = math.hypot(first[0] - first[1], second[2] - second[0])

@@ -1,4 +1,4 @@
-"""Writing the page and its figures into the dataset's folder."""
+"""Writes the page and its figures into the dataset's folder."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ REPORT = "report.html"
 def write_report(
     store: Store, taxonomy: Taxonomy, pictures: str = "sample", *, pdf: bool = False
 ) -> bool:
-    """Writes the page and its figures if they have changed; returns whether they have.
+    """Writes the page and its figures if they have changed; returns whether they have changed.
 
     Args:
       store: the dataset folder.
       taxonomy: its classes.
       pictures: `sample`, or `none` to leave all pictures out.
-      pdf: whether to write figures as PDF files, too; always done where such files exist.
+      pdf: whether to write figures as PDF files, too; they are also written if the folder already
+        has PDF figures.
     """
     with held(store, TABLES_LOCK, wait=60) as store:
         files = list(store.walk("results"))
@@ -45,7 +46,7 @@ def write_report(
 def _render(
     dataset: Dataset, taxonomy: Taxonomy, pictures: str, *, pdf: bool
 ) -> tuple[str, dict[str, bytes]]:
-    """Renders the page, and the files of its figures by path."""
+    """Renders the page; returns its text, and the content of its figure files by path."""
     # Imported late: matplotlib and the templates are slow to import, and few commands find
     # anything new to show.
     from pipeline.report.page import render

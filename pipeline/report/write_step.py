@@ -21,8 +21,8 @@ class WriteResults(beam.DoFn):
       store: the dataset folder.
       taxonomy: its classes.
       pictures: as for `write_report`.
-      has_run_models: whether the job ran models. If not, the page is written only where there
-        are results, because some of them may now be of an earlier dataset.
+      has_run_models: whether the job ran models. If not, the page is written only if there are
+        results, because they may now belong to an earlier state of the dataset.
     """
 
     def __init__(

@@ -1,1 +1,2 @@
-"""Runners: checks Beam's options and runs a graph here, on a job server, or on Dataflow."""
+"""Runners: checks of Beam's options, and ways to run a graph here, on a job server, or on
+Dataflow."""

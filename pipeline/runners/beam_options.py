@@ -1,4 +1,4 @@
-"""Runs a graph: Beam's options with our defaults, and errors in one line."""
+"""Runs a graph, with our defaults for Beam's options, and turns each error into one line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ _LOST_ELEMENTS = (
 
 
 class _BeamParser(argparse.ArgumentParser):
-    """A parser that raises errors; Beam's own prints its usage and ends the process."""
+    """A parser that raises errors, whereas Beam's own parser prints its usage and ends the
+    process."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
@@ -47,7 +48,7 @@ def unknown_to_beam(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Finds arguments that Beam does not know.
 
     Returns:
-      (unknown arguments, flags that Beam knows).
+      (the arguments that Beam does not know, all flags that Beam knows).
 
     Raises:
       UsageError: Beam refuses a value.
@@ -58,7 +59,8 @@ def unknown_to_beam(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _known_runner(name: str) -> str:
-    """Returns the full name of a runner that Beam accepts as `flink` or `flinkrunner`, too."""
+    """Returns the full name of a runner, such as `FlinkRunner` for `flink` or `flinkrunner`, which
+    Beam also accepts."""
     spellings = (name.lower(), f"{name.lower()}runner")
     known = (known for known in StandardOptions.KNOWN_RUNNER_NAMES if known.lower() in spellings)
     return next(known, name)
@@ -67,12 +69,12 @@ def _known_runner(name: str) -> str:
 def pipeline_options(arguments: list[str]) -> PipelineOptions:
     """Returns Beam's options, with our defaults for a local run.
 
-    `DirectRunner` becomes `FnApiRunner`, because Beam would first try to download another runner;
-    it gets as many workers as this process has cores.
+    `DirectRunner` becomes `FnApiRunner`, because for `DirectRunner` Beam would first try to
+    download another runner. By default, it gets as many workers as this process has cores.
 
     Raises:
-      UsageError: the runner is unknown, the runner or its running mode loses elements, or flags of
-        a portable runner are missing or wrong.
+      UsageError: the runner is unknown, the runner or its running mode gives wrong results, or
+        flags of a portable runner are missing or wrong.
     """
     options = PipelineOptions(arguments)
     runner = _known_runner(options.view_as(StandardOptions).runner or "DirectRunner")
@@ -92,7 +94,7 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
             direct.direct_num_workers = usable_cores()
         prepare(options, arguments)
         return options
-    # First refuses runners whose results are wrong.
+    # `prepare` must come first, because it refuses runners whose results are wrong.
     prepare(options, arguments)
     try:
         create_runner(runner)
@@ -108,14 +110,14 @@ _NEEDS_CORRECTION = re.compile(
     rf"\[Errno (?:{errno.ENOENT}|{errno.EACCES}|{errno.EEXIST}|{errno.ENOTDIR}|{errno.EISDIR}"
     rf"|{errno.ENOTEMPTY}|{errno.ELOOP})\]"
 )
-"""Errors that trying again does not help with: a file is missing or may not be read, or something
-else has its path."""
+"""Errors that do not go away by trying again: a file is missing or may not be read, or its path is
+taken by something else."""
 _WHERE = re.compile(r" \[while running .*\]$", re.DOTALL)
 
 
 def _translate(error: Exception) -> Exception:
-    """Returns the UsageError or JobError for an error that a runner raised, which is either ours or
-    holds our traceback as text."""
+    """Returns the UsageError or JobError to raise for an error from a runner. The runner's error is
+    our own error, or holds the traceback of our error as text."""
     if isinstance(error, UsageError | JobError):
         return type(error)(_WHERE.sub("", str(error)))
     if type(error).__name__ == "DataflowJobAlreadyExistsError":
@@ -150,12 +152,12 @@ def run_pipeline(
 
     Args:
       pipeline: the graph.
-      progress: the notes in which workers count what is done.
+      progress: the notes in which workers count finished work.
       log: path of a file for tracebacks and Beam's warnings, which is kept if the job fails.
       submission: how to submit the job; None if it runs here.
 
     Returns:
-      Our counters by name; None if nobody waits for the job.
+      Our counters by name; None if this process does not wait for the job.
 
     Raises:
       UsageError, JobError: raised in the pipeline; other errors become a JobError.

@@ -19,8 +19,8 @@ from pipeline.errors import UsageError
 from pipeline.models.expand import flat_entries
 
 DISK_GB = 50
-"""Boot disk for an image with CUDA's libraries, as Dataflow's documentation recommends; unpacking
-the image fills the default of 25."""
+"""Size of the boot disk in GB for an image with CUDA's libraries, as Dataflow's documentation
+recommends. Unpacking such an image fills the default disk of 25 GB."""
 _GPU = re.compile(r"([a-z0-9-]+)(?::([a-z0-9-]+))?")
 _MACHINES = {
     "nvidia-l4": ("g2-",),
@@ -34,8 +34,8 @@ _MACHINES = {
     "nvidia-tesla-p100": ("n1-", "custom-"),
     "nvidia-tesla-v100": ("n1-", "custom-"),
 }
-"""Prefixes of the machines that can have a GPU, by its type. Only N1 machines also exist without a
-GPU, so only these can be the ones that Dataflow chooses by itself."""
+"""Prefixes of the machine types that can have a GPU, by the GPU's type. If no machine is named,
+Dataflow chooses one that also exists without a GPU, and of these machines only N1 does."""
 _SEVERAL = {
     "g2-standard-24": 2,
     "g2-standard-48": 4,
@@ -44,11 +44,11 @@ _SEVERAL = {
     "g4-standard-192": 4,
     "g4-standard-384": 8,
 }
-"""Number of GPUs of machines that have several but do not say so in their names."""
+"""Number of GPUs of the machine types that have several GPUs without saying so in their names."""
 _DRIVER = "install-nvidia-driver:5xx"
 """CUDA 12 needs driver 525 or newer; without a version, Dataflow may install an older one."""
 _MPS = "use_nvidia_mps"
-"""Each SDK process of a machine may hold a model; MPS lets them share the GPU."""
+"""Several SDK processes of a machine may each hold a model; MPS lets them share the GPU."""
 _OPTION = re.compile(
     r"count:(?P<count>[1-9][0-9]?)|install-nvidia-driver(:[a-z0-9.]+)?"
     rf"|{_MPS}|provisioning_model:[A-Za-z_-]+"
@@ -63,7 +63,7 @@ class Gpu:
       type: type of the GPU.
       machine: machine type; empty if `--machine_type` or Dataflow chooses it.
       count: number of GPUs of a machine.
-      options: further parts of the resource hint.
+      options: further parts of the resource hint, as Dataflow spells them.
     """
 
     type: str
@@ -165,11 +165,11 @@ def check_gpu(arguments: argparse.Namespace, options: PipelineOptions) -> None:
     """Checks `--gpu` against the other flags of a job for Dataflow.
 
     Args:
-      arguments: of `build_parser`.
-      options: of Beam.
+      arguments: the parsed arguments.
+      options: Beam's options.
 
     Raises:
-      UsageError: they do not fit together.
+      UsageError: the flags do not fit together.
     """
     device = getattr(arguments, "device", None)
     if not arguments.gpu:
@@ -226,7 +226,7 @@ def _check_service(options: PipelineOptions) -> None:
 
 
 def _check_own_image(arguments: argparse.Namespace) -> None:
-    """Checks that the workers' image, in which this process runs, can use a GPU."""
+    """Checks that this image, in which both this process and the workers run, can use a GPU."""
     if importlib.metadata.version("torch").endswith("+cpu"):
         raise UsageError("--gpu: this image has PyTorch's build for CPUs; build it with TORCH=cuda")
     entries = flat_entries(arguments.models or ())

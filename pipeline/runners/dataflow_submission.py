@@ -37,10 +37,10 @@ _REGION = re.compile(r"[a-z]+-[a-z]+[0-9]+")
 
 @dataclasses.dataclass(frozen=True)
 class Submission:
-    """A job that this process only launches.
+    """A Dataflow job, which this process only launches.
 
     Attributes:
-      job: project, region and name, by which locks identify it.
+      job: project, region and name of the job, by which locks identify it.
       waits: whether the launcher waits for the end of the job.
       is_template: whether the launcher of a Flex template will submit the job that is built here.
     """
@@ -61,12 +61,12 @@ def submission_from_flags(
     """Checks the flags of a Dataflow job, and completes Beam's options.
 
     Args:
-      arguments: of `build_parser`.
+      arguments: the parsed arguments.
       options: Beam's options, whose package, disk, labels and job name are set here.
-      paths: names of flags whose folders or files workers must reach.
+      paths: names of the flags that name folders or files, which workers must be able to reach.
 
     Returns:
-      None if the job is not for Dataflow.
+      The job to launch; None if it is not for Dataflow.
 
     Raises:
       UsageError: a flag is missing or wrong.
@@ -89,10 +89,11 @@ def submission_from_flags(
     workers.disk_size_gb = workers.disk_size_gb or DISK_GB
     google.labels = [*(google.labels or []), "app=in9", f"command={arguments.command}"]
     google.job_name = google.job_name or _job_name(arguments)
-    # Workers import the package, so the main session of this process need not be pickled.
+    # Workers import our package, so Beam need not pickle the main session of this process.
     options.view_as(SetupOptions).save_main_session = False
     is_template = bool(google.template_location)
-    # The launcher of a template submits only after this process has ended, within minutes.
+    # A template's launcher submits the job only after this process has ended, so it cannot wait
+    # here.
     waits = not standard.no_wait_until_finish and not is_template
     return Submission(job=job_of(options), waits=waits, is_template=is_template)
 
@@ -100,7 +101,8 @@ def submission_from_flags(
 def flags_of_workers(
     arguments: argparse.Namespace, submission: Submission | None
 ) -> argparse.Namespace:
-    """Returns the flags with the device of the workers, which is not that of this machine."""
+    """Returns the flags with `device` set to the workers' device, because this machine's may be
+    another."""
     if submission is None or not hasattr(arguments, "device"):
         return arguments
     device = "cuda" if arguments.gpu else "cpu"
@@ -108,12 +110,13 @@ def flags_of_workers(
 
 
 def submit(pipeline: beam.Pipeline, submission: Submission, store: Store) -> PipelineResult:
-    """Submits a pipeline, prints the address of its console, and waits for it unless told not to.
+    """Submits a pipeline, prints the job's address in the console, and waits for its end unless
+    `submission` says not to.
 
     Args:
       pipeline: the graph.
       submission: how to submit it.
-      store: the dataset folder, whose lock a failed job still holds.
+      store: the dataset folder; a failed job still holds its lock, which is then released.
 
     Raises:
       Exception: the job failed, or the service refused it.
@@ -189,7 +192,8 @@ def _check_package(options: PipelineOptions) -> None:
 
 
 def _check_options(options: PipelineOptions) -> None:
-    """Checks what Beam and Dataflow would refuse only after the output folder is written to."""
+    """Checks the options that Beam and Dataflow would refuse only after the job has written to the
+    output folder."""
     google, workers = options.view_as(GoogleCloudOptions), options.view_as(WorkerOptions)
     for name, value, pattern, example in (
         ("subnetwork", workers.subnetwork, _SUBNETWORK, "regions/REGION/subnetworks/NAME"),
@@ -209,7 +213,8 @@ def _check_options(options: PipelineOptions) -> None:
                 f"--{name}={value} is in {match[1]}, but the job runs in {google.region}"
             )
     validator = PipelineOptionsValidator(options, create_runner("DataflowRunner"))
-    # All of its checks would also query the bucket's policy, and wait for minutes if that fails.
+    # Only some of the validator's checks are used: others query the bucket's policy, and wait for
+    # minutes if that fails.
     if validator.is_service_runner():
         errors = [
             *validator.validate_cloud_options(google),
@@ -221,8 +226,9 @@ def _check_options(options: PipelineOptions) -> None:
 
 
 def _check_buckets(arguments: argparse.Namespace, options: PipelineOptions) -> None:
-    """Checks that the buckets exist that are written to only while the job runs, or that Beam would
-    retry for many minutes. `job_from_flags` checks the buckets that are read."""
+    """Checks that some buckets exist: those that are written to only while the job runs, and those
+    that Beam would otherwise retry for many minutes. `job_from_flags` checks the buckets that are
+    read."""
     google = options.view_as(GoogleCloudOptions)
     for name, location in (
         ("temp_location", google.temp_location),

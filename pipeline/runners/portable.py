@@ -1,7 +1,8 @@
 """Portable runners: a job server takes the graph, and worker pools run it.
 
-This covers what Beam leaves to its users: required flags, a time limit for requests that would also
-end the wait for a job, and errors when a server or a worker disappears.
+This module does what Beam leaves to its users. It requires the flags that a runner needs, it limits
+the wait for a job server's answer without limiting the job itself, and it explains errors when a
+server or a worker disappears.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ _NEED_ENDPOINT = "PortableRunner"
 _STARTS_SERVER = ("FlinkRunner", "SparkRunner", "PrismRunner")
 _SILENTLY_WRONG = ("DaskRunner", "RayRunner", "PySparkRunner")
 _ANSWER_SECONDS = 60
-"""Default time limit for a job server to answer."""
+"""Default time limit for a job server to answer, in seconds."""
 _JOB_SECONDS = 10 * 366 * 24 * 3600
 _WORKER_GONE = ("Channel closed prematurely", "SDK worker disconnected")
-"""Messages of Beam's Python server and of Prism."""
+"""Messages for a lost worker, from Beam's Python job server and from Prism."""
 
 
 def is_portable(options: PipelineOptions) -> bool:
@@ -42,7 +43,8 @@ def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
       arguments: flags as the user wrote them.
 
     Raises:
-      UsageError: the runner loses elements, a flag is missing or wrong, or no job server answers.
+      UsageError: the runner gives wrong results, a flag is missing or wrong, or no job server
+        answers.
     """
     runner = (options.view_as(StandardOptions).runner or "").rpartition(".")[2]
     if runner in _SILENTLY_WRONG:
@@ -70,12 +72,13 @@ def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
     seconds = portable.job_server_timeout if has_timeout else _ANSWER_SECONDS
     if portable.job_endpoint and portable.job_endpoint != "embed":
         _check_answer(portable.job_endpoint, seconds)
-    # Beam would also apply the limit to the stream of the job's states, and so to the job.
+    # Beam would apply the user's limit also to the stream of the job's states, and so to the whole
+    # job.
     portable.job_server_timeout = _JOB_SECONDS
 
 
 def _has_package(portable: PortableOptions) -> bool:
-    """Returns whether the flags say where workers get our package from."""
+    """Returns whether the flags name an environment of the workers that can contain our package."""
     if portable.environment_type in (None, "DOCKER"):
         return bool(portable.environment_config or portable.environment_options)
     return True
@@ -91,8 +94,8 @@ def _check_answer(endpoint: str, seconds: float) -> None:
 
 @contextlib.contextmanager
 def cancel_if_stopped(result: PipelineResult) -> Iterator[None]:
-    """Cancels a job at its job server if the block, which waits for it, is interrupted. The server
-    would continue otherwise."""
+    """Cancels a job at its job server if the `with` block, which waits for the job, is interrupted.
+    Otherwise the server would continue the job."""
     try:
         yield
     except KeyboardInterrupt:
@@ -104,8 +107,8 @@ def cancel_if_stopped(result: PipelineResult) -> Iterator[None]:
 
 @contextlib.contextmanager
 def servers_stopped(runner: PipelineRunner) -> Iterator[None]:
-    """Stops the job server that a runner has started, after the block. Beam does so at the end of
-    the interpreter, which a process that exits at once skips."""
+    """Stops the job server that a runner has started, at the end of the `with` block. Beam would
+    stop it when the interpreter ends, which never happens in a process that exits by `os._exit`."""
     servers: list[JobServer] = []
     if isinstance(runner, PortableRunner):
         start = runner.default_job_server

@@ -97,7 +97,7 @@ def _differences(
 
 
 def _values(predictions: Predictions) -> dict[str, Floats]:
-    """Computes, for each variant and for BG-Gap, an array with a value for each image: the share of
+    """Computes for each variant, and for BG-Gap, an array with a value for each image: the share of
     its draws that were classified correctly, or the gap between two such shares."""
     values: dict[str, Floats] = {
         variant: np.mean([predictions.correct(name) for name in draws], axis=0)

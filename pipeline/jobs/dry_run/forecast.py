@@ -183,7 +183,7 @@ def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecas
 def _served(images: Sequence[SourceImage], config: DatasetConfig) -> tuple[bool, ...]:
     """Returns for each image whether it has a partner in every mixed variant."""
     # Images of one group cannot be partners, nor can objects of one image, which share its key.
-    # Without objects, each image gets a key of its own, so that only groups count.
+    # Without `--objects each`, every image gets a key of its own, so that only groups count.
     keys = [image.key for image in images]
     if config.segment.objects != "each":
         keys = [f"{number}" for number in range(len(images))]

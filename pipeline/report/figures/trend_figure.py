@@ -31,11 +31,11 @@ _NAMES = {
     "no_fg": "No-FG",
     "only_bg_t": "Only-BG-T",
 }
-"""The paper's names of variants, in the usual order of accuracy."""
+"""The paper's names of variants, in the order that their accuracies usually have."""
 _GAP = "bg_gap"
 
 _MAX_NAMES = 16
-"""Most models whose names fit beside each other."""
+"""Largest number of models whose names fit beside each other."""
 _NAME_LENGTH = 26
 _CHARACTER = 6.5
 """Width of a character of a model's name, in pixels."""
@@ -53,7 +53,7 @@ def trend_figure(trend: Mapping[str, Any]) -> Drawn:
 
     Args:
       trend: content of trend.json. Points without an accuracy on ImageNet are left out; at least
-        one must have one.
+        one point must have an accuracy on ImageNet.
     """
     points = [point for point in trend["points"] if point["imagenet_top1"] is not None]
     lines = {line["variant"]: line for line in trend["lines"]}
@@ -124,7 +124,7 @@ def trend_figure(trend: Mapping[str, Any]) -> Drawn:
 
 
 def _source(points: Sequence[Mapping[str, Any]]) -> str:
-    """Says where accuracies on ImageNet come from, and at which input size."""
+    """Says where accuracies on ImageNet come from, and at which input size they were measured."""
     sizes = sorted({point["imagenet_input_size"] for point in points})
     at = f" at {sizes[0]}{f' to {sizes[-1]}' if len(sizes) > 1 else ''} px"
     is_published = {point["imagenet_source"].startswith("published") for point in points}
@@ -135,7 +135,7 @@ def _source(points: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _spread(models: Sequence[str]) -> list[str]:
-    """Picks the models to name, in order: all, or `_MAX_NAMES` evenly spread."""
+    """Picks the models to name, in order: all models, or `_MAX_NAMES` of them, evenly spread."""
     if len(models) <= _MAX_NAMES:
         return list(models)
     step = (len(models) - 1) / (_MAX_NAMES - 1)
@@ -149,7 +149,8 @@ def _draw(
     number: int,
     limits: tuple[float, float],
 ) -> float:
-    """Draws a variant's points and line; returns the height of its right end."""
+    """Draws a variant's points and line; returns the accuracy at the line's right end or, without a
+    line, at the rightmost point."""
     colour, marker = MODELS[number], MARKERS[number]
     xs = [point["imagenet_top1"] for point in points]
     ys = [point["accuracy"] for point in points]
@@ -174,7 +175,7 @@ def _label_ends(
     ends: Sequence[tuple[float, str, Mapping[str, Any] | None, str]],
     pixels: float,
 ) -> None:
-    """Writes names of variants and slopes of their lines to the right of the lines' ends."""
+    """Writes the names of variants, and the slopes of their lines, to the right of the lines."""
     low, high = axes.get_ylim()
     per_pixel = (high - low) / pixels
     wanted = [(high - end) / per_pixel for end, *_ in ends]

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from pipeline.report.figures.style import styled
 
 KINDS = ("pdf", "png", "jpg")
-"""File formats; a PDF keeps the pixels, the others have 300 per inch."""
+"""File formats. A PDF keeps the pixels of the pictures; in the other formats, the figure has 300
+pixels per inch."""
 
 _WIDTH, _GAP, _HEADING = 396.0, 2.5, 12.0
-"""In points; the text of a paper is 5.5 inches wide."""
+"""Sizes in points (1/72 inch). The width is 5.5 inches, the width of the text in a paper."""
 
 
 def versions_figure(
@@ -24,9 +25,9 @@ def versions_figure(
     """Draws the figure.
 
     Args:
-      names: of the versions, above their columns.
-      rows: the versions of each image, pictures of one size.
-      kind: of the file, one of `KINDS`.
+      names: names of the versions, written above their columns.
+      rows: for each image, its pictures in all versions; all pictures have the same size.
+      kind: format of the file, one of `KINDS`.
 
     Returns:
       The file without a date, so that the same pictures give the same bytes.
