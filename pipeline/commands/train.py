@@ -72,7 +72,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     """Runs `in9 train`.
 
     Args:
-      arguments: of `build_parser`.
+      arguments: the parsed arguments.
 
     Returns:
       The exit code.

@@ -50,7 +50,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 
 def _job_at_work(folder: str, store: Store) -> str | None:
-    """Describes the job that makes or publishes the dataset now; None if there is none.
+    """Describes the job that makes or publishes the dataset now; None if no job is at work.
 
     Args:
       folder: the folder that the user named: the dataset, or the folder where its versions are

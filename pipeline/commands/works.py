@@ -85,7 +85,7 @@ def works_from_flags(
 
 
 def _attack_plan(arguments: argparse.Namespace, evaluation: Evaluation) -> AttackPlan | None:
-    """Returns the attack that `in9 attack` or `--attack` asks for, if any."""
+    """Returns the attack that `in9 attack` or `--attack` asks for; None if no attack is wanted."""
     if arguments.command == "attack":
         foregrounds, backgrounds = arguments.grid
         return AttackPlan(evaluation, foregrounds, backgrounds, arguments.early_stop)
@@ -94,7 +94,7 @@ def _attack_plan(arguments: argparse.Namespace, evaluation: Evaluation) -> Attac
 
 
 def _saliency_plan(arguments: argparse.Namespace, evaluation: Evaluation) -> SaliencyPlan | None:
-    """Returns the saliency that `in9 saliency` or `--saliency` asks for, if any."""
+    """Returns the plan of `in9 saliency` or `--saliency`; None if no saliency is wanted."""
     if arguments.command == "saliency":
         return SaliencyPlan(evaluation, arguments.variant, arguments.maps)
     maps = getattr(arguments, "saliency", None)

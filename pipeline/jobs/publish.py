@@ -86,7 +86,8 @@ def check_publishing(store: Store, directory: str | None, keep: int | None) -> P
 
 
 def publish(publishing: PublishPlan) -> bool:
-    """Publishes the dataset and its results as the newest version. Repeating it changes nothing.
+    """Publishes the dataset and its results as the newest version. A runner may repeat this,
+    because a second call changes nothing.
 
     Returns:
       Whether the version is new.

@@ -55,10 +55,10 @@ class AttackRow:
     """A model's measures under one label rule.
 
     Attributes:
-      model: its name.
+      model: name of the model.
       rule: the label rule.
-      grid: foregrounds x backgrounds.
-      kind: full, sampled, or stopped early.
+      grid: numbers of foregrounds and backgrounds, as text.
+      kind: whether the grid was full or sampled, and whether the attack stopped early, in words.
       measures: the measures under this rule, from attack.json.
       published: published (fooled, challenge accuracy) of the same model if the grid has the
         authors' size; None for a measure without a published figure.

@@ -20,8 +20,8 @@ from transforms.taxonomy import OUTSIDE, Taxonomy
 
 MOST_ROWS = 24
 MOST_CELLS = 9
-"""Most classes that a figure shows: `MOST_ROWS` if they are its rows only, `MOST_CELLS` if they are
-both its rows and its columns."""
+"""Largest number of classes that a figure shows: `MOST_ROWS` if classes are only its rows,
+`MOST_CELLS` if they are its rows and its columns."""
 
 
 def worst_classes(scores: Mapping[int, float], count: int, most: int) -> list[int]:

@@ -30,7 +30,7 @@ class Prediction:
     """A model's answer to a picture.
 
     Attributes:
-      model: its name.
+      model: name of the model.
       is_right: whether the answer is right, by the paper's label rule.
       answer: name of the superclass that it predicts; "outside" if it predicts none.
       label: label of this superclass, or `OUTSIDE`.
@@ -75,7 +75,7 @@ class ImageCard:
     """One image.
 
     Attributes:
-      key: of the image.
+      key: key of the image.
       class_name: name of its superclass.
       name: name of its ImageNet class.
       fg_fraction: share of the picture that the foreground covers; None if unknown.
@@ -99,7 +99,7 @@ class ImageCard:
         return f"image={quote(self.key, safe='')}"
 
     def version(self, variant: str) -> Version | None:
-        """Returns the version of a variant; None if there is none."""
+        """Returns the image's version of a variant; None if it has no such version."""
         return next((v for v in self.versions if v.variant == variant), None)
 
 

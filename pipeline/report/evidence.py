@@ -75,7 +75,7 @@ class ModelResults:
         return (self.summary or {}).get("overlap") or 0
 
     def row(self, part: str, **wanted: object) -> dict[str, Any] | None:
-        """Returns the first row that `rows` would return; None if there is none."""
+        """Returns the first row that `rows` would return; None if `rows` would be empty."""
         return next(iter(self.rows(part, **wanted)), None)
 
 

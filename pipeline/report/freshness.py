@@ -59,7 +59,7 @@ def fingerprint_inputs(store: Store, inputs: Iterable[str], pictures: str, *, pd
     Args:
       store: the dataset folder.
       inputs: relative paths of the results that the page is made from.
-      pictures, pdf: as for `write_report`.
+      pictures, pdf: arguments of `write_report`.
     """
     return fingerprint(_states(store, [MANIFEST, *sorted(inputs)]), pictures, pdf, _code())
 

@@ -38,7 +38,7 @@ class HeadlineRow:
     """One model.
 
     Attributes:
-      name: of the model.
+      name: name of the model.
       error: why the model has no numbers; "" if it has some.
       cells: the cell of each column: BG-Gap, then the variants.
       warning: why the numbers should not be trusted; "" if nothing speaks against them.
@@ -125,7 +125,7 @@ def _cell(
 
 
 def _draws(row: dict[str, Any] | None) -> str:
-    """Describes the spread of the draws that a figure averages; "" for a single draw."""
+    """Describes the spread of the draws that a figure averages; "" if it has a single draw."""
     if not row or row["seed_sd"] is None:
         return ""
     return f"{row['replicates']} draws, sd {100 * row['seed_sd']:.1f}"

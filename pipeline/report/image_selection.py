@@ -30,7 +30,7 @@ class Candidate:
     Attributes:
       rank: (minus the number of models that another background turns wrong, minus the number of
         wrong predictions on mixed versions, a hash of the key).
-      key: of the image.
+      key: key of the image.
       label: label of its class.
     """
 

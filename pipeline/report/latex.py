@@ -71,7 +71,7 @@ def latex_tables(
     """Makes all tables.
 
     Args:
-      summaries: of models.
+      summaries: summaries of the models.
       class_names: names of the dataset's classes.
       columns: columns of the headline table: variants and `bg_gap`.
 
@@ -93,7 +93,7 @@ def headline(summaries: Sequence[Mapping[str, Any]], rule: str, columns: Sequenc
     """Makes a `tabular` of models x variants and BG-Gap, in percent with 95 % intervals.
 
     Args:
-      summaries: of models.
+      summaries: summaries of the models.
       rule: the label rule.
       columns: variants and `bg_gap`, in order; columns that no model has are left out.
 

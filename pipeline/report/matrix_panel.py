@@ -17,7 +17,7 @@ class Matrix:
     """The matrix of one network.
 
     Attributes:
-      name: of the matrix.
+      name: name of the matrix.
       method: how the network was trained and tested, in words.
       penalties: (variant that a probe was trained on, its penalty in words).
       columns: variants that the network was tested on.

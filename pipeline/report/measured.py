@@ -31,7 +31,7 @@ class TrainedModel:
     """A model trained on a variant: either evaluated by itself, or a row of a matrix.
 
     Attributes:
-      name: of the model.
+      name: name of the model.
       variant: the variant that it was trained on.
       accuracies: its accuracies, by the variant that it was tested on.
       chances: accuracy of a constant answer, by the variant that it was tested on.
@@ -123,7 +123,7 @@ def chance_of(model: ModelResults, variant: str) -> float:
 
 
 def gap_of(model: ModelResults) -> Estimate | None:
-    """Returns a model's BG-Gap; None if it has none."""
+    """Returns a model's BG-Gap; None if it was not measured."""
     row = model.row("gaps", label_rule=PAPER_RULE)
     return (row["gap"], row["ci_low"], row["ci_high"]) if row else None
 

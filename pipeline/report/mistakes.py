@@ -20,7 +20,7 @@ class WorstGroup:
     and background class.
 
     Attributes:
-      model: its name.
+      model: name of the model.
       variant: the version.
       foreground, background: names of the group's classes.
       row: the group's row of groups.csv.

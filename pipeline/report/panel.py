@@ -29,8 +29,8 @@ class Panel:
     """A section of the page that shows results.
 
     Attributes:
-      id: of the section; its template is `report/ID.html`.
-      title: in the page's navigation.
+      id: id of the section, whose template is `report/ID.html`.
+      title: title of the section in the page's navigation.
       make: (evidence, whether to show pictures) -> content, which the template reads as `panel`. If
         the content is empty, the page leaves the section out.
       answers: what the section would say, listed under "Not run" while it is empty; "" to list

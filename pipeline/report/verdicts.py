@@ -78,8 +78,8 @@ def within(low: float, high: float, span: tuple[float, float]) -> Verdict:
 
 
 def overall(findings: Sequence[Finding]) -> Verdict:
-    """Combines findings to one verdict: their common verdict if they agree; open if none of them is
-    decisive; otherwise mixed."""
+    """Combines findings into one verdict: their common verdict if they agree; open if none of them
+    is decisive; otherwise mixed."""
     verdicts = {finding.verdict for finding in findings}
     if not verdicts:
         return Verdict.NOT_RUN

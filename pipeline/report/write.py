@@ -20,7 +20,7 @@ def write_report(
 
     Args:
       store: the dataset folder.
-      taxonomy: its classes.
+      taxonomy: the dataset's classes.
       pictures: `sample`, or `none` to leave all pictures out.
       pdf: whether to write figures as PDF files, too; they are also written if the folder already
         has PDF figures.

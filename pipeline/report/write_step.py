@@ -19,8 +19,8 @@ class WriteResults(beam.DoFn):
 
     Args:
       store: the dataset folder.
-      taxonomy: its classes.
-      pictures: as for `write_report`.
+      taxonomy: the dataset's classes.
+      pictures: argument of `write_report`.
       has_run_models: whether the job ran models. If not, the page is written only if there are
         results, because they may now belong to an earlier state of the dataset.
     """

@@ -35,7 +35,7 @@ _MACHINES = {
     "nvidia-tesla-v100": ("n1-", "custom-"),
 }
 """Prefixes of the machine types that can have a GPU, by the GPU's type. If no machine is named,
-Dataflow chooses one that also exists without a GPU, and of these machines only N1 does."""
+Dataflow chooses a type that also exists without a GPU, and among these only N1 does."""
 _SEVERAL = {
     "g2-standard-24": 2,
     "g2-standard-48": 4,

@@ -92,8 +92,8 @@ def submission_from_flags(
     # Workers import our package, so Beam need not pickle the main session of this process.
     options.view_as(SetupOptions).save_main_session = False
     is_template = bool(google.template_location)
-    # A template's launcher submits the job only after this process has ended, so it cannot wait
-    # here.
+    # A template's launcher submits the job only after this process has ended, so this process
+    # cannot wait for it.
     waits = not standard.no_wait_until_finish and not is_template
     return Submission(job=job_of(options), waits=waits, is_template=is_template)
 

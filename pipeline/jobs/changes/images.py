@@ -114,8 +114,8 @@ def _changed(
     for old_files, new_files in _pairs(before, after, split, _record_files):
         old, new = _read(before, old_files, columns), _read(after, new_files, columns)
         for image in sorted(old.keys() & new.keys()):
-            # A changed source changes its output shard, too, so an image that is still there is in
-            # `content`.
+            # A changed source changes the file of its output shard, too, so `content` has the
+            # image.
             if old[image]["source_digest"] != new[image]["source_digest"] and image in content:
                 yield image
 

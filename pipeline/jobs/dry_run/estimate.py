@@ -112,7 +112,7 @@ def run_trial(
       images: at least one image; each image becomes a shard of its own.
       taxonomy: taxonomy of the labels.
       folder: an empty temporary folder.
-      scenes: folder of scenes; None without scenes.
+      scenes: folder of scenes; None if the dataset uses no scenes.
 
     Raises:
       OSError: an image cannot be read, or the temporary folder is full.

@@ -203,7 +203,8 @@ def _slope(line: Mapping[str, Any]) -> str:
 
 
 def _label_models(axes: Axes, models: Sequence[tuple[float, str]], pixels: float) -> None:
-    """Writes names of models above their points, vertically, each joined to its point."""
+    """Writes the names of models vertically above the plot, each joined by a line to its model's
+    position."""
     low, high = axes.get_xlim()
     per_pixel = (high - low) / pixels
     wanted = [(x - low) / per_pixel for x, _ in models]
