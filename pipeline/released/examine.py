@@ -43,8 +43,8 @@ _RECORD_SCHEMA = pa.schema(
     ]
 )
 """Columns of Examine's record: some columns of the index; `content`, a hash of all files of the
-image; `background`, a hash of its `only_bg_t`; and `description`, what `block_means` returns for its
-`only_bg_t`, 3 bytes for each block of 8 x 8 pixels."""
+image; `background`, a hash of its `only_bg_t`; and `description`, what `block_means` returns for
+its `only_bg_t`, 3 bytes for each block of 8 x 8 pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
