@@ -5,8 +5,8 @@
 Prepare checks that the new dataset is complete, then moves the old manifest aside and removes the
 old records. Move puts files in place; all workers take part, because on object storage every move
 is a copy. Finish checks that all files have arrived, and writes the manifest. Each step can be
-repeated at any point, even after a later step: finished work stays finished, and nothing is removed
-before everything new is known to be complete.
+repeated at any point, even after a later step: finished work stays finished, and no old file is
+removed before all new files are known to be complete.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ from transforms.taxonomy import Taxonomy, imagenet9
 
 STAGING = f"{WORK_FOLDER}/staging"
 PREPARED_MANIFEST = f"{STAGING}/manifest.json"
-"""The new manifest, without its card's files, while files are moved. As long as it exists, no
-record is removed, because it may be a new one."""
+"""The new manifest while files are moved; it does not list the dataset card's files yet. As long as
+it exists, no record is removed, because the record may be a new one."""
 PREPARE_LOCK = f"{WORK_FOLDER}/lock-prepare"
 """Lock for Prepare, because a runner may give this step to several workers."""
 _MOVED_AT_ONCE = 1000
-"""Approximate number of files that one worker moves in a row."""
+"""Approximate number of files in one element, which one worker moves."""
 
 Moves = list[tuple[str, str]]
 """Files to move, as (current path, final path)."""
 
 
 class Commit(beam.PTransform):
-    """All segmented SourceShards, all composed OutputShards and one None -> the dataset's
-    fingerprint, once.
+    """All segmented SourceShards, all composed OutputShards and one None -> one element, the
+    dataset's fingerprint.
 
-    The None lets Commit run, and fail, even if no shard arrives.
+    Without the None, Commit would not run if no shard arrived, and the job would seem to succeed.
     """
 
     def __init__(self, config: DatasetConfig, store: Store, taxonomy: Taxonomy) -> None:
@@ -82,7 +82,8 @@ class Commit(beam.PTransform):
 
 
 class PrepareCommit(beam.DoFn):
-    """(None, all shards) -> (the dataset's fingerprint, files to move), at least one element."""
+    """(None, all shards) -> (the dataset's fingerprint, files to move) for each part of the moves;
+    one element with an empty list if there is nothing to move."""
 
     def __init__(self, config: DatasetConfig, store: Store, taxonomy: Taxonomy) -> None:
         self._config = config
@@ -101,7 +102,7 @@ class PrepareCommit(beam.DoFn):
 
 
 class MoveFiles(beam.DoFn):
-    """(the dataset's fingerprint, files to move) -> (the fingerprint, number of files)."""
+    """(the dataset's fingerprint, files to move) -> (the fingerprint, number of moved files)."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -114,7 +115,8 @@ class MoveFiles(beam.DoFn):
 
 
 class FinishCommit(beam.DoFn):
-    """(the dataset's fingerprint, anything) -> the fingerprint."""
+    """(the dataset's fingerprint, numbers of moved files, which are not used) -> the
+    fingerprint."""
 
     def __init__(self, store: Store, taxonomy: Taxonomy) -> None:
         self._store = store
@@ -135,8 +137,8 @@ def commit(
     fingerprint, moves = prepare(config, store, taxonomy, shards)
     for part in _in_parts(moves):
         put_in_place(store, part)
-    # A new fence of the same claim: the old one may have seen the manifest that was moved aside,
-    # and would only write over that one.
+    # Finish needs a new fence of the same claim: the old fence may remember the manifest that was
+    # moved aside, and would then write over that manifest only, which is gone.
     fence = store.fence and dataclasses.replace(store.fence)
     return finish(dataclasses.replace(store, fence=fence), taxonomy, fingerprint)
 
@@ -149,12 +151,12 @@ def prepare(
 ) -> tuple[str, list[Moves]]:
     """Adds up all shards, and removes the manifest and the records that new files replace.
 
-    A runner may start this step again while files are moved, or later; then the records in place
-    may be new ones. So only one worker at a time prepares, and none removes a record once the new
-    manifest is prepared.
+    A runner may start this step again while files are moved, or later, when the records in place
+    may be new ones. So only one worker at a time prepares, and no worker removes a record once the
+    prepared manifest is written.
 
     Returns:
-      (the dataset's fingerprint, files of each shard that are left to move, its record last).
+      (the dataset's fingerprint, the moves that remain for each shard, its record last).
 
     Raises:
       JobError: a file is missing, or has changed since it was committed.
@@ -162,7 +164,8 @@ def prepare(
     """
     manifest, moves = add_up(config, shards, taxonomy)
     with held(store, PREPARE_LOCK, wait=math.inf) as locked:
-        # In this order, because Finish writes the manifest before it removes the prepared one.
+        # The prepared manifest is read first, because Finish writes the final manifest before it
+        # removes the prepared one: in this order, at least one of them is seen.
         prepared, old = read_manifest(store, PREPARED_MANIFEST), read_manifest(locked)
         sizes = _file_sizes(locked)
         staged = [[move for move in shard if move[0] in sizes] for shard in moves]
@@ -174,11 +177,11 @@ def prepare(
         if prepared == manifest:
             return manifest.fingerprint, remaining
         _check_complete(locked, manifest, old, moves, sizes)
-        # By the fence of the job: this fails if another job has taken over the dataset.
+        # Goes through the job's own fence, so it fails if another job has taken over the dataset.
         store.delete(PREPARED_MANIFEST)
         if locked.exists(MANIFEST):
             locked.move(MANIFEST, PREVIOUS_MANIFEST)
-        # A record must never be in place beside files of another one.
+        # An old record must never lie beside the files of a new record.
         locked.delete_all(
             target for shard in remaining for _, target in shard if _is_record(target)
         )
@@ -215,7 +218,7 @@ def finish(store: Store, taxonomy: Taxonomy, fingerprint: str) -> str:
         store.write(MANIFEST, manifest.to_json(), durable=True)
         store.delete(PREVIOUS_MANIFEST)
     else:
-        # Nothing had to be moved, or a runner has started this step again.
+        # Nothing had to be moved, or this step has already run and the runner repeats it.
         manifest = read_manifest(store)
         if manifest is None or manifest.fingerprint != fingerprint:
             raise _missing(MANIFEST)
@@ -242,7 +245,8 @@ def _is_record(path: str) -> bool:
 
 
 def _is_same(old: Manifest, new: Manifest) -> bool:
-    """Returns whether two manifests describe the same dataset, apart from the old card's files."""
+    """Returns whether two manifests describe the same dataset. The files of its card, which the new
+    manifest does not list yet, and the versions of libraries do not matter."""
     data = tuple(file for file in old.files if file.path not in CARD_FILES)
     return dataclasses.replace(old, files=data, libraries=new.libraries) == new
 
@@ -263,11 +267,11 @@ def _check_complete(
     of the dataset, and no file in place has changed since it was committed.
 
     Args:
-      store: of the dataset.
+      store: the dataset folder.
       manifest: the new manifest.
       old: the manifest in place, None if there is none.
-      moves: of all shards; when Commit is repeated, some have been made already.
-      sizes: from `_file_sizes`.
+      moves: the moves of all shards; when Commit is repeated, some files have been moved already.
+      sizes: sizes in bytes of the existing files by path, as `_file_sizes` returns them.
     """
     known = {} if old is None else {file.path: file for file in old.files}
     sources = {target: source for shard in moves for source, target in shard}
@@ -289,7 +293,7 @@ def _missing(path: str) -> JobError:
 
 
 def _file_sizes(store: Store) -> dict[str, int]:
-    """Lists each folder of a dataset; returns the sizes of all files by path."""
+    """Lists each folder of a dataset; returns the sizes in bytes of all files by path."""
     listings = (store.sizes(folder) for folder in (*DATA_FOLDERS, STAGING))
     sizes = {path: size for listing in listings for path, size in listing.items()}
     for path in CARD_FILES:
@@ -309,7 +313,7 @@ def _remove_obsolete(store: Store, manifest: Manifest) -> None:
 
 @dataclasses.dataclass
 class _ArrivedSplit:
-    """Sums over the shards of a split that have arrived."""
+    """Sums over the shards of a split that have reached Commit."""
 
     totals: SplitTotals
     sources: list[int] = dataclasses.field(default_factory=list)
@@ -321,7 +325,7 @@ class _ArrivedSplit:
     of_sample: int = 0
 
     def add(self, shard: SourceShard | OutputShard) -> None:
-        """Adds a shard."""
+        """Adds a shard's numbers to the sums."""
         if isinstance(shard, SourceShard):
             self.sources.append(shard.shard)
             self.segmented += shard.segmented
@@ -336,11 +340,16 @@ class _ArrivedSplit:
 def add_up(
     config: DatasetConfig, shards: Iterable[SourceShard | OutputShard], taxonomy: Taxonomy
 ) -> tuple[Manifest, list[Moves]]:
-    """Adds up the shards of all splits: segmented source shards, which imported datasets lack, and
-    composed output shards, in any order.
+    """Builds the manifest from the shards of all splits, and lists the files to move.
+
+    Args:
+      config: the dataset's configuration.
+      shards: segmented source shards, which imported datasets lack, and composed output shards, in
+        any order.
+      taxonomy: the dataset's classes.
 
     Returns:
-      (manifest without the dataset card's files, files to move of each shard, its record last).
+      (manifest without the dataset card's files, moves of each shard, its record last).
 
     Raises:
       JobError: a split, a shard or an image is missing.
@@ -400,7 +409,7 @@ def add_up(
 
 
 def _check_split(config: DatasetConfig, sums: _ArrivedSplit) -> None:
-    """Raises JobError if shards or images of a split were lost or repeated on the way."""
+    """Raises JobError if a runner lost or repeated shards or images of a split."""
     totals = sums.totals
     if not config.is_imported:
         totals.check_complete(sorted(sums.sources), totals.counts.source, sums.segmented)

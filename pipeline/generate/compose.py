@@ -1,4 +1,4 @@
-"""Compose: writes all variants of an output shard from its layers, and the rows of its index."""
+"""Compose: writes all variants of an output shard from its layers, and then its index."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ from transforms.variants import EXTERNAL, MIXED, base_of, with_replicates
 
 
 def index_schema(replicates: int) -> pa.Schema:
-    """Returns the columns of the index, which has a row for every source image (with `--objects
-    each`, for every object), accepted or not; a value is null if the image does not have it.
+    """Returns the schema of the index, which has a row for every source image (with `--objects
+    each`, for every object), accepted or not; a value is null where the image has no such value.
 
     Args:
       replicates: number of replicates of the mixed variants.
@@ -72,9 +72,9 @@ class VariantFiles:
 
     Args:
       segment: configuration of the layers.
-      config: of the variants.
-      staging: where the files are written.
-      taxonomy: names of the classes in the files.
+      config: configuration of the variants.
+      staging: staging folder that the files are written to.
+      taxonomy: classes whose names the files hold.
     """
 
     def __init__(
@@ -98,8 +98,8 @@ class VariantFiles:
 
         Args:
           output: the shard, as planned.
-          backgrounds: drawn for the selected images.
-          rows: of the index, complete.
+          backgrounds: the backgrounds that were drawn for the selected images.
+          rows: all rows of the shard's index.
           meter: counts finished source images.
 
         Returns:
@@ -141,7 +141,8 @@ class VariantFiles:
         for row, layer, encoded in source.layers(rows):
             noise = None
             if self._with_noise:
-                # All variants of an image show the same noise, each in another part.
+                # All variants of an image share one noise picture, and each shows the part that it
+                # needs.
                 draw = keyed_hash(self._config.seed, "noise", row["key"])
                 noise = gaussian_noise(draw, layer.image.shape)
             pictures = {}
@@ -177,7 +178,7 @@ class VariantFiles:
 
 
 class ComposeShard(beam.DoFn):
-    """OutputShard -> the same, composed. One element is all the work on a shard."""
+    """Planned OutputShard -> the same shard, composed. One call does all the work on a shard."""
 
     def __init__(
         self,
@@ -220,7 +221,7 @@ class ComposeShard(beam.DoFn):
             record = self._staging.with_record(record, index, len(rows))
         count_shard("output_shards", record.files, is_new=is_new)
         tally.end()
-        # Images that are not composed count, too.
+        # Images that were not selected count as finished, too.
         meter.end(count_sources(rows))
         return [output.composed(record, rows)]
 
@@ -294,6 +295,7 @@ class ComposeShard(beam.DoFn):
 
 
 def _source_rows(staging: Staging, records: tuple[Record, ...]) -> list[dict[str, Any]]:
-    """Reads the rows of all source images of an output shard; returns them in their final order."""
+    """Reads the record rows of an output shard's source images; returns them in the order of its
+    index."""
     rows = [row for record in records for row in read_rows(staging.store, record.path)]
     return sorted(rows, key=lambda row: (bucket_hash(row["key"]), row["key"]))

@@ -1,9 +1,9 @@
 """Custom variants: `--variants all,python:my_variants:silhouette`.
 
-The function takes a `Layer` and returns a picture, and the variant is named after it. The
-configuration of a dataset records `python:my_variants:silhouette@VERSION`. The version is the
-attribute `version` of the function, 1 without one; its author raises it when the pictures change,
-so that they are composed again.
+The user's function takes a `Layer` and returns a picture, and the variant is named after the
+function. The configuration of a dataset records `python:my_variants:silhouette@VERSION`. The
+version is the function's attribute `version`, 1 if it has none. The function's author raises it
+when the pictures change, so that they are composed again.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from transforms.variants import VARIANTS, Image, Variant, name_of
 
 
 def versioned(entries: Iterable[str]) -> tuple[str, ...]:
-    """Returns the entries of `--variants`, with the version of each custom function.
+    """Returns the entries of `--variants`, with `@VERSION` after each custom function.
 
     Raises:
-      UsageError: there is no such function, or its name or version is not valid.
+      UsageError: a function is not found, or its name or version is not valid.
     """
     versioned_entries = []
     for entry in entries:
@@ -55,7 +55,7 @@ def find_variants(entries: Iterable[str]) -> dict[str, Variant]:
       entries: variants of the configuration.
 
     Raises:
-      JobError: a function is not found, or has another version than in the configuration.
+      JobError: a function is not found, or its version is not the one in the configuration.
     """
     return {name_of(entry): VARIANTS.get(entry) or _custom_variant(entry) for entry in entries}
 
@@ -86,7 +86,7 @@ def _paint(entry: str, function: Callable[[Layer], Any], layer: Layer) -> Image:
 
 
 def _function(entry: str) -> Callable[[Layer], Any]:
-    """Imports the function. Raises UsageError if there is none."""
+    """Imports the function of an entry. Raises UsageError if it is not found."""
     target = entry.removeprefix(PREFIX).partition("@")[0]
     return import_function(target, f"--variants {entry}", f"{PREFIX}my_variants:silhouette")
 

@@ -24,9 +24,9 @@ from transforms.segmentation import Segmenter
 
 
 def contents_of(image: SourceImage) -> tuple[Content, Content | None, Content | None]:
-    """Returns the contents that identify an image: picture, annotation and mask, None for those it
-    lacks."""
-    # Without boxes, the size of a picture is not needed.
+    """Returns the contents that identify an image: picture, annotation and mask; None for a missing
+    annotation or mask."""
+    # The size of a picture is only needed to compare it with the size that an annotation states.
     describe = None if image.annotation is None else _size_of
     picture = Content(image.path, describe, image.md5, image.stamp)
     boxes = image.annotation and Content(image.annotation, _boxes_of, image.annotation_md5)
@@ -41,8 +41,8 @@ def source_digest(
 
     Args:
       image: the source image.
-      config: of the layers.
-      know: returns the MD5 and the description of content.
+      config: configuration of the layers.
+      know: returns the MD5 and the description of a content, and reads it if necessary.
     """
     picture, boxes, mask = (each and know(each) for each in contents_of(image))
     assert picture is not None
@@ -62,7 +62,8 @@ def source_digest(
 def known_digest(
     image: SourceImage, config: SegmentConfig, known: Callable[[Content], KnownContent | None]
 ) -> str | None:
-    """Same as `source_digest`, but reads nothing: returns None if some content is not known."""
+    """Same as `source_digest`, but reads no file: returns None if `known` returns None for any
+    content of the image."""
     contents = {each: known(each) for each in contents_of(image) if each is not None}
     if None in contents.values():
         return None
@@ -72,8 +73,7 @@ def known_digest(
 def by_content(
     images: Sequence[SourceImage], know: Callable[[Content], KnownContent]
 ) -> tuple[SourceImage, ...]:
-    """Sorts the images of a shard by key. Among images of the same key, the one with the lowest MD5
-    (then class) comes first."""
+    """Sorts the images of a shard by key; images of the same key by MD5, then by class."""
     counts = Counter(image.key for image in images)
 
     def rank(image: SourceImage) -> tuple[str, str, str]:
@@ -102,8 +102,8 @@ def _boxes_of(data: bytes) -> str:
 
 
 def _matched(boxes: str, size: str) -> object:
-    """Returns the part of an annotation that matters: the boxes, and whether its size, if it has
-    one, is the picture's. So it makes no difference if a table leaves the size out."""
+    """Returns the part of an annotation that matters: the boxes, and whether the stated size is the
+    picture's size. An annotation that states no size counts as matching."""
     fields = json.loads(boxes)
     annotated = [fields.pop(side, None) for side in ("width", "height")]
     actual = [int(side) for side in size.split("x")] if size else annotated
@@ -116,8 +116,8 @@ def shard_fingerprint(digests: list[str], config: SegmentConfig) -> str:
 
 
 def printable(text: str) -> str:
-    """Escapes characters that are not printable, and shortens long text, so that any file can hold
-    it."""
+    """Escapes characters that are not printable, and shortens text to 300 characters, so that any
+    file format can hold it."""
     shown = escaped(text, keep="")
     return shown if len(shown) <= 300 else shown[:297] + "..."
 
@@ -157,11 +157,14 @@ def _announce() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class SourceBytes:
-    """The bytes of a source image, its annotation and its mask; None for those it lacks.
+    """The bytes of a source image's files.
 
     Attributes:
-      number: of the only object to cut, 0 for all.
-      location: of the image, for messages.
+      image: content of the picture.
+      annotation: content of the annotation, None if there is none.
+      mask: content of the mask, None if there is none.
+      number: number of the only object to cut, from 1; 0 to cut all objects.
+      location: location of the picture, for messages.
     """
 
     image: bytes
@@ -176,14 +179,16 @@ class SourceBytes:
         image: SourceImage,
         read: Callable[[Content], bytes] = lambda content: read_location(content.location),
     ) -> SourceBytes:
-        """Reads an image with its annotation and its mask. Raises OSError."""
+        """Reads an image with its annotation and its mask. Raises OSError if a file cannot be
+        read."""
         picture, annotation, mask = (each and read(each) for each in contents_of(image))
         assert picture is not None
         return cls(picture, annotation, mask, location=image.path)
 
 
 def read_source(image: str, annotation: str | None, mask: str | None = None) -> SourceBytes:
-    """Reads an image, its annotation and its mask, given by their locations. Raises OSError."""
+    """Reads an image, its annotation and its mask from their locations. Raises OSError if a file
+    cannot be read."""
     return SourceBytes(
         read_location(image),
         None if annotation is None else read_location(annotation),
@@ -193,8 +198,8 @@ def read_source(image: str, annotation: str | None, mask: str | None = None) -> 
 
 
 def cut_source(source: SourceBytes, config: SegmentConfig) -> Iterator[Cut]:
-    """Cuts a source image; yields a `Cut` for each of its objects with `--objects each`, else one.
-    Whatever the image holds leads to a `Reason` in the `Cut`, and not to an error.
+    """Cuts a source image; yields a `Cut` for each of its objects with `--objects each`, else one
+    `Cut`. An unsuitable or damaged image raises no error: its `Cut` holds a `Reason` instead.
 
     Raises:
       JobError: a custom segmenter failed.
@@ -217,8 +222,8 @@ def cut_source(source: SourceBytes, config: SegmentConfig) -> Iterator[Cut]:
 
 
 def crop_source(source: SourceBytes, config: SegmentConfig) -> CroppedImage:
-    """Resizes and crops a source image as a whole. Its content leads to a `Reason`, not to an
-    error."""
+    """Resizes and crops a source image as a whole. An unsuitable or damaged image raises no error:
+    the result holds a `Reason` instead."""
     return crop_whole(
         source.image,
         resize=config.resize,

@@ -2,7 +2,7 @@
 
     List -> Segment -> Plan -> Compose -> Commit
 
-Keys, paths and records travel through it, never pixels.
+Elements of the graph hold keys, paths and records, but no pixels.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from pipeline.generate.shard_elements import OutputShard, SourceShard
 
 
 class GenerateDataset(beam.PTransform):
-    """Makes the missing parts of a dataset: PBegin, or one element that arrives when work may
-    begin -> one element, the dataset's fingerprint."""
+    """Start -> one element, the dataset's fingerprint; makes the missing parts of the dataset.
+
+    The start is PBegin, or one element of any value that arrives when work may begin.
+    """
 
     def __init__(self, job: GenerateJob) -> None:
         super().__init__()
@@ -68,7 +70,7 @@ class GenerateDataset(beam.PTransform):
                 )
             ).with_output_types(OutputShard)
         )
-        # Source shards reach Commit by themselves, so that composed shards need not carry them.
+        # Source shards go to Commit directly, so that output shards need not carry them.
         shards = (
             segmented | "ForCommit" >> beam.Map(SourceShard.for_commit),
             composed,

@@ -1,10 +1,10 @@
-"""The guard before a rebuild: stops a job that would make much of a dataset again before it begins.
+"""The guard before a rebuild: stops a job early if it would make much of a dataset again.
 
-A schedule calls the same command for years. If its input was moved, mounted empty or rewritten, the
-job would segment everything again and replace a good dataset. So List counts how many source shards
-of an existing dataset would be made again, and stops the job if there are more than a tenth, unless
-it was told to go on. Names, records, and sizes and times of files are enough for this: no image is
-read.
+A schedule may run the same command for years. If its input is moved, mounted empty or rewritten one
+day, the job would segment everything again and replace a good dataset. So List counts how many
+source shards of an existing dataset would be made again, and stops the job if they are more than a
+tenth, unless the user passes `--overwrite rebuild`. For the count, names, records, and sizes and
+times of files are enough: no image is read.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.storage.state_files import read_intact
 
 REBUILT_SHARE = 0.1
-"""Largest share of source shards to make again without `--overwrite rebuild`; one shard is always
-allowed, unless none of the dataset's images is in the input any more."""
+"""Largest share of source shards (0 to 1) that may be made again without `--overwrite rebuild`.
+One shard is always allowed, unless none of the dataset's images is in the input any more."""
 
 
 def check_rebuild(
@@ -39,24 +39,27 @@ def check_rebuild(
     staging: Staging,
     renumbered: Sequence[SourceShard] = (),
 ) -> None:
-    """Counts the source shards of an existing dataset that would be made again.
+    """Checks that a job makes few source shards of an existing dataset again.
 
     Args:
-      stages: stages of the existing dataset, from its manifest.
-      shards: source shards of all splits that the dataset has, with its numbers of shards.
-      config: of the new dataset.
+      stages: versions and fingerprints of the existing dataset's stages, from its manifest.
+      shards: the listed images of all splits that the dataset has, in its present source shards.
+      config: configuration of the new dataset.
       staging: staging folder of the layers.
-      renumbered: the same images with the new numbers of shards, if these are to change.
+      renumbered: the same images in the new source shards; empty if the numbers of shards stay the
+        same.
 
     Raises:
-      JobError: too many would be made again; the message says why.
+      JobError: too many shards would be made again; the message says why.
       OSError: a record cannot be read.
     """
     has_same_settings = stages.get("segment_fingerprint") == config.segment.fingerprint()
     ahead = REQUESTS_IN_FLIGHT if staging.store.is_remote else 0
     count_work = functools.partial(_count_work, config, staging, has_same_settings)
     if renumbered and not any(work for _, work in read_ahead(count_work, renumbered, ahead)):
-        return  # All are made, and perhaps half in place, because Commit was killed.
+        # All new shards are already made. Commit may have been killed half-way, so comparing with
+        # the old numbers of shards would say nothing.
+        return
     total = sum((work for _, work in read_ahead(count_work, shards, ahead)), Counter[str]())
     is_another_input = total["shards"] == len(shards) and total["removed"] and not total["kept"]
     if total["shards"] <= max(1, REBUILT_SHARE * len(shards)) and not is_another_input:
@@ -78,12 +81,12 @@ def check_rebuild(
 def _count_work(
     config: DatasetConfig, staging: Staging, has_same_settings: bool, shard: SourceShard
 ) -> Counter[str]:
-    """Counts what would be made again of a shard; returns an empty counter if it is up to date.
+    """Counts the work on a shard; returns an empty counter if the shard is up to date.
 
     Otherwise `shards` is 1, and `added`, `changed`, `removed` and `kept` (changed or not) are
     numbers of images, compared with the record in place. An image counts as changed even if only
-    its segmentation has changed. `lost` is 1 if all images are the same, so that only files can be
-    missing.
+    its segmentation has changed. `lost` is 1 if no image differs from the record, because then the
+    shard can only be out of date if one of its files is missing.
     """
     store, path = staging.store, layer_record(shard.totals.split, shard.shard)
     checksums = Checksums.for_shard(store, shard.totals.split, shard.shard)
@@ -96,7 +99,7 @@ def _count_work(
     columns = ["key", "object", "source_digest"]
     rows = read_intact(store, path, lambda: read_rows(store, path, columns))
     if rows is None and store.exists(path):
-        return Counter()  # A damaged record has to be made again, whatever has become of the input.
+        return Counter()  # A damaged record has to be made again anyway, so it does not count.
     before = [(source_key(row), row["source_digest"]) for row in rows or () if is_first(row)]
     if None in digests and has_same_settings:
         known: dict[str, list[str]] = {}
@@ -123,6 +126,7 @@ def _count_work(
 
 
 def _is_unlike(image: SourceImage, checksums: Checksums) -> bool:
-    """Returns whether an image without a known digest must have changed, going by its files."""
+    """Returns whether an image without a known digest must have changed, judged by the state of its
+    files."""
     contents = [content for content in contents_of(image) if content is not None]
     return any(checksums.known(each) is None and checksums.is_unlike(each) for each in contents)

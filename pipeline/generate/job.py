@@ -1,4 +1,4 @@
-"""The job: from which input, with which settings and into which folder a dataset is made."""
+"""The job that makes a dataset: its input, its settings and its folder."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class GenerateJob:
     """A job that makes a dataset.
 
     Attributes:
-      config: of the dataset.
-      layouts: images and annotations of each split.
+      config: configuration of the dataset.
+      layouts: for each split, where its images and annotations are.
       taxonomy: classes and superclasses.
       store: the dataset folder.
       progress: records finished work.
       previous: numbers of shards of the existing dataset, by split.
-      reshard: whether to choose the numbers of shards anew.
-      guarded: stages of the existing dataset, if the job must not make much of it again
-        (`pipeline.generate.guard`); None if it may.
-      masks: folder or file of masks, for a segmenter that takes them.
-      exclude, include: absolute paths of lists of images; None without one.
-      scenes: absolute path of the folder of scenes; None without one.
+      reshard: whether to choose new numbers of shards instead of `previous`.
+      guarded: stages of the existing dataset from its manifest, to stop a job that would make much
+        of the dataset again (`pipeline.generate.guard`); None to let any job run.
+      masks: folder or file of masks, for a segmenter that takes them; None without `--masks`.
+      exclude, include: absolute paths of lists of images; None without such a list.
+      scenes: absolute path of the folder of scenes; None without `--backgrounds`.
     """
 
     config: DatasetConfig
@@ -65,8 +65,8 @@ class GenerateJob:
         return KeyLists(**lists)
 
     def layer_staging(self) -> Staging:
-        """Returns the staging folder of layers. It is named after their configuration alone, so
-        that a job with another seed of the pairing finds them."""
+        """Returns the staging folder of layers. Its name depends on their configuration alone, so
+        that a job that only draws other pairs still finds the layers."""
         return Staging(fenced_for_job(self.store), f"{STAGING}/{self.config.segment.fingerprint()}")
 
     def output_staging(self) -> Staging:

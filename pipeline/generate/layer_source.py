@@ -1,4 +1,4 @@
-"""Reads the layers and backgrounds that Compose works on."""
+"""Reads the layers and backgrounds that Compose puts together."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from transforms.layers import Layer
 from transforms.variants import EXTERNAL, base_of
 
 Encoded = bytes | SourceBytes | Pixels
-"""A tiled background as stored, the files to cut it from, or the pixels of a scene."""
+"""A background before `LayerSource.tiled`: an encoded tiled background from a tar, the bytes of the
+source image to cut it from, or the pixels of a scene."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +34,10 @@ class Backgrounds:
     """The backgrounds that were drawn for the selected images of a shard.
 
     Attributes:
-      plan: of the split.
-      scenes: None without `mixed_external`.
-      positions: by key and mixed variant, in the plan's table or among the scenes.
+      plan: the split's plan.
+      scenes: the accepted scenes; None without `mixed_external`.
+      positions: the position of the background for each image key and mixed variant: a row of the
+        plan's table, or for `mixed_external` an index of `scenes`.
     """
 
     plan: Plan
@@ -53,8 +55,8 @@ class Backgrounds:
         return scenes.md5s[position] if scenes else str(self.plan.value("layer_digest", position))
 
     def fields(self, key: str, variant: str) -> dict[str, Any]:
-        """Returns `bg_key`, `bg_label` and `bg_wnid` of a sample, None if it has its own
-        background. A scene has no class."""
+        """Returns `bg_key`, `bg_label` and `bg_wnid` of a sample. All are None if the variant draws
+        no background; a scene has a key, but no class."""
         position = self.positions[key].get(variant)
         empty: dict[str, Any] = dict.fromkeys(("bg_key", "bg_label", "bg_wnid"))
         if position is None:
@@ -64,17 +66,17 @@ class Backgrounds:
         return {name: self.plan.value(name.removeprefix("bg_"), position) for name in empty}
 
     def scenes_of(self, variant: str) -> DrawnScenes | None:
-        """Returns the scenes if a variant is composed on them, else None."""
+        """Returns the scenes if the backgrounds of a variant are scenes, else None."""
         return self.scenes if base_of(variant) == EXTERNAL else None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-    """Everything that was read to compose an image.
+    """Everything that was read to compose the variants of an image.
 
     Attributes:
-      layer: the encoded parts of its layer, or the files to cut it from.
-      backgrounds: by mixed variant.
+      layer: the encoded parts of its layer, or the bytes of the source image to cut it from.
+      backgrounds: one background for each mixed variant.
     """
 
     layer: dict[str, bytes] | SourceBytes
@@ -82,8 +84,14 @@ class _Read:
 
 
 class LayerSource:
-    """Layers of planned images, read from tars, or cut again after `--layers drop` has removed the
-    tars."""
+    """Layers of planned images. They are read from tars, or cut again from the source images if
+    `--layers drop` has removed the tars.
+
+    Args:
+      store: the dataset folder.
+      backgrounds: the backgrounds that were drawn for the images.
+      config: configuration of the layers.
+    """
 
     def __init__(self, store: Store, backgrounds: Backgrounds, config: SegmentConfig) -> None:
         self._store = store
@@ -97,14 +105,14 @@ class LayerSource:
         """Reads the layers of selected images, and the tiled backgrounds that were drawn for them.
 
         Args:
-          rows: record rows.
+          rows: index rows of the images.
 
         Yields:
-          (row, layer, backgrounds by mixed variant, to be decoded by `tiled`), in the order of the
+          (row, layer, backgrounds by mixed variant, which `tiled` decodes), in the order of the
           rows.
 
         Raises:
-          JobError: an image gives another layer now than when it was segmented.
+          JobError: a tar is damaged, or cutting an image again gives another layer than before.
           OSError: a file cannot be read.
         """
         for row, parts in read_ahead(self._read, rows, REQUESTS_IN_FLIGHT * self._store.is_remote):
@@ -155,7 +163,7 @@ class LayerSource:
         selected = list(rows)
         ahead = 0
         if selected:
-            # The input may be on another storage than the dataset.
+            # The number depends on the storage of the input, which may differ from the dataset's.
             first = self._planned(selected[0])["source"]
             ahead = reads_ahead(os.fsdecode(first))
         for row, (planned, source) in read_ahead(read, selected, ahead):
@@ -172,7 +180,8 @@ class LayerSource:
         )
 
     def tiled(self, encoded: Encoded) -> Pixels:
-        """Decodes a background from `layers`, or cuts it again; returns (S, S, 3) uint8 RGB."""
+        """Decodes a background that `layers` yielded, or cuts it again; returns (S, S, 3) uint8
+        RGB, where S is the side of the dataset's pictures in pixels."""
         if isinstance(encoded, np.ndarray):
             return encoded
         if isinstance(encoded, bytes):
@@ -193,7 +202,11 @@ class LayerSource:
 
 
 def _source(planned: dict[str, Any]) -> SourceBytes:
-    """Reads the files that an accepted image was cut from."""
+    """Reads the files that an accepted image was cut from.
+
+    Args:
+      planned: the image's row of the plan.
+    """
     annotation, mask = planned["annotation"], planned["mask"]
     source = read_source(
         os.fsdecode(planned["source"]),

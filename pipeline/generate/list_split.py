@@ -1,4 +1,5 @@
-"""List: finds the images of all splits, with masks and boxes, and deals them to source shards."""
+"""List: finds the images of all splits, with their masks and boxes, and deals them to source
+shards."""
 
 from __future__ import annotations
 
@@ -29,6 +30,9 @@ def list_split(
 ) -> tuple[tuple[SourceImage, ...], SplitTotals]:
     """Lists the images of a split, and chooses its numbers of shards.
 
+    Returns:
+      (images with the files that the job uses, totals of the split).
+
     Raises:
       UsageError: there are no images that can be used, or the input cannot be read.
     """
@@ -55,8 +59,8 @@ def _with_used_files(
     image: SourceImage, config: SegmentConfig, masks: FileIndex | None
 ) -> SourceImage:
     """Adds the mask of an image from `--masks`, and drops the files that are not used: masks that
-    the segmenter does not take, and boxes if images stay whole. So a change of these makes no
-    work."""
+    the segmenter does not take, and boxes if images stay whole. So a change in an unused file does
+    not invalidate the layer."""
     if masks is not None:
         mask = masks.find(image.wnid, image.key)
         return image if mask is None else replace(image, mask=mask.path, mask_md5=mask.md5)
@@ -109,8 +113,8 @@ def _no_images(
 
 
 class ListSplits(beam.DoFn):
-    """Anything -> the SourceShards of all splits. One element lists all, so that no work begins
-    before the guard has seen every shard."""
+    """One element of any value -> the SourceShards of all splits. A single call lists all splits,
+    so that no work begins before the guard has seen every shard."""
 
     def __init__(self, job: GenerateJob) -> None:
         self._job = job
@@ -131,6 +135,6 @@ class ListSplits(beam.DoFn):
         if job.guarded is not None:
             renumbered = shards if job.reshard else ()
             check_rebuild(job.guarded, existing, job.config, job.layer_staging(), renumbered)
-        # Local runners deal shards to their workers in turn, once. Largest first, all workers get
-        # about the same amount.
+        # Local runners deal the shards to their workers once, in turn. Because the largest shards
+        # come first, all workers get about the same number of images.
         return sorted(shards, key=lambda shard: -len(shard.images))

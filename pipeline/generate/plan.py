@@ -1,8 +1,8 @@
 """Plan: selects the images of a split, and pairs foregrounds with backgrounds.
 
-Planning reads records only, one after the other, and only the columns that it needs. The plan of a
-split is one file with a row for each accepted image, which every worker reads. Pairs are drawn
-later, by the workers, for one shard at a time.
+Planning reads no images, only the records, one after the other, and only the columns that it needs.
+The plan of a split is one file with a row for each accepted image, which every worker reads. The
+pairs are drawn later: a worker that composes a shard draws the backgrounds of that shard's images.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from transforms.selection import has_partners, select
 from transforms.variants import MIXED, split_replicate, with_replicates
 
 _AT_ONCE = 65_536
-"""Keys that exist as Python strings at a time."""
+"""The most keys that are converted to Python strings at a time, to save memory."""
 
 _SHARDS_AT_ONCE = 1024
-"""Source shards whose rows are gathered in one table."""
+"""Number of source shards whose rows are gathered in one table."""
 
 _COLUMNS = {
     "key": "key",
@@ -50,8 +50,8 @@ _COLUMNS = {
     "group": "group",
     "object": "object",
 }
-"""Columns of a record that a plan has, and their names there. Offset and length are the position of
-the tiled background in the tar."""
+"""Columns of a record that a plan holds, mapped to their names in the plan. `offset` and `length`
+locate the tiled background in the tar, in bytes."""
 _SCHEMA = pa.schema(
     [
         *(RECORD_SCHEMA.field(n).with_name(name) for n, name in _COLUMNS.items()),
@@ -59,11 +59,12 @@ _SCHEMA = pa.schema(
         pa.field("tar", pa.dictionary(pa.int32(), pa.string())),
     ]
 )
-"""Columns of a plan before the selection."""
+"""Columns of a plan without those that `PlanSplit._decide` adds."""
 
 
 def mixed_variants(config: ComposeConfig) -> tuple[str, ...]:
-    """Returns the variants that are composed on backgrounds of the dataset, without replicates."""
+    """Returns the names of the variants that are composed on backgrounds of the dataset, without
+    their replicates."""
     return tuple(name for name in config.variants if name in MIXED)
 
 
@@ -73,17 +74,18 @@ def select_images(
     config: ComposeConfig,
     groups: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Decides which accepted images of a split make up the dataset.
+    """Decides which of the n accepted images of a split make up the dataset.
 
     Args:
-      keys: (n,) strings, keys of the accepted images.
-      labels: (n,) int64.
-      config: of selection and pairing.
+      keys: (n,) strings, keys of the images.
+      labels: (n,) int64, labels of the images.
+      config: configuration of selection and pairing.
       groups: (n,) int64 from `_group_numbers`, None without groups.
 
     Returns:
-      (selected, no_background), (n,) bool each. Images without any partner are removed before
-      classes are balanced, so that a class of one image does not shrink all others.
+      (whether each image is selected, whether each was left out because no other image can give it
+      a background), (n,) bool each. Images without such a partner are removed before classes are
+      balanced, so that a class of one image does not shrink all other classes.
     """
 
     def partners(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -110,18 +112,18 @@ def select_images(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """The accepted images of a split.
+    """The n accepted images of a split.
 
     Attributes:
-      table: columns of `_SCHEMA` (`tar` is the current path of the layers), `selected`,
-        `no_background`, `hash`, and `group_number` if there are groups; in order of the source
-        shards.
-      keys: of the table, as an Arrow array, because Python strings would take ten times the
-        memory.
+      table: n rows in order of the source shards. Its columns are those of `_SCHEMA` (`tar` is the
+        current path of the layers), `selected`, `no_background`, `hash`, and `group_number` if
+        there are groups.
+      keys: the table's column `key` as one Arrow array, because Python strings would take ten times
+        the memory.
       by_key: (n,) positions in `table` in order of the keys.
-      pool: the selected images.
+      pool: the selected images, to draw pairs from.
       rows: position in `table` of each image of the pool, ascending.
-      config: of the pairing.
+      config: configuration of the pairing.
     """
 
     table: pa.Table
@@ -133,9 +135,9 @@ class Plan:
 
     @classmethod
     def from_table(cls, table: pa.Table, config: ComposeConfig) -> Plan:
-        """Builds the pool of a planned table.
+        """Builds a plan from the table that `PlanSplit` wrote.
 
-        Beside the table, a worker holds about 50 bytes for each image, and no text but the keys.
+        Beside the table, it takes about 50 bytes for each image, and copies no text but the keys.
         """
         selected, by_key = table["selected"].to_numpy(), table["by_key"].to_numpy()
         rows = np.flatnonzero(selected)
@@ -151,29 +153,31 @@ class Plan:
         )
 
     def position(self, key: str) -> int:
-        """Returns the position in `table` of an accepted key. Raises JobError for another key."""
+        """Returns the position of an accepted image in `table`. Raises JobError if its key is not
+        in the plan."""
         rank = bisect.bisect_left(self.by_key, key, key=lambda row: self.keys[int(row)].as_py())
         if rank < len(self.keys) and self.keys[row := int(self.by_key[rank])].as_py() == key:
             return row
         raise JobError(f"{key} is accepted and not in the plan: this is a bug")
 
     def row(self, position: int) -> dict[str, Any]:
-        """Returns a row of the table."""
+        """Returns the row of the table at a position."""
         row: dict[str, Any] = self.table.slice(position, 1).to_pylist()[0]
         return row
 
     def value(self, column: str, position: int) -> Any:
-        """Returns a value of the table."""
+        """Returns the value of a column at a position."""
         return self.table[column][position].as_py()
 
     def backgrounds(self, keys: list[str]) -> dict[str, NDArray[np.int64]]:
-        """Draws the background of each selected key.
+        """Draws a background for each selected key, for each replicate of each mixed variant.
 
         Returns:
-          Positions in `table`, by variant, for each replicate of each mixed variant.
+          By name of the replicate: positions of the backgrounds in `table`, in the order of `keys`.
 
         Raises:
-          JobError: an image has no partner, which the selection rules out.
+          JobError: an image has no partner, which would be a bug, since `select_images` drops such
+            images.
         """
         positions = np.asarray([self.position(key) for key in keys], np.int64)
         foregrounds = np.searchsorted(self.rows, positions)
@@ -197,14 +201,14 @@ class Plan:
 
 
 def _strings(keys: pa.Array) -> Iterator[str]:
-    """Yields the keys, converting a few to Python strings at a time."""
+    """Yields the keys; converts at most `_AT_ONCE` to Python strings at a time."""
     for first in range(0, len(keys), _AT_ONCE):
         yield from keys.slice(first, _AT_ONCE).to_pylist()
 
 
 def _group_numbers(column: pa.Array) -> NDArray[np.int64] | None:
-    """Numbers the groups; returns None if no image has one. An image without a group gets a number
-    of its own."""
+    """Returns the number of each image's group, (n,) int64; None if no image has a group. An image
+    without a group gets a number of its own."""
     if column.null_count == len(column):
         return None
     groups = column.dictionary_encode()
@@ -213,11 +217,10 @@ def _group_numbers(column: pa.Array) -> NDArray[np.int64] | None:
 
 
 def _accepted(store: Store, shard: SourceShard) -> pa.Table:
-    """Reads the accepted images of a source shard: columns of its record, and paths of their
-    files."""
+    """Reads the accepted images of a source shard, as a table with the columns of `_SCHEMA`."""
 
     def read(source: Any) -> pa.Table:
-        # For a small file, this takes half the time of `read_table`.
+        # For small files such as records, this takes half the time of `read_table`.
         with pq.ParquetFile(source) as file:
             return file.read([*_COLUMNS, "status"], use_threads=False)
 
@@ -231,8 +234,8 @@ def _accepted(store: Store, shard: SourceShard) -> pa.Table:
 
 
 def _batches(store: Store, shards: Sequence[SourceShard]) -> Iterator[pa.Table]:
-    """Yields the accepted images of all source shards, in tables of many shards, because a table
-    for each shard would take more memory than its rows."""
+    """Yields the accepted images of all source shards, in tables of many shards each, because the
+    overhead of a table for each shard would take more memory than its rows."""
     ahead = REQUESTS_IN_FLIGHT if store.is_remote else 0
     tables = []
     for shard, table in read_ahead(functools.partial(_accepted, store), shards, ahead):
@@ -248,10 +251,10 @@ class PlanSplit(beam.DoFn):
     It also checks that all shards and images of the split have arrived.
 
     Args:
-      config: of selection and pairing.
+      config: configuration of selection and pairing.
       staging: staging folder of output shards.
-      segment: of the layers.
-      scenes: folder of scenes, None without one.
+      segment: configuration of the layers.
+      scenes: folder of scenes, None without `--backgrounds`.
     """
 
     def __init__(
@@ -269,7 +272,7 @@ class PlanSplit(beam.DoFn):
     @timed("plan")
     def process(self, element: tuple[str, Iterable[SourceShard]]) -> list[OutputShard]:
         split, segmented = element
-        # In their order, because their records are read one after the other.
+        # Sorted, because the plan holds the rows of the source shards in order of their numbers.
         shards = sorted(segmented, key=lambda shard: shard.shard)
         totals = shards[0].totals
         images = sum(shard.segmented for shard in shards)
@@ -295,8 +298,8 @@ class PlanSplit(beam.DoFn):
         ]
 
     def _write(self, file: HashingFile, shards: Sequence[SourceShard]) -> None:
-        """Writes the plan. Columns that the selection does not need are spooled to disk
-        meanwhile."""
+        """Writes the plan. While images are selected, all columns wait in a temporary file on disk,
+        and memory holds only those that the selection needs."""
         with tempfile.TemporaryFile() as spool:
             needed = []
             with pa.ipc.new_stream(spool, _SCHEMA) as stream:
@@ -315,8 +318,11 @@ class PlanSplit(beam.DoFn):
                     first += len(rows)
 
     def _decide(self, table: pa.Table) -> pa.Table:
-        """Returns the columns of a plan that depend on the keys, labels and groups of the whole
-        split."""
+        """Computes the columns of a plan that depend on the whole split.
+
+        Args:
+          table: columns key, label and group of all accepted images.
+        """
         keys, labels, groups = (column.combine_chunks() for column in table.columns)
         numbers = _group_numbers(groups)
         labels = labels.to_numpy(zero_copy_only=False).astype(np.int64)
@@ -325,7 +331,7 @@ class PlanSplit(beam.DoFn):
             "by_key": pc.sort_indices(keys).cast(pa.int32()),
             "selected": selected,
             "no_background": no_background,
-            # Once here, and not in every worker.
+            # Computed here once, so that not every worker has to.
             "hash": background_hashes(_strings(keys), self._config.seed),
             **({} if numbers is None else {"group_number": numbers}),
         }
@@ -334,6 +340,7 @@ class PlanSplit(beam.DoFn):
 
 @functools.lru_cache(maxsize=4)
 def load_plan(store: Store, path: str, config: ComposeConfig, digest: str) -> Plan:
-    """Reads a plan, once in each worker process; `digest` tells a rewritten file apart."""
+    """Reads a plan, once in each worker process. The argument `digest` is part of the cache's key,
+    so that a rewritten file is read again."""
     del digest
     return Plan.from_table(read_table(store, path), config)

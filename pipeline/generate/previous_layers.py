@@ -1,4 +1,5 @@
-"""Finds existing layers: whole shards that are up to date, and single images in older shards."""
+"""Finds existing layers, so that they are not made again: whole shards that are up to date, and
+single unchanged images in outdated shards."""
 
 from __future__ import annotations
 
@@ -24,14 +25,15 @@ def find_layers(
     *,
     need_files: bool,
 ) -> Record | None:
-    """Finds the record of a source shard whose layers are up to date, in place or staged; returns
-    None if they are not, or if a digest is not known.
+    """Finds the record of a source shard, in place or staged; returns None if its layers are not up
+    to date, or if a digest is not known.
 
     Args:
       staging: staging folder of the layers.
       shard: the source shard.
-      digests: of the images, in their order; None for a digest that is not known.
-      config: of the layers.
+      digests: digest of each image, in the order of the images; None for a digest that is not
+        known.
+      config: configuration of the layers.
       need_files: whether the tar of layers has to exist.
     """
     known = [digest for digest in digests if digest is not None]
@@ -42,7 +44,8 @@ def find_layers(
 
 
 class PreviousLayers:
-    """Finds the layers of single images, whatever shard they lie in now.
+    """Finds the layers of single images in the existing shards, even if the images now belong to
+    shards of other numbers.
 
     Args:
       store: the dataset folder.
@@ -58,8 +61,8 @@ class PreviousLayers:
 
     def find(self, key: str, source_digest: str) -> list[tuple[dict[str, Any], dict[str, bytes]]]:
         """Finds the layers of an unchanged image; returns its record rows, each with the encoded
-        parts of the layer (empty if it was rejected, or stays whole). Without any, the image has to
-        be segmented."""
+        parts of the layer (no parts if the image was rejected, or stays whole). If the list is
+        empty, the image has to be segmented."""
         tar = layer_tar(self._split, self._counts.source_shard(key))
         return [
             (row, read_parts(self._store, tar, row) if row["image_offset"] is not None else {})
@@ -67,16 +70,18 @@ class PreviousLayers:
         ]
 
     def rows(self, key: str, source_digest: str) -> list[dict[str, Any]]:
-        """Finds the record rows of an unchanged image: one, or with `--objects each` one for each
-        of its objects, in their order."""
+        """Finds the record rows of an unchanged image: one row, or with `--objects each` a row for
+        each of its objects, in order of their numbers. The list is empty if the image has
+        changed."""
         shard = self._counts.source_shard(key)
         if shard not in self._records:
             self._records[shard] = self._read(shard)
         return self._records[shard].get((key, source_digest), [])
 
     def _read(self, shard: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
-        """Reads the rows of a record, by key and digest; empty if a file of the shard is missing.
-        Rows of duplicate keys are left out, because they depend on other images."""
+        """Reads the rows of a record, by source key and digest; returns no rows if a file of the
+        shard is missing. Images that were rejected for a duplicate key are left out, because that
+        status depends on other images."""
         store, path = self._store, layer_record(self._split, shard)
         metadata = read_metadata(store, path)
         if metadata is None or any(store.size(file.path) != file.bytes for file in metadata.files):

@@ -1,4 +1,5 @@
-"""Advice if most images are rejected: the frequent reasons, and the flags that help."""
+"""Advice for a dataset that rejects most images: the most frequent reasons, and the flags that
+help."""
 
 from __future__ import annotations
 
@@ -8,9 +9,9 @@ from pipeline.dataset.manifest import Manifest
 from transforms.filters import Reason
 
 _NAMED = 3
-"""How many of the most frequent reasons to name."""
+"""The most reasons to name."""
 _SHARE = 0.05
-"""Share of all images below which a reason is not named."""
+"""Smallest share of all images (0 to 1) that a reason must account for to be named."""
 
 _HELP: dict[str, str] = {
     Reason.MISSING_ANNOTATION: "--annotations names the boxes, --masks the masks; --selection in9l "
@@ -30,11 +31,12 @@ _HELP: dict[str, str] = {
 
 
 def advise(rejected: Mapping[str, int], total: int) -> list[str]:
-    """Returns a line of advice if over half of the images are rejected, else no line.
+    """Returns a line of advice if over half of the images are rejected and a frequent reason has a
+    remedy, else an empty list.
 
     Args:
-      rejected: number of images, or of objects, by reason.
-      total: number of all images, or objects.
+      rejected: number of images (with `--objects each`, of objects) by reason.
+      total: number of all images (or objects).
     """
     if 2 * sum(rejected.values()) <= total:
         return []
@@ -48,8 +50,8 @@ def advise(rejected: Mapping[str, int], total: int) -> list[str]:
 
 
 def advice(manifest: Manifest, split: str) -> list[str]:
-    """Same as `advise`, but for a split of a finished dataset; returns no line for an imported
-    one."""
+    """Same as `advise`, but for a split of a finished dataset; returns an empty list if the dataset
+    is imported."""
     images = manifest.images[split]
     if manifest.config.is_imported:
         return []

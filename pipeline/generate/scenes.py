@@ -1,4 +1,4 @@
-"""Scenes: pictures that are not images of the dataset, as backgrounds of `mixed_external`.
+"""Scenes: pictures from outside the dataset, which are the backgrounds of `mixed_external`.
 
 The worker that plans a split examines a folder of pictures (`--backgrounds`) once, and records the
 status of each file in a table of the dataset, `backgrounds/scenes.parquet`. Drawing and composing
@@ -41,10 +41,10 @@ from transforms.pairing import draw_scenes
 from transforms.variants import EXTERNAL, split_replicate, with_replicates
 
 SCENES = "backgrounds/scenes.parquet"
-"""The table of scenes."""
+"""Path of the table of scenes in the dataset folder."""
 
 _CACHED = 64
-"""Scenes that a worker keeps in memory, cropped: 150 kB each at 224 pixels."""
+"""The most cropped scenes that a worker keeps in memory: 150 kB each at 224 x 224 pixels."""
 
 _SCHEMA = pa.schema(
     [
@@ -55,17 +55,17 @@ _SCHEMA = pa.schema(
         pa.field("md5", pa.string(), nullable=False),
     ]
 )
-"""Columns of the table: `key` is the file name without its suffix, `path` is relative to the
-folder, `status` is `accepted` or the reason of the rejection, as for images."""
+"""Columns of the table of scenes. `key` is the file name without its suffix, `path` is relative to
+the folder of scenes, and `status` is `accepted` or the reason of the rejection, as for images."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A file of the folder.
+    """A file of a folder of scenes.
 
     Attributes:
-      path: relative to the folder, with forward slashes.
-      md5: of the content, hexadecimal.
+      path: path relative to the folder, with forward slashes.
+      md5: MD5 of the content, hexadecimal.
     """
 
     path: str
@@ -79,12 +79,12 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class Scenes:
-    """The pictures of a folder.
+    """The pictures of a folder of scenes.
 
     Attributes:
-      folder: absolute path. It is not part of the dataset's configuration, because the folder may
-        move.
-      files: in order of path.
+      folder: absolute path of the folder. It is not part of the dataset's configuration, because
+        the folder may move.
+      files: the pictures, in order of their paths.
     """
 
     folder: str
@@ -100,7 +100,7 @@ class Scenes:
 
 
 def list_scenes(folder: str) -> Scenes:
-    """Lists the pictures in a folder and below it, except hidden ones.
+    """Lists the pictures in a folder and below it, except hidden files.
 
     Args:
       folder: absolute path.
@@ -131,8 +131,8 @@ def _path(listed: tuple[str, FileInfo]) -> str:
 
 @functools.lru_cache(maxsize=200_000)
 def _md5(info: FileInfo) -> str:
-    """Returns the MD5 of a file; reads each state of it once, although a launch lists the folder
-    several times."""
+    """Returns the MD5 of a file. A launch lists the folder several times, but the cache reads a
+    file only once while its `FileInfo` stays the same."""
     return hashlib.md5(read_location(info.path), usedforsecurity=False).hexdigest()
 
 
@@ -141,9 +141,9 @@ class SceneTable:
     """The table of scenes, in place or staged.
 
     Attributes:
-      folder: of the pictures, absolute.
-      record: the table, like the record of a shard without other files.
-      statuses: number of files by status.
+      folder: absolute path of the folder of scenes.
+      record: the table, described like the record of a shard that has no other files.
+      statuses: (status, number of files with it), sorted.
     """
 
     folder: str
@@ -160,9 +160,9 @@ def examine_scenes(
     table are not opened again.
 
     Args:
-      folder: absolute path.
+      folder: absolute path of the folder of scenes.
       summary: `Scenes.summary` when the job was launched.
-      config: of the layers, whose size and crop the scenes share.
+      config: configuration of the layers; scenes are resized and cropped in the same way.
       staging: staging folder for a new table.
 
     Raises:
@@ -199,7 +199,14 @@ def examine_scenes(
 def _examine(
     scenes: Scenes, config: SegmentConfig, known: dict[str, dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """Yields the rows of the table. Among equal keys, the lowest path is accepted."""
+    """Yields the rows of the table of scenes. Among usable files of the same key, the one with the
+    lowest path is accepted.
+
+    Args:
+      scenes: the pictures of the folder.
+      config: configuration of the layers.
+      known: rows of an earlier table, by MD5.
+    """
     accepted: set[str] = set()
     by_content = {Reason.UNDECODABLE, Reason.TOO_MANY_PIXELS}
 
@@ -237,13 +244,18 @@ def _status_of(data: bytes, config: SegmentConfig) -> tuple[str, str | None]:
 
 
 class DrawnScenes:
-    """The accepted scenes, to draw from.
+    """The accepted scenes, from which backgrounds are drawn.
 
     Args:
-      table: from `examine_scenes`.
+      table: the table of scenes, from `examine_scenes`.
       staging: staging folder of the table.
-      segment: of the layers.
-      compose: of the pairing.
+      segment: configuration of the layers.
+      compose: configuration of the pairing.
+
+    Attributes:
+      keys: keys of the scenes, sorted.
+      md5s: MD5 of each scene.
+      picture: returns the scene at a position, cropped; caches the last scenes.
     """
 
     def __init__(
@@ -261,8 +273,8 @@ class DrawnScenes:
         self.picture = functools.lru_cache(_CACHED)(self._picture)
 
     def draw(self, keys: list[str]) -> dict[str, NDArray[np.int64]]:
-        """Draws a scene for each foreground key; returns positions by replicate of
-        `mixed_external`."""
+        """Draws a scene for each foreground key; returns, by replicate of `mixed_external`, the
+        positions of the drawn scenes in the attribute `keys`."""
         positions = {}
         for name in with_replicates([EXTERNAL], self._compose.replicates):
             variant, replicate = split_replicate(name)
@@ -271,7 +283,8 @@ class DrawnScenes:
         return positions
 
     def _picture(self, position: int) -> Pixels:
-        """Reads and crops a scene; returns (S, S, 3) uint8.
+        """Reads and crops a scene; returns (S, S, 3) uint8 RGB, where S is the side of the
+        dataset's pictures in pixels.
 
         Raises:
           JobError: the scene has changed since it was examined.

@@ -1,8 +1,8 @@
-"""Segment: cuts each source image into its layer, which is the expensive stage.
+"""Segment: cuts each source image into its layer. This is the most expensive stage.
 
-One call works on one source shard, one image at a time, and writes the layers and then the record
+One call works on one source shard, one image at a time. It writes the layers, and then the record,
 to the staging folder. Layers that are up to date are not made again: whole shards are found by
-their record, single images by their row in an older record.
+their record, and single images by their row in an older record.
 """
 
 from __future__ import annotations
@@ -58,14 +58,15 @@ from transforms.taxonomy import OUTSIDE
 
 
 class SegmentShard(beam.DoFn):
-    """SourceShard -> the same, segmented. One element is all the work on a shard.
+    """Listed SourceShard -> the same shard, segmented. One call does all the work on a shard.
 
     Args:
-      config: of the layers.
+      config: configuration of the layers.
       staging: staging folder of the layers.
       previous: numbers of shards of the existing dataset, by split.
       progress: records finished work.
-      layers: `keep`, or `drop` if a shard is up to date without its tar.
+      layers: value of `--layers`. With `keep`, a shard is only up to date if its tar of layers
+        exists; with `drop`, it needs no tar.
     """
 
     def __init__(
@@ -122,8 +123,8 @@ class SegmentShard(beam.DoFn):
         return [segmented]
 
     def _read_complete(self, record: Record, shard: SourceShard) -> list[dict[str, Any]] | None:
-        """Reads the rows of a record; returns None if it is damaged, or lacks images of the
-        shard."""
+        """Reads the rows of a record; returns None if the record is damaged, or is not of as many
+        images as the shard has."""
         store, path = self._staging.store, record.path
         rows = read_intact(store, path, lambda: read_rows(store, path))
         if rows is not None and count_sources(rows) != len(shard.images):
@@ -134,8 +135,9 @@ class SegmentShard(beam.DoFn):
     def _digests(self, shard: SourceShard, path: str, checksums: Checksums) -> list[str | None]:
         """Returns the digests of a shard's images.
 
-        If there is a record, images whose digest is not known are read, to see whether the layers
-        are up to date. Otherwise their digest is None, and they are read once, when they are cut.
+        If the shard has a record, images whose digest is not known are read, to see whether the
+        layers are up to date. Otherwise the digest of these images is None, and they are read only
+        once, when they are cut.
         """
         known = [known_digest(image, self._config, checksums.known) for image in shard.images]
         paths = (self._staging.staged(path), path)
@@ -192,8 +194,9 @@ class SegmentShard(beam.DoFn):
     def _rows(
         self, image: SourceImage, digest: str, md5: str, content: _ImageContent, tally: UnitTally
     ) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
-        """Yields the record rows of an image without offsets, each with its encoded layer if it was
-        accepted: one row, or one for each object."""
+        """Yields the record rows of an image: one row, or one for each object. Each row comes with
+        the encoded parts of its layer, which are empty if it has none. The positions of the parts
+        in the tar are not filled in yet."""
         by_object = self._config.objects == "each"
         row: dict[str, Any] = {
             "key": printable(image.key),
@@ -224,8 +227,8 @@ class SegmentShard(beam.DoFn):
             yield self._row(row, cut)
 
     def _row(self, row: dict[str, Any], cut: Cut) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """Completes the row of an image, or of one of its objects; returns it with the encoded
-        layer."""
+        """Completes the row of an image, or of one of its objects, from its cut; returns the row
+        and the encoded parts of the layer, which are empty if it was rejected."""
         if cut.number:
             row = {**row, "key": f"{row['key']}_{cut.number}", "object": cut.number}
             if not is_valid_key(row["key"]):
@@ -251,8 +254,8 @@ class SegmentShard(beam.DoFn):
 
 
 def _columns_without_layer(cropped: CroppedImage) -> dict[str, Any]:
-    """Returns the columns of an image that stays cropped. It has no layer: it is cropped again when
-    it is composed, which takes no longer than storing it and reading it back."""
+    """Returns the columns of an image that is cropped and stays whole. No layer is stored for it,
+    because cropping it again in Compose takes no longer than writing and reading it would."""
     return {
         "status": ACCEPTED if cropped.reason is None else str(cropped.reason),
         "detail": printable(cropped.detail) or None,
@@ -272,8 +275,8 @@ class _Rejected:
 
 @dataclasses.dataclass(frozen=True)
 class _Kept:
-    """The rows of an unchanged image in an older record, each with its encoded layer if it was
-    accepted."""
+    """The rows of an unchanged image in an older record, each with the encoded parts of its layer,
+    which are empty if it has no layer."""
 
     rows: list[tuple[dict[str, Any], dict[str, bytes]]]
 
@@ -287,16 +290,16 @@ def _read(
     config: SegmentConfig,
     item: tuple[SourceImage, str | None, SourceImage | None],
 ) -> tuple[str, str, _ImageContent]:
-    """Reads everything for an image.
+    """Reads everything that an image's rows are made from.
 
     Args:
       previous: existing layers.
-      checksums: of the shard.
-      config: of the layers.
-      item: (image, its digest if known, the image before it in the shard).
+      checksums: checksums of the shard's files.
+      config: configuration of the layers.
+      item: (image, its digest or None if not known, the image before it in the shard or None).
 
     Returns:
-      (digest, MD5 of the picture, content).
+      (digest of the image, MD5 of its picture, content).
     """
     image, digest, preceding = item
     rejected = reject_by_name(image, preceding)
@@ -315,6 +318,6 @@ def _read(
 
 
 def _sources(shard: SourceShard) -> dict[str, SourceImage]:
-    """Returns the source images by key; among equal keys, the first, which is the only one
-    accepted."""
+    """Returns the source images by key. Among images of the same key, it is the first, because the
+    others are rejected."""
     return {image.key: image for image in reversed(shard.images)}

@@ -1,4 +1,4 @@
-"""Shards as elements of the graph: paths, small records and numbers, never pixels."""
+"""The elements of the graph: shards, which hold paths, small records and numbers, but no pixels."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ SOURCE_SCHEMA = pa.schema(
         pa.field("mask", pa.binary()),
     ]
 )
-"""Locations of the files that an accepted image is cut from; all null if its layers are kept."""
+"""Columns with the locations of the files that an accepted image is cut from; all null if its layer
+is kept in a tar."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitTotals:
-    """Totals of a split. They travel with every shard, so that a lost element is noticed.
+    """Totals of a split. Every shard carries them, so that a lost shard is noticed.
 
     Attributes:
       split: name of the split.
       counts: numbers of shards.
-      listed: number of images.
-      outside: number of images of other classes, which are only counted.
-      other_files: number of files beside the images without an image suffix.
+      listed: number of images in the source shards.
+      outside: number of images of other classes, which are counted but not used.
+      other_files: number of files among the images that have no image suffix.
     """
 
     split: str
@@ -47,7 +48,7 @@ class SplitTotals:
     other_files: int
 
     def check_complete(self, arrived: list[int], expected: int, images: int) -> None:
-        """Raises JobError if a runner lost or repeated shards or images of the split.
+        """Raises JobError if the runner lost or repeated shards or images of the split.
 
         Args:
           arrived: numbers of the shards that arrived, ascending.
@@ -71,13 +72,14 @@ class SourceShard:
     """A hash bucket of source images: List -> Segment -> Plan.
 
     Attributes:
-      totals: of the split.
+      totals: totals of the split.
       shard: number of the bucket.
-      images: in order of (key, name), so that among equal keys the lowest path comes first. They
-        travel to Segment and no further.
+      images: the images, in order of (key, name), so that among equal keys the lowest path comes
+        first. Segment removes them.
       segmented: number of images in the record. Segment sets this and the following attributes.
-      record: of the shard.
-      sources: from `pack_sources`, empty if the layers are kept. They only travel to Plan.
+      record: the shard's record.
+      sources: locations of the source files, packed by `pack_sources`; empty if the layers are
+        kept. Only Plan gets them.
     """
 
     totals: SplitTotals
@@ -89,12 +91,12 @@ class SourceShard:
 
     @property
     def tar(self) -> str | None:
-        """Current path of the tar of layers, None if there is none."""
+        """Current path of the tar of layers; None if there is no tar."""
         return self.record.locations.get(layer_tar(self.totals.split, self.shard))
 
     def for_plan(self) -> SourceShard:
-        """Returns the shard without the digests of its files, because Plan gathers all shards of a
-        split."""
+        """Returns the shard without the digests of its files. Plan does not need them, and would
+        hold them for all shards of a split at once."""
         locations = {
             path: current for path, current in self.record.locations.items() if current == self.tar
         }
@@ -108,7 +110,7 @@ class SourceShard:
 
 
 def make_shards(images: Iterable[SourceImage], totals: SplitTotals) -> list[SourceShard]:
-    """Deals the images of a split to its source shards; returns empty shards, too."""
+    """Deals the images of a split to its source shards; returns all shards, even empty ones."""
     buckets: list[list[SourceImage]] = [[] for _ in range(totals.counts.source)]
     for image in images:
         buckets[totals.counts.source_shard(image.key)].append(image)
@@ -123,17 +125,18 @@ class OutputShard:
     """A shard of the dataset: Plan -> Compose -> Commit.
 
     Attributes:
-      totals: of the split.
+      totals: totals of the split.
       shard: number of the shard.
-      plan, plan_digest: relative path and SHA-256 of the split's plan.
-      sources: records of the source shards that it consists of, in their order, without their
-        files. These and the plan travel to Compose and no further.
-      scenes: the table of scenes, None without one.
-      record: of the index. Compose sets this and the following attributes.
+      plan, plan_digest: path of the split's plan in the dataset folder, and its SHA-256.
+      sources: records, without their files, of the source shards that the output shard consists of,
+        in order of their numbers. Compose removes these and the plan.
+      scenes: the table of scenes, None without `--backgrounds`.
+      record: the shard's index. Compose sets this and the following attributes.
       images: number of source images.
       statuses: number of index rows by status.
       selected: number of selected images by label.
-      of_sample: number of selected images that are pictures of the embedded sample, byte for byte.
+      of_sample: number of selected images whose files equal pictures of the embedded sample, byte
+        for byte.
     """
 
     totals: SplitTotals
@@ -149,14 +152,14 @@ class OutputShard:
     of_sample: int = 0
 
     def composed(self, index: Record, rows: list[dict[str, Any]]) -> OutputShard:
-        """Returns the composed shard, whose files were found or made.
+        """Returns the shard as it leaves Compose, which found or made its files.
 
         Args:
-          index: record of the shard.
-          rows: of the index.
+          index: the shard's index, as a record.
+          rows: rows of the index.
 
         Raises:
-          JobError: a file does not hold a sample of each selected image.
+          JobError: a file does not hold as many samples as there are selected images.
         """
         selected = Counter(row["label"] for row in rows if row["selected"])
         for file in index.files[:-1]:
@@ -182,10 +185,11 @@ class OutputShard:
 
 
 def pack_sources(rows: list[dict[str, Any]], sources: dict[str, SourceImage]) -> bytes:
-    """Packs the locations that the accepted rows of a source shard are cut from (`SOURCE_SCHEMA`).
+    """Packs the locations of the files that the accepted rows of a source shard are cut from, as a
+    compressed table with the columns of `SOURCE_SCHEMA`.
 
     Args:
-      rows: of the record, in its order.
+      rows: rows of the shard's record, in order.
       sources: source images by key.
     """
     accepted = (sources[source_key(row)] for row in rows if row["status"] == ACCEPTED)
