@@ -1,1 +1,2 @@
-"""Evaluate: runs models on a dataset, stores their predictions, and computes statistics of them."""
+"""Evaluate: runs models on a dataset, stores their predictions, and computes statistics from
+them."""

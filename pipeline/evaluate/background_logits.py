@@ -1,6 +1,7 @@
 """A model's stored logits on pictures of backgrounds, for the probe in `gap_power`.
 
-They are the column `logits` of its predictions, under the paper's label rule.
+The logits are stored in the column `logits` of the model's predictions, in the rows of the paper's
+label rule.
 """
 
 from __future__ import annotations
@@ -20,26 +21,26 @@ from transforms.hashing import keyed_hashes
 PROBED_VARIANT = "only_bg_t"
 """The variant whose logits are kept: backgrounds without any foreground."""
 MAX_PICTURES = 5000
-"""The most pictures whose logits are kept."""
+"""The most pictures whose logits the probe uses."""
 
 
 def keys_to_keep(tested: Iterable[str], shards: int, most: int = MAX_PICTURES) -> frozenset[str]:
     """Chooses the images of an output shard whose logits are kept.
 
-    Shards are buckets of a hash of the key and hold about as many images each. Every shard keeps
-    its share of `most`, the images with the lowest keyed hashes, so the choice depends on no other
-    shard, and an unchanged shard keeps the same images.
+    Images are dealt to shards by a hash of their keys, so all shards hold about the same number.
+    Every shard keeps an equal share of `most`, namely its images with the lowest keyed hashes. So
+    the choice depends on no other shard, and an unchanged shard keeps the same images.
 
     Args:
       tested: keys of the shard's images that models are tested on.
       shards: number of shards.
-      most: images of all shards together.
+      most: approximate number of images to choose in all shards together.
     """
     return frozenset(_lowest_hashes(tested, max(1, most // shards)))
 
 
 def _lowest_hashes(keys: Iterable[str], most: int) -> list[str]:
-    """Returns the keys with the lowest hashes, lowest first."""
+    """Returns the `most` keys with the lowest hashes, lowest hash first."""
     keys = list(keys)
     order = np.argsort(keyed_hashes(0, "power", keys), kind="stable")
     return [keys[position] for position in order[:most].tolist()]
@@ -47,13 +48,13 @@ def _lowest_hashes(keys: Iterable[str], most: int) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class KeptLogits:
-    """A model's logits on pictures of backgrounds, of all shards.
+    """A model's stored logits on n pictures of backgrounds, from all shards.
 
     Attributes:
-      keys: (n,) of the images, sorted.
-      labels: (n,) integers.
-      logits: (n, k) float32.
-      of: sorted values of the column `of`, which identify the predictions.
+      keys: n keys of the images, sorted.
+      labels: (n,) integers, true labels of the images.
+      logits: (n, outputs) float32, all outputs of the model.
+      of: distinct values of the predictions' column `of`, sorted; they change with the logits.
     """
 
     keys: tuple[str, ...]
@@ -63,7 +64,13 @@ class KeptLogits:
 
 
 def read_logits(store: Store, paths: Iterable[str]) -> KeptLogits | None:
-    """Reads a model's stored logits, for at most `MAX_PICTURES` pictures; None without any."""
+    """Reads a model's stored logits on at most `MAX_PICTURES` pictures; returns None if no logits
+    are stored.
+
+    Args:
+      store: the dataset folder.
+      paths: files of the model's predictions.
+    """
     tables = []
     for path in paths:
         table = read_table(store, path, columns=["key", "label", "logits", "of"])

@@ -1,6 +1,6 @@
-"""Paired differences between any two models, on each variant and in BG-Gap.
+"""Paired differences between any two models, in accuracy on each variant and in BG-Gap.
 
-Two models see the same pictures, so the interval of their difference is far narrower than
+Because two models see the same pictures, the interval of their difference is far narrower than
 their own intervals suggest.
 """
 
@@ -21,10 +21,11 @@ COMPARISON_COLUMNS = (
     *("first", "second", "label_rule", "variant", "difference", "ci_low", "ci_high"),
     *("p_adjusted", "n", "split", "dataset"),
 )
-"""Columns of comparisons.csv. `difference` is first - second, a fraction: in accuracy on a
-variant, or in BG-Gap (`bg_gap`, the mean over replicates). Its 95 % interval is two-way, over the
-n foregrounds (or their groups) and over their backgrounds. `p_adjusted` is adjusted by Holm over
-all pairs."""
+"""Columns of comparisons.csv. `difference` is the figure of `first` minus that of `second`, as a
+fraction. The figure is the accuracy on `variant` or, if `variant` is `bg_gap`, BG-Gap (the mean
+over replicates). `ci_low` and `ci_high` are a two-way 95 % interval, over the n foregrounds (or
+their groups) and over their backgrounds. `p_adjusted` is a p-value of no difference, adjusted by
+Holm's method over all pairs of models."""
 
 
 def compare_models(
@@ -32,12 +33,12 @@ def compare_models(
 ) -> Iterator[dict[str, Any]]:
     """Yields the rows of comparisons.csv.
 
-    Every two models that were tested on the same images are compared, in the order of their
-    summaries, in each quantity that both have predictions of.
+    Any two models that were tested on the same images are compared in each quantity (accuracy on a
+    variant, or BG-Gap) that both have predictions for. Pairs are in the order of the summaries.
 
     Args:
-      fingerprint: of the dataset.
-      parts: as `read_contributions` returns them.
+      fingerprint: the dataset's fingerprint.
+      parts: models with their predictions on the same images, as `read_contributions` returns them.
     """
     for part in parts:
         if len(part.summaries) < 2:
@@ -62,10 +63,10 @@ def compare_models(
 def _differences(
     part: ModelsOnSameImages, rule: str, quantity: str
 ) -> dict[tuple[int, int], dict[str, float]]:
-    """Computes the differences of all pairs of models that have predictions of a quantity.
+    """Computes the differences of all pairs of models that have predictions for a quantity.
 
     Returns:
-      Columns of each pair, by the positions of its models among `part.summaries`.
+      Positions of the two models in `part.summaries` -> columns of comparisons.csv.
     """
     positions, figures, contributions = part.contributions(rule, quantity)
     if len(positions) < 2:

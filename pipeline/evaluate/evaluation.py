@@ -1,4 +1,4 @@
-"""The evaluation plan that all stages that run models share: which models, and their settings."""
+"""The models and settings of an evaluation, which all stages that run models share."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ class Evaluation:
       split: the split to evaluate on.
       predict: device, precision, input and batch size.
       progress: where workers note their progress.
-      accept_new_weights: whether weights may differ from those behind earlier results.
-      weights: folder of `in9 models fetch` to load weights from, if any.
+      accept_new_weights: whether a model may run although earlier results under its name were made
+        with other weights.
+      weights: folder that `in9 models fetch` filled, which is preferred to an entry's own source of
+        weights; None without `--weights`.
       groups: number of groups of shards that are evaluated at the same time. Each group has one
         model on a device at a time, so there should be one for each device.
-      hints: resource hints of the step that runs models, as (name, value); empty if it may run
-        on the same machines as all other steps.
-      holdout: share of the images to test on, which training with the same share leaves out; 0
-        for all images.
-      pixel_cache: bytes of decoded pictures that a process keeps for the next model; None for a
-        quarter of the machine's memory, divided by its cores.
+      hints: Beam's resource hints for the step that runs models, as (name, value); empty if it may
+        run on the same machines as all other steps.
+      holdout: share of the images to test on (0 to 1), which training with the same share leaves
+        out; 0 to test on all images.
+      pixel_cache: most bytes of decoded pictures that a process keeps for the next model; None for
+        a quarter of the machine's memory, divided by the number of its cores.
       allow_overlap: whether a model may be tested on images that it was trained on.
     """
 
@@ -54,13 +56,13 @@ class Evaluation:
 
     @property
     def threads(self) -> int:
-        """Number of threads of a group. Groups may share this machine's cores, unless resource
-        hints ask for machines of their own."""
+        """Number of threads for each group. The groups divide this machine's cores, unless resource
+        hints give them machines of their own."""
         return max(1, usable_cores() // (1 if self.hints else self.groups))
 
     @property
     def eval_settings(self) -> dict[str, Any]:
-        """Settings by flag name, which tell two runs of the same model apart."""
+        """The settings that tell two runs of the same model apart, by flag name."""
         return {"split": self.split, "holdout": self.holdout, **self.predict.identity}
 
     def test_on(self, dataset: Dataset) -> EvalSubset:
@@ -68,14 +70,15 @@ class Evaluation:
         return EvalSubset(dataset, self.split, self.holdout, self.allow_overlap)
 
     def rows(self, dataset: Dataset, shard: int | None = None) -> list[dict[str, Any]]:
-        """Returns the index rows of the tested images, of one output shard or of all."""
+        """Returns the index rows of the tested images, in one output shard or in all shards."""
         return selected_rows(dataset, self.split, Holdout(self.holdout), shard)
 
 
 def describe_model(
     model: ModelIdentity, evaluation: Evaluation, dataset: Dataset
 ) -> dict[str, Any]:
-    """Describes a model and how it is run, as its results record it; serializable as JSON."""
+    """Returns a description of a model and of how it is run, which its results record; it can be
+    written as JSON."""
     stored_size = dataset.manifest.config.segment.image_size
     is_resized = model.preprocessing.fixed_size or evaluation.predict.eval_input == "native"
     return {

@@ -1,4 +1,4 @@
-"""The evaluation stage: predictions of models on output shards."""
+"""The evaluation stage: stores the predictions of models on output shards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _LIBRARIES = ("numpy", "torch", "timm")
 
 
 class EvaluationWork(Work):
-    """Predictions of output shards, from which all statistics are computed."""
+    """The stage that predicts all pictures of output shards; all statistics are computed from these
+    predictions."""
 
     stage = "evaluate"
     unit_name = "prediction_shards"
@@ -64,7 +65,8 @@ def commit_predictions(
     Args:
       shards: the model's predictions.
       units: numbers of all shards.
-      metadata: the model and how it was run, with its entry of `--models` and its power.
+      metadata: the model and how it was run, with its entry of `--models` and the rows of
+        `measure_power`.
     """
     store, folder = shards.store, result_folder(metadata["model"], metadata["evaluation"])
     content = {

@@ -1,4 +1,4 @@
-"""Models that failed to run: each gets a row in the tables, beside the models that ran.
+"""Records models that failed to run, so that the tables list them beside the models that ran.
 
 results/failures.json   entry of --models -> stage -> why its last attempt failed
 
@@ -26,10 +26,10 @@ class FailedModel:
     """A model that failed to run.
 
     Attributes:
-      order: its position among the models.
-      entry: of `--models`.
-      model: its name; the entry if loading failed.
-      error: one line.
+      order: position of the model in `--models`.
+      entry: the model's entry of `--models`.
+      model: name of the model; its entry if loading failed.
+      error: error message, one line.
     """
 
     order: int
@@ -46,15 +46,16 @@ def note_failures(
     failed: Iterable[FailedModel],
     succeeded: Iterable[str],
 ) -> None:
-    """Records the models that failed, and forgets earlier failures of those that succeeded.
+    """Records the models that failed in a stage, and forgets earlier failures of the models that
+    succeeded.
 
     Args:
       store: the dataset folder.
-      dataset: its fingerprint.
+      dataset: the dataset's fingerprint.
       stage: `evaluate`, `attack`, `saliency` or `imagenet`.
-      eval_settings: as for `result_folder`.
-      failed: models of the stage.
-      succeeded: models of the stage, by name and by entry.
+      eval_settings: settings of the evaluation, as for `result_folder`.
+      failed: models that failed in the stage.
+      succeeded: names and entries of the models that succeeded in the stage.
 
     Raises:
       JobError: another process has held the lock of the tables for a minute.
@@ -88,16 +89,16 @@ def _read_all(store: Store) -> list[dict[str, Any]]:
 
 
 def read_failures(store: Store, dataset: str, stage: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Reads the models whose last attempt failed, in order of their entries.
+    """Reads the models whose last attempt in a stage failed, in order of their entries.
 
     Args:
       store: the dataset folder.
-      dataset: its fingerprint.
-      stage: as for `note_failures`.
+      dataset: the dataset's fingerprint.
+      stage: name of the stage, as for `note_failures`.
 
     Returns:
       (`entry`, `stage`, `model`, `error`, `dataset` and `evaluation` of each failure on this
-      dataset; names of models that failed on an earlier one).
+      version of the dataset; names of models that failed on an earlier version).
     """
     failures = [failure for failure in _read_all(store) if failure["stage"] == stage]
     current = [failure for failure in failures if failure["dataset"] == dataset]
@@ -109,7 +110,11 @@ def error_rows(
 ) -> list[dict[str, Any]]:
     """Returns the rows of failed models, for a table with a column `error`.
 
-    A model with results on the dataset under the same settings gets none.
+    A failed model that has results on the dataset under the same settings gets no row.
+
+    Args:
+      failed: failures on this dataset, from `read_failures`.
+      results: the models' results on this dataset.
     """
     existing = {result_folder(result["model"], result["evaluation"]) for result in results}
     return [
@@ -135,13 +140,13 @@ def print_failures(
     """Prints to standard error which entries of `--models` failed.
 
     Args:
-      failed: of `read_failures`.
-      entries: of `--models`.
-      prefix: begins each line, such as `not evaluated`.
-      details: where to read more, " (details: ...)".
+      failed: failures on this dataset, from `read_failures`.
+      entries: entries of `--models` in this run.
+      prefix: beginning of each line, such as `not evaluated`.
+      details: end of each line that says where to read more, such as " (details: ...)".
 
     Raises:
-      JobError: all of them failed.
+      JobError: all entries failed.
     """
     errors = errors_by_model(failed, entries)
     if errors and len(errors) == len(entries):

@@ -1,7 +1,7 @@
 """Power of BG-Gap: whether a probe can tell the class from a model's logits on backgrounds.
 
-If it cannot, a gap near 0 says little about the model, because the backgrounds may have given it
-nothing to rely on.
+If the probe cannot, a gap near 0 says little about the model, because the backgrounds may hold no
+information about the class that the model could rely on.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ from transforms.power import power_of_outputs
 from transforms.scoring import PAPER_RULE
 
 POWER_VERSION = 2
-"""Raised by hand when the probe would return other figures for the same logits."""
+"""Version of the probe. A developer raises it with every change that gives other figures for the
+same logits."""
 
 
 def measure_power(
     dataset: Dataset, images: EvalImages, metadata: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Fits the probe to a model's stored logits: the `power` part of its summary.
+    """Fits the probe to a model's stored logits; returns the part `power` of the model's summary.
 
-    A probe of 5,000 pictures takes a second, so the row is stored in model.json, and reused while
-    the logits are the same.
+    Because fitting a probe to 5,000 pictures takes a second, its row is stored in model.json, and
+    reused while the logits are the same.
 
     Args:
       dataset: the dataset that the model was evaluated on.
@@ -44,8 +45,8 @@ def measure_power(
       metadata: the model, and how it was run.
 
     Returns:
-      One row, with the columns of the table `power`; none if no logits were kept, or too few to
-      hold some out.
+      One row with the columns of the table `power`; an empty list if there are no stored logits,
+      or too few to hold some out for the test of the probe.
     """
     store, shards = dataset.store, dataset.shards(metadata["evaluation"]["split"])
     paths = [prediction_file(metadata, shard) for shard in shards]
@@ -79,7 +80,8 @@ def measure_power(
 
 
 def describe_power(summaries: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Returns a line that names the models whose probe did not beat chance; none without any."""
+    """Returns a line that names the models whose probe did not beat chance, or an empty list if
+    there are no such models."""
     probes, near_zero = [], []
     for summary in summaries:
         for row in summary["power"]:

@@ -2,13 +2,13 @@
 
     dataset -> Blocks -> Look -> (blocks left to run) -> RunModels -> SumUp (per model) -> Finish
 
-A block is a model on a group of units (`pipeline.evaluate.work`), so that a runner can balance
-blocks and a lost worker loses only one. If an earlier run recorded which weights an entry stands
-for, Look finds its finished units without loading the model, before RunModels asks for machines
-with an accelerator.
+A block is one model on one group of units (`pipeline.evaluate.work`). A runner can balance blocks,
+and a lost worker loses only one block. If an earlier run recorded which weights an entry of
+`--models` stands for, Look finds the finished units without loading the model, before RunModels
+asks for machines with an accelerator.
 
-Beam's RunInference is not used, because importing it imports torch (Beam 2.77), which a job with
-nothing to do must not wait for.
+Beam's RunInference is not used, because importing it also imports torch (as of Beam 2.77), and a
+job with nothing to do must not wait for that.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A model on a group of units.
+    """One model on one group of units.
 
     Attributes:
-      order: position of the model among the models.
-      group: number of the group.
+      order: position of the model in `Evaluation.models`.
+      group: number of the group of units, from 0.
     """
 
     order: int
@@ -63,8 +63,8 @@ class BlockDone:
     """A block whose units are all done.
 
     Attributes:
-      order: as `Block.order`.
-      metadata: the model and its settings as JSON; None if the stage does not apply to it.
+      order: position of the model, as in `Block`.
+      metadata: the model and its settings as JSON; None if the stage does not apply to the model.
       units: numbers of the group's units.
     """
 
@@ -75,10 +75,10 @@ class BlockDone:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSummary:
-    """A model whose result is written.
+    """A model whose result is written, or to which the stage does not apply.
 
     Attributes:
-      names: its entry of `--models`, and its own name if known.
+      names: the model's entry of `--models`, and its name if that is known.
     """
 
     names: tuple[str, ...]
@@ -88,7 +88,12 @@ _Result = BlockDone | FailedModel
 
 
 class _Step(beam.DoFn):
-    """A step of the stage, which opens the dataset again in every bundle."""
+    """A step of the stage. It opens the dataset again in every bundle, because the dataset may have
+    changed since the last one.
+
+    Args:
+      work: the stage.
+    """
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -98,7 +103,7 @@ class _Step(beam.DoFn):
         self._dataset = None
 
     def dataset(self) -> Dataset:
-        """Opens the finished dataset, once in a bundle."""
+        """Returns the finished dataset, which is opened once in each bundle."""
         if self._dataset is None:
             self._dataset = Dataset.open(self.work.evaluation.store)
         return self._dataset
@@ -109,8 +114,8 @@ class _Step(beam.DoFn):
         return UnitTally(progress, stage, f"{block.order}-{unit:05d}")
 
     def count_existing(self, block: Block, model_work: ModelWork, units: Iterable[int]) -> None:
-        """Counts finished units: as made if an earlier attempt of this job made them, else as
-        kept."""
+        """Counts finished units: as made if an earlier attempt of this job made them, else (if they
+        are from an earlier job) as kept."""
         progress, stage = self.work.evaluation.progress, self.work.stage
         noted = set(progress.store.walk(UnitTally.folder(progress, stage)))
         for unit in units:
@@ -139,8 +144,8 @@ class MakeBlocks(_Step):
 
 
 class FindDone(_Step):
-    """Block -> a BlockDone if all its units are done, or a FailedModel; else the Block, in the
-    output `remaining`."""
+    """Block -> a BlockDone if all its units are done, or a FailedModel if the model must not be
+    run; else the Block itself, in the output `remaining`."""
 
     def process(self, block: Block) -> list[_Result | beam.pvalue.TaggedOutput]:
         work, progress = self.work, self.work.evaluation.progress
@@ -154,7 +159,7 @@ class FindDone(_Step):
         return [beam.pvalue.TaggedOutput("remaining", block)]
 
     def _find(self, block: Block, units: tuple[int, ...]) -> _Result | None:
-        """Returns the result of a block if that is known without loading the model."""
+        """Returns the result of a block if it is known without loading the model, else None."""
         work, evaluation = self.work, self.work.evaluation
         entry = evaluation.models[block.order]
         if work.refuses_overlap:
@@ -182,7 +187,7 @@ class RunModels(_Step):
         keep_freed_memory()
 
     def teardown(self) -> None:
-        # Beam also calls this where no block arrived, so torch may not have been imported.
+        # Beam also calls this in processes that got no block, and so have not imported torch.
         if resident := sys.modules.get("pipeline.evaluate.resident"):
             resident.forget_pictures()
 
@@ -236,7 +241,8 @@ class RunModels(_Step):
         units: tuple[int, ...],
         missing: list[int],
     ) -> None:
-        """Runs the model on the missing units, and writes each file while the next is computed."""
+        """Runs the model on the missing units, and writes each unit's file while the next unit is
+        computed."""
         work = self.work
         meters = {unit: self._meter(block, unit) for unit in missing}
         tallies = {unit: self._resume_tally(block, unit) for unit in missing}
@@ -263,8 +269,8 @@ class RunModels(_Step):
         """Returns the counters of a missing unit, which continue those of an earlier attempt."""
         tally = self.tally(block, unit)
         tally.recall()
-        # The note precedes the file: an attempt that noted the unit as made and was killed before
-        # the file appeared left nothing, so its counts are dropped.
+        # The counters are noted before the file is written. If an attempt noted the unit as made
+        # but was killed before the file appeared, its work is lost, so its counts are dropped.
         return self.tally(block, unit) if tally[f"{self.work.unit_name}_made"] else tally
 
     def _meter(self, block: Block, unit: int) -> Meter:
@@ -278,7 +284,8 @@ class RunModels(_Step):
 
 
 class _Writer:
-    """Background writer of files, one at a time. Leaving the context waits for the last one."""
+    """Writer of one file at a time, in a background thread. Leaving the context waits for the last
+    file."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)
@@ -288,7 +295,8 @@ class _Writer:
         return self
 
     def write(self, store: Store, model_work: ModelWork, output: UnitOutput) -> None:
-        """Starts writing a unit's file. Errors are raised by the next call, or on leaving."""
+        """Starts writing a unit's file. If writing fails, the error is raised by the next call, or
+        on leaving the context."""
         self._finish()
         path, fingerprint = model_work.path(output.unit), model_work.fingerprint_to_store(output)
         writing = self._pool.submit(write_table, store, path, output.table, fingerprint)
@@ -299,8 +307,9 @@ class _Writer:
             writing, is_complete = self._pending
             self._pending = None
             digest = writing.result()
-            # Beam's counters must be updated in the thread that Beam called, not in the pool's.
-            # A partial file does not count, because the complete one replaces it.
+            # Counted here, because Beam's counters must be updated in the thread that Beam called,
+            # not in the pool's thread. A partial file does not count, because the complete file
+            # replaces it.
             count_written([digest] if is_complete else [])
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -342,7 +351,7 @@ class SummarizeModel(_Step):
 
 
 class FinishModels(_Step):
-    """(dataset fingerprint, all results of SumUp as a side input) -> the fingerprint, once.
+    """Dataset fingerprint, with all results of SumUp as a side input -> the fingerprint.
 
     Records which models failed."""
 
@@ -362,8 +371,8 @@ class FinishModels(_Step):
 
 
 class ModelStage(beam.PTransform):
-    """Runs models on a finished dataset: its fingerprint -> the same fingerprint, emitted once all
-    results are written.
+    """Fingerprint of a finished dataset -> the same fingerprint; runs models on the dataset, and
+    emits the fingerprint when all results are written.
 
     Args:
       work: the stage to run.

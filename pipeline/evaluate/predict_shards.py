@@ -1,8 +1,8 @@
 """Predicts the pictures of output shards with a model.
 
-Predictions are stored in a file for each shard. Each row identifies what it was computed from:
-weights, evaluation settings, and the file that holds the picture. Rows whose inputs have not
-changed are kept, so a new variant costs only its own pictures.
+Predictions are stored in one file for each shard. Each row holds a fingerprint of what it was
+computed from: weights, evaluation settings, and the file that holds the picture. Rows whose inputs
+have not changed are kept, so after a new variant is added, only its pictures are predicted.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ if TYPE_CHECKING:
     import torch
 
 CHECKPOINT_SECONDS = 3.0
-"""Seconds of work on a shard after which its predictions so far are written, so that a kill loses
-little."""
+"""Seconds of work on a shard after which the predictions so far are written, so that little is lost
+if the process is killed."""
 _MAX_PENDING_BATCHES = 2
-"""The most batches that wait to be scored."""
+"""The most batches of logits that wait to be scored."""
 _COLUMNS = ("key", "label", "fg_key", "bg_key")
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardPictures:
-    """Pictures of a variant in a shard: a `pipeline.models.loader.Part`, whose rows have the
-    columns key, label, fg_key and bg_key.
+    """Pictures of a variant in an output shard. This is a `pipeline.models.loader.Part` whose rows
+    have the columns key, label, fg_key and bg_key.
 
     Attributes:
       dataset: the dataset.
-      split, shard, variant: which of its pictures.
-      keys: of the images to take, None for all.
+      split, shard, variant: split, shard number and variant of the pictures.
+      keys: keys of the images to take; None to take all images.
     """
 
     dataset: Dataset
@@ -97,22 +97,22 @@ class ShownBatch(Protocol):
 
     @property
     def part(self) -> ShardPictures:
-        """The part that its pictures are of."""
+        """The part that the pictures belong to."""
 
     @property
     def rows(self) -> pa.Table:
-        """The part's rows of its pictures."""
+        """The rows of the pictures, with the columns of the part."""
 
     @property
     def is_new(self) -> bool:
-        """Whether its pictures had to be decoded."""
+        """Whether the pictures had to be decoded, because no cache held them."""
 
 
 class Scorer(Protocol):
-    """A source of logits: a `Predictor`, or an object that needs no forward pass for them.
+    """A source of logits: a `Predictor`, or an object that computes them without a forward pass.
 
     Attributes:
-      device: where they are computed.
+      device: the device that logits are computed on.
     """
 
     device: torch.device
@@ -127,9 +127,9 @@ class PredictShards(ModelWork):
     """Predictions of a model on output shards.
 
     Args:
-      dataset: the dataset to predict.
+      dataset: the dataset whose pictures are predicted.
       metadata: the model, and how it is run.
-      store: the dataset folder to write to, None for that of `dataset`.
+      store: the dataset folder that predictions are written to; None for the folder of `dataset`.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class PredictShards(ModelWork):
         self._fingerprints: dict[int, dict[str, str]] = {}
 
     def _by_variant(self, shard: int) -> dict[str, str]:
-        """Same as `prediction_fingerprints`, but computed once."""
+        """Same as `prediction_fingerprints`, but computed once for each shard."""
         if shard not in self._fingerprints:
             self._fingerprints[shard] = prediction_fingerprints(
                 self._dataset, self._metadata, shard
@@ -158,8 +158,8 @@ class PredictShards(ModelWork):
     def run(
         self, predictor: Scorer, units: Sequence[int], missing: Sequence[int], note: NoteDone
     ) -> Generator[UnitOutput, None, None]:
-        """Same as `ModelWork.run`, but keeps those rows of an earlier file that are still
-        valid."""
+        """Same as `ModelWork.run`, but keeps the rows of an earlier file that are still valid, and
+        predicts only the other pictures."""
         side = self._dataset.manifest.config.segment.image_size
         started: collections.deque[_ShardInProgress] = collections.deque()
 
@@ -173,7 +173,7 @@ class PredictShards(ModelWork):
 
         with (
             contextlib.closing(predictor.logits(parts(), side)) as batches,
-            # Scores and tables are computed while the device runs the next batch.
+            # This thread computes scores and tables while the device runs the next batch.
             ThreadPoolExecutor(1) as pool,
         ):
             pending: collections.deque[Future[None]] = collections.deque()
@@ -227,12 +227,12 @@ class _ShardInProgress:
     Args:
       dataset: the dataset.
       metadata: the model, and how it is run.
-      number: of the shard.
-      device: where the model runs.
-      fingerprints: by variant, as `prediction_fingerprints` returns them.
-      kept: by variant, predictions of an earlier evaluation that are still valid.
+      number: number of the shard.
+      device: type of the device that the model runs on, such as `cuda`.
+      fingerprints: values of the column `of` by variant, from `prediction_fingerprints`.
+      kept: by variant, the predictions of an earlier evaluation that are still valid.
       tested: keys of the images to test on.
-      probed: keys of the images whose logits are kept.
+      probed: keys of the images whose logits on backgrounds are stored.
     """
 
     def __init__(
@@ -254,8 +254,8 @@ class _ShardInProgress:
         self._tables: dict[str, list[pa.Table]] = {variant: [] for variant in fingerprints}
 
     def parts(self) -> Iterator[ShardPictures]:
-        """Yields the pictures that are left to predict, variant by variant, so that the batches of
-        a variant do not depend on which other variants exist."""
+        """Yields the pictures that have no valid predictions, variant by variant, so that the
+        batches of a variant do not depend on which other variants exist."""
         settings = self._metadata["evaluation"]
         for variant in self._fingerprints:
             keys = self._tested
@@ -276,9 +276,9 @@ class _ShardInProgress:
         """Scores a batch under each label rule, and adds its predictions.
 
         Args:
-          variant: of the pictures.
-          rows: n rows of `ShardPictures`.
-          logits: (n, outputs).
+          variant: variant of the n pictures.
+          rows: (n rows) rows of the pictures, from `ShardPictures.tables`.
+          logits: (n, outputs) float32, the model's outputs.
         """
         labels = rows["label"].to_numpy()
         no_logits = pa.nulls(len(rows), PREDICTION_SCHEMA.field("logits").type)
@@ -317,7 +317,7 @@ class _ShardInProgress:
         return UnitOutput(self.number, self._table())
 
     def partial_output(self) -> UnitOutput:
-        """Returns the predictions that were added so far."""
+        """Returns the kept predictions and those that were added so far, without waiting."""
         return UnitOutput(self.number, self._table(), is_complete=False)
 
     def _table(self) -> pa.Table:
@@ -335,10 +335,11 @@ def _cast(values: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
 
 
 def _concatenate(tables: list[pa.Table]) -> pa.Table:
-    """Concatenates tables such that the bytes do not depend on which rows were kept."""
+    """Concatenates tables of predictions. The file's bytes do not depend on which rows were kept
+    from an earlier evaluation and which are new."""
     table = pa.concat_tables([t.replace_schema_metadata() for t in tables])
     columns = [
-        # Encoded again, because dictionaries still hold the values of rows that were dropped.
+        # Dictionaries are encoded again, because they still hold values of rows that were dropped.
         column.cast(pa.string()).combine_chunks().dictionary_encode()
         if pa.types.is_dictionary(column.type)
         else column.combine_chunks()

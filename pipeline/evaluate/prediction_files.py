@@ -1,4 +1,7 @@
-"""Paths and fingerprints of a model's predictions on a shard; does not import Beam."""
+"""Paths and fingerprints of a model's predictions on a shard.
+
+This module does not import Beam, so that readers of predictions start fast.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,13 @@ from pipeline.evaluate.result_files import result_folder, result_shard
 from transforms.variants import is_picture
 
 ModelMetadata = Mapping[str, Any]
-"""The model, and how it is run, as `pipeline.evaluate.evaluation.describe_model` returns it."""
+"""Description of a model and of how it is run, from
+`pipeline.evaluate.evaluation.describe_model`."""
 
 
 def evaluated_variants(dataset: Dataset, metadata: ModelMetadata | None = None) -> tuple[str, ...]:
-    """Returns the variants that a model is evaluated on, replicates included: those listed in its
-    `variants` if it has that entry, else all of the dataset."""
+    """Returns the variants that a model is evaluated on, replicates included: the entry `variants`
+    of its metadata if there is one, else all variants of the dataset that are pictures."""
     if metadata is not None and "variants" in metadata:
         return tuple(metadata["variants"])
     return tuple(name for name in dataset.variants if is_picture(name))
@@ -32,7 +36,7 @@ def prediction_file(metadata: ModelMetadata, shard: int) -> str:
 def prediction_fingerprints(
     dataset: Dataset, metadata: ModelMetadata, shard: int
 ) -> dict[str, str]:
-    """Returns the values of the column `of` that valid predictions on a shard have, by variant.
+    """Returns by variant the value that the column `of` must have in valid predictions on a shard.
 
     Args:
       dataset: the dataset.

@@ -1,7 +1,7 @@
-"""Reads a model's predictions: by label rule and variant, with images in the order of their keys.
+"""Reads a model's predictions by label rule and variant, with images in the order of their keys.
 
-Stored predictions name their background only by key; its class and unit, and the size of the
-foreground, come from the dataset's index.
+A stored prediction names its background only by key. The background's class and unit, and the size
+of the foreground, come from the dataset's index.
 """
 
 from __future__ import annotations
@@ -37,17 +37,21 @@ from transforms.variants import EXTERNAL, MIXED, base_of
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvalImages:
-    """The images of a split to test on: all n selected ones, or the held-out share.
+    """The n images of a split to test on, and the m selected images that may be their backgrounds.
+
+    The tested images are all selected images, or the held-out share of them. Images outside this
+    share are not tested on, but still serve as backgrounds.
 
     Attributes:
-      keys: (n,) strings, sorted.
-      labels: (n,) int16.
-      fg_fraction: (n,) float64, NaN where images are not cut apart.
-      background_keys: (m,) strings, sorted: all selected images, because images that are not
-        tested on still serve as backgrounds.
-      background_labels: (m,) int16.
-      units: (n,) the unit of resampling: the group of each image, or its key if it has no group.
-      background_units: (m,) int64, a number for the unit of each selected image.
+      keys: (n,) strings, keys of the tested images, sorted.
+      labels: (n,) int16, their labels.
+      fg_fraction: (n,) float64, share of the foreground in the picture (0 to 1); NaN if images are
+        not cut apart.
+      background_keys: (m,) strings, keys of all selected images, sorted.
+      background_labels: (m,) int16, labels of all selected images.
+      units: n strings, the unit of resampling of each tested image: its group, or its key if it has
+        no group.
+      background_units: (m,) int64, the unit of each selected image, as a number.
     """
 
     keys: pa.Array
@@ -64,8 +68,8 @@ class EvalImages:
 
         Args:
           dataset: the dataset.
-          split: its split.
-          holdout: share of the images to test on, 0 for all of them.
+          split: name of the split.
+          holdout: share of the images to test on (0 to 1), 0 to test on all images.
         """
         shards = dataset.shards(split)
         tables = [
@@ -76,7 +80,7 @@ class EvalImages:
             )
             for shard in shards
         ]
-        # Tables with different metadata, such as those of shards, do not concatenate.
+        # The metadata of each shard differ, and tables with different metadata do not concatenate.
         table = pa.concat_tables([table.replace_schema_metadata() for table in tables])
         pool = table.filter(table["selected"]).sort_by("key").combine_chunks()
         keys = pool["key"].to_pylist()
@@ -96,24 +100,25 @@ class EvalImages:
 
     @functools.cached_property
     def unit_numbers(self) -> NDArray[np.int64]:
-        """(n,) `background_units` of the tested images."""
+        """(n,) int64, the unit of each tested image, numbered as in `background_units`."""
         positions = _positions(pa.chunked_array([self.keys]), self.background_keys)
         return self.background_units[positions]
 
     @property
     def unit_count(self) -> int:
-        """Number of units."""
+        """Number of distinct units among the tested images."""
         return len(set(self.units))
 
     def positions(self, keys: pa.ChunkedArray) -> NDArray[np.int64]:
-        """Returns the position of each key among the images; -1 for null or an unknown key."""
+        """Returns the position of each key among the tested images; -1 for null or an unknown
+        key."""
         return _positions(keys, self.keys)
 
 
 def split_fingerprint(dataset: Dataset, split: str, variants: tuple[str, ...]) -> str:
-    """Returns a fingerprint of all that results on a whole split depend on: the variants' files,
-    the classes, and the groups of images. While it stays the same, results stay valid, whatever
-    else changes in the dataset."""
+    """Returns a fingerprint of everything in a dataset that results on a split depend on: the files
+    of the variants, the classes, and the groups of images. While it stays the same, results stay
+    valid, even if other parts of the dataset change."""
     images = EvalImages.read(dataset, split)
     files = [
         file.sha256
@@ -126,16 +131,16 @@ def split_fingerprint(dataset: Dataset, split: str, variants: tuple[str, ...]) -
 def read_current_results(
     dataset: Dataset, name: str, variants_of: Callable[[Mapping[str, Any]], tuple[str, ...]]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Reads the results of all models, and separates those that are still valid.
+    """Reads the results of all models, and separates valid results from outdated ones.
 
     Args:
       dataset: the dataset.
-      name: of the results, as for `result_file`; their field `of` is a `split_fingerprint`.
+      name: name of the results, as for `result_file`; their field `of` is a `split_fingerprint`.
       variants_of: returns the variants that a result was computed from.
 
     Returns:
-      (results on the dataset's present pictures, with its fingerprint, in order of their folder;
-      names of models whose results are on other pictures).
+      (results on the dataset's present pictures, in order of their folders, with the dataset's
+      fingerprint in `dataset`; names of models whose results are on earlier pictures).
     """
     expected = functools.cache(functools.partial(split_fingerprint, dataset))
     current, stale = [], []
@@ -155,7 +160,7 @@ def _positions(keys: pa.ChunkedArray, known: pa.Array) -> NDArray[np.int64]:
 
 
 def _read_columns(store: Store, path: str, columns: list[str]) -> pa.Table:
-    """Reads columns of a file, without those that it does not have."""
+    """Reads columns of a Parquet file; leaves out columns that the file does not have."""
 
     def read(source: Any) -> pa.Table:
         with pq.ParquetFile(source) as file:
@@ -167,16 +172,19 @@ def _read_columns(store: Store, path: str, columns: list[str]) -> pa.Table:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
-    """A model's predictions under one label rule, in the order of the images.
+    """A model's predictions on n images under one label rule, in the order of `EvalImages.keys`.
 
     Attributes:
-      labels: (n,) int16 true labels.
-      predicted: by variant, in the dataset's order and with replicates: (n,) int16 labels.
-      bg_labels: by mixed variant: (n,) int16 classes of the backgrounds, `OUTSIDE` if an imported
-        dataset does not say. Variants on scenes have none, because scenes have no class.
-      bg_units: by variant whose backgrounds are other images or scenes: (n,) int64 as
-        `EvalImages.background_units`. Each scene, and each background that an imported dataset
-        does not name, has a negative number of its own.
+      labels: (n,) int16, true labels.
+      predicted: for each variant and replicate, in the dataset's order: (n,) int16, predicted
+        labels.
+      bg_labels: for each mixed variant and replicate: (n,) int16, labels of the backgrounds;
+        `OUTSIDE` where an imported dataset does not name the background. `mixed_external` has no
+        entry, because scenes have no class.
+      bg_units: for each variant and replicate whose backgrounds are other images or scenes: (n,)
+        int64, units of the backgrounds, numbered as in `EvalImages.background_units`. Each scene,
+        and each background that an imported dataset does not name, has a negative number of its
+        own.
     """
 
     labels: NDArray[np.int16]
@@ -185,7 +193,7 @@ class Predictions:
     bg_units: dict[str, NDArray[np.int64]]
 
     def correct(self, variant: str) -> NDArray[np.bool_]:
-        """Returns (n,) whether each prediction is right."""
+        """Returns whether each prediction on a variant is right, (n,) bool."""
         return np.asarray(self.predicted[variant] == self.labels)
 
 
@@ -194,9 +202,10 @@ class ModelPredictions:
     """A model's valid predictions on a dataset.
 
     Attributes:
-      by_rule: by label rule, of the variants that are completely predicted.
-      missing: variants with predictions missing, or only on earlier pictures.
-      devices: devices that the predictions were made on, sorted.
+      by_rule: predictions by label rule; they hold only variants with a valid prediction for every
+        tested image.
+      missing: variants without a valid prediction for every tested image.
+      devices: types of the devices that computed the predictions, sorted.
     """
 
     by_rule: dict[str, Predictions]
@@ -214,7 +223,7 @@ def read_predictions(
 
     Args:
       dataset: the dataset.
-      images: of the split that the model was run on.
+      images: the images that the model was tested on.
       metadata: the model, and how it was run.
 
     Raises:
@@ -233,8 +242,8 @@ def read_predictions(
 
 
 def _read_current(dataset: Dataset, metadata: Mapping[str, Any], shard: int) -> pa.Table:
-    """Reads the predictions on a shard's present pictures; none if the file is missing or
-    damaged."""
+    """Reads the predictions on a shard's present pictures; returns an empty table if the file is
+    missing or damaged."""
     path = prediction_file(metadata, shard)
 
     def read() -> pa.Table:
@@ -245,7 +254,7 @@ def _read_current(dataset: Dataset, metadata: Mapping[str, Any], shard: int) -> 
         return PREDICTION_SCHEMA.empty_table().select(_COLUMNS)
     fingerprints = prediction_fingerprints(dataset, metadata, shard)
     (variant_codes, variants), (of_codes, of) = (_codes(table[name]) for name in ("variant", "of"))
-    # Indexed by the code of a variant: the code of the `of` that its valid predictions have.
+    # `expected[code of a variant]` is the code of the value of `of` in its valid predictions.
     expected = np.asarray(
         [of_codes.get(fingerprints.get(variant, ""), -1) for variant in variant_codes], np.int32
     )
@@ -259,9 +268,10 @@ def predictions_in_table(
     """Sorts a model's predictions by label rule and variant.
 
     Args:
-      predictions: columns `label_rule`, `variant`, `fg_key`, `bg_key`, `prediction`, `device`.
-      images: of the same split.
-      variants: to look for.
+      predictions: valid predictions, with the columns `label_rule`, `variant`, `fg_key`, `bg_key`,
+        `prediction` and `device`.
+      images: the images that the model was tested on.
+      variants: variants to look for, replicates included.
 
     Raises:
       JobError: a background is not in the index.
@@ -303,8 +313,9 @@ def predictions_in_table(
 
 
 def _other_units(keys: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Numbers backgrounds that are none of the dataset's images, from -1 down: rows with the same
-    scene share a number, and each row without a key gets its own."""
+    """Returns units, from -1 down, for backgrounds that are not images of the dataset. Rows with
+    the same key (of a scene) share a number, and each row without a key gets a number of its
+    own."""
     codes = keys.combine_chunks().dictionary_encode().indices
     scenes = np.asarray(pc.fill_null(codes, 0).to_numpy(zero_copy_only=False), np.int64)
     unnamed = len(keys) + np.arange(len(keys))
@@ -312,7 +323,7 @@ def _other_units(keys: pa.ChunkedArray) -> NDArray[np.int64]:
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[dict[str, int], NDArray[np.int32]]:
-    """Returns the code of each value of a dictionary column, and the (n,) codes of its rows."""
+    """Returns (the code of each value of a dictionary column, the code of each row)."""
     array = column.combine_chunks()
     codes = {value: code for code, value in enumerate(array.dictionary.to_pylist())}
     return codes, np.asarray(array.indices.to_numpy())

@@ -1,7 +1,7 @@
-"""Figures that the authors published, as fractions; they are on the authors' hand-cleaned images.
+"""Figures that the paper's authors published, as fractions, measured on their hand-cleaned images.
 
 Sources: paper = arXiv 2006.09994 v1, tables 2 and 5; README = the README of the authors' evaluation
-repository; blog = their post on the paper.
+repository; blog = the authors' post on the paper.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 
 FULL_GRID = 4050
-"""Number of foregrounds, and of backgrounds, in the authors' attack."""
+"""Number of foregrounds in the authors' attack, which is also its number of backgrounds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Published:
     Attributes:
       name: the model's name in the source.
       source: `paper` or `README`.
-      architectures: names of the architecture in model libraries, without tags.
-      accuracy: by variant.
-      gap: BG-Gap.
+      architectures: names of the architecture in model libraries, without the tags of weights.
+      accuracy: accuracy by variant, as a fraction.
+      gap: BG-Gap, as a fraction.
     """
 
     name: str
@@ -81,7 +81,8 @@ PRETRAINED = (
         0.058,
     ),
 )
-"""ImageNet-pretrained models (paper table 2 and the README), label rule `argmax_then_map`."""
+"""Models pretrained on ImageNet (the paper's table 2, and the README). The label rule is
+`argmax_then_map`."""
 
 TABLE_5_NAMES = {
     "mixed_next": "M-Next",
@@ -94,7 +95,7 @@ TABLE_5_NAMES = {
     "original": "Original",
     "in9l": "IN-9L",
 }
-"""Columns of the paper's table 5: variant to its name there."""
+"""Columns of the paper's table 5, in order: a variant's name here -> its name in the table."""
 _TABLE_5 = {
     "mixed_next": (78.07, 53.28, 48.49, 16.20, 11.19, 8.22, 59.60, 52.32, 46.44),
     "mixed_rand": (71.09, 71.53, 71.33, 26.72, 15.33, 14.62, 74.89, 73.23, 67.53),
@@ -113,22 +114,25 @@ TRAINED = {
     }
     for trained, row in _TABLE_5.items()
 }
-"""ResNet-50 trained on the row, tested on the column (paper table 5)."""
+"""Variant that a ResNet-50 was trained on -> variant that it was tested on -> accuracy (the paper's
+table 5)."""
 
 CHALLENGE = {"ResNet-50": 0.223, "ResNet-50 (IN-9L)": 0.120}
-"""Challenge accuracy on the full grid (README)."""
+"""Challenge accuracy by model, on the full grid (README)."""
 
 FOOLED = 0.875
-"""Share of foregrounds that some background of another class makes ResNet-50 take for that class
-(paper, blog)."""
+"""Share of foregrounds for which there is a background of another class that makes ResNet-50
+predict that other class (paper, blog)."""
 
 FOOLED_BY_CLASS = (0.6177, 0.6422, 0.6747, 0.5494, 0.5311, 0.6655, 0.7319, 0.6383, 0.6969)
-"""By label: share of foregrounds of other classes that some background of the class makes the
-IN-9L ResNet-50 take for that class (paper)."""
+"""For each class, in order of labels: share of the foregrounds of other classes for which there is
+a background of the class that makes the IN-9L ResNet-50 predict the class (paper)."""
 
 
 def published_for(architecture: str) -> tuple[Published, ...]:
-    """Finds published figures of an architecture (`resnet50.a1_in1k`, `torchvision:resnet50`)."""
+    """Finds the published figures of an architecture, whose name may have a library in front or a
+    tag
+    behind: `torchvision:resnet50`, `resnet50.a1_in1k`."""
     name = architecture.rpartition(":")[2].partition(".")[0]
     name = re.sub(r"^tf_", "", name)
     return tuple(entry for entry in PRETRAINED if name in entry.architectures)
@@ -139,10 +143,11 @@ def trained_on(model: str, num_outputs: int) -> str | None:
 
     Args:
       model: `ARCH=FILE`, such as `resnet50=models/only_bg_t.pth`.
-      num_outputs: size of its head; figures are published only for one output per superclass.
+      num_outputs: number of the model's outputs; figures are published only for models with one
+        output per superclass.
 
     Returns:
-      A row of the paper's table 5; None for all other models.
+      The name of a row of the paper's table 5; None if the model is like none of them.
 
     >>> trained_on("resnet50=models/resnet50-mixed_rand.pth", 9)
     'mixed_rand'

@@ -1,4 +1,5 @@
-"""Models in memory: a process holds at most two for each device, and only one is on the device."""
+"""Models in memory. A process holds at most two models for each device, one of which is on the
+device."""
 
 from __future__ import annotations
 
@@ -26,10 +27,10 @@ from transforms.taxonomy import Taxonomy
 _IN_MEMORY: Mapping[torch.device, threading.Semaphore] = collections.defaultdict(
     lambda: threading.BoundedSemaphore(2)
 )
-"""Two models for each device, so that the next one loads while the first runs."""
+"""Admits two models for each device, so that the next model loads while one runs."""
 _LOADING = threading.Lock()
-"""Loads one model at a time, because models that are built concurrently would draw their initial
-weights from one random number generator."""
+"""Held while a model loads. Only one loads at a time, because models that are built concurrently
+would draw their initial weights from the same random number generator."""
 _DEVICES: Mapping[torch.device, threading.Lock] = collections.defaultdict(threading.Lock)
 
 
@@ -37,19 +38,20 @@ _DEVICES: Mapping[torch.device, threading.Lock] = collections.defaultdict(thread
 def in_memory(
     entry: str, evaluation: Evaluation, taxonomy: Taxonomy, group: int = 0
 ) -> Iterator[LoadedModel]:
-    """Loads a model, once there is room for it. The caller must drop it when the context ends.
+    """Loads a model as soon as there is room for it. The caller must drop the model when the
+    context ends.
 
     Args:
-      entry: of `--models`.
-      evaluation: settings, and the dataset whose earlier results its weights must match.
-      taxonomy: the classes that its head must fit.
-      group: number of the group of shards to run it on.
+      entry: the model's entry of `--models`.
+      evaluation: settings, and the dataset whose earlier results the model's weights must match.
+      taxonomy: the classes that the model's head must fit.
+      group: number of the group of shards to run the model on.
 
     Raises:
       ModelError: the model cannot be loaded, or must not be used.
     """
     with _IN_MEMORY[_device(evaluation, group)]:
-        # Frees the previous model, which its caller held until its context ended.
+        # Frees the previous model, whose caller held it until its context ended.
         free_memory()
         torch.set_num_threads(evaluation.threads)
         try:
@@ -67,12 +69,12 @@ def in_memory(
 
 @contextlib.contextmanager
 def on_device(model: LoadedModel, evaluation: Evaluation, group: int = 0) -> Iterator[Predictor]:
-    """Moves a model to its device, once the device is free.
+    """Moves a model to its device as soon as the device is free.
 
     Args:
-      model: the model, in memory.
-      evaluation: its settings.
-      group: number of the group of shards to run it on.
+      model: the model, from `in_memory`.
+      evaluation: settings of the evaluation.
+      group: number of the group of shards to run the model on.
 
     Raises:
       ModelError: there is no such device, or it has not enough memory.
@@ -97,12 +99,12 @@ def _device(evaluation: Evaluation, group: int) -> torch.device:
 
 
 def _pixel_cache(evaluation: Evaluation) -> PixelCache:
-    """Returns the cache of this process; an empty one if there is no next model to use it."""
+    """Returns the cache of this process; its size is 0 if there is no next model to use it."""
     if len(evaluation.models) == 1:
         return PixelCache(0)
     budget = evaluation.pixel_cache
     if budget is None:
-        # A runner may start a process for each core, each with a cache of its own.
+        # A runner may start a process for each core, and each process has a cache of its own.
         budget = usable_memory() // 4 // usable_cores()
     return _cache_of(budget, evaluation.predict.on_this_machine().device == "cuda")
 
@@ -128,7 +130,8 @@ def _check_weights(model: LoadedModel, evaluation: Evaluation) -> None:
 
 
 def free_memory() -> None:
-    """Frees the memory of models without references, on this machine and on its GPUs."""
+    """Frees the memory of models that nothing refers to any more, on this machine and on its
+    GPUs."""
     gc.collect()
     give_back_freed_memory()
     if torch.cuda.is_available():

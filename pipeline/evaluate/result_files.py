@@ -2,7 +2,7 @@
 
 results/<model>/predictions/<split>-NNNNN.parquet   every single prediction
 results/<model>/model.json                          the model, and how it was run
-results/*.csv, results/latex/*.tex                  tables of all models, computed from these
+results/*.csv, results/latex/*.tex                  tables of all models, computed from the above
 """
 
 from __future__ import annotations
@@ -56,28 +56,30 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("device", pa.dictionary(pa.int32(), pa.string())),
     ]
 )
-"""Columns of predictions. `prediction` is a label, -1 outside the taxonomy; `output` is the
-model's winning output; scores are softmax probabilities, `true_score` summed over the true label's
-outputs. `logits` are all outputs of the model, for the probe of `pipeline.evaluate.gap_power`, and
-null except on some pictures of backgrounds. `of` is a fingerprint of what the row was computed
-from, `device` where it was computed."""
+"""Columns of predictions. `label` is the true and `prediction` the predicted label, -1 outside the
+taxonomy; `output` is the index of the model's winning output. Scores are softmax probabilities:
+`top1_score` of the winning output, `true_score` summed over the outputs of the true label. `logits`
+are all outputs of the model, for the probe of `pipeline.evaluate.gap_power`; they are null except
+on some pictures of backgrounds. `of` is a fingerprint of everything that the row was computed from,
+and `device` the type of the device that computed it."""
 
 
 def result_folder(model: str, eval_settings: Mapping[str, Any]) -> str:
     """Returns the name of a model's folder under `results/`; two models never share one.
 
     Args:
-      model: its name.
-      eval_settings: its settings. Each of `split`, `eval_input`, `precision` and `holdout` that is
-        not the default adds a suffix, and so does the fingerprint of another `dataset`, so that
-        results under different settings lie side by side.
+      model: name of the model.
+      eval_settings: settings of the evaluation. Each of `split`, `eval_input`, `precision` and
+        `holdout` that is not the default adds a suffix, and so does the fingerprint of another
+        `dataset`, so that results under different settings lie side by side.
     """
     suffix = "".join(f"+{name}" for name in _non_default_settings(eval_settings))
     return safe_name(model) + suffix
 
 
 def safe_name(model: str) -> str:
-    """Maps a model's name to a file name that is valid on every system, and unique to it."""
+    """Returns a file name for a model that is valid on every system, and that no other model's name
+    gives."""
     safe = re.sub(r"[^A-Za-z0-9._=-]", "_", model).lstrip(".") or "_"
     if safe == model:
         return safe
@@ -88,18 +90,18 @@ def result_file(folder: str, name: str) -> str:
     """Returns the path of a model's result.
 
     Args:
-      folder: as `result_folder` returns it.
+      folder: name of the model's folder, from `result_folder`.
       name: `model`, `attack`, `saliency` or `imagenet`.
     """
     return f"results/{folder}/{name}.json"
 
 
 def result_shard(folder: str, name: str, split: str, shard: int) -> str:
-    """Returns the path of a result's file on one shard.
+    """Returns the path of the file that holds a model's results on one shard.
 
     Args:
-      folder: as `result_folder` returns it.
-      name: of the folder that holds the shards, such as `predictions`.
+      folder: name of the model's folder, from `result_folder`.
+      name: name of the folder in it that holds the shards, such as `predictions`.
       split: the split of the shard.
       shard: number of the output shard, or of another unit of work.
     """
@@ -107,21 +109,23 @@ def result_shard(folder: str, name: str, split: str, shard: int) -> str:
 
 
 def read_result(store: Store, path: str) -> dict[str, Any] | None:
-    """Reads the JSON file of a result; None if it is missing or damaged.
+    """Reads the JSON file of a result; returns None if the file is missing or damaged.
 
     Raises:
-      OSError: it cannot be read.
+      OSError: the file cannot be read.
     """
     return read_intact(store, path, lambda: _parse_result(store.read(path), path))
 
 
 def _parse_result(data: bytes, path: str) -> dict[str, Any]:
-    """Parses a result; raises ValueError if it does not fit its schema, or its folder."""
+    """Parses the JSON file of a result; raises ValueError if its content does not fit its schema,
+    or belongs in another folder."""
     content = parse_json(data, dict[str, Any])
     folder = path.split("/")[1]
     schema = _SCHEMAS[path.rpartition("/")[2]]
     msgspec.convert(content, schema)
-    # Folders are named after the settings on the dataset, which imagenet.json does not record.
+    # The folder's name depends on the settings of the evaluation on the dataset, which
+    # imagenet.json does not record.
     is_named = schema in (ModelSchema, AttackSchema, SaliencySchema)
     if is_named and result_folder(content["model"], content["evaluation"]) != folder:
         raise ValueError(f"it is of {content['model']}, whose results belong in another folder")
@@ -134,13 +138,13 @@ def write_result(store: Store, path: str, content: Mapping[str, Any]) -> bool:
 
 
 def read_results(store: Store, name: str, model: str | None = None) -> list[dict[str, Any]]:
-    """Reads the results of all models, on the present dataset or an earlier one, in order of their
-    folder.
+    """Reads the results of all models, in order of their folders. Results on earlier versions of
+    the dataset are included.
 
     Args:
       store: the dataset folder.
-      name: as for `result_file`.
-      model: reads the results of this model alone, under all settings; None for all models.
+      name: name of the results, as for `result_file`.
+      model: name of the only model whose results to read, under all settings; None for all models.
     """
     paths = [path.split("/") for path in store.walk("results")]
     results = [
@@ -157,12 +161,12 @@ def display_name(summary: Mapping[str, Any]) -> str:
 
 
 def interval(value: float, low: float, high: float) -> str:
-    """Formats a fraction and its interval in percent: `7.1 [-1.6, 16.7]`."""
+    """Formats a fraction and its interval in percent, such as `7.1 [-1.6, 16.7]`."""
     return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _non_default_settings(settings: Mapping[str, Any]) -> list[str]:
-    """Returns those settings of an evaluation that are not the default, as they are displayed."""
+    """Returns the settings of an evaluation that are not the default, as texts to display."""
     values = (settings["split"], settings["eval_input"], settings["precision"])
     names = [value for value in values if value not in ("val", "stored", "fp32")]
     names += [f"holdout{settings['holdout']:g}"] if settings.get("holdout") else []
@@ -170,6 +174,7 @@ def _non_default_settings(settings: Mapping[str, Any]) -> list[str]:
 
 
 def tested_part(summary: Mapping[str, Any]) -> tuple[str, float]:
-    """Returns (split, share of it that a model was tested on; 0 for all of it)."""
+    """Returns (split that a model was tested on, held-out share of its images that were tested; 0
+    if all images were tested)."""
     evaluation = summary["evaluation"]
     return evaluation["split"], evaluation.get("holdout", 0.0)

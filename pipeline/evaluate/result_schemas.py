@@ -1,6 +1,6 @@
 """Schemas of the JSON files of results, which detect damaged or forged files.
 
-A file may have fields that are not listed here; listed ones must have the type given.
+A file may have fields that are not listed here; fields that are listed must have the stated type.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _Label = Annotated[int, msgspec.Meta(ge=-1, lt=2**15)]
 
 
 class EvaluationSchema(TypedDict):
-    """Settings that a model was run with, from which its folder is named."""
+    """The settings that a model was run with. The name of its folder depends on them."""
 
     split: Name
     eval_input: Literal["stored", "native"]
@@ -38,7 +38,7 @@ class _Failure(TypedDict):
 
 
 Failures = dict[str, dict[str, _Failure]]
-"""failures.json: by entry of `--models`, and stage."""
+"""failures.json: entry of `--models` -> stage -> failure."""
 
 
 class _Trained(TypedDict):
@@ -79,8 +79,9 @@ class _MatrixRow(TypedDict):
 
 
 class ModelSchema(_Model):
-    """model.json. A row of a matrix also has its position there and the variants it was tested on,
-    and, if it was tested on another `dataset`, the groups of that dataset's images."""
+    """model.json. The model of a row of a matrix also has its `matrix` and the `variants` that it
+    was tested on. If it was tested on another `dataset`, it has the `groups` of that dataset's
+    images."""
 
     entry: str
     evaluate_version: int

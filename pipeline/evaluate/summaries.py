@@ -1,11 +1,12 @@
 """Summaries of models: all statistics of their predictions on a dataset.
 
-A summary is the content of a model's model.json with a list of rows for each part: accuracies,
-gaps, classes, groups, sizes. The tables (`pipeline.report.tables`) hold these rows of all models.
-The models of a matrix are summarized in `pipeline.analyses.matrix.matrix_results` instead.
+A summary is the content of a model's model.json, and a list of rows for each of its parts, such as
+accuracies, gaps, classes, groups and sizes. A table (`pipeline.report.tables`) holds the rows of
+one part for all models. The models of a matrix are summarized in
+`pipeline.analyses.matrix.matrix_results` instead.
 
-Summaries are computed on demand and never stored, so they always describe the dataset as it is:
-for a model that was run on an earlier version, they cover the predictions that are still valid.
+Summaries are computed on demand and never stored, so they always describe the present dataset. If a
+model was run on an earlier version of it, its summary covers the predictions that are still valid.
 """
 
 from __future__ import annotations
@@ -50,10 +51,16 @@ Row = dict[str, Any]
 def summary_parts(
     by_rule: Mapping[str, Predictions], images: EvalImages, taxonomy: Taxonomy
 ) -> dict[str, list[Row]]:
-    """Computes the rows of each part of a summary, as `pipeline.report.tables` lists them.
+    """Computes the rows of each part of a summary, with the columns of its table in
+    `pipeline.report.tables`.
 
-    The draws of a mixed variant are pooled in one row. Rows without images are left out, except in
-    `accuracy`, where their values are None.
+    The draws (replicates) of a mixed variant are pooled in one row. Rows without images are left
+    out, except in `accuracy`, where their values are None.
+
+    Args:
+      by_rule: predictions by label rule.
+      images: the images that the model was tested on.
+      taxonomy: the dataset's classes.
     """
     return {
         part: [
@@ -67,14 +74,15 @@ def summary_parts(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _PooledDraws:
-    """All draws of a variant, concatenated: n images in p pictures.
+    """The predictions on all draws (replicates) of a variant, concatenated: p pictures, one for
+    each tested image and draw.
 
     Attributes:
-      variant: its name.
+      variant: name of the variant.
       draws: names of its draws.
-      images: (p,) int64 position of the image of each picture's foreground.
-      labels, predicted: (p,) int16.
-      roles: of the pictures.
+      images: (p,) int64, position of the image whose foreground each picture shows.
+      labels, predicted: (p,) int16, true and predicted labels.
+      roles: units of the pictures' foregrounds and backgrounds.
     """
 
     variant: str
@@ -86,12 +94,12 @@ class _PooledDraws:
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """(p,) whether each prediction is right."""
+        """Whether each prediction is right, (p,) bool."""
         return np.asarray(self.predicted == self.labels)
 
     def accuracy(self, chosen: NDArray[np.bool_] | NDArray[np.int64] | None = None) -> Row:
-        """Returns the columns of the accuracy on all pictures, or on those chosen by a mask or by
-        positions."""
+        """Computes the accuracy on all pictures, or on pictures chosen by a mask or by positions;
+        returns it as `accuracy_columns`."""
         if chosen is None:
             return accuracy_columns(self.correct, self.roles, self.images)
         roles = self.roles.select(chosen)
@@ -99,7 +107,7 @@ class _PooledDraws:
 
 
 def _pool_draws(predictions: Predictions, images: EvalImages) -> Iterator[_PooledDraws]:
-    """Yields each variant that has predictions."""
+    """Yields the pooled draws of each variant that has predictions."""
     for variant, draws in draws_of(predictions.predicted).items():
         yield _PooledDraws(
             variant=variant,
@@ -115,10 +123,10 @@ def accuracy_columns(correct: NDArray[np.bool_], roles: Roles, images: NDArray[n
     """Computes an accuracy and its interval, as columns of a table.
 
     Args:
-      correct: (p,) whether the prediction for each picture is right; pictures may share
+      correct: (p,) bool, whether the prediction on each of p pictures is right; pictures may share
         foregrounds or backgrounds.
-      roles: of the pictures.
-      images: (p,) a number for the image whose foreground each picture shows.
+      roles: units of the pictures' foregrounds and backgrounds.
+      images: (p,) integers, a number for the image whose foreground each picture shows.
     """
     pictures, hits = len(correct), int(correct.sum())
     low, high = wilson_of_pictures(correct, roles)
@@ -175,7 +183,7 @@ def _flips(predictions: Predictions, images: EvalImages, taxonomy: Taxonomy) -> 
     draws_by_variant = draws_of(predictions.predicted)
     for variant, other in compared:
         draws, other_draws = draws_by_variant.get(variant, ()), draws_by_variant.get(other, ())
-        # Pairs of positions among all draws of the two variants.
+        # `draw_pairs` holds pairs of positions in `names`.
         if variant == other:
             names, draw_pairs = draws, list(itertools.combinations(range(len(draws)), 2))
         else:
@@ -251,7 +259,8 @@ def _confusion(predictions: Predictions, images: EvalImages, taxonomy: Taxonomy)
 def _decomposition(
     predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
 ) -> Iterator[Row]:
-    # As in the paper, each image is of one kind, so only the first draw of mixed_rand counts.
+    # As in the paper, each image belongs to exactly one kind, so only the first draw of mixed_rand
+    # is used.
     needed = ("original", "mixed_rand", "only_bg_t")
     total = len(images.keys)
     if not total or not all(variant in predictions.predicted for variant in needed):
@@ -286,8 +295,8 @@ def _groups(predictions: Predictions, images: EvalImages, taxonomy: Taxonomy) ->
         for position, row in enumerate(rows):
             low = high = None
             if position == worst:
-                # The worst is chosen after looking at all groups, so its interval is widened to
-                # hold for all of them simultaneously.
+                # The worst group is chosen after looking at all groups, so its interval is widened
+                # to hold for all groups simultaneously.
                 pictures = all_groups[position].pictures
                 roles = pooled.roles.select(pictures)
                 low, high = wilson_of_pictures(pooled.correct[pictures], roles, level_of(len(rows)))
@@ -328,19 +337,19 @@ _PARTS: dict[str, Callable[[Predictions, EvalImages, Taxonomy], Iterator[Row]]] 
     "groups": _groups,
     "sizes": _sizes,
 }
-"""By part: the function that yields its rows, for the predictions under one label rule."""
+"""Name of a part -> the function that yields its rows for the predictions under one label rule."""
 
 
 def read_summaries(dataset: Dataset) -> tuple[list[dict[str, Any]], list[str]]:
-    """Summarizes all models except the rows of matrices, in order of their folder.
+    """Summarizes all models except the rows of matrices, in order of their folders.
 
-    The last result is cached, because the tables, the page and the closing words of a job all need
+    The last result is cached, because the tables, the page and the closing lines of a job all need
     the same summaries.
 
     Returns:
-      (the content of each model.json, with the dataset's fingerprint, the rows of each part of
-      `summary_parts`, and the variants that the model has no valid predictions of as `missing`;
-      names of models that have no valid predictions at all).
+      (summaries: the content of each model.json, with the dataset's fingerprint as `dataset`, the
+      rows of each part of `summary_parts`, and as `missing` the variants without complete valid
+      predictions; names of models that have no valid predictions at all).
     """
     key = _cache_key(dataset)
     if key not in _cached_summaries:

@@ -1,8 +1,9 @@
 """The interface of a stage that runs models, unit by unit.
 
-A stage defines its units, what it computes for each, and how it summarizes a model at the end.
-Loading models, finding what is left to do, reporting progress and writing files are the same for
-all stages (`pipeline.evaluate.model_stage`).
+A unit is a part of the pictures whose results are one file, such as an output shard. A stage
+defines its units, what it computes for each unit, and how it summarizes a model at the end. All
+stages share the code that loads models, finds missing units, reports progress and writes files
+(`pipeline.evaluate.model_stage`).
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ if TYPE_CHECKING:
 
 NoteDone = Callable[[int, int, int], None]
 """(unit, new, done) -> None. Since the last call, `new` pictures of the unit were shown to the
-model, and `done` pictures were finished, including those found in an earlier file."""
+model, and `done` pictures were finished; `done` includes pictures found in an earlier file."""
 
 
 class UnitOutput(NamedTuple):
     """The output of a unit, to be written to its file.
 
     Attributes:
-      unit: its number.
-      table: its rows.
-      is_complete: whether these are all rows; if not, the complete output follows.
+      unit: number of the unit.
+      table: rows of the unit's file.
+      is_complete: whether the table has all rows of the unit; if not, the complete output follows.
     """
 
     unit: int
@@ -44,7 +45,7 @@ class UnitOutput(NamedTuple):
 
 
 class ModelWork(abc.ABC):
-    """The work of a stage on one model: a file for each unit.
+    """The work of a stage on one model, which makes a file for each unit.
 
     Args:
       store: the dataset folder.
@@ -67,8 +68,8 @@ class ModelWork(abc.ABC):
         return metadata is not None and metadata.fingerprint == self.fingerprint(unit)
 
     def fingerprint_to_store(self, output: UnitOutput) -> str:
-        """Returns the fingerprint to write into a file: none for a partial output, so that it
-        never counts as done."""
+        """Returns the fingerprint to write into a unit's file. It is empty for a partial output, so
+        that the unit does not count as done."""
         return self.fingerprint(output.unit) if output.is_complete else ""
 
     @abc.abstractmethod
@@ -80,8 +81,8 @@ class ModelWork(abc.ABC):
         Args:
           predictor: the model on its device.
           units: all units of the group, in rising order.
-          missing: those that are not done, in rising order.
-          note: called after each batch.
+          missing: the units that are not done, in rising order.
+          note: called with the progress after each batch.
 
         Raises:
           ModelError: the model fails.
@@ -98,8 +99,8 @@ class Work(abc.ABC):
 
     Attributes:
       stage: name of the stage, under which time, progress and failures are recorded.
-      unit_name: name of its units in counters.
-      pictures_name: name in counters of the pictures shown to models.
+      unit_name: name that counters use for the stage's units.
+      pictures_name: name that counters use for pictures shown to models.
       refuses_overlap: whether the stage refuses models that were trained on tested images.
     """
 
@@ -121,7 +122,8 @@ class Work(abc.ABC):
         """Returns the number of pictures in a unit, as progress counts them."""
 
     def describe(self, dataset: Dataset, model: ModelIdentity) -> dict[str, Any]:
-        """Describes a model and its settings in this stage; serializable as JSON."""
+        """Returns a description of a model and its settings in this stage; it can be written as
+        JSON."""
         return describe_model(model, self.evaluation, dataset)
 
     @abc.abstractmethod
@@ -135,5 +137,5 @@ class Work(abc.ABC):
         Args:
           dataset: the dataset that the model was run on.
           metadata: the model, and how it was run.
-          entry: of `--models`.
+          entry: the model's entry of `--models`.
         """
