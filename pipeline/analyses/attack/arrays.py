@@ -1,8 +1,11 @@
-"""Runs a model on the pairs of a grid, with images as arrays on the device, each decoded once.
+"""Runs a model on the pairs of a grid; images are decoded once and lie on the device as arrays.
 
-All backgrounds stay on the device as 8-bit pixels: 610 MB for 4,050 of 224 x 224. Foregrounds are
-streamed a chunk at a time, so memory does not grow with their number. Composites are computed from
-both on the device, a batch at a time.
+All backgrounds stay on the device as 8-bit pixels: 610 MB for 4,050 backgrounds of 224 x 224
+pixels. Foregrounds are streamed a chunk at a time, so memory does not grow with their number. The
+device computes the composites of foregrounds and backgrounds, a batch at a time.
+
+In shapes, F is the number of foregrounds of a chunk, B the number of backgrounds, and S the side of
+the dataset's pictures in pixels.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ T = TypeVar("T")
 def load_backgrounds(
     dataset: Dataset, split: str, backgrounds: GridAxis, device: torch.device
 ) -> torch.Tensor:
-    """Decodes the backgrounds, which are the pictures of `only_bg_t`.
+    """Decodes the backgrounds, which are pictures of the variant `only_bg_t`.
 
     Returns:
       (B, S, S, 3) uint8 on the device, RGB.
@@ -56,11 +59,11 @@ def load_backgrounds(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cutouts:
-    """C foregrounds on the device, ready to be composited with any background.
+    """The foregrounds of a chunk on the device, ready to be composited with any background.
 
     Attributes:
-      pixels: (C, S, S, 3) uint8, the image where the foreground shows, else 0.
-      holes: (C, S, S, 3) uint8, 255 where the background shows, else 0.
+      pixels: (F, S, S, 3) uint8 RGB, the image where the foreground shows, else 0.
+      holes: (F, S, S, 3) uint8, 255 where the background shows, else 0.
     """
 
     pixels: torch.Tensor
@@ -70,8 +73,13 @@ class Cutouts:
     def from_arrays(
         cls, originals: NDArray[np.uint8], masks: NDArray[np.bool_], device: torch.device
     ) -> Cutouts:
-        """Cuts foregrounds out of (C, S, S, 3) uint8 images, by (C, S, S) bool masks that are True
-        on the foreground."""
+        """Cuts foregrounds out of images.
+
+        Args:
+          originals: (F, S, S, 3) uint8 RGB.
+          masks: (F, S, S) bool, True on the foreground.
+          device: device to put the foregrounds on.
+        """
         holes = np.repeat(np.where(masks, 0, 255).astype(np.uint8)[..., np.newaxis], 3, axis=3)
         pixels = originals & ~holes
         return cls(torch.from_numpy(pixels).to(device), torch.from_numpy(holes).to(device))
@@ -79,11 +87,12 @@ class Cutouts:
     def put_on(
         self, backgrounds: torch.Tensor, foreground: torch.Tensor, background: torch.Tensor
     ) -> torch.Tensor:
-        """Composites pairs of foregrounds and backgrounds.
+        """Composites n pairs of foregrounds and backgrounds.
 
         Args:
-          backgrounds: (B, S, S, 3) uint8 on the device.
-          foreground, background: (n,) int64 positions on the device.
+          backgrounds: (B, S, S, 3) uint8 on the device, RGB.
+          foreground, background: (n,) int64 on the device, positions of each pair's foreground in
+            these cutouts and of its background in `backgrounds`.
 
         Returns:
           (n, 3, S, S) float32 in [0, 1], with the same pixels as
@@ -106,10 +115,13 @@ def stream_cutouts(
     """Decodes the foregrounds of chunks, one chunk at a time.
 
     Args:
-      dataset, split: to read from.
-      grid: of the attack.
+      dataset, split: the dataset and the split to read from.
+      grid: grid of the attack.
       chunks: numbers of the chunks, in rising order.
-      device: to put the foregrounds on.
+      device: device to put the foregrounds on.
+
+    Yields:
+      The foregrounds of each chunk.
 
     Raises:
       JobError: a stored picture cannot be decoded.
@@ -131,7 +143,8 @@ def stream_cutouts(
 def _samples(
     dataset: Dataset, split: str, variant: str, axis: GridAxis
 ) -> Generator[Sample, None, None]:
-    """Yields the samples of an axis in its order, which is that of the dataset."""
+    """Yields a variant's samples of the images on an axis, in the order of the axis, which is the
+    order of the dataset."""
     expected = iter(axis.keys)
     for shard in sorted(set(axis.shards)):
         missing = {
@@ -166,12 +179,12 @@ def _decoded(
 
 
 class GridModel:
-    """Predicts composites, under every label rule.
+    """A model that predicts composites under every label rule.
 
     Args:
       predictor: the model on its device.
-      output_labels: (outputs,) int64 superclass of each output.
-      backgrounds: (B, S, S, 3) uint8 on the device.
+      output_labels: (outputs,) int64, superclass of each output.
+      backgrounds: (B, S, S, 3) uint8 on the device, RGB.
     """
 
     def __init__(
@@ -196,16 +209,17 @@ class GridModel:
     def predict(
         self, cutouts: Cutouts, foreground: torch.Tensor, background: torch.Tensor
     ) -> torch.Tensor:
-        """Predicts pairs of foregrounds and backgrounds.
+        """Predicts n pairs of foregrounds and backgrounds.
 
         Args:
           cutouts: the foregrounds.
-          foreground, background: (n,) int64 positions on the device.
+          foreground, background: (n,) int64 on the device, positions of each pair's foreground and
+            background.
 
         Returns:
-          (rules, n) int16 on the device, in the order of `LABEL_RULES`: labels, -1 outside the
-          taxonomy. They equal those of the functions in `LABEL_RULES`; the first of equal outputs
-          wins.
+          (rules, n) int16 on the device: labels under each rule of `LABEL_RULES`, -1 outside the
+          taxonomy. The functions in `LABEL_RULES` would give the same labels. Among equal outputs,
+          the first wins.
         """
         pictures = cutouts.put_on(self._backgrounds, foreground, background)
         logits = self._predictor.forward(pictures)
@@ -224,14 +238,14 @@ def try_all(
     """Predicts all pairs of a chunk, without waiting for the device before the last batch.
 
     Args:
-      model: with its backgrounds.
+      model: the model with its backgrounds.
       cutouts: the foregrounds.
-      size: (C, B), number of foregrounds and of backgrounds.
-      batch_size: pairs in a batch.
+      size: (F, B), number of foregrounds and of backgrounds.
+      batch_size: number of pairs in a batch.
       note: called with the number of pairs in each batch.
 
     Returns:
-      (rules, C, B) int16.
+      (rules, F, B) int16, the predicted labels, -1 outside the taxonomy.
     """
     pairs = torch.arange(size[0] * size[1], device=cutouts.pixels.device)
     parts = []
@@ -253,15 +267,16 @@ def stop_early(
     """Tries backgrounds on each foreground of a chunk until one turns its prediction wrong.
 
     Args:
-      model: with its backgrounds.
+      model: the model with its backgrounds.
       cutouts: the foregrounds.
-      labels: (C,) int64, of the foregrounds.
-      order: (B,) int64 positions of the backgrounds, in the order to try them.
-      batch_size: pairs in a batch.
+      labels: (F,) int64, labels of the foregrounds.
+      order: (B,) int64, positions of the backgrounds in the order to try them.
+      batch_size: number of pairs in a batch.
       note: called with the number of pairs in each batch.
 
     Returns:
-      (rules, C, B) int16, `UNTRIED` for pairs that were skipped.
+      (rules, F, B) int16, the predicted labels, -1 outside the taxonomy; `UNTRIED` for pairs that
+      were skipped.
     """
     device = cutouts.pixels.device
 

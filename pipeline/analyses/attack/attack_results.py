@@ -5,8 +5,8 @@ results/<model>/attack/<grid>/<split>-backgrounds.parquet   backgrounds, in the 
 results/<model>/attack.json                                 the last attack, and its measures
 results/attack.csv, results/backgrounds.csv                 tables of all attacked models
 
-<grid> is the numbers of foregrounds and backgrounds, such as 4050x4050, so that a small attack
-does not overwrite a large one.
+<grid> consists of the numbers of foregrounds and backgrounds, such as 4050x4050 (with -early_stop
+after an attack that stopped early), so that a small attack does not overwrite a large one.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ CHUNK_SCHEMA = pa.schema(
         pa.field("device", pa.dictionary(pa.int32(), pa.string())),
     ]
 )
-"""Columns of a chunk, which has a row for each foreground. Each label rule has a column with the
-predictions on all backgrounds: labels, -1 outside the taxonomy, null for pairs that an early stop
-skipped. `device` is where they were computed."""
+"""Columns of a chunk's file, which has a row for each foreground. Each label rule has a column with
+the predictions on all backgrounds: labels, -1 outside the taxonomy, null for pairs that an early
+stop skipped. `device` is the type of the device that computed the predictions."""
 
 ATTACK_COLUMNS = (
     "model",
@@ -80,8 +80,9 @@ ATTACK_COLUMNS = (
     "dataset",
     "error",
 )
-"""Columns of attack.csv. Shares are fractions, with Wilson's intervals at 95 %. `fooled` is empty
-after an early stop. A model that failed has its `error` and no measures."""
+"""Columns of attack.csv, which has a row for each model and label rule. Shares are fractions, with
+Wilson's 95 % intervals. `fooled` is empty after an early stop. A model that failed has an `error`
+and no measures."""
 
 BACKGROUND_COLUMNS = (
     "model",
@@ -92,8 +93,9 @@ BACKGROUND_COLUMNS = (
     "success",
     "foregrounds",
 )
-"""Columns of backgrounds.csv. `success` is the share of the `foregrounds` of other classes that
-the model takes for the background's class."""
+"""Columns of backgrounds.csv, which has a row for each model, label rule and background.
+`foregrounds` is the number of foregrounds of other classes than the background's, and `success` the
+share of them for which the model predicts the background's class."""
 
 
 def grid_name(grid: AttackGrid, plan: AttackPlan) -> str:
@@ -106,9 +108,9 @@ def chunk_table(foregrounds: GridAxis, predictions: Grid, device: str) -> pa.Tab
     """Builds a chunk's table.
 
     Args:
-      foregrounds: of the chunk.
-      predictions: (rules, C, B) int16.
-      device: where they were computed.
+      foregrounds: the F foregrounds of the chunk.
+      predictions: (rules, F, B) int16, predictions on each of the grid's B backgrounds.
+      device: type of the device that computed the predictions.
     """
     offsets = np.arange(len(foregrounds) + 1, dtype=np.int32) * predictions.shape[2]
     lists = []
@@ -122,7 +124,8 @@ def chunk_table(foregrounds: GridAxis, predictions: Grid, device: str) -> pa.Tab
 
 
 def read_chunk(store: Store, path: str) -> tuple[Grid, Labels]:
-    """Reads a chunk's table: (predictions (rules, C, B) int16, labels (C,) int64)."""
+    """Reads a chunk's table; returns (predictions, labels), as (rules, F, B) int16 and (F,) int64,
+    for F foregrounds on B backgrounds."""
     table = read_table(store, path)
     grids = [
         table[rule]
@@ -138,8 +141,9 @@ def read_chunk(store: Store, path: str) -> tuple[Grid, Labels]:
 
 
 def background_table(grid: AttackGrid, tallies: Mapping[str, GridTally] | None) -> pa.Table:
-    """Builds the table of a grid's backgrounds: key, label, wnid, number of foregrounds of other
-    classes, and for each label rule how many of these it fools (null without tallies)."""
+    """Builds the table of a grid's backgrounds. Its columns are key, label, wnid, the number of
+    foregrounds of other classes, and for each label rule the number of these foregrounds for which
+    the model predicts the background's class (null without tallies)."""
     backgrounds = grid.backgrounds
     columns: dict[str, Any] = {
         "bg_key": pa.array(backgrounds.keys),
@@ -158,7 +162,13 @@ def measure_rule(
 ) -> dict[str, Any]:
     """Computes the measures under one label rule, as attack.json holds them.
 
-    After an early stop, only challenge accuracy is known; the others are null or empty.
+    After an early stop, only challenge accuracy is known; all other measures are None or empty.
+
+    Args:
+      tallied: tally of the model's predictions under the rule.
+      grid: grid of the attack.
+      taxonomy: the dataset's classes.
+      early_stop: whether the attack stopped early.
     """
     robust = challenge_accuracy(tallied, grid.units)
     measures: dict[str, Any] = {
@@ -184,8 +194,8 @@ def measure_rule(
 def _measure_class(
     measures: dict[str, Any], tallied: GridTally, backgrounds: GridAxis, label: int, name: str
 ) -> None:
-    """Adds the measures of a class of backgrounds, unless it has no backgrounds, or there are no
-    foregrounds of other classes."""
+    """Adds the measures of the backgrounds of one class to `measures`. Adds nothing if the class
+    has no backgrounds, or if there are no foregrounds of other classes."""
     count = int((backgrounds.labels == label).sum())
     share = fooled_by_class(tallied, label)
     if not count or not share.n:
@@ -218,9 +228,9 @@ class AttackedModel:
     Attributes:
       dataset: the dataset.
       plan: settings of the attack.
-      grid: of the attack.
+      grid: grid of the attack.
       metadata: the model, and how it was run.
-      paths: files of all chunks, in order.
+      paths: paths of the files of all chunks, in order of the chunks.
     """
 
     dataset: Dataset
@@ -236,13 +246,13 @@ class AttackedModel:
 
     @property
     def devices(self) -> str:
-        """The devices that computed the predictions, joined by `+`."""
+        """Types of the devices that computed the predictions, joined by `+`."""
         tables = [read_table(self.dataset.store, path, columns=["device"]) for path in self.paths]
         devices = {device for table in tables for device in table["device"].unique().to_pylist()}
         return "+".join(sorted(devices))
 
     def tallies(self, taxonomy: Taxonomy) -> dict[str, GridTally]:
-        """Tallies the predictions under each label rule, with one chunk in memory at a time."""
+        """Tallies the predictions by label rule. Only one chunk is in memory at a time."""
         parts: dict[str, list[GridTally]] = {rule: [] for rule in LABEL_RULES}
         for path in self.paths:
             grids, labels = read_chunk(self.dataset.store, path)
@@ -253,8 +263,8 @@ class AttackedModel:
 
 
 def write_attack(attacked: AttackedModel, taxonomy: Taxonomy) -> None:
-    """Writes a model's attack.json and its table of backgrounds, and removes the chunks of other
-    pixels or weights."""
+    """Writes a model's attack.json and its table of backgrounds, and removes the chunks that were
+    computed from other pixels or weights."""
     plan, grid, store = attacked.plan, attacked.grid, attacked.dataset.store
     tallies = attacked.tallies(taxonomy)
     split, early_stop = plan.evaluation.split, plan.early_stop
@@ -262,7 +272,8 @@ def write_attack(attacked: AttackedModel, taxonomy: Taxonomy) -> None:
     backgrounds_file = f"{chunk_folder}/{split}-backgrounds.parquet"
     chunks = [read_metadata(store, path) for path in attacked.paths]
     fingerprints = [metadata.fingerprint for metadata in chunks if metadata]
-    # The part of a chunk's fingerprint that stands for model and pixels: `AttackChunks`.
+    # The first part of a chunk's fingerprint depends on model and pixels only; see
+    # `AttackChunks.fingerprint`.
     shared = fingerprints[0].partition("-")[0]
     expected = f"{shared}-{fingerprint(fingerprints)}"
     metadata = read_metadata(store, backgrounds_file)
@@ -297,17 +308,18 @@ def write_attack(attacked: AttackedModel, taxonomy: Taxonomy) -> None:
 
 
 def read_attacks(dataset: Dataset) -> tuple[list[dict[str, Any]], list[str]]:
-    """Reads the attack.json of every model, in order of its folder.
+    """Reads the attack.json of every model, in order of the models' folders.
 
     Returns:
-      (attacks on the dataset's present pictures; names of models attacked on other pictures).
+      (attacks on the dataset's present pictures; names of models that were attacked on earlier
+      pictures).
     """
     return read_current_results(dataset, "attack", lambda _: ATTACK_VARIANTS)
 
 
 def write_attack_tables(dataset: Dataset) -> None:
-    """Rebuilds attack.csv and backgrounds.csv from all attacks, unless nothing was ever attacked.
-    The caller holds the lock of the tables."""
+    """Rebuilds attack.csv and backgrounds.csv from all attacks; writes nothing if no model was ever
+    attacked. The caller must hold the lock of the tables."""
     store = dataset.store
     attacks, stale = read_attacks(dataset)
     failed, failed_before = read_failures(store, dataset.manifest.fingerprint, "attack")

@@ -1,7 +1,7 @@
 """The attack stage: predictions of models on the pairs of a grid, one file for each chunk.
 
-A chunk is a few foregrounds with all backgrounds. Its file is keyed by weights, pixels, grid and
-evaluation settings, so chunks that exist with the same key are not computed again.
+A chunk is a few foregrounds paired with all backgrounds. Its file records a fingerprint of weights,
+pixels, grid and evaluation settings, so a chunk is not computed again while these are the same.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class AttackWork(Work):
-    """Predictions of foregrounds on all backgrounds, in chunks.
+    """The stage that predicts foregrounds on all backgrounds, in chunks.
 
     Args:
       plan: settings of the attack.
@@ -52,13 +52,14 @@ class AttackWork(Work):
         super().__init__(plan.evaluation, taxonomy)
         self.plan = plan
         self._cached_grid: tuple[str, AttackGrid] | None = None
-        # The same attack without an early stop, whose results say more.
+        # The same attack without an early stop. If it is done, its results are used, because they
+        # say more.
         self._exhaustive: AttackWork | None = None
         if plan.early_stop:
             self._exhaustive = AttackWork(dataclasses.replace(plan, early_stop=False), taxonomy)
 
     def _grid(self, dataset: Dataset) -> AttackGrid:
-        """Returns the grid, which is opened once for all models, because that reads the whole
+        """Returns the grid. It is built once for all models, because building it reads the whole
         index."""
         fingerprint = dataset.manifest.fingerprint
         if self._cached_grid is None or self._cached_grid[0] != fingerprint:
@@ -75,8 +76,8 @@ class AttackWork(Work):
         return len(grid.positions(unit)) * len(grid.backgrounds)
 
     def for_model(self, dataset: Dataset, metadata: ModelMetadata) -> AttackChunks:
-        """Same as `Work.for_model`, but an early stop has nothing to do if all pairs were tried
-        before."""
+        """Same as `Work.for_model`, but an attack with an early stop has nothing to do if an
+        earlier attack tried all pairs."""
         is_known = self._exhaustive is not None and self._exhaustive.is_done(dataset, metadata)
         return AttackChunks(dataset, self.plan, self._grid(dataset), metadata, is_known)
 
@@ -86,8 +87,8 @@ class AttackWork(Work):
         return all(chunks.is_done(unit) for unit in self.units(dataset))
 
     def summarize(self, dataset: Dataset, metadata: ModelMetadata, entry: str) -> None:
-        """Same as `Work.summarize`, but an early stop summarizes an earlier attack that tried all
-        pairs, if there is one."""
+        """Same as `Work.summarize`, but if an earlier attack tried all pairs, that attack is
+        summarized instead of one with an early stop."""
         if self._exhaustive is not None and self._exhaustive.is_done(dataset, metadata):
             self._exhaustive.summarize(dataset, metadata, entry)
             return
@@ -103,9 +104,9 @@ class AttackChunks(ModelWork):
     Args:
       dataset: the finished dataset.
       plan: settings of the attack.
-      grid: of the attack.
+      grid: grid of the attack.
       metadata: the model, and how it is run.
-      is_known: whether an earlier attack tried all pairs, so that no chunk is needed.
+      is_known: whether an earlier attack tried all pairs, so that no chunk has to be computed.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class AttackChunks(ModelWork):
         self._metadata, self._is_known = metadata, is_known
 
     def is_done(self, unit: int) -> bool:
-        """Same as `ModelWork.is_done`, but also True if the chunk is not needed."""
+        """Same as `ModelWork.is_done`, but also True if no chunk has to be computed."""
         return self._is_known or super().is_done(unit)
 
     def path(self, unit: int) -> str:
@@ -132,7 +133,8 @@ class AttackChunks(ModelWork):
 
     @functools.cached_property
     def _shared_fingerprint(self) -> str:
-        """Fingerprint of what all chunks depend on: the model, and the pixels that are read."""
+        """Fingerprint of the model and of all pixels that are read, on which every chunk
+        depends."""
         split = self._metadata["evaluation"]["split"]
         return fingerprint(
             *(self._metadata[name] for name in ("model", "weights_sha256", "preprocessing")),
@@ -146,15 +148,16 @@ class AttackChunks(ModelWork):
         )
 
     def fingerprint(self, unit: int) -> str:
-        """Same as `ModelWork.fingerprint`, but in two parts, so that `write_attack` can compare the
-        first: the fingerprint of model and pixels, and that of settings and chunk."""
+        """Same as `ModelWork.fingerprint`, but consists of two fingerprints: one of model and
+        pixels, which `write_attack` compares by itself, and one of settings and chunk."""
         evaluation, grid = self._plan.evaluation, self._grid
         own_fingerprint = fingerprint(
             evaluation.predict.identity,
             [len(grid.foregrounds), len(grid.backgrounds), grid.chunk, unit],
-            # An early stop depends on the earlier chunks of its group.
+            # With an early stop, the order of backgrounds depends on earlier chunks of the group.
             evaluation.groups if self._plan.early_stop else None,
-            # A changed group can replace held-out images and leave their number the same.
+            # If groups of images change, other images may be held out, although their number stays
+            # the same.
             *([grid.foregrounds.keys, grid.backgrounds.keys] if evaluation.holdout else []),
         )
         return f"{self._shared_fingerprint}-{own_fingerprint}"
@@ -162,7 +165,8 @@ class AttackChunks(ModelWork):
     def run(
         self, predictor: Predictor, units: Sequence[int], missing: Sequence[int], note: NoteDone
     ) -> Generator[UnitOutput, None, None]:
-        """Same as `ModelWork.run`, but an early stop also learns from finished chunks."""
+        """Same as `ModelWork.run`, but with an early stop also reads the chunks that are done, to
+        learn which backgrounds to try first."""
         # Imported here, so that only machines that attack wait for torch.
         from pipeline.analyses.attack.arrays import (
             GridModel,

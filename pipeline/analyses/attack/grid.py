@@ -1,4 +1,5 @@
-"""The grid of an attack: its foregrounds, its backgrounds, and the chunks they are run in."""
+"""The grid of an attack: its foregrounds, its backgrounds, and the chunks that it is divided
+into."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ ATTACK_VARIANTS = ("original", "fg_mask", "only_bg_t")
 _CHUNK = 16
 """The most foregrounds in a chunk."""
 _CHUNK_FORWARDS = 16_384
-"""The most composites in a chunk, unless the attack stops early."""
+"""The most composites in a chunk (but at least one foreground), unless the attack stops early."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +30,11 @@ class AttackPlan:
     """The settings of an attack.
 
     Attributes:
-      evaluation: the models, the split, and settings.
-      foregrounds, backgrounds: number of images to sample for each, all if None.
-      early_stop: whether a foreground is dropped once a background has turned its prediction wrong.
+      evaluation: the models, the split, and the settings to run models with.
+      foregrounds, backgrounds: number of images to sample as foregrounds and as backgrounds; None
+        for all images.
+      early_stop: whether a foreground is dropped as soon as a background has turned its prediction
+        wrong.
     """
 
     evaluation: Evaluation
@@ -42,13 +45,13 @@ class AttackPlan:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GridAxis:
-    """The foregrounds or the backgrounds of a grid, in the order of the dataset.
+    """The n foregrounds or backgrounds of a grid, in the order of the dataset.
 
     Attributes:
-      keys: of the n images.
-      labels: (n,) int64.
-      wnids: ImageNet classes of the images.
-      shards: output shards of the images.
+      keys: n keys of the images.
+      labels: (n,) int64, labels of the images.
+      wnids: n ids of the images' classes.
+      shards: n numbers of the output shards that hold the images.
     """
 
     keys: tuple[str, ...]
@@ -60,7 +63,13 @@ class GridAxis:
         return len(self.keys)
 
     def sample(self, count: int | None, purpose: str) -> GridAxis:
-        """Draws `count` images, spread evenly over the classes; all if None."""
+        """Draws images, spread evenly over the classes.
+
+        Args:
+          count: number of images; None for all images.
+          purpose: part of the hash that images are drawn by, so that draws for different purposes
+            are independent.
+        """
         if count is None or count >= len(self):
             return self
         kept = sample_evenly(self.keys, self.labels, count, seed=0, purpose=purpose)
@@ -81,10 +90,11 @@ class AttackGrid:
     """All pairs of F foregrounds and B backgrounds.
 
     Attributes:
-      foregrounds, backgrounds: its two axes.
-      is_full: whether each axis holds all selected images.
-      chunk: number of foregrounds in a chunk, the unit in which an attack is resumed.
-      units: (F,) int64, equal for foregrounds of the same group; None without groups.
+      foregrounds, backgrounds: the two axes of the grid.
+      is_full: whether each axis holds all images that are tested on.
+      chunk: number of foregrounds in a chunk. An attack that was stopped resumes at a chunk.
+      units: (F,) int64, the unit of resampling of each foreground: foregrounds of the same group
+        have the same number. None without groups.
     """
 
     foregrounds: GridAxis
@@ -99,16 +109,16 @@ class AttackGrid:
         return range(-(-len(self.foregrounds) // self.chunk))
 
     def positions(self, chunk: int) -> range:
-        """Returns the positions of a chunk's foregrounds."""
+        """Returns the positions of a chunk's foregrounds on their axis."""
         return range(len(self.foregrounds))[chunk * self.chunk : (chunk + 1) * self.chunk]
 
 
 def open_grid(dataset: Dataset, plan: AttackPlan) -> AttackGrid:
-    """Builds the grid of an attack. Images are sampled by keyed hash, so datasets of the same
-    images get the same grid.
+    """Builds the grid of an attack. Images are sampled by a keyed hash of their keys, so datasets
+    with the same images get the same grid.
 
     Raises:
-      UsageError: a variant is missing, or there are no images.
+      UsageError: a variant is missing, or there are no images to test on.
     """
     check_attack_variants(dataset.variants)
     split = plan.evaluation.split
@@ -127,8 +137,9 @@ def open_grid(dataset: Dataset, plan: AttackPlan) -> AttackGrid:
         foregrounds=foregrounds,
         backgrounds=backgrounds,
         is_full=len(foregrounds) == len(backgrounds) == len(images),
-        # An early stop tries few of the pairs, so they do not limit its chunks. Chunks are still
-        # small, because it learns from earlier chunks which backgrounds to try first.
+        # With an early stop, few pairs are tried, so the number of pairs does not limit the chunks.
+        # Chunks are still small, because the attack learns from earlier chunks which backgrounds to
+        # try first.
         chunk=_CHUNK if plan.early_stop else chunk,
         units=_unit_numbers(EvalImages.read(dataset, split), foregrounds),
     )

@@ -1,1 +1,1 @@
-"""Accuracy on ImageNet itself, which the trend is plotted against."""
+"""Accuracy of models on ImageNet itself, which the trend compares with accuracy on the variants."""

@@ -1,7 +1,7 @@
 """Lists the images of ImageNet and their classes, to measure accuracy on them.
 
-Unlike the input of a dataset, they are of all classes and need no boxes. Annotations are read only
-if all images lie in one folder, to learn their classes.
+Unlike the source images of a dataset, these images are of all classes of ImageNet and need no
+boxes. Annotations are read only to learn the classes of images that all lie in one folder.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from pipeline.storage.files import relative
 from transforms.taxonomy import Taxonomy
 
 SPLIT = "val"
-"""The split that published accuracies are on."""
+"""The split on which published accuracies were measured."""
 
 IMAGES_PER_SHARD = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageNetImage:
-    """An image.
+    """An image of ImageNet.
 
     Attributes:
       path: absolute path.
       name: path relative to the folder of the images, with forward slashes.
-      bytes: size of the file.
-      index: output index of its class.
+      bytes: size of the file in bytes.
+      index: index of its class among the outputs of ImageNet models.
     """
 
     path: str
@@ -56,7 +56,7 @@ class ImageNetListing:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Fingerprint of the images, by their names, sizes and classes."""
+        """Fingerprint of the images' names, sizes and classes."""
         return listing_digest(self.images)
 
     @property
@@ -66,8 +66,8 @@ class ImageNetListing:
 
     @functools.cached_property
     def shards(self) -> list[tuple[ImageNetImage, ...]]:
-        """The images in hash buckets of their names. The number of buckets depends only on the
-        number of images."""
+        """The images, dealt to shards by a hash of their names. The number of shards depends only
+        on the number of images."""
         buckets: list[list[ImageNetImage]] = [
             [] for _ in range(max(1, round(len(self.images) / IMAGES_PER_SHARD)))
         ]
@@ -77,7 +77,7 @@ class ImageNetListing:
 
 
 def listing_digest(images: Sequence[ImageNetImage]) -> str:
-    """Returns a fingerprint of images, by their names, sizes and classes."""
+    """Returns a fingerprint of the names, sizes and classes of images."""
     return fingerprint([[image.name, image.bytes, image.index] for image in images])
 
 
@@ -92,10 +92,10 @@ def list_imagenet(root: str, taxonomy: Taxonomy) -> ImageNetListing:
     Args:
       root: folder with `val/<wnid>/*.JPEG`, or with `val/*.JPEG` and annotations; or the folder
         `val` itself.
-      taxonomy: the classes.
+      taxonomy: classes whose ids give the index of each image.
 
     Raises:
-      UsageError: there are no images, or none whose class is known.
+      UsageError: there are no images, or the class of none is known.
       OSError: a folder or an annotation cannot be read.
     """
     folder = find_images(root, SPLIT, "--imagenet")

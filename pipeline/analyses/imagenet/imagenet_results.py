@@ -2,7 +2,7 @@
 
 results/<model>/imagenet/val-NNNNN.parquet   every single prediction
 results/<model>/imagenet.json                settings, and top-1 accuracy
-data/imagenet_top1.csv, packaged             published figures, with their source
+data/imagenet_top1.csv (in this package)     published figures, with their source
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("prediction", pa.int64()),
     ]
 )
-"""Columns of predictions: path of the image relative to its split; its class and the predicted
-class, as output indices."""
+"""Columns of predictions. `name` is the image's path relative to the folder of its split; `label`
+is its class and `prediction` the predicted class, both as indices of outputs."""
 
 PUBLISHED_N = 50_000
-"""Number of images in the validation set, which published figures are on."""
+"""Number of images in the validation set, on which published figures were measured."""
 _FULL_SET = ""
-"""Key of the whole validation set; other sets of images have the digests of their listings."""
+"""Key of the whole validation set in `comparable_top1`; the key of any other set of images is the
+digest of its listing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +42,9 @@ class Top1:
     """A model's accuracy on ImageNet.
 
     Attributes:
-      value: fraction.
+      value: top-1 accuracy, as a fraction.
       n: number of images.
-      source: `measured: ...` with the images, or `published: ...` with the source.
+      source: `measured: ...` with the number of images, or `published: ...` with the publication.
       input_size: side of the model's input in pixels.
     """
 
@@ -58,19 +59,21 @@ def comparable_top1(
 ) -> tuple[list[Top1 | None], str]:
     """Collects the accuracies of models on ImageNet, all on the same images.
 
-    Accuracies on different images do not compare, so only one set of images is used: the set with
-    known accuracies of the most models, and among equals one that was measured by `in9`. Published
-    figures, and figures measured on the whole validation set, are on the same set. If figures are
-    published at several input sizes, the one at the size of the dataset's pictures is used.
+    Accuracies on different images cannot be compared, so only one set of images is used: the set on
+    which the accuracies of the most models are known. Among sets with equally many models, one that
+    is not the whole validation set wins, because `in9` measured all its accuracies. Published
+    figures, and figures that `in9` measured on the whole validation set, belong to the same set. If
+    figures are published for several input sizes, the size closest to the model's input on the
+    dataset is used.
 
     Args:
       store: the dataset folder.
-      summaries: of the models.
+      summaries: summaries of the models.
       classes: number of classes of ImageNet; models with another number of outputs are left out.
 
     Returns:
-      (accuracy of each model, None if it is unknown on these images; a note on what was left out,
-      or "").
+      (accuracy of each model, None if it is unknown on these images; a note on accuracies that were
+      left out, or "").
     """
     by_set: dict[str, list[Top1 | None]] = {}
     for position, summary in enumerate(summaries):
@@ -85,7 +88,8 @@ def comparable_top1(
             n, present = measured["n"], measured["classes"]
             is_full = n >= PUBLISHED_N and present == classes
             source = f"measured: {n} images of {present} classes"
-            # Measured at the size of the model's own preprocessing, not that of the dataset.
+            # `in9` measures at the input size of the model's own preprocessing, whatever the size
+            # of the dataset's pictures.
             size = summary["preprocessing"]["input_size"]
             top1 = Top1(measured["top1"], n, source, size)
             accuracies[_FULL_SET if is_full else measured["listing"]] = top1
@@ -109,7 +113,8 @@ def comparable_top1(
 
 
 def _measured(store: Store, summary: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Reads a model's imagenet.json, unless it is of other weights."""
+    """Reads a model's imagenet.json; returns None if the file is missing, or was measured with
+    other weights."""
     path = result_file(result_folder(summary["model"], summary["evaluation"]), "imagenet")
     measured = read_result(store, path) or {}
     return measured if measured.get("weights_sha256") == summary["weights_sha256"] else None
@@ -119,10 +124,11 @@ def published_top1(model: str, size: int) -> Top1 | None:
     """Looks up the published figure of a model.
 
     Args:
-      model: its name in results, with the full tag of its weights.
-      size: side of its input in pixels; the figure at the closest published size is returned.
+      model: name of the model in results, with the full tag of its weights.
+      size: side of the model's input in pixels; the figure for the closest published size is
+        returned.
     """
-    # timm's repositories on the hub hold the weights of the tag they are named after.
+    # On the hub, each repository of timm holds the weights whose timm name and tag it bears.
     sizes = _published().get(model.removeprefix("hf:timm/"))
     if not sizes:
         return None
@@ -133,7 +139,8 @@ def published_top1(model: str, size: int) -> Top1 | None:
 
 @functools.cache
 def _published() -> dict[str, dict[int, tuple[float, str]]]:
-    """Reads the published figures: model to input size to (accuracy as a fraction, source)."""
+    """Reads the published figures, as model -> input size in pixels -> (accuracy as a fraction,
+    source)."""
     table = resources.files("pipeline") / "data" / "imagenet_top1.csv"
     figures: dict[str, dict[int, tuple[float, str]]] = {}
     for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines()):
@@ -145,13 +152,14 @@ def _published() -> dict[str, dict[int, tuple[float, str]]]:
 def describe_imagenet(
     store: Store, dataset: str, summaries: Iterable[Mapping[str, Any]], entries: Iterable[str]
 ) -> str:
-    """Describes each model in a line: its measured accuracy on ImageNet, or why it has none.
+    """Describes each model in a line: its measured accuracy on ImageNet, or why it was not
+    measured.
 
     Args:
       store: the dataset folder.
-      dataset: its fingerprint.
-      summaries: of the models.
-      entries: of `--models` in this run, whose failures are listed.
+      dataset: the dataset's fingerprint.
+      summaries: summaries of the models.
+      entries: entries of `--models` in this run, whose failures are listed.
     """
     lines = []
     for summary in summaries:

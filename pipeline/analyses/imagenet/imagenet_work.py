@@ -1,8 +1,8 @@
 """The ImageNet stage: top-1 accuracy of models over all classes of ImageNet.
 
 Images go through the model's own preprocessing, as they do for published figures. The predictions
-of a shard are one file, keyed by weights, images and evaluation settings, so shards that exist with
-the same key are not computed again.
+of a shard are one file. It records a fingerprint of weights, images and evaluation settings, so a
+shard is not predicted again while these are the same.
 """
 
 from __future__ import annotations
@@ -46,14 +46,15 @@ _LIBRARIES = ("numpy", "pillow", "torch", "timm")
 
 
 class ImageNetWork(Work):
-    """Predictions of shards of ImageNet images.
+    """The stage that predicts shards of ImageNet images.
 
     Models whose outputs are not the classes of ImageNet are skipped.
 
     Args:
-      evaluation: the models, and their settings on the dataset, which name their folders.
+      evaluation: the models, and the settings of their evaluation on the dataset, on which the
+        names of their folders depend.
       root: folder of ImageNet.
-      taxonomy: of the dataset.
+      taxonomy: the dataset's classes.
     """
 
     stage = "imagenet"
@@ -70,7 +71,7 @@ class ImageNetWork(Work):
 
     @property
     def _listing(self) -> ImageNetListing:
-        """All images, listed once for all models."""
+        """All images of ImageNet, which are listed once for all models."""
         if self._cached_listing is None:
             self._cached_listing = list_imagenet(self._root, self.taxonomy)
         return self._cached_listing
@@ -160,8 +161,8 @@ class ImageNetShards(ModelWork):
 
 @dataclasses.dataclass(frozen=True)
 class _ImageNetPart:
-    """Images as a `pipeline.models.loader.Part`, whose rows have the columns key and index. Models
-    with the same preprocessing share the decoded crops."""
+    """A shard of images as a `pipeline.models.loader.Part`, whose rows have the columns key and
+    index. Models with the same preprocessing share the decoded crops."""
 
     images: Sequence[ImageNetImage]
 

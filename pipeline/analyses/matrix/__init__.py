@@ -1,1 +1,2 @@
-"""The paper's train x test matrix: a model trained on each variant, and tested on every variant."""
+"""The paper's train x test matrix: one model is trained on each variant, and tested on every
+variant."""

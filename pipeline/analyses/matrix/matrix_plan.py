@@ -1,4 +1,4 @@
-"""The plan of a matrix: which variants to train and to test on, and with which settings."""
+"""The plan of a matrix: the variants to train and to test on, and the settings."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from pipeline.models.predict_config import PredictConfig
 from pipeline.runtime.progress import Progress
 
 IN9L = "in9l"
-"""Name of the row and of the column of IN-9L."""
+"""Name of IN-9L as a row and as a column. IN-9L is the dataset of all images of the classes, with
+or without boxes."""
 ORDER = (
     *("mixed_next", "mixed_rand", "mixed_same", "no_fg", "only_bg_b", "only_bg_t", "only_fg"),
     *("original", IN9L),
 )
-"""Order of rows and columns, as in the paper's table 5; others follow."""
+"""Order of rows and columns, as in the paper's table 5; all other variants follow."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +28,14 @@ class MatrixPlan:
     """The settings of a matrix.
 
     Attributes:
-      dataset: the dataset with the variants, to which results are written.
-      in9l: the dataset of IN-9L, if any.
-      variants: names to train and to test on, in the order of `ORDER`.
-      train_split, split: splits to train and to test on; the same split with a holdout.
-      holdout: the part of `split` that is left for the test.
-      predict: settings of the tests.
-      seed: of training.
+      dataset: the dataset with the variants; results are written to its folder.
+      in9l: the dataset of IN-9L; None to leave out its row and its column.
+      variants: names of the variants to train and to test on, in the order of `ORDER`.
+      train_split, split: splits to train and to test on; with a holdout, both are the same split.
+      holdout: the part of the images that models are tested on, and not trained on; its share is 0
+        if `train_split` is another split.
+      predict: settings to run models with in the tests.
+      seed: seed of the training.
       allow_overlap: whether a model may be tested on images that it was trained on.
     """
 
@@ -49,7 +51,7 @@ class MatrixPlan:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of rows and columns: the variants, and IN-9L if there is such a dataset."""
+        """Names of rows and columns: the variants, and IN-9L if the plan has its dataset."""
         return (*self.variants, *([IN9L] if self.in9l else []))
 
     def source(self, name: str) -> tuple[Dataset, str]:
@@ -60,7 +62,7 @@ class MatrixPlan:
 
     @property
     def evaluation(self) -> Evaluation:
-        """The evaluation plan of the tests, without models."""
+        """Settings of the tests as an `Evaluation`, which lists no models."""
         store = self.dataset.store
         return Evaluation(
             store=store,
@@ -73,7 +75,7 @@ class MatrixPlan:
         )
 
     def suffix(self) -> str:
-        """Returns a suffix for the names of networks, made of the settings that are not the
+        """Returns a suffix for the names of matrices, made of the settings that are not the
         default, so that the results of several plans lie side by side."""
         parts = [self.train_split] if self.train_split != "train" else []
         if self.holdout.share:
@@ -99,10 +101,11 @@ def make_plan(
 
     Args:
       dataset, in9l: as the attributes of `MatrixPlan`.
-      variants: names, None for all variants that are pictures.
-      train_split, split: values of the flags, None for the default.
-      share: share of the images that is held out.
-      predict, seed, allow_overlap: as the attributes.
+      variants: names of variants; None for all variants that are pictures.
+      train_split, split: values of `--train_split` and `--eval_split`; None for the default.
+      share: share of the images that are held out to test on (0 to below 1); 0 to train and to test
+        on all images.
+      predict, seed, allow_overlap: as the attributes of `MatrixPlan`.
 
     Raises:
       UsageError: a flag does not fit the dataset.
@@ -152,7 +155,7 @@ def make_plan(
 
 
 def sort_names(dataset: Dataset, names: Collection[str]) -> tuple[str, ...]:
-    """Sorts the names of rows or columns as in table 5, then as in the dataset, and drops
-    duplicates."""
+    """Sorts the names of rows or columns as in the paper's table 5; other names follow in the order
+    of the dataset's variants. Drops duplicates."""
     order = list(dict.fromkeys((*ORDER, *dataset.variants, *sorted(names))))
     return tuple(sorted(set(names), key=order.index))

@@ -1,11 +1,12 @@
 """Results of matrices: accuracies of rows on columns, BG-Gaps, and gains by training on Mixed-Rand.
 
-results/matrix.csv    a line for each cell: its accuracy beside that in the paper's table 5
-results/matrix.json   the same, with BG-Gaps and gains
+results/matrix.csv    a line for each cell: its accuracy beside the one in the paper's table 5
+results/matrix.json   the same cells, with BG-Gaps and gains
 
-They are computed from the predictions of the rows, which are valid while the pictures that they are
-on stay the same. Predictions on IN-9L, which is another dataset, are valid while the files of all
-its shards exist.
+A row is a model, which was trained on one variant; a column is a variant that models were tested
+on. The results are computed from the predictions of the rows' models. A prediction is valid while
+its picture stays the same. Predictions on IN-9L, which is another dataset, are valid while the
+prediction files of all its shards exist.
 """
 
 from __future__ import annotations
@@ -45,24 +46,25 @@ MATRIX_COLUMNS = (
     *("train_n", "penalty", "overlap", "train_split", "split", "holdout", "seed", "precision"),
     *("device", "weights_sha256", "checkpoint", "dataset"),
 )
-"""Columns of matrix.csv. `accuracy` has Wilson's interval; `published` is that of the paper's
-ResNet-50 (table 5); `difference` is accuracy - published, with the interval of the accuracy alone;
-`train_n` is the number of training images, and `overlap` how many of the n tested images are among
-them."""
+"""Columns of matrix.csv. `accuracy` is a fraction, with Wilson's 95 % interval; `published` is the
+accuracy of the paper's ResNet-50 (table 5); `difference` is `accuracy` minus `published`, and its
+interval only reflects the error of `accuracy`. `train_n` is the number of training images, and
+`overlap` the number of the n tested images that the model was also trained on."""
 
 _ImageReader = Callable[[str, float], EvalImages]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MatrixCell:
-    """The predictions of a row's model on a column.
+    """The predictions of a row's model on the n tested images of a column.
 
     Attributes:
       metadata: the model, and how it was run.
-      keys, units: (n,) of the images, by key.
-      labels: (n,) true labels.
-      correct: (n,) whether each prediction is right.
-      device: where the predictions were computed.
+      keys: n keys of the images, sorted.
+      units: n units of resampling, one for each image.
+      labels: (n,) integers, true labels.
+      correct: (n,) bool, whether each prediction is right.
+      device: types of the devices that computed the predictions, joined by `+`.
     """
 
     metadata: ModelMetadata
@@ -74,7 +76,8 @@ class MatrixCell:
 
 
 def read_matrices(dataset: Dataset) -> list[dict[str, Any]]:
-    """Computes every matrix that has valid predictions on the dataset, in order of their names."""
+    """Computes every matrix that has valid predictions on the dataset, in order of the matrices'
+    names."""
     read_images = functools.cache(functools.partial(EvalImages.read, dataset))
     models: dict[str, list[ModelMetadata]] = {}
     for metadata in read_results(dataset.store, "model"):
@@ -137,7 +140,8 @@ def _compute_matrix(
 def _cells(
     dataset: Dataset, metadata: ModelMetadata, read_images: _ImageReader
 ) -> Iterator[tuple[str, MatrixCell]]:
-    """Yields (column, cell) for each column that a row's model has predictions on."""
+    """Yields (name of the column, cell) for each column that a row's model has valid predictions
+    on."""
     if "dataset" in metadata["evaluation"]:
         cell = _in9l_cell(dataset.store, metadata)
         if cell is not None:
@@ -156,7 +160,8 @@ def _cells(
 
 
 def _in9l_cell(store: Store, metadata: ModelMetadata) -> MatrixCell | None:
-    """Reads a row's cell of the column IN-9L; None unless all its predictions exist."""
+    """Reads a row's cell in the column of IN-9L; returns None if any of its predictions is
+    missing."""
     folder = result_folder(metadata["model"], metadata["evaluation"])
     paths = list(store.walk(f"results/{folder}/predictions"))
     records = (read_metadata(store, path) for path in paths)
@@ -179,7 +184,15 @@ def _read(store: Store, path: str) -> pa.Table:
 
 
 def _cell_row(row: str, column: str, cell: MatrixCell, is_comparable: bool) -> dict[str, Any]:
-    """Computes a cell's line of matrix.csv; only a comparable dataset has published figures."""
+    """Computes a cell's line of matrix.csv.
+
+    Args:
+      row: name of the row.
+      column: name of the column.
+      cell: predictions of the row's model on the column.
+      is_comparable: whether the paper's figures may be compared with accuracies on the dataset;
+        otherwise the line has no published figure.
+    """
     _, units = np.unique(np.asarray(cell.units, object), return_inverse=True)
     published = TRAINED.get(row, {}).get(column) if is_comparable else None
     values: dict[str, Any] = {
@@ -207,7 +220,8 @@ def _cell_row(row: str, column: str, cell: MatrixCell, is_comparable: bool) -> d
 def _paired_differences(
     first: MatrixCell | None, second: MatrixCell | None
 ) -> Iterator[dict[str, Any]]:
-    """Yields first - second with its interval, if both cells exist and are on the same images."""
+    """Yields the accuracy of the first cell minus that of the second, with its interval; yields
+    nothing unless both cells exist and hold the same images."""
     if first and second and first.keys == second.keys and first.keys:
         difference, low, high = paired_bootstrap(first.correct, second.correct, first.units)
         n = len(first.keys)
@@ -215,10 +229,11 @@ def _paired_differences(
 
 
 def write_matrix_tables(dataset: Dataset) -> list[dict[str, Any]]:
-    """Rebuilds matrix.csv and matrix.json. The caller holds the lock of the tables.
+    """Rebuilds matrix.csv and matrix.json; writes nothing if there never was a matrix. The caller
+    must hold the lock of the tables.
 
     Returns:
-      The matrices, as `read_matrices` does. No files are written if there never was a matrix.
+      The matrices, from `read_matrices`.
     """
     store, matrices = dataset.store, read_matrices(dataset)
     if matrices or store.exists(MATRICES):
@@ -229,7 +244,7 @@ def write_matrix_tables(dataset: Dataset) -> list[dict[str, Any]]:
 
 
 def matrix_rows(matrices: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
-    """Returns the rows of matrix.csv."""
+    """Returns the lines of matrix.csv: the cells of all matrices."""
     return itertools.chain.from_iterable(
         ({**matrix, **row} for row in matrix["rows"]) for matrix in matrices
     )

@@ -1,8 +1,9 @@
 """Trains and tests the rows of matrices; models and predictions that exist are not made again.
 
-The model of a row is named after the matrix and the variant that it was trained on, `NAME-VARIANT`,
-rather than after its entry of `--models`, so that the same checkpoint can also be evaluated on its
-own. Its predictions on IN-9L have a separate folder, whose name includes that dataset.
+The model of a row is named `NAME-VARIANT`, after its matrix and the variant that it was trained on,
+and not after its entry of `--models`, so that the same checkpoint can also be evaluated on its own.
+Its predictions on IN-9L lie in a separate folder, whose name includes the fingerprint of that
+dataset.
 """
 
 from __future__ import annotations
@@ -35,18 +36,19 @@ from pipeline.training.penalty import describe_penalty
 
 
 class Trainer(Protocol):
-    """A method to train a network on a variant, and to predict pictures with it.
+    """A method to train a network on a variant, and to predict pictures with the trained network.
 
     Attributes:
-      name: of the matrix.
-      arch: of the network.
+      name: name of the matrix whose rows it trains.
+      arch: architecture of the network.
     """
 
     name: str
     arch: str
 
     def train(self, row: str) -> str:
-        """Trains on a row's pictures unless that is done, and returns the checkpoint's path."""
+        """Trains on the pictures of a row, unless it did so before; returns the path of the
+        checkpoint."""
 
     def scorer(self, entry: str) -> Scorer:
         """Loads a checkpoint, `ARCH=FILE`, to compute logits with it."""
@@ -58,16 +60,17 @@ def make_matrices(
     """Trains and tests the models of matrices, and writes the tables after every new row.
 
     Args:
-      plan: of the matrices.
-      trainers: one for each network.
+      plan: plan of the matrices.
+      trainers: a trainer for each matrix.
       say: prints a line of progress.
 
     Returns:
-      (each matrix as `read_matrices` returns it, number of rows that were not completely tested
-      before).
+      (the matrices of the trainers, computed by `read_matrices`; number of rows with new
+      predictions).
 
     Raises:
-      UsageError: images to test on were trained on, which the plan does not allow.
+      UsageError: a model would be tested on images that it was trained on, and the plan does not
+        allow that.
       ModelError, JobError: training or testing failed; finished rows are kept.
     """
     store = plan.dataset.store
@@ -99,14 +102,15 @@ def make_matrices(
 
 
 def make_row(trainer: Trainer, plan: MatrixPlan, row: str) -> tuple[list[ModelMetadata], bool]:
-    """Trains on a variant, and predicts the pictures of all columns that are not predicted yet.
+    """Trains a row's model, and predicts the pictures of all columns that are not predicted yet.
 
     Returns:
-      (content of the row's model.json for each dataset that it is tested on, whether any
-      predictions are new).
+      (description of the model for each dataset that it is tested on; whether any predictions are
+      new).
 
     Raises:
-      UsageError: images to test on were trained on, which the plan does not allow.
+      UsageError: the model would be tested on images that it was trained on, and the plan does not
+        allow that.
       ModelError, JobError: training or testing failed.
     """
     path = trainer.train(row)
@@ -154,7 +158,7 @@ def make_row(trainer: Trainer, plan: MatrixPlan, row: str) -> tuple[list[ModelMe
 
 
 def _tests(plan: MatrixPlan, model: ModelIdentity) -> Iterator[tuple[Dataset, dict[str, Any]]]:
-    """Yields each dataset that a row is tested on, with the model's metadata there."""
+    """Yields (dataset, metadata of the model on it) for each dataset that a row is tested on."""
     metadata = describe_model(model, plan.evaluation, plan.dataset)
     yield plan.dataset, {**metadata, "variants": list(plan.variants)}
     if plan.in9l is not None:
@@ -178,11 +182,18 @@ def _write_tables(dataset: Dataset) -> list[dict[str, Any]]:
 
 
 def _remove_others(store: Store, name: str, current: Collection[str]) -> None:
-    """Removes results of earlier matrices of this name: of other rows, or on another IN-9L."""
+    """Removes the results of earlier matrices of the same name, such as results of other rows or on
+    another dataset of IN-9L.
+
+    Args:
+      store: the dataset folder.
+      name: name of the matrix.
+      current: names of the folders under `results/` to keep.
+    """
     for metadata in read_results(store, "model"):
         folder = result_folder(metadata["model"], metadata["evaluation"])
         if metadata.get("matrix", {}).get("name") == name and folder not in current:
-            # model.json goes first, because it declares that the predictions exist.
+            # model.json is removed first, because it declares that the predictions exist.
             store.delete(result_file(folder, "model"))
             for path in list(store.walk(f"results/{folder}")):
                 store.delete(path)

@@ -1,7 +1,7 @@
-"""Trainers of the matrix's rows: linear probes of a frozen network, or whole networks.
+"""Trainers of a matrix's rows: they fit linear probes on a frozen network, or train whole networks.
 
-Tests of probes reuse the features that they were fitted to. Whole networks are trained as
-`in9 train` does.
+Tests of a probe reuse the stored features of pictures. Whole networks are trained in the same way
+as by `in9 train`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ProbeTrainer:
 
     Args:
       backbone: the frozen network.
-      plan: of the matrix.
+      plan: plan of the matrix.
     """
 
     def __init__(self, backbone: Backbone, plan: MatrixPlan) -> None:
@@ -58,15 +58,16 @@ class ProbeTrainer:
 
 
 class ProbeScorer:
-    """Logits of a probe, computed from stored features of its network without a forward pass.
+    """A `Scorer` that computes a probe's logits from features of the frozen network. Features that
+    are stored need no forward pass.
 
     Args:
       backbone: the frozen network.
-      path: of the probe's checkpoint.
-      device: where features are computed.
+      path: path of the probe's checkpoint.
+      device: device that features are computed on.
 
     Attributes:
-      device: the same.
+      device: device that features are computed on.
     """
 
     def __init__(self, backbone: Backbone, path: str, device: str) -> None:
@@ -99,7 +100,7 @@ class ProbeScorer:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _ProbedBatch:
-    """A `ShownBatch` whose pictures did not have to be decoded."""
+    """A `ShownBatch` that never counts as decoded, because logits are computed from features."""
 
     part: ShardPictures
     rows: pa.Table
@@ -107,10 +108,10 @@ class _ProbedBatch:
 
 
 class NetworkTrainer:
-    """A trainer of one architecture on each variant, from scratch or from pretrained weights.
+    """A trainer that trains a network on each variant, from scratch or from pretrained weights.
 
     Args:
-      plan: of the matrix.
+      plan: plan of the matrix.
       training: settings that are the same for all rows.
       overwrite: whether to start over if a row's folder holds a training with other flags.
       say: prints a line of progress.
@@ -138,7 +139,7 @@ class NetworkTrainer:
         """Same as `Trainer.train`, but resumes a training that was stopped.
 
         Raises:
-          UsageError: the folder holds a training with other flags.
+          UsageError: the row's folder holds a training with other flags.
           JobError: the training failed.
         """
         dataset, variant = self._plan.source(row)
@@ -160,5 +161,5 @@ class NetworkTrainer:
         return path
 
     def scorer(self, entry: str) -> Predictor:
-        """Same as `Trainer.scorer`; logits come from forward passes of the network."""
+        """Same as `Trainer.scorer`; the scorer computes logits by forward passes of the network."""
         return Predictor(load_model(entry), self._plan.predict)

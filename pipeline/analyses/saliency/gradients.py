@@ -1,4 +1,4 @@
-"""Gradients of models with respect to pixels."""
+"""Gradients of models' outputs with respect to pixels."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from pipeline.models.predict import Predictor, is_out_of_memory
 def winning_logit_gradients(
     predictor: Predictor, pictures: torch.Tensor
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Computes logits, and the gradient of each picture's winning logit.
+    """Computes the logits of n pictures, and the gradient of each picture's winning logit with
+    respect to its pixels.
 
     Args:
       predictor: the model on its device.
       pictures: (n, 3, S, S) float32 in [0, 1], RGB, on the model's device.
 
     Returns:
-      (logits (n, outputs), gradients (n, 3, S, S)).
+      (logits, gradients), (n, outputs) and (n, 3, S, S) float32.
 
     Raises:
-      ModelError: the model gives no gradient, or there is not enough memory.
+      ModelError: the model gives no gradient, or memory does not suffice for a single picture.
     """
     try:
         logits, gradients = _gradients(predictor, pictures)
@@ -34,7 +35,7 @@ def winning_logit_gradients(
             raise ModelError(f"it gives no gradient: {type(error).__name__}: {error}") from error
         if len(pictures) == 1:
             raise ModelError("there is not enough memory for a single picture") from error
-    # Outside the handler, because its traceback keeps the activations alive.
+    # Memory is freed outside the handler, because the error's traceback keeps activations alive.
     free_memory()
     half = len(pictures) // 2
     parts = [

@@ -1,9 +1,9 @@
-"""Results of saliency: how much of it lies on the foreground, and maps of some images.
+"""Results of saliency: which share of it lies on the foreground, and maps of some images.
 
 results/<model>/saliency/<split>-NNNNN.parquet   measures of every image
 results/<model>/saliency/<key>.png               the map of an image
 results/<model>/saliency.json                    settings, and the mean over all images
-results/saliency.csv                             all models of this dataset
+results/saliency.csv                             table of all models
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ SALIENCY_SCHEMA = pa.schema(
         pa.field("mask_area", pa.float64()),
     ]
 )
-"""Columns of a shard. `prediction` is the label of the winning `output`, -1 outside the taxonomy.
-`mass_in_mask` is the share of saliency inside the mask, null if there is no saliency at all;
-`mask_area` is the share of pixels inside it."""
+"""Columns of a shard's measures. `prediction` is the label of the winning `output`, -1 outside the
+taxonomy. `mass_in_mask` is the share of saliency inside the foreground mask (0 to 1), null if no
+pixel has saliency; `mask_area` is the share of pixels inside the mask."""
 
 SALIENCY_COLUMNS = (
     "model",
@@ -57,10 +57,10 @@ SALIENCY_COLUMNS = (
     "dataset",
     "error",
 )
-"""Columns of saliency.csv. `mass_in_mask` is the mean share of a model's saliency inside the
-foreground mask, with the 95 % interval of a bootstrap over units; `mask_area` is the mean share of
-pixels inside, and `concentration` the ratio of the two. A model that failed only has its `error`.
-"""
+"""Columns of saliency.csv, which has a row for each model. `mass_in_mask` is the mean share of a
+model's saliency inside the foreground mask, with the 95 % interval of a bootstrap over units.
+`mask_area` is the mean share of pixels inside the mask, and `concentration` is `mass_in_mask`
+divided by `mask_area`. A model that failed has an `error` and no measures."""
 
 _FINGERPRINT_KEY = "in9"
 """Key of the PNG text chunk that holds a map's fingerprint."""
@@ -72,7 +72,7 @@ def map_path(folder: str, key: str) -> str:
 
 
 def write_map(store: Store, path: str, picture: Pixels, fingerprint: str) -> None:
-    """Writes a map with a fingerprint of its inputs inside."""
+    """Writes a map as a PNG file that also holds a fingerprint of the map's inputs."""
     text = PngImagePlugin.PngInfo()
     text.add_text(_FINGERPRINT_KEY, fingerprint)
     file = io.BytesIO()
@@ -93,11 +93,12 @@ def measure_mass(store: Store, paths: Iterable[str], unit_of: Mapping[str, str])
 
     Args:
       store: the dataset folder.
-      paths: of the model's shards.
-      unit_of: key of an image to its unit; units are resampled.
+      paths: paths of the model's measures of all shards.
+      unit_of: unit of resampling of each image, by key.
 
     Returns:
-      The measures of saliency.json, None if no image has saliency.
+      The measures of saliency.json by name; except for `images`, they are None if no image has
+      saliency.
     """
     table = pa.concat_tables([read_table(store, path) for path in paths])
     rows = [row for row in table.to_pylist() if row["mass_in_mask"] is not None]
@@ -118,7 +119,14 @@ def measure_mass(store: Store, paths: Iterable[str], unit_of: Mapping[str, str])
 def map_rows(
     store: Store, paths: Iterable[str], keys: Sequence[str], folder: str
 ) -> list[dict[str, Any]]:
-    """Returns `maps` of saliency.json: a row for each image with a map, in the order of `keys`."""
+    """Returns the field `maps` of saliency.json: a row for each image with a map.
+
+    Args:
+      store: the dataset folder.
+      paths: paths of the model's measures of all shards.
+      keys: keys of the images with a map, in the order of the rows.
+      folder: name of the model's folder.
+    """
     rows = {row["key"]: row for path in paths for row in read_table(store, path).to_pylist()}
     names = ("key", "label", "mass_in_mask", "prediction")
     return [
@@ -127,13 +135,13 @@ def map_rows(
 
 
 def nan_to_null(value: float) -> float | None:
-    """Replaces NaN by None, which becomes null in a table."""
+    """Returns None for NaN, so that a table holds null, else the value."""
     return None if math.isnan(value) else value
 
 
 def read_saliency(dataset: Dataset) -> list[dict[str, Any]]:
-    """Reads each saliency.json that is on the dataset's present pictures, in order of the models'
-    folders."""
+    """Reads the saliency.json of each model, if it was computed on the dataset's present pictures,
+    in order of the models' folders."""
     results, _ = read_current_results(
         dataset, "saliency", lambda result: (result["variant"], "fg_mask")
     )
@@ -141,7 +149,7 @@ def read_saliency(dataset: Dataset) -> list[dict[str, Any]]:
 
 
 def write_saliency_table(dataset: Dataset) -> None:
-    """Rebuilds saliency.csv from all results. The caller holds the lock of the tables."""
+    """Rebuilds saliency.csv from all results. The caller must hold the lock of the tables."""
     store, results = dataset.store, read_saliency(dataset)
     failed, _ = read_failures(store, dataset.manifest.fingerprint, "saliency")
     if results or failed or store.exists("results/saliency.csv"):

@@ -1,7 +1,7 @@
-"""The saliency stage: how much of a model's gradient lies on the foreground, and maps of it.
+"""The saliency stage: how much of a model's gradient lies on the foreground, and maps of images.
 
-The measures of an output shard are one file, keyed by weights, pixels and settings, so shards that
-exist with the same key are not computed again.
+The measures of an output shard are one file. It records a fingerprint of weights, pixels and
+settings, so a shard is not measured again while these are the same.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
 
 METHOD = "gradient of the winning logit"
-"""Description of the method. The saliency of a pixel is the largest absolute value of the gradient
-over its channels."""
+"""Name of the method in results. The saliency of a pixel is the largest absolute value of the
+gradient among the pixel's channels."""
 
 BATCH_DIVISOR = 4
-"""Batches are smaller than those of the evaluation by this factor, because a backward pass keeps
-all activations."""
+"""Number that the evaluation's batch size is divided by, because a backward pass keeps all
+activations in memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +59,8 @@ class SaliencyPlan:
     """The settings of a saliency run.
 
     Attributes:
-      evaluation: the models, the split, and settings.
-      variant: whose pictures are explained.
+      evaluation: the models, the split, and the settings to run models with.
+      variant: variant whose pictures are explained.
       maps: number of images to draw maps of, spread evenly over the classes.
     """
 
@@ -70,7 +70,12 @@ class SaliencyPlan:
 
 
 def check_saliency_variants(variants: Iterable[str], variant: str) -> None:
-    """Raises UsageError if a dataset with these variants lacks pictures to explain, or masks."""
+    """Raises UsageError if a dataset lacks the pictures to explain, or masks.
+
+    Args:
+      variants: variants of the dataset.
+      variant: variant whose pictures are explained.
+    """
     existing = set(variants)
     pictures = [name for name in existing if is_picture(name)]
     if variant not in pictures:
@@ -85,10 +90,13 @@ def check_saliency_variants(variants: Iterable[str], variant: str) -> None:
 
 
 def shown_images(dataset: Dataset, plan: SaliencyPlan) -> dict[str, int]:
-    """Chooses the images to draw maps of: key to output shard, ordered by class.
+    """Chooses the images to draw maps of.
+
+    Returns:
+      Key of an image -> number of its output shard, in order of labels.
 
     Raises:
-      UsageError: there are no images.
+      UsageError: there are no images to test on.
     """
     split = plan.evaluation.split
     rows = plan.evaluation.rows(dataset)
@@ -105,7 +113,7 @@ def shown_images(dataset: Dataset, plan: SaliencyPlan) -> dict[str, int]:
 
 
 class SaliencyWork(Work):
-    """Saliency on output shards.
+    """The stage that measures saliency on output shards.
 
     Args:
       plan: settings of the run.
@@ -123,8 +131,7 @@ class SaliencyWork(Work):
         self._cached_images: tuple[str, dict[str, int]] | None = None
 
     def _shown_images(self, dataset: Dataset) -> dict[str, int]:
-        """Same as `shown_images`, but called once for all models, because it reads the whole
-        index."""
+        """Same as `shown_images`, but reads the index only once for all models."""
         fingerprint = dataset.manifest.fingerprint
         if self._cached_images is None or self._cached_images[0] != fingerprint:
             self._cached_images = fingerprint, shown_images(dataset, self._plan)
@@ -194,11 +201,12 @@ class SaliencyShards(ModelWork):
     @functools.cached_property
     def _tested(self) -> list[str]:
         """Sorted keys of the tested images of all shards."""
-        # Every shard's fingerprint includes all of them, and getting them reads the whole index.
+        # Cached, because the fingerprint of every shard includes all these keys, and collecting
+        # them reads the whole index.
         return sorted(row["key"] for row in self._plan.evaluation.rows(self._dataset))
 
     def fingerprint(self, unit: int) -> str:
-        """Same as `ModelWork.fingerprint`; does not depend on the images to draw maps of."""
+        """Same as `ModelWork.fingerprint`; it does not depend on which images maps are drawn of."""
         evaluation, variant = self._plan.evaluation, self._plan.variant
         files = self._dataset.shard_files(evaluation.split, unit, (variant, "fg_mask"))
         return fingerprint(
@@ -212,7 +220,7 @@ class SaliencyShards(ModelWork):
         )
 
     def is_done(self, unit: int) -> bool:
-        """Same as `ModelWork.is_done`, but the shard's maps must exist, too."""
+        """Same as `ModelWork.is_done`, but the maps of the shard's images must also exist."""
         return super().is_done(unit) and not self._missing_maps(unit)
 
     def _missing_maps(self, shard: int) -> frozenset[str]:
@@ -226,7 +234,7 @@ class SaliencyShards(ModelWork):
     def run(
         self, predictor: Predictor, units: Sequence[int], missing: Sequence[int], note: NoteDone
     ) -> Generator[UnitOutput, None, None]:
-        """Same as `ModelWork.run`, but a model without gradients fails."""
+        """Same as `ModelWork.run`, but also raises ModelError if the model gives no gradients."""
         for shard in missing:
             # If the shard's measures exist, only maps are missing.
             keys = self._missing_maps(shard) if super().is_done(shard) else None
@@ -237,8 +245,14 @@ class SaliencyShards(ModelWork):
     def _explain(
         self, predictor: Predictor, shard: int, keys: frozenset[str] | None, note: NoteDone
     ) -> Iterator[dict[str, object]]:
-        """Writes the missing maps of a shard, and yields its rows; only those of `keys` if they
-        are given."""
+        """Writes the missing maps of a shard, and yields the measures of its images.
+
+        Args:
+          predictor: the model on its device.
+          shard: number of the shard.
+          keys: keys of the only images to explain; None for all tested images.
+          note: called with the progress after each batch.
+        """
         # Imported here, so that only machines that compute saliency wait for torch.
         from pipeline.analyses.saliency.gradients import winning_logit_gradients
 
@@ -273,7 +287,7 @@ class SaliencyShards(ModelWork):
                 note(shard, len(batch), len(batch))
 
     def _samples(self, shard: int) -> Iterator[tuple[Sample, Sample]]:
-        """Yields (picture, mask) of each tested image.
+        """Yields (sample of the picture, sample of the mask) of each tested image.
 
         Raises:
           JobError: the variants hold different images.
