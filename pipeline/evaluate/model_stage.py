@@ -114,8 +114,8 @@ class _Step(beam.DoFn):
         return UnitTally(progress, stage, f"{block.order}-{unit:05d}")
 
     def count_existing(self, block: Block, model_work: ModelWork, units: Iterable[int]) -> None:
-        """Counts finished units: as made if an earlier attempt of this job made them, else (if they
-        are from an earlier job) as kept."""
+        """Counts finished units: as made if an earlier attempt of this job made them, as kept if
+        they are from an earlier job."""
         progress, stage = self.work.evaluation.progress, self.work.stage
         noted = set(progress.store.walk(UnitTally.folder(progress, stage)))
         for unit in units:

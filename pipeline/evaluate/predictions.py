@@ -44,7 +44,7 @@ class EvalImages:
 
     Attributes:
       keys: (n,) strings, keys of the tested images, sorted.
-      labels: (n,) int16, their labels.
+      labels: (n,) int16, labels of the tested images.
       fg_fraction: (n,) float64, share of the foreground in the picture (0 to 1); NaN if images are
         not cut apart.
       background_keys: (m,) strings, keys of all selected images, sorted.
@@ -135,7 +135,8 @@ def read_current_results(
 
     Args:
       dataset: the dataset.
-      name: name of the results, as for `result_file`; their field `of` is a `split_fingerprint`.
+      name: name of the results, as for `result_file`; each result's field `of` must be a
+        `split_fingerprint`.
       variants_of: returns the variants that a result was computed from.
 
     Returns:

@@ -146,7 +146,7 @@ def trained_on(model: str, num_outputs: int) -> str | None:
         output per superclass.
 
     Returns:
-      The name of a row of the paper's table 5; None if the model is like none of them.
+      The name of a row of the paper's table 5; None if the model corresponds to no row.
 
     >>> trained_on("resnet50=models/resnet50-mixed_rand.pth", 9)
     'mixed_rand'

@@ -99,7 +99,7 @@ class _PooledDraws:
 
     def accuracy(self, chosen: NDArray[np.bool_] | NDArray[np.int64] | None = None) -> Row:
         """Computes the accuracy on all pictures, or on pictures chosen by a mask or by positions;
-        returns it as `accuracy_columns`."""
+        returns the columns of `accuracy_columns`."""
         if chosen is None:
             return accuracy_columns(self.correct, self.roles, self.images)
         roles = self.roles.select(chosen)

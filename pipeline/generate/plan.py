@@ -115,9 +115,9 @@ class Plan:
     """The n accepted images of a split.
 
     Attributes:
-      table: n rows in order of the source shards. Its columns are those of `_SCHEMA` (`tar` is the
-        current path of the layers), `selected`, `no_background`, `hash`, and `group_number` if
-        there are groups.
+      table: n rows in order of the source shards, with the columns of `_SCHEMA` (`tar` is the
+        current path of the tar of layers), `selected`, `no_background`, `hash`, and `group_number`
+        if there are groups.
       keys: the table's column `key` as one Arrow array, because Python strings would take ten times
         the memory.
       by_key: (n,) positions in `table` in order of the keys.
@@ -137,7 +137,8 @@ class Plan:
     def from_table(cls, table: pa.Table, config: ComposeConfig) -> Plan:
         """Builds a plan from the table that `PlanSplit` wrote.
 
-        Beside the table, it takes about 50 bytes for each image, and copies no text but the keys.
+        Besides the table, a plan takes about 50 bytes of memory for each image, and copies no text
+        but the keys.
         """
         selected, by_key = table["selected"].to_numpy(), table["by_key"].to_numpy()
         rows = np.flatnonzero(selected)
@@ -173,7 +174,7 @@ class Plan:
         """Draws a background for each selected key, for each replicate of each mixed variant.
 
         Returns:
-          By name of the replicate: positions of the backgrounds in `table`, in the order of `keys`.
+          Name of a replicate -> positions of the backgrounds in `table`, in the order of `keys`.
 
         Raises:
           JobError: an image has no partner, which would be a bug, since `select_images` drops such
@@ -299,7 +300,7 @@ class PlanSplit(beam.DoFn):
 
     def _write(self, file: HashingFile, shards: Sequence[SourceShard]) -> None:
         """Writes the plan. While images are selected, all columns wait in a temporary file on disk,
-        and memory holds only those that the selection needs."""
+        and memory holds only the columns that the selection needs."""
         with tempfile.TemporaryFile() as spool:
             needed = []
             with pa.ipc.new_stream(spool, _SCHEMA) as stream:

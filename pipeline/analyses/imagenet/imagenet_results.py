@@ -60,11 +60,11 @@ def comparable_top1(
     """Collects the accuracies of models on ImageNet, all on the same images.
 
     Accuracies on different images cannot be compared, so only one set of images is used: the set on
-    which the accuracies of the most models are known. Among sets with equally many models, one that
-    is not the whole validation set wins, because `in9` measured all its accuracies. Published
-    figures, and figures that `in9` measured on the whole validation set, belong to the same set. If
-    figures are published for several input sizes, the size closest to the model's input on the
-    dataset is used.
+    which the accuracies of the most models are known. If several sets have equally many models, a
+    set other than the whole validation set wins, because `in9` measured all its accuracies.
+    Published figures, and figures that `in9` measured on the whole validation set, belong to the
+    same set. If figures are published for several input sizes, the size closest to the model's
+    input on the dataset is used.
 
     Args:
       store: the dataset folder.
