@@ -2,7 +2,7 @@
 
 `--models ARCH=FILE` loads them like any other checkpoint. The metadata holds the variant and the
 settings of the training, the preprocessing, and the keys of all training images, so that a test on
-one of these images is detected even if the file was copied elsewhere.
+one of these images is detected wherever the file is copied to.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SUFFIX = ".safetensors"
 
 _NOTE, _KEYS = "in9", "in9_keys"
 _LENGTH_BYTES = 8
-"""Size of the header's length, with which the file begins."""
+"""Size in bytes of the first field of a file, which holds the length of the header."""
 _MAX_HEADER = 100_000_000
 """Largest header, in bytes, that safetensors allows."""
 
@@ -40,20 +40,21 @@ class TrainedOn:
     """Training metadata of a checkpoint.
 
     Attributes:
-      architecture: timm's name, as in `--models ARCH=FILE`.
-      variant: variant of the dataset, or `in9l`.
+      architecture: timm's name of the architecture, as in `--models ARCH=FILE`.
+      variant: variant that the model was trained on, or `in9l`.
       dataset: fingerprint of the dataset.
-      split: split of the dataset.
+      split: split that the model was trained on.
       classes: `digest_of_classes` of the taxonomy, which gives the outputs their meaning.
-      preprocessing: preprocessing of the pictures.
-      keys: keys of the training images, sorted; for mixed pictures, those of the foregrounds.
+      preprocessing: preprocessing that the weights expect.
+      keys: keys of the training images, sorted; a mixed picture counts by the key of its
+        foreground.
       method: `train` or `probe`.
       seed: seed of the training.
       epochs: number of epochs, None for a probe.
-      holdout: share of the split that was held out, 0 for none.
-      holdout_seed: seed of the held-out selection.
-      pretrained: weights that the training started from, None for none.
-      settings: other settings of the method, JSON-serialisable.
+      holdout: share of the split that was held out, 0 if nothing was.
+      holdout_seed: seed that selects the held-out images.
+      pretrained: weights that the training started from, None for random weights.
+      settings: further settings of the method, JSON-serialisable.
     """
 
     architecture: str
@@ -81,8 +82,8 @@ class TrainedOn:
         return hashlib.sha256(_joined(self.keys)).hexdigest()
 
     def note(self) -> dict[str, Any]:
-        """Returns the metadata as JSON-serialisable values, with the number and the digest of the
-        keys in place of the keys."""
+        """Returns the metadata as JSON-serialisable values. The number of keys and their digest
+        stand in for the keys themselves."""
         fields = dataclasses.asdict(self)
         del fields["keys"]
         return {
@@ -95,7 +96,8 @@ class TrainedOn:
 
 
 def digest_of_classes(taxonomy: Taxonomy) -> str:
-    """Digests the superclasses and their classes, which give the outputs their meaning."""
+    """Digests a taxonomy's superclasses and classes: the first 16 hexadecimal digits of a SHA-256.
+    Two models whose outputs mean the same have the same digest."""
     content = [taxonomy.names, taxonomy.wnids, taxonomy.labels]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
@@ -111,7 +113,7 @@ def save_checkpoint(
       state: state dict of the module.
       trained: training metadata.
     """
-    # Imported here because reading metadata needs no torch.
+    # Imported here, because this module also reads metadata where torch is not loaded.
     import torch
     from safetensors.torch import save
 
@@ -132,14 +134,14 @@ def read_metadata(path: str) -> TrainedOn | None:
     """Reads the training metadata of a checkpoint, without its tensors.
 
     Args:
-      path: path of a file, local or in object storage.
+      path: path of a safetensors file, local or in object storage.
 
     Returns:
-      The metadata, or None if the file has none.
+      The metadata, or None if the file holds no training metadata.
 
     Raises:
       OSError: the file cannot be read.
-      JobError: the metadata is broken.
+      JobError: the metadata is broken, or its format or version is not supported.
     """
     header = read_header(path)
     text = header.get("__metadata__", {}).get(_NOTE) if header else None
@@ -183,7 +185,7 @@ def _joined(keys: Iterable[str]) -> bytes:
 
 
 def read_header(path: str) -> dict[str, Any] | None:
-    """Reads the header of a safetensors file: dtype and shape of its tensors by name.
+    """Reads the header of a safetensors file: each tensor's dtype, shape and offsets, by name.
 
     Returns:
       The header, or None if the file is not in safetensors format.

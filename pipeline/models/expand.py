@@ -23,11 +23,11 @@ def expand_models(
     Args:
       entries: names, shell wildcards, or `@FILE`: a file with one name or wildcard per line, in
         which `#` begins a comment. A wildcard without a dot matches names without a tag, so it
-        selects the default weights of each architecture (`resnet*`); one with a dot matches full
-        tags (`vit_*.augreg_in1k`). Wildcards match only weights with ImageNet's outputs, and skip
-        models that another entry names.
-      recall: returns the remembered identity of an entry, which saves importing the library that
-        would resolve its name; None if there is none.
+        selects the default weights of each architecture (`resnet*`); a wildcard with a dot matches
+        names with their tags (`vit_*.augreg_in1k`). Wildcards match only weights with ImageNet's
+        outputs, and skip models that another entry names.
+      recall: returns the remembered identity of an entry, or None if it is not remembered. A
+        remembered identity saves importing the library that would otherwise resolve the name.
 
     Raises:
       UsageError: a wildcard matches nothing, a file cannot be read, or a model is named twice.
@@ -89,7 +89,7 @@ def _lines(entry: str) -> list[str]:
 
 
 def _is_wild(entry: str) -> bool:
-    """Returns whether an entry is a wildcard, and not a path that contains such characters."""
+    """Returns whether an entry is a wildcard, rather than a path that contains `*`, `?` or `[`."""
     if "=" in entry or not _WILD.search(entry):
         return False
     prefix, colon, _ = entry.partition(":")

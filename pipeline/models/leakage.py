@@ -1,4 +1,4 @@
-"""Train-test leakage: tells whether a checkpoint was trained on images that it is tested on."""
+"""Detects train-test leakage: checkpoints that were trained on images that they are tested on."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class EvalSubset:
     Attributes:
       dataset: the dataset.
       split: split of the dataset.
-      holdout: share of the split that is tested on, 0 for all images.
-      allow_overlap: whether the model may have been trained on these images.
+      holdout: share of the split that is held out and tested on; 0 tests on all images.
+      allow_overlap: whether to test a model even if it was trained on these images.
     """
 
     dataset: Dataset
@@ -34,7 +34,8 @@ class EvalSubset:
         return len({row["key"] for row in rows}.intersection(trained.keys))
 
     def check(self, entry: str) -> None:
-        """Checks an entry of `--models`. A model without a record of its training images passes.
+        """Checks that an entry of `--models` was not trained on the images to test on. A model
+        without a record of its training images passes.
 
         Raises:
           UsageError: the model was trained on some of the images, and `allow_overlap` is not set.
@@ -52,7 +53,7 @@ class EvalSubset:
 
 
 def refuse_overlap(entry: str, subset: EvalSubset) -> None:
-    """Does the same as `EvalSubset.check`, but raises ModelError, as the model stage expects."""
+    """Does the same as `EvalSubset.check`, but raises ModelError, so that only this model fails."""
     try:
         subset.check(entry)
     except UsageError as error:
@@ -66,7 +67,7 @@ def check_entries(entries: Iterable[str], subset: EvalSubset) -> None:
 
 
 def training_note(entry: str, subset: EvalSubset) -> dict[str, Any]:
-    """Describes a checkpoint's training for results; empty for a model without such a record."""
+    """Describes a checkpoint's training for results; empty if a model records no training."""
     trained = metadata_of_entry(entry)
     if trained is None:
         return {}

@@ -19,13 +19,13 @@ from transforms.taxonomy import Taxonomy
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LoadedModel(ModelIdentity):
-    """A model in memory.
+    """A model in memory, with the attributes of `ModelIdentity` and these.
 
     Attributes:
       module: maps normalised (n, 3, S, S) float32 pictures to (n, outputs) logits; in
         evaluation mode, on the CPU, in float32.
-      recipe: what its source needs, beside the name, to build the module without its weights;
-        JSON-serialisable.
+      recipe: the values, besides the name, from which the source rebuilds the module without its
+        weights (`Source.build`); JSON-serialisable.
     """
 
     module: torch.nn.Module
@@ -49,9 +49,10 @@ def loaded_model(
     recipe: Mapping[str, Any] | None = None,
     weights_sha256: str | None = None,
 ) -> LoadedModel:
-    """Makes a `LoadedModel` from a module that has its weights, and prepares it for evaluation.
+    """Makes a `LoadedModel` from a module with loaded weights, and prepares it for evaluation.
 
-    The arguments are the attributes. `weights_sha256` defaults to `weights_hash` of the module.
+    The arguments are the attributes of `LoadedModel`. `weights_sha256` defaults to `weights_hash`
+    of the module.
     """
     module.eval().requires_grad_(False)
     return LoadedModel(
@@ -73,7 +74,7 @@ def weights_hash(module: torch.nn.Module) -> str:
       Hexadecimal digits.
 
     Raises:
-      JobError: the module has state that is not a tensor.
+      JobError: an entry of the module's state dict is not a tensor.
     """
     return state_hash(module.state_dict())
 
@@ -93,22 +94,21 @@ def state_hash(state: Mapping[str, Any]) -> str:
 def module_with(
     name: str, make: Callable[[], torch.nn.Module], state: Mapping[str, torch.Tensor]
 ) -> torch.nn.Module:
-    """Builds a module around its weights.
+    """Builds a module, and gives it its weights.
 
-    Only weights that are not contiguous in memory are copied, because another memory layout would
-    change the order of summation.
-
-    The module is first built on the meta device, without the random initialisation that takes
-    most of the time for large models. If some of its tensors are not part of its state dict, it
-    is built again in memory.
+    The module is first built on the meta device, which skips the random initialisation; for large
+    models, that would take most of the time. The module then uses the tensors of `state`
+    themselves. Only tensors that are not contiguous in memory are copied, because their layout
+    would change the order of summation. If the meta device does not work for a module, for example
+    because some of its tensors are not part of its state dict, it is built again in memory.
 
     Args:
       name: name of the model, for the error message.
-      make: builds the module, with any weights.
-      state: the module's state dict.
+      make: builds the module; its weights are replaced.
+      state: the weights, as the module's state dict.
 
     Raises:
-      JobError: the weights do not fit.
+      JobError: the weights do not fit the module.
     """
     try:
         with torch.device("meta"):
@@ -150,10 +150,10 @@ def count_outputs(name: str, module: torch.nn.Module, side: int) -> int:
     Args:
       name: name of the model, for the error message.
       module: the model, in evaluation mode.
-      side: side of the picture, in pixels.
+      side: side of the picture to try, in pixels.
 
     Raises:
-      JobError: the module does not map a picture to a row of logits.
+      JobError: the module fails, or does not map a picture to a row of logits.
     """
     try:
         outputs = module(torch.zeros(1, 3, side, side))
@@ -172,7 +172,7 @@ def count_outputs(name: str, module: torch.nn.Module, side: int) -> int:
 
 @torch.inference_mode()
 def takes_other_sizes(module: torch.nn.Module, side: int) -> bool:
-    """Tests by a forward pass whether a model takes pictures of another size than its own."""
+    """Tests by a forward pass whether a model also takes pictures whose side is not `side`."""
     other = side // 2 // 32 * 32 or 2 * side
     try:
         module(torch.zeros(1, 3, other, other))
@@ -182,7 +182,7 @@ def takes_other_sizes(module: torch.nn.Module, side: int) -> bool:
 
 
 def check_head(model: LoadedModel, taxonomy: Taxonomy) -> None:
-    """Raises JobError if the head fits neither the classes nor the superclasses."""
+    """Raises JobError if the number of outputs fits neither the classes nor the superclasses."""
     try:
         labels_of_outputs(model.num_outputs, taxonomy)
     except ValueError as error:

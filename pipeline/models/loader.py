@@ -2,7 +2,7 @@
 
     parts -> files, read ahead in the background -> batches -> pixels, decoded in parallel
 
-The next files are opened while the current one is processed, so that the network does not wait for
+The next files are opened while the current file is processed, so that the network does not wait for
 storage. A batch never spans two parts, so that scores do not depend on how a runner bundles parts.
 """
 
@@ -29,10 +29,11 @@ Decode = Callable[[bytes, Pixels], None]
 """Decodes the bytes of a picture into an (S, S, 3) array."""
 
 _FILES_AHEAD = 2
+"""Number of parts whose files are read in advance."""
 _TABLES_AHEAD = 2
-"""Tables of a few MB that are read ahead from each of these files."""
+"""Number of tables, of a few MB each, that are read in advance from each of these files."""
 _CHUNK = 16
-"""Pictures that a thread decodes per task."""
+"""Number of pictures that a thread decodes per task."""
 
 
 class Part(Protocol):
@@ -40,15 +41,15 @@ class Part(Protocol):
 
     @property
     def name(self) -> str:
-        """Name under which the decoded pictures are cached; empty to not cache them."""
+        """Name under which the decoded pictures are cached; empty if they must not be cached."""
 
     @property
     def count(self) -> int:
-        """Number of pictures; used only if the part has a name."""
+        """Number of pictures; only a part with a name needs it."""
 
     def tables(self, columns: tuple[str, ...]) -> Generator[pa.Table, None, None]:
-        """Reads the rows in order, a few at a time: `key`, further columns, and then the requested
-        columns, which are none or `image` (the encoded bytes)."""
+        """Reads the rows in order, a table of some rows at a time. Its columns are `key`, any
+        columns that the part adds, and the requested columns: none, or `image` (encoded bytes)."""
 
 
 P = TypeVar("P", bound=Part)
@@ -60,7 +61,7 @@ class Batch(Generic[P]):
 
     Attributes:
       part: the part that the pictures belong to.
-      rows: n rows of the part.
+      rows: the n rows of the part that describe these pictures.
       pixels: (n, S, S, 3) uint8; valid until the batch is handed back.
       is_new: whether the pictures were decoded for this batch; False if they were cached.
     """
@@ -70,9 +71,10 @@ class Batch(Generic[P]):
     pixels: Pixels
     is_new: bool
     _buffer: Pixels | None = None
-    """Array to reuse once the batch is handed back."""
+    """Array that `pixels` is a view of; it is reused once the batch is handed back."""
     _part_pixels: Pixels | None = None
-    """All pictures of the part, to be cached once this batch, its last one, is decoded."""
+    """Only in the last batch of a part: all pictures of the part, which are cached once this batch
+    is decoded."""
 
 
 class Loader(Generic[P]):
@@ -81,12 +83,12 @@ class Loader(Generic[P]):
     Args:
       decode: decodes a picture.
       side: side of the decoded pictures, in pixels.
-      batch_size: pictures in a batch; the last one of a part may have fewer.
+      batch_size: number of pictures in a batch; the last batch of a part may have fewer.
       cache: cache of decoded parts.
-      kind: prefix of names in the cache, which tells kinds of decoding apart.
+      kind: prefix of names in the cache, so that pictures decoded in different ways do not mix.
       threads: number of threads that decode.
-      ahead: number of batches to decode in advance. With 0, decoding alternates with the work of
-        the consumer.
+      ahead: number of batches to decode in advance. With 0, decoding takes turns with the caller's
+        work on the batches.
       pinned: whether to allocate pinned memory, for copies to a GPU.
     """
 
@@ -135,7 +137,8 @@ class Loader(Generic[P]):
                         self._cache.give_back(batch._part_pixels)
 
     def _first(self, waiting: collections.deque[tuple[Batch[P], list[Future[None]]]]) -> Batch[P]:
-        """Removes and returns the first waiting batch once it is decoded; leaves it on failure."""
+        """Waits until the first batch is decoded, then removes and returns it. A batch that cannot
+        be decoded stays in `waiting`, so that its memory is given back."""
         batch, jobs = waiting[0]
         for job in jobs:
             job.result()
@@ -150,7 +153,7 @@ class Loader(Generic[P]):
             self._free.append(batch._buffer)
 
     def _batches(self, parts: Iterable[P]) -> Generator[Batch[P], None, None]:
-        """Yields batches whose pixels are cached, or allocated and still to be decoded."""
+        """Yields batches whose pixels come from the cache, or are allocated but not yet decoded."""
         for part, cached, tables in self._read_ahead(parts):
             pixels, start, is_new = cached, 0, cached is None
             if is_new and part.name:

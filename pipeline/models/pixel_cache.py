@@ -1,9 +1,9 @@
-"""A cache of decoded pictures, which a process keeps in memory for its next models.
+"""A cache of decoded pictures, which a process keeps in memory for the models that follow.
 
 A picture of 224 x 224 takes 150 kB. Parts that exceed the budget are decoded again for each model,
-at a third of a millisecond per picture and core, which is less than most disks take to read that
-many bytes. Nothing is evicted: all models read the parts in the same order, so the least recently
-used part is always the one that is needed next.
+which takes a third of a millisecond per picture and core. Most disks take longer to read 150 kB, so
+decoded pictures are not written to disk. Nothing is evicted: all models read the parts in the same
+order, so the least recently used part is always the part that is needed next.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class PixelCache:
         return self._parts.get(name)
 
     def allocate(self, shape: tuple[int, int, int, int]) -> Pixels | None:
-        """Returns an array to fill, and then to keep or to give back; None if the budget is too
-        small."""
+        """Allocates an array of this shape; None if it exceeds the remaining budget. The caller
+        fills it, and then calls `keep` or `give_back`."""
         size = math.prod(shape)
         with self._lock:
             if not size or self._used + size > self._budget:
@@ -57,6 +57,6 @@ class PixelCache:
 
 
 def pixel_array(shape: tuple[int, int, int, int], pinned: bool) -> Pixels:
-    """Allocates an uninitialised (n, S, S, 3) uint8 array, in pinned memory if `pinned`."""
+    """Allocates an uninitialised uint8 array of shape (n, S, S, 3), in pinned memory if asked."""
     pixels: Pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy()
     return pixels
