@@ -1,9 +1,9 @@
 """A cache of decoded pictures, which a process keeps in memory for the models that follow.
 
 A picture of 224 x 224 takes 150 kB. Parts that exceed the budget are decoded again for each model,
-which takes a third of a millisecond per picture and core. Most disks take longer to read 150 kB, so
-decoded pictures are not written to disk. Nothing is evicted: all models read the parts in the same
-order, so the least recently used part is always the part that is needed next.
+which takes a third of a millisecond per picture and core; most disks would take longer to read
+150 kB. Nothing is evicted: all models read the parts in the same order, so the least recently used
+part is always the part that is needed next.
 """
 
 from __future__ import annotations

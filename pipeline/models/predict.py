@@ -1,9 +1,10 @@
-"""Inference: runs one model over the pictures of parts, in fixed batches.
+"""Inference: runs one model over the pictures of a dataset's parts, in batches of a fixed size.
 
-As many threads decode pictures as torch uses for computing. With a GPU, they decode ahead of it.
-On a CPU, decoding alternates with the forward pass, whose threads would wait for each other if a
-decoder took one of their cores. The GPU never waits for a batch: copies to it use a separate
-stream, and the outputs of a batch are fetched while the next one is computed.
+Decoding uses as many threads as torch uses for computing. With a GPU, they decode batches before
+the GPU needs them. On a CPU, decoding takes turns with the forward pass, because the threads of a
+forward pass would wait for each other if a decoder took one of their cores. The GPU never waits for
+a copy: pictures are copied to it in a separate stream, and the outputs of a batch are fetched while
+the next batch is computed.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from pipeline.models.predict_config import PredictConfig
 from transforms.codec import decode_image, decode_into
 
 _DECODED_AHEAD = {"cpu": 0, "cuda": 3}
+"""Number of batches that are decoded in advance, for each device."""
 _IN_FLIGHT = {"cpu": 0, "cuda": 1}
-"""Batches on the device beside the one whose outputs are fetched."""
+"""Number of batches that are launched before the outputs of an earlier batch are fetched."""
 _NO_CACHE = PixelCache(0)
 
 Pixels = NDArray[np.uint8]
@@ -37,7 +39,10 @@ Pixels = NDArray[np.uint8]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Outputs:
-    """The logits of a batch, (n, outputs) in host memory; valid once `done` has occurred."""
+    """The logits of a batch, (n, outputs) in host memory.
+
+    They are valid once the event `done` has occurred, or at once if it is None.
+    """
 
     logits: torch.Tensor
     done: torch.cuda.Event | None
@@ -50,12 +55,12 @@ class Predictor:
       model: the model; its module is moved to the device, not copied.
       config: settings of inference.
       cache: cache of decoded pictures.
-      group: number of the group of shards; the GPUs of a machine take groups in turn.
+      group: number of the group of shards; group i runs on GPU i modulo the number of GPUs.
 
     Attributes:
       config: the settings, with the device and the batch size resolved.
       device: device of the model.
-      module: the module, which takes the result of `prepare`.
+      module: the model's module, which takes pictures from `prepare`.
     """
 
     def __init__(
@@ -94,13 +99,13 @@ class Predictor:
 
     @property
     def batch_size(self) -> int:
-        """Pictures in a batch."""
+        """Number of pictures in a batch."""
         size = self.config.batch_size
         assert size is not None  # `on_this_machine` has set it.
         return size
 
     def input_size(self, stored: int) -> int:
-        """Returns the side, in pixels, of the model's input for stored pictures of a side."""
+        """Returns the side of the model's input for stored pictures of side `stored`, in pixels."""
         if self.config.eval_input == "native" or self._preprocessing.fixed_size:
             return self._preprocessing.input_size
         return stored
@@ -108,12 +113,12 @@ class Predictor:
     def logits(
         self, parts: Iterable[P], stored: int
     ) -> Generator[tuple[Batch[P], NDArray[np.float32]], None, None]:
-        """Yields the logits of the pictures of parts, batch by batch.
+        """Yields the logits of the parts' pictures, batch by batch.
 
         Args:
-          parts: parts, in order.
-          stored: side of the stored pictures, in pixels; ignored with `native`, which resizes
-            pictures of any size.
+          parts: the parts, in order.
+          stored: side of the stored pictures, in pixels; ignored if `eval_input` is `native`,
+            because the model's own resize takes pictures of any size.
 
         Yields:
           (batch, logits) in order, with logits (n, outputs) float32. The batch's pixels are
@@ -121,7 +126,7 @@ class Predictor:
 
         Raises:
           BrokenPictureError: a picture cannot be decoded.
-          ModelError: as `forward`.
+          ModelError: for the reasons of `forward`.
           Exception: any exception from reading a part.
         """
         loader: Loader[P] = Loader(
@@ -178,12 +183,12 @@ class Predictor:
             with torch.cuda.stream(self._copies):
                 copied = torch.from_numpy(pixels).to(self.device, non_blocking=True)
             compute.wait_stream(self._copies)
-            # Keeps the allocator from reusing the memory before the compute stream is done with it.
+            # Keeps the allocator from reusing the memory while the compute stream still reads it.
             copied.record_stream(compute)
         return copied.permute(0, 3, 1, 2).float() / 255
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Runs a batch through the model, and splits it in halves if memory does not suffice.
+        """Runs a batch through the model; halves the batch as often as memory requires.
 
         Args:
           pictures: (n, 3, S, S) float32 in [0, 1], RGB, on `device`.
@@ -192,8 +197,8 @@ class Predictor:
           (n, outputs) float32 logits, on `device`.
 
         Raises:
-          ModelError: the model fails or returns another shape, or memory does not suffice for a
-            single picture.
+          ModelError: the model fails, its output is not (n, outputs), or memory does not suffice
+            for a single picture.
         """
         try:
             return self.forward_once(pictures)
@@ -202,7 +207,7 @@ class Predictor:
                 raise
             if len(pictures) == 1:
                 raise ModelError("there is not enough memory for a single picture") from error
-        # Outside the handler, because its traceback keeps the activations alive.
+        # Not in the handler, because there the error's traceback keeps the activations alive.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         half = len(pictures) // 2
@@ -236,7 +241,7 @@ class Predictor:
         """Resizes and normalises pictures for the module. The operation is differentiable.
 
         Args:
-          pictures: (n, 3, S, S) float32 in [0, 1].
+          pictures: (n, 3, S, S) float32 in [0, 1], RGB.
         """
         side = self.input_size(pictures.shape[-1])
         if side != pictures.shape[-1]:
@@ -268,7 +273,7 @@ def device_of(name: str, group: int) -> torch.device:
 
 
 def _why_no_gpu() -> str:
-    """Returns PyTorch's reason, such as a build for CPUs or a driver that is missing or too old."""
+    """Returns PyTorch's reason for using no GPU, such as a CPU-only build or a missing driver."""
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except (AssertionError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Preprocessing of pictures for a model. Needs no torch."""
+"""Preprocessing of pictures for a model. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from transforms.taxonomy import IN9_NAMES, Taxonomy, imagenet9
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Normalisation of most ImageNet models."""
+"""Mean and standard deviation by which most ImageNet models normalise RGB values in [0, 1]."""
 IN9_MEAN = (0.4717, 0.4499, 0.3837)
 IN9_STD = (0.2600, 0.2516, 0.2575)
-"""Normalisation of models with one output per superclass of ImageNet-9 (protocol of the authors'
-evaluation)."""
+"""The same for models with one output per superclass of ImageNet-9. Source: protocol of the
+authors' evaluation."""
 
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 _CROP_MODES = ("center", "squash", "border")
@@ -29,13 +29,16 @@ def is_nine_way(num_outputs: int, taxonomy: Taxonomy) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """A model's resolved data configuration.
+    """A model's preprocessing, with a value for every setting. The terms are timm's.
 
     Attributes:
-      input_size: side in pixels that the weights were trained for.
-      fixed_size: whether the architecture takes no other size.
-      mean, std: normalisation of RGB values in [0, 1].
-      interpolation, crop_pct, crop_mode: the model's own resize and crop.
+      input_size: side in pixels of the pictures that the weights were trained on.
+      fixed_size: whether the architecture takes pictures of no other size.
+      mean, std: mean and standard deviation that normalise RGB values in [0, 1].
+      interpolation: filter of the model's own resize.
+      crop_pct: `input_size` as a share of the resized picture, in (0, 1].
+      crop_mode: `center` crops the resized picture, `squash` ignores its aspect ratio, `border`
+        pads it to a square.
     """
 
     input_size: int
@@ -55,17 +58,17 @@ class Preprocessing:
         where: str,
         taxonomy: Taxonomy | None = None,
     ) -> Preprocessing:
-        """Parses settings; missing ones get the values that are usual for ImageNet models.
+        """Parses settings. A missing setting gets the value that is usual for ImageNet models.
 
         Args:
           settings: some of the attributes, by name.
-          num_outputs: size of the head; a head with one output per superclass of ImageNet-9 gets
-            `IN9_MEAN` and `IN9_STD`.
-          where: where the settings come from, for the error message.
+          num_outputs: number of the model's outputs; a model with one output per superclass of
+            ImageNet-9 gets `IN9_MEAN` and `IN9_STD`.
+          where: the source of the settings, for the error message.
           taxonomy: taxonomy of the outputs, None for ImageNet-9's.
 
         Raises:
-          JobError: a name is unknown, or a value out of range.
+          JobError: a setting's name is unknown, or its value is out of range.
         """
         nine_way = is_nine_way(num_outputs, taxonomy or imagenet9())
         values: dict[str, Any] = {

@@ -28,7 +28,7 @@ SOURCES: dict[str, Source] = {
     "open_clip": OpenClip(),
     "python": PythonFunctions(),
 }
-"""Prefix of the entries to their source."""
+"""Maps the prefix of an entry, before the colon, to the entry's source."""
 
 
 def source_of(spec: str) -> Source:
@@ -53,7 +53,7 @@ def source_of(spec: str) -> Source:
 
 
 def full_name(spec: str) -> str:
-    """Returns the name of an entry in results; the entry itself if it is unknown."""
+    """Returns the name of an entry's model in results; the entry itself if it is unknown."""
     try:
         return source_of(spec).full_name(spec)
     except UsageError:
@@ -65,11 +65,11 @@ def check_model(spec: str, weights: str | None = None) -> None:
 
     Args:
       spec: the entry.
-      weights: folder of `in9 models fetch`, whose models need no other source.
+      weights: folder of `in9 models fetch`, if any. A model in this folder needs no other source.
 
     Raises:
       UsageError: the name is unknown (the message suggests similar ones), the file does not
-        exist, a library is missing, or only a hub has the weights and the folder lacks them.
+        exist, a library is missing, or the folder lacks weights that only a hub has.
     """
     source = source_of(spec)
     source.check_installed(spec)
@@ -85,11 +85,16 @@ def check_model(spec: str, weights: str | None = None) -> None:
 
 
 def check_fit(spec: str, taxonomy: Taxonomy, weights: str | None = None) -> None:
-    """Checks that the head of a checked entry fits the classes, if its size is known without
-    loading weights. Takes the same arguments as `load_model`.
+    """Checks that the number of a model's outputs fits the taxonomy. An entry passes if its number
+    of outputs is only known from the weights.
+
+    Args:
+      spec: the entry, which `check_model` has accepted.
+      taxonomy: classes that the outputs must fit.
+      weights: folder of `in9 models fetch`, if any.
 
     Raises:
-      UsageError: the head does not fit; the message says what would.
+      UsageError: the number does not fit; the message says which numbers would.
     """
     source = source_of(spec)
     stored = WeightsFolder.from_path(weights).find(full_name(spec)) if weights else None
@@ -108,11 +113,11 @@ def load_model(
 
     Args:
       spec: the entry.
-      weights: folder of `in9 models fetch`, preferred to the entry's own source.
+      weights: folder of `in9 models fetch`, if any. A model in this folder is loaded from there.
       taxonomy: classes that the outputs must fit, None for ImageNet-9's.
 
     Raises:
-      UsageError: as `check_model`.
+      UsageError: for the reasons of `check_model`.
       JobError: the weights cannot be fetched or read, or do not fit the architecture.
     """
     check_model(spec, weights)

@@ -19,13 +19,13 @@ from transforms.taxonomy import Taxonomy
 
 
 class Source(abc.ABC):
-    """One kind of `--models` entry. It imports its libraries only when it uses them.
+    """One kind of `--models` entry. A source imports its libraries only when it uses them.
 
     Attributes:
       form: syntax of the entries, for help.
-      text: one-line description.
-      extra: the extra in setup.py that installs its libraries; None if it needs no extra.
-      libraries: import name of each library to the distribution that provides it.
+      text: one-line description of the models, for help.
+      extra: the extra in setup.py that installs the libraries; None if they need no extra.
+      libraries: maps the import name of each library to the distribution that provides it.
     """
 
     form: ClassVar[str]
@@ -35,7 +35,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def check(self, spec: str) -> None:
-        """Raises UsageError for an invalid entry. Loads no weights."""
+        """Raises UsageError for an invalid entry, without loading weights."""
 
     @abc.abstractmethod
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
@@ -43,11 +43,11 @@ class Source(abc.ABC):
 
         Args:
           spec: the entry.
-          taxonomy: classes that the outputs must fit; sources that know their models' classes
-            check them.
+          taxonomy: classes that the outputs must fit. A source that knows the names of its models'
+            classes compares them with the taxonomy's.
 
         Raises:
-          JobError: the weights cannot be fetched or read, or do not fit.
+          JobError: the weights cannot be fetched or read, or do not fit the architecture.
         """
 
     @abc.abstractmethod
@@ -60,27 +60,27 @@ class Source(abc.ABC):
         """
 
     def origin(self, spec: str, model: LoadedModel) -> Origin | None:
-        """Returns the origin of a loaded entry's weights; None if nothing would tell that they
-        have changed."""
+        """Returns the origin of a loaded entry's weights; None if a change of the weights could not
+        be detected."""
         path = self.path(spec)
         if not path:
             return None
         return Origin("folder" if files_of(path).is_folder(path) else "file", absolute(path))
 
     def path(self, spec: str) -> str:
-        """Returns the file, or the local folder, that an entry names; empty for other entries."""
+        """Returns the path of the file or local folder that an entry names; empty if none."""
         return ""
 
     def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
-        """Returns the size of a checked entry's head; None if only its weights tell.
+        """Returns the number of outputs of a checked entry; None if only the weights tell it.
 
         Raises:
-          ValueError: no head can be built for these classes.
+          ValueError: the source cannot build outputs for the taxonomy's classes.
         """
         return None
 
     def full_name(self, spec: str) -> str:
-        """Returns the name of an entry in results; the entry itself if it is unknown."""
+        """Returns the name of an entry's model in results; the entry itself if it is unknown."""
         return spec
 
     def needs_hub(self, spec: str) -> bool:
@@ -88,12 +88,13 @@ class Source(abc.ABC):
         return False
 
     def catalogue(self) -> list[str]:
-        """Lists the entries with ImageNet weights, which wildcards match; empty without a list."""
+        """Lists the entries with weights for ImageNet, which wildcards match; empty if the source
+        has no list of its models."""
         return []
 
     @property
     def has_catalogue(self) -> bool:
-        """Whether wildcards can match its entries. Unlike `catalogue`, it imports no library."""
+        """Whether wildcards can match entries of this source. Imports no library to find out."""
         return type(self).catalogue is not Source.catalogue
 
     def missing(self) -> list[str]:
@@ -123,7 +124,8 @@ def is_installed(library: str) -> bool:
 
 
 def closest(wanted: str, known: Iterable[str]) -> str:
-    """Returns the end of an error message: known names close to the wanted one, if any."""
+    """Returns the end of an error message, with up to three known names that resemble the wanted
+    name; empty if no name does."""
     close = difflib.get_close_matches(wanted, list(dict.fromkeys(known)), n=3)
     return f"; close to it: {', '.join(close)}" if close else ""
 

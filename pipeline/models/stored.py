@@ -21,10 +21,10 @@ from pipeline.storage.store import WORK_FOLDER
 
 
 def store_model(folder: WeightsFolder, model: LoadedModel) -> bool:
-    """Stores a model, and returns whether anything changed.
+    """Stores a model; returns whether the folder changed.
 
     Raises:
-      JobError: its state holds more than tensors.
+      JobError: the model's state holds values that are not tensors.
     """
     state, store = model.module.state_dict(), folder.store
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(ModelIdentity)}
@@ -52,7 +52,8 @@ def _is_intact(folder: WeightsFolder, stored: StoredModel) -> bool:
 
 
 def _state(folder: WeightsFolder, stored: StoredModel) -> dict[str, torch.Tensor]:
-    """Reads the tensors of a model, unchecked. Raises JobError if they cannot be read."""
+    """Reads the tensors of a model, without checking their hash. Raises JobError if the file
+    cannot be read."""
     try:
         return load(folder.store.read(stored.file, None))
     except Exception as error:  # Broken bytes can raise anything.
@@ -66,7 +67,7 @@ def load_stored(source: Source, folder: WeightsFolder, stored: StoredModel) -> L
     """Loads a model from a folder of weights.
 
     Raises:
-      JobError: the tensors have changed since they were fetched, or do not fit.
+      JobError: the tensors have changed since they were fetched, or do not fit the architecture.
     """
     state = _state(folder, stored)
     digest = state_hash(state)

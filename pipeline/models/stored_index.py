@@ -1,4 +1,4 @@
-"""The index of a folder of weights, for machines that cannot reach the hubs. Needs no torch.
+"""The index of a folder of weights, for machines that cannot reach the hubs. Imports no torch.
 
 DIR/<sha256>.safetensors    the tensors of one model, named by their `state_hash`
 DIR/index.json              name -> sha256, architecture, source, preprocessing
@@ -24,7 +24,7 @@ INDEX = "index.json"
 FORMAT = "imagenet9 weights"
 FORMAT_VERSION = 1
 VARIABLE = "IN9_WEIGHTS"
-"""Environment variable to use if `--weights` is not given."""
+"""Environment variable that names the folder if `--weights` is not given."""
 _SHA256 = re.compile("[0-9a-f]{64}")
 _LOCK = f"{WORK_FOLDER}/lock-index"
 
@@ -37,11 +37,11 @@ def chosen_folder(flag: str | None) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class StoredModel(ModelIdentity):
-    """An entry of the index.
+    """An entry of the index, with the attributes of `ModelIdentity` and these.
 
     Attributes:
-      sha256: SHA-256 of the stored tensors. For zero-shot classifiers it differs from
-        `weights_sha256`, which results show, because the stored tensors include the computed head.
+      sha256: SHA-256 of the stored tensors. It equals `weights_sha256`, which results show, except
+        for zero-shot classifiers, whose stored tensors include the computed head.
       recipe: recipe of the `LoadedModel`.
     """
 
@@ -54,7 +54,7 @@ class StoredModel(ModelIdentity):
 
     @property
     def file(self) -> str:
-        """Path of the tensors in the folder."""
+        """Path, inside the folder, of the file that holds the tensors."""
         return f"{self.sha256}.safetensors"
 
 
@@ -116,10 +116,10 @@ class WeightsFolder:
             ) from error
 
     def find(self, name: str) -> StoredModel | None:
-        """Returns the model of a name, None if the folder does not have it.
+        """Returns the stored model with this name, None if the folder does not have it.
 
         Raises:
-          UsageError: as `models`, or the file of tensors is missing.
+          UsageError: for the reasons of `models`, or the file of tensors is missing.
         """
         stored = self.models().get(name)
         if stored is not None and not self.store.exists(stored.file):
@@ -129,8 +129,8 @@ class WeightsFolder:
         return stored
 
     def note(self, stored: StoredModel) -> bool:
-        """Adds a model to the index, or replaces the one of the same name; returns whether anything
-        changed."""
+        """Adds a model to the index, or replaces the entry of the same name; returns whether the
+        index changed."""
         with held(self.store, _LOCK, wait=60) as store:
             models = {**self._read(), stored.name: stored}
             content = {

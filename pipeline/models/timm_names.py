@@ -27,10 +27,10 @@ _CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
 class TimmNames(Source):
-    """`resnet50`, `resnet50.a1_in1k`, `resnet50=FILE`.
+    """`NAME`, `NAME.TAG` and `ARCH=FILE`: `resnet50`, `resnet50.a1_in1k`, `resnet50=FILE`.
 
     Args:
-      similar: names of other sources to suggest for a misspelt name.
+      similar: names from other sources that error messages may suggest for a misspelt name.
     """
 
     form = "NAME, NAME.TAG or ARCH=FILE"
@@ -71,7 +71,7 @@ class TimmNames(Source):
             return config.num_classes if config else None
         try:
             return _head_size(architecture, _read_shapes(path), path)
-        except Exception:  # Loading the file reports what is wrong with it.
+        except Exception:  # `load` will report the fault of the file.
             return None
 
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
@@ -122,7 +122,7 @@ class TimmNames(Source):
         return "=" not in spec
 
     def catalogue(self) -> list[str]:
-        """Lists the full tags of all weights with ImageNet's outputs."""
+        """Lists the names, with tags, of all weights with ImageNet's outputs."""
         return [name for name in timm.list_pretrained() if is_for_imagenet(name)]
 
 
@@ -157,7 +157,7 @@ def is_for_imagenet(name: str) -> bool:
 
 
 def preprocessing_of(path: str) -> Preprocessing | None:
-    """Reads the preprocessing from a checkpoint's training metadata; None if it has none."""
+    """Reads the preprocessing from a checkpoint's training metadata; None without metadata."""
     trained = read_metadata(path) if path.endswith(SUFFIX) else None
     return trained.preprocessing if trained else None
 
@@ -169,8 +169,9 @@ def timm_model(
     taxonomy: Taxonomy,
     preprocessing: Preprocessing | None = None,
 ) -> LoadedModel:
-    """Makes a `LoadedModel` from a timm module that has its weights. The preprocessing defaults to
-    that of timm's configuration."""
+    """Makes a `LoadedModel` from a timm module with loaded weights. The preprocessing defaults to
+    timm's configuration, except that a model with one output per superclass of ImageNet-9 gets
+    `IN9_MEAN` and `IN9_STD`."""
     config = resolve_model_data_config(module)
     num_outputs = int(module.num_classes)  # type: ignore[arg-type]
     nine_way = is_nine_way(num_outputs, taxonomy)
@@ -201,7 +202,7 @@ def _full_tag(module: torch.nn.Module) -> str:
 
 
 def read_state(path: str) -> dict[str, torch.Tensor]:
-    """Reads the state dict of a checkpoint file, without wrappers that training scripts add.
+    """Reads the state dict of a checkpoint file, and removes wrappers that training scripts add.
 
     Raises:
       JobError: the file cannot be read, or holds no state dict.
@@ -220,8 +221,8 @@ def read_state(path: str) -> dict[str, torch.Tensor]:
 
 
 def _read_shapes(path: str) -> dict[str, Sequence[int]]:
-    """Reads the shapes of a checkpoint's tensors, but not the tensors. A PyTorch file must be
-    local."""
+    """Reads the shapes of a checkpoint's tensors without reading their values. A PyTorch file must
+    be local, because it is memory-mapped."""
     if path.endswith(SUFFIX):
         header = read_header(path) or {}
         shapes: dict[str, Sequence[int]] = clean_state_dict(
@@ -233,7 +234,7 @@ def _read_shapes(path: str) -> dict[str, Sequence[int]]:
 
 
 def _unwrapped(path: str, state: Any) -> dict[str, torch.Tensor]:
-    """Extracts a state dict from its wrappers. Raises JobError if there is none."""
+    """Extracts a state dict from its wrappers. Raises JobError if the file holds no state dict."""
     for wrapper in ("state_dict", "model"):
         inner = state.get(wrapper) if isinstance(state, dict) else None
         if isinstance(inner, dict):
@@ -245,7 +246,7 @@ def _unwrapped(path: str, state: Any) -> dict[str, torch.Tensor]:
 
 
 def _head_size(architecture: str, shapes: Mapping[str, Sequence[int]], path: str) -> int:
-    """Returns the number of outputs, from the shape of a checkpoint's classifier."""
+    """Returns the number of outputs, which is the first size of the classifier's weight tensor."""
     classifier = timm.create_model(architecture).pretrained_cfg.get("classifier", "fc")
     name = classifier if isinstance(classifier, str) else classifier[0]
     if f"{name}.weight" not in shapes:

@@ -1,4 +1,4 @@
-"""torchvision classifiers with weights of its enums: `torchvision:resnet50:IMAGENET1K_V1`."""
+"""torchvision's classifiers with its published weights: `torchvision:resnet50:IMAGENET1K_V1`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PREFIX = "torchvision:"
 
 
 class TorchvisionNames(Source):
-    """`torchvision:NAME` (its default weights) or `torchvision:NAME:WEIGHTS`."""
+    """`torchvision:NAME`, with the default weights, or `torchvision:NAME:WEIGHTS`."""
 
     form = "torchvision:NAME or torchvision:NAME:WEIGHTS"
     text = "torchvision's classifiers"
@@ -107,7 +107,8 @@ class TorchvisionNames(Source):
 
 
 def _weights(spec: str) -> Any:
-    """Returns the weights enum member of an entry. Raises UsageError if it does not exist."""
+    """Returns the member of torchvision's weights enum that an entry names. Raises UsageError if
+    the model or the weights do not exist."""
     from torchvision import models
 
     name, colon, tag = spec.removeprefix(_PREFIX).partition(":")
