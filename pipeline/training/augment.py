@@ -1,7 +1,7 @@
 """Augmentation: random resized crop, flip and colour jitter, by torchvision's transforms (v2).
 
-Their generator is seeded for each (seed, epoch, key), so that neither the number of workers nor
-their order changes a picture.
+Torch's random generator is seeded for each (seed, epoch, key), so that neither the number of
+workers nor the order in which they work changes a picture.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def augmentation_hashes(seed: int, keys: Iterable[str]) -> Hashes:
 
 
 def epoch_seeds(hashes: Hashes, epoch: int) -> Hashes:
-    """Returns the seeds of one epoch, counted from 0.
+    """Returns the seeds of one epoch.
 
     Args:
-      hashes: (n,) uint64 of `augmentation_hashes`.
-      epoch: the epoch.
+      hashes: (n,) uint64, from `augmentation_hashes`.
+      epoch: number of the epoch, counted from 0.
 
     Returns:
-      (n,) uint64.
+      (n,) uint64, a seed for each image.
     """
     return substream(hashes, epoch)
 
@@ -43,9 +43,9 @@ class Augmentation:
     """Random changes of training pictures.
 
     Attributes:
-      size: side of the result, in pixels.
-      min_area: smallest share of the picture that a crop covers; its aspect ratio is between 3:4
-        and 4:3.
+      size: side of the augmented picture, in pixels.
+      min_area: smallest share of the picture's area that a crop covers. The aspect ratio of a crop
+        is between 3:4 and 4:3.
       flip: probability of a horizontal flip.
       jitter: brightness, contrast and saturation are each multiplied by a factor between
         1 - jitter and 1 + jitter, in random order. In [0, 1].
@@ -71,15 +71,15 @@ class Augmentation:
 
         Args:
           pixels: (H, W, 3) uint8 RGB.
-          seed: a seed of `epoch_seeds`.
+          seed: the picture's seed, from `epoch_seeds`.
 
         Returns:
-          (3, size, size) uint8.
+          (3, size, size) uint8 RGB.
         """
         picture = torch.from_numpy(pixels).permute(2, 0, 1)
-        # Restores the generator afterwards, because without workers the network uses the same one.
+        # Restores the generator's state, because without workers the network draws from it, too.
         with torch.random.fork_rng(devices=[]):
-            # Unlike torch.manual_seed, this does not seed the GPU's generators, too.
+            # torch.manual_seed would also seed the GPU's generators, which dropout uses.
             torch.default_generator.manual_seed(seed)
             augmented: torch.Tensor = self._transform(picture)
         return augmented

@@ -1,8 +1,8 @@
-"""The loader of training: processes that prepare batches ahead of the network.
+"""The loader of training: processes that prepare batches before the network needs them.
 
 One loader serves the whole training, including validation, so that its processes start only once
-and are not idle between epochs. They follow the orders of a schedule and keep no state, so a batch
-does not depend on the process that loads it.
+and are not idle between epochs. The processes take orders from a schedule and keep no state, so a
+batch does not depend on the process that loads it.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from pipeline.training.samples import Samples
 from pipeline.training.schedule import TRAIN, BatchOrder, Schedule
 
 _AHEAD = 2
-"""Batches that each process prepares in advance."""
+"""Number of batches that each process prepares in advance."""
 _SHARED_MEMORY = "/dev/shm"
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-"""Pictures (n, 3, S, S) uint8 and labels (n,) int64."""
+"""The n pictures of a batch, (n, 3, S, S) uint8 RGB, and their labels, (n,) int64."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadFailure:
-    """An error in place of a batch. If raised, it would reach the main process as a traceback
-    instead of one line."""
+    """The message of an error, returned in place of a batch. If the error were raised, it would
+    reach the main process as a traceback instead of one line."""
 
     message: str
 
 
 class PictureBatches(Dataset[Batch | LoadFailure]):
-    """A map from orders to batches.
+    """A map from orders to batches, as torch's DataLoader takes it.
 
     Args:
-      training: pictures that are augmented.
-      validation: pictures that are not augmented, None without validation.
+      training: pictures to train on, which are augmented.
+      validation: pictures to validate on, which are not augmented; None without validation.
       augmentation: augmentation of the training pictures.
       seed: seed of the augmentation.
     """
@@ -111,9 +111,9 @@ def load_batches(
     """Yields the batches of a schedule, in order.
 
     Args:
-      pictures: prepares the batches; its samples must stay `fetched` meanwhile.
-      schedule: the orders.
-      workers: number of processes, 0 to load in this one.
+      pictures: prepares the batches. Its samples must stay `fetched` until the last batch.
+      schedule: the orders of the batches.
+      workers: number of loader processes, 0 to load in this process.
       pin: whether to allocate pinned memory, for copies to a GPU.
 
     Raises:
@@ -154,6 +154,10 @@ def check_shared_memory(workers: int, batch_bytes: int) -> None:
 
     Without this check, the processes would be killed at the first batch without an explanation.
     Containers often have only 64 MB of shared memory.
+
+    Args:
+      workers: number of loader processes.
+      batch_bytes: size of the largest batch, in bytes.
     """
     if not workers or not os.path.isdir(_SHARED_MEMORY):
         return

@@ -1,7 +1,7 @@
 """Features of a frozen network: the input of its last layer, computed once for each picture.
 
-.in9/features/<model>/<variant>/<split>-NNNNN.parquet   features of an output shard; computed again
-                                                        when the weights or the pictures change
+.in9/features/<model>/<variant>/<split>-NNNNN.parquet   features of one output shard, recomputed if
+                                                        the weights or the pictures have changed
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _SCHEMA = pa.schema(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Features:
-    """Features of pictures.
+    """Features of n pictures.
 
     Attributes:
       keys: (n,) keys of the images.
-      labels: (n,) int64.
+      labels: (n,) int64 superclass labels.
       values: (n, features) float32.
     """
 
@@ -90,17 +90,17 @@ class Backbone:
     Args:
       name: entry of `--models` for a timm network with weights.
       predict: settings of inference.
-      cache: dataset folder in which features are stored.
+      cache: dataset folder that caches the features.
       weights: folder of `in9 models fetch`, if any.
 
     Attributes:
       model: the loaded network.
       architecture: timm's name, without a tag.
-      layer: the last layer of the network.
+      layer: the last layer of the network, which the probe will replace.
 
     Raises:
-      UsageError: it is not a timm network that ends with a linear layer.
-      JobError: as `load_model`.
+      UsageError: the model is not a timm network that ends with a linear layer.
+      JobError: for the reasons of `load_model`.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Backbone:
           keys: keys of the images to use, None for all.
 
         Returns:
-          The features, in the dataset's order.
+          The features of the images, in the dataset's order.
 
         Raises:
           ModelError: the network's forward pass fails.
@@ -163,7 +163,8 @@ class Backbone:
         dataset, keys = pictures.dataset, pictures.keys
         store, name = self._cache, safe_name(pictures.variant)
         if dataset.store != store:
-            # The cache of another dataset is used because this one may be read-only.
+            # The features are cached in another dataset's folder, because `dataset` may be
+            # read-only.
             name = f"{dataset.manifest.fingerprint[:12]}-{name}"
         folder = f"{WORK_FOLDER}/features/{safe_name(self.model.name)}/{name}"
         path = f"{folder}/{pictures.split}-{pictures.shard:05d}.parquet"

@@ -53,7 +53,7 @@ class Learner:
         return state
 
     def state(self) -> dict[str, Any]:
-        """Returns the state that a training needs to continue."""
+        """Returns everything of the learner that a resumed training needs."""
         return {
             "module": self.weights(),
             "optimizer": self._optimizer.state_dict(),
@@ -61,13 +61,13 @@ class Learner:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restores what `state` returned."""
+        """Restores a state that `state` returned."""
         self._module.load_state_dict(state["module"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
 
     def begin_training(self, lr: float) -> None:
-        """Prepares for the steps of an epoch."""
+        """Prepares for the steps of an epoch, which all use the learning rate `lr`."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._module.train()
@@ -84,7 +84,7 @@ class Learner:
         """Takes one step of the optimizer.
 
         Args:
-          pictures: (n, 3, S, S) uint8, a batch.
+          pictures: (n, 3, S, S) uint8 RGB, a batch of n pictures.
           labels: (n,) int64.
 
         Returns:
@@ -92,7 +92,7 @@ class Learner:
           pictures.
 
         Raises:
-          JobError: memory does not suffice, or the network does not take such pictures.
+          JobError: memory does not suffice, or the network does not take pictures of this size.
         """
         with self._explain_errors():
             self._optimizer.zero_grad(set_to_none=True)
@@ -104,7 +104,7 @@ class Learner:
 
     @torch.inference_mode()
     def test(self, pictures: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Does the same as `step`, but does not learn."""
+        """Does the same as `step`, but leaves the weights as they are."""
         with self._explain_errors():
             return self._forward(pictures, labels)[1]
 
@@ -134,7 +134,7 @@ class Learner:
 
     @contextlib.contextmanager
     def _explain_errors(self) -> Iterator[None]:
-        """Turns errors of the network into a JobError, whose single line says what to do."""
+        """Turns an exception from the network into a JobError, whose message is one line."""
         try:
             yield
         except (RuntimeError, ValueError, MemoryError) as error:

@@ -1,10 +1,10 @@
 """Linear probes: multinomial logistic regression on frozen features.
 
-A probe is a classifier to evaluate, whereas `transforms.power` refits one in each fold only to
-measure. The penalised likelihood is convex, so the result does not depend on the starting point,
-and fitting uses no randomness: the same features give the same probe.
+A probe of this module is a classifier that is kept and evaluated, whereas `transforms.power` fits
+throw-away classifiers to measure an accuracy. The penalised loss is convex, so the result does not
+depend on the starting point, and fitting uses no randomness: the same features give the same probe.
 
-Source: Alain and Bengio 2016 (probes); minimised by `torch.optim.LBFGS`.
+Source: Alain and Bengio 2016 (probes). `torch.optim.LBFGS` minimises the loss.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ Labels = NDArray[np.int64]
 
 FOLDS = 5
 CHOICE_UNITS = 5000
-"""Largest number of units that the penalty is chosen on; more hardly change the choice."""
+"""Largest number of units that the penalty is chosen on; more units hardly change the choice."""
 
 _ABSENT_LOGIT = -1e4
 """Logit of a class without training images."""
 _STEPS = 200
+"""Largest number of the optimizer's iterations."""
 _TOLERANCE = 1e-5
-"""Largest entry of the gradient at which the optimizer stops; the loss is of order 1."""
+"""The optimizer stops once no entry of the gradient exceeds this value; the loss is of order 1."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ class LinearProbe:
     penalty: float
 
     def logits(self, features: NDArray[np.floating]) -> Floats:
-        """Computes logits, (n, classes) float64, of features, (n, features)."""
+        """Computes the (n, classes) float64 logits of (n, features) features."""
         logits: Floats = np.asarray(features, np.float64) @ self.weight.T + self.bias
         return logits
 
@@ -66,8 +67,8 @@ def fit_probe(
       features: (n, features).
       labels: (n,) int64 in [0, num_classes).
       num_classes: number of outputs; a class without images is never predicted.
-      penalty: factor of half the sum of squared weights, which is added to the mean loss of an
-        image; biases are not penalised.
+      penalty: factor of the penalty, which is half the sum of the squared weights and is added to
+        the mean loss of an image. Biases are not penalised.
 
     Returns:
       The probe.
@@ -83,7 +84,7 @@ def fit_probe(
     present, targets = np.unique(labels, return_inverse=True)
     start = np.zeros((len(present), scaled.shape[1] + 1))
     parameters = _minimise(scaled, targets, penalty, start)
-    # Folds the standardisation into the layer, and adds the classes that have no images.
+    # Builds the standardisation into the layer, and adds the classes that have no images.
     weight = np.zeros((num_classes, len(mean)))
     bias = np.full(num_classes, _ABSENT_LOGIT)
     weight[present] = parameters[:, :-1] / scale
@@ -104,13 +105,14 @@ def choose_penalty(
     Args:
       features: (n, features).
       labels: (n,) int64.
-      units: (n,) unit of each image; all images of a unit are in the same fold. Keyed hashes
-        select at most `CHOICE_UNITS` units and assign them to folds.
-      seed: seed of these hashes.
+      units: (n,) unit of each image: its group, or its key. All images of a unit are in the same
+        fold. Keyed hashes select at most `CHOICE_UNITS` units and assign them to folds.
+      seed: seed of the keyed hashes.
       penalties: penalties to try, in descending order.
 
     Returns:
-      The best penalty, the strongest in case of a tie or of too few images.
+      The best penalty; the strongest of equally good penalties, or of all if there are too few
+      images to compare them.
     """
     names, unit_of = np.unique(np.asarray(units, object), return_inverse=True)
     order = np.argsort(keyed_hashes(seed, "probe folds", names), kind="stable")
@@ -124,7 +126,7 @@ def choose_penalty(
     values = np.asarray(features, np.float64)
     for fold in range(FOLDS):
         train, test = selected & (folds != fold), folds == fold
-        # Images of classes that the fit has not seen would not help to compare penalties.
+        # An image whose class is missing in `train` would not help to compare penalties.
         test &= np.isin(labels, labels[train])
         if not train.any() or not test.any():
             continue
@@ -144,7 +146,7 @@ def choose_penalty(
 def _standardise(features: Floats) -> tuple[Floats, Floats, Floats]:
     mean = features.mean(axis=0)
     scale = features.std(axis=0)
-    # A constant feature stays 0.
+    # A constant feature becomes 0 everywhere, instead of 0 / 0.
     scale = np.where(scale > 1e-12, scale, 1.0)
     return (features - mean) / scale, mean, scale
 
@@ -152,7 +154,7 @@ def _standardise(features: Floats) -> tuple[Floats, Floats, Floats]:
 def _minimise(
     features: Floats, targets: NDArray[np.integer], penalty: float, start: Floats
 ) -> Floats:
-    """Finds the minimum of the mean loss plus the penalty.
+    """Finds the parameters that minimise the mean loss plus the penalty.
 
     Returns:
       (classes, features + 1) float64, the weights and the bias of each class.
@@ -174,8 +176,8 @@ def _minimise(
         return loss
 
     threads = torch.get_num_threads()
-    # One thread, because sums must not depend on the number of cores, and threads would mostly
-    # wait for each other.
+    # Uses one thread, because sums must not depend on the number of cores, and because several
+    # threads would mostly wait for each other.
     torch.set_num_threads(1)
     try:
         optimizer.step(evaluate)  # type: ignore[no-untyped-call]

@@ -1,8 +1,8 @@
-"""The training loop, which can be stopped and resumes after the last complete epoch.
+"""The training loop. A training that was stopped resumes after its last complete epoch.
 
 OUTPUT/model.safetensors   weights after the last epoch, for --models ARCH=FILE
 OUTPUT/state.pth           weights, optimizer, log and plan: all that resuming needs
-OUTPUT/log.csv             a row for each epoch
+OUTPUT/log.csv             measurements of the epochs, a row for each
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class TrainingResult:
 
     Attributes:
       entry: entry of `--models` that evaluates the model.
-      is_new: whether any epochs were trained now.
+      is_new: whether this call trained any epochs; False if the training was already complete.
     """
 
     entry: str
@@ -69,19 +69,19 @@ def train(
 ) -> TrainingResult:
     """Trains a network, or resumes the training in the folder.
 
-    The weights depend only on the plan's `identity`, as far as the device is deterministic: on
-    the CPU of one machine with a fixed number of threads, they are the same byte for byte. Neither
-    the number of loader processes nor interruptions change them.
+    The weights depend only on the plan's `identity`, as far as the device is deterministic: the CPU
+    of one machine with a fixed number of threads reproduces them byte for byte. Neither the number
+    of loader processes nor interruptions change them.
 
     Args:
       dataset: dataset to train on.
-      plan: what to train, and how.
+      plan: settings of the training.
       store: folder of the training; no other job may write to it.
       overwrite: whether to start again, whatever the folder holds.
       say: prints a line of output.
 
     Returns:
-      The result.
+      The entry that evaluates the trained model, and whether anything was trained.
 
     Raises:
       UsageError: the plan does not fit the dataset or the machine, or the folder holds another
@@ -106,7 +106,14 @@ def train(
 
 
 class _TrainingRun:
-    """A running training. Arguments are those of `train`, the new network and the samples."""
+    """A running training.
+
+    Args:
+      dataset, plan, store: see `train`.
+      network: the network to train, with its initial weights.
+      training: pictures to train on.
+      validation: pictures to validate on, None without validation.
+    """
 
     def __init__(
         self,
@@ -179,7 +186,7 @@ class _TrainingRun:
         return TrainingResult(entry, is_new=True)
 
     def _describe(self, done: int) -> str:
-        """Describes the training in a line, with the number of epochs already done."""
+        """Describes the training in one line; `done` is the number of complete epochs."""
         plan = self._plan
         text = (
             f"{plan.arch} on {len(self._training)} images of {plan.train_split}, {plan.variant}; "
@@ -193,8 +200,8 @@ class _TrainingRun:
         return text + (f"; resuming after epoch {done} of {plan.epochs}" if done else "")
 
     def _write(self, epochs: int, log: TrainingLog) -> None:
-        """Writes model, log and state. The state is last, because an epoch counts as done once the
-        state says so."""
+        """Writes the model, the log and then the state. The state is written last, because an epoch
+        counts as complete as soon as the state includes it."""
         self._write_model(epochs)
         log.write()
         write_state(
@@ -238,7 +245,7 @@ def _torch_settings(plan: TrainPlan) -> Iterator[None]:
     """Sets torch's global threads, cuDNN benchmark and TF32 while the block runs."""
     threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
     torch.set_num_threads(usable_cores())
-    # Batches have at most two sizes, so benchmarking kernels pays off.
+    # The batches of a part have at most two sizes, so benchmarking kernels pays off.
     torch.backends.cudnn.benchmark = True
     allow_tf32 = plan.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = allow_tf32
@@ -255,7 +262,7 @@ def write_state(store: Store, content: dict[str, Any]) -> None:
 
     Args:
       store: folder of the training.
-      content: tensors, numbers, strings, and lists and dictionaries of these.
+      content: the state: tensors, numbers, strings, and lists and dictionaries of such values.
     """
     data = io.BytesIO()
     torch.save({"format": _FORMAT, "version": _VERSION, **content}, data)
@@ -264,10 +271,10 @@ def write_state(store: Store, content: dict[str, Any]) -> None:
 
 
 def read_state_file(store: Store) -> dict[str, Any] | None:
-    """Reads the state that `write_state` wrote, onto the CPU; None if there is no file.
+    """Reads the state that `write_state` wrote, with its tensors on the CPU; None without a file.
 
     Raises:
-      JobError: the file cannot be read.
+      JobError: the file cannot be read, or its format or version is not supported.
     """
     if not store.exists(STATE):
         return None
@@ -303,15 +310,15 @@ def run_epoch(
       plan: settings of the training.
       learner: the network and its optimizer.
       schedule: schedule of the batches.
-      batches: the batches, of which those of this epoch come next.
+      batches: iterator over the schedule's batches, whose next batch is the first of this epoch.
 
     Raises:
       JobError: the loss is no longer finite.
     """
     started = time.perf_counter()
     lr = learning_rate(plan.lr, epoch, plan.epochs)
-    # Dropout uses torch's global generator. Seeding it for each epoch makes an epoch independent of
-    # those that this process trained before. The 0 is the rank of this process.
+    # Dropout uses torch's global generator. It is seeded for each epoch, so that an epoch does not
+    # depend on which epochs this process trained before. The 0 is the rank of this process.
     torch.manual_seed(keyed_hash(plan.seed, "dropout", f"{epoch} 0") >> 1)
     learner.begin_training(lr)
     sums = learner.zero_sums()
@@ -348,7 +355,7 @@ def run_epoch(
 def _validate(
     learner: Learner, schedule: Schedule, batches: Iterator[Batch]
 ) -> tuple[float, float, float]:
-    """Returns (summed loss, number of correct answers, number of pictures)."""
+    """Validates; returns (summed cross entropy, number of correct answers, number of pictures)."""
     learner.begin_validation()
     sums = learner.zero_sums()
     for _ in range(schedule.validation_batches):

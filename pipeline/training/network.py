@@ -22,10 +22,11 @@ class Network:
     """A network to train.
 
     Attributes:
-      architecture: timm's name, for `--models ARCH=FILE`.
+      architecture: timm's name of the architecture, as in `--models ARCH=FILE`.
       module: the module, in float32 on the CPU.
       preprocessing: preprocessing that evaluation will use.
-      pretrained: weights that the training starts from, None for none.
+      pretrained: name and SHA-256 of the weights that the training starts from, None for random
+        weights.
     """
 
     architecture: str
@@ -57,17 +58,18 @@ def build_network(
     pretrained: bool = False,
     weights: str | None = None,
 ) -> Network:
-    """Builds a network, whose random weights follow from the seed.
+    """Builds a network. Its random weights depend on the seed alone.
 
     Args:
       arch: timm's name, or one of `efficientnet_lite0`, `1`, `2`.
-      taxonomy: taxonomy whose superclasses are the outputs.
-      seed: seed of the weights.
-      pretrained: whether to start from weights for ImageNet; the head is new in any case.
-      weights: folder of `in9 models fetch`.
+      taxonomy: taxonomy; the network gets one output for each of its superclasses.
+      seed: seed of the random weights.
+      pretrained: whether to start from weights for ImageNet. The head starts from random weights in
+        any case.
+      weights: folder of `in9 models fetch`, if any.
 
     Raises:
-      UsageError: as `check_architecture`.
+      UsageError: for the reasons of `check_architecture`.
       JobError: the weights cannot be fetched or read.
     """
     check_architecture(arch, pretrained=pretrained, weights=weights)
@@ -91,7 +93,7 @@ def build_network(
     # `timm_model` turns gradients off, for evaluation.
     module.requires_grad_(True)
     return Network(
-        # Without pretrained weights, their tag would mislead.
+        # A network with random weights must not carry the tag of pretrained weights.
         architecture=described.architecture if loaded else EFFICIENTNETS.get(arch, arch),
         module=module,
         preprocessing=described.preprocessing,

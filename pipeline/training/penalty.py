@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
-"""Penalties to try, strongest first: factors of half the sum of squared weights of standardised
-features, which is added to the mean loss of an image (`pipeline.training.linear_probe`)."""
+"""Penalties to try, strongest first. Each is the `penalty` of `linear_probe.fit_probe`: a factor of
+half the sum of the squared weights, for standardised features."""
 
 
 def describe_penalty(penalty: float) -> str:
-    """Formats a penalty, and says if it is at an end of `PENALTIES`, so that one beyond might fit
-    better.
+    """Formats a penalty. If it is the first or last of `PENALTIES`, the text says so, because a
+    penalty beyond that end might fit better.
 
     >>> describe_penalty(0.1), describe_penalty(10.0)
     ('0.1', '10 (the strongest that is tried)')

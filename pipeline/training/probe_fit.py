@@ -1,6 +1,6 @@
-"""Fitting of a linear probe on a variant: a new last layer for a frozen pretrained network.
+"""Fits a linear probe on a variant: a new last layer for a frozen pretrained network.
 
-The checkpoint holds the complete network with that layer, so `--models ARCH=FILE` loads it.
+The checkpoint holds the complete network with the new layer, so `--models ARCH=FILE` loads it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.training.features import Backbone, Features
 from pipeline.training.linear_probe import choose_penalty, fit_probe
 
 PROBE_VERSION = 1
-"""Incremented by hand when the same features would give a different probe."""
+"""Incremented by hand whenever a change of the code makes the same features give another probe."""
 MODELS = "models"
 """Folder of a dataset that holds the checkpoints trained on it."""
 
@@ -42,7 +42,8 @@ class ProbePlan:
       split: split of the dataset.
       holdout: images of the split that are held out.
       seed: seed of the folds that choose the penalty.
-      name: name of the variant in the checkpoint if it differs, such as `in9l`.
+      name: name that the checkpoint records instead of `variant`, such as `in9l`; None for the
+        variant's own.
     """
 
     dataset: Dataset
@@ -63,20 +64,20 @@ def probe_file(backbone: Backbone, plan: ProbePlan) -> str:
 
 
 def fit_variant(backbone: Backbone, plan: ProbePlan, store: Store, path: str | None = None) -> str:
-    """Fits a probe on a variant, unless its checkpoint exists.
+    """Fits a probe on a variant, unless a checkpoint of the same probe exists.
 
     Args:
       backbone: the frozen network.
       plan: the pictures to fit on.
       store: folder to write the checkpoint to.
-      path: path of the checkpoint in the folder, `probe_file` if None.
+      path: path of the checkpoint in the folder; None for the path that `probe_file` returns.
 
     Returns:
       Absolute path of the checkpoint.
 
     Raises:
       UsageError: there are no pictures to train on.
-      ModelError, JobError: as `Backbone.features`.
+      ModelError, JobError: for the reasons of `Backbone.features`.
     """
     path = path or probe_file(backbone, plan)
     chosen = training_pictures(plan.dataset, plan.split, plan.variant, plan.holdout)
@@ -141,7 +142,7 @@ def _training_features(backbone: Backbone, plan: ProbePlan, chosen: dict[str, st
     parts = []
     for name in dict.fromkeys(chosen.values()):
         keys = [key for key, variant in chosen.items() if variant == name]
-        # Evaluation needs the features of all pictures of the variant itself.
+        # Evaluation will need the features of all pictures of `variant`, so all are cached.
         subset = None if name == plan.variant else keys
         parts.append(backbone.features(plan.dataset, plan.split, name, subset).select(keys))
     return Features.concatenate(parts)

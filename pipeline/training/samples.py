@@ -1,11 +1,11 @@
 """Samples: the pictures that a network is trained on, copied into one local file.
 
-At the start, every shard is read once, whatever its format and location. After that, loading a
-batch takes a few reads at known offsets of one file, in any order and by any process. The file has
-no name, so it disappears however the training ends.
+At the start, every shard is read once, whatever its format and location. After that, any process
+can load any batch by a few reads at known offsets of one file. The file has no name, so it
+disappears however the training ends.
 
-The file is read, not memory-mapped: mapped pages would count as memory of every process, and a disk
-error would kill the process with a signal instead of raising an exception.
+The file is not memory-mapped, because mapped pages would count as memory of every process, and
+because a disk error would kill the process with a signal instead of raising an exception.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Samples:
     Args:
       dataset: the dataset.
       split: split of the dataset.
-      pictures: the variant to use for each key; at least one key.
-      labels: label of each of these keys.
+      pictures: maps the key of each image to the variant to use; at least one key.
+      labels: maps each of these keys to its label.
 
     Attributes:
-      keys: (n,) str.
-      labels: (n,) int64.
+      keys: (n,) str, keys of the images.
+      labels: (n,) int64, labels of the images.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Samples:
 
     @contextlib.contextmanager
     def fetched(self) -> Iterator[None]:
-        """Copies the encoded pictures to the file, which exists while the block runs.
+        """Copies the encoded pictures to a temporary file, which exists while the block runs.
 
         Raises:
           JobError: a shard cannot be read or contradicts the index, or the disk has no room for
@@ -62,7 +62,8 @@ class Samples:
         """
         with tempfile.TemporaryFile(buffering=0, prefix="in9-") as file:
             try:
-                # Closed here, because closing writes the rest, which may not fit either.
+                # Closing it writes the last bytes, for which the disk may have no room either. So
+                # it is closed inside the `try`.
                 with open(file.fileno(), "wb", closefd=False) as buffered:
                     spans = self._copy(buffered)
             except OSError as error:

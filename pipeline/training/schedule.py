@@ -22,12 +22,12 @@ TRAIN, VALIDATE = "train", "validate"
 
 @dataclasses.dataclass(frozen=True)
 class BatchOrder:
-    """An order to load one batch.
+    """A request to load one batch.
 
     Attributes:
       part: `TRAIN` or `VALIDATE`.
       epoch: number of the epoch, counted from 0.
-      indices: indices of the samples, in order.
+      indices: positions of the batch's pictures among the samples of the part.
     """
 
     part: str
@@ -40,7 +40,7 @@ class Schedule:
     """The batches of a training.
 
     Attributes:
-      order_hashes: (n,) uint64, `order_hashes` of the training images.
+      order_hashes: (n,) uint64, a hash of each of the n training images, from `order_hashes`.
       validation: number of images to validate on.
       batch_size: largest number of pictures in a batch.
       epochs: the epochs to train, in order.
@@ -74,7 +74,8 @@ class Schedule:
 
 
 def order_hashes(seed: int, keys: NDArray[np.str_]) -> NDArray[np.uint64]:
-    """Returns a hash for each image, (n,) uint64, from which `permutation` derives the orders."""
+    """Returns a hash for each image, (n,) uint64, from which `permutation` derives each epoch's
+    order."""
     return keyed_hashes(seed, "order", keys.tolist())
 
 
@@ -82,11 +83,11 @@ def permutation(hashes: NDArray[np.uint64], epoch: int) -> Indices:
     """Returns the order of the images in an epoch.
 
     Args:
-      hashes: (n,) uint64 of `order_hashes`.
+      hashes: (n,) uint64, from `order_hashes`.
       epoch: number of the epoch, counted from 0.
 
     Returns:
-      (n,) int64, every index once.
+      (n,) int64, the index of each image once.
     """
     return np.argsort(substream(hashes, epoch), kind="stable").astype(np.int64)
 
@@ -104,12 +105,12 @@ def even_batches(order: Indices, batch_size: int) -> list[Indices]:
 
 
 def learning_rate(start: float, epoch: int, epochs: int) -> float:
-    """Computes the learning rate of an epoch, which is divided by 10 after each quarter of epochs.
+    """Computes the learning rate of an epoch. It is divided by 10 after each quarter of the epochs.
 
     Args:
       start: learning rate of the first epoch.
       epoch: number of the epoch, counted from 0.
-      epochs: number of epochs; the paper has 200, and so quarters of 50.
+      epochs: number of epochs; the paper trains for 200, so its quarters are 50 epochs long.
 
     >>> [learning_rate(0.1, epoch, 200) for epoch in (0, 49, 50, 199)]
     [0.1, 0.1, 0.01, 0.0001]

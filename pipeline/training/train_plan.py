@@ -1,4 +1,7 @@
-"""The plan of a training. Defaults are those of the paper (appendix C)."""
+"""The plan of a training: its settings, splits and pictures.
+
+The paper's appendix C is the source of the defaults.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +23,22 @@ _MACHINE_FIELDS = ("device", "workers", "weights")
 
 @dataclasses.dataclass(frozen=True)
 class TrainPlan:
-    """Settings of one training. The fields are named like the flags.
+    """Settings of one training. Each field has the name of its flag.
 
     Attributes:
       variant: variant to train on.
-      arch: timm's name of the architecture, with or without the tag of weights.
+      arch: timm's name of the architecture, with or without the tag of its weights.
       pretrained: whether to start from weights for ImageNet.
-      epochs, batch_size, lr, weight_decay: parameters of SGD; the learning rate is divided by 10
-        after each quarter of the epochs.
-      seed: seed of weights, order, augmentation and dropout.
+      epochs, batch_size, lr, weight_decay: parameters of SGD. `lr` is the learning rate of the
+        first epoch; it is divided by 10 after each quarter of the epochs.
+      seed: seed of the random weights, the order of the pictures, augmentation and dropout.
       train_split: split to train on.
       eval_split: split to validate on, None for no validation.
       holdout: share of `train_split` that is held out for validation.
       precision: `fp32` (TF32 off), `tf32`, or autocast to `bf16` or `fp16`.
       device: `cpu` or `cuda`.
       workers: number of processes that load pictures, 0 to load in the main process.
-      weights: folder of `in9 models fetch`.
+      weights: folder of `in9 models fetch`, if any.
 
     Raises:
       ValueError: a value is out of range; the message names its flag.
@@ -81,8 +84,8 @@ class TrainPlan:
         return "-".join([*parts, f"seed{self.seed}"])
 
     def identity(self, dataset: Dataset) -> dict[str, Any]:
-        """Returns the settings that decide the trained weights on a given machine, as
-        JSON-serialisable values."""
+        """Returns the settings, and the dataset's fingerprint, that decide the trained weights on a
+        given machine, as JSON-serialisable values."""
         fields = dataclasses.asdict(self)
         for name in _MACHINE_FIELDS:
             del fields[name]
@@ -90,7 +93,7 @@ class TrainPlan:
 
 
 def check_same(stored: Mapping[str, Any], requested: Mapping[str, Any], folder: str) -> None:
-    """Raises UsageError if the training that a folder holds is not the requested one.
+    """Raises UsageError if a folder holds another training than the requested one.
 
     Args:
       stored: `TrainPlan.identity` of the training in the folder.
@@ -117,7 +120,7 @@ def check_variant(dataset: Dataset, variant: str) -> None:
 
 
 def find_samples(dataset: Dataset, plan: TrainPlan) -> tuple[Samples, Samples | None]:
-    """Returns the pictures to train on, and those to validate on, if any.
+    """Returns the pictures to train on, and the pictures to validate on (None without validation).
 
     Raises:
       UsageError: the dataset does not have the variant or a split, or a split has no pictures.
@@ -152,12 +155,12 @@ def choose_splits(
 
     Args:
       dataset: the dataset.
-      train_split, eval_split: values of the flags, None for the default.
-      holdout: value of the flag.
+      train_split, eval_split: values of `--train_split` and `--eval_split`, None for the default.
+      holdout: value of `--holdout`, the share of images that are held out; 0 holds out none.
 
     Returns:
-      (train_split, eval_split), which differ; eval_split is None with `--holdout`, or if there is
-      no split for validation.
+      (train_split, eval_split), two different splits. `eval_split` is None with `--holdout`, or if
+      the dataset has no split for validation.
 
     Raises:
       UsageError: the dataset does not have the splits, or the flags contradict each other.

@@ -1,4 +1,4 @@
-"""The log of a training: a line, a row of the table and a progress bar for each epoch."""
+"""The log of a training. Each epoch has a progress bar, a line of output and a row of a table."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ class EpochLog:
     Attributes:
       epoch: number of the epoch, counted from 1.
       lr: learning rate.
-      loss, accuracy: on the augmented training pictures, during the epoch.
-      val_loss, val_accuracy: on the validation pictures, after the epoch; None without validation.
-      images_per_second: speed of training.
+      loss, accuracy: loss and accuracy on the augmented training pictures, during the epoch.
+      val_loss, val_accuracy: loss and accuracy on the validation pictures, after the epoch; None
+        without validation.
+      images_per_second: number of training images per second.
       data_wait: share of the training time that was spent waiting for pictures.
-      seconds: duration, including validation.
+      seconds: duration of the epoch in seconds, including validation.
     """
 
     epoch: int
@@ -40,8 +41,8 @@ class EpochLog:
     seconds: float
 
     def line(self, epochs: int, seconds_left: float, *, is_first: bool) -> str:
-        """Formats the epoch as a line of output. The first epoch of a process does not warn about
-        waiting, because its loaders are just starting."""
+        """Formats the epoch as a line of output. The line of a process's first epoch does not warn
+        about waiting for pictures, because the loader processes have only just started."""
         text = f"epoch {self.epoch} of {epochs}: loss {self.loss:.3f}, "
         text += f"accuracy {100 * self.accuracy:.1f} %"
         if self.val_accuracy is not None:
@@ -62,7 +63,7 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(EpochLog))
 
 
 class TrainingLog:
-    """The table of the epochs so far, and the output of each new one.
+    """The table of the epochs so far, and the line of output of each new epoch.
 
     Args:
       store: folder of the training.
@@ -96,7 +97,7 @@ class TrainingLog:
         self._say(epoch.line(self._epochs, seconds_left, is_first=self._new == 1))
 
     def write(self) -> None:
-        """Writes the table."""
+        """Writes the table of all epochs so far to `LOG`."""
         self._store.write(LOG, csv_bytes(COLUMNS, self.rows))
 
 
