@@ -1,12 +1,13 @@
-"""Adversarial backgrounds: two measures of how many foregrounds backgrounds can turn.
+"""Adversarial backgrounds: two measures of how many foregrounds are misjudged on a background.
 
 * challenge (the authors' evaluation): a foreground is turned if any background, including those of
   its own class, makes the prediction differ from its label.
 * fooled (paper, section on adversarial backgrounds): a foreground is fooled if some background of
   another class makes the model predict that background's class.
 
-Both are computed from a grid of predictions, foregrounds x backgrounds, for the composites
-original * mask + only_bg_t * (1 - mask).
+Both measures are computed from a grid of predictions, foregrounds x backgrounds, for the composites
+original * mask + only_bg_t * (1 - mask). In the shapes below, F counts foregrounds, B backgrounds
+and K superclasses.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ UNTRIED = -2
 """Value in a grid for a pair that was not tried; -1 is a prediction outside the taxonomy."""
 
 STRONGEST = 5
-"""Number of backgrounds of a class that are listed."""
+"""Number of backgrounds that are listed for each class."""
 
 
 def composites(
@@ -41,7 +42,7 @@ def composites(
       originals: (F, S, S, 3) uint8.
       masks: (F, S, S) bool, True where the foreground shows.
       backgrounds: (B, S, S, 3) uint8, the variant `only_bg_t`.
-      foreground, background: (n,) int64, the pairs.
+      foreground, background: (n,) int64, the positions of each pair's foreground and background.
 
     Returns:
       (n, S, S, 3) uint8.
@@ -54,10 +55,10 @@ class Share:
     """A share of foregrounds, with Wilson's 95 % interval.
 
     Attributes:
-      count: number of foregrounds that the share counts.
+      count: number of foregrounds for which the outcome is True.
       n: number of all foregrounds.
       value: count / n, None if n is 0.
-      low, high: the interval, fractions; it treats foregrounds of one group as dependent.
+      low, high: bounds of the interval, fractions. Foregrounds of one group count as dependent.
     """
 
     count: int
@@ -71,8 +72,8 @@ class Share:
         """Computes the share of True among outcomes.
 
         Args:
-          outcomes: (n,) bool, of each foreground.
-          units: (n,) int64, numbers of the foregrounds' groups; None without groups.
+          outcomes: (n,) bool, the outcome for each foreground.
+          units: (n,) int64, the number of each foreground's group; None without groups.
         """
         count, n = int(outcomes.sum()), len(outcomes)
         roles = Roles.from_units(np.arange(n) if units is None else units)
@@ -81,16 +82,17 @@ class Share:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GridTally:
-    """The counts that the measures need, so that a large grid can be read a few rows at a time.
+    """The counts from which the measures are computed. Tallies can be merged, so a large grid can
+    be read a few rows at a time.
 
     Attributes:
-      labels: (F,) int64, of the foregrounds.
+      labels: (F,) int64, labels of the foregrounds.
       turning: (F,) int64, number of backgrounds that make the prediction differ from the label.
-      fooled_by: (F, K) bool, whether some background of class k, which is not the label, makes the
-        model predict k.
+      fooled_by: (F, K) bool, whether some background of class k makes the model predict k; False
+        where k is the foreground's own label.
       successes: (B,) int64, number of foregrounds of other classes for which each background makes
         the model predict the background's class.
-      tried: number of tried pairs.
+      tried: number of pairs of a foreground and a background that were tried.
     """
 
     labels: Labels
@@ -104,9 +106,9 @@ def tally(grid: Grid, labels: Labels, bg_labels: Labels, num_labels: int) -> Gri
     """Tallies a grid.
 
     Args:
-      grid: (F, B) int16 predictions: labels, -1 outside the taxonomy, `UNTRIED`.
-      labels: (F,) int64, of the foregrounds.
-      bg_labels: (B,) int64, of the backgrounds.
+      grid: (F, B) int16 predictions: a label, -1 outside the taxonomy, or `UNTRIED`.
+      labels: (F,) int64, labels of the foregrounds.
+      bg_labels: (B,) int64, labels of the backgrounds.
       num_labels: K, number of superclasses.
 
     Raises:
@@ -130,9 +132,9 @@ def tally(grid: Grid, labels: Labels, bg_labels: Labels, num_labels: int) -> Gri
 
 
 def merge(tallies: Iterable[GridTally]) -> GridTally:
-    """Merges the tallies of grids of different foregrounds on the same backgrounds.
+    """Merges tallies of different foregrounds on the same backgrounds.
 
-    Raises ValueError if there is none.
+    Raises ValueError if there are no tallies.
     """
     parts = list(tallies)
     return GridTally(
@@ -168,7 +170,8 @@ def fooled_by_class(tallied: GridTally, label: int) -> Share:
 
 
 def foregrounds_of_others(labels: Labels, bg_labels: Labels) -> Counts:
-    """Counts the foregrounds of other classes, which each background could fool: (B,) int64."""
+    """Counts, for each background, the foregrounds of other classes: (B,) int64. The background can
+    fool no other foregrounds."""
     counts: Counts = (labels != bg_labels[:, np.newaxis]).sum(axis=1, dtype=np.int64)
     return counts
 
@@ -185,8 +188,8 @@ def strongest(
     Args:
       tallied: tally of the grid.
       bg_keys: (B,) keys of the backgrounds, which break ties.
-      bg_labels: (B,) int64.
-      label: the class.
+      bg_labels: (B,) int64, labels of the backgrounds.
+      label: label of the class.
       count: largest number of backgrounds to return.
 
     Returns:
@@ -199,12 +202,12 @@ def strongest(
 def expected_accuracy(
     turning: Counts, backgrounds: int, numbers: Sequence[int]
 ) -> list[tuple[int, float]]:
-    """Computes the expected challenge accuracy against fewer backgrounds, drawn at random.
+    """Computes the challenge accuracy that is expected against some backgrounds, drawn at random.
 
     Args:
       turning: (F,) int64, number of backgrounds that turn each foreground.
       backgrounds: number of all backgrounds, B.
-      numbers: numbers of drawn backgrounds, each in [0, B].
+      numbers: the numbers of drawn backgrounds to compute it for, each in [0, B].
 
     Returns:
       (k, accuracy) in ascending order of k. The accuracy is exact: the mean over foregrounds of
@@ -234,7 +237,7 @@ def expected_accuracy(
 
 
 def steps(backgrounds: int) -> list[int]:
-    """Lists the numbers of backgrounds of a curve: 1, 2, 5, 10, 20, ... and all.
+    """Lists the numbers of backgrounds at which a curve has points: 1, 2, 5, 10, 20, ... and all.
 
     >>> steps(30)
     [1, 2, 5, 10, 20, 30]

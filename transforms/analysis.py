@@ -1,6 +1,6 @@
 """Statistics of a model's predictions: confusion, kinds of images, groups, BG-Gap, sensitivity.
 
-All of them are computed from labels and predictions of the same images in the same order.
+Labels and predictions are arrays over the same images in the same order.
 Source: paper sections 3 and 4 and appendix (per-image decomposition).
 """
 
@@ -23,9 +23,9 @@ KINDS = ("bg_required", "bg_fools", "bg_fg_required", "bg_fg_fools", "bg_irrelev
 """Kinds of images in the paper's decomposition; `decompose` returns positions in this tuple."""
 
 SIZE_EDGES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
-"""Edges of the buckets of foreground size, as fractions of the picture. They are fixed, so that
-tables of different datasets can be compared. Each bucket holds a tenth to a quarter of ImageNet's
-pictures."""
+"""Edges of the buckets of foreground size, as fractions of the picture's pixels. The edges are
+fixed, so that tables of different datasets can be compared. Each bucket holds a tenth to a quarter
+of ImageNet's pictures."""
 
 
 def confusion_matrix(labels: Labels, predictions: Labels, num_labels: int) -> Counts:
@@ -55,7 +55,7 @@ def constant_accuracy(labels: Labels) -> float | None:
     """Computes the accuracy of the best constant answer, which is the level of chance.
 
     Args:
-      labels: (n,) integers >= 0, of the tested pictures.
+      labels: (n,) integers >= 0, labels of the tested pictures.
 
     Returns:
       The share of the largest class, None for no pictures.
@@ -67,10 +67,10 @@ def constant_accuracy(labels: Labels) -> float | None:
 
 
 def class_mean_accuracy(confusion: Counts) -> float:
-    """Averages the accuracies of the classes that have images; NaN if none has.
+    """Averages the accuracies of the classes that have images; NaN if no class has any.
 
     Args:
-      confusion: (L, L + 1), from `confusion_matrix`.
+      confusion: (L, L + 1) counts for L superclasses, from `confusion_matrix`.
     """
     images = confusion.sum(axis=1)
     present = images > 0
@@ -82,12 +82,13 @@ def class_mean_accuracy(confusion: Counts) -> float:
 def decompose(original: Correct, mixed_rand: Correct, only_bg_t: Correct) -> NDArray[np.int64]:
     """Determines what each image needs to be recognised (paper, per-image decomposition).
 
-    The kinds by correctness on (original, mixed_rand, only_bg_t) are: BG required = right, wrong,
-    right; BG fools = wrong, right, wrong; BG+FG required = right, wrong, wrong; BG+FG fools =
-    wrong, right, right; BG irrelevant = original and mixed_rand agree.
+    An image's kind follows from whether the answers to (original, mixed_rand, only_bg_t) are right:
+    BG required = right, wrong, right; BG fools = wrong, right, wrong; BG+FG required = right,
+    wrong, wrong; BG+FG fools = wrong, right, right; BG irrelevant = the answers to original and
+    mixed_rand are both right or both wrong.
 
     Args:
-      original, mixed_rand, only_bg_t: (n,) bool, whether each image's version is recognised.
+      original, mixed_rand, only_bg_t: (n,) bool, whether this version of each image is recognised.
 
     Returns:
       (n,) int64 positions in `KINDS`: exactly one kind for each image.
@@ -98,10 +99,10 @@ def decompose(original: Correct, mixed_rand: Correct, only_bg_t: Correct) -> NDA
 
 
 def size_buckets(fg_fraction: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Assigns each foreground to a bucket of sizes.
+    """Assigns each foreground to a bucket of `SIZE_EDGES`.
 
     Args:
-      fg_fraction: (n,) foreground as a share of the picture, in [0, 1].
+      fg_fraction: (n,) share of each picture's pixels that are foreground, in [0, 1].
 
     Returns:
       (n,) int64 in [0, len(SIZE_EDGES) - 1): bucket i holds [SIZE_EDGES[i], SIZE_EDGES[i + 1]), and
@@ -121,12 +122,12 @@ _NONE = 1e-24
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Group:
-    """Foregrounds of one class on backgrounds of one class.
+    """The pictures that show a foreground of one class on a background of one class.
 
     Attributes:
-      label: class of the foreground.
-      bg_label: class of the background.
-      pictures: (m,) positions of its pictures, at least one.
+      label: class of the foregrounds.
+      bg_label: class of the backgrounds.
+      pictures: (m,) positions of the group's pictures, at least one.
     """
 
     label: int
@@ -139,8 +140,8 @@ def groups(labels: Labels, bg_labels: Labels, num_labels: int) -> list[Group]:
 
     Args:
       labels: (n,) class of each picture's foreground.
-      bg_labels: (n,) class of its background; `OUTSIDE` if it is unknown, in which case the picture
-        is in no group.
+      bg_labels: (n,) class of each picture's background, `OUTSIDE` if it is unknown. Pictures with
+        an unknown background are in no group.
       num_labels: number of superclasses.
 
     Returns:
@@ -165,15 +166,16 @@ def groups(labels: Labels, bg_labels: Labels, num_labels: int) -> list[Group]:
 def class_p_values(labels: Labels, correct: Correct, roles: Roles) -> dict[int, float]:
     """Tests whether classes are recognised better or worse than the others.
 
-    The test is two-sided, with the null hypothesis that the class is as accurate as all pictures of
-    other classes together. Its variance is two-way, from distances to the accuracy on all pictures,
-    which both would have under the null hypothesis; distances to the class's own mean would be 0 if
-    its few pictures are all recognised.
+    The test is two-sided. Its null hypothesis is that the accuracy on the class equals the accuracy
+    on all pictures of other classes together. The variance is two-way (`transforms.two_way`), and
+    is computed from each answer's distance to the accuracy on all pictures, which holds inside and
+    outside of the class under the null hypothesis. Distances to the class's own accuracy would all
+    be 0, and so would the variance, if the class has few pictures that are all recognised.
 
     Args:
       labels: (n,) class of each picture of a variant.
-      correct: (n,) bool, whether it is recognised.
-      roles: of the pictures.
+      correct: (n,) bool, whether each picture is recognised.
+      roles: units of the pictures' foregrounds and backgrounds.
 
     Returns:
       The p value of each class that has pictures, adjusted for the number of classes
@@ -188,20 +190,21 @@ def class_p_values(labels: Labels, correct: Correct, roles: Roles) -> dict[int, 
         inside = labels == label
         r = distance * np.where(inside, 1 / inside.sum(), -1 / (~inside).sum())
         units = min(roles.select(inside).units, roles.select(~inside).units)
-        # r adds up to the difference of the two accuracies.
+        # The contributions r add up to the accuracy on the class less that on the other classes.
         p_values.append(p_value(r.sum(), roles.variance(r), units))
     return dict(zip(present, benjamini_hochberg(np.asarray(p_values)).tolist(), strict=True))
 
 
 def worst_group(bounds: list[tuple[float, float]], accuracies: list[float]) -> int | None:
-    """Finds the worst of several groups: the one with the lowest upper bound.
+    """Finds the worst of several groups: the group whose accuracy has the lowest upper bound.
 
-    The lowest accuracy would pick whichever group of two or three images happens to have none
-    recognised. For groups of equal size both criteria agree.
+    The lowest accuracy itself would pick a group of two or three images that all happen to be
+    misjudged. For groups of equal size, both criteria pick the same group.
 
     Args:
-      bounds: (low, high) of each group's accuracy.
-      accuracies: of each group; ties of bounds are broken by these, then by the order.
+      bounds: interval (low, high) of each group's accuracy.
+      accuracies: accuracy of each group. Of equal upper bounds, the lower accuracy decides, then
+        the order.
 
     Returns:
       Position of the worst group, None if there are no groups.
@@ -213,12 +216,13 @@ def worst_group(bounds: list[tuple[float, float]], accuracies: list[float]) -> i
 
 @dataclasses.dataclass(frozen=True)
 class Gap:
-    """BG-Gap, the accuracy on mixed_same less that on mixed_rand.
+    """BG-Gap: the accuracy on mixed_same less the accuracy on mixed_rand.
 
     Attributes:
-      gap: mean over replicates, a fraction.
-      low, high: two-way 95 % interval, over foregrounds, or their groups, and backgrounds.
-      mixed_same, mixed_rand: mean accuracies.
+      gap: mean gap over replicates, a fraction in [-1, 1].
+      low, high: two-way 95 % interval of the gap, over foregrounds, or their groups, and
+        backgrounds.
+      mixed_same, mixed_rand: mean accuracies over replicates, fractions.
       seed_sd: standard deviation of the replicates' gaps, which shows the effect of the pairing's
         seed; None with one replicate.
     """
@@ -232,7 +236,7 @@ class Gap:
 
 
 def gap_contributions(mixed_same: Correct, mixed_rand: Correct) -> Floats:
-    """Computes the contribution of each picture to BG-Gap, for its variance.
+    """Computes each picture's contribution to the deviation of BG-Gap, for the gap's variance.
 
     Args:
       mixed_same, mixed_rand: (replicates, n) bool, see `bg_gap`.
@@ -252,7 +256,8 @@ def bg_gap(mixed_same: Correct, mixed_rand: Correct, roles: Roles) -> Gap:
     Args:
       mixed_same, mixed_rand: (replicates, n) bool, whether each foreground is recognised on
         its background of that replicate.
-      roles: of all these pictures, in the order of `gap_contributions`.
+      roles: units of all these pictures' foregrounds and backgrounds, in the order of
+        `gap_contributions`.
 
     Returns:
       The gap, a fraction in [-1, 1], with the accuracies that it compares.
@@ -287,28 +292,30 @@ def relative_foreground_sensitivity(
 ) -> tuple[float, float, float] | None:
     """Computes RFS: how much more harm noise does on the foreground than on the background.
 
-    With a_fg and a_bg the accuracies under noise and a their mean, RFS is
-    (a_bg - a_fg) / (2 min(a, 1 - a)), the difference as a share of the largest that is possible at
-    that mean. Source: Moayeri, Pope, Balaji and Feizi 2022, "A Comprehensive Study of Image
+    Let a_fg and a_bg be the accuracies under noise on the foreground and on the background, and a
+    their mean. Then RFS is (a_bg - a_fg) / (2 min(a, 1 - a)), the difference as a share of the
+    largest possible difference of two accuracies with the mean a.
+    Source: Moayeri, Pope, Balaji and Feizi 2022, "A Comprehensive Study of Image
     Classification Model Sensitivity to Foregrounds, Backgrounds, and Visual Attributes", and
     `compute_rfs` in the code of Moayeri, Singla and Feizi 2022, "Hard ImageNet". That code returns
     0 where RFS is undefined, and averages accuracies over classes and over three draws of noise;
     here all images have equal weight, and there is one draw.
 
-    Let q be the share of right answers to both variants that are given under noise on the
-    background or, if wrong answers are rarer, the share of wrong answers that are given under noise
-    on the foreground. Then RFS is 2 q - 1, and its interval follows from Wilson's interval of q,
-    for the number of answers that would have the variance of q; it accounts for the dependence of
-    the two answers to one image.
+    The interval is computed for another form of RFS. Take all right answers to both variants, and
+    let q be the share of them that are given under noise on the background. If wrong answers are
+    rarer than right answers, take all wrong answers instead, and let q be the share of them that
+    are given under noise on the foreground. Then RFS is 2 q - 1, and its interval follows from
+    Wilson's interval of q. The number of trials is the number of independent answers that would
+    give q the same variance, which accounts for the dependence of the two answers to one image.
 
     Args:
-      noise_fg, noise_bg: (n,) bool, whether each image is recognised.
-      roles: of the n images.
+      noise_fg, noise_bg: (n,) bool, whether each image is recognised under this noise.
+      roles: units of the n images.
 
     Returns:
-      (RFS, low, high), in [-1, 1], with a 95 % interval over foregrounds or their groups; above 0
-      if noise on the foreground does more harm. None if all answers are right or all are wrong,
-      because RFS is undefined then.
+      (RFS, low, high), all in [-1, 1]; (low, high) is a 95 % interval over foregrounds or their
+      groups. RFS is above 0 if noise on the foreground does more harm. None if all answers are
+      right or all are wrong, because RFS is undefined then.
 
     Raises:
       ValueError: there are no images, or arrays have different shapes.
@@ -317,7 +324,7 @@ def relative_foreground_sensitivity(
         raise ValueError(
             f"{noise_fg.shape} and {noise_bg.shape} answers for {len(roles.foregrounds)} images"
         )
-    # Answers that speak for and against sensitivity to the foreground.
+    # Answers that speak for, and against, a greater sensitivity to the foreground.
     pro, contra = noise_bg, noise_fg
     if noise_bg.mean() + noise_fg.mean() > 1:
         pro, contra = ~noise_fg, ~noise_bg
@@ -332,8 +339,8 @@ def relative_foreground_sensitivity(
         variance,
         roles.units,
         fewest=answers**2 / float(np.square(roles.sums(both)[0]).sum()),
-        # The two answers to one image mostly agree, so their difference is more precise than one
-        # between independent images, and more than `answers` trials may be effective.
+        # The two answers to one image mostly agree, so their difference is more precise than the
+        # difference of answers to two images. So there may be more effective trials than answers.
         most=np.inf if variance > _NONE else answers,
     )
     return 2 * share - 1, 2 * low - 1, 2 * high - 1

@@ -16,9 +16,9 @@ class Rejection:
     """The rejection of an image, or of one of its objects.
 
     Attributes:
-      reason: the first in protocol order.
+      reason: the first reason, in protocol order, that applies.
       detail: the exact cause, for people.
-      width, height: native size in pixels, None if it could not be decoded.
+      width, height: native size in pixels, None if the image could not be decoded.
     """
 
     reason: Reason
@@ -33,8 +33,8 @@ class AnnotatedImage:
 
     Attributes:
       pixels: (H, W, 3) uint8, RGB.
-      boxes: those of the annotation, or of the mask if there is no annotation.
-      given_mask: the mask that came with the image, of the same size; None if there is none.
+      boxes: the annotation's boxes, or the mask's boxes if there is no annotation.
+      given_mask: the mask that came with the image, of the same size; None if no mask came.
     """
 
     pixels: Pixels
@@ -63,12 +63,12 @@ def read_boxes(
 
     Args:
       annotation: the annotation file's bytes, None if there is no file.
-      mask: the mask's bytes, as `read_mask` takes them, None if there is none.
+      mask: the mask's bytes, as `read_mask` takes them; None without a mask.
       needs_mask: whether an image without a mask is rejected.
 
     Returns:
-      The annotation, made from the mask if there is no file, and the mask; or the rejection
-      (filter 2).
+      (annotation, mask or None), or the rejection of the image (filter 2). If there is no
+      annotation file, the annotation is made from the mask.
     """
     if needs_mask and mask is None:
         return Rejection(Reason.MISSING_ANNOTATION, "no mask")
@@ -96,8 +96,8 @@ def read_image(
       annotation, mask, needs_mask: see `read_boxes`.
 
     Returns:
-      The image, or the rejection with the first reason in protocol order. No content of the bytes
-      raises an error.
+      The image, or its rejection for the first reason in protocol order. Broken or hostile bytes
+      lead to a rejection; they never raise an error.
     """
     boxes = read_boxes(annotation, mask, needs_mask=needs_mask)
     if isinstance(boxes, Rejection):

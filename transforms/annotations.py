@@ -17,8 +17,9 @@ class AnnotationError(ValueError):
 class Box(NamedTuple):
     """A box as annotated: its corners in native pixels.
 
-    A painted rectangle includes column xmax and row ymax (PIL's convention, which the authors'
-    script follows); width and height are the differences, as the script passes them to GrabCut.
+    A rectangle that is painted from these corners includes column xmax and row ymax, by PIL's
+    convention, which the authors' script follows. But `width` and `height` are the plain
+    differences of the corners, because the script passes these to GrabCut.
     """
 
     xmin: int
@@ -42,10 +43,10 @@ class Box(NamedTuple):
         return self.width * self.height if self.width > 0 and self.height > 0 else 0
 
     def clip(self, width: int, height: int) -> Box:
-        """Clips the box to an image; the area is 0 if the box lies outside.
+        """Clips the box to an image of this size; its area is 0 if it lies outside of the image.
 
-        xmax may equal the image's width (and ymax its height), as it often does in ImageNet; the
-        authors' script keeps it so.
+        xmax may still equal the image's width, and ymax the height, as they often do in ImageNet.
+        The authors' script keeps such corners, too.
         """
         return Box(
             max(self.xmin, 0), max(self.ymin, 0), min(self.xmax, width), min(self.ymax, height)
@@ -57,10 +58,10 @@ class Annotation:
     """The content of an annotation file.
 
     Attributes:
-      width, height: native size, in pixels; None if not given.
-      boxes: one for each object.
-      wnid: class name of the first object, None if there is none. It decides the class
-        only if no folder does.
+      width, height: native size, in pixels; None if the file does not give it.
+      boxes: a box for each object.
+      wnid: class name of the first object, None if the file gives none. It decides the image's
+        class only if the image is in no folder that names a class.
     """
 
     width: int | None
@@ -94,7 +95,7 @@ def annotation_from(fields: Any) -> Annotation:
         and `height`.
 
     Raises:
-      AnnotationError: the JSON has another form.
+      AnnotationError: the JSON does not have this form.
     """
     try:
         width, height = (
@@ -128,12 +129,12 @@ def parse_annotation(data: bytes) -> Annotation:
       data: the XML file's bytes, or a line of `write_annotation`.
 
     Returns:
-      The annotation, with numbers rounded to whole pixels. Boxes may reach beyond the image, or be
-      empty.
+      The annotation, with numbers rounded to whole pixels. Boxes are returned as annotated, even if
+      they are empty or reach beyond the image.
 
     Raises:
       AnnotationError: the file is larger than `MAX_ANNOTATION_BYTES`, is not XML, declares entities
-        (refused by defusedxml), or a size or a corner is missing or is no number.
+        (refused by defusedxml), lacks a size or a corner, or gives one that is not a number.
     """
     if isinstance(data, Unread):
         raise AnnotationError(data.decode())

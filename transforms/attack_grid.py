@@ -1,4 +1,7 @@
-"""The grid of an attack: chooses its images, and the order in which pairs are tried."""
+"""The grid of an attack: chooses its images, and the order in which pairs are tried.
+
+In the shapes below, F counts foregrounds and B backgrounds.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from transforms.adversarial import UNTRIED, Grid, Labels
 from transforms.hashing import keyed_hashes
 
 Predict = Callable[[Labels, Labels], Grid]
-"""A function of (n,) foregrounds and (n,) backgrounds to (rules, n) int16 predictions."""
+"""A function that takes the positions of (n,) foregrounds and of (n,) backgrounds, and returns the
+predictions for these n pairs under each label rule, (rules, n) int16."""
 
 
 def sample_evenly(
@@ -21,14 +25,14 @@ def sample_evenly(
     """Chooses images at random, the same number of each class.
 
     Args:
-      keys: (n,) keys.
-      labels: (n,) int64, the class of each.
-      count: number of images in all; if there are not more, all are chosen.
-      seed, purpose: of the keyed hash.
+      keys: (n,) keys of the images.
+      labels: (n,) int64, the class of each image.
+      count: total number of images to choose; with fewer images, all are chosen.
+      seed, purpose: arguments of the keyed hash that decides the choice.
 
     Returns:
-      (n,) bool. The numbers for the classes differ by at most one, unless a class has too few
-      images. A smaller sample is part of a larger one.
+      (n,) bool, True for the chosen images. The numbers of images of the classes differ by at most
+      one, unless a class has too few images. A smaller sample is part of every larger sample.
     """
     hashes = keyed_hashes(seed, purpose, keys).tolist()
     by_hash = sorted(range(len(keys)), key=lambda i: (hashes[i], keys[i]))
@@ -54,9 +58,9 @@ class Strengths:
         self._tried = np.zeros(backgrounds, np.int64)
 
     def add(self, grid: Grid, labels: Labels) -> None:
-        """Adds (rules, F, B) predictions of foregrounds with (F,) labels.
+        """Adds the (rules, F, B) predictions for foregrounds with (F,) labels.
 
-        A foreground is turned if its prediction is wrong under every label rule.
+        A background turns a foreground if the prediction is wrong under every label rule.
         """
         tried = grid[0] != UNTRIED
         turned = tried & (grid != labels[:, np.newaxis]).all(axis=0)
@@ -64,9 +68,10 @@ class Strengths:
         self._turned += turned.sum(axis=0)
 
     def strongest_first(self) -> Labels:
-        """Ranks the backgrounds, (B,) int64 positions, with ties in their order.
+        """Ranks the backgrounds: (B,) int64 positions, the strongest first, ties by position.
 
-        They are ranked by (turned + 1) / (tried + 2), so that a single lucky trial does not lead.
+        The rank follows from (turned + 1) / (tried + 2), so that a background does not come first
+        after a single lucky trial.
         """
         return np.argsort(-(self._turned + 1) / (self._tried + 2), kind="stable")
 
@@ -76,20 +81,20 @@ def try_until_turned(
 ) -> Grid:
     """Tries backgrounds on each foreground until one turns it under every label rule.
 
-    Foregrounds that still stand fill each batch in turn, each with its next background, so all
-    batches but the last are full.
+    A batch takes the foregrounds that no background has turned yet, one after the other, each with
+    its next background, and starts over until it is full. So only the last batch may be smaller.
 
     Args:
-      labels: (F,) int64, of the foregrounds.
+      labels: (F,) int64, labels of the foregrounds.
       order: (B,) int64, the backgrounds in the order in which they are tried.
       rules: number of label rules.
       batch_size: number of pairs in a batch.
       predict: predicts the pairs of a batch.
 
     Returns:
-      (rules, F, B) int16, `UNTRIED` for pairs that were unnecessary. Each rule turns the same
-      foregrounds here as in the complete grid, because a foreground either met all backgrounds or
-      was turned under all rules.
+      (rules, F, B) int16 predictions, `UNTRIED` for pairs that were unnecessary. Under each rule,
+      the same foregrounds are turned as in the complete grid, because each foreground has either
+      been tried on all backgrounds or been turned under all rules.
     """
     grid = np.full((rules, len(labels), len(order)), UNTRIED, np.int16)
     met = np.zeros(len(labels), np.int64)
