@@ -4,7 +4,7 @@
   stored pixels, and the authors' script ignores it too.
 * Everything becomes 8-bit RGB. Grey is repeated; CMYK is converted by Pillow, which
   honours Adobe's inversion; 16-bit values keep their upper 8 bits; alpha is dropped, not blended.
-* The content decides the format, not the file name: ImageNet holds a PNG named .JPEG.
+* The content decides the format, not the file name, because ImageNet holds a PNG named .JPEG.
 * Only the formats in `FORMATS` are opened. Pillow would hand a PostScript file to Ghostscript,
   which executes it, and it supports some forty more formats that no data set uses.
 * JPEG is written with 4:4:4 chroma, so that the edges of a composite stay sharp.
@@ -29,12 +29,13 @@ from transforms.geometry import Mask, Pixels
 from transforms.limits import MAX_PICTURE_BYTES, Unread
 
 MAX_PIXELS = 50_000_000
-"""Most pixels of a picture that is decoded: slightly more than a camera's 8,160 x 6,120. The memory
-and time that segmenting takes grow with it."""
+"""Largest number of pixels of a picture that is decoded: slightly more than a camera's 8,160 x
+6,120. The memory and time that segmenting takes grow with this number."""
 
 MAX_SCANS = 64
-"""Most scans of a JPEG that is decoded; encoders write one, or about ten in a progressive file.
-Each scan covers the whole picture, so a small file with thousands of them would take minutes."""
+"""Largest number of scans of a JPEG that is decoded. Encoders write one scan, or about ten in a
+progressive file. A scan can cover the whole picture, so a small file with thousands of scans would
+take minutes to decode."""
 
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 """A JPEG marker, except restart markers, which occur within a scan."""
@@ -43,21 +44,24 @@ _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
 _JPEG = ("JPEG", "MPO")
 
 _EXIF = re.compile(rb"(\xff\xe1..)Exif(?=\0\0)", re.DOTALL)
-"""The beginning of an EXIF segment. Pillow parses it for the resolution and reads as many bytes as
-each of up to 65,535 tags claims, so a file of 800 kB can take gigabytes."""
+"""The beginning of an EXIF segment. Pillow would parse the segment to find the resolution. It has
+up to 65,535 tags, and Pillow reads as many bytes as each tag claims, so a file of 800 kB could take
+gigabytes of memory. That is why the name of the segment is changed before Pillow sees it."""
 
 _MAX_READS_OF_HEAD, _MAX_READS = 10_000, 1_000_000
-"""Most read calls that Pillow may make before the pixels, and in all. Each comment, tag and chunk
-takes a few, and Pillow concatenates the parts anew each time, so a file of 20 MB can take minutes.
-Camera files take some hundred calls, a 50-megapixel PNG some ten thousand."""
+"""Largest number of read calls that Pillow may make before it reaches the pixels, and in all. Each
+comment, tag and chunk takes a few calls, and Pillow then copies all parts read so far, so a file of
+20 MB can take minutes. Camera files take some hundred calls, a 50-megapixel PNG some ten thousand.
+"""
 
 _MAX_READ_BYTES = 4_000_000_000
-"""Most bytes that Pillow may read in all. It reads 64 kB for each strip of a TIFF, however short,
-and everything that tags claim, although these ranges may overlap."""
+"""Largest number of bytes that Pillow may read in all. For each strip of a TIFF it reads 64 kB,
+even if the strip is short, and it reads all ranges that tags claim, even if they overlap."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Formats of pictures, masks and scenes that are opened, by Pillow's names: those of cameras (JPEG
-includes the MPO of phones), of the web, and of scanners and microscopes (TIFF, 16 bits)."""
+"""Formats in which pictures, masks and scenes are opened, by Pillow's names. Cameras write JPEG
+(which includes the MPO of phones), scanners and microscopes write TIFF with 16 bits, and the other
+formats are common on the web."""
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -68,7 +72,7 @@ class _Watched(io.BytesIO):
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
         self.calls_left = _MAX_READS_OF_HEAD
-        # Pillow reads each byte of the header once, and peeks at some of them first.
+        # Before the pixels, Pillow reads each byte at most once, after a peek at some of the bytes.
         self.bytes_left = 2 * len(data) + (1 << 20)
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -85,7 +89,7 @@ class UndecodableError(ValueError):
 
 
 class TooManyPixelsError(ValueError):
-    """The picture's header announces more pixels than the limit."""
+    """The picture's header announces more pixels than the limit allows."""
 
 
 def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -117,7 +121,7 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 def check_narrow(width: int, height: int, resize: int) -> str:
     """Checks whether a picture would exceed the pixel limit once its shorter side is `resize`.
 
-    Returns what is wrong with it, empty if nothing is.
+    Returns a message that says so, or an empty text if the picture keeps within the limit.
     """
     if resize**2 * max(width, height) / min(width, height) <= MAX_PIXELS:
         return ""
@@ -128,15 +132,16 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Decodes a picture.
 
     Args:
-      data: the file's bytes, of one of `FORMATS`.
+      data: the file's bytes, in one of `FORMATS`.
       max_pixels: a larger picture is refused before it is decoded.
 
     Returns:
-      (H, W, 3) uint8, RGB, converted by the policy above.
+      (H, W, 3) uint8, RGB, converted by the policy at the top of this module.
 
     Raises:
-      UndecodableError: the bytes are no picture, truncated, broken, larger than
-        `MAX_PICTURE_BYTES`, hold too much metadata, or are a JPEG of more than `MAX_SCANS` scans.
+      UndecodableError: the bytes are not a picture, or the picture is truncated, broken, larger
+        than `MAX_PICTURE_BYTES`, holds too much metadata, or is a JPEG of more than `MAX_SCANS`
+        scans.
       TooManyPixelsError: the header announces more than `max_pixels`.
       MemoryError: the pixels do not fit into memory, which is not the picture's fault.
     """
@@ -153,17 +158,17 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
 def decode_into(data: bytes, out: Pixels) -> None:
     """Decodes a picture of known size into an array.
 
-    A JPEG of one scan, which all stored composites are, is decoded in place by libjpeg-turbo
-    (`simplejpeg.decode_jpeg`) in half the time that Pillow takes; `decode_image` decodes
-    everything else. The pixels are the same.
+    A JPEG of one scan is decoded straight into the array by libjpeg-turbo
+    (`simplejpeg.decode_jpeg`), in half the time that Pillow takes. All composites stored as JPEG
+    have one scan. `decode_image` decodes every other picture. The pixels are the same.
 
     Args:
       data: the file's bytes.
       out: (H, W, 3) uint8, contiguous. Written.
 
     Raises:
-      UndecodableError: as `decode_image`, or the picture has another size.
-      MemoryError: as `decode_image`.
+      UndecodableError: for the reasons of `decode_image`, or the picture has another size.
+      MemoryError: for the reason of `decode_image`.
     """
     if _decode_one_scan(data, out):
         return
@@ -178,9 +183,10 @@ def decode_into(data: bytes, out: Pixels) -> None:
 
 
 def _decode_one_scan(data: bytes, out: Pixels) -> bool:
-    """Decodes a flawless JPEG of one scan into `out`; returns whether the data are one."""
+    """Decodes a JPEG of one scan into `out`; returns False if the data are not such a JPEG, or a
+    flawed one."""
     is_jpeg = data.startswith(bytes([0xFF, _START_OF_IMAGE]))
-    # The two bytes of this marker never occur within a scan.
+    # The two bytes of this marker never occur inside a scan, so they can be counted.
     if not is_jpeg or data.count(bytes([0xFF, _START_OF_SCAN])) != 1:
         return False
     try:
@@ -194,9 +200,9 @@ def _decode_one_scan(data: bytes, out: Pixels) -> bool:
 
 
 def decode_source(data: bytes) -> Pixels:
-    """Decodes a source picture; same as `decode_image`, but refuses incomplete JPEGs, too.
+    """Decodes a source picture; same as `decode_image`, but also refuses incomplete JPEGs.
 
-    Where a JPEG was cut short and then closed by an end marker, libjpeg only warns and paints the
+    If a JPEG was cut short and an end marker was appended, libjpeg only warns, and paints the
     missing part grey.
     """
     pixels = decode_image(data)
@@ -208,7 +214,8 @@ def decode_source(data: bytes) -> Pixels:
 def _cut_short(data: bytes) -> str:
     """Returns libjpeg-turbo's warning if a JPEG ends prematurely, else an empty text.
 
-    This undoes the Huffman coding once more, but decodes only an eighth of the size.
+    This repeats the Huffman decoding of the whole file, but produces pixels at an eighth of the
+    size only.
     """
     try:
         _, _, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
@@ -220,7 +227,7 @@ def _cut_short(data: bytes) -> str:
 
 
 def _count_scans(data: bytes) -> int:
-    """Counts the scans of a JPEG's first picture, up to one more than the limit."""
+    """Counts the scans of a JPEG's first picture, but stops at one more than the limit."""
     scans, position = 0, 0
     while scans <= MAX_SCANS and (match := _MARKER.search(data, position)):
         marker, position = match[1][0], match.end()
@@ -228,14 +235,14 @@ def _count_scans(data: bytes) -> int:
             break
         scans += marker == _START_OF_SCAN
         if marker != _START_OF_IMAGE:
-            # Skips the segment, since thumbnails in it have scans of their own.
+            # Skips the segment, because it may hold a thumbnail with scans of its own.
             position += int.from_bytes(data[position : position + 2], "big")
     return scans
 
 
 @contextlib.contextmanager
 def _decoding_errors(image: Image.Image) -> Iterator[None]:
-    """Turns whatever decoding raises into UndecodableError."""
+    """Turns every exception from decoding, except MemoryError, into UndecodableError."""
     try:
         yield
     except MemoryError:
@@ -245,7 +252,7 @@ def _decoding_errors(image: Image.Image) -> Iterator[None]:
 
 
 def _eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Keeps the upper 8 of 16 bits; Pillow would clip everything above 255 to white."""
+    """Keeps the upper 8 of 16 bits, whereas Pillow would clip every value above 255 to white."""
     if values.dtype.kind == "f":
         raise UndecodableError("floating-point pixels have no stated white")
     return np.asarray(np.clip(values, 0, 0xFFFF) >> 8, np.uint8)
@@ -281,7 +288,7 @@ def encode_mask(mask: Mask) -> bytes:
 def decode_mask(data: bytes) -> Mask:
     """Decodes a mask picture: (H, W) bool, True where any channel is not 0.
 
-    Each True is stored as the byte 1, where Pillow stores 255, so equal masks have equal bytes.
+    Each True is the byte 1 in memory, where Pillow has 255, so equal masks have equal bytes.
 
     Raises:
       UndecodableError, TooManyPixelsError: for the reasons of `decode_image`.

@@ -1,7 +1,7 @@
 """Decodes, resizes and crops whole images, for IN-9L and for scenes, without segmenting them.
 
 Source: paper section 2 and appendix C. IN-9L holds all images of the 370 classes, with or without
-boxes, so only the filters on the picture itself apply.
+boxes, so only the filters that need no box apply.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class CroppedImage:
     """The result of cropping a source image.
 
     Attributes:
-      image: (S, S, 3) uint8, RGB, after Resize + CenterCrop; None if it was rejected.
-      reason: None if it was accepted.
-      detail: the exact cause, for people; empty if accepted.
-      width, height: native size in pixels, None if it could not be decoded.
+      image: (S, S, 3) uint8, RGB, after Resize + CenterCrop; None if the image was rejected.
+      reason: reason for the rejection; None if the image was accepted.
+      detail: exact cause of the rejection, for people; empty if the image was accepted.
+      width, height: native size in pixels, None if the image could not be decoded.
     """
 
     image: Pixels | None = None
@@ -33,7 +33,7 @@ class CroppedImage:
 
     @property
     def digest(self) -> str | None:
-        """Digest that identifies the pixels; None if the image was rejected."""
+        """First 16 hexadecimal digits of the pixels' SHA-256; None if the image was rejected."""
         return None if self.image is None else hashlib.sha256(self.image.tobytes()).hexdigest()[:16]
 
 
@@ -50,7 +50,8 @@ def crop_whole(
       pad: see `ResizeCrop.for_size`.
 
     Returns:
-      The picture, or the reason for its rejection. No content of the bytes raises an error.
+      The cropped image, or the reason for its rejection. Broken or hostile bytes lead to a
+      rejection; they never raise an error.
 
     Raises:
       ValueError: the crop is larger than the resize.

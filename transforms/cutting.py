@@ -28,13 +28,15 @@ class Cut:
     """The result of cutting a source image, or one of its objects.
 
     Attributes:
-      layer: None if it was rejected.
-      reason: None if it was accepted.
-      detail: the exact cause, for people; empty if accepted.
-      width, height: native size in pixels, None if it could not be decoded.
-      box: the chosen box in native pixels, which the segmenter gets; None if none was chosen.
-      mask_over_box: foreground pixels over the box's area, None if not segmented.
-      fallback: of the `Segmentation`, empty if not segmented.
+      layer: the layer; None if the image or object was rejected.
+      reason: reason for the rejection; None if the image or object was accepted.
+      detail: exact cause of the rejection, for people; empty if the image or object was accepted.
+      width, height: native size in pixels, None if the image could not be decoded.
+      box: the box that the segmenter gets, in native pixels; None if the image was rejected before
+        a box was chosen.
+      mask_over_box: number of foreground pixels divided by the box's area, None if nothing was
+        segmented.
+      fallback: `fallback` of the `Segmentation`, empty if nothing was segmented.
       number: position of the object among the image's boxes, counted from 1; 0 if the image is
         cut as a whole.
     """
@@ -51,7 +53,7 @@ class Cut:
 
     @classmethod
     def from_rejection(cls, rejection: Rejection) -> Cut:
-        """Creates the result of a rejected image or object."""
+        """Creates the result for a rejected image or object."""
         return cls(
             reason=rejection.reason,
             detail=rejection.detail,
@@ -66,14 +68,14 @@ def check_annotation(
 ) -> Reason | None:
     """Finds the reason for which `cut_objects` would reject an image by its annotation alone.
 
-    It assumes that the picture has the annotated size.
+    The check assumes that the picture has the annotated size.
 
     Args:
       annotation: the annotation file's bytes, None if there is no file.
-      rules: the paper's by default.
+      rules: requirements on the boxes; the paper's by default.
 
     Returns:
-      The reason to reject the image with all of its objects, or None.
+      The reason to reject the image with all of its objects; None if some object may be accepted.
     """
     if annotation is None:
         return Reason.MISSING_ANNOTATION
@@ -104,7 +106,9 @@ def cut_background(
 ) -> Pixels:
     """Tiles the background of an object that `cut_objects` accepts, without segmenting it.
 
-    The arguments are those of `cut_objects`; `number` selects the object, see `Cut`.
+    Args:
+      image, annotation, mask, resize, crop, interpolation, rules: see `cut_objects`.
+      number: number of the object, see `Cut`.
 
     Returns:
       (crop, crop, 3) uint8, equal to the layer's `only_bg_t`.
@@ -142,24 +146,24 @@ def cut_objects(
 ) -> Iterator[Cut]:
     """Yields the objects of an image, filtered, segmented and cut one after the other.
 
-    By the paper's rules there is only one object. If there are several, each object stays in the
-    background of the others.
+    By the paper's rules there is only one object. With several objects, the background of each
+    object still shows the others.
 
     Args:
       image: the image file's bytes.
       annotation: the annotation file's bytes, None if there is no file.
-      mask: the mask's bytes, as `read_mask` takes them, None if there is none. Its bounding box
-        serves as the box if there is no annotation.
-      segment: the segmenter; None if the mask is the foreground.
-      seed: of the segmenter.
+      mask: the mask's bytes, as `read_mask` takes them; None without a mask. The mask's bounding
+        boxes serve as the boxes if there is no annotation.
+      segment: the segmenter; None to use the mask as the foreground.
+      seed: seed of the segmenter.
       resize, crop, interpolation: see `make_layer`.
-      rules: the paper's by default.
-      only: the number of the object to cut, 0 for all.
+      rules: requirements on the boxes; the paper's by default.
+      only: the number of the object to cut, 0 for all objects.
 
     Yields:
-      A `Cut` with the layer, or with the first reason in protocol order: one for each box if
-      `rules.objects` is `each` and the image is not rejected as a whole, else one in all. No
-      content of the bytes raises an error.
+      `Cut`s, each with the layer or with the first reason for a rejection in protocol order. If
+      `rules.objects` is `each`, and the image is not rejected as a whole, there is a `Cut` for each
+      box; otherwise there is a single `Cut`. Broken or hostile bytes never raise an error.
 
     Raises:
       ValueError, KeyError: `make_layer` refuses an argument.
@@ -210,11 +214,11 @@ def _list_boxes(boxes: Sequence[Box]) -> str:
 
 
 def _given_mask(decoded: AnnotatedImage, box: Box, position: int, objects: str) -> Mask | None:
-    """Returns the part of the given mask that belongs to a chosen box, None without a mask."""
+    """Returns the part of the image's mask that belongs to a chosen box; None without a mask."""
     given_mask, boxes = decoded.given_mask, decoded.boxes
     if given_mask is None:
         return None
-    # The mask of a single object belongs to it entirely, also outside of its box.
+    # With a single object, the whole mask belongs to the object, even outside of its box.
     if objects in ("one", "union") or len(boxes) == 1:
         return given_mask.mask
     if objects == "largest":

@@ -1,8 +1,8 @@
-"""The paper's filters, which decide which images are segmented, in the order of the script.
+"""The paper's filters, which decide which images are segmented.
 
-Source: protocol of the authors' generation script. Filters 5 and 6 judge the box after
-Resize(256, nearest) + CenterCrop(224), whatever the dataset's own size is. `Rules` default to the
-paper's; other kinds of data may need others.
+Source: protocol of the authors' generation script, whose order of the filters is kept. Filters 5
+and 6 judge the box after Resize(256, nearest) + CenterCrop(224), even if the dataset has another
+size. The defaults of `Rules` are the paper's; other kinds of data may need other rules.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FILTER_CROP = 224
 MAX_BOX = 0.9
 """Largest share of the crop that the box may cover."""
 MIN_VISIBLE = 0.5
-"""Smallest share of the box's pixels that the crop must keep."""
+"""Smallest share of the box's pixels, after the resize, that the crop must keep."""
 MIN_FOREGROUND = 0.1
 """Smallest share of the box that the foreground must fill."""
 
@@ -30,8 +30,8 @@ class Rules:
 
     Attributes:
       objects: `one` (an image with several boxes is rejected), `largest` (the box with the largest
-        area inside the image, the first of equals), `union` (the box around all) or `each` (every
-        box becomes an image of its own).
+        area inside the image, the first of equal boxes), `union` (the smallest box around all
+        boxes) or `each` (every box becomes an image of its own).
       max_box: largest share of the crop that the box may cover.
       min_visible: smallest share of the box's pixels that the crop must keep.
       min_foreground: smallest share of the box that the foreground must fill.
@@ -92,8 +92,8 @@ def choose_boxes(
       objects: see `Rules`.
 
     Returns:
-      Boxes clipped to the image: all of them, including empty ones, for `each`, else one; or the
-      reason to reject the image (filter 4).
+      The chosen boxes, clipped to the image, or the reason to reject the image (filter 4). With
+      `each`, all boxes are chosen, even empty ones; otherwise there is one box.
     """
     if not boxes or (objects == "one" and len(boxes) > 1):
         return Reason.NOT_ONE_BOX
@@ -111,15 +111,15 @@ def choose_boxes(
 
 
 def check_box(box: Box, *, width: int, height: int, rules: Rules = Rules()) -> Reason | None:
-    """Applies filters 5 and 6 to a box, after rejecting an empty one.
+    """Applies filters 5 and 6 to a box, and rejects an empty box before that.
 
     Args:
-      box: clipped to the image, in native pixels.
+      box: the box, clipped to the image, in native pixels.
       width, height: native size of the image, in pixels.
-      rules: the paper's by default.
+      rules: requirements on the box; the paper's by default.
 
     Returns:
-      The reason to reject the box, or None.
+      The reason to reject the box; None to accept it.
     """
     if box.area == 0:
         return Reason.INVALID_BOX
@@ -147,11 +147,11 @@ def check_boxes(
     Args:
       boxes: the annotated boxes, in native pixels.
       width, height: native size of the image, in pixels.
-      rules: the paper's by default.
+      rules: requirements on the boxes; the paper's by default.
 
     Returns:
-      The reason to reject the image, or None. An image with several objects is rejected if all
-      of them are, for the reason of the first.
+      The reason to reject the image; None to accept it. An image with several objects is rejected
+      if all objects are rejected; the reason is the first object's.
     """
     chosen = choose_boxes(boxes, width=width, height=height, objects=rules.objects)
     if isinstance(chosen, Reason):
@@ -161,9 +161,9 @@ def check_boxes(
 
 
 def mask_over_box(mask: Mask, box: Box) -> float:
-    """Returns the foreground pixels of a (H, W) bool mask over the area of the box.
+    """Returns the number of foreground pixels of a (H, W) bool mask, divided by the box's area.
 
-    The ratio exceeds 1 if the mask is larger than the box, which is possible for a mask that came
-    with the image. Raises ZeroDivisionError for an empty box.
+    The ratio can exceed 1, because a mask that came with the image may be larger than the box.
+    Raises ZeroDivisionError for an empty box.
     """
     return float(mask.sum()) / box.area

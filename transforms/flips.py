@@ -1,10 +1,10 @@
 """Flip rate: how often a prediction changes when only the background does.
 
-It is the probability that two pictures of one foreground on different backgrounds get different
-predictions, estimated over pairs of pictures. The share of foregrounds whose predictions are not
-all equal would not do: it grows with the number of backgrounds of each foreground, so figures for
-different numbers of draws could not be compared. With one pair for each foreground, both measures
-are equal.
+The flip rate is the probability that two pictures of one foreground on different backgrounds get
+different predictions. It is estimated over pairs of pictures. A simpler measure would be the share
+of foregrounds whose predictions are not all equal. But that share grows with the number of
+backgrounds of each foreground, so figures for different numbers of draws could not be compared.
+With one pair for each foreground, both measures are equal.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ class PicturePairs:
 
     Attributes:
       images: (m,) int64, number of the image whose foreground each pair shows.
-      draws: (2, m) int64, draws of the two pictures.
-      weights: (m,) float64, which add up to 1; the pairs of each foreground have the same total.
-      pictures: (2, m) int64, the two pictures, numbered among those that are in any pair.
-      picture_roles: roles of these pictures.
-      pair_roles: roles of the m pairs, with the two backgrounds together as the background.
+      draws: (2, m) int64, the draws that the two pictures of each pair come from.
+      weights: (m,) float64, weights of the pairs, which add up to 1. The weights of each
+        foreground's pairs have the same total.
+      pictures: (2, m) int64, numbers of the two pictures of each pair. Only pictures that are in
+        some pair have a number.
+      picture_roles: units of the numbered pictures' foregrounds and backgrounds.
+      pair_roles: units of the m pairs; the background unit of a pair is the unordered pair of its
+        two pictures' background units.
     """
 
     images: NDArray[np.int64]
@@ -46,10 +49,11 @@ class PicturePairs:
         """Pairs up the pictures of each foreground.
 
         Args:
-          foregrounds: (n,) unit of each image, whose foreground is shown.
-          backgrounds: (draws, n) unit of its background in each draw.
-          draws: the pairs of draws to compare. Two backgrounds of the same unit form no pair,
-            because a picture that was drawn twice would count as a stable prediction.
+          foregrounds: (n,) unit of each image whose foreground is shown.
+          backgrounds: (draws, n) unit of the background that each foreground has in each draw.
+          draws: the pairs of draws to compare. Two pictures whose backgrounds belong to the same
+            unit are not paired, because the same picture drawn twice would always count as a stable
+            prediction.
         """
         draw_pairs = np.asarray(draws, np.int64).reshape(-1, 2)
         differ = backgrounds[draw_pairs[:, 0]] != backgrounds[draw_pairs[:, 1]]
@@ -71,10 +75,11 @@ class PicturePairs:
         )
 
     def shared_products(self, r: Floats) -> tuple[float, float, float]:
-        """Sums the products of contributions over every two pairs that share a unit.
+        """Sums the products of the contributions of every two pairs that share a unit.
 
-        A pair's contribution counts in full for each of its two backgrounds, since each affects the
-        pair fully. Two pairs that share both backgrounds would count twice, so that is subtracted.
+        A pair's contribution counts in full for each of its two backgrounds, because each of them
+        affects the whole pair. The product of two pairs that share both backgrounds would count
+        twice, so it is subtracted once.
         Source: Aronow, Samii and Assenova 2015, "Cluster-robust variance estimation for dyadic
         data".
 
@@ -82,35 +87,35 @@ class PicturePairs:
           r: (m,) contribution of each pair.
 
         Returns:
-          The sums over pairs that share (their foreground, a background, both); each pair shares
-          everything with itself.
+          Three sums: over every two pairs that share their foreground, that share a background, and
+          that share both. Each pair also counts with itself.
         """
         by_picture = np.bincount(self.pictures.ravel(), np.tile(r, 2)).astype(np.float64)
         by_foreground, by_one, by_foreground_one = map(
             _sum_squares, self.picture_roles.sums(by_picture)
         )
         _, by_both, by_foreground_both = map(_sum_squares, self.pair_roles.sums(r))
-        # Each pair counts twice for its foreground, which both of its pictures show.
+        # Both pictures of a pair show its foreground, so its contribution is counted twice there.
         return by_foreground / 4, by_one - by_both, by_foreground_one - by_foreground_both
 
     @functools.cached_property
     def fewest(self) -> float:
-        """Effective number of pairs if those that share a unit are all copies of one."""
+        """Effective number of pairs if all pairs that share a unit are copies of one pair."""
         return 1 / max(self.shared_products(self.weights)[:2])
 
     @functools.cached_property
     def most(self) -> float:
-        """Effective number of pairs if none share a unit: that of their weights (Kish 1965)."""
+        """Effective number of pairs if no two share a unit: given by the weights (Kish 1965)."""
         return 1 / _sum_squares(self.weights)
 
     def variance(self, r: Floats) -> float:
         """Computes the two-way variance of an estimate.
 
         Args:
-          r: (m,) contribution of each pair; they add up to 0.
+          r: (m,) contribution of each pair; the contributions add up to 0.
 
         Returns:
-          The variance, infinite if a role has a single unit.
+          The variance; infinite if all foregrounds, or all backgrounds, belong to a single unit.
         """
         foreground, background, common = self.shared_products(r)
         units = self.picture_roles.counts
@@ -132,9 +137,9 @@ class FlipRate:
     """A flip rate with its interval.
 
     Attributes:
-      rate: a fraction.
-      low, high: two-way 95 % interval, over foregrounds and backgrounds.
-      foregrounds: number of images whose foreground has a pair.
+      rate: the flip rate, a fraction.
+      low, high: two-way 95 % interval of the rate, over foregrounds and backgrounds.
+      foregrounds: number of images whose foreground has at least one pair of pictures.
       pairs: number of pairs of pictures.
     """
 
@@ -149,14 +154,14 @@ def flip_rate(predictions: NDArray[np.integer], pairs: PicturePairs) -> FlipRate
     """Estimates how often predictions change with the background.
 
     Args:
-      predictions: (draws, n) integers, of each foreground in each draw; `OUTSIDE` counts as a class
-        of its own.
-      pairs: of these pictures.
+      predictions: (draws, n) integers, the prediction for each foreground in each draw; `OUTSIDE`
+        counts as a class of its own.
+      pairs: pairs of these pictures.
 
     Returns:
-      The mean over foregrounds of the share of their pairs whose two predictions differ; None
-      without pairs. The interval is Wilson's, for the number of independent pairs that would have
-      the same variance.
+      The flip rate; None without pairs. For each foreground, take the share of its pairs whose two
+      predictions differ; the rate is the mean of these shares. The interval is Wilson's, for the
+      number of independent pairs that would have the same variance.
     """
     if not len(pairs.images):
         return None
@@ -164,7 +169,7 @@ def flip_rate(predictions: NDArray[np.integer], pairs: PicturePairs) -> FlipRate
     flips = first != second
     counts = np.bincount(pairs.images)
     has_pairs = counts > 0
-    # The weights would do, but they only add up to 1 up to rounding.
+    # The weights would give the same rate, but only up to rounding.
     rate = float((np.bincount(pairs.images, flips)[has_pairs] / counts[has_pairs]).mean())
     low, high = share_interval(
         rate,

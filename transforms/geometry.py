@@ -1,8 +1,8 @@
 """Resizes and crops, or resizes and pads, images together with their boxes and masks.
 
-The resize is torchvision's `Resize(size)` on a PIL image: the shorter side becomes `size`, the
-longer one is truncated to an integer. Nearest-neighbour resizing selects source rows and columns,
-so composing variants after it gives the same pixels as composing at native size and then resizing.
+The resize is torchvision's `Resize(size)` on a PIL image: the shorter side becomes `size`, and the
+longer side is truncated to an integer. Nearest-neighbour resizing only selects rows and columns, so
+composing variants after the resize gives the same pixels as composing at native size.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class OutputBox(NamedTuple):
 
 
 def _nearest_sources(length: int, resized: int) -> Indices:
-    """Returns the source position of each resized pixel.
+    """Returns, for each pixel of a resized line, the position of the native pixel it copies.
 
-    Positions come from PIL itself, because it accumulates a float, so a closed formula would
+    The positions come from PIL itself. It adds up a float step by step, so a closed formula would
     occasionally differ by a pixel.
     """
     ramp = Image.fromarray(np.arange(length, dtype=np.int32)[np.newaxis])
@@ -54,16 +54,16 @@ def _nearest_sources(length: int, resized: int) -> Indices:
 class ResizeCrop:
     """The transform of images of one native size.
 
-    It is Resize(resize) followed by CenterCrop(crop), or resizes the whole image into the square
-    and pads it with black.
+    The transform is Resize(resize) followed by CenterCrop(crop). With padding, it instead resizes
+    the whole image so that it fits into the square, and fills the square with black.
 
     Attributes:
       width, height: size after the resize alone, in pixels.
-      left, top: corner of the crop in the resized image; at most 0 if the image is padded.
+      left, top: upper left corner of the crop in the resized image; 0 or negative with padding.
       crop: side of the square crop, in pixels.
-      columns, rows: (crop,) int32, the native column and row that nearest interpolation puts at
-        each output pixel; non-decreasing. In the padding they are -1 before the image, and
-        beyond its size after it.
+      columns, rows: (crop,) int32, the native column (or row) that nearest interpolation copies to
+        each output column (or row); non-decreasing. In the padding, the value is -1 to the left of
+        (or above) the image, and one more than its native size to the right (or below).
       all_columns, all_rows: the same for the whole resized image, without crop or padding.
     """
 
@@ -84,13 +84,14 @@ class ResizeCrop:
         """Builds the transform for a native size.
 
         Args:
-          native_width, native_height: in pixels, >= 1.
+          native_width, native_height: native size of the images, in pixels, >= 1.
           resize: the shorter side after the resize, in pixels.
           crop: side of the centre crop, in pixels; at most `resize`.
-          pad: resizes the longer side to `crop` instead, and pads the rest with black.
+          pad: whether to resize the longer side to `crop` instead, and to pad the shorter side with
+            black.
 
         Raises:
-          ValueError: the crop is larger than the resized image, or a size is below 1.
+          ValueError: `crop` is larger than `resize`, or a size is below 1.
         """
         if not 1 <= crop <= resize:
             raise ValueError(f"crop must be between 1 and resize={resize}: got {crop}")
@@ -100,7 +101,7 @@ class ResizeCrop:
             )
         if pad:
             scale = crop / max(native_width, native_height)
-            # Even the narrowest picture keeps a line of pixels.
+            # Even the narrowest picture must keep one line of pixels.
             width, height = (max(1, round(side * scale)) for side in (native_width, native_height))
         elif native_width <= native_height:
             width, height = resize, int(resize * native_height / native_width)
@@ -125,7 +126,7 @@ class ResizeCrop:
         """Transforms an image.
 
         Args:
-          image: (H, W, 3) uint8 of the native size.
+          image: (H, W, 3) uint8, of the native size.
           interpolation: one of `INTERPOLATIONS`.
 
         Returns:
@@ -168,8 +169,8 @@ class ResizeCrop:
     def box(self, box: Box) -> OutputBox:
         """Converts a box to output pixels.
 
-        It holds the pixels whose native source lies in [xmin, xmax] x [ymin, ymax], and is empty
-        (x0 == x1 or y0 == y1) if the crop misses the box.
+        The converted box holds the pixels whose native pixel lies in [xmin, xmax] x [ymin, ymax].
+        It is empty (x0 == x1 or y0 == y1) if the crop misses the box.
         """
         x0, x1 = _span(self.columns, box.xmin, box.xmax)
         y0, y1 = _span(self.rows, box.ymin, box.ymax)
@@ -188,9 +189,10 @@ class ResizeCrop:
 
 
 def _window(sources: Indices, start: int, crop: int, length: int) -> Indices:
-    """Cuts (crop,) sources from a position on; the padding gets numbers outside of every box."""
+    """Returns the `crop` sources that begin at position `start`. Positions in the padding get a
+    value that lies outside of every box."""
     positions = np.arange(start, start + crop)
-    # One more than the length, since a clipped box may include the length itself.
+    # One more than the length, because the xmax or ymax of a clipped box may be the length itself.
     outside = np.where(positions < 0, -1, length + 1)
     inside = (positions >= 0) & (positions < len(sources))
     window: Indices = np.where(
