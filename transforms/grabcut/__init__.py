@@ -1,17 +1,17 @@
 """GrabCut: computes the masks of `cv2.grabCut` an order of magnitude faster.
 
-    interface      checks arguments, and has the kernels compiled
+    interface      the public functions: checks arguments, compiles and calls the kernels
     cache          locates the compiled code
-    iteration      the method: the order of the kernels
+    iteration      the method: calls the kernels in order
     clustering     k-means, which initialises the mixtures      (generator: its random numbers)
     mixtures       Gaussians from moments
-    likelihoods    components and pulls of pixels               (vector_math: exp and log)
+    likelihoods    each pixel's component and pull              (vector_math: exp and log)
     smoothness     links between pixels
     max_flow       the minimum cut
     forest         the search forest of the minimum cut         (lanes: eight neighbours at once)
     repair         repairs of the forest between sweeps
 
-numba, and with it the modules from `iteration` on, are imported when they are first needed.
+numba, and the modules listed from `iteration` on, are imported only when a mask is needed.
 """
 
 from transforms.grabcut.errors import Unavailable, Unserved

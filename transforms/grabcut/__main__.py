@@ -12,7 +12,7 @@ from transforms.grabcut import Unavailable, prepare
 
 
 def main() -> None:
-    """Compiles the kernels unless that has been done, and prints the outcome."""
+    """Compiles the kernels unless they have been compiled before, and prints the outcome."""
     try:
         prepare(lambda: print("compiling ...", file=sys.stderr))
     except Unavailable as error:

@@ -1,11 +1,11 @@
 """Locates the compiled kernels.
 
-Each version of the kernels has its own folder, named after a hash of everything that decides their
-code: the sources of this package, the versions of Python, numba and llvmlite, and the processor. So
-stale code is never loaded.
+Each version of the kernels has its own folder, named after a hash of everything that decides the
+compiled code: the sources of this package, the versions of Python, numba and llvmlite, and the
+processor. So stale code is never loaded.
 
-A container image that runs on many machines names the processor by numba's own variables,
-NUMBA_CPU_NAME and NUMBA_CPU_FEATURES, so that one folder serves all of them.
+A container image that runs on many machines sets numba's variables NUMBA_CPU_NAME and
+NUMBA_CPU_FEATURES to a processor whose features all machines have, so that one folder serves all.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from transforms.grabcut.errors import Unavailable
 def _processor() -> tuple[str, str]:
     """Returns the name and features of the processor that numba compiles for.
 
-    It is this machine's unless the environment names another one.
+    This is the machine's own processor unless the environment names another one.
 
     Raises:
-      Unavailable: this machine lacks a named feature, so the code could not run.
+      Unavailable: this machine lacks a feature that the environment names, so the code could not
+        run.
     """
     from llvmlite import binding
 
@@ -42,10 +43,11 @@ def _processor() -> tuple[str, str]:
 
 @functools.cache
 def code_hash() -> str:
-    """Hashes everything that decides the machine code to 16 hexadecimal digits.
+    """Hashes everything that decides the compiled code to 16 hexadecimal digits.
 
     Raises:
-      Unavailable: numba is not installed, or this machine lacks a named feature.
+      Unavailable: numba is not installed, or this machine lacks a feature that the environment
+        names.
     """
     try:
         versions = [importlib.metadata.version(name) for name in ("numba", "llvmlite")]
@@ -74,8 +76,8 @@ def code_folder() -> Path:
 class Locator:
     """Tells numba where the code of a function is stored, through numba's locator interface.
 
-    Numba's own locators depend on the function's file alone, and require a writable folder, but
-    the folder may be part of a read-only image.
+    Numba's own locators choose the folder by the function's file alone, and require that it can be
+    written, but here the folder may be part of a read-only container image.
     """
 
     def __init__(self, path: str) -> None:

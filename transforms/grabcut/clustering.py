@@ -1,9 +1,9 @@
-"""Reproduces `cv2.kmeans` on colours exactly; the clusters initialise both mixtures.
+"""Reproduces `cv2.kmeans` on colours exactly. The clusters initialise the two mixtures.
 
 The method is k-means++ (Arthur and Vassilvitskii, SODA 2007) with three trials for each centre,
-then Lloyd's iterations. Colours are whole numbers, so squared distances between samples, and sums
-of colours below 2^24, are exact in float32, and the order of additions does not matter. Inexact
-values, such as distances to means, are computed with OpenCV's operations in OpenCV's order.
+then Lloyd's iterations. Colours are whole numbers. So squared distances between two samples, and
+sums of colours below 2^24, are exact in float32, and may be added in any order. Values that are not
+exact, such as distances to means, are computed with OpenCV's operations in OpenCV's order.
 Source: OpenCV, core/kmeans.cpp.
 """
 
@@ -22,7 +22,7 @@ _ITERATIONS = 10
 _EPSILON = float(np.finfo(np.float32).eps) ** 2
 _EXACT = 1 << 24
 _BLOCK = 4096
-"""Number of samples whose distances share a subtotal."""
+"""Number of samples whose squared distances are added up to one subtotal."""
 _NO_LABEL = 255
 
 _Bytes = NDArray[np.uint8]
@@ -34,7 +34,8 @@ _Integers = NDArray[np.int64]
 def _potentials(
     samples: _Bytes, distances: _Floats, first: int, second: int, third: int
 ) -> tuple[Integer, Integer, Integer]:
-    """Sums the squared distances to the centres after adding each of three samples as a centre."""
+    """Computes, for each of three samples, the sum of all samples' squared distances to the nearest
+    centre if this sample became a centre."""
     reds, greens, blues = samples[0], samples[1], samples[2]
     r1, g1, b1 = np.float32(reds[first]), np.float32(greens[first]), np.float32(blues[first])
     r2, g2, b2 = np.float32(reds[second]), np.float32(greens[second]), np.float32(blues[second])
@@ -55,7 +56,8 @@ def _potentials(
 
 @helper
 def _add_center(samples: _Bytes, distances: _Floats, subtotals: _Integers, chosen: Integer) -> None:
-    """Makes a sample a centre: updates the squared distances and their subtotals."""
+    """Makes the sample `chosen` a centre: updates every sample's squared distance to the nearest
+    centre, and the subtotals."""
     reds, greens, blues = samples[0], samples[1], samples[2]
     r1, g1, b1 = np.float32(reds[chosen]), np.float32(greens[chosen]), np.float32(blues[chosen])
     for block in range(len(subtotals)):
@@ -71,12 +73,12 @@ def _add_center(samples: _Bytes, distances: _Floats, subtotals: _Integers, chose
 
 @helper
 def _draw(distances: _Floats, subtotals: _Integers, share: float) -> int:
-    """Finds the first sample at which the running sum of distances reaches the share.
+    """Finds the first sample at which the running sum of squared distances reaches `share`.
 
-    Returns the last sample if none does.
+    Returns the last sample if the sum never reaches it.
 
-    OpenCV subtracts distances from the share one by one. These differences are exact as long as the
-    rest is positive, so whole blocks can be subtracted.
+    OpenCV subtracts the distances from the share one by one. These differences are exact as long as
+    they are positive, so subtracting the total of a whole block gives the same result.
     """
     last = len(distances) - 1
     i = 0
@@ -121,7 +123,7 @@ def _choose_centers(
 
 @helper
 def _assign(samples: _Bytes, centers: _Floats, labels: _Bytes) -> None:
-    """Labels each sample with its nearest centre, the first of equally near ones."""
+    """Labels each sample with its nearest centre, or with the first of equally near centres."""
     r0, g0, b0 = centers[0, 0], centers[0, 1], centers[0, 2]
     r1, g1, b1 = centers[1, 0], centers[1, 1], centers[1, 2]
     r2, g2, b2 = centers[2, 0], centers[2, 1], centers[2, 2]
@@ -146,7 +148,8 @@ def _assign(samples: _Bytes, centers: _Floats, labels: _Bytes) -> None:
 def _move(
     samples: _Bytes, labels: _Bytes, new_labels: _Bytes, counts: _Integers, sums: _Integers
 ) -> None:
-    """Assigns new labels, and moves the samples whose label changes between sums."""
+    """Assigns new labels. A sample whose label changes is subtracted from the sums of its old
+    cluster and added to the sums of its new cluster."""
     for i in range(len(labels)):
         old, new = labels[i], new_labels[i]
         if old == new:
@@ -163,7 +166,7 @@ def _move(
 
 @helper
 def _round_sums(samples: _Bytes, labels: _Bytes, sums: _Integers, rounded: _Floats) -> None:
-    """Rounds the sums as OpenCV does, which adds one sample after the other in float32."""
+    """Rounds the sums as OpenCV does, because it adds one sample after the other in float32."""
     for k in range(COMPONENTS):
         if sums[k].max() < _EXACT:
             rounded[k] = sums[k]
@@ -179,7 +182,8 @@ def _round_sums(samples: _Bytes, labels: _Bytes, sums: _Integers, rounded: _Floa
 
 @helper
 def _farthest(samples: _Bytes, labels: _Bytes, label: Integer, center: _Floats) -> int:
-    """Finds the sample with this label that is farthest from a (3,) centre, the last of equals."""
+    """Finds the sample with this label that is farthest from a (3,) centre, or the last of equally
+    far samples."""
     farthest, most = -1, np.float32(0)
     for i in range(len(labels)):
         if labels[i] == label:
@@ -201,7 +205,7 @@ def _fill_empty(
     rounded: _Floats,
     clusters: int,
 ) -> None:
-    """Gives each empty cluster the farthest sample of the largest one."""
+    """Moves a sample into each empty cluster: the farthest sample of the largest cluster."""
     for k in range(clusters):
         if counts[k] != 0:
             continue
@@ -221,7 +225,7 @@ def _fill_empty(
 
 @helper
 def _move_centers(centers: _Floats, rounded: _Floats, counts: _Integers, clusters: int) -> float:
-    """Moves the centres to the means; returns the square of the longest move."""
+    """Moves each centre to its cluster's mean; returns the squared length of the longest move."""
     longest = 0.0
     for k in range(clusters):
         scale = np.float32(1) / np.float32(counts[k])
@@ -240,11 +244,11 @@ def cluster(samples: _Bytes, state: NDArray[np.uint64]) -> _Bytes:
     """Clusters samples as `cv2.kmeans` does in 10 iterations and one attempt.
 
     Args:
-      samples: (3, n) uint8, n >= 1.
-      state: of the generator. Changed.
+      samples: (3, n) uint8, the colours of n >= 1 samples.
+      state: state of the random generator. Changed.
 
     Returns:
-      (n,) uint8 labels, less than min(COMPONENTS, n).
+      (n,) uint8 label of each sample's cluster, less than min(COMPONENTS, n).
     """
     count = samples.shape[1]
     clusters = min(COMPONENTS, count)
@@ -256,7 +260,8 @@ def cluster(samples: _Bytes, state: NDArray[np.uint64]) -> _Bytes:
     sums = np.zeros((COMPONENTS, 3), np.int64)
     rounded = np.zeros((COMPONENTS, 3), np.float32)
     _choose_centers(samples, centers, clusters, state)
-    # The last of OpenCV's ten iterations (two for one cluster) only fills empty clusters.
+    # OpenCV runs ten iterations, or two if there is one cluster. Its last iteration only fills
+    # empty clusters.
     for _ in range((_ITERATIONS if clusters > 1 else 2) - 1):
         _assign(samples, centers, new_labels)
         _move(samples, labels, new_labels, counts, sums)

@@ -9,16 +9,17 @@ import numba
 import numpy as np
 
 Integer = int | np.integer[Any]
-"""An integer of Python or numpy, between which kernels do not distinguish."""
+"""An integer of Python or NumPy. Compiled kernels do not tell them apart."""
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-# The check for division by zero is a branch, which would keep LLVM from vectorising loops.
+# By the error model of Python, each division would check for zero, and this branch would keep LLVM
+# from vectorising loops.
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
 
 
 def helper(function: _Function) -> _Function:
-    """Compiles a function that only compiled functions call; it becomes part of them."""
+    """Compiles a function that only compiled functions call, so its code becomes part of theirs."""
     compiled: _Function = numba.njit(**_OPTIONS)(function)
     return compiled
 
@@ -32,7 +33,7 @@ def contracting(function: _Function) -> _Function:
 def entry(signature: str) -> Callable[[_Function], _Function]:
     """Compiles a function that Python calls, for the argument types of the signature only.
 
-    It is compiled, or loaded from the cache, when its module is imported.
+    The function is compiled, or loaded from the cache, when its module is imported.
     """
 
     def compile_now(function: _Function) -> _Function:

@@ -6,8 +6,9 @@ from __future__ import annotations
 class Unserved(ValueError):
     """The kernels cannot compute this mask, for the reason in the message.
 
-    `cv2.grabCut` raises `cv2.error`, too, if no pixel is inside the rectangle or none is outside,
-    or if a Gaussian has no inverse covariance. It computes the mask if the search is too deep.
+    Where the kernels give up because no pixel is inside the rectangle, because no pixel is outside,
+    or because a Gaussian has no inverse covariance, `cv2.grabCut` raises `cv2.error`, too. Where
+    they give up because the search is too deep or the picture too large, it computes the mask.
     """
 
 

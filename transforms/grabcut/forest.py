@@ -1,4 +1,4 @@
-"""The forest that `max_flow` grows on a grid: its arrays, its roots and its growth.
+"""The forest that `max_flow` grows on a grid: its arrays, and how it is planted and grown.
 
 A node's position in the forest is its level and the direction of its parent. Lists of nodes are
 linked through arrays: the first node of each level, and the next node after each node.
@@ -15,11 +15,11 @@ from transforms.grabcut.compilation import Integer, helper
 from transforms.grabcut.lanes import lowest_bit, neighbours_equal, neighbours_pointing_here
 
 FREE = np.uint16(65535)
-"""Level of nodes outside the forest. The padding of the grid has level 0."""
+"""Level of the grid's nodes that are not in the forest. The grid's padding has level 0."""
 DEEPEST = 65533
-"""Highest level that differs from `FREE`, with one level to spare."""
+"""Highest level that a search may reach. It leaves one level to spare below `FREE`."""
 
-# Values in the plane of parents, where 0 to 7 are directions.
+# Special values of a node's `parent`; 0 to 7 are directions.
 NO_PARENT = np.uint8(8)
 ROOT = np.uint8(9)
 ORPHAN = np.uint8(10)
@@ -32,8 +32,9 @@ class Grid(NamedTuple):
     """The graph and its forest, as flat arrays over the nodes of the padded grid.
 
     Attributes:
-      residual: (8 * nodes,) int32, capacities of each node's arcs in the order of `lanes`.
-      excess: (nodes,) int32, negative for a deficit.
+      residual: (8 * nodes,) int32, residual capacities of each node's eight arcs, in the order of
+        directions in `lanes`.
+      excess: (nodes,) int32, excess of each node, negative for a deficit.
       level: (nodes + SLACK,) uint16; 0 in the padding.
       parent: (nodes + SLACK,) uint8, a direction (see `lanes`) or one of the constants above.
       steps: (8,) int64, offsets from a node to its neighbours.
@@ -49,15 +50,16 @@ class Grid(NamedTuple):
 
 
 class Queues(NamedTuple):
-    """Lists of nodes by level, each as the first node of each level and the next after each node.
+    """Linked lists of nodes, one for each level.
 
-    Both arrays are int32, (deepest + 2,) and (nodes,); -1 ends a list.
+    Two int32 arrays hold the lists: the first node of each level's list, (deepest + 2,), and the
+    node that follows each node, (nodes,). -1 ends a list.
 
     Attributes:
-      active, active_next: nodes of the forest with excess.
-      orphan, orphan_next: nodes that have lost their parents. A node that has found another parent
-        since, or was raised, stays in its list.
-      is_listed: (nodes,) uint8, whether a node is in a list of orphans.
+      active, active_next: lists of the forest's nodes with excess.
+      orphan, orphan_next: lists of nodes that have lost their parents. A node stays in its list
+        even if it has found another parent since, or was raised.
+      is_listed: (nodes,) uint8, whether each node is in a list of orphans.
     """
 
     active: Ints
@@ -69,14 +71,15 @@ class Queues(NamedTuple):
 
 @helper
 def put(first: Ints, following: Ints, node: Integer, level: Integer) -> None:
-    """Puts a node into the list of a level."""
+    """Puts a node in front of a level's list."""
     following[node] = first[level]
     first[level] = node
 
 
 @helper
 def plant(grid: Grid, height: int, width: int, roots: Ints) -> int:
-    """Starts a forest of roots only; returns the number of roots, which are written to `roots`."""
+    """Starts a forest that consists of its roots, the nodes with a deficit. Writes the roots to
+    `roots`, and returns their number."""
     _, excess, level_of, parent, _, stride = grid
     count = 0
     for y in range(1, height + 1):
@@ -115,9 +118,9 @@ def adopt_free(
     children: Ints,
     count: int,
 ) -> int:
-    """Makes the free neighbours that can send flow to a node of this level its children.
+    """Makes free neighbours the children of a node, if they can send flow to it.
 
-    Appends them to the first `count` of `children`, and returns the new count.
+    Appends the new children to the first `count` nodes in `children`; returns the new count.
     """
     neighbours = neighbours_equal(level_of, node, stride, FREE)
     while neighbours:
@@ -139,9 +142,9 @@ def grow(
     """Adds a level to the forest.
 
     Args:
-      grid, queues: changed.
+      grid, queues: the forest and its lists. Changed.
       depth: the forest's highest level.
-      leaves: contains the nodes of that level among the first `count`.
+      leaves: nodes whose first `count` include all nodes of the highest level.
       count: see `leaves`.
       new_leaves: nodes of the new level. Written.
 
@@ -177,7 +180,7 @@ def orphan_children(
     node: Integer,
     level: Integer,
 ) -> None:
-    """Makes orphans of the children of a node of this level."""
+    """Makes the children of a node orphans; `level` is the node's level."""
     children = neighbours_pointing_here(parent, node, stride)
     while children:
         k = lowest_bit(children)

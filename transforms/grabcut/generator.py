@@ -1,7 +1,8 @@
 """OpenCV's random numbers, a multiply-with-carry generator.
 
 The state of `cv::RNG` has 64 bits: the last number in the low half, the carry in the high half. A
-`double` is composed of two numbers, the first of which is the high half of a fraction of 2^64.
+random `double` is made from two numbers of 32 bits: together they are a number of 64 bits, with the
+first number as its high half, which is divided by 2^64.
 Source: OpenCV, core/operations.hpp.
 """
 

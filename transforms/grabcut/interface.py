@@ -1,4 +1,4 @@
-"""The public functions, which check arguments and have the kernels compiled."""
+"""The public functions, which check the arguments, and compile the kernels if necessary."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _Rect = tuple[int, int, int, int]
 
 _C_INT = 2**31
 _MOST_PIXELS = 2**27
-"""Most pixels of a picture. With more, the numbers of arcs (8 per pixel) and sums of contrasts (4
-per pixel) would approach the limit of int32."""
+"""Largest number of pixels of a picture. With more pixels, the numbers of arcs (8 per pixel) and
+the sums of contrasts (4 per pixel) would approach the limit of int32."""
 
 
 _Segment = Callable[[_Bytes, _Rect, int, int], _Bytes]
 
 _lock = threading.Lock()
 _loaded: list[_Segment | Unavailable] = []
-"""The kernels of this process, or the error that loading them raised; empty before that."""
+"""The loaded kernels, or the error that loading them raised; empty before the first attempt."""
 
 
 def _kernels(before_compiling: Callable[[], None] = lambda: None) -> _Segment:
-    """Loads the kernels once per process, or raises the error of that attempt again."""
+    """Loads the kernels on the first call. Later calls return or raise the same as the first."""
     if not _loaded:
         with _lock:
             if not _loaded:
@@ -46,8 +46,8 @@ def _kernels(before_compiling: Callable[[], None] = lambda: None) -> _Segment:
 def _load(before_compiling: Callable[[], None]) -> _Segment:
     """Imports the kernels, and compiles them if necessary.
 
-    The compiling process holds a file lock, which ends with the process. The file `complete`, which
-    is written last, says that the folder holds all code.
+    A process that compiles holds a file lock, which the system releases even if the process is
+    killed. The file `complete` is written last, and says that the folder holds all code.
     """
     folder = cache.code_folder()
     complete = folder / "complete"
@@ -70,7 +70,7 @@ def _load(before_compiling: Callable[[], None]) -> _Segment:
 
 
 def _import_kernels() -> _Segment:
-    """Imports the modules whose functions are compiled, or loaded, while they are defined."""
+    """Imports the kernels' modules, which compiles the functions or loads their compiled code."""
     try:
         from numba import config
 
@@ -85,29 +85,30 @@ def _import_kernels() -> _Segment:
     except Unavailable:
         raise
     except Exception as error:
-        # Compilers fail in many ways, and none may stop a job that can use OpenCV instead.
+        # Compilers fail in many ways, and no failure may stop a job that can use OpenCV instead.
         raise Unavailable(f"numba: {type(error).__name__}: {error}") from error
     return segment
 
 
 def prepare(before_compiling: Callable[[], None] = lambda: None) -> None:
-    """Loads the kernels, after compiling them if that has not been done on this machine.
+    """Loads the kernels, and compiles them if the cache on this machine does not have them.
 
-    If several processes call it at once, one compiles and the others wait. `grabcut` does the same
-    on its first call.
+    If several processes call this at once, one process compiles and the others wait. The first call
+    of `grabcut` does the same.
 
     Args:
       before_compiling: called before this process compiles, which takes a while.
 
     Raises:
-      Unavailable: numba is missing or fails, or its code cannot be stored. Every later call raises
-        it again without another attempt.
+      Unavailable: numba is missing or fails, or the compiled code cannot be stored. Every later
+        call raises the error again without another attempt.
     """
     _kernels(before_compiling)
 
 
 def _clip(rect: _Rect, height: int, width: int) -> _Rect:
-    """Clips a rectangle as OpenCV does: a negative corner moves to 0, but the size stays.
+    """Clips a rectangle as OpenCV does. A negative x or y becomes 0 while width and height stay, so
+    the rectangle is moved. The part beyond the right or lower edge is cut off.
 
     Raises:
       Unserved: no pixel of the image is inside the rectangle, or none is outside.
@@ -124,17 +125,17 @@ def _clip(rect: _Rect, height: int, width: int) -> _Rect:
 def grabcut(image: _Bytes, rect: _Rect, *, iterations: int = 5, seed: int = 0) -> _Bytes:
     """Separates an object from its background, given a rectangle around it.
 
-    The mask equals that of `cv2.grabCut` with `GC_INIT_WITH_RECT` after `cv2.setRNGSeed(seed)`, but
-    neither depends on the thread's generator nor changes it. Many threads may call the function at
-    once, since it releases the GIL.
+    The mask equals the mask of `cv2.grabCut` with `GC_INIT_WITH_RECT` after `cv2.setRNGSeed(seed)`,
+    but OpenCV's random generator is neither used nor changed. Many threads may call the function at
+    once, because it releases the GIL.
 
     Args:
       image: (H, W, 3) uint8. The order of the channels does not affect the quality, but each order
         gives another mask.
-      rect: (x, y, width, height) in pixels. It is clipped to the image as OpenCV does: a negative
-        x or y becomes 0, and the width and height stay.
-      iterations: of the mixtures and the cut, >= 0.
-      seed: of the clustering that initialises the mixtures, from -2^31 to 2^31 - 1.
+      rect: (x, y, width, height) in pixels. The rectangle is clipped to the image as OpenCV does:
+        a negative x or y becomes 0 while width and height stay, so the rectangle is moved.
+      iterations: number of times that the mixtures are learned and the cut is made, >= 0.
+      seed: seed of the clustering that initialises the mixtures, from -2^31 to 2^31 - 1.
 
     Returns:
       (H, W) uint8: 0 (`GC_BGD`) outside the rectangle, 2 (`GC_PR_BGD`) or 3 (`GC_PR_FGD`)
@@ -142,7 +143,7 @@ def grabcut(image: _Bytes, rect: _Rect, *, iterations: int = 5, seed: int = 0) -
 
     Raises:
       ValueError: an argument has the wrong type, shape or range.
-      Unserved: the kernels cannot compute this mask; it is a ValueError, too.
+      Unserved: the kernels cannot compute this mask. This error is a ValueError, too.
       Unavailable: the kernels cannot be loaded, see `prepare`.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:

@@ -1,7 +1,7 @@
 """GrabCut from a rectangle: runs the kernels in order, and passes arrays from one to the next.
 
-All kernels work on samples: the pixels outside the rectangle, which stay background, and the pixels
-inside, both in raster order.
+The kernels work on samples, which are the colours of pixels in raster order. There are two arrays
+of samples: the pixels outside the rectangle, which stay background, and the pixels inside.
 
 Source: Rother, Kolmogorov and Blake, "GrabCut - Interactive Foreground Extraction using
 Iterated Graph Cuts", SIGGRAPH 2004.
@@ -26,9 +26,9 @@ from transforms.grabcut.mixtures import FIELDS, MOMENTS, NO_GROUP, learn, regrou
 from transforms.grabcut.smoothness import link_pixels, measure_contrast
 
 _SCALE = 2.0**20
-"""Units of a weight of 1 in the graph. The most that can gather in a pixel, a pull of at most 345
-plus twice the capacity of eight links of at most 50, fits into int32. Below 2^10, cuts begin to
-differ from OpenCV's if two cuts have nearly the same weight."""
+"""Integer units that stand for a weight of 1 in the graph. The largest excess of a pixel, a pull of
+up to 345 plus twice the capacity of eight links of up to 50, fits into int32. With fewer than 2^10
+units, the cut begins to differ from OpenCV's if two cuts have nearly the same weight."""
 
 _PROBABLY_BACKGROUND, _PROBABLY_FOREGROUND = 2, 3
 
@@ -49,7 +49,8 @@ def _split(
       left, top, width, height: the rectangle, inside the picture.
 
     Returns:
-      The planes (3, H, W), the samples outside of the rectangle (3, m), and those inside (3, n).
+      (3, H, W) planes of the picture, (3, m) samples outside of the rectangle, and (3, n) samples
+      inside, all uint8.
     """
     image_height, image_width = image.shape[:2]
     planes = np.empty((3, image_height, image_width), np.uint8)
@@ -79,7 +80,8 @@ def _split(
 def _pull(
     excess: NDArray[np.int32], pulls: NDArray[np.int32], applied: NDArray[np.int32], width: int
 ) -> None:
-    """Adds the difference between the new pulls and those applied before to the excesses."""
+    """Changes the excesses by the difference between the new pulls and the pulls that were applied
+    before."""
     for y in range(len(pulls) // width):
         node = (y + 1) * (width + 2) + 1
         for i in range(y * width, (y + 1) * width):
@@ -99,7 +101,8 @@ def _read_cut(
 ) -> None:
     """Reads each sample's side of the cut, and derives its group.
 
-    The components of the background are the first groups, those of the foreground follow.
+    Groups 0 to COMPONENTS - 1 are the components of the background's mixture; the components of the
+    foreground's mixture follow.
     """
     for y in range(len(groups) // width):
         node = (y + 1) * (width + 2) + 1
@@ -113,7 +116,7 @@ def _read_cut(
 
 
 class _Mixtures:
-    """Both mixtures, and the moments from which they are learned."""
+    """The mixtures of background and foreground, and the moments from which they are learned."""
 
     def __init__(self) -> None:
         self._moments = np.zeros((2 * COMPONENTS, MOMENTS), np.int64)
@@ -143,8 +146,8 @@ def segment(
     Args:
       image: (H, W, 3) uint8, contiguous and writable.
       rect: (left, top, width, height), inside the image, neither empty nor the whole image.
-      iterations: >= 0.
-      seed: of OpenCV's generator.
+      iterations: number of times that the mixtures are learned and the cut is made, >= 0.
+      seed: seed of OpenCV's generator.
       finished: called with the name of each stage at its end, for benchmarks.
 
     Returns:
@@ -200,7 +203,8 @@ def segment(
         if minimum_cut(residual, excess, level, height, width, deepest, *work) > deepest:
             raise Unserved(f"a search more than {deepest} levels deep")
         finished(f"cut {iteration + 1}")
-        # The next iteration assigns the components of the mixtures that made this cut.
+        # The components that the samples have in this iteration's mixtures become the groups from
+        # which the next iteration learns its mixtures.
         _read_cut(
             level, background_components, foreground_components, inside_new, width, is_foreground
         )
