@@ -1,9 +1,10 @@
 """Vector instructions that handle the eight neighbours of a pixel at once.
 
 A pixel's residual capacities to its eight neighbours are contiguous (8 x int32), so one load and
-one comparison tell which arcs are open, and three short loads fetch the neighbours' values from a
-plane. The result is a bit mask, where a loop over the neighbours would branch eight times. The code
-uses LLVM's generic vectors, which become the instructions that the machine has.
+one comparison tell which arcs are open, that is, have capacity left. Three short loads fetch the
+neighbours' values from a plane. The result is a bit mask, whereas a loop over the neighbours would
+branch eight times. The code uses LLVM's generic vectors, which LLVM turns into the instructions of
+the machine.
 
 Neighbours are numbered in raster order, so the opposite of direction k is 7 - k:
 
@@ -24,7 +25,8 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 SLACK = 8
-"""Extra elements behind a plane, because a row's three neighbours are read as four."""
+"""Number of extra elements at the end of a plane. They are needed because the three neighbours of
+a row are read as four elements."""
 
 _BITS = ir.IntType(8)
 _SHORT = ir.IntType(16)
@@ -86,7 +88,7 @@ def _mask(builder: Any, lanes: Any) -> Any:
 
 @intrinsic
 def open_arcs_to(typing: Any, residual: Any, level: Any, node: Any, stride: Any, value: Any) -> Any:
-    """Returns bits of the open arcs whose heads have the level `value`.
+    """Returns a bit mask of the open arcs that lead to a neighbour at the level `value`.
 
     Arguments: residual int32[8 * nodes], level uint16[nodes], node int64, stride int64,
     value uint16. Returns uint64.
@@ -104,7 +106,7 @@ def open_arcs_to(typing: Any, residual: Any, level: Any, node: Any, stride: Any,
 
 @intrinsic
 def lowest_open_level(typing: Any, residual: Any, level: Any, node: Any, stride: Any) -> Any:
-    """Returns the lowest level among the heads of the open arcs, 65535 if there is none.
+    """Returns the lowest level of the neighbours that open arcs lead to, 65535 without open arcs.
 
     Arguments: residual int32[8 * nodes], level uint16[nodes], node int64, stride int64.
     Returns int64.
@@ -127,7 +129,7 @@ def lowest_open_level(typing: Any, residual: Any, level: Any, node: Any, stride:
 
 @intrinsic
 def neighbours_equal(typing: Any, plane: Any, node: Any, stride: Any, value: Any) -> Any:
-    """Returns bits of the neighbours whose value in the plane equals `value`.
+    """Returns a bit mask of the neighbours whose value in the plane equals `value`.
 
     Arguments: plane uint16[nodes], node int64, stride int64, value uint16. Returns uint64.
     """
@@ -142,7 +144,7 @@ def neighbours_equal(typing: Any, plane: Any, node: Any, stride: Any, value: Any
 
 @intrinsic
 def neighbours_pointing_here(typing: Any, direction: Any, node: Any, stride: Any) -> Any:
-    """Returns bits of the neighbours whose direction leads to this node.
+    """Returns a bit mask of the neighbours whose direction leads to this node.
 
     Arguments: direction uint8[nodes], node int64, stride int64. Returns uint64.
     """

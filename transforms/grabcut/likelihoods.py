@@ -1,17 +1,21 @@
 """Computes each colour's component in a mixture, and its pull to one side of the cut.
 
-OpenCV takes the exponential of every Gaussian's exponent, and chooses the component with the
-greatest density without weights, which is the one with the greatest exponent. The pull is the
-logarithm of the ratio of both mixtures' densities, so the greatest term of each mixture is factored
-out before the exponentials are summed. Quadratic forms are computed with OpenCV's operations in
-OpenCV's order (see `mixtures`), in blocks that fit into the nearest cache.
+A component is a Gaussian of the mixture; its exponent is the logarithm of its density. OpenCV
+computes the density of each Gaussian, and chooses the component with the greatest density, without
+weights. The component with the greatest exponent is the same, so no exponential is needed to choose
+it. The pull is the logarithm of the ratio of the two mixtures' densities. To compute it, the
+greatest term of each mixture is factored out before the exponentials are summed. Quadratic forms
+are computed with OpenCV's operations in OpenCV's order (see `mixtures`), in blocks that fit into
+the fastest cache.
 
-This would differ from OpenCV where its densities underflow. Whatever the covariance, they are
-normal numbers if the greatest exponent is within +-690, and 0 if it is below -780. At 0, OpenCV
-chooses the first component, and the logarithm of the density is minus infinity, which makes an arc
-to the source (or the sink) that cannot be filled; if both densities are 0, it is the arc to the
-source. The few samples in between are recomputed in OpenCV's way. Source: OpenCV,
-imgproc/grabcut.cpp (`GMM::whichComponent`, `GMM::operator()`, `constructGCGraph`).
+This method would differ from OpenCV where OpenCV's densities underflow. For every possible
+covariance, OpenCV's greatest density is a normal number if the greatest exponent is within +-690,
+and 0 if the greatest exponent is below -780. If all densities are 0, OpenCV chooses the first
+component, and the logarithm of the mixture's density is minus infinity, which makes an arc to the
+source (or the sink) that cannot be filled; if both mixtures have density 0, it is the arc to the
+source. These rules are applied here, too. The few samples whose greatest exponent lies between the
+limits are recomputed in OpenCV's way. Source: OpenCV, imgproc/grabcut.cpp (`GMM::whichComponent`,
+`GMM::operator()`, `constructGCGraph`).
 """
 
 from __future__ import annotations
@@ -34,13 +38,15 @@ from transforms.grabcut.mixtures import (
 from transforms.grabcut.vector_math import exp_below_zero, log
 
 PULL_LIMIT = 345.0
-"""Limit of a pull, which exceeds the sum of a pixel's links (4 * 50 + 4 * 50 / sqrt(2) = 341.4). A
-pull of that size decides whatever the neighbours do, so greater ones need not be distinguished."""
+"""Largest absolute pull. It exceeds the sum of a pixel's links (4 * 50 + 4 * 50 / sqrt(2) = 341.4),
+so a pull of this size decides a pixel's side whatever the neighbours do, and greater pulls would
+change nothing."""
 
 _BLOCK = 256
 _NORMAL = 690.0
 _ZERO = -780.0
-# Greater than any pull in units. It keeps sums positive, so that truncation rounds them down.
+# Greater than any pull in integer units. Adding it makes every pull positive, so that truncation
+# rounds down.
 _OFFSET = 1 << 29
 
 _Bytes = NDArray[np.uint8]
@@ -85,7 +91,8 @@ def _exponents(colors: _Floats, count: int, mixture: _Floats, exponents: _Floats
     reds, greens, blues = colors[0], colors[1], colors[2]
     for k in range(COMPONENTS):
         component, target = mixture[k], exponents[k]
-        # Read before the loop, since for all LLVM knows the loop may overwrite them.
+        # Reads the values before the loop, because LLVM assumes that the loop may overwrite them,
+        # and would read them again each time.
         m0, m1, m2 = component[MEAN], component[MEAN + 1], component[MEAN + 2]
         i0, i1, i2 = component[INVERSE], component[INVERSE + 1], component[INVERSE + 2]
         i3, i4, i5 = component[INVERSE + 3], component[INVERSE + 4], component[INVERSE + 5]
@@ -99,9 +106,10 @@ def _exponents(colors: _Floats, count: int, mixture: _Floats, exponents: _Floats
 
 @helper
 def _greatest(exponents: _Floats, count: int, components: _Bytes, greatest: _Floats) -> bool:
-    """Finds the first component with the greatest exponent, and that exponent.
+    """Finds each sample's greatest exponent, and the first component that has it.
 
-    Returns whether any exponent is out of the range in which the component is certain.
+    Returns whether any sample is uncertain: its greatest exponent lies between the limits within
+    which OpenCV's result is known, so OpenCV's own way must decide.
     """
     e0, e1, e2, e3, e4 = exponents[0], exponents[1], exponents[2], exponents[3], exponents[4]
     uncertain: Integer = 0
@@ -128,7 +136,7 @@ def _is_certain(greatest: float) -> bool:
 
 @helper
 def _as_opencv(mixture: _Floats, red: float, green: float, blue: float) -> tuple[np.uint8, float]:
-    """Computes the component and the density by exponentials that may underflow."""
+    """Computes a colour's component and density as OpenCV does: the density may underflow to 0."""
     chosen, greatest, density = np.uint8(0), 0.0, 0.0
     for k in range(COMPONENTS):
         component = mixture[k]
@@ -182,7 +190,10 @@ def assign_components(samples: _Bytes, mixture: _Floats, components: _Bytes) -> 
 def _densities(
     exponents: _Floats, count: int, mixture: _Floats, tops: _Floats, sums: _Floats
 ) -> None:
-    """Computes a mixture's densities as exp(tops) * sums; exponents must not all be infinite."""
+    """Computes each sample's density in a mixture, in two factors: exp(tops) * sums.
+
+    At least one exponent of each sample must be finite.
+    """
     e0, e1, e2, e3, e4 = exponents[0], exponents[1], exponents[2], exponents[3], exponents[4]
     w0, w1, w2 = mixture[0, LOG_WEIGHT], mixture[1, LOG_WEIGHT], mixture[2, LOG_WEIGHT]
     w3, w4 = mixture[3, LOG_WEIGHT], mixture[4, LOG_WEIGHT]
@@ -204,7 +215,7 @@ def _densities(
 
 @helper
 def _whole(pull: float, scale: float) -> Integer:
-    """Limits a pull, and converts it to the nearest whole number of units."""
+    """Limits a pull to +-PULL_LIMIT, and rounds it to a whole number of integer units."""
     pull = pull if pull < PULL_LIMIT else PULL_LIMIT
     pull = pull if pull > -PULL_LIMIT else -PULL_LIMIT
     return np.int32(pull * scale + (_OFFSET + 0.5)) - _OFFSET
@@ -228,10 +239,10 @@ def weigh(
     Args:
       samples: (3, n) uint8.
       background, foreground: (COMPONENTS, FIELDS) float64.
-      scale: units of a pull of 1.
+      scale: number of integer units that stand for a pull of 1.
       background_components, foreground_components: (n,) uint8. Written.
-      pulls: (n,) int32, log density in the foreground's mixture minus that in the
-        background's, in units, within +-PULL_LIMIT * scale. Written.
+      pulls: (n,) int32, log density in the foreground's mixture minus log density in the
+        background's mixture, in integer units, within +-PULL_LIMIT * scale. Written.
     """
     colors = np.empty((3, _BLOCK))
     exponents = np.empty((COMPONENTS, _BLOCK))

@@ -1,28 +1,29 @@
-"""Finds the minimum cut of an 8-connected grid, from the sink's side.
+"""Finds the minimum cut of an 8-connected grid, by a search that starts at the sink.
 
-The method is the excesses incremental breadth-first search of Goldberg, Hed, Kaplan, Kohli, Tarjan
+The method is "excesses incremental breadth-first search" of Goldberg, Hed, Kaplan, Kohli, Tarjan
 and Werneck, "Faster and More Dynamic Maximum Flow by Incremental Breadth-First Search" (ESA 2015),
-with one tree instead of two and with lazier repairs.
+but searches from the sink only, not from both terminals, and repairs its forest less often.
 
 The search maintains a pseudoflow: arcs are never over capacity, but a node may have an excess (more
 flow comes from the source than leaves the node) or a deficit (its arc to the sink is not full). Any
-pseudoflow is a valid start, so the flow of one cut starts the next one, whose terminal weights
-differ; only the differences are added to the excesses (Kohli and Torr, "Efficiently Solving Dynamic
-Markov Random Fields using Graph Cuts", ICCV 2005).
+pseudoflow is a valid start. So the flow of one cut is the start for the next cut, whose weights of
+arcs to the terminals differ: only the differences are added to the excesses (Kohli and Torr,
+"Efficiently Solving Dynamic Markov Random Fields using Graph Cuts", ICCV 2005).
 
 Nodes with a deficit are the roots, at level 1, of a forest in which every other node has an open
-arc to its parent one level below. The forest grows breadth first. When it reaches nodes with
-excess, *sweeps* from the highest level to the lowest push their excess from parent to parent, so
-that many paths share the work. A node that has lost its last arc to the level below and still holds
-excess is raised at once, as in push-relabel. A node that has lost its parent and holds no excess
-just becomes an orphan; until the next repair, levels are only lower bounds of distances. Before the
-forest grows again (or after `_SWEEPS` sweeps), a *repair* makes levels exact: level by level,
-orphans look for another parent or leave the forest with their subtrees, and then the forest grows
-back over the nodes that have left. Between repairs the forest grows by a quarter of its depth, so
-the number of repairs is logarithmic.
+arc to its parent one level below. An arc is open if it has capacity left. The forest grows breadth
+first. When it reaches nodes with excess, *sweeps* from the highest level to the lowest push the
+excess from parent to parent, so that many paths share the work. A node that has lost its last open
+arc to the level below, but still holds excess, is raised at once, as in push-relabel. A node that
+has lost its parent and holds no excess only becomes an orphan. So until the next repair, levels are
+only lower bounds of distances. Before the forest grows again (or after `_SWEEPS` sweeps), a
+*repair* makes the levels exact: level by level, orphans look for another parent, or leave the
+forest with their subtrees; then the forest grows back over the nodes that have left. Between
+repairs the forest grows by a quarter of its depth, so the number of repairs is logarithmic.
 
-A node that cannot reach the sink has no level at the end, and is on the source's side. So is a node
-that neither terminal reaches, where the minimum cut is not unique.
+At the end, a node that cannot reach the sink has no level, and is on the source's side. If the
+minimum cut is not unique, some nodes are reached from neither terminal; they are on the source's
+side, too.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ _GROWTH = 4
 def _sweep(grid: Grid, queues: Queues, depth: int, leaves: Ints, count: int) -> tuple[int, bool]:
     """Pushes all excess in the forest down, from the highest level to the lowest.
 
-    Appends the nodes that are raised to the highest level to the first `count` leaves, if there is
-    room. Returns the new count, and whether any node is active because it was raised.
+    Nodes that are raised to the highest level are appended to the first `count` leaves, if there is
+    room. Returns the new count, and whether raised nodes still hold excess.
     """
     residual, excess, level_of, parent, steps, stride = grid
     active, active_next, orphan, orphan_next, is_listed = queues
@@ -72,7 +73,7 @@ def _sweep(grid: Grid, queues: Queues, depth: int, leaves: Ints, count: int) -> 
             remaining = excess[node]
             k = np.int64(parent[node])
             while True:
-                # Since the parent was chosen, it may have been raised, or the arc may have filled.
+                # The parent may have been raised, or the arc filled, since the parent was chosen.
                 if k > 7 or residual[node * 8 + k] == 0 or level_of[node + steps[k]] != below:
                     arcs = open_arcs_to(residual, level_of, node, stride, below)
                     if arcs == 0:
@@ -90,7 +91,7 @@ def _sweep(grid: Grid, queues: Queues, depth: int, leaves: Ints, count: int) -> 
                     if before + flow > 0:
                         put(active, active_next, target, level - 1)
                     elif before < 0 and before + flow == 0:
-                        # The deficit of a root is just filled; the root is in no list yet.
+                        # The flow exactly fills the deficit of a root, which is in no list yet.
                         parent[target] = ORPHAN
                         is_listed[target] = 1
                         put(orphan, orphan_next, target, level - 1)
@@ -129,15 +130,15 @@ def _sweep(grid: Grid, queues: Queues, depth: int, leaves: Ints, count: int) -> 
 def workspace(nodes: int, deepest: int) -> tuple[Bytes, Bytes, Ints, Ints]:
     """Allocates the memory of `minimum_cut`, to be reused for several cuts.
 
-    Fresh memory would cost more than the later cuts themselves.
+    Allocating the memory anew would take longer than the later cuts themselves.
 
     Args:
       nodes: number of nodes of the padded grid.
       deepest: see `minimum_cut`.
 
     Returns:
-      Parents (nodes + SLACK,) and marks of listed nodes (nodes,), uint8; lists by level
-      (2, deepest + 2) and lists of nodes (8, nodes), int32.
+      The arguments `parent`, `is_listed`, `lists` and `scratch` of `minimum_cut`: uint8 of shapes
+      (nodes + SLACK,) and (nodes,), int32 of shapes (2, deepest + 2) and (8, nodes).
     """
     return (
         np.full(nodes + SLACK, NO_PARENT, np.uint8),
@@ -163,16 +164,16 @@ def minimum_cut(
     lists: Ints,
     scratch: Ints,
 ) -> int:
-    """Augments a pseudoflow until no path can add to it, and finds the sink's side.
+    """Augments a pseudoflow until no more flow can reach the sink, and finds the sink's side.
 
     Args:
-      residual: (8 * nodes,) int32 with nodes = (height + 2) * (width + 2), capacities of
+      residual: (8 * nodes,) int32 with nodes = (height + 2) * (width + 2), residual capacities of
         the arcs of each node of the padded grid; 0 to and from the padding. Changed.
       excess: (nodes,) int32, weight from the source minus weight to the sink, less the flow
         of earlier cuts; 0 in the padding. Changed.
-      level: (nodes + SLACK,) uint16, 0 in the padding. Written elsewhere: `FREE` on the
-        source's side, lower values on the sink's.
-      height, width: of the grid without its padding, >= 1.
+      level: (nodes + SLACK,) uint16, 0 in the padding, which stays as it is. Written for all other
+        nodes: `FREE` on the source's side, a lower value on the sink's side.
+      height, width: size of the grid without its padding, >= 1.
       deepest: depth at which to give up, at most `DEEPEST`.
       parent, is_listed, lists, scratch: from `workspace`.
 
@@ -185,8 +186,8 @@ def minimum_cut(
     grid = Grid(residual, excess, level, parent, steps, stride)
     queues = Queues(lists[0], scratch[0], lists[1], scratch[1], is_listed)
     lost, settled = scratch[2], scratch[3]
-    # There is room for twice the nodes, because nodes can be raised to the highest level
-    # repeatedly. If even that is full, the whole grid is searched instead.
+    # There is room for twice the number of nodes, because a node can be raised to the highest level
+    # repeatedly. If even this room is full, the whole grid is searched for leaves instead.
     leaves, new_leaves = scratch[4:6].reshape(-1), scratch[6:8].reshape(-1)
 
     depth = 1

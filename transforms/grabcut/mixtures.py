@@ -1,11 +1,11 @@
 """Learns two mixtures of five Gaussians from moments that are whole numbers.
 
-Moments of colours are exact integers, so the order in which samples are added does not matter, and
-a sample that changes its component is simply moved. The covariance, its determinant and its inverse
-are then computed with OpenCV's operations in OpenCV's order, because the covariance of grey
-pictures is singular except for rounding errors, which decide the result. Source: OpenCV,
-imgproc/grabcut.cpp
-(`GMM::endLearning`, `GMM::calcInverseCovAndDeterm`).
+Moments of colours are exact integers, so samples can be added in any order, and a sample that
+changes its component is simply subtracted from one component and added to another. The covariance,
+its determinant and its inverse are then computed with OpenCV's operations in OpenCV's order. This
+matters because the covariance of grey pictures is singular except for rounding errors, which then
+decide the result. Source: OpenCV, imgproc/grabcut.cpp (`GMM::endLearning`,
+`GMM::calcInverseCovAndDeterm`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from transforms.grabcut.clustering import COMPONENTS
 from transforms.grabcut.compilation import Integer, entry, helper
 
-# A component is a row of float64: its weight, mean (3), inverse covariance (9, row by row),
-# 1 / sqrt(determinant), and the logarithms of that root and of the weight. A component
-# without samples has weight 0 and logarithms of minus infinity.
+# Columns of a component, which is a row of float64: weight, mean (3 columns), inverse covariance (9
+# columns, row by row), scale = 1 / sqrt(determinant), log(scale) and log(weight). A component
+# without samples has weight 0, and minus infinity for both logarithms.
 WEIGHT, MEAN, INVERSE, SCALE, LOG_SCALE, LOG_WEIGHT = 0, 1, 4, 13, 14, 15
 FIELDS = 16
 
 MOMENTS = 10
-"""Moments of a group: number of samples, sums of r, g, b, and of rr, rg, rb, gg, gb, bb."""
+"""Number of moments of a group: the number of samples, and the sums of r, g, b, rr, rg, rb, gg, gb,
+bb."""
 NO_GROUP = 255
 
 _NOISE = 0.01
@@ -54,12 +55,13 @@ def regroup(
     new_groups: NDArray[np.uint8],
     moments: NDArray[np.int64],
 ) -> None:
-    """Assigns new groups, and moves the samples whose group changes between moments.
+    """Assigns new groups. A sample whose group changes is subtracted from the moments of its old
+    group and added to the moments of its new group.
 
     Args:
       samples: (3, n) uint8.
-      groups: (n,) uint8, rows of `moments` or `NO_GROUP`. Changed.
-      new_groups: (n,) uint8, rows of `moments`.
+      groups: (n,) uint8, each sample's row of `moments`, or `NO_GROUP`. Changed.
+      new_groups: (n,) uint8, each sample's new row of `moments`.
       moments: (groups, MOMENTS) int64. Changed.
     """
     for i in range(len(groups)):

@@ -1,7 +1,8 @@
-"""Repairs the forest of `max_flow`, making levels exact after sweeps have cut parts of it off.
+"""Repairs the forest of `max_flow`: makes levels exact after sweeps have cut off parts of it.
 
-Level by level, orphans look for another parent that keeps their level, or leave the forest with
-their subtrees. Then the forest grows back over the nodes that have left.
+Level by level, orphans look for another parent with which they keep their level. Orphans without
+such a parent leave the forest with their subtrees. Then the forest grows back over the nodes that
+have left.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from transforms.grabcut.lanes import lowest_bit, lowest_open_level, open_arcs_to
 
 @helper
 def prune(grid: Grid, queues: Queues, depth: int, lost: Ints) -> tuple[int, int]:
-    """Finds orphans another parent that keeps their level, and frees those without one.
+    """Gives each orphan another parent with which it keeps its level; frees the other orphans.
 
     Writes the freed nodes to `lost`; returns their number and their lowest level.
     """
@@ -71,8 +72,8 @@ def regrow(
 ) -> int:
     """Grows the forest, up to its highest level, back over the nodes that it has lost.
 
-    Appends nodes at the highest level to the first `count` leaves, if there is room; returns the
-    new count.
+    New nodes at the highest level are appended to the first `count` leaves, if there is room.
+    Returns the new count.
     """
     residual, _, level_of, parent, steps, stride = grid
     _, _, bordering, bordering_next, _ = queues  # Reuses the lists of orphans, which are empty.
@@ -109,7 +110,7 @@ def regrow(
 
 @helper
 def list_active_anew(grid: Grid, queues: Queues, depth: int, nodes: Ints) -> bool:
-    """Moves active nodes to the lists of the levels that a repair has given them.
+    """Lists active nodes by the levels that a repair has given them.
 
     Uses `nodes` as scratch memory. Returns whether the forest still has an active node.
     """

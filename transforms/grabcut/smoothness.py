@@ -1,10 +1,11 @@
 """Links neighbouring pixels, strongly if their colours are alike.
 
-A link weighs 50 * exp(-beta * |difference|^2), divided by sqrt(2) on a diagonal, where beta is half
-the inverse of the mean squared difference in the whole picture. Only pixels in the rectangle need
-links. A pixel outside is certainly background: its arc to the sink weighs 450, more than all of its
-links together (341.4), so it always ends on the sink's side, and links to it become arcs to the
-sink. Source: OpenCV, imgproc/grabcut.cpp (`calcBeta`, `calcNWeights`).
+A link weighs 50 * exp(-beta * |difference|^2), divided by sqrt(2) on a diagonal. Here beta is
+1 / (2 * mean), with the mean squared difference of all neighbours in the picture. Only pixels in
+the rectangle need links. A pixel outside is certainly background: its arc to the sink would weigh
+450, more than all of its links together (341.4), so it always ends on the sink's side. That is why
+a link to a pixel outside becomes an arc to the sink. Source: OpenCV, imgproc/grabcut.cpp
+(`calcBeta`, `calcNWeights`).
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ _DIAGONAL_GAMMA = _GAMMA / float(np.sqrt(np.float32(2)))
 
 _Bytes = NDArray[np.uint8]
 
-# Directions of the links that are stored with a pixel; its neighbours store the other four.
+# (down, right) directions of the four links that are stored with a pixel. The links in the other
+# four directions are stored with the neighbours.
 _STEPS = ((0, 1), (1, -1), (1, 0), (1, 1))
 
 
 @helper
 def _squared(planes: _Bytes, y: int, x: int, y2: int, x2: int, i: int) -> Integer:
-    """Computes the squared difference between the i-th pixels to the right of two pixels."""
+    """Computes the squared difference of the colours at (y, x + i) and (y2, x2 + i)."""
     r = np.int32(planes[0, y, x + i]) - np.int32(planes[0, y2, x2 + i])
     g = np.int32(planes[1, y, x + i]) - np.int32(planes[1, y2, x2 + i])
     b = np.int32(planes[2, y, x + i]) - np.int32(planes[2, y2, x2 + i])
@@ -36,7 +38,7 @@ def _squared(planes: _Bytes, y: int, x: int, y2: int, x2: int, i: int) -> Intege
 
 @entry("float64(uint8[:,:,::1])")
 def measure_contrast(planes: _Bytes) -> float:
-    """Computes beta of a (3, H, W) uint8 picture, per squared level; 0 for a single colour."""
+    """Computes beta of a (3, H, W) uint8 picture; 0 for a picture of a single colour."""
     height, width = planes.shape[1:]
     total: Integer = 0
     for y in range(height):
@@ -58,8 +60,8 @@ def _link_planes(
 ) -> NDArray[np.int32]:
     """Computes the links of a rectangle's pixels and of the ring around it: (4, nodes) int32.
 
-    Row k holds the links to the pixels at `_STEPS[k]`, on the padded grid; 0 if one of the pixels
-    is outside of the ring or the picture.
+    Row k holds each pixel's link to its neighbour in the direction `_STEPS[k]`, on the padded grid.
+    The link is 0 if one of the two pixels is outside of the ring or of the picture.
     """
     picture_height, picture_width = planes.shape[1:]
     stride = width + 2
@@ -101,10 +103,10 @@ def link_pixels(
       planes: (3, H, W) uint8, the picture.
       left, top, width, height: the rectangle, inside the picture.
       beta: from `measure_contrast`.
-      scale: units of a weight of 1.
+      scale: number of integer units that stand for a weight of 1.
 
     Returns:
-      Residual capacities and excesses, int32, as `max_flow` takes them.
+      Residual capacities and excesses, both int32, as `max_flow.minimum_cut` takes them.
     """
     stride = width + 2
     nodes = (height + 2) * stride

@@ -1,8 +1,8 @@
 """exp and log without calls, branches or tables, so that LLVM vectorises loops that use them.
 
-Both split off a power of two through the bits of a float64, and use a series for the rest.
-`exp_below_zero` rounds to a whole number by adding 1.5 * 2^52, which leaves that number in the low
-bits, so no compiler flag may allow its sums to be reordered.
+Both functions split off a power of two through the bits of a float64, and use a series for the
+remaining factor. `exp_below_zero` rounds to a whole number by adding 1.5 * 2^52, which leaves the
+whole number in the low bits. So no compiler flag may allow its sums to be reordered.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from numba.extending import intrinsic
 from transforms.grabcut.compilation import contracting
 
 _LOG2_E = 1.4426950408889634
-# ln 2 as the sum of a number with few bits, so that whole * _LN2_HIGH is exact, and a small one.
+# ln 2 as the sum of two numbers. The first has few bits, so that whole * _LN2_HIGH is exact; the
+# second is small.
 _LN2_HIGH = 6.93145751953125e-1
 _LN2_LOW = 1.42860682030941723212e-6
 _ROUNDER = 1.5 * 2.0**52
