@@ -13,13 +13,15 @@ from transforms.hashing import keyed_hashes
 def held_out(units: Sequence[str], share: float, seed: int = 0) -> NDArray[np.bool_]:
     """Chooses the images that are held out for the test.
 
-    The choice depends on the image's unit alone, so images that are added later do not move
-    others, and a larger share holds out everything that a smaller share does.
+    Whether an image is held out depends on its unit, the share and the seed alone. So images that
+    are added later change nothing for the others, and a larger share holds out every image that a
+    smaller share holds out.
 
     Args:
-      units: (n,) unit of each image: its group, or its key if it has none. A unit is never divided.
-      share: expected share of the units that is held out, in [0, 1].
-      seed: of the keyed hash.
+      units: (n,) unit of each image: its group, or its key if it has no group. A unit is never
+        divided.
+      share: share of the units that is held out on average, in [0, 1].
+      seed: seed of the keyed hash.
 
     Returns:
       (n,) bool, True for images to test on.
@@ -33,5 +35,6 @@ def held_out(units: Sequence[str], share: float, seed: int = 0) -> NDArray[np.bo
     if not 0 <= share <= 1:
         raise ValueError(f"the share that is held out must be between 0 and 1: got {share}")
     hashes = keyed_hashes(seed, "holdout", units)
-    # A double holds the upper 53 bits exactly, so a share of 1 holds out all and 0 none.
+    # A double holds the hash's upper 53 bits exactly, so a share of 1 holds out all units, and a
+    # share of 0 holds out none.
     return np.asarray((hashes >> np.uint64(11)) < share * 2.0**53, np.bool_)

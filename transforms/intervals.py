@@ -1,8 +1,8 @@
 """Confidence intervals, p values and their adjustment for many tests.
 
-Accuracies get Wilson's interval, with Student's t instead of the normal quantile if their variance
-is estimated from few units. Paired differences get a bootstrap interval. P values of many tests at
-once are adjusted, so that chance alone is seldom taken for a finding.
+Accuracies get Wilson's interval, with Student's t instead of the normal quantile if the variance is
+estimated from a few units. Paired differences get a bootstrap interval. P values of many tests at once
+are adjusted, so that chance alone is seldom taken for a finding.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ RESAMPLES = 2000
 
 Floats = NDArray[np.float64]
 
-# Cumulative Poisson(1) probabilities: the weight of a unit in a resample is the number of these
-# that its uniform draw exceeds.
+# Cumulative probabilities of 0, 1, 2, ... by Poisson(1). A unit's weight in a resample is how many
+# of these probabilities the unit's uniform draw exceeds.
 _POISSON = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(12)])
 
-# Weights computed at once; they and their intermediate values fit into a core's cache.
+# Number of weights that are computed at once, so that they and the intermediate values fit into a
+# core's cache.
 _BLOCK = 1 << 16
 
 
@@ -36,10 +37,10 @@ def wilson(correct: int, n: int, confidence: float = CONFIDENCE) -> tuple[float,
     Args:
       correct: number of successes, 0 to n.
       n: number of trials.
-      confidence: in (0, 1).
+      confidence: probability with which the interval covers the true proportion, in (0, 1).
 
     Returns:
-      (low, high), fractions in [0, 1]; (0, 1) for no trials.
+      (low, high), fractions in [0, 1]; (0, 1) without trials.
 
     Raises:
       ValueError: the number of successes is negative or exceeds the number of trials.
@@ -58,7 +59,7 @@ def score_interval(share: float, n: float, z: float) -> tuple[float, float]:
     """Computes Wilson's interval from a share and a number of trials that need not be whole.
 
     Args:
-      share: in [0, 1].
+      share: share of successes, in [0, 1].
       n: number of trials, > 0.
       z: number of standard errors that the interval reaches to either side, > 0.
 
@@ -101,11 +102,11 @@ def t_p_value(t: Floats, df: int) -> Floats:
     """Computes two-sided p values of Student's t, by `scipy.special`.
 
     Args:
-      t: of any shape, may be infinite.
+      t: values of t, of any shape; they may be infinite.
       df: degrees of freedom, >= 0.
 
     Returns:
-      Probabilities of that shape, in [0, 1]; 1 without degrees of freedom.
+      p values of the shape of `t`, in [0, 1]; 1 without degrees of freedom.
     """
     from scipy.special import stdtr
 
@@ -121,9 +122,9 @@ def sum_units(values: Floats, units: Sequence[str]) -> tuple[Floats, Floats, lis
       units: (n,) unit of each image.
 
     Returns:
-      sums: (units, columns), in the order in which units first occur.
-      sizes: (units,) number of images.
-      names: of the units.
+      sums: (units, columns) sum of each unit's values, in the order in which units first occur.
+      sizes: (units,) number of images of each unit.
+      names: name of each unit.
     """
     names = list(dict.fromkeys(units))
     if len(names) == len(units):
@@ -136,7 +137,7 @@ def sum_units(values: Floats, units: Sequence[str]) -> tuple[Floats, Floats, lis
 
 
 def bootstrap_hashes(keys: Sequence[str] | NDArray[np.object_], seed: int = 0) -> UInt64Array:
-    """Computes the hashes that decide how often each unit is drawn, (n,) uint64."""
+    """Computes a hash for each unit, (n,) uint64, that decides how often the unit is drawn."""
     return keyed_hashes(seed, "bootstrap", keys)
 
 
@@ -147,8 +148,8 @@ def poisson_weights(draws: UInt64Array) -> Floats:
       draws: uint64 of any shape, such as `substreams` of keyed hashes of the units.
 
     Returns:
-      float64 of that shape: how often each unit is drawn, by Poisson(1). A weight depends on the
-      unit's own hash alone, so it is the same in any order and on any runner.
+      Weights of the shape of `draws`, float64: how often each unit is drawn, by Poisson(1). A
+      weight depends on the unit's own hash alone, so it is the same in any order and on any runner.
     """
     uniform = (draws >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return np.searchsorted(_POISSON, uniform, side="right").astype(np.float64)
@@ -163,16 +164,16 @@ def bootstrap_means(
     of two columns is a resampled paired difference.
 
     Args:
-      sums: (units, columns) sum of each unit's values of each quantity.
-      sizes: (units,) number of values of each unit.
+      sums: (units, columns) sum of each unit's values, with a column for each quantity.
+      sizes: (units,) number of values in each sum.
       hashes: (units,) uint64, from `bootstrap_hashes`.
       resamples: number of resamples.
 
     Returns:
-      (resamples, columns) float64, without resamples that draw no unit at all. The memory for
-      intermediate values does not grow with the number of units.
+      (resamples, columns) float64, the means. Resamples that draw no unit at all are left out. The
+      memory for intermediate values does not grow with the number of units.
     """
-    # The sizes are resampled as one more column.
+    # The sizes are summed like the other columns, because they divide the sums.
     values = np.column_stack([sums, sizes])
     totals = np.zeros((resamples, values.shape[1]))
     units = max(1, min(len(hashes), _BLOCK // 16))
@@ -189,7 +190,7 @@ def bootstrap_means(
 
 
 def percentile_interval(means: Floats, confidence: float = CONFIDENCE) -> tuple[Floats, Floats]:
-    """Computes (low, high) of each column of (resamples, columns) bootstrapped values."""
+    """Computes the percentile interval (low, high) of each column of (resamples, columns) means."""
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return low, high
 
@@ -210,14 +211,14 @@ def paired_bootstrap(
     and 67 % with 10.
 
     Args:
-      first, second: (n,) values, such as correctness on two variants.
+      first, second: (n,) values to compare, such as correctness on two variants.
       keys: (n,) unit of each pair of values; pairs with the same key are resampled together.
-      seed: of the keyed hash.
+      seed: seed of the keyed hash.
       resamples: number of resamples.
-      confidence: in (0, 1).
+      confidence: probability with which the interval should cover the truth, in (0, 1).
 
     Returns:
-      (difference, low, high). The interval has no width if all units differ by the same.
+      (difference, low, high). The interval has no width if the difference is the same in all units.
 
     Raises:
       ValueError: there are no units, or sequences have different lengths.
@@ -241,7 +242,8 @@ def paired_bootstrap(
 
 
 def level_of(comparisons: int) -> float:
-    """Returns the confidence that makes many intervals hold at once at 95 % (Bonferroni).
+    """Returns the confidence that each of several intervals needs so that, with a probability of
+    95 %, all of them cover the truth at once (Bonferroni).
 
     >>> round(level_of(10), 4)
     0.995
@@ -250,14 +252,15 @@ def level_of(comparisons: int) -> float:
 
 
 def holm(p_values: Floats) -> Floats:
-    """Adjusts p values so that 0.05 bounds the chance of even one false finding (Holm 1979).
+    """Adjusts p values of several tests (Holm 1979). If adjusted p values below 0.05 count as
+    findings, the chance of even one false finding is at most 0.05.
 
     Args:
-      p_values: (tests, ...) in [0, 1]; each column is adjusted on its own. Tests may depend on each
-        other in any way.
+      p_values: (tests, ...) in [0, 1]; each column is adjusted on its own. The tests may depend on
+        each other in any way.
 
     Returns:
-      Adjusted p values of that shape, in [0, 1], not below the p values.
+      Adjusted p values of the same shape, in [0, 1], none below the original p value.
     """
     tests = len(p_values)
     order = np.argsort(p_values, axis=0, kind="stable")
@@ -267,10 +270,11 @@ def holm(p_values: Floats) -> Floats:
 
 
 def benjamini_hochberg(p_values: Floats) -> Floats:
-    """Adjusts p values so that 0.05 bounds the expected share of false findings.
+    """Adjusts p values of several tests (Benjamini and Hochberg 1995). If adjusted p values below
+    0.05 count as findings, the expected share of false findings among them is at most 0.05.
 
-    Source: Benjamini and Hochberg 1995. Arguments and result are those of `holm`, but the tests may
-    only depend on each other positively.
+    Takes and returns the same as `holm`, but requires that tests are independent or depend on each
+    other positively.
     """
     tests = len(p_values)
     order = np.argsort(p_values, axis=0, kind="stable")

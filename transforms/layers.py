@@ -1,7 +1,7 @@
-"""Layers: everything that composing needs of an image, lossless and at output size.
+"""Layers: the parts of an image from which its variants are composed, lossless and at output size.
 
-Segmenting causes nearly all of the cost, so its result is kept. Every variant is a pure function
-of one or two layers.
+Segmenting causes nearly all of the cost, so its result is stored as a layer. Every variant is a
+pure function of one or two layers.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from transforms.tiling import tile_background
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layer:
-    """One accepted image, cut apart.
+    """One accepted image, cut into foreground and background. S is the side of the output.
 
     Attributes:
-      image: (S, S, 3) uint8, RGB, after Resize + CenterCrop.
-      only_bg_t: (S, S, 3) uint8, the tiled background, computed at native size and
+      image: (S, S, 3) uint8, RGB, the image after Resize + CenterCrop.
+      only_bg_t: (S, S, 3) uint8, RGB, the tiled background. It is computed at native size, and then
         transformed like the image.
       mask: (S, S) bool, True on the foreground.
       box: the annotated box in output pixels.
@@ -46,22 +46,23 @@ def make_layer(
     interpolation: str,
     pad: bool = False,
 ) -> Layer:
-    """Cuts an image apart.
+    """Cuts an image into foreground and background.
 
     Args:
       image: (H, W, 3) uint8, RGB, native size.
-      box: clipped to the image.
+      box: the annotated box in native pixels, clipped to the image.
       mask: (H, W) bool, True on the foreground.
       resize: shorter side after the resize, in pixels.
       crop: side of the centre crop, in pixels.
-      interpolation: of image and background; masks always use nearest.
+      interpolation: one of `INTERPOLATIONS`, for image and background; the mask always uses
+        nearest.
       pad: see `ResizeCrop.for_size`.
 
     Returns:
       The layer, with S = crop.
 
     Raises:
-      NoTileError: the box leaves no strip on any side.
+      NoTileError: the box leaves no strip of background on any side.
       ValueError: the crop is larger than the resize.
       KeyError: the interpolation is unknown.
     """

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 MAX_PICTURE_BYTES = 160_000_000
-"""Largest picture file: 50 million uncompressed pixels take 150 MB."""
+"""Largest picture file in bytes: 50 million uncompressed pixels take 150 MB."""
 
 MAX_ANNOTATION_BYTES = 10_000_000
-"""Largest annotation file, XML or JSON. ImageNet's have one kilobyte; parsing takes ten times the
-size in memory."""
+"""Largest annotation file in bytes, XML or JSON. ImageNet's annotation files have about a kilobyte.
+Parsing a file takes ten times its size in memory."""
 
 
 class Unread(bytes):
-    """A stand-in for content that is too large to be read, holding the reason as text.
+    """A stand-in for content that is too large to be read. Its bytes are the reason, as text.
 
-    Decoders report the reason as they report broken content.
+    Decoders report this reason in the same way as broken content.
     """
 
     @classmethod

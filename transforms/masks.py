@@ -16,16 +16,16 @@ from transforms.codec import MAX_PIXELS, TooManyPixelsError, UndecodableError, o
 from transforms.geometry import Mask
 
 IGNORED = 1000
-"""ImageNet-S's number for pixels that are neither foreground nor background; they count as
-background."""
+"""Number by which ImageNet-S marks pixels that are neither foreground nor background. Such pixels
+count as background here."""
 MAX_SIDE = 65_535
-"""Longest side of a COCO mask, in pixels: the limit of JPEG."""
+"""Longest side of a COCO mask, in pixels, which is the longest side of a JPEG."""
 MAX_DRAWN = 20 * MAX_PIXELS
-"""Most pixels that are drawn for a picture's objects, each of which takes as many as the picture
-has. For COCO's pictures of 640 x 480 this allows 3,200 objects."""
+"""Largest number of pixels that are drawn for the objects of a picture. Drawing an object takes as
+many pixels as the picture has, so a picture of 640 x 480, as in COCO, may have 3,200 objects."""
 MAX_OUTLINE = 200
-"""Most pixels in all outlines of a picture's objects, as a multiple of its height plus width;
-pycocotools stores five points for each pixel."""
+"""Largest total length of the outlines of a picture's objects, as a multiple of the picture's
+height plus width. It is limited because pycocotools stores five points for each pixel of it."""
 _GREY = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 
 
@@ -46,10 +46,11 @@ class GivenMask:
 
     Attributes:
       mask: (H, W) bool, True on the foreground.
-      boxes: the bounding box of each object; at most one for a PNG, which does not separate
-        objects.
-      objects: the separate objects in COCO's order, encoded, because the memory for all decoded
-        masks would be unbounded. Objects without a pixel are included, but have no box.
+      boxes: the bounding box of each object that has a pixel. A PNG does not separate objects, so
+        it has at most one box.
+      objects: the mask of each object in COCO's order, empty for a PNG. The masks are encoded,
+        because the memory for all decoded masks would be unbounded. Objects without a pixel are
+        included, although they have no box.
     """
 
     mask: Mask
@@ -60,8 +61,8 @@ class GivenMask:
         """Returns the foreground that belongs to one of several boxes.
 
         Args:
-          position: index of the box.
-          boxes: all boxes of the image: `boxes`, or those of an annotation.
+          position: position of the box in `boxes`.
+          boxes: all boxes of the image, either the attribute `boxes` or an annotation's boxes.
 
         Returns:
           (H, W) bool: the object that belongs to the box if there is one object for each box, else
@@ -83,18 +84,18 @@ def read_mask(data: bytes) -> GivenMask:
     """Reads a mask.
 
     Args:
-      data: a PNG, or a JSON object with `height`, `width` and `segmentations`, a list of COCO's
-        `segmentation` of each object: run lengths or polygons. In a PNG of one channel, every
-        number but 0 and `IGNORED` is foreground; with three channels the number is R + 256 G,
-        as in ImageNet-S.
+      data: a PNG, or a JSON object with `height`, `width` and `segmentations`. The latter is a list
+        with COCO's `segmentation` of each object: run lengths or polygons. In a PNG, each pixel has
+        a number: the value of its channel or, with three channels, R + 256 G as in ImageNet-S.
+        Every number except 0 and `IGNORED` is foreground.
 
     Returns:
-      The mask, of the size that the bytes state.
+      The mask, in the size that the bytes state.
 
     Raises:
-      MaskError: the bytes are neither, broken, or too large.
-      ImportError: the mask is COCO's, and pycocotools is not installed.
-      MemoryError: the mask does not fit into memory, which is not its fault.
+      MaskError: the bytes are neither a PNG nor such an object, are broken, or are too large.
+      ImportError: the mask is in COCO's format, but pycocotools is not installed.
+      MemoryError: the mask does not fit into memory, which is not the mask's fault.
     """
     if data.lstrip()[:1] == b"{":
         return _read_coco(data)
@@ -121,10 +122,10 @@ def read_mask(data: bytes) -> GivenMask:
 
 
 def bounding_box(mask: Mask) -> Box | None:
-    """Returns the box around the True pixels of a (H, W) mask, None if there are none.
+    """Returns the box around the True pixels of a (H, W) mask; None if no pixel is True.
 
-    xmax and ymax lie one behind the last True pixel, so width and height are those of the object,
-    and the strips that tile the background contain no part of it.
+    xmax and ymax are one more than the position of the last True pixel. So the box's width and
+    height are the object's, and the strips that tile the background contain no part of the object.
 
     >>> bounding_box(np.array([[False, True, True], [False, False, False]]))
     Box(xmin=1, ymin=0, xmax=3, ymax=1)
@@ -204,7 +205,8 @@ def _box_of(encoded: RunLengths) -> Box | None:
 
 
 def _outline(polygon: Any, height: int, width: int) -> float:
-    """Measures a polygon's edges, in pixels; pycocotools traces them even outside the picture."""
+    """Measures the total length of a polygon's edges, in pixels. Edges outside of the picture
+    count, too, because pycocotools traces them."""
     limit = 2 * max(height, width)
     if len(polygon) < 6 or len(polygon) % 2:
         raise MaskError(f"a polygon of {len(polygon)} numbers")
@@ -215,7 +217,7 @@ def _outline(polygon: Any, height: int, width: int) -> float:
 
 
 def _check_counts(counts: list[Any], height: int, width: int) -> None:
-    """Checks that run lengths fill the picture, because pycocotools trusts them."""
+    """Checks that run lengths fill the picture, because pycocotools does not check them."""
     if any(type(count) is not int or count < 0 for count in counts):
         raise MaskError("run lengths that are no whole numbers from 0 on")
     if sum(counts) != height * width:
@@ -225,8 +227,9 @@ def _check_counts(counts: list[Any], height: int, width: int) -> None:
 def _decompressed(text: str) -> list[int]:
     """Decodes COCO's compressed run lengths.
 
-    Each number is written in 5-bit digits, lowest first, with a sixth bit that says whether
-    another digit follows; from the fourth number on, it is the difference from the last but one.
+    Each number is written in digits of 5 bits, the lowest first. A sixth bit says whether another
+    digit follows. From the fourth number on, the text holds the difference from the number two
+    places before.
     """
     counts: list[int] = []
     value, shift = 0, 0

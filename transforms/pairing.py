@@ -2,17 +2,18 @@
 
 Draws are fair: all backgrounds of the class are equally likely, independently for each foreground,
 variant and draw. Draws are stable: adding or removing an image re-pairs about two foregrounds in
-each variant. Rendezvous hashing (Thaler and Ravishankar 1998) gives both. It works on two levels,
-so that a draw examines only a small part of a large class: a foreground takes the best of `BUCKETS`
-buckets, into which a hash divides the class and which are weighted by their size (the logarithmic
-method of Schindelhauer and Schomaker 2005), and then the best background in that bucket.
+each variant. Rendezvous hashing (Thaler and Ravishankar 1998) has both properties. It works on two
+levels, so that a draw examines only a small part of a large class. A hash divides the class into
+`BUCKETS` buckets. A foreground first takes the best bucket, where buckets are weighted by their
+size (the logarithmic method of Schindelhauer and Schomaker 2005), and then the best background in
+this bucket.
 
-Images of one group share a scene, so none of them is another's background: a foreground draws as if
-the images of its own group did not exist.
+Images of one group share a scene, so no image of the group is the background of another: a
+foreground draws as if the images of its own group did not exist.
 
 Source of the variants: paper section 2, which draws from the same class, a random class or the
-next one. It does not say whether a random class may be the foreground's own, nor whether a
-background may be the image's own, so both are arguments.
+next class. It does not say whether the random class may be the foreground's own class, nor whether
+the background may be the image's own background, so both are arguments.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ BUCKETS = 256
 NO_PARTNER = -1
 
 _AT_ONCE = 1 << 22
-"""Hashes that are processed at once; they take 8 bytes each, and as much again at each step."""
+"""Number of hashes that are processed at once. A hash takes 8 bytes, and each intermediate result
+for it takes 8 bytes more."""
 
 Positions = NDArray[np.int64]
 
@@ -40,10 +42,11 @@ class Pool:
     """The images of one split whose backgrounds can be drawn.
 
     Attributes:
-      labels: (n,) int64 superclass labels.
-      hashes: (n,) uint64, from `background_hashes`.
-      members: for each present label, positions in order of their hash, ties by key.
-      groups: (n,) int64 >= 0, equal for images of one group; all different if there are no groups.
+      labels: (n,) int64, superclass label of each image.
+      hashes: (n,) uint64, hash of each image, from `background_hashes`.
+      members: maps each label that occurs to the positions of its images, in order of their hashes;
+        of equal hashes, in order of the keys.
+      groups: (n,) int64 >= 0, number of each image's group. Without groups, all numbers differ.
     """
 
     labels: NDArray[np.int64]
@@ -81,10 +84,11 @@ class Pool:
         """Builds the pool of images whose hashes are known.
 
         Args:
-          labels: (n,) int64.
+          labels: (n,) int64, superclass label of each image.
           hashes: (n,) uint64, from `background_hashes`.
-          groups: see `Pool`; without them, each image is a group of its own.
-          order: (n,) positions in order of the keys, None if the images are in that order.
+          groups: see `Pool`; if None, each image is a group of its own.
+          order: (n,) positions of the images in order of their keys; None if the images already
+            are in order of their keys.
         """
         if groups is None:
             groups = np.arange(len(labels))
@@ -124,17 +128,17 @@ def pair(
       variant: `mixed_same` draws from the foreground's class, `mixed_next` from the next
         present class, cyclically; `mixed_rand` draws a present class uniformly, then an
         image of it.
-      seed: of the keyed hash; variants draw independently.
-      replicate: number of the draw among several independent ones.
-      own_background: whether an image may get its own background.
+      seed: seed of the keyed hash. Variants draw independently.
+      replicate: number of the draw among several independent draws, counted from 0.
+      own_background: whether an image may get its own background, or one of its group.
       mixed_rand: `any` class, or a class `other` than the foreground's.
 
     Returns:
-      (m,) positions in the pool, `NO_PARTNER` where there is nothing to draw. The draw of one
-      foreground does not depend on the other foregrounds.
+      (m,) position of each foreground's background in the pool, `NO_PARTNER` if there is no
+      background to draw. The draw of one foreground does not depend on the other foregrounds.
 
     Raises:
-      ValueError: the variant or the policy is unknown.
+      ValueError: `variant` or `mixed_rand` has an unknown value.
     """
     if mixed_rand not in ("any", "other"):
         raise ValueError(f"mixed_rand must be any or other: got {mixed_rand!r}")
@@ -160,15 +164,16 @@ def draw_scenes(
     seed: int,
     replicate: int = 0,
 ) -> Positions:
-    """Draws a scene, which is not part of the dataset, for each foreground.
+    """Draws a background for each foreground from scenes that are not part of the dataset.
 
     Args:
-      scenes: (n,) keys, unique.
-      foregrounds: (m,) keys.
+      scenes: (n,) unique keys of the scenes.
+      foregrounds: (m,) keys of the foregrounds.
       variant, seed, replicate: see `pair`.
 
     Returns:
-      (m,) positions among the scenes, `NO_PARTNER` if there are none; as stable as those of `pair`.
+      (m,) position of each foreground's scene, `NO_PARTNER` if there are no scenes. The draws are
+      as stable as the draws of `pair`.
 
     Raises:
       ValueError: a scene's key occurs twice.
@@ -216,7 +221,8 @@ def _background_classes(
         raise ValueError(f"{variant!r} is not a mixed variant")
     if not present:
         return np.full(len(foregrounds), NO_PARTNER, np.int64)
-    # The highest hash wins (rendezvous), so adding or removing a class moves only its share.
+    # The class with the highest hash wins (rendezvous hashing), so adding or removing a class
+    # changes only the foregrounds that draw from this class.
     scores = np.zeros((len(present), len(keys)), np.uint64)
     allowed = np.ones(scores.shape, np.bool_)
     for row, label in enumerate(present):
@@ -233,9 +239,17 @@ def _background_classes(
 
 
 def _draw(pool: Pool, members: Positions, hashes: UInt64Array, banned: Positions) -> Positions:
-    """Draws a member for each foreground's hash, outside of the foreground's banned group.
+    """Draws a member of a class for each foreground, outside of the foreground's banned group.
 
-    The result is `NO_PARTNER` where there is no such member.
+    Args:
+      pool: the pool.
+      members: positions of the class's images in the pool, in order of their hashes.
+      hashes: (m,) uint64, the hash of each foreground.
+      banned: (m,) int64, the number of the group that each foreground must not draw from,
+        `NO_PARTNER` if it may draw from all groups.
+
+    Returns:
+      (m,) positions in the pool, `NO_PARTNER` if all members are in the banned group.
     """
     class_hashes, groups = pool.hashes[members], pool.groups[members]
     # Members are in order of their hash, so the backgrounds of a bucket are contiguous.
@@ -267,16 +281,17 @@ def _draw(pool: Pool, members: Positions, hashes: UInt64Array, banned: Positions
 
 
 def _best_buckets(weights: NDArray[np.int64], hashes: UInt64Array) -> Positions:
-    """Draws a bucket for each foreground, with probabilities by the weights, (m, BUCKETS)."""
+    """Draws a bucket for each foreground, with probabilities in proportion to its row of `weights`,
+    which is (m, BUCKETS) for m foregrounds."""
     bits = substreams(hashes, range(BUCKETS)).T >> np.uint64(11)
-    # In (0, 1), with the full precision of a double.
+    # Uniform in (0, 1), with the full precision of a double.
     uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53
     buckets: Positions = (weights / -np.log(uniform)).argmax(axis=1)
     return buckets
 
 
 def _members_of_groups(groups: Positions, wanted: Positions) -> tuple[Positions, Positions]:
-    """Finds all pairs (position in `wanted`, position in `groups`) of the same group."""
+    """Finds all pairs (i, j) with wanted[i] == groups[j]; returns the arrays of i and of j."""
     order = np.argsort(groups, kind="stable")
     low, high = (np.searchsorted(groups[order], wanted, side) for side in ("left", "right"))
     rows, positions = _spread(low, high - low)
@@ -284,7 +299,7 @@ def _members_of_groups(groups: Positions, wanted: Positions) -> tuple[Positions,
 
 
 def _spread(starts: Positions, counts: Positions) -> tuple[Positions, Positions]:
-    """Concatenates ranges; returns the range that each number belongs to, and the number.
+    """Concatenates ranges of numbers; returns the index of each number's range, and the numbers.
 
     >>> _spread(np.asarray([5, 0]), np.asarray([2, 1]))
     (array([0, 0, 1]), array([5, 6, 0]))
