@@ -1,8 +1,8 @@
 """Confidence intervals, p values and their adjustment for many tests.
 
 Accuracies get Wilson's interval, with Student's t instead of the normal quantile if the variance is
-estimated from a few units. Paired differences get a bootstrap interval. P values of many tests at once
-are adjusted, so that chance alone is seldom taken for a finding.
+estimated from a few units. Paired differences get a bootstrap interval. P values of many tests at
+once are adjusted, so that chance alone is seldom taken for a finding.
 """
 
 from __future__ import annotations

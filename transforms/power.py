@@ -1,8 +1,9 @@
 """A linear probe, which tests whether a model's outputs tell the class at all.
 
-On pictures of backgrounds alone, it bounds what a gap between backgrounds can show: if backgrounds
-do not tell the class, a model that relies on them loses nothing when they are exchanged. For probes
-that are trained once and then evaluated as models, see `pipeline.training.linear_probe`.
+On pictures of backgrounds alone, the test limits what a gap between backgrounds can show: if
+backgrounds do not tell the class, a model that relies on them loses nothing when they are
+exchanged. For probes that are trained once and then evaluated as models, see
+`pipeline.training.linear_probe`.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ class Power:
     """The accuracy of a probe.
 
     Attributes:
-      accuracy, low, high: cross-validated accuracy, with its interval.
+      accuracy: cross-validated accuracy, a fraction.
+      low, high: percentile bootstrap interval of the accuracy, over units.
       chance: accuracy of the best constant answer.
       images: number of pictures.
-      units: number of groups of pictures that are held out together.
+      units: number of units, which are groups of pictures that are held out together.
     """
 
     accuracy: float
@@ -63,22 +65,22 @@ def power_of_outputs(
     """Measures the accuracy of a linear classifier of outputs, on pictures it was not fitted to.
 
     In simulations without any signal, the whole interval should lie above chance in 2.5 % of cases.
-    It does in 1 to 3 % with 5 to 9 equal classes and 45 to 600 pictures, single or in units of 5,
-    and in fewer if classes differ in size. With 2 or 3 classes it does in 3 to 7 %, because each
-    two pictures inform about each other, so they are right or wrong together. With fewer than about
-    40 pictures, the interval is too narrow, as is that of `paired_bootstrap`.
+    With 5 to 9 classes of equal size and 45 to 600 pictures, single or in units of 5, it lies above
+    chance in 1 to 3 % of cases, and in fewer cases if classes differ in size. With 2 or 3 classes
+    it does so in 3 to 7 % of cases, because each picture carries information about every other
+    picture, so that they are right or wrong together. With fewer than about 40 pictures, the
+    interval is too narrow, like the interval of `paired_bootstrap`.
 
     Args:
       outputs: (n, k) outputs of a model on n pictures; NaN and infinite values count as 0.
-      labels: (n,) true classes, >= 0.
+      labels: (n,) true class of each picture, >= 0.
       units: (n,) unit of each picture; pictures of one unit are held out together, and resampled
         together for the interval.
-      seed: of the keyed hashes.
-      confidence: in (0, 1).
+      seed: seed of the keyed hashes.
+      confidence: probability with which the interval should cover the truth, in (0, 1).
 
     Returns:
-      The accuracy with a percentile bootstrap interval over units; None if the units fill fewer
-      than two folds.
+      The accuracy with its interval; None if all units are in the same fold.
 
     Raises:
       ValueError: sequences have different lengths.
@@ -107,9 +109,9 @@ def power_of_outputs(
 def folds_of(
     units: Sequence[str] | NDArray[np.object_], *, folds: int = FOLDS, seed: int = 0
 ) -> NDArray[np.int64]:
-    """Assigns each unit to a fold, (n,) in [0, folds).
+    """Assigns each of n units to a fold: (n,) int64 in [0, folds).
 
-    The fold depends on the unit's own hash alone, so adding a unit moves no other.
+    The fold depends on the unit's own hash alone, so adding a unit moves no other unit.
     """
     return (keyed_hashes(seed, "fold", units) % np.uint64(folds)).astype(np.int64)
 
@@ -117,25 +119,27 @@ def folds_of(
 def cross_validated(
     features: NDArray[np.floating], labels: NDArray[np.integer], folds: NDArray[np.integer]
 ) -> NDArray[np.int64]:
-    """Predicts each fold by a classifier that is fitted to all others.
+    """Predicts the classes of each fold by a classifier that is fitted to all other folds.
 
-    The classifier is least squares with an L2 penalty on indicators of the classes. One
-    eigendecomposition serves all folds and penalties: with the hat matrix H of all pictures, a fit
-    to the others predicts (1 - H_FF)^-1 H_F y for a fold F, where y is 0 on F, as for single rows
-    that are left out (Allen's PRESS, 1974). The penalty of a fold is the one of `_PENALTIES` with
-    the least squared error on the other folds, whose pictures are left out in turn; the fold itself
-    takes part in this with its features, but without its classes.
+    The classifier fits indicators of the classes by least squares with an L2 penalty. One
+    eigendecomposition serves all folds and penalties. Let H be the hat matrix of all pictures, and
+    y the indicators, set to 0 on a fold F. Then the classifier that is fitted to the other folds
+    predicts (1 - H_FF)^-1 H_F y on F, like Allen's PRESS (1974) for a single row that is left out.
+    The penalty for a fold is chosen from `_PENALTIES`: it has the least squared error on the other
+    folds, whose pictures are left out one at a time. The features of the fold itself take part in
+    this choice, but its classes do not.
 
-    Class shares are those of all pictures. If a fold holds more of a class, the others hold less of
-    it, so a classifier that learned the shares there would be wrong more often than by chance.
+    The classifier always assumes the class shares of all pictures. If a fold holds more pictures of
+    a class, the other folds hold fewer. So a classifier that learned the shares from the other
+    folds would be wrong more often than by chance.
 
     Args:
-      features: (n, k) finite.
-      labels: (n,) classes, >= 0.
+      features: (n, k) features of the pictures, all finite.
+      labels: (n,) class of each picture, >= 0.
       folds: (n,) fold of each picture, with at least two different values.
 
     Returns:
-      (n,) int64 classes, in [0, max(labels)].
+      (n,) int64, the predicted class of each picture, in [0, max(labels)].
     """
     indicators = np.eye(int(labels.max()) + 1)[labels]
     shares = indicators.mean(axis=0)
@@ -144,9 +148,9 @@ def cross_validated(
     if not len(variances):
         return predicted
     shrunk = variances / (variances + variances.mean() * _PENALTIES[:, np.newaxis])
-    diagonals = 1 - 1 / len(labels) - axes**2 @ shrunk.T  # Those of 1 - H, for each penalty.
+    diagonals = 1 - 1 / len(labels) - axes**2 @ shrunk.T  # Diagonal of 1 - H for each penalty.
     known = (folds[:, np.newaxis] != np.unique(folds))[..., np.newaxis]
-    # For each fold that is left out: (pictures, folds, classes).
+    # The axes of these arrays are (pictures, folds that are left out, classes).
     means = (indicators[:, np.newaxis] * known).sum(axis=0) / known.sum(axis=0)
     targets = (indicators[:, np.newaxis] - means) * known
     projected = np.tensordot(axes, targets, (0, 0))
@@ -167,8 +171,9 @@ def cross_validated(
 def _principal_axes(features: NDArray[np.floating]) -> tuple[Floats, Floats]:
     """Computes left singular vectors (n, r) and squared singular values (r,) of centred features.
 
-    It decomposes the smaller of the two Gram matrices, which is much faster if the sides differ.
-    The loss of precision does not matter, because every penalty exceeds it.
+    The function decomposes the smaller of the two Gram matrices, which is much faster than a
+    singular value decomposition if n and the number of features differ. The loss of precision does
+    not matter, because every penalty is larger.
     """
     x = np.array(features, np.float64)
     x -= x.mean(axis=0)

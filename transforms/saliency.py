@@ -1,7 +1,8 @@
-"""Saliency maps: how strongly each pixel affects a model's output, and how much is foreground.
+"""Saliency maps: how strongly each pixel affects a model's output.
 
-Source: the gradient maps of Simonyan, Vedaldi and Zisserman 2014. Blog section 4 compares the maps
-of two models by eye; `mass_in_mask` quantifies them.
+Source: the gradient maps of Simonyan, Vedaldi and Zisserman 2014. Section 4 of the blog post by
+ImageNet-9's authors compares the maps of two models by eye. `mass_in_mask` turns this comparison
+into a number: the share of a map that lies on the foreground.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ Map = NDArray[np.float32]
 _BLUR = 1.2
 """Standard deviation of the blur, in pixels. Without it, single pixels look like noise."""
 _BRIGHTEST = 99.5
-"""Percentile of a map that is shown brightest; the few values above would darken all others."""
+"""Percentile of a map that is drawn with full brightness. If it were the maximum, a few extreme
+values would darken all others."""
 _PICTURE = 0.4
-"""Share of the picture's brightness that stays visible below the map."""
+"""Share of its brightness with which the picture is drawn below the map."""
 
 
 def saliency_map(gradient: NDArray[np.floating]) -> Map:
     """Reduces a gradient to a saliency map.
 
     Args:
-      gradient: (3, H, W), of a class's score with respect to the pixels.
+      gradient: (3, H, W), gradient of a class's score with respect to the pixels.
 
     Returns:
       (H, W) float32, >= 0: the largest absolute value over the channels.
@@ -39,7 +41,7 @@ def mass_in_mask(saliency: NDArray[np.floating], mask: Mask) -> float:
     """Computes the share of a map's mass that lies inside a mask.
 
     Args:
-      saliency: (H, W), >= 0.
+      saliency: (H, W) map, >= 0.
       mask: (H, W) bool.
 
     Returns:
@@ -55,12 +57,12 @@ def overlay(picture: Pixels, saliency: NDArray[np.floating], mask: Mask) -> Pixe
 
     Args:
       picture: (H, W, 3) uint8, RGB.
-      saliency: (H, W), >= 0.
-      mask: (H, W) bool, of the foreground.
+      saliency: (H, W) map, >= 0.
+      mask: (H, W) bool, True on the foreground.
 
     Returns:
-      (H, W, 3) uint8, RGB: the slightly blurred map in colours from black to yellow, on the picture
-      in dark grey, with the outline of the mask.
+      (H, W, 3) uint8, RGB: the slightly blurred map in colours from black to yellow, over the
+      picture in dark grey, with the outline of the mask in white.
     """
     blurred = cv2.GaussianBlur(saliency.astype(np.float32), (0, 0), _BLUR)
     brightest = float(np.percentile(blurred, _BRIGHTEST))
@@ -74,7 +76,7 @@ def overlay(picture: Pixels, saliency: NDArray[np.floating], mask: Mask) -> Pixe
 
 
 def _outline(mask: Mask) -> Mask:
-    """Finds the pixels of a mask that touch its outside."""
+    """Finds the pixels inside a mask that have a neighbour outside of it."""
     inside = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1)
     outline: Mask = mask & (inside == 0)
     return outline

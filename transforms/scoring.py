@@ -1,7 +1,7 @@
 """Maps logits to superclass predictions, by one of two label rules.
 
-Source: the authors' evaluation protocol (`argmax_then_map`), and the rule that users of the dataset
-ask for (`mapped_only`).
+`argmax_then_map` is the rule of the authors' evaluation protocol. `mapped_only` is a rule that
+users of the dataset ask for.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Labels = NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-    """The predictions of one rule for a batch.
+    """The predictions of one label rule for a batch of n pictures.
 
     Attributes:
-      prediction: (n,) int64 superclass label, `OUTSIDE` if the winning output has none.
-      output: (n,) int64 winning model output.
-      top1: (n,) float32 softmax probability of that output.
-      true: (n,) float32 summed softmax probability of the true label's outputs.
+      prediction: (n,) int64 predicted superclass label, `OUTSIDE` if the winning output has none.
+      output: (n,) int64 index of the winning output of the model.
+      top1: (n,) float32 softmax probability of the winning output.
+      true: (n,) float32 sum of the softmax probabilities of all outputs of the true superclass.
     """
 
     prediction: Labels
@@ -52,17 +52,17 @@ def _score(logits: Logits, labels: Labels, output_labels: Labels, allowed: Label
 
 
 def argmax_then_map(logits: Logits, labels: Labels, output_labels: Labels) -> Scores:
-    """Predicts the superclass of the best of all outputs: the paper's rule.
+    """Predicts the superclass of the output with the highest logit, which is the paper's rule.
 
-    A best output without a superclass counts as wrong.
+    If this output has no superclass, the prediction counts as wrong.
 
     Args:
-      logits: (n, k) float32.
+      logits: (n, k) float32, the k outputs of the model for each of n pictures.
       labels: (n,) int64 true superclass labels.
       output_labels: (k,) int64 superclass of each output, `OUTSIDE` for none.
 
     Returns:
-      The scores of each row. The first of equal logits wins.
+      The scores of the pictures. The first of equal logits wins.
     """
     return _score(logits, labels, output_labels, np.arange(logits.shape[1]))
 
@@ -70,8 +70,8 @@ def argmax_then_map(logits: Logits, labels: Labels, output_labels: Labels) -> Sc
 def mapped_only(logits: Logits, labels: Labels, output_labels: Labels) -> Scores:
     """Predicts the best among the outputs that have a superclass (370 of 1000 in ImageNet-9).
 
-    Same as `argmax_then_map`, but probabilities are over those outputs alone. Raises ValueError if
-    no output has a superclass.
+    Same as `argmax_then_map`, but as if the model had no other outputs, so the probabilities of
+    these outputs add up to 1. Raises ValueError if no output has a superclass.
     """
     return _score(logits, labels, output_labels, np.flatnonzero(output_labels != OUTSIDE))
 
@@ -89,8 +89,8 @@ PAPER_RULE = "argmax_then_map"
 def _outputs_in_imagenet(taxonomy: Taxonomy) -> dict[str, int | None]:
     """Maps each class that has a superclass to its output in ImageNet models.
 
-    The value is None if there is no such output, if several classes would share it, or if the
-    taxonomy names outputs of its own.
+    The value is None if ImageNet models have no output for the class, if several classes would
+    share the output, or if the taxonomy itself names the outputs of its classes.
     """
     labels = zip(taxonomy.wnids, taxonomy.labels, strict=True)
     inside = [wnid for wnid, label in labels if label != OUTSIDE]
@@ -104,17 +104,18 @@ def _outputs_in_imagenet(taxonomy: Taxonomy) -> dict[str, int | None]:
 def labels_of_outputs(num_outputs: int, taxonomy: Taxonomy) -> Labels:
     """Finds the superclass of each model output.
 
-    The first of these interpretations that fits the head is used:
+    The first of these interpretations that fits the number of outputs is used:
 
-    1. the outputs that the taxonomy names for its classes; all other outputs are outside,
-    2. ImageNet's 1000 classes, if the taxonomy's classes are all among them,
-    3. one output for each superclass, on which both rules agree,
-    4. one output for each class,
-    5. ImageNet's 1000 classes, if every class with a superclass has a WordNet id or a name of
-       ImageNet's.
+    1. The outputs are as the taxonomy names them for its classes; all other outputs have no
+       superclass.
+    2. The outputs are ImageNet's 1000 classes, if these include all of the taxonomy's classes.
+    3. There is one output for each superclass, so both label rules agree.
+    4. There is one output for each class.
+    5. The outputs are ImageNet's 1000 classes, if every class with a superclass has the WordNet id
+       or the name of one of ImageNet's classes.
 
     Args:
-      num_outputs: size of the model's head.
+      num_outputs: number of the model's outputs.
       taxonomy: classes and superclasses.
 
     Returns:
@@ -156,7 +157,7 @@ def _classes_that_fit(taxonomy: Taxonomy) -> str:
 
 
 def _hint(num_outputs: int, taxonomy: Taxonomy) -> str:
-    """Suggests how a taxonomy could be made to fit a head; empty if nothing would help."""
+    """Suggests how a taxonomy could be made to fit the outputs; empty if nothing would help."""
     if taxonomy.is_of_imagenet or taxonomy.outputs is not None:
         return ""
     hint = "; a column index in the taxonomy file would say which outputs belong to the classes"

@@ -24,7 +24,7 @@ GRABCUT_ITERATIONS = 5
 
 
 class SegmentationError(ValueError):
-    """The segmenter cannot separate this picture."""
+    """The segmenter cannot separate foreground and background of this picture."""
 
 
 class Segmentation(NamedTuple):
@@ -32,7 +32,8 @@ class Segmentation(NamedTuple):
 
     Attributes:
       mask: (H, W) bool, True on the foreground.
-      fallback: why another implementation of the same method had to be used; empty if none was.
+      fallback: why another implementation of the same method computed the mask; empty if the
+        intended implementation did.
     """
 
     mask: Mask
@@ -47,8 +48,8 @@ class SegmentFunction(Protocol):
 
         Args:
           image: (H, W, 3) uint8, RGB.
-          box: the object's box, clipped to the image, area > 0.
-          seed: of every random choice.
+          box: the object's box in pixels, clipped to the image, area > 0.
+          seed: seed of every random choice.
 
         Returns:
           The foreground.
@@ -71,12 +72,13 @@ class Segmenter:
       name: value of `--segmenter`.
       method: name of the method. Implementations of one method give equal masks, so switching
         between them does not invalidate layers.
-      version: of the method, raised by hand whenever its masks change.
-      parameters: other values that decide its masks, of JSON's types.
+      version: version of the method, raised by hand whenever the method's masks change.
+      parameters: other values that decide the masks, JSON-serialisable.
       segment: the function; None if the masks come with the images.
-      prepare: called before the first picture; calls its argument before work that takes
-        seconds.
-      description: sentence of a dataset's card on the masks; may name `label` and flags in braces.
+      prepare: function that is called before the first picture. It calls its argument before it
+        begins work that takes seconds.
+      description: sentence about the masks for a dataset's card. It may contain `label`, and the
+        names of flags, in braces.
     """
 
     name: str
@@ -103,13 +105,13 @@ class Segmenter:
 def segment_cv2(image: Pixels, box: Box, seed: int) -> Segmentation:
     """Runs `cv2.grabCut` from a rectangle, as the authors' script does, but seeded.
 
-    It takes the rectangle (xmin, ymin, width, height), 5 iterations and GC_INIT_WITH_RECT;
-    GC_FGD and GC_PR_FGD are foreground. OpenCV's generator belongs to the thread and carries its
-    state from call to call, so it is seeded before every picture (`cv2.setRNGSeed`).
+    The call uses the rectangle (xmin, ymin, width, height), 5 iterations and GC_INIT_WITH_RECT. The
+    labels GC_FGD and GC_PR_FGD count as foreground. OpenCV's random generator belongs to the thread
+    and keeps its state from call to call, so it is seeded before every picture (`cv2.setRNGSeed`).
 
     Raises:
       SegmentationError: OpenCV refuses the picture.
-      MemoryError: the picture does not fit into memory, which is not its fault.
+      MemoryError: the picture does not fit into memory, which is not the picture's fault.
     """
     height, width = image.shape[:2]
     labels = np.zeros((height, width), np.uint8)
@@ -136,7 +138,7 @@ def segment_cv2(image: Pixels, box: Box, seed: int) -> Segmentation:
 def segment_grabcut(image: Pixels, box: Box, seed: int) -> Segmentation:
     """Same as `segment_cv2`, but an order of magnitude faster, by `transforms.grabcut`.
 
-    Falls back to OpenCV if the kernels cannot compute a mask.
+    Calls `segment_cv2` if the kernels cannot compute a mask.
     """
     try:
         labels = grabcut.grabcut(image, _rectangle(box), iterations=GRABCUT_ITERATIONS, seed=seed)
@@ -172,7 +174,7 @@ _warned = threading.Lock()
 
 
 def _warn_of_cv2(reason: str) -> None:
-    """Warns that GrabCut runs in OpenCV, once in a process, whichever thread comes first."""
+    """Warns that GrabCut runs in OpenCV. Only the first call in a process prints the warning."""
     # The lock is never released, so only the first call passes.
     if not _warned.acquire(blocking=False):
         return
@@ -219,22 +221,23 @@ SEGMENTERS = {
         ),
     )
 }
-"""Segmenters by name. The first two are GrabCut: `grabcut` by our own kernels, `cv2` by OpenCV."""
+"""Segmenters by name. The first two run GrabCut: `grabcut` in this package's kernels, `cv2` in
+OpenCV."""
 
 
 def describe_segmenter(name: str, parameters: Sequence[str] = ()) -> Segmenter:
     """Returns the segmenter of a configuration, as a manifest describes it.
 
     Args:
-      name: such as `grabcut`, or `python:my_segmenters:salient`.
-      parameters: of a custom function, `name=value` each, including `version`.
+      name: value of `--segmenter`, such as `grabcut` or `python:my_segmenters:salient`.
+      parameters: parameters of a custom function, each as `name=value`, including `version`.
 
     Returns:
-      The segmenter; for a custom function, without the function.
+      The segmenter. For a custom function, `segment` is None.
 
     Raises:
-      ValueError: the name is unknown, a segmenter of ours has parameters, or a custom one has no
-        version.
+      ValueError: the name is unknown, a built-in segmenter has parameters, or a custom segmenter
+        has no version.
     """
     if name in SEGMENTERS and not parameters:
         return SEGMENTERS[name]

@@ -1,4 +1,5 @@
-"""Selects the accepted images that make up a dataset: balance, limits, partners."""
+"""Selects the images of a dataset among the accepted images: balances and limits the classes, and
+makes sure that every image has backgrounds to be mixed with."""
 
 from __future__ import annotations
 
@@ -16,17 +17,17 @@ Flags = NDArray[np.bool_]
 def lowest_hashes(
     keys: Sequence[str], labels: Labels, count: int, *, seed: int, purpose: str
 ) -> Flags:
-    """Chooses images of each class at random, stably.
+    """Chooses images of each class at random, so that an added image changes little.
 
     Args:
-      keys: (n,) keys.
-      labels: (n,) int64, the class of each.
+      keys: (n,) keys of the images.
+      labels: (n,) int64, the class of each image.
       count: number of images to keep of each class.
-      seed, purpose: of the keyed hash.
+      seed, purpose: arguments of the keyed hash that decides the choice.
 
     Returns:
-      (n,) bool: True for the `count` lowest hashes of each class; ties are broken by key. Adding
-      an image displaces at most one other.
+      (n,) bool: True for the `count` images of each class with the lowest hashes; of equal hashes,
+      for the lowest keys. Adding an image displaces at most one other image.
     """
     hashes = keyed_hashes(seed, purpose, keys)
     chosen = np.zeros(len(keys), np.bool_)
@@ -48,23 +49,24 @@ def has_partners(
     """Finds the images for which every mixed variant has a background.
 
     Args:
-      labels: (n,) int64, classes of the candidate images of one split.
+      labels: (n,) int64, class of each candidate image of one split.
       mixed: names of the mixed variants to compose.
       own_background: whether an image may get its own background, or one of its group.
       mixed_rand: `any` or `other`, see `pair`.
-      groups: (n,) int64, equal for images that must not be each other's background; None if there
-        are no groups.
+      groups: (n,) int64, number of each image's group. Images of one group must not be each other's
+        background. None if there are no groups.
 
     Returns:
-      (n,) bool. A removed image may have been the only partner of others, so the rule is applied
-      until nothing changes and the remaining pools serve every remaining image.
+      (n,) bool, True for images to keep. A removed image may have been the only background of
+      others, so images are removed until every remaining image has backgrounds among the remaining
+      images.
     """
     keep = np.ones(len(labels), np.bool_)
     while keep.any():
         kept = np.flatnonzero(keep)
         _, cell, class_sizes = np.unique(labels[kept], return_inverse=True, return_counts=True)
-        # Images of the same class and group have the same partners. If each image is a group of its
-        # own, images of the same class have the same number of partners.
+        # A cell is a set of images that have the same number of partners: the images of one class
+        # and group or, without groups, the images of one class.
         classes = group = np.arange(len(class_sizes))
         images = np.ones_like(classes)
         if groups is not None:
@@ -91,7 +93,7 @@ def _count_partners(
     own_background: bool,
     mixed_rand: str,
 ) -> dict[str, Labels]:
-    """Counts the images that each mixed variant can draw from, by cell.
+    """Counts, for the images of each cell, the backgrounds that each mixed variant can draw.
 
     Args:
       class_sizes: (classes,) number of images of each class.
@@ -100,7 +102,7 @@ def _count_partners(
       own_background, mixed_rand: see `has_partners`.
 
     Returns:
-      (cells,) number of possible partners, by variant.
+      For each variant, (cells,) number of backgrounds that an image of the cell can get.
     """
     following = (classes + 1) % len(class_sizes)
     same, after, anyone = class_sizes[classes], class_sizes[following], class_sizes.sum()
@@ -121,10 +123,11 @@ def select(keys: Sequence[str], labels: Labels, *, per_class: str, seed: int) ->
     """Balances the classes (paper section 2).
 
     Args:
-      keys: (n,) keys of the candidates.
-      labels: (n,) int64.
-      per_class: `all`, `min` (as many as the smallest class has), or a number.
-      seed: of the keyed hash.
+      keys: (n,) keys of the candidate images.
+      labels: (n,) int64, the class of each candidate.
+      per_class: number of images to select of each class: `all`, `min` (as many as the smallest
+        class has), or a number.
+      seed: seed of the keyed hash.
 
     Returns:
       (n,) bool, True for the selected images.

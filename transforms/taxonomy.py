@@ -29,7 +29,8 @@ IN9_NAMES = (
     "primate",
     "fish",
 )
-"""Superclass names in order of their label: the released folder names without their prefix."""
+"""Names of the superclasses in order of their labels. They are the names of the released dataset's
+folders, without the folders' numeric prefix."""
 
 OUTSIDE = -1
 """Label of a class that belongs to no superclass."""
@@ -43,9 +44,9 @@ class Taxonomy:
     """A set of classes, each with its superclass.
 
     Attributes:
-      names: superclass names; the position is the label.
-      wnids: one id for each class: its WordNet id, or whatever name the dataset uses.
-      labels: superclass label of each class, `OUTSIDE` for none.
+      names: superclass names; the position of a name is the superclass's label.
+      wnids: id of each class: its WordNet id, or any other id that the dataset uses.
+      labels: superclass label of each class, `OUTSIDE` if the class has no superclass.
       class_names: human-readable name of each class.
       outputs: the index of each class among the outputs of the evaluated models; None if the
         taxonomy file does not give it.
@@ -81,7 +82,7 @@ class Taxonomy:
 
     @property
     def description(self) -> str:
-        """Counts and digest by which a dataset's configuration identifies the taxonomy."""
+        """Text by which a dataset's configuration identifies the taxonomy: counts and a digest."""
         text = json.dumps(self.to_json(), sort_keys=True)
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         inside = sum(label != OUTSIDE for label in self.labels)
@@ -89,11 +90,11 @@ class Taxonomy:
 
     @functools.cached_property
     def is_of_imagenet(self) -> bool:
-        """Whether all classes are ImageNet's, by their WordNet ids."""
+        """Whether all ids are WordNet ids of ImageNet's classes."""
         return all(imagenet_index(wnid) is not None for wnid in self.wnids)
 
     def holds(self, wnid: str) -> bool:
-        """Returns whether an id belongs to a class, with or without a superclass."""
+        """Returns whether an id is a class of the taxonomy, which may lack a superclass."""
         return wnid in self._index_of_wnid
 
     def index_of(self, wnid: str) -> int:
@@ -101,7 +102,8 @@ class Taxonomy:
         return self._index_of_wnid[wnid]
 
     def label_of(self, wnid: str) -> int:
-        """Returns the superclass label of a class; `OUTSIDE` if it has none or is unknown."""
+        """Returns the superclass label of a class; `OUTSIDE` for a class that has no superclass or
+        is unknown."""
         index = self._index_of_wnid.get(wnid)
         return OUTSIDE if index is None else self.labels[index]
 
@@ -113,7 +115,7 @@ class Taxonomy:
     def label_of_output(self) -> NDArray[np.int64]:
         """Returns the superclass label of each class, (len(wnids),) int64.
 
-        These are the labels of the outputs of a model that has one output for each class.
+        They are also the labels of the outputs, if a model has one output for each class.
         """
         return np.asarray(self.labels, np.int64)
 
@@ -122,7 +124,8 @@ class Taxonomy:
 def imagenet9() -> Taxonomy:
     """Reads the ImageNet-9 taxonomy over ImageNet's 1000 classes from the packaged table.
 
-    Labels of 370 classes are 0 to 8, in order of `IN9_NAMES`.
+    The labels of 370 classes are 0 to 8, which are positions in `IN9_NAMES`; the label of the other
+    classes is `OUTSIDE`.
     """
     table = resources.files("transforms") / "data" / "classes.csv"
     rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
@@ -147,19 +150,20 @@ def _imagenet_names() -> dict[str, int | None]:
 
 
 def imagenet_output(name: str) -> int | None:
-    """Finds the output index of ImageNet models for a class, by its id or name.
+    """Finds the output of ImageNet models for a class, by the class's id or name.
 
     Args:
-      name: a WordNet id, or one of ImageNet's names, in any case.
+      name: a WordNet id, or one of ImageNet's class names, in upper or lower case.
 
     Returns:
-      The index; None for an unknown name, or one that several classes share, such as crane.
+      The index of the output; None if the name is unknown, or if several classes share it, such as
+      crane.
     """
     index = imagenet_index(name)
     return _imagenet_names().get(name.casefold()) if index is None else index
 
 
 def imagenet_index(wnid: str) -> int | None:
-    """Returns the output index of ImageNet models for a WordNet id, None if it is not theirs."""
+    """Returns the output index of ImageNet models for a WordNet id; None for any other id."""
     taxonomy = imagenet9()
     return taxonomy.index_of(wnid) if taxonomy.holds(wnid) else None

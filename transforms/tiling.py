@@ -1,4 +1,4 @@
-"""Tiles the background: repeats the largest strip beside the box over the box."""
+"""Tiles the background: covers the box with repetitions of the largest strip beside it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ class NoTileError(ValueError):
 def background_strip(width: int, height: int, box: Box) -> Box:
     """Chooses the strip to tile with.
 
-    Candidates are the strips left and right of the box at full height, and those above and below
-    it at full width. The pair with the larger strip wins, above/below on a tie; within the pair
-    the larger strip wins, right or bottom on a tie. Right and bottom strips start *at* xmax and
-    ymax, although the painted rectangle includes them, so one column or row of the object can
+    Candidates are the strips left and right of the box at full height, and the strips above and
+    below it at full width. The largest strip wins. If the best strip of the one pair is as large as
+    the best strip of the other pair, the pair above/below wins; if both strips of a pair are
+    equally large, the right or bottom strip wins. Right and bottom strips start *at* column xmax or
+    row ymax, although the annotated rectangle includes them, so one column or row of the object can
     leak into the tile, as in the authors' script.
 
     Args:
-      width, height: native size, in pixels.
-      box: clipped to the image.
+      width, height: native size of the image, in pixels.
+      box: the box, clipped to the image.
 
     Returns:
-      The strip as a half-open box.
+      The strip as a half-open box, which excludes column xmax and row ymax.
 
     Raises:
       NoTileError: the box leaves no strip on any side.
@@ -49,11 +50,11 @@ def tile_background(image: Pixels, box: Box) -> Pixels:
 
     Args:
       image: (H, W, 3) uint8, RGB.
-      box: clipped to the image; column xmax and row ymax are replaced too.
+      box: the box, clipped to the image; its column xmax and row ymax are replaced, too.
 
     Returns:
-      (H, W, 3) uint8: `image` with the box filled from the strip, as if the strip tiled the whole
-      canvas from its top-left corner.
+      (H, W, 3) uint8, RGB: `image` with the box filled from the strip, as if copies of the strip
+      tiled the whole image from the image's top-left corner.
 
     Raises:
       NoTileError: the box leaves no strip on any side.

@@ -1,8 +1,8 @@
 """Best-fit lines over models: accuracy on a variant against accuracy on ImageNet.
 
-Source: paper figure 8. Both models and images are samples, so the interval of the slope covers
-other models and images like these. Models are treated as independent, although those of one family
-are not.
+Source: paper figure 8. The models and the images are both samples, so the interval of the slope
+accounts for other models and other images of the same kinds. Models are treated as independent,
+although models of one family are not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transforms.intervals import CONFIDENCE, t_quantile
 from transforms.two_way import variance_of_sums
 
 MIN_MODELS = 3
-"""Least number of models, because a line always fits fewer points."""
+"""Smallest number of models for a line, because a line through two points always fits."""
 
 Values = Sequence[float] | NDArray[np.float64]
 
@@ -29,8 +29,8 @@ class Line:
 
     Attributes:
       slope: points of accuracy per point of ImageNet accuracy.
-      slope_low, slope_high: its interval.
-      intercept: accuracy at an ImageNet accuracy of 0.
+      slope_low, slope_high: 95 % interval of the slope.
+      intercept: accuracy at an ImageNet accuracy of 0, a fraction.
       models: number of models.
     """
 
@@ -48,13 +48,13 @@ def fit_line(
 
     Args:
       imagenet: (n,) accuracy of each model on ImageNet, a fraction.
-      accuracy: (n,) its accuracy on a variant, or its BG-Gap, a fraction.
+      accuracy: (n,) accuracy of each model on a variant, or its BG-Gap, a fraction.
       sums: see `slope_interval`.
 
     Returns:
-      The line; None if there are fewer than `MIN_MODELS` models or the error of the slope is
-      unknown, because all models but at most one have the same accuracy on ImageNet, or nothing
-      varies.
+      The line; None if there are fewer than `MIN_MODELS` models, or if the error of the slope is
+      unknown. It is unknown if all models, or all except one, have the same accuracy on ImageNet,
+      or if neither models nor images vary.
 
     Raises:
       ValueError: sequences have different lengths.
@@ -85,21 +85,22 @@ def slope_interval(
 ) -> tuple[float, float, float]:
     """Computes the least-squares slope, with an interval over models and images.
 
-    Both are sampled, so the variance is two-way: the variance over models, by HC3 (MacKinnon and
-    White 1985), which also holds if they scatter unevenly; plus the variance over images, which all
-    models share; less the part that is in both, which each model owes to the images alone.
+    Models and images are both sampled, so the variance is two-way. It is the variance over models,
+    plus the variance over images, which all models share, less the part that is in both: the
+    scatter of a model that is due to the images. The variance over models is HC3 (MacKinnon and
+    White 1985), which also holds if some models scatter more than others.
 
     Args:
       imagenet: (n,) accuracy of each model on ImageNet, a fraction; n >= 3, not all the same.
-      accuracy: (n,) its accuracy on a variant, or its BG-Gap, a fraction.
-      sums: from `transforms.two_way.Roles.sums`, (n, units) each: contributions of the pictures to
-        each model's accuracy.
-      confidence: in (0, 1).
+      accuracy: (n,) accuracy of each model on a variant, or its BG-Gap, a fraction.
+      sums: arrays (n, units) from `transforms.two_way.Roles.sums`, which sum the pictures'
+        contributions to each model's accuracy.
+      confidence: probability with which the interval should cover the truth, in (0, 1).
 
     Returns:
       (slope, low, high), by Student's t with n - 2 degrees of freedom. The bounds are infinite if
-      the slope depends on one model alone, or if nothing varies, such as if no model recognises
-      anything.
+      the slope depends on one model alone, or if neither models nor images vary, for example if no
+      model recognises anything.
     """
     x, y = np.asarray(imagenet, np.float64), np.asarray(accuracy, np.float64)
     x = x - x.mean()
@@ -111,7 +112,8 @@ def slope_interval(
         return unbounded
 
     def scatter(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Weights the residuals of (n, ...) values by their effect on the slope's error."""
+        """Computes the residuals of (n, ...) values of the models from their line, and weights each
+        residual by its effect on the slope, as HC3 does."""
         residuals = values - values.mean(axis=0) - np.multiply.outer(x, weights @ values)
         weighted: NDArray[np.float64] = (weights / (1 - leverage) * residuals.T).T
         return weighted

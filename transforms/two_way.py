@@ -1,13 +1,19 @@
 """Two-way intervals of estimates from pictures that share foregrounds and backgrounds.
 
-A picture of a mixed variant shows one image's foreground on another's background. Each foreground
-has a background for each draw, and each background serves several foregrounds, so the errors of
-pictures that share either are correlated. The variance of an estimate follows from the signed
-contribution r of each picture, such as its distance from the mean divided by the number of
-pictures: r is summed by foreground, the sums are squared and added; the same is done by background;
-and since pictures that share both are in both terms, the term by pair is subtracted. Source:
-Cameron, Gelbach and Miller 2011, "Robust inference with multiway clustering". The degrees of
-freedom are the number of units of the rarer role, less one.
+A picture of a mixed variant shows one image's foreground on another image's background. Each
+foreground has a background for each draw, and each background serves several foregrounds, so the
+errors of pictures that share a foreground or a background are correlated.
+
+The variance of an estimate follows from the signed contribution r of each picture, such as its
+distance from the mean, divided by the number of pictures. The term by foreground is computed by
+summing r over the pictures of each foreground, then squaring these sums and adding them up. The
+term by background is computed in the same way, and added. Pictures that share foreground and
+background are in both terms, so the term by pair of foreground and background is subtracted.
+Source: Cameron, Gelbach and Miller 2011, "Robust inference with multiway clustering".
+
+A unit is an image, or a group of images that must count as one. A picture has a unit in two roles,
+as foreground and as background. The degrees of freedom are the number of units in the role that has
+fewer units, less one.
 """
 
 from __future__ import annotations
@@ -27,7 +33,8 @@ Units = NDArray[np.integer]
 _NONE = 1e-12
 """A smaller standard error is a rounding error."""
 _ROUNDING = 1e-12
-"""A smaller share of a variance is a rounding error; real differences exceed 1 / units."""
+"""A smaller difference, as a share of a variance, is a rounding error. Real differences exceed a
+share of 1 / units."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,8 +43,8 @@ class Roles:
 
     Attributes:
       foregrounds: (n,) int64, unit of each foreground, numbered from 0.
-      backgrounds: (n,) int64, unit of each background, numbered from 0; None if each picture has
-        its own background, in which case only foregrounds matter.
+      backgrounds: (n,) int64, unit of each background, numbered from 0; None if different
+        foregrounds do not share backgrounds, in which case only foregrounds matter.
     """
 
     foregrounds: NDArray[np.int64]
@@ -50,8 +57,8 @@ class Roles:
         Args:
           foregrounds: (n,) integers that identify the unit of each foreground: an image, or a
             group of images.
-          backgrounds: (n,) integers that identify the unit of each background; None if each
-            picture has its own background.
+          backgrounds: (n,) integers that identify the unit of each background; None if different
+            foregrounds do not share backgrounds.
 
         Raises:
           ValueError: the arrays have different lengths.
@@ -65,7 +72,7 @@ class Roles:
 
     @functools.cached_property
     def pairs(self) -> NDArray[np.int64] | None:
-        """(n,) int64, each picture's pair of units, numbered from 0; None without backgrounds."""
+        """(n,) int64, number of each picture's pair of units, from 0; None without backgrounds."""
         if self.backgrounds is None:
             return None
         width = int(self.backgrounds.max(initial=0)) + 1
@@ -73,17 +80,17 @@ class Roles:
 
     @functools.cached_property
     def counts(self) -> tuple[int, ...]:
-        """Number of units of foregrounds and, unless there are none, of backgrounds."""
+        """Numbers of units: of the foregrounds and, if not None, of the backgrounds."""
         roles = (self.foregrounds, self.backgrounds)
         return tuple(int(role.max(initial=-1)) + 1 for role in roles if role is not None)
 
     @property
     def units(self) -> int:
-        """Number of units of the rarer role."""
+        """Number of units in the role that has fewer units."""
         return min(self.counts)
 
     def select(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Roles:
-        """Selects the roles of some of the pictures, by a mask or by positions."""
+        """Returns the roles of some of the pictures, which a mask or positions select."""
         backgrounds = None if self.backgrounds is None else self.backgrounds[chosen]
         return Roles.from_units(self.foregrounds[chosen], backgrounds)
 
@@ -94,8 +101,9 @@ class Roles:
           r: (..., n) contribution of each picture to each estimate.
 
         Returns:
-          Sums (..., units) by foreground and, unless there are none, by background and by pair.
-          They are linear in r: the sums of a difference are the difference of the sums.
+          Arrays (..., units) of sums by foreground and, unless `backgrounds` is None, by background
+          and by pair. They are linear in r: the sums of a difference are the difference of the
+          sums.
         """
         return [
             _sums_by(numbers, r)
@@ -107,10 +115,11 @@ class Roles:
         """Computes the variance of estimates.
 
         Args:
-          r: (..., n) contribution of each picture; they add up to 0.
+          r: (..., n) contribution of each picture to each estimate; the contributions to an
+            estimate add up to 0.
 
         Returns:
-          (...) float64, infinite if a role has a single unit.
+          (...) float64, the variance of each estimate; infinite if a role has a single unit.
         """
         return variance_of_sums(self.sums(r))
 
@@ -133,7 +142,8 @@ def variance_of_sums(sums: Sequence[Floats]) -> Floats:
         by_background, by_pair = other_sums
         of_backgrounds = _role_variance(by_background)
         added = of_backgrounds - np.square(by_pair).sum(axis=-1)
-        # Equal sums may differ by a rounding error, whose square root would be far from negligible.
+        # Two sums that are equal in theory may differ by a rounding error, and the square root of
+        # this difference would not be negligible.
         is_rounding = np.isfinite(added) & (added <= _ROUNDING * of_backgrounds)
         variance = variance + np.where(is_rounding, 0.0, added)
     return variance
@@ -154,15 +164,16 @@ def difference_interval(
     """Computes intervals of differences between shares.
 
     Args:
-      estimate: of any shape, in [-1, 1].
-      variance: of that shape, from `Roles.variance`.
-      units: from `Roles.units`.
-      confidence: in (0, 1).
+      estimate: the differences, of any shape, in [-1, 1].
+      variance: variance of each difference, from `Roles.variance`.
+      units: number of units, from `Roles.units`.
+      confidence: probability with which an interval should cover the truth, in (0, 1).
 
     Returns:
-      (low, high) of that shape, in [-1, 1]. If all units agree, the variance says nothing. Then
-      the share of other units that may disagree is the upper bound of Wilson's interval of 0 among
-      `units`, and these may differ by the largest possible difference.
+      (low, high), both of the shape of `estimate`, in [-1, 1]. If all units agree, the variance is
+      0 and says nothing about other units. Then the interval allows that some other units differ by
+      the largest possible difference. Their share is the upper bound of Wilson's interval for 0
+      successes among `units`.
     """
     error = np.sqrt(variance)
     if units < 2:
@@ -175,10 +186,11 @@ def difference_interval(
 
 
 def p_value(estimate: Floats, variance: Floats, units: int) -> Floats:
-    """Computes two-sided p values of differences, or of other estimates whose mean would be 0.
+    """Computes two-sided p values of differences, or of other estimates whose mean is 0 under the
+    null hypothesis.
 
-    The arguments are those of `difference_interval`. If all units agree on a difference, the p
-    value is that of the sign test.
+    The arguments are the same as for `difference_interval`. If all units agree on a difference, the
+    p value is the sign test's.
     """
     error = np.sqrt(variance)
     agree = error < _NONE
@@ -197,13 +209,13 @@ def wilson_of_pictures(
     (Kish 1965; Korn and Graubard 1998).
 
     Args:
-      correct: (n,) bool, the pictures whose share is estimated.
-      roles: of the same pictures.
-      confidence: in (0, 1).
+      correct: (n,) bool, True for the pictures whose share is estimated.
+      roles: units of the same n pictures.
+      confidence: probability with which the interval should cover the truth, in (0, 1).
 
     Returns:
-      (low, high), fractions in [0, 1]; (0, 1) if there are no pictures, or all show one unit. If no
-      pictures share a unit, it is the interval of `wilson`.
+      (low, high), fractions in [0, 1]; (0, 1) without pictures, or if several pictures have a
+      single unit in a role. If no two pictures share a unit, the interval is that of `wilson`.
     """
     n = len(correct)
     if not n:
@@ -233,16 +245,18 @@ def share_interval(
     most: float,
     confidence: float = CONFIDENCE,
 ) -> tuple[float, float]:
-    """Computes Wilson's interval of a share, for the number of trials that has its variance.
+    """Computes Wilson's interval of a share, for the number of independent trials whose share would
+    have the same variance.
 
     Args:
-      share: in [0, 1].
-      variance: of the share, infinite if it is unknown.
-      units: number of units of the rarer role.
-      fewest: number of trials if those that share a unit are copies of one. It is used if all
-        trials have the same outcome, because the variance says nothing then.
-      most: number of trials if none share a unit.
-      confidence: in (0, 1).
+      share: the share, in [0, 1].
+      variance: variance of the share, infinite if it is unknown.
+      units: number of units in the role that has fewer units.
+      fewest: number of independent trials if all trials that share a unit were copies of one trial.
+        This number is used if all trials have the same outcome, because their variance is then 0
+        and says nothing.
+      most: number of independent trials if no two trials share a unit.
+      confidence: probability with which the interval should cover the truth, in (0, 1).
 
     Returns:
       (low, high), fractions in [0, 1]; (0, 1) for a single unit.

@@ -1,6 +1,6 @@
-"""Variants as pure functions of layers: the paper's eight, the mask, and others.
+"""Variants as pure functions of layers: the paper's eight variants, the mask, and others.
 
-Pictures are (S, S, 3) uint8 RGB, of the layer's size. Source: paper section 2.
+Pictures are (S, S, 3) uint8 RGB, where S is the side of the layer. Source: paper section 2.
 
 To add a variant, write its function and add an entry to `VARIANTS`. Custom variants are named by a
 specification instead, `python:MODULE:FUNCTION@VERSION` (`pipeline.generate.custom_variants`).
@@ -31,8 +31,8 @@ def composite(foreground: Pixels, mask: Mask, background: Pixels) -> Pixels:
       mask: (..., S, S) bool, True where the foreground shows.
 
     Returns:
-      (..., S, S, 3) uint8. Truly black foreground pixels stay, whereas the authors' script loses
-      them, because it keys on black instead of the mask.
+      (..., S, S, 3) uint8. Foreground pixels that are black in the image are kept. The authors'
+      script loses them, because it takes black pixels, instead of the mask, for background.
     """
     return np.where(mask[..., np.newaxis], foreground, background)
 
@@ -75,14 +75,16 @@ def mixed(layer: Layer, background: Pixels) -> Image:
 
 
 _BLUR = 1 / 28
-"""Standard deviation of `bg_blurred`'s blur, as a share of the side: 8 pixels of 224."""
+"""Standard deviation of the blur of `bg_blurred`, as a share of the side: 8 pixels for a side of
+224."""
 
 
 def bg_blurred(layer: Layer) -> Image:
     """Blurs the background and keeps the foreground sharp.
 
-    The blur is a Gaussian over background pixels alone, with renormalised weights near the
-    foreground, because blurring the whole image would leave a halo of the object's colours.
+    The Gaussian blur averages background pixels only: near the foreground, the weights of the
+    remaining pixels are renormalised. Blurring the whole image would leave a halo of the object's
+    colours.
     """
     side = layer.image.shape[0]
     # OpenCV blurs 16-bit integers to the same bits on every processor.
@@ -113,10 +115,10 @@ class Variant:
     """One version of every image.
 
     Attributes:
-      name: as in the released dataset.
-      from_layer: makes the picture from the image's own layer; None if it needs more.
-      from_noise: makes the picture from the layer and noise; None if it needs no noise. Mixed
-        variants have neither function.
+      name: name of the variant; for the paper's variants, as in the released dataset.
+      from_layer: makes the picture from the image's own layer; None if the picture needs more.
+      from_noise: makes the picture from the layer and noise; None if the picture needs no noise.
+        Mixed variants have neither `from_layer` nor `from_noise`.
       lossless: whether pictures are always stored as PNG, because JPEG would blur noise and spread
         it over the mask's edge.
       description: what the picture shows, for a dataset's card.
@@ -145,7 +147,7 @@ class Variant:
           noise: (S, S, 3) int16, from `gaussian_noise`; needed by variants with noise only.
 
         Raises:
-          ValueError: the background of a mixed variant, or the noise of one with noise, is missing.
+          ValueError: the background or the noise that the variant needs is missing.
         """
         if self.from_layer is not None:
             return self.from_layer(layer)
@@ -195,27 +197,27 @@ VARIANTS = {
         ),
     )
 }
-"""Variants by name: the paper's in its order, then others."""
+"""Variants by name: the paper's variants in the paper's order, then the others."""
 
 PAPER = tuple(VARIANTS)[:9]
-"""The meaning of `all`: the paper's eight variants and the mask."""
+"""The variants that `all` stands for: the paper's eight variants and the mask."""
 
 WHOLE = ("original",)
-"""Variants of images that are not cut apart."""
+"""Variants of images that are not cut into foreground and background."""
 
 EXTERNAL = "mixed_external"
-"""The variant on scenes that are not part of the dataset: `--backgrounds`."""
+"""The variant whose backgrounds are not part of the dataset, but scenes from `--backgrounds`."""
 MIXED = tuple(name for name, v in VARIANTS.items() if v.is_mixed and name != EXTERNAL)
-"""Variants on backgrounds of the dataset's own images."""
+"""Variants whose backgrounds come from images of the dataset."""
 PICTURES = tuple(name for name in PAPER if name != "fg_mask")
-"""The paper's eight variants on which models are evaluated."""
+"""The paper's eight variants, on which models are evaluated."""
 
 _CUSTOM = re.compile(r"python:([\w.]+):([a-z][a-z0-9_]*)@([0-9]+)")
 _REPLICATE = re.compile(r"(.+)_r([1-9][0-9]*)")
 
 
 def name_of(entry: str) -> str:
-    """Returns the name of a variant, and so of its folder, from an entry of a configuration.
+    """Returns the name of a variant, which is also its folder's, from an entry of a configuration.
 
     >>> name_of("python:my_variants:silhouette@1"), name_of("original")
     ('silhouette', 'original')
@@ -225,7 +227,7 @@ def name_of(entry: str) -> str:
 
 
 def base_of(name: str) -> str:
-    """Returns the variant that a name belongs to, which may be the name of a replicate.
+    """Returns the variant that a name belongs to. The name may be a replicate's.
 
     >>> base_of("mixed_rand_r2"), base_of("only_bg_t")
     ('mixed_rand', 'only_bg_t')
@@ -234,7 +236,7 @@ def base_of(name: str) -> str:
 
 
 def split_replicate(name: str) -> tuple[str, int]:
-    """Splits a name into the variant and the number of the replicate, 0 for the first.
+    """Splits a name into the variant and the number of the replicate, which is 0 for the first.
 
     >>> split_replicate("mixed_rand_r2"), split_replicate("original")
     (('mixed_rand', 2), ('original', 0))
@@ -244,11 +246,11 @@ def split_replicate(name: str) -> tuple[str, int]:
 
 
 def with_replicates(variants: Iterable[str], replicates: int) -> tuple[str, ...]:
-    """Lists the names of variants, each mixed one followed by its further replicates.
+    """Lists the names of variants. The names of a mixed variant's further replicates follow it.
 
     Args:
       variants: entries of a configuration.
-      replicates: number of replicates of each mixed variant.
+      replicates: number of replicates of each mixed variant, including the first.
 
     >>> with_replicates(["original", "mixed_same"], 3)
     ('original', 'mixed_same', 'mixed_same_r1', 'mixed_same_r2')
@@ -262,13 +264,13 @@ def with_replicates(variants: Iterable[str], replicates: int) -> tuple[str, ...]
 
 
 def draws_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Groups names by the variant whose draws they are.
+    """Groups the names of a variant and its replicates, which are draws of the same variant.
 
     Args:
-      names: of variants, including replicates.
+      names: names of variants and replicates.
 
     Returns:
-      The names of each variant's draws, with variants and draws in the order of the names.
+      The names of each variant's draws, by variant. Variants and draws keep the order of `names`.
 
     >>> draws_of(["original", "mixed_same", "mixed_same_r1"])
     {'original': ('original',), 'mixed_same': ('mixed_same', 'mixed_same_r1')}
@@ -281,21 +283,21 @@ def draws_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 
 def is_picture(name: str) -> bool:
-    """Returns whether models are evaluated on a variant: on all but the mask."""
+    """Returns whether models are evaluated on a variant, as on every variant except the mask."""
     return name != "fg_mask"
 
 
 def select_variants(names: Iterable[str]) -> tuple[str, ...]:
     """Checks names and specifications of variants, and puts them in order.
 
-    The order is the paper's variants, other known ones, then specifications by name. `all` stands
-    for the paper's.
+    The paper's variants come first, then the other built-in variants, then specifications of custom
+    variants by name. `all` stands for `PAPER`.
 
     >>> select_variants(["bg_blurred", "original"])
     ('original', 'bg_blurred')
 
     Raises:
-      ValueError: a name is unknown, two variants would have the same name, or there is none.
+      ValueError: a name is unknown, two variants would have the same name, or no variant is named.
     """
     wanted = {each for name in names for each in (PAPER if name == "all" else (name,))}
     custom = sorted((each for each in wanted if _CUSTOM.fullmatch(each)), key=name_of)

@@ -1,4 +1,4 @@
-"""WordNet's hierarchy above ImageNet's classes, and taxonomies built from roots in it.
+"""WordNet's hierarchy above ImageNet's classes, and taxonomies with synsets as superclasses.
 
 Source: WordNet 3.0, `data/hypernyms.csv` (made by `scripts/make_hypernyms.py`; licence beside it).
 """
@@ -15,7 +15,7 @@ from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
 
 
 class Synset(NamedTuple):
-    """A WordNet noun: the ids of its hypernyms, and its first word."""
+    """A noun synset of WordNet: the ids of its direct hypernyms, and its first word."""
 
     parents: tuple[str, ...]
     name: str
@@ -23,7 +23,7 @@ class Synset(NamedTuple):
 
 @functools.cache
 def synsets() -> Mapping[str, Synset]:
-    """Reads ImageNet's classes and all of their ancestors, by WordNet id."""
+    """Reads the synsets of ImageNet's classes and of all their ancestors, by WordNet id."""
     table = resources.files("transforms") / "data" / "hypernyms.csv"
     rows = csv.DictReader(table.read_text(encoding="utf-8").splitlines())
     return {row["wnid"]: Synset(tuple(row["parents"].split()), row["name"]) for row in rows}
@@ -51,11 +51,11 @@ def wordnet_taxonomy(roots: Sequence[tuple[str, str]]) -> Taxonomy:
     """Builds a taxonomy over ImageNet's 1000 classes.
 
     Args:
-      roots: (WordNet id, name) of each superclass, in order of the label; an empty name stands
-        for WordNet's. A class belongs to the first root that is above it.
+      roots: (WordNet id, name) of each superclass, in order of the labels; an empty name stands
+        for WordNet's name. A class belongs to the first root that is above it.
 
     Raises:
-      ValueError: a root adds no class, or two superclasses have the same name.
+      ValueError: no class belongs to some root, or two superclasses have the same name.
     """
     labels = {}
     names = []
