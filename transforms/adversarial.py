@@ -170,8 +170,8 @@ def fooled_by_class(tallied: GridTally, label: int) -> Share:
 
 
 def foregrounds_of_others(labels: Labels, bg_labels: Labels) -> Counts:
-    """Counts, for each background, the foregrounds of other classes: (B,) int64. The background can
-    fool no other foregrounds."""
+    """Counts the foregrounds of other classes for each background: (B,) int64. A background can
+    fool only these foregrounds."""
     counts: Counts = (labels != bg_labels[:, np.newaxis]).sum(axis=1, dtype=np.int64)
     return counts
 

@@ -40,7 +40,7 @@ class OutputBox(NamedTuple):
 
 
 def _nearest_sources(length: int, resized: int) -> Indices:
-    """Returns, for each pixel of a resized line, the position of the native pixel it copies.
+    """Returns the position of the native pixel that each pixel of a resized line copies.
 
     The positions come from PIL itself. It adds up a float step by step, so a closed formula would
     occasionally differ by a pixel.

@@ -93,7 +93,7 @@ def _count_partners(
     own_background: bool,
     mixed_rand: str,
 ) -> dict[str, Labels]:
-    """Counts, for the images of each cell, the backgrounds that each mixed variant can draw.
+    """Counts the backgrounds that each mixed variant can draw for an image of each cell.
 
     Args:
       class_sizes: (classes,) number of images of each class.

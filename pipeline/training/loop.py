@@ -355,7 +355,7 @@ def run_epoch(
 def _validate(
     learner: Learner, schedule: Schedule, batches: Iterator[Batch]
 ) -> tuple[float, float, float]:
-    """Validates; returns (summed cross entropy, number of correct answers, number of pictures)."""
+    """Runs a validation: (summed cross entropy, number of correct answers, number of pictures)."""
     learner.begin_validation()
     sums = learner.zero_sums()
     for _ in range(schedule.validation_batches):

@@ -34,8 +34,8 @@ _Integers = NDArray[np.int64]
 def _potentials(
     samples: _Bytes, distances: _Floats, first: int, second: int, third: int
 ) -> tuple[Integer, Integer, Integer]:
-    """Computes, for each of three samples, the sum of all samples' squared distances to the nearest
-    centre if this sample became a centre."""
+    """Computes three sums of all samples' squared distances to the nearest centre: if the sample
+    `first`, `second` or `third` became a centre."""
     reds, greens, blues = samples[0], samples[1], samples[2]
     r1, g1, b1 = np.float32(reds[first]), np.float32(greens[first]), np.float32(blues[first])
     r2, g2, b2 = np.float32(reds[second]), np.float32(greens[second]), np.float32(blues[second])
