@@ -134,3 +134,26 @@ class WordListParser:
             expected = f"{'some of ' if self.known[1:] else ''}{', '.join(self.known)}"
             raise argparse.ArgumentTypeError(f"expected {expected}: got {text!r}")
         return words
+
+
+def switch(name: str, text: str) -> Flag:
+    """Makes a flag that is true if given without a value or with the value `true`."""
+    return Flag(name, "true", text, default=False, type=boolean, nargs="?", const=True)
+
+
+def choice(name: str, words: tuple[str, ...], text: str, metavar: str = "") -> Flag:
+    """Makes a flag whose value is one of the words; the first word is the default."""
+    return Flag(name, metavar or "|".join(words), text, words[0], choices=words)
+
+
+def overwrite(*known: str) -> Flag:
+    """Makes an `--overwrite` flag from the words that it takes; each word lifts one refusal."""
+    text = "accept changes that a run refuses; its error message names the word for each"
+    return Flag(
+        "--overwrite", ",".join(known), text, (), WordListParser(*known), nargs="?", const=""
+    )
+
+
+def section(title: str, commands: tuple[str, ...], *flags: Flag) -> Section:
+    """Makes a section from its flags."""
+    return Section(title, commands, flags)

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pipeline.commands.flag_types import (
     Flag,
     Section,
-    WordListParser,
-    boolean,
+    choice,
     comma_separated,
     count,
     grid,
+    overwrite,
+    section,
     share,
+    switch,
 )
 
 
@@ -28,29 +30,6 @@ def sections_of(command: str) -> Iterator[Section]:
 def flags_of(command: str) -> list[Flag]:
     """Returns the flags of a command, in the order of its help."""
     return [flag for section in sections_of(command) for flag in section.flags]
-
-
-def _switch(name: str, text: str) -> Flag:
-    """Makes a flag that is true if given without a value or with the value `true`."""
-    return Flag(name, "true", text, default=False, type=boolean, nargs="?", const=True)
-
-
-def _choice(name: str, words: tuple[str, ...], text: str, metavar: str = "") -> Flag:
-    """Makes a flag whose value is one of the words; the first word is the default."""
-    return Flag(name, metavar or "|".join(words), text, words[0], choices=words)
-
-
-def _overwrite(*known: str) -> Flag:
-    """Makes an `--overwrite` flag from the words that it takes; each word lifts one refusal."""
-    text = "accept changes that a run refuses; its error message names the word for each"
-    return Flag(
-        "--overwrite", ",".join(known), text, (), WordListParser(*known), nargs="?", const=""
-    )
-
-
-def _section(title: str, commands: tuple[str, ...], *flags: Flag) -> Section:
-    """Makes a section from its flags."""
-    return Section(title, commands, flags)
 
 
 CORE = (
@@ -83,7 +62,7 @@ _FILES = (
     ),
     Flag("--images_per_shard", "N", "approximate number of images in an output shard", 1024, int),
 )
-_ALLOW_OVERLAP = _switch(
+_ALLOW_OVERLAP = switch(
     "--allow_overlap", "also test on images that the model was trained on, and mark the results"
 )
 _LEARNING = (
@@ -99,10 +78,10 @@ _LEARNING = (
     ),
 )
 _TRAIN_JOB = (
-    _choice(
+    choice(
         "--device", ("auto", "cpu", "cuda"), "device to train on; cuda fails if there is no GPU"
     ),
-    _choice(
+    choice(
         "--precision",
         ("auto", "fp32", "tf32", "bf16", "fp16"),
         "numeric precision of training: fp32, tf32, bf16, fp16; auto is fp32 on a CPU, bf16 on a "
@@ -118,12 +97,12 @@ _TRAIN_JOB = (
 )
 
 SECTIONS = (
-    _section(
+    section(
         "",
         (*_ANALYSES, *_TRAINING, "report", "export", "verify"),
         Flag("--dataset", "DIR", "finished dataset folder (required)"),
     ),
-    _section(
+    section(
         "",
         ("export",),
         Flag("--to", "DIR", "folder to export to; with --images, the file to write (required)"),
@@ -135,7 +114,7 @@ SECTIONS = (
             type=comma_separated,
         ),
     ),
-    _section(
+    section(
         "",
         ("import",),
         Flag(
@@ -147,7 +126,7 @@ SECTIONS = (
         Flag("--split", "A,B", "splits to import", ("val",), comma_separated),
         *_FILES,
     ),
-    _section(
+    section(
         "",
         ("models",),
         Flag(
@@ -159,7 +138,7 @@ SECTIONS = (
         Flag("pattern", "PATTERN", "list: show the names that match, such as 'resnet*'", nargs="?"),
         Flag("--to", "DIR", "fetch: folder to store the weights in"),
     ),
-    _section(
+    section(
         "input and output",
         _GENERATING,
         _OUTPUT,
@@ -168,7 +147,7 @@ SECTIONS = (
         ),
         Flag("--annotations", "DIR", "bounding boxes (default: beside the images)"),
     ),
-    _section(
+    section(
         "sources",
         _GENERATING,
         Flag("--masks", "DIR", "folder of PNG masks, or a COCO .json file, for --segmenter masks"),
@@ -180,10 +159,10 @@ SECTIONS = (
         Flag("--exclude", "FILE", "file that lists images to leave out"),
         Flag("--include", "FILE", "file that lists the images to keep; all others are left out"),
     ),
-    _section(
+    section(
         "own data",
         _GENERATING,
-        _choice(
+        choice(
             "--objects",
             ("one", "largest", "union", "each"),
             "one: reject an image with several boxes; largest: take the box with the largest area "
@@ -205,7 +184,7 @@ SECTIONS = (
             0.1,
             float,
         ),
-        _choice(
+        choice(
             "--crop",
             ("center", "pad"),
             "center: resize the shorter side to --resize and keep the central square of "
@@ -213,7 +192,7 @@ SECTIONS = (
         ),
         Flag("--backgrounds", "DIR", "folder of scene pictures for mixed_external"),
     ),
-    _section(
+    section(
         "models",
         ("run", *_ANALYSES, "models"),
         Flag(
@@ -224,16 +203,16 @@ SECTIONS = (
         ),
         Flag("--weights", "DIR", "folder to load weights from; see: in9 models fetch"),
     ),
-    _section(
+    section(
         "models",
         ("run", *_ANALYSES),
         Flag("--eval_split", "SPLIT", "split to evaluate on (default: val, else the first split)"),
-        _choice(
+        choice(
             "--device",
             ("auto", "cpu", "cuda"),
             "device to run models on; cuda fails if there is no GPU",
         ),
-        _choice(
+        choice(
             "--precision",
             ("fp32", "tf32", "bf16"),
             "numeric precision of the models: fp32, tf32, bf16",
@@ -245,14 +224,14 @@ SECTIONS = (
             "pictures in a batch (default: 32 on a CPU, 256 on a GPU)",
             type=int,
         ),
-        _choice(
+        choice(
             "--eval_input",
             ("stored", "native"),
             "stored: feed stored pixels as they are; native: use each model's own preprocessing",
             "NAME",
         ),
     ),
-    _section(
+    section(
         "models",
         ("run", "evaluate"),
         Flag(
@@ -262,15 +241,15 @@ SECTIONS = (
             type=int,
         ),
     ),
-    _section(
-        "models", _ANALYSES, _overwrite("weights"), Flag("--holdout", "X", _HELD_OUT, 0.0, share)
+    section(
+        "models", _ANALYSES, overwrite("weights"), Flag("--holdout", "X", _HELD_OUT, 0.0, share)
     ),
-    _section("models", ("evaluate", "attack"), _ALLOW_OVERLAP),
-    _section(
+    section("models", ("evaluate", "attack"), _ALLOW_OVERLAP),
+    section(
         "dataset",
         _GENERATING,
         Flag("--split", "A,B", "splits to build", ("val",), comma_separated),
-        _choice(
+        choice(
             "--selection",
             ("in9", "in9l"),
             "in9: images with boxes, in all variants; in9l: all images, in original only",
@@ -281,13 +260,13 @@ SECTIONS = (
         *_FILES,
         Flag("--image_size", "PX", "side length of the crop", 224, int),
         Flag("--resize", "PX", "length of the shorter side before the crop", 256, int),
-        _choice(
+        choice(
             "--interpolation",
             ("nearest", "bilinear", "bicubic", "lanczos"),
             "interpolation when resizing: nearest, bilinear, bicubic, lanczos",
             "NAME",
         ),
-        _choice("--encoding", ("jpg", "png"), "image format of the stored pictures"),
+        choice("--encoding", ("jpg", "png"), "image format of the stored pictures"),
         Flag("--jpeg_quality", "Q", "quality of JPEG pictures, 1 to 100", 95, int),
         Flag(
             "--segmenter",
@@ -303,12 +282,12 @@ SECTIONS = (
             "images per class: all, min (as many as the smallest class has) or N",
             "all",
         ),
-        _choice(
+        choice(
             "--mixed_rand",
             ("any", "other"),
             "classes that mixed_rand draws backgrounds from; other excludes the image's own",
         ),
-        _switch("--own_background", "allow mixed variants to give an image its own background"),
+        switch("--own_background", "allow mixed variants to give an image its own background"),
         Flag(
             "--replicates",
             "K",
@@ -322,16 +301,16 @@ SECTIONS = (
             "use at most N images of a class, drawn by hash (default: no limit)",
             type=int,
         ),
-        _choice("--layers", ("keep", "drop"), "whether to keep layers for the next run"),
-        _switch(
+        choice("--layers", ("keep", "drop"), "whether to keep layers for the next run"),
+        switch(
             "--dry_run",
             "report what would be done, with estimates of time and size, and write nothing",
         ),
     ),
-    _section("dataset", ("run",), _overwrite("config", "input", "rebuild", "shards", "weights")),
-    _section("dataset", ("generate",), _overwrite("config", "input", "rebuild", "shards")),
-    _section("leakage", ("run",), Flag("--holdout", "X", _HELD_OUT, 0.0, share), _ALLOW_OVERLAP),
-    _section(
+    section("dataset", ("run",), overwrite("config", "input", "rebuild", "shards", "weights")),
+    section("dataset", ("generate",), overwrite("config", "input", "rebuild", "shards")),
+    section("leakage", ("run",), Flag("--holdout", "X", _HELD_OUT, 0.0, share), _ALLOW_OVERLAP),
+    section(
         "attack",
         ("attack",),
         Flag(
@@ -341,25 +320,25 @@ SECTIONS = (
             "all",
             grid,
         ),
-        _switch(
+        switch(
             "--early_stop",
             "skip the other backgrounds of a foreground once one has fooled the model: faster, but "
             "measures challenge accuracy only",
         ),
     ),
-    _section(
+    section(
         "saliency",
         ("saliency",),
         Flag("--maps", "N", "number of images to show saliency maps of", 9, count),
         Flag("--variant", "NAME", "variant to measure saliency on", "original"),
     ),
-    _section(
+    section(
         "training",
         ("train",),
         Flag("--variant", "NAME", "variant to train on", "original"),
         Flag("--arch", "NAME", "timm architecture; see: in9 models list", "resnet50"),
-        _switch("--pretrained", "start from weights trained on ImageNet"),
-        _switch("--probe", "fit only the last layer, on frozen ImageNet weights; takes minutes"),
+        switch("--pretrained", "start from weights trained on ImageNet"),
+        switch("--probe", "fit only the last layer, on frozen ImageNet weights; takes minutes"),
         *_LEARNING,
         Flag("--weight_decay", "X", "weight decay of SGD", 1e-4, float),
         Flag(
@@ -370,7 +349,7 @@ SECTIONS = (
             int,
         ),
     ),
-    _section(
+    section(
         "images",
         ("train",),
         Flag("--train_split", "NAME", "split to train on (default: train)"),
@@ -383,14 +362,14 @@ SECTIONS = (
             float,
         ),
     ),
-    _section(
+    section(
         "job",
         ("train",),
         Flag("--output", "DIR", "folder of the training (default: DATASET/models/NAME)"),
         *_TRAIN_JOB,
-        _switch("--overwrite", "start over, whatever training the folder holds"),
+        switch("--overwrite", "start over, whatever training the folder holds"),
     ),
-    _section(
+    section(
         "matrix",
         ("matrix",),
         Flag("--in9l", "DIR", "IN-9L dataset to add as a row and a column (default: none)"),
@@ -400,7 +379,7 @@ SECTIONS = (
             "variants to train and to test on (default: all)",
             type=comma_separated,
         ),
-        _switch("--probe", "fit only the last layer of frozen networks; takes minutes on a CPU"),
+        switch("--probe", "fit only the last layer of frozen networks; takes minutes on a CPU"),
         Flag(
             "--arch",
             "A,B",
@@ -418,16 +397,16 @@ SECTIONS = (
         ),
         _ALLOW_OVERLAP,
     ),
-    _section(
+    section(
         "training",
         ("matrix",),
-        _switch("--pretrained", "start from weights trained on ImageNet, as a probe always does"),
+        switch("--pretrained", "start from weights trained on ImageNet, as a probe always does"),
         *_LEARNING,
         Flag("--seed", "N", "seed of training", 0, int),
-        _switch("--overwrite", "replace trainings that were made with other flags"),
+        switch("--overwrite", "replace trainings that were made with other flags"),
     ),
-    _section("job", ("matrix",), *_TRAIN_JOB),
-    _section(
+    section("job", ("matrix",), *_TRAIN_JOB),
+    section(
         "analyses and report",
         ("run", "evaluate"),
         Flag(
@@ -436,7 +415,7 @@ SECTIONS = (
             "measure top-1 accuracy on DIR/val, for the trend (default: published figures)",
         ),
     ),
-    _section(
+    section(
         "analyses and report",
         ("run",),
         Flag(
@@ -452,16 +431,16 @@ SECTIONS = (
             type=count,
         ),
     ),
-    _section(
+    section(
         "analyses and report",
         (*_GRAPHS, "matrix", "report"),
-        _choice(
+        choice(
             "--pictures",
             ("sample", "none"),
             "pictures in report.html; none leaves them out, so that it can be shared",
         ),
     ),
-    _section(
+    section(
         "analyses and report",
         ("run", "evaluate"),
         Flag(
@@ -472,7 +451,7 @@ SECTIONS = (
             action="extend",
         ),
     ),
-    _section(
+    section(
         "analyses and report",
         ("report",),
         Flag(
@@ -483,7 +462,7 @@ SECTIONS = (
             type=comma_separated,
         ),
     ),
-    _section(
+    section(
         "schedule",
         (*_GRAPHS, "matrix", "report"),
         Flag(
@@ -491,7 +470,7 @@ SECTIONS = (
         ),
         Flag("--keep", "N", "older published versions to keep (default: all)", type=int),
     ),
-    _section(
+    section(
         "runners",
         _GRAPHS,
         Flag(
@@ -506,7 +485,7 @@ SECTIONS = (
             type=count,
         ),
     ),
-    _section(
+    section(
         "general",
         (*_GRAPHS, *_TRAINING, "models", "report", "export", "import", "verify"),
         Flag("--config", "FILE", "TOML file whose keys are flags of the command (default: none)"),
