@@ -421,4 +421,4 @@ def test_both_ways_in_object_storage(export: Path, sample_run: Path) -> None:
         names = [path for path in here.walk("") if not path.startswith(".in9")]
         assert names == [path for path in remote.walk("") if not path.startswith(".in9")]
         done = run_in9("import", "--from", address, "--output", f"gs://{BUCKET}/data", *SMALL)
-        assert done.stdout.count("70 of 70 images found") == 3
+        assert done.stdout.count("true background of 70 of 70 images") == 3
