@@ -101,7 +101,7 @@ def _write_shard(
             schema=sample_schema(taxonomy.names),
             split="val",
             shard=shard,
-            shards=counts.output,
+            num_shards=counts.output,
         )
         for number in numbers:
             layer = _draw(number, config.segment)

@@ -151,7 +151,7 @@ def saliency(setting: Setting) -> list[Turn]:
     """Times decoding, gradients and their share on the mask, against forward and backward
     passes."""
     with Loaded(setting) as loaded:
-        plan = SaliencyPlan(loaded.evaluation, maps=0)
+        plan = SaliencyPlan(loaded.evaluation, num_maps=0)
         explaining = SaliencyShards(loaded.dataset, plan, loaded.metadata, {})
         size = max(1, setting.batch_size // BATCH_DIVISOR)
         pictures = len(loaded.evaluation.rows(loaded.dataset))

@@ -27,25 +27,27 @@ def main(argv: list[str] | None = None) -> int:
       argv: the words after `in9`; None takes them from `sys.argv`.
 
     Returns:
-      The exit code: 0 for done; 1 if the job failed and 2 for wrong usage or unreadable input,
-      with one line on standard error that says what to do; 3 if a condition of `--fail_if`
-      holds, with a line for each condition that does.
+      The exit code:
+        0: the command is done.
+        1: the job failed; a line on standard error says what to do.
+        2: usage is wrong or input is unreadable; a line on standard error says what to do.
+        3: conditions of `--fail_if` hold; a line is printed for each of them.
     """
     words = sys.argv[1:] if argv is None else argv
     _prepare()
     try:
-        arguments, rest = parse_command_line(words)
+        arguments, remaining_words = parse_command_line(words)
     except UsageError as error:
-        return _leave(
+        return _report_error(
             " ".join(["in9", *(word for word in words[:1] if word in COMMANDS)]), error, 2
         )
     try:
         # Service managers and batch systems stop a process by SIGTERM; treat it like Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with contextlib.redirect_stdout(cast(TextIO, _Visible(sys.stdout))):
-            return _run(arguments, rest)
+        with contextlib.redirect_stdout(cast(TextIO, _EscapingStream(sys.stdout))):
+            return _run(arguments, remaining_words)
     except KeyboardInterrupt:
-        _leave(f"in9 {arguments.command}", "stopped; run the same command again to go on", 1)
+        _report_error(f"in9 {arguments.command}", "stopped; run the same command again to go on", 1)
         sys.stderr.flush()
         # Do not wait for threads that are in the middle of an image.
         release_all()
@@ -55,17 +57,17 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except UsageError as error:
-        return _leave(f"in9 {arguments.command}", error, 2)
+        return _report_error(f"in9 {arguments.command}", error, 2)
     except (JobError, OSError) as error:
-        return _leave(f"in9 {arguments.command}: the job failed", error, 1)
+        return _report_error(f"in9 {arguments.command}: the job failed", error, 1)
 
 
 def run_process() -> NoReturn:
     """Runs a command and ends the process with its exit code."""
     code = main()
     if any(thread.daemon for thread in threading.enumerate()):
-        # A failed job leaves threads of the runner running. If the interpreter ended them inside
-        # C++ code, the process would abort.
+        # A failed job leaves worker threads alive. If the interpreter ended them inside C++ code,
+        # the process would abort.
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
@@ -76,7 +78,7 @@ def run_process() -> NoReturn:
 
 def _prepare() -> None:
     """Sets environment variables that libraries read when they are imported."""
-    # This must come before libraries start threads, because each thread would get its own arena.
+    # Libraries start threads, and threads started earlier would get their own malloc arenas.
     keep_freed_memory()
     # Arrow's own allocator would keep additional memory, which grows with the number of threads.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
@@ -84,7 +86,7 @@ def _prepare() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
 
 
-def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
+def _run(arguments: argparse.Namespace, remaining_words: list[str]) -> int:
     if arguments.command in ("train", "matrix"):
         # Training threads share the cores with processes that load pictures. A thread that spins
         # while it waits for another costs half of a step's time, or more.
@@ -92,10 +94,10 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
     terminal = logging.StreamHandler()
     terminal.setFormatter(EscapingFormatter("in9: %(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[terminal])
-    return run_command(arguments, rest)
+    return run_command(arguments, remaining_words)
 
 
-class _Visible:
+class _EscapingStream:
     """Standard output that escapes invisible characters.
 
     Args:
@@ -106,7 +108,7 @@ class _Visible:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Writes a text and returns its length."""
+        """Writes text and returns its length."""
         self._stream.write(escaped(text))
         return len(text)
 
@@ -114,7 +116,7 @@ class _Visible:
         return getattr(self._stream, name)
 
 
-def _leave(prefix: str, error: object, code: int) -> int:
+def _report_error(prefix: str, error: object, code: int) -> int:
     """Prints one line that says why a command ends early; returns its exit code."""
     print(escaped(f"{prefix}: {' '.join(str(error).split())}"), file=sys.stderr)
     return code

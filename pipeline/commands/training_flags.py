@@ -1,4 +1,4 @@
-"""Chooses device, precision and workers of a training from flags, for `train` and `matrix`."""
+"""Chooses device, precision and number of workers for training (`train`, `matrix`) from flags."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.commands.hints import require_cuda
 from pipeline.errors import UsageError
 from pipeline.runtime.machine import usable_cores
 
-_MOST_WORKERS = 16
+_MAX_WORKERS = 16
 
 
 def choose_device(arguments: argparse.Namespace) -> tuple[str, str]:
@@ -39,4 +39,4 @@ def choose_device(arguments: argparse.Namespace) -> tuple[str, str]:
 def default_workers(device: str) -> int:
     """Returns how many processes load pictures. On a CPU it is one, because these processes take
     cores from the network."""
-    return 1 if device == "cpu" else min(_MOST_WORKERS, usable_cores())
+    return 1 if device == "cpu" else min(_MAX_WORKERS, usable_cores())

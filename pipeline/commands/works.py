@@ -98,7 +98,7 @@ def _saliency_plan(arguments: argparse.Namespace, evaluation: Evaluation) -> Sal
     if arguments.command == "saliency":
         return SaliencyPlan(evaluation, arguments.variant, arguments.maps)
     maps = getattr(arguments, "saliency", None)
-    return SaliencyPlan(evaluation, maps=maps) if maps is not None else None
+    return SaliencyPlan(evaluation, num_maps=maps) if maps is not None else None
 
 
 def print_analyses(

@@ -1,6 +1,6 @@
 """The files that introduce a dataset to people and tools: README card, class list and Croissant.
 
-The report page and the terminal show the card's notes, too, before any figure.
+The report page and the terminal also print the card's notes before any numbers.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ _CLASSES_SHOWN = 10
 
 _SIZES = ((1_000, "1K"), (10_000, "10K"), (100_000, "100K"), (1_000_000, "1M"))
 
-_CUT = (
+_INTRO_CUT = (
     "Made by the protocol of *Noise or Signal: The Role of Image Backgrounds in Object",
     "Recognition* (arXiv 2006.09994): each image is separated into foreground and",
     "background, which are recombined in every variant. All variants hold the same keys",
     "in the same order.",
 )
-_WHOLE = (
+_INTRO_WHOLE = (
     "All images of the classes, with or without annotated boxes, by the protocol of *Noise or",
     "Signal: The Role of Image Backgrounds in Object Recognition* (arXiv 2006.09994), which",
     "calls this set IN-9L. Images are resized and cropped, but not cut apart.",
 )
 
-_IMPORTED = [
+_IMPORTED_STEPS = [
     "Imported from the released layout. Pictures and masks are those of the release. The",
     "background of a mixed picture is identified by its pixels, and is null where that is",
     "uncertain (`<variant>_bg_*` in the index).",
 ]
 
-_WORDS: dict[str, dict[object, str]] = {
+_PHRASES: dict[str, dict[object, str]] = {
     "crop": {
         "pad": "The longer side is resized to {image_size} ({interpolation}), and the rest of "
         "{image_size} x {image_size} is black.",
@@ -66,7 +66,7 @@ _WORDS: dict[str, dict[object, str]] = {
 """Texts for the values of each flag or fact; None stands for all other values."""
 
 _STEPS = (
-    ("is_any", "{crop}"),
+    ("always", "{crop}"),
     (
         "is_cut",
         "{masks} {objects} An image is left out unless its box covers at most {max_box:g} of the "
@@ -84,8 +84,8 @@ _STEPS = (
         "Noise is Gaussian, with a standard deviation of a quarter of a channel's range, drawn for "
         "each picture by a keyed hash of its key (`--seed {seed}`), and clipped.",
     ),
-    ("is_any", "{per_class}"),
-    ("is_any", "Pictures are stored as {encoding}{as_png}."),
+    ("always", "{per_class}"),
+    ("always", "Pictures are stored as {encoding}{as_png}."),
 )
 """Steps in which a dataset is made, each with the fact that must hold for the step to be listed."""
 
@@ -139,7 +139,7 @@ _LIMITS = (
 
 
 def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, bytes]]:
-    """Yields (path, content) of each of these files. The same manifest gives the same bytes."""
+    """Yields (path, content) of each introductory file. The same manifest gives the same bytes."""
     variants = manifest.config.compose.composed
     yield "README.md", _readme(manifest, taxonomy).encode()
     yield "classes.txt", "".join(f"{name}\n" for name in taxonomy.names).encode()
@@ -157,8 +157,8 @@ def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, by
 
 
 def notes_of(manifest: Manifest) -> list[str]:
-    """Returns notes that a reader needs before any figure. Each is a clause for a line on a
-    terminal, which begins in lower case and has no full stop."""
+    """Returns notes that a reader needs before any numbers. Each note begins in lower case and has
+    no full stop."""
     return list(_notes(manifest))
 
 
@@ -168,9 +168,9 @@ def sentence(note: str) -> str:
 
 
 def steps_of(config: DatasetConfig) -> list[str]:
-    """Returns lines that say how a dataset is made, as a numbered list."""
+    """Returns lines that say how a dataset is made, numbered unless the dataset was imported."""
     if config.is_imported:
-        return _IMPORTED
+        return _IMPORTED_STEPS
     steps = _applicable(_STEPS, _facts(config))
     return [f"{number}. {step}" for number, step in enumerate(steps, 1)]
 
@@ -187,17 +187,17 @@ def size_category(samples: int) -> str:
     >>> size_category(999), size_category(1000), size_category(2_000_000)
     ('n<1K', '1K<n<10K', '1M<n<10M')
     """
-    lower = ""
+    prefix = ""
     for limit, name in _SIZES:
         if samples < limit:
-            return f"{lower}n<{name}"
-        lower = f"{name}<"
+            return f"{prefix}n<{name}"
+        prefix = f"{name}<"
     return "1M<n<10M" if samples < 10_000_000 else "10M<n<100M"
 
 
 def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
     config = manifest.config
-    total = sum(images["selected"] for images in manifest.images.values())
+    total = sum(counts["selected"] for counts in manifest.images.values())
     variants = config.compose.composed
     lines = [
         *_front_matter(manifest),
@@ -205,7 +205,7 @@ def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
         f"# {_name(manifest)}",
         "",
         *(f"**{sentence(note)}**\n" for note in notes_of(manifest)),
-        *(_WHOLE if config.segment.is_whole else _CUT),
+        *(_INTRO_WHOLE if config.segment.is_whole else _INTRO_CUT),
         "",
         f"{total} {manifest.counted_noun} in each variant.",
         "",
@@ -214,8 +214,8 @@ def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
         *_table(
             ["split", "listed", "accepted", "rejected", "in the dataset"],
             [
-                [split, *(images[n] for n in ("listed", "accepted", "rejected", "selected"))]
-                for split, images in manifest.images.items()
+                [split, *(counts[n] for n in ("listed", "accepted", "rejected", "selected"))]
+                for split, counts in manifest.images.items()
             ],
         ),
         "",
@@ -255,7 +255,7 @@ def _front_matter(manifest: Manifest) -> list[str]:
     """Returns the lines of YAML that the Hugging Face hub and its loaders read."""
     config = manifest.config
     variants = config.compose.composed
-    images = sum(images["selected"] for images in manifest.images.values())
+    total = sum(counts["selected"] for counts in manifest.images.values())
     source = "extended|imagenet-1k" if _is_imagenet(manifest) else "original"
     licence = ("license: other", "license_name: terms-of-the-source-images")
     lines = [
@@ -263,7 +263,7 @@ def _front_matter(manifest: Manifest) -> list[str]:
         f"pretty_name: {_name(manifest)}",
         *("task_categories:", "- image-classification"),
         *("source_datasets:", f"- {source}"),
-        *("size_categories:", f"- {size_category(images * len(variants))}"),
+        *("size_categories:", f"- {size_category(total * len(variants))}"),
         *("tags:", "- background-robustness", "- imagenet-9", "- arxiv:2006.09994"),
     ]
     # Without a configuration for each variant, loaders silently merge all variants.
@@ -305,13 +305,13 @@ def _classes(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:
     """Counts the images of each class by split, in a table. For classes other than ImageNet-9's,
     the table also lists what they contain."""
     splits = list(manifest.samples)
-    first = manifest.config.compose.composed[0]
+    first_variant = manifest.config.compose.composed[0]
     is_custom = manifest.taxonomy is not None
     rows = [
         [
             *(label, name),
             *([_members(taxonomy, label)] if is_custom else []),
-            *(manifest.samples[split][first].get(name, 0) for split in splits),
+            *(manifest.samples[split][first_variant].get(name, 0) for split in splits),
         ]
         for label, name in enumerate(taxonomy.names)
     ]
@@ -333,8 +333,8 @@ def _made_with(manifest: Manifest) -> list[str]:
 
 def _licence(manifest: Manifest) -> list[str]:
     """Returns lines that name the terms that apply to the pictures."""
-    remain = "The pictures remain under the terms of the images they are made of, and so does every"
-    return [remain, "variant.", *(("", sample_sources()) if manifest.is_sample else ())]
+    terms = "The pictures remain under the terms of the images they are made of, and so does every"
+    return [terms, "variant.", *(("", sample_sources()) if manifest.is_sample else ())]
 
 
 def _notes(manifest: Manifest) -> Iterator[str]:
@@ -344,9 +344,9 @@ def _notes(manifest: Manifest) -> Iterator[str]:
             "nothing about ImageNet"
         )
     for split, by_variant in manifest.samples.items():
-        classes = by_variant[manifest.config.compose.composed[0]]
-        missing = sorted(name for name, images in classes.items() if not images)
-        if not missing or len(missing) == len(classes):
+        images_per_class = by_variant[manifest.config.compose.composed[0]]
+        missing = sorted(name for name, images in images_per_class.items() if not images)
+        if not missing or len(missing) == len(images_per_class):
             continue
         omitted = len(missing) - _CLASSES_SHOWN
         more = f" and {omitted} more" if omitted > 0 else ""
@@ -360,7 +360,7 @@ def _applicable(texts: tuple[tuple[str, str], ...], facts: dict[str, Any]) -> It
     """Returns the texts whose fact holds, with flags and facts filled in."""
     words = {
         name: values.get(facts[name], values.get(None, "")).format(**facts)
-        for name, values in _WORDS.items()
+        for name, values in _PHRASES.items()
     }
     return (text.format(**{**facts, **words}) for fact, text in texts if facts[fact])
 
@@ -370,15 +370,15 @@ def _facts(config: DatasetConfig) -> dict[str, Any]:
     segment, compose = config.segment, config.compose
     segmenter = segment.describe_segmenter()
     is_cut, is_made = not segment.is_whole, not config.is_imported
-    known = [name for name in compose.variants if name in VARIANTS]
+    built_in = [name for name in compose.variants if name in VARIANTS]
     is_jpeg = compose.encoding == "jpg"
-    lossless = [f"`{name}`" for name in known if is_jpeg and VARIANTS[name].lossless]
+    lossless = [f"`{name}`" for name in built_in if is_jpeg and VARIANTS[name].lossless]
     return {
         **vars(config),
         **vars(segment),
         **vars(compose),
         "masks": segmenter.description.format(**vars(segment), label=segmenter.label),
-        "is_any": True,
+        "always": True,
         "is_whole": segment.is_whole,
         "is_cut": is_cut,
         # It is not known how an imported dataset's masks were made, nor how its images were chosen.
@@ -386,7 +386,7 @@ def _facts(config: DatasetConfig) -> dict[str, Any]:
         "is_of_one_box": is_cut and is_made and segment.objects == "one",
         "is_mixed": any(base_of(name) in MIXED for name in compose.composed),
         "is_jpeg": is_jpeg,
-        "has_noise": any(VARIANTS[name].from_noise for name in known),
+        "has_noise": any(VARIANTS[name].from_noise for name in built_in),
         "as_png": f", {', '.join(lossless)} as PNG" if lossless else "",
         "has_layers": config.layers == "keep" and is_cut and is_made,
     }

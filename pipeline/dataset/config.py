@@ -1,4 +1,4 @@
-"""The configuration of a dataset, which manifests record and fingerprints cover."""
+"""The configuration of a dataset. It is stored in the manifest and included in fingerprints."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from transforms.filters import MAX_BOX, MIN_FOREGROUND, MIN_VISIBLE, Rules
 from transforms.segmentation import Segmenter, describe_segmenter
 from transforms.variants import EXTERNAL, PAPER, WHOLE, select_variants, with_replicates
 
-_SINCE_RELEASE: dict[str, Any] = {}
-"""Flags that were added after 1.0, each with the value that keeps the earlier behaviour, so that a
-new flag alone invalidates no dataset."""
+_FLAGS_ADDED_AFTER_1_0: dict[str, Any] = {}
+"""Flags that were added after 1.0, each with the value that keeps the earlier behaviour, so that
+adding a flag does not invalidate existing datasets."""
 
-_IMPORTED = (
+_FLAGS_OF_IMPORTS = (
     *("origin", "split", "variants", "replicates", "formats", "image_size", "images_per_shard"),
 )
 """The flags whose values are known for an imported dataset."""
@@ -32,10 +32,14 @@ FORMATS = ("parquet", "webdataset")
 _Config = TypeVar("_Config", "SegmentConfig", "ComposeConfig", "DatasetConfig")
 
 
-def _counted(flags: dict[str, Any]) -> dict[str, Any]:
+def _fingerprinted(flags: dict[str, Any]) -> dict[str, Any]:
     """Returns the flags that a fingerprint covers: all except newer flags whose values keep the
     earlier behaviour."""
-    return {name: value for name, value in flags.items() if _SINCE_RELEASE.get(name, ...) != value}
+    return {
+        name: value
+        for name, value in flags.items()
+        if _FLAGS_ADDED_AFTER_1_0.get(name, ...) != value
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +51,9 @@ class SegmentConfig:
         keeps them whole, so that only `image_size`, `resize` and `interpolation` matter.
       segmenter_parameters: version and file digests that a custom function's masks depend on, each
         as `name=value`.
+      max_box: largest fraction of the crop that the box may cover.
+      min_visible: smallest fraction of the box that must lie inside the crop.
+      min_foreground: smallest fraction of the box that must be foreground.
 
     Raises:
       ValueError: a value is out of range; the message names its flag.
@@ -111,7 +118,7 @@ class SegmentConfig:
         """Identifies everything that a layer depends on, except the input."""
         segmenter = self.describe_segmenter()
         return fingerprint(
-            {**_counted(self.flags()), "segmenter": segmenter.method},
+            {**_fingerprinted(self.flags()), "segmenter": segmenter.method},
             [segmenter.version, segmenter.parameters],
             MAX_PIXELS,
             SEGMENT_VERSION,
@@ -166,11 +173,11 @@ class ComposeConfig:
     def fingerprint(self) -> str:
         """Identifies everything that a variant shard depends on, except the layers and scenes.
 
-        Only scenes actually drawn count (`pipeline.generate.compose`), so adding a scene does not
-        invalidate every shard.
+        Scenes are fingerprinted per shard in `pipeline.generate.compose`, and only those used
+        there, so adding a scene does not invalidate every shard.
         """
         flags = {**dataclasses.asdict(self), "backgrounds": None}
-        return fingerprint(_counted(flags), COMPOSE_VERSION)
+        return fingerprint(_fingerprinted(flags), COMPOSE_VERSION)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +188,7 @@ class DatasetConfig:
     here mean nothing.
 
     Attributes:
-      origin: `made` from images here, or `imported` from the released layout.
+      origin: `made` by this pipeline, or `imported` from data in the released layout.
       exclude, include: `KeyList.summary` of each list of images; None without that list.
 
     Raises:
@@ -234,7 +241,7 @@ class DatasetConfig:
         del flat["segment"]
         flat = {**self.segment.flags(), **flat.pop("compose"), **flat}
         if self.is_imported:
-            return {name: flat[name] for name in _IMPORTED}
+            return {name: flat[name] for name in _FLAGS_OF_IMPORTS}
         del flat["origin"]
         return flat
 
@@ -251,13 +258,14 @@ class DatasetConfig:
             # The original value is unknown, but must not be less than `image_size`.
             values.setdefault("resize", values["image_size"])
 
-        def take(kind: type[_Config]) -> _Config:
+        def pop_config(kind: type[_Config]) -> _Config:
             names = [field.name for field in dataclasses.fields(kind)]
             config = msgspec.convert({n: values.pop(n) for n in names if n in values}, kind)
-            return dataclasses.replace(config)  # msgspec leaves defaults out of `vars`.
+            # msgspec does not store defaults in `__dict__`, which `flags` reads; the copy does.
+            return dataclasses.replace(config)
 
-        segment, compose = take(SegmentConfig), take(ComposeConfig)
-        config = take(cls)
+        segment, compose = pop_config(SegmentConfig), pop_config(ComposeConfig)
+        config = pop_config(cls)
         if values:
             unknown = ", ".join(sorted(values))
             raise ValueError(f"made by a newer release: flags {unknown} are not known")
@@ -274,6 +282,6 @@ class DatasetConfig:
         """Identifies the configuration together with the versions of the stages."""
         if self.is_imported:
             return fingerprint(self.flags(), IMPORT_VERSION)
-        flags = _counted(self.flags())
+        flags = _fingerprinted(self.flags())
         flags["segmenter"] = self.segment.describe_segmenter().method
         return fingerprint(flags, self.segment.fingerprint(), self.compose.fingerprint())

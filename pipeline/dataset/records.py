@@ -1,7 +1,8 @@
 """Records of shards: tables with a row for every image, accepted or not.
 
-A source shard's record is a Parquet file beside the tar of layers. It commits the tar: it is
-written last, and its metadata holds the fingerprint of everything that the shard was made from.
+A source shard's record is a Parquet file beside the tar of layers. Its presence marks the tar as
+complete, because it is written last. Its metadata holds the fingerprint of everything that the
+shard was made from.
 """
 
 from __future__ import annotations
@@ -53,12 +54,14 @@ RECORD_SCHEMA = pa.schema(
         pa.field("mask_length", pa.int64()),
     ]
 )
-"""Columns of a record, null where an image has no such value. `width`, `height` and `native_box`
-(xmin, ymin, xmax, ymax, as the segmenter received it) are in pixels of the picture whose MD5 is
-`source_md5`. `box` is (x0, y0, x1, y1) in output pixels. Offsets and lengths are bytes in the
-shard's tar. `source_digest` identifies image, annotation and configuration. With `--objects each`
-an image has a row for each of its boxes, and `object` is the box's number, which starts at 1; it is
-0 if the image was rejected as a whole."""
+"""Columns of a record, null where an image has no such value. `native_box` is (xmin, ymin, xmax,
+ymax) as passed to the segmenter; it, `width` and `height` are in pixels of the picture with MD5
+`source_md5`. `box` is (x0, y0, x1, y1) in output pixels. `mask_over_box` is the number of
+foreground pixels divided by the number of pixels of the box. `group` names the group of the image,
+such as a scene or a session. Offsets and lengths are bytes in the shard's tar. `source_digest`
+identifies image, annotation and configuration. With `--objects each` an image has a row for each of
+its boxes, and `object` is the box's number, which starts at 1; it is 0 if the image was rejected as
+a whole."""
 
 
 def count_sources(rows: Iterable[Mapping[str, Any]]) -> int:
@@ -90,10 +93,10 @@ class Record:
     Attributes:
       fingerprint: fingerprint of everything that the shard was made from.
       path: current path of the record.
-      files: digests of the shard's other files, which the record commits, under their final paths.
-        `Staging` appends the record's own digest for a complete shard.
-      locations: current path of each of these files that exists, by its final path; empty if the
-        files have not been looked for.
+      files: digests of the shard's other files, under their final paths. After
+        `Staging.with_record` or `Staging.write` they include the record's own digest.
+      locations: maps final path to current path, for files that exist; empty if the files have not
+        been looked for.
     """
 
     fingerprint: str
@@ -123,7 +126,7 @@ def write_table(
       path: path of the record.
       table: rows of the record.
       fingerprint: fingerprint of everything that the shard was made from.
-      files: digests of the shard's other files, which the record commits.
+      files: digests of the shard's other files, which the record marks as complete.
     """
     meta = {"fingerprint": fingerprint, "files": [dataclasses.asdict(file) for file in files]}
     table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(meta, sort_keys=True)})
@@ -191,25 +194,25 @@ class Staging:
           have been killed half-way, some files of a staged record may be in place already. Files
           that a killed run staged without a record never count.
         """
-        for path, layouts in ((self.staged(record), (self.staged, str)), (record, (str,))):
-            metadata = read_metadata(self.store, path)
-            if metadata is None or metadata.fingerprint != fingerprint:
+        for path, path_functions in ((self.staged(record), (self.staged, str)), (record, (str,))):
+            candidate = read_metadata(self.store, path)
+            if candidate is None or candidate.fingerprint != fingerprint:
                 continue
             locations: dict[str, str] = {}
-            for path_of in layouts:
-                missing = [file for file in metadata.files if file.path not in locations]
+            for path_of in path_functions:
+                missing = [file for file in candidate.files if file.path not in locations]
                 sizes = self.store.sizes_of([path_of(file.path) for file in missing])
                 for file, size in zip(missing, sizes, strict=True):
                     if size == file.bytes:
                         locations[file.path] = path_of(file.path)
-            if len(locations) == len(metadata.files) or not need_files:
-                return dataclasses.replace(metadata, locations=locations)
+            if len(locations) == len(candidate.files) or not need_files:
+                return dataclasses.replace(candidate, locations=locations)
         return None
 
-    def with_record(self, record: Record, path: str, rows: int) -> Record:
-        """Appends the digest of the record itself, with its final path and number of rows, to the
-        files of its shard. Raises OSError if the record cannot be read."""
-        digest = self.digest_of(record.path, path, rows)
+    def with_record(self, record: Record, path: str, num_rows: int) -> Record:
+        """Returns the record with its own digest, under its final path, added to `files`. Raises
+        OSError if the record cannot be read."""
+        digest = self.digest_of(record.path, path, num_rows)
         locations = {**record.locations, path: record.path}
         return dataclasses.replace(record, files=(*record.files, digest), locations=locations)
 

@@ -1,7 +1,8 @@
 """Sinks write one variant's output shard as a Parquet file or a WebDataset tar.
 
-A sink appends samples to one new file, which appears whole when the block of its `open` ends. All
-samples have the same fields in both formats.
+A sink appends samples to one new file, which becomes visible, complete, when the `with` block of
+`open` ends, or later with a store from `Store.together`. All samples have the same fields in both
+formats.
 """
 
 from __future__ import annotations
@@ -53,10 +54,10 @@ SAMPLE_FIELDS = [
     pa.field("fg_fraction", pa.float64()),
 ]
 """Columns of a sample other than key and image, null where a picture has no such value. `box` is
-(x0, y0, x1, y1) in output pixels, half-open; its lists have variable size, because pyarrow cannot
-read lists of fixed size back from Parquet if some of them are null. `fg_fraction` is in [0, 1]. All
-columns are nullable, because Hugging Face ignores the features in a schema if any of its columns is
-not nullable."""
+(x0, y0, x1, y1) in output pixels, half-open; it is stored as a list of variable size, because
+pyarrow cannot read lists of fixed size back from Parquet if some of them are null. `fg_fraction` is
+in [0, 1]. All columns are nullable, because Hugging Face ignores the features in a schema if any of
+its columns is not nullable."""
 
 
 def sample_schema(label_names: Sequence[str]) -> pa.Schema:
@@ -96,8 +97,8 @@ class Sink(Protocol):
         """Appends a sample."""
 
     def digest(self) -> FileDigest | None:
-        """Returns the digest of the finished file, once the block of `open` has ended; None if
-        there is no file."""
+        """Returns the digest of the file, or None if there is no file; call it only after the sink
+        is closed."""
 
 
 class ParquetSink:
@@ -121,8 +122,8 @@ class ParquetSink:
             write_statistics=columns,
         )
         self._rows: list[dict[str, Any]] = []
-        self._held = 0
-        self._samples = 0
+        self._pending_bytes = 0
+        self._num_samples = 0
 
     @classmethod
     @contextlib.contextmanager
@@ -134,25 +135,25 @@ class ParquetSink:
                 yield sink
                 sink._write()
             finally:
-                # After an error, too, because an open writer would later write to the closed file.
+                # Close the writer even after an error: it would later write to the closed file.
                 sink._writer.close()
 
     def add(self, sample: Sample) -> None:
         image = {"bytes": sample.image, "path": f"{sample.key}.{sample.suffix}"}
         self._rows.append({"key": sample.key, "image": image, **sample.fields})
-        self._samples += 1
-        self._held += len(sample.image)
-        if self._held >= ROW_GROUP_BYTES:
+        self._num_samples += 1
+        self._pending_bytes += len(sample.image)
+        if self._pending_bytes >= ROW_GROUP_BYTES:
             self._write()
 
     def _write(self) -> None:
         if self._rows:
             self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
             self._rows.clear()
-            self._held = 0
+            self._pending_bytes = 0
 
     def digest(self) -> FileDigest | None:
-        return FileDigest(self._path, self._file.size, self._file.sha256, self._samples)
+        return FileDigest(self._path, self._file.size, self._file.sha256, self._num_samples)
 
 
 class WebDatasetSink:
@@ -166,7 +167,7 @@ class WebDatasetSink:
         self._path = path
         self._file: HashingFile | None = None
         self._tar: TarWriter | None = None
-        self._samples = 0
+        self._num_samples = 0
 
     @classmethod
     @contextlib.contextmanager
@@ -186,12 +187,12 @@ class WebDatasetSink:
         self._tar.add(f"{sample.key}.{sample.suffix}", sample.image)
         self._tar.add(f"{sample.key}.cls", str(sample.fields["label"]).encode())
         self._tar.add(f"{sample.key}.json", json.dumps(fields, sort_keys=True).encode())
-        self._samples += 1
+        self._num_samples += 1
 
     def digest(self) -> FileDigest | None:
         if self._file is None:
             return None
-        return FileDigest(self._path, self._file.size, self._file.sha256, self._samples)
+        return FileDigest(self._path, self._file.size, self._file.sha256, self._num_samples)
 
 
 def open_sinks(
@@ -204,19 +205,19 @@ def open_sinks(
     schema: pa.Schema,
     split: str,
     shard: int,
-    shards: int,
+    num_shards: int,
 ) -> dict[str, list[Sink]]:
     """Opens the sinks of an output shard: one for each variant and format.
 
     Args:
       stack: the stack that closes the sinks.
-      store: `staging.store`, or its view from `Store.together`.
-      staging: decides where the files wait.
+      store: where to write: `staging.store`, or the batching store from `Store.together`.
+      staging: gives the path of each file until it is committed.
       variants: the variants to write.
       formats: some of `FORMATS`.
       schema: Parquet schema of the samples.
       split, shard: split and number of the output shard.
-      shards: number of output shards of the split.
+      num_shards: number of output shards of the split.
 
     Returns:
       The sinks by variant.
@@ -225,18 +226,18 @@ def open_sinks(
     for variant in variants:
         variant_sinks = sinks.setdefault(variant, [])
         if "parquet" in formats:
-            path = parquet_file(variant, split, shard, shards)
-            rows = ParquetSink.open(store, staging.staged(path), path, schema)
-            variant_sinks.append(stack.enter_context(rows))
+            path = parquet_file(variant, split, shard, num_shards)
+            parquet_sink = ParquetSink.open(store, staging.staged(path), path, schema)
+            variant_sinks.append(stack.enter_context(parquet_sink))
         if "webdataset" in formats:
             path = webdataset_file(variant, split, shard)
-            tar = WebDatasetSink.open(store, staging.staged(path), path)
-            variant_sinks.append(stack.enter_context(tar))
+            tar_sink = WebDatasetSink.open(store, staging.staged(path), path)
+            variant_sinks.append(stack.enter_context(tar_sink))
     return sinks
 
 
 def digests_of(sinks: Mapping[str, Sequence[Sink]]) -> tuple[FileDigest, ...]:
-    """Returns the digests of all variants' finished files, once the blocks of their sinks have
-    ended."""
+    """Returns the digests of the files of all variants; call it only after the sinks are
+    closed."""
     digests = [sink.digest() for variant_sinks in sinks.values() for sink in variant_sinks]
     return tuple(digest for digest in digests if digest is not None)

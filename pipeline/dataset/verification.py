@@ -15,7 +15,7 @@ def verify(dataset: Dataset) -> Iterator[str]:
     """Checks that every file of the manifest exists with its size and SHA-256, and that no other
     files exist.
 
-    Rows were counted before the manifest was written, and are not counted again.
+    The number of samples per file is not checked; it was counted before the manifest was written.
 
     Yields:
       A line for each fault; none for a sound dataset.

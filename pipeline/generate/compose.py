@@ -117,7 +117,7 @@ class VariantFiles:
                 schema=self._schema,
                 split=output.totals.split,
                 shard=output.shard,
-                shards=output.totals.counts.output,
+                num_shards=output.totals.counts.output,
             )
             composed = stack.enter_context(contextlib.closing(self._compose(source, selected)))
             for row, pictures in composed:

@@ -50,7 +50,7 @@ class PythonFunctions(Source):
         """Returns None, because the function may load anything from anywhere."""
 
     def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
-        # The name of these models is their spec.
+        # Such a model's name is its spec.
         return _call(name)[0].float()
 
 

@@ -114,7 +114,7 @@ class ShardWriter:
                 schema=sample_schema(self.job.taxonomy.names),
                 split=shard.totals.split,
                 shard=shard.shard,
-                shards=shard.totals.counts.output,
+                num_shards=shard.totals.counts.output,
             )
             while batch := list(itertools.islice(selected, _AT_ONCE)):
                 self._write_batch(batch, images, sinks)

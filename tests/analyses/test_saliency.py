@@ -193,7 +193,7 @@ def test_images_to_show_are_spread_over_the_classes(one_worker: Path) -> None:
     label_of = {row["key"]: row["label"] for row in dataset.index("val") if row["selected"]}
 
     def labels(maps: int) -> list[int]:
-        return [label_of[key] for key in shown_images(dataset, plan_of(one_worker, maps=maps))]
+        return [label_of[key] for key in shown_images(dataset, plan_of(one_worker, num_maps=maps))]
 
     assert labels(9)[:1] == [min(label_of.values())]
     assert set(labels(9)) == set(label_of.values())
@@ -290,7 +290,7 @@ def test_the_command_measures_shows_and_resumes(
     missing = sorted(folder.glob("saliency/*.parquet"))[0]
     gone = pq.read_table(missing)
     missing.unlink()
-    fewer = shown_images(Dataset.open(Store(str(output))), plan_of(output, maps=4))
+    fewer = shown_images(Dataset.open(Store(str(output))), plan_of(output, num_maps=4))
     redrawn = next(key for key in fewer if key not in gone["key"].to_pylist())
     (folder / "saliency" / f"{redrawn}.png").unlink()
     others = {name: at for name, at in stamps(output).items() if name.endswith(".parquet")}

@@ -183,21 +183,23 @@ def test_listings_find_pictures_with_and_without_folders(
     tiny_imagenet: Path, small_sample: Path, tmp_path: Path
 ) -> None:
     listing = list_imagenet(str(tiny_imagenet), imagenet9())
-    assert (len(listing.images), listing.unknown) == (20, 1)
-    assert listing.classes == 1 + len(list(small_sample.glob("val/*")))
+    assert (len(listing.images), listing.num_unknown) == (20, 1)
+    assert listing.num_classes == 1 + len(list(small_sample.glob("val/*")))
     again = list_imagenet(str(tiny_imagenet / "val"), imagenet9())
     assert again.digest == listing.digest
     for image in listing.images:
-        assert imagenet9().wnids[image.index] == image.name.split("/")[0]
+        assert imagenet9().wnids[image.output_index] == image.name.split("/")[0]
 
     flat = tmp_path / "flat"
     shutil.copytree(small_sample / "Annotations", flat / "Annotations")
     (flat / "val").mkdir()
     for picture in small_sample.glob("val/*/*.JPEG"):
         shutil.copy(picture, flat / "val")
-    indices = {image.name: image.index for image in list_imagenet(str(flat), imagenet9()).images}
+    indices = {
+        image.name: image.output_index for image in list_imagenet(str(flat), imagenet9()).images
+    }
     assert indices == {
-        image.name.split("/")[1]: image.index
+        image.name.split("/")[1]: image.output_index
         for image in listing.images
         if not image.name.startswith("n02123045")
     }

@@ -61,7 +61,7 @@ def run_stages(
         works += [
             EvaluationWork(evaluation, dataset.taxonomy),
             ImageNetWork(evaluation, str(imagenet), dataset.taxonomy),
-            SaliencyWork(SaliencyPlan(evaluation, maps=2), dataset.taxonomy),
+            SaliencyWork(SaliencyPlan(evaluation, num_maps=2), dataset.taxonomy),
         ]
     done = pipeline | beam.Create([dataset.manifest.fingerprint])
     for work in works:

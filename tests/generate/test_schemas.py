@@ -48,9 +48,9 @@ def test_a_flag_that_is_new_and_changes_nothing_makes_nothing_again(
         DatasetConfig: ("taxonomy", None),
     }[kind]
     before = kind().fingerprint()
-    monkeypatch.setattr(config, "_SINCE_RELEASE", {name: value})
+    monkeypatch.setattr(config, "_FLAGS_ADDED_AFTER_1_0", {name: value})
     # This is the fingerprint from before the flag existed.
     without = kind().fingerprint()
     assert without != before
-    monkeypatch.setattr(config, "_SINCE_RELEASE", {name: "another"})
+    monkeypatch.setattr(config, "_FLAGS_ADDED_AFTER_1_0", {name: "another"})
     assert kind().fingerprint() == before

@@ -33,13 +33,13 @@ class ImageNetImage:
       path: absolute path.
       name: path relative to the folder of the images, with forward slashes.
       bytes: size of the file in bytes.
-      index: index of its class among the outputs of ImageNet models.
+      output_index: index of its class among the outputs of ImageNet models.
     """
 
     path: str
     name: str
     bytes: int
-    index: int
+    output_index: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +48,11 @@ class ImageNetListing:
 
     Attributes:
       images: images of the taxonomy's classes, in order of `name`.
-      unknown: number of images whose class is unknown, or not in the taxonomy.
+      num_unknown: number of images whose class is unknown, or not in the taxonomy.
     """
 
     images: tuple[ImageNetImage, ...]
-    unknown: int
+    num_unknown: int
 
     @functools.cached_property
     def digest(self) -> str:
@@ -60,14 +60,14 @@ class ImageNetListing:
         return listing_digest(self.images)
 
     @property
-    def classes(self) -> int:
+    def num_classes(self) -> int:
         """Number of classes that have an image."""
-        return len({image.index for image in self.images})
+        return len({image.output_index for image in self.images})
 
     @functools.cached_property
     def shards(self) -> list[tuple[ImageNetImage, ...]]:
-        """The images, dealt to shards by a hash of their names. The number of shards depends only
-        on the number of images."""
+        """The images, divided into shards by a hash of their names. The number of shards depends
+        only on the number of images."""
         buckets: list[list[ImageNetImage]] = [
             [] for _ in range(max(1, round(len(self.images) / IMAGES_PER_SHARD)))
         ]
@@ -78,7 +78,7 @@ class ImageNetListing:
 
 def listing_digest(images: Sequence[ImageNetImage]) -> str:
     """Returns a fingerprint of the names, sizes and classes of images."""
-    return fingerprint([[image.name, image.bytes, image.index] for image in images])
+    return fingerprint([[image.name, image.bytes, image.output_index] for image in images])
 
 
 def check_imagenet(root: str) -> None:
@@ -92,24 +92,24 @@ def list_imagenet(root: str, taxonomy: Taxonomy) -> ImageNetListing:
     Args:
       root: folder with `val/<wnid>/*.JPEG`, or with `val/*.JPEG` and annotations; or the folder
         `val` itself.
-      taxonomy: classes whose ids give the index of each image.
+      taxonomy: maps each wnid to an output index.
 
     Raises:
-      UsageError: there are no images, or the class of none is known.
+      UsageError: there are no images, or no image has a known class.
       OSError: a folder or an annotation cannot be read.
     """
     folder = find_images(root, SPLIT, "--imagenet")
-    images, unknown = [], 0
+    images, num_unknown = [], 0
     for path, size, wnid in image_classes(folder, find_annotations(root, folder, SPLIT)):
         try:
-            index = taxonomy.index_of(wnid)
+            output_index = taxonomy.index_of(wnid)
         except KeyError:
-            unknown += 1
+            num_unknown += 1
             continue
-        images.append(ImageNetImage(path, relative(path, folder), size, index))
+        images.append(ImageNetImage(path, relative(path, folder), size, output_index))
     if not images:
         raise UsageError(
-            f"--imagenet {root}: the ImageNet class of none of the {unknown} images in {folder} is "
-            "known. Put the images into folders by wnid, or add their annotations"
+            f"--imagenet {root}: the ImageNet class of none of the {num_unknown} images in "
+            f"{folder} is known. Put the images into folders by wnid, or add their annotations"
         )
-    return ImageNetListing(tuple(sorted(images, key=lambda image: image.name)), unknown)
+    return ImageNetListing(tuple(sorted(images, key=lambda image: image.name)), num_unknown)

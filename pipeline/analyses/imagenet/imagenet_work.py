@@ -187,7 +187,7 @@ class _ImageNetPart:
             while batch := list(itertools.islice(files, _READ_AT_ONCE)):
                 table = {
                     "key": [image.name for image, _ in batch],
-                    "index": [image.index for image, _ in batch],
+                    "index": [image.output_index for image, _ in batch],
                     "image": pa.array([data for _, data in batch], pa.binary()),
                 }
                 yield pa.table(table).select(["key", "index", *columns])
@@ -205,8 +205,8 @@ def _accuracy(
         **{name: value for name, value in metadata.items() if name != "folder"},
         "listing": listing.digest,
         "n": n,
-        "classes": listing.classes,
-        "unknown": listing.unknown,
+        "classes": listing.num_classes,
+        "unknown": listing.num_unknown,
         "correct": correct,
         "top1": correct / n,
         "ci_low": low,

@@ -1,7 +1,8 @@
-"""The saliency stage: how much of a model's gradient lies on the foreground, and maps of images.
+"""The saliency stage: how much of a model's gradient lies on the foreground.
 
-The measures of an output shard are one file. It records a fingerprint of weights, pixels and
-settings, so a shard is not measured again while these are the same.
+It also draws saliency maps of some images. The measures of an output shard are stored in one file.
+It records a fingerprint of weights, pixels and settings, so a shard is not measured again while
+these are the same.
 """
 
 from __future__ import annotations
@@ -61,12 +62,12 @@ class SaliencyPlan:
     Attributes:
       evaluation: the models, the split, and the settings to run models with.
       variant: variant whose pictures are explained.
-      maps: number of images to draw maps of, spread evenly over the classes.
+      num_maps: number of images to draw maps of, spread evenly over the classes.
     """
 
     evaluation: Evaluation
     variant: str = "original"
-    maps: int = 9
+    num_maps: int = 9
 
 
 def check_saliency_variants(variants: Iterable[str], variant: str) -> None:
@@ -104,7 +105,7 @@ def shown_images(dataset: Dataset, plan: SaliencyPlan) -> dict[str, int]:
         raise UsageError(f"the dataset has no images in {split}: there is nothing to explain")
     keys, labels = zip(*((row["key"], row["label"]) for row in rows), strict=True)
     chosen = sample_evenly(
-        keys, np.asarray(labels, np.int64), plan.maps, seed=0, purpose="saliency"
+        keys, np.asarray(labels, np.int64), plan.num_maps, seed=0, purpose="saliency"
     )
     by_class = sorted(
         (label, key) for key, label, is_shown in zip(keys, labels, chosen, strict=True) if is_shown
@@ -117,7 +118,7 @@ class SaliencyWork(Work):
 
     Args:
       plan: settings of the run.
-      taxonomy: the classes that the heads of models must fit.
+      taxonomy: the classes that the models' outputs must match.
     """
 
     stage = "saliency"
@@ -152,9 +153,9 @@ class SaliencyWork(Work):
 
     def summarize(self, dataset: Dataset, metadata: ModelMetadata, entry: str) -> None:
         """Same as `Work.summarize`."""
-        store, shards = dataset.store, self.for_model(dataset, metadata)
+        store, model_work = dataset.store, self.for_model(dataset, metadata)
         folder = result_folder(metadata["model"], metadata["evaluation"])
-        paths = [shards.path(unit) for unit in self.units(dataset)]
+        paths = [model_work.path(unit) for unit in self.units(dataset)]
         split, variant = self.evaluation.split, self._plan.variant
         images = EvalImages.read(dataset, split)
         unit_of = dict(zip(images.keys.to_pylist(), images.units, strict=True))
@@ -199,14 +200,14 @@ class SaliencyShards(ModelWork):
         return result_shard(self._folder, "saliency", self._plan.evaluation.split, unit)
 
     @functools.cached_property
-    def _tested(self) -> list[str]:
+    def _tested_keys(self) -> list[str]:
         """Sorted keys of the tested images of all shards."""
         # Cached, because the fingerprint of every shard includes all these keys, and collecting
         # them reads the whole index.
         return sorted(row["key"] for row in self._plan.evaluation.rows(self._dataset))
 
     def fingerprint(self, unit: int) -> str:
-        """Same as `ModelWork.fingerprint`; it does not depend on which images maps are drawn of."""
+        """Same as `ModelWork.fingerprint`; it does not depend on the choice of images to draw."""
         evaluation, variant = self._plan.evaluation, self._plan.variant
         files = self._dataset.shard_files(evaluation.split, unit, (variant, "fg_mask"))
         return fingerprint(
@@ -215,7 +216,7 @@ class SaliencyShards(ModelWork):
             variant,
             SALIENCY_VERSION,
             [file.sha256 for file in files],
-            *([self._tested] if evaluation.holdout else []),
+            *([self._tested_keys] if evaluation.holdout else []),
             *self._dataset.custom_taxonomy,
         )
 
@@ -225,10 +226,12 @@ class SaliencyShards(ModelWork):
 
     def _missing_maps(self, shard: int) -> frozenset[str]:
         """Returns the keys of the shard's images whose maps are missing."""
-        expected = self.fingerprint(shard)
+        expected_fingerprint = self.fingerprint(shard)
         keys = (key for key, number in self._shown.items() if number == shard)
         return frozenset(
-            key for key in keys if not has_map(self.store, map_path(self._folder, key), expected)
+            key
+            for key in keys
+            if not has_map(self.store, map_path(self._folder, key), expected_fingerprint)
         )
 
     def run(
@@ -256,31 +259,33 @@ class SaliencyShards(ModelWork):
         # Imported here, so that only machines that compute saliency wait for torch.
         from pipeline.analyses.saliency.gradients import winning_logit_gradients
 
-        missing, expected = self._missing_maps(shard), self.fingerprint(shard)
+        missing, expected_fingerprint = self._missing_maps(shard), self.fingerprint(shard)
         output_labels = labels_of_outputs(self._metadata["num_outputs"], self._dataset.taxonomy)
         decoded = (
             (sample, decode_image(sample.image), decode_mask(mask_sample.image))
             for sample, mask_sample in self._samples(shard)
             if keys is None or sample.key in keys
         )
-        size = max(1, predictor.batch_size // BATCH_DIVISOR)
+        batch_size = max(1, predictor.batch_size // BATCH_DIVISOR)
         # The next batch is decoded while the device works.
-        with contextlib.closing(InBackground(decoded, size)) as ahead:
-            pictures = iter(ahead)
-            while batch := list(itertools.islice(pictures, size)):
+        with contextlib.closing(InBackground(decoded, batch_size)) as ahead:
+            triples = iter(ahead)
+            while batch := list(itertools.islice(triples, batch_size)):
                 pixels = np.stack([picture for _, picture, _ in batch])
                 logits, gradients = winning_logit_gradients(predictor, predictor.to_device(pixels))
                 for i, (sample, picture, mask) in enumerate(batch):
                     saliency = saliency_map(gradients[i])
                     if sample.key in missing:
                         path = map_path(self._folder, sample.key)
-                        write_map(self.store, path, overlay(picture, saliency, mask), expected)
-                    output = int(logits[i].argmax())
+                        write_map(
+                            self.store, path, overlay(picture, saliency, mask), expected_fingerprint
+                        )
+                    output_index = int(logits[i].argmax())
                     yield {
                         "key": sample.key,
                         "label": sample.fields["label"],
-                        "prediction": int(output_labels[output]),
-                        "output": output,
+                        "prediction": int(output_labels[output_index]),
+                        "output": output_index,
                         "mass_in_mask": nan_to_null(mass_in_mask(saliency, mask)),
                         "mask_area": float(mask.mean()),
                     }
