@@ -58,10 +58,11 @@ class Section(NamedTuple):
     """Flags of a group, and the commands that have them.
 
     In a command's help, sections with the same title share a heading; they must be adjacent, so
-    that the flags have the same order everywhere. An empty title means no heading."""
+    that the flags have the same order everywhere. An empty title means no heading. `commands` is
+    None if every command has the flags."""
 
     title: str
-    commands: tuple[str, ...]
+    commands: tuple[str, ...] | None
     flags: tuple[Flag, ...]
 
 
@@ -154,6 +155,6 @@ def overwrite(*known: str) -> Flag:
     )
 
 
-def section(title: str, commands: tuple[str, ...], *flags: Flag) -> Section:
+def section(title: str, commands: tuple[str, ...] | None, *flags: Flag) -> Section:
     """Makes a section from its flags."""
     return Section(title, commands, flags)

@@ -24,7 +24,9 @@ from pipeline.commands.flag_types import (
 
 def sections_of(command: str) -> Iterator[Section]:
     """Yields the sections of a command's flags, in the order of its help."""
-    return (section for section in SECTIONS if command in section.commands)
+    return (
+        section for section in SECTIONS if section.commands is None or command in section.commands
+    )
 
 
 def flags_of(command: str) -> list[Flag]:
@@ -487,7 +489,7 @@ SECTIONS = (
     ),
     section(
         "general",
-        (*_GRAPHS, *_TRAINING, "models", "report", "export", "import", "verify"),
+        None,
         Flag("--config", "FILE", "TOML file whose keys are flags of the command (default: none)"),
     ),
 )

@@ -433,3 +433,8 @@ def test_no_flag_of_beam_is_a_misspelt_one_of_ours(command: str) -> None:
     assert {underscored(name) for name in of_beam} <= set(of_beam)
     for name in set(of_beam) - {flag.name for flag in own}:
         refuse_near_misses(name, own)
+
+
+def test_a_new_command_takes_flags_from_a_file() -> None:
+    assert "--config" in [flag.name for flag in flags_of("new")]
+    assert all("--config" in [flag.name for flag in flags_of(name)] for name in COMMANDS)
