@@ -83,6 +83,12 @@ def test_the_card_says_how_it_was_made_and_what_to_mind(manifest: Manifest) -> N
     assert "one of several are not in it" not in other
 
 
+def test_each_variant_has_its_own_description(manifest: Manifest) -> None:
+    card = cards(manifest)["README.md"]
+    assert "| `no_fg` | the foreground cut out, a black silhouette |" in card
+    assert "| `mixed_rand` | the foreground on a background of a random class |" in card
+
+
 def test_the_card_of_other_data_does_not_call_it_imagenet(manifest: Manifest) -> None:
     samples = {"val": {name: {"car": 3, "boat": 4} for name in PAPER}}
     own = dataclasses.replace(manifest, taxonomy=TOYS, samples=samples)
