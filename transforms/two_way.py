@@ -1,19 +1,22 @@
 """Two-way intervals of estimates from pictures that share foregrounds and backgrounds.
 
-A picture of a mixed variant shows one image's foreground on another image's background. Each
-foreground has a background for each draw, and each background serves several foregrounds, so the
-errors of pictures that share a foreground or a background are correlated.
+A picture of a mixed variant shows one image's foreground on another image's background. A
+foreground is shown on one background in each draw, and a background serves several foregrounds, so
+the errors of pictures that share a foreground or a background are correlated.
 
-The variance of an estimate follows from the signed contribution r of each picture, such as its
-distance from the mean, divided by the number of pictures. The term by foreground is computed by
-summing r over the pictures of each foreground, then squaring these sums and adding them up. The
-term by background is computed in the same way, and added. Pictures that share foreground and
-background are in both terms, so the term by pair of foreground and background is subtracted.
+The variance of an estimate follows from the signed contribution r of each picture. For a mean, r is
+(value - mean) / (number of pictures). The term by foreground is computed by summing r over the
+pictures of each foreground, then squaring these sums and adding them up. The term by background is
+computed in the same way, and added. Pictures that share foreground and background are in both
+terms, so the term by pair of foreground and background is subtracted from the term by background;
+a negative difference counts as 0. To correct for small numbers, the terms by foreground and by
+background are multiplied by G / (G - 1), where G is the number of foregrounds or of backgrounds.
 Source: Cameron, Gelbach and Miller 2011, "Robust inference with multiway clustering".
 
 A unit is an image, or a group of images that must count as one. A picture has a unit in two roles,
-as foreground and as background. The degrees of freedom are the number of units in the role that has
-fewer units, less one.
+as foreground and as background; the foregrounds and backgrounds of the sums above are these units.
+The degrees of freedom of Student's t are the number of units in the role that has fewer units, less
+one.
 """
 
 from __future__ import annotations
@@ -31,10 +34,10 @@ Floats = NDArray[np.float64]
 Units = NDArray[np.integer]
 
 _NONE = 1e-12
-"""A smaller standard error is a rounding error."""
+"""A standard error or an estimate whose absolute value is smaller is a rounding error of 0."""
 _ROUNDING = 1e-12
-"""A smaller difference, as a share of a variance, is a rounding error. Real differences exceed a
-share of 1 / units."""
+"""A difference that is a smaller share of the variance from which it was subtracted is a rounding
+error of 0. If each background is in a single pair, the real difference is a share of 1 / units."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,7 +55,7 @@ class Roles:
 
     @classmethod
     def from_units(cls, foregrounds: Units, backgrounds: Units | None = None) -> Roles:
-        """Numbers the units.
+        """Returns the roles of pictures whose units may be identified by any integers.
 
         Args:
           foregrounds: (n,) integers that identify the unit of each foreground: an image, or a
@@ -80,7 +83,8 @@ class Roles:
 
     @functools.cached_property
     def counts(self) -> tuple[int, ...]:
-        """Numbers of units: of the foregrounds and, if not None, of the backgrounds."""
+        """Number of units of the foregrounds and, unless `backgrounds` is None, of the
+        backgrounds."""
         roles = (self.foregrounds, self.backgrounds)
         return tuple(int(role.max(initial=-1)) + 1 for role in roles if role is not None)
 
@@ -90,7 +94,7 @@ class Roles:
         return min(self.counts)
 
     def select(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Roles:
-        """Returns the roles of some of the pictures, which a mask or positions select."""
+        """Returns the roles of the pictures that a mask or an array of positions selects."""
         backgrounds = None if self.backgrounds is None else self.backgrounds[chosen]
         return Roles.from_units(self.foregrounds[chosen], backgrounds)
 
@@ -142,15 +146,17 @@ def variance_of_sums(sums: Sequence[Floats]) -> Floats:
         by_background, by_pair = other_sums
         of_backgrounds = _role_variance(by_background)
         added = of_backgrounds - np.square(by_pair).sum(axis=-1)
-        # Two sums that are equal in theory may differ by a rounding error, and the square root of
-        # this difference would not be negligible.
-        is_rounding = np.isfinite(added) & (added <= _ROUNDING * of_backgrounds)
-        variance = variance + np.where(is_rounding, 0.0, added)
+        # A negative difference counts as 0, and so does one that is 0 in theory but positive by a
+        # rounding error, whose square root would not be negligible. An infinite variance stays
+        # infinite.
+        counts_as_zero = np.isfinite(added) & (added <= _ROUNDING * of_backgrounds)
+        variance = variance + np.where(counts_as_zero, 0.0, added)
     return variance
 
 
 def _role_variance(sums: Floats) -> Floats:
-    """Computes the variance that comes from the units of one role."""
+    """Computes the term of the variance by the units of one role, corrected for small numbers;
+    infinite for a single unit."""
     units = sums.shape[-1]
     if units < 2:
         return np.full(sums.shape[:-1], np.inf)
@@ -170,10 +176,10 @@ def difference_interval(
       confidence: probability with which an interval should cover the truth, in (0, 1).
 
     Returns:
-      (low, high), both of the shape of `estimate`, in [-1, 1]. If all units agree, the variance is
-      0 and says nothing about other units. Then the interval allows that some other units differ by
-      the largest possible difference. Their share is the upper bound of Wilson's interval for 0
-      successes among `units`.
+      (low, high), both of the shape of `estimate`, in [-1, 1]. If all units show the same
+      difference, the variance is 0 and says nothing about other units. Then the interval allows
+      for a share of other units whose difference is -1 or 1. This share is the upper bound of
+      Wilson's interval for 0 successes among `units`.
     """
     error = np.sqrt(variance)
     if units < 2:
@@ -189,8 +195,8 @@ def p_value(estimate: Floats, variance: Floats, units: int) -> Floats:
     """Computes two-sided p values of differences, or of other estimates whose mean is 0 under the
     null hypothesis.
 
-    The arguments are the same as for `difference_interval`. If all units agree on a difference, the
-    p value is the sign test's.
+    The arguments are the same as for `difference_interval`. If all units show the same difference,
+    the p value is the sign test's; it is 1 if this difference is 0.
     """
     error = np.sqrt(variance)
     agree = error < _NONE
@@ -214,8 +220,9 @@ def wilson_of_pictures(
       confidence: probability with which the interval should cover the truth, in (0, 1).
 
     Returns:
-      (low, high), fractions in [0, 1]; (0, 1) without pictures, or if several pictures have a
-      single unit in a role. If no two pictures share a unit, the interval is that of `wilson`.
+      (low, high), fractions in [0, 1]; (0, 1) without pictures, or if there are several pictures
+      and all of them share one unit in a role. If no two pictures share a unit, the interval is
+      that of `wilson`.
     """
     n = len(correct)
     if not n:
@@ -259,12 +266,13 @@ def share_interval(
       confidence: probability with which the interval should cover the truth, in (0, 1).
 
     Returns:
-      (low, high), fractions in [0, 1]; (0, 1) for a single unit.
+      (low, high), fractions in [0, 1]; (0, 1) for fewer than two units.
     """
     if units < 2:
         return 0.0, 1.0
     effective = fewest
     if 0 < share < 1:
+        # Trials with different outcomes have a variance of 0 only if their contributions cancel.
         effective = share * (1 - share) / variance if variance else most
     effective = min(max(effective, fewest), most)
     return score_interval(share, effective, t_quantile(units - 1, confidence))

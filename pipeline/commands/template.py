@@ -21,7 +21,8 @@ COMMAND = "run"
 # A template only submits a job, so it cannot print a plan.
 _WITHOUT = frozenset({"dry_run"})
 
-# Flags of Beam that the scheduled request, deploy/flex/launch.json.tmpl, does not set.
+# Flags of Beam that are parameters of the template, too. The scheduled request sets the first three
+# in its `environment` (deploy/flex/launch.json.tmpl).
 OF_BEAM = Section(
     "workers",
     (COMMAND,),
@@ -40,13 +41,15 @@ _COUNT = "[1-9][0-9]*"
 
 
 def _alternatives(flag: Flag) -> tuple[str, ...]:
-    """Returns the alternatives in a flag's placeholder, such as `all|N`; empty if it has none."""
+    """Returns the alternatives in a flag's placeholder, such as ("all", "N") for `all|N`. `N` alone
+    counts as an alternative, too; any other placeholder without `|` has none."""
     words = tuple(flag.metavar.split("|"))
     return words if len(words) > 1 or flag.metavar == "N" else ()
 
 
 def _regex(flag: Flag) -> str | None:
-    """Returns a POSIX regular expression for the values of a flag; None if it takes any text."""
+    """Returns a POSIX regular expression that the values of a flag must match; None if the template
+    does not check them."""
     if flag.type is boolean:
         return _BOOLEAN
     if flag.metavar in ("DIR", "FILE"):
@@ -57,7 +60,7 @@ def _regex(flag: Flag) -> str | None:
     if flag.type in _NUMBERS:
         return _NUMBERS[flag.type]
     words = _alternatives(flag)
-    # WordListParser in capitals, such as N, are placeholders; others stand for themselves.
+    # Words in capitals, such as N, are placeholders; other words stand for themselves.
     if any(word.isupper() and word != "N" for word in words):
         return None
     parts = [_COUNT if word.isupper() else re.escape(word) for word in words]
@@ -65,7 +68,7 @@ def _regex(flag: Flag) -> str | None:
 
 
 def _kind(flag: Flag) -> dict[str, Any]:
-    """Returns the fields that decide how the console asks for a value."""
+    """Returns the fields of a parameter that decide how the console asks for its value."""
     if flag.type is boolean:
         return {"paramType": "BOOLEAN"}
     if flag.metavar == "DIR":
@@ -98,7 +101,8 @@ def _parameter(flag: Flag, group: str) -> dict[str, Any]:
 
 
 def parameters() -> list[dict[str, Any]]:
-    """Returns the template's parameters, in the order of `in9 run --help`."""
+    """Returns the template's parameters: the flags of `in9 run`, in the order of its help, and then
+    those of `OF_BEAM`."""
     return [
         _parameter(flag, title)
         for title, _, flags in (*sections_of(COMMAND), OF_BEAM)
@@ -108,11 +112,11 @@ def parameters() -> list[dict[str, Any]]:
 
 
 def container_spec(image: str) -> dict[str, Any]:
-    """Returns the template, a `ContainerSpec`. A launch request names the address where it is
-    stored.
+    """Returns the template, which is a `ContainerSpec` in JSON. A launch request names the address
+    at which the template is stored.
 
     Args:
-      image: name, with tag or digest, of the image that `deploy/Dockerfile` builds.
+      image: name, with tag or digest, of an image that was built from `deploy/Dockerfile`.
     """
     return {
         "image": image,

@@ -2,8 +2,8 @@
 
 A condition holds if the whole 95 % interval satisfies it, not only the estimate, so that chance
 seldom fails a job: `bg_gap>0.1` needs a lower bound above 0.1, `original<0.9` an upper bound below
-0.9. On a few images that all end alike, even the interval may satisfy a condition by chance, so no
-condition holds on fewer than `MIN_IMAGES`.
+0.9. If a model is right on all of a few images, or wrong on all of them, even the interval may
+satisfy a condition by chance, so no condition holds on fewer than `MIN_IMAGES` images.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from transforms.variants import VARIANTS, base_of, is_picture
 
 GAP = "bg_gap"
 MIN_IMAGES = 10
-"""With fewer images, 95 % intervals cover the true value in only nine of ten cases
-(docs/results.md)."""
+"""The fewest images on which a condition can hold. With fewer images and many draws of backgrounds,
+95 % intervals cover the true value in only nine cases of ten (docs/results.md)."""
 _EXPRESSION = re.compile(r"(?:(\w+)\s*:)?\s*(\w+)\s*(>=|<=|>|<)\s*(\S+)")
 _COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 
@@ -51,14 +51,15 @@ class Condition:
         """Parses `[LABEL_RULE:]MEASURE COMPARISON LIMIT`; the default label rule is the paper's.
 
         Args:
-          text: the condition.
+          text: the condition, as given.
           custom: names of variants that are not built in, such as the user's own.
 
         >>> Condition.parse("bg_gap>0.1").measure
         'bg_gap'
 
         Raises:
-          UsageError: the text is wrong; the message says why.
+          UsageError: the text has another form, an unknown label rule or measure, or a limit out of
+            range.
         """
         match = _EXPRESSION.fullmatch(text.strip())
         if match is None:
@@ -102,6 +103,7 @@ class Condition:
         row is based on no image."""
         rows = summary.get("gaps" if self.measure == GAP else "accuracy", ())
         for row in rows:
+            # Rows of `gaps` have no `variant`.
             if row["label_rule"] == self.label_rule and row.get("variant", GAP) == self.measure:
                 return row if row["n"] else None
         return None
@@ -150,8 +152,8 @@ class ConditionResult:
     """Result of a condition on a model.
 
     Attributes:
-      holds: whether the model's whole interval satisfies the condition; None if there is no
-        interval to test.
+      holds: whether the condition holds: the model's whole interval satisfies it, on at least
+        `MIN_IMAGES` images. None if there is no interval to test.
       line: the result in words.
     """
 
@@ -170,9 +172,9 @@ def judge(
 
     Args:
       conditions: the conditions.
-      summaries: summaries of the dataset's models, including models that the job did not evaluate.
-      failed: the failures, from `read_failures`.
-      entries: entries of `--models` that the job evaluated.
+      summaries: summaries of the dataset's models. Models that are not among `entries` are ignored.
+      failed: the models that failed, from `read_failures`.
+      entries: entries of `--models` that the job was to evaluate, in order.
       eval_settings: settings of the job's evaluation; summaries with other settings are ignored.
     """
     conditions = tuple(conditions)
@@ -196,6 +198,7 @@ def judge(
 
 
 def _judge(condition: Condition, summary: Mapping[str, Any]) -> ConditionResult:
+    """Returns the result of a condition on the model of a summary."""
     name = display_name(summary)
     row = condition.row(summary)
     if row is None:

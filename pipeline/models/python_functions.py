@@ -28,8 +28,8 @@ class PythonFunctions(Source):
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         module, settings = _call(spec)
         module.float().eval()
-        # The number of outputs decides the default mean and std.
         side = int(settings.get("input_size", 224))
+        # `from_settings` needs the number of outputs, which decides the default mean and std.
         num_outputs = count_outputs(spec, module, side)
         preprocessing = Preprocessing.from_settings(
             {"fixed_size": not takes_other_sizes(module, side), **settings},
@@ -47,20 +47,28 @@ class PythonFunctions(Source):
         )
 
     def origin(self, spec: str, model: LoadedModel) -> None:
-        """Returns None, because the function may load anything from anywhere."""
+        """Returns None: the function may load its weights from anywhere, so a change of them could
+        not be detected."""
 
     def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
-        # Such a model's name is its spec.
+        # `load` gives each of these models its spec as its name.
         return _call(name)[0].float()
 
 
 def _import(spec: str) -> Callable[[], Any]:
-    """Imports the function. Raises UsageError if it does not exist."""
+    """Imports the function that an entry names. Raises UsageError if there is no such function."""
     target = spec.removeprefix(PREFIX)
     return import_function(target, f"--models {spec}", f"{PREFIX}my_models:trained")
 
 
 def _call(spec: str) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """Calls the function that an entry names; returns its module and its `Preprocessing` settings,
+    which are empty if it returns a module alone.
+
+    Raises:
+      UsageError: there is no such function.
+      JobError: the function raised an error, or returned anything else.
+    """
     try:
         result = _import(spec)()
     except (UsageError, JobError):

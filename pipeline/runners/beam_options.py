@@ -1,4 +1,5 @@
-"""Runs a graph, with our defaults for Beam's options, and turns each error into one line."""
+"""Beam's options with our defaults, and a function that runs a graph and turns each error into one
+line."""
 
 from __future__ import annotations
 
@@ -37,6 +38,7 @@ class _BeamParser(argparse.ArgumentParser):
 
 
 def _beam_parser() -> argparse.ArgumentParser:
+    """Returns a parser of all flags that Beam knows."""
     parser = _BeamParser(add_help=False, conflict_handler="resolve", allow_abbrev=False)
     for options in PipelineOptions.__subclasses__():
         with contextlib.suppress(argparse.ArgumentError):
@@ -59,22 +61,22 @@ def unknown_to_beam(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _known_runner(name: str) -> str:
-    """Returns the full name of a runner, such as `FlinkRunner` for `flink` or `flinkrunner`, which
-    Beam also accepts."""
+    """Returns the full name of a runner: `FlinkRunner` for `flink` or `flinkrunner`, which Beam
+    accepts, too. An unknown name is returned as it is."""
     spellings = (name.lower(), f"{name.lower()}runner")
-    known = (known for known in StandardOptions.KNOWN_RUNNER_NAMES if known.lower() in spellings)
-    return next(known, name)
+    matching = (known for known in StandardOptions.KNOWN_RUNNER_NAMES if known.lower() in spellings)
+    return next(matching, name)
 
 
 def pipeline_options(arguments: list[str]) -> PipelineOptions:
-    """Returns Beam's options, with our defaults for a local run.
+    """Parses and checks Beam's options, and completes them with our defaults for a local run.
 
-    `DirectRunner` becomes `FnApiRunner`, because for `DirectRunner` Beam would first try to
-    download another runner. By default, it gets as many workers as this process has cores.
+    Every local runner becomes `FnApiRunner`, because for `DirectRunner` Beam would first try to
+    download another runner. By default, it gets a worker for each core that this process may use.
 
     Raises:
-      UsageError: the runner is unknown, the runner or its running mode gives wrong results, or
-        flags of a portable runner are missing or wrong.
+      UsageError: the runner is unknown, the runner or its running mode gives wrong results, the
+        number of workers is negative, or flags of a portable runner are missing or wrong.
     """
     options = PipelineOptions(arguments)
     runner = _known_runner(options.view_as(StandardOptions).runner or "DirectRunner")
@@ -94,7 +96,8 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
             direct.direct_num_workers = usable_cores()
         prepare(options, arguments)
         return options
-    # `prepare` must come first, because it refuses runners whose results are wrong.
+    # `prepare` comes before `create_runner`, because it refuses runners whose results are wrong,
+    # whether or not they can be created.
     prepare(options, arguments)
     try:
         create_runner(runner)
@@ -104,8 +107,11 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
 
 
 _RAISED = re.compile(r"^(?:[\w.]+\.)?(\w+): (.*)$")
+"""A line of a traceback that names an error (group 1) and its message (group 2)."""
 _USAGE = ("UsageError", "TooLargeError")
+"""Names of our errors that become a UsageError."""
 _OURS = (*_USAGE, "JobError", "BrokenPictureError", "DamagedError", "ModelError")
+"""Names of all our errors. Their messages need no advice on how to go on."""
 _NEEDS_CORRECTION = re.compile(
     rf"\[Errno (?:{errno.ENOENT}|{errno.EACCES}|{errno.EEXIST}|{errno.ENOTDIR}|{errno.EISDIR}"
     rf"|{errno.ENOTEMPTY}|{errno.ELOOP})\]"
@@ -113,11 +119,13 @@ _NEEDS_CORRECTION = re.compile(
 """Errors that do not go away by trying again: a file is missing or may not be read, or its path is
 taken by something else."""
 _WHERE = re.compile(r" \[while running .*\]$", re.DOTALL)
+"""The end that Beam adds to a message: the name of the step that raised the error."""
 
 
 def _translate(error: Exception) -> Exception:
-    """Returns the UsageError or JobError to raise for an error from a runner. The runner's error is
-    our own error, or holds the traceback of our error as text."""
+    """Returns the UsageError or JobError to raise for an error from a runner: the error itself if
+    it is one of ours, or else the error in the last line of its text that names one. Runners put
+    the traceback of a worker's error into that text."""
     if isinstance(error, UsageError | JobError):
         return type(error)(_WHERE.sub("", str(error)))
     if type(error).__name__ == "DataflowJobAlreadyExistsError":
@@ -129,14 +137,14 @@ def _translate(error: Exception) -> Exception:
     lines = [_WHERE.sub("", line.strip()) for line in text.splitlines() if line.strip()]
     for line in reversed(lines):
         match = _RAISED.match(line)
-        # Runners wrap errors: RuntimeError: OSError: ...
+        # Runners wrap errors, as in `RuntimeError: OSError: ...`; the innermost says what happened.
         while match and (inner := _RAISED.match(match[2])) and inner[1].endswith("Error"):
             match = inner
         if match and match[1] in _OURS:
             return (UsageError if match[1] in _USAGE else JobError)(match[2])
         if match and (match[1].endswith(("Error", "Exception", "Invalid")) or match[1] == "error"):
-            again = not _NEEDS_CORRECTION.match(match[2])
-            advice = "Run" if again else "Correct that, then run"
+            needs_correction = _NEEDS_CORRECTION.match(match[2])
+            advice = "Correct that, then run" if needs_correction else "Run"
             return JobError(f"{match[1]}: {match[2]}. {advice} the same command again to go on")
     return JobError(f"{lines[-1]}. Run the same command again to go on")
 
@@ -152,12 +160,12 @@ def run_pipeline(
 
     Args:
       pipeline: the graph.
-      progress: the notes in which workers count finished work.
+      progress: the folder in which workers note how much work is done.
       log: path of a file for tracebacks and Beam's warnings, which is kept if the job fails.
-      submission: how to submit the job; None if it runs here.
+      submission: how to submit the job to Dataflow; None for any other runner.
 
     Returns:
-      Our counters by name; None if this process does not wait for the job.
+      Values of our counters by name; None if this process does not wait for the job.
 
     Raises:
       UsageError, JobError: raised in the pipeline; other errors become a JobError.

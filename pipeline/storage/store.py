@@ -1,4 +1,4 @@
-"""A dataset folder, in which files are whole or absent, and are hashed while they are written."""
+"""A folder that in9 writes. Its files are whole or absent, and are hashed as they are written."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from pipeline.storage.parallel import in_parallel
 from pipeline.storage.processes import Process, this_process
 
 WORK_FOLDER = ".in9"
-"""Folder inside a dataset folder for everything that is not part of the dataset."""
+"""Folder inside a store for everything that is not part of the store's content."""
 
 TEMPORARY = f"{WORK_FOLDER}/tmp"
 """Folder for files that are being written."""
 
+# A name from `Store.temporary`.
 _TEMPORARY_NAME = re.compile(r"(?P<process>.+)\+[0-9a-f]{32}")
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ class FileDigest:
     """What a manifest records about a file.
 
     Attributes:
-      path: relative to the dataset folder, with forward slashes.
+      path: path of the file, relative to the dataset folder, with forward slashes.
       bytes: size in bytes.
       sha256: hexadecimal SHA-256 of the content.
       samples: number of rows or samples in the file; None for files of other kinds.
@@ -57,6 +58,7 @@ class HashingFile:
         self._file = file
         self._hash = hashlib.sha256()
         self.size = 0
+        # pyarrow reads this attribute of a file that it writes to.
         self.closed = False
 
     def write(self, data: bytes) -> int:
@@ -75,7 +77,7 @@ class HashingFile:
         self._file.flush()
 
     def close(self) -> None:
-        """Does nothing, because `Store.create` closes the file after its writers."""
+        """Does nothing, because the file is closed when the block of `Store.create` ends."""
 
     def writable(self) -> bool:
         return True
@@ -94,17 +96,19 @@ class HashingFile:
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-    """A dataset folder. All paths are relative to it, with forward slashes. A failing read or write
-    raises OSError; writing or removing anything behind a link raises UsageError.
+    """A folder that in9 writes: a dataset, a training, an export or a folder of weights.
+
+    Methods take paths relative to the folder, with forward slashes. They raise OSError if reading
+    or writing fails, and UsageError if anything would be written or removed behind a link.
 
     Attributes:
       root: absolute path of the folder, on this machine or in object storage.
       output: absolute path of the folder that the user named, if this folder lies below it; empty
         if the user named this folder. The named folder may be a link, but no folder below it may be
         one, because a link could lead a job elsewhere.
-      job: token of the job whose graph carries this store, so that the job's steps share locks;
-        empty elsewhere.
-      fence: the claim that must be held to write or remove anything; None if none is needed.
+      job: token of the job that this store is made for (`for_job`). The job's steps hold locks
+        together by it. Empty outside of a job.
+      fence: the claim that must be held to write or remove files; None if no claim is needed.
     """
 
     root: str
@@ -119,6 +123,7 @@ class Store:
 
     @property
     def _deferred(self) -> list[Callable[[], object]] | None:
+        """List in which `Files.create` leaves uploads for later; None if it uploads at once."""
         return None
 
     @property
@@ -144,7 +149,7 @@ class Store:
         return join(self.root, relative) if relative else self.root
 
     def writable_path(self, relative: str) -> str:
-        """Returns the absolute path of a file that is to be written or removed.
+        """Returns the absolute path of a file or folder that is to be written or removed.
 
         Raises:
           UsageError: a folder on the way is a link, so its target is not part of the dataset.
@@ -190,7 +195,7 @@ class Store:
         return dataclasses.replace(self, fence=Fence(self.path(lock), token))
 
     def exists(self, relative: str) -> bool:
-        """Returns whether a file exists."""
+        """Returns whether a file exists. A folder does not count."""
         return self.files.info(self.path(relative)) is not None
 
     def has_folder(self, relative: str) -> bool:
@@ -198,7 +203,7 @@ class Store:
         return self.files.is_folder(self.path(relative))
 
     def size(self, relative: str) -> int | None:
-        """Returns the size of a file in bytes, None if it is missing."""
+        """Returns the size of a file in bytes; None if the file is missing."""
         info = self.files.info(self.path(relative))
         return None if info is None else info.size
 
@@ -212,7 +217,7 @@ class Store:
         return in_parallel(self.size, paths) if self.is_remote else [self.size(p) for p in paths]
 
     def read(self, relative: str, limit: int | None = MAX_READ_BYTES) -> bytes:
-        """Reads a whole file; raises the errors of `Files.read`."""
+        """Reads a whole file; see `Files.read` for `limit` and for the errors."""
         return self.files.read(self.path(relative), limit)
 
     def read_ranges(self, relative: str, ranges: list[tuple[int, int]]) -> list[bytes]:
@@ -244,8 +249,9 @@ class Store:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[Store]:
-        """Yields a view of the store whose new files are uploaded several at a time when the block
-        ends. If the block raises, these files may be missing."""
+        """Yields a view of the store that defers uploads: in object storage, files that are created
+        through it are uploaded several at a time when the block ends, and are missing if the block
+        raises. On this machine, the view makes no difference."""
         view = _Together(self.root, self.output, self.job, self.fence)
         yield view
         in_parallel(lambda upload: upload(), view.uploads)
@@ -333,13 +339,13 @@ class Store:
 
     def remove_temporary(self) -> None:
         """Removes the half-written files of processes that are known to have ended."""
-        if self.is_remote:
+        if self.is_remote:  # Object storage holds no half-written files.
             return
-        tmp = self.path(TEMPORARY)
-        for name in map(os.path.basename, self.files.children(tmp)):
+        folder = self.path(TEMPORARY)
+        for name in map(os.path.basename, self.files.children(folder)):
             if _is_leftover(name):
                 self.delete(f"{TEMPORARY}/{name}")
-        for name in self.files.folders(tmp):
+        for name in self.files.folders(folder):
             if _is_leftover(name):
                 self.delete_tree(f"{TEMPORARY}/{name}")
 
@@ -349,11 +355,13 @@ class Store:
             os.makedirs(self.writable_path(relative), exist_ok=True)
 
     def prune(self, relative: str) -> None:
-        """Removes the empty folders below a folder, and the folder itself if it is empty."""
+        """Removes the empty folders below a folder, and the folder itself if it is empty; does
+        nothing in object storage, or if the folder is a link."""
         path = self.writable_path(relative)
         if self.is_remote or os.path.islink(path):
             return
         for folder, _, _ in os.walk(path, topdown=False):
+            # Removing a folder that is not empty fails.
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
 
@@ -369,6 +377,7 @@ class Store:
 
 
 def _is_leftover(name: str) -> bool:
+    """Returns whether a name in `TEMPORARY` is that of a process that is known to have ended."""
     match = _TEMPORARY_NAME.fullmatch(name)
     process = match and Process.from_name(match["process"])
     return process is not None and process.is_alive() is False
@@ -376,7 +385,7 @@ def _is_leftover(name: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Together(Store):
-    """The view that `Store.together` yields."""
+    """The view that `Store.together` yields. `uploads` holds the uploads for the block's end."""
 
     uploads: list[Callable[[], object]] = dataclasses.field(default_factory=list)
 

@@ -13,6 +13,7 @@ from pipeline.storage.csv_file import csv_bytes
 from pipeline.storage.store import Store
 
 LOG = "log.csv"
+"""Name of the table in the folder of the training."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class EpochLog:
       val_loss, val_accuracy: loss and accuracy on the validation pictures, after the epoch; None
         without validation.
       images_per_second: number of training images per second.
-      data_wait: share of the training time that was spent waiting for pictures.
+      data_wait: share of the training time (0 to 1) that was spent waiting for pictures.
       seconds: duration of the epoch in seconds, including validation.
     """
 
@@ -41,8 +42,15 @@ class EpochLog:
     seconds: float
 
     def line(self, epochs: int, seconds_left: float, *, is_first: bool) -> str:
-        """Formats the epoch as a line of output. The line of a process's first epoch does not warn
-        about waiting for pictures, because the loader processes have only just started."""
+        """Formats the epoch as a line of output.
+
+        Args:
+          epochs: number of epochs of the training.
+          seconds_left: estimated time until the training ends; 0 after its last epoch.
+          is_first: whether this is the first epoch that this process trains. Its line does not
+            report the time spent waiting for pictures, because the processes that load them had
+            only just started.
+        """
         text = f"epoch {self.epoch} of {epochs}: loss {self.loss:.3f}, "
         text += f"accuracy {100 * self.accuracy:.1f} %"
         if self.val_accuracy is not None:
@@ -54,7 +62,8 @@ class EpochLog:
 
 
 def say_now(line: str) -> None:
-    """Prints a line and flushes, so that a long training can be followed in a file."""
+    """Prints a line and flushes standard output, so that the lines of a long training reach a file
+    as they are printed."""
     print(line, flush=True)
 
 
@@ -85,15 +94,16 @@ class TrainingLog:
         self._store = store
         self._epochs = epochs
         self._say = say
-        self._new = 0
+        self._new = 0  # Number of epochs that this process has added.
         self.rows = list(rows)
 
     def add(self, epoch: EpochLog) -> None:
         """Adds a finished epoch, and prints its line."""
         self.rows.append(dataclasses.asdict(epoch))
         self._new += 1
-        mean = sum(row["seconds"] for row in self.rows[-self._new :]) / self._new
-        seconds_left = mean * (self._epochs - epoch.epoch)
+        # Epochs of an earlier process may have run on another machine, so they do not count.
+        mean_seconds = sum(row["seconds"] for row in self.rows[-self._new :]) / self._new
+        seconds_left = mean_seconds * (self._epochs - epoch.epoch)
         self._say(epoch.line(self._epochs, seconds_left, is_first=self._new == 1))
 
     def write(self) -> None:
@@ -106,7 +116,7 @@ def epoch_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
     """Shows a live bar for an epoch if standard error is a terminal.
 
     Args:
-      name: name of the epoch.
+      name: text before the bar, such as `epoch 3 of 200`.
       total: number of images in the epoch.
 
     Yields:
@@ -115,7 +125,7 @@ def epoch_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
     if not sys.stderr.isatty():
         yield lambda _: None
         return
-    # Training by itself does not need rich.
+    # Imported only here, so that a training without a terminal needs no rich.
     from rich import progress
     from rich.console import Console
 

@@ -22,7 +22,8 @@ ATTACK_VARIANTS = ("original", "fg_mask", "only_bg_t")
 _CHUNK = 16
 """The most foregrounds in a chunk."""
 _CHUNK_FORWARDS = 16_384
-"""The most composites in a chunk (but at least one foreground), unless the attack stops early."""
+"""The most composites in a chunk without `AttackPlan.early_stop`. A chunk has at least one
+foreground, even if that alone makes more composites."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,14 +88,15 @@ class GridAxis:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttackGrid:
-    """All pairs of F foregrounds and B backgrounds.
+    """All pairs of F foregrounds and B backgrounds, divided into chunks of foregrounds.
 
     Attributes:
       foregrounds, backgrounds: the two axes of the grid.
       is_full: whether each axis holds all images that are tested on.
-      chunk: number of foregrounds in a chunk. An attack that was stopped resumes at a chunk.
-      units: (F,) int64, the unit of resampling of each foreground: foregrounds of the same group
-        have the same number. None without groups.
+      chunk: number of foregrounds in each chunk; the last chunk may have fewer. An attack that was
+        interrupted goes on with the chunks that are not done.
+      units: (F,) int64, number of each foreground's unit, as in `EvalImages.unit_numbers`:
+        foregrounds of the same group have the same number. None counts each foreground by itself.
     """
 
     foregrounds: GridAxis
@@ -109,7 +111,7 @@ class AttackGrid:
         return range(-(-len(self.foregrounds) // self.chunk))
 
     def positions(self, chunk: int) -> range:
-        """Returns the positions of a chunk's foregrounds on their axis."""
+        """Returns the positions on the axis of the foregrounds of chunk number `chunk`."""
         return range(len(self.foregrounds))[chunk * self.chunk : (chunk + 1) * self.chunk]
 
 
@@ -137,15 +139,16 @@ def open_grid(dataset: Dataset, plan: AttackPlan) -> AttackGrid:
         foregrounds=foregrounds,
         backgrounds=backgrounds,
         is_full=len(foregrounds) == len(backgrounds) == len(images),
-        # With an early stop, few pairs are tried, so the number of pairs does not limit the chunks.
-        # Chunks are still small, because the attack learns from earlier chunks which backgrounds to
-        # try first.
+        # With an early stop, only a few pairs of a chunk are tried, so that `_CHUNK_FORWARDS` is no
+        # limit. Chunks are still small, because the attack learns from earlier chunks which
+        # backgrounds to try first.
         chunk=_CHUNK if plan.early_stop else chunk,
         units=_unit_numbers(EvalImages.read(dataset, split), foregrounds),
     )
 
 
 def _unit_numbers(images: EvalImages, foregrounds: GridAxis) -> Labels:
+    """Returns the number of each foreground's unit; see `AttackGrid.units`."""
     return images.unit_numbers[images.positions(pa.chunked_array([pa.array(foregrounds.keys)]))]
 
 

@@ -1,7 +1,7 @@
 """Forecasts what a job would find and do, from names, annotations and records alone.
 
-No picture is opened. Work of an earlier run counts as done if that run kept checksums of its
-inputs; without them, the inputs would have to be read.
+No picture is opened. Work of an earlier run counts as done if that run has stored checksums of its
+inputs; without them, the inputs would have to be read to tell whether they have changed.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ class SplitForecast:
       split: name of the split.
       listed: number of images of the taxonomy's classes.
       outside: number of images of other classes, which are ignored.
-      other_files: number of files beside the images that are no images.
-      classes: number of images by superclass name.
+      other_files: number of files among the images that have no image suffix.
+      classes: number of listed images by superclass name.
       rejected: number of images by reason for rejection, as far as names and annotations show it.
-      done: number of images for which an earlier run has stored a layer, or a rejection because of
-        their pixels.
+      done: number of images whose outcome is known from an earlier run: it has stored a layer, or
+        has rejected the image for its pixels.
       accepted: images with stored layers; an image with several layers is repeated for each.
       left: images to segment.
       served: for each of `candidates`, whether it would find a background for every mixed variant
@@ -116,27 +116,29 @@ def make_forecast(job: GenerateJob) -> Forecast:
       OSError: an annotation cannot be read.
     """
     manifest = read_manifest(job.store)
-    in_place = manifest is not None and manifest.config == job.config and not job.reshard
+    is_up_to_date = manifest is not None and manifest.config == job.config and not job.reshard
     splits = []
     for layout in job.layouts:
         split, unchanged = _forecast_split(job, layout)
         splits.append(split)
-        in_place &= unchanged
-    return Forecast(tuple(splits), in_place)
+        is_up_to_date &= unchanged
+    return Forecast(tuple(splits), is_up_to_date)
 
 
 def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecast, bool]:
-    """Returns (the forecast of a split, whether all of its committed records are up to date)."""
+    """Returns (the forecast of a split, whether all of its records are up to date and already part
+    of the dataset)."""
     split = layout.split
     images, totals = list_split(job, layout)
     previous = PreviousLayers(job.store, split, job.previous.get(split, totals.counts))
-    fates: Counter[str] = Counter()
+    images_by_status: Counter[str] = Counter()
     accepted: list[SourceImage] = []
     left: list[SourceImage] = []
     unchanged = True
     for shard in make_shards(images, totals):
         checksums = Checksums.for_shard(job.store, split, shard.shard)
         digests = [known_digest(i, job.config.segment, checksums.known) for i in shard.images]
+        # With `--layers drop`, the dataset has no tars of layers.
         need_files = job.config.layers == "keep"
         layers = find_layers(
             job.layer_staging(), shard, digests, job.config.segment, need_files=need_files
@@ -147,23 +149,29 @@ def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecas
             columns = ["key", "object", "status"]
             statuses_by_key: dict[str, list[str]] = {}
             for row in read_rows(job.store, layers.path, columns):
+                # The rows of one key are those of one image, except for the images that were
+                # rejected because another image has the same key.
                 if row["status"] == Reason.DUPLICATE_KEY:
-                    fates[row["status"]] += 1
+                    images_by_status[row["status"]] += 1
                 else:
                     statuses_by_key.setdefault(source_key(row), []).append(row["status"])
             for key, statuses in statuses_by_key.items():
-                fates[ACCEPTED if ACCEPTED in statuses else statuses[0]] += 1
+                images_by_status[ACCEPTED if ACCEPTED in statuses else statuses[0]] += 1
                 accepted += [by_key[key]] * statuses.count(ACCEPTED)
             continue
         for position, image in enumerate(shard.images):
-            before = shard.images[position - 1] if position else None
-            statuses = _statuses(image, before, digests[position], previous, job.config.segment)
+            preceding = shard.images[position - 1] if position else None
+            statuses = _statuses(image, preceding, digests[position], previous, job.config.segment)
             if not statuses:
                 left.append(image)
             else:
-                fates[ACCEPTED if ACCEPTED in statuses else statuses[0]] += 1
+                images_by_status[ACCEPTED if ACCEPTED in statuses else statuses[0]] += 1
                 accepted += [image] * statuses.count(ACCEPTED)
-    rejected = {name: fates[name] for name in sorted(fates) if name in _BY_ANNOTATION}
+    rejected = {
+        status: images_by_status[status]
+        for status in sorted(images_by_status)
+        if status in _BY_ANNOTATION
+    }
     names = (job.taxonomy.names[i.label] for i in images if i.label != OUTSIDE)
     forecast = SplitForecast(
         split=split,
@@ -172,7 +180,7 @@ def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecas
         other_files=totals.other_files,
         classes=dict(Counter(names)),
         rejected=rejected,
-        done=fates.total() - sum(rejected.values()),
+        done=images_by_status.total() - sum(rejected.values()),
         accepted=tuple(accepted),
         left=tuple(left),
         served=_served([*accepted, *left], job.config),
@@ -181,9 +189,11 @@ def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecas
 
 
 def _served(images: Sequence[SourceImage], config: DatasetConfig) -> tuple[bool, ...]:
-    """Returns for each image whether it has a partner in every mixed variant."""
-    # Images of one group cannot be partners, nor can objects of one image, which share its key.
-    # Without `--objects each`, every image gets a key of its own, so that only groups count.
+    """Returns for each image whether every mixed variant has a background for it; see
+    `SplitForecast.served`."""
+    # Images of one group cannot be each other's background. Neither can objects of one image, which
+    # all have its key here, and so count as a group. Without `--objects each` there are no such
+    # objects, so each image gets a key of its own.
     keys = [image.key for image in images]
     if config.segment.objects != "each":
         keys = [f"{number}" for number in range(len(images))]
@@ -199,25 +209,33 @@ def _served(images: Sequence[SourceImage], config: DatasetConfig) -> tuple[bool,
 
 def _statuses(
     image: SourceImage,
-    before: SourceImage | None,
+    preceding: SourceImage | None,
     digest: str | None,
     previous: PreviousLayers,
     config: SegmentConfig,
 ) -> list[str]:
     """Returns the status of an image, or of each of its objects, if it is known without opening the
-    image; else an empty list."""
-    by_name = reject_by_name(image, before)
+    image; else an empty list.
+
+    Args:
+      image: the image.
+      preceding: see `reject_by_name`.
+      digest: digest of the image; None if it is not known.
+      previous: the layers of earlier runs.
+      config: configuration of the layers.
+    """
+    by_name = reject_by_name(image, preceding)
     if by_name is not None:
         return [str(by_name[0])]
     rows = [] if digest is None else previous.rows(image.key, digest)
     if rows:
         return [str(row["status"]) for row in rows]
-    if config.is_whole:
+    if config.is_whole:  # Such an image needs no annotation.
         return []
     if takes_masks(config.segmenter):
         if image.mask is None:
             return [str(Reason.MISSING_ANNOTATION)]
-        if image.annotation is None:
+        if image.annotation is None:  # A mask is enough; boxes are optional.
             return []
     annotation = None if image.annotation is None else read_location(image.annotation)
     reason = check_annotation(annotation, config.rules)
