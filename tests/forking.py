@@ -7,6 +7,7 @@ environment, working directory and output. Importing takes longer than most comm
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -147,9 +148,15 @@ def _serve(connection: socket.socket) -> None:
     import pipeline.report.page  # noqa: F401
     from pipeline.commands.dispatch import find_command
     from pipeline.commands.parser import COMMANDS
+    from transforms.grabcut import prepare
 
     for command in COMMANDS:
         find_command(command)
+    # Compiled code is loaded once, too.
+    prepare()
+    # A fork that searches for garbage would copy all pages that hold objects.
+    gc.collect()
+    gc.freeze()
     while True:
         header, files, _, _ = socket.recv_fds(connection, 8, 3)
         if not header:

@@ -189,7 +189,7 @@ class RunModels(_Step):
     def teardown(self) -> None:
         # Beam also calls this in processes that got no block, and so have not imported torch.
         if resident := sys.modules.get("pipeline.evaluate.resident"):
-            resident.forget_pictures()
+            resident.forget_all()
 
     def process(self, block: Block) -> list[_Result]:
         # Imported here, so that only machines that run models wait for torch.

@@ -32,6 +32,8 @@ _LOADING = threading.Lock()
 """Held while a model loads. Only one loads at a time, because models that are built concurrently
 would draw their initial weights from the same random number generator."""
 _DEVICES: Mapping[torch.device, threading.Lock] = collections.defaultdict(threading.Lock)
+_LOADED = threading.Event()
+"""Set once a model has been loaded whose memory `free_memory` has not freed yet."""
 
 
 @contextlib.contextmanager
@@ -52,9 +54,11 @@ def in_memory(
     """
     with _IN_MEMORY[_device(evaluation, group)]:
         # Frees the previous model, whose caller held it until its context ended.
-        free_memory()
+        if _LOADED.is_set():
+            free_memory()
         torch.set_num_threads(evaluation.threads)
         try:
+            _LOADED.set()
             with _LOADING:
                 model = load_model(entry, evaluation.weights, taxonomy)
             check_head(model, taxonomy)
@@ -88,10 +92,12 @@ def on_device(model: LoadedModel, evaluation: Evaluation, group: int = 0) -> Ite
         try:
             yield predictor
         finally:
-            # Makes room on the device for the next model.
-            model.module.to("cpu")
+            on_gpu = predictor.device.type == "cuda"
             del predictor
-            free_memory()
+            if on_gpu:
+                # Makes room on the device for the next model.
+                model.module.to("cpu")
+                free_memory()
 
 
 def _device(evaluation: Evaluation, group: int) -> torch.device:
@@ -112,10 +118,11 @@ def _pixel_cache(evaluation: Evaluation) -> PixelCache:
 _cache_of = functools.lru_cache(1)(PixelCache)
 
 
-def forget_pictures() -> None:
-    """Frees the memory of decoded pictures."""
+def forget_all() -> None:
+    """Frees the memory of decoded pictures, and of models that are no longer used."""
     _cache_of.cache_clear()
-    free_memory()
+    if _LOADED.is_set():
+        free_memory()
 
 
 def _check_weights(model: LoadedModel, evaluation: Evaluation) -> None:
@@ -131,7 +138,12 @@ def _check_weights(model: LoadedModel, evaluation: Evaluation) -> None:
 
 def free_memory() -> None:
     """Frees the memory of models that nothing refers to any more, on this machine and on its
-    GPUs."""
+    GPUs.
+
+    Models hold reference cycles, so this searches all objects of the process, which takes a third
+    of a second.
+    """
+    _LOADED.clear()
     gc.collect()
     give_back_freed_memory()
     if torch.cuda.is_available():

@@ -315,7 +315,7 @@ def test_caches_of_all_processes_take_a_quarter_of_the_memory(
             for each, room in ((evaluation, alone), (several, of_several))
             for count in (room + 1, room)
         ]
-        resident.forget_pictures()
+        resident.forget_all()
         assert [room is not None for room in rooms] == [False, False, False, of_several > 0]
 
 

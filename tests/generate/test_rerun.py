@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
+from conftest import ONE, ROOT, SHARDS, manifest_of, run_in9, stamps
 from soundness import assert_sound
 
 from pipeline.commands.cli import main
@@ -88,7 +90,10 @@ def test_without_a_compiler_opencv_segments_with_a_warning(
     one_worker: Path, small_sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
-    done = run_in9("generate", "--input", small_sample, "--output", tmp_path / "out", *SHARDS)
+    folders = ("--input", small_sample, "--output", tmp_path / "out")
+    # A new interpreter, because forks inherit loaded kernels.
+    command = (sys.executable, "-m", "pipeline", "generate", *folders, *SHARDS)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stderr.count("GrabCut runs in OpenCV") == 1
     assert "NUMBA_DISABLE_JIT" in done.stderr
     assert "18 of the images were segmented by OpenCV" in done.stdout
