@@ -62,6 +62,11 @@ _PHRASES: dict[str, dict[object, str]] = {
     },
     "encoding": {"png": "PNG", "jpg": "JPEG of quality {jpeg_quality}"},
     "has_layers": {True: "; `layers/` is lossless", False: ""},
+    "by_hand": {
+        True: " The authors corrected the masks of their test set by hand, which was not done "
+        "here.",
+        False: "",
+    },
 }
 """Texts for the values of each flag or fact; None stands for all other values."""
 
@@ -101,8 +106,7 @@ _LIMITS = (
     (
         "is_segmented",
         "Masks have errors: parts of the object may be missing, and parts of the background may "
-        "remain. The authors corrected the masks of their test set by hand, which was not done "
-        "here.",
+        "remain.{by_hand}",
     ),
     (
         "is_cut",
@@ -124,7 +128,7 @@ _LIMITS = (
         "JPEG changes pixels by a few grey levels, most of all at edges{has_layers}.",
     ),
     (
-        "is_imagenet",
+        "is_remade",
         "This is not a copy of the released ImageNet-9: other images were accepted, and other "
         "backgrounds were drawn. Accuracies differ from the published ones by a few points.",
     ),
@@ -177,7 +181,12 @@ def steps_of(config: DatasetConfig) -> list[str]:
 
 def limits_of(manifest: Manifest) -> Iterator[str]:
     """Returns the limits of a dataset, a sentence or two each."""
-    facts = {"is_imagenet": _is_imagenet(manifest), "is_sample": manifest.is_sample}
+    is_imagenet = _is_imagenet(manifest)
+    facts = {
+        "is_imagenet": is_imagenet,
+        "is_remade": is_imagenet and not manifest.config.is_imported,
+        "is_sample": manifest.is_sample,
+    }
     return _applicable(_LIMITS, {**_facts(manifest.config), **facts})
 
 
@@ -371,7 +380,7 @@ def _facts(config: DatasetConfig) -> dict[str, Any]:
     segmenter = segment.describe_segmenter()
     is_cut, is_made = not segment.is_whole, not config.is_imported
     built_in = [name for name in compose.variants if name in VARIANTS]
-    is_jpeg = compose.encoding == "jpg"
+    is_jpeg = is_made and compose.encoding == "jpg"
     lossless = [f"`{name}`" for name in built_in if is_jpeg and VARIANTS[name].lossless]
     return {
         **vars(config),
@@ -381,8 +390,10 @@ def _facts(config: DatasetConfig) -> dict[str, Any]:
         "always": True,
         "is_whole": segment.is_whole,
         "is_cut": is_cut,
-        # It is not known how an imported dataset's masks were made, nor how its images were chosen.
+        # It is not known how an imported dataset's masks and pictures were made, nor how its images
+        # were chosen.
         "is_segmented": is_cut and (config.is_imported or segmenter.method != "masks"),
+        "by_hand": is_made,
         "is_of_one_box": is_cut and is_made and segment.objects == "one",
         "is_mixed": any(base_of(name) in MIXED for name in compose.composed),
         "is_jpeg": is_jpeg,
