@@ -48,7 +48,7 @@ class SegmentConfig:
 
     Attributes:
       selection: `in9` takes images with boxes and cuts them apart; `in9l` takes all images and
-        keeps them whole, so that only `image_size`, `resize` and `interpolation` matter.
+        keeps them whole, so that only `image_size`, `resize`, `interpolation` and `crop` matter.
       segmenter_parameters: version and file digests that a custom function's masks depend on, each
         as `name=value`.
       max_box: largest fraction of the crop that the box may cover.

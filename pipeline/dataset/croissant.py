@@ -1,7 +1,8 @@
 """Croissant 1.0 metadata, which tells generic tools what a dataset holds and where.
 
-It has one record set per variant, backed by its Parquet files, and one that lists the superclasses.
-Paths are relative to the metadata, so that a dataset can be moved as a whole.
+It has one record set that lists the superclasses and, if the dataset has Parquet files, one per
+variant, backed by these files. Paths are relative to the metadata, so that a dataset can be moved
+as a whole.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ _TYPES = {"string": "sc:Text", "int64": "sc:Integer", "int32": "sc:Integer", "do
 _SPLIT_IN_PATH = r"^parquet/[^/]+/(\w+)-[0-9-of]+\.parquet$"
 
 COLUMNS = {
-    "key": "file name of the source image without its suffix; the same in every variant",
+    "key": "key of the image, usually its file name without the suffix; equal in all variants",
     "image": "the picture, JPEG or PNG",
     "label": "superclass: its label in the record set `classes` (line of `classes.txt`, from 0)",
     "wnid": "class: a WordNet id, or the name that the images came with",
     "imagenet_index": "index of the class `wnid` among the outputs of an ImageNet-1k model",
     "fg_key": "image that the foreground comes from",
-    "bg_key": "image that the background comes from; empty where it is the same image",
+    "bg_key": "image or scene that the background was drawn from; empty if none was, or unknown",
     "bg_label": "superclass of the image that the background comes from",
     "bg_wnid": "class of the image that the background comes from",
     "box": "x0, y0, x1, y1 of the annotated box in pixels of the picture, half-open",

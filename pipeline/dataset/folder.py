@@ -144,7 +144,8 @@ class Dataset:
             ) from error
 
     def index(self, split: str) -> Iterator[dict[str, Any]]:
-        """Yields the index rows of a split: one for every source image."""
+        """Yields the index rows of a split: one for every source image, or for every object with
+        `--objects each`."""
         for shard in self.shards(split):
             yield from self.index_of_shard(split, shard)
 

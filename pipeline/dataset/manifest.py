@@ -81,7 +81,8 @@ class Manifest:
         return "objects" if self.config.segment.objects == "each" else "images"
 
     def to_json(self) -> bytes:
-        """Returns the manifest file's bytes, which are the same for equal manifests."""
+        """Returns the manifest file's bytes, which are the same for equal manifests with equal
+        `stages`."""
         content = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,

@@ -1,7 +1,8 @@
 """Reading a finished dataset from Python: `in9.open_dataset`.
 
 Iteration streams the files. Access by position or key reads only the row group, or the members of
-the tar, that hold the picture, and caches the latest row groups and positions.
+the tar, that hold the picture. To find them, the first access to a file reads its keys, row groups
+or headers. These positions and the latest row groups are cached.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Records of shards: tables with a row for every image, accepted or not.
+"""Records of shards: tables with a row for every image or object, accepted or not.
 
 A source shard's record is a Parquet file beside the tar of layers. Its presence marks the tar as
 complete, because it is written last. Its metadata holds the fingerprint of everything that the
@@ -59,9 +59,10 @@ ymax) as passed to the segmenter; it, `width` and `height` are in pixels of the 
 `source_md5`. `box` is (x0, y0, x1, y1) in output pixels. `mask_over_box` is the number of
 foreground pixels divided by the number of pixels of the box. `group` names the group of the image,
 such as a scene or a session. Offsets and lengths are bytes in the shard's tar. `source_digest`
-identifies image, annotation and configuration. With `--objects each` an image has a row for each of
-its boxes, and `object` is the box's number, which starts at 1; it is 0 if the image was rejected as
-a whole."""
+identifies everything that the image's layer depends on, such as picture, annotation, mask and
+configuration; `layer_digest` identifies the layer's pixels. With `--objects each` an image has a
+row for each of its boxes, and `object` is the box's number, which starts at 1; it is 0 if the image
+was rejected as a whole."""
 
 
 def count_sources(rows: Iterable[Mapping[str, Any]]) -> int:

@@ -16,7 +16,7 @@ from transforms.hashing import keyed_hash
 IMAGES_PER_SOURCE_SHARD = 32
 MAX_SOURCE_SHARDS = 100_000
 DATA_FOLDERS = ("index", "layers", "parquet", "webdataset", "backgrounds")
-"""Folders that hold the files of shards, and nothing else."""
+"""Folders that hold the files of shards and the table of scenes, and nothing else."""
 CARD_FILES = ("README.md", "classes.txt", "croissant.json")
 """Files in the dataset folder itself that the manifest lists. They describe the dataset."""
 _BELOW_DATA_FOLDERS = re.compile(rf"(?:{'|'.join(DATA_FOLDERS)})(?:/(?!\.)[^/\\\x00-\x1f]+)+")

@@ -12,8 +12,8 @@ from pipeline.storage.store import FileDigest, Store
 
 
 def verify(dataset: Dataset) -> Iterator[str]:
-    """Checks that every file of the manifest exists with its size and SHA-256, and that no other
-    files exist.
+    """Checks that every file of the manifest exists with its size and SHA-256, and that the folders
+    of its data hold no other files.
 
     The number of samples per file is not checked; it was counted before the manifest was written.
 
