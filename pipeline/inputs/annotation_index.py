@@ -89,8 +89,8 @@ def _in_archive(path: str) -> Iterator[KeyedFile]:
 
 
 def _in_table(path: str) -> Iterator[KeyedFile]:
-    """Reads `LOC_val_solution.csv`, where each box of an image takes five words: its class and its
-    four corner coordinates."""
+    """Reads `LOC_<split>_solution.csv`, where each box of an image takes five words: its class and
+    its four corner coordinates."""
     text = TextLines(path, "", errors="replace")
     rows = csv.reader(text)
     try:

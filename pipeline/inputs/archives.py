@@ -1,6 +1,6 @@
 """Tar archives, read in place: the names of their members, and each member's offset in the file.
 
-Nothing is unpacked. An archive is refused as a whole if a member could point outside it (an
+Nothing is unpacked to disk. An archive is refused as a whole if a member could point outside it (an
 absolute path, a path with `..`, a link, a device), because an archive of images has no such
 members.
 """

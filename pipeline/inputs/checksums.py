@@ -4,9 +4,9 @@ A memory is a JSON file with the MD5 of content. An entry is valid while the sou
 size and modification time. Memories are not part of the dataset: deleting them costs one more read
 of the input, and changes no result.
 
-In object storage, a listing tells the MD5 or the generation of every object, so no image needs a
-request of its own. A file of many images, such as a tar, has a stamp that changes when any of the
-images changes.
+In object storage, a listing tells the MD5 of an object, so its image needs no request of its own,
+except where the object has no MD5, because it was composed of parts. A file of many images, such as
+a tar, has a stamp that changes when any of the images changes.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def coco_objects(
 
     Raises:
       UsageError: an image, a category or an annotation lacks an id or a name, or refers to an id
-        that the file does not have.
+        that the file does not have; or two images, or two categories, have the same id.
     """
     names: dict[Any, str] = {}
     for category in content["categories"]:

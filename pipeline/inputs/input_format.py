@@ -1,4 +1,4 @@
-"""The interface of an input format, which finds and lists images in one layout of ImageNet."""
+"""The interface of an input format, which finds and lists images in one layout of the input."""
 
 from __future__ import annotations
 

@@ -64,13 +64,13 @@ def list_images(
     Args:
       layout: result of `find_layout`.
       taxonomy: the classes to list.
-      limit: number of images to keep of each superclass; the images whose keys have the lowest
-        hashes are kept. None keeps all images.
+      limit: number of images to keep of each superclass, and of those without a class; the images
+        whose keys have the lowest hashes are kept. None keeps all images.
       keys: lists that exclude images.
 
     Returns:
-      The images of the taxonomy's classes, in order of `name`; and counts of all other files:
-      `outside` for images of other classes, `other_files` for files without an image suffix.
+      The images of the taxonomy's classes, and those whose class nothing tells, in order of `name`;
+      and counts: `outside` for images of other classes, `other_files` for files that are no images.
 
     Raises:
       UsageError: the input is not valid, is incomplete, or is refused.

@@ -120,7 +120,7 @@ def reads_ahead(location: str) -> int:
 
 def read_location(location: str) -> bytes:
     """Reads the bytes of a location; returns `Unread` if there are more bytes than a picture may
-    have. Raises OSError if the bytes cannot be read."""
+    have. Raises OSError if the bytes cannot be read, UsageError if a Parquet file is damaged."""
     parsed = Location.parse(location)
     if parsed.text is not None:
         return parsed.text.encode("utf-8", "surrogatepass")

@@ -46,7 +46,7 @@ def images_in_parquet(paths: Sequence[str], root: str, taxonomy: Taxonomy) -> It
       taxonomy: the classes that labels refer to.
 
     Raises:
-      UsageError: a file does not have these columns.
+      UsageError: a file is not Parquet or does not have these columns, or a label is not a class.
       OSError: a file cannot be read.
     """
     list_file = functools.partial(_list_file, root=root, taxonomy=taxonomy)

@@ -22,12 +22,12 @@ class SourceImage:
     annotation.
 
     Attributes:
-      key: file name without its suffix.
+      key: file name without its suffix, or the key that a table gives.
       path: location of the image (`pipeline.inputs.location`), which is the absolute path if the
         image is a file.
       name: path relative to the input, as shown in records, with forward slashes and archives as
         folders.
-      wnid: class of the image; empty if neither folder, table nor annotation tells it.
+      wnid: class of the image; empty if neither folder, table, label nor annotation tells it.
       label: superclass label, `OUTSIDE` if `wnid` is empty.
       annotation: location of the annotation; None if the image has no annotation.
       md5, annotation_md5: hexadecimal MD5 of the image and of the annotation, if the listing tells
