@@ -254,7 +254,7 @@ class DatasetConfig:
             among the flag's choices.
         """
         values = dict(flags)
-        if values.get("origin") == "imported":
+        if values.get("origin") == "imported" and "image_size" in values:
             # The original value is unknown, but must not be less than `image_size`.
             values.setdefault("resize", values["image_size"])
 

@@ -77,6 +77,7 @@ def test_of_an_import_only_some_flags_are_known() -> None:
     assert {"origin", "seed", "resize"} <= set(differing)
     assert "image_size" not in differing
     assert imported.differing_flags(flags(image_size=512, resize=600, seed=4)) == differing
+    assert DatasetConfig.from_flags({"origin": "imported"}).is_imported
     assert imported.fingerprint() == dataclasses.replace(imported, limit=9).fingerprint()
     assert imported.fingerprint() != dataclasses.replace(imported, images_per_shard=6).fingerprint()
 
