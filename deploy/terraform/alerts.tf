@@ -82,7 +82,7 @@ resource "google_logging_metric" "finished" {
 resource "google_monitoring_alert_policy" "stale" {
   count = var.stale_after_days > 0 ? 1 : 0
 
-  display_name          = "${var.name}: no new manifest in ${var.stale_after_days} days"
+  display_name          = "${var.name}: no run has succeeded for ${var.stale_after_days} days"
   combiner              = "OR"
   severity              = "WARNING"
   notification_channels = [google_monitoring_notification_channel.email.id]
