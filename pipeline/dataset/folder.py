@@ -26,6 +26,7 @@ from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import base_of, is_picture
 
 _SAMPLES_AT_ONCE = 64
+_FIELD_NAMES = [field.name for field in SAMPLE_FIELDS]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,10 +139,15 @@ class Dataset:
         try:
             yield
         except (OSError, ValueError, tarfile.TarError) as error:  # Arrow raises the first two.
-            raise JobError(
-                f"{self.store.path(path)} cannot be read ({error}); "
-                f"see: in9 verify --dataset {self.store.root}"
-            ) from error
+            raise self._broken(path, str(error)) from error
+        except (KeyError, TypeError, RecursionError) as error:
+            raise self._broken(path, f"its samples have another form: {error!r}") from error
+
+    def _broken(self, path: str, cause: str) -> JobError:
+        return JobError(
+            f"{self.store.path(path)} cannot be read ({cause}); "
+            f"see: in9 verify --dataset {self.store.root}"
+        )
 
     def index(self, split: str) -> Iterator[dict[str, Any]]:
         """Yields the index rows of a split: one for every source image, or for every object with
@@ -185,7 +191,8 @@ def read_parquet(store: Store, path: str) -> Iterator[Sample]:
             for row in batch.to_pylist():
                 image, key = row.pop("image"), row.pop("key")
                 suffix = image["path"].rpartition(".")[2]
-                yield Sample(key=key, image=image["bytes"], suffix=suffix, fields=row)
+                fields = {name: row[name] for name in _FIELD_NAMES}
+                yield Sample(key=key, image=image["bytes"], suffix=suffix, fields=fields)
 
 
 def read_tables(store: Store, path: str, columns: Sequence[str]) -> Generator[pa.Table, None, None]:
@@ -243,7 +250,7 @@ def _content(size: int, file: IO[bytes]) -> bytes:
 
 def sample_of(key: str, parts: dict[str, bytes]) -> Sample:
     """Builds a sample from its tar members, given by suffix."""
-    fields = json.loads(parts.pop("json"))
-    fields["label"] = int(parts.pop("cls"))
+    row = json.loads(parts.pop("json")) | {"label": int(parts.pop("cls"))}
+    fields = {name: row[name] for name in _FIELD_NAMES}
     ((suffix, image),) = parts.items()
     return Sample(key=key, image=image, suffix=suffix, fields=fields)

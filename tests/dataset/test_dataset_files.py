@@ -10,16 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.dataset import latest, records
 from pipeline.dataset import layer_files as files
+from pipeline.dataset.config import ComposeConfig, DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows
-from pipeline.dataset.manifest import MANIFEST
-from pipeline.dataset.shards import layer_record, layer_tar
+from pipeline.dataset.manifest import MANIFEST, Manifest
+from pipeline.dataset.shards import (
+    ShardCounts,
+    layer_record,
+    layer_tar,
+    parquet_file,
+    webdataset_file,
+)
 from pipeline.dataset.verification import verify
-from pipeline.errors import UsageError
+from pipeline.errors import JobError, UsageError
 from pipeline.storage.store import Store
 from pipeline.storage.tar_writer import TarWriter
 from transforms.geometry import OutputBox
@@ -107,6 +115,49 @@ def test_each_fault_of_a_dataset_is_a_line(three_draws: Path, tmp_path: Path) ->
         f"{other}: the content has changed (sha256 differs)",
         "parquet/extra: not in the manifest",
     ]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"jpg": b"", "json": b"{}"},
+        {"jpg": b"", "cls": b"1", "json": b"{}"},
+        {"jpg": b"", "cls": b"1", "json": b"[]"},
+        {"jpg": b"", "cls": b"1", "json": b"[" * 200_000},
+        {"cls": b"1", "json": b"{}"},
+    ],
+)
+def test_samples_of_another_form_are_a_broken_tar(store: Store, parts: dict[str, bytes]) -> None:
+    path = webdataset_file("original", "val", 0)
+    with store.create(path) as file:
+        tar = TarWriter(file)
+        for suffix, data in parts.items():
+            tar.add(f"key.{suffix}", data)
+        tar.close()
+    with pytest.raises(JobError, match=rf"{path} cannot be read \("):
+        list(without_files(store, "webdataset").samples("val", 0, "original"))
+
+
+@pytest.mark.parametrize("image", [None, {"path": "key.jpg"}, "key.jpg"])
+def test_samples_of_another_form_are_a_broken_table(store: Store, image: object) -> None:
+    path = parquet_file("original", "val", 0, 1)
+    with store.create(path) as file:
+        pq.write_table(pa.Table.from_pylist([{"key": "key", "image": image}]), file)
+    dataset = without_files(store, "parquet")
+    for read in (
+        lambda: dataset.samples("val", 0, "original"),
+        lambda: dataset.tables("val", 0, "original", ["key", "label", "image"]),
+    ):
+        with pytest.raises(JobError, match=rf"{path} cannot be read \("):
+            list(read())
+
+
+def without_files(store: Store, form: str) -> Dataset:
+    """Returns a dataset whose manifest lists no files; the folder may hold some."""
+    config = DatasetConfig(compose=ComposeConfig(formats=(form,)))
+    shards = {"val": ShardCounts(1, 1)}
+    empty: dict[str, dict[str, int]] = {"val": {}}
+    return Dataset(store, Manifest(config, "0" * 32, {}, shards, empty, empty, {"val": {}}, ()))
 
 
 def test_groups_are_held_out_as_a_whole_and_shards_as_the_split(one_worker: Path) -> None:
