@@ -307,7 +307,9 @@ def _describe(name: str) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     lines = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(map(str, line))} |" for line in lines]
+    # Names of classes may hold the character that separates cells.
+    cells = ([str(cell).replace("|", r"\|") for cell in line] for line in lines)
+    return [f"| {' | '.join(line)} |" for line in cells]
 
 
 def _classes(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:
