@@ -97,7 +97,7 @@ class Checksums:
         """Returns what is known of the content; reads it if necessary. Raises OSError if it cannot
         be read."""
         known = self.known(content)
-        return known or _identify(content, self.read(content))
+        return known or self._read_and_identify(content)[1]
 
     def known(self, content: Content) -> KnownContent | None:
         """Returns what is known of the content without reading it, None if nothing is known."""
@@ -130,17 +130,19 @@ class Checksums:
     def read(self, content: Content) -> bytes:
         """Reads the content, so that it is `known` from then on. Raises OSError if it cannot be
         read."""
+        return self._read_and_identify(content)[0]
+
+    def _read_and_identify(self, content: Content) -> tuple[bytes, KnownContent]:
         location = Location.parse(content.location)
         # Size and time are looked up first, so that a file that changes during the read is read
         # again the next time.
         info = None if location.text is not None else files_of(location.path).info(location.path)
         data = read_location(content.location)
+        known = _identify(content, data)
         if info is not None:
             stamp = content.stamp or info.identity
-            self._new[content.location] = _RememberedFile(
-                info.size, stamp, *_identify(content, data)
-            )
-        return data
+            self._new[content.location] = _RememberedFile(info.size, stamp, *known)
+        return data, known
 
     def is_unlike(self, content: Content) -> bool:
         """Returns whether a file that is not `known` must have changed, going by size and time.
