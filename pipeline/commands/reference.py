@@ -316,10 +316,10 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "seed": "seed of the training",
         "checkpoint": "file of the trained model, as `--models` takes it",
         # Images.
-        "key": "key of the image: the stem of its file name",
+        "key": "key of the image, usually its file name without the suffix",
         "image": "encoded bytes and a file name",
         "fg_key": "key of the foreground's image",
-        "bg_key": "key of the background's image; null if that is the image itself",
+        "bg_key": "image or scene that the background was drawn from; null if none was, or unknown",
         "label": "index of the true class",
         "backgrounds.bg_key": "key of the background's image",
         "bg_label": "index of the background's class",
@@ -349,7 +349,8 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "object": "number of the box within its image, from 1; 0 if the whole image was rejected",
         "segmenter": "method, version and parameters of the segmenter that made the mask",
         "_bg_key": "key of the background's image in this variant; null if the variant lacks it",
-        "source_digest": "digest of the image, its annotation and the configuration",
+        "source_digest": "digest of all that the layer depends on: image, annotation, mask and "
+        "configuration",
         "layer_digest": "digest of the layer",
         "image_offset": "offset of the cropped image in the shard's tar, in bytes",
         "image_length": "length of the cropped image, in bytes",

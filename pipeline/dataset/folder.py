@@ -114,7 +114,7 @@ class Dataset:
         """Yields the samples of a shard in order. Raises JobError if a file is broken."""
         path = self._file(variant, split, shard)
         read = read_webdataset if path.endswith(".tar") else read_parquet
-        with self._naming_file(path):
+        with self.naming_file(path):
             yield from read(self.store, path)
 
     def tables(
@@ -130,11 +130,11 @@ class Dataset:
           JobError: a file is broken.
         """
         path = self._file(variant, split, shard)
-        with self._naming_file(path):
+        with self.naming_file(path):
             yield from read_tables(self.store, path, columns)
 
     @contextlib.contextmanager
-    def _naming_file(self, path: str) -> Iterator[None]:
+    def naming_file(self, path: str) -> Iterator[None]:
         """Turns errors of the block into a JobError that names the broken file."""
         try:
             yield

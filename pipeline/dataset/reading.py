@@ -104,16 +104,22 @@ class DatasetReader(Sequence[Example]):
 
         Raises:
           IndexError, KeyError: there is no such image.
+          JobError: the file that holds it is broken.
         """
         if isinstance(index, str):
-            return _example(_sample(self.dataset.store, *self._locate(index)))
+            return self._example(*self._locate(index))
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         shard = bisect.bisect_right(self._ends, position) - 1
         file = self._files[shard]
         assert file is not None
-        return _example(_sample(self.dataset.store, file, position - self._ends[shard]))
+        return self._example(file, position - self._ends[shard])
+
+    def _example(self, file: FileDigest, position: int) -> Example:
+        """Reads the image at a position of a file."""
+        with self.dataset.naming_file(file.path):
+            return _example(_sample(self.dataset.store, file, position))
 
     def __contains__(self, key: object) -> bool:
         """Returns whether there is an image with this key."""
@@ -146,7 +152,9 @@ class DatasetReader(Sequence[Example]):
         file = self._files[self.dataset.shard_of(self.split, key)]
         if file is None:
             raise KeyError(key)
-        return file, _positions(self.dataset.store, file)[key]
+        with self.dataset.naming_file(file.path):
+            positions = _positions(self.dataset.store, file)
+        return file, positions[key]
 
 
 def _one_of(kind: str, name: str, known: Sequence[str]) -> str:

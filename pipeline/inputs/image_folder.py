@@ -5,17 +5,14 @@ from __future__ import annotations
 
 import os
 import posixpath
-import re
 from collections.abc import Iterator, Sequence
 
 from pipeline.errors import UsageError
 from pipeline.inputs.input_format import InputFormat, SplitLayout
-from pipeline.inputs.source_images import IMAGE_SUFFIXES, KeyedFile, SourceImage
+from pipeline.inputs.source_images import IMAGE_SUFFIXES, KeyedFile, SourceImage, is_hidden
 from pipeline.storage.file_kind import FileInfo
 from pipeline.storage.files import absolute, files_of, is_remote, join, relative
 from transforms.taxonomy import Taxonomy
-
-_HIDDEN = re.compile(r"\.[^.]")
 
 _TREES = ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC", "CLS-LOC")
 """Where the folder of a split may lie: directly in the input, or in the Kaggle download's tree."""
@@ -96,7 +93,7 @@ def files_in(folder: str, suffixes: Sequence[str]) -> Iterator[KeyedFile]:
     """
     files = _list_remote(folder) if is_remote(folder) else _list_local(folder, "")
     for subfolder, name, path, info in files:
-        if _HIDDEN.match(name):
+        if is_hidden(name):
             continue
         if name.lower().endswith(tuple(suffixes)):
             key = name.rpartition(".")[0]

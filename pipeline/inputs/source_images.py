@@ -12,6 +12,7 @@ from transforms.taxonomy import OUTSIDE, Taxonomy
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 
 _WNID = re.compile(r"n[0-9]{8}")
+_HIDDEN = re.compile(r"\.[^.]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +119,9 @@ def is_wnid(text: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Returns whether a path in an archive is hidden, and so not listed."""
-    return any(part.startswith(".") and part.strip(".") for part in name.split("/"))
+    """Returns whether a path is hidden, and so not listed: whether one of its names begins with a
+    single dot."""
+    return any(_HIDDEN.match(part) for part in name.split("/"))
 
 
 def wnid_of_label(label: object, taxonomy: Taxonomy, name: str) -> str:

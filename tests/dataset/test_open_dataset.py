@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from gcs import BUCKET, gcs_server
 
 import in9
 from pipeline.dataset.reading import DatasetReader
-from pipeline.errors import UsageError
+from pipeline.errors import JobError, UsageError
 from pipeline.storage.store import Store
 from transforms.codec import decode_image
 from transforms.taxonomy import IN9_NAMES
@@ -95,6 +96,20 @@ def test_what_is_not_there_is_said(one_worker: Path, tmp_path: Path) -> None:
         in9.open_dataset(one_worker, "mixed")
     with pytest.raises(ValueError, match="no split 'train'; the dataset has val"):
         in9.open_dataset(one_worker).select(split="train")
+
+
+@pytest.mark.parametrize("missing", ["key", "image"])
+def test_a_table_of_another_form_is_a_broken_file(
+    one_worker: Path, tmp_path: Path, missing: str
+) -> None:
+    output = Path(shutil.copytree(one_worker, tmp_path / "out"))
+    key = in9.open_dataset(one_worker, "original")[0][2]["key"]
+    for path in (output / "parquet" / "original").iterdir():
+        pq.write_table(pq.read_table(path).drop_columns(missing), path)
+    broken = in9.open_dataset(output, "original")
+    for index in (0, key):
+        with pytest.raises(JobError, match=r"parquet/original/\S+ (cannot be read|is damaged)"):
+            broken[index]
 
 
 def test_a_reader_can_be_pickled_after_it_was_used(one_worker: Path) -> None:
