@@ -37,8 +37,9 @@ MAX_SCANS = 64
 progressive file. A scan can cover the whole picture, so a small file with thousands of scans would
 take minutes to decode."""
 
-_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
-"""A JPEG marker, except restart markers, which occur within a scan."""
+_MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")
+"""A JPEG marker, except restart markers, which occur within a scan, and TEM (1), which decoders
+ignore. None of these is followed by the length of a segment."""
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
 
 _JPEG = ("JPEG", "MPO")

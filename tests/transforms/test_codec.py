@@ -190,6 +190,17 @@ def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded() -> None:
     decode_image(saved(Image.fromarray(ramp()), "JPEG", exif=exif))
 
 
+def test_scans_cannot_be_hidden_behind_a_marker_without_a_length() -> None:
+    progressive = saved(Image.fromarray(ramp()), "JPEG", progressive=True)
+    last = progressive.rfind(b"\xff\xda")
+    scan = progressive[last:-2]
+    # Decoders ignore the marker TEM and fill bytes (0xFF), which are no length of a segment.
+    many = progressive[:last] + b"\xff\x01\xff" + scan * 200 + b"\xff\xd9"
+    assert len(scan) * 200 < 0xFFFF
+    with pytest.raises(UndecodableError, match="scans"):
+        decode_image(many)
+
+
 @pytest.mark.parametrize("each", fault_pictures.heads(), ids=lambda each: each.name.decode())
 def test_what_is_said_beside_the_pixels_costs_little(each: fault_pictures.Hostile) -> None:
     tracemalloc.start()
