@@ -26,6 +26,9 @@ many pixels as the picture has, so a picture of 640 x 480, as in COCO, may have 
 MAX_OUTLINE = 200
 """Largest total length of the outlines of a picture's objects, as a multiple of the picture's
 height plus width. It is limited because pycocotools stores five points for each pixel of it."""
+_MAX_DIGITS = 6
+"""Largest number of digits of a number in compressed run lengths. Six digits of 5 bits exceed
+`MAX_PIXELS`. pycocotools, which decodes the masks, may read another number from more digits."""
 _GREY = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 
 
@@ -237,6 +240,8 @@ def _decompressed(text: str) -> list[int]:
         digit = ord(character) - 48
         if not 0 <= digit < 64:
             raise MaskError("run lengths with a sign that is none of theirs")
+        if shift == 5 * _MAX_DIGITS:
+            raise MaskError(f"run lengths with a number of more than {_MAX_DIGITS} digits")
         value |= (digit & 31) << shift
         shift += 5
         if digit & 32:

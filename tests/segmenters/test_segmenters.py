@@ -323,6 +323,16 @@ def test_what_is_no_mask_is_said_to_be_none(data: bytes) -> None:
     assert cut(picture, None, data).reason == Reason.UNREADABLE_ANNOTATION
 
 
+def test_numbers_in_run_lengths_have_few_digits() -> None:
+    # Runs of 200, 150, 100, 50 and 100 pixels. The fourth is stored as -100, in 6 or 7 digits. From
+    # these seven digits, pycocotools reads -4.
+    six, seven = (f"XV0fT0TS0{digits}PP0" for digits in ("lloooO", "llooooO"))
+    assert read_mask(coco_text({"size": [20, 30], "counts": six})).mask.sum() == 200
+    for counts in (seven, "o" * 1_000_000 + "0"):
+        with pytest.raises(MaskError, match="more than 6 digits"):
+            read_mask(coco_text({"size": [20, 30], "counts": counts}))
+
+
 def coco_file(tiny_input: Path, truths: dict[str, Mask]) -> Path:
     """Writes the true masks of an input, at 2/5 of the sample's size, to a COCO file."""
     content: dict[str, list[Any]] = {"images": [], "annotations": []}
