@@ -29,6 +29,7 @@ height plus width. It is limited because pycocotools stores five points for each
 _MAX_DIGITS = 6
 """Largest number of digits of a number in compressed run lengths. Six digits of 5 bits exceed
 `MAX_PIXELS`. pycocotools, which decodes the masks, may read another number from more digits."""
+_MERGED_AT_ONCE = 16
 _GREY = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 
 
@@ -181,7 +182,7 @@ def _encoded(segmentation: Any, height: int, width: int) -> RunLengths:
     from pycocotools import mask as coco
 
     if isinstance(segmentation, list):
-        encoded: RunLengths = coco.merge(coco.frPyObjects(segmentation, height, width))
+        encoded = _merged(coco.frPyObjects(segmentation, height, width))
     else:
         if list(segmentation["size"]) != [height, width]:
             raise MaskError(f"run lengths of size {segmentation['size']}, not {height}, {width}")
@@ -193,6 +194,23 @@ def _encoded(segmentation: Any, height: int, width: int) -> RunLengths:
             _check_counts(_decompressed(counts), height, width)
             encoded = {"size": [height, width], "counts": counts.encode("ascii")}
     return encoded
+
+
+def _merged(parts: list[RunLengths]) -> RunLengths:
+    """Merges the parts of an object, a few at a time.
+
+    pycocotools adds one part after the other to the whole, and copies the whole each time, so the
+    time to merge all parts at once would grow with the square of their number.
+    """
+    from pycocotools import mask as coco
+
+    while len(parts) > _MERGED_AT_ONCE:
+        parts = [
+            coco.merge(parts[first : first + _MERGED_AT_ONCE])
+            for first in range(0, len(parts), _MERGED_AT_ONCE)
+        ]
+    merged: RunLengths = coco.merge(parts)
+    return merged
 
 
 def _mask_of(encoded: RunLengths) -> Mask:
