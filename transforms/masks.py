@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -61,6 +62,11 @@ class GivenMask:
     boxes: tuple[Box, ...]
     objects: tuple[RunLengths, ...] = ()
 
+    @functools.cached_property
+    def _visible_objects(self) -> tuple[RunLengths, ...]:
+        """The objects that have a pixel. Finding them takes a while, because all are decoded."""
+        return tuple(each for each in self.objects if bounding_box(_mask_of(each)) is not None)
+
     def mask_of_box(self, position: int, boxes: Sequence[Box]) -> Mask:
         """Returns the foreground that belongs to one of several boxes.
 
@@ -74,7 +80,7 @@ class GivenMask:
         """
         encoded = self.objects
         if len(boxes) != len(encoded):
-            encoded = tuple(each for each in encoded if _box_of(each) is not None)
+            encoded = self._visible_objects
         if len(boxes) == len(encoded):
             return _mask_of(encoded[position])
         box = boxes[position]
@@ -219,10 +225,6 @@ def _mask_of(encoded: RunLengths) -> Mask:
 
     decoded: NDArray[np.uint8] = coco.decode(encoded)
     return decoded.astype(np.bool_)
-
-
-def _box_of(encoded: RunLengths) -> Box | None:
-    return bounding_box(_mask_of(encoded))
 
 
 def _outline(polygon: Any, height: int, width: int) -> float:
