@@ -329,6 +329,14 @@ def test_a_machine_without_numba_says_so() -> None:
     assert done.stdout.count("numba cannot be imported") == 3
 
 
+def test_a_processor_that_lacks_a_feature_is_not_taken_for_a_lack_of_numba(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NUMBA_CPU_FEATURES", "+sse2,+telepathy")
+    with pytest.raises(package.Unavailable, match=r"^this processor lacks telepathy"):
+        cache.code_hash.__wrapped__()
+
+
 @pytest.mark.parametrize(
     ("environment", "code", "says"),
     [

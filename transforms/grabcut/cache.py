@@ -52,6 +52,8 @@ def code_hash() -> str:
     try:
         versions = [importlib.metadata.version(name) for name in ("numba", "llvmlite")]
         versions += [sys.version, *_processor()]
+    except Unavailable:
+        raise
     except (ImportError, OSError, RuntimeError) as error:
         raise Unavailable(f"numba cannot be imported: {error}") from error
     digest = hashlib.sha256("\n".join(versions).encode())
