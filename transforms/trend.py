@@ -54,7 +54,7 @@ def fit_line(
     Returns:
       The line; None if there are fewer than `MIN_MODELS` models, or if the error of the slope is
       unknown. It is unknown if all models, or all except one, have the same accuracy on ImageNet,
-      or if neither models nor images vary.
+      if all foregrounds or all backgrounds are one unit, or if neither models nor images vary.
 
     Raises:
       ValueError: sequences have different lengths.
@@ -99,8 +99,8 @@ def slope_interval(
 
     Returns:
       (slope, low, high), by Student's t with n - 2 degrees of freedom. The bounds are infinite if
-      the slope depends on one model alone, or if neither models nor images vary, for example if no
-      model recognises anything.
+      the slope depends on one model alone, if all foregrounds or all backgrounds are one unit, or
+      if neither models nor images vary, for example if no model recognises anything.
     """
     x, y = np.asarray(imagenet, np.float64), np.asarray(accuracy, np.float64)
     x = x - x.mean()
@@ -120,6 +120,8 @@ def slope_interval(
 
     variance = float(np.square(scatter(y)).sum())
     over_images = variance_of_sums([weights @ role_sums for role_sums in sums])
+    if not np.isfinite(over_images):
+        return unbounded
     in_both = variance_of_sums([scatter(role_sums) for role_sums in sums]).sum()
     variance += max(0.0, float(over_images - in_both))
     if variance < 1e-24:

@@ -266,3 +266,14 @@ def test_a_slope_has_the_variance_of_models_and_of_images() -> None:
     # Only one model has the second accuracy, so nothing tells how much such models scatter.
     few = slope_interval([0.7, 0.7, 0.8], [0.1, 0.2, 0.3], [np.zeros((3, 2))])
     assert few[1:] == (-math.inf, math.inf)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_slope_over_images_of_one_unit_is_unbounded() -> None:
+    rng = np.random.default_rng(4)
+    x, right = np.linspace(0.6, 0.8, 5), rng.random((5, 20)) < 0.6
+    r = (right - right.mean(axis=1, keepdims=True)) / 20
+    one, own = np.zeros(20, np.int64), np.arange(20)
+    for roles in (Roles.from_units(one), Roles.from_units(own, one), Roles.from_units(one, own)):
+        _, *bounds = slope_interval(x, right.mean(axis=1), roles.sums(r))
+        assert bounds == [-math.inf, math.inf]
