@@ -165,7 +165,10 @@ def fooled(tallied: GridTally, units: Labels | None = None) -> Share:
 
 
 def fooled_by_class(tallied: GridTally, label: int) -> Share:
-    """Computes the share of foregrounds of other classes that the backgrounds of a class fool."""
+    """Computes the share of foregrounds of other classes that the backgrounds of a class fool.
+
+    Groups are ignored, so the interval is too narrow if there are any.
+    """
     return Share.from_outcomes(tallied.fooled_by[tallied.labels != label, label])
 
 
@@ -205,7 +208,7 @@ def expected_accuracy(
     """Computes the challenge accuracy that is expected against some backgrounds, drawn at random.
 
     Args:
-      turning: (F,) int64, number of backgrounds that turn each foreground.
+      turning: (F,) int64, number of backgrounds that turn each foreground; F >= 1.
       backgrounds: number of all backgrounds, B.
       numbers: the numbers of drawn backgrounds to compute it for, each in [0, B].
 

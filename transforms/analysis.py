@@ -169,8 +169,9 @@ def class_p_values(labels: Labels, correct: Correct, roles: Roles) -> dict[int, 
     The test is two-sided. Its null hypothesis is that the accuracy on the class equals the accuracy
     on all pictures of other classes together. The variance is two-way (`transforms.two_way`), and
     is computed from each answer's distance to the accuracy on all pictures, which holds inside and
-    outside of the class under the null hypothesis. Distances to the class's own accuracy would all
-    be 0, and so would the variance, if the class has few pictures that are all recognised.
+    outside of the class under the null hypothesis. If a class has few pictures and all of them are
+    recognised, their distances to the class's own accuracy would be 0, as if that accuracy were
+    known exactly.
 
     Args:
       labels: (n,) class of each picture of a variant.
@@ -199,7 +200,7 @@ def worst_group(bounds: list[tuple[float, float]], accuracies: list[float]) -> i
     """Finds the worst of several groups: the group whose accuracy has the lowest upper bound.
 
     The lowest accuracy itself would pick a group of two or three images that all happen to be
-    misjudged. For groups of equal size, both criteria pick the same group.
+    misjudged. For groups of equally many independent pictures, both criteria pick the same group.
 
     Args:
       bounds: interval (low, high) of each group's accuracy.

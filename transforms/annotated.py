@@ -1,4 +1,7 @@
-"""Reads an image with its boxes and its mask: filters 1 to 3 of the protocol."""
+"""Reads an image with its boxes and its mask, and applies filters 1 to 3 of the protocol.
+
+Filter 1 rejects a picture that cannot be decoded. (A missing picture is in no listing.)
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ class Rejection:
     Attributes:
       reason: the first reason, in protocol order, that applies.
       detail: the exact cause, for people.
-      width, height: native size in pixels, None if the image could not be decoded.
+      width, height: native size in pixels, None if the image was not decoded.
     """
 
     reason: Reason
@@ -69,6 +72,9 @@ def read_boxes(
     Returns:
       (annotation, mask or None), or the rejection of the image (filter 2). If there is no
       annotation file, the annotation is made from the mask.
+
+    Raises:
+      ImportError, MemoryError: for the reasons of `read_mask`.
     """
     if needs_mask and mask is None:
         return Rejection(Reason.MISSING_ANNOTATION, "no mask")
@@ -98,6 +104,10 @@ def read_image(
     Returns:
       The image, or its rejection for the first reason in protocol order. Broken or hostile bytes
       lead to a rejection; they never raise an error.
+
+    Raises:
+      ImportError: for the reason of `read_mask`.
+      MemoryError: the picture or the mask does not fit into memory.
     """
     boxes = read_boxes(annotation, mask, needs_mask=needs_mask)
     if isinstance(boxes, Rejection):

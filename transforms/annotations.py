@@ -1,4 +1,4 @@
-"""Bounding boxes, and ImageNet's CLS-LOC annotation files."""
+"""Bounding boxes, and annotations: ImageNet's CLS-LOC files, and their form as lines of JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transforms.limits import MAX_ANNOTATION_BYTES, Unread
 
 
 class AnnotationError(ValueError):
-    """The annotation file is not XML, is hostile, or lacks a number that a box needs."""
+    """The annotation is not readable, is too large or hostile, or lacks a number."""
 
 
 class Box(NamedTuple):
@@ -55,13 +55,13 @@ class Box(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Annotation:
-    """The content of an annotation file.
+    """The content of an annotation.
 
     Attributes:
-      width, height: native size, in pixels; None if the file does not give it.
+      width, height: native size, in pixels; None if the annotation, as JSON, does not give it.
       boxes: a box for each object.
-      wnid: class name of the first object, None if the file gives none. It decides the image's
-        class only if the image is in no folder that names a class.
+      wnid: class name of the first object, None if the annotation gives none. It decides the
+        image's class only if the image is in no folder that names a class.
     """
 
     width: int | None
@@ -113,6 +113,7 @@ def annotation_from(fields: Any) -> Annotation:
 
 
 def _integer(parent: Element, path: str) -> int:
+    """Reads the number in a descendant, rounded. Raises AnnotationError if there is none."""
     text = parent.findtext(path)
     if text is None:
         raise AnnotationError(f"no <{path}> in <{parent.tag}>")
@@ -134,7 +135,8 @@ def parse_annotation(data: bytes) -> Annotation:
 
     Raises:
       AnnotationError: the file is larger than `MAX_ANNOTATION_BYTES`, is not XML, declares entities
-        (refused by defusedxml), lacks a size or a corner, or gives one that is not a number.
+        (refused by defusedxml), lacks a size or a corner, or gives one that is not a number; or the
+        line is no JSON of the right form, or encodes an error.
     """
     if isinstance(data, Unread):
         raise AnnotationError(data.decode())

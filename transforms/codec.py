@@ -50,14 +50,15 @@ up to 65,535 tags, and Pillow reads as many bytes as each tag claims, so a file 
 gigabytes of memory. That is why the name of the segment is changed before Pillow sees it."""
 
 _MAX_READS_OF_HEAD, _MAX_READS = 10_000, 1_000_000
-"""Largest number of read calls that Pillow may make before it reaches the pixels, and in all. Each
+"""Largest number of read calls that Pillow may make to open a picture, and then to decode it. Each
 comment, tag and chunk takes a few calls, and Pillow then copies all parts read so far, so a file of
 20 MB can take minutes. Camera files take some hundred calls, a 50-megapixel PNG some ten thousand.
 """
 
 _MAX_READ_BYTES = 4_000_000_000
-"""Largest number of bytes that Pillow may read in all. For each strip of a TIFF it reads 64 kB,
-even if the strip is short, and it reads all ranges that tags claim, even if they overlap."""
+"""Largest number of bytes that Pillow may read to decode a picture. For each strip of a TIFF it
+reads 64 kB, even if the strip is short, and it reads all ranges that tags claim, even if they
+overlap."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats in which pictures, masks and scenes are opened, by Pillow's names. Cameras write JPEG
@@ -94,7 +95,8 @@ class TooManyPixelsError(ValueError):
 
 
 def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Opens a picture and reads its header only. Raises the errors of `decode_image`."""
+    """Opens a picture and reads its header only, so it finds no fault behind the header. Raises the
+    errors of `decode_image`."""
     if isinstance(data, Unread):
         raise UndecodableError(data.decode())
     if len(data) > MAX_PICTURE_BYTES:
@@ -141,8 +143,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
 
     Raises:
       UndecodableError: the bytes are not a picture, or the picture is truncated, broken, larger
-        than `MAX_PICTURE_BYTES`, holds too much metadata, or is a JPEG of more than `MAX_SCANS`
-        scans.
+        than `MAX_PICTURE_BYTES`, holds too much metadata, has floating-point pixels, or is a JPEG
+        of more than `MAX_SCANS` scans.
       TooManyPixelsError: the header announces more than `max_pixels`.
       MemoryError: the pixels do not fit into memory, which is not the picture's fault.
     """
@@ -159,9 +161,9 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
 def decode_into(data: bytes, out: Pixels) -> None:
     """Decodes a picture of known size into an array.
 
-    A JPEG of one scan is decoded straight into the array by libjpeg-turbo
-    (`simplejpeg.decode_jpeg`), in half the time that Pillow takes. All composites stored as JPEG
-    have one scan. `decode_image` decodes every other picture. The pixels are the same.
+    A JPEG of one scan, unless it is CMYK, is decoded straight into the array by libjpeg-turbo
+    (`simplejpeg.decode_jpeg`), in half the time that Pillow takes. All pictures that `encode_jpeg`
+    has written are such JPEGs. `decode_image` decodes every other picture. The pixels are the same.
 
     Args:
       data: the file's bytes.
@@ -184,8 +186,8 @@ def decode_into(data: bytes, out: Pixels) -> None:
 
 
 def _decode_one_scan(data: bytes, out: Pixels) -> bool:
-    """Decodes a JPEG of one scan into `out`; returns False if the data are not such a JPEG, or a
-    flawed one."""
+    """Decodes a JPEG of one scan into `out`; returns False if the data are not such a JPEG, are
+    CMYK or flawed, or have another size."""
     is_jpeg = data.startswith(bytes([0xFF, _START_OF_IMAGE]))
     # The two bytes of this marker never occur inside a scan, so they can be counted.
     if not is_jpeg or data.count(bytes([0xFF, _START_OF_SCAN])) != 1:
@@ -253,7 +255,10 @@ def _decoding_errors(image: Image.Image) -> Iterator[None]:
 
 
 def _eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Keeps the upper 8 of 16 bits, whereas Pillow would clip every value above 255 to white."""
+    """Keeps the upper 8 of 16 bits, whereas Pillow would clip every value above 255 to white.
+
+    Values of more than 16 bits become white. Raises UndecodableError for floating-point values.
+    """
     if values.dtype.kind == "f":
         raise UndecodableError("floating-point pixels have no stated white")
     return np.asarray(np.clip(values, 0, 0xFFFF) >> 8, np.uint8)
@@ -270,7 +275,7 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
     """Encodes (H, W, 3) uint8 RGB or (H, W) uint8 grey as a PNG, by `cv2.imencode`.
 
     Raises:
-      ValueError: OpenCV cannot encode the array.
+      ValueError, cv2.error: OpenCV cannot encode the array.
     """
     stored = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
     is_encoded, encoded = cv2.imencode(".png", stored)
@@ -287,7 +292,7 @@ def encode_mask(mask: Mask) -> bytes:
 
 
 def decode_mask(data: bytes) -> Mask:
-    """Decodes a mask picture: (H, W) bool, True where any channel is not 0.
+    """Decodes a mask picture: (H, W) bool, True where any channel is not 0 in 8-bit RGB.
 
     Each True is the byte 1 in memory, where Pillow has 255, so equal masks have equal bytes.
 

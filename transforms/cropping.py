@@ -22,7 +22,7 @@ class CroppedImage:
       image: (S, S, 3) uint8, RGB, after Resize + CenterCrop; None if the image was rejected.
       reason: reason for the rejection; None if the image was accepted.
       detail: exact cause of the rejection, for people; empty if the image was accepted.
-      width, height: native size in pixels, None if the image could not be decoded.
+      width, height: native size in pixels, None if the image was not decoded.
     """
 
     image: Pixels | None = None
@@ -40,7 +40,7 @@ class CroppedImage:
 def crop_whole(
     image: bytes, *, resize: int, crop: int, interpolation: str, pad: bool = False
 ) -> CroppedImage:
-    """Crops an image after decoding and resizing it.
+    """Decodes an image, resizes it, and crops it.
 
     Args:
       image: the image file's bytes.
@@ -54,8 +54,9 @@ def crop_whole(
       rejection; they never raise an error.
 
     Raises:
-      ValueError: the crop is larger than the resize.
+      ValueError: the crop is larger than the resize, or below 1.
       KeyError: the interpolation is unknown.
+      MemoryError: the picture does not fit into memory.
     """
     try:
         pixels = decode_source(image)

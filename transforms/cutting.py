@@ -31,11 +31,11 @@ class Cut:
       layer: the layer; None if the image or object was rejected.
       reason: reason for the rejection; None if the image or object was accepted.
       detail: exact cause of the rejection, for people; empty if the image or object was accepted.
-      width, height: native size in pixels, None if the image could not be decoded.
-      box: the box that the segmenter gets, in native pixels; None if the image was rejected before
-        a box was chosen.
-      mask_over_box: number of foreground pixels divided by the box's area, None if nothing was
-        segmented.
+      width, height: native size in pixels, None if the image was not decoded.
+      box: the box that the segmenter gets, in native pixels, clipped to the image; None if the
+        image was rejected before a box was chosen.
+      mask_over_box: number of foreground pixels, at native size, divided by the box's area; None
+        if nothing was segmented.
       fallback: `fallback` of the `Segmentation`, empty if nothing was segmented.
       number: position of the object among the image's boxes, counted from 1; 0 if the image is
         cut as a whole.
@@ -114,7 +114,10 @@ def cut_background(
       (crop, crop, 3) uint8, equal to the layer's `only_bg_t`.
 
     Raises:
-      ValueError: `cut_objects` would not accept the object.
+      ValueError: the picture or its boxes cannot be read, or there is no such object, or no strip
+        of background beside it. `cut_objects` accepts no such object, either.
+      KeyError: the interpolation is unknown.
+      ImportError, MemoryError: see `cut_objects`.
     """
     pixels = decode_image(image)
     height, width = pixels.shape[:2]
@@ -163,11 +166,14 @@ def cut_objects(
     Yields:
       `Cut`s, each with the layer or with the first reason for a rejection in protocol order. If
       `rules.objects` is `each`, and the image is not rejected as a whole, there is a `Cut` for each
-      box; otherwise there is a single `Cut`. Broken or hostile bytes never raise an error.
+      box, or for the box `only`; otherwise there is a single `Cut`. Broken or hostile bytes never
+      raise an error.
 
     Raises:
       ValueError, KeyError: `make_layer` refuses an argument.
+      ImportError: for the reason of `read_mask`.
       MemoryError: a picture does not fit into memory.
+      Exception: whatever `segment` raises besides SegmentationError.
     """
     decoded = read_image(image, annotation, mask, needs_mask=segment is None)
     if isinstance(decoded, Rejection):
@@ -209,6 +215,7 @@ def cut_objects(
 
 
 def _list_boxes(boxes: Sequence[Box]) -> str:
+    """Describes boxes for the detail of a rejection."""
     corners = " ".join(str(tuple(box)) for box in boxes[:4])
     return f"{len(boxes)} boxes: {corners}" if corners else "no box"
 
@@ -267,6 +274,7 @@ def _cut(
 def _segment(
     segment: SegmentFunction | None, pixels: Pixels, box: Box, seed: int, given_mask: Mask | None
 ) -> Segmentation:
+    """Runs the segmenter, or returns the image's mask if there is no segmenter."""
     if segment is not None:
         return segment(pixels, box, seed)
     assert given_mask is not None

@@ -30,8 +30,8 @@ class Rules:
 
     Attributes:
       objects: `one` (an image with several boxes is rejected), `largest` (the box with the largest
-        area inside the image, the first of equal boxes), `union` (the smallest box around all
-        boxes) or `each` (every box becomes an image of its own).
+        area inside the image, the first of equal boxes), `union` (the smallest box around the parts
+        of all boxes that are inside the image) or `each` (every box becomes an image of its own).
       max_box: largest share of the crop that the box may cover.
       min_visible: smallest share of the box's pixels that the crop must keep.
       min_foreground: smallest share of the box that the foreground must fill.
@@ -46,7 +46,11 @@ class Rules:
 
 
 class Reason(StrEnum):
-    """Reasons to reject an image, in the order of the protocol; the first that applies counts."""
+    """Reasons to reject an image, in the order of the protocol; the first that applies counts.
+
+    There is one exception: a picture that is so narrow that the resize would give it too many
+    pixels is `TOO_MANY_PIXELS` only if its size is no `SIZE_MISMATCH`.
+    """
 
     INVALID_KEY = "invalid_key"
     DUPLICATE_KEY = "duplicate_key"
@@ -92,8 +96,9 @@ def choose_boxes(
       objects: see `Rules`.
 
     Returns:
-      The chosen boxes, clipped to the image, or the reason to reject the image (filter 4). With
-      `each`, all boxes are chosen, even empty ones; otherwise there is one box.
+      The chosen boxes, clipped to the image, or the reason to reject the image: it has not one box
+      (filter 4), or no box with an area. With `each`, all boxes are chosen, even empty ones;
+      otherwise there is one box.
     """
     if not boxes or (objects == "one" and len(boxes) > 1):
         return Reason.NOT_ONE_BOX
@@ -142,7 +147,7 @@ def check_box(box: Box, *, width: int, height: int, rules: Rules = Rules()) -> R
 def check_boxes(
     boxes: Sequence[Box], *, width: int, height: int, rules: Rules = Rules()
 ) -> Reason | None:
-    """Applies filters 4 to 6 to an image's boxes.
+    """Applies filters 4 to 6 to an image's boxes, like `choose_boxes` and `check_box`.
 
     Args:
       boxes: the annotated boxes, in native pixels.

@@ -63,7 +63,7 @@ class ResizeCrop:
       crop: side of the square crop, in pixels.
       columns, rows: (crop,) int32, the native column (or row) that nearest interpolation copies to
         each output column (or row); non-decreasing. In the padding, the value is -1 to the left of
-        (or above) the image, and one more than its native size to the right (or below).
+        (or above) the image, and the native width (or height) + 1 to the right (or below).
       all_columns, all_rows: the same for the whole resized image, without crop or padding.
     """
 
@@ -169,8 +169,8 @@ class ResizeCrop:
     def box(self, box: Box) -> OutputBox:
         """Converts a box to output pixels.
 
-        The converted box holds the pixels whose native pixel lies in [xmin, xmax] x [ymin, ymax].
-        It is empty (x0 == x1 or y0 == y1) if the crop misses the box.
+        The converted box holds the pixels to which nearest interpolation copies a native pixel in
+        [xmin, xmax] x [ymin, ymax]. It is empty (x0 == x1 or y0 == y1) if there are none.
         """
         x0, x1 = _span(self.columns, box.xmin, box.xmax)
         y0, y1 = _span(self.rows, box.ymin, box.ymax)

@@ -1,7 +1,8 @@
-"""Keyed hashes: the only source of randomness in the project.
+"""Keyed hashes: the source of the project's random choices.
 
-Every random choice is a function of (seed, purpose, key), so it does not depend on order,
-bundling, worker or retry.
+A choice is a function of (seed, purpose, key), so it does not depend on order, bundling, worker or
+retry. Generators with a state are used only where a method brings its own, as GrabCut and PyTorch
+do, and are seeded before each use.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Confidence intervals, p values and their adjustment for many tests.
 
-Accuracies get Wilson's interval, with Student's t instead of the normal quantile if the variance is
-estimated from a few units. Paired differences get a bootstrap interval. P values of many tests at
-once are adjusted, so that chance alone is seldom taken for a finding.
+Shares of independent pictures get Wilson's interval, and differences of paired values a bootstrap
+interval. (`transforms.two_way` has the intervals for pictures that share foregrounds or
+backgrounds.) P values of many tests at once are adjusted, so that chance alone is seldom taken for
+a finding.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ RESAMPLES = 2000
 Floats = NDArray[np.float64]
 
 # Cumulative probabilities of 0, 1, 2, ... by Poisson(1). A unit's weight in a resample is how many
-# of these probabilities the unit's uniform draw exceeds.
+# of these probabilities the unit's uniform draw reaches, so it is at most 12.
 _POISSON = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(12)])
 
 # Number of weights that are computed at once, so that they and the intermediate values fit into a
@@ -149,7 +150,7 @@ def poisson_weights(draws: UInt64Array) -> Floats:
 
     Returns:
       Weights of the shape of `draws`, float64: how often each unit is drawn, by Poisson(1). A
-      weight depends on the unit's own hash alone, so it is the same in any order and on any runner.
+      weight depends on its own draw alone, so it is the same in any order and on any runner.
     """
     uniform = (draws >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return np.searchsorted(_POISSON, uniform, side="right").astype(np.float64)
@@ -171,7 +172,7 @@ def bootstrap_means(
 
     Returns:
       (resamples, columns) float64, the means. Resamples that draw no unit at all are left out. The
-      memory for intermediate values does not grow with the number of units.
+      memory for weights does not grow with the number of units.
     """
     # The sizes are summed like the other columns, because they divide the sums.
     values = np.column_stack([sums, sizes])
@@ -218,7 +219,8 @@ def paired_bootstrap(
       confidence: probability with which the interval should cover the truth, in (0, 1).
 
     Returns:
-      (difference, low, high). The interval has no width if the difference is the same in all units.
+      (difference, low, high). The interval has no width if the difference is the same in all units,
+      or if no resample draws any unit.
 
     Raises:
       ValueError: there are no units, or sequences have different lengths.
@@ -242,8 +244,8 @@ def paired_bootstrap(
 
 
 def level_of(comparisons: int) -> float:
-    """Returns the confidence that each of several intervals needs so that, with a probability of
-    95 %, all of them cover the truth at once (Bonferroni).
+    """Returns the confidence that each of several intervals needs so that, with a probability of at
+    least 95 %, all of them cover the truth at once (Bonferroni).
 
     >>> round(level_of(10), 4)
     0.995

@@ -18,11 +18,11 @@ class Layer:
     """One accepted image, cut into foreground and background. S is the side of the output.
 
     Attributes:
-      image: (S, S, 3) uint8, RGB, the image after Resize + CenterCrop.
+      image: (S, S, 3) uint8, RGB, the image after `ResizeCrop`.
       only_bg_t: (S, S, 3) uint8, RGB, the tiled background. It is computed at native size, and then
         transformed like the image.
       mask: (S, S) bool, True on the foreground.
-      box: the annotated box in output pixels.
+      box: the object's box in output pixels.
     """
 
     image: Pixels
@@ -50,7 +50,7 @@ def make_layer(
 
     Args:
       image: (H, W, 3) uint8, RGB, native size.
-      box: the annotated box in native pixels, clipped to the image.
+      box: the object's box in native pixels, clipped to the image.
       mask: (H, W) bool, True on the foreground.
       resize: shorter side after the resize, in pixels.
       crop: side of the centre crop, in pixels.
@@ -63,7 +63,7 @@ def make_layer(
 
     Raises:
       NoTileError: the box leaves no strip of background on any side.
-      ValueError: the crop is larger than the resize.
+      ValueError: the crop is larger than the resize, or below 1.
       KeyError: the interpolation is unknown.
     """
     height, width = image.shape[:2]

@@ -31,6 +31,7 @@ _MAX_DIGITS = 6
 """Largest number of digits of a number in compressed run lengths. Six digits of 5 bits exceed
 `MAX_PIXELS`. pycocotools, which decodes the masks, may read another number from more digits."""
 _MERGED_AT_ONCE = 16
+# Pillow's modes of pictures with one channel.
 _GREY = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 
 
@@ -75,8 +76,8 @@ class GivenMask:
           boxes: all boxes of the image, either the attribute `boxes` or an annotation's boxes.
 
         Returns:
-          (H, W) bool: the object that belongs to the box if there is one object for each box, else
-          the part of the mask inside the box.
+          (H, W) bool: the object that belongs to the box if there is one object, or one object that
+          has a pixel, for each box; else the part of the mask inside the box.
         """
         encoded = self.objects
         if len(boxes) != len(encoded):
@@ -147,6 +148,7 @@ def bounding_box(mask: Mask) -> Box | None:
 
 
 def _read_coco(data: bytes) -> GivenMask:
+    """Reads a mask from JSON; see `read_mask`."""
     try:
         content = json.loads(data)
         height, width = content["height"], content["width"]
@@ -228,8 +230,9 @@ def _mask_of(encoded: RunLengths) -> Mask:
 
 
 def _outline(polygon: Any, height: int, width: int) -> float:
-    """Measures the total length of a polygon's edges, in pixels. Edges outside of the picture
-    count, too, because pycocotools traces them."""
+    """Measures the total length of a polygon's edges, in pixels; the length of an edge is its width
+    or its height, whichever is greater. Edges outside of the picture count, too, because
+    pycocotools traces them. Raises MaskError if it could not trace them."""
     limit = 2 * max(height, width)
     if len(polygon) < 6 or len(polygon) % 2:
         raise MaskError(f"a polygon of {len(polygon)} numbers")

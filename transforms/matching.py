@@ -24,8 +24,8 @@ MARGIN = 1.0
 """The next best candidate must differ by at least twice as much as the best, plus this margin."""
 
 _CLIP = 32.0
-"""Limit of a pixel's difference, because individual pixels can differ a lot where the mask is
-slightly off."""
+"""Limit of the difference of a pixel's channel, because individual pixels can differ a lot where
+the mask is slightly off."""
 _CLEARANCES = (8, 2)
 """Widths in pixels of the border around the mask that is ignored; the second is tried if the first
 leaves fewer than `_MIN_PIXELS` pixels."""
@@ -36,7 +36,7 @@ Floats = NDArray[np.floating]
 
 
 def block_means(image: Pixels) -> NDArray[np.uint8]:
-    """Averages an (S, S, 3) uint8 picture over its B blocks: (B, 3) uint8."""
+    """Averages an (S, S, 3) uint8 picture over its B whole blocks: (B, 3) uint8, rounded."""
     return np.rint(_average_blocks(image.astype(np.float32))).astype(np.uint8)
 
 
@@ -48,7 +48,7 @@ def block_means_outside(image: Pixels, mask: Mask) -> tuple[Floats, Floats]:
       mask: (S, S) bool, True on the foreground.
 
     Returns:
-      means: (B, 3) float32 for B blocks, 0 where nothing is free.
+      means: (B, 3) float32 for B whole blocks, 0 where nothing is free.
       free: (B,) float32, free share of the block.
     """
     outside = ~mask[..., np.newaxis]

@@ -50,7 +50,7 @@ def gaussian_noise(draw: int, shape: tuple[int, ...]) -> Noise:
 
     Returns:
       Noise of this shape, int16, in levels of a channel (0 to 255), with mean 0 and standard
-      deviation 255 * `SIGMA`. Each 64-bit word of the draw's substreams gives four values, from its
+      deviation 255 * `SIGMA`. Each 64-bit word of the draw's substream gives four values, from its
       lowest bits to its highest.
     """
     count = math.prod(shape)

@@ -8,8 +8,8 @@ levels, so that a draw examines only a small part of a large class. A hash divid
 size (the logarithmic method of Schindelhauer and Schomaker 2005), and then the best background in
 this bucket.
 
-Images of one group share a scene, so no image of the group is the background of another: a
-foreground draws as if the images of its own group did not exist.
+Images of one group share a scene, so no image of the group is the background of another, unless
+`own_background` allows it: a foreground draws as if the images of its own group did not exist.
 
 Source of the variants: paper section 2, which draws from the same class, a random class or the
 next class. It does not say whether the random class may be the foreground's own class, nor whether
@@ -29,6 +29,7 @@ from transforms.hashing import UInt64Array, keyed_hashes, substream, substreams
 BUCKETS = 256
 """Number of buckets of a class, formed by the highest bits of its backgrounds' hashes."""
 NO_PARTNER = -1
+"""Value that stands for no background."""
 
 _AT_ONCE = 1 << 22
 """Number of hashes that are processed at once. A hash takes 8 bytes, and each intermediate result
@@ -249,7 +250,7 @@ def _draw(pool: Pool, members: Positions, hashes: UInt64Array, banned: Positions
         `NO_PARTNER` if it may draw from all groups.
 
     Returns:
-      (m,) positions in the pool, `NO_PARTNER` if all members are in the banned group.
+      (m,) positions in the pool, `NO_PARTNER` if no member is outside of the banned group.
     """
     class_hashes, groups = pool.hashes[members], pool.groups[members]
     # Members are in order of their hash, so the backgrounds of a bucket are contiguous.
@@ -284,7 +285,7 @@ def _best_buckets(weights: NDArray[np.int64], hashes: UInt64Array) -> Positions:
     """Draws a bucket for each foreground, with probabilities in proportion to its row of `weights`,
     which is (m, BUCKETS) for m foregrounds."""
     bits = substreams(hashes, range(BUCKETS)).T >> np.uint64(11)
-    # Uniform in (0, 1), with the full precision of a double.
+    # Uniform in (0, 1), with the full precision of a double. Only 53 ones are rounded to 1.
     uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53
     buckets: Positions = (weights / -np.log(uniform)).argmax(axis=1)
     return buckets

@@ -16,7 +16,8 @@ from transforms.geometry import Mask, Pixels
 Map = NDArray[np.float32]
 
 _BLUR = 1.2
-"""Standard deviation of the blur, in pixels. Without it, single pixels look like noise."""
+"""Standard deviation of the blur of a map that is drawn, in pixels. Without it, single pixels look
+like noise."""
 _BRIGHTEST = 99.5
 """Percentile of a map that is drawn with full brightness. If it were the maximum, a few extreme
 values would darken all others."""
@@ -28,7 +29,7 @@ def saliency_map(gradient: NDArray[np.floating]) -> Map:
     """Reduces a gradient to a saliency map.
 
     Args:
-      gradient: (3, H, W), gradient of a class's score with respect to the pixels.
+      gradient: (3, H, W), gradient of one of a model's outputs with respect to the pixels.
 
     Returns:
       (H, W) float32, >= 0: the largest absolute value over the channels.

@@ -37,6 +37,7 @@ class Scores:
 
 
 def _score(logits: Logits, labels: Labels, output_labels: Labels, allowed: Labels) -> Scores:
+    """Scores pictures as if the model had only the outputs at the positions `allowed`."""
     kept = logits[:, allowed]
     shifted = np.exp(kept - kept.max(axis=1, keepdims=True))
     probabilities = shifted / shifted.sum(axis=1, keepdims=True)
@@ -110,9 +111,9 @@ def labels_of_outputs(num_outputs: int, taxonomy: Taxonomy) -> Labels:
        superclass.
     2. The outputs are ImageNet's 1000 classes, if these include all of the taxonomy's classes.
     3. There is one output for each superclass, so both label rules agree.
-    4. There is one output for each class.
-    5. The outputs are ImageNet's 1000 classes, if every class with a superclass has the WordNet id
-       or the name of one of ImageNet's classes.
+    4. There is one output for each class, if the taxonomy names no outputs.
+    5. The outputs are ImageNet's 1000 classes, if the taxonomy names no outputs, and every class
+       with a superclass has the WordNet id or the name of a different class of ImageNet's.
 
     Args:
       num_outputs: number of the model's outputs.
@@ -147,6 +148,7 @@ def labels_of_outputs(num_outputs: int, taxonomy: Taxonomy) -> Labels:
 
 
 def _classes_that_fit(taxonomy: Taxonomy) -> str:
+    """Describes the classes that a model's outputs could stand for, for an error message."""
     fitting = f"the {len(taxonomy.wnids)} classes"
     if taxonomy.outputs is not None:
         fitting = f"the outputs that the taxonomy names (0 to {max(taxonomy.outputs)})"
@@ -171,7 +173,8 @@ def _hint(num_outputs: int, taxonomy: Taxonomy) -> str:
 def classes_of_outputs(num_outputs: int, taxonomy: Taxonomy) -> tuple[str, ...] | None:
     """Names the class of each model output; None if the outputs are superclasses or unknown.
 
-    The arguments and the interpretation are those of `labels_of_outputs`.
+    The arguments and the interpretation are those of `labels_of_outputs`, for a number of outputs
+    that it accepts.
     """
     if taxonomy.outputs is not None and max(taxonomy.outputs) < num_outputs:
         names = {i: taxonomy.class_names[n] for n, i in enumerate(taxonomy.outputs)}

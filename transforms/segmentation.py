@@ -72,11 +72,13 @@ class Segmenter:
       name: value of `--segmenter`.
       method: name of the method. Implementations of one method give equal masks, so switching
         between them does not invalidate layers.
-      version: version of the method, raised by hand whenever the method's masks change.
+      version: version of the method, raised by hand whenever the method's masks change; text for a
+        custom function.
       parameters: other values that decide the masks, JSON-serialisable.
-      segment: the function; None if the masks come with the images.
+      segment: the function; None if the masks come with the images, and for a custom function that
+        `pipeline.segmenters` has not added yet.
       prepare: function that is called before the first picture. It calls its argument before it
-        begins work that takes seconds.
+        begins work that takes seconds, so that the user can be told.
       description: sentence about the masks for a dataset's card. It may contain `label`, and the
         names of flags, in braces.
     """
@@ -138,7 +140,7 @@ def segment_cv2(image: Pixels, box: Box, seed: int) -> Segmentation:
 def segment_grabcut(image: Pixels, box: Box, seed: int) -> Segmentation:
     """Same as `segment_cv2`, but an order of magnitude faster, by `transforms.grabcut`.
 
-    Calls `segment_cv2` if the kernels cannot compute a mask.
+    Calls `segment_cv2` if the kernels cannot compute the mask; `fallback` then says why.
     """
     try:
         labels = grabcut.grabcut(image, _rectangle(box), iterations=GRABCUT_ITERATIONS, seed=seed)
@@ -164,6 +166,7 @@ def _foreground(labels: NDArray[np.uint8]) -> Mask:
 
 
 def _prepare_grabcut(announce: Callable[[], None]) -> None:
+    """Compiles the kernels if necessary; warns if that is impossible."""
     try:
         grabcut.prepare(announce)
     except grabcut.Unavailable as error:

@@ -66,16 +66,16 @@ def has_partners(
         kept = np.flatnonzero(keep)
         _, cell, class_sizes = np.unique(labels[kept], return_inverse=True, return_counts=True)
         # A cell is a set of images that have the same number of partners: the images of one class
-        # and group or, without groups, the images of one class.
+        # and group or, without groups, the images of one class, each of which is its own group.
         classes = group = np.arange(len(class_sizes))
-        images = np.ones_like(classes)
+        own = np.ones_like(classes)
         if groups is not None:
             numbers = np.unique(groups[kept], return_inverse=True)[1]
-            cells, cell, images = np.unique(
+            cells, cell, own = np.unique(
                 cell * len(kept) + numbers, return_inverse=True, return_counts=True
             )
             classes, group = np.divmod(cells, len(kept))
-        partners = _count_partners(class_sizes, classes, group, images, own_background, mixed_rand)
+        partners = _count_partners(class_sizes, classes, group, own, own_background, mixed_rand)
         has_all = np.ones(len(classes), np.bool_)
         for variant in mixed:
             has_all &= partners[variant] > 0
@@ -89,7 +89,7 @@ def _count_partners(
     class_sizes: Labels,
     classes: Labels,
     groups: Labels,
-    images: Labels,
+    own: Labels,
     own_background: bool,
     mixed_rand: str,
 ) -> dict[str, Labels]:
@@ -98,7 +98,9 @@ def _count_partners(
     Args:
       class_sizes: (classes,) number of images of each class.
       classes, groups: (cells,) the class and the group of each cell, numbered from 0, in order.
-      images: (cells,) number of images in each cell.
+        Without groups, any number that no other cell has.
+      own: (cells,) number of images of its class that are in the group of an image of the cell,
+        including the image itself.
       own_background, mixed_rand: see `has_partners`.
 
     Returns:
@@ -109,9 +111,9 @@ def _count_partners(
     if not own_background:
         codes, wanted = (each * (groups.max() + 1) + groups for each in (classes, following))
         position = np.searchsorted(codes, wanted) % len(codes)
-        same = same - images
-        after = after - np.where(codes[position] == wanted, images[position], 0)
-        anyone = anyone - np.bincount(groups, images).astype(np.int64)[groups]
+        same = same - own
+        after = after - np.where(codes[position] == wanted, own[position], 0)
+        anyone = anyone - np.bincount(groups, own).astype(np.int64)[groups]
     return {
         "mixed_same": same,
         "mixed_next": np.where(following == classes, 0, after),

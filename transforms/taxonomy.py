@@ -36,7 +36,7 @@ OUTSIDE = -1
 """Label of a class that belongs to no superclass."""
 
 MAX_LABELS = 32_767
-"""Maximum number of superclasses, because labels are stored as int16."""
+"""Maximum number of superclasses, because predicted labels are kept as int16."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Taxonomy:
         taxonomy file does not give it.
 
     Raises:
-      ValueError: a class lacks a label, a name or an output, or a label has no superclass.
+      ValueError: the columns of the classes differ in length, a label has no superclass, or there
+        are more than `MAX_LABELS` superclasses.
     """
 
     names: tuple[str, ...]

@@ -27,7 +27,7 @@ def background_strip(width: int, height: int, box: Box) -> Box:
       box: the box, clipped to the image.
 
     Returns:
-      The strip as a half-open box, which excludes column xmax and row ymax.
+      The strip as a half-open box, without column xmax and row ymax of this box.
 
     Raises:
       NoTileError: the box leaves no strip on any side.

@@ -1,4 +1,4 @@
-"""Variants as pure functions of layers: the paper's eight variants, the mask, and others.
+"""Variants as pure functions of layers, and of noise: the paper's eight, the mask, and others.
 
 Pictures are (S, S, 3) uint8 RGB, where S is the side of the layer. Source: paper section 2.
 
@@ -119,8 +119,8 @@ class Variant:
       from_layer: makes the picture from the image's own layer; None if the picture needs more.
       from_noise: makes the picture from the layer and noise; None if the picture needs no noise.
         Mixed variants have neither `from_layer` nor `from_noise`.
-      lossless: whether pictures are always stored as PNG, because JPEG would blur noise and spread
-        it over the mask's edge.
+      lossless: whether pictures are always stored as PNG, because JPEG would change a mask, and
+        would blur noise and spread it over the mask's edge.
       description: what the picture shows, for a dataset's card.
     """
 
@@ -210,7 +210,7 @@ EXTERNAL = "mixed_external"
 MIXED = tuple(name for name, v in VARIANTS.items() if v.is_mixed and name != EXTERNAL)
 """Variants whose backgrounds come from images of the dataset."""
 PICTURES = tuple(name for name in PAPER if name != "fg_mask")
-"""The paper's eight variants, on which models are evaluated."""
+"""The paper's eight variants, without the mask."""
 
 _CUSTOM = re.compile(r"python:([\w.]+):([a-z][a-z0-9_]*)@([0-9]+)")
 _REPLICATE = re.compile(r"(.+)_r([1-9][0-9]*)")
@@ -283,7 +283,8 @@ def draws_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 
 def is_picture(name: str) -> bool:
-    """Returns whether models are evaluated on a variant, as on every variant except the mask."""
+    """Returns whether models are evaluated on a variant. The mask is the only one that is not a
+    picture."""
     return name != "fg_mask"
 
 
@@ -297,7 +298,8 @@ def select_variants(names: Iterable[str]) -> tuple[str, ...]:
     ('original', 'bg_blurred')
 
     Raises:
-      ValueError: a name is unknown, two variants would have the same name, or no variant is named.
+      ValueError: a name is unknown, two variants would have the same name, a custom variant has a
+        name that replicates have, or no variant is named.
     """
     wanted = {each for name in names for each in (PAPER if name == "all" else (name,))}
     custom = sorted((each for each in wanted if _CUSTOM.fullmatch(each)), key=name_of)

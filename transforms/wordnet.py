@@ -43,7 +43,8 @@ def above(wnid: str) -> frozenset[str]:
 
 
 def classes_below(root: str) -> tuple[str, ...]:
-    """Returns ImageNet's classes below a synset, in order of their output index."""
+    """Returns ImageNet's classes below a synset, and the synset if it is such a class, in order of
+    their output index."""
     return tuple(wnid for wnid in imagenet9().wnids if root in above(wnid))
 
 
@@ -52,7 +53,7 @@ def wordnet_taxonomy(roots: Sequence[tuple[str, str]]) -> Taxonomy:
 
     Args:
       roots: (WordNet id, name) of each superclass, in order of the labels; an empty name stands
-        for WordNet's name. A class belongs to the first root that is above it.
+        for WordNet's name. A class belongs to the first root that is above it, or is the class.
 
     Raises:
       ValueError: no class belongs to some root, or two superclasses have the same name.

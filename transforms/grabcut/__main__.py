@@ -12,7 +12,8 @@ from transforms.grabcut import Unavailable, prepare
 
 
 def main() -> None:
-    """Compiles the kernels unless they have been compiled before, and prints the outcome."""
+    """Compiles the kernels unless they have been compiled before, and prints the outcome to the
+    standard error output."""
     try:
         prepare(lambda: print("compiling ...", file=sys.stderr))
     except Unavailable as error:

@@ -1,8 +1,8 @@
 """Locates the compiled kernels.
 
 Each version of the kernels has its own folder, named after a hash of everything that decides the
-compiled code: the sources of this package, the versions of Python, numba and llvmlite, and the
-processor. So stale code is never loaded.
+compiled code: the sources of this package with their paths, the versions of Python, numba and
+llvmlite, and the processor. So stale code is never loaded.
 
 A container image that runs on many machines sets numba's variables NUMBA_CPU_NAME and
 NUMBA_CPU_FEATURES to a processor whose features all machines have, so that one folder serves all.

@@ -20,7 +20,9 @@ COMPONENTS = 5
 
 _ITERATIONS = 10
 _EPSILON = float(np.finfo(np.float32).eps) ** 2
+"""If the squared length of the longest move is not greater, the iterations end."""
 _EXACT = 1 << 24
+"""Whole numbers up to this one are exact in float32."""
 _BLOCK = 4096
 """Number of samples whose squared distances are added up to one subtotal."""
 _NO_LABEL = 255
@@ -73,9 +75,8 @@ def _add_center(samples: _Bytes, distances: _Floats, subtotals: _Integers, chose
 
 @helper
 def _draw(distances: _Floats, subtotals: _Integers, share: float) -> int:
-    """Finds the first sample at which the running sum of squared distances reaches `share`.
-
-    Returns the last sample if the sum never reaches it.
+    """Finds the first sample at which the running sum of squared distances reaches `share`, a part
+    of their total. Returns the last sample if the sum never reaches it.
 
     OpenCV subtracts the distances from the share one by one. These differences are exact as long as
     they are positive, so subtracting the total of a whole block gives the same result.
@@ -205,7 +206,8 @@ def _fill_empty(
     rounded: _Floats,
     clusters: int,
 ) -> None:
-    """Moves a sample into each empty cluster: the farthest sample of the largest cluster."""
+    """Moves a sample into each empty cluster: of the largest cluster, the sample that is farthest
+    from its mean."""
     for k in range(clusters):
         if counts[k] != 0:
             continue
@@ -260,8 +262,9 @@ def cluster(samples: _Bytes, state: NDArray[np.uint64]) -> _Bytes:
     sums = np.zeros((COMPONENTS, 3), np.int64)
     rounded = np.zeros((COMPONENTS, 3), np.float32)
     _choose_centers(samples, centers, clusters, state)
-    # OpenCV runs ten iterations, or two if there is one cluster. Its last iteration only fills
-    # empty clusters.
+    # OpenCV runs ten iterations, or two if there is one cluster. Each begins by moving the centres,
+    # which ends an iteration here. OpenCV's first iteration chooses centres instead, and its last
+    # assigns no labels, so there is one iteration less here.
     for _ in range((_ITERATIONS if clusters > 1 else 2) - 1):
         _assign(samples, centers, new_labels)
         _move(samples, labels, new_labels, counts, sums)

@@ -17,8 +17,8 @@ _Rect = tuple[int, int, int, int]
 
 _C_INT = 2**31
 _MOST_PIXELS = 2**27
-"""Largest number of pixels of a picture. With more pixels, the numbers of arcs (8 per pixel) and
-the sums of contrasts (4 per pixel) would approach the limit of int32."""
+"""Largest number of pixels of a picture. With more pixels, the numbers that OpenCV gives to arcs (8
+per pixel) would approach the limit of int32."""
 
 
 _Segment = Callable[[_Bytes, _Rect, int, int], _Bytes]
@@ -29,7 +29,11 @@ _loaded: list[_Segment | Unavailable] = []
 
 
 def _kernels(before_compiling: Callable[[], None] = lambda: None) -> _Segment:
-    """Loads the kernels on the first call. Later calls return or raise the same as the first."""
+    """Loads the kernels on the first call. Later calls return or raise the same as the first.
+
+    Args:
+      before_compiling: see `prepare`.
+    """
     if not _loaded:
         with _lock:
             if not _loaded:

@@ -30,7 +30,8 @@ _SCALE = 2.0**20
 up to 345 plus twice the capacity of eight links of up to 50, fits into int32. With fewer than 2^10
 units, the cut begins to differ from OpenCV's if two cuts have nearly the same weight."""
 
-_PROBABLY_BACKGROUND, _PROBABLY_FOREGROUND = 2, 3
+_PROBABLY_BACKGROUND = 2
+"""OpenCV's label `GC_PR_BGD`. The next number is `GC_PR_FGD`, for probable foreground."""
 
 _Bytes = NDArray[np.uint8]
 
@@ -81,7 +82,7 @@ def _pull(
     excess: NDArray[np.int32], pulls: NDArray[np.int32], applied: NDArray[np.int32], width: int
 ) -> None:
     """Changes the excesses by the difference between the new pulls and the pulls that were applied
-    before."""
+    before, and writes the new pulls to `applied`."""
     for y in range(len(pulls) // width):
         node = (y + 1) * (width + 2) + 1
         for i in range(y * width, (y + 1) * width):

@@ -12,7 +12,7 @@ Neighbours are numbered in raster order, so the opposite of direction k is 7 - k
     3 . 4
     5 6 7
 
-All functions take flat arrays of a padded grid with `stride` nodes in a row, and do not check
+The functions take flat arrays of a padded grid with `stride` nodes in a row, and do not check
 bounds: `node` must not lie in the padding, and planes must be `SLACK` longer than the grid.
 """
 

@@ -13,9 +13,9 @@ covariance, OpenCV's greatest density is a normal number if the greatest exponen
 and 0 if the greatest exponent is below -780. If all densities are 0, OpenCV chooses the first
 component, and the logarithm of the mixture's density is minus infinity, which makes an arc to the
 source (or the sink) that cannot be filled; if both mixtures have density 0, it is the arc to the
-source. These rules are applied here, too. The few samples whose greatest exponent lies between the
-limits are recomputed in OpenCV's way. Source: OpenCV, imgproc/grabcut.cpp (`GMM::whichComponent`,
-`GMM::operator()`, `constructGCGraph`).
+source. These rules are applied here, too. The few samples whose greatest exponent is in neither of
+the two ranges are recomputed in OpenCV's way. Source: OpenCV, imgproc/grabcut.cpp
+(`GMM::whichComponent`, `GMM::operator()`, `constructGCGraph`).
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def _exponents(colors: _Floats, count: int, mixture: _Floats, exponents: _Floats
 def _greatest(exponents: _Floats, count: int, components: _Bytes, greatest: _Floats) -> bool:
     """Finds each sample's greatest exponent, and the first component that has it.
 
-    Returns whether any sample is uncertain: its greatest exponent lies between the limits within
-    which OpenCV's result is known, so OpenCV's own way must decide.
+    Returns whether any sample is uncertain: its greatest exponent is in none of the ranges in which
+    OpenCV's result is known, so OpenCV's own way must decide.
     """
     e0, e1, e2, e3, e4 = exponents[0], exponents[1], exponents[2], exponents[3], exponents[4]
     uncertain: Integer = 0

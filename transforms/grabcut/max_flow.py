@@ -17,9 +17,9 @@ excess from parent to parent, so that many paths share the work. A node that has
 arc to the level below, but still holds excess, is raised at once, as in push-relabel. A node that
 has lost its parent and holds no excess only becomes an orphan. So until the next repair, levels are
 only lower bounds of distances. Before the forest grows again (or after `_SWEEPS` sweeps), a
-*repair* makes the levels exact: level by level, orphans look for another parent, or leave the
-forest with their subtrees; then the forest grows back over the nodes that have left. Between
-repairs the forest grows by a quarter of its depth, so the number of repairs is logarithmic.
+*repair* makes the levels exact: level by level, orphans look for another parent, or else leave the
+forest and make their children orphans; then the forest grows back over the nodes that have left.
+Between repairs the forest grows by a quarter of its depth, so that there are few.
 
 At the end, a node that cannot reach the sink has no level, and is on the source's side. If the
 minimum cut is not unique, some nodes are reached from neither terminal; they are on the source's
@@ -50,7 +50,9 @@ from transforms.grabcut.lanes import SLACK, lowest_bit, lowest_open_level, open_
 from transforms.grabcut.repair import list_active_anew, prune, regrow
 
 _SWEEPS = 64
+"""Largest number of sweeps before a repair."""
 _GROWTH = 4
+"""Before it is swept and repaired, the forest grows by one level and 1 / _GROWTH of its depth."""
 
 
 @helper

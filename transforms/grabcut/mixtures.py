@@ -28,6 +28,7 @@ MOMENTS = 10
 """Number of moments of a group: the number of samples, and the sums of r, g, b, rr, rg, rb, gg, gb,
 bb."""
 NO_GROUP = 255
+"""Group of a sample that no moments hold yet."""
 
 _NOISE = 0.01
 _SINGULAR = 1e-6
@@ -36,6 +37,7 @@ _EPSILON = float(np.finfo(np.float64).eps)
 
 @helper
 def _count_in(moments: NDArray[np.int64], sign: int, r: Integer, g: Integer, b: Integer) -> None:
+    """Adds a colour to a group's moments; subtracts it if `sign` is -1."""
     moments[0] += sign
     moments[1] += sign * r
     moments[2] += sign * g

@@ -1,8 +1,8 @@
 """Repairs the forest of `max_flow`: makes levels exact after sweeps have cut off parts of it.
 
 Level by level, orphans look for another parent with which they keep their level. Orphans without
-such a parent leave the forest with their subtrees. Then the forest grows back over the nodes that
-have left.
+such a parent leave the forest, and make their children orphans. Then the forest grows back over the
+nodes that have left.
 """
 
 from __future__ import annotations
