@@ -261,9 +261,11 @@ def _draw(pool: Pool, members: Positions, hashes: UInt64Array, banned: Positions
     step = max(1, _AT_ONCE // (BUCKETS + int(sizes.max())))
     for first in range(0, len(hashes), step):
         part = slice(first, first + step)
-        banned_rows, banned_positions = _members_of_groups(groups, banned[part])
-        weights = np.tile(sizes, (len(banned[part]), 1))
-        np.subtract.at(weights, (banned_rows, bucket_of[banned_positions]), 1)
+        banned_groups, group_of_row = np.unique(banned[part], return_inverse=True)
+        group_of_banned, banned_positions = _members_of_groups(groups, banned_groups)
+        weights_by_group = np.tile(sizes, (len(banned_groups), 1))
+        np.subtract.at(weights_by_group, (group_of_banned, bucket_of[banned_positions]), 1)
+        weights = weights_by_group[group_of_row]
         rows = np.flatnonzero(weights.any(axis=1))
         bucket = _best_buckets(weights[rows], hashes[part][rows])
         # Concatenates the backgrounds of all foregrounds' buckets.

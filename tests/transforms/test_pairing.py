@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -219,3 +220,20 @@ def test_replicates_draw_independently() -> None:
         assert (first == second).sum() < 10
         agreement = (pool.labels[first] == pool.labels[second]).mean()
         assert 0.25 < agreement < 0.42
+
+
+def test_large_groups_take_no_more_memory_than_small_ones() -> None:
+    n = 6_000
+    keys = [str(i) for i in range(n)]
+    peaks = []
+    for members in (1, n // 2):
+        groups = np.arange(n) // members
+        pool = Pool.from_images(keys, np.zeros(n, np.int64), seed=0, groups=groups)
+        tracemalloc.start()
+        try:
+            backgrounds = pair(pool, np.arange(n), keys, "mixed_same", seed=0)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        assert (groups[backgrounds] != groups).all()
+    assert peaks[1] <= peaks[0]
