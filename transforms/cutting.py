@@ -68,7 +68,8 @@ def check_annotation(
 ) -> Reason | None:
     """Finds the reason for which `cut_objects` would reject an image by its annotation alone.
 
-    The check assumes that the picture has the annotated size.
+    The check assumes that the picture has the annotated size and, if the annotation gives none,
+    that it is not too narrow.
 
     Args:
       annotation: the annotation file's bytes, None if there is no file.
