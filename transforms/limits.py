@@ -7,7 +7,7 @@ MAX_PICTURE_BYTES = 160_000_000
 
 MAX_ANNOTATION_BYTES = 10_000_000
 """Largest annotation file in bytes, XML or JSON. ImageNet's annotation files have about a kilobyte.
-Parsing a file takes ten times its size in memory."""
+Parsing a file takes ten to thirty times its size in memory."""
 
 
 class Unread(bytes):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from transforms.annotations import Box
 from transforms.codec import MAX_PIXELS, TooManyPixelsError, UndecodableError, open_picture
 from transforms.geometry import Mask
+from transforms.limits import MAX_ANNOTATION_BYTES, Unread
 
 IGNORED = 1000
 """Number by which ImageNet-S marks pixels that are neither foreground nor background. Such pixels
@@ -149,6 +150,9 @@ def bounding_box(mask: Mask) -> Box | None:
 
 def _read_coco(data: bytes) -> GivenMask:
     """Reads a mask from JSON; see `read_mask`."""
+    # Parsed, it takes up to thirty times the memory of its text.
+    if len(data) > MAX_ANNOTATION_BYTES:
+        raise MaskError(Unread.from_size(len(data), MAX_ANNOTATION_BYTES).decode())
     try:
         content = json.loads(data)
         height, width = content["height"], content["width"]

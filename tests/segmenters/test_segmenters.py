@@ -41,6 +41,7 @@ from transforms.cutting import Cut, cut_objects
 from transforms.filters import Reason
 from transforms.geometry import ResizeCrop
 from transforms.hashing import keyed_hash
+from transforms.limits import MAX_ANNOTATION_BYTES
 from transforms.masks import MaskError, bounding_box, read_mask
 from transforms.noise import gaussian_noise
 from transforms.scoring import PAPER_RULE
@@ -331,6 +332,14 @@ def test_numbers_in_run_lengths_have_few_digits() -> None:
     for counts in (seven, "o" * 1_000_000 + "0"):
         with pytest.raises(MaskError, match="more than 6 digits"):
             read_mask(coco_text({"size": [20, 30], "counts": counts}))
+
+
+def test_masks_in_json_are_as_large_as_annotations_at_most() -> None:
+    text = coco_text([[1, 1, 4, 1, 4, 4]])
+    largest = text.ljust(MAX_ANNOTATION_BYTES)
+    assert read_mask(largest).mask.any()
+    with pytest.raises(MaskError, match="10000001 bytes"):
+        read_mask(largest + b" ")
 
 
 def test_polygons_of_an_object_are_merged_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
