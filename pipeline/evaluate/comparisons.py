@@ -25,7 +25,7 @@ COMPARISON_COLUMNS = (
 fraction. The figure is the accuracy on `variant` or, if `variant` is `bg_gap`, BG-Gap (the mean
 over replicates). `ci_low` and `ci_high` are a two-way 95 % interval, over the n foregrounds (or
 their groups) and over their backgrounds. `p_adjusted` is a p-value of no difference, adjusted by
-Holm's method over all pairs of models."""
+Holm's method over all pairs of models with this figure under this label rule."""
 
 
 def compare_models(

@@ -43,7 +43,8 @@ def picture_roles(
     concatenated in order.
 
     Args:
-      bg_units: for each variant, (n,) unit of each background; see `Predictions.bg_units`.
+      bg_units: for each variant whose backgrounds are other images or scenes, (n,) unit of each
+        background; see `Predictions.bg_units`.
       images: the n images of the foregrounds.
       variants: the variants of the pictures.
     """
@@ -63,8 +64,8 @@ class ModelsOnSameImages:
       variants: variants for which at least one model has predictions, in the dataset's order.
       summaries: one for each model.
       correct: for each model: label rule -> variant -> (n,) bool, True where right.
-      bg_units: for each variant, (n,) unit of each background, the same for all models; see
-        `Predictions.bg_units`.
+      bg_units: for each variant whose backgrounds are other images or scenes, (n,) unit of each
+        background, the same for all models; see `Predictions.bg_units`.
     """
 
     images: EvalImages
@@ -127,7 +128,8 @@ class ModelsOnSameImages:
 def read_contributions(
     dataset: Dataset, summaries: Iterable[Mapping[str, Any]]
 ) -> list[ModelsOnSameImages]:
-    """Reads the predictions of models, grouped by the images that the models were tested on."""
+    """Reads the predictions of models, grouped by the images that the models were tested on. Models
+    that were tested on no images are left out."""
     by_test_set: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
     for summary in summaries:
         by_test_set.setdefault(tested_part(summary), []).append(summary)

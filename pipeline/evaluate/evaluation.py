@@ -29,7 +29,7 @@ class Evaluation:
       accept_new_weights: whether a model may run although earlier results under its name were made
         with other weights.
       weights: folder that `in9 models fetch` filled, which is preferred to an entry's own source of
-        weights; None without `--weights`.
+        weights; None to use only these sources.
       groups: number of groups of shards that are evaluated at the same time. Each group has one
         model on a device at a time, so there should be one for each device.
       hints: Beam's resource hints for the step that runs models, as (name, value); empty if it may
@@ -62,7 +62,7 @@ class Evaluation:
 
     @property
     def eval_settings(self) -> dict[str, Any]:
-        """The settings that tell two runs of the same model apart, by flag name."""
+        """The settings that tell two runs of the same model apart, by name."""
         return {"split": self.split, "holdout": self.holdout, **self.predict.identity}
 
     def test_on(self, dataset: Dataset) -> EvalSubset:

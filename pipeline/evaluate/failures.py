@@ -2,8 +2,9 @@
 
 results/failures.json   entry of --models -> stage -> why its last attempt failed
 
-A failure is dropped when its model succeeds, or when failures are noted on another dataset. A
-model that failed but has results on this dataset keeps them, and gets no row for the failure.
+A failure is dropped when its model succeeds in the stage, or when any stage has run on another
+version of the dataset. A model that failed but has results on this dataset under the same settings
+keeps them, and gets no row for the failure.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class FailedModel:
     Attributes:
       order: position of the model in `--models`.
       entry: the model's entry of `--models`.
-      model: name of the model; its entry if loading failed.
+      model: name of the model; its entry if it was not loaded.
       error: error message, one line.
     """
 
@@ -84,6 +85,7 @@ def note_failures(
 
 
 def _read_all(store: Store) -> list[dict[str, Any]]:
+    """Reads the failures of all stages, on any version of the dataset."""
     content = read_result(store, FAILURES) or {}
     return [failure for stages in content.values() for failure in stages.values()]
 
@@ -143,7 +145,8 @@ def print_failures(
       failed: failures on this dataset, from `read_failures`.
       entries: entries of `--models` in this run.
       prefix: beginning of each line, such as `not evaluated`.
-      details: end of each line that says where to read more, such as " (details: ...)".
+      details: end of each line, and of the error, that says where to read more, such as
+        " (details: ...)".
 
     Raises:
       JobError: all entries failed.

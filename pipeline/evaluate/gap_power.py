@@ -37,7 +37,7 @@ def measure_power(
     """Fits the probe to a model's stored logits; returns the part `power` of the model's summary.
 
     Because fitting a probe to 5,000 pictures takes a second, its row is stored in model.json, and
-    reused while the logits are the same.
+    reused while the logits and the images' units are the same.
 
     Args:
       dataset: the dataset that the model was evaluated on.
@@ -45,8 +45,9 @@ def measure_power(
       metadata: the model, and how it was run.
 
     Returns:
-      One row with the columns of the table `power`; an empty list if there are no stored logits,
-      or too few to hold some out for the test of the probe.
+      One row with the columns of the table `power`, and the fingerprint of what it was computed
+      from; an empty list if there are no stored logits, or too few to hold some out for the test of
+      the probe.
     """
     store, shards = dataset.store, dataset.shards(metadata["evaluation"]["split"])
     paths = [prediction_file(metadata, shard) for shard in shards]

@@ -5,7 +5,8 @@
 A block is one model on one group of units (`pipeline.evaluate.work`). A runner can balance blocks,
 and a lost worker loses only one block. If an earlier run recorded which weights an entry of
 `--models` stands for, Look finds the finished units without loading the model, before RunModels
-asks for machines with an accelerator.
+asks for machines with an accelerator. These are the labels of the graph; the class of the step Look
+is `FindDone`, and that of SumUp is `SummarizeModel`.
 
 Beam's RunInference is not used, because importing it also imports torch (as of Beam 2.77), and a
 job with nothing to do must not wait for that.
@@ -144,8 +145,8 @@ class MakeBlocks(_Step):
 
 
 class FindDone(_Step):
-    """Block -> a BlockDone if all its units are done, or a FailedModel if the model must not be
-    run; else the Block itself, in the output `remaining`."""
+    """Block -> a BlockDone if all its units are done or the stage does not apply to the model, or a
+    FailedModel if the model must not be run; else the Block itself, in the output `remaining`."""
 
     def process(self, block: Block) -> list[_Result | beam.pvalue.TaggedOutput]:
         work, progress = self.work, self.work.evaluation.progress
@@ -353,7 +354,7 @@ class SummarizeModel(_Step):
 class FinishModels(_Step):
     """Dataset fingerprint, with all results of SumUp as a side input -> the fingerprint.
 
-    Records which models failed."""
+    Records which models failed, and removes temporary files."""
 
     def process(self, dataset: str, results: Iterable[ModelSummary | FailedModel]) -> list[str]:
         work, evaluation = self.work, self.work.evaluation

@@ -1,8 +1,8 @@
 """Predicts the pictures of output shards with a model.
 
 Predictions are stored in one file for each shard. Each row holds a fingerprint of what it was
-computed from: weights, evaluation settings, and the file that holds the picture. Rows whose inputs
-have not changed are kept, so after a new variant is added, only its pictures are predicted.
+computed from, such as weights, evaluation settings, and the file that holds the picture. Rows whose
+inputs have not changed are kept, so after a new variant is added, only its pictures are predicted.
 """
 
 from __future__ import annotations
@@ -109,10 +109,10 @@ class ShownBatch(Protocol):
 
 
 class Scorer(Protocol):
-    """A source of logits: a `Predictor`, or an object that computes them without a forward pass.
+    """A source of logits: a `Predictor`, or an object that computes them from stored features.
 
     Attributes:
-      device: the device that logits are computed on.
+      device: the device that pictures go through a network on.
     """
 
     device: torch.device
@@ -209,7 +209,8 @@ class PredictShards(ModelWork):
         )
 
     def _read_kept(self, shard: int) -> dict[str, pa.Table]:
-        """Reads the predictions of an earlier evaluation that are still valid, by variant."""
+        """Reads the valid predictions of an earlier evaluation, which may have been killed, by
+        variant."""
         path = self.path(shard)
         table = read_intact(self.store, path, lambda: read_table(self.store, path))
         if table is None or not table.schema.equals(PREDICTION_SCHEMA):
@@ -277,7 +278,7 @@ class _ShardInProgress:
 
         Args:
           variant: variant of the n pictures.
-          rows: (n rows) rows of the pictures, from `ShardPictures.tables`.
+          rows: n rows that describe the pictures, with the columns of `ShardPictures`.
           logits: (n, outputs) float32, the model's outputs.
         """
         labels = rows["label"].to_numpy()

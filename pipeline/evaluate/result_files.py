@@ -57,11 +57,12 @@ PREDICTION_SCHEMA = pa.schema(
     ]
 )
 """Columns of predictions. `label` is the true and `prediction` the predicted label, -1 outside the
-taxonomy; `output` is the index of the model's winning output. Scores are softmax probabilities:
-`top1_score` of the winning output, `true_score` summed over the outputs of the true label. `logits`
-are all outputs of the model, for the probe of `pipeline.evaluate.gap_power`; they are null except
-on some pictures of backgrounds. `of` is a fingerprint of everything that the row was computed from,
-and `device` the type of the device that computed it."""
+taxonomy; `output` is the index of the model's winning output. Scores are softmax probabilities
+among the outputs that the label rule allows: `top1_score` of the winning output, `true_score`
+summed over the outputs of the true label. `logits` are all outputs of the model, for the probe of
+`pipeline.evaluate.gap_power`; they are null except on some pictures of backgrounds, under the
+paper's label rule. `of` is a fingerprint of everything that the row was computed from, and `device`
+the type of the device that computed it."""
 
 
 def result_folder(model: str, eval_settings: Mapping[str, Any]) -> str:
@@ -166,7 +167,8 @@ def interval(value: float, low: float, high: float) -> str:
 
 
 def _non_default_settings(settings: Mapping[str, Any]) -> list[str]:
-    """Returns the settings of an evaluation that are not the default, as texts to display."""
+    """Returns the settings of an evaluation that are not the default, as short texts for the names
+    of folders and models."""
     values = (settings["split"], settings["eval_input"], settings["precision"])
     names = [value for value in values if value not in ("val", "stored", "fp32")]
     names += [f"holdout{settings['holdout']:g}"] if settings.get("holdout") else []

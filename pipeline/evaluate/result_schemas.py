@@ -1,6 +1,7 @@
 """Schemas of the JSON files of results, which detect damaged or forged files.
 
-A file may have fields that are not listed here; fields that are listed must have the stated type.
+A file may have fields that are not listed here; fields that are listed must have the stated type,
+and must exist unless they are `NotRequired`.
 """
 
 from __future__ import annotations

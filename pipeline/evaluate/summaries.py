@@ -5,8 +5,9 @@ accuracies, gaps, classes, groups and sizes. A table (`pipeline.report.tables`) 
 one part for all models. The models of a matrix are summarized in
 `pipeline.analyses.matrix.matrix_results` instead.
 
-Summaries are computed on demand and never stored, so they always describe the present dataset. If a
+Summaries are computed on demand and not stored, so they always describe the present dataset. If a
 model was run on an earlier version of it, its summary covers the predictions that are still valid.
+Only the part `power` is stored, in model.json, because it takes longer to compute.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def summary_parts(
     `pipeline.report.tables`.
 
     The draws (replicates) of a mixed variant are pooled in one row. Rows without images are left
-    out, except in `accuracy`, where their values are None.
+    out, except in two parts: `accuracy` has a row without an accuracy for each variant if there are
+    no images at all, and `decomposition` has a row for each kind, even if no image is of this kind.
 
     Args:
       by_rule: predictions by label rule.
@@ -120,7 +122,8 @@ def _pool_draws(predictions: Predictions, images: EvalImages) -> Iterator[_Poole
 
 
 def accuracy_columns(correct: NDArray[np.bool_], roles: Roles, images: NDArray[np.integer]) -> Row:
-    """Computes an accuracy and its interval, as columns of a table.
+    """Computes an accuracy, its interval, and the numbers of images and pictures, as columns of a
+    table. Without pictures, the accuracy is None and the interval is (0, 1).
 
     Args:
       correct: (p,) bool, whether the prediction on each of p pictures is right; pictures may share
@@ -349,7 +352,7 @@ def read_summaries(dataset: Dataset) -> tuple[list[dict[str, Any]], list[str]]:
     Returns:
       (summaries: the content of each model.json, with the dataset's fingerprint as `dataset`, the
       rows of each part of `summary_parts`, and as `missing` the variants without complete valid
-      predictions; names of models that have no valid predictions at all).
+      predictions; names of models that have complete valid predictions on no variant).
     """
     key = _cache_key(dataset)
     if key not in _cached_summaries:
