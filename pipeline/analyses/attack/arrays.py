@@ -46,7 +46,8 @@ def load_backgrounds(
       (B, S, S, 3) uint8 on the device, RGB.
 
     Raises:
-      JobError: a stored picture cannot be decoded.
+      JobError: a file is broken, or a stored picture cannot be decoded.
+      OSError: a picture is missing, or pictures are not in the order of the index.
     """
     side = dataset.manifest.config.segment.image_size
     pixels = np.empty((len(backgrounds), side, side, 3), np.uint8)
@@ -124,7 +125,7 @@ def stream_cutouts(
       The foregrounds of each chunk.
 
     Raises:
-      JobError: a stored picture cannot be decoded.
+      JobError, OSError: for the reasons of `load_backgrounds`.
     """
     wanted = [position for chunk in chunks for position in grid.positions(chunk)]
     foregrounds = grid.foregrounds.take(wanted)
@@ -183,7 +184,7 @@ class GridModel:
 
     Args:
       predictor: the model on its device.
-      output_labels: (outputs,) int64, superclass of each output.
+      output_labels: (outputs,) int64, superclass of each output, -1 for none.
       backgrounds: (B, S, S, 3) uint8 on the device, RGB.
     """
 
@@ -264,7 +265,8 @@ def stop_early(
     batch_size: int,
     note: Callable[[int], None],
 ) -> Grid:
-    """Tries backgrounds on each foreground of a chunk until one turns its prediction wrong.
+    """Tries backgrounds on each foreground of a chunk until one turns its prediction wrong under
+    every label rule.
 
     Args:
       model: the model with its backgrounds.

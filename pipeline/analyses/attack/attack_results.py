@@ -93,9 +93,10 @@ BACKGROUND_COLUMNS = (
     "success",
     "foregrounds",
 )
-"""Columns of backgrounds.csv, which has a row for each model, label rule and background.
-`foregrounds` is the number of foregrounds of other classes than the background's, and `success` the
-share of them for which the model predicts the background's class."""
+"""Columns of backgrounds.csv, which has a row for each model, label rule and background, except
+after an early stop. `foregrounds` is the number of foregrounds of other classes than the
+background's; if there are none, the background has no row. `success` is the share of them for which
+the model predicts the background's class."""
 
 
 def grid_name(grid: AttackGrid, plan: AttackPlan) -> str:
@@ -263,8 +264,8 @@ class AttackedModel:
 
 
 def write_attack(attacked: AttackedModel, taxonomy: Taxonomy) -> None:
-    """Writes a model's attack.json and its table of backgrounds, and removes the chunks that were
-    computed from other pixels or weights."""
+    """Writes a model's attack.json and its table of backgrounds. Removes files of the split that
+    were computed from other pixels or weights, and files of this grid that it no longer needs."""
     plan, grid, store = attacked.plan, attacked.grid, attacked.dataset.store
     tallies = attacked.tallies(taxonomy)
     split, early_stop = plan.evaluation.split, plan.early_stop

@@ -40,7 +40,7 @@ class AttackWork(Work):
 
     Args:
       plan: settings of the attack.
-      taxonomy: the classes that the models' outputs must match.
+      taxonomy: the classes that the heads of models must fit.
     """
 
     stage = "attack"

@@ -44,7 +44,7 @@ class ImageNetImage:
 
 @dataclasses.dataclass(frozen=True)
 class ImageNetListing:
-    """All images of the split.
+    """The images of the split.
 
     Attributes:
       images: images of the taxonomy's classes, in order of `name`.

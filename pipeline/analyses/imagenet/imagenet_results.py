@@ -63,8 +63,8 @@ def comparable_top1(
     which the accuracies of the most models are known. If several sets have equally many models, a
     set other than the whole validation set wins, because `in9` measured all its accuracies.
     Published figures, and figures that `in9` measured on the whole validation set, belong to the
-    same set. If figures are published for several input sizes, the size closest to the model's
-    input on the dataset is used.
+    same set; for a model that has both, the measured figure is used. If figures are published for
+    several input sizes, the size closest to the model's input on the dataset is used.
 
     Args:
       store: the dataset folder.
@@ -121,7 +121,7 @@ def _measured(store: Store, summary: Mapping[str, Any]) -> dict[str, Any] | None
 
 
 def published_top1(model: str, size: int) -> Top1 | None:
-    """Looks up the published figure of a model.
+    """Looks up the published figure of a model; returns None if there is none.
 
     Args:
       model: name of the model in results, with the full tag of its weights.
@@ -152,8 +152,9 @@ def _published() -> dict[str, dict[int, tuple[float, str]]]:
 def describe_imagenet(
     store: Store, dataset: str, summaries: Iterable[Mapping[str, Any]], entries: Iterable[str]
 ) -> str:
-    """Describes each model in a line: its measured accuracy on ImageNet, or why it was not
-    measured.
+    """Describes each model's measured accuracy on ImageNet in a line, and in another line why a
+    model of this run was not measured. A model whose outputs are not ImageNet's classes has no
+    line.
 
     Args:
       store: the dataset folder.

@@ -48,7 +48,7 @@ _LIBRARIES = ("numpy", "pillow", "torch", "timm")
 class ImageNetWork(Work):
     """The stage that predicts shards of ImageNet images.
 
-    Models whose outputs are not the classes of ImageNet are skipped.
+    Models whose number of outputs is not that of ImageNet's classes are skipped.
 
     Args:
       evaluation: the models, and the settings of their evaluation on the dataset, on which the
@@ -71,7 +71,7 @@ class ImageNetWork(Work):
 
     @property
     def _listing(self) -> ImageNetListing:
-        """All images of ImageNet, which are listed once for all models."""
+        """The images of ImageNet's validation set, which are listed once for all models."""
         if self._cached_listing is None:
             self._cached_listing = list_imagenet(self._root, self.taxonomy)
         return self._cached_listing

@@ -34,7 +34,7 @@ class MatrixPlan:
       train_split, split: splits to train and to test on; with a holdout, both are the same split.
       holdout: the part of the images that models are tested on, and not trained on; its share is 0
         if `train_split` is another split.
-      predict: settings to run models with in the tests.
+      predict: settings to run models with in the tests, and to compute the features of probes.
       seed: seed of the training.
       allow_overlap: whether a model may be tested on images that it was trained on.
     """
@@ -75,8 +75,9 @@ class MatrixPlan:
         )
 
     def suffix(self) -> str:
-        """Returns a suffix for the names of matrices, made of the settings that are not the
-        default, so that the results of several plans lie side by side."""
+        """Returns a suffix for the names of matrices, made of the settings of the training that are
+        not the default, so that matrices of models that were trained differently lie side by
+        side."""
         parts = [self.train_split] if self.train_split != "train" else []
         if self.holdout.share:
             parts.append(f"holdout{self.holdout.share:g}")

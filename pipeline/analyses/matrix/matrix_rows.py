@@ -2,8 +2,8 @@
 
 The model of a row is named `NAME-VARIANT`, after its matrix and the variant that it was trained on,
 and not after its entry of `--models`, so that the same checkpoint can also be evaluated on its own.
-Its predictions on IN-9L lie in a separate folder, whose name includes the fingerprint of that
-dataset.
+Its predictions on IN-9L lie in a separate folder, whose name includes the beginning of that
+dataset's fingerprint.
 """
 
 from __future__ import annotations
@@ -182,8 +182,8 @@ def _write_tables(dataset: Dataset) -> list[dict[str, Any]]:
 
 
 def _remove_others(store: Store, name: str, current: Collection[str]) -> None:
-    """Removes the results of earlier matrices of the same name, such as results of other rows or on
-    another dataset of IN-9L.
+    """Removes the results of earlier matrices of the same name, such as results of other rows, on
+    another split or on another dataset of IN-9L.
 
     Args:
       store: the dataset folder.

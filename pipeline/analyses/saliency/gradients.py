@@ -25,7 +25,8 @@ def winning_logit_gradients(
       (logits, gradients), (n, outputs) and (n, 3, S, S) float32.
 
     Raises:
-      ModelError: the model gives no gradient, or memory does not suffice for a single picture.
+      ModelError: the model fails or gives no gradient, or memory does not suffice for a single
+        picture.
     """
     try:
         logits, gradients = _gradients(predictor, pictures)
@@ -46,7 +47,8 @@ def winning_logit_gradients(
 
 
 def _gradients(predictor: Predictor, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Same as `winning_logit_gradients`, but for a batch that fits into memory."""
+    """Same as `winning_logit_gradients`, but returns tensors on the device, and raises an
+    out-of-memory error as it is."""
     leaf = pictures.detach().requires_grad_(True)
     with torch.enable_grad():
         logits = predictor.forward_once(leaf)

@@ -97,8 +97,8 @@ def measure_mass(store: Store, paths: Iterable[str], unit_of: Mapping[str, str])
       unit_of: unit of resampling of each image, by key.
 
     Returns:
-      The measures of saliency.json by name; except for `images`, they are None if no image has
-      saliency.
+      The measures of saliency.json by name. `images` is the number of images that have saliency;
+      if there are none, all other measures are None.
     """
     table = pa.concat_tables([read_table(store, path) for path in paths])
     rows = [row for row in table.to_pylist() if row["mass_in_mask"] is not None]
@@ -149,7 +149,8 @@ def read_saliency(dataset: Dataset) -> list[dict[str, Any]]:
 
 
 def write_saliency_table(dataset: Dataset) -> None:
-    """Rebuilds saliency.csv from all results. The caller must hold the lock of the tables."""
+    """Rebuilds saliency.csv from all results; writes nothing if there never were any. The caller
+    must hold the lock of the tables."""
     store, results = dataset.store, read_saliency(dataset)
     failed, _ = read_failures(store, dataset.manifest.fingerprint, "saliency")
     if results or failed or store.exists("results/saliency.csv"):

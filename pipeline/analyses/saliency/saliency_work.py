@@ -118,7 +118,7 @@ class SaliencyWork(Work):
 
     Args:
       plan: settings of the run.
-      taxonomy: the classes that the models' outputs must match.
+      taxonomy: the classes that the heads of models must fit.
     """
 
     stage = "saliency"
