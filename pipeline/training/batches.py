@@ -180,6 +180,7 @@ def _init_worker(_: int) -> None:
     torch.set_num_threads(1)
     # Ctrl-C reaches all processes of a terminal; the main process decides what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The handler that is inherited from the main process would print a traceback.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

@@ -1,7 +1,8 @@
 """Features of a frozen network: the input of its last layer, computed once for each picture.
 
 .in9/features/<model>/<variant>/<split>-NNNNN.parquet   features of one output shard, recomputed if
-                                                        the weights or the pictures have changed
+                                                        the weights, the settings of inference or
+                                                        the pictures have changed
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ class Backbone:
       layer: the last layer of the network, which the probe will replace.
 
     Raises:
-      UsageError: the model is not a timm network that ends with a linear layer.
+      UsageError: the model is not a timm network that ends with a linear layer, or for the reasons
+        of `load_model`.
       JobError: for the reasons of `load_model`.
     """
 

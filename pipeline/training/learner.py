@@ -104,7 +104,7 @@ class Learner:
 
     @torch.inference_mode()
     def test(self, pictures: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Does the same as `step`, but leaves the weights as they are."""
+        """Computes the same sums as `step`, but leaves the weights as they are."""
         with self._explain_errors():
             return self._forward(pictures, labels)[1]
 

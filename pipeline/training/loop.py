@@ -1,7 +1,7 @@
 """The training loop. A training that was stopped resumes after its last complete epoch.
 
 OUTPUT/model.safetensors   weights after the last epoch, for --models ARCH=FILE
-OUTPUT/state.pth           weights, optimizer, log and plan: all that resuming needs
+OUTPUT/state.pth           weights, optimizer, log, plan and more: all that resuming needs
 OUTPUT/log.csv             measurements of the epochs, a row for each
 """
 
@@ -133,10 +133,11 @@ class _TrainingRun:
         preprocessing = network.preprocessing
         stored = dataset.manifest.config.segment.image_size
         size = preprocessing.input_size if preprocessing.fixed_size else stored
-        self._check_sizes(size, stored)
+        self._check_shared_memory(size, stored)
         self._learner = Learner(network, plan, size)
 
-    def _check_sizes(self, size: int, stored: int) -> None:
+    def _check_shared_memory(self, size: int, stored: int) -> None:
+        # Training pictures are cropped to the network's size; validation pictures stay as stored.
         needed = max(
             batch_bytes(samples, self._plan.batch_size, side)
             for samples, side in ((self._training, size), (self._validation, stored))
@@ -271,7 +272,8 @@ def write_state(store: Store, content: dict[str, Any]) -> None:
 
 
 def read_state_file(store: Store) -> dict[str, Any] | None:
-    """Reads the state that `write_state` wrote, with its tensors on the CPU; None without a file.
+    """Reads the state that `write_state` wrote, with its tensors on the CPU; returns None without a
+    file.
 
     Raises:
       JobError: the file cannot be read, or its format or version is not supported.
@@ -318,7 +320,8 @@ def run_epoch(
     started = time.perf_counter()
     lr = learning_rate(plan.lr, epoch, plan.epochs)
     # Dropout uses torch's global generator. It is seeded for each epoch, so that an epoch does not
-    # depend on which epochs this process trained before. The 0 is the rank of this process.
+    # depend on which epochs this process trained before. The 0 means nothing, but another key would
+    # change the weights that a plan gives.
     torch.manual_seed(keyed_hash(plan.seed, "dropout", f"{epoch} 0") >> 1)
     learner.begin_training(lr)
     sums = learner.zero_sums()
@@ -355,7 +358,8 @@ def run_epoch(
 def _validate(
     learner: Learner, schedule: Schedule, batches: Iterator[Batch]
 ) -> tuple[float, float, float]:
-    """Runs a validation: (summed cross entropy, number of correct answers, number of pictures)."""
+    """Runs a validation; returns (summed cross entropy, number of correct answers, number of
+    pictures), which are all 0 without validation pictures."""
     learner.begin_validation()
     sums = learner.zero_sums()
     for _ in range(schedule.validation_batches):

@@ -39,8 +39,8 @@ def check_architecture(arch: str, *, pretrained: bool, weights: str | None) -> N
     """Checks `--arch` without loading weights.
 
     Raises:
-      UsageError: timm has no such architecture (the message suggests similar names), or has no
-        weights for it.
+      UsageError: timm has no such architecture (the message suggests similar names), or with
+        `pretrained` for the reasons of `check_model`.
     """
     name = EFFICIENTNETS.get(arch, arch)
     if not timm.is_model(name.partition(".")[0]):
@@ -58,10 +58,10 @@ def build_network(
     pretrained: bool = False,
     weights: str | None = None,
 ) -> Network:
-    """Builds a network. Its random weights depend on the seed alone.
+    """Builds a network. Its random weights depend only on the architecture and the seed.
 
     Args:
-      arch: timm's name, or one of `efficientnet_lite0`, `1`, `2`.
+      arch: timm's name, or one of `EFFICIENTNETS`.
       taxonomy: taxonomy; the network gets one output for each of its superclasses.
       seed: seed of the random weights.
       pretrained: whether to start from weights for ImageNet. The head starts from random weights in
@@ -69,8 +69,8 @@ def build_network(
       weights: folder of `in9 models fetch`, if any.
 
     Raises:
-      UsageError: for the reasons of `check_architecture`.
-      JobError: the weights cannot be fetched or read.
+      UsageError: for the reasons of `check_architecture`, or the network cannot be built.
+      JobError: the weights cannot be fetched or read, or the network's head cannot be replaced.
     """
     check_architecture(arch, pretrained=pretrained, weights=weights)
     outputs = taxonomy.num_labels

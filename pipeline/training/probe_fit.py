@@ -77,7 +77,8 @@ def fit_variant(backbone: Backbone, plan: ProbePlan, store: Store, path: str | N
 
     Raises:
       UsageError: there are no pictures to train on.
-      ModelError, JobError: for the reasons of `Backbone.features`.
+      ModelError, JobError: for the reasons of `Backbone.features`; also JobError if the checkpoint
+        that exists has broken metadata.
     """
     path = path or probe_file(backbone, plan)
     chosen = training_pictures(plan.dataset, plan.split, plan.variant, plan.holdout)

@@ -1,8 +1,8 @@
 """Samples: the pictures that a network is trained on, copied into one local file.
 
-At the start, every shard is read once, whatever its format and location. After that, any process
-can load any batch by a few reads at known offsets of one file. The file has no name, so it
-disappears however the training ends.
+At the start, every shard of the needed variants is read once, whatever its format and location.
+After that, any process can load any batch by a few reads at known offsets of one file. The file has
+no name, so it disappears however the training ends.
 
 The file is not memory-mapped, because mapped pages would count as memory of every process, and
 because a disk error would kill the process with a signal instead of raising an exception.
@@ -62,8 +62,8 @@ class Samples:
         """
         with tempfile.TemporaryFile(buffering=0, prefix="in9-") as file:
             try:
-                # Closing it writes the last bytes, for which the disk may have no room either. So
-                # it is closed inside the `try`.
+                # Closing `buffered` writes the last bytes, for which the disk may have no room
+                # either. So it is closed inside the `try`.
                 with open(file.fileno(), "wb", closefd=False) as buffered:
                     spans = self._copy(buffered)
             except OSError as error:

@@ -1,7 +1,7 @@
 """The schedule of a training: the order of pictures, the batches and the learning rate.
 
-The schedule follows from the seed and the epoch alone, so a resumed training continues as if it had
-never stopped.
+The batches of an epoch follow from the seed, the images' keys and the epoch alone, so a resumed
+training continues as if it had never stopped.
 """
 
 from __future__ import annotations

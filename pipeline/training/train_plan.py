@@ -18,7 +18,7 @@ from transforms.variants import base_of
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 _MACHINE_FIELDS = ("device", "workers", "weights")
-"""Fields that may differ when another machine resumes the training."""
+"""Fields that may differ when a training is resumed, for example on another machine."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,9 @@ def find_samples(dataset: Dataset, plan: TrainPlan) -> tuple[Samples, Samples | 
     """Returns the pictures to train on, and the pictures to validate on (None without validation).
 
     Raises:
-      UsageError: the dataset does not have the variant or a split, or a split has no pictures.
+      UsageError: the dataset does not have the variant, or no pictures are left to train on or to
+        validate on.
+      JobError: the index is damaged or has changed.
       OSError: the index cannot be read.
     """
     check_variant(dataset, plan.variant)
