@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.analyses.attack.arrays import Cutouts
+from pipeline.analyses.attack.grid import ATTACK_VARIANTS, check_attack_variants
 from pipeline.commands.cli import main
 from pipeline.commands.parser import build_parser
 from transforms.adversarial import (
@@ -356,6 +357,10 @@ def test_a_dataset_without_a_variant_is_refused_by_its_name(
     assert main(flags) == 2
     assert "the dataset has no fg_mask, only_bg_t" in capsys.readouterr().err
     assert not (tmp_path / "new" / "layers").exists()
+
+
+def test_variants_may_come_from_an_iterator() -> None:
+    check_attack_variants(iter(ATTACK_VARIANTS))
 
 
 # Properties of the measures.

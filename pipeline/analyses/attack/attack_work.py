@@ -153,7 +153,7 @@ class AttackChunks(ModelWork):
         evaluation, grid = self._plan.evaluation, self._grid
         own_fingerprint = fingerprint(
             evaluation.predict.identity,
-            [len(grid.foregrounds), len(grid.backgrounds), grid.chunk, unit],
+            [len(grid.foregrounds), len(grid.backgrounds), grid.chunk_size, unit],
             # With an early stop, the order of backgrounds depends on earlier chunks of the group.
             evaluation.groups if self._plan.early_stop else None,
             # If groups of images change, other images may be held out, although their number stays

@@ -93,26 +93,27 @@ class AttackGrid:
     Attributes:
       foregrounds, backgrounds: the two axes of the grid.
       is_full: whether each axis holds all images that are tested on.
-      chunk: number of foregrounds in each chunk; the last chunk may have fewer. An attack that was
-        interrupted goes on with the chunks that are not done.
+      chunk_size: number of foregrounds in each chunk; the last chunk may have fewer. An attack that
+        was interrupted goes on with the chunks that are not done.
       units: (F,) int64, number of each foreground's unit, as in `EvalImages.unit_numbers`:
-        foregrounds of the same group have the same number. None counts each foreground by itself.
+        foregrounds of the same group have the same number.
     """
 
     foregrounds: GridAxis
     backgrounds: GridAxis
     is_full: bool
-    chunk: int
-    units: Labels | None = None
+    chunk_size: int
+    units: Labels
 
     @property
     def chunks(self) -> range:
         """Numbers of all chunks."""
-        return range(-(-len(self.foregrounds) // self.chunk))
+        return range(-(-len(self.foregrounds) // self.chunk_size))
 
     def positions(self, chunk: int) -> range:
         """Returns the positions on the axis of the foregrounds of chunk number `chunk`."""
-        return range(len(self.foregrounds))[chunk * self.chunk : (chunk + 1) * self.chunk]
+        first = chunk * self.chunk_size
+        return range(len(self.foregrounds))[first : first + self.chunk_size]
 
 
 def open_grid(dataset: Dataset, plan: AttackPlan) -> AttackGrid:
@@ -134,7 +135,7 @@ def open_grid(dataset: Dataset, plan: AttackPlan) -> AttackGrid:
     images = GridAxis(keys, np.asarray(labels, np.int64), wnids, shards)
     foregrounds = images.sample(plan.foregrounds, "attack foreground")
     backgrounds = images.sample(plan.backgrounds, "attack background")
-    chunk = max(1, min(_CHUNK, _CHUNK_FORWARDS // len(backgrounds)))
+    chunk_size = max(1, min(_CHUNK, _CHUNK_FORWARDS // len(backgrounds)))
     return AttackGrid(
         foregrounds=foregrounds,
         backgrounds=backgrounds,
@@ -142,7 +143,7 @@ def open_grid(dataset: Dataset, plan: AttackPlan) -> AttackGrid:
         # With an early stop, only a few pairs of a chunk are tried, so that `_CHUNK_FORWARDS` is no
         # limit. Chunks are still small, because the attack learns from earlier chunks which
         # backgrounds to try first.
-        chunk=_CHUNK if plan.early_stop else chunk,
+        chunk_size=_CHUNK if plan.early_stop else chunk_size,
         units=_unit_numbers(EvalImages.read(dataset, split), foregrounds),
     )
 
@@ -154,7 +155,8 @@ def _unit_numbers(images: EvalImages, foregrounds: GridAxis) -> Labels:
 
 def check_attack_variants(variants: Iterable[str]) -> None:
     """Raises UsageError if a dataset with these variants cannot be attacked."""
-    missing = [name for name in ATTACK_VARIANTS if name not in set(variants)]
+    existing = set(variants)
+    missing = [name for name in ATTACK_VARIANTS if name not in existing]
     if missing:
         raise UsageError(
             f"an attack needs the variants {', '.join(ATTACK_VARIANTS)}, and the dataset has no "
