@@ -31,7 +31,7 @@ from pipeline.analyses.imagenet.imagenet_folder import (
     check_imagenet,
     list_imagenet,
 )
-from pipeline.analyses.imagenet.imagenet_results import published_top1
+from pipeline.analyses.imagenet.imagenet_results import describe_imagenet, published_top1
 from pipeline.analyses.imagenet.imagenet_work import ImageNetWork
 from pipeline.errors import JobError, UsageError
 from pipeline.evaluate.contributions import ModelsOnSameImages
@@ -409,6 +409,16 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
     assert any("at least 3 models" in note for note in trend["notes"])
     unknown = trend_of(store, [summary_of("mine", 0.5)])
     assert {point["imagenet_top1"] for point in unknown["points"]} == {None}
+
+
+def test_accuracies_of_earlier_weights_are_not_listed(tmp_path: Path) -> None:
+    store, summary = Store(str(tmp_path)), summary_of("resnet18.a1_in1k", 0.7)
+    measured = {"model": "resnet18.a1_in1k", "weights_sha256": "ab" * 32, "listing": "part"}
+    measured |= {"n": 10, "classes": 3, "top1": 0.5, "ci_low": 0.2, "ci_high": 0.8}
+    store.update(result_file("resnet18.a1_in1k", "imagenet"), json.dumps(measured).encode())
+    assert "50.0 % [20.0, 80.0]" in describe_imagenet(store, "f" * 32, [summary], ())
+    changed = {**summary, "weights_sha256": "cd" * 32}
+    assert describe_imagenet(store, "f" * 32, [changed], ()) == ""
 
 
 def test_both_axes_are_of_one_input_size_or_the_page_says_which(tmp_path: Path) -> None:

@@ -113,11 +113,12 @@ def comparable_top1(
 
 
 def _measured(store: Store, summary: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Reads a model's imagenet.json; returns None if the file is missing, or was measured with
-    other weights."""
+    """Reads a model's imagenet.json; returns None if the file is missing or damaged, or was
+    measured with other weights."""
     path = result_file(result_folder(summary["model"], summary["evaluation"]), "imagenet")
-    measured = read_result(store, path) or {}
-    return measured if measured.get("weights_sha256") == summary["weights_sha256"] else None
+    measured = read_result(store, path)
+    is_same = measured is not None and measured["weights_sha256"] == summary["weights_sha256"]
+    return measured if is_same else None
 
 
 def published_top1(model: str, size: int) -> Top1 | None:
@@ -153,8 +154,8 @@ def describe_imagenet(
     store: Store, dataset: str, summaries: Iterable[Mapping[str, Any]], entries: Iterable[str]
 ) -> str:
     """Describes each model's measured accuracy on ImageNet in a line, and in another line why a
-    model of this run was not measured. A model whose outputs are not ImageNet's classes has no
-    line.
+    model of this run was not measured. A model has no line if its outputs are not ImageNet's
+    classes, or if only other weights of it were measured.
 
     Args:
       store: the dataset folder.
@@ -164,8 +165,7 @@ def describe_imagenet(
     """
     lines = []
     for summary in summaries:
-        path = result_file(result_folder(summary["model"], summary["evaluation"]), "imagenet")
-        result = read_result(store, path)
+        result = _measured(store, summary)
         if result is not None:
             low, high = 100 * result["ci_low"], 100 * result["ci_high"]
             lines.append(
