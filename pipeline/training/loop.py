@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from pipeline.dataset.folder import Dataset
-from pipeline.errors import JobError
+from pipeline.errors import JobError, UsageError
 from pipeline.models.checkpoint import TrainedOn, digest_of_classes, save_checkpoint
 from pipeline.runtime.machine import usable_cores
 from pipeline.storage.store import WORK_FOLDER, Store
@@ -103,6 +103,18 @@ def train(
         )
         job = _TrainingRun(dataset, plan, store, network, training, validation)
         return job.run(state, say)
+
+
+def holds_other_training(dataset: Dataset, plan: TrainPlan, store: Store) -> bool:
+    """Returns whether a folder holds a training that `train` would not resume. The arguments are
+    those of `train`."""
+    try:
+        state = read_state_file(store)
+        if state is not None:
+            check_same(state["identity"], plan.identity(dataset), store.root)
+    except (JobError, UsageError):
+        return True
+    return False
 
 
 class _TrainingRun:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -15,17 +16,22 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ONE, manifest_of, run_in9, stamps
 
+from pipeline.analyses.matrix.matrix_plan import make_plan
 from pipeline.analyses.matrix.matrix_results import read_matrices
+from pipeline.analyses.matrix.row_trainers import NetworkTrainer
 from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows
+from pipeline.errors import UsageError
 from pipeline.evaluate.published import TRAINED
 from pipeline.evaluate.result_files import PREDICTION_SCHEMA
+from pipeline.models.predict_config import PredictConfig
 from pipeline.report.claims import check_claims
 from pipeline.report.evidence import Evidence
 from pipeline.report.verdicts import Verdict
 from pipeline.storage.store import Store
 from pipeline.training.penalty import describe_penalty
+from pipeline.training.train_plan import TrainPlan
 from transforms.taxonomy import imagenet9
 
 SHOWN = ("mixed_rand", "mixed_same", "only_bg_t", "original")
@@ -295,6 +301,36 @@ def test_whole_networks_and_in9l(three_draws: Path, tmp_path: Path) -> None:
     model.write_text(json.dumps(content))
     file.write_bytes(b"PAR1, but no table")
     assert interval() is None
+
+
+def test_overwrite_replaces_only_trainings_with_other_flags(
+    three_draws: Path, tmp_path: Path
+) -> None:
+    store = Store(str(shutil.copytree(three_draws, tmp_path / "out")))
+    plan = make_plan(
+        Dataset.open(store),
+        None,
+        variants=("original",),
+        train_split=None,
+        split=None,
+        share=0.5,
+        predict=PredictConfig("cpu"),
+    )
+    training = TrainPlan(arch="test_efficientnet", epochs=1, batch_size=4, lr=0.01, workers=0)
+    said: list[str] = []
+    trainer = NetworkTrainer(plan, training, overwrite=True, say=said.append)
+    path = Path(trainer.train("original"))
+    assert len(said) == 2
+    assert trainer.train("original") == str(path)
+    assert len(said) == 2
+    slower = dataclasses.replace(training, lr=0.005)
+    with pytest.raises(UsageError, match=r"another training \(--lr 0\.01\)"):
+        NetworkTrainer(plan, slower).train("original")
+    NetworkTrainer(plan, slower, overwrite=True, say=said.append).train("original")
+    assert len(said) == 4
+    path.with_name("state.pth").write_bytes(b"junk")
+    NetworkTrainer(plan, slower, overwrite=True, say=said.append).train("original")
+    assert len(said) == 6
 
 
 @pytest.mark.parametrize(

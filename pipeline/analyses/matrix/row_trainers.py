@@ -23,7 +23,7 @@ from pipeline.models.registry import load_model
 from pipeline.models.timm_names import read_state
 from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.training.features import Backbone
-from pipeline.training.loop import MODEL, train
+from pipeline.training.loop import MODEL, holds_other_training, train
 from pipeline.training.probe_fit import MODELS, ProbePlan, fit_variant
 from pipeline.training.train_plan import TrainPlan
 
@@ -139,7 +139,7 @@ class NetworkTrainer:
         """Same as `Trainer.train`, but resumes a training that was stopped.
 
         Raises:
-          UsageError: the row's folder holds a training with other flags.
+          UsageError: the row's folder holds a training with other flags, without `overwrite`.
           JobError: the training failed.
         """
         dataset, variant = self._plan.source(row)
@@ -157,7 +157,12 @@ class NetworkTrainer:
         # A model that was trained on another version of the dataset is trained again.
         is_stale = existing is not None and existing.dataset != dataset.manifest.fingerprint
         with held(store, DATASET_LOCK) as store:
-            train(dataset, training, store, overwrite=is_stale or self._overwrite, say=self._say)
+            # A training with the same flags is resumed or kept, so that a matrix that was stopped
+            # does not begin again with its first row.
+            overwrite = is_stale or (
+                self._overwrite and holds_other_training(dataset, training, store)
+            )
+            train(dataset, training, store, overwrite=overwrite, say=self._say)
         return path
 
     def scorer(self, entry: str) -> Predictor:
