@@ -102,7 +102,7 @@ def fit_variant(backbone: Backbone, plan: ProbePlan, store: Store, path: str | N
     weight, bias = names[id(layer.weight)], names[id(layer.bias)]
     state |= {
         name: value
-        for name, value in backbone.model.module.cpu().state_dict().items()
+        for name, value in backbone.model.module.state_dict().items()
         if name not in (weight, bias)
     }
     state[weight] = torch.from_numpy(probe.weight.astype(np.float32))

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import ONE, manifest_of, run_in9, stamps
 
 from pipeline.analyses.matrix.matrix_plan import make_plan
@@ -30,7 +31,9 @@ from pipeline.report.claims import check_claims
 from pipeline.report.evidence import Evidence
 from pipeline.report.verdicts import Verdict
 from pipeline.storage.store import Store
+from pipeline.training.features import Backbone
 from pipeline.training.penalty import describe_penalty
+from pipeline.training.probe_fit import ProbePlan, fit_variant
 from pipeline.training.train_plan import TrainPlan
 from transforms.taxonomy import imagenet9
 
@@ -301,6 +304,22 @@ def test_whole_networks_and_in9l(three_draws: Path, tmp_path: Path) -> None:
     model.write_text(json.dumps(content))
     file.write_bytes(b"PAR1, but no table")
     assert interval() is None
+
+
+def test_a_network_stays_on_its_device_for_the_next_probe(
+    three_draws: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(shutil.copytree(three_draws, tmp_path / "out")))
+    backbone = Backbone("efficientnet_lite0", PredictConfig("cpu"), store)
+    moved: list[torch.nn.Module] = []
+
+    def cpu(module: torch.nn.Module) -> torch.nn.Module:
+        moved.append(module)
+        return module
+
+    monkeypatch.setattr(torch.nn.Module, "cpu", cpu)
+    fit_variant(backbone, ProbePlan(Dataset.open(store), "original", "val", Holdout(0.5)), store)
+    assert not moved
 
 
 def test_overwrite_replaces_only_trainings_with_other_flags(
