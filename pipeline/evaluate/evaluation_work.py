@@ -10,7 +10,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.evaluate.gap_power import measure_power
 from pipeline.evaluate.predict_shards import PredictShards
-from pipeline.evaluate.prediction_files import ModelMetadata
+from pipeline.evaluate.prediction_files import ModelMetadata, evaluated_variants
 from pipeline.evaluate.predictions import EvalImages, read_predictions
 from pipeline.evaluate.result_files import result_file, result_folder, tested_part, write_result
 from pipeline.evaluate.work import Work
@@ -33,7 +33,9 @@ class EvaluationWork(Work):
 
     def size(self, dataset: Dataset, unit: int) -> int:
         """Same as `Work.size`."""
-        return dataset.pictures(self.evaluation.split, unit)
+        if not self.evaluation.holdout:
+            return dataset.pictures(self.evaluation.split, unit)
+        return len(self.evaluation.rows(dataset, unit)) * len(evaluated_variants(dataset))
 
     def for_model(self, dataset: Dataset, metadata: ModelMetadata) -> PredictShards:
         """Same as `Work.for_model`."""

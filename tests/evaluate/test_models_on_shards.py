@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import ONE, SHARDS, TINY_MODEL, run_in9, stamps
 
+from pipeline.analyses.saliency.saliency_work import SaliencyPlan, SaliencyWork
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, ModelError
 from pipeline.evaluate import predict_shards, resident
@@ -203,6 +204,23 @@ def test_predictions_are_made_once_and_again_the_same(made: Path, tmp_path: Path
     assert theirs["evaluation"]["input_size"] == model.preprocessing.input_size
     by_shard = [evaluation.rows(dataset, shard) for shard in dataset.shards("val")]
     assert [row for rows in by_shard for row in rows] == evaluation.rows(dataset)
+
+
+@pytest.mark.parametrize("holdout", [0.0, 0.5])
+def test_progress_counts_the_tested_pictures(made: Path, tmp_path: Path, holdout: float) -> None:
+    output = Path(shutil.copytree(made, tmp_path / "out"))
+    evaluation = plan(output, FIRST, holdout=holdout)
+    works = (
+        EvaluationWork(evaluation, imagenet9()),
+        SaliencyWork(SaliencyPlan(evaluation, num_maps=0), imagenet9()),
+    )
+    dataset = Dataset.open(evaluation.store)
+    for work in works:
+        FindDone(work).process(Block(0, 0))
+        RunModels(work).process(Block(0, 0))
+        done, total = evaluation.progress.count()[work.stage]
+        assert done == sum(work.size(dataset, unit) for unit in work.units(dataset))
+        assert total in (0, done)
 
 
 def test_a_killed_evaluation_keeps_the_batches_that_it_has_done(

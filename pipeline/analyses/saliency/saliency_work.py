@@ -144,6 +144,8 @@ class SaliencyWork(Work):
 
     def size(self, dataset: Dataset, unit: int) -> int:
         """Same as `Work.size`."""
+        if self.evaluation.holdout:
+            return len(self.evaluation.rows(dataset, unit))
         files = dataset.shard_files(self.evaluation.split, unit, (self._plan.variant,))
         return sum(file.samples or 0 for file in files)
 
