@@ -19,7 +19,8 @@ from conftest import ONE, manifest_of, run_in9, stamps
 
 from pipeline.analyses.matrix.matrix_plan import make_plan
 from pipeline.analyses.matrix.matrix_results import read_matrices
-from pipeline.analyses.matrix.row_trainers import NetworkTrainer
+from pipeline.analyses.matrix.matrix_rows import make_row
+from pipeline.analyses.matrix.row_trainers import NetworkTrainer, ProbeTrainer
 from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows
@@ -225,9 +226,21 @@ def test_tests_on_trained_images_are_refused_and_marked(
         assert "--holdout 0.5" in message
         assert message.count("\n") == 1
     # A row is refused before any of its cells is tested.
-    again = ("matrix", "--dataset", output, "--probe", "--variants", "original")
-    message = run_in9(*again, "--train_split", "val", check=2).stderr
-    assert "were trained on (row original)" in message
+    store = Store(str(output))
+    plan = make_plan(
+        Dataset.open(store),
+        None,
+        variants=("original",),
+        train_split="val",
+        split=None,
+        share=0,
+        predict=PredictConfig("cpu"),
+        allow_overlap=True,
+    )
+    strict = dataclasses.replace(plan, allow_overlap=False)
+    trainer = ProbeTrainer(Backbone("efficientnet_lite0", plan.predict, store), strict)
+    with pytest.raises(UsageError, match=r"were trained on \(row original\)"):
+        make_row(trainer, strict, "original")
     page = (evaluated / "report.html").read_text()
     assert f"trained on {trained} of these images" in page
 
@@ -359,6 +372,7 @@ def test_overwrite_replaces_only_trainings_with_other_flags(
         (("--probe", "--holdout", 0.5, "--variants", "mixed"), "--variants mixed: the dataset has"),
         (("--probe", "--holdout", 0.5, "--train_split", "train"), "--holdout divides one split"),
         (("--probe", "--train_split", "test"), "--train_split test: the dataset has val"),
+        (("--train_split", "val"), "all images of val would be both trained on and tested on"),
         (("--holdout", 2), "at least 0 and less than 1"),
         (("--arch", "resnet_50", "--holdout", 0.5), "no such architecture"),
         (("--probe", "--arch", "python:tiny_models:first", "--holdout", 0.5), "network of timm"),

@@ -138,6 +138,12 @@ def make_plan(
             if name not in available:
                 owner = "the dataset" if opened is dataset else "--in9l"
                 raise UsageError(f"{flag} {name}: {owner} has {', '.join(available)}")
+    # Refused here, and not only once the first row has been trained, which may take days.
+    if trained_split == test_split and not share and not allow_overlap:
+        raise UsageError(
+            f"all images of {test_split} would be both trained on and tested on; divide the split "
+            "with --holdout 0.5, or add --allow_overlap to test on them and mark the result"
+        )
     if in9l and digest_of_classes(in9l.taxonomy) != digest_of_classes(dataset.taxonomy):
         raise UsageError("--in9l has other classes than --dataset")
     if in9l and "original" not in in9l.variants:
