@@ -256,18 +256,19 @@ class _TrainingRun:
 @contextlib.contextmanager
 def _torch_settings(plan: TrainPlan) -> Iterator[None]:
     """Sets torch's global threads, cuDNN benchmark and TF32 while the block runs."""
-    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    threads, benchmark = torch.get_num_threads(), cudnn.benchmark
+    allowed_tf32 = matmul.allow_tf32, cudnn.allow_tf32
     torch.set_num_threads(usable_cores())
     # The batches of a part have at most two sizes, so benchmarking kernels pays off.
-    torch.backends.cudnn.benchmark = True
-    allow_tf32 = plan.precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = allow_tf32
-    torch.backends.cudnn.allow_tf32 = allow_tf32
+    cudnn.benchmark = True
+    matmul.allow_tf32 = cudnn.allow_tf32 = plan.precision == "tf32"
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.backends.cudnn.benchmark = benchmark
+        cudnn.benchmark = benchmark
+        matmul.allow_tf32, cudnn.allow_tf32 = allowed_tf32
 
 
 def write_state(store: Store, content: dict[str, Any]) -> None:

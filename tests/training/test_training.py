@@ -30,6 +30,7 @@ from pipeline.errors import UsageError
 from pipeline.models.checkpoint import read_metadata
 from pipeline.models.registry import load_model
 from pipeline.storage.store import Store
+from pipeline.training import loop
 from pipeline.training.augment import Augmentation, augmentation_hashes, epoch_seeds
 from pipeline.training.batches import PictureBatches, check_shared_memory, load_batches
 from pipeline.training.network import build_network
@@ -447,6 +448,23 @@ def test_a_loss_that_runs_away_fails_and_keeps_what_was_done(drawn: Path, tmp_pa
     printed = train(drawn, tmp_path, "--epochs", 3, "--lr", 1e30, check=1)
     assert "the loss is no longer finite in epoch" in printed
     assert "Try a smaller --lr than 1e+30" in printed
+
+
+def test_a_training_restores_torchs_settings(drawn: Path, tmp_path: Path) -> None:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, torch.get_num_threads()
+    plan = TrainPlan(
+        arch=TINY, epochs=1, batch_size=8, precision="bf16", workers=0, train_split="val"
+    )
+    try:
+        # Both values, because one of them is what the training itself sets.
+        for allowed in (True, False):
+            matmul.allow_tf32 = cudnn.allow_tf32 = allowed
+            loop.train(Dataset.open(Store(str(drawn))), plan, Store(str(tmp_path / str(allowed))))
+            assert (matmul.allow_tf32, cudnn.allow_tf32) == (allowed, allowed)
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before[:2]
+    assert (cudnn.benchmark, torch.get_num_threads()) == before[2:]
 
 
 def test_shared_memory_is_looked_at_before_it_is_needed() -> None:
