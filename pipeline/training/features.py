@@ -24,7 +24,6 @@ from pipeline.dataset.records import read_metadata, write_table
 from pipeline.errors import UsageError
 from pipeline.evaluate.predict_shards import ShardPictures
 from pipeline.evaluate.result_files import safe_name
-from pipeline.models.loaded import LoadedModel
 from pipeline.models.predict import Predictor
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import load_model
@@ -130,11 +129,6 @@ class Backbone:
             model, module=headless, num_outputs=int(features.shape[1])
         )
         self._predictor: Predictor | None = None
-
-    @property
-    def loaded(self) -> LoadedModel:
-        """The network without its last layer."""
-        return self._headless
 
     def features(
         self, dataset: Dataset, split: str, variant: str, keys: Collection[str] | None = None

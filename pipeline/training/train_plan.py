@@ -13,7 +13,6 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows, training_pictures
 from pipeline.errors import UsageError
 from pipeline.training.samples import Samples
-from transforms.variants import base_of
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
@@ -139,7 +138,7 @@ def find_samples(dataset: Dataset, plan: TrainPlan) -> tuple[Samples, Samples | 
     if eval_split is None:
         return training, None
     rows = selected_rows(dataset, eval_split, holdout)
-    pictures = {row["key"]: base_of(plan.variant) for row in rows}
+    pictures = {row["key"]: plan.variant for row in rows}
     return training, _samples(dataset, eval_split, pictures)
 
 
