@@ -4,7 +4,7 @@ results/failures.json   entry of --models -> stage -> why its last attempt faile
 
 A failure is dropped when its model succeeds in the stage, or when any stage has run on another
 version of the dataset. A model that failed but has results on this dataset under the same settings
-keeps them, and gets no row for the failure.
+keeps them, and usually gets no row for the failure (`error_rows`).
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def error_rows(
 ) -> list[dict[str, Any]]:
     """Returns the rows of failed models, for a table with a column `error`.
 
-    A failed model that has results on the dataset under the same settings gets no row.
+    A failure gets no row if its `model` has results on the dataset under the same settings. A model
+    that was not loaded has a row beside its results, if their name has a tag that its entry lacks.
 
     Args:
       failed: failures on this dataset, from `read_failures`.
