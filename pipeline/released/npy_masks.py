@@ -31,12 +31,15 @@ def decode_npy(data: bytes) -> Mask:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, _, dtype = read_header(file)
-        # The size is checked first, because loading allocates whatever the header claims.
-        size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-        if dtype.kind not in "biuf" or size != len(data) - file.tell():
-            raise UndecodableError("broken NumPy file: its header does not fit its content")
+    except Exception as error:  # NumPy evaluates the header, which raises whatever it provokes.
+        raise UndecodableError(f"broken NumPy file: {type(error).__name__}") from error
+    # The size is checked first, because loading allocates whatever the header claims.
+    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if dtype.kind not in "biuf" or size != len(data) - file.tell():
+        raise UndecodableError("broken NumPy file: its header does not fit its content")
+    try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, KeyError, EOFError, OSError, SyntaxError) as error:
+    except (TypeError, ValueError) as error:
         raise UndecodableError(f"broken NumPy file: {type(error).__name__}") from error
     if array.ndim not in (2, 3):
         raise UndecodableError(f"a mask of {array.ndim} dimensions")

@@ -30,9 +30,10 @@ from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.released.archive import list_files
 from pipeline.released.names import find_clashes, parse_mixed, parse_stem, stem_of
+from pipeline.released.npy_masks import decode_npy, encode_npy
 from pipeline.runtime import progress
 from pipeline.storage.store import Store
-from transforms.codec import decode_image, decode_mask
+from transforms.codec import UndecodableError, decode_image, decode_mask
 from transforms.matching import block_means, block_means_outside, compare, decide, nearest
 from transforms.taxonomy import imagenet9
 from transforms.variants import MIXED, PAPER, PICTURES
@@ -74,6 +75,16 @@ def test_names() -> None:
     assert all(parse_stem(stem) == (stem, "n02084071") for stem in stems)
     assert parse_mixed("n02084071_1") is None
     assert parse_mixed("fg_n02084071_1_bg_unknown") == ("n02084071_1", None)
+
+
+def test_a_mask_with_a_damaged_header_is_undecodable() -> None:
+    whole = encode_npy(np.ones((4, 4), bool))
+    minus = np.lib.format.magic(1, 0) + (9000).to_bytes(2, "little") + b"-" * 8999 + b"1"
+    for damaged in (whole.replace(b"}", b" "), whole.replace(b" 'shape'", b"b'shape'"), minus):
+        with pytest.raises(UndecodableError, match="broken NumPy file"):
+            decode_npy(damaged)
+    with pytest.raises(UndecodableError, match="does not fit its content"):
+        decode_npy(whole[:-1])
 
 
 def test_an_export_is_what_the_evaluation_scripts_read(sample_run: Path, export: Path) -> None:
