@@ -121,9 +121,9 @@ def read_listing(
     """
     tree = _tree(source, list(locations), splits)
     present = {variant for split in splits for variant in tree[split]}
-    missing = [name for name in REQUIRED if any(name not in tree[s] for s in splits)]
+    missing = [f"{name}/{s}" for name in REQUIRED for s in splits if name not in tree[s]]
     if missing:
-        raise UsageError(f"--from {source} has no {missing[0]}/{splits[0]}, which is needed")
+        raise UsageError(f"--from {source} has no {missing[0]}, which is needed")
     # An archive does not contain its scenes, so backgrounds of EXTERNAL cannot be recovered.
     known = (name for name in VARIANTS if name != EXTERNAL)
     base = tuple(name for name in known if all(name in tree[split] for split in splits))

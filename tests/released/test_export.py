@@ -28,7 +28,8 @@ from pipeline.commands.dispatch import run_command
 from pipeline.commands.parser import build_parser
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.released.archive import list_files
+from pipeline.released.archive import ArchiveLocation, list_files
+from pipeline.released.archive_listing import ReleasedArchive, read_listing
 from pipeline.released.names import find_clashes, parse_mixed, parse_stem, stem_of
 from pipeline.released.npy_masks import decode_npy, encode_npy
 from pipeline.runtime import progress
@@ -411,6 +412,34 @@ def test_members_that_are_no_plain_files_are_refused(name: str, tmp_path: Path) 
         tar.addfile(member)
     with pytest.raises(UsageError, match="is refused"):
         list_files(str(tmp_path / "a.tar"), Store(str(tmp_path / "out")))
+
+
+def listing(folder: Path, *variants: str) -> ReleasedArchive:
+    """Lists an archive of one image, with these `<variant>/<split>`, as splits val and train."""
+    picture = folder / "picture.png"
+    Image.new("RGB", (64, 64)).save(picture)
+    locations = []
+    for variant in variants:
+        stem = "n02085936_1"
+        name = f"fg_{stem}_bg_{stem}.JPEG" if variant.startswith("mixed") else f"{stem}.JPEG"
+        name = f"{stem}.npy" if variant.startswith("fg_mask") else name
+        size = picture.stat().st_size
+        locations.append(ArchiveLocation(f"{variant}/00_dog/{name}", str(picture), 0, size, "1"))
+    return read_listing(
+        "bg",
+        locations,
+        imagenet9(),
+        splits=("val", "train"),
+        formats=("parquet",),
+        images_per_shard=10,
+    )
+
+
+def test_an_archive_without_a_variant_that_is_needed_is_told_which(tmp_path: Path) -> None:
+    whole = ("original/val", "fg_mask/val", "original/train", "fg_mask/train")
+    for position, missing in enumerate(whole):
+        with pytest.raises(UsageError, match=f"^--from bg has no {missing}, which is needed$"):
+            listing(tmp_path, *whole[:position], *whole[position + 1 :])
 
 
 def test_what_is_no_release_is_refused_with_one_line(sample: Path, tmp_path: Path) -> None:
