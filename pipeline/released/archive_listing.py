@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import posixpath
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.fingerprints import fingerprint
@@ -127,7 +127,7 @@ def read_listing(
     # An archive does not contain its scenes, so backgrounds of EXTERNAL cannot be recovered.
     known = (name for name in VARIANTS if name != EXTERNAL)
     base = tuple(name for name in known if all(name in tree[split] for split in splits))
-    replicates = _replicates(base, present)
+    replicates = _replicates(base, [tree[split].keys() for split in splits])
     imported = with_replicates(base, replicates)
     by_split = {split: _images(tree[split], imported, taxonomy) for split in splits}
     size = _size(source, [image for images, _, _ in by_split.values() for image in images])
@@ -192,11 +192,16 @@ def _tree(source: str, locations: list[ArchiveLocation], splits: tuple[str, ...]
     return tree
 
 
-def _replicates(base: tuple[str, ...], present: set[str]) -> int:
-    """Counts the draws that all mixed versions have."""
+def _replicates(base: tuple[str, ...], present: Sequence[Collection[str]]) -> int:
+    """Counts the draws that all mixed versions have in all splits.
+
+    Args:
+      base: versions to import, without replicates.
+      present: names of the versions in each split.
+    """
     mixed = [name for name in base if name in MIXED]
     count = 1
-    while mixed and all(f"{name}_r{count}" in present for name in mixed):
+    while mixed and all(f"{name}_r{count}" in names for name in mixed for names in present):
         count += 1
     return count
 

@@ -442,6 +442,16 @@ def test_an_archive_without_a_variant_that_is_needed_is_told_which(tmp_path: Pat
             listing(tmp_path, *whole[:position], *whole[position + 1 :])
 
 
+def test_a_draw_that_only_one_split_has_is_left_out(tmp_path: Path) -> None:
+    shared = [f"{name}/{split}" for name in PAPER for split in ("val", "train")]
+    draws = [f"{name}_r1/val" for name in MIXED]
+    released = listing(tmp_path, *shared, *draws)
+    assert released.config.compose.replicates == 1
+    assert released.ignored == tuple(sorted(f"{name}_r1" for name in MIXED))
+    both = listing(tmp_path, *shared, *draws, *(f"{name}_r1/train" for name in MIXED))
+    assert both.config.compose.replicates == 2
+
+
 def test_what_is_no_release_is_refused_with_one_line(sample: Path, tmp_path: Path) -> None:
     (tmp_path / "b.tar.gz").write_bytes(b"\x1f\x8b broken")
     for name, reason in (("absent", "neither"), ("b.tar.gz", "not a whole tar")):
