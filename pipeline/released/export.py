@@ -29,7 +29,7 @@ from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.codec import decode_mask
 from transforms.variants import EXTERNAL, MIXED, VARIANTS, base_of
 
-EXPORT_VERSION = 1
+EXPORT_VERSION = 2
 """Raised by hand whenever new code would write different files for the same dataset."""
 EXPORT_FOLDER = f"{WORK_FOLDER}/export"
 """Holds the records of an export."""
@@ -97,9 +97,13 @@ class ExportPlan:
             )
         elif base_of(variant) == EXTERNAL:
             name = mixed_stem(name, fields["bg_key"])
-        folder = class_folder(fields["label"], self.dataset.taxonomy.names[fields["label"]])
         suffix = "npy" if base_of(variant) == "fg_mask" else "JPEG"
-        return f"{variant}/{self.split}/{folder}/{name}.{suffix}"
+        return f"{self.folder(variant, fields['label'])}/{name}.{suffix}"
+
+    def folder(self, variant: str, label: int) -> str:
+        """Returns the path of a superclass's folder in the export."""
+        names = self.dataset.taxonomy.names
+        return f"{variant}/{self.split}/{class_folder(label, names[label], len(names))}"
 
 
 def export_split(job: ExportPlan) -> tuple[int, int]:
@@ -191,9 +195,8 @@ def _finish(job: ExportPlan, shards: Iterable[int]) -> int:
     # Readers of an export number its class folders, so classes without images need a folder, too.
     present = {row["label"] for row in images.values()}
     for label in set(range(job.dataset.taxonomy.num_labels)) - present:
-        folder = class_folder(label, job.dataset.taxonomy.names[label])
         for variant in job.dataset.variants:
-            target.make_folder(f"{variant}/{job.split}/{folder}")
+            target.make_folder(job.folder(variant, label))
     mixed = [f"{v}_bg_key" for v in job.dataset.variants if base_of(v) in (*MIXED, EXTERNAL)]
     rows = sorted(images.values(), key=lambda row: str(row["stem"]))
     target.update(images_file(job.split), csv_bytes(("stem", "key", "wnid", "label", *mixed), rows))

@@ -17,17 +17,23 @@ UNKNOWN_BACKGROUND = "unknown"
 
 _STEM = re.compile(r"(n\d{8})_[^/]+")
 _MIXED = re.compile(r"fg_(n\d{8}_[^/]+?)_bg_([^/]+)")
-_CLASS = re.compile(r"(\d\d)_.+")
+_CLASS = re.compile(r"(\d{2,})_.+")
 _NUMBER = re.compile(r"\d+$")
 
 
-def class_folder(label: int, name: str) -> str:
+def class_folder(label: int, name: str, num_labels: int = 0) -> str:
     """Returns the name of a superclass's folder; these names sort in the order of labels.
 
-    >>> class_folder(2, "wheeled vehicle")
-    '02_wheeled vehicle'
+    Args:
+      label: the superclass's label.
+      name: its name.
+      num_labels: number of superclasses. With over 100, labels have more than two digits.
+
+    >>> class_folder(2, "wheeled vehicle"), class_folder(2, "fern", 101)
+    ('02_wheeled vehicle', '002_fern')
     """
-    return f"{label:02d}_{name}"
+    digits = max(2, len(str(num_labels - 1)))
+    return f"{label:0{digits}d}_{name}"
 
 
 def label_of_folder(folder: str) -> int | None:

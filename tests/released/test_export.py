@@ -12,6 +12,7 @@ import signal
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,15 @@ from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.released.archive import ArchiveLocation, list_files
 from pipeline.released.archive_listing import ReleasedArchive, read_listing
-from pipeline.released.names import find_clashes, parse_mixed, parse_stem, stem_of
+from pipeline.released.export import ExportPlan
+from pipeline.released.names import (
+    class_folder,
+    find_clashes,
+    label_of_folder,
+    parse_mixed,
+    parse_stem,
+    stem_of,
+)
 from pipeline.released.npy_masks import decode_npy, encode_npy
 from pipeline.runtime import progress
 from pipeline.storage.store import Store
@@ -76,6 +85,16 @@ def test_names() -> None:
     assert all(parse_stem(stem) == (stem, "n02084071") for stem in stems)
     assert parse_mixed("n02084071_1") is None
     assert parse_mixed("fg_n02084071_1_bg_unknown") == ("n02084071_1", None)
+
+
+@pytest.mark.parametrize("count", [9, 100, 101, 1001])
+def test_class_folders_sort_in_the_order_of_labels(count: int) -> None:
+    folders = [class_folder(label, "x", count) for label in range(count)]
+    assert sorted(folders) == folders
+    assert [label_of_folder(folder) for folder in folders] == list(range(count))
+    taxonomy = SimpleNamespace(names=["x"] * count)
+    plan: Any = ExportPlan(SimpleNamespace(taxonomy=taxonomy), "val", *[None] * 3)  # type: ignore[arg-type]
+    assert plan.folder("no_fg", count - 1) == f"no_fg/val/{folders[-1]}"
 
 
 def test_a_mask_with_a_damaged_header_is_undecodable() -> None:
