@@ -221,14 +221,17 @@ def _sweep(job: ExportPlan, wanted: set[str], records: set[str]) -> int:
     returns how many pictures and masks it removed."""
     target = job.target
     variants = {*VARIANTS, *map(base_of, job.dataset.variants)}
-    obsolete = [
+    files = target.sizes("")
+    obsolete = {
         path
-        for path in target.sizes("")
+        for path in files
         if path not in wanted and _is_exported(path.split("/"), job.split, variants)
-    ]
+    }
     target.delete_all(obsolete)
+    kept = {path.partition("/")[0] for path in files.keys() - obsolete}
     for variant in {path.partition("/")[0] for path in obsolete}:
-        target.prune(variant)
+        # Other splits need their empty class folders.
+        target.prune(f"{variant}/{job.split}" if variant in kept else variant)
     ours = [
         path
         for path in target.walk(EXPORT_FOLDER)

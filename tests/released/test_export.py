@@ -31,7 +31,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.released.archive import ArchiveLocation, list_files
 from pipeline.released.archive_listing import ReleasedArchive, read_listing
-from pipeline.released.export import ExportPlan
+from pipeline.released.export import ExportPlan, _sweep
 from pipeline.released.names import (
     class_folder,
     find_clashes,
@@ -95,6 +95,20 @@ def test_class_folders_sort_in_the_order_of_labels(count: int) -> None:
     taxonomy = SimpleNamespace(names=["x"] * count)
     plan: Any = ExportPlan(SimpleNamespace(taxonomy=taxonomy), "val", *[None] * 3)  # type: ignore[arg-type]
     assert plan.folder("no_fg", count - 1) == f"no_fg/val/{folders[-1]}"
+
+
+def test_sweeping_a_split_keeps_the_empty_class_folders_of_another(tmp_path: Path) -> None:
+    target, dataset = Store(str(tmp_path)), SimpleNamespace(variants=("original",))
+    plan: Any = ExportPlan(dataset, "train", target, frozenset(), None)  # type: ignore[arg-type]
+    wanted = {"original/val/00_dog/a.JPEG", "original/train/00_dog/b.JPEG"}
+    obsolete = ("original/train/01_bird/c.JPEG", "no_fg/train/01_bird/c.JPEG")
+    for path in (*wanted, *obsolete):
+        target.write(path, b"")
+    target.make_folder("original/val/01_bird")
+    assert _sweep(plan, wanted, set()) == 2
+    assert target.has_folder("original/val/01_bird")
+    assert not target.has_folder("original/train/01_bird")
+    assert not target.has_folder("no_fg")
 
 
 def test_a_mask_with_a_damaged_header_is_undecodable() -> None:
