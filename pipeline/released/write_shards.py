@@ -65,10 +65,15 @@ class ShardWriter:
         totals, shard = examined.listed.totals, examined.listed.shard
         staging = self.job.staging
         rows = sorted(examined.rows, key=lambda row: (bucket_hash(row["key"]), row["key"]))
+        named = {
+            image.stem: {name: file.named_background for name, file in image.files.items()}
+            for image in examined.listed.images
+        }
+        names = ("key", "path", "status", "content")
         checksum = fingerprint(
             self.job.config.fingerprint(),
             [shard, totals.counts.output],
-            [[row["key"], row["path"], row["status"], row["content"]] for row in rows],
+            [[*(row[name] for name in names), named[row["key"]]] for row in rows],
             self.pool.digest,
         )
         index = index_file(totals.split, shard, totals.counts.output)

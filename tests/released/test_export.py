@@ -485,6 +485,26 @@ def test_a_draw_that_only_one_split_has_is_left_out(tmp_path: Path) -> None:
     assert both.config.compose.replicates == 2
 
 
+def test_an_import_takes_up_the_background_that_a_new_name_claims(tmp_path: Path) -> None:
+    source, output = tmp_path / "bg", tmp_path / "out"
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(picture, "PNG")
+    stem, other, third = "n02085936_1", "n01534433_2", "n01534433_3"
+    mixed = source / f"mixed_rand/val/00_dog/fg_{stem}_bg_{other}.JPEG"
+    for path, data in (
+        (source / f"original/val/00_dog/{stem}.JPEG", picture.getvalue()),
+        (source / f"fg_mask/val/00_dog/{stem}.npy", encode_npy(np.ones((64, 64), bool))),
+        (mixed, picture.getvalue()),
+    ):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(data)
+    for named in (other, third):
+        mixed = mixed.rename(mixed.with_name(f"fg_{stem}_bg_{named}.JPEG"))
+        in9("import", "--from", source, "--output", output)
+        (row,) = pq.read_table(output / "index").to_pylist()
+        assert row["mixed_rand_bg_named"] == named
+
+
 def test_what_is_no_release_is_refused_with_one_line(sample: Path, tmp_path: Path) -> None:
     (tmp_path / "b.tar.gz").write_bytes(b"\x1f\x8b broken")
     for name, reason in (("absent", "neither"), ("b.tar.gz", "not a whole tar")):
