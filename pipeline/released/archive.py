@@ -31,7 +31,7 @@ class ArchiveLocation:
       name: path inside the archive, with forward slashes.
       path: absolute path of the file that holds the content: the file itself, or the tar.
       offset, length: position and size of the content in that file, in bytes.
-      identity: identity of the file at `path`, which changes with its content.
+      identity: identity of the file, the tar or the compressed tar, which changes with its content.
     """
 
     name: str
@@ -63,8 +63,8 @@ def list_files(source: str, store: Store) -> list[ArchiveLocation]:
       store: folder of the dataset to make; a compressed tar is unpacked into its work folder.
 
     Raises:
-      UsageError: the source is neither a folder nor a tar, or the tar is damaged or holds anything
-        but files.
+      UsageError: the source is neither a folder nor a tar, or the tar is damaged or refused (a
+        member could point outside it, or it unpacks to too many bytes).
       OSError: reading failed.
     """
     files = files_of(source)
@@ -115,7 +115,11 @@ def _unpack(source: str, info: FileInfo, unpacker: Callable[[Any], Any], store: 
 
 
 def read_contents(locations: Sequence[ArchiveLocation]) -> list[bytes]:
-    """Reads the contents of files, in order. Raises OSError if one cannot be read."""
+    """Reads the contents of files, in order. A file that is too large for a picture is `Unread`.
+
+    Raises:
+      OSError: a file cannot be read.
+    """
     by_path: dict[str, list[int]] = {}
     for index, location in enumerate(locations):
         by_path.setdefault(location.path, []).append(index)

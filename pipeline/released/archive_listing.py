@@ -117,7 +117,9 @@ def read_listing(
       formats, images_per_shard: flags of the dataset to make.
 
     Raises:
-      UsageError: the archive does not have the released layout, or a flag is out of range.
+      UsageError: the archive does not have the released layout, its pictures cannot be decoded or
+        are not square, or a flag is out of range.
+      OSError: a picture cannot be read.
     """
     tree = _tree(source, list(locations), splits)
     present = {variant for split in splits for variant in tree[split]}
@@ -162,7 +164,11 @@ Tree = dict[str, dict[str, dict[str, list[ArchiveLocation]]]]
 
 
 def _tree(source: str, locations: list[ArchiveLocation], splits: tuple[str, ...]) -> Tree:
-    """Finds the folder that holds the versions, and sorts the files below it."""
+    """Finds the folder that holds the versions, and sorts the files below it.
+
+    Raises:
+      UsageError: there is no such folder, or several.
+    """
     roots: Counter[str] = Counter()
     for location in locations:
         parts = location.name.split("/")
@@ -214,8 +220,8 @@ def _images(
     """Collects images from their files.
 
     Returns:
-      (images in order of their stems, number of images outside the taxonomy, number of other
-      files).
+      (images in order of their stems; number of images that have no superclass, or a file in the
+      folder of another class; number of files that are no pictures or masks of the layout).
     """
     images: dict[str, ReleasedImage] = {}
     outside = set()
@@ -261,7 +267,12 @@ def _parse(variant: str, location: ArchiveLocation) -> tuple[str, str, str | Non
 
 
 def _size(source: str, images: list[ReleasedImage]) -> int:
-    """Returns the side of the pictures in pixels, from the first picture that can be decoded."""
+    """Returns the side of the pictures in pixels, from the first original that can be decoded.
+
+    Raises:
+      UsageError: this picture is not square, or none of the first can be decoded.
+      OSError: a picture cannot be read.
+    """
     files = [image.files["original"] for image in images if "original" in image.files]
     for file in files[:_TRIED_FOR_SIZE]:
         try:

@@ -157,8 +157,9 @@ def check_pictures(
       size: side that all of its pictures must have, in pixels.
 
     Returns:
-      ((reason, detail) of the first fault, or None; columns of the image's row that are known so
-      far: width, height, fg_fraction, and the description of the tiled background).
+      ((reason, detail) of the first fault, or None; columns of the image's row, as far as the files
+      up to the fault give them: width and height of the original, fg_fraction, and the description
+      of the tiled background).
     """
     columns: dict[str, Any] = {}
     for variant, data in contents.items():

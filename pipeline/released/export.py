@@ -59,7 +59,7 @@ def note_file(split: str) -> str:
 
 
 def images_file(split: str) -> str:
-    """Returns the path of an export's table of images: their released names, keys and
+    """Returns the path of an export's table of images: their released names, keys, classes and
     backgrounds."""
     return f"images-{split}.csv"
 
@@ -176,8 +176,8 @@ def _write_one(job: ExportPlan, target: Store, variant: str, sample: Sample) -> 
 
 
 def _finish(job: ExportPlan, shards: Iterable[int]) -> int:
-    """Removes obsolete files, and writes the table of images and the note; returns how many files
-    it removed."""
+    """Removes obsolete files, makes folders of classes without images, and writes the table of
+    images and the note; returns how many files it removed."""
     target = job.target
     wanted: set[str] = set()
     images: dict[str, dict[str, object]] = {}
@@ -217,8 +217,8 @@ def _finish(job: ExportPlan, shards: Iterable[int]) -> int:
 
 
 def _sweep(job: ExportPlan, wanted: set[str], records: set[str]) -> int:
-    """Removes files of the split that are not part of this export, in every variant's folder;
-    returns how many pictures and masks it removed."""
+    """Removes files of the split that are not part of this export, in the folder of every variant
+    of this project or of the dataset; returns how many pictures and masks it removed."""
     target = job.target
     variants = {*VARIANTS, *map(base_of, job.dataset.variants)}
     files = target.sizes("")

@@ -49,7 +49,7 @@ def stem_of(key: str, wnid: str, clashes: frozenset[str] = frozenset()) -> str:
       key: the image's key.
       wnid: WordNet id of its class.
       clashes: keys from `find_clashes`. For these, and for keys without a number, a hash takes the
-        number's place.
+        number's place. A key that is `<wnid>_<number>` itself is always kept.
 
     >>> stem_of("ILSVRC2012_val_00000293", "n02084071"), stem_of("n02084071_7", "n02084071")
     ('n02084071_00000293', 'n02084071_7')

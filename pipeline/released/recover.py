@@ -48,7 +48,8 @@ class Recovered:
     Attributes:
       background: the image that the background comes from; None if that is uncertain.
       difference, next_difference: mean difference outside the mask, in levels of 0 to 255, of the
-        best and of the next best background; None if there is no background to compare with.
+        best and of the next best background; None if the mask leaves too few pixels to compare.
+        The second is also None if the pool has a single background.
     """
 
     background: ReleasedImage | None
@@ -57,7 +58,11 @@ class Recovered:
 
 
 def recover(pictures: Sequence[MixedPicture], pool: BackgroundPool) -> list[Recovered]:
-    """Finds the backgrounds of mixed pictures in the pool of their split."""
+    """Finds the backgrounds of mixed pictures in the pool of their split, which must not be empty.
+
+    Raises:
+      OSError: a background cannot be read.
+    """
     if not pictures:
         return []
     pixels = [decode_image(picture.data) for picture in pictures]

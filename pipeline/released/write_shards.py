@@ -37,8 +37,8 @@ def mixed_variants(config: DatasetConfig) -> tuple[str, ...]:
 
 
 def imported_index_schema(config: DatasetConfig) -> pa.Schema:
-    """Returns the columns of the index: the columns of any dataset, and for each mixed variant how
-    its background was found."""
+    """Returns the columns of the index: the columns of any dataset, and for each mixed variant the
+    background that its name claims and how well the best two backgrounds match."""
     schema = index_schema(config.compose.replicates)
     for variant in mixed_variants(config):
         schema = schema.append(pa.field(f"{variant}_bg_named", pa.string()))
