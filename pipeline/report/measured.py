@@ -154,9 +154,12 @@ def grid_size(attack: Mapping[str, Any]) -> str:
 
 
 def mass_of(model: ModelResults) -> Estimate | None:
-    """Returns the share of a model's saliency inside the mask; None if it was not measured."""
+    """Returns the share of a model's saliency inside the mask; None if saliency was not measured or
+    no image has any."""
     result = model.saliency
-    return (result["mass_in_mask"], result["ci_low"], result["ci_high"]) if result else None
+    if not result or result["mass_in_mask"] is None:
+        return None
+    return result["mass_in_mask"], result["ci_low"], result["ci_high"]
 
 
 def slopes_of(results: Results) -> dict[str, Estimate]:

@@ -20,13 +20,21 @@ _PAIR = {"original": 0, "mixed_rand": 1}
 
 @dataclasses.dataclass(frozen=True)
 class SaliencyMap:
-    """A model's saliency map of an image; `trained` is the variant that the model was trained on,
-    "" if unknown."""
+    """A model's saliency map of an image.
+
+    Attributes:
+      model: name of the model.
+      trained: the variant that the model was trained on; "" if unknown.
+      uri: the map as a data URI.
+      mass_in_mask: share of the saliency inside the mask; None if no pixel has saliency.
+      answer: name of the superclass that the model predicts; "outside" if it predicts none.
+      is_right: whether the answer is right.
+    """
 
     model: str
     trained: str
     uri: str
-    mass_in_mask: float
+    mass_in_mask: float | None
     answer: str
     is_right: bool
 

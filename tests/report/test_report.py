@@ -22,9 +22,14 @@ from pipeline.report.adversarial_panel import _BYTES as BACKGROUND_BYTES
 from pipeline.report.chooser import _BYTES as CHOOSER_BYTES
 from pipeline.report.claims import CLAIMS
 from pipeline.report.differences import Differences
+from pipeline.report.evidence import ModelResults
 from pipeline.report.headline import HeadlineCell, reading
 from pipeline.report.image_selection import PER_CLASS
+from pipeline.report.judges import looks_at_foreground
+from pipeline.report.measured import Results
+from pipeline.report.page import _environment
 from pipeline.report.saliency_panel import _BYTES as SALIENCY_BYTES
+from pipeline.report.saliency_panel import SaliencyPanel
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 from transforms.variants import PICTURES
@@ -317,6 +322,23 @@ def test_the_page_is_made_again_only_if_something_has_changed(
         assert write_report(store, imagenet9())
     assert write_report(store, imagenet9(), pictures="none")
     assert not write_report(store, imagenet9(), pictures="none")
+
+
+def test_a_model_without_saliency_is_a_row_of_dashes() -> None:
+    names = ("mass_in_mask", "ci_low", "ci_high", "mask_area", "concentration")
+    found = {**dict.fromkeys(names), "images": 0, "method": "gradient", "variant": "original"}
+    models = [
+        ModelResults(name, name, f"resnet50={name}.pth", {"num_outputs": 9}, saliency=found)
+        for name in ("mixed_rand", "original")
+    ]
+    assert [*looks_at_foreground(Results(models, None))] == []
+    environment = _environment()
+    text = environment.get_template("report/saliency.html").render(
+        macros=environment.get_template("report/macros.html").module,
+        panel=SaliencyPanel((("constant", found),), (), (), ()),
+        with_pictures=True,
+    )
+    assert re.findall(r'data-label="[^"]*">(.*?)</td>', text)[:4] == ["-", "-", "-", "0"]
 
 
 def test_ten_megabytes_hold_4050_images_and_eight_models(report_run: Path) -> None:
