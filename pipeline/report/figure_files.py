@@ -5,6 +5,13 @@ from __future__ import annotations
 FOLDER = "results/figures"
 _SINGLE = ("decomposition", "fooled_by_class", "accuracy_by_backgrounds", "trend")
 _FAMILIES = ("per_class-", "sizes-", "confusion-", "groups-", "matrix-")
+MATRIX_PARTS = ("accuracy", "published", "difference")
+"""The figures of a matrix: our accuracies, the paper's, and their differences."""
+
+
+def matrix_file(name: str, part: str) -> str:
+    """Returns the name of the SVG file of a matrix's figure, one of `MATRIX_PARTS`."""
+    return f"matrix-{name}-{part}.svg"
 
 
 def is_report_figure(path: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline.report.evidence import Evidence
+from pipeline.report.figure_files import MATRIX_PARTS, matrix_file
 from pipeline.report.panel import MATRIX_COMMAND, Panel
 from pipeline.training.penalty import describe_penalty
 
@@ -28,7 +29,7 @@ class Matrix:
       images: smallest and largest number of images that a cell was tested on.
       chance: accuracy of a constant answer to these images, in words; "" if no cell has images.
       overlap: largest number of test images of a cell that were also training images.
-      figures: prefix of its figures' file names.
+      figures: names of its figures' files, whether they are drawn or not.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Matrix:
     images: tuple[int, int]
     chance: str
     overlap: int
-    figures: str
+    figures: tuple[str, ...]
 
 
 def make_matrices(evidence: Evidence) -> tuple[Matrix, ...]:
@@ -73,7 +74,7 @@ def _matrix(content: dict[str, Any]) -> Matrix:
         images=(min(counts), max(counts)),
         chance=describe_chance(content["rows"]),
         overlap=max(row["overlap"] for row in content["rows"]),
-        figures=f"matrix-{content['name']}-",
+        figures=tuple(matrix_file(content["name"], part) for part in MATRIX_PARTS),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.evaluate.published import TABLE_5_NAMES
 from pipeline.report.by_class import by_class, fooled_by_class, of_model
 from pipeline.report.evidence import Evidence, ModelResults
+from pipeline.report.figure_files import MATRIX_PARTS, matrix_file
 from pipeline.report.figures.decomposition import decomposition_figure
 from pipeline.report.figures.heat_map import VERSIONS, heat_map
 from pipeline.report.figures.points import Series, lines_figure
@@ -69,16 +70,13 @@ def _trend(trend: Mapping[str, Any]) -> Iterator[Plot]:
 
 
 def _matrix(content: Mapping[str, Any]) -> Iterator[Plot]:
-    """Draws three heat maps: our accuracies, the paper's accuracies, and their differences."""
+    """Draws the heat maps of `MATRIX_PARTS`; those without figures of the paper are left out."""
     name, columns = content["name"], content["columns"]
     short = [TABLE_5_NAMES.get(column, column) for column in columns]
     cells = {(row["train_variant"], row["test_variant"]): row for row in content["rows"]}
-    for part, title, key in (
-        ("accuracy", f"{shorten(name)}, %", "accuracy"),
-        ("published", "ResNet-50 of the paper, %", "published"),
-        ("difference", "difference, points", "difference"),
-    ):
-        shares = [[cells.get((row, column), {}).get(key) for column in columns] for row in columns]
+    titles_of_parts = (f"{shorten(name)}, %", "ResNet-50 of the paper, %", "difference, points")
+    for part, title in zip(MATRIX_PARTS, titles_of_parts, strict=True):
+        shares = [[cells.get((row, column), {}).get(part) for column in columns] for row in columns]
         if not any(share is not None for line in shares for share in line):
             continue
         bold = [
@@ -95,7 +93,7 @@ def _matrix(content: Mapping[str, Any]) -> Iterator[Plot]:
         )
         yield Plot(
             "matrix",
-            f"matrix-{name}-{part}.svg",
+            matrix_file(name, part),
             f"{title}. Trained on the row, tested on the column. {spoken}",
             heat_map(
                 title,

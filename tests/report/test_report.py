@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from pipeline.report.evidence import ModelResults
 from pipeline.report.headline import HeadlineCell, reading
 from pipeline.report.image_selection import PER_CLASS
 from pipeline.report.judges import looks_at_foreground
+from pipeline.report.matrix_panel import make_matrices
 from pipeline.report.measured import Results
 from pipeline.report.page import _environment
 from pipeline.report.saliency_panel import _BYTES as SALIENCY_BYTES
@@ -339,6 +341,26 @@ def test_a_model_without_saliency_is_a_row_of_dashes() -> None:
         with_pictures=True,
     )
     assert re.findall(r'data-label="[^"]*">(.*?)</td>', text)[:4] == ["-", "-", "-", "0"]
+
+
+def test_each_matrix_shows_its_own_figures() -> None:
+    variants = dict.fromkeys(("train_variant", "test_variant"), "original")
+    row = {**variants, "n": 0, "train_n": 1, "overlap": 0, "penalty": None, "chance": 0.1}
+    shared = {"columns": ["original"], "rows": [row], "gaps": [], "gains": [], "method": "probe"}
+    shared |= {"arch": "a", "holdout": 0.5, "split": "val"}
+    names = ("probe-a", "probe-a-seed1")
+    contents = [{**shared, "name": name} for name in names]
+    drawn = [(SimpleNamespace(file=f"matrix-{name}-accuracy.svg"), f"[{name}]") for name in names]
+    environment = _environment()
+    text = environment.get_template("report/matrix.html").render(
+        macros=environment.get_template("report/macros.html").module,
+        panel=make_matrices(SimpleNamespace(matrices=contents)),  # type: ignore[arg-type]
+        plots={"matrix": drawn},
+        is_comparable=False,
+        manifest=SimpleNamespace(config=SimpleNamespace(compose=SimpleNamespace(replicates=1))),
+        gap_column="BG-Gap",
+    )
+    assert re.findall(r"<figure>(.*?)</figure>", text) == ["[probe-a]", "[probe-a-seed1]"]
 
 
 def test_ten_megabytes_hold_4050_images_and_eight_models(report_run: Path) -> None:
