@@ -22,6 +22,10 @@ from pipeline.storage.store import WORK_FOLDER, Store
 
 _NOTE = f"{WORK_FOLDER}/report.json"
 _LIBRARIES = ("jinja2", "matplotlib", "pillow")
+_ROOT = Path(__file__).parents[2]
+"""Folder that holds `pipeline` and `transforms`."""
+_CODE = (".py", ".html", ".css", ".js", ".csv")
+"""Suffixes of the files that may decide what the page shows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,16 +36,19 @@ class _Note:
 
 @functools.cache
 def _code() -> str:
-    """Returns a fingerprint of the code and libraries that render the page."""
-    root = Path(__file__).parents[2]
+    """Returns a fingerprint of the libraries that render the page, and of this project's code, all
+    of which may have a part in it."""
     digest = hashlib.sha256()
-    folders = [f"pipeline/{name}" for name in ("report", "evaluate", "analyses", "templates")]
-    for folder in (*folders, "transforms"):
-        for path in sorted((root / folder).rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts:
-                digest.update(f"{path.relative_to(root)}\0".encode())
-                digest.update(path.read_bytes())
+    for path in code_files():
+        digest.update(f"{path.relative_to(_ROOT)}\0".encode())
+        digest.update(path.read_bytes())
     return fingerprint(digest.hexdigest(), [version(name) for name in _LIBRARIES])
+
+
+def code_files() -> list[Path]:
+    """Lists the files of this project's code and templates."""
+    paths = (path for name in ("pipeline", "transforms") for path in (_ROOT / name).rglob("*"))
+    return sorted(path for path in paths if path.suffix in _CODE)
 
 
 def _states(store: Store, paths: Iterable[str]) -> list[tuple[str, int, str]]:

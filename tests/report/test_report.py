@@ -8,6 +8,8 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +20,7 @@ from report_page import HOSTILE, MODELS, Opened, column
 
 from pipeline.commands.parser import build_parser
 from pipeline.errors import UsageError
-from pipeline.report import write_report
+from pipeline.report import freshness, write_report
 from pipeline.report.adversarial_panel import _BYTES as BACKGROUND_BYTES
 from pipeline.report.chooser import _BYTES as CHOOSER_BYTES
 from pipeline.report.claims import CLAIMS
@@ -324,6 +326,20 @@ def test_the_page_is_made_again_only_if_something_has_changed(
         assert write_report(store, imagenet9())
     assert write_report(store, imagenet9(), pictures="none")
     assert not write_report(store, imagenet9(), pictures="none")
+
+
+def test_all_code_that_makes_the_page_is_in_its_fingerprint() -> None:
+    code = "import sys, pipeline.report.page, pipeline.report.plots; print(*sys.modules)"
+    done = subprocess.run(
+        (sys.executable, "-c", code), capture_output=True, text=True, check=True, timeout=60
+    )
+    loaded = {name for name in done.stdout.split() if name.startswith(("pipeline.", "transforms."))}
+    assert {"pipeline.dataset.card", "pipeline.errors"} < loaded
+    root = Path(freshness.__file__).parents[2]
+    names = {".".join(path.relative_to(root).parts) for path in freshness.code_files()}
+    files = {name.removesuffix(".py").removesuffix(".__init__") for name in names}
+    assert loaded <= files
+    assert "pipeline.templates.report.report.css" in names
 
 
 def test_a_model_without_saliency_is_a_row_of_dashes() -> None:
