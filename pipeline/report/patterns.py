@@ -51,7 +51,14 @@ def _flips(answers: Mapping[str, VersionAnswer]) -> bool:
 def _is_wrong_on_rand_alone(answers: Mapping[str, VersionAnswer]) -> bool:
     rand = answers.get("mixed_rand")
     others = [answers[name] for name in _WITH_FOREGROUND if name in answers]
-    return rand is not None and not rand.is_right and all(other.is_right for other in others)
+    is_wrong = rand is not None and not rand.is_right
+    return is_wrong and bool(others) and all(other.is_right for other in others)
+
+
+def _is_right_on_every_background(answers: Mapping[str, VersionAnswer]) -> bool:
+    names = [name for name in (*_WITH_FOREGROUND, "mixed_rand") if name in answers]
+    is_mixed = any(name.startswith("mixed") for name in names)
+    return is_mixed and all(answers[name].is_right for name in names)
 
 
 PATTERNS = (
@@ -93,9 +100,7 @@ PATTERNS = (
         "every",
         "right on every background",
         "Right on original, only_fg, mixed_same, mixed_rand and mixed_next.",
-        lambda answers: all(
-            answers[name].is_right for name in (*_WITH_FOREGROUND, "mixed_rand") if name in answers
-        ),
+        _is_right_on_every_background,
     ),
 )
 

@@ -146,6 +146,15 @@ def test_filters_leave_the_images_that_the_predictions_say(
     assert opened.complaints == []
 
 
+def test_variants_that_were_not_evaluated_fit_no_pattern() -> None:
+    right, wrong = VersionAnswer(0, True, False), VersionAnswer(1, False, False)
+    assert patterns_of({"original": right}) == ()
+    assert patterns_of({"only_bg_t": wrong}) == ()
+    assert patterns_of({"mixed_rand": wrong}) == ()
+    assert patterns_of({"mixed_rand": wrong, "original": right}) == ("only_rand",)
+    assert patterns_of({"mixed_rand": right, "original": right}) == ("every",)
+
+
 def test_filters_that_leave_nothing_say_so_and_can_be_taken_back(opened: Any) -> None:
     page = opened.page
     kinds, pattern = page.locator("[data-filter=class]"), page.locator("[data-filter=pattern]")
