@@ -30,7 +30,7 @@ class Example:
 def best_example(cards: Sequence[ImageCard]) -> Example | None:
     """Picks the image on which most models name the class of the background instead of the
     foreground's. If no model does so anywhere, picks the image that misleads most models; None if
-    no image misleads any."""
+    no image misleads any. Images with an unknown background are passed over."""
     examples = [example for card in cards for example in _examples(card)]
     # Of equally strong examples, `max` keeps the first.
     return max(examples, key=_strength, default=None)
@@ -40,7 +40,8 @@ def _examples(card: ImageCard) -> Iterator[Example]:
     same = card.version("mixed_same")
     for variant in ("mixed_rand", "mixed_next"):
         other = card.version(variant)
-        if same and other:
+        # The page says where both backgrounds come from, which an import may not know.
+        if same and other and None not in (same.bg_label, other.bg_label):
             right = {p.model for p in same.predictions if p.is_right}
             wrong = [p for p in other.predictions if p.model in right and not p.is_right]
             wrong.sort(key=lambda p: p.label != other.bg_label)

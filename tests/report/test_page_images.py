@@ -219,8 +219,10 @@ def test_all_eight_versions_are_in_sight_at_once(browser: Any, report_run: Path)
     opened.context.close()
 
 
-def example_card(key: str, same: bool, rand: int, original: bool = True) -> ImageCard:
-    """Builds the card of an image of class 0 whose mixed_rand has a background of class 1."""
+def example_card(
+    key: str, same: bool, rand: int, original: bool = True, rand_bg: int | None = 1
+) -> ImageCard:
+    """Builds the card of an image of class 0; `rand_bg` is the class of mixed_rand's background."""
 
     def version(variant: str, label: int, bg_label: int | None) -> Version:
         prediction = Prediction("m", label == 0, str(label), label, "", 0.5, "")
@@ -229,7 +231,7 @@ def example_card(key: str, same: bool, rand: int, original: bool = True) -> Imag
     versions = (
         version("original", 0 if original else 3, None),
         version("mixed_same", 0 if same else 2, 0),
-        version("mixed_rand", rand, 1),
+        version("mixed_rand", rand, rand_bg),
     )
     return ImageCard(key, "a", "a", 0.3, 0, versions, ())
 
@@ -240,7 +242,8 @@ def test_the_first_picture_is_of_the_background_believed_or_else_of_an_answer_tu
     unknown = example_card("unknown", same=True, rand=2, original=False)
     turned = example_card("turned", same=True, rand=2)
     believed = example_card("believed", same=True, rand=1, original=False)
-    assert best_example([never, lost]) is None
+    nowhere = example_card("nowhere", same=True, rand=1, rand_bg=None)
+    assert best_example([never, lost, nowhere]) is None
     examples = [
         best_example(cards)
         for cards in ([never, turned], [unknown, turned, lost], [turned, believed])
