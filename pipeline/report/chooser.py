@@ -9,6 +9,7 @@ from urllib.parse import quote
 from pipeline.dataset.sinks import Sample
 from pipeline.report.evidence import Evidence, ModelResults
 from pipeline.report.image_selection import (
+    PER_CLASS,
     Candidate,
     choose_images,
     read_predictions_of,
@@ -22,6 +23,9 @@ from transforms.variants import EXTERNAL, base_of
 
 _BYTES = 4_900_000
 """Bytes of pictures, chosen so that the whole page stays under 10 MB."""
+_AT_ONCE = 9 * PER_CLASS
+"""Number of images whose pictures are encoded before the next are read. Encoding takes 10 ms for
+each picture, and with hundreds of classes most of them have no room."""
 _OTHER_RULE = next(rule for rule in LABEL_RULES if rule != PAPER_RULE)
 
 
@@ -132,11 +136,37 @@ class Chooser:
 
 
 def make_chooser(evidence: Evidence, with_pictures: bool = True) -> Chooser:
-    """Collects the images to show; reads only these images' pictures and predictions."""
-    dataset, taxonomy = evidence.dataset, evidence.taxonomy
+    """Collects the images to show: of the images chosen, as many as have room for pictures."""
     split, models = shown_models(evidence)
     chosen = choose_images(evidence, split, models)
-    keys = [candidate.key for candidate in chosen]
+    at_once = _AT_ONCE if with_pictures else len(chosen)
+    budget = Budget(_BYTES)
+    cards: list[ImageCard] = []
+    while candidates := chosen[:at_once]:
+        del chosen[:at_once]
+        fitting = _make_cards(evidence, split, models, candidates, budget, with_pictures)
+        cards += fitting
+        if len(fitting) < len(candidates):
+            break
+    return Chooser(
+        split=split,
+        images=evidence.dataset.manifest.images[split]["selected"],
+        models=tuple(model.name for model in models),
+        cards=tuple(cards),
+    )
+
+
+def _make_cards(
+    evidence: Evidence,
+    split: str,
+    models: Sequence[ModelResults],
+    candidates: Sequence[Candidate],
+    budget: Budget,
+    with_pictures: bool,
+) -> list[ImageCard]:
+    """Makes the cards of the candidates whose pictures fit into the budget."""
+    dataset, taxonomy = evidence.dataset, evidence.taxonomy
+    keys = [candidate.key for candidate in candidates]
     predictions = _predictions(evidence, split, models, keys)
     samples: dict[str, dict[str, Sample]] = {}
     uris: dict[tuple[str, str], str] = {}
@@ -145,9 +175,8 @@ def make_chooser(evidence: Evidence, with_pictures: bool = True) -> Chooser:
         for key, sample in find_samples(dataset, split, variant, keys).items():
             uris[variant, key] = data_uri(sample.image) if with_pictures else ""
             samples.setdefault(key, {})[variant] = dataclasses.replace(sample, image=b"")
-    budget = Budget(_BYTES)
     cards = []
-    for candidate in chosen:
+    for candidate in candidates:
         key = candidate.key
         if not budget.takes(*(uris[variant, key] for variant in variants)):
             continue
@@ -157,12 +186,7 @@ def make_chooser(evidence: Evidence, with_pictures: bool = True) -> Chooser:
         ]
         card = _card(candidate, samples[key][variants[0]], versions, models, taxonomy)
         cards.append(card)
-    return Chooser(
-        split=split,
-        images=dataset.manifest.images[split]["selected"],
-        models=tuple(model.name for model in models),
-        cards=tuple(cards),
-    )
+    return cards
 
 
 def _predictions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
@@ -10,10 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from report_page import MODELS, Opened
 
+from pipeline.dataset.sinks import Sample
+from pipeline.report import chooser
 from pipeline.report.chooser import ImageCard, Prediction, Version
 from pipeline.report.example import best_example
+from pipeline.report.image_selection import Candidate
 from pipeline.report.patterns import PATTERNS, VersionAnswer, patterns_of
-from transforms.taxonomy import imagenet9
+from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import PICTURES
 
 
@@ -217,6 +221,33 @@ def test_all_eight_versions_are_in_sight_at_once(browser: Any, report_run: Path)
             assert box["y"] + box["height"] < height - 90
             assert figure.locator("h4").bounding_box()["y"] + 20 < height
     opened.context.close()
+
+
+def test_pictures_that_have_no_room_are_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    candidates = [Candidate((0, 0, number), str(number), number) for number in range(500)]
+    encoded = []
+
+    def encode(image: bytes) -> str:
+        encoded.append(image)
+        return "x" * 100_000
+
+    fields = {"bg_label": None, "bg_key": None, "wnid": "a", "fg_fraction": 0.3}
+    monkeypatch.setattr(chooser, "shown_models", lambda _: ("val", ()))
+    monkeypatch.setattr(chooser, "choose_images", lambda *_: list(candidates))
+    monkeypatch.setattr(chooser, "data_uri", encode)
+    monkeypatch.setattr(
+        chooser,
+        "find_samples",
+        lambda _, split, variant, keys: {key: Sample(key, b"", "jpg", fields) for key in keys},
+    )
+    taxonomy = Taxonomy(("a",) * 500, ("a",), (0,), ("a",))
+    manifest = SimpleNamespace(images={"val": {"selected": 500}})
+    dataset = SimpleNamespace(picture_variants=("original",), manifest=manifest)
+    evidence: Any = SimpleNamespace(dataset=dataset, taxonomy=taxonomy)
+    shown = chooser.make_chooser(evidence).cards
+    assert len(encoded) == 72
+    assert [card.key for card in shown] == [str(number) for number in range(49)]
+    assert len(chooser.make_chooser(evidence, with_pictures=False).cards) == 500
 
 
 def example_card(
