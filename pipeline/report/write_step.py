@@ -8,7 +8,7 @@ import apache_beam as beam
 
 from pipeline.dataset.folder import Dataset
 from pipeline.report.tables import write_tables
-from pipeline.report.write import write_report
+from pipeline.report.write import REPORT, write_report
 from pipeline.runtime.lock import TABLES_LOCK, held
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy
@@ -22,7 +22,7 @@ class WriteResults(beam.DoFn):
       taxonomy: the dataset's classes.
       pictures: argument of `write_report`.
       has_run_models: whether the job ran models. If not, the page is written only if there are
-        results, because they may now belong to an earlier state of the dataset.
+        evaluations or an old page, which may now belong to an earlier state of the dataset.
     """
 
     def __init__(
@@ -36,6 +36,6 @@ class WriteResults(beam.DoFn):
     def process(self, dataset: str) -> Iterator[str]:
         with held(self._store, TABLES_LOCK, wait=60) as store:
             summaries, stale = write_tables(Dataset.open(store))
-        if self._has_run_models or summaries or stale:
+        if self._has_run_models or summaries or stale or self._store.exists(REPORT):
             write_report(self._store, self._taxonomy, self._pictures)
         yield dataset

@@ -20,7 +20,7 @@ from report_page import HOSTILE, MODELS, Opened, column
 
 from pipeline.commands.parser import build_parser
 from pipeline.errors import UsageError
-from pipeline.report import freshness, write_report
+from pipeline.report import freshness, write_report, write_step
 from pipeline.report.adversarial_panel import _BYTES as BACKGROUND_BYTES
 from pipeline.report.chooser import _BYTES as CHOOSER_BYTES
 from pipeline.report.claims import CLAIMS
@@ -326,6 +326,21 @@ def test_the_page_is_made_again_only_if_something_has_changed(
         assert write_report(store, imagenet9())
     assert write_report(store, imagenet9(), pictures="none")
     assert not write_report(store, imagenet9(), pictures="none")
+
+
+def test_a_job_without_models_brings_an_old_page_up_to_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(write_step.Dataset, "open", lambda store: None)
+    monkeypatch.setattr(write_step, "write_tables", lambda dataset: ([], []))
+    monkeypatch.setattr(write_step, "write_report", lambda *_: written.append("page"))
+    step = write_step.WriteResults(
+        Store(str(tmp_path)), imagenet9(), "sample", has_run_models=False
+    )
+    assert ([*step.process("a")], written) == (["a"], [])
+    (tmp_path / "report.html").write_text("about an earlier state")
+    assert ([*step.process("b")], written) == (["b"], ["page"])
 
 
 def test_all_code_that_makes_the_page_is_in_its_fingerprint() -> None:
