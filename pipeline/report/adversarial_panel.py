@@ -41,7 +41,7 @@ class Gallery:
       grid: numbers of foregrounds and backgrounds, as text.
       classes: (class name, the backgrounds of this class that fool the most foregrounds, worst
         first); backgrounds that fool no foreground are left out.
-      has_pictures: whether there was room for pictures.
+      has_pictures: whether the backgrounds have pictures, which may be left out or have no room.
     """
 
     model: str
@@ -88,7 +88,7 @@ class AdversarialPanel:
 
 
 def make_adversarial(evidence: Evidence, with_pictures: bool = True) -> AdversarialPanel | None:
-    """Collects the panel's content; None if no attack was run.
+    """Collects the panel's content; None if no attack has ended or failed.
 
     The pictures are tiled backgrounds, `only_bg_t`, because an attack puts these behind
     foregrounds.

@@ -60,9 +60,9 @@ class Version:
       variant: name of the version.
       uri: the picture as a data URI; "" if pictures are left out.
       background: class of the image that the background comes from, or `a scene`; "" for the
-        image's own background.
-      bg_label: label of this class; None for the image's own background and for a scene.
-      bg_key: key of the image, or the scene, that its background comes from.
+        image's own background, and for an unknown one.
+      bg_label: label of this class; None if there is no such class.
+      bg_key: key of the image, or the scene, that its background comes from; "" as above.
       predictions: the answers of all models.
     """
 
@@ -81,7 +81,7 @@ class ImageCard:
     Attributes:
       key: key of the image.
       class_name: name of its superclass.
-      name: name of its ImageNet class.
+      name: name of its class.
       fg_fraction: share of the picture that the foreground covers; None if unknown.
       turned: number of models that are right on a background of the image's class and wrong on
         another background.

@@ -300,8 +300,8 @@ class CheckedClaim:
     Attributes:
       claim: the claim.
       verdict: the verdict on all findings together.
-      summary: the verdict in words, with counts if findings differ.
-      findings: one for each model, variant or line.
+      summary: the verdict in words, with counts if it is mixed.
+      findings: one for each model, test, pair or line.
       command: the claim's command with model names, to run in the dataset's folder.
     """
 

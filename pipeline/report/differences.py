@@ -20,6 +20,7 @@ _NAMED = 3
 are more, it only counts them."""
 
 Cell = tuple[float, float, float, bool]
+"""A difference, the bounds of its interval, and whether it is significant."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Differences:
 
     Attributes:
       columns: BG-Gap, then variants.
-      rows: (first, second, (difference, low, high, whether it is significant) by column).
+      rows: (first, second, cells by column).
       left_out: whether some models are left out because the table compares only the best.
     """
 

@@ -88,10 +88,10 @@ class Evidence:
       taxonomy: the dataset's classes.
       models: sorted by accuracy on `original` under the paper's label rule, highest first; models
         without this accuracy come last.
-      stale: names of models whose results belong to an earlier state of the dataset.
+      stale: names of models whose predictions all belong to an earlier state of the dataset.
       trend: content of results/trend.json; None if the file is missing or belongs to another state
         of the dataset.
-      matrices: results of `in9 matrix`, one for each network.
+      matrices: results of `in9 matrix`, one for each network and its settings.
     """
 
     dataset: Dataset

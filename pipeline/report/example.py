@@ -16,7 +16,8 @@ class Example:
       card: the image.
       same: the version that the models recognise.
       other: the version that they do not recognise.
-      misled: their wrong answers to `other`; answers that name the background's class come first.
+      misled: wrong answers to `other` by models that recognise `same`; answers that name the
+        background's class come first.
       believers: number of models whose wrong answer is the background's class.
     """
 

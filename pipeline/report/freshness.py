@@ -30,6 +30,8 @@ _CODE = (".py", ".html", ".css", ".js", ".csv")
 
 @dataclasses.dataclass(frozen=True)
 class _Note:
+    """Content of the note: the fingerprint, and the page's files as `_states` returns them."""
+
     inputs: str
     outputs: list[tuple[RelativePath, int, str]]
 

@@ -69,7 +69,7 @@ def background_alone(results: Results) -> Iterator[Finding]:
 
 
 def gap_above(results: Results) -> Iterator[Finding]:
-    """Compares the BG-Gap of every model with 0."""
+    """Compares the BG-Gap of every model that was tested on no training image with 0."""
     for model in results.models:
         if not model.overlap and (estimate := gap_of(model)):
             yield Finding(model.name, *estimate, above(estimate[1], estimate[2], 0))
@@ -165,7 +165,8 @@ def improves(variant: str) -> Callable[[Results], Iterator[Finding]]:
         for model in all_trained_on(results, "mixed_rand"):
             for other in all_trained_on(results, "original"):
                 mine, theirs = model.accuracies.get(variant), other.accuracies.get(variant)
-                # Rows of a matrix share their test images, so their paired gains are used below.
+                # Rows of a matrix share their test images, so they are compared by their paired
+                # gains below, and with no other model.
                 if mine and theirs and not model.matrix and not other.matrix:
                     estimate = difference(mine, theirs)
                     subject = f"{model.name} minus {other.name}"

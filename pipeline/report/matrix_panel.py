@@ -46,7 +46,7 @@ class Matrix:
 
 
 def make_matrices(evidence: Evidence) -> tuple[Matrix, ...]:
-    """Collects the panel."""
+    """Collects the panel's content."""
     return tuple(_matrix(content) for content in evidence.matrices)
 
 

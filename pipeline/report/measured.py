@@ -56,8 +56,8 @@ def training_of(model: ModelResults) -> str | None:
 
 
 def pretrained_models(results: Results) -> Iterator[ModelResults]:
-    """Yields models with more outputs than ImageNet-9 has classes, which were trained on
-    ImageNet."""
+    """Yields models with more outputs than ImageNet-9 has classes, which are taken for models
+    trained on ImageNet."""
     for model in results.models:
         if (model.summary or {}).get("num_outputs", 0) > len(published.FOOLED_BY_CLASS):
             yield model

@@ -41,7 +41,7 @@ class Mistakes:
 
 
 def make_mistakes(evidence: Evidence) -> Mistakes | None:
-    """Collects the panel; None if no model was evaluated."""
+    """Collects the panel's content; None if no model was evaluated."""
     if not evidence.evaluated:
         return None
     names = evidence.taxonomy.names

@@ -150,7 +150,7 @@ def name(text: str) -> Markup:
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """Formats a fraction as percent without the sign; None and NaN as a dash.
+    """Formats a fraction as percent without the percent sign; None and NaN as a dash.
 
     >>> percent(0.80794), percent(-0.0001), percent(None)
     ('80.8', '0.0', '-')
@@ -167,7 +167,7 @@ def rounded(value: float, digits: int = 2) -> str:
 def _by_panel(
     plots: Sequence[Plot], detailed: Sequence[str]
 ) -> dict[str, list[tuple[Plot, Markup]]]:
-    """Makes the SVG elements of the figures that are shown in the page, by panel."""
+    """Makes the SVG elements of the figures that are shown in the page, by `Plot.panel`."""
     panels = collections.defaultdict[str, list[tuple[Plot, Markup]]](list)
     for number, plot in enumerate(plots):
         if not plot.model or plot.model in detailed:

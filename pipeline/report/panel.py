@@ -13,7 +13,8 @@ ATTACK_COMMAND = "in9 attack --dataset . --models MODELS"
 TREND_COMMAND = "in9 evaluate --dataset . --models MODELS --imagenet IMAGENET"
 SALIENCY_COMMAND = "in9 saliency --dataset . --models MODELS"
 MATRIX_COMMAND = "in9 matrix --dataset . --probe --holdout 0.5"
-"""Commands to run in the dataset's folder; MODELS stands for model names."""
+"""Commands to run in the dataset's folder; MODELS stands for model names, and IMAGENET for the
+folder of ImageNet."""
 
 AT_LEAST_THREE = (
     "at least three models, better ten, whose accuracy on ImageNet is known or measured"

@@ -16,6 +16,7 @@ from pipeline.errors import JobError
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 
 QUALITY = 68
+"""Quality of pictures as WebP, up to 100."""
 SHOWN = 224
 """Side of large pictures, in pixels."""
 SMALL = 128

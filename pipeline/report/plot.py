@@ -19,7 +19,7 @@ class Plot:
 
     Attributes:
       panel: name of the group of figures on the page that it belongs to.
-      file: name of its SVG file in `FOLDER`.
+      file: name of its SVG file in `figure_files.FOLDER`.
       alt: description for readers who cannot see it.
       drawn: the figure itself.
       model: name of the model that it shows; "" if it shows several.
@@ -33,7 +33,7 @@ class Plot:
 
 
 def point(row: dict[str, Any] | None) -> Estimate | None:
-    """Returns the accuracy of a row of results with its interval; None if the row has no images."""
+    """Returns the accuracy of a row of results with its interval; None without a row or images."""
     return (row["accuracy"], row["ci_low"], row["ci_high"]) if row and row["n"] else None
 
 

@@ -13,6 +13,7 @@ from transforms.taxonomy import OUTSIDE
 
 _BYTES = 1_200_000
 _SIDE = 176
+"""Side of the pictures and maps, in pixels."""
 SIDE_BY_SIDE = 3
 """Largest number of models whose maps are shown beside an image."""
 _PAIR = {"original": 0, "mixed_rand": 1}
@@ -54,8 +55,8 @@ class SaliencyPanel:
     """Content of the panel.
 
     Attributes:
-      models: (name, content of saliency.json) of each model.
-      pairs: images with the maps of the first `SIDE_BY_SIDE` models.
+      models: (name, content of saliency.json) of each model whose saliency was measured.
+      pairs: images with the maps of up to `SIDE_BY_SIDE` models; empty if pictures are left out.
       left_out: models whose maps are not shown beside the images.
       errors: (model, why its saliency failed).
     """
@@ -67,7 +68,7 @@ class SaliencyPanel:
 
 
 def make_saliency(evidence: Evidence, with_pictures: bool = True) -> SaliencyPanel | None:
-    """Collects the panel's content; None if saliency was not measured."""
+    """Collects the panel's content; None if saliency was not measured and has not failed."""
     models = [model for model in evidence.models if model.saliency]
     errors = [(m.name, m.errors["saliency"]) for m in evidence.models if "saliency" in m.errors]
     if not models and not errors:

@@ -61,8 +61,8 @@ def write_trend(
       dataset: the dataset's fingerprint.
       summaries: summaries of all models on this dataset.
       taxonomy: classes of ImageNet models.
-      measured: contributions of the models, from `read_contributions`; lines are fitted over these
-        models.
+      measured: contributions of the models, from `read_contributions` with these summaries; lines
+        are fitted over those of the models whose accuracy on ImageNet is known.
 
     Returns:
       Content of trend.json, under the paper's label rule: `points`, fitted `lines`, `left_out`
@@ -153,6 +153,7 @@ def _line(
         if (PAPER_RULE, variant) not in part.quantities:
             continue
         indices, values, r = part.contributions(PAPER_RULE, variant)
+        # Summaries cannot be keys of a dictionary, so their identities are.
         row_of = {id(part.summaries[index]): row for row, index in enumerate(indices)}
         points = [(row_of[id(summary)], value) for summary, value in known if id(summary) in row_of]
         if len(points) < MIN_MODELS:

@@ -31,10 +31,10 @@ class Verdict(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A measurement of one model, test or line of a trend.
+    """A measurement of one model, test, pair of models or line of a trend.
 
     Attributes:
-      subject: the model, test or line.
+      subject: the model, test, pair or line.
       value: the estimate.
       low, high: bounds of its 95 % interval.
       verdict: the verdict on the claim by this finding.
@@ -79,7 +79,7 @@ def within(low: float, high: float, span: tuple[float, float]) -> Verdict:
 
 def overall(findings: Sequence[Finding]) -> Verdict:
     """Combines findings into one verdict: their common verdict if they agree; open if none of them
-    is decisive; otherwise mixed."""
+    is decisive; not run if there are none; otherwise mixed."""
     verdicts = {finding.verdict for finding in findings}
     if not verdicts:
         return Verdict.NOT_RUN

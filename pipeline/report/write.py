@@ -16,7 +16,8 @@ REPORT = "report.html"
 def write_report(
     store: Store, taxonomy: Taxonomy, pictures: str = "sample", *, pdf: bool = False
 ) -> bool:
-    """Writes the page and its figures if they have changed; returns whether they have changed.
+    """Writes the page and its figures if they have changed, and removes figures that are no longer
+    drawn; returns whether any file has changed.
 
     Args:
       store: the dataset folder.

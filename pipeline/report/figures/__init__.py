@@ -1,1 +1,1 @@
-"""Figures of the report. Each is a pure function from rows of results to an SVG file."""
+"""Figures, drawn by pure functions of what they show: results, or pictures of the dataset."""

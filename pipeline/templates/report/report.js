@@ -15,7 +15,8 @@
     return to === undefined ? null : (to + count) % count;
   };
 
-  // Tables: a click on a heading sorts, highest first; a second click reverses the order.
+  // Tables: a click on a heading sorts, numbers from the highest, text from A; a second click
+  // reverses the order.
   for (const table of all(document, "table.sortable")) {
     const body = table.tBodies[0];
     const heads = all(table.tHead, "th");
