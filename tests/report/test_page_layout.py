@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from report_page import MODELS, PAPER, PHONE, WIDE, Opened
 
+from pipeline.report.figures.points import Series, rows_figure
 from pipeline.report.figures.style import TEXT
 from pipeline.report.inline import inline_svg
 
@@ -152,6 +153,14 @@ def test_either_spelling_of_a_font_makes_way_for_the_font_of_the_page() -> None:
         svg = f'<svg viewBox="0 0 9 9"><text style="{style}">a</text></svg>'
         inlined = inline_svg(svg.encode(), "x", "a")
         assert 'style="font-weight: 700; font-size: 12px; fill: var(--ink)"' in inlined
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_a_figure_takes_any_name_of_a_class() -> None:
+    names = ["\x1b[31m", "a\tb", "\ufffe"]
+    series = Series("a\x00", ((0.5, 0.4, 0.6),) * 3)
+    text = inline_svg(rows_figure("by class", names, [series]).svg, "x", "a")
+    assert "\N{REPLACEMENT CHARACTER}[31m" in text
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import re
 from typing import Any
 
 import matplotlib
@@ -51,6 +52,9 @@ WIDTH = 356
 there is smaller than `TEXT` pixels. On wider screens a figure grows with its frame."""
 TEXT = 11
 """Smallest text size, in the same units."""
+
+_NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+"""Characters that names of classes may have, but no XML file."""
 
 _SETTINGS: dict[Any, Any] = {
     "backend": "svg",
@@ -148,4 +152,5 @@ def drawn(figure: Figure) -> Drawn:
     file = io.BytesIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(file, format="svg", metadata=metadata)
-    return Drawn(file.getvalue(), figure)
+    svg = _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", file.getvalue().decode())
+    return Drawn(svg.encode(), figure)
