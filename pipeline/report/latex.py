@@ -37,13 +37,15 @@ _NAME, _REST, _HEAD = 25, 30, 10
 """Largest number of characters of a model's name, of the line beneath it, and of a word in a column
 heading."""
 
-_KIND_NAMES = {
+KIND_NAMES = {
     "bg_required": "BG required",
     "bg_fools": "BG fools",
     "bg_fg_required": "BG+FG required",
     "bg_fg_fools": "BG+FG fools",
     "bg_irrelevant": "BG irrelevant",
 }
+"""The paper's name for each kind of image, in the order of `KINDS`."""
+
 _BY_CLASS = ("original", "mixed_same", "mixed_rand")
 
 _SPECIAL = {
@@ -121,7 +123,7 @@ def decomposition(summaries: Sequence[Mapping[str, Any]], rule: str) -> str:
     ]
     return _tabular(
         f"Share of images in %, 95 % intervals; label rule: {rule}; mixed_rand: its first draw",
-        [_KIND_NAMES[kind] for kind in KINDS],
+        [KIND_NAMES[kind] for kind in KINDS],
         summaries,
         [[_cell(rows.get(kind), "share") for kind in KINDS] for rows in rows_of_models],
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.evaluate.result_files import display_name, interval
+from transforms.scoring import PAPER_RULE
 
 
 def accuracy_table(summaries: list[dict[str, Any]]) -> str:
@@ -21,12 +22,12 @@ def accuracy_table(summaries: list[dict[str, Any]]) -> str:
         accuracy = {
             row["variant"]: f"{100 * row['accuracy']:.1f}"
             for row in summary["accuracy"]
-            if row["label_rule"] == "argmax_then_map" and row["n"]
+            if row["label_rule"] == PAPER_RULE and row["n"]
         }
         gaps = [
             interval(row["gap"], row["ci_low"], row["ci_high"])
             for row in summary["gaps"]
-            if row["label_rule"] == "argmax_then_map"
+            if row["label_rule"] == PAPER_RULE
         ]
         cells = [accuracy.get(variant, "-") for variant in variants]
         table.append([display_name(summary), *cells, gaps[0] if gaps else "-"])
@@ -64,7 +65,7 @@ def attack_table(attacks: Sequence[Mapping[str, Any]]) -> str:
     with the size of the grid."""
     table = [["adversarial backgrounds, %", "challenge accuracy", "fooled", "grid", "forwards"]]
     for attack in attacks:
-        rule = attack["rules"]["argmax_then_map"]
+        rule = attack["rules"][PAPER_RULE]
         grid = f"{attack['foregrounds']} x {attack['backgrounds']}"
         challenge, fooled = (
             "-"

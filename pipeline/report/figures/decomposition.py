@@ -17,16 +17,8 @@ from pipeline.report.figures.style import (
     percent_axis,
     styled,
 )
+from pipeline.report.latex import KIND_NAMES
 from pipeline.report.short_names import shorten
-
-KIND_NAMES = {
-    "bg_required": "BG required",
-    "bg_fools": "BG fools",
-    "bg_fg_required": "BG+FG required",
-    "bg_fg_fools": "BG+FG fools",
-    "bg_irrelevant": "BG irrelevant",
-}
-"""The paper's name for each kind of image, in drawing order."""
 
 _COLOURS = dict(zip(KIND_NAMES, (*MODELS[:4], LINE), strict=True))
 

@@ -91,7 +91,6 @@ def lines_figure(
     labels: Sequence[str],
     series: Sequence[Series],
     x_label: str,
-    y_label: str = "accuracy, %",
     log: bool = False,
 ) -> Drawn:
     """Draws accuracies against a quantity on the x axis, joined by lines.
@@ -101,7 +100,7 @@ def lines_figure(
       positions: x coordinates of the values.
       labels: tick labels at the positions.
       series: up to `len(MODELS)` models, with a value for each position.
-      x_label, y_label: labels of the axes.
+      x_label: label of the x axis.
       log: whether the x axis is logarithmic.
     """
     with styled():
@@ -136,6 +135,6 @@ def lines_figure(
         axes.set_xticks(positions, labels)
         axes.set_ylim(-0.02, 1.02)
         axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
+        axes.set_ylabel("accuracy, %")
         legend_below(figure, axes, 1 if len(series) < 3 else 2)
         return drawn(figure)

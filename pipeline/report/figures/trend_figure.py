@@ -22,16 +22,11 @@ from pipeline.report.figures.style import (
     percent_axis,
     styled,
 )
+from pipeline.report.latex import PAPER_NAMES
 from pipeline.report.short_names import shorten
 
-_NAMES = {
-    "mixed_same": "Mixed-Same",
-    "mixed_rand": "Mixed-Rand",
-    "mixed_next": "Mixed-Next",
-    "no_fg": "No-FG",
-    "only_bg_t": "Only-BG-T",
-}
-"""The paper's names of variants, in the order that their accuracies usually have."""
+_VARIANTS = ("mixed_same", "mixed_rand", "mixed_next", "no_fg", "only_bg_t")
+"""The variants, in the order that their accuracies usually have."""
 _GAP = "bg_gap"
 
 _MAX_NAMES = 16
@@ -110,15 +105,15 @@ def trend_figure(trend: Mapping[str, Any]) -> Drawn:
         gap.set_ylabel("BG-Gap, points")
         figure.align_ylabels((main, gap))
         ends = []
-        for number, variant in enumerate(_NAMES):
+        for number, variant in enumerate(_VARIANTS):
             of_variant = [point for point in points if point["variant"] == variant]
             if of_variant:
                 end = _draw(main, of_variant, lines.get(variant), number, limits)
-                ends.append((end, _NAMES[variant], lines.get(variant), MODELS[number]))
+                ends.append((end, PAPER_NAMES[variant], lines.get(variant), MODELS[number]))
         _label_ends(main, ends, _PANEL)
         if gaps:
-            end = _draw(gap, gaps, lines.get(_GAP), len(_NAMES), limits)
-            _label_ends(gap, [(end, "BG-Gap", lines.get(_GAP), MODELS[len(_NAMES)])], _GAP_PANEL)
+            end = _draw(gap, gaps, lines.get(_GAP), len(_VARIANTS), limits)
+            _label_ends(gap, [(end, "BG-Gap", lines.get(_GAP), MODELS[len(_VARIANTS)])], _GAP_PANEL)
         _label_models(main, [(top1[model], names[model]) for model in shown], width)
         return drawn(figure)
 
