@@ -110,7 +110,6 @@ def render(
         compared=COMPARED,
         detailed=DETAILED,
         provenance=make_provenance(evidence, figures),
-        classes=evidence.taxonomy.names,
         class_count="nine" if is_imagenet9 else evidence.taxonomy.num_labels,
         is_imagenet9=is_imagenet9,
         is_comparable=evidence.dataset.is_comparable,
