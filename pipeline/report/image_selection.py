@@ -7,6 +7,7 @@ import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
@@ -79,11 +80,13 @@ def _failures(
     store: Store, split: str, shard: int, models: Iterable[ModelResults]
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Counts for each key the models that are right on `mixed_same` and wrong on another mixed
-    version, and the wrong predictions on all mixed versions."""
+    version, and the wrong predictions on all mixed versions. Versions whose predictions are
+    outdated or incomplete (`ModelResults.missing`) do not count."""
     turned: dict[str, int] = {}
     wrong: dict[str, int] = {}
-    wanted = (pc.field("label_rule") == PAPER_RULE) & pc.field("variant").isin(MIXED)
     for model in models:
+        variants = _current(MIXED, model)
+        wanted = (pc.field("label_rule") == PAPER_RULE) & pc.field("variant").isin(variants)
         path = result_shard(model.folder, "predictions", split, shard)
         if not store.exists(path):
             continue
@@ -105,15 +108,22 @@ def _failures(
     return turned, wrong
 
 
+def _current(variants: Sequence[str], model: ModelResults) -> pa.Array:
+    """Returns the variants on which a model has complete predictions that are up to date."""
+    return pa.array([name for name in variants if name not in model.missing], pa.string())
+
+
 def read_predictions_of(
     dataset: Dataset, split: str, model: ModelResults, keys: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """Reads a model's predictions on all versions of some images, by both label rules."""
+    """Reads a model's predictions on some images, by both label rules, on all versions whose
+    predictions are complete and up to date."""
     store = dataset.store
+    variants = _current(dataset.picture_variants, model)
     shards = sorted({dataset.shard_of(split, key) for key in keys})
     paths = [result_shard(model.folder, "predictions", split, shard) for shard in shards]
     columns = ["label_rule", "variant", "key", "prediction", "output", "correct", "top1_score"]
-    wanted = ds.field("key").isin(list(keys)) & ds.field("variant").isin(dataset.picture_variants)
+    wanted = ds.field("key").isin(list(keys)) & ds.field("variant").isin(variants)
     for path in paths:
         if store.exists(path):
             table = read_table(store, path, columns=columns, filters=wanted)

@@ -7,18 +7,22 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from report_page import MODELS, Opened
 
 from pipeline.dataset.sinks import Sample
+from pipeline.evaluate.result_files import PREDICTION_SCHEMA, result_shard
 from pipeline.report import chooser
 from pipeline.report.chooser import ImageCard, Prediction, Version
+from pipeline.report.evidence import ModelResults
 from pipeline.report.example import best_example
-from pipeline.report.image_selection import Candidate
+from pipeline.report.image_selection import Candidate, _failures, read_predictions_of
 from pipeline.report.patterns import PATTERNS, VersionAnswer, patterns_of
+from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy, imagenet9
-from transforms.variants import PICTURES
+from transforms.variants import MIXED, PICTURES
 
 
 def test_choosing_an_image(opened: Any) -> None:
@@ -221,6 +225,31 @@ def test_all_eight_versions_are_in_sight_at_once(browser: Any, report_run: Path)
             assert box["y"] + box["height"] < height - 90
             assert figure.locator("h4").bounding_box()["y"] + 20 < height
     opened.context.close()
+
+
+def test_outdated_predictions_are_not_shown(tmp_path: Path) -> None:
+    # The model was run on an earlier state of the dataset, which had other mixed pictures.
+    store = Store(str(tmp_path))
+    shared = {"label_rule": "argmax_then_map", "key": "a", "prediction": 0, "output": 0}
+    rows = [
+        {**shared, "variant": name, "correct": name != "mixed_rand", "top1_score": 0.5}
+        for name in ("original", "mixed_same", "mixed_rand")
+    ]
+    path = tmp_path / result_shard("m", "predictions", "val", 0)
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, PREDICTION_SCHEMA), path)
+    dataset: Any = SimpleNamespace(
+        store=store, shard_of=lambda split, key: 0, picture_variants=PICTURES
+    )
+    for missing, shown, turned in (
+        ((), {"original", "mixed_same", "mixed_rand"}, {"a": 1}),
+        (("mixed_rand",), {"original", "mixed_same"}, {}),
+        (MIXED, {"original"}, {}),
+    ):
+        model = ModelResults("m", "m", "m", {"missing": missing})
+        predictions = read_predictions_of(dataset, "val", model, ["a"])
+        assert {row["variant"] for row in predictions} == shown
+        assert _failures(store, "val", 0, [model]) == (turned, turned)
 
 
 def test_pictures_that_have_no_room_are_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
