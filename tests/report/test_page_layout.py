@@ -155,10 +155,10 @@ def test_either_spelling_of_a_font_makes_way_for_the_font_of_the_page() -> None:
         assert 'style="font-weight: 700; font-size: 12px; fill: var(--ink)"' in inlined
 
 
-@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.filterwarnings("error")
 def test_a_figure_takes_any_name_of_a_class() -> None:
-    names = ["\x1b[31m", "a\tb", "\ufffe"]
-    series = Series("a\x00", ((0.5, 0.4, 0.6),) * 3)
+    names = ["\x1b[31m", "a\tb", "\ufffe", "\N{KATAKANA LETTER I}"]
+    series = Series("a\x00", ((0.5, 0.4, 0.6),) * 4)
     text = inline_svg(rows_figure("by class", names, [series]).svg, "x", "a")
     assert "\N{REPLACEMENT CHARACTER}[31m" in text
 

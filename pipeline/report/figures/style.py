@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import io
 import re
+import warnings
 from typing import Any
 
 import matplotlib
@@ -151,6 +152,9 @@ def drawn(figure: Figure) -> Drawn:
     """Saves a finished figure as SVG."""
     file = io.BytesIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(file, format="svg", metadata=metadata)
+    with warnings.catch_warnings():
+        # The file holds text as text, for which readers have their own fonts.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(file, format="svg", metadata=metadata)
     svg = _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", file.getvalue().decode())
     return Drawn(svg.encode(), figure)
