@@ -92,8 +92,12 @@ def _check(dataset: Dataset, target: Store) -> None:
 def _notes(dataset: Dataset, labels: set[int], is_remote: bool) -> list[str]:
     """Lists what readers of the export should know."""
     notes = []
-    classes = enumerate(dataset.taxonomy.names)
-    folders = [class_folder(label, name) for label, name in classes if label not in labels]
+    names = dataset.taxonomy.names
+    folders = [
+        class_folder(label, name, len(names))
+        for label, name in enumerate(names)
+        if label not in labels
+    ]
     if folders and is_remote:
         notes.append(
             f"no images in {', '.join(folders)}: create these folders in a local copy, because "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -59,6 +60,8 @@ def run_import(arguments: argparse.Namespace) -> int:
         is_new = not _is_imported(store, released)
         if is_new:
             _run(released, store)
+        # What was unpacked is needed no more.
+        store.delete_all(p for p in list(store.walk(IMPORT_FOLDER)) if p.endswith(".tar"))
         seconds = time.monotonic() - started
     _print_summary(store, released, is_new, seconds)
     return 0
@@ -122,7 +125,6 @@ def _run(released: ReleasedArchive, store: Store) -> None:
     dataset = Dataset.open(store)
     record = {"listing": released.fingerprint, "dataset": dataset.manifest.fingerprint}
     store.write(_IMPORT_RECORD, json.dumps(record, sort_keys=True).encode())
-    store.delete_all(path for path in list(store.walk(IMPORT_FOLDER)) if path.endswith(".tar"))
 
 
 def _print_summary(store: Store, released: ReleasedArchive, is_new: bool, seconds: float) -> None:
@@ -156,7 +158,7 @@ def _background_lines(dataset: Dataset, split: str) -> list[str]:
                 counts[variant]["found"] += 1
                 counts[variant]["misnamed"] += key != key_in_file_name
                 next_difference = row[f"{variant}_bg_next_difference"]
-                largest, smallest_next = extremes.get(variant, (0.0, float("inf")))
+                largest, smallest_next = extremes.get(variant, (0.0, math.inf))
                 extremes[variant] = (
                     max(largest, row[f"{variant}_bg_difference"]),
                     smallest_next
@@ -173,8 +175,9 @@ def _background_lines(dataset: Dataset, split: str) -> list[str]:
             largest, smallest_next = extremes[variant]
             line += (
                 f", {counted['misnamed']} of them not the one in the file name; mean pixel "
-                f"difference (0 to 255): at most {largest:.1f} for the match, at least "
-                f"{smallest_next:.1f} for the runner-up"
+                f"difference (0 to 255): at most {largest:.1f} for the match"
             )
+            if math.isfinite(smallest_next):
+                line += f", at least {smallest_next:.1f} for the runner-up"
         lines.append(line)
     return lines

@@ -21,7 +21,7 @@ _CLASS = re.compile(r"(\d{2,})_.+")
 _NUMBER = re.compile(r"\d+$")
 
 
-def class_folder(label: int, name: str, num_labels: int = 0) -> str:
+def class_folder(label: int, name: str, num_labels: int) -> str:
     """Returns the name of a superclass's folder; these names sort in the order of labels.
 
     Args:
@@ -29,7 +29,7 @@ def class_folder(label: int, name: str, num_labels: int = 0) -> str:
       name: its name.
       num_labels: number of superclasses. With over 100, labels have more than two digits.
 
-    >>> class_folder(2, "wheeled vehicle"), class_folder(2, "fern", 101)
+    >>> class_folder(2, "wheeled vehicle", 9), class_folder(2, "fern", 101)
     ('02_wheeled vehicle', '002_fern')
     """
     digits = max(2, len(str(num_labels - 1)))

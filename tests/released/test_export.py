@@ -315,6 +315,7 @@ def test_an_import_keeps_the_pixels_and_finds_the_true_backgrounds(
     command = ("import", "--from", archive, "--output", imported, *SMALL)
     assert "nothing to do" in run_in9(*command).stdout
     assert stamps(imported) == before
+    assert not list((imported / ".in9").rglob("*.tar"))
     again = run_in9("run", "--output", imported, check=2)
     assert "was imported" in again.stderr
 
