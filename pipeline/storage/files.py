@@ -39,7 +39,7 @@ def absolute(path: str) -> str:
     bucket, _, name = path.removeprefix(_REMOTE).partition("/")
     if not _BUCKET.fullmatch(bucket):
         raise UsageError(f"{path} names no bucket; give gs://BUCKET/NAME")
-    return _REMOTE + posixpath.join(bucket, posixpath.normpath(name) if name.strip("/") else "")
+    return _REMOTE + posixpath.join(bucket, posixpath.normpath(f"/{name}").lstrip("/"))
 
 
 def join(folder: str, *names: str) -> str:

@@ -219,6 +219,7 @@ def test_an_unreadable_place_is_one_line(remote_input: Store, tmp_path: Path) ->
 def test_paths() -> None:
     assert absolute("gs://bucket/a//b/../c/") == "gs://bucket/a/c"
     assert absolute("gs://bucket") == absolute("gs://bucket/") == "gs://bucket/"
+    assert absolute("gs://bucket//a") == absolute("gs://bucket///./a") == "gs://bucket/a"
     assert parent("gs://bucket/a/b") == "gs://bucket/a"
     assert is_below("gs://b/a/c", "gs://b/a")
     assert not is_below("gs://b/ac", "gs://b/a")
