@@ -59,10 +59,10 @@ class GcsFiles(Files):
         return _info(blob)
 
     def is_folder(self, path: str) -> bool:
-        try:
-            return next(self._list(path, max_results=1), None) is not None
-        except FileNotFoundError:  # No such bucket.
-            return False
+        with contextlib.suppress(FileNotFoundError), translated(path):  # No such bucket.
+            # Not `_list`: the object that shows an empty folder comes first, and counts here.
+            return next(iter(_blobs(path, max_results=1)), None) is not None
+        return False
 
     def walk(self, folder: str) -> Iterator[FileInfo]:
         return self._list(folder)

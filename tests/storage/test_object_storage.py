@@ -23,6 +23,7 @@ from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import list_images
 from pipeline.runtime.lock import DATASET_LOCK, acquire, held, is_held, release, this_process
 from pipeline.storage.files import absolute, is_below, parent
+from pipeline.storage.gcs_files import _blob
 from pipeline.storage.parallel import read_ahead
 from pipeline.storage.store import Store
 from transforms.codec import encode_png
@@ -118,6 +119,16 @@ def test_files_are_as_local_ones(store: Store, tmp_path: Path) -> None:
         each.delete_tree("b")
         each.delete_all(["copy/small", "copy/none"])
         assert list(each.walk("")) == ["copy/x/last"]
+
+
+def test_a_folder_that_a_console_has_made_is_one(store: Store) -> None:
+    _blob(f"{store.path('made')}/").upload_from_string(b"")
+    assert store.has_folder("made")
+    store.write("made/a", b"1")
+    assert store.has_folder("made")
+    assert store.sizes("made") == {"made/a": 1}
+    assert not store.has_folder("none")
+    assert not Store.at("gs://no-such-bucket").has_folder("made")
 
 
 def test_scenes_of_a_bucket_are_those_of_a_folder(store: Store, tmp_path: Path) -> None:
