@@ -316,8 +316,11 @@ class FencedGcsFiles(GcsFiles):
         except FileExistsError:
             self._check()
             file.seek(0)
-            if super().read(path) == file.read():
-                return  # The upload succeeded, but its response was lost.
+            blob = _blob(path)
+            if self._read(blob, path, None) == file.read():
+                # The upload succeeded, but its response was lost.
+                self._generations[path] = int(blob.generation)
+                return
             raise JobError(
                 f"{path} has been written by another job meanwhile. Run the same command again"
             ) from None

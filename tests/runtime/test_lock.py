@@ -242,6 +242,7 @@ def test_in_object_storage_a_commit_is_of_what_its_writer_has_seen(server: None)
             locked.write("manifest.json", b"3", durable=True)
         # If the content is there already, the holder has written it and the answer was lost.
         locked.write("manifest.json", b"late", durable=True)
+        locked.write("manifest.json", b"4", durable=True)
 
 
 def test_steps_of_a_job_take_over_what_its_lost_machines_hold(store: Store) -> None:
