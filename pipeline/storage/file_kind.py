@@ -142,6 +142,13 @@ class Files(Protocol):
         """Makes the names in a folder reach the disk, where the storage does not do so by
         itself."""
 
+    def make_folder(self, folder: str) -> None:
+        """Makes an empty folder, where the storage has folders."""
+
+    def prune(self, folder: str) -> None:
+        """Removes the empty folders below a folder, and the folder itself if it is empty; does
+        nothing if the folder is a link, or the storage has no folders."""
+
     def delete(self, path: str) -> None:
         """Removes a file if it exists."""
 

@@ -210,6 +210,12 @@ class GcsFiles(Files):
     def sync_folder(self, folder: str) -> None:
         """Does nothing, because an object is durable once it exists."""
 
+    def make_folder(self, folder: str) -> None:
+        """Does nothing, because there are only objects."""
+
+    def prune(self, folder: str) -> None:
+        """Does nothing, because there are only objects."""
+
     def delete(self, path: str) -> None:
         self._delete(path)
 

@@ -101,6 +101,7 @@ class LocalFiles(Files):
             self.sync_folder(os.path.dirname(path))
 
     def create_once(self, path: str, data: bytes) -> None:
+        self._check()
         _make_folder_of(path)
         with open(path, "xb") as file:
             file.write(data)
@@ -137,6 +138,19 @@ class LocalFiles(Files):
             finally:
                 os.close(descriptor)
 
+    def make_folder(self, folder: str) -> None:
+        self._check()
+        os.makedirs(folder, exist_ok=True)
+
+    def prune(self, folder: str) -> None:
+        self._check()
+        if os.path.islink(folder):
+            return
+        for path, _, _ in os.walk(folder, topdown=False):
+            # Removing a folder that is not empty fails.
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+
     def delete(self, path: str) -> None:
         self._remove(path, os.remove)
 
@@ -145,6 +159,9 @@ class LocalFiles(Files):
             self._remove(folder, os.remove)  # Only the link, nothing behind it.
         else:
             self._remove(folder, shutil.rmtree)
+
+    def _check(self) -> None:
+        """Raises JobError if a claim must be held and is lost."""
 
     def _guarded(self) -> contextlib.AbstractContextManager[None]:
         """Guards a block in which a missing file may mean that a claim is lost."""

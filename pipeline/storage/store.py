@@ -183,7 +183,7 @@ class Store:
 
     def below(self, relative: str) -> Store:
         """Returns a folder below this one as a store of its own."""
-        return Store(self.path(relative), self.output or self.root, self.job, self.fence)
+        return dataclasses.replace(self, root=self.path(relative), output=self.output or self.root)
 
     def for_job(self, job: str) -> Store:
         """Returns the same folder for the steps of a job."""
@@ -351,19 +351,12 @@ class Store:
 
     def make_folder(self, relative: str) -> None:
         """Makes an empty folder, except in object storage, which has no folders."""
-        if not self.is_remote:
-            os.makedirs(self.writable_path(relative), exist_ok=True)
+        self.files.make_folder(self.writable_path(relative))
 
     def prune(self, relative: str) -> None:
         """Removes the empty folders below a folder, and the folder itself if it is empty; does
         nothing in object storage, or if the folder is a link."""
-        path = self.writable_path(relative)
-        if self.is_remote or os.path.islink(path):
-            return
-        for folder, _, _ in os.walk(path, topdown=False):
-            # Removing a folder that is not empty fails.
-            with contextlib.suppress(OSError):
-                os.rmdir(folder)
+        self.files.prune(self.writable_path(relative))
 
     def _relative(self, path: str) -> str:
         return path[len(self.root) :].lstrip(os.sep).replace(os.sep, "/")

@@ -162,6 +162,7 @@ STEPS: dict[str, Callable[[Store], object]] = {
     "write": lambda store: store.write("a", b"late", durable=True),
     "update": lambda store: store.update("a", b"late"),
     "write together": lambda store: _write_together(store),
+    "create once": lambda store: store.create_once("new", b"late"),
     "move": lambda store: store.move("b", "a"),
     "copy": lambda store: store.copy_into(store, [("b", "a")]),
     "delete": lambda store: store.delete("a"),
@@ -190,6 +191,17 @@ def test_a_late_holder_stops_instead_of_writing(store: Store, step: str) -> None
         assert {path: store.read(path) for path in store.walk("")} == before
     # Nor does it release the lock of another holder.
     assert is_held(store, DATASET_LOCK)
+
+
+def test_a_late_holder_leaves_folders_alone(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with held(store, DATASET_LOCK) as locked:
+        locked.make_folder("kept/empty")
+        take_over(store, DATASET_LOCK)
+        for step in (lambda: locked.make_folder("late"), lambda: locked.prune("kept")):
+            with pytest.raises(JobError, match="It stops without writing"):
+                step()
+    assert [store.has_folder(name) for name in ("kept/empty", "late")] == [True, False]
 
 
 def test_the_holder_does_what_a_store_does(store: Store) -> None:

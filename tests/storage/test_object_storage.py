@@ -168,8 +168,9 @@ def test_what_is_not_finished_never_appears(store: Store) -> None:
     with store.together() as view:
         for name in "abc":
             view.write(name, name.encode())
+        view.below("d").write("e", b"e")
         assert store.sizes("") == {}
-    assert store.sizes("") == {"a": 1, "b": 1, "c": 1}
+    assert store.sizes("") == {"a": 1, "b": 1, "c": 1, "d/e": 1}
 
 
 def test_of_many_that_want_a_lock_one_gets_it(proxy: FaultProxy, store: Store) -> None:
