@@ -33,7 +33,8 @@ class LocalFiles(Files):
         return os.path.isdir(path)
 
     def walk(self, folder: str) -> Iterator[FileInfo]:
-        paths = (os.path.join(root, name) for root, _, names in os.walk(folder) for name in names)
+        walked = os.walk(folder, onerror=_raise_unless_missing)
+        paths = (os.path.join(root, name) for root, _, names in walked for name in names)
         for path in sorted(paths):
             # Another process may remove a file in the meantime.
             with contextlib.suppress(FileNotFoundError):
@@ -267,6 +268,12 @@ def _make_folder_of(path: str) -> None:
         os.makedirs(folder, exist_ok=True)
     except FileExistsError as error:  # Callers would think that `path` itself exists.
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from error
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    """Raises the error of a listing, unless there is no such folder (any more)."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _regular(path: str, status: os.stat_result) -> os.stat_result:

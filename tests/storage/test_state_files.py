@@ -177,6 +177,23 @@ def test_of_a_link_only_itself_is_removed(tmp_path: Path) -> None:
     assert {path.name for path in victim.iterdir()} == {"empty", "theirs"}
 
 
+def test_a_folder_that_cannot_be_listed_is_not_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, scandir = Store(str(tmp_path)), os.scandir
+    store.write("a/b/c", b"")
+    assert list(store.walk("a/b/c")) == list(store.walk("none")) == []
+
+    def refuse(path: str) -> object:
+        if os.fspath(path).endswith("b"):
+            raise PermissionError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError):
+        list(store.walk(""))
+
+
 @pytest.mark.parametrize("path", ["../victim", "a/../../victim", "/victim"])
 def test_no_path_leads_out_of_a_store(path: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="leads out of"):
