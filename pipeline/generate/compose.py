@@ -138,7 +138,7 @@ class VariantFiles:
             for row, picture in source.cropped(rows):
                 yield row, dict.fromkeys(names, picture)
             return
-        for row, layer, encoded in source.layers(rows):
+        for row, layer, backgrounds in source.layers(rows):
             noise = None
             if self._with_noise:
                 # All variants of an image share one noise picture, and each shows the part that it
@@ -147,7 +147,7 @@ class VariantFiles:
                 noise = gaussian_noise(draw, layer.image.shape)
             pictures = {}
             for name in names:
-                tiled = source.tiled(encoded[name]) if name in encoded else None
+                tiled = source.tiled(backgrounds[name]) if name in backgrounds else None
                 pictures[name] = self._variants[base_of(name)].compose(layer, tiled, noise)
             yield row, pictures
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,9 @@ from transforms.geometry import Pixels
 from transforms.layers import Layer
 from transforms.variants import EXTERNAL, base_of
 
-Encoded = bytes | SourceBytes | Pixels
-"""A background before `LayerSource.tiled`: an encoded tiled background from a tar, the bytes of the
-source image to cut it from, or the pixels of a scene."""
+ReadBackground = Pixels | SourceBytes
+"""A background before `LayerSource.tiled`: pixels of a scene, or of a tiled background from a tar,
+or the bytes of the source image to cut it from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ class _Read:
     """
 
     layer: dict[str, bytes] | SourceBytes
-    backgrounds: dict[str, Encoded]
+    backgrounds: dict[str, ReadBackground]
 
 
 class LayerSource:
@@ -101,15 +102,14 @@ class LayerSource:
 
     def layers(
         self, rows: Iterable[dict[str, Any]]
-    ) -> Generator[tuple[dict[str, Any], Layer, dict[str, Encoded]], None, None]:
+    ) -> Generator[tuple[dict[str, Any], Layer, dict[str, ReadBackground]], None, None]:
         """Reads the layers of selected images, and the tiled backgrounds that were drawn for them.
 
         Args:
           rows: index rows of the images.
 
         Yields:
-          (row, layer, backgrounds by mixed variant, which `tiled` decodes), in the order of the
-          rows.
+          (row, layer, backgrounds by mixed variant, for `tiled`), in the order of the rows.
 
         Raises:
           JobError: a tar is damaged, or cutting an image again gives another layer than before.
@@ -125,30 +125,38 @@ class LayerSource:
         positions = self._backgrounds.positions[row["key"]].items()
         return _Read(layer, {name: self._read_background(name, at) for name, at in positions})
 
-    def _read_background(self, variant: str, position: int) -> Encoded:
+    def _read_background(self, variant: str, position: int) -> ReadBackground:
         if scenes := self._backgrounds.scenes_of(variant):
             return scenes.picture(position)
         planned = self._plan.row(position)
-        if planned["tar"] is None:
+        tar = planned["tar"]
+        if tar is None:
             return _source(planned)
-        span = (planned["offset"], planned["length"])
-        return self._store.read_ranges(planned["tar"], [span])[0]
+        (encoded,) = self._store.read_ranges(tar, [(planned["offset"], planned["length"])])
+        with self._decoding(tar):
+            return decode_image(encoded)
 
     def _layer(self, row: dict[str, Any], encoded: dict[str, bytes] | SourceBytes) -> Layer:
         planned = self._planned(row)
         if not isinstance(encoded, SourceBytes):
-            try:
+            with self._decoding(planned["tar"]):
                 return decode_layer(encoded, row["box"])
-            except (UndecodableError, TooManyPixelsError) as error:
-                raise JobError(
-                    f"{self._store.path(planned['tar'])} is damaged ({error}). Remove it and run "
-                    "the same command again"
-                ) from error
         cuts = cut_source(encoded, self._config)
         layer = next((cut.layer for cut in cuts if cut.number == encoded.number), None)
         if layer is None or layer_digest(layer) != planned["layer_digest"]:
-            raise self._changed(planned)
+            raise self._changed(encoded)
         return layer
+
+    @contextlib.contextmanager
+    def _decoding(self, tar: str) -> Iterator[None]:
+        """Turns an error of decoding what a tar holds into a JobError that names the tar."""
+        try:
+            yield
+        except (UndecodableError, TooManyPixelsError) as error:
+            raise JobError(
+                f"{self._store.path(tar)} is damaged ({error}). Remove it and run the same command "
+                "again"
+            ) from error
 
     def cropped(
         self, rows: Iterable[dict[str, Any]]
@@ -169,33 +177,35 @@ class LayerSource:
         for row, (planned, source) in read_ahead(read, selected, ahead):
             whole = crop_source(source, self._config)
             if whole.image is None or whole.digest != planned["layer_digest"]:
-                raise self._changed(planned)
+                raise self._changed(source)
             yield row, whole.image
 
-    def _changed(self, planned: Mapping[str, Any]) -> JobError:
+    def _changed(self, source: SourceBytes) -> JobError:
         return JobError(
-            f"{shown(os.fsdecode(planned['source']))} gives another layer than before, because "
+            f"{shown(source.location)} gives another layer than before, because "
             "the file or a library has changed. Remove "
             f"{self._store.path('layers')} and run the same command again"
         )
 
-    def tiled(self, encoded: Encoded) -> Pixels:
-        """Decodes a background that `layers` yielded, or cuts it again; returns (S, S, 3) uint8
-        RGB, where S is the side of the dataset's pictures in pixels."""
-        if isinstance(encoded, np.ndarray):
-            return encoded
-        if isinstance(encoded, bytes):
-            return decode_image(encoded)
-        return cut_background(
-            encoded.image,
-            encoded.annotation,
-            encoded.mask,
-            number=encoded.number,
-            rules=self._config.rules,
-            resize=self._config.resize,
-            crop=self._config.image_size,
-            interpolation=self._config.interpolation,
-        )
+    def tiled(self, background: ReadBackground) -> Pixels:
+        """Cuts a background that `layers` yielded again, unless it is pixels already; returns
+        (S, S, 3) uint8 RGB, where S is the side of the dataset's pictures in pixels. Raises
+        JobError if the source image cannot be cut any more."""
+        if isinstance(background, np.ndarray):
+            return background
+        try:
+            return cut_background(
+                background.image,
+                background.annotation,
+                background.mask,
+                number=background.number,
+                rules=self._config.rules,
+                resize=self._config.resize,
+                crop=self._config.image_size,
+                interpolation=self._config.interpolation,
+            )
+        except ValueError as error:
+            raise self._changed(background) from error
 
     def _planned(self, row: dict[str, Any]) -> dict[str, Any]:
         return self._plan.row(self._plan.position(row["key"]))

@@ -177,6 +177,11 @@ def test_layers_are_the_same_from_tars_and_cut_again(small_input: Path, tmp_path
         ((_, parts),) = previous.find(row["key"], row["source_digest"])
         assert np.array_equal(decode_image(parts["image"]), layer.image)
     assert previous.find(row["key"], "another") == []
+    whole = folder.read(TAR)
+    folder.write(TAR, bytes(len(whole)))
+    with pytest.raises(JobError, match=rf"{TAR} is damaged .* Remove it and run the same"):
+        [stored.tiled(tiles[MIX]) for _, _, tiles in stored.layers(rows)]
+    folder.write(TAR, whole)
     folder.write(tar, bytes(folder.size(tar) or 0))
     alone = Backgrounds(met.plan, None, {row["key"]: {} for row in rows})
     with pytest.raises(JobError, match=rf"{tar} is damaged .* Remove it and run the same"):
@@ -188,6 +193,11 @@ def test_layers_are_the_same_from_tars_and_cut_again(small_input: Path, tmp_path
         tiled, key = stored.tiled(tiles[MIX]), met.fields(row["key"], MIX)["bg_key"]
         assert np.array_equal([layer.image, tiled], [cut.image, again.tiled(cut_tiles[MIX])])
         assert key not in own or np.array_equal(tiled, own[key].only_bg_t)
+    for tile in cut_tiles.values():
+        with pytest.raises(
+            JobError, match=r"\.JPEG gives another layer .* Remove .*/layers and run"
+        ):
+            again.tiled(dataclasses.replace(tile, image=b""))
     for picture in pictures_of(small_input):
         darken(picture)
     with pytest.raises(JobError, match=r"\.JPEG gives another layer .* Remove .*/layers and run"):
