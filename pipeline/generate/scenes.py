@@ -33,7 +33,7 @@ from pipeline.inputs.location import read_location
 from pipeline.inputs.source_images import IMAGE_SUFFIXES, is_hidden
 from pipeline.storage.file_kind import FileInfo
 from pipeline.storage.files import files_of, is_remote, join, relative
-from pipeline.storage.parallel import read_ahead
+from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
 from transforms.codec import MAX_PIXELS
 from transforms.filters import Reason, is_valid_key
 from transforms.geometry import Pixels
@@ -214,11 +214,14 @@ def _examine(
         is_known = scene.md5 in known and known[scene.md5]["status"] in (ACCEPTED, *by_content)
         return None if is_known else read_location(join(scenes.folder, scene.path))
 
-    ahead = 16 if is_remote(scenes.folder) else 0
+    ahead = REQUESTS_IN_FLIGHT if is_remote(scenes.folder) else 0
     for scene, data in read_ahead(read, scenes.files, ahead):
         status, detail = ACCEPTED, None
         if not is_valid_key(scene.key):
             status, detail = str(Reason.INVALID_KEY), "a key is printable, without dots"
+        elif printable(scene.path) != scene.path:
+            # The table would not tell where the picture is.
+            status, detail = str(Reason.INVALID_KEY), "its path is too long, or is not printable"
         elif scene.key in accepted:
             status, detail = str(Reason.DUPLICATE_KEY), "another picture of this name comes first"
         elif data is None:

@@ -19,8 +19,10 @@ from PIL import Image
 from soundness import assert_sound
 from two_way_by_hand import interval_of, share_interval
 
+from pipeline.dataset.config import ComposeConfig, SegmentConfig
 from pipeline.dataset.folder import Dataset
-from pipeline.generate.scenes import list_scenes
+from pipeline.dataset.records import Staging
+from pipeline.generate.scenes import DrawnScenes, examine_scenes, list_scenes
 from pipeline.storage.store import Store
 from transforms.annotations import Box
 from transforms.codec import decode_image
@@ -337,3 +339,18 @@ def test_scenes_are_known_by_what_they_hold(places: Path, tmp_path: Path) -> Non
     write_noise(copied / "place_0.png", 55)
     assert list_scenes(str(copied)).summary != list_scenes(str(places)).summary
     assert list_scenes(str(copied)).summary.startswith("6 pictures, sha256 ")
+
+
+def test_every_accepted_scene_can_be_read(tmp_path: Path) -> None:
+    folder = tmp_path / "places"
+    for number, name in enumerate(
+        ("plain", "tab\tname", "latin\udce9", "x" * 150 + "/" + "y" * 150)
+    ):
+        write_noise(folder / name / f"place_{number}.png", number)
+    config = SegmentConfig(image_size=32, resize=32)
+    staging = Staging(Store(str(tmp_path / "out")), "staging")
+    summary = list_scenes(str(folder)).summary
+    table = examine_scenes(str(folder), summary, config, staging)
+    assert table.statuses == (("accepted", 1), ("invalid_key", 3))
+    scenes = DrawnScenes(table, staging, config, ComposeConfig())
+    assert [scenes.picture(position).shape for position in range(len(scenes.keys))] == [(32, 32, 3)]
