@@ -239,12 +239,13 @@ def _measure_processor(spec: str, processor: Any) -> tuple[dict[str, Any], bool]
     size = getattr(processor, "size", None) or {}
     shorter = size.get("shortest_edge") if hasattr(size, "get") else None
     crop = getattr(processor, "crop_pct", None) or (side / shorter if shorter else None)
+    resample = getattr(processor, "resample", None)
     settings = {
         "input_size": side,
         # Published values have three or four digits, so rounding removes only float32's error.
         "mean": [round(float(value), 6) + 0.0 for value in mean],
         "std": [round(float(value), 6) for value in std],
-        "interpolation": _INTERPOLATIONS[int(getattr(processor, "resample", None) or 2)],
+        "interpolation": _INTERPOLATIONS[2 if resample is None else int(resample)],
         "crop_pct": min(1.0, float(crop or 1.0)),
         "crop_mode": "center" if crop else "squash",
     }

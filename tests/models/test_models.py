@@ -236,7 +236,7 @@ def test_what_onnx_cannot_do_is_said(tmp_path: Path) -> None:
 # Hugging Face
 
 
-def vit(folder: Path, **config: Any) -> Any:
+def vit(folder: Path, resample: int = 2, **config: Any) -> Any:
     """Saves a small classifier with its image processor to a folder; returns the classifier."""
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
@@ -247,7 +247,10 @@ def vit(folder: Path, **config: Any) -> Any:
     )
     model.save_pretrained(folder)
     ViTImageProcessor(
-        size={"height": 64, "width": 64}, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4]
+        size={"height": 64, "width": 64},
+        image_mean=[0.4, 0.5, 0.6],
+        image_std=[0.2, 0.3, 0.4],
+        resample=resample,
     ).save_pretrained(folder)
     return model.eval()
 
@@ -275,6 +278,12 @@ def test_hugging_face_models_agree_with_their_own_processor(tmp_path: Path) -> N
     torch.testing.assert_close(logits(model, batch), expected, atol=1e-4, rtol=1e-4)
     # The model takes no other size, so the picture is resized.
     assert logits(model, pictures(1, 224)).shape == (1, 1000)
+
+
+@pytest.mark.parametrize(("resample", "name"), [(0, "nearest"), (1, "lanczos"), (3, "bicubic")])
+def test_hugging_face_resampling_has_timms_name(resample: int, name: str, tmp_path: Path) -> None:
+    vit(tmp_path, resample, num_labels=9)
+    assert load_model(f"hf:{tmp_path}").preprocessing.interpolation == name
 
 
 def test_hugging_face_models_that_take_bgr_get_it(tmp_path: Path) -> None:
