@@ -7,6 +7,7 @@ beside the graph, or else the graph's metadata properties, can set any attribute
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -193,7 +194,12 @@ class OnnxFiles(Source):
         if side is not None and settings.setdefault("input_size", side) != side:
             raise JobError(f"{spec} takes {side} pixels, not input_size {settings['input_size']}")
         settings["fixed_size"] = side is not None
-        side = int(settings.get("input_size", 224))
+        parse = functools.partial(
+            Preprocessing.from_settings, settings, where=_settings_file(path), taxonomy=taxonomy
+        )
+        # Parsed twice: the size is checked before a forward pass, which tells the number of
+        # outputs, which decides the default mean and std.
+        side = parse(num_outputs=0).input_size
         num_outputs = count_outputs(spec, module, side)
         trial = module(torch.zeros(1, 3, side, side))
         module.probabilities = bool(
@@ -204,9 +210,7 @@ class OnnxFiles(Source):
             architecture="onnx",
             weights=os.path.basename(path),
             module=module,
-            preprocessing=Preprocessing.from_settings(
-                settings, num_outputs=num_outputs, where=_settings_file(path), taxonomy=taxonomy
-            ),
+            preprocessing=parse(num_outputs=num_outputs),
             num_outputs=num_outputs,
             recipe={"probabilities": module.probabilities},
         )

@@ -94,7 +94,7 @@ class Preprocessing:
                 crop_pct=float(values["crop_pct"]),
                 crop_mode=str(values["crop_mode"]),
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise JobError(f"{where}: {error}") from error
         for name, is_valid, expected in (
             ("input_size", 1 <= result.input_size <= 4096, "a side in pixels"),

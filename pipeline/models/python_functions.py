@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,14 +29,16 @@ class PythonFunctions(Source):
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         module, settings = _call(spec)
         module.float().eval()
-        side = int(settings.get("input_size", 224))
-        # `from_settings` needs the number of outputs, which decides the default mean and std.
+        parse = functools.partial(
+            Preprocessing.from_settings, where=f"{spec}: preprocessing", taxonomy=taxonomy
+        )
+        # Parsed twice: the size is checked before a forward pass, which tells the number of
+        # outputs, which decides the default mean and std.
+        side = parse(settings, num_outputs=0).input_size
         num_outputs = count_outputs(spec, module, side)
-        preprocessing = Preprocessing.from_settings(
+        preprocessing = parse(
             {"fixed_size": not takes_other_sizes(module, side), **settings},
             num_outputs=num_outputs,
-            where=f"{spec}: preprocessing",
-            taxonomy=taxonomy,
         )
         return loaded_model(
             name=spec,

@@ -183,6 +183,10 @@ def test_onnx_says_its_mean_in_a_file_or_in_the_graph(tmp_path: Path) -> None:
         beside.write_text(text)
         with pytest.raises(JobError, match=message):
             load_model(spec)
+    spec = export(tmp_path / "net.onnx", network(9), 64, {0: "n", 2: "h", 3: "w"})
+    beside.write_text('{"input_size": 5000}')
+    with pytest.raises(JobError, match="input_size must be a side in pixels, got 5000"):
+        load_model(spec)
 
 
 def test_probabilities_and_channels_last_of_onnx_are_understood(tmp_path: Path) -> None:
@@ -436,6 +440,12 @@ def described():
 def misdescribed():
     return plain(), {"size": 64}
 
+def of_no_size():
+    return plain(), {"input_size": -1}
+
+def of_any_size():
+    return plain(), {"input_size": float("inf")}
+
 def number():
     return 7
 
@@ -483,6 +493,8 @@ def test_wrong_functions_are_named(my_models: str) -> None:
         ("number", "must return a torch.nn.Module, .* not int"),
         ("failing", "raised FileNotFoundError: no weights there"),
         ("misdescribed", "unknown 'size'"),
+        ("of_no_size", "preprocessing: input_size must be a side in pixels, got -1"),
+        ("of_any_size", "preprocessing: cannot convert float infinity"),
         ("features", "must return logits of shape .pictures, outputs., not .1, 9, 222, 222."),
     ):
         with pytest.raises(JobError, match=message):
