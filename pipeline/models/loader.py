@@ -158,6 +158,8 @@ class Loader(Generic[P]):
             pixels, start, is_new = cached, 0, cached is None
             if is_new and part.name:
                 pixels = self._cache.allocate((part.count, self._side, self._side, 3))
+            # What to give back. The array of a whole part passes to the part's last batch.
+            allocated = pixels if is_new else None
             try:
                 for rows in _rebatch(tables, self._size):
                     end = start + len(rows)
@@ -167,12 +169,13 @@ class Loader(Generic[P]):
                         buffer = self._buffer()
                         yield Batch(part, rows, buffer[: len(rows)], is_new, _buffer=buffer)
                     else:
-                        complete = pixels if is_new and end == len(pixels) else None
+                        complete = allocated if end == len(pixels) else None
+                        allocated = None if end == len(pixels) else allocated
                         yield Batch(part, rows, pixels[start:end], is_new, _part_pixels=complete)
                     start = end
             finally:
-                if is_new and pixels is not None and start < len(pixels):
-                    self._cache.give_back(pixels)
+                if allocated is not None:
+                    self._cache.give_back(allocated)
 
     def _read_ahead(
         self, parts: Iterable[P]
