@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import JobError, ModelError, UsageError, in_short
+from pipeline.models.known import Origin
 from pipeline.models.loaded import LoadedModel, count_outputs, loaded_model
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.source import Source
@@ -215,6 +216,14 @@ class OnnxFiles(Source):
             recipe={"probabilities": module.probabilities},
         )
 
+    def origin(self, spec: str, model: LoadedModel) -> Origin | None:
+        path = self.path(spec)
+        is_here = files_of(path).info(path) is not None  # `in9 models fetch` may have stored it.
+        if is_here and _has_weights_elsewhere(files_of(path).read(path, None)):
+            # The state of the graph's file does not change with weights in other files.
+            return None
+        return super().origin(spec, model)
+
     def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
         return OnnxModule(recipe["probabilities"])
 
@@ -225,16 +234,23 @@ class OnnxFiles(Source):
 def _read_graph(path: str) -> bytes:
     """Reads a graph, and includes weights that the exporter stored in separate files."""
     import onnx
-    from onnx.external_data_helper import uses_external_data
 
     try:
         data = files_of(path).read(path, None)
-        graph = onnx.load_from_string(data)
-        if any(uses_external_data(tensor) for tensor in graph.graph.initializer):
+        if _has_weights_elsewhere(data):
             return bytes(onnx.load(path).SerializeToString(deterministic=True))
         return data
     except Exception as error:  # Broken bytes, a missing weights file, over 2 GB.
         raise JobError(f"{path} cannot be read as an ONNX graph: {type(error).__name__}") from error
+
+
+def _has_weights_elsewhere(data: bytes) -> bool:
+    """Returns whether a graph refers to other files that hold its weights."""
+    import onnx
+    from onnx.external_data_helper import uses_external_data
+
+    graph = onnx.load_from_string(data).graph
+    return any(uses_external_data(tensor) for tensor in graph.initializer)
 
 
 def _settings_file(path: str) -> str:

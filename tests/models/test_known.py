@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import pytest
 import timm
 import torch
@@ -57,6 +58,22 @@ def test_a_file_is_known_until_it_changes(known: KnownModels, tmp_path: Path) ->
     assert known.recall(entry) == identity
     path.unlink()
     assert known.recall(entry) is None
+
+
+def test_a_graph_is_known_unless_its_weights_lie_elsewhere(
+    known: KnownModels, tmp_path: Path
+) -> None:
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 9)).eval()
+    path = tmp_path / "one.onnx"
+    torch.onnx.export(module, (torch.zeros(1, 3, 8, 8),), path, dynamo=False)
+    identity = learn(known, f"onnx:{path}").identity
+    assert known.recall(f"onnx:{path}") == identity
+    two = f"onnx:{tmp_path / 'two.onnx'}"
+    onnx.save(onnx.load(path), tmp_path / "two.onnx", save_as_external_data=True, size_threshold=0)
+    before = learn(known, two).identity
+    (weights,) = set(tmp_path.iterdir()) - {path, tmp_path / "two.onnx", Path(known.store.root)}
+    weights.write_bytes(bytes(len(weights.read_bytes())))
+    assert (known.recall(two) or learn(known, two).identity) != before
 
 
 def test_a_package_is_known_by_its_version(
