@@ -143,11 +143,11 @@ def read_metadata(path: str) -> TrainedOn | None:
       OSError: the file cannot be read.
       JobError: the metadata is broken, or its format or version is not supported.
     """
-    header = read_header(path)
-    text = header.get("__metadata__", {}).get(_NOTE) if header else None
-    if text is None:
-        return None
+    header = read_header(path) or {}
     try:
+        text = header.get("__metadata__", {}).get(_NOTE)
+        if text is None:
+            return None
         note = json.loads(text)
         file_format, version = note["format"], note["format_version"]
         if (file_format, version) != (FORMAT, FORMAT_VERSION):
@@ -165,7 +165,8 @@ def read_metadata(path: str) -> TrainedOn | None:
         trained = TrainedOn(**fields)
         if trained.keys_digest != note["keys_sha256"]:
             raise JobError(f"{path}: its training images do not match their digest")
-    except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
+    # Values of other types raise all kinds of errors, and deep nesting a RecursionError.
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, zlib.error) as error:
         raise JobError(f"{path} has broken training metadata ({error})") from error
     return trained
 
@@ -206,6 +207,6 @@ def read_header(path: str) -> dict[str, Any] | None:
     (data,) = files.read_ranges(path, [(_LENGTH_BYTES, length)])
     try:
         header = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return header if isinstance(header, dict) else None

@@ -73,6 +73,13 @@ def test_other_files_say_nothing_and_broken_notes_are_errors(tmp_path: Path) -> 
     with pytest.raises(JobError, match="do not match their digest"):
         read_metadata(str(tmp_path / "m.safetensors"))
     assert load_file(tmp_path / "m.safetensors")["x"].shape == (2,)
+    for header in ('{"__metadata__": []}', '{"__metadata__": {"in9": "[]"}}'):
+        path = tmp_path / "forged.safetensors"
+        path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+        with pytest.raises(JobError, match="broken training metadata"):
+            metadata_of_entry(f"resnet10t={path}")
+    path.write_bytes((100_000).to_bytes(8, "little") + b"[" * 100_000)
+    assert metadata_of_entry(f"resnet10t={path}") is None
     with pytest.raises(ValueError, match="unique"):
         trained(keys=("a", "a"))
 
