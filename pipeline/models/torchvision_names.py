@@ -86,8 +86,6 @@ class TorchvisionNames(Source):
         return module
 
     def full_name(self, spec: str) -> str:
-        if self.missing():
-            return spec
         try:
             return f"{_PREFIX}{spec.split(':')[1]}:{_weights(spec).name}"
         except UsageError:
