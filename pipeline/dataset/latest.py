@@ -82,7 +82,7 @@ def finished_versions(folder: Store) -> list[str]:
     since = info.time if info else 0.0
     times = {
         name: info.time
-        for name in folder.files.folders(folder.root)
+        for name in folder.files.folder_names(folder.root)
         if VERSION.fullmatch(name)
         and (info := folder.files.info(folder.path(f"{name}/{MANIFEST}"))) is not None
     }

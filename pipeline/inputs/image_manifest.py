@@ -83,7 +83,7 @@ def _find_manifest(root: str, split: str) -> str | None:
         if lower.endswith(".parquet"):
             is_table = not holds_pictures(root)
         return root if is_table else None
-    existing = set(files_of(root).children(root))
+    existing = set(files_of(root).file_paths(root))
     for stem in (f"manifest_{split}", "manifest"):
         for suffix in _SUFFIXES:
             if join(root, stem + suffix) in existing:

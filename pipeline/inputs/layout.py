@@ -122,7 +122,7 @@ def _annotations_in(bases: Sequence[str], images: str, split: str) -> str | None
     files = (
         path
         for base in bases
-        for path in files_of(base).children(base)
+        for path in files_of(base).file_paths(base)
         if has_boxes_by_name(path, split)
     )
     return next(folders, None) or next(files, None)

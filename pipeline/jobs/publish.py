@@ -104,7 +104,7 @@ def publish(publishing: PublishPlan) -> bool:
             # not read.
             if version in versions and read_manifest(target.below(version)) is None:
                 versions.remove(version)
-        for folder in target.files.folders(target.root):
+        for folder in target.files.folder_names(target.root):
             # A killed job left this version unfinished, or could not remove it any more.
             if VERSION.fullmatch(folder) and folder not in (name, *versions):
                 _remove(target, folder)

@@ -70,10 +70,10 @@ def remove_leftovers(store: Store) -> None:
     cutoff = time.time() - WEEK_SECONDS
     for folder, pattern in ((WORK_FOLDER, _LOG), (TEMPORARY, _TEMPORARY), (notes, _NOTES)):
         path = store.path(folder)
-        for name in map(os.path.basename, store.files.children(path)):
+        for name in map(os.path.basename, store.files.file_paths(path)):
             if pattern.fullmatch(name) and _last_change(store, join(path, name)) < cutoff:
                 store.delete(f"{folder}/{name}")
-        for name in store.files.folders(path):
+        for name in store.files.folder_names(path):
             if pattern.fullmatch(name) and _last_change(store, join(path, name)) < cutoff:
                 store.delete_tree(f"{folder}/{name}")
     store.prune(notes)

@@ -251,8 +251,8 @@ def remove_dead_locks(store: Store) -> None:
     """Removes locks of holders that are known to have ended, because a lock that no later job wants
     would otherwise stay forever."""
     files, folder = files_of(store.root), store.path(WORK_FOLDER)
-    names = (posixpath.basename(path) for path in files.children(folder))
-    for name in (*names, *files.folders(folder)):
+    names = (posixpath.basename(path) for path in files.file_paths(folder))
+    for name in (*names, *files.folder_names(folder)):
         lock = f"{WORK_FOLDER}/{name}"
         if not _LOCK.fullmatch(lock):
             continue

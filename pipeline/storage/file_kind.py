@@ -90,11 +90,11 @@ class Files(Protocol):
     def walk(self, folder: str) -> Iterator[FileInfo]:
         """Yields all files below a folder, in order of path; nothing if there is no such folder."""
 
-    def children(self, folder: str) -> list[str]:
+    def file_paths(self, folder: str) -> list[str]:
         """Lists the paths of the files directly in a folder, sorted; empty if there is no such
         folder."""
 
-    def folders(self, folder: str) -> list[str]:
+    def folder_names(self, folder: str) -> list[str]:
         """Lists the names of the folders in a folder, except links; empty if there is no such
         folder."""
 

@@ -67,12 +67,12 @@ class GcsFiles(Files):
     def walk(self, folder: str) -> Iterator[FileInfo]:
         return self._list(folder)
 
-    def children(self, folder: str) -> list[str]:
+    def file_paths(self, folder: str) -> list[str]:
         with contextlib.suppress(FileNotFoundError):  # No such bucket.
             return sorted(info.path for info in self._list(folder, delimiter="/"))
         return []
 
-    def folders(self, folder: str) -> list[str]:
+    def folder_names(self, folder: str) -> list[str]:
         with contextlib.suppress(FileNotFoundError), translated(folder):
             blobs = _blobs(folder, delimiter="/")
             collections.deque(blobs.pages, 0)  # Each page adds to `prefixes`.

@@ -40,13 +40,13 @@ class LocalFiles(Files):
             with contextlib.suppress(FileNotFoundError):
                 yield _info(path, os.stat(path))
 
-    def children(self, folder: str) -> list[str]:
+    def file_paths(self, folder: str) -> list[str]:
         if not os.path.isdir(folder):
             return []
         with os.scandir(folder) as entries:
             return sorted(entry.path for entry in entries if entry.is_file())
 
-    def folders(self, folder: str) -> list[str]:
+    def folder_names(self, folder: str) -> list[str]:
         if not os.path.isdir(folder):
             return []
         with os.scandir(folder) as entries:

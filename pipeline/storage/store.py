@@ -342,10 +342,10 @@ class Store:
         if self.is_remote:  # Object storage holds no half-written files.
             return
         folder = self.path(TEMPORARY)
-        for name in map(os.path.basename, self.files.children(folder)):
+        for name in map(os.path.basename, self.files.file_paths(folder)):
             if _is_leftover(name):
                 self.delete(f"{TEMPORARY}/{name}")
-        for name in self.files.folders(folder):
+        for name in self.files.folder_names(folder):
             if _is_leftover(name):
                 self.delete_tree(f"{TEMPORARY}/{name}")
 

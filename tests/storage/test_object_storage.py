@@ -110,8 +110,8 @@ def test_files_are_as_local_ones(store: Store, tmp_path: Path) -> None:
         assert each.has_folder("")
         assert each.size("a/large") is None
         assert not each.exists("b")
-        assert each.files.folders(each.path("b")) == ["c"]
-        assert each.files.folders(each.path("none")) == []
+        assert each.files.folder_names(each.path("b")) == ["c"]
+        assert each.files.folder_names(each.path("none")) == []
         with pytest.raises(FileNotFoundError, match="a/large"):
             each.read("a/large")
         each.copy_into(each.below("copy"), [("b/last", "x/last"), ("b/c/small", "small")])
