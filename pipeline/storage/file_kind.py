@@ -1,7 +1,7 @@
 """The interface of a kind of storage: this machine's files, or Google Cloud Storage.
 
 It offers only what a dataset needs: writing files that appear whole, reading files or parts of
-them, listing folders, and claiming paths.
+them, listing folders, copying, moving and removing files, and claiming paths.
 """
 
 from __future__ import annotations
@@ -77,26 +77,27 @@ class Fence:
 
 
 class Files(Protocol):
-    """One kind of storage. All paths are absolute. A missing file raises FileNotFoundError; a pipe,
-    socket or device raises UsageError."""
+    """One kind of storage. All paths are absolute. Unless a method says otherwise, a missing file
+    raises FileNotFoundError. Asking about or reading a pipe, socket or device raises UsageError."""
 
     def info(self, path: str) -> FileInfo | None:
-        """Returns what is known about a file without reading it; None if the file does not
-        exist."""
+        """Returns what is known about a file without reading it; None for a folder, or if the file
+        does not exist or cannot be reached."""
 
     def is_folder(self, path: str) -> bool:
         """Returns whether a folder, or any object below that name, exists."""
 
     def walk(self, folder: str) -> Iterator[FileInfo]:
-        """Yields all files below a folder, in order of path; nothing if there is no such folder."""
+        """Yields all files below a folder, in order of path, but none behind links to folders.
+        Yields nothing if there is no such folder; a missing bucket raises FileNotFoundError."""
 
     def file_paths(self, folder: str) -> list[str]:
         """Lists the paths of the files directly in a folder, sorted; empty if there is no such
         folder."""
 
     def folder_names(self, folder: str) -> list[str]:
-        """Lists the names of the folders in a folder, except links; empty if there is no such
-        folder."""
+        """Lists the names of the folders in a folder, except links, in no particular order; empty
+        if there is no such folder."""
 
     def read(self, path: str, limit: int | None = MAX_READ_BYTES) -> bytes:
         """Reads a whole file. Raises TooLargeError if the file has more than `limit` bytes. The
@@ -106,8 +107,8 @@ class Files(Protocol):
         """Opens a file for reading at any position."""
 
     def read_ranges(self, path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
-        """Reads parts of a file, each given as (offset, length). Raises OSError if the file ends
-        before a part does."""
+        """Reads parts of a file, each given as (offset, length) in bytes. Raises OSError if the
+        file ends before a part does."""
 
     def create(
         self,
@@ -164,14 +165,11 @@ class Files(Protocol):
           token: hexadecimal digits that no other claim ever has.
           metadata: bytes to store with the claim.
           temporary: path at which the claim is prepared, for storage that needs one.
-
-        Raises:
-          JobError: the path holds something else.
         """
 
     def current_claim(self, path: str) -> PathClaim | None:
-        """Returns the claim on a path, None if the path is not claimed. Raises JobError if the path
-        holds something else."""
+        """Returns the claim on a path, None if the path is not claimed. Raises JobError if
+        something else stands at a local path."""
 
     def renew(self, path: str, claim: PathClaim) -> bool:
         """Renews a claim, unless its state has changed; returns whether the claim was renewed."""

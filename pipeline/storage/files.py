@@ -25,7 +25,8 @@ def is_remote(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """Returns a path that a user typed as an absolute path without a slash at its end.
+    """Returns a path that a user typed as an absolute path. Only the root of a file system or
+    bucket ends with a slash.
 
     Raises:
       UsageError: the path is on a storage that is not supported, or names no bucket.

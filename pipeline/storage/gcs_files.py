@@ -269,7 +269,8 @@ class GcsFiles(Files):
 
 
 class FencedGcsFiles(GcsFiles):
-    """Objects for the holder of a claim, which is checked before each request that changes objects.
+    """Objects for the holder of a claim, which is checked before each request that changes objects;
+    for an upload or a copy, a check of the last `_CHECK_SECONDS` is enough.
 
     A process may be suspended between the check and the request. So a file whose presence says that
     other files are complete has a second safeguard: it replaces only the generation that its writer

@@ -1,7 +1,8 @@
 """Requests to Google Cloud Storage: the client, retries, and translation of errors.
 
 The client library retries transient errors with growing pauses. This module adds what the library
-leaves to its users: retries of downloads that end early, and one kind of error for every failure.
+leaves to its users: repeats of requests whose responses end early, and an OSError for every failure
+(UsageError if there are no credentials).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ T = TypeVar("T")
 
 
 class IncompleteError(Exception):
-    """A response ended early."""
+    """A response ended early, or its content does not have the announced checksum."""
 
 
 _clients: dict[int, storage.Client] = {}
@@ -61,7 +62,8 @@ def client() -> storage.Client:
 
 
 def with_retries(call: Callable[[], T], path: str) -> T:
-    """Calls a function, and repeats the call while its response ends early."""
+    """Calls a function, up to `_ATTEMPTS` times, until its response does not end early. Raises
+    OSError if the call fails."""
     for attempt in range(_ATTEMPTS):
         try:
             with translated(path):
@@ -76,7 +78,7 @@ def with_retries(call: Callable[[], T], path: str) -> T:
 
 @contextlib.contextmanager
 def translated(path: str) -> Iterator[None]:
-    """Turns the library's errors into errors of files."""
+    """Turns the library's errors into OSErrors, but an incomplete response into IncompleteError."""
     try:
         yield
     except NotFound as error:

@@ -90,6 +90,8 @@ def unclaim(path: str, claim: PathClaim, temporary: str) -> bool:
     """Removes a claim: see `Files.unclaim`."""
     if current_claim(path) != claim:
         return False
+    # A renewal between the two steps is not seen: the holder loses its claim, and stops at its next
+    # write.
     os.makedirs(os.path.dirname(temporary), exist_ok=True)
     try:
         os.rename(os.path.join(path, claim.token), temporary)

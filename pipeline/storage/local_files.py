@@ -25,7 +25,8 @@ class LocalFiles(Files):
     def info(self, path: str) -> FileInfo | None:
         try:
             status = os.stat(path)
-        except (OSError, ValueError):  # No file, a file for a folder, or an impossible name.
+        # No file, a file for a folder, a folder that may not be entered, or an impossible name.
+        except (OSError, ValueError):
             return None
         return None if stat.S_ISDIR(status.st_mode) else _info(path, _regular(path, status))
 
@@ -169,7 +170,7 @@ class LocalFiles(Files):
         return contextlib.nullcontext()
 
     def _intermediate(self, path: str) -> str:
-        """Returns the path at which a file waits for its final name; the folder exists."""
+        """Returns the path at which a file waits for its final name, and makes its folder."""
         _make_folder_of(path)
         return path
 
@@ -201,7 +202,9 @@ class FencedLocalFiles(LocalFiles):
 
     Every file that is written, moved or removed passes through the claim's own folder by an atomic
     rename. A process that takes the claim over moves that folder away, so that the rename fails.
-    Check and change are thus a single step, and no process can be suspended between them.
+    Check and change are thus a single step, and no process can be suspended between them. They are
+    two steps only where that is impossible: for folders, for files that are created once, and on
+    file systems without hard links or where a rename fails.
 
     Args:
       fence: the claim that must be held.
@@ -244,6 +247,7 @@ class FencedLocalFiles(LocalFiles):
 
     def _remove(self, path: str, remove: Callable[[str], object]) -> None:
         if remove is os.remove and os.path.isdir(path) and not os.path.islink(path):
+            # The rename below would take a folder away, too.
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         aside = self._intermediate(path)
         try:

@@ -3,6 +3,7 @@
 After a power cut, the newest files may be empty or truncated under their final names. A file that
 cannot be parsed counts as missing: a warning names the file, and the job that needs it makes it
 again. Content is checked against types, so a file with another structure counts as damaged, too.
+`read_commit` and `read_table` are stricter, and raise errors.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ class DamagedError(JobError):
 
 
 class NotJsonError(ValueError):
-    """Bytes are not JSON, because they were not written whole."""
+    """Bytes are not JSON, as is usual for a file that was not written whole."""
 
 
 def parse_json(data: bytes, kind: type[T]) -> T:
-    """Parses JSON into a type: objects become dataclasses, and lists become tuples.
+    """Parses JSON into a type, which may turn objects into dataclasses and lists into tuples.
 
     Raises:
       NotJsonError: the bytes are not JSON.
@@ -75,7 +76,7 @@ def read_commit(store: Store, path: str, parse: Callable[[bytes], T]) -> T | Non
       parse: parses the content and raises the errors of `parse_json`.
 
     Returns:
-      The content; None if the file is missing, or is not JSON because it was not written whole.
+      The content; None if the file is missing, too large, or not JSON (`NotJsonError`).
 
     Raises:
       UsageError: the content has another structure.
@@ -141,8 +142,8 @@ def read_intact(store: Store, path: str, read: Callable[[], T]) -> T | None:
     Args:
       store: the folder of the file.
       path: relative path of the file.
-      read: reads the file; raises FileNotFoundError if it is missing, ValueError or DamagedError
-        if it is damaged.
+      read: reads the file; raises FileNotFoundError or NotADirectoryError if it is missing,
+        ValueError, DamagedError or TooLargeError if it is damaged.
     """
     try:
         return read()
