@@ -33,7 +33,7 @@ def read_parameters(name: str) -> tuple[str, ...]:
       name: `python:MODULE:FUNCTION`.
 
     Returns:
-      The version, and the digests of files that the masks depend on, each as `name=value`.
+      (`files=SHA256,SHA256,...`, only if the masks depend on files; `version=VERSION`).
 
     Raises:
       UsageError: there is no such function, its version or files are not valid, or a file cannot

@@ -1,7 +1,8 @@
 """`--masks`: finds the mask of each image.
 
-Masks are a folder of PNGs named by key, or by class and key; or one COCO JSON file, in which the
-stem of `file_name` is the key. COCO's masks are small, so each travels as text with its image.
+Masks are a folder of PNGs named by key, or by class and key (`CLASS/KEY.png`); or one COCO JSON
+file, in which `file_name` is read in the same way. COCO's masks are small, so each travels as text
+with its image.
 """
 
 from __future__ import annotations
