@@ -149,7 +149,7 @@ def prepare(
     taxonomy: Taxonomy,
     shards: Iterable[SourceShard | OutputShard],
 ) -> tuple[str, list[Moves]]:
-    """Adds up all shards, and removes the manifest and the records that new files replace.
+    """Adds up all shards, moves the manifest aside, and removes the records that new files replace.
 
     A runner may start this step again while files are moved, or later, when the records in place
     may be new ones. So only one worker at a time prepares, and no worker removes a record once the
@@ -159,7 +159,9 @@ def prepare(
       (the dataset's fingerprint, the moves that remain for each shard, its record last).
 
     Raises:
-      JobError: a file is missing, or has changed since it was committed.
+      JobError: a shard, an image or a file is missing, or a file has changed since it was
+        committed.
+      UsageError: a folder of the dataset is a link.
       OSError: reading or writing failed.
     """
     manifest, moves = add_up(config, shards, taxonomy)
@@ -202,8 +204,8 @@ def finish(store: Store, taxonomy: Taxonomy, fingerprint: str) -> str:
       The fingerprint.
 
     Raises:
-      JobError: a file is missing.
-      OSError: writing failed.
+      JobError: a file is missing, or has another size.
+      OSError: reading or writing failed.
     """
     manifest = read_manifest(store, PREPARED_MANIFEST)
     if manifest is not None and manifest.fingerprint == fingerprint:
@@ -263,8 +265,8 @@ def _check_complete(
     moves: list[Moves],
     sizes: dict[str, int],
 ) -> None:
-    """Checks the new dataset before anything is removed: every file exists and lies in the folders
-    of the dataset, and no file in place has changed since it was committed.
+    """Checks the new dataset before anything is removed: no folder is a link, every file exists and
+    has its size, and a file that stays in place is the one that the old manifest lists.
 
     Args:
       store: the dataset folder.
@@ -293,7 +295,7 @@ def _missing(path: str) -> JobError:
 
 
 def _file_sizes(store: Store) -> dict[str, int]:
-    """Lists each folder of a dataset; returns the sizes in bytes of all files by path."""
+    """Returns the sizes in bytes of all files of a dataset, staged ones included, by path."""
     listings = (store.sizes(folder) for folder in (*DATA_FOLDERS, STAGING))
     sizes = {path: size for listing in listings for path, size in listing.items()}
     for path in CARD_FILES:

@@ -249,7 +249,8 @@ class ComposeShard(beam.DoFn):
     def _plan_rows(
         self, plan: Plan, scenes: DrawnScenes | None, rows: list[dict[str, Any]]
     ) -> Backgrounds:
-        """Completes the index rows of a shard from the plan; returns the drawn backgrounds."""
+        """Completes the index rows of a shard from the plan and the scenes; returns the drawn
+        backgrounds."""
         selected = []
         for row in rows:
             is_accepted = row["status"] == ACCEPTED
@@ -275,8 +276,9 @@ class ComposeShard(beam.DoFn):
     def _fingerprint(
         self, output: OutputShard, backgrounds: Backgrounds, rows: list[dict[str, Any]]
     ) -> str:
-        """Identifies everything that the files of a shard depend on: configuration, source shards,
-        selection, and the backgrounds that were drawn, with their pixels."""
+        """Identifies everything that the files of a shard depend on: configuration, classes, number
+        of the shard, source shards, selection, and the backgrounds that were drawn, with their
+        pixels."""
         drawn = [
             [row["key"], row["status"], row["selected"]]
             + [

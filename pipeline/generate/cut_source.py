@@ -36,8 +36,9 @@ def contents_of(image: SourceImage) -> tuple[Content, Content | None, Content | 
 def source_digest(
     image: SourceImage, config: SegmentConfig, know: Callable[[Content], KnownContent]
 ) -> str:
-    """Identifies everything that an image's layer depends on: key, class, picture, annotation, mask
-    and configuration. Its location and its input format do not matter.
+    """Identifies everything that an image's record row and layer depend on: key, class, group,
+    picture, annotation, mask, configuration, and whether the image is left out by a list. Its
+    location and its input format do not matter.
 
     Args:
       image: the source image.
@@ -103,7 +104,8 @@ def _boxes_of(data: bytes) -> str:
 
 def _matched(boxes: str, size: str) -> object:
     """Returns the part of an annotation that matters: the boxes, and whether the stated size is the
-    picture's size. An annotation that states no size counts as matching."""
+    picture's size. It counts as matching if the annotation states no size, or the picture cannot be
+    opened."""
     fields = json.loads(boxes)
     annotated = [fields.pop(side, None) for side in ("width", "height")]
     actual = [int(side) for side in size.split("x")] if size else annotated
@@ -118,8 +120,8 @@ def shard_fingerprint(digests: list[str], config: SegmentConfig) -> str:
 def printable(text: str) -> str:
     """Escapes characters that are not printable, and shortens text to 300 characters, so that any
     file format can hold it."""
-    shown = escaped(text, keep="")
-    return shown if len(shown) <= 300 else shown[:297] + "..."
+    text = escaped(text, keep="")
+    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def reject_by_name(image: SourceImage, preceding: SourceImage | None) -> tuple[Reason, str] | None:

@@ -81,7 +81,8 @@ def check_rebuild(
 def _count_work(
     config: DatasetConfig, staging: Staging, has_same_settings: bool, shard: SourceShard
 ) -> Counter[str]:
-    """Counts the work on a shard; returns an empty counter if the shard is up to date.
+    """Counts the work on a shard; returns an empty counter if the shard is up to date, or if its
+    record is damaged.
 
     Otherwise `shards` is 1, and `added`, `changed`, `removed` and `kept` (changed or not) are
     numbers of images, compared with the record in place. An image counts as changed even if only

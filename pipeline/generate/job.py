@@ -54,7 +54,7 @@ class GenerateJob:
         """Reads the lists of images.
 
         Raises:
-          UsageError: a list has changed since the job was launched.
+          UsageError: a list cannot be read, or has changed since the job was launched.
         """
         lists: dict[str, KeyList] = {}
         for name, path in (("exclude", self.exclude), ("include", self.include)):
@@ -70,5 +70,6 @@ class GenerateJob:
         return Staging(fenced_for_job(self.store), f"{STAGING}/{self.config.segment.fingerprint()}")
 
     def output_staging(self) -> Staging:
-        """Returns the staging folder of output shards."""
+        """Returns the staging folder of output shards, which is named by the configuration of the
+        variants."""
         return Staging(fenced_for_job(self.store), f"{STAGING}/{self.config.compose.fingerprint()}")

@@ -37,8 +37,8 @@ class Backgrounds:
     Attributes:
       plan: the split's plan.
       scenes: the accepted scenes; None without `mixed_external`.
-      positions: the position of the background for each image key and mixed variant: a row of the
-        plan's table, or for `mixed_external` an index of `scenes`.
+      positions: the position of the background for each image key and each replicate of a mixed
+        variant: a row of the plan's table, or for `mixed_external` an index of `scenes`.
     """
 
     plan: Plan
@@ -112,7 +112,8 @@ class LayerSource:
           (row, layer, backgrounds by mixed variant, for `tiled`), in the order of the rows.
 
         Raises:
-          JobError: a tar is damaged, or cutting an image again gives another layer than before.
+          JobError: a tar is damaged, or cutting an image again gives another layer than before. A
+            background that `tiled` cuts again is not compared.
           OSError: a file cannot be read.
         """
         for row, parts in read_ahead(self._read, rows, REQUESTS_IN_FLIGHT * self._store.is_remote):

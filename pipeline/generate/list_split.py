@@ -34,7 +34,9 @@ def list_split(
       (images with the files that the job uses, totals of the split).
 
     Raises:
-      UsageError: there are no images that can be used, or the input cannot be read.
+      UsageError: there are no images that can be used, the input is not valid, or its images may
+        not be read.
+      OSError: a file cannot be read for another reason.
     """
     segment = job.config.segment
     try:
@@ -60,7 +62,8 @@ def _with_used_files(
 ) -> SourceImage:
     """Adds the mask of an image from `--masks`, and drops the files that are not used: masks that
     the segmenter does not take, and boxes if images stay whole. So a change in an unused file does
-    not invalidate the layer."""
+    not invalidate the layer. An image that stays whole, but has no class, keeps its files, because
+    its annotation decides the reason of its rejection."""
     if masks is not None:
         mask = masks.find(image.wnid, image.key)
         return image if mask is None else replace(image, mask=mask.path, mask_md5=mask.md5)

@@ -1,8 +1,9 @@
 """Plan: selects the images of a split, and pairs foregrounds with backgrounds.
 
-Planning reads no images, only the records, one after the other, and only the columns that it needs.
-The plan of a split is one file with a row for each accepted image, which every worker reads. The
-pairs are drawn later: a worker that composes a shard draws the backgrounds of that shard's images.
+Planning reads no images except scenes, only the records, a few at a time, and only the columns that
+it needs. The plan of a split is one file with a row for each accepted image, which every worker
+reads. The pairs are drawn later: a worker that composes a shard draws the backgrounds of that
+shard's images.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def select_images(
     Returns:
       (whether each image is selected, whether each was left out because no other image can give it
       a background), (n,) bool each. Images without such a partner are removed before classes are
-      balanced, so that a class of one image does not shrink all other classes.
+      balanced, so that a class of one image does not shrink all other classes, and once more
+      after it, because balancing may remove the last partner of an image.
     """
 
     def partners(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -249,7 +251,7 @@ def _batches(store: Store, shards: Sequence[SourceShard]) -> Iterator[pa.Table]:
 class PlanSplit(beam.DoFn):
     """(split, all its segmented SourceShards) -> OutputShards; writes the split's plan.
 
-    It also checks that all shards and images of the split have arrived.
+    It also checks that all shards and images of the split have arrived, and examines the scenes.
 
     Args:
       config: configuration of selection and pairing.

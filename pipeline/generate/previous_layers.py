@@ -79,9 +79,9 @@ class PreviousLayers:
         return self._records[shard].get((key, source_digest), [])
 
     def _read(self, shard: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
-        """Reads the rows of a record, by source key and digest; returns no rows if a file of the
-        shard is missing. Images that were rejected for a duplicate key are left out, because that
-        status depends on other images."""
+        """Reads the rows of a record, by source key and digest; returns no rows if the record is
+        missing or damaged, or a file of the shard is missing or of another size. Images that were
+        rejected for a duplicate key are left out, because that status depends on other images."""
         store, path = self._store, layer_record(self._split, shard)
         metadata = read_metadata(store, path)
         if metadata is None or any(store.size(file.path) != file.bytes for file in metadata.files):

@@ -1,8 +1,8 @@
 """Scenes: pictures from outside the dataset, which are the backgrounds of `mixed_external`.
 
-The worker that plans a split examines a folder of pictures (`--backgrounds`) once, and records the
-status of each file in a table of the dataset, `backgrounds/scenes.parquet`. Drawing and composing
-use that table.
+The worker that plans a split examines a folder of pictures (`--backgrounds`), and records the
+status of each file in a table of the dataset, `backgrounds/scenes.parquet`, unless that table is up
+to date. Drawing and composing use that table.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class Scenes:
 
 
 def list_scenes(folder: str) -> Scenes:
-    """Lists the pictures in a folder and below it, except hidden files.
+    """Lists the pictures in a folder and below it, except hidden files and files behind links to
+    folders.
 
     Args:
       folder: absolute path.
@@ -156,8 +157,8 @@ def examine_scenes(
 ) -> SceneTable:
     """Makes the table of scenes, or finds it if it is up to date.
 
-    A picture that cannot be decoded is rejected. Pictures whose content is known from an earlier
-    table are not opened again.
+    A picture that cannot be decoded is rejected. A picture is not opened again if an earlier table
+    says of its content whether it can be decoded.
 
     Args:
       folder: absolute path of the folder of scenes.
@@ -272,7 +273,7 @@ class DrawnScenes:
         self.keys: list[str] = [row["key"] for row in accepted]
         self.md5s: list[str] = [row["md5"] for row in accepted]
         self._paths: list[str] = [row["path"] for row in accepted]
-        # The cache pays off because a folder rarely holds more scenes than a shard has images.
+        # With few scenes, a shard uses each of them many times.
         self.picture = functools.lru_cache(_CACHED)(self._picture)
 
     def draw(self, keys: list[str]) -> dict[str, NDArray[np.int64]]:

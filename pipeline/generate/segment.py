@@ -196,7 +196,7 @@ class SegmentShard(beam.DoFn):
     ) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
         """Yields the record rows of an image: one row, or one for each object. Each row comes with
         the encoded parts of its layer, which are empty if it has none. The positions of the parts
-        in the tar are not filled in yet."""
+        in the tar are not filled in yet, or are those in an older tar."""
         by_object = self._config.objects == "each"
         row: dict[str, Any] = {
             "key": printable(image.key),

@@ -74,12 +74,12 @@ class SourceShard:
     Attributes:
       totals: totals of the split.
       shard: number of the bucket.
-      images: the images, in order of (key, name), so that among equal keys the lowest path comes
-        first. Segment removes them.
+      images: the images, in order of (key, name). Segment sorts images of the same key by their
+        content (`by_content`), so the name decides only between equal ones; later it removes them.
       segmented: number of images in the record. Segment sets this and the following attributes.
       record: the shard's record.
       sources: locations of the source files, packed by `pack_sources`; empty if the layers are
-        kept. Only Plan gets them.
+        kept in a tar. Only Plan gets them.
     """
 
     totals: SplitTotals
