@@ -172,7 +172,8 @@ def read_metadata(path: str) -> TrainedOn | None:
 
 
 def metadata_of_entry(entry: str) -> TrainedOn | None:
-    """Reads the training metadata of an `ARCH=FILE` entry of `--models`; None for other entries."""
+    """Reads the training metadata of an `ARCH=FILE` entry of `--models`; None for other entries, or
+    if the file is missing or has no metadata. Raises the errors of `read_metadata`."""
     architecture, equals, path = entry.partition("=")
     if not equals or ":" in architecture or not path.endswith(SUFFIX):
         return None
@@ -186,7 +187,8 @@ def _joined(keys: Iterable[str]) -> bytes:
 
 
 def read_header(path: str) -> dict[str, Any] | None:
-    """Reads the header of a safetensors file: each tensor's dtype, shape and offsets, by name.
+    """Reads the header of a safetensors file: each tensor's dtype, shape and offsets, by name, and
+    the file's metadata under `__metadata__`.
 
     Returns:
       The header, or None if the file is not in safetensors format.

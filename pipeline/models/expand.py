@@ -22,15 +22,16 @@ def expand_models(
 
     Args:
       entries: names, shell wildcards, or `@FILE`: a file with one name or wildcard per line, in
-        which `#` begins a comment. A wildcard without a dot matches names without a tag, so it
-        selects the default weights of each architecture (`resnet*`); a wildcard with a dot matches
-        names with their tags (`vit_*.augreg_in1k`). Wildcards match only weights with ImageNet's
-        outputs, and skip models that another entry names.
+        which `#`, first or after a space, begins a comment. A wildcard without a dot matches
+        names without a tag, so it selects the default weights of each architecture (`resnet*`); a
+        wildcard with a dot matches names with their tags (`vit_*.augreg_in1k`). Wildcards match
+        only weights with ImageNet's outputs, and skip models that another entry names.
       recall: returns the remembered identity of an entry, or None if it is not remembered. A
         remembered identity saves importing the library that would otherwise resolve the name.
 
     Raises:
-      UsageError: a wildcard matches nothing, a file cannot be read, or a model is named twice.
+      UsageError: a wildcard matches nothing or needs a library that is not installed, a file
+        cannot be read or refers to another file, or a model is named twice.
     """
     flat = flat_entries(entries)
     literal: dict[str, str] = {}

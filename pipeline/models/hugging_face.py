@@ -205,10 +205,11 @@ def _measure_processor(spec: str, processor: Any) -> tuple[dict[str, Any], bool]
     describe scales, offsets, a second normalisation or BGR.
 
     Returns:
-      (attributes of a `Preprocessing`, whether the model takes BGR).
+      (attributes of a `Preprocessing` except `fixed_size`, whether the model takes BGR).
 
     Raises:
-      JobError: the output is not (3, S, S), or not a linear function of each channel.
+      JobError: the processor does not take pictures, or its output is not (3, S, S), or not a
+        linear function of each channel.
     """
 
     def processed(red: int, green: int, blue: int) -> torch.Tensor:
@@ -243,6 +244,7 @@ def _measure_processor(spec: str, processor: Any) -> tuple[dict[str, Any], bool]
     settings = {
         "input_size": side,
         # Published values have three or four digits, so rounding removes only float32's error.
+        # Adding 0.0 turns -0.0 into 0.0.
         "mean": [round(float(value), 6) + 0.0 for value in mean],
         "std": [round(float(value), 6) for value in std],
         "interpolation": _INTERPOLATIONS[2 if resample is None else int(resample)],

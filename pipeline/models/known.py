@@ -27,6 +27,7 @@ _LIBRARIES = (
 )
 """Distributions whose versions can change the model that an entry loads."""
 _HUB_SECONDS = 5.0
+"""Longest time in seconds to wait for a hub's answer."""
 _unreachable_hubs: set[str] = set()
 """Addresses of hubs that have failed to answer this process, which does not ask them again."""
 
@@ -140,6 +141,8 @@ class KnownModels:
         return f"{WORK_FOLDER}/models/{fingerprint(entry)}.json"
 
     def _stamp(self, origin: Origin, identity: ModelIdentity) -> str | None:
+        """Returns a stamp that changes with everything that an identity depends on; None if that
+        cannot be determined now."""
         weights = self._stored(identity.name) or origin.stamp()
         if weights is None:
             return None
@@ -147,7 +150,8 @@ class KnownModels:
         return fingerprint(weights, libraries, self.taxonomy.description)
 
     def _stored(self, name: str) -> str | None:
-        """Returns the stamp of a model in the weights folder; None if the folder lacks it."""
+        """Returns the stamp of a model in the weights folder; None if there is no such folder, or
+        if it lacks the model."""
         if self.weights is None:
             return None
         folder = WeightsFolder.from_path(self.weights)

@@ -23,7 +23,7 @@ class LoadedModel(ModelIdentity):
 
     Attributes:
       module: maps normalised (n, 3, S, S) float32 pictures to (n, outputs) logits; in
-        evaluation mode, on the CPU, in float32.
+        evaluation mode, in float32, on the CPU until a `Predictor` moves it to its device.
       recipe: the values, besides the name, from which the source rebuilds the module without its
         weights (`Source.build`); JSON-serialisable.
     """
@@ -68,7 +68,8 @@ def loaded_model(
 
 
 def weights_hash(module: torch.nn.Module) -> str:
-    """Computes the SHA-256 of all parameters and buffers: their names, dtypes, shapes and values.
+    """Computes the SHA-256 of a module's state dict: names, dtypes, shapes and values of its
+    parameters, of the buffers that are stored with it, and of its extra state.
 
     Returns:
       Hexadecimal digits.
@@ -85,9 +86,9 @@ def state_hash(state: Mapping[str, Any]) -> str:
     for name, value in sorted(state.items()):
         if not isinstance(value, torch.Tensor):
             raise JobError(f"its state {name!r} is not a tensor ({type(value).__name__})")
-        array = value.detach().cpu().contiguous()
-        digest.update(f"{name} {array.dtype} {tuple(array.shape)}\0".encode())
-        digest.update(array.view(-1).view(torch.uint8).numpy().data)
+        tensor = value.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -98,9 +99,10 @@ def module_with(
 
     The module is first built on the meta device, which skips the random initialisation; for large
     models, that would take most of the time. The module then uses the tensors of `state`
-    themselves. Only tensors that are not contiguous in memory are copied, because their layout
-    would change the order of summation. If the meta device does not work for a module, for example
-    because some of its tensors are not part of its state dict, it is built again in memory.
+    themselves, except that tensors of another dtype are converted, and tensors that are not
+    contiguous in memory are copied, because their layout would change the order of summation. If
+    the meta device does not work for a module, for example because some of its tensors are not part
+    of its state dict, it is built again in memory.
 
     Args:
       name: name of the model, for the error message.
@@ -172,7 +174,9 @@ def count_outputs(name: str, module: torch.nn.Module, side: int) -> int:
 
 @torch.inference_mode()
 def takes_other_sizes(module: torch.nn.Module, side: int) -> bool:
-    """Tests by a forward pass whether a model also takes pictures whose side is not `side`."""
+    """Tests by a forward pass whether a model also takes pictures whose side is not `side`: half of
+    it, or twice if half would be under 32 pixels."""
+    # A multiple of 32, because many architectures take no other sides.
     other = side // 2 // 32 * 32 or 2 * side
     try:
         module(torch.zeros(1, 3, other, other))

@@ -73,8 +73,8 @@ class Batch(Generic[P]):
     _buffer: Pixels | None = None
     """Array that `pixels` is a view of; it is reused once the batch is handed back."""
     _part_pixels: Pixels | None = None
-    """Only in the last batch of a part: all pictures of the part, which are cached once this batch
-    is decoded."""
+    """Only in the last batch of a part that fits into the cache: all pictures of the part, which
+    are cached once this batch is decoded."""
 
 
 class Loader(Generic[P]):

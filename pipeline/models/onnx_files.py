@@ -1,7 +1,8 @@
 """ONNX graphs in files, run by onnxruntime: `onnx:FILE`.
 
-ONNX does not define how to normalise pictures. The default is ImageNet's mean and std; `FILE.json`
-beside the graph, or else the graph's metadata properties, can set any attribute of `Preprocessing`.
+ONNX does not define how to normalise pictures. `FILE.json` beside the graph, or else the graph's
+metadata properties, can set any attribute of `Preprocessing` except `fixed_size`, which the graph
+itself tells. The defaults are those of `Preprocessing.from_settings`.
 """
 
 from __future__ import annotations

@@ -125,9 +125,8 @@ class Predictor:
           overwritten once the next batch is requested.
 
         Raises:
-          BrokenPictureError: a picture cannot be decoded.
           ModelError: for the reasons of `forward`.
-          Exception: any exception from reading a part.
+          Exception: for the reasons of `Loader.batches`.
         """
         loader: Loader[P] = Loader(
             self._decode,
@@ -175,7 +174,7 @@ class Predictor:
         loader.hand_back(batch)
 
     def to_device(self, pixels: Pixels) -> torch.Tensor:
-        """Converts (n, S, S, 3) uint8 pixels to the input of `forward`, on the device."""
+        """Converts (n, S, S, 3) uint8 pixels to (n, 3, S, S) float32 in [0, 1], on the device."""
         if self._copies is None:
             copied = torch.from_numpy(pixels)
         else:

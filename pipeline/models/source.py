@@ -72,7 +72,8 @@ class Source(abc.ABC):
         return ""
 
     def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
-        """Returns the number of outputs of a checked entry; None if only the weights tell it.
+        """Returns the number of outputs of a checked entry; None if only loading the entry tells
+        it.
 
         Raises:
           ValueError: the source cannot build outputs for the taxonomy's classes.
@@ -131,6 +132,7 @@ def closest(wanted: str, known: Iterable[str]) -> str:
 
 
 def downloaded(url: str) -> Origin:
-    """Returns the file in torch.hub's cache that was downloaded from a URL."""
+    """Returns the file in torch.hub's cache that was downloaded from a URL, or from any URL that
+    ends with this file name."""
     folder = os.path.join(torch.hub.get_dir(), "checkpoints")
     return Origin("file", os.path.join(folder, os.path.basename(url)))

@@ -1,7 +1,7 @@
 """Stores models in a folder of weights, and loads them from it.
 
 DIR/<sha256>.safetensors    the tensors of one model, named by their `state_hash`
-DIR/index.json              name -> sha256, architecture, source, preprocessing
+DIR/index.json              name -> the attributes of `StoredModel`
 """
 
 from __future__ import annotations

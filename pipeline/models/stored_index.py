@@ -1,7 +1,7 @@
 """The index of a folder of weights, for machines that cannot reach the hubs. Imports no torch.
 
 DIR/<sha256>.safetensors    the tensors of one model, named by their `state_hash`
-DIR/index.json              name -> sha256, architecture, source, preprocessing
+DIR/index.json              name -> the attributes of `StoredModel`
 """
 
 from __future__ import annotations

@@ -127,11 +127,11 @@ class TimmNames(Source):
 
 
 def _refuse_file(spec: str, *, or_any: bool) -> None:
-    """Refuses an entry that is only a file name, and says what to add.
+    """Refuses an entry that is only a file name, going by its suffix, and says what to add.
 
     Args:
       spec: the entry.
-      or_any: whether to refuse existing files with any other extension, too.
+      or_any: whether to refuse existing files with any other suffix, too.
 
     Raises:
       UsageError: the entry is the name of a file.
