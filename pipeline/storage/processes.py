@@ -16,6 +16,7 @@ import socket
 import uuid
 
 _NAME = re.compile(r"(?P<place>[0-9a-f]{12})\+(?P<pid>[1-9][0-9]{0,8})\+(?P<started>[0-9]*)")
+_ENDED = "ended"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Process:
         return match and cls(match["place"], int(match["pid"]), match["started"])
 
     def is_alive(self) -> bool | None:
-        """Returns whether the process is running; None if that cannot be known from here."""
+        """Returns whether the process is running; None if that cannot be known from here. A zombie
+        is not running: in a container, it may stay for as long as the container."""
         if self.place != _place():
             return None
         try:
@@ -83,9 +85,13 @@ def _place() -> str:
 
 
 def _start_of(pid: int) -> str:
-    """Returns when a process started; empty where the system does not report it."""
+    """Returns when a process started; `_ENDED` if it has ended, and its parent has not asked how;
+    an empty text where the system does not report the start."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[19]
+            fields = file.read().rpartition(")")[2].split()
+        state, threads, started = fields[0], fields[17], fields[19]
     except (OSError, IndexError):
         return ""
+    # The first thread may have ended before others.
+    return _ENDED if state in "ZX" and threads in ("0", "1") else started

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -23,7 +24,7 @@ from pipeline.errors import JobError
 from pipeline.generate import commit
 from pipeline.runtime import lock
 from pipeline.runtime.lock import DATASET_LOCK, TABLES_LOCK, acquire, held, is_held, release
-from pipeline.storage import local_files
+from pipeline.storage import local_files, processes
 from pipeline.storage.files import files_of
 from pipeline.storage.store import TEMPORARY, Store
 
@@ -125,6 +126,20 @@ def test_one_out_of_sight_counts_as_over_when_it_gives_no_sign_of_life(
     asked = time.monotonic()
     with held(store, DATASET_LOCK):
         assert 0.5 < time.monotonic() - asked < 30
+
+
+def test_a_zombie_has_ended(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with subprocess.Popen(["sleep", "60"]) as child:
+        process = dataclasses.replace(processes.this_process(), pid=child.pid)
+        process = dataclasses.replace(process, started=processes._start_of(child.pid))
+        assert process.is_alive()
+        acquire(store, DATASET_LOCK, "a" * 32, {"host": "here", **dataclasses.asdict(process)})
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert process.is_alive() is False
+        with held(store, DATASET_LOCK):
+            pass
 
 
 @pytest.mark.parametrize("content", [None, b"", b"junk", b"{}", b'{"owner": {"pid": 0}}'])
