@@ -34,6 +34,8 @@ from pipeline.inputs.source_images import IMAGE_SUFFIXES, is_hidden
 from pipeline.storage.file_kind import FileInfo
 from pipeline.storage.files import files_of, is_remote, join, relative
 from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
+from pipeline.storage.state_files import read_intact
+from pipeline.storage.store import Store
 from transforms.codec import MAX_PIXELS
 from transforms.filters import Reason, is_valid_key
 from transforms.geometry import Pixels
@@ -177,15 +179,15 @@ def examine_scenes(
     settings = fingerprint(config.resize, config.image_size, config.crop, MAX_PIXELS)
     checksum = f"{settings}-{fingerprint(summary)}"
     existing = staging.find(SCENES, checksum)
-    if existing is None:
+    rows = None if existing is None else _read_intact_rows(staging.store, existing.path)
+    if existing is None or rows is None:
         known: dict[str, dict[str, Any]] = {}
         previous = read_metadata(staging.store, SCENES)
         if previous is not None and previous.fingerprint.startswith(settings):
-            known = {row["md5"]: row for row in read_rows(staging.store, SCENES)}
+            known = {row["md5"]: row for row in _read_intact_rows(staging.store, SCENES) or ()}
         table = pa.Table.from_pylist(list(_examine(scenes, config, known)), _SCHEMA)
         record, rows = staging.write(SCENES, table, checksum), table.to_pylist()
     else:
-        rows = read_rows(staging.store, existing.path)
         record = staging.with_record(existing, SCENES, len(rows))
     statuses = Counter(row["status"] for row in rows)
     if not statuses[ACCEPTED]:
@@ -195,6 +197,11 @@ def examine_scenes(
             f"{first['status']} ({first['detail']})"
         )
     return SceneTable(folder, record, tuple(sorted(statuses.items())))
+
+
+def _read_intact_rows(store: Store, path: str) -> list[dict[str, Any]] | None:
+    """Reads the rows of a table of scenes; returns None if the table is damaged."""
+    return read_intact(store, path, lambda: read_rows(store, path))
 
 
 def _examine(

@@ -22,7 +22,7 @@ from two_way_by_hand import interval_of, share_interval
 from pipeline.dataset.config import ComposeConfig, SegmentConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import Staging
-from pipeline.generate.scenes import DrawnScenes, examine_scenes, list_scenes
+from pipeline.generate.scenes import SCENES, DrawnScenes, examine_scenes, list_scenes
 from pipeline.storage.store import Store
 from transforms.annotations import Box
 from transforms.codec import decode_image
@@ -339,6 +339,27 @@ def test_scenes_are_known_by_what_they_hold(places: Path, tmp_path: Path) -> Non
     write_noise(copied / "place_0.png", 55)
     assert list_scenes(str(copied)).summary != list_scenes(str(places)).summary
     assert list_scenes(str(copied)).summary.startswith("6 pictures, sha256 ")
+
+
+def test_a_damaged_table_of_scenes_is_made_again(tmp_path: Path) -> None:
+    folder, store = tmp_path / "places", Store(str(tmp_path / "out"))
+    write_noise(folder / "place_0.png", 0)
+    config, staging = SegmentConfig(image_size=32, resize=32), Staging(store, "staging")
+
+    def examined() -> tuple[tuple[str, int], ...]:
+        summary = list_scenes(str(folder)).summary
+        return examine_scenes(str(folder), summary, config, staging).statuses
+
+    assert examined() == (("accepted", 1),)
+    whole = store.read(staging.staged(SCENES))
+    damaged = b"PAR1" + bytes(200) + whole[204:]
+    for path in (SCENES, staging.staged(SCENES)):
+        store.write(path, damaged)
+    assert examined() == (("accepted", 1),)
+    assert store.read(staging.staged(SCENES)) == whole
+    # Other pictures, and what is known of them is damaged.
+    write_noise(folder / "place_1.png", 1)
+    assert examined() == (("accepted", 2),)
 
 
 def test_every_accepted_scene_can_be_read(tmp_path: Path) -> None:
