@@ -28,6 +28,7 @@ from llvmlite import binding
 from packaging.requirements import Requirement
 
 from pipeline.commands import template
+from pipeline.commands.flags import flags_of
 from pipeline.commands.parser import build_parser
 from pipeline.runners.beam_options import unknown_to_beam
 from transforms.grabcut import Unavailable, cache
@@ -83,6 +84,9 @@ def test_every_flag_of_the_job_is_a_parameter() -> None:
         ("seed", "-1", "1.5"),
         ("encoding", "png", "gif"),
         ("per_class", "100", "most"),
+        ("attack", "100x200", "FxB"),
+        ("attack", "allx20", "0x20"),
+        ("precision", "bf16", "half"),
         ("saliency", "9", "0"),
         ("num_workers", "3", "0"),
     ],
@@ -91,6 +95,14 @@ def test_wrong_values_are_refused_before_a_launch(name: str, right: str, wrong: 
     (regex,) = parameters()[name]["regexes"]
     assert re.match(regex, right)
     assert not re.match(regex, wrong)
+
+
+def test_every_flag_with_choices_is_a_menu() -> None:
+    flags = {flag.dest: flag for flag in flags_of("run") if flag.choices}
+    assert {"objects", "precision", "interpolation"} <= set(flags)
+    for name, flag in flags.items():
+        options = [option["value"] for option in parameters()[name]["enumOptions"]]
+        assert options == list(flag.choices or ())
 
 
 def test_defaults_pass_their_own_check_and_the_command_line() -> None:

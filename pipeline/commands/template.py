@@ -38,12 +38,15 @@ _FOLDER = "^gs://[a-z0-9][a-z0-9._-]+[a-z0-9](/.*)?$"
 _BOOLEAN = "^([Tt]rue|[Ff]alse)$"
 _NUMBERS = {int: "^-?[0-9]+$", float: "^-?[0-9]+([.][0-9]+)?$"}
 _COUNT = "[1-9][0-9]*"
+_SIDE = f"(all|{_COUNT})"
+_PLACEHOLDERS = {"N": _COUNT, "FxB": f"{_SIDE}x{_SIDE}"}
+"""What may be typed for an alternative that is not the word itself."""
 
 
 def _alternatives(flag: Flag) -> tuple[str, ...]:
-    """Returns the alternatives in a flag's placeholder, such as ("all", "N") for `all|N`. `N` alone
-    counts as an alternative, too; any other placeholder without `|` has none."""
-    words = tuple(flag.metavar.split("|"))
+    """Returns a flag's choices, or the alternatives in its placeholder, such as ("all", "N") for
+    `all|N`. `N` alone counts as an alternative, too; any other placeholder without `|` has none."""
+    words = flag.choices or tuple(flag.metavar.split("|"))
     return words if len(words) > 1 or flag.metavar == "N" else ()
 
 
@@ -60,10 +63,10 @@ def _regex(flag: Flag) -> str | None:
     if flag.type in _NUMBERS:
         return _NUMBERS[flag.type]
     words = _alternatives(flag)
-    # Words in capitals, such as N, are placeholders; other words stand for themselves.
-    if any(word.isupper() and word != "N" for word in words):
+    # Words with capitals, such as N, are placeholders; other words stand for themselves.
+    if any(not word.islower() and word not in _PLACEHOLDERS for word in words):
         return None
-    parts = [_COUNT if word.isupper() else re.escape(word) for word in words]
+    parts = [_PLACEHOLDERS.get(word) or re.escape(word) for word in words]
     return f"^({'|'.join(parts)})$" if parts else None
 
 
@@ -75,7 +78,7 @@ def _kind(flag: Flag) -> dict[str, Any]:
         is_written = flag.is_required or flag.dest == "publish"
         return {"paramType": "GCS_WRITE_FOLDER" if is_written else "GCS_READ_FOLDER"}
     words = _alternatives(flag)
-    if words and not any(word.isupper() for word in words):
+    if words and all(word.islower() for word in words):
         return {
             "paramType": "ENUM",
             "enumOptions": [{"value": word, "label": word} for word in words],
