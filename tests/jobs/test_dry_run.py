@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import re
 import shutil
+from hashlib import md5
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-from conftest import manifest_of, run_in9, stamps
+from conftest import Run, darken, manifest_of, pictures_of, run_in9, stamps
+
+from pipeline.commands.command_line import parse_command_line
+from pipeline.commands.job_flags import job_from_flags
+from pipeline.jobs.dry_run.forecast import make_forecast
+from pipeline.storage.store import Store
 
 
 def test_a_forecast_agrees_with_the_job(small_input: Path, tmp_path: Path) -> None:
@@ -110,3 +117,63 @@ def test_what_an_attack_will_take_is_said_and_its_flags_are_checked(
     assert re.search(r"efficientnet_lite0: about .* with 12 composites", done.stdout)
     refused = run_in9(*flags, "--attack", 4, "--variants", "original,only_fg", check=2)
     assert "the dataset has no fg_mask, only_bg_t" in refused.stderr
+
+
+def test_an_impossible_size_in_an_annotation_rejects_before_the_first_run(
+    run_small: Run, small_input: Path
+) -> None:
+    xml = min(small_input.glob("Annotations/val/*.xml"))
+    xml.write_text(re.sub("<width>.*?</width>", "<width>0</width>", xml.read_text()))
+    printed = run_small("generate", "--segmenter", "box", "--dry_run")
+    assert "1 rejected for name or annotation alone (1 size_mismatch)" in printed
+    assert "0 segmented already, 17 to segment" in printed
+
+
+def test_of_images_with_one_key_the_forecast_takes_that_of_the_job(
+    run_small: Run, small_input: Path, tmp_path: Path
+) -> None:
+    first, *_, last = pictures_of(small_input)
+    keys = [first.stem, last.stem]
+    # The lower path has the lower MD5 for the first key, and the higher MD5 for the second.
+    for picture, is_reversed in ((first, False), (last, True)):
+        other = (last if picture is first else first).parent / picture.name
+        shutil.copy(picture, other)
+        darken(other)
+        contents = sorted(
+            (md5(path.read_bytes()).hexdigest(), path.read_bytes()) for path in (picture, other)
+        )
+        paths = sorted([picture, other], reverse=is_reversed)
+        for path, (_, content) in zip(paths, contents, strict=True):
+            path.write_bytes(content)
+    flags = ("--segmenter", "box", "--max_box", "1")
+    run_small("generate", *flags)
+    index = pq.read_table(tmp_path / "out" / "index").to_pylist()
+    accepted = {row["key"]: row["path"] for row in index if row["status"] == "accepted"}
+    words = ["generate", "--input", str(small_input), "--output", str(tmp_path / "out"), *flags]
+    words += ["--images_per_shard", "2", "--formats", "parquet"]
+    arguments, _ = parse_command_line([*words, "--variants", "original,mixed_same,mixed_rand"])
+    job = job_from_flags(arguments, Store(str(tmp_path / "out")))
+    (split,) = make_forecast(job).splits
+    taken = {image.key: image.path for image in split.candidates if image.key in keys}
+    assert set(taken) == set(keys)
+    assert all(path.endswith(accepted[key]) for key, path in taken.items())
+
+
+def test_a_name_that_cannot_be_printed_stops_no_later_forecast(
+    run_small: Run, small_input: Path
+) -> None:
+    picture = pictures_of(small_input)[0]
+    shutil.copy(picture, picture.with_name("a\x01b.JPEG"))
+    run_small("generate", "--segmenter", "box")
+    assert "(1 invalid_key)" in run_small("generate", "--segmenter", "box", "--dry_run")
+
+
+def test_a_damaged_record_leaves_its_images_to_segment(run_small: Run, tmp_path: Path) -> None:
+    run_small("generate", "--segmenter", "box")
+    record = max((tmp_path / "out" / "layers").glob("*.parquet"), key=lambda p: p.stat().st_size)
+    data = bytearray(record.read_bytes())
+    data[4:400] = bytes(396)  # The metadata at the end stays as it is.
+    record.write_bytes(data)
+    printed = run_small("generate", "--segmenter", "box", "--dry_run")
+    assert re.search("val: 1[0-7] segmented already, [1-8] to segment", printed)
+    assert "dataset: up to date" not in printed

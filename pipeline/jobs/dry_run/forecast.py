@@ -9,23 +9,26 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from pipeline.dataset.config import DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import read_manifest
-from pipeline.dataset.records import ACCEPTED, read_rows, source_key
+from pipeline.dataset.records import ACCEPTED, count_sources, read_rows, source_key
 from pipeline.dataset.shards import layer_record
-from pipeline.generate.cut_source import known_digest, reject_by_name
+from pipeline.generate.cut_source import by_content, known_digest, reject_by_name
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.list_split import list_split
 from pipeline.generate.plan import mixed_variants
 from pipeline.generate.previous_layers import PreviousLayers, find_layers
-from pipeline.generate.shard_elements import make_shards
-from pipeline.inputs.checksums import Checksums
+from pipeline.generate.shard_elements import SourceShard, make_shards
+from pipeline.inputs.checksums import Checksums, KnownContent
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.location import read_location
 from pipeline.inputs.source_images import SourceImage
+from pipeline.storage.state_files import read_intact
+from pipeline.storage.store import Store
 from transforms.cutting import check_annotation
 from transforms.filters import Reason
 from transforms.pairing import group_numbers
@@ -46,7 +49,12 @@ _BY_ANNOTATION = frozenset(
         Reason.BOX_OFF_CENTER,
     }
 )
-"""Reasons for rejection that are known without opening the picture."""
+"""Reasons in a record that names or annotations alone have shown. Annotations may also lead to
+`too_many_pixels` and `size_mismatch`, but in a record these usually come from the picture."""
+
+_WITHOUT_OWN_KEY = frozenset({Reason.INVALID_KEY, Reason.DUPLICATE_KEY})
+"""Reasons for which the key in a record does not identify an image: it may be escaped or shortened,
+or is that of another image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +68,10 @@ class SplitForecast:
       other_files: number of files among the images that have no image suffix.
       classes: number of listed images by superclass name.
       rejected: number of images by reason for rejection, as far as names and annotations show it.
-      done: number of images whose outcome is known from an earlier run: it has stored a layer, or
-        has rejected the image for its pixels.
-      accepted: images with stored layers; an image with several layers is repeated for each.
+      done: number of images whose outcome is known from an earlier run: it has accepted the image,
+        or has rejected it for its pixels.
+      accepted: images that an earlier run has accepted; an image with several accepted objects is
+        repeated for each.
       left: images to segment.
       served: for each of `candidates`, whether it would find a background for every mixed variant
         if all candidates were accepted.
@@ -131,47 +140,56 @@ def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecas
     split = layout.split
     images, totals = list_split(job, layout)
     previous = PreviousLayers(job.store, split, job.previous.get(split, totals.counts))
-    images_by_status: Counter[str] = Counter()
+    rejected: Counter[str] = Counter()
+    done = 0
     accepted: list[SourceImage] = []
     left: list[SourceImage] = []
     unchanged = True
-    for shard in make_shards(images, totals):
-        checksums = Checksums.for_shard(job.store, split, shard.shard)
+    for listed in make_shards(images, totals):
+        checksums = Checksums.for_shard(job.store, split, listed.shard)
+        shard = dataclasses.replace(listed, images=_by_known_content(listed.images, checksums))
         digests = [known_digest(i, job.config.segment, checksums.known) for i in shard.images]
         # With `--layers drop`, the dataset has no tars of layers.
         need_files = job.config.layers == "keep"
         layers = find_layers(
             job.layer_staging(), shard, digests, job.config.segment, need_files=need_files
         )
-        unchanged &= layers is not None and layers.path == layer_record(split, shard.shard)
-        if layers is not None:
-            by_key = {image.key: image for image in shard.images}
-            columns = ["key", "object", "status"]
+        rows = None if layers is None else _read_complete(job.store, layers.path, shard)
+        is_in_place = layers is not None and layers.path == layer_record(split, shard.shard)
+        unchanged &= is_in_place and rows is not None
+        recorded: list[tuple[SourceImage, list[str]]] = []
+        if rows is not None:
+            # Among images of the same key it is the first, because the others are rejected.
+            by_key = {image.key: image for image in reversed(shard.images)}
             statuses_by_key: dict[str, list[str]] = {}
-            for row in read_rows(job.store, layers.path, columns):
-                # The rows of one key are those of one image, except for the images that were
-                # rejected because another image has the same key.
-                if row["status"] == Reason.DUPLICATE_KEY:
-                    images_by_status[row["status"]] += 1
+            for row in rows:
+                # The key of an image's object may be invalid, too, but the image's own is not.
+                if not row["object"] and row["status"] in _WITHOUT_OWN_KEY:
+                    rejected[row["status"]] += 1
                 else:
                     statuses_by_key.setdefault(source_key(row), []).append(row["status"])
-            for key, statuses in statuses_by_key.items():
-                images_by_status[ACCEPTED if ACCEPTED in statuses else statuses[0]] += 1
-                accepted += [by_key[key]] * statuses.count(ACCEPTED)
-            continue
-        for position, image in enumerate(shard.images):
-            preceding = shard.images[position - 1] if position else None
-            statuses = _statuses(image, preceding, digests[position], previous, job.config.segment)
-            if not statuses:
-                left.append(image)
+            recorded += [(by_key[key], statuses) for key, statuses in statuses_by_key.items()]
+        else:
+            for position, image in enumerate(shard.images):
+                preceding = shard.images[position - 1] if position else None
+                by_name = reject_by_name(image, preceding)
+                if by_name is not None:
+                    rejected[by_name[0]] += 1
+                    continue
+                digest = digests[position]
+                kept = [] if digest is None else previous.rows(image.key, digest)
+                if kept:
+                    recorded.append((image, [row["status"] for row in kept]))
+                elif reason := _reject_by_annotation(image, job.config.segment):
+                    rejected[reason] += 1
+                else:
+                    left.append(image)
+        for image, statuses in recorded:
+            if _BY_ANNOTATION.issuperset(statuses):
+                rejected[statuses[0]] += 1
             else:
-                images_by_status[ACCEPTED if ACCEPTED in statuses else statuses[0]] += 1
-                accepted += [image] * statuses.count(ACCEPTED)
-    rejected = {
-        status: images_by_status[status]
-        for status in sorted(images_by_status)
-        if status in _BY_ANNOTATION
-    }
+                done += 1
+            accepted += [image] * statuses.count(ACCEPTED)
     names = (job.taxonomy.names[i.label] for i in images if i.label != OUTSIDE)
     forecast = SplitForecast(
         split=split,
@@ -179,8 +197,8 @@ def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecas
         outside=totals.outside,
         other_files=totals.other_files,
         classes=dict(Counter(names)),
-        rejected=rejected,
-        done=images_by_status.total() - sum(rejected.values()),
+        rejected={str(reason): rejected[reason] for reason in sorted(rejected)},
+        done=done,
         accepted=tuple(accepted),
         left=tuple(left),
         served=_served([*accepted, *left], job.config),
@@ -207,36 +225,31 @@ def _served(images: Sequence[SourceImage], config: DatasetConfig) -> tuple[bool,
     return tuple(served.tolist())
 
 
-def _statuses(
-    image: SourceImage,
-    preceding: SourceImage | None,
-    digest: str | None,
-    previous: PreviousLayers,
-    config: SegmentConfig,
-) -> list[str]:
-    """Returns the status of an image, or of each of its objects, if it is known without opening the
-    image; else an empty list.
+def _by_known_content(
+    images: Sequence[SourceImage], checksums: Checksums
+) -> tuple[SourceImage, ...]:
+    """Sorts the images of a shard as the job does, as far as their MD5s are known without reading
+    them."""
+    return by_content(images, lambda content: checksums.known(content) or KnownContent(""))
 
-    Args:
-      image: the image.
-      preceding: see `reject_by_name`.
-      digest: digest of the image; None if it is not known.
-      previous: the layers of earlier runs.
-      config: configuration of the layers.
-    """
-    by_name = reject_by_name(image, preceding)
-    if by_name is not None:
-        return [str(by_name[0])]
-    rows = [] if digest is None else previous.rows(image.key, digest)
-    if rows:
-        return [str(row["status"]) for row in rows]
+
+def _read_complete(store: Store, path: str, shard: SourceShard) -> list[dict[str, Any]] | None:
+    """Reads the rows of a shard's record; returns None if the job would find it damaged, and make
+    the shard again."""
+    columns = ["key", "object", "status"]
+    rows = read_intact(store, path, lambda: read_rows(store, path, columns))
+    return None if rows is None or count_sources(rows) != len(shard.images) else rows
+
+
+def _reject_by_annotation(image: SourceImage, config: SegmentConfig) -> Reason | None:
+    """Returns the reason for which an image will be rejected, if its annotation or the lack of a
+    file shows it."""
     if config.is_whole:  # Such an image needs no annotation.
-        return []
+        return None
     if takes_masks(config.segmenter):
         if image.mask is None:
-            return [str(Reason.MISSING_ANNOTATION)]
+            return Reason.MISSING_ANNOTATION
         if image.annotation is None:  # A mask is enough; boxes are optional.
-            return []
+            return None
     annotation = None if image.annotation is None else read_location(image.annotation)
-    reason = check_annotation(annotation, config.rules)
-    return [] if reason is None else [str(reason)]
+    return check_annotation(annotation, config.rules)
