@@ -123,11 +123,13 @@ _WHERE = re.compile(r" \[while running .*\]$", re.DOTALL)
 
 
 def _translate(error: Exception) -> Exception:
-    """Returns the UsageError or JobError to raise for an error from a runner: the error itself if
-    it is one of ours, or else the error in the last line of its text that names one. Runners put
-    the traceback of a worker's error into that text."""
+    """Returns the UsageError or JobError to raise for an error from a runner: with its own message
+    if it is one of ours, or else for the error in the last line of its text that names one. Runners
+    put the traceback of a worker's error into that text."""
     if isinstance(error, UsageError | JobError):
-        return type(error)(_WHERE.sub("", str(error)))
+        # Constructors of subclasses may take more than a message.
+        kind = UsageError if isinstance(error, UsageError) else JobError
+        return kind(_WHERE.sub("", str(error)))
     if type(error).__name__ == "DataflowJobAlreadyExistsError":
         return JobError(f"a job of the same name is running; wait until it has ended ({error})")
     explained = explain(error)

@@ -33,7 +33,8 @@ def run_locally(progress: Progress, log: str) -> Iterator[None]:
 
 def _translate(error: Exception) -> Exception:
     if isinstance(error, UsageError | JobError):
-        return type(error)(str(error))
+        # Constructors of subclasses may take more than a message.
+        return (UsageError if isinstance(error, UsageError) else JobError)(str(error))
     return JobError(f"{type(error).__name__}: {error}. Run the same command again to go on")
 
 
