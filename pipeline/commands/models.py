@@ -23,6 +23,8 @@ def run_models(arguments: argparse.Namespace) -> int:
       UsageError: flags do not fit together, an entry is not valid, or a pattern matches nothing.
       JobError: a model could not be fetched.
     """
+    if arguments.weights and (arguments.action == "fetch" or arguments.pattern or arguments.models):
+        raise UsageError("--weights is for in9 models list without names; leave it out")
     if arguments.action == "fetch":
         if arguments.pattern:
             raise UsageError(f"name models by flag: in9 models fetch --models {arguments.pattern}")
@@ -83,7 +85,16 @@ def _fetch(models: tuple[str, ...], to: str) -> int:
 
 def _list_matching(pattern: str) -> None:
     """Prints the model names that match a pattern, from the catalogues of packaged models, of timm
-    and of the installed sources. Raises UsageError if there is none."""
+    and of the installed sources.
+
+    Raises:
+      UsageError: no name matches, or the library of the pattern's source is not installed.
+    """
+    named = SOURCES.get(pattern.partition(":")[0]) if ":" in pattern else None
+    if named is not None and (missing := named.missing()):
+        raise UsageError(
+            f"{pattern} needs {' and '.join(missing)}: pip install {' '.join(missing)}"
+        )
     names = [*PACKAGED.catalogue(), *TIMM.catalogue()]
     for prefix, source in SOURCES.items():
         # Reading a catalogue may mean importing a large library, so it is not read for a pattern
@@ -100,11 +111,12 @@ def _list_matching(pattern: str) -> None:
 
 
 def _remark(name: str) -> str:
-    """Returns what to print after a model's name: for a packaged model, that it is packaged or how
-    to install its package; for a timm model, its input size and, if a plain name such as `resnet50`
-    stands for it, that name; for other models, nothing."""
+    """Returns what to print after a model's name: for a packaged model, that its package is
+    installed or how to install it; for a timm model, its input size and, if a plain name such as
+    `resnet50` stands for it, that name; for other models, nothing."""
     if name in PACKAGED.catalogue():
-        return "packaged" if PACKAGED.has_package(name) else f"pip install {distribution(name)}"
+        is_here = PACKAGED.has_package(name)
+        return "package installed" if is_here else f"pip install {distribution(name)}"
     if ":" in name:
         return ""
     plain = name.partition(".")[0]

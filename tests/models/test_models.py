@@ -773,7 +773,10 @@ def test_evaluation_takes_weights_from_the_folder(
 
 
 def test_models_command_says_what_is_wrong(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, my_models: str
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    my_models: str,
 ) -> None:
     def refusal(*arguments: object, code: int = 2) -> str:
         assert in9("models", *arguments) == code
@@ -784,6 +787,11 @@ def test_models_command_says_what_is_wrong(
     assert "fetch needs --models A,B and --to DIR" in refusal("fetch", "--models", "resnet50")
     assert "matches resnet5O; close to it" in refusal("list", "resnet5O")
     assert "timm has no model 'nosuch'" in refusal("list", "--models", "resnet18,nosuch")
+    for ignoring in (["list", "resnet*"], ["list", "--models", "resnet18"], ["fetch"]):
+        assert "leave it out" in refusal(*ignoring, "--weights", tmp_path)
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    needs = "open_clip:* needs open_clip_torch: pip install open_clip_torch"
+    assert needs in refusal("list", "open_clip:*")
     assert "timm has no model" in refusal("fetch", "--models", "resnet5O", "--to", tmp_path)
     both = f"python:{my_models}:failing,python:{my_models}:plain"
     line = refusal("fetch", "--models", both, "--to", tmp_path / "w", code=1)
