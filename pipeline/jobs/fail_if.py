@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import UsageError
@@ -161,6 +161,16 @@ class ConditionResult:
     line: str
 
 
+def is_of_evaluation(
+    summary: Mapping[str, Any], entries: Container[str], eval_settings: Mapping[str, Any]
+) -> bool:
+    """Returns whether a summary is of one of the entries, and was made with these settings."""
+    evaluation = summary["evaluation"]
+    return summary["entry"] in entries and all(
+        evaluation.get(name) == value for name, value in eval_settings.items()
+    )
+
+
 def judge(
     conditions: Iterable[Condition],
     summaries: Iterable[Mapping[str, Any]],
@@ -180,10 +190,7 @@ def judge(
     conditions = tuple(conditions)
     by_entry: dict[str, list[Mapping[str, Any]]] = {entry: [] for entry in entries}
     for summary in summaries:
-        evaluation = summary["evaluation"]
-        if summary["entry"] in by_entry and all(
-            evaluation.get(name) == value for name, value in eval_settings.items()
-        ):
+        if is_of_evaluation(summary, by_entry, eval_settings):
             by_entry[summary["entry"]].append(summary)
     errors = {failure["entry"]: failure for failure in failed}
     for entry, entry_summaries in by_entry.items():
@@ -192,7 +199,8 @@ def judge(
                 reason = f"{display_name(errors[entry])} failed: {errors[entry]['error']}"
                 yield ConditionResult(None, f"--fail_if {condition.text} is not tested: {reason}")
             elif not entry_summaries:
-                yield ConditionResult(None, f"--fail_if {condition.text}: {entry} has no results")
+                reason = f"{entry} has no results"
+                yield ConditionResult(None, f"--fail_if {condition.text} is not tested: {reason}")
             else:
                 yield from (_judge(condition, summary) for summary in entry_summaries)
 
@@ -203,7 +211,9 @@ def _judge(condition: Condition, summary: Mapping[str, Any]) -> ConditionResult:
     row = condition.row(summary)
     if row is None:
         return ConditionResult(
-            None, f"--fail_if {condition.text} is not tested: {name} was shown no pictures"
+            None,
+            f"--fail_if {condition.text} is not tested: {name} has no result for "
+            f"{condition.measure}",
         )
     value = row["gap"] if condition.measure == GAP else row["accuracy"]
     interval_satisfies = condition.holds(row["ci_low"]) and condition.holds(row["ci_high"])

@@ -19,7 +19,7 @@ from pipeline.errors import JobError
 from pipeline.evaluate.failures import errors_by_model, read_failures
 from pipeline.evaluate.result_files import display_name
 from pipeline.evaluate.summaries import read_summaries
-from pipeline.jobs.fail_if import Condition, judge
+from pipeline.jobs.fail_if import Condition, is_of_evaluation, judge
 from pipeline.runtime.lock import DATASET_LOCK, release
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import WORK_FOLDER, Store
@@ -73,7 +73,7 @@ class JobSummary:
             entries = self.evaluation.models
             summaries, _ = read_summaries(dataset)
             settings = self.evaluation.eval_settings
-            ours = [s for s in summaries if s["entry"] in entries and _matches(s, settings)]
+            ours = [s for s in summaries if is_of_evaluation(s, entries, settings)]
             failed, _ = read_failures(self.store, manifest.fingerprint, "evaluate")
             content["models"] = {display_name(s): _figures(s) for s in ours}
             content["failed"] = errors_by_model(failed, entries)
@@ -81,11 +81,6 @@ class JobSummary:
             lines = (verdict.line for verdict in verdicts if verdict.holds)
             content["fail_if"] = [line.removeprefix("--fail_if ") for line in lines]
         return content
-
-
-def _matches(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Returns whether a summary comes from an evaluation with these settings."""
-    return all(summary["evaluation"].get(name) == value for name, value in settings.items())
 
 
 def _figures(summary: Mapping[str, Any]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from pipeline.runtime.progress import Progress, show_progress
 
 _LOCAL_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "FnApiRunner", "SwitchingDirectRunner")
 _LOST_ELEMENTS = (
-    "--direct_running_mode=multi_threading silently loses elements in Beam 2.77; "
+    "--direct_running_mode=multi_threading silently loses elements in Beam; "
     "use in_memory (the default, with threads) or multi_processing"
 )
 
@@ -41,8 +41,7 @@ def _beam_parser() -> argparse.ArgumentParser:
     """Returns a parser of all flags that Beam knows."""
     parser = _BeamParser(add_help=False, conflict_handler="resolve", allow_abbrev=False)
     for options in PipelineOptions.__subclasses__():
-        with contextlib.suppress(argparse.ArgumentError):
-            options._add_argparse_args(parser)
+        options._add_argparse_args(parser)
     return parser
 
 
@@ -94,7 +93,6 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
         chosen = any(argument.startswith("--direct_num_workers") for argument in arguments)
         if not chosen or direct.direct_num_workers == 0:
             direct.direct_num_workers = usable_cores()
-        prepare(options, arguments)
         return options
     # `prepare` comes before `create_runner`, because it refuses runners whose results are wrong,
     # whether or not they can be created.

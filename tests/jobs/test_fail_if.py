@@ -128,6 +128,7 @@ def test_only_the_models_of_the_job_are_judged() -> None:
     assert verdict.holds
     (verdict,) = judge([condition], others, [], ["m"], HOW)
     assert verdict.holds is None
+    assert verdict.line == "--fail_if bg_gap>0.01 is not tested: m has no results"
     # Results of an earlier run do not stand for a run that failed.
     failure = {"entry": "m", "model": "m.tag", "error": "no memory", "evaluation": HOW}
     for summaries in ([], [summary()]):
