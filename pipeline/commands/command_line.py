@@ -28,8 +28,9 @@ def parse_command_line(words: Sequence[str]) -> tuple[argparse.Namespace, list[s
     """
     parser = build_parser()
     arguments, rest = parser.parse_known_args(words)
-    # The first word is the command: flags before it, such as --version, have ended the process.
     command, *others = words
+    if command != arguments.command:
+        raise UsageError(f"flags stand behind the command: in9 {arguments.command} {command}")
     check_rest(command, rest, others)
     if arguments.config is None:
         return arguments, rest

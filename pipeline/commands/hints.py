@@ -114,7 +114,7 @@ def _describe_argument(argument: str, own: Sequence[Flag], words: Sequence[str])
     before = list(words[: words.index(argument)])
     while before and not before[-1].startswith("--"):
         before.pop()
-    last = before[-1] if before else ""
+    last = underscored(before[-1]) if before else ""
     given_flags = {flag_of(word) for word in words}
     for flag in own:
         if flag.name == last and (

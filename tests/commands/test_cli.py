@@ -104,6 +104,7 @@ def dataset(tmp_path: Path) -> Path:
         (("--models", "net.onnx"), "use onnx:net.onnx"),
         (("--models", "resnet50.pth"), "add its architecture, such as resnet50=resnet50.pth"),
         (("--models", "resnet50", "resnet18"), "'resnet18': say --models resnet50,resnet18"),
+        (("--fail-if", "bg_gap>0", "no_fg<1"), "'no_fg<1': say --fail_if bg_gap>0,no_fg<1"),
         (
             ("--precision", "fp8"),
             "--precision: invalid choice: 'fp8' (choose from 'fp32', 'tf32', 'bf16')",

@@ -93,6 +93,12 @@ def test_files_that_hold_something_else_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_flags_before_the_command_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag in ("--runner=DirectRunner", "--output=out", "-x"):
+        line = refusal(capsys, flag, "run")
+        assert line == f"in9: flags stand behind the command: in9 run {flag}"
+
+
 def test_a_file_that_is_not_there_is_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
