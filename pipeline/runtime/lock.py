@@ -72,6 +72,13 @@ def model_lock(folder: str, group: int) -> str:
     return f"{WORK_FOLDER}/lock-{folder}-{group}"
 
 
+class _Content(TypedDict, total=False):
+    """What a claim stores."""
+
+    job: str
+    owner: dict[str, Any]
+
+
 class _OwnerProcess(TypedDict):
     host: str
     place: str
@@ -102,13 +109,13 @@ class Holder:
     def from_claim(cls, claim: PathClaim) -> Holder:
         """Returns the holder that a claim names."""
         with contextlib.suppress(ValueError):
-            content = parse_json(claim.metadata, dict[str, Any])
+            content = parse_json(claim.metadata, _Content)
             owner = content.get("owner", {})
             if "dataflow" in owner:
                 msgspec.convert(owner["dataflow"], _OwnerJob)
             else:
                 msgspec.convert(owner, _OwnerProcess)
-            return cls(str(content.get("job", "")), owner)
+            return cls(content.get("job", ""), owner)
         return cls("", {})
 
     def __str__(self) -> str:

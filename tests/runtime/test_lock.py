@@ -142,7 +142,9 @@ def test_a_zombie_has_ended(tmp_path: Path) -> None:
             pass
 
 
-@pytest.mark.parametrize("content", [None, b"", b"junk", b"{}", b'{"owner": {"pid": 0}}'])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"junk", b"{}", b'{"owner": {"pid": 0}}', b'{"owner": 0}']
+)
 def test_a_damaged_lock_is_nobodys(
     content: bytes | None,
     tmp_path: Path,
