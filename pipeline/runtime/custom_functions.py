@@ -45,7 +45,9 @@ def import_function(target: str, origin: str, example: str) -> Callable[..., Any
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
-        culprit = f"{path} is" if error.name == path else f"{path} imports {error.name}, which is"
+        # A package that the module would be in may be missing, too.
+        is_ours = f"{path}.".startswith(f"{error.name}.")
+        culprit = f"{error.name} is" if is_ours else f"{path} imports {error.name}, which is"
         raise UsageError(f"{origin}: {culprit} not found; put its folder on PYTHONPATH") from error
     except Exception as error:  # A user's module may raise anything.
         raise UsageError(

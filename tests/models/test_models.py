@@ -484,6 +484,7 @@ def test_wrong_functions_are_named(my_models: str) -> None:
     for spec, message in (
         ("python:my_models", "must look like python:my_models:trained"),
         ("python:none_models:f", "none_models is not found; put its folder on PYTHONPATH"),
+        ("python:none_models.nets:f", "python:none_models.nets:f: none_models is not found"),
         ("python:broken_models:f", "cannot be imported .ZeroDivisionError"),
         ("python:my_models:plane", "my_models has no function 'plane'"),
     ):
