@@ -27,7 +27,7 @@ from pipeline.dataset.latest import (
 )
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.errors import JobError, UsageError
-from pipeline.jobs.changes.describe import describe_changes
+from pipeline.jobs.changes.describe import describe_changes, summary_of, to_markdown
 from pipeline.jobs.changes.images import State
 from pipeline.jobs.publish import PublishPlan, check_publishing, describe_published, publish
 from pipeline.storage.gcs_files import GcsFiles
@@ -496,3 +496,19 @@ def test_versions_in_object_storage_are_copied_by_it(
         assert plan.target.below(name).sizes("") == {}
         assert_sound(plan.target.root)
         assert "none in images, none in accuracies" in describe_published(plan.target, True)
+
+
+def test_the_line_that_sums_up_changes_leaves_no_kind_out() -> None:
+    same = {"count": 0, "images": []}
+    none = dict.fromkeys(("added", "removed", "changed", "rejected", "accepted"), same)
+    row = {"variant": "original", "difference": 0.1, "ci_low": 0.0, "ci_high": 0.2}
+    model = {"model": "m", "causes": ["weights"], "n": 9, "rows": [row]}
+    for images, models, line in (
+        ({"accepted": {"count": 2, "images": []}}, [], "images: 2 accepted"),
+        ({"repaired": {"mixed_rand": 3}}, [], "images: 3 other backgrounds"),
+        ({}, [model], "none in images, none in BG-Gap"),
+        ({}, [], "none in images, none in accuracies"),
+    ):
+        of_val = {**none, "repaired": {}, **images}
+        changes = {"from": "a", "to": "b", "causes": {}, "images": {"val": of_val}}
+        assert summary_of(to_markdown({**changes, "models": models, "new_models": []})) == line

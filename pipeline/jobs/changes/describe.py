@@ -106,17 +106,17 @@ def summary_of(markdown: str) -> str:
 
 
 def _one_line(changes: Mapping[str, Any]) -> str:
-    """Sums up the changes: numbers of images, and BG-Gaps of models."""
-    kinds = {"added": "added", "removed": "removed", "changed": "changed", "rejected": "rejected"}
+    """Sums up the changes: numbers of images (of replaced backgrounds if there is no other change
+    of images), BG-Gaps of models, and new models."""
+    splits = changes["images"].values()
     images = [
-        f"{count} {verb}"
-        for kind, verb in kinds.items()
-        if (
-            count := sum(
-                (split[kind] or {"count": 0})["count"] for split in changes["images"].values()
-            )
-        )
+        f"{count} {kind}"
+        for kind in _KINDS
+        if (count := sum((split[kind] or {"count": 0})["count"] for split in splits))
     ]
+    replaced = sum(sum(split["repaired"].values()) for split in splits)
+    if replaced and not images:
+        images = [f"{replaced} other backgrounds"]
     parts = [f"images: {', '.join(images)}"] if images else []
     parts += [
         f"{model['model']}: BG-Gap {_difference(row)} ({_causes(model)})"
@@ -126,7 +126,9 @@ def _one_line(changes: Mapping[str, Any]) -> str:
     ]
     if changes["new_models"]:
         parts.append(f"new models: {', '.join(changes['new_models'])}")
-    return "; ".join(parts) or "none in images, none in accuracies"
+    # A model may lack BG-Gap, but differ in other accuracies.
+    is_same = not any(row["difference"] for model in changes["models"] for row in model["rows"])
+    return "; ".join(parts) or f"none in images, none in {'accuracies' if is_same else 'BG-Gap'}"
 
 
 def _lines(changes: Mapping[str, Any]) -> Iterator[str]:
