@@ -361,7 +361,7 @@ SECTIONS = (
             "X",
             "leave this share of the split out of training, and validate on it",
             0.0,
-            float,
+            share,
         ),
     ),
     section(
