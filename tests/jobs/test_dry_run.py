@@ -177,3 +177,22 @@ def test_a_damaged_record_leaves_its_images_to_segment(run_small: Run, tmp_path:
     printed = run_small("generate", "--segmenter", "box", "--dry_run")
     assert re.search("val: 1[0-7] segmented already, [1-8] to segment", printed)
     assert "dataset: up to date" not in printed
+
+
+def test_what_is_held_out_of_the_evaluation_is_not_estimated(run_small: Run) -> None:
+    flags = ("--segmenter", "box", "--dry_run")
+    counts = [
+        int(re.findall(r"for (\d+) pictures on", run_small("run", *flags, *holdout))[0])
+        for holdout in ((), ("--holdout", "0.5"))
+    ]
+    assert counts[1] == pytest.approx(counts[0] / 2, abs=1)
+
+
+def test_images_with_several_objects_are_measured_once(run_small: Run, small_input: Path) -> None:
+    for xml in small_input.glob("Annotations/val/*.xml"):
+        boxes = re.findall("<object>.*?</object>", xml.read_text(), re.DOTALL)
+        xml.write_text(xml.read_text().replace(boxes[0], boxes[0] * 2))
+    flags = ("--segmenter", "box", "--objects", "each")
+    run_small("generate", *flags)
+    again = (*flags, "--seed", "1", "--overwrite", "config", "--dry_run")
+    assert "measured on 18 images" in run_small("generate", *again)

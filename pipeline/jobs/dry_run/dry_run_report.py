@@ -32,6 +32,7 @@ from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture
 
 if TYPE_CHECKING:
+    from pipeline.evaluate.evaluation import Evaluation
     from pipeline.models.loaded import LoadedModel
     from pipeline.models.predict import Predictor
 
@@ -164,13 +165,12 @@ def _existing(path: str) -> str:
     return path
 
 
-def _expected_pictures(
-    job: GenerateJob, forecast: Forecast, measured: MeasuredCost, split: str
-) -> int:
-    """Estimates how many pictures a model will be evaluated on."""
-    variants = sum(is_picture(name) for name in job.config.compose.composed)
-    (split_forecast,) = (each for each in forecast.splits if each.split == split)
-    return round(variants * _selected(job.config, split_forecast, measured))
+def _expected_images(
+    job: GenerateJob, forecast: Forecast, measured: MeasuredCost, evaluation: Evaluation
+) -> float:
+    """Estimates how many images a model will be evaluated on."""
+    (split,) = (each for each in forecast.splits if each.split == evaluation.split)
+    return (evaluation.holdout or 1.0) * _selected(job.config, split, measured)
 
 
 def _print_model(
@@ -205,11 +205,11 @@ def _print_model(
     if trial is None:
         return
     if not forecast.is_up_to_date:
-        pictures = _expected_pictures(job, forecast, trial.measured, evaluation.split)
-        left["evaluate"] = pictures
+        expected = _expected_images(job, forecast, trial.measured, evaluation)
+        left["evaluate"] = round(expected * sum(map(is_picture, job.config.compose.composed)))
         attack = works.get("attack")
         if isinstance(attack, AttackWork):
-            images = pictures // sum(is_picture(v) for v in job.config.compose.composed)
+            images = round(expected)
             sides = (attack.plan.foregrounds, attack.plan.backgrounds)
             left["attack"] = math.prod(images if n is None else min(n, images) for n in sides)
     predictor = Predictor(model, evaluation.predict)

@@ -28,7 +28,7 @@ from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture
 
 SAMPLE_IMAGES = 24
-"""Number of images that are measured, chosen by the hash of their key."""
+"""Number of images that are measured, chosen by the hash of their name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,9 @@ def choose(forecast: Forecast) -> list[SourceImage]:
     """Chooses the images to measure among those to segment; if there are none, among accepted
     images."""
     pool = [image for split in forecast.splits for image in split.left]
-    pool = pool or [image for split in forecast.splits for image in split.candidates]
+    if not pool:
+        # An image is repeated for each of its objects.
+        pool = list(dict.fromkeys(image for split in forecast.splits for image in split.accepted))
     return sorted(pool, key=lambda image: keyed_hash(0, "estimate", image.name))[:SAMPLE_IMAGES]
 
 
