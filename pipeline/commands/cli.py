@@ -77,7 +77,8 @@ def run_process() -> NoReturn:
 
 
 def _prepare() -> None:
-    """Sets environment variables that libraries read when they are imported."""
+    """Configures the allocator, and sets environment variables that libraries read when they are
+    imported."""
     # Libraries start threads, and threads started earlier would get their own malloc arenas.
     keep_freed_memory()
     # Arrow's own allocator would keep additional memory, which grows with the number of threads.

@@ -29,8 +29,8 @@ def run_export(arguments: argparse.Namespace) -> int:
     """Runs `in9 export`; returns the exit code.
 
     Raises:
-      UsageError: wrong usage.
-      JobError: the job failed.
+      UsageError: there is no finished dataset, or a flag is wrong.
+      JobError: the job failed, or another one is writing the folder.
     """
     dataset = Dataset.open(reading_store(arguments.dataset))
     _check_split(dataset, arguments.split)

@@ -38,14 +38,14 @@ class Flag(NamedTuple):
 
     @property
     def full_help(self) -> str:
-        """Its help text with its default."""
+        """Its help text with its default, unless there is none or the flag is a switch."""
         has_visible_default = self.default_text and not isinstance(self.default, bool)
         return f"{self.help} (default: {self.default_text})" if has_visible_default else self.help
 
     @property
     def is_path(self) -> bool:
-        """Whether the flag's value is a path that the job reads or writes. `--config` is not one,
-        because the command line itself reads that file."""
+        """Whether the flag's value is always a path, and the job reads or writes it. `--config` is
+        not one, because the command line itself reads that file."""
         return self.metavar in ("DIR", "FILE") and self.name != "--config"
 
     @property

@@ -40,8 +40,9 @@ CORE = (
 )
 """Flags that `--help` shows if a command has many flags; `--help all` shows the others, too."""
 AROUND_GRAPH = ("config", "dry_run", "publish", "keep", "imagenet", "fail_if", "gpu", "gpus")
-"""Flags for what a command does before and after its graph. `in9.Generate` and `in9.Evaluate` only
-build the graph, so they refuse these flags."""
+"""Flags that `in9.Generate` and `in9.Evaluate` refuse, because each builds only one stage: they are
+for the command line, for what a command does besides this stage, or for the workers, which the
+pipeline around the stage chooses."""
 
 _GENERATING = ("run", "generate")
 _ANALYSES = ("evaluate", "attack", "saliency")

@@ -176,7 +176,8 @@ def _dataset_config(arguments: argparse.Namespace, taxonomy: Taxonomy | None) ->
 
 
 def _check_output(store: Store, manifest: Manifest | None) -> None:
-    """Refuses a folder with foreign files, because Commit would remove them."""
+    """Refuses what cannot be the dataset's folder: a file, a link to nowhere, an imported dataset,
+    and a folder with foreign files, because Commit would remove them."""
     if store.exists(""):
         raise UsageError(f"--output {store.root} is not a folder")
     if os.path.islink(store.root) and not os.path.exists(store.root):

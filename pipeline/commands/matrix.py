@@ -136,7 +136,8 @@ def matrix_table(content: Mapping[str, Any]) -> str:
     """Formats a matrix as an aligned table of accuracies in percent: a row for each training
     variant, a column for each test variant.
 
-    A note below it gives the number of test images and the half-width of the widest interval.
+    A note below it gives the smallest number of test images, the half-width of the widest interval
+    and, if they matter, the draws and the test images that were trained on.
     """
     rows = {(row["train_variant"], row["test_variant"]): row for row in content["rows"]}
     columns = content["columns"]

@@ -93,8 +93,8 @@ EXIT_CODES = {
     0: "done, or nothing to do. Some of several models may have failed: each has a line on "
     "standard error, and a row with its `error` in the tables",
     1: "the job failed, or all of its models did, or there was no image to run them on; "
-    "`--fail_if` could not be tested because a model failed; `in9 models fetch` could not fetch a "
-    "model; `in9 verify` found faults. The same command resumes where it stopped",
+    "`--fail_if` could not be tested because a model failed or lacks results; `in9 models fetch` "
+    "could not fetch a model; `in9 verify` found faults. The same command resumes where it stopped",
     2: "wrong usage or unreadable input; one line on standard error says what to do",
     3: "a condition of `--fail_if` holds",
 }
@@ -316,7 +316,8 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "seed": "seed of the training",
         "checkpoint": "file of the trained model, as `--models` takes it",
         # Images.
-        "key": "key of the image, usually its file name without the suffix",
+        "key": "key of the image, usually its file name without the suffix; for an object, "
+        "followed by `_` and its number",
         "image": "encoded bytes and a file name",
         "fg_key": "key of the foreground's image",
         "bg_key": "image or scene that the background was drawn from; null if none was, or unknown",
@@ -346,11 +347,12 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "native_box": "xmin, ymin, xmax, ymax in source pixels, as given to the segmenter",
         "mask_over_box": "foreground pixels / pixels of the box",
         "selected": "whether the image is in the dataset: accepted, and kept by `--per_class`",
-        "object": "number of the box within its image, from 1; 0 if the whole image was rejected",
+        "object": "number of the box within its image, from 1; 0 if the whole image was rejected; "
+        "null without `--objects each`",
         "segmenter": "method, version and parameters of the segmenter that made the mask",
         "_bg_key": "key of the background's image in this variant; null if the variant lacks it",
-        "source_digest": "digest of all that the layer depends on: image, annotation, mask and "
-        "configuration",
+        "source_digest": "digest of all that the layer depends on: picture, annotation, mask, key, "
+        "class, group and configuration",
         "layer_digest": "digest of the layer",
         "image_offset": "offset of the cropped image in the shard's tar, in bytes",
         "image_length": "length of the cropped image, in bytes",
@@ -366,7 +368,7 @@ name. A key that begins with `_` stands for all columns whose names end with it.
 REASONS: Mapping[Reason, str] = MappingProxyType(
     {
         Reason.INVALID_KEY: "the stem of the file name cannot be a key: it is empty, longer than "
-        "200 bytes, or contains a dot, a slash or a control character",
+        "200 bytes, or contains a dot, a slash, a backslash or an unprintable character",
         Reason.DUPLICATE_KEY: "another image has the same key; the one with the lowest MD5 is kept",
         Reason.EXCLUDED: "`--exclude` lists the image, or `--include` does not",
         Reason.MISSING_ANNOTATION: "the image has no box, or with `--segmenter masks` no mask",
@@ -374,7 +376,8 @@ REASONS: Mapping[Reason, str] = MappingProxyType(
         "([sizes](sources.md#what-is-refused))",
         Reason.UNDECODABLE: "the image is truncated, empty, in an unknown format, a JPEG with more "
         f"than {MAX_SCANS} scans, or its file is too large ([sizes](sources.md#what-is-refused))",
-        Reason.TOO_MANY_PIXELS: f"the image has more than {MAX_PIXELS:,} pixels and is not decoded",
+        Reason.TOO_MANY_PIXELS: f"the image has more than {MAX_PIXELS:,} pixels and is not "
+        "decoded, or is so narrow that it would have more once resized",
         Reason.SIZE_MISMATCH: "the annotation or the mask names another size than the image has",
         Reason.NOT_ONE_BOX: "the image has no object, or several (`--objects`)",
         Reason.INVALID_BOX: "the box holds no pixel of the image",

@@ -1,4 +1,4 @@
-"""`in9 report`: writes tables and page from existing results."""
+"""`in9 report`: writes tables, figures and page from existing results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def run_report(arguments: argparse.Namespace) -> int:
     """Runs `in9 report`; returns the exit code.
 
     Raises:
-      UsageError: there is no finished dataset, or it lacks a column that `--columns` names.
+      UsageError: there is no finished dataset, it lacks a column that `--columns` names, or
+        another flag is wrong.
       JobError: another process is writing the dataset's tables.
     """
     store = writing_store("dataset", arguments.dataset)

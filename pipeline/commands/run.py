@@ -63,7 +63,8 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     Raises:
       UsageError: wrong usage or unreadable input.
-      JobError: the job failed, or every model failed.
+      JobError: the job failed, every model failed in a stage, the dataset holds no image to run
+        models on, or `--fail_if` could not be tested.
     """
     if getattr(arguments, "dry_run", False):
         return _dry_run(arguments, rest)
@@ -194,8 +195,8 @@ def _judge(
     summaries: Sequence[Mapping[str, Any]],
     evaluation: Evaluation,
 ) -> int:
-    """Tests the conditions of `--fail_if`, prints a line for each model and condition, and returns
-    the exit code.
+    """Tests the conditions of `--fail_if`, prints a line for each model and condition that could be
+    tested, and returns the exit code.
 
     Raises:
       JobError: no condition holds, but some could not be tested.

@@ -17,7 +17,8 @@ def choose_device(arguments: argparse.Namespace) -> tuple[str, str]:
     """Returns (device, precision); `auto` becomes the best choice for this machine.
 
     Raises:
-      UsageError: there is no GPU, but the flags ask for one or for a precision that needs one.
+      UsageError: the flags ask for a GPU that is not there, or for a precision that the device
+        lacks.
     """
     device, has_gpu = arguments.device, torch.cuda.is_available()
     if device == "cuda":
