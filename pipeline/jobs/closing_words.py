@@ -14,7 +14,7 @@ _ALSO_MADE = ("commits", "images_explained", "versions_published")
 
 def describe_images(manifest: Manifest) -> list[str]:
     """Returns notes on the dataset, then lines that count each split's accepted, rejected and
-    selected images."""
+    selected images, with advice if too many were rejected, and a line on `--backgrounds`."""
     lines = notes_of(manifest)
     for split, images in manifest.images.items():
         reasons = ", ".join(f"{n} {reason}" for reason, n in manifest.rejections[split].items())

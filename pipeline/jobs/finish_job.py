@@ -23,6 +23,7 @@ from pipeline.jobs.fail_if import Condition, is_of_evaluation, judge
 from pipeline.runtime.lock import DATASET_LOCK, release
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import WORK_FOLDER, Store
+from transforms.scoring import PAPER_RULE
 
 if TYPE_CHECKING:
     from pipeline.evaluate.evaluation import Evaluation
@@ -57,7 +58,8 @@ class JobSummary:
     alone: bool = False
 
     def summary(self) -> dict[str, Any]:
-        """Returns the summary: figures of the dataset, and of each model that the job evaluated."""
+        """Returns the summary: figures of the dataset and of each model that the job evaluated,
+        errors of those that failed, and the conditions that hold."""
         dataset = Dataset.open(self.store)
         manifest = dataset.manifest
         content: dict[str, Any] = {
@@ -88,10 +90,10 @@ def _figures(summary: Mapping[str, Any]) -> dict[str, float]:
     were measured."""
     figures = {}
     for row in summary["accuracy"]:
-        if row["label_rule"] == "argmax_then_map" and row["variant"] == "original" and row["n"]:
+        if row["label_rule"] == PAPER_RULE and row["variant"] == "original" and row["n"]:
             figures["original"] = round(row["accuracy"], 6)
     for row in summary["gaps"]:
-        if row["label_rule"] == "argmax_then_map" and row["gap"] is not None:
+        if row["label_rule"] == PAPER_RULE and row["gap"] is not None:
             figures["bg_gap"] = round(row["gap"], 6)
     return figures
 

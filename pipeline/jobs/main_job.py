@@ -36,7 +36,8 @@ class MainJob:
       pictures: value of `--pictures`, see `write_report`.
       job: the job that makes the dataset; None if the dataset exists.
       works: the `Work`s that run models, in order.
-      lock: the step that takes the dataset's lock; None if the launcher holds the lock.
+      lock: the step that takes the dataset's lock; None if the launcher holds the lock, or the job
+        needs none because it makes no dataset.
       publishing: where the dataset is published; None if it is not published.
     """
 

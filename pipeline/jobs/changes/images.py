@@ -53,7 +53,7 @@ class ImageChanges:
         return bool(self.added or self.removed or self.changed)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the number of images of each kind, and a list of the first ones."""
+        """Returns the number and the first images of each kind, and `repaired`."""
         lists = {
             name: None if rows is None else _listed(rows)
             for name, rows in (

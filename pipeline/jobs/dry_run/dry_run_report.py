@@ -50,6 +50,7 @@ def dry_run(job: GenerateJob, works: Sequence[Work], workers: int) -> None:
 
     Raises:
       UsageError, OSError: the input cannot be used; the job would raise the same error.
+      JobError: a custom function failed on an image that was measured.
     """
     print("dry run: reading names and annotations", file=sys.stderr)
     taxonomy = job.taxonomy

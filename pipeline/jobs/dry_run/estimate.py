@@ -118,6 +118,7 @@ def run_trial(
 
     Raises:
       OSError: an image cannot be read, or the temporary folder is full.
+      JobError: a custom segmenter or variant failed.
     """
     store = Store(folder)
     staging, progress = Staging(store, "staging"), Progress.for_store(store)
