@@ -62,7 +62,8 @@ def submission_from_flags(
 
     Args:
       arguments: the parsed arguments.
-      options: Beam's options, whose package, disk, labels and job name are set here.
+      options: Beam's options, whose package, disk, labels and job name are set here, and which
+        are told not to pickle the main session.
       paths: names of the flags that name folders or files, which workers must be able to reach.
 
     Returns:
@@ -147,6 +148,8 @@ def submit(pipeline: beam.Pipeline, submission: Submission, store: Store) -> Pip
 def _check_paths(
     arguments: argparse.Namespace, options: PipelineOptions, paths: Iterable[str]
 ) -> None:
+    """Checks that the options without which Dataflow runs no job are given, and that workers can
+    reach every path that a flag names."""
     google = options.view_as(GoogleCloudOptions)
     for name, example in (
         ("project", "PROJECT"),
@@ -179,6 +182,8 @@ def _check_paths(
 
 
 def _check_package(options: PipelineOptions) -> None:
+    """Makes workers install this package, unless the flags name an image or a setup file. Raises
+    UsageError if its setup.py is missing, as in an installed package."""
     setup = options.view_as(SetupOptions)
     if options.view_as(WorkerOptions).sdk_container_image or setup.setup_file:
         return
