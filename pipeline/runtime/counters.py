@@ -24,10 +24,10 @@ _NAMESPACE = "in9"
 _SECONDS = "microseconds_"
 _BYTES = "bytes_"
 STAGES = (
-    *("list", "examine", "segment", "plan", "compose", "commit"),
+    *("list", "segment", "plan", "compose", "commit"),
     *("evaluate", "imagenet", "attack", "saliency", "publish"),
 )
-"""Names of the stages, in the order of the graph."""
+"""Names of the stages whose time is measured, in the order of the graph."""
 
 
 def count(name: str, by: int = 1) -> None:
@@ -49,7 +49,7 @@ def count_written(files: Iterable[FileDigest]) -> None:
 
 
 def count_shard(counter: str, files: Sequence[FileDigest], *, is_new: bool) -> None:
-    """Counts a shard that is up to date.
+    """Counts a shard that this job has made, or has kept because it was up to date.
 
     Args:
       counter: `source_shards` or `output_shards`, to which `_made` or `_kept` is added.

@@ -6,9 +6,10 @@ lock*                   a lock: see `remove_dead_locks`
 progress/<process>      progress notes of a job
 <command>-<number>.log  the log of a command that may run beside others
 
-Leftovers of a process that is known to have ended are removed at once. Whether a process in another
-container or on a lost machine has ended cannot be known, so its leftovers are removed after a week
-without change. Files with any other name were not written by this package, and stay.
+Temporary files, locks and notes of a process that is known to have ended are removed at once; notes
+by the next job that shows its progress. Whether a process in another container or on a lost machine
+has ended cannot be known, so its temporary files and notes are removed after a week without change.
+So are logs, which tell until then why a command failed. Files with any other name stay.
 """
 
 from __future__ import annotations

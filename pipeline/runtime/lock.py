@@ -58,9 +58,9 @@ _DAMAGED_SECONDS = 2.0
 abandoned. Usually a power cut has left such a lock, but a network file system may also show the
 holder's name late."""
 _LOOK_SECONDS = 0.1
+"""Seconds between two looks at a lock that another job holds."""
 _REMOTE_LOOK_SECONDS = 1.0
-"""Seconds between two looks at a lock that another job holds, if the lock lies in object
-storage."""
+"""The same if the lock lies in object storage."""
 _LOG = logging.getLogger(__name__)
 
 _acquired: list[tuple[Store, str, str]] = []

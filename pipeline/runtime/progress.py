@@ -38,6 +38,7 @@ _NOTE = re.compile(rf"(?P<part>(?P<stage>\w+)/(?P<total>{_TOTAL}/)?[^/]+)\.(?P<c
 
 TERMINAL_SECONDS = 0.05
 PLAIN_SECONDS = 30.0
+"""Time in seconds between two looks at the notes, for a bar on a terminal and for lines."""
 REMOTE_SECONDS = 10.0
 """Shortest time in seconds between two looks at a remote dataset folder, where each look is a
 listing over the network."""
