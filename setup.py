@@ -14,13 +14,11 @@ EXTRAS = {
     "models": WEIGHTS[1:],
     "hf": ["transformers>=5.0"],
     "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
-    # Submission to Dataflow.
     "gcp": ["apache-beam[gcp]>=2.77,<3", "google-cloud-dataflow-client>=0.8.6"],
     "clip": ["open_clip_torch>=3.0"],
-    # Masks in COCO's form.
     "coco": ["pycocotools>=2.0.8"],
 }
-"""What the kinds of `--models` and `--segmenter` need, and what Dataflow does."""
+"""What some kinds of `--models`, COCO masks and the submission to Dataflow need."""
 
 setup(
     name="imagenet9-pipeline",
