@@ -60,13 +60,15 @@ def text_of(value: Any) -> str:
 
 def _read(path: str) -> Mapping[str, Any]:
     files = files_of(path)
-    if files.info(path) is None:
-        raise UsageError("there is no such file")
-    with files.open(path) as file:
-        try:
+    try:
+        if files.info(path) is None:
+            raise UsageError("there is no such file")
+        with files.open(path) as file:
             return tomllib.loads(file.read().decode())
-        except ValueError as error:
-            raise UsageError(f"it is not valid TOML: {error}") from error
+    except OSError as error:
+        raise UsageError(f"it cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UsageError(f"it is not valid TOML: {error}") from error
 
 
 def _words(command: str, flag: str, value: Any) -> Iterator[str]:

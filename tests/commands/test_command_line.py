@@ -104,3 +104,7 @@ def test_a_file_that_is_not_there_is_refused(
 ) -> None:
     for path in (tmp_path, tmp_path / "nowhere.toml"):
         assert "there is no such file" in refusal(capsys, "verify", "--config", path)
+    # A file without content that can be read.
+    path = Path("/proc/self/mem")
+    if path.exists():
+        assert f"--config {path}: it cannot be read" in refusal(capsys, "verify", "--config", path)
