@@ -13,7 +13,7 @@ import torch
 from pipeline.analyses.matrix.matrix_plan import MatrixPlan, make_plan
 from pipeline.analyses.matrix.matrix_rows import Trainer, make_matrices
 from pipeline.analyses.matrix.row_trainers import NetworkTrainer, ProbeTrainer
-from pipeline.commands.training_flags import choose_device, default_workers
+from pipeline.commands.training_flags import choose_device, default_workers, refuse_network_flags
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import reading_store, writing_store
@@ -36,6 +36,9 @@ from pipeline.training.train_plan import TrainPlan
 
 _QUESTIONS = (1, 4)
 """Sections of the source whose questions a matrix answers."""
+_NETWORK_FLAGS = ("epochs", "batch_size", "lr", "precision", "workers", "overwrite")
+"""Flags of `in9 matrix` that only the training of whole networks uses. `--pretrained` is not one,
+because a probe always starts from such weights."""
 
 
 def run_matrix(arguments: argparse.Namespace) -> int:
@@ -51,6 +54,8 @@ def run_matrix(arguments: argparse.Namespace) -> int:
       UsageError: wrong usage or unreadable input, or a model was trained on test images.
       JobError: training or testing failed.
     """
+    if arguments.probe:
+        refuse_network_flags(arguments, _NETWORK_FLAGS)
     store = writing_store("dataset", arguments.dataset)
     publishing = check_publishing(store, arguments.publish, arguments.keep)
     dataset = Dataset.open(store)

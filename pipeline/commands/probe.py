@@ -7,12 +7,10 @@ import time
 
 import torch
 
-from pipeline.commands.flags import flags_of
-from pipeline.commands.training_flags import choose_device
+from pipeline.commands.training_flags import choose_device, refuse_network_flags
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout
 from pipeline.dataset.latest import writing_store
-from pipeline.errors import UsageError
 from pipeline.models.checkpoint import SUFFIX, read_metadata
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import check_model
@@ -44,11 +42,7 @@ def run_probe(arguments: argparse.Namespace) -> int:
       UsageError: wrong usage or unreadable input.
       ModelError, JobError: the network cannot be loaded, or fails.
     """
-    for flag in flags_of("train"):
-        if flag.dest in _NETWORK_FLAGS and getattr(arguments, flag.dest) != flag.default:
-            raise UsageError(
-                f"{flag.name} is for training whole networks; leave out {flag.name} or --probe"
-            )
+    refuse_network_flags(arguments, _NETWORK_FLAGS)
     # Opened for writing, because features are cached in the dataset's work folder.
     dataset = Dataset.open(writing_store("dataset", arguments.dataset))
     check_variant(dataset, arguments.variant)

@@ -1,11 +1,14 @@
-"""Chooses device, precision and number of workers for training (`train`, `matrix`) from flags."""
+"""Chooses device, precision and number of workers for training (`train`, `matrix`) from flags, and
+refuses flags that a probe would ignore."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 
 import torch
 
+from pipeline.commands.flags import flags_of
 from pipeline.commands.hints import require_cuda
 from pipeline.errors import UsageError
 from pipeline.runtime.machine import usable_cores
@@ -35,6 +38,23 @@ def choose_device(arguments: argparse.Namespace) -> tuple[str, str]:
     if precision == "fp16" and device == "cpu":
         raise UsageError("--precision fp16 needs a GPU; on a CPU, choose fp32, tf32 or bf16")
     return device, precision
+
+
+def refuse_network_flags(arguments: argparse.Namespace, names: Collection[str]) -> None:
+    """Refuses flags of `train --probe` or `matrix --probe` that a probe would ignore.
+
+    Args:
+      arguments: the parsed arguments.
+      names: names of the flags that only the training of whole networks uses.
+
+    Raises:
+      UsageError: such a flag has another value than its default.
+    """
+    for flag in flags_of(arguments.command):
+        if flag.dest in names and getattr(arguments, flag.dest) != flag.default:
+            raise UsageError(
+                f"{flag.name} is for training whole networks; leave out {flag.name} or --probe"
+            )
 
 
 def default_workers(device: str) -> int:

@@ -189,6 +189,14 @@ def test_a_card_that_is_not_there_is_told(
     assert "or leave --device out to" in line
 
 
+@pytest.mark.parametrize("command", ["train", "matrix"])
+def test_a_probe_takes_no_flags_of_whole_networks(
+    capsys: pytest.CaptureFixture[str], dataset: Path, command: str
+) -> None:
+    line = refusal(capsys, command, "--dataset", dataset, "--probe", "--lr", "0.2")
+    assert "leave out --lr or --probe" in line
+
+
 def test_outputs_that_would_be_harmed_are_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, small_input: Path
 ) -> None:
