@@ -75,7 +75,14 @@ def boolean(text: str) -> bool:
 
 
 def comma_separated(text: str) -> tuple[str, ...]:
-    """Parses a comma-separated list."""
+    """Parses a comma-separated list of at least one word."""
+    words = _words(text)
+    if not words:
+        raise argparse.ArgumentTypeError(f"expected words separated by commas, got {text!r}")
+    return words
+
+
+def _words(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
@@ -130,7 +137,7 @@ class WordListParser:
         self.known = known
 
     def __call__(self, text: str) -> tuple[str, ...]:
-        words = comma_separated(text)
+        words = _words(text)
         if not words or set(words) - set(self.known):
             expected = f"{'some of ' if self.known[1:] else ''}{', '.join(self.known)}"
             raise argparse.ArgumentTypeError(f"expected {expected}: got {text!r}")

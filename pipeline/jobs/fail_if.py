@@ -130,8 +130,6 @@ def parse_conditions(
     """
     if texts is None:
         return ()
-    if not texts:
-        raise UsageError("--fail_if names no condition; give one such as 'bg_gap>0.1'")
     variants = None if variants is None else tuple(variants)
     custom = (*custom, *(variants or ()))
     conditions = tuple(Condition.parse(text, custom) for text in texts)

@@ -8,6 +8,7 @@ import pytest
 from conftest import refusal
 
 from pipeline.commands.command_line import parse_command_line
+from pipeline.commands.flag_types import comma_separated
 from pipeline.commands.flags import flags_of
 from pipeline.commands.parser import COMMANDS
 
@@ -91,6 +92,15 @@ def test_files_that_hold_something_else_are_refused(
     assert line in message
     assert str(path) in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_lists_hold_at_least_one_word(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    words = [command, "list"] if command == "models" else [command]
+    for flag in flags_of(command):
+        if flag.type is comma_separated:
+            line = refusal(capsys, *words, f"{flag.name}= ,")
+            assert f"argument {flag.name}: expected words separated by commas, got ' ,'" in line
 
 
 def test_flags_before_the_command_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
