@@ -212,9 +212,8 @@ def _served(images: Sequence[SourceImage], config: DatasetConfig) -> tuple[bool,
     # Images of one group cannot be each other's background. Neither can objects of one image, which
     # all have its key here, and so count as a group. Without `--objects each` there are no such
     # objects, so each image gets a key of its own.
-    keys = [image.key for image in images]
-    if config.segment.objects != "each":
-        keys = [f"{number}" for number in range(len(images))]
+    by_object = config.segment.objects == "each"
+    keys = [image.key if by_object else f"{number}" for number, image in enumerate(images)]
     served = has_partners(
         np.asarray([image.label for image in images], np.int64),
         mixed=mixed_variants(config.compose),
