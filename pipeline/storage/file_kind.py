@@ -81,8 +81,8 @@ class Files(Protocol):
     raises FileNotFoundError. Asking about or reading a pipe, socket or device raises UsageError."""
 
     def info(self, path: str) -> FileInfo | None:
-        """Returns what is known about a file without reading it; None for a folder, or if the file
-        does not exist or cannot be reached."""
+        """Returns what is known about a file without reading it; None for a folder, or if there is
+        no such file that may be used. Raises OSError if a failing disk or network does not tell."""
 
     def is_folder(self, path: str) -> bool:
         """Returns whether a folder, or any object below that name, exists."""

@@ -18,6 +18,9 @@ from pipeline.storage.file_kind import MAX_READ_BYTES, Fence, FileInfo, Files, P
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 """Errors of file systems that cannot make a hard link."""
 
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
+"""Errors that mean that a path leads to no file that this process may use."""
+
 
 class LocalFiles(Files):
     """See `Files`."""
@@ -25,8 +28,12 @@ class LocalFiles(Files):
     def info(self, path: str) -> FileInfo | None:
         try:
             status = os.stat(path)
-        # No file, a file for a folder, a folder that may not be entered, or an impossible name.
-        except (OSError, ValueError):
+        except ValueError:  # An impossible name.
+            return None
+        except OSError as error:
+            # A failing disk does not mean that there is no file.
+            if error.errno not in _NO_FILE:
+                raise
             return None
         return None if stat.S_ISDIR(status.st_mode) else _info(path, _regular(path, status))
 

@@ -3,13 +3,14 @@ out of the folder."""
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import posixpath
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 import pyarrow as pa
@@ -53,6 +54,26 @@ def test_a_note_is_read_as_it_was_written_or_not_at_all(
     note = read_json(Store(str(folder)), "note.json", list[str])
     logging.disable(logging.NOTSET)
     assert note is None or json.loads(data) == note
+
+
+def test_a_failing_disk_does_not_mean_that_there_is_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, stat = Store(str(tmp_path)), os.stat
+    missing = ("gone", "file/below", "x" * 300, "loop/file", "nul\0")
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    assert [store.size(name) for name in missing] == [None] * len(missing)
+
+    def failing(path: Any, **options: Any) -> os.stat_result:
+        if os.fspath(path) == str(tmp_path / "file"):
+            raise OSError(errno.EIO, "Input/output error", path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", failing)
+    for ask in (store.size, store.exists, lambda path: store.update(path, b"")):
+        with pytest.raises(OSError, match="Input/output error"):
+            ask("file")
 
 
 def test_a_record_is_whole_or_not_there(tmp_path: Path) -> None:
