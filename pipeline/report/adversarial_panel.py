@@ -135,7 +135,11 @@ def _gallery(
     if budget.left:
         keys = [row["bg_key"] for row in strongest if row["success"] > 0]
         samples = find_samples(evidence.dataset, attack["split"], "only_bg_t", keys)
-        uris = {key: data_uri(sample.image, SMALL) for key, sample in samples.items()}
+        for key, sample in samples.items():
+            uris[key] = data_uri(sample.image, SMALL)
+            if sum(map(len, uris.values())) > budget.left:
+                uris = {}
+                break
     has_pictures = bool(uris) and budget.takes(*uris.values())
     classes = []
     for label, name in enumerate(evidence.taxonomy.names):
