@@ -66,6 +66,11 @@ variable "parameters" {
   }
 
   validation {
+    condition     = length(setintersection(keys(var.parameters), ["num_workers", "network", "dataflow_kms_key"])) == 0
+    error_message = "num_workers, network and dataflow_kms_key cannot be given here: they are the variables `num_workers`, `network` and `kms_key`."
+  }
+
+  validation {
     condition = alltrue([
       for value in values(var.parameters) :
       try(length(regexall("gs://", value)) == length(regexall("gs://[a-z0-9][a-z0-9._-]+[a-z0-9]", value)), false)

@@ -29,6 +29,7 @@ from pipeline.evaluate.prediction_files import (
 from pipeline.evaluate.result_files import PREDICTION_SCHEMA, read_results
 from pipeline.storage.state_files import parse_parquet, read_intact, read_table
 from pipeline.storage.store import Store
+from transforms.hashing import keyed_hashes
 from transforms.held_out import held_out
 from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import OUTSIDE
@@ -280,7 +281,6 @@ def predictions_in_table(
     foregrounds = images.positions(predictions["fg_key"])
     backgrounds = _positions(predictions["bg_key"], images.background_keys)
     is_unknown = pc.is_null(predictions["bg_key"]).to_numpy()
-    other_units = _other_units(predictions["bg_key"])
     predicted = predictions["prediction"].to_numpy().astype(np.int16)
     rule_codes, rules = _codes(predictions["label_rule"])
     variant_codes, variants_of_rows = _codes(predictions["variant"])
@@ -304,23 +304,27 @@ def predictions_in_table(
                     raise JobError(f"{variant} has backgrounds that are not in the index")
                 bg_labels = np.where(unknown, OUTSIDE, images.background_labels[positions])
                 result.bg_labels[variant] = bg_labels.astype(np.int16)
-                result.bg_units[variant] = np.where(
-                    unknown, other_units[rows], images.background_units[positions]
-                )
+                units = images.background_units[positions]
+                units[unknown] = _other_units(predictions, rows[unknown])
+                result.bg_units[variant] = units
             elif base_of(variant) == EXTERNAL:
-                result.bg_units[variant] = other_units[rows]
+                result.bg_units[variant] = _other_units(predictions, rows)
     devices = tuple(sorted(filter(None, pc.unique(predictions["device"]).to_pylist())))
     return ModelPredictions(by_rule, tuple(missing), devices)
 
 
-def _other_units(keys: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Returns units, from -1 down, for backgrounds that are not images of the dataset. Rows with
-    the same key (of a scene) share a number, and each row without a key gets a number of its
-    own."""
-    codes = keys.combine_chunks().dictionary_encode().indices
-    scenes = np.asarray(pc.fill_null(codes, 0).to_numpy(zero_copy_only=False), np.int64)
-    unnamed = len(keys) + np.arange(len(keys))
-    return -1 - np.where(pc.is_null(keys).to_numpy(), unnamed, scenes)
+def _other_units(predictions: pa.Table, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns negative units for backgrounds that are not images of the dataset: (len(rows),).
+
+    Pictures with the same scene share a number, and each picture without a key has a number of its
+    own. Numbers are hashes, so that they are the same for all models.
+    """
+    table = predictions.select(["bg_key", "variant", "fg_key"]).take(rows)
+    names = (
+        f"{variant}\0{fg_key}" if bg_key is None else bg_key
+        for bg_key, variant, fg_key in zip(*(c.to_pylist() for c in table.columns), strict=True)
+    )
+    return -1 - (keyed_hashes(0, "unit", names) >> np.uint64(1)).astype(np.int64)
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[dict[str, int], NDArray[np.int32]]:

@@ -114,8 +114,9 @@ def _describe_shards(counters: dict[str, int]) -> list[str]:
 
 def size(count: float) -> str:
     """Formats a number of bytes, such as `640 B` or `12.3 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit in ("B", "kB") else f"{count:.1f} {unit}"
+    for unit, digits in (("B", 0), ("kB", 0), ("MB", 1), ("GB", 1)):
+        # Compared as printed: 999.96 MB are 1.0 GB, not 1000.0 MB.
+        if round(count, digits) < 1000:
+            return f"{count:.{digits}f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from conftest import ONE, run_in9
 from hypothesis import given
@@ -82,6 +83,25 @@ def test_answers_are_the_predictions_in_the_order_of_the_images(told: Dataset) -
     unknown = table.set_column(position, "bg_key", pa.array(["another"] * len(table)))
     with pytest.raises(JobError, match="mixed_same has backgrounds that are not in the index"):
         predictions.predictions_in_table(unknown, images, names)
+
+
+def test_unnamed_backgrounds_have_the_same_units_whatever_else_a_model_has(told: Dataset) -> None:
+    images = predictions.EvalImages.read(told, "val")
+    table = predictions_of(told, summaries_of(told)[0])
+    position = table.column_names.index("bg_key")
+    unnamed = table.set_column(position, "bg_key", pa.nulls(len(table), pa.string()))
+    fewer = unnamed.filter(pc.not_equal(unnamed["variant"].cast(pa.string()), "mixed_same"))
+
+    def units(rows: pa.Table) -> dict[str, list[int]]:
+        by_rule = predictions.predictions_in_table(rows, images, MIXED).by_rule
+        return {name: found.tolist() for name, found in by_rule["mapped_only"].bg_units.items()}
+
+    every, some = units(unnamed), units(fewer)
+    assert set(every) == set(MIXED) == {*some, "mixed_same"}
+    assert some == {name: every[name] for name in some}
+    numbers = [number for of_variant in every.values() for number in of_variant]
+    assert max(numbers) < 0
+    assert len(set(numbers)) == len(numbers)
 
 
 def test_only_predictions_of_the_pictures_that_are_there_count(

@@ -132,6 +132,17 @@ run "a_plan_instead_of_a_run" {
   expect_failures = [var.parameters, var.schedule]
 }
 
+run "a_variable_as_a_parameter" {
+  command = plan
+
+  variables {
+    parameters = { network = "mine" }
+    schedule   = "0 3 1 13 *"
+  }
+
+  expect_failures = [var.parameters, var.schedule]
+}
+
 run "one_of_two_places_without_a_bucket" {
   command = plan
 
