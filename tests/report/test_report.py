@@ -19,8 +19,9 @@ from conftest import manifest_of, run_in9, stamps
 from report_page import HOSTILE, MODELS, Opened, column
 
 from pipeline.commands.parser import build_parser
+from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.report import freshness, write_report, write_step
+from pipeline.report import freshness, plots, write_report, write_step
 from pipeline.report.adversarial_panel import _BYTES as BACKGROUND_BYTES
 from pipeline.report.chooser import _BYTES as CHOOSER_BYTES
 from pipeline.report.claims import CLAIMS
@@ -34,6 +35,7 @@ from pipeline.report.measured import Results
 from pipeline.report.page import _environment
 from pipeline.report.saliency_panel import _BYTES as SALIENCY_BYTES
 from pipeline.report.saliency_panel import SaliencyPanel
+from pipeline.report.tables import write_tables
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 from transforms.variants import PICTURES
@@ -255,6 +257,13 @@ def test_the_same_results_give_the_same_files(report_run: Path, tmp_path: Path) 
     assert all(data.startswith(b"<?xml") and b"2026-" not in data for data in rebuilt.values())
 
 
+def write_all(output: Path) -> None:
+    """Writes tables, page and figures, as `in9 report` does, but without PDF files."""
+    store = Store(str(output))
+    write_tables(Dataset.open(store))
+    write_report(store, imagenet9())
+
+
 def test_a_model_is_removed_with_its_folder(report_run: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(report_run, tmp_path / "out"))
     results = output / "results"
@@ -263,7 +272,7 @@ def test_a_model_is_removed_with_its_folder(report_run: Path, tmp_path: Path) ->
     metadata = json.loads((results / MODELS[0] / "model.json").read_text())
     failure |= {"dataset": manifest_of(output)["fingerprint"], "evaluation": metadata["evaluation"]}
     (results / "failures.json").write_text(json.dumps({"gone": {"evaluate": failure}}))
-    run_in9("report", "--dataset", output)
+    write_all(output)
     assert "gone," in (results / "summary.csv").read_text()
     (results / "failures.json").unlink()
 
@@ -276,7 +285,7 @@ def test_a_model_is_removed_with_its_folder(report_run: Path, tmp_path: Path) ->
     for model in MODELS:
         assert {"summary.csv", "attack.csv", "saliency.csv", "report.html"} <= naming(model)
         shutil.rmtree(results / model)
-        run_in9("report", "--dataset", output)
+        write_all(output)
         assert not naming(model)
         assert not list(results.glob(f"figures/*{model}*"))
     assert not naming("gone")
@@ -284,11 +293,14 @@ def test_a_model_is_removed_with_its_folder(report_run: Path, tmp_path: Path) ->
 
 
 def test_figures_become_pdf_files_when_asked_and_stay_up_to_date(
-    small_run: Path, tmp_path: Path
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = Path(shutil.copytree(small_run, tmp_path / "out"))
     store, figures = Store(str(output)), output / "results" / "figures"
     assert not list(figures.glob("*.pdf"))
+    # Three figures stand for all, because a PDF file takes a third of a second.
+    all_plots = plots.make_plots
+    monkeypatch.setattr(plots, "make_plots", lambda evidence: all_plots(evidence)[:3])
     assert write_report(store, imagenet9(), pdf=True)
     pdfs = {path.stem: path.read_bytes() for path in figures.glob("*.pdf")}
     assert set(pdfs) == {path.stem for path in figures.glob("*.svg")}
