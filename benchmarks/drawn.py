@@ -1,4 +1,4 @@
-"""Draws a dataset, for benchmarks of the stages that run models.
+"""Makes a dataset, for benchmarks of the stages that run models.
 
 The functions that write every dataset write it, but without a job, so neither Beam nor a segmenter
 is needed to measure these stages.
@@ -7,6 +7,7 @@ is needed to measure these stages.
 from __future__ import annotations
 
 import contextlib
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,16 @@ from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.manifest import MANIFEST, Manifest, stage_versions
 from pipeline.dataset.records import ACCEPTED, RECORD_SCHEMA, Staging
+from pipeline.dataset.sample import sample_folder
 from pipeline.dataset.shards import ShardCounts, bucket_hash, index_file
 from pipeline.dataset.sinks import Sample, digests_of, open_sinks, sample_schema
 from pipeline.storage.store import FileDigest, Store
-from transforms.annotations import Box
-from transforms.codec import encode_jpeg, encode_png
+from transforms.codec import decode_image, encode_jpeg, encode_png
 from transforms.layers import Layer, make_layer
+from transforms.masks import bounding_box
 from transforms.taxonomy import imagenet9
 from transforms.variants import MIXED, PAPER, VARIANTS
 
-_BOX = Box(28, 18, 72, 62)
 _INDEX = pa.schema(
     [
         *map(RECORD_SCHEMA.field, ("key", "status", "label", "wnid", "fg_fraction", "group")),
@@ -36,9 +37,10 @@ _INDEX = pa.schema(
 
 
 def draw_dataset(count: int, side: int, shards: int, root: Path) -> None:
-    """Writes a dataset of discs on noise as Parquet, in all of the paper's versions.
+    """Writes a dataset as Parquet, in all of the paper's variants.
 
-    Images belong to two classes in turn.
+    The images are the embedded sample's pictures, over and over. A disc in the middle is their
+    foreground, and they belong to two classes in turn.
 
     Args:
       count: number of images.
@@ -143,13 +145,26 @@ def _label(number: int) -> int:
 
 
 def _draw(number: int, config: SegmentConfig) -> Layer:
-    pixels = np.random.default_rng(number).integers(60, 120, (80, 100, 3)).astype(np.uint8)
-    y, x = np.mgrid[:80, :100]
-    mask = (x - 50) ** 2 + (y - 40) ** 2 < 20**2
-    pixels[mask] += 120
+    return _layer(number % len(_photographs()), config)
+
+
+@functools.cache
+def _photographs() -> tuple[Path, ...]:
+    return tuple(sorted(Path(sample_folder()).rglob("*.JPEG")))
+
+
+@functools.cache
+def _layer(number: int, config: SegmentConfig) -> Layer:
+    pixels = decode_image(_photographs()[number].read_bytes())
+    height, width = pixels.shape[:2]
+    radius = min(height, width) // 4
+    y, x = np.mgrid[:height, :width]
+    mask = (x - width // 2) ** 2 + (y - height // 2) ** 2 < radius**2
+    box = bounding_box(mask)
+    assert box is not None
     return make_layer(
         pixels,
-        _BOX,
+        box,
         mask,
         resize=config.resize,
         crop=config.image_size,

@@ -9,7 +9,7 @@ take turns in one process, so that conditions are the same, and the median of th
 Peak memory is that of the process or, on a GPU, of torch's tensors there.
 
 It needs this project's checkout and the packages that run models, but no Beam, none of Google's
-libraries and no network. Pictures are drawn, and a model whose weights no installed package ships
+libraries and no network. The pictures are the embedded sample's. A model whose weights no package ships
 gets random ones. No ratio is printed if a turn takes less than a second, because set-up would
 dominate it.
 """

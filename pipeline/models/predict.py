@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data import create_transform
-from torch.nn import functional
 
 from pipeline.errors import JobError, ModelError
 from pipeline.models.loaded import LoadedModel
 from pipeline.models.loader import Batch, Loader, P
+from pipeline.models.network_input import NetworkInput
 from pipeline.models.pixel_cache import PixelCache
 from pipeline.models.predict_config import PredictConfig
 from transforms.codec import decode_image, decode_into
@@ -78,9 +78,7 @@ class Predictor:
         self._preprocessing = model.preprocessing
         self._num_outputs = model.num_outputs
         self.module = model.module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        shape = (1, 3, 1, 1)
-        self._mean = torch.tensor(model.preprocessing.mean, device=self.device).view(shape)
-        self._std = torch.tensor(model.preprocessing.std, device=self.device).view(shape)
+        self._input = NetworkInput(model.preprocessing, self.device)
         self._crop = (
             create_transform(
                 input_size=(3, model.preprocessing.input_size, model.preprocessing.input_size),
@@ -242,13 +240,7 @@ class Predictor:
         Args:
           pictures: (n, 3, S, S) float32 in [0, 1], RGB.
         """
-        side = self.input_size(pictures.shape[-1])
-        if side != pictures.shape[-1]:
-            pictures = functional.interpolate(
-                pictures, (side, side), mode="bicubic", antialias=True, align_corners=False
-            ).clamp(0, 1)
-        normalised = (pictures - self._mean) / self._std
-        return normalised.contiguous(memory_format=torch.channels_last)
+        return self._input(pictures, self.input_size(pictures.shape[-1]))
 
 
 def device_of(name: str, group: int) -> torch.device:

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.errors import JobError
+from pipeline.models.network_input import NetworkInput
 from pipeline.models.predict import is_out_of_memory
 from pipeline.training.network import Network
 from pipeline.training.train_plan import TrainPlan
@@ -35,9 +36,7 @@ class Learner:
         self.device = device = torch.device(plan.device)
         self.size = size
         self._plan = plan
-        shape = (1, 3, 1, 1)
-        self._mean = torch.tensor(network.preprocessing.mean, device=device).view(shape)
-        self._std = torch.tensor(network.preprocessing.std, device=device).view(shape)
+        self._input = NetworkInput(network.preprocessing, device)
         self._module = network.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._optimizer = torch.optim.SGD(
             self._module.parameters(),
@@ -114,23 +113,13 @@ class Learner:
         labels = labels.to(self.device, non_blocking=True)
         mixed = self._plan.precision in _DTYPES
         with torch.autocast(self.device.type, _DTYPES.get(self._plan.precision), enabled=mixed):
-            logits = self._module(self._input(pictures))
+            floats = pictures.to(self.device, non_blocking=True).float() / 255
+            logits = self._module(self._input(floats, self.size))
             losses = functional.cross_entropy(logits, labels, reduction="none")
         total = losses.detach().double().sum()
         correct = (logits.detach().argmax(dim=1) == labels).double().sum()
         count = total.new_tensor(len(labels))
         return losses, torch.stack([total, correct, count])
-
-    def _input(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Moves pictures to the device, resizes and normalises them."""
-        batch = pictures.to(self.device, non_blocking=True).float() / 255
-        if batch.shape[-1] != self.size:
-            side = (self.size, self.size)
-            batch = functional.interpolate(
-                batch, side, mode="bicubic", antialias=True, align_corners=False
-            ).clamp(0, 1)
-        normalised = (batch - self._mean) / self._std
-        return normalised.contiguous(memory_format=torch.channels_last)
 
     @contextlib.contextmanager
     def _explain_errors(self) -> Iterator[None]:
