@@ -9,8 +9,8 @@ take turns in one process, so that conditions are the same, and the median of th
 Peak memory is that of the process or, on a GPU, of torch's tensors there.
 
 It needs this project's checkout and the packages that run models, but no Beam, none of Google's
-libraries and no network. The pictures are the embedded sample's. A model whose weights no package ships
-gets random ones. No ratio is printed if a turn takes less than a second, because set-up would
+libraries and no network. The pictures are the embedded sample's. A model whose weights no package
+ships gets random ones. No ratio is printed if a turn takes less than a second, because set-up would
 dominate it.
 """
 
@@ -324,9 +324,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="small sizes, to see that everything runs"
     )
-    parser.add_argument(
-        "--images", type=int, help="number of drawn images (2000 on a GPU, else 64)"
-    )
+    parser.add_argument("--images", type=int, help="number of images (2000 on a GPU, else 128)")
     parser.add_argument("--grid", type=grid, help="of the attack (160x256 on a GPU, else 64x16)")
     parser.add_argument("--batch_size", type=int, help="(that of in9 on this device)")
     parser.add_argument("--epochs", type=int, help="of the training, at least 2 (4)")
@@ -338,7 +336,7 @@ def main() -> None:
     device_name = torch.cuda.get_device_name() if device == "cuda" else machine()
     default_models = ("efficientnet_lite0", "resnet50")[: 2 if device == "cuda" else 1]
     is_large = device == "cuda" and not arguments.quick
-    images = arguments.images or (16 if arguments.quick else 2000 if is_large else 64)
+    images = arguments.images or (16 if arguments.quick else 2000 if is_large else 128)
     grid_size = arguments.grid or (
         (8, 4) if arguments.quick else (160, 256) if is_large else (64, 16)
     )
@@ -351,7 +349,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         dataset = root / "out"
-        draw_dataset(images, 64 if arguments.quick else 224, 4, dataset)
+        # At least 64 images in a shard, as a batch never has pictures of several shards.
+        shards = max(2, images // 500)
+        draw_dataset(images, 64 if arguments.quick else 224, shards, dataset)
         models = {arch: with_weights(arch, root) for arch in arguments.models or default_models}
         for arch, precision, stage in itertools.product(
             models, arguments.precision, arguments.stages
