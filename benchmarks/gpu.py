@@ -199,7 +199,6 @@ class Loaded(contextlib.ExitStack):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
-        keep_freed_memory()
         self.evaluation = setting.evaluation
         self.dataset = Dataset.open(self.evaluation.store)
         taxonomy = self.dataset.taxonomy
@@ -284,6 +283,7 @@ def bare_steps(plan: TrainPlan, side: int) -> Iterator[None]:
 
 def measure(stage: str, setting: Setting) -> Measurement:
     """Measures a stage; called in a separate process, whose memory is that of the stage."""
+    keep_freed_memory()  # As `in9` does.
     turns = STAGES[stage](setting)
     is_meaningful = min(min(turn.seconds, turn.bare) for turn in turns) >= LEAST_SECONDS
     peak = peak_of_this_process()
