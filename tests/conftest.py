@@ -66,14 +66,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Exempts imported modules and collected tests from garbage collection, which would search
+    """Keeps imported modules and collected tests out of garbage collection, which would search
     their millions of objects again and again."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_unconfigure() -> None:
-    """Undoes the exemption, because some libraries report objects that are never freed."""
+    """Restores garbage collection, because some libraries report objects that are never freed."""
     gc.unfreeze()
 
 

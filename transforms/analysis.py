@@ -24,8 +24,7 @@ KINDS = ("bg_required", "bg_fools", "bg_fg_required", "bg_fg_fools", "bg_irrelev
 
 SIZE_EDGES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
 """Edges of the buckets of foreground size, as fractions of the picture's pixels. The edges are
-fixed, so that tables of different datasets can be compared. Each bucket holds a tenth to a quarter
-of ImageNet's pictures."""
+fixed, so that tables of different datasets can be compared."""
 
 
 def confusion_matrix(labels: Labels, predictions: Labels, num_labels: int) -> Counts:
@@ -168,10 +167,9 @@ def class_p_values(labels: Labels, correct: Correct, roles: Roles) -> dict[int, 
 
     The test is two-sided. Its null hypothesis is that the accuracy on the class equals the accuracy
     on all pictures of other classes together. The variance is two-way (`transforms.two_way`), and
-    is computed from each answer's distance to the accuracy on all pictures, which holds inside and
-    outside of the class under the null hypothesis. If a class has few pictures and all of them are
-    recognised, their distances to the class's own accuracy would be 0, as if that accuracy were
-    known exactly.
+    is computed from each answer's distance to the accuracy on all pictures, which is that of the
+    class, too, under the null hypothesis. Distances to the class's own accuracy would all be 0 for
+    a class whose few pictures are all recognised, as if that accuracy were known exactly.
 
     Args:
       labels: (n,) class of each picture of a variant.
@@ -307,16 +305,17 @@ def relative_foreground_sensitivity(
     rarer than right answers, take all wrong answers instead, and let q be the share of them that
     are given under noise on the foreground. Then RFS is 2 q - 1, and its interval follows from
     Wilson's interval of q. The number of trials is the number of independent answers that would
-    give q the same variance, which accounts for the dependence of the two answers to one image.
+    give q the same variance, which accounts for the dependence of the two answers to one image. A
+    variance of 0 says nothing, so then it is at most the number of answers.
 
     Args:
       noise_fg, noise_bg: (n,) bool, whether each image is recognised under this noise.
       roles: units of the n images.
 
     Returns:
-      (RFS, low, high), all in [-1, 1]; (low, high) is a 95 % interval over foregrounds or their
-      groups. RFS is above 0 if noise on the foreground does more harm. None if all answers are
-      right or all are wrong, because RFS is undefined then.
+      (RFS, low, high), all in [-1, 1]; (low, high) is a 95 % interval over foregrounds, or over
+      their groups. RFS is above 0 if noise on the foreground does more harm. None if all answers
+      are right or all are wrong, because RFS is undefined then.
 
     Raises:
       ValueError: there are no images, or arrays have different shapes.

@@ -68,8 +68,8 @@ def check_annotation(
 ) -> Reason | None:
     """Finds the reason for which `cut_objects` would reject an image by its annotation alone.
 
-    The check assumes that the picture has the annotated size and, if the annotation gives none,
-    that it is not too narrow.
+    It is not for images whose boxes come from a mask. It does not see a picture with too many
+    pixels, nor one that is too narrow only for a large `resize`.
 
     Args:
       annotation: the annotation file's bytes, None if there is no file.
@@ -167,8 +167,8 @@ def cut_objects(
     Yields:
       `Cut`s, each with the layer or with the first reason for a rejection in protocol order. If
       `rules.objects` is `each`, and the image is not rejected as a whole, there is a `Cut` for each
-      box, or for the box `only`; otherwise there is a single `Cut`. Broken or hostile bytes never
-      raise an error.
+      box, or for the box `only`, if there are as many; otherwise there is a single `Cut`. Broken or
+      hostile bytes never raise an error.
 
     Raises:
       ValueError, KeyError: `make_layer` refuses an argument.
@@ -245,7 +245,8 @@ def _cut(
     interpolation: str,
     rules: Rules,
 ) -> Cut:
-    """Cuts a segmented object if its foreground is large enough and its background can be tiled."""
+    """Cuts a segmented object; returns the rejection if its foreground is too small, or if its
+    background cannot be tiled."""
     foreground, fallback = segmentation
     share = mask_over_box(foreground, box)
     segmented = Cut(

@@ -59,12 +59,13 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
       rest: flags for Beam.
 
     Returns:
-      The exit code.
+      The exit code: 3 if a condition of `--fail_if` holds, else 0, also if a job was only
+      submitted.
 
     Raises:
       UsageError: wrong usage or unreadable input.
-      JobError: the job failed, every model failed in a stage, the dataset holds no image to run
-        models on, or `--fail_if` could not be tested.
+      JobError: the job failed, every model failed in a stage of `_NOT_DONE`, the dataset holds no
+        image to run models on, or `--fail_if` could not be tested.
     """
     if getattr(arguments, "dry_run", False):
         return _dry_run(arguments, rest)
@@ -181,7 +182,7 @@ def _report_failures(dataset: Dataset, works: Sequence[Work], details: str) -> N
     """Reports which models failed in which stage.
 
     Raises:
-      JobError: all models failed in a stage.
+      JobError: all models failed in a stage of `_NOT_DONE`.
     """
     for work in works:
         if work.stage in _NOT_DONE:

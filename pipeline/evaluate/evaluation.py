@@ -29,9 +29,9 @@ class Evaluation:
       accept_new_weights: whether a model may run although earlier results under its name were made
         with other weights.
       weights: folder that `in9 models fetch` filled, which is preferred to an entry's own source of
-        weights; None to use only these sources.
+        weights; None to use each entry's own source.
       groups: number of groups of shards that are evaluated at the same time. Each group has one
-        model on a device at a time, so there should be one for each device.
+        model on a device at a time, so there should be as many groups as devices.
       hints: Beam's resource hints for the step that runs models, as (name, value); empty if it may
         run on the same machines as all other steps.
       holdout: share of the images to test on (0 to 1), which training with the same share leaves

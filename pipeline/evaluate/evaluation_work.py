@@ -19,8 +19,8 @@ _LIBRARIES = ("numpy", "torch", "timm")
 
 
 class EvaluationWork(Work):
-    """The stage that predicts all pictures of output shards; all statistics are computed from these
-    predictions."""
+    """The stage that predicts all pictures of output shards. The tables of accuracy and BG-Gap are
+    computed from these predictions."""
 
     stage = "evaluate"
     unit_name = "prediction_shards"
@@ -62,7 +62,8 @@ class EvaluationWork(Work):
 def commit_predictions(
     shards: PredictShards, units: Sequence[int], metadata: ModelMetadata
 ) -> None:
-    """Writes model.json once all predictions of the model exist, and removes stale files.
+    """Writes model.json, which says that all predictions of the model exist, and removes stale
+    files.
 
     Args:
       shards: the model's predictions.

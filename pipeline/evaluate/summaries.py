@@ -344,15 +344,16 @@ _PARTS: dict[str, Callable[[Predictions, EvalImages, Taxonomy], Iterator[Row]]] 
 
 
 def read_summaries(dataset: Dataset) -> tuple[list[dict[str, Any]], list[str]]:
-    """Summarizes all models except the rows of matrices, in order of their folders.
+    """Summarizes all models except those that were trained for a matrix, in order of their folders.
 
     The last result is cached, because the tables, the page and the closing lines of a job all need
     the same summaries.
 
     Returns:
       (summaries: the content of each model.json, with the dataset's fingerprint as `dataset`, the
-      rows of each part of `summary_parts`, and as `missing` the variants without complete valid
-      predictions; names of models that have complete valid predictions on no variant).
+      rows of each part of `summary_parts`, the devices of the valid predictions, no `power` if its
+      variant is missing, and as `missing` the variants without complete valid predictions; names of
+      models that have complete valid predictions on no variant, or whose split is gone).
     """
     key = _cache_key(dataset)
     if key not in _cached_summaries:

@@ -141,11 +141,11 @@ def _md5(info: FileInfo) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class SceneTable:
-    """The table of scenes, in place or staged.
+    """The table of scenes, wherever it lies now: in its final place, or in the staging folder.
 
     Attributes:
       folder: absolute path of the folder of scenes.
-      record: the table, described like the record of a shard that has no other files.
+      record: path and fingerprint of the table, in the form of a shard's record.
       statuses: (status, number of files with it), sorted.
     """
 
@@ -169,8 +169,8 @@ def examine_scenes(
       staging: staging folder for a new table.
 
     Raises:
-      UsageError: the folder has changed since the job was launched, or none of its pictures can be
-        a background.
+      UsageError: there is no such folder, it has changed since the job was launched, or none of its
+        pictures can be a background.
       OSError: the folder cannot be read.
     """
     scenes = list_scenes(folder)

@@ -44,15 +44,16 @@ def images_in_tars(
     paths: Sequence[str], root: str, taxonomy: Taxonomy
 ) -> Iterator[SourceImage | None]:
     """Yields the images in archives and in the archives inside them, and None for each file that is
-    not an image.
+    not an image and not hidden.
 
     Args:
       paths: absolute paths of the archives.
       root: the input folder.
-      taxonomy: the classes that folders and inner archives may be named after.
+      taxonomy: the classes that folders and inner archives may be named after, besides WordNet
+        ids.
 
     Raises:
-      UsageError: an archive is incomplete or refused.
+      UsageError: an archive is damaged, incomplete or compressed, or a member could reach outside.
       OSError: an archive cannot be read.
     """
     for path in paths:
@@ -72,11 +73,11 @@ def images_in_tars(
 
         for archive, inner_members in read_ahead(list_inner, inner):
             stem = archive.name.rpartition("/")[2].rpartition(".")[0]
+            wnid_of_archive = stem if is_wnid(stem) or taxonomy.holds(stem) else ""
             for member in inner_members:
-                is_class = is_wnid(stem) or taxonomy.holds(stem)
-                folder = wnid_of_folder(member.name, taxonomy) or (stem if is_class else "")
+                wnid = wnid_of_folder(member.name, taxonomy) or wnid_of_archive
                 if not is_hidden(member.name):
-                    yield _image(member, f"{archive_name}/{archive.name}", folder, stamp)
+                    yield _image(member, f"{archive_name}/{archive.name}", wnid, stamp)
 
 
 def _image(member: Member, archive: str, wnid: str, stamp: str | None) -> SourceImage | None:

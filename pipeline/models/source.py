@@ -132,7 +132,10 @@ def closest(wanted: str, known: Iterable[str]) -> str:
 
 
 def downloaded(url: str) -> Origin:
-    """Returns the file in torch.hub's cache that was downloaded from a URL, or from any URL that
-    ends with this file name."""
+    """Returns the origin of weights that torch.hub downloads.
+
+    Args:
+      url: where the weights come from, or only the name of their file.
+    """
     folder = os.path.join(torch.hub.get_dir(), "checkpoints")
     return Origin("file", os.path.join(folder, os.path.basename(url)))
