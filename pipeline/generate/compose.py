@@ -278,11 +278,11 @@ class ComposeShard(beam.DoFn):
     ) -> str:
         """Identifies everything that the files of a shard depend on: configuration, classes, number
         of the shard, source shards, selection, and the backgrounds that were drawn, with their
-        pixels."""
+        pixels and classes."""
         drawn = [
             [row["key"], row["status"], row["selected"]]
             + [
-                [variant, backgrounds.key(variant, at), backgrounds.content(variant, at)]
+                [variant, backgrounds.fields(row["key"], variant), backgrounds.content(variant, at)]
                 for variant, at in backgrounds.positions.get(row["key"], {}).items()
             ]
             for row in rows

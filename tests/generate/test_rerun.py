@@ -13,8 +13,10 @@ import pytest
 from conftest import ONE, ROOT, SHARDS, manifest_of, run_in9, stamps
 from soundness import assert_sound
 
+import in9
 from pipeline.commands.cli import main
 from pipeline.storage.store import Store
+from transforms.taxonomy import imagenet9
 
 
 def test_a_second_run_does_no_work_and_says_so(sample_run: Path, tmp_path: Path) -> None:
@@ -54,6 +56,28 @@ def test_only_what_changed_is_made_again(small_input: Path, tmp_path: Path) -> N
     run_in9("generate", "--input", small_input, "--output", fresh, "--images_per_shard", 3)
     # The first run fixes the number of shards; here a fresh run chooses the same number.
     assert (fresh / "manifest.json").read_bytes() == (output / "manifest.json").read_bytes()
+
+
+def test_a_background_that_moves_to_a_sibling_class_changes_the_samples_that_show_it(
+    small_input: Path, tmp_path: Path
+) -> None:
+    output, fresh = tmp_path / "out", tmp_path / "fresh"
+    flags = ["generate", "--input", str(small_input), "--segmenter", "box", "--formats", "parquet"]
+    flags += ["--variants", "original,mixed_same,mixed_rand", "--images_per_shard", "2", *ONE]
+    assert main([*flags, "--output", str(output)]) == 0
+    shown = in9.open_dataset(output, "mixed_rand")[0][2]
+    (picture,) = small_input.glob(f"val/*/{shown['bg_key']}.JPEG")
+    taxonomy, wnid = imagenet9(), picture.parent.name
+    siblings = (each for each in taxonomy.wnids if taxonomy.label_of(each) == shown["bg_label"])
+    sibling = next(each for each in siblings if each != wnid)
+    (small_input / "val" / sibling).mkdir()
+    picture.rename(small_input / "val" / sibling / picture.name)
+    annotation = small_input / "Annotations" / "val" / f"{picture.stem}.xml"
+    annotation.write_text(annotation.read_text().replace(wnid, sibling))
+    assert main([*flags, "--output", str(output), "--overwrite", "rebuild"]) == 0
+    assert main([*flags, "--output", str(fresh)]) == 0
+    assert in9.open_dataset(output, "mixed_rand")[0][2] == {**shown, "bg_wnid": sibling}
+    assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
 
 
 def test_another_seed_is_refused_then_composed_without_segmenting(
