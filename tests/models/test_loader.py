@@ -63,11 +63,16 @@ class Decoder:
 
 
 def shown(
-    parts: list[Numbers], decoder: Decoder, cache: PixelCache, size: int = 4, ahead: int = 2
+    parts: list[Numbers],
+    decoder: Decoder,
+    cache: PixelCache,
+    size: int = 4,
+    ahead: int = 2,
+    kind: str = "",
 ) -> list[tuple[str, list[int], list[int]]]:
     """Returns the name of the part, the keys, and the numbers in the pixels of each batch."""
     loader: Loader[Numbers] = Loader(
-        decoder, SIDE, size, cache=cache, kind="", threads=2, ahead=ahead
+        decoder, SIDE, size, cache=cache, kind=kind, threads=2, ahead=ahead
     )
     results = []
     with contextlib.closing(loader.batches(parts)) as batches:
@@ -111,6 +116,13 @@ def test_what_is_kept_is_not_read_again() -> None:
     nameless = Numbers("", [4])
     shown([nameless, nameless], Decoder(), PixelCache(100 * PICTURE))
     assert nameless.reads == 2
+
+
+def test_pictures_decoded_in_another_way_are_kept_apart() -> None:
+    part, cache = Numbers("a", [1, 2, 3]), PixelCache(6 * PICTURE)
+    for kind in ("one ", "other ", "one ", "other "):
+        shown([part], Decoder(), cache, kind=kind)
+    assert part.reads == 2
 
 
 def test_a_broken_picture_is_named_and_its_part_is_not_kept() -> None:

@@ -32,6 +32,7 @@ def test_no_cell_is_a_formula_but_numbers_stay_numbers() -> None:
     rows = list(csv.DictReader(io.StringIO(csv_bytes(["a", "b"], texts).decode(), newline="")))
     assert {row["a"][0] for row in rows} == {"'"}
     assert {row["b"] for row in rows} == {"-0.5"}
+    assert [row["b"] for row in read_csv(csv_bytes(["a", "b"], texts))] == ["-0.5"] * len(texts)
     assert csv_bytes(["a"], [{"a": "it's = 1"}]) == b"a\nit's = 1\n"
 
 
