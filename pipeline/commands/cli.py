@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import Any, NoReturn, TextIO, cast
 
 from pipeline.commands.command_line import parse_command_line
@@ -64,8 +65,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_process() -> NoReturn:
     """Runs a command and ends the process with its exit code."""
+    waker = _start_waker()
     code = main()
-    if any(thread.daemon for thread in threading.enumerate()):
+    if any(thread.daemon for thread in threading.enumerate() if thread is not waker):
         # A failed job leaves worker threads alive. If the interpreter ended them inside C++ code,
         # the process would abort.
         logging.shutdown()
@@ -74,6 +76,35 @@ def run_process() -> NoReturn:
                 stream.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _start_waker() -> threading.Thread:
+    """Starts a thread that wakes the main thread whenever the process gets a signal.
+
+    Python runs handlers in the main thread only. If the system interrupts another thread, the main
+    thread goes on waiting, often for the end of a job, and neither Ctrl-C nor SIGTERM stops it.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    # Python's part of every handler, which runs in whatever thread, writes the signal's number.
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    # A handler must exist, or the signal would not interrupt a wait.
+    signal.signal(signal.SIGURG, lambda *_: None)
+
+    def wake() -> None:
+        main_thread = threading.main_thread().ident
+        assert main_thread is not None
+        while True:
+            if os.read(reader, 1) == bytes([signal.SIGURG]):
+                continue
+            # More than once, because the main thread may be about to begin its wait.
+            for _ in range(5):
+                time.sleep(0.05)
+                signal.pthread_kill(main_thread, signal.SIGURG)
+
+    thread = threading.Thread(target=wake, name="in9 signals", daemon=True)
+    thread.start()
+    return thread
 
 
 def _prepare() -> None:

@@ -75,7 +75,7 @@ def test_kills_at_random_moments_change_nothing(small_sample: Path, tmp_path: Pa
 
 # A segmenter, a variant and a model that create a file as they begin, and then work for minutes.
 SLOW = """
-import os, pathlib, time
+import os, pathlib, signal, threading, time
 import torch
 
 def work(*_):
@@ -83,6 +83,10 @@ def work(*_):
     time.sleep(120)
 
 def segmenter(image, box):
+    work()
+
+def interrupted_segmenter(image, box):
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
     work()
 
 def variant(layer):
@@ -146,6 +150,21 @@ def test_ctrl_c_leaves_with_one_line_in_the_middle_of_work(
     while group_is_alive(running.pid) and time.monotonic() < until:
         time.sleep(0.05)
     assert not group_is_alive(running.pid)
+
+
+def test_a_signal_that_a_worker_thread_gets_stops_the_run(
+    tiny_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checks that the main thread, which waits for the job, is woken."""
+    (tmp_path / "slow_work.py").write_text(SLOW)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("AT_WORK", str(tmp_path / "at-work"))
+    output = tmp_path / "out"
+    segmenter = ("--segmenter", "python:slow_work:interrupted_segmenter")
+    running = start_in9("run", "--input", tiny_input, "--output", output, *FLAGS, *segmenter)
+    _, error = running.communicate(timeout=30)
+    assert running.returncode == 1
+    assert error.splitlines()[-1] == "in9 run: stopped; run the same command again to go on"
 
 
 def group_is_alive(group: int) -> bool:
