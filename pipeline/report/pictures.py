@@ -40,7 +40,7 @@ def data_uri(image: bytes, side: int = SHOWN) -> str:
     if max(small.size) > side:
         small.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    small.save(file, "WEBP", quality=QUALITY, method=4)
+    small.save(file, "WEBP", quality=QUALITY, method=2)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

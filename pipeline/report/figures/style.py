@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator, PercentFormatter
 
@@ -143,18 +144,24 @@ class Drawn:
         file = io.BytesIO()
         metadata = dict.fromkeys(("CreationDate", "Creator", "Producer"))
         with styled():
-            self.figure.set_layout_engine("none")
             self.figure.savefig(file, format="pdf", metadata=metadata)
         return file.getvalue()
 
 
 def drawn(figure: Figure) -> Drawn:
     """Saves a finished figure as SVG."""
+    layout = figure.get_layout_engine()
+    assert layout is not None
+    # The canvas chooses the renderer that measures texts.
+    FigureCanvasSVG(figure)
     file = io.BytesIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with warnings.catch_warnings():
         # The file holds text as text, for which readers have their own fonts.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        layout.execute(figure)
+        # With a layout engine, Matplotlib would draw everything twice for each file.
+        figure.set_layout_engine(None)
         figure.savefig(file, format="svg", metadata=metadata)
     svg = _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", file.getvalue().decode())
     return Drawn(svg.encode(), figure)
