@@ -104,7 +104,7 @@ class Setting:
       arch: architecture of the model.
       predict: settings with which the model is run.
       grid: numbers of foregrounds and backgrounds of the attack.
-      epochs: number of epochs of the training; the first does not count.
+      epochs: number of epochs of each training; the first does not count.
     """
 
     dataset: Path
@@ -173,21 +173,23 @@ def training(setting: Setting) -> list[Turn]:
         device=predict.device,
         workers=default_workers(predict.device),
     )
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store(folder)
-        train(dataset, plan, store, say=lambda line: None)
-        rows = list(csv.DictReader(store.read(LOG).decode().splitlines()))
+    count = max(1, dataset.manifest.images["val"]["selected"] // plan.batch_size)
     steps = bare_steps(plan, dataset.manifest.config.segment.image_size)
     next(steps)
-    count = max(1, dataset.manifest.images["val"]["selected"] // plan.batch_size)
     turns = []
-    # The first epoch also starts processes and allocates memory, so it does not count.
-    for epoch in rows[1:]:
+    for _ in range(TURNS):
+        with tempfile.TemporaryDirectory() as folder:
+            store = Store(folder)
+            train(dataset, plan, store, say=lambda line: None)
+            rows = csv.DictReader(store.read(LOG).decode().splitlines())
+            # The first epoch also starts processes and allocates memory, so it does not count.
+            rates = [float(epoch["images_per_second"]) for epoch in rows][1:]
+        pictures = count * plan.batch_size
         started = time.perf_counter()
-        for _ in range(count):
+        for _ in range(count * len(rates)):
             next(steps)
-        pictures, bare = count * plan.batch_size, time.perf_counter() - started
-        turns.append(Turn(pictures, pictures / float(epoch["images_per_second"]), bare))
+        bare = time.perf_counter() - started
+        turns.append(Turn(pictures * len(rates), sum(pictures / rate for rate in rates), bare))
     return turns
 
 
@@ -327,7 +329,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="number of images (2000 on a GPU, else 128)")
     parser.add_argument("--grid", type=grid, help="of the attack (160x256 on a GPU, else 64x16)")
     parser.add_argument("--batch_size", type=int, help="(that of in9 on this device)")
-    parser.add_argument("--epochs", type=int, help="of the training, at least 2 (4)")
+    parser.add_argument("--epochs", type=int, help="of each training, at least 2 (3)")
     arguments = parser.parse_args()
     has_gpu = torch.cuda.is_available()
     if arguments.device == "cuda" and not has_gpu:
@@ -341,7 +343,7 @@ def main() -> None:
         (8, 4) if arguments.quick else (160, 256) if is_large else (64, 16)
     )
     size = arguments.batch_size or (GPU_BATCH if is_large else CPU_BATCH)
-    epochs = arguments.epochs or (2 if arguments.quick else 4)
+    epochs = arguments.epochs or (2 if arguments.quick else 3)
     if epochs < 2:
         parser.error("--epochs must be at least 2: the first one does not count")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # As `in9` sets it for its processes.
