@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, run_in9
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import selected_rows
-from pipeline.evaluate.background_logits import keys_to_keep
+from pipeline.evaluate.background_logits import keys_to_keep, read_logits
 from pipeline.storage.store import Store
 from transforms.power import cross_validated, folds_of, power_of_outputs
 
@@ -83,6 +84,22 @@ def test_a_held_out_picture_never_teaches_its_own_class() -> None:
     assert not by_unit.has_power
     assert (by_unit.units, by_unit.images) == (40, 200)
     assert by_unit.high - by_unit.low > 1.5 * (alone.high - alone.low)
+
+
+def test_stored_logits_are_in_order_of_keys_however_shards_are_numbered(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    rows = [
+        {"key": key, "label": number, "logits": [float(number)] * 2, "of": "x"}
+        for number, key in enumerate(["d", "a", "c", "b"])
+    ]
+    for path, part in (("1", rows[:3]), ("2", rows[3:])):
+        pq.write_table(pa.Table.from_pylist([*part, {"key": "e", "logits": None}]), tmp_path / path)
+    for paths in (("1", "2"), ("2", "1")):
+        kept = read_logits(store, paths)
+        assert kept is not None
+        assert kept.keys == ("a", "b", "c", "d")
+        assert kept.labels.tolist() == [1, 3, 2, 0]
+        assert kept.logits.tolist() == [[1, 1], [3, 3], [2, 2], [0, 0]]
 
 
 def test_the_interval_is_honest_without_signal_and_sees_one() -> None:

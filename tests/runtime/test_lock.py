@@ -323,6 +323,18 @@ def test_a_renewal_that_fails_is_tried_again(
     assert calls >= 3
 
 
+@pytest.mark.usefixtures("short")
+def test_a_lost_lock_is_not_renewed(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    with held(store, DATASET_LOCK):
+        take_over(store, DATASET_LOCK)
+        claim = store.files.current_claim(store.path(DATASET_LOCK))
+        until = time.monotonic() + 20
+        while not any("was taken over by another job" in line for line in caplog.messages):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert store.files.current_claim(store.path(DATASET_LOCK)) == claim
+
+
 def holder(root: str, *, then: str) -> list[str]:
     """Returns the command of a process that takes a lock, writes `made`, and runs `then`."""
     lines = [
