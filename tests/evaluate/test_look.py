@@ -31,7 +31,7 @@ GPU = (("accelerator", "type:nvidia-l4;count:1;install-nvidia-driver"),)
 MADE = {
     "predictions/val-00001.parquet": "prediction_shards_made",
     "imagenet/val-00000.parquet": "imagenet_shards_made",
-    "attack/14x14-early_stop/val-00000.parquet": "attack_chunks_made",
+    "attack/14x4-early_stop/val-00000.parquet": "attack_chunks_made",
     "saliency/val-00001.parquet": "saliency_shards_made",
 }
 """Some result files of a model, and for each the counter of its creation."""
@@ -54,7 +54,7 @@ def run_stages(
     progress = Progress.for_store(store)
     progress.clear()
     evaluation = Evaluation(store, models, "val", PredictConfig(), progress, hints=hints)
-    attacking = AttackPlan(evaluation, foregrounds=20, backgrounds=20, early_stop=True)
+    attacking = AttackPlan(evaluation, foregrounds=20, backgrounds=4, early_stop=True)
     pipeline = beam.Pipeline(options=pipeline_options(["--direct_num_workers=1"]))
     works: list[Work] = [AttackWork(attacking, dataset.taxonomy)]
     if imagenet is not None:
@@ -120,7 +120,7 @@ def test_an_early_stop_learns_from_what_is_there(sample_run: Path, tmp_path: Pat
     output = Path(shutil.copytree(sample_run, tmp_path / "out"))
     assert run_stages(output, None)["attack_chunks_made"] == 2
     expected = results_of(output)
-    folder = output / "results" / DEFAULT_MODEL / "attack" / "20x20-early_stop"
+    folder = output / "results" / DEFAULT_MODEL / "attack" / "20x4-early_stop"
     (folder / "val-00001.parquet").unlink()
     counters = run_stages(output, None)
     assert (counters["models_on_device"], counters["attack_chunks_kept"]) == (1, 1)
