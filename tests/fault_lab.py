@@ -43,7 +43,7 @@ HELPERS = (
     *("xdg-open", "eog", "gm", "open", "convert", "magick", "curl", "wget", "sh", "bash"),
 )
 """Programs that image libraries could start; the PATH has stand-ins for them."""
-SAME_COMMAND = re.compile(r"(the )?same command", re.IGNORECASE)
+SAME_COMMAND = re.compile(r"(?<!then run )the same command", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,7 +54,8 @@ SAMPLE = (
     *("power cut: .*: finished, zeros", "power cut: .*: killed in compose, empty"),
     "power cut: .*: killed in publish, cut",
     *("links: folders: parquet, in9 update", "links: files: manifest.json"),
-    *("strays: locks: .in9/lock b'{}', in9 run", "strays: results/foreign/model.json b'{}'"),
+    *("strays: locks: .in9/lock b'{}', in9 run", "strays: locks: .in9/lock/notes.txt b'[?]'"),
+    "strays: results/foreign/model.json b'{}'",
     *("strays: .in9/.DS_Store", "file and folder swapped: manifest.json"),
     *(
         "whole document: manifest.json: list, in9 report",
@@ -65,7 +66,12 @@ SAMPLE = (
     "field, number: manifest.json: shards.val.output = '10{9}'",
     *("field, path: manifest.json: files.0.path", "field, path: published/latest.json: versions.0"),
     "field, path: layers/.*files.0.path.*in9 run",
+    *(
+        "field, wrong type: results/[*]/model.json: architecture = '\\[\\]'",
+        "field, path: results/[*]/model.json: weights_sha256 = '[.]'",
+    ),
     "foreign tables: index/[*].parquet with no metadata, in9 run",
+    "foreign tables: parquet/.* with no rows, in9 evaluate",
 )
 """Regular expressions; the tests try the first fault that matches each of them."""
 

@@ -114,8 +114,12 @@ class Dataset:
         """Yields the samples of a shard in order. Raises JobError if a file is broken."""
         path = self._file(variant, split, shard)
         read = read_webdataset if path.endswith(".tar") else read_parquet
+        count = 0
         with self.naming_file(path):
-            yield from read(self.store, path)
+            for sample in read(self.store, path):
+                yield sample
+                count += 1
+            self._check_count(path, count)
 
     def tables(
         self, split: str, shard: int, variant: str, columns: Sequence[str]
@@ -130,8 +134,17 @@ class Dataset:
           JobError: a file is broken.
         """
         path = self._file(variant, split, shard)
+        count = 0
         with self.naming_file(path):
-            yield from read_tables(self.store, path, columns)
+            for table in read_tables(self.store, path, columns):
+                yield table
+                count += table.num_rows
+            self._check_count(path, count)
+
+    def _check_count(self, path: str, count: int) -> None:
+        listed = self._digests[path].samples
+        if count != listed:
+            raise ValueError(f"it holds {count} samples, but {MANIFEST} lists {listed}")
 
     @contextlib.contextmanager
     def naming_file(self, path: str) -> Iterator[None]:

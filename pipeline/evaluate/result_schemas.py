@@ -53,6 +53,7 @@ class _Trained(TypedDict):
 
 class _Model(TypedDict):
     model: str
+    architecture: NotRequired[str]
     weights_sha256: str
     num_outputs: int
     preprocessing: _Preprocessing

@@ -38,6 +38,7 @@ from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTota
 from pipeline.inputs.checksums import Checksums
 from pipeline.runtime.counters import count, timed
 from pipeline.runtime.lock import fenced_for_job, held
+from pipeline.storage.state_files import read_intact
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
 from transforms.taxonomy import Taxonomy, imagenet9
 
@@ -168,7 +169,7 @@ def prepare(
     with held(store, PREPARE_LOCK, wait=math.inf) as locked:
         # The prepared manifest is read first, because Finish writes the final manifest before it
         # removes the prepared one: in this order, at least one of them is seen.
-        prepared, old = read_manifest(store, PREPARED_MANIFEST), read_manifest(locked)
+        prepared, old = _read_prepared(store), read_manifest(locked)
         sizes = _file_sizes(locked)
         staged = [[move for move in shard if move[0] in sizes] for shard in moves]
         remaining = [shard for shard in staged if shard]
@@ -191,6 +192,14 @@ def prepare(
     return manifest.fingerprint, remaining
 
 
+def _read_prepared(store: Store) -> Manifest | None:
+    """Reads the prepared manifest; returns None if it is missing or damaged, because the job makes
+    it again."""
+    return read_intact(
+        store, PREPARED_MANIFEST, lambda: Manifest.from_json(store.read(PREPARED_MANIFEST))
+    )
+
+
 def put_in_place(store: Store, moves: Moves) -> None:
     """Moves files of some shards from staging to their final paths, records last."""
     store.move_all(move for move in moves if not _is_record(move[1]))
@@ -207,7 +216,7 @@ def finish(store: Store, taxonomy: Taxonomy, fingerprint: str) -> str:
       JobError: a file is missing, or has another size.
       OSError: reading or writing failed.
     """
-    manifest = read_manifest(store, PREPARED_MANIFEST)
+    manifest = _read_prepared(store)
     if manifest is not None and manifest.fingerprint == fingerprint:
         sizes = _file_sizes(store)
         for file in manifest.files:

@@ -20,6 +20,7 @@ from PIL import Image
 from soundness import assert_sound, contradictions
 
 from pipeline.dataset.folder import Dataset
+from pipeline.errors import JobError
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 from transforms.variants import MIXED, PAPER
@@ -165,6 +166,24 @@ def test_wrong_counts_are_contradictions(copy: Path) -> None:
     assert "webdataset/only_fg/val-000000.tar: 70 samples, the manifest says 71" in lines
     assert any(line.startswith("layers/val-00000.parquet:") for line in lines)
     assert any(line.startswith("layers/val-00000.tar:") for line in lines)
+
+
+@pytest.mark.parametrize("only", ["parquet", "webdataset"])
+def test_a_shard_with_other_samples_than_listed_is_named(copy: Path, only: str) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    other = {"parquet": "webdataset", "webdataset": "parquet"}[only]
+    manifest["config"]["formats"].remove(other)
+    manifest["files"] = [f for f in manifest["files"] if not f["path"].startswith(other)]
+    (file,) = (f for f in manifest["files"] if f["path"].startswith(f"{only}/no_fg/"))
+    file["samples"] += 1
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    dataset = Dataset.open(Store(str(copy)))
+    expected = f"{file['path']} cannot be read .it holds 70 samples, but manifest.json lists 71"
+    with pytest.raises(JobError, match=expected):
+        list(dataset.samples("val", 0, "no_fg"))
+    with pytest.raises(JobError, match=expected):
+        list(dataset.tables("val", 0, "no_fg", ["key"]))
+    assert len(list(dataset.samples("val", 0, "only_fg"))) == 70
 
 
 def hash_again(output: Path, path: str) -> None:

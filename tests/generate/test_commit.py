@@ -204,6 +204,20 @@ def test_lost_moves_are_noticed_and_what_they_have_left_is_replaced(store: Store
         assert not store.exists(MANIFEST)
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"format": 1}', b"\xff"])
+def test_a_damaged_prepared_manifest_is_made_again(store: Store, content: bytes) -> None:
+    shards = [shard for number in (0, 1) for shard in made(store, number)]
+    ((committed, moves),) = PrepareCommit(SMALL, store, IN9).process((None, shards))
+    store.write(PREPARED_MANIFEST, content)
+    with pytest.raises(JobError, match=r"manifest\.json is missing .* Run the same command again"):
+        FinishCommit(store, IN9).process((committed, []))
+    # As the same command does.
+    ((committed, moves),) = PrepareCommit(SMALL, store, IN9).process((None, shards))
+    MoveFiles(store).process((committed, moves))
+    FinishCommit(store, IN9).process((committed, []))
+    assert_whole(store, committed)
+
+
 def test_a_dataset_is_committed_over_another_one_while_its_lock_is_held(store: Store) -> None:
     with held(store, DATASET_LOCK) as locked_store:
         for content in ("", "new"):
