@@ -21,13 +21,14 @@ import contextlib
 import csv
 import dataclasses
 import functools
+import gc
 import itertools
 import multiprocessing
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -174,8 +175,8 @@ def training(setting: Setting) -> list[Turn]:
         workers=default_workers(predict.device),
     )
     count = max(1, dataset.manifest.images["val"]["selected"] // plan.batch_size)
-    steps = bare_steps(plan, dataset.manifest.config.segment.image_size)
-    next(steps)
+    pictures = count * plan.batch_size
+    side = dataset.manifest.config.segment.image_size
     turns = []
     for _ in range(TURNS):
         with tempfile.TemporaryDirectory() as folder:
@@ -184,11 +185,14 @@ def training(setting: Setting) -> list[Turn]:
             rows = csv.DictReader(store.read(LOG).decode().splitlines())
             # The first epoch also starts processes and allocates memory, so it does not count.
             rates = [float(epoch["images_per_second"]) for epoch in rows][1:]
-        pictures = count * plan.batch_size
-        started = time.perf_counter()
-        for _ in range(count * len(rates)):
+        gc.collect()
+        # The bare loop's network must not count in the peak memory of the next training.
+        with contextlib.closing(bare_steps(plan, side)) as steps:
             next(steps)
-        bare = time.perf_counter() - started
+            started = time.perf_counter()
+            for _ in range(count * len(rates)):
+                next(steps)
+            bare = time.perf_counter() - started
         turns.append(Turn(pictures * len(rates), sum(pictures / rate for rate in rates), bare))
     return turns
 
@@ -264,7 +268,7 @@ def take_turns(pictures: int, work: Callable[[], None], bare: Callable[[int], No
     return turns[1:]
 
 
-def bare_steps(plan: TrainPlan, side: int) -> Iterator[None]:
+def bare_steps(plan: TrainPlan, side: int) -> Generator[None, None, None]:
     """Yields after each step of a training on one batch that is already on the device."""
     torch.backends.cudnn.benchmark = True
     module = timm.create_model(plan.arch, num_classes=9)

@@ -44,6 +44,8 @@ HELPERS = (
 )
 """Programs that image libraries could start; the PATH has stand-ins for them."""
 SAME_COMMAND = re.compile(r"(?<!then run )the same command", re.IGNORECASE)
+"""Advice to repeat a command as it is. After "Correct that, then run", something else has to change
+first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,7 +308,7 @@ def faults_of(ended: Ended, *names: str) -> list[str]:
 
 
 def advises_again(ended: Ended) -> bool:
-    """Returns whether a message advises running the same command again."""
+    """Returns whether a message advises running the same command again, without a correction."""
     return ended.code != 0 and bool(SAME_COMMAND.search(ended.stderr))
 
 

@@ -65,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_process() -> NoReturn:
     """Runs a command and ends the process with its exit code."""
+    # Threads that are started earlier would get their own malloc arenas.
+    _prepare()
     waker = _start_waker()
     code = main()
     if any(thread.daemon for thread in threading.enumerate() if thread is not waker):
@@ -79,21 +81,21 @@ def run_process() -> NoReturn:
 
 
 def _start_waker() -> threading.Thread:
-    """Starts a thread that wakes the main thread whenever the process gets a signal.
+    """Starts a thread that wakes this thread, the main one, whenever a handled signal arrives.
 
     Python runs handlers in the main thread only. If the system interrupts another thread, the main
     thread goes on waiting, often for the end of a job, and neither Ctrl-C nor SIGTERM stops it.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    # Python's part of every handler, which runs in whatever thread, writes the signal's number.
+    # Python's C handler runs in the interrupted thread, and writes the signal's number.
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     # A handler must exist, or the signal would not interrupt a wait.
     signal.signal(signal.SIGURG, lambda *_: None)
 
+    main_thread = threading.get_ident()
+
     def wake() -> None:
-        main_thread = threading.main_thread().ident
-        assert main_thread is not None
         while True:
             if os.read(reader, 1) == bytes([signal.SIGURG]):
                 continue

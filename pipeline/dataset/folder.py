@@ -142,9 +142,12 @@ class Dataset:
             self._check_count(path, count)
 
     def _check_count(self, path: str, count: int) -> None:
-        listed = self._digests[path].samples
+        """Raises ValueError unless the manifest lists this number of samples."""
+        file = self._digests.get(path)
+        # An empty tar has no file, so the manifest does not list it.
+        listed = file.samples if file else 0
         if count != listed:
-            raise ValueError(f"it holds {count} samples, but {MANIFEST} lists {listed}")
+            raise ValueError(f"it holds {count} samples, but {MANIFEST} says {listed}")
 
     @contextlib.contextmanager
     def naming_file(self, path: str) -> Iterator[None]:

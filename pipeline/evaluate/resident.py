@@ -128,9 +128,9 @@ def forget_all() -> None:
 def _check_weights(model: LoadedModel, evaluation: Evaluation) -> None:
     for metadata in read_results(evaluation.store, "model", model.name):
         earlier = metadata["weights_sha256"]
-        folder = result_folder(metadata["model"], metadata["evaluation"])
-        path = result_file(folder, "model")
         if earlier != model.weights_sha256:
+            folder = result_folder(metadata["model"], metadata["evaluation"])
+            path = result_file(folder, "model")
             raise JobError(
                 f"the weights of {model.name} have changed since {evaluation.store.path(path)} was "
                 f"written (sha256 {earlier[:12]}, now {model.weights_sha256[:12]}); "

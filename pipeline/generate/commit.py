@@ -229,7 +229,8 @@ def finish(store: Store, taxonomy: Taxonomy, fingerprint: str) -> str:
         store.write(MANIFEST, manifest.to_json(), durable=True)
         store.delete(PREVIOUS_MANIFEST)
     else:
-        # Nothing had to be moved, or this step has already run and the runner repeats it.
+        # Nothing had to be moved, or this step has already run and the runner repeats it. If the
+        # prepared manifest is damaged, there is no manifest, and the next run prepares it again.
         manifest = read_manifest(store)
         if manifest is None or manifest.fingerprint != fingerprint:
             raise _missing(MANIFEST)

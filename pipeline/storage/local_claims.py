@@ -65,7 +65,8 @@ def current_claim(path: str) -> PathClaim | None:
                 return PathClaim(token, b"", "")
             return None
     if names:
-        raise JobError(f"{os.path.join(path, names[0])} is no part of that lock; remove it")
+        stray = os.path.join(path, names[0])
+        raise JobError(f"{stray} does not belong in {path}, which is a lock; remove it")
     # An empty folder is no claim, but not every file system lets a rename replace it.
     with contextlib.suppress(OSError):
         os.rmdir(path)

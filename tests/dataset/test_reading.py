@@ -169,7 +169,7 @@ def test_wrong_counts_are_contradictions(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("only", ["parquet", "webdataset"])
-def test_a_shard_with_other_samples_than_listed_is_named(copy: Path, only: str) -> None:
+def test_a_shard_with_another_number_of_samples_is_named(copy: Path, only: str) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
     other = {"parquet": "webdataset", "webdataset": "parquet"}[only]
     manifest["config"]["formats"].remove(other)
@@ -178,7 +178,7 @@ def test_a_shard_with_other_samples_than_listed_is_named(copy: Path, only: str) 
     file["samples"] += 1
     (copy / "manifest.json").write_text(json.dumps(manifest))
     dataset = Dataset.open(Store(str(copy)))
-    expected = f"{file['path']} cannot be read .it holds 70 samples, but manifest.json lists 71"
+    expected = f"{file['path']} cannot be read .it holds 70 samples, but manifest.json says 71"
     with pytest.raises(JobError, match=expected):
         list(dataset.samples("val", 0, "no_fg"))
     with pytest.raises(JobError, match=expected):

@@ -230,7 +230,8 @@ def test_evaluation_resumes_and_guards_weights(small_run: Path, tmp_path: Path) 
         tmp_path / "net.pth",
     )
     refused = run_in9(*flags, check=1)
-    assert f"weights of {spec} have changed" in refused.stderr
+    assert f"weights of {spec} have changed since {output}/results/mobilenet" in refused.stderr
+    assert "/model.json was written (sha256 " in refused.stderr
     assert "add --overwrite weights" in refused.stderr
     assert pictures in run_in9(*flags, "--overwrite", "weights").stdout
 

@@ -208,10 +208,11 @@ def test_lost_moves_are_noticed_and_what_they_have_left_is_replaced(store: Store
 def test_a_damaged_prepared_manifest_is_made_again(store: Store, content: bytes) -> None:
     shards = [shard for number in (0, 1) for shard in made(store, number)]
     ((committed, moves),) = PrepareCommit(SMALL, store, IN9).process((None, shards))
+    MoveFiles(store).process((committed, moves[:2]))
     store.write(PREPARED_MANIFEST, content)
     with pytest.raises(JobError, match=r"manifest\.json is missing .* Run the same command again"):
         FinishCommit(store, IN9).process((committed, []))
-    # As the same command does.
+    # The same command prepares again.
     ((committed, moves),) = PrepareCommit(SMALL, store, IN9).process((None, shards))
     MoveFiles(store).process((committed, moves))
     FinishCommit(store, IN9).process((committed, []))
