@@ -17,7 +17,6 @@ from pipeline.commands.dispatch import run_command
 from pipeline.commands.parser import COMMANDS
 from pipeline.errors import JobError, UsageError, escaped
 from pipeline.runtime.job_log import EscapingFormatter
-from pipeline.runtime.lock import release_all
 from pipeline.runtime.machine import keep_freed_memory
 
 
@@ -50,8 +49,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         _report_error(f"in9 {arguments.command}", "stopped; run the same command again to go on", 1)
         sys.stderr.flush()
-        # Do not wait for threads that are in the middle of an image.
+        # Imported late, because it is slow to import, and printing help needs none of it.
+        from pipeline.runtime.lock import release_all
+
         release_all()
+        # Do not wait for threads that are in the middle of an image.
         os._exit(1)
     except BrokenPipeError:
         # The reader of our output, such as `head`, has closed it, so nothing more can be printed.

@@ -430,6 +430,23 @@ def test_a_misspelt_flag_of_ours_is_answered_before_beam_is_imported() -> None:
     assert done.stderr.splitlines() == ["in9 run: unknown flag --ouput; did you mean --output?"]
 
 
+def test_help_waits_for_no_library() -> None:
+    code = (
+        "import sys\n"
+        "from pipeline.commands.cli import main\n"
+        "try:\n"
+        "    main(['run', '--help'])\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "sys.exit(sorted({'numpy', 'pyarrow', 'apache_beam', 'torch'} & set(sys.modules)) or None)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("in9 run: ")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_flag_of_beam_is_a_misspelt_one_of_ours(command: str) -> None:
     parser = argparse.ArgumentParser(conflict_handler="resolve", add_help=False)
