@@ -177,7 +177,7 @@ def test_linear_algebra_of_a_command_has_one_thread() -> None:
     """Checks the variable at the first import of numpy, because OpenBLAS reads it then."""
     watch = (
         "import os, sys; sys.addaudithook(lambda event, of: event == 'import' and of[0] == 'numpy' "
-        "and print(os.environ.get('OPENBLAS_NUM_THREADS'))); import pipeline.commands.cli"
+        "and print(os.environ.get('OPENBLAS_NUM_THREADS'))); import pipeline.commands.report"
     )
     free = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
     done = subprocess.run(

@@ -324,14 +324,12 @@ def test_a_renewal_that_fails_is_tried_again(
 
 
 @pytest.mark.usefixtures("short")
-def test_a_lost_lock_is_not_renewed(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lost_lock_is_not_renewed(store: Store) -> None:
     with held(store, DATASET_LOCK):
         take_over(store, DATASET_LOCK)
         claim = store.files.current_claim(store.path(DATASET_LOCK))
-        until = time.monotonic() + 20
-        while not any("was taken over by another job" in line for line in caplog.messages):
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        # Time for several renewals.
+        time.sleep(0.5)
         assert store.files.current_claim(store.path(DATASET_LOCK)) == claim
 
 
