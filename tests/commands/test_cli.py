@@ -392,6 +392,15 @@ def test_every_command_has_its_function() -> None:
         assert list(takes) == ["arguments", "rest"][: 1 + command.has_graph]
 
 
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in a process of its own, and asserts that it exits with 0."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 @pytest.mark.parametrize("command", [("report",), ("verify",), ("export", "--to", "exported")])
 def test_readers_wait_for_neither_beam_nor_torch(
     sample_run: Path, tmp_path: Path, command: tuple[str, ...]
@@ -406,14 +415,7 @@ def test_readers_wait_for_neither_beam_nor_torch(
         f"assert main([*{words!r}, '--dataset', {str(tmp_path / 'out')!r}]) == 0\n"
         "sys.exit(sorted({'apache_beam', 'torch'} & set(sys.modules)) or None)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
+    run_python(code)
 
 
 def test_a_misspelt_flag_of_ours_is_answered_before_beam_is_imported() -> None:
@@ -423,10 +425,7 @@ def test_a_misspelt_flag_of_ours_is_answered_before_beam_is_imported() -> None:
         "assert main(['run', '--runner', 'DirectRunner', '--ouput=x']) == 2\n"
         "sys.exit(sorted({'apache_beam', 'torch'} & set(sys.modules)) or None)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python(code)
     assert done.stderr.splitlines() == ["in9 run: unknown flag --ouput; did you mean --output?"]
 
 
@@ -440,10 +439,7 @@ def test_help_waits_for_no_library() -> None:
         "    pass\n"
         "sys.exit(sorted({'numpy', 'pyarrow', 'apache_beam', 'torch'} & set(sys.modules)) or None)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python(code)
     assert done.stdout.startswith("in9 run: ")
 
 
