@@ -273,7 +273,9 @@ def bare_steps(plan: TrainPlan, side: int) -> Generator[None, None, None]:
     torch.backends.cudnn.benchmark = True
     module = timm.create_model(plan.arch, num_classes=9)
     module = module.to(plan.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(module.parameters(), lr=plan.lr, momentum=MOMENTUM)
+    optimizer = torch.optim.SGD(
+        module.parameters(), lr=plan.lr, momentum=MOMENTUM, weight_decay=plan.weight_decay
+    )
     pictures = torch.rand(plan.batch_size, 3, side, side, device=plan.device)
     pictures = pictures.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 9, (plan.batch_size,), device=plan.device)

@@ -40,5 +40,5 @@ class NetworkInput:
         # as long.
         count = len(pictures)
         rows = pictures.permute(0, 2, 3, 1).reshape(count * side, 3 * side)
-        normalised = (rows - self._mean.repeat(side)) / self._std.repeat(side)
+        normalised = (rows - self._mean.repeat(side)).div_(self._std.repeat(side))
         return normalised.view(count, side, side, 3).permute(0, 3, 1, 2)

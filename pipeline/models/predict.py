@@ -182,7 +182,7 @@ class Predictor:
             compute.wait_stream(self._copies)
             # Keeps the allocator from reusing the memory while the compute stream still reads it.
             copied.record_stream(compute)
-        return copied.permute(0, 3, 1, 2).float() / 255
+        return copied.permute(0, 3, 1, 2).float().div_(255)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Runs a batch through the model; halves the batch as often as memory requires.

@@ -8,6 +8,7 @@ batch does not depend on the process that loads it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import shutil
 import signal
@@ -25,6 +26,9 @@ from pipeline.training.schedule import TRAIN, BatchOrder, Schedule
 
 _AHEAD = 2
 """Number of batches that each process prepares in advance."""
+_NICENESS = 10
+"""Added to the niceness of processes that share the CPU with the network. It leaves them a tenth of
+a core that is busy, and all of one that is idle."""
 _SHARED_MEMORY = "/dev/shm"
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -106,7 +110,7 @@ class _Orders(Sampler[BatchOrder]):
 
 
 def load_batches(
-    pictures: PictureBatches, schedule: Schedule, *, workers: int, pin: bool
+    pictures: PictureBatches, schedule: Schedule, *, workers: int, device: torch.device
 ) -> Generator[Batch, None, None]:
     """Yields the batches of a schedule, in order.
 
@@ -114,7 +118,8 @@ def load_batches(
       pictures: prepares the batches. Its samples must stay `fetched` until the last batch.
       schedule: the orders of the batches.
       workers: number of loader processes, 0 to load in this process.
-      pin: whether to allocate pinned memory, for copies to a GPU.
+      device: device of the network. For a GPU, memory is pinned; beside a network on the CPU, the
+        processes have a lower priority.
 
     Raises:
       JobError: a picture is broken, the file cannot be read, or a process has died.
@@ -124,7 +129,7 @@ def load_batches(
         options = {
             "multiprocessing_context": "fork",
             "prefetch_factor": _AHEAD,
-            "worker_init_fn": _init_worker,
+            "worker_init_fn": functools.partial(_init_worker, device.type == "cpu"),
         }
     loader: DataLoader[Batch | LoadFailure] = DataLoader(
         pictures,
@@ -132,7 +137,7 @@ def load_batches(
         sampler=_Orders(schedule),
         num_workers=workers,
         collate_fn=_identity,
-        pin_memory=pin,
+        pin_memory=device.type == "cuda",
         **options,
     )
     try:
@@ -175,9 +180,13 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
-def _init_worker(_: int) -> None:
+def _init_worker(is_network_on_cpu: bool, _: int) -> None:
     """Limits a loader process to one thread, and lets the main process handle Ctrl-C."""
     torch.set_num_threads(1)
+    if is_network_on_cpu:
+        # A step takes as long as its slowest thread. With equal priority, this process would take a
+        # core from one thread, and all others would wait.
+        os.nice(_NICENESS)
     # Ctrl-C reaches all processes of a terminal; the main process decides what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The handler that is inherited from the main process would print a traceback.

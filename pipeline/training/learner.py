@@ -113,7 +113,7 @@ class Learner:
         labels = labels.to(self.device, non_blocking=True)
         mixed = self._plan.precision in _DTYPES
         with torch.autocast(self.device.type, _DTYPES.get(self._plan.precision), enabled=mixed):
-            floats = pictures.to(self.device, non_blocking=True).float() / 255
+            floats = pictures.to(self.device, non_blocking=True).float().div_(255)
             logits = self._module(self._input(floats, self.size))
             losses = functional.cross_entropy(logits, labels, reduction="none")
         total = losses.detach().double().sum()

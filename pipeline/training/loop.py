@@ -185,7 +185,7 @@ class _TrainingRun:
             ),
             schedule,
             workers=plan.workers,
-            pin=self._learner.device.type == "cuda",
+            device=self._learner.device,
         )
         log = TrainingLog(self._store, plan.epochs, rows, say)
         with contextlib.ExitStack() as stack:

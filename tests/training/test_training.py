@@ -201,8 +201,8 @@ def test_a_batch_is_the_same_in_another_process(drawn: Path) -> None:
     pictures = PictureBatches(training, validation, Augmentation(SIDE), seed=3)
     schedule = Schedule(order_hashes(3, training.keys), len(validation), 8, range(2, 4))
     with training.fetched(), validation.fetched():
-        alone = load_batches(pictures, schedule, workers=0, pin=False)
-        elsewhere = load_batches(pictures, schedule, workers=2, pin=False)
+        alone = load_batches(pictures, schedule, workers=0, device=torch.device("cpu"))
+        elsewhere = load_batches(pictures, schedule, workers=2, device=torch.device("cpu"))
         for one, two in zip(alone, elsewhere, strict=True):
             assert torch.equal(one[0], two[0])
             assert torch.equal(one[1], two[1])
