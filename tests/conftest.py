@@ -227,11 +227,13 @@ def shrink(source: Path, image: Path, target: Path) -> Path:
 @pytest.fixture(scope="session")
 def small_sample(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """18 sample pictures at 2/5 of their size, two of each class. Tests must not write into it."""
-    root = tmp_path_factory.mktemp("small")
-    images, _ = list_images(find_layout(str(sample), None, "val"), imagenet9(), limit=2)
-    for source in images:
-        shrink(sample, Path(source.path), root)
-    return root
+
+    def make(root: Path) -> None:
+        images, _ = list_images(find_layout(str(sample), None, "val"), imagenet9(), limit=2)
+        for source in images:
+            shrink(sample, Path(source.path), root)
+
+    return made_once(tmp_path_factory, "small", make)
 
 
 @pytest.fixture(scope="session")
@@ -244,9 +246,8 @@ def small_run(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def one_worker(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of 18 pictures in several shards, made by one worker. Tests must not change it."""
-    output = tmp_path_factory.mktemp("one") / "out"
-    run_in9("generate", "--output", output, "--input", small_sample, *ONE, *SHARDS)
-    return output
+    flags = ("generate", "--input", small_sample, *ONE, *SHARDS, "--output")
+    return made_once(tmp_path_factory, "one-worker", lambda out: run_in9(*flags, out))
 
 
 @pytest.fixture(scope="session")
@@ -255,11 +256,9 @@ def three_draws(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
     Tests must not change it.
     """
-    output = tmp_path_factory.mktemp("draws") / "out"
     flags = ("--segmenter", "box", "--formats", "parquet", "--image_size", 64, "--resize", 64)
-    source = ("generate", "--output", output, "--input", small_sample, "--replicates", 3)
-    run_in9(*source, *flags, *ONE)
-    return output
+    command = ("generate", "--input", small_sample, "--replicates", 3, *flags, *ONE, "--output")
+    return made_once(tmp_path_factory, "draws", lambda out: run_in9(*command, out))
 
 
 @pytest.fixture

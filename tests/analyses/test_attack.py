@@ -72,7 +72,8 @@ def attacked(sample_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     output = Path(shutil.copytree(sample_run, tmp_path_factory.mktemp("attacked") / "out"))
     broken = output.parent / "broken.pth"
     broken.write_bytes(b"junk")
-    done = run_in9("attack", "--dataset", output, "--models", f"resnet18={broken},{MODEL}", *FEW)
+    flags = ("--models", f"resnet18={broken},{MODEL}", "--pictures", "none", *FEW)
+    done = run_in9("attack", "--dataset", output, *flags)
     assert "144 composites predicted" in done.stdout
     (line,) = [line for line in done.stdout.splitlines() if line.startswith(MODEL)]
     assert line.endswith("12 x 12       144")
