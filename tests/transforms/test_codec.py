@@ -163,9 +163,10 @@ def jpegs() -> dict[str, bytes]:
 def test_a_jpeg_that_was_cut_and_closed_again_is_refused(kind: str) -> None:
     """Checks what Pillow does not: it paints missing parts grey without an error."""
     data = jpegs()[kind]
-    assert np.array_equal(decode_source(data), decode_image(data))
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.array_equal(decode_source(data), expected)
     # Data after the end do not belong to the picture.
-    assert np.array_equal(decode_source(data + b"more"), decode_image(data))
+    assert np.array_equal(decode_source(data + b"more"), expected)
     for share in (0.1, 0.3, 0.5):
         lost = int(share * len(jpegs()["grey"]))
         cut = data[: len(data) - lost].rstrip(b"\xff") + b"\xff\xd9"
