@@ -75,6 +75,37 @@ def fitting_xml(
     return f"<annotation>{size}{boxes or box}</annotation>"
 
 
+def lossless_jpeg() -> bytes:
+    """Returns a lossless grey JPEG. libjpeg-turbo decodes it, but never at a smaller size."""
+    return _flat_jpeg(0xC3, (0x11,), b"\1\0\0", bits=SIZE[0] * SIZE[1])
+
+
+def tall_chroma_jpeg() -> bytes:
+    """Returns a JPEG in which four rows share their chroma (4:4:1), which simplejpeg refuses."""
+    units = -(-SIZE[0] // 8) * -(-SIZE[1] // 32)
+    return _flat_jpeg(0xC0, (0x14, 0x11, 0x11), b"\0\x3f\0", bits=units * 6 * 2)
+
+
+def _flat_jpeg(frame: int, samplings: tuple[int, ...], scan: bytes, bits: int) -> bytes:
+    """Returns a grey JPEG of a kind that Pillow does not write. Every code in it is a 0."""
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
+
+    count = len(samplings)
+    components = b"".join(bytes([number, sampling, 0]) for number, sampling in enumerate(samplings))
+    one_code = bytes([1, *[0] * 15, 0])
+    segments = (
+        segment(0xDB, b"\0" + b"\1" * 64),
+        segment(0xC4, b"\x00" + one_code) + segment(0xC4, b"\x10" + one_code),
+        segment(frame, struct.pack(">BHHB", 8, SIZE[1], SIZE[0], count) + components),
+        segment(0xDA, bytes([count]) + b"".join(bytes([n, 0]) for n in range(count)) + scan),
+    )
+    # The last byte is filled up with ones.
+    codes = bytes(bits // 8) + (bytes([0xFF >> bits % 8]) if bits % 8 else b"")
+    return b"\xff\xd8" + b"".join(segments) + codes + b"\xff\xd9"
+
+
 def chunk(kind: bytes, data: bytes) -> bytes:
     """Returns a chunk of a PNG."""
     body = kind + data
@@ -182,6 +213,8 @@ def _pictures() -> Iterator[Hostile]:
     yield good("jpeg progressive", encoded(rgb, "JPEG", progressive=True))
     yield good("jpeg grey", encoded(picture("L"), "JPEG"))
     yield good("jpeg cmyk", encoded(picture("CMYK"), "JPEG"))
+    yield good("jpeg lossless", lossless_jpeg(), ANY)
+    yield good("jpeg of tall chroma", tall_chroma_jpeg(), ANY)
     yield good("jpeg turned", encoded(rgb, "JPEG", exif=exif))
     yield good("jpeg with more behind", encoded(rgb, "JPEG") + POSTSCRIPT * 100)
     yield good("jpeg with a comment", encoded(rgb, "JPEG", comment=b"%!PS\n" * 1000))

@@ -43,6 +43,11 @@ ignore. None of these is followed by the length of a segment."""
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
 _SCAN = re.compile(rb"\xff\xda")  # `bytes.count` takes three times as long, 8 % of a decoding.
 
+_LOSSLESS = re.compile(rb"\xff[\xc3\xc7\xcb\xcf]")
+"""The beginning of the frame of a lossless JPEG."""
+_REFUSALS = (ValueError, KeyError, RuntimeError)
+"""Exceptions of simplejpeg. KeyError is an unusual chroma sampling, such as 4:4:1."""
+
 _JPEG = ("JPEG", "MPO")
 
 _EXIF = re.compile(rb"(\xff\xe1..)Exif(?=\0\0)", re.DOTALL)
@@ -135,8 +140,9 @@ def check_narrow(width: int, height: int, resize: int) -> str:
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Decodes a picture.
 
-    A JPEG of one scan, unless it is CMYK or flawed, is decoded by libjpeg-turbo alone
-    (`simplejpeg.decode_jpeg`), in some 70 % of the time that Pillow takes. Pillow decodes every
+    Pillow reads the header. The pixels of a JPEG whose bytes hold one start of a scan are decoded
+    by `simplejpeg.decode_jpeg`, in some 70 % of the time that Pillow takes, unless it is CMYK, is
+    decoded with a warning, or is of a kind that simplejpeg does not take. Pillow decodes every
     other picture. The pixels are the same.
 
     Args:
@@ -157,13 +163,14 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
 
 
 def _decode(data: bytes, max_pixels: int) -> tuple[Pixels, bool]:
-    """Returns the pixels of a picture, and whether libjpeg-turbo has decoded them without a
-    warning."""
+    """Returns the pixels of a picture, and whether simplejpeg has decoded them and warned of
+    nothing."""
     image = open_picture(data, max_pixels)
-    if image.format == "JPEG":
+    if image.format == "JPEG" and _has_one_scan(data):
         pixels = np.empty((image.height, image.width, 3), np.uint8)
         if _decode_one_scan(data, pixels):
             return pixels, True
+        del pixels  # So that the memory is free for Pillow.
     return _decode_by_pillow(data, image), False
 
 
@@ -192,7 +199,7 @@ def decode_into(data: bytes, out: Pixels) -> None:
       UndecodableError: for the reasons of `decode_image`, or the picture has another size.
       MemoryError: for the reason of `decode_image`.
     """
-    if _decode_one_scan(data, out):
+    if _has_one_scan(data) and _decode_one_scan(data, out):
         return
     try:
         pixels = decode_image(data, max_pixels=out.shape[0] * out.shape[1])
@@ -204,19 +211,21 @@ def decode_into(data: bytes, out: Pixels) -> None:
     out[:] = pixels
 
 
-def _decode_one_scan(data: bytes, out: Pixels) -> bool:
-    """Decodes a JPEG of one scan into `out`; returns False if the data are not such a JPEG, are
-    CMYK or flawed, or have another size."""
-    is_jpeg = data.startswith(bytes([0xFF, _START_OF_IMAGE]))
+def _has_one_scan(data: bytes) -> bool:
+    """Returns whether the data are a JPEG whose bytes hold one start of a scan."""
     # The two bytes of this marker never occur inside a scan, so they can be counted.
-    if not is_jpeg or len(_SCAN.findall(data)) != 1:
-        return False
+    return data.startswith(bytes([0xFF, _START_OF_IMAGE])) and len(_SCAN.findall(data)) == 1
+
+
+def _decode_one_scan(data: bytes, out: Pixels) -> bool:
+    """Decodes a JPEG that `_has_one_scan` into `out`; returns False if it is CMYK or flawed, has
+    another size, or is of a kind that simplejpeg does not take."""
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         if (height, width) != out.shape[:2] or space not in ("YCbCr", "Gray", "RGB"):
             return False
         simplejpeg.decode_jpeg(data, "RGB", buffer=out, strict=True)
-    except ValueError:
+    except _REFUSALS:
         return False
     return True
 
@@ -238,14 +247,19 @@ def decode_source(data: bytes) -> Pixels:
 def _cut_short(data: bytes) -> str:
     """Returns libjpeg-turbo's warning if a JPEG ends prematurely, else an empty text.
 
-    This repeats the Huffman decoding of the whole file, but produces pixels at an eighth of the
-    size only.
+    This repeats the entropy decoding of the whole file, but produces pixels at an eighth of the
+    size only. A lossless JPEG is decoded at its full size, because libjpeg-turbo does not scale it,
+    and would write behind the end of simplejpeg's smaller array.
     """
+    scale = {} if _LOSSLESS.search(data) else {"min_height": 1, "min_width": 1, "min_factor": 1}
     try:
         _, _, space, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-        colours = "CMYK" if space in ("CMYK", "YCCK") else "GRAY"
-        simplejpeg.decode_jpeg(data, colours, min_height=1, min_width=1, min_factor=1, strict=True)
-    except ValueError as error:
+    except _REFUSALS:
+        space = ""  # The decoder takes more kinds of chroma sampling than this function.
+    colours = {"CMYK": "CMYK", "YCCK": "CMYK", "RGB": "RGB"}.get(space, "GRAY")
+    try:
+        simplejpeg.decode_jpeg(data, colours, **scale, strict=True)
+    except _REFUSALS as error:
         return str(error) if "premature end" in str(error).lower() else ""
     return ""
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import fault_pictures
@@ -22,6 +25,7 @@ from transforms.codec import (
     TooManyPixelsError,
     UndecodableError,
     decode_image,
+    decode_into,
     decode_mask,
     decode_source,
     encode_jpeg,
@@ -174,6 +178,32 @@ def test_a_jpeg_that_was_cut_and_closed_again_is_refused(kind: str) -> None:
             decode_image(cut)
         with pytest.raises(UndecodableError, match=r"premature end|truncated"):
             decode_source(cut)
+
+
+@pytest.mark.parametrize("make", [fault_pictures.lossless_jpeg, fault_pictures.tall_chroma_jpeg])
+def test_a_jpeg_that_simplejpeg_does_not_take_is_that_of_pillow(make: Callable[[], bytes]) -> None:
+    data = make()
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    out = np.zeros_like(expected)
+    decode_into(data, out)
+    # In a process of its own, because a picture that is written behind the end of an array ends or
+    # hangs the process at any later time.
+    code = """
+import sys
+from transforms.codec import decode_source
+data = sys.stdin.buffer.read()
+for _ in range(20):
+    pixels = decode_source(data)
+sys.stdout.buffer.write(pixels.tobytes())
+"""
+    command = (sys.executable, "-c", code)
+    done = subprocess.run(command, input=data, capture_output=True, timeout=60, check=True)
+    assert done.stdout == expected.tobytes()
+    for pixels in (out, decode_image(data)):
+        assert np.array_equal(pixels, expected)
+    cut = data[:-40] + b"\xff\xd9"
+    with pytest.raises(UndecodableError, match="premature end"):
+        decode_source(cut)
 
 
 def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded() -> None:
