@@ -28,7 +28,7 @@ _REQUIRED_COUNTS = {
 }
 """Names of the counts that a manifest must have for each split."""
 
-_LIBRARIES = ("numba", "numpy", "opencv-python-headless", "pillow", "pyarrow")
+_LIBRARIES = ("numba", "numpy", "opencv-python-headless", "pillow", "pyarrow", "simplejpeg")
 """Libraries whose versions can change the files' bytes."""
 
 

@@ -15,7 +15,7 @@ from pipeline.evaluate.predictions import EvalImages, read_predictions
 from pipeline.evaluate.result_files import result_file, result_folder, tested_part, write_result
 from pipeline.evaluate.work import Work
 
-_LIBRARIES = ("numpy", "torch", "timm")
+_LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch", "timm")
 
 
 class EvaluationWork(Work):

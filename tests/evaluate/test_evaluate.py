@@ -100,7 +100,7 @@ def test_results_say_what_was_run(sample_run: Path) -> None:
     assert len(summary["weights_sha256"]) == 64
     assert summary["evaluation"]["precision"] == "fp32"
     assert summary["evaluation"]["input_size"] == 224
-    assert set(summary["libraries"]) == {"numpy", "torch", "timm"}
+    assert {"numpy", "pillow", "simplejpeg", "torch", "timm"} == set(summary["libraries"])
 
 
 def checkpoint(path: Path, architecture: str, outputs: int, wrap: bool = False) -> str:

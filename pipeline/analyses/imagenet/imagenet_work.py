@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
 
 _READ_AT_ONCE = 64
-_LIBRARIES = ("numpy", "pillow", "torch", "timm")
+_LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch", "timm")
 
 
 class ImageNetWork(Work):
