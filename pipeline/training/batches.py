@@ -27,8 +27,8 @@ from pipeline.training.schedule import TRAIN, BatchOrder, Schedule
 _AHEAD = 2
 """Number of batches that each process prepares in advance."""
 _NICENESS = 10
-"""Added to the niceness of processes that share the CPU with the network. It leaves them a tenth of
-a core that is busy, and all of one that is idle."""
+"""Added to the niceness of processes that share the CPU with the network. Of a core that other
+processes want, too, it leaves them a tenth, and of an idle one all."""
 _SHARED_MEMORY = "/dev/shm"
 
 Batch = tuple[torch.Tensor, torch.Tensor]

@@ -194,6 +194,26 @@ def test_pictures_are_those_of_the_dataset_in_every_format(drawn: Path, form: st
                 assert samples.labels[index] == sample.fields["label"]
 
 
+class Niceness(PictureBatches):
+    """Batches that hold the niceness of the process that loads them."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __getitem__(self, order: BatchOrder) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.tensor(os.getpriority(os.PRIO_PROCESS, 0)), torch.tensor(0)
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory")
+@pytest.mark.parametrize(("device", "more"), [("cpu", 10), ("cuda", 0)])
+def test_loading_gives_way_to_a_network_on_the_cpu(device: str, more: int) -> None:
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    schedule = Schedule(order_hashes(0, np.asarray(["a", "b"])), 0, 1, range(1))
+    for niceness, _ in load_batches(Niceness(), schedule, workers=1, device=torch.device(device)):
+        assert int(niceness) == min(19, ours + more)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == ours
+
+
 def test_a_batch_is_the_same_in_another_process(drawn: Path) -> None:
     dataset = Dataset.open(Store(str(drawn)))
     training, validation = find_samples(dataset, TrainPlan(eval_split="val"))
