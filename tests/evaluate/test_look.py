@@ -83,7 +83,9 @@ def results_of(output: Path) -> dict[str, bytes]:
 def looked(one_worker: Path, small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset with all results, from a job with resource hints for its models."""
     output = Path(shutil.copytree(one_worker, tmp_path_factory.mktemp("looked") / "out"))
-    assert run_stages(output, small_sample)["models_on_device"] == 4
+    counters = run_stages(output, small_sample)
+    assert counters["models_on_device"] == 4
+    assert counters["composites_predicted"] > 0
     return output
 
 

@@ -387,7 +387,7 @@ def test_models_are_evaluated_and_attacked_on_published_pixels(
     imported: Path, sample_run: Path, export: Path
 ) -> None:
     in9("evaluate", "--dataset", imported, "--pictures", "none", *ONE)
-    in9("attack", "--dataset", imported, "--grid", 3, "--pictures", "none", *ONE)
+    in9("attack", "--dataset", imported, "--grid", 3, *ONE)
     for name in ("report.html", "results/attack.csv"):
         assert (imported / name).exists()
     stems = {row["key"]: stem for stem, row in truth_of(export).items()}
