@@ -23,7 +23,7 @@ from timm.data import create_transform
 from pipeline.errors import JobError, ModelError
 from pipeline.models.loaded import LoadedModel
 from pipeline.models.loader import Batch, Loader, P
-from pipeline.models.network_input import NetworkInput
+from pipeline.models.network_input import NetworkInput, ReusedMemory
 from pipeline.models.pixel_cache import PixelCache
 from pipeline.models.predict_config import PredictConfig
 from transforms.codec import decode_image, decode_into
@@ -79,6 +79,7 @@ class Predictor:
         self._num_outputs = model.num_outputs
         self.module = model.module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._input = NetworkInput(model.preprocessing, self.device)
+        self._floats = ReusedMemory()
         self._crop = (
             create_transform(
                 input_size=(3, model.preprocessing.input_size, model.preprocessing.input_size),
@@ -172,9 +173,15 @@ class Predictor:
         loader.hand_back(batch)
 
     def to_device(self, pixels: Pixels) -> torch.Tensor:
-        """Converts (n, S, S, 3) uint8 pixels to (n, 3, S, S) float32 in [0, 1], on the device."""
+        """Converts (n, S, S, 3) uint8 pixels to (n, 3, S, S) float32 in [0, 1], on the device.
+
+        On a CPU in torch's inference mode, the next call overwrites the result.
+        """
         if self._copies is None:
             copied = torch.from_numpy(pixels)
+            if torch.is_inference_mode_enabled():
+                floats = self._floats.tensor(copied.shape).copy_(copied)
+                return floats.permute(0, 3, 1, 2).div_(255)
         else:
             compute = torch.cuda.current_stream(self.device)
             with torch.cuda.stream(self._copies):
@@ -232,7 +239,8 @@ class Predictor:
                 f"it returns {tuple(logits.shape)} for {len(pictures)} pictures, "
                 f"not {self._num_outputs} outputs each"
             )
-        return logits.float()
+        # A copy, because a model may return a part of its input, whose memory is used again.
+        return logits.to(torch.float32, copy=True)
 
     def prepare(self, pictures: torch.Tensor) -> torch.Tensor:
         """Resizes and normalises pictures for the module. The operation is differentiable.

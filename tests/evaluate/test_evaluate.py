@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -179,6 +180,35 @@ def test_scores_do_not_depend_on_what_shares_a_batch(sample_run: Path) -> None:
         scores.append(np.concatenate([logits for _, logits in batches]))
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
     np.testing.assert_allclose(scores[0], scores[2], atol=1e-4)
+
+
+class Corner(torch.nn.Module):
+    """A model whose outputs are a part of its input."""
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return pictures[:, 0, 0, :9]
+
+
+def test_outputs_outlive_the_memory_of_their_batch(sample_run: Path) -> None:
+    model = dataclasses.replace(
+        load_model("python:tiny_models:first"), module=Corner(), num_outputs=9
+    )
+    predictor = Predictor(model, PredictConfig(batch_size=3))
+    shown, keys = first_pictures(sample_run, 7)
+    logits = np.concatenate([logits for _, logits in predictor.logits([shown], 224)])
+    samples = Dataset.open(Store(str(sample_run))).samples("val", 0, "original")
+    corners = np.stack([decode_image(s.image)[0, :9, 0] for s in samples if s.key in keys]) / 255
+    mean, std = model.preprocessing.mean[0], model.preprocessing.std[0]
+    np.testing.assert_allclose(logits, (corners - mean) / std, atol=1e-5)
+    pictures = torch.rand(3, 3, 224, 224)
+    with torch.inference_mode():
+        (first, second) = (predictor.prepare(each).data_ptr() for each in (pictures, pictures))
+    assert first == second
+    # Where gradients are computed, each result has memory of its own.
+    before = predictor.prepare(pictures)
+    expected = before.clone()
+    predictor.prepare(1 - pictures)
+    assert torch.equal(before, expected)
 
 
 def test_native_input_and_bf16_are_recorded_choices(
