@@ -6,7 +6,9 @@
 The result is the pictures per second of each stage over those of a bare loop: the same network,
 precision and batch size, on random pictures that are already normalised and on the device. Both
 take turns in one process, so that conditions are the same, and the median of their ratios counts.
-Peak memory is that of the process or, on a GPU, of torch's tensors there.
+Training takes short turns, and its loader's processes stop during those of the bare loop.
+Peak memory is that of the process or, on a GPU, of torch's tensors there, and includes the bare
+loop's.
 
 It needs this project's checkout and the packages that run models, but no Beam, none of Google's
 libraries and no network. The pictures are the embedded sample's. A model whose weights no package
@@ -18,17 +20,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
+import copy
 import dataclasses
 import functools
-import gc
 import itertools
 import multiprocessing
 import os
+import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -53,16 +55,20 @@ from pipeline.report.text_tables import aligned
 from pipeline.runtime.machine import keep_freed_memory
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
-from pipeline.training.learner import MOMENTUM
-from pipeline.training.loop import train
-from pipeline.training.train_plan import TrainPlan
-from pipeline.training.training_log import LOG
+from pipeline.training.batches import Batch, training_batches
+from pipeline.training.learner import MOMENTUM, Learner
+from pipeline.training.loop import run_epoch, torch_settings
+from pipeline.training.network import build_network
+from pipeline.training.train_plan import TrainPlan, find_samples
 
 PAPER = 4050
 TURNS = 3
 
+TURN_SECONDS = 1.0
+"""Length of a training's turns."""
+
 LEAST_SECONDS = 1.0
-"""Shortest turn whose ratio is meaningful."""
+"""Shortest time whose ratio is meaningful."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +111,7 @@ class Setting:
       arch: architecture of the model.
       predict: settings with which the model is run.
       grid: numbers of foregrounds and backgrounds of the attack.
-      epochs: number of epochs of each training; the first does not count.
+      epochs: number of epochs of the training; the first does not count.
     """
 
     dataset: Path
@@ -161,7 +167,7 @@ def saliency(setting: Setting) -> list[Turn]:
 
 
 def training(setting: Setting) -> list[Turn]:
-    """Times reading, decoding, augmenting and steps, against steps on batches in memory."""
+    """Times reading, decoding, augmenting and steps, against steps on a batch in memory."""
     predict = setting.predict
     dataset = Dataset.open(Store(str(setting.dataset)))
     plan = TrainPlan(
@@ -174,27 +180,26 @@ def training(setting: Setting) -> list[Turn]:
         device=predict.device,
         workers=default_workers(predict.device),
     )
-    count = max(1, dataset.manifest.images["val"]["selected"] // plan.batch_size)
-    pictures = count * plan.batch_size
+    samples, _ = find_samples(dataset, plan)
+    network = build_network(plan.arch, dataset.taxonomy, seed=plan.seed)
     side = dataset.manifest.config.segment.image_size
-    turns = []
-    for _ in range(TURNS):
-        with tempfile.TemporaryDirectory() as folder:
-            store = Store(folder)
-            train(dataset, plan, store, say=lambda line: None)
-            rows = csv.DictReader(store.read(LOG).decode().splitlines())
-            # The first epoch also starts processes and allocates memory, so it does not count.
-            rates = [float(epoch["images_per_second"]) for epoch in rows][1:]
-        gc.collect()
-        # The bare loop's network must not count in the peak memory of the next training.
-        with contextlib.closing(bare_steps(plan, side)) as steps:
-            next(steps)
-            started = time.perf_counter()
-            for _ in range(count * len(rates)):
-                next(steps)
-            bare = time.perf_counter() - started
-        turns.append(Turn(pictures * len(rates), sum(pictures / rate for rate in rates), bare))
-    return turns
+    bare = BareSteps(plan, copy.deepcopy(network.module), side)
+    learner = Learner(network, plan, side)
+    with (
+        torch_settings(plan),
+        training_batches(plan, learner, samples, None, range(plan.epochs)) as (schedule, batches),
+    ):
+        alternating = bare.between(batches)
+        for epoch in schedule.epochs:
+            run_epoch(epoch, plan, learner, schedule, alternating)
+            bare.catch_up()
+            if epoch == 0:
+                # Libraries initialise in it, so it does not count.
+                counted = time.perf_counter()
+                bare.seconds = 0.0
+        seconds = time.perf_counter() - counted - bare.seconds
+    pictures = (plan.epochs - 1) * len(samples)
+    return [Turn(pictures, seconds, bare.seconds)]
 
 
 STAGES = {"evaluate": evaluate, "attack": attack, "saliency": saliency, "train": training}
@@ -268,25 +273,81 @@ def take_turns(pictures: int, work: Callable[[], None], bare: Callable[[int], No
     return turns[1:]
 
 
-def bare_steps(plan: TrainPlan, side: int) -> Generator[None, None, None]:
-    """Yields after each step of a training on one batch that is already on the device."""
-    torch.backends.cudnn.benchmark = True
-    module = timm.create_model(plan.arch, num_classes=9)
-    module = module.to(plan.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(
-        module.parameters(), lr=plan.lr, momentum=MOMENTUM, weight_decay=plan.weight_decay
-    )
-    pictures = torch.rand(plan.batch_size, 3, side, side, device=plan.device)
-    pictures = pictures.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, 9, (plan.batch_size,), device=plan.device)
-    while True:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(plan.device, torch.bfloat16, enabled=plan.precision == "bf16"):
-            loss = torch.nn.functional.cross_entropy(module(pictures), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        loss.item()
+@contextlib.contextmanager
+def stopped(processes: Sequence[multiprocessing.process.BaseProcess]) -> Iterator[None]:
+    """Stops processes while the block runs."""
+    for process in processes:
+        os.kill(process.ident or 0, signal.SIGSTOP)
+    try:
         yield
+    finally:
+        for process in processes:
+            os.kill(process.ident or 0, signal.SIGCONT)
+
+
+class BareSteps:
+    """Steps of a training on one batch that is already on the device, in turns with a training.
+
+    Turns are short and the loader's processes are stopped meanwhile, so both meet the same
+    conditions.
+
+    Args:
+      plan: settings of the training.
+      module: the network; it is moved to the device.
+      side: side of the pictures, in pixels.
+
+    Attributes:
+      seconds: how long the steps have taken.
+    """
+
+    def __init__(self, plan: TrainPlan, module: torch.nn.Module, side: int) -> None:
+        self.seconds = 0.0
+        self._plan = plan
+        self._module = module.to(plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._module.train()
+        self._optimizer = torch.optim.SGD(
+            module.parameters(), lr=plan.lr, momentum=MOMENTUM, weight_decay=plan.weight_decay
+        )
+        pictures = torch.rand(plan.batch_size, 3, side, side, device=plan.device)
+        self._pictures = pictures.contiguous(memory_format=torch.channels_last)
+        self._labels = torch.randint(0, 9, (plan.batch_size,), device=plan.device)
+        self._sizes: list[int] = []
+
+    def between(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yields a training's batches, and takes as many steps between them."""
+        began = time.perf_counter()
+        for batch in batches:
+            if time.perf_counter() - began >= TURN_SECONDS:
+                self.catch_up()
+                began = time.perf_counter()
+            self._sizes.append(len(batch[0]))
+            yield batch
+
+    def catch_up(self) -> None:
+        """Takes a step for each batch since the last call, of the same size."""
+        self._finish()
+        with stopped(multiprocessing.active_children()):
+            started = time.perf_counter()
+            for size in self._sizes:
+                self._step(size)
+            self._finish()
+            self.seconds += time.perf_counter() - started
+        self._sizes.clear()
+
+    def _step(self, size: int) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(
+            self._plan.device, torch.bfloat16, enabled=self._plan.precision == "bf16"
+        ):
+            logits = self._module(self._pictures[:size])
+            loss = torch.nn.functional.cross_entropy(logits, self._labels[:size])
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+
+    def _finish(self) -> None:
+        """Waits for a GPU to finish what it has been told."""
+        if self._plan.device == "cuda":
+            torch.cuda.synchronize()
 
 
 def measure(stage: str, setting: Setting) -> Measurement:
@@ -335,7 +396,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="number of images (2000 on a GPU, else 128)")
     parser.add_argument("--grid", type=grid, help="of the attack (160x256 on a GPU, else 64x16)")
     parser.add_argument("--batch_size", type=int, help="(that of in9 on this device)")
-    parser.add_argument("--epochs", type=int, help="of each training, at least 2 (3)")
+    parser.add_argument("--epochs", type=int, help="of the training; the first does not count (9)")
     arguments = parser.parse_args()
     has_gpu = torch.cuda.is_available()
     if arguments.device == "cuda" and not has_gpu:
@@ -349,7 +410,7 @@ def main() -> None:
         (8, 4) if arguments.quick else (160, 256) if is_large else (64, 16)
     )
     size = arguments.batch_size or (GPU_BATCH if is_large else CPU_BATCH)
-    epochs = arguments.epochs or (2 if arguments.quick else 3)
+    epochs = arguments.epochs or (2 if arguments.quick else 9)
     if epochs < 2:
         parser.error("--epochs must be at least 2: the first one does not count")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # As `in9` sets it for its processes.

@@ -7,6 +7,7 @@ batch does not depend on the process that loads it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -21,8 +22,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipeline.errors import JobError, UsageError, in_short
 from pipeline.training.augment import Augmentation, augmentation_hashes, epoch_seeds
+from pipeline.training.learner import Learner
 from pipeline.training.samples import Samples
-from pipeline.training.schedule import TRAIN, BatchOrder, Schedule
+from pipeline.training.schedule import TRAIN, BatchOrder, Schedule, order_hashes
+from pipeline.training.train_plan import TrainPlan
 
 _AHEAD = 2
 """Number of batches that each process prepares in advance."""
@@ -107,6 +110,46 @@ class _Orders(Sampler[BatchOrder]):
 
     def __len__(self) -> int:
         return len(self._schedule)
+
+
+@contextlib.contextmanager
+def training_batches(
+    plan: TrainPlan,
+    learner: Learner,
+    training: Samples,
+    validation: Samples | None,
+    epochs: range,
+) -> Iterator[tuple[Schedule, Iterator[Batch]]]:
+    """Loads batches while the block runs, which gets their schedule and an iterator over them.
+
+    Args:
+      plan: settings of the training.
+      learner: the learner that the batches are for.
+      training: pictures to train on.
+      validation: pictures to validate on after each epoch, None without validation.
+      epochs: the epochs to train.
+
+    Raises:
+      JobError: the pictures cannot be read, or the disk has no room for them.
+    """
+    schedule = Schedule(
+        order_hashes(plan.seed, training.keys),
+        len(validation) if validation is not None else 0,
+        plan.batch_size,
+        epochs,
+    )
+    batches = load_batches(
+        PictureBatches(training, validation, Augmentation(learner.size), plan.seed),
+        schedule,
+        workers=plan.workers,
+        device=learner.device,
+    )
+    with contextlib.ExitStack() as stack:
+        for samples in (training, validation):
+            if samples is not None:
+                stack.enter_context(samples.fetched())
+        stack.enter_context(contextlib.closing(batches))
+        yield schedule, batches
 
 
 def load_batches(

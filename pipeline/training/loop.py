@@ -22,18 +22,16 @@ from pipeline.errors import JobError, UsageError
 from pipeline.models.checkpoint import TrainedOn, digest_of_classes, save_checkpoint
 from pipeline.runtime.machine import usable_cores
 from pipeline.storage.store import WORK_FOLDER, Store
-from pipeline.training.augment import Augmentation
 from pipeline.training.batches import (
     Batch,
-    PictureBatches,
     batch_bytes,
     check_shared_memory,
-    load_batches,
+    training_batches,
 )
 from pipeline.training.learner import Learner
 from pipeline.training.network import Network, build_network
 from pipeline.training.samples import Samples
-from pipeline.training.schedule import Schedule, learning_rate, order_hashes
+from pipeline.training.schedule import Schedule, learning_rate
 from pipeline.training.train_plan import TrainPlan, check_same, find_samples
 from pipeline.training.training_log import EpochLog, TrainingLog, epoch_bar, say_now
 from transforms.hashing import keyed_hash
@@ -89,7 +87,7 @@ def train(
       JobError: the training failed; the last complete epoch is kept.
       OSError: files cannot be read or written.
     """
-    with _torch_settings(plan):
+    with torch_settings(plan):
         state = None if overwrite else read_state_file(store)
         if state is not None:
             check_same(state["identity"], plan.identity(dataset), store.root)
@@ -170,30 +168,13 @@ class _TrainingRun:
                 self._write_model(done)
             return TrainingResult(entry, is_new=False)
         say(self._describe(done))
-        schedule = Schedule(
-            order_hashes(plan.seed, self._training.keys),
-            len(self._validation) if self._validation is not None else 0,
-            plan.batch_size,
-            range(done, plan.epochs),
-        )
-        batches = load_batches(
-            PictureBatches(
-                self._training,
-                self._validation,
-                Augmentation(self._learner.size),
-                plan.seed,
-            ),
-            schedule,
-            workers=plan.workers,
-            device=self._learner.device,
-        )
         log = TrainingLog(self._store, plan.epochs, rows, say)
-        with contextlib.ExitStack() as stack:
-            for samples in (self._training, self._validation):
-                if samples is not None:
-                    stack.enter_context(samples.fetched())
-            stack.enter_context(contextlib.closing(batches))
-            for epoch in schedule.epochs:
+        epochs = range(done, plan.epochs)
+        with training_batches(plan, self._learner, self._training, self._validation, epochs) as (
+            schedule,
+            batches,
+        ):
+            for epoch in epochs:
                 log.add(run_epoch(epoch, plan, self._learner, schedule, batches))
                 self._write(epoch + 1, log)
         return TrainingResult(entry, is_new=True)
@@ -254,7 +235,7 @@ class _TrainingRun:
 
 
 @contextlib.contextmanager
-def _torch_settings(plan: TrainPlan) -> Iterator[None]:
+def torch_settings(plan: TrainPlan) -> Iterator[None]:
     """Sets torch's global threads, cuDNN benchmark and TF32 while the block runs."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     threads, benchmark = torch.get_num_threads(), cudnn.benchmark
