@@ -5,7 +5,7 @@
 
 The result is the pictures per second of each stage over those of a bare loop: the same network,
 precision and batch size, on random pictures that are already normalised and on the device. Both
-take turns in one process, so that conditions are the same, and the median of their ratios counts.
+take turns in one process, so that conditions are the same, and the median of nine ratios counts.
 Training takes short turns, and its loader's processes stop during those of the bare loop.
 Peak memory is that of the process or, on a GPU, of torch's tensors there, and includes the bare
 loop's.
@@ -62,7 +62,7 @@ from pipeline.training.network import build_network
 from pipeline.training.train_plan import TrainPlan, find_samples
 
 PAPER = 4050
-TURNS = 3
+TURNS = 9
 
 TURN_SECONDS = 1.0
 """Length of a training's turns."""
