@@ -5,15 +5,15 @@
 
 The result is the pictures per second of each stage over those of a bare loop: the same network,
 precision and batch size, on random pictures that are already normalised and on the device. Both
-take turns in one process, so that conditions are the same, and the median of nine ratios counts.
-Training takes short turns, and its loader's processes stop during those of the bare loop.
-Peak memory is that of the process or, on a GPU, of torch's tensors there, and includes the bare
-loop's.
+take turns in one process, so that conditions are the same, and the median of the turns' ratios
+counts. Training takes turns of a second, whose sums count; its loader's processes stop during those
+of the bare loop. Peak memory is that of the process or, on a GPU, of torch's tensors there, and
+includes the bare loop's.
 
 It needs this project's checkout and the packages that run models, but no Beam, none of Google's
 libraries and no network. The pictures are the embedded sample's. A model whose weights no package
-ships gets random ones. No ratio is printed if a turn takes less than a second, because set-up would
-dominate it.
+ships gets random ones. No ratio is printed if a turn, or all of a training, takes less than a
+second, because set-up would dominate it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import io
 import itertools
 import multiprocessing
 import os
@@ -62,18 +63,20 @@ from pipeline.training.network import build_network
 from pipeline.training.train_plan import TrainPlan, find_samples
 
 PAPER = 4050
-TURNS = 9
+
+TURNS = {"cpu": 9, "cuda": 3}
+"""Number of turns of a stage. A CPU has more, because they are short and other programs disturb."""
 
 TURN_SECONDS = 1.0
-"""Length of a training's turns."""
+"""Length of a turn of a training, at least."""
 
 LEAST_SECONDS = 1.0
-"""Shortest time whose ratio is meaningful."""
+"""Shortest time of a `Turn` whose ratio is meaningful."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """Times of a stage and of the bare loop right after it.
+    """Times of a stage and of the bare loop right after it; of a training, the sums of all turns.
 
     Attributes:
       pictures: number of pictures that each of them processed.
@@ -111,6 +114,7 @@ class Setting:
       arch: architecture of the model.
       predict: settings with which the model is run.
       grid: numbers of foregrounds and backgrounds of the attack.
+      turns: number of turns of the other stages.
       epochs: number of epochs of the training; the first does not count.
     """
 
@@ -119,6 +123,7 @@ class Setting:
     arch: str
     predict: PredictConfig
     grid: tuple[int | None, int | None]
+    turns: int
     epochs: int
 
     @property
@@ -140,7 +145,8 @@ def evaluate(setting: Setting) -> list[Turn]:
         predicting = PredictShards(loaded.dataset, loaded.metadata)
         shards = loaded.dataset.shards("val")
         pictures = sum(loaded.dataset.pictures("val", shard) for shard in shards)
-        return take_turns(pictures, loaded.work_on(predicting, shards), loaded.forward)
+        work = loaded.work_on(predicting, shards)
+        return take_turns(setting.turns, pictures, work, loaded.forward)
 
 
 def attack(setting: Setting) -> list[Turn]:
@@ -151,7 +157,8 @@ def attack(setting: Setting) -> list[Turn]:
         attack_grid = open_grid(loaded.dataset, attacking)
         chunks = AttackChunks(loaded.dataset, attacking, attack_grid, loaded.metadata)
         pairs = len(attack_grid.foregrounds) * len(attack_grid.backgrounds)
-        return take_turns(pairs, loaded.work_on(chunks, attack_grid.chunks), loaded.forward)
+        work = loaded.work_on(chunks, attack_grid.chunks)
+        return take_turns(setting.turns, pairs, work, loaded.forward)
 
 
 def saliency(setting: Setting) -> list[Turn]:
@@ -163,7 +170,8 @@ def saliency(setting: Setting) -> list[Turn]:
         size = max(1, setting.batch_size // BATCH_DIVISOR)
         pictures = len(loaded.evaluation.rows(loaded.dataset))
         work = loaded.work_on(explaining, loaded.dataset.shards("val"))
-        return take_turns(pictures, work, functools.partial(loaded.backward, size))
+        bare = functools.partial(loaded.backward, size)
+        return take_turns(setting.turns, pictures, work, bare)
 
 
 def training(setting: Setting) -> list[Turn]:
@@ -187,6 +195,8 @@ def training(setting: Setting) -> list[Turn]:
     learner = Learner(network, plan, side)
     with (
         torch_settings(plan),
+        # On a terminal there would be a progress bar, which needs another package.
+        contextlib.redirect_stderr(io.StringIO()),
         training_batches(plan, learner, samples, None, range(plan.epochs)) as (schedule, batches),
     ):
         alternating = bare.between(batches)
@@ -257,13 +267,15 @@ class Loaded(contextlib.ExitStack):
             yield self._batch[: min(size, pictures - first)]
 
 
-def take_turns(pictures: int, work: Callable[[], None], bare: Callable[[int], None]) -> list[Turn]:
+def take_turns(
+    turn_count: int, pictures: int, work: Callable[[], None], bare: Callable[[int], None]
+) -> list[Turn]:
     """Times the work on a number of pictures and the bare loop on as many, in turns.
 
     The first turn, in which libraries initialise, is left out.
     """
     turns = []
-    for _ in range(TURNS + 1):
+    for _ in range(turn_count + 1):
         started = time.perf_counter()
         work()
         between = time.perf_counter()
@@ -276,13 +288,14 @@ def take_turns(pictures: int, work: Callable[[], None], bare: Callable[[int], No
 @contextlib.contextmanager
 def stopped(processes: Sequence[multiprocessing.process.BaseProcess]) -> Iterator[None]:
     """Stops processes while the block runs."""
-    for process in processes:
-        os.kill(process.ident or 0, signal.SIGSTOP)
+    idents = [process.ident for process in processes if process.ident is not None]
+    for ident in idents:
+        os.kill(ident, signal.SIGSTOP)
     try:
         yield
     finally:
-        for process in processes:
-            os.kill(process.ident or 0, signal.SIGCONT)
+        for ident in idents:
+            os.kill(ident, signal.SIGCONT)
 
 
 class BareSteps:
@@ -312,14 +325,13 @@ class BareSteps:
         self._pictures = pictures.contiguous(memory_format=torch.channels_last)
         self._labels = torch.randint(0, 9, (plan.batch_size,), device=plan.device)
         self._sizes: list[int] = []
+        self._began = time.perf_counter()
 
     def between(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yields a training's batches, and takes as many steps between them."""
-        began = time.perf_counter()
         for batch in batches:
-            if time.perf_counter() - began >= TURN_SECONDS:
+            if time.perf_counter() - self._began >= TURN_SECONDS:
                 self.catch_up()
-                began = time.perf_counter()
             self._sizes.append(len(batch[0]))
             yield batch
 
@@ -333,6 +345,7 @@ class BareSteps:
             self._finish()
             self.seconds += time.perf_counter() - started
         self._sizes.clear()
+        self._began = time.perf_counter()
 
     def _step(self, size: int) -> None:
         self._optimizer.zero_grad(set_to_none=True)
@@ -351,7 +364,7 @@ class BareSteps:
 
 
 def measure(stage: str, setting: Setting) -> Measurement:
-    """Measures a stage; called in a separate process, whose memory is that of the stage."""
+    """Measures a stage; called in a separate process, whose memory is that of both loops."""
     keep_freed_memory()  # As `in9` does.
     turns = STAGES[stage](setting)
     is_meaningful = min(min(turn.seconds, turn.bare) for turn in turns) >= LEAST_SECONDS
@@ -396,7 +409,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="number of images (2000 on a GPU, else 128)")
     parser.add_argument("--grid", type=grid, help="of the attack (160x256 on a GPU, else 64x16)")
     parser.add_argument("--batch_size", type=int, help="(that of in9 on this device)")
-    parser.add_argument("--epochs", type=int, help="of the training; the first does not count (9)")
+    parser.add_argument(
+        "--epochs", type=int, help="of the training; the first does not count (33 on a GPU, else 9)"
+    )
     arguments = parser.parse_args()
     has_gpu = torch.cuda.is_available()
     if arguments.device == "cuda" and not has_gpu:
@@ -410,9 +425,10 @@ def main() -> None:
         (8, 4) if arguments.quick else (160, 256) if is_large else (64, 16)
     )
     size = arguments.batch_size or (GPU_BATCH if is_large else CPU_BATCH)
-    epochs = arguments.epochs or (2 if arguments.quick else 9)
+    epochs = arguments.epochs or (2 if arguments.quick else 33 if is_large else 9)
     if epochs < 2:
         parser.error("--epochs must be at least 2: the first one does not count")
+    turns = 1 if arguments.quick else TURNS[device]
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # As `in9` sets it for its processes.
     table = [["stage", "device", "images/s", "bare loop", "ratio", "peak memory"]]
     with tempfile.TemporaryDirectory() as folder:
@@ -426,7 +442,7 @@ def main() -> None:
             models, arguments.precision, arguments.stages
         ):
             predict = PredictConfig(device, precision, size)
-            setting = Setting(dataset, models[arch], arch, predict, grid_size, epochs)
+            setting = Setting(dataset, models[arch], arch, predict, grid_size, turns, epochs)
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
                 result = process.submit(measure, stage, setting).result()
             name = f"{stage}, {arch} {precision}"
