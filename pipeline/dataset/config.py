@@ -6,14 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-import msgspec
-
 from pipeline.dataset.fingerprints import (
     COMPOSE_VERSION,
     IMPORT_VERSION,
     SEGMENT_VERSION,
     fingerprint,
 )
+from pipeline.storage.state_files import convert
 from transforms.codec import MAX_PIXELS
 from transforms.filters import MAX_BOX, MIN_FOREGROUND, MIN_VISIBLE, Rules
 from transforms.segmentation import Segmenter, describe_segmenter
@@ -260,7 +259,7 @@ class DatasetConfig:
 
         def pop_config(kind: type[_Config]) -> _Config:
             names = [field.name for field in dataclasses.fields(kind)]
-            config = msgspec.convert({n: values.pop(n) for n in names if n in values}, kind)
+            config = convert({n: values.pop(n) for n in names if n in values}, kind)
             # msgspec does not store defaults in `__dict__`, which `flags` reads; the copy does.
             return dataclasses.replace(config)
 

@@ -12,7 +12,7 @@ import msgspec
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.fingerprints import COMPOSE_VERSION, IMPORT_VERSION, SEGMENT_VERSION
 from pipeline.dataset.shards import ShardCounts, check_data_paths
-from pipeline.storage.state_files import parse_json, read_commit
+from pipeline.storage.state_files import convert, parse_json, read_commit
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
 from transforms.taxonomy import Taxonomy
 
@@ -110,14 +110,14 @@ class Manifest:
           ValueError: they are not a manifest of this release; the message says why.
         """
         content = parse_json(data, dict[str, Any])
-        header = msgspec.convert(content, _FormatSchema)
+        header = convert(content, _FormatSchema)
         if (header.format, header.format_version) != (FORMAT, FORMAT_VERSION):
             raise ValueError(
                 f"it has format {header.format!r} version {header.format_version}, but this "
                 f"release reads {FORMAT!r} version {FORMAT_VERSION}; use the release that made it, "
                 "or another folder"
             )
-        stored = msgspec.convert(content, _ManifestSchema)
+        stored = convert(content, _ManifestSchema)
         config = DatasetConfig.from_flags(stored.config)
         _check(stored, config)
         return cls(

@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 import pyarrow as pa
 
 from pipeline.evaluate.result_schemas import (
@@ -24,7 +23,7 @@ from pipeline.evaluate.result_schemas import (
     SaliencySchema,
     TrendSchema,
 )
-from pipeline.storage.state_files import parse_json, read_intact
+from pipeline.storage.state_files import convert, parse_json, read_intact
 from pipeline.storage.store import Store
 
 _SCHEMAS: dict[str, Any] = {
@@ -124,7 +123,7 @@ def _parse_result(data: bytes, path: str) -> dict[str, Any]:
     content = parse_json(data, dict[str, Any])
     folder = path.split("/")[1]
     schema = _SCHEMAS[path.rpartition("/")[2]]
-    msgspec.convert(content, schema)
+    convert(content, schema)
     # The folder's name depends on the settings of the evaluation on the dataset, which
     # imagenet.json does not record.
     is_named = schema in (ModelSchema, AttackSchema, SaliencySchema)

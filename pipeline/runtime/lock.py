@@ -39,7 +39,7 @@ from pipeline.storage import processes
 from pipeline.storage.file_kind import PathClaim
 from pipeline.storage.files import files_of
 from pipeline.storage.processes import Process
-from pipeline.storage.state_files import parse_json, warn_damaged
+from pipeline.storage.state_files import convert, parse_json, warn_damaged
 from pipeline.storage.store import WORK_FOLDER, Store
 
 DATASET_LOCK = f"{WORK_FOLDER}/lock"
@@ -112,9 +112,9 @@ class Holder:
             content = parse_json(claim.metadata, _Content)
             owner = content.get("owner", {})
             if "dataflow" in owner:
-                msgspec.convert(owner["dataflow"], _OwnerJob)
+                convert(owner["dataflow"], _OwnerJob)
             else:
-                msgspec.convert(owner, _OwnerProcess)
+                convert(owner, _OwnerProcess)
             return cls(content.get("job", ""), owner)
         return cls("", {})
 

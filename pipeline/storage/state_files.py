@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
@@ -23,6 +24,10 @@ from pipeline.storage.store import Store
 _LOG = logging.getLogger(__name__)
 _warned: set[str] = set()
 """Paths of the files that a warning has named."""
+
+_converting = threading.Lock()
+_known: set[object] = set()
+"""Types that msgspec has learned, with all types within them."""
 
 T = TypeVar("T")
 
@@ -42,6 +47,23 @@ class NotJsonError(ValueError):
     """Bytes are not JSON, as is usual for a file that was not written whole."""
 
 
+def convert(content: object, kind: type[T]) -> T:
+    """Converts parsed JSON as `msgspec.convert` does, which must not be called by itself.
+
+    msgspec keeps what it learns about a type in the type, where other threads find it before it is
+    complete. If two threads convert to a type for the first time, this can end the process with
+    signal 11 (msgspec 0.22.0), so one thread alone lets msgspec learn.
+
+    Raises:
+      ValueError: the content has another structure; the message says where.
+    """
+    if kind not in _known:
+        with _converting:
+            msgspec.json.Decoder(kind)
+        _known.add(kind)
+    return msgspec.convert(content, kind)  # noqa: TID251
+
+
 def parse_json(data: bytes, kind: type[T]) -> T:
     """Parses JSON into a type, which may turn objects into dataclasses and lists into tuples.
 
@@ -54,7 +76,7 @@ def parse_json(data: bytes, kind: type[T]) -> T:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise NotJsonError(str(error) if data.strip(b"\0") else "it is empty") from error
-    return msgspec.convert(content, kind)
+    return convert(content, kind)
 
 
 def read_json(store: Store, path: str, kind: type[T]) -> T | None:

@@ -26,7 +26,7 @@ from pipeline.evaluate.prediction_files import evaluated_variants, prediction_fi
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
 from pipeline.evaluate.summaries import read_summaries, summary_parts
 from pipeline.report.tables import missing_rows
-from pipeline.storage.state_files import read_table
+from pipeline.storage.state_files import convert, read_table
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 from transforms.variants import draws_of
@@ -155,10 +155,10 @@ def test_summaries_have_a_form_and_are_made_of_predictions(told: Dataset, tmp_pa
         model = result_files.read_result(told.store, result_files.result_file(folder, "model"))
         assert model is not None
         assert result_files.read_results(told.store, "model", summary["model"]) == [model]
-        msgspec.convert({**model, "new": 1}, result_schemas.ModelSchema)
+        convert({**model, "new": 1}, result_schemas.ModelSchema)
         for name, value in (("power", {}), ("entry", 3), ("evaluation", {"split": "../x"})):
             with pytest.raises(msgspec.ValidationError, match=name):
-                msgspec.convert({**model, name: value}, result_schemas.ModelSchema)
+                convert({**model, name: value}, result_schemas.ModelSchema)
     old, current, *_ = summaries_of(told)
     # Stored power is reused only if it was measured on the same outputs.
     folder = result_files.result_folder(current["model"], current["evaluation"])

@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import posixpath
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -15,6 +17,7 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 import pyarrow as pa
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,6 +44,37 @@ def test_json_that_was_not_written_whole_counts_as_not_there(
     assert str(tmp_path / "note.json") in caplog.messages[0]
     assert read_json(store, "gone.json", dict[str, list[int]]) is None
     assert len(caplog.messages) == 1
+
+
+MANY_THREADS = """
+import dataclasses, sys, threading
+from pipeline.storage.state_files import convert
+
+sys.setswitchinterval(1e-6)
+for _ in range(100):
+    inner = dataclasses.make_dataclass("Inner", [(f"i{n}", int) for n in range(9)])
+    kind = dataclasses.make_dataclass("Outer", [("inner", inner), ("name", str)])
+    content = {"inner": {f"i{n}": n for n in range(9)}, "name": "x"}
+    found = []
+    start = threading.Barrier(4)
+
+    def work():
+        start.wait()
+        found.append(convert(content, kind))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [kind(inner(*range(9)), "x")] * 4
+"""
+
+
+def test_many_threads_may_be_the_first_to_read_a_type() -> None:
+    """Runs in another process, because msgspec ended it with signal 11 before."""
+    done = subprocess.run([sys.executable, "-c", MANY_THREADS], cwd=ROOT, check=False)
+    assert done.returncode == 0
 
 
 @given(st.binary(max_size=200) | st.recursive(st.none() | st.integers() | st.text(), st.lists))
