@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import collections
+import functools
 import hashlib
 import math
 import re
@@ -118,7 +119,9 @@ def render(
     )
 
 
+@functools.cache
 def _environment() -> jinja2.Environment:
+    """Returns the environment of the templates; compiling them takes as long as rendering."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline"),
         autoescape=True,
