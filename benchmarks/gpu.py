@@ -431,7 +431,13 @@ def main() -> None:
     turns = 1 if arguments.quick else TURNS[device]
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # As `in9` sets it for its processes.
     table = [["stage", "device", "images/s", "bare loop", "ratio", "peak memory"]]
-    with tempfile.TemporaryDirectory() as folder:
+    # A process of its own for each stage, so that peak memory is that of the stage.
+    tasks = None if arguments.quick else 1
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(1, spawn, max_tasks_per_child=tasks) as process,
+    ):
         root = Path(folder)
         dataset = root / "out"
         # At least 64 images in a shard, as a batch never has pictures of several shards.
@@ -443,8 +449,7 @@ def main() -> None:
         ):
             predict = PredictConfig(device, precision, size)
             setting = Setting(dataset, models[arch], arch, predict, grid_size, turns, epochs)
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                result = process.submit(measure, stage, setting).result()
+            result = process.submit(measure, stage, setting).result()
             name = f"{stage}, {arch} {precision}"
             rates = (f"{result.rate:.1f}", f"{result.bare:.1f}")
             peak = f"{result.peak:.0f} MB"
