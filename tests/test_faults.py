@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import forks
 from fault_lab import Lab, describe
 from fault_matrix import sample
 from fault_months import Months
@@ -16,7 +17,7 @@ from fault_pictures import hostile_pictures
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    return Lab(tmp_path_factory.mktemp("faults"))
+    return Lab(tmp_path_factory.mktemp("faults"), forks=forks())
 
 
 def test_faults_of_each_kind_are_handled(lab: Lab) -> None:

@@ -6,7 +6,6 @@ must complete.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import struct
@@ -17,10 +16,24 @@ from pathlib import Path
 
 import pyarrow.dataset
 import pytest
-from conftest import manifest_of, run_in9
-from forking import Forks
+from conftest import forks, manifest_of, run_in9
 from soundness import assert_sound
 
+UNPRIVILEGED = """
+import ctypes
+
+VERSION_3, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 0x20080522, 1, 2
+libc = ctypes.CDLL(None, use_errno=True)
+header = (ctypes.c_uint32 * 2)(VERSION_3, 0)
+sets = (ctypes.c_uint32 * 6)()
+done = libc.capget(header, sets) == 0
+# Effective, permitted and inheritable sets, of which the first word has these capabilities.
+for number in range(3):
+    sets[number] &= ~(1 << CAP_DAC_OVERRIDE | 1 << CAP_DAC_READ_SEARCH)
+if not done or libc.capset(header, sets) != 0:
+    raise OSError(ctypes.get_errno(), "capabilities cannot be given up")
+"""
+"""A module that makes permissions count even for root, in the process that imports it."""
 VARIANTS = ("--variants", "original,mixed_rand", "--formats", "webdataset")
 
 
@@ -162,21 +175,6 @@ def test_names_in_a_manifest_of_files_stay_inside(tiny_input: Path, tmp_path: Pa
     assert broken.stderr.count("\n") == 1
 
 
-def without_privileges() -> None:
-    """Makes permissions count even for root; runs in the child before Python starts."""
-    PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
-    libc = ctypes.CDLL(None)
-    if os.getuid() == 0:
-        for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
-            if libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
-                raise OSError("prctl")
-
-
-@pytest.fixture(scope="module")
-def unprivileged() -> Forks:
-    return Forks(prepare=without_privileges)
-
-
 @pytest.fixture
 def locked() -> Iterator[list[Path]]:
     """Paths that are to be made accessible again at the end."""
@@ -187,11 +185,14 @@ def locked() -> Iterator[list[Path]]:
 
 
 def test_folders_that_cannot_be_read_or_written_are_named(
-    tiny_input: Path, tmp_path: Path, locked: list[Path], unprivileged: Forks
+    tiny_input: Path, tmp_path: Path, locked: list[Path]
 ) -> None:
+    (tmp_path / "unprivileged.py").write_text(UNPRIVILEGED)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+
     def refused(*arguments: object, code: int = 2) -> str:
         words = ["generate", *VARIANTS, *map(str, arguments)]
-        done = unprivileged.run(words, dict(os.environ))
+        done = forks().run(words, environment, modules=("unprivileged",))
         assert done.returncode == code, done.stderr
         assert done.stderr.count("\n") == 1, done.stderr
         return done.stderr

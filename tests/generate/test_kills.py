@@ -20,6 +20,7 @@ from conftest import (
     stamps,
     start_in9,
     wait_until,
+    write_all,
 )
 from soundness import assert_sound
 
@@ -221,7 +222,7 @@ def test_four_models_are_evaluated_at_once_and_the_tables_hold_all(
         assert model in page
     # Tables are made only from results that still exist.
     shutil.rmtree(output / "results" / "efficientnet_lite0")
-    run_in9("report", "--dataset", output)
+    write_all(output)
     gaps = (output / "results" / "gaps.csv").read_text()
     assert "efficientnet_lite0" not in gaps
     assert "python:tiny_models:second" in gaps

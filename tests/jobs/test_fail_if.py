@@ -148,7 +148,7 @@ def test_the_job_ends_with_exit_code_3(sample_run: Path, tmp_path: Path) -> None
     interval = f"{gap:.3f}, 95 % interval [{low:.3f}, {high:.3f}], n = 70"
     (tmp_path / "junk.pth").write_bytes(b"junk")
     junk = f"resnet18={tmp_path / 'junk.pth'}"
-    flags = ("evaluate", "--dataset", output, "--models")
+    flags = ("evaluate", "--dataset", output, "--pictures", "none", "--models")
     both = (*flags, f"efficientnet_lite0,{junk}")
 
     # A model that failed does not hide the verdict on another.

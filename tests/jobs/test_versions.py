@@ -305,7 +305,7 @@ def test_results_are_versions_too(
     assert f"# What has changed\n\nnew models: {NAME}\n" in changes
     assert "is the same; only results on it have changed." in changes
     capsys.readouterr()
-    on_results("report")
+    on_results("evaluate", *MODELS)
     assert f"published already: {second} (older ones: 1)" in capsys.readouterr().out
     on_results("saliency", *MODELS, "--maps", "1")
     third = published / latest_of(published)["version"]

@@ -15,11 +15,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import manifest_of, run_in9, stamps
+from conftest import manifest_of, run_in9, stamps, write_all
 from report_page import HOSTILE, MODELS, Opened, column
 
 from pipeline.commands.parser import build_parser
-from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.report import freshness, plots, write_report, write_step
 from pipeline.report.adversarial_panel import _BYTES as BACKGROUND_BYTES
@@ -35,7 +34,6 @@ from pipeline.report.measured import Results
 from pipeline.report.page import _environment
 from pipeline.report.saliency_panel import _BYTES as SALIENCY_BYTES
 from pipeline.report.saliency_panel import SaliencyPanel
-from pipeline.report.tables import write_tables
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 from transforms.variants import PICTURES
@@ -214,7 +212,7 @@ def test_hostile_names_are_text(browser: Any, hostile_run: Path) -> None:
 
 def test_a_page_without_pictures(browser: Any, report_run: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(report_run, tmp_path / "out"))
-    run_in9("report", "--dataset", output, "--pictures", "none")
+    write_all(output, pictures="none")
     text = (output / "report.html").read_text()
     assert "data:image" not in text
     assert "<img" not in text
@@ -255,13 +253,6 @@ def test_the_same_results_give_the_same_files(report_run: Path, tmp_path: Path) 
     # Two models have no best-fit line, so there is no figure of it.
     assert not ours.exists()
     assert all(data.startswith(b"<?xml") and b"2026-" not in data for data in rebuilt.values())
-
-
-def write_all(output: Path) -> None:
-    """Writes tables, page and figures, as `in9 report` does, but without PDF files."""
-    store = Store(str(output))
-    write_tables(Dataset.open(store))
-    write_report(store, imagenet9())
 
 
 def test_a_model_is_removed_with_its_folder(report_run: Path, tmp_path: Path) -> None:

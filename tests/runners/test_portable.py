@@ -50,7 +50,7 @@ def test_the_job_through_a_job_server_and_two_worker_pools(
 ) -> None:
     fresh, output = tmp_path / "fresh", tmp_path / "out"
     few = ("--variants", "original,mixed_same,mixed_rand", "--images_per_shard", 2)
-    run = ("run", "--input", small_sample, *few, "--output")
+    run = ("run", "--input", small_sample, *few, *TINY_MODEL, "--output")
     run_in9(*run, fresh)
     # The timeout is for the answer of the server, not for the job.
     running = start_in9(*run, output, *cluster.flags, "--job_server_timeout=3", "--gpus", 2)

@@ -205,15 +205,16 @@ def test_a_listing_takes_a_request_for_a_thousand_objects(
 ) -> None:
     wnid = next((sample / "val").iterdir()).name
     folders = (f"val/{wnid}", f"Annotations/val/{wnid}")
-    paths = [f"{folders[0]}/i{number}.JPEG" for number in range(1200)]
-    paths += [f"{folders[1]}/i{number}.xml" for number in range(1200)]
+    paths = [f"{folders[0]}/i{number}.JPEG" for number in range(1010)]
+    paths += [f"{folders[1]}/i{number}.xml" for number in range(100)]
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda path: store.write(path, b"x"), paths))
     before = proxy.requests
     images, _ = list_images(find_layout(store.root, None, "val"), imagenet9())
-    assert len(images) == 1200
-    assert all(image.annotation for image in images)
-    assert all(image.md5 and image.annotation_md5 for image in images)
+    assert len(images) == 1010
+    assert sum(bool(image.annotation) for image in images) == 100
+    assert all(image.md5 for image in images)
+    assert all(image.annotation_md5 for image in images if image.annotation)
     assert proxy.requests - before < 30
 
 
