@@ -7,8 +7,8 @@ The result is the pictures per second of each stage over those of a bare loop: t
 precision and batch size, on random pictures that are already normalised and on the device. Both
 take turns in one process, so that conditions are the same, and the median of the turns' ratios
 counts. Training takes turns of a second, whose sums count; its loader's processes stop during those
-of the bare loop. Peak memory is that of the process or, on a GPU, of torch's tensors there, and
-includes the bare loop's.
+of the bare loop. Peak memory is that of the stage's process or, on a GPU, of torch's tensors there,
+and includes the bare loop's; with --quick, all stages share a process.
 
 It needs this project's checkout and the packages that run models, but no Beam, none of Google's
 libraries and no network. The pictures are the embedded sample's. A model whose weights no package
@@ -364,7 +364,7 @@ class BareSteps:
 
 
 def measure(stage: str, setting: Setting) -> Measurement:
-    """Measures a stage; called in a separate process, whose memory is that of both loops."""
+    """Measures a stage; called in another process, whose peak memory includes both loops."""
     keep_freed_memory()  # As `in9` does.
     turns = STAGES[stage](setting)
     is_meaningful = min(min(turn.seconds, turn.bare) for turn in turns) >= LEAST_SECONDS
@@ -431,12 +431,13 @@ def main() -> None:
     turns = 1 if arguments.quick else TURNS[device]
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # As `in9` sets it for its processes.
     table = [["stage", "device", "images/s", "bare loop", "ratio", "peak memory"]]
-    # A process of its own for each stage, so that peak memory is that of the stage.
+    # Each stage has a process of its own, whose peak memory is that of the stage; with --quick, one
+    # process is enough.
     tasks = None if arguments.quick else 1
     spawn = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(1, spawn, max_tasks_per_child=tasks) as process,
+        ProcessPoolExecutor(1, spawn, max_tasks_per_child=tasks) as pool,
     ):
         root = Path(folder)
         dataset = root / "out"
@@ -449,7 +450,7 @@ def main() -> None:
         ):
             predict = PredictConfig(device, precision, size)
             setting = Setting(dataset, models[arch], arch, predict, grid_size, turns, epochs)
-            result = process.submit(measure, stage, setting).result()
+            result = pool.submit(measure, stage, setting).result()
             name = f"{stage}, {arch} {precision}"
             rates = (f"{result.rate:.1f}", f"{result.bare:.1f}")
             peak = f"{result.peak:.0f} MB"

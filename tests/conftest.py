@@ -82,7 +82,7 @@ def pytest_unconfigure() -> None:
 
 @functools.cache
 def forks() -> Forks:
-    """Returns the server of forks of this test process."""
+    """Returns the server of forks that all tests of this process share."""
     return Forks()
 
 

@@ -141,15 +141,13 @@ def _serve(connection: socket.socket) -> None:
     import pipeline.evaluate.evaluation_work  # noqa: F401
     from pipeline.commands.dispatch import find_command
     from pipeline.commands.parser import COMMANDS
-    from pipeline.report.figures.points import rows_figure
     from pipeline.report.page import _environment
     from transforms.grabcut import prepare
 
     for command in COMMANDS:
         find_command(command)
-    # Compiled code and fonts are loaded once, and templates are compiled once, too.
+    # Compiled code is loaded once, and templates are compiled once, too.
     prepare()
-    rows_figure("title", ["row"], [])
     templates = _environment()
     for name in templates.list_templates():
         templates.get_template(name)

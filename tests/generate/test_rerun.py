@@ -205,7 +205,7 @@ def test_a_commit_can_be_killed_after_any_move(
 ) -> None:
     """Kills Commit before each of its moves, and checks that the next run mends the dataset."""
     flags = ["--variants", "original,mixed_rand", "--images_per_shard", "3", *ONE]
-    flags += ["--segmenter", "box", "--formats", "parquet"]
+    flags += ["--segmenter", "box"]
     before, after = tmp_path / "before", tmp_path / "after"
     victim = sorted(tiny_input.glob("val/*/*.JPEG"))[0]
     assert main(["generate", "--input", str(tiny_input), "--output", str(before), *flags]) == 0

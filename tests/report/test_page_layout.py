@@ -58,8 +58,9 @@ _BROKEN = """() => {
 
 def open_all(page: Any) -> None:
     """Opens all folded parts of the page."""
-    for details in page.locator("details").all():
-        details.evaluate("(e) => { e.hidden = false; e.open = true; }")
+    page.locator("details").evaluate_all(
+        "all => all.forEach((e) => { e.hidden = false; e.open = true; })"
+    )
 
 
 @pytest.mark.parametrize("size", [*SIZES, PAPER], ids=lambda size: str(size["width"]))

@@ -206,7 +206,7 @@ def test_a_listing_takes_a_request_for_a_thousand_objects(
     wnid = next((sample / "val").iterdir()).name
     folders = (f"val/{wnid}", f"Annotations/val/{wnid}")
     paths = [f"{folders[0]}/i{number}.JPEG" for number in range(1010)]
-    paths += [f"{folders[1]}/i{number}.xml" for number in range(100)]
+    paths += [f"{folders[1]}/i{number}.xml" for number in range(910, 1010)]
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda path: store.write(path, b"x"), paths))
     before = proxy.requests

@@ -73,7 +73,7 @@ for _ in range(100):
 
 def test_many_threads_may_be_the_first_to_read_a_type() -> None:
     """Runs in another process, because msgspec ended it with signal 11 before."""
-    done = subprocess.run([sys.executable, "-c", MANY_THREADS], cwd=ROOT, check=False)
+    done = subprocess.run([sys.executable, "-c", MANY_THREADS], cwd=ROOT, check=False, timeout=60)
     assert done.returncode == 0
 
 
