@@ -115,7 +115,7 @@ def test_any_mask_is_reproduced_by_cv2_from_index_and_picture(lossless_sample: P
     masks = pictures(lossless_sample, "fg_mask")
     to_output = Compose([Resize(256, InterpolationMode.NEAREST), CenterCrop(256)])
     config = json.loads((lossless_sample / "manifest.json").read_text())["config"]
-    # Every second image, because OpenCV takes a fifth of a second for each.
+    # Every second image, because OpenCV takes half a second for each.
     compared = 0
     for row in list(index(lossless_sample).values())[::2]:
         picture = np.asarray(Image.open(by_md5[row["source_md5"]]).convert("RGB"))
@@ -130,7 +130,7 @@ def test_any_mask_is_reproduced_by_cv2_from_index_and_picture(lossless_sample: P
         cv2.grabCut(picture, segmented, rectangle, *models, 5, cv2.GC_INIT_WITH_RECT)
         mask = to_output(Image.fromarray((segmented & 1) * np.uint8(255)))
         np.testing.assert_array_equal(masks[row["key"]][..., 0], mask)
-    assert compared > 30
+    assert compared > 10
 
 
 def test_filter_codes_of_all_real_pictures(shared: Path, mini_run: Path) -> None:
