@@ -121,7 +121,7 @@ def render(
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    """Returns the environment of the templates; compiling them takes as long as rendering."""
+    """Returns the environment of the templates, each of which is compiled once for a process."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline"),
         autoescape=True,
