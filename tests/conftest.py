@@ -99,12 +99,23 @@ def run_in9(*arguments: object, check: int | None = 0) -> subprocess.CompletedPr
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Returns the only line on standard error of a command that exits with 2."""
+    """Returns the only line on standard error of a command that exits with 2. Asserts that it
+    leaves every file and folder as it was that an argument of type Path names."""
+    paths = [argument for argument in arguments if isinstance(argument, Path)]
+    before = [everything(path) for path in paths]
     assert main([str(argument) for argument in arguments]) == 2
     captured = capsys.readouterr()
     lines = captured.err.splitlines()
     assert len(lines) == 1, captured.err
+    assert [everything(path) for path in paths] == before
     return lines[0]
+
+
+def everything(path: Path) -> dict[Path, int | None]:
+    """Returns the modification time of every file at or below a path, with the work folder, and
+    None for every folder."""
+    paths = [each for each in (path, *path.rglob("*")) if each.is_symlink() or each.exists()]
+    return {each: None if each.is_dir() else each.lstat().st_mtime_ns for each in paths}
 
 
 def start_in9(*arguments: object) -> Started:

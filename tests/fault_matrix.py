@@ -16,6 +16,7 @@ from pathlib import Path
 
 import fault_documents
 import fault_months
+import fault_refusals
 import fault_states
 import fault_storage
 from fault_inputs import all_inputs
@@ -25,7 +26,7 @@ from fault_states import DAMAGED_STATES
 
 def all_faults(lab: Lab, states: Sequence[str] = DAMAGED_STATES) -> list[Trial]:
     """Returns all faults of inputs and of these states, which must include "finished"."""
-    modules = (fault_states, fault_documents, fault_storage, fault_months)
+    modules = (fault_states, fault_documents, fault_refusals, fault_storage, fault_months)
     families = [family for module in modules for family in module.FAMILIES]
     return [*all_inputs(), *(fault for family in families for fault in family(lab, states))]
 
@@ -72,6 +73,7 @@ SAMPLE = (
     ),
     "foreign tables: index/[*].parquet with no metadata, in9 run",
     "foreign tables: parquet/.* with no rows, in9 evaluate",
+    *("refused runs: another input$", "refused runs: no input"),
 )
 """Regular expressions; the tests try the first fault that matches each of them."""
 

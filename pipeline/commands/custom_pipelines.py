@@ -14,7 +14,7 @@ from pipeline.commands.command_line import text_of
 from pipeline.commands.evaluation_flags import evaluation_from_flags
 from pipeline.commands.flags import AROUND_GRAPH, flags_of
 from pipeline.commands.hints import flag_of, refuse_near_misses
-from pipeline.commands.job_flags import job_from_flags, remember_input
+from pipeline.commands.job_flags import job_from_flags
 from pipeline.commands.parser import build_parser
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
@@ -56,7 +56,6 @@ class Generate(beam.PTransform):
     ) -> beam.pvalue.PCollection:
         job, owner = self.job, this_process()
         manifest = read_manifest(job.store)
-        remember_input(self._arguments, job.store)
         if isinstance(start, beam.pvalue.PBegin):
             start = start | "Once" >> beam.Create([None], reshuffle=False)
         before = manifest.fingerprint if manifest else None

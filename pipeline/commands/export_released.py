@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import time
@@ -16,6 +17,7 @@ from pipeline.released.export import EXPORT_FOLDER, ExportPlan, export_split
 from pipeline.released.names import class_folder, find_clashes
 from pipeline.report.latex import PAPER_NAMES
 from pipeline.report.pictures import find_samples
+from pipeline.runtime.leftovers import removed_if_refused
 from pipeline.runtime.local_loop import run_locally
 from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.runtime.progress import Progress
@@ -47,9 +49,11 @@ def run_export(arguments: argparse.Namespace) -> int:
         clashes=find_clashes((row["key"], row["wnid"]) for row in selected),
         progress=Progress.for_store(target),
     )
-    # Written first, so that the next run recognizes the folder as an export if this one is killed.
-    target.update(f"{EXPORT_FOLDER}/mark", b"export\n")
-    with held(target, DATASET_LOCK) as locked:
+    with removed_if_refused(target, EXPORT_FOLDER), contextlib.ExitStack() as stack:
+        # Written first, so that the next run recognizes the folder as an export if this one is
+        # killed.
+        target.update(f"{EXPORT_FOLDER}/mark", b"export\n")
+        locked = stack.enter_context(held(target, DATASET_LOCK))
         locked.remove_temporary()
         pictures = len(selected) * len(dataset.variants)
         started = time.monotonic()

@@ -6,6 +6,7 @@ listing -> Examine -> Pool -> Write -> Commit
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import math
@@ -26,6 +27,7 @@ from pipeline.released.archive_listing import ReleasedArchive, read_listing
 from pipeline.released.examine import ImportPlan, examine_shard
 from pipeline.released.recover import BackgroundPool
 from pipeline.released.write_shards import ShardWriter, mixed_variants
+from pipeline.runtime.leftovers import removed_if_refused
 from pipeline.runtime.local_loop import map_shards, run_locally
 from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.runtime.progress import Progress
@@ -51,20 +53,30 @@ def run_import(arguments: argparse.Namespace) -> int:
     # Listing a folder writes nothing, so do it now. An archive must be unpacked into the output, so
     # it waits for the lock.
     released = None if is_packed(source) else _listing(arguments, source, store)
-    # Written first: even if this run is killed right away, the folder is recognisable as an import.
-    store.update(f"{IMPORT_FOLDER}/mark", b"import\n")
-    with held(store, DATASET_LOCK) as store:
+    with removed_if_refused(store, IMPORT_FOLDER), contextlib.ExitStack() as stack:
+        # Written first: even if this run is killed right away, the folder is recognisable as an
+        # import.
+        store.update(f"{IMPORT_FOLDER}/mark", b"import\n")
+        store = stack.enter_context(held(store, DATASET_LOCK))
         store.remove_temporary()
-        released = released or _listing(arguments, source, store)
+        try:
+            released = released or _listing(arguments, source, store)
+        except UsageError:
+            _forget_unpacked(store)
+            raise
         started = time.monotonic()
         is_new = not _is_imported(store, released)
         if is_new:
             _run(released, store)
-        # What was unpacked is needed no more.
-        store.delete_all(p for p in list(store.walk(IMPORT_FOLDER)) if p.endswith(".tar"))
+        _forget_unpacked(store)
         seconds = time.monotonic() - started
     _print_summary(store, released, is_new, seconds)
     return 0
+
+
+def _forget_unpacked(store: Store) -> None:
+    """Removes the unpacked archive, which only a run that was interrupted needs again."""
+    store.delete_all(p for p in list(store.walk(IMPORT_FOLDER)) if p.endswith(".tar"))
 
 
 def _check_output(store: Store, source: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ from pipeline.dataset.manifest import PREVIOUS_MANIFEST, Manifest, read_manifest
 from pipeline.dataset.sample import sample_folder
 from pipeline.dataset.shards import DATA_FOLDERS
 from pipeline.errors import UsageError
+from pipeline.generate.commit import INPUT_NOTE
 from pipeline.generate.custom_variants import versioned
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.scenes import list_scenes
@@ -30,10 +30,6 @@ from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.segmentation import takes_masks
 from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import EXTERNAL, WHOLE, select_variants
-
-INPUT_NOTE = f"{WORK_FOLDER}/input.json"
-"""File that notes the last --input. The location is not part of the dataset, because the same
-images may lie elsewhere next time."""
 
 
 def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
@@ -77,6 +73,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
         store=store,
         progress=Progress.for_store(store),
         previous=previous,
+        source=source if arguments.input else "",
         reshard="shards" in arguments.overwrite,
         guarded=None if "rebuild" in arguments.overwrite else stages,
         masks=masks,
@@ -85,28 +82,13 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
     )
 
 
-def remember_input(arguments: argparse.Namespace, store: Store) -> None:
-    """Writes the location of the input, as the first file in an output folder.
-
-    Raises:
-      UsageError: the folder cannot be written.
-    """
-    source = absolute(arguments.input) if arguments.input else ""
-    try:
-        store.update(INPUT_NOTE, json.dumps(source).encode())
-    except OSError as error:
-        reason = error.strerror or error
-        where = f" ({error.filename})" if error.filename else ""
-        raise UsageError(f"--output {store.root} cannot be written: {reason}{where}") from error
-
-
 def _check_input(input_flag: str | None, store: Store) -> None:
     """Refuses to replace a dataset by the embedded sample's if `--input` seems to be forgotten."""
     last_input = read_json(store, INPUT_NOTE, str)
     if input_flag is None and last_input:
         raise UsageError(
-            f"no --input, but {store.root} was made from {last_input}; give --input, or add "
-            "--overwrite input to replace it by the sample"
+            f"no --input, but {store.root} was made from {last_input}; give --input, choose "
+            "another --output, or add --overwrite input to replace it by the sample"
         )
 
 

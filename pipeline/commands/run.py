@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -18,12 +18,12 @@ from apache_beam.options.pipeline_options import DirectOptions
 
 from pipeline.commands.evaluation_flags import check_device
 from pipeline.commands.flags import flags_of
-from pipeline.commands.job_flags import INPUT_NOTE, job_from_flags, remember_input
+from pipeline.commands.job_flags import job_from_flags
 from pipeline.commands.works import print_analyses, works_from_flags
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
 from pipeline.dataset.manifest import read_manifest
-from pipeline.errors import JobError, escaped
+from pipeline.errors import JobError, UsageError, escaped
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.failures import print_failures, read_failures
 from pipeline.evaluate.gap_power import describe_power
@@ -45,6 +45,7 @@ from pipeline.runners.portable import is_portable
 from pipeline.runtime.leftovers import remove_leftovers, removed_if_refused
 from pipeline.runtime.lock import DATASET_LOCK, held, with_new_job
 from pipeline.runtime.progress import Progress
+from pipeline.storage.store import Store
 
 _NOT_DONE = {"evaluate": "not evaluated", "attack": "not attacked", "saliency": "no saliency"}
 """Words that report a failed model, by stage. The stage `imagenet` is absent, because its table
@@ -93,10 +94,9 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     evaluation = works[0].evaluation if works and works[0].stage == "evaluate" else None
     with contextlib.ExitStack() as stack:
         if generates:
-            stack.enter_context(removed_if_refused(store, INPUT_NOTE))
-            remember_input(arguments, store)
+            stack.enter_context(removed_if_refused(store))
             if submission is None:
-                stack.enter_context(held(store, DATASET_LOCK))
+                stack.enter_context(_locked(store))
                 check_unchanged(store, seen)
         # Removed now, because the job needs the disk space that leftovers of killed jobs occupy.
         remove_leftovers(store)
@@ -142,6 +142,24 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             "above say why, and what to change"
         )
     return _judge(conditions, dataset, summaries, evaluation) if evaluation else 0
+
+
+@contextlib.contextmanager
+def _locked(store: Store) -> Iterator[None]:
+    """Holds the lock of the dataset, whose files are the first that a run writes.
+
+    Raises:
+      UsageError: the folder cannot be written.
+      JobError: another job is at work on it.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held(store, DATASET_LOCK))
+        except OSError as error:
+            reason = error.strerror or error
+            where = f" ({error.filename})" if error.filename else ""
+            raise UsageError(f"--output {store.root} cannot be written: {reason}{where}") from error
+        yield
 
 
 def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:

@@ -12,6 +12,7 @@ removed before all new files are known to be complete.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -46,6 +47,9 @@ STAGING = f"{WORK_FOLDER}/staging"
 PREPARED_MANIFEST = f"{STAGING}/manifest.json"
 """The new manifest while files are moved; it does not list the dataset card's files yet. As long as
 it exists, no record is removed, because the record may be a new one."""
+INPUT_NOTE = f"{WORK_FOLDER}/input.json"
+"""File that notes the --input of the dataset in place, empty for the sample. The location is not
+part of the dataset, because the same images may lie elsewhere next time."""
 PREPARE_LOCK = f"{WORK_FOLDER}/lock-prepare"
 """Lock for Prepare, because a runner may give this step to several workers."""
 _MOVED_AT_ONCE = 1000
@@ -62,11 +66,14 @@ class Commit(beam.PTransform):
     Without the None, Commit would not run if no shard arrived, and the job would seem to succeed.
     """
 
-    def __init__(self, config: DatasetConfig, store: Store, taxonomy: Taxonomy) -> None:
+    def __init__(
+        self, config: DatasetConfig, store: Store, taxonomy: Taxonomy, source: str
+    ) -> None:
         super().__init__()
         self._config = config
         self._store = store
         self._taxonomy = taxonomy
+        self._source = source
 
     def expand(self, shards: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
         return (
@@ -78,7 +85,9 @@ class Commit(beam.PTransform):
             | "Move" >> beam.ParDo(MoveFiles(self._store))
             | "AllMoved" >> beam.GroupByKey()
             | "Finish"
-            >> beam.ParDo(FinishCommit(self._store, self._taxonomy)).with_output_types(str)
+            >> beam.ParDo(
+                FinishCommit(self._store, self._taxonomy, self._source)
+            ).with_output_types(str)
         )
 
 
@@ -119,13 +128,18 @@ class FinishCommit(beam.DoFn):
     """(the dataset's fingerprint, numbers of moved files, which are not used) -> the
     fingerprint."""
 
-    def __init__(self, store: Store, taxonomy: Taxonomy) -> None:
+    def __init__(self, store: Store, taxonomy: Taxonomy, source: str) -> None:
         self._store = store
         self._taxonomy = taxonomy
+        self._source = source
 
     @timed("commit")
     def process(self, element: tuple[str, Any]) -> list[str]:
-        return [finish(fenced_for_job(self._store), self._taxonomy, element[0])]
+        store = fenced_for_job(self._store)
+        fingerprint = finish(store, self._taxonomy, element[0])
+        # Noted last, because a run that is refused or fails makes no dataset from its input.
+        store.update(INPUT_NOTE, json.dumps(self._source).encode())
+        return [fingerprint]
 
 
 def commit(

@@ -76,7 +76,7 @@ class GenerateDataset(beam.PTransform):
             composed,
             start | "Nothing" >> beam.Map(_nothing),
         )
-        commit = Commit(config, job.store, job.taxonomy)
+        commit = Commit(config, job.store, job.taxonomy, job.source)
         return shards | "AllShards" >> beam.Flatten() | "Commit" >> commit
 
 

@@ -74,7 +74,8 @@ def check_rebuild(
         cause = f"layers are made in another way now ({reason})"
     raise JobError(
         f"{total['shards']} of {len(shards)} source shards would be made again, more than a "
-        f"tenth: {cause}. Nothing has been changed; if that is meant, add --overwrite rebuild"
+        f"tenth: {cause}. Nothing has been changed; if the folder holds another dataset, choose "
+        "another --output; if that is meant, add --overwrite rebuild"
     )
 
 

@@ -29,6 +29,7 @@ class GenerateJob:
       store: the dataset folder.
       progress: records finished work.
       previous: numbers of shards of the existing dataset, by split.
+      source: absolute path of `--input`; empty for the sample.
       reshard: whether to choose new numbers of shards instead of `previous`.
       guarded: stages of the existing dataset from its manifest, to stop a job that would make much
         of the dataset again (`pipeline.generate.guard`); None to let any job run.
@@ -43,6 +44,7 @@ class GenerateJob:
     store: Store
     progress: Progress
     previous: dict[str, ShardCounts]
+    source: str = ""
     reshard: bool = False
     guarded: dict[str, Any] | None = None
     masks: str | None = None

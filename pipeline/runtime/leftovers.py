@@ -21,7 +21,6 @@ import re
 import time
 from collections.abc import Iterator
 
-from pipeline.errors import UsageError
 from pipeline.runtime.lock import remove_dead_locks
 from pipeline.runtime.progress import Progress
 from pipeline.storage.files import join
@@ -36,11 +35,12 @@ _NOTES = re.compile(r".+\+[0-9]+(\+[0-9]*)?")
 
 @contextlib.contextmanager
 def removed_if_refused(store: Store, *notes: str) -> Iterator[None]:
-    """Removes a new folder again if the block raises UsageError before it has written a file.
+    """Removes a new folder again if the block fails before it has written a file, because later
+    commands take a work folder for a sign that the folder is ours.
 
     Args:
       store: the folder that the block writes into.
-      notes: relative paths of files that do not count as written, and are removed as well.
+      notes: relative paths of folders whose files do not count as written, and are removed as well.
     """
     topmost = store.root
     while not store.is_remote and not os.path.exists(os.path.dirname(topmost)):
@@ -48,10 +48,11 @@ def removed_if_refused(store: Store, *notes: str) -> Iterator[None]:
     is_new, was_used = not store.has_folder(""), store.has_folder(WORK_FOLDER)
     try:
         yield
-    except UsageError:
+    except Exception:
         # A folder that cannot even be listed, such as one in no bucket, has nothing to remove.
         with contextlib.suppress(OSError):
-            if not was_used and (files := set(store.walk(""))) <= set(notes):
+            files = [] if was_used else list(store.walk(""))
+            if not was_used and all(path.startswith(tuple(notes)) for path in files):
                 store.delete_all(files)
                 store.prune(WORK_FOLDER)
             if is_new:

@@ -32,6 +32,7 @@ from pipeline.dataset.shards import (
 )
 from pipeline.errors import JobError
 from pipeline.generate.commit import (
+    INPUT_NOTE,
     PREPARE_LOCK,
     PREPARED_MANIFEST,
     STAGING,
@@ -94,7 +95,8 @@ def assert_whole(store: Store, fingerprint: str) -> None:
     manifest = read_manifest(store)
     assert manifest is not None
     assert manifest.fingerprint == fingerprint
-    assert set(store.sizes("")) == {*(file.path for file in manifest.files), MANIFEST}
+    files = {*(file.path for file in manifest.files), MANIFEST}
+    assert set(store.sizes("")) - {INPUT_NOTE} == files
     assert all(store.digest(file.path) == file.sha256 for file in manifest.files)
 
 
@@ -158,7 +160,7 @@ def test_a_commit_waits_for_all_and_leaves_nothing_else(tmp_path: Path) -> None:
         (committed, [])
     ]
     assert MoveFiles(store).process((committed, [])) == [(committed, 0)]
-    assert FinishCommit(store, IN9).process((committed, [0])) == [committed]
+    assert FinishCommit(store, IN9, "").process((committed, [0])) == [committed]
     assert stamps(tmp_path) == times
 
 
@@ -180,7 +182,7 @@ def test_a_step_that_is_started_again_late_does_no_harm(
         lambda: PrepareCommit(SMALL, store, IN9).process((None, shards)),
         lambda: MoveFiles(store).process((committed, first)),
         lambda: MoveFiles(store).process((committed, second)),
-        lambda: FinishCommit(store, IN9).process((committed, [])),
+        lambda: FinishCommit(store, IN9, "").process((committed, [])),
     ]
     for number, step in enumerate(steps):
         step()
@@ -196,11 +198,11 @@ def test_lost_moves_are_noticed_and_what_they_have_left_is_replaced(store: Store
         MoveFiles(store).process((committed, moves[:moved]))
         assert store.exists(MANIFEST) is False
         if moved == len(moves):
-            FinishCommit(store, IN9).process((committed, []))
+            FinishCommit(store, IN9, "").process((committed, []))
             assert_whole(store, committed)
             continue
         with pytest.raises(JobError, match=r"is missing .* Run the same command again"):
-            FinishCommit(store, IN9).process((committed, []))
+            FinishCommit(store, IN9, "").process((committed, []))
         assert not store.exists(MANIFEST)
 
 
@@ -211,11 +213,11 @@ def test_a_damaged_prepared_manifest_is_made_again(store: Store, content: bytes)
     MoveFiles(store).process((committed, moves[:2]))
     store.write(PREPARED_MANIFEST, content)
     with pytest.raises(JobError, match=r"manifest\.json is missing .* Run the same command again"):
-        FinishCommit(store, IN9).process((committed, []))
+        FinishCommit(store, IN9, "").process((committed, []))
     # The same command prepares again.
     ((committed, moves),) = PrepareCommit(SMALL, store, IN9).process((None, shards))
     MoveFiles(store).process((committed, moves))
-    FinishCommit(store, IN9).process((committed, []))
+    FinishCommit(store, IN9, "").process((committed, []))
     assert_whole(store, committed)
 
 

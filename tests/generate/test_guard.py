@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run, darken, pictures_of, stamps
+from conftest import Run, darken, everything, pictures_of, stamps
 from soundness import assert_sound
 
 from pipeline.commands.cli import main
@@ -54,7 +54,7 @@ def test_a_word_of_overwrite_lifts_its_own_guard_alone(
 ) -> None:
     run_small("generate")
     output = tmp_path / "out"
-    before = stamps(output)
+    before = everything(output)
     others = ("--images_per_shard", "6", "--interpolation", "bilinear")
     refused = run_small("generate", *others, "--overwrite", "rebuild", code=2)
     assert "--images_per_shard=6 (the dataset has 2), --interpolation=bilinear" in refused
@@ -66,20 +66,25 @@ def test_a_word_of_overwrite_lifts_its_own_guard_alone(
     assert "--images_per_shard=6" in refused
     assert "--interpolation" not in refused
     assert "add --overwrite config,shards to" in refused
-    refused = run_small("generate", *others, "--overwrite", "config,shards", code=1)
+    another = str(shutil.copytree(small_input, tmp_path / "another"))
+    accepted = ("--overwrite", "config,shards")
+    refused = run_small("generate", *others, *accepted, "--input", another, code=1)
     assert "9 of 9 source shards would be made again" in refused
     assert "layers are made in another way now (other flags" in refused
-    assert "add --overwrite rebuild" in refused
+    assert "choose another --output; if that is meant, add --overwrite rebuild" in refused
     assert main(["generate", "--output", str(output), "--overwrite", "config,rebuild,shards"]) == 2
-    assert "add --overwrite input to replace it by the sample" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert f"was made from {small_input}; " in refused
+    assert "add --overwrite input to replace it by the sample" in refused
     aside = tmp_path / "aside"
     aside.mkdir()
     for picture in pictures_of(small_input)[1:]:
         picture.rename(aside / picture.name)
     refused = run_small("generate", *others[:2], "--overwrite", "shards,config,input", code=1)
     assert "17 removed" in refused
-    # Refused runs change nothing except the note of the last input.
-    assert stamps(output) == before
+    # Refused runs change nothing; the message of one that has begun names its log.
+    (output / ".in9" / "generate.log").unlink()
+    assert everything(output) == before
 
 
 def test_an_input_that_has_gone_replaces_nothing(run_small: Run, small_input: Path) -> None:

@@ -1,0 +1,89 @@
+"""Faults of users: runs that are refused, which must change nothing that a later run believes."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from fault_lab import FLAGS, MODEL, Lab, Outcome, contents, faults_of, small_input
+
+OTHERS = (3, 6, 10)
+"""Numbers of sample pictures that no other input of the lab has."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """A command that is refused, on a copy of a state.
+
+    Attributes:
+      name: name of the outcome.
+      command: words of the command, in which {out} is the copy, {input} the input that it was made
+        from, {other} another one, and {trial} the folder of the trial.
+      says: text that the message must contain.
+      state: one of `STATES`.
+      code: exit code.
+      arrange: prepares the folder of the trial.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    says: str
+    state: str = "finished"
+    code: int = 2
+    arrange: Callable[[Path], object] = lambda trial: None
+    kind: str = "refused runs"
+
+    def __call__(self, lab: Lab) -> list[Outcome]:
+        """Runs the command; returns one outcome."""
+        with lab.trial() as trial:
+            output = trial / "out"
+            shutil.copytree(
+                lab.state(self.state), output, copy_function=shutil.copy2, symlinks=True
+            )
+            other = small_input(trial / "other", OTHERS)
+            self.arrange(trial)
+            places = {"out": output, "input": lab.input, "other": other, "trial": trial}
+            words = [word.format_map(places) for word in self.command]
+            before = contents(trial)
+            ended = lab.run(trial, *words)
+            after = contents(trial)
+            faults = faults_of(ended)
+            if ended.code != self.code:
+                faults.append(f"exit code {ended.code} instead of {self.code}")
+            if self.says not in ended.stderr:
+                faults.append(f"does not say {self.says!r}")
+            faults += [f"{name} was changed" for name in before if after.get(name) != before[name]]
+            # Empty folders tell nothing, and the message names the log of a job that had begun.
+            faults += [
+                f"{name} is new"
+                for name in after.keys() - before.keys()
+                if after[name] != "folder" and name not in ended.stderr and name[:4] != "tmp/"
+            ]
+        return [Outcome(self.kind, self.name, tuple(faults), ended)]
+
+
+RUN = ("run", "--output", "{out}", *FLAGS, "--models", MODEL)
+TO = ("--dataset", "{out}")
+
+REFUSED = (
+    Refused("another input", (*RUN, "--input", "{other}"), "choose another --output", code=1),
+    Refused("no input", RUN, "choose another --output"),
+    Refused(
+        "another input, other flags",
+        (*RUN, "--input", "{other}", "--grabcut_seed", "1", "--overwrite", "config"),
+        "choose another --output",
+        code=1,
+    ),
+    Refused("other flags", (*RUN, "--input", "{input}", "--seed", "1"), "choose another --output"),
+    Refused("no image", (*RUN, "--input", "{out}"), "is a dataset that in9 made"),
+)
+
+
+def refused_runs(lab: Lab, states: Sequence[str]) -> Iterator[Refused]:
+    """Yields the runs that are refused."""
+    yield from REFUSED
+
+
+FAMILIES = (refused_runs,)
