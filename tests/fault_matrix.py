@@ -74,6 +74,7 @@ SAMPLE = (
     "foreign tables: index/[*].parquet with no metadata, in9 run",
     "foreign tables: parquet/.* with no rows, in9 evaluate",
     *("refused runs: another input$", "refused runs: no input"),
+    *("refused runs: --masks in", "refused runs: image of a manifest"),
 )
 """Regular expressions; the tests try the first fault that matches each of them."""
 

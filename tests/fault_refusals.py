@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -67,6 +68,77 @@ class Refused:
 RUN = ("run", "--output", "{out}", *FLAGS, "--models", MODEL)
 TO = ("--dataset", "{out}")
 
+CLEARED = "where files are replaced and removed"
+
+
+def _in_the_output() -> Iterator[Refused]:
+    """Yields runs on files and folders that the run itself would remove."""
+    flags = {
+        "input": lambda path: small_input(path, OTHERS),
+        "annotations": lambda path: small_input(path, OTHERS),
+        "masks": lambda path: path.mkdir(parents=True),
+        "backgrounds": lambda path: path.mkdir(parents=True),
+        "imagenet": lambda path: path.mkdir(parents=True),
+        "weights": lambda path: path.mkdir(parents=True),
+        "exclude": _write,
+        "include": _write,
+        "taxonomy": _write,
+        "config": _write,
+    }
+    folders = (".in9/staging", ".in9/tmp", "index", "layers", "parquet", "results")
+    for (flag, make), folder in zip(flags.items(), itertools.cycle(folders), strict=False):
+        yield Refused(
+            f"--{flag} in {folder}",
+            (*RUN, "--input", "{input}", f"--{flag}", f"{{out}}/{folder}/mine"),
+            CLEARED,
+            arrange=lambda trial, make=make, at=f"out/{folder}/mine": make(trial / at),
+        )
+    for entry in ("resnet18={}", "onnx:{}", "@{}"):
+        yield Refused(
+            f"--models {entry} in .in9/progress",
+            (*RUN, "--input", "{input}", "--models", entry.format("{out}/.in9/progress/mine")),
+            CLEARED,
+            arrange=lambda trial: _write(trial / "out/.in9/progress/mine"),
+        )
+    yield Refused(
+        "image of a manifest in .in9/staging",
+        (*RUN, "--input", "{trial}/manifest.csv", "--overwrite", "config,rebuild"),
+        CLEARED,
+        arrange=_manifest,
+    )
+    yield Refused(
+        "--masks in a published version",
+        (*RUN, "--publish", "{trial}/published", "--masks", "{trial}/published/v-0123456789ab/m"),
+        CLEARED,
+        arrange=lambda trial: (trial / "published" / "v-0123456789ab" / "m").mkdir(parents=True),
+    )
+    yield Refused(
+        "training in index",
+        ("train", *TO, "--output", "{out}/index/mine", "--train_split", "val", "--probe"),
+        CLEARED,
+    )
+    yield Refused(
+        "--from in .in9/import",
+        ("import", "--from", "{out}/.in9/import/mine.tar", "--output", "{out}"),
+        CLEARED,
+        arrange=lambda trial: _write(trial / "out/.in9/import/mine.tar"),
+    )
+
+
+def _write(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("# mine\n")
+
+
+def _manifest(trial: Path) -> None:
+    folder = small_input(trial / "out/.in9/staging/mine", OTHERS)
+    rows = [
+        f"{path},{path.parent.name},1,1,20,20" for path in sorted((folder / "val").glob("*/*.JPEG"))
+    ]
+    text = "\n".join(["image,class,xmin,ymin,xmax,ymax", *rows, ""])
+    (trial / "manifest.csv").write_text(text)
+
+
 REFUSED = (
     Refused("another input", (*RUN, "--input", "{other}"), "choose another --output", code=1),
     Refused("no input", RUN, "choose another --output"),
@@ -77,6 +149,7 @@ REFUSED = (
         code=1,
     ),
     Refused("other flags", (*RUN, "--input", "{input}", "--seed", "1"), "choose another --output"),
+    *_in_the_output(),
     Refused("no image", (*RUN, "--input", "{out}"), "is a dataset that in9 made"),
 )
 

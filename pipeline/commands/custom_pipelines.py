@@ -11,6 +11,7 @@ from typing import Any
 import apache_beam as beam
 
 from pipeline.commands.command_line import text_of
+from pipeline.commands.dispatch import refuse_cleared
 from pipeline.commands.evaluation_flags import evaluation_from_flags
 from pipeline.commands.flags import AROUND_GRAPH, flags_of
 from pipeline.commands.hints import flag_of, refuse_near_misses
@@ -133,4 +134,5 @@ def _parse(command: str, flags: Mapping[str, Any]) -> argparse.Namespace:
         raise UsageError(
             f"{word.partition('=')[0]} is no flag of a stage (see: in9 {command} --help)"
         )
+    refuse_cleared(arguments)
     return arguments

@@ -10,7 +10,7 @@ from typing import Any
 import apache_beam as beam
 
 from pipeline.dataset.config import SegmentConfig
-from pipeline.dataset.shards import ShardCounts
+from pipeline.dataset.shards import DATA_FOLDERS, ShardCounts
 from pipeline.errors import UsageError
 from pipeline.generate.guard import check_rebuild
 from pipeline.generate.job import GenerateJob
@@ -21,6 +21,7 @@ from pipeline.inputs.listing import list_images
 from pipeline.inputs.source_images import FileIndex, SourceImage
 from pipeline.runtime.counters import timed
 from pipeline.segmenters.given_masks import index_masks, no_mask
+from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.segmentation import takes_masks
 from transforms.taxonomy import Taxonomy, imagenet9
 
@@ -50,6 +51,7 @@ def list_split(
     if masks is not None and not any(image.mask for image in images):
         raise no_mask(images[0], str(job.masks), layout.split, masks)
     _check_used(images, layout, segment)
+    _check_places(images, job.store)
     counts = ShardCounts.for_images(len(images), job.config.images_per_shard)
     if layout.split in job.previous and not job.reshard:
         counts = job.previous[layout.split]
@@ -98,6 +100,19 @@ def _check_used(images: Sequence[SourceImage], layout: SplitLayout, config: Segm
             f"no image in {layout.images} has an annotation in {layout.annotations or 'it'}; "
             "name the folder of the .xml files with --annotations"
         )
+
+
+def _check_places(images: Sequence[SourceImage], store: Store) -> None:
+    """Raises UsageError if a file lies where Commit removes files. Flags are checked at launch, but
+    not the rows of a manifest."""
+    cleared = tuple(store.path(f"{folder}/") for folder in (*DATA_FOLDERS, WORK_FOLDER))
+    for image in images:
+        for path in (image.path, image.mask, image.annotation):
+            if path and path.startswith(cleared):
+                raise UsageError(
+                    f"{path} lies in the output, where files are replaced and removed; move it to "
+                    "a place outside of it"
+                )
 
 
 def _no_images(

@@ -17,6 +17,7 @@ import torch
 from apache_beam.options.pipeline_options import PipelineOptions
 from conftest import ROOT, refusal
 
+import in9
 from pipeline.commands.cli import main
 from pipeline.commands.dispatch import find_command
 from pipeline.commands.flags import flags_of
@@ -210,6 +211,31 @@ def test_outputs_that_would_be_harmed_are_refused(
     assert "is not a folder" in refusal(capsys, "generate", "--output", other / "chapter.txt")
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     assert "which does not exist" in refusal(capsys, "generate", "--output", tmp_path / "link")
+
+
+def test_inputs_where_files_are_removed_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: Path, small_input: Path
+) -> None:
+    inside = dataset / ".in9" / "staging" / "mine"
+    shutil.move(small_input, inside)
+    (tmp_path / "link").symlink_to(inside)
+    version = tmp_path / "published" / "v-0123456789ab"
+    for folder in (version, tmp_path / ".in9"):
+        folder.mkdir(parents=True)
+    for words in (
+        ("generate", "--output", dataset, "--input", inside),
+        ("generate", "--output", dataset, "--annotations", tmp_path / "link" / "Annotations"),
+        ("run", "--output", dataset, "--models", f"a,resnet18={inside / 'val'}"),
+        ("evaluate", "--dataset", dataset, "--imagenet", dataset / "parquet"),
+        ("evaluate", "--dataset", dataset, "--publish", version.parent, "--weights", version),
+        ("train", "--dataset", dataset, "--output", dataset / "results" / "new"),
+        ("import", "--output", dataset, "--from", inside / "val"),
+        ("models", "fetch", "--to", tmp_path, "--models", f"onnx:{tmp_path / '.in9'}"),
+    ):
+        line = refusal(capsys, *words)
+        assert "where files are replaced and removed; name a place outside of it" in line
+    with pytest.raises(UsageError, match="where files are replaced and removed"):
+        in9.Generate(dataset, input=str(inside))
 
 
 def test_outputs_of_others_are_left_alone(
