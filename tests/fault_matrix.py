@@ -75,6 +75,8 @@ SAMPLE = (
     "foreign tables: parquet/.* with no rows, in9 evaluate",
     *("refused runs: another input$", "refused runs: no input"),
     *("refused runs: --masks in", "refused runs: image of a manifest"),
+    *("foreign files: in9 train over orig", "foreign files: in9 train over log"),
+    *("foreign files: in9 export over a.p", "foreign files: in9 run over latest"),
 )
 """Regular expressions; the tests try the first fault that matches each of them."""
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from fault_lab import FLAGS, MODEL, Lab, Outcome, contents, faults_of, small_input
+from fault_lab import FLAGS, MODEL, PICTURES, Lab, Outcome, contents, faults_of, small_input
 
 OTHERS = (3, 6, 10)
 """Numbers of sample pictures that no other input of the lab has."""
@@ -53,8 +53,8 @@ class Refused:
             faults = faults_of(ended)
             if ended.code != self.code:
                 faults.append(f"exit code {ended.code} instead of {self.code}")
-            if self.says not in ended.stderr:
-                faults.append(f"does not say {self.says!r}")
+            if (says := self.says.format_map(places)) not in ended.stderr:
+                faults.append(f"does not say {says!r}")
             faults += [f"{name} was changed" for name in before if after.get(name) != before[name]]
             # Empty folders tell nothing, and the message names the log of a job that had begun.
             faults += [
@@ -68,6 +68,7 @@ class Refused:
 RUN = ("run", "--output", "{out}", *FLAGS, "--models", MODEL)
 TO = ("--dataset", "{out}")
 
+TRAINED = ("model.safetensors", "state.pth", "log.csv")
 CLEARED = "where files are replaced and removed"
 
 
@@ -125,6 +126,35 @@ def _in_the_output() -> Iterator[Refused]:
     )
 
 
+def _foreign_files() -> Iterator[Refused]:
+    """Yields commands that would write where somebody else's files are."""
+    train = ("train", *TO, "--holdout", "0.5", "--output", "{trial}/mine")
+    figure = ("export", *TO, "--images", f"sample_val_{PICTURES[0]:08}", "--to")
+    fetch = ("models", "fetch", "--models", "efficientnet_lite0", "--to", "{trial}/mine")
+    publish = (*RUN, "--input", "{input}", "--publish", "{trial}/mine")
+    for command, name in (
+        ((*train, "--probe", "--arch", "efficientnet_lite0"), "original.safetensors"),
+        *(
+            ((*train, "--overwrite"), name)
+            for name in ("model.safetensors", "state.pth", "log.csv")
+        ),
+        *(((*figure, f"{{trial}}/mine/a.{kind}"), f"a.{kind}") for kind in ("pdf", "png", "jpg")),
+        (("export", *TO, "--to", "{trial}/mine"), "original/a"),
+        (("import", "--from", "{input}", "--output", "{trial}/mine"), "index/a"),
+        (("run", "--output", "{trial}/mine"), ".in9/export/mark"),
+        (("run", "--output", "{trial}/mine"), "parquet/a"),
+        (fetch, "index.json"),
+        *((publish, name) for name in ("latest.json", "diary.txt", "public/index.html")),
+    ):
+        yield Refused(
+            f"in9 {command[0]} over {name}",
+            command,
+            "{trial}/mine",
+            arrange=lambda trial, name=name: _write(trial / "mine" / name),
+            kind="foreign files",
+        )
+
+
 def _write(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("# mine\n")
@@ -156,7 +186,7 @@ REFUSED = (
 
 def refused_runs(lab: Lab, states: Sequence[str]) -> Iterator[Refused]:
     """Yields the runs that are refused."""
-    yield from REFUSED
+    yield from (*REFUSED, *_foreign_files())
 
 
 FAMILIES = (refused_runs,)

@@ -87,7 +87,7 @@ def _check(dataset: Dataset, target: Store) -> None:
         raise UsageError(f"--to {target.root} lies inside --dataset {dataset.store.root}")
     if target.exists(MANIFEST):
         raise UsageError(f"--to {target.root} is a dataset; choose another folder")
-    if not target.has_folder(EXPORT_FOLDER) and target.sizes(""):
+    if not target.has_folder(EXPORT_FOLDER) and not target.is_empty():
         raise UsageError(
             f"--to {target.root} is not empty and holds no export; choose another folder"
         )
@@ -131,7 +131,7 @@ def export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str
       UsageError: an image is not in the dataset, or the format is unknown.
       JobError: a picture is broken.
     """
-    from pipeline.report.figures.versions import KINDS, versions_figure
+    from pipeline.report.figures.versions import FIGURE_MARK, KINDS, versions_figure
 
     folder, name = os.path.split(path)
     kind = name.rpartition(".")[2].lower().replace("jpeg", "jpg")
@@ -150,5 +150,7 @@ def export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str
     except (UndecodableError, TooManyPixelsError) as error:
         raise JobError(f"a stored picture is broken ({error}); see: in9 verify") from error
     heads = [PAPER_NAMES.get(variant, variant) for variant in variants]
+    if target.exists(name) and FIGURE_MARK.encode() not in target.read(name):
+        raise UsageError(f"--to {target.path(name)} is no figure of in9; choose another name")
     target.write(name, versions_figure(heads, rows, kind))
     print(f"figure: {target.path(name)}")

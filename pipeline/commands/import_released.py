@@ -89,7 +89,7 @@ def _check_output(store: Store, source: str) -> None:
         raise UsageError(
             f"--output {store.root} is a dataset that was not imported; choose another folder"
         )
-    if manifest is None and not store.has_folder(IMPORT_FOLDER) and store.sizes(""):
+    if manifest is None and not store.has_folder(IMPORT_FOLDER) and not store.is_empty():
         raise UsageError(
             f"--output {store.root} is not empty and holds no dataset; choose another folder"
         )

@@ -21,6 +21,7 @@ from pipeline.inputs.key_lists import read_key_list
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.taxonomy_file import read_taxonomy
 from pipeline.jobs.changes.describe import describe_list_change, shown
+from pipeline.released.export import EXPORT_FOLDER
 from pipeline.runtime.progress import Progress
 from pipeline.segmenters import parameters_of
 from pipeline.segmenters.given_masks import check_coco, check_masks
@@ -175,14 +176,11 @@ def _check_output(store: Store, manifest: Manifest | None) -> None:
             f"--output {store.root} was imported and cannot be made from images; choose another "
             f"folder, or evaluate it: in9 evaluate --dataset {store.root}"
         )
-    if manifest is None and not store.has_folder(WORK_FOLDER) and not _is_empty(store):
+    is_ours = store.has_folder(WORK_FOLDER) and not store.has_folder(EXPORT_FOLDER)
+    if manifest is None and not is_ours and not store.is_empty():
         raise UsageError(
             f"--output {store.root} is not empty and holds no dataset; choose another folder"
         )
-
-
-def _is_empty(store: Store) -> bool:
-    return not store.has_folder("") or (not store.is_remote and not os.listdir(store.root))
 
 
 def _check_config(old: DatasetConfig, new: DatasetConfig, overwrite: tuple[str, ...]) -> None:

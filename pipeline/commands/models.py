@@ -13,7 +13,7 @@ from pipeline.models.packaged import distribution
 from pipeline.models.registry import PACKAGED, SOURCES, TIMM, check_model, full_name, load_model
 from pipeline.models.source import closest
 from pipeline.models.stored import store_model
-from pipeline.models.stored_index import WeightsFolder, chosen_folder
+from pipeline.models.stored_index import INDEX, WeightsFolder, chosen_folder
 
 
 def run_models(arguments: argparse.Namespace) -> int:
@@ -61,6 +61,8 @@ def _fetch(models: tuple[str, ...], to: str) -> int:
     folder = WeightsFolder.from_path(to)
     if folder.store.exists(""):  # `exists` is True only for a file.
         raise UsageError(f"--to {folder.store.root} is not a folder")
+    if folder.store.exists(INDEX):
+        folder.models()  # Refuses a foreign index before anything is written.
     failed = []
     for spec in models:
         try:

@@ -7,19 +7,22 @@ import time
 
 import torch
 
-from pipeline.commands.training_flags import choose_device, refuse_network_flags
+from pipeline.commands.training_flags import choose_device, refuse_foreign, refuse_network_flags
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout
 from pipeline.dataset.latest import writing_store
-from pipeline.models.checkpoint import SUFFIX, read_metadata
+from pipeline.models.checkpoint import SUFFIX, is_trained_here, read_metadata
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import check_model
 from pipeline.models.stored_index import chosen_folder
+from pipeline.runtime.leftovers import removed_if_refused
+from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import duration
+from pipeline.storage.store import WORK_FOLDER
 from pipeline.training.features import Backbone
 from pipeline.training.penalty import describe_penalty
-from pipeline.training.probe_fit import ProbePlan, fit_variant
+from pipeline.training.probe_fit import ProbePlan, fit_variant, probe_file
 from pipeline.training.train_plan import check_variant, choose_splits
 
 _NETWORK_FLAGS = (
@@ -50,15 +53,23 @@ def run_probe(arguments: argparse.Namespace) -> int:
     device, _ = choose_device(arguments)
     weights = chosen_folder(arguments.weights)
     check_model(arguments.arch, weights)
+    name = f"{arguments.variant}{SUFFIX}"
+    output = writing_store("output", arguments.output) if arguments.output else None
+    if output is not None:
+        path = output.path(name)
+        refuse_foreign(output, (name,), lambda: is_trained_here(path))
     torch.set_num_threads(usable_cores())
     started = time.monotonic()
     predict = PredictConfig(device)
     backbone = Backbone(arguments.arch, predict, dataset.store, weights)
     plan = ProbePlan(dataset, arguments.variant, split, Holdout(arguments.holdout), arguments.seed)
-    output = writing_store("output", arguments.output) if arguments.output else dataset.store
-    path = f"{arguments.variant}{SUFFIX}" if arguments.output else None
-    checkpoint = fit_variant(backbone, plan, output, path)
-    output.remove_temporary()
+    if output is None:
+        folder, _, name = probe_file(backbone, plan).rpartition("/")
+        output = dataset.store.below(folder)
+    with removed_if_refused(output), held(output, DATASET_LOCK) as locked:
+        locked.remove_temporary()
+        checkpoint = fit_variant(backbone, plan, locked, name)
+    output.prune(WORK_FOLDER)
     trained = read_metadata(checkpoint)
     if trained is not None:
         print(

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import time
 
-from pipeline.commands.training_flags import choose_device, default_workers
+from pipeline.commands.training_flags import choose_device, default_workers, refuse_foreign
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import reading_store, writing_store
-from pipeline.errors import UsageError
-from pipeline.models.checkpoint import read_metadata
+from pipeline.errors import JobError, UsageError
+from pipeline.models.checkpoint import is_trained_here
 from pipeline.models.stored_index import chosen_folder
 from pipeline.runtime.leftovers import removed_if_refused
 from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.runtime.progress import duration
 from pipeline.storage.store import WORK_FOLDER, Store
-from pipeline.training.loop import MODEL, STATE, train
+from pipeline.training.loop import MODEL, STATE, read_state_file, train
 from pipeline.training.network import check_architecture
 from pipeline.training.probe_fit import MODELS
 from pipeline.training.train_plan import TrainPlan, check_variant, choose_splits
@@ -56,16 +57,13 @@ def plan_from_flags(arguments: argparse.Namespace, dataset: Dataset) -> TrainPla
         raise UsageError(str(error)) from error
 
 
-def _check_output(store: Store) -> None:
-    """Refuses a folder whose model was not trained here, because training would replace it."""
-    if store.exists(""):
-        raise UsageError(f"--output {store.root} is not a folder")
-    is_ours = not store.exists(MODEL) or store.exists(STATE) or read_metadata(store.path(MODEL))
-    if not is_ours:
-        raise UsageError(
-            f"--output {store.root} holds a {MODEL} that was not trained here; choose another "
-            "folder"
-        )
+def _holds_training(store: Store) -> bool:
+    """Returns whether a folder holds the model or the state of a training."""
+    if store.exists(MODEL) and is_trained_here(store.path(MODEL)):
+        return True
+    with contextlib.suppress(JobError):
+        return read_state_file(store) is not None
+    return False
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -92,7 +90,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     plan = plan_from_flags(arguments, dataset)
     output = arguments.output or dataset.store.path(f"{MODELS}/{plan.name}")
     store = writing_store("output", output)
-    _check_output(store)
+    refuse_foreign(store, (MODEL, STATE, LOG), lambda: _holds_training(store))
     started = time.monotonic()
     with removed_if_refused(store), held(store, DATASET_LOCK) as locked:
         locked.remove_temporary()

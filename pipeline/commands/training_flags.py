@@ -4,7 +4,7 @@ refuses flags that a probe would ignore."""
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 
@@ -12,6 +12,7 @@ from pipeline.commands.flags import flags_of
 from pipeline.commands.hints import require_cuda
 from pipeline.errors import UsageError
 from pipeline.runtime.machine import usable_cores
+from pipeline.storage.store import Store
 
 _MAX_WORKERS = 16
 
@@ -55,6 +56,27 @@ def refuse_network_flags(arguments: argparse.Namespace, names: Collection[str]) 
             raise UsageError(
                 f"{flag.name} is for training whole networks; leave out {flag.name} or --probe"
             )
+
+
+def refuse_foreign(store: Store, names: Sequence[str], is_ours: Callable[[], bool]) -> None:
+    """Refuses a folder for trained models that holds a foreign file under a name that is needed.
+
+    Args:
+      store: the folder.
+      names: names of the files that will be written.
+      is_ours: returns whether the existing ones were written by an earlier training.
+
+    Raises:
+      UsageError: they were not, or the folder is a file.
+    """
+    if store.exists(""):
+        raise UsageError(f"--output {store.root} is not a folder")
+    existing = [name for name in names if store.exists(name)]
+    if existing and not is_ours():
+        raise UsageError(
+            f"--output {store.root} holds {existing[0]}, which was not trained here; choose "
+            "another folder"
+        )
 
 
 def default_workers(device: str) -> int:

@@ -10,6 +10,7 @@ versions share take up space only once.
 from __future__ import annotations
 
 import dataclasses
+import posixpath
 
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
@@ -31,7 +32,7 @@ from pipeline.runtime.lock import held
 from pipeline.storage.files import is_below
 from pipeline.storage.parallel import in_parallel
 from pipeline.storage.state_files import read_intact
-from pipeline.storage.store import Store
+from pipeline.storage.store import WORK_FOLDER, Store
 
 CHANGES = "changes.md"
 _LOCK_SECONDS = 600.0
@@ -81,8 +82,20 @@ def check_publishing(store: Store, directory: str | None, keep: int | None) -> P
         map(target.has_folder, DATA_FOLDERS)
     ):
         raise UsageError(f"--publish {target.root} holds a dataset; choose another folder")
-    finished_versions(target)  # Refuses a wrong latest.json now, not at the end of the job.
+    # Refuses a wrong latest.json now, not at the end of the job.
+    if not finished_versions(target) and (names := _foreign_names(target)):
+        raise UsageError(
+            f"--publish {target.root} holds {names[0]} and no published version; choose another "
+            "folder"
+        )
     return PublishPlan(store, target, keep)
+
+
+def _foreign_names(target: Store) -> list[str]:
+    """Lists what a folder holds besides versions, finished or not, and the work folder."""
+    paths = target.files.file_paths(target.root)
+    names = [*map(posixpath.basename, paths), *target.files.folder_names(target.root)]
+    return sorted(n for n in names if n != WORK_FOLDER and not VERSION.fullmatch(n))
 
 
 def publish(publishing: PublishPlan) -> bool:

@@ -171,6 +171,15 @@ def read_metadata(path: str) -> TrainedOn | None:
     return trained
 
 
+def is_trained_here(path: str) -> bool:
+    """Returns whether a file is a checkpoint that was trained here, even if its metadata is broken.
+    Raises OSError if it cannot be read."""
+    try:
+        return read_metadata(path) is not None
+    except JobError:  # The file has our metadata.
+        return True
+
+
 def metadata_of_entry(entry: str) -> TrainedOn | None:
     """Reads the training metadata of an `ARCH=FILE` entry of `--models`; None for other entries, or
     if the file is missing or has no metadata. Raises the errors of `read_metadata`."""

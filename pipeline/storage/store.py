@@ -202,6 +202,10 @@ class Store:
         """Returns whether a folder exists."""
         return self.files.is_folder(self.path(relative))
 
+    def is_empty(self) -> bool:
+        """Returns whether the folder is missing, or holds nothing. Lists nothing below it."""
+        return not self.has_folder("") or (not self.is_remote and not os.listdir(self.root))
+
     def size(self, relative: str) -> int | None:
         """Returns the size of a file in bytes; None if the file is missing."""
         info = self.files.info(self.path(relative))

@@ -31,6 +31,7 @@ from pipeline.models.predict_config import PredictConfig
 from pipeline.report.claims import check_claims
 from pipeline.report.evidence import Evidence
 from pipeline.report.verdicts import Verdict
+from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.storage.store import Store
 from pipeline.training.features import Backbone
 from pipeline.training.penalty import describe_penalty
@@ -419,6 +420,19 @@ def matrix_of(overlap: int = 0) -> dict[str, Any]:
         for test in TRAINED
     ]
     return {"name": "resnet50", "rows": rows, "gaps": [], "gains": gains}
+
+
+def test_one_process_at_a_time_writes_a_probe(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "probe"
+    flags = ("--probe", "--arch", "efficientnet_lite0", "--holdout", 0.5, "--output", folder)
+    command = list(map(str, ("train", "--dataset", copied, *flags)))
+    with held(Store(str(folder)), DATASET_LOCK):
+        assert main(command) == 1
+    assert "is at work on it" in capsys.readouterr().err
+    assert main(command) == main(command) == 0
+    assert [path.name for path in folder.iterdir()] == ["original.safetensors"]
 
 
 def test_claims_on_training_are_judged_by_a_matrix(probed: tuple[Path, str]) -> None:

@@ -179,7 +179,8 @@ def test_an_export_is_repeatable_and_mends_itself(sample_run: Path, tmp_path: Pa
 def test_a_figure_shows_the_images_in_all_versions(sample_run: Path, tmp_path: Path) -> None:
     keys = ("sample_val_00000036", "sample_val_00000016")
     flags = ("export", "--dataset", sample_run, "--images", ",".join(keys), "--to")
-    for name in ("one.png", "two.png", "three.pdf", "four.jpg"):
+    # Figures that exist are replaced.
+    for name in ("one.png", "two.png", *("three.pdf", "four.jpg") * 2, "one.png"):
         in9(*flags, tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     pdf = (tmp_path / "three.pdf").read_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,6 +16,8 @@ KINDS = ("pdf", "png", "jpg")
 """File formats. A PDF keeps the pixels of the pictures; in the other formats, the figure has 300
 pixels per inch."""
 
+FIGURE_MARK = "in9 figure"
+"""Text in the metadata of every figure, which tells it from foreign files."""
 _WIDTH, _GAP, _HEADING = 396.0, 2.5, 12.0
 """Sizes in points (1/72 inch). The width is 5.5 inches, the width of the text in a paper."""
 
@@ -52,8 +55,13 @@ def versions_figure(
                 axes = figure.add_axes(position)
                 axes.set_axis_off()
                 axes.imshow(versions[column], interpolation="none" if kind == "pdf" else "lanczos")
-        metadata = dict.fromkeys(("CreationDate", "Creator", "Producer", "Software"))
-        settings = {"pil_kwargs": {"quality": 85}} if kind == "jpg" else {"metadata": metadata}
+        metadata = {
+            "pdf": {"CreationDate": None, "Creator": FIGURE_MARK, "Producer": None},
+            "png": {"Software": FIGURE_MARK},
+        }
+        settings: dict[str, Any] = {"metadata": metadata.get(kind)}
+        if kind == "jpg":
+            settings = {"pil_kwargs": {"quality": 85, "comment": FIGURE_MARK.encode()}}
         file = io.BytesIO()
         figure.savefig(file, format=kind, **settings)
         return file.getvalue()
