@@ -52,6 +52,7 @@ SAMPLE = (
     *("Parquet: only a path", "manifests, CSV: image '/dev/zero'", "manifests, JSON lines: deep"),
     *("manifests, COCO: runs of a huge mask", "lists: --exclude: not UTF-8"),
     "finished: parquet/[*]/[*].parquet: empty, in9 run",
+    *("finished: index/[*].parquet: pages", "in compose: .*index/[*].parquet: pages, in9 run"),
     *("power cut: .*: finished, zeros", "power cut: .*: killed in compose, empty"),
     "power cut: .*: killed in publish, cut",
     *("links: folders: parquet, in9 update", "links: files: manifest.json"),

@@ -30,7 +30,9 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda data: b"",
     "zeros": lambda data: bytes(len(data)),
     "cut": lambda data: data[: len(data) // 2],
+    "pages": lambda data: _without_pages(data),
 }
+"""Kinds of damage; `pages`, of Parquet only, leaves the footer, which holds the metadata."""
 DAMAGED_STATES = tuple(state for state in STATES if not state.startswith("first"))
 HEALED = (
     *("layers/*.parquet", "index/*.parquet", ".in9/checksums/*.json"),
@@ -39,6 +41,12 @@ HEALED = (
 """Kinds of files that the next run makes again, wherever they are in the output. The run also makes
 staged files again."""
 READERS = ("verify", "evaluate", "report")
+
+
+def _without_pages(data: bytes) -> bytes:
+    footer = data[-8 - int.from_bytes(data[-8:-4], "little") :]
+    is_parquet = data[:4] == data[-4:] == b"PAR1"
+    return data[:4].ljust(len(data) - len(footer), b"\0") + footer if is_parquet else data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,12 +167,14 @@ def kind_of(file: str) -> str:
 
 
 def files_by_kind(output: Path) -> dict[str, str]:
-    """Returns one file of each kind, the last, because commands that try one file try the first."""
+    """Returns one file of each kind, the last, because commands that try one file try the first; in
+    staging the first, because a killed run may have left no record of the last shard."""
     files: dict[str, str] = {}
     for path in sorted(output.rglob("*")):
         if path.is_file() and path.stat().st_size:
             name = str(path.relative_to(output))
-            files[kind_of(name)] = name
+            kind = kind_of(name)
+            files[kind] = files.get(kind, name) if "/staging/" in kind else name
     return files
 
 
@@ -174,7 +184,7 @@ def is_healed(kind: str) -> bool:
 
 
 def damaged_files(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
-    """Yields faults that make each kind of file empty, zeros, or cut.
+    """Yields faults that damage each kind of file in each way.
 
     Each is tried with `run`, and with one of the readers.
     """
@@ -189,6 +199,8 @@ def damaged_files(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
             damages = list(DAMAGES.items())
             if is_versioned(state) and kind.count("/"):
                 damages = [next(some)]
+            data = (lab.state(state) / file).read_bytes()
+            damages = [each for each in damages if each[1](data) != data]
             for name, damage in damages:
 
                 def harm(trial: Path, file: str = file, damage: Any = damage) -> None:
@@ -209,9 +221,7 @@ def damaged_files(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                         command=command,
                         heals=is_healed(kind)
                         and command in ("run", "update")
-                        and "v-*" not in kind
-                        # Only `verify` detects data that is wrong but has the right size.
-                        and not (name == "zeros" and kind.endswith(".tar")),
+                        and "v-*" not in kind,
                     )
 
 

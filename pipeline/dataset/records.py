@@ -16,7 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.dataset.shards import check_data_paths
-from pipeline.storage.state_files import parse_json, parse_parquet, read_intact, read_table
+from pipeline.storage.state_files import (
+    parse_json,
+    parse_parquet,
+    read_intact,
+    read_table,
+    warn_damaged,
+)
 from pipeline.storage.store import FileDigest, Store
 
 ACCEPTED = "accepted"
@@ -137,14 +143,20 @@ def write_table(
 
 
 def read_metadata(store: Store, path: str) -> Record | None:
-    """Reads only the metadata of a record; returns None if the record is missing or damaged.
+    """Reads the metadata of a record; returns None if the record is missing or damaged, be it in a
+    single row, because whoever finds the metadata leaves work undone.
 
     Raises:
       OSError: the record cannot be read.
     """
 
+    def read_all(source: Any) -> pa.Schema:
+        # For small files such as records, this takes half the time of `read_table`.
+        with pq.ParquetFile(source) as file:
+            return file.read(use_threads=False).schema
+
     def read() -> Record:
-        schema = parse_parquet(store, path, pq.read_schema)
+        schema = parse_parquet(store, path, read_all)
         metadata = parse_json((schema.metadata or {}).get(_METADATA_KEY, b""), _Metadata)
         check_data_paths(metadata["files"])
         return Record(metadata["fingerprint"], path, metadata["files"])
@@ -193,7 +205,8 @@ class Staging:
         Returns:
           The record with its files' locations, None if the shard must be made. Because Commit may
           have been killed half-way, some files of a staged record may be in place already. Files
-          that a killed run staged without a record never count.
+          that a killed run staged without a record never count, nor do files that a power cut left
+          with other content.
         """
         for path, path_functions in ((self.staged(record), (self.staged, str)), (record, (str,))):
             candidate = read_metadata(self.store, path)
@@ -204,11 +217,21 @@ class Staging:
                 missing = [file for file in candidate.files if file.path not in locations]
                 sizes = self.store.sizes_of([path_of(file.path) for file in missing])
                 for file, size in zip(missing, sizes, strict=True):
-                    if size == file.bytes:
+                    if size == file.bytes and self._is_intact(path_of(file.path), file):
                         locations[file.path] = path_of(file.path)
             if len(locations) == len(candidate.files) or not need_files:
                 return dataclasses.replace(candidate, locations=locations)
         return None
+
+    def _is_intact(self, path: str, file: FileDigest) -> bool:
+        """Returns whether a file has its content, if it is staged on this machine: only records are
+        written to disk at once, and in object storage files are whole or absent."""
+        if self.store.is_remote or not path.startswith(self.folder):
+            return True
+        if self.store.digest(path) == file.sha256:
+            return True
+        warn_damaged(self.store.path(path), "the content has changed")
+        return False
 
     def with_record(self, record: Record, path: str, num_rows: int) -> Record:
         """Returns the record with its own digest, under its final path, added to `files`. Raises

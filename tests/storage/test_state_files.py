@@ -3,6 +3,7 @@ out of the folder."""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import logging
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 from pipeline.commands.flags import flags_of
 from pipeline.dataset.latest import LATEST, read_latest
 from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest
-from pipeline.dataset.records import Record, read_metadata, write_table
+from pipeline.dataset.records import Record, Staging, read_metadata, write_table
 from pipeline.errors import UsageError
 from pipeline.evaluate.result_schemas import EvaluationSchema
 from pipeline.runtime.lock import DATASET_LOCK, held
@@ -119,12 +120,27 @@ def test_a_record_is_whole_or_not_there(tmp_path: Path) -> None:
     for length in range(0, len(intact), 97):
         (tmp_path / path).write_bytes(intact[:length])
         assert read_metadata(store, path) is None
-    (tmp_path / path).write_bytes(bytes(len(intact)))
-    assert read_metadata(store, path) is None
+    pages = len(intact) - 8 - int.from_bytes(intact[-8:-4], "little")
+    # The second leaves the footer, which holds the metadata, as it was.
+    for damaged in (bytes(len(intact)), intact[:4] + bytes(pages - 4) + intact[pages:]):
+        (tmp_path / path).write_bytes(damaged)
+        assert read_metadata(store, path) is None
     # This table is not a record.
     with store.create(path) as file:
         pa.parquet.write_table(pa.table({"key": ["a"]}), file)
     assert read_metadata(store, path) is None
+
+
+def test_a_staged_file_counts_only_with_its_content(tmp_path: Path) -> None:
+    staging, path = Staging(Store(str(tmp_path)), ".in9/staging/f"), "layers/val-00000.parquet"
+    tar = staging.store.write(staging.staged("layers/val-00000.tar"), b"layers")
+    files = [dataclasses.replace(tar, path="layers/val-00000.tar")]
+    staging.write(path, pa.table({"key": ["a"]}), "f", files)
+    found = staging.find(path, "f")
+    assert found is not None
+    assert found.locations == {files[0].path: tar.path}
+    (tmp_path / tar.path).write_bytes(bytes(tar.bytes))
+    assert staging.find(path, "f") is None
 
 
 @given(st.lists(st.sampled_from(["..", ".", "", "a", "b.c", ".in9", "\\", "a\nb"]), min_size=1))
