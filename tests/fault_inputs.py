@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fault_hooks
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
@@ -29,6 +30,8 @@ from fault_pictures import (
     picture,
     shown,
 )
+from PIL import Image
+from shapes import SHAPES
 
 MAKE = (
     *("--image_size", "64", "--resize", "64", "--formats", "webdataset"),
@@ -109,8 +112,6 @@ class Batch:
         masks.mkdir()
         sides = {}
         for path in folder.glob("val/*/sample*.JPEG"):
-            from PIL import Image
-
             with Image.open(path) as image:
                 sides[path.stem] = image.size
         for stem, size in sides.items():
@@ -495,6 +496,111 @@ def _lists() -> Iterator[Input]:
             yield Input("lists", f"{flag}: {name}", arrange, (file, "no image", "no images"))
 
 
+# Files that change.
+
+
+@dataclasses.dataclass(frozen=True)
+class Unsteady:
+    """A file of the input that changes while it is read, and is then restored with its old time.
+
+    Attributes:
+      shape: one of `UNSTEADY`, the reader.
+      change: one of `fault_hooks.CHANGES`.
+    """
+
+    shape: str
+    change: str
+    kind: str = "short and long reads"
+
+    @property
+    def name(self) -> str:
+        return f"{self.shape}: {self.change}"
+
+    def __call__(self, lab: Lab) -> list[Outcome]:
+        """Runs the job while the file changes, and once more; returns one outcome."""
+        make, pattern, openings = UNSTEADY[self.shape]
+        with lab.trial() as trial:
+            folder = trial / "input"
+            folder.mkdir()
+            flags = make(lab.input, folder)
+            files = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
+            held = {path: path.read_bytes() for path in files}
+
+            def run(output: str, **variables: str) -> Ended:
+                folders = ("--input", str(folder), "--output", str(trial / output))
+                return lab.run(trial, "generate", *folders, *MAKE, *flags, variables=variables)
+
+            steady = run("steady")
+            change = {fault_hooks.CHANGE: f"{openings} {self.change} {pattern}"}
+            ended = run("out", **change)
+            changed = [path for path in files if path.read_bytes() != held[path]]
+            faults = faults_of(ended, *map(str, changed))
+            if ended.code not in (1, 2):
+                faults.append(f"exit code {ended.code}: the file was believed")
+            if len(changed) != 1:
+                faults.append(f"{len(changed)} files were changed")
+            for path in changed:
+                path.write_bytes(held[path])
+                os.utime(path, ns=(files[path].st_atime_ns, files[path].st_mtime_ns))
+            manifests = [trial / output / "manifest.json" for output in ("steady", "out")]
+            if steady.code or run("out").code:
+                faults.append("restored, it is not used")
+            elif manifests[0].read_bytes() != manifests[1].read_bytes():
+                faults.append("restored, it has another row than it had")
+        return [Outcome(self.kind, self.name, tuple(faults), ended)]
+
+
+def _folder(source: Path, target: Path) -> tuple[str, ...]:
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    return BOX
+
+
+def _folder_with_masks(source: Path, target: Path) -> tuple[str, ...]:
+    masks = target / "masks"
+    masks.mkdir()
+    _folder(source, target)
+    for path in target.glob("val/*/*.JPEG"):
+        with Image.open(path) as image:
+            width, height = image.size
+        mask = picture("1", (width, height))
+        mask.paste(1, (width // 3, height // 3, width * 2 // 3, height * 2 // 3))
+        (masks / f"{path.stem}.png").write_bytes(encoded(mask, "PNG"))
+    return ("--segmenter", "masks", "--masks", str(masks))
+
+
+def _folder_with_scenes(source: Path, target: Path) -> tuple[str, ...]:
+    _folder(source, target)
+    scenes = shutil.copytree(next(target.glob("val/*")), target / "scenes")
+    return (*BOX, "--backgrounds", str(scenes), "--variants", "original,mixed_external")
+
+
+def _shape(name: str) -> Callable[[Path, Path], tuple[str, ...]]:
+    def make(source: Path, target: Path) -> tuple[str, ...]:
+        SHAPES[name](source, target)
+        return BOX
+
+    return make
+
+
+UNSTEADY: dict[str, tuple[Callable[[Path, Path], tuple[str, ...]], str, int]] = {
+    "folder": (_folder, r"/input/.*JPEG$", 1),
+    "annotation": (_folder, r"/input/.*xml$", 1),
+    "mask": (_folder_with_masks, r"/input/.*png$", 1),
+    "scene": (_folder_with_scenes, r"/scenes/.*JPEG$", 3),
+    "member of a tar": (_shape("val_tar"), r"/input/.*img_val[.]tar$", 4),
+    "WebDataset": (_shape("webdataset"), r"/input/.*00[.]tar$", 3),
+    "Parquet": (_shape("parquet"), r"/input/.*00000-of.*parquet$", 3),
+}
+"""For each reader, a function that makes an input and returns flags, a pattern of files of which
+one changes, and at which opening of them, because shards are also opened when they are listed."""
+
+
+def _unsteady() -> Iterator[Unsteady]:
+    """Yields a trial for each reader and change."""
+    for shape, change in itertools.product(UNSTEADY, fault_hooks.CHANGES):
+        yield Unsteady(shape, change)
+
+
 def _listen(path: Path) -> None:
     at = os.getcwd()
     os.chdir(path.parent)  # Addresses of Unix sockets must be short.
@@ -639,7 +745,7 @@ def _flagged(
     return arrange
 
 
-FAMILIES = (_links, _archives, _tables, _lists, _in_place_of_files, _bombs)
+FAMILIES = (_links, _archives, _tables, _lists, _unsteady, _in_place_of_files, _bombs)
 
 
 def all_inputs() -> list[Trial]:

@@ -49,6 +49,7 @@ SAMPLE = (
     *("bombs: boxes: 3 GB beside", "bombs: import: 3 GB of zeros", "bombs: line: manifest.csv"),
     *("in place of files: --exclude .*: pipe", "in place of files: --input manifest.json: 12 GB"),
     *("links and devices: annotation: 12 GB", "Parquet: damaged at -60"),
+    *("short and long reads: folder: cut", "short and long reads: member of a tar: mix"),
     *("Parquet: only a path", "manifests, CSV: image '/dev/zero'", "manifests, JSON lines: deep"),
     *("manifests, COCO: runs of a huge mask", "lists: --exclude: not UTF-8"),
     "finished: parquet/[*]/[*].parquet: empty, in9 run",

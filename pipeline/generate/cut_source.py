@@ -176,11 +176,7 @@ class SourceBytes:
     location: str = ""
 
     @classmethod
-    def read(
-        cls,
-        image: SourceImage,
-        read: Callable[[Content], bytes] = lambda content: read_location(content.location),
-    ) -> SourceBytes:
+    def read(cls, image: SourceImage, read: Callable[[Content], bytes]) -> SourceBytes:
         """Reads an image with its annotation and its mask. Raises OSError if a file cannot be
         read."""
         picture, annotation, mask = (each and read(each) for each in contents_of(image))

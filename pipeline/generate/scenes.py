@@ -29,7 +29,7 @@ from pipeline.dataset.records import (
 )
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.cut_source import SourceBytes, crop_source, printable
-from pipeline.inputs.location import read_location
+from pipeline.inputs.location import changed, read_location
 from pipeline.inputs.source_images import IMAGE_SUFFIXES, is_hidden
 from pipeline.storage.file_kind import FileInfo
 from pipeline.storage.files import files_of, is_remote, join, relative
@@ -39,6 +39,7 @@ from pipeline.storage.store import Store
 from transforms.codec import MAX_PIXELS
 from transforms.filters import Reason, is_valid_key
 from transforms.geometry import Pixels
+from transforms.limits import Unread
 from transforms.pairing import draw_scenes
 from transforms.variants import EXTERNAL, split_replicate, with_replicates
 
@@ -136,7 +137,11 @@ def _path(listed: tuple[str, FileInfo]) -> str:
 def _md5(info: FileInfo) -> str:
     """Returns the MD5 of a file. A launch lists the folder several times, but the cache reads a
     file only once while its `FileInfo` stays the same."""
-    return hashlib.md5(read_location(info.path), usedforsecurity=False).hexdigest()
+    return _md5_of(read_location(info.path))
+
+
+def _md5_of(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +225,13 @@ def _examine(
 
     def read(scene: Scene) -> bytes | None:
         is_known = scene.md5 in known and known[scene.md5]["status"] in (ACCEPTED, *by_content)
-        return None if is_known else read_location(join(scenes.folder, scene.path))
+        if is_known:
+            return None
+        path = join(scenes.folder, scene.path)
+        data = read_location(path)
+        if _md5_of(data) != scene.md5 and not isinstance(data, Unread):
+            raise changed(path)
+        return data
 
     ahead = REQUESTS_IN_FLIGHT if is_remote(scenes.folder) else 0
     for scene, data in read_ahead(read, scenes.files, ahead):
@@ -304,8 +315,7 @@ class DrawnScenes:
         path = join(self._folder, self._paths[position])
         data = read_location(path)
         picture = crop_source(SourceBytes(data, None), self._segment).image
-        is_same = hashlib.md5(data, usedforsecurity=False).hexdigest() == self.md5s[position]
-        if picture is None or not is_same:
+        if picture is None or _md5_of(data) != self.md5s[position]:
             raise JobError(
                 f"{path} has changed since this run was started. Run the same command again"
             )

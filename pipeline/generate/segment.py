@@ -314,7 +314,7 @@ def _read(
     kept = previous.find(image.key, digest)
     if kept:
         return digest, md5, _Kept(kept)
-    return digest, md5, source or SourceBytes.read(image)
+    return digest, md5, source or SourceBytes.read(image, checksums.read)
 
 
 def _sources(shard: SourceShard) -> dict[str, SourceImage]:

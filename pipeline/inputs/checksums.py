@@ -17,11 +17,12 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from pipeline.inputs.location import Location, read_location
-from pipeline.storage.file_kind import missing
+from pipeline.inputs.location import Location, changed, read_location
+from pipeline.storage.file_kind import FileInfo, missing
 from pipeline.storage.files import files_of, is_remote
 from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
+from transforms.limits import Unread
 
 _FOLDER = f"{WORK_FOLDER}/checksums"
 _MEMORY = re.compile(rf"{re.escape(_FOLDER)}/(?P<split>[^/]+)-(?P<shard>[0-9]{{5}})\.json")
@@ -129,19 +130,29 @@ class Checksums:
 
     def read(self, content: Content) -> bytes:
         """Reads the content, so that it is `known` from then on. Raises OSError if it cannot be
-        read."""
+        read, or changes meanwhile."""
         return self._read_and_identify(content)[0]
 
     def _read_and_identify(self, content: Content) -> tuple[bytes, KnownContent]:
         location = Location.parse(content.location)
-        # Size and time are looked up first, so that a file that changes during the read is read
-        # again the next time.
-        info = None if location.text is not None else files_of(location.path).info(location.path)
+        if location.text is not None:
+            data = read_location(content.location)
+            return data, _identify(content, data)
+        files, told = files_of(location.path), content.stamp or content.md5
+        before = None if told else files.info(location.path)
         data = read_location(content.location)
         known = _identify(content, data)
-        if info is not None:
-            stamp = content.stamp or info.identity
-            self._new[content.location] = _RememberedFile(info.size, stamp, *known)
+        info = files.info(location.path)
+        # If a file changed meanwhile, the bytes belong to no state that is known: once the file is
+        # restored with its old time, they would be taken for its content.
+        if info is None or (_stamp(info) != told if told else info != before):
+            raise changed(content.location)
+        if location.is_file and not isinstance(data, Unread) and len(data) != info.size:
+            raise changed(content.location)
+        if self._new.get(content.location, known).md5 != known.md5:
+            raise changed(content.location)
+        stamp = content.stamp or info.identity
+        self._new[content.location] = _RememberedFile(info.size, stamp, *known)
         return data, known
 
     def is_unlike(self, content: Content) -> bool:
@@ -182,4 +193,8 @@ def stamp_of(path: str) -> str | None:
     info = files_of(path).info(path)
     if info is None:
         raise missing(path)
+    return _stamp(info)
+
+
+def _stamp(info: FileInfo) -> str:
     return info.md5 or f"{info.size}:{info.identity}"

@@ -137,6 +137,11 @@ def read_location(location: str) -> bytes:
         return _unread(error.size)
 
 
+def changed(location: str) -> OSError:
+    """Returns the error for content that is not what its listing, or an earlier read, has told."""
+    return OSError(f"{shown(location)} has changed while it was read. Run the same command again")
+
+
 def _unread(size: int) -> Unread:
     return Unread.from_size(size, MAX_PICTURE_BYTES)
 

@@ -65,7 +65,11 @@ class LocalFiles(Files):
         if limit is not None and size > limit:
             raise too_large(path, size, limit)
         with open(path, "rb") as file:
-            return file.read()
+            size = os.fstat(file.fileno()).st_size
+            data = file.read()
+        if len(data) != size:  # Some network file systems end a file early when they fail.
+            raise OSError(f"{path} gave {len(data)} bytes, of {size}")
+        return data
 
     def open(self, path: str) -> BinaryIO:
         _regular(path, os.stat(path))

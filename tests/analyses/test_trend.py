@@ -33,6 +33,7 @@ from pipeline.analyses.imagenet.imagenet_folder import (
 )
 from pipeline.analyses.imagenet.imagenet_results import describe_imagenet, published_top1
 from pipeline.analyses.imagenet.imagenet_work import ImageNetWork
+from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, UsageError
 from pipeline.evaluate.contributions import ModelsOnSameImages
 from pipeline.evaluate.evaluation import Evaluation
@@ -282,13 +283,19 @@ def test_top1_is_the_models_own_on_the_whole_picture(
     torch.save(nine.state_dict(), tmp_path / "nine.pth")
     assert "not measured" not in run_in9(*flags).stdout
     assert not (output / "results" / "failures.json").exists()
-    (tiny_imagenet / "val" / "n02123045" / "n02123045_broken.JPEG").write_bytes(b"junk")
+    broken = tiny_imagenet / "val" / "n02123045" / "n02123045_broken.JPEG"
+    broken.write_bytes(b"junk")
     store = Store(str(output))
     evaluation = Evaluation(
         store, ("efficientnet_lite0",), "val", PredictConfig(), Progress.for_store(store)
     )
     with pytest.raises(JobError, match=r"n02123045/n02123045_broken\.JPEG of --imagenet"):
         RunModels(ImageNetWork(evaluation, str(tiny_imagenet), imagenet9())).process(Block(0, 0))
+    work = ImageNetWork(evaluation, str(tiny_imagenet), imagenet9())
+    assert work.units(Dataset.open(store))  # Lists the images with their sizes.
+    broken.write_bytes(b"more junk")
+    with pytest.raises(OSError, match=r"_broken\.JPEG has changed while it was read"):
+        RunModels(work).process(Block(0, 0))
     with pytest.raises(UsageError, match=r"--imagenet .*nowhere is not a folder"):
         check_imagenet(str(tmp_path / "nowhere"))
 

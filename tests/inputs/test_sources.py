@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -464,6 +465,61 @@ def test_a_part_is_known_by_its_content(tmp_path: Path) -> None:
     assert later.known(places[0]) is None
     assert later.is_unlike(places[0])
     assert [later.identify(part) for part in places] == digests
+
+
+@pytest.mark.parametrize(
+    ("moment", "others"),
+    [
+        *itertools.product(("before", "after"), (b"a picture, and more", b"a pic", b"A PICTURE")),
+        # Restored before the read is over, only another size gives a file away.
+        *itertools.product(("during",), (b"a picture, and more", b"a pic")),
+    ],
+)
+def test_what_changes_while_it_is_read_is_no_content(
+    moment: str, others: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, file = Store(str(tmp_path / "out")), tmp_path / "file"
+
+    def put(content: bytes, time: int) -> None:
+        file.write_bytes(content)
+        os.utime(file, (time, time))
+
+    def read(location: str) -> bytes:
+        if moment == "after":
+            return (read_location(location), put(others, 2))[0]
+        put(others, 2)
+        data = read_location(location)
+        if moment == "during":
+            put(b"a picture", 1)
+        return data
+
+    put(b"a picture", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.inputs.checksums.read_location", read)
+        checksums = Checksums.for_shard(store, "val", 0)
+        with pytest.raises(OSError, match="file has changed while it was read"):
+            checksums.identify(Content(str(file)))
+        checksums.save()
+    put(b"a picture", 1)
+    again = Checksums.for_shard(store, "val", 0)
+    assert again.identify(Content(str(file))).md5 == md5(b"a picture").hexdigest()
+    # The layers of a picture are known by its digest, which comes from an earlier read.
+    put(others, 2)
+    with pytest.raises(OSError, match="file has changed while it was read"):
+        again.read(Content(str(file)))
+
+
+def test_an_object_is_what_its_listing_told(bucket: str) -> None:
+    store = Store(f"{bucket}/changing")
+    store.write("a.JPEG", b"a picture")
+    path = store.path("a.JPEG")
+    told = store.files.info(path)
+    assert told is not None
+    store.write("a.JPEG", b"A PICTURE")
+    span = member_location(path, 2, 3)
+    for part in (Content(path, None, told.md5), Content(span, None, None, told.md5)):
+        with pytest.raises(OSError, match="has changed while it was read"):
+            Checksums.for_shard(store, "val", 0).read(part)
 
 
 def test_an_annotation_counts_as_what_it_says_of_its_picture(

@@ -30,12 +30,13 @@ from pipeline.evaluate.evaluation import Evaluation, describe_model
 from pipeline.evaluate.prediction_files import ModelMetadata
 from pipeline.evaluate.result_files import result_file, result_folder, result_shard, write_result
 from pipeline.evaluate.work import ModelWork, NoteDone, UnitOutput, Work
-from pipeline.inputs.location import read_location
+from pipeline.inputs.location import changed, read_location
 from pipeline.models.identity import ModelIdentity
 from pipeline.storage.parallel import read_ahead
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.intervals import wilson
+from transforms.limits import Unread
 from transforms.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -181,7 +182,12 @@ class _ImageNetPart:
         needs_images = bool(columns)
 
         def read(image: ImageNetImage) -> bytes:
-            return read_location(image.path) if needs_images else b""
+            if not needs_images:
+                return b""
+            data = read_location(image.path)
+            if len(data) != image.bytes and not isinstance(data, Unread):
+                raise changed(image.path)
+            return data
 
         with contextlib.closing(read_ahead(read, self.images)) as files:
             while batch := list(itertools.islice(files, _READ_AT_ONCE)):
