@@ -33,6 +33,8 @@ WRONG: tuple[Any, ...] = (None, 7, 1.5, "text", [], {}, True, [None], {"a": 1})
 """Values of all types."""
 NUMBERS: tuple[Any, ...] = (10**9, -1, 10**400)
 VICTIM = "VICTIM"
+MISSING = "MISSING"
+"""Stands for no value: the field is removed."""
 PATHS = ("../victim", VICTIM, "a/../../victim", "../victim/manifest.json", ".")
 """Hostile paths; `VICTIM` stands for the absolute path."""
 FIELDS = 16
@@ -62,14 +64,17 @@ def fields(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 
 
 def with_value(document: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """Returns a copy of a document with another value at a path."""
+    """Returns a copy of a document with another value, or `MISSING`, at a path."""
     if not path:
         return value
     changed = copy.deepcopy(document)
     parent = changed
     for key in path[:-1]:
         parent = parent[key]
-    parent[path[-1]] = value
+    if value == MISSING:
+        del parent[path[-1]]
+    else:
+        parent[path[-1]] = value
     return changed
 
 
@@ -152,7 +157,7 @@ def wrong_documents(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
 
 
 def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
-    """Yields faults with a wrong type, huge number or hostile path in each field.
+    """Yields faults with a wrong type, huge number or hostile path in each field, or without it.
 
     The commands take turns.
     """
@@ -171,6 +176,7 @@ def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
             at = next(some)
             wrong = [wrong[(at + 3 * n) % len(wrong)] for n in range(4 if is_main else 1)]
             tries = [("wrong type", value) for value in wrong]
+            tries += [("missing", MISSING)] if path else []
             if type(before) in (int, float):
                 tries += [("number", NUMBERS[at % 3])]
                 tries += [("number", 10**9)] if is_main and at % 3 else []

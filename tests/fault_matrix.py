@@ -72,6 +72,7 @@ SAMPLE = (
     *(
         "field, wrong type: results/[*]/model.json: architecture = '\\[\\]'",
         "field, path: results/[*]/model.json: weights_sha256 = '[.]'",
+        "field, missing: results/[*]/model.json: .*in9 report",
     ),
     "foreign tables: index/[*].parquet with no metadata, in9 run",
     "foreign tables: parquet/.* with no rows, in9 evaluate",

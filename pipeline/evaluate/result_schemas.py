@@ -1,7 +1,8 @@
 """Schemas of the JSON files of results, which detect damaged or forged files.
 
-A file may have fields that are not listed here; fields that are listed must have the stated type,
-and must exist unless they are `NotRequired`.
+Every field that is written is listed here, so that no reader takes a field for granted that may be
+missing. Fields must have the stated type, and must exist unless they are `NotRequired`, without
+which every reader can do. A file of a later version may have more fields.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import msgspec
 
 from pipeline.storage.state_files import Name, RelativePath
 
+_Number = int | float
 _Label = Annotated[int, msgspec.Meta(ge=-1, lt=2**15)]
 
 
@@ -21,12 +23,23 @@ class EvaluationSchema(TypedDict):
     split: Name
     eval_input: Literal["stored", "native"]
     precision: Literal["fp32", "tf32", "bf16"]
-    holdout: NotRequired[Annotated[float, msgspec.Meta(ge=0, lt=1)]]
+    holdout: Annotated[float, msgspec.Meta(ge=0, lt=1)]
     dataset: NotRequired[str]
+
+
+class _Evaluated(EvaluationSchema):
+    input_size: int
+    device: NotRequired[str]
 
 
 class _Preprocessing(TypedDict):
     input_size: int
+    fixed_size: bool
+    mean: list[_Number]
+    std: list[_Number]
+    interpolation: str
+    crop_pct: _Number
+    crop_mode: str
 
 
 class _Failure(TypedDict):
@@ -45,19 +58,26 @@ Failures = dict[str, dict[str, _Failure]]
 class _Trained(TypedDict):
     variant: str
     method: str
+    dataset: str
     split: str
+    holdout: _Number
+    pretrained: str | None
+    epochs: int | None
     seed: int
     images: int
+    keys_sha256: str
     penalty: NotRequired[float]
 
 
 class _Model(TypedDict):
     model: str
-    architecture: NotRequired[str]
+    architecture: str
+    weights: str
     weights_sha256: str
     num_outputs: int
     preprocessing: _Preprocessing
-    evaluation: EvaluationSchema
+    evaluate_version: int
+    evaluation: _Evaluated
     overlap: NotRequired[int | None]
     trained: NotRequired[_Trained | None]
 
@@ -86,7 +106,7 @@ class ModelSchema(_Model):
     images."""
 
     entry: str
-    evaluate_version: int
+    libraries: dict[str, str]
     predictions: str
     power: list[_Power]
     variants: NotRequired[list[str]]
@@ -127,6 +147,11 @@ class _Measures(TypedDict):
     strongest: list[_StrongestBackground]
 
 
+class _Rules(TypedDict):
+    argmax_then_map: _Measures
+    mapped_only: _Measures
+
+
 class AttackSchema(_Model):
     """attack.json."""
 
@@ -138,7 +163,7 @@ class AttackSchema(_Model):
     early_stop: bool
     forwards: int
     backgrounds_file: RelativePath
-    rules: dict[Literal["argmax_then_map", "mapped_only"], _Measures]
+    rules: _Rules
 
 
 class _SaliencyMap(TypedDict):
@@ -164,14 +189,15 @@ class SaliencySchema(_Model):
     maps: list[_SaliencyMap]
 
 
-class ImageNetSchema(TypedDict):
+class ImageNetSchema(_Model):
     """imagenet.json."""
 
-    model: str
-    weights_sha256: str
+    libraries: dict[str, str]
     listing: str
     n: int
     classes: int
+    unknown: int
+    correct: int
     top1: float
     ci_low: float
     ci_high: float
@@ -188,6 +214,8 @@ class _TrendPoint(TypedDict):
     imagenet_top1: float | None
     imagenet_source: str | None
     imagenet_n: int | None
+    imagenet_input_size: int | None
+    input_size: int
 
 
 class _TrendLine(TypedDict):
@@ -203,6 +231,7 @@ class TrendSchema(TypedDict):
     """trend.json."""
 
     dataset: str
+    label_rule: str
     points: list[_TrendPoint]
     lines: list[_TrendLine]
     left_out: list[str]

@@ -27,11 +27,13 @@ from pipeline.dataset.holdout import Holdout, selected_rows
 from pipeline.errors import UsageError
 from pipeline.evaluate.published import TRAINED
 from pipeline.evaluate.result_files import PREDICTION_SCHEMA
+from pipeline.evaluate.result_schemas import ModelSchema
 from pipeline.models.predict_config import PredictConfig
 from pipeline.report.claims import check_claims
 from pipeline.report.evidence import Evidence
 from pipeline.report.verdicts import Verdict
 from pipeline.runtime.lock import DATASET_LOCK, held
+from pipeline.storage.state_files import convert
 from pipeline.storage.store import Store
 from pipeline.training.features import Backbone
 from pipeline.training.penalty import describe_penalty
@@ -109,6 +111,9 @@ def test_every_cell_has_its_images_interval_and_published_figure(
     assert chance in printed
     assert "; mixed variants: first of 3 draws" in printed
     assert "Trained on Mixed-Rand" in printed
+    for row in SHOWN:
+        model = json.loads((row_folder(output, row) / "model.json").read_text())
+        assert convert(model, ModelSchema) == model
     content = json.loads((output / "results" / "matrix.json").read_text())
     (matrix,) = content["matrices"]
     assert {row["train_variant"] for row in matrix["gaps"]} == set(SHOWN)

@@ -40,12 +40,14 @@ from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.model_stage import Block, RunModels
 from pipeline.evaluate.predictions import EvalImages
 from pipeline.evaluate.result_files import result_file
+from pipeline.evaluate.result_schemas import ImageNetSchema
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import load_model
 from pipeline.report.figures.labels import apart
 from pipeline.report.figures.trend_figure import trend_figure
 from pipeline.report.trend_tables import BG_GAP, TREND, TREND_VARIANTS, write_trend
 from pipeline.runtime.progress import Progress
+from pipeline.storage.state_files import convert
 from pipeline.storage.store import Store
 from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import imagenet9
@@ -248,6 +250,7 @@ def test_top1_is_the_models_own_on_the_whole_picture(
     stored = pq.read_table(folder / "imagenet" / "val-00000.parquet").to_pylist()
     assert {row["name"]: row["prediction"] for row in stored} == expected
     result = json.loads((folder / "imagenet.json").read_text())
+    assert convert(result, ImageNetSchema) == result
     correct = sum(imagenet9().wnids[best] == name[:9] for name, best in expected.items())
     assert (result["n"], result["correct"], result["unknown"]) == (20, correct, 1)
     assert result["top1"] == correct / 20

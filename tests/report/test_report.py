@@ -16,16 +16,20 @@ from typing import Any
 
 import pytest
 from conftest import manifest_of, run_in9, stamps, write_all
+from fault_documents import MISSING, fields, with_value
 from report_page import HOSTILE, MODELS, Opened, column
 
+from pipeline.commands.cli import main
 from pipeline.commands.parser import build_parser
 from pipeline.errors import UsageError
+from pipeline.evaluate.result_files import _SCHEMAS, read_result
 from pipeline.report import freshness, plots, write_report, write_step
 from pipeline.report.adversarial_panel import _BYTES as BACKGROUND_BYTES
 from pipeline.report.chooser import _BYTES as CHOOSER_BYTES
 from pipeline.report.claims import CLAIMS
 from pipeline.report.differences import Differences
 from pipeline.report.evidence import ModelResults
+from pipeline.report.figures.style import Drawn
 from pipeline.report.headline import HeadlineCell, reading
 from pipeline.report.image_selection import PER_CLASS
 from pipeline.report.judges import looks_at_foreground
@@ -34,6 +38,8 @@ from pipeline.report.measured import Results
 from pipeline.report.page import _environment
 from pipeline.report.saliency_panel import _BYTES as SALIENCY_BYTES
 from pipeline.report.saliency_panel import SaliencyPanel
+from pipeline.storage import state_files
+from pipeline.storage.state_files import convert
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 from transforms.variants import PICTURES
@@ -436,3 +442,109 @@ def test_a_dataset_without_models_has_a_page(one_worker: Path, tmp_path: Path) -
     assert "No model has been evaluated" in text
     assert text.count("data:image/webp") == 14 * len(PICTURES)
     assert not list(output.glob("results/figures/*"))
+
+
+def _every_field(output: Path) -> dict[str, Any]:
+    """Returns the results of a run by file, with every field that results can have. The last is a
+    row of a matrix, tested on IN-9L."""
+    folder = f"results/{MODELS[0]}"
+    files = ("model", "attack", "saliency")
+    model, attack, saliency, trend = (
+        json.loads((output / path).read_text())
+        for path in (*(f"{folder}/{name}.json" for name in files), "results/trend.json")
+    )
+    line = {"slope": 1.0, "slope_low": 0.5, "slope_high": 1.5, "intercept": 0.0, "models": 3}
+    settings = {k: v for k, v in model["evaluation"].items() if k != "input_size"}
+    failure = {
+        "entry": "none",
+        "stage": "evaluate",
+        "model": "none",
+        "error": "it failed",
+        "dataset": trend["dataset"],
+        "evaluation": settings,
+    }
+    imagenet = {
+        **{name: value for name, value in saliency.items() if name in model},
+        "libraries": model["libraries"],
+        "listing": "l",
+        "n": 20,
+        "classes": 9,
+        "unknown": 0,
+        "correct": 10,
+        "top1": 0.5,
+        "ci_low": 0.3,
+        "ci_high": 0.7,
+    }
+    trained = {
+        "variant": "original",
+        "dataset": "d",
+        "split": "val",
+        "holdout": 0.5,
+        "images": 9,
+        "pretrained": None,
+        "epochs": None,
+        "seed": 0,
+        "keys_sha256": "k",
+        "method": "probe",
+        "penalty": 0.1,
+    }
+    row = {
+        **model,
+        "model": "row",
+        "evaluation": {**model["evaluation"], "dataset": "d"},
+        "matrix": {"name": "probe", "row": "original", "arch": "a"},
+        "trained": trained,
+        "overlap": 1,
+        "variants": ["original"],
+        "groups": {},
+    }
+    return {
+        f"{folder}/model.json": model,
+        f"{folder}/attack.json": attack,
+        f"{folder}/saliency.json": saliency,
+        f"{folder}/imagenet.json": imagenet,
+        "results/trend.json": {**trend, "lines": [{"variant": "only_bg_t", **line}]},
+        "results/failures.json": {"none": {"evaluate": failure}},
+        "results/row+d/model.json": row,
+    }
+
+
+def test_a_result_without_a_field_is_refused_unless_every_reader_can_do_without(
+    report_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(Drawn, "pdf", lambda _: b"")
+    output = Path(shutil.copytree(report_run, tmp_path / "out"))
+    store, results = Store(str(output)), _every_field(output)
+    shutil.copytree(output / "results" / MODELS[0], output / "results" / "row+d")
+    optional = set()
+    for path, content in results.items():
+        # A reader can only rely on fields that the schema lists.
+        assert convert(content, _SCHEMAS[path.rpartition("/")[2]]) == content
+        # Each file lies there alone, because trend.json is written anew where models have results.
+        for other in (*output.glob("results/**/*.json"), *output.glob("results/*.csv")):
+            other.unlink()
+        if path.endswith("imagenet.json"):
+            model = path.replace("imagenet", "model")
+            (output / model).write_text(json.dumps(results[model]))
+        is_refused = False
+        for field in fields(content):
+            if isinstance(field[-1], int) or field[-2:-1] == ("libraries",) or "none" in field[-2:]:
+                continue  # It is an entry of a list or a mapping.
+            monkeypatch.setattr(state_files, "_warned", set())
+            caplog.clear()
+            (output / path).write_text(json.dumps(with_value(content, field, MISSING)))
+            if read_result(store, path) is None:
+                (message,) = caplog.messages
+                assert message.startswith(f"{output / path} is damaged"), field
+                assert f"`{field[-1]}`" in message or "another folder" in message
+                # Whichever field a refused file lacks, the commands see no file.
+                if is_refused:
+                    continue
+                is_refused = True
+            else:
+                optional.add(field[-1])
+            assert main(["report", "--dataset", str(output), "--pictures", "none"]) == 0, field
+    assert optional == {"device", "overlap", "trained", "penalty", "matrix", "variants", "groups"}
