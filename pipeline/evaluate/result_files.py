@@ -160,8 +160,11 @@ def display_name(summary: Mapping[str, Any]) -> str:
     return " ".join([summary["model"], *_non_default_settings(summary["evaluation"])])
 
 
-def interval(value: float, low: float, high: float) -> str:
-    """Formats a fraction and its interval in percent, such as `7.1 [-1.6, 16.7]`."""
+def interval(value: float | None, low: float | None, high: float | None) -> str:
+    """Formats a fraction and its interval in percent, such as `7.1 [-1.6, 16.7]`, or a dash if
+    there is none."""
+    if value is None or low is None or high is None:
+        return "-"
     return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 

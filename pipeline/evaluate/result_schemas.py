@@ -124,7 +124,7 @@ class _FooledClass(TypedDict):
     class_name: str
     backgrounds: int
     foregrounds: int
-    fooled: float | None
+    fooled: float
 
 
 class _StrongestBackground(TypedDict):
@@ -137,8 +137,8 @@ class _StrongestBackground(TypedDict):
 
 class _Measures(TypedDict):
     challenge_accuracy: float | None
-    challenge_ci_low: float | None
-    challenge_ci_high: float | None
+    challenge_ci_low: float
+    challenge_ci_high: float
     fooled: float | None
     fooled_ci_low: float | None
     fooled_ci_high: float | None
@@ -209,8 +209,8 @@ class _TrendPoint(TypedDict):
     label_rule: str
     n: int
     accuracy: float
-    ci_low: float | None
-    ci_high: float | None
+    ci_low: float
+    ci_high: float
     imagenet_top1: float | None
     imagenet_source: str | None
     imagenet_n: int | None

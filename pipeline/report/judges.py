@@ -105,18 +105,19 @@ def _settled(verdict: Verdict, is_full: bool) -> Verdict:
 def fooled(results: Results) -> Iterator[Finding]:
     """Judges the share of foregrounds that some background of another class fools."""
     for model, measures, is_full in attacks_of(results):
-        if measures["fooled"] is not None:
-            low, high = measures["fooled_ci_low"], measures["fooled_ci_high"]
+        share, low, high = (measures[n] for n in ("fooled", "fooled_ci_low", "fooled_ci_high"))
+        if None not in (share, low, high):
             verdict = _settled(above(low, high, 0.5), is_full)
-            yield Finding(_on_grid(model), measures["fooled"], low, high, verdict)
+            yield Finding(_on_grid(model), share, low, high, verdict)
 
 
 def challenge(results: Results) -> Iterator[Finding]:
     """Judges the share of foregrounds that are recognised on every background."""
     for model, measures, is_full in attacks_of(results):
-        low, high = measures["challenge_ci_low"], measures["challenge_ci_high"]
-        verdict = _settled(below(low, high, 0.25), is_full)
-        yield Finding(_on_grid(model), measures["challenge_accuracy"], low, high, verdict)
+        if measures["challenge_accuracy"] is not None:
+            low, high = measures["challenge_ci_low"], measures["challenge_ci_high"]
+            verdict = _settled(below(low, high, 0.25), is_full)
+            yield Finding(_on_grid(model), measures["challenge_accuracy"], low, high, verdict)
 
 
 def best_insect(results: Results) -> Iterator[Finding]:

@@ -106,8 +106,9 @@ def trained_in(content: Mapping[str, Any]) -> Iterator[TrainedModel]:
 
 
 def estimate_of(row: Mapping[str, Any], name: str) -> Estimate | None:
-    """Returns a column of a matrix's row with the row's interval; None if the column is empty."""
-    return (row[name], row["ci_low"], row["ci_high"]) if row[name] is not None else None
+    """Returns a figure of a row of results with the row's interval; None if it is empty."""
+    estimate = (row[name], row["ci_low"], row["ci_high"])
+    return None if None in estimate else estimate
 
 
 def accuracy_of(model: ModelResults, variant: str) -> Estimate | None:
@@ -156,10 +157,7 @@ def grid_size(attack: Mapping[str, Any]) -> str:
 def mass_of(model: ModelResults) -> Estimate | None:
     """Returns the share of a model's saliency inside the mask; None if saliency was not measured or
     no image has any."""
-    result = model.saliency
-    if not result or result["mass_in_mask"] is None:
-        return None
-    return result["mass_in_mask"], result["ci_low"], result["ci_high"]
+    return estimate_of(model.saliency, "mass_in_mask") if model.saliency else None
 
 
 def slopes_of(results: Results) -> dict[str, Estimate]:

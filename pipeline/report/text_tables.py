@@ -39,11 +39,12 @@ def saliency_table(results: Sequence[Mapping[str, Any]]) -> str:
     pixels, and the ratio of the two."""
     table = [["saliency", "inside the mask, %", "mask, % of pixels", "ratio", "images"]]
     for content in results:
-        if content["mass_in_mask"] is None:
-            table.append([display_name(content), "-", "-", "-", str(content["images"])])
-            continue
         mass = interval(content["mass_in_mask"], content["ci_low"], content["ci_high"])
-        area, ratio = f"{100 * content['mask_area']:.1f}", f"{content['concentration']:.2f}"
+        # Without saliency there is no area, and without any mask the ratio is undefined.
+        area, ratio = (
+            "-" if content[name] is None else f"{factor * content[name]:.{digits}f}"
+            for name, factor, digits in (("mask_area", 100, 1), ("concentration", 1, 2))
+        )
         table.append([display_name(content), mass, area, ratio, str(content["images"])])
     return aligned(table)
 
@@ -68,9 +69,7 @@ def attack_table(attacks: Sequence[Mapping[str, Any]]) -> str:
         rule = attack["rules"][PAPER_RULE]
         grid = f"{attack['foregrounds']} x {attack['backgrounds']}"
         challenge, fooled = (
-            "-"
-            if rule[name] is None
-            else interval(rule[name], rule[f"{part}_ci_low"], rule[f"{part}_ci_high"])
+            interval(rule[name], rule[f"{part}_ci_low"], rule[f"{part}_ci_high"])
             for name, part in (("challenge_accuracy", "challenge"), ("fooled", "fooled"))
         )
         table.append([display_name(attack), challenge, fooled, grid, str(attack["forwards"])])

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -19,6 +20,7 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from pipeline.analyses.saliency.gradients import winning_logit_gradients
+from pipeline.analyses.saliency.saliency_results import SALIENCY_SCHEMA, measure_mass
 from pipeline.analyses.saliency.saliency_work import (
     SaliencyPlan,
     check_saliency_variants,
@@ -27,6 +29,7 @@ from pipeline.analyses.saliency.saliency_work import (
 from pipeline.commands.parser import build_parser
 from pipeline.commands.works import works_from_flags
 from pipeline.dataset.folder import Dataset
+from pipeline.dataset.records import write_table
 from pipeline.errors import ModelError, UsageError
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.models.loaded import loaded_model
@@ -34,6 +37,7 @@ from pipeline.models.predict import Predictor
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.registry import load_model
+from pipeline.report.text_tables import saliency_table
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 from transforms.codec import decode_image, decode_mask
@@ -315,6 +319,21 @@ def test_the_main_job_explains_too(tiny_input: Path, tmp_path: Path) -> None:
     summary = json.loads((output / "results" / "efficientnet_lite0" / "saliency.json").read_text())
     assert summary["images"] == manifest_of(output)["images"]["val"]["selected"] > 0
     assert len({one["label"] for one in summary["maps"]}) == 2
+
+
+@pytest.mark.parametrize("mass", [0.0, None])
+def test_a_table_has_dashes_where_masks_or_saliency_are_empty(
+    mass: float | None, tmp_path: Path
+) -> None:
+    store = Store(str(tmp_path))
+    row = {"key": "a", "label": 0, "prediction": 0, "output": 0, "mask_area": 0.0}
+    rows = pa.Table.from_pylist([{**row, "mass_in_mask": mass}], SALIENCY_SCHEMA)
+    write_table(store, "measures.parquet", rows, "f")
+    measures = measure_mass(store, ["measures.parquet"], {"a": "a"})
+    settings = {"split": "val", "eval_input": "stored", "precision": "fp32"}
+    printed = saliency_table([{"model": "m", "evaluation": settings, **measures}])
+    cells = "0.0 [0.0, 0.0] 0.0 - 1" if mass == 0 else "- - - 0"
+    assert printed.splitlines()[1].split() == ["m", *cells.split()]
 
 
 @pytest.mark.parametrize(

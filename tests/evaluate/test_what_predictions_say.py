@@ -25,9 +25,12 @@ from pipeline.evaluate.gap_power import describe_power, measure_power
 from pipeline.evaluate.prediction_files import evaluated_variants, prediction_file
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
 from pipeline.evaluate.summaries import read_summaries, summary_parts
+from pipeline.report.latex import latex_tables
 from pipeline.report.tables import missing_rows
+from pipeline.report.text_tables import accuracy_table
 from pipeline.storage.state_files import convert, read_table
 from pipeline.storage.store import Store
+from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import imagenet9
 from transforms.variants import draws_of
 
@@ -197,8 +200,13 @@ def test_parts_of_a_summary_count_the_same_images(n: int, seed: int, grouped: bo
         dict(zip(VARIANTS, part, strict=True)) for part in (drawn[::2], drawn[1::2])
     )
     bg_units = {name: rng.integers(-3, max(n, 1), n) for name in MIXED}
-    by_rule = {"rule": predictions.Predictions(labels, answers, grounds, bg_units)}
+    by_rule = {PAPER_RULE: predictions.Predictions(labels, answers, grounds, bg_units)}
     parts = summary_parts(by_rule, images, imagenet9())
+    # Every table has a dash for a figure that does not exist.
+    settings = {"split": "val", "eval_input": "stored", "precision": "fp32"}
+    summary = {"model": "m", "evaluation": settings, **parts}
+    assert ("-" in accuracy_table([summary]).splitlines()[1].split()) == (n == 0)
+    assert ("Without results" in latex_tables([summary], imagenet9().names)["headline"]) == (n == 0)
     draws = draws_of(VARIANTS)
     assert [row["variant"] for row in parts["accuracy"]] == list(draws)
     for row in parts["accuracy"]:

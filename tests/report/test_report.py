@@ -38,6 +38,7 @@ from pipeline.report.measured import Results
 from pipeline.report.page import _environment
 from pipeline.report.saliency_panel import _BYTES as SALIENCY_BYTES
 from pipeline.report.saliency_panel import SaliencyPanel
+from pipeline.report.text_tables import attack_table, saliency_table
 from pipeline.storage import state_files
 from pipeline.storage.state_files import convert
 from pipeline.storage.store import Store
@@ -509,7 +510,24 @@ def _every_field(output: Path) -> dict[str, Any]:
     }
 
 
-def test_a_result_without_a_field_is_refused_unless_every_reader_can_do_without(
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (MISSING, {"device", "overlap", "trained", "penalty", "matrix", "variants", "groups"}),
+        (
+            None,
+            {
+                *("overlap", "trained", "pretrained", "epochs", "fooled", "fooled_ci_low"),
+                *("fooled_ci_high", "challenge_accuracy", "bg_wnid", "mass_in_mask", "mask_area"),
+                *("ci_low", "ci_high", "concentration", "imagenet_top1", "imagenet_source"),
+                *("imagenet_n", "imagenet_input_size"),
+            },
+        ),
+    ],
+)
+def test_a_result_without_a_value_is_refused_unless_every_reader_can_do_without(
+    value: str | None,
+    expected: set[str],
     report_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -535,16 +553,20 @@ def test_a_result_without_a_field_is_refused_unless_every_reader_can_do_without(
                 continue  # It is an entry of a list or a mapping.
             monkeypatch.setattr(state_files, "_warned", set())
             caplog.clear()
-            (output / path).write_text(json.dumps(with_value(content, field, MISSING)))
+            changed = with_value(content, field, value)
+            (output / path).write_text(json.dumps(changed))
             if read_result(store, path) is None:
                 (message,) = caplog.messages
                 assert message.startswith(f"{output / path} is damaged"), field
-                assert f"`{field[-1]}`" in message or "another folder" in message
-                # Whichever field a refused file lacks, the commands see no file.
+                assert re.search(rf"[`.]{field[-1]}`|another folder", message), field
+                # Whichever value a refused file lacks, the commands see no file.
                 if is_refused:
                     continue
                 is_refused = True
             else:
                 optional.add(field[-1])
+                # `in9 attack` and `in9 saliency` also print their tables.
+                assert "rules" not in content or attack_table([changed])
+                assert "maps" not in content or saliency_table([changed])
             assert main(["report", "--dataset", str(output), "--pictures", "none"]) == 0, field
-    assert optional == {"device", "overlap", "trained", "penalty", "matrix", "variants", "groups"}
+    assert optional == expected

@@ -28,6 +28,8 @@ from pipeline.report.short_names import shorten
 _VARIANTS = ("mixed_same", "mixed_rand", "mixed_next", "no_fg", "only_bg_t")
 """The variants, in the order that their accuracies usually have."""
 _GAP = "bg_gap"
+_OF_IMAGENET = ("imagenet_top1", "imagenet_source", "imagenet_n", "imagenet_input_size")
+"""Columns of a point that are null if the model's accuracy on ImageNet is unknown."""
 
 _MAX_NAMES = 16
 """Largest number of models whose names fit beside each other."""
@@ -50,7 +52,7 @@ def trend_figure(trend: Mapping[str, Any]) -> Drawn:
       trend: content of trend.json. Points without an accuracy on ImageNet are left out; at least
         one point must have an accuracy on ImageNet.
     """
-    points = [point for point in trend["points"] if point["imagenet_top1"] is not None]
+    points = [point for point in trend["points"] if None not in map(point.get, _OF_IMAGENET)]
     lines = {line["variant"]: line for line in trend["lines"]}
     top1 = {point["model"]: float(point["imagenet_top1"]) for point in points}
     shown = _spread(sorted(top1, key=lambda model: (top1[model], model)))
