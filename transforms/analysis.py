@@ -19,8 +19,12 @@ Labels = NDArray[np.integer]
 Correct = NDArray[np.bool_]
 Counts = NDArray[np.int64]
 
-KINDS = ("bg_required", "bg_fools", "bg_fg_required", "bg_fg_fools", "bg_irrelevant")
-"""Kinds of images in the paper's decomposition; `decompose` returns positions in this tuple."""
+KINDS = (
+    *("bg_required", "bg_fools", "bg_fg_required", "bg_fg_fools"),
+    *("right_on_both", "wrong_on_both"),
+)
+"""Kinds of images in the paper's decomposition; `decompose` returns positions in this tuple. The
+last two together are the paper's "BG irrelevant", which holds what is never recognised, too."""
 
 SIZE_EDGES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
 """Edges of the buckets of foreground size, as fractions of the picture's pixels. The edges are
@@ -83,8 +87,8 @@ def decompose(original: Correct, mixed_rand: Correct, only_bg_t: Correct) -> NDA
 
     An image's kind follows from whether the answers to (original, mixed_rand, only_bg_t) are right:
     BG required = right, wrong, right; BG fools = wrong, right, wrong; BG+FG required = right,
-    wrong, wrong; BG+FG fools = wrong, right, right; BG irrelevant = the answers to original and
-    mixed_rand are both right or both wrong.
+    wrong, wrong; BG+FG fools = wrong, right, right. Otherwise the answers to original and
+    mixed_rand are both right, or both wrong.
 
     Args:
       original, mixed_rand, only_bg_t: (n,) bool, whether this version of each image is recognised.
@@ -94,7 +98,8 @@ def decompose(original: Correct, mixed_rand: Correct, only_bg_t: Correct) -> NDA
     """
     lost, won = original & ~mixed_rand, mixed_rand & ~original
     cases = [lost & only_bg_t, won & ~only_bg_t, lost & ~only_bg_t, won & only_bg_t]
-    return np.select(cases, list(range(4)), default=4).astype(np.int64)
+    cases.append(original & mixed_rand)
+    return np.select(cases, list(range(len(cases))), default=len(cases)).astype(np.int64)
 
 
 def size_buckets(fg_fraction: NDArray[np.floating]) -> NDArray[np.int64]:

@@ -66,7 +66,8 @@ def _in_words(column: str, difference: float) -> str:
     points = f"{abs(100 * difference):.1f} points"
     if column == GAP:
         return f"a BG-Gap {points} {'larger' if difference > 0 else 'smaller'}"
-    return f"{points} {'better' if difference > 0 else 'worse'} on {column}"
+    # Not "better" or "worse": on variants without the object, nothing is there to recognise.
+    return f"{points} {'higher' if difference > 0 else 'lower'} on {column}"
 
 
 def _significant(cells: dict[str, Cell]) -> dict[str, float]:

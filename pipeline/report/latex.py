@@ -42,9 +42,11 @@ KIND_NAMES = {
     "bg_fools": "BG fools",
     "bg_fg_required": "BG+FG required",
     "bg_fg_fools": "BG+FG fools",
-    "bg_irrelevant": "BG irrelevant",
+    "right_on_both": "Right on both",
+    "wrong_on_both": "Wrong on both",
 }
-"""The paper's name for each kind of image, in the order of `KINDS`."""
+"""Name of each kind of image, in the order of `KINDS`. The first four are the paper's; its "BG
+irrelevant" is the last two together."""
 
 _BY_CLASS = ("original", "mixed_same", "mixed_rand")
 
@@ -122,7 +124,8 @@ def decomposition(summaries: Sequence[Mapping[str, Any]], rule: str) -> str:
         dict(_by(summary, "decomposition", rule, "kind", "images")) for summary in summaries
     ]
     return _tabular(
-        f"Share of images in %, 95 % intervals; label rule: {rule}; mixed_rand: its first draw",
+        f"Share of images in %, 95 % intervals; label rule: {rule}; mixed_rand: its first draw; "
+        "the paper's BG irrelevant is: right or wrong on both, Original and Mixed-Rand",
         [KIND_NAMES[kind] for kind in KINDS],
         summaries,
         [[_cell(rows.get(kind), "share") for kind in KINDS] for rows in rows_of_models],

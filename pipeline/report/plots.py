@@ -14,6 +14,7 @@ from pipeline.report.figures.heat_map import VERSIONS, heat_map
 from pipeline.report.figures.points import Series, lines_figure
 from pipeline.report.figures.style import MODELS
 from pipeline.report.figures.trend_figure import trend_figure
+from pipeline.report.latex import KIND_NAMES
 from pipeline.report.measured import attack_measures
 from pipeline.report.plot import Plot, point, spoken, titles
 from pipeline.report.short_names import shorten
@@ -37,7 +38,7 @@ def _plots(evidence: Evidence) -> Iterator[Plot]:
         named = [(model.name, shares) for model in models if (shares := _shares(model))]
         if named:
             alt = "; ".join(
-                f"{name}: " + ", ".join(f"{k} {100 * s.get(k, 0):.1f} %" for k in KINDS)
+                f"{name}: " + ", ".join(f"{KIND_NAMES[k]} {100 * s.get(k, 0):.1f} %" for k in KINDS)
                 for name, s in named
             )
             figure = decomposition_figure("What images need to be recognised", named)

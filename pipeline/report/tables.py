@@ -142,7 +142,8 @@ TABLES = {
             "kind": "kind of images, by whether `original`, `mixed_rand` (its first draw) and "
             "`only_bg_t` are classified right: `bg_required` right, wrong, right; `bg_fools` "
             "wrong, right, wrong; `bg_fg_required` right, wrong, wrong; `bg_fg_fools` wrong, "
-            "right, right; `bg_irrelevant` the first two agree",
+            "right, right; `right_on_both` and `wrong_on_both` the first two (together they are "
+            "the paper's 'BG irrelevant')",
             "share": "n / images",
         },
     ),

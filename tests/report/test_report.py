@@ -97,7 +97,7 @@ def test_every_part_has_real_results_or_says_what_gives_them(opened: Any) -> Non
     assert judged + sum(map(int, not_judged)) == len(CLAIMS)
     comparison = page.locator("#accuracy .side").last.inner_text()
     first, second = MODELS
-    assert re.search(rf"{first} against {second}: [\d.]+ points (better|worse) on \w+", comparison)
+    assert re.search(rf"{first} against {second}: [\d.]+ points (higher|lower) on \w+", comparison)
     known = build_parser()
     commands = page.locator(".command code").all_inner_texts()
     assert len(commands) > 4
@@ -116,7 +116,7 @@ def test_a_sentence_says_what_differs_between_models() -> None:
         return Differences(columns, rows, left_out=False).summary
 
     assert said(pair) == (
-        "a against b: a BG-Gap 3.1 points smaller, 8.6 points better on original. Nothing else "
+        "a against b: a BG-Gap 3.1 points smaller, 8.6 points higher on original. Nothing else "
         "differs by more than chance would explain."
     )
     alike = ("a", "c", {"original": near})

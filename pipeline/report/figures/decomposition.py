@@ -10,6 +10,7 @@ from pipeline.report.figures.style import (
     INK,
     LINE,
     MODELS,
+    SOFT,
     WIDTH,
     Drawn,
     drawn,
@@ -20,7 +21,9 @@ from pipeline.report.figures.style import (
 from pipeline.report.latex import KIND_NAMES
 from pipeline.report.short_names import shorten
 
-_COLOURS = dict(zip(KIND_NAMES, (*MODELS[:4], LINE), strict=True))
+_COLOURS = dict(zip(KIND_NAMES, (*MODELS[:4], LINE, SOFT), strict=True))
+_LABELLED = 0.06
+"""Smallest share whose number fits beneath its part of the bar."""
 
 
 def decomposition_figure(title: str, models: Sequence[tuple[str, Mapping[str, float]]]) -> Drawn:
@@ -34,26 +37,22 @@ def decomposition_figure(title: str, models: Sequence[tuple[str, Mapping[str, fl
         figure = new_figure(WIDTH, 120 + 58 * len(models))
         axes = figure.add_subplot()
         axes.set_title(title)
-        # If most images do not depend on the background, zoom in to show the other kinds.
-        most = max((1 - shares.get("bg_irrelevant", 0.0) for _, shares in models), default=0.0)
-        limit = min(1.0, max(0.1, most * 1.25))
-        percent_axis(axes, "x", 0.0, limit)
+        percent_axis(axes, "x")
         for row, (name, shares) in enumerate(models):
             left = 0.0
             for kind, colour in _COLOURS.items():
                 share = shares.get(kind, 0.0)
-                width = min(share, limit - left)
-                axes.barh(row, width, left=left, height=0.34, color=colour, linewidth=0)
-                if kind != "bg_irrelevant" and share >= 0.06 * limit:
+                axes.barh(row, share, left=left, height=0.34, color=colour, linewidth=0)
+                if share >= _LABELLED:
                     axes.text(
-                        left + width / 2,
+                        left + share / 2,
                         row + 0.2,
                         f"{100 * share:.1f}",
                         ha="center",
                         va="top",
                         color=INK,
                     )
-                left += width
+                left += share
             axes.text(0, row - 0.2, shorten(name, 40), ha="left", va="bottom")
         axes.set_yticks([])
         axes.set_ylim(len(models) - 0.45, -0.6)

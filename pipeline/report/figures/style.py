@@ -107,11 +107,11 @@ def new_figure(width: int, height: int) -> Figure:
     return Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained", facecolor=PAGE)
 
 
-def percent_axis(axes: Axes, axis: str, low: float = 0.0, high: float = 1.0) -> None:
-    """Shows fractions as percent along an axis, `x` or `y`, between two limits."""
+def percent_axis(axes: Axes, axis: str) -> None:
+    """Shows fractions as percent along the whole of an axis, `x` or `y`."""
     scale = axes.xaxis if axis == "x" else axes.yaxis
-    (axes.set_xlim if axis == "x" else axes.set_ylim)(low, high)
-    scale.set_major_locator(MultipleLocator(0.25 if high > 0.5 else 0.1))
+    (axes.set_xlim if axis == "x" else axes.set_ylim)(0, 1)
+    scale.set_major_locator(MultipleLocator(0.25))
     scale.set_major_formatter(PercentFormatter(1.0, 0, "", False))
     axes.grid(axis="x" if axis == "x" else "y")
     axes.set_axisbelow(True)
