@@ -5,9 +5,14 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import pickle
+import pwd
+import re
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +28,7 @@ from transforms import grabcut as package
 from transforms.annotations import parse_annotation
 from transforms.codec import decode_image
 from transforms.grabcut import Unserved, cache, grabcut, interface, prepare
+from transforms.grabcut.__main__ import main
 
 Image = NDArray[np.uint8]
 Rect = tuple[int, int, int, int]
@@ -249,7 +255,7 @@ def _load_slowly(folder: Path) -> None:
             log.write("x")
 
     os.environ["IN9_CACHE_DIR"] = str(folder)
-    interface._import_kernels = lambda: time.sleep(0.3)
+    interface._import_kernels = lambda _: time.sleep(0.3)
     interface._load(note_compilation)
 
 
@@ -310,6 +316,209 @@ def test_the_kernels_lie_in_the_users_cache_or_where_it_is_said(
     assert cache.code_folder().parent == tmp_path / "own"
 
 
+class _Planted:
+    """Code in a cache that ends the process that loads it."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os._exit, (77,)
+
+
+def _plant(folder: Path) -> Path:
+    """Makes a complete cache of planted code in a folder."""
+    prepare()
+    planted = folder / cache.code_folder().name
+    planted.mkdir(parents=True, mode=0o700)
+    for path in cache.Locator.folder.glob("*.nbi"):
+        (planted / path.name).write_bytes(pickle.dumps(_Planted()))
+    cache.complete(planted)
+    return planted
+
+
+def _contents(folder: Path) -> dict[str, int]:
+    return {str(path): path.lstat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def _in_a_folder_of_somebody_else(cache_dir: Path) -> Path:
+    os.chown(cache_dir, 4242, -1)
+    return cache_dir
+
+
+def _below_a_folder_of_somebody_else(cache_dir: Path) -> Path:
+    os.chown(cache_dir.parent, 4242, -1)
+    return cache_dir
+
+
+def _below_a_sticky_folder_of_somebody_else(cache_dir: Path) -> Path:
+    cache_dir.parent.chmod(0o1777)
+    os.chown(cache_dir.parent, 4242, -1)
+    return cache_dir
+
+
+def _writable_by_all(cache_dir: Path) -> Path:
+    cache_dir.chmod(0o777)
+    return cache_dir
+
+
+def _below_a_folder_of_a_group(cache_dir: Path) -> Path:
+    cache_dir.parent.chmod(0o770)
+    return cache_dir
+
+
+def _the_code_in_a_sticky_folder(cache_dir: Path) -> Path:
+    (folder,) = cache_dir.iterdir()
+    folder.chmod(0o1777)
+    return cache_dir
+
+
+def _behind_a_link_that_others_can_replace(cache_dir: Path) -> Path:
+    (shared := cache_dir.parents[1] / "shared").mkdir()
+    (shared / "link").symlink_to(cache_dir)
+    shared.chmod(0o777)
+    return shared / "link"
+
+
+def _behind_two_links(cache_dir: Path) -> Path:
+    link = _behind_a_link_that_others_can_replace(cache_dir)
+    (first := cache_dir.parents[1] / "first").symlink_to("shared/link")
+    assert link.samefile(first)
+    return first
+
+
+def _relative(cache_dir: Path) -> Path:
+    return Path(os.path.relpath(cache_dir))
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *(_in_a_folder_of_somebody_else, _below_a_folder_of_somebody_else),
+        *(_below_a_sticky_folder_of_somebody_else, _writable_by_all, _below_a_folder_of_a_group),
+        *(_the_code_in_a_sticky_folder, _behind_a_link_that_others_can_replace),
+        *(_behind_two_links, _relative),
+    ],
+)
+def test_a_cache_that_others_can_change_is_neither_read_nor_written(
+    place: Callable[[Path], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cache_dir = tmp_path / "above" / "cache"
+    _plant(cache_dir)
+    if "somebody_else" in place.__name__ and os.geteuid():
+        pytest.skip("only root can give a folder away")
+    monkeypatch.setenv("IN9_CACHE_DIR", str(place(cache_dir)))
+    before, folders = _contents(tmp_path), []
+    monkeypatch.setattr(interface, "_import_kernels", folders.append)
+    _, is_kept = interface._load(lambda: pytest.fail("is said to be compiled for all"))
+    assert not is_kept
+    (temporary,) = folders
+    assert tmp_path not in temporary.parents
+    assert not temporary.exists()
+    assert _contents(tmp_path) == before
+    (record,) = caplog.records
+    assert str(cache.code_folder()) in record.getMessage()
+    assert "IN9_CACHE_DIR" in record.getMessage()
+
+
+def test_planted_code_does_not_run(tmp_path: Path) -> None:
+    cache_dir, temporary = _plant(tmp_path / "cache").parent, tmp_path / "tmp"
+    temporary.mkdir()
+    # The second mode shows that the code would run if the folder were trusted.
+    done = {}
+    for mode in (0o777, 0o700):
+        for folder in (cache_dir, temporary):
+            folder.chmod(mode)
+        done[mode] = subprocess.run(
+            [sys.executable, "-m", "transforms.grabcut"],
+            env={**os.environ, "IN9_CACHE_DIR": str(cache_dir), "TMPDIR": str(temporary)},
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=Path(package.__file__).parents[2],
+        )
+    assert [each.returncode for each in done.values()] == [1, 77]
+    # No folder can hold compiled code, so OpenCV would take over.
+    said = done[0o777].stderr
+    assert re.search(rf"{temporary}: others may write to it, .*{cache_dir}: others may", said)
+
+
+def test_code_that_is_not_kept_is_not_compiled_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IN9_CACHE_DIR", "/dev/null/in9")
+    monkeypatch.setattr(interface, "_import_kernels", lambda _: None)
+    monkeypatch.setattr(interface, "_loaded", [])
+    with pytest.raises(SystemExit, match="not kept"):
+        main()
+
+
+def test_links_and_sticky_folders_of_ones_own_are_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to("real/../real")
+    (tmp_path / "real").mkdir(mode=0o755)
+    cache.claim(tmp_path / "link" / "new" / "newer")
+    assert (tmp_path / "real" / "new" / "newer").stat().st_mode & 0o777 == 0o700
+    with tempfile.TemporaryDirectory(dir="/tmp") as below_sticky:
+        assert Path("/tmp").stat().st_mode & 0o1777 == 0o1777
+        cache.claim(Path(below_sticky))
+    (tmp_path / "round").symlink_to("round")
+    with pytest.raises(OSError, match="symbolic links"):
+        cache.claim(tmp_path / "round" / "cache")
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros", "gone", "of somebody else", "open to all"])
+def test_a_damaged_cache_is_compiled_anew(
+    damage: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("IN9_CACHE_DIR", str(tmp_path))
+
+    def compile_all(folder: Path) -> None:
+        for name in ("a.nbi", "a.1.nbc"):
+            if not (folder / name).exists():
+                (folder / name).write_bytes(b"compiled")
+                (folder / name).chmod(0o664)
+
+    monkeypatch.setattr(interface, "_import_kernels", compile_all)
+    compilations: list[None] = []
+    interface._load(lambda: compilations.append(None))
+    interface._load(lambda: compilations.append(None))
+    assert len(compilations) == 1
+    code = cache.code_folder() / "a.1.nbc"
+    if damage == "gone":
+        code.unlink()
+    elif damage == "open to all":
+        code.chmod(0o666)
+    elif damage == "of somebody else":
+        if os.geteuid():
+            pytest.skip("only root can give a file away")
+        os.chown(code, 4242, -1)
+    else:
+        code.write_bytes(b"comp" if damage == "cut" else bytes(8))
+    for _ in range(2):
+        _, is_kept = interface._load(lambda: compilations.append(None))
+        assert is_kept
+    assert len(compilations) == 2
+    assert code.read_bytes() == b"compiled"
+    assert str(cache.code_folder()) in caplog.text
+
+
+def test_without_a_home_no_folder_of_the_current_one_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("IN9_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match="no absolute path"):
+        cache.claim(cache.code_folder())
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_machine_without_numba_says_so() -> None:
     code = (
         "import sys; sys.modules['llvmlite'] = sys.modules['numba'] = None\n"
@@ -342,7 +551,6 @@ def test_a_processor_that_lacks_a_feature_is_not_taken_for_a_lack_of_numba(
     [
         ({}, 0, "are ready"),
         ({"NUMBA_DISABLE_JIT": "1"}, 1, "NUMBA_DISABLE_JIT is set"),
-        ({"IN9_CACHE_DIR": "/dev/null/in9"}, 1, "(Not a directory); set IN9_CACHE_DIR to a folder"),
     ],
 )
 def test_kernels_can_be_compiled_ahead(

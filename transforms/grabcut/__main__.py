@@ -1,7 +1,7 @@
 """Compiles the kernels ahead of the first picture: `python -m transforms.grabcut`.
 
 This is for container images, which are built once and started often. The exit code is 1 if the
-kernels cannot be compiled.
+kernels cannot be compiled, or their code cannot be kept.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ def main() -> None:
     """Compiles the kernels unless they have been compiled before, and prints the outcome to the
     standard error output."""
     try:
-        prepare(lambda: print("compiling ...", file=sys.stderr))
+        if not prepare(lambda: print("compiling ...", file=sys.stderr)):
+            sys.exit("the kernels of GrabCut can be compiled, but not kept")
     except Unavailable as error:
         sys.exit(str(error))
     print("the kernels of GrabCut are ready", file=sys.stderr)

@@ -1,8 +1,11 @@
-"""Locates the compiled kernels.
+"""Locates the compiled kernels, and decides whether the code in a folder may be loaded.
 
 Each version of the kernels has its own folder, named after a hash of everything that decides the
 compiled code: the sources of this package with their paths, the versions of Python, numba and
 llvmlite, and the processor. So stale code is never loaded.
+
+numba stores code as pickles, and whoever writes a pickle decides what runs when it is loaded. So a
+folder is used only if nobody but this user and root can change what is in it.
 
 A container image that runs on many machines sets numba's variables NUMBA_CPU_NAME and
 NUMBA_CPU_FEATURES to a processor whose features all machines have, so that one folder serves all.
@@ -10,12 +13,16 @@ NUMBA_CPU_FEATURES to a processor whose features all machines have, so that one 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import hashlib
 import importlib.metadata
 import os
+import stat
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 from transforms.grabcut.errors import Unavailable
 
@@ -67,6 +74,8 @@ def code_hash() -> str:
 def code_folder() -> Path:
     """Returns the folder of the compiled kernels, in IN9_CACHE_DIR or in the user's cache.
 
+    The path is not absolute if IN9_CACHE_DIR is not, or if nothing names the user's home.
+
     Raises:
       Unavailable: for the reasons of `code_hash`.
     """
@@ -75,25 +84,103 @@ def code_folder() -> Path:
     return Path(cache, f"grabcut-{code_hash()}")
 
 
+def claim(folder: Path, *, is_above: bool = False) -> None:
+    """Makes a folder if it is missing, readable by this user only, and checks that nobody but this
+    user and root can replace it or write to it. This includes all folders and links above it.
+
+    Args:
+      folder: the folder.
+      is_above: whether the folder only lies above the one that will be used. It may then be a
+        sticky folder of root's, such as /tmp, where nobody can replace the entries of others.
+
+    Raises:
+      OSError: the folder must not be used, or cannot be made. `filename` is the part of the path
+        that is at fault, and `strerror` says why.
+    """
+    if not folder.is_absolute():
+        raise PermissionError(errno.EPERM, "no absolute path", str(folder))
+    for part in (*reversed(folder.parents), folder):
+        if not os.path.lexists(part):
+            with contextlib.suppress(FileExistsError):
+                part.mkdir(0o700)
+        may_be_sticky = is_above or part != folder
+        if flaw := _find_flaw(part, may_be_sticky=may_be_sticky):
+            raise PermissionError(errno.EPERM, flaw, str(part))
+        if part.is_symlink():
+            part.stat()  # Fails if links lead in a circle.
+            claim(part.parent / part.readlink(), is_above=may_be_sticky)
+
+
+def _find_flaw(path: Path, *, may_be_sticky: bool = False) -> str:
+    """Returns how others can change a file or folder; empty if they cannot.
+
+    A link is not followed. Nobody can write to it, and only its owner can replace it.
+    """
+    status = path.lstat()
+    if status.st_uid not in (0, os.geteuid()):
+        return "it belongs to another user"
+    is_sticky = may_be_sticky and status.st_uid == 0 and status.st_mode & stat.S_ISVTX
+    if status.st_mode & 0o022 and not stat.S_ISLNK(status.st_mode) and not is_sticky:
+        return "others may write to it"
+    return ""
+
+
+def _code_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.nb[ic]"))
+
+
+def _checksum(folder: Path) -> bytes:
+    digest = hashlib.sha256()
+    for path in _code_files(folder):
+        digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest().encode()
+
+
+def is_complete(folder: Path) -> bool:
+    """Returns whether a folder holds all compiled code, undamaged, in files that others cannot
+    change."""
+    try:
+        if any(_find_flaw(path) for path in _code_files(folder)):
+            return False
+        return (folder / "complete").read_bytes() == _checksum(folder)
+    except FileNotFoundError:
+        return False
+
+
+def complete(folder: Path) -> None:
+    """Records that a folder holds all compiled code."""
+    for path in _code_files(folder):
+        path.chmod(path.stat().st_mode & ~0o022)
+    (folder / "complete").write_bytes(_checksum(folder))
+
+
+def discard(folder: Path) -> None:
+    """Deletes the compiled code in a folder."""
+    for path in (folder / "complete", *_code_files(folder)):
+        path.unlink(missing_ok=True)
+
+
 class Locator:
     """Tells numba where the code of a function is stored, through numba's locator interface.
 
     Numba's own locators choose the folder by the function's file alone, and require that it can be
     written, but here the folder may be part of a read-only container image.
+
+    Attributes:
+      folder: the folder of the code, which exists.
     """
 
-    def __init__(self, path: str) -> None:
-        self._folder = str(code_folder())
+    folder: ClassVar[Path]
 
     @classmethod
     def from_function(cls, function: object, path: str) -> Locator:
-        return cls(path)
+        return cls()
 
     def ensure_cache_path(self) -> None:
-        os.makedirs(self._folder, exist_ok=True)
+        pass
 
     def get_cache_path(self) -> str:
-        return self._folder
+        return str(self.folder)
 
     def get_source_stamp(self) -> str:
         return code_hash()

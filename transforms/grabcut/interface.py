@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import fcntl
+import functools
+import logging
+import tempfile
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from transforms.grabcut import cache
 from transforms.grabcut.errors import Unavailable, Unserved
+
+_LOG = logging.getLogger(__name__)
 
 _Bytes = NDArray[np.uint8]
 _Rect = tuple[int, int, int, int]
@@ -24,11 +30,12 @@ per pixel) would approach the limit of int32."""
 _Segment = Callable[[_Bytes, _Rect, int, int], _Bytes]
 
 _lock = threading.Lock()
-_loaded: list[_Segment | Unavailable] = []
-"""The loaded kernels, or the error that loading them raised; empty before the first attempt."""
+_loaded: list[tuple[_Segment, bool] | Unavailable] = []
+"""The loaded kernels and whether their code is kept, or the error that loading them raised; empty
+before the first attempt."""
 
 
-def _kernels(before_compiling: Callable[[], None] = lambda: None) -> _Segment:
+def _kernels(before_compiling: Callable[[], None] = lambda: None) -> tuple[_Segment, bool]:
     """Loads the kernels on the first call. Later calls return or raise the same as the first.
 
     Args:
@@ -47,46 +54,69 @@ def _kernels(before_compiling: Callable[[], None] = lambda: None) -> _Segment:
     return result
 
 
-def _load(before_compiling: Callable[[], None]) -> _Segment:
-    """Imports the kernels, and compiles them if necessary.
+def _load(before_compiling: Callable[[], None]) -> tuple[_Segment, bool]:
+    """Imports the kernels, and compiles them if necessary; returns whether their code is kept."""
+    folder = cache.code_folder()
+    try:
+        return _load_from(folder, before_compiling), True
+    except OSError as error:
+        reason = (
+            f"{folder} cannot hold compiled code ({_explain(error)}). Set IN9_CACHE_DIR to an "
+            "absolute path where only you may write"
+        )
+    warning = "GrabCut is compiled for this process alone (about half a minute): %s"
+    try:
+        with tempfile.TemporaryDirectory(prefix="in9-grabcut-") as temporary:
+            announce = functools.partial(_LOG.warning, warning, reason)
+            return _load_from(Path(temporary), announce), False
+    except OSError as error:
+        raise Unavailable(f"{_explain(error)}, and {reason}") from error
+
+
+def _explain(error: OSError) -> str:
+    return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+
+
+def _load_from(folder: Path, before_compiling: Callable[[], None]) -> _Segment:
+    """Imports the kernels from a folder, and compiles them if it does not hold all of them.
 
     A process that compiles holds a file lock, which the system releases even if the process is
-    killed. The file `complete` is written last, and says that the folder holds all code.
+    killed. The file `complete` is written last.
+
+    Raises:
+      OSError: the folder must not be used, or cannot be read or written.
     """
-    folder = cache.code_folder()
-    complete = folder / "complete"
-    try:
-        if not complete.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "lock").open("w") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                if not complete.is_file():
-                    before_compiling()
-                    segment = _import_kernels()
-                    complete.touch()
-                    return segment
-    except OSError as error:
-        raise Unavailable(
-            f"compiled code cannot be kept in {folder} ({error.strerror or error}); set "
-            "IN9_CACHE_DIR to a folder that can be written"
-        ) from error
-    return _import_kernels()
+    cache.claim(folder)
+    if not cache.is_complete(folder):
+        with (folder / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not cache.is_complete(folder):
+                if (folder / "complete").exists():
+                    _LOG.warning("the compiled code in %s is damaged, and made again", folder)
+                cache.discard(folder)
+                before_compiling()
+                segment = _import_kernels(folder)
+                cache.complete(folder)
+                return segment
+    return _import_kernels(folder)
 
 
-def _import_kernels() -> _Segment:
-    """Imports the kernels' modules, which compiles the functions or loads their compiled code."""
+def _import_kernels(folder: Path) -> _Segment:
+    """Imports the kernels' modules, which compiles the functions or loads their code from a
+    folder. Raises OSError if their code cannot be read or written."""
     try:
         from numba import config
 
         if config.DISABLE_JIT:
             raise Unavailable("numba compiles nothing, because NUMBA_DISABLE_JIT is set")
+        cache.Locator.folder = folder
         locators = config.CACHE_LOCATOR_CLASSES
         config.CACHE_LOCATOR_CLASSES = f"{cache.__name__}.{cache.Locator.__name__}"
         try:
             from transforms.grabcut.iteration import segment
         finally:
             config.CACHE_LOCATOR_CLASSES = locators
-    except Unavailable:
+    except (Unavailable, OSError):
         raise
     except Exception as error:
         # Compilers fail in many ways, and no failure may stop a job that can use OpenCV instead.
@@ -94,20 +124,26 @@ def _import_kernels() -> _Segment:
     return segment
 
 
-def prepare(before_compiling: Callable[[], None] = lambda: None) -> None:
+def prepare(before_compiling: Callable[[], None] = lambda: None) -> bool:
     """Loads the kernels, and compiles them if the cache on this machine does not have them.
 
     If several processes call this at once, one process compiles and the others wait. The first call
     of `grabcut` does the same.
 
+    If others may write to the cache, or this user may not, each process compiles for itself, in a
+    private temporary folder. A warning is logged then, which says why.
+
     Args:
-      before_compiling: called before this process compiles, which takes a while.
+      before_compiling: called before this process compiles for all, which takes a while.
+
+    Returns:
+      Whether later processes find the compiled code.
 
     Raises:
-      Unavailable: numba is missing or fails, or the compiled code cannot be stored. Every later
-        call raises the error again without another attempt.
+      Unavailable: numba is missing or fails, or the temporary folder must not be used, either.
+        Every later call raises the error again without another attempt.
     """
-    _kernels(before_compiling)
+    return _kernels(before_compiling)[1]
 
 
 def _clip(rect: _Rect, height: int, width: int) -> _Rect:
@@ -163,4 +199,5 @@ def grabcut(image: _Bytes, rect: _Rect, *, iterations: int = 5, seed: int = 0) -
         raise ValueError(f"seed must be in [-2^31, 2^31): got {seed}")
     x, y, rect_width, rect_height = (int(value) for value in rect)
     clipped = _clip((x, y, rect_width, rect_height), height, width)
-    return _kernels()(np.require(image, requirements=["C", "W"]), clipped, iterations, seed)
+    segment, _ = _kernels()
+    return segment(np.require(image, requirements=["C", "W"]), clipped, iterations, seed)
