@@ -7,36 +7,82 @@ process keeps freed memory between batches: a batch of 32 on two cores then runs
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import os
 import platform
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 
-def usable_cores() -> int:
-    """Returns the number of cores that this process's affinity and control group allow."""
+def usable_cores(root: Path = Path("/")) -> int:
+    """Returns the number of cores that this process's affinity and control groups allow.
+
+    Args:
+      root: the folder below which the system's `proc` and `sys` lie.
+    """
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # No such file, or "max" for no limit.
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-        cores = min(cores, max(1, round(int(quota) / int(period))))
+    for group in _control_groups(root):
+        second = _numbers(group / "cpu.max")
+        first = _numbers(group / "cpu.cfs_quota_us") + _numbers(group / "cpu.cfs_period_us")
+        for quota in (second, first):
+            if len(quota) == 2 and min(quota) > 0:
+                cores = min(cores, max(1, round(quota[0] / quota[1])))
     return cores
 
 
-def usable_memory() -> int:
+def usable_memory(root: Path = Path("/")) -> int:
     """Returns the bytes of memory that this process may use: the memory of the machine, or the
-    limit of the process's control group if that is lower."""
+    lowest limit of the process's control groups if that is lower.
+
+    Args:
+      root: as in `usable_cores`.
+    """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with (
-        contextlib.suppress(OSError, ValueError),  # No such file, or "max" for no limit.
-        open("/sys/fs/cgroup/memory.max", encoding="ascii") as file,
-    ):
-        memory = min(memory, int(file.read()))
+    for group in _control_groups(root):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            memory = min([memory, *_numbers(group / name)])
     return memory
+
+
+def _control_groups(root: Path) -> Iterator[Path]:
+    """Yields the folders of this process's control groups, of versions 2 and 1, and of the groups
+    above them, whose limits apply, too. Batch systems and systemd limit groups at any depth.
+
+    The formats are those of proc_pid_cgroup(5), proc_pid_mountinfo(5) and cgroups(7).
+    """
+    groups = {}
+    try:
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            # Version 2 has one hierarchy, without names of controllers.
+            groups.update(dict.fromkeys(controllers.split(","), path))
+        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return
+    for line in mounts:
+        mount, _, filesystem = line.partition(" - ")
+        kind, _, options = filesystem.split(" ", 2)
+        if kind not in ("cgroup", "cgroup2"):
+            continue
+        top, mount_point = mount.split(" ")[3:5]
+        for name in groups.keys() & (options.split(",") if kind == "cgroup" else {""}):
+            inside = PurePosixPath(groups[name])
+            # A container may see its own group alone, which is then the top of the mount.
+            inside = inside.relative_to(top) if inside.is_relative_to(top) else PurePosixPath()
+            for part in (inside, *inside.parents):
+                yield root / mount_point.lstrip("/") / part
+
+
+def _numbers(file: Path) -> list[int]:
+    """Returns the numbers in a file; none if there is no such file, or it says "max": no limit."""
+    try:
+        return [int(word) for word in file.read_text().split()]
+    except (OSError, ValueError):
+        return []
 
 
 # Constants of malloc.h.

@@ -1,0 +1,156 @@
+"""Tests of what control groups leave of a machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from pipeline.runtime.machine import usable_cores, usable_memory
+
+GB = 1 << 30
+CORES = 64
+
+
+def machine(root: Path, groups: str, mounts: str, files: dict[str, str]) -> Path:
+    """Writes what /proc and /sys say on a machine into a folder."""
+    contents = {"proc/self/cgroup": groups, "proc/self/mountinfo": mounts}
+    for name, text in {**contents, **files}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+SECOND = "35 24 0:30 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
+FIRST = (
+    "33 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"
+    "34 31 0:30 / /sys/fs/cgroup/memory rw,relatime shared:16 - cgroup cgroup rw,memory\n"
+    "35 31 0:31 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
+)
+IN_DOCKER = FIRST.replace(" / /sys", " /docker/c0ffee /sys")
+JOB = "/system.slice/slurmstepd.scope/job_7"
+NO_LIMIT = "9223372036854771712\n"
+
+
+@pytest.mark.parametrize(
+    ("groups", "mounts", "files", "cores", "memory"),
+    [
+        pytest.param("", "", {}, CORES, None, id="no group"),
+        pytest.param(
+            "0::/\n",
+            SECOND,
+            {"sys/fs/cgroup/cpu.max": "400000 100000\n", "sys/fs/cgroup/memory.max": f"{GB}\n"},
+            *(4, GB),
+            id="the root of a container",
+        ),
+        pytest.param(
+            f"0::{JOB}/step_0/user/task_0\n",
+            SECOND,
+            {
+                f"sys/fs/cgroup{JOB}/memory.max": f"{GB}\n",
+                f"sys/fs/cgroup{JOB}/step_0/memory.max": "max\n",
+                f"sys/fs/cgroup{JOB}/step_0/user/task_0/cpu.max": "150000 100000\n",
+                f"sys/fs/cgroup{JOB}/cpu.max": "max 100000\n",
+                "sys/fs/cgroup/system.slice/in9.service/memory.max": "4096\n",
+            },
+            *(2, GB),
+            id="Slurm: a job, a step and a task",
+        ),
+        pytest.param(
+            "0::/system.slice/in9.service\n",
+            SECOND,
+            {
+                "sys/fs/cgroup/system.slice/in9.service/memory.max": f"{2 * GB}\n",
+                "sys/fs/cgroup/system.slice/memory.max": f"{GB}\n",
+                "sys/fs/cgroup/system.slice/in9.service/cpu.max": "20000 100000\n",
+            },
+            *(1, GB),
+            id="systemd: a slice below its service",
+        ),
+        pytest.param(
+            "4:memory:/slurm/uid_5/job_7\n3:cpu,cpuacct:/slurm\n1:name=systemd:/a:b\n0::/\n",
+            FIRST,
+            {
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": NO_LIMIT,
+                "sys/fs/cgroup/memory/slurm/uid_5/memory.limit_in_bytes": f"{GB}\n",
+                "sys/fs/cgroup/memory/slurm/uid_5/job_7/memory.limit_in_bytes": NO_LIMIT,
+                "sys/fs/cgroup/cpu,cpuacct/slurm/cpu.cfs_quota_us": "300000\n",
+                "sys/fs/cgroup/cpu,cpuacct/slurm/cpu.cfs_period_us": "100000\n",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+            },
+            *(3, GB),
+            id="version 1",
+        ),
+        pytest.param(
+            "4:memory:/docker/c0ffee\n3:cpu,cpuacct:/docker/c0ffee/in/side\n",
+            IN_DOCKER,
+            {
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{GB}\n",
+                "sys/fs/cgroup/cpu,cpuacct/in/cpu.cfs_quota_us": "200000\n",
+                "sys/fs/cgroup/cpu,cpuacct/in/cpu.cfs_period_us": "100000\n",
+            },
+            *(2, GB),
+            id="version 1 in a container that sees the names of the machine",
+        ),
+        pytest.param(
+            "4:memory:/kubepods/pod1\n",
+            IN_DOCKER,
+            {"sys/fs/cgroup/memory/memory.limit_in_bytes": f"{GB}\n"},
+            *(CORES, GB),
+            id="a group beside the mount",
+        ),
+    ],
+)
+def test_the_lowest_limit_of_all_groups_holds(
+    groups: str,
+    mounts: str,
+    files: dict[str, str],
+    cores: int,
+    memory: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(CORES), raising=False)
+    root = machine(tmp_path, groups, mounts, files)
+    assert usable_cores(root) == cores
+    assert usable_memory(root) == memory or memory is None
+
+
+def test_a_real_group_limits_a_process_below_it() -> None:
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        pytest.skip("this system has no control groups")
+    groups = dict(line.split(":", 2)[1:] for line in lines)
+    top = Path(f"/sys/fs/cgroup/memory{groups['memory']}") if "memory" in groups else None
+    limit = "memory.max" if top is None else "memory.limit_in_bytes"
+    top = top or Path(f"/sys/fs/cgroup{groups.get('', '')}")
+    group = top / f"in9-test-{uuid.uuid4().hex[:8]}"
+    try:
+        (group / "below").mkdir(parents=True)
+    except OSError as error:
+        pytest.skip(f"this user cannot make a control group: {error}")
+    try:
+        try:
+            (group / limit).write_text(str(GB))
+        except OSError as error:
+            pytest.skip(f"this user cannot limit a control group: {error}")
+        code = "from pipeline.runtime.machine import usable_memory; print(usable_memory())"
+        enter = f"echo $$ > {group}/below/cgroup.procs && exec \"$0\" -c '{code}'"
+        done = subprocess.run(
+            ["sh", "-c", enter, sys.executable],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=True,
+        )
+        assert int(done.stdout) == GB
+    finally:
+        (group / "below").rmdir()
+        group.rmdir()
