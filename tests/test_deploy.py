@@ -43,6 +43,7 @@ DEPLOYED = [
     DEPLOY / "lock",
     DEPLOY / "cron" / "run",
     DEPLOY / "cron" / "stale",
+    DEPLOY / "systemd" / "alert",
 ]
 # The other scripts source `environment`, so it is checked with them.
 SCRIPTS = [*DEPLOYED, ROOT / ".ci" / "run", ROOT / "scripts" / "demo", ROOT / "scripts" / "test"]
@@ -494,16 +495,47 @@ def test_flags_that_services_pass_exist() -> None:
 
 
 def test_systemd_takes_the_units(tmp_path: Path) -> None:
-    units = [tmp_path / name for name in ("in9.service", "in9.timer")]
-    for path in units:
-        text = (DEPLOY / "systemd" / path.name).read_text()
-        path.write_text(re.sub(r"/opt/in9/\.venv/bin/in9", str(BIN / "in9"), text))
-    assert str(BIN) in units[0].read_text()
+    for source in (DEPLOY / "systemd").glob("*.*er*"):
+        text = source.read_text().replace("/opt/in9/.venv/bin/in9", str(BIN / "in9"))
+        (tmp_path / source.name).write_text(text.replace("/opt/in9/deploy", str(DEPLOY)))
+    service = tmp_path / "in9.service"
+    assert str(BIN) in service.read_text()
+    # Whatever a timer starts, somebody is told if it fails.
+    for timer in tmp_path.glob("*.timer"):
+        started = timer.with_suffix(".service").read_text()
+        assert "\nOnFailure=in9-alert@%n.service\n" in started
+        assert re.findall(r"^OnCalendar=(.*)$", timer.read_text(), flags=re.MULTILINE)
+    assert (tmp_path / "in9-alert@.service").exists()
     if shutil.which("systemd-analyze"):
-        check("systemd-analyze", "verify", *units)
-        check("systemd-analyze", "calendar", "*-*-01 03:00")
+        check("systemd-analyze", "verify", *tmp_path.iterdir())
+        for timer in tmp_path.glob("*.timer"):
+            calendar = re.findall(r"^OnCalendar=(.*)$", timer.read_text(), flags=re.MULTILINE)
+            check("systemd-analyze", "calendar", *calendar)
         # The threshold is in tenths of the exposure that docs/deploy.md gives.
-        check("systemd-analyze", "security", "--offline=true", "--threshold=20", units[0])
+        check("systemd-analyze", "security", "--offline=true", "--threshold=20", service)
+
+
+def test_systemd_mails_what_has_failed(tmp_path: Path) -> None:
+    mail = tmp_path / "mail"
+    for name, code in (("systemctl", 'echo "status of $*"; exit 3'), ("sendmail", f"cat > {mail}")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{code}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    for variables, receiver in (({}, "root"), ({"IN9_MAILTO": "me@example.org"}, "me@example.org")):
+        environment = {**os.environ, "PATH": path, **variables}
+        check(DEPLOY / "systemd" / "alert", "in9.service", env=environment)
+        header, body = mail.read_text().split("\n\n", 1)
+        assert header.startswith(f"To: {receiver}\nSubject: in9.service has failed on ")
+        assert re.fullmatch(r"status of status .*in9\.service\n", body)
+
+
+def test_what_systemd_publishes_is_linked() -> None:
+    """Tests that the folder that the page names lies where the unit may write."""
+    (folder,) = re.findall(r"--publish=(\S+)`", (ROOT / "docs" / "deploy.md").read_text())
+    service = (DEPLOY / "systemd" / "in9.service").read_text()
+    (state,) = re.findall(r"^StateDirectory=(.*)$", service, flags=re.MULTILINE)
+    assert "--output=%S/in9/dataset" in service
+    assert Path(folder).parent == Path("/var/lib") / state
 
 
 def test_cron_says_nothing_while_all_is_well(tmp_path: Path) -> None:

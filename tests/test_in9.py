@@ -8,11 +8,13 @@ from pathlib import Path
 
 import apache_beam as beam
 import pytest
+from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
 from conftest import ROOT, manifest_of, run_in9, stamps
 from soundness import assert_sound
 
 import in9
 from pipeline.errors import UsageError
+from pipeline.evaluate.model_stage import MakeBlocks
 from pipeline.runtime.lock import DATASET_LOCK
 
 RUNNER = "FnApiRunner"
@@ -99,6 +101,24 @@ def test_flags_are_checked_as_on_the_command_line(small_sample: Path, tmp_path: 
     with pytest.raises(UsageError, match="apply Evaluate to the output of Generate"):
         beam.Pipeline(RUNNER) | in9.Evaluate(generate)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("runner", "groups"), [(RUNNER, 1), ("PortableRunner", None)])
+def test_only_a_runner_of_several_workers_gets_as_many_groups_as_the_work_fills(
+    runner: str, groups: int | None, small_sample: Path, tmp_path: Path
+) -> None:
+    evaluate = in9.Evaluate(in9.Generate(tmp_path / "out", input=small_sample))
+    pipeline = beam.Pipeline(runner)
+    pipeline | beam.Create([None]) | evaluate
+    steps = []
+
+    class Visitor(PipelineVisitor):
+        def visit_transform(self, step: AppliedPTransform) -> None:
+            steps.append(getattr(step.transform, "fn", None))
+
+    pipeline.visit(Visitor())
+    (blocks,) = (step for step in steps if isinstance(step, MakeBlocks))
+    assert blocks.work.evaluation.groups == groups
 
 
 @pytest.mark.parametrize("hidden", ["pipeline", "transforms"])

@@ -1,13 +1,24 @@
 locals {
-  # The buckets of everything that flags name, anywhere in their values: images, lists, weights,
-  # onnx:gs://..., resnet50=gs://... Buckets that are written to are granted below instead; they may
-  # not exist yet.
+  # The buckets that jobs write to. That of `publish` may be the dataset's.
+  write_buckets = merge(
+    {
+      for bucket in flatten(regexall("^gs://([a-z0-9][a-z0-9._-]+[a-z0-9])", lookup(var.parameters, "publish", ""))) :
+      "publish" => bucket if bucket != google_storage_bucket.dataset.name
+    },
+    {
+      dataset = google_storage_bucket.dataset.name
+      jobs    = google_storage_bucket.jobs.name
+    }
+  )
+
+  # The buckets of everything else that flags name, anywhere in their values: images, lists, weights,
+  # onnx:gs://..., resnet50=gs://...
   read_buckets = setsubtract(
     flatten([
       for value in concat([var.input], values(var.parameters)) :
       regexall("gs://([a-z0-9][a-z0-9._-]+[a-z0-9])", value)
     ]),
-    [google_storage_bucket.dataset.name, google_storage_bucket.jobs.name]
+    values(local.write_buckets)
   )
 }
 
@@ -31,10 +42,7 @@ resource "google_project_iam_member" "worker" {
 }
 
 resource "google_storage_bucket_iam_member" "worker" {
-  for_each = {
-    dataset = google_storage_bucket.dataset.name
-    jobs    = google_storage_bucket.jobs.name
-  }
+  for_each = local.write_buckets
 
   bucket = each.value
   role   = "roles/storage.objectUser"

@@ -66,5 +66,17 @@ resource "google_cloud_scheduler_job" "launch" {
       condition     = var.num_workers <= var.max_workers
       error_message = "num_workers must not exceed max_workers."
     }
+    precondition {
+      condition     = lookup(var.parameters, "gpu", "") == "" || var.disk_size_gb >= 50
+      error_message = "With a gpu in parameters, disk_size_gb must be at least 50, because the image for GPUs has to be unpacked."
+    }
+    precondition {
+      condition     = lookup(var.parameters, "gpu", "") == "" || can(regex("^(n1|custom|g2|g4|a2|a3)-", var.machine_type)) || can(regex("^[^,]+:", var.parameters["gpu"]))
+      error_message = "A gpu in parameters must name a machine that can have it, such as nvidia-l4:g2-standard-8, because machine_type cannot."
+    }
+    precondition {
+      condition     = !can(regex("^gs://${var.project}-${var.name}-(jobs|build)(/|$)", lookup(var.parameters, "publish", "")))
+      error_message = "publish must not name the buckets of jobs and of builds, whose files are temporary."
+    }
   }
 }

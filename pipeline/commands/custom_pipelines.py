@@ -4,6 +4,7 @@ by the flags of the command line."""
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +25,8 @@ from pipeline.errors import UsageError
 from pipeline.evaluate.evaluation_work import EvaluationWork
 from pipeline.jobs.finish_job import JobSummary
 from pipeline.jobs.main_job import MainJob, TakeLock, manifest_state
+from pipeline.runners.portable import is_portable
+from pipeline.runtime.dataflow_jobs import is_dataflow
 from pipeline.runtime.lock import this_process, with_job_of_this_process, with_new_job
 
 
@@ -95,14 +98,17 @@ class Evaluate(beam.PTransform):
             self._store = with_new_job(writing_store("dataset", arguments.dataset))
             existing = Dataset.open(self._store)
             config, self._taxonomy = existing.manifest.config, existing.taxonomy
-        evaluation = evaluation_from_flags(arguments, self._store, config, self._taxonomy)
-        self._work = EvaluationWork(evaluation, self._taxonomy)
+        self._evaluation = evaluation_from_flags(arguments, self._store, config, self._taxonomy)
         self._pictures = arguments.pictures
 
     def expand(
         self, start: beam.pvalue.PBegin | beam.pvalue.PCollection
     ) -> beam.pvalue.PCollection:
-        evaluation, store = self._work.evaluation, self._store
+        evaluation, store = self._evaluation, self._store
+        runner = type(start.pipeline.runner).__name__
+        if not (is_dataflow(runner) or is_portable(runner)):
+            evaluation = dataclasses.replace(evaluation, groups=1)
+        work = EvaluationWork(evaluation, self._taxonomy)
         manifest = read_manifest(store)
         before = manifest.fingerprint if manifest else None
         if isinstance(start, beam.pvalue.PBegin):
@@ -112,7 +118,7 @@ class Evaluate(beam.PTransform):
                 )
             start = start | "Once" >> beam.Create([before], reshuffle=False)
         ending = JobSummary("evaluate", store, evaluation.progress, before, evaluation, alone=True)
-        main = MainJob(ending, self._taxonomy, self._pictures, works=(self._work,))
+        main = MainJob(ending, self._taxonomy, self._pictures, works=(work,))
         return main.build_after(start)
 
 

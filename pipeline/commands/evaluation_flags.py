@@ -60,7 +60,7 @@ def evaluation_from_flags(
         progress=Progress.for_store(store),
         accept_new_weights="weights" in arguments.overwrite,
         weights=weights,
-        groups=arguments.gpus or 1,
+        groups=arguments.gpus,
         hints=accelerator_hints(arguments.gpu),
         holdout=arguments.holdout,
         pixel_cache=_pixel_cache(arguments),

@@ -484,7 +484,8 @@ SECTIONS = (
         Flag(
             "--gpus",
             "N",
-            "groups of shards that models run on in parallel (default: 1)",
+            "groups of shards that models run on in parallel (default: 1 on this machine, else as "
+            "many as the work fills)",
             type=count,
         ),
     ),

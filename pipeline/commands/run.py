@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import DirectOptions
+from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
 from pipeline.commands.evaluation_flags import check_device
 from pipeline.commands.flags import flags_of
@@ -74,8 +74,9 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     paths = [flag.dest for flag in flags_of(arguments.command) if flag.is_path]
     submission = submission_from_flags(arguments, options, paths)
     arguments = flags_of_workers(arguments, submission)
-    if submission is None and not is_portable(options):
+    if submission is None and not is_portable(options.view_as(StandardOptions).runner):
         check_device(arguments)
+        arguments.gpus = arguments.gpus or 1
     generates = arguments.command in ("run", "generate")
     if generates:
         custom = custom_names(arguments.variants)

@@ -31,7 +31,8 @@ class Evaluation:
       weights: folder that `in9 models fetch` filled, which is preferred to an entry's own source of
         weights; None to use each entry's own source.
       groups: number of groups of shards that are evaluated at the same time. Each group has one
-        model on a device at a time, so there should be as many groups as devices.
+        model on a device at a time, so there should be as many groups as devices. None: as many as
+        the work fills (`Work.groups`), for runners that distribute them over machines.
       hints: Beam's resource hints for the step that runs models, as (name, value); empty if it may
         run on the same machines as all other steps.
       holdout: share of the images to test on (0 to 1), which training with the same share leaves
@@ -48,7 +49,7 @@ class Evaluation:
     progress: Progress
     accept_new_weights: bool = False
     weights: str | None = None
-    groups: int = 1
+    groups: int | None = 1
     hints: tuple[tuple[str, str], ...] = ()
     holdout: float = 0.0
     pixel_cache: int | None = None
@@ -58,7 +59,7 @@ class Evaluation:
     def threads(self) -> int:
         """Number of threads for each group. The groups divide this machine's cores, unless resource
         hints give them machines of their own."""
-        return max(1, usable_cores() // (1 if self.hints else self.groups))
+        return max(1, usable_cores() // (1 if self.hints else self.groups or 1))
 
     @property
     def eval_settings(self) -> dict[str, Any]:

@@ -53,10 +53,12 @@ class Block:
     Attributes:
       order: position of the model in `Evaluation.models`.
       group: number of the group of units, from 0.
+      groups: number of groups.
     """
 
     order: int
     group: int
+    groups: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,20 +130,20 @@ class _Step(beam.DoFn):
             else:
                 count(f"{self.work.unit_name}_kept")
 
-    def units_of(self, group: int) -> tuple[int, ...]:
-        """Returns the numbers of a group's units, in rising order."""
-        groups = self.work.evaluation.groups
-        return tuple(unit for unit in self.work.units(self.dataset()) if unit % groups == group)
+    def units_of(self, block: Block) -> tuple[int, ...]:
+        """Returns the numbers of a block's units, in rising order."""
+        units = self.work.units(self.dataset())
+        return tuple(unit for unit in units if unit % block.groups == block.group)
 
 
 class MakeBlocks(_Step):
     """Dataset fingerprint -> Blocks, model by model."""
 
     def process(self, _: str) -> Iterator[Block]:
-        evaluation = self.work.evaluation
-        for order in range(len(evaluation.models)):
-            for group in range(evaluation.groups):
-                yield Block(order, group)
+        groups = self.work.groups(self.dataset())
+        for order in range(len(self.work.evaluation.models)):
+            for group in range(groups):
+                yield Block(order, group, groups)
 
 
 class FindDone(_Step):
@@ -151,7 +153,7 @@ class FindDone(_Step):
     def process(self, block: Block) -> list[_Result | beam.pvalue.TaggedOutput]:
         work, progress = self.work, self.work.evaluation.progress
         with timed(work.stage):
-            units = self.units_of(block.group)
+            units = self.units_of(block)
             result = self._find(block, units)
             if result is not None:
                 return [result]
@@ -196,9 +198,10 @@ class RunModels(_Step):
         # Imported here, so that only machines that run models wait for torch.
         from pipeline.evaluate.resident import in_memory
 
-        work, evaluation = self.work, self.work.evaluation
+        work = self.work
+        evaluation = dataclasses.replace(work.evaluation, groups=block.groups)
         name = entry = evaluation.models[block.order]
-        units = self.units_of(block.group)
+        units = self.units_of(block)
         with contextlib.ExitStack() as stack:
             try:
                 with timed(work.stage):

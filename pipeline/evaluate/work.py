@@ -25,6 +25,10 @@ from transforms.taxonomy import Taxonomy
 if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
 
+_PICTURES_OF_BLOCK = 1 << 13
+"""Pictures in a block, unless `--gpus` says otherwise: about those of an output shard of the
+default size in the paper's variants. Each block loads its model anew."""
+
 NoteDone = Callable[[int, int, int], None]
 """(unit, new, done) -> None. Since the last call, `new` pictures of the unit were shown to the
 model, and `done` pictures were finished; `done` includes pictures found in an earlier file."""
@@ -120,6 +124,15 @@ class Work(abc.ABC):
     @abc.abstractmethod
     def size(self, dataset: Dataset, unit: int) -> int:
         """Returns the number of pictures in a unit, as progress counts them."""
+
+    def groups(self, dataset: Dataset) -> int:
+        """Returns the number of groups of units, each of which is a block of work with every
+        model."""
+        if self.evaluation.groups is not None:
+            return self.evaluation.groups
+        units = self.units(dataset)
+        pictures = sum(self.size(dataset, unit) for unit in units)
+        return max(1, min(len(units), pictures // _PICTURES_OF_BLOCK))
 
     def describe(self, dataset: Dataset, model: ModelIdentity) -> dict[str, Any]:
         """Returns a description of a model and its settings in this stage; it can be written as

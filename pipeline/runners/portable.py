@@ -29,10 +29,9 @@ _WORKER_GONE = ("Channel closed prematurely", "SDK worker disconnected")
 """Messages for a lost worker, from Beam's Python job server and from Prism."""
 
 
-def is_portable(options: PipelineOptions) -> bool:
-    """Returns whether a job server runs the job, rather than this process or Dataflow."""
-    runner = (options.view_as(StandardOptions).runner or "").rpartition(".")[2]
-    return runner in (_NEED_ENDPOINT, *_STARTS_SERVER)
+def is_portable(runner: str | None) -> bool:
+    """Returns whether this runner is a job server, rather than this process or Dataflow."""
+    return (runner or "").rpartition(".")[2] in (_NEED_ENDPOINT, *_STARTS_SERVER)
 
 
 def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
@@ -52,7 +51,7 @@ def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
             f"--runner={runner} gives wrong results without an error; use the default, "
             "DataflowRunner, or PortableRunner with Flink"
         )
-    if not is_portable(options):
+    if not is_portable(runner):
         return
     portable = options.view_as(PortableOptions)
     if runner == _NEED_ENDPOINT and not portable.job_endpoint:

@@ -17,11 +17,14 @@ import apache_beam as beam
 import pyarrow.compute as pc
 import pytest
 import torch
-from conftest import ONE, SHARDS, TINY_MODEL, run_in9, stamps
+from conftest import ONE, SHARDS, TINY_MODEL, refusal, run_in9, stamps
 
+from pipeline.analyses.attack.attack_work import AttackWork
+from pipeline.analyses.attack.grid import AttackPlan
 from pipeline.analyses.saliency.saliency_work import SaliencyPlan, SaliencyWork
+from pipeline.commands.works import works_from_flags
 from pipeline.dataset.folder import Dataset
-from pipeline.errors import JobError, ModelError
+from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.evaluate import predict_shards, resident
 from pipeline.evaluate.evaluation import Evaluation, describe_model
 from pipeline.evaluate.evaluation_work import EvaluationWork
@@ -31,6 +34,7 @@ from pipeline.evaluate.model_stage import (
     BlockDone,
     FindDone,
     FinishModels,
+    MakeBlocks,
     ModelSummary,
     RunModels,
     SummarizeModel,
@@ -318,6 +322,53 @@ def test_a_model_without_all_units_is_not_summed_up(made: Path, tmp_path: Path) 
     assert finish(failed) == ["a=older"]
     assert finish(ModelSummary((SECOND, SECOND))) == ["a=older"]
     assert finish(ModelSummary((FIRST, FIRST))) == []
+
+
+def test_groups_follow_from_the_work_unless_they_are_given(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = Dataset.open(Store(str(made)))
+    works = {
+        groups: EvaluationWork(plan(made, FIRST, SECOND, groups=groups), imagenet9())
+        for groups in (None, 1, 5)
+    }
+    units = works[None].units(dataset)
+    pictures = sum(works[None].size(dataset, unit) for unit in units)
+    assert len(units) > 2
+    numbers = {}
+    for size in (1, pictures // 2, pictures, 2 * pictures):
+        monkeypatch.setattr("pipeline.evaluate.work._PICTURES_OF_BLOCK", size)
+        numbers[size] = [work.groups(dataset) for work in works.values()]
+        for work in works.values():
+            step, number = MakeBlocks(work), work.groups(dataset)
+            blocks = list(step.process(""))
+            assert len(blocks) == 2 * number
+            for order in (0, 1):
+                parts = [step.units_of(block) for block in blocks if block.order == order]
+                assert sorted(unit for part in parts for unit in part) == list(units)
+    assert list(numbers.values()) == [[len(units), 1, 5], [2, 1, 5], [1, 1, 5], [1, 1, 5]]
+    attack = AttackPlan(plan(made, FIRST, groups=None), 9, 9)
+    monkeypatch.setattr("pipeline.evaluate.work._PICTURES_OF_BLOCK", 1)
+    chunks = AttackWork(attack, imagenet9()).units(dataset)
+    assert AttackWork(attack, imagenet9()).groups(dataset) == len(chunks)
+    early = dataclasses.replace(attack, early_stop=True)
+    assert AttackWork(early, imagenet9()).groups(dataset) == 1
+
+
+def test_a_job_on_this_machine_has_one_group(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+
+    def note(*arguments: Any) -> tuple[EvaluationWork, ...]:
+        works = works_from_flags(*arguments)
+        seen.append(works[0].evaluation.groups)
+        raise UsageError("seen")
+
+    monkeypatch.setattr("pipeline.commands.run.works_from_flags", note)
+    for flags in ((), ("--gpus", "3"), ("--direct_running_mode=multi_processing",)):
+        refusal(capsys, "evaluate", "--dataset", made, "--models", FIRST, *flags)
+    assert seen == [1, 3, 1]
 
 
 def test_caches_of_all_processes_take_a_quarter_of_the_memory(

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import dataflow_stub
 import pytest
+from apache_beam.internal import pickler
 from apache_beam.options.value_provider import RuntimeValueProvider
 from apache_beam.portability.api import beam_runner_api_pb2
 from conftest import manifest_of
@@ -135,10 +136,11 @@ def submitted(cloud: Cloud) -> dict[str, tuple[dict[str, Any], str]]:
     few = ("--max_num_workers=7", "--labels=team=vision", "--no_wait_until_finish")
     runs = cloud.launch(
         cloud.flags("run", "--output", f"{ROOT}/gpu", *base, *workers, *where, *more, *few),
+        cloud.flags("run", "--output", f"{ROOT}/cpu", *base, "--no_wait_until_finish"),
         cloud.flags("generate", "--output", f"{ROOT}/out", *base, "--no_wait_until_finish"),
     )
-    assert [code for code, _ in runs] == [0, 0], runs
-    jobs = {"gpu": cloud.dataflow.jobs[-2], "out": cloud.dataflow.jobs[-1]}
+    assert [code for code, _ in runs] == [0, 0, 0], runs
+    jobs = dict(zip(("gpu", "cpu", "out"), cloud.dataflow.jobs[-3:], strict=True))
     return {name: (job, text) for (name, job), (_, text) in zip(jobs.items(), runs, strict=True)}
 
 
@@ -198,6 +200,25 @@ def test_hints_are_on_the_steps_that_run_models_alone(
             assert hints.get(look.unique_name, {}) == {}
         # Without a shuffle between, machines with the GPU would look for finished work.
         assert "beam:transform:group_by_key:v1" in urns
+
+
+@pytest.mark.parametrize(("name", "groups"), [("gpu", 2), ("cpu", None)])
+def test_the_number_of_groups_is_that_of_the_flag_or_follows_from_the_work(
+    cloud: Cloud,
+    submitted: dict[str, tuple[dict[str, Any], str]],
+    name: str,
+    groups: int | None,
+) -> None:
+    staged = cloud.read(options_of(submitted[name][0])["pipelineUrl"])
+    steps = beam_runner_api_pb2.Pipeline.FromString(staged).components.transforms.values()
+    (step,) = (
+        step
+        for step in steps
+        if step.unique_name.startswith("EvaluationWork/Blocks") and not step.subtransforms
+    )
+    payload = beam_runner_api_pb2.ParDoPayload.FromString(step.spec.payload)
+    blocks, *_ = pickler.loads(payload.do_fn.payload)
+    assert blocks.work.evaluation.groups == groups
 
 
 def run_as_worker(cloud: Cloud, job: dict[str, Any], folder: Path) -> None:

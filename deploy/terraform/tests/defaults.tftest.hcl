@@ -125,6 +125,42 @@ run "who_may_write_what" {
   }
 }
 
+run "publishing_elsewhere" {
+  variables {
+    parameters = {
+      publish = "gs://my-versions/in9"
+      weights = "gs://my-versions/weights"
+    }
+  }
+
+  assert {
+    condition = (
+      google_storage_bucket_iam_member.worker["publish"].bucket == "my-versions" &&
+      google_storage_bucket_iam_member.worker["publish"].role == "roles/storage.objectUser" &&
+      keys(google_storage_bucket_iam_member.worker_reads) == ["my-images"]
+    )
+    error_message = "Workers must be able to write where versions are published."
+  }
+}
+
+run "a_gpu" {
+  command = plan
+
+  variables {
+    parameters   = { gpu = "nvidia-l4:g2-standard-8" }
+    disk_size_gb = 50
+  }
+}
+
+run "a_gpu_of_the_workers_own_machines" {
+  command = plan
+
+  variables {
+    parameters   = { gpu = "nvidia-tesla-t4,count:2" }
+    machine_type = "n1-standard-8"
+  }
+}
+
 run "destroy_keeps_a_dataset" {
   assert {
     condition     = !google_storage_bucket.dataset.force_destroy

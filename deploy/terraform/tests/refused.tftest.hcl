@@ -185,6 +185,37 @@ run "a_key_of_another_region" {
   expect_failures = [google_cloud_scheduler_job.launch]
 }
 
+run "a_disk_without_room_for_a_gpus_image" {
+  command = plan
+
+  variables {
+    parameters   = { gpu = "nvidia-l4:g2-standard-8" }
+    disk_size_gb = 49
+  }
+
+  expect_failures = [google_cloud_scheduler_job.launch]
+}
+
+run "a_gpu_in_a_machine_that_cannot_have_it" {
+  command = plan
+
+  variables {
+    parameters = { gpu = "nvidia-l4,install-nvidia-driver:5xx" }
+  }
+
+  expect_failures = [google_cloud_scheduler_job.launch]
+}
+
+run "publishing_where_files_are_temporary" {
+  command = plan
+
+  variables {
+    parameters = { publish = "gs://my-project-in9-jobs/published" }
+  }
+
+  expect_failures = [google_cloud_scheduler_job.launch]
+}
+
 run "more_workers_than_there_may_be" {
   command = plan
 

@@ -75,6 +75,13 @@ class AttackWork(Work):
         grid = self._grid(dataset)
         return len(grid.positions(unit)) * len(grid.backgrounds)
 
+    def groups(self, dataset: Dataset) -> int:
+        """Same as `Work.groups`, but with an early stop, 1 unless the number is given: results then
+        depend on it, and must not depend on the runner."""
+        if self.plan.early_stop:
+            return self.evaluation.groups or 1
+        return super().groups(dataset)
+
     def for_model(self, dataset: Dataset, metadata: ModelMetadata) -> AttackChunks:
         """Same as `Work.for_model`, but an attack with an early stop has nothing to do if an
         earlier attack tried all pairs."""
@@ -155,7 +162,7 @@ class AttackChunks(ModelWork):
             evaluation.predict.identity,
             [len(grid.foregrounds), len(grid.backgrounds), grid.chunk_size, unit],
             # With an early stop, the order of backgrounds depends on earlier chunks of the group.
-            evaluation.groups if self._plan.early_stop else None,
+            (evaluation.groups or 1) if self._plan.early_stop else None,
             # If groups of images change, other images may be held out, although their number stays
             # the same.
             *([grid.foregrounds.keys, grid.backgrounds.keys] if evaluation.holdout else []),
