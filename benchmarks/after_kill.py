@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measure import machine, row, run_in9
+from measure import IN9, machine, row, run_in9
 
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.dataset.sample import sample_folder
@@ -47,7 +47,7 @@ def cpu_of(pid: int) -> float:
 
 def run_and_kill(seconds: float, *arguments: object) -> float:
     """Kills a command once it has spent `seconds` of CPU time; returns what it spent in all."""
-    command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
+    command = [*IN9, *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while cpu_of(process.pid) < seconds:
         time.sleep(0.05)
@@ -61,7 +61,7 @@ def run_and_kill(seconds: float, *arguments: object) -> float:
 def cpu_of_loading(*models: str) -> float:
     """Measures the CPU seconds of a process that imports Beam and loads models, if any."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", LOADING, *models], check=True)
+    subprocess.run([sys.executable, "-P", "-c", LOADING, *models], check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 

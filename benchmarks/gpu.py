@@ -38,7 +38,7 @@ from pathlib import Path
 import timm
 import torch
 from drawn import draw_dataset
-from measure import machine, peak_of_this_process, row
+from measure import machine, peak_memory, row
 
 from pipeline.analyses.attack.attack_work import AttackChunks
 from pipeline.analyses.attack.grid import AttackPlan, open_grid
@@ -368,7 +368,7 @@ def measure(stage: str, setting: Setting) -> Measurement:
     keep_freed_memory()  # As `in9` does.
     turns = STAGES[stage](setting)
     is_meaningful = min(min(turn.seconds, turn.bare) for turn in turns) >= LEAST_SECONDS
-    peak = peak_of_this_process()
+    peak = peak_memory()
     if setting.predict.device == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**20
     return Measurement(

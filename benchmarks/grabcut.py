@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from measure import machine, row
+from measure import machine, peak_memory, row
 
 from transforms.annotations import parse_annotation
 from transforms.codec import decode_image
@@ -150,16 +150,10 @@ def measure_memory(shared: Path, implementation: str) -> None:
     IMPLEMENTATIONS[implementation](Job(job.image[:8, :8].copy(), (2, 2, 4, 4)))
     # Resets the peak to the present size, on Linux.
     Path("/proc/self/clear_refs").write_text("5")
-    before = peak_kib()
+    before = peak_memory()
     IMPLEMENTATIONS[implementation](job)
     height, width = job.image.shape[:2]
-    print(f"{(peak_kib() - before) / 1024:.0f} MiB more for {width} x {height} pixels")
-
-
-def peak_kib() -> int:
-    """Returns the peak memory of this process, in KiB."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0])
+    print(f"{peak_memory() - before:.0f} MiB more for {width} x {height} pixels")
 
 
 def main() -> None:

@@ -1,23 +1,37 @@
-"""Helpers of the benchmarks: inputs of any size, the cost of a command, rows of the table."""
+"""Helpers of the benchmarks: inputs of any size, the cost of a command, rows of the table.
+
+Every benchmark imports this module, which ends the process unless `pipeline` is the one beside it:
+rows name this checkout's commit.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
-import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+import pipeline
 from pipeline.inputs.source_images import SourceImage
+
+ROOT = Path(__file__).resolve().parents[1]
+if not Path(pipeline.__file__).resolve().is_relative_to(ROOT):
+    sys.exit(f"this would measure {pipeline.__file__}; set PYTHONPATH={ROOT}, or use its .venv")
+
+IN9 = (sys.executable, "-P", "-m", "pipeline")
+"""The words that run a command. Without -P, the current folder would come before this checkout."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +41,8 @@ class Cost:
     Attributes:
       wall: seconds from start to end.
       cpu: seconds of user and system time of the process and its children.
-      peak: peak resident memory, in MB.
+      peak: peak resident memory of the process and its children together, in MB; pages that they
+        share count for each.
       output: standard output of the process.
     """
 
@@ -41,8 +56,13 @@ TABLE = "IN9_BENCHMARK_ROWS"
 """Environment variable with the file to which rows are appended, for `benchmarks/results.py`."""
 
 
+_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?|\b(?:nan|inf)\b)")
+
+
 def row(quantity: str, value: str, yardstick: str = "", bound: str = "") -> None:
     """Prints a figure, and records it for the table.
+
+    Ends the process if a number in `value` is not positive and finite, as nothing was measured.
 
     Args:
       quantity: name of the measured quantity.
@@ -50,6 +70,9 @@ def row(quantity: str, value: str, yardstick: str = "", bound: str = "") -> None
       yardstick: what the value is compared with.
       bound: wanted range of the value.
     """
+    numbers = (float(number.replace(",", "")) for number in _NUMBER.findall(value))
+    if not all(0 < number < math.inf for number in numbers):
+        sys.exit(f"{quantity}: {value} is not positive and finite")
     against = f" ({yardstick})" if yardstick else ""
     print(f"{quantity}: {value}{against}" + (f"; {bound}" if bound else ""), flush=True)
     if path := os.environ.get(TABLE):
@@ -66,13 +89,19 @@ def commit() -> str:
 
 
 def run_in9(*arguments: object) -> Cost:
-    """Runs a command in a separate process. Raises CalledProcessError if it fails."""
-    command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
+    """Runs a command of in9 in a separate process. Raises CalledProcessError if it fails."""
+    return run_process(*IN9, *arguments)
+
+
+def run_process(*words: object) -> Cost:
+    """Runs a program in a separate process. Raises CalledProcessError if it fails."""
+    command = [str(word) for word in words]
     started = time.perf_counter()
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
         assert process.stdout is not None
-        output = process.stdout.read().decode()
+        with _peak_of_tree(process.pid) as peaks:
+            output = process.stdout.read().decode()
         errors.seek(0)
         stderr = errors.read().decode()
     _, status, usage = os.wait4(process.pid, 0)
@@ -80,7 +109,57 @@ def run_in9(*arguments: object) -> Cost:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command, stderr=stderr)
-    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, output)
+    return Cost(wall, usage.ru_utime + usage.ru_stime, max(peaks), output)
+
+
+@contextlib.contextmanager
+def _peak_of_tree(process: int) -> Iterator[list[float]]:
+    """Looks at a process and its children while the block runs; yields the sums of their peaks."""
+    sums: list[float] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        known = {process}
+        while True:
+            peaks = {each: peak_memory(each) for each in _tree(process)}
+            # Until it runs its own program, a new process may use its parent's memory.
+            sums.append(sum(peak for each, peak in peaks.items() if each in known))
+            known = {process, *peaks}
+            if ended.wait(_LOOK_SECONDS):
+                break
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield sums
+    finally:
+        ended.set()
+        thread.join()
+
+
+_LOOK_SECONDS = 0.05
+
+
+def _tree(process: int) -> Iterator[int]:
+    """Yields a process and all below it."""
+    yield process
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for thread in os.listdir(f"/proc/{process}/task"):
+            children = Path(f"/proc/{process}/task/{thread}/children").read_text()
+            for child in children.split():
+                yield from _tree(int(child))
+
+
+def peak_memory(process: int | str = "self") -> float:
+    """Returns the peak resident memory of a process, in MB; 0 if it has ended.
+
+    `getrusage` returns at least that of the process that has started it, because `ru_maxrss`
+    survives `exec`.
+    """
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        if found := re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{process}/status").read_text()):
+            return int(found[1]) / 1024
+    return 0.0
 
 
 def multiply(images: Sequence[SourceImage], count: int, root: Path) -> Path:
@@ -125,11 +204,6 @@ def draw_small(count: int, root: Path) -> Path:
 def slope(small: tuple[int, float], large: tuple[int, float]) -> float:
     """Computes the cost of one more image from two runs (images, cost), without start-up."""
     return (large[1] - small[1]) / (large[0] - small[0])
-
-
-def peak_of_this_process() -> float:
-    """Returns the peak resident memory of this process, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def machine() -> str:

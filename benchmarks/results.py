@@ -2,9 +2,10 @@
 
     python benchmarks/results.py [--quick]
     python benchmarks/results.py --only 'gpu --device cuda'
+    python benchmarks/results.py --only reading 'scale --images 1000,4000 --rows ""'
 
 This takes over an hour on two cores. A failing benchmark becomes a row, and the exit code is 1.
-Rows of benchmarks that are not run stay, with the commit of their last run.
+Rows of commands that are not run stay, with the commit of their last run.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import datetime
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import torch
 from measure import TABLE, commit, machine
 
 HERE = Path(__file__).parent
@@ -35,7 +36,7 @@ BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
     "after_kill": ([], ["--pairs", "1"]),
     "reading": ([], ["--images", "72", "--rounds", "1"]),
     "start_up": ([], ["--rounds", "1"]),
-    "trace": ([], ["--limit", "2"]),
+    "trace": ([], []),
     "interval_coverage": ([], ["--runs", "20", "--images", "20", "--draws", "1"]),
     "scale": (
         ["--images", "1000,10000,30000", "--rows", "100000,300000,1300000"],
@@ -44,7 +45,7 @@ BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
 }
 """Arguments of each benchmark: for the table, and for a quick trial."""
 
-_HEADER = re.compile(r"\| \*\*`benchmarks/(\w+)\.py( --device \w+)?")
+_HEADER = re.compile(r"\| \*\*`(benchmarks/.*?)`\*\*")
 
 _HEAD = [
     "# How fast",
@@ -63,20 +64,29 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="small sizes, to see that all benchmarks run"
     )
-    parser.add_argument("--only", help="comma-separated names")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="names of benchmarks, with the arguments of the table; or with other arguments, whose "
+        "rows are a group of their own",
+    )
     parser.add_argument("--to", type=Path, default=HERE / "RESULTS.md", help="file to write")
     arguments = parser.parse_args()
-    wanted = arguments.only.split(",") if arguments.only else list(BENCHMARKS)
-    if not arguments.only and not torch.cuda.is_available():
-        wanted.remove(CARD)
+    wanted = arguments.only or list(BENCHMARKS)
+    if not arguments.only:
+        import torch  # Slow to import.
+
+        if not torch.cuda.is_available():
+            wanted.remove(CARD)
     failed = []
     sections = read_sections(arguments.to)
     with tempfile.TemporaryDirectory() as folder:
-        for name in wanted:
-            program, *device = name.split()
-            flags = [*device, *BENCHMARKS[name][arguments.quick]]
-            rows = Path(folder) / name
-            command = f"benchmarks/{program}.py {' '.join(flags)}".strip()
+        for number, name in enumerate(wanted):
+            program, *flags = shlex.split(name)
+            flags += BENCHMARKS[name][arguments.quick] if name in BENCHMARKS else []
+            rows = Path(folder) / str(number)
+            command = shlex.join([f"benchmarks/{program}.py", *flags])
             print(command, flush=True)
             done = subprocess.run(
                 [sys.executable, HERE / f"{program}.py", *flags],
@@ -93,27 +103,28 @@ def main() -> int:
                 figures.append(
                     {"what": f"{name} failed", "value": "-", "yardstick": "", "bound": ""}
                 )
-            sections[name] = [
+            sections[command] = [
                 f"| **`{command}`** | {commit()} | {datetime.date.today()}, {machine()} | |",
                 *(
                     f"| {r['what']} | {r['value']} | {r['yardstick']} | {r['bound']} |"
                     for r in figures
                 ),
             ]
-    order = [*BENCHMARKS, *(name for name in sections if name not in BENCHMARKS)]
-    lines = [line for name in order for line in sections.get(name, ())]
+    ranks = {f"benchmarks/{name.split()[0]}.py": rank for rank, name in enumerate(BENCHMARKS)}
+    order = sorted(sections, key=lambda command: ranks.get(command.split()[0], len(ranks)))
+    lines = [line for command in order for line in sections[command]]
     arguments.to.write_text("\n".join([*_HEAD, *lines, ""]), encoding="utf-8")
     print(f"written: {arguments.to}")
     return 1 if failed else 0
 
 
 def read_sections(page: Path) -> dict[str, list[str]]:
-    """Reads the rows of a page by benchmark, beginning with the row that names it."""
+    """Reads the rows of a page by command, beginning with the row that names it."""
     sections: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in page.read_text(encoding="utf-8").splitlines() if page.exists() else ():
         if header := _HEADER.match(line):
-            lines = sections.setdefault("".join(header.groups("")), [])
+            lines = sections.setdefault(header[1], [])
         lines.append(line)
     return sections
 

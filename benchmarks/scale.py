@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from measure import Cost, machine, multiply, row, run_in9
+from measure import Cost, machine, multiply, peak_memory, row, run_in9
 
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import MANIFEST
@@ -215,7 +215,8 @@ def do(step: str, folder: Path, count: int) -> dict[str, float]:
         seconds = time.perf_counter() - started
         numbers = plan.rows[:: max(1, len(plan.rows) // 1024)][:1024]
         plan.backgrounds([plan.keys[int(n)].as_py() for n in numbers])
-        return {"seconds": seconds, "pairs, s": time.perf_counter() - started - seconds}
+        pairing = time.perf_counter() - started - seconds
+        return {"seconds": seconds, "pairs, ms": 1e3 * pairing}
     if step == "compose":
         rows = {shard.shard: shard.segmented for shard in read_elements(folder, SEGMENTED)}
         composed_shards = (
@@ -251,18 +252,10 @@ def measure_rows(count: int) -> None:
                 row(f"scale: {name}, {count:,} rows", f"{value:,.1f}")
             if seconds is not None:
                 each = f"{1e6 * seconds / count:.2f} us an image"
-                row(f"scale: {step}, {count:,} rows", f"{seconds:.1f} s", each)
+                row(f"scale: {step}, {count:,} rows", f"{seconds:.2f} s", each)
                 row(f"scale: peak memory of {step}, {count:,} rows", f"{peak:,.0f} MB")
         manifest = (Path(folder) / "dataset" / MANIFEST).stat().st_size
         row(f"scale: manifest, {count:,} rows", f"{manifest / 1e6:.1f} MB")
-
-
-def peak() -> float:
-    """Returns the peak resident memory of this process, in MB.
-
-    `getrusage` would return that of the parent, which a process inherits on Linux.
-    """
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def main() -> None:
@@ -278,7 +271,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.step:
         step, folder, count = arguments.step
-        print(json.dumps(do(step, Path(folder), int(count)) | {"peak": peak()}))
+        print(json.dumps(do(step, Path(folder), int(count)) | {"peak": peak_memory()}))
         return
     print(machine())
     for count in (int(number) for number in arguments.rows.split(",") if number):

@@ -17,20 +17,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from measure import draw_small, machine, row, run_in9
-
-IN9 = ("-m", "pipeline")
+from measure import IN9, draw_small, machine, row, run_in9
 
 
-def seconds(rounds: int, *arguments: object, expected: int = 0) -> float:
-    """Measures the median wall time of an interpreter with these arguments.
+def seconds(rounds: int, *words: object, expected: int = 0) -> float:
+    """Measures the median wall time of a program.
 
     Raises CalledProcessError unless it ends with the expected exit code.
     """
     times = []
     for _ in range(rounds):
         started = time.perf_counter()
-        command = [sys.executable, *map(str, arguments)]
+        command = [str(word) for word in words]
         done = subprocess.run(command, check=False, capture_output=True)
         times.append(time.perf_counter() - started)
         if done.returncode != expected:
@@ -48,9 +46,9 @@ def main() -> None:
         source, output = draw_small(12, root / "in"), root / "out"
         run_in9("run", "--input", source, "--output", output)
         bare = {
-            "python": seconds(rounds, "-c", "pass"),
-            "import apache_beam": seconds(rounds, "-c", "import apache_beam"),
-            "import torch": seconds(rounds, "-c", "import torch"),
+            "python": seconds(rounds, sys.executable, "-c", "pass"),
+            "import apache_beam": seconds(rounds, sys.executable, "-c", "import apache_beam"),
+            "import torch": seconds(rounds, sys.executable, "-c", "import torch"),
         }
         for name, duration in bare.items():
             row(f"start-up: {name}", f"{duration:.2f} s")

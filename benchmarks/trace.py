@@ -1,177 +1,183 @@
-"""Counts the code that an image passes on its way from `--input` to a row of `summary.csv`.
+"""Counts the functions of `pipeline/` that an image passes in `in9 run`.
 
-    python benchmarks/trace.py [--limit 4] [--list]
+    python benchmarks/trace.py
 
-It runs `in9 run` on some images of the sample in this process, with one worker and one model, under
-Python's profiler. It counts the code of `pipeline/` and `transforms/` that runs in the steps of the
-graph, and in threads that they start, until `summary.csv` exists. Flags, checks, closing words and
-the page are not part of it, and neither is code that runs while a module is imported or a kernel is
-compiled. It counts
+It runs the job in this checkout on 36 and on 72 drawn images, none of which is rejected, in the
+same number of shards, with one worker and one model, and prints each function that counts with its
+calls for an image. The two runs are separate processes, where Python's profiler sees every thread.
 
-* functions: each named function once; a method that two classes share is one function;
-* modules: files with such a function;
-* types: our classes, and their base classes of ours, of all arguments of such a function (including
-  `self`), and of all constructed objects.
+* A function is a `def` or a `lambda`, also inside of another one, and a method or a property. A
+  comprehension and a generator expression belong to the function around them.
+* A generator is called once, when it starts, however often it goes on.
+* A function behind `functools.cache` or `lru_cache` is called as often as its cache is asked.
+* What is done by the clock is off: notes of progress, checkpoints, renewals of the lock.
 
-It prints the numbers of all of them, and of those that occur at least as often as there are images.
-The latter approximate what each image passes: code that runs once for a shard, a model or a job is
-left out, but code that happens to run as often for another reason is included.
-
-Python's profiler does not see compiled code, such as the kernels of GrabCut, nor classes without
-instances, such as a `TypedDict`, and paths for bad input, other flags or other layouts do not run.
-So the figures serve to compare two states of the code; they are less than all there is to learn.
+Functions without source, such as the generated `__init__` of a dataclass, are not counted, and
+neither is what other flags, bad images or other layouts would need.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
+import gc
+import io
 import itertools
 import json
+import multiprocessing
+import opcode
 import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from inspect import CO_VARARGS, CO_VARKEYWORDS
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
+from unittest import mock
 
-from measure import row
+from measure import ROOT, draw_small, row
 
 from pipeline.commands.cli import main as in9
+from pipeline.evaluate import predict_shards
+from pipeline.runtime import lock, progress
+from transforms.grabcut import prepare
 
-ROOT = Path(__file__).resolve().parent.parent
-OURS = ("pipeline", "transforms")
-_FOLDERS = tuple(f"{ROOT / name}/" for name in OURS)
-_WORKER = "/apache_beam/runners/worker/"
-_NO_STEPS = ("<frozen importlib", "/numba/")
-"""Files of importing and compiling. Code below these is never counted, because a second run, which
-finds everything compiled, would count less."""
-_END = "/results/summary.csv"
+FEW, MANY = 36, 72
+RULE = (
+    "functions of pipeline/ whose calls rise by at least one an image between "
+    f"{FEW} and {MANY} images in the same number of shards"
+)
+_CLOCKS = (
+    (progress, "PLAIN_SECONDS"),
+    (progress, "_NOTE_SECONDS"),
+    (lock, "RENEWAL_SECONDS"),
+    (predict_shards, "CHECKPOINT_SECONDS"),
+)
+_PARTS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>", "<module>")
+"""Names of code that is no function of its own. Newer Pythons have no code for most of these."""
 
 
-class Trace:
-    """A count of our code that ran in the steps of a graph.
+class Function(NamedTuple):
+    """A function of a module, and the line where it begins."""
+
+    module: str
+    line: int
+    name: str
+
+
+class CallCounter:
+    """A context that counts the calls of all functions in a folder, in this and in new threads.
+
+    Args:
+      folder: what lies in it, at any depth, is counted.
 
     Attributes:
-      functions: number of calls by (module, function).
-      types: number of calls by class, for calls with an instance as an argument and for
-        constructions.
+      calls: number of calls of each function, once the context has ended.
     """
 
-    def __init__(self) -> None:
-        self.functions: Counter[tuple[str, str]] = Counter()
-        self.types: Counter[type] = Counter()
-        self._is_over = False
+    def __init__(self, folder: Path) -> None:
+        self.calls: Counter[Function] = Counter()
+        self._prefix = f"{folder}/"
+        self._lock = threading.Lock()
 
-    def run(self, arguments: list[str]) -> int:
-        """Runs a command, and returns its exit code.
-
-        Use a separate process for each run, because the hooks cannot be removed.
-        """
-        start_thread = threading.Thread.start
-
-        def start(thread: threading.Thread) -> None:
-            # The stack of a thread does not show which code has started it.
-            if _is_in_step(sys._getframe(1)):
-                thread.run = _of_step(thread.run)  # type: ignore[method-assign]
-            start_thread(thread)
-
-        threading.Thread.start = start  # type: ignore[assignment,method-assign]
-        sys.addaudithook(self._watch)
+    def __enter__(self) -> CallCounter:
         threading.setprofile(self._see)
         sys.setprofile(self._see)
-        try:
-            return in9(arguments)
-        finally:
-            sys.setprofile(None)
-            threading.setprofile(None)
+        return self
 
-    def _watch(self, event: str, arguments: tuple[Any, ...]) -> None:
-        # Files are written under another name and then renamed.
-        if event == "os.rename" and str(arguments[1]).endswith(_END):
-            self._is_over = True
+    def __exit__(self, *_: object) -> None:
+        is_ours = sys.getprofile() == self._see
+        sys.setprofile(None)
+        threading.setprofile(None)
+        assert is_ours, "something has replaced the profiler"
+        # The profiler sees what fills a cache, and not what is found there.
+        for cached in gc.get_objects():
+            if isinstance(cached, functools._lru_cache_wrapper):
+                code = getattr(cached.__wrapped__, "__code__", None)
+                hits = cached.cache_info().hits
+                if hits and code is not None and self._counts(code):
+                    self.calls[self._function(code)] += hits
 
     def _see(self, frame: FrameType, event: str, _: Any) -> None:
-        code = frame.f_code
-        is_ours = code.co_filename.startswith(_FOLDERS)
-        # The generated functions of dataclasses and named tuples have no file.
-        if event != "call" or self._is_over or not (is_ours or code.co_filename == "<string>"):
-            return
-        if not _is_in_step(frame):
-            return
-        if is_ours and not code.co_name.startswith("<"):
-            module = str(Path(code.co_filename).relative_to(ROOT))
-            self.functions[module, code.co_qualname] += 1
-        kinds = {
-            value if isinstance(value, type) else type(value) for value in _arguments_of(frame)
-        }
-        self.types.update({base for kind in kinds for base in kind.__mro__ if _is_ours(base)})
+        if event == "call" and self._counts(frame.f_code) and _starts(frame):
+            with self._lock:
+                self.calls[self._function(frame.f_code)] += 1
+
+    def _counts(self, code: CodeType) -> bool:
+        return code.co_filename.startswith(self._prefix) and code.co_name not in _PARTS
+
+    def _function(self, code: CodeType) -> Function:
+        module = code.co_filename.removeprefix(self._prefix)
+        return Function(module, code.co_firstlineno, code.co_qualname)
 
 
-def _of_step(run: Callable[[], None]) -> Callable[[], None]:
-    def run_of_step() -> None:
-        run()
-
-    return run_of_step
-
-
-def _is_in_step(frame: FrameType | None) -> bool:
-    """Returns whether a frame is below Beam's worker, or in a thread that such a frame started."""
-    while frame is not None:
-        code = frame.f_code
-        if any(part in code.co_filename for part in _NO_STEPS):
-            return False
-        if _WORKER in code.co_filename or code.co_name == "run_of_step":
-            return True
-        frame = frame.f_back
-    return False
+def _starts(frame: FrameType) -> bool:
+    """Returns whether a frame begins, and is not a generator that goes on."""
+    if frame.f_lasti < 0:
+        return True
+    instruction, argument = frame.f_code.co_code[frame.f_lasti : frame.f_lasti + 2]
+    return opcode.opname[instruction] == "RESUME" and not argument & 3
 
 
-def _arguments_of(frame: FrameType) -> Iterator[Any]:
-    """Yields the arguments with which a function was called."""
-    code, values = frame.f_code, frame.f_locals
-    count = code.co_argcount + code.co_kwonlyargcount
-    count += sum(bool(code.co_flags & flag) for flag in (CO_VARARGS, CO_VARKEYWORDS))
-    return (values[name] for name in code.co_varnames[:count] if name in values)
+def run_counted(images: int) -> tuple[Counter[Function], Any]:
+    """Runs the job on a number of images; returns the calls, and the manifest's shards.
 
-
-def _is_ours(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] in OURS
-
-
-def _print_names(functions: Iterable[tuple[str, str]], types: Iterable[type]) -> None:
-    for module, group in itertools.groupby(sorted(functions), key=lambda each: each[0]):
-        print(f"{module}: {', '.join(name for _, name in group)}")
-    print(f"types: {', '.join(sorted(f'{kind.__module__}.{kind.__qualname__}' for kind in types))}")
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--limit", type=int, default=4, help="images of each class (4)")
-    parser.add_argument("--list", action="store_true", help="print their names, module by module")
-    arguments = parser.parse_args()
-    trace = Trace()
-    with tempfile.TemporaryDirectory() as folder:
+    Use a separate process for each run, so that no cache is filled before.
+    """
+    prepare(lambda: print("compiling the kernels, once on this machine (about 15 s)"))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.ExitStack() as stack,
+        # On a terminal there would be a bar, which calls functions by the clock.
+        contextlib.redirect_stderr(io.StringIO()) as errors,
+    ):
+        for module, seconds in _CLOCKS:
+            stack.enter_context(mock.patch.object(module, seconds, threading.TIMEOUT_MAX))
         output = Path(folder) / "out"
-        command = ["run", "--output", str(output), "--limit", str(arguments.limit)]
-        command += ["--models", "efficientnet_lite0", "--direct_num_workers=1"]
-        if code := trace.run(command):
-            return code
-        images = json.loads((output / "manifest.json").read_text())["images"]["val"]["listed"]
-    for scope, least in (("in all", 1), ("for each image", images)):
-        functions = [each for each, calls in trace.functions.items() if calls >= least]
-        types = [kind for kind, calls in trace.types.items() if calls >= least]
-        if arguments.list:
-            print(f"\n{scope}\n")
-            _print_names(functions, types)
-        yardstick = f"{images} images to a row"
-        row(f"trace: functions {scope}", str(len(functions)), yardstick)
-        row(f"trace: modules {scope}", str(len({module for module, _ in functions})), yardstick)
-        row(f"trace: types {scope}", str(len(types)), yardstick)
-    return 0
+        command = ["run", "--input", str(draw_small(images, Path(folder) / "in"))]
+        command += ["--output", str(output), "--models", "efficientnet_lite0"]
+        command += ["--direct_num_workers", "1", "--images_per_shard", str(images // 2)]
+        with CallCounter(ROOT / "pipeline") as counter, contextlib.redirect_stdout(errors):
+            code = in9(command)
+        assert code == 0, errors.getvalue()
+        manifest = json.loads((output / "manifest.json").read_text())
+        assert manifest["images"]["val"]["selected"] == images, manifest["images"]
+        return counter.calls, manifest["shards"]
+
+
+def calls_per_image() -> dict[Function, float]:
+    """Measures the calls for one more image of each function that the rule counts."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
+        (few, shards), (many, same) = pool.map(run_counted, (FEW, MANY))
+    assert shards == same, (shards, same)
+    rises = {function: (calls - few[function]) / (MANY - FEW) for function, calls in many.items()}
+    return {function: rise for function, rise in sorted(rises.items()) if rise >= 1}
+
+
+def describe(functions: dict[Function, float]) -> Iterator[str]:
+    """Yields a line for each module, and one for each of its functions."""
+    for module, group in itertools.groupby(functions, key=lambda function: function.module):
+        yield f"\npipeline/{module}"
+        for function in group:
+            yield f"{functions[function]:8.2f}  {function.name}, line {function.line}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.parse_args()
+    functions = calls_per_image()
+    print(RULE)
+    for line in describe(functions):
+        print(line)
+    print()
+    row("trace: functions for each image", str(len(functions)), f"{FEW} and {MANY} images")
+    modules = {function.module for function in functions}
+    row("trace: modules with such a function", str(len(modules)), f"{FEW} and {MANY} images")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,17 +1,58 @@
-"""Tests that benchmarks run where few packages are installed."""
+"""Tests that benchmarks measure what they say, and run where few packages are installed."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
+import pytest
 from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+TRACED = """
+import functools, threading
+
+@functools.lru_cache
+def cached(number):
+    return number // 2
+
+@functools.cache
+def unused():
+    return 0
+
+class Part:
+    @property
+    def size(self):
+        return [self.number(n) for n in range(3)]
+
+    def number(self, n):
+        return sum(each for each in (n, n))
+
+def steps():
+    for n in range(4):
+        yield n
+
+def delegating():
+    yield from steps()
+    return (lambda n: n)(1)
+
+def main():
+    for n in range(6):
+        cached(n // 2)
+    list(delegating()), next(steps()), Part().size
+    thread = threading.Thread(target=lambda: list(steps()))
+    thread.start()
+    thread.join()
+"""
+"""A module whose calls are counted by hand in a test."""
 
 WITHOUT = """
 import json, os, sys
@@ -67,3 +108,121 @@ def test_stages_that_run_models_need_nothing_but_what_the_page_says(tmp_path: Pa
     assert done.returncode == 0, done.stderr
     for stage in ("evaluate", "attack", "saliency", "train"):
         assert f"{stage}, efficientnet_lite0 fp32: too few to tell (bare loop, " in done.stdout
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the benchmarks, in which modules are found."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return ROOT / "benchmarks"
+
+
+def load(path: Path) -> ModuleType:
+    """Imports a file under another name, because Python has a module `trace`, too."""
+    spec = importlib.util.spec_from_file_location(f"loaded_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_another_checkout_is_not_measured(tmp_path: Path) -> None:
+    (tmp_path / "benchmarks").mkdir()
+    copy = tmp_path / "benchmarks" / "measure.py"
+    copy.write_text((ROOT / "benchmarks" / "measure.py").read_text())
+    done = subprocess.run(
+        [sys.executable, copy],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert f"this would measure {ROOT}/pipeline/__init__.py; set PYTHONPATH" in done.stderr
+
+
+def test_commands_come_from_this_checkout(
+    benchmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "__main__.py").write_text("print('another')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    measure = importlib.import_module("measure")
+    assert measure.run_in9("--version").output.startswith("in9 ")
+
+
+def test_rows_are_positive_and_finite(
+    benchmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = importlib.import_module("measure")
+    monkeypatch.setenv(measure.TABLE, str(tmp_path / "rows"))
+    good = ("1.02 x", "135 of 135", "1,000 MB", "3e-05 s", "17, 30, 4", "too few to tell")
+    for value in good:
+        measure.row("speed", value)
+    for value in ("0", "0.00 x", "-0.1 s", "nan x", "inf MB", "18, 0, 37", "0 of 135"):
+        with pytest.raises(SystemExit, match=f"speed: {value} is not positive and finite"):
+            measure.row("speed", value)
+    rows = [json.loads(line)["value"] for line in (tmp_path / "rows").read_text().splitlines()]
+    assert rows == list(good)
+
+
+def test_peak_memory_is_that_of_the_program_and_of_its_children(benchmarks: Path) -> None:
+    measure = importlib.import_module("measure")
+    ballast = b"x" * (200 << 20)
+    assert 1 < measure.run_process(sys.executable, "-c", "pass").peak < 100
+    del ballast
+    child = "x = b'x' * (60 << 20); import time; time.sleep(0.5)"
+    code = f"import subprocess, sys; {child}; subprocess.run([sys.executable, '-c', {child!r}])"
+    assert 120 < measure.run_process(sys.executable, "-c", code).peak < 200
+
+
+def test_groups_of_one_benchmark_stay(
+    benchmarks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = importlib.import_module("results")
+    (tmp_path / "sizes.py").write_text(
+        "import json, os, sys\n"
+        "row = {'what': 'size', 'value': sys.argv[1], 'yardstick': '', 'bound': ''}\n"
+        "print(json.dumps(row), file=open(os.environ['IN9_BENCHMARK_ROWS'], 'a'))\n"
+        "sys.exit(sys.argv[1] == '0')\n"
+    )
+    monkeypatch.setattr(results, "HERE", tmp_path)
+    monkeypatch.setattr(results, "BENCHMARKS", {"sizes": (["1"], ["2"])})
+    page = tmp_path / "RESULTS.md"
+
+    def run(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["results.py", "--to", str(page), "--only", *words])
+        code: int = results.main()
+        return code
+
+    assert run("sizes", "sizes 3 ''") == 0
+    assert run("sizes") == 0
+    assert run("sizes 0") == 1
+    rows = [line.split(" | ")[:2] for line in page.read_text().splitlines()[8:]]
+    assert [row for row in rows if "`" not in row[0]] == [
+        *(["| size", "1"], ["| size", "3"], ["| size", "0"], ["| sizes 0 failed", "-"])
+    ]
+    assert [row[0] for row in rows if "`" in row[0]] == [
+        f"| **`benchmarks/sizes.py {words}`**" for words in ("1", "3 ''", "0")
+    ]
+
+
+def test_calls_are_counted_as_the_rule_says(benchmarks: Path, tmp_path: Path) -> None:
+    trace = load(benchmarks / "trace.py")
+    (tmp_path / "traced.py").write_text(TRACED)
+    traced = load(tmp_path / "traced.py")
+    with trace.CallCounter(tmp_path) as counter:
+        traced.main()
+    traced.main()
+    calls = {function.name: count for function, count in counter.calls.items()}
+    assert calls == {
+        "main": 1,
+        "cached": 6,
+        "Part.size": 1,
+        "Part.number": 3,
+        "steps": 3,
+        "delegating": 1,
+        "delegating.<locals>.<lambda>": 1,
+        "main.<locals>.<lambda>": 1,
+    }
