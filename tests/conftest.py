@@ -40,6 +40,9 @@ settings.load_profile("in9")
 # Test processes run side by side, so idle OpenMP threads must sleep instead of spinning.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Help is as wide as the terminal.
+os.environ["COLUMNS"] = "102"
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 

@@ -55,10 +55,6 @@ def main(argv: list[str] | None = None) -> int:
         release_all()
         # Do not wait for threads that are in the middle of an image.
         os._exit(1)
-    except BrokenPipeError:
-        # The reader of our output, such as `head`, has closed it, so nothing more can be printed.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except UsageError as error:
         return _report_error(f"in9 {arguments.command}", error, 2)
     except (JobError, OSError) as error:
@@ -134,7 +130,7 @@ def _run(arguments: argparse.Namespace, remaining_words: list[str]) -> int:
 
 
 class _EscapingStream:
-    """Standard output that escapes invisible characters.
+    """Standard output that escapes invisible characters, and shows each line at once, in files too.
 
     Args:
       stream: the output.
@@ -145,7 +141,13 @@ class _EscapingStream:
 
     def write(self, text: str) -> int:
         """Writes text and returns its length."""
-        self._stream.write(escaped(text))
+        try:
+            self._stream.write(escaped(text))
+            if "\n" in text:
+                self._stream.flush()
+        except BrokenPipeError:
+            # Its reader, such as `head`, has closed it. The work goes on: its exit code counts.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
         return len(text)
 
     def __getattr__(self, name: str) -> Any:

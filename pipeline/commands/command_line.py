@@ -27,7 +27,7 @@ def parse_command_line(words: Sequence[str]) -> tuple[argparse.Namespace, list[s
       UsageError: a word is wrong, or the `--config` file is unreadable or wrong.
     """
     parser = build_parser()
-    arguments, rest = parser.parse_known_args(words)
+    arguments, rest = parser.parse_known_args(words or ["--help"])
     command, *others = words
     if command != arguments.command:
         raise UsageError(f"flags stand behind the command: in9 {arguments.command} {command}")

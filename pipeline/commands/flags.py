@@ -36,7 +36,8 @@ def flags_of(command: str) -> list[Flag]:
 
 CORE = (
     *("output", "input", "annotations", "models", "device", "split", "variants", "segmenter"),
-    *("replicates", "limit", "dry_run", "overwrite", "imagenet", "attack", "saliency", "config"),
+    *("taxonomy", "replicates", "limit", "dry_run", "overwrite", "imagenet", "attack", "saliency"),
+    *("fail_if", "publish", "config"),
 )
 """Flags that `--help` shows if a command has many flags; `--help all` shows the others, too."""
 AROUND_GRAPH = ("config", "dry_run", "publish", "keep", "imagenet", "fail_if", "gpu", "gpus")

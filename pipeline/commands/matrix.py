@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -79,14 +78,14 @@ def run_matrix(arguments: argparse.Namespace) -> int:
         else:
             check_architecture(name, pretrained=arguments.pretrained, weights=weights)
     for note in notes_of(dataset.manifest):
-        print(note, flush=True)
+        print(note)
     torch.set_num_threads(usable_cores())
     started = time.monotonic()
     if arguments.probe:
         trainers = _probes(plan, names, weights)
     else:
         trainers = _networks(plan, names, arguments, precision)
-    matrices, num_tested = make_matrices(plan, trainers, functools.partial(print, flush=True))
+    matrices, num_tested = make_matrices(plan, trainers, print)
     for content in matrices:
         print(matrix_table(content))
         if chance := describe_chance(content["rows"]):

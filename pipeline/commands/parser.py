@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, NamedTuple, NoReturn
@@ -15,6 +17,9 @@ from pipeline.errors import UsageError
 
 _MANY = 30
 """If a command has more flags than this, `--help` shows only the flags in `CORE`."""
+
+_WIDTH = 100
+"""Width of help in columns, in a file and at most."""
 
 _RUNNER_NOTE = """
 Flags that are not listed go to Apache Beam, such as --runner and --direct_num_workers."""
@@ -142,8 +147,19 @@ def _says(action: type[argparse.Action], nargs: int | str) -> dict[str, Any]:
     return {"action": action, "nargs": nargs, "default": argparse.SUPPRESS}
 
 
-def _help_format(prog: str) -> argparse.HelpFormatter:
-    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=100)
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Formats help for the width of the terminal; examples stay on one line, to be copied."""
+
+    def __init__(self, prog: str) -> None:
+        # As argparse does, leaves two columns free.
+        width = min(shutil.get_terminal_size((_WIDTH + 2, 24)).columns - 2, _WIDTH)
+        super().__init__(prog, max_help_position=32, width=width)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(
+            line if line.startswith("Example: ") else textwrap.fill(line, width)
+            for line in text.splitlines()
+        )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -181,7 +197,7 @@ def build_parser() -> argparse.ArgumentParser:
         "your own images: generate the variants, evaluate models.",
         epilog="Example: in9 run --output out    (the embedded sample)",
         allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_HelpFormatter,
     )
     parser.add_argument("--version", **_says(_ShowVersion, 0), help="show the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -192,7 +208,7 @@ def build_parser() -> argparse.ArgumentParser:
             description=f"in9 {name}: {command.text}.",
             epilog=f"Example: {command.example}\n{_RUNNER_NOTE * command.has_graph}{_EXIT_NOTE}",
             allow_abbrev=False,
-            formatter_class=_help_format,
+            formatter_class=_HelpFormatter,
             prog=f"in9 {name}",
             # The description names the command already.
             usage=argparse.SUPPRESS,

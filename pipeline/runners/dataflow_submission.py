@@ -126,7 +126,7 @@ def submit(pipeline: beam.Pipeline, submission: Submission, store: Store) -> Pip
     if submission.is_template:
         return result
     address = console_address(submission.job, result.job_id())
-    print(f"job {submission.job['job_name']} ({result.job_id()}): {address}", flush=True)
+    print(f"job {submission.job['job_name']} ({result.job_id()}): {address}")
     if not submission.waits:
         return result
     try:

@@ -64,7 +64,7 @@ class EpochLog:
 def say_now(line: str) -> None:
     """Prints a line and flushes standard output, so that the lines of a long training reach a file
     as they are printed."""
-    print(line, flush=True)
+    print(line)
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(EpochLog))
