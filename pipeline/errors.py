@@ -21,7 +21,7 @@ class JobError(Exception):
 
 
 class ModelError(JobError):
-    """One model cannot be evaluated; the others can."""
+    """One model cannot be evaluated or trained; the others can."""
 
 
 class BrokenPictureError(JobError):

@@ -140,6 +140,59 @@ def tiny() -> Any:
     return torch.nn.Sequential(*layers)
 
 
+def _adding(value: float, outputs: int, above: int = 0) -> Any:
+    """Returns the tiny model with a value added to some outputs for pictures of a larger side."""
+    import torch
+
+    class Adding(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = tiny()
+
+        def forward(self, pictures: Any) -> Any:
+            logits = self.model(pictures)
+            if pictures.shape[-1] > above:
+                logits = logits + torch.where(torch.arange(1000) < outputs, value, 0.0)
+            return logits
+
+    return Adding()
+
+
+def nan() -> Any:
+    """Returns a model with an output that is NaN."""
+    return _adding(float("nan"), 1)
+
+
+def nan_when_large() -> Any:
+    """Returns a model that is `nan` on ImageNet, but not on small datasets."""
+    return _adding(float("nan"), 1, above=64)
+
+
+def infinity() -> Any:
+    """Returns a model with an output that is +infinity."""
+    return _adding(float("inf"), 1)
+
+
+def masked() -> Any:
+    """Returns a model that masks all classes."""
+    return _adding(-float("inf"), 1000)
+
+
+def steep() -> Any:
+    """Returns a model whose outputs are numbers, but not their gradients."""
+    import torch
+
+    class Steep(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = tiny()
+
+        def forward(self, pictures: Any) -> Any:
+            return self.model(pictures) + (pictures - pictures).sqrt().mean((1, 2, 3))[:, None]
+
+    return Steep()
+
+
 if NOTES in os.environ:
     with open("/proc/self/statm", encoding="utf-8") as _file:
         _size = int(_file.read().split()[0]) * resource.getpagesize()

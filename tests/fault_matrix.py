@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import fault_documents
+import fault_models
 import fault_months
 import fault_refusals
 import fault_states
@@ -26,7 +27,10 @@ from fault_states import DAMAGED_STATES
 
 def all_faults(lab: Lab, states: Sequence[str] = DAMAGED_STATES) -> list[Trial]:
     """Returns all faults of inputs and of these states, which must include "finished"."""
-    modules = (fault_states, fault_documents, fault_refusals, fault_storage, fault_months)
+    modules = (
+        *(fault_states, fault_documents, fault_refusals, fault_storage, fault_models),
+        fault_months,
+    )
     families = [family for module in modules for family in module.FAMILIES]
     return [*all_inputs(), *(fault for family in families for fault in family(lab, states))]
 
@@ -74,6 +78,9 @@ SAMPLE = (
         "field, path: results/[*]/model.json: weights_sha256 = '[.]'",
         "field, missing: results/[*]/model.json: .*in9 report",
     ),
+    *("non-finite outputs: evaluate: nan", "non-finite outputs: attack: masked"),
+    *("non-finite outputs: saliency: steep", "non-finite outputs: imagenet"),
+    *("non-finite outputs: probe", "non-finite outputs: training: weights"),
     "foreign tables: index/[*].parquet with no metadata, in9 run",
     "foreign tables: parquet/.* with no rows, in9 evaluate",
     *("refused runs: another input$", "refused runs: no input"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 
@@ -22,3 +23,14 @@ def _linear(seed: int) -> torch.nn.Module:
     torch.manual_seed(seed)
     layers = torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, 1000)
     return torch.nn.Sequential(*layers)
+
+
+class Fixed(torch.nn.Module):
+    """A network that returns the first rows of a table, whatever the pictures are."""
+
+    def __init__(self, outputs: np.ndarray) -> None:
+        super().__init__()
+        self.outputs = torch.from_numpy(outputs)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.outputs[: len(pictures)]

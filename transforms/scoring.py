@@ -39,10 +39,12 @@ class Scores:
 def _score(logits: Logits, labels: Labels, output_labels: Labels, allowed: Labels) -> Scores:
     """Scores pictures as if the model had only the outputs at the positions `allowed`."""
     kept = logits[:, allowed]
-    shifted = np.exp(kept - kept.max(axis=1, keepdims=True))
-    probabilities = shifted / shifted.sum(axis=1, keepdims=True)
+    best = kept.max(axis=1, keepdims=True)
+    # The best may be -infinity, and the sum 0, which otherwise is at least 1.
+    shifted = np.exp(kept - np.maximum(best, np.finfo(best.dtype).min))
+    probabilities = shifted / np.maximum(shifted.sum(axis=1, keepdims=True), 1)
     winner = kept.argmax(axis=1)
-    output = allowed[winner]
+    output = np.where(np.isneginf(best[:, 0]), logits.argmax(axis=1), allowed[winner])
     is_true = output_labels[allowed][np.newaxis] == labels[:, np.newaxis]
     return Scores(
         prediction=output_labels[output],
@@ -58,7 +60,8 @@ def argmax_then_map(logits: Logits, labels: Labels, output_labels: Labels) -> Sc
     If this output has no superclass, the prediction counts as wrong.
 
     Args:
-      logits: (n, k) float32, the k outputs of the model for each of n pictures.
+      logits: (n, k) float32, the k outputs of the model for each of n pictures. -infinity masks an
+        output, but not all outputs of a picture; NaN and +infinity are not allowed.
       labels: (n,) int64 true superclass labels.
       output_labels: (k,) int64 superclass of each output, `OUTSIDE` for none.
 
@@ -72,7 +75,9 @@ def mapped_only(logits: Logits, labels: Labels, output_labels: Labels) -> Scores
     """Predicts the best among the outputs that have a superclass (370 of 1000 in ImageNet-9).
 
     Same as `argmax_then_map`, but as if the model had no other outputs, so the probabilities of
-    these outputs add up to 1. Raises ValueError if no output has a superclass.
+    these outputs add up to 1. If a picture's outputs that have a superclass are all masked, their
+    probabilities are 0, the best of the other outputs wins, and the prediction counts as wrong.
+    Raises ValueError if no output has a superclass.
     """
     return _score(logits, labels, output_labels, np.flatnonzero(output_labels != OUTSIDE))
 

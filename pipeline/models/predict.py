@@ -124,7 +124,7 @@ class Predictor:
           overwritten once the next batch is requested.
 
         Raises:
-          ModelError: for the reasons of `forward`.
+          ModelError: for the reasons of `forward`, or outputs are not numbers.
           Exception: for the reasons of `Loader.batches`.
         """
         loader: Loader[P] = Loader(
@@ -169,6 +169,7 @@ class Predictor:
     ) -> Generator[tuple[Batch[P], NDArray[np.float32]], None, None]:
         if outputs.done is not None:
             outputs.done.synchronize()
+        refuse_broken(are_numbers(outputs.logits))
         yield batch, outputs.logits.numpy()
         loader.hand_back(batch)
 
@@ -249,6 +250,32 @@ class Predictor:
           pictures: (n, 3, S, S) float32 in [0, 1], RGB.
         """
         return self._input(pictures, self.input_size(pictures.shape[-1]))
+
+
+def are_numbers(outputs: torch.Tensor) -> torch.Tensor:
+    """Returns for which of n pictures the outputs, (n, ...), can be compared: (n,) bool, on the
+    outputs' device.
+
+    They cannot if one of them is NaN or +infinity, or if all are -infinity. A single -infinity is
+    fine, because models mask classes with it.
+    """
+    return outputs.flatten(1).amax(dim=1).isfinite()
+
+
+def refuse_broken(valid: torch.Tensor | NDArray[np.bool_], what: str = "outputs") -> None:
+    """Raises ModelError unless what a model gave for each of n pictures is valid.
+
+    Args:
+      valid: (n,) bool in host memory, from `are_numbers`. On a device it would have to be waited
+        for.
+      what: what the model gave, for the message.
+    """
+    broken = len(valid) - int(valid.sum())
+    if broken:
+        raise ModelError(
+            f"its {what} are not numbers but NaN or infinity for {broken} of {len(valid)} pictures "
+            "of a batch"
+        )
 
 
 def device_of(name: str, group: int) -> torch.device:

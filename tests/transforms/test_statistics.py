@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
 from pipeline.dataset.shards import ShardCounts
 from transforms.hashing import keyed_hash, keyed_hashes, substream
@@ -84,6 +85,32 @@ def test_label_rules_on_a_worked_example() -> None:
     assert mapped.prediction.tolist() == [0, 1]
     assert mapped.output.tolist() == [2, 3]
     assert mapped.true[0] == pytest.approx(1 - np.exp(0) / np.exp([1, 2, 0]).sum())
+
+
+@given(
+    arrays.arrays(np.float32, (3, 6), elements=st.floats(-50, 50, width=32)),
+    arrays.arrays(np.bool_, (3, 6)),
+)
+def test_a_masked_output_counts_as_if_the_model_did_not_have_it(
+    logits: np.ndarray, masked: np.ndarray
+) -> None:
+    output_labels, labels = np.asarray([OUTSIDE, 0, 0, 1, OUTSIDE, 2]), np.asarray([0, 1, 2])
+    masked[masked.all(axis=1)] = False
+    logits[masked] = -np.inf
+    for name, rule in LABEL_RULES.items():
+        scores = rule(logits, labels, output_labels)
+        for i in range(3):
+            allowed = ~masked[i] & ((output_labels != OUTSIDE) | (name == "argmax_then_map"))
+            if not allowed.any():
+                assert (scores.prediction[i], scores.top1[i], scores.true[i]) == (OUTSIDE, 0, 0)
+                assert scores.output[i] == logits[i].argmax()
+                continue
+            row = slice(i, i + 1)
+            alone = rule(logits[row, allowed], labels[row], output_labels[allowed])
+            assert scores.output[i] == np.flatnonzero(allowed)[alone.output[0]]
+            assert scores.prediction[i] == alone.prediction[0]
+            assert scores.top1[i] == pytest.approx(alone.top1[0], abs=1e-6)
+            assert scores.true[i] == pytest.approx(alone.true[0], abs=1e-6)
 
 
 def test_nine_way_heads_agree_under_both_rules() -> None:

@@ -25,7 +25,7 @@ from pipeline.analyses.attack.grid import AttackGrid, GridAxis
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import BrokenPictureError
-from pipeline.models.predict import Predictor
+from pipeline.models.predict import Predictor, are_numbers, refuse_broken
 from transforms.adversarial import Grid, Labels
 from transforms.attack_grid import try_until_turned
 from transforms.codec import UndecodableError, decode_image, decode_mask
@@ -33,6 +33,9 @@ from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import OUTSIDE
 
 _DECODED_AT_ONCE = 64
+_BROKEN = -3
+"""Stands for a label on the device where a model's outputs are not numbers. Neither a label nor
+`UNTRIED` has this value."""
 
 T = TypeVar("T")
 
@@ -218,15 +221,25 @@ class GridModel:
             background.
 
         Returns:
-          (rules, n) int16 on the device: labels under each rule of `LABEL_RULES`, -1 outside the
-          taxonomy. The functions in `LABEL_RULES` would give the same labels. Among equal outputs,
-          the first wins.
+          (rules, n) int16 on the device, for `_fetch`: labels under each rule of `LABEL_RULES`, -1
+          outside the taxonomy. The functions in `LABEL_RULES` would give the same labels. Among
+          equal outputs, the first wins.
         """
         pictures = cutouts.put_on(self._backgrounds, foreground, background)
         logits = self._predictor.forward(pictures)
-        return torch.stack(
-            [labels[logits[:, allowed].argmax(dim=1)] for allowed, labels in self._rules]
-        )
+        predictions = []
+        for allowed, labels in self._rules:
+            kept = logits[:, allowed]
+            is_masked = kept.amax(dim=1).isneginf()
+            predictions.append(labels[kept.argmax(dim=1)].masked_fill(is_masked, OUTSIDE))
+        return torch.stack(predictions).masked_fill(~are_numbers(logits), _BROKEN)
+
+
+def _fetch(predictions: torch.Tensor) -> Grid:
+    """Copies predictions to host memory. Raises ModelError if outputs were not numbers."""
+    grid: Grid = predictions.cpu().numpy()
+    refuse_broken(grid[0] != _BROKEN)
+    return grid
 
 
 def try_all(
@@ -247,6 +260,9 @@ def try_all(
 
     Returns:
       (rules, F, B) int16, the predicted labels, -1 outside the taxonomy.
+
+    Raises:
+      ModelError: the model fails, or its outputs are not numbers.
     """
     pairs = torch.arange(size[0] * size[1], device=cutouts.pixels.device)
     parts = []
@@ -254,7 +270,7 @@ def try_all(
         batch = pairs[first : first + batch_size]
         parts.append(model.predict(cutouts, batch // size[1], batch % size[1]))
         note(len(batch))
-    return np.asarray(torch.cat(parts, dim=1).cpu()).reshape(-1, *size)
+    return _fetch(torch.cat(parts, dim=1)).reshape(-1, *size)
 
 
 def stop_early(
@@ -279,13 +295,16 @@ def stop_early(
     Returns:
       (rules, F, B) int16, the predicted labels, -1 outside the taxonomy; `UNTRIED` for pairs that
       were skipped.
+
+    Raises:
+      ModelError: for the reasons of `try_all`.
     """
     device = cutouts.pixels.device
 
     def predict(foreground: Labels, background: Labels) -> Grid:
         pairs = (torch.from_numpy(axis.copy()).to(device) for axis in (foreground, background))
         note(len(foreground))
-        return np.asarray(model.predict(cutouts, *pairs).cpu())
+        return _fetch(model.predict(cutouts, *pairs))
 
     return try_until_turned(
         labels, order, rules=len(LABEL_RULES), batch_size=batch_size, predict=predict

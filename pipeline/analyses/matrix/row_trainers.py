@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.analyses.matrix.matrix_plan import IN9L, MatrixPlan
 from pipeline.evaluate.predict_shards import ShardPictures
 from pipeline.models.checkpoint import read_metadata
-from pipeline.models.predict import Predictor
+from pipeline.models.predict import Predictor, are_numbers, refuse_broken
 from pipeline.models.registry import load_model
 from pipeline.models.timm_names import read_state
 from pipeline.runtime.lock import DATASET_LOCK, held
@@ -81,7 +81,9 @@ class ProbeScorer:
     @torch.inference_mode()
     def _scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         inputs = torch.from_numpy(features)
-        return np.asarray(torch.nn.functional.linear(inputs, self._weight, self._bias))
+        outputs = torch.nn.functional.linear(inputs, self._weight, self._bias)
+        refuse_broken(are_numbers(outputs))
+        return np.asarray(outputs)
 
     def logits(
         self, parts: Iterable[ShardPictures], stored: int

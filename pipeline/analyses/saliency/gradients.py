@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ModelError
 from pipeline.evaluate.resident import free_memory
-from pipeline.models.predict import Predictor, is_out_of_memory
+from pipeline.models.predict import Predictor, are_numbers, is_out_of_memory, refuse_broken
 
 
 def winning_logit_gradients(
@@ -25,12 +25,16 @@ def winning_logit_gradients(
       (logits, gradients), (n, outputs) and (n, 3, S, S) float32.
 
     Raises:
-      ModelError: the model fails or gives no gradient, or memory does not suffice for a single
-        picture.
+      ModelError: the model fails or gives no gradient, its outputs or gradients are not numbers, or
+        memory does not suffice for a single picture.
     """
     try:
         logits, gradients = _gradients(predictor, pictures)
-        return logits.cpu().numpy(), gradients.cpu().numpy()
+        checks = torch.stack([are_numbers(logits), are_numbers(gradients.abs())])
+        on_host = logits.cpu().numpy(), gradients.cpu().numpy()
+        for valid, what in zip(checks.cpu(), ("outputs", "gradients"), strict=True):
+            refuse_broken(valid, what)
+        return on_host
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise ModelError(f"it gives no gradient: {type(error).__name__}: {error}") from error

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from pipeline.analyses.attack.attack_work import AttackWork
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
-from pipeline.errors import JobError
+from pipeline.errors import JobError, ModelError
 from pipeline.evaluate.work import Work
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.rejections import advise
@@ -213,8 +213,12 @@ def _print_model(
             images = round(expected)
             sides = (attack.plan.foregrounds, attack.plan.backgrounds)
             left["attack"] = math.prod(images if n is None else min(n, images) for n in sides)
-    predictor = Predictor(model, evaluation.predict)
-    rate = _pictures_a_second(predictor, trial, job.config.segment.image_size)
+    try:
+        predictor = Predictor(model, evaluation.predict)
+        rate = _pictures_a_second(predictor, trial, job.config.segment.image_size)
+    except ModelError as error:
+        print(f"{name}: {error}")
+        return
     del model
     gc.collect()
     if not rate:
