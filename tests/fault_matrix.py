@@ -51,6 +51,7 @@ SAMPLE = (
     *("links and devices: image: pipe", "links and devices: annotation: link to zeros"),
     *("archives: member '../victim", "archives: device", "WebDataset: json is deep"),
     *("bombs: boxes: 3 GB beside", "bombs: import: 3 GB of zeros", "bombs: line: manifest.csv"),
+    "bombs: checkpoint",
     *("in place of files: --exclude .*: pipe", "in place of files: --input manifest.json: 12 GB"),
     *("links and devices: annotation: 12 GB", "Parquet: damaged at -60"),
     *("short and long reads: folder: cut", "short and long reads: member of a tar: mix"),

@@ -1,10 +1,13 @@
-"""Faults of models: outputs that are not numbers, in every stage that uses them."""
+"""Faults of models: outputs that are not numbers, in every stage that uses them, and bombs."""
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import functools
+import json
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -112,4 +115,25 @@ def non_finite(lab: Lab, states: Sequence[str]) -> Iterator[Broken]:
         yield Broken(kind, f"training: {name}", (*train, *flags), f"the {name} ", absent=absent)
 
 
-FAMILIES = (non_finite,)
+def _with_huge_keys(checkpoint: bytes) -> bytes:
+    """Replaces the keys of training images by some that take 2 GB and are packed into 2 MB."""
+    length = int.from_bytes(checkpoint[:8], "little")
+    header = json.loads(checkpoint[8 : 8 + length])
+    note = json.loads(header["__metadata__"]["in9"])
+    packer = zlib.compressobj()
+    packed = b"".join([packer.compress(b"k" * (1 << 20)) for _ in range(2100)] + [packer.flush()])
+    note["in9_keys"] = base64.b64encode(packed).decode()
+    header["__metadata__"]["in9"] = json.dumps(note)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + checkpoint[8 + length :]
+
+
+def bombs(lab: Lab, states: Sequence[str]) -> Iterator[Broken]:
+    """Yields a small checkpoint whose metadata would fill a machine."""
+    flags = ("--dataset", "{out}", "--pictures", "none", LAST, "--models", f"{ARCH}={{file}}")
+    for command in ("evaluate", "saliency"):
+        name = f"checkpoint: keys of 2 GB, in9 {command}"
+        yield Broken("bombs", name, (command, *flags), "model.safetensors", _with_huge_keys)
+
+
+FAMILIES = (non_finite, bombs)

@@ -11,6 +11,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,9 @@ _LENGTH_BYTES = 8
 """Size in bytes of the first field of a file, which holds the length of the header."""
 _MAX_HEADER = 100_000_000
 """Largest header, in bytes, that safetensors allows."""
+_MAX_KEYS = 32 << 20
+"""Largest size in bytes of the unpacked keys. Those of ImageNet's 1.3 million training images take
+21 MB. Without a limit, a header of 3 MB could fill 2 GB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +116,9 @@ def save_checkpoint(
       path: path of the file in the folder; must end with `SUFFIX`.
       state: state dict of the module.
       trained: training metadata.
+
+    Raises:
+      JobError: the keys are larger than `read_metadata` accepts.
     """
     # Imported here, because this module also reads metadata where torch is not loaded.
     import torch
@@ -119,7 +126,13 @@ def save_checkpoint(
 
     if not path.endswith(SUFFIX):
         raise ValueError(f"a checkpoint's name must end with {SUFFIX}: got {path!r}")
-    keys = base64.b64encode(zlib.compress(_joined(trained.keys), 9)).decode()
+    joined = _joined(trained.keys)
+    if len(joined) > _MAX_KEYS:
+        raise JobError(
+            f"the keys of {len(trained.keys)} training images take {len(joined)} bytes, and a "
+            f"checkpoint holds at most {_MAX_KEYS}; train on fewer images"
+        )
+    keys = base64.b64encode(zlib.compress(joined, 9)).decode()
     # safetensors refuses tensors that share memory, so each is copied.
     tensors = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -154,7 +167,11 @@ def read_metadata(path: str) -> TrainedOn | None:
             raise JobError(
                 f"{path} is {file_format!r} of version {version}, which is not supported"
             )
-        keys = zlib.decompress(base64.b64decode(note.pop(_KEYS))).decode("utf-8", "surrogatepass")
+        packed = base64.b64decode(note.pop(_KEYS))
+        unpacked = zlib.decompressobj().decompress(packed, _MAX_KEYS + 1)
+        if len(unpacked) > _MAX_KEYS:
+            raise JobError(f"{path}: the keys of its training images exceed {_MAX_KEYS} bytes")
+        keys = unpacked.decode("utf-8", "surrogatepass")
         names = {field.name for field in dataclasses.fields(TrainedOn)} & note.keys()
         fields = {name: note[name] for name in names} | {
             "keys": tuple(keys.split("\n")) if keys else (),
@@ -189,6 +206,25 @@ def metadata_of_entry(entry: str) -> TrainedOn | None:
     if files_of(path).info(path) is None:
         return None
     return read_metadata(path)
+
+
+def refuse_compressed(path: str) -> None:
+    """Refuses a PyTorch file with compressed members, before torch unpacks them: `torch.save`
+    compresses nothing, and a few MB of such members could fill the memory.
+
+    Raises:
+      OSError: the file cannot be read.
+      JobError: members are compressed, or cannot be listed.
+    """
+    with files_of(path).open(path) as file:
+        if file.read(4) != b"PK\3\4":  # Another format, which compresses nothing.
+            return
+        try:
+            members = zipfile.ZipFile(file).infolist()
+        except zipfile.BadZipFile as error:
+            raise JobError(f"{path} is not a whole PyTorch file") from error
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise JobError(f"{path} has compressed members; save it with torch.save, as it is")
 
 
 def _joined(keys: Iterable[str]) -> bytes:

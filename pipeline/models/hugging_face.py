@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import JobError, UsageError, in_short
+from pipeline.models.checkpoint import refuse_compressed
 from pipeline.models.known import Origin
 from pipeline.models.loaded import LoadedModel, count_outputs, loaded_model, takes_other_sizes
 from pipeline.models.preprocessing import Preprocessing
@@ -89,6 +91,8 @@ class HuggingFace(Source):
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         identifier = spec.removeprefix(_PREFIX)
+        for path in glob.glob(os.path.join(glob.escape(identifier), "*.bin")):
+            refuse_compressed(path)
         try:
             model, loading_info = AutoModelForImageClassification.from_pretrained(
                 identifier, dtype=torch.float32, output_loading_info=True

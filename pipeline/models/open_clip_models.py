@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import glob
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.errors import JobError, UsageError, in_short
+from pipeline.models.checkpoint import refuse_compressed
 from pipeline.models.known import Origin
 from pipeline.models.loaded import (
     LoadedModel,
@@ -109,6 +111,10 @@ class OpenClip(Source):
             raise JobError(f"{spec}: {error}") from error
         architecture, pretrained = _parse(spec)
         tag = open_clip.get_pretrained_cfg(architecture, pretrained) if pretrained else {}
+        folder = glob.escape(architecture.removeprefix("local-dir:"))
+        for path in [*glob.glob(f"{folder}/*.bin"), pretrained]:
+            if path and os.path.isfile(path):
+                refuse_compressed(path)
         try:
             model = open_clip.create_model(
                 architecture,

@@ -14,7 +14,7 @@ from timm.data import resolve_model_data_config
 from timm.models import clean_state_dict, get_pretrained_cfg, is_model_pretrained
 
 from pipeline.errors import JobError, UsageError
-from pipeline.models.checkpoint import SUFFIX, read_header, read_metadata
+from pipeline.models.checkpoint import SUFFIX, read_header, read_metadata, refuse_compressed
 from pipeline.models.known import Origin
 from pipeline.models.loaded import LoadedModel, loaded_model, module_with
 from pipeline.models.preprocessing import IN9_MEAN, IN9_STD, Preprocessing, is_nine_way
@@ -211,8 +211,11 @@ def read_state(path: str) -> dict[str, torch.Tensor]:
         if path.endswith(SUFFIX):
             state: dict[str, Any] = load(files_of(path).read(path, None))
         else:
+            refuse_compressed(path)
             with files_of(path).open(path) as file:
                 state = torch.load(file, map_location="cpu", weights_only=True)
+    except JobError:
+        raise
     except Exception as error:  # Broken bytes can raise anything in either reader.
         raise JobError(
             f"{path} cannot be read as a checkpoint of nothing but tensors: {type(error).__name__}"
@@ -229,18 +232,25 @@ def _read_shapes(path: str) -> dict[str, Sequence[int]]:
             {name: entry.get("shape") for name, entry in header.items()}
         )
         return shapes
+    refuse_compressed(path)
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return {name: value.shape for name, value in _unwrapped(path, state).items()}
 
 
 def _unwrapped(path: str, state: Any) -> dict[str, torch.Tensor]:
-    """Extracts a state dict from its wrappers. Raises JobError if the file holds no state dict."""
+    """Extracts a state dict from its wrappers. Raises JobError if the file holds no state dict, or
+    if a tensor repeats values that the file has once, so that a copy of it could fill the memory.
+    """
     for wrapper in ("state_dict", "model"):
         inner = state.get(wrapper) if isinstance(state, dict) else None
         if isinstance(inner, dict):
             state = inner
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise JobError(f"{path} holds no state dict: expected tensors by name")
+    for name, value in state.items():
+        is_plain = value.layout is torch.strided
+        if not is_plain or value.nbytes > value.untyped_storage().nbytes():
+            raise JobError(f"{path}: its tensor {name!r} does not hold all of its values")
     cleaned: dict[str, torch.Tensor] = clean_state_dict(state)
     return cleaned
 

@@ -18,7 +18,12 @@ import torch
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, ModelError, UsageError
-from pipeline.models.checkpoint import TrainedOn, digest_of_classes, save_checkpoint
+from pipeline.models.checkpoint import (
+    TrainedOn,
+    digest_of_classes,
+    refuse_compressed,
+    save_checkpoint,
+)
 from pipeline.runtime.machine import usable_cores
 from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.batches import (
@@ -275,6 +280,7 @@ def read_state_file(store: Store) -> dict[str, Any] | None:
         return None
     path = store.path(STATE)
     try:
+        refuse_compressed(path)
         with store.open(STATE) as file:
             content = torch.load(file, map_location="cpu", weights_only=True)
         file_format, version = content["format"], content["version"]

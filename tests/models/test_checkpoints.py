@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,13 @@ from safetensors.torch import load_file, save_file
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows, training_pictures
 from pipeline.errors import JobError
+from pipeline.models import checkpoint
 from pipeline.models.checkpoint import TrainedOn, metadata_of_entry, read_metadata, save_checkpoint
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.registry import load_model
+from pipeline.models.timm_names import _read_shapes, read_state
 from pipeline.storage.store import Store
+from pipeline.training.loop import read_state_file
 from transforms.held_out import held_out
 
 HALF = Preprocessing(64, False, (0.5, 0.5, 0.5), (0.5, 0.25, 0.5), "bicubic", 0.9, "center")
@@ -82,6 +87,42 @@ def test_other_files_say_nothing_and_broken_notes_are_errors(tmp_path: Path) -> 
     assert metadata_of_entry(f"resnet10t={path}") is None
     with pytest.raises(ValueError, match="unique"):
         trained(keys=("a", "a"))
+
+
+def test_little_that_unpacks_to_much_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, path = Store(str(tmp_path)), str(tmp_path / "m.safetensors")
+    keys = ("a" * 500, "b" * 500)
+    save_checkpoint(store, "m.safetensors", {"x": torch.zeros(2)}, trained(keys=keys))
+    monkeypatch.setattr(checkpoint, "_MAX_KEYS", 1001)
+    assert read_metadata(path) == trained(keys=keys)
+    monkeypatch.setattr(checkpoint, "_MAX_KEYS", 1000)
+    with pytest.raises(JobError, match="keys of its training images exceed 1000 bytes"):
+        read_metadata(path)
+    with pytest.raises(JobError, match="2 training images take 1001 bytes"):
+        save_checkpoint(store, "m.safetensors", {"x": torch.zeros(2)}, trained(keys=keys))
+    # The same for the tensors themselves.
+    plain, packed = tmp_path / "plain.pth", tmp_path / "packed"
+    torch.save({"fc.weight": torch.zeros(9, 100_000)}, plain)
+    assert read_state(str(plain))["fc.weight"].shape == (9, 100_000)
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert packed.stat().st_size < 10_000
+    assert torch.load(packed)["fc.weight"].shape == (9, 100_000)
+    shutil.copy(packed, tmp_path / "state.pth")
+    for read in (lambda: read_state(str(packed)), lambda: _read_shapes(str(packed))):
+        with pytest.raises(JobError, match="packed has compressed members"):
+            read()
+    with pytest.raises(JobError, match=r"state\.pth cannot be read"):
+        read_state_file(store)
+    plain.write_bytes(plain.read_bytes()[:-100])
+    with pytest.raises(JobError, match="not a whole PyTorch file"):
+        read_state(str(plain))
+    torch.save({"fc.weight": torch.zeros(1).expand(9, 100_000)}, plain)
+    with pytest.raises(JobError, match=r"'fc.weight' does not hold all of its values"):
+        read_state(str(plain))
 
 
 @given(st.lists(st.text(max_size=3), max_size=30), st.floats(0, 1), st.floats(0, 1))
