@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class UsageError(Exception):
     """Wrong usage or unreadable input: exit code 2. The message says what to do."""
@@ -51,6 +53,32 @@ def escaped(text: str, keep: str = "\n\t") -> str:
     if text.isprintable():
         return text
     return "".join(
-        c if c.isprintable() or c in keep else c.encode("unicode_escape", "surrogatepass").decode()
-        for c in text
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
     )
+
+
+def escaped_texts(content: Any) -> Any:
+    r"""Escapes all texts in JSON content, names of fields included, so that every file format can
+    hold them.
+
+    >>> escaped_texts({"bad\udcff": ["a\nb", 1]})
+    {'bad\\udcff': ['a\\nb', 1]}
+    """
+    if isinstance(content, str):
+        return escaped(content, keep="")
+    if isinstance(content, dict):
+        return {escaped_texts(name): escaped_texts(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return type(content)(map(escaped_texts, content))
+    return content
+
+
+def shown_bytes(text: str) -> bytes:
+    r"""Encodes text for files that people or other programs read: UTF-8 in which lone surrogates,
+    such as undecodable bytes of file names, are escaped. Hashes use `transforms.hashing.text_bytes`
+    instead.
+
+    >>> shown_bytes("bad\udcff.pth")
+    b'bad\\udcff.pth'
+    """
+    return text.encode("utf-8", "backslashreplace")

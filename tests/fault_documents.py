@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fault_lab import WITHOUT_DATASET, Lab
+from fault_lab import WITHOUT_DATASET, Lab, undecodable_entry
 from fault_states import READERS, Fault, files_by_kind, is_healed
 
 DOCUMENTS = {
@@ -157,7 +157,8 @@ def wrong_documents(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
 
 
 def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
-    """Yields faults with a wrong type, huge number or hostile path in each field, or without it.
+    """Yields faults with a wrong type, huge number, hostile path or lone surrogate in each field,
+    or without it.
 
     The commands take turns.
     """
@@ -187,6 +188,7 @@ def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                     else PATHS[at % 4 : at % 4 + 1]
                 )
                 tries += [("path", value) for value in paths]
+                tries += [("text", "x\ud800\n")]
             for defect, value in tries:
 
                 def harm(
@@ -219,6 +221,40 @@ def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                 )
 
 
+def undecodable_failures(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
+    """Yields faults of models whose file names or errors are not UTF-8, in this run or an earlier
+    one, which stored them as they were."""
+
+    def checkpoint(trial: Path) -> None:
+        (trial / "tmp" / "bad\udcff.pth").write_bytes(b"junk")
+
+    def spoilt(trial: Path) -> None:
+        output = trial / "out"
+        failure = {
+            **dict.fromkeys(("entry", "model"), undecodable_entry(output)),
+            "error": "no \udcff sense\n",
+            "stage": "evaluate",
+            "dataset": json.loads((output / "manifest.json").read_text())["fingerprint"],
+            "evaluation": {"split": "val", "eval_input": "stored", "precision": "fp32"},
+        }
+        content = {failure["entry"]: {"evaluate": failure}}
+        (output / "results" / "failures.json").write_text(json.dumps(content))
+        checkpoint(trial)
+
+    evaluate = "evaluate what is not UTF-8"
+    for command in ("run", "report", "evaluate", evaluate):
+        for harm in (checkpoint, spoilt) if command == evaluate else (spoilt,):
+            yield Fault(
+                kind="names in every encoding",
+                name=f"{harm.__name__} model, in9 {command}",
+                state="finished",
+                file="results/failures.json",
+                damage=harm,
+                command=command,
+                heals=True,
+            )
+
+
 def foreign_tables(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
     """Yields faults that replace Parquet files with intact ones that are not ours."""
     for kind, file in files_by_kind(lab.state("finished")).items():
@@ -248,4 +284,4 @@ def foreign_tables(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                 )
 
 
-FAMILIES = (wrong_documents, wrong_fields, foreign_tables)
+FAMILIES = (wrong_documents, wrong_fields, undecodable_failures, foreign_tables)

@@ -193,6 +193,11 @@ def steep() -> Any:
     return Steep()
 
 
+def undecodable() -> Any:
+    """Raises an error whose text cannot be encoded, in place of making a model."""
+    raise ValueError("no \udcff weights")
+
+
 if NOTES in os.environ:
     with open("/proc/self/statm", encoding="utf-8") as _file:
         _size = int(_file.read().split()[0]) * resource.getpagesize()

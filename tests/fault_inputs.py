@@ -180,7 +180,7 @@ class Input:
         include another `--input`.
       names: strings, one of which the closing line must contain if there is one.
       foreign_may_be_opened: whether the user's own table or link leads to foreign files.
-      command: command that is tried; for `import`, `make` returns the flag `--from`.
+      command: `generate`, `run` or `import`, for which `make` returns the flag `--from`.
       code: expected exit code, None for any.
     """
 
@@ -202,8 +202,8 @@ class Input:
             output = ("--output", str(trial / "out"))
             segmenter = () if "--segmenter" in added else BOX
             command = (self.command, *output, *added)
-            if self.command == "generate":
-                command = (*command, *input_flags, *MAKE, *segmenter)
+            if self.command != "import":
+                command = (self.command, *input_flags, *MAKE, *segmenter, *output, *added)
             foreign = "" if self.foreign_may_be_opened else str(trial / "victim")
             ended = lab.run(trial, *command, foreign=foreign)
             faults = faults_of(ended, *self.names)
@@ -745,7 +745,48 @@ def _flagged(
     return arrange
 
 
-FAMILIES = (_links, _archives, _tables, _lists, _unsteady, _in_place_of_files, _bombs)
+ENCODINGS = {
+    "lone surrogate": "bird\ud800",
+    "byte that is not UTF-8": "bird\udcff",
+    "line break": "bird\nbird",
+    "NUL": "bird\0",
+    "escape": "\x1b[31mbird",
+    "from right to left": "bird\u202e",
+    "beyond the first plane": "bird\U0001f426",
+}
+"""Names that some file format, terminal or operating system cannot hold."""
+
+
+def _names() -> Iterator[Input]:
+    """Yields such names in each place in which an input gives names."""
+    where, box = "val/n02110063/sample_val_00000001.JPEG", [[20, 20, 70, 60]]
+    image = {"image": where, "class": "n02110063", "boxes": box}
+    row = {"class": "n02110063", "superclass": "dog"}
+    for name, text in ENCODINGS.items():
+        rows = {
+            **{
+                f"manifest, {column}": {**image, column: text}
+                for column in ("key", "group", "class")
+            },
+            **{
+                f"manifest, {column}": {**image, column: text}
+                for column in ("image", "mask", "split")
+            },
+            **{f"taxonomy, {column}": {**row, column: text} for column in ("superclass", "name")},
+            "taxonomy, class": {"class": text, "superclass": "bird"},
+        }
+        for place, values in rows.items():
+            is_taxonomy = place.startswith("taxonomy")
+            file, flag = ("t.json", "--taxonomy") if is_taxonomy else ("m.json", "--input")
+            data = json.dumps([row, image][not is_taxonomy : 1 + (not is_taxonomy)] + [values])
+            make = _flagged(file, data.encode(), flag)
+            yield Input("names in every encoding", f"{place}: {name}", make, (file,), True)
+
+
+FAMILIES = (
+    *(_links, _archives, _tables, _lists, _unsteady, _in_place_of_files, _bombs),
+    _names,
+)
 
 
 def all_inputs() -> list[Trial]:

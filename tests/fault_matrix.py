@@ -82,6 +82,12 @@ SAMPLE = (
     *("non-finite outputs: evaluate: nan", "non-finite outputs: attack: masked"),
     *("non-finite outputs: saliency: steep", "non-finite outputs: imagenet"),
     *("non-finite outputs: probe", "non-finite outputs: training: weights"),
+    *(
+        "names in every encoding: manifest, key: lone",
+        "names in every encoding: .*superclass: byte",
+    ),
+    *("names in every encoding: checkpoint", "names in every encoding: spoilt model, in9 report"),
+    "field, text: results/[*]/model.json: model",
     "foreign tables: index/[*].parquet with no metadata, in9 run",
     "foreign tables: parquet/.* with no rows, in9 evaluate",
     *("refused runs: another input$", "refused runs: no input"),

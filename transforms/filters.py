@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from transforms.annotations import Box
 from transforms.geometry import Mask, ResizeCrop
+from transforms.hashing import text_bytes
 
 FILTER_RESIZE = 256
 FILTER_CROP = 224
@@ -81,7 +82,7 @@ def is_valid_key(key: str) -> bool:
     return (
         key.isprintable()
         and not any(character in key for character in "./\\")
-        and 1 <= len(key.encode("utf-8", "replace")) <= MAX_KEY_BYTES
+        and 1 <= len(text_bytes(key)) <= MAX_KEY_BYTES
     )
 
 

@@ -18,6 +18,13 @@ UInt64Array = NDArray[np.uint64]
 _GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
+def text_bytes(text: str) -> bytes:
+    """Encodes text without loss, as hashes need it: different texts give different bytes, even with
+    lone surrogates (undecodable file names). Such bytes are not UTF-8, so text for people goes
+    through `pipeline.errors.shown_bytes` instead."""
+    return text.encode("utf-8", "surrogatepass")
+
+
 def keyed_hash(seed: int, purpose: str, key: str) -> int:
     """Hashes a key for one purpose.
 
@@ -32,7 +39,7 @@ def keyed_hash(seed: int, purpose: str, key: str) -> int:
     >>> keyed_hash(0, "shard", "ILSVRC2012_val_00000355")
     4624683703699469604
     """
-    message = f"{seed}\0{purpose}\0{key}".encode("utf-8", "surrogatepass")
+    message = text_bytes(f"{seed}\0{purpose}\0{key}")
     return int.from_bytes(hashlib.blake2b(message, digest_size=8).digest(), "little")
 
 

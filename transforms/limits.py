@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from transforms.hashing import text_bytes
+
 MAX_PICTURE_BYTES = 160_000_000
 """Largest picture file in bytes: 50 million uncompressed pixels take 150 MB."""
 
@@ -19,4 +21,4 @@ class Unread(bytes):
     @classmethod
     def from_size(cls, size: int, limit: int) -> Unread:
         """Creates the stand-in for content of `size` bytes, which exceeds the limit."""
-        return cls(f"{size} bytes, more than the limit of {limit}".encode())
+        return cls(text_bytes(f"{size} bytes, more than the limit of {limit}"))

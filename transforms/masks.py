@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from transforms.annotations import Box
 from transforms.codec import MAX_PIXELS, TooManyPixelsError, UndecodableError, open_picture
 from transforms.geometry import Mask
+from transforms.hashing import text_bytes
 from transforms.limits import MAX_ANNOTATION_BYTES, Unread
 
 IGNORED = 1000
@@ -204,7 +205,7 @@ def _encoded(segmentation: Any, height: int, width: int) -> RunLengths:
             encoded = coco.frPyObjects(segmentation, height, width)
         else:
             _check_counts(_decompressed(counts), height, width)
-            encoded = {"size": [height, width], "counts": counts.encode("ascii")}
+            encoded = {"size": [height, width], "counts": text_bytes(counts)}
     return encoded
 
 

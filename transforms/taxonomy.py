@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from transforms.hashing import text_bytes
+
 IN9_NAMES = (
     "dog",
     "bird",
@@ -52,8 +54,8 @@ class Taxonomy:
         taxonomy file does not give it.
 
     Raises:
-      ValueError: the columns of the classes differ in length, a label has no superclass, or there
-        are more than `MAX_LABELS` superclasses.
+      ValueError: the columns of the classes differ in length, a label has no superclass, there are
+        more than `MAX_LABELS` superclasses, or a text is not printable.
     """
 
     names: tuple[str, ...]
@@ -71,6 +73,9 @@ class Taxonomy:
             )
         if not all(OUTSIDE <= label < len(self.names) <= MAX_LABELS for label in self.labels):
             raise ValueError(f"labels must be below {len(self.names)}, or {OUTSIDE}")
+        for text in (*self.names, *self.wnids, *self.class_names):
+            if not text.isprintable():
+                raise ValueError(f"the name of a class is not printable: {text!r}")
 
     @functools.cached_property
     def _index_of_wnid(self) -> dict[str, int]:
@@ -85,7 +90,7 @@ class Taxonomy:
     def description(self) -> str:
         """Text by which a dataset's configuration identifies the taxonomy: counts and a digest."""
         text = json.dumps(self.to_json(), sort_keys=True)
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        digest = hashlib.sha256(text_bytes(text)).hexdigest()
         inside = sum(label != OUTSIDE for label in self.labels)
         return f"{self.num_labels} superclasses of {inside} classes, sha256 {digest[:16]}"
 

@@ -19,7 +19,7 @@ from pipeline.dataset.latest import writing_store
 from pipeline.dataset.manifest import PREVIOUS_MANIFEST, read_manifest
 from pipeline.dataset.records import Staging, read_rows
 from pipeline.dataset.shards import index_file
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, shown_bytes
 from pipeline.generate.commit import STAGING, commit
 from pipeline.jobs.closing_words import describe_images
 from pipeline.released.archive import IMPORT_FOLDER, is_packed, list_files
@@ -136,7 +136,7 @@ def _run(released: ReleasedArchive, store: Store) -> None:
         commit(job.config, store, job.taxonomy, written)
     dataset = Dataset.open(store)
     record = {"listing": released.fingerprint, "dataset": dataset.manifest.fingerprint}
-    store.write(_IMPORT_RECORD, json.dumps(record, sort_keys=True).encode())
+    store.write(_IMPORT_RECORD, shown_bytes(json.dumps(record, sort_keys=True)))
 
 
 def _print_summary(store: Store, released: ReleasedArchive, is_new: bool, seconds: float) -> None:

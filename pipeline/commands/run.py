@@ -206,7 +206,7 @@ def _report_failures(dataset: Dataset, works: Sequence[Work], details: str) -> N
     for work in works:
         if work.stage in _NOT_DONE:
             failed, _ = read_failures(dataset.store, dataset.manifest.fingerprint, work.stage)
-            print_failures(failed, work.evaluation.models, _NOT_DONE[work.stage], details)
+            print_failures(failed, work.evaluation.entries, _NOT_DONE[work.stage], details)
 
 
 def _judge(
@@ -223,7 +223,7 @@ def _judge(
     """
     failed, _ = read_failures(dataset.store, dataset.manifest.fingerprint, "evaluate")
     settings = evaluation.eval_settings
-    verdicts = list(judge(conditions, summaries, failed, evaluation.models, settings))
+    verdicts = list(judge(conditions, summaries, failed, evaluation.entries, settings))
     for verdict in verdicts:
         if verdict.holds is not None:
             print(escaped(verdict.line), file=sys.stderr if verdict.holds else sys.stdout)

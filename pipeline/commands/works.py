@@ -114,7 +114,7 @@ def print_analyses(
     fingerprint = dataset.manifest.fingerprint
     for work in works:
         if work.stage == "imagenet":
-            entries = work.evaluation.models
+            entries = work.evaluation.entries
             print(describe_imagenet(dataset.store, fingerprint, summaries, entries))
         elif work.stage == "attack":
             attacks, stale = read_attacks(dataset)

@@ -12,6 +12,7 @@ from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.croissant import COLUMNS, croissant_metadata
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.sample import LICENCE, sample_sources
+from pipeline.errors import shown_bytes
 from transforms.filters import Reason
 from transforms.taxonomy import Taxonomy
 from transforms.variants import MIXED, VARIANTS, Variant, base_of, split_replicate
@@ -145,8 +146,8 @@ _LIMITS = (
 def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, bytes]]:
     """Yields (path, content) of each introductory file. The same manifest gives the same bytes."""
     variants = manifest.config.compose.composed
-    yield "README.md", _readme(manifest, taxonomy).encode()
-    yield "classes.txt", "".join(f"{name}\n" for name in taxonomy.names).encode()
+    yield "README.md", shown_bytes(_readme(manifest, taxonomy))
+    yield "classes.txt", shown_bytes("".join(f"{name}\n" for name in taxonomy.names))
     yield (
         "croissant.json",
         croissant_metadata(

@@ -7,13 +7,13 @@ as a whole.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.sinks import SAMPLE_FIELDS
+from pipeline.storage.state_files import json_bytes
 from transforms.taxonomy import Taxonomy
 
 _TYPES = {"string": "sc:Text", "int64": "sc:Integer", "int32": "sc:Integer", "double": "sc:Float"}
@@ -77,7 +77,7 @@ def croissant_metadata(
         for variant, description in descriptions.items():
             content["distribution"] += _files(manifest, variant)
             content["recordSet"].append(_record_set(variant, description))
-    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+    return json_bytes(content)
 
 
 def _classes(taxonomy: Taxonomy) -> dict[str, Any]:

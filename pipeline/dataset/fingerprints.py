@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 
+from transforms.hashing import text_bytes
+
 SEGMENT_VERSION = 1
 """Raised by hand when Segment would write other layers or records for the same input."""
 COMPOSE_VERSION = 1
@@ -22,4 +24,4 @@ IMPORT_VERSION = 1
 def fingerprint(*parts: object) -> str:
     """Returns the first 32 hexadecimal digits of the SHA-256 of the parts, written as JSON."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(text_bytes(text)).hexdigest()[:32]

@@ -7,7 +7,6 @@ versions.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import posixpath
 import re
@@ -18,7 +17,7 @@ import msgspec
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.errors import UsageError
 from pipeline.storage.files import parent
-from pipeline.storage.state_files import parse_json, read_commit
+from pipeline.storage.state_files import json_bytes, parse_json, read_commit
 from pipeline.storage.store import WORK_FOLDER, Store
 
 LATEST = "latest.json"
@@ -51,7 +50,7 @@ class Latest:
             "manifest": f"{self.versions[0]}/{MANIFEST}",
             "versions": self.versions,
         }
-        return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+        return json_bytes(content)
 
 
 def read_latest(folder: Store) -> Latest | None:

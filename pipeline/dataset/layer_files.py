@@ -10,6 +10,7 @@ from pipeline.storage.store import Store
 from pipeline.storage.tar_writer import TarWriter
 from transforms.codec import decode_image, decode_mask, encode_mask, encode_png
 from transforms.geometry import OutputBox
+from transforms.hashing import text_bytes
 from transforms.layers import Layer
 
 PARTS = ("image", "only_bg_t", "mask")
@@ -28,7 +29,7 @@ def encode_layer(layer: Layer) -> dict[str, bytes]:
 
 def layer_digest(layer: Layer) -> str:
     """Identifies a layer's pixels and box, independently of their encoding."""
-    hasher = hashlib.sha256(repr(tuple(layer.box)).encode())
+    hasher = hashlib.sha256(text_bytes(repr(tuple(layer.box))))
     for array in (layer.image, layer.only_bg_t, layer.mask):
         hasher.update(array.tobytes())
     return hasher.hexdigest()[:16]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from importlib import metadata
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ import msgspec
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.fingerprints import COMPOSE_VERSION, IMPORT_VERSION, SEGMENT_VERSION
 from pipeline.dataset.shards import ShardCounts, check_data_paths
-from pipeline.storage.state_files import convert, parse_json, read_commit
+from pipeline.storage.state_files import convert, json_bytes, parse_json, read_commit
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
 from transforms.taxonomy import Taxonomy
 
@@ -99,7 +98,7 @@ class Manifest:
             **({"taxonomy": self.taxonomy.to_json()} if self.taxonomy else {}),
             "files": [dataclasses.asdict(file) for file in self.files],
         }
-        return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+        return json_bytes(content)
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:

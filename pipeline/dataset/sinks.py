@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.dataset.records import Staging
 from pipeline.dataset.shards import parquet_file, webdataset_file
+from pipeline.errors import shown_bytes
 from pipeline.storage.store import FileDigest, HashingFile, Store
 from pipeline.storage.tar_writer import TarWriter
 
@@ -185,8 +186,8 @@ class WebDatasetSink:
             self._tar = TarWriter(self._file)
         fields = {name: value for name, value in sample.fields.items() if name != "label"}
         self._tar.add(f"{sample.key}.{sample.suffix}", sample.image)
-        self._tar.add(f"{sample.key}.cls", str(sample.fields["label"]).encode())
-        self._tar.add(f"{sample.key}.json", json.dumps(fields, sort_keys=True).encode())
+        self._tar.add(f"{sample.key}.cls", shown_bytes(str(sample.fields["label"])))
+        self._tar.add(f"{sample.key}.json", shown_bytes(json.dumps(fields, sort_keys=True)))
         self._num_samples += 1
 
     def digest(self) -> FileDigest | None:

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.dataset.fingerprints import EVALUATE_VERSION
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows
+from pipeline.errors import escaped_texts
 from pipeline.models.identity import ModelIdentity
 from pipeline.models.leakage import EvalSubset, training_note
 from pipeline.models.predict_config import PredictConfig
@@ -56,6 +57,12 @@ class Evaluation:
     allow_overlap: bool = False
 
     @property
+    def entries(self) -> tuple[str, ...]:
+        """The entries of `--models` as results record them, which is printable text."""
+        entries: tuple[str, ...] = escaped_texts(self.models)
+        return entries
+
+    @property
     def threads(self) -> int:
         """Number of threads for each group. The groups divide this machine's cores, unless resource
         hints give them machines of their own."""
@@ -79,10 +86,10 @@ def describe_model(
     model: ModelIdentity, evaluation: Evaluation, dataset: Dataset
 ) -> dict[str, Any]:
     """Returns a description of a model and of how it is run, which its results record; it can be
-    written as JSON."""
+    written as JSON, and its text is printable."""
     stored_size = dataset.manifest.config.segment.image_size
     is_resized = model.preprocessing.fixed_size or evaluation.predict.eval_input == "native"
-    return {
+    description = {
         "model": model.name,
         "architecture": model.architecture,
         "weights": model.weights,
@@ -96,3 +103,5 @@ def describe_model(
         },
         **training_note(model.name, evaluation.test_on(dataset)),
     }
+    printable: dict[str, Any] = escaped_texts(description)
+    return printable

@@ -8,13 +8,13 @@ results/*.csv, results/latex/*.tex                  tables of all models, comput
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.errors import escaped_texts
 from pipeline.evaluate.result_schemas import (
     AttackSchema,
     Failures,
@@ -23,8 +23,9 @@ from pipeline.evaluate.result_schemas import (
     SaliencySchema,
     TrendSchema,
 )
-from pipeline.storage.state_files import convert, parse_json, read_intact
+from pipeline.storage.state_files import convert, json_bytes, parse_json, read_intact
 from pipeline.storage.store import Store
+from transforms.hashing import text_bytes
 
 _SCHEMAS: dict[str, Any] = {
     "model.json": ModelSchema,
@@ -80,10 +81,11 @@ def result_folder(model: str, eval_settings: Mapping[str, Any]) -> str:
 def safe_name(model: str) -> str:
     """Returns a file name for a model that is valid on every system, and that no other model's name
     gives."""
+    model = escaped_texts(model)
     safe = re.sub(r"[^A-Za-z0-9._=-]", "_", model).lstrip(".") or "_"
     if safe == model:
         return safe
-    return f"{safe[:100]}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
+    return f"{safe[:100]}-{hashlib.sha256(text_bytes(model)).hexdigest()[:8]}"
 
 
 def result_file(folder: str, name: str) -> str:
@@ -119,8 +121,9 @@ def read_result(store: Store, path: str) -> dict[str, Any] | None:
 
 def _parse_result(data: bytes, path: str) -> dict[str, Any]:
     """Parses the JSON file of a result; raises ValueError if its content does not fit its schema,
-    or belongs in another folder."""
-    content = parse_json(data, dict[str, Any])
+    or belongs in another folder. Text is escaped, because earlier releases stored undecodable names
+    and errors as they were."""
+    content: dict[str, Any] = escaped_texts(parse_json(data, dict[str, Any]))
     folder = path.split("/")[1]
     schema = _SCHEMAS[path.rpartition("/")[2]]
     convert(content, schema)
@@ -133,8 +136,8 @@ def _parse_result(data: bytes, path: str) -> dict[str, Any]:
 
 
 def write_result(store: Store, path: str, content: Mapping[str, Any]) -> bool:
-    """Writes the JSON file of a result, and returns whether it has changed."""
-    return store.update(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+    """Writes the JSON file of a result, its text escaped; returns whether it has changed."""
+    return store.update(path, json_bytes(escaped_texts(content)))
 
 
 def read_results(store: Store, name: str, model: str | None = None) -> list[dict[str, Any]]:

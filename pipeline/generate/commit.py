@@ -33,7 +33,7 @@ from pipeline.dataset.manifest import (
 )
 from pipeline.dataset.records import ACCEPTED, Record
 from pipeline.dataset.shards import CARD_FILES, DATA_FOLDERS
-from pipeline.errors import JobError
+from pipeline.errors import JobError, shown_bytes
 from pipeline.generate.scenes import SceneTable
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
 from pipeline.inputs.checksums import Checksums
@@ -138,7 +138,7 @@ class FinishCommit(beam.DoFn):
         store = fenced_for_job(self._store)
         fingerprint = finish(store, self._taxonomy, element[0])
         # Noted last, because a run that is refused or fails makes no dataset from its input.
-        store.update(INPUT_NOTE, json.dumps(self._source).encode())
+        store.update(INPUT_NOTE, shown_bytes(json.dumps(self._source)))
         return [fingerprint]
 
 

@@ -20,6 +20,7 @@ from transforms.codec import TooManyPixelsError, UndecodableError, open_picture
 from transforms.cropping import CroppedImage, crop_whole
 from transforms.cutting import Cut, cut_objects
 from transforms.filters import Reason, is_valid_key
+from transforms.hashing import text_bytes
 from transforms.segmentation import Segmenter
 
 
@@ -49,7 +50,7 @@ def source_digest(
     assert picture is not None
     return fingerprint(
         config.fingerprint(),
-        image.key.encode("utf-8", "surrogatepass").hex(),
+        text_bytes(image.key).hex(),
         image.wnid,
         image.label,
         picture.md5,

@@ -39,6 +39,7 @@ from pipeline.storage.store import Store
 from transforms.codec import MAX_PIXELS
 from transforms.filters import Reason, is_valid_key
 from transforms.geometry import Pixels
+from transforms.hashing import text_bytes
 from transforms.limits import Unread
 from transforms.pairing import draw_scenes
 from transforms.variants import EXTERNAL, split_replicate, with_replicates
@@ -98,7 +99,7 @@ class Scenes:
         """Number and digest of the pictures, as recorded in a dataset's configuration."""
         digest = hashlib.sha256()
         for file in self.files:
-            digest.update(f"{file.path}\0{file.md5}\n".encode("utf-8", "surrogatepass"))
+            digest.update(text_bytes(f"{file.path}\0{file.md5}\n"))
         return f"{len(self.files)} pictures, sha256 {digest.hexdigest()[:16]}"
 
 

@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from pipeline.errors import shown_bytes
 from pipeline.inputs.location import Location, changed, read_location
 from pipeline.storage.file_kind import FileInfo, missing
 from pipeline.storage.files import files_of, is_remote
@@ -172,7 +173,7 @@ class Checksums:
         """Writes the memory. It keeps only the content that was asked for since this object was
         made."""
         if self._new != self._old:
-            self._store.write(self._path, json.dumps(self._new, sort_keys=True).encode())
+            self._store.write(self._path, shown_bytes(json.dumps(self._new, sort_keys=True)))
 
 
 def _identify(content: Content, data: bytes) -> KnownContent:

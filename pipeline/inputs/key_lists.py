@@ -15,6 +15,7 @@ import re
 from pipeline.errors import UsageError
 from pipeline.inputs.text_lines import TextLines
 from pipeline.storage.files import files_of
+from transforms.hashing import text_bytes
 
 _SUFFIX = re.compile(r"\.(jpe?g|png|npy|xml)$", re.IGNORECASE)
 _MIXED = re.compile(r"fg_(.+)_bg_.+")
@@ -34,7 +35,7 @@ class KeyList:
     @property
     def summary(self) -> str:
         """Number and digest of the names, as recorded in a dataset's configuration."""
-        digest = hashlib.sha256("\n".join(self.names).encode("utf-8", "surrogatepass"))
+        digest = hashlib.sha256(text_bytes("\n".join(self.names)))
         return f"{len(self.names)} names, sha256 {digest.hexdigest()[:16]}"
 
     @functools.cached_property

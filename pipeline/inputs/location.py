@@ -20,6 +20,7 @@ from pipeline.storage.file_kind import MAX_READ_BYTES
 from pipeline.storage.files import arrow_source, files_of, is_remote
 from pipeline.storage.parallel import REQUESTS_IN_FLIGHT
 from pipeline.storage.state_files import tells_damage
+from transforms.hashing import text_bytes
 from transforms.limits import MAX_PICTURE_BYTES, Unread
 
 _PART = "part:"
@@ -123,7 +124,7 @@ def read_location(location: str) -> bytes:
     have. Raises OSError if the bytes cannot be read, UsageError if a Parquet file is damaged."""
     parsed = Location.parse(location)
     if parsed.text is not None:
-        return parsed.text.encode("utf-8", "surrogatepass")
+        return text_bytes(parsed.text)
     if parsed.row is not None:
         data = _read_row(parsed.path, *parsed.row)
         return data if len(data) <= MAX_PICTURE_BYTES else _unread(len(data))

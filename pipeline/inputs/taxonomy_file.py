@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pipeline.errors import UsageError
 from pipeline.inputs.table_rows import TableRow, read_rows
 from pipeline.storage.files import absolute, files_of
+from transforms.filters import MAX_KEY_BYTES
+from transforms.hashing import text_bytes
 from transforms.taxonomy import MAX_LABELS, OUTSIDE, Taxonomy, imagenet9, imagenet_output
 from transforms.wordnet import wordnet_taxonomy
 
@@ -72,6 +74,9 @@ def _from_file(path: str) -> Taxonomy:
         )
     classes: dict[str, TableRow] = {}
     for row in rows:
+        for column in ("class", "superclass", "name"):
+            if not row.text(column).isprintable():
+                raise row.error(column, f"{row.text(column)!r} is not printable")
         name = row.text("class")
         if not name:
             raise row.error("class", "is empty")
@@ -97,7 +102,8 @@ def _names(rows: Sequence[TableRow], superclasses: Sequence[str]) -> tuple[str, 
     if len(names) > MAX_LABELS:
         raise rows[0].error("superclass", f"has {len(names)} names, more than {MAX_LABELS}")
     for row, name in zip(rows, superclasses, strict=True):
-        if any(part in name for part in "/\\\n\r") or name in (".", ".."):
+        is_long = len(text_bytes(name)) > MAX_KEY_BYTES
+        if is_long or any(part in name for part in "/\\") or name in (".", ".."):
             # Exports name folders after superclasses.
             raise row.error("superclass", f"{name!r} cannot be the name of a folder")
     labels: dict[str, int] = {}

@@ -22,6 +22,7 @@ from pipeline.evaluate.summaries import read_summaries
 from pipeline.jobs.fail_if import Condition, is_of_evaluation, judge
 from pipeline.runtime.lock import DATASET_LOCK, release
 from pipeline.runtime.progress import Progress
+from pipeline.storage.state_files import json_bytes
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.scoring import PAPER_RULE
 
@@ -72,7 +73,7 @@ class JobSummary:
             },
         }
         if self.evaluation is not None:
-            entries = self.evaluation.models
+            entries = self.evaluation.entries
             summaries, _ = read_summaries(dataset)
             settings = self.evaluation.eval_settings
             ours = [s for s in summaries if is_of_evaluation(s, entries, settings)]
@@ -107,9 +108,8 @@ class FinishJob(beam.DoFn):
     def process(self, dataset: str) -> Iterator[str]:
         ending = self._ending
         summary = ending.summary()
-        text = json.dumps({"summary": summary}, indent=1, sort_keys=True) + "\n"
         # Written even if unchanged, because the file's time tells when a job last succeeded.
-        ending.store.write(LAST_RUN, text.encode())
+        ending.store.write(LAST_RUN, json_bytes({"summary": summary}))
         _LOG.info("%s", _summary_line(summary))
         if ending.alone:
             ending.progress.clear()

@@ -23,7 +23,7 @@ from pipeline.dataset.latest import (
 )
 from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST, read_manifest
 from pipeline.dataset.shards import DATA_FOLDERS
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, UsageError, shown_bytes
 from pipeline.jobs.changes.describe import describe_changes, summary_of, to_markdown
 from pipeline.jobs.changes.images import State
 from pipeline.report import REPORT
@@ -166,7 +166,7 @@ def _copy(store: Store, target: Store, name: str, before: str | None) -> None:
         # A damaged old version must not keep the new one from being published.
         text = read_intact(old, "", compare)
         if text is not None:
-            target.write(f"{name}/{CHANGES}", text.encode())
+            target.write(f"{name}/{CHANGES}", shown_bytes(text))
     if _version_name(store) != name:
         raise JobError(
             f"{store.root} has changed while it was published; run the command again, or: "

@@ -20,6 +20,7 @@ from pipeline.errors import JobError
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.storage.files import files_of
 from pipeline.storage.store import FileDigest, Store
+from transforms.hashing import text_bytes
 from transforms.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def digest_of_classes(taxonomy: Taxonomy) -> str:
     """Digests a taxonomy's superclasses and classes: the first 16 hexadecimal digits of a SHA-256.
     Two models whose outputs mean the same have the same digest."""
     content = [taxonomy.names, taxonomy.wnids, taxonomy.labels]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    return hashlib.sha256(text_bytes(json.dumps(content))).hexdigest()[:16]
 
 
 def save_checkpoint(
@@ -228,7 +229,7 @@ def refuse_compressed(path: str) -> None:
 
 
 def _joined(keys: Iterable[str]) -> bytes:
-    return "\n".join(keys).encode("utf-8", "surrogatepass")
+    return text_bytes("\n".join(keys))
 
 
 def read_header(path: str) -> dict[str, Any] | None:

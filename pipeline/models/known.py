@@ -8,7 +8,6 @@ work folder and is not part of the dataset: after it is deleted, each model is l
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from importlib import metadata
 from typing import Literal
@@ -17,7 +16,7 @@ from pipeline.dataset.fingerprints import fingerprint
 from pipeline.models.identity import ModelIdentity
 from pipeline.models.stored_index import WeightsFolder
 from pipeline.storage.files import files_of
-from pipeline.storage.state_files import read_json
+from pipeline.storage.state_files import json_bytes, read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.taxonomy import Taxonomy
 
@@ -134,8 +133,7 @@ class KnownModels:
         if origin is None or stamp is None:
             return
         known = _RememberedModel(entry, stamp, origin, identity)
-        text = json.dumps(dataclasses.asdict(known), indent=1, sort_keys=True) + "\n"
-        self.store.update(self._path(entry), text.encode())
+        self.store.update(self._path(entry), json_bytes(dataclasses.asdict(known)))
 
     def _path(self, entry: str) -> str:
         return f"{WORK_FOLDER}/models/{fingerprint(entry)}.json"

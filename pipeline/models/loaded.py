@@ -13,6 +13,7 @@ import torch
 from pipeline.errors import JobError, in_short
 from pipeline.models.identity import ModelIdentity
 from pipeline.models.preprocessing import Preprocessing
+from transforms.hashing import text_bytes
 from transforms.scoring import labels_of_outputs
 from transforms.taxonomy import Taxonomy
 
@@ -87,7 +88,7 @@ def state_hash(state: Mapping[str, Any]) -> str:
         if not isinstance(value, torch.Tensor):
             raise JobError(f"its state {name!r} is not a tensor ({type(value).__name__})")
         tensor = value.detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(text_bytes(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0"))
         digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

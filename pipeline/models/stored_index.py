@@ -18,6 +18,7 @@ from pipeline.models.identity import ModelIdentity
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.runtime.lock import held
 from pipeline.storage.files import absolute
+from pipeline.storage.state_files import json_bytes
 from pipeline.storage.store import WORK_FOLDER, Store
 
 INDEX = "index.json"
@@ -138,5 +139,4 @@ class WeightsFolder:
                 "format_version": FORMAT_VERSION,
                 "models": {name: dataclasses.asdict(models[name]) for name in sorted(models)},
             }
-            text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-            return store.update(INDEX, text.encode())
+            return store.update(INDEX, json_bytes(content))

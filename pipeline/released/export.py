@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
@@ -25,6 +24,7 @@ from pipeline.released.npy_masks import encode_npy
 from pipeline.runtime.local_loop import map_shards
 from pipeline.runtime.progress import Progress
 from pipeline.storage.csv_file import csv_bytes
+from pipeline.storage.state_files import json_bytes
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.codec import decode_mask
 from transforms.variants import EXTERNAL, MIXED, VARIANTS, base_of
@@ -209,9 +209,7 @@ def _finish(job: ExportPlan, shards: Iterable[int]) -> int:
         "images": len(rows),
         "files": len(wanted),
     }
-    target.update(
-        note_file(job.split), (json.dumps(note, indent=1, sort_keys=True) + "\n").encode()
-    )
+    target.update(note_file(job.split), json_bytes(note))
     target.remove_temporary()
     return removed
 

@@ -17,8 +17,10 @@ from pathlib import Path
 
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.manifest import MANIFEST
+from pipeline.errors import shown_bytes
 from pipeline.storage.state_files import RelativePath, read_json
 from pipeline.storage.store import WORK_FOLDER, Store
+from transforms.hashing import text_bytes
 
 _NOTE = f"{WORK_FOLDER}/report.json"
 _LIBRARIES = ("jinja2", "matplotlib", "pillow")
@@ -42,7 +44,7 @@ def _code() -> str:
     of which may have a part in it."""
     digest = hashlib.sha256()
     for path in code_files():
-        digest.update(f"{path.relative_to(_ROOT)}\0".encode())
+        digest.update(text_bytes(f"{path.relative_to(_ROOT)}\0"))
         digest.update(path.read_bytes())
     return fingerprint(digest.hexdigest(), [version(name) for name in _LIBRARIES])
 
@@ -84,4 +86,4 @@ def is_fresh(store: Store, inputs: str) -> bool:
 def note_fresh(store: Store, inputs: str, outputs: Iterable[str]) -> None:
     """Records that the page's files, given by path, were made from these inputs."""
     note = _Note(inputs, _states(store, outputs))
-    store.update(_NOTE, json.dumps(dataclasses.asdict(note)).encode())
+    store.update(_NOTE, shown_bytes(json.dumps(dataclasses.asdict(note))))

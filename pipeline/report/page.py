@@ -31,6 +31,7 @@ from pipeline.report.plots import COMPARED
 from pipeline.report.provenance import make_provenance
 from pipeline.report.sections import PANELS, find_not_run, shown_sections
 from pipeline.report.verdicts import Verdict
+from transforms.hashing import text_bytes
 from transforms.scoring import PAPER_RULE
 
 TEMPLATE = "report.html"
@@ -74,7 +75,7 @@ def render(
     ]
     return environment.get_template(TEMPLATE).render(
         script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        script_hash=base64.b64encode(hashlib.sha256(text_bytes(script)).digest()).decode(),
         manifest=evidence.dataset.manifest,
         stale=evidence.stale,
         models=evidence.evaluated,

@@ -14,6 +14,7 @@ from pipeline.analyses.attack.attack_results import write_attack_tables
 from pipeline.analyses.matrix.matrix_results import write_matrix_tables
 from pipeline.analyses.saliency.saliency_results import write_saliency_table
 from pipeline.dataset.folder import Dataset
+from pipeline.errors import shown_bytes
 from pipeline.evaluate.comparisons import COMPARISON_COLUMNS, compare_models
 from pipeline.evaluate.contributions import read_contributions
 from pipeline.evaluate.failures import error_rows, read_failures
@@ -251,7 +252,7 @@ def write_tables(
     measured = read_contributions(dataset, summaries) if len(summaries) > 1 else []
     write_csv(store, "comparisons", COMPARISON_COLUMNS, compare_models(fingerprint, measured))
     for name, text in latex_tables(summaries, dataset.taxonomy.names, columns).items():
-        store.update(f"results/latex/{name}.tex", text.encode())
+        store.update(f"results/latex/{name}.tex", shown_bytes(text))
     if dataset.is_imagenet9:
         write_trend(store, fingerprint, summaries, imagenet9(), measured)
     else:

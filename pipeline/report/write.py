@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.dataset.folder import Dataset
+from pipeline.errors import shown_bytes
 from pipeline.report.evidence import gather
 from pipeline.report.figure_files import FOLDER, is_report_figure
 from pipeline.report.freshness import fingerprint_inputs, is_fresh, note_fresh
@@ -39,7 +40,7 @@ def write_report(
             if path not in figures and is_report_figure(path):
                 store.delete(path)
                 changed.append(True)
-        changed.append(store.update(REPORT, page.encode()))
+        changed.append(store.update(REPORT, shown_bytes(page)))
         note_fresh(store, inputs, [REPORT, *sorted(figures)])
     return any(changed)
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from pipeline.errors import shown_bytes
 from pipeline.runtime.progress import Progress
 from pipeline.storage.state_files import parse_json
 from pipeline.storage.store import FileDigest
@@ -98,7 +99,7 @@ class UnitTally:
         """Writes a note of the counts so far. A failed write is ignored, because counts are only
         for display."""
         with contextlib.suppress(OSError):
-            self._store.write(self.path, json.dumps(self._counts, sort_keys=True).encode())
+            self._store.write(self.path, shown_bytes(json.dumps(self._counts, sort_keys=True)))
 
     def recall(self) -> bool:
         """Restores the counts that this job has noted for the unit; returns whether a note was

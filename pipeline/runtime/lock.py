@@ -34,13 +34,14 @@ from typing import Annotated, Any, TypedDict
 
 import msgspec
 
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, UsageError, shown_bytes
 from pipeline.storage import processes
 from pipeline.storage.file_kind import PathClaim
 from pipeline.storage.files import files_of
 from pipeline.storage.processes import Process
 from pipeline.storage.state_files import convert, parse_json, warn_damaged
 from pipeline.storage.store import WORK_FOLDER, Store
+from transforms.hashing import text_bytes
 
 DATASET_LOCK = f"{WORK_FOLDER}/lock"
 TABLES_LOCK = f"{WORK_FOLDER}/lock-tables"
@@ -196,7 +197,7 @@ def acquire(
       JobError: another job holds it.
     """
     files, path = files_of(store.root), store.writable_path(lock)
-    metadata = json.dumps({"job": store.job, "owner": owner}, sort_keys=True).encode()
+    metadata = shown_bytes(json.dumps({"job": store.job, "owner": owner}, sort_keys=True))
     deadline, watch, reported_token = time.monotonic() + wait, _Watch(), ""
     while True:
         claim = files.current_claim(path)
@@ -348,7 +349,7 @@ def with_new_job(store: Store) -> Store:
 def with_job_of_this_process(store: Store) -> Store:
     """Returns the dataset folder for a job that this process may submit again, so its token is
     always the same."""
-    return store.for_job(hashlib.sha256(processes.this_process().name.encode()).hexdigest()[:32])
+    return store.for_job(hashlib.sha256(text_bytes(processes.this_process().name)).hexdigest()[:32])
 
 
 def _job_of_this_worker() -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.errors import shown_bytes
 from pipeline.storage.store import Store
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
@@ -41,7 +42,7 @@ def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> byte
     writer = csv.DictWriter(text, columns, extrasaction="ignore")
     writer.writeheader()
     writer.writerows({name: _guarded(value) for name, value in row.items()} for row in rows)
-    return text.getvalue().encode()
+    return shown_bytes(text.getvalue())
 
 
 def read_csv(data: bytes) -> Iterator[dict[str, str]]:

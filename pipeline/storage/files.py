@@ -11,8 +11,9 @@ import posixpath
 import re
 from typing import BinaryIO
 
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, shown_bytes
 from pipeline.storage.file_kind import Files
+from transforms.hashing import text_bytes
 
 _REMOTE = "gs://"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]*[a-z0-9]")
@@ -29,7 +30,8 @@ def absolute(path: str) -> str:
     bucket ends with a slash.
 
     Raises:
-      UsageError: the path is on a storage that is not supported, or names no bucket.
+      UsageError: the path is on a storage that is not supported, names no bucket, or is remote and
+        not UTF-8.
     """
     if not is_remote(path):
         scheme = _SCHEME.match(path)
@@ -37,6 +39,8 @@ def absolute(path: str) -> str:
             raise UsageError(f"{path}: {scheme[0]} is not supported; give a local path, or gs://")
         # Shells do not expand the ~ of --output=~/out.
         return os.path.abspath(os.path.expanduser(path))
+    if shown_bytes(path) != text_bytes(path):
+        raise UsageError(f"{path} is not UTF-8, which names in gs:// must be")
     bucket, _, name = path.removeprefix(_REMOTE).partition("/")
     if not _BUCKET.fullmatch(bucket):
         raise UsageError(f"{path} names no bucket; give gs://BUCKET/NAME")
@@ -83,11 +87,7 @@ def arrow_source(path: str) -> str | BinaryIO:
     has other characters than ASCII in the C locale. Raises OSError or UsageError if the file cannot
     be opened."""
     file = files_of(path).open(path)
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return file
-    if is_remote(path):
+    if is_remote(path) or not path.isprintable():  # Lone surrogates are not printable.
         return file
     file.close()  # Opening the file has ruled out a pipe, on which Arrow would block.
     return path

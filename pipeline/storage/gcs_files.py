@@ -29,6 +29,7 @@ from pipeline.storage.file_kind import (
 )
 from pipeline.storage.gcs_requests import IncompleteError, client, translated, with_retries
 from pipeline.storage.parallel import in_parallel
+from transforms.hashing import text_bytes
 
 _MEMORY_BYTES = 64 << 20
 """Size in bytes up to which an object is read into memory when it is opened. A larger object is
@@ -236,7 +237,7 @@ class GcsFiles(Files):
 
     def claim(self, path: str, token: str, metadata: bytes, temporary: str) -> bool:
         try:
-            self.create_once(path, b"%s\n%s" % (token.encode(), metadata))
+            self.create_once(path, b"%s\n%s" % (text_bytes(token), metadata))
         except FileExistsError:
             # If only the response was lost, the existing claim is this one.
             claim = self.current_claim(path)
@@ -254,7 +255,7 @@ class GcsFiles(Files):
         return PathClaim(token.decode(errors="replace"), metadata, info.identity)
 
     def renew(self, path: str, claim: PathClaim) -> bool:
-        data = b"%s\n%s" % (claim.token.encode(), claim.metadata)
+        data = b"%s\n%s" % (text_bytes(claim.token), claim.metadata)
         try:
             self._upload(path, io.BytesIO(data), if_generation_match=int(claim.state))
         except (FileNotFoundError, FileExistsError):

@@ -15,6 +15,8 @@ import re
 import socket
 import uuid
 
+from transforms.hashing import text_bytes
+
 _NAME = re.compile(r"(?P<place>[0-9a-f]{12})\+(?P<pid>[1-9][0-9]{0,8})\+(?P<started>[0-9]*)")
 _ENDED = "ended"
 
@@ -81,7 +83,7 @@ def _place() -> str:
     except OSError:
         # Systems without namespaces have no containers that could share a host name.
         parts = [socket.gethostname(), str(uuid.getnode())]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+    return hashlib.sha256(text_bytes("\n".join(parts))).hexdigest()[:12]
 
 
 def _start_of(pid: int) -> str:

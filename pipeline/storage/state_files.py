@@ -18,7 +18,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import JobError, TooLargeError, UsageError, in_short
+from pipeline.errors import JobError, TooLargeError, UsageError, in_short, shown_bytes
 from pipeline.storage.store import Store
 
 _LOG = logging.getLogger(__name__)
@@ -77,6 +77,11 @@ def parse_json(data: bytes, kind: type[T]) -> T:
     except (ValueError, RecursionError) as error:
         raise NotJsonError(str(error) if data.strip(b"\0") else "it is empty") from error
     return convert(content, kind)
+
+
+def json_bytes(content: object) -> bytes:
+    """Encodes JSON for a file: equal content gives equal bytes, which are ASCII."""
+    return shown_bytes(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def read_json(store: Store, path: str, kind: type[T]) -> T | None:

@@ -23,8 +23,8 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 from tiny_models import Fixed
 
-from pipeline.errors import ModelError
-from pipeline.evaluate.failures import FailedModel, note_failures, read_failures
+from pipeline.errors import ModelError, escaped
+from pipeline.evaluate.failures import FailedModel, error_rows, note_failures, read_failures
 from pipeline.models.predict import Predictor
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import load_model
@@ -41,11 +41,14 @@ def rows(output: Path) -> list[dict[str, str]]:
 def test_a_model_that_fails_is_a_row_and_stops_nothing(small_run: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(small_run, tmp_path / "out"))
     network = timm.create_model("mobilenetv3_small_050", num_classes=9)
-    (tmp_path / "junk.pth").write_bytes(b"junk")
+    # The name of the broken file is not UTF-8, so results show it escaped.
+    junk = tmp_path / "junk\udcff.pth"
+    junk.write_bytes(b"junk")
     torch.save(network.state_dict(), tmp_path / "good.pth")
-    bad, good = (f"mobilenetv3_small_050={tmp_path / name}.pth" for name in ("junk", "good"))
+    entry, good = (f"mobilenetv3_small_050={path}" for path in (junk, tmp_path / "good.pth"))
+    bad = escaped(entry)
     flags = ("evaluate", "--dataset", output, "--pictures", "none", *ONE)
-    done = run_in9(*flags, "--models", f"{bad},{GOOD},{good}", check=None)
+    done = run_in9(*flags, "--models", f"{entry},{GOOD},{good}", check=None)
     # The command succeeds as long as one model does; below, none does.
     assert done.returncode == 0
     assert f"not evaluated: {bad}: " in done.stderr
@@ -63,21 +66,21 @@ def test_a_model_that_fails_is_a_row_and_stops_nothing(small_run: Path, tmp_path
     assert failure["dataset"] == failed["dataset"]
     assert failure["evaluation"]["precision"] == "fp32"
     page = (output / "report.html").read_text().replace("<wbr>", "")
-    assert "mobilenetv3_small_050=junk.pth" in page
+    assert "mobilenetv3_small_050=junk\\udcff.pth" in page
     assert page.count("cannot be read as a checkpoint") > 0
 
     # Once the checkpoint is mended, the model's results replace its failure.
-    shutil.copy(tmp_path / "good.pth", tmp_path / "junk.pth")
-    run_in9(*flags, "--models", bad)
+    shutil.copy(tmp_path / "good.pth", junk)
+    run_in9(*flags, "--models", entry)
     assert len([r for r in rows(output) if r["model"] == bad and not r["error"]]) == 16
     assert not (output / "results" / "failures.json").exists()
 
     # When the checkpoint breaks again, the earlier results stay.
-    (tmp_path / "junk.pth").write_bytes(b"junk")
-    done = run_in9(*flags, "--models", f"{bad},{GOOD}")
+    junk.write_bytes(b"junk")
+    done = run_in9(*flags, "--models", f"{entry},{GOOD}")
     assert f"not evaluated: {bad}: " in done.stderr
     assert len([r for r in rows(output) if r["model"] == bad]) == 16
-    assert "cannot be read" in run_in9(*flags, "--models", bad, check=1).stderr
+    assert "cannot be read" in run_in9(*flags, "--models", entry, check=1).stderr
 
 
 def test_a_failure_is_of_an_entry_a_stage_and_a_dataset(tmp_path: Path) -> None:
@@ -104,6 +107,28 @@ def test_a_failure_is_of_an_entry_a_stage_and_a_dataset(tmp_path: Path) -> None:
     assert failed() == {"evaluate": [], "attack": ["first"]}
     note_failures(store, "new", "attack", settings, [], ["b", "b.tag"])
     assert list(tmp_path.glob("results/*")) == []
+
+
+def test_text_that_is_not_utf8_is_escaped_when_it_is_written_and_when_it_is_read(
+    tmp_path: Path,
+) -> None:
+    store, path = Store(str(tmp_path)), tmp_path / "results" / "failures.json"
+    settings = {"split": "val", "eval_input": "stored", "precision": "fp32"}
+    spoilt = FailedModel(0, "a=\udcff", "a=\udcff", "no \ud800\nsense")
+    note_failures(store, "new", "evaluate", settings, [spoilt], [])
+    written = path.read_text()
+    (failure,) = read_failures(store, "new", "evaluate")[0]
+    assert (failure["entry"], failure["error"]) == ("a=\\udcff", "no \\ud800\\nsense")
+    assert error_rows([failure], []) == [{**failure, **failure["evaluation"]}]
+    # Earlier releases wrote such text as it was; the next change of the file mends it.
+    path.write_text(written.replace(r"\\ud", r"\ud"))
+    assert json.loads(path.read_text()) != json.loads(written)
+    assert read_failures(store, "new", "evaluate")[0] == [failure]
+    other = FailedModel(1, "b", "b", "no")
+    note_failures(store, "new", "evaluate", settings, [other], [])
+    assert path.read_text().count(r"\\udcff") == written.count(r"\\udcff")
+    note_failures(store, "new", "evaluate", settings, [], ["a=\udcff", "b"])
+    assert not path.exists()
 
 
 class Narrow(torch.nn.Module):

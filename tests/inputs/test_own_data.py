@@ -253,6 +253,10 @@ def test_an_index_that_is_empty_is_imagenets(tmp_path: Path) -> None:
         ("class,superclass\na,\n", "and so are all others"),
         ("class,superclass\na,x,y\n", "line 2: 3 values for 2 columns"),
         ("class,superclass\na,x/y\n", "cannot be the name of a folder"),
+        (f"class,superclass\na,{'x' * 201}\n", "cannot be the name of a folder"),
+        ('class,superclass\na,"x\ny"\n', "line 3, column superclass: 'x\\ny' is not printable"),
+        ('class,superclass\n"a\u202e",x\n', "column class: 'a\\u202e' is not printable"),
+        ("class,superclass,name\na,x,b\x1b[1m\n", "column name: 'b\\x1b[1m' is not printable"),
         ("class,superclass,label\na,x,2\n", "line 2, column label: 2 is not between 0 and 0"),
         ("class,superclass,label\na,x,0\nb,y,0\n", "must give each of the 2 superclasses"),
         ("class,superclass,label\na,x,0\nb,x,1\nc,y,1\n", "line 3, column label: 1 differs"),
@@ -267,6 +271,20 @@ def test_a_wrong_taxonomy_is_one_line(tmp_path: Path, text: str, why: str) -> No
         read_taxonomy(str(tmp_path / "t.csv"))
     assert "\n" not in str(caught.value)
     assert str(tmp_path / "t.csv") in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["bird\ud800", "a\u202eb"])
+def test_names_of_classes_are_printable_wherever_they_come_from(tmp_path: Path, name: str) -> None:
+    for row in ({"class": "a", "superclass": name}, {"class": name, "superclass": "x"}):
+        (tmp_path / "t.json").write_text(json.dumps([row]))
+        with pytest.raises(UsageError, match="is not printable"):
+            read_taxonomy(str(tmp_path / "t.json"))
+    with pytest.raises(UsageError, match="the name of a class is not printable"):
+        read_taxonomy(f"n02084071={name}")
+    for forged in ((name, "b", "c"), ("a", name, "c"), ("a", "b", name)):
+        label, wnid, class_name = ((each,) for each in forged)
+        with pytest.raises(ValueError, match="not printable"):
+            Taxonomy(label, wnid, (0,), class_name)
 
 
 @given(st.data())

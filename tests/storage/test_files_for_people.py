@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import logging
 import stat
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import JobError, escaped
+from pipeline.errors import JobError, escaped, escaped_texts, shown_bytes
 from pipeline.runtime.job_log import in_one_line, job_log
 from pipeline.storage.csv_file import csv_bytes, read_csv
 from pipeline.storage.store import Store
+from transforms.hashing import text_bytes
 
 FORMULAS = ("=1+1", "+1", "-cmd", "@sum", "\t=1", "\r=1", "'=1", "''@x")
 
@@ -36,7 +40,32 @@ def test_no_cell_is_a_formula_but_numbers_stay_numbers() -> None:
     assert csv_bytes(["a"], [{"a": "it's = 1"}]) == b"a\nit's = 1\n"
 
 
-@given(st.text())
+def test_text_is_encoded_in_two_ways_only() -> None:
+    """Any other `encode` may meet a lone surrogate, or write bytes that are not UTF-8."""
+    encoders = Counter(
+        str(path.relative_to(ROOT))
+        for path in (*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("transforms/**/*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "encode"
+    )
+    # `escaped`, which encodes single characters, `shown_bytes`, and `text_bytes`.
+    assert encoders == {"pipeline/errors.py": 2, "transforms/hashing.py": 1}
+
+
+ANY_TEXT = st.text(st.one_of(st.characters(), st.characters(categories=("Cs",))))
+
+
+@given(ANY_TEXT, ANY_TEXT)
+def test_text_that_is_not_utf8_is_shown_escaped_and_hashed_as_it_is(one: str, other: str) -> None:
+    assert shown_bytes(escaped(one)).decode() == escaped(one)
+    assert escaped(shown_bytes(one).decode()) == escaped(one)
+    assert (text_bytes(one) == text_bytes(other)) == (one == other)
+    assert escaped_texts({one: [other, 1]}) == {escaped(one, ""): [escaped(other, ""), 1]}
+    (row,) = read_csv(csv_bytes(["a"], [{"a": f"x{one}"}]))
+    assert row["a"] == f"x{shown_bytes(one).decode()}"
+
+
+@given(ANY_TEXT)
 def test_what_is_shown_can_be_seen(text: str) -> None:
     shown = escaped(text)
     assert shown.replace("\n", "").replace("\t", "").isprintable()

@@ -237,6 +237,8 @@ def test_paths() -> None:
     assert is_below("gs://b/a/c", "gs://b/a")
     assert not is_below("gs://b/ac", "gs://b/a")
     assert not is_below("gs://b/a", "/b/a")
+    with pytest.raises(UsageError, match="is not UTF-8, which names in gs:// must be"):
+        absolute("gs://bucket/a\udcff")
 
 
 def test_reading_ahead_keeps_the_order_and_stops() -> None:

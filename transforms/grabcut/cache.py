@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from transforms.grabcut.errors import Unavailable
+from transforms.hashing import text_bytes
 
 
 def _processor() -> tuple[str, str]:
@@ -63,10 +64,10 @@ def code_hash() -> str:
         raise
     except (ImportError, OSError, RuntimeError) as error:
         raise Unavailable(f"numba cannot be imported: {error}") from error
-    digest = hashlib.sha256("\n".join(versions).encode())
+    digest = hashlib.sha256(text_bytes("\n".join(versions)))
     folder = Path(__file__).parent
     for path in sorted(folder.glob("*.py")):
-        digest.update(f"\n{path}\n".encode())
+        digest.update(text_bytes(f"\n{path}\n"))
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

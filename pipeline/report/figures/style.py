@@ -19,6 +19,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator, PercentFormatter
 
+from pipeline.errors import shown_bytes
+
 INK = "#1b1f24"
 SOFT = "#5a626e"
 LINE = "#dcdad5"
@@ -164,4 +166,4 @@ def drawn(figure: Figure) -> Drawn:
         figure.set_layout_engine(None)
         figure.savefig(file, format="svg", metadata=metadata)
     svg = _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", file.getvalue().decode())
-    return Drawn(svg.encode(), figure)
+    return Drawn(shown_bytes(svg), figure)
