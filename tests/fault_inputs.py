@@ -783,9 +783,80 @@ def _names() -> Iterator[Input]:
             yield Input("names in every encoding", f"{place}: {name}", make, (file,), True)
 
 
+def _deep() -> Iterator[Input]:
+    """Yields nesting that is too deep for parsers, or for functions that call themselves for each
+    level, in each JSON and TOML that a flag names."""
+    where = "val/n02110063/sample_val_00000001.JPEG"
+
+    def hub_model(folder: Path, deep: str) -> tuple[str, ...]:
+        (folder / "hub").mkdir()
+        (folder / "hub" / "config.json").write_text(deep)
+        return ("--models", f"hf:{folder / 'hub'}")
+
+    def graph(folder: Path, deep: str) -> tuple[str, ...]:
+        (folder / "net.onnx").write_bytes(b"junk")
+        (folder / "net.onnx.json").write_text(deep)
+        return ("--models", f"onnx:{folder / 'net.onnx'}")
+
+    def checkpoint(folder: Path, deep: str) -> tuple[str, ...]:
+        (folder / "net.safetensors").write_bytes(len(deep).to_bytes(8, "little") + deep.encode())
+        return ("--models", f"resnet18={folder / 'net.safetensors'}")
+
+    def weights(folder: Path, deep: str) -> tuple[str, ...]:
+        (folder / "weights").mkdir()
+        (folder / "weights" / "index.json").write_text(deep)
+        return ("--models", "efficientnet_lite0", "--weights", str(folder / "weights"))
+
+    def of_file(name: str, flag: str, before: str = "", after: str = "") -> Any:
+        def arrange(folder: Path, deep: str) -> tuple[str, ...]:
+            (folder / name).write_text(before + deep + after)
+            return (*flag.split(), str(folder / name))
+
+        return arrange
+
+    def hugging_face(folder: Path, deep: str) -> tuple[str, ...]:
+        shutil.rmtree(folder / "val")
+        image = {"bytes": encoded(picture(), "JPEG"), "path": "sample_val_00000001.JPEG"}
+        table = pa.table({"image": [image], "label": [151]})
+        table = table.replace_schema_metadata({"huggingface": deep})
+        pq.write_table(table, folder / "validation-00000-of-00001.parquet")
+        return ()
+
+    def shard(folder: Path, deep: str) -> tuple[str, ...]:
+        shutil.rmtree(folder)
+        folder.mkdir()
+        members = ("k.jpg", encoded(picture(), "JPEG")), ("k.json", deep.encode())
+        data = _tar(*((_member(name), content) for name, content in members))
+        (folder / "val-000000.tar").write_bytes(data)
+        return ()
+
+    row = f'{{"image": "{where}", "class": "n02110063", "boxes": '
+    places: dict[str, tuple[Any, str, str]] = {
+        "--config": (of_file("flags.toml", "--config", "limit = "), "flags.toml", "generate"),
+        "--input manifest.json": (of_file("m.json", "--input"), "m.json", "generate"),
+        "--input manifest.jsonl": (of_file("m.jsonl", "--input"), "m.jsonl", "generate"),
+        "boxes": (of_file("m.jsonl", "--input", row, "}"), "m.jsonl", "generate"),
+        "--taxonomy": (of_file("t.json", "--taxonomy"), "t.json", "generate"),
+        "--masks": (of_file("o.json", "--segmenter masks --masks"), "o.json", "generate"),
+        "Parquet of the hub": (hugging_face, ".parquet", "generate"),
+        "WebDataset": (shard, "val-000000.tar", "generate"),
+        "--weights": (weights, "index.json", "run"),
+        "hf:": (hub_model, "hub", "run"),
+        "onnx:": (graph, "net.onnx", "run"),
+        "header of a checkpoint": (checkpoint, "net.safetensors", "run"),
+    }
+    for (place, (make, name, command)), levels in itertools.product(places.items(), (300, 100_000)):
+        deep = "[" * levels + "]" * levels
+
+        def arrange(folder: Path, make: Any = make, deep: str = deep) -> tuple[str, ...]:
+            return tuple(make(folder, deep))
+
+        yield Input("deep nesting", f"{place}: {levels}", arrange, (name,), True, command)
+
+
 FAMILIES = (
     *(_links, _archives, _tables, _lists, _unsteady, _in_place_of_files, _bombs),
-    _names,
+    *(_names, _deep),
 )
 
 

@@ -7,7 +7,7 @@ import json
 from typing import Any, NamedTuple
 from xml.etree.ElementTree import Element, ParseError
 
-from transforms.limits import MAX_ANNOTATION_BYTES, Unread
+from transforms.limits import MAX_ANNOTATION_BYTES, Unread, load_json
 
 
 class AnnotationError(ValueError):
@@ -144,8 +144,8 @@ def parse_annotation(data: bytes) -> Annotation:
         raise AnnotationError(Unread.from_size(len(data), MAX_ANNOTATION_BYTES).decode())
     if data.startswith(b"{"):
         try:
-            fields = json.loads(data)
-        except (ValueError, RecursionError) as error:
+            fields = load_json(data)
+        except ValueError as error:
             raise AnnotationError("not readable as JSON") from error
         if "error" in fields:
             raise AnnotationError(fields["error"])

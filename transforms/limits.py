@@ -1,6 +1,10 @@
-"""Size limits of input files, besides the limit on pixels (`codec.MAX_PIXELS`)."""
+"""Limits of input files: size and nesting, besides the limit on pixels (`codec.MAX_PIXELS`)."""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from transforms.hashing import text_bytes
 
@@ -10,6 +14,40 @@ MAX_PICTURE_BYTES = 160_000_000
 MAX_ANNOTATION_BYTES = 10_000_000
 """Largest annotation file in bytes, XML or JSON. ImageNet's annotation files have about a kilobyte.
 Parsing a file takes ten to thirty times its size in memory."""
+
+MAX_NESTING = 64
+"""Largest number of lists and objects inside each other in JSON or TOML. Functions that call
+themselves for each level need a few frames of Python's stack, which has a thousand."""
+
+_Data = TypeVar("_Data")
+
+
+def load_json(data: bytes | str) -> Any:
+    """Parses JSON from outside; raises the errors of `load_nested`."""
+    return load_nested(json.loads, data)  # noqa: TID251
+
+
+def load_nested(parse: Callable[[_Data], Any], data: _Data) -> Any:
+    """Calls a parser of nested data.
+
+    Raises:
+      ValueError: the data cannot be parsed, or has more than `MAX_NESTING` levels.
+    """
+    try:
+        content = parse(data)
+    except RecursionError:
+        raise ValueError(f"it has more than {MAX_NESTING} levels") from None
+    level: list[Any] = [[content]]
+    for _ in range(MAX_NESTING + 1):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return content
+    raise ValueError(f"it has more than {MAX_NESTING} levels")
 
 
 class Unread(bytes):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Sequence
 from typing import Any, TypedDict
@@ -16,7 +15,7 @@ from transforms.annotations import Box
 from transforms.codec import MAX_PIXELS, TooManyPixelsError, UndecodableError, open_picture
 from transforms.geometry import Mask
 from transforms.hashing import text_bytes
-from transforms.limits import MAX_ANNOTATION_BYTES, Unread
+from transforms.limits import MAX_ANNOTATION_BYTES, Unread, load_json
 
 IGNORED = 1000
 """Number by which ImageNet-S marks pixels that are neither foreground nor background. Such pixels
@@ -155,7 +154,7 @@ def _read_coco(data: bytes) -> GivenMask:
     if len(data) > MAX_ANNOTATION_BYTES:
         raise MaskError(Unread.from_size(len(data), MAX_ANNOTATION_BYTES).decode())
     try:
-        content = json.loads(data)
+        content = load_json(data)
         height, width = content["height"], content["width"]
         if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in (height, width)):
             raise MaskError(f"a mask of {width} x {height} pixels")

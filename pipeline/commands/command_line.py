@@ -12,6 +12,7 @@ from pipeline.commands.hints import check_rest, flag_of
 from pipeline.commands.parser import build_parser
 from pipeline.errors import UsageError
 from pipeline.storage.files import absolute, files_of
+from transforms.limits import load_nested
 
 
 def parse_command_line(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -64,7 +65,8 @@ def _read(path: str) -> Mapping[str, Any]:
         if files.info(path) is None:
             raise UsageError("there is no such file")
         with files.open(path) as file:
-            return tomllib.loads(file.read().decode())
+            flags: dict[str, Any] = load_nested(tomllib.loads, file.read().decode())  # noqa: TID251
+            return flags
     except OSError as error:
         raise UsageError(f"it cannot be read: {error.strerror or error}") from error
     except ValueError as error:

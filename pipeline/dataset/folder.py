@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import tarfile
 from collections.abc import Generator, Iterator, Sequence
 from typing import IO, Any
@@ -21,7 +20,7 @@ from pipeline.dataset.shards import index_file, parquet_file, webdataset_file
 from pipeline.dataset.sinks import SAMPLE_FIELDS, Sample
 from pipeline.errors import JobError, UsageError
 from pipeline.storage.store import FileDigest, Store
-from transforms.limits import MAX_PICTURE_BYTES, Unread
+from transforms.limits import MAX_PICTURE_BYTES, Unread, load_json
 from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import base_of, is_picture
 
@@ -156,7 +155,7 @@ class Dataset:
             yield
         except (OSError, ValueError, tarfile.TarError) as error:  # Arrow raises the first two.
             raise self._broken(path, str(error)) from error
-        except (KeyError, TypeError, RecursionError) as error:
+        except (KeyError, TypeError) as error:
             raise self._broken(path, f"its samples have another form: {error!r}") from error
 
     def _broken(self, path: str, cause: str) -> JobError:
@@ -266,7 +265,7 @@ def _content(size: int, file: IO[bytes]) -> bytes:
 
 def sample_of(key: str, parts: dict[str, bytes]) -> Sample:
     """Builds a sample from its tar members, given by suffix."""
-    row = json.loads(parts.pop("json")) | {"label": int(parts.pop("cls"))}
+    row = load_json(parts.pop("json")) | {"label": int(parts.pop("cls"))}
     fields = {name: row[name] for name in _FIELD_NAMES}
     ((suffix, image),) = parts.items()
     return Sample(key=key, image=image, suffix=suffix, fields=fields)

@@ -38,6 +38,7 @@ from pipeline.runtime.lock import held, model_lock
 from pipeline.runtime.machine import keep_freed_memory
 from pipeline.runtime.progress import Meter
 from pipeline.storage.store import FileDigest, Store
+from transforms.limits import load_json
 
 if TYPE_CHECKING:
     from pipeline.models.loaded import LoadedModel
@@ -349,7 +350,7 @@ class SummarizeModel(_Step):
         if description is None:
             return [ModelSummary((entry,))]
         with timed(work.stage):
-            metadata = json.loads(description)
+            metadata = load_json(description)
             work.summarize(self.dataset(), metadata, entry)
         return [ModelSummary((entry, metadata["model"]))]
 

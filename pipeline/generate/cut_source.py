@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from transforms.cropping import CroppedImage, crop_whole
 from transforms.cutting import Cut, cut_objects
 from transforms.filters import Reason, is_valid_key
 from transforms.hashing import text_bytes
+from transforms.limits import load_json
 from transforms.segmentation import Segmenter
 
 
@@ -107,7 +107,7 @@ def _matched(boxes: str, size: str) -> object:
     """Returns the part of an annotation that matters: the boxes, and whether the stated size is the
     picture's size. It counts as matching if the annotation states no size, or the picture cannot be
     opened."""
-    fields = json.loads(boxes)
+    fields = load_json(boxes)
     annotated = [fields.pop(side, None) for side in ("width", "height")]
     actual = [int(side) for side in size.split("x")] if size else annotated
     return fields, [a in (None, b) for a, b in zip(annotated, actual, strict=True)]

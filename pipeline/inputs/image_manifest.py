@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -28,6 +27,7 @@ from pipeline.storage.file_kind import FileInfo
 from pipeline.storage.files import absolute, files_of, is_below, is_remote, join, parent, relative
 from pipeline.storage.parallel import in_parallel
 from transforms.annotations import AnnotationError, Box, annotation_from
+from transforms.limits import load_json
 from transforms.taxonomy import Taxonomy
 
 FLAG = "--input"
@@ -359,8 +359,8 @@ def _boxes(row: TableRow) -> list[Any]:
     boxes = row.values.get("boxes")
     if isinstance(boxes, str):
         try:
-            boxes = json.loads(boxes) if boxes.strip() else None
-        except (ValueError, RecursionError):
+            boxes = load_json(boxes) if boxes.strip() else None
+        except ValueError:
             return [boxes]
     if boxes:
         listed = list(boxes) if isinstance(boxes, list | tuple) else [boxes]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Iterator, Sequence
 
@@ -16,6 +15,7 @@ from pipeline.inputs.location import open_parquet, row_location, rows_of
 from pipeline.inputs.source_images import SourceImage, is_wnid, wnid_of_label
 from pipeline.storage.files import relative
 from pipeline.storage.parallel import read_ahead
+from transforms.limits import load_json
 from transforms.taxonomy import Taxonomy
 
 _CLASS_AT_END = re.compile(r"(?<=.)_n\d{8}$")
@@ -113,9 +113,9 @@ def _label_names(schema: pa.Schema, path: str, taxonomy: Taxonomy) -> list[str]:
     """Returns the class ids by which the schema names the labels; empty if labels are class
     numbers."""
     try:
-        metadata = json.loads((schema.metadata or {})[b"huggingface"])
+        metadata = load_json((schema.metadata or {})[b"huggingface"])
         names = list(metadata["info"]["features"]["label"]["names"])
-    except (ValueError, RecursionError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError):
         return []  # Other metadata does not name labels.
     if all(is_wnid(str(name)) or taxonomy.holds(str(name)) for name in names):
         return list(names)

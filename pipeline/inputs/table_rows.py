@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from pipeline.errors import UsageError
 from pipeline.inputs.location import open_parquet, rows_of
 from pipeline.inputs.text_lines import TextLines
 from pipeline.storage.files import files_of
+from transforms.limits import load_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,10 +120,10 @@ def _parquet(path: str, flag: str) -> Iterator[TableRow]:
 def read_json(path: str, flag: str) -> Any:
     """Reads a JSON file. Raises UsageError if it is not JSON, OSError if it cannot be read."""
     try:
-        return json.loads(files_of(path).read(path).decode("utf-8-sig"))
+        return load_json(files_of(path).read(path).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UsageError(f"{flag} {path} is not text in UTF-8") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UsageError(f"{flag} {path} is not JSON: {error}") from error
 
 
@@ -141,8 +141,8 @@ def _json_lines(path: str, flag: str) -> Iterator[TableRow]:
         text.begin_row()
         if line.strip():
             try:
-                values = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                values = load_json(line)
+            except ValueError as error:
                 raise UsageError(f"{path}, line {number}: not JSON: {error}") from error
             yield _object(path, number, values, "line")
 

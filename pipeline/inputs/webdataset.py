@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from pipeline.inputs.source_images import (
 from pipeline.storage.files import relative
 from pipeline.storage.parallel import read_ahead
 from transforms.annotations import AnnotationError, annotation_from
-from transforms.limits import MAX_ANNOTATION_BYTES, Unread
+from transforms.limits import MAX_ANNOTATION_BYTES, Unread, load_json
 from transforms.taxonomy import Taxonomy
 
 _MARKS = (".cls", ".json")
@@ -108,8 +107,8 @@ def _text(read: Reading, name: str) -> str:
 
 def _fields(data: str, name: str) -> dict[str, Any]:
     try:
-        fields = json.loads(data)
-    except (ValueError, RecursionError):
+        fields = load_json(data)
+    except ValueError:
         fields = None
     if not isinstance(fields, dict):
         raise UsageError(f"{name} is not a JSON object")

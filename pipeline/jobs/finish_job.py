@@ -24,6 +24,7 @@ from pipeline.runtime.lock import DATASET_LOCK, release
 from pipeline.runtime.progress import Progress
 from pipeline.storage.state_files import json_bytes
 from pipeline.storage.store import WORK_FOLDER, Store
+from transforms.limits import load_json
 from transforms.scoring import PAPER_RULE
 
 if TYPE_CHECKING:
@@ -129,4 +130,4 @@ def print_summary(store: Store) -> None:
     """Prints the summary of the job that has just ended, unless standard output is a terminal,
     where the closing text has told the reader the same."""
     if not sys.stdout.isatty():
-        print(_summary_line(json.loads(store.read(LAST_RUN))["summary"]))
+        print(_summary_line(load_json(store.read(LAST_RUN))["summary"]))

@@ -21,6 +21,7 @@ from pipeline.models.preprocessing import Preprocessing
 from pipeline.storage.files import files_of
 from pipeline.storage.store import FileDigest, Store
 from transforms.hashing import text_bytes
+from transforms.limits import load_json
 from transforms.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def read_metadata(path: str) -> TrainedOn | None:
         text = header.get("__metadata__", {}).get(_NOTE)
         if text is None:
             return None
-        note = json.loads(text)
+        note = load_json(text)
         file_format, version = note["format"], note["format_version"]
         if (file_format, version) != (FORMAT, FORMAT_VERSION):
             raise JobError(
@@ -183,8 +184,8 @@ def read_metadata(path: str) -> TrainedOn | None:
         trained = TrainedOn(**fields)
         if trained.keys_digest != note["keys_sha256"]:
             raise JobError(f"{path}: its training images do not match their digest")
-    # Values of other types raise all kinds of errors, and deep nesting a RecursionError.
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, zlib.error) as error:
+    # Values of other types raise all kinds of errors.
+    except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
         raise JobError(f"{path} has broken training metadata ({error})") from error
     return trained
 
@@ -254,7 +255,7 @@ def read_header(path: str) -> dict[str, Any] | None:
         return None
     (data,) = files.read_ranges(path, [(_LENGTH_BYTES, length)])
     try:
-        header = json.loads(data)
-    except (ValueError, RecursionError):
+        header = load_json(data)
+    except ValueError:
         return None
     return header if isinstance(header, dict) else None

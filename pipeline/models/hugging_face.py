@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from pipeline.models.known import Origin
 from pipeline.models.loaded import LoadedModel, count_outputs, loaded_model, takes_other_sizes
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.source import Source
+from transforms.limits import load_json
 from transforms.scoring import classes_of_outputs, labels_of_outputs
 from transforms.taxonomy import Taxonomy, imagenet9
 
@@ -76,7 +76,7 @@ class HuggingFace(Source):
         path = os.path.join(spec.removeprefix(_PREFIX), "config.json")
         try:
             with open(path, encoding="utf-8") as file:
-                names = json.load(file)["id2label"]
+                names = load_json(file.read())["id2label"]
             labels = [str(names[str(index)]) for index in range(len(names))]
         # Either a model of the hub, or a broken folder, which `load` will report.
         except (OSError, ValueError, KeyError, TypeError):
@@ -113,7 +113,7 @@ class HuggingFace(Source):
         skipped = _check_classes(spec, model.config.id2label, taxonomy)
         settings, flipped = _measure_processor(spec, processor)
         recipe = {
-            "config": json.loads(model.config.to_json_string(use_diff=False)),
+            "config": load_json(model.config.to_json_string(use_diff=False)),
             "skipped": skipped,
             "flipped": flipped,
         }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +23,7 @@ from pipeline.models.loaded import LoadedModel, count_outputs, loaded_model
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.source import Source
 from pipeline.storage.files import files_of
+from transforms.limits import load_json
 from transforms.taxonomy import Taxonomy
 
 _PREFIX = "onnx:"
@@ -268,11 +268,11 @@ def _read_settings(path: str, properties: Mapping[str, str]) -> dict[str, Any]:
     try:
         if files.info(sidecar) is None:
             return {
-                name: text if name in ("interpolation", "crop_mode") else json.loads(text)
+                name: text if name in ("interpolation", "crop_mode") else load_json(text)
                 for name, text in properties.items()
                 if name in names
             }
-        settings = json.loads(files.read(sidecar))
+        settings = load_json(files.read(sidecar))
     except (OSError, ValueError) as error:
         raise JobError(
             f"the preprocessing of {path} cannot be read ({error}); "

@@ -7,7 +7,6 @@ DIR/index.json              name -> the attributes of `StoredModel`
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from pipeline.runtime.lock import held
 from pipeline.storage.files import absolute
 from pipeline.storage.state_files import json_bytes
 from pipeline.storage.store import WORK_FOLDER, Store
+from transforms.limits import load_json
 
 INDEX = "index.json"
 FORMAT = "imagenet9 weights"
@@ -92,7 +92,7 @@ class WeightsFolder:
             return {}
         path = self.store.path(INDEX)
         try:
-            content = json.loads(self.store.read(INDEX))
+            content = load_json(self.store.read(INDEX))
             file_format, version = content["format"], content["format_version"]
             if (file_format, version) != (FORMAT, FORMAT_VERSION):
                 raise UsageError(

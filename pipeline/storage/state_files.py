@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import JobError, TooLargeError, UsageError, in_short, shown_bytes
 from pipeline.storage.store import Store
+from transforms import limits
 
 _LOG = logging.getLogger(__name__)
 _warned: set[str] = set()
@@ -73,8 +74,8 @@ def parse_json(data: bytes, kind: type[T]) -> T:
     """
     try:
         # Not msgspec's own parser, because it refuses file names that are not valid UTF-8.
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        content = limits.load_json(data)
+    except ValueError as error:
         raise NotJsonError(str(error) if data.strip(b"\0") else "it is empty") from error
     return convert(content, kind)
 

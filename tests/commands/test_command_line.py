@@ -81,6 +81,8 @@ def test_every_command_takes_a_file_of_its_own_flags(
         ('config = "other.toml"', "--config is only for the command line"),
         ("limit", "it is not valid TOML"),
         ("\udcff", "it is not valid TOML"),
+        ("limit = " + "[" * 100_000, "it is not valid TOML: it has more than 64 levels"),
+        (f"limit = {'[' * 70}{']' * 70}", "it is not valid TOML: it has more than 64 levels"),
     ],
 )
 def test_files_that_hold_something_else_are_refused(

@@ -738,6 +738,10 @@ def test_tampered_and_missing_weights_are_refused(tmp_path: Path, my_models: str
     with pytest.raises(UsageError, match="resnet50 --to"):
         check_model("resnet50", folder)
     check_model("efficientnet_lite0", folder)
+    for depth in (70, 100_000):
+        (Path(folder) / "index.json").write_text("[" * depth + "]" * depth)
+        with pytest.raises(UsageError, match=r"is not an index of weights \(it has more than 64"):
+            load_model(my_models, folder)
     (Path(folder) / "index.json").write_text("{}")
     with pytest.raises(UsageError, match="not an index of weights"):
         check_model(spec, folder)

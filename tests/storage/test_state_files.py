@@ -29,8 +29,9 @@ from pipeline.dataset.records import Record, Staging, read_metadata, write_table
 from pipeline.errors import UsageError
 from pipeline.evaluate.result_schemas import EvaluationSchema
 from pipeline.runtime.lock import DATASET_LOCK, held
-from pipeline.storage.state_files import RelativePath, parse_json, read_json
+from pipeline.storage.state_files import NotJsonError, RelativePath, parse_json, read_json
 from pipeline.storage.store import FileDigest, Store
+from transforms.limits import MAX_NESTING, load_json
 
 
 @pytest.mark.parametrize("content", [b"", bytes(100), b'{"a": [1, ', b"\xff\xfe", b"[" * 100_000])
@@ -45,6 +46,32 @@ def test_json_that_was_not_written_whole_counts_as_not_there(
     assert str(tmp_path / "note.json") in caplog.messages[0]
     assert read_json(store, "gone.json", dict[str, list[int]]) is None
     assert len(caplog.messages) == 1
+
+
+NESTED = st.recursive(
+    st.none() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(NESTED, st.integers(0, 2 * MAX_NESTING))
+def test_json_is_refused_from_a_number_of_levels_on(content: object, levels: int) -> None:
+    assert load_json(json.dumps(content)) == content
+    deep = '{"a": [' * (levels // 2) + "[" * (levels % 2) + "1"
+    deep += "]" * (levels % 2) + "]}" * (levels // 2)
+    if levels <= MAX_NESTING:
+        assert load_json(deep) == json.loads(deep)
+    else:
+        with pytest.raises(ValueError, match="it has more than 64 levels"):
+            load_json(deep)
+
+
+def test_json_that_is_too_deep_for_a_parser_is_refused() -> None:
+    for start in ("[", '{"a":', '{"a":[{"b":'):
+        with pytest.raises(ValueError, match="it has more than 64 levels"):
+            load_json(start * 100_000)
+        with pytest.raises(NotJsonError, match="it has more than 64 levels"):
+            parse_json(start.encode() * 100_000, dict[str, Any])
 
 
 MANY_THREADS = """
