@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, NoReturn, TextIO, cast
 
 from pipeline.commands.command_line import parse_command_line
@@ -18,6 +19,10 @@ from pipeline.commands.parser import COMMANDS
 from pipeline.errors import JobError, UsageError, escaped
 from pipeline.runtime.job_log import EscapingFormatter
 from pipeline.runtime.machine import keep_freed_memory
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C; the signal by which service managers and batch systems stop a process; and that of a
+terminal that is closed."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,21 +39,19 @@ def main(argv: list[str] | None = None) -> int:
         3: conditions of `--fail_if` hold; a line is printed for each of them.
     """
     words = sys.argv[1:] if argv is None else argv
+    name = " ".join(["in9", *(word for word in words[:1] if word in COMMANDS)])
     _prepare()
     try:
-        arguments, remaining_words = parse_command_line(words)
-    except UsageError as error:
-        return _report_error(
-            " ".join(["in9", *(word for word in words[:1] if word in COMMANDS)]), error, 2
-        )
-    try:
-        # Service managers and batch systems stop a process by SIGTERM; treat it like Ctrl-C.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with contextlib.redirect_stdout(cast(TextIO, _EscapingStream(sys.stdout))):
-            return _run(arguments, remaining_words)
+        with _stopped_by_signals():
+            arguments, remaining_words = parse_command_line(words)
+            with contextlib.redirect_stdout(cast(TextIO, _EscapingStream(sys.stdout))):
+                return _run(arguments, remaining_words)
     except KeyboardInterrupt:
-        _report_error(f"in9 {arguments.command}", "stopped; run the same command again to go on", 1)
-        sys.stderr.flush()
+        for number in _STOPPING:  # A second signal does not wait for the locks.
+            signal.signal(number, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # The terminal may be gone.
+            _report_error(name, "stopped; run the same command again to go on", 1)
+            sys.stderr.flush()
         # Imported late, because it is slow to import, and printing help needs none of it.
         from pipeline.runtime.lock import release_all
 
@@ -56,9 +59,31 @@ def main(argv: list[str] | None = None) -> int:
         # Do not wait for threads that are in the middle of an image.
         os._exit(1)
     except UsageError as error:
-        return _report_error(f"in9 {arguments.command}", error, 2)
+        return _report_error(name, error, 2)
     except (JobError, OSError) as error:
-        return _report_error(f"in9 {arguments.command}: the job failed", error, 1)
+        return _report_error(f"{name}: the job failed", error, 1)
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Makes signals that stop a process raise KeyboardInterrupt, whatever else the block, or a
+    library in it, makes of that. Signals that are ignored, as with `nohup`, stay ignored."""
+    received = []
+
+    def stop(number: int, _: object) -> None:
+        received.append(number)
+        # Beam replaces an exception without arguments by a RuntimeError.
+        raise KeyboardInterrupt("stopped")
+
+    for number in _STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        yield
+    except Exception as error:
+        if received:
+            raise KeyboardInterrupt("stopped") from error
+        raise
 
 
 def run_process() -> NoReturn:

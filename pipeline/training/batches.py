@@ -232,8 +232,9 @@ def _init_worker(is_network_on_cpu: bool, _: int) -> None:
         os.nice(_NICENESS)
     # Ctrl-C reaches all processes of a terminal; the main process decides what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The handler that is inherited from the main process would print a traceback.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # The handlers that are inherited from the main process would print a traceback.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def batch_bytes(samples: Samples, batch_size: int, side: int) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import (
+    ONE,
     TINY_MODEL,
     finished_shards,
     manifest_of,
@@ -86,6 +87,12 @@ def work(*_):
 def segmenter(image, box):
     work()
 
+def hiding_segmenter(image, box):
+    try:
+        work()
+    except KeyboardInterrupt:
+        raise RuntimeError("a library makes something else of it")
+
 def interrupted_segmenter(image, box):
     try:
         pathlib.Path(os.environ["AT_WORK"]).touch(exist_ok=False)
@@ -107,6 +114,7 @@ def model():
 STAGES = {
     "start": (),
     "segment": ("--segmenter", "python:slow_work:segmenter"),
+    "segment hides it": ("--segmenter", "python:slow_work:hiding_segmenter"),
     "compose": ("--segmenter", "box", "--variants", "original,python:slow_work:variant"),
     "evaluate": ("--segmenter", "box", "--models", "python:slow_work:model"),
 }
@@ -121,8 +129,16 @@ STAGES = {
         ("segment", signal.SIGINT, ("--direct_running_mode=multi_processing",)),
         ("compose", signal.SIGINT, ()),
         ("evaluate", signal.SIGINT, ()),
+        # With one worker, the main thread does the work.
+        ("segment", signal.SIGINT, ONE),
+        ("compose", signal.SIGTERM, ONE),
+        ("evaluate", signal.SIGHUP, ONE),
+        ("segment hides it", signal.SIGTERM, ONE),
     ],
-    ids=["start", "segment", "SIGTERM", "processes", "compose", "evaluate"],
+    ids=[
+        *("start", "segment", "SIGTERM", "processes", "compose", "evaluate"),
+        *("one, segment", "one, compose", "one, evaluate", "hidden"),
+    ],
 )
 def test_ctrl_c_leaves_with_one_line_in_the_middle_of_work(
     tiny_input: Path,
@@ -147,7 +163,7 @@ def test_ctrl_c_leaves_with_one_line_in_the_middle_of_work(
     *progress, last = error.splitlines()
     assert last == "in9 run: stopped; run the same command again to go on"
     # If starting takes long, lines of progress come first.
-    assert all(re.match(rf"{stage}: 0 of ", line) for line in progress)
+    assert all(re.match(rf"{stage.split()[0]}: 0 of ", line) for line in progress)
     assert out == ""
     locks = {path.name for path in output.glob(".in9/lock*")}
     assert locks == set()
