@@ -316,6 +316,7 @@ def _archives() -> Iterator[Input]:
 
         yield Input("archives", name, arrange, ("ILSVRC2012_img_val.tar",))
     fitting = fitting_xml().encode()
+    two = [("k.jpg", jpeg), ("k.cls", b"151"), ("k.xml", fitting)]
     shards: dict[str, list[tuple[str, bytes]]] = {
         "key above": [("../victim/k.jpg", jpeg), ("../victim/k.xml", fitting)],
         "json is a list": [("k.jpg", jpeg), ("k.json", b"[]"), ("k.xml", fitting)],
@@ -324,6 +325,10 @@ def _archives() -> Iterator[Input]:
         "json with a huge label": [("k.jpg", jpeg), ("k.json", b'{"label": 1e400}')],
         "class is a word": [("k.jpg", jpeg), ("k.cls", b"dog"), ("k.xml", fitting)],
         "class is huge": [("k.jpg", jpeg), ("k.cls", b"9" * 10_000), ("k.xml", fitting)],
+        "json is large": [("k.jpg", jpeg), ("k.json", bytes(11 << 20)), ("k.cls", b"151")],
+        "class is large": [("k.jpg", jpeg), ("k.cls", bytes(11 << 20)), ("k.xml", fitting)],
+        "two of one key": [*two, *two],
+        "key with a colon": [(f"a:{name}", data) for name, data in two],
         "class is no text": [("k.jpg", jpeg), ("k.cls", b"\xff\xfe"), ("k.xml", fitting)],
         "PostScript": [("k.jpg", b"%!PS\n"), ("k.cls", b"151"), ("k.xml", fitting)],
         "XML outward": [
@@ -341,7 +346,8 @@ def _archives() -> Iterator[Input]:
             (folder / "val-000000.tar").write_bytes(data)
             return ()
 
-        yield Input("WebDataset", name, shard, ("val-000000.tar",))
+        code = 2 if name == "key above" else 0
+        yield Input("WebDataset", name, shard, ("val-000000.tar",), code=code)
 
 
 def _tables() -> Iterator[Input]:

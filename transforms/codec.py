@@ -71,7 +71,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 (which includes the MPO of phones), scanners and microscopes write TIFF with 16 bits, and the other
 formats are common on the web."""
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# As errors (`python -W error`), Pillow's warnings would reject pictures that it decodes.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class _Watched(io.BytesIO):

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any, NoReturn, TextIO, cast
 
@@ -17,7 +18,7 @@ from pipeline.commands.command_line import parse_command_line
 from pipeline.commands.dispatch import run_command
 from pipeline.commands.parser import COMMANDS
 from pipeline.errors import JobError, UsageError, escaped
-from pipeline.runtime.job_log import EscapingFormatter
+from pipeline.runtime.job_log import EscapingFormatter, is_for_terminal
 from pipeline.runtime.machine import keep_freed_memory
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -91,6 +92,10 @@ def run_process() -> NoReturn:
     # Threads that are started earlier would get their own malloc arenas.
     _prepare()
     waker = _start_waker()
+    # Warnings of libraries belong into the log of a job. As errors (`-W error`), they would fail
+    # models and pictures.
+    logging.captureWarnings(True)
+    warnings.simplefilter("default")
     code = main()
     if any(thread.daemon for thread in threading.enumerate() if thread is not waker):
         # A failed job leaves worker threads alive. If the interpreter ended them inside C++ code,
@@ -150,6 +155,7 @@ def _run(arguments: argparse.Namespace, remaining_words: list[str]) -> int:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     terminal = logging.StreamHandler()
     terminal.setFormatter(EscapingFormatter("in9: %(levelname)s: %(message)s"))
+    terminal.addFilter(is_for_terminal)
     logging.basicConfig(level=logging.WARNING, handlers=[terminal])
     return run_command(arguments, remaining_words)
 

@@ -142,7 +142,8 @@ def reject_by_name(image: SourceImage, preceding: SourceImage | None) -> tuple[R
     if not image.wnid:
         missing = image.annotation is None
         reason = Reason.MISSING_ANNOTATION if missing else Reason.UNREADABLE_ANNOTATION
-        return reason, "nothing tells its class: no folder, and no annotation that names one"
+        unknown = "nothing tells its class: no folder, and no annotation that names one"
+        return reason, image.fault or unknown
     return None
 
 

@@ -289,7 +289,7 @@ def _check(info: tarfile.TarInfo, archive: str) -> None:
         problem = "a link"
     elif info.issparse() or not (info.isfile() or info.isdir()):
         problem = "neither a plain file nor a folder"
-    elif info.name.startswith(("/", "\\")) or info.name[1:2] == ":":
+    elif info.name.startswith(("/", "\\")) or info.name[1:3] in (":/", ":\\"):
         problem = "at an absolute path"
     elif ".." in info.name.replace("\\", "/").split("/"):
         problem = "outside it"

@@ -38,6 +38,7 @@ class SourceImage:
       is_excluded: whether `--exclude` or `--include` leaves the image out.
       mask: location of the mask; None if the image has no mask.
       mask_md5: hexadecimal MD5 of the mask, if the listing tells it.
+      fault: why nothing tells the class, if something should; else "".
       group: name of a group of images that share a scene, so that no image of the group becomes the
         background of another; "" for no group.
     """
@@ -55,6 +56,7 @@ class SourceImage:
     mask: str | None = None
     mask_md5: str | None = None
     group: str = ""
+    fault: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

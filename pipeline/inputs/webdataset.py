@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.errors import UsageError
 from pipeline.inputs.annotation_index import annotation_of, annotation_of_xml
-from pipeline.inputs.archives import Member, Reading, first_names, members
+from pipeline.inputs.archives import Member, first_names, members
 from pipeline.inputs.checksums import stamp_of
 from pipeline.inputs.input_format import FileFormat, SplitLayout
 from pipeline.inputs.source_images import (
@@ -27,6 +27,8 @@ from transforms.taxonomy import Taxonomy
 
 _MARKS = (".cls", ".json")
 """Suffixes of members that distinguish shards from other archives of images."""
+_READ = (*_MARKS, ".xml")
+"""Suffixes of members that are read when a shard is listed."""
 
 
 class WebDataset(FileFormat):
@@ -45,12 +47,15 @@ class WebDataset(FileFormat):
 
 @dataclasses.dataclass
 class _Sample:
-    """The members that share a key."""
+    """The members of a sample.
 
-    image: Member | None = None
-    label: str | None = None
-    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
-    xml: bytes | None = None
+    Attributes:
+      images: pictures, of different suffixes.
+      others: contents of the other members that matter, by suffix, and None for those that do not.
+    """
+
+    images: list[Member] = dataclasses.field(default_factory=list)
+    others: dict[str, bytes | None] = dataclasses.field(default_factory=dict)
 
 
 def images_in_shards(
@@ -60,7 +65,7 @@ def images_in_shards(
 
     The class comes from `wnid` in the `.json`, or else from the `.cls`, or else from `label` in the
     `.json`. Boxes come from the `.xml`, or else from `boxes` in the `.json`, each (xmin, ymin,
-    xmax, ymax).
+    xmax, ymax). A sample whose `.json` is no object, or whose label is not a class, has a `fault`.
 
     Args:
       paths: absolute paths of the shards.
@@ -68,80 +73,99 @@ def images_in_shards(
       taxonomy: the classes that labels refer to.
 
     Raises:
-      UsageError: a shard is incomplete or refused, or a label is not a class.
+      UsageError: a shard is incomplete or refused, or all samples have a fault.
       OSError: a shard cannot be read.
     """
     list_shard = functools.partial(_list_shard, root=root, taxonomy=taxonomy)
+    faults: list[str] = []
     for _, images in read_ahead(list_shard, paths):
+        faults += [image.fault and f"{image.name}: {image.fault}" for image in images if image]
         yield from images
+    if faults and all(faults):
+        raise UsageError(faults[0])
 
 
 def _list_shard(path: str, root: str, taxonomy: Taxonomy) -> list[SourceImage | None]:
     shard, stamp = relative(path, root), stamp_of(path)
-    samples: dict[str, _Sample] = {}
+    samples: dict[str, list[_Sample]] = {}
     for member, read in members(path):
         folder, _, file = member.name.rpartition("/")
         key, _, extension = file.partition(".")
         if is_hidden(member.name):
             continue
-        sample = samples.setdefault(f"{folder}/{key}", _Sample())
-        match f".{extension.lower()}":
-            case suffix if suffix in IMAGE_SUFFIXES:
-                sample.image = member
-            case ".cls":
-                sample.label = _text(read, f"{shard}/{member.name}")
-            case ".json":
-                name = f"{shard}/{member.name}"
-                sample.fields = _fields(_text(read, name), name)
-            case ".xml":
-                sample.xml = read(MAX_ANNOTATION_BYTES)
-    return [_image(key, sample, shard, stamp, taxonomy) for key, sample in samples.items()]
+        suffix = f".{extension.lower()}"
+        of_key = samples.setdefault(f"{folder}/{key}", [])
+        # The second member of a suffix belongs to another sample of the same key.
+        if not of_key or suffix in of_key[-1].others:
+            of_key.append(_Sample())
+        of_key[-1].others[suffix] = read(MAX_ANNOTATION_BYTES) if suffix in _READ else None
+        if suffix in IMAGE_SUFFIXES:
+            of_key[-1].images.append(member)
+    listed: list[SourceImage | None] = []
+    for key, of_key in samples.items():
+        for sample in of_key:
+            listed += _images(key, sample, shard, stamp, taxonomy) or [None]
+    return listed
 
 
-def _text(read: Reading, name: str) -> str:
-    data = read(MAX_ANNOTATION_BYTES)
+def _images(
+    path: str, sample: _Sample, shard: str, stamp: str | None, taxonomy: Taxonomy
+) -> list[SourceImage]:
+    wnid, fault = "", ""
+    try:
+        fields = _fields(sample.others.get(".json"))
+        annotation = _annotation(sample.others.get(".xml"), fields)
+        wnid = _wnid(sample.others.get(".cls"), fields, taxonomy)
+    except UsageError as error:
+        fault = str(error)
+        annotation = annotation_of(AnnotationError(fault))
+    return [
+        SourceImage(
+            key=path.rpartition("/")[2],
+            path=member.location,
+            name=f"{shard}/{member.name}",
+            wnid=wnid,
+            stamp=stamp,
+            annotation=annotation,
+            fault=fault,
+        )
+        for member in sample.images
+    ]
+
+
+def _text(data: bytes, suffix: str) -> str:
     if isinstance(data, Unread):
-        raise UsageError(f"{name} has {data.decode()}")
+        raise UsageError(f"its {suffix} has {data.decode()}")
     return data.decode("utf-8", "replace")
 
 
-def _fields(data: str, name: str) -> dict[str, Any]:
+def _fields(data: bytes | None) -> dict[str, Any]:
+    if data is None:
+        return {}
     try:
-        fields = load_json(data)
+        fields = load_json(_text(data, ".json"))
     except ValueError:
         fields = None
     if not isinstance(fields, dict):
-        raise UsageError(f"{name} is not a JSON object")
+        raise UsageError("its .json is not a JSON object")
     return fields
 
 
-def _image(
-    path: str, sample: _Sample, shard: str, stamp: str | None, taxonomy: Taxonomy
-) -> SourceImage | None:
-    member = sample.image
-    if member is None:
-        return None
-    label = sample.fields.get("label") if sample.label is None else sample.label
-    wnid = str(sample.fields.get("wnid") or "")
-    is_known = is_wnid(wnid) or taxonomy.holds(wnid)
-    name = f"{shard}/{member.name}"
-    return SourceImage(
-        key=path.rpartition("/")[2],
-        path=member.location,
-        name=name,
-        wnid=wnid if is_known else wnid_of_label(label, taxonomy, name),
-        stamp=stamp,
-        annotation=_annotation(sample),
-    )
+def _wnid(data: bytes | None, fields: dict[str, Any], taxonomy: Taxonomy) -> str:
+    wnid = str(fields.get("wnid") or "")
+    if is_wnid(wnid) or taxonomy.holds(wnid):
+        return wnid
+    label = fields.get("label") if data is None else _text(data, ".cls")
+    return wnid_of_label(label, taxonomy, "it")
 
 
-def _annotation(sample: _Sample) -> str | None:
+def _annotation(xml: bytes | None, fields: dict[str, Any]) -> str | None:
     """Returns the location of the boxes in the sample, None if the sample has no boxes."""
-    if sample.xml is not None:
-        return annotation_of_xml(sample.xml)
-    if "boxes" not in sample.fields:
+    if xml is not None:
+        return annotation_of_xml(xml)
+    if "boxes" not in fields:
         return None
     try:
-        return annotation_of(annotation_from({**sample.fields, "wnid": None}))
+        return annotation_of(annotation_from({**fields, "wnid": None}))
     except AnnotationError as error:
         return annotation_of(error)

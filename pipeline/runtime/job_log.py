@@ -52,11 +52,11 @@ def _is_our_traceback(record: logging.LogRecord) -> bool:
     return bool(record.exc_info) and record.name.startswith("pipeline")
 
 
-def _is_for_terminal(record: logging.LogRecord) -> bool:
-    # Beam logs a job server's messages under the root logger, or under the loggers of Prism and its
-    # workers.
-    is_beam = record.name == "root" or record.name.startswith(("apache_beam", "Prism", "SdkWorker"))
-    return not is_beam and not _is_our_traceback(record)
+def is_for_terminal(record: logging.LogRecord) -> bool:
+    """Returns whether a record is a message of this package. Those of libraries tell users nothing
+    that they could act on; the log has them."""
+    is_ours = record.name.startswith(("pipeline", "transforms"))
+    return is_ours and not _is_our_traceback(record)
 
 
 @contextlib.contextmanager
@@ -69,7 +69,6 @@ def job_log(path: str, *, worker_processes: bool = False) -> Iterator[None]:
         process's standard error, so their output goes to the log.
     """
     root = logging.getLogger()
-    others = list(root.handlers)
     keep = False
     with contextlib.ExitStack() as stack:
         # Unbuffered, so that text that a full disk refuses is lost at once, and is not written
@@ -79,8 +78,6 @@ def job_log(path: str, *, worker_processes: bool = False) -> Iterator[None]:
         file.setFormatter(EscapingFormatter(_FORMAT))
         if worker_processes:
             stack.enter_context(_children_write_to(stream.fileno()))
-        for handler in others:
-            handler.addFilter(_is_for_terminal)
         root.addHandler(file)
         excepthook = threading.excepthook
         threading.excepthook = _log_thread
@@ -93,8 +90,6 @@ def job_log(path: str, *, worker_processes: bool = False) -> Iterator[None]:
         finally:
             threading.excepthook = excepthook
             root.removeHandler(file)
-            for handler in others:
-                handler.removeFilter(_is_for_terminal)
             if not keep and not file.has_traceback:
                 with contextlib.suppress(FileNotFoundError):
                     os.remove(path)

@@ -16,7 +16,8 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 import torch
 from apache_beam.options.pipeline_options import PipelineOptions
-from conftest import ROOT, refusal
+from conftest import ONE, ROOT, pictures_of, refusal
+from PIL import Image
 
 import in9
 from pipeline.commands.cli import main
@@ -534,6 +535,41 @@ def test_no_flag_of_beam_is_a_misspelt_one_of_ours(command: str) -> None:
     assert {underscored(name) for name in of_beam} <= set(of_beam)
     for name in set(of_beam) - {flag.name for flag in own}:
         refuse_near_misses(name, own)
+
+
+LOUD = """
+import logging, warnings
+import numpy as np
+
+def segment(image, box):
+    warnings.warn("a library warns")
+    logging.getLogger("library").warning("a library warns")
+    mask = np.zeros(image.shape[:2], bool)
+    mask[box[1] : box[3], box[0] : box[2]] = True
+    return mask
+"""
+
+
+@pytest.mark.parametrize("action", ["default", "error"])
+def test_warnings_of_libraries_neither_reject_nor_reach_the_terminal(
+    action: str, tiny_input: Path, tmp_path: Path
+) -> None:
+    pictures = pictures_of(tiny_input)
+    for path in pictures:
+        with Image.open(path) as picture:
+            palette = picture.convert("P", palette=Image.Palette.ADAPTIVE)
+        # Pillow warns of transparency in palettes.
+        palette.save(path, "PNG", transparency=bytes(range(256)))
+    (tmp_path / "loud.py").write_text(LOUD)
+    folders = ("--input", tiny_input, "--output", tmp_path / "out")
+    flags = ("--segmenter", "python:loud:segment", "--variants", "original", *ONE)
+    # A new interpreter, because filters of warnings are set when it starts.
+    command = (sys.executable, "-W", action, "-m", "pipeline", "generate", *folders, *flags)
+    path = f"{ROOT}{os.pathsep}{tmp_path}"
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert f"val: {len(pictures)} images, {len(pictures)} accepted, 0 rejected" in done.stdout
+    assert "warn" not in done.stderr.lower()
 
 
 def test_a_new_command_takes_flags_from_a_file() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from shapes import tar_bytes
 
 from pipeline.errors import UsageError
+from pipeline.generate.cut_source import reject_by_name
 from pipeline.inputs.annotation_index import annotated_wnid, index_annotations
 from pipeline.inputs.archives import members, stream
 from pipeline.inputs.checksums import stamp_of
@@ -27,6 +29,7 @@ from pipeline.inputs.split_files import find_files, has_boxes_by_name, has_image
 from pipeline.inputs.webdataset import images_in_shards
 from pipeline.storage.store import Store
 from transforms.annotations import AnnotationError, Box, parse_annotation
+from transforms.filters import Reason
 from transforms.taxonomy import Taxonomy, imagenet9
 
 Files = list[tuple[str, bytes]]
@@ -99,6 +102,50 @@ def test_members_of_a_sample_may_come_in_any_order(root: Path, files: Files) -> 
     with pytest.raises(AnnotationError, match="not a readable XML"):
         parse_annotation(read_location(broken or ""))
     assert bare is None
+
+
+@pytest.mark.parametrize(
+    ("files", "fault"),
+    [
+        ([("a.jpg", b"1"), ("a.json", b"[]"), ("a.cls", b"cup")], "its .json is not a JSON object"),
+        ([("a.jpg", b"1"), ("a.json", b"{"), ("a.cls", b"cup")], "its .json is not a JSON object"),
+        ([("a.jpg", b"1"), ("a.json", b" " * 10_000_001)], "its .json has 10000001 bytes, more"),
+        ([("a.jpg", b"1"), ("a.cls", b" " * 10_000_001)], "its .cls has 10000001 bytes, more"),
+        ([("a.jpg", b"1"), ("a.cls", b"7")], "it is of class '7': expected one of the 2 classes"),
+        ([("a.jpg", b"1"), ("a.json", b'{"label": "ox"}')], "it is of class 'ox': expected one"),
+    ],
+)
+def test_a_member_that_is_no_class_or_object_concerns_its_sample(
+    files: Files, fault: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "val.tar"
+    path.write_bytes(tar_bytes([*files, ("b.jpg", b"2"), ("b.cls", b"cup")]))
+    faulty, good = images_in_shards([str(path)], str(tmp_path), CUPS)
+    assert faulty is not None
+    assert good is not None
+    assert (faulty.wnid, good.wnid, good.fault) == ("", "cup", "")
+    reason, detail = reject_by_name(faulty, None) or (None, "")
+    assert (reason, detail[: len(fault)]) == (Reason.UNREADABLE_ANNOTATION, fault)
+    # Shards of which no sample can be used are a mistake that concerns all of them.
+    path.write_bytes(tar_bytes(files))
+    with pytest.raises(UsageError, match=re.escape(f"val.tar/a.jpg: {fault}")):
+        list(images_in_shards([str(path)], str(tmp_path), CUPS))
+
+
+def test_samples_of_one_key_are_as_many_images(tmp_path: Path) -> None:
+    path, other = tmp_path / "val.tar", tmp_path / "val-2.tar"
+    first, second = ([("a:1.jpg", data), ("a:1.cls", data)] for data in (b"0", b"1"))
+    path.write_bytes(tar_bytes([*first, *second]))
+    together = list(images_in_shards([str(path)], str(tmp_path), CUPS))
+    path.write_bytes(tar_bytes(first))
+    other.write_bytes(tar_bytes(second))
+    apart = list(images_in_shards([str(path), str(other)], str(tmp_path), CUPS))
+    wnids = [[(image.key, image.wnid) for image in each if image] for each in (together, apart)]
+    assert wnids[0] == wnids[1] == [("a:1", CUPS.wnids[0]), ("a:1", CUPS.wnids[1])]
+    # Of two pictures in a sample, too, none is dropped unseen.
+    path.write_bytes(tar_bytes([("a.jpg", b"1"), ("a.png", b"2"), ("a.cls", b"0")]))
+    both = seen(images_in_shards([str(path)], str(tmp_path), CUPS))
+    assert [image[3] for image in both if image] == [b"1", b"2"]
 
 
 def test_rows_of_a_parquet_file_are_images(tmp_path: Path) -> None:

@@ -284,6 +284,7 @@ def link(name: str, target: str, kind: bytes) -> Callable[[tarfile.TarFile], Non
         (link("../b.JPEG", "", tarfile.REGTYPE), "outside it"),
         (link("val/../../b.JPEG", "", tarfile.REGTYPE), "outside it"),
         (link("/etc/b.JPEG", "", tarfile.REGTYPE), "at an absolute path"),
+        (link("C:\\b.JPEG", "", tarfile.REGTYPE), "at an absolute path"),
     ],
 )
 def test_archives_that_reach_out_are_refused(

@@ -80,6 +80,17 @@ def test_alpha_and_palette_become_rgb() -> None:
     )
 
 
+def test_a_warning_rejects_no_picture() -> None:
+    """Checks it in a new interpreter, as filters of warnings are set when one starts."""
+    data = io.BytesIO()
+    Image.fromarray(ramp()).quantize(16).save(data, "PNG", transparency=bytes(range(16)))
+    code = "import sys; from transforms.codec import decode_image"
+    code += "; print(decode_image(sys.stdin.buffer.read()).shape)"
+    command = [sys.executable, "-W", "error::UserWarning", "-c", code]
+    done = subprocess.run(command, input=data.getvalue(), capture_output=True, check=True)
+    assert done.stdout.decode().strip() == str(ramp().shape)
+
+
 def test_exif_orientation_is_ignored() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
