@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -37,6 +39,13 @@ class BrokenPictureError(JobError):
 def in_short(error: Exception) -> str:
     """Returns the message of a foreign error as one line of at most 200 characters."""
     return " ".join(str(error).split())[:200]
+
+
+def did_you_mean(wanted: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Returns the end of an error message that names the known word closest to an unknown one;
+    empty if no word has at least `cutoff` as difflib's ratio (0 to 1)."""
+    close = difflib.get_close_matches(wanted, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def escaped(text: str, keep: str = "\n\t") -> str:

@@ -9,6 +9,7 @@ specification instead, `python:MODULE:FUNCTION@VERSION` (`pipeline.generate.cust
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Callable, Iterable
 
@@ -306,7 +307,9 @@ def select_variants(names: Iterable[str]) -> tuple[str, ...]:
     known = f"known: {', '.join(VARIANTS)}, python:MODULE:FUNCTION"
     unknown = sorted(wanted - set(VARIANTS) - set(custom))
     if unknown:
-        raise ValueError(f"unknown variant {unknown[0]!r}; {known}")
+        close = difflib.get_close_matches(unknown[0], VARIANTS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"unknown variant {unknown[0]!r}; {known}{hint}")
     if not wanted:
         raise ValueError(f"no variant named; {known}")
     reserved = set(VARIANTS)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Iterable, Sequence
 
 from pipeline.commands.flag_types import Flag, WordListParser, comma_separated
 from pipeline.commands.flags import flags_of
 from pipeline.commands.parser import COMMANDS, underscored
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, did_you_mean
 
 _NEAR_MISS = 0.85
 """Similarity, as difflib's ratio (0 to 1), from which an unknown flag counts as a misspelling of
@@ -67,8 +66,7 @@ def check_rest(command: str, rest: Sequence[str], words: Sequence[str]) -> None:
     if unknown:
         flag = flag_of(unknown[0])
         every = [one.name for one in own] + (known if has_graph else [])
-        close = difflib.get_close_matches(flag, every, n=1, cutoff=0.6)
-        hint = f"; did you mean {close[0]}?" if close else f"; see: in9 {command} --help all"
+        hint = did_you_mean(flag, every) or f"; see: in9 {command} --help all"
         raise UsageError(f"unknown flag {flag}{hint}")
     if not has_graph:
         raise UsageError(f"{rest[0]} is for commands that run a Beam pipeline; leave it out")
@@ -89,10 +87,8 @@ def refuse_near_misses(flag: str, own: Iterable[Flag]) -> None:
     Raises:
       UsageError: the flag is a misspelling; the message names the flag that was meant.
     """
-    known = [one.name for one in own]
-    close = difflib.get_close_matches(flag, known, n=1, cutoff=_NEAR_MISS)
-    if close:
-        raise UsageError(f"unknown flag {flag}; did you mean {close[0]}?")
+    if hint := did_you_mean(flag, (one.name for one in own), _NEAR_MISS):
+        raise UsageError(f"unknown flag {flag}{hint}")
 
 
 def _refuse_sibling(flag: str, own: Sequence[Flag]) -> None:

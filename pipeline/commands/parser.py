@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import shutil
 import sys
@@ -13,7 +12,7 @@ from importlib import metadata
 from typing import Any, NamedTuple, NoReturn
 
 from pipeline.commands.flags import CORE, sections_of
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, did_you_mean
 
 _MANY = 30
 """If a command has more flags than this, `--help` shows only the flags in `CORE`."""
@@ -167,8 +166,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         command = re.match(r"argument COMMAND: invalid choice: '(.*?)'", message)
-        if command and (close := difflib.get_close_matches(command[1], COMMANDS, n=1)):
-            message = f"there is no command {command[1]!r}; did you mean {close[0]}?"
+        if command and (hint := did_you_mean(command[1], COMMANDS)):
+            message = f"there is no command {command[1]!r}{hint}"
         raise UsageError(f"{message} (see: {self.prog} --help)")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

@@ -7,7 +7,7 @@ import argparse
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, did_you_mean
 from pipeline.evaluate.gap_power import describe_power
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.report import REPORT, write_report
@@ -32,7 +32,8 @@ def run_report(arguments: argparse.Namespace) -> int:
     columns = HEADLINE if arguments.columns is None else arguments.columns
     for column in arguments.columns or ():
         if column not in known:
-            raise UsageError(f"--columns {column}: the dataset has {', '.join(known)}")
+            hint = did_you_mean(column, known)
+            raise UsageError(f"--columns {column}: the dataset has {', '.join(known)}{hint}")
     with held(store, TABLES_LOCK, wait=60) as tables:
         summaries, stale = write_tables(Dataset.open(tables), columns)
     write_report(store, dataset.taxonomy, arguments.pictures, pdf=True)

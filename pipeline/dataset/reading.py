@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from pipeline.dataset.folder import Dataset, sample_of
 from pipeline.dataset.latest import reading_store
 from pipeline.dataset.sinks import Sample
+from pipeline.errors import did_you_mean
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import FileDigest, Store
 from transforms.codec import decode_image
@@ -159,7 +160,8 @@ class DatasetReader(Sequence[Example]):
 
 def _one_of(kind: str, name: str, known: Sequence[str]) -> str:
     if name not in known:
-        raise ValueError(f"no {kind} {name!r}; the dataset has {', '.join(known)}")
+        hint = did_you_mean(name, known)
+        raise ValueError(f"no {kind} {name!r}; the dataset has {', '.join(known)}{hint}")
     return name
 
 

@@ -11,9 +11,10 @@ from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.errors import JobError, escaped
 from pipeline.inputs.checksums import Content, KnownContent
-from pipeline.inputs.location import read_location, shown
+from pipeline.inputs.location import Location, changed, read_location, shown
 from pipeline.inputs.source_images import SourceImage
 from pipeline.segmenters import find_segmenter
+from pipeline.storage.files import is_remote
 from transforms.annotations import AnnotationError, parse_annotation, write_annotation
 from transforms.codec import TooManyPixelsError, UndecodableError, open_picture
 from transforms.cropping import CroppedImage, crop_whole
@@ -185,6 +186,13 @@ class SourceBytes:
         assert picture is not None
         return cls(picture, annotation, mask, location=image.path)
 
+    def read_again(self) -> None:
+        """Reads a picture in object storage again; raises OSError if it is another now. Parts of
+        objects come without a checksum, so they may have been corrupted on the way."""
+        is_in_object = is_remote(Location.parse(self.location).path)
+        if is_in_object and read_location(self.location) != self.image:
+            raise changed(self.location)
+
 
 def read_source(image: str, annotation: str | None, mask: str | None = None) -> SourceBytes:
     """Reads an image, its annotation and its mask from their locations. Raises OSError if a file
@@ -203,9 +211,10 @@ def cut_source(source: SourceBytes, config: SegmentConfig) -> Iterator[Cut]:
 
     Raises:
       JobError: a custom segmenter failed.
+      OSError: a picture that cannot be decoded is another when it is read again.
     """
     try:
-        yield from cut_objects(
+        for cut in cut_objects(
             source.image,
             source.annotation,
             source.mask,
@@ -216,18 +225,24 @@ def cut_source(source: SourceBytes, config: SegmentConfig) -> Iterator[Cut]:
             interpolation=config.interpolation,
             rules=config.rules,
             only=source.number,
-        )
+        ):
+            if cut.reason is Reason.UNDECODABLE:
+                source.read_again()
+            yield cut
     except JobError as error:
         raise JobError(f"{shown(source.location)}: {error}") from error
 
 
 def crop_source(source: SourceBytes, config: SegmentConfig) -> CroppedImage:
     """Resizes and crops a source image as a whole. An unsuitable or damaged image raises no error:
-    the result holds a `Reason` instead."""
-    return crop_whole(
+    the result holds a `Reason` instead. Raises OSError like `cut_source`."""
+    cropped = crop_whole(
         source.image,
         resize=config.resize,
         crop=config.image_size,
         interpolation=config.interpolation,
         pad=config.crop == "pad",
     )
+    if cropped.reason is Reason.UNDECODABLE:
+        source.read_again()
+    return cropped

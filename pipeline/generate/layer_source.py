@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from pipeline.errors import JobError
 from pipeline.generate.cut_source import SourceBytes, crop_source, cut_source, read_source
 from pipeline.generate.plan import Plan
 from pipeline.generate.scenes import DrawnScenes
-from pipeline.inputs.location import reads_ahead, shown
+from pipeline.inputs.location import changed, reads_ahead, shown
 from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.storage.store import Store
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
@@ -133,14 +133,19 @@ class LayerSource:
         tar = planned["tar"]
         if tar is None:
             return _source(planned)
-        (encoded,) = self._store.read_ranges(tar, [(planned["offset"], planned["length"])])
-        with self._decoding(tar):
+
+        def read() -> list[bytes]:
+            return self._store.read_ranges(tar, [(planned["offset"], planned["length"])])
+
+        (encoded,) = read()
+        with self._decoding(tar, lambda: read() == [encoded]):
             return decode_image(encoded)
 
     def _layer(self, row: dict[str, Any], encoded: dict[str, bytes] | SourceBytes) -> Layer:
         planned = self._planned(row)
         if not isinstance(encoded, SourceBytes):
-            with self._decoding(planned["tar"]):
+            tar = planned["tar"]
+            with self._decoding(tar, lambda: read_parts(self._store, tar, row) == encoded):
                 return decode_layer(encoded, row["box"])
         cuts = cut_source(encoded, self._config)
         layer = next((cut.layer for cut in cuts if cut.number == encoded.number), None)
@@ -149,11 +154,19 @@ class LayerSource:
         return layer
 
     @contextlib.contextmanager
-    def _decoding(self, tar: str) -> Iterator[None]:
-        """Turns an error of decoding what a tar holds into a JobError that names the tar."""
+    def _decoding(self, tar: str, is_same: Callable[[], bool]) -> Iterator[None]:
+        """Turns an error of decoding what a tar holds into a JobError that names the tar, or into
+        OSError if the same part, read again, is another: it was corrupted on the way.
+
+        Args:
+          tar: path of the tar.
+          is_same: reads the part again and compares it.
+        """
         try:
             yield
         except (UndecodableError, TooManyPixelsError) as error:
+            if not is_same():
+                raise changed(self._store.path(tar)) from error
             raise JobError(
                 f"{self._store.path(tar)} is damaged ({error}). Remove it and run the same command "
                 "again"

@@ -105,16 +105,15 @@ def check_manifest(path: str) -> None:
         return
     names = column_names(path, FLAG)
     shown = f"it has {', '.join(map(repr, names)) or 'none'}"
-    missing = [name for name in ("image", "class") if name not in names]
+    corners = [name for name in CORNERS if name in names]
+    needed = ("image", "class", *(CORNERS if corners else ()))
+    missing = [name for name in needed if name not in names]
     if missing:
         raise UsageError(
-            f"{FLAG} {path} has no column {missing[0]!r}: a manifest names a path in image and a "
-            f"class in class; {shown}"
+            f"{FLAG} {path} has no column{'s' * (len(missing) > 1)} "
+            f"{', '.join(map(repr, missing))}: a manifest names a path in image and a class in "
+            f"class, and perhaps boxes in {', '.join(CORNERS)}; {shown}"
         )
-    corners = [name for name in CORNERS if name in names]
-    if corners and len(corners) < len(CORNERS):
-        lacking = next(name for name in CORNERS if name not in names)
-        raise UsageError(f"{FLAG} {path} has {corners[0]}, but no column {lacking}; {shown}")
     if corners and "boxes" in names:
         raise UsageError(f"{FLAG} {path} has boxes in two ways: leave out boxes, or {corners[0]}")
 

@@ -73,7 +73,7 @@ def with_retries(call: Callable[[], T], path: str) -> T:
                     raise IncompleteError(str(error)) from error
         except IncompleteError:
             time.sleep(0.1 * 2**attempt)
-    raise ConnectionError(f"{path} could not be read: responses end early")
+    raise ConnectionError(f"{path} could not be read: responses end early or are corrupted")
 
 
 @contextlib.contextmanager

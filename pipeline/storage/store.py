@@ -203,8 +203,10 @@ class Store:
         return self.files.is_folder(self.path(relative))
 
     def is_empty(self) -> bool:
-        """Returns whether the folder is missing, or holds nothing. Lists nothing below it."""
-        return not self.has_folder("") or (not self.is_remote and not os.listdir(self.root))
+        """Returns whether there is no file or folder directly in the folder. It looks no deeper,
+        because a user may have named the root of a disk."""
+        files = self.files
+        return not (files.file_paths(self.root) or files.folder_names(self.root))
 
     def size(self, relative: str) -> int | None:
         """Returns the size of a file in bytes; None if the file is missing."""

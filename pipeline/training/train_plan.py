@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows, training_pictures
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, did_you_mean
 from pipeline.training.samples import Samples
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
@@ -115,6 +115,7 @@ def check_variant(dataset: Dataset, variant: str) -> None:
     if variant not in pictures:
         raise UsageError(
             f"--variant {variant}: the dataset has {', '.join(pictures) or 'no pictures'}"
+            f"{did_you_mean(variant, pictures)}"
         )
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -72,6 +72,7 @@ def dataset(tmp_path: Path) -> Path:
         (("--input", "in", "more"), "unexpected argument 'more'; flags look like --name=value"),
         (("--runner", "DirectRunner", "more"), "unexpected argument 'more': say --input more"),
         (("--variants", "original,mixed_best"), "unknown variant 'mixed_best'"),
+        (("--variants", "only_gb_t"), "python:MODULE:FUNCTION; did you mean only_bg_t?"),
         (("--image_size", 300), "--resize must be between --image_size 300"),
         (("--jpeg_quality", 0), "--jpeg_quality must be between 1 and 100: got 0"),
         (("--limit", 0), "--limit must be at least 1: got 0"),
@@ -535,6 +536,36 @@ def test_no_flag_of_beam_is_a_misspelt_one_of_ours(command: str) -> None:
     assert {underscored(name) for name in of_beam} <= set(of_beam)
     for name in set(of_beam) - {flag.name for flag in own}:
         refuse_near_misses(name, own)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("train", "--variant", "mixed_ramd"),
+        ("matrix", "--holdout", "0.5", "--variants", "original,mixed_ramd"),
+        ("saliency", "--variant", "mixed_ramd"),
+        ("report", "--columns", "original,mixed_ramd"),
+    ],
+)
+def test_a_misspelt_variant_is_told_from_the_one_that_was_meant(
+    flags: tuple[str, ...], dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, *rest = flags
+    assert "; did you mean mixed_rand?" in refusal(capsys, command, "--dataset", dataset, *rest)
+
+
+def test_an_export_to_the_root_of_a_disk_is_refused_without_walking_it(
+    dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def walk(*arguments: object, **options: object) -> NoReturn:
+        raise AssertionError(f"walks {arguments}")
+
+    monkeypatch.setattr(os, "walk", walk)
+    assert "--to / is not empty" in refusal(capsys, "export", "--dataset", dataset, "--to", "/")
+    release = dataset.parent / "release"
+    (release / "original" / "val").mkdir(parents=True)
+    refused = refusal(capsys, "import", "--from", release, "--output", dataset.parent)
+    assert "is not empty and holds no dataset" in refused
 
 
 LOUD = """

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import ONE, ROOT, SHARDS, manifest_of, run_in9, stamps
+from conftest import ONE, ROOT, SHARDS, Run, manifest_of, run_in9, stamps
 from soundness import assert_sound
 
 import in9
@@ -279,6 +280,28 @@ def test_damage_is_not_committed_again(
     assert main(flags) == 0
     assert (output / "manifest.json").read_bytes() == before
     assert victim.read_bytes() == data
+
+
+@pytest.mark.parametrize("is_corrupted", [True, False])
+def test_a_layer_that_is_corrupted_on_the_way_is_no_damage(
+    is_corrupted: bool, run_small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_small("generate", "--segmenter", "box", *ONE)
+    tar = sorted((tmp_path / "out" / "layers").glob("*.tar"))[0]
+    intact, read_ranges, seen = tar.read_bytes(), Store.read_ranges, Counter[str]()
+
+    def read(store: Store, path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
+        seen[f"{path} {ranges}"] += 1
+        parts = read_ranges(store, path, ranges)
+        return [bytes(len(part)) for part in parts] if seen[f"{path} {ranges}"] == 1 else parts
+
+    if is_corrupted:
+        monkeypatch.setattr(Store, "read_ranges", read)
+    else:
+        tar.write_bytes(bytes(len(intact)))
+    again = ("generate", "--segmenter", "box", *ONE, "--seed", "1", "--overwrite", "config")
+    expected = "has changed while it was read" if is_corrupted else "is damaged"
+    assert expected in run_small(*again, code=1)
 
 
 def test_a_dataset_that_grows_keeps_its_shards(tiny_input: Path, tmp_path: Path) -> None:

@@ -26,7 +26,13 @@ from shapes import SHAPES, split_of, tar_bytes
 from pipeline.commands.cli import main
 from pipeline.dataset.config import SegmentConfig
 from pipeline.errors import UsageError
-from pipeline.generate.cut_source import known_digest, source_digest
+from pipeline.generate.cut_source import (
+    SourceBytes,
+    crop_source,
+    cut_source,
+    known_digest,
+    source_digest,
+)
 from pipeline.inputs.checksums import Checksums, Content
 from pipeline.inputs.formats import FORMATS
 from pipeline.inputs.input_format import SplitLayout
@@ -50,6 +56,7 @@ from transforms.annotations import (
     parse_annotation,
     write_annotation,
 )
+from transforms.filters import Reason
 from transforms.taxonomy import imagenet9
 
 
@@ -521,6 +528,18 @@ def test_an_object_is_what_its_listing_told(bucket: str) -> None:
     for part in (Content(path, None, told.md5), Content(span, None, None, told.md5)):
         with pytest.raises(OSError, match="has changed while it was read"):
             Checksums.for_shard(store, "val", 0).read(part)
+
+
+def test_a_picture_that_is_corrupted_on_the_way_is_not_rejected(bucket: str) -> None:
+    store = Store(bucket)
+    store.write("corrupted.tar", b"__junk__")
+    location = member_location(store.path("corrupted.tar"), 2, 4)
+    boxes = write_annotation(Annotation(None, None, (Box(1, 2, 30, 40),), None)).encode()
+    (cut,) = cut_source(SourceBytes(b"junk", boxes, location=location), SegmentConfig())
+    assert cut.reason is Reason.UNDECODABLE
+    for cut_apart in (lambda *each: list(cut_source(*each)), crop_source):
+        with pytest.raises(OSError, match=r"corrupted\.tar, 4 bytes at 2 has changed"):
+            cut_apart(SourceBytes(b"punk", boxes, location=location), SegmentConfig())
 
 
 def test_an_annotation_counts_as_what_it_says_of_its_picture(

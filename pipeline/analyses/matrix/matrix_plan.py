@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, did_you_mean
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.models.checkpoint import digest_of_classes
 from pipeline.models.predict_config import PredictConfig
@@ -115,7 +115,10 @@ def make_plan(
     names = existing if variants is None else tuple(variants)
     for name in names:
         if name not in existing:
-            raise UsageError(f"--variants {name}: the dataset has {', '.join(existing) or 'none'}")
+            raise UsageError(
+                f"--variants {name}: the dataset has {', '.join(existing) or 'none'}"
+                f"{did_you_mean(name, existing)}"
+            )
     splits = dataset.manifest.config.split
     if not 0 <= share < 1:
         raise UsageError(f"--holdout must be a fraction, at least 0 and less than 1: got {share:g}")

@@ -29,7 +29,7 @@ from pipeline.analyses.saliency.saliency_results import (
 from pipeline.dataset.fingerprints import SALIENCY_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, UsageError, did_you_mean
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.prediction_files import ModelMetadata
 from pipeline.evaluate.predictions import EvalImages, split_fingerprint
@@ -82,6 +82,7 @@ def check_saliency_variants(variants: Iterable[str], variant: str) -> None:
     if variant not in pictures:
         raise UsageError(
             f"saliency of {variant}: the dataset has {', '.join(sorted(pictures)) or 'none'}"
+            f"{did_you_mean(variant, sorted(pictures))}"
         )
     if "fg_mask" not in existing:
         raise UsageError(
