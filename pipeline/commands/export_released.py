@@ -24,7 +24,7 @@ from pipeline.runtime.progress import Progress
 from pipeline.storage.files import is_below
 from pipeline.storage.store import Store
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
-from transforms.variants import is_picture
+from transforms.variants import draws_of, is_picture
 
 
 def run_export(arguments: argparse.Namespace) -> int:
@@ -111,6 +111,12 @@ def _notes(dataset: Dataset, labels: set[int], is_remote: bool) -> list[str]:
         notes.append(
             f"no images in {', '.join(folders)}: these folders are empty, so that the others keep "
             "their numbers (ImageFolder needs allow_empty=True)"
+        )
+    draws = max(map(len, draws_of(dataset.variants).values()))
+    if draws > 1:
+        notes.append(
+            f"each folder of a mixed variant holds one of {draws} draws (mixed_rand the first, "
+            "mixed_rand_r1 the second); the tables of in9 take all draws together"
         )
     pictures = any(is_picture(name) for name in dataset.variants)
     if dataset.manifest.config.compose.encoding == "png" and pictures:

@@ -140,7 +140,7 @@ def matrix_table(content: Mapping[str, Any]) -> str:
     """Formats a matrix as an aligned table of accuracies in percent: a row for each training
     variant, a column for each test variant.
 
-    A note below it gives the smallest number of test images, the half-width of the widest interval
+    A note below it gives the smallest number of test images, the longer side of the widest interval
     and, if they matter, the draws and the test images that were trained on.
     """
     rows = {(row["train_variant"], row["test_variant"]): row for row in content["rows"]}
@@ -156,7 +156,12 @@ def matrix_table(content: Mapping[str, Any]) -> str:
         )
     counts = [row["n"] for row in content["rows"]]
     widest = max(
-        ((row["ci_high"] - row["ci_low"]) / 2 for row in content["rows"] if row["n"]), default=0.0
+        (
+            max(row["accuracy"] - row["ci_low"], row["ci_high"] - row["accuracy"])
+            for row in content["rows"]
+            if row["n"]
+        ),
+        default=0.0,
     )
     note = (
         f"trained on the row, tested on the column: at least {min(counts)} images, at most "

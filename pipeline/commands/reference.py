@@ -272,7 +272,9 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "images": "number of images measured",
         "p_adjusted": "p value of the difference, with Holm's adjustment for all pairs of models "
         "with this label rule and variant",
-        "units": "number of units: groups of images, or images if they have no groups",
+        "units": "number of units (groups of images, or images if they have no groups) in the "
+        "role, foreground or background, that has fewer of them; where t gives the interval, its "
+        "degrees of freedom are one less",
         "chance": "accuracy of a constant prediction: share of the largest class of the pictures",
         # Attack.
         "challenge_accuracy": "share of foregrounds that are classified correctly on every "

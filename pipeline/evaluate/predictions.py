@@ -105,11 +105,6 @@ class EvalImages:
         positions = _positions(pa.chunked_array([self.keys]), self.background_keys)
         return self.background_units[positions]
 
-    @property
-    def unit_count(self) -> int:
-        """Number of distinct units among the tested images."""
-        return len(set(self.units))
-
     def positions(self, keys: pa.ChunkedArray) -> NDArray[np.int64]:
         """Returns the position of each key among the tested images; -1 for null or an unknown
         key."""

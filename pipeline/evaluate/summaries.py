@@ -177,7 +177,7 @@ def _gaps(predictions: Predictions, images: EvalImages, taxonomy: Taxonomy) -> I
         "mixed_rand": gap.mixed_rand,
         "replicates": len(same),
         "seed_sd": gap.seed_sd,
-        "units": images.unit_count,
+        "units": roles.units,
     }
 
 
@@ -207,7 +207,7 @@ def _flips(predictions: Predictions, images: EvalImages, taxonomy: Taxonomy) -> 
                 "n": flips.foregrounds,
                 "pairs": flips.pairs,
                 "replicates": len(draws),
-                "units": images.unit_count,
+                "units": pairs.picture_roles.units,
             }
 
 
@@ -226,7 +226,7 @@ def _rfs(predictions: Predictions, images: EvalImages, taxonomy: Taxonomy) -> It
         "n": len(images.keys),
         "noise_fg": float(noise_fg.mean()),
         "noise_bg": float(noise_bg.mean()),
-        "units": images.unit_count,
+        "units": roles.units,
     }
 
 

@@ -116,12 +116,14 @@ class Chooser:
       images: number of images in the split.
       models: names of the models whose predictions are shown.
       cards: one card for each image; images that a background turns come first.
+      is_cut: whether the page has no room for all images that were chosen.
     """
 
     split: str
     images: int
     models: tuple[str, ...]
     cards: tuple[ImageCard, ...]
+    is_cut: bool
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -139,6 +141,7 @@ def make_chooser(evidence: Evidence, with_pictures: bool = True) -> Chooser:
     """Collects the images to show: of the images chosen, as many as have room for pictures."""
     split, models = shown_models(evidence)
     chosen = choose_images(evidence, split, models)
+    count = len(chosen)
     at_once = _AT_ONCE if with_pictures else len(chosen)
     budget = Budget(_BYTES)
     cards: list[ImageCard] = []
@@ -153,6 +156,7 @@ def make_chooser(evidence: Evidence, with_pictures: bool = True) -> Chooser:
         images=evidence.dataset.manifest.images[split]["selected"],
         models=tuple(model.name for model in models),
         cards=tuple(cards),
+        is_cut=len(cards) < count,
     )
 
 

@@ -39,26 +39,31 @@ class Differences:
 
     @property
     def summary(self) -> str:
-        """The pairs and columns that differ significantly, in words."""
+        """The pairs and columns that differ significantly, in words, and what that allows for: the
+        pairs of models in a column, but not the columns beside it."""
         pairs = [(first, second, _significant(cells)) for first, second, cells in self.rows]
         differing = [pair for pair in pairs if pair[2]]
         if not differing:
             them = "these two models" if len(pairs) == 1 else "any two of these models"
             return f"No difference between {them} is larger than chance would explain."
+        scope = (
+            f"Each of the {len(self.columns)} columns is tested by itself: where nothing differs, "
+            "chance alone makes one column in twenty seem to."
+        )
         if len(differing) <= _NAMED:
             parts = [
                 f"{first} against {second}: "
                 + ", ".join(_in_words(*one) for one in columns.items())
                 for first, second, columns in differing
             ]
-            return f"{'; '.join(parts)}. Nothing else differs by more than chance would explain."
+            return f"{'; '.join(parts)}. No other difference is significant. {scope}"
         counts = {
             column: sum(column in columns for *_, columns in differing) for column in self.columns
         }
         listed = ", ".join(f"{column} ({n})" for column, n in counts.items() if n)
         return (
-            f"{len(differing)} of {len(pairs)} pairs of models differ by more than chance would "
-            f"explain, on: {listed}."
+            f"{len(differing)} of {len(pairs)} pairs of models differ significantly, on: {listed}. "
+            f"{scope}"
         )
 
 

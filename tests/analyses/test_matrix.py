@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ONE, manifest_of, run_in9, stamps
+from two_way_by_hand import interval_of, variance_of
 
 from pipeline.analyses.matrix.matrix_plan import make_plan
 from pipeline.analyses.matrix.matrix_results import read_matrices
@@ -110,6 +111,12 @@ def test_every_cell_has_its_images_interval_and_published_figure(
     chance = f"A constant answer gets {100 * float(rows[0]['chance']):.1f} %, the share of the"
     assert chance in printed
     assert "; mixed variants: first of 3 draws" in printed
+    sides = [
+        abs(float(row["accuracy"]) - float(row[end]))
+        for row in rows
+        for end in ("ci_low", "ci_high")
+    ]
+    assert f"at most ± {100 * max(sides):.1f} points" in printed
     assert "Trained on Mixed-Rand" in printed
     for row in SHOWN:
         model = json.loads((row_folder(output, row) / "model.json").read_text())
@@ -126,6 +133,46 @@ def test_every_cell_has_its_images_interval_and_published_figure(
         assert re.search(rf"{NAME}: {row}, .*; penalty {re.escape(words)}$", printed, re.MULTILINE)
         assert f"<code>{row}</code> {words}" in page
     assert (output / "results" / "figures" / f"matrix-{NAME}-difference.svg").exists()
+
+
+def test_differences_cover_other_foregrounds_and_other_backgrounds(
+    probed: tuple[Path, str],
+) -> None:
+    """Compares intervals with those by hand, whose ends are seldom exactly 0."""
+    output, _ = probed
+
+    def answers(row: str, variant: str) -> list[tuple[str, str, bool]]:
+        table = pq.read_table(row_folder(output, row) / "predictions", partitioning=None)
+        rows = [
+            one
+            for one in table.to_pylist()
+            if (one["variant"], one["label_rule"]) == (variant, "argmax_then_map")
+        ]
+        return [(one["fg_key"], one["bg_key"], one["correct"]) for one in rows]
+
+    content = json.loads((output / "results" / "matrix.json").read_text())
+    (matrix,) = content["matrices"]
+    sides = [
+        (gap, *(answers(gap["train_variant"], name) for name in ("mixed_same", "mixed_rand")))
+        for gap in matrix["gaps"]
+    ]
+    sides += [
+        (gain, *(answers(gain[name], gain["test_variant"]) for name in ("first", "second")))
+        for gain in matrix["gains"]
+        if gain["test_variant"].startswith("mixed")
+    ]
+    compared = 0
+    for row, first, second in sides:
+        n = len(first)
+        means = [sum(right for *_, right in side) / n for side in (first, second)]
+        assert row["difference"] == pytest.approx(means[0] - means[1])
+        pictures = [(fg, bg, (right - means[0]) / n) for fg, bg, right in first]
+        pictures += [(fg, bg, (means[1] - right) / n) for fg, bg, right in second]
+        if variance_of(pictures)[0]:
+            expected = interval_of(row["difference"], pictures)
+            assert (row["ci_low"], row["ci_high"]) == pytest.approx(expected)
+            compared += 1
+    assert compared
 
 
 def test_a_cell_is_what_evaluate_says_of_the_checkpoint(evaluated: Path) -> None:

@@ -477,6 +477,12 @@ def test_an_archive_without_a_variant_that_is_needed_is_told_which(tmp_path: Pat
             listing(tmp_path, *whole[:position], *whole[position + 1 :])
 
 
+def test_an_export_says_that_a_folder_holds_one_draw(three_draws: Path, tmp_path: Path) -> None:
+    said = run_in9("export", "--dataset", three_draws, "--to", tmp_path / "draws").stdout
+    assert "each folder of a mixed variant holds one of 3 draws (mixed_rand the first" in said
+    assert (tmp_path / "draws" / "mixed_rand_r2").is_dir()
+
+
 def test_a_draw_that_only_one_split_has_is_left_out(tmp_path: Path) -> None:
     shared = [f"{name}/{split}" for name in PAPER for split in ("val", "train")]
     draws = [f"{name}_r1/val" for name in MIXED]

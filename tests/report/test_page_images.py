@@ -19,6 +19,7 @@ from pipeline.report.chooser import ImageCard, Prediction, Version
 from pipeline.report.evidence import ModelResults
 from pipeline.report.example import best_example
 from pipeline.report.image_selection import Candidate, _failures, read_predictions_of
+from pipeline.report.page import _environment
 from pipeline.report.patterns import PATTERNS, VersionAnswer, patterns_of
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy, imagenet9
@@ -273,10 +274,27 @@ def test_pictures_that_have_no_room_are_not_encoded(monkeypatch: pytest.MonkeyPa
     manifest = SimpleNamespace(images={"val": {"selected": 500}})
     dataset = SimpleNamespace(picture_variants=("original",), manifest=manifest)
     evidence: Any = SimpleNamespace(dataset=dataset, taxonomy=taxonomy)
-    shown = chooser.make_chooser(evidence).cards
+    shown = chooser.make_chooser(evidence)
     assert len(encoded) == 72
-    assert [card.key for card in shown] == [str(number) for number in range(49)]
-    assert len(chooser.make_chooser(evidence, with_pictures=False).cards) == 500
+    assert [card.key for card in shown.cards] == [str(number) for number in range(49)]
+    everything = chooser.make_chooser(evidence, with_pictures=False)
+    assert len(everything.cards) == 500
+    for made, is_cut in ((shown, True), (everything, False)):
+        said = (
+            _environment()
+            .get_template("report/images.html")
+            .render(
+                chooser=made,
+                per_class=8,
+                manifest=SimpleNamespace(
+                    config=SimpleNamespace(compose=SimpleNamespace(replicates=1)),
+                    counted_noun="images",
+                ),
+                macros=SimpleNamespace(answers=str),
+                with_pictures=True,
+            )
+        )
+        assert (", at most 8 of a class and no more than the page has room for." in said) == is_cut
 
 
 def example_card(

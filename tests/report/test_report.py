@@ -115,17 +115,20 @@ def test_a_sentence_says_what_differs_between_models() -> None:
     def said(*rows: Any) -> str:
         return Differences(columns, rows, left_out=False).summary
 
+    scope = (
+        "Each of the 3 columns is tested by itself: where nothing differs, chance alone makes one "
+        "column in twenty seem to."
+    )
     assert said(pair) == (
-        "a against b: a BG-Gap 3.1 points smaller, 8.6 points higher on original. Nothing else "
-        "differs by more than chance would explain."
+        "a against b: a BG-Gap 3.1 points smaller, 8.6 points higher on original. No other "
+        f"difference is significant. {scope}"
     )
     alike = ("a", "c", {"original": near})
     chance = "is larger than chance would explain."
     assert said(alike) == f"No difference between these two models {chance}"
     assert said(alike, alike, alike) == f"No difference between any two of these models {chance}"
     assert said(*[pair] * 4, alike, alike) == (
-        "4 of 6 pairs of models differ by more than chance would explain, on: BG-Gap (4), "
-        "original (4)."
+        f"4 of 6 pairs of models differ significantly, on: BG-Gap (4), original (4). {scope}"
     )
 
 

@@ -34,8 +34,7 @@ from pipeline.evaluate.summaries import accuracy_columns
 from pipeline.storage.csv_file import write_csv
 from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import Store
-from transforms.analysis import constant_accuracy
-from transforms.intervals import paired_bootstrap
+from transforms.analysis import bg_gap, constant_accuracy
 from transforms.scoring import PAPER_RULE
 from transforms.two_way import Roles
 
@@ -46,10 +45,11 @@ MATRIX_COLUMNS = (
     *("train_n", "penalty", "overlap", "train_split", "split", "holdout", "seed", "precision"),
     *("device", "weights_sha256", "checkpoint", "dataset"),
 )
-"""Columns of matrix.csv. `accuracy` is a fraction, with Wilson's 95 % interval; `published` is the
-accuracy of the paper's ResNet-50 (table 5); `difference` is `accuracy` minus `published`, and its
-interval only reflects the error of `accuracy`. `train_n` is the number of training images, and
-`overlap` the number of the n tested images that the model was also trained on."""
+"""Columns of matrix.csv. `accuracy` is a fraction, with a 95 % interval as in
+summary.csv; `published` is the accuracy of the paper's ResNet-50 (table 5); `difference` is
+`accuracy` minus `published`, and its interval only reflects the error of `accuracy`. `train_n`
+is the number of training images, and `overlap` the number of the n tested images that the model
+was also trained on."""
 
 _ImageReader = Callable[[str, float], EvalImages]
 
@@ -61,7 +61,9 @@ class MatrixCell:
     Attributes:
       metadata: the model, and how it was run.
       keys: n keys of the images, sorted.
-      units: n units of resampling, one for each image.
+      units: (n,) integers, unit of each image.
+      bg_units: (n,) integers, unit of each background, numbered like `units`; None if pictures have
+        their own backgrounds.
       labels: (n,) integers, true labels.
       correct: (n,) bool, whether each prediction is right.
       device: types of the devices that computed the predictions, joined by `+`.
@@ -69,7 +71,8 @@ class MatrixCell:
 
     metadata: ModelMetadata
     keys: tuple[str, ...]
-    units: tuple[str, ...]
+    units: NDArray[np.integer]
+    bg_units: NDArray[np.integer] | None
     labels: NDArray[np.integer]
     correct: NDArray[np.bool_]
     device: str
@@ -156,7 +159,8 @@ def _cells(
     predictions = model_predictions.by_rule[PAPER_RULE]
     for variant in predictions.predicted:
         correct = predictions.correct(variant)
-        yield variant, MatrixCell(metadata, keys, images.units, images.labels, correct, device)
+        units, bg_units = images.unit_numbers, predictions.bg_units.get(variant)
+        yield variant, MatrixCell(metadata, keys, units, bg_units, images.labels, correct, device)
 
 
 def _in9l_cell(store: Store, metadata: ModelMetadata) -> MatrixCell | None:
@@ -172,10 +176,11 @@ def _in9l_cell(store: Store, metadata: ModelMetadata) -> MatrixCell | None:
     table = pa.concat_tables(tables).unify_dictionaries()
     table = table.filter(pc.equal(table["label_rule"], PAPER_RULE)).sort_by("key")
     keys = tuple(table["key"].to_pylist())
-    units = tuple(metadata.get("groups", {}).get(key, key) for key in keys)
+    names = [metadata.get("groups", {}).get(key, key) for key in keys]
+    units = np.unique(np.asarray(names, object), return_inverse=True)[1]
     device = "+".join(sorted(pc.unique(table["device"].cast(pa.string())).to_pylist()))
     labels, correct = (np.asarray(table[name].to_numpy()) for name in ("label", "correct"))
-    return MatrixCell(metadata, keys, units, labels, correct, device)
+    return MatrixCell(metadata, keys, units, None, labels, correct, device)
 
 
 def _read(store: Store, path: str) -> pa.Table:
@@ -193,12 +198,11 @@ def _cell_row(row: str, column: str, cell: MatrixCell, is_comparable: bool) -> d
       is_comparable: whether the paper's figures may be compared with accuracies on the dataset;
         otherwise the line has no published figure.
     """
-    _, units = np.unique(np.asarray(cell.units, object), return_inverse=True)
     published = TRAINED.get(row, {}).get(column) if is_comparable else None
     values: dict[str, Any] = {
         "train_variant": row,
         "test_variant": column,
-        **accuracy_columns(cell.correct, Roles.from_units(units), np.arange(len(units))),
+        **accuracy_columns(cell.correct, _roles(cell), np.arange(len(cell.keys))),
         "chance": constant_accuracy(cell.labels),
         "train_n": cell.metadata["trained"]["images"],
         "penalty": cell.metadata["trained"].get("penalty"),
@@ -217,15 +221,25 @@ def _cell_row(row: str, column: str, cell: MatrixCell, is_comparable: bool) -> d
     return values
 
 
+def _roles(*cells: MatrixCell) -> Roles:
+    """Returns the units of the pictures of cells, concatenated. Either all cells have pictures on
+    other backgrounds, or none has."""
+    backgrounds = [cell.bg_units for cell in cells if cell.bg_units is not None]
+    return Roles.from_units(
+        np.concatenate([cell.units for cell in cells]),
+        np.concatenate(backgrounds) if backgrounds else None,
+    )
+
+
 def _paired_differences(
     first: MatrixCell | None, second: MatrixCell | None
 ) -> Iterator[dict[str, Any]]:
-    """Yields the accuracy of the first cell minus that of the second, with its interval; yields
-    nothing unless both cells exist and hold the same images."""
+    """Yields the accuracy of the first cell minus that of the second, with its two-way interval;
+    yields nothing unless both cells exist and hold the same images."""
     if first and second and first.keys == second.keys and first.keys:
-        difference, low, high = paired_bootstrap(first.correct, second.correct, first.units)
+        gap = bg_gap(first.correct[np.newaxis], second.correct[np.newaxis], _roles(first, second))
         n = len(first.keys)
-        yield {"difference": difference, "ci_low": low, "ci_high": high, "n": n}
+        yield {"difference": gap.gap, "ci_low": gap.low, "ci_high": gap.high, "n": n}
 
 
 def write_matrix_tables(dataset: Dataset) -> list[dict[str, Any]]:
