@@ -61,8 +61,8 @@ def _load(before_compiling: Callable[[], None]) -> tuple[_Segment, bool]:
         return _load_from(folder, before_compiling), True
     except OSError as error:
         reason = (
-            f"{folder} cannot hold compiled code ({_explain(error)}). Set IN9_CACHE_DIR to an "
-            "absolute path where only you may write"
+            f"{folder} cannot hold compiled code ({_explain(error)}). Correct that, or set "
+            "IN9_CACHE_DIR to an absolute path where only you may write"
         )
     warning = "GrabCut is compiled for this process alone (about half a minute): %s"
     try:
