@@ -468,7 +468,9 @@ def test_links_and_sticky_folders_of_ones_own_are_trusted(
         cache.claim(tmp_path / "round" / "cache")
 
 
-@pytest.mark.parametrize("damage", ["cut", "zeros", "gone", "of somebody else", "open to all"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "zeros", "gone", "beside a foreign file", "of somebody else", "open to all"]
+)
 def test_a_damaged_cache_is_compiled_anew(
     damage: str,
     tmp_path: Path,
@@ -491,6 +493,8 @@ def test_a_damaged_cache_is_compiled_anew(
     code = cache.code_folder() / "a.1.nbc"
     if damage == "gone":
         code.unlink()
+    elif damage == "beside a foreign file":
+        (code.parent / "\udcff.nbi").write_bytes(b"")
     elif damage == "open to all":
         code.chmod(0o666)
     elif damage == "of somebody else":

@@ -133,7 +133,8 @@ def _code_files(folder: Path) -> list[Path]:
 def _checksum(folder: Path) -> bytes:
     digest = hashlib.sha256()
     for path in _code_files(folder):
-        digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        line = f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n"
+        digest.update(text_bytes(line))
     return digest.hexdigest().encode()
 
 
