@@ -4,7 +4,21 @@ A probe of this module is a classifier that is kept and evaluated, whereas `tran
 throw-away classifiers to measure an accuracy. The penalised loss is convex, so the result does not
 depend on the starting point, and fitting uses no randomness: the same features give the same probe.
 
-Source: Alain and Bengio 2016 (probes). `torch.optim.LBFGS` minimises the loss.
+The best weights are combinations of the n images, so the fit takes min(n, features) coordinates in
+which the images have the same scalar products; one decomposition serves all penalties. Newton's
+method compares no values of the loss, whose rounding would end a search along a line too early.
+
+The fit stops by a bound. The penalty makes the loss strongly convex: if the gradient of the weights
+is G, and the biases are the best for them, the best weights are at most |G| / penalty away, and a
+logit of an image with features x moves with them by at most e = |x| |G| / penalty. The biases keep
+the mean probability of each class, so no set of classes can gain more than 2 e over each of the
+others, and the biases move against each other by at most 2 e (classes - 1). Together, the
+difference between two logits of an image moves by at most 2 e classes. For given weights, the
+biases are at most their gradient divided by the least curvature of the loss in them away from the
+best ones. Both are held to `_TOLERANCE`.
+
+Sources: Alain and Bengio 2016 (probes); Boehning 1992, "Multinomial logistic regression algorithm"
+(the bound on the curvature by which conjugate gradients are scaled).
 """
 
 from __future__ import annotations
@@ -15,8 +29,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
+from pipeline.errors import JobError
 from pipeline.training.penalty import PENALTIES
 from transforms.hashing import keyed_hashes
 
@@ -29,10 +44,12 @@ CHOICE_UNITS = 5000
 
 _ABSENT_LOGIT = -1e4
 """Logit of a class without training images."""
-_STEPS = 200
-"""Largest number of the optimizer's iterations."""
-_TOLERANCE = 1e-5
-"""The optimizer stops once no entry of the gradient exceeds this value; the loss is of order 1."""
+_STEPS = 100
+"""Largest number of Newton steps, and of conjugate gradients in each; most fits need 5 to 20."""
+_TOLERANCE = 1e-6
+"""What weights or biases may still change in a logit of an image that the probe was fitted on."""
+_ACCURACY = 0.1
+"""Residual of a Newton step, as a share of the gradient. The steps that follow remove it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,41 +72,61 @@ class LinearProbe:
         return logits
 
 
-def fit_probe(
-    features: NDArray[np.floating], labels: Labels, num_classes: int, penalty: float
-) -> LinearProbe:
-    """Fits a probe.
+def fit_probes(
+    features: NDArray[np.floating], labels: Labels, num_classes: int, penalties: Sequence[float]
+) -> list[LinearProbe]:
+    """Fits a probe with each penalty.
 
     Features are standardised for the fit, so that the penalty has the same effect on each. The
-    resulting probe takes features without standardisation.
+    resulting probes take features without standardisation.
 
     Args:
       features: (n, features).
       labels: (n,) int64 in [0, num_classes).
       num_classes: number of outputs; a class without images is never predicted.
-      penalty: factor of the penalty, which is half the sum of the squared weights and is added to
-        the mean loss of an image. Biases are not penalised.
+      penalties: factors of the penalty, > 0, which is half the sum of the squared weights and is
+        added to the mean loss of an image. Biases are not penalised. The fit is fastest in
+        descending order, because each starts from the one before.
 
     Returns:
-      The probe.
+      A probe for each penalty.
 
     Raises:
       ValueError: there are no images, or labels are out of range.
+      JobError: rounding errors exceed the tolerance, for a tiny penalty or extreme features.
     """
     if not len(labels):
         raise ValueError("a probe needs images to be fitted on")
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(f"labels must be in 0 to {num_classes - 1}")
-    scaled, mean, scale = _standardise(np.asarray(features, np.float64))
+    values = np.asarray(features, np.float64)
+    mean, scale = values.mean(axis=0), values.std(axis=0)
+    # A constant feature becomes 0 everywhere, instead of 0 / 0.
+    scale = np.where(scale > 1e-12, scale, 1.0)
+    inputs = torch.from_numpy((values - mean) / scale)
     present, targets = np.unique(labels, return_inverse=True)
-    start = np.zeros((len(present), scaled.shape[1] + 1))
-    parameters = _minimise(scaled, targets, penalty, start)
-    # Builds the standardisation into the layer, and adds the classes that have no images.
-    weight = np.zeros((num_classes, len(mean)))
-    bias = np.full(num_classes, _ABSENT_LOGIT)
-    weight[present] = parameters[:, :-1] / scale
-    bias[present] = parameters[:, -1] - weight[present] @ mean
-    return LinearProbe(weight, bias, penalty)
+    indicators = one_hot(torch.from_numpy(targets)).double()
+    probes = []
+    threads = torch.get_num_threads()
+    # Uses one thread, because sums must not depend on the number of cores, and because several
+    # threads would mostly wait for each other.
+    torch.set_num_threads(1)
+    try:
+        coordinates = _coordinates(inputs)
+        parameters = coordinates.new_zeros(len(present), coordinates.shape[1])
+        for penalty in penalties:
+            parameters, residuals = _minimise(coordinates, indicators, penalty, parameters)
+            # The gradient of the weights is 0 at the minimum, which gives them as a combination of
+            # the images. Builds the standardisation into the layer, and adds the classes that have
+            # no images.
+            weight = np.zeros((num_classes, len(mean)))
+            bias = np.full(num_classes, _ABSENT_LOGIT)
+            weight[present] = (residuals.T @ inputs).numpy() / (len(labels) * penalty) / scale
+            bias[present] = parameters[:, -1].numpy() - (weight[present] * mean).sum(axis=1)
+            probes.append(LinearProbe(weight, bias, penalty))
+    finally:
+        torch.set_num_threads(threads)
+    return probes
 
 
 def choose_penalty(
@@ -122,7 +159,6 @@ def choose_penalty(
     selected = rank < CHOICE_UNITS
     folds = np.where(selected, rank % FOLDS, -1)
     losses = np.zeros(len(penalties))
-    tested = 0
     values = np.asarray(features, np.float64)
     for fold in range(FOLDS):
         train, test = selected & (folds != fold), folds == fold
@@ -130,61 +166,90 @@ def choose_penalty(
         test &= np.isin(labels, labels[train])
         if not train.any() or not test.any():
             continue
-        scaled, mean, scale = _standardise(values[train])
-        present, targets = np.unique(labels[train], return_inverse=True)
-        test_features = torch.from_numpy((values[test] - mean) / scale)
-        test_targets = torch.from_numpy(np.searchsorted(present, labels[test]))
-        parameters = np.zeros((len(present), scaled.shape[1] + 1))
-        for index, penalty in enumerate(penalties):
-            parameters = _minimise(scaled, targets, penalty, parameters)
-            logits = _logits(torch.from_numpy(parameters), test_features)
-            losses[index] += float(cross_entropy(logits, test_targets, reduction="sum"))
-        tested += len(test_targets)
-    return float(penalties[int(np.argmin(losses))] if tested else penalties[0])
+        targets = torch.from_numpy(labels[test])
+        probes = fit_probes(values[train], labels[train], int(labels.max()) + 1, penalties)
+        for index, probe in enumerate(probes):
+            logits = torch.from_numpy(probe.logits(values[test]))
+            losses[index] += float(cross_entropy(logits, targets, reduction="sum"))
+    # Losses that differ less than the tolerance allows are equal.
+    is_best = losses <= losses.min() + _TOLERANCE * len(labels)
+    return float(penalties[int(np.argmax(is_best))])
 
 
-def _standardise(features: Floats) -> tuple[Floats, Floats, Floats]:
-    mean = features.mean(axis=0)
-    scale = features.std(axis=0)
-    # A constant feature becomes 0 everywhere, instead of 0 / 0.
-    scale = np.where(scale > 1e-12, scale, 1.0)
-    return (features - mean) / scale, mean, scale
+def _coordinates(inputs: torch.Tensor) -> torch.Tensor:
+    """Rotates (n, features) inputs to their principal axes, and appends a column of ones.
+
+    Returns:
+      (n, min(n, features) + 1) coordinates, which have the scalar products of the inputs.
+    """
+    is_wide = inputs.shape[0] <= inputs.shape[1]
+    squares, vectors = torch.linalg.eigh(inputs @ inputs.T if is_wide else inputs.T @ inputs)
+    rotated = vectors * squares.clamp(min=0).sqrt() if is_wide else inputs @ vectors
+    return torch.cat([rotated, rotated.new_ones(len(rotated), 1)], dim=1)
 
 
 def _minimise(
-    features: Floats, targets: NDArray[np.integer], penalty: float, start: Floats
-) -> Floats:
-    """Finds the parameters that minimise the mean loss plus the penalty.
+    inputs: torch.Tensor, indicators: torch.Tensor, penalty: float, parameters: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Finds the parameters that minimise the mean loss plus the penalty, by Newton's method.
+
+    Args:
+      inputs: (n, k + 1) float64 coordinates of the images, with a last column of ones.
+      indicators: (n, classes) float64, 1 for the class of each image.
+      penalty: factor of the penalty.
+      parameters: (classes, k + 1) float64 to start from: weights and bias of each class.
 
     Returns:
-      (classes, features + 1) float64, the weights and the bias of each class.
+      (parameters, residuals: (n, classes) indicators minus probabilities).
+
+    Raises:
+      JobError: rounding errors exceed the tolerance.
     """
-    inputs, classes = torch.from_numpy(features), torch.from_numpy(targets)
-    parameters = torch.tensor(start, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [parameters],
-        max_iter=_STEPS,
-        tolerance_grad=_TOLERANCE,
-        line_search_fn="strong_wolfe",
+    strength = torch.full_like(inputs[0], penalty)
+    strength[-1] = 0
+    longest = inputs.norm(dim=1).max()
+    step, slope = torch.zeros_like(parameters), 0.0
+    for _ in range(_STEPS):
+        shares = (inputs @ parameters.T).softmax(dim=1)
+        residuals = indicators - shares
+        gradient = strength * parameters - residuals.T @ inputs / len(inputs)
+        in_biases = shares.mean(dim=0).diag() - shares.T @ shares / len(inputs)
+        # The least eigenvalue is 0, because a shift of all biases changes nothing.
+        curvature = float(torch.linalg.eigvalsh(in_biases)[:2].max())
+        # Twice, because weights computed from the residuals differ from these by |G| / penalty.
+        if 2 * longest * gradient.norm() <= _TOLERANCE * min(penalty, curvature):
+            return parameters, residuals
+        if -float((gradient * step).sum()) > slope / 10:
+            # The step went too far: at its end, the loss rises along it. Takes half of it back.
+            step, slope = step / 2, slope / 2
+            parameters = parameters + step
+        else:
+            step = _newton_step(inputs, shares, strength, gradient)
+            slope = float((gradient * step).sum())
+            parameters = parameters - step
+    raise JobError(
+        f"a probe with a penalty of {penalty:g} does not converge, because features of some "
+        "pictures are too extreme; use another network"
     )
 
-    def evaluate() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = cross_entropy(_logits(parameters, inputs), classes)
-        loss = loss + penalty / 2 * (parameters[:, :-1] ** 2).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
 
-    threads = torch.get_num_threads()
-    # Uses one thread, because sums must not depend on the number of cores, and because several
-    # threads would mostly wait for each other.
-    torch.set_num_threads(1)
-    try:
-        optimizer.step(evaluate)  # type: ignore[no-untyped-call]
-    finally:
-        torch.set_num_threads(threads)
-    return parameters.detach().numpy()
-
-
-def _logits(parameters: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    return features @ parameters[:, :-1].T + parameters[:, -1]
+def _newton_step(
+    inputs: torch.Tensor, shares: torch.Tensor, strength: torch.Tensor, gradient: torch.Tensor
+) -> torch.Tensor:
+    """Solves Hessian @ step = gradient by conjugate gradients, for (n, classes) probabilities."""
+    # Half the mean square bounds the curvature of the mean loss along a principal axis.
+    bound = inputs.square().mean(dim=0) / 2 + strength
+    step, residual = torch.zeros_like(gradient), gradient
+    direction = scaled = residual / bound
+    for _ in range(_STEPS):
+        change = shares * (inputs @ direction.T)
+        change -= shares * change.sum(dim=1, keepdim=True)
+        image = change.T @ inputs / len(inputs) + strength * direction
+        size = (residual * scaled).sum()
+        length = size / (direction * image).sum()
+        step, residual = step + length * direction, residual - length * image
+        if residual.norm() <= _ACCURACY * gradient.norm():
+            break
+        scaled = residual / bound
+        direction = scaled + (residual * scaled).sum() / size * direction
+    return step

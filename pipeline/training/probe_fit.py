@@ -24,9 +24,9 @@ from pipeline.models.checkpoint import (
 )
 from pipeline.storage.store import Store
 from pipeline.training.features import Backbone, Features
-from pipeline.training.linear_probe import choose_penalty, fit_probe
+from pipeline.training.linear_probe import choose_penalty, fit_probes
 
-PROBE_VERSION = 1
+PROBE_VERSION = 2
 """Incremented by hand whenever a change of the code makes the same features give another probe."""
 MODELS = "models"
 """Folder of a dataset that holds the checkpoints trained on it."""
@@ -94,7 +94,7 @@ def fit_variant(backbone: Backbone, plan: ProbePlan, store: Store, path: str | N
     units = [rows[key].get("group") or key for key in features.keys]
     num_labels = plan.dataset.taxonomy.num_labels
     penalty = choose_penalty(features.values, features.labels, units, seed=plan.seed)
-    probe = fit_probe(features.values, features.labels, num_labels, penalty)
+    (probe,) = fit_probes(features.values, features.labels, num_labels, [penalty])
     network: Any = timm.create_model(backbone.architecture, num_classes=num_labels)
     state = network.state_dict()
     layer = network.get_classifier()

@@ -1,14 +1,23 @@
-"""Tests the linear probe against its definition and another optimiser."""
+"""Tests the linear probe against its definition and another optimiser.
+
+A fit leaves at most `LEFT` in the difference between two logits of one image, by the bound of
+`pipeline.training.linear_probe`.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize, root
 
-from pipeline.training.linear_probe import choose_penalty, fit_probe
+from pipeline.errors import JobError
+from pipeline.training.linear_probe import LinearProbe, choose_penalty, fit_probes
 from pipeline.training.penalty import PENALTIES, describe_penalty
+
+LEFT = 2 * 1e-6 * 4
 
 
 def clouds(n: int, width: int, seed: int, apart: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -19,27 +28,97 @@ def clouds(n: int, width: int, seed: int, apart: float = 1.0) -> tuple[np.ndarra
     return centres[labels] + random.normal(size=(n, width)), labels
 
 
-def test_it_is_the_minimum_of_the_penalised_likelihood() -> None:
-    features, labels = clouds(60, 8, 0)
-    probe = fit_probe(features, labels, 4, penalty=0.1)
+def fit_probe(
+    features: np.ndarray, labels: np.ndarray, num_classes: int, penalty: float
+) -> LinearProbe:
+    return fit_probes(features, labels, num_classes, [penalty])[0]
+
+
+def answers(logits: np.ndarray) -> np.ndarray:
+    """Returns what decides the probabilities: a shift of all logits does not change them."""
+    return logits - logits.mean(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(("n", "width"), [(60, 8), (20, 50)])
+def test_it_is_the_minimum_that_scipy_finds(n: int, width: int) -> None:
+    features, labels = clouds(n, width, 0)
+    design = np.column_stack([(features - features.mean(0)) / features.std(0), np.ones(n)])
+    penalties = (10.0, 0.1, 0.001)
+    for penalty, probe in zip(penalties, fit_probes(features, labels, 4, penalties), strict=True):
+        strength = np.tile([penalty] * width + [0.0], 4)
+
+        def shares(weights: np.ndarray) -> np.ndarray:
+            logits = design @ weights.reshape(4, -1).T
+            odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+            return odds / odds.sum(axis=1, keepdims=True)
+
+        def loss(weights: np.ndarray, strength: np.ndarray = strength) -> float:
+            likelihood = np.log(shares(weights)[np.arange(n), labels]).mean()
+            return strength @ weights**2 / 2 - likelihood
+
+        def gradient(weights: np.ndarray, strength: np.ndarray = strength) -> np.ndarray:
+            errors = shares(weights) - np.eye(4)[labels]
+            # The last term keeps the sum of the biases at 0, where it starts.
+            biases = np.tile([0.0] * width + [1.0], 4)
+            return (
+                (errors.T @ design / n).ravel() + strength * weights + biases * (biases @ weights)
+            )
+
+        def hessian(weights: np.ndarray, strength: np.ndarray = strength) -> np.ndarray:
+            p = shares(weights)
+            spread = np.einsum("nc,cd->ncd", p, np.eye(4)) - np.einsum("nc,nd->ncd", p, p)
+            of_loss = np.einsum("ncd,ni,nj->cidj", spread, design, design, optimize=True) / n
+            biases = np.tile([0.0] * width + [1.0], 4)
+            size = len(strength)
+            return of_loss.reshape(size, size) + np.diag(strength) + np.outer(biases, biases)
+
+        start = minimize(loss, np.zeros(len(strength)), jac=gradient, options={"gtol": 1e-7}).x
+        found = root(gradient, start, jac=hessian, tol=1e-14).x
+        # So close that the rest changes no logit by as much as the probe's tolerance.
+        assert np.linalg.norm(gradient(found)) < 1e-8 * penalty
+        theirs = answers(design @ found.reshape(4, -1).T)
+        np.testing.assert_allclose(answers(probe.logits(features)), theirs, rtol=0, atol=LEFT)
+        ours = answers((probe.weight * features.std(0)).T).T
+        limit = 1e-6 / np.linalg.norm(design, axis=1).max()
+        np.testing.assert_allclose(ours, found.reshape(4, -1)[:, :-1], rtol=0, atol=limit)
+
+
+def test_neither_the_start_nor_the_threads_matter() -> None:
+    features, labels = clouds(300, 400, 7)
+    together = fit_probes(features, labels, 4, (10.0, 0.1, 0.001))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        again = fit_probes(features, labels, 4, (10.0, 0.1, 0.001))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    for one, other in zip(together, again, strict=True):
+        assert (one.weight == other.weight).all()
+        assert (one.bias == other.bias).all()
+        alone = answers(fit_probe(features, labels, 4, one.penalty).logits(features))
+        np.testing.assert_allclose(answers(one.logits(features)), alone, rtol=0, atol=2 * LEFT)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_extreme_features_converge(seed: int) -> None:
+    """Tests features without a mean, on which whole Newton steps often lead away for good."""
+    random = np.random.default_rng(seed)
+    features = random.standard_cauchy((120, 40))
+    labels = (np.cbrt(features) @ random.normal(size=(40, 8))).argmax(axis=1)
+    (probe,) = fit_probes(features, labels, 8, [0.001])
     scaled = (features - features.mean(0)) / features.std(0)
-    # Newton's method with the Hessian of the definition converges to machine precision.
-    weights = np.zeros((4, 9))
-    design = np.column_stack([scaled, np.ones(60)])
-    strength = np.tile([0.1] * 8 + [1e-9], 4)
-    for _ in range(30):
-        logits = design @ weights.T
-        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        shares /= shares.sum(axis=1, keepdims=True)
-        gradient = (shares - np.eye(4)[labels]).T @ design / 60
-        gradient = gradient.ravel() + strength * weights.ravel()
-        spread = np.einsum("nc,cd->ncd", shares, np.eye(4)) - np.einsum("nc,nd->ncd", *[shares] * 2)
-        hessian = np.einsum("ncd,ni,nj->cidj", spread, design, design).reshape(36, 36) / 60
-        weights = weights - np.linalg.solve(hessian + np.diag(strength), gradient).reshape(4, 9)
-    theirs, ours = design @ weights.T, probe.logits(features)
-    # A shift of all biases does not change the likelihood.
-    centred = [logits - logits.mean(axis=1, keepdims=True) for logits in (ours, theirs)]
-    np.testing.assert_allclose(*centred, atol=2e-3)
+    odds = np.exp(probe.logits(features) - probe.logits(features).max(axis=1, keepdims=True))
+    errors = odds / odds.sum(axis=1, keepdims=True) - np.eye(8)[labels]
+    gradient = errors.T @ scaled / 120 + 0.001 * probe.weight * features.std(0)
+    assert np.linalg.norm(gradient) < 1e-8
+    assert abs(errors.mean(axis=0)).max() < 1e-9
+
+
+def test_a_fit_that_rounding_keeps_from_converging_is_an_error() -> None:
+    features, labels = clouds(60, 8, 0)
+    with pytest.raises(JobError, match="penalty of 1e-15 does not converge"):
+        fit_probes(features, labels, 4, [1e-15])
 
 
 @settings(max_examples=15)
@@ -50,17 +129,16 @@ def test_units_and_offsets_of_features_do_not_matter(
     features, labels = clouds(40, 5, seed)
     one = fit_probe(features, labels, 4, penalty=0.1)
     other = fit_probe(features * scale + offset, labels, 4, penalty=0.1)
-    np.testing.assert_allclose(
-        one.logits(features), other.logits(features * scale + offset), atol=5e-3
-    )
+    theirs = other.logits(features * scale + offset)
+    np.testing.assert_allclose(answers(one.logits(features)), answers(theirs), atol=2 * LEFT)
 
 
 def test_a_class_without_images_is_never_the_answer() -> None:
     features, labels = clouds(40, 5, 1)
     labels[labels == 2] = 3
     probe = fit_probe(features, labels, 6, penalty=0.01)
-    answers = probe.logits(np.random.default_rng(2).normal(size=(500, 5)) * 20).argmax(axis=1)
-    assert set(answers.tolist()) <= {0, 1, 3}
+    others = np.random.default_rng(2).normal(size=(500, 5)) * 20
+    assert set(probe.logits(others).argmax(axis=1).tolist()) <= {0, 1, 3}
     assert (probe.logits(features).argmax(axis=1) == labels).mean() > 0.8
 
 
