@@ -226,3 +226,40 @@ def test_calls_are_counted_as_the_rule_says(benchmarks: Path, tmp_path: Path) ->
         "delegating.<locals>.<lambda>": 1,
         "main.<locals>.<lambda>": 1,
     }
+
+
+def test_sides_differ_in_what_is_not_masked(
+    benchmarks: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compare = importlib.import_module("compare_checkouts")
+    times = {"before": ("40.7 s", "90 s"), "after": ("1.2 h", "2 min")}
+    for name, (spent, left) in times.items():
+        side = tmp_path / name
+        (side / "said").mkdir(parents=True)
+        (side / "out" / ".in9").mkdir(parents=True)
+        (side / "out" / ".in9" / "notes").write_text(name)
+        (side / "out" / "page.html").write_text(f"<p>a page in {side}, by commit-{name}</p>")
+        (side / "said" / "run.txt").write_text(
+            f"segment: 3 of {len(left)} images, 1.0/s, {left} left\n" * len(left)
+            + f"done now: 72 images\ntime: {spent}; summed over workers: segment {left}\n"
+        )
+        known = {"side": str(side), "checkout": f"/{name}", "mini": "/mini"}
+        (side / "side.json").write_text(json.dumps({**known, "commit": f"commit-{name}"}))
+
+    def run() -> tuple[int, list[str]]:
+        sides = [f"--{name}={tmp_path / name}" for name in times]
+        monkeypatch.setattr(sys, "argv", ["compare_checkouts.py", *sides])
+        code: int = compare.main()
+        return code, capsys.readouterr().out.splitlines()[:-2]
+
+    assert run() == (0, [])
+    said = tmp_path / "after" / "said" / "run.txt"
+    said.write_text(said.read_text().replace("72 images", "73 images"))
+    (tmp_path / "after" / "out" / "more.csv").touch()
+    code, (only, changed) = run()
+    assert code == 1
+    assert only == "out/more.csv: only after"
+    assert changed.startswith("said/run.txt: byte 11, line 1: b'done now: 72 images")
