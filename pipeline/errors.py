@@ -36,9 +36,18 @@ class BrokenPictureError(JobError):
         self.key = key
 
 
+def text_of(error: BaseException) -> str:
+    """Returns the message of an error that foreign code may have raised, whose `__str__` may raise
+    another one."""
+    try:
+        return str(error)
+    except Exception:  # As `__str__` is foreign, too.
+        return "without a readable message"
+
+
 def in_short(error: Exception) -> str:
     """Returns the message of a foreign error as one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200]
+    return " ".join(text_of(error).split())[:200]
 
 
 def did_you_mean(wanted: str, known: Iterable[str], cutoff: float = 0.6) -> str:

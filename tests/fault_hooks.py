@@ -198,6 +198,25 @@ def undecodable() -> Any:
     raise ValueError("no \udcff weights")
 
 
+class Untold(RuntimeError):
+    """An error whose message cannot be read."""
+
+    def __str__(self) -> str:
+        raise ValueError("no message")
+
+
+def untold(*_: Any) -> Any:
+    """Fails as a segmenter, a variant or a model without a readable message."""
+    raise Untold
+
+
+def untold_forward() -> Any:
+    """Returns a model that can be loaded, and then fails like `untold`."""
+    model = tiny()
+    model.register_forward_pre_hook(lambda _, inputs: untold() if len(inputs[0]) > 1 else None)
+    return model
+
+
 if NOTES in os.environ:
     with open("/proc/self/statm", encoding="utf-8") as _file:
         _size = int(_file.read().split()[0]) * resource.getpagesize()

@@ -81,6 +81,8 @@ SAMPLE = (
     ),
     *("non-finite outputs: evaluate: nan", "non-finite outputs: attack: masked"),
     *("non-finite outputs: saliency: steep", "non-finite outputs: imagenet"),
+    *("errors without a message: segmenter", "errors without a message: evaluate: .* beside"),
+    "errors without a message: saliency: untold_forward",
     *("non-finite outputs: probe", "non-finite outputs: training: weights"),
     *(
         "names in every encoding: manifest, key: lone",

@@ -1,10 +1,11 @@
-"""Faults of models: outputs that are not numbers, in every stage that uses them, and bombs."""
+"""Faults of models: outputs that are not numbers, errors without a message, and bombs."""
 
 from __future__ import annotations
 
 import base64
 import dataclasses
 import functools
+import itertools
 import json
 import shutil
 import zlib
@@ -65,6 +66,7 @@ class Broken:
 def _dataset(lab: Lab) -> Path:
     """Returns a dataset that has the variants of all stages, made when it is first needed."""
     folder = lab.folder / "of all stages"
+    (lab.folder / "tmp").mkdir(exist_ok=True)
     flags = ("--segmenter", "box", "--image_size", "64", "--resize", "64", LAST)
     ended = lab.run(
         lab.folder, "generate", "--input", str(lab.input), "--output", str(folder), *flags
@@ -136,4 +138,25 @@ def bombs(lab: Lab, states: Sequence[str]) -> Iterator[Broken]:
         yield Broken("bombs", name, (command, *flags), "model.safetensors", _with_huge_keys)
 
 
-FAMILIES = (non_finite, bombs)
+def untold_errors(lab: Lab, states: Sequence[str]) -> Iterator[Broken]:
+    """Yields functions whose error has no message, alone and beside a good model."""
+    kind, function = "errors without a message", "python:fault_hooks:untold"
+    make = ("generate", "--input", "{input}", "--output", "{out}2", LAST)
+    yield Broken(kind, "segmenter", (*make, "--segmenter", function), "Untold")
+    variants = ("--segmenter", "box", "--variants", f"original,{function}")
+    yield Broken(kind, "variant", (*make, *variants), "Untold")
+    models = ("--dataset", "{out}", "--pictures", "none", LAST, "--models")
+    for command, name in itertools.product(("evaluate", "saliency"), ("untold", "untold_forward")):
+        entry = f"python:fault_hooks:{name}"
+        yield Broken(kind, f"{command}: {name}", (command, *models, entry), "Untold")
+        yield Broken(
+            kind,
+            f"{command}: {name} beside another model",
+            (command, *models, f"{entry},python:fault_hooks:tiny"),
+            "Untold",
+            code=0,
+            absent=f"results/*{name}*/*",
+        )
+
+
+FAMILIES = (non_finite, bombs, untold_errors)

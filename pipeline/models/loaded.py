@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import JobError, in_short
+from pipeline.errors import JobError, in_short, text_of
 from pipeline.models.identity import ModelIdentity
 from pipeline.models.preprocessing import Preprocessing
 from transforms.hashing import text_bytes
@@ -130,7 +130,7 @@ def module_with(
         module.load_state_dict(state)
     except RuntimeError as error:
         # For weights of another architecture, torch lists hundreds of tensors.
-        lines = [textwrap.shorten(line, 150) for line in str(error).splitlines()[:3]]
+        lines = [textwrap.shorten(line, 150) for line in text_of(error).splitlines()[:3]]
         raise JobError(f"{name}: {' '.join(lines)}") from error
     return module
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from timm.data import create_transform
 
-from pipeline.errors import JobError, ModelError
+from pipeline.errors import JobError, ModelError, text_of
 from pipeline.models.loaded import LoadedModel
 from pipeline.models.loader import Batch, Loader, P
 from pipeline.models.network_input import NetworkInput, ReusedMemory
@@ -230,11 +230,13 @@ class Predictor:
             with mixed:
                 logits: torch.Tensor = self.module(self.prepare(pictures))
         except JobError as error:
-            raise ModelError(str(error)) from error
+            raise ModelError(text_of(error)) from error
         except Exception as error:  # A model's own code can raise anything.
             if is_out_of_memory(error):
                 raise
-            raise ModelError(f"its forward pass failed: {type(error).__name__}: {error}") from error
+            raise ModelError(
+                f"its forward pass failed: {type(error).__name__}: {text_of(error)}"
+            ) from error
         if logits.shape != (len(pictures), self._num_outputs):
             raise ModelError(
                 f"it returns {tuple(logits.shape)} for {len(pictures)} pictures, "
@@ -310,5 +312,5 @@ def _why_no_gpu() -> str:
 def is_out_of_memory(error: Exception) -> bool:
     """Returns whether the device or the machine ran out of memory."""
     return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or (
-        "DefaultCPUAllocator" in str(error)
+        "DefaultCPUAllocator" in text_of(error)
     )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import JobError, UsageError, in_short
+from pipeline.errors import JobError, UsageError, in_short, text_of
 
 PREFIX = "python:"
 
@@ -51,7 +51,7 @@ def import_function(target: str, origin: str, example: str) -> Callable[..., Any
         raise UsageError(f"{origin}: {culprit} not found; put its folder on PYTHONPATH") from error
     except Exception as error:  # A user's module may raise anything.
         raise UsageError(
-            f"{origin}: {path} cannot be imported ({type(error).__name__}: {error})"
+            f"{origin}: {path} cannot be imported ({type(error).__name__}: {text_of(error)})"
         ) from error
     function = getattr(module, name, None)
     if not callable(function):

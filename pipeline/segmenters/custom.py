@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, UsageError, text_of
 from pipeline.runtime.custom_functions import PREFIX, call_for_array, import_function
 from pipeline.storage.files import absolute, files_of
 from transforms.annotations import Box
@@ -66,15 +66,15 @@ class CustomFunction:
     def __call__(self, image: Pixels, box: Box, seed: int) -> Segmentation:
         function = _checked_function(self.name, self.parameters)
         # A copy, so that the function cannot change the picture.
-        return Segmentation(
-            call_for_array(
-                functools.partial(function, image.copy(), box),
-                f"--segmenter {self.name}",
-                dtype=np.bool_,
-                shape=image.shape[:2],
-                passed_on=SegmentationError,
+        call = functools.partial(function, image.copy(), box)
+        origin, shape = f"--segmenter {self.name}", image.shape[:2]
+        try:
+            mask = call_for_array(
+                call, origin, dtype=np.bool_, shape=shape, passed_on=SegmentationError
             )
-        )
+        except SegmentationError as error:  # The user may have derived it.
+            raise SegmentationError(text_of(error)) from error
+        return Segmentation(mask)
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, text_of
 from pipeline.evaluate.resident import free_memory
 from pipeline.models.predict import Predictor, are_numbers, is_out_of_memory, refuse_broken
 
@@ -37,7 +37,9 @@ def winning_logit_gradients(
         return on_host
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
-            raise ModelError(f"it gives no gradient: {type(error).__name__}: {error}") from error
+            raise ModelError(
+                f"it gives no gradient: {type(error).__name__}: {text_of(error)}"
+            ) from error
         if len(pictures) == 1:
             raise ModelError("there is not enough memory for a single picture") from error
     # Memory is freed outside the handler, because the error's traceback keeps activations alive.
