@@ -50,6 +50,17 @@ def in_short(error: Exception) -> str:
     return " ".join(text_of(error).split())[:200]
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns a number with its noun, such as `1 image`, `2 images` or `3 classes`.
+
+    Args:
+      number: the number.
+      noun: the noun in the singular, whose last word is the one that has a plural.
+    """
+    plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{plural}"
+
+
 def did_you_mean(wanted: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Returns the end of an error message that names the known word closest to an unknown one;
     empty if no word has at least `cutoff` as difflib's ratio (0 to 1)."""

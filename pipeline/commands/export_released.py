@@ -12,7 +12,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import selected_rows
 from pipeline.dataset.latest import reading_store
 from pipeline.dataset.manifest import MANIFEST
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, UsageError, counted
 from pipeline.released.export import EXPORT_FOLDER, ExportPlan, export_split
 from pipeline.released.names import class_folder, find_clashes
 from pipeline.report.latex import PAPER_NAMES
@@ -61,9 +61,10 @@ def run_export(arguments: argparse.Namespace) -> int:
             exporting.progress.note_total("export", arguments.split, pictures)
             exported, removed = export_split(dataclasses.replace(exporting, target=locked))
         seconds = time.monotonic() - started
-    print(f"{arguments.split}: {len(selected)} images, {len(dataset.variants)} variants")
+    variants = counted(len(dataset.variants), "variant")
+    print(f"{arguments.split}: {counted(len(selected), 'image')}, {variants}")
     if exported or removed:
-        line = f"done now: {exported} files written"
+        line = f"done now: {counted(exported, 'file')} written"
         print(f"{line}, {removed} removed" if removed else line)
         print(f"time: {seconds:.1f} s")
     else:

@@ -19,7 +19,7 @@ from pipeline.dataset.latest import writing_store
 from pipeline.dataset.manifest import PREVIOUS_MANIFEST, read_manifest
 from pipeline.dataset.records import Staging, read_rows
 from pipeline.dataset.shards import index_file
-from pipeline.errors import UsageError, shown_bytes
+from pipeline.errors import UsageError, counted, shown_bytes
 from pipeline.generate.commit import STAGING, commit
 from pipeline.jobs.closing_words import describe_images
 from pipeline.released.archive import IMPORT_FOLDER, is_packed, list_files
@@ -178,15 +178,15 @@ def _background_lines(dataset: Dataset, split: str) -> list[str]:
                     else min(smallest_next, next_difference),
                 )
     lines = []
-    for variant, counted in counts.items():
+    for variant, found in counts.items():
         line = (
-            f"{split} {variant}: found the true background of {counted['found']} of "
-            f"{counted['images']} images"
+            f"{split} {variant}: found the true background of {found['found']} of "
+            f"{counted(found['images'], 'image')}"
         )
-        if counted["found"]:
+        if found["found"]:
             largest, smallest_next = extremes[variant]
             line += (
-                f", {counted['misnamed']} of them not the one in the file name; mean pixel "
+                f", {found['misnamed']} of them not the one in the file name; mean pixel "
                 f"difference (0 to 255): at most {largest:.1f} for the match"
             )
             if math.isfinite(smallest_next):

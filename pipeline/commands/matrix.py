@@ -16,7 +16,7 @@ from pipeline.commands.training_flags import choose_device, default_workers, ref
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import reading_store, writing_store
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, counted
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.models.expand import DEFAULT_MODEL
 from pipeline.models.predict_config import PredictConfig
@@ -164,8 +164,8 @@ def matrix_table(content: Mapping[str, Any]) -> str:
         default=0.0,
     )
     note = (
-        f"trained on the row, tested on the column: at least {min(counts)} images, at most "
-        f"± {100 * widest:.1f} points (95 %)"
+        f"trained on the row, tested on the column: at least {counted(min(counts), 'image')}, "
+        f"at most ± {100 * widest:.1f} points (95 %)"
     )
     if content["replicates"] > 1:
         note += f"; mixed variants: first of {content['replicates']} draws"

@@ -7,7 +7,7 @@ import fnmatch
 
 from timm.models import get_pretrained_cfg
 
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, UsageError, counted
 from pipeline.models.expand import expand_models
 from pipeline.models.packaged import distribution
 from pipeline.models.registry import PACKAGED, SOURCES, TIMM, check_model, full_name, load_model
@@ -78,8 +78,8 @@ def _fetch(models: tuple[str, ...], to: str) -> int:
         del model
     if failed:
         raise JobError(
-            f"{len(failed)} of {len(models)} models could not be fetched: {', '.join(failed)}. "
-            "Run the same command again to go on"
+            f"{len(failed)} of {counted(len(models), 'model')} could not be fetched: "
+            f"{', '.join(failed)}. Run the same command again to go on"
         )
     print(f"use them with: --weights {folder.store.root}")
     return 0

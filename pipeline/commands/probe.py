@@ -11,6 +11,7 @@ from pipeline.commands.training_flags import choose_device, refuse_foreign, refu
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout
 from pipeline.dataset.latest import writing_store
+from pipeline.errors import counted
 from pipeline.models.checkpoint import SUFFIX, is_trained_here, read_metadata
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import check_model
@@ -73,7 +74,7 @@ def run_probe(arguments: argparse.Namespace) -> int:
     trained = read_metadata(checkpoint)
     if trained is not None:
         print(
-            f"{len(trained.keys)} pictures of {arguments.variant} in {split}; "
+            f"{counted(len(trained.keys), 'picture')} of {arguments.variant} in {split}; "
             f"penalty {describe_penalty(trained.settings['penalty'])}; "
             f"time: {duration(time.monotonic() - started)}"
         )

@@ -9,7 +9,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import PUBLISH_LOCK, reading_store
 from pipeline.dataset.manifest import MANIFEST, read_manifest
 from pipeline.dataset.verification import verify
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, UsageError, counted
 from pipeline.runtime.lock import DATASET_LOCK, current_holder
 from pipeline.storage.store import Store
 
@@ -42,8 +42,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
             if job is None
             else f"{job} on it, so these may not be faults; verify it again when the job is done"
         )
-        counted = f"{faults} {'fault' if faults == 1 else 'faults'}"
-        print(f"in9 verify: {counted}; {advice}", file=sys.stderr)
+        print(f"in9 verify: {counted(faults, 'fault')}; {advice}", file=sys.stderr)
         return 1
     print(f"{len(dataset.manifest.files)} files agree with {MANIFEST}")
     return 0

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pipeline.dataset.folder import Dataset, sample_of
 from pipeline.dataset.latest import reading_store
 from pipeline.dataset.sinks import Sample
-from pipeline.errors import did_you_mean
+from pipeline.errors import counted, did_you_mean
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import FileDigest, Store
 from transforms.codec import decode_image
@@ -90,7 +90,7 @@ class DatasetReader(Sequence[Example]):
 
     def __repr__(self) -> str:
         folder = self.dataset.store.root
-        return f"<{len(self)} images of {self.split}, {self.variant}, in {folder}>"
+        return f"<{counted(len(self), 'image')} of {self.split}, {self.variant}, in {folder}>"
 
     def __len__(self) -> int:
         return self._ends[-1]

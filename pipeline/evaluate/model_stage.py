@@ -213,7 +213,8 @@ class RunModels(_Step):
                 return [self._run(block, model, units)]
             except ModelError as error:
                 _LOG.warning("%s failed", name, exc_info=True)
-                self._note_done(block, units)
+                parts = [f"{block.order}-{unit:05d}" for unit in units]
+                evaluation.progress.drop(work.stage, f"{block.order}-{block.group}", parts)
                 return [FailedModel(block.order, entry, name, " ".join(str(error).split()))]
 
     def _run(self, block: Block, model: LoadedModel, units: tuple[int, ...]) -> BlockDone:

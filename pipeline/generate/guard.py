@@ -18,7 +18,7 @@ from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.fingerprints import SEGMENT_VERSION
 from pipeline.dataset.records import Staging, is_first, read_rows, source_key
 from pipeline.dataset.shards import layer_record
-from pipeline.errors import JobError
+from pipeline.errors import JobError, counted
 from pipeline.generate.cut_source import contents_of, known_digest
 from pipeline.generate.previous_layers import find_layers
 from pipeline.generate.shard_elements import SourceShard
@@ -64,7 +64,8 @@ def check_rebuild(
     is_another_input = total["shards"] == len(shards) and total["removed"] and not total["kept"]
     if total["shards"] <= max(1, REBUILT_SHARE * len(shards)) and not is_another_input:
         return
-    cause = "{added} images added, {changed} changed, {removed} removed".format_map(total)
+    cause = f"{counted(total['added'], 'image')} added, {total['changed']} changed, "
+    cause += f"{total['removed']} removed"
     if total["lost"]:
         cause += f"; files of {total['lost']} are missing"
     if not has_same_settings:

@@ -11,7 +11,7 @@ import apache_beam as beam
 
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.shards import DATA_FOLDERS, ShardCounts
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, counted
 from pipeline.generate.guard import check_rebuild
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.shard_elements import SourceShard, SplitTotals, make_shards
@@ -120,12 +120,13 @@ def _no_images(
 ) -> UsageError:
     """Returns the error for a split without images of the taxonomy's classes."""
     where = layout.files[0] if layout.kind == ImageManifest.kind else layout.images
-    counted = "{outside} images of other classes, {other_files} other files".format_map(passed_over)
+    others = f"{counted(passed_over['outside'], 'image')} of other classes, "
+    others += counted(passed_over["other_files"], "other file")
     if taxonomy != imagenet9():
         shown = ", ".join(taxonomy.wnids[:3])
-        return UsageError(f"no image of a class of --taxonomy ({shown}, ...) in {where}: {counted}")
+        return UsageError(f"no image of a class of --taxonomy ({shown}, ...) in {where}: {others}")
     return UsageError(
-        f"no image of an ImageNet-9 class in {where}: {counted}. Classes must be told by WordNet "
+        f"no image of an ImageNet-9 class in {where}: {others}. Classes must be told by WordNet "
         "id, such as folders named n02085620; for classes of your own add --taxonomy"
     )
 

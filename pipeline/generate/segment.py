@@ -28,6 +28,7 @@ from pipeline.dataset.records import (
     read_rows,
 )
 from pipeline.dataset.shards import ShardCounts, bucket_hash, layer_record, layer_tar
+from pipeline.errors import counted
 from pipeline.generate.cut_source import (
     SourceBytes,
     by_content,
@@ -128,7 +129,7 @@ class SegmentShard(beam.DoFn):
         store, path = self._staging.store, record.path
         rows = read_intact(store, path, lambda: read_rows(store, path))
         if rows is not None and count_sources(rows) != len(shard.images):
-            warn_damaged(store.path(path), f"it lists {count_sources(rows)} images")
+            warn_damaged(store.path(path), f"it lists {counted(count_sources(rows), 'image')}")
             return None
         return rows
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.manifest import Manifest
+from pipeline.errors import counted
 from pipeline.generate.rejections import advice
 from pipeline.runtime.counters import bytes_written, stage_seconds
 from transforms.filters import Reason
@@ -18,10 +19,10 @@ def describe_images(manifest: Manifest) -> list[str]:
     lines = notes_of(manifest)
     for split, images in manifest.images.items():
         reasons = ", ".join(f"{n} {reason}" for reason, n in manifest.rejections[split].items())
-        objects = f"{images['objects']} objects, " if "objects" in images else ""
+        objects = f"{counted(images['objects'], 'object')}, " if "objects" in images else ""
         line = (
-            f"{split}: {images['listed']} images, {objects}{images['accepted']} accepted, "
-            f"{images['rejected']} rejected"
+            f"{split}: {counted(images['listed'], 'image')}, {objects}"
+            f"{images['accepted']} accepted, {images['rejected']} rejected"
         )
         line += f" ({reasons})" if reasons else ""
         if images["selected"] != images["accepted"]:
@@ -32,7 +33,8 @@ def describe_images(manifest: Manifest) -> list[str]:
             lines.append(f"{split}: {_why_empty(manifest, split)}")
     if manifest.backgrounds:
         fates = ", ".join(f"{n} {status}" for status, n in manifest.backgrounds.items())
-        lines.append(f"backgrounds: {sum(manifest.backgrounds.values())} pictures ({fates})")
+        number = sum(manifest.backgrounds.values())
+        lines.append(f"backgrounds: {counted(number, 'picture')} ({fates})")
     return lines
 
 
@@ -60,34 +62,35 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: floa
     """Describes in a few lines how many images were accepted and rejected, what was done and
     written, and how long it took; or says that there was nothing to do."""
     lines = describe_images(manifest)
-    counted = [name for name, n in counters.items() if n]
-    if not any(name.endswith("_made") or name in _ALSO_MADE for name in counted):
+    names = [name for name, n in counters.items() if n]
+    if not any(name.endswith("_made") or name in _ALSO_MADE for name in names):
         # If a model failed, something is left to do, and the caller reports the failure.
-        if not any(name.endswith("_failed") for name in counted):
+        if not any(name.endswith("_failed") for name in names):
             lines.append("nothing to do: everything is up to date")
     else:
         done = [
-            ("images segmented", counters.get("images_segmented", 0))
+            f"{counted(counters.get('images_segmented', 0), 'image')} segmented"
             if "images_cropped" not in counters
-            else ("images looked at", counters["images_cropped"]),
-            ("composed", counters.get("images_composed", 0)),
-            ("pictures predicted", counters.get("pictures_predicted", 0)),
+            else f"{counted(counters['images_cropped'], 'image')} looked at",
+            f"{counters.get('images_composed', 0)} composed",
+            f"{counted(counters.get('pictures_predicted', 0), 'picture')} predicted",
         ]
         done += [
-            (unit, counters[name])
-            for name, unit in (
-                ("imagenet_images", "ImageNet images classified"),
-                ("composites_predicted", "composites predicted"),
-                ("images_explained", "images explained"),
+            f"{counted(counters[name], unit)} {fate}"
+            for name, unit, fate in (
+                ("imagenet_images", "ImageNet image", "classified"),
+                ("composites_predicted", "composite", "predicted"),
+                ("images_explained", "image", "explained"),
             )
             if name in counters
         ]
         fallbacks = counters.get("segmenter_fallbacks")
         if fallbacks:
             lines.append(
-                f"{fallbacks} of the images were segmented by OpenCV instead of our kernels"
+                f"{fallbacks} of the images {'was' if fallbacks == 1 else 'were'} segmented by "
+                "OpenCV instead of our kernels"
             )
-        lines.append("done now: " + ", ".join(f"{n} {unit}" for unit, n in done))
+        lines.append("done now: " + ", ".join(done))
         lines += _describe_shards(counters)
         written = [f"{size(n)} {folder}" for folder, n in bytes_written(counters).items()]
         if written:

@@ -13,9 +13,10 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TextIO
 
+from pipeline.errors import counted
 from pipeline.storage.processes import Process, this_process
 from pipeline.storage.store import WORK_FOLDER, Store
 
@@ -83,6 +84,15 @@ class Progress:
         """Removes a note that a later one has replaced."""
         with contextlib.suppress(OSError):
             self.store.delete(f"{self.folder}/{stage}/{name}.{count}")
+
+    def drop(self, stage: str, total: str, parts: Iterable[str]) -> None:
+        """Removes the notes of parts that will not be done, and the note of their total."""
+        dropped = {f"{stage}/{_TOTAL}/{total}", *(f"{stage}/{part}" for part in parts)}
+        with contextlib.suppress(OSError):
+            for path in list(self.store.walk(f"{self.folder}/{stage}")):
+                note = _NOTE.fullmatch(path.removeprefix(f"{self.folder}/"))
+                if note and note["part"] in dropped:
+                    self.store.delete(path)
 
     def count(self) -> dict[str, tuple[int, int]]:
         """Returns (done, total) of each stage, according to the notes so far."""
@@ -190,7 +200,8 @@ class _Lines:
         self._last = ""
 
     def show(self, stage: _Stage, now: float) -> None:
-        line = f"{stage.name}: {stage.done} of {stage.total} {_STAGES[stage.name]}"
+        unit = _STAGES[stage.name].removesuffix("s")
+        line = f"{stage.name}: {stage.done} of {counted(stage.total, unit)}"
         speed = stage.speed(now)
         line += f", {speed}" if speed else ""
         if line != self._last:
@@ -269,7 +280,7 @@ def show_progress(
                 stage.update(counts)
             running = next((stage for stage in stages if stage.is_running), None)
             # A stage that has ended is shown once more, as done.
-            if (current := running or last) is not None:
+            if (current := running or last) is not None and current.total:
                 display.show(current, time.monotonic())
             last = running
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from pipeline.dataset.folder import Dataset
-from pipeline.errors import JobError, ModelError, UsageError
+from pipeline.errors import JobError, ModelError, UsageError, counted
 from pipeline.models.checkpoint import (
     TrainedOn,
     digest_of_classes,
@@ -186,9 +186,8 @@ class _TrainingRun:
     def _describe(self, done: int) -> str:
         """Describes the training in one line; `done` is the number of complete epochs."""
         plan = self._plan
-        text = (
-            f"{plan.arch} on {len(self._training)} images of {plan.train_split}, {plan.variant}; "
-        )
+        images = counted(len(self._training), "image")
+        text = f"{plan.arch} on {images} of {plan.train_split}, {plan.variant}; "
         if self._validation is None:
             text += "no validation"
         else:

@@ -88,7 +88,13 @@ def test_a_model_that_fails_is_let_go_and_the_next_one_runs(
     for order in (0, 0, 2):
         (done,) = step.process(Block(order, 0))
         assert isinstance(done, BlockDone), done
+    progress = work.evaluation.progress
+    before = progress.count()["evaluate"]
+    FindDone(work).process(Block(1, 0))
+    assert progress.count()["evaluate"][1] > before[1]
     (missing,) = step.process(Block(1, 0))
+    # Its pictures are not predicted, so they are not shown as done.
+    assert progress.count()["evaluate"] == before
     assert isinstance(missing, FailedModel)
     assert (missing.order, missing.entry) == (1, models[1])
     assert "has no function 'none'" in missing.error

@@ -97,7 +97,7 @@ def test_an_input_that_has_gone_replaces_nothing(run_small: Run, small_input: Pa
     assert "0 images added, 0 changed, 17 removed. Nothing has been changed; " in message
     assert stamps(output) == before
     assert_sound(output)
-    assert "val: 1 images" in run_small("generate", "--overwrite", "rebuild")
+    assert "val: 1 image," in run_small("generate", "--overwrite", "rebuild")
 
 
 def test_other_pictures_do_not_replace_a_dataset_of_one_shard(

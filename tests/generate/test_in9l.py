@@ -128,7 +128,7 @@ def test_only_what_has_changed_is_made_again(
     shutil.copy(added, added.with_name("added_1.JPEG"))
     result = run_in9(*command, "--input", images)
     # The other images of the shard are known from their records and not opened again.
-    assert "1 images looked at" in result.stdout
+    assert "1 image looked at" in result.stdout
     assert manifest_of(output)["images"]["val"]["selected"] == 18
     assert_sound(output)
 

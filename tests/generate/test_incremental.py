@@ -204,7 +204,7 @@ def test_one_added_image_is_evaluated_with_its_shards_alone(
     schedule.add(picture)
     assert schedule.run() == 0
     printed, after = capsys.readouterr().out, stamps(schedule.output)
-    assert "done now: 1 images segmented" in printed
+    assert "done now: 1 image segmented" in printed
     composed = numbers(changed_files(before, after, "index"))
     assert schedule.places({picture.stem}, output=True) <= composed
     assert len(composed) <= 1 + 4 * len(MIXED)
@@ -224,6 +224,6 @@ def test_a_record_that_lacks_images_is_made_again(
     before = record.read_bytes()
     pq.write_table(pq.read_table(record)[:1], record)
     done = run_in9("generate", "--output", output, "--input", small_sample, *ONE, *SHARDS)
-    assert f"{record} is damaged (it lists 1 images)" in done.stderr
+    assert f"{record} is damaged (it lists 1 image)" in done.stderr
     assert record.read_bytes() == before
     assert (output / "manifest.json").read_bytes() == (one_worker / "manifest.json").read_bytes()

@@ -16,7 +16,7 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import JobError, escaped, escaped_texts, shown_bytes
+from pipeline.errors import JobError, counted, escaped, escaped_texts, shown_bytes
 from pipeline.runtime.job_log import in_one_line, job_log
 from pipeline.storage.csv_file import csv_bytes, read_csv
 from pipeline.storage.store import Store
@@ -70,6 +70,12 @@ def test_what_is_shown_can_be_seen(text: str) -> None:
     shown = escaped(text)
     assert shown.replace("\n", "").replace("\t", "").isprintable()
     assert escaped(shown) == shown
+
+
+def test_numbers_of_things_are_as_people_say_them() -> None:
+    shown = [counted(number, noun) for number in (0, 1, 2) for noun in ("other file", "class")]
+    assert shown == ["0 other files", "0 classes", "1 other file", "1 class",
+                     "2 other files", "2 classes"]  # fmt: skip
 
 
 def test_a_job_log_is_escaped_and_its_owners(tmp_path: Path) -> None:

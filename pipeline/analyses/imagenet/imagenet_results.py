@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.errors import counted
 from pipeline.evaluate.failures import errors_by_model, read_failures
 from pipeline.evaluate.result_files import read_result, result_file, result_folder
 from pipeline.storage.store import Store
@@ -87,7 +88,7 @@ def comparable_top1(
         if measured:
             n, present = measured["n"], measured["classes"]
             is_full = n >= PUBLISHED_N and present == classes
-            source = f"measured: {n} images of {present} classes"
+            source = f"measured: {counted(n, 'image')} of {counted(present, 'class')}"
             # `in9` measures at the input size of the model's own preprocessing, whatever the size
             # of the dataset's pictures.
             size = summary["preprocessing"]["input_size"]
@@ -170,7 +171,8 @@ def describe_imagenet(
             low, high = 100 * result["ci_low"], 100 * result["ci_high"]
             lines.append(
                 f"ImageNet top-1, {result['model']}: {100 * result['top1']:.1f} % "
-                f"[{low:.1f}, {high:.1f}] of {result['n']} images, {result['classes']} classes"
+                f"[{low:.1f}, {high:.1f}] of {counted(result['n'], 'image')}, "
+                f"{counted(result['classes'], 'class')}"
             )
     failed, _ = read_failures(store, dataset, "imagenet")
     for model, error in errors_by_model(failed, entries).items():

@@ -18,7 +18,7 @@ from pipeline.analyses.matrix.matrix_results import write_matrix_tables
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import selected_rows
 from pipeline.dataset.records import write_table
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, UsageError, counted
 from pipeline.evaluate.evaluation import describe_model
 from pipeline.evaluate.evaluation_work import commit_predictions
 from pipeline.evaluate.predict_shards import PredictShards, Scorer
@@ -91,9 +91,10 @@ def make_matrices(
                     penalty = trained.get("penalty")
                     suffix = f"; penalty {describe_penalty(penalty)}" if penalty is not None else ""
                     say(
-                        f"{trainer.name}: {row}, trained on {trained['images']} pictures, tested "
-                        f"on {len(plan.names)} columns, {duration(time.monotonic() - started)}"
-                        f"{suffix}"
+                        f"{trainer.name}: {row}, trained on "
+                        f"{counted(trained['images'], 'picture')}, tested on "
+                        f"{counted(len(plan.names), 'column')}, "
+                        f"{duration(time.monotonic() - started)}{suffix}"
                     )
             _remove_others(locked_store, trainer.name, current)
     matrices = {matrix["name"]: matrix for matrix in _write_tables(plan.dataset)}
@@ -138,7 +139,8 @@ def make_row(trainer: Trainer, plan: MatrixPlan, row: str) -> tuple[list[ModelMe
     overlap = max(metadata["overlap"] for _, metadata in tests)
     if overlap and not plan.allow_overlap:
         raise UsageError(
-            f"{overlap} images to test on were trained on (row {row}); divide the split "
+            f"{counted(overlap, 'image')} to test on "
+            f"{'was' if overlap == 1 else 'were'} trained on (row {row}); divide the split "
             "with --holdout 0.5, or add --allow_overlap to test on them and mark the result"
         )
     scorer: Scorer | None = None

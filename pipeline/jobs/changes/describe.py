@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.dataset.manifest import Manifest
+from pipeline.errors import counted
 from pipeline.evaluate.result_files import display_name
 from pipeline.jobs.changes.accuracies import compare_accuracies
 from pipeline.jobs.changes.images import ImageChanges, State, compare_images
@@ -69,7 +70,7 @@ def _dataset_causes(
     ]
     if any(changes.is_input for changes in images.values()):
         causes["data"] = [
-            f"{split}: {len(changes.added)} images added, {len(changes.removed)} removed"
+            f"{split}: {counted(len(changes.added), 'image')} added, {len(changes.removed)} removed"
             + ("" if changes.changed is None else f", {len(changes.changed)} changed")
             for split, changes in images.items()
             if changes.is_input

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from pipeline.analyses.attack.attack_work import AttackWork
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
-from pipeline.errors import JobError, ModelError
+from pipeline.errors import JobError, ModelError, counted
 from pipeline.evaluate.work import Work
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.rejections import advise
@@ -76,15 +76,15 @@ def _trial(job: GenerateJob, forecast: Forecast, taxonomy: Taxonomy, folder: str
     images = choose(forecast)
     if not images:
         return None
-    print(f"dry run: measuring {len(images)} images", file=sys.stderr)
+    print(f"dry run: measuring {counted(len(images), 'image')}", file=sys.stderr)
     return run_trial(job.config, images, taxonomy, folder, job.scenes)
 
 
 def _print_split(split: SplitForecast, taxonomy: Taxonomy, config: DatasetConfig) -> None:
     classes = ", ".join(f"{n} {split.classes[n]}" for n in taxonomy.names if n in split.classes)
     print(
-        f"{split.split}: {split.listed} images ({classes}), {split.outside} of other classes, "
-        f"{split.other_files} other files"
+        f"{split.split}: {counted(split.listed, 'image')} ({classes}), {split.outside} of other "
+        f"classes, {counted(split.other_files, 'other file')}"
     )
     reasons = ", ".join(f"{count} {reason}" for reason, count in split.rejected.items())
     print(
@@ -131,7 +131,8 @@ def _print_estimate(
     accepted = sum(len(s.accepted) + rate * len(s.left) for s in forecast.splits)
     selected = sum(_selected(config, split, measured) for split in forecast.splits)
     print(
-        f"measured on {measured.images} images: segment {measured.segment_seconds:.3f} s an image, "
+        f"measured on {counted(measured.images, 'image')}: segment "
+        f"{measured.segment_seconds:.3f} s an image, "
         f"{measured.accepted} of {measured.images} accepted; compose "
         f"{measured.compose_seconds:.3f} s"
     )
@@ -147,8 +148,8 @@ def _print_estimate(
     sizes |= {name: selected * each for name, each in measured.output_bytes.items()}
     parts = ", ".join(f"{size(value)} {name}" for name, value in sizes.items())
     print(
-        f"estimate: about {selected:.0f} images in the dataset, {size(sum(sizes.values()))} "
-        f"({parts}){_free(job.store)}"
+        f"estimate: about {counted(round(selected), 'image')} in the dataset, "
+        f"{size(sum(sizes.values()))} ({parts}){_free(job.store)}"
     )
 
 
