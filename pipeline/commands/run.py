@@ -165,7 +165,10 @@ def _locked(store: Store) -> Iterator[None]:
 
 def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Runs `run` or `generate` with `--dry_run`; returns the exit code."""
-    workers = pipeline_options(rest).view_as(DirectOptions).direct_num_workers
+    options = pipeline_options(rest)
+    if options.view_as(StandardOptions).runner == "FnApiRunner":
+        check_device(arguments)
+    workers = options.view_as(DirectOptions).direct_num_workers
     store = writing_store("output", arguments.output)
     check_publishing(store, arguments.publish, arguments.keep)
     job = job_from_flags(arguments, store)

@@ -25,7 +25,7 @@ _LIBRARIES = (
     "numpy",
 )
 """Distributions whose versions can change the model that an entry loads."""
-_HUB_SECONDS = 5.0
+HUB_SECONDS = 5.0
 """Longest time in seconds to wait for a hub's answer."""
 _unreachable_hubs: set[str] = set()
 """Addresses of hubs that have failed to answer this process, which does not ask them again."""
@@ -77,7 +77,7 @@ def _commit(repository: str) -> str | None:
 
     if not constants.HF_HUB_OFFLINE and constants.ENDPOINT not in _unreachable_hubs:
         try:
-            commit: str | None = HfApi().model_info(repository, timeout=_HUB_SECONDS).sha
+            commit: str | None = HfApi().model_info(repository, timeout=HUB_SECONDS).sha
             return commit
         except Exception:  # Networks and hubs fail in many ways; the local cache may still know.
             # Waiting for the timeout once is enough for all models.

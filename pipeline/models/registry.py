@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from pipeline.errors import JobError, UsageError, in_short
 from pipeline.models.hugging_face import HuggingFace
 from pipeline.models.loaded import LoadedModel
@@ -9,7 +11,7 @@ from pipeline.models.onnx_files import OnnxFiles
 from pipeline.models.open_clip_models import OpenClip
 from pipeline.models.packaged import Packaged
 from pipeline.models.python_functions import PythonFunctions
-from pipeline.models.source import Source, closest
+from pipeline.models.source import Source, closest, offline_without_answer
 from pipeline.models.stored import load_stored
 from pipeline.models.stored_index import WeightsFolder
 from pipeline.models.timm_names import TimmNames
@@ -128,7 +130,9 @@ def load_model(
             stored = folder.find(full_name(spec))
             if stored is not None:
                 return load_stored(source, folder, stored)
-        return source.load(spec, taxonomy or imagenet9())
+        needs_hub = source.needs_hub(spec)
+        with offline_without_answer() if needs_hub else contextlib.nullcontext():
+            return source.load(spec, taxonomy or imagenet9())
     except (UsageError, JobError):
         raise
     except Exception as error:  # Each of the many libraries raises its own exceptions.

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import difflib
 import importlib.util
 import os
-from collections.abc import Iterable, Mapping
+import ssl
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
 
 from pipeline.errors import UsageError
-from pipeline.models.known import Origin
+from pipeline.models.known import HUB_SECONDS, Origin
 from pipeline.models.loaded import LoadedModel
 from pipeline.storage.files import absolute, files_of
 from transforms.taxonomy import Taxonomy
@@ -129,6 +134,52 @@ def closest(wanted: str, known: Iterable[str]) -> str:
     name; empty if no name does."""
     close = difflib.get_close_matches(wanted, list(dict.fromkeys(known)), n=3)
     return f"; close to it: {', '.join(close)}" if close else ""
+
+
+def answers(url: str) -> bool:
+    """Returns whether a server answers within `HUB_SECONDS`, with whatever answer.
+
+    It is asked in a thread, because no timeout applies to the look-up of its name.
+    """
+    found = threading.Event()
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=HUB_SECONDS).close()
+        except urllib.error.HTTPError:
+            pass
+        except Exception as error:  # Networks fail in many ways.
+            # The libraries that fetch weights may trust a certificate that this request does not.
+            if not isinstance(getattr(error, "reason", None), ssl.SSLError):
+                return
+        found.set()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_SECONDS)
+    return found.is_set()
+
+
+@contextlib.contextmanager
+def offline_without_answer() -> Iterator[None]:
+    """Keeps the libraries of the Hugging Face hub from asking it in the block if it does not
+    answer: they would repeat each question for half a minute before they use their cache."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not answers(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def refuse_without_answer(url: str) -> None:
+    """Raises ConnectionError if torch.hub would have to download a file whose server does not
+    answer, for which it would wait without a limit."""
+    if not os.path.exists(downloaded(url).name) and not answers(url):
+        raise ConnectionError(f"no answer from {url}")
 
 
 def downloaded(url: str) -> Origin:

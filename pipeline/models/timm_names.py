@@ -18,7 +18,7 @@ from pipeline.models.checkpoint import SUFFIX, read_header, read_metadata, refus
 from pipeline.models.known import Origin
 from pipeline.models.loaded import LoadedModel, loaded_model, module_with
 from pipeline.models.preprocessing import IN9_MEAN, IN9_STD, Preprocessing, is_nine_way
-from pipeline.models.source import Source, closest, downloaded
+from pipeline.models.source import Source, closest, downloaded, refuse_without_answer
 from pipeline.runtime.custom_functions import module_of
 from pipeline.storage.files import files_of
 from transforms.taxonomy import Taxonomy, imagenet9
@@ -84,7 +84,10 @@ class TimmNames(Source):
             module = module_with(spec, make, state)
             file = os.path.basename(path)
             return timm_model(spec, module, file, taxonomy, preprocessing_of(path))
+        config = get_pretrained_cfg(spec)
         try:
+            if config and config.url and not config.hf_hub_id:
+                refuse_without_answer(config.url)
             module = timm.create_model(spec, pretrained=True)
         except Exception as error:  # Network, a missing file, broken bytes.
             raise JobError(

@@ -10,7 +10,7 @@ from pipeline.errors import JobError, UsageError
 from pipeline.models.known import Origin
 from pipeline.models.loaded import LoadedModel, count_outputs, loaded_model, takes_other_sizes
 from pipeline.models.preprocessing import Preprocessing
-from pipeline.models.source import Source, closest, downloaded
+from pipeline.models.source import Source, closest, downloaded, refuse_without_answer
 from transforms.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class TorchvisionNames(Source):
         name = self.full_name(spec)
         architecture = name.split(":")[1]
         try:
+            refuse_without_answer(weights.url)
             # `get_model` alone would unpickle the file without `weights_only`.
             weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
             module = models.get_model(architecture, weights=weights, progress=False)

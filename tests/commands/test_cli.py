@@ -102,6 +102,9 @@ def dataset(tmp_path: Path) -> Path:
             "argument --device: invalid choice: 'tpu' (choose from 'auto', 'cpu', 'cuda')",
         ),
         pytest.param(("--device", "cuda"), "leave --device out to run on", marks=WITHOUT_GPU),
+        pytest.param(
+            ("--dry_run", "--device", "cuda"), "leave --device out to run on", marks=WITHOUT_GPU
+        ),
         (("--models", "mynet.py"), "python:mynet:FUNCTION, with its folder on PYTHONPATH"),
         (("--models", "lib/mynet.py:net"), "for a function of your own: python:mynet:net"),
         (("--models", "python:mynet.py:net"), "say python:mynet:net, with its folder on"),

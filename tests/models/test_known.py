@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import http.server
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +19,11 @@ import onnx
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 
+from pipeline.errors import JobError
+from pipeline.models import source
 from pipeline.models.known import KnownModels, Origin
 from pipeline.models.loaded import LoadedModel
 from pipeline.models.registry import load_model, source_of
@@ -213,3 +219,43 @@ def test_folders_and_missing_files(tmp_path: Path) -> None:
     assert None not in before
     assert of_folder.stamp() != before[0]
     assert of_file.stamp() != before[1]
+
+
+@contextlib.contextmanager
+def server(answer: bytes) -> Iterator[str]:
+    """Serves one answer to one request; if it is empty, the server accepts and stays silent."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(answer)
+
+        if answer:
+            threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for answer in (b"HTTP/1.0 200 OK\r\n\r\n", b"HTTP/1.0 404 Not Found\r\n\r\n"):
+        with server(answer) as url:
+            assert source.answers(url)
+    assert not source.answers(url)  # Nobody listens any more.
+    monkeypatch.setattr(source, "HUB_SECONDS", 0.2)
+    with server(b"") as silent:
+        assert not source.answers(silent)
+        # huggingface_hub alone would repeat its questions for half a minute.
+        monkeypatch.setattr(constants, "ENDPOINT", silent)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        started = time.monotonic()
+        with pytest.raises(JobError, match="resnet10t could not be fetched"):
+            load_model("resnet10t")
+        assert time.monotonic() - started < 10
+        assert not constants.HF_HUB_OFFLINE
+        with pytest.raises(ConnectionError):
+            source.refuse_without_answer(f"{silent}/nothing-like-it.pth")
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: time.sleep(1))
+    started = time.monotonic()
+    assert not source.answers("http://a-hub.test")
+    assert time.monotonic() - started < 1
