@@ -41,7 +41,7 @@ def test_no_cell_is_a_formula_but_numbers_stay_numbers() -> None:
 
 
 def test_text_is_encoded_in_two_ways_only() -> None:
-    """Any other `encode` may meet a lone surrogate, or write bytes that are not UTF-8."""
+    """Tests it because any other `encode` may meet a lone surrogate, or write other bytes."""
     encoders = Counter(
         str(path.relative_to(ROOT))
         for path in (*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("transforms/**/*.py"))
