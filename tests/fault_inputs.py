@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
-from fault_lab import Ended, Lab, Outcome, Trial, advises_again, contents, faults_of
+from fault_lab import MODEL, Ended, Lab, Outcome, Trial, advises_again, contents, faults_of
 from fault_pictures import (
     ANY,
     Hostile,
@@ -789,6 +789,41 @@ def _names() -> Iterator[Input]:
             yield Input("names in every encoding", f"{place}: {name}", make, (file,), True)
 
 
+HOSTILE_LABELS = {
+    "tag": "<img src=x onerror=alert(1)>",
+    "end of a script": "<script><!--",
+    "link": "![a](javascript:alert) [b]",
+    "code": "`a` **b** _c_ ~~d~~",
+    "end of a cell": "a | b",
+    "formula": "=cmd()",
+    "LaTeX": "% ~ ^ #1 $a{$ & *[b]",
+    "template": "{{ 7 * 7 }} {% raw %}",
+    "YAML": "null: &a",
+    "quotes": '"\' onclick="a',
+}
+"""Names of classes that are more than text in some format."""
+
+
+def _hostile_labels() -> Iterator[Input]:
+    """Yields runs, with page and tables, on classes of such names."""
+    for name, text in HOSTILE_LABELS.items():
+
+        def arrange(folder: Path, text: str = text) -> tuple[str, ...]:
+            wnids = sorted(path.name for path in folder.glob("val/*"))
+            rows: list[dict[str, Any]] = [
+                {"class": w, "superclass": f"{w[-1]}{text}"} for w in wnids
+            ]
+            rows[0]["superclass"] = text
+            rows.append({"class": f"{text}\\input{{/x}}</td>", "superclass": text, "index": 999})
+            (folder / "kinds.json").write_text(json.dumps(rows))
+            variants = ("--variants", "original,only_bg_t,mixed_same,mixed_rand")
+            page = ("--pictures", "sample", "--formats", "parquet,webdataset")
+            return ("--taxonomy", str(folder / "kinds.json"), *variants, *page, "--models", MODEL)
+
+        kind = "hostile class names in every writer"
+        yield Input(kind, name, arrange, (), command="run", code=0)
+
+
 def _deep() -> Iterator[Input]:
     """Yields nesting that is too deep for parsers, or for functions that call themselves for each
     level, in each JSON and TOML that a flag names."""
@@ -862,7 +897,7 @@ def _deep() -> Iterator[Input]:
 
 FAMILIES = (
     *(_links, _archives, _tables, _lists, _unsteady, _in_place_of_files, _bombs),
-    *(_names, _deep),
+    *(_names, _hostile_labels, _deep),
 )
 
 

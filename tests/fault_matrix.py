@@ -89,6 +89,7 @@ SAMPLE = (
         "names in every encoding: .*superclass: byte",
     ),
     *("names in every encoding: checkpoint", "names in every encoding: spoilt model, in9 report"),
+    "hostile class names in every writer: LaTeX",
     *("deep nesting: --config: 100000", "deep nesting: --weights: 300"),
     "field, text: results/[*]/model.json: model",
     "foreign tables: index/[*].parquet with no metadata, in9 run",

@@ -5,6 +5,8 @@ The report page and the terminal also print the card's notes before any numbers.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,12 +14,16 @@ from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.croissant import COLUMNS, croissant_metadata
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.sample import LICENCE, sample_sources
-from pipeline.errors import shown_bytes
+from pipeline.errors import escaped_line, shown_bytes
 from transforms.filters import Reason
 from transforms.taxonomy import Taxonomy
 from transforms.variants import MIXED, VARIANTS, Variant, base_of, split_replicate
 
 CITATION = "Xiao, Engstrom, Ilyas, Madry: Noise or Signal. arXiv 2006.09994"
+
+_IN_MARKDOWN = re.compile(r"[\\`*\[\]<&|~#$]|(?<![^\W_])_|_(?![^\W_])")
+"""Characters that Markdown may take for more than themselves within a line. An underscore between
+letters is only itself."""
 
 _CLASSES_SHOWN = 10
 """Largest number of classes that are listed by name."""
@@ -161,6 +167,16 @@ def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, by
     )
 
 
+def markdown(text: str) -> str:
+    r"""Escapes text for the middle of a line of Markdown, where it could be HTML, a link, emphasis
+    or the end of a table's cell.
+
+    >>> markdown("a_b|<b> [x](y)")
+    'a_b\\|\\<b> \\[x\\](y)'
+    """
+    return _IN_MARKDOWN.sub(r"\\\g<0>", escaped_line(text))
+
+
 def notes_of(manifest: Manifest) -> list[str]:
     """Returns notes that a reader needs before any numbers. Each note begins in lower case and has
     no full stop."""
@@ -214,7 +230,7 @@ def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
         "",
         f"# {_name(manifest)}",
         "",
-        *(f"**{sentence(note)}**\n" for note in notes_of(manifest)),
+        *(f"**{markdown(sentence(note))}**\n" for note in notes_of(manifest)),
         *(_INTRO_WHOLE if config.segment.is_whole else _INTRO_CUT),
         "",
         f"{total} {manifest.counted_noun} in each variant.",
@@ -224,7 +240,10 @@ def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
         *_table(
             ["split", "listed", "accepted", "rejected", "in the dataset"],
             [
-                [split, *(counts[n] for n in ("listed", "accepted", "rejected", "selected"))]
+                [
+                    markdown(split),
+                    *(counts[n] for n in ("listed", "accepted", "rejected", "selected")),
+                ]
                 for split, counts in manifest.images.items()
             ],
         ),
@@ -282,10 +301,16 @@ def _front_matter(manifest: Manifest) -> list[str]:
     )
     lines.append("configs:")
     for variant in variants:
-        lines += [f"- config_name: {variant}", "  data_files:"]
+        lines += [f"- config_name: {_yaml(variant)}", "  data_files:"]
         for split in config.split:
-            lines += [f"  - split: {split}", f"    path: {folder}/{variant}/{split}-*.{suffix}"]
+            path = f"{folder}/{variant}/{split}-*.{suffix}"
+            lines += [f"  - split: {_yaml(split)}", f"    path: {path}"]
     return [*lines, "---"]
+
+
+def _yaml(text: str) -> str:
+    """Formats text as a YAML string; unquoted, a name such as `no` or `null` is of another type."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _name(manifest: Manifest) -> str:
@@ -308,9 +333,7 @@ def _describe(name: str) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     lines = [head, ["---"] * len(head), *rows]
-    # Names of classes may hold the character that separates cells.
-    cells = ([str(cell).replace("|", r"\|") for cell in line] for line in lines)
-    return [f"| {' | '.join(line)} |" for line in cells]
+    return [f"| {' | '.join(map(str, line))} |" for line in lines]
 
 
 def _classes(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:
@@ -321,13 +344,14 @@ def _classes(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:
     is_custom = manifest.taxonomy is not None
     rows = [
         [
-            *(label, name),
+            *(label, markdown(name)),
             *([_members(taxonomy, label)] if is_custom else []),
             *(manifest.samples[split][first_variant].get(name, 0) for split in splits),
         ]
         for label, name in enumerate(taxonomy.names)
     ]
-    return _table(["label", "class", *(["contains"] if is_custom else []), *splits], rows)
+    more = ["contains"] if is_custom else []
+    return _table(["label", "class", *more, *map(markdown, splits)], rows)
 
 
 def _members(taxonomy: Taxonomy, label: int) -> str:
@@ -335,7 +359,7 @@ def _members(taxonomy: Taxonomy, label: int) -> str:
     labels = zip(taxonomy.wnids, taxonomy.labels, strict=True)
     names = [name for name, its_label in labels if its_label == label]
     more = ", ..." if len(names) > _CLASSES_SHOWN else ""
-    return ", ".join(f"`{name}`" for name in names[:_CLASSES_SHOWN]) + more
+    return ", ".join(map(markdown, names[:_CLASSES_SHOWN])) + more
 
 
 def _made_with(manifest: Manifest) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.dataset.fingerprints import EVALUATE_VERSION
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows
-from pipeline.errors import escaped_texts
+from pipeline.errors import escaped_line, escaped_texts
 from pipeline.models.identity import ModelIdentity
 from pipeline.models.leakage import EvalSubset, training_note
 from pipeline.models.predict_config import PredictConfig
@@ -59,8 +59,7 @@ class Evaluation:
     @property
     def entries(self) -> tuple[str, ...]:
         """The entries of `--models` as results record them, which is printable text."""
-        entries: tuple[str, ...] = escaped_texts(self.models)
-        return entries
+        return tuple(map(escaped_line, self.models))
 
     @property
     def threads(self) -> int:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.errors import JobError, escaped, escaped_texts
+from pipeline.errors import JobError, escaped, escaped_line
 from pipeline.evaluate.result_files import read_result, result_folder, write_result
 from pipeline.runtime.lock import TABLES_LOCK, held
 from pipeline.storage.store import Store
@@ -61,7 +61,7 @@ def note_failures(
     Raises:
       JobError: another process has held the lock of the tables for a minute.
     """
-    succeeded = set(map(escaped_texts, succeeded))
+    succeeded = set(map(escaped_line, succeeded))
     with held(store, TABLES_LOCK, wait=60) as store:
         kept: dict[str, dict[str, Any]] = {}
         for failure in _read_all(store):
@@ -70,7 +70,7 @@ def note_failures(
             if failure["dataset"] == dataset and not has_succeeded:
                 kept.setdefault(failure["entry"], {})[failure["stage"]] = failure
         for model in failed:
-            entry = escaped_texts(model.entry)
+            entry = escaped_line(model.entry)
             kept.setdefault(entry, {})[stage] = {
                 "entry": entry,
                 "stage": stage,

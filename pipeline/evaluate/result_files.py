@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import escaped_texts
+from pipeline.errors import escaped_line, escaped_texts
 from pipeline.evaluate.result_schemas import (
     AttackSchema,
     Failures,
@@ -81,7 +81,7 @@ def result_folder(model: str, eval_settings: Mapping[str, Any]) -> str:
 def safe_name(model: str) -> str:
     """Returns a file name for a model that is valid on every system, and that no other model's name
     gives."""
-    model = escaped_texts(model)
+    model = escaped_line(model)
     safe = re.sub(r"[^A-Za-z0-9._=-]", "_", model).lstrip(".") or "_"
     if safe == model:
         return safe

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.fingerprints import fingerprint
-from pipeline.errors import JobError, escaped
+from pipeline.errors import JobError, escaped_line
 from pipeline.inputs.checksums import Content, KnownContent
 from pipeline.inputs.location import Location, changed, read_location, shown
 from pipeline.inputs.source_images import SourceImage
@@ -122,7 +122,7 @@ def shard_fingerprint(digests: list[str], config: SegmentConfig) -> str:
 def printable(text: str) -> str:
     """Escapes characters that are not printable, and shortens text to 300 characters, so that any
     file format can hold it."""
-    text = escaped(text, keep="")
+    text = escaped_line(text)
     return text if len(text) <= 300 else text[:297] + "..."
 
 

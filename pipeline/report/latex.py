@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.errors import escaped_line
 from pipeline.report.short_names import ShortName, names_of, shorten
 from transforms.analysis import KINDS
 from transforms.intervals import CONFIDENCE
@@ -55,16 +56,21 @@ _SPECIAL = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    # Commands such as \\ would take them for an argument.
+    **{character: f"{{{character}}}" for character in "[]*"},
 }
 
 
 def escape(text: str) -> str:
-    r"""Escapes characters that are special in LaTeX.
+    r"""Escapes characters that are special in LaTeX, or not printable.
 
     >>> escape("efficientnet_lite0 50%")
     'efficientnet\\_lite0 50\\%'
     """
-    return "".join(_SPECIAL.get(character, character) for character in text)
+    return "".join(_SPECIAL.get(character, character) for character in escaped_line(text))
 
 
 def latex_tables(
@@ -179,7 +185,7 @@ def _tabular(
     width = min(len(heads), _SIDE_BY_SIDE)
     lines = [
         f"% {description}",
-        *([f"% Without results, so left out: {', '.join(without)}"] if without else []),
+        *([f"% Without results, so left out: {escape(', '.join(without))}"] if without else []),
         rf"\begin{{tabular}}{{@{{}}l*{{{width}}}{{@{{\hspace{{8pt}}}}r}}@{{}}}}",
         r"\toprule",
     ]

@@ -115,7 +115,7 @@ def test_every_change_is_a_version_of_its_own(run: Run, small_input: Path, tmp_p
     newest = published / second["version"]
     assert second["versions"] == [newest.name, version.name]
     assert f"published: {newest} (older ones: 1)" in printed
-    assert f"changed since the last version: images: 1 changed; {NAME}: BG-Gap" in printed
+    assert f"changed since the last version: images: 1 changed; BG-Gap of {NAME}:" in printed
     assert f"; see {newest / 'changes.md'}" in printed
     # The first version is unchanged, and both versions share the files that are equal.
     after = stamps(published)
@@ -412,7 +412,7 @@ def test_changes_name_their_cause_and_pair_the_images(
     assert changes["causes"] == {}
     assert changes["new_models"] == []
     assert changes["models"][0]["causes"] == ["weights"]
-    assert f"changed since the last version: {NAME}: BG-Gap" in printed
+    assert f"changed since the last version: BG-Gap of {NAME}:" in printed
 
     index = {row["key"]: row for row in pq.read_table(output / "index").to_pylist()}
     old = correct_answers(output)
@@ -440,8 +440,8 @@ def test_changes_name_their_cause_and_pair_the_images(
             assert row["difference"] == pytest.approx(after - before)
             assert row["ci_low"] <= row["difference"] <= row["ci_high"]
     text = (published / latest_of(published)["version"] / "changes.md").read_text()
-    assert f"* 1 removed\n  * `{gone.stem}`: accepted\n" in text
-    assert f"| `{NAME}` | data |" in text
+    assert f"* 1 removed\n  * {gone.stem}: accepted\n" in text
+    assert f"| {NAME} | data |" in text
 
     monkeypatch.setattr("pipeline.evaluate.evaluation.EVALUATE_VERSION", 3)
     on_results("evaluate", *MODELS, "--batch_size", "8")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline.dataset.card import markdown
 from pipeline.dataset.manifest import Manifest
-from pipeline.errors import counted
+from pipeline.errors import counted, escaped_texts
 from pipeline.evaluate.result_files import display_name
 from pipeline.jobs.changes.accuracies import compare_accuracies
 from pipeline.jobs.changes.images import ImageChanges, State, compare_images
@@ -98,7 +99,7 @@ def to_markdown(changes: Mapping[str, Any]) -> str:
     Args:
       changes: result of `describe_changes`.
     """
-    return "\n".join(_lines(changes)) + "\n"
+    return "\n".join(_lines(escaped_texts(changes, markdown))) + "\n"
 
 
 def summary_of(markdown: str) -> str:
@@ -120,7 +121,7 @@ def _one_line(changes: Mapping[str, Any]) -> str:
         images = [f"{replaced} other backgrounds"]
     parts = [f"images: {', '.join(images)}"] if images else []
     parts += [
-        f"{model['model']}: BG-Gap {_difference(row)} ({_causes(model)})"
+        f"BG-Gap of {model['model']}: {_difference(row)} ({_causes(model)})"
         for model in changes["models"]
         for row in model["rows"]
         if row["variant"] == _GAP
@@ -154,7 +155,7 @@ def _image_lines(split: str, changes: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", f"## Images of {split}", "")
     for kind, change in kinds.items():
         yield f"* {change['count']} {_KINDS[kind]}"
-        yield from (f"  * {_code(row['key'])}: {row['status']}" for row in change["images"])
+        yield from (f"  * {row['key']}: {row['status']}" for row in change["images"])
         unlisted = change["count"] - len(change["images"])
         if unlisted:
             yield f"  * and {unlisted} more"
@@ -180,7 +181,7 @@ def _model_lines(models: list[dict[str, Any]]) -> Iterator[str]:
     for model in models:
         rows = {row["variant"]: row for row in model["rows"]}
         cells = [_difference(rows[name]) if name in rows else "-" for name in columns]
-        yield f"| {_code(model['model'])} | {_causes(model)} | {model['n']} | {' | '.join(cells)} |"
+        yield f"| {model['model']} | {_causes(model)} | {model['n']} | {' | '.join(cells)} |"
 
 
 def _causes(model: Mapping[str, Any]) -> str:
@@ -193,11 +194,6 @@ def _difference(row: Mapping[str, Any]) -> str:
     # Adding zero turns a rounded -0.0 into 0.0.
     value, low, high = (round(number, 1) + 0.0 for number in numbers)
     return f"{value:+.1f} [{low:.1f}, {high:.1f}]" if value else f"0.0 [{low:.1f}, {high:.1f}]"
-
-
-def _code(text: str) -> str:
-    """Formats a text as code, in a line or a cell of a table."""
-    return "`" + text.replace("`", "'").replace("|", "\\|") + "`"
 
 
 def describe_list_change(old: object, new: object) -> str | None:

@@ -1,0 +1,313 @@
+"""Tests that names of classes and models, and errors, are text in every file that a run writes:
+they begin no tag, link, formula or comment, and end no cell, line or string."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import ONE, manifest_of
+from fault_lab import small_input
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from pipeline.commands.cli import main
+from pipeline.dataset.card import card_files, markdown
+from pipeline.dataset.folder import Dataset
+from pipeline.errors import escaped_line, escaped_texts
+from pipeline.evaluate.failures import FailedModel, note_failures
+from pipeline.evaluate.prediction_files import prediction_fingerprints
+from pipeline.evaluate.result_files import result_folder
+from pipeline.jobs.changes.describe import describe_changes, to_markdown
+from pipeline.jobs.changes.images import State
+from pipeline.report import write_report
+from pipeline.report.latex import escape
+from pipeline.report.tables import write_tables
+from pipeline.storage.csv_file import read_csv
+from pipeline.storage.store import Store
+
+FRAGMENTS = (
+    *("<img src=x onerror=alert(1)>", "<b>", "</script>", "<!--", "&lt;", "&", "{{ 7 }}"),
+    *("[a](javascript:b)", "![a](b)", "[a]", "`", "``", "*a*", "**", "_a_", "__", "~~a~~", "~"),
+    *("|", "\\", "$a$", "$", "%", "{", "}", "^", "[", "]", "\\input{x}", "\\\\", "#", "'", '"'),
+    *("=1+1", "-1", "+1", "@a", ">", "- a", "1. a", "---", "no", "null", ":", ": ", " #"),
+    *("犬", "\U0001f426", "a", " "),
+)
+"""Texts that mean something in some format."""
+UNPRINTABLE = ("\n", "\r\n", "\t", "\0", "\x1b[31m", "\u202e", "\udcff", "\ud800", "\u2028")
+WORDS = st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=4).map("".join)
+LINES = st.lists(st.sampled_from((*FRAGMENTS, *UNPRINTABLE)), min_size=1, max_size=4).map("".join)
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """Names that are put into a dataset of three superclasses, and into its results.
+
+    Attributes:
+      labels: names of the superclasses.
+      wnid: id of a class without images.
+      model: end of the name of a model.
+      failed: end of the name of a model that failed.
+      error: why it failed.
+    """
+
+    labels: tuple[str, ...]
+    wnid: str
+    model: str
+    failed: str
+    error: str
+
+
+BENIGN = Names(("one", "two", "three"), "four", "five", "six", "seven")
+NAMES = st.builds(
+    Names,
+    labels=st.lists(
+        WORDS.map(lambda text: re.sub(r"[/\\]", "", text).strip() or "x"),
+        min_size=3,
+        max_size=3,
+        unique=True,
+    ).map(tuple),
+    wnid=WORDS.map(lambda text: text.strip() or "x"),
+    model=LINES,
+    failed=LINES,
+    error=LINES,
+)
+HOSTILE = Names(
+    ("<img src=x onerror=alert(1)>", "[dog](javascript:a) `x` **b**", "=a $frac{$ *b* ~ | 5 % & #"),
+    "fly| </td> <script> \\input{x}",
+    "[x]*\n\\end{tabular} % \udcff <b>&lt;",
+    "\n\\input{/etc/passwd}\r</script><b>\u2028",
+    "=cmd()\n\ud800 | <img src=x> `a",
+)
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of six pictures with its own taxonomy, and the results of a model."""
+    folder = tmp_path_factory.mktemp("names")
+    source, output = small_input(folder / "input"), folder / "out"
+    wnids = sorted(path.name for path in source.glob("val/*"))
+    rows = [
+        {"class": wnid, "superclass": name, "index": index}
+        for index, (wnid, name) in enumerate(
+            zip((*wnids, BENIGN.wnid), (*BENIGN.labels, BENIGN.labels[0]), strict=True)
+        )
+    ]
+    (folder / "kinds.json").write_text(json.dumps(rows))
+    command = ("run", "--input", source, "--output", output, "--taxonomy", folder / "kinds.json")
+    flags = ("--segmenter", "box", "--image_size", 64, "--resize", 64, "--pictures", "none")
+    words = (*command, *flags, "--models", "python:fault_hooks:tiny", *ONE)
+    assert main([str(word) for word in words]) == 0
+    return output
+
+
+def renamed(run: Path, folder: Path, names: Names) -> Path:
+    """Copies a run with other names; writes all that is made from names anew."""
+    output = Path(shutil.copytree(run, folder))
+    manifest = manifest_of(output)
+    new = dict(zip(BENIGN.labels, names.labels, strict=True))
+    taxonomy = manifest["taxonomy"]
+    taxonomy["names"] = [new[name] for name in taxonomy["names"]]
+    taxonomy["wnids"][-1] = taxonomy["class_names"][-1] = names.wnid
+    for split, by_variant in manifest["samples"].items():
+        manifest["samples"][split] = {
+            variant: {new[name]: count for name, count in counts.items()}
+            for variant, counts in by_variant.items()
+        }
+    (output / "manifest.json").write_text(json.dumps(manifest))
+    store = Store(str(output))
+    (old,) = output.glob("results/*/model.json")
+    model = json.loads(old.read_text())
+    model["model"] = model["entry"] = f"onnx:{names.model}"
+    model = escaped_texts(model)  # As `describe_model` does.
+    old.write_text(json.dumps(model))
+    folder = old.parents[1] / result_folder(model["model"], model["evaluation"])
+    old.parent.rename(folder)
+    for shard, path in enumerate(sorted(folder.glob("predictions/*.parquet"))):
+        fingerprints = prediction_fingerprints(Dataset.open(store), model, shard)
+        table = pq.read_table(path)
+        of = [fingerprints[variant] for variant in table["variant"].to_pylist()]
+        column = pa.array(of).dictionary_encode()
+        pq.write_table(table.set_column(table.schema.get_field_index("of"), "of", column), path)
+    failed = FailedModel(1, f"hf:{names.failed}", f"hf:{names.failed}", names.error)
+    fingerprint = manifest["fingerprint"]
+    note_failures(store, fingerprint, "evaluate", model["evaluation"], [failed], [])
+    dataset = Dataset.open(store)
+    write_tables(dataset)
+    write_report(store, dataset.taxonomy)
+    for path, data in card_files(dataset.manifest, dataset.taxonomy):
+        (output / path).write_bytes(data)
+    before = State(dataset, {})
+    text = to_markdown(describe_changes(before, State.from_dataset(dataset)))
+    (output / "changes.md").write_bytes(text.encode())
+    return output
+
+
+def flat(tokens: list[Token]) -> Iterator[Token]:
+    for token in tokens:
+        yield token
+        yield from flat(token.children or [])
+
+
+def parsed_markdown(text: str) -> list[Token]:
+    body = text.partition("---\n\n")[2] or text
+    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(body)
+
+
+def cells_of(tokens: list[Token]) -> list[str]:
+    """Returns the text of each block: of a cell, a heading or a paragraph."""
+    return [
+        "".join(child.content for child in token.children or [])
+        for token in tokens
+        if token.type == "inline"
+    ]
+
+
+class Page(HTMLParser):
+    """Tags with their attributes' names, and the text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: set[tuple[str, ...]] = set()
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add((tag, *sorted(name for name, _ in attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def special(line: str) -> Counter[str]:
+    """Counts the commands and characters of a line of LaTeX that are not text."""
+    return Counter(re.findall(r"\\\\(?:\s*[*\[])?|\\[A-Za-z]+|\\.|[&%$#_{}~^]", line))
+
+
+WRONG = {*"%#_~^", r"\\*", r"\\[", r"\\ *", r"\\ ["}
+
+
+def check(output: Path, names: Names, benign: Path) -> None:
+    """Checks each file that names are written into."""
+    files = {str(path.relative_to(output)): path for path in output.rglob("*") if path.is_file()}
+    drawn = {
+        each.tag
+        for path in benign.glob("results/figures/*.svg")
+        for each in ElementTree.parse(path).iter()
+    }
+    kinds = Counter[str]()
+    for name, path in files.items():
+        if name.startswith(".in9") or path.suffix in (".parquet", ".tar", ".pdf", ".webp"):
+            continue
+        kinds[path.suffix] += 1
+        text = path.read_bytes().decode()
+        assert not set(text) & {*UNPRINTABLE} - {"\n", "\t"}, name
+        if path.suffix == ".csv":
+            rows, columns = list(read_csv(text.encode())), text.partition("\n")[0].split(",")
+            assert all(set(row) == set(columns) for row in rows), name
+            for cells in csv.reader(io.StringIO(text)):
+                assert not any(re.match(r"[=@\t\r]|[+-](?![\d.]+$)", cell) for cell in cells), cells
+        elif path.suffix == ".svg":
+            assert {each.tag for each in ElementTree.fromstring(text).iter()} <= drawn, name
+        elif path.suffix == ".tex":
+            ours, theirs = text.splitlines(), (benign / name).read_text().splitlines()
+            assert len(ours) == len(theirs), name
+            for one, other in zip(ours, theirs, strict=True):
+                if other.startswith("%"):
+                    assert one.startswith("% "), one
+                    continue
+                found = special(one)
+                assert found["&"] == special(other)["&"], one
+                assert found["{"] == found["}"], one
+                assert found["$"] % 2 == 0, one
+                assert not WRONG & {*found}, one
+            assert not re.search(r"\\(midrule|addlinespace)\s*\[", text), name
+        elif path.suffix == ".json":
+            json.loads(text)
+    assert kinds.keys() >= {".csv", ".svg", ".tex", ".json", ".md", ".html", ".txt"}
+
+    card = files["README.md"].read_text()
+    front = yaml.safe_load(card.split("---\n")[1])
+    assert {config["config_name"] for config in front["configs"]} >= {"original", "mixed_rand"}
+    for name in ("README.md", "changes.md"):
+        ours, theirs = (parsed_markdown((folder / name).read_text()) for folder in (output, benign))
+        types = [[token.type for token in flat(tokens)] for tokens in (ours, theirs)]
+        assert types[0] == types[1], name
+    cells = cells_of(parsed_markdown(card))
+    for label in names.labels:
+        assert " ".join(label.split()) in [" ".join(cell.split()) for cell in cells]
+    assert any(cell.endswith(f", {names.wnid}") for cell in cells)
+    model = escaped_line(f"onnx:{names.model}")
+    changes = cells_of(parsed_markdown(files["changes.md"].read_text()))
+    (cell,) = (cell for cell in changes if "onnx" in cell)
+    assert " ".join(model.split()) in " ".join(cell.split())
+
+    assert files["classes.txt"].read_text().split("\n") == [*names.labels, ""]
+    croissant = json.loads(files["croissant.json"].read_text())
+    (classes,) = (each for each in croissant["recordSet"] if each["name"] == "classes")
+    assert [row["classes/name"] for row in classes["data"]] == list(names.labels)
+    per_class = list(read_csv(files["results/per_class.csv"].read_bytes()))
+    assert {row["class_name"] for row in per_class} == set(names.labels)
+    summary = list(read_csv(files["results/summary.csv"].read_bytes()))
+    failed = escaped_line(f"hf:{names.failed}")
+    errors = {row["model"]: row["error"] for row in summary}
+    assert errors == {model: "", failed: escaped_line(names.error)}
+
+    page, other = (Page((folder / "report.html").read_text()) for folder in (output, benign))
+    assert page.tags <= other.tags
+    shown = " ".join(page.text.split())
+    for text in (*names.labels, escaped_line(names.error)):
+        assert " ".join(text.split()) in shown
+
+
+# The fixture does not depend on the example.
+@settings(max_examples=4)
+@given(names=NAMES)
+@example(names=HOSTILE)
+def test_names_are_text_in_every_file(
+    tiny_run: Path, tmp_path_factory: pytest.TempPathFactory, names: Names
+) -> None:
+    folder = tmp_path_factory.mktemp("renamed")
+    benign = tiny_run.parent / "benign"
+    if not benign.exists():
+        renamed(tiny_run, benign, BENIGN)
+    check(renamed(tiny_run, folder / "out", names), names, benign)
+    shutil.rmtree(folder)
+
+
+@given(WORDS | st.text())
+def test_markdown_shows_a_name_as_it_is(name: str) -> None:
+    tokens = parsed_markdown(f"| a |\n| - |\n| x{markdown(name)}x |\n")
+    assert Counter(token.type for token in flat(tokens))["text"] == 2
+    assert {token.type for token in flat(tokens) if token.type.startswith("html")} == set()
+    assert cells_of(tokens) == ["a", f"x{escaped_line(name)}x"]
+
+
+SIGNS = {"backslash": "\\", "asciitilde": "~", "asciicircum": "^"}
+SIGNS |= {"less": "<", "greater": ">", "bar": "|"}
+
+
+@given(WORDS | st.text())
+def test_latex_has_no_command_from_a_name(name: str) -> None:
+    text = escape(name)
+    found = special(text)
+    assert not {*found} & {*"&%$#_~^"}
+    assert found["{"] == found["}"]
+    signs = re.compile(r"\\text(\w+)\{\}|\\([&%$#_{}])|\{([\[\]*])\}")
+    back = signs.sub(lambda sign: SIGNS.get(sign[1], sign[2] or sign[3]), text)
+    assert back == escaped_line(name)
