@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,8 @@ def test_parts_of_a_summary_count_the_same_images(n: int, seed: int, grouped: bo
     answers, grounds = (
         dict(zip(VARIANTS, part, strict=True)) for part in (drawn[::2], drawn[1::2])
     )
-    bg_units = {name: rng.integers(-3, max(n, 1), n) for name in MIXED}
+    # Backgrounds are mostly the rarer role; with groups, foregrounds may be.
+    bg_units = {name: rng.integers(-3, max(n // 4, 1), n) for name in MIXED}
     by_rule = {PAPER_RULE: predictions.Predictions(labels, answers, grounds, bg_units)}
     parts = summary_parts(by_rule, images, imagenet9())
     # Every table has a dash for a figure that does not exist.
@@ -245,11 +247,20 @@ def test_parts_of_a_summary_count_the_same_images(n: int, seed: int, grouped: bo
         assert gap["gap"] == pytest.approx(beside["mixed_same"] - beside["mixed_rand"])
         for variant in ("mixed_same", "mixed_rand"):
             assert gap[variant] == pytest.approx(beside[variant])
-        # Foregrounds may be fewer than backgrounds, or the other way round.
         draws_of_gap = [name for name in VARIANTS if name.startswith(("mixed_same", "mixed_rand"))]
         of_backgrounds = {unit for name in draws_of_gap for unit in bg_units[name].tolist()}
         assert gap["units"] == min(len(set(units)), len(of_backgrounds))
         assert gap["replicates"] == 2
+    for row in parts["flips"]:
+        # Only pictures in a pair on two different backgrounds count.
+        compared = [draws[row["variant"]], draws[row["other_variant"]]]
+        pictures = {
+            (units[i], bg_units[name][i])
+            for one, other in itertools.product(*compared)
+            for i in np.flatnonzero(bg_units[one] != bg_units[other])
+            for name in (one, other)
+        }
+        assert row["units"] == min(len(set(role)) for role in zip(*pictures, strict=True))
 
 
 def compared(dataset: Dataset, summaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
