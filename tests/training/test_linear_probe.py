@@ -43,9 +43,10 @@ def answers(logits: np.ndarray) -> np.ndarray:
 def test_it_is_the_minimum_that_scipy_finds(n: int, width: int) -> None:
     features, labels = clouds(n, width, 0)
     design = np.column_stack([(features - features.mean(0)) / features.std(0), np.ones(n)])
+    is_bias = np.tile([0.0] * width + [1.0], 4)
     penalties = (10.0, 0.1, 0.001)
     for penalty, probe in zip(penalties, fit_probes(features, labels, 4, penalties), strict=True):
-        strength = np.tile([penalty] * width + [0.0], 4)
+        strength = penalty * (1 - is_bias)
 
         def shares(weights: np.ndarray) -> np.ndarray:
             logits = design @ weights.reshape(4, -1).T
@@ -59,18 +60,15 @@ def test_it_is_the_minimum_that_scipy_finds(n: int, width: int) -> None:
         def gradient(weights: np.ndarray, strength: np.ndarray = strength) -> np.ndarray:
             errors = shares(weights) - np.eye(4)[labels]
             # The last term keeps the sum of the biases at 0, where it starts.
-            biases = np.tile([0.0] * width + [1.0], 4)
-            return (
-                (errors.T @ design / n).ravel() + strength * weights + biases * (biases @ weights)
-            )
+            of_loss = (errors.T @ design / n).ravel()
+            return of_loss + strength * weights + is_bias * (is_bias @ weights)
 
         def hessian(weights: np.ndarray, strength: np.ndarray = strength) -> np.ndarray:
             p = shares(weights)
             spread = np.einsum("nc,cd->ncd", p, np.eye(4)) - np.einsum("nc,nd->ncd", p, p)
             of_loss = np.einsum("ncd,ni,nj->cidj", spread, design, design, optimize=True) / n
-            biases = np.tile([0.0] * width + [1.0], 4)
             size = len(strength)
-            return of_loss.reshape(size, size) + np.diag(strength) + np.outer(biases, biases)
+            return of_loss.reshape(size, size) + np.diag(strength) + np.outer(is_bias, is_bias)
 
         start = minimize(loss, np.zeros(len(strength)), jac=gradient, options={"gtol": 1e-7}).x
         found = root(gradient, start, jac=hessian, tol=1e-14).x
