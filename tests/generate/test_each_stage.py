@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,8 @@ def test_layers_are_found_if_all_is_whole(tmp_path: Path, record: str, tars: str
     staging, folders = Staging(Store(str(tmp_path)), "staging"), {"a": "staging/", "b": ""}
     for location, folder in folders.items():
         staging.store.write(folder + TAR, b"tar"[: 2 + (location in tars)])
-    checksum, files = shard_fingerprint(["a", "b"], BOX), [FileDigest(TAR, 3, "0" * 64)]
+    digest = FileDigest(TAR, 3, hashlib.sha256(b"tar").hexdigest())
+    checksum, files = shard_fingerprint(["a", "b"], BOX), [digest]
     table = RECORD_SCHEMA.empty_table()
     write_table(staging.store, folders[record] + RECORD, table, checksum, files)
     shard = SourceShard(SplitTotals("val", ONE, 2, 0, 0), 0)
