@@ -235,7 +235,12 @@ def undecodable_failures(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
             "error": "no \udcff sense\n",
             "stage": "evaluate",
             "dataset": json.loads((output / "manifest.json").read_text())["fingerprint"],
-            "evaluation": {"split": "val", "eval_input": "stored", "precision": "fp32"},
+            "evaluation": {
+                "split": "val",
+                "eval_input": "stored",
+                "precision": "fp32",
+                "holdout": 0.0,
+            },
         }
         content = {failure["entry"]: {"evaluate": failure}}
         (output / "results" / "failures.json").write_text(json.dumps(content))

@@ -24,6 +24,7 @@ from pipeline.runtime.progress import Progress
 from pipeline.storage.files import is_below
 from pipeline.storage.store import Store
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
+from transforms.hashing import text_bytes
 from transforms.variants import draws_of, is_picture
 
 
@@ -157,7 +158,7 @@ def export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str
     except (UndecodableError, TooManyPixelsError) as error:
         raise JobError(f"a stored picture is broken ({error}); see: in9 verify") from error
     heads = [PAPER_NAMES.get(variant, variant) for variant in variants]
-    if target.exists(name) and FIGURE_MARK.encode() not in target.read(name):
+    if target.exists(name) and text_bytes(FIGURE_MARK) not in target.read(name):
         raise UsageError(f"--to {target.path(name)} is no figure of in9; choose another name")
     target.write(name, versions_figure(heads, rows, kind))
     print(f"figure: {target.path(name)}")

@@ -85,7 +85,7 @@ def test_a_model_that_fails_is_a_row_and_stops_nothing(small_run: Path, tmp_path
 
 def test_a_failure_is_of_an_entry_a_stage_and_a_dataset(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    settings = {"split": "val", "eval_input": "stored", "precision": "fp32"}
+    settings = {"split": "val", "eval_input": "stored", "precision": "fp32", "holdout": 0.0}
 
     def failed() -> dict[str, list[str]]:
         return {
@@ -113,7 +113,7 @@ def test_text_that_is_not_utf8_is_escaped_when_it_is_written_and_when_it_is_read
     tmp_path: Path,
 ) -> None:
     store, path = Store(str(tmp_path)), tmp_path / "results" / "failures.json"
-    settings = {"split": "val", "eval_input": "stored", "precision": "fp32"}
+    settings = {"split": "val", "eval_input": "stored", "precision": "fp32", "holdout": 0.0}
     spoilt = FailedModel(0, "a=\udcff", "a=\udcff", "no \ud800\nsense")
     note_failures(store, "new", "evaluate", settings, [spoilt], [])
     written = path.read_text()

@@ -135,7 +135,7 @@ def _checksum(folder: Path) -> bytes:
     for path in _code_files(folder):
         line = f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n"
         digest.update(text_bytes(line))
-    return digest.hexdigest().encode()
+    return text_bytes(digest.hexdigest())
 
 
 def is_complete(folder: Path) -> bool:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline.report.figures.style import styled
+from transforms.hashing import text_bytes
 
 KINDS = ("pdf", "png", "jpg")
 """File formats. A PDF keeps the pixels of the pictures; in the other formats, the figure has 300
@@ -61,7 +62,7 @@ def versions_figure(
         }
         settings: dict[str, Any] = {"metadata": metadata.get(kind)}
         if kind == "jpg":
-            settings = {"pil_kwargs": {"quality": 85, "comment": FIGURE_MARK.encode()}}
+            settings = {"pil_kwargs": {"quality": 85, "comment": text_bytes(FIGURE_MARK)}}
         file = io.BytesIO()
         figure.savefig(file, format=kind, **settings)
         return file.getvalue()
