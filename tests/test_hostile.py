@@ -272,3 +272,37 @@ def test_an_evaluation_without_room_says_so(tiny_input: Path, small_disk: Path) 
     (small_disk / "ballast").unlink()
     run_in9("evaluate", "--dataset", output)
     assert manifest_of(output) == before
+
+
+# A machine that gives the process some threads, and refuses all others.
+FEW_THREADS = """
+import os, threading
+
+start, left = threading._start_new_thread, int(os.environ["FEW_THREADS"])
+
+def start_new_thread(*arguments):
+    global left
+    left -= 1
+    if left < 0:
+        threading.stack_size(1 << 46)
+    return start(*arguments)
+
+threading._start_new_thread = start_new_thread
+"""
+
+
+@pytest.mark.parametrize(
+    ("threads", "flags"),
+    [(0, ()), (1, ()), (2, ()), (7, ()), (3, ("--direct_running_mode=multi_processing",))],
+)
+def test_a_machine_without_threads_is_one_line(
+    tiny_input: Path, tmp_path: Path, threads: int, flags: tuple[str, ...]
+) -> None:
+    (tmp_path / "few_threads.py").write_text(FEW_THREADS)
+    words = ["generate", "--input", str(tiny_input), "--output", str(tmp_path / "out"), *flags]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "FEW_THREADS": str(threads)}
+    done = forks().run([*words, *VARIANTS], environment, modules=("few_threads",))
+    assert done.returncode == 1
+    assert "the job failed" in done.stderr
+    assert "can't start new thread" in done.stderr
+    assert done.stderr.count("\n") == 1

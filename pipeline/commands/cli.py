@@ -63,6 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         return _report_error(name, error, 2)
     except (JobError, OSError) as error:
         return _report_error(f"{name}: the job failed", error, 1)
+    except (MemoryError, RuntimeError) as error:
+        return _report_shortage(name, error)
 
 
 @contextlib.contextmanager
@@ -91,15 +93,18 @@ def run_process() -> NoReturn:
     """Runs a command and ends the process with its exit code."""
     # Threads that are started earlier would get their own malloc arenas.
     _prepare()
-    waker = _start_waker()
+    try:
+        waker = _start_waker()
+    except RuntimeError as error:
+        sys.exit(_report_shortage("in9", error))
     # Warnings of libraries belong into the log of a job. As errors (`-W error`), they would fail
     # models and pictures.
     logging.captureWarnings(True)
     warnings.simplefilter("default")
     code = main()
-    if any(thread.daemon for thread in threading.enumerate() if thread is not waker):
-        # A failed job leaves worker threads alive. If the interpreter ended them inside C++ code,
-        # the process would abort.
+    if code == 1 or any(t.daemon for t in threading.enumerate() if t is not waker):
+        # A failed job leaves worker threads and servers behind. If the interpreter ended them
+        # inside C++ code, the process would abort, or wait for ever.
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
@@ -189,6 +194,20 @@ def _report_error(prefix: str, error: object, code: int) -> int:
     """Prints one line that says why a command ends early; returns its exit code."""
     print(escaped(f"{prefix}: {' '.join(str(error).split())}"), file=sys.stderr)
     return code
+
+
+def _report_shortage(name: str, error: Exception) -> int:
+    """Reports that the machine gives the process no more threads or memory; returns the exit code.
+    Raises any other error."""
+    if isinstance(error, MemoryError):
+        return _report_error(f"{name}: the job failed", "there is not enough memory", 1)
+    if "can't start new thread" not in str(error):
+        raise error
+    return _report_error(
+        f"{name}: the job failed",
+        f"{error}: the limit of threads and processes is reached (ulimit -u, or the container's)",
+        1,
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import sys
 import time
@@ -157,6 +158,8 @@ def _locked(store: Store) -> Iterator[None]:
         try:
             stack.enter_context(held(store, DATASET_LOCK))
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM):
+                raise  # The machine is short of something, whatever the folder is.
             reason = error.strerror or error
             where = f" ({error.filename})" if error.filename else ""
             raise UsageError(f"--output {store.root} cannot be written: {reason}{where}") from error
