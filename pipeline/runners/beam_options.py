@@ -16,7 +16,13 @@ from apache_beam.runners.runner import create_runner
 
 from pipeline.errors import JobError, UsageError
 from pipeline.runners.dataflow_submission import Submission, submit
-from pipeline.runners.portable import cancel_if_stopped, explain, prepare, servers_stopped
+from pipeline.runners.portable import (
+    cancel_if_stopped,
+    explain,
+    prepare,
+    servers_on_loopback,
+    servers_stopped,
+)
 from pipeline.runtime.counters import counters_of
 from pipeline.runtime.job_log import in_one_line, job_log
 from pipeline.runtime.machine import usable_cores
@@ -177,6 +183,7 @@ def run_pipeline(
         job_log(log, worker_processes=processes),
         show_progress(progress) if waits else contextlib.nullcontext(),
         servers_stopped(pipeline.runner),
+        servers_on_loopback(pipeline.options),
     ):
         if submission is None:
             result = pipeline.run()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import grpc
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, StandardOptions
@@ -122,6 +123,31 @@ def servers_stopped(runner: PipelineRunner) -> Iterator[None]:
     finally:
         for server in servers:
             server.stop()
+
+
+@contextlib.contextmanager
+def servers_on_loopback(options: PipelineOptions) -> Iterator[None]:
+    """Binds the servers that Beam starts in this process during the block to the loopback.
+
+    Beam binds them to all interfaces, and they give any file of this user to whoever asks. Only
+    workers of `--environment_type=EXTERNAL` may be on other machines.
+    """
+    if options.view_as(PortableOptions).environment_type == "EXTERNAL":
+        yield
+        return
+    make = grpc.server
+
+    def make_on_loopback(*arguments: Any, **named: Any) -> grpc.Server:
+        server = make(*arguments, **named)
+        bind = server.add_insecure_port
+        server.add_insecure_port = lambda address: bind(address.replace("[::]", "localhost"))
+        return server
+
+    grpc.server = make_on_loopback
+    try:
+        yield
+    finally:
+        grpc.server = make
 
 
 def explain(error: Exception) -> str | None:
