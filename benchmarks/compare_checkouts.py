@@ -110,9 +110,11 @@ def run_side(checkout: Path, side: Path, quick: bool) -> None:
     (side / SIDE).write_text(json.dumps({**known, "mini": str(MINI)}))
 
 
-def contents(side: Path) -> dict[str, bytes]:
+def contents(side: Path, quick: bool) -> dict[str, bytes]:
     """Returns the masked content of each file of a side, by its path."""
     known = json.loads((side / SIDE).read_text())
+    if known["quick"] != quick:
+        sys.exit(f"{side} was {'' if known['quick'] else 'not '}made with --quick")
     secrets = [known[name] for name in ("side", "checkout", "mini", "commit")]
     secrets.append(known["commit"][:7])
     return {
@@ -136,9 +138,12 @@ def masked(name: str, data: bytes, secrets: list[str]) -> bytes:
 
 
 def differences(before: dict[str, bytes], after: dict[str, bytes]) -> Iterator[str]:
-    """Yields a line for each file that differs, with the first difference."""
+    """Yields a line for each file that differs, with the first difference, and for each command
+    that fails in both, because nothing is compared then."""
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)
+        if old == new and name.startswith("said/") and not before[name].endswith(b"code 0\n"):
+            yield f"{name}: failed before and after"
         if old is None or new is None:
             yield f"{name}: only {'after' if old is None else 'before'}"
         elif old != new:
@@ -156,13 +161,15 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="new folder for the sides `before` and `after`")
     parser.add_argument("--quick", action="store_true", help="the sample and one model only")
     arguments = parser.parse_args()
+    if arguments.keep and arguments.keep.exists():
+        parser.error(f"--keep {arguments.keep} exists already")
     with tempfile.TemporaryDirectory() as folder:
         sides = {"before": arguments.before.resolve(), "after": arguments.after.resolve()}
         for name, source in sides.items():
             if not (source / SIDE).exists():
                 sides[name] = (arguments.keep or Path(folder)).resolve() / name
                 run_side(source, sides[name], arguments.quick)
-        before, after = (contents(side) for side in sides.values())
+        before, after = (contents(side, arguments.quick) for side in sides.values())
     lines = list(differences(before, after))
     for line in lines:
         print(line)

@@ -243,10 +243,13 @@ def test_sides_differ_in_what_is_not_masked(
         (side / "out" / ".in9" / "notes").write_text(name)
         (side / "out" / "page.html").write_text(f"<p>a page in {side}, by commit-{name}</p>")
         (side / "said" / "run.txt").write_text(
-            f"segment: 3 of {len(left)} images, 1.0/s, {left} left\n" * len(left)
+            f"segment: 3 of {len(left)} images, 1.0/s, {left} left\n"
+            * len(left)
             + f"done now: 72 images\ntime: {spent}; summed over workers: segment {left}\n"
+            "exit code 0\n"
         )
-        known = {"side": str(side), "checkout": f"/{name}", "mini": "/mini"}
+        (side / "said" / "verify.txt").write_text("exit code 0\n")
+        known = {"side": str(side), "checkout": f"/{name}", "mini": "/mini", "quick": False}
         (side / "side.json").write_text(json.dumps({**known, "commit": f"commit-{name}"}))
 
     def run() -> tuple[int, list[str]]:
@@ -259,7 +262,10 @@ def test_sides_differ_in_what_is_not_masked(
     said = tmp_path / "after" / "said" / "run.txt"
     said.write_text(said.read_text().replace("72 images", "73 images"))
     (tmp_path / "after" / "out" / "more.csv").touch()
-    code, (only, changed) = run()
+    for name in times:
+        (tmp_path / name / "said" / "verify.txt").write_text("exit code 1\n")
+    code, (only, changed, failed) = run()
     assert code == 1
     assert only == "out/more.csv: only after"
+    assert failed == "said/verify.txt: failed before and after"
     assert changed.startswith("said/run.txt: byte 11, line 1: b'done now: 72 images")
