@@ -170,9 +170,11 @@ def test_rows_are_positive_and_finite(
 def test_peak_memory_is_that_of_the_program_and_of_its_children(benchmarks: Path) -> None:
     measure = importlib.import_module("measure")
     ballast = b"x" * (200 << 20)
-    assert 1 < measure.run_process(sys.executable, "-c", "pass").peak < 100
+    # Long enough to be seen on a busy machine.
+    wait = "import time; time.sleep(1)"
+    assert 1 < measure.run_process(sys.executable, "-c", wait).peak < 100
     del ballast
-    child = "x = b'x' * (60 << 20); import time; time.sleep(0.5)"
+    child = f"x = b'x' * (60 << 20); {wait}"
     code = f"import subprocess, sys; {child}; subprocess.run([sys.executable, '-c', {child!r}])"
     assert 120 < measure.run_process(sys.executable, "-c", code).peak < 200
 
