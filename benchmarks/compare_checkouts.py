@@ -31,10 +31,11 @@ MINI = HERE.parent / "shared" / "imagenet-mini"
 
 MASKS = (
     ("lines of progress", rb"(?m)^\w+: \d+ of \d+ \w+(?:, .*)?\n", rb"(?s).+", b""),
+    ("times of rows of a matrix", rb".* columns, .*", rb"(?<=columns, )[\d.]+ (?:s|min|h)", b"*"),
     ("times of stages", rb"(?m)^time: .*", rb"(?<=: ).+", b"*"),
     (
         "numbers in other lines of measured times and estimates",
-        rb"(?m)^(?:rows tested: |estimate: |measured on |\S+: about |.*, [\d.]+ (?:s|min|h)$).*",
+        rb"(?m)^(?:rows tested: |estimate: |measured on |\S+: about ).*",
         rb"\d[\d.,]*(?: (?:s|min|h|kB|MB|GB)\b)?",
         b"*",
     ),
