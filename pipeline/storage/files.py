@@ -11,9 +11,8 @@ import posixpath
 import re
 from typing import BinaryIO
 
-from pipeline.errors import UsageError, shown_bytes
+from pipeline.errors import UsageError
 from pipeline.storage.file_kind import Files
-from transforms.hashing import text_bytes
 
 _REMOTE = "gs://"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]*[a-z0-9]")
@@ -39,7 +38,7 @@ def absolute(path: str) -> str:
             raise UsageError(f"{path}: {scheme[0]} is not supported; give a local path, or gs://")
         # Shells do not expand the ~ of --output=~/out.
         return os.path.abspath(os.path.expanduser(path))
-    if shown_bytes(path) != text_bytes(path):
+    if any("\ud800" <= character <= "\udfff" for character in path):
         raise UsageError(f"{path} is not UTF-8, which names in gs:// must be")
     bucket, _, name = path.removeprefix(_REMOTE).partition("/")
     if not _BUCKET.fullmatch(bucket):
