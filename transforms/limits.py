@@ -6,8 +6,6 @@ import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from transforms.hashing import text_bytes
-
 MAX_PICTURE_BYTES = 160_000_000
 """Largest picture file in bytes: 50 million uncompressed pixels take 150 MB."""
 
@@ -59,4 +57,4 @@ class Unread(bytes):
     @classmethod
     def from_size(cls, size: int, limit: int) -> Unread:
         """Creates the stand-in for content of `size` bytes, which exceeds the limit."""
-        return cls(text_bytes(f"{size} bytes, more than the limit of {limit}"))
+        return cls(b"%d bytes, more than the limit of %d" % (size, limit))

@@ -314,6 +314,41 @@ MODELS = {
 PICTURES = 4000
 
 
+MEASURED = {
+    "architecture": "",
+    "weights": "",
+    "num_outputs": 1000,
+    "evaluate_version": 1,
+    "preprocessing": {
+        "input_size": 224,
+        "fixed_size": False,
+        "crop_pct": 0.9,
+        "crop_mode": "center",
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "interpolation": "bicubic",
+    },
+    "evaluation": {
+        "split": "val",
+        "eval_input": "stored",
+        "precision": "fp32",
+        "holdout": 0.0,
+        "input_size": 224,
+        "device": "cpu",
+    },
+    "libraries": {},
+    "unknown": 0,
+    "correct": 5,
+    "n": 10,
+    "classes": 3,
+    "listing": "part",
+    "top1": 0.5,
+    "ci_low": 0.2,
+    "ci_high": 0.8,
+}
+"""An accuracy on a part of ImageNet, but for the model."""
+
+
 def measured_of(summaries: list[dict[str, Any]]) -> list[ModelsOnSameImages]:
     """Returns predictions that are right on as many of the first images as each summary states."""
     keys = pa.array([f"{i:06}" for i in range(PICTURES)])
@@ -388,8 +423,7 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
     # Accuracies on a part of ImageNet do not compare with those on all of it, so the trend uses
     # figures on one set of images at a time.
     def measure(model: str, **other: Any) -> None:
-        part = {"n": 10, "classes": 3, "listing": "part", "top1": 0.5, "weights_sha256": "ab" * 32}
-        part |= {"model": model, "ci_low": 0.2, "ci_high": 0.8}
+        part = {**MEASURED, "model": model, "weights_sha256": "ab" * 32}
         content = json.dumps({**part, **other}).encode()
         store.update(result_file(model, "imagenet"), content)
 
@@ -424,8 +458,7 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
 
 def test_accuracies_of_earlier_weights_are_not_listed(tmp_path: Path) -> None:
     store, summary = Store(str(tmp_path)), summary_of("resnet18.a1_in1k", 0.7)
-    measured = {"model": "resnet18.a1_in1k", "weights_sha256": "ab" * 32, "listing": "part"}
-    measured |= {"n": 10, "classes": 3, "top1": 0.5, "ci_low": 0.2, "ci_high": 0.8}
+    measured = {**MEASURED, "model": "resnet18.a1_in1k", "weights_sha256": "ab" * 32}
     store.update(result_file("resnet18.a1_in1k", "imagenet"), json.dumps(measured).encode())
     assert "50.0 % [20.0, 80.0]" in describe_imagenet(store, "f" * 32, [summary], ())
     changed = {**summary, "weights_sha256": "cd" * 32}
