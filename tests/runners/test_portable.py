@@ -61,7 +61,7 @@ def test_the_job_through_a_job_server_and_two_worker_pools(
         for claim in output.glob(".in9/lock-*-[01]/*/about"):
             with contextlib.suppress(OSError):
                 groups[claim.parts[-3][-1]] = json.loads(claim.read_text())["owner"]["pid"]
-        time.sleep(0.1)
+        time.sleep(0.01)
     out, error = running.communicate()
     assert running.returncode == 0, error
     # The two groups of shards are evaluated in processes of different pools.
