@@ -58,6 +58,7 @@ setup(
             "py.typed",
             "templates/*",
             "templates/report/*",
+            "analyses/*/*.html",
             "data/*.csv",
             "data/sample/*",
             "data/sample/**/*",

@@ -40,19 +40,19 @@ import torch
 from drawn import draw_dataset
 from measure import machine, peak_memory, row
 
-from pipeline.analyses.attack.attack_work import AttackChunks
 from pipeline.analyses.attack.grid import AttackPlan, open_grid
-from pipeline.analyses.saliency.saliency_work import BATCH_DIVISOR, SaliencyPlan, SaliencyShards
-from pipeline.commands.flag_types import WordListParser, comma_separated, grid
+from pipeline.analyses.attack.stage import AttackChunks
+from pipeline.analyses.saliency.stage import BATCH_DIVISOR, SaliencyPlan, SaliencyShards
 from pipeline.commands.training_flags import default_workers
 from pipeline.dataset.folder import Dataset
+from pipeline.display.text import aligned
 from pipeline.evaluate.evaluation import Evaluation, describe_model
 from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.resident import in_memory, on_device
 from pipeline.evaluate.work import ModelWork
 from pipeline.models.packaged import EFFICIENTNETS, Packaged
 from pipeline.models.predict_config import CPU_BATCH, GPU_BATCH, PredictConfig
-from pipeline.report.text_tables import aligned
+from pipeline.runtime.flag_types import WordListParser, comma_separated, grid
 from pipeline.runtime.machine import keep_freed_memory
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store

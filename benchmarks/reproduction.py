@@ -11,18 +11,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from measure import commit
 
+from pipeline.analyses.attack.results import AttackResult
+from pipeline.analyses.evaluation.headline import GAP, make_headline
+from pipeline.analyses.evaluation.results import Summary
+from pipeline.analyses.imagenet.trend import Trend
+from pipeline.analyses.matrix.results import Matrix
+from pipeline.analyses.saliency.results import SaliencyResult
 from pipeline.dataset.folder import Dataset
+from pipeline.display.evidence import Evidence
+from pipeline.display.text import TIMES
 from pipeline.evaluate import published
 from pipeline.report.claims import SECTIONS, CheckedClaim, check_claims
-from pipeline.report.evidence import Evidence, gather
-from pipeline.report.headline import GAP, make_headline
-from pipeline.report.measured import TIMES, Results, attacks_of, grid_size
+from pipeline.report.evidence import gather
 from pipeline.report.page import percent, rounded
 from pipeline.storage.store import Store
 from transforms.scoring import PAPER_RULE
@@ -56,30 +61,28 @@ def measured_on(evidence: Evidence) -> Iterator[str]:
     for split, counts in manifest.images.items():
         total = counts["accepted"] + counts["rejected"]
         yield f"* {split}: {counts['accepted']:,} of {total:,} images pass the filters;"
-    gaps = [(m.name, m.row("gaps", label_rule=PAPER_RULE)) for m in evidence.evaluated]
-    for images, draws in sorted({(gap["n"], gap["replicates"]) for _, gap in gaps if gap}):
-        names = [name for name, gap in gaps if gap and gap["n"] == images]
+    gaps = [(model.name, summary.gap()) for model, summary in evidence.models_with(Summary)]
+    for images, draws in sorted({(gap.n, gap.replicates) for _, gap in gaps if gap}):
+        names = [name for name, gap in gaps if gap and gap.n == images]
         words = f"{images:,} images, {draws} draws of backgrounds"
         yield f"* accuracies and BG-Gap of {words}: {', '.join(names)};"
-    for content in evidence.matrices:
-        tested = ", ".join(f"{n:,}" for n in sorted({row["n"] for row in content["rows"]}))
-        yield f"* matrix {content['name']}: each cell of {tested} images;"
-    explained = [model for model in evidence.models if model.saliency]
-    for images in sorted({model.saliency["images"] for model in explained if model.saliency}):
-        names = [m.name for m in explained if m.saliency and m.saliency["images"] == images]
+    for matrix in evidence.get(Matrix):
+        tested = ", ".join(f"{n:,}" for n in sorted({row.n for row in matrix.rows}))
+        yield f"* matrix {matrix.name}: each cell of {tested} images;"
+    explained = evidence.models_with(SaliencyResult)
+    for images in sorted({result.images for _, result in explained}):
+        names = [model.name for model, result in explained if result.images == images]
         yield f"* saliency of {images:,} images: {', '.join(names)};"
-    if evidence.trend:
+    for trend in evidence.get(Trend):
         # Only the kind of source is listed, without the table that follows the colon.
-        kinds = {
-            str(point["imagenet_source"]).partition(":")[0] for point in evidence.trend["points"]
-        }
+        kinds = {str(point.imagenet_source).partition(":")[0] for point in trend.points}
         yield f"* accuracy on ImageNet, for the trend: {', '.join(sorted(kinds))}."
     yield ""
 
 
-def claims(checked: Sequence[CheckedClaim], matrices: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def claims(checked: Sequence[CheckedClaim], matrices: Sequence[Matrix]) -> Iterator[str]:
     """Yields a table for each question of the post; names the matrix only if there are several."""
-    matrix_prefix = f"{matrices[0]['name']}, " if len(matrices) == 1 else ""
+    matrix_prefix = f"{matrices[0].name}, " if len(matrices) == 1 else ""
     for section, question in SECTIONS.items():
         yield f"### {section}. {question}"
         yield ""
@@ -121,14 +124,14 @@ def pretrained(evidence: Evidence) -> Iterator[str]:
     yield from table(("model", *variants, GAP), rows)
 
 
-def trained(content: Mapping[str, Any]) -> Iterator[str]:
+def trained(matrix: Matrix) -> Iterator[str]:
     """Yields a matrix beside the paper's table 5."""
-    cells = {(row["train_variant"], row["test_variant"]): row for row in content["rows"]}
-    widest = max((row["ci_high"] - row["ci_low"]) / 2 for row in content["rows"])
-    yield f"### Train on the row, test on the column (paper table 5): {content['name']}"
+    cells = {(row.train_variant, row.test_variant): row for row in matrix.rows}
+    widest = max((row.ci_high - row.ci_low) / 2 for row in matrix.rows)
+    yield f"### Train on the row, test on the column (paper table 5): {matrix.name}"
     yield ""
     yield (
-        f"Ours is a {content['method']} of {content['arch']}, up to {100 * widest:.1f} points to "
+        f"Ours is a {matrix.method} of {matrix.arch}, up to {100 * widest:.1f} points to "
         "either side (95 %); the paper's ResNet-50 in brackets. %"
     )
     yield ""
@@ -137,7 +140,7 @@ def trained(content: Mapping[str, Any]) -> Iterator[str]:
         row = [f"`{name}`"]
         for tested in published.TABLE_5_NAMES:
             cell = cells.get((name, tested))
-            ours = percent(cell["accuracy"]) if cell else "-"
+            ours = percent(cell.accuracy) if cell else "-"
             row.append(f"{ours} ({percent(published.TRAINED[name][tested], 2)})")
         rows.append(row)
     yield from table(("", *published.TABLE_5_NAMES.values()), rows)
@@ -155,14 +158,15 @@ def adversarial(evidence: Evidence) -> Iterator[str]:
         ["ResNet-50, IN-9L", full, "-", percent(published.CHALLENGE["ResNet-50 (IN-9L)"])]
         + [percent(share, 2) for share in published.FOOLED_BY_CLASS],
     ]
-    for model, attack, _ in attacks_of(Results(evidence.models, evidence.trend)):
-        by_class = {row["label"]: row["fooled"] for row in attack["by_class"] or ()}
+    for model, attack in evidence.models_with(AttackResult):
+        one = attack.measures
+        by_class = {row.label: row.fooled for row in one.by_class}
         bounds = (
-            (attack[name], attack[f"{short}_ci_low"], attack[f"{short}_ci_high"])
-            for name, short in (("fooled", "fooled"), ("challenge_accuracy", "challenge"))
+            (one.fooled, one.fooled_ci_low, one.fooled_ci_high),
+            (one.challenge_accuracy, one.challenge_ci_low, one.challenge_ci_high),
         )
         rows.append(
-            [f"**{model.name}**", grid_size(model.attack or {}), *(interval(*b) for b in bounds)]
+            [f"**{model.name}**", attack.size, *(interval(*b) for b in bounds)]
             + [percent(by_class.get(label)) for label in range(len(classes))]
         )
     yield from table(("model", "grid", "fooled", "challenge accuracy", *classes), rows)
@@ -171,10 +175,10 @@ def adversarial(evidence: Evidence) -> Iterator[str]:
 def tables(evidence: Evidence) -> Iterator[str]:
     """Yields all lines between the marks."""
     yield from measured_on(evidence)
-    yield from claims(check_claims(evidence), evidence.matrices)
+    yield from claims(check_claims(evidence), evidence.get(Matrix))
     yield from pretrained(evidence)
-    for content in evidence.matrices:
-        yield from trained(content)
+    for matrix in evidence.get(Matrix):
+        yield from trained(matrix)
     yield from adversarial(evidence)
 
 

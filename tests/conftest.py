@@ -55,13 +55,22 @@ pytest_plugins = ("report_page",)
 """Fixtures of the page in a browser. They are a plugin because tests import from `conftest`, and a
 second conftest.py would take that name."""
 
+collect_ignore = ["mirrored"]
+"""A part of a copied checkout, not of this one."""
+
 _LONGEST = (
     *("test_look", "test_faults", "test_conformance", "test_object_storage", "test_export"),
     *("test_portable", "test_prism", "test_dataflow", "test_trend", "test_kills"),
     *("test_failing_models", "test_versions", "test_attack", "test_dry_run"),
     *("test_evaluate", "test_incremental"),
     *("test_lock", "test_report", "test_leftovers", "test_models_on_shards", "test_independent"),
-    *("test_page_images", "test_page_layout", "test_benchmarks", "test_bundles_twice"),
+    *(
+        "test_page_images",
+        "test_page_layout",
+        "test_benchmarks",
+        "test_bundles_twice",
+        "test_new_analysis",
+    ),
 )
 """Test modules that take half a minute or more."""
 

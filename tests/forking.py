@@ -138,7 +138,7 @@ def _serve(connection: socket.socket) -> None:
     # Commands import these modules only while they work.
     import scipy.ndimage  # noqa: F401
 
-    import pipeline.evaluate.evaluation_work  # noqa: F401
+    import pipeline.analyses.evaluation.stage  # noqa: F401
     from pipeline.commands.dispatch import find_command
     from pipeline.commands.parser import COMMANDS
     from pipeline.report.page import _environment
@@ -149,7 +149,7 @@ def _serve(connection: socket.socket) -> None:
     # Compiled code is loaded once, and templates are compiled once, too.
     prepare()
     templates = _environment()
-    for name in templates.list_templates():
+    for name in templates.list_templates(["html", "js", "css"]):
         templates.get_template(name)
     # A fork that searches for garbage would copy all pages that hold objects.
     gc.collect()

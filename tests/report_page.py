@@ -9,15 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pytest
 from conftest import made_once, run_in9
 
+from pipeline.analyses.evaluation.results import Evaluated
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata, write_table
 from pipeline.evaluate.failures import FailedModel, note_failures
 from pipeline.evaluate.prediction_files import prediction_file, prediction_fingerprints
-from pipeline.evaluate.result_files import result_folder
+from pipeline.evaluate.result_files import read_result
+from pipeline.evaluate.results import RunSettings, pick
 from pipeline.report import write_report
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
@@ -50,18 +53,20 @@ def hostile_run(report_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     output = tmp_path_factory.mktemp("hostile") / "out"
     shutil.copytree(report_run, output)
     results = output / "results"
-    summary = json.loads((results / MODELS[0] / "model.json").read_text())
-    folder = results / result_folder(HOSTILE, summary["evaluation"])
+    original = read_result(Store(str(output)), f"results/{MODELS[0]}/model.json", Evaluated)
+    assert original is not None
+    run = msgspec.structs.replace(original, model=HOSTILE)
+    folder = results / run.folder
     shutil.copytree(results / MODELS[0], folder)
     for name in ("model", "attack", "saliency"):
         content = json.loads((folder / f"{name}.json").read_text())
         (folder / f"{name}.json").write_text(json.dumps({**content, "model": HOSTILE}))
     dataset = Dataset.open(Store(str(output)))
     for shard in dataset.shards("val"):
-        path = prediction_file({**summary, "model": HOSTILE}, shard)
+        path = prediction_file(run, shard)
         table, record = read_table(dataset.store, path), read_metadata(dataset.store, path)
         assert record is not None
-        theirs = prediction_fingerprints(dataset, {**summary, "model": HOSTILE}, shard)
+        theirs = prediction_fingerprints(dataset, run, shard)
         fingerprints = [
             theirs[variant] for variant in table["variant"].cast(pa.string()).to_pylist()
         ]
@@ -71,9 +76,8 @@ def hostile_run(report_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     failed = FailedModel(0, "none/such", "none/such", f"it said {HOSTILE}")
     store = Store(str(output))
     for stage in ("evaluate", "attack", "saliency"):
-        note_failures(
-            store, dataset.manifest.fingerprint, stage, summary["evaluation"], [failed], []
-        )
+        settings = pick(RunSettings, run.evaluation)
+        note_failures(store, dataset.manifest.fingerprint, stage, settings, [failed], [])
     write_report(store, imagenet9())
     return output
 

@@ -1,1 +1,21 @@
-"""Analyses beyond accuracy on the variants: attack, saliency, accuracy on ImageNet, matrix."""
+"""The analyses of a dataset and its models. `ANALYSES` is the list of them."""
+
+from __future__ import annotations
+
+import pkgutil
+
+from pipeline.analyses.analysis import Analysis
+
+ANALYSES: tuple[Analysis, ...] = tuple(
+    pkgutil.resolve_name(f"{__name__}.{name}")
+    for name in (
+        "evaluation:EVALUATION",
+        "imagenet:IMAGENET",
+        "attack:ATTACK",
+        "imagenet:TREND",
+        "saliency:SALIENCY",
+        "matrix:MATRIX",
+    )
+)
+"""All analyses, each named by its folder and object, in the order in which a job runs them. The
+evaluation is the first; an analysis may read the results of those before it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from pipeline.commands.flags import flags_of
 from pipeline.commands.hints import check_rest, flag_of
@@ -50,7 +49,7 @@ def parse_command_line(words: Sequence[str]) -> tuple[argparse.Namespace, list[s
     return arguments, rest
 
 
-def text_of(value: Any) -> str:
+def text_of(value: object) -> str:
     """Returns a value as it is typed on the command line."""
     if isinstance(value, bool):
         return str(value).lower()
@@ -59,13 +58,13 @@ def text_of(value: Any) -> str:
     return str(value)
 
 
-def _read(path: str) -> Mapping[str, Any]:
+def _read(path: str) -> Mapping[str, object]:
     files = files_of(path)
     try:
         if files.info(path) is None:
             raise UsageError("there is no such file")
         with files.open(path) as file:
-            flags: dict[str, Any] = load_nested(tomllib.loads, file.read().decode())  # noqa: TID251
+            flags: dict[str, object] = load_nested(tomllib.loads, file.read().decode())  # noqa: TID251
             return flags
     except OSError as error:
         raise UsageError(f"it cannot be read: {error.strerror or error}") from error
@@ -73,7 +72,7 @@ def _read(path: str) -> Mapping[str, Any]:
         raise UsageError(f"it is not valid TOML: {error}") from error
 
 
-def _words(command: str, flag: str, value: Any) -> Iterator[str]:
+def _words(command: str, flag: str, value: object) -> Iterator[str]:
     """Yields the words of a command line that stand for a key of the file and its value."""
     if isinstance(value, dict):
         raise UsageError(f"[{flag[2:]}] is a table; keys are flags of in9 {command}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import apache_beam as beam
 
+from pipeline.analyses.evaluation.stage import EvaluationWork
 from pipeline.commands.command_line import text_of
 from pipeline.commands.dispatch import refuse_cleared
 from pipeline.commands.evaluation_flags import evaluation_from_flags
@@ -22,7 +23,6 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import UsageError
-from pipeline.evaluate.evaluation_work import EvaluationWork
 from pipeline.jobs.finish_job import JobSummary
 from pipeline.jobs.main_job import MainJob, TakeLock, manifest_state
 from pipeline.runners.portable import is_portable

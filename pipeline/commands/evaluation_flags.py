@@ -28,7 +28,7 @@ def evaluation_from_flags(
     """Makes an evaluation from flags, which are checked against each other and the dataset.
 
     Args:
-      arguments: the parsed arguments of `run`, `evaluate`, `attack` or `saliency`.
+      arguments: the parsed arguments of a command that runs models.
       store: the dataset folder.
       config: the dataset's configuration.
       taxonomy: the dataset's taxonomy.
@@ -64,20 +64,13 @@ def evaluation_from_flags(
         hints=accelerator_hints(arguments.gpu),
         holdout=arguments.holdout,
         pixel_cache=_pixel_cache(arguments),
-        # `in9 saliency` has no such flag: saliency is not a test score, so overlap is allowed.
+        # A command without the flag measures no test score, so overlap is allowed.
         allow_overlap=getattr(arguments, "allow_overlap", True),
     )
     # For `run`, the dataset may not exist yet, so the models are checked when they are run.
-    if arguments.command in ("evaluate", "attack"):
+    if hasattr(arguments, "allow_overlap") and arguments.command != "run":
         check_entries(models, evaluation.test_on(Dataset.open(store)))
     return evaluation
-
-
-def check_stored(evaluation: Evaluation, why: str) -> None:
-    """Raises UsageError if `--eval_input` is not `stored`, for an analysis that needs the stored
-    pixels; `why` explains the need."""
-    if evaluation.predict.eval_input != "stored":
-        raise UsageError(f"{why}; leave --eval_input {evaluation.predict.eval_input} out")
 
 
 def check_device(arguments: argparse.Namespace) -> None:

@@ -8,15 +8,15 @@ import dataclasses
 import os
 import time
 
+from pipeline.analyses.evaluation.latex import PAPER_NAMES
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import selected_rows
 from pipeline.dataset.latest import reading_store
 from pipeline.dataset.manifest import MANIFEST
+from pipeline.display.pictures import find_samples
 from pipeline.errors import JobError, UsageError, counted
 from pipeline.released.export import EXPORT_FOLDER, ExportPlan, export_split
 from pipeline.released.names import class_folder, find_clashes
-from pipeline.report.latex import PAPER_NAMES
-from pipeline.report.pictures import find_samples
 from pipeline.runtime.leftovers import removed_if_refused
 from pipeline.runtime.local_loop import run_locally
 from pipeline.runtime.lock import DATASET_LOCK, held
@@ -139,7 +139,7 @@ def export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str
       UsageError: an image is not in the dataset, or the format is unknown.
       JobError: a picture is broken.
     """
-    from pipeline.report.figures.versions import FIGURE_MARK, KINDS, versions_figure
+    from pipeline.display.versions import FIGURE_MARK, KINDS, versions_figure
 
     folder, name = os.path.split(path)
     kind = name.rpartition(".")[2].lower().replace("jpeg", "jpg")

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.commands.flag_types import (
+from pipeline.analyses import ANALYSES
+from pipeline.runtime.flag_types import (
+    ALLOW_OVERLAP,
     Flag,
     Section,
     choice,
     comma_separated,
     count,
-    grid,
     overwrite,
     section,
     share,
     switch,
 )
+from pipeline.training.flags import LEARNING, TRAIN_JOB
 
 
 def sections_of(command: str) -> Iterator[Section]:
@@ -36,21 +38,23 @@ def flags_of(command: str) -> list[Flag]:
 
 CORE = (
     *("output", "input", "annotations", "models", "device", "split", "variants", "segmenter"),
-    *("taxonomy", "replicates", "limit", "dry_run", "overwrite", "imagenet", "attack", "saliency"),
-    *("fail_if", "publish", "config"),
+    *("taxonomy", "replicates", "limit", "dry_run", "overwrite", "fail_if", "publish", "config"),
+    *(flag.dest for analysis in ANALYSES for _, flag in analysis.job_flags),
 )
 """Flags that `--help` shows if a command has many flags; `--help all` shows the others, too."""
-AROUND_GRAPH = ("config", "dry_run", "publish", "keep", "imagenet", "fail_if", "gpu", "gpus")
+AROUND_GRAPH = (
+    *("config", "dry_run", "publish", "keep", "fail_if", "gpu", "gpus"),
+    *(flag.dest for analysis in ANALYSES for _, flag in analysis.job_flags),
+)
 """Flags that `in9.Generate` and `in9.Evaluate` refuse, because each builds only one stage: they are
 for the command line, for what a command does besides this stage, or for the workers, which the
 pipeline around the stage chooses."""
 
 _GENERATING = ("run", "generate")
-_ANALYSES = ("evaluate", "attack", "saliency")
-_TRAINING = ("train", "matrix")
+_ANALYSES = tuple(one.name for one in ANALYSES if one.command and one.runs_models)
+_OWN = tuple(one.name for one in ANALYSES if one.command and not one.runs_models)
+"""Commands of analyses that run models on a graph, and of those with a loop of their own."""
 _GRAPHS = (*_GENERATING, *_ANALYSES)
-
-_GRID = "all|N|FxB"
 _HELD_OUT = (
     "test only on this share of the images, which training with the same --holdout leaves out"
 )
@@ -66,44 +70,10 @@ _FILES = (
     ),
     Flag("--images_per_shard", "N", "approximate number of images in an output shard", 1024, int),
 )
-_ALLOW_OVERLAP = switch(
-    "--allow_overlap", "also test on images that the model was trained on, and mark the results"
-)
-_LEARNING = (
-    Flag("--weights", "DIR", "folder of initial weights; see: in9 models fetch"),
-    Flag("--epochs", "N", "passes over the training images", 200, count),
-    Flag("--batch_size", "N", "images in a training step", 256, count),
-    Flag(
-        "--lr",
-        "X",
-        "initial learning rate; divided by 10 after each quarter of the epochs",
-        0.1,
-        float,
-    ),
-)
-_TRAIN_JOB = (
-    choice(
-        "--device", ("auto", "cpu", "cuda"), "device to train on; cuda fails if there is no GPU"
-    ),
-    choice(
-        "--precision",
-        ("auto", "fp32", "tf32", "bf16", "fp16"),
-        "numeric precision of training: fp32, tf32, bf16, fp16; auto is fp32 on a CPU, bf16 on a "
-        "GPU, and fp16 on a GPU without bf16",
-        "NAME",
-    ),
-    Flag(
-        "--workers",
-        "N",
-        "processes that load pictures (default: 1 on a CPU; on a GPU one per core, up to 16)",
-        type=int,
-    ),
-)
-
 SECTIONS = (
     section(
         "",
-        (*_ANALYSES, *_TRAINING, "report", "export", "verify"),
+        (*_ANALYSES, "train", *_OWN, "report", "export", "verify"),
         Flag("--dataset", "DIR", "finished dataset folder (required)"),
     ),
     section(
@@ -248,7 +218,11 @@ SECTIONS = (
     section(
         "models", _ANALYSES, overwrite("weights"), Flag("--holdout", "X", _HELD_OUT, 0.0, share)
     ),
-    section("models", ("evaluate", "attack"), _ALLOW_OVERLAP),
+    section(
+        "models",
+        tuple(one.name for one in ANALYSES if one.command and one.refuses_overlap),
+        ALLOW_OVERLAP,
+    ),
     section(
         "dataset",
         _GENERATING,
@@ -313,29 +287,8 @@ SECTIONS = (
     ),
     section("dataset", ("run",), overwrite("config", "input", "rebuild", "shards", "weights")),
     section("dataset", ("generate",), overwrite("config", "input", "rebuild", "shards")),
-    section("leakage", ("run",), Flag("--holdout", "X", _HELD_OUT, 0.0, share), _ALLOW_OVERLAP),
-    section(
-        "attack",
-        ("attack",),
-        Flag(
-            "--grid",
-            _GRID,
-            "number of foregrounds and backgrounds, spread evenly over the classes: N x N or F x B",
-            "all",
-            grid,
-        ),
-        switch(
-            "--early_stop",
-            "skip the other backgrounds of a foreground once one has fooled the model: faster, but "
-            "measures challenge accuracy only",
-        ),
-    ),
-    section(
-        "saliency",
-        ("saliency",),
-        Flag("--maps", "N", "number of images to show saliency maps of", 9, count),
-        Flag("--variant", "NAME", "variant to measure saliency on", "original"),
-    ),
+    section("leakage", ("run",), Flag("--holdout", "X", _HELD_OUT, 0.0, share), ALLOW_OVERLAP),
+    *(section for analysis in ANALYSES for section in analysis.sections),
     section(
         "training",
         ("train",),
@@ -343,7 +296,7 @@ SECTIONS = (
         Flag("--arch", "NAME", "timm architecture; see: in9 models list", "resnet50"),
         switch("--pretrained", "start from weights trained on ImageNet"),
         switch("--probe", "fit only the last layer, on frozen ImageNet weights; takes minutes"),
-        *_LEARNING,
+        *LEARNING,
         Flag("--weight_decay", "X", "weight decay of SGD", 1e-4, float),
         Flag(
             "--seed",
@@ -370,74 +323,17 @@ SECTIONS = (
         "job",
         ("train",),
         Flag("--output", "DIR", "folder of the training (default: DATASET/models/NAME)"),
-        *_TRAIN_JOB,
+        *TRAIN_JOB,
         switch("--overwrite", "start over, whatever training the folder holds"),
     ),
-    section(
-        "matrix",
-        ("matrix",),
-        Flag("--in9l", "DIR", "IN-9L dataset to add as a row and a column (default: none)"),
-        Flag(
-            "--variants",
-            "A,B",
-            "variants to train and to test on (default: all)",
-            type=comma_separated,
-        ),
-        switch("--probe", "fit only the last layer of frozen networks; takes minutes on a CPU"),
-        Flag(
-            "--arch",
-            "A,B",
-            "timm architectures (default: resnet50; with --probe efficientnet_lite0)",
-            type=comma_separated,
-        ),
-        Flag("--train_split", "NAME", "split to train on (default: train)"),
-        Flag("--eval_split", "NAME", "split to test on (default: val)"),
-        Flag(
-            "--holdout",
-            "X",
-            "divide a single split: test on this share, train on the rest",
-            0.0,
-            share,
-        ),
-        _ALLOW_OVERLAP,
-    ),
-    section(
-        "training",
-        ("matrix",),
-        switch("--pretrained", "start from weights trained on ImageNet, as a probe always does"),
-        *_LEARNING,
-        Flag("--seed", "N", "seed of training", 0, int),
-        switch("--overwrite", "replace trainings that were made with other flags"),
-    ),
-    section("job", ("matrix",), *_TRAIN_JOB),
-    section(
-        "analyses and report",
-        ("run", "evaluate"),
-        Flag(
-            "--imagenet",
-            "DIR",
-            "measure top-1 accuracy on DIR/val, for the trend (default: published figures)",
-        ),
+    *(
+        section("analyses and report", commands, flag)
+        for analysis in ANALYSES
+        for commands, flag in analysis.job_flags
     ),
     section(
         "analyses and report",
-        ("run",),
-        Flag(
-            "--attack",
-            _GRID,
-            "run the adversarial attack, on a grid of N x N or F x B (default: none)",
-            type=grid,
-        ),
-        Flag(
-            "--saliency",
-            "N",
-            "measure saliency, and show maps of N images (default: none)",
-            type=count,
-        ),
-    ),
-    section(
-        "analyses and report",
-        (*_GRAPHS, "matrix", "report"),
+        (*_GRAPHS, *_OWN, "report"),
         choice(
             "--pictures",
             ("sample", "none"),
@@ -468,7 +364,7 @@ SECTIONS = (
     ),
     section(
         "schedule",
-        (*_GRAPHS, "matrix", "report"),
+        (*_GRAPHS, *_OWN, "report"),
         Flag(
             "--publish", "DIR", "copy dataset and results to DIR as a new version (default: none)"
         ),

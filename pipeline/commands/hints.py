@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable, Sequence
 
-from pipeline.commands.flag_types import Flag, WordListParser, comma_separated
+from pipeline.analyses import ANALYSES
 from pipeline.commands.flags import flags_of
 from pipeline.commands.parser import COMMANDS, underscored
 from pipeline.errors import UsageError, did_you_mean
+from pipeline.runtime.flag_types import Flag, WordListParser, comma_separated
 
 _NEAR_MISS = 0.85
 """Similarity, as difflib's ratio (0 to 1), from which an unknown flag counts as a misspelling of
@@ -22,10 +24,14 @@ _COUNTERPARTS = (
     ("--from", "--input", "--dataset"),
     ("--models", "--arch"),
     ("--arch", "--models"),
-    ("--attack", "--grid"),
-    ("--grid", "--attack"),
-    ("--saliency", "--maps"),
-    ("--maps", "--saliency"),
+    *(
+        pair
+        for analysis in ANALYSES
+        if analysis.runs_models and analysis.sections
+        for _, flag in analysis.job_flags
+        # The flag of other commands has the value of the first flag of its own command.
+        for pair in itertools.permutations((flag.name, analysis.sections[0].flags[0].name))
+    ),
     ("--split", "--eval_split"),
     ("--eval_split", "--split"),
 )

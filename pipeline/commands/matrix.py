@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 
-from pipeline.analyses.matrix.matrix_plan import MatrixPlan, make_plan
-from pipeline.analyses.matrix.matrix_rows import Trainer, make_matrices
+from pipeline.analyses.matrix.panel import describe_gaps, matrix_table
+from pipeline.analyses.matrix.plan import MatrixPlan, make_plan
 from pipeline.analyses.matrix.row_trainers import NetworkTrainer, ProbeTrainer
+from pipeline.analyses.matrix.rows import Trainer, make_matrices
 from pipeline.commands.training_flags import choose_device, default_workers, refuse_network_flags
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import reading_store, writing_store
-from pipeline.errors import UsageError, counted
+from pipeline.display.text import describe_chance
+from pipeline.errors import UsageError
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.models.expand import DEFAULT_MODEL
 from pipeline.models.predict_config import PredictConfig
@@ -25,8 +26,6 @@ from pipeline.models.stored_index import chosen_folder
 from pipeline.report import REPORT, write_report
 from pipeline.report.claims import check_claims
 from pipeline.report.evidence import gather
-from pipeline.report.matrix_panel import describe_chance, describe_gaps
-from pipeline.report.text_tables import aligned
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import duration
 from pipeline.training.features import Backbone
@@ -86,11 +85,11 @@ def run_matrix(arguments: argparse.Namespace) -> int:
     else:
         trainers = _networks(plan, names, arguments, precision)
     matrices, num_tested = make_matrices(plan, trainers, print)
-    for content in matrices:
-        print(matrix_table(content))
-        if chance := describe_chance(content["rows"]):
+    for matrix in matrices:
+        print(matrix_table(matrix))
+        if chance := describe_chance(matrix.rows):
             print(chance)
-        if gaps := describe_gaps(content):
+        if gaps := describe_gaps(matrix):
             print(gaps)
     _print_claims(dataset)
     if num_tested:
@@ -134,45 +133,6 @@ def _networks(
         except ValueError as error:
             raise UsageError(str(error)) from error
         yield NetworkTrainer(plan, training, overwrite=arguments.overwrite)
-
-
-def matrix_table(content: Mapping[str, Any]) -> str:
-    """Formats a matrix as an aligned table of accuracies in percent: a row for each training
-    variant, a column for each test variant.
-
-    A note below it gives the smallest number of test images, the longer side of the widest interval
-    and, if they matter, the draws and the test images that were trained on.
-    """
-    rows = {(row["train_variant"], row["test_variant"]): row for row in content["rows"]}
-    columns = content["columns"]
-    table = [[f"{content['name']}, %", *columns]]
-    for train in columns:
-        cells = [rows.get((train, test)) for test in columns]
-        table.append(
-            [
-                train,
-                *(f"{100 * cell['accuracy']:.1f}" if cell and cell["n"] else "-" for cell in cells),
-            ]
-        )
-    counts = [row["n"] for row in content["rows"]]
-    widest = max(
-        (
-            max(row["accuracy"] - row["ci_low"], row["ci_high"] - row["accuracy"])
-            for row in content["rows"]
-            if row["n"]
-        ),
-        default=0.0,
-    )
-    note = (
-        f"trained on the row, tested on the column: at least {counted(min(counts), 'image')}, "
-        f"at most ± {100 * widest:.1f} points (95 %)"
-    )
-    if content["replicates"] > 1:
-        note += f"; mixed variants: first of {content['replicates']} draws"
-    overlap = max((row["overlap"] for row in content["rows"]), default=0)
-    if overlap:
-        note += f"; up to {overlap} of the images were trained on"
-    return f"{aligned(table)}\n{note}"
 
 
 def _print_claims(dataset: Dataset) -> None:

@@ -9,8 +9,10 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
+from pipeline.analyses import ANALYSES
+from pipeline.analyses.analysis import Command
 from pipeline.commands.flags import CORE, sections_of
 from pipeline.errors import UsageError, did_you_mean
 
@@ -26,21 +28,13 @@ _EXIT_NOTE = """
 Exit codes: 0 done, 1 the job failed, 2 wrong usage or unreadable input, 3 --fail_if holds."""
 
 
-class Command(NamedTuple):
-    """A command of the command line.
-
-    Attributes:
-      text: description of the command.
-      example: example of its use.
-      function: function that runs it, as `module:function` of this package. It takes the parsed
-        arguments, and Beam's flags if the command runs a graph, and returns the exit code.
-      has_graph: whether the command runs a Beam graph, and so takes Beam's flags.
-    """
-
-    text: str
-    example: str
-    function: str
-    has_graph: bool = False
+def _commands_of(*, has_graph: bool) -> dict[str, Command]:
+    """Returns the commands of analyses, by name."""
+    return {
+        analysis.name: analysis.command
+        for analysis in ANALYSES
+        if analysis.command and analysis.command.has_graph == has_graph
+    }
 
 
 COMMANDS: dict[str, Command] = {
@@ -56,34 +50,13 @@ COMMANDS: dict[str, Command] = {
         "run:run_main",
         has_graph=True,
     ),
-    "evaluate": Command(
-        "measure the accuracy of models on every variant, and BG-Gap, with intervals",
-        "in9 evaluate --dataset out --models resnet50.a1_in1k,resnet18=trained.pth",
-        "run:run_main",
-        has_graph=True,
-    ),
-    "attack": Command(
-        "adversarial backgrounds: count foregrounds that some background makes a model get wrong",
-        "in9 attack --dataset out --models resnet50 --grid 100",
-        "run:run_main",
-        has_graph=True,
-    ),
-    "saliency": Command(
-        "measure how much of a model's saliency lies on the foreground, and draw maps",
-        "in9 saliency --dataset out --models resnet50,resnet50=mixed_rand.pth --maps 9",
-        "run:run_main",
-        has_graph=True,
-    ),
+    **_commands_of(has_graph=True),
     "train": Command(
         "train a network on a variant; resumes where it was stopped",
         "in9 train --dataset out --variant mixed_rand --arch resnet18 --epochs 50",
         "train:run_train",
     ),
-    "matrix": Command(
-        "train on each variant and test on all of them: the train x test matrix",
-        "in9 matrix --dataset out --probe --holdout 0.5",
-        "matrix:run_matrix",
-    ),
+    **_commands_of(has_graph=False),
     "models": Command(
         "list the models that can be loaded, or store their weights in a folder",
         "in9 models fetch --models resnet50,hf:microsoft/resnet-50 --to weights",

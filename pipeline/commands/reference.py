@@ -2,9 +2,8 @@
 
 `python -m pipeline.commands.reference` prints it; `docs/reference.md` is its output.
 
-A column means the same in every table that has it, unless a table has its own entry for it. Tables
-of `pipeline.report.tables` bring such entries along; for other files, they are named
-`table.column`.
+A column means the same in every table that has it, unless the type of a table's rows says something
+else. For other files, such columns are named `table.column`.
 """
 
 from __future__ import annotations
@@ -14,42 +13,22 @@ from types import MappingProxyType
 
 import pyarrow as pa
 
-from pipeline.analyses.attack.attack_results import ATTACK_COLUMNS, BACKGROUND_COLUMNS
-from pipeline.analyses.matrix.matrix_results import MATRIX_COLUMNS
-from pipeline.analyses.saliency.saliency_results import SALIENCY_COLUMNS
-from pipeline.commands.flag_types import Flag
+from pipeline.analyses import ANALYSES
 from pipeline.commands.flags import sections_of
 from pipeline.commands.parser import COMMANDS
 from pipeline.dataset.records import RECORD_SCHEMA
 from pipeline.dataset.sinks import sample_schema
-from pipeline.evaluate.comparisons import COMPARISON_COLUMNS
+from pipeline.display.table import Table
 from pipeline.evaluate.result_files import PREDICTION_SCHEMA
 from pipeline.generate.compose import index_schema
-from pipeline.report.tables import TABLES
-from pipeline.report.trend_tables import TREND_COLUMNS
+from pipeline.runtime.flag_types import Flag
 from transforms.codec import MAX_PIXELS, MAX_SCANS
 from transforms.filters import Reason
 
-RESULTS: Mapping[str, tuple[Sequence[str], str]] = {
-    **{name: (table.columns, table.description) for name, table in TABLES.items()},
-    "comparisons": (
-        COMPARISON_COLUMNS,
-        "difference of two models on the same pictures, with its two-way interval: "
-        "[intervals](results.md#intervals)",
-    ),
-    "attack": (ATTACK_COLUMNS, "a model under attack by adversarial backgrounds, by both measures"),
-    "backgrounds": (BACKGROUND_COLUMNS, "effect of one background on a model"),
-    "trend": (TREND_COLUMNS, "accuracy of a model on a variant beside its accuracy on ImageNet"),
-    "saliency": (
-        SALIENCY_COLUMNS,
-        "share of a model's gradient on the foreground, with a bootstrap interval over units",
-    ),
-    "matrix": (
-        MATRIX_COLUMNS,
-        "accuracy on one variant of a model trained on another (or the same)",
-    ),
+TABLES: Mapping[str, Table] = {
+    table.name: table for analysis in ANALYSES for table in analysis.parts.tables
 }
-"""Tables of `results/`: name to (columns, description of a row)."""
+"""Tables of `results/`, by name."""
 
 FILES: Mapping[str, tuple[str, pa.Schema, str]] = {
     "samples": (
@@ -165,12 +144,16 @@ def _results() -> Iterator[str]:
     )
     yield ""
     columns: dict[tuple[str, str], list[str]] = {}
-    for name, (names, _) in RESULTS.items():
-        for column in names:
+    for name, table in TABLES.items():
+        for column in table.columns:
             columns.setdefault((column, meaning(name, column)), []).append(name)
     rows = [
-        (f"`results/{name}.csv`", row, " ".join(f"`{column}`" for column in names))
-        for name, (names, row) in RESULTS.items()
+        (
+            f"`results/{name}.csv`",
+            table.description,
+            " ".join(f"`{column}`" for column in table.columns),
+        )
+        for name, table in TABLES.items()
     ]
     yield from _table(("file", "a row holds", "columns"), rows)
     yield ""
@@ -257,66 +240,18 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "pictures": "number of pictures of these images: one for each image, and in mixed variants "
         "one for each draw",
         "correct": "number of pictures classified correctly",
-        "matrix.correct": "number of images classified correctly",
         "predictions.correct": "whether the prediction equals the label",
         "accuracy": "correct / pictures, averaged over draws; for the variant `bg_gap`, the gap",
-        "matrix.accuracy": "correct / n, on a single draw of mixed variants",
         "ci_low": "lower end of the 95 % interval",
         "ci_high": "upper end of the 95 % interval",
         "outside": "number of predictions outside of all classes",
         "replicates": "number of background draws that the figure is averaged over",
         "seed_sd": "standard deviation of the figure over draws; empty with a single draw",
-        "first": "name of a model",
-        "second": "name of the model that it is compared with",
-        "difference": "accuracy (or gap) of `first` - that of `second`",
         "images": "number of images measured",
-        "p_adjusted": "p value of the difference, with Holm's adjustment for all pairs of models "
-        "with this label rule and variant",
         "units": "number of units (groups of images, or images if they have no groups) in the "
         "role, foreground or background, that has fewer of them; where t gives the interval, its "
         "degrees of freedom are one less",
         "chance": "accuracy of a constant prediction: share of the largest class of the pictures",
-        # Attack.
-        "challenge_accuracy": "share of foregrounds that are classified correctly on every "
-        "background, including backgrounds of their own class",
-        "challenge_ci_low": "lower end of the 95 % interval of `challenge_accuracy`",
-        "challenge_ci_high": "upper end of the 95 % interval of `challenge_accuracy`",
-        "fooled": "share of foregrounds that some background of another class makes the model "
-        "classify as that class: the paper's measure; empty with `--early_stop`",
-        "fooled_ci_low": "lower end of the 95 % interval of `fooled`",
-        "fooled_ci_high": "upper end of the 95 % interval of `fooled`",
-        "foregrounds": "number of foregrounds in the grid",
-        "backgrounds.foregrounds": "number of foregrounds of other classes that it was tried with",
-        "backgrounds": "number of backgrounds in the grid",
-        "full_grid": "whether the grid held all foregrounds and backgrounds of the dataset",
-        "early_stop": "`--early_stop`: whether a foreground's other backgrounds were skipped once "
-        "one had fooled the model",
-        "forwards": "number of composites that the model classified",
-        "success": "share of `foregrounds` that are classified as the background's class",
-        # Trend, saliency.
-        "imagenet_top1": "top-1 accuracy on ImageNet",
-        "imagenet_source": "`measured`, or the source of the published figure",
-        "imagenet_n": "number of images that `imagenet_top1` was measured on",
-        "imagenet_input_size": "side length of the model's input on ImageNet, in pixels",
-        "method": "method of saliency",
-        "mass_in_mask": "mean share of the gradient's magnitude inside the foreground mask",
-        "mask_area": "mean share of the pixels inside the foreground mask",
-        "concentration": "mass_in_mask / mask_area; 1 means no preference for the foreground",
-        # Matrix.
-        "train_variant": "variant that the model was trained on",
-        "test_variant": "variant that the model was tested on",
-        "arch": "architecture of the model",
-        "matrix.method": "`probe`: last layer of a frozen network; `train`: whole network",
-        "published": "the paper's figure for ResNet-50, table 5",
-        "matrix.difference": "accuracy - published",
-        "difference_ci_low": "lower end of the 95 % interval of `difference`, which covers the "
-        "uncertainty of `accuracy` only",
-        "difference_ci_high": "upper end of the 95 % interval of `difference`",
-        "train_n": "number of training images",
-        "train_split": "split of the training images",
-        "penalty": "penalty of a probe, [chosen](training.md#linear-probe) among nine; else empty",
-        "seed": "seed of the training",
-        "checkpoint": "file of the trained model, as `--models` takes it",
         # Images.
         "key": "key of the image, usually its file name without the suffix; for an object, "
         "followed by `_` and its number",
@@ -324,7 +259,6 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "fg_key": "key of the foreground's image",
         "bg_key": "image or scene that the background was drawn from; null if none was, or unknown",
         "label": "index of the true class",
-        "backgrounds.bg_key": "key of the background's image",
         "bg_label": "index of the background's class",
         "bg_wnid": "`wnid` of the background's image",
         "wnid": "WordNet id of the image's class; in custom data, the name of the class",

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 
+from pipeline.analyses.evaluation.gap_power import describe_power
+from pipeline.analyses.evaluation.latex import GAP, HEADLINE
+from pipeline.analyses.evaluation.summaries import read_summaries
+from pipeline.analyses.evaluation.tables import accuracy_table, describe_stale
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
 from pipeline.errors import UsageError, did_you_mean
-from pipeline.evaluate.gap_power import describe_power
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.report import REPORT, write_report
-from pipeline.report.latex import GAP, HEADLINE
 from pipeline.report.tables import write_tables
-from pipeline.report.text_tables import accuracy_table
 from pipeline.runtime.lock import TABLES_LOCK, held
 
 
@@ -35,14 +36,15 @@ def run_report(arguments: argparse.Namespace) -> int:
             hint = did_you_mean(column, known)
             raise UsageError(f"--columns {column}: the dataset has {', '.join(known)}{hint}")
     with held(store, TABLES_LOCK, wait=60) as tables:
-        summaries, stale = write_tables(Dataset.open(tables), columns)
+        write_tables(Dataset.open(tables), columns)
     write_report(store, dataset.taxonomy, arguments.pictures, pdf=True)
     for note in notes_of(dataset.manifest):
         print(note)
+    summaries, stale = read_summaries(Dataset.open(store))
     if summaries:
         print("\n".join([accuracy_table(summaries), *describe_power(summaries)]))
-    if stale:
-        print(f"not in the tables, because evaluated on an earlier dataset: {', '.join(stale)}")
+    for line in describe_stale(dataset, stale):
+        print(line)
     print(f"report: {store.path(REPORT)}")
     if publishing:
         print(describe_published(publishing.target, publish(publishing)))

@@ -11,25 +11,23 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
+from pipeline.analyses import ANALYSES
+from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.commands.evaluation_flags import check_device
 from pipeline.commands.flags import flags_of
 from pipeline.commands.job_flags import job_from_flags
-from pipeline.commands.works import print_analyses, works_from_flags
+from pipeline.commands.works import works_from_flags
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import JobError, UsageError, escaped
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.failures import print_failures, read_failures
-from pipeline.evaluate.gap_power import describe_power
-from pipeline.evaluate.result_files import display_name
-from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.work import Work
 from pipeline.generate.custom_variants import custom_names
 from pipeline.jobs.closing_words import describe_dataset
@@ -39,7 +37,6 @@ from pipeline.jobs.finish_job import JobSummary, print_summary
 from pipeline.jobs.main_job import MainJob, TakeLock, check_unchanged, manifest_state
 from pipeline.jobs.publish import check_publishing, describe_published
 from pipeline.report import REPORT
-from pipeline.report.text_tables import accuracy_table
 from pipeline.runners.beam_options import pipeline_options, run_pipeline
 from pipeline.runners.dataflow_submission import flags_of_workers, submission_from_flags
 from pipeline.runners.portable import is_portable
@@ -47,10 +44,6 @@ from pipeline.runtime.leftovers import remove_leftovers, removed_if_refused
 from pipeline.runtime.lock import DATASET_LOCK, held, with_new_job
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
-
-_NOT_DONE = {"evaluate": "not evaluated", "attack": "not attacked", "saliency": "no saliency"}
-"""Words that report a failed model, by stage. The stage `imagenet` is absent, because its table
-reports the failures."""
 
 
 def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -66,7 +59,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
 
     Raises:
       UsageError: wrong usage or unreadable input.
-      JobError: the job failed, every model failed in a stage of `_NOT_DONE`, the dataset holds no
+      JobError: the job failed, every model failed in an analysis, the dataset holds no
         image to run models on, or `--fail_if` could not be tested.
     """
     if getattr(arguments, "dry_run", False):
@@ -93,7 +86,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     taxonomy = job.taxonomy if job else dataset.taxonomy  # type: ignore[union-attr]
     works = works_from_flags(arguments, store, config, taxonomy)
     conditions = parse_conditions(getattr(arguments, "fail_if", None), config.compose.composed)
-    evaluation = works[0].evaluation if works and works[0].stage == "evaluate" else None
+    evaluation = works["evaluate"].evaluation if "evaluate" in works else None
     with contextlib.ExitStack() as stack:
         if generates:
             stack.enter_context(removed_if_refused(store))
@@ -119,7 +112,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             taxonomy,
             arguments.pictures,
             job=job,
-            works=works,
+            works=tuple(works.values()),
             lock=TakeLock(store, submission.owner, seen) if submission and job else None,
             publishing=publishing,
         ).build(pipeline)
@@ -133,7 +126,11 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
         seconds = time.monotonic() - started
     dataset = Dataset.open(store)
     print(describe_dataset(dataset.manifest, counters, seconds))
-    summaries = _print_results(dataset, works)
+    for analysis in ANALYSES:
+        for line in analysis.parts.lines(dataset, works.get(analysis.name)):
+            print(line)
+    if works:
+        print(f"report: {dataset.store.path(REPORT)}")
     if publishing:
         print(describe_published(publishing.target, bool(counters.get("versions_published"))))
     _report_failures(dataset, works, f" (details: {log})" if os.path.exists(log) else "")
@@ -143,7 +140,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             "no model was evaluated, because the dataset holds no image; the lines of its splits "
             "above say why, and what to change"
         )
-    return _judge(conditions, dataset, summaries, evaluation) if evaluation else 0
+    return _judge(conditions, dataset, evaluation) if evaluation else 0
 
 
 @contextlib.contextmanager
@@ -181,44 +178,22 @@ def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _print_results(dataset: Dataset, works: Sequence[Work]) -> list[dict[str, Any]]:
-    """Prints the results of all models so far; returns their summaries."""
-    summaries, stale = read_summaries(dataset)
-    _, failed_before = read_failures(dataset.store, dataset.manifest.fingerprint, "evaluate")
-    stale += failed_before
-    stages = [work.stage for work in works]
-    if "evaluate" in stages:
-        print("\n".join([accuracy_table(summaries), *describe_power(summaries)]))
-    for summary in summaries:
-        if summary["missing"]:
-            print(
-                f"missing: {display_name(summary)} on {', '.join(summary['missing'])}; evaluate it "
-                f"again: --models {summary['entry']}"
-            )
-    if stale:
-        print(f"not in the tables, because evaluated on an earlier dataset: {', '.join(stale)}")
-    print_analyses(dataset, works, summaries)
-    if works:
-        print(f"report: {dataset.store.path(REPORT)}")
-    return summaries
-
-
-def _report_failures(dataset: Dataset, works: Sequence[Work], details: str) -> None:
-    """Reports which models failed in which stage.
+def _report_failures(dataset: Dataset, works: Mapping[str, Work], details: str) -> None:
+    """Reports which models failed in which analysis.
 
     Raises:
-      JobError: all models failed in a stage of `_NOT_DONE`.
+      JobError: all models failed in an analysis.
     """
-    for work in works:
-        if work.stage in _NOT_DONE:
-            failed, _ = read_failures(dataset.store, dataset.manifest.fingerprint, work.stage)
-            print_failures(failed, work.evaluation.entries, _NOT_DONE[work.stage], details)
+    for analysis in ANALYSES:
+        if analysis.name in works and analysis.not_done:
+            failed, _ = read_failures(dataset.store, dataset.manifest.fingerprint, analysis.name)
+            models = works[analysis.name].evaluation.entries
+            print_failures(failed, models, analysis.not_done, details)
 
 
 def _judge(
     conditions: tuple[Condition, ...],
     dataset: Dataset,
-    summaries: Sequence[Mapping[str, Any]],
     evaluation: Evaluation,
 ) -> int:
     """Tests the conditions of `--fail_if`, prints a line for each model and condition that could be
@@ -227,8 +202,9 @@ def _judge(
     Raises:
       JobError: no condition holds, but some could not be tested.
     """
+    summaries, _ = read_summaries(dataset)
     failed, _ = read_failures(dataset.store, dataset.manifest.fingerprint, "evaluate")
-    settings = evaluation.eval_settings
+    settings = evaluation.settings
     verdicts = list(judge(conditions, summaries, failed, evaluation.entries, settings))
     for verdict in verdicts:
         if verdict.holds is not None:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from typing import Any
 
-from pipeline.commands.flag_types import Flag, Section, WordListParser, boolean, count
 from pipeline.commands.flags import sections_of
 from pipeline.commands.parser import COMMANDS
+from pipeline.runtime.flag_types import Flag, Section, WordListParser, boolean, count
 
 COMMAND = "run"
 
@@ -70,7 +69,7 @@ def _regex(flag: Flag) -> str | None:
     return f"^({'|'.join(parts)})$" if parts else None
 
 
-def _kind(flag: Flag) -> dict[str, Any]:
+def _kind(flag: Flag) -> dict[str, object]:
     """Returns the fields of a parameter that decide how the console asks for its value."""
     if flag.type is boolean:
         return {"paramType": "BOOLEAN"}
@@ -88,7 +87,7 @@ def _kind(flag: Flag) -> dict[str, Any]:
     return {"paramType": "TEXT"}
 
 
-def _parameter(flag: Flag, group: str) -> dict[str, Any]:
+def _parameter(flag: Flag, group: str) -> dict[str, object]:
     """Converts a flag to a parameter of the same name, with the help text of `in9 run`."""
     regex, default = _regex(flag), flag.default_text
     return {
@@ -103,7 +102,7 @@ def _parameter(flag: Flag, group: str) -> dict[str, Any]:
     }
 
 
-def parameters() -> list[dict[str, Any]]:
+def parameters() -> list[dict[str, object]]:
     """Returns the template's parameters: the flags of `in9 run`, in the order of its help, and then
     those of `OF_BEAM`."""
     return [
@@ -114,7 +113,7 @@ def parameters() -> list[dict[str, Any]]:
     ]
 
 
-def container_spec(image: str) -> dict[str, Any]:
+def container_spec(image: str) -> dict[str, object]:
     """Returns the template, which is a `ContainerSpec` in JSON. A launch request names the address
     at which the template is stored.
 

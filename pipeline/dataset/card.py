@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.croissant import COLUMNS, croissant_metadata
@@ -331,7 +330,7 @@ def _describe(name: str) -> str:
     return VARIANTS.get(variant, Variant(variant)).description + suffix
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
     lines = [head, ["---"] * len(head), *rows]
     return [f"| {' | '.join(map(str, line))} |" for line in lines]
 
@@ -392,7 +391,7 @@ def _notes(manifest: Manifest) -> Iterator[str]:
         yield note
 
 
-def _applicable(texts: tuple[tuple[str, str], ...], facts: dict[str, Any]) -> Iterator[str]:
+def _applicable(texts: tuple[tuple[str, str], ...], facts: dict[str, object]) -> Iterator[str]:
     """Returns the texts whose fact holds, with flags and facts filled in."""
     words = {
         name: values.get(facts[name], values.get(None, "")).format(**facts)
@@ -401,7 +400,7 @@ def _applicable(texts: tuple[tuple[str, str], ...], facts: dict[str, Any]) -> It
     return (text.format(**{**facts, **words}) for fact, text in texts if facts[fact])
 
 
-def _facts(config: DatasetConfig) -> dict[str, Any]:
+def _facts(config: DatasetConfig) -> dict[str, object]:
     """Returns the flags by name, and facts that follow from them."""
     segment, compose = config.segment, config.compose
     segmenter = segment.describe_segmenter()

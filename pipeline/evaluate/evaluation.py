@@ -5,15 +5,21 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import msgspec
+from msgspec import UNSET
+
 from pipeline.dataset.fingerprints import EVALUATE_VERSION
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows
-from pipeline.errors import escaped_line, escaped_texts
+from pipeline.errors import UsageError, escaped_line, escaped_texts
+from pipeline.evaluate.results import EvaluationSettings, ModelRun, RunSettings, Trained
+from pipeline.models.checkpoint import TrainedOn, metadata_of_entry
 from pipeline.models.identity import ModelIdentity
-from pipeline.models.leakage import EvalSubset, training_note
+from pipeline.models.leakage import EvalSubset
 from pipeline.models.predict_config import PredictConfig
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress
+from pipeline.storage.state_files import convert
 from pipeline.storage.store import Store
 
 
@@ -68,9 +74,20 @@ class Evaluation:
         return max(1, usable_cores() // (1 if self.hints else self.groups or 1))
 
     @property
-    def eval_settings(self) -> dict[str, Any]:
-        """The settings that tell two runs of the same model apart, by name."""
-        return {"split": self.split, "holdout": self.holdout, **self.predict.identity}
+    def settings(self) -> RunSettings:
+        """The settings that tell two runs of the same model apart."""
+        return RunSettings(
+            split=self.split,
+            holdout=self.holdout,
+            precision=self.predict.precision,
+            eval_input=self.predict.eval_input,
+        )
+
+    def check_stored(self, why: str) -> None:
+        """Raises UsageError if `--eval_input` is not `stored`, for an analysis that needs the
+        stored pixels; `why` explains the need."""
+        if self.predict.eval_input != "stored":
+            raise UsageError(f"{why}; leave --eval_input {self.predict.eval_input} out")
 
     def test_on(self, dataset: Dataset) -> EvalSubset:
         """Returns the part of a dataset that models are tested on."""
@@ -81,26 +98,41 @@ class Evaluation:
         return selected_rows(dataset, self.split, Holdout(self.holdout), shard)
 
 
-def describe_model(
-    model: ModelIdentity, evaluation: Evaluation, dataset: Dataset
-) -> dict[str, Any]:
-    """Returns a description of a model and of how it is run, which its results record; it can be
-    written as JSON, and its text is printable."""
+def describe_model(model: ModelIdentity, evaluation: Evaluation, dataset: Dataset) -> ModelRun:
+    """Returns a description of a model and of how it is run, which its results record; its text is
+    printable."""
     stored_size = dataset.manifest.config.segment.image_size
     is_resized = model.preprocessing.fixed_size or evaluation.predict.eval_input == "native"
-    description = {
-        "model": model.name,
-        "architecture": model.architecture,
-        "weights": model.weights,
-        "weights_sha256": model.weights_sha256,
-        "preprocessing": dataclasses.asdict(model.preprocessing),
-        "num_outputs": model.num_outputs,
-        "evaluate_version": EVALUATE_VERSION,
-        "evaluation": {
-            **evaluation.eval_settings,
-            "input_size": model.preprocessing.input_size if is_resized else stored_size,
-        },
-        **training_note(model.name, evaluation.test_on(dataset)),
-    }
-    printable: dict[str, Any] = escaped_texts(description)
-    return printable
+    trained = metadata_of_entry(model.name)
+    run = ModelRun(
+        model=model.name,
+        architecture=model.architecture,
+        weights=model.weights,
+        weights_sha256=model.weights_sha256,
+        preprocessing=model.preprocessing,
+        num_outputs=model.num_outputs,
+        evaluate_version=EVALUATE_VERSION,
+        evaluation=EvaluationSettings(
+            **msgspec.structs.asdict(evaluation.settings),
+            input_size=model.preprocessing.input_size if is_resized else stored_size,
+        ),
+        overlap=evaluation.test_on(dataset).overlap(trained) if trained else UNSET,
+        trained=_describe_training(trained) if trained else UNSET,
+    )
+    return convert(escaped_texts(msgspec.to_builtins(run)), ModelRun)
+
+
+def _describe_training(trained: TrainedOn) -> Trained:
+    return Trained(
+        variant=trained.variant,
+        dataset=trained.dataset,
+        split=trained.split,
+        holdout=trained.holdout,
+        method=trained.method,
+        pretrained=trained.pretrained,
+        epochs=trained.epochs,
+        seed=trained.seed,
+        images=len(trained.keys),
+        keys_sha256=trained.keys_digest,
+        penalty=trained.settings.get("penalty", UNSET),
+    )

@@ -4,18 +4,18 @@ results/failures.json   entry of --models -> stage -> why its last attempt faile
 
 A failure is dropped when its model succeeds in the stage, or when any stage has run on another
 version of the dataset. A model that failed but has results on this dataset under the same settings
-keeps them, and usually gets no row for the failure (`error_rows`).
+keeps them, and usually gets no row for the failure (`failures_without_results`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from pipeline.errors import JobError, escaped, escaped_line
-from pipeline.evaluate.result_files import read_result, result_folder, write_result
+from pipeline.evaluate.result_files import read_result, write_result
+from pipeline.evaluate.results import Failure, Named, RunSettings
 from pipeline.runtime.lock import TABLES_LOCK, held
 from pipeline.storage.store import Store
 
@@ -43,7 +43,7 @@ def note_failures(
     store: Store,
     dataset: str,
     stage: str,
-    eval_settings: Mapping[str, Any],
+    settings: RunSettings,
     failed: Iterable[FailedModel],
     succeeded: Iterable[str],
 ) -> None:
@@ -53,8 +53,8 @@ def note_failures(
     Args:
       store: the dataset folder.
       dataset: the dataset's fingerprint.
-      stage: `evaluate`, `attack`, `saliency` or `imagenet`.
-      eval_settings: settings of the evaluation, as for `result_folder`.
+      stage: name of the stage.
+      settings: the settings that the models were run with.
       failed: models that failed in the stage.
       succeeded: names and entries of the models that succeeded in the stage.
 
@@ -63,35 +63,35 @@ def note_failures(
     """
     succeeded = set(map(escaped_line, succeeded))
     with held(store, TABLES_LOCK, wait=60) as store:
-        kept: dict[str, dict[str, Any]] = {}
+        kept: dict[str, dict[str, Failure]] = {}
         for failure in _read_all(store):
-            names = (failure["entry"], failure["model"])
-            has_succeeded = failure["stage"] == stage and not succeeded.isdisjoint(names)
-            if failure["dataset"] == dataset and not has_succeeded:
-                kept.setdefault(failure["entry"], {})[failure["stage"]] = failure
+            names = (failure.entry, failure.model)
+            has_succeeded = failure.stage == stage and not succeeded.isdisjoint(names)
+            if failure.dataset == dataset and not has_succeeded:
+                kept.setdefault(failure.entry, {})[failure.stage] = failure
         for model in failed:
             entry = escaped_line(model.entry)
-            kept.setdefault(entry, {})[stage] = {
-                "entry": entry,
-                "stage": stage,
-                "model": model.model,
-                "error": model.error,
-                "dataset": dataset,
-                "evaluation": dict(eval_settings),
-            }
+            kept.setdefault(entry, {})[stage] = Failure(
+                entry=entry,
+                stage=stage,
+                model=model.model,
+                error=model.error,
+                dataset=dataset,
+                evaluation=settings,
+            )
         if kept:
             write_result(store, FAILURES, kept)
         else:
             store.delete(FAILURES)
 
 
-def _read_all(store: Store) -> list[dict[str, Any]]:
+def _read_all(store: Store) -> list[Failure]:
     """Reads the failures of all stages, on any version of the dataset."""
-    content = read_result(store, FAILURES) or {}
+    content = read_result(store, FAILURES, dict[str, dict[str, Failure]]) or {}
     return [failure for stages in content.values() for failure in stages.values()]
 
 
-def read_failures(store: Store, dataset: str, stage: str) -> tuple[list[dict[str, Any]], list[str]]:
+def read_failures(store: Store, dataset: str, stage: str) -> tuple[list[Failure], list[str]]:
     """Reads the models whose last attempt in a stage failed, in order of their entries.
 
     Args:
@@ -100,46 +100,40 @@ def read_failures(store: Store, dataset: str, stage: str) -> tuple[list[dict[str
       stage: name of the stage, as for `note_failures`.
 
     Returns:
-      (`entry`, `stage`, `model`, `error`, `dataset` and `evaluation` of each failure on this
-      version of the dataset; names of models that failed on an earlier version).
+      (failures on this version of the dataset; names of models that failed on an earlier version).
     """
-    failures = [failure for failure in _read_all(store) if failure["stage"] == stage]
-    current = [failure for failure in failures if failure["dataset"] == dataset]
-    return current, [failure["model"] for failure in failures if failure["dataset"] != dataset]
+    failures = [failure for failure in _read_all(store) if failure.stage == stage]
+    current = [failure for failure in failures if failure.dataset == dataset]
+    return current, [failure.model for failure in failures if failure.dataset != dataset]
 
 
-def error_rows(
-    failed: Iterable[Mapping[str, Any]], results: Iterable[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Returns the rows of failed models, for a table with a column `error`.
+def failures_without_results(failed: Iterable[Failure], results: Iterable[Named]) -> list[Failure]:
+    """Returns the failures that get a row in a table with a column `error`: those whose `model` has
+    no results on the dataset under the same settings.
 
-    A failure gets no row if its `model` has results on the dataset under the same settings. A model
-    that was not loaded has a row beside its results, if their name has a tag that its entry lacks.
+    A model that was not loaded has a row beside its results, if their name has a tag that its entry
+    lacks.
 
     Args:
       failed: failures on this dataset, from `read_failures`.
       results: the models' results on this dataset.
     """
-    existing = {result_folder(result["model"], result["evaluation"]) for result in results}
-    return [
-        {**failure, **failure["evaluation"]}
-        for failure in failed
-        if result_folder(failure["model"], failure["evaluation"]) not in existing
-    ]
+    existing = {result.folder for result in results}
+    return [failure for failure in failed if failure.folder not in existing]
 
 
-def errors_by_model(failed: Iterable[Mapping[str, Any]], entries: Iterable[str]) -> dict[str, str]:
+def errors_by_model(failed: Iterable[Failure], entries: Iterable[str]) -> dict[str, str]:
     """Maps each failed model among these entries of `--models` to its error."""
     wanted = set(entries)
     return {
-        failure["model"]: failure["error"].removeprefix(f"{failure['model']}: ")
+        failure.model: failure.error.removeprefix(f"{failure.model}: ")
         for failure in failed
-        if failure["entry"] in wanted
+        if failure.entry in wanted
     }
 
 
 def print_failures(
-    failed: Iterable[Mapping[str, Any]], entries: Sequence[str], prefix: str, details: str = ""
+    failed: Iterable[Failure], entries: Sequence[str], prefix: str, details: str = ""
 ) -> None:
     """Prints to standard error which entries of `--models` failed.
 

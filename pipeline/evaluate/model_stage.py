@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import sys
 from collections.abc import Iterable, Iterator
@@ -29,7 +28,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, ModelError
 from pipeline.evaluate.failures import FailedModel, note_failures
-from pipeline.evaluate.result_files import result_folder
+from pipeline.evaluate.results import ModelRun, result_folder
 from pipeline.evaluate.work import ModelWork, UnitOutput, Work
 from pipeline.models.known import KnownModels
 from pipeline.models.leakage import refuse_overlap
@@ -38,7 +37,6 @@ from pipeline.runtime.lock import held, model_lock
 from pipeline.runtime.machine import keep_freed_memory
 from pipeline.runtime.progress import Meter
 from pipeline.storage.store import FileDigest, Store
-from transforms.limits import load_json
 
 if TYPE_CHECKING:
     from pipeline.models.loaded import LoadedModel
@@ -68,12 +66,12 @@ class BlockDone:
 
     Attributes:
       order: position of the model, as in `Block`.
-      metadata: the model and its settings as JSON; None if the stage does not apply to the model.
+      run: the model and its settings; None if the stage does not apply to the model.
       units: numbers of the group's units.
     """
 
     order: int
-    metadata: str | None
+    run: ModelRun | None
     units: tuple[int, ...]
 
 
@@ -174,14 +172,14 @@ class FindDone(_Step):
         model = KnownModels(evaluation.store, evaluation.weights, work.taxonomy).recall(entry)
         if model is None:
             return None
-        metadata = work.describe(self.dataset(), model)
-        model_work = work.for_model(self.dataset(), metadata)
+        run = work.describe(self.dataset(), model)
+        model_work = work.for_model(self.dataset(), run)
         if model_work is None:
             return BlockDone(block.order, None, units)
         if not all(model_work.is_done(unit) for unit in units):
             return None
         self.count_existing(block, model_work, units)
-        return BlockDone(block.order, json.dumps(metadata, sort_keys=True), units)
+        return BlockDone(block.order, run, units)
 
 
 class RunModels(_Step):
@@ -221,12 +219,12 @@ class RunModels(_Step):
         from pipeline.evaluate.resident import on_device
 
         work, evaluation = self.work, self.work.evaluation
-        metadata = work.describe(self.dataset(), model)
-        model_work = work.for_model(self.dataset(), metadata)
+        run = work.describe(self.dataset(), model)
+        model_work = work.for_model(self.dataset(), run)
         if model_work is None:
             self._note_done(block, units)
             return BlockDone(block.order, None, units)
-        folder = result_folder(model.name, evaluation.eval_settings)
+        folder = result_folder(model.name, evaluation.settings)
         with held(evaluation.store, model_lock(folder, block.group)) as store:
             with timed(work.stage):
                 missing = [unit for unit in units if not model_work.is_done(unit)]
@@ -236,7 +234,7 @@ class RunModels(_Step):
             if missing:
                 with on_device(model, evaluation, block.group) as predictor, timed(work.stage):
                     self._run_missing(store, block, model_work, predictor, units, missing)
-        return BlockDone(block.order, json.dumps(metadata, sort_keys=True), units)
+        return BlockDone(block.order, run, units)
 
     def _run_missing(
         self,
@@ -342,18 +340,17 @@ class SummarizeModel(_Step):
                 f"{entry}: {work.stage} of {len(units)} of {len(work.units(self.dataset()))} parts "
                 "arrived. Run the same command again to go on"
             )
-        descriptions = {block.metadata for block in blocks}
-        if len(descriptions) > 1:
+        runs = {block.run for block in blocks}
+        if len(runs) > 1:
             raise JobError(
                 f"{entry} has changed while it was run. Run the same command again to go on"
             )
-        description = descriptions.pop()
-        if description is None:
+        run = runs.pop()
+        if run is None:
             return [ModelSummary((entry,))]
         with timed(work.stage):
-            metadata = load_json(description)
-            work.summarize(self.dataset(), metadata, entry)
-        return [ModelSummary((entry, metadata["model"]))]
+            work.summarize(self.dataset(), run, entry)
+        return [ModelSummary((entry, run.model))]
 
 
 class FinishModels(_Step):
@@ -369,9 +366,7 @@ class FinishModels(_Step):
         succeeded = [name for summary in summaries for name in summary.names]
         count(f"{work.stage}_failed", len(failed))
         failed.sort(key=lambda failure: failure.order)
-        note_failures(
-            evaluation.store, dataset, work.stage, evaluation.eval_settings, failed, succeeded
-        )
+        note_failures(evaluation.store, dataset, work.stage, evaluation.settings, failed, succeeded)
         evaluation.store.remove_temporary()
         return [dataset]
 

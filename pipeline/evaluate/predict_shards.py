@@ -24,12 +24,12 @@ from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.background_logits import PROBED_VARIANT, keys_to_keep
 from pipeline.evaluate.prediction_files import (
-    ModelMetadata,
     prediction_file,
     prediction_fingerprints,
     tested_keys,
 )
 from pipeline.evaluate.result_files import PREDICTION_SCHEMA
+from pipeline.evaluate.results import ModelRun
 from pipeline.evaluate.work import ModelWork, NoteDone, UnitOutput
 from pipeline.runtime.counters import count
 from pipeline.storage.state_files import read_intact, read_table
@@ -128,28 +128,24 @@ class PredictShards(ModelWork):
 
     Args:
       dataset: the dataset whose pictures are predicted.
-      metadata: the model, and how it is run.
+      run: the model, and how it is run.
       store: the dataset folder that predictions are written to; None for the folder of `dataset`.
     """
 
-    def __init__(
-        self, dataset: Dataset, metadata: ModelMetadata, store: Store | None = None
-    ) -> None:
+    def __init__(self, dataset: Dataset, run: ModelRun, store: Store | None = None) -> None:
         super().__init__(store or dataset.store)
-        self._dataset, self._metadata = dataset, metadata
+        self._dataset, self._run = dataset, run
         self._fingerprints: dict[int, dict[str, str]] = {}
 
     def _by_variant(self, shard: int) -> dict[str, str]:
         """Same as `prediction_fingerprints`, but computed once for each shard."""
         if shard not in self._fingerprints:
-            self._fingerprints[shard] = prediction_fingerprints(
-                self._dataset, self._metadata, shard
-            )
+            self._fingerprints[shard] = prediction_fingerprints(self._dataset, self._run, shard)
         return self._fingerprints[shard]
 
     def path(self, unit: int) -> str:
         """Same as `ModelWork.path`."""
-        return prediction_file(self._metadata, unit)
+        return prediction_file(self._run, unit)
 
     def fingerprint(self, unit: int) -> str:
         """Same as `ModelWork.fingerprint`."""
@@ -194,12 +190,12 @@ class PredictShards(ModelWork):
                 yield started.popleft().complete_output(pending)
 
     def _start(self, number: int, device: str) -> _ShardInProgress:
-        metadata = self._metadata
-        tested = tested_keys(self._dataset, metadata, number)
-        shards = self._dataset.shards(metadata["evaluation"]["split"])
+        run = self._run
+        tested = tested_keys(self._dataset, run, number)
+        shards = self._dataset.shards(run.evaluation.split)
         return _ShardInProgress(
             self._dataset,
-            metadata,
+            run,
             number,
             device,
             fingerprints=self._by_variant(number),
@@ -227,7 +223,7 @@ class _ShardInProgress:
 
     Args:
       dataset: the dataset.
-      metadata: the model, and how it is run.
+      run: the model, and how it is run.
       number: number of the shard.
       device: type of the device that the model runs on, such as `cuda`.
       fingerprints: values of the column `of` by variant, from `prediction_fingerprints`.
@@ -239,7 +235,7 @@ class _ShardInProgress:
     def __init__(
         self,
         dataset: Dataset,
-        metadata: ModelMetadata,
+        run: ModelRun,
         number: int,
         device: str,
         *,
@@ -248,26 +244,26 @@ class _ShardInProgress:
         tested: frozenset[str],
         probed: frozenset[str],
     ) -> None:
-        self._dataset, self._metadata, self.number, self._device = dataset, metadata, number, device
+        self._dataset, self._run, self.number, self._device = dataset, run, number, device
         self._fingerprints, self.kept, self._tested = fingerprints, kept, tested
         self._probed = pa.array(sorted(probed), pa.string())
-        self._outputs = labels_of_outputs(metadata["num_outputs"], dataset.taxonomy)
+        self._outputs = labels_of_outputs(run.num_outputs, dataset.taxonomy)
         self._tables: dict[str, list[pa.Table]] = {variant: [] for variant in fingerprints}
 
     def parts(self) -> Iterator[ShardPictures]:
         """Yields the pictures that have no valid predictions, variant by variant, so that the
         batches of a variant do not depend on which other variants exist."""
-        settings = self._metadata["evaluation"]
+        settings = self._run.evaluation
         for variant in self._fingerprints:
             keys = self._tested
             if variant in self.kept:
                 # A killed run may have left only the first batches of a variant.
                 keys = keys.difference(self.kept[variant]["key"].to_pylist())
             if keys:
-                is_all = keys == self._tested and not settings["holdout"]
+                is_all = keys == self._tested and not settings.holdout
                 yield ShardPictures(
                     self._dataset,
-                    settings["split"],
+                    settings.split,
                     self.number,
                     variant,
                     None if is_all else keys,
@@ -284,7 +280,7 @@ class _ShardInProgress:
         labels = rows["label"].to_numpy()
         no_logits = pa.nulls(len(rows), PREDICTION_SCHEMA.field("logits").type)
         constants = {
-            "model": self._metadata["model"],
+            "model": self._run.model,
             "variant": variant,
             "of": self._fingerprints[variant],
             "device": self._device,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from pipeline.evaluate.prediction_files import (
     prediction_fingerprints,
 )
 from pipeline.evaluate.result_files import PREDICTION_SCHEMA, read_results
+from pipeline.evaluate.results import ModelRun, PicturesResult
 from pipeline.storage.state_files import parse_parquet, read_intact, read_table
 from pipeline.storage.store import Store
 from transforms.hashing import keyed_hashes
@@ -124,30 +125,33 @@ def split_fingerprint(dataset: Dataset, split: str, variants: tuple[str, ...]) -
     return fingerprint(files, images.units, *dataset.custom_taxonomy)
 
 
+_R = TypeVar("_R", bound=PicturesResult)
+
+
 def read_current_results(
-    dataset: Dataset, name: str, variants_of: Callable[[Mapping[str, Any]], tuple[str, ...]]
-) -> tuple[list[dict[str, Any]], list[str]]:
+    dataset: Dataset, name: str, kind: type[_R], variants_of: Callable[[_R], tuple[str, ...]]
+) -> tuple[list[_R], list[str]]:
     """Reads the results of all models, and separates valid results from outdated ones.
 
     Args:
       dataset: the dataset.
-      name: name of the results, as for `result_file`; each result's field `of` must be a
-        `split_fingerprint`.
+      name: name of the results, as for `result_file`.
+      kind: type of the results.
       variants_of: returns the variants that a result was computed from.
 
     Returns:
-      (results on the dataset's present pictures, in order of their folders, with the dataset's
-      fingerprint in `dataset`; names of models whose results are on earlier pictures).
+      (results on the dataset's present pictures, in order of their folders; names of models whose
+      results are on earlier pictures).
     """
     expected = functools.cache(functools.partial(split_fingerprint, dataset))
     current, stale = [], []
-    for result in read_results(dataset.store, name):
-        split = result["evaluation"]["split"]
+    for result in read_results(dataset.store, name, kind):
+        split = result.evaluation.split
         is_known_split = split in dataset.manifest.shards
-        if is_known_split and result["of"] == expected(split, variants_of(result)):
-            current.append({**result, "dataset": dataset.manifest.fingerprint})
+        if is_known_split and result.of == expected(split, variants_of(result)):
+            current.append(result)
         else:
-            stale.append(result["model"])
+            stale.append(result.model)
     return current, stale
 
 
@@ -213,15 +217,13 @@ class ModelPredictions:
 _COLUMNS = ["label_rule", "variant", "fg_key", "bg_key", "label", "prediction", "of", "device"]
 
 
-def read_predictions(
-    dataset: Dataset, images: EvalImages, metadata: Mapping[str, Any]
-) -> ModelPredictions:
+def read_predictions(dataset: Dataset, images: EvalImages, run: ModelRun) -> ModelPredictions:
     """Reads a model's valid predictions on a dataset.
 
     Args:
       dataset: the dataset.
       images: the images that the model was tested on.
-      metadata: the model, and how it was run.
+      run: the model, and how it was run.
 
     Raises:
       JobError: a background is not in the index.
@@ -229,19 +231,16 @@ def read_predictions(
     """
     tables = [
         PREDICTION_SCHEMA.empty_table().select(_COLUMNS),
-        *(
-            _read_current(dataset, metadata, shard)
-            for shard in dataset.shards(metadata["evaluation"]["split"])
-        ),
+        *(_read_current(dataset, run, shard) for shard in dataset.shards(run.evaluation.split)),
     ]
     predictions = pa.concat_tables(tables).unify_dictionaries()
-    return predictions_in_table(predictions, images, evaluated_variants(dataset, metadata))
+    return predictions_in_table(predictions, images, evaluated_variants(dataset, run))
 
 
-def _read_current(dataset: Dataset, metadata: Mapping[str, Any], shard: int) -> pa.Table:
+def _read_current(dataset: Dataset, run: ModelRun, shard: int) -> pa.Table:
     """Reads the predictions on a shard's present pictures; returns an empty table if the file is
     missing or damaged."""
-    path = prediction_file(metadata, shard)
+    path = prediction_file(run, shard)
 
     def read() -> pa.Table:
         return read_table(dataset.store, path, columns=_COLUMNS).replace_schema_metadata()
@@ -249,7 +248,7 @@ def _read_current(dataset: Dataset, metadata: Mapping[str, Any], shard: int) -> 
     table = read_intact(dataset.store, path, read)
     if table is None:
         return PREDICTION_SCHEMA.empty_table().select(_COLUMNS)
-    fingerprints = prediction_fingerprints(dataset, metadata, shard)
+    fingerprints = prediction_fingerprints(dataset, run, shard)
     (variant_codes, variants), (of_codes, of) = (_codes(table[name]) for name in ("variant", "of"))
     # `expected[code of a variant]` is the code of the value of `of` in its valid predictions.
     expected = np.asarray(
@@ -263,6 +262,9 @@ def predictions_in_table(
     predictions: pa.Table, images: EvalImages, variants: Iterable[str]
 ) -> ModelPredictions:
     """Sorts a model's predictions by label rule and variant.
+
+    The label rules are those that any prediction has; all of them if no image was tested. A variant
+    is missing if one of these rules lacks an image.
 
     Args:
       predictions: valid predictions, with the columns `label_rule`, `variant`, `fg_key`, `bg_key`,
@@ -279,15 +281,18 @@ def predictions_in_table(
     predicted = predictions["prediction"].to_numpy().astype(np.int16)
     rule_codes, rules = _codes(predictions["label_rule"])
     variant_codes, variants_of_rows = _codes(predictions["variant"])
-    by_rule = {rule: Predictions(images.labels, {}, {}, {}) for rule in LABEL_RULES}
+    known_rules = [rule for rule in LABEL_RULES if rule in rule_codes or not len(images.keys)]
+    by_rule = {rule: Predictions(images.labels, {}, {}, {}) for rule in known_rules}
     missing = []
     for variant in variants:
         is_variant = variants_of_rows == variant_codes.get(variant, -1)
         rows_by_rule = [
-            np.flatnonzero(is_variant & (rules == rule_codes.get(rule, -1))) for rule in LABEL_RULES
+            np.flatnonzero(is_variant & (rules == rule_codes.get(rule, -1))) for rule in known_rules
         ]
         expected = np.arange(len(images.keys))
-        if not all(np.array_equal(np.sort(foregrounds[rows]), expected) for rows in rows_by_rule):
+        if not rows_by_rule or not all(
+            np.array_equal(np.sort(foregrounds[rows]), expected) for rows in rows_by_rule
+        ):
             missing.append(variant)
             continue
         for result, rows in zip(by_rule.values(), rows_by_rule, strict=True):

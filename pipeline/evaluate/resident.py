@@ -14,7 +14,8 @@ import torch
 
 from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.evaluate.result_files import read_results, result_file, result_folder
+from pipeline.evaluate.result_files import read_results, result_file
+from pipeline.evaluate.results import ModelRun
 from pipeline.models.known import KnownModels
 from pipeline.models.loaded import LoadedModel, check_head
 from pipeline.models.pixel_cache import PixelCache
@@ -126,11 +127,10 @@ def forget_all() -> None:
 
 
 def _check_weights(model: LoadedModel, evaluation: Evaluation) -> None:
-    for metadata in read_results(evaluation.store, "model", model.name):
-        earlier = metadata["weights_sha256"]
+    for run in read_results(evaluation.store, "model", ModelRun, model.name):
+        earlier = run.weights_sha256
         if earlier != model.weights_sha256:
-            folder = result_folder(metadata["model"], metadata["evaluation"])
-            path = result_file(folder, "model")
+            path = result_file(run.folder, "model")
             raise JobError(
                 f"the weights of {model.name} have changed since {evaluation.store.path(path)} was "
                 f"written (sha256 {earlier[:12]}, now {model.weights_sha256[:12]}); "

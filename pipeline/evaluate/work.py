@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import pyarrow as pa
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata
 from pipeline.evaluate.evaluation import Evaluation, describe_model
-from pipeline.evaluate.prediction_files import ModelMetadata
+from pipeline.evaluate.results import ModelRun
 from pipeline.models.identity import ModelIdentity
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy
@@ -134,21 +134,20 @@ class Work(abc.ABC):
         pictures = sum(self.size(dataset, unit) for unit in units)
         return max(1, min(len(units), pictures // _PICTURES_OF_BLOCK))
 
-    def describe(self, dataset: Dataset, model: ModelIdentity) -> dict[str, Any]:
-        """Returns a description of a model and its settings in this stage; it can be written as
-        JSON."""
+    def describe(self, dataset: Dataset, model: ModelIdentity) -> ModelRun:
+        """Returns a description of a model and its settings in this stage."""
         return describe_model(model, self.evaluation, dataset)
 
     @abc.abstractmethod
-    def for_model(self, dataset: Dataset, metadata: ModelMetadata) -> ModelWork | None:
+    def for_model(self, dataset: Dataset, run: ModelRun) -> ModelWork | None:
         """Returns the work on a model; None if the stage does not apply to it."""
 
     @abc.abstractmethod
-    def summarize(self, dataset: Dataset, metadata: ModelMetadata, entry: str) -> None:
+    def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
         """Writes the result of a model whose units are all done, and removes stale files.
 
         Args:
           dataset: the dataset that the model was run on.
-          metadata: the model, and how it was run.
+          run: the model, and how it was run.
           entry: the model's entry of `--models`.
         """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeGuard
 
 from pipeline.errors import UsageError
 
@@ -23,17 +23,17 @@ class CocoObject:
     """
 
     name: str
-    box: Any
-    segmentation: Any
+    box: object
+    segmentation: object
 
 
-def is_coco(content: Any) -> bool:
+def is_coco(content: object) -> TypeGuard[dict[str, list[Any]]]:
     """Returns whether the content of a JSON file has COCO's parts."""
     return isinstance(content, dict) and all(isinstance(content.get(p), list) for p in _PARTS)
 
 
 def coco_objects(
-    path: str, content: dict[str, Any]
+    path: str, content: Mapping[str, list[Any]]
 ) -> Iterator[tuple[dict[str, Any], list[CocoObject]]]:
     """Yields (entry, objects) for each image, in the order of the file.
 
@@ -45,13 +45,13 @@ def coco_objects(
       UsageError: an image, a category or an annotation lacks an id or a name, or refers to an id
         that the file does not have; or two images, or two categories, have the same id.
     """
-    names: dict[Any, str] = {}
+    names: dict[int | str, str] = {}
     for category in content["categories"]:
         number = _value(path, category, "categories", "id")
         if number in names:
             raise UsageError(f"{path}: two categories have the id {number}")
         names[number] = str(_value(path, category, "categories", "name"))
-    objects: dict[Any, list[CocoObject]] = {}
+    objects: dict[int | str, list[CocoObject]] = {}
     for image in content["images"]:
         number = _value(path, image, "images", "id")
         _value(path, image, "images", "file_name")
@@ -77,7 +77,7 @@ def coco_objects(
         yield image, objects[image["id"]]
 
 
-def mask_text(height: int, width: int, segmentations: Sequence[Any]) -> str:
+def mask_text(height: int, width: int, segmentations: Sequence[object]) -> str:
     """Returns a mask as text, which `transforms.masks` decodes.
 
     Args:
@@ -88,14 +88,14 @@ def mask_text(height: int, width: int, segmentations: Sequence[Any]) -> str:
     return json.dumps(mask, sort_keys=True, separators=(",", ":"))
 
 
-def _value(path: str, entry: Any, part: str, name: str) -> Any:
+def _value(path: str, entry: object, part: str, name: str) -> int | str:
     value = entry.get(name) if isinstance(entry, dict) else None
     if value is None or not isinstance(value, int | str):
         raise UsageError(f"{path}: an entry of {part} has no {name}: {str(entry)[:60]}")
     return value
 
 
-def _corners(box: Any) -> Any:
+def _corners(box: Any) -> object:
     """Returns the corners of a box that is given as (x, y, width, height), where (x, y) is its
     upper left corner. Returns a box that is not four numbers unchanged."""
     try:

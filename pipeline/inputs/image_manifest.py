@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pipeline.dataset.manifest import FORMAT as DATASET
@@ -70,8 +70,8 @@ class ListedImage:
     row: TableRow
     path: str
     columns: dict[str, Any] = dataclasses.field(default_factory=dict)
-    objects: list[tuple[str, Any]] = dataclasses.field(default_factory=list)
-    segmentations: list[Any] | None = None
+    objects: list[tuple[str, object]] = dataclasses.field(default_factory=list)
+    segmentations: list[object] | None = None
 
 
 def _find_manifest(root: str, split: str) -> str | None:
@@ -219,7 +219,7 @@ def _source_image(image: ListedImage, root: str, infos: dict[str, FileInfo | Non
     )
 
 
-def _mask_location(columns: dict[str, Any], segmentations: list[Any]) -> str | None:
+def _mask_location(columns: dict[str, Any], segmentations: list[object]) -> str | None:
     """Returns the location of a mask that the table itself holds; None if the table does not tell
     the size of the image."""
     try:
@@ -257,14 +257,14 @@ def _annotation(image: ListedImage) -> str | None:
 
 
 @functools.lru_cache(maxsize=1)
-def _parse_json(path: str, identity: str) -> Any:
+def _parse_json(path: str, identity: str) -> object:
     """Reads JSON once for several calls in a row. A file that was rewritten has another `identity`,
     so it is read again."""
     del identity
     return read_json(path, FLAG)
 
 
-def content_of_coco(path: str) -> dict[str, Any] | None:
+def content_of_coco(path: str) -> dict[str, list[Any]] | None:
     """Reads COCO's JSON; returns None for other tables.
 
     Raises:
@@ -286,7 +286,7 @@ def content_of_coco(path: str) -> dict[str, Any] | None:
             f"{FLAG} {path} is neither COCO's JSON (images, annotations, categories) nor a list "
             "of objects with image and class"
         )
-    return dict(content)
+    return content
 
 
 def images_of_rows(path: str, root: str) -> Iterator[ListedImage]:
@@ -315,7 +315,7 @@ def images_of_rows(path: str, root: str) -> Iterator[ListedImage]:
     return iter(images.values())
 
 
-def images_of_coco(path: str, root: str, content: dict[str, Any]) -> Iterator[ListedImage]:
+def images_of_coco(path: str, root: str, content: Mapping[str, list[Any]]) -> Iterator[ListedImage]:
     """Yields the images of COCO's JSON, in its order.
 
     Args:
@@ -352,7 +352,7 @@ def path_from(root: str, text: str) -> str:
     return absolute(text if "://" in text else join(root, text))
 
 
-def _boxes(row: TableRow) -> list[Any]:
+def _boxes(row: TableRow) -> list[object]:
     """Returns the boxes of a row as they are, even if they are not valid; empty if the row has no
     boxes."""
     boxes = row.values.get("boxes")

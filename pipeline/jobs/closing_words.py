@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.analyses import ANALYSES
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import counted
@@ -9,7 +10,14 @@ from pipeline.generate.rejections import advice
 from pipeline.runtime.counters import bytes_written, stage_seconds
 from transforms.filters import Reason
 
-_ALSO_MADE = ("commits", "images_explained", "versions_published")
+_MODEL_STAGES = tuple(analysis for analysis in ANALYSES if analysis.runs_models)
+_STAGES = (
+    *("list", "segment", "plan", "compose", "commit"),
+    *(analysis.name for analysis in _MODEL_STAGES),
+    "publish",
+)
+"""Names of the stages whose time is measured, in the order of the graph."""
+_ALSO_MADE = ("commits", "versions_published", *(one.counter for one in _MODEL_STAGES))
 """Counters of finished work whose names do not end with `_made`."""
 
 
@@ -73,16 +81,12 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: floa
             if "images_cropped" not in counters
             else f"{counted(counters['images_cropped'], 'image')} looked at",
             f"{counters.get('images_composed', 0)} composed",
-            f"{counted(counters.get('pictures_predicted', 0), 'picture')} predicted",
         ]
         done += [
-            f"{counted(counters[name], unit)} {fate}"
-            for name, unit, fate in (
-                ("imagenet_images", "ImageNet image", "classified"),
-                ("composites_predicted", "composite", "predicted"),
-                ("images_explained", "image", "explained"),
-            )
-            if name in counters
+            f"{counted(counters.get(analysis.counter, 0), analysis.unit)} {analysis.fate}"
+            for analysis in _MODEL_STAGES
+            # A job that evaluates nothing says so.
+            if analysis is ANALYSES[0] or analysis.counter in counters
         ]
         fallbacks = counters.get("segmenter_fallbacks")
         if fallbacks:
@@ -95,7 +99,9 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: floa
         written = [f"{size(n)} {folder}" for folder, n in bytes_written(counters).items()]
         if written:
             lines.append("written: " + ", ".join(written))
-        stages = [f"{name} {s:.1f} s" for name, s in stage_seconds(counters).items() if s >= 0.05]
+        stages = [
+            f"{name} {s:.1f} s" for name, s in stage_seconds(counters, _STAGES).items() if s >= 0.05
+        ]
         lines.append(f"time: {seconds:.1f} s; summed over workers: " + ", ".join(stages))
     lines.append(f"dataset {manifest.fingerprint[:12]}")
     return "\n".join(lines)

@@ -12,11 +12,12 @@ import dataclasses
 import difflib
 import operator
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Container, Iterable, Iterator, Sequence
 
+from pipeline.analyses.evaluation.results import Summary
+from pipeline.display.verdicts import Estimate
 from pipeline.errors import UsageError
-from pipeline.evaluate.result_files import display_name
+from pipeline.evaluate.results import Failure, RunSettings, pick
 from transforms.scoring import LABEL_RULES
 from transforms.variants import VARIANTS, base_of, is_picture
 
@@ -34,7 +35,7 @@ class Condition:
 
     Attributes:
       text: the condition as given.
-      label_rule: label rule by which the measure is computed.
+      label_rule: label rule by which the measure is computed; "" for that of each model's headline.
       measure: `bg_gap`, or the name of a variant, which stands for the accuracy on it.
       comparison: `>`, `>=`, `<` or `<=`.
       limit: the fraction to compare with, from 0 to 1; for `bg_gap` from -1 to 1.
@@ -48,7 +49,7 @@ class Condition:
 
     @classmethod
     def parse(cls, text: str, custom: Iterable[str] = ()) -> Condition:
-        """Parses `[LABEL_RULE:]MEASURE COMPARISON LIMIT`; the default label rule is the paper's.
+        """Parses `[LABEL_RULE:]MEASURE COMPARISON LIMIT`.
 
         Args:
           text: the condition, as given.
@@ -92,21 +93,20 @@ class Condition:
             raise UsageError(
                 f"--fail_if {text!r}: {limit!r} is not a fraction between {lowest:g} and 1"
             )
-        return cls(text, rule or next(iter(LABEL_RULES)), measure, comparison, value)
+        return cls(text, rule or "", measure, comparison, value)
 
     def needs(self) -> tuple[str, ...]:
         """Returns the variants that a dataset must have for the measure."""
         return ("mixed_same", "mixed_rand") if self.measure == GAP else (self.measure,)
 
-    def row(self, summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Returns the row of a summary that holds the measure; None if there is no such row, or the
-        row is based on no image."""
-        rows = summary.get("gaps" if self.measure == GAP else "accuracy", ())
-        for row in rows:
-            # Rows of `gaps` have no `variant`.
-            if row["label_rule"] == self.label_rule and row.get("variant", GAP) == self.measure:
-                return row if row["n"] else None
-        return None
+    def estimate(self, summary: Summary) -> tuple[Estimate, int] | None:
+        """Returns the measure of a model with its interval, and the number of images; None if it
+        was not measured."""
+        if self.measure == GAP:
+            gap = summary.gap(self.label_rule)
+            return (gap.estimate, gap.n) if gap else None
+        row = summary.accuracy_on(self.measure, self.label_rule)
+        return (row.estimate, row.n) if row and row.estimate else None
 
     def holds(self, value: float) -> bool:
         """Returns whether a value, a fraction, satisfies the condition."""
@@ -159,22 +159,17 @@ class ConditionResult:
     line: str
 
 
-def is_of_evaluation(
-    summary: Mapping[str, Any], entries: Container[str], eval_settings: Mapping[str, Any]
-) -> bool:
+def is_of_evaluation(summary: Summary, entries: Container[str], settings: RunSettings) -> bool:
     """Returns whether a summary is of one of the entries, and was made with these settings."""
-    evaluation = summary["evaluation"]
-    return summary["entry"] in entries and all(
-        evaluation.get(name) == value for name, value in eval_settings.items()
-    )
+    return summary.entry in entries and pick(RunSettings, summary.evaluation) == settings
 
 
 def judge(
     conditions: Iterable[Condition],
-    summaries: Iterable[Mapping[str, Any]],
-    failed: Iterable[Mapping[str, Any]],
+    summaries: Iterable[Summary],
+    failed: Iterable[Failure],
     entries: Iterable[str],
-    eval_settings: Mapping[str, Any],
+    settings: RunSettings,
 ) -> Iterator[ConditionResult]:
     """Yields the result of each condition on each model of a job, in the order of the models.
 
@@ -183,18 +178,18 @@ def judge(
       summaries: summaries of the dataset's models. Models that are not among `entries` are ignored.
       failed: the models that failed, from `read_failures`.
       entries: entries of `--models` that the job was to evaluate, in order.
-      eval_settings: settings of the job's evaluation; summaries with other settings are ignored.
+      settings: settings of the job's evaluation; summaries with other settings are ignored.
     """
     conditions = tuple(conditions)
-    by_entry: dict[str, list[Mapping[str, Any]]] = {entry: [] for entry in entries}
+    by_entry: dict[str, list[Summary]] = {entry: [] for entry in entries}
     for summary in summaries:
-        if is_of_evaluation(summary, by_entry, eval_settings):
-            by_entry[summary["entry"]].append(summary)
-    errors = {failure["entry"]: failure for failure in failed}
+        if is_of_evaluation(summary, by_entry, settings):
+            by_entry[summary.entry].append(summary)
+    errors = {failure.entry: failure for failure in failed}
     for entry, entry_summaries in by_entry.items():
         for condition in conditions:
             if entry in errors:
-                reason = f"{display_name(errors[entry])} failed: {errors[entry]['error']}"
+                reason = f"{errors[entry].name} failed: {errors[entry].error}"
                 yield ConditionResult(None, f"--fail_if {condition.text} is not tested: {reason}")
             elif not entry_summaries:
                 reason = f"{entry} has no results"
@@ -203,23 +198,23 @@ def judge(
                 yield from (_judge(condition, summary) for summary in entry_summaries)
 
 
-def _judge(condition: Condition, summary: Mapping[str, Any]) -> ConditionResult:
+def _judge(condition: Condition, summary: Summary) -> ConditionResult:
     """Returns the result of a condition on the model of a summary."""
-    name = display_name(summary)
-    row = condition.row(summary)
-    if row is None:
+    name = summary.name
+    found = condition.estimate(summary)
+    if found is None:
         return ConditionResult(
             None,
             f"--fail_if {condition.text} is not tested: {name} has no result for "
             f"{condition.measure}",
         )
-    value = row["gap"] if condition.measure == GAP else row["accuracy"]
-    interval_satisfies = condition.holds(row["ci_low"]) and condition.holds(row["ci_high"])
-    holds = interval_satisfies and row["n"] >= MIN_IMAGES
+    (value, low, high), n = found
+    interval_satisfies = condition.holds(low) and condition.holds(high)
+    holds = interval_satisfies and n >= MIN_IMAGES
     verb = "holds" if holds else "does not hold"
     line = (
         f"--fail_if {condition.text} {verb} for {name}: {value:.3f}, "
-        f"95 % interval [{row['ci_low']:.3f}, {row['ci_high']:.3f}], n = {row['n']}"
+        f"95 % interval [{low:.3f}, {high:.3f}], n = {n}"
     )
     if interval_satisfies and not holds:
         line += f"; no condition holds on fewer than {MIN_IMAGES} images"

@@ -14,18 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 
+from pipeline.analyses.evaluation.results import Summary
+from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.evaluate.failures import errors_by_model, read_failures
-from pipeline.evaluate.result_files import display_name
-from pipeline.evaluate.summaries import read_summaries
 from pipeline.jobs.fail_if import Condition, is_of_evaluation, judge
 from pipeline.runtime.lock import DATASET_LOCK, release
 from pipeline.runtime.progress import Progress
 from pipeline.storage.state_files import json_bytes
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.limits import load_json
-from transforms.scoring import PAPER_RULE
 
 if TYPE_CHECKING:
     from pipeline.evaluate.evaluation import Evaluation
@@ -76,10 +75,10 @@ class JobSummary:
         if self.evaluation is not None:
             entries = self.evaluation.entries
             summaries, _ = read_summaries(dataset)
-            settings = self.evaluation.eval_settings
+            settings = self.evaluation.settings
             ours = [s for s in summaries if is_of_evaluation(s, entries, settings)]
             failed, _ = read_failures(self.store, manifest.fingerprint, "evaluate")
-            content["models"] = {display_name(s): _figures(s) for s in ours}
+            content["models"] = {one.name: _figures(one) for one in ours}
             content["failed"] = errors_by_model(failed, entries)
             verdicts = judge(self.conditions, ours, failed, entries, settings)
             lines = (verdict.line for verdict in verdicts if verdict.holds)
@@ -87,16 +86,14 @@ class JobSummary:
         return content
 
 
-def _figures(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Returns BG-Gap and the accuracy on `original`, under the paper's label rule, as far as they
-    were measured."""
+def _figures(summary: Summary) -> dict[str, float]:
+    """Returns BG-Gap and the accuracy on `original`, under the label rule of the headline, as far
+    as they were measured."""
     figures = {}
-    for row in summary["accuracy"]:
-        if row["label_rule"] == PAPER_RULE and row["variant"] == "original" and row["n"]:
-            figures["original"] = round(row["accuracy"], 6)
-    for row in summary["gaps"]:
-        if row["label_rule"] == PAPER_RULE and row["gap"] is not None:
-            figures["bg_gap"] = round(row["gap"], 6)
+    if original := summary.estimate("original"):
+        figures["original"] = round(original[0], 6)
+    if gap := summary.gap():
+        figures["bg_gap"] = round(gap.gap, 6)
     return figures
 
 

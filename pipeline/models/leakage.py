@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows
@@ -64,20 +63,3 @@ def check_entries(entries: Iterable[str], subset: EvalSubset) -> None:
     """Calls `EvalSubset.check` for each of several entries."""
     for entry in entries:
         subset.check(entry)
-
-
-def training_note(entry: str, subset: EvalSubset) -> dict[str, Any]:
-    """Describes a checkpoint's training for results; empty if a model records no training."""
-    trained = metadata_of_entry(entry)
-    if trained is None:
-        return {}
-    names = ("variant", "dataset", "split", "holdout", "method", "pretrained", "epochs", "seed")
-    note = trained.note()
-    return {
-        "overlap": subset.overlap(trained),
-        "trained": {
-            **{name: note[name] for name in (*names, "images", "keys_sha256")},
-            # Only linear probes have a penalty.
-            **{name: note["settings"][name] for name in ("penalty",) if name in note["settings"]},
-        },
-    }

@@ -6,6 +6,7 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 CPU_BATCH = 32
 GPU_BATCH = 256
@@ -24,9 +25,9 @@ class PredictConfig:
     """
 
     device: str = "auto"
-    precision: str = "fp32"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     batch_size: int | None = None
-    eval_input: str = "stored"
+    eval_input: Literal["stored", "native"] = "stored"
 
     @property
     def identity(self) -> dict[str, str]:

@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from urllib.parse import quote
 
 from pipeline.dataset.sinks import Sample
-from pipeline.report.evidence import Evidence, ModelResults
+from pipeline.display.evidence import Evidence
+from pipeline.display.pictures import Budget, data_uri, find_samples
 from pipeline.report.image_selection import (
     PER_CLASS,
     Candidate,
+    Evaluated,
     choose_images,
     read_predictions_of,
     shown_models,
 )
 from pipeline.report.patterns import PATTERNS, Pattern, VersionAnswer, patterns_of
-from pipeline.report.pictures import Budget, data_uri, find_samples
-from transforms.scoring import LABEL_RULES, PAPER_RULE, classes_of_outputs
+from transforms.scoring import classes_of_outputs
 from transforms.taxonomy import OUTSIDE, Taxonomy
 from transforms.variants import EXTERNAL, base_of
 
@@ -26,7 +27,6 @@ _BYTES = 4_900_000
 _AT_ONCE = 9 * PER_CLASS
 """Number of images whose pictures are encoded before the next are read. Encoding takes 10 ms for
 each picture, and with hundreds of classes most of them have no room."""
-_OTHER_RULE = next(rule for rule in LABEL_RULES if rule != PAPER_RULE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +154,7 @@ def make_chooser(evidence: Evidence, with_pictures: bool = True) -> Chooser:
     return Chooser(
         split=split,
         images=evidence.dataset.manifest.images[split]["selected"],
-        models=tuple(model.name for model in models),
+        models=tuple(model.name for model, _ in models),
         cards=tuple(cards),
         is_cut=len(cards) < count,
     )
@@ -163,7 +163,7 @@ def make_chooser(evidence: Evidence, with_pictures: bool = True) -> Chooser:
 def _make_cards(
     evidence: Evidence,
     split: str,
-    models: Sequence[ModelResults],
+    models: Sequence[Evaluated],
     candidates: Sequence[Candidate],
     budget: Budget,
     with_pictures: bool,
@@ -194,15 +194,15 @@ def _make_cards(
 
 
 def _predictions(
-    evidence: Evidence, split: str, models: Sequence[ModelResults], keys: Sequence[str]
+    evidence: Evidence, split: str, models: Sequence[Evaluated], keys: Sequence[str]
 ) -> dict[tuple[str, str], list[Prediction]]:
     """Reads the models' predictions on some images, by (variant, key)."""
     taxonomy = evidence.taxonomy
     predictions: dict[tuple[str, str], list[Prediction]] = {}
-    for model in models:
-        outputs = classes_of_outputs((model.summary or {}).get("num_outputs", 0), taxonomy)
-        by_rule: dict[str, dict[tuple[str, str], Prediction]] = {r: {} for r in LABEL_RULES}
-        for row in read_predictions_of(evidence.dataset, split, model, keys):
+    for model, summary in models:
+        outputs = classes_of_outputs(summary.num_outputs, taxonomy)
+        by_rule: dict[str, dict[tuple[str, str], Prediction]] = {r: {} for r in summary.label_rules}
+        for row in read_predictions_of(evidence.dataset, split, (model, summary), keys):
             by_rule[row["label_rule"]][row["variant"], row["key"]] = Prediction(
                 model=model.name,
                 is_right=row["correct"],
@@ -212,8 +212,9 @@ def _predictions(
                 score=row["top1_score"],
                 otherwise="",
             )
-        for picture, prediction in by_rule[PAPER_RULE].items():
-            other = by_rule[_OTHER_RULE].get(picture)
+        first, *others = summary.label_rules
+        for picture, prediction in by_rule[first].items():
+            other = next((by_rule[rule].get(picture) for rule in others), None)
             differs = other is not None and other.label != prediction.label
             otherwise = other.answer if other and differs else ""
             predictions.setdefault(picture, []).append(
@@ -253,10 +254,10 @@ def _card(
     candidate: Candidate,
     sample: Sample,
     versions: Sequence[Version],
-    models: Sequence[ModelResults],
+    models: Sequence[Evaluated],
     taxonomy: Taxonomy,
 ) -> ImageCard:
-    answers: dict[str, dict[str, VersionAnswer]] = {model.name: {} for model in models}
+    answers: dict[str, dict[str, VersionAnswer]] = {model.name: {} for model, _ in models}
     for version in versions:
         for p in version.predictions:
             answer = VersionAnswer(p.label, p.is_right, p.label == version.bg_label)

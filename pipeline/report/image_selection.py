@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from pipeline.analyses.evaluation.results import Summary
 from pipeline.dataset.folder import Dataset
+from pipeline.display.evidence import Evidence, ModelResults
 from pipeline.evaluate.result_files import result_shard
-from pipeline.report.evidence import Evidence, ModelResults
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.hashing import keyed_hash
-from transforms.scoring import PAPER_RULE
 from transforms.variants import MIXED
 
 PER_CLASS = 8
@@ -40,18 +40,20 @@ class Candidate:
     label: int
 
 
-def shown_models(evidence: Evidence) -> tuple[str, tuple[ModelResults, ...]]:
+Evaluated = tuple[ModelResults, Summary]
+"""A model, and the summary of its evaluation."""
+
+
+def shown_models(evidence: Evidence) -> tuple[str, tuple[Evaluated, ...]]:
     """Returns the split that images are chosen from, and the models evaluated on it."""
     splits = evidence.dataset.manifest.config.split
-    models = evidence.evaluated
-    first = models[0].summary if models else None
-    split = first["evaluation"]["split"] if first else splits[0]
-    of_split = [m for m in models if m.summary and m.summary["evaluation"]["split"] == split]
-    return split, tuple(of_split)
+    models = evidence.models_with(Summary)
+    split = models[0][1].evaluation.split if models else splits[0]
+    return split, tuple(one for one in models if one[1].evaluation.split == split)
 
 
 def choose_images(
-    evidence: Evidence, split: str, models: Sequence[ModelResults], per_class: int = PER_CLASS
+    evidence: Evidence, split: str, models: Sequence[Evaluated], per_class: int = PER_CLASS
 ) -> list[Candidate]:
     """Chooses the images to show: in each class the `per_class` images with the lowest ranks, all
     sorted by rank.
@@ -77,17 +79,18 @@ def choose_images(
 
 
 def _failures(
-    store: Store, split: str, shard: int, models: Iterable[ModelResults]
+    store: Store, split: str, shard: int, models: Iterable[Evaluated]
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Counts for each key the models that are right on `mixed_same` and wrong on another mixed
     version, and the wrong predictions on all mixed versions. Versions whose predictions are
-    outdated or incomplete (`ModelResults.missing`) do not count."""
+    outdated or incomplete (`Summary.missing`) do not count."""
     turned: dict[str, int] = {}
     wrong: dict[str, int] = {}
     for model in models:
         variants = _current(MIXED, model)
-        wanted = (pc.field("label_rule") == PAPER_RULE) & pc.field("variant").isin(variants)
-        path = result_shard(model.folder, "predictions", split, shard)
+        wanted = pc.field("label_rule") == model[1].headline
+        wanted &= pc.field("variant").isin(variants)
+        path = result_shard(model[0].folder, "predictions", split, shard)
         if not store.exists(path):
             continue
         columns = ["variant", "key", "correct"]
@@ -108,20 +111,20 @@ def _failures(
     return turned, wrong
 
 
-def _current(variants: Sequence[str], model: ModelResults) -> pa.Array:
+def _current(variants: Sequence[str], model: Evaluated) -> pa.Array:
     """Returns the variants on which a model has complete predictions that are up to date."""
-    return pa.array([name for name in variants if name not in model.missing], pa.string())
+    return pa.array([name for name in variants if name not in model[1].missing], pa.string())
 
 
 def read_predictions_of(
-    dataset: Dataset, split: str, model: ModelResults, keys: Sequence[str]
+    dataset: Dataset, split: str, model: Evaluated, keys: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """Reads a model's predictions on some images, by both label rules, on all versions whose
+    """Reads a model's predictions on some images, by all label rules, on all versions whose
     predictions are complete and up to date."""
     store = dataset.store
     variants = _current(dataset.picture_variants, model)
     shards = sorted({dataset.shard_of(split, key) for key in keys})
-    paths = [result_shard(model.folder, "predictions", split, shard) for shard in shards]
+    paths = [result_shard(model[0].folder, "predictions", split, shard) for shard in shards]
     columns = ["label_rule", "variant", "key", "prediction", "output", "correct", "top1_score"]
     wanted = ds.field("key").isin(list(keys)) & ds.field("variant").isin(variants)
     for path in paths:

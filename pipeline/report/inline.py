@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from pipeline.report.figures.style import THEME
+from pipeline.display.style import THEME
 
 _REFERENCE = re.compile(r"(?<=url\(#)|(?<=^#)")
 _NAMED = re.compile(r"(?<=#)[\w.-]+")
@@ -28,7 +28,7 @@ def inline_svg(data: bytes, prefix: str, label: str) -> Markup:
     """Turns a figure into an element of the page.
 
     Args:
-      data: content of the SVG file, from `pipeline.report.figures.style.Drawn`.
+      data: content of the SVG file, from `pipeline.display.style.Drawn`.
       prefix: start of all of its ids, unique within the page.
       label: what the figure shows, for readers who cannot see it.
 

@@ -13,24 +13,22 @@ from collections.abc import Sequence
 import jinja2
 from markupsafe import Markup, escape
 
+from pipeline.analyses.evaluation.differences import read_differences
+from pipeline.analyses.evaluation.headline import GAP, make_headline, reading, span
+from pipeline.analyses.evaluation.results import Summary
 from pipeline.dataset.card import notes_of, sentence
+from pipeline.display.evidence import Evidence
+from pipeline.display.plot import COMPARED, Plot
+from pipeline.display.text import TIMES, describe_chance
+from pipeline.display.verdicts import Verdict
 from pipeline.errors import escaped
-from pipeline.evaluate.gap_power import is_gap_near_zero
 from pipeline.report.chooser import make_chooser
 from pipeline.report.claims import SECTIONS, check_claims
-from pipeline.report.differences import read_differences
-from pipeline.report.evidence import Evidence
 from pipeline.report.example import best_example
-from pipeline.report.headline import GAP, make_headline, reading, span
 from pipeline.report.image_selection import PER_CLASS
 from pipeline.report.inline import inline_svg
-from pipeline.report.matrix_panel import describe_chance
-from pipeline.report.measured import TIMES
-from pipeline.report.plot import Plot
-from pipeline.report.plots import COMPARED
 from pipeline.report.provenance import make_provenance
 from pipeline.report.sections import PANELS, find_not_run, shown_sections
-from pipeline.report.verdicts import Verdict
 from transforms.hashing import text_bytes
 from transforms.scoring import PAPER_RULE
 
@@ -62,7 +60,9 @@ def render(
     is_whole = evidence.dataset.manifest.config.segment.is_whole
     checked = () if is_whole else check_claims(evidence)
     judged = [one for one in checked if one.findings]
-    inlined = _by_panel(plots, [model.name for model in evidence.evaluated[:DETAILED]])
+    evaluated = evidence.models_with(Summary)
+    headline_rule = next((summary.headline for _, summary in evaluated), PAPER_RULE)
+    inlined = _by_panel(plots, [model.name for model, _ in evaluated[:DETAILED]])
     contents = {
         panel.id: content for panel in PANELS if (content := panel.make(evidence, with_pictures))
     }
@@ -70,7 +70,7 @@ def render(
     not_run = find_not_run(evidence, filled, checked)
     gaps = [
         (row.name, cell)
-        for row in headline.tables[PAPER_RULE]
+        for row in headline.tables[headline_rule]
         if (cell := row.cells[GAP]).value is not None
     ]
     return environment.get_template(TEMPLATE).render(
@@ -78,7 +78,8 @@ def render(
         script_hash=base64.b64encode(hashlib.sha256(text_bytes(script)).digest()).decode(),
         manifest=evidence.dataset.manifest,
         stale=evidence.stale,
-        models=evidence.evaluated,
+        models=[model for model, _ in evaluated],
+        summaries=evaluated,
         headline=headline,
         sections=shown_sections(filled, not_run),
         not_run=not_run,
@@ -86,19 +87,18 @@ def render(
         gaps=gaps,
         named=_NAMED,
         reading=reading([cell for _, cell in gaps], _images_of(evidence)) if gaps else "",
-        missing=[(m.name, m.missing) for m in evidence.evaluated if m.missing],
-        chance=describe_chance(row for m in evidence.evaluated for row in m.rows("accuracy")),
+        missing=[(model.name, one.missing) for model, one in evaluated if one.missing],
+        chance=describe_chance(row for _, one in evaluated for row in one.accuracy),
         power=[
-            (m.name, row, is_gap_near_zero(m.summary or {}))
-            for m in evidence.evaluated
-            for row in m.rows("power")
+            (model.name, row, one.is_gap_near_zero) for model, one in evaluated for row in one.power
         ],
         differences=read_differences(evidence, headline.variants),
-        rule=PAPER_RULE,
+        rule=headline_rule,
+        paper_rule=PAPER_RULE,
         tiles=[
             (column, bounds)
             for column in ("original", "mixed_same", "mixed_rand")
-            if (bounds := span(headline, PAPER_RULE, column))
+            if (bounds := span(headline, headline_rule, column))
         ],
         checked=checked,
         judged=judged,
@@ -108,6 +108,7 @@ def render(
         per_class=PER_CLASS,
         example=best_example(chooser.cards),
         panels=contents,
+        templates={panel.id: panel.template for panel in PANELS},
         plots=inlined,
         compared=COMPARED,
         detailed=DETAILED,
@@ -124,7 +125,10 @@ def render(
 def _environment() -> jinja2.Environment:
     """Returns the environment of the templates, each of which is compiled once for a process."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline"),
+        # Panels lie with their analyses.
+        loader=jinja2.ChoiceLoader(
+            [jinja2.PackageLoader("pipeline"), jinja2.PackageLoader("pipeline", "analyses")]
+        ),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -181,5 +185,5 @@ def _by_panel(
 
 def _images_of(evidence: Evidence) -> str:
     """Says how many images the models were evaluated on."""
-    rows = [row for model in evidence.evaluated for row in model.rows("accuracy")]
-    return f"these {max(row['n'] for row in rows):,} images"
+    counts = [row.n for _, summary in evidence.models_with(Summary) for row in summary.accuracy]
+    return f"these {max(counts):,} images"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
 from urllib.parse import quote
 
+from pipeline.analyses.evaluation.results import Summary
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST
-from pipeline.report.evidence import Evidence
+from pipeline.display.evidence import Evidence
 from pipeline.storage.store import Store
 
 
@@ -37,9 +37,9 @@ class Provenance:
       links: (kind, files) for each kind of files that exist.
     """
 
-    config: dict[str, Any]
+    config: dict[str, object]
     rejections: tuple[tuple[str, str, int], ...]
-    models: tuple[tuple[str, dict[str, Any]], ...]
+    models: tuple[tuple[str, Summary], ...]
     links: tuple[tuple[str, tuple[Link, ...]], ...]
 
 
@@ -68,7 +68,7 @@ def make_provenance(evidence: Evidence, figures: Sequence[str]) -> Provenance:
     return Provenance(
         config=dataset.manifest.config.flags(),
         rejections=tuple(sorted(rejections, key=lambda row: (-row[2], row[0], row[1]))),
-        models=tuple((m.name, m.summary) for m in evidence.evaluated if m.summary),
+        models=tuple((model.name, summary) for model, summary in evidence.models_with(Summary)),
         links=tuple((kind, links) for kind, group in groups if (links := tuple(group))),
     )
 
@@ -88,7 +88,7 @@ def _results(store: Store, folder: str, suffix: str) -> Iterator[Link]:
 
 
 def _predictions(evidence: Evidence) -> Iterator[Link]:
-    for model in evidence.evaluated:
+    for model, _ in evidence.models_with(Summary):
         folder = f"results/{model.folder}/predictions"
         if evidence.dataset.store.has_folder(folder):
             yield _link(f"{folder}/", model.name)

@@ -5,25 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Sequence
 
-from pipeline.report.adversarial_panel import BACKGROUNDS
+from pipeline.analyses import ANALYSES
+from pipeline.analyses.evaluation.results import Summary
+from pipeline.display.evidence import Evidence
+from pipeline.display.panel import with_models
 from pipeline.report.claims import CheckedClaim
-from pipeline.report.evidence import Evidence
-from pipeline.report.headline import ACCURACY
-from pipeline.report.matrix_panel import MATRIX
-from pipeline.report.mistakes import MISTAKES
-from pipeline.report.panel import with_models
-from pipeline.report.saliency_panel import SALIENCY
-from pipeline.report.sensitivity import SENSITIVITY
-from pipeline.report.trend_panel import TREND
 
-PANELS = (
-    ACCURACY,
-    SENSITIVITY,
-    MISTAKES,
-    BACKGROUNDS,
-    SALIENCY,
-    TREND,
-    MATRIX,
+PANELS = sorted(
+    (panel for analysis in ANALYSES for panel in analysis.parts.panels),
+    key=lambda panel: panel.place,
 )
 """The panels, in the order of the page."""
 
@@ -86,9 +76,10 @@ def find_not_run(
         if not one.findings:
             waiting.setdefault(one.command, []).append(one)
     not_run = []
+    evaluated = [model.model for model, _ in evidence.models_with(Summary)]
     for panel in PANELS:
         if panel.answers and panel.id not in filled and panel.applies(evidence):
-            command = with_models(panel.command, evidence)
+            command = with_models(panel.command, evaluated)
             claims = len(waiting.pop(command, ()))
             not_run.append(NotRun(panel.answers, command, panel.needs, claims))
     for command, unjudged in waiting.items():

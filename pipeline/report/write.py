@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from pipeline.analyses import ANALYSES
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import shown_bytes
 from pipeline.report.evidence import gather
-from pipeline.report.figure_files import FOLDER, is_report_figure
 from pipeline.report.freshness import fingerprint_inputs, is_fresh, note_fresh
 from pipeline.runtime.lock import TABLES_LOCK, held
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy
 
 REPORT = "report.html"
+FOLDER = "results/figures"
+"""Folder of the report's figures."""
+
+
+def is_report_figure(path: str) -> bool:
+    """Returns whether a path is one that this or an earlier report gives to a figure."""
+    stem, dot, kind = path.removeprefix(f"{FOLDER}/").rpartition(".")
+    if not path.startswith(f"{FOLDER}/") or f"{dot}{kind}" not in (".svg", ".pdf"):
+        return False
+    names = [name for analysis in ANALYSES for name in analysis.parts.figures]
+    return any(stem.startswith(name) if name.endswith("-") else stem == name for name in names)
 
 
 def write_report(
@@ -52,10 +63,9 @@ def _render(
     # Imported late: matplotlib and the templates are slow to import, and few commands find
     # anything new to show.
     from pipeline.report.page import render
-    from pipeline.report.plots import make_plots
 
     evidence = gather(dataset, taxonomy)
-    plots = make_plots(evidence)
+    plots = [plot for analysis in ANALYSES for plot in analysis.parts.plots(evidence)]
     figures = {f"{FOLDER}/{plot.file}": plot.drawn.svg for plot in plots}
     if pdf:
         names = ((plot, plot.file.removesuffix(".svg")) for plot in plots)

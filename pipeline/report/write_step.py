@@ -35,7 +35,7 @@ class WriteResults(beam.DoFn):
 
     def process(self, dataset: str) -> Iterator[str]:
         with held(self._store, TABLES_LOCK, wait=60) as store:
-            summaries, stale = write_tables(Dataset.open(store))
-        if self._has_run_models or summaries or stale or self._store.exists(REPORT):
+            has_results = write_tables(Dataset.open(store))
+        if self._has_run_models or has_results or self._store.exists(REPORT):
             write_report(self._store, self._taxonomy, self._pictures)
         yield dataset

@@ -14,6 +14,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 from apache_beam.runners.runner import create_runner
 
+from pipeline.analyses import ANALYSES
 from pipeline.errors import JobError, UsageError
 from pipeline.runners.dataflow_submission import Submission, submit
 from pipeline.runners.portable import (
@@ -178,10 +179,11 @@ def run_pipeline(
     """
     waits = submission is None or submission.waits
     processes = _has_worker_processes(pipeline.options)
+    items = {one.name: one.items for one in ANALYSES if one.runs_models}
     with (
         in_one_line(log, _translate),
         job_log(log, worker_processes=processes),
-        show_progress(progress) if waits else contextlib.nullcontext(),
+        show_progress(progress, items=items) if waits else contextlib.nullcontext(),
         servers_stopped(pipeline.runner),
         servers_on_loopback(pipeline.options),
     ):

@@ -24,11 +24,6 @@ if TYPE_CHECKING:
 _NAMESPACE = "in9"
 _SECONDS = "microseconds_"
 _BYTES = "bytes_"
-STAGES = (
-    *("list", "segment", "plan", "compose", "commit"),
-    *("evaluate", "imagenet", "attack", "saliency", "publish"),
-)
-"""Names of the stages whose time is measured, in the order of the graph."""
 
 
 def count(name: str, by: int = 1) -> None:
@@ -139,10 +134,10 @@ def counters_of(result: PipelineResult) -> dict[str, int]:
     return dict(totals)
 
 
-def stage_seconds(counters: Mapping[str, int]) -> dict[str, float]:
-    """Returns the seconds that each stage took, summed over the workers; stages that did not run
-    are left out."""
-    return {s: counters[_SECONDS + s] / 1e6 for s in STAGES if _SECONDS + s in counters}
+def stage_seconds(counters: Mapping[str, int], stages: Iterable[str]) -> dict[str, float]:
+    """Returns the seconds that each of these stages took, summed over the workers; stages that did
+    not run are left out."""
+    return {s: counters[_SECONDS + s] / 1e6 for s in stages if _SECONDS + s in counters}
 
 
 def bytes_written(counters: Mapping[str, int]) -> dict[str, int]:

@@ -25,14 +25,11 @@ _FOLDER = f"{WORK_FOLDER}/progress"
 _STAGES = {
     "segment": "images",
     "compose": "images",
-    "evaluate": "pictures",
-    "imagenet": "images",
-    "attack": "composites",
-    "saliency": "images",
     "export": "pictures",
     "examine": "images",
     "import": "images",
 }
+"""What is counted in each stage that runs no models."""
 _TOTAL = "total"
 _NOTE = re.compile(rf"(?P<part>(?P<stage>\w+)/(?P<total>{_TOTAL}/)?[^/]+)\.(?P<count>[0-9]+)")
 """Path of a note. Other files, such as those that file systems and desktops leave, are ignored."""
@@ -99,13 +96,13 @@ class Progress:
         parts: dict[tuple[str, bool, str], int] = {}
         for path in self.store.walk(self.folder):
             note = _NOTE.fullmatch(path.removeprefix(f"{self.folder}/"))
-            if note and note["stage"] in _STAGES:
+            if note:
                 part = (note["stage"], note["total"] is not None, note["part"])
                 # Older notes of the part may still exist.
                 parts[part] = max(parts.get(part, 0), int(note["count"]))
-        counts = {stage: [0, 0] for stage in _STAGES}
+        counts: dict[str, list[int]] = {}
         for (stage, is_total, _), number in parts.items():
-            counts[stage][is_total] += number
+            counts.setdefault(stage, [0, 0])[is_total] += number
         return {stage: (done, total) for stage, (done, total) in counts.items()}
 
     def clear(self) -> None:
@@ -157,16 +154,13 @@ class Meter:
 
 
 class _Stage:
-    """Counts and rate of one stage."""
+    """Counts and rate of one stage, whose `items` are counted."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, items: str) -> None:
+        self.name, self.items = name, items
         self.done = 0
         self.total = 0
         self._started: tuple[float, int] | None = None
-
-    def update(self, counts: Mapping[str, tuple[int, int]]) -> None:
-        self.done, self.total = counts[self.name]
 
     @property
     def is_running(self) -> bool:
@@ -200,7 +194,7 @@ class _Lines:
         self._last = ""
 
     def show(self, stage: _Stage, now: float) -> None:
-        unit = _STAGES[stage.name].removesuffix("s")
+        unit = stage.items.removesuffix("s")
         line = f"{stage.name}: {stage.done} of {counted(stage.total, unit)}"
         speed = stage.speed(now)
         line += f", {speed}" if speed else ""
@@ -238,7 +232,7 @@ class _Bar:
             for task in self._tasks.values():
                 self._bar.remove_task(task)
             self._tasks = {stage.name: self._bar.add_task(stage.name, speed="")}
-        text = f"{_STAGES[stage.name]} {stage.speed(now)}"
+        text = f"{stage.items} {stage.speed(now)}"
         task = self._tasks[stage.name]
         self._bar.update(task, completed=stage.done, total=stage.total, speed=text)
         self._bar.refresh()
@@ -249,7 +243,10 @@ class _Bar:
 
 @contextlib.contextmanager
 def show_progress(
-    progress: Progress, out: TextIO | None = None, interval: float | None = None
+    progress: Progress,
+    out: TextIO | None = None,
+    interval: float | None = None,
+    items: Mapping[str, str] | None = None,
 ) -> Iterator[None]:
     """Shows progress while the block runs: a live bar on a terminal, otherwise occasional lines.
 
@@ -257,6 +254,7 @@ def show_progress(
       progress: the notes to show.
       out: stream to write to; standard error if None.
       interval: seconds between two looks; if None, it depends on `out` and on the storage.
+      items: what is counted in each stage that runs models, in the plural.
     """
     out = out or sys.stderr
     terminal = out.isatty()
@@ -269,7 +267,7 @@ def show_progress(
     ended = threading.Event()
 
     def watch() -> None:
-        stages = [_Stage(name) for name in _STAGES]
+        stages = [_Stage(*names) for names in {**_STAGES, **(items or {})}.items()]
         last: _Stage | None = None
         while not ended.wait(interval):
             try:
@@ -277,7 +275,7 @@ def show_progress(
             except OSError:  # A store that does not respond now may respond later.
                 continue
             for stage in stages:
-                stage.update(counts)
+                stage.done, stage.total = counts.get(stage.name, (0, 0))
             running = next((stage for stage in stages if stage.is_running), None)
             # A stage that has ended is shown once more, as done.
             if (current := running or last) is not None and current.total:

@@ -48,8 +48,9 @@ class NotJsonError(ValueError):
     """Bytes are not JSON, as is usual for a file that was not written whole."""
 
 
-def convert(content: object, kind: type[T]) -> T:
-    """Converts parsed JSON as `msgspec.convert` does, which must not be called directly.
+def convert(content: object, kind: type[T], *, strict: bool = True) -> T:
+    """Converts parsed JSON as `msgspec.convert` does, which must not be called directly. If not
+    `strict`, text may stand for a number.
 
     msgspec keeps what it learns about a type in the type, where other threads find it before it is
     complete. If the first two conversions to a type run at once, this can end the process with
@@ -62,7 +63,7 @@ def convert(content: object, kind: type[T]) -> T:
         with _learning:
             msgspec.json.Decoder(kind)  # noqa: TID251
         _known.add(kind)
-    return msgspec.convert(content, kind)  # noqa: TID251
+    return msgspec.convert(content, kind, strict=strict)  # noqa: TID251
 
 
 def parse_json(data: bytes, kind: type[T]) -> T:

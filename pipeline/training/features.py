@@ -23,7 +23,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata, write_table
 from pipeline.errors import ModelError, UsageError
 from pipeline.evaluate.predict_shards import ShardPictures
-from pipeline.evaluate.result_files import safe_name
+from pipeline.evaluate.results import safe_name
 from pipeline.models.predict import Predictor, are_numbers, refuse_broken
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import load_model

@@ -26,7 +26,7 @@ from PIL import Image
 from tiny_models import Fixed
 
 from pipeline.analyses.attack.arrays import Cutouts, GridModel
-from pipeline.analyses.attack.grid import ATTACK_VARIANTS, check_attack_variants
+from pipeline.analyses.attack.grid import ATTACK_VARIANTS, check_variants
 from pipeline.commands.cli import main
 from pipeline.commands.parser import build_parser
 from pipeline.models.predict import Predictor
@@ -387,7 +387,7 @@ def test_a_dataset_without_a_variant_is_refused_by_its_name(
 
 
 def test_variants_may_come_from_an_iterator() -> None:
-    check_attack_variants(iter(ATTACK_VARIANTS))
+    check_variants(iter(ATTACK_VARIANTS))
 
 
 # Properties of the measures.

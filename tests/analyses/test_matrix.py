@@ -16,23 +16,24 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ONE, manifest_of, run_in9, stamps
+from made_results import made, stored
 from two_way_by_hand import interval_of, variance_of
 
-from pipeline.analyses.matrix.matrix_plan import make_plan
-from pipeline.analyses.matrix.matrix_results import read_matrices
-from pipeline.analyses.matrix.matrix_rows import make_row
+from pipeline.analyses.evaluation.results import Evaluated
+from pipeline.analyses.matrix.plan import make_plan
+from pipeline.analyses.matrix.results import Matrix, read_matrices
 from pipeline.analyses.matrix.row_trainers import NetworkTrainer, ProbeTrainer
+from pipeline.analyses.matrix.rows import make_row
 from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows
+from pipeline.display.evidence import Evidence
+from pipeline.display.verdicts import Verdict
 from pipeline.errors import UsageError
 from pipeline.evaluate.published import TRAINED
 from pipeline.evaluate.result_files import PREDICTION_SCHEMA
-from pipeline.evaluate.result_schemas import ModelSchema
 from pipeline.models.predict_config import PredictConfig
 from pipeline.report.claims import check_claims
-from pipeline.report.evidence import Evidence
-from pipeline.report.verdicts import Verdict
 from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.storage.state_files import convert
 from pipeline.storage.store import Store
@@ -120,7 +121,7 @@ def test_every_cell_has_its_images_interval_and_published_figure(
     assert "Trained on Mixed-Rand" in printed
     for row in SHOWN:
         model = json.loads((row_folder(output, row) / "model.json").read_text())
-        assert convert(model, ModelSchema) == model
+        assert stored(convert(model, Evaluated)) == model
     content = json.loads((output / "results" / "matrix.json").read_text())
     (matrix,) = content["matrices"]
     assert {row["train_variant"] for row in matrix["gaps"]} == set(SHOWN)
@@ -349,9 +350,9 @@ def test_whole_networks_and_in9l(three_draws: Path, tmp_path: Path) -> None:
 
     def interval() -> tuple[float, float] | None:
         (matrix,) = read_matrices(Dataset.open(Store(str(output))))
-        results = {(row["train_variant"], row["test_variant"]): row for row in matrix["rows"]}
+        results = {(row.train_variant, row.test_variant): row for row in matrix.rows}
         row = results.get(("only_bg_t", "in9l"))
-        return (row["ci_low"], row["ci_high"]) if row else None
+        return (row.ci_low, row.ci_high) if row else None
 
     # Images of a group count as related. This holds for IN-9L as well, whose index lies in another
     # dataset.
@@ -442,7 +443,7 @@ def test_what_does_not_fit_is_one_line(
     assert stamps(probed[0]) == before
 
 
-def matrix_of(overlap: int = 0) -> dict[str, Any]:
+def matrix_of(overlap: int = 0) -> Matrix:
     """Returns the paper's own figures as a matrix on its 4,050 images."""
     rows = [
         {
@@ -471,7 +472,7 @@ def matrix_of(overlap: int = 0) -> dict[str, Any]:
         }
         for test in TRAINED
     ]
-    return {"name": "resnet50", "rows": rows, "gaps": [], "gains": gains}
+    return made(Matrix, name="resnet50", rows=rows, gains=gains)
 
 
 def test_one_process_at_a_time_writes_a_probe(
@@ -490,8 +491,8 @@ def test_one_process_at_a_time_writes_a_probe(
 def test_claims_on_training_are_judged_by_a_matrix(probed: tuple[Path, str]) -> None:
     dataset = Dataset.open(Store(str(probed[0])))
 
-    def verdicts(*matrices: dict[str, Any]) -> dict[str, Verdict]:
-        evidence = Evidence(dataset, imagenet9(), (), (), None, matrices)
+    def verdicts(*matrices: Matrix) -> dict[str, Verdict]:
+        evidence = Evidence((), {Matrix: matrices}, dataset=dataset, taxonomy=imagenet9())
         return {one.claim.text: one.verdict for one in check_claims(evidence)}
 
     judged = {text: v for text, v in verdicts(matrix_of()).items() if v is not Verdict.NOT_RUN}

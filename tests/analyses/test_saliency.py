@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,13 +18,19 @@ from conftest import ONE, manifest_of, run_in9, stamps
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from made_results import made
 from PIL import Image
 
 from pipeline.analyses.saliency.gradients import winning_logit_gradients
-from pipeline.analyses.saliency.saliency_results import SALIENCY_SCHEMA, measure_mass
-from pipeline.analyses.saliency.saliency_work import (
+from pipeline.analyses.saliency.results import (
+    SALIENCY_SCHEMA,
+    SaliencyResult,
+    measure_mass,
+    saliency_table,
+)
+from pipeline.analyses.saliency.stage import (
     SaliencyPlan,
-    check_saliency_variants,
+    check_variants,
     shown_images,
 )
 from pipeline.commands.parser import build_parser
@@ -37,7 +44,6 @@ from pipeline.models.predict import Predictor
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.registry import load_model
-from pipeline.report.text_tables import saliency_table
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 from transforms.codec import decode_image, decode_mask
@@ -216,9 +222,9 @@ def test_images_to_show_are_spread_over_the_classes(one_worker: Path) -> None:
     assert len(set(labels(4))) == 4
     assert labels(1000) == sorted(label_of.values())
     with pytest.raises(UsageError, match="saliency of mixed_rand_r7: the dataset has"):
-        check_saliency_variants(dataset.variants, "mixed_rand_r7")
+        check_variants(dataset.variants, "mixed_rand_r7")
     with pytest.raises(UsageError, match="the variant fg_mask"):
-        check_saliency_variants(("original",), "original")
+        check_variants(("original",), "original")
 
 
 def recompute(output: Path, key_order: Sequence[str]) -> dict[str, tuple[float, float, int]]:
@@ -342,8 +348,8 @@ def test_a_table_has_dashes_where_masks_or_saliency_are_empty(
     rows = pa.Table.from_pylist([{**row, "mass_in_mask": mass}], SALIENCY_SCHEMA)
     write_table(store, "measures.parquet", rows, "f")
     measures = measure_mass(store, ["measures.parquet"], {"a": "a"})
-    settings = {"split": "val", "eval_input": "stored", "precision": "fp32"}
-    printed = saliency_table([{"model": "m", "evaluation": settings, **measures}])
+    found = msgspec.structs.asdict(measures)
+    printed = saliency_table([made(SaliencyResult, model="m", **found)])
     cells = "0.0 [0.0, 0.0] 0.0 - 1" if mass == 0 else "- - - 0"
     assert printed.splitlines()[1].split() == ["m", *cells.split()]
 

@@ -12,6 +12,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,31 +22,42 @@ import torch
 from conftest import ONE, ROOT, run_in9, stamps
 from hypothesis import given
 from hypothesis import strategies as st
+from made_results import made, stored
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.analyses.imagenet.imagenet_folder import (
+from pipeline.analyses.evaluation.contributions import ModelsOnSameImages
+from pipeline.analyses.evaluation.results import Summary
+from pipeline.analyses.imagenet.folder import (
     IMAGES_PER_SHARD,
     ImageNetImage,
     ImageNetListing,
     check_imagenet,
     list_imagenet,
 )
-from pipeline.analyses.imagenet.imagenet_results import describe_imagenet, published_top1
-from pipeline.analyses.imagenet.imagenet_work import ImageNetWork
+from pipeline.analyses.imagenet.labels import apart
+from pipeline.analyses.imagenet.results import (
+    ImageNetResult,
+    describe_imagenet,
+    published_top1,
+)
+from pipeline.analyses.imagenet.stage import ImageNetWork
+from pipeline.analyses.imagenet.trend import (
+    BG_GAP,
+    TREND_FILE,
+    TREND_VARIANTS,
+    Trend,
+    write_trend,
+)
+from pipeline.analyses.imagenet.trend_figure import trend_figure
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, UsageError
-from pipeline.evaluate.contributions import ModelsOnSameImages
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.model_stage import Block, RunModels
 from pipeline.evaluate.predictions import EvalImages
-from pipeline.evaluate.result_files import result_file
-from pipeline.evaluate.result_schemas import ImageNetSchema
+from pipeline.evaluate.result_files import result_file, write_result
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import load_model
-from pipeline.report.figures.labels import apart
-from pipeline.report.figures.trend_figure import trend_figure
-from pipeline.report.trend_tables import BG_GAP, TREND, TREND_VARIANTS, write_trend
 from pipeline.runtime.progress import Progress
 from pipeline.storage.state_files import convert
 from pipeline.storage.store import Store
@@ -247,10 +259,10 @@ def test_top1_is_the_models_own_on_the_whole_picture(
                 logits = module(transform(picture.convert("RGB"))[None])
             expected[f"{path.parent.name}/{path.name}"] = int(logits.argmax())
     folder = output / "results" / "efficientnet_lite0"
-    stored = pq.read_table(folder / "imagenet" / "val-00000.parquet").to_pylist()
-    assert {row["name"]: row["prediction"] for row in stored} == expected
+    rows = pq.read_table(folder / "imagenet" / "val-00000.parquet").to_pylist()
+    assert {row["name"]: row["prediction"] for row in rows} == expected
     result = json.loads((folder / "imagenet.json").read_text())
-    assert convert(result, ImageNetSchema) == result
+    assert stored(convert(result, ImageNetResult)) == result
     correct = sum(imagenet9().wnids[best] == name[:9] for name, best in expected.items())
     assert (result["n"], result["correct"], result["unknown"]) == (20, correct, 1)
     assert result["top1"] == correct / 20
@@ -314,49 +326,14 @@ MODELS = {
 PICTURES = 4000
 
 
-MEASURED = {
-    "architecture": "",
-    "weights": "",
-    "num_outputs": 1000,
-    "evaluate_version": 1,
-    "preprocessing": {
-        "input_size": 224,
-        "fixed_size": False,
-        "crop_pct": 0.9,
-        "crop_mode": "center",
-        "mean": [0.5] * 3,
-        "std": [0.5] * 3,
-        "interpolation": "bicubic",
-    },
-    "evaluation": {
-        "split": "val",
-        "eval_input": "stored",
-        "precision": "fp32",
-        "holdout": 0.0,
-        "input_size": 224,
-        "device": "cpu",
-    },
-    "libraries": {},
-    "unknown": 0,
-    "correct": 5,
-    "n": 10,
-    "classes": 3,
-    "listing": "part",
-    "top1": 0.5,
-    "ci_low": 0.2,
-    "ci_high": 0.8,
-}
-"""An accuracy on a part of ImageNet, but for the model."""
-
-
-def measured_of(summaries: list[dict[str, Any]]) -> list[ModelsOnSameImages]:
+def measured_of(summaries: list[Summary]) -> list[ModelsOnSameImages]:
     """Returns predictions that are right on as many of the first images as each summary states."""
     keys = pa.array([f"{i:06}" for i in range(PICTURES)])
     labels, units = np.zeros(PICTURES, np.int16), np.arange(PICTURES)
     images = EvalImages(keys, labels, np.zeros(PICTURES), keys, labels, (), units)
     correct = []
     for summary in summaries:
-        shares = {row["variant"]: row["accuracy"] for row in summary["accuracy"]}
+        shares = {row.variant: row.accuracy or 0.0 for row in summary.accuracy}
         of_rule = {name: units < round(share * PICTURES) for name, share in shares.items()}
         correct.append(dict.fromkeys(LABEL_RULES, of_rule))
     names = dict.fromkeys(correct[0]["mapped_only"], labels)
@@ -364,11 +341,11 @@ def measured_of(summaries: list[dict[str, Any]]) -> list[ModelsOnSameImages]:
     return [ModelsOnSameImages(images, tuple(names), summaries, correct, grounds)]
 
 
-def trend_of(store: Store, summaries: list[dict[str, Any]]) -> dict[str, Any]:
+def trend_of(store: Store, summaries: list[Summary]) -> Trend:
     return write_trend(store, "f" * 32, summaries, imagenet9(), measured_of(summaries))
 
 
-def summary_of(model: str, top1: float, size: int = 224, **evaluation: str) -> dict[str, Any]:
+def summary_of(model: str, top1: float, size: int = 224, **evaluation: str) -> Summary:
     """Returns a summary on lines of known slope.
 
     Accuracies lie on lines of slope 0.5 and the gap on a line of slope -0.2, so the accuracy on
@@ -379,19 +356,20 @@ def summary_of(model: str, top1: float, size: int = 224, **evaluation: str) -> d
     gap = 0.3 - 0.2 * top1
     shares = dict.fromkeys((*TREND_VARIANTS, "original"), 0.1 + 0.5 * top1)
     shares["mixed_same"] += gap
-    return {
-        "model": model,
-        "num_outputs": 1000,
-        "weights_sha256": "ab" * 32,
-        "preprocessing": {"input_size": 224},
-        "evaluation": {**settings, "input_size": size},
-        "accuracy": [
+    return made(
+        Summary,
+        model=model,
+        num_outputs=1000,
+        weights_sha256="ab" * 32,
+        evaluation={**settings, "input_size": size},
+        label_rules=tuple(LABEL_RULES),
+        accuracy=[
             {"label_rule": rule, "variant": variant, "accuracy": accuracy, **row}
             for rule in LABEL_RULES
             for variant, accuracy in shares.items()
         ],
-        "gaps": [{"label_rule": rule, "gap": gap, **row} for rule in LABEL_RULES],
-    }
+        gaps=[{"label_rule": rule, "gap": gap, **row} for rule in LABEL_RULES],
+    )
 
 
 def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
@@ -399,39 +377,40 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
     summaries = [summary_of(model, top1) for model, top1 in MODELS.items()]
     summaries.append(summary_of("resnet18.a1_in1k", 0.9, precision="bf16"))
     trend = trend_of(store, summaries)
-    assert json.loads(store.read(TREND)) == trend
-    assert trend["label_rule"] == "argmax_then_map"
-    assert trend["left_out"] == ["resnet18.a1_in1k bf16"]
-    assert len(trend["points"]) == 4 * 6
-    assert {point["imagenet_top1"] for point in trend["points"]} == set(MODELS.values())
-    slopes = {line["variant"]: line["slope"] for line in trend["lines"]}
+    assert json.loads(store.read(TREND_FILE)) == stored(trend)
+    assert trend.label_rule == "argmax_then_map"
+    assert trend.left_out == ("resnet18.a1_in1k bf16",)
+    assert len(trend.points) == 4 * 6
+    assert {point.imagenet_top1 for point in trend.points} == set(MODELS.values())
+    slopes = {line.variant: line.slope for line in trend.lines}
     expected = {**dict.fromkeys(TREND_VARIANTS, 0.5), "mixed_same": 0.3, BG_GAP: -0.2}
     # Each accuracy is rounded to a whole number of pictures.
     assert slopes == pytest.approx(expected, abs=0.01)
-    assert all(line["models"] == 4 for line in trend["lines"])
-    assert all(line["slope_low"] < line["slope"] < line["slope_high"] for line in trend["lines"])
-    assert any("models of one family are not" in note for note in trend["notes"])
-    assert any("published: timm results-imagenet.csv" in note for note in trend["notes"])
+    assert all(line.models == 4 for line in trend.lines)
+    assert all(line.slope_low < line.slope < line.slope_high for line in trend.lines)
+    assert any("models of one family are not" in note for note in trend.notes)
+    assert any("published: timm results-imagenet.csv" in note for note in trend.notes)
     # The figure draws only the paper's rule; the table lists both rules.
     assert len(table(tmp_path / "results" / "trend.csv")) == 2 * 4 * 6
 
     # A model without stored predictions has points but does not enter the lines.
     trend = write_trend(store, "f" * 32, summaries, imagenet9(), measured_of(summaries[:3]))
-    assert {line["models"] for line in trend["lines"]} == {3}
-    assert len(trend["points"]) == 4 * 6
+    assert {line.models for line in trend.lines} == {3}
+    assert len(trend.points) == 4 * 6
 
     # Accuracies on a part of ImageNet do not compare with those on all of it, so the trend uses
     # figures on one set of images at a time.
     def measure(model: str, **other: Any) -> None:
-        part = {**MEASURED, "model": model, "weights_sha256": "ab" * 32}
-        content = json.dumps({**part, **other}).encode()
-        store.update(result_file(model, "imagenet"), content)
+        part = {"n": 10, "classes": 3, "listing": "part", "top1": 0.5, "weights_sha256": "ab" * 32}
+        part |= {"model": model, "ci_low": 0.2, "ci_high": 0.8, **other}
+        part |= {"evaluation": summaries[0].evaluation}
+        write_result(store, result_file(model, "imagenet"), made(ImageNetResult, **part))
 
     def known() -> dict[str, float | None]:
         current = trend_of(store, summaries)
-        left_out = sum("measured on other images are left out" in note for note in current["notes"])
-        assert left_out == (current["points"][0]["imagenet_n"] == 50_000 and not all_measured)
-        return {point["model"]: point["imagenet_top1"] for point in current["points"]}
+        left_out = sum("measured on other images are left out" in note for note in current.notes)
+        assert left_out == (current.points[0].imagenet_n == 50_000 and not all_measured)
+        return {point.model: point.imagenet_top1 for point in current.points}
 
     all_measured = False
     for model in list(MODELS)[:3]:
@@ -448,20 +427,22 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
 
     # Accuracy is measured at the model's own input size, whatever size the pictures have.
     trend = trend_of(store, [summary_of("resnet50.a1_in1k", 0.8, 96)])
-    assert {point["imagenet_input_size"] for point in trend["points"]} == {224}
+    assert {point.imagenet_input_size for point in trend.points} == {224}
     trend = trend_of(store, summaries[:2])
-    assert trend["lines"] == []
-    assert any("at least 3 models" in note for note in trend["notes"])
+    assert trend.lines == ()
+    assert any("at least 3 models" in note for note in trend.notes)
     unknown = trend_of(store, [summary_of("mine", 0.5)])
-    assert {point["imagenet_top1"] for point in unknown["points"]} == {None}
+    assert {point.imagenet_top1 for point in unknown.points} == {None}
 
 
 def test_accuracies_of_earlier_weights_are_not_listed(tmp_path: Path) -> None:
     store, summary = Store(str(tmp_path)), summary_of("resnet18.a1_in1k", 0.7)
-    measured = {**MEASURED, "model": "resnet18.a1_in1k", "weights_sha256": "ab" * 32}
-    store.update(result_file("resnet18.a1_in1k", "imagenet"), json.dumps(measured).encode())
+    measured = {"model": "resnet18.a1_in1k", "weights_sha256": "ab" * 32, "listing": "part"}
+    measured |= {"n": 10, "classes": 3, "top1": 0.5, "ci_low": 0.2, "ci_high": 0.8}
+    path = result_file("resnet18.a1_in1k", "imagenet")
+    write_result(store, path, made(ImageNetResult, evaluation=summary.evaluation, **measured))
     assert "50.0 % [20.0, 80.0]" in describe_imagenet(store, "f" * 32, [summary], ())
-    changed = {**summary, "weights_sha256": "cd" * 32}
+    changed = msgspec.structs.replace(summary, weights_sha256="cd" * 32)
     assert describe_imagenet(store, "f" * 32, [changed], ()) == ""
 
 
@@ -470,9 +451,9 @@ def test_both_axes_are_of_one_input_size_or_the_page_says_which(tmp_path: Path) 
         # ResNet-50 has published figures at 224 and 288 pixels, VGG-16 only at 224.
         names = ("resnet50.a1_in1k", "vgg16.tv_in1k")
         trend = trend_of(Store(str(tmp_path)), [summary_of(name, 0.7, size) for name in names])
-        assert {point["input_size"] for point in trend["points"]} == {size}
-        input_sizes = {point["model"]: point["imagenet_input_size"] for point in trend["points"]}
-        notes = [note for note in trend["notes"] if "another input size" in note]
+        assert {point.input_size for point in trend.points} == {size}
+        input_sizes = {point.model: point.imagenet_input_size for point in trend.points}
+        notes = [note for note in trend.notes if "another input size" in note]
         return input_sizes, " ".join(notes), trend_figure(trend).svg.decode()
 
     input_sizes, notes, figure = sizes(224)

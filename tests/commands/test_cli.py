@@ -20,6 +20,7 @@ from conftest import ONE, ROOT, pictures_of, refusal
 from PIL import Image
 
 import in9
+from pipeline.analyses.evaluation.results import Evaluated
 from pipeline.commands.cli import main
 from pipeline.commands.dispatch import find_command
 from pipeline.commands.flags import flags_of
@@ -380,7 +381,7 @@ def test_damaged_results_are_named(
 ) -> None:
     store = Store(str(tmp_path))
     store.write("results/model/model.json", content)
-    assert read_results(store, "model") == []
+    assert read_results(store, "model", Evaluated) == []
     (message,) = caplog.messages
     assert str(tmp_path / "results/model/model.json") in message
 

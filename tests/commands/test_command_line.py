@@ -8,9 +8,9 @@ import pytest
 from conftest import refusal
 
 from pipeline.commands.command_line import parse_command_line
-from pipeline.commands.flag_types import comma_separated
 from pipeline.commands.flags import flags_of
 from pipeline.commands.parser import COMMANDS
+from pipeline.runtime.flag_types import comma_separated
 
 
 def test_dashes_in_flags_are_underscores() -> None:

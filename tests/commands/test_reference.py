@@ -14,7 +14,7 @@ from conftest import ROOT, run_in9
 from pipeline.commands.command_line import parse_command_line
 from pipeline.commands.flags import flags_of
 from pipeline.commands.parser import COMMANDS, build_parser
-from pipeline.commands.reference import FILES, REASONS, RESULTS, meaning, reference
+from pipeline.commands.reference import FILES, REASONS, TABLES, meaning, reference
 from transforms.filters import Reason
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -50,8 +50,9 @@ def test_every_flag_column_and_reason_has_a_line() -> None:
             shown = flag.name if flag.name.startswith("--") else re.escape(flag.metavar)
             rows = re.findall(rf"^\| `{shown}[ `].*$", text.replace("\\|", "|"), re.MULTILINE)
             assert any(command in row.split("|")[-2] for row in rows), (command, flag)
-    for name, (columns, _) in RESULTS.items():
-        assert all(f"\n| `{column}` | {meaning(name, column)} | " in text for column in columns)
+    for name, table in TABLES.items():
+        for column in table.columns:
+            assert f"\n| `{column}` | {meaning(name, column)} | " in text
     for _, schema, _ in FILES.values():
         assert all(f"\n| `{column}` | `" in text for column in schema.names)
     assert list(REASONS) == list(Reason)

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import timm
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.evaluate.predict_shards import ShardPictures
-from pipeline.evaluate.result_files import result_folder
+from pipeline.evaluate.results import RunSettings, result_folder
 from pipeline.models.loaded import check_head
 from pipeline.models.predict import Predictor
 from pipeline.models.predict_config import PredictConfig
@@ -309,13 +310,13 @@ def test_native_results_stand_beside_stored_ones(tiny_input: Path, tmp_path: Pat
 
 
 def test_result_folders_are_safe_and_distinct() -> None:
-    default = {"split": "val", "eval_input": "stored", "precision": "fp32"}
+    default = RunSettings(split="val", eval_input="stored", precision="fp32", holdout=0.0)
     assert result_folder("resnet50.a1_in1k", default) == "resnet50.a1_in1k"
-    other = {"split": "train", "eval_input": "native", "precision": "bf16"}
+    other = RunSettings(split="train", eval_input="native", precision="bf16", holdout=0.0)
     assert result_folder("resnet50", other) == "resnet50+train+native+bf16"
     names = ("a/b", "a_b", "../a", "a:b", "a+native", "")
     odd = [result_folder(name, default) for name in names] + [
-        result_folder("a", {**default, "eval_input": "native"})
+        result_folder("a", msgspec.structs.replace(default, eval_input="native"))
     ]
     assert len(set(odd)) == len(odd)
     assert not any("/" in name or name.startswith(".") for name in odd)

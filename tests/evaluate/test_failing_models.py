@@ -24,7 +24,8 @@ from PIL import Image
 from tiny_models import Fixed
 
 from pipeline.errors import ModelError, escaped
-from pipeline.evaluate.failures import FailedModel, error_rows, note_failures, read_failures
+from pipeline.evaluate.failures import FailedModel, note_failures, read_failures
+from pipeline.evaluate.results import RunSettings
 from pipeline.models.predict import Predictor
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import load_model
@@ -85,17 +86,17 @@ def test_a_model_that_fails_is_a_row_and_stops_nothing(small_run: Path, tmp_path
 
 def test_a_failure_is_of_an_entry_a_stage_and_a_dataset(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    settings = {"split": "val", "eval_input": "stored", "precision": "fp32", "holdout": 0.0}
+    settings = RunSettings(split="val", eval_input="stored", precision="fp32", holdout=0)
 
     def failed() -> dict[str, list[str]]:
         return {
-            stage: [failure["error"] for failure in read_failures(store, "new", stage)[0]]
+            stage: [failure.error for failure in read_failures(store, "new", stage)[0]]
             for stage in ("evaluate", "attack")
         }
 
     b = FailedModel(0, "b", "b.tag", "first")
     note_failures(store, "old", "evaluate", settings, [FailedModel(1, "a", "a", "no")], [])
-    assert read_failures(store, "old", "evaluate")[0][0]["entry"] == "a"
+    assert read_failures(store, "old", "evaluate")[0][0].entry == "a"
     assert read_failures(store, "new", "evaluate") == ([], ["a"])
     for stage in ("evaluate", "attack"):
         note_failures(store, "new", stage, settings, [b], ["c"])
@@ -113,13 +114,12 @@ def test_text_that_is_not_utf8_is_escaped_when_it_is_written_and_when_it_is_read
     tmp_path: Path,
 ) -> None:
     store, path = Store(str(tmp_path)), tmp_path / "results" / "failures.json"
-    settings = {"split": "val", "eval_input": "stored", "precision": "fp32", "holdout": 0.0}
+    settings = RunSettings(split="val", eval_input="stored", precision="fp32", holdout=0)
     spoilt = FailedModel(0, "a=\udcff", "a=\udcff", "no \ud800\nsense")
     note_failures(store, "new", "evaluate", settings, [spoilt], [])
     written = path.read_text()
     (failure,) = read_failures(store, "new", "evaluate")[0]
-    assert (failure["entry"], failure["error"]) == ("a=\\udcff", "no \\ud800\\nsense")
-    assert error_rows([failure], []) == [{**failure, **failure["evaluation"]}]
+    assert (failure.entry, failure.error) == ("a=\\udcff", "no \\ud800\\nsense")
     # Earlier releases wrote such text as it was; the next change of the file mends it.
     path.write_text(written.replace(r"\\ud", r"\ud"))
     assert json.loads(path.read_text()) != json.loads(written)

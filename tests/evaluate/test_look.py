@@ -12,13 +12,13 @@ import apache_beam as beam
 import pytest
 from conftest import stamps
 
-from pipeline.analyses.attack.attack_work import AttackWork
 from pipeline.analyses.attack.grid import AttackPlan
-from pipeline.analyses.imagenet.imagenet_work import ImageNetWork
-from pipeline.analyses.saliency.saliency_work import SaliencyPlan, SaliencyWork
+from pipeline.analyses.attack.stage import AttackWork
+from pipeline.analyses.evaluation.stage import EvaluationWork
+from pipeline.analyses.imagenet.stage import ImageNetWork
+from pipeline.analyses.saliency.stage import SaliencyPlan, SaliencyWork
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.evaluate.evaluation_work import EvaluationWork
 from pipeline.evaluate.model_stage import ModelStage
 from pipeline.evaluate.work import Work
 from pipeline.models.expand import DEFAULT_MODEL

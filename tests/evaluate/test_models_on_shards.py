@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shutil
 import threading
@@ -14,20 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import msgspec
 import pyarrow.compute as pc
 import pytest
 import torch
 from conftest import ONE, SHARDS, TINY_MODEL, refusal, run_in9, stamps
 
-from pipeline.analyses.attack.attack_work import AttackWork
 from pipeline.analyses.attack.grid import AttackPlan
-from pipeline.analyses.saliency.saliency_work import SaliencyPlan, SaliencyWork
+from pipeline.analyses.attack.stage import AttackWork
+from pipeline.analyses.evaluation.stage import EvaluationWork
+from pipeline.analyses.saliency.stage import SaliencyPlan, SaliencyWork
 from pipeline.commands.works import works_from_flags
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.evaluate import predict_shards, resident
 from pipeline.evaluate.evaluation import Evaluation, describe_model
-from pipeline.evaluate.evaluation_work import EvaluationWork
 from pipeline.evaluate.failures import FailedModel, read_failures
 from pipeline.evaluate.model_stage import (
     Block,
@@ -42,6 +42,8 @@ from pipeline.evaluate.model_stage import (
 from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.prediction_files import prediction_fingerprints
 from pipeline.evaluate.resident import in_memory, on_device
+from pipeline.evaluate.results import RunSettings, pick
+from pipeline.evaluate.work import Work
 from pipeline.models.predict import Predictor, device_of
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import load_model
@@ -162,9 +164,9 @@ def test_predictions_are_of_what_decides_scores_and_of_nothing_else(made: Path) 
     dataset = Dataset.open(evaluation.store)
 
     def find(model: Any = model, shard: int = 1, **how: Any) -> tuple[dict[str, str], bool]:
-        metadata = describe_model(model, dataclasses.replace(evaluation, **how), dataset)
-        is_there = PredictShards(dataset, metadata).is_done(shard)
-        return prediction_fingerprints(dataset, metadata, shard), is_there
+        run = describe_model(model, dataclasses.replace(evaluation, **how), dataset)
+        is_there = PredictShards(dataset, run).is_done(shard)
+        return prediction_fingerprints(dataset, run, shard), is_there
 
     wanted, are_there = find()
     assert are_there
@@ -207,11 +209,9 @@ def test_predictions_are_made_once_and_again_the_same(made: Path, tmp_path: Path
     assert mixed == {s.key: s.fields["bg_key"] for s in dataset.samples("val", 1, "mixed_rand")}
     native = dataclasses.replace(evaluation, predict=PredictConfig(eval_input="native"))
     ours, theirs = (describe_model(model, each, dataset) for each in (evaluation, native))
-    assert (ours["evaluation"], ours["weights_sha256"]) == (
-        {**evaluation.eval_settings, "input_size": 64},
-        model.weights_sha256,
-    )
-    assert theirs["evaluation"]["input_size"] == model.preprocessing.input_size
+    assert pick(RunSettings, ours.evaluation) == evaluation.settings
+    assert (ours.evaluation.input_size, ours.weights_sha256) == (64, model.weights_sha256)
+    assert theirs.evaluation.input_size == model.preprocessing.input_size
     by_shard = [evaluation.rows(dataset, shard) for shard in dataset.shards("val")]
     assert [row for rows in by_shard for row in rows] == evaluation.rows(dataset)
 
@@ -304,14 +304,14 @@ def test_a_model_without_all_units_is_not_summed_up(made: Path, tmp_path: Path) 
     store = Store(str(shutil.copytree(made, tmp_path / "out")))
     evaluation = dataclasses.replace(plan(made, FIRST, SECOND, groups=2), store=store)
     work = EvaluationWork(evaluation, imagenet9())
-    metadata = json.dumps(describe_model(load_model(FIRST), evaluation, dataset))
+    run = describe_model(load_model(FIRST), evaluation, dataset)
     units = (*work.units(dataset),)
-    halves = [BlockDone(0, metadata, units[::2]), BlockDone(0, metadata, units[1::2])]
+    halves = [BlockDone(0, run, units[::2]), BlockDone(0, run, units[1::2])]
     assert SummarizeModel(work).process((0, reversed(halves))) == [ModelSummary((FIRST, FIRST))]
     for parts in (halves[1:], [*halves, halves[0]]):
         with pytest.raises(JobError, match=f"{FIRST}: evaluate of .* Run the same command"):
             SummarizeModel(work).process((0, parts))
-    another = dataclasses.replace(halves[1], metadata=metadata.replace(FIRST, SECOND))
+    another = dataclasses.replace(halves[1], run=msgspec.structs.replace(run, model=SECOND))
     with pytest.raises(JobError, match=f"{FIRST} has changed while it was run"):
         SummarizeModel(work).process((0, [halves[0], another]))
     # This entry names the same model, so its failure is dropped once the model succeeds.
@@ -323,7 +323,7 @@ def test_a_model_without_all_units_is_not_summed_up(made: Path, tmp_path: Path) 
             dataset.manifest.fingerprint
         ]
         failures = read_failures(store, dataset.manifest.fingerprint, "evaluate")[0]
-        return [failure["entry"] for failure in failures]
+        return [failure.entry for failure in failures]
 
     assert finish(failed) == ["a=older"]
     assert finish(ModelSummary((SECOND, SECOND))) == ["a=older"]
@@ -366,9 +366,9 @@ def test_a_job_on_this_machine_has_one_group(
 ) -> None:
     seen = []
 
-    def note(*arguments: Any) -> tuple[EvaluationWork, ...]:
+    def note(*arguments: Any) -> dict[str, Work]:
         works = works_from_flags(*arguments)
-        seen.append(works[0].evaluation.groups)
+        seen.append(works["evaluate"].evaluation.groups)
         raise UsageError("seen")
 
     monkeypatch.setattr("pipeline.commands.run.works_from_flags", note)

@@ -15,20 +15,23 @@ import pytest
 from conftest import ONE, run_in9
 from hypothesis import given
 from hypothesis import strategies as st
+from made_results import made
+from msgspec.structs import replace
 
+from pipeline.analyses.evaluation.comparisons import ComparisonRow, compare_models
+from pipeline.analyses.evaluation.contributions import read_contributions
+from pipeline.analyses.evaluation.gap_power import describe_power, measure_power
+from pipeline.analyses.evaluation.latex import latex_tables
+from pipeline.analyses.evaluation.results import Evaluated, Summary
+from pipeline.analyses.evaluation.summaries import read_summaries, summary_parts
+from pipeline.analyses.evaluation.tables import accuracy_table, missing_rows
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata, write_table
 from pipeline.errors import JobError
-from pipeline.evaluate import predictions, result_files, result_schemas
-from pipeline.evaluate.comparisons import compare_models
-from pipeline.evaluate.contributions import read_contributions
-from pipeline.evaluate.gap_power import describe_power, measure_power
+from pipeline.evaluate import predictions, result_files
 from pipeline.evaluate.prediction_files import evaluated_variants, prediction_file
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
-from pipeline.evaluate.summaries import read_summaries, summary_parts
-from pipeline.report.latex import latex_tables
-from pipeline.report.tables import missing_rows
-from pipeline.report.text_tables import accuracy_table
+from pipeline.evaluate.results import Failure
 from pipeline.storage.state_files import convert, read_table
 from pipeline.storage.store import Store
 from transforms.scoring import PAPER_RULE
@@ -50,11 +53,11 @@ def told(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Datase
     return Dataset.open(Store(str(output)))
 
 
-def summaries_of(dataset: Dataset) -> list[dict[str, Any]]:
+def summaries_of(dataset: Dataset) -> list[Summary]:
     return read_summaries(dataset)[0]
 
 
-def predictions_of(dataset: Dataset, summary: dict[str, Any]) -> pa.Table:
+def predictions_of(dataset: Dataset, summary: Summary) -> pa.Table:
     return read_table(dataset.store, prediction_file(summary, 0)).replace_schema_metadata()
 
 
@@ -113,7 +116,7 @@ def test_only_predictions_of_the_pictures_that_are_there_count(
 ) -> None:
     dataset = Dataset.open(Store(shutil.copytree(told.store.root, str(tmp_path / "out"))))
     first, second, third = summaries_of(dataset)
-    assert first["missing"] == second["missing"] == third["missing"] == ()
+    assert first.missing == second.missing == third.missing == ()
     path = prediction_file(first, 0)
     table, metadata = read_table(dataset.store, path), read_metadata(dataset.store, path)
     assert metadata is not None
@@ -129,22 +132,23 @@ def test_only_predictions_of_the_pictures_that_are_there_count(
     dataset.store.delete(prediction_file(second, 0))
     (dataset.store.write(prediction_file(third, 0), b"PAR1, but no table"))
     (kept,), stale = read_summaries(dataset)
-    assert sorted(stale) == sorted((second["model"], third["model"]))
-    assert kept["missing"] == ("original",)
+    assert sorted(stale) == sorted((second.model, third.model))
+    assert kept.missing == ("original",)
     for part in ("accuracy", "per_class", "gaps", "confusion", "groups", "sizes"):
-        expected = [row for row in first[part] if row.get("variant") != "original"]
-        assert kept[part] == expected
-    assert (kept["decomposition"], kept["power"]) == ([], first["power"])
-    rows = list(missing_rows([kept], []))
-    assert [(row["variant"], row["accuracy"]) for row in rows] == [("original", None)] * 2
-    (failed, _) = missing_rows([kept], [{**first, "error": "no memory"}])
-    assert failed["error"] == "missing: no memory"
+        rows = getattr(first, part)
+        expected = tuple(row for row in rows if getattr(row, "variant", "") != "original")
+        assert getattr(kept, part) == expected
+    assert (kept.decomposition, kept.power) == ((), first.power)
+    assert [row[1].variant for row in missing_rows([kept], [])] == ["original"] * 2
+    failure = made(Failure, model=first.model, evaluation=first.evaluation, error="no memory")
+    ((_, _, failed), _) = missing_rows([kept], [failure])
+    assert failed.error == "missing: no memory"
     lost = prediction_file(second, 0)
     told.store.copy_into(dataset.store, [(lost, lost)])
     # A comparison of two models has the variants that both have.
     rows = compared(dataset, [kept, second])
     shown = {*draws_of(evaluated_variants(told)), "bg_gap"}
-    assert {row["variant"] for row in rows} == shown - {"original"}
+    assert {row.variant for row in rows} == shown - {"original"}
     assert len(rows) == 2 * (len(shown) - 1)
 
 
@@ -153,37 +157,38 @@ def test_summaries_have_a_form_and_are_made_of_predictions(told: Dataset, tmp_pa
     dataset = Dataset.open(Store(shutil.copytree(told.store.root, str(tmp_path / "out"))))
     for summary in summaries_of(told):
         answered = predictions.read_predictions(told, images, summary).by_rule
-        assert summary_parts(answered, images, told.taxonomy).items() <= summary.items()
-        assert measure_power(told, images, summary) == summary["power"]
-        folder = result_files.result_folder(summary["model"], summary["evaluation"])
-        model = result_files.read_result(told.store, result_files.result_file(folder, "model"))
+        for part, rows in summary_parts(answered, images, told.taxonomy).items():
+            assert getattr(summary, part) == rows
+        assert measure_power(told, images, summary) == summary.power
+        path = result_files.result_file(summary.folder, "model")
+        model = result_files.read_result(told.store, path, Evaluated)
         assert model is not None
-        assert result_files.read_results(told.store, "model", summary["model"]) == [model]
-        convert({**model, "new": 1}, result_schemas.ModelSchema)
+        assert result_files.read_results(told.store, "model", Evaluated, summary.model) == [model]
+        content = msgspec.to_builtins(model)
+        convert({**content, "new": 1}, Evaluated)
         for name, value in (("power", {}), ("entry", 3), ("evaluation", {"split": "../x"})):
             with pytest.raises(msgspec.ValidationError, match=name):
-                convert({**model, name: value}, result_schemas.ModelSchema)
+                convert({**content, name: value}, Evaluated)
     old, current, *_ = summaries_of(told)
     # Stored power is reused only if it was measured on the same outputs.
-    folder = result_files.result_folder(current["model"], current["evaluation"])
-    path = result_files.result_file(folder, "model")
-    model = result_files.read_result(told.store, path)
+    path = result_files.result_file(current.folder, "model")
+    model = result_files.read_result(told.store, path, Evaluated)
     assert model is not None
-    (row,) = current["power"]
-    for fingerprint, accuracy in ((row["fingerprint"], 0.125), ("another", row["accuracy"])):
-        noted = {**model, "power": [{**row, "accuracy": 0.125, "fingerprint": fingerprint}]}
-        result_files.write_result(dataset.store, path, noted)
-        assert measure_power(dataset, images, current)[0]["accuracy"] == accuracy
-    gap = next(row for row in old["gaps"] if row["label_rule"] == "argmax_then_map")
+    (row,) = current.power
+    for fingerprint, accuracy in ((row.fingerprint, 0.125), ("another", row.accuracy)):
+        noted = replace(row, accuracy=0.125, fingerprint=fingerprint)
+        result_files.write_result(dataset.store, path, replace(model, power=(noted,)))
+        assert measure_power(dataset, images, current)[0].accuracy == accuracy
+    gap = next(row for row in old.gaps if row.label_rule == "argmax_then_map")
     for low, named in ((-0.1, 2), (0.1, 1)):
         # The last clause names only models whose gap has an interval that includes 0.
-        gaps = [{**gap, "ci_low": low, "ci_high": 0.2}]
-        told = [
-            {**old, "gaps": gaps, "power": [{**row, "has_power": has}]} for has in (True, False)
+        gaps = (replace(gap, ci_low=low, ci_high=0.2),)
+        shown = [
+            replace(old, gaps=gaps, power=(replace(row, has_power=has),)) for has in (True, False)
         ]
-        lines = describe_power(told)
-        assert [line.count(old["model"]) for line in lines] == [named]
-    assert describe_power([{**old, "power": []}]) == []
+        lines = describe_power(shown)
+        assert [line.count(old.model) for line in lines] == [named]
+    assert describe_power([replace(old, power=())]) == []
 
 
 @given(st.integers(0, 30), st.integers(0, 2**32), st.booleans())
@@ -203,67 +208,64 @@ def test_parts_of_a_summary_count_the_same_images(n: int, seed: int, grouped: bo
     # Backgrounds are mostly the rarer role; with groups, foregrounds may be.
     bg_units = {name: rng.integers(-3, max(n // 4, 1), n) for name in MIXED}
     by_rule = {PAPER_RULE: predictions.Predictions(labels, answers, grounds, bg_units)}
-    parts = summary_parts(by_rule, images, imagenet9())
+    parts: dict[str, Any] = summary_parts(by_rule, images, imagenet9())
     # Every table has a dash for a figure that does not exist.
-    settings = {"split": "val", "eval_input": "stored", "precision": "fp32"}
-    summary = {"model": "m", "evaluation": settings, **parts}
+    summary = made(Summary, model="m", label_rules=(PAPER_RULE,), **parts)
     assert ("-" in accuracy_table([summary]).splitlines()[1].split()) == (n == 0)
     assert ("Without results" in latex_tables([summary], imagenet9().names)["headline"]) == (n == 0)
     draws = draws_of(VARIANTS)
-    assert [row["variant"] for row in parts["accuracy"]] == list(draws)
+    assert [row.variant for row in parts["accuracy"]] == list(draws)
     for row in parts["accuracy"]:
-        predicted = np.stack([answers[name] for name in draws[row["variant"]]])
-        assert row["accuracy"] == (pytest.approx((predicted == labels).mean()) if n else None)
-        assert row["outside"] == (predicted == -1).sum()
-        assert row["chance"] == max(
-            [(labels == label).mean() for label in set(labels)], default=None
-        )
-        assert row["replicates"] == len(predicted)
-        assert (row["seed_sd"] is None) == (len(predicted) == 1 or n == 0)
+        predicted = np.stack([answers[name] for name in draws[row.variant]])
+        assert row.accuracy == (pytest.approx((predicted == labels).mean()) if n else None)
+        assert row.outside == (predicted == -1).sum()
+        assert row.chance == max([(labels == label).mean() for label in set(labels)], default=None)
+        assert row.replicates == len(predicted)
+        assert (row.seed_sd is None) == (len(predicted) == 1 or n == 0)
         for part in ("accuracy", "per_class", "sizes", "confusion"):
-            rows = [each for each in parts[part] if each["variant"] == row["variant"]]
+            rows = [each for each in parts[part] if each.variant == row.variant]
             known = ~np.isnan(sizes) if part == "sizes" else np.full(n, True)
-            assert sum(each["pictures"] for each in rows) == known.sum() * len(predicted)
+            assert sum(each.pictures for each in rows) == known.sum() * len(predicted)
             if part != "confusion":
-                assert sum(each["n"] for each in rows) == known.sum()
+                assert sum(each.n for each in rows) == known.sum()
                 right = int((predicted == labels)[:, known].sum())
-                assert sum(each["correct"] for each in rows) == right
-    assert sum(row["n"] for row in parts["decomposition"]) == n
+                assert sum(each.correct for each in rows) == right
+    assert sum(row.n for row in parts["decomposition"]) == n
     # Each variant with a known background class has exactly one worst group.
-    worst = [row["variant"] for row in parts["groups"] if row["is_worst"]]
-    assert worst == list(dict.fromkeys(row["variant"] for row in parts["groups"]))
+    worst = [row.variant for row in parts["groups"] if row.is_worst]
+    assert worst == list(dict.fromkeys(row.variant for row in parts["groups"]))
     for row in (*parts["accuracy"], *parts["per_class"], *parts["groups"], *parts["sizes"]):
-        if row["n"]:
-            assert 0 <= row["ci_low"] <= row["accuracy"] <= row["ci_high"] <= 1
+        if row.n:
+            assert 0 <= row.ci_low <= row.accuracy <= row.ci_high <= 1
     for row in parts["groups"]:
-        bounds = row["worst_ci_low"], row["worst_ci_high"]
-        if row["is_worst"]:
-            assert bounds[0] <= row["ci_low"] <= row["ci_high"] <= bounds[1]
+        bounds = row.worst_ci_low, row.worst_ci_high
+        if row.is_worst:
+            assert bounds[0] <= row.ci_low <= row.ci_high <= bounds[1]
         else:
             assert bounds == (None, None)
     assert len(parts["gaps"]) == (n > 0)
     for gap in parts["gaps"]:
-        beside = {row["variant"]: row["accuracy"] for row in parts["accuracy"]}
-        assert gap["gap"] == pytest.approx(beside["mixed_same"] - beside["mixed_rand"])
+        beside = {row.variant: row.accuracy for row in parts["accuracy"]}
+        assert gap.gap == pytest.approx(beside["mixed_same"] - beside["mixed_rand"])
         for variant in ("mixed_same", "mixed_rand"):
-            assert gap[variant] == pytest.approx(beside[variant])
+            assert getattr(gap, variant) == pytest.approx(beside[variant])
         draws_of_gap = [name for name in VARIANTS if name.startswith(("mixed_same", "mixed_rand"))]
         of_backgrounds = {unit for name in draws_of_gap for unit in bg_units[name].tolist()}
-        assert gap["units"] == min(len(set(units)), len(of_backgrounds))
-        assert gap["replicates"] == 2
+        assert gap.units == min(len(set(units)), len(of_backgrounds))
+        assert gap.replicates == 2
     for row in parts["flips"]:
         # Only pictures in a pair on two different backgrounds count.
-        compared = [draws[row["variant"]], draws[row["other_variant"]]]
+        compared = [draws[row.variant], draws[row.other_variant]]
         pictures = {
             (units[i], bg_units[name][i])
             for one, other in itertools.product(*compared)
             for i in np.flatnonzero(bg_units[one] != bg_units[other])
             for name in (one, other)
         }
-        assert row["units"] == min(len(set(role)) for role in zip(*pictures, strict=True))
+        assert row.units == min(len(set(role)) for role in zip(*pictures, strict=True))
 
 
-def compared(dataset: Dataset, summaries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def compared(dataset: Dataset, summaries: list[Summary]) -> list[ComparisonRow]:
     measured = read_contributions(dataset, summaries)
     return list(compare_models(dataset.manifest.fingerprint, measured))
 
@@ -271,26 +273,26 @@ def compared(dataset: Dataset, summaries: list[dict[str, Any]]) -> list[dict[str
 def test_the_difference_of_two_models_is_minus_that_of_the_reverse(told: Dataset) -> None:
     summaries = summaries_of(told)
     rows, back = (compared(told, each) for each in (summaries, summaries[::-1]))
-    reverse = {(r["second"], r["first"], r["label_rule"], r["variant"]): r for r in back}
+    reverse = {(r.second, r.first, r.label_rule, r.variant): r for r in back}
     assert len(rows) == len(reverse) == 3 * 2 * (len(draws_of(evaluated_variants(told))) + 1)
     figures = {
-        (each["model"], row["label_rule"], row.get("variant", "bg_gap")): row
+        (each.model, row.label_rule, getattr(row, "variant", "bg_gap")): row
         for each in summaries
-        for row in (*each["accuracy"], *each["gaps"])
+        for row in (*each.accuracy, *each.gaps)
     }
     for row in rows:
-        key = row["label_rule"], row["variant"]
-        value = "gap" if row["variant"] == "bg_gap" else "accuracy"
-        ours, theirs = (figures[row[name], *key][value] for name in ("first", "second"))
-        other = reverse[row["first"], row["second"], *key]
-        assert row["difference"] == pytest.approx(ours - theirs)
-        assert row["ci_low"] <= row["difference"] <= row["ci_high"]
+        key = row.label_rule, row.variant
+        value = "gap" if row.variant == "bg_gap" else "accuracy"
+        ours, theirs = (getattr(figures[name, *key], value) for name in (row.first, row.second))
+        other = reverse[row.first, row.second, *key]
+        assert row.difference == pytest.approx(ours - theirs)
+        assert row.ci_low <= row.difference <= row.ci_high
         for name, mirrored in (("difference",) * 2, ("ci_low", "ci_high"), ("ci_high", "ci_low")):
-            assert row[name] == pytest.approx(-other[mirrored])
-        assert row["p_adjusted"] == pytest.approx(other["p_adjusted"])
+            assert getattr(row, name) == pytest.approx(-getattr(other, mirrored))
+        assert row.p_adjusted == pytest.approx(other.p_adjusted)
         # A difference that is significant after adjustment is significant without it.
-        if row["p_adjusted"] < 0.05:
-            assert row["ci_low"] > 0 or row["ci_high"] < 0
+        if row.p_adjusted < 0.05:
+            assert row.ci_low > 0 or row.ci_high < 0
     assert compared(told, summaries[:1]) == []
 
 

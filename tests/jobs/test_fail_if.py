@@ -12,21 +12,26 @@ import pytest
 from conftest import run_in9
 from hypothesis import given
 from hypothesis import strategies as st
+from made_results import made
 
+from pipeline.analyses.evaluation.results import Summary
 from pipeline.errors import UsageError
+from pipeline.evaluate.results import Failure, RunSettings
 from pipeline.jobs.fail_if import MIN_IMAGES, Condition, judge, parse_conditions
 from transforms.analysis import bg_gap
 from transforms.two_way import Roles
 
-HOW = {"split": "val", "eval_input": "stored", "precision": "fp32"}
+SETTINGS = {"split": "val", "eval_input": "stored", "precision": "fp32", "holdout": 0.0}
+HOW = RunSettings(**SETTINGS)  # type: ignore[arg-type]
 
 
-def summary(**columns: Any) -> dict[str, Any]:
+def summary(**columns: Any) -> Summary:
     gap = {"label_rule": "argmax_then_map", "gap": 0.1, "ci_low": 0.05, "ci_high": 0.15, "n": 90}
     accuracy = {"label_rule": "mapped_only", "variant": "original", "accuracy": 0.9, "n": 90}
     accuracy |= {"ci_low": 0.8, "ci_high": 0.95}
     rows = {"gaps": [gap], "accuracy": [accuracy]}
-    return {"model": "m.tag", "entry": "m", "evaluation": HOW, **rows, **columns}
+    known = {"model": "m.tag", "entry": "m", "evaluation": SETTINGS, **rows, **columns}
+    return made(Summary, label_rules=("argmax_then_map", "mapped_only"), **known)
 
 
 @pytest.mark.parametrize(
@@ -119,8 +124,8 @@ def test_only_the_models_of_the_job_are_judged() -> None:
     condition = Condition.parse("bg_gap>0.01")
     others = [
         summary(entry="other"),
-        summary(evaluation={**HOW, "precision": "bf16"}),
-        summary(entry=None),
+        summary(evaluation={**SETTINGS, "precision": "bf16"}),
+        summary(entry=""),
     ]
     (verdict,) = judge([condition], [*others, summary()], [], ["m"], HOW)
     assert verdict.holds
@@ -128,7 +133,7 @@ def test_only_the_models_of_the_job_are_judged() -> None:
     assert verdict.holds is None
     assert verdict.line == "--fail_if bg_gap>0.01 is not tested: m has no results"
     # Results of an earlier run do not stand for a run that failed.
-    failure = {"entry": "m", "model": "m.tag", "error": "no memory", "evaluation": HOW}
+    failure = made(Failure, entry="m", model="m.tag", error="no memory", evaluation=HOW)
     for summaries in ([], [summary()]):
         (verdict,) = judge([condition], summaries, [failure], ["m"], HOW)
         assert verdict.holds is None

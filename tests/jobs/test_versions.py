@@ -27,8 +27,9 @@ from pipeline.dataset.latest import (
 )
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.errors import JobError, UsageError
-from pipeline.jobs.changes.describe import describe_changes, summary_of, to_markdown
-from pipeline.jobs.changes.images import State
+from pipeline.jobs.changes.accuracies import Difference, ModelChange
+from pipeline.jobs.changes.describe import Changes, describe_changes, summary_of, to_markdown
+from pipeline.jobs.changes.images import ImageChanges, ImageRow, State
 from pipeline.jobs.publish import PublishPlan, check_publishing, describe_published, publish
 from pipeline.storage.gcs_files import GcsFiles
 from pipeline.storage.local_files import LocalFiles
@@ -80,7 +81,7 @@ def latest_of(place: Path) -> dict[str, Any]:
     return content
 
 
-def changes_between(place: Path, before: str, after: str) -> dict[str, Any]:
+def changes_between(place: Path, before: str, after: str) -> Changes:
     states = (
         State.from_dataset(Dataset.open(Store(str(place / name)))) for name in (before, after)
     )
@@ -401,17 +402,17 @@ def test_changes_name_their_cause_and_pair_the_images(
 ) -> None:
     output, published = tmp_path / "out", tmp_path / "published"
 
-    def changes_now() -> dict[str, Any]:
+    def changes_now() -> Changes:
         return changes_between(published, *reversed(latest_of(published)["versions"][:2]))
 
     run("run")
     (tmp_path / "seed").write_text("2")
     printed = run("run", "--overwrite", "weights")
     changes = changes_now()
-    assert changes["from"] == changes["to"]
-    assert changes["causes"] == {}
-    assert changes["new_models"] == []
-    assert changes["models"][0]["causes"] == ["weights"]
+    assert changes.before == changes.after
+    assert changes.causes == {}
+    assert changes.new_models == []
+    assert changes.models[0].causes == ["weights"]
     assert f"changed since the last version: BG-Gap of {NAME}:" in printed
 
     index = {row["key"]: row for row in pq.read_table(output / "index").to_pylist()}
@@ -421,35 +422,34 @@ def test_changes_name_their_cause_and_pair_the_images(
     printed = run("run")
     assert "images: 1 removed" in printed
     changes = changes_now()
-    images = changes["images"]["val"]
-    assert images["removed"]["images"][0]["key"] == gone.stem
-    assert list(changes["causes"]) == ["data"]
-    (model,) = changes["models"]
-    assert model["causes"] == ["data"]
+    images = changes.images["val"]
+    assert images.removed[0].key == gone.stem
+    assert list(changes.causes) == ["data"]
+    (model,) = changes.models
+    assert model.causes == ["data"]
     new = correct_answers(output)
     both = {key for _, key in old} & {key for _, key in new}
     # The class had two images, so the other one has no partner any more.
-    assert images["rejected"]["images"][0]["status"] == "no_background"
-    assert model["n"] == len(both) == len({key for _, key in old}) - 2
-    for row in model["rows"]:
-        if row["variant"] != "bg_gap":
+    assert images.rejected[0].status == "no_background"
+    assert model.n == len(both) == len({key for _, key in old}) - 2
+    for row in model.rows:
+        if row.variant != "bg_gap":
             before, after = (
-                sum(answers[row["variant"], key] for key in both) / len(both)
-                for answers in (old, new)
+                sum(answers[row.variant, key] for key in both) / len(both) for answers in (old, new)
             )
-            assert row["difference"] == pytest.approx(after - before)
-            assert row["ci_low"] <= row["difference"] <= row["ci_high"]
+            assert row.difference == pytest.approx(after - before)
+            assert row.ci_low <= row.difference <= row.ci_high
     text = (published / latest_of(published)["version"] / "changes.md").read_text()
     assert f"* 1 removed\n  * {gone.stem}: accepted\n" in text
     assert f"| {NAME} | data |" in text
 
     monkeypatch.setattr("pipeline.evaluate.evaluation.EVALUATE_VERSION", 3)
     on_results("evaluate", *MODELS, "--batch_size", "8")
-    assert changes_now()["models"][0]["causes"] == ["code"]
+    assert changes_now().models[0].causes == ["code"]
     run("generate", "--overwrite", "config", "--jpeg_quality", "90")
     changes = changes_now()
-    assert changes["causes"] == {"configuration": ["--jpeg_quality 95 -> 90"]}
-    assert changes["images"]["val"]["changed"]["count"] == 0
+    assert changes.causes == {"configuration": ["--jpeg_quality 95 -> 90"]}
+    assert changes.images["val"].changed == []
 
 
 def correct_answers(output: Path) -> dict[tuple[str, str], bool]:
@@ -499,16 +499,14 @@ def test_versions_in_object_storage_are_copied_by_it(
 
 
 def test_the_line_that_sums_up_changes_leaves_no_kind_out() -> None:
-    same = {"count": 0, "images": []}
-    none = dict.fromkeys(("added", "removed", "changed", "rejected", "accepted"), same)
-    row = {"variant": "original", "difference": 0.1, "ci_low": 0.0, "ci_high": 0.2}
-    model = {"model": "m", "causes": ["weights"], "n": 9, "rows": [row]}
+    accepted = [ImageRow(key, f"{key}.jpg", "accepted", True, {}) for key in ("a", "b")]
+    row = Difference("original", 0.1, 0.0, 0.2)
+    model = ModelChange("m", ["weights"], 9, "argmax_then_map", [row])
     for images, models, line in (
-        ({"accepted": {"count": 2, "images": []}}, [], "images: 2 accepted"),
-        ({"repaired": {"mixed_rand": 3}}, [], "images: 3 other backgrounds"),
-        ({}, [model], "none in images, none in BG-Gap"),
-        ({}, [], "none in images, none in accuracies"),
+        (ImageChanges(accepted=accepted), [], "images: 2 accepted"),
+        (ImageChanges(repaired={"mixed_rand": 3}), [], "images: 3 other backgrounds"),
+        (ImageChanges(), [model], "none in images, none in BG-Gap"),
+        (ImageChanges(changed=None), [], "none in images, none in accuracies"),
     ):
-        of_val = {**none, "repaired": {}, **images}
-        changes = {"from": "a", "to": "b", "causes": {}, "images": {"val": of_val}}
-        assert summary_of(to_markdown({**changes, "models": models, "new_models": []})) == line
+        changes = Changes("a", "b", images={"val": images}, models=models)
+        assert summary_of(to_markdown(changes)) == line

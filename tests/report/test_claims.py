@@ -5,19 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_results import made, of_model
 
+from pipeline.analyses.attack.results import AttackResult
+from pipeline.analyses.evaluation.results import Summary
+from pipeline.analyses.evaluation.summaries import measure_accuracy
+from pipeline.analyses.imagenet.trend import Trend
+from pipeline.analyses.matrix.claims import signal, without_foreground
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
-from pipeline.evaluate.summaries import accuracy_columns
-from pipeline.report import judges
-from pipeline.report.claims import check_claims
-from pipeline.report.evidence import Evidence, ModelResults
-from pipeline.report.measured import Results
-from pipeline.report.verdicts import (
+from pipeline.display.evidence import Evidence, ModelResults, Results
+from pipeline.display.verdicts import (
     Finding,
     Verdict,
     above,
@@ -27,23 +29,32 @@ from pipeline.report.verdicts import (
     widened,
     within,
 )
+from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
+from pipeline.evaluate.results import ModelRun
+from pipeline.report.claims import check_claims
 from pipeline.storage.store import Store
 from transforms.analysis import constant_accuracy
 from transforms.intervals import wilson
 from transforms.taxonomy import imagenet9
 from transforms.two_way import Roles
 
+RULES = ("argmax_then_map", "mapped_only")
 
-def results(**parts: Any) -> ModelResults:
+
+def results(*others: ModelRun, model: str = "resnet50.a1_in1k", **parts: Any) -> ModelResults:
     """Builds the results of a model as they would be read."""
-    model = parts.pop("model", "resnet50.a1_in1k")
-    summary = {"num_outputs": 1000, **parts.pop("summary", {})}
-    return ModelResults(model, model, model, summary, **parts)
+    summary = made(Summary, **{"model": model, "num_outputs": 1000, "label_rules": RULES, **parts})
+    return of_model(model, summary, *others)
 
 
 def checked(three_draws: Path, *models: ModelResults, trend: Any = None) -> dict[str, Any]:
     """Judges the claims; returns the verdicts by the text of the claim."""
-    judged = Evidence(Dataset.open(Store(str(three_draws))), imagenet9(), models, (), trend)
+    judged = Evidence(
+        models,
+        {Trend: (made(Trend, **trend),)} if trend else {},
+        dataset=Dataset.open(Store(str(three_draws))),
+        taxonomy=imagenet9(),
+    )
     return {one.claim.text: one for one in check_claims(judged)}
 
 
@@ -54,10 +65,10 @@ def find(claims: dict[str, Any], beginning: str) -> Any:
 
 def gap(value: float, low: float, high: float, **more: Any) -> ModelResults:
     row = {"label_rule": "argmax_then_map", "gap": value, "ci_low": low, "ci_high": high}
-    return results(summary={"gaps": [row]}, **more)
+    return results(gaps=[row], **more)
 
 
-def attack(fooled: float, size: int, spread: float = 0.02) -> dict[str, Any]:
+def attack(fooled: float, size: int, spread: float = 0.02) -> AttackResult:
     measures = {
         "fooled": fooled,
         "fooled_ci_low": fooled - spread,
@@ -69,7 +80,7 @@ def attack(fooled: float, size: int, spread: float = 0.02) -> dict[str, Any]:
         "strongest": [{"label": 5, "success": 0.5}, {"label": 5, "success": 0.4}],
     }
     grid = {"foregrounds": size, "backgrounds": size, "full_grid": True}
-    return {**grid, "rules": {"argmax_then_map": measures}}
+    return made(AttackResult, **grid, rules={"argmax_then_map": measures})
 
 
 def test_claims_are_judged_by_intervals(three_draws: Path) -> None:
@@ -101,9 +112,9 @@ def test_claims_are_judged_by_intervals(three_draws: Path) -> None:
         (0.4, 4050, Verdict.FAILS),
         (0.51, 4050, Verdict.OPEN),
     ):
-        claims = checked(three_draws, results(attack=attack(share, size)))
+        claims = checked(three_draws, results(attack(share, size)))
         assert find(claims, easily).verdict is verdict
-    claims = checked(three_draws, results(attack=attack(0.9, 4050)))
+    claims = checked(three_draws, results(attack(0.9, 4050)))
     assert find(claims, hardly).verdict is Verdict.HOLDS
     (best,) = find(claims, "Single backgrounds").findings
     # This is the best of 450 backgrounds, so its interval is at 1 - 0.05 / 450.
@@ -154,7 +165,7 @@ def test_the_published_figure_decides_nothing(three_draws: Path) -> None:
     ):
         row = {"label_rule": "argmax_then_map", "variant": "only_bg_t", "n": 151, "chance": 0.24}
         row |= {"accuracy": share, "ci_low": low, "ci_high": high}
-        claims = checked(three_draws, results(summary={"accuracy": [row]}))
+        claims = checked(three_draws, results(accuracy=[row]))
         assert find(claims, "Models trained on ImageNet tell").verdict is verdict
 
 
@@ -169,9 +180,9 @@ def test_claims_on_training_are_judged_by_the_published_table(three_draws: Path)
         ]
         value = row["mixed_same"] - row["mixed_rand"]
         gaps = [{"gap": value, "ci_low": value - 0.02, "ci_high": value + 0.02}]
-        summary = {"num_outputs": 9, "accuracy": accuracy}
-        summary["gaps"] = [{"label_rule": "argmax_then_map", **gaps[0]}]
-        models.append(results(model=f"resnet50=weights/{trained}.pth", summary=summary))
+        gaps = [{"label_rule": "argmax_then_map", **gaps[0]}]
+        name = f"resnet50=weights/{trained}.pth"
+        models.append(results(model=name, num_outputs=9, accuracy=accuracy, gaps=gaps))
     claims = checked(three_draws, *models)
     for beginning in (
         "Backgrounds hold enough signal",
@@ -190,21 +201,21 @@ def test_claims_on_training_are_judged_by_the_published_table(three_draws: Path)
 def answers(variant: str, labels: np.ndarray, predictions: np.ndarray) -> dict[str, Any]:
     """Computes the accuracy of predictions, as a summary has it."""
     images = np.arange(len(labels))
-    columns = accuracy_columns(labels == predictions, Roles.from_units(images), images)
+    accuracy = measure_accuracy(labels == predictions, Roles.from_units(images), images)
+    columns = msgspec.structs.asdict(accuracy)
     chance = constant_accuracy(labels)
     return {"label_rule": "argmax_then_map", "variant": variant, "chance": chance, **columns}
 
 
 def learnt_from_backgrounds(*accuracy: dict[str, Any]) -> ModelResults:
-    summary = {"num_outputs": 9, "accuracy": list(accuracy)}
-    return results(model="resnet50=only_bg_t.pth", summary=summary)
+    return results(model="resnet50=only_bg_t.pth", num_outputs=9, accuracy=list(accuracy))
 
 
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=200), st.integers(0, 8))
 def test_a_constant_answer_never_shows_signal(classes: list[int], answer: int) -> None:
     labels = np.asarray(classes)
     row = answers("original", labels, np.full(len(labels), answer))
-    (finding,) = judges.signal(Results((learnt_from_backgrounds(row),), None))
+    (finding,) = signal(Results((learnt_from_backgrounds(row),)))
     assert finding.verdict is not Verdict.HOLDS
     assert finding.value <= finding.chance == row["chance"]
 
@@ -213,17 +224,17 @@ def test_chance_is_the_largest_class_of_the_pictures_tested(three_draws: Path) -
     """Checks 76 of 78 answers in the largest class, of 19 pictures: chance is 24.4 %, not 11.1."""
     labels = np.repeat(np.arange(9), [19, 10, 9, 8, 8, 7, 7, 5, 5])
     constant = np.where(np.arange(78) < 76, 0, 8)
-    signal = "Backgrounds hold enough signal"
+    claim = "Backgrounds hold enough signal"
     fooled = checked(three_draws, learnt_from_backgrounds(answers("original", labels, constant)))
-    assert find(fooled, signal).verdict is Verdict.OPEN
-    assert find(fooled, signal).findings[0].chance == 19 / 78
+    assert find(fooled, claim).verdict is Verdict.OPEN
+    assert find(fooled, claim).findings[0].chance == 19 / 78
     halves = np.where(np.arange(78) % 2, labels, 8)
     learnt = checked(three_draws, learnt_from_backgrounds(answers("original", labels, halves)))
-    assert find(learnt, signal).verdict is Verdict.HOLDS
+    assert find(learnt, claim).verdict is Verdict.HOLDS
     # The claim "little better than guessing" is measured by the largest class, too.
     row = answers("only_bg_t", labels, constant)
-    mixed = results(model="resnet50=mixed_rand.pth", summary={"num_outputs": 9, "accuracy": [row]})
-    (finding,) = judges.without_foreground(Results((mixed,), None))
+    mixed = results(model="resnet50=mixed_rand.pth", num_outputs=9, accuracy=[row])
+    (finding,) = without_foreground(Results((mixed,)))
     assert (finding.verdict, finding.chance) == (Verdict.OPEN, 19 / 78)
 
 

@@ -29,16 +29,17 @@ from markdown_it.token import Token
 from pipeline.commands.cli import main
 from pipeline.dataset.card import card_files, markdown
 from pipeline.dataset.folder import Dataset
+from pipeline.display.latex import escape
 from pipeline.errors import escaped_line, escaped_texts
 from pipeline.evaluate.failures import FailedModel, note_failures
 from pipeline.evaluate.prediction_files import prediction_fingerprints
-from pipeline.evaluate.result_files import result_folder
+from pipeline.evaluate.results import ModelRun
 from pipeline.jobs.changes.describe import describe_changes, to_markdown
 from pipeline.jobs.changes.images import State
 from pipeline.report import write_report
-from pipeline.report.latex import escape
 from pipeline.report.tables import write_tables
 from pipeline.storage.csv_file import read_csv
+from pipeline.storage.state_files import convert
 from pipeline.storage.store import Store
 
 FRAGMENTS = (
@@ -136,17 +137,18 @@ def renamed(run: Path, folder: Path, names: Names) -> Path:
     model["model"] = model["entry"] = f"onnx:{names.model}"
     model = escaped_texts(model)  # As `describe_model` does.
     old.write_text(json.dumps(model))
-    folder = old.parents[1] / result_folder(model["model"], model["evaluation"])
+    run_of = convert(model, ModelRun)
+    folder = old.parents[1] / run_of.folder
     old.parent.rename(folder)
     for shard, path in enumerate(sorted(folder.glob("predictions/*.parquet"))):
-        fingerprints = prediction_fingerprints(Dataset.open(store), model, shard)
+        fingerprints = prediction_fingerprints(Dataset.open(store), run_of, shard)
         table = pq.read_table(path)
         of = [fingerprints[variant] for variant in table["variant"].to_pylist()]
         column = pa.array(of).dictionary_encode()
         pq.write_table(table.set_column(table.schema.get_field_index("of"), "of", column), path)
     failed = FailedModel(1, f"hf:{names.failed}", f"hf:{names.failed}", names.error)
     fingerprint = manifest["fingerprint"]
-    note_failures(store, fingerprint, "evaluate", model["evaluation"], [failed], [])
+    note_failures(store, fingerprint, "evaluate", run_of.evaluation, [failed], [])
     dataset = Dataset.open(store)
     write_tables(dataset)
     write_report(store, dataset.taxonomy)

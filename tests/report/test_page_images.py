@@ -10,13 +10,14 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_results import made, of_model
 from report_page import MODELS, Opened
 
+from pipeline.analyses.evaluation.results import Summary
 from pipeline.dataset.sinks import Sample
 from pipeline.evaluate.result_files import PREDICTION_SCHEMA, result_shard
 from pipeline.report import chooser
 from pipeline.report.chooser import ImageCard, Prediction, Version
-from pipeline.report.evidence import ModelResults
 from pipeline.report.example import best_example
 from pipeline.report.image_selection import Candidate, _failures, read_predictions_of
 from pipeline.report.page import _environment
@@ -247,7 +248,8 @@ def test_outdated_predictions_are_not_shown(tmp_path: Path) -> None:
         (("mixed_rand",), {"original", "mixed_same"}, {}),
         (MIXED, {"original"}, {}),
     ):
-        model = ModelResults("m", "m", "m", {"missing": missing})
+        summary = made(Summary, missing=missing, label_rules=("argmax_then_map",))
+        model = of_model("m", summary), summary
         predictions = read_predictions_of(dataset, "val", model, ["a"])
         assert {row["variant"] for row in predictions} == shown
         assert _failures(store, "val", 0, [model]) == (turned, turned)
@@ -279,12 +281,12 @@ def test_pictures_that_have_no_room_are_not_encoded(monkeypatch: pytest.MonkeyPa
     assert [card.key for card in shown.cards] == [str(number) for number in range(49)]
     everything = chooser.make_chooser(evidence, with_pictures=False)
     assert len(everything.cards) == 500
-    for made, is_cut in ((shown, True), (everything, False)):
+    for one, is_cut in ((shown, True), (everything, False)):
         said = (
             _environment()
             .get_template("report/images.html")
             .render(
-                chooser=made,
+                chooser=one,
                 per_class=8,
                 manifest=SimpleNamespace(
                     config=SimpleNamespace(compose=SimpleNamespace(replicates=1)),

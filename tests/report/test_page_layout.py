@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from report_page import MODELS, PAPER, PHONE, WIDE, Opened
 
-from pipeline.report.figures.points import Series, rows_figure
-from pipeline.report.figures.style import TEXT
+from pipeline.display.points import Series, rows_figure
+from pipeline.display.style import TEXT
 from pipeline.report.inline import inline_svg
 
 SIZES = [WIDE, {"width": 1280, "height": 800}, {"width": 1024, "height": 768},

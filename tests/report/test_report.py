@@ -17,28 +17,35 @@ from typing import Any
 import pytest
 from conftest import manifest_of, run_in9, stamps, write_all
 from fault_documents import MISSING, fields, with_value
+from made_results import made, of_model, stored
 from report_page import HOSTILE, MODELS, Opened, column
 
+from pipeline.analyses import ANALYSES
+from pipeline.analyses.attack.panel import _BYTES as BACKGROUND_BYTES
+from pipeline.analyses.attack.results import AttackResult, attack_table
+from pipeline.analyses.evaluation import figures as evaluation_figures
+from pipeline.analyses.evaluation.differences import Differences
+from pipeline.analyses.evaluation.headline import HeadlineCell, reading
+from pipeline.analyses.evaluation.results import Evaluated
+from pipeline.analyses.imagenet.results import ImageNetResult
+from pipeline.analyses.imagenet.trend import Trend
+from pipeline.analyses.matrix.panel import make_matrices
+from pipeline.analyses.matrix.results import Matrix
+from pipeline.analyses.saliency.claims import looks_at_foreground
+from pipeline.analyses.saliency.panel import _BYTES as SALIENCY_BYTES
+from pipeline.analyses.saliency.panel import SaliencyPanel
+from pipeline.analyses.saliency.results import SaliencyResult, saliency_table
 from pipeline.commands.cli import main
 from pipeline.commands.parser import build_parser
+from pipeline.display.evidence import Results
+from pipeline.display.style import Drawn
 from pipeline.errors import UsageError
-from pipeline.evaluate.result_files import _SCHEMAS, read_result
-from pipeline.report import freshness, plots, write_report, write_step
-from pipeline.report.adversarial_panel import _BYTES as BACKGROUND_BYTES
+from pipeline.evaluate.result_files import read_result
+from pipeline.evaluate.results import Failure
+from pipeline.report import freshness, write, write_report, write_step
 from pipeline.report.chooser import _BYTES as CHOOSER_BYTES
-from pipeline.report.claims import CLAIMS
-from pipeline.report.differences import Differences
-from pipeline.report.evidence import ModelResults
-from pipeline.report.figures.style import Drawn
-from pipeline.report.headline import HeadlineCell, reading
 from pipeline.report.image_selection import PER_CLASS
-from pipeline.report.judges import looks_at_foreground
-from pipeline.report.matrix_panel import make_matrices
-from pipeline.report.measured import Results
 from pipeline.report.page import _environment
-from pipeline.report.saliency_panel import _BYTES as SALIENCY_BYTES
-from pipeline.report.saliency_panel import SaliencyPanel
-from pipeline.report.text_tables import attack_table, saliency_table
 from pipeline.storage import state_files
 from pipeline.storage.state_files import convert
 from pipeline.storage.store import Store
@@ -94,7 +101,8 @@ def test_every_part_has_real_results_or_says_what_gives_them(opened: Any) -> Non
     assert page.locator(".claims .not_run").count() == 0
     not_judged = re.findall(r"(\d+)(?: more)? claims?\b", page.locator("#not_run").inner_text())
     assert judged > 5
-    assert judged + sum(map(int, not_judged)) == len(CLAIMS)
+    claims = [claim for analysis in ANALYSES for claim in analysis.parts.claims]
+    assert judged + sum(map(int, not_judged)) == len(claims)
     comparison = page.locator("#accuracy .side").last.inner_text()
     first, second = MODELS
     assert re.search(rf"{first} against {second}: [\d.]+ points (higher|lower) on \w+", comparison)
@@ -300,8 +308,10 @@ def test_figures_become_pdf_files_when_asked_and_stay_up_to_date(
     store, figures = Store(str(output)), output / "results" / "figures"
     assert not list(figures.glob("*.pdf"))
     # Three figures stand for all, because a PDF file takes a third of a second.
-    all_plots = plots.make_plots
-    monkeypatch.setattr(plots, "make_plots", lambda evidence: all_plots(evidence)[:3])
+    all_plots = evaluation_figures.make_plots
+    first = lambda evidence: itertools.islice(all_plots(evidence), 3)  # noqa: E731
+    monkeypatch.setattr(evaluation_figures, "make_plots", first)
+    monkeypatch.setattr(write, "ANALYSES", ANALYSES[:1])
     assert write_report(store, imagenet9(), pdf=True)
     pdfs = {path.stem: path.read_bytes() for path in figures.glob("*.pdf")}
     assert set(pdfs) == {path.stem for path in figures.glob("*.svg")}
@@ -346,7 +356,7 @@ def test_a_job_without_models_brings_an_old_page_up_to_date(
 ) -> None:
     written: list[str] = []
     monkeypatch.setattr(write_step.Dataset, "open", lambda store: None)
-    monkeypatch.setattr(write_step, "write_tables", lambda dataset: ([], []))
+    monkeypatch.setattr(write_step, "write_tables", lambda dataset: False)
     monkeypatch.setattr(write_step, "write_report", lambda *_: written.append("page"))
     step = write_step.WriteResults(
         Store(str(tmp_path)), imagenet9(), "sample", has_run_models=False
@@ -357,7 +367,7 @@ def test_a_job_without_models_brings_an_old_page_up_to_date(
 
 
 def test_all_code_that_makes_the_page_is_in_its_fingerprint() -> None:
-    code = "import sys, pipeline.report.page, pipeline.report.plots; print(*sys.modules)"
+    code = "import sys, pipeline.report.page, pipeline.display.plot; print(*sys.modules)"
     done = subprocess.run(
         (sys.executable, "-c", code), capture_output=True, text=True, check=True, timeout=60
     )
@@ -371,15 +381,12 @@ def test_all_code_that_makes_the_page_is_in_its_fingerprint() -> None:
 
 
 def test_a_model_without_saliency_is_a_row_of_dashes() -> None:
-    names = ("mass_in_mask", "ci_low", "ci_high", "mask_area", "concentration")
-    found = {**dict.fromkeys(names), "images": 0, "method": "gradient", "variant": "original"}
-    models = [
-        ModelResults(name, name, f"resnet50={name}.pth", {"num_outputs": 9}, saliency=found)
-        for name in ("mixed_rand", "original")
-    ]
-    assert [*looks_at_foreground(Results(models, None))] == []
+    found = made(SaliencyResult, num_outputs=9, method="gradient", variant="original")
+    names = ("resnet50=mixed_rand.pth", "resnet50=original.pth")
+    models = tuple(of_model(name, found) for name in names)
+    assert [*looks_at_foreground(Results(models))] == []
     environment = _environment()
-    text = environment.get_template("report/saliency.html").render(
+    text = environment.get_template("saliency/panel.html").render(
         macros=environment.get_template("report/macros.html").module,
         panel=SaliencyPanel((("constant", found),), (), (), ()),
         with_pictures=True,
@@ -393,12 +400,12 @@ def test_each_matrix_shows_its_own_figures() -> None:
     shared = {"columns": ["original"], "rows": [row], "gaps": [], "gains": [], "method": "probe"}
     shared |= {"arch": "a", "holdout": 0.5, "split": "val"}
     names = ("probe-a", "probe-a-seed1")
-    contents = [{**shared, "name": name} for name in names]
+    matrices = tuple(made(Matrix, **shared, name=name) for name in names)
     drawn = [(SimpleNamespace(file=f"matrix-{name}-accuracy.svg"), f"[{name}]") for name in names]
     environment = _environment()
-    text = environment.get_template("report/matrix.html").render(
+    text = environment.get_template("matrix/panel.html").render(
         macros=environment.get_template("report/macros.html").module,
-        panel=make_matrices(SimpleNamespace(matrices=contents)),  # type: ignore[arg-type]
+        panel=make_matrices(Results((), {Matrix: matrices})),  # type: ignore[arg-type]
         plots={"matrix": drawn},
         is_comparable=False,
         manifest=SimpleNamespace(config=SimpleNamespace(compose=SimpleNamespace(replicates=1))),
@@ -513,6 +520,16 @@ def _every_field(output: Path) -> dict[str, Any]:
     }
 
 
+KINDS: dict[str, Any] = {
+    "model.json": Evaluated,
+    "attack.json": AttackResult,
+    "saliency.json": SaliencyResult,
+    "imagenet.json": ImageNetResult,
+    "trend.json": Trend,
+    "failures.json": dict[str, dict[str, Failure]],
+}
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
@@ -520,7 +537,7 @@ def _every_field(output: Path) -> dict[str, Any]:
         (
             None,
             {
-                *("overlap", "trained", "pretrained", "epochs", "fooled", "fooled_ci_low"),
+                *("pretrained", "epochs", "fooled", "fooled_ci_low"),
                 *("fooled_ci_high", "challenge_accuracy", "bg_wnid", "mass_in_mask", "mask_area"),
                 *("ci_low", "ci_high", "concentration", "imagenet_top1", "imagenet_source"),
                 *("imagenet_n", "imagenet_input_size"),
@@ -542,8 +559,9 @@ def test_a_result_without_a_value_is_refused_unless_every_reader_can_do_without(
     shutil.copytree(output / "results" / MODELS[0], output / "results" / "row+d")
     optional = set()
     for path, content in results.items():
-        # A reader can only rely on fields that the schema lists.
-        assert convert(content, _SCHEMAS[path.rpartition("/")[2]]) == content
+        # A reader can only rely on fields that the type has.
+        kind = KINDS[path.rpartition("/")[2]]
+        assert stored(convert(content, kind)) == content
         # Each file lies there alone, because trend.json is written anew where models have results.
         for other in (*output.glob("results/**/*.json"), *output.glob("results/*.csv")):
             other.unlink()
@@ -552,13 +570,15 @@ def test_a_result_without_a_value_is_refused_unless_every_reader_can_do_without(
             (output / model).write_text(json.dumps(results[model]))
         is_refused = False
         for field in fields(content):
-            if isinstance(field[-1], int) or field[-2:-1] == ("libraries",) or "none" in field[-2:]:
+            mappings = {"libraries", "rules"}
+            if isinstance(field[-1], int) or {*field[-2:-1]} & mappings or "none" in field[-2:]:
                 continue  # It is an entry of a list or a mapping.
             monkeypatch.setattr(state_files, "_warned", set())
             caplog.clear()
             changed = with_value(content, field, value)
             (output / path).write_text(json.dumps(changed))
-            if read_result(store, path) is None:
+            result = read_result(store, path, kind)
+            if result is None:
                 (message,) = caplog.messages
                 assert message.startswith(f"{output / path} is damaged"), field
                 assert re.search(rf"[`.]{field[-1]}`|another folder", message), field
@@ -569,7 +589,7 @@ def test_a_result_without_a_value_is_refused_unless_every_reader_can_do_without(
             else:
                 optional.add(field[-1])
                 # `in9 attack` and `in9 saliency` also print their tables.
-                assert "rules" not in content or attack_table([changed])
-                assert "maps" not in content or saliency_table([changed])
+                assert kind is not AttackResult or attack_table([result])
+                assert kind is not SaliencyResult or saliency_table([result])
             assert main(["report", "--dataset", str(output), "--pictures", "none"]) == 0, field
     assert optional == expected

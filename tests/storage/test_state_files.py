@@ -27,7 +27,7 @@ from pipeline.dataset.latest import LATEST, read_latest
 from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest
 from pipeline.dataset.records import Record, Staging, read_metadata, write_table
 from pipeline.errors import UsageError
-from pipeline.evaluate.result_schemas import EvaluationSchema
+from pipeline.evaluate.results import RunSettings
 from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.storage.state_files import NotJsonError, RelativePath, parse_json, read_json
 from pipeline.storage.store import FileDigest, Store
@@ -357,6 +357,6 @@ def test_what_commits_others_is_on_the_disk_before_it_has_a_name(
 def test_every_way_to_run_a_model_is_a_form_of_results() -> None:
     """Checks that the schema has all values of the flags, since others would count as damage."""
     choices = {flag.dest: flag.choices for flag in flags_of("evaluate")}
-    kinds = get_type_hints(EvaluationSchema)
+    kinds = get_type_hints(RunSettings)
     for name in ("precision", "eval_input"):
         assert set(choices[name] or ()) == set(get_args(kinds[name]))

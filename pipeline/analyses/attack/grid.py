@@ -123,7 +123,7 @@ def open_grid(dataset: Dataset, plan: AttackPlan) -> AttackGrid:
     Raises:
       UsageError: a variant is missing, or there are no images to test on.
     """
-    check_attack_variants(dataset.variants)
+    check_variants(dataset.variants)
     split = plan.evaluation.split
     rows = [
         (row["key"], row["label"], row["wnid"], dataset.shard_of(split, row["key"]))
@@ -153,7 +153,7 @@ def _unit_numbers(images: EvalImages, foregrounds: GridAxis) -> Labels:
     return images.unit_numbers[images.positions(pa.chunked_array([pa.array(foregrounds.keys)]))]
 
 
-def check_attack_variants(variants: Iterable[str]) -> None:
+def check_variants(variants: Iterable[str]) -> None:
     """Raises UsageError if a dataset with these variants cannot be attacked."""
     existing = set(variants)
     missing = [name for name in ATTACK_VARIANTS if name not in existing]

@@ -1,1 +1,29 @@
-"""Accuracy of models on ImageNet itself, which the trend compares with accuracy on the variants."""
+"""Accuracy of models on ImageNet itself, and the trend of accuracies on the variants against it.
+
+The trend runs no model: it comes from stored results and published figures.
+"""
+
+from __future__ import annotations
+
+from pipeline.analyses.analysis import Analysis
+from pipeline.runtime.flag_types import Flag
+
+IMAGENET = Analysis(
+    name="imagenet",
+    module="pipeline.analyses.imagenet.parts",
+    job_flags=(
+        (
+            ("run", "evaluate"),
+            Flag(
+                "--imagenet",
+                "DIR",
+                "measure top-1 accuracy on DIR/val, for the trend (default: published figures)",
+            ),
+        ),
+    ),
+    counter="imagenet_images",
+    unit="ImageNet image",
+    fate="classified",
+)
+
+TREND = Analysis(name="trend", module="pipeline.analyses.imagenet.trend_parts")

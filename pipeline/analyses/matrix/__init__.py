@@ -1,2 +1,65 @@
-"""The paper's train x test matrix: one model is trained on each variant, and tested on every
-variant."""
+"""The train x test matrix: models trained on each variant, tested on all."""
+
+from __future__ import annotations
+
+from pipeline.analyses.analysis import Analysis, Command
+from pipeline.runtime.flag_types import (
+    ALLOW_OVERLAP,
+    Flag,
+    comma_separated,
+    section,
+    share,
+    switch,
+)
+from pipeline.training.flags import LEARNING, TRAIN_JOB
+
+MATRIX = Analysis(
+    name="matrix",
+    module="pipeline.analyses.matrix.parts",
+    command=Command(
+        "train on each variant and test on all of them: the train x test matrix",
+        "in9 matrix --dataset out --probe --holdout 0.5",
+        "matrix:run_matrix",
+    ),
+    sections=(
+        section(
+            "matrix",
+            ("matrix",),
+            Flag("--in9l", "DIR", "IN-9L dataset to add as a row and a column (default: none)"),
+            Flag(
+                "--variants",
+                "A,B",
+                "variants to train and to test on (default: all)",
+                type=comma_separated,
+            ),
+            switch("--probe", "fit only the last layer of frozen networks; takes minutes on a CPU"),
+            Flag(
+                "--arch",
+                "A,B",
+                "timm architectures (default: resnet50; with --probe efficientnet_lite0)",
+                type=comma_separated,
+            ),
+            Flag("--train_split", "NAME", "split to train on (default: train)"),
+            Flag("--eval_split", "NAME", "split to test on (default: val)"),
+            Flag(
+                "--holdout",
+                "X",
+                "divide a single split: test on this share, train on the rest",
+                0.0,
+                share,
+            ),
+            ALLOW_OVERLAP,
+        ),
+        section(
+            "training",
+            ("matrix",),
+            switch(
+                "--pretrained", "start from weights trained on ImageNet, as a probe always does"
+            ),
+            *LEARNING,
+            Flag("--seed", "N", "seed of training", 0, int),
+            switch("--overwrite", "replace trainings that were made with other flags"),
+        ),
+        section("job", ("matrix",), *TRAIN_JOB),
+    ),
+)

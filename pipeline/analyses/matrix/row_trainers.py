@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from pipeline.analyses.matrix.matrix_plan import IN9L, MatrixPlan
+from pipeline.analyses.matrix.plan import IN9L, MatrixPlan
 from pipeline.evaluate.predict_shards import ShardPictures
 from pipeline.models.checkpoint import read_metadata
 from pipeline.models.predict import Predictor, are_numbers, refuse_broken

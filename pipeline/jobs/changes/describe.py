@@ -2,43 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 
+from pipeline.analyses.evaluation.contributions import BG_GAP
 from pipeline.dataset.card import markdown
 from pipeline.dataset.manifest import Manifest
-from pipeline.errors import counted, escaped_texts
-from pipeline.evaluate.result_files import display_name
-from pipeline.jobs.changes.accuracies import compare_accuracies
-from pipeline.jobs.changes.images import ImageChanges, State, compare_images
-from transforms.scoring import PAPER_RULE
+from pipeline.errors import counted
+from pipeline.jobs.changes.accuracies import Difference, ModelChange, compare_accuracies
+from pipeline.jobs.changes.images import ImageChanges, ImageRow, State, compare_images
+
+LISTED = 100
+"""Largest number of images of each kind that are listed by name; the others are only counted."""
 
 
-def describe_changes(before: State, after: State) -> dict[str, Any]:
-    """Collects the content of changes.md.
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """Content of changes.md.
 
-    Returns:
-      `from` and `to`, fingerprints of the datasets; `causes` of their difference with details:
-      `data`, `configuration` (flags), `code` (stages, libraries); `images` by split, from
-      `compare_images`; `models`, from `compare_accuracies`; `new_models`, names of the models that
-      were not evaluated before.
+    Attributes:
+      before, after: fingerprints of the datasets.
+      causes: details of each cause of their difference: `data`, `configuration` (flags), `code`
+        (stages, libraries).
+      images: changes of images by split.
+      models: differences of models that were evaluated in both states.
+      new_models: names of the models that were not evaluated before.
     """
+
+    before: str
+    after: str
+    causes: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    images: Mapping[str, ImageChanges] = dataclasses.field(default_factory=dict)
+    models: Sequence[ModelChange] = ()
+    new_models: Sequence[str] = ()
+
+
+def describe_changes(before: State, after: State) -> Changes:
+    """Collects the content of changes.md."""
     old, new = before.dataset.manifest, after.dataset.manifest
     splits = dict.fromkeys((*old.shards, *new.shards))
     images = {split: compare_images(before.dataset, after.dataset, split) for split in splits}
     causes = _dataset_causes(old, new, images)
-    return {
-        "from": old.fingerprint,
-        "to": new.fingerprint,
-        "causes": causes,
-        "images": {split: changes.to_json() for split, changes in images.items()},
-        "models": list(compare_accuracies(before, after, list(causes))),
-        "new_models": [
-            display_name(summary)
+    return Changes(
+        before=old.fingerprint,
+        after=new.fingerprint,
+        causes=causes,
+        images=images,
+        models=list(compare_accuracies(before, after, list(causes))),
+        new_models=[
+            summary.name
             for folder, summary in after.summaries.items()
             if folder not in before.summaries
         ],
-    }
+    )
 
 
 def _dataset_causes(
@@ -90,16 +106,11 @@ _KINDS = {
     "rejected": "rejected that were accepted or absent before",
     "accepted": "accepted that were rejected before",
 }
-_GAP = "bg_gap"
 
 
-def to_markdown(changes: Mapping[str, Any]) -> str:
-    """Formats the content of changes.md.
-
-    Args:
-      changes: result of `describe_changes`.
-    """
-    return "\n".join(_lines(escaped_texts(changes, markdown))) + "\n"
+def to_markdown(changes: Changes) -> str:
+    """Formats the content of changes.md."""
+    return "\n".join(_lines(changes)) + "\n"
 
 
 def summary_of(markdown: str) -> str:
@@ -107,90 +118,95 @@ def summary_of(markdown: str) -> str:
     return markdown.split("\n")[2]
 
 
-def _one_line(changes: Mapping[str, Any]) -> str:
+def _by_kind(images: ImageChanges) -> dict[str, list[ImageRow]]:
+    """Returns the changed images of each kind of change; a kind may have none."""
+    return {kind: getattr(images, kind) or [] for kind in _KINDS}
+
+
+def _one_line(changes: Changes) -> str:
     """Sums up the changes: numbers of images (of replaced backgrounds if there is no other change
     of images), BG-Gaps of models, and new models."""
-    splits = changes["images"].values()
+    splits = changes.images.values()
     images = [
         f"{count} {kind}"
         for kind in _KINDS
-        if (count := sum((split[kind] or {"count": 0})["count"] for split in splits))
+        if (count := sum(len(_by_kind(split)[kind]) for split in splits))
     ]
-    replaced = sum(sum(split["repaired"].values()) for split in splits)
+    replaced = sum(sum(split.repaired.values()) for split in splits)
     if replaced and not images:
-        images = [f"{replaced} other backgrounds"]
+        images = [counted(replaced, "other background")]
     parts = [f"images: {', '.join(images)}"] if images else []
     parts += [
-        f"BG-Gap of {model['model']}: {_difference(row)} ({_causes(model)})"
-        for model in changes["models"]
-        for row in model["rows"]
-        if row["variant"] == _GAP
+        f"BG-Gap of {markdown(model.model)}: {_difference(row)} ({_causes(model)})"
+        for model in changes.models
+        for row in model.rows
+        if row.variant == BG_GAP
     ]
-    if changes["new_models"]:
-        parts.append(f"new models: {', '.join(changes['new_models'])}")
+    if changes.new_models:
+        parts.append(f"new models: {', '.join(map(markdown, changes.new_models))}")
     # A model may lack BG-Gap, but differ in other accuracies.
-    is_same = not any(row["difference"] for model in changes["models"] for row in model["rows"])
+    is_same = not any(row.difference for model in changes.models for row in model.rows)
     return "; ".join(parts) or f"none in images, none in {'accuracies' if is_same else 'BG-Gap'}"
 
 
-def _lines(changes: Mapping[str, Any]) -> Iterator[str]:
+def _lines(changes: Changes) -> Iterator[str]:
     yield from ("# What has changed", "", _one_line(changes), "")
-    if changes["from"] == changes["to"]:
-        yield f"The dataset `{changes['to'][:12]}` is the same; only results on it have changed."
+    if changes.before == changes.after:
+        yield f"The dataset `{changes.after[:12]}` is the same; only results on it have changed."
     else:
-        yield f"From dataset `{changes['from'][:12]}` to `{changes['to'][:12]}`."
-    for cause, details in changes["causes"].items():
-        yield from ("", f"**{cause}**: {'; '.join(details)}")
-    for split, images in changes["images"].items():
+        yield f"From dataset `{changes.before[:12]}` to `{changes.after[:12]}`."
+    for cause, details in changes.causes.items():
+        yield from ("", f"**{cause}**: {'; '.join(map(markdown, details))}")
+    for split, images in changes.images.items():
         yield from _image_lines(split, images)
-    if changes["models"]:
-        yield from _model_lines(changes["models"])
+    if changes.models:
+        yield from _model_lines(changes.models)
 
 
-def _image_lines(split: str, changes: Mapping[str, Any]) -> Iterator[str]:
-    kinds = {kind: changes[kind] for kind in _KINDS if changes[kind] and changes[kind]["count"]}
-    repaired = {variant: count for variant, count in changes["repaired"].items() if count}
+def _image_lines(split: str, changes: ImageChanges) -> Iterator[str]:
+    kinds = {kind: rows for kind, rows in _by_kind(changes).items() if rows}
+    repaired = {name: count for name, count in sorted(changes.repaired.items()) if count}
     if not kinds and not repaired:
         return
-    yield from ("", f"## Images of {split}", "")
-    for kind, change in kinds.items():
-        yield f"* {change['count']} {_KINDS[kind]}"
-        yield from (f"  * {row['key']}: {row['status']}" for row in change["images"])
-        unlisted = change["count"] - len(change["images"])
-        if unlisted:
-            yield f"  * and {unlisted} more"
+    yield from ("", f"## Images of {markdown(split)}", "")
+    for kind, rows in kinds.items():
+        yield f"* {len(rows)} {_KINDS[kind]}"
+        listed = sorted(rows, key=lambda row: (row.key, row.path))[:LISTED]
+        yield from (f"  * {markdown(row.key)}: {row.status}" for row in listed)
+        if len(rows) > LISTED:
+            yield f"  * and {len(rows) - LISTED} more"
     for variant, count in repaired.items():
-        yield f"* {count} in both versions have another background in {variant}"
+        has = "has" if count == 1 else "have"
+        yield f"* {count} in both versions {has} another background in {markdown(variant)}"
 
 
-def _model_lines(models: list[dict[str, Any]]) -> Iterator[str]:
-    variants: list[str] = []
-    for model in models:
-        for row in model["rows"]:
-            name = row["variant"]
-            if name not in variants and name != _GAP:
-                variants.append(name)
-    columns = [*variants, _GAP]
+def _model_lines(models: Sequence[ModelChange]) -> Iterator[str]:
+    names = dict.fromkeys(row.variant for model in models for row in model.rows)
+    variants = [name for name in names if name != BG_GAP]
+    rules = dict.fromkeys(model.label_rule for model in models)
     yield from ("", "## Accuracies", "")
     yield (
         "Differences in percentage points over the n images in both versions, with 95 % "
-        f"intervals of a paired bootstrap, under {PAPER_RULE}."
+        f"intervals of a paired bootstrap, under {', '.join(rules)}."
     )
-    yield from ("", "| model | cause | n | " + " | ".join([*variants, "BG-Gap"]) + " |")
-    yield "|---|---|--:|" + "--:|" * len(columns)
+    yield from (
+        "",
+        "| model | cause | n | " + " | ".join([*map(markdown, variants), "BG-Gap"]) + " |",
+    )
+    yield "|---|---|--:|" + "--:|" * (len(variants) + 1)
     for model in models:
-        rows = {row["variant"]: row for row in model["rows"]}
-        cells = [_difference(rows[name]) if name in rows else "-" for name in columns]
-        yield f"| {model['model']} | {_causes(model)} | {model['n']} | {' | '.join(cells)} |"
+        rows = {row.variant: row for row in model.rows}
+        cells = [_difference(rows[name]) if name in rows else "-" for name in (*variants, BG_GAP)]
+        yield f"| {markdown(model.model)} | {_causes(model)} | {model.n} | {' | '.join(cells)} |"
 
 
-def _causes(model: Mapping[str, Any]) -> str:
-    return ", ".join(model["causes"]) or "cause unknown"
+def _causes(model: ModelChange) -> str:
+    return ", ".join(model.causes) or "cause unknown"
 
 
-def _difference(row: Mapping[str, Any]) -> str:
+def _difference(row: Difference) -> str:
     """Formats a difference in percentage points, such as `+0.4 [-0.2, 1.0]`."""
-    numbers = [100 * row[name] for name in ("difference", "ci_low", "ci_high")]
+    numbers = [100 * number for number in (row.difference, row.ci_low, row.ci_high)]
     # Adding zero turns a rounded -0.0 into 0.0.
     value, low, high = (round(number, 1) + 0.0 for number in numbers)
     return f"{value:+.1f} [{low:.1f}, {high:.1f}]" if value else f"0.0 [{low:.1f}, {high:.1f}]"

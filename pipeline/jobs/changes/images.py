@@ -8,26 +8,38 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+from pipeline.analyses.evaluation.results import Summary
+from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import ACCEPTED, read_rows
 from pipeline.dataset.shards import index_file, layer_record
-from pipeline.evaluate.result_files import result_folder
-from pipeline.evaluate.summaries import read_summaries
 from transforms.variants import EXTERNAL, MIXED, with_replicates
 
-LISTED = 100
-"""Largest number of images of each kind that are listed by name; the others are only counted."""
-
-Row = dict[str, Any]
 _Image = tuple[str, int]
 """(key of an image or object, its position, from 0, among the rows with the same key)."""
 
 
+class ImageRow(NamedTuple):
+    """What the index says of an image or object.
+
+    Attributes:
+      key, path, status: columns of the index.
+      selected: whether the variants have the image.
+      backgrounds: for each mixed variant, the key of its background; None where there is none.
+    """
+
+    key: str
+    path: str
+    status: str
+    selected: bool
+    backgrounds: dict[str, str | None]
+
+
 @dataclasses.dataclass
 class ImageChanges:
-    """Changes of the images of a split, as rows with `key`, `path` and `status`.
+    """Changes of the images of a split.
 
     Attributes:
       added: images that are new.
@@ -40,47 +52,27 @@ class ImageChanges:
         background.
     """
 
-    added: list[Row] = dataclasses.field(default_factory=list)
-    removed: list[Row] = dataclasses.field(default_factory=list)
-    changed: list[Row] | None = dataclasses.field(default_factory=list)
-    rejected: list[Row] = dataclasses.field(default_factory=list)
-    accepted: list[Row] = dataclasses.field(default_factory=list)
-    repaired: Counter[str] = dataclasses.field(default_factory=Counter)
+    added: list[ImageRow] = dataclasses.field(default_factory=list)
+    removed: list[ImageRow] = dataclasses.field(default_factory=list)
+    changed: list[ImageRow] | None = dataclasses.field(default_factory=list)
+    rejected: list[ImageRow] = dataclasses.field(default_factory=list)
+    accepted: list[ImageRow] = dataclasses.field(default_factory=list)
+    repaired: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def is_input(self) -> bool:
         """Whether the input has changed."""
         return bool(self.added or self.removed or self.changed)
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the number and the first images of each kind, and `repaired`."""
-        lists = {
-            name: None if rows is None else _listed(rows)
-            for name, rows in (
-                *(("added", self.added), ("removed", self.removed), ("changed", self.changed)),
-                *(("rejected", self.rejected), ("accepted", self.accepted)),
-            )
-        }
-        return {**lists, "repaired": dict(sorted(self.repaired.items()))}
-
-
-def _listed(rows: list[Row]) -> dict[str, Any]:
-    shown = sorted(rows, key=lambda row: (row["key"], row["path"]))[:LISTED]
-    names = ("key", "path", "status")
-    return {"count": len(rows), "images": [{name: row[name] for name in names} for row in shown]}
-
 
 def compare_images(before: Dataset, after: Dataset, split: str) -> ImageChanges:
     """Compares the images of a split, which may exist in only one of the two datasets."""
     changes = ImageChanges()
-    columns = ["key", "path", "status", "selected"]
-    mixed, now_mixed = _background_columns(before), _background_columns(after)
-    content: dict[_Image, Row] = {}
+    content: dict[_Image, ImageRow] = {}
     for old_files, new_files in _pairs(before, after, split, _index_files):
-        old = _read(before, old_files, [*columns, *mixed])
-        new = _read(after, new_files, [*columns, *now_mixed])
+        old, new = _read_index(before, old_files), _read_index(after, new_files)
         content |= new
-        _compare(old, new, [name for name in mixed if name in now_mixed], changes)
+        _compare(old, new, changes)
     if _segmented_alike(before, after):
         changes.changed = [content[image] for image in _changed(before, after, split, content)]
     else:
@@ -88,35 +80,33 @@ def compare_images(before: Dataset, after: Dataset, split: str) -> ImageChanges:
     return changes
 
 
-def _compare(
-    old: dict[_Image, Row], new: dict[_Image, Row], mixed: list[str], to: ImageChanges
-) -> None:
+def _compare(old: dict[_Image, ImageRow], new: dict[_Image, ImageRow], to: ImageChanges) -> None:
     to.added += [new[image] for image in new.keys() - old.keys()]
     to.removed += [old[image] for image in old.keys() - new.keys()]
     for image, row in new.items():
         was = old.get(image)
-        if row["status"] != ACCEPTED and (was is None or was["status"] == ACCEPTED):
+        if row.status != ACCEPTED and (was is None or was.status == ACCEPTED):
             to.rejected.append(row)
         if was is None:
             continue
-        if row["status"] == ACCEPTED != was["status"]:
+        if row.status == ACCEPTED != was.status:
             to.accepted.append(row)
-        if row["selected"] and was["selected"]:
-            for name in mixed:
-                to.repaired[name.removesuffix("_bg_key")] += row[name] != was[name]
+        if row.selected and was.selected:
+            for name in was.backgrounds.keys() & row.backgrounds.keys():
+                is_other = row.backgrounds[name] != was.backgrounds[name]
+                to.repaired[name] = to.repaired.get(name, 0) + is_other
 
 
 def _changed(
-    before: Dataset, after: Dataset, split: str, content: dict[_Image, Row]
+    before: Dataset, after: Dataset, split: str, content: dict[_Image, ImageRow]
 ) -> Iterator[_Image]:
     """Yields the images in both states whose source differs."""
-    columns = ["key", "source_digest"]
     for old_files, new_files in _pairs(before, after, split, _record_files):
-        old, new = _read(before, old_files, columns), _read(after, new_files, columns)
+        old, new = _read_digests(before, old_files), _read_digests(after, new_files)
         for image in sorted(old.keys() & new.keys()):
             # A changed source changes the file of its output shard, too, so `content` has the
             # image.
-            if old[image]["source_digest"] != new[image]["source_digest"] and image in content:
+            if old[image] != new[image] and image in content:
                 yield image
 
 
@@ -124,12 +114,6 @@ def _segmented_alike(before: Dataset, after: Dataset) -> bool:
     stages = (before.manifest.stages, after.manifest.stages)
     first, second = (stage.get("segment_fingerprint") for stage in stages)
     return first is not None and first == second
-
-
-def _background_columns(dataset: Dataset) -> list[str]:
-    replicates = dataset.manifest.config.compose.replicates
-    drawn = (*MIXED, EXTERNAL) if EXTERNAL in dataset.variants else MIXED
-    return [f"{name}_bg_key" for name in with_replicates(drawn, replicates)]
 
 
 def _index_files(dataset: Dataset, split: str) -> list[str]:
@@ -160,18 +144,37 @@ def _pairs(
             yield [first], [second]
 
 
-def _read(dataset: Dataset, files: list[str], columns: list[str]) -> dict[_Image, Row]:
-    """Reads rows by image or object."""
-    rows: dict[_Image, Row] = {}
+def _read_index(dataset: Dataset, files: list[str]) -> dict[_Image, ImageRow]:
+    """Reads the rows of index files."""
+    drawn = (*MIXED, EXTERNAL) if EXTERNAL in dataset.variants else MIXED
+    mixed = with_replicates(drawn, dataset.manifest.config.compose.replicates)
+    columns = ["key", "path", "status", "selected"]
+    rows = _read(dataset, files, [*columns, *(f"{name}_bg_key" for name in mixed)])
+    return {
+        image: ImageRow(
+            **{name: row[name] for name in columns},
+            backgrounds={name: row[f"{name}_bg_key"] for name in mixed},
+        )
+        for image, row in rows
+    }
+
+
+def _read_digests(dataset: Dataset, files: list[str]) -> dict[_Image, str]:
+    """Reads the digests of sources from records of layers."""
+    column = "source_digest"
+    return {image: row[column] for image, row in _read(dataset, files, ["key", column])}
+
+
+def _read(
+    dataset: Dataset, files: list[str], columns: list[str]
+) -> Iterator[tuple[_Image, dict[str, Any]]]:
+    """Yields rows with their image or object."""
     times = Counter[str]()
     for file in files:
         for row in read_rows(dataset.store, file, columns):
-            rows[row["key"], times[row["key"]]] = row
-            times[row["key"]] += 1
-    return rows
-
-
-Summary = dict[str, Any]
+            key = row["key"]
+            yield (key, times[key]), row
+            times[key] += 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,8 +192,4 @@ class State:
     @classmethod
     def from_dataset(cls, dataset: Dataset) -> State:
         """Returns the state of a dataset folder."""
-        summaries = {
-            result_folder(summary["model"], summary["evaluation"]): summary
-            for summary in read_summaries(dataset)[0]
-        }
-        return cls(dataset, summaries)
+        return cls(dataset, {one.folder: one for one in read_summaries(dataset)[0]})

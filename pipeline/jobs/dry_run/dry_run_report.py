@@ -5,16 +5,16 @@ from __future__ import annotations
 import functools
 import gc
 import itertools
-import math
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from pipeline.analyses.attack.attack_work import AttackWork
+from pipeline.analyses import ANALYSES
+from pipeline.analyses.analysis import Analysis
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, ModelError, counted
@@ -29,7 +29,6 @@ from pipeline.runtime.progress import duration
 from pipeline.storage.store import Store
 from transforms.filters import Reason
 from transforms.taxonomy import Taxonomy
-from transforms.variants import is_picture
 
 if TYPE_CHECKING:
     from pipeline.evaluate.evaluation import Evaluation
@@ -40,12 +39,12 @@ _EVALUATE_SECONDS = 5.0
 """How long the speed of a model is measured, if the trial has enough pictures."""
 
 
-def dry_run(job: GenerateJob, works: Sequence[Work], workers: int) -> None:
+def dry_run(job: GenerateJob, works: Mapping[str, Work], workers: int) -> None:
     """Prints what a job would do.
 
     Args:
       job: the job that would make the dataset.
-      works: the `Work`s that would run models.
+      works: the `Work`s that would run models, by name of their analysis.
       workers: number of workers that would run at the same time.
 
     Raises:
@@ -63,11 +62,17 @@ def dry_run(job: GenerateJob, works: Sequence[Work], workers: int) -> None:
         make_trial = functools.cache(lambda: _trial(job, forecast, taxonomy, folder))
         if not forecast.is_up_to_date:
             _print_estimate(job, forecast, make_trial(), workers)
-        # The time of other stages does not follow from the number of pictures.
-        by_stage = {work.stage: work for work in works if work.stage in ("evaluate", "attack")}
-        if by_stage:
-            for model in works[0].evaluation.models:
-                _print_model(model, job, forecast, by_stage, make_trial)
+        variants = job.config.compose.composed
+        # The time of other analyses does not follow from the number of pictures.
+        timed = {
+            analysis: works[analysis.name]
+            for analysis in ANALYSES
+            if analysis.name in works
+            and analysis.parts.forecast(works[analysis.name], 0, variants) is not None
+        }
+        if timed:
+            for model in next(iter(timed.values())).evaluation.models:
+                _print_model(model, job, forecast, timed, make_trial)
     print("dry run: nothing was written")
 
 
@@ -179,7 +184,7 @@ def _print_model(
     name: str,
     job: GenerateJob,
     forecast: Forecast,
-    works: Mapping[str, Work],
+    works: Mapping[Analysis, Work],
     make_trial: Callable[[], Trial | None],
 ) -> None:
     """Prints how long a model will take in each stage."""
@@ -194,13 +199,13 @@ def _print_model(
         print(f"{name}: {error}")
         return
     load = time.perf_counter() - started
-    left: dict[str, int] = {}
+    left: dict[Analysis, int] = {}
     if forecast.is_up_to_date:
         dataset = Dataset.open(evaluation.store)
-        left = {stage: _left(work, dataset, model) for stage, work in works.items()}
-        for stage, done in (("evaluate", "evaluated"), ("attack", "attacked")):
-            if left.get(stage) == 0:
-                print(f"{name}: {done} already")
+        left = {analysis: _left(work, dataset, model) for analysis, work in works.items()}
+        for analysis, count in left.items():
+            if not count and analysis.done:
+                print(f"{name}: {analysis.done} already")
         if not any(left.values()):
             return
     trial = make_trial()
@@ -208,12 +213,11 @@ def _print_model(
         return
     if not forecast.is_up_to_date:
         expected = _expected_images(job, forecast, trial.measured, evaluation)
-        left["evaluate"] = round(expected * sum(map(is_picture, job.config.compose.composed)))
-        attack = works.get("attack")
-        if isinstance(attack, AttackWork):
-            images = round(expected)
-            sides = (attack.plan.foregrounds, attack.plan.backgrounds)
-            left["attack"] = math.prod(images if n is None else min(n, images) for n in sides)
+        variants = job.config.compose.composed
+        left = {
+            analysis: analysis.parts.forecast(work, expected, variants) or 0
+            for analysis, work in works.items()
+        }
     try:
         predictor = Predictor(model, evaluation.predict)
         rate = _pictures_a_second(predictor, trial, job.config.segment.image_size)
@@ -224,16 +228,18 @@ def _print_model(
     gc.collect()
     if not rate:
         return
-    if left.get("evaluate"):
-        print(
-            f"{name}: about {duration(load + left['evaluate'] / rate)} for {left['evaluate']} "
-            f"pictures on {predictor.device.type} ({rate:.1f} a second)"
-        )
-    if left.get("attack"):
-        print(
-            f"{name}: about {duration(left['attack'] / rate)} for an attack with {left['attack']} "
-            "composites"
-        )
+    for analysis, count in left.items():
+        article = "an" if analysis.name[0] in "aeiou" else "a"
+        if count and analysis is ANALYSES[0]:
+            print(
+                f"{name}: about {duration(load + count / rate)} for {count} {analysis.items} on "
+                f"{predictor.device.type} ({rate:.1f} a second)"
+            )
+        elif count:
+            print(
+                f"{name}: about {duration(count / rate)} for {article} {analysis.name} with "
+                f"{count} {analysis.items}"
+            )
 
 
 def _left(work: Work, dataset: Dataset, model: LoadedModel) -> int:

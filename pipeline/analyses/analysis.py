@@ -1,0 +1,78 @@
+"""An analysis: what a command and its flags run, what is stored of it, and what people see of it.
+
+`--help` reads the names and flags of all analyses, so this module and the `__init__` of each
+analysis import nothing slow. What an analysis does is loaded when it is used (`Analysis.parts`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline.runtime.flag_types import Flag, Section
+
+if TYPE_CHECKING:
+    from pipeline.analyses.parts import Parts
+
+
+class Command(NamedTuple):
+    """A command of the command line.
+
+    Attributes:
+      text: description of the command.
+      example: example of its use.
+      function: function that runs it, as `module:function` of `pipeline.commands`. It takes the
+        parsed arguments, and Beam's flags if the command runs a graph, and returns the exit code.
+      has_graph: whether the command runs a Beam graph, and so takes Beam's flags.
+    """
+
+    text: str
+    example: str
+    function: str
+    has_graph: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """Names, words and flags of an analysis.
+
+    Attributes:
+      name: its name, which is also that of its command, if it has one, and of its stage in
+        counters, progress and failures.
+      module: the module whose `PARTS` are what it does.
+      command: its own command; None if it only has flags of other commands.
+      sections: flags of its own command; the first has the values of the first of `job_flags`.
+      job_flags: (the commands, the flag) by which other commands run it.
+      counter: counter of the pictures that models are shown; "" if they are not counted.
+      unit, fate: what the closing lines of a job call one of them, and what was done to it.
+      items: what progress counts, in the plural.
+      done: what `--dry_run` says of a model that has nothing left to do; "" to say nothing.
+      not_done: beginning of the line about a model that failed; "" if `Parts.lines` say so, and the
+        page does not.
+      refuses_overlap: whether it refuses models that were trained on the images to test on.
+    """
+
+    name: str
+    module: str
+    command: Command | None = None
+    sections: tuple[Section, ...] = ()
+    job_flags: tuple[tuple[tuple[str, ...], Flag], ...] = ()
+    counter: str = ""
+    unit: str = ""
+    fate: str = ""
+    items: str = "images"
+    done: str = ""
+    not_done: str = ""
+    refuses_overlap: bool = False
+
+    @property
+    def runs_models(self) -> bool:
+        """Whether it runs on the stage of models."""
+        return bool(self.counter)
+
+    @property
+    def parts(self) -> Parts:
+        """What the analysis does; imported when it is first used."""
+        parts: Parts = importlib.import_module(self.module).PARTS
+        return parts

@@ -1,0 +1,305 @@
+"""Results of attacks: predictions of all pairs, the measures computed from them, and tables.
+
+results/<model>/attack/<grid>/<split>-NNNNN.parquet         predictions of a chunk of foregrounds
+results/<model>/attack/<grid>/<split>-backgrounds.parquet   backgrounds, in the order of predictions
+results/<model>/attack.json                                 the last attack, and its measures
+results/attack.csv, results/backgrounds.csv                 tables of all attacked models
+
+<grid> consists of the numbers of foregrounds and backgrounds, such as 4050x4050 (with -early_stop
+after an attack that stopped early), so that a small attack does not overwrite a large one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
+
+import msgspec
+import pyarrow as pa
+from msgspec import Meta
+
+from pipeline.analyses.attack.grid import ATTACK_VARIANTS
+from pipeline.dataset.folder import Dataset
+from pipeline.display.table import Table
+from pipeline.display.text import TIMES, aligned, percent_interval
+from pipeline.evaluate.failures import failures_without_results, read_failures
+from pipeline.evaluate.predictions import read_current_results
+from pipeline.evaluate.published import FULL_GRID
+from pipeline.evaluate.results import Label, PicturesResult, pick
+from pipeline.storage.state_files import Name, RelativePath, read_table
+from pipeline.storage.store import Store
+from transforms.scoring import LABEL_RULES
+
+CHUNK_SCHEMA = pa.schema(
+    [
+        pa.field("fg_key", pa.string()),
+        pa.field("label", pa.int64()),
+        *(pa.field(rule, pa.list_(pa.int16())) for rule in LABEL_RULES),
+        pa.field("device", pa.dictionary(pa.int32(), pa.string())),
+    ]
+)
+"""Columns of a chunk's file, which has a row for each foreground. Each label rule has a column with
+the predictions on all backgrounds: labels, -1 outside the taxonomy, null for pairs that an early
+stop skipped. `device` is the type of the device that computed the predictions."""
+
+
+class AccuracyByBackgrounds(msgspec.Struct, frozen=True):
+    """Expected challenge accuracy (0 to 1) against a number of backgrounds, drawn at random."""
+
+    backgrounds: int
+    accuracy: float
+
+
+class FooledClass(msgspec.Struct, frozen=True):
+    """What the backgrounds of one class do.
+
+    Attributes:
+      label, class_name: the class.
+      backgrounds: number of its backgrounds.
+      foregrounds: number of foregrounds of other classes.
+      fooled: share of these that one of the backgrounds fools (0 to 1).
+    """
+
+    label: Label
+    class_name: str
+    backgrounds: int
+    foregrounds: int
+    fooled: float
+
+
+class StrongestBackground(msgspec.Struct, frozen=True):
+    """One of the strongest backgrounds of its class.
+
+    Attributes:
+      label: its class.
+      bg_key, bg_wnid: its image.
+      success: share of the foregrounds of other classes that it fools (0 to 1).
+      foregrounds: number of these foregrounds.
+    """
+
+    label: Label
+    bg_key: str
+    bg_wnid: str | None
+    success: float
+    foregrounds: int
+
+
+class AttackMeasures(msgspec.Struct, frozen=True):
+    """The measures under one label rule: shares (0 to 1) with 95 % intervals. After an early stop,
+    only challenge accuracy is known; all other measures are None or empty."""
+
+    challenge_accuracy: float | None
+    challenge_ci_low: float
+    challenge_ci_high: float
+    fooled: float | None
+    fooled_ci_low: float | None
+    fooled_ci_high: float | None
+    accuracy_by_backgrounds: tuple[AccuracyByBackgrounds, ...]
+    by_class: tuple[FooledClass, ...]
+    strongest: tuple[StrongestBackground, ...]
+
+
+_Rule = Literal["argmax_then_map", "mapped_only"]
+
+
+class AttackResult(PicturesResult, frozen=True, kw_only=True):
+    """attack.json: the last attack on a model.
+
+    Attributes:
+      split: the split.
+      foregrounds, backgrounds: size of the grid.
+      full_grid: whether the grid held all images that are tested on.
+      early_stop: whether a foreground was dropped once a background had turned it.
+      forwards: number of composites that the model classified.
+      backgrounds_file: path of the table of backgrounds.
+      rules: the measures, by label rule.
+    """
+
+    split: Name
+    foregrounds: int
+    backgrounds: int
+    full_grid: bool
+    early_stop: bool
+    forwards: int
+    backgrounds_file: RelativePath
+    rules: Annotated[dict[_Rule, AttackMeasures], Meta(min_length=1)]
+
+    @property
+    def label_rules(self) -> tuple[_Rule, ...]:
+        """The label rules of its measures; the first is its headline."""
+        return tuple(sorted(self.rules, key=list(LABEL_RULES).index))
+
+    @property
+    def measures(self) -> AttackMeasures:
+        """The measures under its headline's label rule."""
+        return self.rules[self.label_rules[0]]
+
+    @property
+    def size(self) -> str:
+        """The numbers of foregrounds and backgrounds, as text."""
+        return f"{self.foregrounds:,} {TIMES} {self.backgrounds:,}"
+
+    @property
+    def is_authors_grid(self) -> bool:
+        """Whether it tried all pairs of foregrounds and backgrounds, and as many as the authors
+        did."""
+        return self.full_grid and self.foregrounds == FULL_GRID
+
+
+class AttackRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of attack.csv: a model under one label rule, or a model that failed, which has no
+    measures. Shares have Wilson's 95 % intervals."""
+
+    model: str
+    label_rule: str | None = None
+    challenge_accuracy: Annotated[
+        float | None,
+        Meta(
+            description="share of foregrounds that are classified correctly on every background, "
+            "including backgrounds of their own class"
+        ),
+    ] = None
+    challenge_ci_low: Annotated[
+        float | None, Meta(description="lower end of the 95 % interval of `challenge_accuracy`")
+    ] = None
+    challenge_ci_high: Annotated[
+        float | None, Meta(description="upper end of the 95 % interval of `challenge_accuracy`")
+    ] = None
+    fooled: Annotated[
+        float | None,
+        Meta(
+            description="share of foregrounds that some background of another class makes the "
+            "model classify as that class: the paper's measure; empty with "
+            "`--early_stop`"
+        ),
+    ] = None
+    fooled_ci_low: Annotated[
+        float | None, Meta(description="lower end of the 95 % interval of `fooled`")
+    ] = None
+    fooled_ci_high: Annotated[
+        float | None, Meta(description="upper end of the 95 % interval of `fooled`")
+    ] = None
+    foregrounds: Annotated[int | None, Meta(description="number of foregrounds in the grid")] = None
+    backgrounds: Annotated[int | None, Meta(description="number of backgrounds in the grid")] = None
+    full_grid: Annotated[
+        bool | None,
+        Meta(description="whether the grid held all foregrounds and backgrounds of the dataset"),
+    ] = None
+    early_stop: Annotated[
+        bool | None,
+        Meta(
+            description="`--early_stop`: whether a foreground's other backgrounds were skipped "
+            "once one had fooled the model"
+        ),
+    ] = None
+    forwards: Annotated[
+        int | None, Meta(description="number of composites that the model classified")
+    ] = None
+    split: str
+    precision: str
+    device: str | None = None
+    weights_sha256: str | None = None
+    dataset: str
+    error: str | None = None
+
+
+class BackgroundRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of backgrounds.csv: what a background does to a model under one label rule, unless
+    there are no foregrounds of other classes.
+
+    Attributes:
+      foregrounds: number of foregrounds of other classes than the background's.
+      success: share of them for which the model predicts the background's class.
+    """
+
+    model: str
+    label_rule: str
+    bg_key: Annotated[str, Meta(description="key of the background's image")]
+    bg_label: int
+    bg_wnid: str
+    success: Annotated[
+        float,
+        Meta(description="share of `foregrounds` that are classified as the background's class"),
+    ]
+    foregrounds: Annotated[
+        int, Meta(description="number of foregrounds of other classes that it was tried with")
+    ]
+
+
+TABLES = (
+    Table(
+        "attack",
+        (AttackRow,),
+        "a model under attack by adversarial backgrounds, by both measures",
+    ),
+    Table("backgrounds", (BackgroundRow,), "effect of one background on a model"),
+)
+
+
+def read_attacks(dataset: Dataset) -> tuple[list[AttackResult], list[str]]:
+    """Reads the attack.json of every model, in order of the models' folders.
+
+    Returns:
+      (attacks on the dataset's present pictures; names of models that were attacked on earlier
+      pictures).
+    """
+    return read_current_results(dataset, "attack", AttackResult, lambda _: ATTACK_VARIANTS)
+
+
+def write_attack_tables(dataset: Dataset) -> None:
+    """Rebuilds attack.csv and backgrounds.csv from all attacks; writes nothing if no model was ever
+    attacked. The caller must hold the lock of the tables."""
+    store, fingerprint = dataset.store, dataset.manifest.fingerprint
+    attacks, stale = read_attacks(dataset)
+    failed, failed_before = read_failures(store, fingerprint, "attack")
+    was_attacked = attacks or failed or stale or failed_before
+    if not was_attacked and not store.exists("results/attack.csv"):
+        return
+    rows = [
+        pick(AttackRow, measures, attack, attack.evaluation, label_rule=rule, dataset=fingerprint)
+        for attack in attacks
+        for rule, measures in attack.rules.items()
+    ]
+    rows += [
+        pick(AttackRow, failure, failure.evaluation)
+        for failure in failures_without_results(failed, attacks)
+    ]
+    by_attack, by_background = TABLES
+    by_attack.write(store, ([row] for row in rows))
+    by_background.write(store, ([row] for row in _background_rows(store, attacks)))
+
+
+def _background_rows(store: Store, attacks: Sequence[AttackResult]) -> Iterator[BackgroundRow]:
+    for attack in attacks:
+        file = attack.backgrounds_file
+        if not store.exists(file):
+            continue
+        backgrounds = read_table(store, file).to_pylist()
+        for rule in attack.rules:
+            for row in backgrounds:
+                successes, foregrounds = row[rule], row["foregrounds"]
+                if successes is not None and foregrounds:
+                    yield BackgroundRow(
+                        model=attack.model,
+                        label_rule=rule,
+                        bg_key=row["bg_key"],
+                        bg_label=row["bg_label"],
+                        bg_wnid=row["bg_wnid"],
+                        success=successes / foregrounds,
+                        foregrounds=foregrounds,
+                    )
+
+
+def attack_table(attacks: Sequence[AttackResult]) -> str:
+    """Formats a table of each model's measures, in percent under its headline's label rule, with
+    the size of the grid."""
+    table = [["adversarial backgrounds, %", "challenge accuracy", "fooled", "grid", "forwards"]]
+    for attack in attacks:
+        one = attack.measures
+        challenge = percent_interval(
+            one.challenge_accuracy, one.challenge_ci_low, one.challenge_ci_high
+        )
+        fooled_share = percent_interval(one.fooled, one.fooled_ci_low, one.fooled_ci_high)
+        grid = f"{attack.foregrounds} x {attack.backgrounds}"
+        table.append([attack.name, challenge, fooled_share, grid, str(attack.forwards)])
+    return aligned(table)

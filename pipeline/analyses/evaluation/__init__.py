@@ -1,0 +1,23 @@
+"""Accuracy of models on every variant, BG-Gap, and all statistics of their predictions."""
+
+from __future__ import annotations
+
+from pipeline.analyses.analysis import Analysis, Command
+
+EVALUATION = Analysis(
+    name="evaluate",
+    module="pipeline.analyses.evaluation.parts",
+    command=Command(
+        "measure the accuracy of models on every variant, and BG-Gap, with intervals",
+        "in9 evaluate --dataset out --models resnet50.a1_in1k,resnet18=trained.pth",
+        "run:run_main",
+        has_graph=True,
+    ),
+    counter="pictures_predicted",
+    unit="picture",
+    fate="predicted",
+    items="pictures",
+    done="evaluated",
+    not_done="not evaluated",
+    refuses_overlap=True,
+)

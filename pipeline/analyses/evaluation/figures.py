@@ -1,0 +1,194 @@
+"""Figures of the evaluation: kinds of images, accuracy by class and size, confusion, groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pipeline.analyses.evaluation.decomposition_figure import decomposition_figure
+from pipeline.analyses.evaluation.latex import KIND_NAMES
+from pipeline.analyses.evaluation.results import SizeRow, Summary
+from pipeline.display.evidence import Evidence, ModelResults
+from pipeline.display.heat_map import CLASSES, heat_map
+from pipeline.display.plot import (
+    COMPARED,
+    MOST_CELLS,
+    MOST_ROWS,
+    Plot,
+    of_all,
+    point,
+    spoken,
+    worst_classes,
+)
+from pipeline.display.points import Series, lines_figure, rows_figure
+from transforms.analysis import KINDS
+from transforms.taxonomy import OUTSIDE, Taxonomy
+
+_VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next")
+
+_Evaluated = tuple[ModelResults, Summary]
+
+
+def make_plots(evidence: Evidence) -> Iterator[Plot]:
+    """Makes the figures for which there are results."""
+    evaluated, taxonomy = evidence.models_with(Summary), evidence.taxonomy
+    compared = evaluated[:COMPARED]
+    yield from _decomposition(compared)
+    for variant in _VARIANTS:
+        yield from _by_class(compared, variant, taxonomy)
+    for variant in _VARIANTS:
+        yield from _by_size(compared, variant)
+    for model, summary in evaluated:
+        for variant in ("original", "mixed_same", "mixed_rand"):
+            yield from _confusion(model, summary, variant, taxonomy)
+        yield from _groups(model, summary, taxonomy)
+
+
+def _decomposition(models: Sequence[_Evaluated]) -> Iterator[Plot]:
+    named = [
+        (model.name, shares)
+        for model, summary in models
+        if (shares := {r.kind: r.share for r in summary.by_rule(summary.decomposition) if r.images})
+    ]
+    if named:
+        alt = "; ".join(
+            f"{name}: " + ", ".join(f"{KIND_NAMES[k]} {100 * s.get(k, 0):.1f} %" for k in KINDS)
+            for name, s in named
+        )
+        figure = decomposition_figure("What images need to be recognised", named)
+        yield Plot("decomposition", "decomposition.svg", f"Stacked bars. {alt}", figure)
+
+
+def _by_class(models: Sequence[_Evaluated], variant: str, taxonomy: Taxonomy) -> Iterator[Plot]:
+    """Draws accuracy by class; if there are many classes, those on which the first model is
+    worst."""
+    series = []
+    shown: list[int] = []
+    counts: dict[int, int] = {}
+    for model, summary in models:
+        rows = {
+            row.label: row for row in summary.by_rule(summary.per_class) if row.variant == variant
+        }
+        if not shown and rows:
+            scores = {label: row.accuracy for label, row in rows.items() if row.n}
+            shown = worst_classes(scores, taxonomy.num_labels, MOST_ROWS)
+        counts |= {label: row.n for label, row in rows.items() if row.n}
+        points = tuple(point(rows.get(label)) for label in shown)
+        if any(points):
+            series.append(Series(model.name, points))
+    if series:
+        names, rest = [taxonomy.names[label] for label in shown], of_all(shown, taxonomy)
+        yield Plot(
+            "per_class",
+            f"per_class-{variant}.svg",
+            f"Accuracy on {variant} by class{rest}. {spoken(series, names)}",
+            rows_figure(
+                f"By class: {variant}{rest}",
+                names,
+                series,
+                counts=[counts.get(label, 0) for label in shown],
+            ),
+        )
+
+
+def _by_size(models: Sequence[_Evaluated], variant: str) -> Iterator[Plot]:
+    by_model: dict[str, dict[float, SizeRow]] = {
+        model.name: {
+            row.fg_low: row for row in summary.by_rule(summary.sizes) if row.variant == variant
+        }
+        for model, summary in models
+    }
+    buckets = {low: row for rows in by_model.values() for low, row in rows.items()}
+    if not buckets:
+        return
+    lows = sorted(buckets)
+    names = [f"{100 * low:.0f}-{100 * buckets[low].fg_high:.0f}" for low in lows]
+    counted = [f"{name}\n({buckets[low].n:,})" for name, low in zip(names, lows, strict=True)]
+    series = [
+        Series(name, tuple(point(rows.get(low)) for low in lows)) for name, rows in by_model.items()
+    ]
+    yield Plot(
+        "sizes",
+        f"sizes-{variant}.svg",
+        f"Accuracy on {variant} by foreground size. {spoken(series, names)}",
+        lines_figure(
+            f"By foreground size: {variant}",
+            range(len(lows)),
+            counted,
+            series,
+            "foreground, % of the picture (images)",
+        ),
+    )
+
+
+def _confusion(
+    model: ModelResults, summary: Summary, variant: str, taxonomy: Taxonomy
+) -> Iterator[Plot]:
+    counts: dict[int, dict[int, int]] = {}
+    for cell in summary.by_rule(summary.confusion):
+        if cell.variant == variant:
+            counts.setdefault(cell.label, {})[cell.prediction] = cell.pictures
+    if not counts:
+        return
+    recalls = {label: row.get(label, 0) / sum(row.values()) for label, row in counts.items()}
+    shown = worst_classes(recalls, taxonomy.num_labels, MOST_CELLS)
+    names, rest = [taxonomy.names[label] for label in shown], of_all(shown, taxonomy)
+    shares: list[list[float | None]] = []
+    for label in shown:
+        predicted, total = counts.get(label, {}), sum(counts.get(label, {}).values())
+        line = [predicted.get(other, 0) for other in (*shown, OUTSIDE)]
+        if rest:
+            line.insert(-1, total - sum(line))
+        shares.append([n / total if total else None for n in line])
+    yield Plot(
+        "confusion",
+        f"confusion-{variant}-{model.folder}.svg",
+        f"Confusion of {model.name} on {variant}{rest}: of each class, the percent predicted as "
+        "each class.",
+        heat_map(
+            f"Confusion: {variant}{rest}",
+            names,
+            (*names, *(["others"] if rest else []), "outside"),
+            shares,
+            CLASSES,
+            ("class, %", "prediction"),
+        ),
+        model.name,
+    )
+
+
+def _groups(model: ModelResults, summary: Summary, taxonomy: Taxonomy) -> Iterator[Plot]:
+    rows = [row for row in summary.by_rule(summary.groups) if row.variant == "mixed_rand" and row.n]
+    if not rows:
+        return
+    names = taxonomy.names
+    worst = next((row for row in rows if row.is_worst), None)
+    lowest: dict[int, float] = {}
+    for row in rows:
+        # Always show the classes of the worst group.
+        score = -1.0 if row is worst else row.ci_low
+        for label in (row.label, row.bg_label):
+            lowest[label] = min(score, lowest.get(label, 2.0))
+    shown = worst_classes(lowest, taxonomy.num_labels, MOST_CELLS)
+    rest = of_all(shown, taxonomy)
+    index = {label: position for position, label in enumerate(shown)}
+    shares: list[list[float | None]] = [[None] * len(shown) for _ in shown]
+    for row in rows:
+        if row.label in index and row.bg_label in index:
+            shares[index[row.label]][index[row.bg_label]] = row.accuracy
+    worst_note = f" Worst: {names[worst.label]} on {names[worst.bg_label]}." if worst else ""
+    yield Plot(
+        "confusion",
+        f"groups-mixed_rand-{model.folder}.svg",
+        f"Accuracy of {model.name} on mixed_rand by class of foreground and background{rest}."
+        f"{worst_note}",
+        heat_map(
+            f"By background: mixed_rand{rest}",
+            [names[label] for label in shown],
+            [names[label] for label in shown],
+            shares,
+            CLASSES,
+            ("foreground, %", "background"),
+            marked=(index[worst.label], index[worst.bg_label]) if worst else None,
+        ),
+        model.name,
+    )

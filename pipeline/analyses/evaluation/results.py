@@ -1,0 +1,459 @@
+"""Types of what is known of a model's predictions, and the tables that they make.
+
+A `Summary` holds the rows of all parts; a table holds the rows of one part for all models.
+Accuracies, shares and bounds are fractions (0 to 1), gaps and differences lie between -1 and 1;
+intervals are 95 % intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from pipeline.display.table import OfModel, RunColumns, Table
+from pipeline.display.verdicts import Estimate
+from pipeline.evaluate.results import ModelRun
+from pipeline.storage.state_files import Name
+from transforms.scoring import LABEL_RULES
+
+
+class RuleRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of a model's statistics under one label rule."""
+
+    label_rule: str
+
+
+class VariantRow(RuleRow, frozen=True, kw_only=True):
+    """A row under one label rule, on one variant, whose draws are pooled."""
+
+    variant: str
+
+
+class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
+    """An accuracy with its interval. Without pictures, the accuracy is None and the interval is
+    (0, 1).
+
+    Attributes:
+      n: number of images.
+      pictures: number of pictures of these images.
+      correct: number of pictures classified correctly.
+    """
+
+    n: int
+    pictures: int
+    correct: int
+    accuracy: float | None
+    ci_low: float
+    ci_high: float
+
+
+class AccuracyRow(VariantRow, frozen=True, kw_only=True):
+    """Accuracy on a variant."""
+
+    n: int
+    pictures: int
+    correct: int
+    accuracy: float | None
+    ci_low: float
+    ci_high: float
+    chance: float | None
+    replicates: int
+    seed_sd: float | None
+    class_mean_accuracy: Annotated[
+        float | None, Meta(description="mean of the accuracies on each class")
+    ]
+    outside: int
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """The accuracy and its interval; None without pictures."""
+        return None if self.accuracy is None else (self.accuracy, self.ci_low, self.ci_high)
+
+
+class GapRow(RuleRow, frozen=True, kw_only=True):
+    """BG-Gap."""
+
+    gap: Annotated[float, Meta(description="accuracy on `mixed_same` - accuracy on `mixed_rand`")]
+    ci_low: float
+    ci_high: float
+    n: int
+    mixed_same: Annotated[
+        float, Meta(description="accuracy on `mixed_same`, averaged over its draws")
+    ]
+    mixed_rand: Annotated[
+        float, Meta(description="accuracy on `mixed_rand`, averaged over its draws")
+    ]
+    replicates: int
+    seed_sd: float | None
+    units: int
+
+    @property
+    def estimate(self) -> Estimate:
+        """The gap and its interval."""
+        return self.gap, self.ci_low, self.ci_high
+
+
+class FlipRow(RuleRow, frozen=True, kw_only=True):
+    """How often the background alone changes an answer."""
+
+    variant: Annotated[str, Meta(description="variant of one picture of each pair")]
+    other_variant: Annotated[
+        str,
+        Meta(description="variant of the other picture; the same variant means another draw of it"),
+    ]
+    flip_rate: Annotated[
+        float,
+        Meta(
+            description="share of picture pairs that get different predictions, where a pair is "
+            "one foreground on backgrounds of two different units; averaged over foregrounds"
+        ),
+    ]
+    ci_low: float
+    ci_high: float
+    n: Annotated[int, Meta(description="number of foregrounds with at least one such pair")]
+    pairs: Annotated[int, Meta(description="number of picture pairs")]
+    replicates: int
+    units: int
+
+
+class SensitivityRow(RuleRow, frozen=True, kw_only=True):
+    """Relative foreground sensitivity."""
+
+    rfs: Annotated[
+        float | None,
+        Meta(
+            description="relative foreground sensitivity, from -1 to 1: above 0 if noise on the "
+            "foreground costs more accuracy than noise on the background; empty, like its "
+            "interval, if all predictions on both are correct, or none is"
+        ),
+    ]
+    ci_low: float | None
+    ci_high: float | None
+    n: int
+    noise_fg: Annotated[float, Meta(description="accuracy on `noise_fg`")]
+    noise_bg: Annotated[float, Meta(description="accuracy on `noise_bg`")]
+    units: int
+
+
+class ClassRow(VariantRow, frozen=True, kw_only=True):
+    """Accuracy on the images of one class."""
+
+    label: int
+    class_name: Annotated[str, Meta(description="name of the true class")]
+    n: int
+    pictures: int
+    correct: int
+    accuracy: float
+    ci_low: float
+    ci_high: float
+    p_adjusted: Annotated[
+        float | None,
+        Meta(
+            description="p value of the difference to the accuracy on all other classes, with "
+            "Benjamini-Hochberg's adjustment for the classes of this model, label rule and "
+            "variant; empty with a single class"
+        ),
+    ]
+    outside: int
+
+
+class ConfusionRow(VariantRow, frozen=True, kw_only=True):
+    """Number of pictures by label and prediction."""
+
+    label: int
+    prediction: int
+    pictures: Annotated[
+        int,
+        Meta(description="number of pictures with this label and prediction, in all draws"),
+    ]
+
+
+class DecompositionRow(RuleRow, frozen=True, kw_only=True):
+    """Share of images of one kind."""
+
+    kind: Annotated[
+        str,
+        Meta(
+            description="kind of images, by whether `original`, `mixed_rand` (its first draw) and "
+            "`only_bg_t` are classified right: `bg_required` right, wrong, right; `bg_fools` "
+            "wrong, right, wrong; `bg_fg_required` right, wrong, wrong; `bg_fg_fools` wrong, "
+            "right, right; `right_on_both` and `wrong_on_both` the first two (together they are "
+            "the paper's 'BG irrelevant')"
+        ),
+    ]
+    n: int
+    images: int
+    share: Annotated[float, Meta(description="n / images")]
+    ci_low: float
+    ci_high: float
+
+
+class GroupRow(VariantRow, frozen=True, kw_only=True):
+    """Accuracy on foregrounds of one class on backgrounds of one class."""
+
+    label: int
+    bg_label: int
+    n: int
+    pictures: int
+    correct: int
+    accuracy: float
+    ci_low: float
+    ci_high: float
+    is_worst: Annotated[
+        bool,
+        Meta(
+            description="whether this is the worst group of the variant: the one with the lowest "
+            "`ci_high`"
+        ),
+    ]
+    worst_ci_low: Annotated[
+        float | None,
+        Meta(
+            description="lower end of the worst group's interval at the level 1 - 0.05 / "
+            "groups, because it was chosen among that many; empty for other groups"
+        ),
+    ]
+    worst_ci_high: Annotated[
+        float | None,
+        Meta(description="upper end of the interval that `worst_ci_low` begins"),
+    ]
+
+
+class SizeRow(VariantRow, frozen=True, kw_only=True):
+    """Accuracy on images whose foreground has a size within a range."""
+
+    bucket: Annotated[
+        str, Meta(description="range of the foreground's share of the picture, as text")
+    ]
+    fg_low: Annotated[float, Meta(description="lower end of the bucket, inclusive")]
+    fg_high: Annotated[float, Meta(description="upper end of the bucket, exclusive except for 1")]
+    n: int
+    pictures: int
+    correct: int
+    accuracy: float | None
+    ci_low: float
+    ci_high: float
+
+
+class PowerRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a probe can tell the class from a model's outputs on backgrounds."""
+
+    variant: Annotated[str, Meta(description="always `only_bg_t`")]
+    images: int
+    units: int
+    accuracy: Annotated[
+        float, Meta(description="accuracy of the probe on images that it was not fitted to")
+    ]
+    ci_low: float
+    ci_high: float
+    chance: float
+    has_power: Annotated[bool, Meta(description="whether the whole interval lies above chance")]
+
+
+class StoredPower(PowerRow, frozen=True, kw_only=True):
+    """A row of power as it is stored.
+
+    Attributes:
+      fingerprint: fingerprint of what it was computed from.
+    """
+
+    fingerprint: str
+
+
+class MatrixRow(msgspec.Struct, frozen=True, kw_only=True):
+    """The row of a matrix that a model is.
+
+    Attributes:
+      name: name of the matrix.
+      row: variant that the model was trained on.
+      arch: architecture of the matrix.
+    """
+
+    name: Name
+    row: str
+    arch: str
+
+
+class Evaluated(ModelRun, frozen=True, kw_only=True):
+    """model.json: a model whose predictions all exist.
+
+    Attributes:
+      entry: the model's entry of `--models`.
+      predictions: fingerprint of its predictions.
+      power: the rows of its power, which take long to compute.
+      libraries: versions of libraries, by name.
+      matrix: the row of a matrix that it is, if it is one.
+      groups: group of each image that has one, by key, if it was tested on another dataset.
+    """
+
+    entry: str
+    predictions: str
+    power: tuple[StoredPower, ...]
+    libraries: dict[str, str]
+    matrix: MatrixRow | UnsetType = UNSET
+    groups: dict[str, str] | UnsetType = UNSET
+
+
+_Row = TypeVar("_Row", bound=RuleRow)
+
+
+class Summary(ModelRun, frozen=True, kw_only=True):
+    """All statistics of a model's valid predictions on a dataset.
+
+    Attributes:
+      entry: the model's entry of `--models`.
+      dataset: fingerprint of the dataset.
+      missing: variants without complete valid predictions.
+      label_rules: the label rules of its predictions; the first is its headline.
+    """
+
+    entry: str
+    libraries: dict[str, str]
+    dataset: str
+    missing: tuple[str, ...]
+    label_rules: tuple[str, ...]
+    accuracy: tuple[AccuracyRow, ...] = ()
+    gaps: tuple[GapRow, ...] = ()
+    flips: tuple[FlipRow, ...] = ()
+    rfs: tuple[SensitivityRow, ...] = ()
+    per_class: tuple[ClassRow, ...] = ()
+    confusion: tuple[ConfusionRow, ...] = ()
+    decomposition: tuple[DecompositionRow, ...] = ()
+    groups: tuple[GroupRow, ...] = ()
+    sizes: tuple[SizeRow, ...] = ()
+    power: tuple[StoredPower, ...] = ()
+
+    def rows_of(self, kind: type[msgspec.Struct]) -> tuple[msgspec.Struct, ...]:
+        """Returns the rows of a type."""
+        parts: dict[type, tuple[msgspec.Struct, ...]] = {
+            AccuracyRow: self.accuracy,
+            GapRow: self.gaps,
+            FlipRow: self.flips,
+            SensitivityRow: self.rfs,
+            ClassRow: self.per_class,
+            ConfusionRow: self.confusion,
+            DecompositionRow: self.decomposition,
+            GroupRow: self.groups,
+            SizeRow: self.sizes,
+            PowerRow: self.power,
+        }
+        return parts[kind]
+
+    @property
+    def headline(self) -> str:
+        """The label rule of its headline figures."""
+        return self.label_rules[0]
+
+    def by_rule(self, rows: tuple[_Row, ...], rule: str = "") -> Iterator[_Row]:
+        """Yields the rows of a part under one label rule, by default the headline's."""
+        wanted = rule or self.headline
+        return (row for row in rows if row.label_rule == wanted)
+
+    def accuracy_on(self, variant: str, rule: str = "") -> AccuracyRow | None:
+        """Returns the row of a variant, by default under the headline's rule; None if the model
+        was tested on no picture of it."""
+        rows = self.by_rule(self.accuracy, rule)
+        return next((row for row in rows if row.variant == variant and row.n), None)
+
+    def estimate(self, variant: str) -> Estimate | None:
+        """Returns the accuracy on a variant and its interval, under the headline's rule; None if
+        the model was tested on no picture of it."""
+        row = self.accuracy_on(variant)
+        return row.estimate if row else None
+
+    def chance(self, variant: str) -> float:
+        """Returns the accuracy of a constant answer to the pictures of a variant that the model was
+        tested on; 0 without any."""
+        row = self.accuracy_on(variant)
+        return (row.chance or 0.0) if row else 0.0
+
+    def gap(self, rule: str = "") -> GapRow | None:
+        """Returns the row of BG-Gap, by default under the headline's rule; None without one."""
+        return next(self.by_rule(self.gaps, rule), None)
+
+    @property
+    def is_gap_near_zero(self) -> bool:
+        """Whether the interval of BG-Gap includes 0."""
+        gap = self.gap()
+        return gap is not None and gap.ci_low <= 0 <= gap.ci_high
+
+
+def rules_of(summaries: Iterable[Summary]) -> tuple[str, ...]:
+    """Returns the label rules that some of the models have, in the order of `LABEL_RULES`; all if
+    there are no models."""
+    known = {rule for summary in summaries for rule in summary.label_rules} or set(LABEL_RULES)
+    return tuple(rule for rule in LABEL_RULES if rule in known)
+
+
+class SummaryRun(msgspec.Struct, frozen=True, kw_only=True):
+    """The last columns of summary.csv, which also has rows of models that failed."""
+
+    split: str
+    input_size: int | None = None
+    eval_input: str
+    precision: str
+    device: str | None = None
+    weights_sha256: str | None = None
+    dataset: str
+    holdout: float
+    overlap: int | None = None
+    error: str | None = None
+
+
+TABLES = tuple(
+    Table(name, (OfModel, row, SummaryRun if name == "summary" else RunColumns), description)
+    for name, row, description in (
+        (
+            "summary",
+            AccuracyRow,
+            "accuracy of a model on a variant, or a model that failed",
+        ),
+        (
+            "gaps",
+            GapRow,
+            "BG-Gap of a model, with its two-way interval: [intervals](results.md#intervals)",
+        ),
+        (
+            "flips",
+            FlipRow,
+            "how often the prediction for a foreground changes with the background alone: "
+            "[flip rate](results.md#flip-rate)",
+        ),
+        (
+            "rfs",
+            SensitivityRow,
+            "relative foreground sensitivity of a model, if the dataset has both variants with "
+            "noise: [how it is defined](results.md#relative-foreground-sensitivity)",
+        ),
+        (
+            "per_class",
+            ClassRow,
+            "accuracy on the images of one class, and whether it differs from that on the others",
+        ),
+        (
+            "confusion",
+            ConfusionRow,
+            "number of pictures by label and prediction; pairs that never occurred are left out",
+        ),
+        (
+            "decomposition",
+            DecompositionRow,
+            "share of images that need the background, or are misled by it",
+        ),
+        ("groups", GroupRow, "accuracy on foregrounds of one class on backgrounds of one class"),
+        (
+            "sizes",
+            SizeRow,
+            "accuracy on images whose foreground covers a share of the picture within a range",
+        ),
+        (
+            "power",
+            PowerRow,
+            "whether the class can be told from a model's outputs on pictures of backgrounds, with "
+            "the interval of a bootstrap over units: [power](results.md#power)",
+        ),
+    )
+)

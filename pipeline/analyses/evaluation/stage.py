@@ -1,0 +1,85 @@
+"""The evaluation stage: stores the predictions of models on output shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from pipeline.analyses.evaluation.gap_power import measure_power
+from pipeline.analyses.evaluation.results import Evaluated
+from pipeline.dataset.fingerprints import fingerprint
+from pipeline.dataset.folder import Dataset
+from pipeline.errors import JobError
+from pipeline.evaluate.predict_shards import PredictShards
+from pipeline.evaluate.prediction_files import evaluated_variants
+from pipeline.evaluate.predictions import EvalImages, read_predictions
+from pipeline.evaluate.result_files import result_file, write_result
+from pipeline.evaluate.results import ModelRun, pick
+from pipeline.evaluate.work import Work
+
+_LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch", "timm")
+
+
+class EvaluationWork(Work):
+    """The stage that predicts all pictures of output shards. The tables of accuracy and BG-Gap are
+    computed from these predictions."""
+
+    stage = "evaluate"
+    unit_name = "prediction_shards"
+    pictures_name = "pictures_predicted"
+    refuses_overlap = True
+
+    def units(self, dataset: Dataset) -> Sequence[int]:
+        """Same as `Work.units`; units are output shards."""
+        return dataset.shards(self.evaluation.split)
+
+    def size(self, dataset: Dataset, unit: int) -> int:
+        """Same as `Work.size`."""
+        if not self.evaluation.holdout:
+            return dataset.pictures(self.evaluation.split, unit)
+        return len(self.evaluation.rows(dataset, unit)) * len(evaluated_variants(dataset))
+
+    def for_model(self, dataset: Dataset, run: ModelRun) -> PredictShards:
+        """Same as `Work.for_model`."""
+        return PredictShards(dataset, run)
+
+    def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
+        """Same as `Work.summarize`, but raises JobError if predictions do not fit the dataset."""
+        store, shards = dataset.store, PredictShards(dataset, run)
+        images = EvalImages.read(dataset, *run.tested_part)
+        missing = read_predictions(dataset, images, run).missing
+        if missing:
+            raise JobError(
+                f"the files in {store.path(f'results/{run.folder}/predictions')} do not fit the "
+                f"dataset: the predictions on {missing[0]} are of other images. Remove that "
+                "folder and evaluate the model again"
+            )
+        power = measure_power(dataset, images, run)
+        commit_predictions(shards, self.units(dataset), run, entry=entry, power=power)
+
+
+def commit_predictions(
+    shards: PredictShards, units: Sequence[int], run: ModelRun, **values: object
+) -> None:
+    """Writes model.json, which says that all predictions of the model exist, and removes stale
+    files.
+
+    Args:
+      shards: the model's predictions.
+      units: numbers of all shards.
+      run: the model, and how it was run.
+      values: the other fields of `Evaluated`.
+    """
+    store = shards.store
+    content = pick(
+        Evaluated,
+        run,
+        libraries={name: version(name) for name in _LIBRARIES},
+        predictions=fingerprint([shards.fingerprint(unit) for unit in units]),
+        **values,
+    )
+    write_result(store, result_file(run.folder, "model"), content)
+    current = {shards.path(unit) for unit in units}
+    for path in list(store.walk(f"results/{run.folder}/predictions")):
+        if path not in current:
+            store.delete(path)

@@ -1,0 +1,448 @@
+"""Summaries of models: all statistics of their predictions on a dataset.
+
+The models of a matrix are summarized in `pipeline.analyses.matrix.results` instead.
+
+Summaries are computed on demand and not stored, so they always describe the present dataset. If a
+model was run on an earlier version of it, its summary covers the predictions that are still valid.
+Only the part `power` is stored, in model.json, because it takes longer to compute.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.analyses.evaluation.contributions import gap_draws, picture_roles
+from pipeline.analyses.evaluation.results import (
+    Accuracy,
+    AccuracyRow,
+    ClassRow,
+    ConfusionRow,
+    DecompositionRow,
+    Evaluated,
+    FlipRow,
+    GapRow,
+    GroupRow,
+    RuleRow,
+    SensitivityRow,
+    SizeRow,
+    Summary,
+)
+from pipeline.dataset.fingerprints import fingerprint
+from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.background_logits import PROBED_VARIANT
+from pipeline.evaluate.predictions import EvalImages, Predictions, read_predictions
+from pipeline.evaluate.result_files import read_results
+from pipeline.evaluate.results import pick
+from transforms.analysis import (
+    KINDS,
+    SIZE_EDGES,
+    bg_gap,
+    class_mean_accuracy,
+    class_p_values,
+    confusion_matrix,
+    constant_accuracy,
+    decompose,
+    groups,
+    relative_foreground_sensitivity,
+    size_buckets,
+    worst_group,
+)
+from transforms.flips import PicturePairs, flip_rate
+from transforms.intervals import level_of
+from transforms.taxonomy import OUTSIDE, Taxonomy
+from transforms.two_way import Roles, wilson_of_pictures
+from transforms.variants import EXTERNAL, MIXED, draws_of
+
+
+def summary_parts(
+    by_rule: Mapping[str, Predictions], images: EvalImages, taxonomy: Taxonomy
+) -> dict[str, tuple[RuleRow, ...]]:
+    """Computes the rows of each part of a `Summary`, except its power.
+
+    The draws (replicates) of a mixed variant are pooled in one row. Rows without images are left
+    out, except in two parts: `accuracy` has a row without an accuracy for each variant if there are
+    no images at all, and `decomposition` has a row for each kind, even if no image is of this kind.
+
+    Args:
+      by_rule: predictions by label rule.
+      images: the images that the model was tested on.
+      taxonomy: the dataset's classes.
+    """
+    return {
+        part: tuple(
+            row
+            for rule, predictions in by_rule.items()
+            for row in rows(rule, predictions, images, taxonomy)
+        )
+        for part, rows in _PARTS.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _PooledDraws:
+    """The predictions on all draws (replicates) of a variant, concatenated: p pictures, one for
+    each tested image and draw.
+
+    Attributes:
+      variant: name of the variant.
+      draws: names of its draws.
+      images: (p,) int64, position of the image whose foreground each picture shows.
+      labels, predicted: (p,) int16, true and predicted labels.
+      roles: units of the pictures' foregrounds and backgrounds.
+    """
+
+    variant: str
+    draws: tuple[str, ...]
+    images: NDArray[np.int64]
+    labels: NDArray[np.int16]
+    predicted: NDArray[np.int16]
+    roles: Roles
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether each prediction is right, (p,) bool."""
+        return np.asarray(self.predicted == self.labels)
+
+    def accuracy(
+        self, chosen: NDArray[np.bool_] | NDArray[np.int64] | None = None
+    ) -> dict[str, Any]:
+        """Computes the accuracy on all pictures, or on pictures chosen by a mask or by positions;
+        returns the fields of an `Accuracy`."""
+        if chosen is None:
+            accuracy = measure_accuracy(self.correct, self.roles, self.images)
+        else:
+            roles = self.roles.select(chosen)
+            accuracy = measure_accuracy(self.correct[chosen], roles, self.images[chosen])
+        return msgspec.structs.asdict(accuracy)
+
+
+def _pool_draws(predictions: Predictions, images: EvalImages) -> Iterator[_PooledDraws]:
+    """Yields the pooled draws of each variant that has predictions."""
+    for variant, draws in draws_of(predictions.predicted).items():
+        yield _PooledDraws(
+            variant=variant,
+            draws=draws,
+            images=np.tile(np.arange(len(predictions.labels)), len(draws)),
+            labels=np.tile(predictions.labels, len(draws)),
+            predicted=np.concatenate([predictions.predicted[name] for name in draws]),
+            roles=picture_roles(predictions.bg_units, images, draws),
+        )
+
+
+def measure_accuracy(
+    correct: NDArray[np.bool_], roles: Roles, images: NDArray[np.integer]
+) -> Accuracy:
+    """Computes an accuracy, its interval, and the numbers of images and pictures.
+
+    Args:
+      correct: (p,) bool, whether the prediction on each of p pictures is right; pictures may share
+        foregrounds or backgrounds.
+      roles: units of the pictures' foregrounds and backgrounds.
+      images: (p,) integers, a number for the image whose foreground each picture shows.
+    """
+    pictures, hits = len(correct), int(correct.sum())
+    low, high = wilson_of_pictures(correct, roles)
+    return Accuracy(
+        n=len(np.unique(images)),
+        pictures=pictures,
+        correct=hits,
+        accuracy=hits / pictures if pictures else None,
+        ci_low=low,
+        ci_high=high,
+    )
+
+
+def _accuracy(
+    rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
+) -> Iterator[AccuracyRow]:
+    for pooled in _pool_draws(predictions, images):
+        confusion = confusion_matrix(pooled.labels, pooled.predicted, taxonomy.num_labels)
+        by_draw = [predictions.correct(name).mean() for name in pooled.draws if len(pooled.labels)]
+        yield AccuracyRow(
+            label_rule=rule,
+            variant=pooled.variant,
+            **pooled.accuracy(),
+            chance=constant_accuracy(pooled.labels),
+            replicates=len(pooled.draws),
+            seed_sd=float(np.std(by_draw, ddof=1)) if len(by_draw) > 1 else None,
+            class_mean_accuracy=class_mean_accuracy(confusion) if confusion.any() else None,
+            outside=int(confusion[:, -1].sum()),
+        )
+
+
+def _gaps(
+    rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
+) -> Iterator[GapRow]:
+    same_draws, rand_draws = gap_draws(predictions.predicted)
+    if not same_draws or not rand_draws or not len(images.keys):
+        return
+    same, rand = (
+        np.stack([predictions.correct(name) for name in draws])
+        for draws in (same_draws, rand_draws)
+    )
+    roles = picture_roles(predictions.bg_units, images, [*same_draws, *rand_draws])
+    gap = bg_gap(same, rand, roles)
+    yield GapRow(
+        label_rule=rule,
+        gap=gap.gap,
+        ci_low=gap.low,
+        ci_high=gap.high,
+        n=len(images.keys),
+        mixed_same=gap.mixed_same,
+        mixed_rand=gap.mixed_rand,
+        replicates=len(same),
+        seed_sd=gap.seed_sd,
+        units=roles.units,
+    )
+
+
+def _flips(
+    rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
+) -> Iterator[FlipRow]:
+    compared = [("mixed_same", "mixed_rand"), *((name, name) for name in (*MIXED, EXTERNAL))]
+    draws_by_variant = draws_of(predictions.predicted)
+    for variant, other in compared:
+        draws, other_draws = draws_by_variant.get(variant, ()), draws_by_variant.get(other, ())
+        # `draw_pairs` holds pairs of positions in `names`.
+        if variant == other:
+            names, draw_pairs = draws, list(itertools.combinations(range(len(draws)), 2))
+        else:
+            names = draws + other_draws
+            draw_pairs = list(itertools.product(range(len(draws)), range(len(draws), len(names))))
+        if not draw_pairs:
+            continue
+        bg_units = np.stack([predictions.bg_units[name] for name in names])
+        pairs = PicturePairs.from_units(images.unit_numbers, bg_units, draw_pairs)
+        flips = flip_rate(np.stack([predictions.predicted[name] for name in names]), pairs)
+        if flips is not None:
+            yield FlipRow(
+                label_rule=rule,
+                variant=variant,
+                other_variant=other,
+                flip_rate=flips.rate,
+                ci_low=flips.low,
+                ci_high=flips.high,
+                n=flips.foregrounds,
+                pairs=flips.pairs,
+                replicates=len(draws),
+                units=pairs.picture_roles.units,
+            )
+
+
+def _rfs(
+    rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
+) -> Iterator[SensitivityRow]:
+    names = ("noise_fg", "noise_bg")
+    if not len(images.keys) or not all(name in predictions.predicted for name in names):
+        return
+    noise_fg, noise_bg = (predictions.correct(name) for name in names)
+    roles = Roles.from_units(images.unit_numbers)
+    estimate = relative_foreground_sensitivity(noise_fg, noise_bg, roles)
+    rfs, low, high = estimate or (None, None, None)
+    yield SensitivityRow(
+        label_rule=rule,
+        rfs=rfs,
+        ci_low=low,
+        ci_high=high,
+        n=len(images.keys),
+        noise_fg=float(noise_fg.mean()),
+        noise_bg=float(noise_bg.mean()),
+        units=roles.units,
+    )
+
+
+def _per_class(
+    rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
+) -> Iterator[ClassRow]:
+    for pooled in _pool_draws(predictions, images):
+        confusion = confusion_matrix(pooled.labels, pooled.predicted, taxonomy.num_labels)
+        adjusted = class_p_values(pooled.labels, pooled.correct, pooled.roles)
+        for label, row in enumerate(confusion):
+            if row.any():
+                yield ClassRow(
+                    label_rule=rule,
+                    variant=pooled.variant,
+                    label=label,
+                    class_name=taxonomy.names[label],
+                    **pooled.accuracy(pooled.labels == label),
+                    p_adjusted=adjusted.get(label),
+                    outside=int(row[-1]),
+                )
+
+
+def _confusion(
+    rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
+) -> Iterator[ConfusionRow]:
+    outside = taxonomy.num_labels
+    for pooled in _pool_draws(predictions, images):
+        confusion = confusion_matrix(pooled.labels, pooled.predicted, taxonomy.num_labels)
+        for label, column in np.argwhere(confusion).tolist():
+            yield ConfusionRow(
+                label_rule=rule,
+                variant=pooled.variant,
+                label=label,
+                prediction=OUTSIDE if column == outside else column,
+                pictures=int(confusion[label, column]),
+            )
+
+
+def _decomposition(
+    rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
+) -> Iterator[DecompositionRow]:
+    # As in the paper, each image belongs to exactly one kind, so only the first draw of mixed_rand
+    # is used.
+    needed = ("original", "mixed_rand", "only_bg_t")
+    total = len(images.keys)
+    if not total or not all(variant in predictions.predicted for variant in needed):
+        return
+    kinds = decompose(*(predictions.correct(variant) for variant in needed))
+    roles = picture_roles(predictions.bg_units, images, ["mixed_rand"])
+    for kind, n in zip(KINDS, np.bincount(kinds, minlength=len(KINDS)).tolist(), strict=True):
+        low, high = wilson_of_pictures(kinds == KINDS.index(kind), roles)
+        yield DecompositionRow(
+            label_rule=rule,
+            kind=kind,
+            n=n,
+            images=total,
+            share=n / total,
+            ci_low=low,
+            ci_high=high,
+        )
+
+
+def _groups(
+    rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
+) -> Iterator[GroupRow]:
+    for pooled in _pool_draws(predictions, images):
+        if pooled.variant not in MIXED:
+            continue
+        bg_labels = np.concatenate([predictions.bg_labels[name] for name in pooled.draws])
+        all_groups = groups(pooled.labels, bg_labels, taxonomy.num_labels)
+        accuracies = [pooled.accuracy(group.pictures) for group in all_groups]
+        worst = worst_group(
+            [(one["ci_low"], one["ci_high"]) for one in accuracies],
+            [one["accuracy"] for one in accuracies],
+        )
+        for position, (group, accuracy) in enumerate(zip(all_groups, accuracies, strict=True)):
+            low = high = None
+            if position == worst:
+                # The worst group is chosen after looking at all groups, so its interval is widened
+                # to hold for all groups simultaneously.
+                roles = pooled.roles.select(group.pictures)
+                level = level_of(len(all_groups))
+                low, high = wilson_of_pictures(pooled.correct[group.pictures], roles, level)
+            yield GroupRow(
+                label_rule=rule,
+                variant=pooled.variant,
+                label=group.label,
+                bg_label=group.bg_label,
+                **accuracy,
+                is_worst=position == worst,
+                worst_ci_low=low,
+                worst_ci_high=high,
+            )
+
+
+def _sizes(
+    rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
+) -> Iterator[SizeRow]:
+    # The size of the foreground is unknown for images that are not cut apart.
+    known = ~np.isnan(images.fg_fraction)
+    buckets = np.full(len(known), -1, np.int64)
+    buckets[known] = size_buckets(images.fg_fraction[known])
+    for pooled in _pool_draws(predictions, images):
+        for bucket in np.unique(buckets[known]).tolist():
+            low, high = SIZE_EDGES[bucket], SIZE_EDGES[bucket + 1]
+            yield SizeRow(
+                label_rule=rule,
+                variant=pooled.variant,
+                bucket=f"{low:g}-{high:g}",
+                fg_low=low,
+                fg_high=high,
+                **pooled.accuracy(buckets[pooled.images] == bucket),
+            )
+
+
+_PARTS: dict[str, Callable[[str, Predictions, EvalImages, Taxonomy], Iterator[RuleRow]]] = {
+    "accuracy": _accuracy,
+    "gaps": _gaps,
+    "flips": _flips,
+    "rfs": _rfs,
+    "per_class": _per_class,
+    "confusion": _confusion,
+    "decomposition": _decomposition,
+    "groups": _groups,
+    "sizes": _sizes,
+}
+"""Name of a part -> the function that yields its rows for the predictions under one label rule."""
+
+
+def read_summaries(dataset: Dataset) -> tuple[list[Summary], list[str]]:
+    """Summarizes all models except those that were trained for a matrix, in order of their folders.
+
+    The last result is cached, because the tables, the page and the closing lines of a job all need
+    the same summaries.
+
+    Returns:
+      (summaries, without `power` if its variant is missing; names of models that have complete
+      valid predictions on no variant, or whose split is gone).
+    """
+    key = _cache_key(dataset)
+    if key not in _cached_summaries:
+        _cached_summaries.clear()
+        _cached_summaries[key] = _summarize_models(dataset)
+    summaries, stale = _cached_summaries[key]
+    return list(summaries), list(stale)
+
+
+_cached_summaries: dict[str, tuple[list[Summary], list[str]]] = {}
+
+
+def _cache_key(dataset: Dataset) -> str:
+    """Returns a fingerprint of the dataset, and of the files that summaries are computed from."""
+    store = dataset.store
+    files = [
+        [file.path, file.size, file.identity]
+        for file in store.files.walk(store.path("results"))
+        if file.path.endswith("/model.json") or "/predictions/" in file.path
+    ]
+    return fingerprint(store.root, dataset.manifest.fingerprint, sorted(files))
+
+
+def _summarize_models(dataset: Dataset) -> tuple[list[Summary], list[str]]:
+    images: dict[tuple[str, float], EvalImages] = {}
+    summaries, stale = [], []
+    for run in read_results(dataset.store, "model", Evaluated):
+        if run.matrix:
+            continue
+        part = run.tested_part
+        if part[0] not in dataset.manifest.shards:
+            stale.append(run.model)
+            continue
+        if part not in images:
+            images[part] = EvalImages.read(dataset, *part)
+        predictions = read_predictions(dataset, images[part], run)
+        if not any(of_rule.predicted for of_rule in predictions.by_rule.values()):
+            stale.append(run.model)
+            continue
+        device = "+".join(predictions.devices)
+        summaries.append(
+            pick(
+                Summary,
+                run,
+                dataset=dataset.manifest.fingerprint,
+                evaluation=msgspec.structs.replace(run.evaluation, device=device),
+                missing=predictions.missing,
+                label_rules=tuple(predictions.by_rule),
+                power=() if PROBED_VARIANT in predictions.missing else run.power,
+                **summary_parts(predictions.by_rule, images[part], dataset.taxonomy),
+            )
+        )
+    return summaries, stale

@@ -1,0 +1,220 @@
+"""The ImageNet stage: top-1 accuracy of models over all classes of ImageNet.
+
+Images go through the model's own preprocessing, as they do for published figures. The predictions
+of a shard are one file. It records a fingerprint of weights, images and evaluation settings, so a
+shard is not predicted again while these are the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Generator, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from pipeline.analyses.imagenet.folder import (
+    ImageNetImage,
+    ImageNetListing,
+    list_imagenet,
+    listing_digest,
+)
+from pipeline.analyses.imagenet.results import PREDICTION_SCHEMA, ImageNetResult
+from pipeline.dataset.fingerprints import EVALUATE_VERSION, fingerprint
+from pipeline.dataset.folder import Dataset
+from pipeline.errors import BrokenPictureError, JobError
+from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.result_files import result_file, result_shard, write_result
+from pipeline.evaluate.results import ModelRun, pick, result_folder
+from pipeline.evaluate.work import ModelWork, NoteDone, UnitOutput, Work
+from pipeline.inputs.location import changed, read_location
+from pipeline.storage.parallel import read_ahead
+from pipeline.storage.state_files import read_table
+from pipeline.storage.store import Store
+from transforms.intervals import wilson
+from transforms.limits import Unread
+from transforms.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from pipeline.models.predict import Predictor
+
+_READ_AT_ONCE = 64
+_LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch", "timm")
+
+
+class ImageNetWork(Work):
+    """The stage that predicts shards of ImageNet images.
+
+    Models whose number of outputs is not that of ImageNet's classes are skipped.
+
+    Args:
+      evaluation: the models, and the settings of their evaluation on the dataset, on which the
+        names of their folders depend.
+      root: folder of ImageNet.
+      taxonomy: the dataset's classes.
+    """
+
+    stage = "imagenet"
+    unit_name = "imagenet_shards"
+    pictures_name = "imagenet_images"
+    refuses_overlap = False
+
+    def __init__(self, evaluation: Evaluation, root: str, taxonomy: Taxonomy) -> None:
+        native = dataclasses.replace(evaluation.predict, eval_input="native")
+        super().__init__(dataclasses.replace(evaluation, predict=native), taxonomy)
+        self._evaluation_on_dataset = evaluation
+        self._root = root
+        self._cached_listing: ImageNetListing | None = None
+
+    @property
+    def _listing(self) -> ImageNetListing:
+        """The images of ImageNet's validation set, which are listed once for all models."""
+        if self._cached_listing is None:
+            self._cached_listing = list_imagenet(self._root, self.taxonomy)
+        return self._cached_listing
+
+    def units(self, dataset: Dataset) -> Sequence[int]:
+        """Same as `Work.units`; units are shards of images."""
+        return range(len(self._listing.shards))
+
+    def size(self, dataset: Dataset, unit: int) -> int:
+        """Same as `Work.size`."""
+        return len(self._listing.shards[unit])
+
+    def _folder(self, run: ModelRun) -> str:
+        """Returns the folder of the model's results on the dataset."""
+        return result_folder(run.model, self._evaluation_on_dataset.settings)
+
+    def for_model(self, dataset: Dataset, run: ModelRun) -> ImageNetShards | None:
+        """Same as `Work.for_model`."""
+        if run.num_outputs != len(self.taxonomy.wnids):
+            return None
+        folder = self._folder(run)
+        return ImageNetShards(dataset.store, run, folder, self._root, self._listing)
+
+    def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
+        """Same as `Work.summarize`."""
+        store, folder = dataset.store, self._folder(run)
+        shards = ImageNetShards(store, run, folder, self._root, self._listing)
+        paths = [shards.path(unit) for unit in self.units(dataset)]
+        accuracy = _accuracy(store, run, paths, self._listing)
+        write_result(store, result_file(folder, "imagenet"), accuracy)
+        for path in list(store.walk(f"results/{folder}/imagenet")):
+            if path not in paths:
+                store.delete(path)
+
+
+class ImageNetShards(ModelWork):
+    """Predictions of a model on shards of ImageNet images.
+
+    Args:
+      store: the dataset folder.
+      run: the model, and how it is run.
+      folder: name of the folder of its results.
+      root: folder of ImageNet.
+      listing: all images.
+    """
+
+    def __init__(
+        self, store: Store, run: ModelRun, folder: str, root: str, listing: ImageNetListing
+    ) -> None:
+        super().__init__(store)
+        self._run, self._folder, self._root, self._shards = run, folder, root, listing.shards
+
+    def path(self, unit: int) -> str:
+        """Same as `ModelWork.path`."""
+        return result_shard(self._folder, "imagenet", "val", unit)
+
+    def fingerprint(self, unit: int) -> str:
+        """Same as `ModelWork.fingerprint`."""
+        return fingerprint(
+            *self._run.identity,
+            self._run.evaluation.precision,
+            EVALUATE_VERSION,
+            listing_digest(self._shards[unit]),
+        )
+
+    def run(
+        self, predictor: Predictor, units: Sequence[int], missing: Sequence[int], note: NoteDone
+    ) -> Generator[UnitOutput, None, None]:
+        """Same as `ModelWork.run`."""
+        for shard in missing:
+            rows = []
+            images = _ImageNetPart(self._shards[shard])
+            try:
+                with contextlib.closing(predictor.logits([images], 0)) as batches:
+                    for batch, logits in batches:
+                        columns = [*batch.rows.select(["key", "index"]).columns, logits.argmax(1)]
+                        rows.append(pa.table(columns, PREDICTION_SCHEMA))
+                        note(shard, len(batch.rows), len(batch.rows))
+            except BrokenPictureError as error:
+                raise JobError(
+                    f"{error.key} of --imagenet {self._root} cannot be decoded; replace it with an "
+                    "intact copy"
+                ) from error
+            yield UnitOutput(shard, pa.concat_tables([PREDICTION_SCHEMA.empty_table(), *rows]))
+
+
+@dataclasses.dataclass(frozen=True)
+class _ImageNetPart:
+    """A shard of images as a `pipeline.models.loader.Part`, whose rows have the columns key and
+    index. Models with the same preprocessing share the decoded crops."""
+
+    images: Sequence[ImageNetImage]
+
+    @property
+    def name(self) -> str:
+        """Same as `Part.name`."""
+        return listing_digest(self.images)
+
+    @property
+    def count(self) -> int:
+        """Same as `Part.count`."""
+        return len(self.images)
+
+    def tables(self, columns: tuple[str, ...]) -> Generator[pa.Table, None, None]:
+        """Same as `Part.tables`; several files are read at a time."""
+        needs_images = bool(columns)
+
+        def read(image: ImageNetImage) -> bytes:
+            if not needs_images:
+                return b""
+            data = read_location(image.path)
+            if len(data) != image.bytes and not isinstance(data, Unread):
+                raise changed(image.path)
+            return data
+
+        with contextlib.closing(read_ahead(read, self.images)) as files:
+            while batch := list(itertools.islice(files, _READ_AT_ONCE)):
+                table = {
+                    "key": [image.name for image, _ in batch],
+                    "index": [image.output_index for image, _ in batch],
+                    "image": pa.array([data for _, data in batch], pa.binary()),
+                }
+                yield pa.table(table).select(["key", "index", *columns])
+
+
+def _accuracy(
+    store: Store, run: ModelRun, paths: Sequence[str], listing: ImageNetListing
+) -> ImageNetResult:
+    """Computes the content of a model's imagenet.json."""
+    predictions = pa.concat_tables([read_table(store, path) for path in paths])
+    labels, outputs = (predictions[name].to_numpy() for name in ("label", "prediction"))
+    n, correct = len(labels), int((labels == outputs).sum())
+    low, high = wilson(correct, n)
+    return pick(
+        ImageNetResult,
+        run,
+        listing=listing.digest,
+        n=n,
+        classes=listing.num_classes,
+        unknown=listing.num_unknown,
+        correct=correct,
+        top1=correct / n,
+        ci_low=low,
+        ci_high=high,
+        libraries={name: version(name) for name in _LIBRARIES},
+    )

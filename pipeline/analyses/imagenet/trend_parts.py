@@ -1,0 +1,69 @@
+"""The parts of the trend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from pipeline.analyses.evaluation.contributions import read_contributions
+from pipeline.analyses.evaluation.summaries import read_summaries
+from pipeline.analyses.imagenet.trend import TABLES, TREND_FILE, Trend, remove_trend, write_trend
+from pipeline.analyses.parts import Found, Parts
+from pipeline.dataset.folder import Dataset
+from pipeline.display.evidence import Evidence
+from pipeline.evaluate.result_files import read_result
+from transforms.taxonomy import imagenet9
+
+if TYPE_CHECKING:
+    from pipeline.display.claims import Claim
+    from pipeline.display.panel import Panel
+    from pipeline.display.plot import Plot
+
+
+class TrendParts(Parts):
+    """The parts of the trend, which needs the tables of the evaluation."""
+
+    tables = TABLES
+    figures = ("trend",)
+
+    @property
+    def panels(self) -> tuple[Panel, ...]:
+        """Same as `Parts.panels`."""
+        from pipeline.analyses.imagenet.panel import PANEL
+
+        return (PANEL,)
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """Same as `Parts.claims`."""
+        from pipeline.analyses.imagenet.claims import CLAIMS
+
+        return CLAIMS
+
+    def find(self, dataset: Dataset) -> Found:
+        """Same as `Parts.find`."""
+        trend = read_result(dataset.store, TREND_FILE, Trend)
+        is_current = trend is not None and trend.dataset == dataset.manifest.fingerprint
+        return Found(of_dataset=[trend] if is_current else [])
+
+    def write(self, dataset: Dataset, columns: Sequence[str]) -> None:
+        """Same as `Parts.write`."""
+        store = dataset.store
+        if not store.exists("results/summary.csv"):
+            return
+        if not dataset.is_imagenet9:
+            remove_trend(store)
+            return
+        summaries, _ = read_summaries(dataset)
+        measured = read_contributions(dataset, summaries)
+        write_trend(store, dataset.manifest.fingerprint, summaries, imagenet9(), measured)
+
+    def plots(self, evidence: Evidence) -> Iterator[Plot]:
+        """Same as `Parts.plots`."""
+        # Imported here, because Matplotlib is slow to import.
+        from pipeline.analyses.imagenet.figures import make_plots
+
+        return make_plots(evidence)
+
+
+PARTS = TrendParts()

@@ -1,0 +1,66 @@
+"""Figures of matrices: heat maps of our accuracies, the paper's, and their differences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from msgspec import UNSET, UnsetType
+
+from pipeline.analyses.matrix.panel import MATRIX_PARTS, matrix_file
+from pipeline.analyses.matrix.results import CellRow, Matrix
+from pipeline.display.evidence import Evidence
+from pipeline.display.heat_map import VERSIONS, heat_map
+from pipeline.display.plot import Plot
+from pipeline.display.short_names import shorten
+from pipeline.evaluate.published import TABLE_5_NAMES
+
+
+def make_plots(evidence: Evidence) -> Iterator[Plot]:
+    """Makes the figures of all matrices; those without figures of the paper are left out."""
+    for matrix in evidence.get(Matrix):
+        yield from _of_matrix(matrix)
+
+
+def _of_matrix(matrix: Matrix) -> Iterator[Plot]:
+    columns = matrix.columns
+    short = [TABLE_5_NAMES.get(column, column) for column in columns]
+    cells = {(row.train_variant, row.test_variant): row for row in matrix.rows}
+    titles = (f"{shorten(matrix.name)}, %", "ResNet-50 of the paper, %", "difference, points")
+    for part, title in zip(MATRIX_PARTS, titles, strict=True):
+        shares = [[_share(cells.get((row, column)), part) for column in columns] for row in columns]
+        if not any(share is not None for line in shares for share in line):
+            continue
+        bold = [
+            [(cell := cells.get((row, column))) is not None and cell.differs for column in columns]
+            for row in columns
+        ]
+        spoken = "; ".join(
+            f"{row}: "
+            + ", ".join(
+                f"{column} {100 * share:.0f}"
+                for column, share in zip(columns, line, strict=True)
+                if share is not None
+            )
+            for row, line in zip(columns, shares, strict=True)
+        )
+        yield Plot(
+            "matrix",
+            matrix_file(matrix.name, part),
+            f"{title}. Trained on the row, tested on the column. {spoken}",
+            heat_map(
+                title,
+                short,
+                short,
+                shares,
+                VERSIONS,
+                ("trained on", "tested on"),
+                bold=bold if part == "difference" else None,
+                is_signed=part == "difference",
+            ),
+        )
+
+
+def _share(cell: CellRow | None, part: str) -> float | None:
+    """Returns the figure of a cell in one of `MATRIX_PARTS`; None if it has none."""
+    share: float | UnsetType | None = None if cell is None else getattr(cell, part)
+    return None if share is UNSET else share

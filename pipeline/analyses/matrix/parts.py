@@ -1,0 +1,55 @@
+"""The parts of the matrix, which has its own training and command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from pipeline.analyses.matrix.results import TABLES, read_matrices, write_matrix_tables
+from pipeline.analyses.parts import Found, Parts
+from pipeline.dataset.folder import Dataset
+from pipeline.display.evidence import Evidence
+
+if TYPE_CHECKING:
+    from pipeline.display.claims import Claim
+    from pipeline.display.panel import Panel
+    from pipeline.display.plot import Plot
+
+
+class MatrixParts(Parts):
+    """The parts of the matrix."""
+
+    tables = TABLES
+    figures = ("matrix-",)
+
+    @property
+    def panels(self) -> tuple[Panel, ...]:
+        """Same as `Parts.panels`."""
+        from pipeline.analyses.matrix.panel import MATRIX
+
+        return (MATRIX,)
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """Same as `Parts.claims`."""
+        from pipeline.analyses.matrix.claims import CLAIMS
+
+        return CLAIMS
+
+    def find(self, dataset: Dataset) -> Found:
+        """Same as `Parts.find`."""
+        return Found(of_dataset=read_matrices(dataset))
+
+    def write(self, dataset: Dataset, columns: Sequence[str]) -> None:
+        """Same as `Parts.write`."""
+        write_matrix_tables(dataset)
+
+    def plots(self, evidence: Evidence) -> Iterator[Plot]:
+        """Same as `Parts.plots`."""
+        # Imported here, because Matplotlib is slow to import.
+        from pipeline.analyses.matrix.figures import make_plots
+
+        return make_plots(evidence)
+
+
+PARTS = MatrixParts()

@@ -1,0 +1,123 @@
+"""The parts of an analysis: its plan, its results, and what people see of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.folder import Dataset
+from pipeline.display.evidence import Evidence
+from pipeline.display.table import Table
+from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.results import ModelRun
+from pipeline.evaluate.work import Work
+from transforms.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from pipeline.display.claims import Claim
+    from pipeline.display.panel import Panel
+    from pipeline.display.plot import Plot
+
+
+class Found(NamedTuple):
+    """The results of an analysis on the present dataset.
+
+    Attributes:
+      of_models: results of single models, in order of their folders.
+      of_dataset: results that belong to no single model.
+      stale: names of models that the page says are not shown, because their results belong to an
+        earlier state of the dataset.
+    """
+
+    of_models: Sequence[ModelRun] = ()
+    of_dataset: Sequence[object] = ()
+    stale: Sequence[str] = ()
+
+
+class Parts:
+    """The parts of an analysis. Every part is optional: a subclass has what it needs.
+
+    Many commands need only tables and results, so methods import stages, panels, claims and figures
+    when these are used.
+
+    Attributes:
+      tables: its tables, in the order of the reference.
+      figures: names of its figures' files, without suffix; a name that ends with `-` is the
+        beginning of several names.
+    """
+
+    tables: tuple[Table, ...] = ()
+    figures: tuple[str, ...] = ()
+
+    @property
+    def panels(self) -> tuple[Panel, ...]:
+        """Its sections of the page."""
+        return ()
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """The authors' claims that its results decide, with those of analyses before it."""
+        return ()
+
+    def plan(
+        self,
+        arguments: argparse.Namespace,
+        evaluation: Evaluation,
+        config: DatasetConfig,
+        taxonomy: Taxonomy,
+    ) -> Work | None:
+        """Plans what flags ask for.
+
+        Args:
+          arguments: the parsed arguments of a command that runs models.
+          evaluation: the models, and the settings to run them with.
+          config: the dataset's configuration.
+          taxonomy: the dataset's classes.
+
+        Returns:
+          What the models are to do; None if the flags do not ask for the analysis.
+
+        Raises:
+          UsageError: a flag is wrong, or the dataset lacks what the analysis needs.
+        """
+        return None
+
+    def forecast(self, work: Work, images: float, variants: Sequence[str]) -> int | None:
+        """Estimates how many pictures a model will be shown.
+
+        Args:
+          work: the plan.
+          images: expected number of images to test on.
+          variants: variants of the dataset, replicates included.
+
+        Returns:
+          The number of pictures; None if the time does not follow from it.
+        """
+        return None
+
+    def find(self, dataset: Dataset) -> Found:
+        """Reads the results on the present dataset."""
+        return Found()
+
+    def write(self, dataset: Dataset, columns: Sequence[str]) -> None:
+        """Rebuilds the tables from stored results. The caller must hold the lock of the tables.
+
+        Args:
+          dataset: the dataset.
+          columns: columns of LaTeX tables that have a column for each variant.
+        """
+
+    def lines(self, dataset: Dataset, work: Work | None) -> Iterator[str]:
+        """Yields what a job prints.
+
+        Args:
+          dataset: the dataset after the job.
+          work: what the job's models did; None if the job did not run the analysis.
+        """
+        yield from ()
+
+    def plots(self, evidence: Evidence) -> Iterator[Plot]:
+        """Makes the figures for which there are results."""
+        yield from ()

@@ -1,0 +1,315 @@
+"""The saliency stage: how much of a model's gradient lies on the foreground.
+
+It also draws saliency maps of some images. The measures of an output shard are stored in one file.
+It records a fingerprint of weights, pixels and settings, so a shard is not measured again while
+these are the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.analyses.saliency.results import (
+    SALIENCY_SCHEMA,
+    SaliencyResult,
+    has_map,
+    map_path,
+    map_rows,
+    measure_mass,
+    nan_to_null,
+    write_map,
+)
+from pipeline.dataset.fingerprints import SALIENCY_VERSION, fingerprint
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.sinks import Sample
+from pipeline.errors import JobError, UsageError, did_you_mean
+from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.predictions import EvalImages, split_fingerprint
+from pipeline.evaluate.result_files import result_file, result_shard, write_result
+from pipeline.evaluate.results import ModelRun, pick
+from pipeline.evaluate.work import ModelWork, NoteDone, UnitOutput, Work
+from pipeline.storage.parallel import InBackground
+from transforms.attack_grid import sample_evenly
+from transforms.codec import decode_image, decode_mask
+from transforms.saliency import mass_in_mask, overlay, saliency_map
+from transforms.scoring import labels_of_outputs
+from transforms.taxonomy import Taxonomy
+from transforms.variants import is_picture
+
+if TYPE_CHECKING:
+    from pipeline.models.predict import Predictor
+
+METHOD = "gradient of the winning logit"
+"""Name of the method in results. The saliency of a pixel is the largest absolute value of the
+gradient among the pixel's channels."""
+
+BATCH_DIVISOR = 4
+"""Number that the evaluation's batch size is divided by, because a backward pass keeps all
+activations in memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SaliencyPlan:
+    """The settings of a saliency run.
+
+    Attributes:
+      evaluation: the models, the split, and the settings to run models with.
+      variant: variant whose pictures are explained.
+      num_maps: number of images to draw maps of, spread evenly over the classes.
+    """
+
+    evaluation: Evaluation
+    variant: str = "original"
+    num_maps: int = 9
+
+
+def check_variants(variants: Iterable[str], variant: str) -> None:
+    """Raises UsageError if a dataset lacks the pictures to explain, or masks.
+
+    Args:
+      variants: variants of the dataset.
+      variant: variant whose pictures are explained.
+    """
+    existing = set(variants)
+    pictures = [name for name in existing if is_picture(name)]
+    if variant not in pictures:
+        raise UsageError(
+            f"saliency of {variant}: the dataset has {', '.join(sorted(pictures)) or 'none'}"
+            f"{did_you_mean(variant, sorted(pictures))}"
+        )
+    if "fg_mask" not in existing:
+        raise UsageError(
+            "saliency inside the mask needs the variant fg_mask, and the dataset has none; "
+            "generate it with fg_mask: see --variants"
+        )
+
+
+def shown_images(dataset: Dataset, plan: SaliencyPlan) -> dict[str, int]:
+    """Chooses the images to draw maps of.
+
+    Returns:
+      Key of an image -> number of its output shard, in order of labels.
+
+    Raises:
+      UsageError: there are no images to test on.
+    """
+    split = plan.evaluation.split
+    rows = plan.evaluation.rows(dataset)
+    if not rows:
+        raise UsageError(f"the dataset has no images in {split}: there is nothing to explain")
+    keys, labels = zip(*((row["key"], row["label"]) for row in rows), strict=True)
+    chosen = sample_evenly(
+        keys, np.asarray(labels, np.int64), plan.num_maps, seed=0, purpose="saliency"
+    )
+    by_class = sorted(
+        (label, key) for key, label, is_shown in zip(keys, labels, chosen, strict=True) if is_shown
+    )
+    return {key: dataset.shard_of(split, key) for _, key in by_class}
+
+
+class SaliencyWork(Work):
+    """The stage that measures saliency on output shards.
+
+    Args:
+      plan: settings of the run.
+      taxonomy: the classes that the heads of models must fit.
+    """
+
+    stage = "saliency"
+    unit_name = "saliency_shards"
+    pictures_name = "images_explained"
+    refuses_overlap = False
+
+    def __init__(self, plan: SaliencyPlan, taxonomy: Taxonomy) -> None:
+        super().__init__(plan.evaluation, taxonomy)
+        self._plan = plan
+        self._cached_images: tuple[str, dict[str, int]] | None = None
+
+    def _shown_images(self, dataset: Dataset) -> dict[str, int]:
+        """Same as `shown_images`, but reads the index only once for all models."""
+        fingerprint = dataset.manifest.fingerprint
+        if self._cached_images is None or self._cached_images[0] != fingerprint:
+            self._cached_images = fingerprint, shown_images(dataset, self._plan)
+        return self._cached_images[1]
+
+    def units(self, dataset: Dataset) -> Sequence[int]:
+        """Same as `Work.units`; units are output shards."""
+        return dataset.shards(self.evaluation.split)
+
+    def size(self, dataset: Dataset, unit: int) -> int:
+        """Same as `Work.size`."""
+        if self.evaluation.holdout:
+            return len(self.evaluation.rows(dataset, unit))
+        files = dataset.shard_files(self.evaluation.split, unit, (self._plan.variant,))
+        return sum(file.samples or 0 for file in files)
+
+    def for_model(self, dataset: Dataset, run: ModelRun) -> SaliencyShards:
+        """Same as `Work.for_model`."""
+        return SaliencyShards(dataset, self._plan, run, self._shown_images(dataset))
+
+    def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
+        """Same as `Work.summarize`."""
+        store, model_work = dataset.store, self.for_model(dataset, run)
+        paths = [model_work.path(unit) for unit in self.units(dataset)]
+        split, variant = self.evaluation.split, self._plan.variant
+        images = EvalImages.read(dataset, split)
+        unit_of = dict(zip(images.keys.to_pylist(), images.units, strict=True))
+        content = pick(
+            SaliencyResult,
+            measure_mass(store, paths, unit_of),
+            run,
+            of=split_fingerprint(dataset, split, (variant, "fg_mask")),
+            method=METHOD,
+            variant=variant,
+            maps=map_rows(store, paths, list(self._shown_images(dataset)), run.folder),
+        )
+        write_result(store, result_file(run.folder, "saliency"), content)
+        current = {*paths, *(row.file for row in content.maps)}
+        for path in list(store.walk(f"results/{run.folder}/saliency")):
+            if path not in current:
+                store.delete(path)
+
+
+class SaliencyShards(ModelWork):
+    """Measures of a model's saliency on output shards, and maps of some images.
+
+    Args:
+      dataset: the dataset.
+      plan: settings of the run.
+      run: the model, and how it is run.
+      shown: images to draw maps of, as `shown_images` returns them.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        plan: SaliencyPlan,
+        run: ModelRun,
+        shown: Mapping[str, int],
+    ) -> None:
+        super().__init__(dataset.store)
+        self._dataset, self._plan, self._run, self._shown = dataset, plan, run, shown
+        self._folder = run.folder
+
+    def path(self, unit: int) -> str:
+        """Same as `ModelWork.path`."""
+        return result_shard(self._folder, "saliency", self._plan.evaluation.split, unit)
+
+    @functools.cached_property
+    def _tested_keys(self) -> list[str]:
+        """Sorted keys of the tested images of all shards."""
+        # Cached, because the fingerprint of every shard includes all these keys, and collecting
+        # them reads the whole index.
+        return sorted(row["key"] for row in self._plan.evaluation.rows(self._dataset))
+
+    def fingerprint(self, unit: int) -> str:
+        """Same as `ModelWork.fingerprint`; it does not depend on the choice of images to draw."""
+        evaluation, variant = self._plan.evaluation, self._plan.variant
+        files = self._dataset.shard_files(evaluation.split, unit, (variant, "fg_mask"))
+        return fingerprint(
+            *self._run.identity,
+            evaluation.predict.identity,
+            variant,
+            SALIENCY_VERSION,
+            [file.sha256 for file in files],
+            *([self._tested_keys] if evaluation.holdout else []),
+            *self._dataset.custom_taxonomy,
+        )
+
+    def is_done(self, unit: int) -> bool:
+        """Same as `ModelWork.is_done`, but the maps of the shard's images must also exist."""
+        return super().is_done(unit) and not self._missing_maps(unit)
+
+    def _missing_maps(self, shard: int) -> frozenset[str]:
+        """Returns the keys of the shard's images whose maps are missing."""
+        expected_fingerprint = self.fingerprint(shard)
+        keys = (key for key, number in self._shown.items() if number == shard)
+        return frozenset(
+            key
+            for key in keys
+            if not has_map(self.store, map_path(self._folder, key), expected_fingerprint)
+        )
+
+    def run(
+        self, predictor: Predictor, units: Sequence[int], missing: Sequence[int], note: NoteDone
+    ) -> Generator[UnitOutput, None, None]:
+        """Same as `ModelWork.run`, but also raises ModelError if the model gives no gradients."""
+        for shard in missing:
+            # If the shard's measures exist, only maps are missing.
+            keys = self._missing_maps(shard) if super().is_done(shard) else None
+            rows = list(self._explain(predictor, shard, keys, note))
+            if keys is None:
+                yield UnitOutput(shard, pa.Table.from_pylist(rows, SALIENCY_SCHEMA))
+
+    def _explain(
+        self, predictor: Predictor, shard: int, keys: frozenset[str] | None, note: NoteDone
+    ) -> Iterator[dict[str, object]]:
+        """Writes the missing maps of a shard, and yields the measures of its images.
+
+        Args:
+          predictor: the model on its device.
+          shard: number of the shard.
+          keys: keys of the only images to explain; None for all tested images.
+          note: called with the progress after each batch.
+        """
+        # Imported here, so that only machines that compute saliency wait for torch.
+        from pipeline.analyses.saliency.gradients import winning_logit_gradients
+
+        missing, expected_fingerprint = self._missing_maps(shard), self.fingerprint(shard)
+        output_labels = labels_of_outputs(self._run.num_outputs, self._dataset.taxonomy)
+        decoded = (
+            (sample, decode_image(sample.image), decode_mask(mask_sample.image))
+            for sample, mask_sample in self._samples(shard)
+            if keys is None or sample.key in keys
+        )
+        batch_size = max(1, predictor.batch_size // BATCH_DIVISOR)
+        # The next batch is decoded while the device works.
+        with contextlib.closing(InBackground(decoded, batch_size)) as ahead:
+            triples = iter(ahead)
+            while batch := list(itertools.islice(triples, batch_size)):
+                pixels = np.stack([picture for _, picture, _ in batch])
+                logits, gradients = winning_logit_gradients(predictor, predictor.to_device(pixels))
+                for i, (sample, picture, mask) in enumerate(batch):
+                    saliency = saliency_map(gradients[i])
+                    if sample.key in missing:
+                        path = map_path(self._folder, sample.key)
+                        write_map(
+                            self.store, path, overlay(picture, saliency, mask), expected_fingerprint
+                        )
+                    output_index = int(logits[i].argmax())
+                    yield {
+                        "key": sample.key,
+                        "label": sample.fields["label"],
+                        "prediction": int(output_labels[output_index]),
+                        "output": output_index,
+                        "mass_in_mask": nan_to_null(mass_in_mask(saliency, mask)),
+                        "mask_area": float(mask.mean()),
+                    }
+                note(shard, len(batch), len(batch))
+
+    def _samples(self, shard: int) -> Iterator[tuple[Sample, Sample]]:
+        """Yields (sample of the picture, sample of the mask) of each tested image.
+
+        Raises:
+          JobError: the variants hold different images.
+        """
+        split = self._plan.evaluation.split
+        pictures = self._dataset.samples(split, shard, self._plan.variant)
+        masks = self._dataset.samples(split, shard, "fg_mask")
+        tested = {row["key"] for row in self._plan.evaluation.rows(self._dataset, shard)}
+        for picture, mask in itertools.zip_longest(pictures, masks):
+            if picture is None or mask is None or picture.key != mask.key:
+                raise JobError(
+                    f"shard {shard} holds other images in {self._plan.variant} than in fg_mask; "
+                    "see: in9 verify"
+                )
+            if picture.key in tested:
+                yield picture, mask

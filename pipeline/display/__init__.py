@@ -1,0 +1,1 @@
+"""What pages, tables and figures are made of: results, panels, plots, pictures, LaTeX and text."""

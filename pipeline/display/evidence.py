@@ -1,0 +1,84 @@
+"""The evidence that a page is made from: the dataset, and all results by their types."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.results import ModelRun, Trained
+from transforms.taxonomy import Taxonomy
+
+R = TypeVar("R")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelResults:
+    """The results of one model, run with one set of settings, on the current dataset.
+
+    Attributes:
+      folder: name of its folder below `results/`.
+      name: name of the model, with the settings that differ from the defaults.
+      model: the model as `--models` names it.
+      results: its results, by type.
+      errors: why it failed, by analysis, for analyses in which it has no results.
+    """
+
+    folder: str
+    name: str
+    model: str
+    results: Mapping[type, ModelRun] = dataclasses.field(default_factory=dict)
+    errors: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def get(self, kind: type[R]) -> R | None:
+        """Returns the result of a type; None if there is none."""
+        result = self.results.get(kind)
+        return result if isinstance(result, kind) else None
+
+    @property
+    def trained(self) -> Trained | None:
+        """How its checkpoint was trained; None if that is unknown."""
+        return next((run.trained for run in self.results.values() if run.trained), None)
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of the model's outputs; 0 if it has no result."""
+        return next((run.num_outputs for run in self.results.values()), 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """The results of a dataset.
+
+    Attributes:
+      models: the models, in the order of the page.
+      of_dataset: results that belong to no single model, by type.
+    """
+
+    models: tuple[ModelResults, ...]
+    of_dataset: Mapping[type, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+
+    def get(self, kind: type[R]) -> tuple[R, ...]:
+        """Returns the results of a type that belong to no single model."""
+        return self.of_dataset.get(kind, ())
+
+    def models_with(self, kind: type[R]) -> tuple[tuple[ModelResults, R], ...]:
+        """Returns (model, its result) of each model that has a result of a type."""
+        pairs = ((model, model.get(kind)) for model in self.models)
+        return tuple((model, result) for model, result in pairs if result is not None)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evidence(Results):
+    """Everything that the page is made from.
+
+    Attributes:
+      dataset: the dataset.
+      taxonomy: the dataset's classes.
+      stale: names of models whose predictions all belong to an earlier state of the dataset.
+    """
+
+    dataset: Dataset
+    taxonomy: Taxonomy
+    stale: tuple[str, ...] = ()

@@ -1,0 +1,205 @@
+"""What all results of a model have: the model, how it was run, and so their folder.
+
+Results are stored as JSON. A file whose content does not fit its type counts as damaged; fields
+that a type does not have are ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from pipeline.errors import escaped_line
+from pipeline.models.preprocessing import Preprocessing
+from pipeline.storage.state_files import Name
+from transforms.hashing import text_bytes
+
+_S = TypeVar("_S", bound=msgspec.Struct)
+
+Label = Annotated[int, msgspec.Meta(ge=-1, lt=2**15)]
+"""Label of a class, -1 outside the taxonomy."""
+
+
+class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings that tell two runs of a model apart. The name of its folder depends on them.
+
+    Attributes:
+      split: the split that the model was run on.
+      eval_input: `--eval_input`.
+      precision: `--precision`.
+      holdout: share of the split that was tested on; 0 means all of it.
+    """
+
+    split: Name
+    eval_input: Literal["stored", "native"]
+    precision: Literal["fp32", "tf32", "bf16"]
+    holdout: Annotated[float, msgspec.Meta(ge=0, lt=1)]
+
+    @property
+    def names(self) -> list[str]:
+        """The settings that are not the default, as short texts for the names of folders and
+        models."""
+        values = (self.split, self.eval_input, self.precision)
+        names = [value for value in values if value not in ("val", "stored", "fp32")]
+        return names + ([f"holdout{self.holdout:g}"] if self.holdout else [])
+
+
+class EvaluationSettings(RunSettings, frozen=True, kw_only=True):
+    """The settings of a run, with what follows from them.
+
+    Attributes:
+      input_size: side of the model's input, in pixels.
+      device: types of the devices that computed the results, joined by `+`.
+      dataset: fingerprint of the dataset, if it is another than the one beside the results.
+    """
+
+    input_size: int
+    device: str | UnsetType = UNSET
+    dataset: str | UnsetType = UNSET
+
+    @property
+    def names(self) -> list[str]:
+        """Same as `RunSettings.names`, but also has the beginning of another dataset's
+        fingerprint."""
+        return [*super().names, *([self.dataset[:12]] if self.dataset else [])]
+
+
+class Trained(msgspec.Struct, frozen=True, kw_only=True):
+    """What a checkpoint says of its training; see `pipeline.models.checkpoint.TrainedOn`.
+
+    Attributes:
+      images: number of training images.
+      keys_sha256: digest of their keys.
+      penalty: penalty of a linear probe.
+    """
+
+    variant: str
+    dataset: str
+    split: str
+    holdout: float
+    method: str
+    pretrained: str | None
+    epochs: int | None
+    seed: int
+    images: int
+    keys_sha256: str
+    penalty: float | UnsetType = UNSET
+
+
+class Named(msgspec.Struct, frozen=True, kw_only=True):
+    """A result of a model.
+
+    Attributes:
+      model: name of the model, as in `ModelIdentity`.
+      evaluation: the settings of the run.
+    """
+
+    model: str
+    evaluation: RunSettings
+
+    names_folder: ClassVar[bool] = True
+    """Whether the result lies in the folder that its model and settings name."""
+
+    @property
+    def folder(self) -> str:
+        """Name of the model's folder under `results/`; two models never share one, and results
+        under different settings lie side by side."""
+        return result_folder(self.model, self.evaluation)
+
+    @property
+    def name(self) -> str:
+        """The model's name, followed by its settings that are not the default."""
+        return " ".join([self.model, *self.evaluation.names])
+
+    @property
+    def tested_part(self) -> tuple[str, float]:
+        """The split that the model was tested on, and the held-out share of its images that were
+        tested; 0 if all images were tested."""
+        return self.evaluation.split, self.evaluation.holdout
+
+
+class ModelRun(Named, frozen=True, kw_only=True):
+    """A model, and how it was run; see `pipeline.models.identity.ModelIdentity`.
+
+    Attributes:
+      evaluate_version: version of the stage that ran it.
+      overlap: number of test images that the model was also trained on; unset if its training is
+        unknown.
+      trained: how it was trained; unset if that is unknown.
+      variants: the variants that it was tested on, replicates included; unset if these are all
+        pictures of the dataset.
+    """
+
+    evaluation: EvaluationSettings
+    architecture: str
+    weights: str
+    weights_sha256: str
+    preprocessing: Preprocessing
+    num_outputs: int
+    evaluate_version: int
+    overlap: int | UnsetType = UNSET
+    trained: Trained | UnsetType = UNSET
+    variants: tuple[str, ...] | UnsetType = UNSET
+
+    @property
+    def identity(self) -> tuple[str, str, dict[str, Any]]:
+        """Name, weights and preprocessing of the model, for the fingerprints of its results."""
+        return self.model, self.weights_sha256, dataclasses.asdict(self.preprocessing)
+
+
+class PicturesResult(ModelRun, frozen=True, kw_only=True):
+    """A stored result on the pictures of a split.
+
+    Attributes:
+      of: `split_fingerprint` of what it was computed from.
+    """
+
+    of: str
+
+
+class Failure(Named, frozen=True, kw_only=True):
+    """A model that failed to run.
+
+    Attributes:
+      entry: the model's entry of `--models`.
+      stage: name of the analysis that it failed in.
+      error: error message, one line.
+      dataset: fingerprint of the dataset.
+    """
+
+    entry: str
+    stage: str
+    error: str
+    dataset: str
+
+
+def result_folder(model: str, settings: RunSettings) -> str:
+    """Returns the name of the folder under `results/` of a model that is run with these
+    settings."""
+    return safe_name(model) + "".join(f"+{name}" for name in settings.names)
+
+
+def safe_name(model: str) -> str:
+    """Returns a file name for a model that is valid on every system, and that no other model's name
+    gives."""
+    model = escaped_line(model)
+    safe = re.sub(r"[^A-Za-z0-9._=-]", "_", model).lstrip(".") or "_"
+    if safe == model:
+        return safe
+    return f"{safe[:100]}-{hashlib.sha256(text_bytes(model)).hexdigest()[:8]}"
+
+
+def pick(kind: type[_S], *sources: object, **values: Any) -> _S:
+    """Makes a `kind` from values, and from the attributes of objects for its other fields: the
+    first object that has an attribute gives it. A field that none gives has its default."""
+    for name in kind.__struct_fields__:
+        for source in sources:
+            value = getattr(source, name, UNSET)
+            if name not in values and value is not UNSET:
+                values[name] = value
+    return kind(**values)

@@ -1,0 +1,172 @@
+"""Types for the table in `flags.py`: `Flag`, `Section`, and the parsers of flag values."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Flag(NamedTuple):
+    """A command-line flag: the arguments of argparse's `add_argument`.
+
+    A name without dashes makes a positional argument."""
+
+    name: str
+    metavar: str
+    help: str
+    default: Any = None
+    type: Callable[[str], Any] | None = None
+    choices: tuple[str, ...] | None = None
+    nargs: str | None = None
+    const: object = None
+    action: str = "store"
+
+    @property
+    def dest(self) -> str:
+        """Name of its value among the parsed arguments."""
+        return self.name.removeprefix("--")
+
+    @property
+    def default_text(self) -> str:
+        """Its default as typed on the command line; empty without one."""
+        if isinstance(self.default, tuple):
+            return ",".join(self.default)
+        if isinstance(self.default, bool):
+            return str(self.default).lower()
+        return "" if self.default is None else str(self.default)
+
+    @property
+    def full_help(self) -> str:
+        """Its help text with its default, unless there is none or the flag is a switch."""
+        has_visible_default = self.default_text and not isinstance(self.default, bool)
+        return f"{self.help} (default: {self.default_text})" if has_visible_default else self.help
+
+    @property
+    def is_path(self) -> bool:
+        """Whether the flag's value is always a path, and the job reads or writes it. `--config` is
+        not one, because the command line itself reads that file."""
+        return self.metavar in ("DIR", "FILE") and self.name != "--config"
+
+    @property
+    def is_required(self) -> bool:
+        """Whether the command needs it."""
+        return "(required)" in self.help
+
+
+class Section(NamedTuple):
+    """Flags of a group, and the commands that have them.
+
+    In a command's help, sections with the same title share a heading; they must be adjacent, so
+    that the flags have the same order everywhere. An empty title means no heading. `commands` is
+    None if every command has the flags."""
+
+    title: str
+    commands: tuple[str, ...] | None
+    flags: tuple[Flag, ...]
+
+
+def boolean(text: str) -> bool:
+    """Parses `true` or `false`, as Dataflow templates pass them."""
+    lowered = text.lower()
+    if lowered not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+    return lowered == "true"
+
+
+def comma_separated(text: str) -> tuple[str, ...]:
+    """Parses a comma-separated list of at least one word."""
+    words = _words(text)
+    if not words:
+        raise argparse.ArgumentTypeError(f"expected words separated by commas, got {text!r}")
+    return words
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def count(text: str) -> int:
+    """Parses a whole number of at least 1."""
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """Parses a fraction: at least 0 and less than 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected a fraction, at least 0 and less than 1, got {text!r}"
+        )
+    return value
+
+
+def grid(text: str) -> tuple[int | None, int | None]:
+    """Parses the numbers of foregrounds and of backgrounds that are combined.
+
+    Each is `all` (returned as None) or a number of images. One value applies to both; two are
+    joined by an x, as in 100x200.
+    """
+    sides = text.split("x")
+    if len(sides) > 2 or not all(
+        side == "all" or (side.isdecimal() and int(side) > 0) for side in sides
+    ):
+        raise argparse.ArgumentTypeError(
+            "expected 'all', a number of images, or two of these joined by x, as in 100x200, "
+            f"got {text!r}"
+        )
+    foregrounds, backgrounds = (
+        None if side == "all" else int(side) for side in (sides[0], sides[-1])
+    )
+    return foregrounds, backgrounds
+
+
+class WordListParser:
+    """A parser of comma-separated lists of words from a fixed set; its error message names the set.
+
+    Args:
+      known: the words.
+    """
+
+    def __init__(self, *known: str) -> None:
+        self.known = known
+
+    def __call__(self, text: str) -> tuple[str, ...]:
+        words = _words(text)
+        if not words or set(words) - set(self.known):
+            expected = f"{'some of ' if self.known[1:] else ''}{', '.join(self.known)}"
+            raise argparse.ArgumentTypeError(f"expected {expected}: got {text!r}")
+        return words
+
+
+def switch(name: str, text: str) -> Flag:
+    """Makes a flag that is true if given without a value or with the value `true`."""
+    return Flag(name, "true", text, default=False, type=boolean, nargs="?", const=True)
+
+
+def choice(name: str, words: tuple[str, ...], text: str, metavar: str = "") -> Flag:
+    """Makes a flag whose value is one of the words; the first word is the default."""
+    return Flag(name, metavar or "|".join(words), text, words[0], choices=words)
+
+
+def overwrite(*known: str) -> Flag:
+    """Makes an `--overwrite` flag from the words that it takes; each word lifts one refusal."""
+    text = "accept changes that a run refuses; its error message names the word for each"
+    return Flag(
+        "--overwrite", ",".join(known), text, (), WordListParser(*known), nargs="?", const=""
+    )
+
+
+ALLOW_OVERLAP = switch(
+    "--allow_overlap", "also test on images that the model was trained on, and mark the results"
+)
+
+
+def section(title: str, commands: tuple[str, ...] | None, *flags: Flag) -> Section:
+    """Makes a section from its flags."""
+    return Section(title, commands, flags)
