@@ -1,0 +1,138 @@
+"""Tests that an analysis is one folder and one line: an analysis that is added to a copy of this
+checkout works everywhere."""
+
+from __future__ import annotations
+
+import csv
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ONE, ROOT
+
+from pipeline.analyses import ANALYSES
+from pipeline.evaluate.work import Work
+
+MODEL = """
+import time
+
+import tiny_models
+
+def slow():
+    model = tiny_models.first()
+    model.register_forward_pre_hook(lambda *_: time.sleep(0.2))
+    return model
+"""
+MODELS = ("--models", "python:slow_models:slow", *ONE)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the code with the analysis `mirrored`, and a slow model."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("pipeline", "transforms"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    shutil.copytree(ROOT / "tests" / "mirrored", folder / "pipeline" / "analyses" / "mirrored")
+    shutil.copy(ROOT / "in9.py", folder)
+    names = folder / "pipeline" / "analyses" / "__init__.py"
+    last = '        "matrix:MATRIX",\n'
+    text = names.read_text()
+    assert last in text
+    names.write_text(text.replace(last, f'{last}        "mirrored:MIRRORED",\n'))
+    (folder / "slow_models.py").write_text(MODEL)
+    return folder
+
+
+def command(
+    checkout: Path, *arguments: object, stderr: int = subprocess.PIPE
+) -> subprocess.Popen[str]:
+    """Starts a command of the copied code."""
+    paths = os.pathsep.join((str(checkout), str(ROOT / "tests")))
+    return subprocess.Popen(
+        (sys.executable, "-m", "pipeline", *map(str, arguments)),
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(checkout: Path, *arguments: object) -> str:
+    """Runs a command of the copied code; returns what it prints."""
+    started = command(checkout, *arguments)
+    out, err = started.communicate(timeout=300)
+    assert started.returncode == 0, err
+    return out + err
+
+
+def test_an_analysis_is_one_folder_and_one_line(
+    checkout: Path, one_worker: Path, small_sample: Path, tmp_path: Path
+) -> None:
+    output = Path(shutil.copytree(one_worker, tmp_path / "out"))
+    dataset = ("--dataset", output)
+    assert "--mirrored" in run(checkout, "evaluate", "--help")
+    reference = subprocess.run(
+        (sys.executable, "-m", "pipeline.commands.reference"),
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "| `--mirrored " in reference
+    assert "results/mirrored.csv" in reference
+    job = ("run", "--input", small_sample, "--output", tmp_path / "new", "--segmenter", "box")
+    forecast = run(checkout, *job, *MODELS, "--mirrored", "--dry_run")
+    assert "for a mirrored with 18 pictures" in forecast
+
+    # Killed after its first shard, in a terminal that shows progress.
+    run(checkout, "evaluate", *dataset, *MODELS)
+    terminal, its_end = os.openpty()
+    started = command(checkout, "evaluate", *dataset, *MODELS, "--mirrored", stderr=its_end)
+    shown, until = b"", time.monotonic() + 120
+    while not (first := list(output.glob("results/*/mirrored/*.parquet"))):
+        assert started.poll() is None, shown
+        assert time.monotonic() < until
+        if select.select([terminal], [], [], 0.01)[0]:
+            shown += os.read(terminal, 1 << 16)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.communicate()
+    os.close(its_end)
+    os.close(terminal)
+    assert b"mirrored" in shown
+    kept = {path: path.stat().st_mtime_ns for path in first}
+    shards = len(list(output.glob("index/*.parquet")))
+    assert len(kept) < shards > 1
+    printed = run(checkout, "evaluate", *dataset, *MODELS, "--mirrored")
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len(list(output.glob("results/*/mirrored/*.parquet"))) == shards
+    assert "mirrored pictures predicted" in printed
+
+    with (output / "results" / "mirrored.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    accuracy = f"{100 * float(row['accuracy']):.1f}"
+    assert accuracy in next(line for line in printed.splitlines() if "slow_models:slow " in line)
+    assert f"${accuracy}$" in (output / "results" / "latex" / "mirrored.tex").read_text()
+    page = (output / "report.html").read_text()
+    assert f"answers {accuracy} % of {int(row['n'])} mirrored pictures correctly" in page
+    assert 'href="#mirrored"' in page
+
+
+def test_an_analysis_and_its_work_have_one_name() -> None:
+    analyses = {one.name: one for one in ANALYSES if one.runs_models}
+    for analysis in analyses.values():
+        assert analysis.parts
+    works = {work.stage: work for work in Work.__subclasses__()}
+    assert works.keys() == analyses.keys()
+    for name, work in works.items():
+        analysis = analyses[name]
+        assert work.pictures_name == analysis.counter
+        assert work.refuses_overlap == analysis.refuses_overlap

@@ -1,0 +1,26 @@
+"""Mirrored pictures: accuracy if left and right are exchanged.
+
+`tests/analyses/test_new_analysis.py` adds this folder to a copy of `pipeline/analyses/`.
+"""
+
+from __future__ import annotations
+
+from pipeline.analyses.analysis import Analysis
+from pipeline.runtime.flag_types import switch
+
+MIRRORED = Analysis(
+    name="mirrored",
+    module="pipeline.analyses.mirrored.parts",
+    job_flags=(
+        (
+            ("run", "evaluate"),
+            switch("--mirrored", "measure accuracy on mirrored pictures, too"),
+        ),
+    ),
+    counter="pictures_mirrored",
+    unit="mirrored picture",
+    fate="predicted",
+    items="pictures",
+    done="mirrored",
+    not_done="not mirrored",
+)

@@ -1,0 +1,97 @@
+"""The stage of mirrored pictures, on output shards."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from pipeline.analyses.mirrored.results import SCHEMA, VARIANT, MirroredResult
+
+from pipeline.dataset.fingerprints import fingerprint
+from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.predictions import split_fingerprint
+from pipeline.evaluate.result_files import result_file, result_shard, write_result
+from pipeline.evaluate.results import ModelRun, pick
+from pipeline.evaluate.work import ModelWork, NoteDone, UnitOutput, Work
+from pipeline.storage.state_files import read_table
+from transforms.codec import decode_image
+from transforms.intervals import wilson
+from transforms.scoring import labels_of_outputs
+
+if TYPE_CHECKING:
+    from pipeline.models.predict import Predictor
+
+
+class MirroredWork(Work):
+    """The stage that shows mirrored pictures to models."""
+
+    stage = "mirrored"
+    unit_name = "mirrored_shards"
+    pictures_name = "pictures_mirrored"
+    refuses_overlap = False
+
+    def units(self, dataset: Dataset) -> Sequence[int]:
+        """Same as `Work.units`; units are output shards."""
+        return dataset.shards(self.evaluation.split)
+
+    def size(self, dataset: Dataset, unit: int) -> int:
+        """Same as `Work.size`."""
+        return len(self.evaluation.rows(dataset, unit))
+
+    def for_model(self, dataset: Dataset, run: ModelRun) -> MirroredShards:
+        """Same as `Work.for_model`."""
+        return MirroredShards(dataset, run)
+
+    def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
+        """Same as `Work.summarize`."""
+        shards, split = self.for_model(dataset, run), self.evaluation.split
+        tables = [read_table(dataset.store, shards.path(unit)) for unit in self.units(dataset)]
+        answers = pa.concat_tables(tables)["correct"].to_pylist()
+        low, high = wilson(sum(answers), len(answers))
+        result = pick(
+            MirroredResult,
+            run,
+            of=split_fingerprint(dataset, split, (VARIANT,)),
+            n=len(answers),
+            accuracy=sum(answers) / len(answers),
+            ci_low=low,
+            ci_high=high,
+        )
+        write_result(dataset.store, result_file(run.folder, "mirrored"), result)
+
+
+class MirroredShards(ModelWork):
+    """Answers of a model to the mirrored pictures of output shards."""
+
+    def __init__(self, dataset: Dataset, run: ModelRun) -> None:
+        super().__init__(dataset.store)
+        self._dataset, self._run = dataset, run
+
+    def path(self, unit: int) -> str:
+        """Same as `ModelWork.path`."""
+        return result_shard(self._run.folder, "mirrored", self._run.evaluation.split, unit)
+
+    def fingerprint(self, unit: int) -> str:
+        """Same as `ModelWork.fingerprint`."""
+        files = self._dataset.shard_files(self._run.evaluation.split, unit, (VARIANT,))
+        return fingerprint(*self._run.identity, [file.sha256 for file in files])
+
+    def run(
+        self, predictor: Predictor, units: Sequence[int], missing: Sequence[int], note: NoteDone
+    ) -> Generator[UnitOutput, None, None]:
+        """Same as `ModelWork.run`."""
+        outputs = labels_of_outputs(self._run.num_outputs, self._dataset.taxonomy)
+        for unit in missing:
+            rows = []
+            samples = self._dataset.samples(self._run.evaluation.split, unit, VARIANT)
+            while batch := list(itertools.islice(samples, predictor.batch_size)):
+                mirrored = np.stack([decode_image(one.image)[:, ::-1] for one in batch])
+                logits = predictor.forward(predictor.to_device(mirrored)).cpu().detach().numpy()
+                for sample, of_sample in zip(batch, logits, strict=True):
+                    is_correct = outputs[of_sample.argmax()] == sample.fields["label"]
+                    rows.append({"key": sample.key, "correct": bool(is_correct)})
+                note(unit, len(batch), len(batch))
+            yield UnitOutput(unit, pa.Table.from_pylist(rows, SCHEMA))
