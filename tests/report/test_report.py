@@ -593,3 +593,26 @@ def test_a_result_without_a_value_is_refused_unless_every_reader_can_do_without(
                 assert kind is not SaliencyResult or saliency_table([result])
             assert main(["report", "--dataset", str(output), "--pictures", "none"]) == 0, field
     assert optional == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "flags"),
+    [
+        ("evaluate", "model", ()),
+        ("attack", "attack", ("--grid", "9")),
+        ("saliency", "saliency", ("--maps", "3")),
+    ],
+)
+def test_a_command_makes_its_result_without_a_field_again(
+    command: str, name: str, flags: tuple[str, ...], report_run: Path, tmp_path: Path
+) -> None:
+    output = Path(shutil.copytree(report_run, tmp_path / "out"))
+    path = output / "results" / MODELS[0] / f"{name}.json"
+    whole = path.read_bytes()
+    content = json.loads(whole)
+    # A file is refused, whichever of these it lacks.
+    path.write_text(json.dumps({key: content[key] for key in content if key != "weights_sha256"}))
+    shown = ("--dataset", output, "--models", MODELS[0], "--pictures", "none")
+    done = run_in9(command, *shown, *flags)
+    assert "Traceback" not in done.stderr
+    assert path.read_bytes() == whole
