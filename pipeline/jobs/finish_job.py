@@ -10,24 +10,19 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import apache_beam as beam
 
-from pipeline.analyses.evaluation.results import Summary
-from pipeline.analyses.evaluation.summaries import read_summaries
+from pipeline.analyses import ANALYSES
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
-from pipeline.evaluate.failures import errors_by_model, read_failures
-from pipeline.jobs.fail_if import Condition, is_of_evaluation, judge
+from pipeline.evaluate.work import Work
 from pipeline.runtime.lock import DATASET_LOCK, release
 from pipeline.runtime.progress import Progress
 from pipeline.storage.state_files import json_bytes
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.limits import load_json
-
-if TYPE_CHECKING:
-    from pipeline.evaluate.evaluation import Evaluation
 
 LAST_RUN = f"{WORK_FOLDER}/last_run.json"
 _LOG = logging.getLogger(__name__)
@@ -42,8 +37,7 @@ class JobSummary:
       store: the dataset folder, which gets the summary.
       progress: the progress notes of the job, which the last step removes if the job is alone.
       before: fingerprint of the dataset before the job; None if there was none.
-      evaluation: the evaluation of the job; None if it evaluated no models.
-      conditions: conditions of `--fail_if`.
+      works: what the job's models do, by analysis, in order.
       has_lock: whether the graph holds the dataset's lock.
       alone: whether no process waits for the job. Then only the job itself can remove its progress
         notes, and fail if a condition holds.
@@ -53,14 +47,12 @@ class JobSummary:
     store: Store
     progress: Progress
     before: str | None
-    evaluation: Evaluation | None = None
-    conditions: tuple[Condition, ...] = ()
+    works: Mapping[str, Work] = dataclasses.field(default_factory=dict)
     has_lock: bool = False
     alone: bool = False
 
     def summary(self) -> dict[str, Any]:
-        """Returns the summary: figures of the dataset and of each model that the job evaluated,
-        errors of those that failed, and the conditions that hold."""
+        """Returns the summary: figures of the dataset, and what each analysis adds."""
         dataset = Dataset.open(self.store)
         manifest = dataset.manifest
         content: dict[str, Any] = {
@@ -72,29 +64,10 @@ class JobSummary:
                 for split, images in manifest.images.items()
             },
         }
-        if self.evaluation is not None:
-            entries = self.evaluation.entries
-            summaries, _ = read_summaries(dataset)
-            settings = self.evaluation.settings
-            ours = [s for s in summaries if is_of_evaluation(s, entries, settings)]
-            failed, _ = read_failures(self.store, manifest.fingerprint, "evaluate")
-            content["models"] = {one.name: _figures(one) for one in ours}
-            content["failed"] = errors_by_model(failed, entries)
-            verdicts = judge(self.conditions, ours, failed, entries, settings)
-            lines = (verdict.line for verdict in verdicts if verdict.holds)
-            content["fail_if"] = [line.removeprefix("--fail_if ") for line in lines]
+        for analysis in ANALYSES:
+            if work := self.works.get(analysis.name):
+                content |= analysis.parts.monitored(dataset, work)
         return content
-
-
-def _figures(summary: Summary) -> dict[str, float]:
-    """Returns BG-Gap and the accuracy on `original`, under the label rule of the headline, as far
-    as they were measured."""
-    figures = {}
-    if original := summary.estimate("original"):
-        figures["original"] = round(original[0], 6)
-    if gap := summary.gap():
-        figures["bg_gap"] = round(gap.gap, 6)
-    return figures
 
 
 class FinishJob(beam.DoFn):

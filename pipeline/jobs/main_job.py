@@ -14,7 +14,6 @@ import apache_beam as beam
 from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST
 from pipeline.errors import JobError
 from pipeline.evaluate.model_stage import ModelStage
-from pipeline.evaluate.work import Work
 from pipeline.generate.graph import GenerateDataset
 from pipeline.generate.job import GenerateJob
 from pipeline.jobs.finish_job import FinishJob, JobSummary
@@ -31,11 +30,10 @@ class MainJob:
     """The parts of a main job.
 
     Attributes:
-      ending: what the last step needs; it also holds the dataset's folder.
+      ending: what the last step needs, the dataset's folder and the `Work`s that run models.
       taxonomy: the dataset's classes.
       pictures: value of `--pictures`, see `write_report`.
       job: the job that makes the dataset; None if the dataset exists.
-      works: the `Work`s that run models, in order.
       lock: the step that takes the dataset's lock; None if the launcher holds the lock, or the job
         needs none because it makes no dataset.
       publishing: where the dataset is published; None if it is not published.
@@ -45,7 +43,6 @@ class MainJob:
     taxonomy: Taxonomy
     pictures: str
     job: GenerateJob | None = None
-    works: tuple[Work, ...] = ()
     lock: TakeLock | None = None
     publishing: PublishPlan | None = None
 
@@ -66,10 +63,11 @@ class MainJob:
         if self.lock:
             start = start | "TakeLock" >> beam.ParDo(self.lock)
         dataset = start | "Generate" >> GenerateDataset(self.job) if self.job else start
-        for work in self.works:
+        works = self.ending.works.values()
+        for work in works:
             dataset = dataset | type(work).__name__ >> ModelStage(work)
-        store, runs_models = self.ending.store, bool(self.works)
-        report = WriteResults(store, self.taxonomy, self.pictures, has_run_models=runs_models)
+        store = self.ending.store
+        report = WriteResults(store, self.taxonomy, self.pictures, has_run_models=bool(works))
         dataset = dataset | "Report" >> _step(report)
         if self.publishing:
             dataset = dataset | "Publish" >> _step(Publish(self.publishing))

@@ -6,7 +6,6 @@ import dataclasses
 from collections import Counter
 
 from pipeline.analyses import ANALYSES
-from pipeline.analyses.evaluation.results import Summary
 from pipeline.display.claims import Claim
 from pipeline.display.evidence import Evidence
 from pipeline.display.panel import with_models
@@ -63,6 +62,6 @@ def _check(claim: Claim, evidence: Evidence) -> CheckedClaim:
         counts = Counter(finding.verdict for finding in findings)
         first, *others = (f"{each} for {counts[each]}" for each in Verdict if counts[each])
         words = ", ".join((f"{first} of {len(findings)} {claim.of}", *others))
-    evaluated = [model.model for model, _ in evidence.models_with(Summary)]
+    evaluated = [model.model for model, _ in evidence.answered]
     command = with_models(claim.command, evaluated)
     return CheckedClaim(claim, verdict, words, findings, command)

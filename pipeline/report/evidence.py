@@ -6,11 +6,10 @@ import dataclasses
 import re
 
 from pipeline.analyses import ANALYSES
-from pipeline.analyses.evaluation.results import Summary
 from pipeline.dataset.folder import Dataset
 from pipeline.display.evidence import Evidence, ModelResults
 from pipeline.evaluate.failures import read_failures
-from pipeline.evaluate.results import ModelRun, Named
+from pipeline.evaluate.results import Answers, ModelRun, Named
 from transforms.taxonomy import Taxonomy
 
 _CHECKPOINT = re.compile(r"^([\w.:-]+)=.*/(?=[^/])(.*)$")
@@ -70,6 +69,6 @@ def _named(models: list[ModelResults]) -> list[ModelResults]:
 def _order(model: ModelResults) -> tuple[bool, float, str]:
     """Sorts models by accuracy on `original` under their headline's label rule, highest first;
     models without this accuracy come last."""
-    summary = model.get(Summary)
-    estimate = summary.estimate("original") if summary else None
-    return estimate is None, -(estimate[0] if estimate else 0.0), model.folder
+    answers = model.get(Answers)
+    accuracy = answers.accuracy_on_original if answers else None
+    return accuracy is None, -(accuracy or 0.0), model.folder

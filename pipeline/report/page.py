@@ -13,31 +13,22 @@ from collections.abc import Sequence
 import jinja2
 from markupsafe import Markup, escape
 
-from pipeline.analyses.evaluation.differences import read_differences
-from pipeline.analyses.evaluation.headline import GAP, make_headline, reading, span
-from pipeline.analyses.evaluation.results import Summary
 from pipeline.dataset.card import notes_of, sentence
 from pipeline.display.evidence import Evidence
 from pipeline.display.plot import COMPARED, Plot
-from pipeline.display.text import TIMES, describe_chance
+from pipeline.display.text import TIMES
 from pipeline.display.verdicts import Verdict
 from pipeline.errors import escaped
-from pipeline.report.chooser import make_chooser
 from pipeline.report.claims import SECTIONS, check_claims
-from pipeline.report.example import best_example
-from pipeline.report.image_selection import PER_CLASS
 from pipeline.report.inline import inline_svg
 from pipeline.report.provenance import make_provenance
 from pipeline.report.sections import PANELS, find_not_run, shown_sections
 from transforms.hashing import text_bytes
-from transforms.scoring import PAPER_RULE
 
 TEMPLATE = "report.html"
 DETAILED = 4
 """Number of models whose own figures are in the page; figures of further models are only files
 beside it."""
-_NAMED = 4
-"""Number of models whose BG-Gap is listed at the head of the page."""
 _BETWEEN_WORDS = re.compile(r"(?<=[-_./:=,+@])(?=\w)")
 
 
@@ -54,59 +45,33 @@ def render(
     """
     environment = _environment()
     script = environment.get_template("report/report.js").render()
-    headline = make_headline(evidence)
-    chooser = make_chooser(evidence, with_pictures)
     is_imagenet9 = evidence.dataset.is_imagenet9
     is_whole = evidence.dataset.manifest.config.segment.is_whole
     checked = () if is_whole else check_claims(evidence)
     judged = [one for one in checked if one.findings]
-    evaluated = evidence.models_with(Summary)
-    headline_rule = next((summary.headline for _, summary in evaluated), PAPER_RULE)
-    inlined = _by_panel(plots, [model.name for model, _ in evaluated[:DETAILED]])
+    inlined = _by_panel(plots, [model.name for model, _ in evidence.answered[:DETAILED]])
     contents = {
         panel.id: content for panel in PANELS if (content := panel.make(evidence, with_pictures))
     }
     filled = {*contents, *(["claims"] if judged else [])}
     not_run = find_not_run(evidence, filled, checked)
-    gaps = [
-        (row.name, cell)
-        for row in headline.tables[headline_rule]
-        if (cell := row.cells[GAP]).value is not None
-    ]
     return environment.get_template(TEMPLATE).render(
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(text_bytes(script)).digest()).decode(),
         manifest=evidence.dataset.manifest,
         stale=evidence.stale,
-        models=[model for model, _ in evaluated],
-        summaries=evaluated,
-        headline=headline,
+        models=[model for model, _ in evidence.answered],
+        answered=evidence.answered,
+        variants=evidence.dataset.picture_variants,
+        heads=[(panel.head, contents.get(panel.id)) for panel in PANELS if panel.head],
+        asides=[(panel.aside, contents[panel.id]) for panel in PANELS if panel.aside],
         sections=shown_sections(filled, not_run),
         not_run=not_run,
-        gap_column=GAP,
-        gaps=gaps,
-        named=_NAMED,
-        reading=reading([cell for _, cell in gaps], _images_of(evidence)) if gaps else "",
-        missing=[(model.name, one.missing) for model, one in evaluated if one.missing],
-        chance=describe_chance(row for _, one in evaluated for row in one.accuracy),
-        power=[
-            (model.name, row, one.is_gap_near_zero) for model, one in evaluated for row in one.power
-        ],
-        differences=read_differences(evidence, headline.variants),
-        rule=headline_rule,
-        paper_rule=PAPER_RULE,
-        tiles=[
-            (column, bounds)
-            for column in ("original", "mixed_same", "mixed_rand")
-            if (bounds := span(headline, headline_rule, column))
-        ],
+        rule=evidence.rule,
         checked=checked,
         judged=judged,
         questions=SECTIONS,
         verdicts=[(v, sum(c.verdict is v for c in judged)) for v in Verdict],
-        chooser=chooser,
-        per_class=PER_CLASS,
-        example=best_example(chooser.cards),
         panels=contents,
         templates={panel.id: panel.template for panel in PANELS},
         plots=inlined,
@@ -116,8 +81,8 @@ def render(
         class_count="nine" if is_imagenet9 else evidence.taxonomy.num_labels,
         is_imagenet9=is_imagenet9,
         is_comparable=evidence.dataset.is_comparable,
-        notes=[sentence(note) for note in notes_of(evidence.dataset.manifest)],
         with_pictures=with_pictures,
+        notes=[sentence(note) for note in notes_of(evidence.dataset.manifest)],
     )
 
 
@@ -181,9 +146,3 @@ def _by_panel(
             svg = inline_svg(plot.drawn.svg, f"f{number}-", plot.alt)
             panels[plot.panel].append((plot, svg))
     return panels
-
-
-def _images_of(evidence: Evidence) -> str:
-    """Says how many images the models were evaluated on."""
-    counts = [row.n for _, summary in evidence.models_with(Summary) for row in summary.accuracy]
-    return f"these {max(counts):,} images"

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from urllib.parse import quote
 
-from pipeline.analyses.evaluation.results import Summary
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.display.evidence import Evidence
+from pipeline.evaluate.results import Answers
 from pipeline.storage.store import Store
 
 
@@ -33,13 +33,14 @@ class Provenance:
     Attributes:
       config: the dataset's flags, given or default.
       rejections: (reason, split, number of images), most frequent first.
-      models: (name, summary) of each evaluated model; the summary holds what identifies the model.
+      models: (name, result) of each model that the page is about; the result holds what identifies
+        the model.
       links: (kind, files) for each kind of files that exist.
     """
 
     config: dict[str, object]
     rejections: tuple[tuple[str, str, int], ...]
-    models: tuple[tuple[str, Summary], ...]
+    models: tuple[tuple[str, Answers], ...]
     links: tuple[tuple[str, tuple[Link, ...]], ...]
 
 
@@ -68,7 +69,7 @@ def make_provenance(evidence: Evidence, figures: Sequence[str]) -> Provenance:
     return Provenance(
         config=dataset.manifest.config.flags(),
         rejections=tuple(sorted(rejections, key=lambda row: (-row[2], row[0], row[1]))),
-        models=tuple((model.name, summary) for model, summary in evidence.models_with(Summary)),
+        models=tuple((model.name, answers) for model, answers in evidence.answered),
         links=tuple((kind, links) for kind, group in groups if (links := tuple(group))),
     )
 
@@ -88,7 +89,7 @@ def _results(store: Store, folder: str, suffix: str) -> Iterator[Link]:
 
 
 def _predictions(evidence: Evidence) -> Iterator[Link]:
-    for model, _ in evidence.models_with(Summary):
+    for model, _ in evidence.answered:
         folder = f"results/{model.folder}/predictions"
         if evidence.dataset.store.has_folder(folder):
             yield _link(f"{folder}/", model.name)

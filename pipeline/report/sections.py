@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Collection, Sequence
 
 from pipeline.analyses import ANALYSES
-from pipeline.analyses.evaluation.results import Summary
 from pipeline.display.evidence import Evidence
 from pipeline.display.panel import with_models
 from pipeline.report.claims import CheckedClaim
@@ -18,7 +17,6 @@ PANELS = sorted(
 """The panels, in the order of the page."""
 
 _TITLES = {
-    "images": "Images",
     **{panel.id: panel.title for panel in PANELS},
     "claims": "Claims",
     "not_run": "Not run",
@@ -54,7 +52,7 @@ def shown_sections(
       filled: ids of the sections with content.
       not_run: the commands that would add to the page, from `find_not_run`.
     """
-    always = ("images", "run", "files", *(["not_run"] if not_run else []))
+    always = ("run", "files", *(["not_run"] if not_run else []))
     return tuple((id, title) for id, title in _TITLES.items() if id in (*filled, *always))
 
 
@@ -76,7 +74,7 @@ def find_not_run(
         if not one.findings:
             waiting.setdefault(one.command, []).append(one)
     not_run = []
-    evaluated = [model.model for model, _ in evidence.models_with(Summary)]
+    evaluated = [model.model for model, _ in evidence.answered]
     for panel in PANELS:
         if panel.answers and panel.id not in filled and panel.applies(evidence):
             command = with_models(panel.command, evaluated)

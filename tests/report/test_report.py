@@ -24,8 +24,9 @@ from pipeline.analyses import ANALYSES
 from pipeline.analyses.attack.panel import _BYTES as BACKGROUND_BYTES
 from pipeline.analyses.attack.results import AttackResult, attack_table
 from pipeline.analyses.evaluation import figures as evaluation_figures
-from pipeline.analyses.evaluation.differences import Differences
-from pipeline.analyses.evaluation.headline import HeadlineCell, reading
+from pipeline.analyses.evaluation.headline import Differences, HeadlineCell, reading
+from pipeline.analyses.evaluation.images import _BYTES as CHOOSER_BYTES
+from pipeline.analyses.evaluation.images import PER_CLASS
 from pipeline.analyses.evaluation.results import Evaluated
 from pipeline.analyses.imagenet.results import ImageNetResult
 from pipeline.analyses.imagenet.trend import Trend
@@ -43,8 +44,6 @@ from pipeline.errors import UsageError
 from pipeline.evaluate.result_files import read_result
 from pipeline.evaluate.results import Failure
 from pipeline.report import freshness, write, write_report, write_step
-from pipeline.report.chooser import _BYTES as CHOOSER_BYTES
-from pipeline.report.image_selection import PER_CLASS
 from pipeline.report.page import _environment
 from pipeline.storage import state_files
 from pipeline.storage.state_files import convert

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.analyses.evaluation.contributions import BG_GAP
+from pipeline.analyses import ANALYSES
+from pipeline.analyses.parts import Changed
 from pipeline.dataset.card import markdown
+from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import counted
-from pipeline.jobs.changes.accuracies import Difference, ModelChange, compare_accuracies
-from pipeline.jobs.changes.images import ImageChanges, ImageRow, State, compare_images
+from pipeline.jobs.changes.images import ImageChanges, ImageRow, compare_images
 
 LISTED = 100
 """Largest number of images of each kind that are listed by name; the others are only counted."""
@@ -25,35 +26,29 @@ class Changes:
       causes: details of each cause of their difference: `data`, `configuration` (flags), `code`
         (stages, libraries).
       images: changes of images by split.
-      models: differences of models that were evaluated in both states.
-      new_models: names of the models that were not evaluated before.
+      results: changes of the results of each analysis that compares them.
     """
 
     before: str
     after: str
     causes: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     images: Mapping[str, ImageChanges] = dataclasses.field(default_factory=dict)
-    models: Sequence[ModelChange] = ()
-    new_models: Sequence[str] = ()
+    results: Sequence[Changed] = ()
 
 
-def describe_changes(before: State, after: State) -> Changes:
-    """Collects the content of changes.md."""
-    old, new = before.dataset.manifest, after.dataset.manifest
+def describe_changes(before: Dataset, after: Dataset) -> Changes:
+    """Collects the content of changes.md from two states of a dataset."""
+    old, new = before.manifest, after.manifest
     splits = dict.fromkeys((*old.shards, *new.shards))
-    images = {split: compare_images(before.dataset, after.dataset, split) for split in splits}
+    images = {split: compare_images(before, after, split) for split in splits}
     causes = _dataset_causes(old, new, images)
+    compared = (one.parts.changes(before, after, list(causes)) for one in ANALYSES)
     return Changes(
         before=old.fingerprint,
         after=new.fingerprint,
         causes=causes,
         images=images,
-        models=list(compare_accuracies(before, after, list(causes))),
-        new_models=[
-            summary.name
-            for folder, summary in after.summaries.items()
-            if folder not in before.summaries
-        ],
+        results=[changed for changed in compared if changed],
     )
 
 
@@ -125,7 +120,7 @@ def _by_kind(images: ImageChanges) -> dict[str, list[ImageRow]]:
 
 def _one_line(changes: Changes) -> str:
     """Sums up the changes: numbers of images (of replaced backgrounds if there is no other change
-    of images), BG-Gaps of models, and new models."""
+    of images), and what each analysis finds most important."""
     splits = changes.images.values()
     images = [
         f"{count} {kind}"
@@ -136,17 +131,9 @@ def _one_line(changes: Changes) -> str:
     if replaced and not images:
         images = [counted(replaced, "other background")]
     parts = [f"images: {', '.join(images)}"] if images else []
-    parts += [
-        f"BG-Gap of {markdown(model.model)}: {_difference(row)} ({_causes(model)})"
-        for model in changes.models
-        for row in model.rows
-        if row.variant == BG_GAP
-    ]
-    if changes.new_models:
-        parts.append(f"new models: {', '.join(map(markdown, changes.new_models))}")
-    # A model may lack BG-Gap, but differ in other accuracies.
-    is_same = not any(row.difference for model in changes.models for row in model.rows)
-    return "; ".join(parts) or f"none in images, none in {'accuracies' if is_same else 'BG-Gap'}"
+    parts += [part for changed in changes.results for part in changed.short]
+    nothing = ["images", *(changed.unchanged for changed in changes.results)]
+    return "; ".join(parts) or ", ".join(f"none in {name}" for name in nothing)
 
 
 def _lines(changes: Changes) -> Iterator[str]:
@@ -159,8 +146,8 @@ def _lines(changes: Changes) -> Iterator[str]:
         yield from ("", f"**{cause}**: {'; '.join(map(markdown, details))}")
     for split, images in changes.images.items():
         yield from _image_lines(split, images)
-    if changes.models:
-        yield from _model_lines(changes.models)
+    for changed in changes.results:
+        yield from changed.lines
 
 
 def _image_lines(split: str, changes: ImageChanges) -> Iterator[str]:
@@ -178,38 +165,6 @@ def _image_lines(split: str, changes: ImageChanges) -> Iterator[str]:
     for variant, count in repaired.items():
         has = "has" if count == 1 else "have"
         yield f"* {count} in both versions {has} another background in {markdown(variant)}"
-
-
-def _model_lines(models: Sequence[ModelChange]) -> Iterator[str]:
-    names = dict.fromkeys(row.variant for model in models for row in model.rows)
-    variants = [name for name in names if name != BG_GAP]
-    rules = dict.fromkeys(model.label_rule for model in models)
-    yield from ("", "## Accuracies", "")
-    yield (
-        "Differences in percentage points over the n images in both versions, with 95 % "
-        f"intervals of a paired bootstrap, under {', '.join(rules)}."
-    )
-    yield from (
-        "",
-        "| model | cause | n | " + " | ".join([*map(markdown, variants), "BG-Gap"]) + " |",
-    )
-    yield "|---|---|--:|" + "--:|" * (len(variants) + 1)
-    for model in models:
-        rows = {row.variant: row for row in model.rows}
-        cells = [_difference(rows[name]) if name in rows else "-" for name in (*variants, BG_GAP)]
-        yield f"| {markdown(model.model)} | {_causes(model)} | {model.n} | {' | '.join(cells)} |"
-
-
-def _causes(model: ModelChange) -> str:
-    return ", ".join(model.causes) or "cause unknown"
-
-
-def _difference(row: Difference) -> str:
-    """Formats a difference in percentage points, such as `+0.4 [-0.2, 1.0]`."""
-    numbers = [100 * number for number in (row.difference, row.ci_low, row.ci_high)]
-    # Adding zero turns a rounded -0.0 into 0.0.
-    value, low, high = (round(number, 1) + 0.0 for number in numbers)
-    return f"{value:+.1f} [{low:.1f}, {high:.1f}]" if value else f"0.0 [{low:.1f}, {high:.1f}]"
 
 
 def describe_list_change(old: object, new: object) -> str | None:

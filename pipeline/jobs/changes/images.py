@@ -10,8 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from pipeline.analyses.evaluation.results import Summary
-from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import ACCEPTED, read_rows
 from pipeline.dataset.shards import index_file, layer_record
@@ -175,21 +173,3 @@ def _read(
             key = row["key"]
             yield (key, times[key]), row
             times[key] += 1
-
-
-@dataclasses.dataclass(frozen=True)
-class State:
-    """A dataset with results.
-
-    Attributes:
-      dataset: the dataset.
-      summaries: summaries of its models, by their folder under `results/`.
-    """
-
-    dataset: Dataset
-    summaries: dict[str, Summary]
-
-    @classmethod
-    def from_dataset(cls, dataset: Dataset) -> State:
-        """Returns the state of a dataset folder."""
-        return cls(dataset, {one.folder: one for one in read_summaries(dataset)[0]})
