@@ -11,7 +11,7 @@ from pipeline.dataset.latest import writing_store
 from pipeline.errors import UsageError, did_you_mean
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.report import REPORT, write_report
-from pipeline.report.tables import write_tables
+from pipeline.report.write import write_tables
 from pipeline.runtime.lock import TABLES_LOCK, held
 
 

@@ -9,10 +9,8 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-import apache_beam as beam
 
 from pipeline.analyses import ANALYSES
 from pipeline.dataset.folder import Dataset
@@ -70,25 +68,23 @@ class JobSummary:
         return content
 
 
-class FinishJob(beam.DoFn):
-    """Dataset fingerprint -> the same fingerprint; the last step of every job."""
+def finish_job(dataset: str, ending: JobSummary) -> str:
+    """Writes the summary and cleans up; passes the dataset's fingerprint on.
 
-    def __init__(self, ending: JobSummary) -> None:
-        self._ending = ending
-
-    def process(self, dataset: str) -> Iterator[str]:
-        ending = self._ending
-        summary = ending.summary()
-        # Written even if unchanged, because the file's time tells when a job last succeeded.
-        ending.store.write(LAST_RUN, json_bytes({"summary": summary}))
-        _LOG.info("%s", _summary_line(summary))
-        if ending.alone:
-            ending.progress.clear()
-        if ending.has_lock:
-            release(ending.store, DATASET_LOCK, ending.store.job)
-        if ending.alone and summary.get("fail_if"):
-            raise JobError("; ".join(f"--fail_if {line}" for line in summary["fail_if"]))
-        yield dataset
+    Raises:
+      JobError: a condition of `--fail_if` holds, and no process waits for the job.
+    """
+    summary = ending.summary()
+    # Written even if unchanged, because the file's time tells when a job last succeeded.
+    ending.store.write(LAST_RUN, json_bytes({"summary": summary}))
+    _LOG.info("%s", _summary_line(summary))
+    if ending.alone:
+        ending.progress.clear()
+    if ending.has_lock:
+        release(ending.store, DATASET_LOCK, ending.store.job)
+    if ending.alone and summary.get("fail_if"):
+        raise JobError("; ".join(f"--fail_if {line}" for line in summary["fail_if"]))
+    return dataset
 
 
 def _summary_line(summary: Mapping[str, Any]) -> str:

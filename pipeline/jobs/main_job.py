@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Concatenate, ParamSpec
 
 import apache_beam as beam
 
@@ -16,13 +16,15 @@ from pipeline.errors import JobError
 from pipeline.evaluate.model_stage import ModelStage
 from pipeline.generate.graph import GenerateDataset
 from pipeline.generate.job import GenerateJob
-from pipeline.jobs.finish_job import FinishJob, JobSummary
+from pipeline.jobs.finish_job import JobSummary, finish_job
 from pipeline.jobs.publish import PublishPlan, publish
-from pipeline.report.write_step import WriteResults
+from pipeline.report.write import write_results
 from pipeline.runtime.counters import count, timed
 from pipeline.runtime.lock import DATASET_LOCK, Renewal, acquire, is_held, release
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy
+
+P = ParamSpec("P")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,29 +69,27 @@ class MainJob:
         for work in works:
             dataset = dataset | type(work).__name__ >> ModelStage(work)
         store = self.ending.store
-        report = WriteResults(store, self.taxonomy, self.pictures, has_run_models=bool(works))
-        dataset = dataset | "Report" >> _step(report)
+        dataset = dataset | "Report" >> _step(
+            write_results, store, self.taxonomy, self.pictures, has_run_models=bool(works)
+        )
         if self.publishing:
-            dataset = dataset | "Publish" >> _step(Publish(self.publishing))
-        return dataset | "End" >> _step(FinishJob(self.ending))
+            dataset = dataset | "Publish" >> _step(_publish, self.publishing)
+        return dataset | "End" >> _step(finish_job, self.ending)
 
 
-def _step(step: beam.DoFn) -> beam.PTransform:
-    """Wraps a step whose input and output are the dataset's fingerprint."""
-    return beam.ParDo(step).with_output_types(str)
+def _step(
+    function: Callable[Concatenate[str, P], str], *args: P.args, **kwargs: P.kwargs
+) -> beam.PTransform:
+    """Returns a step whose input and output are the dataset's fingerprint."""
+    return beam.Map(function, *args, **kwargs).with_output_types(str)
 
 
-class Publish(beam.DoFn):
-    """Dataset fingerprint -> the same fingerprint, after the dataset has been published."""
-
-    def __init__(self, publishing: PublishPlan) -> None:
-        self._publishing = publishing
-
-    @timed("publish")
-    def process(self, dataset: str) -> list[str]:
-        if publish(self._publishing):
-            count("versions_published")
-        return [dataset]
+@timed("publish")
+def _publish(dataset: str, publishing: PublishPlan) -> str:
+    """Publishes the dataset; passes its fingerprint on."""
+    if publish(publishing):
+        count("versions_published")
+    return dataset
 
 
 def manifest_state(store: Store) -> list[str | None]:

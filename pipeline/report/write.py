@@ -1,10 +1,14 @@
-"""Writes the page and its figures into the dataset's folder."""
+"""Writes the tables, the page and its figures into the dataset's folder."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipeline.analyses import ANALYSES
+from pipeline.analyses.analysis import Analysis
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import shown_bytes
+from pipeline.evaluate.failures import read_failures
 from pipeline.report.evidence import gather
 from pipeline.report.freshness import fingerprint_inputs, is_fresh, note_fresh
 from pipeline.runtime.lock import TABLES_LOCK, held
@@ -71,3 +75,44 @@ def _render(
         names = ((plot, plot.file.removesuffix(".svg")) for plot in plots)
         figures |= {f"{FOLDER}/{name}.pdf": plot.drawn.pdf() for plot, name in names}
     return render(evidence, plots, tuple(figures), pictures != "none"), figures
+
+
+def write_results(
+    dataset: str, store: Store, taxonomy: Taxonomy, pictures: str, *, has_run_models: bool
+) -> str:
+    """Writes the tables and the page at the end of a job; passes the dataset's fingerprint on.
+
+    Args:
+      dataset: the dataset's fingerprint.
+      store: the dataset folder.
+      taxonomy: the dataset's classes.
+      pictures: argument of `write_report`.
+      has_run_models: whether the job ran models. If not, the page is written only if there are
+        results of models or an old page, which may now belong to an earlier state of the dataset.
+    """
+    with held(store, TABLES_LOCK, wait=60) as locked:
+        has_results = write_tables(Dataset.open(locked))
+    if has_run_models or has_results or store.exists(REPORT):
+        write_report(store, taxonomy, pictures)
+    return dataset
+
+
+def write_tables(dataset: Dataset, columns: Sequence[str] = ()) -> bool:
+    """Rebuilds all tables from the stored results. The caller must hold the lock of the tables.
+
+    Args:
+      dataset: the dataset.
+      columns: columns of LaTeX tables; empty for the default.
+
+    Returns:
+      Whether there are results of models, also of an earlier state of the dataset.
+    """
+    for analysis in ANALYSES:
+        analysis.parts.write(dataset, columns)
+    return any(_has_results(dataset, analysis) for analysis in ANALYSES)
+
+
+def _has_results(dataset: Dataset, analysis: Analysis) -> bool:
+    found = analysis.parts.find(dataset)
+    _, failed_before = read_failures(dataset.store, dataset.manifest.fingerprint, analysis.name)
+    return bool(found.of_models or found.stale or failed_before)

@@ -43,7 +43,7 @@ from pipeline.display.style import Drawn
 from pipeline.errors import UsageError
 from pipeline.evaluate.result_files import read_result
 from pipeline.evaluate.results import Failure
-from pipeline.report import freshness, write, write_report, write_step
+from pipeline.report import freshness, write, write_report
 from pipeline.report.page import _environment
 from pipeline.storage import state_files
 from pipeline.storage.state_files import convert
@@ -354,15 +354,17 @@ def test_a_job_without_models_brings_an_old_page_up_to_date(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []
-    monkeypatch.setattr(write_step.Dataset, "open", lambda store: None)
-    monkeypatch.setattr(write_step, "write_tables", lambda dataset: False)
-    monkeypatch.setattr(write_step, "write_report", lambda *_: written.append("page"))
-    step = write_step.WriteResults(
-        Store(str(tmp_path)), imagenet9(), "sample", has_run_models=False
-    )
-    assert ([*step.process("a")], written) == (["a"], [])
+    monkeypatch.setattr(write.Dataset, "open", lambda store: None)
+    monkeypatch.setattr(write, "write_tables", lambda dataset: False)
+    monkeypatch.setattr(write, "write_report", lambda *_: written.append("page"))
+
+    def end_of_job(dataset: str) -> str:
+        store = Store(str(tmp_path))
+        return write.write_results(dataset, store, imagenet9(), "sample", has_run_models=False)
+
+    assert (end_of_job("a"), written) == ("a", [])
     (tmp_path / "report.html").write_text("about an earlier state")
-    assert ([*step.process("b")], written) == (["b"], ["page"])
+    assert (end_of_job("b"), written) == ("b", ["page"])
 
 
 def test_all_code_that_makes_the_page_is_in_its_fingerprint() -> None:

@@ -30,7 +30,7 @@ from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.jobs.finish_job import LAST_RUN, FinishJob, JobSummary
+from pipeline.jobs.finish_job import LAST_RUN, JobSummary, finish_job
 from pipeline.jobs.main_job import TakeLock, manifest_state
 from pipeline.models.expand import DEFAULT_MODEL
 from pipeline.models.predict_config import PredictConfig
@@ -513,7 +513,7 @@ def test_a_condition_that_holds_fails_a_job_that_nobody_waits_for(
     )
     acquire(store, DATASET_LOCK, store.job, this_process())
     with pytest.raises(JobError, match=r"original>0\.1 holds for efficientnet_lite0"):
-        list(FinishJob(ending).process("x"))
+        finish_job("x", ending)
     assert not is_held(store, DATASET_LOCK)
     summary = json.loads(store.read(LAST_RUN))["summary"]
     assert summary["changed"]
