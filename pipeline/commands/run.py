@@ -29,8 +29,14 @@ from pipeline.evaluate.failures import print_failures, read_failures
 from pipeline.evaluate.work import Work
 from pipeline.jobs.closing_words import describe_dataset
 from pipeline.jobs.dry_run.dry_run_report import dry_run
-from pipeline.jobs.finish_job import JobSummary, print_summary
-from pipeline.jobs.main_job import MainJob, TakeLock, check_unchanged, manifest_state
+from pipeline.jobs.main_job import (
+    JobSummary,
+    MainJob,
+    TakeLock,
+    check_unchanged,
+    manifest_state,
+    print_summary,
+)
 from pipeline.jobs.publish import check_publishing, describe_published
 from pipeline.report import REPORT
 from pipeline.runners.beam_options import pipeline_options, run_pipeline

@@ -24,7 +24,7 @@ from pipeline.dataset.latest import (
 from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST, read_manifest
 from pipeline.dataset.shards import DATA_FOLDERS
 from pipeline.errors import JobError, UsageError, shown_bytes
-from pipeline.jobs.changes.describe import describe_changes, summary_of, to_markdown
+from pipeline.jobs.changes import describe_changes, summary_of, to_markdown
 from pipeline.report import REPORT
 from pipeline.runtime.leftovers import remove_leftovers
 from pipeline.runtime.lock import held

@@ -18,7 +18,7 @@ from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import finished_versions
 from pipeline.dataset.shards import ShardCounts
-from pipeline.jobs.changes.describe import describe_changes
+from pipeline.jobs.changes import describe_changes
 from pipeline.storage.store import Store
 from transforms.variants import MIXED
 

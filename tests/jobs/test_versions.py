@@ -33,8 +33,14 @@ from pipeline.dataset.latest import (
 )
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.errors import JobError, UsageError
-from pipeline.jobs.changes.describe import Changes, describe_changes, summary_of, to_markdown
-from pipeline.jobs.changes.images import ImageChanges, ImageRow
+from pipeline.jobs.changes import (
+    Changes,
+    ImageChanges,
+    ImageRow,
+    describe_changes,
+    summary_of,
+    to_markdown,
+)
 from pipeline.jobs.publish import PublishPlan, check_publishing, describe_published, publish
 from pipeline.storage.gcs_files import GcsFiles
 from pipeline.storage.local_files import LocalFiles

@@ -34,7 +34,7 @@ from pipeline.errors import escaped_line, escaped_texts
 from pipeline.evaluate.failures import FailedModel, note_failures
 from pipeline.evaluate.prediction_files import prediction_fingerprints
 from pipeline.evaluate.results import ModelRun
-from pipeline.jobs.changes.describe import describe_changes, to_markdown
+from pipeline.jobs.changes import describe_changes, to_markdown
 from pipeline.report import write_report
 from pipeline.report.write import write_tables
 from pipeline.storage.csv_file import read_csv

@@ -43,7 +43,7 @@ from pipeline.display.style import Drawn
 from pipeline.errors import UsageError
 from pipeline.evaluate.result_files import read_result
 from pipeline.evaluate.results import Failure
-from pipeline.report import freshness, write, write_report
+from pipeline.report import write, write_report
 from pipeline.report.page import _environment
 from pipeline.storage import state_files
 from pipeline.storage.state_files import convert
@@ -374,8 +374,8 @@ def test_all_code_that_makes_the_page_is_in_its_fingerprint() -> None:
     )
     loaded = {name for name in done.stdout.split() if name.startswith(("pipeline.", "transforms."))}
     assert {"pipeline.dataset.card", "pipeline.errors"} < loaded
-    root = Path(freshness.__file__).parents[2]
-    names = {".".join(path.relative_to(root).parts) for path in freshness.code_files()}
+    root = Path(write.__file__).parents[2]
+    names = {".".join(path.relative_to(root).parts) for path in write.code_files()}
     files = {name.removesuffix(".py").removesuffix(".__init__") for name in names}
     assert loaded <= files
     assert "pipeline.templates.report.report.css" in names

@@ -30,8 +30,7 @@ from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.jobs.finish_job import LAST_RUN, JobSummary, finish_job
-from pipeline.jobs.main_job import TakeLock, manifest_state
+from pipeline.jobs.main_job import LAST_RUN, JobSummary, TakeLock, finish_job, manifest_state
 from pipeline.models.expand import DEFAULT_MODEL
 from pipeline.models.predict_config import PredictConfig
 from pipeline.runners.dataflow_gpu import DISK_GB, Gpu
