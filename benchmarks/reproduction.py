@@ -26,9 +26,8 @@ from pipeline.dataset.folder import Dataset
 from pipeline.display.evidence import Evidence
 from pipeline.display.text import TIMES
 from pipeline.evaluate import published
-from pipeline.report.claims import SECTIONS, CheckedClaim, check_claims
-from pipeline.report.evidence import gather
-from pipeline.report.page import percent, rounded
+from pipeline.report.page import SECTIONS, CheckedClaim, check_claims, percent, rounded
+from pipeline.report.write import gather
 from pipeline.storage.store import Store
 from transforms.scoring import PAPER_RULE
 

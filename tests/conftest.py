@@ -28,7 +28,7 @@ from pipeline.dataset.sample import sample_folder
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import list_images
 from pipeline.report import write_report
-from pipeline.report.tables import write_tables
+from pipeline.report.write import write_tables
 from pipeline.runtime.lock import acquire
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9

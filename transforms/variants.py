@@ -212,6 +212,17 @@ MIXED = tuple(name for name, v in VARIANTS.items() if v.is_mixed and name != EXT
 """Variants whose backgrounds come from images of the dataset."""
 PICTURES = tuple(name for name in PAPER if name != "fg_mask")
 """The paper's eight variants, without the mask."""
+PAPER_NAMES = {
+    "original": "Original",
+    "only_bg_b": "Only-BG-B",
+    "only_bg_t": "Only-BG-T",
+    "no_fg": "No-FG",
+    "only_fg": "Only-FG",
+    "mixed_same": "Mixed-Same",
+    "mixed_rand": "Mixed-Rand",
+    "mixed_next": "Mixed-Next",
+}
+"""The paper's names of its variants."""
 
 _CUSTOM = re.compile(r"python:([\w.]+):([a-z][a-z0-9_]*)@([0-9]+)")
 _REPLICATE = re.compile(r"(.+)_r([1-9][0-9]*)")

@@ -17,5 +17,5 @@ ANALYSES: tuple[Analysis, ...] = tuple(
         "matrix:MATRIX",
     )
 )
-"""All analyses, each named by its folder and object, in the order in which a job runs them. The
-evaluation is the first; an analysis may read the results of those before it."""
+"""All analyses, each named by its folder and object, in the order in which a job runs them. An
+analysis may read the results of those before it."""

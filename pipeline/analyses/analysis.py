@@ -45,6 +45,7 @@ class Analysis:
       sections: flags of its own command; the first has the values of the first of `job_flags`.
       job_flags: (the commands, the flag) by which other commands run it.
       counter: counter of the pictures that models are shown; "" if they are not counted.
+      is_always_counted: whether a job says so if it showed models no picture.
       unit, fate: what the closing lines of a job call one of them, and what was done to it.
       items: what progress counts, in the plural.
       done: what `--dry_run` says of a model that has nothing left to do; "" to say nothing.
@@ -59,6 +60,7 @@ class Analysis:
     sections: tuple[Section, ...] = ()
     job_flags: tuple[tuple[tuple[str, ...], Flag], ...] = ()
     counter: str = ""
+    is_always_counted: bool = False
     unit: str = ""
     fate: str = ""
     items: str = "images"

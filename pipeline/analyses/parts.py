@@ -36,6 +36,32 @@ class Found(NamedTuple):
     stale: Sequence[str] = ()
 
 
+class ConditionResult(NamedTuple):
+    """The result of a condition on a model.
+
+    Attributes:
+      holds: whether the condition holds, so that the job fails; None if it could not be tested.
+      line: the result in words.
+    """
+
+    holds: bool | None
+    line: str
+
+
+class Changed(NamedTuple):
+    """Changes of results between two states of a dataset.
+
+    Attributes:
+      short: the most important changes, for the line that sums up changes.md.
+      unchanged: what to say has not changed if `short` is empty.
+      lines: all changes, as lines of changes.md.
+    """
+
+    short: Sequence[str]
+    unchanged: str
+    lines: Sequence[str]
+
+
 class Parts:
     """The parts of an analysis. Every part is optional: a subclass has what it needs.
 
@@ -60,6 +86,13 @@ class Parts:
     def claims(self) -> tuple[Claim, ...]:
         """The authors' claims that its results decide, with those of analyses before it."""
         return ()
+
+    def check(self, arguments: argparse.Namespace) -> None:
+        """Checks flags of a job that makes a dataset, before anything is read.
+
+        Raises:
+          UsageError: a flag is wrong, whatever the dataset is.
+        """
 
     def plan(
         self,
@@ -101,12 +134,16 @@ class Parts:
         """Reads the results on the present dataset."""
         return Found()
 
+    def columns(self, dataset: Dataset) -> tuple[str, ...]:
+        """Returns the columns that the user may choose from for LaTeX tables."""
+        return ()
+
     def write(self, dataset: Dataset, columns: Sequence[str]) -> None:
         """Rebuilds the tables from stored results. The caller must hold the lock of the tables.
 
         Args:
           dataset: the dataset.
-          columns: columns of LaTeX tables that have a column for each variant.
+          columns: the user's choice of `columns`; empty for the default.
         """
 
     def lines(self, dataset: Dataset, work: Work | None) -> Iterator[str]:
@@ -117,6 +154,30 @@ class Parts:
           work: what the job's models did; None if the job did not run the analysis.
         """
         yield from ()
+
+    def report(self, dataset: Dataset) -> Iterator[str]:
+        """Yields what `in9 report` prints."""
+        yield from ()
+
+    def monitored(self, dataset: Dataset, work: Work) -> dict[str, object]:
+        """Returns fields of a job's summary for monitoring. A condition in `fail_if` holds."""
+        return {}
+
+    def test(self, dataset: Dataset, work: Work) -> Iterator[ConditionResult]:
+        """Yields the result of each condition under which a job fails, for each of its models."""
+        yield from ()
+
+    def changes(self, before: Dataset, after: Dataset, causes: Sequence[str]) -> Changed | None:
+        """Describes what differs between the results on two states of a dataset.
+
+        Args:
+          before, after: the states.
+          causes: why the datasets differ; empty if they do not.
+
+        Returns:
+          The changes; None if changes.md says nothing of the analysis.
+        """
+        return None
 
     def plots(self, evidence: Evidence) -> Iterator[Plot]:
         """Makes the figures for which there are results."""

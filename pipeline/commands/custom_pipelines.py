@@ -11,23 +11,22 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipeline.analyses.evaluation.stage import EvaluationWork
 from pipeline.commands.command_line import text_of
 from pipeline.commands.dispatch import refuse_cleared
-from pipeline.commands.evaluation_flags import evaluation_from_flags
 from pipeline.commands.flags import AROUND_GRAPH, flags_of
 from pipeline.commands.hints import flag_of, refuse_near_misses
 from pipeline.commands.job_flags import job_from_flags
 from pipeline.commands.parser import build_parser
+from pipeline.commands.works import works_from_flags
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import UsageError
-from pipeline.jobs.finish_job import JobSummary
-from pipeline.jobs.main_job import MainJob, TakeLock, manifest_state
+from pipeline.jobs.main_job import JobSummary, MainJob, TakeLock, manifest_state
 from pipeline.runners.portable import is_portable
 from pipeline.runtime.dataflow_jobs import is_dataflow
 from pipeline.runtime.lock import this_process, with_job_of_this_process, with_new_job
+from pipeline.runtime.progress import Progress
 
 
 class Generate(beam.PTransform):
@@ -98,17 +97,17 @@ class Evaluate(beam.PTransform):
             self._store = with_new_job(writing_store("dataset", arguments.dataset))
             existing = Dataset.open(self._store)
             config, self._taxonomy = existing.manifest.config, existing.taxonomy
-        self._evaluation = evaluation_from_flags(arguments, self._store, config, self._taxonomy)
+        self._works = works_from_flags(arguments, self._store, config, self._taxonomy)
         self._pictures = arguments.pictures
 
     def expand(
         self, start: beam.pvalue.PBegin | beam.pvalue.PCollection
     ) -> beam.pvalue.PCollection:
-        evaluation, store = self._evaluation, self._store
+        store, works = self._store, self._works
         runner = type(start.pipeline.runner).__name__
         if not (is_dataflow(runner) or is_portable(runner)):
-            evaluation = dataclasses.replace(evaluation, groups=1)
-        work = EvaluationWork(evaluation, self._taxonomy)
+            for work in works.values():
+                work.evaluation = dataclasses.replace(work.evaluation, groups=1)
         manifest = read_manifest(store)
         before = manifest.fingerprint if manifest else None
         if isinstance(start, beam.pvalue.PBegin):
@@ -117,9 +116,9 @@ class Evaluate(beam.PTransform):
                     "apply Evaluate to the output of Generate, which makes the dataset"
                 )
             start = start | "Once" >> beam.Create([before], reshuffle=False)
-        ending = JobSummary("evaluate", store, evaluation.progress, before, evaluation, alone=True)
-        main = MainJob(ending, self._taxonomy, self._pictures, works=(work,))
-        return main.build_after(start)
+        progress = Progress.for_store(store)
+        ending = JobSummary("evaluate", store, progress, before, works, alone=True)
+        return MainJob(ending, self._taxonomy, self._pictures).build_after(start)
 
 
 def _parse(command: str, flags: Mapping[str, Any]) -> argparse.Namespace:

@@ -8,7 +8,6 @@ import dataclasses
 import os
 import time
 
-from pipeline.analyses.evaluation.latex import PAPER_NAMES
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import selected_rows
 from pipeline.dataset.latest import reading_store
@@ -25,7 +24,7 @@ from pipeline.storage.files import is_below
 from pipeline.storage.store import Store
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.hashing import text_bytes
-from transforms.variants import draws_of, is_picture
+from transforms.variants import PAPER_NAMES, draws_of, is_picture
 
 
 def run_export(arguments: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.key_lists import read_key_list
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.taxonomy_file import read_taxonomy
-from pipeline.jobs.changes.describe import describe_list_change, shown
+from pipeline.jobs.changes import describe_list_change, shown
 from pipeline.released.export import EXPORT_FOLDER
 from pipeline.runtime.progress import Progress
 from pipeline.segmenters import parameters_of

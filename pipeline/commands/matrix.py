@@ -24,8 +24,7 @@ from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import check_model
 from pipeline.models.stored_index import chosen_folder
 from pipeline.report import REPORT, write_report
-from pipeline.report.claims import check_claims
-from pipeline.report.evidence import gather
+from pipeline.report.write import gather
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import duration
 from pipeline.training.features import Backbone
@@ -137,6 +136,9 @@ def _networks(
 
 def _print_claims(dataset: Dataset) -> None:
     """Prints a line for each claim of the source that the matrix tests."""
+    # Imported here, because the templates and Matplotlib are slow to import.
+    from pipeline.report.page import check_claims
+
     for checked in check_claims(gather(dataset, dataset.taxonomy)):
         if checked.claim.section in _QUESTIONS and checked.findings:
             print(f"{checked.summary}: {checked.claim.text}")

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.analyses.evaluation.gap_power import describe_power
-from pipeline.analyses.evaluation.latex import GAP, HEADLINE
-from pipeline.analyses.evaluation.summaries import read_summaries
-from pipeline.analyses.evaluation.tables import accuracy_table, describe_stale
+from pipeline.analyses import ANALYSES
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
 from pipeline.errors import UsageError, did_you_mean
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.report import REPORT, write_report
-from pipeline.report.tables import write_tables
+from pipeline.report.write import write_tables
 from pipeline.runtime.lock import TABLES_LOCK, held
 
 
@@ -29,22 +26,19 @@ def run_report(arguments: argparse.Namespace) -> int:
     store = writing_store("dataset", arguments.dataset)
     publishing = check_publishing(store, arguments.publish, arguments.keep)
     dataset = Dataset.open(store)
-    known = (*dataset.picture_variants, GAP)
-    columns = HEADLINE if arguments.columns is None else arguments.columns
+    known = [column for analysis in ANALYSES for column in analysis.parts.columns(dataset)]
     for column in arguments.columns or ():
         if column not in known:
             hint = did_you_mean(column, known)
             raise UsageError(f"--columns {column}: the dataset has {', '.join(known)}{hint}")
     with held(store, TABLES_LOCK, wait=60) as tables:
-        write_tables(Dataset.open(tables), columns)
+        write_tables(Dataset.open(tables), arguments.columns or ())
     write_report(store, dataset.taxonomy, arguments.pictures, pdf=True)
     for note in notes_of(dataset.manifest):
         print(note)
-    summaries, stale = read_summaries(Dataset.open(store))
-    if summaries:
-        print("\n".join([accuracy_table(summaries), *describe_power(summaries)]))
-    for line in describe_stale(dataset, stale):
-        print(line)
+    for analysis in ANALYSES:
+        for line in analysis.parts.report(Dataset.open(store)):
+            print(line)
     print(f"report: {store.path(REPORT)}")
     if publishing:
         print(describe_published(publishing.target, publish(publishing)))

@@ -17,7 +17,6 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
 from pipeline.analyses import ANALYSES
-from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.commands.evaluation_flags import check_device
 from pipeline.commands.flags import flags_of
 from pipeline.commands.job_flags import job_from_flags
@@ -26,15 +25,18 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import JobError, UsageError, escaped
-from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.failures import print_failures, read_failures
 from pipeline.evaluate.work import Work
-from pipeline.generate.custom_variants import custom_names
 from pipeline.jobs.closing_words import describe_dataset
 from pipeline.jobs.dry_run.dry_run_report import dry_run
-from pipeline.jobs.fail_if import Condition, judge, parse_conditions
-from pipeline.jobs.finish_job import JobSummary, print_summary
-from pipeline.jobs.main_job import MainJob, TakeLock, check_unchanged, manifest_state
+from pipeline.jobs.main_job import (
+    JobSummary,
+    MainJob,
+    TakeLock,
+    check_unchanged,
+    manifest_state,
+    print_summary,
+)
 from pipeline.jobs.publish import check_publishing, describe_published
 from pipeline.report import REPORT
 from pipeline.runners.beam_options import pipeline_options, run_pipeline
@@ -73,8 +75,8 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
         arguments.gpus = arguments.gpus or 1
     generates = arguments.command in ("run", "generate")
     if generates:
-        custom = custom_names(arguments.variants)
-        parse_conditions(getattr(arguments, "fail_if", None), custom=custom)
+        for analysis in ANALYSES:
+            analysis.parts.check(arguments)
     flag = "output" if generates else "dataset"
     store = with_new_job(writing_store(flag, getattr(arguments, flag)))
     publishing = check_publishing(store, arguments.publish, arguments.keep)
@@ -85,8 +87,6 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     config = job.config if job else dataset.manifest.config  # type: ignore[union-attr]
     taxonomy = job.taxonomy if job else dataset.taxonomy  # type: ignore[union-attr]
     works = works_from_flags(arguments, store, config, taxonomy)
-    conditions = parse_conditions(getattr(arguments, "fail_if", None), config.compose.composed)
-    evaluation = works["evaluate"].evaluation if "evaluate" in works else None
     with contextlib.ExitStack() as stack:
         if generates:
             stack.enter_context(removed_if_refused(store))
@@ -101,8 +101,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             store=store,
             progress=Progress.for_store(store),
             before=manifest.fingerprint if manifest else None,
-            evaluation=evaluation,
-            conditions=conditions,
+            works=works,
             has_lock=bool(submission and job),
             alone=submission is not None and not submission.waits,
         )
@@ -112,7 +111,6 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             taxonomy,
             arguments.pictures,
             job=job,
-            works=tuple(works.values()),
             lock=TakeLock(store, submission.owner, seen) if submission and job else None,
             publishing=publishing,
         ).build(pipeline)
@@ -140,7 +138,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             "no model was evaluated, because the dataset holds no image; the lines of its splits "
             "above say why, and what to change"
         )
-    return _judge(conditions, dataset, evaluation) if evaluation else 0
+    return _test(dataset, works)
 
 
 @contextlib.contextmanager
@@ -172,9 +170,7 @@ def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
     store = writing_store("output", arguments.output)
     check_publishing(store, arguments.publish, arguments.keep)
     job = job_from_flags(arguments, store)
-    works = works_from_flags(arguments, store, job.config, job.taxonomy)
-    parse_conditions(getattr(arguments, "fail_if", None), job.config.compose.composed)
-    dry_run(job, works, workers)
+    dry_run(job, works_from_flags(arguments, store, job.config, job.taxonomy), workers)
     return 0
 
 
@@ -191,27 +187,25 @@ def _report_failures(dataset: Dataset, works: Mapping[str, Work], details: str) 
             print_failures(failed, models, analysis.not_done, details)
 
 
-def _judge(
-    conditions: tuple[Condition, ...],
-    dataset: Dataset,
-    evaluation: Evaluation,
-) -> int:
-    """Tests the conditions of `--fail_if`, prints a line for each model and condition that could be
-    tested, and returns the exit code.
+def _test(dataset: Dataset, works: Mapping[str, Work]) -> int:
+    """Tests the conditions under which the job fails, prints a line for each model and condition
+    that could be tested, and returns the exit code.
 
     Raises:
       JobError: no condition holds, but some could not be tested.
     """
-    summaries, _ = read_summaries(dataset)
-    failed, _ = read_failures(dataset.store, dataset.manifest.fingerprint, "evaluate")
-    settings = evaluation.settings
-    verdicts = list(judge(conditions, summaries, failed, evaluation.entries, settings))
-    for verdict in verdicts:
-        if verdict.holds is not None:
-            print(escaped(verdict.line), file=sys.stderr if verdict.holds else sys.stdout)
-    if any(verdict.holds for verdict in verdicts):
+    results = [
+        result
+        for analysis in ANALYSES
+        if analysis.name in works
+        for result in analysis.parts.test(dataset, works[analysis.name])
+    ]
+    for result in results:
+        if result.holds is not None:
+            print(escaped(result.line), file=sys.stderr if result.holds else sys.stdout)
+    if any(result.holds for result in results):
         return 3
-    untested = [verdict.line for verdict in verdicts if verdict.holds is None]
+    untested = [result.line for result in results if result.holds is None]
     if untested:
         raise JobError("; ".join(untested))
     return 0

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.results import ModelRun, Trained
+from pipeline.evaluate.results import Answers, ModelRun, Trained
+from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import Taxonomy
 
 R = TypeVar("R")
@@ -33,8 +34,7 @@ class ModelResults:
 
     def get(self, kind: type[R]) -> R | None:
         """Returns the result of a type; None if there is none."""
-        result = self.results.get(kind)
-        return result if isinstance(result, kind) else None
+        return next((one for one in self.results.values() if isinstance(one, kind)), None)
 
     @property
     def trained(self) -> Trained | None:
@@ -67,6 +67,16 @@ class Results:
         """Returns (model, its result) of each model that has a result of a type."""
         pairs = ((model, model.get(kind)) for model in self.models)
         return tuple((model, result) for model, result in pairs if result is not None)
+
+    @property
+    def answered(self) -> tuple[tuple[ModelResults, Answers], ...]:
+        """(model, result) of each model that the page is about."""
+        return self.models_with(Answers)
+
+    @property
+    def rule(self) -> str:
+        """The label rule of the page's headline figures, which is that of the first model."""
+        return next((answers.headline for _, answers in self.answered), PAPER_RULE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ class Panel:
       title: title of the section in the page's navigation.
       make: (evidence, whether to show pictures) -> content, which the template reads as `panel`. If
         the content is empty, the page leaves the section out.
+      head, aside: templates of what it says, and shows, at the head of the page; "" for nothing.
       answers: what the section would say, listed under "Not run" while it is empty; "" to list
         nothing.
       command: the command whose results fill the section, to run in the dataset's folder; MODELS
@@ -37,6 +38,8 @@ class Panel:
     template: str
     title: str
     make: Callable[[Evidence, bool], object]
+    head: str = ""
+    aside: str = ""
     answers: str = ""
     command: str = ""
     needs: str = ""

@@ -162,6 +162,28 @@ class PicturesResult(ModelRun, frozen=True, kw_only=True):
     of: str
 
 
+class Answers(ModelRun, frozen=True, kw_only=True):
+    """A result that says how often a model's answers are right. The page is about the models that
+    have such a result: it orders them by it, and suggests commands for them.
+
+    Attributes:
+      label_rules: the rules by which the answers are labelled; the first is the headline's.
+    """
+
+    label_rules: tuple[str, ...]
+
+    @property
+    def headline(self) -> str:
+        """The label rule of its headline figures."""
+        return self.label_rules[0]
+
+    @property
+    def accuracy_on_original(self) -> float | None:
+        """Accuracy on `original` under the headline's rule, a fraction; None if it was not
+        measured."""
+        raise NotImplementedError
+
+
 class Failure(Named, frozen=True, kw_only=True):
     """A model that failed to run.
 

@@ -85,8 +85,7 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: floa
         done += [
             f"{counted(counters.get(analysis.counter, 0), analysis.unit)} {analysis.fate}"
             for analysis in _MODEL_STAGES
-            # A job that evaluates nothing says so.
-            if analysis is ANALYSES[0] or analysis.counter in counters
+            if analysis.is_always_counted or analysis.counter in counters
         ]
         fallbacks = counters.get("segmenter_fallbacks")
         if fallbacks:

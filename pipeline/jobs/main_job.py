@@ -1,29 +1,118 @@
 """The graph of all commands that make or evaluate a dataset. Each command uses a part of it.
 
 (lock ->) generate -> stages that run models -> page (-> publish) -> end
+
+The last step writes a summary for monitoring, a file in the work folder and a line of the log,
+`in9 summary: {...}`, and releases the lock.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Concatenate, ParamSpec
 
 import apache_beam as beam
 
+from pipeline.analyses import ANALYSES
+from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST
 from pipeline.errors import JobError
 from pipeline.evaluate.model_stage import ModelStage
 from pipeline.evaluate.work import Work
 from pipeline.generate.graph import GenerateDataset
 from pipeline.generate.job import GenerateJob
-from pipeline.jobs.finish_job import FinishJob, JobSummary
 from pipeline.jobs.publish import PublishPlan, publish
-from pipeline.report.write_step import WriteResults
+from pipeline.report.write import write_results
 from pipeline.runtime.counters import count, timed
 from pipeline.runtime.lock import DATASET_LOCK, Renewal, acquire, is_held, release
-from pipeline.storage.store import Store
+from pipeline.runtime.progress import Progress
+from pipeline.storage.state_files import json_bytes
+from pipeline.storage.store import WORK_FOLDER, Store
+from transforms.limits import load_json
 from transforms.taxonomy import Taxonomy
+
+LAST_RUN = f"{WORK_FOLDER}/last_run.json"
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class JobSummary:
+    """What the last step of a job needs, to write the summary and to clean up.
+
+    Attributes:
+      command: name of the command.
+      store: the dataset folder, which gets the summary.
+      progress: the progress notes of the job, which the last step removes if the job is alone.
+      before: fingerprint of the dataset before the job; None if there was none.
+      works: what the job's models do, by analysis, in order.
+      has_lock: whether the graph holds the dataset's lock.
+      alone: whether no process waits for the job. Then only the job itself can remove its progress
+        notes, and fail if a condition holds.
+    """
+
+    command: str
+    store: Store
+    progress: Progress
+    before: str | None
+    works: Mapping[str, Work] = dataclasses.field(default_factory=dict)
+    has_lock: bool = False
+    alone: bool = False
+
+    def summary(self) -> dict[str, Any]:
+        """Returns the summary: figures of the dataset, and what each analysis adds."""
+        dataset = Dataset.open(self.store)
+        manifest = dataset.manifest
+        content: dict[str, Any] = {
+            "command": self.command,
+            "dataset": manifest.fingerprint,
+            "changed": manifest.fingerprint != self.before,
+            "images": {
+                split: {name: images[name] for name in ("listed", "accepted", "rejected")}
+                for split, images in manifest.images.items()
+            },
+        }
+        for analysis in ANALYSES:
+            if work := self.works.get(analysis.name):
+                content |= analysis.parts.monitored(dataset, work)
+        return content
+
+
+def finish_job(dataset: str, ending: JobSummary) -> str:
+    """Writes the summary and cleans up; passes the dataset's fingerprint on.
+
+    Raises:
+      JobError: a condition of `--fail_if` holds, and no process waits for the job.
+    """
+    summary = ending.summary()
+    # Written even if unchanged, because the file's time tells when a job last succeeded.
+    ending.store.write(LAST_RUN, json_bytes({"summary": summary}))
+    _LOG.info("%s", _summary_line(summary))
+    if ending.alone:
+        ending.progress.clear()
+    if ending.has_lock:
+        release(ending.store, DATASET_LOCK, ending.store.job)
+    if ending.alone and summary.get("fail_if"):
+        raise JobError("; ".join(f"--fail_if {line}" for line in summary["fail_if"]))
+    return dataset
+
+
+def _summary_line(summary: Mapping[str, Any]) -> str:
+    """Formats the line that monitoring looks for."""
+    return f"in9 summary: {json.dumps(summary, sort_keys=True)}"
+
+
+def print_summary(store: Store) -> None:
+    """Prints the summary of the job that has just ended, unless standard output is a terminal,
+    where the closing text has told the reader the same."""
+    if not sys.stdout.isatty():
+        print(_summary_line(load_json(store.read(LAST_RUN))["summary"]))
+
+
+P = ParamSpec("P")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +120,10 @@ class MainJob:
     """The parts of a main job.
 
     Attributes:
-      ending: what the last step needs; it also holds the dataset's folder.
+      ending: what the last step needs, the dataset's folder and the `Work`s that run models.
       taxonomy: the dataset's classes.
       pictures: value of `--pictures`, see `write_report`.
       job: the job that makes the dataset; None if the dataset exists.
-      works: the `Work`s that run models, in order.
       lock: the step that takes the dataset's lock; None if the launcher holds the lock, or the job
         needs none because it makes no dataset.
       publishing: where the dataset is published; None if it is not published.
@@ -45,7 +133,6 @@ class MainJob:
     taxonomy: Taxonomy
     pictures: str
     job: GenerateJob | None = None
-    works: tuple[Work, ...] = ()
     lock: TakeLock | None = None
     publishing: PublishPlan | None = None
 
@@ -66,32 +153,31 @@ class MainJob:
         if self.lock:
             start = start | "TakeLock" >> beam.ParDo(self.lock)
         dataset = start | "Generate" >> GenerateDataset(self.job) if self.job else start
-        for work in self.works:
+        works = self.ending.works.values()
+        for work in works:
             dataset = dataset | type(work).__name__ >> ModelStage(work)
-        store, runs_models = self.ending.store, bool(self.works)
-        report = WriteResults(store, self.taxonomy, self.pictures, has_run_models=runs_models)
-        dataset = dataset | "Report" >> _step(report)
+        store = self.ending.store
+        dataset = dataset | "Report" >> _step(
+            write_results, store, self.taxonomy, self.pictures, has_run_models=bool(works)
+        )
         if self.publishing:
-            dataset = dataset | "Publish" >> _step(Publish(self.publishing))
-        return dataset | "End" >> _step(FinishJob(self.ending))
+            dataset = dataset | "Publish" >> _step(_publish, self.publishing)
+        return dataset | "End" >> _step(finish_job, self.ending)
 
 
-def _step(step: beam.DoFn) -> beam.PTransform:
-    """Wraps a step whose input and output are the dataset's fingerprint."""
-    return beam.ParDo(step).with_output_types(str)
+def _step(
+    function: Callable[Concatenate[str, P], str], *args: P.args, **kwargs: P.kwargs
+) -> beam.PTransform:
+    """Returns a step whose input and output are the dataset's fingerprint."""
+    return beam.Map(function, *args, **kwargs).with_output_types(str)
 
 
-class Publish(beam.DoFn):
-    """Dataset fingerprint -> the same fingerprint, after the dataset has been published."""
-
-    def __init__(self, publishing: PublishPlan) -> None:
-        self._publishing = publishing
-
-    @timed("publish")
-    def process(self, dataset: str) -> list[str]:
-        if publish(self._publishing):
-            count("versions_published")
-        return [dataset]
+@timed("publish")
+def _publish(dataset: str, publishing: PublishPlan) -> str:
+    """Publishes the dataset; passes its fingerprint on."""
+    if publish(publishing):
+        count("versions_published")
+    return dataset
 
 
 def manifest_state(store: Store) -> list[str | None]:

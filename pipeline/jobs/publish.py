@@ -24,8 +24,7 @@ from pipeline.dataset.latest import (
 from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST, read_manifest
 from pipeline.dataset.shards import DATA_FOLDERS
 from pipeline.errors import JobError, UsageError, shown_bytes
-from pipeline.jobs.changes.describe import describe_changes, summary_of, to_markdown
-from pipeline.jobs.changes.images import State
+from pipeline.jobs.changes import describe_changes, summary_of, to_markdown
 from pipeline.report import REPORT
 from pipeline.runtime.leftovers import remove_leftovers
 from pipeline.runtime.lock import held
@@ -159,9 +158,7 @@ def _copy(store: Store, target: Store, name: str, before: str | None) -> None:
         old = target.below(before)
 
         def compare() -> str:
-            return to_markdown(
-                describe_changes(State.from_dataset(Dataset.open(old)), State.from_dataset(dataset))
-            )
+            return to_markdown(describe_changes(Dataset.open(old), dataset))
 
         # A damaged old version must not keep the new one from being published.
         text = read_intact(old, "", compare)

@@ -1,43 +1,348 @@
-"""Renders the page: puts the content of every panel into the templates."""
+"""Renders the page: orders the panels and claims of all analyses, and fills the templates."""
 
 from __future__ import annotations
 
 import base64
 import collections
+import dataclasses
 import functools
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from urllib.parse import quote
+from xml.etree import ElementTree
 
 import jinja2
 from markupsafe import Markup, escape
 
-from pipeline.analyses.evaluation.differences import read_differences
-from pipeline.analyses.evaluation.headline import GAP, make_headline, reading, span
-from pipeline.analyses.evaluation.results import Summary
+from pipeline.analyses import ANALYSES
 from pipeline.dataset.card import notes_of, sentence
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.manifest import MANIFEST
+from pipeline.display.claims import Claim
 from pipeline.display.evidence import Evidence
+from pipeline.display.panel import with_models
 from pipeline.display.plot import COMPARED, Plot
-from pipeline.display.text import TIMES, describe_chance
-from pipeline.display.verdicts import Verdict
+from pipeline.display.style import THEME
+from pipeline.display.text import TIMES
+from pipeline.display.verdicts import Finding, Verdict, overall
 from pipeline.errors import escaped
-from pipeline.report.chooser import make_chooser
-from pipeline.report.claims import SECTIONS, check_claims
-from pipeline.report.example import best_example
-from pipeline.report.image_selection import PER_CLASS
-from pipeline.report.inline import inline_svg
-from pipeline.report.provenance import make_provenance
-from pipeline.report.sections import PANELS, find_not_run, shown_sections
+from pipeline.evaluate.results import Answers
+from pipeline.storage.store import Store
 from transforms.hashing import text_bytes
-from transforms.scoring import PAPER_RULE
+
+_REFERENCE = re.compile(r"(?<=url\(#)|(?<=^#)")
+_NAMED = re.compile(r"(?<=#)[\w.-]+")
+_THOUSANDTHS = re.compile(r"(?<=\.\d\d)\d+")
+_FAMILY = re.compile(r"font-family:[^;]*;?\s*")
+_SHORTHAND = re.compile(r"\bfont:\s*(?:(bold|\d+)\s+)?([\d.]+px)[^;]*;?\s*")
+"""Matplotlib spells fonts as `font-family` or as the shorthand `font`, depending on its version."""
+_GROWS = 1.34
+"""Largest factor by which the page enlarges a figure, chosen so that two figures fill a row."""
+_COLOUR = re.compile(r"#[0-9a-fA-F]{6}\b")
+
+
+def inline_svg(data: bytes, prefix: str, label: str) -> Markup:
+    """Turns a figure into an element of the page.
+
+    Args:
+      data: content of the SVG file, from `pipeline.display.style.Drawn`.
+      prefix: start of all of its ids, unique within the page.
+      label: what the figure shows, for readers who cannot see it.
+
+    Returns:
+      An `svg` element, as wide as its container, up to `_GROWS` times its own width.
+    """
+    root = ElementTree.fromstring(data)
+    named = set(_NAMED.findall(data.decode()))
+    for element in root.iter():
+        # To keep a page of many figures small, drop indentation, ids that nothing refers to, and
+        # thousandths of a pixel.
+        element.text, element.tail = (
+            text if text and text.strip() else "" for text in (element.text, element.tail)
+        )
+        element.tag = _local(element.tag)
+        element.attrib = {
+            _local(name): _adapted(_local(name), value, prefix)
+            for name, value in element.attrib.items()
+            if name != "id" or value in named
+        }
+    box = root.attrib["viewBox"]
+    return Markup(
+        '<svg role="img" aria-label="{}" viewBox="{}" style="max-width: {}px">{}</svg>'
+    ).format(
+        label,
+        box,
+        round(_GROWS * float(box.split()[2])),
+        Markup("".join(ElementTree.tostring(child, encoding="unicode") for child in root)),
+    )
+
+
+def _local(name: str) -> str:
+    return name.rpartition("}")[2]
+
+
+def _adapted(name: str, value: str, prefix: str) -> str:
+    """Adapts the value of an attribute to a page that holds other figures, too."""
+    if name == "id":
+        return prefix + value
+    value = _REFERENCE.sub(prefix, value)
+    if name not in ("href", "clip-path", "class"):
+        value = _THOUSANDTHS.sub("", value)
+    if name == "style":
+        value = _SHORTHAND.sub(_size_and_weight, _FAMILY.sub("", value))
+        value = _COLOUR.sub(lambda match: _themed(match[0]), value)
+    return value
+
+
+def _size_and_weight(match: re.Match[str]) -> str:
+    """Keeps the size and weight of a `font` shorthand.
+
+    >>> _SHORTHAND.sub(_size_and_weight, "font: bold 12px 'DejaVu Sans', sans-serif; fill: red")
+    'font-weight: bold; font-size: 12px; fill: red'
+    """
+    weight, size = match.groups()
+    return f"{f'font-weight: {weight}; ' if weight else ''}font-size: {size}; "
+
+
+def _themed(colour: str) -> str:
+    variable = THEME.get(colour.lower())
+    return f"var(--{variable})" if variable else colour
+
+
+SECTIONS = {
+    1: "Is background signal enough for classification?",
+    2: "Do models actually use background signals?",
+    3: "How bad can it get?",
+    4: "What is the effect of the training dataset?",
+    5: "Are we really making progress?",
+}
+"""Questions of the blog post, by section number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckedClaim:
+    """A claim, its findings here, and the command that produces them.
+
+    Attributes:
+      claim: the claim.
+      verdict: the verdict on all findings together.
+      summary: the verdict in words, with counts if it is mixed.
+      findings: one for each model, test, pair or line.
+      command: the claim's command with model names, to run in the dataset's folder.
+    """
+
+    claim: Claim
+    verdict: Verdict
+    summary: str
+    findings: tuple[Finding, ...]
+    command: str
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether the verdicts on its findings differ."""
+        return len({finding.verdict for finding in self.findings}) > 1
+
+
+def check_claims(evidence: Evidence) -> tuple[CheckedClaim, ...]:
+    """Judges every claim by the results; returns none if the pictures or classes are not those that
+    the claims are about."""
+    if not evidence.dataset.is_comparable:
+        return ()
+    claims = [claim for analysis in ANALYSES for claim in analysis.parts.claims]
+    return tuple(_check(claim, evidence) for claim in sorted(claims, key=lambda claim: claim.place))
+
+
+def _check(claim: Claim, evidence: Evidence) -> CheckedClaim:
+    findings = tuple(claim.judge(evidence))
+    verdict = overall(findings)
+    words = str(verdict)
+    if verdict is Verdict.MIXED:
+        counts = Counter(finding.verdict for finding in findings)
+        first, *others = (f"{each} for {counts[each]}" for each in Verdict if counts[each])
+        words = ", ".join((f"{first} of {len(findings)} {claim.of}", *others))
+    evaluated = [model.model for model, _ in evidence.answered]
+    command = with_models(claim.command, evaluated)
+    return CheckedClaim(claim, verdict, words, findings, command)
+
+
+PANELS = sorted(
+    (panel for analysis in ANALYSES for panel in analysis.parts.panels),
+    key=lambda panel: panel.place,
+)
+"""The panels, in the order of the page."""
+
+_TITLES = {
+    **{panel.id: panel.title for panel in PANELS},
+    "claims": "Claims",
+    "not_run": "Not run",
+    "run": "What was run",
+    "files": "Files",
+}
+"""Title of each section, in the order of the page: results first, then what produced them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NotRun:
+    """A command that would add to the page.
+
+    Attributes:
+      answers: what its section would say; "" if the command only decides claims.
+      command: the command, to run in the dataset's folder.
+      needs: what the user must provide for the command; "" if nothing.
+      claims: number of the authors' claims that cannot be judged without it.
+    """
+
+    answers: str
+    command: str
+    needs: str
+    claims: int
+
+
+def shown_sections(
+    filled: Collection[str], not_run: Sequence[NotRun]
+) -> tuple[tuple[str, str], ...]:
+    """Returns (id, title) of each section on the page.
+
+    Args:
+      filled: ids of the sections with content.
+      not_run: the commands that would add to the page, from `find_not_run`.
+    """
+    always = ("run", "files", *(["not_run"] if not_run else []))
+    return tuple((id, title) for id, title in _TITLES.items() if id in (*filled, *always))
+
+
+def find_not_run(
+    evidence: Evidence, filled: Collection[str], checked: Sequence[CheckedClaim]
+) -> tuple[NotRun, ...]:
+    """Lists the commands that would add to the page.
+
+    Args:
+      evidence: what the page is made from.
+      filled: ids of the sections with content.
+      checked: the claims with their findings, from `check_claims`.
+    """
+    if not any(images["selected"] for images in evidence.dataset.manifest.images.values()):
+        # No command says anything about a dataset without images.
+        return ()
+    waiting: dict[str, list[CheckedClaim]] = {}
+    for one in checked:
+        if not one.findings:
+            waiting.setdefault(one.command, []).append(one)
+    not_run = []
+    evaluated = [model.model for model, _ in evidence.answered]
+    for panel in PANELS:
+        if panel.answers and panel.id not in filled and panel.applies(evidence):
+            command = with_models(panel.command, evaluated)
+            claims = len(waiting.pop(command, ()))
+            not_run.append(NotRun(panel.answers, command, panel.needs, claims))
+    for command, unjudged in waiting.items():
+        not_run.append(NotRun("", command, unjudged[0].claim.needs, len(unjudged)))
+    return tuple(not_run)
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """A file or folder beside the page.
+
+    Attributes:
+      href: its path relative to the page, quoted.
+      name: the name that the page shows.
+    """
+
+    href: str
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """What was run.
+
+    Attributes:
+      config: the dataset's flags, given or default.
+      rejections: (reason, split, number of images), most frequent first.
+      models: (name, result) of each model that the page is about; the result holds what identifies
+        the model.
+      links: (kind, files) for each kind of files that exist.
+    """
+
+    config: dict[str, object]
+    rejections: tuple[tuple[str, str, int], ...]
+    models: tuple[tuple[str, Answers], ...]
+    links: tuple[tuple[str, tuple[Link, ...]], ...]
+
+
+def make_provenance(evidence: Evidence, figures: Sequence[str]) -> Provenance:
+    """Collects the panel's content.
+
+    Args:
+      evidence: what the page is made from.
+      figures: paths of the figures that will lie beside the page, SVG and PDF.
+    """
+    dataset = evidence.dataset
+    rejections = [
+        (reason, split, count)
+        for split, reasons in dataset.manifest.rejections.items()
+        for reason, count in reasons.items()
+    ]
+    groups = (
+        ("Tables (CSV)", _results(dataset.store, "results", ".csv")),
+        ("Tables (LaTeX)", _results(dataset.store, "results/latex", ".tex")),
+        ("Figures (SVG)", _of_kind(figures, ".svg")),
+        ("Figures (PDF)", _of_kind(figures, ".pdf")),
+        ("Every prediction (Parquet)", _predictions(evidence)),
+        ("The dataset (Parquet)", _variants(dataset)),
+        ("About the dataset", _metadata(dataset)),
+    )
+    return Provenance(
+        config=dataset.manifest.config.flags(),
+        rejections=tuple(sorted(rejections, key=lambda row: (-row[2], row[0], row[1]))),
+        models=tuple((model.name, answers) for model, answers in evidence.answered),
+        links=tuple((kind, links) for kind, group in groups if (links := tuple(group))),
+    )
+
+
+def _link(path: str, name: str | None = None) -> Link:
+    return Link(quote(path, safe="/+=,@~"), name or path.rpartition("/")[2])
+
+
+def _of_kind(paths: Sequence[str], suffix: str) -> Iterator[Link]:
+    return (_link(path) for path in sorted(paths) if path.endswith(suffix))
+
+
+def _results(store: Store, folder: str, suffix: str) -> Iterator[Link]:
+    for path in store.walk(folder):
+        if path.count("/") == folder.count("/") + 1 and path.endswith(suffix):
+            yield _link(path)
+
+
+def _predictions(evidence: Evidence) -> Iterator[Link]:
+    for model, _ in evidence.answered:
+        folder = f"results/{model.folder}/predictions"
+        if evidence.dataset.store.has_folder(folder):
+            yield _link(f"{folder}/", model.name)
+
+
+def _variants(dataset: Dataset) -> Iterator[Link]:
+    for variant in dataset.variants:
+        if dataset.store.has_folder(f"parquet/{variant}"):
+            yield _link(f"parquet/{variant}/", variant)
+
+
+def _metadata(dataset: Dataset) -> Iterator[Link]:
+    for path in (MANIFEST, "README.md", "croissant.json", "classes.txt"):
+        if dataset.store.exists(path):
+            yield _link(path)
+    if dataset.store.has_folder("index"):
+        yield _link("index/", "index: a row for every source image")
+
 
 TEMPLATE = "report.html"
 DETAILED = 4
 """Number of models whose own figures are in the page; figures of further models are only files
 beside it."""
-_NAMED = 4
-"""Number of models whose BG-Gap is listed at the head of the page."""
 _BETWEEN_WORDS = re.compile(r"(?<=[-_./:=,+@])(?=\w)")
 
 
@@ -54,59 +359,33 @@ def render(
     """
     environment = _environment()
     script = environment.get_template("report/report.js").render()
-    headline = make_headline(evidence)
-    chooser = make_chooser(evidence, with_pictures)
     is_imagenet9 = evidence.dataset.is_imagenet9
     is_whole = evidence.dataset.manifest.config.segment.is_whole
     checked = () if is_whole else check_claims(evidence)
     judged = [one for one in checked if one.findings]
-    evaluated = evidence.models_with(Summary)
-    headline_rule = next((summary.headline for _, summary in evaluated), PAPER_RULE)
-    inlined = _by_panel(plots, [model.name for model, _ in evaluated[:DETAILED]])
+    inlined = _by_panel(plots, [model.name for model, _ in evidence.answered[:DETAILED]])
     contents = {
         panel.id: content for panel in PANELS if (content := panel.make(evidence, with_pictures))
     }
     filled = {*contents, *(["claims"] if judged else [])}
     not_run = find_not_run(evidence, filled, checked)
-    gaps = [
-        (row.name, cell)
-        for row in headline.tables[headline_rule]
-        if (cell := row.cells[GAP]).value is not None
-    ]
     return environment.get_template(TEMPLATE).render(
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(text_bytes(script)).digest()).decode(),
         manifest=evidence.dataset.manifest,
         stale=evidence.stale,
-        models=[model for model, _ in evaluated],
-        summaries=evaluated,
-        headline=headline,
+        models=[model for model, _ in evidence.answered],
+        answered=evidence.answered,
+        variants=evidence.dataset.picture_variants,
+        heads=[(panel.head, contents.get(panel.id)) for panel in PANELS if panel.head],
+        asides=[(panel.aside, contents[panel.id]) for panel in PANELS if panel.aside],
         sections=shown_sections(filled, not_run),
         not_run=not_run,
-        gap_column=GAP,
-        gaps=gaps,
-        named=_NAMED,
-        reading=reading([cell for _, cell in gaps], _images_of(evidence)) if gaps else "",
-        missing=[(model.name, one.missing) for model, one in evaluated if one.missing],
-        chance=describe_chance(row for _, one in evaluated for row in one.accuracy),
-        power=[
-            (model.name, row, one.is_gap_near_zero) for model, one in evaluated for row in one.power
-        ],
-        differences=read_differences(evidence, headline.variants),
-        rule=headline_rule,
-        paper_rule=PAPER_RULE,
-        tiles=[
-            (column, bounds)
-            for column in ("original", "mixed_same", "mixed_rand")
-            if (bounds := span(headline, headline_rule, column))
-        ],
+        rule=evidence.rule,
         checked=checked,
         judged=judged,
         questions=SECTIONS,
         verdicts=[(v, sum(c.verdict is v for c in judged)) for v in Verdict],
-        chooser=chooser,
-        per_class=PER_CLASS,
-        example=best_example(chooser.cards),
         panels=contents,
         templates={panel.id: panel.template for panel in PANELS},
         plots=inlined,
@@ -116,8 +395,8 @@ def render(
         class_count="nine" if is_imagenet9 else evidence.taxonomy.num_labels,
         is_imagenet9=is_imagenet9,
         is_comparable=evidence.dataset.is_comparable,
-        notes=[sentence(note) for note in notes_of(evidence.dataset.manifest)],
         with_pictures=with_pictures,
+        notes=[sentence(note) for note in notes_of(evidence.dataset.manifest)],
     )
 
 
@@ -181,9 +460,3 @@ def _by_panel(
             svg = inline_svg(plot.drawn.svg, f"f{number}-", plot.alt)
             panels[plot.panel].append((plot, svg))
     return panels
-
-
-def _images_of(evidence: Evidence) -> str:
-    """Says how many images the models were evaluated on."""
-    counts = [row.n for _, summary in evidence.models_with(Summary) for row in summary.accuracy]
-    return f"these {max(counts):,} images"

@@ -1,15 +1,164 @@
-"""Writes the page and its figures into the dataset's folder."""
+"""Writes the tables, the page and its figures into the dataset's folder, if anything has changed.
+
+A note in the work folder holds a fingerprint of everything that the page is made from (files by
+size and time, and the code that renders it), and the state of the page's own files when they were
+written.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
 from pipeline.analyses import ANALYSES
+from pipeline.analyses.analysis import Analysis
+from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
+from pipeline.dataset.manifest import MANIFEST
+from pipeline.display.evidence import Evidence, ModelResults
 from pipeline.errors import shown_bytes
-from pipeline.report.evidence import gather
-from pipeline.report.freshness import fingerprint_inputs, is_fresh, note_fresh
+from pipeline.evaluate.failures import read_failures
+from pipeline.evaluate.results import Answers, ModelRun, Named
 from pipeline.runtime.lock import TABLES_LOCK, held
-from pipeline.storage.store import Store
+from pipeline.storage.state_files import RelativePath, read_json
+from pipeline.storage.store import WORK_FOLDER, Store
+from transforms.hashing import text_bytes
 from transforms.taxonomy import Taxonomy
+
+_NOTE = f"{WORK_FOLDER}/report.json"
+_LIBRARIES = ("jinja2", "matplotlib", "pillow")
+_ROOT = Path(__file__).parents[2]
+"""Folder that holds `pipeline` and `transforms`."""
+_CODE = (".py", ".html", ".css", ".js", ".csv")
+"""Suffixes of the files that may decide what the page shows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Note:
+    """Content of the note: the fingerprint, and the page's files as `_states` returns them."""
+
+    inputs: str
+    outputs: list[tuple[RelativePath, int, str]]
+
+
+@functools.cache
+def _code() -> str:
+    """Returns a fingerprint of the libraries that render the page, and of this project's code, all
+    of which may have a part in it."""
+    digest = hashlib.sha256()
+    for path in code_files():
+        digest.update(text_bytes(f"{path.relative_to(_ROOT)}\0"))
+        digest.update(path.read_bytes())
+    return fingerprint(digest.hexdigest(), [version(name) for name in _LIBRARIES])
+
+
+def code_files() -> list[Path]:
+    """Lists the files of this project's code and templates."""
+    paths = (path for name in ("pipeline", "transforms") for path in (_ROOT / name).rglob("*"))
+    return sorted(path for path in paths if path.suffix in _CODE)
+
+
+def _states(store: Store, paths: Iterable[str]) -> list[tuple[str, int, str]]:
+    """Returns path, size and identity of each file; a missing file has size -1."""
+    states = []
+    for path in paths:
+        info = store.files.info(store.path(path))
+        states.append((path, -1, "") if info is None else (path, info.size, info.identity))
+    return states
+
+
+def fingerprint_inputs(store: Store, inputs: Iterable[str], pictures: str, *, pdf: bool) -> str:
+    """Returns a fingerprint of everything that a page is made from.
+
+    Args:
+      store: the dataset folder.
+      inputs: relative paths of the results that the page is made from.
+      pictures, pdf: arguments of `write_report`.
+    """
+    return fingerprint(_states(store, [MANIFEST, *sorted(inputs)]), pictures, pdf, _code())
+
+
+def is_fresh(store: Store, inputs: str) -> bool:
+    """Returns whether the page was made from these inputs and its files are unchanged since."""
+    note = read_json(store, _NOTE, _Note)
+    if note is None or note.inputs != inputs:
+        return False
+    return _states(store, [path for path, _, _ in note.outputs]) == note.outputs
+
+
+def note_fresh(store: Store, inputs: str, outputs: Iterable[str]) -> None:
+    """Records that the page's files, given by path, were made from these inputs."""
+    note = _Note(inputs, _states(store, outputs))
+    store.update(_NOTE, shown_bytes(json.dumps(dataclasses.asdict(note))))
+
+
+_CHECKPOINT = re.compile(r"^([\w.:-]+)=.*/(?=[^/])(.*)$")
+"""A checkpoint, ARCH=FOLDER/FILE; the groups are ARCH and FILE."""
+
+
+def gather(dataset: Dataset, taxonomy: Taxonomy) -> Evidence:
+    """Reads all results of a dataset; leaves out results that belong to an earlier state of it."""
+    results: dict[str, dict[type, ModelRun]] = {}
+    of_dataset: dict[type, list[object]] = {}
+    errors: dict[str, dict[str, str]] = {}
+    names: dict[str, Named] = {}
+    stale: list[str] = []
+    for analysis in ANALYSES:
+        found = analysis.parts.find(dataset)
+        for result in found.of_models:
+            names.setdefault(result.folder, result)
+            results.setdefault(result.folder, {})[type(result)] = result
+        for content in found.of_dataset:
+            of_dataset.setdefault(type(content), []).append(content)
+        stale += found.stale
+        has_result = {result.folder for result in found.of_models}
+        if analysis.not_done:
+            fingerprint = dataset.manifest.fingerprint
+            for failure in read_failures(dataset.store, fingerprint, analysis.name)[0]:
+                names.setdefault(failure.folder, failure)
+                if failure.folder not in has_result:
+                    errors.setdefault(failure.folder, {})[analysis.name] = failure.error
+    models = [
+        ModelResults(
+            folder=folder,
+            name=named.name,
+            model=named.model,
+            results=results.get(folder, {}),
+            errors=errors.get(folder, {}),
+        )
+        for folder, named in names.items()
+    ]
+    return Evidence(
+        dataset=dataset,
+        taxonomy=taxonomy,
+        models=tuple(sorted(_named(models), key=_order)),
+        of_dataset={kind: tuple(contents) for kind, contents in of_dataset.items()},
+        stale=tuple(stale),
+    )
+
+
+def _named(models: list[ModelResults]) -> list[ModelResults]:
+    """Drops the folders of checkpoints from names, unless two names would then be the same."""
+    short = [_CHECKPOINT.sub(r"\1=\2", model.name) for model in models]
+    return [
+        dataclasses.replace(model, name=name) if short.count(name) == 1 else model
+        for model, name in zip(models, short, strict=True)
+    ]
+
+
+def _order(model: ModelResults) -> tuple[bool, float, str]:
+    """Sorts models by accuracy on `original` under their headline's label rule, highest first;
+    models without this accuracy come last."""
+    answers = model.get(Answers)
+    accuracy = answers.accuracy_on_original if answers else None
+    return accuracy is None, -(accuracy or 0.0), model.folder
+
 
 REPORT = "report.html"
 FOLDER = "results/figures"
@@ -71,3 +220,44 @@ def _render(
         names = ((plot, plot.file.removesuffix(".svg")) for plot in plots)
         figures |= {f"{FOLDER}/{name}.pdf": plot.drawn.pdf() for plot, name in names}
     return render(evidence, plots, tuple(figures), pictures != "none"), figures
+
+
+def write_results(
+    dataset: str, store: Store, taxonomy: Taxonomy, pictures: str, *, has_run_models: bool
+) -> str:
+    """Writes the tables and the page at the end of a job; passes the dataset's fingerprint on.
+
+    Args:
+      dataset: the dataset's fingerprint.
+      store: the dataset folder.
+      taxonomy: the dataset's classes.
+      pictures: argument of `write_report`.
+      has_run_models: whether the job ran models. If not, the page is written only if there are
+        results of models or an old page, which may now belong to an earlier state of the dataset.
+    """
+    with held(store, TABLES_LOCK, wait=60) as locked:
+        has_results = write_tables(Dataset.open(locked))
+    if has_run_models or has_results or store.exists(REPORT):
+        write_report(store, taxonomy, pictures)
+    return dataset
+
+
+def write_tables(dataset: Dataset, columns: Sequence[str] = ()) -> bool:
+    """Rebuilds all tables from the stored results. The caller must hold the lock of the tables.
+
+    Args:
+      dataset: the dataset.
+      columns: columns of LaTeX tables; empty for the default.
+
+    Returns:
+      Whether there are results of models, also of an earlier state of the dataset.
+    """
+    for analysis in ANALYSES:
+        analysis.parts.write(dataset, columns)
+    return any(_has_results(dataset, analysis) for analysis in ANALYSES)
+
+
+def _has_results(dataset: Dataset, analysis: Analysis) -> bool:
+    found = analysis.parts.find(dataset)
+    _, failed_before = read_failures(dataset.store, dataset.manifest.fingerprint, analysis.name)
+    return bool(found.of_models or found.stale or failed_before)

@@ -33,7 +33,7 @@ from pipeline.errors import UsageError
 from pipeline.evaluate.published import TRAINED
 from pipeline.evaluate.result_files import PREDICTION_SCHEMA
 from pipeline.models.predict_config import PredictConfig
-from pipeline.report.claims import check_claims
+from pipeline.report.page import check_claims
 from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.storage.state_files import convert
 from pipeline.storage.store import Store

@@ -32,7 +32,7 @@ from pipeline.analyses.evaluation.results import TABLES
 from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.analyses.evaluation.tables import accuracy_table
 from pipeline.dataset.folder import Dataset
-from pipeline.report.tables import write_tables
+from pipeline.report.write import write_tables
 from pipeline.storage.store import Store
 from transforms.analysis import (
     KINDS,

@@ -18,8 +18,7 @@ from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import finished_versions
 from pipeline.dataset.shards import ShardCounts
-from pipeline.jobs.changes.describe import describe_changes
-from pipeline.jobs.changes.images import State
+from pipeline.jobs.changes import describe_changes
 from pipeline.storage.store import Store
 from transforms.variants import MIXED
 
@@ -172,7 +171,7 @@ def test_three_added_one_changed_one_removed(
 
     newest, before_it = finished_versions(Store(publish[1]))
     versions = (Dataset.open(Store(publish[1]).below(name)) for name in (before_it, newest))
-    changes = describe_changes(*map(State.from_dataset, versions))
+    changes = describe_changes(*versions)
     images = changes.images["val"]
     assert {row.key for row in images.added} == added
     assert (len(images.added), len(images.removed)) == (3, 1)

@@ -17,6 +17,12 @@ from gcs import BUCKET, gcs_server
 from soundness import assert_sound
 
 from in9 import open_dataset
+from pipeline.analyses.evaluation.changes import (
+    Difference,
+    ModelChange,
+    compare_accuracies,
+    describe_models,
+)
 from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import (
@@ -27,9 +33,14 @@ from pipeline.dataset.latest import (
 )
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.errors import JobError, UsageError
-from pipeline.jobs.changes.accuracies import Difference, ModelChange
-from pipeline.jobs.changes.describe import Changes, describe_changes, summary_of, to_markdown
-from pipeline.jobs.changes.images import ImageChanges, ImageRow, State
+from pipeline.jobs.changes import (
+    Changes,
+    ImageChanges,
+    ImageRow,
+    describe_changes,
+    summary_of,
+    to_markdown,
+)
 from pipeline.jobs.publish import PublishPlan, check_publishing, describe_published, publish
 from pipeline.storage.gcs_files import GcsFiles
 from pipeline.storage.local_files import LocalFiles
@@ -81,11 +92,10 @@ def latest_of(place: Path) -> dict[str, Any]:
     return content
 
 
-def changes_between(place: Path, before: str, after: str) -> Changes:
-    states = (
-        State.from_dataset(Dataset.open(Store(str(place / name)))) for name in (before, after)
-    )
-    return describe_changes(*states)
+def last_versions(place: Path) -> tuple[Dataset, Dataset]:
+    """Returns the last two versions, the older one first."""
+    after, before = latest_of(place)["versions"][:2]
+    return Dataset.open(Store(str(place / before))), Dataset.open(Store(str(place / after)))
 
 
 def test_every_change_is_a_version_of_its_own(run: Run, small_input: Path, tmp_path: Path) -> None:
@@ -403,7 +413,10 @@ def test_changes_name_their_cause_and_pair_the_images(
     output, published = tmp_path / "out", tmp_path / "published"
 
     def changes_now() -> Changes:
-        return changes_between(published, *reversed(latest_of(published)["versions"][:2]))
+        return describe_changes(*last_versions(published))
+
+    def models_now() -> tuple[list[ModelChange], list[str]]:
+        return compare_accuracies(*last_versions(published), list(changes_now().causes))
 
     run("run")
     (tmp_path / "seed").write_text("2")
@@ -411,8 +424,9 @@ def test_changes_name_their_cause_and_pair_the_images(
     changes = changes_now()
     assert changes.before == changes.after
     assert changes.causes == {}
-    assert changes.new_models == []
-    assert changes.models[0].causes == ["weights"]
+    (model,), new_models = models_now()
+    assert new_models == []
+    assert model.causes == ["weights"]
     assert f"changed since the last version: BG-Gap of {NAME}:" in printed
 
     index = {row["key"]: row for row in pq.read_table(output / "index").to_pylist()}
@@ -425,7 +439,7 @@ def test_changes_name_their_cause_and_pair_the_images(
     images = changes.images["val"]
     assert images.removed[0].key == gone.stem
     assert list(changes.causes) == ["data"]
-    (model,) = changes.models
+    (model,), _ = models_now()
     assert model.causes == ["data"]
     new = correct_answers(output)
     both = {key for _, key in old} & {key for _, key in new}
@@ -445,7 +459,7 @@ def test_changes_name_their_cause_and_pair_the_images(
 
     monkeypatch.setattr("pipeline.evaluate.evaluation.EVALUATE_VERSION", 3)
     on_results("evaluate", *MODELS, "--batch_size", "8")
-    assert changes_now().models[0].causes == ["code"]
+    assert models_now()[0][0].causes == ["code"]
     run("generate", "--overwrite", "config", "--jpeg_quality", "90")
     changes = changes_now()
     assert changes.causes == {"configuration": ["--jpeg_quality 95 -> 90"]}
@@ -508,5 +522,6 @@ def test_the_line_that_sums_up_changes_leaves_no_kind_out() -> None:
         (ImageChanges(), [model], "none in images, none in BG-Gap"),
         (ImageChanges(changed=None), [], "none in images, none in accuracies"),
     ):
-        changes = Changes("a", "b", images={"val": images}, models=models)
+        results = [describe_models(models, [])]
+        changes = Changes("a", "b", images={"val": images}, results=results)
         assert summary_of(to_markdown(changes)) == line

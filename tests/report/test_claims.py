@@ -31,7 +31,7 @@ from pipeline.display.verdicts import (
 )
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
 from pipeline.evaluate.results import ModelRun
-from pipeline.report.claims import check_claims
+from pipeline.report.page import check_claims
 from pipeline.storage.store import Store
 from transforms.analysis import constant_accuracy
 from transforms.intervals import wilson

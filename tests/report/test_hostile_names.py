@@ -34,10 +34,9 @@ from pipeline.errors import escaped_line, escaped_texts
 from pipeline.evaluate.failures import FailedModel, note_failures
 from pipeline.evaluate.prediction_files import prediction_fingerprints
 from pipeline.evaluate.results import ModelRun
-from pipeline.jobs.changes.describe import describe_changes, to_markdown
-from pipeline.jobs.changes.images import State
+from pipeline.jobs.changes import describe_changes, to_markdown
 from pipeline.report import write_report
-from pipeline.report.tables import write_tables
+from pipeline.report.write import write_tables
 from pipeline.storage.csv_file import read_csv
 from pipeline.storage.state_files import convert
 from pipeline.storage.store import Store
@@ -154,8 +153,9 @@ def renamed(run: Path, folder: Path, names: Names) -> Path:
     write_report(store, dataset.taxonomy)
     for path, data in card_files(dataset.manifest, dataset.taxonomy):
         (output / path).write_bytes(data)
-    before = State(dataset, {})
-    text = to_markdown(describe_changes(before, State.from_dataset(dataset)))
+    before = output.with_name("before")
+    shutil.copytree(output, before, ignore=shutil.ignore_patterns("results"))
+    text = to_markdown(describe_changes(Dataset.open(Store(str(before))), dataset))
     (output / "changes.md").write_bytes(text.encode())
     return output
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -13,15 +13,22 @@ import pytest
 from made_results import made, of_model
 from report_page import MODELS, Opened
 
+from pipeline.analyses.evaluation import images as chooser
+from pipeline.analyses.evaluation.images import (
+    Candidate,
+    ImageCard,
+    Prediction,
+    Version,
+    _failures,
+    best_example,
+    read_predictions_of,
+)
+from pipeline.analyses.evaluation.patterns import PATTERNS, VersionAnswer, patterns_of
 from pipeline.analyses.evaluation.results import Summary
 from pipeline.dataset.sinks import Sample
+from pipeline.display.evidence import Evidence
 from pipeline.evaluate.result_files import PREDICTION_SCHEMA, result_shard
-from pipeline.report import chooser
-from pipeline.report.chooser import ImageCard, Prediction, Version
-from pipeline.report.example import best_example
-from pipeline.report.image_selection import Candidate, _failures, read_predictions_of
 from pipeline.report.page import _environment
-from pipeline.report.patterns import PATTERNS, VersionAnswer, patterns_of
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import MIXED, PICTURES
@@ -275,8 +282,8 @@ def test_pictures_that_have_no_room_are_not_encoded(monkeypatch: pytest.MonkeyPa
     taxonomy = Taxonomy(("a",) * 500, ("a",), (0,), ("a",))
     manifest = SimpleNamespace(images={"val": {"selected": 500}})
     dataset = SimpleNamespace(picture_variants=("original",), manifest=manifest)
-    evidence: Any = SimpleNamespace(dataset=dataset, taxonomy=taxonomy)
-    shown = chooser.make_chooser(evidence)
+    evidence = Evidence(models=(), dataset=cast("Any", dataset), taxonomy=taxonomy)
+    shown = chooser.make_chooser(evidence, with_pictures=True)
     assert len(encoded) == 72
     assert [card.key for card in shown.cards] == [str(number) for number in range(49)]
     everything = chooser.make_chooser(evidence, with_pictures=False)
@@ -284,16 +291,13 @@ def test_pictures_that_have_no_room_are_not_encoded(monkeypatch: pytest.MonkeyPa
     for one, is_cut in ((shown, True), (everything, False)):
         said = (
             _environment()
-            .get_template("report/images.html")
+            .get_template("evaluation/images.html")
             .render(
-                chooser=one,
-                per_class=8,
+                panel=one,
                 manifest=SimpleNamespace(
                     config=SimpleNamespace(compose=SimpleNamespace(replicates=1)),
                     counted_noun="images",
                 ),
-                macros=SimpleNamespace(answers=str),
-                with_pictures=True,
             )
         )
         assert (", at most 8 of a class and no more than the page has room for." in said) == is_cut

@@ -11,7 +11,7 @@ from report_page import MODELS, PAPER, PHONE, WIDE, Opened
 
 from pipeline.display.points import Series, rows_figure
 from pipeline.display.style import TEXT
-from pipeline.report.inline import inline_svg
+from pipeline.report.page import inline_svg
 
 SIZES = [WIDE, {"width": 1280, "height": 800}, {"width": 1024, "height": 768},
          {"width": 768, "height": 1024}, PHONE, {"width": 320, "height": 640}]  # fmt: skip

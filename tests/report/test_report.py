@@ -24,8 +24,9 @@ from pipeline.analyses import ANALYSES
 from pipeline.analyses.attack.panel import _BYTES as BACKGROUND_BYTES
 from pipeline.analyses.attack.results import AttackResult, attack_table
 from pipeline.analyses.evaluation import figures as evaluation_figures
-from pipeline.analyses.evaluation.differences import Differences
-from pipeline.analyses.evaluation.headline import HeadlineCell, reading
+from pipeline.analyses.evaluation.headline import Differences, HeadlineCell, reading
+from pipeline.analyses.evaluation.images import _BYTES as CHOOSER_BYTES
+from pipeline.analyses.evaluation.images import PER_CLASS
 from pipeline.analyses.evaluation.results import Evaluated
 from pipeline.analyses.imagenet.results import ImageNetResult
 from pipeline.analyses.imagenet.trend import Trend
@@ -42,9 +43,7 @@ from pipeline.display.style import Drawn
 from pipeline.errors import UsageError
 from pipeline.evaluate.result_files import read_result
 from pipeline.evaluate.results import Failure
-from pipeline.report import freshness, write, write_report, write_step
-from pipeline.report.chooser import _BYTES as CHOOSER_BYTES
-from pipeline.report.image_selection import PER_CLASS
+from pipeline.report import write, write_report
 from pipeline.report.page import _environment
 from pipeline.storage import state_files
 from pipeline.storage.state_files import convert
@@ -355,15 +354,17 @@ def test_a_job_without_models_brings_an_old_page_up_to_date(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []
-    monkeypatch.setattr(write_step.Dataset, "open", lambda store: None)
-    monkeypatch.setattr(write_step, "write_tables", lambda dataset: False)
-    monkeypatch.setattr(write_step, "write_report", lambda *_: written.append("page"))
-    step = write_step.WriteResults(
-        Store(str(tmp_path)), imagenet9(), "sample", has_run_models=False
-    )
-    assert ([*step.process("a")], written) == (["a"], [])
+    monkeypatch.setattr(write.Dataset, "open", lambda store: None)
+    monkeypatch.setattr(write, "write_tables", lambda dataset: False)
+    monkeypatch.setattr(write, "write_report", lambda *_: written.append("page"))
+
+    def end_of_job(dataset: str) -> str:
+        store = Store(str(tmp_path))
+        return write.write_results(dataset, store, imagenet9(), "sample", has_run_models=False)
+
+    assert (end_of_job("a"), written) == ("a", [])
     (tmp_path / "report.html").write_text("about an earlier state")
-    assert ([*step.process("b")], written) == (["b"], ["page"])
+    assert (end_of_job("b"), written) == ("b", ["page"])
 
 
 def test_all_code_that_makes_the_page_is_in_its_fingerprint() -> None:
@@ -373,8 +374,8 @@ def test_all_code_that_makes_the_page_is_in_its_fingerprint() -> None:
     )
     loaded = {name for name in done.stdout.split() if name.startswith(("pipeline.", "transforms."))}
     assert {"pipeline.dataset.card", "pipeline.errors"} < loaded
-    root = Path(freshness.__file__).parents[2]
-    names = {".".join(path.relative_to(root).parts) for path in freshness.code_files()}
+    root = Path(write.__file__).parents[2]
+    names = {".".join(path.relative_to(root).parts) for path in write.code_files()}
     files = {name.removesuffix(".py").removesuffix(".__init__") for name in names}
     assert loaded <= files
     assert "pipeline.templates.report.report.css" in names

@@ -24,12 +24,13 @@ from conftest import manifest_of
 from dataflow_stub import DataflowStub, write_credentials
 from gcs import BUCKET, gcs_server
 
+from pipeline.analyses.evaluation.conditions import parse_conditions
+from pipeline.analyses.evaluation.stage import EvaluationWork
 from pipeline.commands.cli import main
+from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.jobs.fail_if import parse_conditions
-from pipeline.jobs.finish_job import LAST_RUN, FinishJob, JobSummary
-from pipeline.jobs.main_job import TakeLock, manifest_state
+from pipeline.jobs.main_job import LAST_RUN, JobSummary, TakeLock, finish_job, manifest_state
 from pipeline.models.expand import DEFAULT_MODEL
 from pipeline.models.predict_config import PredictConfig
 from pipeline.runners.dataflow_gpu import DISK_GB, Gpu
@@ -497,19 +498,21 @@ def test_a_condition_that_holds_fails_a_job_that_nobody_waits_for(
     )
     store = Store(str(tmp_path / "out")).for_job("1" * 32)
     progress = Progress.for_store(store)
+    evaluation = Evaluation(store, (DEFAULT_MODEL,), "val", PredictConfig(), progress)
+    conditions = parse_conditions(["original>0.1", "original<0.1"])
+    work = EvaluationWork(evaluation, Dataset.open(store).taxonomy, conditions)
     ending = JobSummary(
         "run",
         store,
         progress,
         before=None,
-        evaluation=Evaluation(store, (DEFAULT_MODEL,), "val", PredictConfig(), progress),
-        conditions=parse_conditions(["original>0.1", "original<0.1"]),
+        works={work.stage: work},
         has_lock=True,
         alone=True,
     )
     acquire(store, DATASET_LOCK, store.job, this_process())
     with pytest.raises(JobError, match=r"original>0\.1 holds for efficientnet_lite0"):
-        list(FinishJob(ending).process("x"))
+        finish_job("x", ending)
     assert not is_held(store, DATASET_LOCK)
     summary = json.loads(store.read(LAST_RUN))["summary"]
     assert summary["changed"]

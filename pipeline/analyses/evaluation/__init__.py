@@ -14,6 +14,7 @@ EVALUATION = Analysis(
         has_graph=True,
     ),
     counter="pictures_predicted",
+    is_always_counted=True,
     unit="picture",
     fate="predicted",
     items="pictures",

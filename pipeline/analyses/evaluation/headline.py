@@ -1,19 +1,32 @@
-"""The headline table: models x variants with intervals, BG-Gap, and published figures."""
+"""The headline table: models x variants with intervals, BG-Gap, and published figures; and how
+models differ on the same images."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
-from pipeline.analyses.evaluation.results import AccuracyRow, GapRow, Summary, rules_of
+from pipeline.analyses.evaluation.comparisons import read_comparisons
+from pipeline.analyses.evaluation.contributions import BG_GAP
+from pipeline.analyses.evaluation.results import AccuracyRow, GapRow, PowerRow, Summary, rules_of
 from pipeline.analyses.evaluation.trained import training_of
 from pipeline.display.evidence import Evidence, ModelResults
 from pipeline.display.panel import Panel
+from pipeline.display.plot import COMPARED
+from pipeline.display.text import describe_chance
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for
+from transforms.intervals import CONFIDENCE
 from transforms.scoring import PAPER_RULE
 
 GAP = "BG-Gap"
 COMMAND = "in9 evaluate --dataset . --models MODELS"
+_DIFFERING = 3
+"""Up to this number of differing pairs, the summary lists each pair's differences; if there
+are more, it only counts them."""
+
+Cell = tuple[float, float, float, bool]
+"""A difference, the bounds of its interval, and whether it is significant."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,9 +194,153 @@ def span(headline: Headline, rule: str, column: str) -> tuple[float, float] | No
     return (min(known), max(known)) if known else None
 
 
+@dataclasses.dataclass(frozen=True)
+class Differences:
+    """A table of pairs of models.
+
+    Attributes:
+      columns: BG-Gap, then variants.
+      rows: (first, second, cells by column).
+      left_out: whether some models are left out because the table compares only the best.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, str, dict[str, Cell]], ...]
+    left_out: bool
+
+    @property
+    def summary(self) -> str:
+        """The pairs and columns that differ significantly, in words, and what that allows for: the
+        pairs of models in a column, but not the columns beside it."""
+        pairs = [(first, second, _significant(cells)) for first, second, cells in self.rows]
+        differing = [pair for pair in pairs if pair[2]]
+        if not differing:
+            them = "these two models" if len(pairs) == 1 else "any two of these models"
+            return f"No difference between {them} is larger than chance would explain."
+        scope = (
+            f"Each of the {len(self.columns)} columns is tested by itself: where nothing differs, "
+            "chance alone makes one column in twenty seem to."
+        )
+        if len(differing) <= _DIFFERING:
+            parts = [
+                f"{first} against {second}: "
+                + ", ".join(_in_words(*one) for one in columns.items())
+                for first, second, columns in differing
+            ]
+            return f"{'; '.join(parts)}. No other difference is significant. {scope}"
+        counts = {
+            column: sum(column in columns for *_, columns in differing) for column in self.columns
+        }
+        listed = ", ".join(f"{column} ({n})" for column, n in counts.items() if n)
+        return (
+            f"{len(differing)} of {len(pairs)} pairs of models differ significantly, on: {listed}. "
+            f"{scope}"
+        )
+
+
+def _in_words(column: str, difference: float) -> str:
+    points = f"{abs(100 * difference):.1f} points"
+    if column == GAP:
+        return f"a BG-Gap {points} {'larger' if difference > 0 else 'smaller'}"
+    # Not "better" or "worse": on variants without the object, nothing is there to recognise.
+    return f"{points} {'higher' if difference > 0 else 'lower'} on {column}"
+
+
+def _significant(cells: dict[str, Cell]) -> dict[str, float]:
+    """Returns the significant differences, by column."""
+    return {column: cell[0] for column, cell in cells.items() if cell[3]}
+
+
+def read_differences(evidence: Evidence, variants: Sequence[str]) -> Differences:
+    """Reads the differences between each two of the `COMPARED` best models; no rows if the file is
+    missing."""
+    store, columns = evidence.dataset.store, (GAP, *variants)
+    evaluated = evidence.models_with(Summary)
+    models = [model for model, _ in evaluated[:COMPARED]]
+    names = {summary.name: model.name for model, summary in evaluated[:COMPARED]}
+    headlines = {(summary.name, summary.headline) for _, summary in evaluated[:COMPARED]}
+    pairs: dict[tuple[str, str], dict[str, Cell]] = {}
+    for row in read_comparisons(store):
+        is_ours = row.dataset == evidence.dataset.manifest.fingerprint
+        column = GAP if row.variant == BG_GAP else row.variant
+        is_headline = {(row.first, row.label_rule), (row.second, row.label_rule)} <= headlines
+        if is_ours and is_headline and column in columns:
+            cell = row.difference, row.ci_low, row.ci_high, row.p_adjusted < 1 - CONFIDENCE
+            pairs.setdefault((names[row.first], names[row.second]), {})[column] = cell
+    order = {model.name: index for index, model in enumerate(models)}
+    rows = sorted(pairs.items(), key=lambda pair: (order[pair[0][0]], order[pair[0][1]]))
+    return Differences(
+        columns=columns,
+        rows=tuple((first, second, cells) for (first, second), cells in rows),
+        left_out=len(evaluated) > COMPARED,
+    )
+
+
 def tried(evidence: Evidence) -> list[ModelResults]:
     """Returns the models that were evaluated, or failed."""
     return [m for m in evidence.models if m.get(Summary) or "evaluate" in m.errors]
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """Content of the panel, and of the head of the page.
+
+    Attributes:
+      headline: the tables.
+      gaps: (name of the model, its BG-Gap) of each model that has one.
+      reading: what the intervals of BG-Gap show, in words.
+      tiles: (variant, (lowest, highest accuracy)) of the variants at the head of the page.
+      missing: (name of the model, variants that it must be evaluated on again).
+      chance: accuracies by chance, in words; "" if nothing was measured.
+      power: (name of the model, what tells whether backgrounds show the class, whether the interval
+        of BG-Gap includes 0).
+      differences: differences between models.
+    """
+
+    headline: Headline
+    gaps: Sequence[tuple[str, HeadlineCell]]
+    reading: str
+    tiles: Sequence[tuple[str, tuple[float, float]]]
+    missing: Sequence[tuple[str, Sequence[str]]]
+    chance: str
+    power: Sequence[tuple[str, PowerRow, bool]]
+    differences: Differences
+
+    gap_column: ClassVar[str] = GAP
+    paper_rule: ClassVar[str] = PAPER_RULE
+    named: ClassVar[int] = 4
+    """Number of models whose BG-Gap is listed at the head of the page."""
+
+
+def _make_accuracy(evidence: Evidence, with_pictures: bool) -> Accuracy | None:
+    """Makes the panel's content; None if no model was tried."""
+    if not tried(evidence):
+        return None
+    headline, evaluated = make_headline(evidence), evidence.models_with(Summary)
+    gaps = [
+        (row.name, cell)
+        for row in headline.tables[evidence.rule]
+        if (cell := row.cells[GAP]).value is not None
+    ]
+    counts = [row.n for _, summary in evaluated for row in summary.accuracy]
+    return Accuracy(
+        headline=headline,
+        gaps=gaps,
+        reading=reading([cell for _, cell in gaps], f"these {max(counts):,} images")
+        if gaps
+        else "",
+        tiles=[
+            (column, bounds)
+            for column in ("original", "mixed_same", "mixed_rand")
+            if (bounds := span(headline, evidence.rule, column))
+        ],
+        missing=[(model.name, one.missing) for model, one in evaluated if one.missing],
+        chance=describe_chance(row for _, one in evaluated for row in one.accuracy),
+        power=[
+            (model.name, row, one.is_gap_near_zero) for model, one in evaluated for row in one.power
+        ],
+        differences=read_differences(evidence, headline.variants),
+    )
 
 
 ACCURACY = Panel(
@@ -191,7 +348,8 @@ ACCURACY = Panel(
     place=1,
     template="evaluation/accuracy.html",
     title="Accuracy",
-    make=lambda evidence, _: tried(evidence),
+    make=_make_accuracy,
+    head="evaluation/head.html",
     answers="Accuracy on each variant, and BG-Gap",
     command=COMMAND,
     needs_backgrounds=False,

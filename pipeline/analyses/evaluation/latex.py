@@ -8,18 +8,7 @@ from pipeline.analyses.evaluation.results import Summary, rules_of
 from pipeline.display.latex import Cell, tabular
 from transforms.analysis import KINDS
 from transforms.intervals import CONFIDENCE
-
-PAPER_NAMES = {
-    "original": "Original",
-    "only_bg_b": "Only-BG-B",
-    "only_bg_t": "Only-BG-T",
-    "no_fg": "No-FG",
-    "only_fg": "Only-FG",
-    "mixed_same": "Mixed-Same",
-    "mixed_rand": "Mixed-Rand",
-    "mixed_next": "Mixed-Next",
-}
-"""The paper's names of the variants."""
+from transforms.variants import PAPER_NAMES
 
 GAP = "bg_gap"
 HEADLINE = ("original", "only_bg_t", "mixed_same", "mixed_rand", GAP)

@@ -7,20 +7,26 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.analyses.evaluation.comparisons import COMPARISONS
+from pipeline.analyses.evaluation.conditions import is_of_evaluation, judge, parse_conditions
+from pipeline.analyses.evaluation.contributions import BG_GAP
 from pipeline.analyses.evaluation.gap_power import describe_power
-from pipeline.analyses.evaluation.results import TABLES
+from pipeline.analyses.evaluation.latex import HEADLINE
+from pipeline.analyses.evaluation.results import TABLES, Summary
 from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.analyses.evaluation.tables import (
     accuracy_table,
     describe_stale,
     write_evaluation_tables,
 )
-from pipeline.analyses.parts import Found, Parts
+from pipeline.analyses.parts import Changed, ConditionResult, Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.display.evidence import Evidence
 from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.failures import errors_by_model, read_failures
+from pipeline.evaluate.results import Failure
 from pipeline.evaluate.work import Work
+from pipeline.generate.custom_variants import custom_names
 from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture
 
@@ -40,10 +46,11 @@ class EvaluationParts(Parts):
     def panels(self) -> tuple[Panel, ...]:
         """Same as `Parts.panels`."""
         from pipeline.analyses.evaluation.headline import ACCURACY
+        from pipeline.analyses.evaluation.images import IMAGES
         from pipeline.analyses.evaluation.mistakes import MISTAKES
         from pipeline.analyses.evaluation.sensitivity import SENSITIVITY
 
-        return (ACCURACY, SENSITIVITY, MISTAKES)
+        return (IMAGES, ACCURACY, SENSITIVITY, MISTAKES)
 
     @property
     def claims(self) -> tuple[Claim, ...]:
@@ -51,6 +58,11 @@ class EvaluationParts(Parts):
         from pipeline.analyses.evaluation.claims import CLAIMS
 
         return CLAIMS
+
+    def check(self, arguments: argparse.Namespace) -> None:
+        """Same as `Parts.check`."""
+        custom = custom_names(arguments.variants)
+        parse_conditions(getattr(arguments, "fail_if", None), custom=custom)
 
     def plan(
         self,
@@ -64,7 +76,8 @@ class EvaluationParts(Parts):
             return None
         from pipeline.analyses.evaluation.stage import EvaluationWork
 
-        return EvaluationWork(evaluation, taxonomy)
+        conditions = parse_conditions(arguments.fail_if, config.compose.composed)
+        return EvaluationWork(evaluation, taxonomy, conditions)
 
     def forecast(self, work: Work, images: float, variants: Sequence[str]) -> int | None:
         """Same as `Parts.forecast`."""
@@ -75,9 +88,13 @@ class EvaluationParts(Parts):
         summaries, stale = read_summaries(dataset)
         return Found(summaries, stale=stale)
 
+    def columns(self, dataset: Dataset) -> tuple[str, ...]:
+        """Same as `Parts.columns`."""
+        return (*dataset.picture_variants, BG_GAP)
+
     def write(self, dataset: Dataset, columns: Sequence[str]) -> None:
         """Same as `Parts.write`."""
-        write_evaluation_tables(dataset, columns)
+        write_evaluation_tables(dataset, columns or HEADLINE)
 
     def lines(self, dataset: Dataset, work: Work | None) -> Iterator[str]:
         """Same as `Parts.lines`."""
@@ -93,12 +110,65 @@ class EvaluationParts(Parts):
                 )
         yield from describe_stale(dataset, stale)
 
+    def report(self, dataset: Dataset) -> Iterator[str]:
+        """Same as `Parts.report`."""
+        summaries, stale = read_summaries(dataset)
+        if summaries:
+            yield accuracy_table(summaries)
+            yield from describe_power(summaries)
+        yield from describe_stale(dataset, stale)
+
+    def monitored(self, dataset: Dataset, work: Work) -> dict[str, object]:
+        """Same as `Parts.monitored`; gives figures of each model that the job evaluated, errors of
+        those that failed, and the conditions that hold."""
+        entries, settings = work.evaluation.entries, work.evaluation.settings
+        held = (result.line for result in self.test(dataset, work) if result.holds)
+        return {
+            "models": {
+                summary.name: _figures(summary)
+                for summary in read_summaries(dataset)[0]
+                if is_of_evaluation(summary, entries, settings)
+            },
+            "failed": errors_by_model(_failed(dataset, work), entries),
+            "fail_if": [line.removeprefix("--fail_if ") for line in held],
+        }
+
+    def test(self, dataset: Dataset, work: Work) -> Iterator[ConditionResult]:
+        """Same as `Parts.test`."""
+        from pipeline.analyses.evaluation.stage import EvaluationWork
+
+        assert isinstance(work, EvaluationWork)
+        summaries, failed = read_summaries(dataset)[0], _failed(dataset, work)
+        evaluation = work.evaluation
+        return judge(work.conditions, summaries, failed, evaluation.entries, evaluation.settings)
+
+    def changes(self, before: Dataset, after: Dataset, causes: Sequence[str]) -> Changed | None:
+        """Same as `Parts.changes`."""
+        from pipeline.analyses.evaluation.changes import compare_accuracies, describe_models
+
+        return describe_models(*compare_accuracies(before, after, causes))
+
     def plots(self, evidence: Evidence) -> Iterator[Plot]:
         """Same as `Parts.plots`."""
         # Imported here, because Matplotlib is slow to import.
         from pipeline.analyses.evaluation.figures import make_plots
 
         return make_plots(evidence)
+
+
+def _failed(dataset: Dataset, work: Work) -> list[Failure]:
+    return read_failures(dataset.store, dataset.manifest.fingerprint, work.stage)[0]
+
+
+def _figures(summary: Summary) -> dict[str, float]:
+    """Returns BG-Gap and the accuracy on `original`, under the label rule of the headline, as far
+    as they were measured."""
+    figures = {}
+    if original := summary.estimate("original"):
+        figures["original"] = round(original[0], 6)
+    if gap := summary.gap():
+        figures[BG_GAP] = round(gap.gap, 6)
+    return figures
 
 
 PARTS = EvaluationParts()

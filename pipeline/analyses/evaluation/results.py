@@ -15,7 +15,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from pipeline.display.table import OfModel, RunColumns, Table
 from pipeline.display.verdicts import Estimate
-from pipeline.evaluate.results import ModelRun
+from pipeline.evaluate.results import Answers, ModelRun
 from pipeline.storage.state_files import Name
 from transforms.scoring import LABEL_RULES
 
@@ -300,21 +300,19 @@ class Evaluated(ModelRun, frozen=True, kw_only=True):
 _Row = TypeVar("_Row", bound=RuleRow)
 
 
-class Summary(ModelRun, frozen=True, kw_only=True):
+class Summary(Answers, frozen=True, kw_only=True):
     """All statistics of a model's valid predictions on a dataset.
 
     Attributes:
       entry: the model's entry of `--models`.
       dataset: fingerprint of the dataset.
       missing: variants without complete valid predictions.
-      label_rules: the label rules of its predictions; the first is its headline.
     """
 
     entry: str
     libraries: dict[str, str]
     dataset: str
     missing: tuple[str, ...]
-    label_rules: tuple[str, ...]
     accuracy: tuple[AccuracyRow, ...] = ()
     gaps: tuple[GapRow, ...] = ()
     flips: tuple[FlipRow, ...] = ()
@@ -343,9 +341,10 @@ class Summary(ModelRun, frozen=True, kw_only=True):
         return parts[kind]
 
     @property
-    def headline(self) -> str:
-        """The label rule of its headline figures."""
-        return self.label_rules[0]
+    def accuracy_on_original(self) -> float | None:
+        """Same as `Answers.accuracy_on_original`."""
+        estimate = self.estimate("original")
+        return estimate[0] if estimate else None
 
     def by_rule(self, rows: tuple[_Row, ...], rule: str = "") -> Iterator[_Row]:
         """Yields the rows of a part under one label rule, by default the headline's."""

@@ -5,29 +5,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from pipeline.analyses.evaluation.conditions import Condition
 from pipeline.analyses.evaluation.gap_power import measure_power
 from pipeline.analyses.evaluation.results import Evaluated
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
+from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.prediction_files import evaluated_variants
 from pipeline.evaluate.predictions import EvalImages, read_predictions
 from pipeline.evaluate.result_files import result_file, write_result
 from pipeline.evaluate.results import ModelRun, pick
 from pipeline.evaluate.work import Work
+from transforms.taxonomy import Taxonomy
 
 _LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch", "timm")
 
 
 class EvaluationWork(Work):
     """The stage that predicts all pictures of output shards. The tables of accuracy and BG-Gap are
-    computed from these predictions."""
+    computed from these predictions.
+
+    Args:
+      evaluation, taxonomy: as for `Work`.
+      conditions: conditions of `--fail_if`.
+    """
 
     stage = "evaluate"
     unit_name = "prediction_shards"
     pictures_name = "pictures_predicted"
     refuses_overlap = True
+
+    def __init__(
+        self, evaluation: Evaluation, taxonomy: Taxonomy, conditions: tuple[Condition, ...] = ()
+    ) -> None:
+        super().__init__(evaluation, taxonomy)
+        self.conditions = conditions
 
     def units(self, dataset: Dataset) -> Sequence[int]:
         """Same as `Work.units`; units are output shards."""

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 
-from pipeline.analyses.evaluation.latex import PAPER_NAMES
 from pipeline.analyses.imagenet.labels import apart
 from pipeline.analyses.imagenet.results import Top1
 from pipeline.analyses.imagenet.trend import Trend, TrendLine, TrendPoint
@@ -25,6 +24,7 @@ from pipeline.display.style import (
     percent_axis,
     styled,
 )
+from transforms.variants import PAPER_NAMES
 
 _VARIANTS = ("mixed_same", "mixed_rand", "mixed_next", "no_fg", "only_bg_t")
 """The variants, in the order that their accuracies usually have."""

@@ -228,9 +228,10 @@ def _print_model(
     gc.collect()
     if not rate:
         return
-    for analysis, count in left.items():
+    for number, (analysis, count) in enumerate(left.items()):
         article = "an" if analysis.name[0] in "aeiou" else "a"
-        if count and analysis is ANALYSES[0]:
+        # Loading counts once, for the first stage of the job.
+        if count and not number:
             print(
                 f"{name}: about {duration(load + count / rate)} for {count} {analysis.items} on "
                 f"{predictor.device.type} ({rate:.1f} a second)"

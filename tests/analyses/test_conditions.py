@@ -14,10 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_results import made
 
+from pipeline.analyses.evaluation.conditions import (
+    MIN_IMAGES,
+    Condition,
+    judge,
+    parse_conditions,
+)
 from pipeline.analyses.evaluation.results import Summary
 from pipeline.errors import UsageError
 from pipeline.evaluate.results import Failure, RunSettings
-from pipeline.jobs.fail_if import MIN_IMAGES, Condition, judge, parse_conditions
 from transforms.analysis import bg_gap
 from transforms.two_way import Roles
 

@@ -11,8 +11,11 @@ import pyarrow as pa
 
 from pipeline.analyses.evaluation.contributions import BG_GAP
 from pipeline.analyses.evaluation.results import Summary
+from pipeline.analyses.evaluation.summaries import read_summaries
+from pipeline.analyses.parts import Changed
+from pipeline.dataset.card import markdown
+from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.predictions import EvalImages, Predictions, read_predictions
-from pipeline.jobs.changes.images import State
 from transforms.intervals import (
     Floats,
     bootstrap_hashes,
@@ -71,32 +74,88 @@ def _model_causes(before: Summary, after: Summary) -> list[str]:
 
 
 def compare_accuracies(
-    before: State, after: State, dataset_causes: Sequence[str]
-) -> Iterator[ModelChange]:
-    """Yields the differences of each model that was evaluated in both states.
+    before: Dataset, after: Dataset, dataset_causes: Sequence[str]
+) -> tuple[list[ModelChange], list[str]]:
+    """Compares the accuracies of models in two states of a dataset.
 
     Args:
       before, after: the states.
       dataset_causes: why the datasets differ; empty if they do not.
+
+    Returns:
+      (differences of each model that was evaluated in both states; names of the models that were
+      evaluated only in the second).
     """
-    for folder, summary in after.summaries.items():
-        was = before.summaries.get(folder)
+    models, new_models = [], []
+    earlier = {summary.folder: summary for summary in read_summaries(before)[0]}
+    for summary in read_summaries(after)[0]:
+        was = earlier.get(summary.folder)
         if was is None:
+            new_models.append(summary.name)
             continue
         n, rows = _differences(before, was, after, summary)
         causes = dict.fromkeys([*dataset_causes, *_model_causes(was, summary)])
-        yield ModelChange(summary.name, list(causes), n, summary.headline, rows)
+        models.append(ModelChange(summary.name, list(causes), n, summary.headline, rows))
+    return models, new_models
+
+
+def describe_models(models: Sequence[ModelChange], new_models: Sequence[str]) -> Changed:
+    """Describes what `compare_accuracies` returns."""
+    short = [
+        f"BG-Gap of {markdown(model.model)}: {_difference(row)} ({_causes(model)})"
+        for model in models
+        for row in model.rows
+        if row.variant == BG_GAP
+    ]
+    if new_models:
+        short.append(f"new models: {', '.join(map(markdown, new_models))}")
+    # A model may lack BG-Gap, but differ in other accuracies.
+    is_same = not any(row.difference for model in models for row in model.rows)
+    lines = list(_lines(models)) if models else []
+    return Changed(short, "accuracies" if is_same else "BG-Gap", lines)
+
+
+def _lines(models: Sequence[ModelChange]) -> Iterator[str]:
+    names = dict.fromkeys(row.variant for model in models for row in model.rows)
+    variants = [name for name in names if name != BG_GAP]
+    rules = dict.fromkeys(model.label_rule for model in models)
+    yield from ("", "## Accuracies", "")
+    yield (
+        "Differences in percentage points over the n images in both versions, with 95 % "
+        f"intervals of a paired bootstrap, under {', '.join(rules)}."
+    )
+    yield from (
+        "",
+        "| model | cause | n | " + " | ".join([*map(markdown, variants), "BG-Gap"]) + " |",
+    )
+    yield "|---|---|--:|" + "--:|" * (len(variants) + 1)
+    for model in models:
+        rows = {row.variant: row for row in model.rows}
+        cells = [_difference(rows[name]) if name in rows else "-" for name in (*variants, BG_GAP)]
+        yield f"| {markdown(model.model)} | {_causes(model)} | {model.n} | {' | '.join(cells)} |"
+
+
+def _causes(model: ModelChange) -> str:
+    return ", ".join(model.causes) or "cause unknown"
+
+
+def _difference(row: Difference) -> str:
+    """Formats a difference in percentage points, such as `+0.4 [-0.2, 1.0]`."""
+    numbers = [100 * number for number in (row.difference, row.ci_low, row.ci_high)]
+    # Adding zero turns a rounded -0.0 into 0.0.
+    value, low, high = (round(number, 1) + 0.0 for number in numbers)
+    return f"{value:+.1f} [{low:.1f}, {high:.1f}]" if value else f"0.0 [{low:.1f}, {high:.1f}]"
 
 
 def _differences(
-    before: State, was: Summary, after: State, summary: Summary
+    before: Dataset, was: Summary, after: Dataset, summary: Summary
 ) -> tuple[int, list[Difference]]:
     """Returns the number of images in both states, and a row for each variant in both."""
-    old_images = EvalImages.read(before.dataset, *was.tested_part)
-    new_images = EvalImages.read(after.dataset, *summary.tested_part)
+    old_images = EvalImages.read(before, *was.tested_part)
+    new_images = EvalImages.read(after, *summary.tested_part)
     old, new = (
-        _values(read_predictions(state.dataset, images, one).by_rule.get(summary.headline))
-        for state, images, one in ((before, old_images, was), (after, new_images, summary))
+        _values(read_predictions(dataset, images, one).by_rule.get(summary.headline))
+        for dataset, images, one in ((before, old_images, was), (after, new_images, summary))
     )
     positions = old_images.positions(pa.chunked_array([new_images.keys]))
     shared = np.flatnonzero(positions >= 0)

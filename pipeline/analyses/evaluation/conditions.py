@@ -15,6 +15,7 @@ import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 
 from pipeline.analyses.evaluation.results import Summary
+from pipeline.analyses.parts import ConditionResult
 from pipeline.display.verdicts import Estimate
 from pipeline.errors import UsageError
 from pipeline.evaluate.results import Failure, RunSettings, pick
@@ -143,20 +144,6 @@ def parse_conditions(
                         "--variants"
                     )
     return conditions
-
-
-@dataclasses.dataclass(frozen=True)
-class ConditionResult:
-    """Result of a condition on a model.
-
-    Attributes:
-      holds: whether the condition holds: the model's whole interval satisfies it, on at least
-        `MIN_IMAGES` images. None if there is no interval to test.
-      line: the result in words.
-    """
-
-    holds: bool | None
-    line: str
 
 
 def is_of_evaluation(summary: Summary, entries: Container[str], settings: RunSettings) -> bool:

@@ -1,0 +1,474 @@
+"""The images that the page shows: their versions, each model's answers, and where backgrounds come
+from. Images on which the background decides come first."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from pipeline.analyses.evaluation.patterns import PATTERNS, Pattern, VersionAnswer, patterns_of
+from pipeline.analyses.evaluation.results import Summary, rules_of
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.sinks import Sample
+from pipeline.display.evidence import Evidence, ModelResults
+from pipeline.display.panel import Panel
+from pipeline.display.pictures import Budget, data_uri, find_samples
+from pipeline.evaluate.result_files import result_shard
+from pipeline.storage.state_files import read_table
+from pipeline.storage.store import Store
+from transforms.hashing import keyed_hash
+from transforms.scoring import classes_of_outputs
+from transforms.taxonomy import OUTSIDE, Taxonomy
+from transforms.variants import EXTERNAL, MIXED, base_of
+
+PER_CLASS = 8
+"""Largest number of images of each class on the page."""
+_BYTES = 4_900_000
+"""Bytes of pictures, chosen so that the whole page stays under 10 MB."""
+_AT_ONCE = 9 * PER_CLASS
+"""Number of images whose pictures are encoded before the next are read. Encoding takes 10 ms for
+each picture, and with hundreds of classes most of them have no room."""
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Candidate:
+    """An image that the page may show. Candidates sort in the order in which they are chosen.
+
+    Attributes:
+      rank: (minus the number of models that another background turns wrong, minus the number of
+        wrong predictions on mixed versions, a hash of the key).
+      key: key of the image.
+      label: label of its class.
+    """
+
+    rank: tuple[int, int, int]
+    key: str
+    label: int
+
+
+Evaluated = tuple[ModelResults, Summary]
+"""A model, and the summary of its evaluation."""
+
+
+def shown_models(evidence: Evidence) -> tuple[str, tuple[Evaluated, ...]]:
+    """Returns the split that images are chosen from, and the models evaluated on it."""
+    splits = evidence.dataset.manifest.config.split
+    models = evidence.models_with(Summary)
+    split = models[0][1].evaluation.split if models else splits[0]
+    return split, tuple(one for one in models if one[1].evaluation.split == split)
+
+
+def choose_images(
+    evidence: Evidence, split: str, models: Sequence[Evaluated], per_class: int = PER_CLASS
+) -> list[Candidate]:
+    """Chooses the images to show: in each class the `per_class` images with the lowest ranks, all
+    sorted by rank.
+
+    Reads one shard at a time, and only the columns that tell which predictions are right.
+    """
+    dataset = evidence.dataset
+    best: dict[int, list[Candidate]] = {}
+    for shard in dataset.shards(split):
+        turned, wrong = _failures(dataset.store, split, shard, models)
+        for row in dataset.index_of_shard(split, shard):
+            if not row["selected"]:
+                continue
+            key, label = row["key"], row["label"]
+            rank = (-turned.get(key, 0), -wrong.get(key, 0), keyed_hash(0, "report", key))
+            kept = best.setdefault(label, [])
+            kept.append(Candidate(rank, key, label))
+            if len(kept) > 64 * per_class:
+                best[label] = heapq.nsmallest(per_class, kept)
+    return sorted(
+        candidate for kept in best.values() for candidate in heapq.nsmallest(per_class, kept)
+    )
+
+
+def _failures(
+    store: Store, split: str, shard: int, models: Iterable[Evaluated]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Counts for each key the models that are right on `mixed_same` and wrong on another mixed
+    version, and the wrong predictions on all mixed versions. Versions whose predictions are
+    outdated or incomplete (`Summary.missing`) do not count."""
+    turned: dict[str, int] = {}
+    wrong: dict[str, int] = {}
+    for model in models:
+        variants = _current(MIXED, model)
+        wanted = pc.field("label_rule") == model[1].headline
+        wanted &= pc.field("variant").isin(variants)
+        path = result_shard(model[0].folder, "predictions", split, shard)
+        if not store.exists(path):
+            continue
+        columns = ["variant", "key", "correct"]
+        table = read_table(store, path, columns=columns, filters=wanted)
+        same: set[str] = set()
+        others: set[str] = set()
+        for variant, key, correct in zip(
+            *(table[column].to_pylist() for column in columns), strict=True
+        ):
+            if not correct:
+                wrong[key] = wrong.get(key, 0) + 1
+                if variant != "mixed_same":
+                    others.add(key)
+            elif variant == "mixed_same":
+                same.add(key)
+        for key in same & others:
+            turned[key] = turned.get(key, 0) + 1
+    return turned, wrong
+
+
+def _current(variants: Sequence[str], model: Evaluated) -> pa.Array:
+    """Returns the variants on which a model has complete predictions that are up to date."""
+    return pa.array([name for name in variants if name not in model[1].missing], pa.string())
+
+
+def read_predictions_of(
+    dataset: Dataset, split: str, model: Evaluated, keys: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Reads a model's predictions on some images, by all label rules, on all versions whose
+    predictions are complete and up to date."""
+    store = dataset.store
+    variants = _current(dataset.picture_variants, model)
+    shards = sorted({dataset.shard_of(split, key) for key in keys})
+    paths = [result_shard(model[0].folder, "predictions", split, shard) for shard in shards]
+    columns = ["label_rule", "variant", "key", "prediction", "output", "correct", "top1_score"]
+    wanted = ds.field("key").isin(list(keys)) & ds.field("variant").isin(variants)
+    for path in paths:
+        if store.exists(path):
+            table = read_table(store, path, columns=columns, filters=wanted)
+            yield from table.to_pylist()
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """A model's answer to a picture.
+
+    Attributes:
+      model: name of the model.
+      is_right: whether the answer is right, by the label rule of the model's headline.
+      answer: name of the superclass that it predicts; "outside" if it predicts none.
+      label: label of this superclass, or `OUTSIDE`.
+      output: class name of the winning output; "" if the outputs are superclasses.
+      score: softmax probability of this output, a fraction.
+      otherwise: another label rule, and the answer by it; "" if it gives the same answer.
+    """
+
+    model: str
+    is_right: bool
+    answer: str
+    label: int
+    output: str
+    score: float
+    otherwise: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """One version of an image.
+
+    Attributes:
+      variant: name of the version.
+      uri: the picture as a data URI; "" if pictures are left out.
+      background: class of the image that the background comes from, or `a scene`; "" for the
+        image's own background, and for an unknown one.
+      bg_label: label of this class; None if there is no such class.
+      bg_key: key of the image, or the scene, that its background comes from; "" as above.
+      predictions: the answers of all models.
+    """
+
+    variant: str
+    uri: str
+    background: str
+    bg_label: int | None
+    bg_key: str
+    predictions: tuple[Prediction, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageCard:
+    """One image.
+
+    Attributes:
+      key: key of the image.
+      class_name: name of its superclass.
+      name: name of its class.
+      fg_fraction: share of the picture that the foreground covers; None if unknown.
+      turned: number of models that are right on a background of the image's class and wrong on
+        another background.
+      versions: its versions, in the paper's order.
+      patterns: for each model, the names of the patterns that its answers match.
+    """
+
+    key: str
+    class_name: str
+    name: str
+    fg_fraction: float | None
+    turned: int
+    versions: tuple[Version, ...]
+    patterns: tuple[tuple[str, ...], ...]
+
+    @property
+    def anchor(self) -> str:
+        """The card's address within the page, without the `#`."""
+        return f"image={quote(self.key, safe='')}"
+
+    def version(self, variant: str) -> Version | None:
+        """Returns the image's version of a variant; None if it has no such version."""
+        return next((v for v in self.versions if v.variant == variant), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chooser:
+    """The images to choose from.
+
+    Attributes:
+      split: the split that the images are from.
+      images: number of images in the split.
+      models: names of the models whose predictions are shown.
+      rules: the label rules of their answers; the first is the headline's.
+      cards: one card for each image; images that a background turns come first.
+      is_cut: whether the page has no room for all images that were chosen.
+      with_pictures: whether pictures are shown.
+    """
+
+    split: str
+    images: int
+    models: tuple[str, ...]
+    rules: tuple[str, ...]
+    cards: tuple[ImageCard, ...]
+    is_cut: bool
+    with_pictures: bool
+
+    per_class: ClassVar[int] = PER_CLASS
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Classes of the cards."""
+        return tuple(sorted({card.class_name for card in self.cards}))
+
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """Patterns that any model's answers match on any card."""
+        matched = {name for card in self.cards for names in card.patterns for name in names}
+        return tuple(pattern for pattern in PATTERNS if pattern.name in matched)
+
+    @property
+    def example(self) -> Example | None:
+        """The example at the head of the page; None without pictures."""
+        return best_example(self.cards) if self.with_pictures else None
+
+
+def make_chooser(evidence: Evidence, with_pictures: bool) -> Chooser:
+    """Collects the images to show: of the images chosen, as many as have room for pictures."""
+    split, models = shown_models(evidence)
+    chosen = choose_images(evidence, split, models)
+    count = len(chosen)
+    rules = rules_of(summary for _, summary in evidence.models_with(Summary))
+    at_once = _AT_ONCE if with_pictures else len(chosen)
+    budget = Budget(_BYTES)
+    cards: list[ImageCard] = []
+    while candidates := chosen[:at_once]:
+        del chosen[:at_once]
+        fitting = _make_cards(evidence, split, models, candidates, budget, with_pictures)
+        cards += fitting
+        if len(fitting) < len(candidates):
+            break
+    return Chooser(
+        split=split,
+        images=evidence.dataset.manifest.images[split]["selected"],
+        models=tuple(model.name for model, _ in models),
+        rules=tuple(sorted(rules, key=lambda rule: rule != evidence.rule)),
+        cards=tuple(cards),
+        is_cut=len(cards) < count,
+        with_pictures=with_pictures,
+    )
+
+
+def _make_cards(
+    evidence: Evidence,
+    split: str,
+    models: Sequence[Evaluated],
+    candidates: Sequence[Candidate],
+    budget: Budget,
+    with_pictures: bool,
+) -> list[ImageCard]:
+    """Makes the cards of the candidates whose pictures fit into the budget."""
+    dataset, taxonomy = evidence.dataset, evidence.taxonomy
+    keys = [candidate.key for candidate in candidates]
+    predictions = _predictions(evidence, split, models, keys)
+    samples: dict[str, dict[str, Sample]] = {}
+    uris: dict[tuple[str, str], str] = {}
+    variants = dataset.picture_variants
+    for variant in variants:
+        for key, sample in find_samples(dataset, split, variant, keys).items():
+            uris[variant, key] = data_uri(sample.image) if with_pictures else ""
+            samples.setdefault(key, {})[variant] = dataclasses.replace(sample, image=b"")
+    cards = []
+    for candidate in candidates:
+        key = candidate.key
+        if not budget.takes(*(uris[variant, key] for variant in variants)):
+            continue
+        versions = [
+            _version(samples[key][name], name, uris[name, key], predictions, taxonomy)
+            for name in variants
+        ]
+        card = _card(candidate, samples[key][variants[0]], versions, models, taxonomy)
+        cards.append(card)
+    return cards
+
+
+def _predictions(
+    evidence: Evidence, split: str, models: Sequence[Evaluated], keys: Sequence[str]
+) -> dict[tuple[str, str], list[Prediction]]:
+    """Reads the models' predictions on some images, by (variant, key)."""
+    taxonomy = evidence.taxonomy
+    predictions: dict[tuple[str, str], list[Prediction]] = {}
+    for model, summary in models:
+        outputs = classes_of_outputs(summary.num_outputs, taxonomy)
+        by_rule: dict[str, dict[tuple[str, str], Prediction]] = {r: {} for r in summary.label_rules}
+        for row in read_predictions_of(evidence.dataset, split, (model, summary), keys):
+            by_rule[row["label_rule"]][row["variant"], row["key"]] = Prediction(
+                model=model.name,
+                is_right=row["correct"],
+                answer=_class_name(row["prediction"], taxonomy),
+                label=row["prediction"],
+                output=outputs[row["output"]].partition(",")[0] if outputs else "",
+                score=row["top1_score"],
+                otherwise="",
+            )
+        for picture, prediction in by_rule[summary.headline].items():
+            others = {rule: by_rule[rule].get(picture) for rule in summary.label_rules[1:]}
+            otherwise = next(
+                (
+                    f"{rule}: {other.answer}"
+                    for rule, other in others.items()
+                    if other and other.label != prediction.label
+                ),
+                "",
+            )
+            predictions.setdefault(picture, []).append(
+                dataclasses.replace(prediction, otherwise=otherwise)
+            )
+    return predictions
+
+
+def _class_name(label: int, taxonomy: Taxonomy) -> str:
+    return "outside" if label == OUTSIDE else taxonomy.names[label]
+
+
+def _name_of_class(wnid: str, taxonomy: Taxonomy) -> str:
+    return taxonomy.class_names[taxonomy.index_of(wnid)].partition(",")[0]
+
+
+def _version(
+    sample: Sample,
+    variant: str,
+    uri: str,
+    predictions: dict[tuple[str, str], list[Prediction]],
+    taxonomy: Taxonomy,
+) -> Version:
+    label = sample.fields["bg_label"]
+    unnamed = "a scene" if base_of(variant) == EXTERNAL else ""
+    return Version(
+        variant=variant,
+        uri=uri,
+        background=unnamed if label is None else taxonomy.names[label],
+        bg_label=label,
+        bg_key=sample.fields["bg_key"] or "",
+        predictions=tuple(predictions.get((variant, sample.key), ())),
+    )
+
+
+def _card(
+    candidate: Candidate,
+    sample: Sample,
+    versions: Sequence[Version],
+    models: Sequence[Evaluated],
+    taxonomy: Taxonomy,
+) -> ImageCard:
+    answers: dict[str, dict[str, VersionAnswer]] = {model.name: {} for model, _ in models}
+    for version in versions:
+        for p in version.predictions:
+            answer = VersionAnswer(p.label, p.is_right, p.label == version.bg_label)
+            answers[p.model][version.variant] = answer
+    return ImageCard(
+        key=candidate.key,
+        class_name=taxonomy.names[candidate.label],
+        name=_name_of_class(sample.fields["wnid"], taxonomy),
+        fg_fraction=sample.fields["fg_fraction"],
+        turned=-candidate.rank[0],
+        versions=tuple(versions),
+        patterns=tuple(patterns_of(of_model) for of_model in answers.values()),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One foreground on two backgrounds; the second background misleads models.
+
+    Attributes:
+      card: the image.
+      same: the version that the models recognise.
+      other: the version that they do not recognise.
+      misled: wrong answers to `other` by models that recognise `same`; answers that name the
+        background's class come first.
+      believers: number of models whose wrong answer is the background's class.
+    """
+
+    card: ImageCard
+    same: Version
+    other: Version
+    misled: tuple[Prediction, ...]
+    believers: int
+
+
+def best_example(cards: Sequence[ImageCard]) -> Example | None:
+    """Picks the image on which most models name the class of the background instead of the
+    foreground's. If no model does so anywhere, picks the image that misleads most models; None if
+    no image misleads any. Images with an unknown background are passed over."""
+    examples = [example for card in cards for example in _examples(card)]
+    # Of equally strong examples, `max` keeps the first.
+    return max(examples, key=_strength, default=None)
+
+
+def _examples(card: ImageCard) -> Iterator[Example]:
+    same = card.version("mixed_same")
+    for variant in ("mixed_rand", "mixed_next"):
+        other = card.version(variant)
+        # The page says where both backgrounds come from, which an import may not know.
+        if same and other and None not in (same.bg_label, other.bg_label):
+            right = {p.model for p in same.predictions if p.is_right}
+            wrong = [p for p in other.predictions if p.model in right and not p.is_right]
+            wrong.sort(key=lambda p: p.label != other.bg_label)
+            if wrong:
+                believers = sum(p.label == other.bg_label for p in wrong)
+                yield Example(card, same, other, tuple(wrong), believers)
+
+
+def _strength(example: Example) -> tuple[int, int, int, bool]:
+    """Returns a key to compare examples by: how many models name the background's class, how many
+    are misled, how many are right on the original, and whether the foreground is neither too small
+    nor too large."""
+    original = example.card.version("original")
+    known = sum(p.is_right for p in original.predictions) if original else 0
+    share = example.card.fg_fraction
+    is_clear = share is not None and 0.15 <= share <= 0.55
+    return example.believers, len(example.misled), known, is_clear
+
+
+IMAGES = Panel(
+    id="images",
+    place=0,
+    template="evaluation/images.html",
+    title="Images",
+    make=make_chooser,
+    aside="evaluation/example.html",
+    needs_backgrounds=False,
+)

@@ -1,0 +1,358 @@
+"""Differences between two states of a dataset, and their causes: changes.md, and a closing line.
+
+Data flow: two states -> changes of images, changes of results, their causes -> text
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pipeline.analyses import ANALYSES
+from pipeline.analyses.parts import Changed
+from pipeline.dataset.card import markdown
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.records import ACCEPTED, read_rows
+from pipeline.dataset.shards import index_file, layer_record
+from pipeline.errors import counted
+from transforms.variants import EXTERNAL, MIXED, with_replicates
+
+_Image = tuple[str, int]
+"""(key of an image or object, its position, from 0, among the rows with the same key)."""
+
+
+class ImageRow(NamedTuple):
+    """What the index says of an image or object.
+
+    Attributes:
+      key, path, status: columns of the index.
+      selected: whether the variants have the image.
+      backgrounds: for each mixed variant, the key of its background; None where there is none.
+    """
+
+    key: str
+    path: str
+    status: str
+    selected: bool
+    backgrounds: dict[str, str | None]
+
+
+@dataclasses.dataclass
+class ImageChanges:
+    """Changes of the images of a split.
+
+    Attributes:
+      added: images that are new.
+      removed: images that are gone, with their last status.
+      changed: images whose picture, annotation or class differs; None if this is unknown, because
+        layers are now made in another way.
+      rejected: images that are rejected now, but were accepted or absent before.
+      accepted: images that are accepted now, but were rejected before.
+      repaired: for each mixed variant, the number of images in both states that have another
+        background.
+    """
+
+    added: list[ImageRow] = dataclasses.field(default_factory=list)
+    removed: list[ImageRow] = dataclasses.field(default_factory=list)
+    changed: list[ImageRow] | None = dataclasses.field(default_factory=list)
+    rejected: list[ImageRow] = dataclasses.field(default_factory=list)
+    accepted: list[ImageRow] = dataclasses.field(default_factory=list)
+    repaired: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_input(self) -> bool:
+        """Whether the input has changed."""
+        return bool(self.added or self.removed or self.changed)
+
+
+def compare_images(before: Dataset, after: Dataset, split: str) -> ImageChanges:
+    """Compares the images of a split, which may exist in only one of the two datasets."""
+    changes = ImageChanges()
+    content: dict[_Image, ImageRow] = {}
+    for old_files, new_files in _pairs(before, after, split, _index_files):
+        old, new = _read_index(before, old_files), _read_index(after, new_files)
+        content |= new
+        _compare(old, new, changes)
+    if _segmented_alike(before, after):
+        changes.changed = [content[image] for image in _changed(before, after, split, content)]
+    else:
+        changes.changed = None
+    return changes
+
+
+def _compare(old: dict[_Image, ImageRow], new: dict[_Image, ImageRow], to: ImageChanges) -> None:
+    to.added += [new[image] for image in new.keys() - old.keys()]
+    to.removed += [old[image] for image in old.keys() - new.keys()]
+    for image, row in new.items():
+        was = old.get(image)
+        if row.status != ACCEPTED and (was is None or was.status == ACCEPTED):
+            to.rejected.append(row)
+        if was is None:
+            continue
+        if row.status == ACCEPTED != was.status:
+            to.accepted.append(row)
+        if row.selected and was.selected:
+            for name in was.backgrounds.keys() & row.backgrounds.keys():
+                is_other = row.backgrounds[name] != was.backgrounds[name]
+                to.repaired[name] = to.repaired.get(name, 0) + is_other
+
+
+def _changed(
+    before: Dataset, after: Dataset, split: str, content: dict[_Image, ImageRow]
+) -> Iterator[_Image]:
+    """Yields the images in both states whose source differs."""
+    for old_files, new_files in _pairs(before, after, split, _record_files):
+        old, new = _read_digests(before, old_files), _read_digests(after, new_files)
+        for image in sorted(old.keys() & new.keys()):
+            # A changed source changes the file of its output shard, too, so `content` has the
+            # image.
+            if old[image] != new[image] and image in content:
+                yield image
+
+
+def _segmented_alike(before: Dataset, after: Dataset) -> bool:
+    stages = (before.manifest.stages, after.manifest.stages)
+    first, second = (stage.get("segment_fingerprint") for stage in stages)
+    return first is not None and first == second
+
+
+def _index_files(dataset: Dataset, split: str) -> list[str]:
+    return [index_file(split, s, len(dataset.shards(split))) for s in dataset.shards(split)]
+
+
+def _record_files(dataset: Dataset, split: str) -> list[str]:
+    return [layer_record(split, s) for s in range(dataset.manifest.shards[split].source)]
+
+
+def _pairs(
+    before: Dataset, after: Dataset, split: str, files: Callable[[Dataset, str], list[str]]
+) -> Iterator[tuple[list[str], list[str]]]:
+    """Yields pairs: files before and files after that hold the same images and may differ.
+
+    If the states have different numbers of shards, all files are one pair, because an image may be
+    in any of them.
+    """
+    old, new = (
+        files(side, split) if split in side.manifest.shards else [] for side in (before, after)
+    )
+    if len(old) != len(new):
+        yield old, new
+        return
+    digests = [{file.path: file.sha256 for file in side.manifest.files} for side in (before, after)]
+    for first, second in zip(old, new, strict=True):
+        if digests[0][first] != digests[1][second]:
+            yield [first], [second]
+
+
+def _read_index(dataset: Dataset, files: list[str]) -> dict[_Image, ImageRow]:
+    """Reads the rows of index files."""
+    drawn = (*MIXED, EXTERNAL) if EXTERNAL in dataset.variants else MIXED
+    mixed = with_replicates(drawn, dataset.manifest.config.compose.replicates)
+    columns = ["key", "path", "status", "selected"]
+    rows = _read(dataset, files, [*columns, *(f"{name}_bg_key" for name in mixed)])
+    return {
+        image: ImageRow(
+            **{name: row[name] for name in columns},
+            backgrounds={name: row[f"{name}_bg_key"] for name in mixed},
+        )
+        for image, row in rows
+    }
+
+
+def _read_digests(dataset: Dataset, files: list[str]) -> dict[_Image, str]:
+    """Reads the digests of sources from records of layers."""
+    column = "source_digest"
+    return {image: row[column] for image, row in _read(dataset, files, ["key", column])}
+
+
+def _read(
+    dataset: Dataset, files: list[str], columns: list[str]
+) -> Iterator[tuple[_Image, dict[str, Any]]]:
+    """Yields rows with their image or object."""
+    times = Counter[str]()
+    for file in files:
+        for row in read_rows(dataset.store, file, columns):
+            key = row["key"]
+            yield (key, times[key]), row
+            times[key] += 1
+
+
+LISTED = 100
+"""Largest number of images of each kind that are listed by name; the others are only counted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """Content of changes.md.
+
+    Attributes:
+      before, after: fingerprints of the datasets.
+      causes: details of each cause of their difference: `data`, `configuration` (flags), `code`
+        (stages, libraries).
+      images: changes of images by split.
+      results: changes of the results of each analysis that compares them.
+    """
+
+    before: str
+    after: str
+    causes: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    images: Mapping[str, ImageChanges] = dataclasses.field(default_factory=dict)
+    results: Sequence[Changed] = ()
+
+
+def describe_changes(before: Dataset, after: Dataset) -> Changes:
+    """Collects the content of changes.md from two states of a dataset."""
+    old, new = before.manifest, after.manifest
+    splits = dict.fromkeys((*old.shards, *new.shards))
+    images = {split: compare_images(before, after, split) for split in splits}
+    causes = _dataset_causes(old, new, images)
+    compared = (one.parts.changes(before, after, list(causes)) for one in ANALYSES)
+    return Changes(
+        before=old.fingerprint,
+        after=new.fingerprint,
+        causes=causes,
+        images=images,
+        results=[changed for changed in compared if changed],
+    )
+
+
+def _dataset_causes(
+    old: Manifest, new: Manifest, images: dict[str, ImageChanges]
+) -> dict[str, list[str]]:
+    """Returns why two datasets differ: cause to its details."""
+    causes = {}
+    was, now = old.config.flags(), new.config.flags()
+    flags = [
+        f"--{name} "
+        + (
+            describe_list_change(was.get(name), now.get(name))
+            or f"{shown(was.get(name))} -> {shown(now.get(name))}"
+        )
+        for name in old.config.differing_flags(new.config)
+    ]
+    stages = ["segment", "compose"]
+    if not flags and old.stages.get("segment") == new.stages.get("segment"):
+        # If the fingerprint differs all the same, something else has changed, such as the
+        # segmenter.
+        stages.append("segment_fingerprint")
+    code = [
+        f"{name} {before[name]} -> {after[name]}"
+        for names, before, after in (
+            (stages, old.stages, new.stages),
+            (list(new.libraries), old.libraries, new.libraries),
+        )
+        for name in names
+        if name in before and before[name] != after[name]
+    ]
+    if any(changes.is_input for changes in images.values()):
+        causes["data"] = [
+            f"{split}: {counted(len(changes.added), 'image')} added, {len(changes.removed)} removed"
+            + ("" if changes.changed is None else f", {len(changes.changed)} changed")
+            for split, changes in images.items()
+            if changes.is_input
+        ]
+    if flags:
+        causes["configuration"] = flags
+    if code and old.files != new.files:
+        causes["code"] = code
+    return causes
+
+
+_KINDS = {
+    "added": "added",
+    "removed": "removed",
+    "changed": "changed",
+    "rejected": "rejected that were accepted or absent before",
+    "accepted": "accepted that were rejected before",
+}
+
+
+def to_markdown(changes: Changes) -> str:
+    """Formats the content of changes.md."""
+    return "\n".join(_lines(changes)) + "\n"
+
+
+def summary_of(markdown: str) -> str:
+    """Returns the line of changes.md that sums it up."""
+    return markdown.split("\n")[2]
+
+
+def _by_kind(images: ImageChanges) -> dict[str, list[ImageRow]]:
+    """Returns the changed images of each kind of change; a kind may have none."""
+    return {kind: getattr(images, kind) or [] for kind in _KINDS}
+
+
+def _one_line(changes: Changes) -> str:
+    """Sums up the changes: numbers of images (of replaced backgrounds if there is no other change
+    of images), and what each analysis finds most important."""
+    splits = changes.images.values()
+    images = [
+        f"{count} {kind}"
+        for kind in _KINDS
+        if (count := sum(len(_by_kind(split)[kind]) for split in splits))
+    ]
+    replaced = sum(sum(split.repaired.values()) for split in splits)
+    if replaced and not images:
+        images = [counted(replaced, "other background")]
+    parts = [f"images: {', '.join(images)}"] if images else []
+    parts += [part for changed in changes.results for part in changed.short]
+    nothing = ["images", *(changed.unchanged for changed in changes.results)]
+    return "; ".join(parts) or ", ".join(f"none in {name}" for name in nothing)
+
+
+def _lines(changes: Changes) -> Iterator[str]:
+    yield from ("# What has changed", "", _one_line(changes), "")
+    if changes.before == changes.after:
+        yield f"The dataset `{changes.after[:12]}` is the same; only results on it have changed."
+    else:
+        yield f"From dataset `{changes.before[:12]}` to `{changes.after[:12]}`."
+    for cause, details in changes.causes.items():
+        yield from ("", f"**{cause}**: {'; '.join(map(markdown, details))}")
+    for split, images in changes.images.items():
+        yield from _image_lines(split, images)
+    for changed in changes.results:
+        yield from changed.lines
+
+
+def _image_lines(split: str, changes: ImageChanges) -> Iterator[str]:
+    kinds = {kind: rows for kind, rows in _by_kind(changes).items() if rows}
+    repaired = {name: count for name, count in sorted(changes.repaired.items()) if count}
+    if not kinds and not repaired:
+        return
+    yield from ("", f"## Images of {markdown(split)}", "")
+    for kind, rows in kinds.items():
+        yield f"* {len(rows)} {_KINDS[kind]}"
+        listed = sorted(rows, key=lambda row: (row.key, row.path))[:LISTED]
+        yield from (f"  * {markdown(row.key)}: {row.status}" for row in listed)
+        if len(rows) > LISTED:
+            yield f"  * and {len(rows) - LISTED} more"
+    for variant, count in repaired.items():
+        has = "has" if count == 1 else "have"
+        yield f"* {count} in both versions {has} another background in {markdown(variant)}"
+
+
+def describe_list_change(old: object, new: object) -> str | None:
+    """Describes what a list has gained and lost; None if a value is no list, or only the order
+    differs.
+
+    >>> describe_list_change(("original", "no_fg"), ("original", "only_fg"))
+    'adds only_fg and lacks no_fg'
+    """
+    if not (isinstance(old, tuple) and isinstance(new, tuple)):
+        return None
+    added, missing = (
+        ",".join(str(item) for item in one if item not in other)
+        for one, other in ((new, old), (old, new))
+    )
+    parts = (f"adds {added}" if added else "", f"lacks {missing}" if missing else "")
+    return " and ".join(filter(None, parts)) or None
+
+
+def shown(value: object) -> str:
+    """Returns the value of a flag as it is typed."""
+    if value is None:
+        return "not set"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
