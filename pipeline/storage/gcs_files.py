@@ -187,9 +187,6 @@ class GcsFiles(Files):
         """Uploads a file whose presence says that other files are complete."""
         self._upload(path, file)
 
-    def create_once(self, path: str, data: bytes) -> None:
-        self._upload(path, io.BytesIO(data), if_generation_match=0)
-
     def copy(self, source: str, target: str) -> None:
         source_blob, target_blob = _blob(source), _blob(target)
 
@@ -237,7 +234,8 @@ class GcsFiles(Files):
 
     def claim(self, path: str, token: str, metadata: bytes, temporary: str) -> bool:
         try:
-            self.create_once(path, b"%s\n%s" % (text_bytes(token), metadata))
+            data = b"%s\n%s" % (text_bytes(token), metadata)
+            self._upload(path, io.BytesIO(data), if_generation_match=0)
         except FileExistsError:
             # If only the response was lost, the existing claim is this one.
             claim = self.current_claim(path)

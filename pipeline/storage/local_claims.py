@@ -27,79 +27,76 @@ _CLAIMED = (errno.ENOTEMPTY, errno.EEXIST)
 """Errors of a rename to a path that is claimed."""
 
 
-def claim(path: str, token: str, metadata: bytes, temporary: str) -> bool:
-    """Claims a path: see `Files.claim`."""
-    folder = os.path.join(temporary, token)
-    os.makedirs(folder)
-    try:
-        with open(os.path.join(folder, _METADATA), "xb") as file:
-            file.write(metadata)
-        open(os.path.join(folder, "0"), "xb").close()
-        os.rename(temporary, path)
-    except OSError as error:
-        if error.errno not in _CLAIMED:
-            raise
-        return False
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return True
+class LocalClaims:
+    """The methods of `Files` for claims."""
 
-
-def current_claim(path: str) -> PathClaim | None:
-    """Returns the claim on a path: see `Files.current_claim`."""
-    try:
-        if not stat.S_ISDIR(os.lstat(path).st_mode):
-            raise JobError(f"{path} has the name of a lock, but is none; remove it")
-        names = os.listdir(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    for token in filter(_TOKEN.fullmatch, names):
+    def claim(self, path: str, token: str, metadata: bytes, temporary: str) -> bool:
+        folder = os.path.join(temporary, token)
+        os.makedirs(folder)
         try:
-            inside = os.listdir(os.path.join(path, token))
-            state = next((name for name in inside if name.isdecimal()), "")
-            with open(os.path.join(path, token, _METADATA), "rb") as file:
-                return PathClaim(token, file.read(), state)
-        except FileNotFoundError:
-            # The claim is being removed at this moment, or a power cut has left only a part of it.
-            if os.path.isdir(os.path.join(path, token)):
-                return PathClaim(token, b"", "")
+            with open(os.path.join(folder, _METADATA), "xb") as file:
+                file.write(metadata)
+            open(os.path.join(folder, "0"), "xb").close()
+            os.rename(temporary, path)
+        except OSError as error:
+            if error.errno not in _CLAIMED:
+                raise
+            return False
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return True
+
+    def current_claim(self, path: str) -> PathClaim | None:
+        try:
+            if not stat.S_ISDIR(os.lstat(path).st_mode):
+                raise JobError(f"{path} has the name of a lock, but is none; remove it")
+            names = os.listdir(path)
+        except (FileNotFoundError, NotADirectoryError):
             return None
-    if names:
-        stray = os.path.join(path, names[0])
-        raise JobError(f"{stray} does not belong in {path}, which is a lock; remove it")
-    # An empty folder is no claim, but not every file system lets a rename replace it.
-    with contextlib.suppress(OSError):
-        os.rmdir(path)
-    return None
+        for token in filter(_TOKEN.fullmatch, names):
+            try:
+                inside = os.listdir(os.path.join(path, token))
+                state = next((name for name in inside if name.isdecimal()), "")
+                with open(os.path.join(path, token, _METADATA), "rb") as file:
+                    return PathClaim(token, file.read(), state)
+            except FileNotFoundError:
+                # The claim is being removed at this moment, or a power cut has left only a part of
+                # it.
+                if os.path.isdir(os.path.join(path, token)):
+                    return PathClaim(token, b"", "")
+                return None
+        if names:
+            stray = os.path.join(path, names[0])
+            raise JobError(f"{stray} does not belong in {path}, which is a lock; remove it")
+        # An empty folder is no claim, but not every file system lets a rename replace it.
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+        return None
 
+    def renew(self, path: str, claim: PathClaim) -> bool:
+        folder = os.path.join(path, claim.token)
+        following = str(int(claim.state or 0) + 1)
+        try:
+            if claim.state:
+                os.rename(os.path.join(folder, claim.state), os.path.join(folder, following))
+            else:
+                open(os.path.join(folder, following), "xb").close()
+        except (FileNotFoundError, FileExistsError):
+            return False
+        return True
 
-def renew(path: str, claim: PathClaim) -> bool:
-    """Renews a claim: see `Files.renew`."""
-    folder = os.path.join(path, claim.token)
-    following = str(int(claim.state or 0) + 1)
-    try:
-        if claim.state:
-            os.rename(os.path.join(folder, claim.state), os.path.join(folder, following))
-        else:
-            open(os.path.join(folder, following), "xb").close()
-    except (FileNotFoundError, FileExistsError):
-        return False
-    return True
-
-
-def unclaim(path: str, claim: PathClaim, temporary: str) -> bool:
-    """Removes a claim: see `Files.unclaim`."""
-    if current_claim(path) != claim:
-        return False
-    # A renewal between the two steps is not seen: the holder loses its claim, and stops at its next
-    # write.
-    os.makedirs(os.path.dirname(temporary), exist_ok=True)
-    try:
-        os.rename(os.path.join(path, claim.token), temporary)
-    except FileNotFoundError:
-        return False
-    shutil.rmtree(temporary, ignore_errors=True)
-    # This fails if the path is claimed again already.
-    with contextlib.suppress(OSError):
-        os.rmdir(path)
-    return True
+    def unclaim(self, path: str, claim: PathClaim, temporary: str) -> bool:
+        if self.current_claim(path) != claim:
+            return False
+        # A renewal between the two steps is not seen: the holder loses its claim, and stops at its
+        # next write.
+        os.makedirs(os.path.dirname(temporary), exist_ok=True)
+        try:
+            os.rename(os.path.join(path, claim.token), temporary)
+        except FileNotFoundError:
+            return False
+        shutil.rmtree(temporary, ignore_errors=True)
+        # This fails if the path is claimed again already.
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+        return True

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, cast
 
 from pipeline.errors import UsageError
-from pipeline.storage import local_claims
-from pipeline.storage.file_kind import MAX_READ_BYTES, Fence, FileInfo, Files, PathClaim, too_large
+from pipeline.storage.file_kind import MAX_READ_BYTES, Fence, FileInfo, Files, too_large
+from pipeline.storage.local_claims import LocalClaims
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 """Errors of file systems that cannot make a hard link."""
@@ -22,7 +22,7 @@ _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMET
 """Errors that mean that a path leads to no file that this process may use."""
 
 
-class LocalFiles(Files):
+class LocalFiles(LocalClaims, Files):
     """See `Files`."""
 
     def info(self, path: str) -> FileInfo | None:
@@ -113,12 +113,6 @@ class LocalFiles(Files):
         if durable:
             self.sync_folder(os.path.dirname(path))
 
-    def create_once(self, path: str, data: bytes) -> None:
-        self._check()
-        _make_folder_of(path)
-        with open(path, "xb") as file:
-            file.write(data)
-
     def copy(self, source: str, target: str) -> None:
         """Copies a file, as a hard link if possible. A link is safe, because files are replaced and
         never changed in place."""
@@ -192,18 +186,6 @@ class LocalFiles(Files):
         with contextlib.suppress(FileNotFoundError):
             remove(path)
 
-    def claim(self, path: str, token: str, metadata: bytes, temporary: str) -> bool:
-        return local_claims.claim(path, token, metadata, temporary)
-
-    def current_claim(self, path: str) -> PathClaim | None:
-        return local_claims.current_claim(path)
-
-    def renew(self, path: str, claim: PathClaim) -> bool:
-        return local_claims.renew(path, claim)
-
-    def unclaim(self, path: str, claim: PathClaim, temporary: str) -> bool:
-        return local_claims.unclaim(path, claim, temporary)
-
     def fenced(self, fence: Fence) -> Files:
         return FencedLocalFiles(fence)
 
@@ -214,8 +196,8 @@ class FencedLocalFiles(LocalFiles):
     Every file that is written, moved or removed passes through the claim's own folder by an atomic
     rename. A process that takes the claim over moves that folder away, so that the rename fails.
     Check and change are thus a single step, and no process can be suspended between them. They are
-    two steps only where that is impossible: for folders, for files that are created once, and on
-    file systems without hard links or where a rename fails.
+    two steps only where that is impossible: for folders, and on file systems without hard
+    links or where a rename fails.
 
     Args:
       fence: the claim that must be held.
