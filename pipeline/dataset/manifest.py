@@ -54,14 +54,14 @@ class Manifest:
     """
 
     config: DatasetConfig
-    fingerprint: str
+    fingerprint: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
     libraries: dict[str, str]
     shards: dict[str, ShardCounts]
     images: dict[str, dict[str, int]]
     rejections: dict[str, dict[str, int]]
     samples: dict[str, dict[str, dict[str, int]]]
     files: tuple[FileDigest, ...]
-    stages: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    stages: dict[str, int | str] = dataclasses.field(compare=False)
     taxonomy: Taxonomy | None = None
     backgrounds: dict[str, int] = dataclasses.field(default_factory=dict)
 
@@ -116,22 +116,13 @@ class Manifest:
                 f"release reads {FORMAT!r} version {FORMAT_VERSION}; use the release that made it, "
                 "or another folder"
             )
-        stored = convert(content, _ManifestSchema)
-        config = DatasetConfig.from_flags(stored.config)
-        _check(stored, config)
-        return cls(
-            config=config,
-            fingerprint=stored.fingerprint,
-            libraries=stored.libraries,
-            shards=stored.shards,
-            images=stored.images,
-            rejections=stored.rejections,
-            samples=stored.samples,
-            files=stored.files,
-            stages=stored.stages,
-            taxonomy=stored.taxonomy,
-            backgrounds=stored.backgrounds,
-        )
+        # Finished, because the file has the configuration as flat flags.
+        match content:
+            case {"config": dict(flags)}:
+                content |= {"config": DatasetConfig.from_flags(flags)}
+        manifest = convert(content, cls)
+        _check(manifest)
+        return manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,25 +131,9 @@ class _FormatSchema:
     format_version: int
 
 
-@dataclasses.dataclass(frozen=True)
-class _ManifestSchema:
-    """Types of the manifest file's content."""
-
-    config: dict[str, Any]
-    fingerprint: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
-    libraries: dict[str, str]
-    shards: dict[str, ShardCounts]
-    images: dict[str, dict[str, int]]
-    rejections: dict[str, dict[str, int]]
-    samples: dict[str, dict[str, dict[str, int]]]
-    files: tuple[FileDigest, ...]
-    stages: dict[str, int | str]
-    taxonomy: Taxonomy | None = None
-    backgrounds: dict[str, int] = dataclasses.field(default_factory=dict)
-
-
-def _check(stored: _ManifestSchema, config: DatasetConfig) -> None:
+def _check(stored: Manifest) -> None:
     """Checks that a manifest's parts are consistent with each other. Raises ValueError if not."""
+    config = stored.config
     check_data_paths(stored.files)
     splits = set(config.split)
     for name in ("shards", "images", "rejections", "samples"):
@@ -186,7 +161,7 @@ def _segmenter(config: DatasetConfig) -> dict[str, Any]:
     }
 
 
-def stage_versions(config: DatasetConfig) -> dict[str, Any]:
+def stage_versions(config: DatasetConfig) -> dict[str, int | str]:
     """Returns the versions of the stages and the fingerprint of the layers' configuration, so that
     a later release can tell whether it would produce the same files."""
     if config.is_imported:

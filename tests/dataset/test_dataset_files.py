@@ -163,7 +163,7 @@ def without_files(store: Store, form: str) -> Dataset:
     config = DatasetConfig(compose=ComposeConfig(formats=(form,)))
     shards = {"val": ShardCounts(1, 1)}
     empty: dict[str, dict[str, int]] = {"val": {}}
-    return Dataset(store, Manifest(config, "0" * 32, {}, shards, empty, empty, {"val": {}}, ()))
+    return Dataset(store, Manifest(config, "0" * 32, {}, shards, empty, empty, {"val": {}}, (), {}))
 
 
 def test_groups_are_held_out_as_a_whole_and_shards_as_the_split(one_worker: Path) -> None:
