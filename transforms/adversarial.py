@@ -18,9 +18,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.geometry import Mask, Pixels
 from transforms.two_way import Roles, wilson_of_pictures
-from transforms.variants import composite
 
 Labels = NDArray[np.int64]
 Grid = NDArray[np.int16]
@@ -31,23 +29,6 @@ UNTRIED = -2
 
 STRONGEST = 5
 """Number of backgrounds that are listed for each class."""
-
-
-def composites(
-    originals: Pixels, masks: Mask, backgrounds: Pixels, foreground: Labels, background: Labels
-) -> Pixels:
-    """Composes the pictures of an attack: original * mask + only_bg_t * (1 - mask).
-
-    Args:
-      originals: (F, S, S, 3) uint8.
-      masks: (F, S, S) bool, True where the foreground shows.
-      backgrounds: (B, S, S, 3) uint8, the variant `only_bg_t`.
-      foreground, background: (n,) int64, the positions of each pair's foreground and background.
-
-    Returns:
-      (n, S, S, 3) uint8.
-    """
-    return composite(originals[foreground], masks[foreground], backgrounds[background])
 
 
 @dataclasses.dataclass(frozen=True)
