@@ -1,5 +1,7 @@
-"""Selects the images of a dataset among the accepted images: balances and limits the classes, and
-makes sure that every image has backgrounds to be mixed with."""
+"""Selects images: those of a dataset among the accepted images, and those of a split to test on.
+
+The classes of a dataset are balanced and limited, and every image has backgrounds to be mixed with.
+"""
 
 from __future__ import annotations
 
@@ -142,3 +144,33 @@ def select(keys: Sequence[str], labels: Labels, *, per_class: str, seed: int) ->
     smallest = int(np.unique(labels, return_counts=True)[1].min())
     count = smallest if per_class == "min" else int(per_class)
     return lowest_hashes(keys, labels, count, seed=seed, purpose="select")
+
+
+def held_out(units: Sequence[str], share: float, seed: int = 0) -> NDArray[np.bool_]:
+    """Chooses the images that are held out for the test.
+
+    Whether an image is held out depends on its unit, the share and the seed alone. So images that
+    are added later change nothing for the others, and a larger share holds out every image that a
+    smaller share holds out.
+
+    Args:
+      units: (n,) unit of each image: its group, or its key if it has no group. A unit is never
+        divided.
+      share: share of the units that is held out on average, in [0, 1].
+      seed: seed of the keyed hash.
+
+    Returns:
+      (n,) bool, True for images to test on.
+
+    Raises:
+      ValueError: the share is out of range.
+
+    >>> held_out(["a", "b", "a", "c"], 0.5).tolist()
+    [False, True, False, True]
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"the share that is held out must be between 0 and 1: got {share}")
+    hashes = keyed_hashes(seed, "holdout", units)
+    # A double holds the hash's upper 53 bits exactly, so a share of 1 holds out all units, and a
+    # share of 0 holds out none.
+    return np.asarray((hashes >> np.uint64(11)) < share * 2.0**53, np.bool_)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pipeline.dataset.folder import Dataset
-from transforms.held_out import held_out
+from transforms.selection import held_out
 from transforms.variants import MIXED, base_of
 
 
