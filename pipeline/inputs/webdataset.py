@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from pipeline.errors import UsageError
@@ -42,7 +42,20 @@ class WebDataset(FileFormat):
         return any(name.endswith(_MARKS) for name in first_names(path) if not is_hidden(name))
 
     def list_images(self, layout: SplitLayout, taxonomy: Taxonomy) -> Iterator[SourceImage | None]:
-        return images_in_shards(layout.files, layout.root, taxonomy)
+        """Yields the images of all samples, and None for each sample without an image.
+
+        The class comes from `wnid` in the `.json`, or else from the `.cls`, or else from `label` in
+        the `.json`. Boxes come from the `.xml`, or else from `boxes` in the `.json`, each (xmin,
+        ymin, xmax, ymax). A sample whose `.json` is no object, or whose label is not a class, has a
+        `fault`; if all samples have one, UsageError is raised.
+        """
+        list_shard = functools.partial(_list_shard, root=layout.root, taxonomy=taxonomy)
+        faults: list[str] = []
+        for _, images in read_ahead(list_shard, layout.files):
+            faults += [image.fault and f"{image.name}: {image.fault}" for image in images if image]
+            yield from images
+        if faults and all(faults):
+            raise UsageError(faults[0])
 
 
 @dataclasses.dataclass
@@ -56,33 +69,6 @@ class _Sample:
 
     images: list[Member] = dataclasses.field(default_factory=list)
     others: dict[str, bytes | None] = dataclasses.field(default_factory=dict)
-
-
-def images_in_shards(
-    paths: Sequence[str], root: str, taxonomy: Taxonomy
-) -> Iterator[SourceImage | None]:
-    """Yields the images of all samples, and None for each sample without an image.
-
-    The class comes from `wnid` in the `.json`, or else from the `.cls`, or else from `label` in the
-    `.json`. Boxes come from the `.xml`, or else from `boxes` in the `.json`, each (xmin, ymin,
-    xmax, ymax). A sample whose `.json` is no object, or whose label is not a class, has a `fault`.
-
-    Args:
-      paths: absolute paths of the shards.
-      root: the input folder.
-      taxonomy: the classes that labels refer to.
-
-    Raises:
-      UsageError: a shard is incomplete or refused, or all samples have a fault.
-      OSError: a shard cannot be read.
-    """
-    list_shard = functools.partial(_list_shard, root=root, taxonomy=taxonomy)
-    faults: list[str] = []
-    for _, images in read_ahead(list_shard, paths):
-        faults += [image.fault and f"{image.name}: {image.fault}" for image in images if image]
-        yield from images
-    if faults and all(faults):
-        raise UsageError(faults[0])
 
 
 def _list_shard(path: str, root: str, taxonomy: Taxonomy) -> list[SourceImage | None]:
