@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.inputs.annotation_index import annotation_of, annotation_of_xml
+from pipeline.inputs.annotation_index import annotation_by, annotation_of
 from pipeline.inputs.archives import Member, first_names, members
 from pipeline.inputs.checksums import stamp_of
 from pipeline.inputs.input_format import FileFormat, SplitLayout
@@ -21,7 +21,7 @@ from pipeline.inputs.source_images import (
 )
 from pipeline.storage.files import relative
 from pipeline.storage.parallel import read_ahead
-from transforms.annotations import AnnotationError, annotation_from
+from transforms.annotations import AnnotationError, annotation_from, parse_annotation
 from transforms.limits import MAX_ANNOTATION_BYTES, Unread, load_json
 from transforms.taxonomy import Taxonomy
 
@@ -148,10 +148,7 @@ def _wnid(data: bytes | None, fields: dict[str, Any], taxonomy: Taxonomy) -> str
 def _annotation(xml: bytes | None, fields: dict[str, Any]) -> str | None:
     """Returns the location of the boxes in the sample, None if the sample has no boxes."""
     if xml is not None:
-        return annotation_of_xml(xml)
+        return annotation_by(parse_annotation, xml)
     if "boxes" not in fields:
         return None
-    try:
-        return annotation_of(annotation_from({**fields, "wnid": None}))
-    except AnnotationError as error:
-        return annotation_of(error)
+    return annotation_by(annotation_from, {**fields, "wnid": None})
