@@ -27,10 +27,9 @@ from transforms.filters import (
     mask_over_box,
 )
 from transforms.geometry import Mask, Pixels, ResizeCrop
-from transforms.layers import Layer, make_layer
+from transforms.layers import Layer, NoTileError, make_layer, tile_background
 from transforms.masks import GivenMask, MaskError, read_mask
 from transforms.segmentation import Segmentation, SegmentationError, SegmentFunction
-from transforms.tiling import NoTileError, tile_background
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

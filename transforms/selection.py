@@ -5,7 +5,9 @@ The classes of a dataset are balanced and limited, and every image has backgroun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import collections
+import operator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,13 +33,42 @@ def lowest_hashes(
       (n,) bool: True for the `count` images of each class with the lowest hashes; of equal hashes,
       for the lowest keys. Adding an image displaces at most one other image.
     """
-    hashes = keyed_hashes(seed, purpose, keys)
     chosen = np.zeros(len(keys), np.bool_)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label).tolist()
-        order = sorted(members, key=lambda i: (hashes[i], keys[i]))
-        chosen[order[:count]] = True
+    chosen[[i for i, rank in _ranks(keys, labels, seed, purpose) if rank < count]] = True
     return chosen
+
+
+def sample_evenly(
+    keys: Sequence[str], labels: Labels, count: int, *, seed: int, purpose: str
+) -> Flags:
+    """Chooses images at random, the same number of each class.
+
+    Args:
+      keys: (n,) keys of the images.
+      labels: (n,) int64, the class of each image.
+      count: total number of images to choose; with fewer images, all are chosen.
+      seed, purpose: arguments of the keyed hash that decides the choice.
+
+    Returns:
+      (n,) bool, True for the chosen images. The numbers of images of the classes differ by at most
+      one, unless a class has too few images. A smaller sample is part of every larger sample.
+    """
+    by_rank = sorted(_ranks(keys, labels, seed, purpose), key=operator.itemgetter(1))
+    chosen = np.zeros(len(keys), np.bool_)
+    chosen[[i for i, _ in by_rank[:count]]] = True
+    return chosen
+
+
+def _ranks(
+    keys: Sequence[str], labels: Labels, seed: int, purpose: str
+) -> Iterator[tuple[int, int]]:
+    """Yields (position, number of images of its class before it) for each image, in order of their
+    hashes; of equal hashes, in order of their keys."""
+    hashes = keyed_hashes(seed, purpose, keys).tolist()
+    before: collections.Counter[int] = collections.Counter()
+    for i in sorted(range(len(keys)), key=lambda i: (hashes[i], keys[i])):
+        yield i, before[int(labels[i])]
+        before[int(labels[i])] += 1
 
 
 def has_partners(

@@ -35,6 +35,7 @@ from pipeline.models.registry import load_model
 from transforms.adversarial import (
     UNTRIED,
     GridTally,
+    Strengths,
     challenge_accuracy,
     expected_accuracy,
     fooled,
@@ -43,10 +44,11 @@ from transforms.adversarial import (
     merge,
     strongest,
     tally,
+    try_until_turned,
 )
-from transforms.attack_grid import Strengths, sample_evenly, try_until_turned
 from transforms.intervals import wilson
 from transforms.scoring import LABEL_RULES
+from transforms.selection import sample_evenly
 from transforms.taxonomy import imagenet9
 from transforms.variants import composite
 
