@@ -17,12 +17,10 @@ from pipeline.dataset.records import (
     Staging,
     read_rows,
 )
-from pipeline.released.archive import read_contents
-from pipeline.released.archive_listing import ReleasedImage, ReleasedShard
-from pipeline.released.npy_masks import decode_npy
+from pipeline.released.archive_listing import ReleasedImage, ReleasedShard, read_contents
 from pipeline.runtime.progress import Progress
 from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
-from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
+from transforms.codec import TooManyPixelsError, UndecodableError, decode_image, decode_npy
 from transforms.filters import Reason, is_valid_key
 from transforms.limits import Unread
 from transforms.matching import block_means

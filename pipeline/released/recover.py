@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.records import ACCEPTED
-from pipeline.released.archive import read_contents
-from pipeline.released.archive_listing import ReleasedImage
+from pipeline.released.archive_listing import ReleasedImage, read_contents
 from pipeline.released.examine import ExaminedShard
 from transforms.codec import decode_image
 from transforms.geometry import Mask

@@ -19,11 +19,10 @@ from pipeline.generate.compose import index_schema
 from pipeline.generate.shard_elements import OutputShard
 from pipeline.released.archive_listing import ReleasedImage, ReleasedShard
 from pipeline.released.examine import ExaminedShard, ImportPlan, read_image, suffix_of
-from pipeline.released.npy_masks import decode_npy
 from pipeline.released.recover import BackgroundPool, MixedPicture, Recovered, recover
 from pipeline.runtime.counters import count_shard
 from pipeline.storage.store import FileDigest
-from transforms.codec import encode_png
+from transforms.codec import decode_npy, encode_png
 from transforms.geometry import Mask
 from transforms.variants import MIXED, base_of
 
