@@ -12,7 +12,7 @@ from pipeline.inputs.archives import ARCHIVES, stream
 from pipeline.inputs.image_folder import files_in
 from pipeline.inputs.location import read_location, text_location
 from pipeline.inputs.source_images import FileIndex, KeyedFile, wnid_of_folder
-from pipeline.inputs.text_lines import TextLines
+from pipeline.inputs.table_rows import TextLines
 from transforms.annotations import (
     Annotation,
     AnnotationError,

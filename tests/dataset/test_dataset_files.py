@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.commands.verify import verify
 from pipeline.dataset import latest, records
 from pipeline.dataset import layer_files as files
 from pipeline.dataset.config import ComposeConfig, DatasetConfig
@@ -26,7 +27,6 @@ from pipeline.dataset.shards import (
     parquet_file,
     webdataset_file,
 )
-from pipeline.dataset.verification import verify
 from pipeline.errors import JobError, UsageError
 from pipeline.storage.store import Store
 from pipeline.storage.tar_writer import TarWriter

@@ -166,7 +166,7 @@ def test_an_archive_is_unpacked_within_limits(
 def test_a_row_is_read_no_further_than_its_limit(
     name: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.inputs.text_lines.MAX_ROW", 1000)
+    monkeypatch.setattr("pipeline.inputs.table_rows.MAX_ROW", 1000)
     path = tmp_path / name
     # No line of the CSV files exceeds the limit by itself.
     path.write_text(text.format("x" * 995 + "\n") * 2)
