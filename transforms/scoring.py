@@ -160,7 +160,7 @@ def _meaning_of_outputs(
     if num_outputs == taxonomy.num_labels:
         return np.arange(num_outputs), None
     if num_outputs == len(taxonomy.wnids) and taxonomy.outputs is None:
-        return taxonomy.label_of_output(), taxonomy.class_names
+        return np.asarray(taxonomy.labels, np.int64), taxonomy.class_names
     in_imagenet = _outputs_in_imagenet(taxonomy)
     if num_outputs == len(classes.wnids) and None not in in_imagenet.values():
         labels = np.full(num_outputs, OUTSIDE, np.int64)

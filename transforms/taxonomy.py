@@ -17,9 +17,6 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from transforms.hashing import text_bytes
 
 IN9_NAMES = (
@@ -119,13 +116,6 @@ class Taxonomy:
         """Returns the fields that are not None, ready to be encoded as JSON."""
         fields = dataclasses.asdict(self)
         return {name: value for name, value in fields.items() if value is not None}
-
-    def label_of_output(self) -> NDArray[np.int64]:
-        """Returns the superclass label of each class, (len(wnids),) int64.
-
-        They are also the labels of the outputs, if a model has one output for each class.
-        """
-        return np.asarray(self.labels, np.int64)
 
 
 @functools.cache
