@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import shown_bytes
-from pipeline.storage.store import Store
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _GUARDED = re.compile(r"'+[=+\-@\t\r]")
@@ -53,16 +52,3 @@ def read_csv(data: bytes) -> Iterator[dict[str, str]]:
 
 def _guarded(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
-
-
-def write_csv(
-    store: Store, name: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
-) -> bool:
-    """Writes results/<name>.csv; returns whether the file has changed.
-
-    Args:
-      store: the dataset folder.
-      name: name of the table.
-      columns, rows: as for `csv_bytes`.
-    """
-    return store.update(f"results/{name}.csv", csv_bytes(columns, rows))
