@@ -1,4 +1,5 @@
-"""Turns the bytes of one source image into layers, or into the reasons for its rejection.
+"""Turns the bytes of one source image into layers, or into the reasons for its rejection. Or crops
+the whole image, for IN-9L and for scenes.
 
 Filters 1 to 3 of the protocol are applied here, the others in `transforms.filters`. Filter 1
 rejects a picture that cannot be decoded. (A missing picture is in no listing.)
@@ -7,6 +8,7 @@ rejects a picture that cannot be decoded. (A missing picture is in no listing.)
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Sequence
 
 from transforms.annotations import Annotation, AnnotationError, Box, parse_annotation
@@ -34,10 +36,12 @@ from transforms.segmentation import Segmentation, SegmentationError, SegmentFunc
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cut:
-    """The result of cutting a source image, or one of its objects.
+    """The result of cutting a source image, or one of its objects, or of cropping it.
 
     Attributes:
-      layer: the layer; None if the image or object was rejected.
+      layer: the layer; None if the image or object was rejected, or stays whole.
+      image: the image that stays whole, (S, S, 3) uint8, RGB, after Resize + CenterCrop; None if it
+        is cut apart, or was rejected.
       reason: reason for the rejection; None if the image or object was accepted.
       detail: exact cause of the rejection, for people; empty if the image or object was accepted.
       width, height: native size in pixels, None if the image was not decoded.
@@ -51,6 +55,7 @@ class Cut:
     """
 
     layer: Layer | None = None
+    image: Pixels | None = None
     reason: Reason | None = None
     detail: str = ""
     width: int | None = None
@@ -59,6 +64,11 @@ class Cut:
     mask_over_box: float | None = None
     fallback: str = ""
     number: int = 0
+
+    @property
+    def digest(self) -> str | None:
+        """First 16 hexadecimal digits of the SHA-256 of the pixels of `image`; None without it."""
+        return None if self.image is None else hashlib.sha256(self.image.tobytes()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,12 +154,10 @@ def read_image(
     if isinstance(boxes, Cut):
         return boxes
     parsed, given_mask = boxes
-    try:
-        decoded = AnnotatedImage(decode_source(image), parsed.boxes, given_mask)
-    except UndecodableError as error:
-        return Cut(reason=Reason.UNDECODABLE, detail=str(error))
-    except TooManyPixelsError as error:
-        return Cut(reason=Reason.TOO_MANY_PIXELS, detail=str(error))
+    pixels = _decode(image)
+    if isinstance(pixels, Cut):
+        return pixels
+    decoded = AnnotatedImage(pixels, parsed.boxes, given_mask)
     width, height = decoded.width, decoded.height
     if parsed.width not in (None, width) or parsed.height not in (None, height):
         return decoded.reject(
@@ -163,6 +171,16 @@ def read_image(
             f"mask {mask_width} x {mask_height}, image {width} x {height}",
         )
     return decoded
+
+
+def _decode(image: bytes) -> Pixels | Cut:
+    """Decodes a source image; returns its rejection if that is impossible (filter 1)."""
+    try:
+        return decode_source(image)
+    except UndecodableError as error:
+        return Cut(reason=Reason.UNDECODABLE, detail=str(error))
+    except TooManyPixelsError as error:
+        return Cut(reason=Reason.TOO_MANY_PIXELS, detail=str(error))
 
 
 def check_annotation(
@@ -384,3 +402,38 @@ def _segment(
         return segment(pixels, box, seed)
     assert given_mask is not None
     return Segmentation(given_mask)
+
+
+def crop_whole(
+    image: bytes, *, resize: int, crop: int, interpolation: str, pad: bool = False
+) -> Cut:
+    """Decodes an image, resizes it, and crops it.
+
+    Args:
+      image: the image file's bytes.
+      resize: shorter side after the resize, in pixels.
+      crop: side of the centre crop, in pixels; at most `resize`.
+      interpolation: one of `INTERPOLATIONS`.
+      pad: see `ResizeCrop.for_size`.
+
+    Returns:
+      A `Cut` with `image`, or with the reason for its rejection. Broken or hostile bytes lead to a
+      rejection; they never raise an error.
+
+    Raises:
+      ValueError: the crop is larger than the resize, or below 1.
+      KeyError: the interpolation is unknown.
+      MemoryError: the picture does not fit into memory.
+    """
+    pixels = _decode(image)
+    if isinstance(pixels, Cut):
+        return pixels
+    height, width = pixels.shape[:2]
+    # Checked before anything of the resized size is allocated.
+    problem = "" if pad else check_narrow(width, height, resize)
+    if problem:
+        return Cut(reason=Reason.TOO_MANY_PIXELS, detail=problem, width=width, height=height)
+    transform = ResizeCrop.for_size(
+        native_width=width, native_height=height, resize=resize, crop=crop, pad=pad
+    )
+    return Cut(image=transform.image(pixels, interpolation), width=width, height=height)
