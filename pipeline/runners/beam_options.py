@@ -44,14 +44,6 @@ class _BeamParser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def _beam_parser() -> argparse.ArgumentParser:
-    """Returns a parser of all flags that Beam knows."""
-    parser = _BeamParser(add_help=False, conflict_handler="resolve", allow_abbrev=False)
-    for options in PipelineOptions.__subclasses__():
-        options._add_argparse_args(parser)
-    return parser
-
-
 def unknown_to_beam(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Finds arguments that Beam does not know.
 
@@ -61,7 +53,9 @@ def unknown_to_beam(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
       UsageError: Beam refuses a value.
     """
-    parser = _beam_parser()
+    parser = _BeamParser(add_help=False, conflict_handler="resolve", allow_abbrev=False)
+    for options in PipelineOptions.__subclasses__():
+        options._add_argparse_args(parser)
     unknown = parser.parse_known_args(arguments)[1]
     return unknown, re.findall(r"--\w+", parser.format_usage())
 
@@ -156,10 +150,6 @@ def _translate(error: Exception) -> Exception:
     return JobError(f"{lines[-1]}. Run the same command again to go on")
 
 
-def _has_worker_processes(options: PipelineOptions) -> bool:
-    return bool(options.view_as(DirectOptions).direct_running_mode == "multi_processing")
-
-
 def run_pipeline(
     pipeline: beam.Pipeline, progress: Progress, log: str, submission: Submission | None = None
 ) -> dict[str, int] | None:
@@ -178,11 +168,11 @@ def run_pipeline(
       UsageError, JobError: raised in the pipeline; other errors become a JobError.
     """
     waits = submission is None or submission.waits
-    processes = _has_worker_processes(pipeline.options)
+    mode = pipeline.options.view_as(DirectOptions).direct_running_mode
     items = {one.name: one.items for one in ANALYSES if one.runs_models}
     with (
         in_one_line(log, _translate),
-        job_log(log, worker_processes=processes),
+        job_log(log, worker_processes=mode == "multi_processing"),
         show_progress(progress, items=items) if waits else contextlib.nullcontext(),
         servers_stopped(pipeline.runner),
         servers_on_loopback(pipeline.options),

@@ -61,16 +61,13 @@ class GcsFiles(Files):
 
     def is_folder(self, path: str) -> bool:
         with contextlib.suppress(FileNotFoundError), translated(path):  # No such bucket.
-            # Not `_list`: the object that shows an empty folder comes first, and counts here.
+            # Not `walk`: the object that shows an empty folder comes first, and counts here.
             return next(iter(_blobs(path, max_results=1)), None) is not None
         return False
 
-    def walk(self, folder: str) -> Iterator[FileInfo]:
-        return self._list(folder)
-
     def file_paths(self, folder: str) -> list[str]:
         with contextlib.suppress(FileNotFoundError):  # No such bucket.
-            return sorted(info.path for info in self._list(folder, delimiter="/"))
+            return sorted(info.path for info in self.walk(folder, delimiter="/"))
         return []
 
     def folder_names(self, folder: str) -> list[str]:
@@ -80,7 +77,7 @@ class GcsFiles(Files):
             return [prefix.split("/")[-2] for prefix in blobs.prefixes]
         return []
 
-    def _list(self, folder: str, **options: Any) -> Iterator[FileInfo]:
+    def walk(self, folder: str, **options: Any) -> Iterator[FileInfo]:
         with translated(folder):
             for blob in _blobs(folder, **options):
                 if not blob.name.endswith("/"):  # Consoles make such objects to show empty folders.
