@@ -8,14 +8,14 @@ import functools
 import itertools
 import tarfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest
-from pipeline.dataset.records import read_rows
+from pipeline.dataset.records import Row, read_rows
 from pipeline.dataset.shards import index_file, parquet_file, webdataset_file
 from pipeline.dataset.sinks import SAMPLE_FIELDS, Sample
 from pipeline.errors import JobError, UsageError
@@ -164,13 +164,13 @@ class Dataset:
             f"see: in9 verify --dataset {self.store.root}"
         )
 
-    def index(self, split: str) -> Iterator[dict[str, Any]]:
+    def index(self, split: str) -> Iterator[Row]:
         """Yields the index rows of a split: one for every source image, or for every object with
         `--objects each`."""
         for shard in self.shards(split):
             yield from self.index_of_shard(split, shard)
 
-    def index_of_shard(self, split: str, shard: int) -> list[dict[str, Any]]:
+    def index_of_shard(self, split: str, shard: int) -> list[Row]:
         """Reads the index rows of an output shard, in the order of its samples."""
         return read_rows(self.store, self.index_path(split, shard))
 

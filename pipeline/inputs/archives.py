@@ -41,7 +41,9 @@ _MAX_DEPTH = 3
 """Largest number of archives inside each other, counting the outermost. ImageNet's annotations have
 two levels: an archive with one archive for each class."""
 
-_COMPRESSIONS: dict[bytes, Callable[[Any], Any]] = {
+Unpacker = Callable[[Any], Any]
+"""A function that opens a compressed file."""
+_COMPRESSIONS: dict[bytes, Unpacker] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ": lzma.open,
@@ -49,7 +51,7 @@ _COMPRESSIONS: dict[bytes, Callable[[Any], Any]] = {
 """Functions that open a compressed file, by the first bytes of the file."""
 
 
-def unpacker_of(start: bytes) -> Callable[[Any], Any] | None:
+def unpacker_of(start: bytes) -> Unpacker | None:
     """Returns the function that opens a compressed file, given its first bytes; None if the file is
     not compressed."""
     return next((each for magic, each in _COMPRESSIONS.items() if start.startswith(magic)), None)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pipeline.dataset.manifest import FORMAT as DATASET
 from pipeline.errors import UsageError
 from pipeline.inputs.annotation_index import annotation_of
-from pipeline.inputs.coco import coco_objects, is_coco, mask_text
+from pipeline.inputs.coco import Content, coco_objects, is_coco, mask_text
 from pipeline.inputs.input_format import InputFormat, SplitLayout
 from pipeline.inputs.location import text_location
 from pipeline.inputs.parquet import holds_pictures
@@ -88,7 +88,7 @@ class ListedImage:
 
     row: TableRow
     path: str
-    columns: dict[str, Any] = dataclasses.field(default_factory=dict)
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
     objects: list[tuple[str, object]] = dataclasses.field(default_factory=list)
     segmentations: list[object] | None = None
 
@@ -204,7 +204,7 @@ def _source_image(image: ListedImage, root: str, infos: dict[str, FileInfo | Non
     )
 
 
-def _mask_location(columns: dict[str, Any], segmentations: list[object]) -> str | None:
+def _mask_location(columns: dict[str, str], segmentations: list[object]) -> str | None:
     """Returns the location of a mask that the table itself holds; None if the table does not tell
     the size of the image."""
     try:
@@ -249,7 +249,7 @@ def _parse_json(path: str, identity: str) -> object:
     return read_json(path, FLAG)
 
 
-def content_of_coco(path: str) -> dict[str, list[Any]] | None:
+def content_of_coco(path: str) -> Content | None:
     """Reads COCO's JSON; returns None for other tables.
 
     Raises:
@@ -300,7 +300,7 @@ def images_of_rows(path: str, root: str) -> Iterator[ListedImage]:
     return iter(images.values())
 
 
-def images_of_coco(path: str, root: str, content: Mapping[str, list[Any]]) -> Iterator[ListedImage]:
+def images_of_coco(path: str, root: str, content: Content) -> Iterator[ListedImage]:
     """Yields the images of COCO's JSON, in its order.
 
     Args:

@@ -8,15 +8,14 @@ from __future__ import annotations
 import dataclasses
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
 
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.shards import ShardCounts
 from pipeline.errors import UsageError
 from pipeline.generate.shard_elements import SplitTotals
-from pipeline.inputs.archives import members, naming, unpacker_of
+from pipeline.inputs.archives import Unpacker, members, naming, unpacker_of
 from pipeline.inputs.location import member_location, read_location
 from pipeline.released.names import label_of_folder, parse_mixed, parse_stem
 from pipeline.storage.file_kind import FileInfo
@@ -61,7 +60,7 @@ def is_packed(source: str) -> bool:
     return files_of(source).info(source) is not None and _unpacker(source) is not None
 
 
-def _unpacker(source: str) -> Callable[[Any], Any] | None:
+def _unpacker(source: str) -> Unpacker | None:
     with files_of(source).open(source) as file:
         return unpacker_of(file.read(8))
 
@@ -102,7 +101,7 @@ def list_files(source: str, store: Store) -> list[ArchiveLocation]:
         ]
 
 
-def _unpack(source: str, info: FileInfo, unpacker: Callable[[Any], Any], store: Store) -> str:
+def _unpack(source: str, info: FileInfo, unpacker: Unpacker, store: Store) -> str:
     """Unpacks a compressed tar, unless an earlier run has done so; returns the path of the tar."""
     target = f"{IMPORT_FOLDER}/{fingerprint(source, info.size, info.identity)}.tar"
     if not store.exists(target):

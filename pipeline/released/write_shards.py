@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.fingerprints import fingerprint
-from pipeline.dataset.records import ACCEPTED, Record, read_rows
+from pipeline.dataset.records import ACCEPTED, Record, Row, read_rows
 from pipeline.dataset.shards import bucket_hash, index_file
 from pipeline.dataset.sinks import Sample, Sink, digests_of, open_sinks, sample_schema
 from pipeline.generate.compose import index_schema
@@ -90,8 +89,8 @@ class ShardWriter:
         return OutputShard(totals, shard).composed(record, rows)
 
     def _make(
-        self, shard: ReleasedShard, rows: list[dict[str, Any]], index: str, checksum: str
-    ) -> tuple[Record, list[dict[str, Any]]]:
+        self, shard: ReleasedShard, rows: list[Row], index: str, checksum: str
+    ) -> tuple[Record, list[Row]]:
         """Writes the shard's variants, then its index; returns the index's record and rows."""
         files = self._write_variants(shard, rows)
         schema = imported_index_schema(self.job.config)
@@ -99,9 +98,7 @@ class ShardWriter:
         table = pa.Table.from_pylist(content, schema)
         return self.job.staging.write(index, table, checksum, files), table.to_pylist()
 
-    def _write_variants(
-        self, shard: ReleasedShard, rows: list[dict[str, Any]]
-    ) -> tuple[FileDigest, ...]:
+    def _write_variants(self, shard: ReleasedShard, rows: list[Row]) -> tuple[FileDigest, ...]:
         """Writes all variants, and adds `selected` and the columns of the backgrounds to the
         rows."""
         images = {image.stem: image for image in shard.images}
@@ -126,7 +123,7 @@ class ShardWriter:
 
     def _write_batch(
         self,
-        rows: list[dict[str, Any]],
+        rows: list[Row],
         images: dict[str, ReleasedImage],
         sinks: dict[str, list[Sink]],
     ) -> None:
@@ -147,7 +144,7 @@ class ShardWriter:
 
     def _recover(
         self,
-        rows: list[dict[str, Any]],
+        rows: list[Row],
         images: dict[str, ReleasedImage],
         contents: list[dict[str, bytes]],
         masks: list[Mask],
@@ -174,9 +171,7 @@ class ShardWriter:
                 row[f"{variant}_bg_next_difference"] = recovered.next_difference
         return recovered_by_picture
 
-    def _sample(
-        self, row: dict[str, Any], picture: bytes, background: ReleasedImage | None
-    ) -> Sample:
+    def _sample(self, row: Row, picture: bytes, background: ReleasedImage | None) -> Sample:
         return Sample(
             key=row["key"],
             image=picture,

@@ -12,7 +12,6 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from pipeline.errors import shown_bytes
 
@@ -29,7 +28,7 @@ class _LineFeedRows(io.StringIO):
         return super().write(row.removesuffix("\r\n") + "\n")
 
 
-def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> bytes:
     """Returns the content of a CSV file.
 
     Args:
@@ -50,5 +49,5 @@ def read_csv(data: bytes) -> Iterator[dict[str, str]]:
         yield {name: value[bool(_GUARDED.match(value)) :] for name, value in row.items()}
 
 
-def _guarded(value: Any) -> Any:
+def _guarded(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
