@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset.records import Staging
+from pipeline.dataset.records import BOX_TYPE, Staging
 from pipeline.dataset.shards import parquet_file, webdataset_file
 from pipeline.errors import shown_bytes
 from pipeline.storage.store import FileDigest, HashingFile, Store
@@ -51,14 +51,12 @@ SAMPLE_FIELDS = [
     pa.field("bg_key", pa.string()),
     pa.field("bg_label", pa.int64()),
     pa.field("bg_wnid", pa.string()),
-    pa.field("box", pa.list_(pa.int32())),
+    pa.field("box", BOX_TYPE),
     pa.field("fg_fraction", pa.float64()),
 ]
 """Columns of a sample other than key and image, null where a picture has no such value. `box` is
-(x0, y0, x1, y1) in output pixels, half-open; it is stored as a list of variable size, because
-pyarrow cannot read lists of fixed size back from Parquet if some of them are null. `fg_fraction` is
-in [0, 1]. All columns are nullable, because Hugging Face ignores the features in a schema if any of
-its columns is not nullable."""
+(x0, y0, x1, y1) in output pixels, half-open. `fg_fraction` is in [0, 1]. All columns are nullable,
+because Hugging Face ignores the features in a schema if any of its columns is not nullable."""
 
 
 def sample_schema(label_names: Sequence[str]) -> pa.Schema:
