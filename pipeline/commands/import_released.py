@@ -30,8 +30,7 @@ from pipeline.released.archive_listing import (
     read_listing,
 )
 from pipeline.released.examine import ImportPlan, examine_shard
-from pipeline.released.recover import BackgroundPool
-from pipeline.released.write_shards import ShardWriter, mixed_variants
+from pipeline.released.write_shards import BackgroundPool, ShardWriter, mixed_variants
 from pipeline.runtime.leftovers import removed_if_refused
 from pipeline.runtime.local_loop import map_shards, run_locally
 from pipeline.runtime.lock import DATASET_LOCK, held
