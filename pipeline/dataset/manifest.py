@@ -82,13 +82,21 @@ class Manifest:
     def to_json(self) -> bytes:
         """Returns the manifest file's bytes, which are the same for equal manifests with equal
         `stages`."""
+        has_segmenter = not (self.config.is_imported or self.config.segment.is_whole)
+        segmenter = self.config.segment.describe_segmenter()
+        described = {
+            "method": segmenter.method,
+            "version": segmenter.version,
+            "parameters": segmenter.parameters,
+        }
         content = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "config": self.config.flags(),
             "fingerprint": self.fingerprint,
             "stages": self.stages,
-            **_segmenter(self.config),
+            # Without masks there is none, and the origin of imported masks is unknown.
+            **({"segmenter": described} if has_segmenter else {}),
             "libraries": self.libraries,
             "shards": {split: dataclasses.asdict(c) for split, c in self.shards.items()},
             "images": self.images,
@@ -144,21 +152,6 @@ def _check(stored: Manifest) -> None:
             raise ValueError(f"images of {split} lack {', '.join(sorted(missing))}")
         if set(stored.samples[split]) != set(config.compose.composed):
             raise ValueError(f"samples of {split} must have the variants of its configuration")
-
-
-def _segmenter(config: DatasetConfig) -> dict[str, Any]:
-    """Describes the segmenter; empty if there are no masks, or if they were imported, in which case
-    their origin is unknown."""
-    if config.is_imported or config.segment.is_whole:
-        return {}
-    segmenter = config.segment.describe_segmenter()
-    return {
-        "segmenter": {
-            "method": segmenter.method,
-            "version": segmenter.version,
-            "parameters": segmenter.parameters,
-        }
-    }
 
 
 def stage_versions(config: DatasetConfig) -> dict[str, int | str]:

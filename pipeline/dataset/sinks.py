@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -89,23 +89,36 @@ def sample_schema(label_names: Sequence[str]) -> pa.Schema:
     )
 
 
-class Sink(Protocol):
-    """A file that takes the samples of one shard, in order."""
+class Sink:
+    """A file that takes the samples of one shard, in order.
+
+    Args:
+      path: the file's final path.
+      file: the open file; None until there is one.
+    """
+
+    def __init__(self, path: str, file: HashingFile | None = None) -> None:
+        self._path = path
+        self._file = file
+        self._num_samples = 0
 
     def add(self, sample: Sample) -> None:
         """Appends a sample."""
+        self._num_samples += 1
 
     def digest(self) -> FileDigest | None:
         """Returns the digest of the file, or None if there is no file; call it only after the sink
         is closed."""
+        if self._file is None:
+            return None
+        return FileDigest(self._path, self._file.size, self._file.sha256, self._num_samples)
 
 
-class ParquetSink:
+class ParquetSink(Sink):
     """A Parquet file with row groups of about `ROW_GROUP_BYTES`; an empty shard has no rows."""
 
     def __init__(self, file: HashingFile, schema: pa.Schema, path: str) -> None:
-        self._file = file
-        self._path = path
+        super().__init__(path, file)
         self._schema = schema
         # Pictures are compressed already, and have no useful dictionary or statistics.
         columns = [name for name in schema.names if name != "image"]
@@ -122,7 +135,6 @@ class ParquetSink:
         )
         self._rows: list[dict[str, Any]] = []
         self._pending_bytes = 0
-        self._num_samples = 0
 
     @classmethod
     @contextlib.contextmanager
@@ -138,9 +150,9 @@ class ParquetSink:
                 sink._writer.close()
 
     def add(self, sample: Sample) -> None:
+        super().add(sample)
         image = {"bytes": sample.image, "path": f"{sample.key}.{sample.suffix}"}
         self._rows.append({"key": sample.key, "image": image, **sample.fields})
-        self._num_samples += 1
         self._pending_bytes += len(sample.image)
         if self._pending_bytes >= ROW_GROUP_BYTES:
             self._write()
@@ -151,22 +163,17 @@ class ParquetSink:
             self._rows.clear()
             self._pending_bytes = 0
 
-    def digest(self) -> FileDigest | None:
-        return FileDigest(self._path, self._file.size, self._file.sha256, self._num_samples)
 
-
-class WebDatasetSink:
+class WebDatasetSink(Sink):
     """A tar with members `<key>.jpg|png`, `<key>.cls` and `<key>.json`; an empty shard has no
     file."""
 
     def __init__(self, stack: contextlib.ExitStack, store: Store, staged: str, path: str) -> None:
+        super().__init__(path)
         self._stack = stack
         self._store = store
         self._staged = staged
-        self._path = path
-        self._file: HashingFile | None = None
         self._tar: TarWriter | None = None
-        self._num_samples = 0
 
     @classmethod
     @contextlib.contextmanager
@@ -179,6 +186,7 @@ class WebDatasetSink:
                 sink._tar.close()
 
     def add(self, sample: Sample) -> None:
+        super().add(sample)
         if self._tar is None:
             self._file = self._stack.enter_context(self._store.create(self._staged))
             self._tar = TarWriter(self._file)
@@ -186,12 +194,6 @@ class WebDatasetSink:
         self._tar.add(f"{sample.key}.{sample.suffix}", sample.image)
         self._tar.add(f"{sample.key}.cls", shown_bytes(str(sample.fields["label"])))
         self._tar.add(f"{sample.key}.json", shown_bytes(json.dumps(fields, sort_keys=True)))
-        self._num_samples += 1
-
-    def digest(self) -> FileDigest | None:
-        if self._file is None:
-            return None
-        return FileDigest(self._path, self._file.size, self._file.sha256, self._num_samples)
 
 
 def open_sinks(

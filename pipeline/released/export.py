@@ -57,12 +57,6 @@ def note_file(split: str) -> str:
     return f"export-{split}.json"
 
 
-def images_file(split: str) -> str:
-    """Returns the path of an export's table of images: their released names, keys, classes and
-    backgrounds."""
-    return f"images-{split}.csv"
-
-
 @dataclasses.dataclass(frozen=True)
 class ExportPlan:
     """What to export, and where to write it.
@@ -198,7 +192,8 @@ def _finish(job: ExportPlan, shards: Iterable[int]) -> int:
             target.make_folder(job.folder(variant, label))
     mixed = [f"{v}_bg_key" for v in job.dataset.variants if base_of(v) in (*MIXED, EXTERNAL)]
     rows = sorted(images.values(), key=lambda row: str(row["stem"]))
-    target.update(images_file(job.split), csv_bytes(("stem", "key", "wnid", "label", *mixed), rows))
+    columns = ("stem", "key", "wnid", "label", *mixed)
+    target.update(f"images-{job.split}.csv", csv_bytes(columns, rows))
     note = {
         "format": FORMAT,
         "format_version": EXPORT_VERSION,

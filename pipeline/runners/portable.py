@@ -57,7 +57,10 @@ def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
     portable = options.view_as(PortableOptions)
     if runner == _NEED_ENDPOINT and not portable.job_endpoint:
         raise UsageError("--runner=PortableRunner needs --job_endpoint=HOST:PORT of a job server")
-    if portable.job_endpoint and not _has_package(portable):
+    # Other environments can contain our package; without a name, these are Beam's own image.
+    is_named = portable.environment_config or portable.environment_options
+    has_package = portable.environment_type not in (None, "DOCKER") or is_named
+    if portable.job_endpoint and not has_package:
         raise UsageError(
             "workers would run Beam's own image, which does not contain in9; name worker pools "
             "with --environment_type=EXTERNAL --environment_config=HOST:PORT, or an image with "
@@ -75,13 +78,6 @@ def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
     # Beam would apply the user's limit also to the stream of the job's states, and so to the whole
     # job.
     portable.job_server_timeout = _JOB_SECONDS
-
-
-def _has_package(portable: PortableOptions) -> bool:
-    """Returns whether the flags name an environment of the workers that can contain our package."""
-    if portable.environment_type in (None, "DOCKER"):
-        return bool(portable.environment_config or portable.environment_options)
-    return True
 
 
 def _check_answer(endpoint: str, seconds: float) -> None:
