@@ -37,9 +37,8 @@ from pipeline.jobs.finish_job import JobSummary, print_summary
 from pipeline.jobs.main_job import MainJob, TakeLock, check_unchanged, manifest_state
 from pipeline.jobs.publish import check_publishing, describe_published
 from pipeline.report import REPORT
-from pipeline.runners.beam_options import pipeline_options, run_pipeline
+from pipeline.runners.beam_options import is_portable, pipeline_options, run_pipeline
 from pipeline.runners.dataflow_submission import flags_of_workers, submission_from_flags
-from pipeline.runners.portable import is_portable
 from pipeline.runtime.leftovers import remove_leftovers, removed_if_refused
 from pipeline.runtime.lock import DATASET_LOCK, held, with_new_job
 from pipeline.runtime.progress import Progress
