@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 from pipeline.dataset.records import Row
+from pipeline.dataset.sinks import TarWriter
 from pipeline.storage.store import Store
-from pipeline.storage.tar_writer import TarWriter
 from transforms.codec import decode_image, decode_mask, encode_mask, encode_png
 from transforms.geometry import OutputBox
 from transforms.hashing import text_bytes

@@ -1,4 +1,5 @@
-"""Sinks write one variant's output shard as a Parquet file or a WebDataset tar.
+"""Sinks write one variant's output shard as a Parquet file or a WebDataset tar. Tars have
+reproducible bytes and known offsets.
 
 A sink appends samples to one new file, which becomes visible, complete, when the `with` block of
 `open` ends, or later with a store from `Store.together`. All samples have the same fields in both
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +22,6 @@ from pipeline.dataset.records import BOX_TYPE, Staging
 from pipeline.dataset.shards import parquet_file, webdataset_file
 from pipeline.errors import shown_bytes
 from pipeline.storage.store import FileDigest, HashingFile, Store
-from pipeline.storage.tar_writer import TarWriter
 
 ROW_GROUP_BYTES = 4 << 20
 """Bytes of pictures that a Parquet sink collects before it writes them as a row group."""
@@ -242,3 +243,28 @@ def digests_of(sinks: Mapping[str, Sequence[Sink]]) -> tuple[FileDigest, ...]:
     closed."""
     digests = [sink.digest() for variant_sinks in sinks.values() for sink in variant_sinks]
     return tuple(digest for digest in digests if digest is not None)
+
+
+_TAR_BLOCK = 512
+
+
+class TarWriter:
+    """A tar file whose members have a fixed owner, mode and time, and known offsets."""
+
+    def __init__(self, file: HashingFile) -> None:
+        self._file = file
+
+    def add(self, name: str, data: bytes) -> int:
+        """Appends a file; returns the offset of its content in the tar, in bytes."""
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        info.mode = 0o644
+        self._file.write(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
+        offset = self._file.size
+        self._file.write(data)
+        self._file.write(bytes(-len(data) % _TAR_BLOCK))
+        return offset
+
+    def close(self) -> None:
+        """Writes the end-of-archive mark."""
+        self._file.write(bytes(2 * _TAR_BLOCK))

@@ -28,6 +28,7 @@ from pipeline.dataset.records import (
     read_rows,
 )
 from pipeline.dataset.shards import ShardCounts, bucket_hash, layer_record, layer_tar
+from pipeline.dataset.sinks import TarWriter
 from pipeline.errors import counted
 from pipeline.generate.cut_source import (
     SourceBytes,
@@ -51,7 +52,6 @@ from pipeline.runtime.progress import Meter, Progress
 from pipeline.storage.parallel import read_ahead
 from pipeline.storage.state_files import read_intact, warn_damaged
 from pipeline.storage.store import FileDigest, HashingFile
-from pipeline.storage.tar_writer import TarWriter
 from transforms.cutting import Cut
 from transforms.filters import Reason, is_valid_key
 from transforms.taxonomy import OUTSIDE

@@ -110,10 +110,7 @@ class GcsFiles(Files):
 
     def read_ranges(self, path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
         spans = _spans([span for span in ranges if span[1]])
-        if len(spans) == 1:
-            contents = [self._range(path, *spans[0])]
-        else:
-            contents = in_parallel(lambda span: self._range(path, *span), spans)
+        contents = in_parallel(lambda span: self._range(path, *span), spans)
         parts = []
         for offset, length in ranges:
             part = b""

@@ -27,9 +27,9 @@ from pipeline.dataset.shards import (
     parquet_file,
     webdataset_file,
 )
+from pipeline.dataset.sinks import TarWriter
 from pipeline.errors import JobError, UsageError
 from pipeline.storage.store import Store
-from pipeline.storage.tar_writer import TarWriter
 from transforms.geometry import OutputBox
 from transforms.layers import Layer
 
