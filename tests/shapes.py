@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.inputs.formats import FORMATS
-from pipeline.inputs.input_format import SplitLayout
+from pipeline.inputs.input_format import InputFormat, SplitLayout
 from pipeline.inputs.source_images import SourceImage
 from transforms.taxonomy import Taxonomy, imagenet9
 
@@ -36,12 +35,12 @@ def _boxes(xml: str) -> list[list[int]]:
 
 
 def listed(
-    kind: str, root: Path, *files: str, taxonomy: Taxonomy | None = None
+    form: InputFormat, root: Path, *files: str, taxonomy: Taxonomy | None = None
 ) -> list[SourceImage | None]:
     """Lists the images of split val in files of a format, or in a folder of images."""
     paths = tuple(f"{root}/{name}" for name in files)
-    layout = SplitLayout(kind, "val", str(root), f"{root}/val", paths)
-    return list(FORMATS[kind].list_images(layout, taxonomy or imagenet9()))
+    layout = SplitLayout(form.kind, "val", str(root), f"{root}/val", paths)
+    return list(form.list_images(layout, taxonomy or imagenet9()))
 
 
 def tar_bytes(files: Iterable[tuple[str, bytes]], mode: str = "w") -> bytes:

@@ -142,7 +142,7 @@ def labels_of_outputs(num_outputs: int, taxonomy: Taxonomy) -> Labels:
 def _meaning_of_outputs(
     num_outputs: int, taxonomy: Taxonomy
 ) -> tuple[Labels, tuple[str, ...] | None] | None:
-    """Interprets a model's outputs as `labels_of_outputs` says.
+    """Finds the meaning of a model's outputs, as `labels_of_outputs` says.
 
     Returns:
       The superclass of each output, and the name of its class, or None if the outputs are
