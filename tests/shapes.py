@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from transforms.taxonomy import imagenet9
+from pipeline.inputs.input_format import InputFormat, SplitLayout
+from pipeline.inputs.source_images import SourceImage
+from transforms.taxonomy import Taxonomy, imagenet9
 
 
 def _images(source: Path) -> list[Path]:
@@ -30,6 +32,15 @@ def _boxes(xml: str) -> list[list[int]]:
     corners = (re.findall(rf"<{name}>(\d+)</{name}>", xml) for name in ("xmin", "ymin"))
     ends = (re.findall(rf"<{name}>(\d+)</{name}>", xml) for name in ("xmax", "ymax"))
     return [[int(value) for value in box] for box in zip(*corners, *ends, strict=True)]
+
+
+def listed(
+    form: InputFormat, root: Path, *files: str, taxonomy: Taxonomy | None = None
+) -> list[SourceImage | None]:
+    """Lists the images of split val in files of a format, or in a folder of images."""
+    paths = tuple(f"{root}/{name}" for name in files)
+    layout = SplitLayout(form.kind, "val", str(root), f"{root}/val", paths)
+    return list(form.list_images(layout, taxonomy or imagenet9()))
 
 
 def tar_bytes(files: Iterable[tuple[str, bytes]], mode: str = "w") -> bytes:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from pipeline.commands.verify import verify
 from pipeline.dataset.folder import Dataset, read_parquet, read_webdataset
 from pipeline.dataset.latest import reading_store
 from pipeline.dataset.layer_files import PARTS
 from pipeline.dataset.records import ACCEPTED, count_sources
 from pipeline.dataset.shards import parquet_file, webdataset_file
 from pipeline.dataset.sinks import Sample
-from pipeline.dataset.verification import verify
 from pipeline.storage.store import Store
 
 

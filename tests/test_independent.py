@@ -25,10 +25,9 @@ from pipeline.storage.store import Store
 from transforms.annotations import Box, parse_annotation
 from transforms.codec import decode_image
 from transforms.cutting import cut_objects
-from transforms.layers import Layer
+from transforms.layers import Layer, NoTileError, tile_background
 from transforms.segmentation import Segmentation, SegmentationError
 from transforms.taxonomy import imagenet9
-from transforms.tiling import NoTileError, tile_background
 from transforms.variants import PICTURES, VARIANTS
 
 STATUSES = {

@@ -1,13 +1,24 @@
-"""Turns the bytes of one source image into layers, or into the reasons for its rejection."""
+"""Turns the bytes of one source image into layers, or into the reasons for its rejection. Or crops
+the whole image, for IN-9L and for scenes.
+
+Filters 1 to 3 of the protocol are applied here, the others in `transforms.filters`. Filter 1
+rejects a picture that cannot be decoded. (A missing picture is in no listing.)
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Sequence
 
-from transforms.annotated import AnnotatedImage, Rejection, read_boxes, read_image
-from transforms.annotations import AnnotationError, Box, parse_annotation
-from transforms.codec import check_narrow, decode_image
+from transforms.annotations import Annotation, AnnotationError, Box, parse_annotation
+from transforms.codec import (
+    TooManyPixelsError,
+    UndecodableError,
+    check_narrow,
+    decode_image,
+    decode_source,
+)
 from transforms.filters import (
     FILTER_RESIZE,
     Reason,
@@ -18,17 +29,19 @@ from transforms.filters import (
     mask_over_box,
 )
 from transforms.geometry import Mask, Pixels, ResizeCrop
-from transforms.layers import Layer, make_layer
+from transforms.layers import Layer, NoTileError, make_layer, tile_background
+from transforms.masks import GivenMask, MaskError, read_mask
 from transforms.segmentation import Segmentation, SegmentationError, SegmentFunction
-from transforms.tiling import NoTileError, tile_background
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cut:
-    """The result of cutting a source image, or one of its objects.
+    """The result of cutting a source image, or one of its objects, or of cropping it.
 
     Attributes:
-      layer: the layer; None if the image or object was rejected.
+      layer: the layer; None if the image or object was rejected, or stays whole.
+      image: the image that stays whole, (S, S, 3) uint8, RGB, after Resize + CenterCrop; None if it
+        is cut apart, or was rejected.
       reason: reason for the rejection; None if the image or object was accepted.
       detail: exact cause of the rejection, for people; empty if the image or object was accepted.
       width, height: native size in pixels, None if the image was not decoded.
@@ -42,6 +55,7 @@ class Cut:
     """
 
     layer: Layer | None = None
+    image: Pixels | None = None
     reason: Reason | None = None
     detail: str = ""
     width: int | None = None
@@ -51,15 +65,122 @@ class Cut:
     fallback: str = ""
     number: int = 0
 
-    @classmethod
-    def from_rejection(cls, rejection: Rejection) -> Cut:
-        """Creates the result for a rejected image or object."""
-        return cls(
-            reason=rejection.reason,
-            detail=rejection.detail,
-            width=rejection.width,
-            height=rejection.height,
+    @property
+    def digest(self) -> str | None:
+        """First 16 hexadecimal digits of the SHA-256 of the pixels of `image`; None without it."""
+        return None if self.image is None else hashlib.sha256(self.image.tobytes()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AnnotatedImage:
+    """An image with its boxes, and perhaps its mask.
+
+    Attributes:
+      pixels: (H, W, 3) uint8, RGB.
+      boxes: the annotation's boxes, or the mask's boxes if there is no annotation.
+      given_mask: the mask that came with the image, of the same size; None if no mask came.
+    """
+
+    pixels: Pixels
+    boxes: tuple[Box, ...]
+    given_mask: GivenMask | None
+
+    @property
+    def width(self) -> int:
+        """Native width, in pixels."""
+        return int(self.pixels.shape[1])
+
+    @property
+    def height(self) -> int:
+        """Native height, in pixels."""
+        return int(self.pixels.shape[0])
+
+    def reject(self, reason: Reason, detail: str) -> Cut:
+        """Creates the rejection of the image, or of one of its objects."""
+        return Cut(reason=reason, detail=detail, width=self.width, height=self.height)
+
+
+def read_boxes(
+    annotation: bytes | None, mask: bytes | None, *, needs_mask: bool
+) -> tuple[Annotation, GivenMask | None] | Cut:
+    """Reads the annotation and the mask of an image.
+
+    Args:
+      annotation: the annotation file's bytes, None if there is no file.
+      mask: the mask's bytes, as `read_mask` takes them; None without a mask.
+      needs_mask: whether an image without a mask is rejected.
+
+    Returns:
+      (annotation, mask or None), or the rejection of the image (filter 2). If there is no
+      annotation file, the annotation is made from the mask.
+
+    Raises:
+      ImportError, MemoryError: for the reasons of `read_mask`.
+    """
+    if needs_mask and mask is None:
+        return Cut(reason=Reason.MISSING_ANNOTATION, detail="no mask")
+    if annotation is None and mask is None:
+        return Cut(reason=Reason.MISSING_ANNOTATION, detail="no annotation file")
+    try:
+        parsed = None if annotation is None else parse_annotation(annotation)
+        given_mask = None if mask is None else read_mask(mask)
+    except (AnnotationError, MaskError) as error:
+        return Cut(reason=Reason.UNREADABLE_ANNOTATION, detail=str(error))
+    if parsed is None:
+        assert given_mask is not None
+        height, width = given_mask.mask.shape
+        parsed = Annotation(width=width, height=height, boxes=given_mask.boxes, wnid=None)
+    return parsed, given_mask
+
+
+def read_image(
+    image: bytes, annotation: bytes | None, mask: bytes | None, *, needs_mask: bool
+) -> AnnotatedImage | Cut:
+    """Reads an image with its annotation and mask, which must all have the same size.
+
+    Args:
+      image: the image file's bytes.
+      annotation, mask, needs_mask: see `read_boxes`.
+
+    Returns:
+      The image, or its rejection for the first reason in protocol order. Broken or hostile bytes
+      lead to a rejection; they never raise an error.
+
+    Raises:
+      ImportError: for the reason of `read_mask`.
+      MemoryError: the picture or the mask does not fit into memory.
+    """
+    boxes = read_boxes(annotation, mask, needs_mask=needs_mask)
+    if isinstance(boxes, Cut):
+        return boxes
+    parsed, given_mask = boxes
+    pixels = _decode(image)
+    if isinstance(pixels, Cut):
+        return pixels
+    decoded = AnnotatedImage(pixels, parsed.boxes, given_mask)
+    width, height = decoded.width, decoded.height
+    if parsed.width not in (None, width) or parsed.height not in (None, height):
+        return decoded.reject(
+            Reason.SIZE_MISMATCH,
+            f"annotated {parsed.width} x {parsed.height}, image {width} x {height}",
         )
+    if given_mask is not None and given_mask.mask.shape != (height, width):
+        mask_height, mask_width = given_mask.mask.shape
+        return decoded.reject(
+            Reason.SIZE_MISMATCH,
+            f"mask {mask_width} x {mask_height}, image {width} x {height}",
+        )
+    return decoded
+
+
+def _decode(image: bytes) -> Pixels | Cut:
+    """Decodes a source image; returns its rejection if that is impossible (filter 1)."""
+    try:
+        return decode_source(image)
+    except UndecodableError as error:
+        return Cut(reason=Reason.UNDECODABLE, detail=str(error))
+    except TooManyPixelsError as error:
+        return Cut(reason=Reason.TOO_MANY_PIXELS, detail=str(error))
 
 
 def check_annotation(
@@ -123,7 +244,7 @@ def cut_background(
     pixels = decode_image(image)
     height, width = pixels.shape[:2]
     annotated = read_boxes(annotation, mask, needs_mask=False)
-    if isinstance(annotated, Rejection):
+    if isinstance(annotated, Cut):
         raise ValueError(annotated.detail)
     chosen = choose_boxes(annotated[0].boxes, width=width, height=height, objects=rules.objects)
     if isinstance(chosen, Reason) or number > len(chosen):
@@ -177,17 +298,17 @@ def cut_objects(
       Exception: whatever `segment` raises besides SegmentationError.
     """
     decoded = read_image(image, annotation, mask, needs_mask=segment is None)
-    if isinstance(decoded, Rejection):
-        yield Cut.from_rejection(decoded)
+    if isinstance(decoded, Cut):
+        yield decoded
         return
     width, height = decoded.width, decoded.height
     problem = "" if rules.pad else check_narrow(width, height, max(resize, FILTER_RESIZE))
     if problem:
-        yield Cut.from_rejection(decoded.reject(Reason.TOO_MANY_PIXELS, problem))
+        yield decoded.reject(Reason.TOO_MANY_PIXELS, problem)
         return
     chosen = choose_boxes(decoded.boxes, width=width, height=height, objects=rules.objects)
     if isinstance(chosen, Reason):
-        yield Cut.from_rejection(decoded.reject(chosen, _list_boxes(decoded.boxes)))
+        yield decoded.reject(chosen, _list_boxes(decoded.boxes))
         return
     for position, box in enumerate(chosen):
         if only not in (0, position + 1):
@@ -207,10 +328,10 @@ def cut_objects(
                     rules=rules,
                 )
             except SegmentationError as error:
-                cut = Cut.from_rejection(decoded.reject(Reason.SEGMENTATION_FAILED, str(error)))
+                cut = decoded.reject(Reason.SEGMENTATION_FAILED, str(error))
         else:
             boxes = decoded.boxes if rules.objects != "each" else (decoded.boxes[position],)
-            cut = Cut.from_rejection(decoded.reject(reason, _list_boxes(boxes)))
+            cut = decoded.reject(reason, _list_boxes(boxes))
         number = position + 1 if rules.objects == "each" else 0
         yield dataclasses.replace(cut, box=box, number=number)
 
@@ -281,3 +402,38 @@ def _segment(
         return segment(pixels, box, seed)
     assert given_mask is not None
     return Segmentation(given_mask)
+
+
+def crop_whole(
+    image: bytes, *, resize: int, crop: int, interpolation: str, pad: bool = False
+) -> Cut:
+    """Decodes an image, resizes it, and crops it.
+
+    Args:
+      image: the image file's bytes.
+      resize: shorter side after the resize, in pixels.
+      crop: side of the centre crop, in pixels; at most `resize`.
+      interpolation: one of `INTERPOLATIONS`.
+      pad: see `ResizeCrop.for_size`.
+
+    Returns:
+      A `Cut` with `image`, or with the reason for its rejection. Broken or hostile bytes lead to a
+      rejection; they never raise an error.
+
+    Raises:
+      ValueError: the crop is larger than the resize, or below 1.
+      KeyError: the interpolation is unknown.
+      MemoryError: the picture does not fit into memory.
+    """
+    pixels = _decode(image)
+    if isinstance(pixels, Cut):
+        return pixels
+    height, width = pixels.shape[:2]
+    # Checked before anything of the resized size is allocated.
+    problem = "" if pad else check_narrow(width, height, resize)
+    if problem:
+        return Cut(reason=Reason.TOO_MANY_PIXELS, detail=problem, width=width, height=height)
+    transform = ResizeCrop.for_size(
+        native_width=width, native_height=height, resize=resize, crop=crop, pad=pad
+    )
+    return Cut(image=transform.image(pixels, interpolation), width=width, height=height)

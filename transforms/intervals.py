@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -264,11 +264,8 @@ def holm(p_values: Floats) -> Floats:
     Returns:
       Adjusted p values of the same shape, in [0, 1], none below the original p value.
     """
-    tests = len(p_values)
-    order = np.argsort(p_values, axis=0, kind="stable")
-    factors = np.arange(tests, 0, -1).reshape(-1, *[1] * (p_values.ndim - 1))
-    adjusted = np.take_along_axis(p_values, order, axis=0) * factors
-    return _unsorted(np.maximum.accumulate(adjusted, axis=0), order)
+    factors = np.arange(len(p_values), 0, -1.0)
+    return _adjusted(p_values, factors, lambda adjusted: np.maximum.accumulate(adjusted, axis=0))
 
 
 def benjamini_hochberg(p_values: Floats) -> Floats:
@@ -278,14 +275,19 @@ def benjamini_hochberg(p_values: Floats) -> Floats:
     Takes and returns the same as `holm`, but requires that tests are independent or depend on each
     other positively.
     """
-    tests = len(p_values)
+    factors = len(p_values) / np.arange(1, len(p_values) + 1)
+    return _adjusted(
+        p_values, factors, lambda adjusted: np.minimum.accumulate(adjusted[::-1], axis=0)[::-1]
+    )
+
+
+def _adjusted(p_values: Floats, factors: Floats, accumulate: Callable[[Floats], Floats]) -> Floats:
+    """Multiplies the p values by factors, given in ascending order of the p values, and makes the
+    products ascend."""
     order = np.argsort(p_values, axis=0, kind="stable")
-    factors = (tests / np.arange(1, tests + 1)).reshape(-1, *[1] * (p_values.ndim - 1))
-    adjusted = np.take_along_axis(p_values, order, axis=0) * factors
-    return _unsorted(np.minimum.accumulate(adjusted[::-1], axis=0)[::-1], order)
-
-
-def _unsorted(adjusted: Floats, order: NDArray[np.intp]) -> Floats:
-    in_order = np.empty_like(adjusted)
-    np.put_along_axis(in_order, order, np.minimum(adjusted, 1), axis=0)
-    return in_order
+    products = np.take_along_axis(p_values, order, axis=0) * factors.reshape(
+        -1, *[1] * (p_values.ndim - 1)
+    )
+    adjusted = np.empty_like(products)
+    np.put_along_axis(adjusted, order, np.minimum(accumulate(products), 1), axis=0)
+    return adjusted

@@ -130,26 +130,44 @@ def labels_of_outputs(num_outputs: int, taxonomy: Taxonomy) -> Labels:
     Raises:
       ValueError: no interpretation fits.
     """
+    meaning = _meaning_of_outputs(num_outputs, taxonomy)
+    if meaning is None:
+        raise ValueError(
+            f"a head of {num_outputs} outputs fits neither {_classes_that_fit(taxonomy)} "
+            f"nor the {taxonomy.num_labels} superclasses{_hint(num_outputs, taxonomy)}"
+        )
+    return meaning[0]
+
+
+def _meaning_of_outputs(
+    num_outputs: int, taxonomy: Taxonomy
+) -> tuple[Labels, tuple[str, ...] | None] | None:
+    """Finds the meaning of a model's outputs, as `labels_of_outputs` says.
+
+    Returns:
+      The superclass of each output, and the name of its class, or None if the outputs are
+      superclasses. None if no interpretation fits.
+    """
+    classes = imagenet9()
     if taxonomy.outputs is not None and max(taxonomy.outputs) < num_outputs:
         labels = np.full(num_outputs, OUTSIDE, np.int64)
         labels[list(taxonomy.outputs)] = taxonomy.labels
-        return labels
-    if num_outputs == len(imagenet9().wnids) and taxonomy.is_of_imagenet:
-        return np.asarray([taxonomy.label_of(wnid) for wnid in imagenet9().wnids], np.int64)
+        names = dict(zip(taxonomy.outputs, taxonomy.class_names, strict=True))
+        return labels, tuple(names.get(i, f"output {i}") for i in range(num_outputs))
+    if num_outputs == len(classes.wnids) and taxonomy.is_of_imagenet:
+        labels = np.asarray([taxonomy.label_of(wnid) for wnid in classes.wnids], np.int64)
+        return labels, classes.class_names
     if num_outputs == taxonomy.num_labels:
-        return np.arange(num_outputs)
+        return np.arange(num_outputs), None
     if num_outputs == len(taxonomy.wnids) and taxonomy.outputs is None:
-        return taxonomy.label_of_output()
+        return np.asarray(taxonomy.labels, np.int64), taxonomy.class_names
     in_imagenet = _outputs_in_imagenet(taxonomy)
-    if num_outputs == len(imagenet9().wnids) and None not in in_imagenet.values():
+    if num_outputs == len(classes.wnids) and None not in in_imagenet.values():
         labels = np.full(num_outputs, OUTSIDE, np.int64)
         for wnid, output in in_imagenet.items():
             labels[output] = taxonomy.label_of(wnid)
-        return labels
-    raise ValueError(
-        f"a head of {num_outputs} outputs fits neither {_classes_that_fit(taxonomy)} "
-        f"nor the {taxonomy.num_labels} superclasses{_hint(num_outputs, taxonomy)}"
-    )
+        return labels, classes.class_names
+    return None
 
 
 def _classes_that_fit(taxonomy: Taxonomy) -> str:
@@ -178,16 +196,7 @@ def _hint(num_outputs: int, taxonomy: Taxonomy) -> str:
 def classes_of_outputs(num_outputs: int, taxonomy: Taxonomy) -> tuple[str, ...] | None:
     """Names the class of each model output; None if the outputs are superclasses or unknown.
 
-    The arguments and the interpretation are those of `labels_of_outputs`, for a number of outputs
-    that it accepts.
+    The arguments and the interpretation are those of `labels_of_outputs`.
     """
-    if taxonomy.outputs is not None and max(taxonomy.outputs) < num_outputs:
-        names = {i: taxonomy.class_names[n] for n, i in enumerate(taxonomy.outputs)}
-        return tuple(names.get(output, f"output {output}") for output in range(num_outputs))
-    if num_outputs == len(imagenet9().wnids) and taxonomy.is_of_imagenet:
-        return imagenet9().class_names
-    if num_outputs == taxonomy.num_labels:
-        return None
-    if num_outputs == len(taxonomy.wnids):
-        return taxonomy.class_names
-    return imagenet9().class_names if num_outputs == len(imagenet9().wnids) else None
+    meaning = _meaning_of_outputs(num_outputs, taxonomy)
+    return None if meaning is None else meaning[1]

@@ -1,9 +1,13 @@
-"""Selects the images of a dataset among the accepted images: balances and limits the classes, and
-makes sure that every image has backgrounds to be mixed with."""
+"""Selects images: those of a dataset among the accepted images, and those of a split to test on.
+
+The classes of a dataset are balanced and limited, and every image has backgrounds to be mixed with.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import collections
+import operator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +33,42 @@ def lowest_hashes(
       (n,) bool: True for the `count` images of each class with the lowest hashes; of equal hashes,
       for the lowest keys. Adding an image displaces at most one other image.
     """
-    hashes = keyed_hashes(seed, purpose, keys)
     chosen = np.zeros(len(keys), np.bool_)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label).tolist()
-        order = sorted(members, key=lambda i: (hashes[i], keys[i]))
-        chosen[order[:count]] = True
+    chosen[[i for i, rank in _ranks(keys, labels, seed, purpose) if rank < count]] = True
     return chosen
+
+
+def sample_evenly(
+    keys: Sequence[str], labels: Labels, count: int, *, seed: int, purpose: str
+) -> Flags:
+    """Chooses images at random, the same number of each class.
+
+    Args:
+      keys: (n,) keys of the images.
+      labels: (n,) int64, the class of each image.
+      count: total number of images to choose; with fewer images, all are chosen.
+      seed, purpose: arguments of the keyed hash that decides the choice.
+
+    Returns:
+      (n,) bool, True for the chosen images. The numbers of images of the classes differ by at most
+      one, unless a class has too few images. A smaller sample is part of every larger sample.
+    """
+    by_rank = sorted(_ranks(keys, labels, seed, purpose), key=operator.itemgetter(1))
+    chosen = np.zeros(len(keys), np.bool_)
+    chosen[[i for i, _ in by_rank[:count]]] = True
+    return chosen
+
+
+def _ranks(
+    keys: Sequence[str], labels: Labels, seed: int, purpose: str
+) -> Iterator[tuple[int, int]]:
+    """Yields (position, number of images of its class before it) for each image, in order of their
+    hashes; of equal hashes, in order of their keys."""
+    hashes = keyed_hashes(seed, purpose, keys).tolist()
+    before: collections.Counter[int] = collections.Counter()
+    for i in sorted(range(len(keys)), key=lambda i: (hashes[i], keys[i])):
+        yield i, before[int(labels[i])]
+        before[int(labels[i])] += 1
 
 
 def has_partners(
@@ -142,3 +175,33 @@ def select(keys: Sequence[str], labels: Labels, *, per_class: str, seed: int) ->
     smallest = int(np.unique(labels, return_counts=True)[1].min())
     count = smallest if per_class == "min" else int(per_class)
     return lowest_hashes(keys, labels, count, seed=seed, purpose="select")
+
+
+def held_out(units: Sequence[str], share: float, seed: int = 0) -> NDArray[np.bool_]:
+    """Chooses the images that are held out for the test.
+
+    Whether an image is held out depends on its unit, the share and the seed alone. So images that
+    are added later change nothing for the others, and a larger share holds out every image that a
+    smaller share holds out.
+
+    Args:
+      units: (n,) unit of each image: its group, or its key if it has no group. A unit is never
+        divided.
+      share: share of the units that is held out on average, in [0, 1].
+      seed: seed of the keyed hash.
+
+    Returns:
+      (n,) bool, True for images to test on.
+
+    Raises:
+      ValueError: the share is out of range.
+
+    >>> held_out(["a", "b", "a", "c"], 0.5).tolist()
+    [False, True, False, True]
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"the share that is held out must be between 0 and 1: got {share}")
+    hashes = keyed_hashes(seed, "holdout", units)
+    # A double holds the hash's upper 53 bits exactly, so a share of 1 holds out all units, and a
+    # share of 0 holds out none.
+    return np.asarray((hashes >> np.uint64(11)) < share * 2.0**53, np.bool_)

@@ -23,7 +23,7 @@ from pipeline.dataset.latest import writing_store
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import UsageError
 from pipeline.jobs.main_job import JobSummary, MainJob, TakeLock, manifest_state
-from pipeline.runners.portable import is_portable
+from pipeline.runners.beam_options import is_portable
 from pipeline.runtime.dataflow_jobs import is_dataflow
 from pipeline.runtime.lock import this_process, with_job_of_this_process, with_new_job
 from pipeline.runtime.progress import Progress

@@ -22,11 +22,15 @@ from pipeline.dataset.shards import index_file
 from pipeline.errors import UsageError, counted, shown_bytes
 from pipeline.generate.commit import STAGING, commit
 from pipeline.jobs.closing_words import describe_images
-from pipeline.released.archive import IMPORT_FOLDER, is_packed, list_files
-from pipeline.released.archive_listing import ReleasedArchive, read_listing
+from pipeline.released.archive_listing import (
+    IMPORT_FOLDER,
+    ReleasedArchive,
+    is_packed,
+    list_files,
+    read_listing,
+)
 from pipeline.released.examine import ImportPlan, examine_shard
-from pipeline.released.recover import BackgroundPool
-from pipeline.released.write_shards import ShardWriter, mixed_variants
+from pipeline.released.write_shards import BackgroundPool, ShardWriter, mixed_variants
 from pipeline.runtime.leftovers import removed_if_refused
 from pipeline.runtime.local_loop import map_shards, run_locally
 from pipeline.runtime.lock import DATASET_LOCK, held

@@ -39,9 +39,8 @@ from pipeline.jobs.main_job import (
 )
 from pipeline.jobs.publish import check_publishing, describe_published
 from pipeline.report import REPORT
-from pipeline.runners.beam_options import pipeline_options, run_pipeline
+from pipeline.runners.beam_options import is_portable, pipeline_options, run_pipeline
 from pipeline.runners.dataflow_submission import flags_of_workers, submission_from_flags
-from pipeline.runners.portable import is_portable
 from pipeline.runtime.leftovers import remove_leftovers, removed_if_refused
 from pipeline.runtime.lock import DATASET_LOCK, held, with_new_job
 from pipeline.runtime.progress import Progress

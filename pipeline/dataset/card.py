@@ -176,12 +176,6 @@ def markdown(text: str) -> str:
     return _IN_MARKDOWN.sub(r"\\\g<0>", escaped_line(text))
 
 
-def notes_of(manifest: Manifest) -> list[str]:
-    """Returns notes that a reader needs before any numbers. Each note begins in lower case and has
-    no full stop."""
-    return list(_notes(manifest))
-
-
 def sentence(note: str) -> str:
     """Returns a note as a sentence."""
     return f"{note[0].upper()}{note[1:]}."
@@ -224,6 +218,7 @@ def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
     config = manifest.config
     total = sum(counts["selected"] for counts in manifest.images.values())
     variants = config.compose.composed
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.libraries.items())
     lines = [
         *_front_matter(manifest),
         "",
@@ -261,7 +256,7 @@ def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
         "",
         *steps_of(config),
         "",
-        *_made_with(manifest),
+        f"Made with {versions}. All flags are in `manifest.json`.",
         "",
         "## Known limits",
         "",
@@ -361,20 +356,18 @@ def _members(taxonomy: Taxonomy, label: int) -> str:
     return ", ".join(map(markdown, names[:_CLASSES_SHOWN])) + more
 
 
-def _made_with(manifest: Manifest) -> list[str]:
-    versions = ", ".join(f"{name} {version}" for name, version in manifest.libraries.items())
-    return [f"Made with {versions}. All flags are in `manifest.json`."]
-
-
 def _licence(manifest: Manifest) -> list[str]:
     """Returns lines that name the terms that apply to the pictures."""
     terms = "The pictures remain under the terms of the images they are made of, and so does every"
     return [terms, "variant.", *(("", sample_sources()) if manifest.is_sample else ())]
 
 
-def _notes(manifest: Manifest) -> Iterator[str]:
+def notes_of(manifest: Manifest) -> list[str]:
+    """Returns notes that a reader needs before any numbers. Each note begins in lower case and has
+    no full stop."""
+    notes = []
     if manifest.is_sample:
-        yield (
+        notes.append(
             "these pictures are composites from the embedded sample, so accuracies on them say "
             "nothing about ImageNet"
         )
@@ -388,7 +381,8 @@ def _notes(manifest: Manifest) -> Iterator[str]:
         note = f"split {split} has no image of {', '.join(missing[:_CLASSES_SHOWN])}{more}"
         if manifest.rejections[split].get(Reason.NO_BACKGROUND):
             note += f"; an image whose class has no other is left out ({Reason.NO_BACKGROUND})"
-        yield note
+        notes.append(note)
+    return notes
 
 
 def _applicable(texts: tuple[tuple[str, str], ...], facts: dict[str, object]) -> Iterator[str]:

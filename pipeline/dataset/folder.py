@@ -7,15 +7,15 @@ import dataclasses
 import functools
 import itertools
 import tarfile
-from collections.abc import Generator, Iterator, Sequence
-from typing import IO, Any
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest
-from pipeline.dataset.records import read_rows
+from pipeline.dataset.records import Row, read_rows
 from pipeline.dataset.shards import index_file, parquet_file, webdataset_file
 from pipeline.dataset.sinks import SAMPLE_FIELDS, Sample
 from pipeline.errors import JobError, UsageError
@@ -23,6 +23,8 @@ from pipeline.storage.store import FileDigest, Store
 from transforms.limits import MAX_PICTURE_BYTES, Unread, load_json
 from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import base_of, is_picture
+
+T = TypeVar("T")
 
 _SAMPLES_AT_ONCE = 64
 _FIELD_NAMES = [field.name for field in SAMPLE_FIELDS]
@@ -113,12 +115,7 @@ class Dataset:
         """Yields the samples of a shard in order. Raises JobError if a file is broken."""
         path = self._file(variant, split, shard)
         read = read_webdataset if path.endswith(".tar") else read_parquet
-        count = 0
-        with self.naming_file(path):
-            for sample in read(self.store, path):
-                yield sample
-                count += 1
-            self._check_count(path, count)
+        return self._whole(path, read(self.store, path), lambda _: 1)
 
     def tables(
         self, split: str, shard: int, variant: str, columns: Sequence[str]
@@ -133,20 +130,23 @@ class Dataset:
           JobError: a file is broken.
         """
         path = self._file(variant, split, shard)
+        return self._whole(path, read_tables(self.store, path, columns), lambda t: int(t.num_rows))
+
+    def _whole(
+        self, path: str, parts: Iterable[T], samples_of: Callable[[T], int]
+    ) -> Generator[T, None, None]:
+        """Yields the parts of a file. Raises JobError if the file is broken, or if the parts have
+        not as many samples as the manifest lists."""
         count = 0
         with self.naming_file(path):
-            for table in read_tables(self.store, path, columns):
-                yield table
-                count += table.num_rows
-            self._check_count(path, count)
-
-    def _check_count(self, path: str, count: int) -> None:
-        """Raises ValueError unless the manifest lists this number of samples."""
-        file = self._digests.get(path)
-        # An empty tar has no file, so the manifest does not list it.
-        listed = file.samples if file else 0
-        if count != listed:
-            raise ValueError(f"it holds {count} samples, but {MANIFEST} says {listed}")
+            for part in parts:
+                yield part
+                count += samples_of(part)
+            file = self._digests.get(path)
+            # An empty tar has no file, so the manifest does not list it.
+            listed = file.samples if file else 0
+            if count != listed:
+                raise ValueError(f"it holds {count} samples, but {MANIFEST} says {listed}")
 
     @contextlib.contextmanager
     def naming_file(self, path: str) -> Iterator[None]:
@@ -164,13 +164,13 @@ class Dataset:
             f"see: in9 verify --dataset {self.store.root}"
         )
 
-    def index(self, split: str) -> Iterator[dict[str, Any]]:
+    def index(self, split: str) -> Iterator[Row]:
         """Yields the index rows of a split: one for every source image, or for every object with
         `--objects each`."""
         for shard in self.shards(split):
             yield from self.index_of_shard(split, shard)
 
-    def index_of_shard(self, split: str, shard: int) -> list[dict[str, Any]]:
+    def index_of_shard(self, split: str, shard: int) -> list[Row]:
         """Reads the index rows of an output shard, in the order of its samples."""
         return read_rows(self.store, self.index_path(split, shard))
 
@@ -250,17 +250,13 @@ def read_webdataset(store: Store, path: str) -> Iterator[Sample]:
             if content is None:
                 raise OSError(f"{path} holds {member.name}, which is not a file")
             key, _, suffix = member.name.partition(".")
-            parts[suffix] = _content(member.size, content)
+            is_large = member.size > MAX_PICTURE_BYTES
+            parts[suffix] = (
+                Unread.from_size(member.size, MAX_PICTURE_BYTES) if is_large else content.read()
+            )
             if suffix == "json":
                 yield sample_of(key, parts)
                 parts = {}
-
-
-def _content(size: int, file: IO[bytes]) -> bytes:
-    """Reads a member; one that is too large becomes an `Unread`, which holds the reason."""
-    if size > MAX_PICTURE_BYTES:
-        return Unread.from_size(size, MAX_PICTURE_BYTES)
-    return file.read()
 
 
 def sample_of(key: str, parts: dict[str, bytes]) -> Sample:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
 
 from pipeline.dataset.folder import Dataset
-from transforms.held_out import held_out
+from pipeline.dataset.records import Row
+from transforms.selection import held_out
 from transforms.variants import MIXED, base_of
 
 
@@ -28,7 +28,7 @@ class Holdout:
     share: float = 0.0
     seed: int = 0
 
-    def test_rows(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    def test_rows(self, rows: Iterable[Row]) -> list[Row]:
         """Returns the index rows of the images for the test; all of them if nothing is held out.
         Images of one group stay together."""
         rows = list(rows)
@@ -45,7 +45,7 @@ ALL = Holdout()
 
 def selected_rows(
     dataset: Dataset, split: str, holdout: Holdout = ALL, shard: int | None = None
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Reads index rows of selected images.
 
     Args:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from pipeline.dataset.records import Row
+from pipeline.dataset.sinks import TarWriter
 from pipeline.storage.store import Store
-from pipeline.storage.tar_writer import TarWriter
 from transforms.codec import decode_image, decode_mask, encode_mask, encode_png
 from transforms.geometry import OutputBox
 from transforms.hashing import text_bytes
@@ -44,7 +44,7 @@ def add_layer(tar: TarWriter, key: str, parts: Mapping[str, bytes]) -> dict[str,
     return columns
 
 
-def read_parts(store: Store, tar_path: str, row: Mapping[str, Any]) -> dict[str, bytes]:
+def read_parts(store: Store, tar_path: str, row: Row) -> dict[str, bytes]:
     """Reads the encoded parts of a layer, by the offsets in its record row."""
     ranges = [(row[f"{part}_offset"], row[f"{part}_length"]) for part in PARTS]
     return dict(zip(PARTS, store.read_ranges(tar_path, ranges), strict=True))

@@ -54,14 +54,14 @@ class Manifest:
     """
 
     config: DatasetConfig
-    fingerprint: str
+    fingerprint: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
     libraries: dict[str, str]
     shards: dict[str, ShardCounts]
     images: dict[str, dict[str, int]]
     rejections: dict[str, dict[str, int]]
     samples: dict[str, dict[str, dict[str, int]]]
     files: tuple[FileDigest, ...]
-    stages: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    stages: dict[str, int | str] = dataclasses.field(compare=False)
     taxonomy: Taxonomy | None = None
     backgrounds: dict[str, int] = dataclasses.field(default_factory=dict)
 
@@ -82,13 +82,21 @@ class Manifest:
     def to_json(self) -> bytes:
         """Returns the manifest file's bytes, which are the same for equal manifests with equal
         `stages`."""
+        has_segmenter = not (self.config.is_imported or self.config.segment.is_whole)
+        segmenter = self.config.segment.describe_segmenter()
+        described = {
+            "method": segmenter.method,
+            "version": segmenter.version,
+            "parameters": segmenter.parameters,
+        }
         content = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "config": self.config.flags(),
             "fingerprint": self.fingerprint,
             "stages": self.stages,
-            **_segmenter(self.config),
+            # Without masks there is none, and the origin of imported masks is unknown.
+            **({"segmenter": described} if has_segmenter else {}),
             "libraries": self.libraries,
             "shards": {split: dataclasses.asdict(c) for split, c in self.shards.items()},
             "images": self.images,
@@ -116,22 +124,13 @@ class Manifest:
                 f"release reads {FORMAT!r} version {FORMAT_VERSION}; use the release that made it, "
                 "or another folder"
             )
-        stored = convert(content, _ManifestSchema)
-        config = DatasetConfig.from_flags(stored.config)
-        _check(stored, config)
-        return cls(
-            config=config,
-            fingerprint=stored.fingerprint,
-            libraries=stored.libraries,
-            shards=stored.shards,
-            images=stored.images,
-            rejections=stored.rejections,
-            samples=stored.samples,
-            files=stored.files,
-            stages=stored.stages,
-            taxonomy=stored.taxonomy,
-            backgrounds=stored.backgrounds,
-        )
+        # Finished, because the file has the configuration as flat flags.
+        match content:
+            case {"config": dict(flags)}:
+                content |= {"config": DatasetConfig.from_flags(flags)}
+        manifest = convert(content, cls)
+        _check(manifest)
+        return manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,25 +139,9 @@ class _FormatSchema:
     format_version: int
 
 
-@dataclasses.dataclass(frozen=True)
-class _ManifestSchema:
-    """Types of the manifest file's content."""
-
-    config: dict[str, Any]
-    fingerprint: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
-    libraries: dict[str, str]
-    shards: dict[str, ShardCounts]
-    images: dict[str, dict[str, int]]
-    rejections: dict[str, dict[str, int]]
-    samples: dict[str, dict[str, dict[str, int]]]
-    files: tuple[FileDigest, ...]
-    stages: dict[str, int | str]
-    taxonomy: Taxonomy | None = None
-    backgrounds: dict[str, int] = dataclasses.field(default_factory=dict)
-
-
-def _check(stored: _ManifestSchema, config: DatasetConfig) -> None:
+def _check(stored: Manifest) -> None:
     """Checks that a manifest's parts are consistent with each other. Raises ValueError if not."""
+    config = stored.config
     check_data_paths(stored.files)
     splits = set(config.split)
     for name in ("shards", "images", "rejections", "samples"):
@@ -171,22 +154,7 @@ def _check(stored: _ManifestSchema, config: DatasetConfig) -> None:
             raise ValueError(f"samples of {split} must have the variants of its configuration")
 
 
-def _segmenter(config: DatasetConfig) -> dict[str, Any]:
-    """Describes the segmenter; empty if there are no masks, or if they were imported, in which case
-    their origin is unknown."""
-    if config.is_imported or config.segment.is_whole:
-        return {}
-    segmenter = config.segment.describe_segmenter()
-    return {
-        "segmenter": {
-            "method": segmenter.method,
-            "version": segmenter.version,
-            "parameters": segmenter.parameters,
-        }
-    }
-
-
-def stage_versions(config: DatasetConfig) -> dict[str, Any]:
+def stage_versions(config: DatasetConfig) -> dict[str, int | str]:
     """Returns the versions of the stages and the fingerprint of the layers' configuration, so that
     a later release can tell whether it would produce the same files."""
     if config.is_imported:

@@ -187,7 +187,9 @@ def _positions(store: Store, file: FileDigest) -> dict[str, int]:
 def _sample(store: Store, file: FileDigest, position: int) -> Sample:
     """Returns the sample at a position of a file."""
     if file.path.endswith(".tar"):
-        return _tar_sample(store, file, position)
+        key, members = _members(store, file)[position]
+        contents = store.read_ranges(file.path, list(members.values()))
+        return sample_of(key, dict(zip(members, contents, strict=True)))
     group = bisect.bisect_right(_group_ends(store, file), position) - 1
     table = _row_group(store, file, group)
     (row,) = table.slice(position - _group_ends(store, file)[group], 1).to_pylist()
@@ -219,9 +221,3 @@ def _members(store: Store, file: FileDigest) -> list[tuple[str, dict[str, tuple[
             key, _, suffix = member.name.partition(".")
             members.setdefault(key, {})[suffix] = (member.offset_data, member.size)
     return list(members.items())
-
-
-def _tar_sample(store: Store, file: FileDigest, position: int) -> Sample:
-    key, members = _members(store, file)[position]
-    contents = store.read_ranges(file.path, list(members.values()))
-    return sample_of(key, dict(zip(members, contents, strict=True)))

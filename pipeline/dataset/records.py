@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypedDict
 
 import pyarrow as pa
@@ -28,6 +28,9 @@ from pipeline.storage.store import FileDigest, Store
 ACCEPTED = "accepted"
 
 _METADATA_KEY = b"in9"
+
+Row = dict[str, Any]
+"""A row of a record, or of an index: values by column."""
 
 BOX_TYPE = pa.list_(pa.int32())
 """A list of variable size, because pyarrow cannot read lists of fixed size back from Parquet if
@@ -71,17 +74,17 @@ row for each of its boxes, and `object` is the box's number, which starts at 1; 
 was rejected as a whole."""
 
 
-def count_sources(rows: Iterable[Mapping[str, Any]]) -> int:
+def count_sources(rows: Iterable[Row]) -> int:
     """Counts distinct source images."""
     return sum(map(is_first, rows))
 
 
-def is_first(row: Mapping[str, Any]) -> bool:
+def is_first(row: Row) -> bool:
     """Returns whether a row is the first of its source image; each image has one first row."""
     return (row["object"] or 0) <= 1
 
 
-def source_key(row: Mapping[str, Any]) -> str:
+def source_key(row: Row) -> str:
     """Returns the key of a row's source image.
 
     >>> source_key({"key": "street_2", "object": 2})
@@ -164,9 +167,9 @@ def read_metadata(store: Store, path: str) -> Record | None:
     return read_intact(store, path, read)
 
 
-def read_rows(store: Store, path: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
+def read_rows(store: Store, path: str, columns: list[str] | None = None) -> list[Row]:
     """Reads the rows of a record as dictionaries; raises the errors of `read_table`."""
-    rows: list[dict[str, Any]] = read_table(store, path, columns).to_pylist()
+    rows: list[Row] = read_table(store, path, columns).to_pylist()
     return rows
 
 

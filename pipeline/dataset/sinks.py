@@ -1,4 +1,5 @@
-"""Sinks write one variant's output shard as a Parquet file or a WebDataset tar.
+"""Sinks write one variant's output shard as a Parquet file or a WebDataset tar. Tars have
+reproducible bytes and known offsets.
 
 A sink appends samples to one new file, which becomes visible, complete, when the `with` block of
 `open` ends, or later with a store from `Store.together`. All samples have the same fields in both
@@ -10,17 +11,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset.records import Staging
+from pipeline.dataset.records import BOX_TYPE, Staging
 from pipeline.dataset.shards import parquet_file, webdataset_file
 from pipeline.errors import shown_bytes
 from pipeline.storage.store import FileDigest, HashingFile, Store
-from pipeline.storage.tar_writer import TarWriter
 
 ROW_GROUP_BYTES = 4 << 20
 """Bytes of pictures that a Parquet sink collects before it writes them as a row group."""
@@ -51,14 +52,12 @@ SAMPLE_FIELDS = [
     pa.field("bg_key", pa.string()),
     pa.field("bg_label", pa.int64()),
     pa.field("bg_wnid", pa.string()),
-    pa.field("box", pa.list_(pa.int32())),
+    pa.field("box", BOX_TYPE),
     pa.field("fg_fraction", pa.float64()),
 ]
 """Columns of a sample other than key and image, null where a picture has no such value. `box` is
-(x0, y0, x1, y1) in output pixels, half-open; it is stored as a list of variable size, because
-pyarrow cannot read lists of fixed size back from Parquet if some of them are null. `fg_fraction` is
-in [0, 1]. All columns are nullable, because Hugging Face ignores the features in a schema if any of
-its columns is not nullable."""
+(x0, y0, x1, y1) in output pixels, half-open. `fg_fraction` is in [0, 1]. All columns are nullable,
+because Hugging Face ignores the features in a schema if any of its columns is not nullable."""
 
 
 def sample_schema(label_names: Sequence[str]) -> pa.Schema:
@@ -91,23 +90,36 @@ def sample_schema(label_names: Sequence[str]) -> pa.Schema:
     )
 
 
-class Sink(Protocol):
-    """A file that takes the samples of one shard, in order."""
+class Sink:
+    """A file that takes the samples of one shard, in order.
+
+    Args:
+      path: the file's final path.
+      file: the open file; None until there is one.
+    """
+
+    def __init__(self, path: str, file: HashingFile | None = None) -> None:
+        self._path = path
+        self._file = file
+        self._num_samples = 0
 
     def add(self, sample: Sample) -> None:
         """Appends a sample."""
+        self._num_samples += 1
 
     def digest(self) -> FileDigest | None:
         """Returns the digest of the file, or None if there is no file; call it only after the sink
         is closed."""
+        if self._file is None:
+            return None
+        return FileDigest(self._path, self._file.size, self._file.sha256, self._num_samples)
 
 
-class ParquetSink:
+class ParquetSink(Sink):
     """A Parquet file with row groups of about `ROW_GROUP_BYTES`; an empty shard has no rows."""
 
     def __init__(self, file: HashingFile, schema: pa.Schema, path: str) -> None:
-        self._file = file
-        self._path = path
+        super().__init__(path, file)
         self._schema = schema
         # Pictures are compressed already, and have no useful dictionary or statistics.
         columns = [name for name in schema.names if name != "image"]
@@ -124,7 +136,6 @@ class ParquetSink:
         )
         self._rows: list[dict[str, Any]] = []
         self._pending_bytes = 0
-        self._num_samples = 0
 
     @classmethod
     @contextlib.contextmanager
@@ -140,9 +151,9 @@ class ParquetSink:
                 sink._writer.close()
 
     def add(self, sample: Sample) -> None:
+        super().add(sample)
         image = {"bytes": sample.image, "path": f"{sample.key}.{sample.suffix}"}
         self._rows.append({"key": sample.key, "image": image, **sample.fields})
-        self._num_samples += 1
         self._pending_bytes += len(sample.image)
         if self._pending_bytes >= ROW_GROUP_BYTES:
             self._write()
@@ -153,22 +164,17 @@ class ParquetSink:
             self._rows.clear()
             self._pending_bytes = 0
 
-    def digest(self) -> FileDigest | None:
-        return FileDigest(self._path, self._file.size, self._file.sha256, self._num_samples)
 
-
-class WebDatasetSink:
+class WebDatasetSink(Sink):
     """A tar with members `<key>.jpg|png`, `<key>.cls` and `<key>.json`; an empty shard has no
     file."""
 
     def __init__(self, stack: contextlib.ExitStack, store: Store, staged: str, path: str) -> None:
+        super().__init__(path)
         self._stack = stack
         self._store = store
         self._staged = staged
-        self._path = path
-        self._file: HashingFile | None = None
         self._tar: TarWriter | None = None
-        self._num_samples = 0
 
     @classmethod
     @contextlib.contextmanager
@@ -181,6 +187,7 @@ class WebDatasetSink:
                 sink._tar.close()
 
     def add(self, sample: Sample) -> None:
+        super().add(sample)
         if self._tar is None:
             self._file = self._stack.enter_context(self._store.create(self._staged))
             self._tar = TarWriter(self._file)
@@ -188,12 +195,6 @@ class WebDatasetSink:
         self._tar.add(f"{sample.key}.{sample.suffix}", sample.image)
         self._tar.add(f"{sample.key}.cls", shown_bytes(str(sample.fields["label"])))
         self._tar.add(f"{sample.key}.json", shown_bytes(json.dumps(fields, sort_keys=True)))
-        self._num_samples += 1
-
-    def digest(self) -> FileDigest | None:
-        if self._file is None:
-            return None
-        return FileDigest(self._path, self._file.size, self._file.sha256, self._num_samples)
 
 
 def open_sinks(
@@ -242,3 +243,28 @@ def digests_of(sinks: Mapping[str, Sequence[Sink]]) -> tuple[FileDigest, ...]:
     closed."""
     digests = [sink.digest() for variant_sinks in sinks.values() for sink in variant_sinks]
     return tuple(digest for digest in digests if digest is not None)
+
+
+_TAR_BLOCK = 512
+
+
+class TarWriter:
+    """A tar file whose members have a fixed owner, mode and time, and known offsets."""
+
+    def __init__(self, file: HashingFile) -> None:
+        self._file = file
+
+    def add(self, name: str, data: bytes) -> int:
+        """Appends a file; returns the offset of its content in the tar, in bytes."""
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        info.mode = 0o644
+        self._file.write(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
+        offset = self._file.size
+        self._file.write(data)
+        self._file.write(bytes(-len(data) % _TAR_BLOCK))
+        return offset
+
+    def close(self) -> None:
+        """Writes the end-of-archive mark."""
+        self._file.write(bytes(2 * _TAR_BLOCK))

@@ -12,7 +12,7 @@ from typing import get_args, get_type_hints
 
 import msgspec
 
-from pipeline.storage.csv_file import write_csv
+from pipeline.storage.csv_file import csv_bytes
 from pipeline.storage.store import Store
 
 
@@ -74,7 +74,7 @@ class Table:
         lines = (
             {name: value for part in row for name, value in _values(part).items()} for row in rows
         )
-        write_csv(store, self.name, self.columns, lines)
+        store.update(f"results/{self.name}.csv", csv_bytes(self.columns, lines))
 
 
 def _values(part: msgspec.Struct) -> dict[str, object]:

@@ -31,8 +31,8 @@ from pipeline.evaluate.results import ModelRun, PicturesResult
 from pipeline.storage.state_files import parse_parquet, read_intact, read_table
 from pipeline.storage.store import Store
 from transforms.hashing import keyed_hashes
-from transforms.held_out import held_out
 from transforms.scoring import LABEL_RULES
+from transforms.selection import held_out
 from transforms.taxonomy import OUTSIDE
 from transforms.variants import EXTERNAL, MIXED, base_of
 

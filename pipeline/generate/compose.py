@@ -35,9 +35,8 @@ from transforms.codec import encode_jpeg, encode_png
 from transforms.filters import Reason
 from transforms.geometry import Pixels
 from transforms.hashing import keyed_hash
-from transforms.noise import gaussian_noise
 from transforms.taxonomy import Taxonomy, imagenet_index
-from transforms.variants import EXTERNAL, MIXED, base_of, with_replicates
+from transforms.variants import EXTERNAL, MIXED, base_of, gaussian_noise, with_replicates
 
 
 def index_schema(replicates: int) -> pa.Schema:

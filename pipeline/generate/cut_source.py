@@ -17,8 +17,7 @@ from pipeline.segmenters import find_segmenter
 from pipeline.storage.files import is_remote
 from transforms.annotations import AnnotationError, parse_annotation, write_annotation
 from transforms.codec import TooManyPixelsError, UndecodableError, open_picture
-from transforms.cropping import CroppedImage, crop_whole
-from transforms.cutting import Cut, cut_objects
+from transforms.cutting import Cut, crop_whole, cut_objects
 from transforms.filters import Reason, is_valid_key
 from transforms.hashing import text_bytes
 from transforms.limits import load_json
@@ -233,7 +232,7 @@ def cut_source(source: SourceBytes, config: SegmentConfig) -> Iterator[Cut]:
         raise JobError(f"{shown(source.location)}: {error}") from error
 
 
-def crop_source(source: SourceBytes, config: SegmentConfig) -> CroppedImage:
+def crop_source(source: SourceBytes, config: SegmentConfig) -> Cut:
     """Resizes and crops a source image as a whole. An unsuitable or damaged image raises no error:
     the result holds a `Reason` instead. Raises OSError like `cut_source`."""
     cropped = crop_whole(

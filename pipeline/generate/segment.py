@@ -28,6 +28,7 @@ from pipeline.dataset.records import (
     read_rows,
 )
 from pipeline.dataset.shards import ShardCounts, bucket_hash, layer_record, layer_tar
+from pipeline.dataset.sinks import TarWriter
 from pipeline.errors import counted
 from pipeline.generate.cut_source import (
     SourceBytes,
@@ -51,8 +52,6 @@ from pipeline.runtime.progress import Meter, Progress
 from pipeline.storage.parallel import read_ahead
 from pipeline.storage.state_files import read_intact, warn_damaged
 from pipeline.storage.store import FileDigest, HashingFile
-from pipeline.storage.tar_writer import TarWriter
-from transforms.cropping import CroppedImage
 from transforms.cutting import Cut
 from transforms.filters import Reason, is_valid_key
 from transforms.taxonomy import OUTSIDE
@@ -254,7 +253,7 @@ class SegmentShard(beam.DoFn):
         return row, encode_layer(cut.layer)
 
 
-def _columns_without_layer(cropped: CroppedImage) -> dict[str, Any]:
+def _columns_without_layer(cropped: Cut) -> dict[str, Any]:
     """Returns the columns of an image that is cropped and stays whole. No layer is stored for it,
     because cropping it again in Compose takes no longer than writing and reading it would."""
     return {

@@ -4,15 +4,15 @@ the Kaggle download."""
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.errors import UsageError
 from pipeline.inputs.archives import ARCHIVES, stream
 from pipeline.inputs.image_folder import files_in
 from pipeline.inputs.location import read_location, text_location
 from pipeline.inputs.source_images import FileIndex, KeyedFile, wnid_of_folder
-from pipeline.inputs.text_lines import TextLines
+from pipeline.inputs.table_rows import TextLines
 from transforms.annotations import (
     Annotation,
     AnnotationError,
@@ -23,6 +23,8 @@ from transforms.annotations import (
 
 if TYPE_CHECKING:
     from _csv import Reader
+
+T = TypeVar("T")
 
 _COLUMNS = ["ImageId", "PredictionString"]
 
@@ -43,7 +45,7 @@ def index_annotations(path: str | None) -> FileIndex:
         return FileIndex(_in_archive(path))
     if path.lower().endswith(".csv"):
         return FileIndex(_in_table(path))
-    return FileIndex(_in_folder(path))
+    return FileIndex(files_in(path, (".xml",)))
 
 
 def annotation_of(parsed: Annotation | AnnotationError) -> str:
@@ -51,10 +53,10 @@ def annotation_of(parsed: Annotation | AnnotationError) -> str:
     return text_location(write_annotation(parsed))
 
 
-def annotation_of_xml(data: bytes) -> str:
-    """Same as `annotation_of`, but from the bytes of an XML file."""
+def annotation_by(parse: Callable[[T], Annotation], content: T) -> str:
+    """Same as `annotation_of`, for what a function parses, or for its AnnotationError."""
     try:
-        return annotation_of(parse_annotation(data))
+        return annotation_of(parse(content))
     except AnnotationError as error:
         return annotation_of(error)
 
@@ -70,10 +72,6 @@ def annotated_wnid(annotation: str | None) -> str:
         return ""
 
 
-def _in_folder(path: str) -> Iterator[KeyedFile]:
-    return files_in(path, (".xml",))
-
-
 def _in_archive(path: str) -> Iterator[KeyedFile]:
     """Yields annotations that are parsed already, because they could not be read later from a
     compressed archive."""
@@ -83,7 +81,7 @@ def _in_archive(path: str) -> Iterator[KeyedFile]:
             continue
         is_empty = False
         key = name.rpartition("/")[2][: -len(".xml")]
-        yield KeyedFile(wnid_of_folder(name), key, annotation_of_xml(data))
+        yield KeyedFile(wnid_of_folder(name), key, annotation_by(parse_annotation, data))
     if is_empty:
         raise UsageError(f"{path} holds no annotations: expected .xml files in it")
 

@@ -18,7 +18,7 @@ import lzma
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, cast
 
 from pipeline.errors import UsageError
 from pipeline.inputs.location import member_location
@@ -41,7 +41,9 @@ _MAX_DEPTH = 3
 """Largest number of archives inside each other, counting the outermost. ImageNet's annotations have
 two levels: an archive with one archive for each class."""
 
-_COMPRESSIONS: dict[bytes, Callable[[Any], Any]] = {
+Unpacker = Callable[[Any], Any]
+"""A function that opens a compressed file."""
+_COMPRESSIONS: dict[bytes, Unpacker] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ": lzma.open,
@@ -49,7 +51,7 @@ _COMPRESSIONS: dict[bytes, Callable[[Any], Any]] = {
 """Functions that open a compressed file, by the first bytes of the file."""
 
 
-def unpacker_of(start: bytes) -> Callable[[Any], Any] | None:
+def unpacker_of(start: bytes) -> Unpacker | None:
     """Returns the function that opens a compressed file, given its first bytes; None if the file is
     not compressed."""
     return next((each for magic, each in _COMPRESSIONS.items() if start.startswith(magic)), None)
@@ -91,60 +93,42 @@ class Member:
         return member_location(self.archive, self.offset, self.length)
 
 
-class _Window(io.RawIOBase):
-    """A range of bytes of a file, which can be read as a file of its own."""
-
-    def __init__(self, file: BinaryIO, offset: int, length: int) -> None:
-        self._file = file
-        self._offset = offset
-        self._length = length
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
-        self._position = base + offset
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        remaining = max(0, self._length - self._position)
-        self._file.seek(self._offset + self._position)
-        data = self._file.read(remaining if size < 0 else min(size, remaining))
-        self._position += len(data)
-        return data
-
-
 class _Guarded:
     """A tar file for `tarfile` to read. It raises UsageError where a member's headers, or the
     unpacked content, would exceed their limits.
 
     Args:
-      file: the tar.
+      file: a file that holds the tar.
       name: name of the tar, for messages.
       allowance: number of bytes that may still be unpacked, which all nested archives share; None
         without a limit.
+      start, length: position and size of the tar in the file, in bytes; the length is None if the
+        tar ends with the file.
     """
 
-    def __init__(self, file: IO[bytes], name: str, allowance: _Allowance | None) -> None:
+    def __init__(
+        self,
+        file: IO[bytes],
+        name: str,
+        allowance: _Allowance | None,
+        start: int = 0,
+        length: int | None = None,
+    ) -> None:
         self._file = file
         self._name = name
         self._allowance = allowance
+        self._start = start
+        self._length = length
         self._furthest = 0
         self.readable_bytes = 0
         """Number of bytes that may still be read, until this attribute is set again."""
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if whence == io.SEEK_SET:
-            self._reach(offset)
-        return self._file.seek(offset, whence)
+    def seek(self, offset: int) -> int:
+        self._reach(offset)
+        return self._file.seek(self._start + offset) - self._start
 
     def tell(self) -> int:
-        return self._file.tell()
+        return self._file.tell() - self._start
 
     def read(self, size: int) -> bytes:
         self.readable_bytes -= size
@@ -153,7 +137,10 @@ class _Guarded:
                 f"{self._name} is refused: the headers of a member have more than "
                 f"{_MAX_HEADER_BYTES} bytes"
             )
-        self._reach(self._file.tell() + size)
+        position = self.tell()
+        self._reach(position + size)
+        if self._length is not None:
+            size = max(0, min(size, self._length - position))
         return self._file.read(size)
 
     def _reach(self, offset: int) -> None:
@@ -197,14 +184,10 @@ def members(path: str, inside: Member | None = None) -> Iterator[tuple[Member, R
             "Unpack it once to a .tar"
         )
     with files_of(path).open(path) as file:
-        window = cast(IO[bytes], file)
-        start = 0
-        if inside is not None:
-            start = inside.offset
-            window = cast(IO[bytes], _Window(file, start, inside.length))
-        for info, read in _walk(_Guarded(window, name, None), name):
-            offset = start + info.offset_data
-            yield Member(path, _name(info), offset, info.size), read
+        start, length = (0, None) if inside is None else (inside.offset, inside.length)
+        file.seek(start)
+        for info, read in _walk(_Guarded(file, name, None, start, length), name):
+            yield Member(path, _name(info), start + info.offset_data, info.size), read
 
 
 def first_names(path: str) -> list[str]:

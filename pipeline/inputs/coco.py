@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeGuard
 
 from pipeline.errors import UsageError
 
+Content = dict[str, list[Any]]
+"""The content of COCO's JSON."""
 _PARTS = ("images", "annotations", "categories")
 
 
@@ -27,14 +29,12 @@ class CocoObject:
     segmentation: object
 
 
-def is_coco(content: object) -> TypeGuard[dict[str, list[Any]]]:
+def is_coco(content: object) -> TypeGuard[Content]:
     """Returns whether the content of a JSON file has COCO's parts."""
     return isinstance(content, dict) and all(isinstance(content.get(p), list) for p in _PARTS)
 
 
-def coco_objects(
-    path: str, content: Mapping[str, list[Any]]
-) -> Iterator[tuple[dict[str, Any], list[CocoObject]]]:
+def coco_objects(path: str, content: Content) -> Iterator[tuple[dict[str, Any], list[CocoObject]]]:
     """Yields (entry, objects) for each image, in the order of the file.
 
     Args:

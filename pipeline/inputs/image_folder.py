@@ -30,7 +30,12 @@ class ImageFolder(InputFormat):
         return SplitLayout(self.kind, split, root, folder)
 
     def list_images(self, layout: SplitLayout, taxonomy: Taxonomy) -> Iterator[SourceImage | None]:
-        return images_in_folder(layout.images, layout.root)
+        for file in files_in(layout.images, IMAGE_SUFFIXES):
+            if file.key:
+                name = relative(file.path, layout.root)
+                yield SourceImage(file.key, file.path, name, file.folder, md5=file.md5)
+            else:
+                yield None
 
 
 def find_images(root: str, split: str, flag: str = "--input", suffixes: Sequence[str] = ()) -> str:
@@ -65,24 +70,6 @@ def _image_folder(root: str, split: str) -> str | None:
     if posixpath.basename(root) == split:
         candidates.append(root)
     return next((path for path in candidates if files_of(path).is_folder(path)), None)
-
-
-def images_in_folder(folder: str, root: str) -> Iterator[SourceImage | None]:
-    """Yields the images of a split, and None for each file beside them that is not an image.
-
-    Args:
-      folder: folder of the images.
-      root: the input folder.
-
-    Raises:
-      OSError: a folder cannot be read.
-    """
-    for file in files_in(folder, IMAGE_SUFFIXES):
-        if file.key:
-            name = relative(file.path, root)
-            yield SourceImage(file.key, file.path, name, file.folder, md5=file.md5)
-        else:
-            yield None
 
 
 def files_in(folder: str, suffixes: Sequence[str]) -> Iterator[KeyedFile]:

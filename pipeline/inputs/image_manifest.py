@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pipeline.dataset.manifest import FORMAT as DATASET
 from pipeline.errors import UsageError
 from pipeline.inputs.annotation_index import annotation_of
-from pipeline.inputs.coco import coco_objects, is_coco, mask_text
+from pipeline.inputs.coco import Content, coco_objects, is_coco, mask_text
 from pipeline.inputs.input_format import InputFormat, SplitLayout
 from pipeline.inputs.location import text_location
 from pipeline.inputs.parquet import holds_pictures
@@ -52,7 +52,26 @@ class ImageManifest(InputFormat):
         return SplitLayout(self.kind, split, parent(path), parent(path), (path,))
 
     def list_images(self, layout: SplitLayout, taxonomy: Taxonomy) -> Iterator[SourceImage]:
-        return images_in_manifest(layout.files[0], names_of(layout.split))
+        """Yields the images of a split, in the order of the table.
+
+        The split only matters if the table has a column `split`. UsageError is also raised if a
+        file that a row names is missing. Boxes that are not valid raise no error: they are noted in
+        the annotation, and the image is rejected later.
+        """
+        (path,), root = layout.files, layout.root
+        content = content_of_coco(path)
+        if content is None:
+            check_manifest(path)
+            rows = images_of_rows(path, root)
+        else:
+            rows = images_of_coco(path, root, content)
+        splits = ("", *names_of(layout.split))
+        listed = [image for image in rows if image.columns.get("split", "") in splits]
+        if not listed:
+            raise UsageError(f"{FLAG} {path} has no image of split {layout.split!r}")
+        infos = _file_infos(root, listed)
+        for image in listed:
+            yield _source_image(image, root, infos)
 
 
 @dataclasses.dataclass
@@ -69,7 +88,7 @@ class ListedImage:
 
     row: TableRow
     path: str
-    columns: dict[str, Any] = dataclasses.field(default_factory=dict)
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
     objects: list[tuple[str, object]] = dataclasses.field(default_factory=list)
     segmentations: list[object] | None = None
 
@@ -126,40 +145,6 @@ def tells_splits(path: str) -> bool:
 def is_coco_manifest(path: str) -> bool:
     """Returns whether a table is COCO's JSON."""
     return content_of_coco(path) is not None
-
-
-def images_in_manifest(path: str, split: Iterable[str]) -> Iterator[SourceImage]:
-    """Yields the images of a split, in the order of the table.
-
-    Args:
-      path: absolute path of the table.
-      split: names of the split; they only matter if the table has a column `split`.
-
-    Raises:
-      UsageError: the file is not a table, a row is not valid, or a file that it names is missing.
-        Boxes that are not valid raise no error: they are noted in the annotation, and the image is
-        rejected later.
-      OSError: a file cannot be read.
-    """
-    root = parent(path)
-    listed = [image for image in _list_rows(path, root) if _is_of_split(image, split)]
-    if not listed:
-        raise UsageError(f"{FLAG} {path} has no image of split {next(iter(split))!r}")
-    infos = _file_infos(root, listed)
-    for image in listed:
-        yield _source_image(image, root, infos)
-
-
-def _list_rows(path: str, root: str) -> Iterator[ListedImage]:
-    content = content_of_coco(path)
-    if content is not None:
-        return images_of_coco(path, root, content)
-    check_manifest(path)
-    return images_of_rows(path, root)
-
-
-def _is_of_split(image: ListedImage, split: Iterable[str]) -> bool:
-    return image.columns.get("split", "") in ("", *split)
 
 
 def _file_infos(root: str, images: Iterable[ListedImage]) -> dict[str, FileInfo | None]:
@@ -219,7 +204,7 @@ def _source_image(image: ListedImage, root: str, infos: dict[str, FileInfo | Non
     )
 
 
-def _mask_location(columns: dict[str, Any], segmentations: list[object]) -> str | None:
+def _mask_location(columns: dict[str, str], segmentations: list[object]) -> str | None:
     """Returns the location of a mask that the table itself holds; None if the table does not tell
     the size of the image."""
     try:
@@ -264,7 +249,7 @@ def _parse_json(path: str, identity: str) -> object:
     return read_json(path, FLAG)
 
 
-def content_of_coco(path: str) -> dict[str, list[Any]] | None:
+def content_of_coco(path: str) -> Content | None:
     """Reads COCO's JSON; returns None for other tables.
 
     Raises:
@@ -315,7 +300,7 @@ def images_of_rows(path: str, root: str) -> Iterator[ListedImage]:
     return iter(images.values())
 
 
-def images_of_coco(path: str, root: str, content: Mapping[str, list[Any]]) -> Iterator[ListedImage]:
+def images_of_coco(path: str, root: str, content: Content) -> Iterator[ListedImage]:
     """Yields the images of COCO's JSON, in its order.
 
     Args:

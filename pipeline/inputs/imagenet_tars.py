@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from pipeline.errors import UsageError
 from pipeline.inputs.archives import ARCHIVES, Member, first_names, members
@@ -37,47 +37,28 @@ class ImagenetTars(FileFormat):
         return True
 
     def list_images(self, layout: SplitLayout, taxonomy: Taxonomy) -> Iterator[SourceImage | None]:
-        return images_in_tars(layout.files, layout.root, taxonomy)
+        for path in layout.files:
+            archive_name = relative(path, layout.root)
+            stamp = stamp_of(path)
+            inner = []
+            for member, _ in members(path):
+                if is_hidden(member.name):
+                    continue
+                if member.name.lower().endswith(ARCHIVES):
+                    inner.append(member)
+                else:
+                    yield _image(member, archive_name, wnid_of_folder(member.name, taxonomy), stamp)
 
+            def list_inner(archive: Member, path: str = path) -> list[Member]:
+                return [member for member, _ in members(path, archive)]
 
-def images_in_tars(
-    paths: Sequence[str], root: str, taxonomy: Taxonomy
-) -> Iterator[SourceImage | None]:
-    """Yields the images in archives and in the archives inside them, and None for each file that is
-    not an image and not hidden.
-
-    Args:
-      paths: absolute paths of the archives.
-      root: the input folder.
-      taxonomy: the classes that folders and inner archives may be named after, besides WordNet
-        ids.
-
-    Raises:
-      UsageError: an archive is damaged, incomplete or compressed, or a member could reach outside.
-      OSError: an archive cannot be read.
-    """
-    for path in paths:
-        archive_name = relative(path, root)
-        stamp = stamp_of(path)
-        inner = []
-        for member, _ in members(path):
-            if is_hidden(member.name):
-                continue
-            if member.name.lower().endswith(ARCHIVES):
-                inner.append(member)
-            else:
-                yield _image(member, archive_name, wnid_of_folder(member.name, taxonomy), stamp)
-
-        def list_inner(archive: Member, path: str = path) -> list[Member]:
-            return [member for member, _ in members(path, archive)]
-
-        for archive, inner_members in read_ahead(list_inner, inner):
-            stem = archive.name.rpartition("/")[2].rpartition(".")[0]
-            wnid_of_archive = stem if is_wnid(stem) or taxonomy.holds(stem) else ""
-            for member in inner_members:
-                wnid = wnid_of_folder(member.name, taxonomy) or wnid_of_archive
-                if not is_hidden(member.name):
-                    yield _image(member, f"{archive_name}/{archive.name}", wnid, stamp)
+            for archive, inner_members in read_ahead(list_inner, inner):
+                stem = archive.name.rpartition("/")[2].rpartition(".")[0]
+                wnid_of_archive = stem if is_wnid(stem) or taxonomy.holds(stem) else ""
+                for member in inner_members:
+                    wnid = wnid_of_folder(member.name, taxonomy) or wnid_of_archive
+                    if not is_hidden(member.name):
+                        yield _image(member, f"{archive_name}/{archive.name}", wnid, stamp)
 
 
 def _image(member: Member, archive: str, wnid: str, stamp: str | None) -> SourceImage | None:

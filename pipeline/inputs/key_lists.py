@@ -13,7 +13,7 @@ import hashlib
 import re
 
 from pipeline.errors import UsageError
-from pipeline.inputs.text_lines import TextLines
+from pipeline.inputs.table_rows import TextLines
 from pipeline.storage.files import files_of
 from transforms.hashing import text_bytes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pyarrow as pa
 
@@ -30,28 +30,15 @@ class HubParquet(FileFormat):
     suffix = ".parquet"
 
     def list_images(self, layout: SplitLayout, taxonomy: Taxonomy) -> Iterator[SourceImage]:
-        return images_in_parquet(layout.files, layout.root, taxonomy)
+        """Yields the images of all rows, without reading any.
 
-
-def images_in_parquet(paths: Sequence[str], root: str, taxonomy: Taxonomy) -> Iterator[SourceImage]:
-    """Yields the images of all rows, without reading any.
-
-    The class comes from the column `wnid`, or else from `label`. A label is a class number or, if
-    the schema names the labels by WordNet ids, an index into these names. The key is the name in
-    `image.path`, without its suffix and without a class at its end.
-
-    Args:
-      paths: absolute paths of the files.
-      root: the input folder.
-      taxonomy: the classes that labels refer to.
-
-    Raises:
-      UsageError: a file is not Parquet or does not have these columns, or a label is not a class.
-      OSError: a file cannot be read.
-    """
-    list_file = functools.partial(_list_file, root=root, taxonomy=taxonomy)
-    for _, images in read_ahead(list_file, paths):
-        yield from images
+        The class comes from the column `wnid`, or else from `label`. A label is a class number or,
+        if the schema names the labels by WordNet ids, an index into these names. The key is the
+        name in `image.path`, without its suffix and without a class at its end.
+        """
+        list_file = functools.partial(_list_file, root=layout.root, taxonomy=taxonomy)
+        for _, images in read_ahead(list_file, layout.files):
+            yield from images
 
 
 def holds_pictures(path: str) -> bool:

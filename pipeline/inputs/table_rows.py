@@ -1,19 +1,72 @@
-"""Rows of a table that a user wrote: CSV, Parquet, JSON (a list of objects) or JSON lines."""
+"""Texts and tables that a user wrote, read by line or by row, so that they may be of any size.
+
+A table is CSV, Parquet, JSON (a list of objects) or JSON lines.
+"""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import math
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any, cast
 
 from pipeline.errors import UsageError
 from pipeline.inputs.location import open_parquet, rows_of
-from pipeline.inputs.text_lines import TextLines
 from pipeline.storage.files import files_of
 from transforms.limits import load_json
+
+MAX_ROW = 16 << 20
+"""Largest number of characters in a line, or in a CSV row of several lines. The boxes and outlines
+of a picture with thousands of objects take a few million characters."""
+
+
+class TextLines(Iterator[str]):
+    """Iterator over the lines of a text in UTF-8, each with its line end.
+
+    Args:
+      path: absolute path of the file.
+      flag: the flag that named the file, for messages.
+      newline: which line ends count, as in `open`.
+      errors: how to treat bytes that are not UTF-8, as in `open`.
+
+    Raises:
+      UsageError: a line is too long, or is not UTF-8.
+      OSError: the file cannot be read.
+    """
+
+    def __init__(
+        self, path: str, flag: str, *, newline: str = "\n", errors: str = "strict"
+    ) -> None:
+        self._name = f"{flag} {path}".lstrip()
+        file = cast(IO[bytes], files_of(path).open(path))
+        self._file = io.TextIOWrapper(file, "utf-8-sig", errors, newline)
+        self._number = 0
+        self._row = 0
+
+    def begin_row(self) -> None:
+        """Starts a new row with the next line, so that the limit counts from there."""
+        self._row = 0
+
+    def __next__(self) -> str:
+        if self._file.closed:
+            raise StopIteration
+        try:
+            line = self._file.readline(MAX_ROW + 1)
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{self._name} is not text in UTF-8") from error
+        if not line:
+            self._file.close()
+            raise StopIteration
+        self._number += 1
+        self._row += len(line)
+        if self._row > MAX_ROW:
+            raise UsageError(
+                f"{self._name}, line {self._number}: a row of more than {MAX_ROW} characters"
+            )
+        return line
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,14 @@ from pipeline.inputs.table_rows import TableRow, read_rows
 from pipeline.storage.files import absolute, files_of
 from transforms.filters import MAX_KEY_BYTES
 from transforms.hashing import text_bytes
-from transforms.taxonomy import MAX_LABELS, OUTSIDE, Taxonomy, imagenet9, imagenet_output
-from transforms.wordnet import wordnet_taxonomy
+from transforms.taxonomy import (
+    MAX_LABELS,
+    OUTSIDE,
+    Taxonomy,
+    imagenet9,
+    imagenet_output,
+    wordnet_taxonomy,
+)
 
 FLAG = "--taxonomy"
 _COLUMNS = ("class", "superclass", "label", "index", "name")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.inputs.annotation_index import annotation_of, annotation_of_xml
+from pipeline.inputs.annotation_index import annotation_by, annotation_of
 from pipeline.inputs.archives import Member, first_names, members
 from pipeline.inputs.checksums import stamp_of
 from pipeline.inputs.input_format import FileFormat, SplitLayout
@@ -21,7 +21,7 @@ from pipeline.inputs.source_images import (
 )
 from pipeline.storage.files import relative
 from pipeline.storage.parallel import read_ahead
-from transforms.annotations import AnnotationError, annotation_from
+from transforms.annotations import AnnotationError, annotation_from, parse_annotation
 from transforms.limits import MAX_ANNOTATION_BYTES, Unread, load_json
 from transforms.taxonomy import Taxonomy
 
@@ -42,7 +42,20 @@ class WebDataset(FileFormat):
         return any(name.endswith(_MARKS) for name in first_names(path) if not is_hidden(name))
 
     def list_images(self, layout: SplitLayout, taxonomy: Taxonomy) -> Iterator[SourceImage | None]:
-        return images_in_shards(layout.files, layout.root, taxonomy)
+        """Yields the images of all samples, and None for each sample without an image.
+
+        The class comes from `wnid` in the `.json`, or else from the `.cls`, or else from `label` in
+        the `.json`. Boxes come from the `.xml`, or else from `boxes` in the `.json`, each (xmin,
+        ymin, xmax, ymax). A sample whose `.json` is no object, or whose label is not a class, has a
+        `fault`; if all samples have one, UsageError is raised.
+        """
+        list_shard = functools.partial(_list_shard, root=layout.root, taxonomy=taxonomy)
+        faults: list[str] = []
+        for _, images in read_ahead(list_shard, layout.files):
+            faults += [image.fault and f"{image.name}: {image.fault}" for image in images if image]
+            yield from images
+        if faults and all(faults):
+            raise UsageError(faults[0])
 
 
 @dataclasses.dataclass
@@ -56,33 +69,6 @@ class _Sample:
 
     images: list[Member] = dataclasses.field(default_factory=list)
     others: dict[str, bytes | None] = dataclasses.field(default_factory=dict)
-
-
-def images_in_shards(
-    paths: Sequence[str], root: str, taxonomy: Taxonomy
-) -> Iterator[SourceImage | None]:
-    """Yields the images of all samples, and None for each sample without an image.
-
-    The class comes from `wnid` in the `.json`, or else from the `.cls`, or else from `label` in the
-    `.json`. Boxes come from the `.xml`, or else from `boxes` in the `.json`, each (xmin, ymin,
-    xmax, ymax). A sample whose `.json` is no object, or whose label is not a class, has a `fault`.
-
-    Args:
-      paths: absolute paths of the shards.
-      root: the input folder.
-      taxonomy: the classes that labels refer to.
-
-    Raises:
-      UsageError: a shard is incomplete or refused, or all samples have a fault.
-      OSError: a shard cannot be read.
-    """
-    list_shard = functools.partial(_list_shard, root=root, taxonomy=taxonomy)
-    faults: list[str] = []
-    for _, images in read_ahead(list_shard, paths):
-        faults += [image.fault and f"{image.name}: {image.fault}" for image in images if image]
-        yield from images
-    if faults and all(faults):
-        raise UsageError(faults[0])
 
 
 def _list_shard(path: str, root: str, taxonomy: Taxonomy) -> list[SourceImage | None]:
@@ -162,10 +148,7 @@ def _wnid(data: bytes | None, fields: dict[str, Any], taxonomy: Taxonomy) -> str
 def _annotation(xml: bytes | None, fields: dict[str, Any]) -> str | None:
     """Returns the location of the boxes in the sample, None if the sample has no boxes."""
     if xml is not None:
-        return annotation_of_xml(xml)
+        return annotation_by(parse_annotation, xml)
     if "boxes" not in fields:
         return None
-    try:
-        return annotation_of(annotation_from({**fields, "wnid": None}))
-    except AnnotationError as error:
-        return annotation_of(error)
+    return annotation_by(annotation_from, {**fields, "wnid": None})

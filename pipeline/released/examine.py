@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterable
-from typing import Any
 
 import pyarrow as pa
 
@@ -14,15 +13,14 @@ from pipeline.dataset.fingerprints import IMPORT_VERSION, fingerprint
 from pipeline.dataset.records import (
     ACCEPTED,
     RECORD_SCHEMA,
+    Row,
     Staging,
     read_rows,
 )
-from pipeline.released.archive import read_contents
-from pipeline.released.archive_listing import ReleasedImage, ReleasedShard
-from pipeline.released.npy_masks import decode_npy
+from pipeline.released.archive_listing import ReleasedImage, ReleasedShard, read_contents
 from pipeline.runtime.progress import Progress
 from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
-from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
+from transforms.codec import TooManyPixelsError, UndecodableError, decode_image, decode_npy
 from transforms.filters import Reason, is_valid_key
 from transforms.limits import Unread
 from transforms.matching import block_means
@@ -74,7 +72,7 @@ class ExaminedShard:
     """
 
     listed: ReleasedShard
-    rows: list[dict[str, Any]]
+    rows: list[Row]
 
 
 def examine_shard(job: ImportPlan, shard: ReleasedShard) -> ExaminedShard:
@@ -107,11 +105,9 @@ def _examine_images(job: ImportPlan, shard: ReleasedShard) -> pa.Table:
     return pa.Table.from_pylist(rows, _RECORD_SCHEMA)
 
 
-def _examine_image(
-    config: DatasetConfig, image: ReleasedImage, contents: dict[str, bytes]
-) -> dict[str, Any]:
+def _examine_image(config: DatasetConfig, image: ReleasedImage, contents: dict[str, bytes]) -> Row:
     """Examines an image; returns its row."""
-    row: dict[str, Any] = {
+    row: Row = {
         "key": image.stem,
         "path": next(iter(image.files.values())).place.name,
         "wnid": image.wnid,
@@ -147,9 +143,7 @@ def read_image(image: ReleasedImage, variants: Iterable[str]) -> dict[str, bytes
     return dict(zip(present, read_contents([image.files[n].place for n in present]), strict=True))
 
 
-def check_pictures(
-    contents: dict[str, bytes], size: int
-) -> tuple[tuple[Reason, str] | None, dict[str, Any]]:
+def check_pictures(contents: dict[str, bytes], size: int) -> tuple[tuple[Reason, str] | None, Row]:
     """Decodes all files of an image and checks their sizes.
 
     Args:
@@ -161,7 +155,7 @@ def check_pictures(
       up to the fault give them: width and height of the original, fg_fraction, and the description
       of the tiled background).
     """
-    columns: dict[str, Any] = {}
+    columns: Row = {}
     for variant, data in contents.items():
         try:
             if isinstance(data, Unread):

@@ -20,13 +20,12 @@ from pipeline.dataset.records import read_metadata, read_rows, write_table
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError
 from pipeline.released.names import class_folder, mixed_stem, stem_of
-from pipeline.released.npy_masks import encode_npy
 from pipeline.runtime.local_loop import map_shards
 from pipeline.runtime.progress import Progress
 from pipeline.storage.csv_file import csv_bytes
 from pipeline.storage.state_files import json_bytes
 from pipeline.storage.store import WORK_FOLDER, Store
-from transforms.codec import decode_mask
+from transforms.codec import decode_mask, encode_npy
 from transforms.variants import EXTERNAL, MIXED, VARIANTS, base_of
 
 EXPORT_VERSION = 2
@@ -56,12 +55,6 @@ _RECORD_SCHEMA = pa.schema(
 def note_file(split: str) -> str:
     """Returns the path of the file that marks an export of a split as complete."""
     return f"export-{split}.json"
-
-
-def images_file(split: str) -> str:
-    """Returns the path of an export's table of images: their released names, keys, classes and
-    backgrounds."""
-    return f"images-{split}.csv"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +192,8 @@ def _finish(job: ExportPlan, shards: Iterable[int]) -> int:
             target.make_folder(job.folder(variant, label))
     mixed = [f"{v}_bg_key" for v in job.dataset.variants if base_of(v) in (*MIXED, EXTERNAL)]
     rows = sorted(images.values(), key=lambda row: str(row["stem"]))
-    target.update(images_file(job.split), csv_bytes(("stem", "key", "wnid", "label", *mixed), rows))
+    columns = ("stem", "key", "wnid", "label", *mixed)
+    target.update(f"images-{job.split}.csv", csv_bytes(columns, rows))
     note = {
         "format": FORMAT,
         "format_version": EXPORT_VERSION,

@@ -23,7 +23,6 @@ from collections.abc import Iterator
 
 from pipeline.runtime.lock import remove_dead_locks
 from pipeline.runtime.progress import Progress
-from pipeline.storage.files import join
 from pipeline.storage.store import TEMPORARY, WORK_FOLDER, Store
 
 WEEK_SECONDS = 7 * 24 * 3600.0
@@ -71,13 +70,12 @@ def remove_leftovers(store: Store) -> None:
     notes = posixpath.dirname(Progress.for_store(store).folder)
     cutoff = time.time() - WEEK_SECONDS
     for folder, pattern in ((WORK_FOLDER, _LOG), (TEMPORARY, _TEMPORARY), (notes, _NOTES)):
-        path = store.path(folder)
-        for name in map(os.path.basename, store.files.file_paths(path)):
-            if pattern.fullmatch(name) and _last_change(store, join(path, name)) < cutoff:
-                store.delete(f"{folder}/{name}")
-        for name in store.files.folder_names(path):
-            if pattern.fullmatch(name) and _last_change(store, join(path, name)) < cutoff:
-                store.delete_tree(f"{folder}/{name}")
+
+        def is_old(name: str, folder: str = folder, pattern: re.Pattern[str] = pattern) -> bool:
+            path = store.path(f"{folder}/{name}")
+            return pattern.fullmatch(name) is not None and _last_change(store, path) < cutoff
+
+        store.remove_each(folder, is_old)
     store.prune(notes)
 
 

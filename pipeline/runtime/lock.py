@@ -73,6 +73,10 @@ def model_lock(folder: str, group: int) -> str:
     return f"{WORK_FOLDER}/lock-{folder}-{group}"
 
 
+Owner = Mapping[str, Any]
+"""The holder of a lock as its claim names it: see `Holder.owner`."""
+
+
 class _Content(TypedDict, total=False):
     """What a claim stores."""
 
@@ -104,7 +108,7 @@ class Holder:
     """
 
     job: str
-    owner: Mapping[str, Any]
+    owner: Owner
 
     @classmethod
     def from_claim(cls, claim: PathClaim) -> Holder:
@@ -148,7 +152,7 @@ class Holder:
         return Process(self.owner["place"], self.owner["pid"], self.owner["started"])
 
 
-def this_process() -> dict[str, Any]:
+def this_process() -> Owner:
     """Returns this process as the owner of a lock."""
     process = dataclasses.asdict(processes.this_process())
     return {"host": socket.gethostname(), **process}
@@ -180,9 +184,7 @@ class _Watch:
         return self._silent_seconds >= (EXPIRY_SECONDS if holder.owner else _DAMAGED_SECONDS)
 
 
-def acquire(
-    store: Store, lock: str, token: str, owner: Mapping[str, Any], wait: float = 0.0
-) -> None:
+def acquire(store: Store, lock: str, token: str, owner: Owner, wait: float = 0.0) -> None:
     """Takes a lock. Taking it again with the same token changes nothing.
 
     Args:
@@ -233,7 +235,7 @@ def release(store: Store, lock: str, token: str) -> None:
         files.unclaim(path, claim, store.temporary())  # Fails if the lock is renewed meanwhile.
 
 
-def release_if_owned(store: Store, lock: str, owner: Mapping[str, Any]) -> None:
+def release_if_owned(store: Store, lock: str, owner: Owner) -> None:
     """Releases a lock on behalf of an owner that is known to have ended, if that owner holds it."""
     claim = files_of(store.root).current_claim(store.path(lock))
     if claim is not None and Holder.from_claim(claim).owner == owner:
@@ -352,7 +354,7 @@ def with_job_of_this_process(store: Store) -> Store:
     return store.for_job(hashlib.sha256(text_bytes(processes.this_process().name)).hexdigest()[:32])
 
 
-def _job_of_this_worker() -> dict[str, Any] | None:
+def _job_of_this_worker() -> Owner | None:
     if "apache_beam" not in sys.modules:
         # A worker of Beam has imported it; commands such as `in9 report` need not wait for that.
         return None

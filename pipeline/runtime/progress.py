@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TextIO
 
 from pipeline.errors import counted
-from pipeline.storage.processes import Process, this_process
+from pipeline.storage.processes import has_ended, this_process
 from pipeline.storage.store import WORK_FOLDER, Store
 
 _FOLDER = f"{WORK_FOLDER}/progress"
@@ -75,7 +75,7 @@ class Progress:
     def _note(self, folder: str, name: str, count: int) -> None:
         # Notes are only for display, so a full disk must not fail the job here.
         with contextlib.suppress(OSError):
-            self.store.create_once(f"{self.folder}/{folder}/{name}.{count}", b"")
+            self.store.write(f"{self.folder}/{folder}/{name}.{count}", b"")
 
     def forget(self, stage: str, name: str, count: int) -> None:
         """Removes a note that a later one has replaced."""
@@ -109,11 +109,7 @@ class Progress:
         """Removes the notes of this job, and of other jobs that are known to have ended."""
         with contextlib.suppress(OSError):
             self.store.delete_tree(self.folder)
-            jobs = {path.split("/")[2] for path in self.store.walk(_FOLDER)}
-            for job in jobs:
-                process = Process.from_name(job)
-                if process and process.is_alive() is False:
-                    self.store.delete_tree(f"{_FOLDER}/{job}")
+            self.store.remove_each(_FOLDER, has_ended)
             self.store.prune(_FOLDER)
 
 

@@ -12,10 +12,8 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from pipeline.errors import shown_bytes
-from pipeline.storage.store import Store
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _GUARDED = re.compile(r"'+[=+\-@\t\r]")
@@ -30,7 +28,7 @@ class _LineFeedRows(io.StringIO):
         return super().write(row.removesuffix("\r\n") + "\n")
 
 
-def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> bytes:
     """Returns the content of a CSV file.
 
     Args:
@@ -51,18 +49,5 @@ def read_csv(data: bytes) -> Iterator[dict[str, str]]:
         yield {name: value[bool(_GUARDED.match(value)) :] for name, value in row.items()}
 
 
-def _guarded(value: Any) -> Any:
+def _guarded(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
-
-
-def write_csv(
-    store: Store, name: str, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
-) -> bool:
-    """Writes results/<name>.csv; returns whether the file has changed.
-
-    Args:
-      store: the dataset folder.
-      name: name of the table.
-      columns, rows: as for `csv_bytes`.
-    """
-    return store.update(f"results/{name}.csv", csv_bytes(columns, rows))

@@ -130,9 +130,6 @@ class Files(Protocol):
             that name before the block ends, so that a power cut cannot leave the file truncated.
         """
 
-    def create_once(self, path: str, data: bytes) -> None:
-        """Writes a small file that must not exist yet. Raises FileExistsError if it does."""
-
     def copy(self, source: str, target: str) -> None:
         """Copies a file within the storage, replacing the target in one step."""
 

@@ -61,16 +61,13 @@ class GcsFiles(Files):
 
     def is_folder(self, path: str) -> bool:
         with contextlib.suppress(FileNotFoundError), translated(path):  # No such bucket.
-            # Not `_list`: the object that shows an empty folder comes first, and counts here.
+            # Not `walk`: the object that shows an empty folder comes first, and counts here.
             return next(iter(_blobs(path, max_results=1)), None) is not None
         return False
 
-    def walk(self, folder: str) -> Iterator[FileInfo]:
-        return self._list(folder)
-
     def file_paths(self, folder: str) -> list[str]:
         with contextlib.suppress(FileNotFoundError):  # No such bucket.
-            return sorted(info.path for info in self._list(folder, delimiter="/"))
+            return sorted(info.path for info in self.walk(folder, delimiter="/"))
         return []
 
     def folder_names(self, folder: str) -> list[str]:
@@ -80,7 +77,7 @@ class GcsFiles(Files):
             return [prefix.split("/")[-2] for prefix in blobs.prefixes]
         return []
 
-    def _list(self, folder: str, **options: Any) -> Iterator[FileInfo]:
+    def walk(self, folder: str, **options: Any) -> Iterator[FileInfo]:
         with translated(folder):
             for blob in _blobs(folder, **options):
                 if not blob.name.endswith("/"):  # Consoles make such objects to show empty folders.
@@ -113,10 +110,7 @@ class GcsFiles(Files):
 
     def read_ranges(self, path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
         spans = _spans([span for span in ranges if span[1]])
-        if len(spans) == 1:
-            contents = [self._range(path, *spans[0])]
-        else:
-            contents = in_parallel(lambda span: self._range(path, *span), spans)
+        contents = in_parallel(lambda span: self._range(path, *span), spans)
         parts = []
         for offset, length in ranges:
             part = b""
@@ -187,9 +181,6 @@ class GcsFiles(Files):
         """Uploads a file whose presence says that other files are complete."""
         self._upload(path, file)
 
-    def create_once(self, path: str, data: bytes) -> None:
-        self._upload(path, io.BytesIO(data), if_generation_match=0)
-
     def copy(self, source: str, target: str) -> None:
         source_blob, target_blob = _blob(source), _blob(target)
 
@@ -237,7 +228,8 @@ class GcsFiles(Files):
 
     def claim(self, path: str, token: str, metadata: bytes, temporary: str) -> bool:
         try:
-            self.create_once(path, b"%s\n%s" % (text_bytes(token), metadata))
+            data = b"%s\n%s" % (text_bytes(token), metadata)
+            self._upload(path, io.BytesIO(data), if_generation_match=0)
         except FileExistsError:
             # If only the response was lost, the existing claim is this one.
             claim = self.current_claim(path)

@@ -1,18 +1,29 @@
-"""Files on this machine's file systems, mounted ones included."""
+"""Files on this machine's file systems, mounted ones included, and claims on paths.
+
+A claim is a folder:
+
+PATH/<token>/about    the claim's metadata
+PATH/<token>/<n>      an empty file, which every renewal renames to the next number
+
+Each step is one rename, which is atomic and succeeds for only one process: a folder replaces
+another only if the other is empty, and no two claims have a name in common. So removing a claim,
+however late, never touches the next one. A lock file with a fixed name would not be enough, because
+another process may replace the file after it was looked at and before it is removed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import re
 import shutil
 import stat
 import uuid
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, cast
 
-from pipeline.errors import UsageError
-from pipeline.storage import local_claims
+from pipeline.errors import JobError, UsageError
 from pipeline.storage.file_kind import MAX_READ_BYTES, Fence, FileInfo, Files, PathClaim, too_large
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
@@ -20,6 +31,11 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
 """Errors that mean that a path leads to no file that this process may use."""
+
+_TOKEN = re.compile("[0-9a-f]{8,64}")
+_METADATA = "about"
+_CLAIMED = (errno.ENOTEMPTY, errno.EEXIST)
+"""Errors of a rename to a path that is claimed."""
 
 
 class LocalFiles(Files):
@@ -113,12 +129,6 @@ class LocalFiles(Files):
         if durable:
             self.sync_folder(os.path.dirname(path))
 
-    def create_once(self, path: str, data: bytes) -> None:
-        self._check()
-        _make_folder_of(path)
-        with open(path, "xb") as file:
-            file.write(data)
-
     def copy(self, source: str, target: str) -> None:
         """Copies a file, as a hard link if possible. A link is safe, because files are replaced and
         never changed in place."""
@@ -193,16 +203,75 @@ class LocalFiles(Files):
             remove(path)
 
     def claim(self, path: str, token: str, metadata: bytes, temporary: str) -> bool:
-        return local_claims.claim(path, token, metadata, temporary)
+        folder = os.path.join(temporary, token)
+        os.makedirs(folder)
+        try:
+            with open(os.path.join(folder, _METADATA), "xb") as file:
+                file.write(metadata)
+            open(os.path.join(folder, "0"), "xb").close()
+            os.rename(temporary, path)
+        except OSError as error:
+            if error.errno not in _CLAIMED:
+                raise
+            return False
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return True
 
     def current_claim(self, path: str) -> PathClaim | None:
-        return local_claims.current_claim(path)
+        try:
+            if not stat.S_ISDIR(os.lstat(path).st_mode):
+                raise JobError(f"{path} has the name of a lock, but is none; remove it")
+            names = os.listdir(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        for token in filter(_TOKEN.fullmatch, names):
+            try:
+                inside = os.listdir(os.path.join(path, token))
+                state = next((name for name in inside if name.isdecimal()), "")
+                with open(os.path.join(path, token, _METADATA), "rb") as file:
+                    return PathClaim(token, file.read(), state)
+            except FileNotFoundError:
+                # The claim is being removed at this moment, or a power cut has left only a part of
+                # it.
+                if os.path.isdir(os.path.join(path, token)):
+                    return PathClaim(token, b"", "")
+                return None
+        if names:
+            stray = os.path.join(path, names[0])
+            raise JobError(f"{stray} does not belong in {path}, which is a lock; remove it")
+        # An empty folder is no claim, but not every file system lets a rename replace it.
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+        return None
 
     def renew(self, path: str, claim: PathClaim) -> bool:
-        return local_claims.renew(path, claim)
+        folder = os.path.join(path, claim.token)
+        following = str(int(claim.state or 0) + 1)
+        try:
+            if claim.state:
+                os.rename(os.path.join(folder, claim.state), os.path.join(folder, following))
+            else:
+                open(os.path.join(folder, following), "xb").close()
+        except (FileNotFoundError, FileExistsError):
+            return False
+        return True
 
     def unclaim(self, path: str, claim: PathClaim, temporary: str) -> bool:
-        return local_claims.unclaim(path, claim, temporary)
+        if self.current_claim(path) != claim:
+            return False
+        # A renewal between the two steps is not seen: the holder loses its claim, and stops at its
+        # next write.
+        os.makedirs(os.path.dirname(temporary), exist_ok=True)
+        try:
+            os.rename(os.path.join(path, claim.token), temporary)
+        except FileNotFoundError:
+            return False
+        shutil.rmtree(temporary, ignore_errors=True)
+        # This fails if the path is claimed again already.
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+        return True
 
     def fenced(self, fence: Fence) -> Files:
         return FencedLocalFiles(fence)
@@ -214,8 +283,8 @@ class FencedLocalFiles(LocalFiles):
     Every file that is written, moved or removed passes through the claim's own folder by an atomic
     rename. A process that takes the claim over moves that folder away, so that the rename fails.
     Check and change are thus a single step, and no process can be suspended between them. They are
-    two steps only where that is impossible: for folders, for files that are created once, and on
-    file systems without hard links or where a rename fails.
+    two steps only where that is impossible: for folders, and on file systems without hard
+    links or where a rename fails.
 
     Args:
       fence: the claim that must be held.

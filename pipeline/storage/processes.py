@@ -66,6 +66,12 @@ class Process:
         return False if started else None
 
 
+def has_ended(name: str) -> bool:
+    """Returns whether a text is the name of a process that is known to have ended."""
+    process = Process.from_name(name)
+    return process is not None and process.is_alive() is False
+
+
 def this_process() -> Process:
     """Returns the calling process."""
     pid = os.getpid()

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import os
+import posixpath
 import re
 import shutil
 import tempfile
@@ -20,7 +21,7 @@ from pipeline.errors import UsageError
 from pipeline.storage.file_kind import MAX_READ_BYTES, Fence, Files
 from pipeline.storage.files import absolute, arrow_source, files_of, is_remote, join, parent
 from pipeline.storage.parallel import in_parallel
-from pipeline.storage.processes import Process, this_process
+from pipeline.storage.processes import has_ended, this_process
 
 WORK_FOLDER = ".in9"
 """Folder inside a store for everything that is not part of the store's content."""
@@ -32,6 +33,7 @@ TEMPORARY = f"{WORK_FOLDER}/tmp"
 _TEMPORARY_NAME = re.compile(r"(?P<process>.+)\+[0-9a-f]{32}")
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,17 +53,19 @@ class FileDigest:
     samples: int | None = None
 
 
-class HashingFile:
-    """A binary file that is being written, with its size and SHA-256 so far."""
+class HashingFile(io.RawIOBase):
+    """A binary file that is being written, with its size and SHA-256 so far.
+
+    Closing it has no effect on the file below, which is closed when the block of `Store.create`
+    ends.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._hash = hashlib.sha256()
         self.size = 0
-        # pyarrow reads this attribute of a file that it writes to.
-        self.closed = False
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes, /) -> int:  # type: ignore[override]
         """Appends bytes; returns their number."""
         self._file.write(data)
         self._hash.update(data)
@@ -72,21 +76,8 @@ class HashingFile:
         """Returns the number of bytes written so far."""
         return self.size
 
-    def flush(self) -> None:
-        """Hands buffered bytes to the system."""
-        self._file.flush()
-
-    def close(self) -> None:
-        """Does nothing, because the file is closed when the block of `Store.create` ends."""
-
     def writable(self) -> bool:
         return True
-
-    def readable(self) -> bool:
-        return False
-
-    def seekable(self) -> bool:
-        return False
 
     @property
     def sha256(self) -> str:
@@ -109,22 +100,20 @@ class Store:
       job: token of the job that this store is made for (`for_job`). The job's steps hold locks
         together by it. Empty outside of a job.
       fence: the claim that must be held to write or remove files; None if no claim is needed.
+      deferred: list in which `create` leaves uploads for later (`together`); None if it uploads at
+        once.
     """
 
     root: str
     output: str = dataclasses.field(default="", compare=False)
     job: str = dataclasses.field(default="", compare=False)
     fence: Fence | None = dataclasses.field(default=None, compare=False)
+    deferred: list[Callable[[], object]] | None = dataclasses.field(default=None, compare=False)
 
     @classmethod
     def at(cls, path: str) -> Store:
         """Returns the store of a folder that a user named."""
         return cls(absolute(path))
-
-    @property
-    def _deferred(self) -> list[Callable[[], object]] | None:
-        """List in which `Files.create` leaves uploads for later; None if it uploads at once."""
-        return None
 
     @property
     def is_remote(self) -> bool:
@@ -220,7 +209,7 @@ class Store:
 
     def sizes_of(self, paths: Iterable[str]) -> list[int | None]:
         """Returns the size of each file in bytes, None for a missing file."""
-        return in_parallel(self.size, paths) if self.is_remote else [self.size(p) for p in paths]
+        return self._for_each(self.size, paths)
 
     def read(self, relative: str, limit: int | None = MAX_READ_BYTES) -> bytes:
         """Reads a whole file; see `Files.read` for `limit` and for the errors."""
@@ -250,7 +239,7 @@ class Store:
         complete is `durable`: even after a power cut it is whole or absent.
         """
         path, temporary = self.writable_path(relative), self.temporary()
-        with self.files.create(path, temporary, self._deferred, durable=durable) as file:
+        with self.files.create(path, temporary, self.deferred, durable=durable) as file:
             yield HashingFile(file)
 
     @contextlib.contextmanager
@@ -258,9 +247,9 @@ class Store:
         """Yields a view of the store that defers uploads: in object storage, files that are created
         through it are uploaded several at a time when the block ends, and are missing if the block
         raises. On this machine, the view makes no difference."""
-        view = _Together(self.root, self.output, self.job, self.fence)
-        yield view
-        in_parallel(lambda upload: upload(), view.uploads)
+        uploads: list[Callable[[], object]] = []
+        yield dataclasses.replace(self, deferred=uploads)
+        in_parallel(lambda upload: upload(), uploads)
 
     def write(
         self, relative: str, data: bytes, samples: int | None = None, *, durable: bool = False
@@ -277,10 +266,6 @@ class Store:
             return False
         self.write(relative, data, durable=durable)
         return True
-
-    def create_once(self, relative: str, data: bytes) -> None:
-        """Writes a small file that must not exist yet. Raises FileExistsError if it does."""
-        self.files.create_once(self.writable_path(relative), data)
 
     def temporary(self) -> str:
         """Returns a unique absolute path for a file that is being written. The process is part of
@@ -345,15 +330,16 @@ class Store:
 
     def remove_temporary(self) -> None:
         """Removes the half-written files of processes that are known to have ended."""
-        if self.is_remote:  # Object storage holds no half-written files.
-            return
-        folder = self.path(TEMPORARY)
-        for name in map(os.path.basename, self.files.file_paths(folder)):
-            if _is_leftover(name):
-                self.delete(f"{TEMPORARY}/{name}")
-        for name in self.files.folder_names(folder):
-            if _is_leftover(name):
-                self.delete_tree(f"{TEMPORARY}/{name}")
+        if not self.is_remote:  # Object storage holds no half-written files.
+            self.remove_each(TEMPORARY, _is_leftover)
+
+    def remove_each(self, folder: str, is_obsolete: Callable[[str], bool]) -> None:
+        """Removes the files and folders directly in a folder that are obsolete by their name."""
+        path = self.path(folder)
+        for name in filter(is_obsolete, map(posixpath.basename, self.files.file_paths(path))):
+            self.delete(f"{folder}/{name}")
+        for name in filter(is_obsolete, self.files.folder_names(path)):
+            self.delete_tree(f"{folder}/{name}")
 
     def make_folder(self, relative: str) -> None:
         """Makes an empty folder, except in object storage, which has no folders."""
@@ -367,27 +353,13 @@ class Store:
     def _relative(self, path: str) -> str:
         return path[len(self.root) :].lstrip(os.sep).replace(os.sep, "/")
 
-    def _for_each(self, call: Callable[[T], object], items: Iterable[T]) -> None:
-        if self.is_remote:
-            in_parallel(call, items)
-        else:
-            for item in items:
-                call(item)
+    def _for_each(self, call: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """Calls a function on each item, several at a time in object storage; returns the results
+        in order."""
+        return in_parallel(call, items) if self.is_remote else [call(item) for item in items]
 
 
 def _is_leftover(name: str) -> bool:
     """Returns whether a name in `TEMPORARY` is that of a process that is known to have ended."""
     match = _TEMPORARY_NAME.fullmatch(name)
-    process = match and Process.from_name(match["process"])
-    return process is not None and process.is_alive() is False
-
-
-@dataclasses.dataclass(frozen=True)
-class _Together(Store):
-    """The view that `Store.together` yields. `uploads` holds the uploads for the block's end."""
-
-    uploads: list[Callable[[], object]] = dataclasses.field(default_factory=list)
-
-    @property
-    def _deferred(self) -> list[Callable[[], object]]:
-        return self.uploads
+    return match is not None and has_ended(match["process"])

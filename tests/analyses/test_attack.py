@@ -35,8 +35,8 @@ from pipeline.models.registry import load_model
 from transforms.adversarial import (
     UNTRIED,
     GridTally,
+    Strengths,
     challenge_accuracy,
-    composites,
     expected_accuracy,
     fooled,
     fooled_by_class,
@@ -44,11 +44,13 @@ from transforms.adversarial import (
     merge,
     strongest,
     tally,
+    try_until_turned,
 )
-from transforms.attack_grid import Strengths, sample_evenly, try_until_turned
 from transforms.intervals import wilson
 from transforms.scoring import LABEL_RULES
+from transforms.selection import sample_evenly
 from transforms.taxonomy import imagenet9
+from transforms.variants import composite
 
 RULES = ("argmax_then_map", "mapped_only")
 MODEL = "efficientnet_lite0"
@@ -539,7 +541,7 @@ def test_composites_on_the_device_are_the_papers() -> None:
     backgrounds = random.integers(0, 256, (4, 8, 8, 3), np.uint8)
     masks = random.random((3, 8, 8)) < 0.5
     f, b = np.asarray([0, 2, 2, 1]), np.asarray([3, 3, 0, 1])
-    expected = composites(originals, masks, backgrounds, f, b)
+    expected = composite(originals[f], masks[f], backgrounds[b])
     blend = masks[f][..., None]
     assert np.array_equal(expected, originals[f] * blend + backgrounds[b] * (1 - blend))
     cutouts = Cutouts.from_arrays(originals, masks, torch.device("cpu"))

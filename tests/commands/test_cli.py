@@ -52,6 +52,7 @@ def dataset(tmp_path: Path) -> Path:
         rejections={"val": {}},
         samples={"val": {variant: {} for variant in PAPER}},
         files=(),
+        stages={},
     )
     Store(str(tmp_path / "dataset")).write(MANIFEST, manifest.to_json())
     return tmp_path / "dataset"

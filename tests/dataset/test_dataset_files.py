@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.commands.verify import verify
 from pipeline.dataset import latest, records
 from pipeline.dataset import layer_files as files
 from pipeline.dataset.config import ComposeConfig, DatasetConfig
@@ -26,10 +27,9 @@ from pipeline.dataset.shards import (
     parquet_file,
     webdataset_file,
 )
-from pipeline.dataset.verification import verify
+from pipeline.dataset.sinks import TarWriter
 from pipeline.errors import JobError, UsageError
 from pipeline.storage.store import Store
-from pipeline.storage.tar_writer import TarWriter
 from transforms.geometry import OutputBox
 from transforms.layers import Layer
 
@@ -163,7 +163,7 @@ def without_files(store: Store, form: str) -> Dataset:
     config = DatasetConfig(compose=ComposeConfig(formats=(form,)))
     shards = {"val": ShardCounts(1, 1)}
     empty: dict[str, dict[str, int]] = {"val": {}}
-    return Dataset(store, Manifest(config, "0" * 32, {}, shards, empty, empty, {"val": {}}, ()))
+    return Dataset(store, Manifest(config, "0" * 32, {}, shards, empty, empty, {"val": {}}, (), {}))
 
 
 def test_groups_are_held_out_as_a_whole_and_shards_as_the_split(one_worker: Path) -> None:

@@ -23,7 +23,7 @@ from soundness import assert_sound
 
 from pipeline.dataset.config import SegmentConfig
 from transforms.codec import decode_image, encode_png
-from transforms.cropping import crop_whole
+from transforms.cutting import crop_whole
 from transforms.filters import Reason
 from transforms.geometry import ResizeCrop
 

@@ -26,7 +26,7 @@ from pipeline.generate.scenes import SCENES, DrawnScenes, examine_scenes, list_s
 from pipeline.storage.store import Store
 from transforms.annotations import Box
 from transforms.codec import decode_image
-from transforms.cropping import crop_whole
+from transforms.cutting import crop_whole
 
 MODEL = """
 import torch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,21 +12,21 @@ import pytest
 from gcs import BUCKET, gcs_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shapes import tar_bytes
+from shapes import listed, tar_bytes
 
 from pipeline.errors import UsageError
 from pipeline.generate.cut_source import reject_by_name
 from pipeline.inputs.annotation_index import annotated_wnid, index_annotations
 from pipeline.inputs.archives import members, stream
 from pipeline.inputs.checksums import stamp_of
-from pipeline.inputs.image_folder import files_in, images_in_folder
-from pipeline.inputs.imagenet_tars import images_in_tars
+from pipeline.inputs.image_folder import ImageFolder, files_in
+from pipeline.inputs.imagenet_tars import ImagenetTars
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.location import read_location
-from pipeline.inputs.parquet import holds_pictures, images_in_parquet
+from pipeline.inputs.parquet import HubParquet, holds_pictures
 from pipeline.inputs.source_images import FileIndex, KeyedFile, SourceImage, wnid_of_label
 from pipeline.inputs.split_files import find_files, has_boxes_by_name, has_images_by_name
-from pipeline.inputs.webdataset import images_in_shards
+from pipeline.inputs.webdataset import WebDataset
 from pipeline.storage.store import Store
 from transforms.annotations import AnnotationError, Box, parse_annotation
 from transforms.filters import Reason
@@ -47,7 +47,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("containers")
 
 
-def seen(images: Iterator[SourceImage | None]) -> list[tuple[str, str, str, bytes] | None]:
+def seen(images: Iterable[SourceImage | None]) -> list[tuple[str, str, str, bytes] | None]:
     """Lists name, key, class and bytes of each image, and None for each other file."""
     return [i and (i.name, i.key, i.wnid, read_location(i.path)) for i in images]
 
@@ -79,7 +79,7 @@ def test_folders_or_inner_archives_tell_the_classes_of_a_tar(tmp_path: Path) -> 
     own = tar_bytes([("b.b.PNG", b"b"), ("n01440764/c.jpg", b"c")])
     flat = [("cup/e.JPEG", b"e"), ("f.JPEG", b"f"), ("readme", b"")]
     (tmp_path / "t.tar").write_bytes(tar_bytes([("n02085620.tar", known), ("cup.tar", own), *flat]))
-    assert seen(images_in_tars([f"{tmp_path}/t.tar"], str(tmp_path), CUPS)) == [
+    assert seen(listed(ImagenetTars(), tmp_path, "t.tar", taxonomy=CUPS)) == [
         ("t.tar/cup/e.JPEG", "e", "cup", b"e"), ("t.tar/f.JPEG", "f", "", b"f"), None,
         ("t.tar/n02085620.tar/a.JPEG", "a", "n02085620", b"a"), None,
         ("t.tar/cup.tar/b.b.PNG", "b.b", "cup", b"b"),
@@ -90,7 +90,7 @@ def test_folders_or_inner_archives_tell_the_classes_of_a_tar(tmp_path: Path) -> 
 @given(st.permutations(SAMPLES))
 def test_members_of_a_sample_may_come_in_any_order(root: Path, files: Files) -> None:
     (root / "val.tar").write_bytes(tar_bytes(files))
-    images = list(images_in_shards([str(root / "val.tar")], str(root), CUPS))
+    images = listed(WebDataset(), root, "val.tar", taxonomy=CUPS)
     assert images.count(None) == 1
     ordered = sorted((image for image in images if image), key=lambda image: image.name)
     assert seen(iter(ordered)) == [("val.tar/a.JPG", "a", "cup", b"1"),
@@ -120,7 +120,7 @@ def test_a_member_that_is_no_class_or_object_concerns_its_sample(
 ) -> None:
     path = tmp_path / "val.tar"
     path.write_bytes(tar_bytes([*files, ("b.jpg", b"2"), ("b.cls", b"cup")]))
-    faulty, good = images_in_shards([str(path)], str(tmp_path), CUPS)
+    faulty, good = listed(WebDataset(), tmp_path, "val.tar", taxonomy=CUPS)
     assert faulty is not None
     assert good is not None
     assert (faulty.wnid, good.wnid, good.fault) == ("", "cup", "")
@@ -129,22 +129,22 @@ def test_a_member_that_is_no_class_or_object_concerns_its_sample(
     # Shards of which no sample can be used are a mistake that concerns all of them.
     path.write_bytes(tar_bytes(files))
     with pytest.raises(UsageError, match=re.escape(f"val.tar/a.jpg: {fault}")):
-        list(images_in_shards([str(path)], str(tmp_path), CUPS))
+        listed(WebDataset(), tmp_path, "val.tar", taxonomy=CUPS)
 
 
 def test_samples_of_one_key_are_as_many_images(tmp_path: Path) -> None:
     path, other = tmp_path / "val.tar", tmp_path / "val-2.tar"
     first, second = ([("a:1.jpg", data), ("a:1.cls", data)] for data in (b"0", b"1"))
     path.write_bytes(tar_bytes([*first, *second]))
-    together = list(images_in_shards([str(path)], str(tmp_path), CUPS))
+    together = listed(WebDataset(), tmp_path, "val.tar", taxonomy=CUPS)
     path.write_bytes(tar_bytes(first))
     other.write_bytes(tar_bytes(second))
-    apart = list(images_in_shards([str(path), str(other)], str(tmp_path), CUPS))
+    apart = listed(WebDataset(), tmp_path, "val.tar", "val-2.tar", taxonomy=CUPS)
     wnids = [[(image.key, image.wnid) for image in each if image] for each in (together, apart)]
     assert wnids[0] == wnids[1] == [("a:1", CUPS.wnids[0]), ("a:1", CUPS.wnids[1])]
     # Of two pictures in a sample, too, none is dropped unseen.
     path.write_bytes(tar_bytes([("a.jpg", b"1"), ("a.png", b"2"), ("a.cls", b"0")]))
-    both = seen(images_in_shards([str(path)], str(tmp_path), CUPS))
+    both = seen(listed(WebDataset(), tmp_path, "val.tar", taxonomy=CUPS))
     assert [image[3] for image in both if image] == [b"1", b"2"]
 
 
@@ -154,7 +154,7 @@ def test_rows_of_a_parquet_file_are_images(tmp_path: Path) -> None:
     images[2:3] = [None]  # type: ignore[list-item]
     table = pa.table({"image": images, "label": [1, -1, 0, 0], "wnid": wnids})
     pq.write_table(table, tmp_path / "v.parquet", row_group_size=3)
-    assert seen(images_in_parquet([f"{tmp_path}/v.parquet"], str(tmp_path), CUPS)) == [
+    assert seen(listed(HubParquet(), tmp_path, "v.parquet", taxonomy=CUPS)) == [
         ("v.parquet/0/0", "a.b", "cup", b"0"), ("v.parquet/0/1", "v-parquet-0-1", "", b"1"),
         ("v.parquet/0/2", "v-parquet-0-2", "n02085620", b""), ("v.parquet/1/0", "d", "0", b"3"),
     ]  # fmt: skip
@@ -169,7 +169,7 @@ def test_a_folder_is_listed_one_level_deep_and_in_order(tmp_path: Path) -> None:
     for name in names.split():
         (tmp_path / "val" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "val" / name).write_text(name)
-    images = images_in_folder(f"{tmp_path}/val", str(tmp_path))
+    images = listed(ImageFolder(), tmp_path)
     assert [image and (image.name, image.wnid) for image in images] == [
         ("val/e.f.jpeg", ""), None, ("val/y.JPG", ""), None, ("val/n1/z.jpg", "n1"),
         ("val/n2/a.png", "n2"),

@@ -11,18 +11,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shapes import tar_bytes
+from shapes import listed, tar_bytes
 
 from pipeline.errors import UsageError
 from pipeline.inputs import archives
 from pipeline.inputs.annotation_index import index_annotations
 from pipeline.inputs.archives import stream
 from pipeline.inputs.coco import coco_objects
-from pipeline.inputs.image_folder import images_in_folder
+from pipeline.inputs.image_folder import ImageFolder
 from pipeline.inputs.image_manifest import path_from
-from pipeline.inputs.imagenet_tars import images_in_tars
+from pipeline.inputs.imagenet_tars import ImagenetTars
 from pipeline.inputs.location import member_location, read_location
-from pipeline.inputs.parquet import images_in_parquet
+from pipeline.inputs.parquet import HubParquet
 from pipeline.inputs.table_rows import read_rows
 from transforms.limits import MAX_ANNOTATION_BYTES, Unread
 from transforms.taxonomy import imagenet9
@@ -33,7 +33,7 @@ def hub_file(path: Path, meta: bytes, label: int = 5) -> list[object]:
     image = {"bytes": b"x", "path": "a.jpg"}
     table = pa.Table.from_pylist([{"image": image, "label": label}])
     pq.write_table(table.replace_schema_metadata({"huggingface": meta}), path)
-    return list(images_in_parquet([str(path)], str(path.parent), imagenet9()))
+    return [*listed(HubParquet(), path.parent, path.name)]
 
 
 def coco(categories: list[dict[str, object]]) -> dict[str, list[dict[str, object]]]:
@@ -101,7 +101,7 @@ def test_what_systems_leave_is_passed_over(tmp_path: Path) -> None:
     inner = tar_bytes([("a.JPEG", b"x"), ("._a.JPEG", b"x")])
     files = [("n02085620.tar", inner), ("._n02085620.tar", b"x")]
     (tmp_path / "train.tar").write_bytes(tar_bytes(files))
-    tar_images = images_in_tars([str(tmp_path / "train.tar")], str(tmp_path), imagenet9())
+    tar_images = listed(ImagenetTars(), tmp_path, "train.tar")
     assert [image.key for image in tar_images if image] == ["a"]
     (tmp_path / "boxes.tgz").write_bytes(tar_bytes([("._b.tgz", b"x"), ("a.xml", b"x")], "w:gz"))
     assert [name for name, _ in stream(str(tmp_path / "boxes.tgz"))] == ["a.xml"]
@@ -109,7 +109,7 @@ def test_what_systems_leave_is_passed_over(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     for name in ("a.JPEG", "._a.JPEG", ".DS_Store"):
         (folder / name).write_bytes(b"x")
-    images = images_in_folder(str(folder.parent), str(tmp_path))
+    images = listed(ImageFolder(), tmp_path)
     assert [image and image.key for image in images] == ["a"]
 
 
@@ -169,7 +169,7 @@ def test_an_archive_is_unpacked_within_limits(
 def test_a_row_is_read_no_further_than_its_limit(
     name: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.inputs.text_lines.MAX_ROW", 1000)
+    monkeypatch.setattr("pipeline.inputs.table_rows.MAX_ROW", 1000)
     path = tmp_path / name
     # No line of the CSV files exceeds the limit by itself.
     path.write_text(text.format("x" * 995 + "\n") * 2)

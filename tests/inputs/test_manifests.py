@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shapes import listed
 
 from pipeline.errors import UsageError
 from pipeline.inputs.coco import coco_objects, is_coco, mask_text
 from pipeline.inputs.image_manifest import (
+    ImageManifest,
     content_of_coco,
-    images_in_manifest,
     images_of_coco,
     images_of_rows,
     is_coco_manifest,
@@ -136,7 +137,8 @@ def test_rows_of_one_image_are_put_together(tmp_path: Path) -> None:
 def test_images_of_coco_have_masks_if_all_their_objects_have(root: Path) -> None:
     first, _, _ = images_of_coco("/c.json", "/in", COCO)
     assert (first.path, first.columns["group"]) == ("/in/b.png", "hall")
-    images = list(images_in_manifest(put(root / "c.json", COCO), ["val"]))
+    put(root / "c.json", COCO)
+    images = [image for image in listed(ImageManifest(), root, "c.json") if image]
     assert [image.name + image.wnid for image in images] == ["b.pngcup", "a.pngcup", "c.png"]
     mask = read_mask(read_location(images[0].mask or "")).mask
     assert (mask.shape, mask.sum(), mask[:2, :2].all()) == ((4, 6), 4, True)
@@ -147,8 +149,8 @@ def test_images_of_coco_have_masks_if_all_their_objects_have(root: Path) -> None
 
 @given(st.permutations(OBJECTS))
 def test_the_order_of_rows_is_that_of_images_and_says_nothing_else(root: Path, rows: Rows) -> None:
-    path = put(root / "t.jsonl", rows)
-    images = {image.name: image for image in images_in_manifest(path, ("val", "validation"))}
+    put(root / "t.jsonl", rows)
+    images = {image.name: image for image in listed(ImageManifest(), root, "t.jsonl") if image}
     assert list(images) == [n for n in dict.fromkeys(row["image"] for row in rows) if n != "d.png"]
     a, b = images["a.png"], images["b.c.png"]
     assert (a.wnid, a.mask, a.key, a.group) == ("cup", f"{root}/m.png", "a", "")
@@ -158,4 +160,4 @@ def test_the_order_of_rows_is_that_of_images_and_says_nothing_else(root: Path, r
     assert (b.wnid, b.mask, b.key, b.group, b.annotation) == ("cup", None, "b.c", "hall", None)
     put(root / "t.jsonl", {"image": "a.png", "class": "", "mask": "lost.png"})
     with pytest.raises(UsageError, match=rf"line 1, column mask: there is no file {root}/lost.png"):
-        list(images_in_manifest(path, ["val"]))
+        listed(ImageManifest(), root, "t.jsonl")

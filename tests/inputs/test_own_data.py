@@ -33,8 +33,14 @@ from pipeline.storage.state_files import parse_json
 from pipeline.storage.store import Store
 from transforms.annotations import AnnotationError, Box, parse_annotation
 from transforms.scoring import classes_of_outputs, labels_of_outputs
-from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
-from transforms.wordnet import classes_below, synsets, wordnet_taxonomy
+from transforms.taxonomy import (
+    OUTSIDE,
+    Taxonomy,
+    classes_below,
+    imagenet9,
+    synsets,
+    wordnet_taxonomy,
+)
 
 ROOTS = (
     *("n02084071", "n01503061", "n04576211", "n01661091", "n02075296"),

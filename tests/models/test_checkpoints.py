@@ -24,7 +24,7 @@ from pipeline.models.registry import load_model
 from pipeline.models.timm_names import _read_shapes, read_state
 from pipeline.storage.store import Store
 from pipeline.training.loop import read_state_file
-from transforms.held_out import held_out
+from transforms.selection import held_out
 
 HALF = Preprocessing(64, False, (0.5, 0.5, 0.5), (0.5, 0.25, 0.5), "bicubic", 0.9, "center")
 

@@ -29,8 +29,12 @@ from pipeline.commands.dispatch import run_command
 from pipeline.commands.parser import build_parser
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.released.archive import ArchiveLocation, list_files
-from pipeline.released.archive_listing import ReleasedArchive, read_listing
+from pipeline.released.archive_listing import (
+    ArchiveLocation,
+    ReleasedArchive,
+    list_files,
+    read_listing,
+)
 from pipeline.released.export import ExportPlan, _sweep
 from pipeline.released.names import (
     class_folder,
@@ -40,10 +44,9 @@ from pipeline.released.names import (
     parse_stem,
     stem_of,
 )
-from pipeline.released.npy_masks import decode_npy, encode_npy
 from pipeline.runtime import progress
 from pipeline.storage.store import Store
-from transforms.codec import UndecodableError, decode_image, decode_mask
+from transforms.codec import UndecodableError, decode_image, decode_mask, decode_npy, encode_npy
 from transforms.matching import block_means, block_means_outside, compare, decide, nearest
 from transforms.taxonomy import imagenet9
 from transforms.variants import MIXED, PAPER, PICTURES

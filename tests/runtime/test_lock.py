@@ -179,7 +179,6 @@ STEPS: dict[str, Callable[[Store], object]] = {
     "write": lambda store: store.write("a", b"late", durable=True),
     "update": lambda store: store.update("a", b"late"),
     "write together": lambda store: _write_together(store),
-    "create once": lambda store: store.create_once("new", b"late"),
     "move": lambda store: store.move("b", "a"),
     "copy": lambda store: store.copy_into(store, [("b", "a")]),
     "delete": lambda store: store.delete("a"),

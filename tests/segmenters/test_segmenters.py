@@ -43,10 +43,10 @@ from transforms.geometry import ResizeCrop
 from transforms.hashing import keyed_hash
 from transforms.limits import MAX_ANNOTATION_BYTES
 from transforms.masks import MaskError, bounding_box, read_mask
-from transforms.noise import gaussian_noise
 from transforms.scoring import PAPER_RULE
 from transforms.segmentation import SEGMENTERS
 from transforms.taxonomy import imagenet9
+from transforms.variants import gaussian_noise
 
 DOCS = ROOT / "docs"
 

@@ -236,7 +236,6 @@ def _append(store: Store) -> None:
 WRITES: dict[str, Callable[[Store], object]] = {
     "write": _write,
     "create": _append,
-    "create_once": lambda store: store.create_once("parquet/new", b"x"),
     "move_in": lambda store: store.move("mine", "parquet/mine"),
     "move_out": lambda store: store.move("parquet/theirs", "stolen"),
     "copy": lambda store: store.copy_into(store, [("mine", "parquet/mine")]),

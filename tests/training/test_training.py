@@ -39,7 +39,7 @@ from pipeline.training.schedule import TRAIN, BatchOrder, Schedule, order_hashes
 from pipeline.training.train_plan import TrainPlan, choose_splits, find_samples
 from transforms.codec import decode_image
 from transforms.hashing import keyed_hashes
-from transforms.held_out import held_out
+from transforms.selection import held_out
 from transforms.taxonomy import imagenet9
 
 CLASSES = {"n01440764": (30, 60, 200), "n02085620": (220, 40, 30)}

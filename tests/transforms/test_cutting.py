@@ -15,8 +15,8 @@ from transforms.annotations import AnnotationError, Box, parse_annotation
 from transforms.cutting import Cut, cut_background, cut_objects
 from transforms.filters import Reason, Rules, check_box, check_boxes, is_valid_key
 from transforms.geometry import Pixels
+from transforms.layers import NoTileError, background_strip, tile_background
 from transforms.segmentation import SEGMENTERS, Segmentation, SegmentationError
-from transforms.tiling import NoTileError, background_strip, tile_background
 
 
 def annotation(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transforms.hashing import keyed_hash, substream
-from transforms.noise import SIGMA, add_noise, gaussian_noise, level_table
+from transforms.variants import SIGMA, add_noise, gaussian_noise, level_table
 
 DEVIATION = 255 * SIGMA
 

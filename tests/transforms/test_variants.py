@@ -11,8 +11,16 @@ from hypothesis import strategies as st
 
 from transforms.geometry import OutputBox
 from transforms.layers import Layer
-from transforms.noise import add_noise, gaussian_noise
-from transforms.variants import MIXED, PAPER, PICTURES, VARIANTS, composite, select_variants
+from transforms.variants import (
+    MIXED,
+    PAPER,
+    PICTURES,
+    VARIANTS,
+    add_noise,
+    composite,
+    gaussian_noise,
+    select_variants,
+)
 
 SIDE = 12
 NOISE = gaussian_noise(5, (SIDE, SIDE, 3))

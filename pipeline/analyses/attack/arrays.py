@@ -26,8 +26,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import BrokenPictureError
 from pipeline.models.predict import Predictor, are_numbers, refuse_broken
-from transforms.adversarial import Grid, Labels
-from transforms.attack_grid import try_until_turned
+from transforms.adversarial import Grid, Labels, try_until_turned
 from transforms.codec import UndecodableError, decode_image, decode_mask
 from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import OUTSIDE

@@ -14,7 +14,7 @@ from pipeline.errors import UsageError
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.predictions import EvalImages
 from transforms.adversarial import Labels
-from transforms.attack_grid import sample_evenly
+from transforms.selection import sample_evenly
 
 ATTACK_VARIANTS = ("original", "fg_mask", "only_bg_t")
 """The variants that an attack reads."""

@@ -26,8 +26,7 @@ from pipeline.evaluate.result_files import result_shard
 from pipeline.evaluate.results import ModelRun
 from pipeline.evaluate.work import ModelWork, NoteDone, UnitOutput, Work
 from pipeline.storage.parallel import InBackground
-from transforms.adversarial import UNTRIED
-from transforms.attack_grid import Strengths
+from transforms.adversarial import UNTRIED, Strengths
 from transforms.scoring import labels_of_outputs
 from transforms.taxonomy import Taxonomy
 

@@ -37,10 +37,10 @@ from pipeline.evaluate.result_files import result_file, result_shard, write_resu
 from pipeline.evaluate.results import ModelRun, pick
 from pipeline.evaluate.work import ModelWork, NoteDone, UnitOutput, Work
 from pipeline.storage.parallel import InBackground
-from transforms.attack_grid import sample_evenly
 from transforms.codec import decode_image, decode_mask
 from transforms.saliency import mass_in_mask, overlay, saliency_map
 from transforms.scoring import labels_of_outputs
+from transforms.selection import sample_evenly
 from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture
 
