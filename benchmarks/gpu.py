@@ -43,7 +43,7 @@ from measure import machine, peak_memory, row
 from pipeline.analyses.attack.grid import AttackPlan, open_grid
 from pipeline.analyses.attack.stage import AttackChunks
 from pipeline.analyses.saliency.stage import BATCH_DIVISOR, SaliencyPlan, SaliencyShards
-from pipeline.commands.training_flags import default_workers
+from pipeline.commands.train import default_workers
 from pipeline.dataset.folder import Dataset
 from pipeline.display.text import aligned
 from pipeline.evaluate.evaluation import Evaluation, describe_model
@@ -57,9 +57,8 @@ from pipeline.runtime.machine import keep_freed_memory
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 from pipeline.training.batches import Batch, training_batches
-from pipeline.training.learner import MOMENTUM, Learner
 from pipeline.training.loop import run_epoch, torch_settings
-from pipeline.training.network import build_network
+from pipeline.training.network import MOMENTUM, Learner, build_network
 from pipeline.training.train_plan import TrainPlan, find_samples
 
 PAPER = 4050

@@ -12,12 +12,11 @@ from pipeline.analyses.matrix.panel import describe_gaps, matrix_table
 from pipeline.analyses.matrix.plan import MatrixPlan, make_plan
 from pipeline.analyses.matrix.row_trainers import NetworkTrainer, ProbeTrainer
 from pipeline.analyses.matrix.rows import Trainer, make_matrices
-from pipeline.commands.training_flags import choose_device, default_workers, refuse_network_flags
+from pipeline.commands.train import choose_device, plan_from_flags, refuse_network_flags
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import reading_store, writing_store
 from pipeline.display.text import describe_chance
-from pipeline.errors import UsageError
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.models.expand import DEFAULT_MODEL
 from pipeline.models.predict_config import PredictConfig
@@ -28,9 +27,8 @@ from pipeline.report.claims import check_claims
 from pipeline.report.evidence import gather
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import duration
-from pipeline.training.features import Backbone
 from pipeline.training.network import check_architecture
-from pipeline.training.train_plan import TrainPlan
+from pipeline.training.probe_fit import Backbone
 
 _QUESTIONS = (1, 4)
 """Sections of the source whose questions a matrix answers."""
@@ -57,7 +55,7 @@ def run_matrix(arguments: argparse.Namespace) -> int:
     store = writing_store("dataset", arguments.dataset)
     publishing = check_publishing(store, arguments.publish, arguments.keep)
     dataset = Dataset.open(store)
-    device, precision = choose_device(arguments)
+    device, _ = choose_device(arguments)
     weights = chosen_folder(arguments.weights)
     plan = make_plan(
         dataset,
@@ -83,8 +81,8 @@ def run_matrix(arguments: argparse.Namespace) -> int:
     if arguments.probe:
         trainers = _probes(plan, names, weights)
     else:
-        trainers = _networks(plan, names, arguments, precision)
-    matrices, num_tested = make_matrices(plan, trainers, print)
+        trainers = _networks(plan, names, arguments)
+    matrices, num_tested = make_matrices(plan, trainers)
     for matrix in matrices:
         print(matrix_table(matrix))
         if chance := describe_chance(matrix.rows):
@@ -112,26 +110,12 @@ def _probes(plan: MatrixPlan, names: Sequence[str], weights: str | None) -> Iter
 
 
 def _networks(
-    plan: MatrixPlan, names: Sequence[str], arguments: argparse.Namespace, precision: str
+    plan: MatrixPlan, names: Sequence[str], arguments: argparse.Namespace
 ) -> Iterator[Trainer]:
     for name in names:
-        device = plan.predict.device
-        try:
-            training = TrainPlan(
-                arch=name,
-                pretrained=arguments.pretrained,
-                epochs=arguments.epochs,
-                batch_size=arguments.batch_size,
-                lr=arguments.lr,
-                precision=precision,
-                device=device,
-                workers=(
-                    default_workers(device) if arguments.workers is None else arguments.workers
-                ),
-                weights=chosen_folder(arguments.weights),
-            )
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+        training = plan_from_flags(
+            arguments, arch=name, train_split=plan.train_split, eval_split=None
+        )
         yield NetworkTrainer(plan, training, overwrite=arguments.overwrite)
 
 

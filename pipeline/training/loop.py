@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,16 +28,14 @@ from pipeline.runtime.machine import usable_cores
 from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.batches import (
     Batch,
-    batch_bytes,
+    Schedule,
     check_shared_memory,
+    learning_rate,
     training_batches,
 )
-from pipeline.training.learner import Learner
-from pipeline.training.network import Network, build_network
-from pipeline.training.samples import Samples
-from pipeline.training.schedule import Schedule, learning_rate
-from pipeline.training.train_plan import TrainPlan, check_same, find_samples
-from pipeline.training.training_log import EpochLog, TrainingLog, epoch_bar, say_now
+from pipeline.training.network import Learner, Network, build_network
+from pipeline.training.train_plan import Samples, TrainPlan, check_same, find_samples
+from pipeline.training.training_log import EpochLog, TrainingLog, epoch_bar
 from transforms.hashing import keyed_hash
 
 MODEL = "model.safetensors"
@@ -67,7 +65,6 @@ def train(
     store: Store,
     *,
     overwrite: bool = False,
-    say: Callable[[str], None] = say_now,
 ) -> TrainingResult:
     """Trains a network, or resumes the training in the folder.
 
@@ -80,7 +77,6 @@ def train(
       plan: settings of the training.
       store: folder of the training; no other job may write to it.
       overwrite: whether to start again, whatever the folder holds.
-      say: prints a line of output.
 
     Returns:
       The entry that evaluates the trained model, and whether anything was trained.
@@ -103,8 +99,7 @@ def train(
             pretrained=plan.pretrained,
             weights=plan.weights,
         )
-        job = _TrainingRun(dataset, plan, store, network, training, validation)
-        return job.run(state, say)
+        return _TrainingRun(dataset, plan, store, network, training, validation).run(state)
 
 
 def holds_other_training(dataset: Dataset, plan: TrainPlan, store: Store) -> bool:
@@ -119,62 +114,53 @@ def holds_other_training(dataset: Dataset, plan: TrainPlan, store: Store) -> boo
     return False
 
 
+@dataclasses.dataclass
 class _TrainingRun:
     """A running training.
 
-    Args:
+    Attributes:
       dataset, plan, store: see `train`.
       network: the network to train, with its initial weights.
       training: pictures to train on.
       validation: pictures to validate on, None without validation.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        plan: TrainPlan,
-        store: Store,
-        network: Network,
-        training: Samples,
-        validation: Samples | None,
-    ) -> None:
-        self._dataset = dataset
-        self._plan = plan
-        self._store = store
-        self._network = network
-        self._training = training
-        self._validation = validation
-        preprocessing = network.preprocessing
-        stored = dataset.manifest.config.segment.image_size
-        size = preprocessing.input_size if preprocessing.fixed_size else stored
-        self._check_shared_memory(size, stored)
-        self._learner = Learner(network, plan, size)
+    dataset: Dataset
+    plan: TrainPlan
+    store: Store
+    network: Network
+    training: Samples
+    validation: Samples | None
 
-    def _check_shared_memory(self, size: int, stored: int) -> None:
+    def __post_init__(self) -> None:
+        preprocessing = self.network.preprocessing
+        stored = self.dataset.manifest.config.segment.image_size
+        size = preprocessing.input_size if preprocessing.fixed_size else stored
         # Training pictures are cropped to the network's size; validation pictures stay as stored.
-        needed = max(
-            batch_bytes(samples, self._plan.batch_size, side)
-            for samples, side in ((self._training, size), (self._validation, stored))
+        largest_batch = max(
+            min(self.plan.batch_size, len(samples)) * 3 * side**2
+            for samples, side in ((self.training, size), (self.validation, stored))
             if samples is not None
         )
-        check_shared_memory(self._plan.workers, needed)
+        check_shared_memory(self.plan.workers, largest_batch)
+        self._learner = Learner(self.network, self.plan, size)
 
-    def run(self, state: dict[str, Any] | None, say: Callable[[str], None]) -> TrainingResult:
+    def run(self, state: dict[str, Any] | None) -> TrainingResult:
         """Trains the epochs that the state lacks."""
-        plan = self._plan
+        plan = self.plan
         if state is not None:
             self._learner.restore(state)
         done = state["epoch"] if state is not None else 0
         rows = state["rows"] if state is not None else []
-        entry = f"{self._network.architecture}={self._store.path(MODEL)}"
+        entry = f"{self.network.architecture}={self.store.path(MODEL)}"
         if done == plan.epochs:
-            if not self._store.exists(MODEL):
+            if not self.store.exists(MODEL):
                 self._write_model(done)
             return TrainingResult(entry, is_new=False)
-        say(self._describe(done))
-        log = TrainingLog(self._store, plan.epochs, rows, say)
+        print(self._describe(done))
+        log = TrainingLog(self.store, plan.epochs, rows)
         epochs = range(done, plan.epochs)
-        with training_batches(plan, self._learner, self._training, self._validation, epochs) as (
+        with training_batches(plan, self._learner, self.training, self.validation, epochs) as (
             schedule,
             batches,
         ):
@@ -185,14 +171,14 @@ class _TrainingRun:
 
     def _describe(self, done: int) -> str:
         """Describes the training in one line; `done` is the number of complete epochs."""
-        plan = self._plan
-        images = counted(len(self._training), "image")
+        plan = self.plan
+        images = counted(len(self.training), "image")
         text = f"{plan.arch} on {images} of {plan.train_split}, {plan.variant}; "
-        if self._validation is None:
+        if self.validation is None:
             text += "no validation"
         else:
             source = "held out" if plan.holdout else f"of {plan.eval_split}"
-            text += f"validation on {len(self._validation)} {source}"
+            text += f"validation on {len(self.validation)} {source}"
         text += f"; {self._learner.device.type}, {plan.precision}"
         return text + (f"; resuming after epoch {done} of {plan.epochs}" if done else "")
 
@@ -202,36 +188,36 @@ class _TrainingRun:
         self._write_model(epochs)
         log.write()
         write_state(
-            self._store,
+            self.store,
             {
-                "identity": self._plan.identity(self._dataset),
+                "identity": self.plan.identity(self.dataset),
                 "epoch": epochs,
                 **self._learner.state(),
                 "rows": log.rows,
             },
         )
-        self._store.prune(WORK_FOLDER)
+        self.store.prune(WORK_FOLDER)
 
     def _write_model(self, epochs: int) -> None:
-        plan = self._plan
-        settings = plan.identity(self._dataset)
+        plan = self.plan
+        settings = plan.identity(self.dataset)
         save_checkpoint(
-            self._store,
+            self.store,
             MODEL,
             self._learner.weights(),
             TrainedOn(
-                architecture=self._network.architecture,
+                architecture=self.network.architecture,
                 variant=plan.variant,
-                dataset=self._dataset.manifest.fingerprint,
+                dataset=self.dataset.manifest.fingerprint,
                 split=plan.train_split,
-                classes=digest_of_classes(self._dataset.taxonomy),
-                preprocessing=self._network.preprocessing,
-                keys=tuple(sorted(self._training.keys.tolist())),
+                classes=digest_of_classes(self.dataset.taxonomy),
+                preprocessing=self.network.preprocessing,
+                keys=tuple(sorted(self.training.keys.tolist())),
                 method="train",
                 seed=plan.seed,
                 epochs=epochs,
                 holdout=plan.holdout,
-                pretrained=self._network.pretrained,
+                pretrained=self.network.pretrained,
                 settings={name: settings[name] for name in _SETTINGS},
             ),
         )

@@ -61,12 +61,6 @@ class EpochLog:
         return text + (f", {duration(seconds_left)} left" if seconds_left else "")
 
 
-def say_now(line: str) -> None:
-    """Prints a line and flushes standard output, so that the lines of a long training reach a file
-    as they are printed."""
-    print(line)
-
-
 COLUMNS = tuple(field.name for field in dataclasses.fields(EpochLog))
 """Columns of `log.csv`."""
 
@@ -78,22 +72,14 @@ class TrainingLog:
       store: folder of the training.
       epochs: number of epochs of the training.
       rows: rows of the epochs that are already done, with the fields of `EpochLog`.
-      say: prints a line of output.
 
     Attributes:
       rows: rows of all epochs so far.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        epochs: int,
-        rows: Sequence[dict[str, Any]],
-        say: Callable[[str], None],
-    ) -> None:
+    def __init__(self, store: Store, epochs: int, rows: Sequence[dict[str, Any]]) -> None:
         self._store = store
         self._epochs = epochs
-        self._say = say
         self._new = 0  # Number of epochs that this process has added.
         self.rows = list(rows)
 
@@ -104,7 +90,7 @@ class TrainingLog:
         # Epochs of an earlier process may have run on another machine, so they do not count.
         mean_seconds = sum(row["seconds"] for row in self.rows[-self._new :]) / self._new
         seconds_left = mean_seconds * (self._epochs - epoch.epoch)
-        self._say(epoch.line(self._epochs, seconds_left, is_first=self._new == 1))
+        print(epoch.line(self._epochs, seconds_left, is_first=self._new == 1))
 
     def write(self) -> None:
         """Writes the table of all epochs so far to `LOG`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +22,8 @@ from pipeline.models.predict import Predictor, are_numbers, refuse_broken
 from pipeline.models.registry import load_model
 from pipeline.models.timm_names import read_state
 from pipeline.runtime.lock import DATASET_LOCK, held
-from pipeline.training.features import Backbone
 from pipeline.training.loop import MODEL, holds_other_training, train
-from pipeline.training.probe_fit import MODELS, ProbePlan, fit_variant
+from pipeline.training.probe_fit import MODELS, Backbone, ProbePlan, fit_variant
 from pipeline.training.train_plan import TrainPlan
 
 
@@ -116,22 +115,14 @@ class NetworkTrainer:
       plan: plan of the matrix.
       training: settings that are the same for all rows.
       overwrite: whether to start over if a row's folder holds a training with other flags.
-      say: prints a line of progress.
     """
 
-    def __init__(
-        self,
-        plan: MatrixPlan,
-        training: TrainPlan,
-        *,
-        overwrite: bool = False,
-        say: Callable[[str], None] = print,
-    ) -> None:
+    def __init__(self, plan: MatrixPlan, training: TrainPlan, *, overwrite: bool = False) -> None:
         self._plan = plan
         self._training = dataclasses.replace(
             training, train_split=plan.train_split, holdout=plan.holdout.share, seed=plan.seed
         )
-        self._overwrite, self._say = overwrite, say
+        self._overwrite = overwrite
         self.arch = training.arch
         kind = "pretrained-" if training.pretrained else ""
         suffix = f"-{training.epochs}ep{plan.suffix()}"
@@ -164,7 +155,7 @@ class NetworkTrainer:
             overwrite = is_stale or (
                 self._overwrite and holds_other_training(dataset, training, store)
             )
-            train(dataset, training, store, overwrite=overwrite, say=self._say)
+            train(dataset, training, store, overwrite=overwrite)
         return path
 
     def scorer(self, entry: str) -> Predictor:

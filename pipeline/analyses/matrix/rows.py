@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Protocol
 
 from msgspec import UNSET, UnsetType
@@ -58,15 +58,13 @@ class Trainer(Protocol):
         """Loads a checkpoint, `ARCH=FILE`, to compute logits with it."""
 
 
-def make_matrices(
-    plan: MatrixPlan, trainers: Iterable[Trainer], say: Callable[[str], None] = print
-) -> tuple[list[Matrix], int]:
-    """Trains and tests the models of matrices, and writes the tables after every new row.
+def make_matrices(plan: MatrixPlan, trainers: Iterable[Trainer]) -> tuple[list[Matrix], int]:
+    """Trains and tests the models of matrices. After every new row, prints a line and writes the
+    tables.
 
     Args:
       plan: plan of the matrices.
       trainers: a trainer for each matrix.
-      say: prints a line of progress.
 
     Returns:
       (the matrices of the trainers, computed by `read_matrices`; number of rows with new
@@ -93,7 +91,7 @@ def make_matrices(
                     _write_tables(plan.dataset)
                     penalty = trained.settings.get("penalty")
                     suffix = f"; penalty {describe_penalty(penalty)}" if penalty is not None else ""
-                    say(
+                    print(
                         f"{trainer.name}: {row}, trained on "
                         f"{counted(len(trained.keys), 'picture')}, tested on "
                         f"{counted(len(plan.names), 'column')}, "
