@@ -13,7 +13,6 @@ from pipeline.errors import UsageError
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.models.expand import DEFAULT_MODEL, expand_models
 from pipeline.models.known import KnownModels
-from pipeline.models.leakage import check_entries
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.stored_index import chosen_folder
 from pipeline.runners.dataflow_gpu import accelerator_hints
@@ -69,7 +68,9 @@ def evaluation_from_flags(
     )
     # For `run`, the dataset may not exist yet, so the models are checked when they are run.
     if hasattr(arguments, "allow_overlap") and arguments.command != "run":
-        check_entries(models, evaluation.test_on(Dataset.open(store)))
+        dataset = Dataset.open(store)
+        for model in models:
+            evaluation.refuse_overlap(dataset, model)
     return evaluation
 
 

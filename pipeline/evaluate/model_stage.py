@@ -26,12 +26,11 @@ import apache_beam as beam
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import write_table
-from pipeline.errors import JobError, ModelError
+from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.evaluate.failures import FailedModel, note_failures
 from pipeline.evaluate.results import ModelRun, result_folder
 from pipeline.evaluate.work import ModelWork, UnitOutput, Work
 from pipeline.models.known import KnownModels
-from pipeline.models.leakage import refuse_overlap
 from pipeline.runtime.counters import UnitTally, count, count_bytes, count_written, timed
 from pipeline.runtime.lock import held, model_lock
 from pipeline.runtime.machine import keep_freed_memory
@@ -166,8 +165,8 @@ class FindDone(_Step):
         entry = evaluation.models[block.order]
         if work.refuses_overlap:
             try:
-                refuse_overlap(entry, evaluation.test_on(self.dataset()))
-            except ModelError as error:
+                evaluation.refuse_overlap(self.dataset(), entry)
+            except UsageError as error:
                 return FailedModel(block.order, entry, entry, str(error))
         model = KnownModels(evaluation.store, evaluation.weights, work.taxonomy).recall(entry)
         if model is None:
@@ -402,14 +401,11 @@ class ModelStage(beam.PTransform):
         summaries = (
             (existing, new)
             | "Together" >> beam.Flatten()
-            | "ByModel" >> beam.WithKeys(_order_of).with_output_types(tuple[int, _Result])
+            | "ByModel"
+            >> beam.WithKeys(lambda result: result.order).with_output_types(tuple[int, _Result])
             | "GatherModel" >> beam.GroupByKey()
             | "SumUp"
             >> beam.ParDo(SummarizeModel(work)).with_output_types(ModelSummary | FailedModel)
         )
         finish = beam.ParDo(FinishModels(work), results=beam.pvalue.AsList(summaries))
         return dataset | "Finish" >> finish.with_output_types(str)
-
-
-def _order_of(result: _Result) -> int:
-    return result.order
