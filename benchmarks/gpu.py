@@ -50,8 +50,8 @@ from pipeline.evaluate.evaluation import Evaluation, describe_model
 from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.resident import in_memory, on_device
 from pipeline.evaluate.work import ModelWork
-from pipeline.models.packaged import EFFICIENTNETS, Packaged
 from pipeline.models.predict_config import CPU_BATCH, GPU_BATCH, PredictConfig
+from pipeline.models.timm_names import EFFICIENTNETS, Packaged
 from pipeline.runtime.flag_types import WordListParser, comma_separated, grid
 from pipeline.runtime.machine import keep_freed_memory
 from pipeline.runtime.progress import Progress

@@ -30,8 +30,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.evaluation import Evaluation, describe_model
 from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.resident import in_memory, on_device
-from pipeline.models.loader import Decode, Loader
-from pipeline.models.pixel_cache import PixelCache
+from pipeline.models.loader import Decode, Loader, PixelCache
 from pipeline.models.predict_config import GPU_BATCH, PredictConfig
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store

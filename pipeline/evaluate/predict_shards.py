@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.background_logits import PROBED_VARIANT, keys_to_keep
-from pipeline.evaluate.prediction_files import (
+from pipeline.evaluate.predictions import (
+    PROBED_VARIANT,
+    keys_to_keep,
     prediction_file,
     prediction_fingerprints,
     tested_keys,
@@ -38,6 +39,8 @@ from transforms.scoring import LABEL_RULES, PAPER_RULE, labels_of_outputs
 
 if TYPE_CHECKING:
     import torch
+
+    from pipeline.models.loader import Batch
 
 CHECKPOINT_SECONDS = 3.0
 """Seconds of work on a shard after which the predictions so far are written, so that little is lost
@@ -92,22 +95,6 @@ class ShardPictures:
                 yield table if wanted is None else table.filter(pc.is_in(table["key"], wanted))
 
 
-class ShownBatch(Protocol):
-    """A batch that was shown to a model."""
-
-    @property
-    def part(self) -> ShardPictures:
-        """The part that the pictures belong to."""
-
-    @property
-    def rows(self) -> pa.Table:
-        """The rows of the pictures, with the columns of the part."""
-
-    @property
-    def is_new(self) -> bool:
-        """Whether the pictures had to be decoded, because no cache held them."""
-
-
 class Scorer(Protocol):
     """A source of logits: a `Predictor`, or an object that computes them from stored features.
 
@@ -119,7 +106,7 @@ class Scorer(Protocol):
 
     def logits(
         self, parts: Iterable[ShardPictures], stored: int
-    ) -> Generator[tuple[ShownBatch, NDArray[np.float32]], None, None]:
+    ) -> Generator[tuple[Batch[ShardPictures], NDArray[np.float32]], None, None]:
         """Same as `Predictor.logits`."""
 
 

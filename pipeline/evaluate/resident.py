@@ -18,7 +18,7 @@ from pipeline.evaluate.result_files import read_results, result_file
 from pipeline.evaluate.results import ModelRun
 from pipeline.models.known import KnownModels
 from pipeline.models.loaded import LoadedModel, check_head
-from pipeline.models.pixel_cache import PixelCache
+from pipeline.models.loader import PixelCache
 from pipeline.models.predict import Predictor, device_of
 from pipeline.models.registry import load_model, source_of
 from pipeline.runtime.counters import count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import textwrap
 from collections.abc import Callable, Mapping
@@ -17,6 +18,9 @@ from transforms.hashing import text_bytes
 from transforms.scoring import labels_of_outputs
 from transforms.taxonomy import Taxonomy
 
+Recipe = Mapping[str, Any]
+"""JSON-serialisable values from which a source rebuilds a module without its weights."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LoadedModel(ModelIdentity):
@@ -25,12 +29,11 @@ class LoadedModel(ModelIdentity):
     Attributes:
       module: maps normalised (n, 3, S, S) float32 pictures to (n, outputs) logits; in
         evaluation mode, in float32, on the CPU until a `Predictor` moves it to its device.
-      recipe: the values, besides the name, from which the source rebuilds the module without its
-        weights (`Source.build`); JSON-serialisable.
+      recipe: what `Source.build` needs besides the name.
     """
 
     module: torch.nn.Module
-    recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    recipe: Recipe = dataclasses.field(default_factory=dict)
 
     @property
     def identity(self) -> ModelIdentity:
@@ -47,7 +50,7 @@ def loaded_model(
     module: torch.nn.Module,
     preprocessing: Preprocessing,
     num_outputs: int,
-    recipe: Mapping[str, Any] | None = None,
+    recipe: Recipe | None = None,
     weights_sha256: str | None = None,
 ) -> LoadedModel:
     """Makes a `LoadedModel` from a module with loaded weights, and prepares it for evaluation.
@@ -65,6 +68,49 @@ def loaded_model(
         preprocessing=preprocessing,
         num_outputs=num_outputs,
         recipe=recipe or {},
+    )
+
+
+def measured_model(
+    settings: Mapping[str, Any],
+    *,
+    where: str,
+    taxonomy: Taxonomy,
+    name: str,
+    architecture: str,
+    weights: str,
+    module: torch.nn.Module,
+    recipe: Recipe | None = None,
+    weights_sha256: str | None = None,
+) -> LoadedModel:
+    """Makes a `LoadedModel` from a module. Forward passes tell its number of outputs, and whether
+    it takes pictures of other sizes.
+
+    Args:
+      settings: settings of the preprocessing, as for `Preprocessing.from_settings`.
+      where: the source of the settings, for the error message.
+      taxonomy: taxonomy of the outputs.
+      name, architecture, weights, module, recipe, weights_sha256: see `loaded_model`.
+
+    Raises:
+      JobError: a setting is wrong, or for the reasons of `count_outputs`.
+    """
+    parse = functools.partial(Preprocessing.from_settings, where=where, taxonomy=taxonomy)
+    # Parsed twice: the size is checked before a forward pass, which tells the number of outputs,
+    # which decides the default mean and std.
+    side = parse(settings, num_outputs=0).input_size
+    num_outputs = count_outputs(name, module.eval(), side)
+    if "fixed_size" not in settings:
+        settings = {**settings, "fixed_size": not takes_other_sizes(module, side)}
+    return loaded_model(
+        name=name,
+        architecture=architecture,
+        weights=weights,
+        module=module,
+        preprocessing=parse(settings, num_outputs=num_outputs),
+        num_outputs=num_outputs,
+        recipe=recipe,
+        weights_sha256=weights_sha256,
     )
 
 

@@ -8,7 +8,6 @@ itself tells. The defaults are those of `Preprocessing.from_settings`.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import JobError, ModelError, UsageError, in_short
 from pipeline.models.known import Origin
-from pipeline.models.loaded import LoadedModel, count_outputs, loaded_model
+from pipeline.models.loaded import LoadedModel, Recipe, measured_model
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.source import Source
 from pipeline.storage.files import files_of
@@ -196,26 +195,21 @@ class OnnxFiles(Source):
         if side is not None and settings.setdefault("input_size", side) != side:
             raise JobError(f"{spec} takes {side} pixels, not input_size {settings['input_size']}")
         settings["fixed_size"] = side is not None
-        parse = functools.partial(
-            Preprocessing.from_settings, settings, where=_settings_file(path), taxonomy=taxonomy
-        )
-        # Parsed twice: the size is checked before a forward pass, which tells the number of
-        # outputs, which decides the default mean and std.
-        side = parse(num_outputs=0).input_size
-        num_outputs = count_outputs(spec, module, side)
-        trial = module(torch.zeros(1, 3, side, side))
-        module.probabilities = bool(
-            (trial >= 0).all() and torch.allclose(trial.sum(), torch.ones(()), atol=1e-3)
-        )
-        return loaded_model(
+        model = measured_model(
+            settings,
+            where=_settings_file(path),
+            taxonomy=taxonomy,
             name=spec,
             architecture="onnx",
             weights=os.path.basename(path),
             module=module,
-            preprocessing=parse(num_outputs=num_outputs),
-            num_outputs=num_outputs,
-            recipe={"probabilities": module.probabilities},
         )
+        side = model.preprocessing.input_size
+        trial = module(torch.zeros(1, 3, side, side))
+        module.probabilities = bool(
+            (trial >= 0).all() and torch.allclose(trial.sum(), torch.ones(()), atol=1e-3)
+        )
+        return dataclasses.replace(model, recipe={"probabilities": module.probabilities})
 
     def origin(self, spec: str, model: LoadedModel) -> Origin | None:
         path = self.path(spec)
@@ -225,7 +219,7 @@ class OnnxFiles(Source):
             return None
         return super().origin(spec, model)
 
-    def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
+    def build(self, name: str, recipe: Recipe) -> torch.nn.Module:
         return OnnxModule(recipe["probabilities"])
 
     def path(self, spec: str) -> str:

@@ -9,12 +9,11 @@ from pipeline.models.hugging_face import HuggingFace
 from pipeline.models.loaded import LoadedModel
 from pipeline.models.onnx_files import OnnxFiles
 from pipeline.models.open_clip_models import OpenClip
-from pipeline.models.packaged import Packaged
 from pipeline.models.python_functions import PythonFunctions
 from pipeline.models.source import Source, closest, offline_without_answer
 from pipeline.models.stored import load_stored
 from pipeline.models.stored_index import WeightsFolder
-from pipeline.models.timm_names import TimmNames
+from pipeline.models.timm_names import Packaged, TimmNames
 from pipeline.models.torchvision_names import TorchvisionNames
 from pipeline.runtime.custom_functions import module_of
 from transforms.scoring import labels_of_outputs

@@ -12,13 +12,13 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
 from pipeline.errors import UsageError
 from pipeline.models.known import HUB_SECONDS, Origin
-from pipeline.models.loaded import LoadedModel
+from pipeline.models.loaded import LoadedModel, Recipe
 from pipeline.storage.files import absolute, files_of
 from transforms.taxonomy import Taxonomy
 
@@ -56,7 +56,7 @@ class Source(abc.ABC):
         """
 
     @abc.abstractmethod
-    def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
+    def build(self, name: str, recipe: Recipe) -> torch.nn.Module:
         """Builds the module of a loaded model, without its weights.
 
         Args:

@@ -40,7 +40,7 @@ from pipeline.evaluate.model_stage import (
     SummarizeModel,
 )
 from pipeline.evaluate.predict_shards import PredictShards
-from pipeline.evaluate.prediction_files import prediction_fingerprints
+from pipeline.evaluate.predictions import prediction_fingerprints
 from pipeline.evaluate.resident import in_memory, on_device
 from pipeline.evaluate.results import RunSettings, pick
 from pipeline.evaluate.work import Work

@@ -32,7 +32,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.display.latex import escape
 from pipeline.errors import escaped_line, escaped_texts
 from pipeline.evaluate.failures import FailedModel, note_failures
-from pipeline.evaluate.prediction_files import prediction_fingerprints
+from pipeline.evaluate.predictions import prediction_fingerprints
 from pipeline.evaluate.results import ModelRun
 from pipeline.jobs.changes.describe import describe_changes, to_markdown
 from pipeline.jobs.changes.images import State

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.analyses.matrix.plan import IN9L, MatrixPlan
 from pipeline.evaluate.predict_shards import ShardPictures
 from pipeline.models.checkpoint import read_metadata
+from pipeline.models.loader import Batch
 from pipeline.models.predict import Predictor, are_numbers, refuse_broken
 from pipeline.models.registry import load_model
 from pipeline.models.timm_names import read_state
@@ -86,7 +87,7 @@ class ProbeScorer:
 
     def logits(
         self, parts: Iterable[ShardPictures], stored: int
-    ) -> Generator[tuple[_ProbedBatch, NDArray[np.float32]], None, None]:
+    ) -> Generator[tuple[Batch[ShardPictures], NDArray[np.float32]], None, None]:
         """Same as `Predictor.logits`, but with all pictures of a part in one batch."""
         for part in parts:
             with contextlib.closing(part.tables(())) as reading:
@@ -96,16 +97,9 @@ class ProbeScorer:
             rows = pa.concat_tables(tables)
             all_pictures = dataclasses.replace(part, keys=None)
             features = self._backbone.shard_features(all_pictures).select(rows["key"].to_pylist())
-            yield _ProbedBatch(part, rows), self._scores(features.values)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _ProbedBatch:
-    """A `ShownBatch` that never counts as decoded, because logits are computed from features."""
-
-    part: ShardPictures
-    rows: pa.Table
-    is_new: bool = False
+            # It has no pixels, and so never counts as decoded.
+            batch = Batch(part, rows, np.empty((0, 0, 0, 3), np.uint8), is_new=False)
+            yield batch, self._scores(features.values)
 
 
 class NetworkTrainer:
