@@ -12,8 +12,7 @@ from typing import Any
 import apache_beam as beam
 
 from pipeline.analyses.evaluation.stage import EvaluationWork
-from pipeline.commands.command_line import text_of
-from pipeline.commands.dispatch import refuse_cleared
+from pipeline.commands.command_line import refuse_cleared, text_of
 from pipeline.commands.evaluation_flags import evaluation_from_flags
 from pipeline.commands.flags import AROUND_GRAPH, flags_of
 from pipeline.commands.hints import flag_of, refuse_near_misses

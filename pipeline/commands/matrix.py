@@ -78,18 +78,16 @@ def run_matrix(arguments: argparse.Namespace) -> int:
         print(note)
     torch.set_num_threads(usable_cores())
     started = time.monotonic()
-    if arguments.probe:
-        trainers = _probes(plan, names, weights)
-    else:
-        trainers = _networks(plan, names, arguments)
-    matrices, num_tested = make_matrices(plan, trainers)
+    matrices, num_tested = make_matrices(plan, _trainers(plan, names, arguments))
     for matrix in matrices:
         print(matrix_table(matrix))
         if chance := describe_chance(matrix.rows):
             print(chance)
         if gaps := describe_gaps(matrix):
             print(gaps)
-    _print_claims(dataset)
+    for checked in check_claims(gather(dataset, dataset.taxonomy)):
+        if checked.claim.section in _QUESTIONS and checked.findings:
+            print(f"{checked.summary}: {checked.claim.text}")
     if num_tested:
         rows = len(matrices) * len(plan.names)
         seconds = duration(time.monotonic() - started)
@@ -103,24 +101,16 @@ def run_matrix(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _probes(plan: MatrixPlan, names: Sequence[str], weights: str | None) -> Iterator[Trainer]:
-    # A generator, so that only one network is in memory at a time.
-    for name in names:
-        yield ProbeTrainer(Backbone(name, plan.predict, plan.dataset.store, weights), plan)
-
-
-def _networks(
+def _trainers(
     plan: MatrixPlan, names: Sequence[str], arguments: argparse.Namespace
 ) -> Iterator[Trainer]:
+    # A generator, so that only one network is in memory at a time.
     for name in names:
-        training = plan_from_flags(
-            arguments, arch=name, train_split=plan.train_split, eval_split=None
-        )
-        yield NetworkTrainer(plan, training, overwrite=arguments.overwrite)
-
-
-def _print_claims(dataset: Dataset) -> None:
-    """Prints a line for each claim of the source that the matrix tests."""
-    for checked in check_claims(gather(dataset, dataset.taxonomy)):
-        if checked.claim.section in _QUESTIONS and checked.findings:
-            print(f"{checked.summary}: {checked.claim.text}")
+        if arguments.probe:
+            weights = chosen_folder(arguments.weights)
+            yield ProbeTrainer(Backbone(name, plan.predict, plan.dataset.store, weights), plan)
+        else:
+            training = plan_from_flags(
+                arguments, arch=name, train_split=plan.train_split, eval_split=None
+            )
+            yield NetworkTrainer(plan, training, overwrite=arguments.overwrite)

@@ -18,10 +18,9 @@ from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.evaluation.summaries import read_summaries
-from pipeline.commands.evaluation_flags import check_device
+from pipeline.commands.evaluation_flags import check_device, works_from_flags
 from pipeline.commands.flags import flags_of
 from pipeline.commands.job_flags import job_from_flags
-from pipeline.commands.works import works_from_flags
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
 from pipeline.dataset.manifest import read_manifest

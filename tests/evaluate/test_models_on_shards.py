@@ -23,7 +23,7 @@ from pipeline.analyses.attack.grid import AttackPlan
 from pipeline.analyses.attack.stage import AttackWork
 from pipeline.analyses.evaluation.stage import EvaluationWork
 from pipeline.analyses.saliency.stage import SaliencyPlan, SaliencyWork
-from pipeline.commands.works import works_from_flags
+from pipeline.commands.evaluation_flags import works_from_flags
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.evaluate import predict_shards, resident
