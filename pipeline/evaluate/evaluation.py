@@ -12,10 +12,10 @@ from pipeline.dataset.fingerprints import EVALUATE_VERSION
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows
 from pipeline.errors import UsageError, escaped_line, escaped_texts
-from pipeline.evaluate.results import EvaluationSettings, ModelRun, RunSettings, Trained
+from pipeline.evaluate.results import EvaluationSettings, ModelRun, RunSettings, Trained, pick
 from pipeline.models.checkpoint import TrainedOn, metadata_of_entry
-from pipeline.models.identity import ModelIdentity
 from pipeline.models.predict_config import PredictConfig
+from pipeline.models.preprocessing import ModelIdentity
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress
 from pipeline.storage.state_files import convert
@@ -121,35 +121,22 @@ def describe_model(model: ModelIdentity, evaluation: Evaluation, dataset: Datase
     stored_size = dataset.manifest.config.segment.image_size
     is_resized = model.preprocessing.fixed_size or evaluation.predict.eval_input == "native"
     trained = metadata_of_entry(model.name)
-    run = ModelRun(
+    input_size = model.preprocessing.input_size if is_resized else stored_size
+    run = pick(
+        ModelRun,
+        model,
         model=model.name,
-        architecture=model.architecture,
-        weights=model.weights,
-        weights_sha256=model.weights_sha256,
-        preprocessing=model.preprocessing,
-        num_outputs=model.num_outputs,
         evaluate_version=EVALUATE_VERSION,
-        evaluation=EvaluationSettings(
-            **msgspec.structs.asdict(evaluation.settings),
-            input_size=model.preprocessing.input_size if is_resized else stored_size,
-        ),
+        evaluation=pick(EvaluationSettings, evaluation.settings, input_size=input_size),
         overlap=evaluation.overlap(dataset, trained) if trained else UNSET,
-        trained=_describe_training(trained) if trained else UNSET,
+        trained=pick(
+            Trained,
+            trained,
+            images=len(trained.keys),
+            keys_sha256=trained.keys_digest,
+            penalty=trained.settings.get("penalty", UNSET),
+        )
+        if trained
+        else UNSET,
     )
     return convert(escaped_texts(msgspec.to_builtins(run)), ModelRun)
-
-
-def _describe_training(trained: TrainedOn) -> Trained:
-    return Trained(
-        variant=trained.variant,
-        dataset=trained.dataset,
-        split=trained.split,
-        holdout=trained.holdout,
-        method=trained.method,
-        pretrained=trained.pretrained,
-        epochs=trained.epochs,
-        seed=trained.seed,
-        images=len(trained.keys),
-        keys_sha256=trained.keys_digest,
-        penalty=trained.settings.get("penalty", UNSET),
-    )

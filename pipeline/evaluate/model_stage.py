@@ -38,8 +38,8 @@ from pipeline.runtime.progress import Meter
 from pipeline.storage.store import FileDigest, Store
 
 if TYPE_CHECKING:
-    from pipeline.models.loaded import LoadedModel
     from pipeline.models.predict import Predictor
+    from pipeline.models.source import LoadedModel
 
 _LOG = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata
 from pipeline.evaluate.evaluation import Evaluation, describe_model
 from pipeline.evaluate.results import ModelRun
-from pipeline.models.identity import ModelIdentity
+from pipeline.models.preprocessing import ModelIdentity
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy
 

@@ -14,8 +14,7 @@ from PIL.Image import Resampling
 from pipeline.errors import JobError, UsageError, in_short
 from pipeline.models.checkpoint import refuse_compressed
 from pipeline.models.known import Origin
-from pipeline.models.loaded import LoadedModel, Recipe, measured_model
-from pipeline.models.source import Source
+from pipeline.models.source import LoadedModel, Recipe, Source, measured_model
 from transforms.limits import load_json
 from transforms.scoring import classes_of_outputs, labels_of_outputs
 from transforms.taxonomy import Taxonomy, imagenet9

@@ -19,8 +19,14 @@ from torch.nn import functional
 from pipeline.errors import JobError, UsageError, in_short
 from pipeline.models.checkpoint import refuse_compressed
 from pipeline.models.known import Origin
-from pipeline.models.loaded import LoadedModel, Recipe, measured_model, weights_hash
-from pipeline.models.source import Source, closest
+from pipeline.models.source import (
+    LoadedModel,
+    Recipe,
+    Source,
+    closest,
+    measured_model,
+    weights_hash,
+)
 from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
 
 _PREFIX = "open_clip:"

@@ -23,10 +23,10 @@ from timm.data import create_transform
 from torch.nn import functional
 
 from pipeline.errors import JobError, ModelError, text_of
-from pipeline.models.loaded import LoadedModel
 from pipeline.models.loader import Batch, Loader, P, PixelCache
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.preprocessing import Preprocessing
+from pipeline.models.source import LoadedModel
 from transforms.codec import decode_image, decode_into
 
 _DECODED_AHEAD = {"cpu": 0, "cuda": 3}

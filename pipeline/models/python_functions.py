@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import JobError, UsageError, in_short
-from pipeline.models.loaded import LoadedModel, Recipe, measured_model
-from pipeline.models.source import Source
+from pipeline.models.source import LoadedModel, Recipe, Source, measured_model
 from pipeline.runtime.custom_functions import PREFIX, import_function
 from transforms.taxonomy import Taxonomy
 

@@ -6,11 +6,10 @@ import contextlib
 
 from pipeline.errors import JobError, UsageError, in_short
 from pipeline.models.hugging_face import HuggingFace
-from pipeline.models.loaded import LoadedModel
 from pipeline.models.onnx_files import OnnxFiles
 from pipeline.models.open_clip_models import OpenClip
 from pipeline.models.python_functions import PythonFunctions
-from pipeline.models.source import Source, closest, offline_without_answer
+from pipeline.models.source import LoadedModel, Source, closest, offline_without_answer
 from pipeline.models.stored import load_stored
 from pipeline.models.stored_index import WeightsFolder
 from pipeline.models.timm_names import Packaged, TimmNames

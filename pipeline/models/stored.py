@@ -13,9 +13,8 @@ import torch
 from safetensors.torch import load, save
 
 from pipeline.errors import JobError
-from pipeline.models.identity import ModelIdentity
-from pipeline.models.loaded import LoadedModel, loaded_model, module_with, state_hash
-from pipeline.models.source import Source
+from pipeline.models.preprocessing import ModelIdentity
+from pipeline.models.source import LoadedModel, Source, loaded_model, module_with, state_hash
 from pipeline.models.stored_index import StoredModel, WeightsFolder
 from pipeline.storage.store import WORK_FOLDER
 

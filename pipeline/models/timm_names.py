@@ -19,9 +19,18 @@ from timm.models import clean_state_dict, get_pretrained_cfg, is_model_pretraine
 from pipeline.errors import JobError, UsageError
 from pipeline.models.checkpoint import SUFFIX, read_header, read_metadata, refuse_compressed
 from pipeline.models.known import Origin
-from pipeline.models.loaded import LoadedModel, Recipe, loaded_model, module_with
 from pipeline.models.preprocessing import IN9_MEAN, IN9_STD, Preprocessing, is_nine_way
-from pipeline.models.source import Source, closest, downloaded, is_installed, refuse_without_answer
+from pipeline.models.source import (
+    LoadedModel,
+    Recipe,
+    Source,
+    closest,
+    downloaded,
+    is_installed,
+    loaded_model,
+    module_with,
+    refuse_without_answer,
+)
 from pipeline.runtime.custom_functions import module_of
 from pipeline.storage.files import files_of
 from transforms.taxonomy import Taxonomy, imagenet9

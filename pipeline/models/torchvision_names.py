@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import JobError, UsageError
 from pipeline.models.known import Origin
-from pipeline.models.loaded import LoadedModel, Recipe, measured_model
-from pipeline.models.source import Source, closest, downloaded, refuse_without_answer
+from pipeline.models.source import (
+    LoadedModel,
+    Recipe,
+    Source,
+    closest,
+    downloaded,
+    measured_model,
+    refuse_without_answer,
+)
 from transforms.taxonomy import Taxonomy
 
 if TYPE_CHECKING:

@@ -1,4 +1,5 @@
-"""The training loop. A training that was stopped resumes after its last complete epoch.
+"""The training loop. A training that was stopped resumes after its last complete epoch. Each epoch
+has a progress bar, a line of output and a row of a table.
 
 OUTPUT/model.safetensors   weights after the last epoch, for --models ARCH=FILE
 OUTPUT/state.pth           weights, optimizer, log, plan and more: all that resuming needs
@@ -10,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ from pipeline.models.checkpoint import (
     save_checkpoint,
 )
 from pipeline.runtime.machine import usable_cores
+from pipeline.runtime.progress import duration
+from pipeline.storage.csv_file import csv_bytes
 from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.batches import (
     Batch,
@@ -35,15 +39,127 @@ from pipeline.training.batches import (
 )
 from pipeline.training.network import Learner, Network, build_network
 from pipeline.training.train_plan import Samples, TrainPlan, check_same, find_samples
-from pipeline.training.training_log import EpochLog, TrainingLog, epoch_bar
 from transforms.hashing import keyed_hash
 
+LOG = "log.csv"
 MODEL = "model.safetensors"
 STATE = "state.pth"
 _FORMAT = "imagenet9 training"
 _VERSION = 1
 _SETTINGS = ("batch_size", "lr", "weight_decay", "precision")
 """Fields of the plan that the checkpoint stores as settings of the method."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochLog:
+    """Measurements of one epoch. Losses are mean cross entropies, in nats.
+
+    Attributes:
+      epoch: number of the epoch, counted from 1.
+      lr: learning rate.
+      loss, accuracy: loss and accuracy on the augmented training pictures, during the epoch.
+      val_loss, val_accuracy: loss and accuracy on the validation pictures, after the epoch; None
+        without validation.
+      images_per_second: number of training images per second.
+      data_wait: share of the training time (0 to 1) that was spent waiting for pictures.
+      seconds: duration of the epoch in seconds, including validation.
+    """
+
+    epoch: int
+    lr: float
+    loss: float
+    accuracy: float
+    val_loss: float | None
+    val_accuracy: float | None
+    images_per_second: float
+    data_wait: float
+    seconds: float
+
+    def line(self, epochs: int, seconds_left: float, *, is_first: bool) -> str:
+        """Formats the epoch as a line of output.
+
+        Args:
+          epochs: number of epochs of the training.
+          seconds_left: estimated time until the training ends; 0 after its last epoch.
+          is_first: whether this is the first epoch that this process trains. Its line does not
+            report the time spent waiting for pictures, because the processes that load them had
+            only just started.
+        """
+        text = f"epoch {self.epoch} of {epochs}: loss {self.loss:.3f}, "
+        text += f"accuracy {100 * self.accuracy:.1f} %"
+        if self.val_accuracy is not None:
+            text += f"; validation {self.val_loss:.3f}, {100 * self.val_accuracy:.1f} %"
+        text += f"; {self.images_per_second:.1f} images/s"
+        if self.data_wait >= 0.1 and not is_first:
+            text += f" ({100 * self.data_wait:.0f} % of the time waiting for pictures: --workers)"
+        return text + (f", {duration(seconds_left)} left" if seconds_left else "")
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(EpochLog))
+"""Columns of `log.csv`."""
+
+
+class TrainingLog:
+    """The table of the epochs so far, and the line of output of each new epoch.
+
+    Args:
+      store: folder of the training.
+      epochs: number of epochs of the training.
+      rows: rows of the epochs that are already done, with the fields of `EpochLog`.
+
+    Attributes:
+      rows: rows of all epochs so far.
+    """
+
+    def __init__(self, store: Store, epochs: int, rows: Sequence[dict[str, Any]]) -> None:
+        self._store = store
+        self._epochs = epochs
+        self._new = 0  # Number of epochs that this process has added.
+        self.rows = list(rows)
+
+    def add(self, epoch: EpochLog) -> None:
+        """Adds a finished epoch, and prints its line."""
+        self.rows.append(dataclasses.asdict(epoch))
+        self._new += 1
+        # Epochs of an earlier process may have run on another machine, so they do not count.
+        mean_seconds = sum(row["seconds"] for row in self.rows[-self._new :]) / self._new
+        seconds_left = mean_seconds * (self._epochs - epoch.epoch)
+        print(epoch.line(self._epochs, seconds_left, is_first=self._new == 1))
+
+    def write(self) -> None:
+        """Writes the table of all epochs so far to `LOG`."""
+        self._store.write(LOG, csv_bytes(COLUMNS, self.rows))
+
+
+@contextlib.contextmanager
+def epoch_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows a live bar for an epoch if standard error is a terminal.
+
+    Args:
+      name: text before the bar, such as `epoch 3 of 200`.
+      total: number of images in the epoch.
+
+    Yields:
+      A function that advances the bar by a number of images.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    # Imported only here, so that a training without a terminal needs no rich.
+    from rich import progress
+    from rich.console import Console
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("images"),
+        progress.TimeRemainingColumn(),
+    )
+    console = Console(file=sys.stderr)
+    with progress.Progress(*columns, console=console, auto_refresh=False, transient=True) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda count: bar.update(task, advance=count, refresh=True)
 
 
 @dataclasses.dataclass(frozen=True)

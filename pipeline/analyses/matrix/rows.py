@@ -30,8 +30,8 @@ from pipeline.evaluate.resident import free_memory
 from pipeline.evaluate.result_files import read_results, result_file
 from pipeline.evaluate.results import ModelRun
 from pipeline.models.checkpoint import TrainedOn, read_metadata
-from pipeline.models.identity import ModelIdentity
-from pipeline.models.loaded import state_hash
+from pipeline.models.preprocessing import ModelIdentity
+from pipeline.models.source import state_hash
 from pipeline.models.timm_names import read_state
 from pipeline.runtime.lock import TABLES_LOCK, held
 from pipeline.runtime.progress import duration

@@ -32,8 +32,8 @@ from transforms.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from pipeline.evaluate.evaluation import Evaluation
-    from pipeline.models.loaded import LoadedModel
     from pipeline.models.predict import Predictor
+    from pipeline.models.source import LoadedModel
 
 _EVALUATE_SECONDS = 5.0
 """How long the speed of a model is measured, if the trial has enough pictures."""
