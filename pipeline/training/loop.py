@@ -13,7 +13,7 @@ import dataclasses
 import io
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -93,42 +93,6 @@ class EpochLog:
         if self.data_wait >= 0.1 and not is_first:
             text += f" ({100 * self.data_wait:.0f} % of the time waiting for pictures: --workers)"
         return text + (f", {duration(seconds_left)} left" if seconds_left else "")
-
-
-COLUMNS = tuple(field.name for field in dataclasses.fields(EpochLog))
-"""Columns of `log.csv`."""
-
-
-class TrainingLog:
-    """The table of the epochs so far, and the line of output of each new epoch.
-
-    Args:
-      store: folder of the training.
-      epochs: number of epochs of the training.
-      rows: rows of the epochs that are already done, with the fields of `EpochLog`.
-
-    Attributes:
-      rows: rows of all epochs so far.
-    """
-
-    def __init__(self, store: Store, epochs: int, rows: Sequence[dict[str, Any]]) -> None:
-        self._store = store
-        self._epochs = epochs
-        self._new = 0  # Number of epochs that this process has added.
-        self.rows = list(rows)
-
-    def add(self, epoch: EpochLog) -> None:
-        """Adds a finished epoch, and prints its line."""
-        self.rows.append(dataclasses.asdict(epoch))
-        self._new += 1
-        # Epochs of an earlier process may have run on another machine, so they do not count.
-        mean_seconds = sum(row["seconds"] for row in self.rows[-self._new :]) / self._new
-        seconds_left = mean_seconds * (self._epochs - epoch.epoch)
-        print(epoch.line(self._epochs, seconds_left, is_first=self._new == 1))
-
-    def write(self) -> None:
-        """Writes the table of all epochs so far to `LOG`."""
-        self._store.write(LOG, csv_bytes(COLUMNS, self.rows))
 
 
 @contextlib.contextmanager
@@ -274,15 +238,21 @@ class _TrainingRun:
                 self._write_model(done)
             return TrainingResult(entry, is_new=False)
         print(self._describe(done))
-        log = TrainingLog(self.store, plan.epochs, rows)
         epochs = range(done, plan.epochs)
         with training_batches(plan, self._learner, self.training, self.validation, epochs) as (
             schedule,
             batches,
         ):
             for epoch in epochs:
-                log.add(run_epoch(epoch, plan, self._learner, schedule, batches))
-                self._write(epoch + 1, log)
+                measured = run_epoch(epoch, plan, self._learner, schedule, batches)
+                rows.append(dataclasses.asdict(measured))
+                # Epochs of an earlier process may have run on another machine, so they do not
+                # count.
+                new = epoch + 1 - done
+                mean_seconds = sum(row["seconds"] for row in rows[-new:]) / new
+                seconds_left = mean_seconds * (plan.epochs - measured.epoch)
+                print(measured.line(plan.epochs, seconds_left, is_first=new == 1))
+                self._write(epoch + 1, rows)
         return TrainingResult(entry, is_new=True)
 
     def _describe(self, done: int) -> str:
@@ -298,18 +268,19 @@ class _TrainingRun:
         text += f"; {self._learner.device.type}, {plan.precision}"
         return text + (f"; resuming after epoch {done} of {plan.epochs}" if done else "")
 
-    def _write(self, epochs: int, log: TrainingLog) -> None:
+    def _write(self, epochs: int, rows: list[dict[str, Any]]) -> None:
         """Writes the model, the log and then the state. The state is written last, because an epoch
         counts as complete as soon as the state includes it."""
         self._write_model(epochs)
-        log.write()
+        columns = [field.name for field in dataclasses.fields(EpochLog)]
+        self.store.write(LOG, csv_bytes(columns, rows))
         write_state(
             self.store,
             {
                 "identity": self.plan.identity(self.dataset),
                 "epoch": epochs,
                 **self._learner.state(),
-                "rows": log.rows,
+                "rows": rows,
             },
         )
         self.store.prune(WORK_FOLDER)
