@@ -10,8 +10,7 @@ import torch
 
 from pipeline.analyses.matrix.panel import describe_gaps, matrix_table
 from pipeline.analyses.matrix.plan import MatrixPlan, make_plan
-from pipeline.analyses.matrix.row_trainers import NetworkTrainer, ProbeTrainer
-from pipeline.analyses.matrix.rows import Trainer, make_matrices
+from pipeline.analyses.matrix.rows import NetworkTrainer, ProbeTrainer, Trainer, make_matrices
 from pipeline.commands.train import choose_device, plan_from_flags, refuse_network_flags
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.folder import Dataset

@@ -35,6 +35,7 @@ from pipeline.runtime.custom_functions import module_of
 from pipeline.storage.files import files_of
 from transforms.taxonomy import Taxonomy, imagenet9
 
+_CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 EFFICIENTNETS = {f"efficientnet_lite{size}": f"tf_efficientnet_lite{size}" for size in (0, 1, 2)}
 """Maps each entry of `--models` to timm's name of its architecture."""
 
@@ -68,7 +69,9 @@ class Packaged(Source):
         if len(names) != len(values):
             raise JobError(f"{path} holds {len(values)} tensors, {spec} {len(names)}")
         module = module_with(spec, make, dict(zip(names, values, strict=True)))
-        return timm_model(spec, module, _file_in_package(spec, path), taxonomy)
+        package = distribution(spec)
+        weights = f"{package} {metadata.version(package)}: {os.path.basename(path)}"
+        return timm_model(spec, module, weights, taxonomy)
 
     def origin(self, spec: str, model: LoadedModel) -> Origin:
         return Origin("package", distribution(spec))
@@ -88,14 +91,6 @@ def distribution(name: str) -> str:
 
 def _package(name: str) -> str:
     return distribution(name).replace("-", "_")
-
-
-def _file_in_package(name: str, path: str) -> str:
-    package = distribution(name)
-    return f"{package} {metadata.version(package)}: {os.path.basename(path)}"
-
-
-_CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
 class TimmNames(Source):
@@ -155,7 +150,9 @@ class TimmNames(Source):
             make = functools.partial(timm.create_model, architecture, num_classes=outputs)
             module = module_with(spec, make, state)
             file = os.path.basename(path)
-            return timm_model(spec, module, file, taxonomy, preprocessing_of(path))
+            trained = read_metadata(path) if path.endswith(SUFFIX) else None
+            preprocessing = trained.preprocessing if trained else None
+            return timm_model(spec, module, file, taxonomy, preprocessing)
         config = get_pretrained_cfg(spec)
         try:
             if config and config.url and not config.hf_hub_id:
@@ -229,12 +226,6 @@ def is_for_imagenet(name: str) -> bool:
     """Returns whether a timm name, with or without a tag, has weights with ImageNet's outputs."""
     config = get_pretrained_cfg(name) if is_model_pretrained(name) else None
     return config is not None and config.num_classes == len(imagenet9().wnids)
-
-
-def preprocessing_of(path: str) -> Preprocessing | None:
-    """Reads the preprocessing from a checkpoint's training metadata; None without metadata."""
-    trained = read_metadata(path) if path.endswith(SUFFIX) else None
-    return trained.preprocessing if trained else None
 
 
 def timm_model(

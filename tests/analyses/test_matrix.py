@@ -22,8 +22,7 @@ from two_way_by_hand import interval_of, variance_of
 from pipeline.analyses.evaluation.results import Evaluated
 from pipeline.analyses.matrix.plan import make_plan
 from pipeline.analyses.matrix.results import Matrix, read_matrices
-from pipeline.analyses.matrix.row_trainers import NetworkTrainer, ProbeTrainer
-from pipeline.analyses.matrix.rows import make_row
+from pipeline.analyses.matrix.rows import NetworkTrainer, ProbeTrainer, make_row
 from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows
