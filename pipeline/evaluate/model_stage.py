@@ -29,7 +29,7 @@ from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.evaluate.failures import FailedModel, note_failures
 from pipeline.evaluate.results import ModelRun, result_folder
-from pipeline.evaluate.work import ModelWork, UnitOutput, Work
+from pipeline.evaluate.work import ModelWork, Work
 from pipeline.models.known import KnownModels
 from pipeline.runtime.counters import UnitTally, count, count_bytes, count_written, timed
 from pipeline.runtime.lock import held, model_lock
@@ -111,8 +111,8 @@ class _Step(beam.DoFn):
 
     def tally(self, block: Block, unit: int) -> UnitTally:
         """Returns the counters of a unit."""
-        progress, stage = self.work.evaluation.progress, self.work.stage
-        return UnitTally(progress, stage, f"{block.order}-{unit:05d}")
+        part = f"{block.order}-{unit:05d}"
+        return UnitTally(self.work.evaluation.progress, self.work.stage, part)
 
     def count_existing(self, block: Block, model_work: ModelWork, units: Iterable[int]) -> None:
         """Counts finished units: as made if an earlier attempt of this job made them, as kept if
@@ -256,14 +256,22 @@ class RunModels(_Step):
 
         outputs = model_work.run(predictor, units, missing, note)
         try:
-            with contextlib.closing(outputs), _Writer() as writer:
+            with contextlib.closing(outputs), ThreadPoolExecutor(1) as pool:
+                pending = None
                 for output in outputs:
                     if output.is_complete:
                         tallies[output.unit].add(f"{work.unit_name}_made")
                     tallies[output.unit].note()
-                    writer.write(store, model_work, output)
+                    # One file at a time. It is counted here and not where it is written, because
+                    # Beam's counters must be updated in the thread that Beam called.
+                    _count_when_written(pending)
+                    path = model_work.path(output.unit)
+                    checksum = model_work.fingerprint_to_store(output)
+                    writing = pool.submit(write_table, store, path, output.table, checksum)
+                    pending = writing, output.is_complete
                     if output.is_complete:
                         meters[output.unit].end()
+                _count_when_written(pending)
         finally:
             for tally in tallies.values():
                 tally.end()
@@ -286,41 +294,13 @@ class RunModels(_Step):
             meter.end()
 
 
-class _Writer:
-    """Writer of one file at a time, in a background thread. Leaving the context waits for the last
-    file."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1)
-        self._pending: tuple[Future[FileDigest], bool] | None = None
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def write(self, store: Store, model_work: ModelWork, output: UnitOutput) -> None:
-        """Starts writing a unit's file. If writing fails, the error is raised by the next call, or
-        on leaving the context."""
-        self._finish()
-        path, fingerprint = model_work.path(output.unit), model_work.fingerprint_to_store(output)
-        writing = self._pool.submit(write_table, store, path, output.table, fingerprint)
-        self._pending = writing, output.is_complete
-
-    def _finish(self) -> None:
-        if self._pending is not None:
-            writing, is_complete = self._pending
-            self._pending = None
-            digest = writing.result()
-            # Counted here, because Beam's counters must be updated in the thread that Beam called,
-            # not in the pool's thread. A partial file does not count, because the complete file
-            # replaces it.
-            count_written([digest] if is_complete else [])
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._pool.shutdown()
+def _count_when_written(pending: tuple[Future[FileDigest], bool] | None) -> None:
+    """Waits until a file is written, and counts it unless it is partial, because the complete file
+    will replace it. Raises the error if writing failed."""
+    if pending is not None:
+        writing, is_complete = pending
+        digest = writing.result()
+        count_written([digest] if is_complete else [])
 
 
 class SummarizeModel(_Step):
@@ -361,8 +341,9 @@ class FinishModels(_Step):
         work, evaluation = self.work, self.work.evaluation
         results = list(results)
         failed = [result for result in results if isinstance(result, FailedModel)]
-        summaries = [result for result in results if isinstance(result, ModelSummary)]
-        succeeded = [name for summary in summaries for name in summary.names]
+        succeeded = [
+            name for result in results if isinstance(result, ModelSummary) for name in result.names
+        ]
         count(f"{work.stage}_failed", len(failed))
         failed.sort(key=lambda failure: failure.order)
         note_failures(evaluation.store, dataset, work.stage, evaluation.settings, failed, succeeded)
