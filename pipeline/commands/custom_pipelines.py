@@ -12,10 +12,9 @@ from typing import Any
 import apache_beam as beam
 
 from pipeline.analyses.evaluation.stage import EvaluationWork
-from pipeline.commands.command_line import refuse_cleared, text_of
+from pipeline.commands.command_line import flag_of, refuse_cleared, refuse_near_misses, text_of
 from pipeline.commands.evaluation_flags import evaluation_from_flags
 from pipeline.commands.flags import AROUND_GRAPH, flags_of
-from pipeline.commands.hints import flag_of, refuse_near_misses
 from pipeline.commands.job_flags import job_from_flags
 from pipeline.commands.parser import build_parser
 from pipeline.dataset.folder import Dataset

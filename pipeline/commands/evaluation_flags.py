@@ -8,7 +8,6 @@ import dataclasses
 import functools
 
 from pipeline.analyses import ANALYSES
-from pipeline.commands.hints import require_cuda
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
@@ -82,12 +81,6 @@ def evaluation_from_flags(
         for model in models:
             evaluation.refuse_overlap(dataset, model)
     return evaluation
-
-
-def check_device(arguments: argparse.Namespace) -> None:
-    """Raises UsageError if the flags ask for a GPU that this machine does not have."""
-    if getattr(arguments, "device", None) == "cuda":
-        require_cuda("run")
 
 
 def works_from_flags(

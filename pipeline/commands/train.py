@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Sequence
 
 import torch
 
+from pipeline.commands.command_line import check_device
 from pipeline.commands.flags import flags_of
-from pipeline.commands.hints import require_cuda
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout
 from pipeline.dataset.latest import reading_store, writing_store
@@ -66,11 +66,10 @@ def choose_device(arguments: argparse.Namespace) -> tuple[str, str]:
       UsageError: the flags ask for a GPU that is not there, or for a precision that the device
         lacks.
     """
-    device, has_gpu = arguments.device, torch.cuda.is_available()
-    if device == "cuda":
-        require_cuda("train")
+    check_device(arguments, "train")
+    device = arguments.device
     if device == "auto":
-        device = "cuda" if has_gpu else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = arguments.precision
     if precision == "auto":
         if device == "cpu":
