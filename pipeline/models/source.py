@@ -49,8 +49,8 @@ class LoadedModel(ModelIdentity):
     @property
     def identity(self) -> ModelIdentity:
         """Identity of the model, without its module."""
-        names = [field.name for field in dataclasses.fields(ModelIdentity)]
-        return ModelIdentity(**{name: getattr(self, name) for name in names})
+        fields = dataclasses.fields(ModelIdentity)
+        return ModelIdentity(**{field.name: getattr(self, field.name) for field in fields})
 
 
 def loaded_model(

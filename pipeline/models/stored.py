@@ -6,14 +6,12 @@ DIR/index.json              name -> the attributes of `StoredModel`
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import torch
 from safetensors.torch import load, save
 
 from pipeline.errors import JobError
-from pipeline.models.preprocessing import ModelIdentity
 from pipeline.models.source import LoadedModel, Source, loaded_model, module_with, state_hash
 from pipeline.models.stored_index import StoredModel, WeightsFolder
 from pipeline.storage.store import WORK_FOLDER
@@ -26,8 +24,7 @@ def store_model(folder: WeightsFolder, model: LoadedModel) -> bool:
       JobError: the model's state holds values that are not tensors.
     """
     state, store = model.module.state_dict(), folder.store
-    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(ModelIdentity)}
-    stored = StoredModel(**fields, sha256=state_hash(state), recipe=model.recipe)
+    stored = StoredModel(**vars(model.identity), sha256=state_hash(state), recipe=model.recipe)
     changed = False
     if not _is_intact(folder, stored):
         # safetensors refuses tensors that share memory, so each is copied.

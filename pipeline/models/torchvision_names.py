@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from pipeline.errors import JobError, UsageError
 from pipeline.models.known import Origin
@@ -17,9 +19,6 @@ from pipeline.models.source import (
     refuse_without_answer,
 )
 from transforms.taxonomy import Taxonomy
-
-if TYPE_CHECKING:
-    import torch
 
 _PREFIX = "torchvision:"
 

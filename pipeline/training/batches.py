@@ -201,27 +201,24 @@ class LoadFailure:
     message: str
 
 
+@dataclasses.dataclass(eq=False)
 class PictureBatches(Dataset[Batch | LoadFailure]):
     """A map from orders to batches, as torch's DataLoader takes it.
 
-    Args:
+    Attributes:
       training: pictures to train on, which are augmented.
       validation: pictures to validate on, which are not augmented; None without validation.
       augmentation: augmentation of the training pictures.
       seed: seed of the augmentation.
     """
 
-    def __init__(
-        self,
-        training: Samples,
-        validation: Samples | None,
-        augmentation: Augmentation,
-        seed: int,
-    ) -> None:
-        self._training = training
-        self._validation = validation
-        self._augmentation = augmentation
-        self._hashes = keyed_hashes(seed, "augmentation", training.keys.tolist())
+    training: Samples
+    validation: Samples | None
+    augmentation: Augmentation
+    seed: int
+
+    def __post_init__(self) -> None:
+        self._hashes = keyed_hashes(self.seed, "augmentation", self.training.keys.tolist())
 
     def __getitem__(self, order: BatchOrder) -> Batch | LoadFailure:
         try:
@@ -231,15 +228,15 @@ class PictureBatches(Dataset[Batch | LoadFailure]):
 
     def _batch(self, order: BatchOrder) -> Batch:
         if order.part == TRAIN:
-            samples = self._training
+            samples = self.training
             seeds = substream(self._hashes[order.indices], order.epoch).tolist()
             pictures = [
-                self._augmentation.apply(pixels, seed)
+                self.augmentation.apply(pixels, seed)
                 for pixels, seed in zip(samples.pixels(order.indices), seeds, strict=True)
             ]
         else:
-            assert self._validation is not None
-            samples = self._validation
+            assert self.validation is not None
+            samples = self.validation
             pictures = [
                 torch.from_numpy(pixels).permute(2, 0, 1)
                 for pixels in samples.pixels(order.indices)

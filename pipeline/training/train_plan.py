@@ -26,31 +26,35 @@ from pipeline.dataset.holdout import Holdout, selected_rows, training_pictures
 from pipeline.errors import BrokenPictureError, JobError, UsageError, did_you_mean
 from transforms.codec import UndecodableError, decode_image
 
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
+_MACHINE_FIELDS = ("device", "workers", "weights")
+"""Fields that may differ when a training is resumed, for example on another machine."""
+
+
+@dataclasses.dataclass(eq=False)
 class Samples:
     """Pictures in a fixed order, which can be read while `fetched` is active.
 
-    Args:
+    Attributes:
       dataset: the dataset.
       split: split of the dataset.
       pictures: maps the key of each image to the variant to use; at least one key.
-      labels: maps each of these keys to its label.
-
-    Attributes:
+      label_of: maps each of these keys to its label.
       keys: (n,) str, keys of the images.
       labels: (n,) int64, labels of the images.
     """
 
-    def __init__(
-        self, dataset: Dataset, split: str, pictures: Mapping[str, str], labels: Mapping[str, int]
-    ) -> None:
-        self._dataset = dataset
-        self._split = split
-        self._pictures = pictures
+    dataset: Dataset
+    split: str
+    pictures: Mapping[str, str]
+    label_of: dataclasses.InitVar[Mapping[str, int]]
+
+    def __post_init__(self, label_of: Mapping[str, int]) -> None:
         # Workers read arrays, not lists of objects, because counting the references of objects
         # would copy their memory pages into every forked process.
-        self.keys = np.asarray(list(pictures), np.str_)
-        self.labels = np.asarray([labels[key] for key in pictures], np.int64)
+        self.keys = np.asarray(list(self.pictures), np.str_)
+        self.labels = np.asarray([label_of[key] for key in self.pictures], np.int64)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -74,12 +78,12 @@ class Samples:
                     f"the pictures to train on do not fit into {tempfile.gettempdir()} ({error}): "
                     "free some space, or set TMPDIR to a folder with more"
                 ) from error
-            missing = next((key for key in self._pictures if key not in spans), None)
+            missing = next((key for key in self.pictures if key not in spans), None)
             if missing is not None:
                 raise JobError(
-                    f"the shards of {self._split} have no picture of {missing}; see: in9 verify"
+                    f"the shards of {self.split} have no picture of {missing}; see: in9 verify"
                 )
-            self._spans = np.asarray([spans[key] for key in self._pictures], np.int64)
+            self._spans = np.asarray([spans[key] for key in self.pictures], np.int64)
             self._file = file.fileno()
             yield
 
@@ -101,19 +105,13 @@ class Samples:
         """Writes the pictures shard by shard; returns the (offset, length) of each key."""
         spans = {}
         offset = 0
-        for variant in sorted(set(self._pictures.values())):
-            for shard in self._dataset.shards(self._split):
-                for sample in self._dataset.samples(self._split, shard, variant):
-                    if self._pictures.get(sample.key) == variant:
+        for variant in sorted(set(self.pictures.values())):
+            for shard in self.dataset.shards(self.split):
+                for sample in self.dataset.samples(self.split, shard, variant):
+                    if self.pictures.get(sample.key) == variant:
                         spans[sample.key] = (offset, file.write(sample.image))
                         offset += len(sample.image)
         return spans
-
-
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
-
-_MACHINE_FIELDS = ("device", "workers", "weights")
-"""Fields that may differ when a training is resumed, for example on another machine."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -138,11 +138,7 @@ class NetworkTrainer:
     """
 
     def __init__(self, plan: MatrixPlan, training: TrainPlan, *, overwrite: bool = False) -> None:
-        self._plan = plan
-        self._training = dataclasses.replace(
-            training, train_split=plan.train_split, holdout=plan.holdout.share, seed=plan.seed
-        )
-        self._overwrite = overwrite
+        self._plan, self._training, self._overwrite = plan, training, overwrite
         self.arch = training.arch
         kind = "pretrained-" if training.pretrained else ""
         suffix = f"-{training.epochs}ep{plan.suffix()}"
@@ -161,6 +157,9 @@ class NetworkTrainer:
         validates = not self._plan.holdout.share and self._plan.split != self._plan.train_split
         training = dataclasses.replace(
             self._training,
+            train_split=self._plan.train_split,
+            holdout=self._plan.holdout.share,
+            seed=self._plan.seed,
             variant=variant,
             eval_split=self._plan.split if validates and self._plan.split in splits else None,
         )
