@@ -46,7 +46,7 @@ from pipeline.analyses.saliency.stage import BATCH_DIVISOR, SaliencyPlan, Salien
 from pipeline.commands.train import default_workers
 from pipeline.dataset.folder import Dataset
 from pipeline.display.text import aligned
-from pipeline.evaluate.evaluation import Evaluation, describe_model
+from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.resident import in_memory, on_device
 from pipeline.evaluate.work import ModelWork
@@ -224,7 +224,7 @@ class Loaded(contextlib.ExitStack):
         taxonomy = self.dataset.taxonomy
         model = self.enter_context(in_memory(setting.model, self.evaluation, taxonomy))
         self.predictor = self.enter_context(on_device(model, self.evaluation))
-        self.metadata = describe_model(model, self.evaluation, self.dataset)
+        self.metadata = self.evaluation.describe(self.dataset, model)
         side = self.dataset.manifest.config.segment.image_size
         size, device = setting.batch_size, self.predictor.device
         self._batch = self.predictor.prepare(torch.rand(size, 3, side, side, device=device))

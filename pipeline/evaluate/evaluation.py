@@ -114,29 +114,28 @@ class Evaluation:
             "--allow_overlap to mark the result"
         )
 
-
-def describe_model(model: ModelIdentity, evaluation: Evaluation, dataset: Dataset) -> ModelRun:
-    """Returns a description of a model and of how it is run, which its results record; its text is
-    printable."""
-    stored_size = dataset.manifest.config.segment.image_size
-    is_resized = model.preprocessing.fixed_size or evaluation.predict.eval_input == "native"
-    trained = metadata_of_entry(model.name)
-    input_size = model.preprocessing.input_size if is_resized else stored_size
-    run = pick(
-        ModelRun,
-        model,
-        model=model.name,
-        evaluate_version=EVALUATE_VERSION,
-        evaluation=pick(EvaluationSettings, evaluation.settings, input_size=input_size),
-        overlap=evaluation.overlap(dataset, trained) if trained else UNSET,
-        trained=pick(
-            Trained,
-            trained,
-            images=len(trained.keys),
-            keys_sha256=trained.keys_digest,
-            penalty=trained.settings.get("penalty", UNSET),
+    def describe(self, dataset: Dataset, model: ModelIdentity) -> ModelRun:
+        """Returns a description of a model and of how it is run, which its results record; its text
+        is printable."""
+        stored_size = dataset.manifest.config.segment.image_size
+        is_resized = model.preprocessing.fixed_size or self.predict.eval_input == "native"
+        trained = metadata_of_entry(model.name)
+        input_size = model.preprocessing.input_size if is_resized else stored_size
+        run = pick(
+            ModelRun,
+            model,
+            model=model.name,
+            evaluate_version=EVALUATE_VERSION,
+            evaluation=pick(EvaluationSettings, self.settings, input_size=input_size),
+            overlap=self.overlap(dataset, trained) if trained else UNSET,
+            trained=pick(
+                Trained,
+                trained,
+                images=len(trained.keys),
+                keys_sha256=trained.keys_digest,
+                penalty=trained.settings.get("penalty", UNSET),
+            )
+            if trained
+            else UNSET,
         )
-        if trained
-        else UNSET,
-    )
-    return convert(escaped_texts(msgspec.to_builtins(run)), ModelRun)
+        return convert(escaped_texts(msgspec.to_builtins(run)), ModelRun)

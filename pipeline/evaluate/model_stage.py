@@ -171,7 +171,7 @@ class FindDone(_Step):
         model = KnownModels(evaluation.store, evaluation.weights, work.taxonomy).recall(entry)
         if model is None:
             return None
-        run = work.describe(self.dataset(), model)
+        run = evaluation.describe(self.dataset(), model)
         model_work = work.for_model(self.dataset(), run)
         if model_work is None:
             return BlockDone(block.order, None, units)
@@ -218,7 +218,7 @@ class RunModels(_Step):
         from pipeline.evaluate.resident import on_device
 
         work, evaluation = self.work, self.work.evaluation
-        run = work.describe(self.dataset(), model)
+        run = evaluation.describe(self.dataset(), model)
         model_work = work.for_model(self.dataset(), run)
         if model_work is None:
             self._note_done(block, units)

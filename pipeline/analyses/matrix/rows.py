@@ -32,7 +32,6 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import selected_rows
 from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, UsageError, counted
-from pipeline.evaluate.evaluation import describe_model
 from pipeline.evaluate.predict_shards import PredictShards, Scorer, ShardPictures
 from pipeline.evaluate.resident import free_memory
 from pipeline.evaluate.result_files import read_results, result_file
@@ -299,10 +298,10 @@ def _tests(
 ) -> Iterator[tuple[Dataset, ModelRun, dict[str, str] | UnsetType]]:
     """Yields (dataset, the model's run on it under a name, `Evaluated.groups`) for each dataset
     that a row is tested on."""
-    run = describe_model(model, plan.evaluation, plan.dataset)
+    run = plan.evaluation.describe(plan.dataset, model)
     yield plan.dataset, replace(run, model=name, variants=plan.variants), UNSET
     if plan.in9l is not None:
-        run = describe_model(model, plan.evaluation, plan.in9l)
+        run = plan.evaluation.describe(plan.in9l, model)
         rows = selected_rows(plan.in9l, plan.split, plan.holdout)
         settings = replace(run.evaluation, dataset=plan.in9l.manifest.fingerprint)
         variants = (plan.source(IN9L)[1],)

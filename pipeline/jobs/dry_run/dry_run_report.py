@@ -244,7 +244,7 @@ def _print_model(
 
 def _left(work: Work, dataset: Dataset, model: LoadedModel) -> int:
     """Counts the pictures of a stage that are not predicted yet."""
-    model_work = work.for_model(dataset, work.describe(dataset, model))
+    model_work = work.for_model(dataset, work.evaluation.describe(dataset, model))
     if model_work is None:
         return 0
     missing = (unit for unit in work.units(dataset) if not model_work.is_done(unit))
