@@ -37,7 +37,7 @@ from pipeline.training.batches import (
     learning_rate,
     training_batches,
 )
-from pipeline.training.network import Learner, Network, build_network
+from pipeline.training.network import Learner, Network, State, build_network
 from pipeline.training.train_plan import Samples, TrainPlan, check_same, find_samples
 from transforms.hashing import keyed_hash
 
@@ -225,7 +225,7 @@ class _TrainingRun:
         check_shared_memory(self.plan.workers, largest_batch)
         self._learner = Learner(self.network, self.plan, size)
 
-    def run(self, state: dict[str, Any] | None) -> TrainingResult:
+    def run(self, state: State | None) -> TrainingResult:
         """Trains the epochs that the state lacks."""
         plan = self.plan
         if state is not None:
@@ -274,15 +274,18 @@ class _TrainingRun:
         self._write_model(epochs)
         columns = [field.name for field in dataclasses.fields(EpochLog)]
         self.store.write(LOG, csv_bytes(columns, rows))
-        write_state(
-            self.store,
-            {
-                "identity": self.plan.identity(self.dataset),
-                "epoch": epochs,
-                **self._learner.state(),
-                "rows": rows,
-            },
-        )
+        state: State = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "identity": self.plan.identity(self.dataset),
+            "epoch": epochs,
+            **self._learner.state(),
+            "rows": rows,
+        }
+        data = io.BytesIO()
+        torch.save(state, data)
+        with self.store.create(STATE) as file:
+            file.write(data.getbuffer())  # type: ignore[arg-type]
         self.store.prune(WORK_FOLDER)
 
     def _write_model(self, epochs: int) -> None:
@@ -328,22 +331,9 @@ def torch_settings(plan: TrainPlan) -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = allowed_tf32
 
 
-def write_state(store: Store, content: dict[str, Any]) -> None:
-    """Writes the state of a training atomically.
-
-    Args:
-      store: folder of the training.
-      content: the state: tensors, numbers, strings, and lists and dictionaries of such values.
-    """
-    data = io.BytesIO()
-    torch.save({"format": _FORMAT, "version": _VERSION, **content}, data)
-    with store.create(STATE) as file:
-        file.write(data.getbuffer())  # type: ignore[arg-type]
-
-
-def read_state_file(store: Store) -> dict[str, Any] | None:
-    """Reads the state that `write_state` wrote, with its tensors on the CPU; returns None without a
-    file.
+def read_state_file(store: Store) -> State | None:
+    """Reads the state of the training in a folder, with its tensors on the CPU; returns None
+    without a file.
 
     Raises:
       JobError: the file cannot be read, or its format or version is not supported.
@@ -354,8 +344,8 @@ def read_state_file(store: Store) -> dict[str, Any] | None:
     try:
         refuse_compressed(path)
         with store.open(STATE) as file:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        file_format, version = content["format"], content["version"]
+            state: State = torch.load(file, map_location="cpu", weights_only=True)
+        file_format, version = state["format"], state["version"]
     except Exception as error:  # Broken bytes can raise anything.
         raise JobError(
             f"{path} cannot be read ({type(error).__name__}); start again with --overwrite"
@@ -365,7 +355,6 @@ def read_state_file(store: Store) -> dict[str, Any] | None:
             f"{path} is {file_format!r} of version {version}, which is not supported; start again "
             "with --overwrite"
         )
-    state: dict[str, Any] = content
     return state
 
 

@@ -23,6 +23,8 @@ from transforms.hashing import keyed_hash
 from transforms.taxonomy import Taxonomy
 
 MOMENTUM = 0.9
+State = dict[str, Any]
+"""State of a training: tensors, numbers, strings, and lists and dictionaries of such values."""
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -58,7 +60,7 @@ class Learner:
         state: dict[str, torch.Tensor] = self._module.state_dict()
         return state
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Returns everything of the learner that a resumed training needs."""
         return {
             "module": self.weights(),
@@ -66,7 +68,7 @@ class Learner:
             "scaler": self._scaler.state_dict(),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: State) -> None:
         """Restores a state that `state` returned."""
         self._module.load_state_dict(state["module"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -195,7 +197,7 @@ def build_network(
     """Builds a network. Its random weights depend only on the architecture and the seed.
 
     Args:
-      arch: timm's name, or one of `EFFICIENTNETS`.
+      arch: timm's name, or one of `EFFICIENTNETS`, which `check_architecture` has accepted.
       taxonomy: taxonomy; the network gets one output for each of its superclasses.
       seed: seed of the random weights.
       pretrained: whether to start from weights for ImageNet. The head starts from random weights in
@@ -203,10 +205,9 @@ def build_network(
       weights: folder of `in9 models fetch`, if any.
 
     Raises:
-      UsageError: for the reasons of `check_architecture`, or the network cannot be built.
+      UsageError: the network cannot be built.
       JobError: the weights cannot be fetched or read, or the network's head cannot be replaced.
     """
-    check_architecture(arch, pretrained=pretrained, weights=weights)
     outputs = taxonomy.num_labels
     loaded = load_model(arch, weights) if pretrained else None
     # Initialisation uses torch's global generator.

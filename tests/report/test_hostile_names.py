@@ -135,7 +135,7 @@ def renamed(run: Path, folder: Path, names: Names) -> Path:
     (old,) = output.glob("results/*/model.json")
     model = json.loads(old.read_text())
     model["model"] = model["entry"] = f"onnx:{names.model}"
-    model = escaped_texts(model)  # As `describe_model` does.
+    model = escaped_texts(model)  # As `Evaluation.describe` does.
     old.write_text(json.dumps(model))
     run_of = convert(model, ModelRun)
     folder = old.parents[1] / run_of.folder
