@@ -130,8 +130,9 @@ class _Step(beam.DoFn):
 
     def units_of(self, block: Block) -> tuple[int, ...]:
         """Returns the numbers of a block's units, in rising order."""
-        units = self.work.units(self.dataset())
-        return tuple(unit for unit in units if unit % block.groups == block.group)
+        return tuple(
+            unit for unit in self.work.units(self.dataset()) if unit % block.groups == block.group
+        )
 
 
 class MakeBlocks(_Step):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -143,7 +144,10 @@ class Backbone:
         self._headless = dataclasses.replace(
             model, module=headless, num_outputs=int(features.shape[1])
         )
-        self._predictor: Predictor | None = None
+
+    @functools.cached_property
+    def _predictor(self) -> Predictor:
+        return Predictor(self._headless, self._predict)
 
     def features(
         self, dataset: Dataset, split: str, variant: str, keys: Collection[str] | None = None
@@ -196,8 +200,6 @@ class Backbone:
         metadata = records.read_metadata(store, path)
         if metadata is None or metadata.fingerprint != checksum:
             tables = [_SCHEMA.empty_table()]
-            if self._predictor is None:
-                self._predictor = Predictor(self._headless, self._predict)
             side = dataset.manifest.config.segment.image_size
             with contextlib.closing(self._predictor.logits([pictures], side)) as batches:
                 for batch, values in batches:
@@ -274,7 +276,24 @@ def fit_variant(backbone: Backbone, plan: ProbePlan, store: Store, path: str | N
     chosen = training_pictures(plan.dataset, plan.split, plan.variant, plan.holdout)
     if not chosen:
         raise UsageError(f"no pictures of {plan.variant} in {plan.split} are left to train on")
-    metadata = _metadata(backbone, plan, tuple(sorted(chosen)))
+    metadata = TrainedOn(
+        architecture=backbone.architecture,
+        variant=plan.name or plan.variant,
+        dataset=plan.dataset.manifest.fingerprint,
+        split=plan.split,
+        classes=digest_of_classes(plan.dataset.taxonomy),
+        preprocessing=backbone.model.preprocessing,
+        keys=tuple(sorted(chosen)),
+        method="probe",
+        seed=plan.seed,
+        holdout=plan.holdout.share,
+        holdout_seed=plan.holdout.seed,
+        pretrained=backbone.model.name,
+        settings={
+            "probe_version": PROBE_VERSION,
+            "weights_sha256": backbone.model.weights_sha256,
+        },
+    )
     if store.exists(path):
         existing = read_metadata(store.path(path))
         if existing and _without_penalty(existing) == _without_penalty(metadata):
@@ -300,27 +319,6 @@ def fit_variant(backbone: Backbone, plan: ProbePlan, store: Store, path: str | N
     settings = {**metadata.settings, "penalty": penalty}
     save_checkpoint(store, path, state, dataclasses.replace(metadata, settings=settings))
     return store.path(path)
-
-
-def _metadata(backbone: Backbone, plan: ProbePlan, keys: tuple[str, ...]) -> TrainedOn:
-    return TrainedOn(
-        architecture=backbone.architecture,
-        variant=plan.name or plan.variant,
-        dataset=plan.dataset.manifest.fingerprint,
-        split=plan.split,
-        classes=digest_of_classes(plan.dataset.taxonomy),
-        preprocessing=backbone.model.preprocessing,
-        keys=keys,
-        method="probe",
-        seed=plan.seed,
-        holdout=plan.holdout.share,
-        holdout_seed=plan.holdout.seed,
-        pretrained=backbone.model.name,
-        settings={
-            "probe_version": PROBE_VERSION,
-            "weights_sha256": backbone.model.weights_sha256,
-        },
-    )
 
 
 def _without_penalty(trained: TrainedOn) -> TrainedOn:
