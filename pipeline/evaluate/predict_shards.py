@@ -171,7 +171,8 @@ class PredictShards(ModelWork):
                 count("pictures_decoded", len(batch.rows) if batch.is_new else 0)
                 note(batch.part.shard, len(batch.rows), len(batch.rows))
                 if time.monotonic() - since > CHECKPOINT_SECONDS:
-                    yield started[0].partial_output()
+                    # What was added so far, without waiting for the pending batches.
+                    yield UnitOutput(started[0].number, started[0].table(), is_complete=False)
                     since = time.monotonic()
             while started:
                 yield started.popleft().complete_output(pending)
@@ -296,35 +297,28 @@ class _ShardInProgress:
         """Waits for the pending batches, and returns all predictions of the shard."""
         for batch in pending:
             batch.result()
-        return UnitOutput(self.number, self._table())
+        return UnitOutput(self.number, self.table())
 
-    def partial_output(self) -> UnitOutput:
-        """Returns the kept predictions and those that were added so far, without waiting."""
-        return UnitOutput(self.number, self._table(), is_complete=False)
-
-    def _table(self) -> pa.Table:
+    def table(self) -> pa.Table:
+        """Returns the kept predictions and those that were added so far. The file's bytes do not
+        depend on which rows were kept from an earlier evaluation and which are new."""
         tables = [PREDICTION_SCHEMA.empty_table()]
         for variant, new in self.tables.items():
             tables += [self.kept[variant]] if variant in self.kept else []
             tables += new
-        return _concatenate(tables)
+        table = pa.concat_tables([t.replace_schema_metadata() for t in tables])
+        columns = [
+            # Dictionaries are encoded again, because they still hold values of rows that were
+            # dropped.
+            column.cast(pa.string()).combine_chunks().dictionary_encode()
+            if pa.types.is_dictionary(column.type)
+            else column.combine_chunks()
+            for column in table.columns
+        ]
+        return pa.Table.from_arrays(columns, schema=PREDICTION_SCHEMA)
 
 
 def _cast(values: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
     """Converts values to an Arrow array of a type."""
     is_arrow = isinstance(values, pa.Array | pa.ChunkedArray)
     return (values if is_arrow else pa.array(values)).cast(kind)
-
-
-def _concatenate(tables: list[pa.Table]) -> pa.Table:
-    """Concatenates tables of predictions. The file's bytes do not depend on which rows were kept
-    from an earlier evaluation and which are new."""
-    table = pa.concat_tables([t.replace_schema_metadata() for t in tables])
-    columns = [
-        # Dictionaries are encoded again, because they still hold values of rows that were dropped.
-        column.cast(pa.string()).combine_chunks().dictionary_encode()
-        if pa.types.is_dictionary(column.type)
-        else column.combine_chunks()
-        for column in table.columns
-    ]
-    return pa.Table.from_arrays(columns, schema=PREDICTION_SCHEMA)
