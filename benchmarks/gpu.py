@@ -43,23 +43,22 @@ from measure import machine, peak_memory, row
 from pipeline.analyses.attack.grid import AttackPlan, open_grid
 from pipeline.analyses.attack.stage import AttackChunks
 from pipeline.analyses.saliency.stage import BATCH_DIVISOR, SaliencyPlan, SaliencyShards
-from pipeline.commands.training_flags import default_workers
+from pipeline.commands.train import default_workers
 from pipeline.dataset.folder import Dataset
 from pipeline.display.text import aligned
-from pipeline.evaluate.evaluation import Evaluation, describe_model
+from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.resident import in_memory, on_device
 from pipeline.evaluate.work import ModelWork
-from pipeline.models.packaged import EFFICIENTNETS, Packaged
 from pipeline.models.predict_config import CPU_BATCH, GPU_BATCH, PredictConfig
+from pipeline.models.timm_names import EFFICIENTNETS, Packaged
 from pipeline.runtime.flag_types import WordListParser, comma_separated, grid
 from pipeline.runtime.machine import keep_freed_memory
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 from pipeline.training.batches import Batch, training_batches
-from pipeline.training.learner import MOMENTUM, Learner
 from pipeline.training.loop import run_epoch, torch_settings
-from pipeline.training.network import build_network
+from pipeline.training.network import MOMENTUM, Learner, build_network
 from pipeline.training.train_plan import TrainPlan, find_samples
 
 PAPER = 4050
@@ -225,7 +224,7 @@ class Loaded(contextlib.ExitStack):
         taxonomy = self.dataset.taxonomy
         model = self.enter_context(in_memory(setting.model, self.evaluation, taxonomy))
         self.predictor = self.enter_context(on_device(model, self.evaluation))
-        self.metadata = describe_model(model, self.evaluation, self.dataset)
+        self.metadata = self.evaluation.describe(self.dataset, model)
         side = self.dataset.manifest.config.segment.image_size
         size, device = setting.batch_size, self.predictor.device
         self._batch = self.predictor.prepare(torch.rand(size, 3, side, side, device=device))

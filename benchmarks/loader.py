@@ -27,11 +27,10 @@ from measure import draw_small, row, run_in9
 from PIL import Image
 
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.evaluation import Evaluation, describe_model
+from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.resident import in_memory, on_device
-from pipeline.models.loader import Decode, Loader
-from pipeline.models.pixel_cache import PixelCache
+from pipeline.models.loader import Decode, Loader, PixelCache
 from pipeline.models.predict_config import GPU_BATCH, PredictConfig
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
@@ -123,7 +122,7 @@ def evaluating(dataset: Path) -> Iterator[Callable[[], None]]:
         in_memory(evaluation.models[0], evaluation, opened.taxonomy) as model,
         on_device(model, evaluation) as predictor,
     ):
-        metadata = describe_model(model, evaluation, opened)
+        metadata = evaluation.describe(opened, model)
         units = opened.shards("val")
 
         def predict_all() -> None:

@@ -139,7 +139,7 @@ def _serve(connection: socket.socket) -> None:
     import scipy.ndimage  # noqa: F401
 
     import pipeline.analyses.evaluation.stage  # noqa: F401
-    from pipeline.commands.dispatch import find_command
+    from pipeline.commands.command_line import find_command
     from pipeline.commands.parser import COMMANDS
     from pipeline.report.page import _environment
     from transforms.grabcut import prepare

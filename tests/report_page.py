@@ -18,7 +18,7 @@ from pipeline.analyses.evaluation.results import Evaluated
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata, write_table
 from pipeline.evaluate.failures import FailedModel, note_failures
-from pipeline.evaluate.prediction_files import prediction_file, prediction_fingerprints
+from pipeline.evaluate.predictions import prediction_file, prediction_fingerprints
 from pipeline.evaluate.result_files import read_result
 from pipeline.evaluate.results import RunSettings, pick
 from pipeline.report import write_report

@@ -14,8 +14,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, NoReturn, TextIO, cast
 
-from pipeline.commands.command_line import parse_command_line
-from pipeline.commands.dispatch import run_command
+from pipeline.commands.command_line import parse_command_line, run_command
 from pipeline.commands.parser import COMMANDS
 from pipeline.errors import JobError, UsageError, escaped
 from pipeline.runtime.job_log import EscapingFormatter, is_for_terminal

@@ -1,17 +1,168 @@
-"""Parses a command line together with the flags of its `--config` file."""
+"""Parses a command line together with the flags of its `--config` file, and runs the command, whose
+module is imported only then, so that `in9 verify`, for example, does not wait for Beam and torch.
+
+Words that a command does not take are refused, and the message suggests what was meant.
+"""
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import logging
+import os
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 
+from pipeline.analyses import ANALYSES
 from pipeline.commands.flags import flags_of
-from pipeline.commands.hints import check_rest, flag_of
-from pipeline.commands.parser import build_parser
-from pipeline.errors import UsageError
-from pipeline.storage.files import absolute, files_of
+from pipeline.commands.parser import COMMANDS, build_parser, underscored
+from pipeline.errors import UsageError, did_you_mean
+from pipeline.runtime.flag_types import Flag, WordListParser, comma_separated
+from pipeline.storage.files import absolute, files_of, is_below, is_remote, join
 from transforms.limits import load_nested
+
+_NEAR_MISS = 0.85
+"""Similarity, as difflib's ratio (0 to 1), from which an unknown flag counts as a misspelling of
+our flag. All of Beam's flags are less similar to ours than that."""
+
+_COUNTERPARTS = (
+    ("--output", "--to", "--dataset"),
+    ("--dataset", "--output", "--to"),
+    ("--to", "--output", "--dataset"),
+    ("--input", "--from", "--dataset"),
+    ("--from", "--input", "--dataset"),
+    ("--models", "--arch"),
+    ("--arch", "--models"),
+    *(
+        pair
+        for analysis in ANALYSES
+        if analysis.runs_models and analysis.sections
+        for _, flag in analysis.job_flags
+        # The flag of other commands has the value of the first flag of its own command.
+        for pair in itertools.permutations((flag.name, analysis.sections[0].flags[0].name))
+    ),
+    ("--split", "--eval_split"),
+    ("--eval_split", "--split"),
+)
+"""Each row is a flag, then the flags that take its place in other commands, best first."""
+
+
+def check_rest(command: str, rest: Sequence[str], words: Sequence[str]) -> None:
+    """Refuses words that are neither a command's own flags nor, if the command runs a graph, flags
+    of Beam.
+
+    Args:
+      command: name of the command.
+      rest: the words that the parser did not know.
+      words: all words after the command.
+
+    Raises:
+      UsageError: a word is refused; the message suggests what was meant.
+    """
+    if not rest:
+        return
+    own = flags_of(command)
+    for word in rest:
+        if word.startswith("--"):
+            refuse_near_misses(flag_of(word), own)
+            _refuse_sibling(flag_of(word), own)
+    has_graph = COMMANDS[command].has_graph
+    if not has_graph and not rest[0].startswith("-"):
+        raise UsageError(_describe_argument(rest[0], own, words))
+    # Keep Beam from logging, on import, which of its optional parts are not installed.
+    logging.disable(logging.WARNING)
+    try:
+        from pipeline.runners.beam_options import unknown_to_beam
+    finally:
+        logging.disable(logging.NOTSET)
+    unknown, known = unknown_to_beam(rest)
+    if unknown and not unknown[0].startswith("-"):
+        raise UsageError(_describe_argument(unknown[0], own, words))
+    if unknown:
+        flag = flag_of(unknown[0])
+        every = [one.name for one in own] + (known if has_graph else [])
+        hint = did_you_mean(flag, every) or f"; see: in9 {command} --help all"
+        raise UsageError(f"unknown flag {flag}{hint}")
+    if not has_graph:
+        raise UsageError(f"{rest[0]} is for commands that run a Beam pipeline; leave it out")
+
+
+def flag_of(word: str) -> str:
+    """Returns the name of the flag in a word, without the value that may follow `=`."""
+    return underscored(word).partition("=")[0]
+
+
+def refuse_near_misses(flag: str, own: Iterable[Flag]) -> None:
+    """Refuses a misspelt flag of ours, without the slow import of Beam to ask for its flags.
+
+    Args:
+      flag: a flag that the parser did not know.
+      own: flags of the command.
+
+    Raises:
+      UsageError: the flag is a misspelling; the message names the flag that was meant.
+    """
+    if hint := did_you_mean(flag, (one.name for one in own), _NEAR_MISS):
+        raise UsageError(f"unknown flag {flag}{hint}")
+
+
+def _refuse_sibling(flag: str, own: Sequence[Flag]) -> None:
+    """Refuses a flag of other commands, and names its counterpart in this one."""
+    others = [name for name in COMMANDS if flag in {one.name for one in flags_of(name)}]
+    if not others:
+        return
+    known = {one.name: one for one in own}
+    counterparts = next((names for first, *names in _COUNTERPARTS if first == flag), [])
+    meant = next((known[name] for name in counterparts if name in known), None)
+    if meant:
+        text = meant.help.removesuffix(" (required)")
+        raise UsageError(f"this command has no {flag}; say {meant.name} {meant.metavar}: {text}")
+    raise UsageError(f"this command has no {flag}, which is a flag of in9 {', '.join(others)}")
+
+
+def _describe_argument(argument: str, own: Sequence[Flag], words: Sequence[str]) -> str:
+    """Describes a word that belongs to no flag, and says which flag the user may have meant."""
+    before = list(words[: words.index(argument)])
+    while before and not before[-1].startswith("--"):
+        before.pop()
+    last = underscored(before[-1]) if before else ""
+    given_flags = {flag_of(word) for word in words}
+    for flag in own:
+        if flag.name == last and (
+            flag.type is comma_separated or isinstance(flag.type, WordListParser)
+        ):
+            parts = words[len(before) : words.index(argument) + 1]
+            return f"unexpected argument {argument!r}: say {flag.name} {','.join(parts)}"
+    for flag in own:
+        if flag.name not in given_flags and (flag.is_required or flag.name == "--input"):
+            return f"unexpected argument {argument!r}: say {flag.name} {argument}"
+    return f"unexpected argument {argument!r}; flags look like --name=value"
+
+
+def check_device(arguments: argparse.Namespace, otherwise: str) -> None:
+    """Refuses `--device cuda` on a machine without CUDA.
+
+    Args:
+      arguments: the parsed arguments, which may lack the flag.
+      otherwise: what the command can do on a CPU instead, as a verb for the message, such as
+        `train`.
+
+    Raises:
+      UsageError: CUDA is missing; the message says why.
+    """
+    if getattr(arguments, "device", None) != "cuda":
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    why = (
+        "this PyTorch was built without CUDA, so install one with it (https://pytorch.org)"
+        if torch.version.cuda is None
+        else "PyTorch finds no GPU, so check that nvidia-smi lists one"
+    )
+    raise UsageError(f"--device cuda: {why}, or leave --device out to {otherwise} on the CPU")
 
 
 def parse_command_line(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -85,3 +236,87 @@ def _words(command: str, flag: str, value: object) -> Iterator[str]:
         yield from [flag] * value
     else:
         yield from (f"{flag}={one}" for one in (value if isinstance(value, list) else [value]))
+
+
+def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
+    """Runs a parsed command.
+
+    Args:
+      arguments: the parsed arguments, from `parse_command_line`.
+      rest: the words that the parser did not know, which are flags for Beam.
+
+    Returns:
+      The exit code.
+
+    Raises:
+      UsageError: wrong usage or unreadable input.
+      JobError: the job failed.
+    """
+    command = arguments.command
+    # Keep Beam from logging, on import, which of its optional parts are not installed.
+    logging.disable(logging.WARNING)
+    try:
+        # Checked here because argparse would name a missing flag before a misspelt one.
+        for flag in flags_of(command):
+            if flag.is_required and not getattr(arguments, flag.dest):
+                raise UsageError(
+                    f"{flag.name} {flag.metavar} is required (see: in9 {command} --help)"
+                )
+        run = find_command(command)
+        refuse_cleared(arguments)
+    finally:
+        logging.disable(logging.NOTSET)
+    return run(arguments, rest) if COMMANDS[command].has_graph else run(arguments)
+
+
+def refuse_cleared(arguments: argparse.Namespace) -> None:
+    """Refuses files and folders that the command is to read, but that lie where it removes files.
+
+    Args:
+      arguments: the parsed arguments of any command.
+
+    Raises:
+      UsageError: a flag names such a place.
+    """
+    for flag in flags_of(arguments.command):
+        value = getattr(arguments, flag.dest, None)
+        if flag.dest != "models" and not {"DIR", "FILE"} & {*flag.metavar.split("|")}:
+            continue
+        for word in value if isinstance(value, tuple) else (value,) if value else ():
+            for path in _paths_of_entry(word) if flag.dest == "models" else (absolute(word),):
+                for cleared in _cleared_folders(arguments, path):
+                    if is_below(path, cleared):
+                        raise UsageError(
+                            f"{flag.name} {word} lies in {cleared}, where files are replaced and "
+                            "removed; name a place outside of it"
+                        )
+
+
+def _paths_of_entry(entry: str) -> Iterator[str]:
+    """Yields the absolute paths that an entry of `--models` may name."""
+    for mark in ("=", ":", "@"):
+        text = entry.partition(mark)[2]
+        if is_remote(text) or (text and os.path.exists(os.path.expanduser(text))):
+            yield absolute(text)
+
+
+def _cleared_folders(arguments: argparse.Namespace, path: str) -> Iterator[str]:
+    """Yields the folders in which a command removes files and above which a path may lie."""
+    from pipeline.dataset.latest import VERSION
+    from pipeline.dataset.shards import DATA_FOLDERS
+    from pipeline.storage.store import WORK_FOLDER
+
+    dataset = (*DATA_FOLDERS, "results", WORK_FOLDER)
+    for name, folders in (("output", dataset), ("dataset", dataset), ("to", (WORK_FOLDER,))):
+        if root := getattr(arguments, name, None):
+            yield from (join(absolute(root), folder) for folder in folders)
+    if (root := getattr(arguments, "publish", None)) and is_below(path, absolute(root)):
+        names = files_of(root).folder_names(absolute(root))
+        yield from (join(absolute(root), name) for name in names if VERSION.fullmatch(name))
+
+
+def find_command(command: str) -> Callable[..., int]:
+    """Imports the function of a command."""
+    module, _, function = COMMANDS[command].function.partition(":")
+    run: Callable[..., int] = getattr(import_module(f"pipeline.commands.{module}"), function)
+    return run

@@ -11,13 +11,11 @@ from typing import Any
 
 import apache_beam as beam
 
-from pipeline.commands.command_line import text_of
-from pipeline.commands.dispatch import refuse_cleared
+from pipeline.commands.command_line import flag_of, refuse_cleared, refuse_near_misses, text_of
+from pipeline.commands.evaluation_flags import works_from_flags
 from pipeline.commands.flags import AROUND_GRAPH, flags_of
-from pipeline.commands.hints import flag_of, refuse_near_misses
 from pipeline.commands.job_flags import job_from_flags
 from pipeline.commands.parser import build_parser
-from pipeline.commands.works import works_from_flags
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
 from pipeline.dataset.manifest import read_manifest

@@ -35,7 +35,11 @@ def run_export(arguments: argparse.Namespace) -> int:
       JobError: the job failed, or another one is writing the folder.
     """
     dataset = Dataset.open(reading_store(arguments.dataset))
-    _check_split(dataset, arguments.split)
+    splits = dataset.manifest.config.split
+    if arguments.split not in splits:
+        raise UsageError(
+            f"--split {arguments.split} is not in the dataset, which has {', '.join(splits)}"
+        )
     if arguments.images:
         export_figure(dataset, arguments.split, arguments.images, arguments.to)
         return 0
@@ -73,12 +77,6 @@ def run_export(arguments: argparse.Namespace) -> int:
         print(note)
     print(f"export: {target.root} of dataset {dataset.manifest.fingerprint[:12]}")
     return 0
-
-
-def _check_split(dataset: Dataset, split: str) -> None:
-    splits = dataset.manifest.config.split
-    if split not in splits:
-        raise UsageError(f"--split {split} is not in the dataset, which has {', '.join(splits)}")
 
 
 def _check(dataset: Dataset, target: Store) -> None:

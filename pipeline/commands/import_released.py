@@ -9,16 +9,14 @@ import argparse
 import contextlib
 import functools
 import json
-import math
 import os
 import time
-from collections import Counter
 
 from pipeline.dataset.folder import Dataset
+from pipeline.dataset.holdout import selected_rows
 from pipeline.dataset.latest import writing_store
 from pipeline.dataset.manifest import PREVIOUS_MANIFEST, read_manifest
-from pipeline.dataset.records import Staging, read_rows
-from pipeline.dataset.shards import index_file
+from pipeline.dataset.records import Staging
 from pipeline.errors import UsageError, counted, shown_bytes
 from pipeline.generate.commit import STAGING, commit
 from pipeline.jobs.closing_words import describe_images
@@ -158,42 +156,24 @@ def _print_summary(store: Store, released: ReleasedArchive, is_new: bool, second
 def _background_lines(dataset: Dataset, split: str) -> list[str]:
     """Describes for each variant how many true backgrounds were found, how clear the matches are,
     and how many file names state a wrong background."""
-    counts: dict[str, Counter[str]] = {
-        v: Counter() for v in mixed_variants(dataset.manifest.config)
-    }
-    extremes: dict[str, tuple[float, float]] = {}
-    num_output_shards = dataset.manifest.shards[split].output
-    for shard in dataset.shards(split):
-        for row in read_rows(dataset.store, index_file(split, shard, num_output_shards)):
-            for variant in counts if row["selected"] else ():
-                key = row[f"{variant}_bg_key"]
-                key_in_file_name = row[f"{variant}_bg_named"]
-                counts[variant]["images"] += 1
-                if key is None:
-                    continue
-                counts[variant]["found"] += 1
-                counts[variant]["misnamed"] += key != key_in_file_name
-                next_difference = row[f"{variant}_bg_next_difference"]
-                largest, smallest_next = extremes.get(variant, (0.0, math.inf))
-                extremes[variant] = (
-                    max(largest, row[f"{variant}_bg_difference"]),
-                    smallest_next
-                    if next_difference is None
-                    else min(smallest_next, next_difference),
-                )
+    selected = selected_rows(dataset, split)
     lines = []
-    for variant, found in counts.items():
+    for variant in mixed_variants(dataset.manifest.config):
+        found = [row for row in selected if row[f"{variant}_bg_key"] is not None]
         line = (
-            f"{split} {variant}: found the true background of {found['found']} of "
-            f"{counted(found['images'], 'image')}"
+            f"{split} {variant}: found the true background of {len(found)} of "
+            f"{counted(len(selected), 'image')}"
         )
-        if found["found"]:
-            largest, smallest_next = extremes[variant]
+        if found:
+            misnamed = [r for r in found if r[f"{variant}_bg_key"] != r[f"{variant}_bg_named"]]
+            differences = [row[f"{variant}_bg_difference"] for row in found]
             line += (
-                f", {found['misnamed']} of them not the one in the file name; mean pixel "
-                f"difference (0 to 255): at most {largest:.1f} for the match"
+                f", {len(misnamed)} of them not the one in the file name; mean pixel "
+                f"difference (0 to 255): at most {max(differences):.1f} for the match"
             )
-            if math.isfinite(smallest_next):
-                line += f", at least {smallest_next:.1f} for the runner-up"
+            next_best = [row[f"{variant}_bg_next_difference"] for row in found]
+            next_best = [difference for difference in next_best if difference is not None]
+            if next_best:
+                line += f", at least {min(next_best):.1f} for the runner-up"
         lines.append(line)
     return lines

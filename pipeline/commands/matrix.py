@@ -10,14 +10,12 @@ import torch
 
 from pipeline.analyses.matrix.panel import describe_gaps, matrix_table
 from pipeline.analyses.matrix.plan import MatrixPlan, make_plan
-from pipeline.analyses.matrix.row_trainers import NetworkTrainer, ProbeTrainer
-from pipeline.analyses.matrix.rows import Trainer, make_matrices
-from pipeline.commands.training_flags import choose_device, default_workers, refuse_network_flags
+from pipeline.analyses.matrix.rows import NetworkTrainer, ProbeTrainer, Trainer, make_matrices
+from pipeline.commands.train import choose_device, plan_from_flags, refuse_network_flags
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import reading_store, writing_store
 from pipeline.display.text import describe_chance
-from pipeline.errors import UsageError
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.models.expand import DEFAULT_MODEL
 from pipeline.models.predict_config import PredictConfig
@@ -27,9 +25,8 @@ from pipeline.report import REPORT, write_report
 from pipeline.report.write import gather
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import duration
-from pipeline.training.features import Backbone
 from pipeline.training.network import check_architecture
-from pipeline.training.train_plan import TrainPlan
+from pipeline.training.probe_fit import Backbone
 
 _QUESTIONS = (1, 4)
 """Sections of the source whose questions a matrix answers."""
@@ -56,7 +53,7 @@ def run_matrix(arguments: argparse.Namespace) -> int:
     store = writing_store("dataset", arguments.dataset)
     publishing = check_publishing(store, arguments.publish, arguments.keep)
     dataset = Dataset.open(store)
-    device, precision = choose_device(arguments)
+    device, _ = choose_device(arguments)
     weights = chosen_folder(arguments.weights)
     plan = make_plan(
         dataset,
@@ -79,18 +76,19 @@ def run_matrix(arguments: argparse.Namespace) -> int:
         print(note)
     torch.set_num_threads(usable_cores())
     started = time.monotonic()
-    if arguments.probe:
-        trainers = _probes(plan, names, weights)
-    else:
-        trainers = _networks(plan, names, arguments, precision)
-    matrices, num_tested = make_matrices(plan, trainers, print)
+    matrices, num_tested = make_matrices(plan, _trainers(plan, names, arguments))
     for matrix in matrices:
         print(matrix_table(matrix))
         if chance := describe_chance(matrix.rows):
             print(chance)
         if gaps := describe_gaps(matrix):
             print(gaps)
-    _print_claims(dataset)
+    # Imported here, because the templates and Matplotlib are slow to import.
+    from pipeline.report.page import check_claims
+
+    for checked in check_claims(gather(dataset, dataset.taxonomy)):
+        if checked.claim.section in _QUESTIONS and checked.findings:
+            print(f"{checked.summary}: {checked.claim.text}")
     if num_tested:
         rows = len(matrices) * len(plan.names)
         seconds = duration(time.monotonic() - started)
@@ -104,41 +102,16 @@ def run_matrix(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _probes(plan: MatrixPlan, names: Sequence[str], weights: str | None) -> Iterator[Trainer]:
+def _trainers(
+    plan: MatrixPlan, names: Sequence[str], arguments: argparse.Namespace
+) -> Iterator[Trainer]:
     # A generator, so that only one network is in memory at a time.
     for name in names:
-        yield ProbeTrainer(Backbone(name, plan.predict, plan.dataset.store, weights), plan)
-
-
-def _networks(
-    plan: MatrixPlan, names: Sequence[str], arguments: argparse.Namespace, precision: str
-) -> Iterator[Trainer]:
-    for name in names:
-        device = plan.predict.device
-        try:
-            training = TrainPlan(
-                arch=name,
-                pretrained=arguments.pretrained,
-                epochs=arguments.epochs,
-                batch_size=arguments.batch_size,
-                lr=arguments.lr,
-                precision=precision,
-                device=device,
-                workers=(
-                    default_workers(device) if arguments.workers is None else arguments.workers
-                ),
-                weights=chosen_folder(arguments.weights),
+        if arguments.probe:
+            weights = chosen_folder(arguments.weights)
+            yield ProbeTrainer(Backbone(name, plan.predict, plan.dataset.store, weights), plan)
+        else:
+            training = plan_from_flags(
+                arguments, arch=name, train_split=plan.train_split, eval_split=None
             )
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        yield NetworkTrainer(plan, training, overwrite=arguments.overwrite)
-
-
-def _print_claims(dataset: Dataset) -> None:
-    """Prints a line for each claim of the source that the matrix tests."""
-    # Imported here, because the templates and Matplotlib are slow to import.
-    from pipeline.report.page import check_claims
-
-    for checked in check_claims(gather(dataset, dataset.taxonomy)):
-        if checked.claim.section in _QUESTIONS and checked.findings:
-            print(f"{checked.summary}: {checked.claim.text}")
+            yield NetworkTrainer(plan, training, overwrite=arguments.overwrite)

@@ -9,11 +9,18 @@ from timm.models import get_pretrained_cfg
 
 from pipeline.errors import JobError, UsageError, counted
 from pipeline.models.expand import expand_models
-from pipeline.models.packaged import distribution
-from pipeline.models.registry import PACKAGED, SOURCES, TIMM, check_model, full_name, load_model
+from pipeline.models.registry import (
+    PACKAGED,
+    SOURCES,
+    TIMM,
+    check_model,
+    full_name,
+    load_model,
+    store_model,
+)
 from pipeline.models.source import closest
-from pipeline.models.stored import store_model
 from pipeline.models.stored_index import INDEX, WeightsFolder, chosen_folder
+from pipeline.models.timm_names import distribution
 
 
 def run_models(arguments: argparse.Namespace) -> int:

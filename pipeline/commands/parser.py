@@ -114,11 +114,6 @@ class _ShowVersion(argparse.Action):
         parser.exit()
 
 
-def _says(action: type[argparse.Action], nargs: int | str) -> dict[str, Any]:
-    """Returns `add_argument` options for a flag that prints something and stores no value."""
-    return {"action": action, "nargs": nargs, "default": argparse.SUPPRESS}
-
-
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Formats help for the width of the terminal; examples stay on one line, to be copied."""
 
@@ -171,7 +166,13 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=_HelpFormatter,
     )
-    parser.add_argument("--version", **_says(_ShowVersion, 0), help="show the version")
+    parser.add_argument(
+        "--version",
+        action=_ShowVersion,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="show the version",
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         subparser = commands.add_parser(
@@ -187,7 +188,13 @@ def build_parser() -> argparse.ArgumentParser:
             add_help=False,
         )
         # Not listed in the help, because whoever reads the help already knows this flag.
-        subparser.add_argument("-h", "--help", **_says(_ShowHelp, "?"), help=argparse.SUPPRESS)
+        subparser.add_argument(
+            *("-h", "--help"),
+            action=_ShowHelp,
+            nargs="?",
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )
         groups: dict[str, argparse._ActionsContainer] = {"": subparser}
         for title, _, flags in sections_of(name):
             if title not in groups:

@@ -17,10 +17,10 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
 from pipeline.analyses import ANALYSES
-from pipeline.commands.evaluation_flags import check_device
+from pipeline.commands.command_line import check_device
+from pipeline.commands.evaluation_flags import works_from_flags
 from pipeline.commands.flags import flags_of
 from pipeline.commands.job_flags import job_from_flags
-from pipeline.commands.works import works_from_flags
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.latest import writing_store
 from pipeline.dataset.manifest import read_manifest
@@ -70,7 +70,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     submission = submission_from_flags(arguments, options, paths)
     arguments = flags_of_workers(arguments, submission)
     if submission is None and not is_portable(options.view_as(StandardOptions).runner):
-        check_device(arguments)
+        check_device(arguments, "run")
         arguments.gpus = arguments.gpus or 1
     generates = arguments.command in ("run", "generate")
     if generates:
@@ -164,7 +164,7 @@ def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Runs `run` or `generate` with `--dry_run`; returns the exit code."""
     options = pipeline_options(rest)
     if options.view_as(StandardOptions).runner == "FnApiRunner":
-        check_device(arguments)
+        check_device(arguments, "run")
     workers = options.view_as(DirectOptions).direct_num_workers
     store = writing_store("output", arguments.output)
     check_publishing(store, arguments.publish, arguments.keep)

@@ -1,4 +1,5 @@
-"""`in9 train`: trains a network, or with `--probe` a linear probe, on a variant."""
+"""`in9 train`: trains a network, or with `--probe` a linear probe, on a variant. `in9 matrix` makes
+the plan of its trainings from the same flags."""
 
 from __future__ import annotations
 
@@ -6,64 +7,37 @@ import argparse
 import contextlib
 import dataclasses
 import time
+from collections.abc import Callable, Collection, Sequence
 
-from pipeline.commands.training_flags import choose_device, default_workers, refuse_foreign
+import torch
+
+from pipeline.commands.command_line import check_device
+from pipeline.commands.flags import flags_of
 from pipeline.dataset.folder import Dataset
+from pipeline.dataset.holdout import Holdout
 from pipeline.dataset.latest import reading_store, writing_store
-from pipeline.errors import JobError, UsageError
-from pipeline.models.checkpoint import is_trained_here
+from pipeline.errors import JobError, UsageError, counted
+from pipeline.models.checkpoint import SUFFIX, is_trained_here, read_metadata
+from pipeline.models.predict_config import PredictConfig
+from pipeline.models.registry import check_model
 from pipeline.models.stored_index import chosen_folder
 from pipeline.runtime.leftovers import removed_if_refused
 from pipeline.runtime.lock import DATASET_LOCK, held
+from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import duration
 from pipeline.storage.store import WORK_FOLDER, Store
-from pipeline.training.loop import MODEL, STATE, read_state_file, train
+from pipeline.training.loop import LOG, MODEL, STATE, read_state_file, train
 from pipeline.training.network import check_architecture
-from pipeline.training.probe_fit import MODELS
+from pipeline.training.penalty import describe_penalty
+from pipeline.training.probe_fit import MODELS, Backbone, ProbePlan, fit_variant, probe_file
 from pipeline.training.train_plan import TrainPlan, check_variant, choose_splits
-from pipeline.training.training_log import LOG
 
-
-def plan_from_flags(arguments: argparse.Namespace, dataset: Dataset) -> TrainPlan:
-    """Checks the flags of a training, and makes its plan from them.
-
-    Args:
-      arguments: the parsed arguments.
-      dataset: the dataset to train on.
-
-    Raises:
-      UsageError: a flag is wrong.
-    """
-    device, precision = choose_device(arguments)
-    weights = chosen_folder(arguments.weights)
-    check_architecture(arguments.arch, pretrained=arguments.pretrained, weights=weights)
-    check_variant(dataset, arguments.variant)
-    workers = arguments.workers
-    train_split, eval_split = choose_splits(
-        dataset, arguments.train_split, arguments.eval_split, arguments.holdout
-    )
-    fields = {field.name for field in dataclasses.fields(TrainPlan)}
-    flags = {name: value for name, value in vars(arguments).items() if name in fields} | {
-        "device": device,
-        "precision": precision,
-        "weights": weights,
-        "train_split": train_split,
-        "eval_split": eval_split,
-        "workers": default_workers(device) if workers is None else workers,
-    }
-    try:
-        return TrainPlan(**flags)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
-def _holds_training(store: Store) -> bool:
-    """Returns whether a folder holds the model or the state of a training."""
-    if store.exists(MODEL) and is_trained_here(store.path(MODEL)):
-        return True
-    with contextlib.suppress(JobError):
-        return read_state_file(store) is not None
-    return False
+_MAX_WORKERS = 16
+_NETWORK_FLAGS = (
+    *("pretrained", "epochs", "batch_size", "lr", "weight_decay"),
+    *("eval_split", "precision", "workers", "overwrite"),
+)
+"""Flags of `in9 train` that only the training of whole networks uses."""
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -77,17 +51,170 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     Raises:
       UsageError: wrong usage or unreadable input.
-      JobError: the training failed.
+      ModelError, JobError: the training failed, or the network cannot be loaded.
     """
-    if arguments.probe:
-        from pipeline.commands.probe import run_probe
+    entry = _fit_probe(arguments) if arguments.probe else _train_network(arguments)
+    holdout = f" --holdout {arguments.holdout:g}" if arguments.holdout else ""
+    print(f"to evaluate: in9 evaluate --dataset {arguments.dataset} --models {entry}{holdout}")
+    return 0
 
-        return run_probe(arguments)
+
+def choose_device(arguments: argparse.Namespace) -> tuple[str, str]:
+    """Returns (device, precision); `auto` becomes the best choice for this machine.
+
+    Raises:
+      UsageError: the flags ask for a GPU that is not there, or for a precision that the device
+        lacks.
+    """
+    check_device(arguments, "train")
+    device = arguments.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = arguments.precision
+    if precision == "auto":
+        if device == "cpu":
+            return device, "fp32"
+        # Older GPUs emulate bfloat16, which is slow.
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return device, "bf16" if has_bf16 else "fp16"
+    if precision == "fp16" and device == "cpu":
+        raise UsageError("--precision fp16 needs a GPU; on a CPU, choose fp32, tf32 or bf16")
+    return device, precision
+
+
+def refuse_network_flags(arguments: argparse.Namespace, names: Collection[str]) -> None:
+    """Refuses flags of `train --probe` or `matrix --probe` that a probe would ignore.
+
+    Args:
+      arguments: the parsed arguments.
+      names: names of the flags that only the training of whole networks uses.
+
+    Raises:
+      UsageError: such a flag has another value than its default.
+    """
+    for flag in flags_of(arguments.command):
+        if flag.dest in names and getattr(arguments, flag.dest) != flag.default:
+            raise UsageError(
+                f"{flag.name} is for training whole networks; leave out {flag.name} or --probe"
+            )
+
+
+def refuse_foreign(store: Store, names: Sequence[str], is_ours: Callable[[], bool]) -> None:
+    """Refuses a folder for trained models that holds a foreign file under a name that is needed.
+
+    Args:
+      store: the folder.
+      names: names of the files that will be written.
+      is_ours: returns whether the existing ones were written by an earlier training.
+
+    Raises:
+      UsageError: they were not, or the folder is a file.
+    """
+    if store.exists(""):
+        raise UsageError(f"--output {store.root} is not a folder")
+    existing = [name for name in names if store.exists(name)]
+    if existing and not is_ours():
+        raise UsageError(
+            f"--output {store.root} holds {existing[0]}, which was not trained here; choose "
+            "another folder"
+        )
+
+
+def default_workers(device: str) -> int:
+    """Returns how many processes load pictures. On a CPU it is one, because these processes take
+    cores from the network."""
+    return 1 if device == "cpu" else min(_MAX_WORKERS, usable_cores())
+
+
+def _fit_probe(arguments: argparse.Namespace) -> str:
+    """Fits a linear probe; returns the entry of `--models` that evaluates it."""
+    refuse_network_flags(arguments, _NETWORK_FLAGS)
+    # Opened for writing, because features are cached in the dataset's work folder.
+    dataset = Dataset.open(writing_store("dataset", arguments.dataset))
+    check_variant(dataset, arguments.variant)
+    split, _ = choose_splits(dataset, arguments.train_split, None, arguments.holdout)
+    device, _ = choose_device(arguments)
+    weights = chosen_folder(arguments.weights)
+    check_model(arguments.arch, weights)
+    name = f"{arguments.variant}{SUFFIX}"
+    output = writing_store("output", arguments.output) if arguments.output else None
+    if output is not None:
+        path = output.path(name)
+        refuse_foreign(output, (name,), lambda: is_trained_here(path))
+    torch.set_num_threads(usable_cores())
+    started = time.monotonic()
+    predict = PredictConfig(device)
+    backbone = Backbone(arguments.arch, predict, dataset.store, weights)
+    plan = ProbePlan(dataset, arguments.variant, split, Holdout(arguments.holdout), arguments.seed)
+    if output is None:
+        folder, _, name = probe_file(backbone, plan).rpartition("/")
+        output = dataset.store.below(folder)
+    with removed_if_refused(output), held(output, DATASET_LOCK) as locked:
+        locked.remove_temporary()
+        checkpoint = fit_variant(backbone, plan, locked, name)
+    output.prune(WORK_FOLDER)
+    trained = read_metadata(checkpoint)
+    if trained is not None:
+        print(
+            f"{counted(len(trained.keys), 'picture')} of {arguments.variant} in {split}; "
+            f"penalty {describe_penalty(trained.settings['penalty'])}; "
+            f"time: {duration(time.monotonic() - started)}"
+        )
+    return f"{backbone.architecture}={checkpoint}"
+
+
+def plan_from_flags(
+    arguments: argparse.Namespace, *, arch: str, train_split: str, eval_split: str | None
+) -> TrainPlan:
+    """Makes the plan of a training from flags.
+
+    Args:
+      arguments: the parsed arguments of `train` or `matrix`.
+      arch, train_split, eval_split: the attributes of the plan.
+
+    Raises:
+      UsageError: a flag is wrong.
+    """
+    device, precision = choose_device(arguments)
+    workers = arguments.workers
+    fields = {field.name for field in dataclasses.fields(TrainPlan)}
+    flags = {name: value for name, value in vars(arguments).items() if name in fields} | {
+        "arch": arch,
+        "device": device,
+        "precision": precision,
+        "weights": chosen_folder(arguments.weights),
+        "train_split": train_split,
+        "eval_split": eval_split,
+        "workers": default_workers(device) if workers is None else workers,
+    }
+    return TrainPlan(**flags)
+
+
+def _holds_training(store: Store) -> bool:
+    """Returns whether a folder holds the model or the state of a training."""
+    if store.exists(MODEL) and is_trained_here(store.path(MODEL)):
+        return True
+    with contextlib.suppress(JobError):
+        return read_state_file(store) is not None
+    return False
+
+
+def _train_network(arguments: argparse.Namespace) -> str:
+    """Trains a network; returns the entry of `--models` that evaluates it."""
     folder = arguments.dataset
     dataset = Dataset.open(
         reading_store(folder) if arguments.output else writing_store("dataset", folder)
     )
-    plan = plan_from_flags(arguments, dataset)
+    check_architecture(
+        arguments.arch, pretrained=arguments.pretrained, weights=chosen_folder(arguments.weights)
+    )
+    check_variant(dataset, arguments.variant)
+    train_split, eval_split = choose_splits(
+        dataset, arguments.train_split, arguments.eval_split, arguments.holdout
+    )
+    plan = plan_from_flags(
+        arguments, arch=arguments.arch, train_split=train_split, eval_split=eval_split
+    )
     output = arguments.output or dataset.store.path(f"{MODELS}/{plan.name}")
     store = writing_store("output", output)
     refuse_foreign(store, (MODEL, STATE, LOG), lambda: _holds_training(store))
@@ -100,8 +227,4 @@ def run_train(arguments: argparse.Namespace) -> int:
         print(f"nothing to do: all {plan.epochs} epochs have been trained")
     else:
         print(f"time: {duration(time.monotonic() - started)}; log: {store.path(LOG)}")
-    holdout = f" --holdout {plan.holdout:g}" if plan.holdout else ""
-    print(
-        f"to evaluate: in9 evaluate --dataset {arguments.dataset} --models {result.entry}{holdout}"
-    )
-    return 0
+    return result.entry

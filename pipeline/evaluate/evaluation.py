@@ -12,11 +12,10 @@ from pipeline.dataset.fingerprints import EVALUATE_VERSION
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows
 from pipeline.errors import UsageError, escaped_line, escaped_texts
-from pipeline.evaluate.results import EvaluationSettings, ModelRun, RunSettings, Trained
+from pipeline.evaluate.results import EvaluationSettings, ModelRun, RunSettings, Trained, pick
 from pipeline.models.checkpoint import TrainedOn, metadata_of_entry
-from pipeline.models.identity import ModelIdentity
-from pipeline.models.leakage import EvalSubset
 from pipeline.models.predict_config import PredictConfig
+from pipeline.models.preprocessing import ModelIdentity
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress
 from pipeline.storage.state_files import convert
@@ -89,50 +88,54 @@ class Evaluation:
         if self.predict.eval_input != "stored":
             raise UsageError(f"{why}; leave --eval_input {self.predict.eval_input} out")
 
-    def test_on(self, dataset: Dataset) -> EvalSubset:
-        """Returns the part of a dataset that models are tested on."""
-        return EvalSubset(dataset, self.split, self.holdout, self.allow_overlap)
-
     def rows(self, dataset: Dataset, shard: int | None = None) -> list[dict[str, Any]]:
         """Returns the index rows of the tested images, in one output shard or in all shards."""
         return selected_rows(dataset, self.split, Holdout(self.holdout), shard)
 
+    def overlap(self, dataset: Dataset, trained: TrainedOn) -> int:
+        """Counts the tested images that a checkpoint was trained on."""
+        return len({row["key"] for row in self.rows(dataset)}.intersection(trained.keys))
 
-def describe_model(model: ModelIdentity, evaluation: Evaluation, dataset: Dataset) -> ModelRun:
-    """Returns a description of a model and of how it is run, which its results record; its text is
-    printable."""
-    stored_size = dataset.manifest.config.segment.image_size
-    is_resized = model.preprocessing.fixed_size or evaluation.predict.eval_input == "native"
-    trained = metadata_of_entry(model.name)
-    run = ModelRun(
-        model=model.name,
-        architecture=model.architecture,
-        weights=model.weights,
-        weights_sha256=model.weights_sha256,
-        preprocessing=model.preprocessing,
-        num_outputs=model.num_outputs,
-        evaluate_version=EVALUATE_VERSION,
-        evaluation=EvaluationSettings(
-            **msgspec.structs.asdict(evaluation.settings),
-            input_size=model.preprocessing.input_size if is_resized else stored_size,
-        ),
-        overlap=evaluation.test_on(dataset).overlap(trained) if trained else UNSET,
-        trained=_describe_training(trained) if trained else UNSET,
-    )
-    return convert(escaped_texts(msgspec.to_builtins(run)), ModelRun)
+    def refuse_overlap(self, dataset: Dataset, entry: str) -> None:
+        """Checks that an entry of `--models` was not trained on the images to test on. A model
+        without a record of its training images passes.
 
+        Raises:
+          UsageError: the model was trained on some of the images, and `allow_overlap` is not set.
+        """
+        trained = None if self.allow_overlap else metadata_of_entry(entry)
+        count = self.overlap(dataset, trained) if trained else 0
+        if not trained or not count:
+            return
+        share = f"--holdout {trained.holdout:g}"
+        remedy = f"{share}, as it was trained" if trained.holdout else "another --eval_split"
+        raise UsageError(
+            f"{entry} was trained on {count} of the images to test on: test with {remedy}, or add "
+            "--allow_overlap to mark the result"
+        )
 
-def _describe_training(trained: TrainedOn) -> Trained:
-    return Trained(
-        variant=trained.variant,
-        dataset=trained.dataset,
-        split=trained.split,
-        holdout=trained.holdout,
-        method=trained.method,
-        pretrained=trained.pretrained,
-        epochs=trained.epochs,
-        seed=trained.seed,
-        images=len(trained.keys),
-        keys_sha256=trained.keys_digest,
-        penalty=trained.settings.get("penalty", UNSET),
-    )
+    def describe(self, dataset: Dataset, model: ModelIdentity) -> ModelRun:
+        """Returns a description of a model and of how it is run, which its results record; its text
+        is printable."""
+        stored_size = dataset.manifest.config.segment.image_size
+        is_resized = model.preprocessing.fixed_size or self.predict.eval_input == "native"
+        trained = metadata_of_entry(model.name)
+        input_size = model.preprocessing.input_size if is_resized else stored_size
+        run = pick(
+            ModelRun,
+            model,
+            model=model.name,
+            evaluate_version=EVALUATE_VERSION,
+            evaluation=pick(EvaluationSettings, self.settings, input_size=input_size),
+            overlap=self.overlap(dataset, trained) if trained else UNSET,
+            trained=pick(
+                Trained,
+                trained,
+                images=len(trained.keys),
+                keys_sha256=trained.keys_digest,
+                penalty=trained.settings.get("penalty", UNSET),
+            )
+            if trained
+            else UNSET,
+        )
+        return convert(escaped_texts(msgspec.to_builtins(run)), ModelRun)

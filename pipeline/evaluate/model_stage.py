@@ -26,12 +26,11 @@ import apache_beam as beam
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import write_table
-from pipeline.errors import JobError, ModelError
+from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.evaluate.failures import FailedModel, note_failures
 from pipeline.evaluate.results import ModelRun, result_folder
-from pipeline.evaluate.work import ModelWork, UnitOutput, Work
+from pipeline.evaluate.work import ModelWork, Work
 from pipeline.models.known import KnownModels
-from pipeline.models.leakage import refuse_overlap
 from pipeline.runtime.counters import UnitTally, count, count_bytes, count_written, timed
 from pipeline.runtime.lock import held, model_lock
 from pipeline.runtime.machine import keep_freed_memory
@@ -39,8 +38,8 @@ from pipeline.runtime.progress import Meter
 from pipeline.storage.store import FileDigest, Store
 
 if TYPE_CHECKING:
-    from pipeline.models.loaded import LoadedModel
     from pipeline.models.predict import Predictor
+    from pipeline.models.source import LoadedModel
 
 _LOG = logging.getLogger(__name__)
 
@@ -112,8 +111,8 @@ class _Step(beam.DoFn):
 
     def tally(self, block: Block, unit: int) -> UnitTally:
         """Returns the counters of a unit."""
-        progress, stage = self.work.evaluation.progress, self.work.stage
-        return UnitTally(progress, stage, f"{block.order}-{unit:05d}")
+        part = f"{block.order}-{unit:05d}"
+        return UnitTally(self.work.evaluation.progress, self.work.stage, part)
 
     def count_existing(self, block: Block, model_work: ModelWork, units: Iterable[int]) -> None:
         """Counts finished units: as made if an earlier attempt of this job made them, as kept if
@@ -131,8 +130,9 @@ class _Step(beam.DoFn):
 
     def units_of(self, block: Block) -> tuple[int, ...]:
         """Returns the numbers of a block's units, in rising order."""
-        units = self.work.units(self.dataset())
-        return tuple(unit for unit in units if unit % block.groups == block.group)
+        return tuple(
+            unit for unit in self.work.units(self.dataset()) if unit % block.groups == block.group
+        )
 
 
 class MakeBlocks(_Step):
@@ -166,13 +166,13 @@ class FindDone(_Step):
         entry = evaluation.models[block.order]
         if work.refuses_overlap:
             try:
-                refuse_overlap(entry, evaluation.test_on(self.dataset()))
-            except ModelError as error:
+                evaluation.refuse_overlap(self.dataset(), entry)
+            except UsageError as error:
                 return FailedModel(block.order, entry, entry, str(error))
         model = KnownModels(evaluation.store, evaluation.weights, work.taxonomy).recall(entry)
         if model is None:
             return None
-        run = work.describe(self.dataset(), model)
+        run = evaluation.describe(self.dataset(), model)
         model_work = work.for_model(self.dataset(), run)
         if model_work is None:
             return BlockDone(block.order, None, units)
@@ -219,7 +219,7 @@ class RunModels(_Step):
         from pipeline.evaluate.resident import on_device
 
         work, evaluation = self.work, self.work.evaluation
-        run = work.describe(self.dataset(), model)
+        run = evaluation.describe(self.dataset(), model)
         model_work = work.for_model(self.dataset(), run)
         if model_work is None:
             self._note_done(block, units)
@@ -257,14 +257,22 @@ class RunModels(_Step):
 
         outputs = model_work.run(predictor, units, missing, note)
         try:
-            with contextlib.closing(outputs), _Writer() as writer:
+            with contextlib.closing(outputs), ThreadPoolExecutor(1) as pool:
+                pending = None
                 for output in outputs:
                     if output.is_complete:
                         tallies[output.unit].add(f"{work.unit_name}_made")
                     tallies[output.unit].note()
-                    writer.write(store, model_work, output)
+                    # One file at a time. It is counted here and not where it is written, because
+                    # Beam's counters must be updated in the thread that Beam called.
+                    _count_when_written(pending)
+                    path = model_work.path(output.unit)
+                    checksum = model_work.fingerprint_to_store(output)
+                    writing = pool.submit(write_table, store, path, output.table, checksum)
+                    pending = writing, output.is_complete
                     if output.is_complete:
                         meters[output.unit].end()
+                _count_when_written(pending)
         finally:
             for tally in tallies.values():
                 tally.end()
@@ -287,41 +295,13 @@ class RunModels(_Step):
             meter.end()
 
 
-class _Writer:
-    """Writer of one file at a time, in a background thread. Leaving the context waits for the last
-    file."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1)
-        self._pending: tuple[Future[FileDigest], bool] | None = None
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def write(self, store: Store, model_work: ModelWork, output: UnitOutput) -> None:
-        """Starts writing a unit's file. If writing fails, the error is raised by the next call, or
-        on leaving the context."""
-        self._finish()
-        path, fingerprint = model_work.path(output.unit), model_work.fingerprint_to_store(output)
-        writing = self._pool.submit(write_table, store, path, output.table, fingerprint)
-        self._pending = writing, output.is_complete
-
-    def _finish(self) -> None:
-        if self._pending is not None:
-            writing, is_complete = self._pending
-            self._pending = None
-            digest = writing.result()
-            # Counted here, because Beam's counters must be updated in the thread that Beam called,
-            # not in the pool's thread. A partial file does not count, because the complete file
-            # replaces it.
-            count_written([digest] if is_complete else [])
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._pool.shutdown()
+def _count_when_written(pending: tuple[Future[FileDigest], bool] | None) -> None:
+    """Waits until a file is written, and counts it unless it is partial, because the complete file
+    will replace it. Raises the error if writing failed."""
+    if pending is not None:
+        writing, is_complete = pending
+        digest = writing.result()
+        count_written([digest] if is_complete else [])
 
 
 class SummarizeModel(_Step):
@@ -362,8 +342,9 @@ class FinishModels(_Step):
         work, evaluation = self.work, self.work.evaluation
         results = list(results)
         failed = [result for result in results if isinstance(result, FailedModel)]
-        summaries = [result for result in results if isinstance(result, ModelSummary)]
-        succeeded = [name for summary in summaries for name in summary.names]
+        succeeded = [
+            name for result in results if isinstance(result, ModelSummary) for name in result.names
+        ]
         count(f"{work.stage}_failed", len(failed))
         failed.sort(key=lambda failure: failure.order)
         note_failures(evaluation.store, dataset, work.stage, evaluation.settings, failed, succeeded)
@@ -402,14 +383,11 @@ class ModelStage(beam.PTransform):
         summaries = (
             (existing, new)
             | "Together" >> beam.Flatten()
-            | "ByModel" >> beam.WithKeys(_order_of).with_output_types(tuple[int, _Result])
+            | "ByModel"
+            >> beam.WithKeys(lambda result: result.order).with_output_types(tuple[int, _Result])
             | "GatherModel" >> beam.GroupByKey()
             | "SumUp"
             >> beam.ParDo(SummarizeModel(work)).with_output_types(ModelSummary | FailedModel)
         )
         finish = beam.ParDo(FinishModels(work), results=beam.pvalue.AsList(summaries))
         return dataset | "Finish" >> finish.with_output_types(str)
-
-
-def _order_of(result: _Result) -> int:
-    return result.order

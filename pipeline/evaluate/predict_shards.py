@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.background_logits import PROBED_VARIANT, keys_to_keep
-from pipeline.evaluate.prediction_files import (
+from pipeline.evaluate.predictions import (
+    PROBED_VARIANT,
+    keys_to_keep,
     prediction_file,
     prediction_fingerprints,
     tested_keys,
@@ -34,10 +35,12 @@ from pipeline.evaluate.work import ModelWork, NoteDone, UnitOutput
 from pipeline.runtime.counters import count
 from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import FileDigest, Store
-from transforms.scoring import LABEL_RULES, PAPER_RULE, labels_of_outputs
+from transforms.scoring import LABEL_RULES, PAPER_RULE, Labels, labels_of_outputs
 
 if TYPE_CHECKING:
     import torch
+
+    from pipeline.models.loader import Batch
 
 CHECKPOINT_SECONDS = 3.0
 """Seconds of work on a shard after which the predictions so far are written, so that little is lost
@@ -92,22 +95,6 @@ class ShardPictures:
                 yield table if wanted is None else table.filter(pc.is_in(table["key"], wanted))
 
 
-class ShownBatch(Protocol):
-    """A batch that was shown to a model."""
-
-    @property
-    def part(self) -> ShardPictures:
-        """The part that the pictures belong to."""
-
-    @property
-    def rows(self) -> pa.Table:
-        """The rows of the pictures, with the columns of the part."""
-
-    @property
-    def is_new(self) -> bool:
-        """Whether the pictures had to be decoded, because no cache held them."""
-
-
 class Scorer(Protocol):
     """A source of logits: a `Predictor`, or an object that computes them from stored features.
 
@@ -119,7 +106,7 @@ class Scorer(Protocol):
 
     def logits(
         self, parts: Iterable[ShardPictures], stored: int
-    ) -> Generator[tuple[ShownBatch, NDArray[np.float32]], None, None]:
+    ) -> Generator[tuple[Batch[ShardPictures], NDArray[np.float32]], None, None]:
         """Same as `Predictor.logits`."""
 
 
@@ -184,7 +171,8 @@ class PredictShards(ModelWork):
                 count("pictures_decoded", len(batch.rows) if batch.is_new else 0)
                 note(batch.part.shard, len(batch.rows), len(batch.rows))
                 if time.monotonic() - since > CHECKPOINT_SECONDS:
-                    yield started[0].partial_output()
+                    # What was added so far, without waiting for the pending batches.
+                    yield UnitOutput(started[0].number, started[0].table(), is_complete=False)
                     since = time.monotonic()
             while started:
                 yield started.popleft().complete_output(pending)
@@ -201,7 +189,9 @@ class PredictShards(ModelWork):
             fingerprints=self._by_variant(number),
             kept=self._read_kept(number),
             tested=tested,
-            probed=keys_to_keep(tested, len(shards)),
+            probed=pa.array(sorted(keys_to_keep(tested, len(shards))), pa.string()),
+            outputs=labels_of_outputs(run.num_outputs, self._dataset.taxonomy),
+            tables={variant: [] for variant in self._by_variant(number)},
         )
 
     def _read_kept(self, shard: int) -> dict[str, pa.Table]:
@@ -218,10 +208,11 @@ class PredictShards(ModelWork):
         return {variant: rows for variant, rows in tables.items() if len(rows)}
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class _ShardInProgress:
     """The predictions of a shard while they are computed.
 
-    Args:
+    Attributes:
       dataset: the dataset.
       run: the model, and how it is run.
       number: number of the shard.
@@ -230,39 +221,34 @@ class _ShardInProgress:
       kept: by variant, the predictions of an earlier evaluation that are still valid.
       tested: keys of the images to test on.
       probed: keys of the images whose logits on backgrounds are stored.
+      outputs: labels of the model's outputs, from `labels_of_outputs`.
+      tables: by variant, the predictions that were added so far.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        run: ModelRun,
-        number: int,
-        device: str,
-        *,
-        fingerprints: Mapping[str, str],
-        kept: Mapping[str, pa.Table],
-        tested: frozenset[str],
-        probed: frozenset[str],
-    ) -> None:
-        self._dataset, self._run, self.number, self._device = dataset, run, number, device
-        self._fingerprints, self.kept, self._tested = fingerprints, kept, tested
-        self._probed = pa.array(sorted(probed), pa.string())
-        self._outputs = labels_of_outputs(run.num_outputs, dataset.taxonomy)
-        self._tables: dict[str, list[pa.Table]] = {variant: [] for variant in fingerprints}
+    dataset: Dataset
+    run: ModelRun
+    number: int
+    device: str
+    fingerprints: Mapping[str, str]
+    kept: Mapping[str, pa.Table]
+    tested: frozenset[str]
+    probed: pa.StringArray
+    outputs: Labels
+    tables: dict[str, list[pa.Table]]
 
     def parts(self) -> Iterator[ShardPictures]:
         """Yields the pictures that have no valid predictions, variant by variant, so that the
         batches of a variant do not depend on which other variants exist."""
-        settings = self._run.evaluation
-        for variant in self._fingerprints:
-            keys = self._tested
+        settings = self.run.evaluation
+        for variant in self.fingerprints:
+            keys = self.tested
             if variant in self.kept:
                 # A killed run may have left only the first batches of a variant.
                 keys = keys.difference(self.kept[variant]["key"].to_pylist())
             if keys:
-                is_all = keys == self._tested and not settings.holdout
+                is_all = keys == self.tested and not settings.holdout
                 yield ShardPictures(
-                    self._dataset,
+                    self.dataset,
                     settings.split,
                     self.number,
                     variant,
@@ -280,14 +266,14 @@ class _ShardInProgress:
         labels = rows["label"].to_numpy()
         no_logits = pa.nulls(len(rows), PREDICTION_SCHEMA.field("logits").type)
         constants = {
-            "model": self._run.model,
+            "model": self.run.model,
             "variant": variant,
-            "of": self._fingerprints[variant],
-            "device": self._device,
+            "of": self.fingerprints[variant],
+            "device": self.device,
         }
         tables = []
         for rule, score in LABEL_RULES.items():
-            scores = score(logits, labels, self._outputs)
+            scores = score(logits, labels, self.outputs)
             columns = {
                 **{name: pa.repeat(value, len(rows)) for name, value in constants.items()},
                 "label_rule": pa.repeat(rule, len(rows)),
@@ -300,46 +286,39 @@ class _ShardInProgress:
                 "logits": no_logits,
             }
             if rule == PAPER_RULE and variant == PROBED_VARIANT:
-                is_kept = pc.is_in(rows["key"], self._probed).to_pylist()
+                is_kept = pc.is_in(rows["key"], self.probed).to_pylist()
                 kept = [row if keep else None for row, keep in zip(logits, is_kept, strict=True)]
                 columns["logits"] = pa.array(kept, no_logits.type)
             arrays = [_cast(columns[field.name], field.type) for field in PREDICTION_SCHEMA]
             tables.append(pa.Table.from_arrays(arrays, schema=PREDICTION_SCHEMA))
-        self._tables[variant] += tables
+        self.tables[variant] += tables
 
     def complete_output(self, pending: Iterable[Future[None]]) -> UnitOutput:
         """Waits for the pending batches, and returns all predictions of the shard."""
         for batch in pending:
             batch.result()
-        return UnitOutput(self.number, self._table())
+        return UnitOutput(self.number, self.table())
 
-    def partial_output(self) -> UnitOutput:
-        """Returns the kept predictions and those that were added so far, without waiting."""
-        return UnitOutput(self.number, self._table(), is_complete=False)
-
-    def _table(self) -> pa.Table:
+    def table(self) -> pa.Table:
+        """Returns the kept predictions and those that were added so far. The file's bytes do not
+        depend on which rows were kept from an earlier evaluation and which are new."""
         tables = [PREDICTION_SCHEMA.empty_table()]
-        for variant, new in self._tables.items():
+        for variant, new in self.tables.items():
             tables += [self.kept[variant]] if variant in self.kept else []
             tables += new
-        return _concatenate(tables)
+        table = pa.concat_tables([t.replace_schema_metadata() for t in tables])
+        columns = [
+            # Dictionaries are encoded again, because they still hold values of rows that were
+            # dropped.
+            column.cast(pa.string()).combine_chunks().dictionary_encode()
+            if pa.types.is_dictionary(column.type)
+            else column.combine_chunks()
+            for column in table.columns
+        ]
+        return pa.Table.from_arrays(columns, schema=PREDICTION_SCHEMA)
 
 
 def _cast(values: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
     """Converts values to an Arrow array of a type."""
     is_arrow = isinstance(values, pa.Array | pa.ChunkedArray)
     return (values if is_arrow else pa.array(values)).cast(kind)
-
-
-def _concatenate(tables: list[pa.Table]) -> pa.Table:
-    """Concatenates tables of predictions. The file's bytes do not depend on which rows were kept
-    from an earlier evaluation and which are new."""
-    table = pa.concat_tables([t.replace_schema_metadata() for t in tables])
-    columns = [
-        # Dictionaries are encoded again, because they still hold values of rows that were dropped.
-        column.cast(pa.string()).combine_chunks().dictionary_encode()
-        if pa.types.is_dictionary(column.type)
-        else column.combine_chunks()
-        for column in table.columns
-    ]
-    return pa.Table.from_arrays(columns, schema=PREDICTION_SCHEMA)

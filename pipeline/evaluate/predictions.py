@@ -1,7 +1,11 @@
-"""Reads a model's predictions by label rule and variant, with images in the order of their keys.
+"""A model's stored predictions: their paths and fingerprints, and functions that read them.
 
-A stored prediction names its background only by key. The background's class and unit, and the size
-of the foreground, come from the dataset's index.
+They are read by label rule and variant, with images in the order of their keys. A stored prediction
+names its background only by key. The background's class and unit, and the size of the foreground,
+come from the dataset's index. The model's logits on some pictures of backgrounds are stored in the
+column `logits`, in the rows of the paper's label rule, for the probe in `gap_power`.
+
+This module does not import Beam, so that readers of predictions start fast.
 """
 
 from __future__ import annotations
@@ -16,17 +20,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
+from pipeline.dataset.holdout import Holdout, selected_rows
 from pipeline.errors import JobError
-from pipeline.evaluate.prediction_files import (
-    evaluated_variants,
-    prediction_file,
-    prediction_fingerprints,
-)
-from pipeline.evaluate.result_files import PREDICTION_SCHEMA, read_results
+from pipeline.evaluate.result_files import PREDICTION_SCHEMA, read_results, result_shard
 from pipeline.evaluate.results import ModelRun, PicturesResult
 from pipeline.storage.state_files import parse_parquet, read_intact, read_table
 from pipeline.storage.store import Store
@@ -34,7 +35,128 @@ from transforms.hashing import keyed_hashes
 from transforms.scoring import LABEL_RULES
 from transforms.selection import held_out
 from transforms.taxonomy import OUTSIDE
-from transforms.variants import EXTERNAL, MIXED, base_of
+from transforms.variants import EXTERNAL, MIXED, base_of, is_picture
+
+
+def evaluated_variants(dataset: Dataset, run: ModelRun | None = None) -> tuple[str, ...]:
+    """Returns the variants that a model is evaluated on, replicates included: those that its run
+    names, else all variants of the dataset that are pictures."""
+    if run is not None and run.variants is not UNSET:
+        return run.variants
+    return tuple(name for name in dataset.variants if is_picture(name))
+
+
+def prediction_file(run: ModelRun, shard: int) -> str:
+    """Returns the path of a model's predictions on a shard."""
+    return result_shard(run.folder, "predictions", run.evaluation.split, shard)
+
+
+def prediction_fingerprints(dataset: Dataset, run: ModelRun, shard: int) -> dict[str, str]:
+    """Returns by variant the value that the column `of` must have in valid predictions on a shard.
+
+    Args:
+      dataset: the dataset.
+      run: the model, and how it is run.
+      shard: number of the output shard.
+    """
+    settings = run.evaluation
+    shared_inputs = [
+        *run.identity,
+        {"precision": settings.precision, "eval_input": settings.eval_input},
+        run.evaluate_version,
+        # A changed group moves images into or out of the holdout without changing any picture.
+        *([sorted(tested_keys(dataset, run, shard))] if settings.holdout else []),
+        *dataset.custom_taxonomy,
+    ]
+    return {
+        variant: fingerprint(
+            shared_inputs,
+            variant,
+            [file.sha256 for file in dataset.shard_files(settings.split, shard, (variant,))],
+        )
+        for variant in evaluated_variants(dataset, run)
+    }
+
+
+def tested_keys(dataset: Dataset, run: ModelRun, shard: int) -> frozenset[str]:
+    """Returns the keys of a shard's images that a model is tested on."""
+    settings = run.evaluation
+    rows = selected_rows(dataset, settings.split, Holdout(settings.holdout), shard)
+    return frozenset(row["key"] for row in rows)
+
+
+PROBED_VARIANT = "only_bg_t"
+"""The variant whose logits are kept: backgrounds without any foreground."""
+MAX_PICTURES = 5000
+"""The most pictures whose logits the probe uses."""
+
+
+def keys_to_keep(tested: Iterable[str], shards: int, most: int = MAX_PICTURES) -> frozenset[str]:
+    """Chooses the images of an output shard whose logits are kept.
+
+    Images are dealt to shards by a hash of their keys, so all shards hold about the same number.
+    Every shard keeps an equal share of `most`, namely its images with the lowest keyed hashes. So
+    the choice depends on no other shard, and an unchanged shard keeps the same images.
+
+    Args:
+      tested: keys of the shard's images that models are tested on.
+      shards: number of shards.
+      most: approximate number of images to choose in all shards together.
+    """
+    return frozenset(_lowest_hashes(tested, max(1, most // shards)))
+
+
+def _lowest_hashes(keys: Iterable[str], most: int) -> list[str]:
+    """Returns the `most` keys with the lowest hashes, lowest hash first."""
+    keys = list(keys)
+    order = np.argsort(keyed_hashes(0, "power", keys), kind="stable")
+    return [keys[position] for position in order[:most].tolist()]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class KeptLogits:
+    """A model's stored logits on n pictures of backgrounds, from all shards.
+
+    Attributes:
+      keys: n keys of the images, sorted.
+      labels: (n,) integers, true labels of the images.
+      logits: (n, outputs) float32, all outputs of the model.
+      of: distinct values of the predictions' column `of`, sorted; they change with the logits.
+    """
+
+    keys: tuple[str, ...]
+    labels: NDArray[np.integer]
+    logits: NDArray[np.float32]
+    of: tuple[str, ...]
+
+
+def read_logits(store: Store, paths: Iterable[str]) -> KeptLogits | None:
+    """Reads a model's stored logits on at most `MAX_PICTURES` pictures; returns None if no logits
+    are stored.
+
+    Args:
+      store: the dataset folder.
+      paths: files of the model's predictions.
+    """
+    tables = []
+    for path in paths:
+        table = read_table(store, path, columns=["key", "label", "logits", "of"])
+        tables.append(table.filter(pc.is_valid(table["logits"])))
+    if not sum(table.num_rows for table in tables):
+        return None
+    table = pa.concat_tables([table.replace_schema_metadata() for table in tables])
+    keys = table["key"].to_pylist()
+    chosen = sorted(range(len(keys)), key=keys.__getitem__)
+    if len(keys) > MAX_PICTURES:
+        lowest = set(_lowest_hashes(keys, MAX_PICTURES))
+        chosen = [position for position in chosen if keys[position] in lowest]
+    logits = table["logits"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return KeptLogits(
+        keys=tuple(keys[position] for position in chosen),
+        labels=table["label"].to_numpy()[chosen],
+        logits=logits.reshape(len(keys), -1)[chosen],
+        of=tuple(sorted(pc.unique(table["of"].cast(pa.string())).to_pylist())),
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

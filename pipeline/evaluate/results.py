@@ -124,7 +124,7 @@ class Named(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelRun(Named, frozen=True, kw_only=True):
-    """A model, and how it was run; see `pipeline.models.identity.ModelIdentity`.
+    """A model, and how it was run; see `pipeline.models.preprocessing.ModelIdentity`.
 
     Attributes:
       evaluate_version: version of the stage that ran it.

@@ -16,9 +16,8 @@ import pyarrow as pa
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata
-from pipeline.evaluate.evaluation import Evaluation, describe_model
+from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.results import ModelRun
-from pipeline.models.identity import ModelIdentity
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy
 
@@ -133,10 +132,6 @@ class Work(abc.ABC):
         units = self.units(dataset)
         pictures = sum(self.size(dataset, unit) for unit in units)
         return max(1, min(len(units), pictures // _PICTURES_OF_BLOCK))
-
-    def describe(self, dataset: Dataset, model: ModelIdentity) -> ModelRun:
-        """Returns a description of a model and its settings in this stage."""
-        return describe_model(model, self.evaluation, dataset)
 
     @abc.abstractmethod
     def for_model(self, dataset: Dataset, run: ModelRun) -> ModelWork | None:

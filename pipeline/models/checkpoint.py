@@ -87,19 +87,6 @@ class TrainedOn:
         """Hexadecimal SHA-256 of the keys, joined by newlines."""
         return hashlib.sha256(_joined(self.keys)).hexdigest()
 
-    def note(self) -> dict[str, Any]:
-        """Returns the metadata as JSON-serialisable values. The number of keys and their digest
-        stand in for the keys themselves."""
-        fields = dataclasses.asdict(self)
-        del fields["keys"]
-        return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            **fields,
-            "images": len(self.keys),
-            "keys_sha256": self.keys_digest,
-        }
-
 
 def digest_of_classes(taxonomy: Taxonomy) -> str:
     """Digests a taxonomy's superclasses and classes: the first 16 hexadecimal digits of a SHA-256.
@@ -140,9 +127,17 @@ def save_checkpoint(
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in state.items()
     }
+    note = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        **dataclasses.asdict(trained),
+        "images": len(trained.keys),
+        "keys_sha256": trained.keys_digest,
+        _KEYS: keys,
+    }
+    del note["keys"]
     # A single JSON text, because safetensors does not keep the order of metadata entries.
-    note = json.dumps({**trained.note(), _KEYS: keys}, sort_keys=True)
-    return store.write(path, save(tensors, {_NOTE: note}))
+    return store.write(path, save(tensors, {_NOTE: json.dumps(note, sort_keys=True)}))
 
 
 def read_metadata(path: str) -> TrainedOn | None:

@@ -9,20 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Resampling
 
 from pipeline.errors import JobError, UsageError, in_short
 from pipeline.models.checkpoint import refuse_compressed
 from pipeline.models.known import Origin
-from pipeline.models.loaded import LoadedModel, count_outputs, loaded_model, takes_other_sizes
-from pipeline.models.preprocessing import Preprocessing
-from pipeline.models.source import Source
+from pipeline.models.source import LoadedModel, Recipe, Source, measured_model
 from transforms.limits import load_json
 from transforms.scoring import classes_of_outputs, labels_of_outputs
 from transforms.taxonomy import Taxonomy, imagenet9
 
 _PREFIX = "hf:"
-_INTERPOLATIONS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-"""Names of resampling filters; the position is the number of Pillow's constant."""
 
 
 class _Logits(torch.nn.Module):
@@ -117,23 +114,15 @@ class HuggingFace(Source):
             "skipped": skipped,
             "flipped": flipped,
         }
-        module = _Logits(model, skipped, flipped).eval()
-        side = settings["input_size"]
-        num_outputs = count_outputs(spec, module, side)
-        settings["fixed_size"] = not takes_other_sizes(module, side)
         commit = getattr(model.config, "_commit_hash", None)
-        return loaded_model(
+        return measured_model(
+            settings,
+            where=f"{spec}: image processor",
+            taxonomy=taxonomy,
             name=spec,
             architecture=type(model).__name__,
             weights=f"{identifier}@{commit}" if commit else identifier,
-            module=module,
-            preprocessing=Preprocessing.from_settings(
-                settings,
-                num_outputs=num_outputs,
-                where=f"{spec}: image processor",
-                taxonomy=taxonomy,
-            ),
-            num_outputs=num_outputs,
+            module=_Logits(model, skipped, flipped),
             recipe=recipe,
         )
 
@@ -142,7 +131,7 @@ class HuggingFace(Source):
             return super().origin(spec, model)
         return Origin("hub", spec.removeprefix(_PREFIX))
 
-    def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
+    def build(self, name: str, recipe: Recipe) -> torch.nn.Module:
         from transformers import AutoConfig, AutoModelForImageClassification
 
         config = AutoConfig.for_model(**recipe["config"])
@@ -251,7 +240,7 @@ def _measure_processor(spec: str, processor: Any) -> tuple[dict[str, Any], bool]
         # Adding 0.0 turns -0.0 into 0.0.
         "mean": [round(float(value), 6) + 0.0 for value in mean],
         "std": [round(float(value), 6) for value in std],
-        "interpolation": _INTERPOLATIONS[2 if resample is None else int(resample)],
+        "interpolation": Resampling(2 if resample is None else int(resample)).name.lower(),
         "crop_pct": min(1.0, float(crop or 1.0)),
         "crop_mode": "center" if crop else "squash",
     }

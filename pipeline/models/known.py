@@ -13,7 +13,7 @@ from importlib import metadata
 from typing import Literal
 
 from pipeline.dataset.fingerprints import fingerprint
-from pipeline.models.identity import ModelIdentity
+from pipeline.models.preprocessing import ModelIdentity
 from pipeline.models.stored_index import WeightsFolder
 from pipeline.storage.files import files_of
 from pipeline.storage.state_files import json_bytes, read_json

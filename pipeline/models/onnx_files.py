@@ -8,20 +8,17 @@ itself tells. The defaults are those of `Preprocessing.from_settings`.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pipeline.errors import JobError, ModelError, UsageError, in_short
 from pipeline.models.known import Origin
-from pipeline.models.loaded import LoadedModel, count_outputs, loaded_model
 from pipeline.models.preprocessing import Preprocessing
-from pipeline.models.source import Source
+from pipeline.models.source import LoadedModel, Recipe, Source, measured_model
 from pipeline.storage.files import files_of
 from transforms.limits import load_json
 from transforms.taxonomy import Taxonomy
@@ -76,7 +73,17 @@ class OnnxModule(torch.nn.Module):
         (argument, *others) = self._session("cpu").get_inputs()
         if others:
             raise JobError(f"its graph has {len(others) + 1} inputs, not one")
-        return _Input.from_argument(argument)
+        shape = [axis if isinstance(axis, int) else None for axis in argument.shape]
+        if argument.type not in _TYPES or len(shape) != 4 or 3 not in (shape[1], shape[3]):
+            raise JobError(
+                f"its graph takes {argument.type} of shape {argument.shape}; expected float "
+                "pictures of shape (pictures, 3, height, width), or with the channels last"
+            )
+        channels_last = shape[1] != 3
+        height, width = shape[1:3] if channels_last else shape[2:4]
+        return _Input(
+            argument.name, _TYPES[argument.type], shape[0], (height, width), channels_last
+        )
 
     def _session(self, device: str) -> Any:
         if device not in self._sessions:
@@ -107,7 +114,10 @@ class OnnxModule(torch.nn.Module):
         if torch.is_autocast_enabled(device):
             raise ModelError("ONNX graphs have a fixed precision; leave --precision out")
         session, graph_input = self._session(device), self._input
-        pixels = graph_input.arrange(pictures.cpu().numpy())
+        pixels = pictures.cpu().numpy()
+        if graph_input.channels_last:
+            pixels = pixels.transpose(0, 2, 3, 1)
+        pixels = np.ascontiguousarray(pixels, graph_input.dtype)
         batch_size = graph_input.batch or len(pixels)
         outputs = []
         for start in range(0, len(pixels), batch_size):
@@ -137,24 +147,6 @@ class _Input:
     batch: int | None
     size: tuple[int | None, int | None]
     channels_last: bool
-
-    @classmethod
-    def from_argument(cls, argument: Any) -> _Input:
-        shape = [axis if isinstance(axis, int) else None for axis in argument.shape]
-        if argument.type not in _TYPES or len(shape) != 4 or 3 not in (shape[1], shape[3]):
-            raise JobError(
-                f"its graph takes {argument.type} of shape {argument.shape}; expected float "
-                "pictures of shape (pictures, 3, height, width), or with the channels last"
-            )
-        channels_last = shape[1] != 3
-        height, width = shape[1:3] if channels_last else shape[2:4]
-        return cls(argument.name, _TYPES[argument.type], shape[0], (height, width), channels_last)
-
-    def arrange(self, pictures: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
-        """Converts (n, 3, S, S) float32 pictures to the dtype and the layout of the input."""
-        if self.channels_last:
-            pictures = pictures.transpose(0, 2, 3, 1)
-        return np.ascontiguousarray(pictures, self.dtype)
 
 
 class OnnxFiles(Source):
@@ -196,26 +188,21 @@ class OnnxFiles(Source):
         if side is not None and settings.setdefault("input_size", side) != side:
             raise JobError(f"{spec} takes {side} pixels, not input_size {settings['input_size']}")
         settings["fixed_size"] = side is not None
-        parse = functools.partial(
-            Preprocessing.from_settings, settings, where=_settings_file(path), taxonomy=taxonomy
-        )
-        # Parsed twice: the size is checked before a forward pass, which tells the number of
-        # outputs, which decides the default mean and std.
-        side = parse(num_outputs=0).input_size
-        num_outputs = count_outputs(spec, module, side)
-        trial = module(torch.zeros(1, 3, side, side))
-        module.probabilities = bool(
-            (trial >= 0).all() and torch.allclose(trial.sum(), torch.ones(()), atol=1e-3)
-        )
-        return loaded_model(
+        model = measured_model(
+            settings,
+            where=_settings_file(path),
+            taxonomy=taxonomy,
             name=spec,
             architecture="onnx",
             weights=os.path.basename(path),
             module=module,
-            preprocessing=parse(num_outputs=num_outputs),
-            num_outputs=num_outputs,
-            recipe={"probabilities": module.probabilities},
         )
+        side = model.preprocessing.input_size
+        trial = module(torch.zeros(1, 3, side, side))
+        module.probabilities = bool(
+            (trial >= 0).all() and torch.allclose(trial.sum(), torch.ones(()), atol=1e-3)
+        )
+        return dataclasses.replace(model, recipe={"probabilities": module.probabilities})
 
     def origin(self, spec: str, model: LoadedModel) -> Origin | None:
         path = self.path(spec)
@@ -225,7 +212,7 @@ class OnnxFiles(Source):
             return None
         return super().origin(spec, model)
 
-    def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
+    def build(self, name: str, recipe: Recipe) -> torch.nn.Module:
         return OnnxModule(recipe["probabilities"])
 
     def path(self, spec: str) -> str:

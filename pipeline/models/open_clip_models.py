@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import glob
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,14 @@ from torch.nn import functional
 from pipeline.errors import JobError, UsageError, in_short
 from pipeline.models.checkpoint import refuse_compressed
 from pipeline.models.known import Origin
-from pipeline.models.loaded import (
+from pipeline.models.source import (
     LoadedModel,
-    count_outputs,
-    loaded_model,
-    takes_other_sizes,
+    Recipe,
+    Source,
+    closest,
+    measured_model,
     weights_hash,
 )
-from pipeline.models.preprocessing import Preprocessing
-from pipeline.models.source import Source, closest
 from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
 
 _PREFIX = "open_clip:"
@@ -142,14 +141,11 @@ class OpenClip(Source):
             "quick_gelu": bool(config.get("quick_gelu", False) or tag.get("quick_gelu", False)),
             "classes": len(prompts),
         }
-        module = ZeroShot(model.visual, _head(spec, model, tokenizer, prompts)).eval()
+        module = ZeroShot(model.visual, _head(spec, model, tokenizer, prompts))
         del model
         size = preprocess["size"]
-        side = int(size if isinstance(size, int) else size[0])
-        num_outputs = count_outputs(spec, module, side)
         settings = {
-            "input_size": side,
-            "fixed_size": not takes_other_sizes(module, side),
+            "input_size": int(size if isinstance(size, int) else size[0]),
             "mean": preprocess["mean"],
             "std": preprocess["std"],
             "interpolation": preprocess["interpolation"],
@@ -158,15 +154,14 @@ class OpenClip(Source):
                 preprocess["resize_mode"], "center"
             ),
         }
-        return loaded_model(
+        return measured_model(
+            settings,
+            where=spec,
+            taxonomy=taxonomy,
             name=spec,
             architecture=f"{_PREFIX}{architecture}",
             weights=os.path.basename(pretrained or architecture),
             module=module,
-            preprocessing=Preprocessing.from_settings(
-                settings, num_outputs=num_outputs, where=spec, taxonomy=taxonomy
-            ),
-            num_outputs=num_outputs,
             recipe=recipe,
             weights_sha256=digest,
         )
@@ -183,7 +178,7 @@ class OpenClip(Source):
         owner_and_name = repository.strip("/").split("/")[:2]
         return Origin("hub", "/".join(owner_and_name)) if len(owner_and_name) == 2 else None
 
-    def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
+    def build(self, name: str, recipe: Recipe) -> torch.nn.Module:
         import open_clip
 
         # The text tower is as small as possible, because the head already holds its directions for

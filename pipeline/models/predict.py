@@ -12,20 +12,21 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Generator, Iterable
+import math
+from collections.abc import Generator, Iterable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data import create_transform
+from torch.nn import functional
 
 from pipeline.errors import JobError, ModelError, text_of
-from pipeline.models.loaded import LoadedModel
-from pipeline.models.loader import Batch, Loader, P
-from pipeline.models.network_input import NetworkInput, ReusedMemory
-from pipeline.models.pixel_cache import PixelCache
+from pipeline.models.loader import Batch, Loader, P, PixelCache
 from pipeline.models.predict_config import PredictConfig
+from pipeline.models.preprocessing import Preprocessing
+from pipeline.models.source import LoadedModel
 from transforms.codec import decode_image, decode_into
 
 _DECODED_AHEAD = {"cpu": 0, "cuda": 3}
@@ -35,6 +36,65 @@ _IN_FLIGHT = {"cpu": 0, "cuda": 1}
 _NO_CACHE = PixelCache(0)
 
 Pixels = NDArray[np.uint8]
+
+
+class ReusedMemory:
+    """Memory on the CPU for a tensor of each batch.
+
+    Without it, memory would grow with the number of batches, because a new tensor rarely fits into
+    the gap that the last one has left in the heap.
+    """
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0)
+
+    def tensor(self, shape: Sequence[int]) -> torch.Tensor:
+        """Returns an uninitialised float32 tensor, whose memory the next call returns again."""
+        size = math.prod(shape)
+        if self._memory.numel() < size:
+            self._memory = torch.empty(size)
+        return self._memory[:size].view(*shape)
+
+
+class NetworkInput:
+    """Resizes and normalises pictures for a network.
+
+    Args:
+      preprocessing: preprocessing of the network, of which the mean and the standard deviation
+        count.
+      device: device of the pictures.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
+        self._mean = torch.tensor(preprocessing.mean, device=device)
+        self._std = torch.tensor(preprocessing.std, device=device)
+        self._normalised = ReusedMemory()
+
+    def __call__(self, pictures: torch.Tensor, side: int) -> torch.Tensor:
+        """Returns the network's input. The operation is differentiable.
+
+        On a CPU in torch's inference mode, the next call overwrites the result.
+
+        Args:
+          pictures: (n, 3, S, S) float32 in [0, 1], RGB.
+          side: side of the network's input in pixels. Pictures of another size are resized by a
+            bicubic filter (`torch.nn.functional.interpolate` with `antialias`).
+
+        Returns:
+          (n, 3, side, side) float32 in torch's memory format `channels_last`.
+        """
+        if side != pictures.shape[-1]:
+            pictures = functional.interpolate(
+                pictures, (side, side), mode="bicubic", antialias=True, align_corners=False
+            ).clamp(0, 1)
+        # Whole rows of pixels at once, because broadcasting over three channels takes three times
+        # as long.
+        count = len(pictures)
+        rows = pictures.permute(0, 2, 3, 1).reshape(count * side, 3 * side)
+        is_reused = rows.device.type == "cpu" and torch.is_inference_mode_enabled()
+        out = self._normalised.tensor(rows.shape) if is_reused else None
+        normalised = torch.sub(rows, self._mean.repeat(side), out=out).div_(self._std.repeat(side))
+        return normalised.view(count, side, side, 3).permute(0, 3, 1, 2)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

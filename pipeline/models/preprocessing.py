@@ -1,4 +1,5 @@
-"""Preprocessing of pictures for a model. This module does not import torch."""
+"""A model without its weights: its identity, and its preprocessing of pictures. This module does
+not import torch."""
 
 from __future__ import annotations
 
@@ -111,3 +112,25 @@ class Preprocessing:
 
 def _are_channels(values: tuple[float, ...]) -> bool:
     return len(values) == 3 and all(map(math.isfinite, values))
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelIdentity:
+    """A model's name, architecture, weights and preprocessing.
+
+    Attributes:
+      name: name of the model in results: the entry of `--models`, with the tag of the weights.
+      architecture: name by which the model's source knows the architecture.
+      weights: description of where the weights came from, such as a file name or a repository.
+      weights_sha256: SHA-256 of all named parameters and buffers. It does not depend on the file
+        format.
+      preprocessing: size, crop and normalisation of the input.
+      num_outputs: number of the model's outputs.
+    """
+
+    name: str
+    architecture: str
+    weights: str
+    weights_sha256: str
+    preprocessing: Preprocessing
+    num_outputs: int

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from pipeline.errors import JobError, UsageError, in_short
-from pipeline.models.loaded import LoadedModel, count_outputs, loaded_model, takes_other_sizes
-from pipeline.models.preprocessing import Preprocessing
-from pipeline.models.source import Source
+from pipeline.models.source import LoadedModel, Recipe, Source, measured_model
 from pipeline.runtime.custom_functions import PREFIX, import_function
 from transforms.taxonomy import Taxonomy
 
@@ -28,32 +25,21 @@ class PythonFunctions(Source):
 
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         module, settings = _call(spec)
-        module.float().eval()
-        parse = functools.partial(
-            Preprocessing.from_settings, where=f"{spec}: preprocessing", taxonomy=taxonomy
-        )
-        # Parsed twice: the size is checked before a forward pass, which tells the number of
-        # outputs, which decides the default mean and std.
-        side = parse(settings, num_outputs=0).input_size
-        num_outputs = count_outputs(spec, module, side)
-        preprocessing = parse(
-            {"fixed_size": not takes_other_sizes(module, side), **settings},
-            num_outputs=num_outputs,
-        )
-        return loaded_model(
+        return measured_model(
+            settings,
+            where=f"{spec}: preprocessing",
+            taxonomy=taxonomy,
             name=spec,
             architecture=type(module).__name__,
             weights=spec.removeprefix(PREFIX),
-            module=module,
-            preprocessing=preprocessing,
-            num_outputs=num_outputs,
+            module=module.float(),
         )
 
     def origin(self, spec: str, model: LoadedModel) -> None:
         """Returns None: the function may load its weights from anywhere, so a change of them could
         not be detected."""
 
-    def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
+    def build(self, name: str, recipe: Recipe) -> torch.nn.Module:
         # `load` gives each of these models its spec as its name.
         return _call(name)[0].float()
 

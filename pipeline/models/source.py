@@ -1,26 +1,254 @@
-"""The interface of a model source, which handles one kind of `--models` entry."""
+"""The interface of a model source, which handles one kind of `--models` entry, and of the model
+that it loads: the input of evaluation, attack and saliency."""
 
 from __future__ import annotations
 
 import abc
 import contextlib
+import dataclasses
 import difflib
+import functools
+import hashlib
 import importlib.util
 import os
 import ssl
+import textwrap
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
 
-from pipeline.errors import UsageError
+from pipeline.errors import JobError, UsageError, in_short, text_of
 from pipeline.models.known import HUB_SECONDS, Origin
-from pipeline.models.loaded import LoadedModel
+from pipeline.models.preprocessing import ModelIdentity, Preprocessing
 from pipeline.storage.files import absolute, files_of
+from transforms.hashing import text_bytes
+from transforms.scoring import labels_of_outputs
 from transforms.taxonomy import Taxonomy
+
+Recipe = Mapping[str, Any]
+"""JSON-serialisable values from which a source rebuilds a module without its weights."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadedModel(ModelIdentity):
+    """A model in memory, with the attributes of `ModelIdentity` and these.
+
+    Attributes:
+      module: maps normalised (n, 3, S, S) float32 pictures to (n, outputs) logits; in
+        evaluation mode, in float32, on the CPU until a `Predictor` moves it to its device.
+      recipe: what `Source.build` needs besides the name.
+    """
+
+    module: torch.nn.Module
+    recipe: Recipe = dataclasses.field(default_factory=dict)
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Identity of the model, without its module."""
+        fields = dataclasses.fields(ModelIdentity)
+        return ModelIdentity(**{field.name: getattr(self, field.name) for field in fields})
+
+
+def loaded_model(
+    *,
+    name: str,
+    architecture: str,
+    weights: str,
+    module: torch.nn.Module,
+    preprocessing: Preprocessing,
+    num_outputs: int,
+    recipe: Recipe | None = None,
+    weights_sha256: str | None = None,
+) -> LoadedModel:
+    """Makes a `LoadedModel` from a module with loaded weights, and prepares it for evaluation.
+
+    The arguments are the attributes of `LoadedModel`. `weights_sha256` defaults to `weights_hash`
+    of the module.
+    """
+    module.eval().requires_grad_(False)
+    return LoadedModel(
+        name=name,
+        architecture=architecture,
+        weights=weights,
+        weights_sha256=weights_sha256 or weights_hash(module),
+        module=module,
+        preprocessing=preprocessing,
+        num_outputs=num_outputs,
+        recipe=recipe or {},
+    )
+
+
+def measured_model(
+    settings: Mapping[str, Any],
+    *,
+    where: str,
+    taxonomy: Taxonomy,
+    name: str,
+    architecture: str,
+    weights: str,
+    module: torch.nn.Module,
+    recipe: Recipe | None = None,
+    weights_sha256: str | None = None,
+) -> LoadedModel:
+    """Makes a `LoadedModel` from a module. Forward passes tell its number of outputs, and whether
+    it takes pictures of other sizes.
+
+    Args:
+      settings: settings of the preprocessing, as for `Preprocessing.from_settings`.
+      where: the source of the settings, for the error message.
+      taxonomy: taxonomy of the outputs.
+      name, architecture, weights, module, recipe, weights_sha256: see `loaded_model`.
+
+    Raises:
+      JobError: a setting is wrong, or for the reasons of `count_outputs`.
+    """
+    parse = functools.partial(Preprocessing.from_settings, where=where, taxonomy=taxonomy)
+    # Parsed twice: the size is checked before a forward pass, which tells the number of outputs,
+    # which decides the default mean and std.
+    side = parse(settings, num_outputs=0).input_size
+    num_outputs = count_outputs(name, module.eval(), side)
+    if "fixed_size" not in settings:
+        settings = {**settings, "fixed_size": not takes_other_sizes(module, side)}
+    return loaded_model(
+        name=name,
+        architecture=architecture,
+        weights=weights,
+        module=module,
+        preprocessing=parse(settings, num_outputs=num_outputs),
+        num_outputs=num_outputs,
+        recipe=recipe,
+        weights_sha256=weights_sha256,
+    )
+
+
+def weights_hash(module: torch.nn.Module) -> str:
+    """Computes the SHA-256 of a module's state dict: names, dtypes, shapes and values of its
+    parameters, of the buffers that are stored with it, and of its extra state.
+
+    Returns:
+      Hexadecimal digits.
+
+    Raises:
+      JobError: an entry of the module's state dict is not a tensor.
+    """
+    return state_hash(module.state_dict())
+
+
+def state_hash(state: Mapping[str, Any]) -> str:
+    """Does the same as `weights_hash` for a state dict."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        if not isinstance(value, torch.Tensor):
+            raise JobError(f"its state {name!r} is not a tensor ({type(value).__name__})")
+        tensor = value.detach().cpu().contiguous()
+        digest.update(text_bytes(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0"))
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def module_with(
+    name: str, make: Callable[[], torch.nn.Module], state: Mapping[str, torch.Tensor]
+) -> torch.nn.Module:
+    """Builds a module, and gives it its weights.
+
+    The module is first built on the meta device, which skips the random initialisation; for large
+    models, that would take most of the time. The module then uses the tensors of `state`
+    themselves, except that tensors of another dtype are converted, and tensors that are not
+    contiguous in memory are copied, because their layout would change the order of summation. If
+    the meta device does not work for a module, for example because some of its tensors are not part
+    of its state dict, it is built again in memory.
+
+    Args:
+      name: name of the model, for the error message.
+      make: builds the module; its weights are replaced.
+      state: the weights, as the module's state dict.
+
+    Raises:
+      JobError: the weights do not fit the module.
+    """
+    try:
+        with torch.device("meta"):
+            module = make()
+        dtypes = {key: value.dtype for key, value in module.state_dict().items()}
+        fitting = {
+            key: value.to(dtypes.get(key, value.dtype)).contiguous() for key, value in state.items()
+        }
+        module.load_state_dict(fitting, assign=True)
+        if not _is_on_meta(module):
+            return module
+    except Exception:  # Constructors that compute with tensors fail in many ways.
+        pass
+    module = make()
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        # For weights of another architecture, torch lists hundreds of tensors.
+        lines = [textwrap.shorten(line, 150) for line in text_of(error).splitlines()[:3]]
+        raise JobError(f"{name}: {' '.join(lines)}") from error
+    return module
+
+
+def _is_on_meta(module: torch.nn.Module) -> bool:
+    """Returns whether any parameter, buffer or plain tensor attribute is on the meta device."""
+    return any(
+        tensor.is_meta
+        for part in module.modules()
+        for tensors in (part._parameters, part._buffers, vars(part))
+        for tensor in tensors.values()
+        if isinstance(tensor, torch.Tensor)
+    )
+
+
+@torch.inference_mode()
+def count_outputs(name: str, module: torch.nn.Module, side: int) -> int:
+    """Determines the size of a model's head by a forward pass.
+
+    Args:
+      name: name of the model, for the error message.
+      module: the model, in evaluation mode.
+      side: side of the picture to try, in pixels.
+
+    Raises:
+      JobError: the module fails, or does not map a picture to a row of logits.
+    """
+    try:
+        outputs = module(torch.zeros(1, 3, side, side))
+    except JobError:
+        raise
+    except Exception as error:  # A user's forward() can raise anything.
+        raise JobError(
+            f"{name} fails on a picture of {side} x {side} "
+            f"({type(error).__name__}: {in_short(error)})"
+        ) from error
+    if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2 or len(outputs) != 1:
+        shown = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs)
+        raise JobError(f"{name} must return logits of shape (pictures, outputs), not {shown}")
+    return int(outputs.shape[1])
+
+
+@torch.inference_mode()
+def takes_other_sizes(module: torch.nn.Module, side: int) -> bool:
+    """Tests by a forward pass whether a model also takes pictures whose side is not `side`: half of
+    it, or twice if half would be under 32 pixels."""
+    # A multiple of 32, because many architectures take no other sides.
+    other = side // 2 // 32 * 32 or 2 * side
+    try:
+        module(torch.zeros(1, 3, other, other))
+    except Exception:  # Each architecture raises its own exception.
+        return False
+    return True
+
+
+def check_head(model: LoadedModel, taxonomy: Taxonomy) -> None:
+    """Raises JobError if the number of outputs fits neither the classes nor the superclasses."""
+    try:
+        labels_of_outputs(model.num_outputs, taxonomy)
+    except ValueError as error:
+        raise JobError(f"{model.name}: {error}") from error
 
 
 class Source(abc.ABC):
@@ -56,7 +284,7 @@ class Source(abc.ABC):
         """
 
     @abc.abstractmethod
-    def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
+    def build(self, name: str, recipe: Recipe) -> torch.nn.Module:
         """Builds the module of a loaded model, without its weights.
 
         Args:

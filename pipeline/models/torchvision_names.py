@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from pipeline.errors import JobError, UsageError
 from pipeline.models.known import Origin
-from pipeline.models.loaded import LoadedModel, count_outputs, loaded_model, takes_other_sizes
-from pipeline.models.preprocessing import Preprocessing
-from pipeline.models.source import Source, closest, downloaded, refuse_without_answer
+from pipeline.models.source import (
+    LoadedModel,
+    Recipe,
+    Source,
+    closest,
+    downloaded,
+    measured_model,
+    refuse_without_answer,
+)
 from transforms.taxonomy import Taxonomy
-
-if TYPE_CHECKING:
-    import torch
 
 _PREFIX = "torchvision:"
 
@@ -48,29 +52,27 @@ class TorchvisionNames(Source):
                 "machine that cannot reach the hub, bring them along: in9 models fetch"
             ) from error
         preset = weights.transforms()
-        side = int(preset.crop_size[0])
-        module.eval()
-        return loaded_model(
+        settings = {
+            "input_size": preset.crop_size[0],
+            "mean": preset.mean,
+            "std": preset.std,
+            "interpolation": preset.interpolation.value,
+            "crop_pct": preset.crop_size[0] / preset.resize_size[0],
+        }
+        return measured_model(
+            settings,
+            where=name,
+            taxonomy=taxonomy,
             name=name,
             architecture=f"{_PREFIX}{architecture}",
             weights=os.path.basename(weights.url),
             module=module,
-            preprocessing=Preprocessing(
-                input_size=side,
-                fixed_size=not takes_other_sizes(module, side),
-                mean=tuple(preset.mean),
-                std=tuple(preset.std),
-                interpolation=str(preset.interpolation.value),
-                crop_pct=side / preset.resize_size[0],
-                crop_mode="center",
-            ),
-            num_outputs=count_outputs(name, module, side),
         )
 
     def origin(self, spec: str, model: LoadedModel) -> Origin:
         return downloaded(model.weights)
 
-    def build(self, name: str, recipe: Mapping[str, Any]) -> torch.nn.Module:
+    def build(self, name: str, recipe: Recipe) -> torch.nn.Module:
         """Builds the same module that torchvision builds to load these weights."""
         from torchvision import models
 

@@ -1,4 +1,12 @@
-"""The loader of training: processes that prepare batches before the network needs them.
+"""The batches of a training: their schedule, the augmentation of pictures, and the loader.
+
+    schedule -> orders of batches -> processes that decode and augment -> batches
+
+The batches of an epoch follow from the seed, the images' keys and the epoch alone, so a resumed
+training continues as if it had never stopped. Pictures are augmented by torchvision's transforms
+(v2): random resized crop, flip and colour jitter. Torch's random generator is seeded for each
+(seed, epoch, key), so that neither the number of workers nor the order in which they work changes a
+picture.
 
 One loader serves the whole training, including validation, so that its processes start only once
 and are not idle between epochs. The processes take orders from a schedule and keep no state, so a
@@ -10,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import shutil
 import signal
@@ -18,14 +27,160 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
 
 from pipeline.errors import JobError, UsageError, in_short
-from pipeline.training.augment import Augmentation, augmentation_hashes, epoch_seeds
-from pipeline.training.learner import Learner
-from pipeline.training.samples import Samples
-from pipeline.training.schedule import TRAIN, BatchOrder, Schedule, order_hashes
-from pipeline.training.train_plan import TrainPlan
+from pipeline.training.network import Learner
+from pipeline.training.train_plan import Samples, TrainPlan
+from transforms.hashing import keyed_hashes, substream
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Random changes of training pictures.
+
+    Attributes:
+      size: side of the augmented picture, in pixels.
+      min_area: smallest share of the picture's area that a crop covers. The aspect ratio of a crop
+        is between 3:4 and 4:3.
+      flip: probability of a horizontal flip.
+      jitter: brightness, contrast and saturation are each multiplied by a factor between
+        1 - jitter and 1 + jitter, in random order. In [0, 1].
+    """
+
+    size: int
+    min_area: float = 0.08
+    flip: float = 0.5
+    jitter: float = 0.1
+
+    @functools.cached_property
+    def _transform(self) -> v2.Transform:
+        return v2.Compose(
+            [
+                v2.RandomResizedCrop(self.size, scale=(self.min_area, 1.0), antialias=True),
+                v2.RandomHorizontalFlip(self.flip),
+                v2.ColorJitter(*[self.jitter] * 3),
+            ]
+        )
+
+    def apply(self, pixels: NDArray[np.uint8], seed: int) -> torch.Tensor:
+        """Augments a picture.
+
+        Args:
+          pixels: (H, W, 3) uint8 RGB.
+          seed: the picture's seed.
+
+        Returns:
+          (3, size, size) uint8 RGB.
+        """
+        picture = torch.from_numpy(pixels).permute(2, 0, 1)
+        # Restores the generator's state, because without workers the network draws from it, too.
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would also seed the GPU's generators, which dropout uses.
+            torch.default_generator.manual_seed(seed)
+            augmented: torch.Tensor = self._transform(picture)
+        return augmented
+
+
+Indices = NDArray[np.int64]
+
+TRAIN, VALIDATE = "train", "validate"
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchOrder:
+    """A request to load one batch.
+
+    Attributes:
+      part: `TRAIN` or `VALIDATE`.
+      epoch: number of the epoch, counted from 0.
+      indices: positions of the batch's pictures among the samples of the part.
+    """
+
+    part: str
+    epoch: int
+    indices: Indices
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+    """The batches of a training.
+
+    Attributes:
+      order_hashes: (n,) uint64, a hash of each of the n training images, from which `permutation`
+        derives each epoch's order.
+      validation: number of images to validate on.
+      batch_size: largest number of pictures in a batch.
+      epochs: the epochs to train, in order.
+    """
+
+    order_hashes: NDArray[np.uint64]
+    validation: int
+    batch_size: int
+    epochs: range
+
+    @property
+    def training_batches(self) -> int:
+        """Number of training batches in an epoch."""
+        return math.ceil(len(self.order_hashes) / self.batch_size)
+
+    @property
+    def validation_batches(self) -> int:
+        """Number of validation batches after an epoch."""
+        return math.ceil(self.validation / self.batch_size)
+
+    def __iter__(self) -> Iterator[BatchOrder]:
+        for epoch in self.epochs:
+            order = permutation(self.order_hashes, epoch)
+            for batch in even_batches(order, self.batch_size):
+                yield BatchOrder(TRAIN, epoch, batch)
+            for batch in even_batches(np.arange(self.validation), self.batch_size):
+                yield BatchOrder(VALIDATE, epoch, batch)
+
+    def __len__(self) -> int:
+        return len(self.epochs) * (self.training_batches + self.validation_batches)
+
+
+def permutation(hashes: NDArray[np.uint64], epoch: int) -> Indices:
+    """Returns the order of the images in an epoch.
+
+    Args:
+      hashes: (n,) uint64, a hash of each image.
+      epoch: number of the epoch, counted from 0.
+
+    Returns:
+      (n,) int64, the index of each image once.
+    """
+    return np.argsort(substream(hashes, epoch), kind="stable").astype(np.int64)
+
+
+def even_batches(order: Indices, batch_size: int) -> list[Indices]:
+    """Splits an order into as few batches as possible, whose sizes differ by at most 1.
+
+    A small last batch would let a handful of pictures decide a whole step of the optimizer.
+
+    >>> [batch.tolist() for batch in even_batches(np.arange(7), 3)]
+    [[0, 1, 2], [3, 4], [5, 6]]
+    """
+    count = math.ceil(len(order) / batch_size)
+    return [*np.array_split(order, count)] if count else []
+
+
+def learning_rate(start: float, epoch: int, epochs: int) -> float:
+    """Computes the learning rate of an epoch. It is divided by 10 after each quarter of the epochs.
+
+    Args:
+      start: learning rate of the first epoch.
+      epoch: number of the epoch, counted from 0.
+      epochs: number of epochs; the paper trains for 200, so its quarters are 50 epochs long.
+
+    >>> [learning_rate(0.1, epoch, 200) for epoch in (0, 49, 50, 199)]
+    [0.1, 0.1, 0.01, 0.0001]
+    """
+    return float(start / 10 ** (4 * epoch // epochs))
+
 
 _AHEAD = 2
 """Number of batches that each process prepares in advance."""
@@ -46,27 +201,24 @@ class LoadFailure:
     message: str
 
 
+@dataclasses.dataclass(eq=False)
 class PictureBatches(Dataset[Batch | LoadFailure]):
     """A map from orders to batches, as torch's DataLoader takes it.
 
-    Args:
+    Attributes:
       training: pictures to train on, which are augmented.
       validation: pictures to validate on, which are not augmented; None without validation.
       augmentation: augmentation of the training pictures.
       seed: seed of the augmentation.
     """
 
-    def __init__(
-        self,
-        training: Samples,
-        validation: Samples | None,
-        augmentation: Augmentation,
-        seed: int,
-    ) -> None:
-        self._training = training
-        self._validation = validation
-        self._augmentation = augmentation
-        self._hashes = augmentation_hashes(seed, training.keys.tolist())
+    training: Samples
+    validation: Samples | None
+    augmentation: Augmentation
+    seed: int
+
+    def __post_init__(self) -> None:
+        self._hashes = keyed_hashes(self.seed, "augmentation", self.training.keys.tolist())
 
     def __getitem__(self, order: BatchOrder) -> Batch | LoadFailure:
         try:
@@ -76,15 +228,15 @@ class PictureBatches(Dataset[Batch | LoadFailure]):
 
     def _batch(self, order: BatchOrder) -> Batch:
         if order.part == TRAIN:
-            samples = self._training
-            seeds = epoch_seeds(self._hashes[order.indices], order.epoch).tolist()
+            samples = self.training
+            seeds = substream(self._hashes[order.indices], order.epoch).tolist()
             pictures = [
-                self._augmentation.apply(pixels, seed)
+                self.augmentation.apply(pixels, seed)
                 for pixels, seed in zip(samples.pixels(order.indices), seeds, strict=True)
             ]
         else:
-            assert self._validation is not None
-            samples = self._validation
+            assert self.validation is not None
+            samples = self.validation
             pictures = [
                 torch.from_numpy(pixels).permute(2, 0, 1)
                 for pixels in samples.pixels(order.indices)
@@ -97,19 +249,6 @@ class PictureBatches(Dataset[Batch | LoadFailure]):
         for out, picture in zip(batch, pictures, strict=True):
             out.copy_(picture)
         return batch, torch.from_numpy(samples.labels[order.indices])
-
-
-class _Orders(Sampler[BatchOrder]):
-    """A schedule as a sampler for torch's DataLoader."""
-
-    def __init__(self, schedule: Schedule) -> None:
-        self._schedule = schedule
-
-    def __iter__(self) -> Iterator[BatchOrder]:
-        return iter(self._schedule)
-
-    def __len__(self) -> int:
-        return len(self._schedule)
 
 
 @contextlib.contextmanager
@@ -133,7 +272,7 @@ def training_batches(
       JobError: the pictures cannot be read, or the disk has no room for them.
     """
     schedule = Schedule(
-        order_hashes(plan.seed, training.keys),
+        keyed_hashes(plan.seed, "order", training.keys.tolist()),
         len(validation) if validation is not None else 0,
         plan.batch_size,
         epochs,
@@ -177,9 +316,9 @@ def load_batches(
     loader: DataLoader[Batch | LoadFailure] = DataLoader(
         pictures,
         batch_size=None,
-        sampler=_Orders(schedule),
+        sampler=schedule,
         num_workers=workers,
-        collate_fn=_identity,
+        collate_fn=lambda batch: batch,
         pin_memory=device.type == "cuda",
         **options,
     )
@@ -219,10 +358,6 @@ def check_shared_memory(workers: int, batch_bytes: int) -> None:
         )
 
 
-def _identity(batch: Any) -> Any:
-    return batch
-
-
 def _init_worker(is_network_on_cpu: bool, _: int) -> None:
     """Limits a loader process to one thread, and lets the main process handle Ctrl-C."""
     torch.set_num_threads(1)
@@ -235,8 +370,3 @@ def _init_worker(is_network_on_cpu: bool, _: int) -> None:
     # The handlers that are inherited from the main process would print a traceback.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-
-
-def batch_bytes(samples: Samples, batch_size: int, side: int) -> int:
-    """Returns the size of the largest batch, in bytes."""
-    return int(np.prod((min(batch_size, len(samples)), 3, side, side)))

@@ -1,4 +1,5 @@
-"""The training loop. A training that was stopped resumes after its last complete epoch.
+"""The training loop. A training that was stopped resumes after its last complete epoch. Each epoch
+has a progress bar, a line of output and a row of a table.
 
 OUTPUT/model.safetensors   weights after the last epoch, for --models ARCH=FILE
 OUTPUT/state.pth           weights, optimizer, log, plan and more: all that resuming needs
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,27 +27,103 @@ from pipeline.models.checkpoint import (
     save_checkpoint,
 )
 from pipeline.runtime.machine import usable_cores
+from pipeline.runtime.progress import duration
+from pipeline.storage.csv_file import csv_bytes
 from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.batches import (
     Batch,
-    batch_bytes,
+    Schedule,
     check_shared_memory,
+    learning_rate,
     training_batches,
 )
-from pipeline.training.learner import Learner
-from pipeline.training.network import Network, build_network
-from pipeline.training.samples import Samples
-from pipeline.training.schedule import Schedule, learning_rate
-from pipeline.training.train_plan import TrainPlan, check_same, find_samples
-from pipeline.training.training_log import EpochLog, TrainingLog, epoch_bar, say_now
+from pipeline.training.network import Learner, Network, State, build_network
+from pipeline.training.train_plan import Samples, TrainPlan, check_same, find_samples
 from transforms.hashing import keyed_hash
 
+LOG = "log.csv"
 MODEL = "model.safetensors"
 STATE = "state.pth"
 _FORMAT = "imagenet9 training"
 _VERSION = 1
 _SETTINGS = ("batch_size", "lr", "weight_decay", "precision")
 """Fields of the plan that the checkpoint stores as settings of the method."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochLog:
+    """Measurements of one epoch. Losses are mean cross entropies, in nats.
+
+    Attributes:
+      epoch: number of the epoch, counted from 1.
+      lr: learning rate.
+      loss, accuracy: loss and accuracy on the augmented training pictures, during the epoch.
+      val_loss, val_accuracy: loss and accuracy on the validation pictures, after the epoch; None
+        without validation.
+      images_per_second: number of training images per second.
+      data_wait: share of the training time (0 to 1) that was spent waiting for pictures.
+      seconds: duration of the epoch in seconds, including validation.
+    """
+
+    epoch: int
+    lr: float
+    loss: float
+    accuracy: float
+    val_loss: float | None
+    val_accuracy: float | None
+    images_per_second: float
+    data_wait: float
+    seconds: float
+
+    def line(self, epochs: int, seconds_left: float, *, is_first: bool) -> str:
+        """Formats the epoch as a line of output.
+
+        Args:
+          epochs: number of epochs of the training.
+          seconds_left: estimated time until the training ends; 0 after its last epoch.
+          is_first: whether this is the first epoch that this process trains. Its line does not
+            report the time spent waiting for pictures, because the processes that load them had
+            only just started.
+        """
+        text = f"epoch {self.epoch} of {epochs}: loss {self.loss:.3f}, "
+        text += f"accuracy {100 * self.accuracy:.1f} %"
+        if self.val_accuracy is not None:
+            text += f"; validation {self.val_loss:.3f}, {100 * self.val_accuracy:.1f} %"
+        text += f"; {self.images_per_second:.1f} images/s"
+        if self.data_wait >= 0.1 and not is_first:
+            text += f" ({100 * self.data_wait:.0f} % of the time waiting for pictures: --workers)"
+        return text + (f", {duration(seconds_left)} left" if seconds_left else "")
+
+
+@contextlib.contextmanager
+def epoch_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows a live bar for an epoch if standard error is a terminal.
+
+    Args:
+      name: text before the bar, such as `epoch 3 of 200`.
+      total: number of images in the epoch.
+
+    Yields:
+      A function that advances the bar by a number of images.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    # Imported only here, so that a training without a terminal needs no rich.
+    from rich import progress
+    from rich.console import Console
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("images"),
+        progress.TimeRemainingColumn(),
+    )
+    console = Console(file=sys.stderr)
+    with progress.Progress(*columns, console=console, auto_refresh=False, transient=True) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda count: bar.update(task, advance=count, refresh=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +145,6 @@ def train(
     store: Store,
     *,
     overwrite: bool = False,
-    say: Callable[[str], None] = say_now,
 ) -> TrainingResult:
     """Trains a network, or resumes the training in the folder.
 
@@ -80,7 +157,6 @@ def train(
       plan: settings of the training.
       store: folder of the training; no other job may write to it.
       overwrite: whether to start again, whatever the folder holds.
-      say: prints a line of output.
 
     Returns:
       The entry that evaluates the trained model, and whether anything was trained.
@@ -103,8 +179,7 @@ def train(
             pretrained=plan.pretrained,
             weights=plan.weights,
         )
-        job = _TrainingRun(dataset, plan, store, network, training, validation)
-        return job.run(state, say)
+        return _TrainingRun(dataset, plan, store, network, training, validation).run(state)
 
 
 def holds_other_training(dataset: Dataset, plan: TrainPlan, store: Store) -> bool:
@@ -119,119 +194,120 @@ def holds_other_training(dataset: Dataset, plan: TrainPlan, store: Store) -> boo
     return False
 
 
+@dataclasses.dataclass
 class _TrainingRun:
     """A running training.
 
-    Args:
+    Attributes:
       dataset, plan, store: see `train`.
       network: the network to train, with its initial weights.
       training: pictures to train on.
       validation: pictures to validate on, None without validation.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        plan: TrainPlan,
-        store: Store,
-        network: Network,
-        training: Samples,
-        validation: Samples | None,
-    ) -> None:
-        self._dataset = dataset
-        self._plan = plan
-        self._store = store
-        self._network = network
-        self._training = training
-        self._validation = validation
-        preprocessing = network.preprocessing
-        stored = dataset.manifest.config.segment.image_size
-        size = preprocessing.input_size if preprocessing.fixed_size else stored
-        self._check_shared_memory(size, stored)
-        self._learner = Learner(network, plan, size)
+    dataset: Dataset
+    plan: TrainPlan
+    store: Store
+    network: Network
+    training: Samples
+    validation: Samples | None
 
-    def _check_shared_memory(self, size: int, stored: int) -> None:
+    def __post_init__(self) -> None:
+        preprocessing = self.network.preprocessing
+        stored = self.dataset.manifest.config.segment.image_size
+        size = preprocessing.input_size if preprocessing.fixed_size else stored
         # Training pictures are cropped to the network's size; validation pictures stay as stored.
-        needed = max(
-            batch_bytes(samples, self._plan.batch_size, side)
-            for samples, side in ((self._training, size), (self._validation, stored))
+        largest_batch = max(
+            min(self.plan.batch_size, len(samples)) * 3 * side**2
+            for samples, side in ((self.training, size), (self.validation, stored))
             if samples is not None
         )
-        check_shared_memory(self._plan.workers, needed)
+        check_shared_memory(self.plan.workers, largest_batch)
+        self._learner = Learner(self.network, self.plan, size)
 
-    def run(self, state: dict[str, Any] | None, say: Callable[[str], None]) -> TrainingResult:
+    def run(self, state: State | None) -> TrainingResult:
         """Trains the epochs that the state lacks."""
-        plan = self._plan
+        plan = self.plan
         if state is not None:
             self._learner.restore(state)
         done = state["epoch"] if state is not None else 0
         rows = state["rows"] if state is not None else []
-        entry = f"{self._network.architecture}={self._store.path(MODEL)}"
+        entry = f"{self.network.architecture}={self.store.path(MODEL)}"
         if done == plan.epochs:
-            if not self._store.exists(MODEL):
+            if not self.store.exists(MODEL):
                 self._write_model(done)
             return TrainingResult(entry, is_new=False)
-        say(self._describe(done))
-        log = TrainingLog(self._store, plan.epochs, rows, say)
+        print(self._describe(done))
         epochs = range(done, plan.epochs)
-        with training_batches(plan, self._learner, self._training, self._validation, epochs) as (
+        with training_batches(plan, self._learner, self.training, self.validation, epochs) as (
             schedule,
             batches,
         ):
             for epoch in epochs:
-                log.add(run_epoch(epoch, plan, self._learner, schedule, batches))
-                self._write(epoch + 1, log)
+                measured = run_epoch(epoch, plan, self._learner, schedule, batches)
+                rows.append(dataclasses.asdict(measured))
+                # Epochs of an earlier process may have run on another machine, so they do not
+                # count.
+                new = epoch + 1 - done
+                mean_seconds = sum(row["seconds"] for row in rows[-new:]) / new
+                seconds_left = mean_seconds * (plan.epochs - measured.epoch)
+                print(measured.line(plan.epochs, seconds_left, is_first=new == 1))
+                self._write(epoch + 1, rows)
         return TrainingResult(entry, is_new=True)
 
     def _describe(self, done: int) -> str:
         """Describes the training in one line; `done` is the number of complete epochs."""
-        plan = self._plan
-        images = counted(len(self._training), "image")
+        plan = self.plan
+        images = counted(len(self.training), "image")
         text = f"{plan.arch} on {images} of {plan.train_split}, {plan.variant}; "
-        if self._validation is None:
+        if self.validation is None:
             text += "no validation"
         else:
             source = "held out" if plan.holdout else f"of {plan.eval_split}"
-            text += f"validation on {len(self._validation)} {source}"
+            text += f"validation on {len(self.validation)} {source}"
         text += f"; {self._learner.device.type}, {plan.precision}"
         return text + (f"; resuming after epoch {done} of {plan.epochs}" if done else "")
 
-    def _write(self, epochs: int, log: TrainingLog) -> None:
+    def _write(self, epochs: int, rows: list[dict[str, Any]]) -> None:
         """Writes the model, the log and then the state. The state is written last, because an epoch
         counts as complete as soon as the state includes it."""
         self._write_model(epochs)
-        log.write()
-        write_state(
-            self._store,
-            {
-                "identity": self._plan.identity(self._dataset),
-                "epoch": epochs,
-                **self._learner.state(),
-                "rows": log.rows,
-            },
-        )
-        self._store.prune(WORK_FOLDER)
+        columns = [field.name for field in dataclasses.fields(EpochLog)]
+        self.store.write(LOG, csv_bytes(columns, rows))
+        state: State = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "identity": self.plan.identity(self.dataset),
+            "epoch": epochs,
+            **self._learner.state(),
+            "rows": rows,
+        }
+        data = io.BytesIO()
+        torch.save(state, data)
+        with self.store.create(STATE) as file:
+            file.write(data.getbuffer())  # type: ignore[arg-type]
+        self.store.prune(WORK_FOLDER)
 
     def _write_model(self, epochs: int) -> None:
-        plan = self._plan
-        settings = plan.identity(self._dataset)
+        plan = self.plan
+        settings = plan.identity(self.dataset)
         save_checkpoint(
-            self._store,
+            self.store,
             MODEL,
             self._learner.weights(),
             TrainedOn(
-                architecture=self._network.architecture,
+                architecture=self.network.architecture,
                 variant=plan.variant,
-                dataset=self._dataset.manifest.fingerprint,
+                dataset=self.dataset.manifest.fingerprint,
                 split=plan.train_split,
-                classes=digest_of_classes(self._dataset.taxonomy),
-                preprocessing=self._network.preprocessing,
-                keys=tuple(sorted(self._training.keys.tolist())),
+                classes=digest_of_classes(self.dataset.taxonomy),
+                preprocessing=self.network.preprocessing,
+                keys=tuple(sorted(self.training.keys.tolist())),
                 method="train",
                 seed=plan.seed,
                 epochs=epochs,
                 holdout=plan.holdout,
-                pretrained=self._network.pretrained,
+                pretrained=self.network.pretrained,
                 settings={name: settings[name] for name in _SETTINGS},
             ),
         )
@@ -255,22 +331,9 @@ def torch_settings(plan: TrainPlan) -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = allowed_tf32
 
 
-def write_state(store: Store, content: dict[str, Any]) -> None:
-    """Writes the state of a training atomically.
-
-    Args:
-      store: folder of the training.
-      content: the state: tensors, numbers, strings, and lists and dictionaries of such values.
-    """
-    data = io.BytesIO()
-    torch.save({"format": _FORMAT, "version": _VERSION, **content}, data)
-    with store.create(STATE) as file:
-        file.write(data.getbuffer())  # type: ignore[arg-type]
-
-
-def read_state_file(store: Store) -> dict[str, Any] | None:
-    """Reads the state that `write_state` wrote, with its tensors on the CPU; returns None without a
-    file.
+def read_state_file(store: Store) -> State | None:
+    """Reads the state of the training in a folder, with its tensors on the CPU; returns None
+    without a file.
 
     Raises:
       JobError: the file cannot be read, or its format or version is not supported.
@@ -281,8 +344,8 @@ def read_state_file(store: Store) -> dict[str, Any] | None:
     try:
         refuse_compressed(path)
         with store.open(STATE) as file:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        file_format, version = content["format"], content["version"]
+            state: State = torch.load(file, map_location="cpu", weights_only=True)
+        file_format, version = state["format"], state["version"]
     except Exception as error:  # Broken bytes can raise anything.
         raise JobError(
             f"{path} cannot be read ({type(error).__name__}); start again with --overwrite"
@@ -292,7 +355,6 @@ def read_state_file(store: Store) -> dict[str, Any] | None:
             f"{path} is {file_format!r} of version {version}, which is not supported; start again "
             "with --overwrite"
         )
-    state: dict[str, Any] = content
     return state
 
 

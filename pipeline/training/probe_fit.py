@@ -1,20 +1,34 @@
 """Fits a linear probe on a variant: a new last layer for a frozen pretrained network.
 
-The checkpoint holds the complete network with the new layer, so `--models ARCH=FILE` loads it.
+The checkpoint holds the complete network with the new layer, so `--models ARCH=FILE` loads it. The
+features, which are the input of the last layer, are computed once for each picture.
+
+.in9/features/<model>/<variant>/<split>-NNNNN.parquet   features of one output shard, recomputed if
+                                                        the weights, the settings of inference or
+                                                        the pictures have changed
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import timm
 import torch
+from numpy.typing import NDArray
 
+from pipeline.dataset import records
+from pipeline.dataset.fingerprints import EVALUATE_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows, training_pictures
-from pipeline.errors import UsageError
+from pipeline.errors import ModelError, UsageError
+from pipeline.evaluate.predict_shards import ShardPictures
+from pipeline.evaluate.results import safe_name
 from pipeline.models.checkpoint import (
     SUFFIX,
     TrainedOn,
@@ -22,9 +36,187 @@ from pipeline.models.checkpoint import (
     read_metadata,
     save_checkpoint,
 )
-from pipeline.storage.store import Store
-from pipeline.training.features import Backbone, Features
+from pipeline.models.predict import Predictor, are_numbers, refuse_broken
+from pipeline.models.predict_config import PredictConfig
+from pipeline.models.registry import load_model
+from pipeline.storage.state_files import read_table
+from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.linear_probe import choose_penalty, fit_probes
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string()),
+        pa.field("label", pa.int64()),
+        pa.field("features", pa.list_(pa.float32())),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Features:
+    """Features of n pictures.
+
+    Attributes:
+      keys: (n,) keys of the images.
+      labels: (n,) int64 superclass labels.
+      values: (n, features) float32.
+    """
+
+    keys: tuple[str, ...]
+    labels: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+    def select(self, keys: Iterable[str]) -> Features:
+        """Selects images by key, in the given order. Raises KeyError for an unknown key."""
+        row_of = {key: row for row, key in enumerate(self.keys)}
+        rows = np.asarray([row_of[key] for key in keys], np.int64)
+        return Features(tuple(self.keys[i] for i in rows), self.labels[rows], self.values[rows])
+
+    @classmethod
+    def concatenate(cls, parts: Iterable[Features]) -> Features:
+        """Joins several `Features`, in order."""
+        parts = list(parts)
+        return cls(
+            tuple(key for part in parts for key in part.keys),
+            np.concatenate([part.labels for part in parts]),
+            np.concatenate([part.values for part in parts]),
+        )
+
+
+class _WithoutHead(torch.nn.Module):
+    """A timm network without its last layer."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.network.forward_head(
+            self.network.forward_features(pictures), pre_logits=True
+        )
+        return features
+
+
+class Backbone:
+    """A frozen pretrained network that computes features.
+
+    Args:
+      name: entry of `--models` for a timm network with weights.
+      predict: settings of inference.
+      cache: dataset folder that caches the features.
+      weights: folder of `in9 models fetch`, if any.
+
+    Attributes:
+      model: the loaded network.
+      architecture: timm's name, without a tag.
+      layer: the last layer of the network, which the probe will replace.
+
+    Raises:
+      UsageError: the model is not a timm network that ends with a linear layer, or for the reasons
+        of `load_model`.
+      JobError: for the reasons of `load_model`.
+    """
+
+    def __init__(
+        self, name: str, predict: PredictConfig, cache: Store, weights: str | None = None
+    ) -> None:
+        model = load_model(name, weights)
+        network: Any = model.module
+        self.model = model
+        self.architecture = model.architecture.partition(".")[0]
+        if not (hasattr(network, "forward_head") and timm.is_model(self.architecture)):
+            raise UsageError(
+                f"{name}: a probe needs a network of timm, such as efficientnet_lite0 or resnet50"
+            )
+        self.layer = network.get_classifier()
+        headless = _WithoutHead(network).eval()
+        side = model.preprocessing.input_size
+        trial = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            features, logits = headless(trial), network(trial)
+            is_linear = isinstance(self.layer, torch.nn.Linear) and features.ndim == 2
+            # Weights of NaN are no reason to refuse: `features` says what is wrong.
+            if not is_linear or not torch.allclose(
+                self.layer(features), logits, atol=1e-3, equal_nan=True
+            ):
+                raise UsageError(f"{name}: a probe needs a network that ends with a linear layer")
+        self._predict, self._cache = predict, cache
+        self._headless = dataclasses.replace(
+            model, module=headless, num_outputs=int(features.shape[1])
+        )
+
+    @functools.cached_property
+    def _predictor(self) -> Predictor:
+        return Predictor(self._headless, self._predict)
+
+    def features(
+        self, dataset: Dataset, split: str, variant: str, keys: Collection[str] | None = None
+    ) -> Features:
+        """Computes the features of a variant's pictures, or reads them from the cache.
+
+        Args:
+          dataset: the dataset.
+          split: split of the dataset.
+          variant: variant of the dataset.
+          keys: keys of the images to use, None for all.
+
+        Returns:
+          The features of the images, in the dataset's order.
+
+        Raises:
+          ModelError: the network's forward pass fails, or a feature is NaN or infinite.
+          JobError: a stored picture cannot be decoded.
+        """
+        chosen = None if keys is None else frozenset(keys)
+        return Features.concatenate(
+            self.shard_features(ShardPictures(dataset, split, shard, variant, chosen))
+            for shard in dataset.shards(split)
+        )
+
+    def shard_features(self, pictures: ShardPictures) -> Features:
+        """Does the same as `features` for one output shard."""
+        try:
+            return self._shard_features(pictures)
+        except ModelError as error:
+            raise ModelError(f"{self.model.name}: {error}") from error
+
+    def _shard_features(self, pictures: ShardPictures) -> Features:
+        dataset, keys = pictures.dataset, pictures.keys
+        store, name = self._cache, safe_name(pictures.variant)
+        if dataset.store != store:
+            # The features are cached in another dataset's folder, because `dataset` may be
+            # read-only.
+            name = f"{dataset.manifest.fingerprint[:12]}-{name}"
+        folder = f"{WORK_FOLDER}/features/{safe_name(self.model.name)}/{name}"
+        path = f"{folder}/{pictures.split}-{pictures.shard:05d}.parquet"
+        checksum = fingerprint(
+            self.model.weights_sha256,
+            dataclasses.asdict(self.model.preprocessing),
+            self._predict.identity,
+            EVALUATE_VERSION,
+            [file.sha256 for file in pictures.files],
+            None if keys is None else sorted(keys),
+        )
+        metadata = records.read_metadata(store, path)
+        if metadata is None or metadata.fingerprint != checksum:
+            tables = [_SCHEMA.empty_table()]
+            side = dataset.manifest.config.segment.image_size
+            with contextlib.closing(self._predictor.logits([pictures], side)) as batches:
+                for batch, values in batches:
+                    columns = batch.rows.select(["key", "label"]).columns
+                    tables.append(pa.table([*columns, pa.array(list(values))], _SCHEMA))
+            records.write_table(store, path, pa.concat_tables(tables), checksum)
+        table = read_table(store, path)
+        flat = table["features"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        features = Features(
+            tuple(table["key"].to_pylist()),
+            table["label"].to_numpy().astype(np.int64),
+            flat.reshape(len(table), self._headless.num_outputs),
+        )
+        # A feature masks no class, so none may be -infinity.
+        refuse_broken(are_numbers(torch.from_numpy(np.abs(features.values))), "features")
+        return features
+
 
 PROBE_VERSION = 2
 """Incremented by hand whenever a change of the code makes the same features give another probe."""
@@ -84,7 +276,24 @@ def fit_variant(backbone: Backbone, plan: ProbePlan, store: Store, path: str | N
     chosen = training_pictures(plan.dataset, plan.split, plan.variant, plan.holdout)
     if not chosen:
         raise UsageError(f"no pictures of {plan.variant} in {plan.split} are left to train on")
-    metadata = _metadata(backbone, plan, tuple(sorted(chosen)))
+    metadata = TrainedOn(
+        architecture=backbone.architecture,
+        variant=plan.name or plan.variant,
+        dataset=plan.dataset.manifest.fingerprint,
+        split=plan.split,
+        classes=digest_of_classes(plan.dataset.taxonomy),
+        preprocessing=backbone.model.preprocessing,
+        keys=tuple(sorted(chosen)),
+        method="probe",
+        seed=plan.seed,
+        holdout=plan.holdout.share,
+        holdout_seed=plan.holdout.seed,
+        pretrained=backbone.model.name,
+        settings={
+            "probe_version": PROBE_VERSION,
+            "weights_sha256": backbone.model.weights_sha256,
+        },
+    )
     if store.exists(path):
         existing = read_metadata(store.path(path))
         if existing and _without_penalty(existing) == _without_penalty(metadata):
@@ -110,27 +319,6 @@ def fit_variant(backbone: Backbone, plan: ProbePlan, store: Store, path: str | N
     settings = {**metadata.settings, "penalty": penalty}
     save_checkpoint(store, path, state, dataclasses.replace(metadata, settings=settings))
     return store.path(path)
-
-
-def _metadata(backbone: Backbone, plan: ProbePlan, keys: tuple[str, ...]) -> TrainedOn:
-    return TrainedOn(
-        architecture=backbone.architecture,
-        variant=plan.name or plan.variant,
-        dataset=plan.dataset.manifest.fingerprint,
-        split=plan.split,
-        classes=digest_of_classes(plan.dataset.taxonomy),
-        preprocessing=backbone.model.preprocessing,
-        keys=keys,
-        method="probe",
-        seed=plan.seed,
-        holdout=plan.holdout.share,
-        holdout_seed=plan.holdout.seed,
-        pretrained=backbone.model.name,
-        settings={
-            "probe_version": PROBE_VERSION,
-            "weights_sha256": backbone.model.weights_sha256,
-        },
-    )
 
 
 def _without_penalty(trained: TrainedOn) -> TrainedOn:

@@ -1,23 +1,117 @@
 """The plan of a training: its settings, splits and pictures.
 
 The paper's appendix C is the source of the defaults.
+
+The pictures are copied into one local file: at the start, every shard of the needed variants is
+read once, whatever its format and location. After that, any process can load any batch by a few
+reads at known offsets of one file. The file has no name, so it disappears however the training
+ends. It is not memory-mapped, because mapped pages would count as memory of every process, and
+because a disk error would kill the process with a signal instead of raising an exception.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows, training_pictures
-from pipeline.errors import UsageError, did_you_mean
-from pipeline.training.samples import Samples
+from pipeline.errors import BrokenPictureError, JobError, UsageError, did_you_mean
+from transforms.codec import UndecodableError, decode_image
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 _MACHINE_FIELDS = ("device", "workers", "weights")
 """Fields that may differ when a training is resumed, for example on another machine."""
+
+
+@dataclasses.dataclass(eq=False)
+class Samples:
+    """Pictures in a fixed order, which can be read while `fetched` is active.
+
+    Attributes:
+      dataset: the dataset.
+      split: split of the dataset.
+      pictures: maps the key of each image to the variant to use; at least one key.
+      label_of: maps each of these keys to its label.
+      keys: (n,) str, keys of the images.
+      labels: (n,) int64, labels of the images.
+    """
+
+    dataset: Dataset
+    split: str
+    pictures: Mapping[str, str]
+    label_of: dataclasses.InitVar[Mapping[str, int]]
+
+    def __post_init__(self, label_of: Mapping[str, int]) -> None:
+        # Workers read arrays, not lists of objects, because counting the references of objects
+        # would copy their memory pages into every forked process.
+        self.keys = np.asarray(list(self.pictures), np.str_)
+        self.labels = np.asarray([label_of[key] for key in self.pictures], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @contextlib.contextmanager
+    def fetched(self) -> Iterator[None]:
+        """Copies the encoded pictures to a temporary file, which exists while the block runs.
+
+        Raises:
+          JobError: a shard cannot be read or contradicts the index, or the disk has no room for
+            the file.
+        """
+        with tempfile.TemporaryFile(buffering=0, prefix="in9-") as file:
+            try:
+                # Closing `buffered` writes the last bytes, for which the disk may have no room
+                # either. So it is closed inside the `try`.
+                with open(file.fileno(), "wb", closefd=False) as buffered:
+                    spans = self._copy(buffered)
+            except OSError as error:
+                raise JobError(
+                    f"the pictures to train on do not fit into {tempfile.gettempdir()} ({error}): "
+                    "free some space, or set TMPDIR to a folder with more"
+                ) from error
+            missing = next((key for key in self.pictures if key not in spans), None)
+            if missing is not None:
+                raise JobError(
+                    f"the shards of {self.split} have no picture of {missing}; see: in9 verify"
+                )
+            self._spans = np.asarray([spans[key] for key in self.pictures], np.int64)
+            self._file = file.fileno()
+            yield
+
+    def pixels(self, indices: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+        """Yields decoded pictures, (S, S, 3) uint8 RGB each, in the order of `indices`.
+
+        Raises:
+          BrokenPictureError: a picture cannot be decoded.
+          OSError: the file cannot be read.
+        """
+        for index in indices:
+            offset, length = self._spans[index]
+            try:
+                yield decode_image(os.pread(self._file, length, offset))
+            except UndecodableError as error:
+                raise BrokenPictureError(str(self.keys[index]), error) from error
+
+    def _copy(self, file: IO[bytes]) -> dict[str, tuple[int, int]]:
+        """Writes the pictures shard by shard; returns the (offset, length) of each key."""
+        spans = {}
+        offset = 0
+        for variant in sorted(set(self.pictures.values())):
+            for shard in self.dataset.shards(self.split):
+                for sample in self.dataset.samples(self.split, shard, variant):
+                    if self.pictures.get(sample.key) == variant:
+                        spans[sample.key] = (offset, file.write(sample.image))
+                        offset += len(sample.image)
+        return spans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +134,7 @@ class TrainPlan:
       weights: folder of `in9 models fetch`, if any.
 
     Raises:
-      ValueError: a value is out of range; the message names its flag.
+      UsageError: a value is out of range; the message names its flag.
     """
 
     variant: str = "original"
@@ -70,7 +164,7 @@ class TrainPlan:
             ("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
         ):
             if not fits:
-                raise ValueError(f"--{flag} must be {expected}: got {getattr(self, flag)}")
+                raise UsageError(f"--{flag} must be {expected}: got {getattr(self, flag)}")
 
     @property
     def name(self) -> str:

@@ -22,8 +22,7 @@ from two_way_by_hand import interval_of, variance_of
 from pipeline.analyses.evaluation.results import Evaluated
 from pipeline.analyses.matrix.plan import make_plan
 from pipeline.analyses.matrix.results import Matrix, read_matrices
-from pipeline.analyses.matrix.row_trainers import NetworkTrainer, ProbeTrainer
-from pipeline.analyses.matrix.rows import make_row
+from pipeline.analyses.matrix.rows import NetworkTrainer, ProbeTrainer, make_row
 from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout, selected_rows
@@ -37,9 +36,8 @@ from pipeline.report.page import check_claims
 from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.storage.state_files import convert
 from pipeline.storage.store import Store
-from pipeline.training.features import Backbone
 from pipeline.training.penalty import describe_penalty
-from pipeline.training.probe_fit import ProbePlan, fit_variant
+from pipeline.training.probe_fit import Backbone, ProbePlan, fit_variant
 from pipeline.training.train_plan import TrainPlan
 from transforms.taxonomy import imagenet9
 
@@ -390,7 +388,7 @@ def test_a_network_stays_on_its_device_for_the_next_probe(
 
 
 def test_overwrite_replaces_only_trainings_with_other_flags(
-    three_draws: Path, tmp_path: Path
+    three_draws: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = Store(str(shutil.copytree(three_draws, tmp_path / "out")))
     plan = make_plan(
@@ -403,20 +401,19 @@ def test_overwrite_replaces_only_trainings_with_other_flags(
         predict=PredictConfig("cpu"),
     )
     training = TrainPlan(arch="test_efficientnet", epochs=1, batch_size=4, lr=0.01, workers=0)
-    said: list[str] = []
-    trainer = NetworkTrainer(plan, training, overwrite=True, say=said.append)
+    trainer = NetworkTrainer(plan, training, overwrite=True)
     path = Path(trainer.train("original"))
-    assert len(said) == 2
+    assert capsys.readouterr().out.count("\n") == 2
     assert trainer.train("original") == str(path)
-    assert len(said) == 2
+    assert not capsys.readouterr().out
     slower = dataclasses.replace(training, lr=0.005)
     with pytest.raises(UsageError, match=r"another training \(--lr 0\.01\)"):
         NetworkTrainer(plan, slower).train("original")
-    NetworkTrainer(plan, slower, overwrite=True, say=said.append).train("original")
-    assert len(said) == 4
+    NetworkTrainer(plan, slower, overwrite=True).train("original")
+    assert capsys.readouterr().out.count("\n") == 2
     path.with_name("state.pth").write_bytes(b"junk")
-    NetworkTrainer(plan, slower, overwrite=True, say=said.append).train("original")
-    assert len(said) == 6
+    NetworkTrainer(plan, slower, overwrite=True).train("original")
+    assert capsys.readouterr().out.count("\n") == 2
 
 
 @pytest.mark.parametrize(

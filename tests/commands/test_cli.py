@@ -22,9 +22,8 @@ from PIL import Image
 import in9
 from pipeline.analyses.evaluation.results import Evaluated
 from pipeline.commands.cli import main
-from pipeline.commands.dispatch import find_command
+from pipeline.commands.command_line import check_rest, find_command, refuse_near_misses
 from pipeline.commands.flags import flags_of
-from pipeline.commands.hints import check_rest, refuse_near_misses
 from pipeline.commands.parser import COMMANDS, underscored
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.folder import Dataset

@@ -23,11 +23,11 @@ from pipeline.analyses.attack.grid import AttackPlan
 from pipeline.analyses.attack.stage import AttackWork
 from pipeline.analyses.evaluation.stage import EvaluationWork
 from pipeline.analyses.saliency.stage import SaliencyPlan, SaliencyWork
-from pipeline.commands.works import works_from_flags
+from pipeline.commands.evaluation_flags import works_from_flags
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.evaluate import predict_shards, resident
-from pipeline.evaluate.evaluation import Evaluation, describe_model
+from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.failures import FailedModel, read_failures
 from pipeline.evaluate.model_stage import (
     Block,
@@ -40,7 +40,7 @@ from pipeline.evaluate.model_stage import (
     SummarizeModel,
 )
 from pipeline.evaluate.predict_shards import PredictShards
-from pipeline.evaluate.prediction_files import prediction_fingerprints
+from pipeline.evaluate.predictions import prediction_fingerprints
 from pipeline.evaluate.resident import in_memory, on_device
 from pipeline.evaluate.results import RunSettings, pick
 from pipeline.evaluate.work import Work
@@ -164,7 +164,7 @@ def test_predictions_are_of_what_decides_scores_and_of_nothing_else(made: Path) 
     dataset = Dataset.open(evaluation.store)
 
     def find(model: Any = model, shard: int = 1, **how: Any) -> tuple[dict[str, str], bool]:
-        run = describe_model(model, dataclasses.replace(evaluation, **how), dataset)
+        run = dataclasses.replace(evaluation, **how).describe(dataset, model)
         is_there = PredictShards(dataset, run).is_done(shard)
         return prediction_fingerprints(dataset, run, shard), is_there
 
@@ -199,7 +199,7 @@ def test_predictions_are_made_once_and_again_the_same(made: Path, tmp_path: Path
     assert done.units == units
     # Notes about models go to the work folder only.
     assert stamps(output) == before
-    path = PredictShards(dataset, describe_model(model, evaluation, dataset)).path(1)
+    path = PredictShards(dataset, evaluation.describe(dataset, model)).path(1)
     (output / path).unlink()
     assert RunModels(work).process(Block(0, 0)) == [done]
     assert (output / path).read_bytes() == (made / path).read_bytes()
@@ -208,7 +208,7 @@ def test_predictions_are_made_once_and_again_the_same(made: Path, tmp_path: Path
     ).select(["key", "bg_key"]).to_pydict().values(), strict=True))  # fmt: skip
     assert mixed == {s.key: s.fields["bg_key"] for s in dataset.samples("val", 1, "mixed_rand")}
     native = dataclasses.replace(evaluation, predict=PredictConfig(eval_input="native"))
-    ours, theirs = (describe_model(model, each, dataset) for each in (evaluation, native))
+    ours, theirs = (each.describe(dataset, model) for each in (evaluation, native))
     assert pick(RunSettings, ours.evaluation) == evaluation.settings
     assert (ours.evaluation.input_size, ours.weights_sha256) == (64, model.weights_sha256)
     assert theirs.evaluation.input_size == model.preprocessing.input_size
@@ -239,7 +239,7 @@ def test_a_killed_evaluation_keeps_the_batches_that_it_has_done(
     output = Path(shutil.copytree(made, tmp_path / "out"))
     evaluation = dataclasses.replace(plan(output, FIRST), predict=PredictConfig(batch_size=2))
     dataset, work = Dataset.open(evaluation.store), EvaluationWork(evaluation, imagenet9())
-    of_model = PredictShards(dataset, describe_model(load_model(FIRST), evaluation, dataset))
+    of_model = PredictShards(dataset, evaluation.describe(dataset, load_model(FIRST)))
     path, original = output / of_model.path(1), Predictor.logits
     path.unlink()
     RunModels(work).process(Block(0, 0))
@@ -304,7 +304,7 @@ def test_a_model_without_all_units_is_not_summed_up(made: Path, tmp_path: Path) 
     store = Store(str(shutil.copytree(made, tmp_path / "out")))
     evaluation = dataclasses.replace(plan(made, FIRST, SECOND, groups=2), store=store)
     work = EvaluationWork(evaluation, imagenet9())
-    run = describe_model(load_model(FIRST), evaluation, dataset)
+    run = evaluation.describe(dataset, load_model(FIRST))
     units = (*work.units(dataset),)
     halves = [BlockDone(0, run, units[::2]), BlockDone(0, run, units[1::2])]
     assert SummarizeModel(work).process((0, reversed(halves))) == [ModelSummary((FIRST, FIRST))]

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import selected_rows
-from pipeline.evaluate.background_logits import keys_to_keep, read_logits
+from pipeline.evaluate.predictions import keys_to_keep, read_logits
 from pipeline.storage.store import Store
 from transforms.power import cross_validated, folds_of, power_of_outputs
 

@@ -29,7 +29,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata, write_table
 from pipeline.errors import JobError
 from pipeline.evaluate import predictions, result_files
-from pipeline.evaluate.prediction_files import evaluated_variants, prediction_file
+from pipeline.evaluate.predictions import evaluated_variants, prediction_file
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
 from pipeline.evaluate.results import Failure
 from pipeline.storage.state_files import convert, read_table

@@ -25,9 +25,8 @@ from safetensors.torch import save_file
 from pipeline.errors import JobError
 from pipeline.models import source
 from pipeline.models.known import KnownModels, Origin
-from pipeline.models.loaded import LoadedModel
-from pipeline.models.registry import load_model, source_of
-from pipeline.models.stored import store_model
+from pipeline.models.registry import load_model, source_of, store_model
+from pipeline.models.source import LoadedModel
 from pipeline.models.stored_index import WeightsFolder
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9

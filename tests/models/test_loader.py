@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.errors import BrokenPictureError, JobError
-from pipeline.models.loader import Loader
-from pipeline.models.pixel_cache import PixelCache
+from pipeline.models.loader import Loader, PixelCache
 from pipeline.storage.parallel import InBackground
 from transforms.codec import UndecodableError, decode_image, decode_into
 

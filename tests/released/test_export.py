@@ -25,7 +25,7 @@ from PIL import Image
 from soundness import assert_sound
 from torchvision.datasets import ImageFolder
 
-from pipeline.commands.dispatch import run_command
+from pipeline.commands.command_line import run_command
 from pipeline.commands.parser import build_parser
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError

@@ -32,7 +32,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.display.latex import escape
 from pipeline.errors import escaped_line, escaped_texts
 from pipeline.evaluate.failures import FailedModel, note_failures
-from pipeline.evaluate.prediction_files import prediction_fingerprints
+from pipeline.evaluate.predictions import prediction_fingerprints
 from pipeline.evaluate.results import ModelRun
 from pipeline.jobs.changes import describe_changes, to_markdown
 from pipeline.report import write_report
@@ -134,7 +134,7 @@ def renamed(run: Path, folder: Path, names: Names) -> Path:
     (old,) = output.glob("results/*/model.json")
     model = json.loads(old.read_text())
     model["model"] = model["entry"] = f"onnx:{names.model}"
-    model = escaped_texts(model)  # As `describe_model` does.
+    model = escaped_texts(model)  # As `Evaluation.describe` does.
     old.write_text(json.dumps(model))
     run_of = convert(model, ModelRun)
     folder = old.parents[1] / run_of.folder

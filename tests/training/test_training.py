@@ -32,13 +32,20 @@ from pipeline.models.checkpoint import read_metadata
 from pipeline.models.registry import load_model
 from pipeline.storage.store import Store
 from pipeline.training import loop
-from pipeline.training.augment import Augmentation, augmentation_hashes, epoch_seeds
-from pipeline.training.batches import PictureBatches, check_shared_memory, load_batches
+from pipeline.training.batches import (
+    TRAIN,
+    Augmentation,
+    BatchOrder,
+    PictureBatches,
+    Schedule,
+    check_shared_memory,
+    load_batches,
+    permutation,
+)
 from pipeline.training.network import build_network
-from pipeline.training.schedule import TRAIN, BatchOrder, Schedule, order_hashes, permutation
 from pipeline.training.train_plan import TrainPlan, choose_splits, find_samples
 from transforms.codec import decode_image
-from transforms.hashing import keyed_hashes
+from transforms.hashing import keyed_hashes, substream
 from transforms.selection import held_out
 from transforms.taxonomy import imagenet9
 
@@ -141,8 +148,8 @@ def test_orders_of_two_epochs_and_two_seeds_have_nothing_in_common() -> None:
 
 
 def test_seeds_are_of_image_and_epoch_and_leave_the_generator_alone() -> None:
-    hashes = augmentation_hashes(0, map(str, range(100)))
-    seeds = np.concatenate([epoch_seeds(hashes, epoch) for epoch in range(5)])
+    hashes = keyed_hashes(0, "augmentation", map(str, range(100)))
+    seeds = np.concatenate([substream(hashes, epoch) for epoch in range(5)])
     assert len(set(seeds.tolist())) == 500
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
     torch.manual_seed(1)
@@ -208,7 +215,7 @@ class Niceness(PictureBatches):
 @pytest.mark.parametrize(("device", "more"), [("cpu", 10), ("cuda", 0)])
 def test_loading_gives_way_to_a_network_on_the_cpu(device: str, more: int) -> None:
     ours = os.getpriority(os.PRIO_PROCESS, 0)
-    schedule = Schedule(order_hashes(0, np.asarray(["a", "b"])), 0, 1, range(1))
+    schedule = Schedule(keyed_hashes(0, "order", ["a", "b"]), 0, 1, range(1))
     for niceness, _ in load_batches(Niceness(), schedule, workers=1, device=torch.device(device)):
         assert int(niceness) == min(19, ours + more)
     assert os.getpriority(os.PRIO_PROCESS, 0) == ours
@@ -219,7 +226,8 @@ def test_a_batch_is_the_same_in_another_process(drawn: Path) -> None:
     training, validation = find_samples(dataset, TrainPlan(eval_split="val"))
     assert validation is not None
     pictures = PictureBatches(training, validation, Augmentation(SIDE), seed=3)
-    schedule = Schedule(order_hashes(3, training.keys), len(validation), 8, range(2, 4))
+    hashes = keyed_hashes(3, "order", training.keys.tolist())
+    schedule = Schedule(hashes, len(validation), 8, range(2, 4))
     with training.fetched(), validation.fetched():
         alone = load_batches(pictures, schedule, workers=0, device=torch.device("cpu"))
         elsewhere = load_batches(pictures, schedule, workers=2, device=torch.device("cpu"))

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.analyses.evaluation.results import Summary
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.prediction_files import evaluated_variants
-from pipeline.evaluate.predictions import EvalImages, read_predictions
+from pipeline.evaluate.predictions import EvalImages, evaluated_variants, read_predictions
 from transforms.analysis import gap_contributions
 from transforms.two_way import Floats, Roles
 from transforms.variants import draws_of

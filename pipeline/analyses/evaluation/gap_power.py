@@ -14,9 +14,7 @@ from pipeline.analyses.evaluation.results import Evaluated, StoredPower, Summary
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.display.text import interval
-from pipeline.evaluate.background_logits import PROBED_VARIANT, read_logits
-from pipeline.evaluate.prediction_files import prediction_file
-from pipeline.evaluate.predictions import EvalImages
+from pipeline.evaluate.predictions import PROBED_VARIANT, EvalImages, prediction_file, read_logits
 from pipeline.evaluate.result_files import read_result, result_file
 from pipeline.evaluate.results import ModelRun
 from transforms.power import power_of_outputs

@@ -13,8 +13,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.predict_shards import PredictShards
-from pipeline.evaluate.prediction_files import evaluated_variants
-from pipeline.evaluate.predictions import EvalImages, read_predictions
+from pipeline.evaluate.predictions import EvalImages, evaluated_variants, read_predictions
 from pipeline.evaluate.result_files import result_file, write_result
 from pipeline.evaluate.results import ModelRun, pick
 from pipeline.evaluate.work import Work

@@ -36,8 +36,7 @@ from pipeline.analyses.evaluation.results import (
 )
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.background_logits import PROBED_VARIANT
-from pipeline.evaluate.predictions import EvalImages, Predictions, read_predictions
+from pipeline.evaluate.predictions import PROBED_VARIANT, EvalImages, Predictions, read_predictions
 from pipeline.evaluate.result_files import read_results
 from pipeline.evaluate.results import pick
 from transforms.analysis import (

@@ -9,6 +9,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import Holdout
 from pipeline.errors import UsageError, did_you_mean
 from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.published import TABLE_5_NAMES
 from pipeline.models.checkpoint import digest_of_classes
 from pipeline.models.predict_config import PredictConfig
 from pipeline.runtime.progress import Progress
@@ -16,11 +17,6 @@ from pipeline.runtime.progress import Progress
 IN9L = "in9l"
 """Name of IN-9L as a row and as a column. IN-9L is the dataset of all images of the classes, with
 or without boxes."""
-ORDER = (
-    *("mixed_next", "mixed_rand", "mixed_same", "no_fg", "only_bg_b", "only_bg_t", "only_fg"),
-    *("original", IN9L),
-)
-"""Order of rows and columns, as in the paper's table 5; all other variants follow."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +26,7 @@ class MatrixPlan:
     Attributes:
       dataset: the dataset with the variants; results are written to its folder.
       in9l: the dataset of IN-9L; None to leave out its row and its column.
-      variants: names of the variants to train and to test on, in the order of `ORDER`.
+      variants: names of the variants to train and to test on, in the order of `sort_names`.
       train_split, split: splits to train and to test on; with a holdout, both are the same split.
       holdout: the part of the images that models are tested on, and not trained on; its share is 0
         if `train_split` is another split.
@@ -167,5 +163,5 @@ def make_plan(
 def sort_names(dataset: Dataset, names: Collection[str]) -> tuple[str, ...]:
     """Sorts the names of rows or columns as in the paper's table 5; other names follow in the order
     of the dataset's variants. Drops duplicates."""
-    order = list(dict.fromkeys((*ORDER, *dataset.variants, *sorted(names))))
+    order = list(dict.fromkeys((*TABLE_5_NAMES, *dataset.variants, *sorted(names))))
     return tuple(sorted(set(names), key=order.index))

@@ -4,17 +4,25 @@ The model of a row is named `NAME-VARIANT`, after its matrix and the variant tha
 and not after its entry of `--models`, so that the same checkpoint can also be evaluated on its own.
 Its predictions on IN-9L lie in a separate folder, whose name includes the beginning of that
 dataset's fingerprint.
+
+A trainer fits linear probes on a frozen network, whose tests reuse the stored features of pictures,
+or trains whole networks in the same way as `in9 train`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Collection, Generator, Iterable, Iterator
 
+import numpy as np
+import pyarrow as pa
+import torch
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from pipeline.analyses.evaluation.results import Evaluated, MatrixRow
 from pipeline.analyses.evaluation.stage import commit_predictions
@@ -24,49 +32,168 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import selected_rows
 from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, UsageError, counted
-from pipeline.evaluate.evaluation import describe_model
-from pipeline.evaluate.predict_shards import PredictShards, Scorer
+from pipeline.evaluate.predict_shards import PredictShards, Scorer, ShardPictures
 from pipeline.evaluate.resident import free_memory
 from pipeline.evaluate.result_files import read_results, result_file
 from pipeline.evaluate.results import ModelRun
 from pipeline.models.checkpoint import TrainedOn, read_metadata
-from pipeline.models.identity import ModelIdentity
-from pipeline.models.loaded import state_hash
+from pipeline.models.loader import Batch
+from pipeline.models.predict import Predictor, are_numbers, refuse_broken
+from pipeline.models.preprocessing import ModelIdentity
+from pipeline.models.registry import load_model
+from pipeline.models.source import state_hash
 from pipeline.models.timm_names import read_state
-from pipeline.runtime.lock import TABLES_LOCK, held
+from pipeline.runtime.lock import DATASET_LOCK, TABLES_LOCK, held
 from pipeline.runtime.progress import duration
 from pipeline.storage.store import WORK_FOLDER, Store
+from pipeline.training.loop import MODEL, holds_other_training, train
 from pipeline.training.penalty import describe_penalty
+from pipeline.training.probe_fit import MODELS, Backbone, ProbePlan, fit_variant
+from pipeline.training.train_plan import TrainPlan
 
 
-class Trainer(Protocol):
-    """A method to train a network on a variant, and to predict pictures with the trained network.
+class ProbeTrainer:
+    """A trainer that fits a linear probe on each variant.
 
-    Attributes:
-      name: name of the matrix whose rows it trains.
-      arch: architecture of the network.
+    Args:
+      backbone: the frozen network.
+      plan: plan of the matrix.
     """
 
-    name: str
-    arch: str
+    def __init__(self, backbone: Backbone, plan: MatrixPlan) -> None:
+        self._backbone, self._plan = backbone, plan
+        self.arch = backbone.model.name
+        self.name = f"probe-{self.arch.replace('/', '_')}{plan.suffix()}"
 
     def train(self, row: str) -> str:
         """Trains on the pictures of a row, unless it did so before; returns the path of the
         checkpoint."""
+        dataset, variant = self._plan.source(row)
+        return fit_variant(
+            self._backbone,
+            ProbePlan(
+                dataset, variant, self._plan.train_split, self._plan.holdout, self._plan.seed, row
+            ),
+            self._plan.dataset.store,
+        )
 
-    def scorer(self, entry: str) -> Scorer:
+    def scorer(self, entry: str) -> ProbeScorer:
         """Loads a checkpoint, `ARCH=FILE`, to compute logits with it."""
+        return ProbeScorer(self._backbone, entry.partition("=")[2], self._plan.predict.device)
 
 
-def make_matrices(
-    plan: MatrixPlan, trainers: Iterable[Trainer], say: Callable[[str], None] = print
-) -> tuple[list[Matrix], int]:
-    """Trains and tests the models of matrices, and writes the tables after every new row.
+class ProbeScorer:
+    """A `Scorer` that computes a probe's logits from features of the frozen network. Features that
+    are stored need no forward pass.
+
+    Args:
+      backbone: the frozen network.
+      path: path of the probe's checkpoint.
+      device: device that features are computed on.
+
+    Attributes:
+      device: device that features are computed on.
+    """
+
+    def __init__(self, backbone: Backbone, path: str, device: str) -> None:
+        self._backbone = backbone
+        self.device = torch.device(device)
+        state = read_state(path)
+        names = {id(value): name for name, value in backbone.model.module.named_parameters()}
+        self._weight = state[names[id(backbone.layer.weight)]]
+        self._bias = state[names[id(backbone.layer.bias)]]
+
+    @torch.inference_mode()
+    def _scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        inputs = torch.from_numpy(features)
+        outputs = torch.nn.functional.linear(inputs, self._weight, self._bias)
+        refuse_broken(are_numbers(outputs))
+        return np.asarray(outputs)
+
+    def logits(
+        self, parts: Iterable[ShardPictures], stored: int
+    ) -> Generator[tuple[Batch[ShardPictures], NDArray[np.float32]], None, None]:
+        """Same as `Predictor.logits`, but with all pictures of a part in one batch."""
+        for part in parts:
+            with contextlib.closing(part.tables(())) as reading:
+                tables = list(reading)
+            if not sum(map(len, tables)):
+                continue
+            rows = pa.concat_tables(tables)
+            all_pictures = dataclasses.replace(part, keys=None)
+            features = self._backbone.shard_features(all_pictures).select(rows["key"].to_pylist())
+            # It has no pixels, and so never counts as decoded.
+            batch = Batch(part, rows, np.empty((0, 0, 0, 3), np.uint8), is_new=False)
+            yield batch, self._scores(features.values)
+
+
+class NetworkTrainer:
+    """A trainer that trains a network on each variant, from scratch or from pretrained weights.
+
+    Args:
+      plan: plan of the matrix.
+      training: settings that are the same for all rows.
+      overwrite: whether to start over if a row's folder holds a training with other flags.
+    """
+
+    def __init__(self, plan: MatrixPlan, training: TrainPlan, *, overwrite: bool = False) -> None:
+        self._plan, self._training, self._overwrite = plan, training, overwrite
+        self.arch = training.arch
+        kind = "pretrained-" if training.pretrained else ""
+        suffix = f"-{training.epochs}ep{plan.suffix()}"
+        self.name = f"{kind}{training.arch.replace('/', '_')}{suffix}"
+
+    def train(self, row: str) -> str:
+        """Trains on the pictures of a row, unless it did so before; resumes a training that was
+        stopped. Returns the path of the checkpoint.
+
+        Raises:
+          UsageError: the row's folder holds a training with other flags, without `overwrite`.
+          JobError: the training failed.
+        """
+        dataset, variant = self._plan.source(row)
+        splits = dataset.manifest.config.split
+        validates = not self._plan.holdout.share and self._plan.split != self._plan.train_split
+        training = dataclasses.replace(
+            self._training,
+            train_split=self._plan.train_split,
+            holdout=self._plan.holdout.share,
+            seed=self._plan.seed,
+            variant=variant,
+            eval_split=self._plan.split if validates and self._plan.split in splits else None,
+        )
+        folder = f"{MODELS}/{self.name}/{row}" if row == IN9L else f"{MODELS}/{training.name}"
+        store = self._plan.dataset.store.below(folder)
+        path = store.path(MODEL)
+        existing = read_metadata(path) if store.exists(MODEL) else None
+        # A model that was trained on another version of the dataset is trained again.
+        is_stale = existing is not None and existing.dataset != dataset.manifest.fingerprint
+        with held(store, DATASET_LOCK) as store:
+            # A training with the same flags is resumed or kept, so that a matrix that was stopped
+            # does not begin again with its first row.
+            overwrite = is_stale or (
+                self._overwrite and holds_other_training(dataset, training, store)
+            )
+            train(dataset, training, store, overwrite=overwrite)
+        return path
+
+    def scorer(self, entry: str) -> Predictor:
+        """Loads a checkpoint, `ARCH=FILE`, to compute logits by forward passes of the network."""
+        return Predictor(load_model(entry), self._plan.predict)
+
+
+Trainer = ProbeTrainer | NetworkTrainer
+"""A method to train a network on a variant, and to predict pictures with the trained network. Its
+`name` is that of the matrix whose rows it trains, and `arch` the architecture of the network."""
+
+
+def make_matrices(plan: MatrixPlan, trainers: Iterable[Trainer]) -> tuple[list[Matrix], int]:
+    """Trains and tests the models of matrices. After every new row, prints a line and writes the
+    tables.
 
     Args:
       plan: plan of the matrices.
       trainers: a trainer for each matrix.
-      say: prints a line of progress.
 
     Returns:
       (the matrices of the trainers, computed by `read_matrices`; number of rows with new
@@ -93,7 +220,7 @@ def make_matrices(
                     _write_tables(plan.dataset)
                     penalty = trained.settings.get("penalty")
                     suffix = f"; penalty {describe_penalty(penalty)}" if penalty is not None else ""
-                    say(
+                    print(
                         f"{trainer.name}: {row}, trained on "
                         f"{counted(len(trained.keys), 'picture')}, tested on "
                         f"{counted(len(plan.names), 'column')}, "
@@ -171,10 +298,10 @@ def _tests(
 ) -> Iterator[tuple[Dataset, ModelRun, dict[str, str] | UnsetType]]:
     """Yields (dataset, the model's run on it under a name, `Evaluated.groups`) for each dataset
     that a row is tested on."""
-    run = describe_model(model, plan.evaluation, plan.dataset)
+    run = plan.evaluation.describe(plan.dataset, model)
     yield plan.dataset, replace(run, model=name, variants=plan.variants), UNSET
     if plan.in9l is not None:
-        run = describe_model(model, plan.evaluation, plan.in9l)
+        run = plan.evaluation.describe(plan.in9l, model)
         rows = selected_rows(plan.in9l, plan.split, plan.holdout)
         settings = replace(run.evaluation, dataset=plan.in9l.manifest.fingerprint)
         variants = (plan.source(IN9L)[1],)

@@ -32,8 +32,8 @@ from transforms.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from pipeline.evaluate.evaluation import Evaluation
-    from pipeline.models.loaded import LoadedModel
     from pipeline.models.predict import Predictor
+    from pipeline.models.source import LoadedModel
 
 _EVALUATE_SECONDS = 5.0
 """How long the speed of a model is measured, if the trial has enough pictures."""
@@ -245,7 +245,7 @@ def _print_model(
 
 def _left(work: Work, dataset: Dataset, model: LoadedModel) -> int:
     """Counts the pictures of a stage that are not predicted yet."""
-    model_work = work.for_model(dataset, work.describe(dataset, model))
+    model_work = work.for_model(dataset, work.evaluation.describe(dataset, model))
     if model_work is None:
         return 0
     missing = (unit for unit in work.units(dataset) if not model_work.is_done(unit))
