@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from pipeline.display.verdicts import estimate_of
+
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 
@@ -48,6 +50,5 @@ def interval(value: float, low: float, high: float) -> str:
 
 def percent_interval(value: float | None, low: float | None, high: float | None) -> str:
     """Formats a fraction and its interval in percent; a dash if one of them is None."""
-    if value is None or low is None or high is None:
-        return "-"
-    return interval(value, low, high)
+    estimate = estimate_of(value, low, high)
+    return interval(*estimate) if estimate else "-"

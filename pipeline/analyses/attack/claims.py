@@ -1,15 +1,15 @@
-"""The authors' claims about adversarial backgrounds, and their judges."""
+"""The authors' claims about adversarial backgrounds, and what they are judged by."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pipeline.analyses.attack.panel import COMMAND
 from pipeline.analyses.attack.results import AttackMeasures, AttackResult, FooledClass
-from pipeline.display.claims import Claim
-from pipeline.display.evidence import ModelResults, Results
+from pipeline.display.claims import Claim, Measurement
+from pipeline.display.evidence import Results
 from pipeline.display.text import TIMES
-from pipeline.display.verdicts import Finding, Verdict, above, below
+from pipeline.display.verdicts import Estimate, above, below, estimate_of
 from pipeline.evaluate.published import FULL_GRID
 from transforms.intervals import level_of, wilson
 
@@ -18,66 +18,41 @@ _INSECT = 5
 _AUTHORS_GRID = f"{FULL_GRID:,} {TIMES} {FULL_GRID:,}"
 
 
-def _finding(
-    model: ModelResults,
-    attack: AttackResult,
-    value: float,
-    low: float,
-    high: float,
-    verdict: Verdict,
-) -> Finding:
-    """Returns a finding. If a larger grid could change its verdict, that is `SMALL`.
+def on_grids(
+    measure: Callable[[AttackMeasures], Estimate | None],
+) -> Callable[[Results], Iterator[Measurement]]:
+    """Returns a function that yields a measure of each attack that has it."""
 
-    More backgrounds can only fool more foregrounds, so a claim that holds on a small grid holds on
-    a larger one, too. A claim that does not hold on a small grid may still hold on a larger one.
-    """
-    is_settled = attack.is_authors_grid or verdict is Verdict.HOLDS
-    subject = f"{model.name}, {attack.size}"
-    return Finding(subject, value, low, high, verdict if is_settled else Verdict.SMALL)
+    def measurements(results: Results) -> Iterator[Measurement]:
+        for model, attack in results.models_with(AttackResult):
+            if estimate := measure(attack.measures):
+                subject = f"{model.name}, {attack.size}"
+                yield Measurement(subject, estimate, may_rise=not attack.is_authors_grid)
+
+    return measurements
 
 
-def fooled(results: Results) -> Iterator[Finding]:
-    """Judges the share of foregrounds that some background of another class fools."""
-    for model, attack in results.models_with(AttackResult):
-        one = attack.measures
-        value, low, high = one.fooled, one.fooled_ci_low, one.fooled_ci_high
-        if value is not None and low is not None and high is not None:
-            yield _finding(model, attack, value, low, high, above(low, high, 0.5))
+def best_insect(measures: AttackMeasures) -> Estimate | None:
+    """Returns the success of the best single insect background. Its interval is widened, because it
+    is the best of as many backgrounds as were tried."""
+    row = _insects(measures)
+    if row is None:
+        return None
+    best = max(one.success for one in measures.strongest if one.label == _INSECT)
+    hits = round(best * row.foregrounds)
+    return best, *wilson(hits, row.foregrounds, level_of(row.backgrounds))
 
 
-def challenge(results: Results) -> Iterator[Finding]:
-    """Judges the share of foregrounds that are recognised on every background."""
-    for model, attack in results.models_with(AttackResult):
-        one = attack.measures
-        value, low, high = one.challenge_accuracy, one.challenge_ci_low, one.challenge_ci_high
-        if value is not None and low is not None and high is not None:
-            yield _finding(model, attack, value, low, high, below(low, high, 0.25))
+def any_insect(measures: AttackMeasures) -> Estimate | None:
+    """Returns the share of foregrounds that some insect background turns into insects."""
+    row = _insects(measures)
+    if row is None:
+        return None
+    return row.fooled, *wilson(round(row.fooled * row.foregrounds), row.foregrounds)
 
 
-def best_insect(results: Results) -> Iterator[Finding]:
-    """Judges the best single insect background. Its interval is widened, because it is the best of
-    as many backgrounds as were tried."""
-    for model, attack in results.models_with(AttackResult):
-        one = attack.measures
-        successes = [row.success for row in one.strongest if row.label == _INSECT]
-        for row in _insects(one):
-            best, tried = max(successes), row.foregrounds
-            low, high = wilson(round(best * tried), tried, level_of(row.backgrounds))
-            yield _finding(model, attack, best, low, high, above(low, high, 0.45))
-
-
-def any_insect(results: Results) -> Iterator[Finding]:
-    """Judges the share of foregrounds that some insect background turns into insects."""
-    for model, attack in results.models_with(AttackResult):
-        for row in _insects(attack.measures):
-            share, tried = row.fooled, row.foregrounds
-            low, high = wilson(round(share * tried), tried)
-            yield _finding(model, attack, share, low, high, above(low, high, 0.6))
-
-
-def _insects(measures: AttackMeasures) -> list[FooledClass]:
-    """Returns the row of `by_class` for the insects, in a list that is empty without such a row."""
-    return [row for row in measures.by_class if row.label == _INSECT]
+def _insects(measures: AttackMeasures) -> FooledClass | None:
+    return next((row for row in measures.by_class if row.label == _INSECT), None)
 
 
 CLAIMS = (
@@ -87,7 +62,8 @@ CLAIMS = (
         f"blog 3, at {_AUTHORS_GRID}",
         "87.5 %",
         "more than half; a smaller grid can only show that it holds",
-        fooled,
+        on_grids(lambda one: estimate_of(one.fooled, one.fooled_ci_low, one.fooled_ci_high)),
+        lambda low, high, _: above(low, high, 0.5),
         COMMAND,
     ),
     Claim(
@@ -96,7 +72,12 @@ CLAIMS = (
         f"README, at {_AUTHORS_GRID}",
         "22.3 %",
         "under a quarter; a smaller grid can only show that it holds",
-        challenge,
+        on_grids(
+            lambda one: estimate_of(
+                one.challenge_accuracy, one.challenge_ci_low, one.challenge_ci_high
+            )
+        ),
+        lambda low, high, _: below(low, high, 0.25),
         COMMAND,
     ),
     Claim(
@@ -107,7 +88,8 @@ CLAIMS = (
         "52 %",
         "more than 45 %, by the interval of the best of so many; a smaller grid can only show that "
         "it holds",
-        best_insect,
+        on_grids(best_insect),
+        lambda low, high, _: above(low, high, 0.45),
         COMMAND,
     ),
     Claim(
@@ -116,7 +98,8 @@ CLAIMS = (
         f"blog 3, at {_AUTHORS_GRID}",
         "66.6 %",
         "more than 60 %; a smaller grid can only show that it holds",
-        any_insect,
+        on_grids(any_insect),
+        lambda low, high, _: above(low, high, 0.6),
         COMMAND,
     ),
 )

@@ -1,53 +1,26 @@
-"""The authors' claims about better models, and their judges."""
+"""The authors' claims about better models, and what they are judged by."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from pipeline.analyses.imagenet.panel import AT_LEAST_THREE, COMMAND
 from pipeline.analyses.imagenet.trend import Trend
-from pipeline.display.claims import Claim
+from pipeline.display.claims import Claim, Measurement, differences
 from pipeline.display.evidence import Results
-from pipeline.display.verdicts import Estimate, Finding, above, below, difference
+from pipeline.display.verdicts import above, below
 
 
-def _slopes(results: Results) -> dict[str, Estimate]:
-    """Returns the slopes of the trend, by variant."""
-    return {
-        line.variant: (line.slope, line.slope_low, line.slope_high)
+def slopes(*variants: str) -> Callable[[Results], list[Measurement]]:
+    """Returns a function that finds the slopes of accuracy on these variants, or of BG-Gap, against
+    accuracy on ImageNet."""
+    return lambda results: [
+        Measurement(line.variant, (line.slope, line.slope_low, line.slope_high))
         for trend in results.get(Trend)
+        for variant in variants
         for line in trend.lines
-    }
-
-
-def rises(*variants: str) -> Callable[[Results], Iterator[Finding]]:
-    """Returns a judge of the slopes of accuracy on these variants against accuracy on ImageNet."""
-
-    def judge(results: Results) -> Iterator[Finding]:
-        slopes = _slopes(results)
-        for variant in variants:
-            if variant in slopes:
-                estimate = slopes[variant]
-                yield Finding(variant, *estimate, above(estimate[1], estimate[2], 0))
-
-    return judge
-
-
-def slower(results: Results) -> Iterator[Finding]:
-    """Compares the slopes where the background misleads with the slope on backgrounds alone."""
-    slopes = _slopes(results)
-    for variant in ("mixed_rand", "mixed_next"):
-        if "only_bg_t" in slopes and variant in slopes:
-            estimate = difference(slopes[variant], slopes["only_bg_t"])
-            yield Finding(
-                f"{variant} minus only_bg_t", *estimate, above(estimate[1], estimate[2], 0)
-            )
-
-
-def closing(results: Results) -> Iterator[Finding]:
-    """Judges the slope of BG-Gap."""
-    if estimate := _slopes(results).get("bg_gap"):
-        yield Finding("bg_gap", *estimate, below(estimate[1], estimate[2], 0))
+        if line.variant == variant
+    ]
 
 
 CLAIMS = (
@@ -57,7 +30,8 @@ CLAIMS = (
         "blog 5, paper figure 8",
         "all lines rise",
         "slopes above 0",
-        rises("mixed_same", "mixed_rand", "mixed_next", "no_fg"),
+        slopes("mixed_same", "mixed_rand", "mixed_next", "no_fg"),
+        above,
         COMMAND,
         of="lines",
         unit="slope",
@@ -69,7 +43,8 @@ CLAIMS = (
         "blog 5, paper figure 8",
         "the line rises",
         "slope above 0",
-        rises("only_bg_t"),
+        slopes("only_bg_t"),
+        above,
         COMMAND,
         of="lines",
         unit="slope",
@@ -81,7 +56,11 @@ CLAIMS = (
         "blog 5",
         "a flatter line",
         "difference of the slopes above 0",
-        slower,
+        # Where the background misleads, compared with backgrounds alone.
+        lambda results: differences(
+            slopes("mixed_rand", "mixed_next")(results), slopes("only_bg_t")(results)
+        ),
+        above,
         COMMAND,
         of="lines",
         unit="slope",
@@ -93,7 +72,8 @@ CLAIMS = (
         "blog 5",
         "the line falls",
         "slope below 0",
-        closing,
+        slopes("bg_gap"),
+        below,
         COMMAND,
         of="lines",
         unit="slope",

@@ -1,27 +1,19 @@
-"""The authors' claims about training sets, and their judges."""
+"""The authors' claims about training sets, and what they are judged by."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from pipeline.analyses.evaluation.headline import COMMAND as EVALUATE_COMMAND
-from pipeline.analyses.evaluation.results import Summary
+from pipeline.analyses.evaluation.results import AccuracyRow, GapRow, Summary
 from pipeline.analyses.evaluation.trained import models_trained_on
 from pipeline.analyses.matrix.panel import COMMAND
-from pipeline.analyses.matrix.results import CellRow, Matrix
-from pipeline.display.claims import Claim, checkpoints, trained_command
+from pipeline.analyses.matrix.results import CellRow, Matrix, RowGap
+from pipeline.display.claims import Claim, Measurement, checkpoints, differences, trained_command
 from pipeline.display.evidence import Results
-from pipeline.display.verdicts import (
-    Estimate,
-    Finding,
-    above,
-    below,
-    difference,
-    widened,
-    within,
-)
+from pipeline.display.verdicts import above, below, difference, widened, within
 
 _SLIGHTLY = 0.09
 """Up to this much above chance, an accuracy counts as slightly better than guessing. The authors'
@@ -37,17 +29,26 @@ class TrainedModel:
       name: name of the model.
       variant: the variant that it was trained on.
       accuracies: its accuracies, by the variant that it was tested on.
-      chances: accuracy of a constant answer, by the variant that it was tested on.
       gap: its BG-Gap, None if unknown.
-      matrix: name of the matrix in which it is a row; "" if it was evaluated by itself.
+      is_row: whether it is a row of a matrix.
     """
 
     name: str
     variant: str
-    accuracies: Mapping[str, Estimate]
-    chances: Mapping[str, float]
-    gap: Estimate | None
-    matrix: str = ""
+    accuracies: Mapping[str, Measurement]
+    gap: GapRow | RowGap | None
+    is_row: bool
+
+
+def _accuracies(
+    name: str, rows: Iterable[tuple[str, AccuracyRow | CellRow]]
+) -> dict[str, Measurement]:
+    """Returns a model's accuracies from (variant that it was tested on, row of results)."""
+    return {
+        variant: Measurement(f"{name} on {variant}", row.estimate, row.chance or 0.0)
+        for variant, row in rows
+        if row.estimate
+    }
 
 
 def all_trained_on(results: Results, *variants: str) -> Iterator[TrainedModel]:
@@ -59,101 +60,80 @@ def all_trained_on(results: Results, *variants: str) -> Iterator[TrainedModel]:
     for variant in variants:
         for model in models_trained_on(results, variant):
             summary = model.get(Summary)
-            if summary is None or summary.weights_sha256 not in known:
-                tests = (
-                    [row.variant for row in summary.by_rule(summary.accuracy)] if summary else []
-                )
-                accuracies = {
-                    name: one for name in tests if summary and (one := summary.estimate(name))
-                }
-                chances = {name: summary.chance(name) for name in accuracies if summary}
-                gap = summary.gap() if summary else None
-                yield TrainedModel(
-                    model.name, variant, accuracies, chances, gap.estimate if gap else None
-                )
+            if summary and summary.weights_sha256 not in known:
+                tested = ((row.variant, row) for row in summary.by_rule(summary.accuracy))
+                accuracies = _accuracies(model.name, tested)
+                yield TrainedModel(model.name, variant, accuracies, summary.gap(), is_row=False)
         yield from (trained for trained in rows if trained.variant == variant)
 
 
 def trained_in(matrix: Matrix) -> Iterator[TrainedModel]:
     """Yields the rows of a matrix that were tested on no training image."""
-    gaps = {row.train_variant: row.estimate for row in matrix.gaps}
-    by_row: dict[str, list[CellRow]] = {}
-    for row in matrix.rows:
-        by_row.setdefault(row.train_variant, []).append(row)
-    for variant, cells in by_row.items():
-        if not any(cell.overlap for cell in cells):
-            yield TrainedModel(
-                f"{matrix.name}, {variant}",
-                variant,
-                {cell.test_variant: one for cell in cells if (one := cell.estimate)},
-                {cell.test_variant: cell.chance or 0.0 for cell in cells},
-                gaps.get(variant),
-                matrix.name,
-            )
+    gaps = {row.train_variant: row for row in matrix.gaps}
+    for variant, cells in matrix.by_row.items():
+        if not any(cell.overlap for cell in cells.values()):
+            name = f"{matrix.name}, {variant}"
+            accuracies = _accuracies(name, cells.items())
+            yield TrainedModel(name, variant, accuracies, gaps.get(variant), is_row=True)
 
 
-def signal(results: Results) -> Iterator[Finding]:
-    """Compares the accuracy of models trained on backgrounds alone with chance."""
+def on_backgrounds(results: Results) -> Iterator[Measurement]:
+    """Yields the accuracies of models trained on backgrounds alone, on these and on the images."""
     for model in all_trained_on(results, "only_bg_t", "only_bg_b", "no_fg"):
-        for variant in (model.variant, "original"):
-            if estimate := model.accuracies.get(variant):
-                chance = model.chances[variant]
-                verdict = above(estimate[1], estimate[2], chance)
-                yield Finding(f"{model.name} on {variant}", *estimate, verdict, chance)
+        tests = (model.variant, "original")
+        yield from (model.accuracies[name] for name in tests if name in model.accuracies)
 
 
-def gap_in9(results: Results) -> Iterator[Finding]:
-    """Compares the BG-Gap of models trained on ImageNet-9 with the published range."""
-    for model in all_trained_on(results, "original", "in9l"):
-        if estimate := model.gap:
-            yield Finding(model.name, *estimate, within(estimate[1], estimate[2], (0.13, 0.22)))
-
-
-def without_foreground(results: Results) -> Iterator[Finding]:
-    """Compares with chance the accuracy that models trained on `mixed_rand` have on backgrounds
-    alone."""
+def without_foreground(results: Results) -> Iterator[Measurement]:
+    """Yields the accuracies that models trained on `mixed_rand` have on backgrounds alone."""
     for model in all_trained_on(results, "mixed_rand"):
-        for variant in ("only_bg_t", "only_bg_b"):
-            if estimate := model.accuracies.get(variant):
-                chance = model.chances[variant]
-                verdict = below(estimate[1], estimate[2], chance + _SLIGHTLY)
-                yield Finding(f"{model.name} on {variant}", *estimate, verdict, chance)
+        tests = ("only_bg_t", "only_bg_b")
+        yield from (model.accuracies[name] for name in tests if name in model.accuracies)
 
 
-def improves(variant: str) -> Callable[[Results], Iterator[Finding]]:
-    """Returns a judge of how much accuracy on a variant is gained by training on `mixed_rand`
-    instead of `original`."""
+def gaps_in9(results: Results) -> Iterator[Measurement]:
+    """Yields the BG-Gap of models trained on ImageNet-9."""
+    for model in all_trained_on(results, "original", "in9l"):
+        if model.gap:
+            yield Measurement(model.name, model.gap.estimate)
 
-    def judge(results: Results) -> Iterator[Finding]:
-        for model in all_trained_on(results, "mixed_rand"):
-            for other in all_trained_on(results, "original"):
-                mine, theirs = model.accuracies.get(variant), other.accuracies.get(variant)
-                # Rows of a matrix share their test images, so they are compared by their paired
-                # gains below, and with no other model.
-                if mine and theirs and not model.matrix and not other.matrix:
-                    estimate = difference(mine, theirs)
-                    subject = f"{model.name} minus {other.name}"
-                    yield Finding(subject, *estimate, above(estimate[1], estimate[2], 0))
+
+def gains(variant: str) -> Callable[[Results], Iterator[Measurement]]:
+    """Returns a function that yields how much accuracy on a variant is gained by training on
+    `mixed_rand` instead of `original`."""
+
+    def measurements(results: Results) -> Iterator[Measurement]:
+        # Rows of a matrix share their test images, so they are compared by their paired gains, and
+        # with no other model.
+        ours, theirs = (
+            [
+                Measurement(model.name, model.accuracies[variant].estimate)
+                for model in all_trained_on(results, trained_on)
+                if variant in model.accuracies and not model.is_row
+            ]
+            for trained_on in ("mixed_rand", "original")
+        )
+        yield from differences(ours, theirs)
         for matrix in results.get(Matrix):
             rows = {trained.variant for trained in trained_in(matrix)}
             for gain in matrix.gains:
                 if gain.test_variant == variant and {gain.first, gain.second} <= rows:
                     subject = f"{matrix.name}, {gain.first} minus {gain.second}"
-                    yield Finding(subject, *gain.estimate, above(gain.ci_low, gain.ci_high, 0))
+                    yield Measurement(subject, gain.estimate)
 
-    return judge
+    return measurements
 
 
-def varies_little(results: Results) -> Iterator[Finding]:
-    """Judges the spread of the accuracies on versions with the right foreground."""
+def spreads(results: Results) -> Iterator[Measurement]:
+    """Yields the spread of a model's accuracies on versions with the right foreground."""
     for model in all_trained_on(results, "mixed_rand"):
-        estimates = [one for v in _RIGHT_FOREGROUND if (one := model.accuracies.get(v))]
-        if len(estimates) == len(_RIGHT_FOREGROUND):
+        if model.accuracies.keys() >= set(_RIGHT_FOREGROUND):
+            estimates = [model.accuracies[variant].estimate for variant in _RIGHT_FOREGROUND]
             # The best minus the worst of five accuracies is the largest of ten pairwise
             # differences.
             pairs = math.comb(len(estimates), 2)
             spread = difference(*(widened(one, pairs) for one in (max(estimates), min(estimates))))
-            yield Finding(model.name, *spread, below(spread[1], spread[2], 0.1))
+            yield Measurement(model.name, spread)
 
 
 _OR_TRAINED = (
@@ -169,7 +149,8 @@ CLAIMS = (
         "blog 1, paper table 5",
         "42.1 to 54.3 %",
         "accuracy above chance",
-        signal,
+        on_backgrounds,
+        above,
         COMMAND,
         of="tests",
         needs=_OR_TRAINED,
@@ -181,7 +162,8 @@ CLAIMS = (
         "13 to 22 points",
         "the whole interval inside 13 to 22 points",
         # Rows of a matrix are models trained on ImageNet-9, too.
-        gap_in9,
+        gaps_in9,
+        lambda low, high, _: within(low, high, (0.13, 0.22)),
         trained_command(EVALUATE_COMMAND, "original", "in9l"),
         unit="points",
         needs=checkpoints("original", "in9l"),
@@ -194,6 +176,7 @@ CLAIMS = (
         "14.6 and 15.3 %",
         "accuracy less than 9 points above chance",
         without_foreground,
+        lambda low, high, chance: below(low, high, chance + _SLIGHTLY),
         COMMAND,
         of="tests",
         needs=_OR_TRAINED,
@@ -204,7 +187,8 @@ CLAIMS = (
         "blog 4, paper table 5",
         "17 points",
         "difference above 0",
-        improves("mixed_rand"),
+        gains("mixed_rand"),
+        above,
         COMMAND,
         of="pairs",
         unit="points",
@@ -216,7 +200,8 @@ CLAIMS = (
         "blog 4, paper table 5",
         "22 points",
         "difference above 0",
-        improves("mixed_next"),
+        gains("mixed_next"),
+        above,
         COMMAND,
         of="pairs",
         unit="points",
@@ -229,7 +214,8 @@ CLAIMS = (
         "blog 4, paper table 5",
         "3.8 points (Original: 37.2)",
         "best minus worst under 10 points, by the interval of the largest of ten differences",
-        varies_little,
+        spreads,
+        lambda low, high, _: below(low, high, 0.1),
         COMMAND,
         unit="points",
         needs=_OR_TRAINED,

@@ -61,9 +61,7 @@ def make_matrices(evidence: Evidence) -> tuple[ShownMatrix, ...]:
 
 def _shown(matrix: Matrix) -> ShownMatrix:
     gaps = {row.train_variant: row for row in matrix.gaps}
-    by_row: dict[str, dict[str, CellRow]] = {}
-    for row in matrix.rows:
-        by_row.setdefault(row.train_variant, {})[row.test_variant] = row
+    by_row = matrix.by_row
     counts = [row.n for row in matrix.rows]
     return ShownMatrix(
         name=matrix.name,
@@ -94,11 +92,12 @@ def matrix_table(matrix: Matrix) -> str:
     A note below it gives the smallest number of test images, the longer side of the widest interval
     and, if they matter, the draws and the test images that were trained on.
     """
-    rows = {(row.train_variant, row.test_variant): row for row in matrix.rows}
+    by_row = matrix.by_row
     table = [[f"{matrix.name}, %", *matrix.columns]]
     for train in matrix.columns:
         estimates = [
-            cell.estimate if (cell := rows.get((train, test))) else None for test in matrix.columns
+            cell.estimate if (cell := by_row.get(train, {}).get(test)) else None
+            for test in matrix.columns
         ]
         table.append([train, *(f"{100 * one[0]:.1f}" if one else "-" for one in estimates)])
     sides = (

@@ -150,6 +150,14 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True):
     gaps: tuple[RowGap, ...]
     gains: tuple[Gain, ...]
 
+    @property
+    def by_row(self) -> dict[str, dict[str, CellRow]]:
+        """The cells by row and column, both in order; rows without cells are left out."""
+        cells: dict[str, dict[str, CellRow]] = {}
+        for cell in self.rows:
+            cells.setdefault(cell.train_variant, {})[cell.test_variant] = cell
+        return cells
+
 
 class MatrixLine(msgspec.Struct, frozen=True, kw_only=True):
     """A row of matrix.csv: a cell of a matrix."""
