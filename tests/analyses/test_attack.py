@@ -26,7 +26,7 @@ from PIL import Image
 from tiny_models import Fixed
 
 from pipeline.analyses.attack.arrays import Cutouts, GridModel
-from pipeline.analyses.attack.grid import ATTACK_VARIANTS, check_variants
+from pipeline.analyses.attack.results import ATTACK_VARIANTS, check_variants
 from pipeline.commands.cli import main
 from pipeline.commands.parser import build_parser
 from pipeline.models.predict import Predictor

@@ -27,8 +27,7 @@ from pipeline.analyses.evaluation import figures as evaluation_figures
 from pipeline.analyses.evaluation.differences import Differences
 from pipeline.analyses.evaluation.headline import HeadlineCell, reading
 from pipeline.analyses.evaluation.results import Evaluated
-from pipeline.analyses.imagenet.results import ImageNetResult
-from pipeline.analyses.imagenet.trend import Trend
+from pipeline.analyses.imagenet.results import ImageNetResult, Trend
 from pipeline.analyses.matrix.panel import make_matrices
 from pipeline.analyses.matrix.results import Matrix
 from pipeline.analyses.saliency.claims import on_foreground

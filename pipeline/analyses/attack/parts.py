@@ -60,7 +60,7 @@ class AttackParts(Parts):
         size = arguments.grid if is_own else getattr(arguments, "attack", None)
         if size is None:
             return None
-        from pipeline.analyses.attack.grid import AttackPlan, check_variants, open_grid
+        from pipeline.analyses.attack.results import AttackPlan, check_variants, open_grid
         from pipeline.analyses.attack.stage import AttackWork
 
         evaluation.check_stored("an attack composes stored pixels and feeds them as they are")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pipeline.analyses.imagenet.panel import AT_LEAST_THREE, COMMAND
-from pipeline.analyses.imagenet.trend import Trend
+from pipeline.analyses.imagenet.results import Trend
 from pipeline.display.claims import Claim, Measurement, differences
 from pipeline.display.evidence import Results
 from pipeline.display.verdicts import above, below

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.analyses.imagenet.trend import Trend
+from pipeline.analyses.imagenet.results import Trend
 from pipeline.display.evidence import Evidence
 from pipeline.display.panel import Panel
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.analyses.evaluation.contributions import read_contributions
 from pipeline.analyses.evaluation.summaries import read_summaries
-from pipeline.analyses.imagenet.trend import TABLES, TREND_FILE, Trend, remove_trend, write_trend
+from pipeline.analyses.imagenet.results import TABLES, TREND_FILE, Trend, write_trend
 from pipeline.analyses.parts import Found, Parts
 from pipeline.dataset.folder import Dataset
 from pipeline.display.evidence import Evidence
@@ -52,7 +52,9 @@ class TrendParts(Parts):
         if not store.exists("results/summary.csv"):
             return
         if not dataset.is_imagenet9:
-            remove_trend(store)
+            # Other classes than ImageNet-9's have no relation to accuracy on ImageNet.
+            for path in (TREND_FILE, "results/trend.csv"):
+                store.delete(path)
             return
         summaries, _ = read_summaries(dataset)
         measured = read_contributions(dataset, summaries)
