@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pipeline.display.short_names import ShortName, names_of, shorten
+from pipeline.display.text import ShortName, names_of, shorten
 from pipeline.errors import escaped_line
 from pipeline.evaluate.results import Named
 

@@ -72,11 +72,12 @@ class Table:
             is empty, and further fields are left out.
         """
         lines = (
-            {name: value for part in row for name, value in _values(part).items()} for row in rows
+            {
+                name: value
+                for part in row
+                for name, value in msgspec.structs.asdict(part).items()
+                if value is not msgspec.UNSET
+            }
+            for row in rows
         )
         write_csv(store, self.name, self.columns, lines)
-
-
-def _values(part: msgspec.Struct) -> dict[str, object]:
-    values = msgspec.structs.asdict(part)
-    return {name: value for name, value in values.items() if value is not msgspec.UNSET}

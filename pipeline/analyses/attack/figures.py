@@ -6,8 +6,17 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.analyses.attack.results import AttackResult
 from pipeline.display.evidence import Evidence, ModelResults
-from pipeline.display.plot import COMPARED, MOST_ROWS, Plot, of_all, spoken, worst_classes
-from pipeline.display.points import Series, lines_figure, rows_figure
+from pipeline.display.plot import (
+    COMPARED,
+    MOST_ROWS,
+    Plot,
+    Series,
+    lines_figure,
+    of_all,
+    rows_figure,
+    spoken,
+    worst_classes,
+)
 from pipeline.evaluate.published import FOOLED_BY_CLASS
 from transforms.taxonomy import Taxonomy
 

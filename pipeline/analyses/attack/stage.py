@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -313,11 +313,11 @@ def measure_rule(
     challenge = (robust.value, robust.low, robust.high)
     if early_stop:
         return AttackMeasures(*challenge, None, None, None, (), (), ())
-    share, total = fooled(tallied, grid.units), len(grid.backgrounds)
+    share, backgrounds, total = fooled(tallied, grid.units), grid.backgrounds, len(grid.backgrounds)
     by_class = [
         one
         for label, name in enumerate(taxonomy.names)
-        if (one := _measure_class(tallied, grid.backgrounds, label, name))
+        if (one := _measure_class(tallied, backgrounds, label, name))
     ]
     return AttackMeasures(
         *challenge,
@@ -328,9 +328,15 @@ def measure_rule(
         ),
         by_class=tuple(by_class),
         strongest=tuple(
-            background
+            StrongestBackground(
+                label=one.label,
+                bg_key=backgrounds.keys[position],
+                bg_wnid=backgrounds.wnids[position],
+                success=int(tallied.successes[position]) / one.foregrounds,
+                foregrounds=one.foregrounds,
+            )
             for one in by_class
-            for background in _strongest(tallied, grid.backgrounds, one.label, one.foregrounds)
+            for position in strongest(tallied, backgrounds.keys, backgrounds.labels, one.label)
         ),
     )
 
@@ -345,19 +351,6 @@ def _measure_class(
     if not count or share.value is None:
         return None
     return FooledClass(label, name, count, share.n, share.value)
-
-
-def _strongest(
-    tallied: GridTally, backgrounds: GridAxis, label: int, foregrounds: int
-) -> Iterator[StrongestBackground]:
-    for position in strongest(tallied, backgrounds.keys, backgrounds.labels, label):
-        yield StrongestBackground(
-            label=label,
-            bg_key=backgrounds.keys[position],
-            bg_wnid=backgrounds.wnids[position],
-            success=int(tallied.successes[position]) / foregrounds,
-            foregrounds=foregrounds,
-        )
 
 
 def tally_chunks(

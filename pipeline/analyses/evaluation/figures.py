@@ -7,21 +7,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from matplotlib.patches import Patch
 
 from pipeline.analyses.evaluation.latex import KIND_NAMES
-from pipeline.analyses.evaluation.results import SizeRow, Summary
+from pipeline.analyses.evaluation.results import ClassRow, SizeRow, Summary
 from pipeline.display.evidence import Evidence, ModelResults
-from pipeline.display.heat_map import CLASSES, heat_map
 from pipeline.display.plot import (
+    CLASSES,
     COMPARED,
     MOST_CELLS,
     MOST_ROWS,
     Plot,
+    Series,
+    heat_map,
+    lines_figure,
     of_all,
-    point,
+    rows_figure,
     spoken,
     worst_classes,
 )
-from pipeline.display.points import Series, lines_figure, rows_figure
-from pipeline.display.short_names import shorten
 from pipeline.display.style import (
     INK,
     LINE,
@@ -34,6 +35,8 @@ from pipeline.display.style import (
     percent_axis,
     styled,
 )
+from pipeline.display.text import shorten
+from pipeline.display.verdicts import Estimate, estimate_of
 from transforms.analysis import KINDS
 from transforms.taxonomy import OUTSIDE, Taxonomy
 
@@ -72,6 +75,11 @@ def _decomposition(models: Sequence[_Evaluated]) -> Iterator[Plot]:
         yield Plot("decomposition", "decomposition.svg", f"Stacked bars. {alt}", figure)
 
 
+def _point(row: ClassRow | SizeRow | None) -> Estimate | None:
+    """Returns the accuracy of a row of results with its interval; None without a row or images."""
+    return estimate_of(row.accuracy, row.ci_low, row.ci_high) if row and row.n else None
+
+
 def _by_class(models: Sequence[_Evaluated], variant: str, taxonomy: Taxonomy) -> Iterator[Plot]:
     """Draws accuracy by class; if there are many classes, those on which the first model is
     worst."""
@@ -86,7 +94,7 @@ def _by_class(models: Sequence[_Evaluated], variant: str, taxonomy: Taxonomy) ->
             scores = {label: row.accuracy for label, row in rows.items() if row.n}
             shown = worst_classes(scores, taxonomy.num_labels, MOST_ROWS)
         counts |= {label: row.n for label, row in rows.items() if row.n}
-        points = tuple(point(rows.get(label)) for label in shown)
+        points = tuple(_point(rows.get(label)) for label in shown)
         if any(points):
             series.append(Series(model.name, points))
     if series:
@@ -118,7 +126,8 @@ def _by_size(models: Sequence[_Evaluated], variant: str) -> Iterator[Plot]:
     names = [f"{100 * low:.0f}-{100 * buckets[low].fg_high:.0f}" for low in lows]
     counted = [f"{name}\n({buckets[low].n:,})" for name, low in zip(names, lows, strict=True)]
     series = [
-        Series(name, tuple(point(rows.get(low)) for low in lows)) for name, rows in by_model.items()
+        Series(name, tuple(_point(rows.get(low)) for low in lows))
+        for name, rows in by_model.items()
     ]
     yield Plot(
         "sizes",

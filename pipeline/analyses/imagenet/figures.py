@@ -12,7 +12,6 @@ from pipeline.analyses.imagenet.panel import read_trend
 from pipeline.analyses.imagenet.results import Top1, Trend, TrendLine, TrendPoint
 from pipeline.display.evidence import Evidence
 from pipeline.display.plot import Plot
-from pipeline.display.short_names import shorten
 from pipeline.display.style import (
     INK,
     LINE,
@@ -26,6 +25,7 @@ from pipeline.display.style import (
     percent_axis,
     styled,
 )
+from pipeline.display.text import shorten
 
 _VARIANTS = ("mixed_same", "mixed_rand", "mixed_next", "no_fg", "only_bg_t")
 """The variants, in the order that their accuracies usually have."""

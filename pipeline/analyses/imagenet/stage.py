@@ -83,16 +83,6 @@ class ImageNetListing:
     num_unknown: int
 
     @functools.cached_property
-    def digest(self) -> str:
-        """Fingerprint of the images' names, sizes and classes."""
-        return listing_digest(self.images)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes that have an image."""
-        return len({image.output_index for image in self.images})
-
-    @functools.cached_property
     def shards(self) -> list[tuple[ImageNetImage, ...]]:
         """The images, divided into shards by a hash of their names. The number of shards depends
         only on the number of images."""
@@ -160,14 +150,11 @@ class ImageNetWork(Work):
         super().__init__(dataclasses.replace(evaluation, predict=native), taxonomy)
         self._evaluation_on_dataset = evaluation
         self._root = root
-        self._cached_listing: ImageNetListing | None = None
 
-    @property
+    @functools.cached_property
     def _listing(self) -> ImageNetListing:
         """The images of ImageNet's validation set, which are listed once for all models."""
-        if self._cached_listing is None:
-            self._cached_listing = list_imagenet(self._root, self.taxonomy)
-        return self._cached_listing
+        return list_imagenet(self._root, self.taxonomy)
 
     def units(self, dataset: Dataset) -> Sequence[int]:
         """Same as `Work.units`; units are shards of images."""
@@ -301,9 +288,9 @@ def _accuracy(
     return pick(
         ImageNetResult,
         run,
-        listing=listing.digest,
+        listing=listing_digest(listing.images),
         n=n,
-        classes=listing.num_classes,
+        classes=len({image.output_index for image in listing.images}),
         unknown=listing.num_unknown,
         correct=correct,
         top1=correct / n,

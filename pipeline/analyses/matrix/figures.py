@@ -9,9 +9,8 @@ from msgspec import UNSET, UnsetType
 from pipeline.analyses.matrix.panel import MATRIX_PARTS, matrix_file
 from pipeline.analyses.matrix.results import CellRow, Matrix
 from pipeline.display.evidence import Evidence
-from pipeline.display.heat_map import VERSIONS, heat_map
-from pipeline.display.plot import Plot
-from pipeline.display.short_names import shorten
+from pipeline.display.plot import VERSIONS, Plot, heat_map
+from pipeline.display.text import shorten
 from pipeline.evaluate.published import TABLE_5_NAMES
 
 
