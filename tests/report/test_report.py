@@ -30,9 +30,8 @@ from pipeline.analyses.evaluation.results import Evaluated
 from pipeline.analyses.imagenet.results import ImageNetResult, Trend
 from pipeline.analyses.matrix.panel import make_matrices
 from pipeline.analyses.matrix.results import Matrix
-from pipeline.analyses.saliency.claims import on_foreground
 from pipeline.analyses.saliency.panel import _BYTES as SALIENCY_BYTES
-from pipeline.analyses.saliency.panel import SaliencyPanel
+from pipeline.analyses.saliency.panel import SaliencyPanel, on_foreground
 from pipeline.analyses.saliency.results import SaliencyResult, saliency_table
 from pipeline.commands.cli import main
 from pipeline.commands.parser import build_parser

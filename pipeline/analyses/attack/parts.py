@@ -44,7 +44,7 @@ class AttackParts(Parts):
     @property
     def claims(self) -> tuple[Claim, ...]:
         """Same as `Parts.claims`."""
-        from pipeline.analyses.attack.claims import CLAIMS
+        from pipeline.analyses.attack.panel import CLAIMS
 
         return CLAIMS
 

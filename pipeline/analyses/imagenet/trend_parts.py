@@ -36,7 +36,7 @@ class TrendParts(Parts):
     @property
     def claims(self) -> tuple[Claim, ...]:
         """Same as `Parts.claims`."""
-        from pipeline.analyses.imagenet.claims import CLAIMS
+        from pipeline.analyses.imagenet.panel import CLAIMS
 
         return CLAIMS
 

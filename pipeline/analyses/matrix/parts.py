@@ -32,7 +32,7 @@ class MatrixParts(Parts):
     @property
     def claims(self) -> tuple[Claim, ...]:
         """Same as `Parts.claims`."""
-        from pipeline.analyses.matrix.claims import CLAIMS
+        from pipeline.analyses.matrix.panel import CLAIMS
 
         return CLAIMS
 

@@ -39,7 +39,7 @@ class SaliencyParts(Parts):
     @property
     def claims(self) -> tuple[Claim, ...]:
         """Same as `Parts.claims`."""
-        from pipeline.analyses.saliency.claims import CLAIMS
+        from pipeline.analyses.saliency.panel import CLAIMS
 
         return CLAIMS
 
