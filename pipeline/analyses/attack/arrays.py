@@ -154,15 +154,12 @@ def _samples(
         missing = {
             key for key, number in zip(axis.keys, axis.shards, strict=True) if number == shard
         }
-        with contextlib.closing(dataset.samples(split, shard, variant)) as samples:
+        with contextlib.closing(dataset.samples(split, shard, variant, missing)) as samples:
             for sample in samples:
-                if sample.key in missing:
-                    missing.remove(sample.key)
-                    if sample.key != next(expected):
-                        raise OSError(f"{variant} of shard {shard} is not in the index's order")
-                    yield sample
-                if not missing:
-                    break
+                missing.remove(sample.key)
+                if sample.key != next(expected):
+                    raise OSError(f"{variant} of shard {shard} is not in the index's order")
+                yield sample
         if missing:
             raise OSError(f"{variant} of shard {shard} lacks {min(missing)}; see: in9 verify")
 
