@@ -28,6 +28,7 @@ from pipeline.display.style import (
     styled,
 )
 from pipeline.display.text import shorten
+from pipeline.display.verdicts import Estimate
 from transforms.taxonomy import Taxonomy
 
 COMPARED = len(MODELS)
@@ -100,12 +101,35 @@ class Series:
 
     Attributes:
       name: name of the model.
-      values: (estimate, low, high) as fractions, one for each row or position of the figure; None
-        if missing.
+      values: estimates as fractions, one for each row or position of the figure; None if missing.
     """
 
     name: str
-    values: tuple[tuple[float, float, float] | None, ...]
+    values: tuple[Estimate | None, ...]
+
+
+def by_class(
+    models: Sequence[tuple[str, Mapping[int, Estimate]]],
+    num_labels: int,
+    *,
+    is_high_worse: bool = False,
+) -> tuple[list[int], list[Series]]:
+    """Selects the classes that a figure has as rows.
+
+    Args:
+      models: (name, figures by label) of each model.
+      num_labels: number of classes.
+      is_high_worse: whether a class is worse the higher its figure.
+
+    Returns:
+      (labels to show: if there are many, those that are worst for the first model with figures;
+      the models that have a figure for one of them).
+    """
+    first = next((figures for _, figures in models if figures), {})
+    scores = {label: 1 - one[0] if is_high_worse else one[0] for label, one in first.items()}
+    shown = worst_classes(scores, num_labels, MOST_ROWS)
+    series = (Series(name, tuple(map(figures.get, shown))) for name, figures in models)
+    return shown, [one for one in series if any(one.values)]
 
 
 def rows_figure(
@@ -120,7 +144,7 @@ def rows_figure(
     Args:
       title: above the figure.
       rows: names of the rows, from the top.
-      series: up to `len(MODELS)` models, with a value for each row.
+      series: up to `len(MODELS)` models, each with a value for one row or more.
       x_label: label of the x axis.
       counts: number of images of each row, written beside it; empty to write none.
     """
@@ -131,10 +155,8 @@ def rows_figure(
         percent_axis(axes, "x")
         for number, one in enumerate(series):
             offset = (number - (len(series) - 1) / 2) * 0.72 / max(len(series), 2)
-            ys = [row + offset for row, value in enumerate(one.values) if value]
-            estimates = [value[0] for value in one.values if value]
-            lows = [value[1] for value in one.values if value]
-            highs = [value[2] for value in one.values if value]
+            points = [(row + offset, *value) for row, value in enumerate(one.values) if value]
+            ys, estimates, lows, highs = zip(*points, strict=True)
             axes.hlines(ys, lows, highs, color=MODELS[number], linewidth=1.6, alpha=0.55)
             axes.plot(
                 estimates,

@@ -13,9 +13,9 @@ from pipeline.display.plot import (
     CLASSES,
     COMPARED,
     MOST_CELLS,
-    MOST_ROWS,
     Plot,
     Series,
+    by_class,
     heat_map,
     lines_figure,
     of_all,
@@ -83,22 +83,18 @@ def _point(row: ClassRow | SizeRow | None) -> Estimate | None:
 def _by_class(models: Sequence[_Evaluated], variant: str, taxonomy: Taxonomy) -> Iterator[Plot]:
     """Draws accuracy by class; if there are many classes, those on which the first model is
     worst."""
-    series = []
-    shown: list[int] = []
-    counts: dict[int, int] = {}
-    for model, summary in models:
-        rows = {
-            row.label: row for row in summary.by_rule(summary.per_class) if row.variant == variant
-        }
-        if not shown and rows:
-            scores = {label: row.accuracy for label, row in rows.items() if row.n}
-            shown = worst_classes(scores, taxonomy.num_labels, MOST_ROWS)
-        counts |= {label: row.n for label, row in rows.items() if row.n}
-        points = tuple(_point(rows.get(label)) for label in shown)
-        if any(points):
-            series.append(Series(model.name, points))
+    rows = [
+        (model.name, [row for row in summary.by_rule(summary.per_class) if row.variant == variant])
+        for model, summary in models
+    ]
+    points = [
+        (name, {row.label: point for row in of_model if (point := _point(row))})
+        for name, of_model in rows
+    ]
+    shown, series = by_class(points, taxonomy.num_labels)
     if series:
         names, rest = [taxonomy.names[label] for label in shown], of_all(shown, taxonomy)
+        counts = {row.label: row.n for _, of_model in rows for row in of_model if row.n}
         yield Plot(
             "per_class",
             f"per_class-{variant}.svg",
