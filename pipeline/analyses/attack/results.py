@@ -443,13 +443,15 @@ def _background_rows(store: Store, attacks: Sequence[AttackResult]) -> Iterator[
 def attack_table(attacks: Sequence[AttackResult]) -> str:
     """Formats a table of each model's measures, in percent under its headline's label rule, with
     the size of the grid."""
-    table = [["adversarial backgrounds, %", "challenge accuracy", "fooled", "grid", "forwards"]]
-    for attack in attacks:
-        one = attack.measures
-        challenge = percent_interval(
-            one.challenge_accuracy, one.challenge_ci_low, one.challenge_ci_high
-        )
-        fooled_share = percent_interval(one.fooled, one.fooled_ci_low, one.fooled_ci_high)
-        grid = f"{attack.foregrounds} x {attack.backgrounds}"
-        table.append([attack.name, challenge, fooled_share, grid, str(attack.forwards)])
-    return aligned(table)
+    heads = ["adversarial backgrounds, %", "challenge accuracy", "fooled", "grid", "forwards"]
+    rows = (
+        [
+            attack.name,
+            percent_interval(one.challenge_accuracy, one.challenge_ci_low, one.challenge_ci_high),
+            percent_interval(one.fooled, one.fooled_ci_low, one.fooled_ci_high),
+            f"{attack.foregrounds} x {attack.backgrounds}",
+            str(attack.forwards),
+        ]
+        for attack, one in ((attack, attack.measures) for attack in attacks)
+    )
+    return aligned([heads, *rows])

@@ -255,10 +255,10 @@ def chunk_table(foregrounds: GridAxis, predictions: Grid, device: str) -> pa.Tab
       device: type of the device that computed the predictions.
     """
     offsets = np.arange(len(foregrounds) + 1, dtype=np.int32) * predictions.shape[2]
-    lists = []
-    for grid in predictions:
-        values = pa.array(grid.ravel(), mask=grid.ravel() == UNTRIED)
-        lists.append(pa.ListArray.from_arrays(offsets, values))
+    lists = [
+        pa.ListArray.from_arrays(offsets, pa.array(values, mask=values == UNTRIED))
+        for values in predictions.reshape(len(predictions), -1)
+    ]
     device_column = pa.array([device] * len(foregrounds)).dictionary_encode()
     labels = pa.array(foregrounds.labels, pa.int64())
     columns = [pa.array(foregrounds.keys), labels, *lists, device_column]
@@ -286,16 +286,19 @@ def background_table(grid: AttackGrid, tallies: Mapping[str, GridTally] | None) 
     foregrounds of other classes, and for each label rule the number of these foregrounds for which
     the model predicts the background's class (null without tallies)."""
     backgrounds = grid.backgrounds
-    columns: dict[str, object] = {
-        "bg_key": pa.array(backgrounds.keys),
-        "bg_label": pa.array(backgrounds.labels, pa.int64()),
-        "bg_wnid": pa.array(backgrounds.wnids),
-        "foregrounds": foregrounds_of_others(grid.foregrounds.labels, backgrounds.labels),
-    }
-    for rule in LABEL_RULES:
-        fooled_by = tallies[rule].successes if tallies else [None] * len(backgrounds)
-        columns[rule] = pa.array(fooled_by, pa.int64())
-    return pa.table(columns)
+    unknown = [None] * len(backgrounds)
+    return pa.table(
+        {
+            "bg_key": pa.array(backgrounds.keys),
+            "bg_label": pa.array(backgrounds.labels, pa.int64()),
+            "bg_wnid": pa.array(backgrounds.wnids),
+            "foregrounds": foregrounds_of_others(grid.foregrounds.labels, backgrounds.labels),
+            **{
+                rule: pa.array(tallies[rule].successes if tallies else unknown, pa.int64())
+                for rule in LABEL_RULES
+            },
+        }
+    )
 
 
 def measure_rule(

@@ -72,16 +72,15 @@ def measure_power(dataset: Dataset, images: EvalImages, run: ModelRun) -> tuple[
 def describe_power(summaries: Iterable[Summary]) -> list[str]:
     """Returns a line that names the models whose probe did not beat chance, or an empty list if
     there are no such models."""
-    probes, near_zero = [], []
-    for summary in summaries:
-        for row in summary.power:
-            if not row.has_power:
-                accuracy = interval(row.accuracy, row.ci_low, row.ci_high)
-                chance = f"{100 * row.chance:.1f} %"
-                probes.append(f"{summary.name} (probe {accuracy} %, chance {chance})")
-                near_zero += [summary.name] if summary.is_gap_near_zero else []
-    if not probes:
+    weak = [(one, row) for one in summaries for row in one.power if not row.has_power]
+    if not weak:
         return []
+    probes = (
+        f"{one.name} (probe {interval(row.accuracy, row.ci_low, row.ci_high)} %, "
+        f"chance {100 * row.chance:.1f} %)"
+        for one, row in weak
+    )
+    near_zero = [one.name for one, _ in weak if one.is_gap_near_zero]
     line = f"we could not show that backgrounds tell the class here: {', '.join(probes)}"
     if near_zero:
         line += (

@@ -75,16 +75,17 @@ def headline(summaries: Sequence[Summary], rule: str, columns: Sequence[str]) ->
     Returns:
       LaTeX source. Figures of mixed variants and BG-Gap are means over their draws.
     """
-    rows_of_models = []
-    for summary in summaries:
-        rows = {
-            row.variant: Cell(*row.estimate)
-            for row in summary.by_rule(summary.accuracy, rule)
-            if row.estimate
+    rows_of_models = [
+        {
+            **{
+                row.variant: Cell(*row.estimate)
+                for row in summary.by_rule(summary.accuracy, rule)
+                if row.estimate
+            },
+            **({GAP: Cell(*gap.estimate)} if (gap := summary.gap(rule)) else {}),
         }
-        if gap := summary.gap(rule):
-            rows[GAP] = Cell(*gap.estimate)
-        rows_of_models.append(rows)
+        for summary in summaries
+    ]
     shown = [name for name in columns if any(name in rows for rows in rows_of_models)]
     return tabular(
         f"Accuracy and BG-Gap in %, 95 % intervals; label rule: {rule}",

@@ -259,39 +259,30 @@ def apart(wanted: Sequence[float], sizes: Sequence[float], length: float) -> lis
     Returns:
       Positions of the centres.
     """
-    order = sorted(range(len(wanted)), key=lambda i: (wanted[i], i))
+
+    def start(block: Sequence[int]) -> float:
+        """Returns the position where a block of touching labels begins."""
+        total = sum(sizes[i] for i in block)
+        before, starts = 0.0, []
+        for i in block:
+            starts.append(wanted[i] - sizes[i] / 2 - before)
+            before += sizes[i]
+        best = sum(starts) / len(starts)
+        return max(min(best, length - total), min(0.0, length - total))
+
     # Neighbours that touch form a block, which is placed where its labels want to be on average.
     blocks: list[list[int]] = []
-    for i in order:
+    for i in sorted(range(len(wanted)), key=lambda i: (wanted[i], i)):
         blocks.append([i])
-        while len(blocks) > 1 and _start(blocks[-1], wanted, sizes, length) < _end(
-            blocks[-2], wanted, sizes, length
+        while len(blocks) > 1 and start(blocks[-1]) < (
+            start(blocks[-2]) + sum(sizes[i] for i in blocks[-2])
         ):
             last = blocks.pop()
             blocks[-1] += last
     positions = [0.0] * len(wanted)
     for block in blocks:
-        at = _start(block, wanted, sizes, length)
+        at = start(block)
         for i in block:
             positions[i] = at + sizes[i] / 2
             at += sizes[i]
     return positions
-
-
-def _start(
-    block: Sequence[int], wanted: Sequence[float], sizes: Sequence[float], length: float
-) -> float:
-    """Returns the position where a block of touching labels begins."""
-    total = sum(sizes[i] for i in block)
-    before, starts = 0.0, []
-    for i in block:
-        starts.append(wanted[i] - sizes[i] / 2 - before)
-        before += sizes[i]
-    best = sum(starts) / len(starts)
-    return max(min(best, length - total), min(0.0, length - total))
-
-
-def _end(
-    block: Sequence[int], wanted: Sequence[float], sizes: Sequence[float], length: float
-) -> float:
-    return _start(block, wanted, sizes, length) + sum(sizes[i] for i in block)

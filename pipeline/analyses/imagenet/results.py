@@ -144,13 +144,11 @@ def comparable_top1(
     }
     best = max(by_set, key=lambda image_set: (known[image_set], image_set != _FULL_SET, image_set))
     left_out = sum(known[image_set] for image_set in by_set if image_set not in (best, _FULL_SET))
-    note = ""
-    if left_out:
-        note = (
-            f"{left_out} accuracies measured on other images are left out, since they do not "
-            "compare: measure all models on the same with --imagenet"
-        )
-    return by_set[best], note
+    note = (
+        f"{left_out} accuracies measured on other images are left out, since they do not compare: "
+        "measure all models on the same with --imagenet"
+    )
+    return by_set[best], note if left_out else ""
 
 
 def _measured(store: Store, summary: Summary) -> ImageNetResult | None:
@@ -203,20 +201,17 @@ def describe_imagenet(
       summaries: summaries of the models.
       entries: entries of `--models` in this run, whose failures are listed.
     """
-    lines = []
-    for summary in summaries:
-        result = _measured(store, summary)
-        if result is not None:
-            low, high = 100 * result.ci_low, 100 * result.ci_high
-            lines.append(
-                f"ImageNet top-1, {result.model}: {100 * result.top1:.1f} % "
-                f"[{low:.1f}, {high:.1f}] of {counted(result.n, 'image')}, "
-                f"{counted(result.classes, 'class')}"
-            )
+    measured = [
+        f"ImageNet top-1, {one.model}: {100 * one.top1:.1f} % "
+        f"[{100 * one.ci_low:.1f}, {100 * one.ci_high:.1f}] of {counted(one.n, 'image')}, "
+        f"{counted(one.classes, 'class')}"
+        for summary in summaries
+        if (one := _measured(store, summary))
+    ]
     failed, _ = read_failures(store, dataset, "imagenet")
-    for model, error in errors_by_model(failed, entries).items():
-        lines.append(f"ImageNet top-1, {model}: not measured: {error}")
-    return "\n".join(lines)
+    errors = errors_by_model(failed, entries)
+    failures = (f"ImageNet top-1, {name}: not measured: {text}" for name, text in errors.items())
+    return "\n".join([*measured, *failures])
 
 
 TREND_FILE = "results/trend.json"

@@ -99,18 +99,19 @@ def matrix_table(matrix: Matrix) -> str:
     A note below it gives the smallest number of test images, the longer side of the widest interval
     and, if they matter, the draws and the test images that were trained on.
     """
-    by_row = matrix.by_row
-    table = [[f"{matrix.name}, %", *matrix.columns]]
-    for train in matrix.columns:
-        estimates = [
-            cell.estimate if (cell := by_row.get(train, {}).get(test)) else None
-            for test in matrix.columns
+    estimates = {(row.train_variant, row.test_variant): row.estimate for row in matrix.rows}
+    table = [
+        [
+            train,
+            *(
+                f"{100 * one[0]:.1f}" if (one := estimates.get((train, test))) else "-"
+                for test in matrix.columns
+            ),
         ]
-        table.append([train, *(f"{100 * one[0]:.1f}" if one else "-" for one in estimates)])
+        for train in matrix.columns
+    ]
     sides = (
-        max(value - low, high - value)
-        for row in matrix.rows
-        for value, low, high in ([row.estimate] if row.estimate else [])
+        max(value - low, high - value) for value, low, high in filter(None, estimates.values())
     )
     fewest = counted(min(row.n for row in matrix.rows), "image")
     note = (
@@ -122,7 +123,7 @@ def matrix_table(matrix: Matrix) -> str:
     overlap = max((row.overlap for row in matrix.rows), default=0)
     if overlap:
         note += f"; up to {overlap} of the images were trained on"
-    return f"{aligned(table)}\n{note}"
+    return f"{aligned([[f'{matrix.name}, %', *matrix.columns], *table])}\n{note}"
 
 
 def describe_gaps(matrix: Matrix) -> str:

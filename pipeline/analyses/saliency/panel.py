@@ -84,11 +84,10 @@ def make_saliency(evidence: Evidence, with_pictures: bool = True) -> SaliencyPan
     # The authors' pair comes first: models trained on Original and on Mixed-Rand.
     alike.sort(key=lambda one: _PAIR.get(training_of(one[0]) or "", len(_PAIR)))
     shown = alike[:SIDE_BY_SIDE]
-    folders = [model.folder for model, _ in shown]
     return SaliencyPanel(
         models=tuple((model.name, result) for model, result in models),
         pairs=_pairs(evidence, shown) if with_pictures and shown else (),
-        left_out=tuple(model.name for model, _ in models if model.folder not in folders),
+        left_out=tuple(one[0].name for one in models if one not in shown),
         errors=tuple(errors),
     )
 
