@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from pipeline.analyses.attack.panel import BACKGROUNDS, CLAIMS
 from pipeline.analyses.attack.results import (
     TABLES,
     attack_table,
@@ -23,8 +24,6 @@ from pipeline.evaluate.work import Work
 from transforms.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
-    from pipeline.display.claims import Claim
-    from pipeline.display.panel import Panel
     from pipeline.display.plot import Plot
 
 
@@ -33,20 +32,8 @@ class AttackParts(Parts):
 
     tables = TABLES
     figures = ("fooled_by_class", "accuracy_by_backgrounds")
-
-    @property
-    def panels(self) -> tuple[Panel, ...]:
-        """Same as `Parts.panels`."""
-        from pipeline.analyses.attack.panel import BACKGROUNDS
-
-        return (BACKGROUNDS,)
-
-    @property
-    def claims(self) -> tuple[Claim, ...]:
-        """Same as `Parts.claims`."""
-        from pipeline.analyses.attack.panel import CLAIMS
-
-        return CLAIMS
+    panels = (BACKGROUNDS,)
+    claims = CLAIMS
 
     def plan(
         self,
