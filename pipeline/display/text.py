@@ -82,9 +82,8 @@ def _name(named: Named, *, with_folders: bool) -> ShortName:
         first, _, rest = model.partition("=")
         rest = rest if with_folders else rest.rpartition("/")[2]
     elif colon:
-        first, rest = name, kind
-        if kind == "onnx" and not with_folders:
-            first = name.rpartition("/")[2]
+        is_file = kind == "onnx" and not with_folders
+        first, rest = name.rpartition("/")[2] if is_file else name, kind
     else:
         first, _, rest = model.partition(".")
     return ShortName(first, " ".join(filter(None, (rest, settings))))

@@ -18,7 +18,7 @@ from pipeline.evaluate.background_logits import PROBED_VARIANT, read_logits
 from pipeline.evaluate.prediction_files import prediction_file
 from pipeline.evaluate.predictions import EvalImages
 from pipeline.evaluate.result_files import read_result, result_file
-from pipeline.evaluate.results import ModelRun
+from pipeline.evaluate.results import ModelRun, pick
 from transforms.power import power_of_outputs
 
 POWER_VERSION = 2
@@ -55,18 +55,16 @@ def measure_power(dataset: Dataset, images: EvalImages, run: ModelRun) -> tuple[
     power = power_of_outputs(kept.logits, kept.labels, units)
     if power is None:
         return ()
-    row = StoredPower(
-        variant=PROBED_VARIANT,
-        images=power.images,
-        units=power.units,
-        accuracy=power.accuracy,
-        ci_low=power.low,
-        ci_high=power.high,
-        chance=power.chance,
-        has_power=power.has_power,
-        fingerprint=inputs,
+    return (
+        pick(
+            StoredPower,
+            power,
+            variant=PROBED_VARIANT,
+            ci_low=power.low,
+            ci_high=power.high,
+            fingerprint=inputs,
+        ),
     )
-    return (row,)
 
 
 def describe_power(summaries: Iterable[Summary]) -> list[str]:

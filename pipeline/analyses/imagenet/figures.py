@@ -99,11 +99,8 @@ def trend_figure(trend: Trend) -> Drawn:
         main.set_ylim(-0.01, 1.0)
         gaps = [one for one in points if one[0].variant == _GAP]
         bounds = [bound for point, _ in gaps for bound in (point.ci_low, point.ci_high)]
+        percent_axis(gap, "y", MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=3))
         gap.set_ylim(min([0.0, *bounds]) - 0.01, max([0.05, *bounds]) + 0.01)
-        gap.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=3))
-        gap.yaxis.set_major_formatter(PercentFormatter(1.0, 0, "", False))
-        gap.grid(axis="y")
-        gap.set_axisbelow(True)
         for axes in (main, gap):
             axes.set_xlim(limits)
             axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))

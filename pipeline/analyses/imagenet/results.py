@@ -116,39 +116,35 @@ def comparable_top1(
       (accuracy of each model, None if it is unknown on these images; a note on accuracies that were
       left out, or "").
     """
-    by_set: dict[str, list[Top1 | None]] = {}
+    by_set: dict[str, dict[int, Top1]] = {}
     for position, summary in enumerate(summaries):
-        if summary.num_outputs != classes:
-            continue
-        accuracies = {}
-        published = published_top1(summary.model, summary.evaluation.input_size)
-        if published:
-            accuracies[_FULL_SET] = published
-        measured = _measured(store, summary)
-        if measured:
-            n, present = measured.n, measured.classes
-            is_full = n >= PUBLISHED_N and present == classes
-            source = f"measured: {counted(n, 'image')} of {counted(present, 'class')}"
-            # `in9` measures at the input size of the model's own preprocessing, whatever the size
-            # of the dataset's pictures.
-            size = summary.preprocessing.input_size
-            top1 = Top1(measured.top1, n, source, size)
-            accuracies[_FULL_SET if is_full else measured.listing] = top1
-        for image_set, top1 in accuracies.items():
-            by_set.setdefault(image_set, [None] * len(summaries))[position] = top1
+        if summary.num_outputs == classes:
+            for image_set, top1 in _accuracies(store, summary, classes):
+                by_set.setdefault(image_set, {})[position] = top1
     if not by_set:
         return [None] * len(summaries), ""
-    known = {
-        image_set: sum(top1 is not None for top1 in accuracies)
-        for image_set, accuracies in by_set.items()
-    }
-    best = max(by_set, key=lambda image_set: (known[image_set], image_set != _FULL_SET, image_set))
-    left_out = sum(known[image_set] for image_set in by_set if image_set not in (best, _FULL_SET))
+    best = max(by_set, key=lambda name: (len(by_set[name]), name != _FULL_SET, name))
+    left_out = sum(len(known) for name, known in by_set.items() if name not in (best, _FULL_SET))
     note = (
         f"{left_out} accuracies measured on other images are left out, since they do not compare: "
         "measure all models on the same with --imagenet"
     )
-    return by_set[best], note if left_out else ""
+    chosen = [by_set[best].get(position) for position in range(len(summaries))]
+    return chosen, note if left_out else ""
+
+
+def _accuracies(store: Store, summary: Summary, classes: int) -> Iterator[tuple[str, Top1]]:
+    """Yields (set of images, accuracy on it) of a model, the published figure first."""
+    if published := published_top1(summary.model, summary.evaluation.input_size):
+        yield _FULL_SET, published
+    if measured := _measured(store, summary):
+        n, present = measured.n, measured.classes
+        is_full = n >= PUBLISHED_N and present == classes
+        source = f"measured: {counted(n, 'image')} of {counted(present, 'class')}"
+        # `in9` measures at the input size of the model's own preprocessing, whatever the size of
+        # the dataset's pictures.
+        size = summary.preprocessing.input_size
+        yield _FULL_SET if is_full else measured.listing, Top1(measured.top1, n, source, size)
 
 
 def _measured(store: Store, summary: Summary) -> ImageNetResult | None:
