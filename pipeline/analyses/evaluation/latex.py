@@ -1,11 +1,11 @@
-"""LaTeX tables of accuracies; see `pipeline.display.latex`."""
+"""LaTeX tables of accuracies; see `pipeline.display.table`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from pipeline.analyses.evaluation.results import Summary, rules_of
-from pipeline.display.latex import Cell, tabular
+from pipeline.display.table import Cell, tabular
 from transforms.analysis import KINDS
 from transforms.intervals import CONFIDENCE
 

@@ -10,6 +10,7 @@ Only the part `power` is stored, in model.json, because it takes longer to compu
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 
@@ -414,18 +415,16 @@ def _cache_key(dataset: Dataset) -> str:
 
 
 def _summarize_models(dataset: Dataset) -> tuple[list[Summary], list[str]]:
-    images: dict[tuple[str, float], EvalImages] = {}
+    read_images = functools.cache(functools.partial(EvalImages.read, dataset))
     summaries, stale = [], []
     for run in read_results(dataset.store, "model", Evaluated):
         if run.matrix:
             continue
-        part = run.tested_part
-        if part[0] not in dataset.manifest.shards:
+        if run.evaluation.split not in dataset.manifest.shards:
             stale.append(run.model)
             continue
-        if part not in images:
-            images[part] = EvalImages.read(dataset, *part)
-        predictions = read_predictions(dataset, images[part], run)
+        images = read_images(*run.tested_part)
+        predictions = read_predictions(dataset, images, run)
         if not any(of_rule.predicted for of_rule in predictions.by_rule.values()):
             stale.append(run.model)
             continue
@@ -439,7 +438,7 @@ def _summarize_models(dataset: Dataset) -> tuple[list[Summary], list[str]]:
                 missing=predictions.missing,
                 label_rules=tuple(predictions.by_rule),
                 power=() if PROBED_VARIANT in predictions.missing else run.power,
-                **summary_parts(predictions.by_rule, images[part], dataset.taxonomy),
+                **summary_parts(predictions.by_rule, images, dataset.taxonomy),
             )
         )
     return summaries, stale

@@ -401,21 +401,20 @@ def _line(
             yield TrendLine(variant=variant, **dataclasses.asdict(line))
 
 
-def _notes(points: Sequence[TrendPoint]) -> list[str]:
-    """Writes the notes that a reader needs to understand the points and lines."""
+def _notes(points: Sequence[TrendPoint]) -> Iterator[str]:
+    """Yields the notes that a reader needs to understand the points and lines."""
     models = dict.fromkeys(point.model for point in points)
     known = {point.model: top1 for point in points if (top1 := point.top1)}
-    notes = []
     if len(known) < len(models):
         unknown = [model for model in models if model not in known]
-        notes.append(f"no accuracy on ImageNet is known for {', '.join(unknown)}")
+        yield f"no accuracy on ImageNet is known for {', '.join(unknown)}"
     if points and len(known) < MIN_MODELS:
-        notes.append(
+        yield (
             f"lines need at least {MIN_MODELS} models whose accuracy on ImageNet is known; "
             f"there {'is' if len(known) == 1 else 'are'} {len(known)}"
         )
     elif known:
-        notes.append(
+        yield (
             "intervals of slopes allow for other models and other images; they treat models as "
             "independent, which models of one family are not"
         )
@@ -427,17 +426,16 @@ def _notes(points: Sequence[TrendPoint]) -> list[str]:
     if others:
         shown = ", ".join(list(others.values())[:_NAMED])
         more = f" and {len(others) - _NAMED} more (trend.csv)" if len(others) > _NAMED else ""
-        notes.append(
+        yield (
             "accuracy on ImageNet was measured at another input size than these pictures have for "
             f"{shown}{more}; it might be higher or lower at the size of these pictures"
         )
     by_source = Counter(top1.source.partition(",")[0] for top1 in known.values())
     if by_source:
         shown = "; ".join(f"{source} ({n})" for source, n in sorted(by_source.items()))
-        notes.append(f"sources of accuracies on ImageNet, with numbers of models: {shown}")
+        yield f"sources of accuracies on ImageNet, with numbers of models: {shown}"
     if any(top1.n < PUBLISHED_N for top1 in known.values()):
-        notes.append(
+        yield (
             f"some accuracies on ImageNet were measured on fewer than the {PUBLISHED_N:,} "
             "validation images; their errors make lines flatter"
         )
-    return notes

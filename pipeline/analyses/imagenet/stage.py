@@ -112,14 +112,14 @@ def list_imagenet(root: str, taxonomy: Taxonomy) -> ImageNetListing:
       OSError: a folder or an annotation cannot be read.
     """
     folder = find_images(root, SPLIT, "--imagenet")
-    images, num_unknown = [], 0
-    for path, size, wnid in image_classes(folder, find_annotations(root, folder, SPLIT)):
-        try:
-            output_index = taxonomy.index_of(wnid)
-        except KeyError:
-            num_unknown += 1
-            continue
-        images.append(ImageNetImage(path, relative(path, folder), size, output_index))
+    found = list(image_classes(folder, find_annotations(root, folder, SPLIT)))
+    output_of = {wnid: index for index, wnid in enumerate(taxonomy.wnids)}
+    images = [
+        ImageNetImage(path, relative(path, folder), size, output_of[wnid])
+        for path, size, wnid in found
+        if wnid in output_of
+    ]
+    num_unknown = len(found) - len(images)
     if not images:
         raise UsageError(
             f"--imagenet {root}: the ImageNet class of none of the {num_unknown} images in "
