@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from matplotlib.patches import Rectangle
 
@@ -242,6 +241,8 @@ _DARK = 0.55
 colour."""
 _SHADED = 0.005
 """Cells of smaller strength are not shaded, and their number is grey."""
+_CELL = (0.96, 0.92)
+"""Width and height of a cell, in columns and rows."""
 _ROW = 26
 _ABOVE, _RIGHT = 26, 8
 
@@ -314,9 +315,14 @@ def heat_map(
                 strength = min(1.0, 2 * abs(share)) if is_signed else share
                 is_shaded = strength >= _SHADED
                 if is_shaded:
-                    colour = _BELOW_ZERO if share < 0 else HEAT
                     axes.add_patch(
-                        _cell(x, y, facecolor=colour, alpha=0.04 + 0.96 * strength, linewidth=0)
+                        Rectangle(
+                            (x - 0.48, y - 0.46),
+                            *_CELL,
+                            facecolor=_BELOW_ZERO if share < 0 else HEAT,
+                            alpha=0.04 + 0.96 * strength,
+                            linewidth=0,
+                        )
                     )
                 axes.text(
                     x,
@@ -328,7 +334,8 @@ def heat_map(
                     color=ON_HEAT if strength > _DARK else INK if is_shaded else SOFT,
                 )
         if marked:
-            axes.add_patch(_cell(marked[1], marked[0], fill=False, edgecolor=INK, linewidth=1.8))
+            corner = (marked[1] - 0.48, marked[0] - 0.46)
+            axes.add_patch(Rectangle(corner, *_CELL, fill=False, edgecolor=INK, linewidth=1.8))
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_yticks(range(len(rows)), rows)
@@ -343,7 +350,3 @@ def heat_map(
         axes.yaxis.set_label_coords(-layout.labels[0] / across, 0.5)
         axes.xaxis.set_label_coords(0.5, -layout.labels[1] / down)
         return drawn(figure)
-
-
-def _cell(x: int, y: int, **style: Any) -> Rectangle:
-    return Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, **style)

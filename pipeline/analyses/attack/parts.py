@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 from pipeline.analyses.attack.panel import BACKGROUNDS, CLAIMS
 from pipeline.analyses.attack.results import (
     TABLES,
+    AttackPlan,
     attack_table,
+    check_variants,
+    open_grid,
     read_attacks,
     write_attack_tables,
 )
@@ -47,7 +50,6 @@ class AttackParts(Parts):
         size = arguments.grid if is_own else getattr(arguments, "attack", None)
         if size is None:
             return None
-        from pipeline.analyses.attack.results import AttackPlan, check_variants, open_grid
         from pipeline.analyses.attack.stage import AttackWork
 
         evaluation.check_stored("an attack composes stored pixels and feeds them as they are")
