@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import tarfile
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import IO, Any
 
 import pyarrow as pa
@@ -109,21 +109,14 @@ class Dataset:
         variants = tuple(name for name in self.variants if is_picture(name))
         return sum(file.samples or 0 for file in self.shard_files(split, shard, variants))
 
-    def samples(
-        self, split: str, shard: int, variant: str, keys: Collection[str] | None = None
-    ) -> Generator[Sample, None, None]:
-        """Yields the samples of a shard in order; with `keys`, only theirs, and reading stops once
-        all are found. Raises JobError if a file is broken."""
+    def samples(self, split: str, shard: int, variant: str) -> Generator[Sample, None, None]:
+        """Yields the samples of a shard in order. Raises JobError if a file is broken."""
         path = self._file(variant, split, shard)
         read = read_webdataset if path.endswith(".tar") else read_parquet
-        count, missing = 0, set(keys or ())
+        count = 0
         with self.naming_file(path):
             for sample in read(self.store, path):
-                if keys is None or sample.key in missing:
-                    yield sample
-                    missing.discard(sample.key)
-                    if keys and not missing:
-                        return
+                yield sample
                 count += 1
             self._check_count(path, count)
 
@@ -195,6 +188,20 @@ class Dataset:
                 f"see: in9 verify --dataset {self.store.root}"
             )
         return path
+
+    def chosen_samples(
+        self, split: str, shard: int, variant: str, keys: Sequence[str]
+    ) -> Generator[Sample, None, None]:
+        """Yields the samples of some keys, in the order of the shard; stops reading once all are
+        found. Raises JobError if a file is broken."""
+        missing = set(keys)
+        with contextlib.closing(self.samples(split, shard, variant)) as samples:
+            for sample in samples:
+                if sample.key in missing:
+                    yield sample
+                    missing.remove(sample.key)
+                if not missing:
+                    break
 
     @functools.cached_property
     def _digests(self) -> dict[str, FileDigest]:

@@ -47,13 +47,13 @@ def find_samples(
     dataset: Dataset, split: str, variant: str, keys: Iterable[str]
 ) -> dict[str, Sample]:
     """Reads samples of a variant, by key. Keys that the dataset does not hold are left out."""
-    by_shard: dict[int, set[str]] = defaultdict(set)
+    by_shard: dict[int, list[str]] = defaultdict(list)
     for key in keys:
-        by_shard[dataset.shard_of(split, key)].add(key)
+        by_shard[dataset.shard_of(split, key)].append(key)
     return {
         sample.key: sample
         for shard, wanted in sorted(by_shard.items())
-        for sample in dataset.samples(split, shard, variant, wanted)
+        for sample in dataset.chosen_samples(split, shard, variant, wanted)
     }
 
 

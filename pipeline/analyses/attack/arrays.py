@@ -154,7 +154,8 @@ def _samples(
         missing = {
             key for key, number in zip(axis.keys, axis.shards, strict=True) if number == shard
         }
-        with contextlib.closing(dataset.samples(split, shard, variant, missing)) as samples:
+        chosen = dataset.chosen_samples(split, shard, variant, [*missing])
+        with contextlib.closing(chosen) as samples:
             for sample in samples:
                 missing.remove(sample.key)
                 if sample.key != next(expected):
