@@ -40,7 +40,7 @@ import torch
 from drawn import draw_dataset
 from measure import machine, peak_memory, row
 
-from pipeline.analyses.attack.grid import AttackPlan, open_grid
+from pipeline.analyses.attack.results import AttackPlan, open_grid
 from pipeline.analyses.attack.stage import AttackChunks
 from pipeline.analyses.saliency.stage import BATCH_DIVISOR, SaliencyPlan, SaliencyShards
 from pipeline.commands.train import default_workers

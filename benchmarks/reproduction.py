@@ -19,7 +19,7 @@ from measure import commit
 from pipeline.analyses.attack.results import AttackResult
 from pipeline.analyses.evaluation.headline import GAP, make_headline
 from pipeline.analyses.evaluation.results import Summary
-from pipeline.analyses.imagenet.trend import Trend
+from pipeline.analyses.imagenet.results import Trend
 from pipeline.analyses.matrix.results import Matrix
 from pipeline.analyses.saliency.results import SaliencyResult
 from pipeline.dataset.folder import Dataset

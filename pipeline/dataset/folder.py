@@ -189,6 +189,20 @@ class Dataset:
             )
         return path
 
+    def chosen_samples(
+        self, split: str, shard: int, variant: str, keys: Sequence[str]
+    ) -> Generator[Sample, None, None]:
+        """Yields the samples of some keys, in the order of the shard; stops reading once all are
+        found. Raises JobError if a file is broken."""
+        missing = set(keys)
+        with contextlib.closing(self.samples(split, shard, variant)) as samples:
+            for sample in samples:
+                if sample.key in missing:
+                    yield sample
+                    missing.remove(sample.key)
+                if not missing:
+                    break
+
     @functools.cached_property
     def _digests(self) -> dict[str, FileDigest]:
         return {file.path: file for file in self.manifest.files}

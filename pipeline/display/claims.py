@@ -1,12 +1,41 @@
-"""A claim of the authors, and what judges need in order to check it against the results here."""
+"""A claim of the authors, the measurements that it is about, and how these are judged."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from pipeline.display.evidence import Results
-from pipeline.display.verdicts import Finding
+from pipeline.display.verdicts import Estimate, Finding, Verdict, difference
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What a claim is judged by.
+
+    Attributes:
+      subject: the model, test, pair of models or line of a trend that was measured.
+      estimate: its value, with the 95 % interval.
+      chance: accuracy of a constant answer to the same pictures, if the criterion compares with it.
+      may_rise: whether a larger grid of the attack might measure more, so that only a claim that
+        holds is settled. More backgrounds can only fool more foregrounds, so a claim that holds on
+        a small grid holds on a larger one, too.
+    """
+
+    subject: str
+    estimate: Estimate
+    chance: float | None = None
+    may_rise: bool = False
+
+
+def differences(
+    firsts: Iterable[Measurement], seconds: Sequence[Measurement]
+) -> Iterator[Measurement]:
+    """Yields each of the first measurements minus each of the second, treated as independent."""
+    for first in firsts:
+        for second in seconds:
+            subject = f"{first.subject} minus {second.subject}"
+            yield Measurement(subject, difference(first.estimate, second.estimate))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +51,10 @@ class Claim:
       source: where the authors make the claim.
       published: the authors' figures.
       judged: the criterion by which results are judged, in words.
-      judge: the function that yields findings from the results.
-      command: the command whose results the judge needs; MODELS stands for model names.
+      measure: the function that yields the measurements to judge from the results.
+      criterion: (lower end of the interval, upper end, chance, or 0 if the criterion does not
+        compare with it) -> verdict by a measurement.
+      command: the command whose results are measured; MODELS stands for model names.
       of: what each finding is about, in the plural.
       unit: unit of the findings' values: `percent`, `points`, or `slope`.
       needs: what the user must provide for the command, such as checkpoints; "" if nothing.
@@ -34,7 +65,8 @@ class Claim:
     source: str
     published: str
     judged: str
-    judge: Callable[[Results], Iterator[Finding]]
+    measure: Callable[[Results], Iterable[Measurement]]
+    criterion: Callable[[float, float, float], Verdict]
     command: str
     of: str = "models"
     unit: str = "percent"
@@ -44,6 +76,14 @@ class Claim:
     def section(self) -> int:
         """Section of the blog post that makes the claim."""
         return self.place[0]
+
+    def judge(self, results: Results) -> Iterator[Finding]:
+        """Yields a finding for each measurement."""
+        for one in self.measure(results):
+            verdict = self.criterion(*one.estimate[1:], one.chance or 0.0)
+            is_settled = not one.may_rise or verdict is Verdict.HOLDS
+            shown = verdict if is_settled else Verdict.SMALL
+            yield Finding(one.subject, *one.estimate, shown, one.chance)
 
 
 def trained_command(command: str, *variants: str) -> str:

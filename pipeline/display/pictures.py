@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 from collections import defaultdict
 from collections.abc import Iterable
@@ -47,24 +46,15 @@ def data_uri(image: bytes, side: int = SHOWN) -> str:
 def find_samples(
     dataset: Dataset, split: str, variant: str, keys: Iterable[str]
 ) -> dict[str, Sample]:
-    """Reads samples of a variant, by key; stops reading a shard once all its keys are found.
-
-    Keys that the dataset does not hold are left out.
-    """
-    by_shard: dict[int, set[str]] = defaultdict(set)
+    """Reads samples of a variant, by key. Keys that the dataset does not hold are left out."""
+    by_shard: dict[int, list[str]] = defaultdict(list)
     for key in keys:
-        by_shard[dataset.shard_of(split, key)].add(key)
-    samples_by_key: dict[str, Sample] = {}
-    for shard, wanted in sorted(by_shard.items()):
-        missing = set(wanted)
-        with contextlib.closing(dataset.samples(split, shard, variant)) as samples:
-            for sample in samples:
-                if sample.key in missing:
-                    samples_by_key[sample.key] = sample
-                    missing.remove(sample.key)
-                    if not missing:
-                        break
-    return samples_by_key
+        by_shard[dataset.shard_of(split, key)].append(key)
+    return {
+        sample.key: sample
+        for shard, wanted in sorted(by_shard.items())
+        for sample in dataset.chosen_samples(split, shard, variant, wanted)
+    }
 
 
 class Budget:

@@ -1,4 +1,4 @@
-"""A figure of the report, and what its figures share.
+"""Figures of the report: accuracies in rows and along lines, heat maps, and what figures share.
 
 If there are many classes, figures show only the worst, because a figure of a thousand rows is
 unreadable. The CSV files list all classes.
@@ -8,10 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
-from pipeline.display.points import Series
-from pipeline.display.style import MODELS, Drawn
+from matplotlib.patches import Rectangle
+
+from pipeline.display.style import (
+    HEAT,
+    INK,
+    MARKERS,
+    MODELS,
+    ON_HEAT,
+    SOFT,
+    WIDTH,
+    Drawn,
+    drawn,
+    legend_below,
+    new_figure,
+    percent_axis,
+    styled,
+)
+from pipeline.display.text import shorten
 from pipeline.display.verdicts import Estimate
 from transforms.taxonomy import Taxonomy
 
@@ -41,24 +56,6 @@ class Plot:
     alt: str
     drawn: Drawn
     model: str = ""
-
-
-class _Measured(Protocol):
-    @property
-    def n(self) -> int: ...
-    @property
-    def accuracy(self) -> float | None: ...
-    @property
-    def ci_low(self) -> float: ...
-    @property
-    def ci_high(self) -> float: ...
-
-
-def point(row: _Measured | None) -> Estimate | None:
-    """Returns the accuracy of a row of results with its interval; None without a row or images."""
-    if row is None or not row.n or row.accuracy is None:
-        return None
-    return row.accuracy, row.ci_low, row.ci_high
 
 
 def spoken(series: Sequence[Series], labels: Sequence[str]) -> str:
@@ -95,3 +92,261 @@ def of_all(shown: Sequence[int], taxonomy: Taxonomy) -> str:
     if len(shown) == taxonomy.num_labels:
         return ""
     return f" (worst {len(shown)} of {taxonomy.num_labels})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """A model's points.
+
+    Attributes:
+      name: name of the model.
+      values: estimates as fractions, one for each row or position of the figure; None if missing.
+    """
+
+    name: str
+    values: tuple[Estimate | None, ...]
+
+
+def by_class(
+    models: Sequence[tuple[str, Mapping[int, Estimate]]],
+    num_labels: int,
+    *,
+    is_high_worse: bool = False,
+) -> tuple[list[int], list[Series]]:
+    """Selects the classes that a figure has as rows.
+
+    Args:
+      models: (name, figures by label) of each model.
+      num_labels: number of classes.
+      is_high_worse: whether a class is worse the higher its figure.
+
+    Returns:
+      (labels to show: if there are many, those that are worst for the first model with figures;
+      the models that have a figure for one of them).
+    """
+    first = next((figures for _, figures in models if figures), {})
+    scores = {label: 1 - one[0] if is_high_worse else one[0] for label, one in first.items()}
+    shown = worst_classes(scores, num_labels, MOST_ROWS)
+    series = (Series(name, tuple(map(figures.get, shown))) for name, figures in models)
+    return shown, [one for one in series if any(one.values)]
+
+
+def rows_figure(
+    title: str,
+    rows: Sequence[str],
+    series: Sequence[Series],
+    x_label: str = "accuracy, %",
+    counts: Sequence[int] = (),
+) -> Drawn:
+    """Draws accuracy by row, such as by class.
+
+    Args:
+      title: above the figure.
+      rows: names of the rows, from the top.
+      series: up to `len(MODELS)` models, each with a value for one row or more.
+      x_label: label of the x axis.
+      counts: number of images of each row, written beside it; empty to write none.
+    """
+    with styled():
+        figure = new_figure(WIDTH, 70 + len(rows) * (16 + 9 * len(series)) + 10 * len(series))
+        axes = figure.add_subplot()
+        axes.set_title(title)
+        percent_axis(axes, "x")
+        for number, one in enumerate(series):
+            offset = (number - (len(series) - 1) / 2) * 0.72 / max(len(series), 2)
+            points = [(row + offset, *value) for row, value in enumerate(one.values) if value]
+            ys, estimates, lows, highs = zip(*points, strict=True)
+            axes.hlines(ys, lows, highs, color=MODELS[number], linewidth=1.6, alpha=0.55)
+            axes.plot(
+                estimates,
+                ys,
+                MARKERS[number],
+                color=MODELS[number],
+                markersize=5,
+                label=shorten(one.name),
+            )
+        axes.set_yticks(range(len(rows)), rows)
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xlabel(x_label)
+        axes.spines["left"].set_visible(False)
+        for row, count in enumerate(counts):
+            beside = axes.get_yaxis_transform()
+            axes.text(1.03, row, f"{count:,}", color=SOFT, va="center", transform=beside)
+        if counts:
+            axes.annotate("n", (1.03, 1), (0, 6), "axes fraction", "offset points", color=SOFT)
+        legend_below(figure, axes, 1 if len(series) < 3 else 2)
+        return drawn(figure)
+
+
+def lines_figure(
+    title: str,
+    positions: Sequence[float],
+    labels: Sequence[str],
+    series: Sequence[Series],
+    x_label: str,
+    log: bool = False,
+) -> Drawn:
+    """Draws accuracies against a quantity on the x axis, joined by lines.
+
+    Args:
+      title: above the figure.
+      positions: x coordinates of the values.
+      labels: tick labels at the positions.
+      series: up to `len(MODELS)` models, with a value for each position.
+      x_label: label of the x axis.
+      log: whether the x axis is logarithmic.
+    """
+    with styled():
+        figure = new_figure(WIDTH, 270 + 12 * len(series))
+        axes = figure.add_subplot()
+        axes.set_title(title)
+        percent_axis(axes, "y")
+        if log:
+            axes.set_xscale("log")
+            axes.minorticks_off()
+        for number, one in enumerate(series):
+            points = [(x, v) for x, v in zip(positions, one.values, strict=True) if v]
+            xs = [x for x, _ in points]
+            axes.plot(
+                xs,
+                [value[0] for _, value in points],
+                color=MODELS[number],
+                marker=MARKERS[number],
+                markersize=4.5,
+                linewidth=1.6,
+                label=shorten(one.name),
+            )
+            if any(low < high for _, (_, low, high) in points):
+                axes.fill_between(
+                    xs,
+                    [value[1] for _, value in points],
+                    [value[2] for _, value in points],
+                    color=MODELS[number],
+                    alpha=0.13,
+                    linewidth=0,
+                )
+        axes.set_xticks(positions, labels)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel("accuracy, %")
+        legend_below(figure, axes, 1 if len(series) < 3 else 2)
+        return drawn(figure)
+
+
+_BELOW_ZERO = MODELS[1]
+_DARK = 0.55
+"""Above this strength (0 to 1), a cell is so dark that its number is written in the light
+colour."""
+_SHADED = 0.005
+"""Cells of smaller strength are not shaded, and their number is grey."""
+_CELL = (0.96, 0.92)
+"""Width and height of a cell, in columns and rows."""
+_ROW = 26
+_ABOVE, _RIGHT = 26, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class HeatMapLayout:
+    """Layout of the cells, in units of the SVG's view box.
+
+    Attributes:
+      left, below: room for the names of rows and of columns.
+      labels: distances of the axis labels of rows and of columns from the cells.
+      width: smallest width of the figure.
+      column: width of a column; None if columns share the figure's width.
+    """
+
+    left: int
+    below: int
+    labels: tuple[int, int]
+    width: int
+    column: int | None
+
+
+CLASSES = HeatMapLayout(left=134, below=110, labels=(122, 94), width=WIDTH, column=None)
+"""Layout for names of superclasses."""
+VERSIONS = HeatMapLayout(left=88, below=72, labels=(78, 58), width=260, column=32)
+"""Layout for short names of versions; wide enough for the title even with few columns."""
+
+
+def heat_map(
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    shares: Sequence[Sequence[float | None]],
+    layout: HeatMapLayout,
+    labels: tuple[str, str],
+    *,
+    marked: tuple[int, int] | None = None,
+    bold: Sequence[Sequence[bool]] | None = None,
+    is_signed: bool = False,
+) -> Drawn:
+    """Draws a heat map.
+
+    Args:
+      title: text above the figure.
+      rows, columns: names of the rows from the top, and of the columns from the left.
+      shares: fractions by row and column; the cell of None stays empty.
+      layout: `CLASSES` or `VERSIONS`, by what the names stand for.
+      labels: axis labels of the rows and of the columns.
+      marked: row and column of a cell to frame.
+      bold: cells to write in bold.
+      is_signed: whether the shares are differences; cells below zero then have another colour.
+    """
+    across = (layout.column or 0) * len(columns) or layout.width - layout.left - _RIGHT
+    width = max(layout.left + across + _RIGHT, layout.width)
+    down = _ROW * len(rows)
+    height = _ABOVE + down + layout.below
+    with styled():
+        figure = new_figure(width, height)
+        # A constrained layout would take as long as all other drawing.
+        figure.set_layout_engine("none")
+        axes = figure.add_axes(
+            (layout.left / width, layout.below / height, across / width, down / height)
+        )
+        axes.set_title(title, x=(4 - layout.left) / across)
+        for y, line in enumerate(shares):
+            for x, share in enumerate(line):
+                if share is None:
+                    continue
+                # Most differences are below 0.5, so they use twice the scale.
+                strength = min(1.0, 2 * abs(share)) if is_signed else share
+                is_shaded = strength >= _SHADED
+                if is_shaded:
+                    axes.add_patch(
+                        Rectangle(
+                            (x - 0.48, y - 0.46),
+                            *_CELL,
+                            facecolor=_BELOW_ZERO if share < 0 else HEAT,
+                            alpha=0.04 + 0.96 * strength,
+                            linewidth=0,
+                        )
+                    )
+                axes.text(
+                    x,
+                    y,
+                    f"{100 * share:{'+' if is_signed else ''}.0f}",
+                    ha="center",
+                    va="center",
+                    fontweight="bold" if bold and bold[y][x] else "normal",
+                    color=ON_HEAT if strength > _DARK else INK if is_shaded else SOFT,
+                )
+        if marked:
+            corner = (marked[1] - 0.48, marked[0] - 0.46)
+            axes.add_patch(Rectangle(corner, *_CELL, fill=False, edgecolor=INK, linewidth=1.8))
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_xticks(
+            range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor"
+        )
+        axes.tick_params(length=0)
+        axes.tick_params(axis="x", labelcolor=INK)
+        axes.spines[:].set_visible(False)
+        axes.set_ylabel(labels[0], labelpad=2)
+        axes.set_xlabel(labels[1])
+        axes.yaxis.set_label_coords(-layout.labels[0] / across, 0.5)
+        axes.xaxis.set_label_coords(0.5, -layout.labels[1] / down)
+        return drawn(figure)

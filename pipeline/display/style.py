@@ -17,7 +17,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MultipleLocator, PercentFormatter
+from matplotlib.ticker import Locator, MultipleLocator, PercentFormatter
 
 from pipeline.errors import shown_bytes
 
@@ -109,11 +109,12 @@ def new_figure(width: int, height: int) -> Figure:
     return Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained", facecolor=PAGE)
 
 
-def percent_axis(axes: Axes, axis: str) -> None:
-    """Shows fractions as percent along the whole of an axis, `x` or `y`."""
+def percent_axis(axes: Axes, axis: str, locator: Locator | None = None) -> None:
+    """Shows fractions as percent along the whole of an axis, `x` or `y`; ticks are where `locator`
+    puts them, by default at quarters."""
     scale = axes.xaxis if axis == "x" else axes.yaxis
     (axes.set_xlim if axis == "x" else axes.set_ylim)(0, 1)
-    scale.set_major_locator(MultipleLocator(0.25))
+    scale.set_major_locator(locator or MultipleLocator(0.25))
     scale.set_major_formatter(PercentFormatter(1.0, 0, "", False))
     axes.grid(axis="x" if axis == "x" else "y")
     axes.set_axisbelow(True)

@@ -1,17 +1,26 @@
-"""Tables of results: CSV files whose columns are the fields of types.
+r"""Tables of results: CSV files whose columns are the fields of types, and LaTeX tables for papers.
 
 A field's `msgspec.Meta(description=...)` is the meaning of its column, unless that is the same in
 all tables.
+
+LaTeX tables are of booktabs, in percent, with intervals beneath their estimates. A document needs
+`\usepackage{booktabs}`, and includes a table with `\input{headline.tex}`. At a font size of 10
+points, no table is wider than 5.5 inches, a common text width: columns beyond the first five follow
+below.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import get_args, get_type_hints
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, get_args, get_type_hints
 
 import msgspec
 
+from pipeline.display.text import ShortName, names_of, shorten
+from pipeline.errors import escaped_line
+from pipeline.evaluate.results import Named
 from pipeline.storage.csv_file import csv_bytes
 from pipeline.storage.store import Store
 
@@ -72,11 +81,118 @@ class Table:
             is empty, and further fields are left out.
         """
         lines = (
-            {name: value for part in row for name, value in _values(part).items()} for row in rows
+            {
+                name: value
+                for part in row
+                for name, value in msgspec.structs.asdict(part).items()
+                if value is not msgspec.UNSET
+            }
+            for row in rows
         )
         store.update(f"results/{self.name}.csv", csv_bytes(self.columns, lines))
 
 
-def _values(part: msgspec.Struct) -> dict[str, object]:
-    values = msgspec.structs.asdict(part)
-    return {name: value for name, value in values.items() if value is not msgspec.UNSET}
+_SIDE_BY_SIDE = 5
+_NAME, _REST, _HEAD = 25, 30, 10
+"""Largest number of characters of a model's name, of the line beneath it, and of a word in a column
+heading."""
+
+_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    # Commands such as \\ would take them for an argument.
+    **{character: f"{{{character}}}" for character in "[]*"},
+}
+
+
+def escape(text: str) -> str:
+    r"""Escapes characters that are special in LaTeX, or not printable.
+
+    >>> escape("efficientnet_lite0 50%")
+    'efficientnet\\_lite0 50\\%'
+    """
+    return "".join(_SPECIAL.get(character, character) for character in escaped_line(text))
+
+
+class Cell(NamedTuple):
+    """An estimate with its interval, as fractions; `is_bold` if it is significant."""
+
+    value: float
+    low: float
+    high: float
+    is_bold: bool = False
+
+
+def tabular(
+    description: str,
+    heads: Sequence[str],
+    models: Sequence[Named],
+    cells: Sequence[Sequence[Cell | None]],
+) -> str:
+    """Makes a `tabular` with a line of estimates for each model, in percent, and a line of their
+    intervals beneath.
+
+    Args:
+      description: what the table holds; a comment at its head.
+      heads: headings of the columns after the model's name.
+      models: the models; one without numbers is named only in a comment.
+      cells: for each model, a cell for each column; None is an empty cell.
+    """
+    names = names_of(models)
+    shown = [(name, row) for name, row in zip(names, cells, strict=True) if any(row)]
+    without = [" ".join(name) for name, row in zip(names, cells, strict=True) if not any(row)]
+    width = min(len(heads), _SIDE_BY_SIDE)
+    lines = [
+        f"% {description}",
+        *([f"% Without results, so left out: {escape(', '.join(without))}"] if without else []),
+        rf"\begin{{tabular}}{{@{{}}l*{{{width}}}{{@{{\hspace{{8pt}}}}r}}@{{}}}}",
+        r"\toprule",
+    ]
+    for start in range(0, len(heads), _SIDE_BY_SIDE):
+        block = slice(start, start + _SIDE_BY_SIDE)
+        lines += [] if start == 0 else [r"\midrule"]
+        lines += [_row([*map(_head, ["Model", *heads[block]])], width), r"\midrule"]
+        for number, (name, row) in enumerate(shown):
+            lines += [r"\addlinespace"] if number else []
+            lines += _of_model(name, row[block], width)
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _of_model(name: ShortName, row: Sequence[Cell | None], width: int) -> list[str]:
+    """Formats the two lines of a model: estimates, and intervals beneath."""
+    rest = rf"\scriptsize {escape(shorten(name.rest, _REST))}" if name.rest else ""
+    return [
+        _row([escape(shorten(name.first, _NAME)), *map(_number, row)], width),
+        _row([rest, *map(_interval, row)], width),
+    ]
+
+
+def _head(name: str) -> str:
+    """Formats a column heading, and stacks its words if they are too long for one line."""
+    lines = textwrap.wrap(name.replace("_", "_ "), 8, break_long_words=False)
+    words = [escape(shorten(line.replace("_ ", "_"), _HEAD)) for line in lines]
+    stacked = rf"\shortstack[r]{{{(chr(92) * 2).join(words)}}}"
+    return r"\footnotesize " + (words[0] if len(words) == 1 else stacked)
+
+
+def _number(cell: Cell | None) -> str:
+    if cell is None:
+        return "--"
+    number = f"{100 * cell.value:.1f}"
+    return rf"$\mathbf{{{number}}}$" if cell.is_bold else f"${number}$"
+
+
+def _interval(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    return rf"\scriptsize$[{100 * cell.low:.1f}, {100 * cell.high:.1f}]$"
+
+
+def _row(cells: Sequence[str], width: int) -> str:
+    """Joins the cells of a line, and fills the line up with empty cells."""
+    return " & ".join([*cells, *[""] * (1 + width - len(cells))]) + r" \\"

@@ -1,9 +1,12 @@
-"""Text for a terminal: aligned tables, and estimates with their intervals."""
+"""Text for little room: aligned tables, estimates with their intervals, short names of models."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+from pipeline.display.verdicts import estimate_of
+from pipeline.evaluate.results import Named
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -48,6 +51,51 @@ def interval(value: float, low: float, high: float) -> str:
 
 def percent_interval(value: float | None, low: float | None, high: float | None) -> str:
     """Formats a fraction and its interval in percent; a dash if one of them is None."""
-    if value is None or low is None or high is None:
-        return "-"
-    return interval(value, low, high)
+    estimate = estimate_of(value, low, high)
+    return interval(*estimate) if estimate else "-"
+
+
+class ShortName(NamedTuple):
+    """A model's short name in two parts: its architecture, and what distinguishes it from other
+    models of the same architecture (its weights, its source, and settings that are not the
+    default)."""
+
+    first: str
+    rest: str
+
+
+def names_of(models: Sequence[Named]) -> list[ShortName]:
+    """Returns the short names of models. Folders of their files are left out, unless two names
+    would then be the same."""
+    short = [_name(one, with_folders=False) for one in models]
+    return [
+        name if short.count(name) == 1 else _name(one, with_folders=True)
+        for one, name in zip(models, short, strict=True)
+    ]
+
+
+def _name(named: Named, *, with_folders: bool) -> ShortName:
+    model = named.model
+    settings = named.name.removeprefix(model).strip()
+    kind, colon, name = model.partition(":")
+    if "=" in (kind if colon else model):
+        first, _, rest = model.partition("=")
+        rest = rest if with_folders else rest.rpartition("/")[2]
+    elif colon:
+        is_file = kind == "onnx" and not with_folders
+        first, rest = name.rpartition("/")[2] if is_file else name, kind
+    else:
+        first, _, rest = model.partition(".")
+    return ShortName(first, " ".join(filter(None, (rest, settings))))
+
+
+def shorten(name: str, length: int = 30) -> str:
+    """Cuts the middle out of a name that is too long, because tags at the end tell models apart.
+
+    >>> shorten("vit_base_patch16_clip_224.openai", 12)
+    'vit_ba…penai'
+    """
+    if len(name) <= length:
+        return name
+    tail = (length - 1) // 2
+    return f"{name[: length - 1 - tail]}…{name[-tail:]}"

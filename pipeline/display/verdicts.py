@@ -18,6 +18,11 @@ Estimate = tuple[float, float, float]
 """A value, and the bounds of its 95 % interval."""
 
 
+def estimate_of(value: float | None, low: float | None, high: float | None) -> Estimate | None:
+    """Returns a value with its interval; None if one of the three is None."""
+    return None if value is None or low is None or high is None else (value, low, high)
+
+
 class Verdict(enum.StrEnum):
     """Outcome of judging a claim by the evidence."""
 

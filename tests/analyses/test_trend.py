@@ -28,28 +28,25 @@ from PIL import Image
 
 from pipeline.analyses.evaluation.contributions import ModelsOnSameImages
 from pipeline.analyses.evaluation.results import Summary
-from pipeline.analyses.imagenet.folder import (
-    IMAGES_PER_SHARD,
-    ImageNetImage,
-    ImageNetListing,
-    check_imagenet,
-    list_imagenet,
-)
-from pipeline.analyses.imagenet.labels import apart
+from pipeline.analyses.imagenet.figures import apart, trend_figure
 from pipeline.analyses.imagenet.results import (
-    ImageNetResult,
-    describe_imagenet,
-    published_top1,
-)
-from pipeline.analyses.imagenet.stage import ImageNetWork
-from pipeline.analyses.imagenet.trend import (
     BG_GAP,
     TREND_FILE,
     TREND_VARIANTS,
+    ImageNetResult,
     Trend,
+    describe_imagenet,
+    published_top1,
     write_trend,
 )
-from pipeline.analyses.imagenet.trend_figure import trend_figure
+from pipeline.analyses.imagenet.stage import (
+    IMAGES_PER_SHARD,
+    ImageNetImage,
+    ImageNetListing,
+    ImageNetWork,
+    list_imagenet,
+    listing_digest,
+)
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, UsageError
 from pipeline.evaluate.evaluation import Evaluation
@@ -199,9 +196,10 @@ def test_listings_find_pictures_with_and_without_folders(
 ) -> None:
     listing = list_imagenet(str(tiny_imagenet), imagenet9())
     assert (len(listing.images), listing.num_unknown) == (20, 1)
-    assert listing.num_classes == 1 + len(list(small_sample.glob("val/*")))
+    classes = {image.output_index for image in listing.images}
+    assert len(classes) == 1 + len(list(small_sample.glob("val/*")))
     again = list_imagenet(str(tiny_imagenet / "val"), imagenet9())
-    assert again.digest == listing.digest
+    assert listing_digest(again.images) == listing_digest(listing.images)
     for image in listing.images:
         assert imagenet9().wnids[image.output_index] == image.name.split("/")[0]
 
@@ -312,7 +310,7 @@ def test_top1_is_the_models_own_on_the_whole_picture(
     with pytest.raises(OSError, match=r"_broken\.JPEG has changed while it was read"):
         RunModels(work).process(Block(0, 0))
     with pytest.raises(UsageError, match=r"--imagenet .*nowhere is not a folder"):
-        check_imagenet(str(tmp_path / "nowhere"))
+        list_imagenet(str(tmp_path / "nowhere"), imagenet9())
 
 
 MODELS = {

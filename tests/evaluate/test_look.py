@@ -12,7 +12,7 @@ import apache_beam as beam
 import pytest
 from conftest import stamps
 
-from pipeline.analyses.attack.grid import AttackPlan
+from pipeline.analyses.attack.results import AttackPlan
 from pipeline.analyses.attack.stage import AttackWork
 from pipeline.analyses.evaluation.stage import EvaluationWork
 from pipeline.analyses.imagenet.stage import ImageNetWork

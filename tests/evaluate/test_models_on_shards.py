@@ -19,7 +19,7 @@ import pytest
 import torch
 from conftest import ONE, SHARDS, TINY_MODEL, refusal, run_in9, stamps
 
-from pipeline.analyses.attack.grid import AttackPlan
+from pipeline.analyses.attack.results import AttackPlan
 from pipeline.analyses.attack.stage import AttackWork
 from pipeline.analyses.evaluation.stage import EvaluationWork
 from pipeline.analyses.saliency.stage import SaliencyPlan, SaliencyWork

@@ -15,8 +15,8 @@ from made_results import made, of_model
 from pipeline.analyses.attack.results import AttackResult
 from pipeline.analyses.evaluation.results import Summary
 from pipeline.analyses.evaluation.summaries import measure_accuracy
-from pipeline.analyses.imagenet.trend import Trend
-from pipeline.analyses.matrix.claims import signal, without_foreground
+from pipeline.analyses.imagenet.results import Trend
+from pipeline.analyses.matrix.panel import CLAIMS
 from pipeline.dataset.folder import Dataset
 from pipeline.display.evidence import Evidence, ModelResults, Results
 from pipeline.display.verdicts import (
@@ -215,7 +215,8 @@ def learnt_from_backgrounds(*accuracy: dict[str, Any]) -> ModelResults:
 def test_a_constant_answer_never_shows_signal(classes: list[int], answer: int) -> None:
     labels = np.asarray(classes)
     row = answers("original", labels, np.full(len(labels), answer))
-    (finding,) = signal(Results((learnt_from_backgrounds(row),)))
+    (claim,) = [one for one in CLAIMS if one.text.startswith("Backgrounds hold enough signal")]
+    (finding,) = claim.judge(Results((learnt_from_backgrounds(row),)))
     assert finding.verdict is not Verdict.HOLDS
     assert finding.value <= finding.chance == row["chance"]
 
@@ -234,7 +235,8 @@ def test_chance_is_the_largest_class_of_the_pictures_tested(three_draws: Path) -
     # The claim "little better than guessing" is measured by the largest class, too.
     row = answers("only_bg_t", labels, constant)
     mixed = results(model="resnet50=mixed_rand.pth", num_outputs=9, accuracy=[row])
-    (finding,) = without_foreground(Results((mixed,)))
+    (little,) = [one for one in CLAIMS if "slightly better than guessing" in one.text]
+    (finding,) = little.judge(Results((mixed,)))
     assert (finding.verdict, finding.chance) == (Verdict.OPEN, 19 / 78)
 
 

@@ -29,7 +29,7 @@ from markdown_it.token import Token
 from pipeline.commands.cli import main
 from pipeline.dataset.card import card_files, markdown
 from pipeline.dataset.folder import Dataset
-from pipeline.display.latex import escape
+from pipeline.display.table import escape
 from pipeline.errors import escaped_line, escaped_texts
 from pipeline.evaluate.failures import FailedModel, note_failures
 from pipeline.evaluate.predictions import prediction_fingerprints

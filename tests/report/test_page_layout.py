@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from report_page import MODELS, PAPER, PHONE, WIDE, Opened
 
-from pipeline.display.points import Series, rows_figure
+from pipeline.display.plot import Series, rows_figure
 from pipeline.display.style import TEXT
 from pipeline.report.page import inline_svg
 

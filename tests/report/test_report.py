@@ -28,13 +28,11 @@ from pipeline.analyses.evaluation.headline import Differences, HeadlineCell, rea
 from pipeline.analyses.evaluation.images import _BYTES as CHOOSER_BYTES
 from pipeline.analyses.evaluation.images import PER_CLASS
 from pipeline.analyses.evaluation.results import Evaluated
-from pipeline.analyses.imagenet.results import ImageNetResult
-from pipeline.analyses.imagenet.trend import Trend
+from pipeline.analyses.imagenet.results import ImageNetResult, Trend
 from pipeline.analyses.matrix.panel import make_matrices
 from pipeline.analyses.matrix.results import Matrix
-from pipeline.analyses.saliency.claims import looks_at_foreground
 from pipeline.analyses.saliency.panel import _BYTES as SALIENCY_BYTES
-from pipeline.analyses.saliency.panel import SaliencyPanel
+from pipeline.analyses.saliency.panel import SaliencyPanel, on_foreground
 from pipeline.analyses.saliency.results import SaliencyResult, saliency_table
 from pipeline.commands.cli import main
 from pipeline.commands.parser import build_parser
@@ -385,7 +383,7 @@ def test_a_model_without_saliency_is_a_row_of_dashes() -> None:
     found = made(SaliencyResult, num_outputs=9, method="gradient", variant="original")
     names = ("resnet50=mixed_rand.pth", "resnet50=original.pth")
     models = tuple(of_model(name, found) for name in names)
-    assert [*looks_at_foreground(Results(models))] == []
+    assert on_foreground(Results(models), "mixed_rand") == []
     environment = _environment()
     text = environment.get_template("saliency/panel.html").render(
         macros=environment.get_template("report/macros.html").module,

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.analyses.attack.grid import AttackGrid, GridAxis
+from pipeline.analyses.attack.results import AttackGrid, GridAxis
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import BrokenPictureError
@@ -153,15 +153,13 @@ def _samples(
         missing = {
             key for key, number in zip(axis.keys, axis.shards, strict=True) if number == shard
         }
-        with contextlib.closing(dataset.samples(split, shard, variant)) as samples:
+        chosen = dataset.chosen_samples(split, shard, variant, [*missing])
+        with contextlib.closing(chosen) as samples:
             for sample in samples:
-                if sample.key in missing:
-                    missing.remove(sample.key)
-                    if sample.key != next(expected):
-                        raise OSError(f"{variant} of shard {shard} is not in the index's order")
-                    yield sample
-                if not missing:
-                    break
+                missing.remove(sample.key)
+                if sample.key != next(expected):
+                    raise OSError(f"{variant} of shard {shard} is not in the index's order")
+                yield sample
         if missing:
             raise OSError(f"{variant} of shard {shard} lacks {min(missing)}; see: in9 verify")
 

@@ -7,9 +7,13 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from pipeline.analyses.attack.panel import BACKGROUNDS, CLAIMS
 from pipeline.analyses.attack.results import (
     TABLES,
+    AttackPlan,
     attack_table,
+    check_variants,
+    open_grid,
     read_attacks,
     write_attack_tables,
 )
@@ -23,8 +27,6 @@ from pipeline.evaluate.work import Work
 from transforms.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
-    from pipeline.display.claims import Claim
-    from pipeline.display.panel import Panel
     from pipeline.display.plot import Plot
 
 
@@ -33,20 +35,8 @@ class AttackParts(Parts):
 
     tables = TABLES
     figures = ("fooled_by_class", "accuracy_by_backgrounds")
-
-    @property
-    def panels(self) -> tuple[Panel, ...]:
-        """Same as `Parts.panels`."""
-        from pipeline.analyses.attack.panel import BACKGROUNDS
-
-        return (BACKGROUNDS,)
-
-    @property
-    def claims(self) -> tuple[Claim, ...]:
-        """Same as `Parts.claims`."""
-        from pipeline.analyses.attack.claims import CLAIMS
-
-        return CLAIMS
+    panels = (BACKGROUNDS,)
+    claims = CLAIMS
 
     def plan(
         self,
@@ -60,7 +50,6 @@ class AttackParts(Parts):
         size = arguments.grid if is_own else getattr(arguments, "attack", None)
         if size is None:
             return None
-        from pipeline.analyses.attack.grid import AttackPlan, check_variants, open_grid
         from pipeline.analyses.attack.stage import AttackWork
 
         evaluation.check_stored("an attack composes stored pixels and feeds them as they are")

@@ -9,25 +9,54 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Generator, Sequence
+import os
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.analyses.attack.grid import ATTACK_VARIANTS, AttackGrid, AttackPlan, open_grid
-from pipeline.analyses.attack.measures import (
-    AttackedModel,
-    chunk_table,
-    grid_name,
-    read_chunk,
-    write_attack,
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from pipeline.analyses.attack.results import (
+    ATTACK_VARIANTS,
+    CHUNK_SCHEMA,
+    AccuracyByBackgrounds,
+    AttackGrid,
+    AttackMeasures,
+    AttackPlan,
+    AttackResult,
+    FooledClass,
+    GridAxis,
+    StrongestBackground,
+    open_grid,
 )
 from pipeline.dataset.fingerprints import ATTACK_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.result_files import result_shard
-from pipeline.evaluate.results import ModelRun
+from pipeline.dataset.records import read_metadata, write_table
+from pipeline.evaluate.predictions import split_fingerprint
+from pipeline.evaluate.result_files import result_file, result_shard, write_result
+from pipeline.evaluate.results import ModelRun, pick
 from pipeline.evaluate.work import ModelWork, NoteDone, UnitOutput, Work
 from pipeline.storage.parallel import InBackground
-from transforms.adversarial import UNTRIED, Strengths
-from transforms.scoring import labels_of_outputs
+from pipeline.storage.state_files import read_table
+from pipeline.storage.store import Store
+from transforms.adversarial import (
+    UNTRIED,
+    Grid,
+    GridTally,
+    Labels,
+    Strengths,
+    challenge_accuracy,
+    expected_accuracy,
+    fooled,
+    fooled_by_class,
+    foregrounds_of_others,
+    merge,
+    steps,
+    strongest,
+    tally,
+)
+from transforms.scoring import LABEL_RULES, labels_of_outputs
 from transforms.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -99,9 +128,8 @@ class AttackWork(Work):
             self._exhaustive.summarize(dataset, run, entry)
             return
         chunks = self.for_model(dataset, run)
-        paths = tuple(chunks.path(unit) for unit in self.units(dataset))
-        grid = self._grid(dataset)
-        write_attack(AttackedModel(dataset, self.plan, grid, run, paths), self.taxonomy)
+        paths = [chunks.path(unit) for unit in self.units(dataset)]
+        write_attack(dataset, self.plan, self._grid(dataset), run, paths)
 
 
 class AttackChunks(ModelWork):
@@ -194,7 +222,8 @@ class AttackChunks(ModelWork):
             for chunk in units:
                 if chunk not in missing:
                     if early_stop:
-                        strengths.add(*read_chunk(self.store, self.path(chunk)))
+                        table = read_table(self.store, self.path(chunk))
+                        strengths.add(*predictions_of(table))
                     continue
                 note_pairs = functools.partial(note, chunk, 0)
                 foregrounds = grid.foregrounds.take(grid.positions(chunk))
@@ -209,3 +238,204 @@ class AttackChunks(ModelWork):
                     predictions = try_all(model, next(cutouts), size, batch_size, note_pairs)
                 note(chunk, int((predictions[0] != UNTRIED).sum()), 0)
                 yield UnitOutput(chunk, chunk_table(foregrounds, predictions, device.type))
+
+
+def grid_name(grid: AttackGrid, plan: AttackPlan) -> str:
+    """Returns the name of the folder that holds a grid's chunks, for `result_shard`."""
+    size = f"{len(grid.foregrounds)}x{len(grid.backgrounds)}"
+    return f"attack/{size}" + ("-early_stop" if plan.early_stop else "")
+
+
+def chunk_table(foregrounds: GridAxis, predictions: Grid, device: str) -> pa.Table:
+    """Builds a chunk's table.
+
+    Args:
+      foregrounds: the F foregrounds of the chunk.
+      predictions: (rules, F, B) int16, predictions on each of the grid's B backgrounds.
+      device: type of the device that computed the predictions.
+    """
+    offsets = np.arange(len(foregrounds) + 1, dtype=np.int32) * predictions.shape[2]
+    lists = [
+        pa.ListArray.from_arrays(offsets, pa.array(values, mask=values == UNTRIED))
+        for values in predictions.reshape(len(predictions), -1)
+    ]
+    device_column = pa.array([device] * len(foregrounds)).dictionary_encode()
+    labels = pa.array(foregrounds.labels, pa.int64())
+    columns = [pa.array(foregrounds.keys), labels, *lists, device_column]
+    return pa.Table.from_arrays(columns, schema=CHUNK_SCHEMA)
+
+
+def predictions_of(table: pa.Table) -> tuple[Grid, Labels]:
+    """Returns (predictions, labels) of a chunk's table, as (rules, F, B) int16 and (F,) int64, for
+    F foregrounds on B backgrounds."""
+    grids = [
+        table[rule]
+        .combine_chunks()
+        .flatten()
+        .fill_null(UNTRIED)
+        .to_numpy(zero_copy_only=False)
+        .astype(np.int16)
+        .reshape(len(table), -1)
+        for rule in LABEL_RULES
+    ]
+    return np.stack(grids), table["label"].to_numpy().astype(np.int64)
+
+
+def background_table(grid: AttackGrid, tallies: Mapping[str, GridTally] | None) -> pa.Table:
+    """Builds the table of a grid's backgrounds. Its columns are key, label, wnid, the number of
+    foregrounds of other classes, and for each label rule the number of these foregrounds for which
+    the model predicts the background's class (null without tallies)."""
+    backgrounds = grid.backgrounds
+    unknown = [None] * len(backgrounds)
+    return pa.table(
+        {
+            "bg_key": pa.array(backgrounds.keys),
+            "bg_label": pa.array(backgrounds.labels, pa.int64()),
+            "bg_wnid": pa.array(backgrounds.wnids),
+            "foregrounds": foregrounds_of_others(grid.foregrounds.labels, backgrounds.labels),
+            **{
+                rule: pa.array(tallies[rule].successes if tallies else unknown, pa.int64())
+                for rule in LABEL_RULES
+            },
+        }
+    )
+
+
+def measure_rule(
+    tallied: GridTally, grid: AttackGrid, taxonomy: Taxonomy, *, early_stop: bool
+) -> AttackMeasures:
+    """Computes the measures under one label rule.
+
+    Args:
+      tallied: tally of the model's predictions under the rule.
+      grid: grid of the attack.
+      taxonomy: the dataset's classes.
+      early_stop: whether the attack stopped early.
+    """
+    robust = challenge_accuracy(tallied, grid.units)
+    challenge = (robust.value, robust.low, robust.high)
+    if early_stop:
+        return AttackMeasures(*challenge, None, None, None, (), (), ())
+    share, backgrounds, total = fooled(tallied, grid.units), grid.backgrounds, len(grid.backgrounds)
+    by_class = [
+        one
+        for label, name in enumerate(taxonomy.names)
+        if (one := _measure_class(tallied, backgrounds, label, name))
+    ]
+    return AttackMeasures(
+        *challenge,
+        *(share.value, share.low, share.high),
+        accuracy_by_backgrounds=tuple(
+            AccuracyByBackgrounds(number, accuracy)
+            for number, accuracy in expected_accuracy(tallied.turning, total, steps(total))
+        ),
+        by_class=tuple(by_class),
+        strongest=tuple(
+            StrongestBackground(
+                label=one.label,
+                bg_key=backgrounds.keys[position],
+                bg_wnid=backgrounds.wnids[position],
+                success=int(tallied.successes[position]) / one.foregrounds,
+                foregrounds=one.foregrounds,
+            )
+            for one in by_class
+            for position in strongest(tallied, backgrounds.keys, backgrounds.labels, one.label)
+        ),
+    )
+
+
+def _measure_class(
+    tallied: GridTally, backgrounds: GridAxis, label: int, name: str
+) -> FooledClass | None:
+    """Measures the backgrounds of one class; returns None if the class has no backgrounds, or if
+    there are no foregrounds of other classes."""
+    count = int((backgrounds.labels == label).sum())
+    share = fooled_by_class(tallied, label)
+    if not count or share.value is None:
+        return None
+    return FooledClass(label, name, count, share.n, share.value)
+
+
+def tally_chunks(
+    store: Store, paths: Sequence[str], bg_labels: Labels, num_labels: int
+) -> tuple[dict[str, GridTally], str]:
+    """Tallies the predictions of chunks. Only one chunk is in memory at a time.
+
+    Args:
+      store: the dataset folder.
+      paths: paths of the chunks' files.
+      bg_labels: (B,) int64, labels of the backgrounds.
+      num_labels: number of the dataset's classes.
+
+    Returns:
+      (tally by label rule; types of the devices that computed the predictions, joined by `+`).
+    """
+    parts: dict[str, list[GridTally]] = {rule: [] for rule in LABEL_RULES}
+    devices: set[str] = set()
+    for path in paths:
+        table = read_table(store, path)
+        devices.update(table["device"].unique().to_pylist())
+        grids, labels = predictions_of(table)
+        for rule, grid in zip(LABEL_RULES, grids, strict=True):
+            parts[rule].append(tally(grid, labels, bg_labels, num_labels))
+    return {rule: merge(tallies) for rule, tallies in parts.items()}, "+".join(sorted(devices))
+
+
+def write_attack(
+    dataset: Dataset,
+    plan: AttackPlan,
+    grid: AttackGrid,
+    run: ModelRun,
+    paths: Sequence[str],
+) -> None:
+    """Writes a model's attack.json and its table of backgrounds. Removes files of the split that
+    were computed from other pixels or weights, and files of this grid that it no longer needs.
+
+    Args:
+      dataset: the dataset.
+      plan: settings of the attack.
+      grid: grid of the attack.
+      run: the model, and how it was run.
+      paths: paths of the files of all chunks, in order of the chunks.
+    """
+    store, taxonomy = dataset.store, dataset.taxonomy
+    tallies, devices = tally_chunks(store, paths, grid.backgrounds.labels, taxonomy.num_labels)
+    split, early_stop = plan.evaluation.split, plan.early_stop
+    chunk_folder = f"results/{run.folder}/{grid_name(grid, plan)}"
+    backgrounds_file = f"{chunk_folder}/{split}-backgrounds.parquet"
+    chunks = [read_metadata(store, path) for path in paths]
+    fingerprints = [metadata.fingerprint for metadata in chunks if metadata]
+    # The first part of a chunk's fingerprint depends on model and pixels only; see
+    # `AttackChunks.fingerprint`.
+    shared = fingerprints[0].partition("-")[0]
+    expected = f"{shared}-{fingerprint(fingerprints)}"
+    metadata = read_metadata(store, backgrounds_file)
+    if metadata is None or metadata.fingerprint != expected:
+        table = background_table(grid, None if early_stop else tallies)
+        write_table(store, backgrounds_file, table, expected)
+    attack = pick(
+        AttackResult,
+        run,
+        evaluation=msgspec.structs.replace(run.evaluation, device=devices),
+        of=split_fingerprint(dataset, split, ATTACK_VARIANTS),
+        split=split,
+        foregrounds=len(grid.foregrounds),
+        backgrounds=len(grid.backgrounds),
+        full_grid=grid.is_full,
+        early_stop=early_stop,
+        forwards=next(iter(tallies.values())).tried,
+        backgrounds_file=backgrounds_file,
+        rules={
+            rule: measure_rule(tallied, grid, taxonomy, early_stop=early_stop)
+            for rule, tallied in tallies.items()
+        },
+    )
+    write_result(store, result_file(run.folder, "attack"), attack)
+    for path in list(store.walk(f"results/{run.folder}/attack")):
+        name, folder = os.path.basename(path), os.path.dirname(path)
+        if path in (backgrounds_file, *paths) or not name.startswith(f"{split}-"):
+            continue
+        metadata = read_metadata(store, path)
+        is_current = metadata is not None and metadata.fingerprint.startswith(f"{shared}-")
+        if not is_current or folder == chunk_folder:
+            store.delete(path)

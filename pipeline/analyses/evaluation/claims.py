@@ -1,45 +1,30 @@
-"""The authors' claims that accuracies decide, and their judges."""
+"""The authors' claims that accuracies decide, and what they are judged by."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pipeline.analyses.evaluation.headline import COMMAND
 from pipeline.analyses.evaluation.results import Summary
-from pipeline.analyses.evaluation.trained import overlap_of, pretrained_models
-from pipeline.display.claims import Claim
-from pipeline.display.evidence import Results
-from pipeline.display.verdicts import Finding, Verdict, above, within
+from pipeline.analyses.evaluation.trained import pretrained_models
+from pipeline.display.claims import Claim, Measurement
+from pipeline.display.evidence import ModelResults, Results
+from pipeline.display.verdicts import Verdict, above, within
 
 
-def background_alone(results: Results) -> Iterator[Finding]:
-    """Compares the accuracy of pretrained models on `only_bg_t` with chance.
-
-    An accuracy below chance leaves the claim open, because answers outside the classes count as
-    wrong even if the other answers carry signal.
-    """
+def background_alone(results: Results) -> Iterator[Measurement]:
+    """Yields the accuracy of pretrained models on `only_bg_t`."""
     for model, summary in pretrained_models(results):
-        if estimate := summary.estimate("only_bg_t"):
-            chance = summary.chance("only_bg_t")
-            is_above = above(estimate[1], estimate[2], chance) is Verdict.HOLDS
-            verdict = Verdict.HOLDS if is_above else Verdict.OPEN
-            yield Finding(model.name, *estimate, verdict, chance)
+        row = summary.accuracy_on("only_bg_t")
+        if row and row.estimate:
+            yield Measurement(model.name, row.estimate, row.chance or 0.0)
 
 
-def gap_above(results: Results) -> Iterator[Finding]:
-    """Compares the BG-Gap of every model that was tested on no training image with 0."""
-    for model, summary in results.models_with(Summary):
-        if not overlap_of(model) and (gap := summary.gap()):
-            verdict = above(gap.ci_low, gap.ci_high, 0)
-            yield Finding(model.name, *gap.estimate, verdict)
-
-
-def gap_pretrained(results: Results) -> Iterator[Finding]:
-    """Compares the BG-Gap of pretrained models with the published range."""
-    for model, summary in pretrained_models(results):
+def gaps(models: Iterable[tuple[ModelResults, Summary]]) -> Iterator[Measurement]:
+    """Yields the BG-Gap of models."""
+    for model, summary in models:
         if gap := summary.gap():
-            verdict = within(gap.ci_low, gap.ci_high, (0.06, 0.14))
-            yield Finding(model.name, *gap.estimate, verdict)
+            yield Measurement(model.name, gap.estimate)
 
 
 CLAIMS = (
@@ -51,6 +36,9 @@ CLAIMS = (
         "accuracy above chance; an accuracy below chance leaves the claim open, because answers "
         "outside the nine classes count as wrong",
         background_alone,
+        # An accuracy below chance leaves the claim open, because answers outside the classes count
+        # as wrong even if the other answers carry signal.
+        lambda low, _, chance: Verdict.HOLDS if low > chance else Verdict.OPEN,
         COMMAND,
     ),
     Claim(
@@ -59,7 +47,8 @@ CLAIMS = (
         "blog 2",
         "BG-Gap above 0 for every model",
         "BG-Gap above 0",
-        gap_above,
+        lambda results: gaps(one for one in results.models_with(Summary) if not one[1].overlap),
+        above,
         COMMAND,
         unit="points",
     ),
@@ -69,7 +58,8 @@ CLAIMS = (
         "blog 2, paper table 2",
         "6 to 14 points",
         "the whole interval inside 6 to 14 points",
-        gap_pretrained,
+        lambda results: gaps(pretrained_models(results)),
+        lambda low, high, _: within(low, high, (0.06, 0.14)),
         COMMAND,
         unit="points",
     ),

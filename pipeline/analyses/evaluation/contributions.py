@@ -102,25 +102,22 @@ class ModelsOnSameImages:
             for position, by_rule in enumerate(self.correct)
             if all(name in by_rule.get(rule, ()) for name in needed)
         ]
-        values, contributions = [], []
-        for position in positions:
-            correct = self.correct[position][rule]
-            if quantity == BG_GAP:
-                same, rand = (
-                    np.stack([correct[name] for name in draws])
-                    for draws in gap_draws(self.variants)
-                )
-                values.append(same.mean() - rand.mean())
-                contributions.append(gap_contributions(same, rand))
-            else:
-                pooled = np.concatenate([correct[name] for name in needed])
-                values.append(pooled.mean())
-                contributions.append((pooled - pooled.mean()) / len(pooled))
+        estimates = [self._estimate(self.correct[one][rule], quantity) for one in positions]
         return (
             positions,
-            np.asarray(values),
-            np.stack(contributions) if contributions else np.empty((0, 0)),
+            np.asarray([value for value, _ in estimates]),
+            np.stack([one for _, one in estimates]) if estimates else np.empty((0, 0)),
         )
+
+    def _estimate(self, correct: Mapping[str, Correct], quantity: str) -> tuple[float, Floats]:
+        """Returns a quantity of a model, and the contribution of each picture."""
+        if quantity == BG_GAP:
+            same, rand = (
+                np.stack([correct[name] for name in draws]) for draws in gap_draws(self.variants)
+            )
+            return same.mean() - rand.mean(), gap_contributions(same, rand)
+        pooled = np.concatenate([correct[name] for name in self._draws(quantity)])
+        return pooled.mean(), (pooled - pooled.mean()) / len(pooled)
 
 
 def read_contributions(dataset: Dataset, summaries: Sequence[Summary]) -> list[ModelsOnSameImages]:

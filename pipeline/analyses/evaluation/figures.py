@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.analyses.evaluation.decomposition_figure import decomposition_figure
+from matplotlib.patches import Patch
+
 from pipeline.analyses.evaluation.latex import KIND_NAMES
-from pipeline.analyses.evaluation.results import SizeRow, Summary
+from pipeline.analyses.evaluation.results import ClassRow, SizeRow, Summary
 from pipeline.display.evidence import Evidence, ModelResults
-from pipeline.display.heat_map import CLASSES, heat_map
 from pipeline.display.plot import (
+    CLASSES,
     COMPARED,
     MOST_CELLS,
-    MOST_ROWS,
     Plot,
+    Series,
+    by_class,
+    heat_map,
+    lines_figure,
     of_all,
-    point,
+    rows_figure,
     spoken,
     worst_classes,
 )
-from pipeline.display.points import Series, lines_figure, rows_figure
+from pipeline.display.style import (
+    INK,
+    LINE,
+    MODELS,
+    SOFT,
+    WIDTH,
+    Drawn,
+    drawn,
+    new_figure,
+    percent_axis,
+    styled,
+)
+from pipeline.display.text import shorten
+from pipeline.display.verdicts import Estimate, estimate_of
 from transforms.analysis import KINDS
 from transforms.taxonomy import OUTSIDE, Taxonomy
 
@@ -58,25 +75,26 @@ def _decomposition(models: Sequence[_Evaluated]) -> Iterator[Plot]:
         yield Plot("decomposition", "decomposition.svg", f"Stacked bars. {alt}", figure)
 
 
+def _point(row: ClassRow | SizeRow | None) -> Estimate | None:
+    """Returns the accuracy of a row of results with its interval; None without a row or images."""
+    return estimate_of(row.accuracy, row.ci_low, row.ci_high) if row and row.n else None
+
+
 def _by_class(models: Sequence[_Evaluated], variant: str, taxonomy: Taxonomy) -> Iterator[Plot]:
     """Draws accuracy by class; if there are many classes, those on which the first model is
     worst."""
-    series = []
-    shown: list[int] = []
-    counts: dict[int, int] = {}
-    for model, summary in models:
-        rows = {
-            row.label: row for row in summary.by_rule(summary.per_class) if row.variant == variant
-        }
-        if not shown and rows:
-            scores = {label: row.accuracy for label, row in rows.items() if row.n}
-            shown = worst_classes(scores, taxonomy.num_labels, MOST_ROWS)
-        counts |= {label: row.n for label, row in rows.items() if row.n}
-        points = tuple(point(rows.get(label)) for label in shown)
-        if any(points):
-            series.append(Series(model.name, points))
+    rows = [
+        (model.name, [row for row in summary.by_rule(summary.per_class) if row.variant == variant])
+        for model, summary in models
+    ]
+    points = [
+        (name, {row.label: point for row in of_model if (point := _point(row))})
+        for name, of_model in rows
+    ]
+    shown, series = by_class(points, taxonomy.num_labels)
     if series:
         names, rest = [taxonomy.names[label] for label in shown], of_all(shown, taxonomy)
+        counts = {row.label: row.n for _, of_model in rows for row in of_model if row.n}
         yield Plot(
             "per_class",
             f"per_class-{variant}.svg",
@@ -104,7 +122,8 @@ def _by_size(models: Sequence[_Evaluated], variant: str) -> Iterator[Plot]:
     names = [f"{100 * low:.0f}-{100 * buckets[low].fg_high:.0f}" for low in lows]
     counted = [f"{name}\n({buckets[low].n:,})" for name, low in zip(names, lows, strict=True)]
     series = [
-        Series(name, tuple(point(rows.get(low)) for low in lows)) for name, rows in by_model.items()
+        Series(name, tuple(_point(rows.get(low)) for low in lows))
+        for name, rows in by_model.items()
     ]
     yield Plot(
         "sizes",
@@ -192,3 +211,50 @@ def _groups(model: ModelResults, summary: Summary, taxonomy: Taxonomy) -> Iterat
         ),
         model.name,
     )
+
+
+_COLOURS = dict(zip(KIND_NAMES, (*MODELS[:4], LINE, SOFT), strict=True))
+_LABELLED = 0.06
+"""Smallest share whose number fits beneath its part of the bar."""
+
+
+def decomposition_figure(title: str, models: Sequence[tuple[str, Mapping[str, float]]]) -> Drawn:
+    """Draws a stacked bar for each model.
+
+    Args:
+      title: text above the figure.
+      models: (name, share of images by kind) of each bar, from the top.
+    """
+    with styled():
+        figure = new_figure(WIDTH, 120 + 58 * len(models))
+        axes = figure.add_subplot()
+        axes.set_title(title)
+        percent_axis(axes, "x")
+        for row, (name, shares) in enumerate(models):
+            left = 0.0
+            for kind, colour in _COLOURS.items():
+                share = shares.get(kind, 0.0)
+                axes.barh(row, share, left=left, height=0.34, color=colour, linewidth=0)
+                if share >= _LABELLED:
+                    axes.text(
+                        left + share / 2,
+                        row + 0.2,
+                        f"{100 * share:.1f}",
+                        ha="center",
+                        va="top",
+                        color=INK,
+                    )
+                left += share
+            axes.text(0, row - 0.2, shorten(name, 40), ha="left", va="bottom")
+        axes.set_yticks([])
+        axes.set_ylim(len(models) - 0.45, -0.6)
+        axes.set_xlabel("share of images, %")
+        axes.spines["left"].set_visible(False)
+        swatches = [
+            Patch(facecolor=colour, linewidth=0, label=KIND_NAMES[kind])
+            for kind, colour in _COLOURS.items()
+        ]
+        figure.legend(
+            handles=swatches, loc="outside lower left", ncols=2, handlelength=1, columnspacing=1.2
+        )
+        return drawn(figure)

@@ -16,7 +16,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.display.text import interval
 from pipeline.evaluate.predictions import PROBED_VARIANT, EvalImages, prediction_file, read_logits
 from pipeline.evaluate.result_files import read_result, result_file
-from pipeline.evaluate.results import ModelRun
+from pipeline.evaluate.results import ModelRun, pick
 from transforms.power import power_of_outputs
 
 POWER_VERSION = 2
@@ -53,33 +53,30 @@ def measure_power(dataset: Dataset, images: EvalImages, run: ModelRun) -> tuple[
     power = power_of_outputs(kept.logits, kept.labels, units)
     if power is None:
         return ()
-    row = StoredPower(
-        variant=PROBED_VARIANT,
-        images=power.images,
-        units=power.units,
-        accuracy=power.accuracy,
-        ci_low=power.low,
-        ci_high=power.high,
-        chance=power.chance,
-        has_power=power.has_power,
-        fingerprint=inputs,
+    return (
+        pick(
+            StoredPower,
+            power,
+            variant=PROBED_VARIANT,
+            ci_low=power.low,
+            ci_high=power.high,
+            fingerprint=inputs,
+        ),
     )
-    return (row,)
 
 
 def describe_power(summaries: Iterable[Summary]) -> list[str]:
     """Returns a line that names the models whose probe did not beat chance, or an empty list if
     there are no such models."""
-    probes, near_zero = [], []
-    for summary in summaries:
-        for row in summary.power:
-            if not row.has_power:
-                accuracy = interval(row.accuracy, row.ci_low, row.ci_high)
-                chance = f"{100 * row.chance:.1f} %"
-                probes.append(f"{summary.name} (probe {accuracy} %, chance {chance})")
-                near_zero += [summary.name] if summary.is_gap_near_zero else []
-    if not probes:
+    weak = [(one, row) for one in summaries for row in one.power if not row.has_power]
+    if not weak:
         return []
+    probes = (
+        f"{one.name} (probe {interval(row.accuracy, row.ci_low, row.ci_high)} %, "
+        f"chance {100 * row.chance:.1f} %)"
+        for one, row in weak
+    )
+    near_zero = [one.name for one, _ in weak if one.is_gap_near_zero]
     line = f"we could not show that backgrounds tell the class here: {', '.join(probes)}"
     if near_zero:
         line += (

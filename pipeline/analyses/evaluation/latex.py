@@ -1,11 +1,11 @@
-"""LaTeX tables of accuracies; see `pipeline.display.latex`."""
+"""LaTeX tables of accuracies; see `pipeline.display.table`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from pipeline.analyses.evaluation.results import Summary, rules_of
-from pipeline.display.latex import Cell, tabular
+from pipeline.display.table import Cell, tabular
 from transforms.analysis import KINDS
 from transforms.intervals import CONFIDENCE
 from transforms.variants import PAPER_NAMES
@@ -64,16 +64,17 @@ def headline(summaries: Sequence[Summary], rule: str, columns: Sequence[str]) ->
     Returns:
       LaTeX source. Figures of mixed variants and BG-Gap are means over their draws.
     """
-    rows_of_models = []
-    for summary in summaries:
-        rows = {
-            row.variant: Cell(*row.estimate)
-            for row in summary.by_rule(summary.accuracy, rule)
-            if row.estimate
+    rows_of_models = [
+        {
+            **{
+                row.variant: Cell(*row.estimate)
+                for row in summary.by_rule(summary.accuracy, rule)
+                if row.estimate
+            },
+            **({GAP: Cell(*gap.estimate)} if (gap := summary.gap(rule)) else {}),
         }
-        if gap := summary.gap(rule):
-            rows[GAP] = Cell(*gap.estimate)
-        rows_of_models.append(rows)
+        for summary in summaries
+    ]
     shown = [name for name in columns if any(name in rows for rows in rows_of_models)]
     return tabular(
         f"Accuracy and BG-Gap in %, 95 % intervals; label rule: {rule}",

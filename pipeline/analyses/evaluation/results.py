@@ -363,12 +363,6 @@ class Summary(Answers, frozen=True, kw_only=True):
         row = self.accuracy_on(variant)
         return row.estimate if row else None
 
-    def chance(self, variant: str) -> float:
-        """Returns the accuracy of a constant answer to the pictures of a variant that the model was
-        tested on; 0 without any."""
-        row = self.accuracy_on(variant)
-        return (row.chance or 0.0) if row else 0.0
-
     def gap(self, rule: str = "") -> GapRow | None:
         """Returns the row of BG-Gap, by default under the headline's rule; None without one."""
         return next(self.by_rule(self.gaps, rule), None)

@@ -2,49 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-from pipeline.analyses.evaluation.results import FlipRow, SensitivityRow, Summary
+from pipeline.analyses.evaluation.results import Summary
 from pipeline.display.evidence import Evidence
 from pipeline.display.panel import Panel
 
-Compared = tuple[str, str]
-"""The variants of the two pictures in a pair."""
 
+def make_sensitivity(evidence: Evidence) -> dict[str, object]:
+    """Collects the panel's content, by the label rule of each model's headline; empty if no model
+    has such results.
 
-@dataclasses.dataclass(frozen=True)
-class Sensitivity:
-    """Content of the panel, by the label rule of each model's headline.
-
-    Attributes:
-      compared: columns of the table of flip rates.
-      flips: (model, row of flips.csv by column) of each model that has flip rates.
-      noise: (model, row of rfs.csv) of each model that was evaluated on both variants with noise.
+    Returns:
+      `flips`: (model, row of flips.csv by the variants of its two pictures) of each model that has
+      flip rates; `compared`: the keys of all these rows; `noise`: (model, row of rfs.csv) of each
+      model that was evaluated on both variants with noise.
     """
-
-    compared: tuple[Compared, ...]
-    flips: tuple[tuple[str, dict[Compared, FlipRow]], ...]
-    noise: tuple[tuple[str, SensitivityRow], ...]
-
-
-def make_sensitivity(evidence: Evidence) -> Sensitivity | None:
-    """Collects the panel's content; None if no model has such results."""
-    flips = []
     evaluated = evidence.models_with(Summary)
-    for model, summary in evaluated:
-        rows = {(row.variant, row.other_variant): row for row in summary.by_rule(summary.flips)}
-        if rows:
-            flips.append((model.name, rows))
-    noise = tuple(
+    flips = [
+        (model.name, {(row.variant, row.other_variant): row for row in rows})
+        for model, summary in evaluated
+        if (rows := list(summary.by_rule(summary.flips)))
+    ]
+    noise = [
         (model.name, row) for model, summary in evaluated for row in summary.by_rule(summary.rfs)
-    )
-    if not flips and not noise:
-        return None
-    return Sensitivity(
-        compared=tuple(dict.fromkeys(pair for _, of_model in flips for pair in of_model)),
-        flips=tuple(flips),
-        noise=noise,
-    )
+    ]
+    compared = list(dict.fromkeys(pair for _, of_model in flips for pair in of_model))
+    return {"flips": flips, "compared": compared, "noise": noise} if flips or noise else {}
 
 
 SENSITIVITY = Panel(

@@ -10,9 +10,9 @@ Only the part `power` is stored, in model.json, because it takes longer to compu
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -109,17 +109,10 @@ class _PooledDraws:
         """Whether each prediction is right, (p,) bool."""
         return np.asarray(self.predicted == self.labels)
 
-    def accuracy(
-        self, chosen: NDArray[np.bool_] | NDArray[np.int64] | None = None
-    ) -> dict[str, Any]:
-        """Computes the accuracy on all pictures, or on pictures chosen by a mask or by positions;
-        returns the fields of an `Accuracy`."""
-        if chosen is None:
-            accuracy = measure_accuracy(self.correct, self.roles, self.images)
-        else:
-            roles = self.roles.select(chosen)
-            accuracy = measure_accuracy(self.correct[chosen], roles, self.images[chosen])
-        return msgspec.structs.asdict(accuracy)
+    def accuracy(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Accuracy:
+        """Computes the accuracy on pictures chosen by a mask or by positions."""
+        roles = self.roles.select(chosen)
+        return measure_accuracy(self.correct[chosen], roles, self.images[chosen])
 
 
 def _pool_draws(predictions: Predictions, images: EvalImages) -> Iterator[_PooledDraws]:
@@ -164,10 +157,11 @@ def _accuracy(
     for pooled in _pool_draws(predictions, images):
         confusion = confusion_matrix(pooled.labels, pooled.predicted, taxonomy.num_labels)
         by_draw = [predictions.correct(name).mean() for name in pooled.draws if len(pooled.labels)]
-        yield AccuracyRow(
+        yield pick(
+            AccuracyRow,
+            pooled.accuracy(np.arange(len(pooled.labels))),
             label_rule=rule,
             variant=pooled.variant,
-            **pooled.accuracy(),
             chance=constant_accuracy(pooled.labels),
             replicates=len(pooled.draws),
             seed_sd=float(np.std(by_draw, ddof=1)) if len(by_draw) > 1 else None,
@@ -265,12 +259,13 @@ def _per_class(
         adjusted = class_p_values(pooled.labels, pooled.correct, pooled.roles)
         for label, row in enumerate(confusion):
             if row.any():
-                yield ClassRow(
+                yield pick(
+                    ClassRow,
+                    pooled.accuracy(pooled.labels == label),
                     label_rule=rule,
                     variant=pooled.variant,
                     label=label,
                     class_name=taxonomy.names[label],
-                    **pooled.accuracy(pooled.labels == label),
                     p_adjusted=adjusted.get(label),
                     outside=int(row[-1]),
                 )
@@ -325,9 +320,10 @@ def _groups(
         bg_labels = np.concatenate([predictions.bg_labels[name] for name in pooled.draws])
         all_groups = groups(pooled.labels, bg_labels, taxonomy.num_labels)
         accuracies = [pooled.accuracy(group.pictures) for group in all_groups]
+        # A group has pictures, so that it has an accuracy.
         worst = worst_group(
-            [(one["ci_low"], one["ci_high"]) for one in accuracies],
-            [one["accuracy"] for one in accuracies],
+            [(one.ci_low, one.ci_high) for one in accuracies],
+            [one.accuracy or 0.0 for one in accuracies],
         )
         for position, (group, accuracy) in enumerate(zip(all_groups, accuracies, strict=True)):
             low = high = None
@@ -337,12 +333,13 @@ def _groups(
                 roles = pooled.roles.select(group.pictures)
                 level = level_of(len(all_groups))
                 low, high = wilson_of_pictures(pooled.correct[group.pictures], roles, level)
-            yield GroupRow(
+            yield pick(
+                GroupRow,
+                accuracy,
                 label_rule=rule,
                 variant=pooled.variant,
                 label=group.label,
                 bg_label=group.bg_label,
-                **accuracy,
                 is_worst=position == worst,
                 worst_ci_low=low,
                 worst_ci_high=high,
@@ -359,13 +356,14 @@ def _sizes(
     for pooled in _pool_draws(predictions, images):
         for bucket in np.unique(buckets[known]).tolist():
             low, high = SIZE_EDGES[bucket], SIZE_EDGES[bucket + 1]
-            yield SizeRow(
+            yield pick(
+                SizeRow,
+                pooled.accuracy(buckets[pooled.images] == bucket),
                 label_rule=rule,
                 variant=pooled.variant,
                 bucket=f"{low:g}-{high:g}",
                 fg_low=low,
                 fg_high=high,
-                **pooled.accuracy(buckets[pooled.images] == bucket),
             )
 
 
@@ -416,18 +414,16 @@ def _cache_key(dataset: Dataset) -> str:
 
 
 def _summarize_models(dataset: Dataset) -> tuple[list[Summary], list[str]]:
-    images: dict[tuple[str, float], EvalImages] = {}
+    read_images = functools.cache(functools.partial(EvalImages.read, dataset))
     summaries, stale = [], []
     for run in read_results(dataset.store, "model", Evaluated):
         if run.matrix:
             continue
-        part = run.tested_part
-        if part[0] not in dataset.manifest.shards:
+        if run.evaluation.split not in dataset.manifest.shards:
             stale.append(run.model)
             continue
-        if part not in images:
-            images[part] = EvalImages.read(dataset, *part)
-        predictions = read_predictions(dataset, images[part], run)
+        images = read_images(*run.tested_part)
+        predictions = read_predictions(dataset, images, run)
         if not any(of_rule.predicted for of_rule in predictions.by_rule.values()):
             stale.append(run.model)
             continue
@@ -441,7 +437,7 @@ def _summarize_models(dataset: Dataset) -> tuple[list[Summary], list[str]]:
                 missing=predictions.missing,
                 label_rules=tuple(predictions.by_rule),
                 power=() if PROBED_VARIANT in predictions.missing else run.power,
-                **summary_parts(predictions.by_rule, images[part], dataset.taxonomy),
+                **summary_parts(predictions.by_rule, images, dataset.taxonomy),
             )
         )
     return summaries, stale

@@ -89,12 +89,15 @@ def accuracy_table(summaries: Sequence[Summary]) -> str:
     """Formats a table of models x variants and BG-Gap, in percent under the label rule of each
     model's headline. Figures are means over draws."""
     variants = list(dict.fromkeys(row.variant for one in summaries for row in one.accuracy))
-    table = [["accuracy, %", *variants, "BG-Gap"]]
-    for summary in summaries:
-        cells = [
-            f"{100 * estimate[0]:.1f}" if (estimate := summary.estimate(variant)) else "-"
-            for variant in variants
+    rows = (
+        [
+            summary.name,
+            *(
+                f"{100 * estimate[0]:.1f}" if (estimate := summary.estimate(variant)) else "-"
+                for variant in variants
+            ),
+            interval(*gap.estimate) if (gap := summary.gap()) else "-",
         ]
-        gap = summary.gap()
-        table.append([summary.name, *cells, interval(*gap.estimate) if gap else "-"])
-    return aligned(table)
+        for summary in summaries
+    )
+    return aligned([["accuracy, %", *variants, "BG-Gap"], *rows])

@@ -17,17 +17,12 @@ def training_of(model: ModelResults) -> str | None:
     return published.trained_on(model.model, model.num_outputs)
 
 
-def overlap_of(model: ModelResults) -> int:
-    """Returns the number of images that a model was evaluated and also trained on, as far as its
-    checkpoint names them."""
-    summary = model.get(Summary)
-    return (summary.overlap or 0) if summary else 0
-
-
 def models_trained_on(results: Results, variant: str) -> Iterator[ModelResults]:
-    """Yields models trained on a variant and tested on no training image."""
+    """Yields models trained on a variant and, as far as their checkpoints name their training
+    images, tested on none of these."""
     for model in results.models:
-        if training_of(model) == variant and not overlap_of(model):
+        summary = model.get(Summary)
+        if training_of(model) == variant and not (summary and summary.overlap):
             yield model
 
 

@@ -1,13 +1,48 @@
-"""The figure of the trend."""
+"""The figure of the trend: accuracy against accuracy on ImageNet (paper figure 8)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 
 from pipeline.analyses.imagenet.panel import read_trend
-from pipeline.analyses.imagenet.trend_figure import trend_figure
+from pipeline.analyses.imagenet.results import Top1, Trend, TrendLine, TrendPoint
 from pipeline.display.evidence import Evidence
 from pipeline.display.plot import Plot
+from pipeline.display.style import (
+    INK,
+    LINE,
+    MARKERS,
+    MODELS,
+    SOFT,
+    WIDTH,
+    Drawn,
+    drawn,
+    new_figure,
+    percent_axis,
+    styled,
+)
+from pipeline.display.text import shorten
+from transforms.variants import PAPER_NAMES
+
+_VARIANTS = ("mixed_same", "mixed_rand", "mixed_next", "no_fg", "only_bg_t")
+"""The variants, in the order that their accuracies usually have."""
+_GAP = "bg_gap"
+
+_MAX_NAMES = 16
+"""Largest number of models whose names fit beside each other."""
+_NAME_LENGTH = 26
+_CHARACTER = 6.5
+"""Width of a character of a model's name, in pixels."""
+_LINE_HEIGHT = 14
+_RIGHT = 78
+_LEFT = 44
+_BOTTOM = 58
+_PANEL = 250
+_GAP_PANEL = 96
+_BETWEEN = 16
 
 
 def make_plots(evidence: Evidence) -> Iterator[Plot]:
@@ -20,3 +55,231 @@ def make_plots(evidence: Evidence) -> Iterator[Plot]:
             f"Accuracy on the variants against accuracy on ImageNet. Slopes: {slopes}",
             trend_figure(trend),
         )
+
+
+def trend_figure(trend: Trend) -> Drawn:
+    """Draws accuracy on each variant with its best-fit line, and BG-Gap below.
+
+    Args:
+      trend: content of trend.json. Points without an accuracy on ImageNet are left out; at least
+        one point must have an accuracy on ImageNet.
+    """
+    points = [(point, known) for point in trend.points if (known := point.top1)]
+    lines = {line.variant: line for line in trend.lines}
+    top1 = {point.model: known.value for point, known in points}
+    shown = _spread(sorted(top1, key=lambda model: (top1[model], model)))
+    names = {model: shorten(model, _NAME_LENGTH) for model in shown}
+    head = 58 + _CHARACTER * max(len(name) for name in names.values())
+    height = head + _PANEL + _BETWEEN + _GAP_PANEL + _BOTTOM
+    with styled():
+        figure = new_figure(WIDTH, round(height))
+        figure.set_layout_engine("none")
+        width = WIDTH - _LEFT - _RIGHT
+        main, gap = (
+            figure.add_axes((_LEFT / WIDTH, bottom / height, width / WIDTH, tall / height))
+            for bottom, tall in (
+                (_BOTTOM + _GAP_PANEL + _BETWEEN, _PANEL),
+                (_BOTTOM, _GAP_PANEL),
+            )
+        )
+        figure.text(
+            8 / WIDTH,
+            1 - 20 / height,
+            "Accuracy against ImageNet accuracy",
+            fontsize=12,
+            fontweight="bold",
+        )
+        if lines:
+            note = "beside each line: its slope"
+            figure.text(8 / WIDTH, 1 - 36 / height, note, color=SOFT)
+        low, high = min(top1.values()), max(top1.values())
+        margin = max(0.06 * (high - low), 0.01)
+        limits = (low - margin, high + margin)
+        percent_axis(main, "y")
+        main.set_ylim(-0.01, 1.0)
+        gaps = [one for one in points if one[0].variant == _GAP]
+        bounds = [bound for point, _ in gaps for bound in (point.ci_low, point.ci_high)]
+        percent_axis(gap, "y", MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=3))
+        gap.set_ylim(min([0.0, *bounds]) - 0.01, max([0.05, *bounds]) + 0.01)
+        for axes in (main, gap):
+            axes.set_xlim(limits)
+            axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0, 0, "", False))
+            axes.tick_params(axis="y", length=0)
+            for model in shown:
+                axes.axvline(top1[model], color=LINE, linewidth=0.8, zorder=0)
+        if limits[1] - limits[0] < 0.05:
+            gap.xaxis.set_major_locator(MultipleLocator(0.01))
+        main.tick_params(axis="x", length=0, labelbottom=False)
+        gap.set_xlabel(f"top-1 accuracy on ImageNet, %\n{_source(points)}")
+        main.set_ylabel("accuracy, %")
+        gap.set_ylabel("BG-Gap, points")
+        figure.align_ylabels((main, gap))
+        ends = []
+        for number, variant in enumerate(_VARIANTS):
+            of_variant = [one for one in points if one[0].variant == variant]
+            if of_variant:
+                end = _draw(main, of_variant, lines.get(variant), number, limits)
+                ends.append((end, PAPER_NAMES[variant], lines.get(variant), MODELS[number]))
+        _label_ends(main, ends, _PANEL)
+        if gaps:
+            end = _draw(gap, gaps, lines.get(_GAP), len(_VARIANTS), limits)
+            _label_ends(gap, [(end, "BG-Gap", lines.get(_GAP), MODELS[len(_VARIANTS)])], _GAP_PANEL)
+        _label_models(main, [(top1[model], names[model]) for model in shown], width)
+        return drawn(figure)
+
+
+_Point = tuple[TrendPoint, Top1]
+"""A point, and the accuracy of its model on ImageNet."""
+
+
+def _source(points: Sequence[_Point]) -> str:
+    """Says where accuracies on ImageNet come from, and at which input size they were measured."""
+    sizes = sorted({top1.input_size for _, top1 in points})
+    at = f" at {sizes[0]}{f' to {sizes[-1]}' if len(sizes) > 1 else ''} px"
+    is_published = {top1.source.startswith("published") for _, top1 in points}
+    if is_published == {True}:
+        return f"published{at}"
+    images = {top1.n for _, top1 in points}
+    return (f"on {min(images):,} images" if len(images) == 1 else "measured or published") + at
+
+
+def _spread(models: Sequence[str]) -> list[str]:
+    """Picks the models to name, in order: all models, or `_MAX_NAMES` of them, evenly spread."""
+    if len(models) <= _MAX_NAMES:
+        return list(models)
+    step = (len(models) - 1) / (_MAX_NAMES - 1)
+    return [models[round(i * step)] for i in range(_MAX_NAMES)]
+
+
+def _draw(
+    axes: Axes,
+    points: Sequence[_Point],
+    line: TrendLine | None,
+    number: int,
+    limits: tuple[float, float],
+) -> float:
+    """Draws a variant's points and line; returns the accuracy at the line's right end or, without a
+    line, at the rightmost point."""
+    colour, marker = MODELS[number], MARKERS[number]
+    xs = [top1.value for _, top1 in points]
+    ys = [point.accuracy for point, _ in points]
+    axes.vlines(
+        xs,
+        [point.ci_low for point, _ in points],
+        [point.ci_high for point, _ in points],
+        color=colour,
+        linewidth=1.2,
+        alpha=0.35,
+    )
+    axes.plot(xs, ys, marker, color=colour, markersize=4.5, markeredgewidth=0)
+    if line is None:
+        return float(ys[xs.index(max(xs))])
+    heights = [line.intercept + line.slope * x for x in limits]
+    axes.plot(limits, heights, color=colour, linewidth=1.4, alpha=0.8)
+    return float(heights[1])
+
+
+def _label_ends(
+    axes: Axes,
+    ends: Sequence[tuple[float, str, TrendLine | None, str]],
+    pixels: float,
+) -> None:
+    """Writes the names of variants, and the slopes of their lines, to the right of the lines."""
+    low, high = axes.get_ylim()
+    per_pixel = (high - low) / pixels
+    wanted = [(high - end) / per_pixel for end, *_ in ends]
+    heights = [(2 if line else 1) * _LINE_HEIGHT for _, _, line, _ in ends]
+    positions = apart(wanted, heights, pixels)
+    for (_, name, line, colour), position in zip(ends, positions, strict=True):
+        y = high - position * per_pixel
+        up = _LINE_HEIGHT / 2 * per_pixel if line else 0.0
+        x, transform = 1.02, axes.get_yaxis_transform()
+        axes.text(x, y + up, name, color=colour, va="center", transform=transform)
+        if line:
+            axes.text(
+                x,
+                y - up,
+                _slope(line),
+                color=SOFT,
+                va="center",
+                transform=transform,
+            )
+
+
+def _slope(line: TrendLine) -> str:
+    slope = line.slope
+    return f"{slope:.{2 if abs(slope) < 10 else 1}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _label_models(axes: Axes, models: Sequence[tuple[float, str]], pixels: float) -> None:
+    """Writes the names of models vertically above the plot, each joined by a line to its model's
+    position."""
+    low, high = axes.get_xlim()
+    per_pixel = (high - low) / pixels
+    wanted = [(x - low) / per_pixel for x, _ in models]
+    positions = apart(wanted, [_LINE_HEIGHT] * len(models), pixels)
+    transform = axes.get_xaxis_transform()
+    for (x, name), position in zip(models, positions, strict=True):
+        at = low + position * per_pixel
+        axes.plot(
+            [x, at],
+            [1.0, 1.04],
+            color=LINE,
+            linewidth=0.8,
+            transform=transform,
+            clip_on=False,
+            scalex=False,
+            scaley=False,
+        )
+        axes.text(
+            at,
+            1.05,
+            name,
+            rotation=90,
+            rotation_mode="anchor",
+            ha="left",
+            va="center",
+            color=INK,
+            transform=transform,
+        )
+
+
+def apart(wanted: Sequence[float], sizes: Sequence[float], length: float) -> list[float]:
+    """Moves labels apart so that they do not overlap, each as little as possible.
+
+    Args:
+      wanted: positions of the labels' centres.
+      sizes: extents of the labels, in the same units.
+      length: end of the room for labels, which begins at 0; they stay within it if they fit.
+
+    Returns:
+      Positions of the centres.
+    """
+
+    def start(block: Sequence[int]) -> float:
+        """Returns the position where a block of touching labels begins."""
+        total = sum(sizes[i] for i in block)
+        before, starts = 0.0, []
+        for i in block:
+            starts.append(wanted[i] - sizes[i] / 2 - before)
+            before += sizes[i]
+        best = sum(starts) / len(starts)
+        return max(min(best, length - total), min(0.0, length - total))
+
+    # Neighbours that touch form a block, which is placed where its labels want to be on average.
+    blocks: list[list[int]] = []
+    for i in sorted(range(len(wanted)), key=lambda i: (wanted[i], i)):
+        blocks.append([i])
+        while len(blocks) > 1 and start(blocks[-1]) < (
+            start(blocks[-2]) + sum(sizes[i] for i in blocks[-2])
+        ):
+            last = blocks.pop()
+            blocks[-1] += last
+    positions = [0.0] * len(wanted)
+    for block in blocks:
+        at = start(block)
+        for i in block:
+            positions[i] = at + sizes[i] / 2
+            at += sizes[i]
+    return positions

@@ -36,10 +36,11 @@ class ImageNetParts(Parts):
                 "--imagenet is for the trend of ImageNet-9, but this dataset has another taxonomy; "
                 "leave it out"
             )
-        from pipeline.analyses.imagenet.folder import check_imagenet
-        from pipeline.analyses.imagenet.stage import ImageNetWork
+        from pipeline.analyses.imagenet.stage import SPLIT, ImageNetWork
+        from pipeline.inputs.image_folder import find_images
 
-        check_imagenet(root)
+        # Raises UsageError if there are no images.
+        find_images(root, SPLIT, "--imagenet")
         return ImageNetWork(evaluation, absolute(root), taxonomy)
 
     def lines(self, dataset: Dataset, work: Work | None) -> Iterator[str]:

@@ -1,8 +1,12 @@
-"""Top-1 accuracies on all classes of ImageNet, measured by `in9` or published.
+"""Top-1 accuracies on all classes of ImageNet, measured by `in9` or published, and the trend of
+accuracies on the variants against them, over all models.
+
+The trend follows figure 8 of the paper.
 
 results/<model>/imagenet/val-NNNNN.parquet   every single prediction
 results/<model>/imagenet.json                settings, and top-1 accuracy
 data/imagenet_top1.csv (in this package)     published figures, with their source
+results/trend.json, results/trend.csv        the trend
 """
 
 from __future__ import annotations
@@ -10,18 +14,25 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+import msgspec
 import pyarrow as pa
+from msgspec import Meta
 
-from pipeline.analyses.evaluation.results import Summary
+from pipeline.analyses.evaluation.contributions import BG_GAP, ModelsOnSameImages
+from pipeline.analyses.evaluation.results import Summary, rules_of
+from pipeline.display.table import Table
 from pipeline.errors import counted
 from pipeline.evaluate.failures import errors_by_model, read_failures
-from pipeline.evaluate.result_files import read_result, result_file
+from pipeline.evaluate.result_files import read_result, result_file, write_result
 from pipeline.evaluate.results import ModelRun
 from pipeline.storage.store import Store
+from transforms.taxonomy import Taxonomy
+from transforms.trend import MIN_MODELS, fit_line
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -105,41 +116,35 @@ def comparable_top1(
       (accuracy of each model, None if it is unknown on these images; a note on accuracies that were
       left out, or "").
     """
-    by_set: dict[str, list[Top1 | None]] = {}
+    by_set: dict[str, dict[int, Top1]] = {}
     for position, summary in enumerate(summaries):
-        if summary.num_outputs != classes:
-            continue
-        accuracies = {}
-        published = published_top1(summary.model, summary.evaluation.input_size)
-        if published:
-            accuracies[_FULL_SET] = published
-        measured = _measured(store, summary)
-        if measured:
-            n, present = measured.n, measured.classes
-            is_full = n >= PUBLISHED_N and present == classes
-            source = f"measured: {counted(n, 'image')} of {counted(present, 'class')}"
-            # `in9` measures at the input size of the model's own preprocessing, whatever the size
-            # of the dataset's pictures.
-            size = summary.preprocessing.input_size
-            top1 = Top1(measured.top1, n, source, size)
-            accuracies[_FULL_SET if is_full else measured.listing] = top1
-        for image_set, top1 in accuracies.items():
-            by_set.setdefault(image_set, [None] * len(summaries))[position] = top1
+        if summary.num_outputs == classes:
+            for image_set, top1 in _accuracies(store, summary, classes):
+                by_set.setdefault(image_set, {})[position] = top1
     if not by_set:
         return [None] * len(summaries), ""
-    known = {
-        image_set: sum(top1 is not None for top1 in accuracies)
-        for image_set, accuracies in by_set.items()
-    }
-    best = max(by_set, key=lambda image_set: (known[image_set], image_set != _FULL_SET, image_set))
-    left_out = sum(known[image_set] for image_set in by_set if image_set not in (best, _FULL_SET))
-    note = ""
-    if left_out:
-        note = (
-            f"{left_out} accuracies measured on other images are left out, since they do not "
-            "compare: measure all models on the same with --imagenet"
-        )
-    return by_set[best], note
+    best = max(by_set, key=lambda name: (len(by_set[name]), name != _FULL_SET, name))
+    left_out = sum(len(known) for name, known in by_set.items() if name not in (best, _FULL_SET))
+    note = (
+        f"{left_out} accuracies measured on other images are left out, since they do not compare: "
+        "measure all models on the same with --imagenet"
+    )
+    chosen = [by_set[best].get(position) for position in range(len(summaries))]
+    return chosen, note if left_out else ""
+
+
+def _accuracies(store: Store, summary: Summary, classes: int) -> Iterator[tuple[str, Top1]]:
+    """Yields (set of images, accuracy on it) of a model, the published figure first."""
+    if published := published_top1(summary.model, summary.evaluation.input_size):
+        yield _FULL_SET, published
+    if measured := _measured(store, summary):
+        n, present = measured.n, measured.classes
+        is_full = n >= PUBLISHED_N and present == classes
+        source = f"measured: {counted(n, 'image')} of {counted(present, 'class')}"
+        # `in9` measures at the input size of the model's own preprocessing, whatever the size of
+        # the dataset's pictures.
+        size = summary.preprocessing.input_size
+        yield _FULL_SET if is_full else measured.listing, Top1(measured.top1, n, source, size)
 
 
 def _measured(store: Store, summary: Summary) -> ImageNetResult | None:
@@ -192,17 +197,245 @@ def describe_imagenet(
       summaries: summaries of the models.
       entries: entries of `--models` in this run, whose failures are listed.
     """
-    lines = []
-    for summary in summaries:
-        result = _measured(store, summary)
-        if result is not None:
-            low, high = 100 * result.ci_low, 100 * result.ci_high
-            lines.append(
-                f"ImageNet top-1, {result.model}: {100 * result.top1:.1f} % "
-                f"[{low:.1f}, {high:.1f}] of {counted(result.n, 'image')}, "
-                f"{counted(result.classes, 'class')}"
-            )
+    measured = [
+        f"ImageNet top-1, {one.model}: {100 * one.top1:.1f} % "
+        f"[{100 * one.ci_low:.1f}, {100 * one.ci_high:.1f}] of {counted(one.n, 'image')}, "
+        f"{counted(one.classes, 'class')}"
+        for summary in summaries
+        if (one := _measured(store, summary))
+    ]
     failed, _ = read_failures(store, dataset, "imagenet")
-    for model, error in errors_by_model(failed, entries).items():
-        lines.append(f"ImageNet top-1, {model}: not measured: {error}")
-    return "\n".join(lines)
+    errors = errors_by_model(failed, entries)
+    failures = (f"ImageNet top-1, {name}: not measured: {text}" for name, text in errors.items())
+    return "\n".join([*measured, *failures])
+
+
+TREND_FILE = "results/trend.json"
+
+TREND_VARIANTS = ("only_bg_t", "mixed_next", "mixed_rand", "mixed_same", "no_fg")
+"""Variants of the paper's figure, in the figure's order."""
+
+
+class TrendPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of trend.csv: a model's accuracy on a variant, or its BG-Gap if `variant` is `bg_gap`.
+    Accuracies on ImageNet are empty if unknown."""
+
+    model: str
+    variant: str
+    imagenet_top1: Annotated[float | None, Meta(description="top-1 accuracy on ImageNet")]
+    imagenet_source: Annotated[
+        str | None, Meta(description="`measured`, or the source of the published figure")
+    ]
+    imagenet_n: Annotated[
+        int | None, Meta(description="number of images that `imagenet_top1` was measured on")
+    ]
+    imagenet_input_size: Annotated[
+        int | None, Meta(description="side length of the model's input on ImageNet, in pixels")
+    ]
+    input_size: int
+    accuracy: float
+    ci_low: float
+    ci_high: float
+    n: int
+    label_rule: str
+
+    @property
+    def top1(self) -> Top1 | None:
+        """The accuracy on ImageNet; None if it is unknown."""
+        value, n = self.imagenet_top1, self.imagenet_n
+        source, size = self.imagenet_source, self.imagenet_input_size
+        if value is None or n is None or source is None or size is None:
+            return None
+        return Top1(value, n, source, size)
+
+
+class TrendLine(msgspec.Struct, frozen=True, kw_only=True):
+    """The best-fit line of a variant; see `transforms.trend.Line`."""
+
+    variant: str
+    slope: float
+    slope_low: float
+    slope_high: float
+    intercept: float
+    models: int
+
+
+class Trend(msgspec.Struct, frozen=True, kw_only=True):
+    """trend.json.
+
+    Attributes:
+      dataset: fingerprint of the dataset.
+      label_rule: the label rule of points and lines.
+      points: the points under this rule.
+      lines: the fitted lines.
+      left_out: names of models that were run with other settings than most.
+      notes: what a reader needs to understand points and lines.
+    """
+
+    dataset: str
+    label_rule: str
+    points: tuple[TrendPoint, ...]
+    lines: tuple[TrendLine, ...]
+    left_out: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+TABLES = (
+    Table(
+        "trend",
+        (TrendPoint,),
+        "accuracy of a model on a variant beside its accuracy on ImageNet",
+    ),
+)
+
+_NAMED = 4
+"""Largest number of models that a note names."""
+
+
+def write_trend(
+    store: Store,
+    dataset: str,
+    summaries: Sequence[Summary],
+    taxonomy: Taxonomy,
+    measured: Sequence[ModelsOnSameImages],
+) -> Trend:
+    """Rebuilds the trend from the summaries. The caller holds the lock of the tables.
+
+    Args:
+      store: the dataset folder.
+      dataset: the dataset's fingerprint.
+      summaries: summaries of all models on this dataset.
+      taxonomy: classes of ImageNet models.
+      measured: contributions of the models, from `read_contributions` with these summaries; lines
+        are fitted over those of the models whose accuracy on ImageNet is known.
+    """
+    kept, left_out = _alike(summaries)
+    top1, choice = comparable_top1(store, kept, len(taxonomy.wnids))
+    rows = [row for pair in zip(kept, top1, strict=True) for row in _points(*pair)]
+    (table,) = TABLES
+    table.write(store, ([row] for row in rows))
+    rule = rules_of(kept)[0]
+    points = tuple(row for row in rows if row.label_rule == rule)
+    lines = (
+        line
+        for variant in (*TREND_VARIANTS, BG_GAP)
+        for line in _line(zip(kept, top1, strict=True), measured, rule, variant)
+    )
+    trend = Trend(
+        dataset=dataset,
+        label_rule=rule,
+        points=points,
+        lines=tuple(lines),
+        left_out=tuple(left_out),
+        notes=(*_notes(points), *([choice] if choice else [])),
+    )
+    write_result(store, TREND_FILE, trend)
+    return trend
+
+
+def _alike(summaries: Sequence[Summary]) -> tuple[list[Summary], list[str]]:
+    """Selects the summaries with the most common settings, so that no model counts twice; returns
+    these summaries, and the names of the models with other settings."""
+    counts = Counter(_settings(s) for s in summaries)
+    if not counts:
+        return [], []
+    # Of equally common settings, `max` keeps the first.
+    common = max(counts, key=lambda settings: counts[settings])
+    kept = [s for s in summaries if _settings(s) == common]
+    return kept, [s.name for s in summaries if s not in kept]
+
+
+def _settings(summary: Summary) -> tuple[str, str, str, float]:
+    one = summary.evaluation
+    return one.split, one.eval_input, one.precision, one.holdout
+
+
+def _points(summary: Summary, top1: Top1 | None) -> Iterator[TrendPoint]:
+    """Yields a model's rows of trend.csv: for each label rule, a row for each variant and for
+    BG-Gap."""
+    for rule in summary.label_rules:
+        for variant in (*TREND_VARIANTS, BG_GAP):
+            is_gap = variant == BG_GAP
+            row = summary.gap(rule) if is_gap else summary.accuracy_on(variant, rule)
+            if row and row.estimate:
+                accuracy, low, high = row.estimate
+                yield TrendPoint(
+                    model=summary.model,
+                    variant=variant,
+                    imagenet_top1=top1.value if top1 else None,
+                    imagenet_source=top1.source if top1 else None,
+                    imagenet_n=top1.n if top1 else None,
+                    imagenet_input_size=top1.input_size if top1 else None,
+                    input_size=summary.evaluation.input_size,
+                    accuracy=accuracy,
+                    ci_low=low,
+                    ci_high=high,
+                    n=row.n,
+                    label_rule=rule,
+                )
+
+
+def _line(
+    models: Iterable[tuple[Summary, Top1 | None]],
+    measured: Sequence[ModelsOnSameImages],
+    rule: str,
+    variant: str,
+) -> Iterator[TrendLine]:
+    """Yields the best-fit line of a variant, unless too few models have known accuracies."""
+    known = [(summary, top1.value) for summary, top1 in models if top1]
+    for part in measured:
+        if (rule, variant) not in part.quantities:
+            continue
+        indices, values, r = part.contributions(rule, variant)
+        row_of = {part.summaries[index].folder: row for row, index in enumerate(indices)}
+        points = [
+            (row_of[summary.folder], value) for summary, value in known if summary.folder in row_of
+        ]
+        if len(points) < MIN_MODELS:
+            continue
+        chosen = [row for row, _ in points]
+        line = fit_line(
+            [top1 for _, top1 in points], values[chosen], part.roles(variant).sums(r[chosen])
+        )
+        if line:
+            yield TrendLine(variant=variant, **dataclasses.asdict(line))
+
+
+def _notes(points: Sequence[TrendPoint]) -> Iterator[str]:
+    """Yields the notes that a reader needs to understand the points and lines."""
+    models = dict.fromkeys(point.model for point in points)
+    known = {point.model: top1 for point in points if (top1 := point.top1)}
+    if len(known) < len(models):
+        unknown = [model for model in models if model not in known]
+        yield f"no accuracy on ImageNet is known for {', '.join(unknown)}"
+    if points and len(known) < MIN_MODELS:
+        yield (
+            f"lines need at least {MIN_MODELS} models whose accuracy on ImageNet is known; "
+            f"there {'is' if len(known) == 1 else 'are'} {len(known)}"
+        )
+    elif known:
+        yield (
+            "intervals of slopes allow for other models and other images; they treat models as "
+            "independent, which models of one family are not"
+        )
+    others = {
+        p.model: f"{p.model} ({p.imagenet_input_size} px, here {p.input_size})"
+        for p in points
+        if p.imagenet_input_size not in (None, p.input_size)
+    }
+    if others:
+        shown = ", ".join(list(others.values())[:_NAMED])
+        more = f" and {len(others) - _NAMED} more (trend.csv)" if len(others) > _NAMED else ""
+        yield (
+            "accuracy on ImageNet was measured at another input size than these pictures have for "
+            f"{shown}{more}; it might be higher or lower at the size of these pictures"
+        )
+    by_source = Counter(top1.source.partition(",")[0] for top1 in known.values())
+    if by_source:
+        shown = "; ".join(f"{source} ({n})" for source, n in sorted(by_source.items()))
+        yield f"sources of accuracies on ImageNet, with numbers of models: {shown}"
+    if any(top1.n < PUBLISHED_N for top1 in known.values()):
+        yield (
+            f"some accuracies on ImageNet were measured on fewer than the {PUBLISHED_N:,} "
+            "validation images; their errors make lines flatter"
+        )

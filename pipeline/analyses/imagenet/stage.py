@@ -1,5 +1,8 @@
 """The ImageNet stage: top-1 accuracy of models over all classes of ImageNet.
 
+The images are of all classes of ImageNet and, unlike the source images of a dataset, need no boxes.
+Annotations are read only to learn the classes of images that all lie in one folder.
+
 Images go through the model's own preprocessing, as they do for published figures. The predictions
 of a shard are one file. It records a fingerprint of weights, images and evaluation settings, so a
 shard is not predicted again while these are the same.
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Generator, Sequence
 from importlib.metadata import version
@@ -16,21 +20,20 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pipeline.analyses.imagenet.folder import (
-    ImageNetImage,
-    ImageNetListing,
-    list_imagenet,
-    listing_digest,
-)
 from pipeline.analyses.imagenet.results import PREDICTION_SCHEMA, ImageNetResult
 from pipeline.dataset.fingerprints import EVALUATE_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.errors import BrokenPictureError, JobError
+from pipeline.dataset.shards import bucket_hash
+from pipeline.errors import BrokenPictureError, JobError, UsageError
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.result_files import result_file, result_shard, write_result
 from pipeline.evaluate.results import ModelRun, pick, result_folder
 from pipeline.evaluate.work import ModelWork, NoteDone, UnitOutput, Work
+from pipeline.inputs.image_folder import find_images
+from pipeline.inputs.layout import find_annotations
+from pipeline.inputs.listing import image_classes
 from pipeline.inputs.location import changed, read_location
+from pipeline.storage.files import relative
 from pipeline.storage.parallel import read_ahead
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
@@ -41,8 +44,88 @@ from transforms.taxonomy import Taxonomy
 if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
 
+SPLIT = "val"
+"""The split on which published accuracies were measured."""
+
+IMAGES_PER_SHARD = 1024
+
 _READ_AT_ONCE = 64
 _LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch", "timm")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageNetImage:
+    """An image of ImageNet.
+
+    Attributes:
+      path: absolute path.
+      name: path relative to the folder of the images, with forward slashes.
+      bytes: size of the file in bytes.
+      output_index: index of its class among the outputs of ImageNet models.
+    """
+
+    path: str
+    name: str
+    bytes: int
+    output_index: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageNetListing:
+    """The images of the split.
+
+    Attributes:
+      images: images of the taxonomy's classes, in order of `name`.
+      num_unknown: number of images whose class is unknown, or not in the taxonomy.
+    """
+
+    images: tuple[ImageNetImage, ...]
+    num_unknown: int
+
+    @functools.cached_property
+    def shards(self) -> list[tuple[ImageNetImage, ...]]:
+        """The images, divided into shards by a hash of their names. The number of shards depends
+        only on the number of images."""
+        buckets: list[list[ImageNetImage]] = [
+            [] for _ in range(max(1, round(len(self.images) / IMAGES_PER_SHARD)))
+        ]
+        for image in self.images:
+            buckets[bucket_hash(image.name) % len(buckets)].append(image)
+        return [tuple(bucket) for bucket in buckets]
+
+
+def listing_digest(images: Sequence[ImageNetImage]) -> str:
+    """Returns a fingerprint of the names, sizes and classes of images."""
+    return fingerprint([[image.name, image.bytes, image.output_index] for image in images])
+
+
+def list_imagenet(root: str, taxonomy: Taxonomy) -> ImageNetListing:
+    """Lists the images of the validation set.
+
+    Args:
+      root: folder with `val/<wnid>/*.JPEG`, or with `val/*.JPEG` and annotations; or the folder
+        `val` itself.
+      taxonomy: maps each wnid to an output index.
+
+    Raises:
+      UsageError: there are no images, or no image has a known class.
+      OSError: a folder or an annotation cannot be read.
+    """
+    folder = find_images(root, SPLIT, "--imagenet")
+    found = list(image_classes(folder, find_annotations(root, folder, SPLIT)))
+    output_of = {wnid: index for index, wnid in enumerate(taxonomy.wnids)}
+    images = [
+        ImageNetImage(path, relative(path, folder), size, output_of[wnid])
+        for path, size, wnid in found
+        if wnid in output_of
+    ]
+    num_unknown = len(found) - len(images)
+    if not images:
+        raise UsageError(
+            f"--imagenet {root}: the ImageNet class of none of the {num_unknown} images in "
+            f"{folder} is known. Put the images into folders by wnid, or add their annotations"
+        )
+    return ImageNetListing(tuple(sorted(images, key=lambda image: image.name)), num_unknown)
 
 
 class ImageNetWork(Work):
@@ -67,14 +150,11 @@ class ImageNetWork(Work):
         super().__init__(dataclasses.replace(evaluation, predict=native), taxonomy)
         self._evaluation_on_dataset = evaluation
         self._root = root
-        self._cached_listing: ImageNetListing | None = None
 
-    @property
+    @functools.cached_property
     def _listing(self) -> ImageNetListing:
         """The images of ImageNet's validation set, which are listed once for all models."""
-        if self._cached_listing is None:
-            self._cached_listing = list_imagenet(self._root, self.taxonomy)
-        return self._cached_listing
+        return list_imagenet(self._root, self.taxonomy)
 
     def units(self, dataset: Dataset) -> Sequence[int]:
         """Same as `Work.units`; units are shards of images."""
@@ -208,9 +288,9 @@ def _accuracy(
     return pick(
         ImageNetResult,
         run,
-        listing=listing.digest,
+        listing=listing_digest(listing.images),
         n=n,
-        classes=listing.num_classes,
+        classes=len({image.output_index for image in listing.images}),
         unknown=listing.num_unknown,
         correct=correct,
         top1=correct / n,

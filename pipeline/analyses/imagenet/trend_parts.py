@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.analyses.evaluation.contributions import read_contributions
 from pipeline.analyses.evaluation.summaries import read_summaries
-from pipeline.analyses.imagenet.trend import TABLES, TREND_FILE, Trend, remove_trend, write_trend
+from pipeline.analyses.imagenet.panel import CLAIMS, PANEL
+from pipeline.analyses.imagenet.results import TABLES, TREND_FILE, Trend, write_trend
 from pipeline.analyses.parts import Found, Parts
 from pipeline.dataset.folder import Dataset
 from pipeline.display.evidence import Evidence
@@ -15,8 +16,6 @@ from pipeline.evaluate.result_files import read_result
 from transforms.taxonomy import imagenet9
 
 if TYPE_CHECKING:
-    from pipeline.display.claims import Claim
-    from pipeline.display.panel import Panel
     from pipeline.display.plot import Plot
 
 
@@ -25,20 +24,8 @@ class TrendParts(Parts):
 
     tables = TABLES
     figures = ("trend",)
-
-    @property
-    def panels(self) -> tuple[Panel, ...]:
-        """Same as `Parts.panels`."""
-        from pipeline.analyses.imagenet.panel import PANEL
-
-        return (PANEL,)
-
-    @property
-    def claims(self) -> tuple[Claim, ...]:
-        """Same as `Parts.claims`."""
-        from pipeline.analyses.imagenet.claims import CLAIMS
-
-        return CLAIMS
+    panels = (PANEL,)
+    claims = CLAIMS
 
     def find(self, dataset: Dataset) -> Found:
         """Same as `Parts.find`."""
@@ -52,7 +39,9 @@ class TrendParts(Parts):
         if not store.exists("results/summary.csv"):
             return
         if not dataset.is_imagenet9:
-            remove_trend(store)
+            # Other classes than ImageNet-9's have no relation to accuracy on ImageNet.
+            for path in (TREND_FILE, "results/trend.csv"):
+                store.delete(path)
             return
         summaries, _ = read_summaries(dataset)
         measured = read_contributions(dataset, summaries)

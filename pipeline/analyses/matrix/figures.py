@@ -9,9 +9,8 @@ from msgspec import UNSET, UnsetType
 from pipeline.analyses.matrix.panel import MATRIX_PARTS, matrix_file
 from pipeline.analyses.matrix.results import CellRow, Matrix
 from pipeline.display.evidence import Evidence
-from pipeline.display.heat_map import VERSIONS, heat_map
-from pipeline.display.plot import Plot
-from pipeline.display.short_names import shorten
+from pipeline.display.plot import VERSIONS, Plot, heat_map
+from pipeline.display.text import shorten
 from pipeline.evaluate.published import TABLE_5_NAMES
 
 
@@ -24,16 +23,14 @@ def make_plots(evidence: Evidence) -> Iterator[Plot]:
 def _of_matrix(matrix: Matrix) -> Iterator[Plot]:
     columns = matrix.columns
     short = [TABLE_5_NAMES.get(column, column) for column in columns]
-    cells = {(row.train_variant, row.test_variant): row for row in matrix.rows}
+    by_row = matrix.by_row
+    cells = [[by_row.get(row, {}).get(column) for column in columns] for row in columns]
     titles = (f"{shorten(matrix.name)}, %", "ResNet-50 of the paper, %", "difference, points")
     for part, title in zip(MATRIX_PARTS, titles, strict=True):
-        shares = [[_share(cells.get((row, column)), part) for column in columns] for row in columns]
+        shares = [[_share(cell, part) for cell in line] for line in cells]
         if not any(share is not None for line in shares for share in line):
             continue
-        bold = [
-            [(cell := cells.get((row, column))) is not None and cell.differs for column in columns]
-            for row in columns
-        ]
+        bold = [[cell is not None and cell.differs for cell in line] for line in cells]
         spoken = "; ".join(
             f"{row}: "
             + ", ".join(

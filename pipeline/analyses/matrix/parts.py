@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from pipeline.analyses.matrix.panel import CLAIMS, MATRIX
 from pipeline.analyses.matrix.results import TABLES, read_matrices, write_matrix_tables
 from pipeline.analyses.parts import Found, Parts
 from pipeline.dataset.folder import Dataset
 from pipeline.display.evidence import Evidence
 
 if TYPE_CHECKING:
-    from pipeline.display.claims import Claim
-    from pipeline.display.panel import Panel
     from pipeline.display.plot import Plot
 
 
@@ -21,20 +20,8 @@ class MatrixParts(Parts):
 
     tables = TABLES
     figures = ("matrix-",)
-
-    @property
-    def panels(self) -> tuple[Panel, ...]:
-        """Same as `Parts.panels`."""
-        from pipeline.analyses.matrix.panel import MATRIX
-
-        return (MATRIX,)
-
-    @property
-    def claims(self) -> tuple[Claim, ...]:
-        """Same as `Parts.claims`."""
-        from pipeline.analyses.matrix.claims import CLAIMS
-
-        return CLAIMS
+    panels = (MATRIX,)
+    claims = CLAIMS
 
     def find(self, dataset: Dataset) -> Found:
         """Same as `Parts.find`."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
@@ -149,6 +149,14 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True):
     gaps: tuple[RowGap, ...]
     gains: tuple[Gain, ...]
 
+    @property
+    def by_row(self) -> dict[str, dict[str, CellRow]]:
+        """The cells by row and column, both in order; rows without cells are left out."""
+        cells: dict[str, dict[str, CellRow]] = {}
+        for cell in self.rows:
+            cells.setdefault(cell.train_variant, {})[cell.test_variant] = cell
+        return cells
+
 
 class MatrixLine(msgspec.Struct, frozen=True, kw_only=True):
     """A row of matrix.csv: a cell of a matrix."""
@@ -269,9 +277,8 @@ def _compute_matrix(
         for one in models
         for column, cell in _cells(dataset, one, read_images)
     }
-    names = {one.matrix.row for one in models}
-    for one in models:
-        names.update([IN9L] if one.run.evaluation.dataset else one.run.variants or ())
+    tested = ([IN9L] if one.run.evaluation.dataset else one.run.variants or () for one in models)
+    names = {one.matrix.row for one in models}.union(*tested)
     columns = sort_names(dataset, names)
     first = models[0]
     return pick(
@@ -292,14 +299,14 @@ def _compute_matrix(
             if (row, column) in cells
         ),
         gaps=tuple(
-            RowGap(train_variant=row, **difference)
+            pick(RowGap, difference, train_variant=row)
             for row in columns
             for difference in _paired_differences(
                 cells.get((row, "mixed_same")), cells.get((row, "mixed_rand"))
             )
         ),
         gains=tuple(
-            Gain(first="mixed_rand", second="original", test_variant=column, **difference)
+            pick(Gain, difference, first="mixed_rand", second="original", test_variant=column)
             for column in columns
             for difference in _paired_differences(
                 cells.get(("mixed_rand", column)), cells.get(("original", column))
@@ -329,9 +336,18 @@ def _cells(
         return
     predictions = next(iter(model_predictions.by_rule.values()))
     for variant in predictions.predicted:
-        correct, bg_units = predictions.correct(variant), predictions.bg_units.get(variant)
-        units, labels = images.unit_numbers, images.labels
-        yield variant, MatrixCell(row, keys, units, bg_units, labels, correct, device)
+        yield (
+            variant,
+            MatrixCell(
+                row=row,
+                keys=keys,
+                units=images.unit_numbers,
+                bg_units=predictions.bg_units.get(variant),
+                labels=images.labels,
+                correct=predictions.correct(variant),
+                device=device,
+            ),
+        )
 
 
 def _in9l_cell(store: Store, row: _Row) -> MatrixCell | None:
@@ -409,13 +425,13 @@ def _roles(*cells: MatrixCell) -> Roles:
 
 def _paired_differences(
     first: MatrixCell | None, second: MatrixCell | None
-) -> Iterator[dict[str, Any]]:
-    """Yields the fields of a `Difference`: the accuracy of the first cell minus that of the second;
-    yields nothing unless both cells exist and hold the same images."""
+) -> Iterator[Difference]:
+    """Yields the accuracy of the first cell minus that of the second; yields nothing unless both
+    cells exist and hold the same images."""
     if first and second and first.keys == second.keys and first.keys:
         gap = bg_gap(first.correct[np.newaxis], second.correct[np.newaxis], _roles(first, second))
         n = len(first.keys)
-        yield {"difference": gap.gap, "ci_low": gap.low, "ci_high": gap.high, "n": n}
+        yield Difference(difference=gap.gap, ci_low=gap.low, ci_high=gap.high, n=n)
 
 
 def write_matrix_tables(dataset: Dataset) -> list[Matrix]:

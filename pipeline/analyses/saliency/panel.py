@@ -1,15 +1,18 @@
-"""Saliency: where models look, shown by maps side by side and by one number for each model."""
+"""Saliency: where models look, shown by maps side by side and by one number for each model, and the
+authors' claim about it."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 
-from pipeline.analyses.evaluation.trained import training_of
+from pipeline.analyses.evaluation.trained import models_trained_on, training_of
 from pipeline.analyses.saliency.results import SaliencyResult
-from pipeline.display.evidence import Evidence, ModelResults
+from pipeline.display.claims import Claim, Measurement, checkpoints, differences, trained_command
+from pipeline.display.evidence import Evidence, ModelResults, Results
 from pipeline.display.panel import Panel
 from pipeline.display.pictures import Budget, data_uri, find_samples
+from pipeline.display.verdicts import above, estimate_of
 from transforms.taxonomy import OUTSIDE
 
 COMMAND = "in9 saliency --dataset . --models MODELS"
@@ -81,11 +84,10 @@ def make_saliency(evidence: Evidence, with_pictures: bool = True) -> SaliencyPan
     # The authors' pair comes first: models trained on Original and on Mixed-Rand.
     alike.sort(key=lambda one: _PAIR.get(training_of(one[0]) or "", len(_PAIR)))
     shown = alike[:SIDE_BY_SIDE]
-    folders = [model.folder for model, _ in shown]
     return SaliencyPanel(
         models=tuple((model.name, result) for model, result in models),
         pairs=_pairs(evidence, shown) if with_pictures and shown else (),
-        left_out=tuple(model.name for model, _ in models if model.folder not in folders),
+        left_out=tuple(one[0].name for one in models if one not in shown),
         errors=tuple(errors),
     )
 
@@ -140,4 +142,34 @@ SALIENCY = Panel(
     make=make_saliency,
     answers="How much of what decides an answer lies on the foreground",
     command=COMMAND,
+)
+
+
+def on_foreground(results: Results, trained_on: str) -> list[Measurement]:
+    """Returns the share of saliency inside the mask of models trained on a variant."""
+    return [
+        Measurement(model.name, estimate)
+        for model in models_trained_on(results, trained_on)
+        if (one := model.get(SaliencyResult))
+        and (estimate := estimate_of(one.mass_in_mask, one.ci_low, one.ci_high))
+    ]
+
+
+CLAIMS = (
+    Claim(
+        "The model trained on Mixed-Rand looks more at the foreground than the one trained on "
+        "Original.",
+        (4, 5),
+        "blog 4, saliency maps",
+        "pictures only",
+        "share of saliency inside the mask: difference above 0",
+        lambda results: differences(
+            on_foreground(results, "mixed_rand"), on_foreground(results, "original")
+        ),
+        above,
+        trained_command(COMMAND, "original", "mixed_rand"),
+        of="pairs",
+        unit="points",
+        needs=checkpoints("original", "mixed_rand"),
+    ),
 )

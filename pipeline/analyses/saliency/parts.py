@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from pipeline.analyses.parts import Found, Parts
+from pipeline.analyses.saliency.panel import CLAIMS, SALIENCY
 from pipeline.analyses.saliency.results import (
     TABLES,
     read_saliency,
@@ -19,29 +19,13 @@ from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.work import Work
 from transforms.taxonomy import Taxonomy
 
-if TYPE_CHECKING:
-    from pipeline.display.claims import Claim
-    from pipeline.display.panel import Panel
-
 
 class SaliencyParts(Parts):
     """The parts of saliency."""
 
     tables = TABLES
-
-    @property
-    def panels(self) -> tuple[Panel, ...]:
-        """Same as `Parts.panels`."""
-        from pipeline.analyses.saliency.panel import SALIENCY
-
-        return (SALIENCY,)
-
-    @property
-    def claims(self) -> tuple[Claim, ...]:
-        """Same as `Parts.claims`."""
-        from pipeline.analyses.saliency.claims import CLAIMS
-
-        return CLAIMS
+    panels = (SALIENCY,)
+    claims = CLAIMS
 
     def plan(
         self,

@@ -245,10 +245,15 @@ def write_saliency_table(dataset: Dataset) -> None:
 def saliency_table(results: Sequence[SaliencyResult]) -> str:
     """Formats a table of each model's share of saliency inside the mask, the mask's share of the
     pixels, and the ratio of the two."""
-    table = [["saliency", "inside the mask, %", "mask, % of pixels", "ratio", "images"]]
-    for one in results:
-        mass = percent_interval(one.mass_in_mask, one.ci_low, one.ci_high)
-        area = "-" if one.mask_area is None else f"{100 * one.mask_area:.1f}"
-        ratio = "-" if one.concentration is None else f"{one.concentration:.2f}"
-        table.append([one.name, mass, area, ratio, str(one.images)])
-    return aligned(table)
+    rows = (
+        [
+            one.name,
+            percent_interval(one.mass_in_mask, one.ci_low, one.ci_high),
+            "-" if one.mask_area is None else f"{100 * one.mask_area:.1f}",
+            "-" if one.concentration is None else f"{one.concentration:.2f}",
+            str(one.images),
+        ]
+        for one in results
+    )
+    heads = ["saliency", "inside the mask, %", "mask, % of pixels", "ratio", "images"]
+    return aligned([heads, *rows])
