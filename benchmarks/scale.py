@@ -42,10 +42,12 @@ from pipeline.dataset.shards import (
 )
 from pipeline.generate.commit import finish, prepare, put_in_place
 from pipeline.generate.cut_source import cut_source, read_source
+from pipeline.generate.job import GenerateJob
 from pipeline.generate.plan import PlanSplit, load_plan
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import list_images
+from pipeline.runtime.progress import Progress
 from pipeline.storage.store import FileDigest, Store
 from transforms.taxonomy import imagenet9
 
@@ -203,7 +205,9 @@ def do(step: str, folder: Path, count: int) -> dict[str, float]:
         return {"segmented shard, bytes": write_elements(folder, SEGMENTED, shards)}
     if step == "plan":
         shards = (shard.for_plan() for shard in read_elements(folder, SEGMENTED))
-        outputs = PlanSplit(CONFIG.compose, staging, CONFIG.segment).process(("val", shards))
+        progress = Progress.for_store(store)
+        job = GenerateJob(CONFIG, (), imagenet9(), store, progress, previous={})
+        outputs = PlanSplit(job).process(("val", shards))
         seconds = time.perf_counter() - started
         return {
             "seconds": seconds,

@@ -6,11 +6,9 @@ import contextlib
 from collections.abc import Generator
 from typing import Any
 
-import apache_beam as beam
 import cv2
 import pyarrow as pa
 
-from pipeline.dataset.config import ComposeConfig, SegmentConfig
 from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.records import (
     ACCEPTED,
@@ -24,19 +22,20 @@ from pipeline.dataset.records import (
 from pipeline.dataset.shards import bucket_hash, index_file
 from pipeline.dataset.sinks import Sample, digests_of, open_sinks, sample_schema
 from pipeline.generate.custom_variants import find_variants
+from pipeline.generate.job import JobStep
 from pipeline.generate.layer_source import Backgrounds, LayerSource
 from pipeline.generate.plan import Plan, load_plan
 from pipeline.generate.scenes import DrawnScenes
 from pipeline.generate.shard_elements import OutputShard
 from pipeline.runtime.counters import UnitTally, count_shard, timed
-from pipeline.runtime.progress import Meter, Progress
+from pipeline.runtime.progress import Meter
 from pipeline.storage.store import FileDigest
 from transforms.codec import encode_jpeg, encode_png
 from transforms.filters import Reason
 from transforms.geometry import Pixels
 from transforms.hashing import keyed_hash
 from transforms.noise import gaussian_noise
-from transforms.taxonomy import Taxonomy, imagenet_index
+from transforms.taxonomy import imagenet_index
 from transforms.variants import EXTERNAL, MIXED, base_of, with_replicates
 
 
@@ -67,158 +66,36 @@ def index_schema(replicates: int) -> pa.Schema:
     )
 
 
-class VariantFiles:
-    """Writes the variants of output shards, in every format.
-
-    Args:
-      segment: configuration of the layers.
-      config: configuration of the variants.
-      staging: staging folder that the files are written to.
-      taxonomy: classes whose names the files hold.
-    """
-
-    def __init__(
-        self, segment: SegmentConfig, config: ComposeConfig, staging: Staging, taxonomy: Taxonomy
-    ) -> None:
-        self._segment = segment
-        self._config = config
-        self._staging = staging
-        self._schema = sample_schema(taxonomy.names)
-        self._variants = find_variants(config.variants)
-        self._with_noise = any(variant.from_noise for variant in self._variants.values())
-
-    def write(
-        self,
-        output: OutputShard,
-        backgrounds: Backgrounds,
-        rows: list[dict[str, Any]],
-        meter: Meter,
-    ) -> tuple[FileDigest, ...]:
-        """Writes all variants of a shard to the staging folder.
-
-        Args:
-          output: the shard, as planned.
-          backgrounds: the backgrounds that were drawn for the selected images.
-          rows: all rows of the shard's index.
-          meter: counts finished source images.
-
-        Returns:
-          Digests of the files, with their final paths.
-        """
-        source = LayerSource(self._staging.store, backgrounds, self._segment)
-        selected = [row for row in rows if row["selected"]]
-        with self._staging.store.together() as store, contextlib.ExitStack() as stack:
-            sinks = open_sinks(
-                stack,
-                store,
-                self._staging,
-                variants=self._config.composed,
-                formats=self._config.formats,
-                schema=self._schema,
-                split=output.totals.split,
-                shard=output.shard,
-                num_shards=output.totals.counts.output,
-            )
-            composed = stack.enter_context(contextlib.closing(self._compose(source, selected)))
-            for row, pictures in composed:
-                for variant, picture in pictures.items():
-                    background = backgrounds.fields(row["key"], variant)
-                    sample = self._sample(row, variant, picture, background)
-                    for sink in sinks[variant]:
-                        sink.add(sample)
-                meter.add(is_first(row))
-        return digests_of(sinks)
-
-    def _compose(
-        self, source: LayerSource, rows: list[dict[str, Any]]
-    ) -> Generator[tuple[dict[str, Any], dict[str, Pixels]], None, None]:
-        """Yields (row, pictures by variant) for each selected image."""
-        names = self._config.composed
-        if self._segment.is_whole:
-            for row, picture in source.cropped(rows):
-                yield row, dict.fromkeys(names, picture)
-            return
-        for row, layer, backgrounds in source.layers(rows):
-            noise = None
-            if self._with_noise:
-                # All variants of an image share one noise picture, and each shows the part that it
-                # needs.
-                draw = keyed_hash(self._config.seed, "noise", row["key"])
-                noise = gaussian_noise(draw, layer.image.shape)
-            pictures = {}
-            for name in names:
-                tiled = source.tiled(backgrounds[name]) if name in backgrounds else None
-                pictures[name] = self._variants[base_of(name)].compose(layer, tiled, noise)
-            yield row, pictures
-
-    def _sample(
-        self,
-        row: dict[str, Any],
-        variant: str,
-        picture: Pixels,
-        background: dict[str, Any],
-    ) -> Sample:
-        as_png = self._config.encoding == "png" or self._variants[base_of(variant)].lossless
-        return Sample(
-            key=row["key"],
-            image=encode_png(picture)
-            if as_png
-            else encode_jpeg(picture, self._config.jpeg_quality),
-            suffix="png" if as_png else "jpg",
-            fields={
-                "label": row["label"],
-                "wnid": row["wnid"],
-                "imagenet_index": imagenet_index(row["wnid"]),
-                "fg_key": row["key"],
-                **background,
-                "box": row["box"],
-                "fg_fraction": row["fg_fraction"],
-            },
-        )
-
-
-class ComposeShard(beam.DoFn):
+class ComposeShard(JobStep):
     """Planned OutputShard -> the same shard, composed. One call does all the work on a shard."""
-
-    def __init__(
-        self,
-        segment: SegmentConfig,
-        config: ComposeConfig,
-        staging: Staging,
-        taxonomy: Taxonomy,
-        progress: Progress,
-    ) -> None:
-        self._segment = segment
-        self._config = config
-        self._staging = staging
-        self._taxonomy = taxonomy
-        self._progress = progress
 
     def setup(self) -> None:
         cv2.setNumThreads(1)
-        self._files = VariantFiles(self._segment, self._config, self._staging, self._taxonomy)
+        self._variants = find_variants(self.config.compose.variants)
 
     @timed("compose")
     def process(self, output: OutputShard) -> list[OutputShard]:
-        store = self._staging.store
-        plan = load_plan(store, output.plan, self._config, output.plan_digest)
-        rows = _source_rows(self._staging, output.sources)
+        store = self.outputs.store
+        plan = load_plan(store, output.plan, self.config.compose, output.plan_digest)
+        rows = _source_rows(self.outputs, output.sources)
         scenes = None
         if output.scenes is not None:
-            scenes = DrawnScenes(output.scenes, self._staging, self._segment, self._config)
+            scenes = DrawnScenes(
+                output.scenes, self.outputs, self.config.segment, self.config.compose
+            )
         drawn = self._plan_rows(plan, scenes, rows)
         checksum = self._fingerprint(output, drawn, rows)
         index = index_file(output.totals.split, output.shard, output.totals.counts.output)
-        record = self._staging.find(index, checksum)
+        record = self.outputs.find(index, checksum)
         name = f"{output.totals.split}-{output.shard:05d}"
-        meter = Meter(self._progress, "compose", name)
-        tally = UnitTally(self._progress, "compose", name)
+        meter = Meter(self.job.progress, "compose", name)
+        tally = UnitTally(self.job.progress, "compose", name)
         if record is None:
             is_new = True
             record = self._make(output, drawn, rows, index, checksum, meter, tally)
         else:
             is_new = tally.recall()
-            record = self._staging.with_record(record, index, len(rows))
+            record = self.outputs.with_record(record, index, len(rows))
         count_shard("output_shards", record.files, is_new=is_new)
         tally.end()
         # Images that were not selected count as finished, too.
@@ -236,15 +113,17 @@ class ComposeShard(beam.DoFn):
         tally: UnitTally,
     ) -> Record:
         """Writes the variants of a shard, and then its index."""
-        files = self._files.write(output, drawn, rows, meter)
+        files = self.write_variants(output, drawn, rows, meter)
         tally.add("images_composed", sum(row["selected"] for row in rows))
         tally.note()
-        schema = index_schema(self._config.replicates)
-        label = None if self._segment.is_whole else self._segment.describe_segmenter().label
+        schema = index_schema(self.config.compose.replicates)
+        label = (
+            None if self.config.segment.is_whole else self.config.segment.describe_segmenter().label
+        )
         for row in rows:
             row["segmenter"] = label
         table = pa.Table.from_pylist([{n: r.get(n) for n in schema.names} for r in rows], schema)
-        return self._staging.write(index, table, checksum, files)
+        return self.outputs.write(index, table, checksum, files)
 
     def _plan_rows(
         self, plan: Plan, scenes: DrawnScenes | None, rows: list[dict[str, Any]]
@@ -288,11 +167,101 @@ class ComposeShard(beam.DoFn):
             for row in rows
         ]
         return fingerprint(
-            self._config.fingerprint(),
+            self.config.compose.fingerprint(),
             [output.shard, output.totals.counts.output],
             [source.fingerprint for source in output.sources],
             drawn,
-            self._taxonomy.description,
+            self.job.taxonomy.description,
+        )
+
+    def write_variants(
+        self,
+        output: OutputShard,
+        backgrounds: Backgrounds,
+        rows: list[dict[str, Any]],
+        meter: Meter,
+    ) -> tuple[FileDigest, ...]:
+        """Writes all variants of a shard to the staging folder, in every format.
+
+        Args:
+          output: the shard, as planned.
+          backgrounds: the backgrounds that were drawn for the selected images.
+          rows: all rows of the shard's index.
+          meter: counts finished source images.
+
+        Returns:
+          Digests of the files, with their final paths.
+        """
+        source = LayerSource(self.outputs.store, backgrounds, self.config.segment)
+        selected = [row for row in rows if row["selected"]]
+        with self.outputs.store.together() as store, contextlib.ExitStack() as stack:
+            sinks = open_sinks(
+                stack,
+                store,
+                self.outputs,
+                variants=self.config.compose.composed,
+                formats=self.config.compose.formats,
+                schema=sample_schema(self.job.taxonomy.names),
+                split=output.totals.split,
+                shard=output.shard,
+                num_shards=output.totals.counts.output,
+            )
+            composed = stack.enter_context(contextlib.closing(self._compose(source, selected)))
+            for row, pictures in composed:
+                for variant, picture in pictures.items():
+                    background = backgrounds.fields(row["key"], variant)
+                    sample = self._sample(row, variant, picture, background)
+                    for sink in sinks[variant]:
+                        sink.add(sample)
+                meter.add(is_first(row))
+        return digests_of(sinks)
+
+    def _compose(
+        self, source: LayerSource, rows: list[dict[str, Any]]
+    ) -> Generator[tuple[dict[str, Any], dict[str, Pixels]], None, None]:
+        """Yields (row, pictures by variant) for each selected image."""
+        names = self.config.compose.composed
+        if self.config.segment.is_whole:
+            for row, picture in source.cropped(rows):
+                yield row, dict.fromkeys(names, picture)
+            return
+        with_noise = any(variant.from_noise for variant in self._variants.values())
+        for row, layer, backgrounds in source.layers(rows):
+            noise = None
+            if with_noise:
+                # All variants of an image share one noise picture, and each shows the part that it
+                # needs.
+                draw = keyed_hash(self.config.compose.seed, "noise", row["key"])
+                noise = gaussian_noise(draw, layer.image.shape)
+            pictures = {}
+            for name in names:
+                tiled = source.tiled(backgrounds[name]) if name in backgrounds else None
+                pictures[name] = self._variants[base_of(name)].compose(layer, tiled, noise)
+            yield row, pictures
+
+    def _sample(
+        self,
+        row: dict[str, Any],
+        variant: str,
+        picture: Pixels,
+        background: dict[str, Any],
+    ) -> Sample:
+        as_png = self.config.compose.encoding == "png" or self._variants[base_of(variant)].lossless
+        return Sample(
+            key=row["key"],
+            image=encode_png(picture)
+            if as_png
+            else encode_jpeg(picture, self.config.compose.jpeg_quality),
+            suffix="png" if as_png else "jpg",
+            fields={
+                "label": row["label"],
+                "wnid": row["wnid"],
+                "imagenet_index": imagenet_index(row["wnid"]),
+                "fg_key": row["key"],
+                **background,
+                "box": row["box"],
+                "fg_fraction": row["fg_fraction"],
+            },
         )
 
 

@@ -33,42 +33,23 @@ class GenerateDataset(beam.PTransform):
     def expand(
         self, start: beam.pvalue.PBegin | beam.pvalue.PCollection
     ) -> beam.pvalue.PCollection:
-        job, config = self._job, self._job.config
+        job = self._job
         if isinstance(start, beam.pvalue.PBegin):
             start = start | "Once" >> beam.Create([None], reshuffle=False)
-        segment = SegmentShard(
-            config.segment,
-            job.layer_staging(),
-            job.previous,
-            job.progress,
-            config.layers,
-        )
         segmented = (
             start
             | "List" >> beam.ParDo(ListSplits(job)).with_output_types(SourceShard)
             | "SpreadSources" >> beam.Reshuffle()
-            | "Segment" >> beam.ParDo(segment).with_output_types(SourceShard)
+            | "Segment" >> beam.ParDo(SegmentShard(job)).with_output_types(SourceShard)
         )
         composed = (
             segmented
             | "ForPlan" >> beam.Map(SourceShard.for_plan).with_output_types(SourceShard)
             | "BySplit" >> beam.WithKeys(_split_of)
             | "GatherSplit" >> beam.GroupByKey()
-            | "Plan"
-            >> beam.ParDo(
-                PlanSplit(config.compose, job.output_staging(), config.segment, job.scenes)
-            ).with_output_types(OutputShard)
+            | "Plan" >> beam.ParDo(PlanSplit(job)).with_output_types(OutputShard)
             | "SpreadOutputs" >> beam.Reshuffle()
-            | "Compose"
-            >> beam.ParDo(
-                ComposeShard(
-                    config.segment,
-                    config.compose,
-                    job.output_staging(),
-                    job.taxonomy,
-                    job.progress,
-                )
-            ).with_output_types(OutputShard)
+            | "Compose" >> beam.ParDo(ComposeShard(job)).with_output_types(OutputShard)
         )
         # Source shards go to Commit directly, so that output shards need not carry them.
         shards = (
@@ -76,7 +57,7 @@ class GenerateDataset(beam.PTransform):
             composed,
             start | "Nothing" >> beam.Map(_nothing),
         )
-        commit = Commit(config, job.store, job.taxonomy, job.source)
+        commit = Commit(job.config, job.store, job.taxonomy, job.source)
         return shards | "AllShards" >> beam.Flatten() | "Commit" >> commit
 
 

@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import apache_beam as beam
-
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.shards import DATA_FOLDERS, ShardCounts
 from pipeline.errors import UsageError, counted
 from pipeline.generate.guard import check_rebuild
-from pipeline.generate.job import GenerateJob
+from pipeline.generate.job import GenerateJob, JobStep
 from pipeline.generate.shard_elements import SourceShard, SplitTotals, make_shards
 from pipeline.inputs.image_manifest import ImageManifest
 from pipeline.inputs.input_format import SplitLayout
@@ -131,16 +129,13 @@ def _no_images(
     )
 
 
-class ListSplits(beam.DoFn):
+class ListSplits(JobStep):
     """One element of any value -> the SourceShards of all splits. A single call lists all splits,
     so that no work begins before the guard has seen every shard."""
 
-    def __init__(self, job: GenerateJob) -> None:
-        self._job = job
-
     @timed("list")
     def process(self, _: Any) -> list[SourceShard]:
-        job = self._job
+        job = self.job
         shards: list[SourceShard] = []
         existing: list[SourceShard] = []
         for layout in job.layouts:
@@ -153,7 +148,7 @@ class ListSplits(beam.DoFn):
                 existing += make_shards(images, replace(totals, counts=job.previous[split]))
         if job.guarded is not None:
             renumbered = shards if job.reshard else ()
-            check_rebuild(job.guarded, existing, job.config, job.layer_staging(), renumbered)
+            check_rebuild(job.guarded, existing, job.config, self.layers, renumbered)
         # Local runners deal the shards to their workers once, in turn. Because the largest shards
         # come first, all workers get about the same number of images.
         return sorted(shards, key=lambda shard: -len(shard.images))

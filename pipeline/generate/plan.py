@@ -15,16 +15,16 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.dataset.config import ComposeConfig, SegmentConfig
-from pipeline.dataset.records import ACCEPTED, RECORD_SCHEMA, Staging
+from pipeline.dataset.config import ComposeConfig
+from pipeline.dataset.records import ACCEPTED, RECORD_SCHEMA
 from pipeline.errors import JobError
+from pipeline.generate.job import JobStep
 from pipeline.generate.scenes import examine_scenes
 from pipeline.generate.shard_elements import SOURCE_SCHEMA, OutputShard, SourceShard, unpack_sources
 from pipeline.runtime.counters import timed
@@ -248,29 +248,11 @@ def _batches(store: Store, shards: Sequence[SourceShard]) -> Iterator[pa.Table]:
             tables = []
 
 
-class PlanSplit(beam.DoFn):
+class PlanSplit(JobStep):
     """(split, all its segmented SourceShards) -> OutputShards; writes the split's plan.
 
     It also checks that all shards and images of the split have arrived, and examines the scenes.
-
-    Args:
-      config: configuration of selection and pairing.
-      staging: staging folder of output shards.
-      segment: configuration of the layers.
-      scenes: folder of scenes, None without `--backgrounds`.
     """
-
-    def __init__(
-        self,
-        config: ComposeConfig,
-        staging: Staging,
-        segment: SegmentConfig,
-        scenes: str | None = None,
-    ) -> None:
-        self._config = config
-        self._staging = staging
-        self._segment = segment
-        self._scenes = scenes
 
     @timed("plan")
     def process(self, element: tuple[str, Iterable[SourceShard]]) -> list[OutputShard]:
@@ -280,13 +262,13 @@ class PlanSplit(beam.DoFn):
         totals = shards[0].totals
         images = sum(shard.segmented for shard in shards)
         totals.check_complete([s.shard for s in shards], totals.counts.source, images)
-        plan = self._staging.staged(f"plan/{split}.parquet")
-        with self._staging.store.create(plan) as file:
+        plan = self.outputs.staged(f"plan/{split}.parquet")
+        with self.outputs.store.create(plan) as file:
             self._write(file, shards)
-        scenes = None
-        if self._scenes is not None and self._config.backgrounds is not None:
-            summary = self._config.backgrounds
-            scenes = examine_scenes(self._scenes, summary, self._segment, self._staging)
+        scenes, config = None, self.config
+        if self.job.scenes is not None and config.compose.backgrounds is not None:
+            summary = config.compose.backgrounds
+            scenes = examine_scenes(self.job.scenes, summary, config.segment, self.outputs)
         records = [dataclasses.replace(s.record, files=(), locations={}) for s in shards]
         return [
             OutputShard(
@@ -306,7 +288,7 @@ class PlanSplit(beam.DoFn):
         with tempfile.TemporaryFile() as spool:
             needed = []
             with pa.ipc.new_stream(spool, _SCHEMA) as stream:
-                for batch in _batches(self._staging.store, shards):
+                for batch in _batches(self.outputs.store, shards):
                     stream.write_table(batch)
                     needed.append(batch.select(["key", "label", "group"]))
             decisions = self._decide(pa.concat_tables(needed))
@@ -327,15 +309,15 @@ class PlanSplit(beam.DoFn):
           table: columns key, label and group of all accepted images.
         """
         keys, labels, groups = (column.combine_chunks() for column in table.columns)
-        numbers = _group_numbers(groups)
+        numbers, config = _group_numbers(groups), self.config.compose
         labels = labels.to_numpy(zero_copy_only=False).astype(np.int64)
-        selected, no_background = select_images(keys, labels, self._config, numbers)
+        selected, no_background = select_images(keys, labels, config, numbers)
         columns = {
             "by_key": pc.sort_indices(keys).cast(pa.int32()),
             "selected": selected,
             "no_background": no_background,
             # Computed here once, so that not every worker has to.
-            "hash": background_hashes(_strings(keys), self._config.seed),
+            "hash": background_hashes(_strings(keys), config.seed),
             **({} if numbers is None else {"group_number": numbers}),
         }
         return pa.table(columns)

@@ -13,7 +13,6 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-import apache_beam as beam
 import cv2
 import pyarrow as pa
 
@@ -23,11 +22,10 @@ from pipeline.dataset.records import (
     ACCEPTED,
     RECORD_SCHEMA,
     Record,
-    Staging,
     count_sources,
     read_rows,
 )
-from pipeline.dataset.shards import ShardCounts, bucket_hash, layer_record, layer_tar
+from pipeline.dataset.shards import bucket_hash, layer_record, layer_tar
 from pipeline.errors import counted
 from pipeline.generate.cut_source import (
     SourceBytes,
@@ -41,13 +39,14 @@ from pipeline.generate.cut_source import (
     shard_fingerprint,
     source_digest,
 )
+from pipeline.generate.job import JobStep
 from pipeline.generate.previous_layers import PreviousLayers, find_layers
 from pipeline.generate.shard_elements import SourceShard, pack_sources
 from pipeline.inputs.checksums import Checksums
 from pipeline.inputs.location import reads_ahead
 from pipeline.inputs.source_images import SourceImage
 from pipeline.runtime.counters import UnitTally, count_shard, timed
-from pipeline.runtime.progress import Meter, Progress
+from pipeline.runtime.progress import Meter
 from pipeline.storage.parallel import read_ahead
 from pipeline.storage.state_files import read_intact, warn_damaged
 from pipeline.storage.store import FileDigest, HashingFile
@@ -58,31 +57,12 @@ from transforms.filters import Reason, is_valid_key
 from transforms.taxonomy import OUTSIDE
 
 
-class SegmentShard(beam.DoFn):
+class SegmentShard(JobStep):
     """Listed SourceShard -> the same shard, segmented. One call does all the work on a shard.
 
-    Args:
-      config: configuration of the layers.
-      staging: staging folder of the layers.
-      previous: numbers of shards of the existing dataset, by split.
-      progress: records finished work.
-      layers: value of `--layers`. With `keep`, a shard is only up to date if its tar of layers
-        exists; with `drop`, it needs no tar.
+    With `--layers keep`, a shard is only up to date if its tar of layers exists; with `drop`, it
+    needs no tar.
     """
-
-    def __init__(
-        self,
-        config: SegmentConfig,
-        staging: Staging,
-        previous: dict[str, ShardCounts],
-        progress: Progress,
-        layers: str = "keep",
-    ) -> None:
-        self._config = config
-        self._layers = layers
-        self._staging = staging
-        self._previous = previous
-        self._progress = progress
 
     def setup(self) -> None:
         # Parallelism comes from the workers of the runner.
@@ -92,23 +72,27 @@ class SegmentShard(beam.DoFn):
     def process(self, shard: SourceShard) -> list[SourceShard]:
         split = shard.totals.split
         path = layer_record(split, shard.shard)
-        checksums = Checksums.for_shard(self._staging.store, split, shard.shard)
+        checksums = Checksums.for_shard(self.layers.store, split, shard.shard)
         shard = dataclasses.replace(shard, images=by_content(shard.images, checksums.identify))
         digests = self._digests(shard, path, checksums)
         existing = find_layers(
-            self._staging, shard, digests, self._config, need_files=self._layers == "keep"
+            self.layers,
+            shard,
+            digests,
+            self.config.segment,
+            need_files=self.config.layers == "keep",
         )
         rows = None if existing is None else self._read_complete(existing, shard)
         name = f"{split}-{shard.shard:05d}"
-        meter = Meter(self._progress, "segment", name)
-        tally = UnitTally(self._progress, "segment", name)
+        meter = Meter(self.job.progress, "segment", name)
+        tally = UnitTally(self.job.progress, "segment", name)
         if existing is None or rows is None:
             is_new = True
             record, rows = self._make(shard, digests, checksums, meter, tally)
         else:
             is_new = tally.recall()
             meter.add(len(shard.images))
-            record = self._staging.with_record(existing, path, len(rows))
+            record = self.layers.with_record(existing, path, len(rows))
         count_shard("source_shards", record.files, is_new=is_new)
         tally.end()
         checksums.save()
@@ -126,7 +110,7 @@ class SegmentShard(beam.DoFn):
     def _read_complete(self, record: Record, shard: SourceShard) -> list[dict[str, Any]] | None:
         """Reads the rows of a record; returns None if the record is damaged, or is not of as many
         images as the shard has."""
-        store, path = self._staging.store, record.path
+        store, path = self.layers.store, record.path
         rows = read_intact(store, path, lambda: read_rows(store, path))
         if rows is not None and count_sources(rows) != len(shard.images):
             warn_damaged(store.path(path), f"it lists {counted(count_sources(rows), 'image')}")
@@ -140,11 +124,14 @@ class SegmentShard(beam.DoFn):
         layers are up to date. Otherwise the digest of these images is None, and they are read only
         once, when they are cut.
         """
-        known = [known_digest(image, self._config, checksums.known) for image in shard.images]
-        paths = (self._staging.staged(path), path)
-        if None in known and any(map(self._staging.store.exists, paths)):
+        known = [
+            known_digest(image, self.config.segment, checksums.known) for image in shard.images
+        ]
+        paths = (self.layers.staged(path), path)
+        if None in known and any(map(self.layers.store.exists, paths)):
             return [
-                source_digest(image, self._config, checksums.identify) for image in shard.images
+                source_digest(image, self.config.segment, checksums.identify)
+                for image in shard.images
             ]
         return known
 
@@ -158,19 +145,19 @@ class SegmentShard(beam.DoFn):
     ) -> tuple[Record, list[dict[str, Any]]]:
         """Writes the layers and then the record; returns the record and its rows."""
         split = shard.totals.split
-        counts = self._previous.get(split, shard.totals.counts)
-        previous = PreviousLayers(self._staging.store, split, counts)
+        counts = self.job.previous.get(split, shard.totals.counts)
+        previous = PreviousLayers(self.layers.store, split, counts)
         tar_path = layer_tar(split, shard.shard)
         rows, files, image_digests = [], [], []
         preceding = (None, *shard.images)[: len(shard.images)]
         images = zip(shard.images, digests, preceding, strict=True)
         ahead = reads_ahead(shard.images[0].path) if shard.images else 0
         reading = read_ahead(
-            functools.partial(_read, previous, checksums, self._config), images, ahead
+            functools.partial(_read, previous, checksums, self.config.segment), images, ahead
         )
         writing: contextlib.AbstractContextManager[HashingFile | None] = contextlib.nullcontext()
-        if not self._config.is_whole:
-            writing = self._staging.store.create(self._staging.staged(tar_path))
+        if not self.config.segment.is_whole:
+            writing = self.layers.store.create(self.layers.staged(tar_path))
         with writing as file, contextlib.closing(reading):
             tar = None if file is None else TarWriter(file)
             for (image, _, _), (digest, md5, content) in reading:
@@ -187,10 +174,10 @@ class SegmentShard(beam.DoFn):
             files.append(FileDigest(tar_path, file.size, file.sha256, accepted))
         rows.sort(key=lambda row: (bucket_hash(row["key"]), row["key"]))
         table = pa.Table.from_pylist(rows, RECORD_SCHEMA)
-        checksum = shard_fingerprint(image_digests, self._config)
+        checksum = shard_fingerprint(image_digests, self.config.segment)
         tally.note()
         path = layer_record(split, shard.shard)
-        return self._staging.write(path, table, checksum, files), table.to_pylist()
+        return self.layers.write(path, table, checksum, files), table.to_pylist()
 
     def _rows(
         self, image: SourceImage, digest: str, md5: str, content: _ImageContent, tally: UnitTally
@@ -198,7 +185,7 @@ class SegmentShard(beam.DoFn):
         """Yields the record rows of an image: one row, or one for each object. Each row comes with
         the encoded parts of its layer, which are empty if it has none. The positions of the parts
         in the tar are not filled in yet, or are those in an older tar."""
-        by_object = self._config.objects == "each"
+        by_object = self.config.segment.objects == "each"
         row: dict[str, Any] = {
             "key": printable(image.key),
             "path": printable(image.name),
@@ -217,12 +204,15 @@ class SegmentShard(beam.DoFn):
             tally.add("images_kept")
             yield from (({**kept, "path": row["path"]}, parts) for kept, parts in content.rows)
             return
-        if self._config.is_whole:
+        if self.config.segment.is_whole:
             tally.add("images_cropped")
-            yield {**row, **_columns_without_layer(crop_source(content, self._config))}, {}
+            yield (
+                {**row, **_columns_without_layer(crop_source(content, self.config.segment))},
+                {},
+            )
             return
         tally.add("images_segmented")
-        for cut in cut_source(content, self._config):
+        for cut in cut_source(content, self.config.segment):
             if cut.fallback:
                 tally.add("segmenter_fallbacks")
             yield self._row(row, cut)

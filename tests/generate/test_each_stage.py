@@ -28,7 +28,7 @@ from pipeline.dataset.shards import (
     layer_tar,
 )
 from pipeline.errors import JobError, UsageError
-from pipeline.generate.compose import VariantFiles
+from pipeline.generate.compose import ComposeShard
 from pipeline.generate.custom_variants import custom_names, find_variants, versioned
 from pipeline.generate.cut_source import shard_fingerprint
 from pipeline.generate.graph import GenerateDataset
@@ -63,12 +63,12 @@ def job_of(source: Path, output: Path, config: DatasetConfig = SMALL, **more: An
     return GenerateJob(config, layouts, store=store, progress=Progress.for_store(store), **options)
 
 
-def planned(job: GenerateJob, layers: str = "keep") -> tuple[OutputShard, Any, Backgrounds]:
-    stage = SegmentShard(BOX, job.layer_staging(), {}, job.progress, layers)
+def planned(job: GenerateJob) -> tuple[OutputShard, Any, Backgrounds]:
+    stage = SegmentShard(job)
     segmented = [
         result for shard in ListSplits(job).process(None) for result in stage.process(shard)
     ]
-    first = PlanSplit(MIXED, job.output_staging(), BOX).process(("val", segmented))[1]
+    first = PlanSplit(job).process(("val", segmented))[1]
     plan = load_plan(job.store, first.plan, MIXED, first.plan_digest)
     rows = read_rows(job.store, first.sources[0].path)
     drawn = plan.backgrounds([row["key"] for row in rows])[MIX]
@@ -163,7 +163,9 @@ def test_layers_are_the_same_from_tars_and_cut_again(small_input: Path, tmp_path
     own = {row["key"]: layer for row, layer, _ in before}
     rows = [{**row, "selected": position > 0} for position, row in enumerate(rows)]
     meter = Meter(Progress.for_store(staging.store), "compose", "x")
-    digests = VariantFiles(BOX, MIXED, staging, IN9).write(output, met, rows, meter)
+    compose = ComposeShard(job)
+    compose.setup()
+    digests = compose.write_variants(output, met, rows, meter)
     for variant, file in zip(("original", MIX), digests, strict=True):
         assert file == staging.digest_of(staging.staged(file.path), file.path, len(rows) - 1)
         samples = read_parquet(job.store, staging.staged(file.path))
@@ -190,7 +192,8 @@ def test_layers_are_the_same_from_tars_and_cut_again(small_input: Path, tmp_path
         next(LayerSource(job.store, alone, BOX).layers(rows))
     folder.delete_all([TAR, tar])
     assert PreviousLayers(folder, "val", TWO).rows(row["key"], row["source_digest"]) == []
-    again = LayerSource(job.store, planned(job, "drop")[2], BOX)
+    dropped = dataclasses.replace(SMALL, layers="drop")
+    again = LayerSource(job.store, planned(dataclasses.replace(job, config=dropped))[2], BOX)
     for (row, layer, tiles), (_, cut, cut_tiles) in zip(before, again.layers(rows), strict=True):
         tiled, key = stored.tiled(tiles[MIX]), met.fields(row["key"], MIX)["bg_key"]
         assert np.array_equal([layer.image, tiled], [cut.image, again.tiled(cut_tiles[MIX])])

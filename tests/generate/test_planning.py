@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.dataset.config import ComposeConfig, SegmentConfig
-from pipeline.dataset.records import ACCEPTED, RECORD_SCHEMA, Record, Staging, write_table
+from pipeline.dataset.config import ComposeConfig, DatasetConfig
+from pipeline.dataset.records import ACCEPTED, RECORD_SCHEMA, Record, write_table
 from pipeline.dataset.shards import ShardCounts, layer_record, layer_tar
 from pipeline.errors import JobError
+from pipeline.generate.job import GenerateJob
 from pipeline.generate.plan import Plan, PlanSplit, load_plan, select_images
 from pipeline.generate.shard_elements import (
     OutputShard,
@@ -25,7 +26,9 @@ from pipeline.generate.shard_elements import (
     pack_sources,
 )
 from pipeline.inputs.source_images import SourceImage
+from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
+from transforms.taxonomy import imagenet9
 
 COUNTS = ShardCounts(4, 2)
 CONFIG = ComposeConfig(variants=("original", "mixed_same", "mixed_rand"), replicates=2)
@@ -54,9 +57,11 @@ def segmented(
 
 
 def planned(folder: Path, shards: list[SourceShard]) -> tuple[list[OutputShard], Plan]:
-    staging = Staging(Store(str(folder)), "staging")
-    outputs = PlanSplit(CONFIG, staging, SegmentConfig()).process(("val", iter(shards)))
-    return outputs, load_plan(staging.store, outputs[0].plan, CONFIG, outputs[0].plan_digest)
+    store = Store(str(folder))
+    config = DatasetConfig(compose=CONFIG)
+    job = GenerateJob(config, (), imagenet9(), store, Progress.for_store(store), previous={})
+    outputs = PlanSplit(job).process(("val", iter(shards)))
+    return outputs, load_plan(store, outputs[0].plan, CONFIG, outputs[0].plan_digest)
 
 
 def test_a_plan_has_the_accepted_rows_and_what_they_are_cut_from(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def dry_run(job: GenerateJob, works: Mapping[str, Work], workers: int) -> None:
     if forecast.is_up_to_date:
         print("dataset: up to date")
     with tempfile.TemporaryDirectory(prefix="in9-") as folder:
-        make_trial = functools.cache(lambda: _trial(job, forecast, taxonomy, folder))
+        make_trial = functools.cache(lambda: _trial(job, forecast, folder))
         if not forecast.is_up_to_date:
             _print_estimate(job, forecast, make_trial(), workers)
         variants = job.config.compose.composed
@@ -76,13 +76,13 @@ def dry_run(job: GenerateJob, works: Mapping[str, Work], workers: int) -> None:
     print("dry run: nothing was written")
 
 
-def _trial(job: GenerateJob, forecast: Forecast, taxonomy: Taxonomy, folder: str) -> Trial | None:
+def _trial(job: GenerateJob, forecast: Forecast, folder: str) -> Trial | None:
     """Runs the job on a few images; returns None if no image can be accepted."""
     images = choose(forecast)
     if not images:
         return None
     print(f"dry run: measuring {counted(len(images), 'image')}", file=sys.stderr)
-    return run_trial(job.config, images, taxonomy, folder, job.scenes)
+    return run_trial(job, images, folder)
 
 
 def _print_split(split: SplitForecast, taxonomy: Taxonomy, config: DatasetConfig) -> None:
