@@ -80,7 +80,7 @@ def bare_loop(
             parts = encode_layer(cut.layer)
             for part in parts.values():
                 file.write(part)
-            layer = decode_layer(parts, cut.layer.box)
+            layer = decode_layer(*parts.values(), box=cut.layer.box)
             for variant in (VARIANTS[name] for name in PAPER):
                 background = None
                 if variant.is_mixed:

@@ -189,8 +189,9 @@ def composed(staging: Staging, output: OutputShard, images: int) -> OutputShard:
     ]
     files = stage(staging, paths, images)
     index, table = index_file("val", shard, shards), pa.table({"key": ["x"] * images})
-    row = {"status": "accepted", "label": 0, "selected": True, "object": None}
-    return output.composed(staging.write(index, table, f"{shard:032x}", files), [row] * images)
+    row = {"status": "accepted", "label": 0, "selected": True}
+    record = staging.write(index, table, f"{shard:032x}", files)
+    return output.composed(record, [row] * images, images)
 
 
 def do(step: str, folder: Path, count: int) -> dict[str, float]:

@@ -194,14 +194,17 @@ class SourceBytes:
             raise changed(self.location)
 
 
-def read_source(image: str, annotation: str | None, mask: str | None = None) -> SourceBytes:
+def read_source(
+    image: str, annotation: str | None, mask: str | None = None, number: int = 0
+) -> SourceBytes:
     """Reads an image, its annotation and its mask from their locations. Raises OSError if a file
     cannot be read."""
     return SourceBytes(
         read_location(image),
         None if annotation is None else read_location(annotation),
         None if mask is None else read_location(mask),
-        location=image,
+        number,
+        image,
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.fingerprints import SEGMENT_VERSION
-from pipeline.dataset.records import Staging, is_first, read_rows, source_key
+from pipeline.dataset.records import Staging, read_image_rows
 from pipeline.dataset.shards import layer_record
 from pipeline.errors import JobError, counted
 from pipeline.generate.cut_source import contents_of, known_digest
@@ -99,13 +99,12 @@ def _count_work(
     )
     if find(digests):
         return Counter()
-    columns = ["key", "object", "source_digest"]
-    rows = read_intact(store, path, lambda: read_rows(store, path, columns))
+    rows = read_intact(store, path, lambda: read_image_rows(store, path))
     if rows is None and store.exists(path):
         return Counter()  # A damaged record has to be made again anyway, so it does not count.
-    before = [(source_key(row), row["source_digest"]) for row in rows or () if is_first(row)]
+    before = [(row.source_key, row.source_digest) for row in rows or () if row.is_first]
     if None in digests and has_same_settings:
-        known: dict[str, list[str]] = {}
+        known: dict[str, list[str | None]] = {}
         for key, digest in before:
             known.setdefault(key, []).append(digest)
         for position, image in enumerate(shard.images):

@@ -8,9 +8,9 @@ shard's images.
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import functools
+import itertools
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -112,6 +112,34 @@ def select_images(
     return selected, no_background
 
 
+@dataclasses.dataclass(frozen=True)
+class PlannedImage:
+    """An accepted image, as a plan knows it.
+
+    Attributes:
+      key, label, wnid, layer_digest, object: its columns in its record.
+      selected: whether it is part of the dataset.
+      no_background: whether it was left out because no other image can give it a background.
+      tar: current path of the tar of its layer, None if the layer is cut again.
+      offset, length: where its tiled background lies in the tar, in bytes.
+      source, annotation, mask: locations of its files as bytes, None if its layer is in a tar.
+    """
+
+    key: str
+    label: int
+    wnid: str | None
+    layer_digest: str
+    object: int | None
+    selected: bool
+    no_background: bool
+    tar: str | None
+    offset: int
+    length: int
+    source: bytes
+    annotation: bytes | None
+    mask: bytes | None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
     """The n accepted images of a split.
@@ -122,7 +150,6 @@ class Plan:
         if there are groups.
       keys: the table's column `key` as one Arrow array, because Python strings would take ten times
         the memory.
-      by_key: (n,) positions in `table` in order of the keys.
       pool: the selected images, to draw pairs from.
       rows: position in `table` of each image of the pool, ascending.
       config: configuration of the pairing.
@@ -130,7 +157,6 @@ class Plan:
 
     table: pa.Table
     keys: pa.Array
-    by_key: NDArray[np.int32]
     pool: Pool
     rows: NDArray[np.int64]
     config: ComposeConfig
@@ -151,39 +177,44 @@ class Plan:
             groups=table["group_number"].to_numpy()[rows] if has_groups else None,
             order=np.searchsorted(rows, by_key[selected[by_key]]),
         )
-        return cls(
-            table.drop_columns("by_key"), table["key"].combine_chunks(), by_key, pool, rows, config
-        )
+        keys = table["key"].combine_chunks()
+        return cls(table.drop_columns("by_key"), keys, pool, rows, config)
 
-    def position(self, key: str) -> int:
-        """Returns the position of an accepted image in `table`. Raises JobError if its key is not
-        in the plan."""
-        rank = bisect.bisect_left(self.by_key, key, key=lambda row: self.keys[int(row)].as_py())
-        if rank < len(self.keys) and self.keys[row := int(self.by_key[rank])].as_py() == key:
-            return row
-        raise JobError(f"{key} is accepted and not in the plan: this is a bug")
+    def find(self, keys: list[str]) -> list[PlannedImage]:
+        """Returns the accepted images with these keys. Raises JobError if one is not in the
+        plan."""
+        positions = self._positions(keys).tolist()
+        images = self._images(positions)
+        return [images[position] for position in positions]
 
-    def row(self, position: int) -> dict[str, Any]:
-        """Returns the row of the table at a position."""
-        row: dict[str, Any] = self.table.slice(position, 1).to_pylist()[0]
-        return row
+    def _positions(self, keys: list[str]) -> NDArray[np.int64]:
+        wanted = pc.index_in(self.keys, value_set=pa.array(keys, pa.string()))
+        rows = np.flatnonzero(wanted.is_valid())
+        positions = np.full(len(keys), -1, np.int64)
+        positions[wanted.take(pa.array(rows)).to_numpy()] = rows
+        missing = np.flatnonzero(positions < 0)
+        if len(missing):
+            raise JobError(f"{keys[missing[0]]} is accepted and not in the plan: this is a bug")
+        return positions
 
-    def value(self, column: str, position: int) -> Any:
-        """Returns the value of a column at a position."""
-        return self.table[column][position].as_py()
+    def _images(self, positions: Iterable[int]) -> dict[int, PlannedImage]:
+        table = self.table.select([field.name for field in dataclasses.fields(PlannedImage)])
+        return {
+            position: PlannedImage(**table.slice(position, 1).to_pylist()[0])
+            for position in set(positions)
+        }
 
-    def backgrounds(self, keys: list[str]) -> dict[str, NDArray[np.int64]]:
+    def backgrounds(self, keys: list[str]) -> dict[str, list[PlannedImage]]:
         """Draws a background for each selected key, for each replicate of each mixed variant.
 
         Returns:
-          Name of a replicate -> positions of the backgrounds in `table`, in the order of `keys`.
+          Name of a replicate -> the backgrounds, in the order of `keys`.
 
         Raises:
           JobError: an image has no partner, which would be a bug, since `select_images` drops such
             images.
         """
-        positions = np.asarray([self.position(key) for key in keys], np.int64)
-        foregrounds = np.searchsorted(self.rows, positions)
+        foregrounds = np.searchsorted(self.rows, self._positions(keys))
         backgrounds = {}
         for name in with_replicates(mixed_variants(self.config), self.config.replicates):
             variant, replicate = split_replicate(name)
@@ -199,8 +230,9 @@ class Plan:
             )
             if (drawn == NO_PARTNER).any():
                 raise JobError(f"a selected image has no {name} partner: this is a bug")
-            backgrounds[name] = self.rows[drawn]
-        return backgrounds
+            backgrounds[name] = self.rows[drawn].tolist()
+        images = self._images(itertools.chain(*backgrounds.values()))
+        return {name: [images[n] for n in column] for name, column in backgrounds.items()}
 
 
 def _strings(keys: pa.Array) -> Iterator[str]:

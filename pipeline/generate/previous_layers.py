@@ -4,11 +4,10 @@ single unchanged images in outdated shards."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.layer_files import read_parts
-from pipeline.dataset.records import Record, Staging, read_metadata, read_rows, source_key
+from pipeline.dataset.records import ImageRow, Record, Staging, read_image_rows, read_metadata
 from pipeline.dataset.shards import ShardCounts, layer_record, layer_tar
 from pipeline.generate.cut_source import shard_fingerprint
 from pipeline.generate.shard_elements import SourceShard
@@ -57,19 +56,19 @@ class PreviousLayers:
         self._store = store
         self._split = split
         self._counts = counts
-        self._records: dict[int, dict[tuple[str, str], list[dict[str, Any]]]] = {}
+        self._records: dict[int, dict[tuple[str, str | None], list[ImageRow]]] = {}
 
-    def find(self, key: str, source_digest: str) -> list[tuple[dict[str, Any], dict[str, bytes]]]:
+    def find(self, key: str, source_digest: str) -> list[tuple[ImageRow, dict[str, bytes]]]:
         """Finds the layers of an unchanged image; returns its record rows, each with the encoded
         parts of the layer (no parts if the image was rejected, or stays whole). If the list is
         empty, the image has to be segmented."""
         tar = layer_tar(self._split, self._counts.source_shard(key))
         return [
-            (row, read_parts(self._store, tar, row) if row["image_offset"] is not None else {})
+            (row, read_parts(self._store, tar, vars(row)) if row.image_offset is not None else {})
             for row in self.rows(key, source_digest)
         ]
 
-    def rows(self, key: str, source_digest: str) -> list[dict[str, Any]]:
+    def rows(self, key: str, source_digest: str) -> list[ImageRow]:
         """Finds the record rows of an unchanged image: one row, or with `--objects each` a row for
         each of its objects, in order of their numbers. The list is empty if the image has
         changed."""
@@ -78,7 +77,7 @@ class PreviousLayers:
             self._records[shard] = self._read(shard)
         return self._records[shard].get((key, source_digest), [])
 
-    def _read(self, shard: int) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    def _read(self, shard: int) -> dict[tuple[str, str | None], list[ImageRow]]:
         """Reads the rows of a record, by source key and digest; returns no rows if the record is
         missing or damaged, or a file of the shard is missing or of another size. Images that were
         rejected for a duplicate key are left out, because that status depends on other images."""
@@ -86,11 +85,11 @@ class PreviousLayers:
         metadata = read_metadata(store, path)
         if metadata is None or any(store.size(file.path) != file.bytes for file in metadata.files):
             return {}
-        by_image: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        rows = read_intact(store, path, lambda: read_rows(store, path))
+        by_image: dict[tuple[str, str | None], list[ImageRow]] = {}
+        rows = read_intact(store, path, lambda: read_image_rows(store, path))
         for row in rows or ():
-            if row["status"] != Reason.DUPLICATE_KEY:
-                by_image.setdefault((source_key(row), row["source_digest"]), []).append(row)
+            if row.status != Reason.DUPLICATE_KEY:
+                by_image.setdefault((row.source_key, row.source_digest), []).append(row)
         for of_image in by_image.values():
-            of_image.sort(key=lambda row: row["object"] or 0)
+            of_image.sort(key=lambda row: row.object or 0)
         return by_image

@@ -10,13 +10,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import operator
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.dataset.config import ComposeConfig, SegmentConfig
 from pipeline.dataset.fingerprints import fingerprint
@@ -120,7 +119,8 @@ def list_scenes(folder: str) -> Scenes:
     scenes = []
     pictures = (info for info in files.walk(folder) if info.path.lower().endswith(IMAGE_SUFFIXES))
     listed = ((relative(info.path, folder), info) for info in pictures)
-    for path, info in sorted((each for each in listed if not is_hidden(each[0])), key=_path):
+    shown = (each for each in listed if not is_hidden(each[0]))
+    for path, info in sorted(shown, key=operator.itemgetter(0)):
         scenes.append(Scene(path, info.md5 or _md5(info)))
     if not scenes:
         raise UsageError(
@@ -128,10 +128,6 @@ def list_scenes(folder: str) -> Scenes:
             f"{', '.join(IMAGE_SUFFIXES)}"
         )
     return Scenes(folder, tuple(scenes))
-
-
-def _path(listed: tuple[str, FileInfo]) -> str:
-    return listed[0]
 
 
 @functools.lru_cache(maxsize=200_000)
@@ -276,9 +272,8 @@ class DrawnScenes:
       compose: configuration of the pairing.
 
     Attributes:
-      keys: keys of the scenes, sorted.
-      md5s: MD5 of each scene.
-      picture: returns the scene at a position, cropped; caches the last scenes.
+      scenes: the scenes, in order of their keys.
+      picture: returns a scene, cropped; caches the last scenes.
     """
 
     def __init__(
@@ -288,24 +283,22 @@ class DrawnScenes:
         self._segment = segment
         self._compose = compose
         rows = read_rows(staging.store, table.record.path)
-        accepted = sorted((row for row in rows if row["status"] == ACCEPTED), key=_key)
-        self.keys: list[str] = [row["key"] for row in accepted]
-        self.md5s: list[str] = [row["md5"] for row in accepted]
-        self._paths: list[str] = [row["path"] for row in accepted]
+        accepted = (Scene(row["path"], row["md5"]) for row in rows if row["status"] == ACCEPTED)
+        self.scenes = sorted(accepted, key=lambda scene: scene.key)
         # With few scenes, a shard uses each of them many times.
         self.picture = functools.lru_cache(_CACHED)(self._picture)
 
-    def draw(self, keys: list[str]) -> dict[str, NDArray[np.int64]]:
-        """Draws a scene for each foreground key; returns, by replicate of `mixed_external`, the
-        positions of the drawn scenes in the attribute `keys`."""
-        positions = {}
+    def draw(self, keys: list[str]) -> dict[str, list[Scene]]:
+        """Draws a scene for each foreground key, for each replicate of `mixed_external`."""
+        drawn, seed = {}, self._compose.seed
+        names = [scene.key for scene in self.scenes]
         for name in with_replicates([EXTERNAL], self._compose.replicates):
             variant, replicate = split_replicate(name)
-            seed = self._compose.seed
-            positions[name] = draw_scenes(self.keys, keys, variant, seed=seed, replicate=replicate)
-        return positions
+            positions = draw_scenes(names, keys, variant, seed=seed, replicate=replicate)
+            drawn[name] = [self.scenes[position] for position in positions]
+        return drawn
 
-    def _picture(self, position: int) -> Pixels:
+    def _picture(self, scene: Scene) -> Pixels:
         """Reads and crops a scene; returns (S, S, 3) uint8 RGB, where S is the side of the
         dataset's pictures in pixels.
 
@@ -313,16 +306,11 @@ class DrawnScenes:
           JobError: the scene has changed since it was examined.
           OSError: the scene cannot be read.
         """
-        path = join(self._folder, self._paths[position])
+        path = join(self._folder, scene.path)
         data = read_location(path)
         picture = crop_source(SourceBytes(data, None), self._segment).image
-        if picture is None or _md5_of(data) != self.md5s[position]:
+        if picture is None or _md5_of(data) != scene.md5:
             raise JobError(
                 f"{path} has changed since this run was started. Run the same command again"
             )
         return picture
-
-
-def _key(row: dict[str, Any]) -> str:
-    key: str = row["key"]
-    return key

@@ -21,11 +21,12 @@ from pipeline.dataset.layer_files import add_layer, encode_layer, layer_digest
 from pipeline.dataset.records import (
     ACCEPTED,
     RECORD_SCHEMA,
+    ImageRow,
     Record,
     count_sources,
-    read_rows,
+    read_image_rows,
 )
-from pipeline.dataset.shards import bucket_hash, layer_record, layer_tar
+from pipeline.dataset.shards import layer_record, layer_tar
 from pipeline.errors import counted
 from pipeline.generate.cut_source import (
     SourceBytes,
@@ -107,11 +108,11 @@ class SegmentShard(JobStep):
         )
         return [segmented]
 
-    def _read_complete(self, record: Record, shard: SourceShard) -> list[dict[str, Any]] | None:
+    def _read_complete(self, record: Record, shard: SourceShard) -> list[ImageRow] | None:
         """Reads the rows of a record; returns None if the record is damaged, or is not of as many
         images as the shard has."""
         store, path = self.layers.store, record.path
-        rows = read_intact(store, path, lambda: read_rows(store, path))
+        rows = read_intact(store, path, lambda: read_image_rows(store, path))
         if rows is not None and count_sources(rows) != len(shard.images):
             warn_damaged(store.path(path), f"it lists {counted(count_sources(rows), 'image')}")
             return None
@@ -142,7 +143,7 @@ class SegmentShard(JobStep):
         checksums: Checksums,
         meter: Meter,
         tally: UnitTally,
-    ) -> tuple[Record, list[dict[str, Any]]]:
+    ) -> tuple[Record, list[ImageRow]]:
         """Writes the layers and then the record; returns the record and its rows."""
         split = shard.totals.split
         counts = self.job.previous.get(split, shard.totals.counts)
@@ -164,52 +165,54 @@ class SegmentShard(JobStep):
                 image_digests.append(digest)
                 for row, parts in self._rows(image, digest, md5, content, tally):
                     if tar is not None and parts:
-                        row.update(add_layer(tar, row["key"], parts))
+                        row = dataclasses.replace(row, **add_layer(tar, row.key, parts))
                     rows.append(row)
                 meter.add(1)
             if tar is not None:
                 tar.close()
         if file is not None:
-            accepted = sum(row["status"] == ACCEPTED for row in rows)
+            accepted = sum(row.status == ACCEPTED for row in rows)
             files.append(FileDigest(tar_path, file.size, file.sha256, accepted))
-        rows.sort(key=lambda row: (bucket_hash(row["key"]), row["key"]))
-        table = pa.Table.from_pylist(rows, RECORD_SCHEMA)
+        rows.sort(key=lambda row: row.rank)
+        table = pa.Table.from_pylist(list(map(vars, rows)), RECORD_SCHEMA)
         checksum = shard_fingerprint(image_digests, self.config.segment)
         tally.note()
         path = layer_record(split, shard.shard)
-        return self.layers.write(path, table, checksum, files), table.to_pylist()
+        return self.layers.write(path, table, checksum, files), rows
 
     def _rows(
         self, image: SourceImage, digest: str, md5: str, content: _ImageContent, tally: UnitTally
-    ) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
+    ) -> Iterator[tuple[ImageRow, dict[str, bytes]]]:
         """Yields the record rows of an image: one row, or one for each object. Each row comes with
         the encoded parts of its layer, which are empty if it has none. The positions of the parts
         in the tar are not filled in yet, or are those in an older tar."""
         by_object = self.config.segment.objects == "each"
-        row: dict[str, Any] = {
-            "key": printable(image.key),
-            "path": printable(image.name),
-            "wnid": image.wnid or None,
-            "label": None if image.label == OUTSIDE else image.label,
-            "source_md5": md5,
-            "source_digest": digest,
+        row = ImageRow(
+            key=printable(image.key),
+            path=printable(image.name),
+            status=ACCEPTED,
+            wnid=image.wnid or None,
+            label=None if image.label == OUTSIDE else image.label,
+            source_md5=md5,
+            source_digest=digest,
             # Objects of one picture share its scene.
-            "group": printable(image.group or (image.key if by_object else "")) or None,
-            "object": 0 if by_object else None,
-        }
+            group=printable(image.group or (image.key if by_object else "")) or None,
+            object=0 if by_object else None,
+        )
         if isinstance(content, _Rejected):
-            yield {**row, "status": str(content.reason), "detail": content.detail}, {}
+            yield dataclasses.replace(row, status=str(content.reason), detail=content.detail), {}
             return
         if isinstance(content, _Kept):
             tally.add("images_kept")
-            yield from (({**kept, "path": row["path"]}, parts) for kept, parts in content.rows)
+            for kept, parts in content.rows:
+                yield dataclasses.replace(kept, path=row.path), parts
             return
         if self.config.segment.is_whole:
             tally.add("images_cropped")
-            yield (
-                {**row, **_columns_without_layer(crop_source(content, self.config.segment))},
-                {},
-            )
+            # No layer is stored, because cropping the image again in Compose takes no longer than
+            # writing and reading it would.
+            cropped = crop_source(content, self.config.segment)
+            yield _completed(row, cropped, layer_digest=cropped.digest), {}
             return
         tally.add("images_segmented")
         for cut in cut_source(content, self.config.segment):
@@ -217,43 +220,38 @@ class SegmentShard(JobStep):
                 tally.add("segmenter_fallbacks")
             yield self._row(row, cut)
 
-    def _row(self, row: dict[str, Any], cut: Cut) -> tuple[dict[str, Any], dict[str, bytes]]:
+    def _row(self, row: ImageRow, cut: Cut) -> tuple[ImageRow, dict[str, bytes]]:
         """Completes the row of an image, or of one of its objects, from its cut; returns the row
         and the encoded parts of the layer, which are empty if it was rejected."""
         if cut.number:
-            row = {**row, "key": f"{row['key']}_{cut.number}", "object": cut.number}
-            if not is_valid_key(row["key"]):
+            row = dataclasses.replace(row, key=f"{row.key}_{cut.number}", object=cut.number)
+            if not is_valid_key(row.key):
                 cut = dataclasses.replace(
                     cut, layer=None, reason=Reason.INVALID_KEY, detail="its key is too long"
                 )
-        row = row | {
-            "status": ACCEPTED if cut.reason is None else str(cut.reason),
-            "detail": printable(cut.detail) or None,
-            "width": cut.width,
-            "height": cut.height,
-            "native_box": cut.box and list(cut.box),
-            "mask_over_box": cut.mask_over_box,
-        }
+        box = cut.box and list(cut.box)
+        row = _completed(row, cut, native_box=box, mask_over_box=cut.mask_over_box)
         if cut.layer is None:
             return row, {}
-        row |= {
-            "box": list(cut.layer.box),
-            "fg_fraction": cut.layer.fg_fraction,
-            "layer_digest": layer_digest(cut.layer),
-        }
+        row = dataclasses.replace(
+            row,
+            box=list(cut.layer.box),
+            fg_fraction=cut.layer.fg_fraction,
+            layer_digest=layer_digest(cut.layer),
+        )
         return row, encode_layer(cut.layer)
 
 
-def _columns_without_layer(cropped: CroppedImage) -> dict[str, Any]:
-    """Returns the columns of an image that is cropped and stays whole. No layer is stored for it,
-    because cropping it again in Compose takes no longer than writing and reading it would."""
-    return {
-        "status": ACCEPTED if cropped.reason is None else str(cropped.reason),
-        "detail": printable(cropped.detail) or None,
-        "width": cropped.width,
-        "height": cropped.height,
-        "layer_digest": cropped.digest,
-    }
+def _completed(row: ImageRow, result: Cut | CroppedImage, **columns: Any) -> ImageRow:
+    """Adds to a row what came of cutting or cropping the image, and more columns."""
+    return dataclasses.replace(
+        row,
+        status=ACCEPTED if result.reason is None else str(result.reason),
+        detail=printable(result.detail) or None,
+        width=result.width,
+        height=result.height,
+        **columns,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,7 +267,7 @@ class _Kept:
     """The rows of an unchanged image in an older record, each with the encoded parts of its layer,
     which are empty if it has no layer."""
 
-    rows: list[tuple[dict[str, Any], dict[str, bytes]]]
+    rows: list[tuple[ImageRow, dict[str, bytes]]]
 
 
 _ImageContent = _Rejected | _Kept | SourceBytes

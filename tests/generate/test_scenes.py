@@ -376,4 +376,4 @@ def test_every_accepted_scene_can_be_read(tmp_path: Path) -> None:
     table = examine_scenes(str(folder), summary, config, staging)
     assert table.statuses == (("accepted", 1), ("invalid_key", 3))
     scenes = DrawnScenes(table, staging, config, ComposeConfig())
-    assert [scenes.picture(position).shape for position in range(len(scenes.keys))] == [(32, 32, 3)]
+    assert [scenes.picture(scene).shape for scene in scenes.scenes] == [(32, 32, 3)]

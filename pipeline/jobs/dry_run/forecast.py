@@ -9,13 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from pipeline.dataset.config import DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import read_manifest
-from pipeline.dataset.records import ACCEPTED, count_sources, read_rows, source_key
+from pipeline.dataset.records import ACCEPTED, ImageRow, count_sources, read_image_rows
 from pipeline.dataset.shards import layer_record
 from pipeline.generate.cut_source import by_content, known_digest, reject_by_name
 from pipeline.generate.job import GenerateJob
@@ -164,10 +163,10 @@ def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecas
             statuses_by_key: dict[str, list[str]] = {}
             for row in rows:
                 # The key of an image's object may be invalid, too, but the image's own is not.
-                if not row["object"] and row["status"] in _WITHOUT_OWN_KEY:
-                    rejected[row["status"]] += 1
+                if not row.object and row.status in _WITHOUT_OWN_KEY:
+                    rejected[row.status] += 1
                 else:
-                    statuses_by_key.setdefault(source_key(row), []).append(row["status"])
+                    statuses_by_key.setdefault(row.source_key, []).append(row.status)
             recorded += [(by_key[key], statuses) for key, statuses in statuses_by_key.items()]
         else:
             for position, image in enumerate(shard.images):
@@ -179,7 +178,7 @@ def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecas
                 digest = digests[position]
                 kept = [] if digest is None else previous.rows(image.key, digest)
                 if kept:
-                    recorded.append((image, [row["status"] for row in kept]))
+                    recorded.append((image, [row.status for row in kept]))
                 elif reason := _reject_by_annotation(image, job.config.segment):
                     rejected[reason] += 1
                 else:
@@ -232,11 +231,10 @@ def _by_known_content(
     return by_content(images, lambda content: checksums.known(content) or KnownContent(""))
 
 
-def _read_complete(store: Store, path: str, shard: SourceShard) -> list[dict[str, Any]] | None:
+def _read_complete(store: Store, path: str, shard: SourceShard) -> list[ImageRow] | None:
     """Reads the rows of a shard's record; returns None if the job would find it damaged, and make
     the shard again."""
-    columns = ["key", "object", "status"]
-    rows = read_intact(store, path, lambda: read_rows(store, path, columns))
+    rows = read_intact(store, path, lambda: read_image_rows(store, path))
     return None if rows is None or count_sources(rows) != len(shard.images) else rows
 
 
