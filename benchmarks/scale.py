@@ -41,7 +41,7 @@ from pipeline.dataset.shards import (
     webdataset_file,
 )
 from pipeline.generate.commit import finish, prepare, put_in_place
-from pipeline.generate.cut_source import cut_source, read_source
+from pipeline.generate.cut_source import Cutter, read_source
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.plan import PlanSplit, load_plan
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
@@ -75,7 +75,7 @@ def measure_jobs(folder: Path, source: str, counts: list[int]) -> None:
     accepted = [
         image
         for image in images
-        if next(cut_source(read_source(image.path, image.annotation), SegmentConfig())).layer
+        if next(Cutter(SegmentConfig()).cut(read_source(image.path, image.annotation))).layer
     ]
     (folder / "tiny_model.py").write_text(MODEL)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])

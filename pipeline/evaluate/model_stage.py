@@ -35,7 +35,6 @@ from pipeline.models.leakage import refuse_overlap
 from pipeline.runtime.counters import UnitTally, count, count_bytes, count_written, timed
 from pipeline.runtime.lock import held, model_lock
 from pipeline.runtime.machine import keep_freed_memory
-from pipeline.runtime.progress import Meter
 from pipeline.storage.store import FileDigest, Store
 
 if TYPE_CHECKING:
@@ -248,12 +247,11 @@ class RunModels(_Step):
         """Runs the model on the missing units, and writes each unit's file while the next unit is
         computed."""
         work = self.work
-        meters = {unit: self._meter(block, unit) for unit in missing}
         tallies = {unit: self._resume_tally(block, unit) for unit in missing}
 
         def note(unit: int, new: int, done: int) -> None:
             tallies[unit].add(work.pictures_name, new)
-            meters[unit].add(done)
+            tallies[unit].advance(done)
 
         outputs = model_work.run(predictor, units, missing, note)
         try:
@@ -264,7 +262,7 @@ class RunModels(_Step):
                     tallies[output.unit].note()
                     writer.write(store, model_work, output)
                     if output.is_complete:
-                        meters[output.unit].end()
+                        tallies[output.unit].note_done()
         finally:
             for tally in tallies.values():
                 tally.end()
@@ -277,14 +275,9 @@ class RunModels(_Step):
         # but was killed before the file appeared, its work is lost, so its counts are dropped.
         return self.tally(block, unit) if tally[f"{self.work.unit_name}_made"] else tally
 
-    def _meter(self, block: Block, unit: int) -> Meter:
-        return Meter(self.work.evaluation.progress, self.work.stage, f"{block.order}-{unit:05d}")
-
     def _note_done(self, block: Block, units: Iterable[int]) -> None:
         for unit in units:
-            meter = self._meter(block, unit)
-            meter.add(self.work.size(self.dataset(), unit))
-            meter.end()
+            self.tally(block, unit).note_done(self.work.size(self.dataset(), unit))
 
 
 class _Writer:

@@ -21,14 +21,13 @@ from pipeline.dataset.records import (
 from pipeline.dataset.shards import index_file
 from pipeline.dataset.sinks import Sample, digests_of, open_sinks, sample_schema
 from pipeline.generate.custom_variants import find_variants
-from pipeline.generate.cut_source import SourceBytes
+from pipeline.generate.cut_source import Cutter, SourceBytes
 from pipeline.generate.job import JobStep
 from pipeline.generate.layer_source import LayerSource, SelectedImage
 from pipeline.generate.plan import Plan, PlannedImage, load_plan
 from pipeline.generate.scenes import DrawnScenes, Scene
 from pipeline.generate.shard_elements import OutputShard
 from pipeline.runtime.counters import UnitTally, count_shard, timed
-from pipeline.runtime.progress import Meter
 from pipeline.storage.store import FileDigest
 from transforms.codec import encode_jpeg, encode_png
 from transforms.filters import Reason
@@ -76,23 +75,23 @@ class ComposeShard(JobStep):
     @timed("compose")
     def process(self, output: OutputShard) -> list[OutputShard]:
         store, config = self.outputs.store, self.config.compose
+        cutter = Cutter(self.config.segment)
         plan = load_plan(store, output.plan, config, output.plan_digest)
         records = (read_image_rows(store, source.path) for source in output.sources)
         images = sorted(itertools.chain(*records), key=lambda row: row.rank)
         scenes = None
         if output.scenes is not None:
-            scenes = DrawnScenes(output.scenes, self.outputs, self.config.segment, config)
+            scenes = DrawnScenes(output.scenes, self.outputs, cutter, config)
         rows, selected = self._select(images, plan, scenes)
         checksum = self._fingerprint(output, rows, selected)
         index = index_file(output.totals.split, output.shard, output.totals.counts.output)
         record = self.outputs.find(index, checksum)
         name = f"{output.totals.split}-{output.shard:05d}"
-        meter = Meter(self.job.progress, "compose", name)
         tally = UnitTally(self.job.progress, "compose", name)
         if record is None:
             is_new = True
-            source = LayerSource(store, self.config.segment, scenes)
-            files = self.write_variants(output, source, list(selected.values()), meter)
+            source = LayerSource(store, cutter, scenes)
+            files = self.write_variants(output, source, list(selected.values()), tally)
             tally.add("images_composed", len(selected))
             tally.note()
             schema = index_schema(config.replicates)
@@ -105,7 +104,7 @@ class ComposeShard(JobStep):
         count_shard("output_shards", record.files, is_new=is_new)
         tally.end()
         # Images that were not selected count as finished, too.
-        meter.end(count_sources(images))
+        tally.note_done(count_sources(images))
         return [output.composed(record, rows, count_sources(images))]
 
     def _select(
@@ -164,7 +163,7 @@ class ComposeShard(JobStep):
         output: OutputShard,
         source: LayerSource,
         images: Sequence[SelectedImage],
-        meter: Meter,
+        tally: UnitTally,
     ) -> tuple[FileDigest, ...]:
         """Writes all variants of a shard to the staging folder, in every format.
 
@@ -172,7 +171,7 @@ class ComposeShard(JobStep):
           output: the shard, as planned.
           source: reads the layers.
           images: the selected images.
-          meter: counts finished source images.
+          tally: counts finished source images.
 
         Returns:
           Digests of the files, with their final paths.
@@ -195,7 +194,7 @@ class ComposeShard(JobStep):
                     sample = self._sample(image, variant, picture)
                     for sink in sinks[variant]:
                         sink.add(sample)
-                meter.add(image.row.is_first)
+                tally.advance(image.row.is_first)
         return digests_of(sinks)
 
     def _compose(

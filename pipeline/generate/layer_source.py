@@ -8,18 +8,16 @@ import os
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
-from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.layer_files import decode_layer, layer_digest, part_ranges
 from pipeline.dataset.records import ImageRow
 from pipeline.errors import JobError
-from pipeline.generate.cut_source import SourceBytes, crop_source, cut_source, read_source
+from pipeline.generate.cut_source import Cutter, SourceBytes, read_source
 from pipeline.generate.plan import PlannedImage
 from pipeline.generate.scenes import DrawnScenes, Scene
 from pipeline.inputs.location import changed, reads_ahead, shown
 from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.storage.store import Store
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
-from transforms.cutting import cut_background
 from transforms.geometry import Pixels
 from transforms.layers import Layer
 
@@ -52,15 +50,13 @@ class LayerSource:
 
     Args:
       store: the dataset folder.
-      config: configuration of the layers.
+      cutter: cuts source images.
       scenes: the accepted scenes; None without `mixed_external`.
     """
 
-    def __init__(
-        self, store: Store, config: SegmentConfig, scenes: DrawnScenes | None = None
-    ) -> None:
+    def __init__(self, store: Store, cutter: Cutter, scenes: DrawnScenes | None = None) -> None:
         self._store = store
-        self._config = config
+        self._cutter = cutter
         self._scenes = scenes
         # Kept, because making them takes longer than a read from the system's cache.
         self._files, self._paths = store.files, dict[str, str]()
@@ -124,7 +120,7 @@ class LayerSource:
 
     def _cut(self, planned: PlannedImage, source: SourceBytes) -> Layer:
         """Cuts an image again."""
-        cuts = cut_source(source, self._config)
+        cuts = self._cutter.cut(source)
         layer = next((cut.layer for cut in cuts if cut.number == source.number), None)
         if layer is None or layer_digest(layer) != planned.layer_digest:
             raise self._changed(source)
@@ -140,7 +136,7 @@ class LayerSource:
             # The number depends on the storage of the input, which may differ from the dataset's.
             ahead = reads_ahead(os.fsdecode(images[0].planned.source))
         for image, source in read_ahead(lambda image: _source(image.planned), images, ahead):
-            whole = crop_source(source, self._config)
+            whole = self._cutter.crop(source)
             if whole.image is None or whole.digest != image.planned.layer_digest:
                 raise self._changed(source)
             yield image, whole.image
@@ -156,16 +152,7 @@ class LayerSource:
         """Cuts a background again; returns (S, S, 3) uint8 RGB, where S is the side of the
         dataset's pictures in pixels. Raises JobError if the source image cannot be cut any more."""
         try:
-            return cut_background(
-                source.image,
-                source.annotation,
-                source.mask,
-                number=source.number,
-                rules=self._config.rules,
-                resize=self._config.resize,
-                crop=self._config.image_size,
-                interpolation=self._config.interpolation,
-            )
+            return self._cutter.cut_background(source)
         except ValueError as error:
             raise self._changed(source) from error
 

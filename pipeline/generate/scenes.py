@@ -27,7 +27,7 @@ from pipeline.dataset.records import (
     read_rows,
 )
 from pipeline.errors import JobError, UsageError
-from pipeline.generate.cut_source import SourceBytes, crop_source, printable
+from pipeline.generate.cut_source import Cutter, SourceBytes, printable
 from pipeline.inputs.location import changed, read_location
 from pipeline.inputs.source_images import IMAGE_SUFFIXES, is_hidden
 from pipeline.storage.file_kind import FileInfo
@@ -187,7 +187,7 @@ def examine_scenes(
         previous = read_metadata(staging.store, SCENES)
         if previous is not None and previous.fingerprint.startswith(settings):
             known = {row["md5"]: row for row in _read_intact_rows(staging.store, SCENES) or ()}
-        table = pa.Table.from_pylist(list(_examine(scenes, config, known)), _SCHEMA)
+        table = pa.Table.from_pylist(list(_examine(scenes, Cutter(config), known)), _SCHEMA)
         record, rows = staging.write(SCENES, table, checksum), table.to_pylist()
     else:
         record = staging.with_record(existing, SCENES, len(rows))
@@ -207,14 +207,14 @@ def _read_intact_rows(store: Store, path: str) -> list[dict[str, Any]] | None:
 
 
 def _examine(
-    scenes: Scenes, config: SegmentConfig, known: dict[str, dict[str, Any]]
+    scenes: Scenes, cutter: Cutter, known: dict[str, dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """Yields the rows of the table of scenes. Among usable files of the same key, the one with the
     lowest path is accepted.
 
     Args:
       scenes: the pictures of the folder.
-      config: configuration of the layers.
+      cutter: crops the scenes.
       known: rows of an earlier table, by MD5.
     """
     accepted: set[str] = set()
@@ -243,7 +243,9 @@ def _examine(
         elif data is None:
             status, detail = known[scene.md5]["status"], known[scene.md5]["detail"]
         else:
-            status, detail = _status_of(data, config)
+            cropped = cutter.crop(SourceBytes(data, None))
+            if cropped.reason is not None:
+                status, detail = str(cropped.reason), printable(cropped.detail)
         if status == ACCEPTED:
             accepted.add(scene.key)
         yield {
@@ -255,20 +257,13 @@ def _examine(
         }
 
 
-def _status_of(data: bytes, config: SegmentConfig) -> tuple[str, str | None]:
-    cropped = crop_source(SourceBytes(data, None), config)
-    if cropped.reason is None:
-        return ACCEPTED, None
-    return cropped.reason, printable(cropped.detail)
-
-
 class DrawnScenes:
     """The accepted scenes, from which backgrounds are drawn.
 
     Args:
       table: the table of scenes, from `examine_scenes`.
       staging: staging folder of the table.
-      segment: configuration of the layers.
+      cutter: crops the scenes.
       compose: configuration of the pairing.
 
     Attributes:
@@ -277,10 +272,10 @@ class DrawnScenes:
     """
 
     def __init__(
-        self, table: SceneTable, staging: Staging, segment: SegmentConfig, compose: ComposeConfig
+        self, table: SceneTable, staging: Staging, cutter: Cutter, compose: ComposeConfig
     ) -> None:
         self._folder = table.folder
-        self._segment = segment
+        self._cutter = cutter
         self._compose = compose
         rows = read_rows(staging.store, table.record.path)
         accepted = (Scene(row["path"], row["md5"]) for row in rows if row["status"] == ACCEPTED)
@@ -308,7 +303,7 @@ class DrawnScenes:
         """
         path = join(self._folder, scene.path)
         data = read_location(path)
-        picture = crop_source(SourceBytes(data, None), self._segment).image
+        picture = self._cutter.crop(SourceBytes(data, None)).image
         if picture is None or _md5_of(data) != scene.md5:
             raise JobError(
                 f"{path} has changed since this run was started. Run the same command again"

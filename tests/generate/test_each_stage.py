@@ -30,18 +30,19 @@ from pipeline.dataset.shards import (
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.compose import ComposeShard
 from pipeline.generate.custom_variants import custom_names, find_variants, versioned
-from pipeline.generate.cut_source import shard_fingerprint
+from pipeline.generate.cut_source import Cutter
 from pipeline.generate.graph import GenerateDataset
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.layer_source import LayerSource, SelectedImage
 from pipeline.generate.list_split import ListSplits, list_split
 from pipeline.generate.plan import PlanSplit, load_plan
-from pipeline.generate.previous_layers import PreviousLayers, find_layers
+from pipeline.generate.previous_layers import PreviousLayers, Survey
 from pipeline.generate.segment import SegmentShard
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
 from pipeline.inputs.key_lists import read_key_list
 from pipeline.inputs.layout import find_layout
-from pipeline.runtime.progress import Meter, Progress
+from pipeline.runtime.counters import UnitTally
+from pipeline.runtime.progress import Progress
 from pipeline.storage.store import FileDigest, Store
 from transforms.codec import decode_image
 from transforms.geometry import OutputBox
@@ -141,16 +142,17 @@ def test_layers_are_found_if_all_is_whole(tmp_path: Path, record: str, tars: str
     for location, folder in folders.items():
         staging.store.write(folder + TAR, b"tar"[: 2 + (location in tars)])
     digest = FileDigest(TAR, 3, hashlib.sha256(b"tar").hexdigest())
-    checksum, files = shard_fingerprint(["a", "b"], BOX), [digest]
+    checksum, files = Cutter(BOX).identify_shard(["a", "b"]), [digest]
     table = RECORD_SCHEMA.empty_table()
     write_table(staging.store, folders[record] + RECORD, table, checksum, files)
     shard = SourceShard(SplitTotals("val", ONE, 2, 0, 0), 0)
     expected = next((location for location in tars if location == "b" or record == "a"), None)
-    layers = find_layers(staging, shard, ["a", "b"], BOX, need_files=True)
+    layers = Survey(staging, SMALL, shard).find(["a", "b"])
     assert (layers and layers.locations) == (expected and {TAR: folders[expected] + TAR})
     other = dataclasses.replace(BOX, resize=40)
     for digests, config in (("ac", BOX), (["a", None, "b"], BOX), ("ab", other), ("ba", BOX)):
-        layers = find_layers(staging, shard, list(digests), config, need_files=False)
+        dropped = dataclasses.replace(SMALL, layers="drop", segment=config)
+        layers = Survey(staging, dropped, shard).find(list(digests))
         assert (layers is not None) == (digests == "ba" and config == BOX)
 
 
@@ -158,13 +160,13 @@ def test_layers_are_the_same_from_tars_and_cut_again(small_input: Path, tmp_path
     job = job_of(small_input, tmp_path)
     output, images = planned(job)
     folder, tar = job.store.below(job.layer_staging().folder), layer_tar("val", 1)
-    staging, stored = job.output_staging(), LayerSource(job.store, BOX)
+    staging, stored = job.output_staging(), LayerSource(job.store, Cutter(BOX))
     before = list(stored.layers(images))
     own = {image.row.key: layer for image, layer, _ in before}
-    meter = Meter(Progress.for_store(staging.store), "compose", "x")
+    tally = UnitTally(job.progress, "compose", "x")
     compose = ComposeShard(job)
     compose.setup()
-    digests = compose.write_variants(output, stored, images[1:], meter)
+    digests = compose.write_variants(output, stored, images[1:], tally)
     for variant, file in zip(("original", MIX), digests, strict=True):
         assert file == staging.digest_of(staging.staged(file.path), file.path, len(images) - 1)
         samples = read_parquet(job.store, staging.staged(file.path))
@@ -179,9 +181,9 @@ def test_layers_are_the_same_from_tars_and_cut_again(small_input: Path, tmp_path
     previous = PreviousLayers(folder, "val", TWO)
     for image, layer, _ in before:
         row = image.row
-        ((_, parts),) = previous.find(row.key, row.source_digest)
-        assert np.array_equal(decode_image(parts["image"]), layer.image)
-    assert previous.find(row.key, "another") == []
+        assert previous.rows(row.key, row.source_digest) == [row]
+        assert np.array_equal(decode_image(previous.parts(row)["image"]), layer.image)
+    assert previous.rows(row.key, "another") == []
     whole = folder.read(TAR)
     folder.write(TAR, bytes(len(whole)))
     with pytest.raises(JobError, match=rf"{TAR} is damaged .* Remove it and run the same"):
@@ -190,12 +192,12 @@ def test_layers_are_the_same_from_tars_and_cut_again(small_input: Path, tmp_path
     folder.write(tar, bytes(folder.size(tar) or 0))
     alone = [dataclasses.replace(image, backgrounds={}) for image in images]
     with pytest.raises(JobError, match=rf"{tar} is damaged .* Remove it and run the same"):
-        next(LayerSource(job.store, BOX).layers(alone))
+        next(LayerSource(job.store, Cutter(BOX)).layers(alone))
     folder.delete_all([TAR, tar])
     assert PreviousLayers(folder, "val", TWO).rows(row.key, row.source_digest) == []
     dropped = dataclasses.replace(SMALL, layers="drop")
     again, images = (
-        LayerSource(job.store, BOX),
+        LayerSource(job.store, Cutter(BOX)),
         planned(dataclasses.replace(job, config=dropped))[1],
     )
     for (_, layer, tiles), (image, cut, cut_tiles) in zip(

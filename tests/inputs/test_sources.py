@@ -26,13 +26,7 @@ from shapes import SHAPES, split_of, tar_bytes
 from pipeline.commands.cli import main
 from pipeline.dataset.config import SegmentConfig
 from pipeline.errors import UsageError
-from pipeline.generate.cut_source import (
-    SourceBytes,
-    crop_source,
-    cut_source,
-    known_digest,
-    source_digest,
-)
+from pipeline.generate.cut_source import Cutter, SourceBytes
 from pipeline.inputs.checksums import Checksums, Content
 from pipeline.inputs.formats import FORMATS
 from pipeline.inputs.input_format import SplitLayout
@@ -212,12 +206,14 @@ def test_object_storage_holds_the_same_shapes(
     listing = listed(remote.root, split_of(shape))
     assert contents(listing) == contents(listed(small_sample))
     first = Checksums(Store(str(tmp_path / "memory")), "all")
-    identities = [source_digest(image, SegmentConfig(), first.identify) for image in listing[0]]
+    cutter = Cutter(SegmentConfig())
+    identities = [cutter.identify(image, first.identify) for image in listing[0]]
     first.save()
     # Whether an image has changed is known without downloading it again.
     again = Checksums(Store(str(tmp_path / "memory")), "all")
-    known = [known_digest(image, SegmentConfig(), again.known) for image in listing[0]]
+    known = [cutter.identify(image, again.known) for image in listing[0]]
     assert known == identities
+    assert None not in known
     for image in listing[0]:
         assert reads_ahead(image.path) > 1
         assert image.md5 or image.stamp
@@ -535,11 +531,12 @@ def test_a_picture_that_is_corrupted_on_the_way_is_not_rejected(bucket: str) -> 
     store.write("corrupted.tar", b"__junk__")
     location = member_location(store.path("corrupted.tar"), 2, 4)
     boxes = write_annotation(Annotation(None, None, (Box(1, 2, 30, 40),), None)).encode()
-    (cut,) = cut_source(SourceBytes(b"junk", boxes, location=location), SegmentConfig())
+    cutter = Cutter(SegmentConfig())
+    (cut,) = cutter.cut(SourceBytes(b"junk", boxes, location=location))
     assert cut.reason is Reason.UNDECODABLE
-    for cut_apart in (lambda *each: list(cut_source(*each)), crop_source):
+    for cut_apart in (lambda source: list(cutter.cut(source)), cutter.crop):
         with pytest.raises(OSError, match=r"corrupted\.tar, 4 bytes at 2 has changed"):
-            cut_apart(SourceBytes(b"punk", boxes, location=location), SegmentConfig())
+            cut_apart(SourceBytes(b"punk", boxes, location=location))
 
 
 def test_an_annotation_counts_as_what_it_says_of_its_picture(
@@ -553,7 +550,9 @@ def test_an_annotation_counts_as_what_it_says_of_its_picture(
     def digest(*size: int | None, ymax: int = 40, wnid: str | None = None) -> str:
         location = text_location(write_annotation(Annotation(*size, (Box(1, 2, 30, ymax),), wnid)))
         image = SourceImage("a", str(path), "", "n02085620", 0, location)
-        return source_digest(image, SegmentConfig(), checksums.identify)
+        identity = Cutter(SegmentConfig()).identify(image, checksums.identify)
+        assert identity is not None
+        return identity.digest
 
     expected = digest(width, height)
     # A missing size means the picture's, and the class comes from the image.

@@ -15,7 +15,7 @@ from pipeline.dataset.folder import read_tables
 from pipeline.dataset.records import ACCEPTED
 from pipeline.dataset.shards import ShardCounts
 from pipeline.generate.compose import ComposeShard
-from pipeline.generate.cut_source import prepared_segmenter
+from pipeline.generate.cut_source import Cutter, announce
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.plan import PlanSplit
 from pipeline.generate.segment import SegmentShard
@@ -128,7 +128,7 @@ def run_trial(job: GenerateJob, images: Sequence[SourceImage], folder: str) -> T
     totals = SplitTotals("trial", ShardCounts(len(images), 1), len(images), 0, 0)
     segment, compose = SegmentShard(job), ComposeShard(job)
     segment.setup()
-    prepared_segmenter(job.config.segment)
+    Cutter(job.config.segment).segmenter.prepare(announce)
     segmented: list[SourceShard] = []
     seconds = []
     for number, image in enumerate(images):
