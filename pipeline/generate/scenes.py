@@ -13,7 +13,7 @@ import hashlib
 import operator
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -23,7 +23,6 @@ from pipeline.dataset.records import (
     ACCEPTED,
     Record,
     Staging,
-    read_metadata,
     read_rows,
 )
 from pipeline.errors import JobError, UsageError
@@ -34,7 +33,6 @@ from pipeline.storage.file_kind import FileInfo
 from pipeline.storage.files import files_of, is_remote, join, relative
 from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.storage.state_files import read_intact
-from pipeline.storage.store import Store
 from transforms.codec import MAX_PIXELS
 from transforms.filters import Reason, is_valid_key
 from transforms.geometry import Pixels
@@ -69,15 +67,23 @@ class Scene:
     Attributes:
       path: path relative to the folder, with forward slashes.
       md5: MD5 of the content, hexadecimal.
+      label, wnid: None, because a scene has no class.
     """
 
     path: str
     md5: str
+    label: ClassVar[None] = None
+    wnid: ClassVar[None] = None
 
     @property
     def key(self) -> str:
         """File name without its suffix."""
         return self.path.rpartition("/")[2].rpartition(".")[0]
+
+    @property
+    def layer_digest(self) -> str:
+        """Digest that changes with the pixels, as that of an image's layer."""
+        return self.md5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +167,7 @@ def examine_scenes(
 ) -> SceneTable:
     """Makes the table of scenes, or finds it if it is up to date.
 
-    A picture that cannot be decoded is rejected. A picture is not opened again if an earlier table
-    says of its content whether it can be decoded.
+    A picture that cannot be decoded is rejected.
 
     Args:
       folder: absolute path of the folder of scenes.
@@ -181,13 +186,12 @@ def examine_scenes(
     settings = fingerprint(config.resize, config.image_size, config.crop, MAX_PIXELS)
     checksum = f"{settings}-{fingerprint(summary)}"
     existing = staging.find(SCENES, checksum)
-    rows = None if existing is None else _read_intact_rows(staging.store, existing.path)
+    rows = None
+    if existing is not None:
+        path = existing.path
+        rows = read_intact(staging.store, path, lambda: read_rows(staging.store, path))
     if existing is None or rows is None:
-        known: dict[str, dict[str, Any]] = {}
-        previous = read_metadata(staging.store, SCENES)
-        if previous is not None and previous.fingerprint.startswith(settings):
-            known = {row["md5"]: row for row in _read_intact_rows(staging.store, SCENES) or ()}
-        table = pa.Table.from_pylist(list(_examine(scenes, Cutter(config), known)), _SCHEMA)
+        table = pa.Table.from_pylist(list(_examine(scenes, Cutter(config))), _SCHEMA)
         record, rows = staging.write(SCENES, table, checksum), table.to_pylist()
     else:
         record = staging.with_record(existing, SCENES, len(rows))
@@ -201,29 +205,12 @@ def examine_scenes(
     return SceneTable(folder, record, tuple(sorted(statuses.items())))
 
 
-def _read_intact_rows(store: Store, path: str) -> list[dict[str, Any]] | None:
-    """Reads the rows of a table of scenes; returns None if the table is damaged."""
-    return read_intact(store, path, lambda: read_rows(store, path))
-
-
-def _examine(
-    scenes: Scenes, cutter: Cutter, known: dict[str, dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
+def _examine(scenes: Scenes, cutter: Cutter) -> Iterator[dict[str, Any]]:
     """Yields the rows of the table of scenes. Among usable files of the same key, the one with the
-    lowest path is accepted.
-
-    Args:
-      scenes: the pictures of the folder.
-      cutter: crops the scenes.
-      known: rows of an earlier table, by MD5.
-    """
+    lowest path is accepted."""
     accepted: set[str] = set()
-    by_content = {Reason.UNDECODABLE, Reason.TOO_MANY_PIXELS}
 
-    def read(scene: Scene) -> bytes | None:
-        is_known = scene.md5 in known and known[scene.md5]["status"] in (ACCEPTED, *by_content)
-        if is_known:
-            return None
+    def read(scene: Scene) -> bytes:
         path = join(scenes.folder, scene.path)
         data = read_location(path)
         if _md5_of(data) != scene.md5 and not isinstance(data, Unread):
@@ -240,8 +227,6 @@ def _examine(
             status, detail = str(Reason.INVALID_KEY), "its path is too long, or is not printable"
         elif scene.key in accepted:
             status, detail = str(Reason.DUPLICATE_KEY), "another picture of this name comes first"
-        elif data is None:
-            status, detail = known[scene.md5]["status"], known[scene.md5]["detail"]
         else:
             cropped = cutter.crop(SourceBytes(data, None))
             if cropped.reason is not None:
