@@ -81,7 +81,7 @@ def select_images(
       keys: (n,) strings, keys of the images.
       labels: (n,) int64, labels of the images.
       config: configuration of selection and pairing.
-      groups: (n,) int64 from `_group_numbers`, None without groups.
+      groups: (n,) int64 from `group_numbers`, None without groups.
 
     Returns:
       (whether each image is selected, whether each was left out because no other image can give it
@@ -241,7 +241,7 @@ def _strings(keys: pa.Array) -> Iterator[str]:
         yield from keys.slice(first, _AT_ONCE).to_pylist()
 
 
-def _group_numbers(column: pa.Array) -> NDArray[np.int64] | None:
+def group_numbers(column: pa.Array) -> NDArray[np.int64] | None:
     """Returns the number of each image's group, (n,) int64; None if no image has a group. An image
     without a group gets a number of its own."""
     if column.null_count == len(column):
@@ -341,7 +341,7 @@ class PlanSplit(JobStep):
           table: columns key, label and group of all accepted images.
         """
         keys, labels, groups = (column.combine_chunks() for column in table.columns)
-        numbers, config = _group_numbers(groups), self.config.compose
+        numbers, config = group_numbers(groups), self.config.compose
         labels = labels.to_numpy(zero_copy_only=False).astype(np.int64)
         selected, no_background = select_images(keys, labels, config, numbers)
         columns = {
