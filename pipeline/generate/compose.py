@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import operator
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ class ComposeShard(JobStep):
         cutter = Cutter(self.config.segment)
         plan = load_plan(store, output.plan, config, output.plan_digest)
         records = (read_image_rows(store, source.path) for source in output.sources)
-        images = sorted(itertools.chain(*records), key=lambda row: row.rank)
+        images = sorted(itertools.chain(*records), key=operator.attrgetter("rank"))
         scenes = None
         if output.scenes is not None:
             scenes = DrawnScenes(output.scenes, self.outputs, cutter, config)
@@ -143,7 +144,7 @@ class ComposeShard(JobStep):
         of the shard, source shards, selection, and the backgrounds that were drawn, with their
         pixels and classes."""
         backgrounds = {
-            key: [[name, _fields_of(each), _content_of(each)] for name, each in drawn.items()]
+            key: [[name, _fields_of(each), each.layer_digest] for name, each in drawn.items()]
             for key, drawn in ((key, image.backgrounds) for key, image in selected.items())
         }
         drawn = [
@@ -244,12 +245,5 @@ class ComposeShard(JobStep):
 def _fields_of(background: PlannedImage | Scene | None) -> dict[str, Any]:
     """Returns the columns of a sample about its background. All are None if the variant draws no
     background; a scene has a key, but no class."""
-    label, wnid = None, None
-    if isinstance(background, PlannedImage):
-        label, wnid = background.label, background.wnid
-    return {"bg_key": background and background.key, "bg_label": label, "bg_wnid": wnid}
-
-
-def _content_of(background: PlannedImage | Scene) -> str:
-    """Returns a digest that changes with the pixels of a background."""
-    return background.md5 if isinstance(background, Scene) else background.layer_digest
+    names = ("key", "label", "wnid")
+    return {f"bg_{name}": background and getattr(background, name) for name in names}

@@ -43,7 +43,8 @@ def list_split(
     except PermissionError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
     masks = None if job.masks is None else index_masks(job.masks, layout.split)
-    images = tuple(_with_used_files(image, segment, masks) for image in images)
+    is_whole, keeps_masks = segment.is_whole, takes_masks(segment.segmenter)
+    images = tuple(_with_used_files(image, masks, is_whole, keeps_masks) for image in images)
     if not images:
         raise _no_images(passed_over, layout, job.taxonomy)
     if masks is not None and not any(image.mask for image in images):
@@ -58,7 +59,7 @@ def list_split(
 
 
 def _with_used_files(
-    image: SourceImage, config: SegmentConfig, masks: FileIndex | None
+    image: SourceImage, masks: FileIndex | None, is_whole: bool, keeps_masks: bool
 ) -> SourceImage:
     """Adds the mask of an image from `--masks`, and drops the files that are not used: masks that
     the segmenter does not take, and boxes if images stay whole. So a change in an unused file does
@@ -67,9 +68,9 @@ def _with_used_files(
     if masks is not None:
         mask = masks.find(image.wnid, image.key)
         return image if mask is None else replace(image, mask=mask.path, mask_md5=mask.md5)
-    if takes_masks(config.segmenter) or (config.is_whole and not image.wnid):
+    if keeps_masks or (is_whole and not image.wnid):
         return image
-    if config.is_whole:
+    if is_whole:
         image = replace(image, annotation=None, annotation_md5=None)
     return image if image.mask is None else replace(image, mask=None, mask_md5=None)
 

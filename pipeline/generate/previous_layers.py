@@ -60,7 +60,7 @@ class Survey:
         self._need_files = config.layers == "keep"
         self.path = layer_record(shard.totals.split, shard.shard)
         self.cutter = Cutter(config.segment)
-        self.checksums = Checksums.for_shard(staging.store, shard.totals.split, shard.shard)
+        self.checksums = Checksums(staging.store, shard.totals.split, shard.shard)
         know = self.checksums.identify if may_read else self.checksums.known
         self.images = by_content(shard.images, know)
         self.identities = [self.cutter.identify(i, self.checksums.known) for i in self.images]

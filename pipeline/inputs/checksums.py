@@ -68,19 +68,14 @@ class Checksums:
 
     Args:
       store: the dataset folder.
-      name: name of the memory; each shard has a memory of its own.
+      split, shard: the source shard of the files; each shard has a memory of its own.
     """
 
-    def __init__(self, store: Store, name: str) -> None:
+    def __init__(self, store: Store, split: str, shard: int) -> None:
         self._store = store
-        self._path = f"{_FOLDER}/{name}.json"
+        self._path = f"{_FOLDER}/{split}-{shard:05d}.json"
         self._old = read_json(store, self._path, dict[str, _RememberedFile]) or {}
         self._new: dict[str, _RememberedFile] = {}
-
-    @classmethod
-    def for_shard(cls, store: Store, split: str, shard: int) -> Checksums:
-        """Returns the checksums of a source shard's files."""
-        return cls(store, f"{split}-{shard:05d}")
 
     @staticmethod
     def forget_others(store: Store, shards: Mapping[str, int]) -> None:
