@@ -176,6 +176,13 @@ def write_table(
     return FileDigest(path, file.size, file.sha256, table.num_rows)
 
 
+def read_small(source: object, columns: list[str] | None = None) -> pa.Table:
+    """Reads a small Parquet file, such as a record, for `parse_parquet`, in half the time of
+    `pyarrow.parquet.read_table`."""
+    with pq.ParquetFile(source) as file:
+        return file.read(columns, use_threads=False)
+
+
 def read_metadata(store: Store, path: str) -> Record | None:
     """Reads the metadata of a record; returns None if the record is missing or damaged, be it in a
     single row, because whoever finds the metadata leaves work undone.
@@ -184,13 +191,8 @@ def read_metadata(store: Store, path: str) -> Record | None:
       OSError: the record cannot be read.
     """
 
-    def read_all(source: object) -> pa.Schema:
-        # For small files such as records, this takes half the time of `read_table`.
-        with pq.ParquetFile(source) as file:
-            return file.read(use_threads=False).schema
-
     def read() -> Record:
-        schema = parse_parquet(store, path, read_all)
+        schema = parse_parquet(store, path, read_small).schema
         metadata = parse_json((schema.metadata or {}).get(_METADATA_KEY, b""), _Metadata)
         check_data_paths(metadata["files"])
         return Record(metadata["fingerprint"], path, metadata["files"])
@@ -206,11 +208,9 @@ def read_rows(store: Store, path: str, columns: list[str] | None = None) -> list
 
 def read_image_rows(store: Store, path: str) -> list[ImageRow]:
     """Reads the rows of a source shard's record; raises the errors of `read_table`."""
-
-    def parse(source: object) -> list[ImageRow]:
-        return convert(pq.read_table(source).to_pylist(), list[ImageRow])
-
-    return parse_parquet(store, path, parse)
+    return parse_parquet(
+        store, path, lambda source: convert(read_small(source).to_pylist(), list[ImageRow])
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,8 +17,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-import apache_beam as beam
-
 from pipeline.dataset.card import card_files
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.fingerprints import COMPOSE_VERSION, fingerprint
@@ -56,38 +54,6 @@ _MOVED_AT_ONCE = 1000
 
 Moves = list[tuple[str, str]]
 """Files to move, as (current path, final path)."""
-
-
-class Commit(beam.PTransform):
-    """All segmented SourceShards, all composed OutputShards and one None -> one element, the
-    dataset's fingerprint.
-
-    Without the None, Commit would not run if no shard arrived, and the job would seem to succeed.
-    """
-
-    def __init__(
-        self, config: DatasetConfig, store: Store, taxonomy: Taxonomy, source: str
-    ) -> None:
-        super().__init__()
-        self._config = config
-        self._store = store
-        self._taxonomy = taxonomy
-        self._source = source
-
-    def expand(self, shards: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
-        return (
-            shards
-            | "Together" >> beam.WithKeys(None)
-            | "Gather" >> beam.GroupByKey()
-            | "Prepare" >> beam.FlatMap(prepare_step, self._config, self._store, self._taxonomy)
-            | "SpreadMoves" >> beam.Reshuffle()
-            | "Move" >> beam.Map(move_step, self._store)
-            | "AllMoved" >> beam.GroupByKey()
-            | "Finish"
-            >> beam.Map(finish_step, self._store, self._taxonomy, self._source).with_output_types(
-                str
-            )
-        )
 
 
 @timed("commit")

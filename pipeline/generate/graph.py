@@ -7,11 +7,12 @@ Elements of the graph hold keys, paths and records, but no pixels.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import apache_beam as beam
 
-from pipeline.generate.commit import Commit
+from pipeline.generate.commit import finish_step, move_step, prepare_step
 from pipeline.generate.compose import ComposeShard
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.list_split import ListSplits
@@ -45,7 +46,7 @@ class GenerateDataset(beam.PTransform):
         composed = (
             segmented
             | "ForPlan" >> beam.Map(SourceShard.for_plan).with_output_types(SourceShard)
-            | "BySplit" >> beam.WithKeys(_split_of)
+            | "BySplit" >> beam.WithKeys(operator.attrgetter("totals.split"))
             | "GatherSplit" >> beam.GroupByKey()
             | "Plan" >> beam.ParDo(PlanSplit(job)).with_output_types(OutputShard)
             | "SpreadOutputs" >> beam.Reshuffle()
@@ -57,12 +58,33 @@ class GenerateDataset(beam.PTransform):
             composed,
             start | "Nothing" >> beam.Map(_nothing),
         )
-        commit = Commit(job.config, job.store, job.taxonomy, job.source)
-        return shards | "AllShards" >> beam.Flatten() | "Commit" >> commit
+        return shards | "AllShards" >> beam.Flatten() | "Commit" >> Commit(job)
 
 
-def _split_of(shard: SourceShard) -> str:
-    return shard.totals.split
+class Commit(beam.PTransform):
+    """All segmented SourceShards, all composed OutputShards and one None -> one element, the
+    dataset's fingerprint.
+
+    Without the None, Commit would not run if no shard arrived, and the job would seem to succeed.
+    """
+
+    def __init__(self, job: GenerateJob) -> None:
+        super().__init__()
+        self._job = job
+
+    def expand(self, shards: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
+        job = self._job
+        finish = beam.Map(finish_step, job.store, job.taxonomy, job.source)
+        return (
+            shards
+            | "Together" >> beam.WithKeys(None)
+            | "Gather" >> beam.GroupByKey()
+            | "Prepare" >> beam.FlatMap(prepare_step, job.config, job.store, job.taxonomy)
+            | "SpreadMoves" >> beam.Reshuffle()
+            | "Move" >> beam.Map(move_step, job.store)
+            | "AllMoved" >> beam.GroupByKey()
+            | "Finish" >> finish.with_output_types(str)
+        )
 
 
 def _nothing(_: Any) -> None:
