@@ -28,7 +28,7 @@ from measure import machine, multiply, row, run_in9, slope
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.layer_files import decode_layer, encode_layer
 from pipeline.dataset.sample import sample_folder
-from pipeline.generate.cut_source import cut_source, read_source
+from pipeline.generate.cut_source import Cutter, read_source
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import list_images
 from pipeline.inputs.source_images import SourceImage
@@ -80,7 +80,7 @@ def bare_loop(
             parts = encode_layer(cut.layer)
             for part in parts.values():
                 file.write(part)
-            layer = decode_layer(parts, cut.layer.box)
+            layer = decode_layer(*parts.values(), box=cut.layer.box)
             for variant in (VARIANTS[name] for name in PAPER):
                 background = None
                 if variant.is_mixed:
@@ -110,7 +110,7 @@ def _cut_repeatedly(work: tuple[SourceImage, int, SegmentConfig]) -> None:
     image, count, config = work
     cv2.setNumThreads(1)
     for _ in range(count):
-        list(cut_source(read_source(image.path, image.annotation), config))
+        list(Cutter(config).cut(read_source(image.path, image.annotation)))
 
 
 def main() -> None:
@@ -126,7 +126,7 @@ def main() -> None:
     accepted = [
         image
         for image in listed[: arguments.images]
-        if next(cut_source(read_source(image.path, image.annotation), config)).layer is not None
+        if next(Cutter(config).cut(read_source(image.path, image.annotation))).layer is not None
     ]
     few, many = arguments.images, 6 * arguments.images
     print(machine())

@@ -41,11 +41,13 @@ from pipeline.dataset.shards import (
     webdataset_file,
 )
 from pipeline.generate.commit import finish, prepare, put_in_place
-from pipeline.generate.cut_source import cut_source, read_source
+from pipeline.generate.cut_source import Cutter, read_source
+from pipeline.generate.job import GenerateJob
 from pipeline.generate.plan import PlanSplit, load_plan
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import list_images
+from pipeline.runtime.progress import Progress
 from pipeline.storage.store import FileDigest, Store
 from transforms.taxonomy import imagenet9
 
@@ -73,7 +75,7 @@ def measure_jobs(folder: Path, source: str, counts: list[int]) -> None:
     accepted = [
         image
         for image in images
-        if next(cut_source(read_source(image.path, image.annotation), SegmentConfig())).layer
+        if next(Cutter(SegmentConfig()).cut(read_source(image.path, image.annotation))).layer
     ]
     (folder / "tiny_model.py").write_text(MODEL)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
@@ -187,8 +189,9 @@ def composed(staging: Staging, output: OutputShard, images: int) -> OutputShard:
     ]
     files = stage(staging, paths, images)
     index, table = index_file("val", shard, shards), pa.table({"key": ["x"] * images})
-    row = {"status": "accepted", "label": 0, "selected": True, "object": None}
-    return output.composed(staging.write(index, table, f"{shard:032x}", files), [row] * images)
+    row = {"status": "accepted", "label": 0, "selected": True}
+    record = staging.write(index, table, f"{shard:032x}", files)
+    return output.composed(record, [row] * images, images)
 
 
 def do(step: str, folder: Path, count: int) -> dict[str, float]:
@@ -203,7 +206,9 @@ def do(step: str, folder: Path, count: int) -> dict[str, float]:
         return {"segmented shard, bytes": write_elements(folder, SEGMENTED, shards)}
     if step == "plan":
         shards = (shard.for_plan() for shard in read_elements(folder, SEGMENTED))
-        outputs = PlanSplit(CONFIG.compose, staging, CONFIG.segment).process(("val", shards))
+        progress = Progress.for_store(store)
+        job = GenerateJob(CONFIG, (), imagenet9(), store, progress, previous={})
+        outputs = PlanSplit(job).process(("val", shards))
         seconds = time.perf_counter() - started
         return {
             "seconds": seconds,

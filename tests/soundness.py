@@ -13,7 +13,7 @@ from pipeline.commands.verify import verify
 from pipeline.dataset.folder import Dataset, read_parquet, read_webdataset
 from pipeline.dataset.latest import reading_store
 from pipeline.dataset.layer_files import PARTS
-from pipeline.dataset.records import ACCEPTED, count_sources
+from pipeline.dataset.records import ACCEPTED
 from pipeline.dataset.shards import parquet_file, webdataset_file
 from pipeline.dataset.sinks import Sample
 from pipeline.storage.store import Store
@@ -53,7 +53,7 @@ def _check_index(dataset: Dataset, split: str) -> Iterator[str]:
     manifest, rows = dataset.manifest, list(dataset.index(split))
     statuses = Counter(row["status"] for row in rows)
     counted = {
-        "listed": count_sources(rows),
+        "listed": sum((row["object"] or 0) <= 1 for row in rows),
         **({"objects": len(rows)} if "objects" in manifest.images[split] else {}),
         "accepted": statuses.pop(ACCEPTED, 0),
         "rejected": statuses.total(),

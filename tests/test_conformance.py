@@ -51,7 +51,8 @@ def layers(output: Path) -> Iterator[tuple[str, Layer]]:
         for row in pq.read_table(record).to_pylist():
             if row["status"] == "accepted":
                 tar = f"layers/{record.stem}.tar"
-                yield row["key"], decode_layer(read_parts(Store(str(output)), tar, row), row["box"])
+                parts = read_parts(Store(str(output)), tar, row)
+                yield row["key"], decode_layer(*parts.values(), box=row["box"])
 
 
 def pictures(output: Path, variant: str) -> dict[str, np.ndarray]:

@@ -187,17 +187,6 @@ def draw_scenes(
     return _draw(pool, members, hashes, banned)
 
 
-def group_numbers(keys: Sequence[str], groups: Sequence[str | None]) -> Positions:
-    """Numbers the groups, (n,) int64; an image without a group is a group of its own.
-
-    >>> group_numbers(["a", "b", "c"], ["x", None, "x"]).tolist()
-    [1, 0, 1]
-    """
-    names = [(bool(group), group or key) for key, group in zip(keys, groups, strict=True)]
-    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
-    return np.asarray([numbers[name] for name in names], np.int64)
-
-
 def _background_classes(
     pool: Pool,
     foregrounds: Positions,

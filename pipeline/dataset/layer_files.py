@@ -35,7 +35,7 @@ def layer_digest(layer: Layer) -> str:
     return hasher.hexdigest()[:16]
 
 
-def add_layer(tar: TarWriter, key: str, parts: Mapping[str, bytes]) -> dict[str, int]:
+def add_layer(tar: TarWriter, key: str, parts: Mapping[str, bytes]) -> Row:
     """Appends a layer; returns the offset and length columns for the layer's record row."""
     columns = {}
     for part in PARTS:
@@ -44,17 +44,22 @@ def add_layer(tar: TarWriter, key: str, parts: Mapping[str, bytes]) -> dict[str,
     return columns
 
 
+def part_ranges(row: Row) -> list[tuple[int, int]]:
+    """Returns (offset, length) in bytes of each part of a layer in its tar, by the columns of its
+    record row."""
+    return [(row[f"{part}_offset"], row[f"{part}_length"]) for part in PARTS]
+
+
 def read_parts(store: Store, tar_path: str, row: Row) -> dict[str, bytes]:
-    """Reads the encoded parts of a layer, by the offsets in its record row."""
-    ranges = [(row[f"{part}_offset"], row[f"{part}_length"]) for part in PARTS]
-    return dict(zip(PARTS, store.read_ranges(tar_path, ranges), strict=True))
+    """Reads the encoded parts of a layer, by the columns of its record row."""
+    return dict(zip(PARTS, store.read_ranges(tar_path, part_ranges(row)), strict=True))
 
 
-def decode_layer(parts: Mapping[str, bytes], box: Sequence[int]) -> Layer:
-    """Decodes what `encode_layer` encoded, given the box (x0, y0, x1, y1)."""
+def decode_layer(image: bytes, only_bg_t: bytes, mask: bytes, *, box: Sequence[int]) -> Layer:
+    """Decodes the parts that `encode_layer` encoded, given the box (x0, y0, x1, y1)."""
     return Layer(
-        image=decode_image(parts["image"]),
-        only_bg_t=decode_image(parts["only_bg_t"]),
-        mask=decode_mask(parts["mask"]),
+        image=decode_image(image),
+        only_bg_t=decode_image(only_bg_t),
+        mask=decode_mask(mask),
         box=OutputBox(*box),
     )

@@ -34,7 +34,6 @@ from pipeline.models.known import KnownModels
 from pipeline.runtime.counters import UnitTally, count, count_bytes, count_written, timed
 from pipeline.runtime.lock import held, model_lock
 from pipeline.runtime.machine import keep_freed_memory
-from pipeline.runtime.progress import Meter
 from pipeline.storage.store import FileDigest, Store
 
 if TYPE_CHECKING:
@@ -248,12 +247,11 @@ class RunModels(_Step):
         """Runs the model on the missing units, and writes each unit's file while the next unit is
         computed."""
         work = self.work
-        meters = {unit: self._meter(block, unit) for unit in missing}
         tallies = {unit: self._resume_tally(block, unit) for unit in missing}
 
         def note(unit: int, new: int, done: int) -> None:
             tallies[unit].add(work.pictures_name, new)
-            meters[unit].add(done)
+            tallies[unit].advance(done)
 
         outputs = model_work.run(predictor, units, missing, note)
         try:
@@ -271,7 +269,7 @@ class RunModels(_Step):
                     writing = pool.submit(write_table, store, path, output.table, checksum)
                     pending = writing, output.is_complete
                     if output.is_complete:
-                        meters[output.unit].end()
+                        tallies[output.unit].note_done()
                 _count_when_written(pending)
         finally:
             for tally in tallies.values():
@@ -285,14 +283,9 @@ class RunModels(_Step):
         # but was killed before the file appeared, its work is lost, so its counts are dropped.
         return self.tally(block, unit) if tally[f"{self.work.unit_name}_made"] else tally
 
-    def _meter(self, block: Block, unit: int) -> Meter:
-        return Meter(self.work.evaluation.progress, self.work.stage, f"{block.order}-{unit:05d}")
-
     def _note_done(self, block: Block, units: Iterable[int]) -> None:
         for unit in units:
-            meter = self._meter(block, unit)
-            meter.add(self.work.size(self.dataset(), unit))
-            meter.end()
+            self.tally(block, unit).note_done(self.work.size(self.dataset(), unit))
 
 
 def _count_when_written(pending: tuple[Future[FileDigest], bool] | None) -> None:

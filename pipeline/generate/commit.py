@@ -16,9 +16,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
-
-import apache_beam as beam
 
 from pipeline.dataset.card import card_files
 from pipeline.dataset.config import DatasetConfig
@@ -59,87 +56,40 @@ Moves = list[tuple[str, str]]
 """Files to move, as (current path, final path)."""
 
 
-class Commit(beam.PTransform):
-    """All segmented SourceShards, all composed OutputShards and one None -> one element, the
-    dataset's fingerprint.
-
-    Without the None, Commit would not run if no shard arrived, and the job would seem to succeed.
-    """
-
-    def __init__(
-        self, config: DatasetConfig, store: Store, taxonomy: Taxonomy, source: str
-    ) -> None:
-        super().__init__()
-        self._config = config
-        self._store = store
-        self._taxonomy = taxonomy
-        self._source = source
-
-    def expand(self, shards: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
-        return (
-            shards
-            | "Together" >> beam.WithKeys(None)
-            | "Gather" >> beam.GroupByKey()
-            | "Prepare" >> beam.ParDo(PrepareCommit(self._config, self._store, self._taxonomy))
-            | "SpreadMoves" >> beam.Reshuffle()
-            | "Move" >> beam.ParDo(MoveFiles(self._store))
-            | "AllMoved" >> beam.GroupByKey()
-            | "Finish"
-            >> beam.ParDo(
-                FinishCommit(self._store, self._taxonomy, self._source)
-            ).with_output_types(str)
-        )
+@timed("commit")
+def prepare_step(
+    element: tuple[None, Iterable[SourceShard | OutputShard | None]],
+    config: DatasetConfig,
+    store: Store,
+    taxonomy: Taxonomy,
+) -> list[tuple[str, Moves]]:
+    """Prepares; (None, all shards) -> (the dataset's fingerprint, files to move) for each part of
+    the moves; one element with an empty list if there is nothing to move."""
+    shards = (shard for shard in element[1] if shard is not None)
+    fingerprint, moves = prepare(config, fenced_for_job(store), taxonomy, shards)
+    return [(fingerprint, part) for part in _in_parts(moves)] or [(fingerprint, [])]
 
 
-class PrepareCommit(beam.DoFn):
-    """(None, all shards) -> (the dataset's fingerprint, files to move) for each part of the moves;
-    one element with an empty list if there is nothing to move."""
-
-    def __init__(self, config: DatasetConfig, store: Store, taxonomy: Taxonomy) -> None:
-        self._config = config
-        self._store = store
-        self._taxonomy = taxonomy
-
-    @timed("commit")
-    def process(
-        self, element: tuple[None, Iterable[SourceShard | OutputShard | None]]
-    ) -> list[tuple[str, Moves]]:
-        shards = (shard for shard in element[1] if shard is not None)
-        fingerprint, moves = prepare(
-            self._config, fenced_for_job(self._store), self._taxonomy, shards
-        )
-        return [(fingerprint, part) for part in _in_parts(moves)] or [(fingerprint, [])]
+@timed("commit")
+def move_step(element: tuple[str, Moves], store: Store) -> tuple[str, int]:
+    """Moves files; (the dataset's fingerprint, files to move) -> (the fingerprint, number of moved
+    files)."""
+    fingerprint, moves = element
+    put_in_place(fenced_for_job(store), moves)
+    return fingerprint, len(moves)
 
 
-class MoveFiles(beam.DoFn):
-    """(the dataset's fingerprint, files to move) -> (the fingerprint, number of moved files)."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    @timed("commit")
-    def process(self, element: tuple[str, Moves]) -> list[tuple[str, int]]:
-        fingerprint, moves = element
-        put_in_place(fenced_for_job(self._store), moves)
-        return [(fingerprint, len(moves))]
-
-
-class FinishCommit(beam.DoFn):
-    """(the dataset's fingerprint, numbers of moved files, which are not used) -> the
+@timed("commit")
+def finish_step(
+    element: tuple[str, Iterable[int]], store: Store, taxonomy: Taxonomy, source: str
+) -> str:
+    """Finishes; (the dataset's fingerprint, numbers of moved files, which are not used) -> the
     fingerprint."""
-
-    def __init__(self, store: Store, taxonomy: Taxonomy, source: str) -> None:
-        self._store = store
-        self._taxonomy = taxonomy
-        self._source = source
-
-    @timed("commit")
-    def process(self, element: tuple[str, Any]) -> list[str]:
-        store = fenced_for_job(self._store)
-        fingerprint = finish(store, self._taxonomy, element[0])
-        # Noted last, because a run that is refused or fails makes no dataset from its input.
-        store.update(INPUT_NOTE, shown_bytes(json.dumps(self._source)))
-        return [fingerprint]
+    fenced = fenced_for_job(store)
+    fingerprint = finish(fenced, taxonomy, element[0])
+    # Noted last, because a run that is refused or fails makes no dataset from its input.
+    fenced.update(INPUT_NOTE, shown_bytes(json.dumps(source)))
+    return fingerprint
 
 
 def commit(

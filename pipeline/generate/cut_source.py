@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypedDict
 
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.fingerprints import fingerprint
@@ -17,11 +18,19 @@ from pipeline.segmenters import find_segmenter
 from pipeline.storage.files import is_remote
 from transforms.annotations import AnnotationError, parse_annotation, write_annotation
 from transforms.codec import TooManyPixelsError, UndecodableError, open_picture
-from transforms.cutting import Cut, crop_whole, cut_objects
+from transforms.cutting import Cut, crop_whole, cut_background, cut_objects
 from transforms.filters import Reason, is_valid_key
+from transforms.geometry import Pixels
 from transforms.hashing import text_bytes
 from transforms.limits import load_json
-from transforms.segmentation import Segmenter
+
+
+class _Size(TypedDict):
+    """The arguments of `transforms` that decide the size of pictures."""
+
+    resize: int
+    crop: int
+    interpolation: str
 
 
 def contents_of(image: SourceImage) -> tuple[Content, Content | None, Content | None]:
@@ -34,53 +43,16 @@ def contents_of(image: SourceImage) -> tuple[Content, Content | None, Content | 
     return picture, boxes or None, Content(image.mask, None, image.mask_md5) if image.mask else None
 
 
-def source_digest(
-    image: SourceImage, config: SegmentConfig, know: Callable[[Content], KnownContent]
-) -> str:
-    """Identifies everything that an image's record row and layer depend on: key, class, group,
-    picture, annotation, mask, configuration, and whether the image is left out by a list. Its
-    location and its input format do not matter.
-
-    Args:
-      image: the source image.
-      config: configuration of the layers.
-      know: returns the MD5 and the description of a content, and reads it if necessary.
-    """
-    picture, boxes, mask = (each and know(each) for each in contents_of(image))
-    assert picture is not None
-    return fingerprint(
-        config.fingerprint(),
-        text_bytes(image.key).hex(),
-        image.wnid,
-        image.label,
-        picture.md5,
-        boxes and _matched(boxes.description, picture.description),
-        mask and mask.md5,
-        image.is_excluded,
-        image.group,
-    )
-
-
-def known_digest(
-    image: SourceImage, config: SegmentConfig, known: Callable[[Content], KnownContent | None]
-) -> str | None:
-    """Same as `source_digest`, but reads no file: returns None if `known` returns None for any
-    content of the image."""
-    contents = {each: known(each) for each in contents_of(image) if each is not None}
-    if None in contents.values():
-        return None
-    return source_digest(image, config, lambda content: contents[content] or KnownContent(""))
-
-
 def by_content(
-    images: Sequence[SourceImage], know: Callable[[Content], KnownContent]
+    images: Sequence[SourceImage], know: Callable[[Content], KnownContent | None]
 ) -> tuple[SourceImage, ...]:
-    """Sorts the images of a shard by key; images of the same key by MD5, then by class."""
+    """Sorts the images of a shard by key; images of the same key by MD5, as far as it is known,
+    then by class."""
     counts = Counter(image.key for image in images)
 
     def rank(image: SourceImage) -> tuple[str, str, str]:
-        is_repeated = counts[image.key] > 1
-        return image.key, know(contents_of(image)[0]).md5 if is_repeated else "", image.wnid
+        known = know(contents_of(image)[0]) if counts[image.key] > 1 else None
+        return image.key, known.md5 if known else "", image.wnid
 
     return tuple(sorted(images, key=rank))
 
@@ -113,11 +85,6 @@ def _matched(boxes: str, size: str) -> object:
     return fields, [a in (None, b) for a, b in zip(annotated, actual, strict=True)]
 
 
-def shard_fingerprint(digests: list[str], config: SegmentConfig) -> str:
-    """Identifies everything that a shard's layers depend on, from the digests of its images."""
-    return fingerprint(config.fingerprint(), sorted(digests))
-
-
 def printable(text: str) -> str:
     """Escapes characters that are not printable, and shortens text to 300 characters, so that any
     file format can hold it."""
@@ -147,18 +114,6 @@ def reject_by_name(image: SourceImage, preceding: SourceImage | None) -> tuple[R
     return None
 
 
-def prepared_segmenter(config: SegmentConfig) -> Segmenter:
-    """Returns the segmenter, compiled if necessary, so that only the first image has to wait."""
-    segmenter = find_segmenter(config.segmenter, config.segmenter_parameters)
-    segmenter.prepare(_announce)
-    return segmenter
-
-
-def _announce() -> None:
-    """Tells the user why nothing seems to happen at first."""
-    print("Compiling GrabCut, once on this machine (about half a minute) ...", file=sys.stderr)
-
-
 @dataclasses.dataclass(frozen=True)
 class SourceBytes:
     """The bytes of a source image's files.
@@ -177,14 +132,6 @@ class SourceBytes:
     number: int = 0
     location: str = ""
 
-    @classmethod
-    def read(cls, image: SourceImage, read: Callable[[Content], bytes]) -> SourceBytes:
-        """Reads an image with its annotation and its mask. Raises OSError if a file cannot be
-        read."""
-        picture, annotation, mask = (each and read(each) for each in contents_of(image))
-        assert picture is not None
-        return cls(picture, annotation, mask, location=image.path)
-
     def read_again(self) -> None:
         """Reads a picture in object storage again; raises OSError if it is another now. Parts of
         objects come without a checksum, so they may have been corrupted on the way."""
@@ -193,55 +140,138 @@ class SourceBytes:
             raise changed(self.location)
 
 
-def read_source(image: str, annotation: str | None, mask: str | None = None) -> SourceBytes:
+def read_source(
+    image: str, annotation: str | None, mask: str | None = None, number: int = 0
+) -> SourceBytes:
     """Reads an image, its annotation and its mask from their locations. Raises OSError if a file
     cannot be read."""
     return SourceBytes(
         read_location(image),
         None if annotation is None else read_location(annotation),
         None if mask is None else read_location(mask),
-        location=image,
+        number,
+        image,
     )
 
 
-def cut_source(source: SourceBytes, config: SegmentConfig) -> Iterator[Cut]:
-    """Cuts a source image; yields a `Cut` for each of its objects with `--objects each`, else one
-    `Cut`. An unsuitable or damaged image raises no error: its `Cut` holds a `Reason` instead.
+class Identity(NamedTuple):
+    """What identifies a source image.
 
-    Raises:
-      JobError: a custom segmenter failed.
-      OSError: a picture that cannot be decoded is another when it is read again.
+    Attributes:
+      digest: digest of everything that its record row and layer depend on.
+      md5: MD5 of the picture, hexadecimal.
     """
-    try:
-        for cut in cut_objects(
+
+    digest: str
+    md5: str
+
+
+class Cutter:
+    """Identifies source images and cuts them into layers, with one configuration.
+
+    Args:
+      config: configuration of the layers.
+
+    Attributes:
+      is_whole: whether images stay whole.
+      segmenter: the segmenter.
+    """
+
+    def __init__(self, config: SegmentConfig) -> None:
+        self._seed, self.is_whole = config.grabcut_seed, config.is_whole
+        self.segmenter = find_segmenter(config.segmenter, config.segmenter_parameters)
+        self._fingerprint, self._rules = config.fingerprint(), config.rules
+        self._size: _Size = {
+            "resize": config.resize,
+            "crop": config.image_size,
+            "interpolation": config.interpolation,
+        }
+
+    def identify(
+        self, image: SourceImage, know: Callable[[Content], KnownContent | None]
+    ) -> Identity | None:
+        """Identifies everything that an image's record row and layer depend on: key, class, group,
+        picture, annotation, mask, configuration, and whether the image is left out by a list. Its
+        location and its input format do not matter.
+
+        Args:
+          image: the source image.
+          know: returns the MD5 and the description of a content, None if they are not known.
+
+        Returns:
+          The identity; None if a content is not known.
+        """
+        contents = contents_of(image)
+        picture, boxes, mask = known = [each and know(each) for each in contents]
+        if picture is None or known.count(None) > contents.count(None):
+            return None
+        digest = fingerprint(
+            self._fingerprint,
+            text_bytes(image.key).hex(),
+            image.wnid,
+            image.label,
+            picture.md5,
+            boxes and _matched(boxes.description, picture.description),
+            mask and mask.md5,
+            image.is_excluded,
+            image.group,
+        )
+        return Identity(digest, picture.md5)
+
+    def identify_shard(self, digests: list[str]) -> str:
+        """Identifies everything that a shard's layers depend on, from the digests of its images."""
+        return fingerprint(self._fingerprint, sorted(digests))
+
+    def cut(self, source: SourceBytes) -> Iterator[Cut]:
+        """Cuts a source image; yields a `Cut` for each of its objects with `--objects each`, else
+        one `Cut`. An unsuitable or damaged image raises no error: its `Cut` holds a `Reason`
+        instead.
+
+        Raises:
+          JobError: a custom segmenter failed.
+          OSError: a picture that cannot be decoded is another when it is read again.
+        """
+        # Compiled here if necessary, so that only the first image has to wait.
+        self.segmenter.prepare(announce)
+        try:
+            for cut in cut_objects(
+                source.image,
+                source.annotation,
+                source.mask,
+                segment=self.segmenter.segment,
+                seed=self._seed,
+                rules=self._rules,
+                only=source.number,
+                **self._size,
+            ):
+                if cut.reason is Reason.UNDECODABLE:
+                    source.read_again()
+                yield cut
+        except JobError as error:
+            raise JobError(f"{shown(source.location)}: {error}") from error
+
+    def crop(self, source: SourceBytes) -> Cut:
+        """Resizes and crops a source image as a whole. An unsuitable or damaged image raises no
+        error: the result holds a `Reason` instead. Raises OSError like `cut`."""
+        cropped = crop_whole(source.image, pad=self._rules.pad, **self._size)
+        if cropped.reason is Reason.UNDECODABLE:
+            source.read_again()
+        return cropped
+
+    def cut_background(self, source: SourceBytes) -> Pixels:
+        """Tiles the background of an accepted image or object, without segmenting it; returns
+        (S, S, 3) uint8 RGB, where S is the side of the dataset's pictures in pixels. Raises
+        ValueError if there is no such object any more."""
+        return cut_background(
             source.image,
             source.annotation,
             source.mask,
-            segment=prepared_segmenter(config).segment,
-            seed=config.grabcut_seed,
-            resize=config.resize,
-            crop=config.image_size,
-            interpolation=config.interpolation,
-            rules=config.rules,
-            only=source.number,
-        ):
-            if cut.reason is Reason.UNDECODABLE:
-                source.read_again()
-            yield cut
-    except JobError as error:
-        raise JobError(f"{shown(source.location)}: {error}") from error
+            number=source.number,
+            rules=self._rules,
+            **self._size,
+        )
 
 
-def crop_source(source: SourceBytes, config: SegmentConfig) -> Cut:
-    """Resizes and crops a source image as a whole. An unsuitable or damaged image raises no error:
-    the result holds a `Reason` instead. Raises OSError like `cut_source`."""
-    cropped = crop_whole(
-        source.image,
-        resize=config.resize,
-        crop=config.image_size,
-        interpolation=config.interpolation,
-        pad=config.crop == "pad",
-    )
-    if cropped.reason is Reason.UNDECODABLE:
-        source.read_again()
-    return cropped
+def announce() -> None:
+    """Tells the user why nothing seems to happen at first."""
+    print("Compiling GrabCut, once on this machine (about half a minute) ...", file=sys.stderr)

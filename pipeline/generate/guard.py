@@ -16,11 +16,10 @@ from typing import Any
 
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.fingerprints import SEGMENT_VERSION
-from pipeline.dataset.records import Staging, is_first, read_rows, source_key
-from pipeline.dataset.shards import layer_record
+from pipeline.dataset.records import Staging, read_image_rows
 from pipeline.errors import JobError, counted
-from pipeline.generate.cut_source import contents_of, known_digest
-from pipeline.generate.previous_layers import find_layers
+from pipeline.generate.cut_source import contents_of
+from pipeline.generate.previous_layers import Survey
 from pipeline.generate.shard_elements import SourceShard
 from pipeline.inputs.checksums import Checksums
 from pipeline.inputs.source_images import SourceImage
@@ -91,30 +90,25 @@ def _count_work(
     its segmentation has changed. `lost` is 1 if no image differs from the record, because then the
     shard can only be out of date if one of its files is missing.
     """
-    store, path = staging.store, layer_record(shard.totals.split, shard.shard)
-    checksums = Checksums.for_shard(store, shard.totals.split, shard.shard)
-    digests = [known_digest(image, config.segment, checksums.known) for image in shard.images]
-    find = functools.partial(
-        find_layers, staging, shard, config=config.segment, need_files=config.layers == "keep"
-    )
-    if find(digests):
+    found = Survey(staging, config, shard)
+    if found.record:
         return Counter()
-    columns = ["key", "object", "source_digest"]
-    rows = read_intact(store, path, lambda: read_rows(store, path, columns))
+    store, path, digests = staging.store, found.path, found.digests
+    rows = read_intact(store, path, lambda: read_image_rows(store, path))
     if rows is None and store.exists(path):
         return Counter()  # A damaged record has to be made again anyway, so it does not count.
-    before = [(source_key(row), row["source_digest"]) for row in rows or () if is_first(row)]
+    before = [(row.source_key, row.source_digest) for row in rows or () if row.is_first]
     if None in digests and has_same_settings:
-        known: dict[str, list[str]] = {}
+        known: dict[str, list[str | None]] = {}
         for key, digest in before:
             known.setdefault(key, []).append(digest)
-        for position, image in enumerate(shard.images):
-            if digests[position] is None and not _is_unlike(image, checksums):
+        for position, image in enumerate(found.images):
+            if digests[position] is None and not _is_unlike(image, found.checksums):
                 digests[position] = next(iter(known.get(image.key, [])), None)
                 known[image.key] = known.get(image.key, [])[1:]
-        if find(digests):
+        if found.find(digests):
             return Counter()
-    after = [(image.key, digest) for image, digest in zip(shard.images, digests, strict=True)]
+    after = [(image.key, digest) for image, digest in zip(found.images, digests, strict=True)]
     same = (Counter(after) & Counter(before)).total()
     keys, keys_before = (Counter(key for key, _ in images) for images in (after, before))
     added, removed = keys - keys_before, keys_before - keys

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import apache_beam as beam
+
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.records import Staging
 from pipeline.dataset.shards import ShardCounts
@@ -75,3 +77,18 @@ class GenerateJob:
         """Returns the staging folder of output shards, which is named by the configuration of the
         variants."""
         return Staging(fenced_for_job(self.store), f"{STAGING}/{self.config.compose.fingerprint()}")
+
+
+class JobStep(beam.DoFn):
+    """A step of the graph.
+
+    Attributes:
+      job: the job that the step belongs to.
+      config: the job's configuration.
+      layers: staging folder of layers.
+      outputs: staging folder of output shards.
+    """
+
+    def __init__(self, job: GenerateJob) -> None:
+        self.job, self.config = job, job.config
+        self.layers, self.outputs = job.layer_staging(), job.output_staging()

@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import apache_beam as beam
-
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.shards import DATA_FOLDERS, ShardCounts
 from pipeline.errors import UsageError, counted
 from pipeline.generate.guard import check_rebuild
-from pipeline.generate.job import GenerateJob
+from pipeline.generate.job import GenerateJob, JobStep
 from pipeline.generate.shard_elements import SourceShard, SplitTotals, make_shards
 from pipeline.inputs.image_manifest import ImageManifest
 from pipeline.inputs.input_format import SplitLayout
@@ -45,7 +43,8 @@ def list_split(
     except PermissionError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
     masks = None if job.masks is None else index_masks(job.masks, layout.split)
-    images = tuple(_with_used_files(image, segment, masks) for image in images)
+    is_whole, keeps_masks = segment.is_whole, takes_masks(segment.segmenter)
+    images = tuple(_with_used_files(image, masks, is_whole, keeps_masks) for image in images)
     if not images:
         raise _no_images(passed_over, layout, job.taxonomy)
     if masks is not None and not any(image.mask for image in images):
@@ -60,7 +59,7 @@ def list_split(
 
 
 def _with_used_files(
-    image: SourceImage, config: SegmentConfig, masks: FileIndex | None
+    image: SourceImage, masks: FileIndex | None, is_whole: bool, keeps_masks: bool
 ) -> SourceImage:
     """Adds the mask of an image from `--masks`, and drops the files that are not used: masks that
     the segmenter does not take, and boxes if images stay whole. So a change in an unused file does
@@ -69,9 +68,9 @@ def _with_used_files(
     if masks is not None:
         mask = masks.find(image.wnid, image.key)
         return image if mask is None else replace(image, mask=mask.path, mask_md5=mask.md5)
-    if takes_masks(config.segmenter) or (config.is_whole and not image.wnid):
+    if keeps_masks or (is_whole and not image.wnid):
         return image
-    if config.is_whole:
+    if is_whole:
         image = replace(image, annotation=None, annotation_md5=None)
     return image if image.mask is None else replace(image, mask=None, mask_md5=None)
 
@@ -131,16 +130,13 @@ def _no_images(
     )
 
 
-class ListSplits(beam.DoFn):
+class ListSplits(JobStep):
     """One element of any value -> the SourceShards of all splits. A single call lists all splits,
     so that no work begins before the guard has seen every shard."""
 
-    def __init__(self, job: GenerateJob) -> None:
-        self._job = job
-
     @timed("list")
     def process(self, _: Any) -> list[SourceShard]:
-        job = self._job
+        job = self.job
         shards: list[SourceShard] = []
         existing: list[SourceShard] = []
         for layout in job.layouts:
@@ -153,7 +149,7 @@ class ListSplits(beam.DoFn):
                 existing += make_shards(images, replace(totals, counts=job.previous[split]))
         if job.guarded is not None:
             renumbered = shards if job.reshard else ()
-            check_rebuild(job.guarded, existing, job.config, job.layer_staging(), renumbered)
+            check_rebuild(job.guarded, existing, job.config, self.layers, renumbered)
         # Local runners deal the shards to their workers once, in turn. Because the largest shards
         # come first, all workers get about the same number of images.
         return sorted(shards, key=lambda shard: -len(shard.images))

@@ -8,23 +8,22 @@ shard's images.
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import functools
+import itertools
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
-import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.dataset.config import ComposeConfig, SegmentConfig
-from pipeline.dataset.records import ACCEPTED, RECORD_SCHEMA, Staging
+from pipeline.dataset.config import ComposeConfig
+from pipeline.dataset.records import ACCEPTED, RECORD_SCHEMA, read_small
 from pipeline.errors import JobError
+from pipeline.generate.job import JobStep
 from pipeline.generate.scenes import examine_scenes
 from pipeline.generate.shard_elements import SOURCE_SCHEMA, OutputShard, SourceShard, unpack_sources
 from pipeline.runtime.counters import timed
@@ -81,7 +80,7 @@ def select_images(
       keys: (n,) strings, keys of the images.
       labels: (n,) int64, labels of the images.
       config: configuration of selection and pairing.
-      groups: (n,) int64 from `_group_numbers`, None without groups.
+      groups: (n,) int64 from `group_numbers`, None without groups.
 
     Returns:
       (whether each image is selected, whether each was left out because no other image can give it
@@ -112,6 +111,34 @@ def select_images(
     return selected, no_background
 
 
+@dataclasses.dataclass(frozen=True)
+class PlannedImage:
+    """An accepted image, as a plan knows it.
+
+    Attributes:
+      key, label, wnid, layer_digest, object: its columns in its record.
+      selected: whether it is part of the dataset.
+      no_background: whether it was left out because no other image can give it a background.
+      tar: current path of the tar of its layer, None if the layer is cut again.
+      offset, length: where its tiled background lies in the tar, in bytes.
+      source, annotation, mask: locations of its files as bytes, None if its layer is in a tar.
+    """
+
+    key: str
+    label: int
+    wnid: str | None
+    layer_digest: str
+    object: int | None
+    selected: bool
+    no_background: bool
+    tar: str | None
+    offset: int
+    length: int
+    source: bytes
+    annotation: bytes | None
+    mask: bytes | None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
     """The n accepted images of a split.
@@ -122,7 +149,6 @@ class Plan:
         if there are groups.
       keys: the table's column `key` as one Arrow array, because Python strings would take ten times
         the memory.
-      by_key: (n,) positions in `table` in order of the keys.
       pool: the selected images, to draw pairs from.
       rows: position in `table` of each image of the pool, ascending.
       config: configuration of the pairing.
@@ -130,7 +156,6 @@ class Plan:
 
     table: pa.Table
     keys: pa.Array
-    by_key: NDArray[np.int32]
     pool: Pool
     rows: NDArray[np.int64]
     config: ComposeConfig
@@ -151,39 +176,44 @@ class Plan:
             groups=table["group_number"].to_numpy()[rows] if has_groups else None,
             order=np.searchsorted(rows, by_key[selected[by_key]]),
         )
-        return cls(
-            table.drop_columns("by_key"), table["key"].combine_chunks(), by_key, pool, rows, config
-        )
+        keys = table["key"].combine_chunks()
+        return cls(table.drop_columns("by_key"), keys, pool, rows, config)
 
-    def position(self, key: str) -> int:
-        """Returns the position of an accepted image in `table`. Raises JobError if its key is not
-        in the plan."""
-        rank = bisect.bisect_left(self.by_key, key, key=lambda row: self.keys[int(row)].as_py())
-        if rank < len(self.keys) and self.keys[row := int(self.by_key[rank])].as_py() == key:
-            return row
-        raise JobError(f"{key} is accepted and not in the plan: this is a bug")
+    def find(self, keys: list[str]) -> list[PlannedImage]:
+        """Returns the accepted images with these keys. Raises JobError if one is not in the
+        plan."""
+        positions = self._positions(keys).tolist()
+        images = self._images(positions)
+        return [images[position] for position in positions]
 
-    def row(self, position: int) -> dict[str, Any]:
-        """Returns the row of the table at a position."""
-        row: dict[str, Any] = self.table.slice(position, 1).to_pylist()[0]
-        return row
+    def _positions(self, keys: list[str]) -> NDArray[np.int64]:
+        wanted = pc.index_in(self.keys, value_set=pa.array(keys, pa.string()))
+        rows = np.flatnonzero(wanted.is_valid())
+        positions = np.full(len(keys), -1, np.int64)
+        positions[wanted.take(pa.array(rows)).to_numpy()] = rows
+        missing = np.flatnonzero(positions < 0)
+        if len(missing):
+            raise JobError(f"{keys[missing[0]]} is accepted and not in the plan: this is a bug")
+        return positions
 
-    def value(self, column: str, position: int) -> Any:
-        """Returns the value of a column at a position."""
-        return self.table[column][position].as_py()
+    def _images(self, positions: Iterable[int]) -> dict[int, PlannedImage]:
+        table = self.table.select([field.name for field in dataclasses.fields(PlannedImage)])
+        return {
+            position: PlannedImage(**table.slice(position, 1).to_pylist()[0])
+            for position in set(positions)
+        }
 
-    def backgrounds(self, keys: list[str]) -> dict[str, NDArray[np.int64]]:
+    def backgrounds(self, keys: list[str]) -> dict[str, list[PlannedImage]]:
         """Draws a background for each selected key, for each replicate of each mixed variant.
 
         Returns:
-          Name of a replicate -> positions of the backgrounds in `table`, in the order of `keys`.
+          Name of a replicate -> the backgrounds, in the order of `keys`.
 
         Raises:
           JobError: an image has no partner, which would be a bug, since `select_images` drops such
             images.
         """
-        positions = np.asarray([self.position(key) for key in keys], np.int64)
-        foregrounds = np.searchsorted(self.rows, positions)
+        foregrounds = np.searchsorted(self.rows, self._positions(keys))
         backgrounds = {}
         for name in with_replicates(mixed_variants(self.config), self.config.replicates):
             variant, replicate = split_replicate(name)
@@ -199,8 +229,9 @@ class Plan:
             )
             if (drawn == NO_PARTNER).any():
                 raise JobError(f"a selected image has no {name} partner: this is a bug")
-            backgrounds[name] = self.rows[drawn]
-        return backgrounds
+            backgrounds[name] = self.rows[drawn].tolist()
+        images = self._images(itertools.chain(*backgrounds.values()))
+        return {name: [images[n] for n in column] for name, column in backgrounds.items()}
 
 
 def _strings(keys: pa.Array) -> Iterator[str]:
@@ -209,7 +240,7 @@ def _strings(keys: pa.Array) -> Iterator[str]:
         yield from keys.slice(first, _AT_ONCE).to_pylist()
 
 
-def _group_numbers(column: pa.Array) -> NDArray[np.int64] | None:
+def group_numbers(column: pa.Array) -> NDArray[np.int64] | None:
     """Returns the number of each image's group, (n,) int64; None if no image has a group. An image
     without a group gets a number of its own."""
     if column.null_count == len(column):
@@ -221,12 +252,7 @@ def _group_numbers(column: pa.Array) -> NDArray[np.int64] | None:
 
 def _accepted(store: Store, shard: SourceShard) -> pa.Table:
     """Reads the accepted images of a source shard, as a table with the columns of `_SCHEMA`."""
-
-    def read(source: Any) -> pa.Table:
-        # For small files such as records, this takes half the time of `read_table`.
-        with pq.ParquetFile(source) as file:
-            return file.read([*_COLUMNS, "status"], use_threads=False)
-
+    read = functools.partial(read_small, columns=[*_COLUMNS, "status"])
     table = parse_parquet(store, shard.record.path, read)
     table = table.filter(pc.equal(table["status"], ACCEPTED)).select(list(_COLUMNS))
     files = [pa.nulls(len(table), field.type) for field in SOURCE_SCHEMA]
@@ -248,29 +274,11 @@ def _batches(store: Store, shards: Sequence[SourceShard]) -> Iterator[pa.Table]:
             tables = []
 
 
-class PlanSplit(beam.DoFn):
+class PlanSplit(JobStep):
     """(split, all its segmented SourceShards) -> OutputShards; writes the split's plan.
 
     It also checks that all shards and images of the split have arrived, and examines the scenes.
-
-    Args:
-      config: configuration of selection and pairing.
-      staging: staging folder of output shards.
-      segment: configuration of the layers.
-      scenes: folder of scenes, None without `--backgrounds`.
     """
-
-    def __init__(
-        self,
-        config: ComposeConfig,
-        staging: Staging,
-        segment: SegmentConfig,
-        scenes: str | None = None,
-    ) -> None:
-        self._config = config
-        self._staging = staging
-        self._segment = segment
-        self._scenes = scenes
 
     @timed("plan")
     def process(self, element: tuple[str, Iterable[SourceShard]]) -> list[OutputShard]:
@@ -280,13 +288,13 @@ class PlanSplit(beam.DoFn):
         totals = shards[0].totals
         images = sum(shard.segmented for shard in shards)
         totals.check_complete([s.shard for s in shards], totals.counts.source, images)
-        plan = self._staging.staged(f"plan/{split}.parquet")
-        with self._staging.store.create(plan) as file:
+        plan = self.outputs.staged(f"plan/{split}.parquet")
+        with self.outputs.store.create(plan) as file:
             self._write(file, shards)
-        scenes = None
-        if self._scenes is not None and self._config.backgrounds is not None:
-            summary = self._config.backgrounds
-            scenes = examine_scenes(self._scenes, summary, self._segment, self._staging)
+        scenes, config = None, self.config
+        if self.job.scenes is not None and config.compose.backgrounds is not None:
+            summary = config.compose.backgrounds
+            scenes = examine_scenes(self.job.scenes, summary, config.segment, self.outputs)
         records = [dataclasses.replace(s.record, files=(), locations={}) for s in shards]
         return [
             OutputShard(
@@ -306,7 +314,7 @@ class PlanSplit(beam.DoFn):
         with tempfile.TemporaryFile() as spool:
             needed = []
             with pa.ipc.new_stream(spool, _SCHEMA) as stream:
-                for batch in _batches(self._staging.store, shards):
+                for batch in _batches(self.outputs.store, shards):
                     stream.write_table(batch)
                     needed.append(batch.select(["key", "label", "group"]))
             decisions = self._decide(pa.concat_tables(needed))
@@ -327,15 +335,15 @@ class PlanSplit(beam.DoFn):
           table: columns key, label and group of all accepted images.
         """
         keys, labels, groups = (column.combine_chunks() for column in table.columns)
-        numbers = _group_numbers(groups)
+        numbers, config = group_numbers(groups), self.config.compose
         labels = labels.to_numpy(zero_copy_only=False).astype(np.int64)
-        selected, no_background = select_images(keys, labels, self._config, numbers)
+        selected, no_background = select_images(keys, labels, config, numbers)
         columns = {
             "by_key": pc.sort_indices(keys).cast(pa.int32()),
             "selected": selected,
             "no_background": no_background,
             # Computed here once, so that not every worker has to.
-            "hash": background_hashes(_strings(keys), self._config.seed),
+            "hash": background_hashes(_strings(keys), config.seed),
             **({} if numbers is None else {"group_number": numbers}),
         }
         return pa.table(columns)

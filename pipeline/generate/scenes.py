@@ -10,13 +10,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import operator
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.dataset.config import ComposeConfig, SegmentConfig
 from pipeline.dataset.fingerprints import fingerprint
@@ -24,18 +23,16 @@ from pipeline.dataset.records import (
     ACCEPTED,
     Record,
     Staging,
-    read_metadata,
     read_rows,
 )
 from pipeline.errors import JobError, UsageError
-from pipeline.generate.cut_source import SourceBytes, crop_source, printable
+from pipeline.generate.cut_source import Cutter, SourceBytes, printable
 from pipeline.inputs.location import changed, read_location
 from pipeline.inputs.source_images import IMAGE_SUFFIXES, is_hidden
 from pipeline.storage.file_kind import FileInfo
 from pipeline.storage.files import files_of, is_remote, join, relative
 from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.storage.state_files import read_intact
-from pipeline.storage.store import Store
 from transforms.codec import MAX_PIXELS
 from transforms.filters import Reason, is_valid_key
 from transforms.geometry import Pixels
@@ -70,15 +67,23 @@ class Scene:
     Attributes:
       path: path relative to the folder, with forward slashes.
       md5: MD5 of the content, hexadecimal.
+      label, wnid: None, because a scene has no class.
     """
 
     path: str
     md5: str
+    label: ClassVar[None] = None
+    wnid: ClassVar[None] = None
 
     @property
     def key(self) -> str:
         """File name without its suffix."""
         return self.path.rpartition("/")[2].rpartition(".")[0]
+
+    @property
+    def layer_digest(self) -> str:
+        """Digest that changes with the pixels, as that of an image's layer."""
+        return self.md5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +125,8 @@ def list_scenes(folder: str) -> Scenes:
     scenes = []
     pictures = (info for info in files.walk(folder) if info.path.lower().endswith(IMAGE_SUFFIXES))
     listed = ((relative(info.path, folder), info) for info in pictures)
-    for path, info in sorted((each for each in listed if not is_hidden(each[0])), key=_path):
+    shown = (each for each in listed if not is_hidden(each[0]))
+    for path, info in sorted(shown, key=operator.itemgetter(0)):
         scenes.append(Scene(path, info.md5 or _md5(info)))
     if not scenes:
         raise UsageError(
@@ -128,10 +134,6 @@ def list_scenes(folder: str) -> Scenes:
             f"{', '.join(IMAGE_SUFFIXES)}"
         )
     return Scenes(folder, tuple(scenes))
-
-
-def _path(listed: tuple[str, FileInfo]) -> str:
-    return listed[0]
 
 
 @functools.lru_cache(maxsize=200_000)
@@ -165,8 +167,7 @@ def examine_scenes(
 ) -> SceneTable:
     """Makes the table of scenes, or finds it if it is up to date.
 
-    A picture that cannot be decoded is rejected. A picture is not opened again if an earlier table
-    says of its content whether it can be decoded.
+    A picture that cannot be decoded is rejected.
 
     Args:
       folder: absolute path of the folder of scenes.
@@ -185,13 +186,12 @@ def examine_scenes(
     settings = fingerprint(config.resize, config.image_size, config.crop, MAX_PIXELS)
     checksum = f"{settings}-{fingerprint(summary)}"
     existing = staging.find(SCENES, checksum)
-    rows = None if existing is None else _read_intact_rows(staging.store, existing.path)
+    rows = None
+    if existing is not None:
+        path = existing.path
+        rows = read_intact(staging.store, path, lambda: read_rows(staging.store, path))
     if existing is None or rows is None:
-        known: dict[str, dict[str, Any]] = {}
-        previous = read_metadata(staging.store, SCENES)
-        if previous is not None and previous.fingerprint.startswith(settings):
-            known = {row["md5"]: row for row in _read_intact_rows(staging.store, SCENES) or ()}
-        table = pa.Table.from_pylist(list(_examine(scenes, config, known)), _SCHEMA)
+        table = pa.Table.from_pylist(list(_examine(scenes, Cutter(config))), _SCHEMA)
         record, rows = staging.write(SCENES, table, checksum), table.to_pylist()
     else:
         record = staging.with_record(existing, SCENES, len(rows))
@@ -205,29 +205,12 @@ def examine_scenes(
     return SceneTable(folder, record, tuple(sorted(statuses.items())))
 
 
-def _read_intact_rows(store: Store, path: str) -> list[dict[str, Any]] | None:
-    """Reads the rows of a table of scenes; returns None if the table is damaged."""
-    return read_intact(store, path, lambda: read_rows(store, path))
-
-
-def _examine(
-    scenes: Scenes, config: SegmentConfig, known: dict[str, dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
+def _examine(scenes: Scenes, cutter: Cutter) -> Iterator[dict[str, Any]]:
     """Yields the rows of the table of scenes. Among usable files of the same key, the one with the
-    lowest path is accepted.
-
-    Args:
-      scenes: the pictures of the folder.
-      config: configuration of the layers.
-      known: rows of an earlier table, by MD5.
-    """
+    lowest path is accepted."""
     accepted: set[str] = set()
-    by_content = {Reason.UNDECODABLE, Reason.TOO_MANY_PIXELS}
 
-    def read(scene: Scene) -> bytes | None:
-        is_known = scene.md5 in known and known[scene.md5]["status"] in (ACCEPTED, *by_content)
-        if is_known:
-            return None
+    def read(scene: Scene) -> bytes:
         path = join(scenes.folder, scene.path)
         data = read_location(path)
         if _md5_of(data) != scene.md5 and not isinstance(data, Unread):
@@ -244,10 +227,10 @@ def _examine(
             status, detail = str(Reason.INVALID_KEY), "its path is too long, or is not printable"
         elif scene.key in accepted:
             status, detail = str(Reason.DUPLICATE_KEY), "another picture of this name comes first"
-        elif data is None:
-            status, detail = known[scene.md5]["status"], known[scene.md5]["detail"]
         else:
-            status, detail = _status_of(data, config)
+            cropped = cutter.crop(SourceBytes(data, None))
+            if cropped.reason is not None:
+                status, detail = str(cropped.reason), printable(cropped.detail)
         if status == ACCEPTED:
             accepted.add(scene.key)
         yield {
@@ -259,53 +242,43 @@ def _examine(
         }
 
 
-def _status_of(data: bytes, config: SegmentConfig) -> tuple[str, str | None]:
-    cropped = crop_source(SourceBytes(data, None), config)
-    if cropped.reason is None:
-        return ACCEPTED, None
-    return cropped.reason, printable(cropped.detail)
-
-
 class DrawnScenes:
     """The accepted scenes, from which backgrounds are drawn.
 
     Args:
       table: the table of scenes, from `examine_scenes`.
       staging: staging folder of the table.
-      segment: configuration of the layers.
+      cutter: crops the scenes.
       compose: configuration of the pairing.
 
     Attributes:
-      keys: keys of the scenes, sorted.
-      md5s: MD5 of each scene.
-      picture: returns the scene at a position, cropped; caches the last scenes.
+      scenes: the scenes, in order of their keys.
+      picture: returns a scene, cropped; caches the last scenes.
     """
 
     def __init__(
-        self, table: SceneTable, staging: Staging, segment: SegmentConfig, compose: ComposeConfig
+        self, table: SceneTable, staging: Staging, cutter: Cutter, compose: ComposeConfig
     ) -> None:
         self._folder = table.folder
-        self._segment = segment
+        self._cutter = cutter
         self._compose = compose
         rows = read_rows(staging.store, table.record.path)
-        accepted = sorted((row for row in rows if row["status"] == ACCEPTED), key=_key)
-        self.keys: list[str] = [row["key"] for row in accepted]
-        self.md5s: list[str] = [row["md5"] for row in accepted]
-        self._paths: list[str] = [row["path"] for row in accepted]
+        accepted = (Scene(row["path"], row["md5"]) for row in rows if row["status"] == ACCEPTED)
+        self.scenes = sorted(accepted, key=lambda scene: scene.key)
         # With few scenes, a shard uses each of them many times.
         self.picture = functools.lru_cache(_CACHED)(self._picture)
 
-    def draw(self, keys: list[str]) -> dict[str, NDArray[np.int64]]:
-        """Draws a scene for each foreground key; returns, by replicate of `mixed_external`, the
-        positions of the drawn scenes in the attribute `keys`."""
-        positions = {}
+    def draw(self, keys: list[str]) -> dict[str, list[Scene]]:
+        """Draws a scene for each foreground key, for each replicate of `mixed_external`."""
+        drawn, seed = {}, self._compose.seed
+        names = [scene.key for scene in self.scenes]
         for name in with_replicates([EXTERNAL], self._compose.replicates):
             variant, replicate = split_replicate(name)
-            seed = self._compose.seed
-            positions[name] = draw_scenes(self.keys, keys, variant, seed=seed, replicate=replicate)
-        return positions
+            positions = draw_scenes(names, keys, variant, seed=seed, replicate=replicate)
+            drawn[name] = [self.scenes[position] for position in positions]
+        return drawn
 
-    def _picture(self, position: int) -> Pixels:
+    def _picture(self, scene: Scene) -> Pixels:
         """Reads and crops a scene; returns (S, S, 3) uint8 RGB, where S is the side of the
         dataset's pictures in pixels.
 
@@ -313,16 +286,11 @@ class DrawnScenes:
           JobError: the scene has changed since it was examined.
           OSError: the scene cannot be read.
         """
-        path = join(self._folder, self._paths[position])
+        path = join(self._folder, scene.path)
         data = read_location(path)
-        picture = crop_source(SourceBytes(data, None), self._segment).image
-        if picture is None or _md5_of(data) != self.md5s[position]:
+        picture = self._cutter.crop(SourceBytes(data, None)).image
+        if picture is None or _md5_of(data) != scene.md5:
             raise JobError(
                 f"{path} has changed since this run was started. Run the same command again"
             )
         return picture
-
-
-def _key(row: dict[str, Any]) -> str:
-    key: str = row["key"]
-    return key

@@ -10,78 +10,51 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-import apache_beam as beam
 import cv2
 import pyarrow as pa
 
-from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.layer_files import add_layer, encode_layer, layer_digest
 from pipeline.dataset.records import (
     ACCEPTED,
     RECORD_SCHEMA,
+    ImageRow,
     Record,
-    Staging,
     count_sources,
-    read_rows,
 )
-from pipeline.dataset.shards import ShardCounts, bucket_hash, layer_record, layer_tar
+from pipeline.dataset.shards import layer_tar
 from pipeline.dataset.sinks import TarWriter
-from pipeline.errors import counted
 from pipeline.generate.cut_source import (
+    Cutter,
+    Identity,
     SourceBytes,
-    by_content,
     contents_of,
-    crop_source,
-    cut_source,
-    known_digest,
     printable,
     reject_by_name,
-    shard_fingerprint,
-    source_digest,
 )
-from pipeline.generate.previous_layers import PreviousLayers, find_layers
+from pipeline.generate.job import JobStep
+from pipeline.generate.previous_layers import PreviousLayers, Survey
 from pipeline.generate.shard_elements import SourceShard, pack_sources
 from pipeline.inputs.checksums import Checksums
 from pipeline.inputs.location import reads_ahead
 from pipeline.inputs.source_images import SourceImage
 from pipeline.runtime.counters import UnitTally, count_shard, timed
-from pipeline.runtime.progress import Meter, Progress
 from pipeline.storage.parallel import read_ahead
-from pipeline.storage.state_files import read_intact, warn_damaged
 from pipeline.storage.store import FileDigest, HashingFile
 from transforms.cutting import Cut
 from transforms.filters import Reason, is_valid_key
 from transforms.taxonomy import OUTSIDE
 
 
-class SegmentShard(beam.DoFn):
+class SegmentShard(JobStep):
     """Listed SourceShard -> the same shard, segmented. One call does all the work on a shard.
 
-    Args:
-      config: configuration of the layers.
-      staging: staging folder of the layers.
-      previous: numbers of shards of the existing dataset, by split.
-      progress: records finished work.
-      layers: value of `--layers`. With `keep`, a shard is only up to date if its tar of layers
-        exists; with `drop`, it needs no tar.
+    With `--layers keep`, a shard is only up to date if its tar of layers exists; with `drop`, it
+    needs no tar.
     """
-
-    def __init__(
-        self,
-        config: SegmentConfig,
-        staging: Staging,
-        previous: dict[str, ShardCounts],
-        progress: Progress,
-        layers: str = "keep",
-    ) -> None:
-        self._config = config
-        self._layers = layers
-        self._staging = staging
-        self._previous = previous
-        self._progress = progress
 
     def setup(self) -> None:
         # Parallelism comes from the workers of the runner.
@@ -90,234 +63,186 @@ class SegmentShard(beam.DoFn):
     @timed("segment")
     def process(self, shard: SourceShard) -> list[SourceShard]:
         split = shard.totals.split
-        path = layer_record(split, shard.shard)
-        checksums = Checksums.for_shard(self._staging.store, split, shard.shard)
-        shard = dataclasses.replace(shard, images=by_content(shard.images, checksums.identify))
-        digests = self._digests(shard, path, checksums)
-        existing = find_layers(
-            self._staging, shard, digests, self._config, need_files=self._layers == "keep"
-        )
-        rows = None if existing is None else self._read_complete(existing, shard)
-        name = f"{split}-{shard.shard:05d}"
-        meter = Meter(self._progress, "segment", name)
-        tally = UnitTally(self._progress, "segment", name)
-        if existing is None or rows is None:
+        found = Survey(self.layers, self.config, shard, may_read=True)
+        rows = found.read_rows()
+        tally = UnitTally(self.job.progress, "segment", f"{split}-{shard.shard:05d}")
+        if found.record is None or rows is None:
             is_new = True
-            record, rows = self._make(shard, digests, checksums, meter, tally)
+            record, rows = self._make(shard, found, tally)
         else:
             is_new = tally.recall()
-            meter.add(len(shard.images))
-            record = self._staging.with_record(existing, path, len(rows))
+            record = self.layers.with_record(found.record, found.path, len(rows))
         count_shard("source_shards", record.files, is_new=is_new)
         tally.end()
-        checksums.save()
-        meter.end()
+        found.checksums.save()
+        tally.note_done(len(found.images))
         has_layers = layer_tar(split, shard.shard) in record.locations
+        # Among images of the same key, it is the first, because the others are rejected.
+        sources = {image.key: image for image in reversed(found.images)}
         segmented = dataclasses.replace(
             shard,
             images=(),
             segmented=count_sources(rows),
             record=record,
-            sources=b"" if has_layers else pack_sources(rows, _sources(shard)),
+            sources=b"" if has_layers else pack_sources(rows, sources),
         )
         return [segmented]
 
-    def _read_complete(self, record: Record, shard: SourceShard) -> list[dict[str, Any]] | None:
-        """Reads the rows of a record; returns None if the record is damaged, or is not of as many
-        images as the shard has."""
-        store, path = self._staging.store, record.path
-        rows = read_intact(store, path, lambda: read_rows(store, path))
-        if rows is not None and count_sources(rows) != len(shard.images):
-            warn_damaged(store.path(path), f"it lists {counted(count_sources(rows), 'image')}")
-            return None
-        return rows
-
-    def _digests(self, shard: SourceShard, path: str, checksums: Checksums) -> list[str | None]:
-        """Returns the digests of a shard's images.
-
-        If the shard has a record, images whose digest is not known are read, to see whether the
-        layers are up to date. Otherwise the digest of these images is None, and they are read only
-        once, when they are cut.
-        """
-        known = [known_digest(image, self._config, checksums.known) for image in shard.images]
-        paths = (self._staging.staged(path), path)
-        if None in known and any(map(self._staging.store.exists, paths)):
-            return [
-                source_digest(image, self._config, checksums.identify) for image in shard.images
-            ]
-        return known
-
     def _make(
-        self,
-        shard: SourceShard,
-        digests: list[str | None],
-        checksums: Checksums,
-        meter: Meter,
-        tally: UnitTally,
-    ) -> tuple[Record, list[dict[str, Any]]]:
+        self, shard: SourceShard, found: Survey, tally: UnitTally
+    ) -> tuple[Record, list[ImageRow]]:
         """Writes the layers and then the record; returns the record and its rows."""
-        split = shard.totals.split
-        counts = self._previous.get(split, shard.totals.counts)
-        previous = PreviousLayers(self._staging.store, split, counts)
+        split, cutter = shard.totals.split, found.cutter
+        counts = self.job.previous.get(split, shard.totals.counts)
+        previous = PreviousLayers(self.layers.store, split, counts)
         tar_path = layer_tar(split, shard.shard)
-        rows, files, image_digests = [], [], []
-        preceding = (None, *shard.images)[: len(shard.images)]
-        images = zip(shard.images, digests, preceding, strict=True)
-        ahead = reads_ahead(shard.images[0].path) if shard.images else 0
-        reading = read_ahead(
-            functools.partial(_read, previous, checksums, self._config), images, ahead
-        )
+        rows, files, digests = [], [], []
+        preceding = (None, *found.images)[: len(found.images)]
+        images = zip(found.images, found.identities, preceding, strict=True)
+        ahead = reads_ahead(found.images[0].path) if found.images else 0
+        by_object = self.config.segment.objects == "each"
+        read = functools.partial(_read, previous, found, by_object)
+        reading = read_ahead(read, images, ahead)
         writing: contextlib.AbstractContextManager[HashingFile | None] = contextlib.nullcontext()
-        if not self._config.is_whole:
-            writing = self._staging.store.create(self._staging.staged(tar_path))
+        if not cutter.is_whole:
+            writing = self.layers.store.create(self.layers.staged(tar_path))
         with writing as file, contextlib.closing(reading):
             tar = None if file is None else TarWriter(file)
-            for (image, _, _), (digest, md5, content) in reading:
-                image_digests.append(digest)
-                for row, parts in self._rows(image, digest, md5, content, tally):
+            for _, image in reading:
+                digests.append(image.digest)
+                for row, parts in _rows(cutter, image, tally):
                     if tar is not None and parts:
-                        row.update(add_layer(tar, row["key"], parts))
+                        row = dataclasses.replace(row, **add_layer(tar, row.key, parts))
                     rows.append(row)
-                meter.add(1)
+                tally.advance(1)
             if tar is not None:
                 tar.close()
         if file is not None:
-            accepted = sum(row["status"] == ACCEPTED for row in rows)
+            accepted = sum(row.status == ACCEPTED for row in rows)
             files.append(FileDigest(tar_path, file.size, file.sha256, accepted))
-        rows.sort(key=lambda row: (bucket_hash(row["key"]), row["key"]))
-        table = pa.Table.from_pylist(rows, RECORD_SCHEMA)
-        checksum = shard_fingerprint(image_digests, self._config)
+        rows.sort(key=operator.attrgetter("rank"))
+        table = pa.Table.from_pylist(list(map(vars, rows)), RECORD_SCHEMA)
         tally.note()
-        path = layer_record(split, shard.shard)
-        return self._staging.write(path, table, checksum, files), table.to_pylist()
-
-    def _rows(
-        self, image: SourceImage, digest: str, md5: str, content: _ImageContent, tally: UnitTally
-    ) -> Iterator[tuple[dict[str, Any], dict[str, bytes]]]:
-        """Yields the record rows of an image: one row, or one for each object. Each row comes with
-        the encoded parts of its layer, which are empty if it has none. The positions of the parts
-        in the tar are not filled in yet, or are those in an older tar."""
-        by_object = self._config.objects == "each"
-        row: dict[str, Any] = {
-            "key": printable(image.key),
-            "path": printable(image.name),
-            "wnid": image.wnid or None,
-            "label": None if image.label == OUTSIDE else image.label,
-            "source_md5": md5,
-            "source_digest": digest,
-            # Objects of one picture share its scene.
-            "group": printable(image.group or (image.key if by_object else "")) or None,
-            "object": 0 if by_object else None,
-        }
-        if isinstance(content, _Rejected):
-            yield {**row, "status": str(content.reason), "detail": content.detail}, {}
-            return
-        if isinstance(content, _Kept):
-            tally.add("images_kept")
-            yield from (({**kept, "path": row["path"]}, parts) for kept, parts in content.rows)
-            return
-        if self._config.is_whole:
-            tally.add("images_cropped")
-            yield {**row, **_columns_without_layer(crop_source(content, self._config))}, {}
-            return
-        tally.add("images_segmented")
-        for cut in cut_source(content, self._config):
-            if cut.fallback:
-                tally.add("segmenter_fallbacks")
-            yield self._row(row, cut)
-
-    def _row(self, row: dict[str, Any], cut: Cut) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """Completes the row of an image, or of one of its objects, from its cut; returns the row
-        and the encoded parts of the layer, which are empty if it was rejected."""
-        if cut.number:
-            row = {**row, "key": f"{row['key']}_{cut.number}", "object": cut.number}
-            if not is_valid_key(row["key"]):
-                cut = dataclasses.replace(
-                    cut, layer=None, reason=Reason.INVALID_KEY, detail="its key is too long"
-                )
-        row = row | {
-            "status": ACCEPTED if cut.reason is None else str(cut.reason),
-            "detail": printable(cut.detail) or None,
-            "width": cut.width,
-            "height": cut.height,
-            "native_box": cut.box and list(cut.box),
-            "mask_over_box": cut.mask_over_box,
-        }
-        if cut.layer is None:
-            return row, {}
-        row |= {
-            "box": list(cut.layer.box),
-            "fg_fraction": cut.layer.fg_fraction,
-            "layer_digest": layer_digest(cut.layer),
-        }
-        return row, encode_layer(cut.layer)
+        return self.layers.write(found.path, table, cutter.identify_shard(digests), files), rows
 
 
-def _columns_without_layer(cropped: Cut) -> dict[str, Any]:
-    """Returns the columns of an image that is cropped and stays whole. No layer is stored for it,
-    because cropping it again in Compose takes no longer than writing and reading it would."""
-    return {
-        "status": ACCEPTED if cropped.reason is None else str(cropped.reason),
-        "detail": printable(cropped.detail) or None,
-        "width": cropped.width,
-        "height": cropped.height,
-        "layer_digest": cropped.digest,
-    }
+class _ReadImage(NamedTuple):
+    """What was read to make the rows of an image.
 
+    Attributes:
+      digest: digest of the image.
+      row: what its rows have in common.
+      finished: its rows, each with the encoded parts of its layer, if the image need not be cut.
+      source: the bytes to cut it from; None if it need not be cut.
+    """
 
-@dataclasses.dataclass(frozen=True)
-class _Rejected:
-    """An image that is rejected without looking at its content."""
-
-    reason: Reason
-    detail: str
-
-
-@dataclasses.dataclass(frozen=True)
-class _Kept:
-    """The rows of an unchanged image in an older record, each with the encoded parts of its layer,
-    which are empty if it has no layer."""
-
-    rows: list[tuple[dict[str, Any], dict[str, bytes]]]
-
-
-_ImageContent = _Rejected | _Kept | SourceBytes
+    digest: str
+    row: ImageRow
+    finished: list[tuple[ImageRow, dict[str, bytes]]]
+    source: SourceBytes | None = None
 
 
 def _read(
     previous: PreviousLayers,
-    checksums: Checksums,
-    config: SegmentConfig,
-    item: tuple[SourceImage, str | None, SourceImage | None],
-) -> tuple[str, str, _ImageContent]:
+    found: Survey,
+    by_object: bool,
+    item: tuple[SourceImage, Identity | None, SourceImage | None],
+) -> _ReadImage:
     """Reads everything that an image's rows are made from.
 
     Args:
       previous: existing layers.
-      checksums: checksums of the shard's files.
-      config: configuration of the layers.
-      item: (image, its digest or None if not known, the image before it in the shard or None).
-
-    Returns:
-      (digest of the image, MD5 of its picture, content).
+      found: what is known of the shard.
+      by_object: whether each object of an image gets a row.
+      item: (image, its identity or None if not known, the image before it in the shard or None).
     """
-    image, digest, preceding = item
-    rejected = reject_by_name(image, preceding)
-    source: SourceBytes | None = None
-    if digest is None:
+    image, identity, preceding = item
+    rejected, source = reject_by_name(image, preceding), None
+    if identity is None:
         if rejected is None:
-            source = SourceBytes.read(image, checksums.read)
-        digest = source_digest(image, config, checksums.identify)
-    md5 = checksums.identify(contents_of(image)[0]).md5
+            source = _read_source(image, found.checksums)
+        identity = found.cutter.identify(image, found.checksums.identify)
+        assert identity is not None
+    row = ImageRow(
+        key=printable(image.key),
+        path=printable(image.name),
+        status=ACCEPTED,
+        wnid=image.wnid or None,
+        label=None if image.label == OUTSIDE else image.label,
+        source_md5=identity.md5,
+        source_digest=identity.digest,
+        # Objects of one picture share its scene.
+        group=printable(image.group or (image.key if by_object else "")) or None,
+        object=0 if by_object else None,
+    )
     if rejected is not None:
-        return digest, md5, _Rejected(*rejected)
-    kept = previous.find(image.key, digest)
-    if kept:
-        return digest, md5, _Kept(kept)
-    return digest, md5, source or SourceBytes.read(image, checksums.read)
+        row = dataclasses.replace(row, status=str(rejected[0]), detail=rejected[1])
+        return _ReadImage(identity.digest, row, [(row, {})])
+    kept = [
+        (dataclasses.replace(old, path=row.path), previous.parts(old))
+        for old in previous.rows(image.key, identity.digest)
+    ]
+    if not kept:
+        source = source or _read_source(image, found.checksums)
+    return _ReadImage(identity.digest, row, kept, source)
 
 
-def _sources(shard: SourceShard) -> dict[str, SourceImage]:
-    """Returns the source images by key. Among images of the same key, it is the first, because the
-    others are rejected."""
-    return {image.key: image for image in reversed(shard.images)}
+def _read_source(image: SourceImage, checksums: Checksums) -> SourceBytes:
+    picture, *others = contents_of(image)
+    annotation, mask = (each and checksums.read(each)[0] for each in others)
+    return SourceBytes(checksums.read(picture)[0], annotation, mask, location=image.path)
+
+
+def _rows(
+    cutter: Cutter, image: _ReadImage, tally: UnitTally
+) -> Iterator[tuple[ImageRow, dict[str, bytes]]]:
+    """Yields the record rows of an image: one row, or one for each object. Each row comes with the
+    encoded parts of its layer, which are empty if it has none. The positions of the parts in the
+    tar are not filled in yet, or are those in an older tar."""
+    if image.source is None:
+        if image.row.status == ACCEPTED:
+            tally.add("images_kept")
+        yield from image.finished
+        return
+    if cutter.is_whole:
+        tally.add("images_cropped")
+        # No layer is stored, because cropping the image again in Compose takes no longer than
+        # writing and reading it would.
+        cropped = cutter.crop(image.source)
+        yield _completed(image.row, cropped, layer_digest=cropped.digest), {}
+        return
+    tally.add("images_segmented")
+    for cut in cutter.cut(image.source):
+        if cut.fallback:
+            tally.add("segmenter_fallbacks")
+        row = image.row
+        if cut.number:
+            row = dataclasses.replace(row, key=f"{row.key}_{cut.number}", object=cut.number)
+            if not is_valid_key(row.key):
+                cut = dataclasses.replace(
+                    cut, layer=None, reason=Reason.INVALID_KEY, detail="its key is too long"
+                )
+        box = cut.box and list(cut.box)
+        row = _completed(row, cut, native_box=box, mask_over_box=cut.mask_over_box)
+        if cut.layer is None:
+            yield row, {}
+            continue
+        row = dataclasses.replace(
+            row,
+            box=list(cut.layer.box),
+            fg_fraction=cut.layer.fg_fraction,
+            layer_digest=layer_digest(cut.layer),
+        )
+        yield row, encode_layer(cut.layer)
+
+
+def _completed(row: ImageRow, result: Cut, **columns: Any) -> ImageRow:
+    """Adds to a row what came of cutting or cropping the image, and more columns."""
+    return dataclasses.replace(
+        row,
+        status=ACCEPTED if result.reason is None else str(result.reason),
+        detail=printable(result.detail) or None,
+        width=result.width,
+        height=result.height,
+        **columns,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import os
 import zlib
 from collections import Counter
@@ -11,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.dataset.records import ACCEPTED, Record, count_sources, source_key
+from pipeline.dataset.records import ACCEPTED, ImageRow, Record
 from pipeline.dataset.sample import sample_digests
 from pipeline.dataset.shards import ShardCounts, layer_tar
 from pipeline.errors import JobError
@@ -115,7 +116,7 @@ def make_shards(images: Iterable[SourceImage], totals: SplitTotals) -> list[Sour
     for image in images:
         buckets[totals.counts.source_shard(image.key)].append(image)
     return [
-        SourceShard(totals, shard, tuple(sorted(bucket, key=lambda i: (i.key, i.name))))
+        SourceShard(totals, shard, tuple(sorted(bucket, key=operator.attrgetter("key", "name"))))
         for shard, bucket in enumerate(buckets)
     ]
 
@@ -151,17 +152,18 @@ class OutputShard:
     selected: dict[int, int] = dataclasses.field(default_factory=dict)
     of_sample: int = 0
 
-    def composed(self, index: Record, rows: list[dict[str, Any]]) -> OutputShard:
+    def composed(self, index: Record, rows: list[dict[str, Any]], images: int) -> OutputShard:
         """Returns the shard as it leaves Compose, which found or made its files.
 
         Args:
           index: the shard's index, as a record.
           rows: rows of the index.
+          images: number of source images.
 
         Raises:
           JobError: a file does not hold as many samples as there are selected images.
         """
-        selected = Counter(row["label"] for row in rows if row["selected"])
+        selected, sample = Counter(r["label"] for r in rows if r["selected"]), sample_digests()
         for file in index.files[:-1]:
             if file.samples != selected.total():
                 raise JobError(
@@ -174,17 +176,15 @@ class OutputShard:
             plan_digest="",
             sources=(),
             record=index,
-            images=count_sources(rows),
+            images=images,
             statuses=dict(Counter(row["status"] for row in rows)),
             selected=dict(selected),
             # Imported rows have no MD5, because an import does not know its source images.
-            of_sample=sum(
-                row["selected"] and row.get("source_md5") in sample_digests() for row in rows
-            ),
+            of_sample=sum(row["selected"] and row.get("source_md5") in sample for row in rows),
         )
 
 
-def pack_sources(rows: list[dict[str, Any]], sources: dict[str, SourceImage]) -> bytes:
+def pack_sources(rows: list[ImageRow], sources: dict[str, SourceImage]) -> bytes:
     """Packs the locations of the files that the accepted rows of a source shard are cut from, as a
     compressed table with the columns of `SOURCE_SCHEMA`.
 
@@ -192,7 +192,7 @@ def pack_sources(rows: list[dict[str, Any]], sources: dict[str, SourceImage]) ->
       rows: rows of the shard's record, in order.
       sources: source images by key.
     """
-    accepted = (sources[source_key(row)] for row in rows if row["status"] == ACCEPTED)
+    accepted = (sources[row.source_key] for row in rows if row.status == ACCEPTED)
     files = (
         {"source": image.path, "annotation": image.annotation, "mask": image.mask}
         for image in accepted

@@ -68,19 +68,14 @@ class Checksums:
 
     Args:
       store: the dataset folder.
-      name: name of the memory; each shard has a memory of its own.
+      split, shard: the source shard of the files; each shard has a memory of its own.
     """
 
-    def __init__(self, store: Store, name: str) -> None:
+    def __init__(self, store: Store, split: str, shard: int) -> None:
         self._store = store
-        self._path = f"{_FOLDER}/{name}.json"
+        self._path = f"{_FOLDER}/{split}-{shard:05d}.json"
         self._old = read_json(store, self._path, dict[str, _RememberedFile]) or {}
         self._new: dict[str, _RememberedFile] = {}
-
-    @classmethod
-    def for_shard(cls, store: Store, split: str, shard: int) -> Checksums:
-        """Returns the checksums of a source shard's files."""
-        return cls(store, f"{split}-{shard:05d}")
 
     @staticmethod
     def forget_others(store: Store, shards: Mapping[str, int]) -> None:
@@ -98,14 +93,13 @@ class Checksums:
     def identify(self, content: Content) -> KnownContent:
         """Returns what is known of the content; reads it if necessary. Raises OSError if it cannot
         be read."""
-        known = self.known(content)
-        return known or self._read_and_identify(content)[1]
+        return self.known(content) or self.read(content)[1]
 
     def known(self, content: Content) -> KnownContent | None:
         """Returns what is known of the content without reading it, None if nothing is known."""
         location = Location.parse(content.location)
         if location.text is not None:
-            return _identify(content, read_location(content.location))
+            return self.read(content)[1]
         if content.md5 is not None and content.describe is None:
             return KnownContent(content.md5)
         if content.location in self._new:
@@ -115,7 +109,7 @@ class Checksums:
             info = files_of(location.path).info(location.path)
             if info is None:
                 return None
-            if location.is_file and info.md5 is not None:
+            if location.path == content.location and info.md5 is not None:
                 return self.known(content._replace(md5=info.md5))
             is_same = remembered is not None and remembered[:2] == (info.size, info.identity)
         else:
@@ -129,26 +123,25 @@ class Checksums:
         self._new[content.location] = remembered
         return KnownContent(remembered.md5, remembered.about)
 
-    def read(self, content: Content) -> bytes:
-        """Reads the content, so that it is `known` from then on. Raises OSError if it cannot be
-        read, or changes meanwhile."""
-        return self._read_and_identify(content)[0]
-
-    def _read_and_identify(self, content: Content) -> tuple[bytes, KnownContent]:
+    def read(self, content: Content) -> tuple[bytes, KnownContent]:
+        """Reads the content, so that it is `known` from then on; returns it and what is known of
+        it. Raises OSError if it cannot be read, or changes meanwhile."""
         location = Location.parse(content.location)
-        if location.text is not None:
-            data = read_location(content.location)
-            return data, _identify(content, data)
         files, told = files_of(location.path), content.stamp or content.md5
-        before = None if told else files.info(location.path)
+        is_stored = location.text is None
+        before = files.info(location.path) if is_stored and not told else None
         data = read_location(content.location)
-        known = _identify(content, data)
+        md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        known = KnownContent(md5, content.describe(data) if content.describe else "")
+        if not is_stored:
+            return data, known
         info = files.info(location.path)
         # If a file changed meanwhile, the bytes belong to no state that is known: once the file is
         # restored with its old time, they would be taken for its content.
         if info is None or (_stamp(info) != told if told else info != before):
             raise changed(content.location)
-        if location.is_file and not isinstance(data, Unread) and len(data) != info.size:
+        is_file = location.path == content.location
+        if is_file and not isinstance(data, Unread) and len(data) != info.size:
             raise changed(content.location)
         if self._new.get(content.location, known).md5 != known.md5:
             raise changed(content.location)
@@ -174,11 +167,6 @@ class Checksums:
         made."""
         if self._new != self._old:
             self._store.write(self._path, shown_bytes(json.dumps(self._new, sort_keys=True)))
-
-
-def _identify(content: Content, data: bytes) -> KnownContent:
-    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    return KnownContent(md5, content.describe(data) if content.describe else "")
 
 
 def _without_folder(location: str) -> str:

@@ -17,11 +17,10 @@ from pipeline.dataset.manifest import FORMAT as DATASET
 from pipeline.errors import UsageError
 from pipeline.inputs.annotation_index import annotation_of
 from pipeline.inputs.coco import Content, coco_objects, is_coco, mask_text
-from pipeline.inputs.input_format import InputFormat, SplitLayout
+from pipeline.inputs.input_format import InputFormat, SplitLayout, names_of
 from pipeline.inputs.location import text_location
 from pipeline.inputs.parquet import holds_pictures
 from pipeline.inputs.source_images import SourceImage
-from pipeline.inputs.split_files import names_of
 from pipeline.inputs.table_rows import TableRow, column_names, read_json, read_rows
 from pipeline.storage.file_kind import FileInfo
 from pipeline.storage.files import absolute, files_of, is_below, is_remote, join, parent, relative

@@ -15,8 +15,7 @@ from pipeline.errors import UsageError
 from pipeline.inputs.archives import ARCHIVES, COMPRESSED, members
 from pipeline.inputs.formats import FORMATS
 from pipeline.inputs.image_folder import ImageFolder, find_images, holds_files
-from pipeline.inputs.input_format import FileFormat, SplitLayout
-from pipeline.inputs.split_files import find_files, has_boxes_by_name
+from pipeline.inputs.input_format import FileFormat, SplitLayout, find_files, has_boxes_by_name
 from pipeline.storage.files import absolute, files_of, join, parent
 
 _ANNOTATION_TREES = (

@@ -72,11 +72,6 @@ class Location:
             return cls(path, row=(int(group), int(row), column))
         return cls(location)
 
-    @property
-    def is_file(self) -> bool:
-        """Whether the location is a whole file."""
-        return self.span is None and self.row is None and self.text is None
-
 
 def member_location(path: str, offset: int, length: int) -> str:
     """Returns the location of a range of bytes in a file."""

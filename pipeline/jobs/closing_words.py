@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pipeline.analyses import ANALYSES
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import counted
-from pipeline.generate.rejections import advice
 from pipeline.runtime.counters import bytes_written, stage_seconds
 from transforms.filters import Reason
 
@@ -19,6 +20,26 @@ _STAGES = (
 """Names of the stages whose time is measured, in the order of the graph."""
 _ALSO_MADE = ("commits", "versions_published", *(one.counter for one in _MODEL_STAGES))
 """Counters of finished work whose names do not end with `_made`."""
+_NAMED = 3
+"""The most reasons to name."""
+_SHARE = 0.05
+"""Smallest share of all images (0 to 1) that a reason must account for to be named."""
+
+_HELP: dict[str, str] = {
+    Reason.MISSING_ANNOTATION: "--annotations names the boxes, --masks the masks; --selection in9l "
+    "needs none",
+    Reason.UNREADABLE_ANNOTATION: "--annotations names another folder of boxes",
+    Reason.SIZE_MISMATCH: "--annotations must be of these pictures at their size",
+    Reason.NOT_ONE_BOX: "--objects largest, union or each takes images with several boxes, "
+    "--annotations names boxes of those without",
+    Reason.BOX_TOO_LARGE: "--crop pad shows more around it, or raise --max_box",
+    Reason.BOX_OFF_CENTER: "--crop pad cuts nothing off, or lower --min_visible",
+    Reason.SEGMENTATION_FAILED: "another --segmenter (docs/segmenters.md), or lower "
+    "--min_foreground",
+    Reason.EXCLUDED: "--exclude and --include leave them out",
+    Reason.NO_BACKGROUND: "--own_background lets images keep theirs, or leave mixed variants out "
+    "with --variants",
+}
 
 
 def describe_images(manifest: Manifest) -> list[str]:
@@ -36,7 +57,10 @@ def describe_images(manifest: Manifest) -> list[str]:
         if images["selected"] != images["accepted"]:
             line += f", {images['selected']} selected"
         lines.append(line)
-        lines += [f"{split}: {line}" for line in advice(manifest, split)]
+        if not manifest.config.is_imported:
+            total = images["accepted"] + images["rejected"]
+            advice = advise(manifest.rejections[split], total)
+            lines += [f"{split}: {line}" for line in advice]
         if not images["selected"]:
             lines.append(f"{split}: {_why_empty(manifest, split)}")
     if manifest.backgrounds:
@@ -44,6 +68,25 @@ def describe_images(manifest: Manifest) -> list[str]:
         number = sum(manifest.backgrounds.values())
         lines.append(f"backgrounds: {counted(number, 'picture')} ({fates})")
     return lines
+
+
+def advise(rejected: Mapping[str, int], total: int) -> list[str]:
+    """Returns a line of advice if over half of the images are rejected and a frequent reason has a
+    remedy, else an empty list.
+
+    Args:
+      rejected: number of images (with `--objects each`, of objects) by reason.
+      total: number of all images (or objects).
+    """
+    if 2 * sum(rejected.values()) <= total:
+        return []
+    frequent = sorted(rejected, key=lambda reason: (-rejected[reason], reason))
+    named = [
+        f"{reason} ({rejected[reason]}): {_HELP[reason]}"
+        for reason in frequent[:_NAMED]
+        if reason in _HELP and rejected[reason] >= _SHARE * total
+    ]
+    return [f"over half are rejected. {'; '.join(named)}"] if named else []
 
 
 def _why_empty(manifest: Manifest, split: str) -> str:

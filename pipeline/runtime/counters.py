@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 _NAMESPACE = "in9"
 _SECONDS = "microseconds_"
 _BYTES = "bytes_"
+_NOTE_SECONDS = 0.05
+_REMOTE_NOTE_SECONDS = 5.0
+"""Shortest time in seconds between two notes of a part that is not done yet, in a remote dataset
+folder."""
 
 
 def count(name: str, by: int = 1) -> None:
@@ -59,7 +63,7 @@ def count_shard(counter: str, files: Sequence[FileDigest], *, is_new: bool) -> N
 
 
 class UnitTally:
-    """Counts of a job's results for one unit of its work, such as a shard.
+    """Counts of a job's results, and its progress, for one unit of its work, such as a shard.
 
     A runner may restart a step that has already done its work, and use only the counters of the
     second attempt. So the counts are written to a note before the unit's file is written, and an
@@ -75,8 +79,12 @@ class UnitTally:
     """
 
     def __init__(self, progress: Progress, stage: str, unit: str) -> None:
-        self._store, self.path = progress.store, f"{self.folder(progress, stage)}/{unit}.json"
+        self.path = f"{self.folder(progress, stage)}/{unit}.json"
         self._counts: Counter[str] = Counter()
+        self._progress, self._part = progress, (stage, unit)
+        self._seconds = _REMOTE_NOTE_SECONDS if progress.store.is_remote else _NOTE_SECONDS
+        self._done = self._noted = 0
+        self._next = time.monotonic() + self._seconds
 
     @staticmethod
     def folder(progress: Progress, stage: str) -> str:
@@ -94,13 +102,15 @@ class UnitTally:
         """Writes a note of the counts so far. A failed write is ignored, because counts are only
         for display."""
         with contextlib.suppress(OSError):
-            self._store.write(self.path, shown_bytes(json.dumps(self._counts, sort_keys=True)))
+            self._progress.store.write(
+                self.path, shown_bytes(json.dumps(self._counts, sort_keys=True))
+            )
 
     def recall(self) -> bool:
         """Restores the counts that this job has noted for the unit; returns whether a note was
         found."""
         try:
-            self._counts = Counter(parse_json(self._store.read(self.path), dict[str, int]))
+            self._counts = Counter(parse_json(self._progress.store.read(self.path), dict[str, int]))
         except (OSError, ValueError):
             return False
         return True
@@ -109,6 +119,20 @@ class UnitTally:
         """Adds the counts to the job's counters. Called inside a DoFn."""
         for name, by in self._counts.items():
             count(name, by)
+
+    def advance(self, items: int) -> None:
+        """Adds the number of the unit's items that were finished since the last call."""
+        self._done += items
+        if time.monotonic() >= self._next:
+            self.note_done()
+            self._next = time.monotonic() + self._seconds
+
+    def note_done(self, done: int | None = None) -> None:
+        """Writes a note of the number of finished items, which is `done` if that is given."""
+        self._done = self._done if done is None else done
+        if self._done != self._noted:
+            self._progress.note_done(*self._part, self._done, self._noted)
+            self._noted = self._done
 
 
 @contextlib.contextmanager

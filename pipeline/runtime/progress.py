@@ -40,10 +40,6 @@ PLAIN_SECONDS = 30.0
 REMOTE_SECONDS = 10.0
 """Shortest time in seconds between two looks at a remote dataset folder, where each look is a
 listing over the network."""
-_NOTE_SECONDS = 0.05
-_REMOTE_NOTE_SECONDS = 5.0
-"""Shortest time in seconds between two notes of a part that is not done yet, in a remote dataset
-folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,20 +63,19 @@ class Progress:
         """Writes a note that the part `name` of a stage has `count` items in all."""
         self._note(f"{stage}/{_TOTAL}", name, count)
 
-    def note_done(self, stage: str, name: str, count: int) -> None:
-        """Writes a note that `count` items of a part are done so far. The note holds the sum and
-        not the increase, so that a repeated note changes nothing."""
+    def note_done(self, stage: str, name: str, count: int, replaced: int = 0) -> None:
+        """Writes a note that `count` items of a part are done so far, and removes the note of
+        `replaced` items, if there were any. The note holds the sum and not the increase, so that a
+        repeated note changes nothing."""
         self._note(stage, name, count)
+        if replaced:
+            with contextlib.suppress(OSError):
+                self.store.delete(f"{self.folder}/{stage}/{name}.{replaced}")
 
     def _note(self, folder: str, name: str, count: int) -> None:
         # Notes are only for display, so a full disk must not fail the job here.
         with contextlib.suppress(OSError):
             self.store.write(f"{self.folder}/{folder}/{name}.{count}", b"")
-
-    def forget(self, stage: str, name: str, count: int) -> None:
-        """Removes a note that a later one has replaced."""
-        with contextlib.suppress(OSError):
-            self.store.delete(f"{self.folder}/{stage}/{name}.{count}")
 
     def drop(self, stage: str, total: str, parts: Iterable[str]) -> None:
         """Removes the notes of parts that will not be done, and the note of their total."""
@@ -111,42 +106,6 @@ class Progress:
             self.store.delete_tree(self.folder)
             self.store.remove_each(_FOLDER, has_ended)
             self.store.prune(_FOLDER)
-
-
-class Meter:
-    """A counter of the finished items of one part of a stage. It writes a note from time to time.
-
-    Args:
-      progress: where the notes are written.
-      stage: name of the stage.
-      name: name of the part, such as a shard.
-    """
-
-    def __init__(self, progress: Progress, stage: str, name: str) -> None:
-        self._progress, self._stage, self._name = progress, stage, name
-        self._seconds = _REMOTE_NOTE_SECONDS if progress.store.is_remote else _NOTE_SECONDS
-        self._done = self._noted = 0
-        self._next = time.monotonic() + self._seconds
-
-    def add(self, count: int) -> None:
-        """Adds the number of items that were finished since the last call."""
-        self._done += count
-        if time.monotonic() >= self._next:
-            self._note()
-            self._next = time.monotonic() + self._seconds
-
-    def end(self, done: int | None = None) -> None:
-        """Writes a note of the final count, which is `done` if that is given."""
-        self._done = self._done if done is None else done
-        self._note()
-
-    def _note(self) -> None:
-        if self._done == self._noted:
-            return
-        self._progress.note_done(self._stage, self._name, self._done)
-        if self._noted:
-            self._progress.forget(self._stage, self._name, self._noted)
-        self._noted = self._done
 
 
 class _Stage:

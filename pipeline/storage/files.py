@@ -13,10 +13,12 @@ from typing import BinaryIO
 
 from pipeline.errors import UsageError
 from pipeline.storage.file_kind import Files
+from pipeline.storage.local_files import LocalFiles
 
 _REMOTE = "gs://"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]*[a-z0-9]")
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
+_LOCAL = LocalFiles()
 
 
 def is_remote(path: str) -> bool:
@@ -77,7 +79,7 @@ def is_below(path: str, folder: str) -> bool:
 
 def files_of(path: str) -> Files:
     """Returns the storage that a path belongs to."""
-    return _remote_files() if is_remote(path) else _local_files()
+    return _remote_files() if is_remote(path) else _LOCAL
 
 
 def arrow_source(path: str) -> str | BinaryIO:
@@ -90,13 +92,6 @@ def arrow_source(path: str) -> str | BinaryIO:
         return file
     file.close()  # Opening the file has ruled out a pipe, on which Arrow would block.
     return path
-
-
-@functools.cache
-def _local_files() -> Files:
-    from pipeline.storage.local_files import LocalFiles
-
-    return LocalFiles()
 
 
 @functools.cache

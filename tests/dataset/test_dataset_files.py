@@ -51,7 +51,8 @@ def test_layers_are_found_in_their_tar_as_they_were(store: Store, three_draws: P
         tar = TarWriter(file)
         rows = {k: files.add_layer(tar, k, files.encode_layer(v)) for k, v in layers.items()}
     for key, each in reversed(layers.items()):
-        read = files.decode_layer(files.read_parts(store, "a.tar", rows[key]), [1, 2, 5, 9])
+        parts = files.read_parts(store, "a.tar", rows[key])
+        read = files.decode_layer(*parts.values(), box=[1, 2, 5, 9])
         for name in (*files.PARTS, "box"):
             assert np.array_equal(getattr(read, name), getattr(each, name))
     one, two = layers["key.0"], layers["key.1"]
@@ -61,14 +62,16 @@ def test_layers_are_found_in_their_tar_as_they_were(store: Store, three_draws: P
     # The digest in a record matches the layer in the tar.
     store = Store(str(three_draws))
     row = next(r for r in records.read_rows(store, layer_record("val", 0)) if r["layer_digest"])
-    read = files.decode_layer(files.read_parts(store, layer_tar("val", 0), row), row["box"])
+    parts = files.read_parts(store, layer_tar("val", 0), row)
+    read = files.decode_layer(*parts.values(), box=row["box"])
     assert files.layer_digest(read) == row["layer_digest"]
 
 
 def test_rows_of_objects_are_of_one_image() -> None:
-    rows = [{"key": key, "object": number} for key, number in (("a", 0), ("b_1", 1), ("b_2", 2))]
+    keys = (("a", 0), ("b_1", 1), ("b_2", 2))
+    rows = [records.ImageRow(key, "", "accepted", object=number) for key, number in keys]
     assert records.count_sources(rows) == 2
-    assert [records.source_key(row) for row in rows] == ["a", "b", "b"]
+    assert [row.source_key for row in rows] == ["a", "b", "b"]
 
 
 def test_a_shard_is_found_where_its_record_and_files_lie(store: Store) -> None:

@@ -36,11 +36,11 @@ from pipeline.generate.commit import (
     PREPARE_LOCK,
     PREPARED_MANIFEST,
     STAGING,
-    FinishCommit,
-    MoveFiles,
-    PrepareCommit,
     add_up,
     commit,
+    finish_step,
+    move_step,
+    prepare_step,
 )
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
 from pipeline.runtime.lock import DATASET_LOCK, held
@@ -85,9 +85,10 @@ def made(store: Store, number: int, content: str = "") -> tuple[SourceShard, Out
         (f"layers/{number}.tar", f"layers/{number}.parquet"),
     )
     source = SourceShard(totals, number, segmented=3, record=staged(*layers))
-    row = {"status": "accepted", "label": number, "selected": True, "object": None}
+    row = {"status": "accepted", "label": number, "selected": True}
     rows = [row, {**row, "status": "small_box", "selected": False}, row]
-    return source, OutputShard(totals, number).composed(staged(f"index/{number}.parquet"), rows)
+    index = staged(f"index/{number}.parquet")
+    return source, OutputShard(totals, number).composed(index, rows, len(rows))
 
 
 def assert_whole(store: Store, fingerprint: str) -> None:
@@ -111,11 +112,10 @@ def test_the_sample_is_known_by_its_bytes(sample: Path, tmp_path: Path) -> None:
 
     def manifest_with(*md5: str | None) -> Manifest:
         rows = [
-            {"label": 0, "status": "accepted", "selected": True, "object": None, "source_md5": each}
-            for each in md5
+            {"label": 0, "status": "accepted", "selected": True, "source_md5": each} for each in md5
         ]
         rows.append({**rows[0], "status": "small_box", "selected": False, "source_md5": "other"})
-        return manifest_of_shards(a, b, one.composed(one.record, rows), sampled)
+        return manifest_of_shards(a, b, one.composed(one.record, rows, 3), sampled)
 
     sampled = dataclasses.replace(two, of_sample=2)
     # A rejected picture may come from elsewhere, because it is not in the dataset.
@@ -156,11 +156,9 @@ def test_a_commit_waits_for_all_and_leaves_nothing_else(tmp_path: Path) -> None:
     kept = [f"{folder}/{number}.parquet" for folder in ("index", "layers") for number in (0, 1)]
     assert paths == sorted(["README.md", "classes.txt", "croissant.json", *kept])
     assert set(store.sizes("")) == {*paths, "manifest.json", "notes.txt"}
-    assert PrepareCommit(drop, store, IN9).process((None, iter([two, None, b, one, a]))) == [
-        (committed, [])
-    ]
-    assert MoveFiles(store).process((committed, [])) == [(committed, 0)]
-    assert FinishCommit(store, IN9, "").process((committed, [0])) == [committed]
+    assert prepare_step((None, iter([two, None, b, one, a])), drop, store, IN9) == [(committed, [])]
+    assert move_step((committed, []), store) == (committed, 0)
+    assert finish_step((committed, [0]), store, IN9, "") == committed
     assert stamps(tmp_path) == times
 
 
@@ -176,13 +174,13 @@ def test_a_step_that_is_started_again_late_does_no_harm(
     commit(SMALL, store, IN9, shards)
     # The new dataset replaces one whose records have the same names but other content.
     shards = [shard for number in (0, 1) for shard in made(store, number, "new")]
-    committed, moves = PrepareCommit(SMALL, store, IN9).process((None, shards))[0]
+    committed, moves = prepare_step((None, shards), SMALL, store, IN9)[0]
     first, second = moves[:2], moves[2:]
     steps: list[Callable[[], object]] = [
-        lambda: PrepareCommit(SMALL, store, IN9).process((None, shards)),
-        lambda: MoveFiles(store).process((committed, first)),
-        lambda: MoveFiles(store).process((committed, second)),
-        lambda: FinishCommit(store, IN9, "").process((committed, [])),
+        lambda: prepare_step((None, shards), SMALL, store, IN9),
+        lambda: move_step((committed, first), store),
+        lambda: move_step((committed, second), store),
+        lambda: finish_step((committed, []), store, IN9, ""),
     ]
     for number, step in enumerate(steps):
         step()
@@ -194,30 +192,30 @@ def test_a_step_that_is_started_again_late_does_no_harm(
 def test_lost_moves_are_noticed_and_what_they_have_left_is_replaced(store: Store) -> None:
     for content, moved in (("", 6), ("new", 0), ("newer", 2), ("newest", 6)):
         shards = [shard for number in (0, 1) for shard in made(store, number, content)]
-        ((committed, moves),) = PrepareCommit(SMALL, store, IN9).process((None, shards))
-        MoveFiles(store).process((committed, moves[:moved]))
+        ((committed, moves),) = prepare_step((None, shards), SMALL, store, IN9)
+        move_step((committed, moves[:moved]), store)
         assert store.exists(MANIFEST) is False
         if moved == len(moves):
-            FinishCommit(store, IN9, "").process((committed, []))
+            finish_step((committed, []), store, IN9, "")
             assert_whole(store, committed)
             continue
         with pytest.raises(JobError, match=r"is missing .* Run the same command again"):
-            FinishCommit(store, IN9, "").process((committed, []))
+            finish_step((committed, []), store, IN9, "")
         assert not store.exists(MANIFEST)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"format": 1}', b"\xff"])
 def test_a_damaged_prepared_manifest_is_made_again(store: Store, content: bytes) -> None:
     shards = [shard for number in (0, 1) for shard in made(store, number)]
-    ((committed, moves),) = PrepareCommit(SMALL, store, IN9).process((None, shards))
-    MoveFiles(store).process((committed, moves[:2]))
+    ((committed, moves),) = prepare_step((None, shards), SMALL, store, IN9)
+    move_step((committed, moves[:2]), store)
     store.write(PREPARED_MANIFEST, content)
     with pytest.raises(JobError, match=r"manifest\.json is missing .* Run the same command again"):
-        FinishCommit(store, IN9, "").process((committed, []))
+        finish_step((committed, []), store, IN9, "")
     # The same command prepares again.
-    ((committed, moves),) = PrepareCommit(SMALL, store, IN9).process((None, shards))
-    MoveFiles(store).process((committed, moves))
-    FinishCommit(store, IN9, "").process((committed, []))
+    ((committed, moves),) = prepare_step((None, shards), SMALL, store, IN9)
+    move_step((committed, moves), store)
+    finish_step((committed, []), store, IN9, "")
     assert_whole(store, committed)
 
 
@@ -235,7 +233,7 @@ def test_old_records_step_aside_in_one_worker_at_a_time(tmp_path: Path) -> None:
     shards = [shard for number in (0, 1) for shard in made(store, number)]
     with ThreadPoolExecutor(1) as other:
         with held(store, PREPARE_LOCK):
-            waiting = other.submit(PrepareCommit(SMALL, store, IN9).process, (None, shards))
+            waiting = other.submit(prepare_step, (None, shards), SMALL, store, IN9)
             with pytest.raises(TimeoutError):
                 waiting.result(0.3)
             assert not store.exists(PREPARED_MANIFEST)
@@ -263,9 +261,10 @@ def test_what_travels_is_small(tmp_path: Path) -> None:
     names = config.compose.composed
     files = [parquet_file(name, "val", 0, 1) for name in names]
     files += [webdataset_file(name, "val", 0) for name in names]
-    row = {"status": "accepted", "selected": True, "object": None}
+    row = {"status": "accepted", "selected": True}
     rows = [{**row, "label": n % 9} for n in range(1000)]
-    composed = planned.composed(record_of(*files, index_file("val", 0, 1)), rows)
+    index = record_of(*files, index_file("val", 0, 1))
+    composed = planned.composed(index, rows, len(rows))
     assert (len(sources), len(composed.record.files)) == (31, 19)
     assert len(pickle.dumps(composed)) < 8000
     assert len(pickle.dumps(planned)) < 8000

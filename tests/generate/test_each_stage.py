@@ -19,7 +19,7 @@ from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.records import (
     RECORD_SCHEMA,
     Staging,
-    read_rows,
+    read_image_rows,
     write_table,
 )
 from pipeline.dataset.shards import (
@@ -28,20 +28,21 @@ from pipeline.dataset.shards import (
     layer_tar,
 )
 from pipeline.errors import JobError, UsageError
-from pipeline.generate.compose import VariantFiles
+from pipeline.generate.compose import ComposeShard
 from pipeline.generate.custom_variants import custom_names, find_variants, versioned
-from pipeline.generate.cut_source import shard_fingerprint
+from pipeline.generate.cut_source import Cutter
 from pipeline.generate.graph import GenerateDataset
 from pipeline.generate.job import GenerateJob
-from pipeline.generate.layer_source import Backgrounds, LayerSource
+from pipeline.generate.layer_source import LayerSource, SelectedImage
 from pipeline.generate.list_split import ListSplits, list_split
 from pipeline.generate.plan import PlanSplit, load_plan
-from pipeline.generate.previous_layers import PreviousLayers, find_layers
+from pipeline.generate.previous_layers import PreviousLayers, Survey
 from pipeline.generate.segment import SegmentShard
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
 from pipeline.inputs.key_lists import read_key_list
 from pipeline.inputs.layout import find_layout
-from pipeline.runtime.progress import Meter, Progress
+from pipeline.runtime.counters import UnitTally
+from pipeline.runtime.progress import Progress
 from pipeline.storage.store import FileDigest, Store
 from transforms.codec import decode_image
 from transforms.geometry import OutputBox
@@ -63,17 +64,17 @@ def job_of(source: Path, output: Path, config: DatasetConfig = SMALL, **more: An
     return GenerateJob(config, layouts, store=store, progress=Progress.for_store(store), **options)
 
 
-def planned(job: GenerateJob, layers: str = "keep") -> tuple[OutputShard, Any, Backgrounds]:
-    stage = SegmentShard(BOX, job.layer_staging(), {}, job.progress, layers)
+def planned(job: GenerateJob) -> tuple[OutputShard, list[SelectedImage]]:
+    stage = SegmentShard(job)
     segmented = [
         result for shard in ListSplits(job).process(None) for result in stage.process(shard)
     ]
-    first = PlanSplit(MIXED, job.output_staging(), BOX).process(("val", segmented))[1]
+    first = PlanSplit(job).process(("val", segmented))[1]
     plan = load_plan(job.store, first.plan, MIXED, first.plan_digest)
-    rows = read_rows(job.store, first.sources[0].path)
-    drawn = plan.backgrounds([row["key"] for row in rows])[MIX]
-    places = {row["key"]: {MIX: int(n)} for row, n in zip(rows, drawn, strict=True)}
-    return first, rows, Backgrounds(plan, None, places)
+    rows = read_image_rows(job.store, first.sources[0].path)
+    keys = [row.key for row in rows]
+    found = zip(rows, plan.find(keys), plan.backgrounds(keys)[MIX], strict=True)
+    return first, [SelectedImage(row, image, {MIX: other}) for row, image, other in found]
 
 
 def test_only_what_the_segmenter_uses_is_listed(sample: Path, tmp_path: Path) -> None:
@@ -141,69 +142,79 @@ def test_layers_are_found_if_all_is_whole(tmp_path: Path, record: str, tars: str
     for location, folder in folders.items():
         staging.store.write(folder + TAR, b"tar"[: 2 + (location in tars)])
     digest = FileDigest(TAR, 3, hashlib.sha256(b"tar").hexdigest())
-    checksum, files = shard_fingerprint(["a", "b"], BOX), [digest]
+    checksum, files = Cutter(BOX).identify_shard(["a", "b"]), [digest]
     table = RECORD_SCHEMA.empty_table()
     write_table(staging.store, folders[record] + RECORD, table, checksum, files)
     shard = SourceShard(SplitTotals("val", ONE, 2, 0, 0), 0)
     expected = next((location for location in tars if location == "b" or record == "a"), None)
-    layers = find_layers(staging, shard, ["a", "b"], BOX, need_files=True)
+    layers = Survey(staging, SMALL, shard).find(["a", "b"])
     assert (layers and layers.locations) == (expected and {TAR: folders[expected] + TAR})
     other = dataclasses.replace(BOX, resize=40)
     for digests, config in (("ac", BOX), (["a", None, "b"], BOX), ("ab", other), ("ba", BOX)):
-        layers = find_layers(staging, shard, list(digests), config, need_files=False)
+        dropped = dataclasses.replace(SMALL, layers="drop", segment=config)
+        layers = Survey(staging, dropped, shard).find(list(digests))
         assert (layers is not None) == (digests == "ba" and config == BOX)
 
 
 def test_layers_are_the_same_from_tars_and_cut_again(small_input: Path, tmp_path: Path) -> None:
     job = job_of(small_input, tmp_path)
-    output, rows, met = planned(job)
+    output, images = planned(job)
     folder, tar = job.store.below(job.layer_staging().folder), layer_tar("val", 1)
-    staging, stored = job.output_staging(), LayerSource(job.store, met, BOX)
-    before = list(stored.layers(rows))
-    own = {row["key"]: layer for row, layer, _ in before}
-    rows = [{**row, "selected": position > 0} for position, row in enumerate(rows)]
-    meter = Meter(Progress.for_store(staging.store), "compose", "x")
-    digests = VariantFiles(BOX, MIXED, staging, IN9).write(output, met, rows, meter)
+    staging, stored = job.output_staging(), LayerSource(job.store, Cutter(BOX))
+    before = list(stored.layers(images))
+    own = {image.row.key: layer for image, layer, _ in before}
+    tally = UnitTally(job.progress, "compose", "x")
+    compose = ComposeShard(job)
+    compose.setup()
+    digests = compose.write_variants(output, stored, images[1:], tally)
     for variant, file in zip(("original", MIX), digests, strict=True):
-        assert file == staging.digest_of(staging.staged(file.path), file.path, len(rows) - 1)
+        assert file == staging.digest_of(staging.staged(file.path), file.path, len(images) - 1)
         samples = read_parquet(job.store, staging.staged(file.path))
-        for sample, (row, layer, tiles) in zip(samples, before[1:], strict=True):
+        for sample, (image, layer, tiles) in zip(samples, before[1:], strict=True):
             on = tiles[MIX] if variant == MIX else None
-            expected = layer.image if on is None else mixed(layer, stored.tiled(on))
+            expected = layer.image if on is None else mixed(layer, on)
             assert np.array_equal(decode_image(sample.image), expected)
-            fields = {"label": row["label"], **met.fields(row["key"], variant)}
-            assert sample.fields | fields == sample.fields
-            assert (sample.key, fields["bg_key"] is None) == (row["key"], on is None)
+            other, names = image.backgrounds[MIX], ("key", "label", "wnid")
+            drawn = {f"bg_{n}": None if on is None else getattr(other, n) for n in names}
+            assert sample.fields | {"label": image.row.label, **drawn} == sample.fields
+            assert sample.key == image.row.key
     previous = PreviousLayers(folder, "val", TWO)
-    for row, layer, _ in before:
-        ((_, parts),) = previous.find(row["key"], row["source_digest"])
-        assert np.array_equal(decode_image(parts["image"]), layer.image)
-    assert previous.find(row["key"], "another") == []
+    for image, layer, _ in before:
+        row = image.row
+        assert previous.rows(row.key, row.source_digest) == [row]
+        assert np.array_equal(decode_image(previous.parts(row)["image"]), layer.image)
+    assert previous.rows(row.key, "another") == []
     whole = folder.read(TAR)
     folder.write(TAR, bytes(len(whole)))
     with pytest.raises(JobError, match=rf"{TAR} is damaged .* Remove it and run the same"):
-        [stored.tiled(tiles[MIX]) for _, _, tiles in stored.layers(rows)]
+        list(stored.layers(images))
     folder.write(TAR, whole)
     folder.write(tar, bytes(folder.size(tar) or 0))
-    alone = Backgrounds(met.plan, None, {row["key"]: {} for row in rows})
+    alone = [dataclasses.replace(image, backgrounds={}) for image in images]
     with pytest.raises(JobError, match=rf"{tar} is damaged .* Remove it and run the same"):
-        next(LayerSource(job.store, alone, BOX).layers(rows))
+        next(LayerSource(job.store, Cutter(BOX)).layers(alone))
     folder.delete_all([TAR, tar])
-    assert PreviousLayers(folder, "val", TWO).rows(row["key"], row["source_digest"]) == []
-    again = LayerSource(job.store, planned(job, "drop")[2], BOX)
-    for (row, layer, tiles), (_, cut, cut_tiles) in zip(before, again.layers(rows), strict=True):
-        tiled, key = stored.tiled(tiles[MIX]), met.fields(row["key"], MIX)["bg_key"]
-        assert np.array_equal([layer.image, tiled], [cut.image, again.tiled(cut_tiles[MIX])])
+    assert PreviousLayers(folder, "val", TWO).rows(row.key, row.source_digest) == []
+    dropped = dataclasses.replace(SMALL, layers="drop")
+    again, images = (
+        LayerSource(job.store, Cutter(BOX)),
+        planned(dataclasses.replace(job, config=dropped))[1],
+    )
+    for (_, layer, tiles), (image, cut, cut_tiles) in zip(
+        before, again.layers(images), strict=True
+    ):
+        tiled, key = tiles[MIX], image.backgrounds[MIX].key
+        assert np.array_equal([layer.image, tiled], [cut.image, again.cut_tiled(cut_tiles[MIX])])
         assert key not in own or np.array_equal(tiled, own[key].only_bg_t)
     for tile in cut_tiles.values():
         with pytest.raises(
             JobError, match=r"\.JPEG gives another layer .* Remove .*/layers and run"
         ):
-            again.tiled(dataclasses.replace(tile, image=b""))
+            again.cut_tiled(dataclasses.replace(tile, image=b""))
     for picture in pictures_of(small_input):
         darken(picture)
     with pytest.raises(JobError, match=r"\.JPEG gives another layer .* Remove .*/layers and run"):
-        list(again.layers(rows))
+        list(again.layers(images))
 
 
 def test_a_variant_of_the_users_has_a_version_and_changes_no_layer(

@@ -19,7 +19,7 @@ from pipeline.dataset.manifest import stage_versions
 from pipeline.dataset.records import RECORD_SCHEMA, Staging, write_table
 from pipeline.dataset.shards import ShardCounts, layer_record
 from pipeline.errors import JobError
-from pipeline.generate.cut_source import shard_fingerprint
+from pipeline.generate.cut_source import Cutter
 from pipeline.generate.guard import check_rebuild
 from pipeline.generate.shard_elements import SourceShard, SplitTotals
 from pipeline.storage.local_files import LocalFiles
@@ -29,7 +29,7 @@ from pipeline.storage.store import Store
 def test_a_tenth_of_the_shards_is_made_again_without_being_asked_for(tmp_path: Path) -> None:
     config = DatasetConfig()
     stages = stage_versions(config)
-    up_to_date = shard_fingerprint([], config.segment)
+    up_to_date = Cutter(config.segment).identify_shard([])
 
     def check(count: int, to_make: int) -> None:
         """Checks a rebuild of empty source shards, where `to_make` of them have no record."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
-from pipeline.generate.rejections import advise
+from pipeline.jobs.closing_words import advise
 from transforms.annotations import Annotation, Box, write_annotation
 from transforms.codec import encode_png
 from transforms.cutting import Cut, cut_background, cut_objects

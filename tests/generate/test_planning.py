@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.dataset.config import ComposeConfig, SegmentConfig
-from pipeline.dataset.records import ACCEPTED, RECORD_SCHEMA, Record, Staging, write_table
+from pipeline.dataset.config import ComposeConfig, DatasetConfig
+from pipeline.dataset.records import ACCEPTED, RECORD_SCHEMA, ImageRow, Record, write_table
 from pipeline.dataset.shards import ShardCounts, layer_record, layer_tar
 from pipeline.errors import JobError
+from pipeline.generate.job import GenerateJob
 from pipeline.generate.plan import Plan, PlanSplit, load_plan, select_images
 from pipeline.generate.shard_elements import (
     OutputShard,
@@ -25,7 +26,9 @@ from pipeline.generate.shard_elements import (
     pack_sources,
 )
 from pipeline.inputs.source_images import SourceImage
+from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
+from transforms.taxonomy import imagenet9
 
 COUNTS = ShardCounts(4, 2)
 CONFIG = ComposeConfig(variants=("original", "mixed_same", "mixed_rand"), replicates=2)
@@ -48,15 +51,18 @@ def segmented(
         record = Record(str(i), layer_record("val", i), locations=locations)
         table = pa.Table.from_pylist([{**row, "path": row["key"]} for row in own], RECORD_SCHEMA)
         write_table(Store(str(folder)), record.path, table, record.fingerprint)
-        packed = pack_sources(own, sources) if sources else b""
+        own_rows = [ImageRow(**row) for row in table.to_pylist()]
+        packed = pack_sources(own_rows, sources) if sources else b""
         shards.append(SourceShard(totals, i, (), len(own), record, packed))
     return shards
 
 
 def planned(folder: Path, shards: list[SourceShard]) -> tuple[list[OutputShard], Plan]:
-    staging = Staging(Store(str(folder)), "staging")
-    outputs = PlanSplit(CONFIG, staging, SegmentConfig()).process(("val", iter(shards)))
-    return outputs, load_plan(staging.store, outputs[0].plan, CONFIG, outputs[0].plan_digest)
+    store = Store(str(folder))
+    config = DatasetConfig(compose=CONFIG)
+    job = GenerateJob(config, (), imagenet9(), store, Progress.for_store(store), previous={})
+    outputs = PlanSplit(job).process(("val", iter(shards)))
+    return outputs, load_plan(store, outputs[0].plan, CONFIG, outputs[0].plan_digest)
 
 
 def test_a_plan_has_the_accepted_rows_and_what_they_are_cut_from(tmp_path: Path) -> None:
@@ -66,9 +72,9 @@ def test_a_plan_has_the_accepted_rows_and_what_they_are_cut_from(tmp_path: Path)
     for sources in (None, {"street": source}):
         plan = planned(tmp_path, segmented(tmp_path, rows, sources))[1]
         assert sorted(plan.keys.to_pylist()) == [f"street_{n}" for n in range(1, 10)]
-        row = plan.row(plan.position("street_2"))
-        assert (row["label"], row["offset"], row["length"], row["object"]) == (2, 512, 9, 2)
-        files = [row[name] for name in ("source", "annotation", "mask", "tar")]
+        (row,) = plan.find(["street_2"])
+        assert (row.label, row.offset, row.length, row.object) == (2, 512, 9, 2)
+        files = [row.source, row.annotation, row.mask, row.tar]
         tar = f"tar {COUNTS.source_shard('street_2')}"
         assert files == (
             [b"/in/\xff.JPEG", b"/in/a.xml", None, None] if sources else [None] * 3 + [tar]
@@ -98,14 +104,14 @@ def test_a_plan_does_not_depend_on_order_nor_a_background_on_who_else_is_asked_f
     keys = [row["key"] for row in rows if labels.count(row["label"]) > 1]
     drawn = plan.backgrounds(keys)
     assert list(drawn) == ["mixed_same", "mixed_same_r1", "mixed_rand", "mixed_rand_r1"]
-    assert len(keys) < 9 or any(drawn["mixed_rand"] != drawn["mixed_rand_r1"])
+    assert len(keys) < 9 or drawn["mixed_rand"] != drawn["mixed_rand_r1"]
     for position, key in enumerate(keys):
-        own = plan.position(key)
-        assert plan.value("tar", own) == f"tar {COUNTS.source_shard(key)}"
-        assert plan.value("label", own) == plan.value("label", drawn["mixed_same"][position])
+        (own,) = plan.find([key])
+        assert (own.key, own.tar) == (key, f"tar {COUNTS.source_shard(key)}")
+        assert own.label == drawn["mixed_same"][position].label
         for name, (background,) in plan.backgrounds([key]).items():
             assert background == drawn[name][position] != own
-            assert plan.value("selected", background)
+            assert background.selected
 
 
 def test_classes_are_balanced_after_those_without_partners_have_left() -> None:
@@ -126,4 +132,4 @@ def test_lost_work_is_no_plan_and_a_lost_key_is_called_a_bug(tmp_path: Path) -> 
     plan = planned(tmp_path, shards)[1]
     for key in ("", "k00", "z"):
         with pytest.raises(JobError, match=f"{key} is accepted and not in the plan"):
-            plan.position(key)
+            plan.find([key])

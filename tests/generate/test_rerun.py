@@ -16,6 +16,7 @@ from soundness import assert_sound
 
 import in9
 from pipeline.commands.cli import main
+from pipeline.storage.local_files import LocalFiles
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 
@@ -288,15 +289,15 @@ def test_a_layer_that_is_corrupted_on_the_way_is_no_damage(
 ) -> None:
     run_small("generate", "--segmenter", "box", *ONE)
     tar = sorted((tmp_path / "out" / "layers").glob("*.tar"))[0]
-    intact, read_ranges, seen = tar.read_bytes(), Store.read_ranges, Counter[str]()
+    intact, read_ranges, seen = tar.read_bytes(), LocalFiles.read_ranges, Counter[str]()
 
-    def read(store: Store, path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
+    def read(files: LocalFiles, path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
         seen[f"{path} {ranges}"] += 1
-        parts = read_ranges(store, path, ranges)
+        parts = read_ranges(files, path, ranges)
         return [bytes(len(part)) for part in parts] if seen[f"{path} {ranges}"] == 1 else parts
 
     if is_corrupted:
-        monkeypatch.setattr(Store, "read_ranges", read)
+        monkeypatch.setattr(LocalFiles, "read_ranges", read)
     else:
         tar.write_bytes(bytes(len(intact)))
     again = ("generate", "--segmenter", "box", *ONE, "--seed", "1", "--overwrite", "config")

@@ -22,6 +22,7 @@ from two_way_by_hand import interval_of, share_interval
 from pipeline.dataset.config import ComposeConfig, SegmentConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import Staging
+from pipeline.generate.cut_source import Cutter
 from pipeline.generate.scenes import SCENES, DrawnScenes, examine_scenes, list_scenes
 from pipeline.storage.store import Store
 from transforms.annotations import Box
@@ -375,5 +376,5 @@ def test_every_accepted_scene_can_be_read(tmp_path: Path) -> None:
     summary = list_scenes(str(folder)).summary
     table = examine_scenes(str(folder), summary, config, staging)
     assert table.statuses == (("accepted", 1), ("invalid_key", 3))
-    scenes = DrawnScenes(table, staging, config, ComposeConfig())
-    assert [scenes.picture(position).shape for position in range(len(scenes.keys))] == [(32, 32, 3)]
+    scenes = DrawnScenes(table, staging, Cutter(config), ComposeConfig())
+    assert [scenes.picture(scene).shape for scene in scenes.scenes] == [(32, 32, 3)]

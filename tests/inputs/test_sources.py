@@ -26,13 +26,7 @@ from shapes import SHAPES, split_of, tar_bytes
 from pipeline.commands.cli import main
 from pipeline.dataset.config import SegmentConfig
 from pipeline.errors import UsageError
-from pipeline.generate.cut_source import (
-    SourceBytes,
-    crop_source,
-    cut_source,
-    known_digest,
-    source_digest,
-)
+from pipeline.generate.cut_source import Cutter, SourceBytes
 from pipeline.inputs.checksums import Checksums, Content
 from pipeline.inputs.formats import FORMATS
 from pipeline.inputs.input_format import SplitLayout
@@ -211,13 +205,15 @@ def test_object_storage_holds_the_same_shapes(
     here.copy_into(remote, [(path, path) for path in here.walk("")])
     listing = listed(remote.root, split_of(shape))
     assert contents(listing) == contents(listed(small_sample))
-    first = Checksums(Store(str(tmp_path / "memory")), "all")
-    identities = [source_digest(image, SegmentConfig(), first.identify) for image in listing[0]]
+    first = Checksums(Store(str(tmp_path / "memory")), "all", 0)
+    cutter = Cutter(SegmentConfig())
+    identities = [cutter.identify(image, first.identify) for image in listing[0]]
     first.save()
     # Whether an image has changed is known without downloading it again.
-    again = Checksums(Store(str(tmp_path / "memory")), "all")
-    known = [known_digest(image, SegmentConfig(), again.known) for image in listing[0]]
+    again = Checksums(Store(str(tmp_path / "memory")), "all", 0)
+    known = [cutter.identify(image, again.known) for image in listing[0]]
     assert known == identities
+    assert None not in known
     for image in listing[0]:
         assert reads_ahead(image.path) > 1
         assert image.md5 or image.stamp
@@ -459,17 +455,17 @@ def test_a_part_is_known_by_its_content(tmp_path: Path) -> None:
     file.write_bytes(b"0123456789")
     spans = ((0, 4), (4, 4))
     places = [Content(member_location(str(file), *span), bytes.decode) for span in spans]
-    checksums = Checksums.for_shard(store, "val", 0)
+    checksums = Checksums(store, "val", 0)
     digests = [checksums.identify(part) for part in places]
     assert digests == [(md5(data).hexdigest(), data.decode()) for data in (b"0123", b"4567")]
     checksums.save()
-    known = Checksums.for_shard(store, "val", 0)
+    known = Checksums(store, "val", 0)
     assert [known.known(part) for part in places] == digests
     file.write_bytes(b"01234567xx")
     os.utime(file, (9, 9))
     # A job looks at a file only once; the next job sees that it has changed.
     assert known.identify(places[0]) == digests[0]
-    later = Checksums.for_shard(store, "val", 0)
+    later = Checksums(store, "val", 0)
     assert later.known(places[0]) is None
     assert later.is_unlike(places[0])
     assert [later.identify(part) for part in places] == digests
@@ -504,12 +500,12 @@ def test_what_changes_while_it_is_read_is_no_content(
     put(b"a picture", 1)
     with monkeypatch.context() as patched:
         patched.setattr("pipeline.inputs.checksums.read_location", read)
-        checksums = Checksums.for_shard(store, "val", 0)
+        checksums = Checksums(store, "val", 0)
         with pytest.raises(OSError, match="file has changed while it was read"):
             checksums.identify(Content(str(file)))
         checksums.save()
     put(b"a picture", 1)
-    again = Checksums.for_shard(store, "val", 0)
+    again = Checksums(store, "val", 0)
     assert again.identify(Content(str(file))).md5 == md5(b"a picture").hexdigest()
     # The layers of a picture are known by its digest, which comes from an earlier read.
     put(others, 2)
@@ -527,7 +523,7 @@ def test_an_object_is_what_its_listing_told(bucket: str) -> None:
     span = member_location(path, 2, 3)
     for part in (Content(path, None, told.md5), Content(span, None, None, told.md5)):
         with pytest.raises(OSError, match="has changed while it was read"):
-            Checksums.for_shard(store, "val", 0).read(part)
+            Checksums(store, "val", 0).read(part)
 
 
 def test_a_picture_that_is_corrupted_on_the_way_is_not_rejected(bucket: str) -> None:
@@ -535,11 +531,12 @@ def test_a_picture_that_is_corrupted_on_the_way_is_not_rejected(bucket: str) -> 
     store.write("corrupted.tar", b"__junk__")
     location = member_location(store.path("corrupted.tar"), 2, 4)
     boxes = write_annotation(Annotation(None, None, (Box(1, 2, 30, 40),), None)).encode()
-    (cut,) = cut_source(SourceBytes(b"junk", boxes, location=location), SegmentConfig())
+    cutter = Cutter(SegmentConfig())
+    (cut,) = cutter.cut(SourceBytes(b"junk", boxes, location=location))
     assert cut.reason is Reason.UNDECODABLE
-    for cut_apart in (lambda *each: list(cut_source(*each)), crop_source):
+    for cut_apart in (lambda source: list(cutter.cut(source)), cutter.crop):
         with pytest.raises(OSError, match=r"corrupted\.tar, 4 bytes at 2 has changed"):
-            cut_apart(SourceBytes(b"punk", boxes, location=location), SegmentConfig())
+            cut_apart(SourceBytes(b"punk", boxes, location=location))
 
 
 def test_an_annotation_counts_as_what_it_says_of_its_picture(
@@ -548,12 +545,14 @@ def test_an_annotation_counts_as_what_it_says_of_its_picture(
     path = next(tiny_input.glob("val/*/*.JPEG"))
     with Image.open(path) as picture:
         width, height = picture.size
-    checksums = Checksums.for_shard(Store(str(tmp_path)), "val", 0)
+    checksums = Checksums(Store(str(tmp_path)), "val", 0)
 
     def digest(*size: int | None, ymax: int = 40, wnid: str | None = None) -> str:
         location = text_location(write_annotation(Annotation(*size, (Box(1, 2, 30, ymax),), wnid)))
         image = SourceImage("a", str(path), "", "n02085620", 0, location)
-        return source_digest(image, SegmentConfig(), checksums.identify)
+        identity = Cutter(SegmentConfig()).identify(image, checksums.identify)
+        assert identity is not None
+        return identity.digest
 
     expected = digest(width, height)
     # A missing size means the picture's, and the class comes from the image.

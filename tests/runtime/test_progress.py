@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.commands.cli import main
-from pipeline.runtime import progress
-from pipeline.runtime.progress import Meter, Progress, show_progress
+from pipeline.runtime import counters, progress
+from pipeline.runtime.counters import UnitTally
+from pipeline.runtime.progress import Progress, show_progress
 from pipeline.storage.store import Store
 
 
@@ -80,19 +81,19 @@ def test_a_part_counts_by_its_largest_note(tmp_path: Path) -> None:
     assert notes.count()["evaluate"] == (75, 0)
 
 
-def test_a_meter_notes_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tally_notes_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notes = Progress.for_store(Store(str(tmp_path)))
-    monkeypatch.setattr(progress, "_NOTE_SECONDS", 3600.0)
-    seldom = Meter(notes, "evaluate", "seldom")
-    seldom.add(3)
+    monkeypatch.setattr(counters, "_NOTE_SECONDS", 3600.0)
+    seldom = UnitTally(notes, "evaluate", "seldom")
+    seldom.advance(3)
     assert "evaluate" not in notes.count()
-    seldom.add(4)
-    seldom.end()
+    seldom.advance(4)
+    seldom.note_done()
     assert notes.count()["evaluate"] == (7, 0)
-    monkeypatch.setattr(progress, "_NOTE_SECONDS", 0.0)
-    often = Meter(notes, "evaluate", "often")
+    monkeypatch.setattr(counters, "_NOTE_SECONDS", 0.0)
+    often = UnitTally(notes, "evaluate", "often")
     for number in range(1, 4):
-        often.add(1)
+        often.advance(1)
         assert notes.count()["evaluate"] == (7 + number, 0)
     # Only one note of each part is left, however often it was noted.
     assert len([*notes.store.walk(notes.folder)]) == 2

@@ -28,7 +28,7 @@ from pipeline.commands.cli import main
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
-from pipeline.generate.cut_source import SourceBytes, cut_source
+from pipeline.generate.cut_source import Cutter, SourceBytes
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import list_images
 from pipeline.inputs.location import read_location
@@ -575,7 +575,8 @@ def cut_by(name: str, picture: NDArray[np.uint8], sample: Path) -> Cut:
     )
     version = "version=a=b" if name == "of_light" else "version=1"
     name = f"{OTHER}:{name}"
-    (result,) = cut_source(source, SegmentConfig(segmenter=name, segmenter_parameters=(version,)))
+    config = SegmentConfig(segmenter=name, segmenter_parameters=(version,))
+    (result,) = Cutter(config).cut(source)
     return result
 
 

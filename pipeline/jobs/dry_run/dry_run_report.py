@@ -20,8 +20,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, ModelError, counted
 from pipeline.evaluate.work import Work
 from pipeline.generate.job import GenerateJob
-from pipeline.generate.rejections import advise
-from pipeline.jobs.closing_words import size
+from pipeline.jobs.closing_words import advise, size
 from pipeline.jobs.dry_run.estimate import MeasuredCost, Trial, choose, run_trial
 from pipeline.jobs.dry_run.forecast import Forecast, SplitForecast, make_forecast
 from pipeline.runtime.machine import keep_freed_memory
@@ -31,7 +30,6 @@ from transforms.filters import Reason
 from transforms.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
-    from pipeline.evaluate.evaluation import Evaluation
     from pipeline.models.predict import Predictor
     from pipeline.models.source import LoadedModel
 
@@ -59,7 +57,7 @@ def dry_run(job: GenerateJob, works: Mapping[str, Work], workers: int) -> None:
     if forecast.is_up_to_date:
         print("dataset: up to date")
     with tempfile.TemporaryDirectory(prefix="in9-") as folder:
-        make_trial = functools.cache(lambda: _trial(job, forecast, taxonomy, folder))
+        make_trial = functools.cache(lambda: _trial(job, forecast, folder))
         if not forecast.is_up_to_date:
             _print_estimate(job, forecast, make_trial(), workers)
         variants = job.config.compose.composed
@@ -76,13 +74,13 @@ def dry_run(job: GenerateJob, works: Mapping[str, Work], workers: int) -> None:
     print("dry run: nothing was written")
 
 
-def _trial(job: GenerateJob, forecast: Forecast, taxonomy: Taxonomy, folder: str) -> Trial | None:
+def _trial(job: GenerateJob, forecast: Forecast, folder: str) -> Trial | None:
     """Runs the job on a few images; returns None if no image can be accepted."""
     images = choose(forecast)
     if not images:
         return None
     print(f"dry run: measuring {counted(len(images), 'image')}", file=sys.stderr)
-    return run_trial(job.config, images, taxonomy, folder, job.scenes)
+    return run_trial(job, images, folder)
 
 
 def _print_split(split: SplitForecast, taxonomy: Taxonomy, config: DatasetConfig) -> None:
@@ -162,22 +160,10 @@ def _free(store: Store) -> str:
     """Describes the free space of the disk; empty for object storage."""
     if store.is_remote:
         return ""
-    return f"; {size(shutil.disk_usage(_existing(store.root)).free)} free"
-
-
-def _existing(path: str) -> str:
-    """Returns the path if it exists, otherwise the closest folder above it that does."""
+    path = store.root
     while not os.path.exists(path):
         path = os.path.dirname(path)
-    return path
-
-
-def _expected_images(
-    job: GenerateJob, forecast: Forecast, measured: MeasuredCost, evaluation: Evaluation
-) -> float:
-    """Estimates how many images a model will be evaluated on."""
-    (split,) = (each for each in forecast.splits if each.split == evaluation.split)
-    return (evaluation.holdout or 1.0) * _selected(job.config, split, measured)
+    return f"; {size(shutil.disk_usage(path).free)} free"
 
 
 def _print_model(
@@ -212,7 +198,9 @@ def _print_model(
     if trial is None:
         return
     if not forecast.is_up_to_date:
-        expected = _expected_images(job, forecast, trial.measured, evaluation)
+        (split,) = (each for each in forecast.splits if each.split == evaluation.split)
+        selected = _selected(job.config, split, trial.measured)
+        expected = (evaluation.holdout or 1.0) * selected
         variants = job.config.compose.composed
         left = {
             analysis: analysis.parts.forecast(work, expected, variants) or 0

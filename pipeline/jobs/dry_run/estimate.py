@@ -10,12 +10,13 @@ from collections.abc import Generator, Iterator, Sequence
 
 import pyarrow as pa
 
-from pipeline.dataset.config import FORMATS, DatasetConfig
+from pipeline.dataset.config import FORMATS
 from pipeline.dataset.folder import read_tables
-from pipeline.dataset.records import ACCEPTED, Staging
+from pipeline.dataset.records import ACCEPTED
 from pipeline.dataset.shards import ShardCounts
 from pipeline.generate.compose import ComposeShard
-from pipeline.generate.cut_source import prepared_segmenter
+from pipeline.generate.cut_source import Cutter, announce
+from pipeline.generate.job import GenerateJob
 from pipeline.generate.plan import PlanSplit
 from pipeline.generate.segment import SegmentShard
 from pipeline.generate.shard_elements import SourceShard, SplitTotals
@@ -24,7 +25,6 @@ from pipeline.jobs.dry_run.forecast import Forecast
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import FileDigest, Store
 from transforms.hashing import keyed_hash
-from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture
 
 SAMPLE_IMAGES = 24
@@ -100,46 +100,42 @@ def choose(forecast: Forecast) -> list[SourceImage]:
     return sorted(pool, key=lambda image: keyed_hash(0, "estimate", image.name))[:SAMPLE_IMAGES]
 
 
-def run_trial(
-    config: DatasetConfig,
-    images: Sequence[SourceImage],
-    taxonomy: Taxonomy,
-    folder: str,
-    scenes: str | None = None,
-) -> Trial:
+def run_trial(job: GenerateJob, images: Sequence[SourceImage], folder: str) -> Trial:
     """Runs the stages of a job on a few images.
 
     Args:
-      config: configuration of the dataset.
+      job: the job.
       images: at least one image; each image becomes a shard of its own.
-      taxonomy: taxonomy of the labels.
       folder: an empty temporary folder.
-      scenes: folder of scenes; None if the dataset uses no scenes.
 
     Raises:
       OSError: an image cannot be read, or the temporary folder is full.
       JobError: a custom segmenter or variant failed.
     """
     store = Store(folder)
-    staging, progress = Staging(store, "staging"), Progress.for_store(store)
+    # So few images must find partners among themselves, so rules are relaxed, and --per_class must
+    # not leave any of them out.
+    lenient = dataclasses.replace(
+        job.config.compose, own_background=True, mixed_rand="any", per_class="all"
+    )
+    job = dataclasses.replace(
+        job,
+        config=dataclasses.replace(job.config, compose=lenient),
+        store=store,
+        progress=Progress.for_store(store),
+        previous={},
+    )
     totals = SplitTotals("trial", ShardCounts(len(images), 1), len(images), 0, 0)
-    segment = SegmentShard(config.segment, staging, {}, progress)
+    segment, compose = SegmentShard(job), ComposeShard(job)
     segment.setup()
-    prepared_segmenter(config.segment)
+    Cutter(job.config.segment).segmenter.prepare(announce)
     segmented: list[SourceShard] = []
     seconds = []
     for number, image in enumerate(images):
         started = time.perf_counter()
         segmented += segment.process(SourceShard(totals, number, (image,)))
         seconds.append(time.perf_counter() - started)
-    # So few images must find partners among themselves, so rules are relaxed, and --per_class must
-    # not leave any of them out.
-    lenient = dataclasses.replace(
-        config.compose, own_background=True, mixed_rand="any", per_class="all"
-    )
-    plan = PlanSplit(lenient, staging, config.segment, scenes)
-    (output,) = plan.process(("trial", segmented))
-    compose = ComposeShard(config.segment, lenient, staging, taxonomy, progress)
+    (output,) = PlanSplit(job).process(("trial", segmented))
     compose.setup()
     started = time.perf_counter()
     (composed,) = compose.process(output)
@@ -160,9 +156,9 @@ def run_trial(
         layer_bytes=sizes.pop("layers", 0) / max(accepted, 1),
         output_bytes={name: size / max(selected, 1) for name, size in sizes.items()},
     )
-    format_ = config.compose.formats[0]
+    format_ = lenient.formats[0]
     pictures = [
-        staging.staged(file.path)
+        compose.outputs.staged(file.path)
         for file in files
         if file.path.split("/")[0] == format_ and is_picture(file.path.split("/")[1])
     ]

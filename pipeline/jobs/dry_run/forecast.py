@@ -9,29 +9,24 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.dataset.config import DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import read_manifest
-from pipeline.dataset.records import ACCEPTED, count_sources, read_rows, source_key
-from pipeline.dataset.shards import layer_record
-from pipeline.generate.cut_source import by_content, known_digest, reject_by_name
+from pipeline.dataset.records import ACCEPTED
+from pipeline.generate.cut_source import reject_by_name
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.list_split import list_split
-from pipeline.generate.plan import mixed_variants
-from pipeline.generate.previous_layers import PreviousLayers, find_layers
-from pipeline.generate.shard_elements import SourceShard, make_shards
-from pipeline.inputs.checksums import Checksums, KnownContent
+from pipeline.generate.plan import group_numbers, mixed_variants
+from pipeline.generate.previous_layers import PreviousLayers, Survey
+from pipeline.generate.shard_elements import make_shards
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.location import read_location
 from pipeline.inputs.source_images import SourceImage
-from pipeline.storage.state_files import read_intact
-from pipeline.storage.store import Store
 from transforms.cutting import check_annotation
 from transforms.filters import Reason
-from transforms.pairing import group_numbers
 from transforms.segmentation import takes_masks
 from transforms.selection import has_partners
 from transforms.taxonomy import OUTSIDE
@@ -146,50 +141,33 @@ def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecas
     left: list[SourceImage] = []
     unchanged = True
     for listed in make_shards(images, totals):
-        checksums = Checksums.for_shard(job.store, split, listed.shard)
-        shard = dataclasses.replace(listed, images=_by_known_content(listed.images, checksums))
-        digests = [known_digest(i, job.config.segment, checksums.known) for i in shard.images]
-        # With `--layers drop`, the dataset has no tars of layers.
-        need_files = job.config.layers == "keep"
-        layers = find_layers(
-            job.layer_staging(), shard, digests, job.config.segment, need_files=need_files
-        )
-        rows = None if layers is None else _read_complete(job.store, layers.path, shard)
-        is_in_place = layers is not None and layers.path == layer_record(split, shard.shard)
+        found = Survey(job.layer_staging(), job.config, listed)
+        rows = found.read_rows()
+        is_in_place = found.record is not None and found.record.path == found.path
         unchanged &= is_in_place and rows is not None
-        recorded: list[tuple[SourceImage, list[str]]] = []
-        if rows is not None:
-            # Among images of the same key it is the first, because the others are rejected.
-            by_key = {image.key: image for image in reversed(shard.images)}
-            statuses_by_key: dict[str, list[str]] = {}
-            for row in rows:
-                # The key of an image's object may be invalid, too, but the image's own is not.
-                if not row["object"] and row["status"] in _WITHOUT_OWN_KEY:
-                    rejected[row["status"]] += 1
-                else:
-                    statuses_by_key.setdefault(source_key(row), []).append(row["status"])
-            recorded += [(by_key[key], statuses) for key, statuses in statuses_by_key.items()]
-        else:
-            for position, image in enumerate(shard.images):
-                preceding = shard.images[position - 1] if position else None
-                by_name = reject_by_name(image, preceding)
-                if by_name is not None:
-                    rejected[by_name[0]] += 1
-                    continue
-                digest = digests[position]
-                kept = [] if digest is None else previous.rows(image.key, digest)
-                if kept:
-                    recorded.append((image, [row["status"] for row in kept]))
-                elif reason := _reject_by_annotation(image, job.config.segment):
-                    rejected[reason] += 1
-                else:
-                    left.append(image)
-        for image, statuses in recorded:
-            if _BY_ANNOTATION.issuperset(statuses):
-                rejected[statuses[0]] += 1
+        statuses: dict[str, list[str]] = {}
+        for row in rows or ():
+            # The key of an image's object may be invalid, too, but the image's own is not.
+            if row.object or row.status not in _WITHOUT_OWN_KEY:
+                statuses.setdefault(row.source_key, []).append(row.status)
+        preceding = None
+        for image, digest in zip(found.images, found.digests, strict=True):
+            by_name, preceding = reject_by_name(image, preceding), image
+            if by_name is not None:
+                rejected[by_name[0]] += 1
+                continue
+            recorded = statuses.get(image.key, [])
+            if rows is None and digest is not None:
+                recorded = [row.status for row in previous.rows(image.key, digest)]
+            if not recorded and (reason := _reject_by_annotation(image, job.config.segment)):
+                rejected[reason] += 1
+            elif not recorded:
+                left.append(image)
+            elif _BY_ANNOTATION.issuperset(recorded):
+                rejected[recorded[0]] += 1
             else:
                 done += 1
-            accepted += [image] * statuses.count(ACCEPTED)
+            accepted += [image] * recorded.count(ACCEPTED)
     names = (job.taxonomy.names[i.label] for i in images if i.label != OUTSIDE)
     forecast = SplitForecast(
         split=split,
@@ -209,35 +187,18 @@ def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecas
 def _served(images: Sequence[SourceImage], config: DatasetConfig) -> tuple[bool, ...]:
     """Returns for each image whether every mixed variant has a background for it; see
     `SplitForecast.served`."""
-    # Images of one group cannot be each other's background. Neither can objects of one image, which
-    # all have its key here, and so count as a group. Without `--objects each` there are no such
-    # objects, so each image gets a key of its own.
+    # Images of one group cannot be each other's background. Neither can objects of one image, whose
+    # group is its key in the job, too.
     by_object = config.segment.objects == "each"
-    keys = [image.key if by_object else f"{number}" for number, image in enumerate(images)]
+    groups = [image.group or (image.key if by_object else None) or None for image in images]
     served = has_partners(
         np.asarray([image.label for image in images], np.int64),
         mixed=mixed_variants(config.compose),
         own_background=config.compose.own_background,
         mixed_rand=config.compose.mixed_rand,
-        groups=group_numbers(keys, [image.group for image in images]),
+        groups=group_numbers(pa.array(groups, pa.string())),
     )
     return tuple(served.tolist())
-
-
-def _by_known_content(
-    images: Sequence[SourceImage], checksums: Checksums
-) -> tuple[SourceImage, ...]:
-    """Sorts the images of a shard as the job does, as far as their MD5s are known without reading
-    them."""
-    return by_content(images, lambda content: checksums.known(content) or KnownContent(""))
-
-
-def _read_complete(store: Store, path: str, shard: SourceShard) -> list[dict[str, Any]] | None:
-    """Reads the rows of a shard's record; returns None if the job would find it damaged, and make
-    the shard again."""
-    columns = ["key", "object", "status"]
-    rows = read_intact(store, path, lambda: read_rows(store, path, columns))
-    return None if rows is None or count_sources(rows) != len(shard.images) else rows
 
 
 def _reject_by_annotation(image: SourceImage, config: SegmentConfig) -> Reason | None:
