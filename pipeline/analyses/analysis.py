@@ -7,7 +7,7 @@ analysis import nothing slow. What an analysis does is loaded when it is used (`
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import pkgutil
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.runtime.flag_types import Flag, Section
@@ -40,7 +40,7 @@ class Analysis:
     Attributes:
       name: its name, which is also that of its command, if it has one, and of its stage in
         counters, progress and failures.
-      module: the module whose `PARTS` are what it does.
+      does: its `Parts`, as `module:object`.
       command: its own command; None if it only has flags of other commands.
       sections: flags of its own command; the first has the values of the first of `job_flags`.
       job_flags: (the commands, the flag) by which other commands run it.
@@ -55,7 +55,7 @@ class Analysis:
     """
 
     name: str
-    module: str
+    does: str
     command: Command | None = None
     sections: tuple[Section, ...] = ()
     job_flags: tuple[tuple[tuple[str, ...], Flag], ...] = ()
@@ -76,5 +76,5 @@ class Analysis:
     @property
     def parts(self) -> Parts:
         """What the analysis does; imported when it is first used."""
-        parts: Parts = importlib.import_module(self.module).PARTS
+        parts: Parts = pkgutil.resolve_name(self.does)
         return parts

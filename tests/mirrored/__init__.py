@@ -10,7 +10,7 @@ from pipeline.runtime.flag_types import switch
 
 MIRRORED = Analysis(
     name="mirrored",
-    module="pipeline.analyses.mirrored.parts",
+    does="pipeline.analyses.mirrored.parts:PARTS",
     job_flags=(
         (
             ("run", "evaluate"),

@@ -9,7 +9,7 @@ _GRID = "all|N|FxB"
 
 ATTACK = Analysis(
     name="attack",
-    module="pipeline.analyses.attack.parts",
+    does="pipeline.analyses.attack.parts:PARTS",
     command=Command(
         "adversarial backgrounds: count foregrounds that some background makes a model get wrong",
         "in9 attack --dataset out --models resnet50 --grid 100",

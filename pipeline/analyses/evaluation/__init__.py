@@ -6,7 +6,7 @@ from pipeline.analyses.analysis import Analysis, Command
 
 EVALUATION = Analysis(
     name="evaluate",
-    module="pipeline.analyses.evaluation.parts",
+    does="pipeline.analyses.evaluation.parts:PARTS",
     command=Command(
         "measure the accuracy of models on every variant, and BG-Gap, with intervals",
         "in9 evaluate --dataset out --models resnet50.a1_in1k,resnet18=trained.pth",

@@ -10,7 +10,7 @@ from pipeline.runtime.flag_types import Flag
 
 IMAGENET = Analysis(
     name="imagenet",
-    module="pipeline.analyses.imagenet.parts",
+    does="pipeline.analyses.imagenet.parts:PARTS",
     job_flags=(
         (
             ("run", "evaluate"),
@@ -26,4 +26,4 @@ IMAGENET = Analysis(
     fate="classified",
 )
 
-TREND = Analysis(name="trend", module="pipeline.analyses.imagenet.trend_parts")
+TREND = Analysis(name="trend", does="pipeline.analyses.imagenet.trend_parts:TREND_PARTS")

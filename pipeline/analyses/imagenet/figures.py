@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 
-from pipeline.analyses.imagenet.panel import read_trend
-from pipeline.analyses.imagenet.results import Top1, Trend, TrendLine, TrendPoint
+from pipeline.analyses.imagenet.results import Top1, Trend, TrendLine, TrendPoint, read_trend
 from pipeline.display.evidence import Evidence
 from pipeline.display.plot import Plot
 from pipeline.display.style import (

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pipeline.analyses.imagenet.results import Trend
+from pipeline.analyses.imagenet.results import Trend, read_trend
 from pipeline.display.claims import Claim, Measurement, differences
-from pipeline.display.evidence import Evidence, Results
+from pipeline.display.evidence import Results
 from pipeline.display.panel import Panel
 from pipeline.display.verdicts import above, below
 
@@ -15,11 +15,6 @@ COMMAND = "in9 evaluate --dataset . --models MODELS --imagenet IMAGENET"
 AT_LEAST_THREE = (
     "at least three models, better ten, whose accuracy on ImageNet is known or measured"
 )
-
-
-def read_trend(evidence: Evidence) -> Trend | None:
-    """Returns the trend; None if there is none, or it has no lines."""
-    return next((trend for trend in evidence.get(Trend) if trend.lines), None)
 
 
 # The section needs ImageNet-9, because the published trend is about its classes.

@@ -25,6 +25,7 @@ from msgspec import Meta
 
 from pipeline.analyses.evaluation.contributions import BG_GAP, ModelsOnSameImages
 from pipeline.analyses.evaluation.results import Summary, rules_of
+from pipeline.display.evidence import Evidence
 from pipeline.display.table import Table
 from pipeline.errors import counted
 from pipeline.evaluate.failures import errors_by_model, read_failures
@@ -439,3 +440,8 @@ def _notes(points: Sequence[TrendPoint]) -> Iterator[str]:
             f"some accuracies on ImageNet were measured on fewer than the {PUBLISHED_N:,} "
             "validation images; their errors make lines flatter"
         )
+
+
+def read_trend(evidence: Evidence) -> Trend | None:
+    """Returns the trend; None if there is none, or it has no lines."""
+    return next((trend for trend in evidence.get(Trend) if trend.lines), None)

@@ -55,4 +55,4 @@ class TrendParts(Parts):
         return make_plots(evidence)
 
 
-PARTS = TrendParts()
+TREND_PARTS = TrendParts()

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from msgspec import UNSET, UnsetType
 
-from pipeline.analyses.matrix.panel import MATRIX_PARTS, matrix_file
-from pipeline.analyses.matrix.results import CellRow, Matrix
+from pipeline.analyses.matrix.results import MATRIX_PARTS, CellRow, Matrix, matrix_file
 from pipeline.display.evidence import Evidence
 from pipeline.display.plot import VERSIONS, Plot, heat_map
 from pipeline.display.text import shorten

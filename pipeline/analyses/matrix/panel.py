@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pipeline.analyses.evaluation.headline import COMMAND as EVALUATE_COMMAND
 from pipeline.analyses.evaluation.results import AccuracyRow, GapRow, Summary
 from pipeline.analyses.evaluation.trained import models_trained_on
-from pipeline.analyses.matrix.results import CellRow, Gain, Matrix, RowGap
+from pipeline.analyses.matrix.results import (
+    MATRIX_PARTS,
+    CellRow,
+    Gain,
+    Matrix,
+    RowGap,
+    matrix_file,
+)
 from pipeline.display.claims import Claim, Measurement, checkpoints, differences, trained_command
 from pipeline.display.evidence import Evidence, Results
 from pipeline.display.panel import Panel
@@ -20,13 +27,6 @@ from pipeline.errors import counted
 from pipeline.training.penalty import describe_penalty
 
 COMMAND = "in9 matrix --dataset . --probe --holdout 0.5"
-MATRIX_PARTS = ("accuracy", "published", "difference")
-"""The figures of a matrix: our accuracies, the paper's, and their differences."""
-
-
-def matrix_file(name: str, part: str) -> str:
-    """Returns the name of the SVG file of a matrix's figure, one of `MATRIX_PARTS`."""
-    return f"matrix-{name}-{part}.svg"
 
 
 @dataclasses.dataclass(frozen=True)

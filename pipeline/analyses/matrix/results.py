@@ -449,3 +449,12 @@ def write_matrix_tables(dataset: Dataset) -> list[Matrix]:
         content = {"dataset": dataset.manifest.fingerprint, "matrices": matrices}
         write_result(store, MATRICES, content)
     return matrices
+
+
+MATRIX_PARTS = ("accuracy", "published", "difference")
+"""The figures of a matrix: our accuracies, the paper's, and their differences."""
+
+
+def matrix_file(name: str, part: str) -> str:
+    """Returns the name of the SVG file of a matrix's figure, one of `MATRIX_PARTS`."""
+    return f"matrix-{name}-{part}.svg"

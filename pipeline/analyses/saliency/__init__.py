@@ -7,7 +7,7 @@ from pipeline.runtime.flag_types import Flag, count, section
 
 SALIENCY = Analysis(
     name="saliency",
-    module="pipeline.analyses.saliency.parts",
+    does="pipeline.analyses.saliency.parts:PARTS",
     command=Command(
         "measure how much of a model's saliency lies on the foreground, and draw maps",
         "in9 saliency --dataset out --models resnet50,resnet50=mixed_rand.pth --maps 9",
