@@ -17,7 +17,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from pipeline.commands.custom_pipelines import Evaluate, Generate
+    from pipeline.commands.run import Evaluate, Generate
     from pipeline.dataset.reading import DatasetReader
 
 __all__ = ["Evaluate", "Generate", "open_dataset"]
@@ -72,9 +72,9 @@ def __getattr__(name: str) -> Any:
     if name not in ("Evaluate", "Generate"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     _check_packages()
-    from pipeline.commands import custom_pipelines
+    from pipeline.commands import run
 
-    return getattr(custom_pipelines, name)
+    return getattr(run, name)
 
 
 def __dir__() -> list[str]:

@@ -24,8 +24,8 @@ from pathlib import Path
 
 from measure import IN9, machine, row, run_in9
 
+from pipeline.dataset.folder import sample_folder
 from pipeline.dataset.manifest import MANIFEST
-from pipeline.dataset.sample import sample_folder
 
 LOADING = """
 import sys

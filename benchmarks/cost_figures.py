@@ -25,9 +25,8 @@ import requests
 from measure import Cost, draw_small, machine, multiply, run_in9, slope
 
 from pipeline.commands.cli import main as in9
-from pipeline.dataset.sample import sample_folder
-from pipeline.inputs.layout import find_layout
-from pipeline.inputs.listing import list_images
+from pipeline.dataset.folder import sample_folder
+from pipeline.inputs.layout import find_layout, list_images
 from transforms.taxonomy import imagenet9
 from transforms.variants import PICTURES
 

@@ -14,12 +14,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
-from pipeline.dataset.fingerprints import fingerprint
+from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig, fingerprint
+from pipeline.dataset.folder import sample_folder
 from pipeline.dataset.manifest import MANIFEST, Manifest, stage_versions
-from pipeline.dataset.records import ACCEPTED, RECORD_SCHEMA, Staging
-from pipeline.dataset.sample import sample_folder
-from pipeline.dataset.shards import ShardCounts, bucket_hash, index_file
+from pipeline.dataset.records import (
+    ACCEPTED,
+    RECORD_SCHEMA,
+    ShardCounts,
+    Staging,
+    bucket_hash,
+    index_file,
+)
 from pipeline.dataset.sinks import Sample, digests_of, open_sinks, sample_schema
 from pipeline.storage.store import FileDigest, Store
 from transforms.codec import decode_image, encode_jpeg, encode_png

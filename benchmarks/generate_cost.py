@@ -26,11 +26,10 @@ import cv2
 from measure import machine, multiply, row, run_in9, slope
 
 from pipeline.dataset.config import SegmentConfig
-from pipeline.dataset.layer_files import decode_layer, encode_layer
-from pipeline.dataset.sample import sample_folder
+from pipeline.dataset.folder import sample_folder
+from pipeline.dataset.sinks import decode_layer, encode_layer
 from pipeline.generate.cut_source import Cutter, read_source
-from pipeline.inputs.layout import find_layout
-from pipeline.inputs.listing import list_images
+from pipeline.inputs.layout import find_layout, list_images
 from pipeline.inputs.source_images import SourceImage
 from transforms.annotations import Box
 from transforms.codec import decode_image, encode_jpeg, encode_png

@@ -45,13 +45,12 @@ from pipeline.analyses.attack.stage import AttackChunks
 from pipeline.analyses.saliency.stage import BATCH_DIVISOR, SaliencyPlan, SaliencyShards
 from pipeline.commands.train import default_workers
 from pipeline.dataset.folder import Dataset
-from pipeline.display.text import aligned
-from pipeline.evaluate.evaluation import Evaluation
+from pipeline.display.table import aligned
+from pipeline.evaluate.evaluation import Evaluation, ModelWork
 from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.resident import in_memory, on_device
-from pipeline.evaluate.work import ModelWork
-from pipeline.models.predict_config import CPU_BATCH, GPU_BATCH, PredictConfig
-from pipeline.models.timm_names import EFFICIENTNETS, Packaged
+from pipeline.models.library_names import EFFICIENTNETS, Packaged
+from pipeline.models.preprocessing import CPU_BATCH, GPU_BATCH, PredictConfig
 from pipeline.runtime.flag_types import WordListParser, comma_separated, grid
 from pipeline.runtime.machine import keep_freed_memory
 from pipeline.runtime.progress import Progress

@@ -26,9 +26,8 @@ from measure import machine, multiply, row, run_in9
 from PIL import Image
 
 import in9
-from pipeline.dataset.sample import sample_folder
-from pipeline.inputs.layout import find_layout
-from pipeline.inputs.listing import list_images
+from pipeline.dataset.folder import sample_folder
+from pipeline.inputs.layout import find_layout, list_images
 from transforms.taxonomy import imagenet9
 
 VARIANT = "mixed_rand"

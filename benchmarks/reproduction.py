@@ -17,14 +17,14 @@ from pathlib import Path
 from measure import commit
 
 from pipeline.analyses.attack.results import AttackResult
-from pipeline.analyses.evaluation.headline import GAP, make_headline
+from pipeline.analyses.evaluation.panel import GAP, make_headline
 from pipeline.analyses.evaluation.results import Summary
 from pipeline.analyses.imagenet.results import Trend
 from pipeline.analyses.matrix.results import Matrix
 from pipeline.analyses.saliency.results import SaliencyResult
 from pipeline.dataset.folder import Dataset
-from pipeline.display.evidence import Evidence
-from pipeline.display.text import TIMES
+from pipeline.display.panel import Evidence
+from pipeline.display.table import TIMES
 from pipeline.evaluate import published
 from pipeline.report.page import SECTIONS, CheckedClaim, check_claims, percent, rounded
 from pipeline.report.write import gather

@@ -29,11 +29,12 @@ import pyarrow as pa
 from measure import Cost, machine, multiply, peak_memory, row, run_in9
 
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
+from pipeline.dataset.folder import sample_folder
 from pipeline.dataset.manifest import MANIFEST
-from pipeline.dataset.records import RECORD_SCHEMA, Staging
-from pipeline.dataset.sample import sample_folder
-from pipeline.dataset.shards import (
+from pipeline.dataset.records import (
+    RECORD_SCHEMA,
     ShardCounts,
+    Staging,
     index_file,
     layer_record,
     layer_tar,
@@ -45,8 +46,7 @@ from pipeline.generate.cut_source import Cutter, read_source
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.plan import PlanSplit, load_plan
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
-from pipeline.inputs.layout import find_layout
-from pipeline.inputs.listing import list_images
+from pipeline.inputs.layout import find_layout, list_images
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import FileDigest, Store
 from transforms.taxonomy import imagenet9

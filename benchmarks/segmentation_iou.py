@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 from measure import row
 
-from pipeline.dataset.sample import sample_folder
-from pipeline.inputs.layout import find_layout
-from pipeline.inputs.listing import list_images
+from pipeline.dataset.folder import sample_folder
+from pipeline.inputs.layout import find_layout, list_images
 from transforms.annotations import parse_annotation
 from transforms.codec import decode_image, decode_mask
 from transforms.filters import MIN_FOREGROUND, mask_over_box

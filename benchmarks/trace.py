@@ -42,7 +42,7 @@ from measure import ROOT, draw_small, row
 
 from pipeline.commands.cli import main as in9
 from pipeline.evaluate import predict_shards
-from pipeline.runtime import counters, lock, progress
+from pipeline.runtime import lock, progress
 from transforms.grabcut import prepare
 
 FEW, MANY = 36, 72
@@ -52,7 +52,7 @@ RULE = (
 )
 _CLOCKS = (
     (progress, "PLAIN_SECONDS"),
-    (counters, "_NOTE_SECONDS"),
+    (progress, "_NOTE_SECONDS"),
     (lock, "RENEWAL_SECONDS"),
     (predict_shards, "CHECKPOINT_SECONDS"),
 )

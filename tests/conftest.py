@@ -23,10 +23,8 @@ from hypothesis import settings
 from PIL import Image
 
 from pipeline.commands.cli import main
-from pipeline.dataset.folder import Dataset
-from pipeline.dataset.sample import sample_folder
-from pipeline.inputs.layout import find_layout
-from pipeline.inputs.listing import list_images
+from pipeline.dataset.folder import Dataset, sample_folder
+from pipeline.inputs.layout import find_layout, list_images
 from pipeline.report import write_report
 from pipeline.report.write import write_tables
 from pipeline.runtime.lock import acquire

@@ -22,7 +22,7 @@ import fault_hooks
 from forking import Forks
 from PIL import Image
 
-from pipeline.dataset.sample import sample_folder
+from pipeline.dataset.folder import sample_folder
 
 SECONDS = 60
 """Time limit of a command; one that takes longer counts as hanging."""

@@ -19,8 +19,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata, write_table
 from pipeline.evaluate.failures import FailedModel, note_failures
 from pipeline.evaluate.predictions import prediction_file, prediction_fingerprints
-from pipeline.evaluate.result_files import read_result
-from pipeline.evaluate.results import RunSettings, pick
+from pipeline.evaluate.results import RunSettings, pick, read_result
 from pipeline.report import write_report
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from pipeline.commands.verify import verify
+from pipeline.commands.finished import verify
 from pipeline.dataset.folder import Dataset, read_parquet, read_webdataset
-from pipeline.dataset.latest import reading_store
-from pipeline.dataset.layer_files import PARTS
-from pipeline.dataset.records import ACCEPTED
-from pipeline.dataset.shards import parquet_file, webdataset_file
-from pipeline.dataset.sinks import Sample
+from pipeline.dataset.manifest import reading_store
+from pipeline.dataset.records import ACCEPTED, parquet_file, webdataset_file
+from pipeline.dataset.sinks import PARTS, Sample
 from pipeline.storage.store import Store
 
 

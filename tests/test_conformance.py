@@ -24,7 +24,7 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.layer_files import decode_layer, read_parts
+from pipeline.dataset.sinks import decode_layer, read_parts
 from pipeline.storage.store import Store
 from transforms.codec import decode_image, decode_mask
 from transforms.layers import Layer

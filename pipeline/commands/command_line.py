@@ -302,8 +302,8 @@ def _paths_of_entry(entry: str) -> Iterator[str]:
 
 def _cleared_folders(arguments: argparse.Namespace, path: str) -> Iterator[str]:
     """Yields the folders in which a command removes files and above which a path may lie."""
-    from pipeline.dataset.latest import VERSION
-    from pipeline.dataset.shards import DATA_FOLDERS
+    from pipeline.dataset.manifest import VERSION
+    from pipeline.dataset.records import DATA_FOLDERS
     from pipeline.storage.store import WORK_FOLDER
 
     dataset = (*DATA_FOLDERS, "results", WORK_FOLDER)

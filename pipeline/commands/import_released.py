@@ -12,10 +12,8 @@ import json
 import os
 import time
 
-from pipeline.dataset.folder import Dataset
-from pipeline.dataset.holdout import selected_rows
-from pipeline.dataset.latest import writing_store
-from pipeline.dataset.manifest import PREVIOUS_MANIFEST, read_manifest
+from pipeline.dataset.folder import Dataset, selected_rows
+from pipeline.dataset.manifest import PREVIOUS_MANIFEST, read_manifest, writing_store
 from pipeline.dataset.records import Staging
 from pipeline.errors import UsageError, counted, shown_bytes
 from pipeline.generate.commit import STAGING, commit
@@ -27,10 +25,14 @@ from pipeline.released.archive_listing import (
     list_files,
     read_listing,
 )
-from pipeline.released.examine import ImportPlan, examine_shard
-from pipeline.released.write_shards import BackgroundPool, ShardWriter, mixed_variants
-from pipeline.runtime.leftovers import removed_if_refused
-from pipeline.runtime.local_loop import map_shards, run_locally
+from pipeline.released.write_shards import (
+    BackgroundPool,
+    ImportPlan,
+    ShardWriter,
+    examine_shard,
+    mixed_variants,
+)
+from pipeline.runtime.job_log import map_shards, removed_if_refused, run_locally
 from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.runtime.progress import Progress
 from pipeline.storage.files import absolute, is_below

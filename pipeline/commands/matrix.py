@@ -8,19 +8,19 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from pipeline.analyses.matrix.panel import describe_gaps, matrix_table
+from pipeline.analyses.matrix.parts import describe_gaps, matrix_table
 from pipeline.analyses.matrix.plan import MatrixPlan, make_plan
 from pipeline.analyses.matrix.rows import NetworkTrainer, ProbeTrainer, Trainer, make_matrices
 from pipeline.commands.train import choose_device, plan_from_flags, refuse_network_flags
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.latest import reading_store, writing_store
-from pipeline.display.text import describe_chance
+from pipeline.dataset.manifest import reading_store, writing_store
+from pipeline.display.table import describe_chance
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.models.expand import DEFAULT_MODEL
-from pipeline.models.predict_config import PredictConfig
+from pipeline.models.preprocessing import PredictConfig
 from pipeline.models.registry import check_model
-from pipeline.models.stored_index import chosen_folder
+from pipeline.models.stored import chosen_folder
 from pipeline.report import REPORT, write_report
 from pipeline.report.write import gather
 from pipeline.runtime.machine import usable_cores

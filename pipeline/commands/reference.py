@@ -19,7 +19,7 @@ from pipeline.commands.parser import COMMANDS
 from pipeline.dataset.records import RECORD_SCHEMA
 from pipeline.dataset.sinks import sample_schema
 from pipeline.display.table import Table
-from pipeline.evaluate.result_files import PREDICTION_SCHEMA
+from pipeline.evaluate.results import PREDICTION_SCHEMA
 from pipeline.generate.compose import index_schema
 from pipeline.runtime.flag_types import Flag
 from transforms.codec import MAX_PIXELS, MAX_SCANS

@@ -13,15 +13,14 @@ import torch
 
 from pipeline.commands.command_line import check_device
 from pipeline.commands.flags import flags_of
-from pipeline.dataset.folder import Dataset
-from pipeline.dataset.holdout import Holdout
-from pipeline.dataset.latest import reading_store, writing_store
+from pipeline.dataset.folder import Dataset, Holdout
+from pipeline.dataset.manifest import reading_store, writing_store
 from pipeline.errors import JobError, UsageError, counted
 from pipeline.models.checkpoint import SUFFIX, is_trained_here, read_metadata
-from pipeline.models.predict_config import PredictConfig
+from pipeline.models.preprocessing import PredictConfig
 from pipeline.models.registry import check_model
-from pipeline.models.stored_index import chosen_folder
-from pipeline.runtime.leftovers import removed_if_refused
+from pipeline.models.stored import chosen_folder
+from pipeline.runtime.job_log import removed_if_refused
 from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import duration

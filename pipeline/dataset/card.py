@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.croissant import COLUMNS, croissant_metadata
+from pipeline.dataset.folder import LICENCE, sample_sources
 from pipeline.dataset.manifest import Manifest
-from pipeline.dataset.sample import LICENCE, sample_sources
 from pipeline.errors import escaped_line, shown_bytes
 from transforms.filters import Reason
 from transforms.taxonomy import Taxonomy

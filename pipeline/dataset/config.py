@@ -1,22 +1,42 @@
-"""The configuration of a dataset. It is stored in the manifest and included in fingerprints."""
+"""The configuration of a dataset. It is stored in the manifest and included in fingerprints.
+
+Fingerprints: digests of everything that files were made from, including the stage's version.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from pipeline.dataset.fingerprints import (
-    COMPOSE_VERSION,
-    IMPORT_VERSION,
-    SEGMENT_VERSION,
-    fingerprint,
-)
 from pipeline.storage.state_files import convert
 from transforms.codec import MAX_PIXELS
 from transforms.filters import MAX_BOX, MIN_FOREGROUND, MIN_VISIBLE, Rules
+from transforms.hashing import text_bytes
 from transforms.segmentation import Segmenter, describe_segmenter
 from transforms.variants import EXTERNAL, PAPER, WHOLE, select_variants, with_replicates
+
+SEGMENT_VERSION = 1
+"""Raised by hand when Segment would write other layers or records for the same input."""
+COMPOSE_VERSION = 1
+"""Raised by hand when Plan or Compose would write other files for the same layers."""
+EVALUATE_VERSION = 2
+"""Raised by hand when Evaluate would write other predictions for the same pixels."""
+ATTACK_VERSION = 2
+"""Raised by hand when Attack would write other predictions for the same pixels."""
+SALIENCY_VERSION = 2
+"""Raised by hand when Saliency would write other numbers or maps for the same pixels."""
+IMPORT_VERSION = 1
+"""Raised by hand when Import would write other files for the same archive."""
+
+
+def fingerprint(*parts: object) -> str:
+    """Returns the first 32 hexadecimal digits of the SHA-256 of the parts, written as JSON."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text_bytes(text)).hexdigest()[:32]
+
 
 _FLAGS_ADDED_AFTER_1_0: dict[str, Any] = {}
 """Flags that were added after 1.0, each with the value that keeps the earlier behaviour, so that

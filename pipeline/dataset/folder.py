@@ -1,13 +1,25 @@
-"""A finished dataset folder, read back: its shards, samples and index."""
+"""A finished dataset folder, read back: its shards, samples and index.
+
+The embedded sample: its folder, the digests of its pictures, and its licence.
+
+The division of a split into pictures for training and pictures for the test.
+
+If a share is held out, a training picture shows nothing of a held-out image, neither as foreground
+nor as background. In a mixed variant, each foreground takes the first replicate whose background is
+not held out; a foreground without such a replicate is left out.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
 import tarfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
@@ -15,14 +27,42 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest
-from pipeline.dataset.records import Row, read_rows
-from pipeline.dataset.shards import index_file, parquet_file, webdataset_file
+from pipeline.dataset.records import Row, index_file, parquet_file, read_rows, webdataset_file
 from pipeline.dataset.sinks import SAMPLE_FIELDS, Sample
 from pipeline.errors import JobError, UsageError
 from pipeline.storage.store import FileDigest, Store
 from transforms.limits import MAX_PICTURE_BYTES, Unread, load_json
+from transforms.selection import held_out
 from transforms.taxonomy import Taxonomy, imagenet9
-from transforms.variants import base_of, is_picture
+from transforms.variants import MIXED, base_of, is_picture
+
+LICENCE = "GPL-2.0-only"
+"""SPDX identifier of the licence of the sample's pictures, and of datasets made from them
+(`data/sample/README.md`)."""
+
+
+def sample_folder() -> str:
+    """Returns the folder of the embedded sample, which has 72 pictures in ImageNet's layout."""
+    return str(resources.files("pipeline") / "data" / "sample")
+
+
+@functools.cache
+def sample_digests() -> frozenset[str]:
+    """Returns the hexadecimal MD5 of each picture. An index holds the MD5 of each image in
+    `source_md5`, so the sample's pictures are recognised in any input."""
+    return frozenset(
+        hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        for path in Path(sample_folder()).glob("val/*/*.JPEG")
+    )
+
+
+def sample_sources() -> str:
+    """Returns the paragraph on sources and licence of the sample's own README."""
+    text = Path(sample_folder(), "README.md").read_text(encoding="utf-8")
+    paragraphs = text.split("\n\n")
+    (sources,) = (each for each in paragraphs if each.startswith("Sources and licence: "))
+    return sources
+
 
 T = TypeVar("T")
 
@@ -279,3 +319,77 @@ def sample_of(key: str, parts: dict[str, bytes]) -> Sample:
     fields = {name: row[name] for name in _FIELD_NAMES}
     ((suffix, image),) = parts.items()
     return Sample(key=key, image=image, suffix=suffix, fields=fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Holdout:
+    """The part of a split that is held out for the test.
+
+    Attributes:
+      share: fraction of the split's groups of images to hold out; 0 holds nothing out.
+      seed: seed of the choice of groups.
+    """
+
+    share: float = 0.0
+    seed: int = 0
+
+    def test_rows(self, rows: Iterable[Row]) -> list[Row]:
+        """Returns the index rows of the images for the test; all of them if nothing is held out.
+        Images of one group stay together."""
+        rows = list(rows)
+        if not self.share:
+            return rows
+        groups = [row.get("group") or row["key"] for row in rows]
+        is_out = held_out(groups, self.share, self.seed)
+        return [row for row, out in zip(rows, is_out, strict=True) if out]
+
+
+ALL = Holdout()
+"""Holds nothing out, so all images are for the test."""
+
+
+def selected_rows(
+    dataset: Dataset, split: str, holdout: Holdout = ALL, shard: int | None = None
+) -> list[Row]:
+    """Reads index rows of selected images.
+
+    Args:
+      dataset: the dataset to read.
+      split: name of the split.
+      holdout: decides which images are for the test; only their rows are returned.
+      shard: number of an output shard; None for all shards.
+
+    Returns:
+      The rows, in the dataset's order.
+    """
+    rows = dataset.index(split) if shard is None else dataset.index_of_shard(split, shard)
+    return holdout.test_rows(row for row in rows if row["selected"])
+
+
+def training_pictures(
+    dataset: Dataset, split: str, variant: str, holdout: Holdout
+) -> dict[str, str]:
+    """Chooses the pictures that a model is trained on.
+
+    Args:
+      dataset: the dataset to read.
+      split: name of the split.
+      variant: variant of the pictures, without the number of a replicate.
+      holdout: the part of the split that is held out.
+
+    Returns:
+      For the key of each picture, the variant to take it from: `variant` itself or one of its
+      replicates. Keys are in the dataset's order.
+    """
+    rows = selected_rows(dataset, split)
+    test_keys = {row["key"] for row in holdout.test_rows(rows)} if holdout.share else set()
+    names = [name for name in dataset.variants if base_of(name) == variant]
+    pictures: dict[str, str] = {}
+    for row in rows:
+        if row["key"] in test_keys:
+            continue
+        for name in names:
+            if variant not in MIXED or row[f"{name}_bg_key"] not in test_keys:
+                pictures[row["key"]] = name
+                break
+    return pictures

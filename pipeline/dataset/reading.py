@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.dataset.folder import Dataset, sample_of
-from pipeline.dataset.latest import reading_store
+from pipeline.dataset.manifest import reading_store
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import counted, did_you_mean
 from pipeline.storage.state_files import read_table

@@ -1,12 +1,115 @@
-"""A panel of the page: what it shows, and the command whose results fill it."""
+"""What a page is made of: evidence, panels, claims and verdicts.
+
+The evidence that a page is made from: the dataset, and all results by their types.
+
+A panel of the page: what it shows, and the command whose results fill it.
+
+Verdicts on a claim from 95 % intervals of measurements; pure functions.
+
+A claim holds if every value of the interval supports it, and does not hold if no value does;
+otherwise the data are too few to tell. So widening an interval never decides an open claim.
+
+A claim of the authors, the measurements that it is about, and how these are judged.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import enum
+import math
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from statistics import NormalDist
+from typing import Any, TypeVar
 
-from pipeline.display.evidence import Evidence
+from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.results import Answers, ModelRun, Trained
+from transforms.intervals import CONFIDENCE, level_of
+from transforms.scoring import PAPER_RULE
+from transforms.taxonomy import Taxonomy
+
+R = TypeVar("R")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelResults:
+    """The results of one model, run with one set of settings, on the current dataset.
+
+    Attributes:
+      folder: name of its folder below `results/`.
+      name: name of the model, with the settings that differ from the defaults.
+      model: the model as `--models` names it.
+      results: its results, by type.
+      errors: why it failed, by analysis, for analyses in which it has no results.
+    """
+
+    folder: str
+    name: str
+    model: str
+    results: Mapping[type, ModelRun] = dataclasses.field(default_factory=dict)
+    errors: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def get(self, kind: type[R]) -> R | None:
+        """Returns the result of a type; None if there is none."""
+        return next((one for one in self.results.values() if isinstance(one, kind)), None)
+
+    @property
+    def trained(self) -> Trained | None:
+        """How its checkpoint was trained; None if that is unknown."""
+        return next((run.trained for run in self.results.values() if run.trained), None)
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of the model's outputs; 0 if it has no result."""
+        return next((run.num_outputs for run in self.results.values()), 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """The results of a dataset.
+
+    Attributes:
+      models: the models, in the order of the page.
+      of_dataset: results that belong to no single model, by type.
+    """
+
+    models: tuple[ModelResults, ...]
+    of_dataset: Mapping[type, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+
+    def get(self, kind: type[R]) -> tuple[R, ...]:
+        """Returns the results of a type that belong to no single model."""
+        return self.of_dataset.get(kind, ())
+
+    def models_with(self, kind: type[R]) -> tuple[tuple[ModelResults, R], ...]:
+        """Returns (model, its result) of each model that has a result of a type."""
+        pairs = ((model, model.get(kind)) for model in self.models)
+        return tuple((model, result) for model, result in pairs if result is not None)
+
+    @property
+    def answered(self) -> tuple[tuple[ModelResults, Answers], ...]:
+        """(model, result) of each model that the page is about."""
+        return self.models_with(Answers)
+
+    @property
+    def rule(self) -> str:
+        """The label rule of the page's headline figures, which is that of the first model."""
+        return next((answers.headline for _, answers in self.answered), PAPER_RULE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evidence(Results):
+    """Everything that the page is made from.
+
+    Attributes:
+      dataset: the dataset.
+      taxonomy: the dataset's classes.
+      stale: names of models whose predictions all belong to an earlier state of the dataset.
+    """
+
+    dataset: Dataset
+    taxonomy: Taxonomy
+    stale: tuple[str, ...] = ()
+
 
 _EXAMPLE = "efficientnet_lite0"
 
@@ -57,3 +160,198 @@ def with_models(command: str, models: Iterable[str]) -> str:
     """Returns a command with the names of models in place of MODELS; a model that needs no network
     stands in if there are none."""
     return command.replace("MODELS", shlex.quote(",".join(models) or _EXAMPLE))
+
+
+Estimate = tuple[float, float, float]
+"""A value, and the bounds of its 95 % interval."""
+
+
+def estimate_of(value: float | None, low: float | None, high: float | None) -> Estimate | None:
+    """Returns a value with its interval; None if one of the three is None."""
+    return None if value is None or low is None or high is None else (value, low, high)
+
+
+class Verdict(enum.StrEnum):
+    """Outcome of judging a claim by the evidence."""
+
+    HOLDS = "holds"
+    FAILS = "does not hold"
+    OPEN = "open"
+    SMALL = "grid too small"
+    MIXED = "mixed"
+    NOT_RUN = "not run"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """A measurement of one model, test, pair of models or line of a trend.
+
+    Attributes:
+      subject: the model, test, pair or line.
+      value: the estimate.
+      low, high: bounds of its 95 % interval.
+      verdict: the verdict on the claim by this finding.
+      chance: accuracy of a constant answer to the same pictures, if the criterion compares with it;
+        else None.
+    """
+
+    subject: str
+    value: float
+    low: float
+    high: float
+    verdict: Verdict
+    chance: float | None = None
+
+
+def above(low: float, high: float, threshold: float) -> Verdict:
+    """Judges whether the true value exceeds a threshold.
+
+    >>> above(0.03, 0.13, 0), above(-0.02, 0.13, 0), above(-0.2, -0.1, 0)
+    (<Verdict.HOLDS: 'holds'>, <Verdict.OPEN: 'open'>, <Verdict.FAILS: 'does not hold'>)
+    """
+    if low > threshold:
+        return Verdict.HOLDS
+    return Verdict.FAILS if high < threshold else Verdict.OPEN
+
+
+def below(low: float, high: float, threshold: float) -> Verdict:
+    """Judges whether the true value is under a threshold."""
+    return above(-high, -low, -threshold)
+
+
+def within(low: float, high: float, span: tuple[float, float]) -> Verdict:
+    """Judges whether the true value lies in a range.
+
+    >>> within(0.07, 0.12, (0.06, 0.14)), within(-0.02, 0.17, (0.06, 0.14))
+    (<Verdict.HOLDS: 'holds'>, <Verdict.OPEN: 'open'>)
+    """
+    if span[0] <= low and high <= span[1]:
+        return Verdict.HOLDS
+    return Verdict.FAILS if high < span[0] or low > span[1] else Verdict.OPEN
+
+
+def overall(findings: Sequence[Finding]) -> Verdict:
+    """Combines findings into one verdict: their common verdict if they agree; open if none of them
+    is decisive; not run if there are none; otherwise mixed."""
+    verdicts = {finding.verdict for finding in findings}
+    if not verdicts:
+        return Verdict.NOT_RUN
+    if len(verdicts) == 1:
+        return verdicts.pop()
+    return Verdict.MIXED if verdicts & {Verdict.HOLDS, Verdict.FAILS} else Verdict.OPEN
+
+
+def widened(estimate: Estimate, comparisons: int) -> Estimate:
+    """Widens the 95 % interval of an estimate that was selected among several.
+
+    The estimate is assumed to be normally distributed.
+    """
+    z, wider = (
+        NormalDist().inv_cdf(0.5 + level / 2) for level in (CONFIDENCE, level_of(comparisons))
+    )
+    value, low, high = estimate
+    return value, value - (value - low) * wider / z, value + (high - value) * wider / z
+
+
+def difference(first: Estimate, second: Estimate) -> Estimate:
+    """Subtracts the second estimate from the first, with Newcombe's interval (Newcombe 1998, method
+    10).
+
+    The interval treats the estimates as independent, so it is too wide if both were measured on the
+    same images.
+    """
+    value = first[0] - second[0]
+    down = math.hypot(first[0] - first[1], second[2] - second[0])
+    up = math.hypot(first[2] - first[0], second[0] - second[1])
+    return value, value - down, value + up
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What a claim is judged by.
+
+    Attributes:
+      subject: the model, test, pair of models or line of a trend that was measured.
+      estimate: its value, with the 95 % interval.
+      chance: accuracy of a constant answer to the same pictures, if the criterion compares with it.
+      may_rise: whether a larger grid of the attack might measure more, so that only a claim that
+        holds is settled. More backgrounds can only fool more foregrounds, so a claim that holds on
+        a small grid holds on a larger one, too.
+    """
+
+    subject: str
+    estimate: Estimate
+    chance: float | None = None
+    may_rise: bool = False
+
+
+def differences(
+    firsts: Iterable[Measurement], seconds: Sequence[Measurement]
+) -> Iterator[Measurement]:
+    """Yields each of the first measurements minus each of the second, treated as independent."""
+    for first in firsts:
+        for second in seconds:
+            subject = f"{first.subject} minus {second.subject}"
+            yield Measurement(subject, difference(first.estimate, second.estimate))
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A claim of the authors.
+
+    A claim's source is "blog" for the authors' post (sections 1 to 5), "paper" for tables and
+    figures of their paper, and "README" for the one in their evaluation repository.
+
+    Attributes:
+      text: the claim in words.
+      place: section of the blog post, and the claim's position in it.
+      source: where the authors make the claim.
+      published: the authors' figures.
+      judged: the criterion by which results are judged, in words.
+      measure: the function that yields the measurements to judge from the results.
+      criterion: (lower end of the interval, upper end, chance, or 0 if the criterion does not
+        compare with it) -> verdict by a measurement.
+      command: the command whose results are measured; MODELS stands for model names.
+      of: what each finding is about, in the plural.
+      unit: unit of the findings' values: `percent`, `points`, or `slope`.
+      needs: what the user must provide for the command, such as checkpoints; "" if nothing.
+    """
+
+    text: str
+    place: tuple[int, int]
+    source: str
+    published: str
+    judged: str
+    measure: Callable[[Results], Iterable[Measurement]]
+    criterion: Callable[[float, float, float], Verdict]
+    command: str
+    of: str = "models"
+    unit: str = "percent"
+    needs: str = ""
+
+    @property
+    def section(self) -> int:
+        """Section of the blog post that makes the claim."""
+        return self.place[0]
+
+    def judge(self, results: Results) -> Iterator[Finding]:
+        """Yields a finding for each measurement."""
+        for one in self.measure(results):
+            verdict = self.criterion(*one.estimate[1:], one.chance or 0.0)
+            is_settled = not one.may_rise or verdict is Verdict.HOLDS
+            shown = verdict if is_settled else Verdict.SMALL
+            yield Finding(one.subject, *one.estimate, shown, one.chance)
+
+
+def trained_command(command: str, *variants: str) -> str:
+    """Returns a command with checkpoints trained on these variants in place of MODELS."""
+    files = ",".join(f"resnet50=resnet50-{variant}.pth" for variant in variants)
+    return command.replace("MODELS", files)
+
+
+def checkpoints(*variants: str) -> str:
+    """Says that a command needs checkpoints trained on these variants."""
+    *most, last = variants
+    each = f"{', '.join(most)} and {last}" if most else last
+    noun = "a checkpoint" if len(variants) == 1 else "checkpoints"
+    return f"{noun} with nine outputs, trained on {each} and named after the training set"

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.patches import Rectangle
 
+from pipeline.display.panel import Estimate
 from pipeline.display.style import (
     HEAT,
     INK,
@@ -26,8 +27,7 @@ from pipeline.display.style import (
     percent_axis,
     styled,
 )
-from pipeline.display.text import shorten
-from pipeline.display.verdicts import Estimate
+from pipeline.display.table import shorten
 from transforms.taxonomy import Taxonomy
 
 COMPARED = len(MODELS)

@@ -14,8 +14,7 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from pipeline.errors import JobError, escaped, escaped_line
-from pipeline.evaluate.result_files import read_result, write_result
-from pipeline.evaluate.results import Failure, Named, RunSettings
+from pipeline.evaluate.results import Failure, Named, RunSettings, read_result, write_result
 from pipeline.runtime.lock import TABLES_LOCK, held
 from pipeline.storage.store import Store
 

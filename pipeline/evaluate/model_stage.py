@@ -2,8 +2,8 @@
 
     dataset -> Blocks -> Look -> (blocks left to run) -> RunModels -> SumUp (per model) -> Finish
 
-A block is one model on one group of units (`pipeline.evaluate.work`). A runner can balance blocks,
-and a lost worker loses only one block. If an earlier run recorded which weights an entry of
+A block is one model on one group of units (`pipeline.evaluate.evaluation`). A runner can balance
+blocks, and a lost worker loses only one block. If an earlier run recorded which weights an entry of
 `--models` stands for, Look finds the finished units without loading the model, before RunModels
 asks for machines with an accelerator. These are the labels of the graph; the class of the step Look
 is `FindDone`, and that of SumUp is `SummarizeModel`.
@@ -27,13 +27,13 @@ import apache_beam as beam
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, ModelError, UsageError
+from pipeline.evaluate.evaluation import ModelWork, Work
 from pipeline.evaluate.failures import FailedModel, note_failures
 from pipeline.evaluate.results import ModelRun, result_folder
-from pipeline.evaluate.work import ModelWork, Work
-from pipeline.models.known import KnownModels
-from pipeline.runtime.counters import UnitTally, count, count_bytes, count_written, timed
+from pipeline.models.stored import KnownModels
 from pipeline.runtime.lock import held, model_lock
 from pipeline.runtime.machine import keep_freed_memory
+from pipeline.runtime.progress import UnitTally, count, count_bytes, count_written, timed
 from pipeline.storage.store import FileDigest, Store
 
 if TYPE_CHECKING:

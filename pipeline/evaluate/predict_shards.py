@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.dataset.fingerprints import fingerprint
+from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.evaluation import ModelWork, NoteDone, UnitOutput
 from pipeline.evaluate.predictions import (
     PROBED_VARIANT,
     keys_to_keep,
@@ -29,10 +30,8 @@ from pipeline.evaluate.predictions import (
     prediction_fingerprints,
     tested_keys,
 )
-from pipeline.evaluate.result_files import PREDICTION_SCHEMA
-from pipeline.evaluate.results import ModelRun
-from pipeline.evaluate.work import ModelWork, NoteDone, UnitOutput
-from pipeline.runtime.counters import count
+from pipeline.evaluate.results import PREDICTION_SCHEMA, ModelRun
+from pipeline.runtime.progress import count
 from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import FileDigest, Store
 from transforms.scoring import LABEL_RULES, PAPER_RULE, Labels, labels_of_outputs

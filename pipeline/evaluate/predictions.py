@@ -23,12 +23,16 @@ import pyarrow.parquet as pq
 from msgspec import UNSET
 from numpy.typing import NDArray
 
-from pipeline.dataset.fingerprints import fingerprint
-from pipeline.dataset.folder import Dataset
-from pipeline.dataset.holdout import Holdout, selected_rows
+from pipeline.dataset.config import fingerprint
+from pipeline.dataset.folder import Dataset, Holdout, selected_rows
 from pipeline.errors import JobError
-from pipeline.evaluate.result_files import PREDICTION_SCHEMA, read_results, result_shard
-from pipeline.evaluate.results import ModelRun, PicturesResult
+from pipeline.evaluate.results import (
+    PREDICTION_SCHEMA,
+    ModelRun,
+    PicturesResult,
+    read_results,
+    result_shard,
+)
 from pipeline.storage.state_files import parse_parquet, read_intact, read_table
 from pipeline.storage.store import Store
 from transforms.hashing import keyed_hashes

@@ -18,8 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from pipeline.dataset.card import card_files
-from pipeline.dataset.config import DatasetConfig
-from pipeline.dataset.fingerprints import COMPOSE_VERSION, fingerprint
+from pipeline.dataset.config import COMPOSE_VERSION, DatasetConfig, fingerprint
 from pipeline.dataset.manifest import (
     MANIFEST,
     PREVIOUS_MANIFEST,
@@ -28,14 +27,13 @@ from pipeline.dataset.manifest import (
     read_manifest,
     stage_versions,
 )
-from pipeline.dataset.records import ACCEPTED, Record
-from pipeline.dataset.shards import CARD_FILES, DATA_FOLDERS
+from pipeline.dataset.records import ACCEPTED, CARD_FILES, DATA_FOLDERS, Record
 from pipeline.errors import JobError, shown_bytes
 from pipeline.generate.scenes import SceneTable
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
-from pipeline.inputs.checksums import Checksums
-from pipeline.runtime.counters import count, timed
+from pipeline.inputs.source_images import Checksums
 from pipeline.runtime.lock import fenced_for_job, held
+from pipeline.runtime.progress import count, timed
 from pipeline.storage.state_files import read_intact
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
 from transforms.taxonomy import Taxonomy, imagenet9

@@ -8,12 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypedDict
 
-from pipeline.dataset.config import SegmentConfig
-from pipeline.dataset.fingerprints import fingerprint
+from pipeline.dataset.config import SegmentConfig, fingerprint
 from pipeline.errors import JobError, escaped_line
-from pipeline.inputs.checksums import Content, KnownContent
 from pipeline.inputs.location import Location, changed, read_location, shown
-from pipeline.inputs.source_images import SourceImage
+from pipeline.inputs.source_images import Content, KnownContent, SourceImage
 from pipeline.segmenters import find_segmenter
 from pipeline.storage.files import is_remote
 from transforms.annotations import AnnotationError, parse_annotation, write_annotation

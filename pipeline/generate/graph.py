@@ -1,4 +1,7 @@
-"""The part of the graph that makes a dataset.
+"""The part of the graph that makes a dataset, and its first step.
+
+List: finds the images of all splits, with their masks and boxes, and deals them to source
+shards.
 
     List -> Segment -> Plan -> Compose -> Commit
 
@@ -8,17 +11,162 @@ Elements of the graph hold keys, paths and records, but no pixels.
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import apache_beam as beam
 
+from pipeline.dataset.config import SegmentConfig
+from pipeline.dataset.records import DATA_FOLDERS, ShardCounts
+from pipeline.errors import UsageError, counted
 from pipeline.generate.commit import finish_step, move_step, prepare_step
 from pipeline.generate.compose import ComposeShard
-from pipeline.generate.job import GenerateJob
-from pipeline.generate.list_split import ListSplits
+from pipeline.generate.job import GenerateJob, JobStep
 from pipeline.generate.plan import PlanSplit
+from pipeline.generate.previous_layers import check_rebuild
 from pipeline.generate.segment import SegmentShard
-from pipeline.generate.shard_elements import OutputShard, SourceShard
+from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals, make_shards
+from pipeline.inputs.image_manifest import ImageManifest
+from pipeline.inputs.input_format import SplitLayout
+from pipeline.inputs.layout import list_images
+from pipeline.inputs.source_images import FileIndex, SourceImage
+from pipeline.runtime.progress import timed
+from pipeline.segmenters.given_masks import index_masks, no_mask
+from pipeline.storage.store import WORK_FOLDER, Store
+from transforms.segmentation import takes_masks
+from transforms.taxonomy import Taxonomy, imagenet9
+
+
+def list_split(
+    job: GenerateJob, layout: SplitLayout
+) -> tuple[tuple[SourceImage, ...], SplitTotals]:
+    """Lists the images of a split, and chooses its numbers of shards.
+
+    Returns:
+      (images with the files that the job uses, totals of the split).
+
+    Raises:
+      UsageError: there are no images that can be used, the input is not valid, or its images may
+        not be read.
+      OSError: a file cannot be read for another reason.
+    """
+    segment = job.config.segment
+    try:
+        images, passed_over = list_images(layout, job.taxonomy, job.config.limit, job.key_lists())
+    except PermissionError as error:
+        raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
+    masks = None if job.masks is None else index_masks(job.masks, layout.split)
+    is_whole, keeps_masks = segment.is_whole, takes_masks(segment.segmenter)
+    images = tuple(_with_used_files(image, masks, is_whole, keeps_masks) for image in images)
+    if not images:
+        raise _no_images(passed_over, layout, job.taxonomy)
+    if masks is not None and not any(image.mask for image in images):
+        raise no_mask(images[0], str(job.masks), layout.split, masks)
+    _check_used(images, layout, segment)
+    _check_places(images, job.store)
+    counts = ShardCounts.for_images(len(images), job.config.images_per_shard)
+    if layout.split in job.previous and not job.reshard:
+        counts = job.previous[layout.split]
+    outside, other_files = passed_over["outside"], passed_over["other_files"]
+    return images, SplitTotals(layout.split, counts, len(images), outside, other_files)
+
+
+def _with_used_files(
+    image: SourceImage, masks: FileIndex | None, is_whole: bool, keeps_masks: bool
+) -> SourceImage:
+    """Adds the mask of an image from `--masks`, and drops the files that are not used: masks that
+    the segmenter does not take, and boxes if images stay whole. So a change in an unused file does
+    not invalidate the layer. An image that stays whole, but has no class, keeps its files, because
+    its annotation decides the reason of its rejection."""
+    if masks is not None:
+        mask = masks.find(image.wnid, image.key)
+        return image if mask is None else replace(image, mask=mask.path, mask_md5=mask.md5)
+    if keeps_masks or (is_whole and not image.wnid):
+        return image
+    if is_whole:
+        image = replace(image, annotation=None, annotation_md5=None)
+    return image if image.mask is None else replace(image, mask=None, mask_md5=None)
+
+
+def _check_used(images: Sequence[SourceImage], layout: SplitLayout, config: SegmentConfig) -> None:
+    """Raises UsageError if no image has what it needs: a class, a mask or boxes."""
+    if config.is_whole:
+        if not any(image.wnid for image in images):
+            raise UsageError(
+                f"nothing tells the class of an image in {layout.images}: neither folders, such as "
+                "n02085620, nor annotations. Name the folder of the .xml files with --annotations"
+            )
+    elif takes_masks(config.segmenter):
+        if not any(image.mask for image in images):
+            raise UsageError(
+                f"--segmenter {config.segmenter}: no image of {layout.files[0]} has a mask; name "
+                "PNGs in a column mask, or elsewhere with --masks"
+            )
+    elif not any(image.annotation for image in images):
+        if layout.kind == ImageManifest.kind:
+            raise UsageError(
+                f"no image of {layout.files[0]} has a box: expected the columns xmin, ymin, xmax "
+                "and ymax, or boxes; with masks alone, add --segmenter masks"
+            )
+        raise UsageError(
+            f"no image in {layout.images} has an annotation in {layout.annotations or 'it'}; "
+            "name the folder of the .xml files with --annotations"
+        )
+
+
+def _check_places(images: Sequence[SourceImage], store: Store) -> None:
+    """Raises UsageError if a file lies where Commit removes files. Flags are checked at launch, but
+    not the rows of a manifest."""
+    cleared = tuple(store.path(f"{folder}/") for folder in (*DATA_FOLDERS, WORK_FOLDER))
+    for image in images:
+        for path in (image.path, image.mask, image.annotation):
+            if path and path.startswith(cleared):
+                raise UsageError(
+                    f"{path} lies in the output, where files are replaced and removed; move it to "
+                    "a place outside of it"
+                )
+
+
+def _no_images(
+    passed_over: Mapping[str, int], layout: SplitLayout, taxonomy: Taxonomy
+) -> UsageError:
+    """Returns the error for a split without images of the taxonomy's classes."""
+    where = layout.files[0] if layout.kind == ImageManifest.kind else layout.images
+    others = f"{counted(passed_over['outside'], 'image')} of other classes, "
+    others += counted(passed_over["other_files"], "other file")
+    if taxonomy != imagenet9():
+        shown = ", ".join(taxonomy.wnids[:3])
+        return UsageError(f"no image of a class of --taxonomy ({shown}, ...) in {where}: {others}")
+    return UsageError(
+        f"no image of an ImageNet-9 class in {where}: {others}. Classes must be told by WordNet "
+        "id, such as folders named n02085620; for classes of your own add --taxonomy"
+    )
+
+
+class ListSplits(JobStep):
+    """One element of any value -> the SourceShards of all splits. A single call lists all splits,
+    so that no work begins before the guard has seen every shard."""
+
+    @timed("list")
+    def process(self, _: Any) -> list[SourceShard]:
+        job = self.job
+        shards: list[SourceShard] = []
+        existing: list[SourceShard] = []
+        for layout in job.layouts:
+            split = layout.split
+            images, totals = list_split(job, layout)
+            for stage in ("segment", "compose"):
+                job.progress.note_total(stage, split, totals.listed)
+            shards += make_shards(images, totals)
+            if split in job.previous:
+                existing += make_shards(images, replace(totals, counts=job.previous[split]))
+        if job.guarded is not None:
+            renumbered = shards if job.reshard else ()
+            check_rebuild(job.guarded, existing, job.config, self.layers, renumbered)
+        # Local runners deal the shards to their workers once, in turn. Because the largest shards
+        # come first, all workers get about the same number of images.
+        return sorted(shards, key=lambda shard: -len(shard.images))
 
 
 class GenerateDataset(beam.PTransform):

@@ -8,12 +8,11 @@ from typing import Any
 import apache_beam as beam
 
 from pipeline.dataset.config import DatasetConfig
-from pipeline.dataset.records import Staging
-from pipeline.dataset.shards import ShardCounts
+from pipeline.dataset.records import ShardCounts, Staging
 from pipeline.errors import UsageError
 from pipeline.generate.commit import STAGING
 from pipeline.inputs.input_format import SplitLayout
-from pipeline.inputs.key_lists import KeyList, KeyLists, read_key_list
+from pipeline.inputs.lists import KeyList, KeyLists, read_key_list
 from pipeline.runtime.lock import fenced_for_job
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
@@ -34,7 +33,7 @@ class GenerateJob:
       source: absolute path of `--input`; empty for the sample.
       reshard: whether to choose new numbers of shards instead of `previous`.
       guarded: stages of the existing dataset from its manifest, to stop a job that would make much
-        of the dataset again (`pipeline.generate.guard`); None to let any job run.
+        of the dataset again (`pipeline.generate.previous_layers`); None to let any job run.
       masks: folder or file of masks, for a segmenter that takes them; None without `--masks`.
       exclude, include: absolute paths of lists of images; None without such a list.
       scenes: absolute path of the folder of scenes; None without `--backgrounds`.

@@ -17,8 +17,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from pipeline.dataset.config import ComposeConfig, SegmentConfig
-from pipeline.dataset.fingerprints import fingerprint
+from pipeline.dataset.config import ComposeConfig, SegmentConfig, fingerprint
 from pipeline.dataset.records import (
     ACCEPTED,
     Record,

@@ -17,16 +17,15 @@ from typing import Any, NamedTuple
 import cv2
 import pyarrow as pa
 
-from pipeline.dataset.layer_files import add_layer, encode_layer, layer_digest
 from pipeline.dataset.records import (
     ACCEPTED,
     RECORD_SCHEMA,
     ImageRow,
     Record,
     count_sources,
+    layer_tar,
 )
-from pipeline.dataset.shards import layer_tar
-from pipeline.dataset.sinks import TarWriter
+from pipeline.dataset.sinks import TarWriter, add_layer, encode_layer, layer_digest
 from pipeline.generate.cut_source import (
     Cutter,
     Identity,
@@ -38,10 +37,9 @@ from pipeline.generate.cut_source import (
 from pipeline.generate.job import JobStep
 from pipeline.generate.previous_layers import PreviousLayers, Survey
 from pipeline.generate.shard_elements import SourceShard, pack_sources
-from pipeline.inputs.checksums import Checksums
 from pipeline.inputs.location import reads_ahead
-from pipeline.inputs.source_images import SourceImage
-from pipeline.runtime.counters import UnitTally, count_shard, timed
+from pipeline.inputs.source_images import Checksums, SourceImage
+from pipeline.runtime.progress import UnitTally, count_shard, timed
 from pipeline.storage.parallel import read_ahead
 from pipeline.storage.store import FileDigest, HashingFile
 from transforms.cutting import Cut

@@ -12,9 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.dataset.records import ACCEPTED, ImageRow, Record
-from pipeline.dataset.sample import sample_digests
-from pipeline.dataset.shards import ShardCounts, layer_tar
+from pipeline.dataset.folder import sample_digests
+from pipeline.dataset.records import ACCEPTED, ImageRow, Record, ShardCounts, layer_tar
 from pipeline.errors import JobError
 from pipeline.generate.scenes import SceneTable
 from pipeline.inputs.source_images import SourceImage

@@ -1,7 +1,7 @@
 """Manifests: tables that a user wrote, with the path, class, and boxes or mask of each image.
 
 A manifest is CSV, Parquet, JSON or JSON lines with a row for each box, or COCO's JSON
-(`pipeline.inputs.coco`). Paths in it are relative to the table, absolute, or `gs://`.
+(`pipeline.inputs.annotations`). Paths in it are relative to the table, absolute, or `gs://`.
 `docs/own_data.md` explains the columns.
 """
 
@@ -15,13 +15,11 @@ from typing import Any
 
 from pipeline.dataset.manifest import FORMAT as DATASET
 from pipeline.errors import UsageError
-from pipeline.inputs.annotation_index import annotation_of
-from pipeline.inputs.coco import Content, coco_objects, is_coco, mask_text
+from pipeline.inputs.annotations import Content, annotation_of, coco_objects, is_coco, mask_text
 from pipeline.inputs.input_format import InputFormat, SplitLayout, names_of
 from pipeline.inputs.location import text_location
-from pipeline.inputs.parquet import holds_pictures
 from pipeline.inputs.source_images import SourceImage
-from pipeline.inputs.table_rows import TableRow, column_names, read_json, read_rows
+from pipeline.inputs.tables import TableRow, column_names, holds_pictures, read_json, read_rows
 from pipeline.storage.file_kind import FileInfo
 from pipeline.storage.files import absolute, files_of, is_below, is_remote, join, parent, relative
 from pipeline.storage.parallel import in_parallel

@@ -1,13 +1,198 @@
-"""Source images: one form for the images of every input format, with their files and classes."""
+"""Source images: one form for the images of every input format, with their files and classes; and
+what identifies their content.
+
+Identifies the content of source files, and of parts of files, without reading it again.
+
+A memory is a JSON file with the MD5 of content. An entry is valid while the source file keeps its
+size and modification time. Memories are not part of the dataset: deleting them costs one more read
+of the input, and changes no result.
+
+In object storage, a listing tells the MD5 of an object, so its image needs no request of its own,
+except where the object has no MD5, because it was composed of parts. A file of many images, such as
+a tar, has a stamp that changes when any of the images changes.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, shown_bytes
+from pipeline.inputs.location import Location, changed, read_location
+from pipeline.storage.file_kind import FileInfo, missing
+from pipeline.storage.files import files_of, is_remote
+from pipeline.storage.state_files import read_json
+from pipeline.storage.store import WORK_FOLDER, Store
+from transforms.limits import Unread
 from transforms.taxonomy import OUTSIDE, Taxonomy
+
+_FOLDER = f"{WORK_FOLDER}/checksums"
+_MEMORY = re.compile(rf"{re.escape(_FOLDER)}/(?P<split>[^/]+)-(?P<shard>[0-9]{{5}})\.json")
+
+
+class Content(NamedTuple):
+    """Content to identify.
+
+    Attributes:
+      location: location of the content (`pipeline.inputs.location`).
+      describe: function that returns a text about the bytes, which is remembered, too; None for no
+        text.
+      md5: hexadecimal MD5 of the content, if a listing has told it.
+      stamp: text that changes when the content does, if a listing has told it.
+    """
+
+    location: str
+    describe: Callable[[bytes], str] | None = None
+    md5: str | None = None
+    stamp: str | None = None
+
+
+class KnownContent(NamedTuple):
+    """The MD5 of content, hexadecimal, and what `Content.describe` returned for it."""
+
+    md5: str
+    description: str = ""
+
+
+class _RememberedFile(NamedTuple):
+    """Size and stamp of a file when content was read from it, and MD5 and description of the
+    content."""
+
+    size: int
+    stamp: str
+    md5: str
+    about: str
+
+
+class Checksums:
+    """Identifies content, with a memory.
+
+    Args:
+      store: the dataset folder.
+      split, shard: the source shard of the files; each shard has a memory of its own.
+    """
+
+    def __init__(self, store: Store, split: str, shard: int) -> None:
+        self._store = store
+        self._path = f"{_FOLDER}/{split}-{shard:05d}.json"
+        self._old = read_json(store, self._path, dict[str, _RememberedFile]) or {}
+        self._new: dict[str, _RememberedFile] = {}
+
+    @staticmethod
+    def forget_others(store: Store, shards: Mapping[str, int]) -> None:
+        """Removes the memories of shards that a dataset does not have.
+
+        Args:
+          store: the dataset folder.
+          shards: number of source shards by split.
+        """
+        for path in list(store.walk(_FOLDER)):
+            match = _MEMORY.fullmatch(path)
+            if match and int(match["shard"]) >= shards.get(match["split"], 0):
+                store.delete(path)
+
+    def identify(self, content: Content) -> KnownContent:
+        """Returns what is known of the content; reads it if necessary. Raises OSError if it cannot
+        be read."""
+        return self.known(content) or self.read(content)[1]
+
+    def known(self, content: Content) -> KnownContent | None:
+        """Returns what is known of the content without reading it, None if nothing is known."""
+        location = Location.parse(content.location)
+        if location.text is not None:
+            return self.read(content)[1]
+        if content.md5 is not None and content.describe is None:
+            return KnownContent(content.md5)
+        if content.location in self._new:
+            return KnownContent(*self._new[content.location][2:])
+        remembered = self._old.get(content.location)
+        if content.stamp is None and content.md5 is None:
+            info = files_of(location.path).info(location.path)
+            if info is None:
+                return None
+            if location.path == content.location and info.md5 is not None:
+                return self.known(content._replace(md5=info.md5))
+            is_same = remembered is not None and remembered[:2] == (info.size, info.identity)
+        else:
+            told = (content.stamp, content.md5)
+            is_same = remembered is not None and told in (
+                (remembered.stamp, None),
+                (None, remembered.md5),
+            )
+        if remembered is None or not is_same:
+            return None
+        self._new[content.location] = remembered
+        return KnownContent(remembered.md5, remembered.about)
+
+    def read(self, content: Content) -> tuple[bytes, KnownContent]:
+        """Reads the content, so that it is `known` from then on; returns it and what is known of
+        it. Raises OSError if it cannot be read, or changes meanwhile."""
+        location = Location.parse(content.location)
+        files, told = files_of(location.path), content.stamp or content.md5
+        is_stored = location.text is None
+        before = files.info(location.path) if is_stored and not told else None
+        data = read_location(content.location)
+        md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        known = KnownContent(md5, content.describe(data) if content.describe else "")
+        if not is_stored:
+            return data, known
+        info = files.info(location.path)
+        # If a file changed meanwhile, the bytes belong to no state that is known: once the file is
+        # restored with its old time, they would be taken for its content.
+        if info is None or (_stamp(info) != told if told else info != before):
+            raise changed(content.location)
+        is_file = location.path == content.location
+        if is_file and not isinstance(data, Unread) and len(data) != info.size:
+            raise changed(content.location)
+        if self._new.get(content.location, known).md5 != known.md5:
+            raise changed(content.location)
+        stamp = content.stamp or info.identity
+        self._new[content.location] = _RememberedFile(info.size, stamp, *known)
+        return data, known
+
+    def is_unlike(self, content: Content) -> bool:
+        """Returns whether a file that is not `known` must have changed, going by size and time.
+
+        If the file has moved to another folder, only its size is compared; if it was never read,
+        the answer is False.
+        """
+        path = Location.parse(content.location).path
+        info = files_of(path).info(path)
+        if info is None or content.location in self._old:
+            return True
+        sizes = {_without_folder(old): file.size for old, file in self._old.items()}
+        return sizes.get(_without_folder(content.location), info.size) != info.size
+
+    def save(self) -> None:
+        """Writes the memory. It keeps only the content that was asked for since this object was
+        made."""
+        if self._new != self._old:
+            self._store.write(self._path, shown_bytes(json.dumps(self._new, sort_keys=True)))
+
+
+def _without_folder(location: str) -> str:
+    path = Location.parse(location).path
+    return location.removesuffix(path) + path.rpartition("/")[2]
+
+
+def stamp_of(path: str) -> str | None:
+    """Returns the stamp of a file in object storage. Returns None for a file on this machine,
+    because the file's size and time serve instead. Raises OSError."""
+    if not is_remote(path):
+        return None
+    info = files_of(path).info(path)
+    if info is None:
+        raise missing(path)
+    return _stamp(info)
+
+
+def _stamp(info: FileInfo) -> str:
+    return info.md5 or f"{info.size}:{info.identity}"
+
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 

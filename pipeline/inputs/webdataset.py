@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.inputs.annotation_index import annotation_by, annotation_of
+from pipeline.inputs.annotations import annotation_by, annotation_of
 from pipeline.inputs.archives import Member, first_names, members
-from pipeline.inputs.checksums import stamp_of
 from pipeline.inputs.input_format import FileFormat, SplitLayout
 from pipeline.inputs.source_images import (
     IMAGE_SUFFIXES,
     SourceImage,
     is_hidden,
     is_wnid,
+    stamp_of,
     wnid_of_label,
 )
 from pipeline.storage.files import relative

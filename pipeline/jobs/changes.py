@@ -15,8 +15,7 @@ from pipeline.analyses.parts import Changed
 from pipeline.dataset.card import markdown
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import Manifest
-from pipeline.dataset.records import ACCEPTED, read_rows
-from pipeline.dataset.shards import index_file, layer_record
+from pipeline.dataset.records import ACCEPTED, index_file, layer_record, read_rows
 from pipeline.errors import counted
 from transforms.variants import EXTERNAL, MIXED, with_replicates
 

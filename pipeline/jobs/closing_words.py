@@ -8,7 +8,7 @@ from pipeline.analyses import ANALYSES
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import counted
-from pipeline.runtime.counters import bytes_written, stage_seconds
+from pipeline.runtime.progress import bytes_written, stage_seconds
 from transforms.filters import Reason
 
 _MODEL_STAGES = tuple(analysis for analysis in ANALYSES if analysis.runs_models)

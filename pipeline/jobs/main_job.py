@@ -21,15 +21,14 @@ from pipeline.analyses import ANALYSES
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST
 from pipeline.errors import JobError
+from pipeline.evaluate.evaluation import Work
 from pipeline.evaluate.model_stage import ModelStage
-from pipeline.evaluate.work import Work
 from pipeline.generate.graph import GenerateDataset
 from pipeline.generate.job import GenerateJob
 from pipeline.jobs.publish import PublishPlan, publish
 from pipeline.report.write import write_results
-from pipeline.runtime.counters import count, timed
 from pipeline.runtime.lock import DATASET_LOCK, Renewal, acquire, is_held, release
-from pipeline.runtime.progress import Progress
+from pipeline.runtime.progress import Progress, count, timed
 from pipeline.storage.state_files import json_bytes
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.limits import load_json

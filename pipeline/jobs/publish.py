@@ -12,21 +12,23 @@ from __future__ import annotations
 import dataclasses
 import posixpath
 
-from pipeline.dataset.fingerprints import fingerprint
+from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.latest import (
+from pipeline.dataset.manifest import (
     LATEST,
+    MANIFEST,
+    PREVIOUS_MANIFEST,
     PUBLISH_LOCK,
     VERSION,
     Latest,
     finished_versions,
+    read_manifest,
 )
-from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST, read_manifest
-from pipeline.dataset.shards import DATA_FOLDERS
+from pipeline.dataset.records import DATA_FOLDERS
 from pipeline.errors import JobError, UsageError, shown_bytes
 from pipeline.jobs.changes import describe_changes, summary_of, to_markdown
 from pipeline.report import REPORT
-from pipeline.runtime.leftovers import remove_leftovers
+from pipeline.runtime.job_log import remove_leftovers
 from pipeline.runtime.lock import held
 from pipeline.storage.files import is_below
 from pipeline.storage.parallel import in_parallel

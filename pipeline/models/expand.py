@@ -104,8 +104,8 @@ def _is_wild(entry: str) -> bool:
 def _matches(pattern: str) -> list[str]:
     import timm
 
+    from pipeline.models.library_names import is_for_imagenet
     from pipeline.models.registry import PACKAGED, SOURCES, TIMM, full_name
-    from pipeline.models.timm_names import is_for_imagenet
 
     prefix, colon, _ = pattern.partition(":")
     if colon:

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from pipeline.errors import JobError, ModelError, UsageError, in_short
-from pipeline.models.known import Origin
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.source import LoadedModel, Recipe, Source, measured_model
+from pipeline.models.stored import Origin
 from pipeline.storage.files import files_of
 from transforms.limits import load_json
 from transforms.taxonomy import Taxonomy

@@ -18,7 +18,6 @@ from torch.nn import functional
 
 from pipeline.errors import JobError, UsageError, in_short
 from pipeline.models.checkpoint import refuse_compressed
-from pipeline.models.known import Origin
 from pipeline.models.source import (
     LoadedModel,
     Recipe,
@@ -27,6 +26,7 @@ from pipeline.models.source import (
     measured_model,
     weights_hash,
 )
+from pipeline.models.stored import Origin
 from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
 
 _PREFIX = "open_clip:"

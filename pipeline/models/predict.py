@@ -24,8 +24,7 @@ from torch.nn import functional
 
 from pipeline.errors import JobError, ModelError, text_of
 from pipeline.models.loader import Batch, Loader, P, PixelCache
-from pipeline.models.predict_config import PredictConfig
-from pipeline.models.preprocessing import Preprocessing
+from pipeline.models.preprocessing import PredictConfig, Preprocessing
 from pipeline.models.source import LoadedModel
 from transforms.codec import decode_image, decode_into
 

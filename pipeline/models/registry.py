@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 
 from pipeline.errors import JobError, UsageError, in_short
 from pipeline.models.hugging_face import HuggingFace
+from pipeline.models.library_names import Packaged, TimmNames, TorchvisionNames
 from pipeline.models.onnx_files import OnnxFiles
 from pipeline.models.open_clip_models import OpenClip
 from pipeline.models.python_functions import PythonFunctions
@@ -27,9 +28,7 @@ from pipeline.models.source import (
     offline_without_answer,
     state_hash,
 )
-from pipeline.models.stored_index import StoredModel, WeightsFolder
-from pipeline.models.timm_names import Packaged, TimmNames
-from pipeline.models.torchvision_names import TorchvisionNames
+from pipeline.models.stored import StoredModel, WeightsFolder
 from pipeline.runtime.custom_functions import module_of
 from pipeline.storage.store import WORK_FOLDER
 from transforms.scoring import labels_of_outputs

@@ -22,8 +22,8 @@ from typing import Any, ClassVar
 import torch
 
 from pipeline.errors import JobError, UsageError, in_short, text_of
-from pipeline.models.known import HUB_SECONDS, Origin
 from pipeline.models.preprocessing import ModelIdentity, Preprocessing
+from pipeline.models.stored import HUB_SECONDS, Origin
 from pipeline.storage.files import absolute, files_of
 from transforms.hashing import text_bytes
 from transforms.scoring import labels_of_outputs

@@ -10,9 +10,8 @@ import posixpath
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
-from pipeline.dataset.config import DatasetConfig
-from pipeline.dataset.fingerprints import fingerprint
-from pipeline.dataset.shards import ShardCounts
+from pipeline.dataset.config import DatasetConfig, fingerprint
+from pipeline.dataset.records import ShardCounts
 from pipeline.errors import UsageError
 from pipeline.generate.shard_elements import SplitTotals
 from pipeline.inputs.archives import Unpacker, members, naming, unpacker_of

@@ -14,16 +14,15 @@ from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
-from pipeline.dataset.fingerprints import fingerprint
+from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata, read_rows, write_table
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError
 from pipeline.released.names import class_folder, mixed_stem, stem_of
-from pipeline.runtime.local_loop import map_shards
+from pipeline.runtime.job_log import map_shards
 from pipeline.runtime.progress import Progress
-from pipeline.storage.csv_file import csv_bytes
-from pipeline.storage.state_files import json_bytes
+from pipeline.storage.state_files import csv_bytes, json_bytes
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.codec import decode_mask, encode_npy
 from transforms.variants import EXTERNAL, MIXED, VARIANTS, base_of

@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
-from pipeline.dataset.shards import bucket_hash
+from pipeline.dataset.records import bucket_hash
 
 UNKNOWN_BACKGROUND = "unknown"
 """Stands for an unknown background in the name of a mixed picture."""

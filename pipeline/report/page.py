@@ -21,13 +21,10 @@ from pipeline.analyses import ANALYSES
 from pipeline.dataset.card import notes_of, sentence
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST
-from pipeline.display.claims import Claim
-from pipeline.display.evidence import Evidence
-from pipeline.display.panel import with_models
+from pipeline.display.panel import Claim, Evidence, Finding, Verdict, overall, with_models
 from pipeline.display.plot import COMPARED, Plot
 from pipeline.display.style import THEME
-from pipeline.display.text import TIMES
-from pipeline.display.verdicts import Finding, Verdict, overall
+from pipeline.display.table import TIMES
 from pipeline.errors import escaped
 from pipeline.evaluate.results import Answers
 from pipeline.storage.store import Store

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.analysis import Analysis
-from pipeline.dataset.fingerprints import fingerprint
+from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST
-from pipeline.display.evidence import Evidence, ModelResults
+from pipeline.display.panel import Evidence, ModelResults
 from pipeline.errors import shown_bytes
 from pipeline.evaluate.failures import read_failures
 from pipeline.evaluate.results import Answers, ModelRun, Named

@@ -31,11 +31,10 @@ from apache_beam.runners.runner import PipelineResult, PipelineRunner, create_ru
 
 from pipeline.analyses import ANALYSES
 from pipeline.errors import JobError, UsageError
-from pipeline.runners.dataflow_submission import Submission, submit
-from pipeline.runtime.counters import counters_of
+from pipeline.runners.dataflow import Submission, submit
 from pipeline.runtime.job_log import in_one_line, job_log
 from pipeline.runtime.machine import usable_cores
-from pipeline.runtime.progress import Progress, show_progress
+from pipeline.runtime.progress import Progress, counters_of, show_progress
 
 _LOCAL_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "FnApiRunner", "SwitchingDirectRunner")
 _LOST_ELEMENTS = (

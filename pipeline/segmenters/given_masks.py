@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.inputs.coco import mask_text
-from pipeline.inputs.image_folder import files_in
+from pipeline.inputs.annotations import mask_text
+from pipeline.inputs.imagenet import files_in
 from pipeline.inputs.location import text_location
 from pipeline.inputs.source_images import FileIndex, KeyedFile, SourceImage
-from pipeline.inputs.table_rows import read_json
+from pipeline.inputs.tables import read_json
 from pipeline.storage.files import files_of, join
 
 _SUFFIX = ".png"

@@ -1,19 +1,390 @@
 """Files by absolute path, on this machine or in Google Cloud Storage (`gs://bucket/name`).
 
+Files on this machine's file systems, mounted ones included, and claims on paths.
+
+A claim is a folder:
+
+PATH/<token>/about    the claim's metadata
+PATH/<token>/<n>      an empty file, which every renewal renames to the next number
+
+Each step is one rename, which is atomic and succeeds for only one process: a folder replaces
+another only if the other is empty, and no two claims have a name in common. So removing a claim,
+however late, never touches the next one. A lock file with a fixed name would not be enough, because
+another process may replace the file after it was looked at and before it is removed.
+
 The path decides which of the two storages is used. Both implement the interface in `file_kind`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import os
 import posixpath
 import re
-from typing import BinaryIO
+import shutil
+import stat
+import uuid
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, cast
 
-from pipeline.errors import UsageError
-from pipeline.storage.file_kind import Files
-from pipeline.storage.local_files import LocalFiles
+from pipeline.errors import JobError, UsageError
+from pipeline.storage.file_kind import MAX_READ_BYTES, Fence, FileInfo, Files, PathClaim, too_large
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+"""Errors of file systems that cannot make a hard link."""
+
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
+"""Errors that mean that a path leads to no file that this process may use."""
+
+_TOKEN = re.compile("[0-9a-f]{8,64}")
+_METADATA = "about"
+_CLAIMED = (errno.ENOTEMPTY, errno.EEXIST)
+"""Errors of a rename to a path that is claimed."""
+
+
+class LocalFiles(Files):
+    """See `Files`."""
+
+    def info(self, path: str) -> FileInfo | None:
+        try:
+            status = os.stat(path)
+        except ValueError:  # An impossible name.
+            return None
+        except OSError as error:
+            # A failing disk does not mean that there is no file.
+            if error.errno not in _NO_FILE:
+                raise
+            return None
+        return None if stat.S_ISDIR(status.st_mode) else _info(path, _regular(path, status))
+
+    def is_folder(self, path: str) -> bool:
+        return os.path.isdir(path)
+
+    def walk(self, folder: str) -> Iterator[FileInfo]:
+        walked = os.walk(folder, onerror=_raise_unless_missing)
+        paths = (os.path.join(root, name) for root, _, names in walked for name in names)
+        for path in sorted(paths):
+            # Another process may remove a file in the meantime.
+            with contextlib.suppress(FileNotFoundError):
+                yield _info(path, os.stat(path))
+
+    def file_paths(self, folder: str) -> list[str]:
+        if not os.path.isdir(folder):
+            return []
+        with os.scandir(folder) as entries:
+            return sorted(entry.path for entry in entries if entry.is_file())
+
+    def folder_names(self, folder: str) -> list[str]:
+        if not os.path.isdir(folder):
+            return []
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+    def read(self, path: str, limit: int | None = MAX_READ_BYTES) -> bytes:
+        size = _regular(path, os.stat(path)).st_size
+        if limit is not None and size > limit:
+            raise too_large(path, size, limit)
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            data = file.read()
+        if len(data) != size:  # Some network file systems end a file early when they fail.
+            raise OSError(f"{path} gave {len(data)} bytes, of {size}")
+        return data
+
+    def open(self, path: str) -> BinaryIO:
+        _regular(path, os.stat(path))
+        return open(path, "rb")
+
+    def read_ranges(self, path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
+        _regular(path, os.stat(path))
+        parts = []
+        with open(path, "rb", buffering=0) as file:
+            for offset, length in ranges:
+                part = os.pread(file.fileno(), length, offset)
+                if len(part) != length:
+                    raise OSError(f"{path} ends before byte {offset + length}")
+                parts.append(part)
+        return parts
+
+    @contextlib.contextmanager
+    def create(
+        self,
+        path: str,
+        temporary: str,
+        deferred: list[Callable[[], object]] | None = None,
+        *,
+        durable: bool = False,
+    ) -> Iterator[BinaryIO]:
+        with self._guarded():
+            temporary = self._intermediate(temporary)
+            try:
+                with open(temporary, "wb") as file:
+                    # The folder is made only now, because a writer without its claim must not leave
+                    # folders.
+                    _make_folder_of(path)
+                    yield cast(BinaryIO, file)
+                    if durable:
+                        _sync(file)
+                os.replace(temporary, path)
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(temporary)
+                raise
+        if durable:
+            self.sync_folder(os.path.dirname(path))
+
+    def copy(self, source: str, target: str) -> None:
+        """Copies a file, as a hard link if possible. A link is safe, because files are replaced and
+        never changed in place."""
+        _make_folder_of(target)
+        with self._guarded():
+            aside = self._intermediate(f"{target}.{uuid.uuid4().hex}")
+            try:
+                os.link(source, aside)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                shutil.copyfile(source, aside)
+            os.replace(aside, target)
+        # If both names already belong to the same file, `os.replace` does nothing and leaves
+        # `aside`.
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(aside)
+
+    def move(self, source: str, target: str) -> None:
+        _make_folder_of(target)
+        with self._guarded():
+            self._rename(source, target)
+
+    def sync_folder(self, folder: str) -> None:
+        # Some file systems do not support this, and keep names safe in their own way.
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def make_folder(self, folder: str) -> None:
+        self._check()
+        os.makedirs(folder, exist_ok=True)
+
+    def prune(self, folder: str) -> None:
+        self._check()
+        if os.path.islink(folder):
+            return
+        for path, _, _ in os.walk(folder, topdown=False):
+            # Removing a folder that is not empty fails.
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+
+    def delete(self, path: str) -> None:
+        self._remove(path, os.remove)
+
+    def delete_tree(self, folder: str) -> None:
+        if os.path.islink(folder):
+            self._remove(folder, os.remove)  # Only the link, nothing behind it.
+        else:
+            self._remove(folder, shutil.rmtree)
+
+    def _check(self) -> None:
+        """Raises JobError if a claim must be held and is lost."""
+
+    def _guarded(self) -> contextlib.AbstractContextManager[None]:
+        """Guards a block in which a missing file may mean that a claim is lost."""
+        return contextlib.nullcontext()
+
+    def _intermediate(self, path: str) -> str:
+        """Returns the path at which a file waits for its final name, and makes its folder."""
+        _make_folder_of(path)
+        return path
+
+    def _rename(self, source: str, target: str) -> None:
+        os.replace(source, target)
+
+    def _remove(self, path: str, remove: Callable[[str], object]) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            remove(path)
+
+    def claim(self, path: str, token: str, metadata: bytes, temporary: str) -> bool:
+        folder = os.path.join(temporary, token)
+        os.makedirs(folder)
+        try:
+            with open(os.path.join(folder, _METADATA), "xb") as file:
+                file.write(metadata)
+            open(os.path.join(folder, "0"), "xb").close()
+            os.rename(temporary, path)
+        except OSError as error:
+            if error.errno not in _CLAIMED:
+                raise
+            return False
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return True
+
+    def current_claim(self, path: str) -> PathClaim | None:
+        try:
+            if not stat.S_ISDIR(os.lstat(path).st_mode):
+                raise JobError(f"{path} has the name of a lock, but is none; remove it")
+            names = os.listdir(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        for token in filter(_TOKEN.fullmatch, names):
+            try:
+                inside = os.listdir(os.path.join(path, token))
+                state = next((name for name in inside if name.isdecimal()), "")
+                with open(os.path.join(path, token, _METADATA), "rb") as file:
+                    return PathClaim(token, file.read(), state)
+            except FileNotFoundError:
+                # The claim is being removed at this moment, or a power cut has left only a part of
+                # it.
+                if os.path.isdir(os.path.join(path, token)):
+                    return PathClaim(token, b"", "")
+                return None
+        if names:
+            stray = os.path.join(path, names[0])
+            raise JobError(f"{stray} does not belong in {path}, which is a lock; remove it")
+        # An empty folder is no claim, but not every file system lets a rename replace it.
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+        return None
+
+    def renew(self, path: str, claim: PathClaim) -> bool:
+        folder = os.path.join(path, claim.token)
+        following = str(int(claim.state or 0) + 1)
+        try:
+            if claim.state:
+                os.rename(os.path.join(folder, claim.state), os.path.join(folder, following))
+            else:
+                open(os.path.join(folder, following), "xb").close()
+        except (FileNotFoundError, FileExistsError):
+            return False
+        return True
+
+    def unclaim(self, path: str, claim: PathClaim, temporary: str) -> bool:
+        if self.current_claim(path) != claim:
+            return False
+        # A renewal between the two steps is not seen: the holder loses its claim, and stops at its
+        # next write.
+        os.makedirs(os.path.dirname(temporary), exist_ok=True)
+        try:
+            os.rename(os.path.join(path, claim.token), temporary)
+        except FileNotFoundError:
+            return False
+        shutil.rmtree(temporary, ignore_errors=True)
+        # This fails if the path is claimed again already.
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
+        return True
+
+    def fenced(self, fence: Fence) -> Files:
+        return FencedLocalFiles(fence)
+
+
+class FencedLocalFiles(LocalFiles):
+    """Files for the holder of a claim.
+
+    Every file that is written, moved or removed passes through the claim's own folder by an atomic
+    rename. A process that takes the claim over moves that folder away, so that the rename fails.
+    Check and change are thus a single step, and no process can be suspended between them. They are
+    two steps only where that is impossible: for folders, and on file systems without hard
+    links or where a rename fails.
+
+    Args:
+      fence: the claim that must be held.
+    """
+
+    def __init__(self, fence: Fence) -> None:
+        self._fence = fence
+        self._folder = os.path.join(fence.path, fence.token)
+
+    def _check(self) -> None:
+        if not os.path.isdir(self._folder):
+            raise self._fence.lost()
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            self._check()
+            raise
+
+    def _intermediate(self, path: str) -> str:
+        return os.path.join(self._folder, f"{uuid.uuid4().hex}.part")
+
+    def _rename(self, source: str, target: str) -> None:
+        aside = self._intermediate(source)
+        try:
+            # A link and not a rename, so that the source stays in place if this process is killed.
+            os.link(source, aside)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            self._check()
+            os.replace(source, target)
+            return
+        os.replace(aside, target)
+        for name in (aside, source):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(name)
+
+    def _remove(self, path: str, remove: Callable[[str], object]) -> None:
+        if remove is os.remove and os.path.isdir(path) and not os.path.islink(path):
+            # The rename below would take a folder away, too.
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        aside = self._intermediate(path)
+        try:
+            os.rename(path, aside)
+        except FileNotFoundError:
+            self._check()
+            return
+        except OSError as error:
+            # For example, a folder in a lower layer of a container image cannot be renamed.
+            if error.errno != errno.EXDEV:
+                raise
+            self._check()
+            aside = path
+        # If this process is killed here, the next holder removes the file with the claim.
+        super()._remove(aside, remove)
+
+
+def _make_folder_of(path: str) -> None:
+    """Makes the folder of a file. Raises NotADirectoryError if a file has the folder's name."""
+    folder = os.path.dirname(path)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except FileExistsError as error:  # Callers would think that `path` itself exists.
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from error
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    """Raises the error of a listing, unless there is no such folder (any more)."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def _regular(path: str, status: os.stat_result) -> os.stat_result:
+    """Returns the status of a file. Refuses pipes, sockets and devices, which might block or never
+    end."""
+    kind = stat.S_IFMT(status.st_mode)
+    if kind in (stat.S_IFREG, stat.S_IFDIR):  # Opening a folder raises an error of its own.
+        return status
+    name = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}.get(kind, "a device")
+    raise UsageError(f"{path} is not a file but {name}")
+
+
+def _sync(file: BinaryIO) -> None:
+    """Flushes a file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _info(path: str, status: os.stat_result) -> FileInfo:
+    return FileInfo(path, status.st_size, str(status.st_mtime_ns), status.st_mtime)
+
 
 _REMOTE = "gs://"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]*[a-z0-9]")

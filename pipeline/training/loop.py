@@ -28,7 +28,7 @@ from pipeline.models.checkpoint import (
 )
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import duration
-from pipeline.storage.csv_file import csv_bytes
+from pipeline.storage.state_files import csv_bytes
 from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.batches import (
     Batch,

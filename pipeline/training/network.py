@@ -13,11 +13,11 @@ import torch
 from torch.nn import functional
 
 from pipeline.errors import JobError, UsageError
+from pipeline.models.library_names import EFFICIENTNETS, timm_model
 from pipeline.models.predict import NetworkInput, is_out_of_memory
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.registry import check_model, load_model
 from pipeline.models.source import closest
-from pipeline.models.timm_names import EFFICIENTNETS, timm_model
 from pipeline.training.train_plan import TrainPlan
 from transforms.hashing import keyed_hash
 from transforms.taxonomy import Taxonomy

@@ -23,9 +23,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.dataset import records
-from pipeline.dataset.fingerprints import EVALUATE_VERSION, fingerprint
-from pipeline.dataset.folder import Dataset
-from pipeline.dataset.holdout import Holdout, selected_rows, training_pictures
+from pipeline.dataset.config import EVALUATE_VERSION, fingerprint
+from pipeline.dataset.folder import Dataset, Holdout, selected_rows, training_pictures
 from pipeline.errors import ModelError, UsageError
 from pipeline.evaluate.predict_shards import ShardPictures
 from pipeline.evaluate.results import safe_name
@@ -37,7 +36,7 @@ from pipeline.models.checkpoint import (
     save_checkpoint,
 )
 from pipeline.models.predict import Predictor, are_numbers, refuse_broken
-from pipeline.models.predict_config import PredictConfig
+from pipeline.models.preprocessing import PredictConfig
 from pipeline.models.registry import load_model
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import WORK_FOLDER, Store

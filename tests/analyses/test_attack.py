@@ -32,10 +32,10 @@ from pipeline.analyses.attack.figures import make_plots
 from pipeline.analyses.attack.results import ATTACK_VARIANTS, AttackResult, check_variants
 from pipeline.commands.cli import main
 from pipeline.commands.parser import build_parser
-from pipeline.display.evidence import Results
+from pipeline.display.panel import Results
 from pipeline.evaluate.published import FULL_GRID
 from pipeline.models.predict import Predictor
-from pipeline.models.predict_config import PredictConfig
+from pipeline.models.preprocessing import PredictConfig
 from pipeline.models.registry import load_model
 from transforms.adversarial import (
     UNTRIED,

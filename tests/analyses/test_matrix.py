@@ -24,14 +24,12 @@ from pipeline.analyses.matrix.plan import make_plan
 from pipeline.analyses.matrix.results import Matrix, read_matrices
 from pipeline.analyses.matrix.rows import NetworkTrainer, ProbeTrainer, make_row
 from pipeline.commands.cli import main
-from pipeline.dataset.folder import Dataset
-from pipeline.dataset.holdout import Holdout, selected_rows
-from pipeline.display.evidence import Evidence
-from pipeline.display.verdicts import Verdict
+from pipeline.dataset.folder import Dataset, Holdout, selected_rows
+from pipeline.display.panel import Evidence, Verdict
 from pipeline.errors import UsageError
 from pipeline.evaluate.published import TRAINED
-from pipeline.evaluate.result_files import PREDICTION_SCHEMA
-from pipeline.models.predict_config import PredictConfig
+from pipeline.evaluate.results import PREDICTION_SCHEMA
+from pipeline.models.preprocessing import PredictConfig
 from pipeline.report.page import check_claims
 from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.storage.state_files import convert

@@ -18,7 +18,7 @@ import pytest
 from conftest import ONE, ROOT
 
 from pipeline.analyses import ANALYSES
-from pipeline.evaluate.work import Work
+from pipeline.evaluate.evaluation import Work
 
 MODEL = """
 import time

@@ -33,15 +33,14 @@ from pipeline.analyses.saliency.stage import (
     check_variants,
     shown_images,
 )
-from pipeline.commands.evaluation_flags import works_from_flags
+from pipeline.commands.job_flags import works_from_flags
 from pipeline.commands.parser import build_parser
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import write_table
 from pipeline.errors import ModelError, UsageError
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.models.predict import Predictor
-from pipeline.models.predict_config import PredictConfig
-from pipeline.models.preprocessing import Preprocessing
+from pipeline.models.preprocessing import PredictConfig, Preprocessing
 from pipeline.models.registry import load_model
 from pipeline.models.source import loaded_model
 from pipeline.runtime.progress import Progress

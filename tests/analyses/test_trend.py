@@ -26,7 +26,7 @@ from made_results import made, stored
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.analyses.evaluation.contributions import ModelsOnSameImages
+from pipeline.analyses.evaluation.comparisons import ModelsOnSameImages
 from pipeline.analyses.evaluation.results import Summary
 from pipeline.analyses.imagenet.figures import apart, trend_figure
 from pipeline.analyses.imagenet.results import (
@@ -52,8 +52,8 @@ from pipeline.errors import JobError, UsageError
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.model_stage import Block, RunModels
 from pipeline.evaluate.predictions import EvalImages
-from pipeline.evaluate.result_files import result_file, write_result
-from pipeline.models.predict_config import PredictConfig
+from pipeline.evaluate.results import result_file, write_result
+from pipeline.models.preprocessing import PredictConfig
 from pipeline.models.registry import load_model
 from pipeline.runtime.progress import Progress
 from pipeline.storage.state_files import convert

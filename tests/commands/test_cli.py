@@ -28,9 +28,9 @@ from pipeline.commands.parser import COMMANDS, underscored
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST, Manifest
-from pipeline.dataset.shards import ShardCounts
+from pipeline.dataset.records import ShardCounts
 from pipeline.errors import JobError, UsageError
-from pipeline.evaluate.result_files import read_results
+from pipeline.evaluate.results import read_results
 from pipeline.storage.files import absolute
 from pipeline.storage.store import Store
 from transforms.variants import PAPER

@@ -16,10 +16,9 @@ from conftest import ONE, manifest_of, run_in9
 from huggingface_hub import DatasetCard
 
 from pipeline.dataset.card import card_files, notes_of, size_category
-from pipeline.dataset.folder import Dataset
+from pipeline.dataset.folder import LICENCE, Dataset, sample_sources
 from pipeline.dataset.manifest import Manifest
-from pipeline.dataset.sample import LICENCE, sample_sources
-from pipeline.dataset.shards import CARD_FILES
+from pipeline.dataset.records import CARD_FILES
 from pipeline.dataset.sinks import SAMPLE_FIELDS
 from pipeline.jobs.closing_words import describe_images
 from pipeline.storage.store import Store

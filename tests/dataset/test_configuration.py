@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from pipeline.dataset.card import limits_of, steps_of
-from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
+from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig, fingerprint
 from pipeline.dataset.croissant import COLUMNS, croissant_metadata
-from pipeline.dataset.fingerprints import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.sinks import SAMPLE_FIELDS

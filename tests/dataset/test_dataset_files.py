@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.commands.verify import verify
-from pipeline.dataset import latest, records
-from pipeline.dataset import layer_files as files
+from pipeline.commands.finished import verify
+from pipeline.dataset import manifest as latest
+from pipeline.dataset import records
+from pipeline.dataset import sinks as files
 from pipeline.dataset.config import ComposeConfig, DatasetConfig
-from pipeline.dataset.folder import Dataset
-from pipeline.dataset.holdout import Holdout, selected_rows
+from pipeline.dataset.folder import Dataset, Holdout, selected_rows
 from pipeline.dataset.manifest import MANIFEST, Manifest
-from pipeline.dataset.shards import (
+from pipeline.dataset.records import (
     ShardCounts,
     layer_record,
     layer_tar,

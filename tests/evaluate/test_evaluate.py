@@ -24,8 +24,7 @@ from pipeline.errors import JobError
 from pipeline.evaluate.predict_shards import ShardPictures
 from pipeline.evaluate.results import RunSettings, result_folder
 from pipeline.models.predict import Predictor
-from pipeline.models.predict_config import PredictConfig
-from pipeline.models.preprocessing import IN9_MEAN
+from pipeline.models.preprocessing import IN9_MEAN, PredictConfig
 from pipeline.models.registry import load_model
 from pipeline.models.source import check_head
 from pipeline.storage.store import Store

@@ -27,7 +27,7 @@ from pipeline.errors import ModelError, escaped
 from pipeline.evaluate.failures import FailedModel, note_failures, read_failures
 from pipeline.evaluate.results import RunSettings
 from pipeline.models.predict import Predictor
-from pipeline.models.predict_config import PredictConfig
+from pipeline.models.preprocessing import PredictConfig
 from pipeline.models.registry import load_model
 from pipeline.storage.store import Store
 

@@ -18,14 +18,12 @@ from pipeline.analyses.evaluation.stage import EvaluationWork
 from pipeline.analyses.imagenet.stage import ImageNetWork
 from pipeline.analyses.saliency.stage import SaliencyPlan, SaliencyWork
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.evaluation import Evaluation, Work
 from pipeline.evaluate.model_stage import ModelStage
-from pipeline.evaluate.work import Work
 from pipeline.models.expand import DEFAULT_MODEL
-from pipeline.models.predict_config import PredictConfig
+from pipeline.models.preprocessing import PredictConfig
 from pipeline.runners.beam_options import pipeline_options
-from pipeline.runtime.counters import counters_of
-from pipeline.runtime.progress import Progress
+from pipeline.runtime.progress import Progress, counters_of
 from pipeline.storage.store import Store
 
 GPU = (("accelerator", "type:nvidia-l4;count:1;install-nvidia-driver"),)

@@ -23,11 +23,11 @@ from pipeline.analyses.attack.results import AttackPlan
 from pipeline.analyses.attack.stage import AttackWork
 from pipeline.analyses.evaluation.stage import EvaluationWork
 from pipeline.analyses.saliency.stage import SaliencyPlan, SaliencyWork
-from pipeline.commands.evaluation_flags import works_from_flags
+from pipeline.commands.job_flags import works_from_flags
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.evaluate import predict_shards, resident
-from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.evaluation import Evaluation, Work
 from pipeline.evaluate.failures import FailedModel, read_failures
 from pipeline.evaluate.model_stage import (
     Block,
@@ -43,9 +43,8 @@ from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.predictions import prediction_fingerprints
 from pipeline.evaluate.resident import in_memory, on_device
 from pipeline.evaluate.results import RunSettings, pick
-from pipeline.evaluate.work import Work
 from pipeline.models.predict import Predictor, device_of
-from pipeline.models.predict_config import PredictConfig
+from pipeline.models.preprocessing import PredictConfig
 from pipeline.models.registry import load_model
 from pipeline.runtime.progress import Progress
 from pipeline.storage.state_files import read_table
@@ -343,7 +342,7 @@ def test_groups_follow_from_the_work_unless_they_are_given(
     assert len(units) > 2
     numbers = {}
     for size in (1, pictures // 2, pictures, 2 * pictures):
-        monkeypatch.setattr("pipeline.evaluate.work._PICTURES_OF_BLOCK", size)
+        monkeypatch.setattr("pipeline.evaluate.evaluation._PICTURES_OF_BLOCK", size)
         numbers[size] = [work.groups(dataset) for work in works.values()]
         for work in works.values():
             step, number = MakeBlocks(work), work.groups(dataset)
@@ -354,7 +353,7 @@ def test_groups_follow_from_the_work_unless_they_are_given(
                 assert sorted(unit for part in parts for unit in part) == list(units)
     assert list(numbers.values()) == [[len(units), 1, 5], [2, 1, 5], [1, 1, 5], [1, 1, 5]]
     attack = AttackPlan(plan(made, FIRST, groups=None), 9, 9)
-    monkeypatch.setattr("pipeline.evaluate.work._PICTURES_OF_BLOCK", 1)
+    monkeypatch.setattr("pipeline.evaluate.evaluation._PICTURES_OF_BLOCK", 1)
     chunks = AttackWork(attack, imagenet9()).units(dataset)
     assert AttackWork(attack, imagenet9()).groups(dataset) == len(chunks)
     early = dataclasses.replace(attack, early_stop=True)

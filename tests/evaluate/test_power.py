@@ -17,8 +17,7 @@ from conftest import ROOT, run_in9
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.dataset.folder import Dataset
-from pipeline.dataset.holdout import selected_rows
+from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.evaluate.predictions import keys_to_keep, read_logits
 from pipeline.storage.store import Store
 from transforms.power import cross_validated, folds_of, power_of_outputs
@@ -177,7 +176,7 @@ def test_linear_algebra_of_a_command_has_one_thread() -> None:
     """Checks the variable at the first import of numpy, because OpenBLAS reads it then."""
     watch = (
         "import os, sys; sys.addaudithook(lambda event, of: event == 'import' and of[0] == 'numpy' "
-        "and print(os.environ.get('OPENBLAS_NUM_THREADS'))); import pipeline.commands.report"
+        "and print(os.environ.get('OPENBLAS_NUM_THREADS'))); import pipeline.commands.finished"
     )
     free = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
     done = subprocess.run(

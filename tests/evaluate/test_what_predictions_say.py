@@ -18,17 +18,25 @@ from hypothesis import strategies as st
 from made_results import made
 from msgspec.structs import replace
 
-from pipeline.analyses.evaluation.comparisons import ComparisonRow, compare_models
-from pipeline.analyses.evaluation.contributions import read_contributions
-from pipeline.analyses.evaluation.gap_power import describe_power, measure_power
-from pipeline.analyses.evaluation.latex import latex_tables
+from pipeline.analyses.evaluation.comparisons import (
+    ComparisonRow,
+    compare_models,
+    read_contributions,
+)
 from pipeline.analyses.evaluation.results import Evaluated, Summary
 from pipeline.analyses.evaluation.summaries import read_summaries, summary_parts
-from pipeline.analyses.evaluation.tables import accuracy_table, missing_rows
+from pipeline.analyses.evaluation.tables import (
+    accuracy_table,
+    describe_power,
+    latex_tables,
+    measure_power,
+    missing_rows,
+)
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata, write_table
 from pipeline.errors import JobError
-from pipeline.evaluate import predictions, result_files
+from pipeline.evaluate import predictions
+from pipeline.evaluate import results as result_files
 from pipeline.evaluate.predictions import evaluated_variants, prediction_file
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
 from pipeline.evaluate.results import Failure

@@ -15,15 +15,12 @@ import pytest
 from conftest import manifest_of, stamps
 from gcs import BUCKET, gcs_server
 
-from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
-from pipeline.dataset.fingerprints import fingerprint
+from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig, fingerprint
 from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest
 from pipeline.dataset.records import (
     Record,
-    Staging,
-)
-from pipeline.dataset.shards import (
     ShardCounts,
+    Staging,
     index_file,
     layer_record,
     layer_tar,

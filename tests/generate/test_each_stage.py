@@ -18,31 +18,26 @@ from pipeline.dataset.folder import read_parquet
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.records import (
     RECORD_SCHEMA,
+    ShardCounts,
     Staging,
+    layer_record,
+    layer_tar,
     read_image_rows,
     write_table,
 )
-from pipeline.dataset.shards import (
-    ShardCounts,
-    layer_record,
-    layer_tar,
-)
 from pipeline.errors import JobError, UsageError
-from pipeline.generate.compose import ComposeShard
+from pipeline.generate.compose import ComposeShard, LayerSource, SelectedImage
 from pipeline.generate.custom_variants import custom_names, find_variants, versioned
 from pipeline.generate.cut_source import Cutter
-from pipeline.generate.graph import GenerateDataset
+from pipeline.generate.graph import GenerateDataset, ListSplits, list_split
 from pipeline.generate.job import GenerateJob
-from pipeline.generate.layer_source import LayerSource, SelectedImage
-from pipeline.generate.list_split import ListSplits, list_split
 from pipeline.generate.plan import PlanSplit, load_plan
 from pipeline.generate.previous_layers import PreviousLayers, Survey
 from pipeline.generate.segment import SegmentShard
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
-from pipeline.inputs.key_lists import read_key_list
 from pipeline.inputs.layout import find_layout
-from pipeline.runtime.counters import UnitTally
-from pipeline.runtime.progress import Progress
+from pipeline.inputs.lists import read_key_list
+from pipeline.runtime.progress import Progress, UnitTally
 from pipeline.storage.store import FileDigest, Store
 from transforms.codec import decode_image
 from transforms.geometry import OutputBox

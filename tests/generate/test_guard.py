@@ -13,16 +13,14 @@ from conftest import Run, darken, everything, pictures_of, stamps
 from soundness import assert_sound
 
 from pipeline.commands.cli import main
-from pipeline.dataset.config import DatasetConfig
-from pipeline.dataset.fingerprints import SEGMENT_VERSION
+from pipeline.dataset.config import SEGMENT_VERSION, DatasetConfig
 from pipeline.dataset.manifest import stage_versions
-from pipeline.dataset.records import RECORD_SCHEMA, Staging, write_table
-from pipeline.dataset.shards import ShardCounts, layer_record
+from pipeline.dataset.records import RECORD_SCHEMA, ShardCounts, Staging, layer_record, write_table
 from pipeline.errors import JobError
 from pipeline.generate.cut_source import Cutter
-from pipeline.generate.guard import check_rebuild
+from pipeline.generate.previous_layers import check_rebuild
 from pipeline.generate.shard_elements import SourceShard, SplitTotals
-from pipeline.storage.local_files import LocalFiles
+from pipeline.storage.files import LocalFiles
 from pipeline.storage.store import Store
 
 

@@ -16,8 +16,8 @@ from soundness import assert_sound
 
 from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.latest import finished_versions
-from pipeline.dataset.shards import ShardCounts
+from pipeline.dataset.manifest import finished_versions
+from pipeline.dataset.records import ShardCounts
 from pipeline.jobs.changes import describe_changes
 from pipeline.storage.store import Store
 from transforms.variants import MIXED

@@ -16,8 +16,7 @@ from soundness import assert_sound
 from pipeline.commands.cli import main
 from pipeline.generate.compose import ComposeShard
 from pipeline.generate.segment import SegmentShard
-from pipeline.inputs.layout import find_layout
-from pipeline.inputs.listing import list_images
+from pipeline.inputs.layout import find_layout, list_images
 from transforms.taxonomy import imagenet9
 
 

@@ -14,8 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.dataset.config import ComposeConfig, DatasetConfig
-from pipeline.dataset.records import ACCEPTED, RECORD_SCHEMA, ImageRow, Record, write_table
-from pipeline.dataset.shards import ShardCounts, layer_record, layer_tar
+from pipeline.dataset.records import (
+    ACCEPTED,
+    RECORD_SCHEMA,
+    ImageRow,
+    Record,
+    ShardCounts,
+    layer_record,
+    layer_tar,
+    write_table,
+)
 from pipeline.errors import JobError
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.plan import Plan, PlanSplit, load_plan, select_images

@@ -16,7 +16,7 @@ from soundness import assert_sound
 
 import in9
 from pipeline.commands.cli import main
-from pipeline.storage.local_files import LocalFiles
+from pipeline.storage.files import LocalFiles
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 

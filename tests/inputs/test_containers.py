@@ -16,16 +16,14 @@ from shapes import listed, tar_bytes
 
 from pipeline.errors import UsageError
 from pipeline.generate.cut_source import reject_by_name
-from pipeline.inputs.annotation_index import annotated_wnid, index_annotations
+from pipeline.inputs.annotations import annotated_wnid, index_annotations
 from pipeline.inputs.archives import members, stream
-from pipeline.inputs.checksums import stamp_of
-from pipeline.inputs.image_folder import ImageFolder, files_in
-from pipeline.inputs.imagenet_tars import ImagenetTars
+from pipeline.inputs.imagenet import ImageFolder, ImagenetTars, files_in
 from pipeline.inputs.input_format import find_files, has_boxes_by_name, has_images_by_name
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.location import read_location
-from pipeline.inputs.parquet import HubParquet, holds_pictures
-from pipeline.inputs.source_images import FileIndex, KeyedFile, SourceImage, wnid_of_label
+from pipeline.inputs.source_images import FileIndex, KeyedFile, SourceImage, stamp_of, wnid_of_label
+from pipeline.inputs.tables import HubParquet, holds_pictures
 from pipeline.inputs.webdataset import WebDataset
 from pipeline.storage.store import Store
 from transforms.annotations import AnnotationError, Box, parse_annotation

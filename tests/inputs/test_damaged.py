@@ -15,15 +15,12 @@ from shapes import listed, tar_bytes
 
 from pipeline.errors import UsageError
 from pipeline.inputs import archives
-from pipeline.inputs.annotation_index import index_annotations
+from pipeline.inputs.annotations import coco_objects, index_annotations
 from pipeline.inputs.archives import stream
-from pipeline.inputs.coco import coco_objects
-from pipeline.inputs.image_folder import ImageFolder
 from pipeline.inputs.image_manifest import path_from
-from pipeline.inputs.imagenet_tars import ImagenetTars
+from pipeline.inputs.imagenet import ImageFolder, ImagenetTars
 from pipeline.inputs.location import member_location, read_location
-from pipeline.inputs.parquet import HubParquet
-from pipeline.inputs.table_rows import read_rows
+from pipeline.inputs.tables import HubParquet, read_rows
 from transforms.limits import MAX_ANNOTATION_BYTES, Unread
 from transforms.taxonomy import imagenet9
 
@@ -169,7 +166,7 @@ def test_an_archive_is_unpacked_within_limits(
 def test_a_row_is_read_no_further_than_its_limit(
     name: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.inputs.table_rows.MAX_ROW", 1000)
+    monkeypatch.setattr("pipeline.inputs.tables.MAX_ROW", 1000)
     path = tmp_path / name
     # No line of the CSV files exceeds the limit by itself.
     path.write_text(text.format("x" * 995 + "\n") * 2)

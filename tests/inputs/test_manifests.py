@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from shapes import listed
 
 from pipeline.errors import UsageError
-from pipeline.inputs.coco import coco_objects, is_coco, mask_text
+from pipeline.inputs.annotations import coco_objects, is_coco, mask_text
 from pipeline.inputs.image_manifest import (
     ImageManifest,
     content_of_coco,
@@ -27,7 +27,7 @@ from pipeline.inputs.image_manifest import (
     tells_splits,
 )
 from pipeline.inputs.location import read_location
-from pipeline.inputs.table_rows import TableRow, column_names, read_rows
+from pipeline.inputs.tables import TableRow, column_names, read_rows
 from transforms.annotations import Box, parse_annotation
 from transforms.masks import read_mask
 

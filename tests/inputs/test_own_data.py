@@ -23,11 +23,10 @@ from soundness import assert_sound
 from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.inputs.layout import find_layout
-from pipeline.inputs.listing import list_images
+from pipeline.inputs.layout import find_layout, list_images
+from pipeline.inputs.lists import read_taxonomy
 from pipeline.inputs.location import read_location
 from pipeline.inputs.source_images import SourceImage
-from pipeline.inputs.taxonomy_file import read_taxonomy
 from pipeline.models.open_clip_models import class_prompts
 from pipeline.storage.state_files import parse_json
 from pipeline.storage.store import Store

@@ -27,12 +27,9 @@ from pipeline.commands.cli import main
 from pipeline.dataset.config import SegmentConfig
 from pipeline.errors import UsageError
 from pipeline.generate.cut_source import Cutter, SourceBytes
-from pipeline.inputs.checksums import Checksums, Content
-from pipeline.inputs.formats import FORMATS
 from pipeline.inputs.input_format import SplitLayout
-from pipeline.inputs.key_lists import KeyList, KeyLists, read_key_list
-from pipeline.inputs.layout import find_layout
-from pipeline.inputs.listing import list_images
+from pipeline.inputs.layout import FORMATS, find_layout, list_images
+from pipeline.inputs.lists import KeyList, KeyLists, read_key_list
 from pipeline.inputs.location import (
     Location,
     member_location,
@@ -41,7 +38,7 @@ from pipeline.inputs.location import (
     row_location,
     text_location,
 )
-from pipeline.inputs.source_images import SourceImage
+from pipeline.inputs.source_images import Checksums, Content, SourceImage
 from pipeline.storage.store import Store
 from transforms.annotations import (
     Annotation,
@@ -499,7 +496,7 @@ def test_what_changes_while_it_is_read_is_no_content(
 
     put(b"a picture", 1)
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.inputs.checksums.read_location", read)
+        patched.setattr("pipeline.inputs.source_images.read_location", read)
         checksums = Checksums(store, "val", 0)
         with pytest.raises(OSError, match="file has changed while it was read"):
             checksums.identify(Content(str(file)))

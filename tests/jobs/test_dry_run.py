@@ -13,7 +13,7 @@ from conftest import Run, darken, manifest_of, pictures_of, run_in9, stamps
 
 from pipeline.commands.command_line import parse_command_line
 from pipeline.commands.job_flags import job_from_flags
-from pipeline.jobs.dry_run.forecast import make_forecast
+from pipeline.jobs.forecast import make_forecast
 from pipeline.storage.store import Store
 
 

@@ -25,13 +25,13 @@ from pipeline.analyses.evaluation.changes import (
 )
 from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.latest import (
+from pipeline.dataset.manifest import (
+    MANIFEST,
     PUBLISH_LOCK,
     finished_versions,
     reading_store,
     writing_store,
 )
-from pipeline.dataset.manifest import MANIFEST
 from pipeline.errors import JobError, UsageError
 from pipeline.jobs.changes import (
     Changes,
@@ -42,8 +42,8 @@ from pipeline.jobs.changes import (
     to_markdown,
 )
 from pipeline.jobs.publish import PublishPlan, check_publishing, describe_published, publish
+from pipeline.storage.files import LocalFiles
 from pipeline.storage.gcs_files import GcsFiles
-from pipeline.storage.local_files import LocalFiles
 from pipeline.storage.store import Store
 
 MODEL = """

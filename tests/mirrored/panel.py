@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pipeline.analyses.mirrored.results import MirroredResult
 
-from pipeline.display.evidence import Evidence
-from pipeline.display.panel import Panel
+from pipeline.display.panel import Evidence, Panel
 
 
 def make_mirrored(evidence: Evidence, with_pictures: bool) -> list[tuple[str, MirroredResult]]:

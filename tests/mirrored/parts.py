@@ -18,8 +18,7 @@ from pipeline.analyses.parts import Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import Panel
-from pipeline.evaluate.evaluation import Evaluation
-from pipeline.evaluate.work import Work
+from pipeline.evaluate.evaluation import Evaluation, Work
 from transforms.taxonomy import Taxonomy
 
 

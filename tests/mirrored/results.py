@@ -9,8 +9,15 @@ import pyarrow as pa
 from msgspec import Meta
 
 from pipeline.dataset.folder import Dataset
-from pipeline.display.table import Cell, OfModel, RunColumns, Table, tabular
-from pipeline.display.text import aligned, percent_interval
+from pipeline.display.table import (
+    Cell,
+    OfModel,
+    RunColumns,
+    Table,
+    aligned,
+    percent_interval,
+    tabular,
+)
 from pipeline.evaluate.predictions import read_current_results
 from pipeline.evaluate.results import PicturesResult, pick
 

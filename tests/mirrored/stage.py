@@ -10,12 +10,11 @@ import numpy as np
 import pyarrow as pa
 from pipeline.analyses.mirrored.results import SCHEMA, VARIANT, MirroredResult
 
-from pipeline.dataset.fingerprints import fingerprint
+from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.evaluation import ModelWork, NoteDone, UnitOutput, Work
 from pipeline.evaluate.predictions import split_fingerprint
-from pipeline.evaluate.result_files import result_file, result_shard, write_result
-from pipeline.evaluate.results import ModelRun, pick
-from pipeline.evaluate.work import ModelWork, NoteDone, UnitOutput, Work
+from pipeline.evaluate.results import ModelRun, pick, result_file, result_shard, write_result
 from pipeline.storage.state_files import read_table
 from transforms.codec import decode_image
 from transforms.intervals import wilson

@@ -14,14 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from pipeline.dataset.folder import Dataset
-from pipeline.dataset.holdout import Holdout, selected_rows, training_pictures
+from pipeline.dataset.folder import Dataset, Holdout, selected_rows, training_pictures
 from pipeline.errors import JobError
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import TrainedOn, metadata_of_entry, read_metadata, save_checkpoint
+from pipeline.models.library_names import _read_shapes, read_state
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.registry import load_model
-from pipeline.models.timm_names import _read_shapes, read_state
 from pipeline.storage.store import Store
 from pipeline.training.loop import read_state_file
 from transforms.selection import held_out

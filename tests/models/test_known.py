@@ -24,10 +24,9 @@ from safetensors.torch import save_file
 
 from pipeline.errors import JobError
 from pipeline.models import source
-from pipeline.models.known import KnownModels, Origin
 from pipeline.models.registry import load_model, source_of, store_model
 from pipeline.models.source import LoadedModel
-from pipeline.models.stored_index import WeightsFolder
+from pipeline.models.stored import KnownModels, Origin, WeightsFolder
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 
@@ -87,7 +86,7 @@ def test_a_package_is_known_by_its_version(
     identity = learn(known, "efficientnet_lite0").identity
     assert known.recall("efficientnet_lite0") == identity
     assert known.recall("efficientnet_lite1") is None
-    monkeypatch.setattr("pipeline.models.known._version", lambda package: f"{package} 9")
+    monkeypatch.setattr("pipeline.models.stored._version", lambda package: f"{package} 9")
     assert known.recall("efficientnet_lite0") is None
 
 
@@ -133,7 +132,7 @@ def cached(home: Path, repository: str, commit: str, outputs: int = 1000) -> Non
 
 OFFLINE = """
 import sys
-from pipeline.models.known import KnownModels
+from pipeline.models.stored import KnownModels
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 known = KnownModels(Store(sys.argv[1]), None, imagenet9())
@@ -192,7 +191,7 @@ def hub() -> Iterator[str]:
 
 
 def test_the_hub_is_asked_where_it_answers(hub: str, tmp_path: Path) -> None:
-    ask = "from pipeline.models.known import Origin; print(Origin('hub', 'org/name').stamp())"
+    ask = "from pipeline.models.stored import Origin; print(Origin('hub', 'org/name').stamp())"
 
     def stamp(endpoint: str) -> str:
         environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path)}

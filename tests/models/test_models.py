@@ -24,8 +24,7 @@ from pipeline.errors import JobError, UsageError
 from pipeline.models.expand import expand_models
 from pipeline.models.open_clip_models import class_prompts
 from pipeline.models.predict import Predictor
-from pipeline.models.predict_config import PredictConfig
-from pipeline.models.preprocessing import IN9_MEAN
+from pipeline.models.preprocessing import IN9_MEAN, PredictConfig
 from pipeline.models.registry import check_fit, check_model, load_model
 from pipeline.models.source import LoadedModel, check_head
 from transforms.taxonomy import Taxonomy, imagenet9

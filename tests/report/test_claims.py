@@ -16,11 +16,13 @@ from pipeline.analyses.attack.results import AttackResult
 from pipeline.analyses.evaluation.results import Summary
 from pipeline.analyses.evaluation.summaries import measure_accuracy
 from pipeline.analyses.imagenet.results import Trend
-from pipeline.analyses.matrix.panel import CLAIMS
+from pipeline.analyses.matrix.parts import CLAIMS
 from pipeline.dataset.folder import Dataset
-from pipeline.display.evidence import Evidence, ModelResults, Results
-from pipeline.display.verdicts import (
+from pipeline.display.panel import (
+    Evidence,
     Finding,
+    ModelResults,
+    Results,
     Verdict,
     above,
     below,

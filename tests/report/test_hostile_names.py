@@ -37,8 +37,7 @@ from pipeline.evaluate.results import ModelRun
 from pipeline.jobs.changes import describe_changes, to_markdown
 from pipeline.report import write_report
 from pipeline.report.write import write_tables
-from pipeline.storage.csv_file import read_csv
-from pipeline.storage.state_files import convert
+from pipeline.storage.state_files import convert, read_csv
 from pipeline.storage.store import Store
 
 FRAGMENTS = (

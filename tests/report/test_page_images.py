@@ -26,8 +26,8 @@ from pipeline.analyses.evaluation.images import (
 from pipeline.analyses.evaluation.patterns import PATTERNS, VersionAnswer, patterns_of
 from pipeline.analyses.evaluation.results import Summary
 from pipeline.dataset.sinks import Sample
-from pipeline.display.evidence import Evidence
-from pipeline.evaluate.result_files import PREDICTION_SCHEMA, result_shard
+from pipeline.display.panel import Evidence
+from pipeline.evaluate.results import PREDICTION_SCHEMA, result_shard
 from pipeline.report.page import _environment
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy, imagenet9

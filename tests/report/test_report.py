@@ -21,26 +21,25 @@ from made_results import made, of_model, stored
 from report_page import HOSTILE, MODELS, Opened, column
 
 from pipeline.analyses import ANALYSES
-from pipeline.analyses.attack.panel import _BYTES as BACKGROUND_BYTES
+from pipeline.analyses.attack.parts import _BYTES as BACKGROUND_BYTES
 from pipeline.analyses.attack.results import AttackResult, attack_table
 from pipeline.analyses.evaluation import figures as evaluation_figures
-from pipeline.analyses.evaluation.headline import Differences, HeadlineCell, reading
 from pipeline.analyses.evaluation.images import _BYTES as CHOOSER_BYTES
 from pipeline.analyses.evaluation.images import PER_CLASS
+from pipeline.analyses.evaluation.panel import Differences, HeadlineCell, reading
 from pipeline.analyses.evaluation.results import Evaluated
 from pipeline.analyses.imagenet.results import ImageNetResult, Trend
-from pipeline.analyses.matrix.panel import make_matrices
+from pipeline.analyses.matrix.parts import make_matrices
 from pipeline.analyses.matrix.results import Matrix
-from pipeline.analyses.saliency.panel import _BYTES as SALIENCY_BYTES
-from pipeline.analyses.saliency.panel import SaliencyPanel, on_foreground
+from pipeline.analyses.saliency.parts import _BYTES as SALIENCY_BYTES
+from pipeline.analyses.saliency.parts import SaliencyPanel, on_foreground
 from pipeline.analyses.saliency.results import SaliencyResult, saliency_table
 from pipeline.commands.cli import main
 from pipeline.commands.parser import build_parser
-from pipeline.display.evidence import Results
+from pipeline.display.panel import Results
 from pipeline.display.style import Drawn
 from pipeline.errors import UsageError
-from pipeline.evaluate.result_files import read_result
-from pipeline.evaluate.results import Failure
+from pipeline.evaluate.results import Failure, read_result
 from pipeline.report import write, write_report
 from pipeline.report.page import _environment
 from pipeline.storage import state_files

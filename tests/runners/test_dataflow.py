@@ -32,8 +32,8 @@ from pipeline.errors import JobError
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.jobs.main_job import LAST_RUN, JobSummary, TakeLock, finish_job, manifest_state
 from pipeline.models.expand import DEFAULT_MODEL
-from pipeline.models.predict_config import PredictConfig
-from pipeline.runners.dataflow_gpu import DISK_GB, Gpu
+from pipeline.models.preprocessing import PredictConfig
+from pipeline.runners.dataflow import DISK_GB, Gpu
 from pipeline.runtime.dataflow_jobs import is_over
 from pipeline.runtime.lock import (
     DATASET_LOCK,

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import BrokenPictureError, JobError
 from pipeline.runners import beam_options
-from pipeline.runtime.local_loop import run_locally
+from pipeline.runtime.job_log import run_locally
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 

@@ -24,7 +24,7 @@ from pipeline.errors import JobError
 from pipeline.generate import commit
 from pipeline.runtime import lock
 from pipeline.runtime.lock import DATASET_LOCK, TABLES_LOCK, acquire, held, is_held, release
-from pipeline.storage import local_files, processes
+from pipeline.storage import files, processes
 from pipeline.storage.files import files_of
 from pipeline.storage.store import TEMPORARY, Store
 
@@ -243,7 +243,7 @@ def test_where_there_are_no_hard_links_files_are_looked_after_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
-        raise OSError(local_files._NO_LINKS[0], "no links")
+        raise OSError(files._NO_LINKS[0], "no links")
 
     monkeypatch.setattr(os, "link", refuse)
     store = Store(str(tmp_path))
@@ -302,7 +302,7 @@ def test_a_renewal_that_fails_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, calls = Store(str(tmp_path)), 0
-    renew = local_files.LocalFiles.renew
+    renew = files.LocalFiles.renew
 
     def fails_at_first(*arguments: Any) -> bool:
         nonlocal calls
@@ -311,7 +311,7 @@ def test_a_renewal_that_fails_is_tried_again(
             raise OSError("no way to the disk")
         return renew(*arguments)
 
-    monkeypatch.setattr(local_files.LocalFiles, "renew", fails_at_first)
+    monkeypatch.setattr(files.LocalFiles, "renew", fails_at_first)
     current_claim = store.files.current_claim
     with held(store, DATASET_LOCK):
         before = current_claim(store.path(DATASET_LOCK))

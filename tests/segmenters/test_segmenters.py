@@ -29,8 +29,7 @@ from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.generate.cut_source import Cutter, SourceBytes
-from pipeline.inputs.layout import find_layout
-from pipeline.inputs.listing import list_images
+from pipeline.inputs.layout import find_layout, list_images
 from pipeline.inputs.location import read_location
 from pipeline.segmenters import find_segmenter, parameters_of
 from pipeline.segmenters.given_masks import index_masks

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import JobError, counted, escaped, escaped_texts, shown_bytes
 from pipeline.runtime.job_log import in_one_line, job_log
-from pipeline.storage.csv_file import csv_bytes, read_csv
+from pipeline.storage.state_files import csv_bytes, read_csv
 from pipeline.storage.store import Store
 from transforms.hashing import text_bytes
 

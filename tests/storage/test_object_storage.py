@@ -20,8 +20,7 @@ from pipeline.dataset.records import Staging
 from pipeline.errors import JobError, TooLargeError, UsageError
 from pipeline.generate.cut_source import Cutter
 from pipeline.generate.scenes import DrawnScenes, examine_scenes, list_scenes
-from pipeline.inputs.layout import find_layout
-from pipeline.inputs.listing import list_images
+from pipeline.inputs.layout import find_layout, list_images
 from pipeline.runtime.lock import DATASET_LOCK, acquire, held, is_held, release, this_process
 from pipeline.storage.files import absolute, is_below, parent
 from pipeline.storage.gcs_files import _blob

@@ -23,8 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.commands.flags import flags_of
-from pipeline.dataset.latest import LATEST, read_latest
-from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest
+from pipeline.dataset.manifest import LATEST, MANIFEST, Manifest, read_latest, read_manifest
 from pipeline.dataset.records import Record, Staging, read_metadata, write_table
 from pipeline.errors import UsageError
 from pipeline.evaluate.results import RunSettings

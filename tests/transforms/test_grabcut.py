@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.dataset.sample import sample_folder
+from pipeline.dataset.folder import sample_folder
 from transforms import grabcut as package
 from transforms.annotations import parse_annotation
 from transforms.codec import decode_image

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from pipeline.dataset.shards import ShardCounts
+from pipeline.dataset.records import ShardCounts
 from transforms.hashing import keyed_hash, keyed_hashes, substream
 from transforms.intervals import paired_bootstrap, poisson_weights, wilson
 from transforms.scoring import LABEL_RULES, labels_of_outputs

@@ -14,15 +14,21 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.grabcut.clustering import COMPONENTS, cluster
+from transforms.grabcut.clustering import COMPONENTS, cluster, seeded
 from transforms.grabcut.compilation import entry
 from transforms.grabcut.errors import Unserved
 from transforms.grabcut.forest import DEEPEST, FREE
-from transforms.grabcut.generator import seeded
 from transforms.grabcut.lanes import SLACK
-from transforms.grabcut.likelihoods import assign_components, weigh
 from transforms.grabcut.max_flow import minimum_cut, workspace
-from transforms.grabcut.mixtures import FIELDS, MOMENTS, NO_GROUP, learn, regroup
+from transforms.grabcut.mixtures import (
+    FIELDS,
+    MOMENTS,
+    NO_GROUP,
+    assign_components,
+    learn,
+    regroup,
+    weigh,
+)
 from transforms.grabcut.smoothness import link_pixels, measure_contrast
 
 _SCALE = 2.0**20

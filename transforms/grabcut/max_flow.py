@@ -41,13 +41,15 @@ from transforms.grabcut.forest import (
     Ints,
     Queues,
     grow,
+    list_active_anew,
     nodes_at,
     orphan_children,
     plant,
+    prune,
     put,
+    regrow,
 )
 from transforms.grabcut.lanes import SLACK, lowest_bit, lowest_open_level, open_arcs_to
-from transforms.grabcut.repair import list_active_anew, prune, regrow
 
 _SWEEPS = 64
 """Largest number of sweeps before a repair."""

@@ -1,4 +1,6 @@
-"""Learns two mixtures of five Gaussians from moments that are whole numbers.
+"""Two mixtures of five Gaussians: learns them, and computes what they say of each colour.
+
+Learns two mixtures of five Gaussians from moments that are whole numbers.
 
 Moments of colours are exact integers, so samples can be added in any order, and a sample that
 changes its component is simply subtracted from one component and added to another. The covariance,
@@ -6,6 +8,25 @@ its determinant and its inverse are then computed with OpenCV's operations in Op
 matters because the covariance of grey pictures is singular except for rounding errors, which then
 decide the result. Source: OpenCV, imgproc/grabcut.cpp (`GMM::endLearning`,
 `GMM::calcInverseCovAndDeterm`).
+
+Computes each colour's component in a mixture, and its pull to one side of the cut.
+
+A component is a Gaussian of the mixture; its exponent is the logarithm of its density. OpenCV
+computes the density of each Gaussian, and chooses the component with the greatest density, without
+weights. The component with the greatest exponent is the same, so no exponential is needed to choose
+it. The pull is the logarithm of the ratio of the two mixtures' densities. To compute it, the
+greatest term of each mixture is factored out before the exponentials are summed. Quadratic forms
+are computed with OpenCV's operations in OpenCV's order (see `mixtures`), in blocks that fit into
+the fastest cache.
+
+This method would differ from OpenCV where OpenCV's densities underflow. For every possible
+covariance, OpenCV's greatest density is a normal number if the greatest exponent is within +-690,
+and 0 if the greatest exponent is below -780. If all densities are 0, OpenCV chooses the first
+component, and the logarithm of the mixture's density is minus infinity, which makes an arc to the
+source (or the sink) that cannot be filled; if both mixtures have density 0, it is the arc to the
+source. These rules are applied here, too. The few samples whose greatest exponent is in neither of
+the two ranges are recomputed in OpenCV's way. Source: OpenCV, imgproc/grabcut.cpp
+(`GMM::whichComponent`, `GMM::operator()`, `constructGCGraph`).
 """
 
 from __future__ import annotations
@@ -17,6 +38,7 @@ from numpy.typing import NDArray
 
 from transforms.grabcut.clustering import COMPONENTS
 from transforms.grabcut.compilation import Integer, entry, helper
+from transforms.grabcut.vector_math import exp_below_zero, log
 
 # Columns of a component, which is a row of float64: weight, mean (3 columns), inverse covariance (9
 # columns, row by row), scale = 1 / sqrt(determinant), log(scale) and log(weight). A component
@@ -140,3 +162,248 @@ def learn(moments: NDArray[np.int64], mixture: NDArray[np.float64]) -> bool:
         component[LOG_SCALE] = math.log(component[SCALE])
         component[LOG_WEIGHT] = math.log(component[WEIGHT])
     return True
+
+
+PULL_LIMIT = 345.0
+"""Largest absolute pull. It exceeds the sum of a pixel's links (4 * 50 + 4 * 50 / sqrt(2) = 341.4),
+so a pull of this size decides a pixel's side whatever the neighbours do, and greater pulls would
+change nothing."""
+
+_BLOCK = 256
+_NORMAL = 690.0
+_ZERO = -780.0
+# Greater than any pull in integer units. Adding it makes every pull positive, so that truncation
+# rounds down.
+_OFFSET = 1 << 29
+
+_Bytes = NDArray[np.uint8]
+_Floats = NDArray[np.float64]
+
+
+@helper
+def _load(samples: _Bytes, start: int, count: int, colors: _Floats) -> None:
+    """Copies a block of (3, n) samples to (3, _BLOCK) float64."""
+    for c in range(3):
+        source, target = samples[c, start : start + count], colors[c]
+        for i in range(count):
+            target[i] = source[i]
+
+
+@helper
+def _quadratic(
+    r: float,
+    g: float,
+    b: float,
+    i0: float,
+    i1: float,
+    i2: float,
+    i3: float,
+    i4: float,
+    i5: float,
+    i6: float,
+    i7: float,
+    i8: float,
+) -> float:
+    """Computes the quadratic form of a difference from the mean and an inverse covariance."""
+    return (
+        r * (r * i0 + g * i3 + b * i6)
+        + g * (r * i1 + g * i4 + b * i7)
+        + b * (r * i2 + g * i5 + b * i8)
+    )
+
+
+@helper
+def _exponents(colors: _Floats, count: int, mixture: _Floats, exponents: _Floats) -> None:
+    """Writes the logarithm of each Gaussian's density to `exponents`, (COMPONENTS, _BLOCK)."""
+    reds, greens, blues = colors[0], colors[1], colors[2]
+    for k in range(COMPONENTS):
+        component, target = mixture[k], exponents[k]
+        # Reads the values before the loop, because LLVM assumes that the loop may overwrite them,
+        # and would read them again each time.
+        m0, m1, m2 = component[MEAN], component[MEAN + 1], component[MEAN + 2]
+        i0, i1, i2 = component[INVERSE], component[INVERSE + 1], component[INVERSE + 2]
+        i3, i4, i5 = component[INVERSE + 3], component[INVERSE + 4], component[INVERSE + 5]
+        i6, i7, i8 = component[INVERSE + 6], component[INVERSE + 7], component[INVERSE + 8]
+        log_scale = component[LOG_SCALE]
+        for i in range(count):
+            r, g, b = reds[i] - m0, greens[i] - m1, blues[i] - m2
+            quadratic = _quadratic(r, g, b, i0, i1, i2, i3, i4, i5, i6, i7, i8)
+            target[i] = log_scale - 0.5 * quadratic
+
+
+@helper
+def _greatest(exponents: _Floats, count: int, components: _Bytes, greatest: _Floats) -> bool:
+    """Finds each sample's greatest exponent, and the first component that has it.
+
+    Returns whether any sample is uncertain: its greatest exponent is in none of the ranges in which
+    OpenCV's result is known, so OpenCV's own way must decide.
+    """
+    e0, e1, e2, e3, e4 = exponents[0], exponents[1], exponents[2], exponents[3], exponents[4]
+    uncertain: Integer = 0
+    for i in range(count):
+        top, chosen = e0[i], np.int64(0)
+        chosen = np.int64(1) if e1[i] > top else chosen
+        top = e1[i] if e1[i] > top else top
+        chosen = np.int64(2) if e2[i] > top else chosen
+        top = e2[i] if e2[i] > top else top
+        chosen = np.int64(3) if e3[i] > top else chosen
+        top = e3[i] if e3[i] > top else top
+        chosen = np.int64(4) if e4[i] > top else chosen
+        top = e4[i] if e4[i] > top else top
+        components[i] = np.int64(0) if top < _ZERO else chosen
+        greatest[i] = top
+        uncertain += np.int64(0) if abs(top) < _NORMAL or top < _ZERO else np.int64(1)
+    return bool(uncertain > 0)
+
+
+@helper
+def _is_certain(greatest: float) -> bool:
+    return abs(greatest) < _NORMAL or greatest < _ZERO
+
+
+@helper
+def _as_opencv(mixture: _Floats, red: float, green: float, blue: float) -> tuple[np.uint8, float]:
+    """Computes a colour's component and density as OpenCV does: the density may underflow to 0."""
+    chosen, greatest, density = np.uint8(0), 0.0, 0.0
+    for k in range(COMPONENTS):
+        component = mixture[k]
+        if component[WEIGHT] > 0:
+            inverse = component[INVERSE : INVERSE + 9]
+            quadratic = _quadratic(
+                red - component[MEAN],
+                green - component[MEAN + 1],
+                blue - component[MEAN + 2],
+                inverse[0],
+                inverse[1],
+                inverse[2],
+                inverse[3],
+                inverse[4],
+                inverse[5],
+                inverse[6],
+                inverse[7],
+                inverse[8],
+            )
+            gaussian = component[SCALE] * math.exp(-0.5 * quadratic)
+            density += component[WEIGHT] * gaussian
+            if gaussian > greatest:
+                chosen, greatest = np.uint8(k), gaussian
+    return chosen, density
+
+
+@entry("void(uint8[:,::1], float64[:,::1], uint8[::1])")
+def assign_components(samples: _Bytes, mixture: _Floats, components: _Bytes) -> None:
+    """Finds each sample's component in a mixture.
+
+    Args:
+      samples: (3, n) uint8.
+      mixture: (COMPONENTS, FIELDS) float64.
+      components: (n,) uint8. Written.
+    """
+    colors = np.empty((3, _BLOCK))
+    exponents = np.empty((COMPONENTS, _BLOCK))
+    greatest = np.empty(_BLOCK)
+    for start in range(0, samples.shape[1], _BLOCK):
+        count = min(_BLOCK, samples.shape[1] - start)
+        block = components[start : start + count]
+        _load(samples, start, count, colors)
+        _exponents(colors, count, mixture, exponents)
+        if _greatest(exponents, count, block, greatest):
+            for i in range(count):
+                if not _is_certain(greatest[i]):
+                    block[i] = _as_opencv(mixture, colors[0, i], colors[1, i], colors[2, i])[0]
+
+
+@helper
+def _densities(
+    exponents: _Floats, count: int, mixture: _Floats, tops: _Floats, sums: _Floats
+) -> None:
+    """Computes each sample's density in a mixture, in two factors: exp(tops) * sums.
+
+    At least one exponent of each sample must be finite.
+    """
+    e0, e1, e2, e3, e4 = exponents[0], exponents[1], exponents[2], exponents[3], exponents[4]
+    w0, w1, w2 = mixture[0, LOG_WEIGHT], mixture[1, LOG_WEIGHT], mixture[2, LOG_WEIGHT]
+    w3, w4 = mixture[3, LOG_WEIGHT], mixture[4, LOG_WEIGHT]
+    for i in range(count):
+        t0, t1, t2, t3, t4 = e0[i] + w0, e1[i] + w1, e2[i] + w2, e3[i] + w3, e4[i] + w4
+        top = t0 if t0 > t1 else t1
+        top = t2 if t2 > top else top
+        top = t3 if t3 > top else top
+        top = t4 if t4 > top else top
+        tops[i] = top
+        sums[i] = (
+            exp_below_zero(t0 - top)
+            + exp_below_zero(t1 - top)
+            + exp_below_zero(t2 - top)
+            + exp_below_zero(t3 - top)
+            + exp_below_zero(t4 - top)
+        )
+
+
+@helper
+def _whole(pull: float, scale: float) -> Integer:
+    """Limits a pull to +-PULL_LIMIT, and rounds it to a whole number of integer units."""
+    pull = pull if pull < PULL_LIMIT else PULL_LIMIT
+    pull = pull if pull > -PULL_LIMIT else -PULL_LIMIT
+    return np.int32(pull * scale + (_OFFSET + 0.5)) - _OFFSET
+
+
+@entry(
+    "void(uint8[:,::1], float64[:,::1], float64[:,::1], float64,"
+    " uint8[::1], uint8[::1], int32[::1])"
+)
+def weigh(
+    samples: _Bytes,
+    background: _Floats,
+    foreground: _Floats,
+    scale: float,
+    background_components: _Bytes,
+    foreground_components: _Bytes,
+    pulls: NDArray[np.int32],
+) -> None:
+    """Finds each sample's component in both mixtures, and its pull.
+
+    Args:
+      samples: (3, n) uint8.
+      background, foreground: (COMPONENTS, FIELDS) float64.
+      scale: number of integer units that stand for a pull of 1.
+      background_components, foreground_components: (n,) uint8. Written.
+      pulls: (n,) int32, log density in the foreground's mixture minus log density in the
+        background's mixture, in integer units, within +-PULL_LIMIT * scale. Written.
+    """
+    colors = np.empty((3, _BLOCK))
+    exponents = np.empty((COMPONENTS, _BLOCK))
+    greatest_b, tops_b, sums_b = np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK)
+    greatest_f, tops_f, sums_f = np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK)
+    for start in range(0, samples.shape[1], _BLOCK):
+        count = min(_BLOCK, samples.shape[1] - start)
+        components_b = background_components[start : start + count]
+        components_f = foreground_components[start : start + count]
+        block = pulls[start : start + count]
+        _load(samples, start, count, colors)
+        _exponents(colors, count, background, exponents)
+        uncertain_b = _greatest(exponents, count, components_b, greatest_b)
+        _densities(exponents, count, background, tops_b, sums_b)
+        _exponents(colors, count, foreground, exponents)
+        uncertain_f = _greatest(exponents, count, components_f, greatest_f)
+        _densities(exponents, count, foreground, tops_f, sums_f)
+        for i in range(count):
+            pull = tops_f[i] - tops_b[i] + log(sums_f[i] / sums_b[i])
+            pull = -PULL_LIMIT if greatest_f[i] < _ZERO else pull
+            pull = PULL_LIMIT if greatest_b[i] < _ZERO else pull
+            block[i] = _whole(pull, scale)
+        if not (uncertain_b or uncertain_f):
+            continue
+        for i in range(count):
+            if _is_certain(greatest_b[i]) and _is_certain(greatest_f[i]):
+                continue
+            r, g, b = colors[0, i], colors[1, i], colors[2, i]
+            components_b[i], density_b = _as_opencv(background, r, g, b)
+            components_f[i], density_f = _as_opencv(foreground, r, g, b)
+            if density_b == 0:
+                pull = PULL_LIMIT
+            elif density_f == 0:
+                pull = -PULL_LIMIT
+            else:
+                pull = math.log(density_f) - math.log(density_b)
+            block[i] = _whole(pull, scale)

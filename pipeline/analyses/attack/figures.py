@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pipeline.analyses.attack.results import AttackResult
-from pipeline.display.evidence import Evidence
+from pipeline.display.panel import Evidence
 from pipeline.display.plot import (
     COMPARED,
     Plot,

@@ -1,33 +1,259 @@
-"""The parts of the attack."""
+"""The parts of the attack.
+
+Adversarial backgrounds: how often they fool models, pictures of the worst backgrounds, and the
+authors' claims about them.
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.analyses.attack.panel import BACKGROUNDS, CLAIMS
 from pipeline.analyses.attack.results import (
     TABLES,
+    AttackMeasures,
     AttackPlan,
+    AttackResult,
+    FooledClass,
+    StrongestBackground,
     attack_table,
     check_variants,
     open_grid,
     read_attacks,
     write_attack_tables,
 )
+from pipeline.analyses.evaluation.results import Summary
 from pipeline.analyses.parts import Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
-from pipeline.display.evidence import Evidence
-from pipeline.evaluate.evaluation import Evaluation
+from pipeline.display.panel import (
+    Claim,
+    Estimate,
+    Evidence,
+    Measurement,
+    ModelResults,
+    Panel,
+    Results,
+    above,
+    below,
+    estimate_of,
+)
+from pipeline.display.pictures import SMALL, Budget, data_uri, find_samples
+from pipeline.display.table import TIMES
+from pipeline.evaluate.evaluation import Evaluation, Work
 from pipeline.evaluate.failures import read_failures
-from pipeline.evaluate.work import Work
+from pipeline.evaluate.published import CHALLENGE, FOOLED, FULL_GRID, published_for
+from transforms.intervals import level_of, wilson
+from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from pipeline.display.plot import Plot
+
+
+COMMAND = "in9 attack --dataset . --models MODELS"
+
+_BYTES = 1_400_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+    """The backgrounds that fool a model most.
+
+    Attributes:
+      model: name of the model.
+      grid: numbers of foregrounds and backgrounds, as text.
+      classes: (class name, (background, its picture as a data URI or "") of the backgrounds of this
+        class that fool the most foregrounds, worst first); backgrounds that fool no foreground are
+        left out.
+      has_pictures: whether the backgrounds have pictures, which may be left out or have no room.
+    """
+
+    model: str
+    grid: str
+    classes: Sequence[tuple[str, Sequence[tuple[StrongestBackground, str]]]]
+    has_pictures: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversarialPanel:
+    """Content of the panel.
+
+    Attributes:
+      rows: (name of the model, label rule, attack, published (fooled, challenge accuracy)) of each
+        attacked model and label rule; published figures are None unless they are of the same model
+        on a grid of the same size, by the same rule.
+      galleries: the worst backgrounds of each model, under its headline's label rule.
+      errors: (model, why its attack failed).
+    """
+
+    rows: Sequence[tuple[str, str, AttackResult, tuple[float | None, float | None]]]
+    galleries: Sequence[Gallery]
+    errors: Sequence[tuple[str, str]]
+
+
+def make_adversarial(evidence: Evidence, with_pictures: bool = True) -> AdversarialPanel | None:
+    """Collects the panel's content; None if no attack has ended or failed.
+
+    The pictures are tiled backgrounds, `only_bg_t`, because an attack puts these behind
+    foregrounds.
+    """
+    attacked = evidence.models_with(AttackResult)
+    budget = Budget(_BYTES if with_pictures else 0)
+    is_paper = evidence.dataset.is_comparable
+    rows = [
+        (model.name, rule, attack, _published(model, attack, rule) if is_paper else (None, None))
+        for model, attack in attacked
+        for rule in attack.label_rules
+    ]
+    galleries = [
+        _gallery(evidence, model, attack, budget)
+        for model, attack in attacked
+        if attack.measures.strongest
+    ]
+    errors = [(m.name, m.errors["attack"]) for m in evidence.models if "attack" in m.errors]
+    return AdversarialPanel(rows, galleries, errors) if rows or errors else None
+
+
+def _published(
+    model: ModelResults, attack: AttackResult, rule: str
+) -> tuple[float | None, float | None]:
+    summary = model.get(Summary)
+    known = published_for(summary.architecture if summary else model.model)
+    is_resnet = "=" not in model.model and any(entry.name == "ResNet-50" for entry in known)
+    is_comparable = attack.is_authors_grid and rule == PAPER_RULE and is_resnet
+    return (FOOLED, CHALLENGE["ResNet-50"]) if is_comparable else (None, None)
+
+
+def _gallery(
+    evidence: Evidence, model: ModelResults, attack: AttackResult, budget: Budget
+) -> Gallery:
+    fooling = [row for row in attack.measures.strongest if row.success > 0]
+    fooling.sort(key=lambda row: -row.success)
+    uris: dict[str, str] = {}
+    if budget.left:
+        keys = [row.bg_key for row in fooling]
+        samples = find_samples(evidence.dataset, attack.split, "only_bg_t", keys)
+        for key, sample in samples.items():
+            uris[key] = data_uri(sample.image, SMALL)
+            if sum(map(len, uris.values())) > budget.left:
+                uris = {}
+                break
+    has_pictures = bool(uris) and budget.takes(*uris.values())
+    classes = [
+        (name, [(row, uris.get(row.bg_key, "")) for row in fooling if row.label == label])
+        for label, name in enumerate(evidence.taxonomy.names)
+        if any(row.label == label for row in fooling)
+    ]
+    # The worst class first, as the paper shows insects.
+    classes.sort(key=lambda of_class: -of_class[1][0][0].success)
+    return Gallery(model.name, attack.size, classes, has_pictures)
+
+
+BACKGROUNDS = Panel(
+    id="backgrounds",
+    place=4,
+    template="attack/panel.html",
+    title="Worst backgrounds",
+    make=make_adversarial,
+    answers="Which foregrounds some background turns wrong",
+    command=COMMAND,
+)
+
+
+_INSECT = 5
+"""Label of the class insect."""
+_AUTHORS_GRID = f"{FULL_GRID:,} {TIMES} {FULL_GRID:,}"
+
+
+def on_grids(
+    measure: Callable[[AttackMeasures], Estimate | None],
+) -> Callable[[Results], Iterator[Measurement]]:
+    """Returns a function that yields a measure of each attack that has it."""
+
+    def measurements(results: Results) -> Iterator[Measurement]:
+        for model, attack in results.models_with(AttackResult):
+            if estimate := measure(attack.measures):
+                subject = f"{model.name}, {attack.size}"
+                yield Measurement(subject, estimate, may_rise=not attack.is_authors_grid)
+
+    return measurements
+
+
+def best_insect(measures: AttackMeasures) -> Estimate | None:
+    """Returns the success of the best single insect background. Its interval is widened, because it
+    is the best of as many backgrounds as were tried."""
+    row = _insects(measures)
+    if row is None:
+        return None
+    best = max(one.success for one in measures.strongest if one.label == _INSECT)
+    hits = round(best * row.foregrounds)
+    return best, *wilson(hits, row.foregrounds, level_of(row.backgrounds))
+
+
+def any_insect(measures: AttackMeasures) -> Estimate | None:
+    """Returns the share of foregrounds that some insect background turns into insects."""
+    row = _insects(measures)
+    if row is None:
+        return None
+    return row.fooled, *wilson(round(row.fooled * row.foregrounds), row.foregrounds)
+
+
+def _insects(measures: AttackMeasures) -> FooledClass | None:
+    return next((row for row in measures.by_class if row.label == _INSECT), None)
+
+
+CLAIMS = (
+    Claim(
+        "Nearly every foreground can be fooled by some background of another class.",
+        (3, 1),
+        f"blog 3, at {_AUTHORS_GRID}",
+        "87.5 %",
+        "more than half; a smaller grid can only show that it holds",
+        on_grids(lambda one: estimate_of(one.fooled, one.fooled_ci_low, one.fooled_ci_high)),
+        lambda low, high, _: above(low, high, 0.5),
+        COMMAND,
+    ),
+    Claim(
+        "Few foregrounds survive every background (challenge accuracy).",
+        (3, 2),
+        f"README, at {_AUTHORS_GRID}",
+        "22.3 %",
+        "under a quarter; a smaller grid can only show that it holds",
+        on_grids(
+            lambda one: estimate_of(
+                one.challenge_accuracy, one.challenge_ci_low, one.challenge_ci_high
+            )
+        ),
+        lambda low, high, _: below(low, high, 0.25),
+        COMMAND,
+    ),
+    Claim(
+        "Single backgrounds fool a model whatever the foreground: the best insect background "
+        "about half of those that are no insects.",
+        (3, 3),
+        f"blog 3, at {_AUTHORS_GRID}",
+        "52 %",
+        "more than 45 %, by the interval of the best of so many; a smaller grid can only show that "
+        "it holds",
+        on_grids(best_insect),
+        lambda low, high, _: above(low, high, 0.45),
+        COMMAND,
+    ),
+    Claim(
+        "Some insect background or other turns over 2/3 of the foregrounds into insects.",
+        (3, 4),
+        f"blog 3, at {_AUTHORS_GRID}",
+        "66.6 %",
+        "more than 60 %; a smaller grid can only show that it holds",
+        on_grids(any_insect),
+        lambda low, high, _: above(low, high, 0.6),
+        COMMAND,
+    ),
+)
 
 
 class AttackParts(Parts):

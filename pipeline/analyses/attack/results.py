@@ -21,8 +21,7 @@ import pyarrow as pa
 from msgspec import Meta
 
 from pipeline.dataset.folder import Dataset
-from pipeline.display.table import Table
-from pipeline.display.text import TIMES, aligned, percent_interval
+from pipeline.display.table import TIMES, Table, aligned, percent_interval
 from pipeline.errors import UsageError
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.failures import failures_without_results, read_failures

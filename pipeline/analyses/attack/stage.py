@@ -30,13 +30,12 @@ from pipeline.analyses.attack.results import (
     StrongestBackground,
     open_grid,
 )
-from pipeline.dataset.fingerprints import ATTACK_VERSION, fingerprint
+from pipeline.dataset.config import ATTACK_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata, write_table
+from pipeline.evaluate.evaluation import ModelWork, NoteDone, UnitOutput, Work
 from pipeline.evaluate.predictions import split_fingerprint
-from pipeline.evaluate.result_files import result_file, result_shard, write_result
-from pipeline.evaluate.results import ModelRun, pick
-from pipeline.evaluate.work import ModelWork, NoteDone, UnitOutput, Work
+from pipeline.evaluate.results import ModelRun, pick, result_file, result_shard, write_result
 from pipeline.storage.parallel import InBackground
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline.analyses.evaluation.contributions import BG_GAP
+from pipeline.analyses.evaluation.comparisons import BG_GAP
 from pipeline.analyses.evaluation.results import Summary
 from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.analyses.parts import Changed

@@ -16,7 +16,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 
 from pipeline.analyses.evaluation.results import Summary
 from pipeline.analyses.parts import ConditionResult
-from pipeline.display.verdicts import Estimate
+from pipeline.display.panel import Estimate
 from pipeline.errors import UsageError
 from pipeline.evaluate.results import Failure, RunSettings, pick
 from transforms.scoring import LABEL_RULES

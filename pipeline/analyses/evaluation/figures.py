@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from matplotlib.patches import Patch
 
-from pipeline.analyses.evaluation.latex import KIND_NAMES
 from pipeline.analyses.evaluation.results import ClassRow, SizeRow, Summary
-from pipeline.display.evidence import Evidence, ModelResults
+from pipeline.analyses.evaluation.tables import KIND_NAMES
+from pipeline.display.panel import Estimate, Evidence, ModelResults, estimate_of
 from pipeline.display.plot import (
     CLASSES,
     COMPARED,
@@ -35,8 +35,7 @@ from pipeline.display.style import (
     percent_axis,
     styled,
 )
-from pipeline.display.text import shorten
-from pipeline.display.verdicts import Estimate, estimate_of
+from pipeline.display.table import shorten
 from transforms.analysis import KINDS
 from transforms.taxonomy import OUTSIDE, Taxonomy
 

@@ -6,33 +6,30 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.analyses.evaluation.comparisons import COMPARISONS
+from pipeline.analyses.evaluation.comparisons import BG_GAP, COMPARISONS
 from pipeline.analyses.evaluation.conditions import is_of_evaluation, judge, parse_conditions
-from pipeline.analyses.evaluation.contributions import BG_GAP
-from pipeline.analyses.evaluation.gap_power import describe_power
-from pipeline.analyses.evaluation.latex import HEADLINE
 from pipeline.analyses.evaluation.results import TABLES, Summary
 from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.analyses.evaluation.tables import (
+    HEADLINE,
     accuracy_table,
+    describe_power,
     describe_stale,
     write_evaluation_tables,
 )
 from pipeline.analyses.parts import Changed, ConditionResult, Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
-from pipeline.display.evidence import Evidence
-from pipeline.evaluate.evaluation import Evaluation
+from pipeline.display.panel import Evidence
+from pipeline.evaluate.evaluation import Evaluation, Work
 from pipeline.evaluate.failures import errors_by_model, read_failures
 from pipeline.evaluate.results import Failure
-from pipeline.evaluate.work import Work
 from pipeline.generate.custom_variants import custom_names
 from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture
 
 if TYPE_CHECKING:
-    from pipeline.display.claims import Claim
-    from pipeline.display.panel import Panel
+    from pipeline.display.panel import Claim, Panel
     from pipeline.display.plot import Plot
 
 
@@ -45,17 +42,15 @@ class EvaluationParts(Parts):
     @property
     def panels(self) -> tuple[Panel, ...]:
         """Same as `Parts.panels`."""
-        from pipeline.analyses.evaluation.headline import ACCURACY
         from pipeline.analyses.evaluation.images import IMAGES
-        from pipeline.analyses.evaluation.mistakes import MISTAKES
-        from pipeline.analyses.evaluation.sensitivity import SENSITIVITY
+        from pipeline.analyses.evaluation.panel import ACCURACY, MISTAKES, SENSITIVITY
 
         return (IMAGES, ACCURACY, SENSITIVITY, MISTAKES)
 
     @property
     def claims(self) -> tuple[Claim, ...]:
         """Same as `Parts.claims`."""
-        from pipeline.analyses.evaluation.claims import CLAIMS
+        from pipeline.analyses.evaluation.panel import CLAIMS
 
         return CLAIMS
 

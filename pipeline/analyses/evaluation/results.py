@@ -3,6 +3,8 @@
 A `Summary` holds the rows of all parts; a table holds the rows of one part for all models.
 Accuracies, shares and bounds are fractions (0 to 1), gaps and differences lie between -1 and 1;
 intervals are 95 % intervals.
+
+What models were trained on, as far as their checkpoints or names tell.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from pipeline.display.panel import Estimate, ModelResults, Results
 from pipeline.display.table import OfModel, RunColumns, Table
-from pipeline.display.verdicts import Estimate
+from pipeline.evaluate import published
 from pipeline.evaluate.results import Answers, ModelRun
 from pipeline.storage.state_files import Name
 from transforms.scoring import LABEL_RULES
@@ -450,3 +453,28 @@ TABLES = tuple(
         ),
     )
 )
+
+
+def training_of(model: ModelResults) -> str | None:
+    """Returns the variant that a model was trained on, as its checkpoint or its name says; None if
+    unknown."""
+    if model.trained:
+        return model.trained.variant
+    return published.trained_on(model.model, model.num_outputs)
+
+
+def models_trained_on(results: Results, variant: str) -> Iterator[ModelResults]:
+    """Yields models trained on a variant and, as far as their checkpoints name their training
+    images, tested on none of these."""
+    for model in results.models:
+        summary = model.get(Summary)
+        if training_of(model) == variant and not (summary and summary.overlap):
+            yield model
+
+
+def pretrained_models(results: Results) -> Iterator[tuple[ModelResults, Summary]]:
+    """Yields evaluated models with more outputs than ImageNet-9 has classes, which are taken for
+    models trained on ImageNet."""
+    for model, summary in results.models_with(Summary):
+        if summary.num_outputs > len(published.FOOLED_BY_CLASS):
+            yield model, summary

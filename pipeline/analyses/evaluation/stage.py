@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from pipeline.analyses.evaluation.conditions import Condition
-from pipeline.analyses.evaluation.gap_power import measure_power
 from pipeline.analyses.evaluation.results import Evaluated
-from pipeline.dataset.fingerprints import fingerprint
+from pipeline.analyses.evaluation.tables import measure_power
+from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
-from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.evaluation import Evaluation, Work
 from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.predictions import EvalImages, evaluated_variants, read_predictions
-from pipeline.evaluate.result_files import result_file, write_result
-from pipeline.evaluate.results import ModelRun, pick
-from pipeline.evaluate.work import Work
+from pipeline.evaluate.results import ModelRun, pick, result_file, write_result
 from transforms.taxonomy import Taxonomy
 
 _LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch", "timm")

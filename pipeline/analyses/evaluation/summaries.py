@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analyses.evaluation.contributions import gap_draws, picture_roles
+from pipeline.analyses.evaluation.comparisons import gap_draws, picture_roles
 from pipeline.analyses.evaluation.results import (
     Accuracy,
     AccuracyRow,
@@ -34,11 +34,10 @@ from pipeline.analyses.evaluation.results import (
     SizeRow,
     Summary,
 )
-from pipeline.dataset.fingerprints import fingerprint
+from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.predictions import PROBED_VARIANT, EvalImages, Predictions, read_predictions
-from pipeline.evaluate.result_files import read_results
-from pipeline.evaluate.results import pick
+from pipeline.evaluate.results import pick, read_results
 from transforms.analysis import (
     KINDS,
     SIZE_EDGES,

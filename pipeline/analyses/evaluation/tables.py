@@ -1,4 +1,13 @@
-"""Writes the tables of the evaluation, in CSV and LaTeX files; each has all models of a dataset.
+"""The evaluation's tables in CSV and LaTeX, and its lines for the terminal.
+
+LaTeX tables of accuracies; see `pipeline.display.table`.
+
+Power of BG-Gap: whether a probe can tell the class from a model's logits on backgrounds.
+
+If the probe cannot, a gap near 0 says little about the model, because the backgrounds may hold no
+information about the class that the model could rely on.
+
+Writes the tables of the evaluation, in CSV and LaTeX files; each has all models of a dataset.
 
 Tables are rebuilt from the stored results, so they never lag behind.
 """
@@ -8,18 +17,220 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
+import pyarrow as pa
 
-from pipeline.analyses.evaluation.comparisons import COMPARISONS, compare_models
-from pipeline.analyses.evaluation.contributions import read_contributions
-from pipeline.analyses.evaluation.latex import latex_tables
-from pipeline.analyses.evaluation.results import TABLES, Summary, SummaryRun, VariantRow
+from pipeline.analyses.evaluation.comparisons import COMPARISONS, compare_models, read_contributions
+from pipeline.analyses.evaluation.results import (
+    TABLES,
+    Evaluated,
+    StoredPower,
+    Summary,
+    SummaryRun,
+    VariantRow,
+    rules_of,
+)
 from pipeline.analyses.evaluation.summaries import read_summaries
+from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.display.table import OfModel
-from pipeline.display.text import aligned, interval
+from pipeline.display.table import Cell, OfModel, aligned, interval, tabular
 from pipeline.errors import shown_bytes
 from pipeline.evaluate.failures import failures_without_results, read_failures
-from pipeline.evaluate.results import Failure, pick
+from pipeline.evaluate.predictions import PROBED_VARIANT, EvalImages, prediction_file, read_logits
+from pipeline.evaluate.results import Failure, ModelRun, pick, read_result, result_file
+from transforms.analysis import KINDS
+from transforms.intervals import CONFIDENCE
+from transforms.power import power_of_outputs
+from transforms.variants import PAPER_NAMES
+
+GAP = "bg_gap"
+HEADLINE = ("original", "only_bg_t", "mixed_same", "mixed_rand", GAP)
+"""Default columns of the headline table."""
+
+KIND_NAMES = {
+    "bg_required": "BG required",
+    "bg_fools": "BG fools",
+    "bg_fg_required": "BG+FG required",
+    "bg_fg_fools": "BG+FG fools",
+    "right_on_both": "Right on both",
+    "wrong_on_both": "Wrong on both",
+}
+"""Name of each kind of image, in the order of `KINDS`. The first four are the paper's; its "BG
+irrelevant" is the last two together."""
+
+_BY_CLASS = ("original", "mixed_same", "mixed_rand")
+
+
+def latex_tables(
+    summaries: Sequence[Summary],
+    class_names: Sequence[str],
+    columns: Sequence[str] = HEADLINE,
+) -> dict[str, str]:
+    """Makes all tables.
+
+    Args:
+      summaries: summaries of the models.
+      class_names: names of the dataset's classes.
+      columns: columns of the headline table: variants and `bg_gap`.
+
+    Returns:
+      LaTeX source by file name without `.tex`: `headline`, `decomposition` and
+      `per_class_<variant>` under the first label rule, and `headline_<rule>` under each other rule.
+    """
+    first, *others = rules_of(summaries)
+    tables = {"headline": headline(summaries, first, columns)}
+    tables |= {f"headline_{rule}": headline(summaries, rule, columns) for rule in others}
+    tables["decomposition"] = decomposition(summaries, first)
+    for variant in _BY_CLASS:
+        tables[f"per_class_{variant}"] = per_class(summaries, first, variant, class_names)
+    return tables
+
+
+def headline(summaries: Sequence[Summary], rule: str, columns: Sequence[str]) -> str:
+    """Makes a `tabular` of models x variants and BG-Gap, in percent with 95 % intervals.
+
+    Args:
+      summaries: summaries of the models.
+      rule: the label rule.
+      columns: variants and `bg_gap`, in order; columns that no model has are left out.
+
+    Returns:
+      LaTeX source. Figures of mixed variants and BG-Gap are means over their draws.
+    """
+    rows_of_models = [
+        {
+            **{
+                row.variant: Cell(*row.estimate)
+                for row in summary.by_rule(summary.accuracy, rule)
+                if row.estimate
+            },
+            **({GAP: Cell(*gap.estimate)} if (gap := summary.gap(rule)) else {}),
+        }
+        for summary in summaries
+    ]
+    shown = [name for name in columns if any(name in rows for rows in rows_of_models)]
+    return tabular(
+        f"Accuracy and BG-Gap in %, 95 % intervals; label rule: {rule}",
+        ["BG-Gap" if name == GAP else PAPER_NAMES.get(name, name) for name in shown],
+        summaries,
+        [[rows.get(name) for name in shown] for rows in rows_of_models],
+    )
+
+
+def decomposition(summaries: Sequence[Summary], rule: str) -> str:
+    """Makes a table of models x kinds of images, in percent; arguments as for `headline`."""
+    rows_of_models = [
+        {
+            row.kind: Cell(row.share, row.ci_low, row.ci_high)
+            for row in summary.by_rule(summary.decomposition, rule)
+            if row.images
+        }
+        for summary in summaries
+    ]
+    return tabular(
+        f"Share of images in %, 95 % intervals; label rule: {rule}; mixed_rand: its first draw; "
+        "the paper's BG irrelevant is: right or wrong on both, Original and Mixed-Rand",
+        [KIND_NAMES[kind] for kind in KINDS],
+        summaries,
+        [[rows.get(kind) for kind in KINDS] for rows in rows_of_models],
+    )
+
+
+def per_class(
+    summaries: Sequence[Summary], rule: str, variant: str, class_names: Sequence[str]
+) -> str:
+    """Makes a table of models x classes on one variant, in percent; other arguments as for
+    `headline`.
+
+    A bold number marks a class on which a model is significantly better or worse than on the other
+    classes (`class_p_values`).
+    """
+    rows_of_models = [
+        {
+            row.class_name: Cell(
+                row.accuracy,
+                row.ci_low,
+                row.ci_high,
+                is_bold=row.p_adjusted is not None and row.p_adjusted < 1 - CONFIDENCE,
+            )
+            for row in summary.by_rule(summary.per_class, rule)
+            if row.variant == variant
+        }
+        for summary in summaries
+    ]
+    return tabular(
+        f"Accuracy on {variant} in %, 95 % intervals; label rule: {rule}; bold: differs from the "
+        "other classes (Benjamini-Hochberg, 5 %)",
+        class_names,
+        summaries,
+        [[rows.get(name) for name in class_names] for rows in rows_of_models],
+    )
+
+
+POWER_VERSION = 2
+"""Version of the probe. A developer raises it with every change that gives other figures for the
+same logits."""
+
+
+def measure_power(dataset: Dataset, images: EvalImages, run: ModelRun) -> tuple[StoredPower, ...]:
+    """Fits the probe to a model's stored logits; returns the part `power` of the model's summary.
+
+    Because fitting a probe to 5,000 pictures takes a second, its row is stored in model.json, and
+    reused while the logits and the images' units are the same.
+
+    Args:
+      dataset: the dataset that the model was evaluated on.
+      images: the images that it was tested on.
+      run: the model, and how it was run.
+
+    Returns:
+      One row; none if there are no stored logits, or too few to hold some out for the test of the
+      probe.
+    """
+    store, shards = dataset.store, dataset.shards(run.evaluation.split)
+    paths = [prediction_file(run, shard) for shard in shards]
+    kept = read_logits(store, paths)
+    if kept is None:
+        return ()
+    positions = images.positions(pa.chunked_array([pa.array(kept.keys)]))
+    units = [images.units[position] for position in positions.tolist()]
+    inputs = fingerprint(POWER_VERSION, kept.of, kept.keys, units)
+    previous = read_result(store, result_file(run.folder, "model"), Evaluated)
+    if previous and [row.fingerprint for row in previous.power] == [inputs]:
+        return previous.power
+    power = power_of_outputs(kept.logits, kept.labels, units)
+    if power is None:
+        return ()
+    return (
+        pick(
+            StoredPower,
+            power,
+            variant=PROBED_VARIANT,
+            ci_low=power.low,
+            ci_high=power.high,
+            fingerprint=inputs,
+        ),
+    )
+
+
+def describe_power(summaries: Iterable[Summary]) -> list[str]:
+    """Returns a line that names the models whose probe did not beat chance, or an empty list if
+    there are no such models."""
+    weak = [(one, row) for one in summaries for row in one.power if not row.has_power]
+    if not weak:
+        return []
+    probes = (
+        f"{one.name} (probe {interval(row.accuracy, row.ci_low, row.ci_high)} %, "
+        f"chance {100 * row.chance:.1f} %)"
+        for one, row in weak
+    )
+    near_zero = [one.name for one, _ in weak if one.is_gap_near_zero]
+    line = f"we could not show that backgrounds tell the class here: {', '.join(probes)}"
+    if near_zero:
+        line += (
+            f"; so a BG-Gap whose interval includes 0, as for {', '.join(near_zero)}, says little "
+            "about the model"
+        )
+    return [line]
 
 
 def missing_rows(

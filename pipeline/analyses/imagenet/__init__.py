@@ -26,4 +26,4 @@ IMAGENET = Analysis(
     fate="classified",
 )
 
-TREND = Analysis(name="trend", does="pipeline.analyses.imagenet.trend_parts:TREND_PARTS")
+TREND = Analysis(name="trend", does="pipeline.analyses.imagenet.parts:TREND_PARTS")

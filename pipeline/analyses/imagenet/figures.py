@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 
 from pipeline.analyses.imagenet.results import Top1, Trend, TrendLine, TrendPoint, read_trend
-from pipeline.display.evidence import Evidence
+from pipeline.display.panel import Evidence
 from pipeline.display.plot import Plot
 from pipeline.display.style import (
     INK,
@@ -23,7 +23,7 @@ from pipeline.display.style import (
     percent_axis,
     styled,
 )
-from pipeline.display.text import shorten
+from pipeline.display.table import shorten
 from transforms.variants import PAPER_NAMES
 
 _VARIANTS = ("mixed_same", "mixed_rand", "mixed_next", "no_fg", "only_bg_t")

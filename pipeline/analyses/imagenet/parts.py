@@ -1,20 +1,137 @@
-"""The parts of the accuracy on ImageNet."""
+"""The parts of the accuracy on ImageNet, and those of the trend.
+
+The trend: accuracy on the versions against accuracy on ImageNet, and the authors' claims about
+better models.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
+from pipeline.analyses.evaluation.comparisons import read_contributions
 from pipeline.analyses.evaluation.summaries import read_summaries
-from pipeline.analyses.imagenet.results import describe_imagenet
-from pipeline.analyses.parts import Parts
+from pipeline.analyses.imagenet.results import (
+    TABLES,
+    TREND_FILE,
+    Trend,
+    describe_imagenet,
+    read_trend,
+    write_trend,
+)
+from pipeline.analyses.parts import Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
+from pipeline.display.panel import (
+    Claim,
+    Evidence,
+    Measurement,
+    Panel,
+    Results,
+    above,
+    below,
+    differences,
+)
 from pipeline.errors import UsageError
-from pipeline.evaluate.evaluation import Evaluation
-from pipeline.evaluate.work import Work
+from pipeline.evaluate.evaluation import Evaluation, Work
+from pipeline.evaluate.results import read_result
 from pipeline.storage.files import absolute
-from transforms.taxonomy import Taxonomy
+from transforms.taxonomy import Taxonomy, imagenet9
+
+if TYPE_CHECKING:
+    from pipeline.display.plot import Plot
+
+
+COMMAND = "in9 evaluate --dataset . --models MODELS --imagenet IMAGENET"
+AT_LEAST_THREE = (
+    "at least three models, better ten, whose accuracy on ImageNet is known or measured"
+)
+
+
+# The section needs ImageNet-9, because the published trend is about its classes.
+PANEL = Panel(
+    id="trend",
+    place=6,
+    template="imagenet/panel.html",
+    title="Trend",
+    make=lambda evidence, _: read_trend(evidence),
+    answers="Whether better models are less fooled",
+    command=COMMAND,
+    needs=AT_LEAST_THREE,
+    needs_imagenet9=True,
+)
+
+
+def slopes(*variants: str) -> Callable[[Results], list[Measurement]]:
+    """Returns a function that finds the slopes of accuracy on these variants, or of BG-Gap, against
+    accuracy on ImageNet."""
+    return lambda results: [
+        Measurement(line.variant, (line.slope, line.slope_low, line.slope_high))
+        for trend in results.get(Trend)
+        for variant in variants
+        for line in trend.lines
+        if line.variant == variant
+    ]
+
+
+CLAIMS = (
+    Claim(
+        "Better models on ImageNet are better on all of the synthetic datasets.",
+        (5, 1),
+        "blog 5, paper figure 8",
+        "all lines rise",
+        "slopes above 0",
+        slopes("mixed_same", "mixed_rand", "mixed_next", "no_fg"),
+        above,
+        COMMAND,
+        of="lines",
+        unit="slope",
+        needs=AT_LEAST_THREE,
+    ),
+    Claim(
+        "Models do improve at using backgrounds: accuracy on only_bg_t rises, too.",
+        (5, 2),
+        "blog 5, paper figure 8",
+        "the line rises",
+        "slope above 0",
+        slopes("only_bg_t"),
+        above,
+        COMMAND,
+        of="lines",
+        unit="slope",
+        needs=AT_LEAST_THREE,
+    ),
+    Claim(
+        "Accuracy on backgrounds alone improves slower than where the background misleads.",
+        (5, 3),
+        "blog 5",
+        "a flatter line",
+        "difference of the slopes above 0",
+        # Where the background misleads, compared with backgrounds alone.
+        lambda results: differences(
+            slopes("mixed_rand", "mixed_next")(results), slopes("only_bg_t")(results)
+        ),
+        above,
+        COMMAND,
+        of="lines",
+        unit="slope",
+        needs=AT_LEAST_THREE,
+    ),
+    Claim(
+        "BG-Gap trends towards closing.",
+        (5, 4),
+        "blog 5",
+        "the line falls",
+        "slope below 0",
+        slopes("bg_gap"),
+        below,
+        COMMAND,
+        of="lines",
+        unit="slope",
+        needs=AT_LEAST_THREE,
+    ),
+)
 
 
 class ImageNetParts(Parts):
@@ -37,7 +154,7 @@ class ImageNetParts(Parts):
                 "leave it out"
             )
         from pipeline.analyses.imagenet.stage import SPLIT, ImageNetWork
-        from pipeline.inputs.image_folder import find_images
+        from pipeline.inputs.imagenet import find_images
 
         # Raises UsageError if there are no images.
         find_images(root, SPLIT, "--imagenet")
@@ -52,3 +169,42 @@ class ImageNetParts(Parts):
 
 
 PARTS = ImageNetParts()
+
+
+class TrendParts(Parts):
+    """The parts of the trend, which needs the tables of the evaluation."""
+
+    tables = TABLES
+    figures = ("trend",)
+    panels = (PANEL,)
+    claims = CLAIMS
+
+    def find(self, dataset: Dataset) -> Found:
+        """Same as `Parts.find`."""
+        trend = read_result(dataset.store, TREND_FILE, Trend)
+        is_current = trend is not None and trend.dataset == dataset.manifest.fingerprint
+        return Found(of_dataset=[trend] if is_current else [])
+
+    def write(self, dataset: Dataset, columns: Sequence[str]) -> None:
+        """Same as `Parts.write`."""
+        store = dataset.store
+        if not store.exists("results/summary.csv"):
+            return
+        if not dataset.is_imagenet9:
+            # Other classes than ImageNet-9's have no relation to accuracy on ImageNet.
+            for path in (TREND_FILE, "results/trend.csv"):
+                store.delete(path)
+            return
+        summaries, _ = read_summaries(dataset)
+        measured = read_contributions(dataset, summaries)
+        write_trend(store, dataset.manifest.fingerprint, summaries, imagenet9(), measured)
+
+    def plots(self, evidence: Evidence) -> Iterator[Plot]:
+        """Same as `Parts.plots`."""
+        # Imported here, because Matplotlib is slow to import.
+        from pipeline.analyses.imagenet.figures import make_plots
+
+        return make_plots(evidence)
+
+
+TREND_PARTS = TrendParts()

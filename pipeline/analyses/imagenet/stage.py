@@ -21,17 +21,21 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from pipeline.analyses.imagenet.results import PREDICTION_SCHEMA, ImageNetResult
-from pipeline.dataset.fingerprints import EVALUATE_VERSION, fingerprint
+from pipeline.dataset.config import EVALUATE_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.shards import bucket_hash
+from pipeline.dataset.records import bucket_hash
 from pipeline.errors import BrokenPictureError, JobError, UsageError
-from pipeline.evaluate.evaluation import Evaluation
-from pipeline.evaluate.result_files import result_file, result_shard, write_result
-from pipeline.evaluate.results import ModelRun, pick, result_folder
-from pipeline.evaluate.work import ModelWork, NoteDone, UnitOutput, Work
-from pipeline.inputs.image_folder import find_images
-from pipeline.inputs.layout import find_annotations
-from pipeline.inputs.listing import image_classes
+from pipeline.evaluate.evaluation import Evaluation, ModelWork, NoteDone, UnitOutput, Work
+from pipeline.evaluate.results import (
+    ModelRun,
+    pick,
+    result_file,
+    result_folder,
+    result_shard,
+    write_result,
+)
+from pipeline.inputs.imagenet import find_images
+from pipeline.inputs.layout import find_annotations, image_classes
 from pipeline.inputs.location import changed, read_location
 from pipeline.storage.files import relative
 from pipeline.storage.parallel import read_ahead

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from msgspec import UNSET, UnsetType
 
 from pipeline.analyses.matrix.results import MATRIX_PARTS, CellRow, Matrix, matrix_file
-from pipeline.display.evidence import Evidence
+from pipeline.display.panel import Evidence
 from pipeline.display.plot import VERSIONS, Plot, heat_map
-from pipeline.display.text import shorten
+from pipeline.display.table import shorten
 from pipeline.evaluate.published import TABLE_5_NAMES
 
 

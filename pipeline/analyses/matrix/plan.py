@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Sequence
 
-from pipeline.dataset.folder import Dataset
-from pipeline.dataset.holdout import Holdout
+from pipeline.dataset.folder import Dataset, Holdout
 from pipeline.errors import UsageError, did_you_mean
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.published import TABLE_5_NAMES
 from pipeline.models.checkpoint import digest_of_classes
-from pipeline.models.predict_config import PredictConfig
+from pipeline.models.preprocessing import PredictConfig
 from pipeline.runtime.progress import Progress
 
 IN9L = "in9l"

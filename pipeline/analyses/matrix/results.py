@@ -26,15 +26,14 @@ from numpy.typing import NDArray
 from pipeline.analyses.evaluation.results import Evaluated, MatrixRow
 from pipeline.analyses.evaluation.summaries import measure_accuracy
 from pipeline.analyses.matrix.plan import IN9L, sort_names
-from pipeline.dataset.fingerprints import fingerprint
+from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata
+from pipeline.display.panel import Estimate
 from pipeline.display.table import Table
-from pipeline.display.verdicts import Estimate
 from pipeline.evaluate.predictions import EvalImages, read_predictions
 from pipeline.evaluate.published import TRAINED
-from pipeline.evaluate.result_files import read_results, write_result
-from pipeline.evaluate.results import Trained, pick
+from pipeline.evaluate.results import Trained, pick, read_results, write_result
 from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import Store
 from transforms.analysis import bg_gap, constant_accuracy

@@ -28,21 +28,19 @@ from pipeline.analyses.evaluation.results import Evaluated, MatrixRow
 from pipeline.analyses.evaluation.stage import commit_predictions
 from pipeline.analyses.matrix.plan import IN9L, MatrixPlan
 from pipeline.analyses.matrix.results import Matrix, write_matrix_tables
-from pipeline.dataset.folder import Dataset
-from pipeline.dataset.holdout import selected_rows
+from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, UsageError, counted
 from pipeline.evaluate.predict_shards import PredictShards, Scorer, ShardPictures
 from pipeline.evaluate.resident import free_memory
-from pipeline.evaluate.result_files import read_results, result_file
-from pipeline.evaluate.results import ModelRun
+from pipeline.evaluate.results import ModelRun, read_results, result_file
 from pipeline.models.checkpoint import TrainedOn, read_metadata
+from pipeline.models.library_names import read_state
 from pipeline.models.loader import Batch
 from pipeline.models.predict import Predictor, are_numbers, refuse_broken
 from pipeline.models.preprocessing import ModelIdentity
 from pipeline.models.registry import load_model
 from pipeline.models.source import state_hash
-from pipeline.models.timm_names import read_state
 from pipeline.runtime.lock import DATASET_LOCK, TABLES_LOCK, held
 from pipeline.runtime.progress import duration
 from pipeline.storage.store import WORK_FOLDER, Store

@@ -1,23 +1,201 @@
-"""The parts of saliency."""
+"""The parts of saliency.
+
+Saliency: where models look, shown by maps side by side and by one number for each model, and the
+authors' claim about it.
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Iterator, Sequence
 
+from pipeline.analyses.evaluation.results import models_trained_on, training_of
 from pipeline.analyses.parts import Found, Parts
-from pipeline.analyses.saliency.panel import CLAIMS, SALIENCY
 from pipeline.analyses.saliency.results import (
     TABLES,
+    SaliencyResult,
     read_saliency,
     saliency_table,
     write_saliency_table,
 )
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.evaluation import Evaluation
-from pipeline.evaluate.work import Work
-from transforms.taxonomy import Taxonomy
+from pipeline.display.panel import (
+    Claim,
+    Evidence,
+    Measurement,
+    ModelResults,
+    Panel,
+    Results,
+    above,
+    checkpoints,
+    differences,
+    estimate_of,
+    trained_command,
+)
+from pipeline.display.pictures import Budget, data_uri, find_samples
+from pipeline.evaluate.evaluation import Evaluation, Work
+from transforms.taxonomy import OUTSIDE, Taxonomy
+
+COMMAND = "in9 saliency --dataset . --models MODELS"
+
+_BYTES = 1_200_000
+_SIDE = 176
+"""Side of the pictures and maps, in pixels."""
+SIDE_BY_SIDE = 3
+"""Largest number of models whose maps are shown beside an image."""
+_PAIR = {"original": 0, "mixed_rand": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class ShownMap:
+    """A model's saliency map of an image.
+
+    Attributes:
+      model: name of the model.
+      trained: the variant that the model was trained on; "" if unknown.
+      uri: the map as a data URI.
+      mass_in_mask: share of the saliency inside the mask; None if no pixel has saliency.
+      answer: name of the superclass that the model predicts; "outside" if it predicts none.
+      is_right: whether the answer is right.
+    """
+
+    model: str
+    trained: str
+    uri: str
+    mass_in_mask: float | None
+    answer: str
+    is_right: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class SaliencyPair:
+    """An image, and the saliency maps that models have of it."""
+
+    key: str
+    class_name: str
+    uri: str
+    maps: tuple[ShownMap, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SaliencyPanel:
+    """Content of the panel.
+
+    Attributes:
+      models: (name, result) of each model whose saliency was measured.
+      pairs: images with the maps of up to `SIDE_BY_SIDE` models; empty if pictures are left out.
+      left_out: models whose maps are not shown beside the images.
+      errors: (model, why its saliency failed).
+    """
+
+    models: tuple[tuple[str, SaliencyResult], ...]
+    pairs: tuple[SaliencyPair, ...]
+    left_out: tuple[str, ...]
+    errors: tuple[tuple[str, str], ...]
+
+
+def make_saliency(evidence: Evidence, with_pictures: bool = True) -> SaliencyPanel | None:
+    """Collects the panel's content; None if saliency was not measured and has not failed."""
+    models = evidence.models_with(SaliencyResult)
+    errors = [(m.name, m.errors["saliency"]) for m in evidence.models if "saliency" in m.errors]
+    if not models and not errors:
+        return None
+    # Only maps of the same version and split can be shown beside one picture.
+    alike = [one for one in models if _kind(one[1]) == _kind(models[0][1])]
+    # The authors' pair comes first: models trained on Original and on Mixed-Rand.
+    alike.sort(key=lambda one: _PAIR.get(training_of(one[0]) or "", len(_PAIR)))
+    shown = alike[:SIDE_BY_SIDE]
+    return SaliencyPanel(
+        models=tuple((model.name, result) for model, result in models),
+        pairs=_pairs(evidence, shown) if with_pictures and shown else (),
+        left_out=tuple(one[0].name for one in models if one not in shown),
+        errors=tuple(errors),
+    )
+
+
+def _kind(result: SaliencyResult) -> tuple[str, str]:
+    return result.evaluation.split, result.variant
+
+
+def _pairs(
+    evidence: Evidence, models: Sequence[tuple[ModelResults, SaliencyResult]]
+) -> tuple[SaliencyPair, ...]:
+    dataset, names = evidence.dataset, evidence.taxonomy.names
+    split, variant = _kind(models[0][1])
+    maps = [{one.key: one for one in result.maps} for _, result in models]
+    keys = [key for key in maps[0] if all(key in of_model for of_model in maps)]
+    samples = find_samples(dataset, split, variant, keys)
+    budget, pairs = Budget(_BYTES), []
+    for key in keys:
+        of_key = [of_model[key] for of_model in maps]
+        if key not in samples or not all(dataset.store.exists(one.file) for one in of_key):
+            continue
+        uri = data_uri(samples[key].image, _SIDE)
+        shown = [data_uri(dataset.store.read(one.file), _SIDE) for one in of_key]
+        if not budget.takes(uri, *shown):
+            break
+        pairs.append(
+            SaliencyPair(
+                key=key,
+                class_name=names[of_key[0].label],
+                uri=uri,
+                maps=tuple(
+                    ShownMap(
+                        model=model.name,
+                        trained=training_of(model) or "",
+                        uri=picture,
+                        mass_in_mask=one.mass_in_mask,
+                        answer="outside" if one.prediction == OUTSIDE else names[one.prediction],
+                        is_right=one.prediction == one.label,
+                    )
+                    for (model, _), one, picture in zip(models, of_key, shown, strict=True)
+                ),
+            )
+        )
+    return tuple(pairs)
+
+
+SALIENCY = Panel(
+    id="saliency",
+    place=5,
+    template="saliency/panel.html",
+    title="Saliency",
+    make=make_saliency,
+    answers="How much of what decides an answer lies on the foreground",
+    command=COMMAND,
+)
+
+
+def on_foreground(results: Results, trained_on: str) -> list[Measurement]:
+    """Returns the share of saliency inside the mask of models trained on a variant."""
+    return [
+        Measurement(model.name, estimate)
+        for model in models_trained_on(results, trained_on)
+        if (one := model.get(SaliencyResult))
+        and (estimate := estimate_of(one.mass_in_mask, one.ci_low, one.ci_high))
+    ]
+
+
+CLAIMS = (
+    Claim(
+        "The model trained on Mixed-Rand looks more at the foreground than the one trained on "
+        "Original.",
+        (4, 5),
+        "blog 4, saliency maps",
+        "pictures only",
+        "share of saliency inside the mask: difference above 0",
+        lambda results: differences(
+            on_foreground(results, "mixed_rand"), on_foreground(results, "original")
+        ),
+        above,
+        trained_command(COMMAND, "original", "mixed_rand"),
+        of="pairs",
+        unit="points",
+        needs=checkpoints("original", "mixed_rand"),
+    ),
+)
 
 
 class SaliencyParts(Parts):

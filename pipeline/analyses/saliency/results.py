@@ -20,8 +20,7 @@ from msgspec import Meta
 from PIL import Image, PngImagePlugin
 
 from pipeline.dataset.folder import Dataset
-from pipeline.display.table import Table
-from pipeline.display.text import aligned, percent_interval
+from pipeline.display.table import Table, aligned, percent_interval
 from pipeline.evaluate.failures import failures_without_results, read_failures
 from pipeline.evaluate.predictions import read_current_results
 from pipeline.evaluate.results import Label, PicturesResult, pick

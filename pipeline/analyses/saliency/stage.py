@@ -27,15 +27,13 @@ from pipeline.analyses.saliency.results import (
     nan_to_null,
     write_map,
 )
-from pipeline.dataset.fingerprints import SALIENCY_VERSION, fingerprint
+from pipeline.dataset.config import SALIENCY_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError, UsageError, did_you_mean
-from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.evaluation import Evaluation, ModelWork, NoteDone, UnitOutput, Work
 from pipeline.evaluate.predictions import EvalImages, split_fingerprint
-from pipeline.evaluate.result_files import result_file, result_shard, write_result
-from pipeline.evaluate.results import ModelRun, pick
-from pipeline.evaluate.work import ModelWork, NoteDone, UnitOutput, Work
+from pipeline.evaluate.results import ModelRun, pick, result_file, result_shard, write_result
 from pipeline.storage.parallel import InBackground
 from transforms.codec import decode_image, decode_mask
 from transforms.saliency import mass_in_mask, overlay, saliency_map

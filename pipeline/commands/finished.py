@@ -1,27 +1,47 @@
-"""`in9 export`: writes a dataset in the released layout, or with `--images` a figure of images."""
+"""Commands on a finished dataset.
+
+`in9 export`: writes a dataset in the released layout, or with `--images` a figure of images.
+
+`in9 report`: writes tables, figures and page from existing results.
+
+`in9 verify`: checks a dataset's files against its manifest, and prints the faults.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import os
+import sys
 import time
+from collections.abc import Iterator
 
-from pipeline.dataset.folder import Dataset
-from pipeline.dataset.holdout import selected_rows
-from pipeline.dataset.latest import reading_store
-from pipeline.dataset.manifest import MANIFEST
+from pipeline.analyses import ANALYSES
+from pipeline.dataset.card import notes_of
+from pipeline.dataset.folder import Dataset, selected_rows
+from pipeline.dataset.manifest import (
+    MANIFEST,
+    PUBLISH_LOCK,
+    read_manifest,
+    reading_store,
+    writing_store,
+)
+from pipeline.dataset.records import DATA_FOLDERS
 from pipeline.display.pictures import find_samples
-from pipeline.errors import JobError, UsageError, counted
+from pipeline.errors import JobError, UsageError, counted, did_you_mean
+from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.released.export import EXPORT_FOLDER, ExportPlan, export_split
 from pipeline.released.names import class_folder, find_clashes
-from pipeline.runtime.leftovers import removed_if_refused
-from pipeline.runtime.local_loop import run_locally
-from pipeline.runtime.lock import DATASET_LOCK, held
+from pipeline.report import REPORT, write_report
+from pipeline.report.write import write_tables
+from pipeline.runtime.job_log import removed_if_refused, run_locally
+from pipeline.runtime.lock import DATASET_LOCK, TABLES_LOCK, current_holder, held
 from pipeline.runtime.progress import Progress
 from pipeline.storage.files import is_below
-from pipeline.storage.store import Store
+from pipeline.storage.parallel import read_ahead
+from pipeline.storage.store import FileDigest, Store
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.hashing import text_bytes
 from transforms.variants import PAPER_NAMES, draws_of, is_picture
@@ -136,7 +156,7 @@ def export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str
       UsageError: an image is not in the dataset, or the format is unknown.
       JobError: a picture is broken.
     """
-    from pipeline.display.versions import FIGURE_MARK, KINDS, versions_figure
+    from pipeline.display.style import FIGURE_MARK, KINDS, versions_figure
 
     folder, name = os.path.split(path)
     kind = name.rpartition(".")[2].lower().replace("jpeg", "jpg")
@@ -159,3 +179,111 @@ def export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str
         raise UsageError(f"--to {target.path(name)} is no figure of in9; choose another name")
     target.write(name, versions_figure(heads, rows, kind))
     print(f"figure: {target.path(name)}")
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """Runs `in9 report`; returns the exit code.
+
+    Raises:
+      UsageError: there is no finished dataset, it lacks a column that `--columns` names, or
+        another flag is wrong.
+      JobError: another process is writing the dataset's tables.
+    """
+    store = writing_store("dataset", arguments.dataset)
+    publishing = check_publishing(store, arguments.publish, arguments.keep)
+    dataset = Dataset.open(store)
+    known = [column for analysis in ANALYSES for column in analysis.parts.columns(dataset)]
+    for column in arguments.columns or ():
+        if column not in known:
+            hint = did_you_mean(column, known)
+            raise UsageError(f"--columns {column}: the dataset has {', '.join(known)}{hint}")
+    with held(store, TABLES_LOCK, wait=60) as tables:
+        write_tables(Dataset.open(tables), arguments.columns or ())
+    write_report(store, dataset.taxonomy, arguments.pictures, pdf=True)
+    for note in notes_of(dataset.manifest):
+        print(note)
+    for analysis in ANALYSES:
+        for line in analysis.parts.report(Dataset.open(store)):
+            print(line)
+    print(f"report: {store.path(REPORT)}")
+    if publishing:
+        print(describe_published(publishing.target, publish(publishing)))
+    return 0
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    """Runs `in9 verify`; returns the exit code, 1 if there are faults.
+
+    Raises:
+      UsageError: there is no finished dataset.
+      JobError: the dataset is not finished, because a job is working on it.
+    """
+    store = reading_store(arguments.dataset)
+    try:
+        dataset = Dataset.open(store)
+    except UsageError as error:
+        job = _job_at_work(arguments.dataset, store)
+        if job is None:
+            raise
+        raise JobError(f"{job} on {store.root}; verify it when the job is done") from error
+    faults = 0
+    for fault in verify(dataset):
+        print(fault)
+        faults += 1
+    if faults:
+        job = _job_at_work(arguments.dataset, store)
+        if job is None and read_manifest(store) != dataset.manifest:
+            job = "a job has been at work"
+        advice = (
+            "remove the files concerned and run the command that made the dataset again"
+            if job is None
+            else f"{job} on it, so these may not be faults; verify it again when the job is done"
+        )
+        print(f"in9 verify: {counted(faults, 'fault')}; {advice}", file=sys.stderr)
+        return 1
+    print(f"{len(dataset.manifest.files)} files agree with {MANIFEST}")
+    return 0
+
+
+def _job_at_work(folder: str, store: Store) -> str | None:
+    """Describes the job that makes or publishes the dataset now; None if no job is at work.
+
+    Args:
+      folder: the folder that the user named: the dataset, or the folder where its versions are
+        published.
+      store: the dataset that was opened from this folder.
+    """
+    holders = (current_holder(store, DATASET_LOCK), current_holder(Store.at(folder), PUBLISH_LOCK))
+    return next((f"{holder} is at work" for holder in holders if holder), None)
+
+
+def verify(dataset: Dataset) -> Iterator[str]:
+    """Checks that every file of the manifest exists with its size and SHA-256, and that the folders
+    of its data hold no other files.
+
+    The number of samples per file is not checked; it was counted before the manifest was written.
+
+    Yields:
+      A line for each fault; none for a sound dataset.
+    """
+    store, files = dataset.store, dataset.manifest.files
+    for _, fault in read_ahead(functools.partial(_fault_of, store), files):
+        if fault is not None:
+            yield fault
+    known = {file.path for file in files}
+    for folder in DATA_FOLDERS:
+        yield from (f"{p}: not in the manifest" for p in store.walk(folder) if p not in known)
+
+
+def _fault_of(store: Store, file: FileDigest) -> str | None:
+    size = store.size(file.path)
+    if size is None:
+        return f"{file.path}: missing"
+    if size != file.bytes:
+        return f"{file.path}: {size} bytes, the manifest says {file.bytes}"
+    try:
+        if store.digest(file.path) != file.sha256:
+            return f"{file.path}: the content has changed (sha256 differs)"
+    except OSError as error:
+        return f"{file.path}: cannot be read: {error.strerror or error}"
+    return None

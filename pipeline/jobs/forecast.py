@@ -1,8 +1,7 @@
 """Forecasts what a job would find and do, from names, annotations and records alone.
 
 No picture is opened. Work of an earlier run counts as done if that run has stored checksums of its
-inputs; without them, the inputs would have to be read to tell whether they have changed.
-"""
+inputs; without them, the inputs would have to be read to tell whether they have changed."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ from pipeline.dataset.config import DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.records import ACCEPTED
 from pipeline.generate.cut_source import reject_by_name
+from pipeline.generate.graph import list_split
 from pipeline.generate.job import GenerateJob
-from pipeline.generate.list_split import list_split
 from pipeline.generate.plan import group_numbers, mixed_variants
 from pipeline.generate.previous_layers import PreviousLayers, Survey
 from pipeline.generate.shard_elements import make_shards
