@@ -1,4 +1,4 @@
-"""Compose: writes all variants of an output shard from layers and backgrounds, and then its index."""
+"""Compose: writes all variants of an output shard from layers and backgrounds, and its index."""
 
 from __future__ import annotations
 
