@@ -17,9 +17,8 @@ from conftest import made_once, run_in9
 from pipeline.analyses.evaluation.results import Evaluated
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata, write_table
-from pipeline.evaluate.failures import FailedModel, note_failures
 from pipeline.evaluate.predictions import prediction_file, prediction_fingerprints
-from pipeline.evaluate.results import RunSettings, pick, read_result
+from pipeline.evaluate.results import FailedModel, RunSettings, note_failures, pick, read_result
 from pipeline.report import write_report
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store

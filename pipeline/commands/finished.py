@@ -1,10 +1,8 @@
 """Commands on a finished dataset.
 
-`in9 export`: writes a dataset in the released layout, or with `--images` a figure of images.
-
-`in9 report`: writes tables, figures and page from existing results.
-
-`in9 verify`: checks a dataset's files against its manifest, and prints the faults.
+`in9 export` writes it in the released layout, or with `--images` a figure of images; `in9 report`
+writes tables, figures and page from existing results; `in9 verify` checks its files against the
+manifest, and prints the faults.
 """
 
 from __future__ import annotations
@@ -29,11 +27,16 @@ from pipeline.dataset.manifest import (
     writing_store,
 )
 from pipeline.dataset.records import DATA_FOLDERS
-from pipeline.display.pictures import find_samples
+from pipeline.display.panel import find_samples
 from pipeline.errors import JobError, UsageError, counted, did_you_mean
 from pipeline.jobs.publish import check_publishing, describe_published, publish
-from pipeline.released.export import EXPORT_FOLDER, ExportPlan, export_split
-from pipeline.released.names import class_folder, find_clashes
+from pipeline.released.export import (
+    EXPORT_FOLDER,
+    ExportPlan,
+    class_folder,
+    export_split,
+    find_clashes,
+)
 from pipeline.report import REPORT, write_report
 from pipeline.report.write import write_tables
 from pipeline.runtime.job_log import removed_if_refused, run_locally

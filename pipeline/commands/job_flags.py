@@ -34,8 +34,7 @@ from pipeline.models.stored import KnownModels, chosen_folder
 from pipeline.released.export import EXPORT_FOLDER
 from pipeline.runners.dataflow import accelerator_hints
 from pipeline.runtime.progress import Progress
-from pipeline.segmenters import parameters_of
-from pipeline.segmenters.given_masks import check_coco, check_masks
+from pipeline.segmenters import check_coco, check_masks, parameters_of
 from pipeline.storage.files import absolute, is_below
 from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store

@@ -1,9 +1,7 @@
-"""The main job: `in9 run`, `generate`, `evaluate`, `attack` and `saliency`.
+"""The main job: `in9 run`, `generate`, `evaluate`, `attack` and `saliency`; and `in9.Generate` and
+`in9.Evaluate`, the stages as transforms for custom Beam pipelines, configured by the same flags.
 
 It checks the flags, builds and runs one graph, and prints the results.
-
-`in9.Generate` and `in9.Evaluate`: the stages as transforms for custom Beam pipelines, configured
-by the flags of the command line.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import read_manifest, writing_store
 from pipeline.errors import JobError, UsageError, escaped
 from pipeline.evaluate.evaluation import Work
-from pipeline.evaluate.failures import print_failures, read_failures
+from pipeline.evaluate.results import print_failures, read_failures
 from pipeline.jobs.closing_words import describe_dataset
 from pipeline.jobs.dry_run import dry_run
 from pipeline.jobs.main_job import (

@@ -27,9 +27,8 @@ from pipeline.runtime.progress import duration
 from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.loop import LOG, MODEL, STATE, read_state_file, train
 from pipeline.training.network import check_architecture
-from pipeline.training.penalty import describe_penalty
 from pipeline.training.probe_fit import MODELS, Backbone, ProbePlan, fit_variant, probe_file
-from pipeline.training.train_plan import TrainPlan, check_variant, choose_splits
+from pipeline.training.train_plan import TrainPlan, check_variant, choose_splits, describe_penalty
 
 _MAX_WORKERS = 16
 _NETWORK_FLAGS = (

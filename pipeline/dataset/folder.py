@@ -1,8 +1,5 @@
-"""A finished dataset folder, read back: its shards, samples and index.
-
-The embedded sample: its folder, the digests of its pictures, and its licence.
-
-The division of a split into pictures for training and pictures for the test.
+"""A finished dataset folder, read back: its shards, samples and index; and the division of a split
+into pictures for training and pictures for the test.
 
 If a share is held out, a training picture shows nothing of a held-out image, neither as foreground
 nor as background. In a mixed variant, each foreground takes the first replicate whose background is

@@ -1,6 +1,5 @@
-"""The manifest, whose presence makes a dataset valid; and published versions of a dataset.
-
-Published versions of a dataset: finding them, and refusing to write to them.
+"""The manifest, whose presence makes a dataset valid; and published versions of a dataset: finding
+them, and refusing to write to them.
 
 This module does not import Beam, because readers use it, too. `pipeline.jobs.publish` makes the
 versions.

@@ -1,11 +1,8 @@
-"""Source and output shards, and their records.
-
-Shards: hash buckets of the key, and the paths of their files.
+"""Shards (hash buckets of the key, and the paths of their files), and their records: tables with a
+row for every image or object, accepted or not.
 
 Source and output shards use the same hash, and the number of output shards divides the number of
 source shards. So an output shard is a union of whole source shards.
-
-Records of shards: tables with a row for every image or object, accepted or not.
 
 A source shard's record is a Parquet file beside the tar of layers. Its presence marks the tar as
 complete, because it is written last. Its metadata holds the fingerprint of everything that the

@@ -1,13 +1,9 @@
 """Files of samples and of layers.
 
-Sinks write one variant's output shard as a Parquet file or a WebDataset tar. Tars have
-reproducible bytes and known offsets.
-
-A sink appends samples to one new file, which becomes visible, complete, when the `with` block of
-`open` ends, or later with a store from `Store.together`. All samples have the same fields in both
-formats.
-
-Layers in the tars of source shards: writing, finding and reading them.
+A sink writes one variant's output shard as a Parquet file or a WebDataset tar. It appends samples
+to one new file, which becomes visible, complete, when the `with` block of `open` ends, or later
+with a store from `Store.together`. All samples have the same fields in both formats. Tars, also
+those of layers, have reproducible bytes and known offsets.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Style of figures, and reproducible SVG and PDF files.
+"""Style of figures, and reproducible SVG and PDF files; and the figure of images in every version,
+side by side, one row for each image.
 
 Files have plain colours on white, so that they fit papers and any viewer. The page replaces each
 colour of `THEME` by a CSS variable, so that the same figure is readable in light and dark mode.
-
-A figure of images in every version, side by side, one row for each image.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
-r"""Tables of results, and text for little room.
-
-Text for little room: aligned tables, estimates with their intervals, short names of models.
-
-Tables of results: CSV files whose columns are the fields of types, and LaTeX tables for papers.
+r"""Tables of results: CSV files whose columns are the fields of types, LaTeX tables for papers, and
+text for little room: aligned tables, estimates with their intervals, short names of models.
 
 A field's `msgspec.Meta(description=...)` is the meaning of its column, unless that is the same in
 all tables.

@@ -1,8 +1,5 @@
-"""An evaluation, and the interface of a stage that runs models.
-
-The models and settings of an evaluation, which all stages that run models share.
-
-The interface of a stage that runs models, unit by unit.
+"""The models and settings of an evaluation, which all stages that run models share, and the
+interface of such a stage.
 
 A unit is a part of the pictures whose results are one file, such as an output shard. A stage
 defines its units, what it computes for each unit, and how it summarizes a model at the end. All

@@ -28,8 +28,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.evaluate.evaluation import ModelWork, Work
-from pipeline.evaluate.failures import FailedModel, note_failures
-from pipeline.evaluate.results import ModelRun, result_folder
+from pipeline.evaluate.results import FailedModel, ModelRun, note_failures, result_folder
 from pipeline.models.stored import KnownModels
 from pipeline.runtime.lock import held, model_lock
 from pipeline.runtime.machine import keep_freed_memory

@@ -1,11 +1,9 @@
 """The part of the graph that makes a dataset, and its first step.
 
-List: finds the images of all splits, with their masks and boxes, and deals them to source
-shards.
-
     List -> Segment -> Plan -> Compose -> Commit
 
-Elements of the graph hold keys, paths and records, but no pixels.
+Elements of the graph hold keys, paths and records, but no pixels. List finds the images of all
+splits, with their masks and boxes, and deals them to source shards.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.layout import list_images
 from pipeline.inputs.source_images import FileIndex, SourceImage
 from pipeline.runtime.progress import timed
-from pipeline.segmenters.given_masks import index_masks, no_mask
+from pipeline.segmenters import index_masks, no_mask
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.segmentation import takes_masks
 from transforms.taxonomy import Taxonomy, imagenet9

@@ -1,9 +1,6 @@
-"""What an earlier run has made of a shard, and whether much of it would be made again.
-
-Finds existing layers, so that they are not made again: whole shards that are up to date, and
-single unchanged images in outdated shards.
-
-The guard before a rebuild: stops a job early if it would make much of a dataset again.
+"""Finds existing layers, so that they are not made again: whole shards that are up to date, and
+single unchanged images in outdated shards; and stops a job early if it would make much of a dataset
+again.
 
 A schedule may run the same command for years. If its input is moved, mounted empty or rewritten one
 day, the job would segment everything again and replace a good dataset. So List counts how many

@@ -1,9 +1,5 @@
-"""Annotations of many images.
-
-Finds the annotation of an image: among XML files in a folder or an archive, or in the table of
-the Kaggle download.
-
-COCO's JSON as a table of images: `images`, `annotations` with boxes, `categories`.
+"""Annotations of many images: XML files in a folder or an archive, the table of the Kaggle
+download, and COCO's JSON as a table of images (`images`, `annotations` with boxes, `categories`).
 """
 
 from __future__ import annotations

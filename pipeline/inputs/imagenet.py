@@ -1,9 +1,8 @@
-"""ImageNet as it is downloaded or unpacked, and folders like it.
+"""ImageNet, and folders like it.
 
 Folders of image files, as unpacked from ImageNet's archives: `<split>/<wnid>/*.JPEG`, or flat
-`<split>/*.JPEG`, also inside the `Data/CLS-LOC` tree of the Kaggle download.
-
-ImageNet's archives as downloaded: `ILSVRC2012_img_val.tar`, which holds the images directly, and
+`<split>/*.JPEG`, also inside the `Data/CLS-LOC` tree of the Kaggle download. And the archives as
+downloaded: `ILSVRC2012_img_val.tar`, which holds the images directly, and
 `ILSVRC2012_img_train.tar`, which holds an archive for each class.
 """
 

@@ -1,10 +1,9 @@
 """Finds the images and annotations of a split, and lists the images with class, label and
 annotation.
 
-Images lie in one of the formats of `pipeline.inputs.formats`. Annotations lie in
-`Annotations/<split>/*.xml` or `Annotations/<split>/<wnid>/*.xml`, also below
-`Annotations/CLS-LOC`; in Kaggle's `LOC_<split>_solution.csv`; or in an archive
-`ILSVRC2012_bbox_<split>*.tgz`.
+Images lie in one of the formats of `FORMATS`. Annotations lie in `Annotations/<split>/*.xml` or
+`Annotations/<split>/<wnid>/*.xml`, also below `Annotations/CLS-LOC`; in Kaggle's
+`LOC_<split>_solution.csv`; or in an archive `ILSVRC2012_bbox_<split>*.tgz`.
 
 The folder decides the class of an image. If the image lies in no class folder, its annotation
 decides.

@@ -1,16 +1,12 @@
 """Lists that the user gives: keys of images, and classes.
 
-`--exclude` and `--include`: lists of images, by key or by the name that the released archive
-gives them.
+`--exclude` and `--include` are text files with one name in each line, a key or the name that the
+released archive gives an image. The file names in the released archive are such a list: they name
+the images that its authors kept.
 
-A list is a text file with one name in each line. The file names in the released archive are such a
-list: they name the images that its authors kept.
-
-`--taxonomy`: a file that names the superclass of each class, or WordNet roots.
-
-The file is a table with the columns `class` and `superclass` and, as needed, `label` (number of the
-superclass), `index` (position of the class among a model's outputs) and `name` (name of the class
-for people).
+`--taxonomy` is a file that names the superclass of each class, or WordNet roots. It is a table with
+the columns `class` and `superclass` and, as needed, `label` (number of the superclass), `index`
+(position of the class among a model's outputs) and `name` (name of the class for people).
 """
 
 from __future__ import annotations

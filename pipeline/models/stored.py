@@ -1,15 +1,13 @@
-"""What is stored of models: their weights, and what they were when they were last loaded. This
-module does not import torch.
+"""What is stored of models. This module does not import torch.
 
-The index of a folder of weights, for machines that cannot reach the hubs. Imports no torch.
+The index of a folder of weights, for machines that cannot reach the hubs:
 
 DIR/<sha256>.safetensors    the tensors of one model, named by their `state_hash`
 DIR/index.json              name -> the attributes of `StoredModel`
 
-A cache of model identities: what each entry of `--models` was when it was last loaded.
-
-The model's identity cannot change while the origin of its weights does not. So results that are up
-to date are recognised without loading the model or importing torch. The cache lies in the dataset's
+And a cache of model identities: what each entry of `--models` was when it was last loaded. The
+model's identity cannot change while the origin of its weights does not. So results that are up to
+date are recognised without loading the model or importing torch. The cache lies in the dataset's
 work folder and is not part of the dataset: after it is deleted, each model is loaded once more.
 """
 

@@ -1,8 +1,5 @@
-"""Examines the pictures of an archive, and writes the output shards of an imported dataset.
-
-Examine: decodes and checks every picture of an archive's shard.
-
-Write: writes the output shards of an imported dataset, with the published pixels unchanged.
+"""Decodes and checks every picture of an archive's shard, and writes the output shards of an
+imported dataset, with the published pixels unchanged.
 
 The true backgrounds of mixed pictures are recovered, because the release does not reliably name
 them. They are searched for among the tiled backgrounds of the whole split, which form the pool.

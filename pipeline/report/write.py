@@ -23,8 +23,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.display.panel import Evidence, ModelResults
 from pipeline.errors import shown_bytes
-from pipeline.evaluate.failures import read_failures
-from pipeline.evaluate.results import Answers, ModelRun, Named
+from pipeline.evaluate.results import Answers, ModelRun, Named, read_failures
 from pipeline.runtime.lock import TABLES_LOCK, held
 from pipeline.storage.state_files import RelativePath, read_json
 from pipeline.storage.store import WORK_FOLDER, Store

@@ -1,8 +1,5 @@
-"""Dataflow: its GPUs, and the submission of a job.
-
-GPUs of Dataflow's workers: parses `--gpu`, and checks that it fits the other flags.
-
-Turns flags into a Dataflow job, checked before anything is sent, and submits it.
+"""Turns flags into a Dataflow job, with GPUs or without, checked before anything is sent, and
+submits it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""What a run leaves in the work folder, and loops without Beam.
+"""What a run leaves in the work folder, and jobs that run as loops in this process.
 
-Files that killed processes leave in the work folder. No list names these files, so they are
-recognised by their names:
+The log of a job keeps Beam's messages and tracebacks off the terminal. The file is kept only if the
+job, or a model in it, fails. The error line that the user sees then names the file.
+
+No list names the files that killed processes leave, so they are recognised by their names:
 
 tmp/<process>+<hex>     a file or claim that was being written
 lock*                   a lock: see `remove_dead_locks`
@@ -12,13 +14,6 @@ Temporary files, locks and notes of a process that is known to have ended are re
 by the next job that shows its progress. Whether a process in another container or on a lost machine
 has ended cannot be known, so its temporary files and notes are removed after a week without change.
 So are logs, which tell until then why a command failed. Files with any other name stay.
-
-The log of a job, which keeps Beam's messages and tracebacks off the terminal.
-
-The file is kept only if the job, or a model in it, fails. The error line that the user sees then
-names the file.
-
-Jobs that run as loops in this process: shards in threads, progress, and one-line errors.
 """
 
 from __future__ import annotations

@@ -1,14 +1,12 @@
 """Counters and progress of a job.
 
-Counters of a job: what was done, what was written, and how long each stage took.
-
-Workers count through Beam, so on any runner the counters are sums over all workers.
-
-Progress of a running job, on any runner that shares the dataset folder.
+Counters tell what was done, what was written, and how long each stage took. Workers count through
+Beam, so on any runner the counters are sums over all workers.
 
 From time to time, workers note how much of each shard is done. Each note is an empty file in the
 work folder, and its name holds the count. A thread of the launching process counts these notes and
-shows how far the job is. Notes are not part of the dataset, and nothing relies on them.
+shows how far the job is, on any runner that shares the dataset folder. Notes are not part of the
+dataset, and nothing relies on them.
 """
 
 from __future__ import annotations

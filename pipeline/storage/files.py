@@ -1,8 +1,8 @@
-"""Files by absolute path, on this machine or in Google Cloud Storage (`gs://bucket/name`).
+"""Files by absolute path, on this machine, mounted file systems included, or in Google Cloud
+Storage (`gs://bucket/name`); and claims on paths. The path decides which of the two storages is
+used. Both implement the interface in `file_kind`.
 
-Files on this machine's file systems, mounted ones included, and claims on paths.
-
-A claim is a folder:
+A claim on this machine is a folder:
 
 PATH/<token>/about    the claim's metadata
 PATH/<token>/<n>      an empty file, which every renewal renames to the next number
@@ -11,8 +11,6 @@ Each step is one rename, which is atomic and succeeds for only one process: a fo
 another only if the other is empty, and no two claims have a name in common. So removing a claim,
 however late, never touches the next one. A lock file with a fixed name would not be enough, because
 another process may replace the file after it was looked at and before it is removed.
-
-The path decides which of the two storages is used. Both implement the interface in `file_kind`.
 """
 
 from __future__ import annotations

@@ -1,18 +1,15 @@
-"""Small files, which are read and written whole.
-
-Files that one job leaves for the next: JSON and Parquet, which may be damaged or forged.
+"""Files that one job leaves for the next: JSON and Parquet, which may be damaged or forged; and CSV
+files for people.
 
 After a power cut, the newest files may be empty or truncated under their final names. A file that
 cannot be parsed counts as missing: a warning names the file, and the job that needs it makes it
 again. Content is checked against types, so a file with another structure counts as damaged, too.
 `read_commit` and `read_table` are stricter, and raise errors.
 
-CSV files that commands write: fixed columns, and the same bytes for the same rows.
-
-Spreadsheets take text that begins with `=`, `+`, `-`, `@`, a tab or a carriage return for a
-formula, and a formula may start programs. Such text gets an apostrophe in front; numbers do not. If
-apostrophes already stand before such a character, the text gets one more, so that `read_csv` always
-removes exactly one.
+CSV files have fixed columns, and the same bytes for the same rows. Spreadsheets take text that
+begins with `=`, `+`, `-`, `@`, a tab or a carriage return for a formula, and a formula may start
+programs. Such text gets an apostrophe in front; numbers do not. If apostrophes already stand before
+such a character, the text gets one more, so that `read_csv` always removes exactly one.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy, one_hot
 
 from pipeline.errors import JobError
-from pipeline.training.penalty import PENALTIES
+from pipeline.training.train_plan import PENALTIES
 from transforms.hashing import keyed_hashes
 
 Floats = NDArray[np.float64]

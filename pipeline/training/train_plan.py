@@ -1,13 +1,4 @@
-"""The plan of a training: its settings, splits and pictures.
-
-The paper's appendix C is the source of the defaults.
-
-The pictures are copied into one local file: at the start, every shard of the needed variants is
-read once, whatever its format and location. After that, any process can load any batch by a few
-reads at known offsets of one file. The file has no name, so it disappears however the training
-ends. It is not memory-mapped, because mapped pages would count as memory of every process, and
-because a disk error would kill the process with a signal instead of raising an exception.
-"""
+"""The plan of a training: its settings, splits and pictures, and the penalties of a linear probe."""
 
 from __future__ import annotations
 
@@ -24,6 +15,25 @@ from numpy.typing import NDArray
 from pipeline.dataset.folder import Dataset, Holdout, selected_rows, training_pictures
 from pipeline.errors import BrokenPictureError, JobError, UsageError, did_you_mean
 from transforms.codec import UndecodableError, decode_image
+
+PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+"""Penalties to try, strongest first. Each is the `penalty` of `linear_probe.fit_probe`: a factor of
+half the sum of the squared weights, for standardised features."""
+
+
+def describe_penalty(penalty: float) -> str:
+    """Formats a penalty. If it is the first or last of `PENALTIES`, the text says so, because a
+    penalty beyond that end might fit better.
+
+    >>> describe_penalty(0.1), describe_penalty(10.0)
+    ('0.1', '10 (the strongest that is tried)')
+    """
+    ends = {
+        PENALTIES[0]: " (the strongest that is tried)",
+        PENALTIES[-1]: " (the weakest that is tried)",
+    }
+    return f"{penalty:g}{ends.get(penalty, '')}"
+
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 

@@ -34,9 +34,8 @@ from pipeline.report.page import check_claims
 from pipeline.runtime.lock import DATASET_LOCK, held
 from pipeline.storage.state_files import convert
 from pipeline.storage.store import Store
-from pipeline.training.penalty import describe_penalty
 from pipeline.training.probe_fit import Backbone, ProbePlan, fit_variant
-from pipeline.training.train_plan import TrainPlan
+from pipeline.training.train_plan import TrainPlan, describe_penalty
 from transforms.taxonomy import imagenet9
 
 SHOWN = ("mixed_rand", "mixed_same", "only_bg_t", "original")

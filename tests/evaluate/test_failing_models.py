@@ -24,8 +24,7 @@ from PIL import Image
 from tiny_models import Fixed
 
 from pipeline.errors import ModelError, escaped
-from pipeline.evaluate.failures import FailedModel, note_failures, read_failures
-from pipeline.evaluate.results import RunSettings
+from pipeline.evaluate.results import FailedModel, RunSettings, note_failures, read_failures
 from pipeline.models.predict import Predictor
 from pipeline.models.preprocessing import PredictConfig
 from pipeline.models.registry import load_model

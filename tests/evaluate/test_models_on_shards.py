@@ -28,7 +28,6 @@ from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.evaluate import predict_shards, resident
 from pipeline.evaluate.evaluation import Evaluation, Work
-from pipeline.evaluate.failures import FailedModel, read_failures
 from pipeline.evaluate.model_stage import (
     Block,
     BlockDone,
@@ -42,7 +41,7 @@ from pipeline.evaluate.model_stage import (
 from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.predictions import prediction_fingerprints
 from pipeline.evaluate.resident import in_memory, on_device
-from pipeline.evaluate.results import RunSettings, pick
+from pipeline.evaluate.results import FailedModel, RunSettings, pick, read_failures
 from pipeline.models.predict import Predictor, device_of
 from pipeline.models.preprocessing import PredictConfig
 from pipeline.models.registry import load_model

@@ -35,8 +35,9 @@ from pipeline.released.archive_listing import (
     list_files,
     read_listing,
 )
-from pipeline.released.export import ExportPlan, _sweep
-from pipeline.released.names import (
+from pipeline.released.export import (
+    ExportPlan,
+    _sweep,
     class_folder,
     find_clashes,
     label_of_folder,

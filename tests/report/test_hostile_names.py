@@ -31,9 +31,8 @@ from pipeline.dataset.card import card_files, markdown
 from pipeline.dataset.folder import Dataset
 from pipeline.display.table import escape
 from pipeline.errors import escaped_line, escaped_texts
-from pipeline.evaluate.failures import FailedModel, note_failures
 from pipeline.evaluate.predictions import prediction_fingerprints
-from pipeline.evaluate.results import ModelRun
+from pipeline.evaluate.results import FailedModel, ModelRun, note_failures
 from pipeline.jobs.changes import describe_changes, to_markdown
 from pipeline.report import write_report
 from pipeline.report.write import write_tables

@@ -15,7 +15,7 @@ from scipy.optimize import minimize, root
 
 from pipeline.errors import JobError
 from pipeline.training.linear_probe import LinearProbe, choose_penalty, fit_probes
-from pipeline.training.penalty import PENALTIES, describe_penalty
+from pipeline.training.train_plan import PENALTIES, describe_penalty
 
 LEFT = 2 * 1e-6 * 4
 

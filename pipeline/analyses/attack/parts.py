@@ -1,7 +1,5 @@
-"""The parts of the attack.
-
-Adversarial backgrounds: how often they fool models, pictures of the worst backgrounds, and the
-authors' claims about them.
+"""The parts of the attack: how often adversarial backgrounds fool models, pictures of the worst
+backgrounds, and the authors' claims about them.
 """
 
 from __future__ import annotations
@@ -30,6 +28,8 @@ from pipeline.analyses.parts import Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import (
+    SMALL,
+    Budget,
     Claim,
     Estimate,
     Evidence,
@@ -39,13 +39,14 @@ from pipeline.display.panel import (
     Results,
     above,
     below,
+    data_uri,
     estimate_of,
+    find_samples,
 )
-from pipeline.display.pictures import SMALL, Budget, data_uri, find_samples
 from pipeline.display.table import TIMES
 from pipeline.evaluate.evaluation import Evaluation, Work
-from pipeline.evaluate.failures import read_failures
 from pipeline.evaluate.published import CHALLENGE, FOOLED, FULL_GRID, published_for
+from pipeline.evaluate.results import read_failures
 from transforms.intervals import level_of, wilson
 from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import Taxonomy

@@ -24,10 +24,15 @@ from pipeline.dataset.folder import Dataset
 from pipeline.display.table import TIMES, Table, aligned, percent_interval
 from pipeline.errors import UsageError
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.evaluate.failures import failures_without_results, read_failures
 from pipeline.evaluate.predictions import EvalImages, read_current_results
 from pipeline.evaluate.published import FULL_GRID
-from pipeline.evaluate.results import Label, PicturesResult, pick
+from pipeline.evaluate.results import (
+    Label,
+    PicturesResult,
+    failures_without_results,
+    pick,
+    read_failures,
+)
 from pipeline.storage.state_files import Name, RelativePath, read_table
 from pipeline.storage.store import Store
 from transforms.adversarial import Labels

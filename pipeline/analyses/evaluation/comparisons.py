@@ -1,15 +1,8 @@
-"""Comparisons of models that saw the same pictures.
-
-Contributions of each picture to accuracies and BG-Gap, for confidence intervals that
-compare several models.
+"""Paired differences between any two models, in accuracy on each variant and in BG-Gap.
 
 All models of a dataset see the same pictures, so the contributions of different models to a
-quantity line up picture by picture, and their errors can be compared and added up.
-
-Paired differences between any two models, in accuracy on each variant and in BG-Gap.
-
-Because two models see the same pictures, the interval of their difference is far narrower than
-their own intervals suggest.
+quantity line up picture by picture, and their errors can be compared and added up. The interval of
+a difference is far narrower than the models' own intervals suggest.
 """
 
 from __future__ import annotations

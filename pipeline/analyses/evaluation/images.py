@@ -17,8 +17,7 @@ from pipeline.analyses.evaluation.patterns import PATTERNS, Pattern, VersionAnsw
 from pipeline.analyses.evaluation.results import Summary, rules_of
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
-from pipeline.display.panel import Evidence, ModelResults, Panel
-from pipeline.display.pictures import Budget, data_uri, find_samples
+from pipeline.display.panel import Budget, Evidence, ModelResults, Panel, data_uri, find_samples
 from pipeline.evaluate.results import result_shard
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store

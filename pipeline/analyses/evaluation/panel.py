@@ -1,15 +1,7 @@
-"""What the page says of the accuracy of models.
-
-The headline table: models x variants with intervals, BG-Gap, and published figures; and how
-models differ on the same images.
-
-Sensitivity: flip rates, and relative foreground sensitivity.
-
-Where models go wrong: the worst group of each mixed version.
-
-The panel's template makes its other tables directly from the models' summaries.
-
-The authors' claims that accuracies decide, and what they are judged by.
+"""What the page says of the accuracy of models: the headline table (models x variants with
+intervals, BG-Gap, and published figures), how models differ on the same images, flip rates and
+relative foreground sensitivity, the worst group of each mixed version, and the authors' claims that
+accuracies decide.
 """
 
 from __future__ import annotations

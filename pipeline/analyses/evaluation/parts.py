@@ -22,8 +22,7 @@ from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import Evidence
 from pipeline.evaluate.evaluation import Evaluation, Work
-from pipeline.evaluate.failures import errors_by_model, read_failures
-from pipeline.evaluate.results import Failure
+from pipeline.evaluate.results import Failure, errors_by_model, read_failures
 from pipeline.generate.custom_variants import custom_names
 from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture

@@ -1,15 +1,11 @@
-"""The evaluation's tables in CSV and LaTeX, and its lines for the terminal.
-
-LaTeX tables of accuracies; see `pipeline.display.table`.
-
-Power of BG-Gap: whether a probe can tell the class from a model's logits on backgrounds.
-
-If the probe cannot, a gap near 0 says little about the model, because the backgrounds may hold no
-information about the class that the model could rely on.
-
-Writes the tables of the evaluation, in CSV and LaTeX files; each has all models of a dataset.
+"""The evaluation's tables in CSV and LaTeX files, each with all models of a dataset, and its lines
+for the terminal.
 
 Tables are rebuilt from the stored results, so they never lag behind.
+
+One line is about the power of BG-Gap: whether a probe can tell the class from a model's logits on
+backgrounds. If the probe cannot, a gap near 0 says little about the model, because the backgrounds
+may hold no information about the class that the model could rely on.
 """
 
 from __future__ import annotations
@@ -34,9 +30,16 @@ from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.display.table import Cell, OfModel, aligned, interval, tabular
 from pipeline.errors import shown_bytes
-from pipeline.evaluate.failures import failures_without_results, read_failures
 from pipeline.evaluate.predictions import PROBED_VARIANT, EvalImages, prediction_file, read_logits
-from pipeline.evaluate.results import Failure, ModelRun, pick, read_result, result_file
+from pipeline.evaluate.results import (
+    Failure,
+    ModelRun,
+    failures_without_results,
+    pick,
+    read_failures,
+    read_result,
+    result_file,
+)
 from transforms.analysis import KINDS
 from transforms.intervals import CONFIDENCE
 from transforms.power import power_of_outputs

@@ -1,7 +1,5 @@
-"""The parts of the accuracy on ImageNet, and those of the trend.
-
-The trend: accuracy on the versions against accuracy on ImageNet, and the authors' claims about
-better models.
+"""The parts of the accuracy on ImageNet, and those of the trend: accuracy on the versions against
+accuracy on ImageNet, with the authors' claims about better models.
 """
 
 from __future__ import annotations

@@ -28,8 +28,14 @@ from pipeline.analyses.evaluation.results import Summary, rules_of
 from pipeline.display.panel import Evidence
 from pipeline.display.table import Table
 from pipeline.errors import counted
-from pipeline.evaluate.failures import errors_by_model, read_failures
-from pipeline.evaluate.results import ModelRun, read_result, result_file, write_result
+from pipeline.evaluate.results import (
+    ModelRun,
+    errors_by_model,
+    read_failures,
+    read_result,
+    result_file,
+    write_result,
+)
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy
 from transforms.trend import MIN_MODELS, fit_line

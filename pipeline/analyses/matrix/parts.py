@@ -1,7 +1,5 @@
-"""The parts of the matrix, which has its own training and command.
-
-The train x test matrix: the effect of training on each variant, compared with table 5 of the
-paper, and the authors' claims about training sets.
+"""The parts of the matrix, which has its own training and command: the effect of training on each
+variant, compared with table 5 of the paper, and the authors' claims about training sets.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ from pipeline.display.panel import (
 )
 from pipeline.display.table import aligned, describe_chance
 from pipeline.errors import counted
-from pipeline.training.penalty import describe_penalty
+from pipeline.training.train_plan import describe_penalty
 
 if TYPE_CHECKING:
     from pipeline.display.plot import Plot

@@ -45,9 +45,8 @@ from pipeline.runtime.lock import DATASET_LOCK, TABLES_LOCK, held
 from pipeline.runtime.progress import duration
 from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.loop import MODEL, holds_other_training, train
-from pipeline.training.penalty import describe_penalty
 from pipeline.training.probe_fit import MODELS, Backbone, ProbePlan, fit_variant
-from pipeline.training.train_plan import TrainPlan
+from pipeline.training.train_plan import TrainPlan, describe_penalty
 
 
 class ProbeTrainer:

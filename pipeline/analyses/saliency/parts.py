@@ -1,7 +1,5 @@
-"""The parts of saliency.
-
-Saliency: where models look, shown by maps side by side and by one number for each model, and the
-authors' claim about it.
+"""The parts of saliency: where models look, shown by maps side by side and by one number for each
+model, and the authors' claim about it.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ from pipeline.analyses.saliency.results import (
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import (
+    Budget,
     Claim,
     Evidence,
     Measurement,
@@ -30,11 +29,12 @@ from pipeline.display.panel import (
     Results,
     above,
     checkpoints,
+    data_uri,
     differences,
     estimate_of,
+    find_samples,
     trained_command,
 )
-from pipeline.display.pictures import Budget, data_uri, find_samples
 from pipeline.evaluate.evaluation import Evaluation, Work
 from transforms.taxonomy import OUTSIDE, Taxonomy
 

@@ -21,9 +21,14 @@ from PIL import Image, PngImagePlugin
 
 from pipeline.dataset.folder import Dataset
 from pipeline.display.table import Table, aligned, percent_interval
-from pipeline.evaluate.failures import failures_without_results, read_failures
 from pipeline.evaluate.predictions import read_current_results
-from pipeline.evaluate.results import Label, PicturesResult, pick
+from pipeline.evaluate.results import (
+    Label,
+    PicturesResult,
+    failures_without_results,
+    pick,
+    read_failures,
+)
 from pipeline.storage.state_files import RelativePath, read_table
 from pipeline.storage.store import Store
 from transforms.codec import TooManyPixelsError, UndecodableError, open_picture
