@@ -32,10 +32,12 @@ SAMPLE_IMAGES = 24
 
 
 @dataclasses.dataclass(frozen=True)
-class MeasuredCost:
-    """Cost of a few images on one core of this machine.
+class Trial:
+    """A few images of a job, made in a temporary folder on one core of this machine.
 
     Attributes:
+      store: the temporary folder.
+      pictures: paths, in this folder, of the files with composed pictures to evaluate models on.
       images: number of segmented images, at least 1.
       accepted: number of the segmented images that were accepted and got a layer.
       selected: number of the accepted images that were composed.
@@ -47,6 +49,8 @@ class MeasuredCost:
       output_bytes: mean size of all variants of a selected image, by folder of the dataset.
     """
 
+    store: Store
+    pictures: tuple[str, ...]
     images: int
     accepted: int
     selected: int
@@ -55,21 +59,6 @@ class MeasuredCost:
     compose_seconds: float
     layer_bytes: float
     output_bytes: dict[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """A few images of a job, made in a temporary folder.
-
-    Attributes:
-      measured: the cost of these images.
-      store: the temporary folder.
-      pictures: paths, in this folder, of the files with composed pictures to evaluate models on.
-    """
-
-    measured: MeasuredCost
-    store: Store
-    pictures: tuple[str, ...]
 
     def parts(self) -> Iterator[_Part]:
         """Yields the composed pictures in the form in which a `Predictor` reads them."""
@@ -146,7 +135,15 @@ def run_trial(job: GenerateJob, images: Sequence[SourceImage], folder: str) -> T
     sizes = _bytes_by_folder(files)
     selected = sum(composed.selected.values())
     error = 1.96 * statistics.stdev(seconds) / len(seconds) ** 0.5 if len(seconds) > 1 else 0.0
-    measured = MeasuredCost(
+    format_ = lenient.formats[0]
+    pictures = [
+        compose.outputs.staged(file.path)
+        for file in files
+        if file.path.split("/")[0] == format_ and is_picture(file.path.split("/")[1])
+    ]
+    return Trial(
+        store=store,
+        pictures=tuple(pictures),
         images=len(images),
         accepted=accepted,
         selected=selected,
@@ -156,13 +153,6 @@ def run_trial(job: GenerateJob, images: Sequence[SourceImage], folder: str) -> T
         layer_bytes=sizes.pop("layers", 0) / max(accepted, 1),
         output_bytes={name: size / max(selected, 1) for name, size in sizes.items()},
     )
-    format_ = lenient.formats[0]
-    pictures = [
-        compose.outputs.staged(file.path)
-        for file in files
-        if file.path.split("/")[0] == format_ and is_picture(file.path.split("/")[1])
-    ]
-    return Trial(measured, store, tuple(pictures))
 
 
 def _bytes_by_folder(files: Sequence[FileDigest]) -> Counter[str]:
