@@ -54,10 +54,12 @@ SAMPLE_IMAGES = 24
 
 
 @dataclasses.dataclass(frozen=True)
-class MeasuredCost:
-    """Cost of a few images on one core of this machine.
+class Trial:
+    """A few images of a job, made in a temporary folder on one core of this machine.
 
     Attributes:
+      store: the temporary folder.
+      pictures: paths, in this folder, of the files with composed pictures to evaluate models on.
       images: number of segmented images, at least 1.
       accepted: number of the segmented images that were accepted and got a layer.
       selected: number of the accepted images that were composed.
@@ -69,6 +71,8 @@ class MeasuredCost:
       output_bytes: mean size of all variants of a selected image, by folder of the dataset.
     """
 
+    store: Store
+    pictures: tuple[str, ...]
     images: int
     accepted: int
     selected: int
@@ -77,21 +81,6 @@ class MeasuredCost:
     compose_seconds: float
     layer_bytes: float
     output_bytes: dict[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """A few images of a job, made in a temporary folder.
-
-    Attributes:
-      measured: the cost of these images.
-      store: the temporary folder.
-      pictures: paths, in this folder, of the files with composed pictures to evaluate models on.
-    """
-
-    measured: MeasuredCost
-    store: Store
-    pictures: tuple[str, ...]
 
     def parts(self) -> Iterator[_Part]:
         """Yields the composed pictures in the form in which a `Predictor` reads them."""
@@ -168,7 +157,15 @@ def run_trial(job: GenerateJob, images: Sequence[SourceImage], folder: str) -> T
     sizes = _bytes_by_folder(files)
     selected = sum(composed.selected.values())
     error = 1.96 * statistics.stdev(seconds) / len(seconds) ** 0.5 if len(seconds) > 1 else 0.0
-    measured = MeasuredCost(
+    format_ = lenient.formats[0]
+    pictures = [
+        compose.outputs.staged(file.path)
+        for file in files
+        if file.path.split("/")[0] == format_ and is_picture(file.path.split("/")[1])
+    ]
+    return Trial(
+        store=store,
+        pictures=tuple(pictures),
         images=len(images),
         accepted=accepted,
         selected=selected,
@@ -178,13 +175,6 @@ def run_trial(job: GenerateJob, images: Sequence[SourceImage], folder: str) -> T
         layer_bytes=sizes.pop("layers", 0) / max(accepted, 1),
         output_bytes={name: size / max(selected, 1) for name, size in sizes.items()},
     )
-    format_ = lenient.formats[0]
-    pictures = [
-        compose.outputs.staged(file.path)
-        for file in files
-        if file.path.split("/")[0] == format_ and is_picture(file.path.split("/")[1])
-    ]
-    return Trial(measured, store, tuple(pictures))
 
 
 def _bytes_by_folder(files: Sequence[FileDigest]) -> Counter[str]:
@@ -222,7 +212,16 @@ def dry_run(job: GenerateJob, works: Mapping[str, Work], workers: int) -> None:
     if forecast.is_up_to_date:
         print("dataset: up to date")
     with tempfile.TemporaryDirectory(prefix="in9-") as folder:
-        make_trial = functools.cache(lambda: _trial(job, forecast, folder))
+
+        @functools.cache
+        def make_trial() -> Trial | None:
+            """Runs the job on a few images; returns None if no image can be accepted."""
+            images = choose(forecast)
+            if not images:
+                return None
+            print(f"dry run: measuring {counted(len(images), 'image')}", file=sys.stderr)
+            return run_trial(job, images, folder)
+
         if not forecast.is_up_to_date:
             _print_estimate(job, forecast, make_trial(), workers)
         variants = job.config.compose.composed
@@ -237,15 +236,6 @@ def dry_run(job: GenerateJob, works: Mapping[str, Work], workers: int) -> None:
             for model in next(iter(timed.values())).evaluation.models:
                 _print_model(model, job, forecast, timed, make_trial)
     print("dry run: nothing was written")
-
-
-def _trial(job: GenerateJob, forecast: Forecast, folder: str) -> Trial | None:
-    """Runs the job on a few images; returns None if no image can be accepted."""
-    images = choose(forecast)
-    if not images:
-        return None
-    print(f"dry run: measuring {counted(len(images), 'image')}", file=sys.stderr)
-    return run_trial(job, images, folder)
 
 
 def _print_split(split: SplitForecast, taxonomy: Taxonomy, config: DatasetConfig) -> None:
@@ -273,9 +263,9 @@ def _print_split(split: SplitForecast, taxonomy: Taxonomy, config: DatasetConfig
         )
 
 
-def _selected(config: DatasetConfig, split: SplitForecast, measured: MeasuredCost) -> float:
+def _selected(config: DatasetConfig, split: SplitForecast, trial: Trial) -> float:
     """Estimates how many images of a split will be part of the dataset."""
-    rate = measured.accepted / measured.images if split.left else 1.0
+    rate = trial.accepted / trial.images if split.left else 1.0
     accepted = len(split.accepted)
     expected = sum(split.served[:accepted]) + rate * sum(split.served[accepted:])
     per_class = config.compose.per_class
@@ -294,26 +284,26 @@ def _print_estimate(
     if trial is None:
         print("estimate: seconds; no image is left to segment")
         return
-    config, measured = job.config, trial.measured
-    rate = measured.accepted / measured.images
+    config = job.config
+    rate = trial.accepted / trial.images
     accepted = sum(len(s.accepted) + rate * len(s.left) for s in forecast.splits)
-    selected = sum(_selected(config, split, measured) for split in forecast.splits)
+    selected = sum(_selected(config, split, trial) for split in forecast.splits)
     print(
-        f"measured on {counted(measured.images, 'image')}: segment "
-        f"{measured.segment_seconds:.3f} s an image, "
-        f"{measured.accepted} of {measured.images} accepted; compose "
-        f"{measured.compose_seconds:.3f} s"
+        f"measured on {counted(trial.images, 'image')}: segment "
+        f"{trial.segment_seconds:.3f} s an image, "
+        f"{trial.accepted} of {trial.images} accepted; compose "
+        f"{trial.compose_seconds:.3f} s"
     )
-    segment = forecast.left * measured.segment_seconds
-    error = forecast.left * measured.segment_error
-    compose = selected * measured.compose_seconds
+    segment = forecast.left * trial.segment_seconds
+    error = forecast.left * trial.segment_error
+    compose = selected * trial.compose_seconds
     print(
         f"estimate: {duration((segment + compose) / workers)} with --direct_num_workers {workers} "
         f"(one core: {duration(segment)} +- {duration(error)} to segment, at most "
         f"{duration(compose)} to compose)"
     )
-    sizes = {"layers": accepted * measured.layer_bytes} if config.layers == "keep" else {}
-    sizes |= {name: selected * each for name, each in measured.output_bytes.items()}
+    sizes = {"layers": accepted * trial.layer_bytes} if config.layers == "keep" else {}
+    sizes |= {name: selected * each for name, each in trial.output_bytes.items()}
     parts = ", ".join(f"{size(value)} {name}" for name, value in sizes.items())
     print(
         f"estimate: about {counted(round(selected), 'image')} in the dataset, "
@@ -364,7 +354,7 @@ def _print_model(
         return
     if not forecast.is_up_to_date:
         (split,) = (each for each in forecast.splits if each.split == evaluation.split)
-        selected = _selected(job.config, split, trial.measured)
+        selected = _selected(job.config, split, trial)
         expected = (evaluation.holdout or 1.0) * selected
         variants = job.config.compose.composed
         left = {

@@ -224,21 +224,19 @@ class Progress:
 
     def note_total(self, stage: str, name: str, count: int) -> None:
         """Writes a note that the part `name` of a stage has `count` items in all."""
-        self._note(f"{stage}/{_TOTAL}", name, count)
+        self.note_done(f"{stage}/{_TOTAL}", name, count)
 
     def note_done(self, stage: str, name: str, count: int, replaced: int = 0) -> None:
         """Writes a note that `count` items of a part are done so far, and removes the note of
         `replaced` items, if there were any. The note holds the sum and not the increase, so that a
         repeated note changes nothing."""
-        self._note(stage, name, count)
-        if replaced:
-            with contextlib.suppress(OSError):
-                self.store.delete(f"{self.folder}/{stage}/{name}.{replaced}")
-
-    def _note(self, folder: str, name: str, count: int) -> None:
+        part = f"{self.folder}/{stage}/{name}"
         # Notes are only for display, so a full disk must not fail the job here.
         with contextlib.suppress(OSError):
-            self.store.write(f"{self.folder}/{folder}/{name}.{count}", b"")
+            self.store.write(f"{part}.{count}", b"")
+        if replaced:
+            with contextlib.suppress(OSError):
+                self.store.delete(f"{part}.{replaced}")
 
     def drop(self, stage: str, total: str, parts: Iterable[str]) -> None:
         """Removes the notes of parts that will not be done, and the note of their total."""

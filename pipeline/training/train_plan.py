@@ -1,4 +1,4 @@
-"""The plan of a training: its settings, splits and pictures, and the penalties of a linear probe."""
+"""The plan of a training: settings, splits and pictures, and the penalties of a linear probe."""
 
 from __future__ import annotations
 
