@@ -31,7 +31,7 @@ from pipeline.inputs.listing import list_images
 from transforms.taxonomy import imagenet9
 from transforms.variants import PICTURES
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 from gcs import BUCKET, gcs_server
 
 ONE = "--direct_num_workers=1"

@@ -54,7 +54,7 @@ def command(
     checkout: Path, *arguments: object, stderr: int = subprocess.PIPE
 ) -> subprocess.Popen[str]:
     """Starts a command of the copied code."""
-    paths = os.pathsep.join((str(checkout), str(ROOT / "tests")))
+    paths = os.pathsep.join((str(checkout), str(ROOT / "tests" / "support")))
     return subprocess.Popen(
         (sys.executable, "-m", "pipeline", *map(str, arguments)),
         cwd=checkout,

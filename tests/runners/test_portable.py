@@ -29,7 +29,7 @@ from soundness import assert_sound
 from pipeline.errors import UsageError
 from pipeline.runners.beam_options import pipeline_options
 
-SERVER = ROOT / "tests" / "job_server.py"
+SERVER = ROOT / "tests" / "support" / "job_server.py"
 RESULTS = ("results/summary.csv", "results/gaps.csv", "results/per_class.csv")
 
 

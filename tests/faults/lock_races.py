@@ -1,6 +1,6 @@
 """Lets real processes race for a lock, and counts how often two hold it at once.
 
-    python tests/lock_races.py [fair] [torture] [--rounds 4000] [--disturbances 5000] [--remote]
+    scripts/races [fair] [torture] [--rounds 4000] [--disturbances 5000] [--remote]
 
 A round resembles a commit: with the lock held, a process reads the manifest, works for a moment,
 and writes the next manifest, which holds the number of the round. If two processes write the same
