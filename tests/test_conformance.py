@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, run_in9
 from PIL import Image
+from runs import ROOT, run_in9
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from pipeline.dataset.folder import Dataset

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas
 import pytest
-from conftest import ROOT
+from runs import ROOT
 
 import in9
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import pictures_of, run_in9, shrink
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from runs import pictures_of, run_in9, shrink
 
 from pipeline.dataset.folder import Dataset
 from pipeline.storage.store import Store

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from runs import ROOT
 
 PIPELINE, TESTS = ROOT / "pipeline", ROOT / "tests"
 

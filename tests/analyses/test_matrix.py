@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ONE, manifest_of, run_in9, stamps
 from made_results import made, stored
+from runs import ONE, manifest_of, run_in9, stamps
 from two_way_by_hand import interval_of, variance_of
 
 from pipeline.analyses.evaluation.results import Evaluated

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ONE, ROOT
+from runs import ONE, ROOT
 
 from pipeline.analyses import ANALYSES
 from pipeline.evaluate.work import Work

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ONE, manifest_of, run_in9, stamps
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from made_results import made
 from PIL import Image
+from runs import ONE, manifest_of, run_in9, stamps
 
 from pipeline.analyses.saliency.gradients import winning_logit_gradients
 from pipeline.analyses.saliency.results import (

@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from conftest import ONE, ROOT, run_in9, stamps
 from hypothesis import given
 from hypothesis import strategies as st
 from made_results import made, stored
 from numpy.typing import NDArray
 from PIL import Image
+from runs import ONE, ROOT, run_in9, stamps
 
 from pipeline.analyses.evaluation.contributions import ModelsOnSameImages
 from pipeline.analyses.evaluation.results import Summary

@@ -16,8 +16,8 @@ from typing import Literal, NoReturn, get_args, get_origin, get_type_hints
 import pytest
 import torch
 from apache_beam.options.pipeline_options import PipelineOptions
-from conftest import ONE, ROOT, pictures_of, refusal
 from PIL import Image
+from runs import ONE, ROOT, pictures_of, refusal
 
 import in9
 from pipeline.analyses.evaluation.results import Evaluated

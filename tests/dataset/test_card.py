@@ -12,8 +12,8 @@ import mlcroissant
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import ONE, manifest_of, run_in9
 from huggingface_hub import DatasetCard
+from runs import ONE, manifest_of, run_in9
 
 from pipeline.dataset.card import card_files, notes_of, size_category
 from pipeline.dataset.folder import Dataset

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import ONE, ROOT, run_in9
 from gcs import BUCKET, gcs_server
+from runs import ONE, ROOT, run_in9
 
 import in9
 from pipeline.dataset.reading import DatasetReader

@@ -15,8 +15,8 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from conftest import TINY_MODEL, run_in9
 from PIL import Image
+from runs import TINY_MODEL, run_in9
 from soundness import assert_sound, contradictions
 
 from pipeline.dataset.folder import Dataset

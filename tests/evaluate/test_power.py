@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, run_in9
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import ROOT, run_in9
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.holdout import selected_rows

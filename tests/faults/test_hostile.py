@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pyarrow.dataset
 import pytest
-from conftest import forks, manifest_of, run_in9
+from runs import forks, manifest_of, run_in9
 from soundness import assert_sound
 
 UNPRIVILEGED = """

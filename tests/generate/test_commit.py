@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from conftest import manifest_of, stamps
 from gcs import BUCKET, gcs_server
+from runs import manifest_of, stamps
 
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.fingerprints import fingerprint

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run, darken, everything, pictures_of, stamps
+from runs import Run, darken, everything, pictures_of, stamps
 from soundness import assert_sound
 
 from pipeline.commands.cli import main

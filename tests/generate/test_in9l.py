@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from runs import ONE, SHARDS, manifest_of, run_in9, stamps
 from soundness import assert_sound
 
 from pipeline.dataset.config import SegmentConfig

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
+from runs import ONE, SHARDS, manifest_of, run_in9, stamps
 from soundness import assert_sound
 
 from pipeline.commands.cli import main

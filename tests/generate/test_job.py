@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ONE, SHARDS, TINY_MODEL, manifest_of, run_in9, stamps
+from runs import ONE, SHARDS, TINY_MODEL, manifest_of, run_in9, stamps
 from soundness import assert_sound
 
 from pipeline.commands.cli import main

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import ONE, ROOT, SHARDS, Run, manifest_of, run_in9, stamps
+from runs import ONE, ROOT, SHARDS, Run, manifest_of, run_in9, stamps
 from soundness import assert_sound
 
 import in9

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from conftest import ONE, manifest_of, run_in9
 from numpy.typing import NDArray
 from PIL import Image
+from runs import ONE, manifest_of, run_in9
 from soundness import assert_sound
 from two_way_by_hand import interval_of, share_interval
 

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
-from conftest import ONE, manifest_of, run_in9, stamps
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from runs import ONE, manifest_of, run_in9, stamps
 from soundness import assert_sound
 
 from pipeline.commands.cli import main

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Run, darken, manifest_of, pictures_of, run_in9, stamps
+from runs import Run, darken, manifest_of, pictures_of, run_in9, stamps
 
 from pipeline.commands.command_line import parse_command_line
 from pipeline.commands.job_flags import job_from_flags

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ONE
 from fault_lab import small_input
+from runs import ONE
 
 from pipeline.commands.cli import main
 from pipeline.dataset.latest import PUBLISH_LOCK

@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Run, darken, manifest_of, pictures_of, stamps, take_over
 from gcs import BUCKET, gcs_server
+from runs import Run, darken, manifest_of, pictures_of, stamps, take_over
 from soundness import assert_sound
 
 from in9 import open_dataset

@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import ONE, manifest_of
 from fault_lab import small_input
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from runs import ONE, manifest_of
 
 from pipeline.commands.cli import main
 from pipeline.dataset.card import card_files, markdown

@@ -20,9 +20,9 @@ import pytest
 from apache_beam.internal import pickler
 from apache_beam.options.value_provider import RuntimeValueProvider
 from apache_beam.portability.api import beam_runner_api_pb2
-from conftest import manifest_of
 from dataflow_stub import DataflowStub, write_credentials
 from gcs import BUCKET, gcs_server
+from runs import manifest_of
 
 from pipeline.analyses.evaluation.conditions import parse_conditions
 from pipeline.analyses.evaluation.stage import EvaluationWork

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Run, run_in9, start_in9, take_over, wait_until
 from gcs import BUCKET, gcs_server
 from lock_races import race
+from runs import ROOT, Run, run_in9, start_in9, take_over, wait_until
 
 from pipeline.errors import JobError
 from pipeline.generate import commit

@@ -16,12 +16,12 @@ import numpy as np
 import onnx
 import pyarrow.dataset as ds
 import pytest
-from conftest import ONE, ROOT, manifest_of, run_in9
 from gcs import BUCKET, gcs_server
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
 from pycocotools import mask as coco
+from runs import ONE, ROOT, manifest_of, run_in9
 from soundness import assert_sound
 
 from pipeline.commands.cli import main

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from broken_network import FaultProxy
-from conftest import run_in9
 from gcs import BUCKET, gcs_server
+from runs import run_in9
 from soundness import assert_sound
 
 from pipeline.dataset.config import ComposeConfig, SegmentConfig

@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ONE, run_in9, start_in9, wait_until
 from gcs import BUCKET, gcs_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from runs import ONE, run_in9, start_in9, wait_until
 from soundness import assert_sound
 
 from pipeline.dataset.folder import Dataset

@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from conftest import ONE, run_in9
 from hypothesis import given
 from hypothesis import strategies as st
 from made_results import made
 from msgspec.structs import replace
+from runs import ONE, run_in9
 
 from pipeline.analyses.evaluation.comparisons import ComparisonRow, compare_models
 from pipeline.analyses.evaluation.contributions import read_contributions
