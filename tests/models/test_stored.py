@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from runs import run_here, run_in9
-from small_models import export, logits, network, pictures, vit
+from small_models import checkpoint, export, logits, network, pictures, vit
 
 from pipeline.errors import JobError, UsageError
 from pipeline.models.registry import check_model, load_model
@@ -28,15 +27,12 @@ def test_fetched_weights_are_the_models_themselves(
     """Loads every kind of entry from the folder after its source has gone."""
     gone = tmp_path / "gone"
     gone.mkdir()
-    torch.save(
-        timm.create_model("mobilenetv3_small_050", num_classes=9).state_dict(), gone / "net.pth"
-    )
     vit(gone / "vit", num_labels=9)
     shutil.copytree(clip_folder, gone / "clip")
     onnx_spec = export(gone / "net.onnx", network(9), 64, {})
     models = (
         "efficientnet_lite1",
-        f"mobilenetv3_small_050={gone / 'net.pth'}",
+        checkpoint(gone / "net.pth"),
         onnx_spec,
         f"hf:{gone / 'vit'}",
         f"open_clip:{gone / 'clip'}",
@@ -112,16 +108,13 @@ def test_evaluation_takes_weights_from_the_folder(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = shutil.copytree(one_worker, tmp_path / "out")
-    torch.manual_seed(5)
-    checkpoint = tmp_path / "net.pth"
-    torch.save(timm.create_model("mobilenetv3_small_050", num_classes=9).state_dict(), checkpoint)
     names = tmp_path / "models.txt"
-    spec = f"mobilenetv3_small_050={checkpoint}"
+    spec = checkpoint(tmp_path / "net.pth")
     names.write_text(f"{spec}\npython:{my_models}:plain # ours\n")
     digest = load_model(spec).weights_sha256
     folder = tmp_path / "weights"
     run_here("models", "fetch", "--models", f"@{names}", "--to", folder)
-    checkpoint.unlink()
+    (tmp_path / "net.pth").unlink()
     flags = ("evaluate", "--dataset", output, "--models", f"@{names}")
     run_here(*flags, code=2)
     assert "there is no file" in capsys.readouterr().err

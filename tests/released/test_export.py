@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -19,13 +18,24 @@ import numpy as np
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
-from gcs import BUCKET, gcs_server
+from gcs import BUCKET, object_store
 from PIL import Image
-from runs import ONE, manifest_of, refusal, run_here, run_in9, stamps, start_in9, wait_until
+from runs import (
+    ONE,
+    csv_rows,
+    dataset_in,
+    index_of,
+    manifest_of,
+    refusal,
+    run_here,
+    run_in9,
+    stamps,
+    start_in9,
+    wait_until,
+)
 from soundness import assert_sound
 from torchvision.datasets import ImageFolder
 
-from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.released.archive import ArchiveLocation, list_files
 from pipeline.released.archive_listing import ReleasedArchive, read_listing
@@ -58,15 +68,14 @@ def export(sample_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def samples_of(output: Path, variant: str) -> Iterator[Any]:
-    dataset = Dataset.open(Store(str(output)))
+    dataset = dataset_in(output)
     for shard in dataset.shards("val"):
         yield from dataset.samples("val", shard, variant)
 
 
 def truth_of(export: Path) -> dict[str, dict[str, str]]:
     """Reads the rows of the export's table, by released name."""
-    with (export / "images-val.csv").open(newline="") as file:
-        return {row["stem"]: row for row in csv.DictReader(file)}
+    return {row["stem"]: row for row in csv_rows(export / "images-val.csv")}
 
 
 def test_names() -> None:
@@ -299,7 +308,7 @@ def test_an_import_keeps_the_pixels_and_finds_the_true_backgrounds(
                 true = stems[truth[stem][f"{variant}_bg_key"]]
                 # A background from a rejected image cannot be named, and no other is named instead.
                 assert sample.fields["bg_key"] == (None if true in rejected else true)
-    index = pyarrow.dataset.dataset(imported / "index").to_table().to_pylist()
+    index = index_of(imported)
     selected = [row for row in index if row["selected"]]
     assert all(row["mixed_rand_bg_named"] is not None for row in selected)
     wrong = sum(row["mixed_rand_bg_named"] != row["mixed_rand_bg_key"] for row in selected)
@@ -501,7 +510,7 @@ def test_an_import_takes_up_the_background_that_a_new_name_claims(tmp_path: Path
     for named in (other, third):
         mixed = mixed.rename(mixed.with_name(f"fg_{stem}_bg_{named}.JPEG"))
         run_here("import", "--from", source, "--output", output)
-        (row,) = pq.read_table(output / "index").to_pylist()
+        (row,) = index_of(output)
         assert row["mixed_rand_bg_named"] == named
 
 
@@ -517,8 +526,7 @@ def test_what_is_no_release_is_refused_with_one_line(
 
 
 def test_both_ways_in_object_storage(export: Path, sample_run: Path) -> None:
-    with gcs_server() as url, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", url)
+    with object_store():
         address = f"gs://{BUCKET}/export"
         run_in9("export", "--dataset", sample_run, "--to", address)
         here, remote = Store(str(export)), Store.at(address)

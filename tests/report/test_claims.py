@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_results import made, of_model
+from runs import dataset_in
 
 from pipeline.analyses.attack.results import AttackResult
 from pipeline.analyses.evaluation.results import Summary
 from pipeline.analyses.evaluation.summaries import measure_accuracy
 from pipeline.analyses.imagenet.trend import Trend
 from pipeline.analyses.matrix.claims import signal, without_foreground
-from pipeline.dataset.folder import Dataset
 from pipeline.display.evidence import Evidence, ModelResults, Results
 from pipeline.display.verdicts import (
     Finding,
@@ -32,7 +32,6 @@ from pipeline.display.verdicts import (
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
 from pipeline.evaluate.results import ModelRun
 from pipeline.report.page import check_claims
-from pipeline.storage.store import Store
 from transforms.analysis import constant_accuracy
 from transforms.intervals import wilson
 from transforms.taxonomy import imagenet9
@@ -52,7 +51,7 @@ def checked(three_draws: Path, *models: ModelResults, trend: Any = None) -> dict
     judged = Evidence(
         models,
         {Trend: (made(Trend, **trend),)} if trend else {},
-        dataset=Dataset.open(Store(str(three_draws))),
+        dataset=dataset_in(three_draws),
         taxonomy=imagenet9(),
     )
     return {one.claim.text: one for one in check_claims(judged)}

@@ -24,9 +24,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from runs import ONE, manifest_of
+from runs import ONE, dataset_in, manifest_of, run_here
 
-from pipeline.commands.cli import main
 from pipeline.dataset.card import card_files, markdown
 from pipeline.dataset.folder import Dataset
 from pipeline.display.latex import escape
@@ -112,7 +111,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = ("run", "--input", source, "--output", output, "--taxonomy", folder / "kinds.json")
     flags = ("--segmenter", "box", "--image_size", 64, "--resize", 64, "--pictures", "none")
     words = (*command, *flags, "--models", "python:fault_hooks:tiny", *ONE)
-    assert main([str(word) for word in words]) == 0
+    run_here(*words)
     return output
 
 
@@ -155,7 +154,7 @@ def renamed(run: Path, folder: Path, names: Names) -> Path:
         (output / path).write_bytes(data)
     before = output.with_name("before")
     shutil.copytree(output, before, ignore=shutil.ignore_patterns("results"))
-    text = to_markdown(describe_changes(Dataset.open(Store(str(before))), dataset))
+    text = to_markdown(describe_changes(dataset_in(before), dataset))
     (output / "changes.md").write_bytes(text.encode())
     return output
 

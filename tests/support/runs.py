@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import fcntl
 import functools
+import io
 import json
 import os
 import re
@@ -15,8 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import pyarrow.dataset
 import pytest
 from forking import Forks, Started
+from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.commands.cli import main
@@ -33,6 +38,8 @@ SHARED = ROOT.parent / "shared"
 ONE = ("--direct_num_workers=1",)
 SHARDS = ("--images_per_shard", "6")
 TINY_MODEL = ("--models", "python:tiny_models:first")
+QUICK = ("--segmenter", "box", "--formats", "parquet", "--image_size", 64, "--resize", 64)
+"""Flags of a dataset that is made quickly."""
 
 
 class Run(Protocol):
@@ -103,6 +110,38 @@ def manifest_of(output: Path) -> dict[str, Any]:
     """Returns the manifest of a dataset folder as it is in the file."""
     content: dict[str, Any] = json.loads((output / "manifest.json").read_text())
     return content
+
+
+def dataset_in(output: Path) -> Dataset:
+    """Opens the dataset of a folder."""
+    return Dataset.open(Store(str(output)))
+
+
+def index_of(output: Path) -> list[dict[str, Any]]:
+    """Reads the rows of a dataset's index, by its files alone."""
+    rows: list[dict[str, Any]] = pyarrow.dataset.dataset(output / "index").to_table().to_pylist()
+    return rows
+
+
+def pixels_of(output: Path, variant: str) -> dict[str, NDArray[np.uint8]]:
+    """Decodes a dataset's pictures of a variant with Pillow; returns them by key."""
+    dataset = dataset_in(output)
+    return {
+        sample.key: np.asarray(Image.open(io.BytesIO(sample.image)))
+        for shard in dataset.shards("val")
+        for sample in dataset.samples("val", shard, variant)
+    }
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    """Reads the rows of a CSV file with a header."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table_of(output: Path, name: str) -> list[dict[str, str]]:
+    """Reads the rows of a table of a dataset's results."""
+    return csv_rows(output / "results" / f"{name}.csv")
 
 
 def stamps(output: Path) -> dict[str, int]:

@@ -47,9 +47,16 @@ def normalised(batch: torch.Tensor) -> torch.Tensor:
     return (batch - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
 
 
-def checkpoint(path: Path, architecture: str, outputs: int, wrap: bool = False) -> str:
+def checkpoint(
+    path: Path,
+    architecture: str = "mobilenetv3_small_050",
+    outputs: int = 9,
+    *,
+    wrap: bool = False,
+    seed: int = 0,
+) -> str:
     """Writes a random checkpoint and returns its `--models` entry."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     state = timm.create_model(architecture, num_classes=outputs).state_dict()
     if path.suffix == ".safetensors":
         save_file({name: value.contiguous() for name, value in state.items()}, path)
