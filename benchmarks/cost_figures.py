@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import io
 import json
-import os
 import sys
 import tempfile
 from collections import Counter
@@ -30,8 +29,8 @@ from pipeline.inputs.layout import find_layout, list_images
 from transforms.taxonomy import imagenet9
 from transforms.variants import PICTURES
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from gcs import BUCKET, gcs_server
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
+from gcs import BUCKET, object_store
 
 ONE = "--direct_num_workers=1"
 
@@ -88,8 +87,7 @@ def kind(method: str, url: str) -> str:
 def print_requests(few: int, root: Path) -> None:
     """Prints the requests of `generate` for an image, with input and output in an object store."""
     counts = {}
-    with gcs_server() as url:
-        os.environ["STORAGE_EMULATOR_HOST"] = url
+    with object_store():
         for n in (few, 2 * few):
             upload(draw_small(n, root / f"drawn-{n}"))
             counts[n] = count_requests(f"gs://{BUCKET}/drawn-{n}", f"gs://{BUCKET}/out-{n}")

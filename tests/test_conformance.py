@@ -6,7 +6,6 @@ must have the pixels that the authors' own code computes.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import shutil
@@ -19,8 +18,8 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, run_in9
 from PIL import Image
+from runs import ROOT, csv_rows, dataset_in, run_in9
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from pipeline.dataset.folder import Dataset
@@ -57,13 +56,13 @@ def layers(output: Path) -> Iterator[tuple[str, Layer]]:
 
 def pictures(output: Path, variant: str) -> dict[str, np.ndarray]:
     """Returns the decoded pictures of a variant, by key."""
-    dataset = Dataset.open(Store(str(output)))
+    dataset = dataset_in(output)
     return {s.key: decode_image(s.image) for s in dataset.samples("val", 0, variant)}
 
 
 def index(output: Path) -> dict[str, dict[str, Any]]:
     """Returns the rows of the index, by key."""
-    return {row["key"]: row for row in Dataset.open(Store(str(output))).index("val")}
+    return {row["key"]: row for row in dataset_in(output).index("val")}
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +134,7 @@ def test_any_mask_is_reproduced_by_cv2_from_index_and_picture(lossless_sample: P
 
 
 def test_filter_codes_of_all_real_pictures(shared: Path, mini_run: Path) -> None:
-    with (shared / "reference" / "filters.csv").open() as file:
-        reference = {row["key"]: row for row in csv.DictReader(file)}
+    reference = {row["key"]: row for row in csv_rows(shared / "reference" / "filters.csv")}
     rows = index(mini_run)
     assert rows.keys() == reference.keys()
     for key, row in reference.items():
@@ -145,7 +143,7 @@ def test_filter_codes_of_all_real_pictures(shared: Path, mini_run: Path) -> None
             assert rows[key]["mask_over_box"] == pytest.approx(
                 float(row["mask_over_box"]), abs=1e-6
             )
-    manifest = Dataset.open(Store(str(mini_run))).manifest
+    manifest = dataset_in(mini_run).manifest
     assert manifest.images["val"]["accepted"] == 151
     assert manifest.images["val"]["accepted"] + manifest.images["val"]["rejected"] == 270
     assert manifest.rejections["val"] == {
@@ -211,8 +209,7 @@ def test_composites_equal_the_scripts_but_for_black_foregrounds(
     shared: Path, reference_run: Path
 ) -> None:
     by_key = dict(layers(reference_run))
-    with (shared / "reference" / "mixed" / "pairs.csv").open() as file:
-        pairs = list(csv.DictReader(file))
+    pairs = csv_rows(shared / "reference" / "mixed" / "pairs.csv")
     assert len(pairs) >= 12
     for pair in pairs:
         layer = by_key[pair["fg_key"]]

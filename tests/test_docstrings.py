@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from conftest import ROOT
+from runs import ROOT
 
 FOLDERS = ("pipeline", "transforms", "tests", "benchmarks", "deploy", "examples")
 VERBS = set((ROOT / "tests" / "docstring_verbs.txt").read_text(encoding="utf-8").split())

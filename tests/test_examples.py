@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas
 import pytest
-from conftest import ROOT
+from runs import ROOT
 
 import in9
 
@@ -24,7 +24,7 @@ def run(small_sample: Path, tmp_path: Path) -> Callable[..., str]:
 
     def run(name: str, *arguments: str) -> str:
         commands = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        modules = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        modules = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
         done = subprocess.run(
             [sys.executable, ROOT / "examples" / name, *arguments, "--input", small_sample],
             cwd=tmp_path,

@@ -9,7 +9,7 @@ from pathlib import Path
 import apache_beam as beam
 import pytest
 from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
-from conftest import ROOT, manifest_of, run_in9, stamps
+from runs import ROOT, manifest_of, run_in9, stamps
 from soundness import assert_sound
 
 import in9

@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import pictures_of, run_in9, shrink
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from runs import dataset_in, pictures_of, run_in9, shrink
 
 from pipeline.dataset.folder import Dataset
-from pipeline.storage.store import Store
 from transforms.annotations import Box, parse_annotation
 from transforms.codec import decode_image
 from transforms.cutting import cut_objects
@@ -153,7 +152,7 @@ def both(rendition: ModuleType, shared: Path, tmp_path_factory: pytest.TempPathF
         results[small.stem] = rendition.process(small, annotation_of(small))
     flags = ("--encoding", "png", "--formats", "parquet", "--replicates", 2)
     run_in9("generate", "--output", root / "out", "--input", folder, *flags)
-    return Dataset.open(Store(str(root / "out"))), results
+    return dataset_in(root / "out"), results
 
 
 def test_the_same_pictures_are_left_out_for_the_same_reason(both: Both) -> None:

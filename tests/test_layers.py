@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from runs import ROOT
 
 PIPELINE, TESTS = ROOT / "pipeline", ROOT / "tests"
 
@@ -30,7 +30,8 @@ def test_every_layer_has_tests() -> None:
     ]
     folders = {name for name in layers["layers"] if (PIPELINE / name).is_dir()}
     assert folders == {path.parent.name for path in PIPELINE.glob("*/__init__.py")}
-    assert {path.parent.name for path in TESTS.glob("*/test_*.py")} == {*folders, "transforms"}
+    expected = {*folders, "transforms", "faults"}
+    assert {path.parent.name for path in TESTS.glob("*/test_*.py")} == expected
 
 
 @pytest.mark.parametrize("layer", ["dataset", "inputs", "generate", "evaluate"])

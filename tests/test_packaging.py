@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from runs import ROOT
 
 import pipeline
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from runs import ROOT
 
 _PIP = """
 import os, sys

@@ -15,8 +15,8 @@ from typing import Any
 import datasets
 import pyarrow.parquet as pq
 import pytest
-from conftest import run_in9
 from huggingface_hub.utils import filter_repo_objects
+from runs import run_in9
 
 import in9
 from pipeline.models.registry import load_model

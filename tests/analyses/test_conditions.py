@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import run_in9
 from hypothesis import given
 from hypothesis import strategies as st
 from made_results import made
+from runs import run_in9
 
 from pipeline.analyses.evaluation.conditions import (
     MIN_IMAGES,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import re
@@ -15,8 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ONE, manifest_of, run_in9, stamps
 from made_results import made, stored
+from runs import ONE, QUICK, dataset_in, manifest_of, run_here, run_in9, stamps, table_of
 from two_way_by_hand import interval_of, variance_of
 
 from pipeline.analyses.evaluation.results import Evaluated
@@ -41,12 +40,6 @@ from transforms.taxonomy import imagenet9
 SHOWN = ("mixed_rand", "mixed_same", "only_bg_t", "original")
 PROBE = ("--probe", "--holdout", 0.5, "--variants", ",".join(SHOWN), "--pictures", "none")
 NAME = "probe-efficientnet_lite0-val-holdout0.5"
-
-
-def rows_of(output: Path, name: str) -> list[dict[str, str]]:
-    """Reads a table of results."""
-    with (output / "results" / f"{name}.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def row_folder(output: Path, row: str) -> Path:
@@ -87,11 +80,11 @@ def test_every_cell_has_its_images_interval_and_published_figure(
     probed: tuple[Path, str],
 ) -> None:
     output, printed = probed
-    rows = rows_of(output, "matrix")
+    rows = table_of(output, "matrix")
     assert [(row["train_variant"], row["test_variant"]) for row in rows] == [
         (train, test) for train in SHOWN for test in SHOWN
     ]
-    dataset = Dataset.open(Store(str(output)))
+    dataset = dataset_in(output)
     tested = selected_rows(dataset, "val", Holdout(0.5))
     for row in rows:
         accuracy, published = float(row["accuracy"]), float(row["published"])
@@ -175,12 +168,12 @@ def test_a_cell_is_what_evaluate_says_of_the_checkpoint(evaluated: Path) -> None
     """Compares a layer on stored features (the matrix) with the whole network (evaluate)."""
     cells = {
         row["test_variant"]: row
-        for row in rows_of(evaluated, "matrix")
+        for row in table_of(evaluated, "matrix")
         if row["train_variant"] == "original"
     }
     summary = {
         row["variant"]: row
-        for row in rows_of(evaluated, "summary")
+        for row in table_of(evaluated, "summary")
         if row["holdout"] == "0.5" and row["label_rule"] == "argmax_then_map"
     }
     for variant in ("only_bg_t", "original"):
@@ -189,7 +182,7 @@ def test_a_cell_is_what_evaluate_says_of_the_checkpoint(evaluated: Path) -> None
     assert {row["overlap"] for row in summary.values()} == {"0"}
     (gap,) = [
         row
-        for row in rows_of(evaluated, "gaps")
+        for row in table_of(evaluated, "gaps")
         if row["model"].endswith("original.safetensors") and row["label_rule"] == "argmax_then_map"
     ]
     content = json.loads((evaluated / "results" / "matrix.json").read_text())
@@ -230,17 +223,17 @@ def test_rows_are_models_whose_pivot_the_matrix_is(probed: tuple[Path, str]) -> 
         assert table.schema.equals(PREDICTION_SCHEMA)
         assert set(table["variant"].to_pylist()) == set(SHOWN)
         predictions = table.filter(pc.equal(table["label_rule"], "argmax_then_map")).to_pylist()
-        for cell in (one for one in rows_of(output, "matrix") if one["train_variant"] == row):
+        for cell in (one for one in table_of(output, "matrix") if one["train_variant"] == row):
             hits = [one["correct"] for one in predictions if one["variant"] == cell["test_variant"]]
             assert (len(hits), sum(hits)) == (int(cell["n"]), int(cell["correct"]))
 
 
 def test_a_smaller_matrix_keeps_what_is_in_it(copied: Path) -> None:
-    before = {(r["train_variant"], r["test_variant"]): r for r in rows_of(copied, "matrix")}
+    before = {(r["train_variant"], r["test_variant"]): r for r in table_of(copied, "matrix")}
     # A row whose model is damaged disappears; the other rows do not depend on it.
     row_folder(copied, "mixed_rand").joinpath("model.json").write_bytes(b"{}")
     run_in9("report", "--dataset", copied, "--pictures", "none")
-    assert rows_of(copied, "matrix") == [
+    assert table_of(copied, "matrix") == [
         row for (train, _), row in before.items() if train != "mixed_rand"
     ]
     # Probes of a matrix appear in no other table.
@@ -248,7 +241,7 @@ def test_a_smaller_matrix_keeps_what_is_in_it(copied: Path) -> None:
     flags = ("--probe", "--holdout", 0.5, "--pictures", "none", "--variants", "original,only_bg_t")
     run_in9("matrix", "--dataset", copied, *flags)
     names = ("only_bg_t", "original")
-    assert rows_of(copied, "matrix") == [before[row, column] for row in names for column in names]
+    assert table_of(copied, "matrix") == [before[row, column] for row in names for column in names]
     assert not [*row_folder(copied, "mixed_same").rglob("*.*")]
     (file,) = row_folder(copied, "original").glob("predictions/*")
     assert set(pq.read_table(file, partitioning=None)["variant"].to_pylist()) == set(names)
@@ -259,7 +252,7 @@ def test_tests_on_trained_images_are_refused_and_marked(
 ) -> None:
     output = copied
     entry = checkpoint(output, "mixed_rand")
-    rows = rows_of(evaluated, "summary")
+    rows = table_of(evaluated, "summary")
     marked = {row["overlap"] for row in rows if row["holdout"] in ("0", "0.0")}
     content = json.loads((output / "results" / "matrix.json").read_text())
     trained = next(
@@ -269,7 +262,7 @@ def test_tests_on_trained_images_are_refused_and_marked(
     )
     assert marked == {str(trained)}
     for command in ("evaluate", "attack"):
-        assert main([command, "--dataset", str(output), "--models", entry]) == 2
+        run_here(command, "--dataset", output, "--models", entry, code=2)
         message = capsys.readouterr().err
         assert f"was trained on {trained} of the images" in message
         assert "--holdout 0.5" in message
@@ -295,8 +288,7 @@ def test_tests_on_trained_images_are_refused_and_marked(
 
 
 def test_the_main_job_refuses_them_where_models_run(copied: Path, small_sample: Path) -> None:
-    flags = ("--segmenter", "box", "--formats", "parquet", "--image_size", 64, "--resize", 64)
-    command = ("run", "--output", copied, "--input", small_sample, "--replicates", 3, *flags)
+    command = ("run", "--output", copied, "--input", small_sample, "--replicates", 3, *QUICK)
     done = run_in9(*command, *ONE, "--models", checkpoint(copied, "only_bg_t"), check=1)
     assert "of the images to test on" in done.stderr
 
@@ -307,7 +299,7 @@ def test_an_attack_on_held_out_images(copied: Path) -> None:
         *("attack", "--dataset", copied, "--models", entry, "--holdout", 0.5),
         *("--pictures", "none", *ONE),
     )
-    dataset = Dataset.open(Store(str(copied)))
+    dataset = dataset_in(copied)
     tested = len(selected_rows(dataset, "val", Holdout(0.5)))
     (file,) = copied.glob("results/*/attack.json")
     content = json.loads(file.read_text())
@@ -324,7 +316,7 @@ def test_whole_networks_and_in9l(three_draws: Path, tmp_path: Path) -> None:
     variants = ("--variants", "only_bg_t", "--pictures", "none", "--lr", 0.01)
     printed = run_in9(*command, *flags, *variants).stdout
     assert "test_efficientnet-1ep-val-holdout0.5, %" in printed
-    rows = rows_of(output, "matrix")
+    rows = table_of(output, "matrix")
     names = ("only_bg_t", "in9l")
     assert [(row["train_variant"], row["test_variant"]) for row in rows] == [
         (train, test) for train in names for test in names
@@ -337,14 +329,14 @@ def test_whole_networks_and_in9l(three_draws: Path, tmp_path: Path) -> None:
     run_in9(*evaluate, "--models", f"test_efficientnet={entry}")
     (results,) = (
         row
-        for row in rows_of(output, "summary")
+        for row in table_of(output, "summary")
         if (row["variant"], row["label_rule"]) == ("original", "argmax_then_map")
     )
     assert results["correct"] == rows[-1]["correct"]
-    assert rows_of(output, "matrix") == rows
+    assert table_of(output, "matrix") == rows
 
     def interval() -> tuple[float, float] | None:
-        (matrix,) = read_matrices(Dataset.open(Store(str(output))))
+        (matrix,) = read_matrices(dataset_in(output))
         results = {(row.train_variant, row.test_variant): row for row in matrix.rows}
         row = results.get(("only_bg_t", "in9l"))
         return (row.ci_low, row.ci_high) if row else None
@@ -430,7 +422,7 @@ def test_what_does_not_fit_is_one_line(
     probed: tuple[Path, str], capsys: pytest.CaptureFixture[str], flags: Any, line: str
 ) -> None:
     before = stamps(probed[0])
-    assert main(["matrix", "--dataset", str(probed[0]), *map(str, flags)]) == 2
+    run_here("matrix", "--dataset", probed[0], *flags, code=2)
     message = capsys.readouterr().err
     assert line in message
     assert message.count("\n") == 1
@@ -483,7 +475,7 @@ def test_one_process_at_a_time_writes_a_probe(
 
 
 def test_claims_on_training_are_judged_by_a_matrix(probed: tuple[Path, str]) -> None:
-    dataset = Dataset.open(Store(str(probed[0])))
+    dataset = dataset_in(probed[0])
 
     def verdicts(*matrices: Matrix) -> dict[str, Verdict]:
         evidence = Evidence((), {Matrix: matrices}, dataset=dataset, taxonomy=imagenet9())

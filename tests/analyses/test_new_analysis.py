@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ONE, ROOT
+from runs import ONE, ROOT, table_of
 
 from pipeline.analyses import ANALYSES
 from pipeline.evaluate.evaluation import Work
@@ -55,7 +55,7 @@ def command(
     checkout: Path, *arguments: object, stderr: int = subprocess.PIPE
 ) -> subprocess.Popen[str]:
     """Starts a command of the copied code."""
-    paths = os.pathsep.join((str(checkout), str(ROOT / "tests")))
+    paths = os.pathsep.join((str(checkout), str(ROOT / "tests" / "support")))
     return subprocess.Popen(
         (sys.executable, "-m", "pipeline", *map(str, arguments)),
         cwd=checkout,
@@ -117,8 +117,7 @@ def test_an_analysis_is_one_folder_and_one_line(
     assert len(list(output.glob("results/*/mirrored/*.parquet"))) == shards
     assert "mirrored pictures predicted" in printed
 
-    with (output / "results" / "mirrored.csv").open() as file:
-        (row,) = csv.DictReader(file)
+    (row,) = table_of(output, "mirrored")
     accuracy = f"{100 * float(row['accuracy']):.1f}"
     assert accuracy in next(line for line in printed.splitlines() if "slow_models:slow " in line)
     assert f"${accuracy}$" in (output / "results" / "latex" / "mirrored.tex").read_text()

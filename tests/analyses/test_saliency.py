@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from collections.abc import Sequence
@@ -14,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ONE, manifest_of, run_in9, stamps
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from made_results import made
 from PIL import Image
+from runs import ONE, dataset_in, manifest_of, run_in9, stamps, table_of
 
 from pipeline.analyses.saliency.gradients import winning_logit_gradients
 from pipeline.analyses.saliency.results import (
@@ -51,11 +50,6 @@ from transforms.saliency import mass_in_mask, overlay, saliency_map
 SHAPE = (6, 7)
 MAPS = arrays.arrays(np.float32, SHAPE, elements=st.floats(0, 100, width=32))
 MASKS = arrays.arrays(np.bool_, SHAPE)
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @given(MAPS, MASKS)
@@ -210,7 +204,7 @@ def plan_of(output: Path, **chosen: object) -> SaliencyPlan:
 
 
 def test_images_to_show_are_spread_over_the_classes(one_worker: Path) -> None:
-    dataset = Dataset.open(Store(str(one_worker)))
+    dataset = dataset_in(one_worker)
     label_of = {row["key"]: row["label"] for row in dataset.index("val") if row["selected"]}
 
     def labels(maps: int) -> list[int]:
@@ -233,7 +227,7 @@ def recompute(output: Path, key_order: Sequence[str]) -> dict[str, tuple[float, 
       (mass inside the mask, mask's area, winning output) by key.
     """
     module = load_model("efficientnet_lite0").module
-    dataset = Dataset.open(Store(str(output)))
+    dataset = dataset_in(output)
     by_key = {}
     for shard in dataset.shards("val"):
         masks = {s.key: decode_mask(s.image) for s in dataset.samples("val", shard, "fg_mask")}
@@ -267,9 +261,7 @@ def test_the_command_measures_shows_and_resumes(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     flags = ("saliency", "--dataset", output, *ONE)
     done = run_in9(*flags, "--models", "efficientnet_lite0,python:blind:model")
-    labels = [
-        row["label"] for row in Dataset.open(Store(str(output))).index("val") if row["selected"]
-    ]
+    labels = [row["label"] for row in dataset_in(output).index("val") if row["selected"]]
     assert f" {len(labels)} images explained" in done.stdout
     assert "no saliency: python:blind:model: it gives no gradient" in done.stderr
 
@@ -301,7 +293,7 @@ def test_the_command_measures_shows_and_resumes(
         assert (one["mass_in_mask"], one["prediction"]) == (row["mass_in_mask"], row["prediction"])
         with Image.open(output / one["file"]) as picture:
             assert picture.size == (224, 224)
-    lines = {row["model"]: row for row in table(output / "results" / "saliency.csv")}
+    lines = {row["model"]: row for row in table_of(output, "saliency")}
     assert float(lines["efficientnet_lite0"]["mass_in_mask"]) == pytest.approx(mean)
     assert lines["efficientnet_lite0"]["error"] == ""
     assert "no gradient" in lines["python:blind:model"]["error"]
@@ -311,7 +303,7 @@ def test_the_command_measures_shows_and_resumes(
     missing = sorted(folder.glob("saliency/*.parquet"))[0]
     gone = pq.read_table(missing)
     missing.unlink()
-    fewer = shown_images(Dataset.open(Store(str(output))), plan_of(output, num_maps=4))
+    fewer = shown_images(dataset_in(output), plan_of(output, num_maps=4))
     redrawn = next(key for key in fewer if key not in gone["key"].to_pylist())
     (folder / "saliency" / f"{redrawn}.png").unlink()
     others = {name: at for name, at in stamps(output).items() if name.endswith(".parquet")}

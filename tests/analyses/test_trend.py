@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import itertools
 import json
@@ -19,12 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from conftest import ONE, ROOT, run_in9, stamps
 from hypothesis import given
 from hypothesis import strategies as st
 from made_results import made, stored
 from numpy.typing import NDArray
 from PIL import Image
+from runs import ONE, ROOT, csv_rows, run_in9, stamps, table_of
+from small_models import checkpoint
 
 from pipeline.analyses.evaluation.comparisons import ModelsOnSameImages
 from pipeline.analyses.evaluation.results import Summary
@@ -64,11 +64,6 @@ from transforms.trend import fit_line
 from transforms.two_way import Roles
 
 TABLE = ROOT / "pipeline" / "data" / "imagenet_top1.csv"
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def without_error(models: int) -> list[NDArray[np.float64]]:
@@ -138,7 +133,7 @@ def test_no_line_without_enough_different_points() -> None:
 
 
 def test_published_figures_are_of_weights_that_exist() -> None:
-    rows = table(TABLE)
+    rows = csv_rows(TABLE)
     known = set(timm.list_pretrained())
     names = {row["name"] for row in rows}
     assert len(names) > 300
@@ -155,7 +150,7 @@ def test_published_figures_are_of_weights_that_exist() -> None:
 
 def test_torchvision_figures_are_torchvisions() -> None:
     models = pytest.importorskip("torchvision").models
-    rows = [row for row in table(TABLE) if row["name"].startswith("torchvision:")]
+    rows = [row for row in csv_rows(TABLE) if row["name"].startswith("torchvision:")]
     assert len(rows) > 80
     for row in rows:
         _, name, weights = row["name"].split(":")
@@ -236,10 +231,7 @@ def test_top1_is_the_models_own_on_the_whole_picture(
 ) -> None:
     """Compares each image with timm's own transform and an argmax over 1000 outputs."""
     output = Path(shutil.copytree(one_worker, tmp_path / "out"))
-    torch.manual_seed(0)
-    nine = timm.create_model("mobilenetv3_small_050", num_classes=9)
-    torch.save(nine.state_dict(), tmp_path / "nine.pth")
-    spec = f"mobilenetv3_small_050={tmp_path / 'nine.pth'}"
+    spec = checkpoint(tmp_path / "nine.pth")
     models = f"efficientnet_lite0,{spec}"
     flags = ("evaluate", "--dataset", output, "--pictures", "none", *ONE)
     flags = (*flags, "--models", models, "--imagenet", tiny_imagenet)
@@ -269,7 +261,7 @@ def test_top1_is_the_models_own_on_the_whole_picture(
     # A head of nine outputs cannot name ImageNet's classes.
     assert len(list(output.glob("results/*/imagenet.json"))) == 1
 
-    rows = table(output / "results" / "trend.csv")
+    rows = table_of(output, "trend")
     lite, other = ([r for r in rows if r["model"] == name] for name in ("efficientnet_lite0", spec))
     assert len(lite) == len(other) == 2 * (len(TREND_VARIANTS) + 1)
     classes = result["classes"]
@@ -278,9 +270,9 @@ def test_top1_is_the_models_own_on_the_whole_picture(
         ("20", correct / 20)
     }
     assert {row["imagenet_top1"] for row in other} == {""}
-    summary = table(output / "results" / "summary.csv")
+    summary = table_of(output, "summary")
     accuracy = {(r["model"], r["label_rule"], r["variant"]): r["accuracy"] for r in summary}
-    gap = {(r["model"], r["label_rule"]): r["gap"] for r in table(output / "results" / "gaps.csv")}
+    gap = {(r["model"], r["label_rule"]): r["gap"] for r in table_of(output, "gaps")}
     for row in rows:
         if row["variant"] == BG_GAP:
             assert row["accuracy"] == gap[row["model"], row["label_rule"]]
@@ -293,7 +285,7 @@ def test_top1_is_the_models_own_on_the_whole_picture(
     assert stamps(output) == before
     (tmp_path / "nine.pth").write_bytes(b"junk")
     assert f"ImageNet top-1, {spec}: not measured: " in run_in9(*flags).stdout
-    torch.save(nine.state_dict(), tmp_path / "nine.pth")
+    checkpoint(tmp_path / "nine.pth")
     assert "not measured" not in run_in9(*flags).stdout
     assert not (output / "results" / "failures.json").exists()
     broken = tiny_imagenet / "val" / "n02123045" / "n02123045_broken.JPEG"
@@ -389,7 +381,7 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
     assert any("models of one family are not" in note for note in trend.notes)
     assert any("published: timm results-imagenet.csv" in note for note in trend.notes)
     # The figure draws only the paper's rule; the table lists both rules.
-    assert len(table(tmp_path / "results" / "trend.csv")) == 2 * 4 * 6
+    assert len(table_of(tmp_path, "trend")) == 2 * 4 * 6
 
     # A model without stored predictions has points but does not enter the lines.
     trend = write_trend(store, "f" * 32, summaries, imagenet9(), measured_of(summaries[:3]))
@@ -477,7 +469,7 @@ def test_the_figure_names_every_model_and_repeats(tmp_path: Path) -> None:
         assert name in texts
     assert "date" not in text.lower()
     # With many models, only some get a name, but all are drawn.
-    rows = [row for row in table(TABLE) if "." in row["name"]][:60]
+    rows = [row for row in csv_rows(TABLE) if "." in row["name"]][:60]
     many = [summary_of(row["name"], float(row["top1"]) / 100) for row in rows]
     assert b"<svg" in trend_figure(trend_of(store, many)).svg
 

@@ -16,8 +16,8 @@ from typing import Literal, NoReturn, get_args, get_origin, get_type_hints
 import pytest
 import torch
 from apache_beam.options.pipeline_options import PipelineOptions
-from conftest import ONE, ROOT, pictures_of, refusal
 from PIL import Image
+from runs import ONE, ROOT, dataset_in, pictures_of, refusal, run_here
 
 import in9
 from pipeline.analyses.evaluation.results import Evaluated
@@ -26,7 +26,6 @@ from pipeline.commands.command_line import check_rest, find_command, refuse_near
 from pipeline.commands.flags import flags_of
 from pipeline.commands.parser import COMMANDS, underscored
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
-from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST, Manifest
 from pipeline.dataset.records import ShardCounts
 from pipeline.errors import JobError, UsageError
@@ -366,7 +365,7 @@ def test_flags_and_manifests_know_the_same_words() -> None:
 
 
 def test_a_damaged_shard_is_named(dataset: Path) -> None:
-    opened = Dataset.open(Store(str(dataset)))
+    opened = dataset_in(dataset)
     path = dataset / "parquet" / "original" / "val-00000-of-00001.parquet"
     for _ in range(2):
         with pytest.raises(JobError, match=rf"{path} cannot be read .*; see: in9 verify"):
@@ -447,7 +446,7 @@ def test_lines_are_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("pipeline.commands.cli.run_command", run)
     with (tmp_path / "file").open("w") as file:
         monkeypatch.setattr("sys.stdout", file)
-        assert main(["verify", "--dataset", str(tmp_path)]) == 0
+        run_here("verify", "--dataset", tmp_path)
     assert seen == ["a line\n"]
 
 
@@ -464,7 +463,7 @@ def test_the_exit_code_counts_even_if_nobody_reads(
     os.close(reader)
     with os.fdopen(writer, "w") as file:
         monkeypatch.setattr("sys.stdout", file)
-        assert main(["verify", "--dataset", str(tmp_path)]) == 3
+        run_here("verify", "--dataset", tmp_path, code=3)
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

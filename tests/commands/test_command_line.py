@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import refusal
+from runs import refusal
 
 from pipeline.commands.command_line import parse_command_line
 from pipeline.commands.flags import flags_of

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas
 import pytest
-from conftest import ROOT, run_in9
+from runs import ROOT, run_in9
 
 from pipeline.commands.command_line import parse_command_line
 from pipeline.commands.flags import flags_of

@@ -12,8 +12,8 @@ import mlcroissant
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import ONE, manifest_of, run_in9
 from huggingface_hub import DatasetCard
+from runs import ONE, dataset_in, manifest_of, run_in9
 
 from pipeline.dataset.card import card_files, notes_of, size_category
 from pipeline.dataset.folder import LICENCE, Dataset, sample_sources
@@ -21,7 +21,6 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.records import CARD_FILES
 from pipeline.dataset.sinks import SAMPLE_FIELDS
 from pipeline.jobs.closing_words import describe_images
-from pipeline.storage.store import Store
 from transforms.taxonomy import IN9_NAMES, Taxonomy, imagenet9
 from transforms.variants import PAPER
 
@@ -35,7 +34,7 @@ TOYS = Taxonomy(
 
 @pytest.fixture(scope="module")
 def manifest(one_worker: Path) -> Manifest:
-    return Dataset.open(Store(str(one_worker))).manifest
+    return dataset_in(one_worker).manifest
 
 
 def cards(manifest: Manifest, taxonomy: Taxonomy | None = None) -> dict[str, str]:

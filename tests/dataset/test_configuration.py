@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runs import dataset_in
 
 from pipeline.dataset.card import limits_of, steps_of
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig, fingerprint
@@ -15,7 +16,6 @@ from pipeline.dataset.croissant import COLUMNS, croissant_metadata
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.sinks import SAMPLE_FIELDS
-from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 
 # A value other than the default for every flag, and in NEEDS the other flags that it requires.
@@ -89,7 +89,7 @@ def test_fingerprints_are_equal_where_their_parts_are() -> None:
 
 @pytest.fixture(scope="module")
 def manifest(three_draws: Path) -> Manifest:
-    return Dataset.open(Store(str(three_draws))).manifest
+    return dataset_in(three_draws).manifest
 
 
 def test_steps_and_limits_are_those_of_the_flags(manifest: Manifest) -> None:

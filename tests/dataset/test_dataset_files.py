@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from runs import dataset_in
 
 from pipeline.commands.finished import verify
 from pipeline.dataset import manifest as latest
@@ -101,7 +102,7 @@ def test_a_shard_is_found_where_its_record_and_files_lie(store: Store) -> None:
 
 def test_each_fault_of_a_dataset_is_a_line(three_draws: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(three_draws, tmp_path / "out"))
-    dataset = Dataset.open(Store(str(output)))
+    dataset = dataset_in(output)
     assert list(verify(dataset)) == []
     gone, shorter, other = (file.path for file in dataset.manifest.files[-3:])
     (output / gone).unlink()
@@ -175,7 +176,7 @@ def test_groups_are_held_out_as_a_whole_and_shards_as_the_split(one_worker: Path
     groups = {row["group"] for row in tested if row["group"]}
     assert sum(row["group"] in groups for row in tested) == 10 * len(groups) > 0
     assert Holdout(0.4, seed=1).test_rows(rows) != tested != Holdout().test_rows(rows) == rows
-    dataset = Dataset.open(Store(str(one_worker)))
+    dataset = dataset_in(one_worker)
     for holdout in (Holdout(), Holdout(0.5)):
         shards = (selected_rows(dataset, "val", holdout, n) for n in dataset.shards("val"))
         selected = selected_rows(dataset, "val", holdout)

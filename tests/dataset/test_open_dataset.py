@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import ONE, ROOT, run_in9
-from gcs import BUCKET, gcs_server
+from gcs import BUCKET
+from runs import ONE, ROOT, run_in9
 
 import in9
 from pipeline.dataset.reading import DatasetReader
@@ -135,18 +133,6 @@ def test_neither_beam_nor_torch_is_imported(in_tars: Path) -> None:
         cwd=ROOT,
     )
     assert done.stdout == "False False False\n"
-
-
-@pytest.fixture
-def server() -> Iterator[str]:
-    before = os.environ.get("STORAGE_EMULATOR_HOST")
-    with gcs_server() as url:
-        os.environ["STORAGE_EMULATOR_HOST"] = url
-        yield url
-    if before is None:
-        del os.environ["STORAGE_EMULATOR_HOST"]
-    else:
-        os.environ["STORAGE_EMULATOR_HOST"] = before
 
 
 @pytest.mark.parametrize("dataset", ["one_worker", "in_tars"])

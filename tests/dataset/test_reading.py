@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import shutil
@@ -15,11 +14,10 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from conftest import TINY_MODEL, run_in9
 from PIL import Image
+from runs import TINY_MODEL, dataset_in, run_in9, table_of
 from soundness import assert_sound, contradictions
 
-from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
@@ -101,8 +99,7 @@ def test_either_format_alone_can_be_evaluated(tiny_input: Path, tmp_path: Path) 
         output = tmp_path / formats
         folders = ("--input", tiny_input, "--output", output)
         run_in9("run", *folders, "--formats", formats, *TINY_MODEL)
-        with (output / "results" / "summary.csv").open(newline="") as file:
-            tables.append([{**row, "dataset": ""} for row in csv.DictReader(file)])
+        tables.append([{**row, "dataset": ""} for row in table_of(output, "summary")])
         assert_sound(output)
     assert tables[0] == tables[1]
 
@@ -145,7 +142,7 @@ def test_verify_finds_missing_and_strange_files_and_run_mends_them(copy: Path) -
 
 
 def contradictions_of(output: Path) -> list[str]:
-    return list(contradictions(Dataset.open(Store(str(output)))))
+    return list(contradictions(dataset_in(output)))
 
 
 def test_wrong_counts_are_contradictions(copy: Path) -> None:
@@ -178,7 +175,7 @@ def test_a_shard_with_another_number_of_samples_is_named(copy: Path, only: str) 
     (file,) = (f for f in manifest["files"] if f["path"].startswith(f"{only}/no_fg/"))
     file["samples"] += 1
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    dataset = Dataset.open(Store(str(copy)))
+    dataset = dataset_in(copy)
     expected = f"{file['path']} cannot be read .it holds 70 samples, but manifest.json says 71"
     with pytest.raises(JobError, match=expected):
         list(dataset.samples("val", 0, "no_fg"))
@@ -219,7 +216,7 @@ def test_a_swapped_background_behind_a_true_checksum_is_a_contradiction(copy: Pa
 
 
 def test_the_index_accounts_for_every_source_image(sample_run: Path, sample: Path) -> None:
-    rows = list(Dataset.open(Store(str(sample_run))).index("val"))
+    rows = list(dataset_in(sample_run).index("val"))
     assert {row["path"] for row in rows} == {
         str(path.relative_to(sample)) for path in sample.glob("val/*/*.JPEG")
     }

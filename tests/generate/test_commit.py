@@ -6,14 +6,13 @@ import dataclasses
 import hashlib
 import itertools
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from conftest import manifest_of, stamps
-from gcs import BUCKET, gcs_server
+from runs import manifest_of, stamps
 
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig, fingerprint
 from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest
@@ -51,21 +50,6 @@ SMALL = DatasetConfig(
     compose=ComposeConfig(("original", MIX), ("parquet",), encoding="png"),
 )
 TWO = ShardCounts(2, 2)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[None]:
-    with gcs_server() as url, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", url)
-        yield
-
-
-@pytest.fixture(params=["local", "remote"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "local":
-        return Store(str(tmp_path))
-    request.getfixturevalue("server")
-    return Store.at(f"gs://{BUCKET}/{request.node.name}")
 
 
 def made(store: Store, number: int, content: str = "") -> tuple[SourceShard, OutputShard]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run, darken, everything, pictures_of, stamps
+from runs import Run, darken, everything, pictures_of, run_here, stamps
 from soundness import assert_sound
 
 from pipeline.commands.cli import main
@@ -70,7 +70,7 @@ def test_a_word_of_overwrite_lifts_its_own_guard_alone(
     assert "9 of 9 source shards would be made again" in refused
     assert "layers are made in another way now (other flags" in refused
     assert "choose another --output; if that is meant, add --overwrite rebuild" in refused
-    assert main(["generate", "--output", str(output), "--overwrite", "config,rebuild,shards"]) == 2
+    run_here("generate", "--output", output, "--overwrite", "config,rebuild,shards", code=2)
     refused = capsys.readouterr().err
     assert f"was made from {small_input}; " in refused
     assert "add --overwrite input to replace it by the sample" in refused

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -15,10 +14,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from runs import ONE, SHARDS, manifest_of, run_in9, stamps, table_of
 from soundness import assert_sound
 
 from pipeline.dataset.config import SegmentConfig
@@ -90,12 +89,10 @@ def test_its_pictures_are_those_of_in9(
 
 
 def test_models_are_evaluated_on_it(in9l: Path) -> None:
-    with (in9l / "results" / "summary.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = table_of(in9l, "summary")
     assert {(row["variant"], row["n"]) for row in rows} == {("original", "17")}
-    for table in ("gaps", "decomposition", "groups", "sizes"):
-        with (in9l / "results" / f"{table}.csv").open(newline="") as file:
-            assert list(csv.DictReader(file)) == []
+    for name in ("gaps", "decomposition", "groups", "sizes"):
+        assert table_of(in9l, name) == []
     page = (in9l / "report.html").read_text()
     assert 'id="accuracy"' in page
     assert not any(f'id="{part}"' in page for part in ("claims", "backgrounds", "saliency"))

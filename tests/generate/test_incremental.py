@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
+from runs import ONE, SHARDS, index_of, manifest_of, run_in9, stamps
 from soundness import assert_sound
 
 from pipeline.commands.cli import main
@@ -65,7 +65,7 @@ class Schedule:
         shutil.copy(picture, folder)
 
     def index(self) -> dict[str, dict[str, Any]]:
-        rows = pq.read_table(self.output / "index").to_pylist()
+        rows = index_of(self.output)
         return {row["key"]: row for row in rows}
 
     def shards(self) -> ShardCounts:

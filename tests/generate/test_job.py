@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ONE, SHARDS, TINY_MODEL, manifest_of, run_in9, stamps
+from runs import ONE, SHARDS, TINY_MODEL, manifest_of, run_here, run_in9, stamps
 from soundness import assert_sound
 
 from pipeline.commands.cli import main
@@ -191,7 +191,7 @@ def test_flat_images_without_a_class_are_rejected(tiny_input: Path, tmp_path: Pa
     first.write_text(re.sub("<name>.*</name>", "", first.read_text()))
     second.unlink()
     flags = ["--input", str(flat), "--formats", "parquet", "--variants", "original", *ONE]
-    assert main(["generate", "--output", str(output), *flags]) == 0
+    run_here("generate", "--output", output, *flags)
     rejections = manifest_of(output)["rejections"]["val"]
     assert rejections["unreadable_annotation"] == rejections["missing_annotation"] == 1
 
@@ -212,11 +212,11 @@ def test_work_that_a_runner_loses_is_noticed(
     monkeypatch.setattr(stage, "process", lossy)
     output = tmp_path / "out"
     flags = ["--input", str(tiny_input), "--output", str(output), "--images_per_shard", "2", *ONE]
-    assert main(["generate", *flags]) == 1
+    run_here("generate", *flags, code=1)
     assert "2 of 3 shards" in capsys.readouterr().err
     assert not (output / "manifest.json").exists()
     monkeypatch.undo()
-    assert main(["generate", *flags]) == 0
+    run_here("generate", *flags)
 
 
 def test_layouts_are_found_without_being_told(tiny_input: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import (
+from runs import (
     ONE,
     TINY_MODEL,
     finished_shards,

@@ -9,9 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
-from conftest import ONE, ROOT, SHARDS, Run, manifest_of, run_in9, stamps
+from runs import ONE, ROOT, SHARDS, Run, index_of, manifest_of, run_here, run_in9, stamps
 from soundness import assert_sound
 
 import in9
@@ -66,7 +65,7 @@ def test_a_background_that_moves_to_a_sibling_class_changes_the_samples_that_sho
     output, fresh = tmp_path / "out", tmp_path / "fresh"
     flags = ["generate", "--input", str(small_input), "--segmenter", "box", "--formats", "parquet"]
     flags += ["--variants", "original,mixed_same,mixed_rand", "--images_per_shard", "2", *ONE]
-    assert main([*flags, "--output", str(output)]) == 0
+    run_here(*flags, "--output", output)
     shown = in9.open_dataset(output, "mixed_rand")[0][2]
     (picture,) = small_input.glob(f"val/*/{shown['bg_key']}.JPEG")
     taxonomy, wnid = imagenet9(), picture.parent.name
@@ -76,8 +75,8 @@ def test_a_background_that_moves_to_a_sibling_class_changes_the_samples_that_sho
     picture.rename(small_input / "val" / sibling / picture.name)
     annotation = small_input / "Annotations" / "val" / f"{picture.stem}.xml"
     annotation.write_text(annotation.read_text().replace(wnid, sibling))
-    assert main([*flags, "--output", str(output), "--overwrite", "rebuild"]) == 0
-    assert main([*flags, "--output", str(fresh)]) == 0
+    run_here(*flags, "--output", output, "--overwrite", "rebuild")
+    run_here(*flags, "--output", fresh)
     assert in9.open_dataset(output, "mixed_rand")[0][2] == {**shown, "bg_wnid": sibling}
     assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
 
@@ -143,7 +142,7 @@ def test_replicates_are_added_without_segmenting_and_change_nothing_else(
     for path, sha256 in before.items():
         if path.startswith(("parquet/", "webdataset/", "layers/")):
             assert after[path] == sha256
-    rows = pq.read_table(output / "index").to_pylist()
+    rows = index_of(output)
     selected = [row for row in rows if row["selected"]]
     pairs = [(row["mixed_rand_bg_key"], row["mixed_rand_r1_bg_key"]) for row in selected]
     assert all(first and second for first, second in pairs)
@@ -210,10 +209,10 @@ def test_a_commit_can_be_killed_after_any_move(
     flags += ["--segmenter", "box"]
     before, after = tmp_path / "before", tmp_path / "after"
     victim = sorted(tiny_input.glob("val/*/*.JPEG"))[0]
-    assert main(["generate", "--input", str(tiny_input), "--output", str(before), *flags]) == 0
+    run_here("generate", "--input", tiny_input, "--output", before, *flags)
     # A JPEG comment changes the bytes but not the pixels.
     victim.write_bytes(victim.read_bytes()[:-2] + b"\xff\xfe\x00\x04in\xff\xd9")
-    assert main(["generate", "--input", str(tiny_input), "--output", str(after), *flags]) == 0
+    run_here("generate", "--input", tiny_input, "--output", after, *flags)
     expected = (after / "manifest.json").read_bytes()
     assert expected != (before / "manifest.json").read_bytes()
 
@@ -255,11 +254,11 @@ def test_a_duplicate_takes_the_place_of_the_picture_that_won(
     shutil.copy(images[0], images[-1].parent / images[0].name)
     output, fresh = tmp_path / "out", tmp_path / "fresh"
     flags = ["--input", str(tiny_input), "--formats", "parquet", "--variants", "original", *ONE]
-    assert main(["generate", "--output", str(output), *flags]) == 0
+    run_here("generate", "--output", output, *flags)
     assert manifest_of(output)["rejections"]["val"]["duplicate_key"] == 1
     images[0].unlink()
-    assert main(["generate", "--output", str(output), *flags]) == 0
-    assert main(["generate", "--output", str(fresh), *flags]) == 0
+    run_here("generate", "--output", output, *flags)
+    run_here("generate", "--output", fresh, *flags)
     assert "duplicate_key" not in manifest_of(output)["rejections"]["val"]
     assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
 
@@ -315,14 +314,14 @@ def test_a_dataset_that_grows_keeps_its_shards(tiny_input: Path, tmp_path: Path)
         *("--formats", "parquet", "--variants", "original", "--images_per_shard", "2"),
         *("--input", str(tiny_input), *ONE),
     ]
-    assert main(["generate", "--output", str(output), *flags]) == 0
+    run_here("generate", "--output", output, *flags)
     small = manifest_of(output)["shards"]["val"]
     for image, original in zip(moved, images[1::2], strict=True):
         image.rename(original)
-    assert main(["generate", "--output", str(output), *flags, "--overwrite", "rebuild"]) == 0
+    run_here("generate", "--output", output, *flags, "--overwrite", "rebuild")
     assert manifest_of(output)["shards"]["val"] == small
-    assert main(["generate", "--output", str(output), *flags, "--overwrite", "shards"]) == 0
-    assert main(["generate", "--output", str(fresh), *flags]) == 0
+    run_here("generate", "--output", output, *flags, "--overwrite", "shards")
+    run_here("generate", "--output", fresh, *flags)
     assert manifest_of(fresh)["shards"]["val"] != small
     assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
 
@@ -330,10 +329,10 @@ def test_a_dataset_that_grows_keeps_its_shards(tiny_input: Path, tmp_path: Path)
 def test_layers_are_made_again_when_their_flags_change(tiny_input: Path, tmp_path: Path) -> None:
     output, fresh = tmp_path / "out", tmp_path / "fresh"
     flags = ["--input", str(tiny_input), "--formats", "parquet", *ONE]
-    assert main(["generate", "--output", str(output), *flags]) == 0
+    run_here("generate", "--output", output, *flags)
     flags += ["--interpolation", "bilinear", "--per_class", "1", "--own_background"]
-    assert main(["generate", "--output", str(output), *flags, "--overwrite", "config"]) == 0
-    assert main(["generate", "--output", str(fresh), *flags]) == 0
+    run_here("generate", "--output", output, *flags, "--overwrite", "config")
+    run_here("generate", "--output", fresh, *flags)
     assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
     assert manifest_of(output)["samples"]["val"]["original"]["bird"] == 1
     assert manifest_of(output)["images"]["val"]["selected"] == 3

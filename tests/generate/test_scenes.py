@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from conftest import ONE, manifest_of, run_in9
-from numpy.typing import NDArray
 from PIL import Image
+from runs import ONE, dataset_in, index_of, manifest_of, pixels_of, run_in9, table_of
 from soundness import assert_sound
 from two_way_by_hand import interval_of, share_interval
 
 from pipeline.dataset.config import ComposeConfig, SegmentConfig
-from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import Staging
 from pipeline.generate.cut_source import Cutter
 from pipeline.generate.scenes import SCENES, DrawnScenes, examine_scenes, list_scenes
@@ -101,19 +96,6 @@ def made(
         yield output, done.stdout
 
 
-def index_of(output: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = ds.dataset(output / "index").to_table().to_pylist()
-    return rows
-
-
-def pictures(output: Path, variant: str) -> dict[str, NDArray[np.uint8]]:
-    table = ds.dataset(output / "parquet" / variant).to_table(columns=["key", "image"])
-    return {
-        row["key"]: np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])))
-        for row in table.to_pylist()
-    }
-
-
 def files_of(output: Path) -> dict[str, str]:
     """Returns the SHA-256 of each file with pictures or index."""
     files = manifest_of(output)["files"]
@@ -142,7 +124,7 @@ def test_every_object_is_an_image(made: tuple[Path, str]) -> None:
             assert row[f"{variant}_bg_key"].rpartition("_")[0] != row["group"]
     assert_sound(output)
     # An object is found by its key, as an image is.
-    dataset = Dataset.open(Store(str(output)))
+    dataset = dataset_in(output)
     for shard in dataset.shards("val"):
         for row in dataset.index_of_shard("val", shard):
             assert dataset.shard_of("val", row["key"]) == shard
@@ -155,7 +137,7 @@ def test_mixed_external_is_the_foreground_on_a_scene(made: tuple[Path, str], pla
         key: crop_whole(path.read_bytes(), resize=72, crop=64, interpolation="nearest").image
         for key, path in files.items()
     }
-    originals, masks = pictures(output, "original"), pictures(output, "fg_mask")
+    originals, masks = pixels_of(output, "original"), pixels_of(output, "fg_mask")
     table = ds.dataset(output / "parquet" / "mixed_external").to_table().to_pylist()
     assert len(table) == 27
     for row in table:
@@ -177,16 +159,18 @@ def test_models_are_measured_on_scenes_and_over_groups(made: tuple[Path, str]) -
     output, reported = made
     assert "mixed_external" in reported
 
-    def table(name: str) -> list[dict[str, str]]:
-        with (output / "results" / f"{name}.csv").open() as file:
-            return list(csv.DictReader(file))
-
     accuracy = {
-        row["variant"]: row for row in table("summary") if row["label_rule"] != "mapped_only"
+        row["variant"]: row
+        for row in table_of(output, "summary")
+        if row["label_rule"] != "mapped_only"
     }
     assert int(accuracy["mixed_external"]["n"]) == 27
-    assert {row["variant"] for row in table("groups")} == {"mixed_same", "mixed_rand", "mixed_next"}
-    (gap,) = (row for row in table("gaps") if row["label_rule"] == "mapped_only")
+    assert {row["variant"] for row in table_of(output, "groups")} == {
+        "mixed_same",
+        "mixed_rand",
+        "mixed_next",
+    }
+    (gap,) = (row for row in table_of(output, "gaps") if row["label_rule"] == "mapped_only")
     predictions = ds.dataset(sorted((output / "results").rglob("predictions/*.parquet"))).to_table()
     rows = [row for row in predictions.to_pylist() if row["label_rule"] == "mapped_only"]
     sides = [
@@ -212,7 +196,7 @@ def test_models_are_measured_on_scenes_and_over_groups(made: tuple[Path, str]) -
     external = [row for row in rows if row["variant"] == "mixed_external"]
     reported = next(
         row
-        for row in table("summary")
+        for row in table_of(output, "summary")
         if (row["label_rule"], row["variant"]) == ("mapped_only", "mixed_external")
     )
     assert len({row["bg_key"] for row in external}) < len(external)
@@ -224,7 +208,7 @@ def test_models_are_measured_on_scenes_and_over_groups(made: tuple[Path, str]) -
     )
     page = (output / "report.html").read_text()
     assert "<strong>a scene</strong>, <code>place_" in page
-    (attack,) = table("attack")[:1]
+    (attack,) = table_of(output, "attack")[:1]
     assert int(attack["foregrounds"]) == 6
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import ONE, run_in9
+from runs import ONE, run_in9
 
 from pipeline.dataset import config
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig

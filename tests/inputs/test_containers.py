@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from gcs import BUCKET, gcs_server
+from gcs import BUCKET, object_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapes import listed, tar_bytes
@@ -176,8 +176,7 @@ def test_a_folder_is_listed_one_level_deep_and_in_order(tmp_path: Path) -> None:
 
 
 def test_a_stamp_changes_when_content_does() -> None:
-    with gcs_server() as url, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", url)
+    with object_store():
         stamps = []
         for data in (b"1", b"2", b"1"):
             Store(f"gs://{BUCKET}").write("a", data)

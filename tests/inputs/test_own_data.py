@@ -14,14 +14,13 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
-from conftest import ONE, manifest_of, run_in9, stamps
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from runs import ONE, dataset_in, manifest_of, run_in9, stamps, table_of
 from soundness import assert_sound
 
 from pipeline.commands.cli import main
-from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.inputs.layout import find_layout, list_images
 from pipeline.inputs.lists import read_taxonomy
@@ -29,7 +28,6 @@ from pipeline.inputs.location import read_location
 from pipeline.inputs.source_images import SourceImage
 from pipeline.models.open_clip_models import class_prompts
 from pipeline.storage.state_files import parse_json
-from pipeline.storage.store import Store
 from transforms.annotations import AnnotationError, Box, parse_annotation
 from transforms.scoring import classes_of_outputs, labels_of_outputs
 from transforms.taxonomy import (
@@ -418,15 +416,14 @@ def test_a_three_class_dataset_runs_to_a_report(toy: Path, toy_run: Path) -> Non
     assert manifest["images"]["val"]["accepted"] == 12
     assert manifest["config"]["taxonomy"].startswith("3 superclasses of 4 classes, sha256 ")
     assert manifest["taxonomy"]["names"] == ["dishes", "cutlery", "lights"]
-    dataset = Dataset.open(Store(str(toy_run)))
+    dataset = dataset_in(toy_run)
     assert dataset.taxonomy == read_taxonomy(str(toy / "kinds.csv"))
     rows = pyarrow.dataset.dataset(str(toy_run / "parquet" / "mixed_rand")).to_table().to_pylist()
     assert {(row["wnid"], row["label"]) for row in rows} == {
         ("cup", 0), ("plate", 0), ("fork", 1), ("lamp", 2)
     }  # fmt: skip
     assert {row["imagenet_index"] for row in rows} == {None}
-    with (toy_run / "results" / "summary.csv").open() as file:
-        summary = list(csv.DictReader(file))
+    summary = table_of(toy_run, "summary")
     errors = {row["model"]: row["error"] for row in summary if row["error"]}
     assert errors.keys() == {"python:toy_models:five"}
     assert "the 4 classes nor the 3 superclasses" in errors["python:toy_models:five"]

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from hashlib import md5
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,11 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
-from conftest import ONE, SHARDS, manifest_of, run_in9, stamps
-from gcs import BUCKET, gcs_server
+from gcs import BUCKET
 from PIL import Image
+from runs import ONE, SHARDS, index_of, manifest_of, run_here, run_in9, stamps
 from shapes import SHAPES, split_of, tar_bytes
 
-from pipeline.commands.cli import main
 from pipeline.dataset.config import SegmentConfig
 from pipeline.errors import UsageError
 from pipeline.generate.cut_source import Cutter, SourceBytes
@@ -49,12 +48,6 @@ from transforms.annotations import (
 )
 from transforms.filters import Reason
 from transforms.taxonomy import imagenet9
-
-
-def in9(*arguments: object) -> None:
-    """Runs a command in this process, since most take longer to start than to run."""
-    assert main([str(argument) for argument in arguments]) == 0
-
 
 Listed = tuple[tuple[SourceImage, ...], Mapping[str, int]]
 
@@ -108,7 +101,7 @@ def test_all_shapes_give_the_same_dataset(
     source.mkdir()
     SHAPES[shape](small_sample, source)
     command = ("generate", "--input", source, "--output", output, "--split", split, *SHARDS)
-    in9(*command, *ONE)
+    run_here(*command, *ONE)
     assert variants_of(output, split) == variants_of(one_worker, "val")
     assert identities_of(output) == identities_of(one_worker)
     if split == "val":
@@ -119,13 +112,13 @@ def test_input_in_another_shape_makes_no_work(
     tiny_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    in9("generate", "--input", tiny_input, "--output", output, *SHARDS)
+    run_here("generate", "--input", tiny_input, "--output", output, *SHARDS)
     before = stamps(output)
     for shape in ("val_tar", "kaggle", "manifest_csv"):
         (tmp_path / shape).mkdir()
         SHAPES[shape](tiny_input, tmp_path / shape)
         capsys.readouterr()
-        in9("generate", "--input", tmp_path / shape, "--output", output, *SHARDS)
+        run_here("generate", "--input", tmp_path / shape, "--output", output, *SHARDS)
         assert "nothing to do" in capsys.readouterr().out
         assert stamps(output) == before
 
@@ -144,9 +137,9 @@ def test_of_images_with_one_key_the_lowest_md5_is_taken(tiny_input: Path, tmp_pa
             "\n".join(["image,class,xmin,ymin,xmax,ymax", *rows, ""])
         )
         output = tmp_path / f"out{number}"
-        in9("generate", "--input", source, "--output", output, "--segmenter", "box", *ONE,
+        run_here("generate", "--input", source, "--output", output, "--segmenter", "box", *ONE,
             "--variants", "original", "--image_size", 32, "--resize", 32)  # fmt: skip
-        index = pyarrow.dataset.dataset(str(output / "index")).to_table().to_pylist()
+        index = index_of(output)
         accepted, other = "ab" if number == 0 else "ba"
         assert [(row["path"][0], row["status"] == "duplicate_key") for row in index] == [
             (accepted, False),
@@ -164,33 +157,26 @@ def test_a_tar_that_was_copied_makes_no_work(
     aside = shutil.move(late, tmp_path / late.name)
     SHAPES["val_tar"](tiny_input, source)
     command = ("generate", "--input", source, "--output", output, "--layers", "drop", *SHARDS)
-    in9(*command)
+    run_here(*command)
     before = stamps(output)
     os.utime(source / "ILSVRC2012_img_val.tar", (1, 1))
     capsys.readouterr()
-    in9(*command)
+    run_here(*command)
     assert "nothing to do" in capsys.readouterr().out
     assert stamps(output) == before
     shutil.move(aside, late)
     SHAPES["val_tar"](tiny_input, source)
     # Without layers, all images are cut again, now from the tar that has changed.
-    in9(*command)
-    index = pyarrow.dataset.dataset(str(output / "index")).to_table().to_pylist()
+    run_here(*command)
+    index = index_of(output)
     assert {row["path"].rpartition("/")[0] for row in index} == {"ILSVRC2012_img_val.tar"}
     assert len(index) == 6
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
+def bucket(server: str) -> str:
     """Bucket of a real object store."""
-    before = os.environ.get("STORAGE_EMULATOR_HOST")
-    with gcs_server() as url:
-        os.environ["STORAGE_EMULATOR_HOST"] = url
-        yield f"gs://{BUCKET}"
-    if before is None:
-        del os.environ["STORAGE_EMULATOR_HOST"]
-    else:
-        os.environ["STORAGE_EMULATOR_HOST"] = before
+    return f"gs://{BUCKET}"
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -607,18 +593,18 @@ def test_excluded_images_are_rows_and_nothing_else(
     include.write_text("\n".join(keys[:-1]))
     command = ("generate", "--input", tiny_input, "--output", output, "--formats", "parquet")
     lists = ("--exclude", exclude, "--include", include)
-    in9(*command)
+    run_here(*command)
     refused = run_in9(*command, *lists, check=2).stderr
     assert "--exclude=1 names, sha256" in refused
     assert "(the dataset has not set)" in refused
     capsys.readouterr()
-    in9(*command, *lists, "--overwrite", "config")
+    run_here(*command, *lists, "--overwrite", "config")
     printed = capsys.readouterr().out
     assert "2 excluded" in printed
     assert "0 images segmented" in printed
-    index = pyarrow.dataset.dataset(str(output / "index")).to_table().to_pylist()
+    index = index_of(output)
     assert {row["key"] for row in index if row["status"] == "excluded"} == {keys[0], keys[-1]}
     table = pyarrow.dataset.dataset(str(output / "parquet" / "original")).to_table()
     assert not {keys[0], keys[-1]} & set(table["key"].to_pylist())
-    in9(*command, *lists)
+    run_here(*command, *lists)
     assert "nothing to do" in capsys.readouterr().out

@@ -7,9 +7,8 @@ import shutil
 from hashlib import md5
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-from conftest import Run, darken, manifest_of, pictures_of, run_in9, stamps
+from runs import Run, darken, index_of, manifest_of, pictures_of, run_in9, stamps
 
 from pipeline.commands.command_line import parse_command_line
 from pipeline.commands.job_flags import job_from_flags
@@ -147,7 +146,7 @@ def test_of_images_with_one_key_the_forecast_takes_that_of_the_job(
             path.write_bytes(content)
     flags = ("--segmenter", "box", "--max_box", "1")
     run_small("generate", *flags)
-    index = pq.read_table(tmp_path / "out" / "index").to_pylist()
+    index = index_of(tmp_path / "out")
     accepted = {row["key"]: row["path"] for row in index if row["status"] == "accepted"}
     words = ["generate", "--input", str(small_input), "--output", str(tmp_path / "out"), *flags]
     words += ["--images_per_shard", "2", "--formats", "parquet"]

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ONE
 from fault_lab import small_input
+from runs import ONE, QUICK, run_here
 
 from pipeline.commands.cli import main
 from pipeline.dataset.manifest import PUBLISH_LOCK
@@ -35,9 +35,8 @@ CHANGES = ("os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "open")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with `out`, a small dataset, and `published`, a version of its earlier state."""
     root = tmp_path_factory.mktemp("made")
-    flags = ("--segmenter", "box", "--image_size", "64", "--resize", "64", "--formats", "parquet")
-    run = ("generate", "--input", str(small_input(root / "in")), "--output", str(root / "out"))
-    assert main([*run, *flags, "--variants", "original", "--pictures", "none", *ONE]) == 0
+    run = ("generate", "--input", small_input(root / "in"), "--output", root / "out")
+    run_here(*run, *QUICK, "--variants", "original", "--pictures", "none", *ONE)
     shutil.rmtree(root / "in")
     publish(publishing_in(root))
     (root / "out" / "results").mkdir()

@@ -12,8 +12,18 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Run, darken, manifest_of, pictures_of, stamps, take_over
-from gcs import BUCKET, gcs_server
+from gcs import BUCKET, object_store
+from runs import (
+    Run,
+    darken,
+    dataset_in,
+    index_of,
+    manifest_of,
+    pictures_of,
+    run_here,
+    stamps,
+    take_over,
+)
 from soundness import assert_sound
 
 from in9 import open_dataset
@@ -82,7 +92,7 @@ def on_results(tmp_path: Path) -> Callable[..., None]:
 
     def on_results(command: str, *flags: str) -> None:
         folders = ["--dataset", str(tmp_path / "out"), "--publish", str(tmp_path / "published")]
-        assert main([command, *folders, "--pictures=none", *flags]) == 0
+        run_here(command, *folders, "--pictures=none", *flags)
 
     return on_results
 
@@ -95,7 +105,7 @@ def latest_of(place: Path) -> dict[str, Any]:
 def last_versions(place: Path) -> tuple[Dataset, Dataset]:
     """Returns the last two versions, the older one first."""
     after, before = latest_of(place)["versions"][:2]
-    return Dataset.open(Store(str(place / before))), Dataset.open(Store(str(place / after)))
+    return dataset_in(place / before), dataset_in(place / after)
 
 
 def test_every_change_is_a_version_of_its_own(run: Run, small_input: Path, tmp_path: Path) -> None:
@@ -331,12 +341,12 @@ def test_results_are_versions_too(
 
     # Readers take the newest version.
     assert open_dataset(published).dataset.store.root == str(fourth)
-    assert main(["verify", "--dataset", str(published)]) == 0
+    run_here("verify", "--dataset", published)
     export = ["export", "--dataset", str(published), "--to", str(tmp_path / "export")]
     assert main(export) == 0
     (fourth / "index" / "val-00000-of-00003.parquet").unlink()
-    assert main(["verify", "--dataset", str(published)]) == 1
-    assert main(["verify", "--dataset", str(third)]) == 0
+    run_here("verify", "--dataset", published, code=1)
+    run_here("verify", "--dataset", third)
 
 
 def test_nothing_writes_into_what_is_published(
@@ -359,7 +369,7 @@ def test_nothing_writes_into_what_is_published(
             (published / name, "is a published version, which stays as it is"),
             (tmp_path / "current", "is a published version"),
         ):
-            assert main([*command, str(folder)]) == 2
+            run_here(*command, folder, code=2)
             error = capsys.readouterr().err
             assert f"{command[-1]} {folder} {reason}" in error
     assert stamps(published) == before
@@ -391,7 +401,7 @@ def test_where_nothing_can_be_published_is_refused_at_once(
     with pytest.raises(UsageError, match="is not a folder"):
         check_publishing(store, beside, None)
     inside = ["--input", str(small_input), "--publish", str(small_input / "published")]
-    assert main(["generate", "--output", str(tmp_path / "new"), *inside]) == 2
+    run_here("generate", "--output", tmp_path / "new", *inside, code=2)
     assert "published lies inside --input" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
     Path(target.path("latest.json")).write_text("{}")
@@ -429,7 +439,7 @@ def test_changes_name_their_cause_and_pair_the_images(
     assert model.causes == ["weights"]
     assert f"changed since the last version: BG-Gap of {NAME}:" in printed
 
-    index = {row["key"]: row for row in pq.read_table(output / "index").to_pylist()}
+    index = {row["key"]: row for row in index_of(output)}
     old = correct_answers(output)
     gone = next(p for p in pictures_of(small_input) if index[p.stem]["selected"])
     gone.unlink()
@@ -480,8 +490,7 @@ def test_versions_in_object_storage_are_copied_by_it(
     publishing: PublishPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local = publishing.store
-    with gcs_server() as address, monkeypatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", address)
+    with object_store(), monkeypatch.context() as patch:
         patch.setattr("pipeline.storage.gcs_requests._clients", {})
         plan = PublishPlan(Store(f"gs://{BUCKET}/made"), Store(f"gs://{BUCKET}/published"), keep=0)
         # From here, content passes through this process; afterwards, none does.

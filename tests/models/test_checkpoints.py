@@ -12,6 +12,7 @@ import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import dataset_in
 from safetensors.torch import load_file, save_file
 
 from pipeline.dataset.folder import Dataset, Holdout, selected_rows, training_pictures
@@ -145,7 +146,7 @@ def test_the_share_is_kept_on_average() -> None:
 
 
 def test_training_pictures_show_nothing_that_is_held_out(three_draws: Path) -> None:
-    replicated = Dataset.open(Store(str(three_draws)))
+    replicated = dataset_in(three_draws)
     holdout = Holdout(0.5)
     tested = {row["key"] for row in selected_rows(replicated, "val", holdout)}
     rows = {row["key"]: row for row in selected_rows(replicated, "val")}

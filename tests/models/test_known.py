@@ -21,6 +21,7 @@ import timm
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
+from small_models import checkpoint
 
 from pipeline.errors import JobError
 from pipeline.models import source
@@ -47,8 +48,7 @@ def known(tmp_path: Path) -> KnownModels:
 
 def test_a_file_is_known_until_it_changes(known: KnownModels, tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
-    torch.save(timm.create_model(ARCHITECTURE, num_classes=9).state_dict(), path)
-    entry = f"{ARCHITECTURE}={path}"
+    entry = checkpoint(path)
     assert known.recall(entry) is None
     identity = learn(known, entry).identity
     assert known.recall(entry) == identity
@@ -96,11 +96,9 @@ def test_code_of_ones_own_is_never_known(known: KnownModels) -> None:
 
 
 def test_weights_of_a_folder_are_known_by_their_file(known: KnownModels, tmp_path: Path) -> None:
-    path = tmp_path / "a.pth"
-    torch.save(timm.create_model(ARCHITECTURE).state_dict(), path)
-    entry = f"{ARCHITECTURE}={path}"
+    entry = checkpoint(tmp_path / "a.pth", outputs=1000)
     store_model(WeightsFolder.from_path(str(tmp_path / "weights")), load_model(entry))
-    path.unlink()
+    (tmp_path / "a.pth").unlink()
     known = dataclasses.replace(known, weights=str(tmp_path / "weights"))
     identity = learn(known, entry).identity
     assert known.recall(entry) == identity

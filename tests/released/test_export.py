@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -19,9 +18,21 @@ import numpy as np
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
-from conftest import ONE, manifest_of, run_in9, stamps, start_in9, wait_until
-from gcs import BUCKET, gcs_server
+from gcs import BUCKET, object_store
 from PIL import Image
+from runs import (
+    ONE,
+    csv_rows,
+    dataset_in,
+    index_of,
+    manifest_of,
+    refusal,
+    run_here,
+    run_in9,
+    stamps,
+    start_in9,
+    wait_until,
+)
 from soundness import assert_sound
 from torchvision.datasets import ImageFolder
 
@@ -59,26 +70,19 @@ SMALL = ("--images_per_shard", "20")
 def export(sample_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Export of the sample. Tests must not change it."""
     target = tmp_path_factory.mktemp("export") / "to"
-    in9("export", "--dataset", sample_run, "--to", target)
+    run_here("export", "--dataset", sample_run, "--to", target)
     return target
 
 
-def in9(*arguments: object) -> None:
-    """Runs a command in this process, which saves the time of the imports."""
-    parsed, rest = build_parser().parse_known_args([str(argument) for argument in arguments])
-    assert run_command(parsed, rest) == 0
-
-
 def samples_of(output: Path, variant: str) -> Iterator[Any]:
-    dataset = Dataset.open(Store(str(output)))
+    dataset = dataset_in(output)
     for shard in dataset.shards("val"):
         yield from dataset.samples("val", shard, variant)
 
 
 def truth_of(export: Path) -> dict[str, dict[str, str]]:
     """Reads the rows of the export's table, by released name."""
-    with (export / "images-val.csv").open(newline="") as file:
-        return {row["stem"]: row for row in csv.DictReader(file)}
+    return {row["stem"]: row for row in csv_rows(export / "images-val.csv")}
 
 
 def test_names() -> None:
@@ -185,7 +189,7 @@ def test_a_figure_shows_the_images_in_all_versions(sample_run: Path, tmp_path: P
     flags = ("export", "--dataset", sample_run, "--images", ",".join(keys), "--to")
     # Figures that exist are replaced.
     for name in ("one.png", "two.png", *("three.pdf", "four.jpg") * 2, "one.png"):
-        in9(*flags, tmp_path / name)
+        run_here(*flags, tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
     pdf = (tmp_path / "three.pdf").read_bytes()
     assert pdf.startswith(b"%PDF")
@@ -311,7 +315,7 @@ def test_an_import_keeps_the_pixels_and_finds_the_true_backgrounds(
                 true = stems[truth[stem][f"{variant}_bg_key"]]
                 # A background from a rejected image cannot be named, and no other is named instead.
                 assert sample.fields["bg_key"] == (None if true in rejected else true)
-    index = pyarrow.dataset.dataset(imported / "index").to_table().to_pylist()
+    index = index_of(imported)
     selected = [row for row in index if row["selected"]]
     assert all(row["mixed_rand_bg_named"] is not None for row in selected)
     wrong = sum(row["mixed_rand_bg_named"] != row["mixed_rand_bg_key"] for row in selected)
@@ -343,7 +347,7 @@ def test_an_import_can_be_stopped_and_goes_on(
     finished = {path.name: path.stat().st_mtime_ns for path in output.rglob("index/*.parquet")}
     assert not (output / "manifest.json").exists()
     monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.002)
-    in9(*command)
+    run_here(*command)
     shards = {path.name: path.stat().st_mtime_ns for path in output.glob("index/*.parquet")}
     assert {name: shards[name] for name in finished} == finished
     assert 0 < len(finished) < len(shards)
@@ -357,7 +361,7 @@ def test_an_import_can_be_stopped_and_goes_on(
 def test_a_class_without_images_keeps_its_number(
     one_worker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    in9("export", "--dataset", one_worker, "--to", tmp_path)
+    run_here("export", "--dataset", one_worker, "--to", tmp_path)
     assert "no images in 03_reptile, 07_primate: these folders are empty" in capsys.readouterr().out
     for variant in manifest_of(one_worker)["config"]["variants"]:
         assert [p.name[:2] for p in sorted((tmp_path / variant / "val").iterdir())] == [
@@ -367,7 +371,7 @@ def test_a_class_without_images_keeps_its_number(
     for path, label in dataset.samples:
         assert Path(path).parent.name.startswith(f"{label:02d}_")
     # A second export leaves the empty folders in place.
-    in9("export", "--dataset", one_worker, "--to", tmp_path)
+    run_here("export", "--dataset", one_worker, "--to", tmp_path)
     assert "nothing to do" in capsys.readouterr().out
     assert not list((tmp_path / "original" / "val" / "03_reptile").iterdir())
 
@@ -391,8 +395,8 @@ def test_an_imports_manifest_claims_no_more_than_is_known(imported: Path) -> Non
 def test_models_are_evaluated_and_attacked_on_published_pixels(
     imported: Path, sample_run: Path, export: Path
 ) -> None:
-    in9("evaluate", "--dataset", imported, "--pictures", "none", *ONE)
-    in9("attack", "--dataset", imported, "--grid", 3, *ONE)
+    run_here("evaluate", "--dataset", imported, "--pictures", "none", *ONE)
+    run_here("attack", "--dataset", imported, "--grid", 3, *ONE)
     for name in ("report.html", "results/attack.csv"):
         assert (imported / name).exists()
     stems = {row["key"]: stem for stem, row in truth_of(export).items()}
@@ -512,24 +516,24 @@ def test_an_import_takes_up_the_background_that_a_new_name_claims(tmp_path: Path
         path.write_bytes(data)
     for named in (other, third):
         mixed = mixed.rename(mixed.with_name(f"fg_{stem}_bg_{named}.JPEG"))
-        in9("import", "--from", source, "--output", output)
-        (row,) = pq.read_table(output / "index").to_pylist()
+        run_here("import", "--from", source, "--output", output)
+        (row,) = index_of(output)
         assert row["mixed_rand_bg_named"] == named
 
 
-def test_what_is_no_release_is_refused_with_one_line(sample: Path, tmp_path: Path) -> None:
+def test_what_is_no_release_is_refused_with_one_line(
+    sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "b.tar.gz").write_bytes(b"\x1f\x8b broken")
     for name, reason in (("absent", "neither"), ("b.tar.gz", "not a whole tar")):
-        with pytest.raises(UsageError, match=reason):
-            in9("import", "--from", tmp_path / name, "--output", tmp_path / "out")
-    refused = run_in9("import", "--from", sample, "--output", tmp_path / "out", check=2)
-    assert "is not the released layout" in refused.stderr
-    assert refused.stderr.count("\n") == 1
+        refused = refusal(capsys, "import", "--from", tmp_path / name, "--output", tmp_path / "out")
+        assert reason in refused
+    refused = refusal(capsys, "import", "--from", sample, "--output", tmp_path / "out")
+    assert "is not the released layout" in refused
 
 
 def test_both_ways_in_object_storage(export: Path, sample_run: Path) -> None:
-    with gcs_server() as url, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", url)
+    with object_store():
         address = f"gs://{BUCKET}/export"
         run_in9("export", "--dataset", sample_run, "--to", address)
         here, remote = Store(str(export)), Store.at(address)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_results import made, of_model
+from runs import dataset_in
 
 from pipeline.analyses.attack.results import AttackResult
 from pipeline.analyses.evaluation.results import Summary
@@ -34,7 +35,6 @@ from pipeline.display.panel import (
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
 from pipeline.evaluate.results import ModelRun
 from pipeline.report.page import check_claims
-from pipeline.storage.store import Store
 from transforms.analysis import constant_accuracy
 from transforms.intervals import wilson
 from transforms.taxonomy import imagenet9
@@ -54,7 +54,7 @@ def checked(three_draws: Path, *models: ModelResults, trend: Any = None) -> dict
     judged = Evidence(
         models,
         {Trend: (made(Trend, **trend),)} if trend else {},
-        dataset=Dataset.open(Store(str(three_draws))),
+        dataset=dataset_in(three_draws),
         taxonomy=imagenet9(),
     )
     return {one.claim.text: one for one in check_claims(judged)}

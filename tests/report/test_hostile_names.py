@@ -19,14 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import ONE, manifest_of
 from fault_lab import small_input
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from runs import ONE, dataset_in, manifest_of, run_here
 
-from pipeline.commands.cli import main
 from pipeline.dataset.card import card_files, markdown
 from pipeline.dataset.folder import Dataset
 from pipeline.display.table import escape
@@ -110,7 +109,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = ("run", "--input", source, "--output", output, "--taxonomy", folder / "kinds.json")
     flags = ("--segmenter", "box", "--image_size", 64, "--resize", 64, "--pictures", "none")
     words = (*command, *flags, "--models", "python:fault_hooks:tiny", *ONE)
-    assert main([str(word) for word in words]) == 0
+    run_here(*words)
     return output
 
 
@@ -153,7 +152,7 @@ def renamed(run: Path, folder: Path, names: Names) -> Path:
         (output / path).write_bytes(data)
     before = output.with_name("before")
     shutil.copytree(output, before, ignore=shutil.ignore_patterns("results"))
-    text = to_markdown(describe_changes(Dataset.open(Store(str(before))), dataset))
+    text = to_markdown(describe_changes(dataset_in(before), dataset))
     (output / "changes.md").write_bytes(text.encode())
     return output
 

@@ -15,10 +15,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import manifest_of, run_in9, stamps, write_all
 from fault_documents import MISSING, fields, with_value
 from made_results import made, of_model, stored
 from report_page import HOSTILE, MODELS, Opened, column
+from runs import manifest_of, run_in9, stamps, write_all
 
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.attack.parts import _BYTES as BACKGROUND_BYTES

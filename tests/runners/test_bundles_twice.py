@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bundle_server import FATES
 from bundles_twice import STAGES, files_below, run_job
-from conftest import TINY_MODEL
+from runs import TINY_MODEL
 from soundness import assert_sound
 
 

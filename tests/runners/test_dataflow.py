@@ -20,13 +20,12 @@ import pytest
 from apache_beam.internal import pickler
 from apache_beam.options.value_provider import RuntimeValueProvider
 from apache_beam.portability.api import beam_runner_api_pb2
-from conftest import manifest_of
 from dataflow_stub import DataflowStub, write_credentials
-from gcs import BUCKET, gcs_server
+from gcs import BUCKET, object_store
+from runs import manifest_of, run_here
 
 from pipeline.analyses.evaluation.conditions import parse_conditions
 from pipeline.analyses.evaluation.stage import EvaluationWork
-from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.evaluate.evaluation import Evaluation
@@ -116,10 +115,9 @@ class Cloud:
 
 @pytest.fixture(scope="module")
 def cloud(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    with gcs_server() as store, DataflowStub() as dataflow, pytest.MonkeyPatch.context() as patch:
+    with object_store() as store, DataflowStub() as dataflow, pytest.MonkeyPatch.context() as patch:
         credentials = tmp_path_factory.mktemp("cloud") / "credentials.json"
         write_credentials(credentials, f"{dataflow.url}/token")
-        patch.setenv("STORAGE_EMULATOR_HOST", store)
         patch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(credentials))
         cloud = Cloud(store, dataflow)
         for file in small_sample.rglob("*.*"):
@@ -382,7 +380,7 @@ def test_a_missing_or_wrong_flag_is_named_before_anything_is_sent(
     capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
     places = ("--output", f"{ROOT}/o", "--input", f"{ROOT}/i", "--runner=DataflowRunner")
-    assert main(["run", *places, *TOLD, *flags]) == 2
+    run_here("run", *places, *TOLD, *flags, code=2)
     assert message in capsys.readouterr().err
 
 
@@ -392,7 +390,7 @@ def test_a_local_model_in_a_list_of_models_is_named_too(
     models = tmp_path / "models.txt"
     models.write_text("resnet18  # ours:\nresnet50=a.pth\n")
     places = ("--output", f"{ROOT}/o", "--input", f"{ROOT}/i", "--runner=DataflowRunner")
-    assert main(["run", *places, *TOLD, f"--models=@{models}"]) == 2
+    run_here("run", *places, *TOLD, f"--models=@{models}", code=2)
     assert "--models resnet50=a.pth: workers of Dataflow cannot reach a.pth" in (
         capsys.readouterr().err
     )
@@ -429,12 +427,12 @@ def test_what_the_launchers_image_lacks_is_named_if_workers_get_it(
     places = ("--output", f"{ROOT}/o", "--input", f"{ROOT}/i", "--runner=DataflowRunner")
     asked = (*places, *TOLD, f"--gpu={GPU}", f"--sdk_container_image={IMAGE}")
     monkeypatch.setenv("IN9_IMAGE", IMAGE)
-    assert main(["run", *asked, f"--models=onnx:{ROOT}/a.onnx"]) == 2
+    run_here("run", *asked, f"--models=onnx:{ROOT}/a.onnx", code=2)
     assert "this image has onnxruntime for CPUs" in capsys.readouterr().err
     monkeypatch.setattr("importlib.metadata.version", lambda _: "2.10.0+cpu")
-    assert main(["run", *asked]) == 2
+    run_here("run", *asked, code=2)
     assert "this image has PyTorch's build for CPUs" in capsys.readouterr().err
-    assert main(["generate", *asked]) == 2
+    run_here("generate", *asked, code=2)
     assert "--gpu is for running models, and in9 generate runs none" in capsys.readouterr().err
 
 

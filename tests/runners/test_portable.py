@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from cluster import Cluster
-from conftest import (
+from gcs import free_port
+from runs import (
     ROOT,
     TINY_MODEL,
     finished_shards,
@@ -23,13 +24,12 @@ from conftest import (
     start_in9,
     wait_until,
 )
-from gcs import free_port
 from soundness import assert_sound
 
 from pipeline.errors import UsageError
 from pipeline.runners.beam_options import pipeline_options
 
-SERVER = ROOT / "tests" / "job_server.py"
+SERVER = ROOT / "tests" / "support" / "job_server.py"
 RESULTS = ("results/summary.csv", "results/gaps.csv", "results/per_class.csv")
 
 

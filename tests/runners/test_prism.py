@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from conftest import (
+from gcs import free_port
+from runs import (
     TINY_MODEL,
     darken,
     finished_shards,
@@ -23,7 +24,6 @@ from conftest import (
     start_in9,
     wait_until,
 )
-from gcs import free_port
 from soundness import assert_sound
 
 PRISM = Path(sys.executable).with_name("prism")

@@ -11,14 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Run, run_in9, start_in9, take_over, wait_until
-from gcs import BUCKET, gcs_server
+from gcs import BUCKET
 from lock_races import race
+from runs import ROOT, Run, run_in9, start_in9, take_over, wait_until
 
 from pipeline.errors import JobError
 from pipeline.generate import commit
@@ -29,21 +29,6 @@ from pipeline.storage.files import files_of
 from pipeline.storage.store import TEMPORARY, Store
 
 ELSEWHERE = {"host": "elsewhere", "place": "feed" * 3, "pid": 1, "started": "1"}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[None]:
-    with gcs_server() as url, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", url)
-        yield
-
-
-@pytest.fixture(params=["local", "remote"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "local":
-        return Store(str(tmp_path))
-    request.getfixturevalue("server")
-    return Store.at(f"gs://{BUCKET}/{request.node.name}")
 
 
 @pytest.fixture

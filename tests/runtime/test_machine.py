@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from runs import ROOT
 
 from pipeline.runtime.machine import usable_cores, usable_memory
 

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+from runs import run_here
 
-from pipeline.commands.cli import main
 from pipeline.runtime import progress
 from pipeline.runtime.progress import Progress, UnitTally, show_progress
 from pipeline.storage.store import Store
@@ -62,7 +62,7 @@ def test_a_job_shows_its_stages_and_leaves_no_notes(
 ) -> None:
     monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.002)
     output = tmp_path / "out"
-    assert main(["run", "--input", str(tiny_input), "--output", str(output)]) == 0
+    run_here("run", "--input", tiny_input, "--output", output)
     lines = capsys.readouterr().err.splitlines()
     stages = {line.partition(":")[0] for line in lines}
     # Later stages may end before their progress is shown.

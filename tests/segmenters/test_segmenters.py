@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -14,19 +13,17 @@ from typing import Any
 
 import numpy as np
 import onnx
-import pyarrow.dataset as ds
 import pytest
-from conftest import ONE, ROOT, manifest_of, run_in9
-from gcs import BUCKET, gcs_server
+from gcs import BUCKET, object_store
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
 from pycocotools import mask as coco
+from runs import ONE, ROOT, index_of, manifest_of, pixels_of, run_here, run_in9, table_of
 from soundness import assert_sound
 
 from pipeline.commands.cli import main
 from pipeline.dataset.config import SegmentConfig
-from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.generate.cut_source import Cutter, SourceBytes
 from pipeline.inputs.layout import find_layout, list_images
@@ -150,22 +147,11 @@ def wnid_of(source: Path, key: str) -> str:
     return image.parent.name
 
 
-def index_of(output: Path) -> dict[str, dict[str, Any]]:
-    rows = ds.dataset(output / "index").to_table().to_pylist()
-    return {row["key"]: row for row in rows}
-
-
-def pictures(output: Path, variant: str) -> dict[str, NDArray[np.uint8]]:
-    dataset = Dataset.open(Store(str(output)))
-    samples = dataset.samples("val", 0, variant)
-    return {sample.key: np.asarray(Image.open(io.BytesIO(sample.image))) for sample in samples}
-
-
 def test_given_masks_are_the_truth_after_the_resize(
     masked: tuple[Path, dict[str, str]], truths: dict[str, Mask]
 ) -> None:
     output, done = masked
-    masks = pictures(output, "fg_mask")
+    masks = pixels_of(output, "fg_mask")
     assert len(masks) == 27 - 4
     for key, mask in masks.items():
         expected = resized(truths[key])
@@ -176,7 +162,7 @@ def test_given_masks_are_the_truth_after_the_resize(
 
 def test_what_is_wrong_with_a_mask_is_the_reason(masked: tuple[Path, dict[str, str]]) -> None:
     output, done = masked
-    index = index_of(output)
+    index = {row["key"]: row for row in index_of(output)}
     for key, change in done.items():
         assert index[key]["status"] == REASONS[change], change
     assert {row["segmenter"] for row in index.values()} == {"masks 1"}
@@ -192,25 +178,24 @@ def test_without_a_box_the_masks_bounding_box_serves(
     transform = ResizeCrop.for_size(
         native_width=annotated.width, native_height=annotated.height, resize=256, crop=224
     )
-    assert index_of(masked[0])[key]["box"] == list(transform.box(annotated.boxes[0]))
+    (row,) = (row for row in index_of(masked[0]) if row["key"] == key)
+    assert row["box"] == list(transform.box(annotated.boxes[0]))
 
 
 def test_further_variants_are_composed_evaluated_and_read_without_their_module(
     masked: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
     output, _ = masked
-    originals, masks = pictures(output, "original"), pictures(output, "fg_mask")
-    for key, grey in pictures(output, "fg_on_grey").items():
+    originals, masks = pixels_of(output, "original"), pixels_of(output, "fg_mask")
+    for key, grey in pixels_of(output, "fg_on_grey").items():
         background = grey[masks[key] == 0].astype(int)
         assert (abs(background - 128) < 3).mean() > 0.85  # JPEG rings beside the foreground.
         assert abs(grey[masks[key] > 0] - originals[key][masks[key] > 0].astype(int)).mean() < 20
-    with (output / "results" / "summary.csv").open() as file:
-        summary = [row for row in csv.DictReader(file) if row["label_rule"] == PAPER_RULE]
+    summary = [row for row in table_of(output, "summary") if row["label_rule"] == PAPER_RULE]
     rows = {row["variant"]: row for row in summary}
     assert {"bg_blurred", "fg_on_grey"} <= set(rows)
     noisy = [float(rows[name]["accuracy"]) for name in ("noise_fg", "noise_bg")]
-    with (output / "results" / "rfs.csv").open() as file:
-        (measured,) = (row for row in csv.DictReader(file) if row["label_rule"] == PAPER_RULE)
+    (measured,) = (row for row in table_of(output, "rfs") if row["label_rule"] == PAPER_RULE)
     assert [float(measured[name]) for name in ("noise_fg", "noise_bg")] == noisy
     mean = sum(noisy) / 2
     rfs = (noisy[1] - noisy[0]) / (2 * min(mean, 1 - mean))
@@ -223,7 +208,7 @@ def test_further_variants_are_composed_evaluated_and_read_without_their_module(
     # One draw of one mixed variant leaves nothing to compare.
     assert "No flip rate" in page
     assert_sound(output)
-    assert main(["export", "--dataset", str(output), "--to", str(tmp_path)]) == 0
+    run_here("export", "--dataset", output, "--to", tmp_path)
     for variant in ("bg_blurred", "noise_fg", "fg_on_grey"):
         assert len(list(tmp_path.glob(f"{variant}/val/*/*.JPEG"))) == len(originals)
 
@@ -232,8 +217,8 @@ def test_noise_is_drawn_by_the_key_and_stored_without_loss(
     masked: tuple[Path, dict[str, str]],
 ) -> None:
     output, _ = masked
-    masks, originals = pictures(output, "fg_mask"), pictures(output, "original")
-    on_fg, on_bg = (pictures(output, name) for name in ("noise_fg", "noise_bg"))
+    masks, originals = pixels_of(output, "fg_mask"), pixels_of(output, "original")
+    on_fg, on_bg = (pixels_of(output, name) for name in ("noise_fg", "noise_bg"))
     for key, mask in masks.items():
         is_fg = mask[..., np.newaxis] > 0
         image = np.where(is_fg, on_bg[key], on_fg[key]).astype(int)
@@ -399,7 +384,7 @@ def test_a_coco_file_alone_makes_a_dataset_and_remakes_what_changed(
     flags = ["generate", "--output", str(output), "--input", str(tiny_input)]
     flags += ["--segmenter", "masks", "--masks", str(masks), "--variants", "fg_mask,mixed_rand"]
     assert main(flags) == 0
-    before = pictures(output, "fg_mask")
+    before = pixels_of(output, "fg_mask")
     assert len(before) == 6
     kept = masks.read_text()
     content = json.loads(kept)
@@ -407,16 +392,16 @@ def test_a_coco_file_alone_makes_a_dataset_and_remakes_what_changed(
     box = [40, 20, width - 40, 20, width - 40, height - 20, 40, height - 20]
     content["annotations"][0]["segmentation"] = [box]
     masks.write_text(json.dumps(content))
-    assert main([*flags, "--dry_run"]) == 0
+    run_here(*flags, "--dry_run")
     assert "5 segmented already, 1 to segment" in capsys.readouterr().out
     masks.write_text(kept)
     # Without layers, foregrounds and backgrounds are cut again from the masks.
     flags += ["--layers", "drop", "--overwrite", "config"]
     assert main(flags) == 0
     capsys.readouterr()
-    assert main([*flags, "--seed", "1"]) == 0
+    run_here(*flags, "--seed", "1")
     assert "0 images segmented" in capsys.readouterr().out
-    for key, mask in pictures(output, "fg_mask").items():
+    for key, mask in pixels_of(output, "fg_mask").items():
         np.testing.assert_array_equal(mask, before[key])
 
 
@@ -540,10 +525,10 @@ def test_the_documented_network_makes_a_dataset(
     assert manifest["config"]["segmenter_parameters"] == [f"files={files}", "version=1"]
     expected = {"method": DOCUMENTED, "version": "1", "parameters": {"files": files}}
     assert manifest["segmenter"] == expected
-    labels = {row["segmenter"] for row in index_of(output).values()}
+    labels = {row["segmenter"] for row in index_of(output)}
     assert labels == {f"{DOCUMENTED} 1 files={files}"}
     assert f"the user's own function, `{DOCUMENTED} 1" in (output / "README.md").read_text()
-    first = pictures(output, "fg_mask")
+    first = pixels_of(output, "fg_mask")
     assert first
     # The same network in another file changes nothing; other weights change the configuration.
     module = modules / "my_segmenters.py"
@@ -555,7 +540,7 @@ def test_the_documented_network_makes_a_dataset(
     save_network(modules / "u2net.onnx", 0.5)
     assert "--segmenter_parameters adds files=" in run_in9(*flags, check=2).stderr
     run_in9(*flags, "--overwrite", "config,rebuild")
-    second = pictures(output, "fg_mask")
+    second = pixels_of(output, "fg_mask")
     assert any((second[key] < first[key]).any() for key in second)
     module.write_text(text.replace("version = 1", "version = 22"))
     assert "adds version=22 and lacks version=1" in run_in9(*flags, check=2).stderr
@@ -620,14 +605,11 @@ def test_a_failing_function_is_one_line(tiny_input: Path, tmp_path: Path, module
     assert "Traceback" not in done.stderr
 
 
-def test_masks_and_weights_are_read_from_object_storage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modules: Path
-) -> None:
+def test_masks_and_weights_are_read_from_object_storage(tmp_path: Path, modules: Path) -> None:
     (tmp_path / "n01").mkdir()
     mask = np.eye(9, dtype=np.bool_)
     (tmp_path / "n01" / "a.png").write_bytes(png(mask))
-    with gcs_server() as url:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+    with object_store():
         here, remote = Store(str(tmp_path)), Store.at(f"gs://{BUCKET}/masks")
         here.copy_into(remote, [(path, path) for path in here.walk("")])
         location = index_masks(remote.root, "val").find("n01", "a")
@@ -670,6 +652,6 @@ def test_wrong_usage_gets_one_line(
     modules: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["generate", "--output", str(tmp_path / "out"), *flags]) == 2
+    run_here("generate", "--output", tmp_path / "out", *flags, code=2)
     error = capsys.readouterr().err.strip()
     assert message in error.splitlines()[-1], error

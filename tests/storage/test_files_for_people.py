@@ -12,9 +12,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import ROOT
 
 from pipeline.errors import JobError, counted, escaped, escaped_texts, shown_bytes
 from pipeline.runtime.job_log import in_one_line, job_log

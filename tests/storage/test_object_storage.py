@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from broken_network import FaultProxy
-from conftest import run_in9
-from gcs import BUCKET, gcs_server
+from gcs import BUCKET
+from runs import run_in9
 from soundness import assert_sound
 
 from pipeline.dataset.config import ComposeConfig, SegmentConfig
@@ -31,22 +31,11 @@ from transforms.taxonomy import imagenet9
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with gcs_server() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
 def proxy(server: str) -> Iterator[FaultProxy]:
     """Proxy that all requests of this process and of its commands pass through."""
-    before = os.environ.get("STORAGE_EMULATOR_HOST")
-    with FaultProxy(server) as proxy:
-        os.environ["STORAGE_EMULATOR_HOST"] = proxy.url
+    with FaultProxy(server) as proxy, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
         yield proxy
-    if before is None:
-        del os.environ["STORAGE_EMULATOR_HOST"]
-    else:
-        os.environ["STORAGE_EMULATOR_HOST"] = before
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 import pyarrow as pa
 import pytest
-from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import ROOT
 
 from pipeline.commands.flags import flags_of
 from pipeline.dataset.manifest import LATEST, MANIFEST, Manifest, read_latest, read_manifest

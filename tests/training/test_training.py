@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -19,11 +18,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ONE, run_in9, start_in9, wait_until
-from gcs import BUCKET, gcs_server
+from gcs import BUCKET, object_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from runs import ONE, csv_rows, dataset_in, run_in9, start_in9, table_of, wait_until
 from soundness import assert_sound
 
 from pipeline.dataset.folder import Dataset
@@ -104,7 +103,7 @@ def train(dataset: Path, output: Path, *flags: object, check: int | None = 0) ->
 
 
 def log_of(output: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader((output / "log.csv").read_text().splitlines()))
+    return csv_rows(output / "log.csv")
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +176,7 @@ def test_without_chances_a_picture_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])
 def test_pictures_are_those_of_the_dataset_in_every_format(drawn: Path, form: str) -> None:
-    dataset = Dataset.open(Store(str(drawn)))
+    dataset = dataset_in(drawn)
     config = dataset.manifest.config
     compose = dataclasses.replace(config.compose, formats=(form,))
     config = dataclasses.replace(config, compose=compose)
@@ -222,7 +221,7 @@ def test_loading_gives_way_to_a_network_on_the_cpu(device: str, more: int) -> No
 
 
 def test_a_batch_is_the_same_in_another_process(drawn: Path) -> None:
-    dataset = Dataset.open(Store(str(drawn)))
+    dataset = dataset_in(drawn)
     training, validation = find_samples(dataset, TrainPlan(eval_split="val"))
     assert validation is not None
     pictures = PictureBatches(training, validation, Augmentation(SIDE), seed=3)
@@ -323,7 +322,7 @@ def test_evaluation_takes_it_and_agrees(drawn: Path, trained: Path, tmp_path: Pa
     run_in9("evaluate", "--dataset", copy, "--models", entry, *ONE)
     (row,) = (
         row
-        for row in csv.DictReader((copy / "results" / "summary.csv").read_text().splitlines())
+        for row in table_of(copy, "summary")
         if row["variant"] == "original" and row["label_rule"] == "argmax_then_map"
     )
     assert float(row["accuracy"]) == pytest.approx(float(log_of(trained)[-1]["val_accuracy"]))
@@ -345,7 +344,7 @@ def test_one_split_is_divided_and_trained_on_by_its_default_place(
     metadata = read_metadata(str(model))
     assert metadata is not None
     assert (metadata.holdout, metadata.settings["precision"]) == (0.5, "bf16")
-    keys = [row["key"] for row in Dataset.open(Store(str(copy))).index("val")]
+    keys = [row["key"] for row in dataset_in(copy).index("val")]
     outside = {key for key, out in zip(keys, held_out(keys, 0.5), strict=True) if out}
     assert set(metadata.keys)
     assert not outside & set(metadata.keys)
@@ -354,11 +353,8 @@ def test_one_split_is_divided_and_trained_on_by_its_default_place(
     assert_sound(copy)
 
 
-def test_in_object_storage_it_is_the_same(
-    drawn: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with gcs_server() as url:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+def test_in_object_storage_it_is_the_same(drawn: Path, trained: Path) -> None:
+    with object_store():
         here, remote = Store(str(drawn)), Store.at(f"gs://{BUCKET}/out")
         here.copy_into(remote, [(path, path) for path in here.walk("") if ".in9" not in path])
         flags = ("--arch", TINY, "--batch_size", 8, "--epochs", 8, "--lr", 0.03, "--workers", 1)
@@ -396,7 +392,7 @@ def test_weights_of_a_package_are_what_it_begins_with() -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_picture_is_named(drawn: Path, tmp_path: Path, workers: int) -> None:
     copy = Path(shutil.copytree(drawn, tmp_path / "out"))
-    dataset = Dataset.open(Store(str(copy)))
+    dataset = dataset_in(copy)
     (file,) = dataset.shard_files("train", 1, ("original",))
     sample = next(dataset.samples("train", 1, "original"))
     path = copy / file.path
@@ -426,7 +422,7 @@ def test_pictures_that_find_no_room_are_one_line(drawn: Path, tmp_path: Path) ->
 
 def test_a_shard_without_its_picture_is_one_line(drawn: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(drawn, tmp_path / "out"))
-    (file,) = Dataset.open(Store(str(copy))).shard_files("train", 0, ("original",))
+    (file,) = dataset_in(copy).shard_files("train", 0, ("original",))
     table = pq.read_table(copy / file.path)
     key, *others = table["key"].to_pylist()
     position = table.column_names.index("key")
@@ -468,7 +464,7 @@ def test_wrong_flags_get_one_helpful_line(
 
 
 def test_datasets_without_a_split_to_train_on_say_what_to_do(one_worker: Path) -> None:
-    dataset = Dataset.open(Store(str(one_worker)))
+    dataset = dataset_in(one_worker)
     with pytest.raises(UsageError, match=r"in9 generate --split train,val.*--holdout 0\.5"):
         choose_splits(dataset, None, None, 0)
     assert choose_splits(dataset, None, None, 0.5) == ("val", None)
@@ -496,7 +492,7 @@ def test_a_training_restores_torchs_settings(drawn: Path, tmp_path: Path) -> Non
         # Both values, because one of them is what the training itself sets.
         for allowed in (True, False):
             matmul.allow_tf32 = cudnn.allow_tf32 = allowed
-            loop.train(Dataset.open(Store(str(drawn))), plan, Store(str(tmp_path / str(allowed))))
+            loop.train(dataset_in(drawn), plan, Store(str(tmp_path / str(allowed))))
             assert (matmul.allow_tf32, cudnn.allow_tf32) == (allowed, allowed)
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before[:2]

@@ -2,7 +2,7 @@
 
 `terraform validate`, and `terraform test` with mocked providers, ask a provider only for the
 schemas of its resources. The real providers come from a registry; this module serves the same names
-and types (tests/provider_schema.json) from this process. The protocol is Protocol Buffers over
+and types (provider_schema.json) from this process. The protocol is Protocol Buffers over
 gRPC: https://github.com/hashicorp/terraform/blob/main/docs/plugin-protocol/tfplugin5.proto
 """
 

@@ -1,7 +1,7 @@
-"""Remakes tests/provider_schema.json: names and types of the arguments that deploy/terraform uses.
+"""Remakes provider_schema.json: names and types of the arguments that deploy/terraform uses.
 
     pip download --no-deps cdktf-cdktf-provider-google==16.12.0 cdktf-cdktf-provider-time==11.0.1
-    python tests/make_provider_schema.py *.whl > tests/provider_schema.json
+    python tests/support/make_provider_schema.py *.whl > tests/support/provider_schema.json
 
 The packages (49 MB) are bindings of Terraform's providers, and their documentation names the
 provider's version. Only the few resources that deploy/terraform uses are kept. The format is that
@@ -20,7 +20,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-TERRAFORM = Path(__file__).resolve().parents[1] / "deploy" / "terraform"
+TERRAFORM = Path(__file__).resolve().parents[2] / "deploy" / "terraform"
 TYPES = {"string": "string", "number": "number", "boolean": "bool"}
 
 

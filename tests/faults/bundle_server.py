@@ -1,6 +1,6 @@
 """A job server that starts every bundle again while its first execution is half done.
 
-    python tests/bundle_server.py --port PORT --pool PORT --root DIR --notes FILE --accesses FILE
+    bundle_server.py --port PORT --pool PORT --root DIR --notes FILE --accesses FILE
 
 Flink and Dataflow restart a bundle on another machine when they lose contact with the first
 machine, which may still be running, and use the results of one of the two executions. Here, the

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import struct
 import subprocess
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow.dataset
 import pytest
-from conftest import forks, manifest_of, run_in9
+from fault_pictures import png_header
+from runs import forks, index_of, manifest_of, run_in9
 from soundness import assert_sound
 
 UNPRIVILEGED = """
@@ -36,22 +34,6 @@ if not done or libc.capset(header, sets) != 0:
 """A module that makes permissions count even for root, in the process that imports it, but not in
 programs that this process executes."""
 VARIANTS = ("--variants", "original,mixed_rand", "--formats", "webdataset")
-
-
-def png_header(width: int, height: int) -> bytes:
-    """Returns a PNG that announces a size but has almost no content."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        body = kind + data
-        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(bytes(1000)))
-        + chunk(b"IEND", b"")
-    )
 
 
 def xml(width: int, height: int, *boxes: tuple[int, int, int, int]) -> str:
@@ -126,7 +108,7 @@ def test_every_hostile_image_is_a_row_with_its_reason(tiny_input: Path, tmp_path
 
     output = tmp_path / "out"
     done = run_in9("generate", "--input", tiny_input, "--output", output, *VARIANTS)
-    index = pyarrow.dataset.dataset(str(output / "index")).to_table().to_pylist()
+    index = index_of(output)
     assert len(index) == len(expected) + 7
     rows = {
         row["path"].rpartition("/")[2].removesuffix(".JPEG"): (row["status"], row["detail"])

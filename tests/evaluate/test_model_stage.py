@@ -10,7 +10,7 @@ from typing import Any
 
 import apache_beam as beam
 import pytest
-from conftest import stamps
+from runs import stamps
 
 from pipeline.analyses.attack.results import AttackPlan
 from pipeline.analyses.attack.stage import AttackWork

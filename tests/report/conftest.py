@@ -1,9 +1,8 @@
-"""A pytest plugin for the tests of the report: the page in a real browser."""
+"""Runs whose page tests open in a browser, and the browser."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 import pytest
-from conftest import made_once, run_in9
+from report_page import HOSTILE, MODELS, Opened
+from runs import made_once, run_in9
 
 from pipeline.analyses.evaluation.results import Evaluated
 from pipeline.dataset.folder import Dataset
@@ -23,14 +23,6 @@ from pipeline.report import write_report
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
-
-MODELS = ("efficientnet_lite0", "efficientnet_lite1")
-HOSTILE = "</script><img src=x onerror=alert(1)>$x_{<script>alert(2)</script>"
-
-WIDE = {"width": 1440, "height": 900}
-PHONE = {"width": 390, "height": 844}
-PAPER = {"width": 703, "height": 1032}
-"""Size of an A4 sheet within margins of 12 mm."""
 
 
 @pytest.fixture(scope="session")
@@ -80,55 +72,9 @@ def hostile_run(report_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return output
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """A headless Chromium. Without one, tests are skipped, or fail in continuous integration."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next((executable for name in names if (executable := shutil.which(name))), None)
-    missing = "" if path else "no chromium: apt-get install chromium"
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        missing = "no playwright: pip install '.[test]'"
-    if missing:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
-    quiet = ("quic", "background-networking", "component-update", "sync", "gpu")
-    arguments = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=arguments)
-        yield chromium
-        chromium.close()
-
-
-class Opened:
-    """A page in the browser, with its complaints and its requests to the network."""
-
-    def __init__(self, browser: Any, output: Path, hash: str = "", **context: Any) -> None:
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.address = (output / "report.html").as_uri()
-        self.context = browser.new_context(**{"viewport": WIDE, **context})
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(10_000)
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(self.address + hash)
-
-
 @pytest.fixture
 def opened(browser: Any, report_run: Path) -> Iterator[Any]:
     """The page on a wide screen."""
     page = Opened(browser, report_run, reduced_motion="reduce")
     yield page
     page.context.close()
-
-
-def column(page: Any, number: int) -> list[str]:
-    """Returns the texts of a column of the first table's models, without intervals."""
-    cells = page.locator("#accuracy [data-tab]").first.locator("tbody").first
-    return [
-        text.split("\n")[0]
-        for text in cells.locator(f"tr > :nth-child({number})").all_inner_texts()
-    ]

@@ -1,6 +1,6 @@
 """Remakes tests/golden/sample.json: the results of the authors' procedure on the sample.
 
-    python tests/make_golden.py
+    python tests/golden/make_golden.py
 
 This plain rendition of the protocol with PIL and OpenCV at native size shares no code with
 transforms/: PIL paints, resizes and crops the masks, as in the authors' script.
@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "pipeline" / "data" / "sample"
-GOLDEN = ROOT / "tests" / "golden" / "sample.json"
+GOLDEN = Path(__file__).with_name("sample.json")
 SIZE = 256
 
 

@@ -1,6 +1,6 @@
 """Runs every bundle of a job twice and compares the files with those of an ordinary run.
 
-    python tests/bundles_twice.py --input DIR
+    PYTHONPATH=tests/support python tests/faults/bundles_twice.py --input DIR
 
 This runs one job under each fate of `bundle_server` and prints a table of its stages: the number of
 bundles, of first executions suspended half-way, of executions, and of executions with dropped
@@ -26,6 +26,7 @@ from bundle_server import FATES, Note
 from gcs import free_port
 
 HERE = Path(__file__).parent
+SUPPORT = HERE.with_name("support")
 STAGES = ("--attack", "4x3", "--saliency", "2")
 """Flags that add the optional stages to a job."""
 TWO_MODELS = ("--models", "python:tiny_models:first,python:tiny_models:second")
@@ -37,7 +38,7 @@ files of a process that may be gone, and `progress` for notes of a job: a later 
 
 def _environment() -> dict[str, str]:
     """Returns an environment in which processes find the modules of the tests, such as models."""
-    paths = [str(HERE), os.environ.get("PYTHONPATH", "")]
+    paths = [str(SUPPORT), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)}
 
 

@@ -225,5 +225,5 @@ def _become(order: dict[str, Any], files: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path.insert(0, str(Path(__file__).parents[2]))
     _serve(socket.socket(fileno=int(sys.argv[1])))

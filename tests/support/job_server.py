@@ -1,6 +1,6 @@
 """A job server with several workers, each from a different worker pool.
 
-    python tests/job_server.py --port PORT --pools HOST:PORT,HOST:PORT
+    python tests/support/job_server.py --port PORT --pools HOST:PORT,HOST:PORT
 
 Beam's own server, `apache_beam.runners.portability.local_job_service_main`, runs a single worker
 whatever a job asks for. This is the same server and runner, with a worker from each pool.

@@ -8,11 +8,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import forks
 from fault_lab import Lab, describe
 from fault_matrix import sample
 from fault_months import Months
 from fault_pictures import hostile_pictures
+from runs import forks
 
 
 @pytest.fixture(scope="module")

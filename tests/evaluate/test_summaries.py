@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from conftest import ONE, run_in9
 from hypothesis import given
 from hypothesis import strategies as st
 from made_results import made
 from msgspec.structs import replace
+from runs import ONE, QUICK, dataset_in, run_in9
 
 from pipeline.analyses.evaluation.comparisons import (
     ComparisonRow,
@@ -54,11 +54,10 @@ VARIANTS = ("original", "only_bg_t", *MIXED)
 def told(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Two draws of small pictures with results of three models. Tests must not change it."""
     output = tmp_path_factory.mktemp("told") / "out"
-    flags = ("--segmenter", "box", "--formats", "parquet", "--image_size", 64, "--resize", 64)
     models = ",".join(f"python:tiny_models:{name}" for name in ("first", "second", "third"))
-    flags += ("--replicates", 2, "--pictures", "none", "--models", models, *ONE)
+    flags = (*QUICK, "--replicates", 2, "--pictures", "none", "--models", models, *ONE)
     run_in9("run", "--input", small_sample, "--output", output, *flags)
-    return Dataset.open(Store(str(output)))
+    return dataset_in(output)
 
 
 def summaries_of(dataset: Dataset) -> list[Summary]:

@@ -11,7 +11,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pytest
-from conftest import darken, pictures_of
+from runs import darken, pictures_of
 
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.folder import read_parquet

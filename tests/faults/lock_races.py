@@ -1,6 +1,6 @@
 """Lets real processes race for a lock, and counts how often two hold it at once.
 
-    python tests/lock_races.py [fair] [torture] [--rounds 4000] [--disturbances 5000] [--remote]
+    scripts/races [fair] [torture] [--rounds 4000] [--disturbances 5000] [--remote]
 
 A round resembles a commit: with the lock held, a process reads the manifest, works for a moment,
 and writes the next manifest, which holds the number of the round. If two processes write the same
@@ -34,7 +34,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from gcs import BUCKET, gcs_server
+from gcs import BUCKET, object_store
 
 from pipeline.errors import JobError
 from pipeline.runtime import lock
@@ -189,8 +189,7 @@ def place_of_races(*, remote: bool) -> Iterator[Store]:
     """Yields an empty folder, on this machine or in the object store of the tests."""
     with contextlib.ExitStack() as stack:
         if remote:
-            os.environ["STORAGE_EMULATOR_HOST"] = stack.enter_context(gcs_server())
-            stack.callback(os.environ.pop, "STORAGE_EMULATOR_HOST")
+            stack.enter_context(object_store())
             yield Store.at(f"gs://{BUCKET}/race")
         else:
             yield Store(stack.enter_context(tempfile.TemporaryDirectory()))

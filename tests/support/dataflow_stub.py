@@ -3,7 +3,7 @@
 The service records submitted jobs and answers as it is told. The worker runs a staged `pipeline.pb`
 unchanged, in this process, with the options that Dataflow would pass:
 
-    python tests/dataflow_stub.py pipeline.pb options.json
+    python tests/support/dataflow_stub.py pipeline.pb options.json
 """
 
 from __future__ import annotations

@@ -1,0 +1,85 @@
+"""Models of kinds that need more than a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a small CLIP model, as open_clip reads it."""
+    import open_clip
+
+    folder = tmp_path_factory.mktemp("clip")
+    vision = {"image_size": 64, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}
+    text = {"context_length": 32, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    torch.manual_seed(0)
+    save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")
+    written = {"model_cfg": config, "preprocess_cfg": {"mean": [0.1, 0.2, 0.3]}}
+    (folder / "open_clip_config.json").write_text(json.dumps(written))
+    return folder
+
+
+@pytest.fixture
+def my_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of a user's module on the path."""
+    source = """
+import torch
+
+def plain():
+    torch.manual_seed(3)
+    net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(),
+                              torch.nn.Dropout(0.5), torch.nn.Linear(12, 9))
+    return net.half()
+
+def described():
+    return plain(), {"input_size": 64, "mean": [0, 0, 0], "std": [1, 1, 1]}
+
+def misdescribed():
+    return plain(), {"size": 64}
+
+def of_no_size():
+    return plain(), {"input_size": -1}
+
+def of_any_size():
+    return plain(), {"input_size": float("inf")}
+
+def number():
+    return 7
+
+def failing():
+    raise FileNotFoundError("no weights\\nthere")
+
+def features():
+    return torch.nn.Conv2d(3, 9, 3)
+"""
+    folder = tmp_path / "path"
+    folder.mkdir()
+    (folder / "my_models.py").write_text(source)
+    (folder / "broken_models.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    for name in ("my_models", "broken_models"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return "my_models"
+
+
+@pytest.fixture
+def torchvision_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
+    """Random SqueezeNet, saved where torchvision looks for fetched weights."""
+    from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
+
+    folder = tmp_path / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    torch.manual_seed(0)
+    module = squeezenet1_1().eval()
+    torch.save(module.state_dict(), folder / Path(SqueezeNet1_1_Weights.DEFAULT.url).name)
+    return module

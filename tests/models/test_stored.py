@@ -1,0 +1,156 @@
+"""Tests weights that `in9 models fetch` has stored, and the command `models`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from runs import run_here, run_in9
+from small_models import checkpoint, export, logits, network, pictures, vit
+
+from pipeline.errors import JobError, UsageError
+from pipeline.models.registry import check_model, load_model
+
+
+def test_fetched_weights_are_the_models_themselves(
+    tmp_path: Path,
+    clip_folder: Path,
+    my_models: str,
+    torchvision_cache: torch.nn.Module,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Loads every kind of entry from the folder after its source has gone."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    vit(gone / "vit", num_labels=9)
+    shutil.copytree(clip_folder, gone / "clip")
+    onnx_spec = export(gone / "net.onnx", network(9), 64, {})
+    models = (
+        "efficientnet_lite1",
+        checkpoint(gone / "net.pth"),
+        onnx_spec,
+        f"hf:{gone / 'vit'}",
+        f"open_clip:{gone / 'clip'}",
+        f"python:{my_models}:described",
+        "torchvision:squeezenet1_1",
+    )
+    direct = {spec: load_model(spec) for spec in models}
+    folder = tmp_path / "weights"
+    run_here("models", "fetch", "--models", ",".join(models), "--to", folder)
+    out = capsys.readouterr().out
+    assert out.count(": stored, sha256 ") == len(models)
+    files = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    index = json.loads((folder / "index.json").read_text())["models"]
+    assert {path.name for path in files} == {"index.json"} | {
+        f"{entry['sha256']}.safetensors" for entry in index.values()
+    }
+    # CLIP is left out because its prompts take a while.
+    again = [spec for spec in models if not spec.startswith("open_clip:")]
+    run_here("models", "fetch", "--models", ",".join(again), "--to", folder)
+    assert capsys.readouterr().out.count(": already stored, sha256 ") == len(again)
+    assert files == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+    shutil.rmtree(gone)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    for spec, model in direct.items():
+        check_model(spec, str(folder))
+        stored = load_model(spec, str(folder))
+        assert stored.weights_sha256 == model.weights_sha256
+        for name in ("name", "architecture", "weights", "preprocessing", "num_outputs"):
+            assert getattr(stored, name) == getattr(model, name)
+        batch = pictures(2, 64)
+        torch.testing.assert_close(logits(stored, batch), logits(model, batch), rtol=0, atol=0)
+    run_here("models", "list", "--weights", folder)
+    assert direct["efficientnet_lite1"].weights_sha256 in capsys.readouterr().out
+
+
+def test_tampered_and_missing_weights_are_refused(tmp_path: Path, my_models: str) -> None:
+    spec, folder = f"python:{my_models}:plain", str(tmp_path / "weights")
+    run_here("models", "fetch", "--models", spec, "--to", folder)
+    (file,) = Path(folder).glob("*.safetensors")
+    good = file.read_bytes()
+    file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(JobError, match=rf"tensors have sha256 \w{{64}}, .* says {file.stem}"):
+        load_model(spec, folder)
+    file.write_bytes(good[: len(good) // 2])
+    with pytest.raises(JobError, match=r"cannot be read .* fetch them again"):
+        load_model(spec, folder)
+    # Fetching again repairs the file.
+    run_here("models", "fetch", "--models", spec, "--to", folder)
+    assert file.read_bytes() == good
+    file.unlink()
+    with pytest.raises(UsageError, match="is missing; fetch again"):
+        check_model(spec, folder)
+    with pytest.raises(UsageError, match="resnet50 --to"):
+        check_model("resnet50", folder)
+    check_model("efficientnet_lite0", folder)
+    for depth in (70, 100_000):
+        (Path(folder) / "index.json").write_text("[" * depth + "]" * depth)
+        with pytest.raises(UsageError, match=r"is not an index of weights \(it has more than 64"):
+            load_model(my_models, folder)
+    (Path(folder) / "index.json").write_text("{}")
+    with pytest.raises(UsageError, match="not an index of weights"):
+        check_model(spec, folder)
+    with pytest.raises(UsageError, match="holds no weights"):
+        check_model(spec, str(tmp_path / "none"))
+
+
+def test_evaluation_takes_weights_from_the_folder(
+    one_worker: Path,
+    tmp_path: Path,
+    my_models: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = shutil.copytree(one_worker, tmp_path / "out")
+    names = tmp_path / "models.txt"
+    spec = checkpoint(tmp_path / "net.pth")
+    names.write_text(f"{spec}\npython:{my_models}:plain # ours\n")
+    digest = load_model(spec).weights_sha256
+    folder = tmp_path / "weights"
+    run_here("models", "fetch", "--models", f"@{names}", "--to", folder)
+    (tmp_path / "net.pth").unlink()
+    flags = ("evaluate", "--dataset", output, "--models", f"@{names}")
+    run_here(*flags, code=2)
+    assert "there is no file" in capsys.readouterr().err
+    monkeypatch.setenv("IN9_WEIGHTS", str(folder))
+    run_in9(*flags)
+    summaries = [json.loads(p.read_text()) for p in output.glob("results/*/model.json")]
+    assert {summary["model"] for summary in summaries} == {spec, f"python:{my_models}:plain"}
+    assert digest in {summary["weights_sha256"] for summary in summaries}
+
+
+def test_models_command_says_what_is_wrong(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    my_models: str,
+) -> None:
+    def refusal(*arguments: object, code: int = 2) -> str:
+        run_here("models", *arguments, code=code)
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    assert "invalid choice: 'fech'" in refusal("fech")
+    assert "fetch needs --models A,B and --to DIR" in refusal("fetch", "--models", "resnet50")
+    assert "matches resnet5O; close to it" in refusal("list", "resnet5O")
+    assert "timm has no model 'nosuch'" in refusal("list", "--models", "resnet18,nosuch")
+    for ignoring in (["list", "resnet*"], ["list", "--models", "resnet18"], ["fetch"]):
+        assert "leave it out" in refusal(*ignoring, "--weights", tmp_path)
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    needs = "open_clip:* needs open_clip_torch: pip install open_clip_torch"
+    assert needs in refusal("list", "open_clip:*")
+    assert "timm has no model" in refusal("fetch", "--models", "resnet5O", "--to", tmp_path)
+    both = f"python:{my_models}:failing,python:{my_models}:plain"
+    line = refusal("fetch", "--models", both, "--to", tmp_path / "w", code=1)
+    assert "1 of 2 models could not be fetched: python:my_models:failing" in line
+    assert len(list((tmp_path / "w").glob("*.safetensors"))) == 1
+    run_here("models", "list", "resnet18.*")
+    assert "resnet18.a1_in1k" in capsys.readouterr().out
+    run_here("models", "list", "--models", "efficientnet_lite?")
+    assert capsys.readouterr().out.split() == [f"efficientnet_lite{size}" for size in (0, 1, 2)]

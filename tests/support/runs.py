@@ -1,0 +1,238 @@
+"""Runs `in9` in tests, and reads or changes what it reads and leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import functools
+import io
+import json
+import os
+import re
+import subprocess
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow.dataset
+import pytest
+from forking import Forks, Started
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.commands.cli import main
+from pipeline.dataset.folder import Dataset
+from pipeline.report import write_report
+from pipeline.report.write import write_tables
+from pipeline.runtime.lock import acquire
+from pipeline.storage.store import Store
+from transforms.taxonomy import imagenet9
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / "shared"
+
+ONE = ("--direct_num_workers=1",)
+SHARDS = ("--images_per_shard", "6")
+TINY_MODEL = ("--models", "python:tiny_models:first")
+QUICK = ("--segmenter", "box", "--formats", "parquet", "--image_size", 64, "--resize", 64)
+"""Flags of a dataset that is made quickly."""
+
+
+class Run(Protocol):
+    """The function that `run_small` returns."""
+
+    def __call__(self, command: str, *flags: str, code: int = 0) -> str: ...
+
+
+@functools.cache
+def forks() -> Forks:
+    """Returns the server of forks that all tests of this process share."""
+    return Forks()
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1"}
+
+
+def run_in9(*arguments: object, check: int | None = 0) -> subprocess.CompletedProcess[str]:
+    """Runs the real command line in a separate process; asserts that it exits with `check`."""
+    done = forks().run([str(argument) for argument in arguments], _environment())
+    if check is not None:
+        assert done.returncode == check, f"{arguments}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def run_here(*arguments: object, code: int = 0) -> None:
+    """Runs a command in this process, since most take longer to start than to run; asserts that it
+    exits with `code`."""
+    assert main([str(argument) for argument in arguments]) == code
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Returns the only line on standard error of a command that exits with 2. Asserts that it
+    leaves every file and folder as it was that an argument of type Path names."""
+    paths = [argument for argument in arguments if isinstance(argument, Path)]
+    before = [everything(path) for path in paths]
+    run_here(*arguments, code=2)
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert [everything(path) for path in paths] == before
+    return lines[0]
+
+
+def everything(path: Path) -> dict[Path, int | None]:
+    """Returns the modification time of every file at or below a path, with the work folder, and
+    None for every folder."""
+    paths = [each for each in (path, *path.rglob("*")) if each.is_symlink() or each.exists()]
+    return {each: None if each.is_dir() else each.lstat().st_mtime_ns for each in paths}
+
+
+def start_in9(*arguments: object) -> Started:
+    """Starts the real command line in its own process group."""
+    return forks().start([str(argument) for argument in arguments], _environment())
+
+
+def wait_until(happened: Callable[[], object], running: Started) -> None:
+    """Waits for something that a running command does; fails if the command ends first."""
+    until = time.monotonic() + 120
+    while not happened():
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+def manifest_of(output: Path) -> dict[str, Any]:
+    """Returns the manifest of a dataset folder as it is in the file."""
+    content: dict[str, Any] = json.loads((output / "manifest.json").read_text())
+    return content
+
+
+def dataset_in(output: Path) -> Dataset:
+    """Opens the dataset of a folder."""
+    return Dataset.open(Store(str(output)))
+
+
+def index_of(output: Path) -> list[dict[str, Any]]:
+    """Reads the rows of a dataset's index, by its files alone."""
+    rows: list[dict[str, Any]] = pyarrow.dataset.dataset(output / "index").to_table().to_pylist()
+    return rows
+
+
+def pixels_of(output: Path, variant: str) -> dict[str, NDArray[np.uint8]]:
+    """Decodes a dataset's pictures of a variant with Pillow; returns them by key."""
+    dataset = dataset_in(output)
+    return {
+        sample.key: np.asarray(Image.open(io.BytesIO(sample.image)))
+        for shard in dataset.shards("val")
+        for sample in dataset.samples("val", shard, variant)
+    }
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    """Reads the rows of a CSV file with a header."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def table_of(output: Path, name: str) -> list[dict[str, str]]:
+    """Reads the rows of a table of a dataset's results."""
+    return csv_rows(output / "results" / f"{name}.csv")
+
+
+def stamps(output: Path) -> dict[str, int]:
+    """Returns the modification time of every file outside the work folder."""
+    return {
+        str(path.relative_to(output)): path.stat().st_mtime_ns
+        for path in output.rglob("*")
+        if path.is_file() and ".in9" not in path.parts
+    }
+
+
+def results_of(output: Path) -> dict[str, bytes]:
+    """Returns the content of every file outside the work folder."""
+    return {
+        str(path.relative_to(output)): path.read_bytes()
+        for path in sorted(output.rglob("*"))
+        if path.is_file() and ".in9" not in path.parts
+    }
+
+
+def write_all(output: Path, pictures: str = "sample") -> None:
+    """Writes tables, page and figures, as `in9 report` does, but without PDF files, which take
+    several times as long as all else."""
+    store = Store(str(output))
+    write_tables(Dataset.open(store))
+    write_report(store, imagenet9(), pictures)
+
+
+def finished_shards(output: Path) -> dict[str, int]:
+    """Returns the modification times of finished shards' records, staged or in place."""
+    times = {}
+    for pattern in (".in9/staging/*/layers/val-*.parquet", "layers/val-*.parquet"):
+        for path in output.glob(pattern):
+            # A commit may move the file at this moment.
+            with contextlib.suppress(FileNotFoundError):
+                times[path.name] = path.stat().st_mtime_ns
+    return times
+
+
+def take_over(store: Store, lock: str) -> None:
+    """Takes a lock from its holder, like a process that has seen no sign of life."""
+    claim = store.files.current_claim(store.path(lock))
+    assert claim is not None
+    assert store.files.unclaim(store.path(lock), claim, store.temporary())
+    owner = {"host": "elsewhere", "place": "feed" * 3, "pid": 1, "started": "1"}
+    acquire(store, lock, uuid.uuid4().hex, owner)
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Returns a folder that the first test process to ask for it makes, for all processes."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, done = root / name, root / f"{name}.done"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            make(folder)
+            done.touch()
+    return folder
+
+
+def shrink(source: Path, image: Path, target: Path) -> Path:
+    """Copies a picture and its boxes to another input folder at 2/5 of its size.
+
+    Smaller pictures save time, because GrabCut's time grows with the number of pixels. Returns the
+    path of the copy.
+    """
+    annotation = Path("Annotations", "val", f"{image.stem}.xml")
+    small = target / image.relative_to(source)
+    for path in (small, target / annotation):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with Image.open(image) as picture:
+        size = (picture.width * 2 // 5, picture.height * 2 // 5)
+        picture.resize(size).save(small, "JPEG", quality=95)
+    xml = re.sub(
+        r">(\d+)</(width|height|[xy]m..)>",
+        lambda found: f">{int(found[1]) * 2 // 5}</{found[2]}>",
+        (source / annotation).read_text(),
+    )
+    (target / annotation).write_text(xml)
+    return small
+
+
+def pictures_of(folder: Path) -> list[Path]:
+    """Returns the pictures of an input folder, in order."""
+    return sorted(folder.glob("val/*/*.JPEG"))
+
+
+def darken(picture: Path) -> None:
+    """Darkens a picture: other pixels, but the same content."""
+    with Image.open(picture) as before:
+        after = before.point(lambda value: value * 7 // 8)
+    after.save(picture, "JPEG", quality=95)
