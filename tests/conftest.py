@@ -15,11 +15,8 @@ from hypothesis import settings
 from runs import ONE, QUICK, SHARDS, SHARED, Run, made_once, run_in9, shrink
 
 from pipeline.commands.cli import main
-from pipeline.dataset.folder import Dataset, sample_folder
+from pipeline.dataset.folder import sample_folder
 from pipeline.inputs.layout import find_layout, list_images
-from pipeline.report import write_report
-from pipeline.report.write import write_tables
-from pipeline.runtime.lock import acquire
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 

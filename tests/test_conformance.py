@@ -22,7 +22,6 @@ from PIL import Image
 from runs import ROOT, csv_rows, dataset_in, run_in9
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
-from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import decode_layer, read_parts
 from pipeline.storage.store import Store
 from transforms.codec import decode_image, decode_mask

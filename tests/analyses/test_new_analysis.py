@@ -3,7 +3,6 @@ checkout works everywhere."""
 
 from __future__ import annotations
 
-import csv
 import importlib
 import os
 import select

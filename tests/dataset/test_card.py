@@ -16,7 +16,7 @@ from huggingface_hub import DatasetCard
 from runs import ONE, dataset_in, manifest_of, run_in9
 
 from pipeline.dataset.card import card_files, notes_of, size_category
-from pipeline.dataset.folder import LICENCE, Dataset, sample_sources
+from pipeline.dataset.folder import LICENCE, sample_sources
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.records import CARD_FILES
 from pipeline.dataset.sinks import SAMPLE_FIELDS

@@ -13,7 +13,6 @@ from runs import dataset_in
 from pipeline.dataset.card import limits_of, steps_of
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig, fingerprint
 from pipeline.dataset.croissant import COLUMNS, croissant_metadata
-from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.sinks import SAMPLE_FIELDS
 from transforms.taxonomy import imagenet9

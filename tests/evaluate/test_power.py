@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import ROOT, dataset_in, run_in9, table_of
 
-from pipeline.dataset.folder import Dataset, selected_rows
+from pipeline.dataset.folder import selected_rows
 from pipeline.evaluate.predictions import keys_to_keep, read_logits
 from pipeline.storage.store import Store
 from transforms.power import cross_validated, folds_of, power_of_outputs

@@ -12,7 +12,6 @@ import pytest
 from runs import Run, darken, everything, pictures_of, run_here, stamps
 from soundness import assert_sound
 
-from pipeline.commands.cli import main
 from pipeline.dataset.config import SEGMENT_VERSION, DatasetConfig
 from pipeline.dataset.manifest import stage_versions
 from pipeline.dataset.records import RECORD_SCHEMA, ShardCounts, Staging, layer_record, write_table

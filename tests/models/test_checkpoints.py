@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from runs import dataset_in
 from safetensors.torch import load_file, save_file
 
-from pipeline.dataset.folder import Dataset, Holdout, selected_rows, training_pictures
+from pipeline.dataset.folder import Holdout, selected_rows, training_pictures
 from pipeline.errors import JobError
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import TrainedOn, metadata_of_entry, read_metadata, save_checkpoint

@@ -12,8 +12,7 @@ from small_models import export, logits, network, normalised, pictures
 
 from pipeline.errors import JobError, UsageError
 from pipeline.models.predict import Predictor
-from pipeline.models.predict_config import PredictConfig
-from pipeline.models.preprocessing import IN9_MEAN
+from pipeline.models.preprocessing import IN9_MEAN, PredictConfig
 from pipeline.models.registry import check_model, load_model
 
 

@@ -10,9 +10,9 @@ from PIL import Image
 from small_models import logits, pictures
 
 from pipeline.errors import UsageError
-from pipeline.models.loaded import check_head
 from pipeline.models.open_clip_models import class_prompts
 from pipeline.models.registry import check_model, load_model
+from pipeline.models.source import check_head
 from transforms.taxonomy import imagenet9
 
 

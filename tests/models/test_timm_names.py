@@ -9,9 +9,9 @@ import torch
 from small_models import checkpoint
 
 from pipeline.errors import JobError
-from pipeline.models.loaded import check_head
 from pipeline.models.preprocessing import IN9_MEAN
 from pipeline.models.registry import load_model
+from pipeline.models.source import check_head
 from transforms.taxonomy import imagenet9
 
 

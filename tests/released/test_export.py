@@ -36,9 +36,6 @@ from runs import (
 from soundness import assert_sound
 from torchvision.datasets import ImageFolder
 
-from pipeline.commands.command_line import run_command
-from pipeline.commands.parser import build_parser
-from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.released.archive_listing import (
     ArchiveLocation,

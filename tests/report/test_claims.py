@@ -18,7 +18,6 @@ from pipeline.analyses.evaluation.results import Summary
 from pipeline.analyses.evaluation.summaries import measure_accuracy
 from pipeline.analyses.imagenet.results import Trend
 from pipeline.analyses.matrix.parts import CLAIMS
-from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import (
     Evidence,
     Finding,

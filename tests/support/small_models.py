@@ -10,9 +10,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from pipeline.models.loaded import LoadedModel
 from pipeline.models.predict import Predictor
-from pipeline.models.predict_config import PredictConfig
+from pipeline.models.preprocessing import PredictConfig
+from pipeline.models.source import LoadedModel
 
 
 def pictures(number: int, side: int, seed: int = 0) -> torch.Tensor:
