@@ -39,9 +39,9 @@ from pipeline.released.export import (
 )
 from pipeline.report import REPORT, write_report
 from pipeline.report.write import write_tables
-from pipeline.runtime.job_log import removed_if_refused, run_locally
+from pipeline.runtime.leftovers import removed_if_refused
 from pipeline.runtime.lock import DATASET_LOCK, TABLES_LOCK, current_holder, held
-from pipeline.runtime.progress import Progress
+from pipeline.runtime.progress import Progress, run_locally
 from pipeline.storage.files import is_below
 from pipeline.storage.parallel import read_ahead
 from pipeline.storage.store import FileDigest, Store

@@ -50,7 +50,7 @@ from pipeline.report import REPORT
 from pipeline.runners.beam_options import is_portable, pipeline_options, run_pipeline
 from pipeline.runners.dataflow import flags_of_workers, submission_from_flags
 from pipeline.runtime.dataflow_jobs import is_dataflow
-from pipeline.runtime.job_log import remove_leftovers, removed_if_refused
+from pipeline.runtime.leftovers import remove_leftovers, removed_if_refused
 from pipeline.runtime.lock import (
     DATASET_LOCK,
     held,

@@ -23,8 +23,8 @@ from pipeline.commands.cli import main
 from pipeline.dataset.manifest import PUBLISH_LOCK
 from pipeline.inputs.source_images import Checksums
 from pipeline.jobs.publish import PublishPlan, publish
-from pipeline.runtime import job_log
-from pipeline.runtime.job_log import WEEK_SECONDS, remove_leftovers
+from pipeline.runtime import leftovers
+from pipeline.runtime.leftovers import WEEK_SECONDS, remove_leftovers
 from pipeline.runtime.lock import DATASET_LOCK, acquire, held, is_held, release, this_process
 from pipeline.storage.store import Store
 
@@ -124,7 +124,7 @@ def test_what_nothing_names_goes_and_what_is_not_ours_stays(
         # Nobody can tell yet whether the processes of another machine are at work.
         assert unlocked(store) == {*elsewhere, *theirs}
         later = time.time() + WEEK_SECONDS + 1
-        monkeypatch.setattr(job_log.time, "time", lambda: later)
+        monkeypatch.setattr(leftovers.time, "time", lambda: later)
         remove_leftovers(store)
         assert is_held(store, DATASET_LOCK)
         assert unlocked(store) == set(theirs)

@@ -8,8 +8,7 @@ import pytest
 
 from pipeline.errors import BrokenPictureError, JobError
 from pipeline.runners import beam_options
-from pipeline.runtime.job_log import run_locally
-from pipeline.runtime.progress import Progress
+from pipeline.runtime.progress import Progress, run_locally
 from pipeline.storage.store import Store
 
 
