@@ -69,11 +69,11 @@ def did_you_mean(wanted: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def escaped(text: str, keep: str = "\n\t") -> str:
-    """Escapes unprintable characters, so that the name of a file or class can neither move a
+    r"""Escapes unprintable characters, so that the name of a file or class can neither move a
     terminal's cursor nor reverse the direction of a line.
 
     >>> escaped("red\x1b[31m")
-    'red\\\\x1b[31m'
+    'red\\x1b[31m'
 
     Args:
       text: any text.

@@ -9,7 +9,7 @@ from pathlib import Path
 import apache_beam as beam
 import pytest
 from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
-from runs import ROOT, manifest_of, run_in9, stamps
+from runs import manifest_of, run_in9, run_python, stamps
 from soundness import assert_sound
 
 import in9
@@ -33,10 +33,7 @@ def test_names_are_loaded_when_they_are_asked_for() -> None:
         "in9.Generate\n"
         "print('apache_beam' in sys.modules, 'torch' in sys.modules)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert done.stdout == "[]\nTrue False\n"
+    assert run_python(code).stdout == "[]\nTrue False\n"
 
 
 def test_a_pipeline_of_ones_own_makes_what_the_command_makes(

@@ -29,12 +29,12 @@ class Box(NamedTuple):
 
     @property
     def width(self) -> int:
-        """xmax - xmin, in pixels; 0 or less if the corners are not in order."""
+        """Width in pixels, xmax - xmin; 0 or less if the corners are not in order."""
         return self.xmax - self.xmin
 
     @property
     def height(self) -> int:
-        """ymax - ymin, in pixels; 0 or less if the corners are not in order."""
+        """Height in pixels, ymax - ymin; 0 or less if the corners are not in order."""
         return self.ymax - self.ymin
 
     @property

@@ -1,5 +1,6 @@
-"""Files that killed processes leave in the work folder. No list names these files, so they are
-recognised by their names:
+"""Files that killed processes leave in the work folder.
+
+No list names these files, so they are recognised by their names:
 
 tmp/<process>+<hex>     a file or claim that was being written
 lock*                   a lock: see `remove_dead_locks`

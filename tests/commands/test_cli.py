@@ -17,7 +17,7 @@ import pytest
 import torch
 from apache_beam.options.pipeline_options import PipelineOptions
 from PIL import Image
-from runs import ONE, ROOT, dataset_in, pictures_of, refusal, run_here
+from runs import ONE, ROOT, dataset_in, pictures_of, refusal, run_here, run_python
 
 import in9
 from pipeline.analyses.evaluation.results import Evaluated
@@ -474,15 +474,6 @@ def test_every_command_has_its_function() -> None:
     for name, command in COMMANDS.items():
         takes = inspect.signature(find_command(name)).parameters
         assert list(takes) == ["arguments", "rest"][: 1 + command.has_graph]
-
-
-def run_python(code: str) -> subprocess.CompletedProcess[str]:
-    """Runs code in a process of its own, and asserts that it exits with 0."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
-    return done
 
 
 @pytest.mark.parametrize("command", [("report",), ("verify",), ("export", "--to", "exported")])

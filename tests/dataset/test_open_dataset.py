@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from gcs import BUCKET
-from runs import ONE, ROOT, run_in9
+from runs import ONE, run_in9, run_python
 
 import in9
 from pipeline.dataset.reading import DatasetReader
@@ -125,14 +123,7 @@ def test_neither_beam_nor_torch_is_imported(in_tars: Path) -> None:
         f"assert len(list(in9.open_dataset({str(in_tars)!r}))) > 10\n"
         "print('pyarrow' in light, 'apache_beam' in sys.modules, 'torch' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-    )
-    assert done.stdout == "False False False\n"
+    assert run_python(code).stdout == "False False False\n"
 
 
 @pytest.mark.parametrize("dataset", ["one_worker", "in_tars"])

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
-from runs import ONE, ROOT, SHARDS, SHARED, csv_rows, dataset_in, run_in9, table_of
+from runs import ONE, ROOT, SHARDS, SHARED, csv_rows, dataset_in, index_of, run_in9, table_of
 from small_models import checkpoint
 from two_way_by_hand import flip_interval, interval_of, share_interval
 
@@ -320,8 +320,7 @@ def predictions(evaluated: Path) -> dict[tuple[str, str, str], dict[str, dict[st
 @pytest.fixture(scope="module")
 def index(evaluated: Path) -> dict[str, dict[str, Any]]:
     """Rows of the selected images, by key."""
-    rows = [row for path in evaluated.glob("index/*") for row in pq.read_table(path).to_pylist()]
-    return {row["key"]: row for row in rows if row["selected"]}
+    return {row["key"]: row for row in index_of(evaluated) if row["selected"]}
 
 
 def accuracy_of(row: dict[str, str], answers: list[dict[str, Any]]) -> None:

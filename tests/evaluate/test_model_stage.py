@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import pytest
-from runs import stamps
+from runs import run_python, stamps
 
 from pipeline.analyses.attack.results import AttackPlan
 from pipeline.analyses.attack.stage import AttackWork
@@ -158,8 +156,6 @@ def test_nothing_to_do_is_known_without_torch(sample_run: Path, tmp_path: Path) 
     output = Path(shutil.copytree(sample_run, tmp_path / "out"))
     before = stamps(output)
     flags = ("evaluate", "--dataset", str(output), "--models", DEFAULT_MODEL)
-    command = [sys.executable, "-c", NOTHING_TO_DO, *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "nothing to do: everything is up to date" in done.stdout
+    printed = run_python(NOTHING_TO_DO, *flags).stdout
+    assert "nothing to do: everything is up to date" in printed
     assert stamps(output) == before

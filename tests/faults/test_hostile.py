@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_pictures import png_header
+from fault_pictures import png_header, shown
 from runs import forks, index_of, manifest_of, run_in9
 from soundness import assert_sound
 
@@ -116,16 +116,8 @@ def test_every_hostile_image_is_a_row_with_its_reason(tiny_input: Path, tmp_path
         if row["status"] not in ("accepted", "duplicate_key", "segmentation_failed")
     }
 
-    def shown(name: bytes) -> str:
-        """Returns a name as records show it, with unprintable characters escaped."""
-        text = os.fsdecode(name)
-        return "".join(
-            c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
-            for c in text
-        )
-
     assert {name: status for name, (status, _) in rows.items()} == {
-        shown(name): reason for name, reason in expected.items()
+        shown(os.fsencode(name)): reason for name, reason in expected.items()
     }
     assert all(detail for _, detail in rows.values())
     # Both have the same content, so the class decides.

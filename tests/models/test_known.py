@@ -20,6 +20,7 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants
+from runs import run_python
 from safetensors.torch import save_file
 from small_models import checkpoint
 
@@ -150,11 +151,8 @@ def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path: Path) -> None:
     cached(home, "timm/mobilenetv3_small_050.lamb_in1k", "a" * 40)
 
     def ask(what: str) -> list[str]:
-        environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-c", OFFLINE, str(tmp_path / "d"), what, ARCHITECTURE]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.split()
+        asked = (OFFLINE, str(tmp_path / "d"), what, ARCHITECTURE)
+        return run_python(*asked, HF_HOME=str(home), HF_HUB_OFFLINE="1").stdout.split()
 
     name = "mobilenetv3_small_050.lamb_in1k"
     assert ask("learn") == [name, "True"]

@@ -8,8 +8,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +16,7 @@ import pytest
 from fault_documents import MISSING, fields, with_value
 from made_results import made, of_model, stored
 from report_page import HOSTILE, MODELS, Opened, column
-from runs import manifest_of, run_in9, stamps, write_all
+from runs import manifest_of, run_in9, run_python, stamps, write_all
 
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.attack.parts import _BYTES as BACKGROUND_BYTES
@@ -366,10 +364,8 @@ def test_a_job_without_models_brings_an_old_page_up_to_date(
 
 def test_all_code_that_makes_the_page_is_in_its_fingerprint() -> None:
     code = "import sys, pipeline.report.page, pipeline.display.plot; print(*sys.modules)"
-    done = subprocess.run(
-        (sys.executable, "-c", code), capture_output=True, text=True, check=True, timeout=60
-    )
-    loaded = {name for name in done.stdout.split() if name.startswith(("pipeline.", "transforms."))}
+    modules = run_python(code).stdout.split()
+    loaded = {name for name in modules if name.startswith(("pipeline.", "transforms."))}
     assert {"pipeline.dataset.card", "pipeline.errors"} < loaded
     root = Path(write.__file__).parents[2]
     names = {".".join(path.relative_to(root).parts) for path in write.code_files()}

@@ -9,8 +9,6 @@ import json
 import logging
 import os
 import posixpath
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -20,7 +18,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import ROOT
+from runs import run_python
 
 from pipeline.commands.flags import flags_of
 from pipeline.dataset.manifest import LATEST, MANIFEST, Manifest, read_latest, read_manifest
@@ -100,8 +98,7 @@ for _ in range(100):
 
 def test_many_threads_may_be_the_first_to_read_a_type() -> None:
     """Runs in another process, because msgspec ended it with signal 11 before."""
-    done = subprocess.run([sys.executable, "-c", MANY_THREADS], cwd=ROOT, check=False, timeout=60)
-    assert done.returncode == 0
+    run_python(MANY_THREADS)
 
 
 @given(st.binary(max_size=200) | st.recursive(st.none() | st.integers() | st.text(), st.lists))

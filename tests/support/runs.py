@@ -11,6 +11,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -70,6 +71,22 @@ def run_here(*arguments: object, code: int = 0) -> None:
     """Runs a command in this process, since most take longer to start than to run; asserts that it
     exits with `code`."""
     assert main([str(argument) for argument in arguments]) == code
+
+
+def run_python(code: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in an interpreter of its own, with further environment variables; asserts that it
+    exits with 0."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

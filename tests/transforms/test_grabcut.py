@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from runs import run_python
 
 from pipeline.dataset.folder import sample_folder
 from transforms import grabcut as package
@@ -327,14 +328,7 @@ def test_a_new_process_loads_quickly_and_writes_nothing() -> None:
         "package.prepare(lambda: sys.exit('compiles'))\n"
         "print(time.process_time() - start)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(package.__file__).parents[2],
-    )
-    assert float(done.stdout) < 3
+    assert float(run_python(code).stdout) < 3
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
@@ -578,14 +572,7 @@ def test_a_machine_without_numba_says_so() -> None:
         "    try: call()\n"
         "    except package.Unavailable as error: print(error)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(package.__file__).parents[2],
-    )
-    assert done.stdout.count("numba cannot be imported") == 3
+    assert run_python(code).stdout.count("numba cannot be imported") == 3
 
 
 def test_a_processor_that_lacks_a_feature_is_not_taken_for_a_lack_of_numba(

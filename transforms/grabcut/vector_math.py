@@ -72,7 +72,7 @@ def exp_below_zero(x: float) -> float:
 
 @contracting
 def log(x: float) -> float:
-    """Computes log(x) for normal x > 0, with an error below 1e-10."""
+    """Computes the logarithm of a normal x > 0, with an error below 1e-10."""
     # The mantissa is in [sqrt(1/2), sqrt(2)); log = 2 artanh((mantissa - 1) / (mantissa + 1)).
     exponent = (_bits_of(x) + _ONE_LESS_SQRT_HALF) >> _MANTISSA_BITS
     mantissa: float = _of_bits(_bits_of(x) - ((exponent - _BIAS) << _MANTISSA_BITS))
