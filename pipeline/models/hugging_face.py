@@ -187,8 +187,7 @@ def _check_classes(spec: str, id2label: Mapping[int, str], taxonomy: Taxonomy) -
 def _skipped(labels: Sequence[str]) -> int:
     """Counts the outputs before the first class: 1 if an ImageNet model begins with an output for
     the background, else 0."""
-    num_classes = len(imagenet9().wnids)
-    return int(len(labels) == num_classes + 1 and labels[0].lower() == "background")
+    return int(len(labels) == len(imagenet9().wnids) + 1 and labels[0].lower() == "background")
 
 
 def _measure_processor(spec: str, processor: Any) -> tuple[dict[str, Any], bool]:

@@ -85,8 +85,7 @@ class PixelCache:
 
 def pixel_array(shape: tuple[int, int, int, int], pinned: bool) -> Pixels:
     """Allocates an uninitialised uint8 array of shape (n, S, S, 3), in pinned memory if asked."""
-    pixels: Pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy()
-    return pixels
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy()
 
 
 class Part(Protocol):

@@ -183,11 +183,10 @@ class OpenClip(Source):
 
         # The text tower is as small as possible, because the head already holds its directions for
         # the classes, and nothing else of it is used.
-        text = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
         model = open_clip.CLIP(
             embed_dim=recipe["embed_dim"],
             vision_cfg=recipe["vision_cfg"],
-            text_cfg=text,
+            text_cfg={"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1},
             quick_gelu=recipe["quick_gelu"],
         )
         return ZeroShot(model.visual, torch.zeros(recipe["classes"], recipe["embed_dim"]))
