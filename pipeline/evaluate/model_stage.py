@@ -292,8 +292,7 @@ def _count_when_written(pending: tuple[Future[FileDigest], bool] | None) -> None
     will replace it. Raises the error if writing failed."""
     if pending is not None:
         writing, is_complete = pending
-        digest = writing.result()
-        count_written([digest] if is_complete else [])
+        count_written([writing.result()] if is_complete else [])
 
 
 class SummarizeModel(_Step):

@@ -160,8 +160,7 @@ def _check(claim: Claim, evidence: Evidence) -> CheckedClaim:
         counts = Counter(finding.verdict for finding in findings)
         first, *others = (f"{each} for {counts[each]}" for each in Verdict if counts[each])
         words = ", ".join((f"{first} of {len(findings)} {claim.of}", *others))
-    evaluated = [model.model for model, _ in evidence.answered]
-    command = with_models(claim.command, evaluated)
+    command = with_models(claim.command, [model.model for model, _ in evidence.answered])
     return CheckedClaim(claim, verdict, words, findings, command)
 
 
@@ -357,8 +356,7 @@ def render(
     environment = _environment()
     script = environment.get_template("report/report.js").render()
     is_imagenet9 = evidence.dataset.is_imagenet9
-    is_whole = evidence.dataset.manifest.config.segment.is_whole
-    checked = () if is_whole else check_claims(evidence)
+    checked = () if evidence.dataset.manifest.config.segment.is_whole else check_claims(evidence)
     judged = [one for one in checked if one.findings]
     inlined = _by_panel(plots, [model.name for model, _ in evidence.answered[:DETAILED]])
     contents = {
@@ -454,6 +452,5 @@ def _by_panel(
     panels = collections.defaultdict[str, list[tuple[Plot, Markup]]](list)
     for number, plot in enumerate(plots):
         if not plot.model or plot.model in detailed:
-            svg = inline_svg(plot.drawn.svg, f"f{number}-", plot.alt)
-            panels[plot.panel].append((plot, svg))
+            panels[plot.panel].append((plot, inline_svg(plot.drawn.svg, f"f{number}-", plot.alt)))
     return panels

@@ -133,8 +133,7 @@ class Schedule:
 
     def __iter__(self) -> Iterator[BatchOrder]:
         for epoch in self.epochs:
-            order = permutation(self.order_hashes, epoch)
-            for batch in even_batches(order, self.batch_size):
+            for batch in even_batches(permutation(self.order_hashes, epoch), self.batch_size):
                 yield BatchOrder(TRAIN, epoch, batch)
             for batch in even_batches(np.arange(self.validation), self.batch_size):
                 yield BatchOrder(VALIDATE, epoch, batch)

@@ -386,8 +386,7 @@ def run_epoch(
     learner.begin_training(lr)
     sums = learner.zero_sums()
     waited = 0.0
-    name = f"epoch {epoch + 1} of {plan.epochs}"
-    with epoch_bar(name, len(schedule.order_hashes)) as advance:
+    with epoch_bar(f"epoch {epoch + 1} of {plan.epochs}", len(schedule.order_hashes)) as advance:
         for _ in range(schedule.training_batches):
             asked = time.perf_counter()
             pictures, labels = next(batches)
@@ -430,5 +429,4 @@ def _validate(learner: Learner, schedule: Schedule, batches: Iterator[Batch]) ->
     for _ in range(schedule.validation_batches):
         pictures, labels = next(batches)
         sums += learner.test(pictures, labels)
-    totals: list[float] = sums.tolist()
-    return totals
+    return sums.tolist()

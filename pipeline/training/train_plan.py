@@ -241,8 +241,7 @@ def find_samples(dataset: Dataset, plan: TrainPlan) -> tuple[Samples, Samples | 
     eval_split = plan.train_split if plan.holdout else plan.eval_split
     if eval_split is None:
         return training, None
-    rows = selected_rows(dataset, eval_split, holdout)
-    pictures = {row["key"]: plan.variant for row in rows}
+    pictures = {row["key"]: plan.variant for row in selected_rows(dataset, eval_split, holdout)}
     return training, _samples(dataset, eval_split, pictures)
 
 

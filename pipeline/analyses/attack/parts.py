@@ -137,8 +137,7 @@ def _gallery(
     uris: dict[str, str] = {}
     if budget.left:
         keys = [row.bg_key for row in fooling]
-        samples = find_samples(evidence.dataset, attack.split, "only_bg_t", keys)
-        for key, sample in samples.items():
+        for key, sample in find_samples(evidence.dataset, attack.split, "only_bg_t", keys).items():
             uris[key] = data_uri(sample.image, SMALL)
             if sum(map(len, uris.values())) > budget.left:
                 uris = {}
@@ -191,8 +190,7 @@ def best_insect(measures: AttackMeasures) -> Estimate | None:
     if row is None:
         return None
     best = max(one.success for one in measures.strongest if one.label == _INSECT)
-    hits = round(best * row.foregrounds)
-    return best, *wilson(hits, row.foregrounds, level_of(row.backgrounds))
+    return best, *wilson(round(best * row.foregrounds), row.foregrounds, level_of(row.backgrounds))
 
 
 def any_insect(measures: AttackMeasures) -> Estimate | None:
@@ -282,8 +280,7 @@ class AttackParts(Parts):
         evaluation.check_stored("an attack composes stored pixels and feeds them as they are")
         check_variants(config.compose.variants)
         foregrounds, backgrounds = size
-        early_stop = is_own and arguments.early_stop
-        plan = AttackPlan(evaluation, foregrounds, backgrounds, early_stop)
+        plan = AttackPlan(evaluation, foregrounds, backgrounds, is_own and arguments.early_stop)
         if is_own:
             # Opening the grid also checks that the dataset has images for it.
             open_grid(Dataset.open(evaluation.store), plan)

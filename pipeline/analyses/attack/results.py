@@ -406,8 +406,7 @@ def write_attack_tables(dataset: Dataset) -> None:
     store, fingerprint = dataset.store, dataset.manifest.fingerprint
     attacks, stale = read_attacks(dataset)
     failed, failed_before = read_failures(store, fingerprint, "attack")
-    was_attacked = attacks or failed or stale or failed_before
-    if not was_attacked and not store.exists("results/attack.csv"):
+    if not (attacks or failed or stale or failed_before) and not store.exists("results/attack.csv"):
         return
     rows = [
         pick(AttackRow, measures, attack, attack.evaluation, label_rule=rule, dataset=fingerprint)

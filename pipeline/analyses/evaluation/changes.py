@@ -169,8 +169,7 @@ def _differences(
     means = bootstrap_means(sums, sizes, bootstrap_hashes(units))
     low, high = percentile_interval(means) if len(means) else (estimate, estimate)
     columns = (estimate.tolist(), low.tolist(), high.tolist())
-    rows = [Difference(*row) for row in zip(names, *columns, strict=True)]
-    return len(shared), rows
+    return len(shared), [Difference(*row) for row in zip(names, *columns, strict=True)]
 
 
 def _values(predictions: Predictions | None) -> dict[str, Floats]:

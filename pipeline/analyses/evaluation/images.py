@@ -140,8 +140,7 @@ def read_predictions_of(
     wanted = ds.field("key").isin(list(keys)) & ds.field("variant").isin(variants)
     for path in paths:
         if store.exists(path):
-            table = read_table(store, path, columns=columns, filters=wanted)
-            yield from table.to_pylist()
+            yield from read_table(store, path, columns=columns, filters=wanted).to_pylist()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,8 +316,7 @@ def _make_cards(
             _version(samples[key][name], name, uris[name, key], predictions, taxonomy)
             for name in variants
         ]
-        card = _card(candidate, samples[key][variants[0]], versions, models, taxonomy)
-        cards.append(card)
+        cards.append(_card(candidate, samples[key][variants[0]], versions, models, taxonomy))
     return cards
 
 

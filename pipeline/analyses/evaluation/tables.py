@@ -190,8 +190,7 @@ def measure_power(dataset: Dataset, images: EvalImages, run: ModelRun) -> tuple[
       probe.
     """
     store, shards = dataset.store, dataset.shards(run.evaluation.split)
-    paths = [prediction_file(run, shard) for shard in shards]
-    kept = read_logits(store, paths)
+    kept = read_logits(store, [prediction_file(run, shard) for shard in shards])
     if kept is None:
         return ()
     positions = images.positions(pa.chunked_array([pa.array(kept.keys)]))
@@ -247,8 +246,7 @@ def missing_rows(
         for rule in summary.label_rules:
             for variant in summary.missing:
                 run = pick(SummaryRun, summary, summary.evaluation, error=f"missing: {reason}")
-                row = VariantRow(label_rule=rule, variant=variant)
-                yield [OfModel(summary.model), row, run]
+                yield [OfModel(summary.model), VariantRow(label_rule=rule, variant=variant), run]
 
 
 def write_evaluation_tables(dataset: Dataset, columns: Sequence[str]) -> None:

@@ -89,8 +89,7 @@ def trend_figure(trend: Trend) -> Drawn:
             fontweight="bold",
         )
         if lines:
-            note = "beside each line: its slope"
-            figure.text(8 / WIDTH, 1 - 36 / height, note, color=SOFT)
+            figure.text(8 / WIDTH, 1 - 36 / height, "beside each line: its slope", color=SOFT)
         low, high = min(top1.values()), max(top1.values())
         margin = max(0.06 * (high - low), 0.01)
         limits = (low - margin, high + margin)
@@ -188,8 +187,7 @@ def _label_ends(
     low, high = axes.get_ylim()
     per_pixel = (high - low) / pixels
     wanted = [(high - end) / per_pixel for end, *_ in ends]
-    heights = [(2 if line else 1) * _LINE_HEIGHT for _, _, line, _ in ends]
-    positions = apart(wanted, heights, pixels)
+    positions = apart(wanted, [(2 if line else 1) * _LINE_HEIGHT for _, _, line, _ in ends], pixels)
     for (_, name, line, colour), position in zip(ends, positions, strict=True):
         y = high - position * per_pixel
         up = _LINE_HEIGHT / 2 * per_pixel if line else 0.0

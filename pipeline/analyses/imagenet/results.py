@@ -361,8 +361,7 @@ def _points(summary: Summary, top1: Top1 | None) -> Iterator[TrendPoint]:
     BG-Gap."""
     for rule in summary.label_rules:
         for variant in (*TREND_VARIANTS, BG_GAP):
-            is_gap = variant == BG_GAP
-            row = summary.gap(rule) if is_gap else summary.accuracy_on(variant, rule)
+            row = summary.gap(rule) if variant == BG_GAP else summary.accuracy_on(variant, rule)
             if row and row.estimate:
                 accuracy, low, high = row.estimate
                 yield TrendPoint(

@@ -176,8 +176,7 @@ class ImageNetWork(Work):
         """Same as `Work.for_model`."""
         if run.num_outputs != len(self.taxonomy.wnids):
             return None
-        folder = self._folder(run)
-        return ImageNetShards(dataset.store, run, folder, self._root, self._listing)
+        return ImageNetShards(dataset.store, run, self._folder(run), self._root, self._listing)
 
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
         """Same as `Work.summarize`."""

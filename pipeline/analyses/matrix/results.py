@@ -277,8 +277,7 @@ def _compute_matrix(
         for column, cell in _cells(dataset, one, read_images)
     }
     tested = ([IN9L] if one.run.evaluation.dataset else one.run.variants or () for one in models)
-    names = {one.matrix.row for one in models}.union(*tested)
-    columns = sort_names(dataset, names)
+    columns = sort_names(dataset, {one.matrix.row for one in models}.union(*tested))
     first = models[0]
     return pick(
         Matrix,
@@ -429,8 +428,7 @@ def _paired_differences(
     cells exist and hold the same images."""
     if first and second and first.keys == second.keys and first.keys:
         gap = bg_gap(first.correct[np.newaxis], second.correct[np.newaxis], _roles(first, second))
-        n = len(first.keys)
-        yield Difference(difference=gap.gap, ci_low=gap.low, ci_high=gap.high, n=n)
+        yield Difference(difference=gap.gap, ci_low=gap.low, ci_high=gap.high, n=len(first.keys))
 
 
 def write_matrix_tables(dataset: Dataset) -> list[Matrix]:

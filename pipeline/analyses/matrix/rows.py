@@ -102,8 +102,7 @@ class ProbeScorer:
 
     @torch.inference_mode()
     def _scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        inputs = torch.from_numpy(features)
-        outputs = torch.nn.functional.linear(inputs, self._weight, self._bias)
+        outputs = torch.nn.functional.linear(torch.from_numpy(features), self._weight, self._bias)
         refuse_broken(are_numbers(outputs))
         return np.asarray(outputs)
 
@@ -301,10 +300,9 @@ def _tests(
         run = plan.evaluation.describe(plan.in9l, model)
         rows = selected_rows(plan.in9l, plan.split, plan.holdout)
         settings = replace(run.evaluation, dataset=plan.in9l.manifest.fingerprint)
-        variants = (plan.source(IN9L)[1],)
         yield (
             plan.in9l,
-            replace(run, model=name, evaluation=settings, variants=variants),
+            replace(run, model=name, evaluation=settings, variants=(plan.source(IN9L)[1],)),
             # Stored here, because the index of IN-9L is not available when tables are written.
             {row["key"]: row["group"] for row in rows if row.get("group")},
         )
