@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import pkgutil
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -178,5 +179,9 @@ class Parts:
         return None
 
     def plots(self, evidence: Evidence) -> Iterator[Plot]:
-        """Makes the figures for which there are results."""
-        yield from ()
+        """Makes the figures for which there are results, by `make_plots` of the analysis's module
+        `figures`, if it names any figures."""
+        if self.figures:
+            # Imported here, because Matplotlib is slow to import.
+            package = type(self).__module__.rpartition(".")[0]
+            yield from pkgutil.resolve_name(f"{package}.figures:make_plots")(evidence)

@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from pipeline.analyses.attack.results import (
     TABLES,
@@ -50,10 +49,6 @@ from pipeline.evaluate.results import read_failures
 from transforms.intervals import level_of, wilson
 from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import Taxonomy
-
-if TYPE_CHECKING:
-    from pipeline.display.plot import Plot
-
 
 COMMAND = "in9 attack --dataset . --models MODELS"
 
@@ -311,13 +306,6 @@ class AttackParts(Parts):
         yield attack_table(attacks)
         if stale:
             yield f"not in the tables, because attacked on an earlier dataset: {', '.join(stale)}"
-
-    def plots(self, evidence: Evidence) -> Iterator[Plot]:
-        """Same as `Parts.plots`."""
-        # Imported here, because Matplotlib is slow to import.
-        from pipeline.analyses.attack.figures import make_plots
-
-        return make_plots(evidence)
 
 
 PARTS = AttackParts()

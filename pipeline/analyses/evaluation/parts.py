@@ -20,7 +20,6 @@ from pipeline.analyses.evaluation.tables import (
 from pipeline.analyses.parts import Changed, ConditionResult, Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
-from pipeline.display.panel import Evidence
 from pipeline.evaluate.evaluation import Evaluation, Work
 from pipeline.evaluate.results import Failure, errors_by_model, read_failures
 from pipeline.generate.custom_variants import custom_names
@@ -29,7 +28,6 @@ from transforms.variants import is_picture
 
 if TYPE_CHECKING:
     from pipeline.display.panel import Claim, Panel
-    from pipeline.display.plot import Plot
 
 
 class EvaluationParts(Parts):
@@ -141,13 +139,6 @@ class EvaluationParts(Parts):
         from pipeline.analyses.evaluation.changes import compare_accuracies, describe_models
 
         return describe_models(*compare_accuracies(before, after, causes))
-
-    def plots(self, evidence: Evidence) -> Iterator[Plot]:
-        """Same as `Parts.plots`."""
-        # Imported here, because Matplotlib is slow to import.
-        from pipeline.analyses.evaluation.figures import make_plots
-
-        return make_plots(evidence)
 
 
 def _failed(dataset: Dataset, work: Work) -> list[Failure]:

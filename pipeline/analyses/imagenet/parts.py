@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from pipeline.analyses.evaluation.comparisons import read_contributions
 from pipeline.analyses.evaluation.summaries import read_summaries
@@ -23,7 +22,6 @@ from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import (
     Claim,
-    Evidence,
     Measurement,
     Panel,
     Results,
@@ -36,10 +34,6 @@ from pipeline.evaluate.evaluation import Evaluation, Work
 from pipeline.evaluate.results import read_result
 from pipeline.storage.files import absolute
 from transforms.taxonomy import Taxonomy, imagenet9
-
-if TYPE_CHECKING:
-    from pipeline.display.plot import Plot
-
 
 COMMAND = "in9 evaluate --dataset . --models MODELS --imagenet IMAGENET"
 AT_LEAST_THREE = (
@@ -196,13 +190,6 @@ class TrendParts(Parts):
         summaries, _ = read_summaries(dataset)
         measured = read_contributions(dataset, summaries)
         write_trend(store, dataset.manifest.fingerprint, summaries, imagenet9(), measured)
-
-    def plots(self, evidence: Evidence) -> Iterator[Plot]:
-        """Same as `Parts.plots`."""
-        # Imported here, because Matplotlib is slow to import.
-        from pipeline.analyses.imagenet.figures import make_plots
-
-        return make_plots(evidence)
 
 
 TREND_PARTS = TrendParts()

@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from pipeline.analyses.evaluation.panel import COMMAND as EVALUATE_COMMAND
 from pipeline.analyses.evaluation.results import AccuracyRow, GapRow, Summary, models_trained_on
@@ -42,10 +41,6 @@ from pipeline.display.panel import (
 from pipeline.display.table import aligned, describe_chance
 from pipeline.errors import counted
 from pipeline.training.train_plan import describe_penalty
-
-if TYPE_CHECKING:
-    from pipeline.display.plot import Plot
-
 
 COMMAND = "in9 matrix --dataset . --probe --holdout 0.5"
 
@@ -250,15 +245,13 @@ def trained_in(matrix: Matrix) -> Iterator[TrainedModel]:
 def on_backgrounds(results: Results) -> Iterator[Measurement]:
     """Yields the accuracies of models trained on backgrounds alone, on these and on the images."""
     for model in all_trained_on(results, "only_bg_t", "only_bg_b", "no_fg"):
-        tests = (model.variant, "original")
-        yield from (model.accuracies[name] for name in tests if name in model.accuracies)
+        yield from filter(None, map(model.accuracies.get, (model.variant, "original")))
 
 
 def without_foreground(results: Results) -> Iterator[Measurement]:
     """Yields the accuracies that models trained on `mixed_rand` have on backgrounds alone."""
     for model in all_trained_on(results, "mixed_rand"):
-        tests = ("only_bg_t", "only_bg_b")
-        yield from (model.accuracies[name] for name in tests if name in model.accuracies)
+        yield from filter(None, map(model.accuracies.get, ("only_bg_t", "only_bg_b")))
 
 
 def gaps_in9(results: Results) -> Iterator[Measurement]:
@@ -408,13 +401,6 @@ class MatrixParts(Parts):
     def write(self, dataset: Dataset, columns: Sequence[str]) -> None:
         """Same as `Parts.write`."""
         write_matrix_tables(dataset)
-
-    def plots(self, evidence: Evidence) -> Iterator[Plot]:
-        """Same as `Parts.plots`."""
-        # Imported here, because Matplotlib is slow to import.
-        from pipeline.analyses.matrix.figures import make_plots
-
-        return make_plots(evidence)
 
 
 PARTS = MatrixParts()
