@@ -75,11 +75,11 @@ def find_samples(
     }
 
 
+@dataclasses.dataclass
 class Budget:
     """The number of bytes for which a part of the page still has room."""
 
-    def __init__(self, size: int) -> None:
-        self.left = size
+    left: int
 
     def takes(self, *uris: str) -> bool:
         """Returns whether these pictures still fit; if so, counts them."""

@@ -86,17 +86,17 @@ class ModelSummary:
 _Result = BlockDone | FailedModel
 
 
+@dataclasses.dataclass(eq=False)
 class _Step(beam.DoFn):
     """A step of the stage. It opens the dataset again in every bundle, because the dataset may have
     changed since the last one.
 
-    Args:
+    Attributes:
       work: the stage.
     """
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
-        self._dataset: Dataset | None = None
+    work: Work
+    _dataset: Dataset | None = None
 
     def start_bundle(self) -> None:
         self._dataset = None
