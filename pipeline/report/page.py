@@ -197,19 +197,6 @@ class NotRun:
     claims: int
 
 
-def shown_sections(
-    filled: Collection[str], not_run: Sequence[NotRun]
-) -> tuple[tuple[str, str], ...]:
-    """Returns (id, title) of each section on the page.
-
-    Args:
-      filled: ids of the sections with content.
-      not_run: the commands that would add to the page, from `find_not_run`.
-    """
-    always = ("run", "files", *(["not_run"] if not_run else []))
-    return tuple((id, title) for id, title in _TITLES.items() if id in (*filled, *always))
-
-
 def find_not_run(
     evidence: Evidence, filled: Collection[str], checked: Sequence[CheckedClaim]
 ) -> tuple[NotRun, ...]:
@@ -364,6 +351,7 @@ def render(
     }
     filled = {*contents, *(["claims"] if judged else [])}
     not_run = find_not_run(evidence, filled, checked)
+    shown = {*filled, "run", "files", *(["not_run"] if not_run else [])}
     return environment.get_template(TEMPLATE).render(
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(text_bytes(script)).digest()).decode(),
@@ -374,7 +362,7 @@ def render(
         variants=evidence.dataset.picture_variants,
         heads=[(panel.head, contents.get(panel.id)) for panel in PANELS if panel.head],
         asides=[(panel.aside, contents[panel.id]) for panel in PANELS if panel.aside],
-        sections=shown_sections(filled, not_run),
+        sections=[(id, title) for id, title in _TITLES.items() if id in shown],
         not_run=not_run,
         rule=evidence.rule,
         checked=checked,
