@@ -156,11 +156,10 @@ class Table:
     @property
     def meanings(self) -> Mapping[str, str]:
         """Meanings of columns that the types give, by column."""
-        hints = [get_type_hints(part, include_extras=True) for part in self.parts]
         return {
             name: extra.description
-            for of_part in hints
-            for name, hint in of_part.items()
+            for part in self.parts
+            for name, hint in get_type_hints(part, include_extras=True).items()
             for extra in get_args(hint)
             if isinstance(extra, msgspec.Meta) and extra.description
         }
@@ -252,17 +251,12 @@ def tabular(
         lines += [_row([*map(_head, ["Model", *heads[block]])], width), r"\midrule"]
         for number, (name, row) in enumerate(shown):
             lines += [r"\addlinespace"] if number else []
-            lines += _of_model(name, row[block], width)
+            rest = rf"\scriptsize {escape(shorten(name.rest, _REST))}" if name.rest else ""
+            lines += [
+                _row([escape(shorten(name.first, _NAME)), *map(_number, row[block])], width),
+                _row([rest, *map(_interval, row[block])], width),
+            ]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def _of_model(name: ShortName, row: Sequence[Cell | None], width: int) -> list[str]:
-    """Formats the two lines of a model: estimates, and intervals beneath."""
-    rest = rf"\scriptsize {escape(shorten(name.rest, _REST))}" if name.rest else ""
-    return [
-        _row([escape(shorten(name.first, _NAME)), *map(_number, row)], width),
-        _row([rest, *map(_interval, row)], width),
-    ]
 
 
 def _head(name: str) -> str:

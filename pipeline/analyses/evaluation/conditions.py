@@ -174,12 +174,10 @@ def judge(
             by_entry[summary.entry].append(summary)
     errors = {failure.entry: failure for failure in failed}
     for entry, entry_summaries in by_entry.items():
+        failure = errors.get(entry)
+        reason = f"{failure.name} failed: {failure.error}" if failure else f"{entry} has no results"
         for condition in conditions:
-            if entry in errors:
-                reason = f"{errors[entry].name} failed: {errors[entry].error}"
-                yield ConditionResult(None, f"--fail_if {condition.text} is not tested: {reason}")
-            elif not entry_summaries:
-                reason = f"{entry} has no results"
+            if failure or not entry_summaries:
                 yield ConditionResult(None, f"--fail_if {condition.text} is not tested: {reason}")
             else:
                 yield from (_judge(condition, summary) for summary in entry_summaries)

@@ -359,10 +359,6 @@ def _class_name(label: int, taxonomy: Taxonomy) -> str:
     return "outside" if label == OUTSIDE else taxonomy.names[label]
 
 
-def _name_of_class(wnid: str, taxonomy: Taxonomy) -> str:
-    return taxonomy.class_names[taxonomy.index_of(wnid)].partition(",")[0]
-
-
 def _version(
     sample: Sample,
     variant: str,
@@ -397,7 +393,7 @@ def _card(
     return ImageCard(
         key=candidate.key,
         class_name=taxonomy.names[candidate.label],
-        name=_name_of_class(sample.fields["wnid"], taxonomy),
+        name=taxonomy.class_names[taxonomy.index_of(sample.fields["wnid"])].partition(",")[0],
         fg_fraction=sample.fields["fg_fraction"],
         turned=-candidate.rank[0],
         versions=tuple(versions),

@@ -231,7 +231,10 @@ class Differences:
     def summary(self) -> str:
         """The pairs and columns that differ significantly, in words, and what that allows for: the
         pairs of models in a column, but not the columns beside it."""
-        pairs = [(first, second, _significant(cells)) for first, second, cells in self.rows]
+        pairs = [
+            (first, second, {column: cell[0] for column, cell in cells.items() if cell[3]})
+            for first, second, cells in self.rows
+        ]
         differing = [pair for pair in pairs if pair[2]]
         if not differing:
             them = "these two models" if len(pairs) == 1 else "any two of these models"
@@ -263,11 +266,6 @@ def _in_words(column: str, difference: float) -> str:
         return f"a BG-Gap {points} {'larger' if difference > 0 else 'smaller'}"
     # Not "better" or "worse": on variants without the object, nothing is there to recognise.
     return f"{points} {'higher' if difference > 0 else 'lower'} on {column}"
-
-
-def _significant(cells: dict[str, Cell]) -> dict[str, float]:
-    """Returns the significant differences, by column."""
-    return {column: cell[0] for column, cell in cells.items() if cell[3]}
 
 
 def read_differences(evidence: Evidence, variants: Sequence[str]) -> Differences:

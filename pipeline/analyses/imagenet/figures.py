@@ -135,8 +135,7 @@ def _source(points: Sequence[_Point]) -> str:
     """Says where accuracies on ImageNet come from, and at which input size they were measured."""
     sizes = sorted({top1.input_size for _, top1 in points})
     at = f" at {sizes[0]}{f' to {sizes[-1]}' if len(sizes) > 1 else ''} px"
-    is_published = {top1.source.startswith("published") for _, top1 in points}
-    if is_published == {True}:
+    if all(top1.source.startswith("published") for _, top1 in points):
         return f"published{at}"
     images = {top1.n for _, top1 in points}
     return (f"on {min(images):,} images" if len(images) == 1 else "measured or published") + at
@@ -197,16 +196,11 @@ def _label_ends(
             axes.text(
                 x,
                 y - up,
-                _slope(line),
+                f"{line.slope:.{2 if abs(line.slope) < 10 else 1}f}".replace("-", "\N{MINUS SIGN}"),
                 color=SOFT,
                 va="center",
                 transform=transform,
             )
-
-
-def _slope(line: TrendLine) -> str:
-    slope = line.slope
-    return f"{slope:.{2 if abs(slope) < 10 else 1}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _label_models(axes: Axes, models: Sequence[tuple[float, str]], pixels: float) -> None:

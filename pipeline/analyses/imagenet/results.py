@@ -30,7 +30,9 @@ from pipeline.display.table import Table
 from pipeline.errors import counted
 from pipeline.evaluate.results import (
     ModelRun,
+    RunSettings,
     errors_by_model,
+    pick,
     read_failures,
     read_result,
     result_file,
@@ -157,8 +159,7 @@ def _measured(store: Store, summary: Summary) -> ImageNetResult | None:
     """Reads a model's imagenet.json; returns None if the file is missing or damaged, or was
     measured with other weights."""
     measured = read_result(store, result_file(summary.folder, "imagenet"), ImageNetResult)
-    is_same = measured is not None and measured.weights_sha256 == summary.weights_sha256
-    return measured if is_same else None
+    return measured if measured and measured.weights_sha256 == summary.weights_sha256 else None
 
 
 def published_top1(model: str, size: int) -> Top1 | None:
@@ -342,18 +343,13 @@ def write_trend(
 def _alike(summaries: Sequence[Summary]) -> tuple[list[Summary], list[str]]:
     """Selects the summaries with the most common settings, so that no model counts twice; returns
     these summaries, and the names of the models with other settings."""
-    counts = Counter(_settings(s) for s in summaries)
+    counts = Counter(pick(RunSettings, s.evaluation) for s in summaries)
     if not counts:
         return [], []
     # Of equally common settings, `max` keeps the first.
     common = max(counts, key=lambda settings: counts[settings])
-    kept = [s for s in summaries if _settings(s) == common]
+    kept = [s for s in summaries if pick(RunSettings, s.evaluation) == common]
     return kept, [s.name for s in summaries if s not in kept]
-
-
-def _settings(summary: Summary) -> tuple[str, str, str, float]:
-    one = summary.evaluation
-    return one.split, one.eval_input, one.precision, one.holdout
 
 
 def _points(summary: Summary, top1: Top1 | None) -> Iterator[TrendPoint]:

@@ -222,10 +222,9 @@ def nan_to_null(value: float) -> float | None:
 def read_saliency(dataset: Dataset) -> list[SaliencyResult]:
     """Reads the saliency.json of each model, if it was computed on the dataset's present pictures,
     in order of the models' folders."""
-    results, _ = read_current_results(
+    return read_current_results(
         dataset, "saliency", SaliencyResult, lambda result: (result.variant, "fg_mask")
-    )
-    return results
+    )[0]
 
 
 def write_saliency_table(dataset: Dataset) -> None:
