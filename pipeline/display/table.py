@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol, get_args, get_type_hints
+from typing import NamedTuple, get_args, get_type_hints
 
 import msgspec
 
@@ -40,19 +40,10 @@ def aligned(table: Sequence[Sequence[str]]) -> str:
     )
 
 
-class _Tested(Protocol):
-    @property
-    def n(self) -> int: ...
-    @property
-    def chance(self) -> float | None: ...
-
-
-def describe_chance(rows: Iterable[_Tested]) -> str:
-    """Says what a constant answer would score on the pictures tested; "" if no pictures were
-    tested."""
-    levels = sorted(
-        {f"{100 * row.chance:.1f}" for row in rows if row.n and row.chance is not None}, key=float
-    )
+def describe_chance(chances: Iterable[float | None]) -> str:
+    """Says what a constant answer would score on the pictures tested, from its accuracy on each set
+    of pictures; "" if no pictures were tested."""
+    levels = sorted({f"{100 * chance:.1f}" for chance in chances if chance is not None}, key=float)
     if not levels:
         return ""
     span = levels[0] if len(levels) == 1 else f"{levels[0]} to {levels[-1]}"

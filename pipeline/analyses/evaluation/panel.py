@@ -273,7 +273,6 @@ def read_differences(evidence: Evidence, variants: Sequence[str]) -> Differences
     missing."""
     store, columns = evidence.dataset.store, (GAP, *variants)
     evaluated = evidence.models_with(Summary)
-    models = [model for model, _ in evaluated[:COMPARED]]
     names = {summary.name: model.name for model, summary in evaluated[:COMPARED]}
     headlines = {(summary.name, summary.headline) for _, summary in evaluated[:COMPARED]}
     pairs: dict[tuple[str, str], dict[str, Cell]] = {}
@@ -284,7 +283,7 @@ def read_differences(evidence: Evidence, variants: Sequence[str]) -> Differences
         if is_ours and is_headline and column in columns:
             cell = row.difference, row.ci_low, row.ci_high, row.p_adjusted < 1 - CONFIDENCE
             pairs.setdefault((names[row.first], names[row.second]), {})[column] = cell
-    order = {model.name: index for index, model in enumerate(models)}
+    order = {model.name: index for index, (model, _) in enumerate(evaluated)}
     rows = sorted(pairs.items(), key=lambda pair: (order[pair[0][0]], order[pair[0][1]]))
     return Differences(
         columns=columns,
@@ -352,7 +351,7 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> Accuracy | None:
             if (bounds := span(headline, evidence.rule, column))
         ],
         missing=[(model.name, one.missing) for model, one in evaluated if one.missing],
-        chance=describe_chance(row for _, one in evaluated for row in one.accuracy),
+        chance=describe_chance(row.chance for _, one in evaluated for row in one.accuracy if row.n),
         power=[
             (model.name, row, one.is_gap_near_zero) for model, one in evaluated for row in one.power
         ],

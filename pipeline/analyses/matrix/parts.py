@@ -102,7 +102,7 @@ def _shown(matrix: Matrix) -> ShownMatrix:
         gaps=describe_gaps(matrix),
         gains=matrix.gains,
         images=(min(counts), max(counts)),
-        chance=describe_chance(matrix.rows),
+        chance=describe_chance(row.chance for row in matrix.rows if row.n),
         overlap=max(row.overlap for row in matrix.rows),
         figures=tuple(matrix_file(matrix.name, part) for part in MATRIX_PARTS),
     )
@@ -164,8 +164,7 @@ def _describe_method(matrix: Matrix) -> str:
     else:
         training = f"{matrix.arch}, trained on each variant"
     if matrix.holdout:
-        share = f"{100 * matrix.holdout:.0f} %"
-        return f"{training}; {share} of {matrix.split} is held out for testing"
+        return f"{training}; {100 * matrix.holdout:.0f} % of {matrix.split} is held out for testing"
     return f"{training} of {matrix.train_split}, tested on {matrix.split}"
 
 
