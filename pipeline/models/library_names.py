@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import os
 from collections.abc import Mapping, Sequence
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import Any
 
 import timm
@@ -67,7 +66,7 @@ class Packaged(Source):
 
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         locator = f"EfficientnetLite{spec[-1]}ModelFile"
-        path = getattr(importlib.import_module(_package(spec)), locator).get_model_file_path()
+        path = getattr(import_module(_package(spec)), locator).get_model_file_path()
         # The package has timm's tensors in timm's order, but under other names.
         values = list(read_state(path).values())
         make = functools.partial(timm.create_model, EFFICIENTNETS[spec])

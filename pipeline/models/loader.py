@@ -280,8 +280,7 @@ def _rebatch(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
             continue
         rows = pa.concat_tables(pending)
         end = len(rows) // size * size
-        for start in range(0, end, size):
-            yield rows.slice(start, size)
+        yield from (rows.slice(start, size) for start in range(0, end, size))
         pending = [rows.slice(end)]
     rows = pa.concat_tables(pending) if pending else ()
     if len(rows):

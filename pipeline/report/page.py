@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import collections
 import dataclasses
 import functools
 import hashlib
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from urllib.parse import quote
 from xml.etree import ElementTree
@@ -437,7 +436,7 @@ def _by_panel(
     plots: Sequence[Plot], detailed: Sequence[str]
 ) -> dict[str, list[tuple[Plot, Markup]]]:
     """Makes the SVG elements of the figures that are shown in the page, by `Plot.panel`."""
-    panels = collections.defaultdict[str, list[tuple[Plot, Markup]]](list)
+    panels = defaultdict[str, list[tuple[Plot, Markup]]](list)
     for number, plot in enumerate(plots):
         if not plot.model or plot.model in detailed:
             panels[plot.panel].append((plot, inline_svg(plot.drawn.svg, f"f{number}-", plot.alt)))

@@ -65,19 +65,18 @@ def code_files() -> list[Path]:
 
 def _states(store: Store, paths: Iterable[str]) -> list[tuple[str, int, str]]:
     """Returns path, size and identity of each file; a missing file has size -1."""
-    states = []
-    for path in paths:
-        info = store.files.info(store.path(path))
-        states.append((path, -1, "") if info is None else (path, info.size, info.identity))
-    return states
+    found = ((path, store.files.info(store.path(path))) for path in paths)
+    return [(path, info.size, info.identity) if info else (path, -1, "") for path, info in found]
 
 
 def is_fresh(store: Store, inputs: str) -> bool:
     """Returns whether the page was made from these inputs and its files are unchanged since."""
     note = read_json(store, _NOTE, _Note)
-    if note is None or note.inputs != inputs:
-        return False
-    return _states(store, [path for path, _, _ in note.outputs]) == note.outputs
+    return (
+        note is not None
+        and note.inputs == inputs
+        and _states(store, [path for path, _, _ in note.outputs]) == note.outputs
+    )
 
 
 _CHECKPOINT = re.compile(r"^([\w.:-]+)=.*/(?=[^/])(.*)$")
@@ -179,14 +178,12 @@ def write_report(
             return False
         page, figures = _render(Dataset.open(store), taxonomy, pictures, pdf=pdf)
         changed = [store.update(path, data) for path, data in figures.items()]
-        for path in list(store.walk(FOLDER)):
-            if path not in figures and is_report_figure(path):
-                store.delete(path)
-                changed.append(True)
+        obsolete = [path for path in files if path not in figures and is_report_figure(path)]
+        store.delete_all(obsolete)
         changed.append(store.update(REPORT, shown_bytes(page)))
         note = _Note(inputs, _states(store, [REPORT, *sorted(figures)]))
         store.update(_NOTE, shown_bytes(json.dumps(dataclasses.asdict(note))))
-    return any(changed)
+    return bool(obsolete) or any(changed)
 
 
 def _render(

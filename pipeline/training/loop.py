@@ -85,8 +85,10 @@ class EpochLog:
             report the time spent waiting for pictures, because the processes that load them had
             only just started.
         """
-        text = f"epoch {self.epoch} of {epochs}: loss {self.loss:.3f}, "
-        text += f"accuracy {100 * self.accuracy:.1f} %"
+        text = (
+            f"epoch {self.epoch} of {epochs}: loss {self.loss:.3f}, "
+            f"accuracy {100 * self.accuracy:.1f} %"
+        )
         if self.val_accuracy is not None:
             text += f"; validation {self.val_loss:.3f}, {100 * self.val_accuracy:.1f} %"
         text += f"; {self.images_per_second:.1f} images/s"
@@ -406,8 +408,9 @@ def run_epoch(
         raise ModelError(f"the weights are {end}")
     val_loss, val_correct, val_count, broken = _validate(learner, schedule, batches)
     if broken:
-        share = f"{broken:.0f} of {val_count:.0f}"
-        raise ModelError(f"the validation loss of {share} pictures is {end}")
+        raise ModelError(
+            f"the validation loss of {broken:.0f} of {val_count:.0f} pictures is {end}"
+        )
     return EpochLog(
         epoch=epoch + 1,
         lr=lr,
