@@ -87,6 +87,5 @@ def commit_predictions(
     )
     write_result(store, result_file(run.folder, "model"), content)
     current = {shards.path(unit) for unit in units}
-    for path in list(store.walk(f"results/{run.folder}/predictions")):
-        if path not in current:
-            store.delete(path)
+    stored = store.walk(f"results/{run.folder}/predictions")
+    store.delete_all([path for path in stored if path not in current])

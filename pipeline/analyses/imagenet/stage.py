@@ -185,9 +185,8 @@ class ImageNetWork(Work):
         paths = [shards.path(unit) for unit in self.units(dataset)]
         accuracy = _accuracy(store, run, paths, self._listing)
         write_result(store, result_file(folder, "imagenet"), accuracy)
-        for path in list(store.walk(f"results/{folder}/imagenet")):
-            if path not in paths:
-                store.delete(path)
+        stored = store.walk(f"results/{folder}/imagenet")
+        store.delete_all([path for path in stored if path not in paths])
 
 
 class ImageNetShards(ModelWork):

@@ -136,8 +136,7 @@ class NetworkTrainer:
         self._plan, self._training, self._overwrite = plan, training, overwrite
         self.arch = training.arch
         kind = "pretrained-" if training.pretrained else ""
-        suffix = f"-{training.epochs}ep{plan.suffix()}"
-        self.name = f"{kind}{training.arch.replace('/', '_')}{suffix}"
+        self.name = f"{kind}{training.arch.replace('/', '_')}-{training.epochs}ep{plan.suffix()}"
 
     def train(self, row: str) -> str:
         """Trains on the pictures of a row, unless it did so before; resumes a training that was
@@ -326,5 +325,4 @@ def _remove_others(store: Store, name: str, current: Collection[str]) -> None:
         if run.matrix and run.matrix.name == name and run.folder not in current:
             # model.json is removed first, because it declares that the predictions exist.
             store.delete(result_file(run.folder, "model"))
-            for path in list(store.walk(f"results/{run.folder}")):
-                store.delete(path)
+            store.delete_all(list(store.walk(f"results/{run.folder}")))

@@ -171,9 +171,8 @@ class SaliencyWork(Work):
         )
         write_result(store, result_file(run.folder, "saliency"), content)
         current = {*paths, *(row.file for row in content.maps)}
-        for path in list(store.walk(f"results/{run.folder}/saliency")):
-            if path not in current:
-                store.delete(path)
+        stored = store.walk(f"results/{run.folder}/saliency")
+        store.delete_all([path for path in stored if path not in current])
 
 
 class SaliencyShards(ModelWork):
