@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
-from pipeline.display.panel import Evidence
+from pipeline.display.panel import Claim, Evidence, Panel
 from pipeline.display.table import Table
 from pipeline.evaluate.evaluation import Evaluation, Work
 from pipeline.evaluate.results import ModelRun
 from transforms.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
-    from pipeline.display.panel import Claim, Panel
     from pipeline.display.plot import Plot
 
 

@@ -14,9 +14,8 @@ import dataclasses
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import msgspec
 import pyarrow as pa
-from msgspec import UNSET
+from msgspec import UNSET, to_builtins
 
 from pipeline.dataset.config import EVALUATE_VERSION
 from pipeline.dataset.folder import Dataset, Holdout, selected_rows
@@ -151,7 +150,7 @@ class Evaluation:
             if trained
             else UNSET,
         )
-        return convert(escaped_texts(msgspec.to_builtins(run)), ModelRun)
+        return convert(escaped_texts(to_builtins(run)), ModelRun)
 
 
 _PICTURES_OF_BLOCK = 1 << 13

@@ -18,7 +18,7 @@ import contextlib
 import dataclasses
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -136,11 +136,9 @@ class _Step(beam.DoFn):
 class MakeBlocks(_Step):
     """Dataset fingerprint -> Blocks, model by model."""
 
-    def process(self, _: str) -> Iterator[Block]:
-        groups = self.work.groups(self.dataset())
-        for order in range(len(self.work.evaluation.models)):
-            for group in range(groups):
-                yield Block(order, group, groups)
+    def process(self, _: str) -> list[Block]:
+        groups, models = self.work.groups(self.dataset()), len(self.work.evaluation.models)
+        return [Block(order, group, groups) for order in range(models) for group in range(groups)]
 
 
 class FindDone(_Step):

@@ -22,6 +22,7 @@ from pipeline.analyses.attack.results import (
     read_attacks,
     write_attack_tables,
 )
+from pipeline.analyses.attack.stage import AttackWork
 from pipeline.analyses.evaluation.results import Summary
 from pipeline.analyses.parts import Found, Parts
 from pipeline.dataset.config import DatasetConfig
@@ -270,8 +271,6 @@ class AttackParts(Parts):
         size = arguments.grid if is_own else getattr(arguments, "attack", None)
         if size is None:
             return None
-        from pipeline.analyses.attack.stage import AttackWork
-
         evaluation.check_stored("an attack composes stored pixels and feeds them as they are")
         check_variants(config.compose.variants)
         foregrounds, backgrounds = size
@@ -283,8 +282,6 @@ class AttackParts(Parts):
 
     def forecast(self, work: Work, images: float, variants: Sequence[str]) -> int | None:
         """Same as `Parts.forecast`."""
-        from pipeline.analyses.attack.stage import AttackWork
-
         assert isinstance(work, AttackWork)
         most, sides = round(images), (work.plan.foregrounds, work.plan.backgrounds)
         return math.prod(most if count is None else min(count, most) for count in sides)
@@ -299,13 +296,12 @@ class AttackParts(Parts):
 
     def lines(self, dataset: Dataset, work: Work | None) -> Iterator[str]:
         """Same as `Parts.lines`."""
-        if work is None:
-            return
-        attacks, stale = read_attacks(dataset)
-        stale += read_failures(dataset.store, dataset.manifest.fingerprint, "attack")[1]
-        yield attack_table(attacks)
-        if stale:
-            yield f"not in the tables, because attacked on an earlier dataset: {', '.join(stale)}"
+        if work:
+            attacks, stale = read_attacks(dataset)
+            stale += read_failures(dataset.store, dataset.manifest.fingerprint, "attack")[1]
+            yield attack_table(attacks)
+            if names := ", ".join(stale):
+                yield f"not in the tables, because attacked on an earlier dataset: {names}"
 
 
 PARTS = AttackParts()

@@ -63,14 +63,13 @@ class ModelChange:
 def _model_causes(before: Summary, after: Summary) -> list[str]:
     """Names what differs between two evaluations of a model, apart from the dataset: `weights`,
     `evaluation` (flags, device, preprocessing), `code` (version of the stage)."""
-    causes = []
-    if before.weights_sha256 != after.weights_sha256:
-        causes.append("weights")
-    if (before.preprocessing, before.evaluation) != (after.preprocessing, after.evaluation):
-        causes.append("evaluation")
-    if before.evaluate_version != after.evaluate_version:
-        causes.append("code")
-    return causes
+    differs = {
+        "weights": before.weights_sha256 != after.weights_sha256,
+        "evaluation": (before.preprocessing, before.evaluation)
+        != (after.preprocessing, after.evaluation),
+        "code": before.evaluate_version != after.evaluate_version,
+    }
+    return [cause for cause, is_one in differs.items() if is_one]
 
 
 def compare_accuracies(

@@ -135,10 +135,9 @@ def parse_conditions(
     custom = (*custom, *(variants or ()))
     conditions = tuple(Condition.parse(text, custom) for text in texts)
     if variants is not None:
-        existing = set(variants)
         for condition in conditions:
             for variant in condition.needs():
-                if variant not in existing:
+                if variant not in variants:
                     raise UsageError(
                         f"--fail_if {condition.text!r}: the dataset has no {variant}; see "
                         "--variants"

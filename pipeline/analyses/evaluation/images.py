@@ -11,7 +11,6 @@ from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from pipeline.analyses.evaluation.patterns import PATTERNS, Pattern, VersionAnswer, patterns_of
 from pipeline.analyses.evaluation.results import Summary, rules_of
@@ -99,8 +98,7 @@ def _failures(
     wrong: dict[str, int] = {}
     for model in models:
         variants = _current(MIXED, model)
-        wanted = pc.field("label_rule") == model[1].headline
-        wanted &= pc.field("variant").isin(variants)
+        wanted = (pc.field("label_rule") == model[1].headline) & pc.field("variant").isin(variants)
         path = result_shard(model[0].folder, "predictions", split, shard)
         if not store.exists(path):
             continue
@@ -137,7 +135,7 @@ def read_predictions_of(
     shards = sorted({dataset.shard_of(split, key) for key in keys})
     paths = [result_shard(model[0].folder, "predictions", split, shard) for shard in shards]
     columns = ["label_rule", "variant", "key", "prediction", "output", "correct", "top1_score"]
-    wanted = ds.field("key").isin(list(keys)) & ds.field("variant").isin(variants)
+    wanted = pc.field("key").isin(list(keys)) & pc.field("variant").isin(variants)
     for path in paths:
         if store.exists(path):
             yield from read_table(store, path, columns=columns, filters=wanted).to_pylist()

@@ -60,8 +60,6 @@ KIND_NAMES = {
 """Name of each kind of image, in the order of `KINDS`. The first four are the paper's; its "BG
 irrelevant" is the last two together."""
 
-_BY_CLASS = ("original", "mixed_same", "mixed_rand")
-
 
 def latex_tables(
     summaries: Sequence[Summary],
@@ -83,7 +81,7 @@ def latex_tables(
     tables = {"headline": headline(summaries, first, columns)}
     tables |= {f"headline_{rule}": headline(summaries, rule, columns) for rule in others}
     tables["decomposition"] = decomposition(summaries, first)
-    for variant in _BY_CLASS:
+    for variant in ("original", "mixed_same", "mixed_rand"):
         tables[f"per_class_{variant}"] = per_class(summaries, first, variant, class_names)
     return tables
 

@@ -255,8 +255,7 @@ def apart(wanted: Sequence[float], sizes: Sequence[float], length: float) -> lis
         for i in block:
             starts.append(wanted[i] - sizes[i] / 2 - before)
             before += sizes[i]
-        best = sum(starts) / len(starts)
-        return max(min(best, length - total), min(0.0, length - total))
+        return max(min(sum(starts) / len(starts), length - total), min(0.0, length - total))
 
     # Neighbours that touch form a block, which is placed where its labels want to be on average.
     blocks: list[list[int]] = []

@@ -155,9 +155,8 @@ class ImageNetParts(Parts):
     def lines(self, dataset: Dataset, work: Work | None) -> Iterator[str]:
         """Same as `Parts.lines`."""
         if work:
-            summaries, _ = read_summaries(dataset)
             fingerprint, entries = dataset.manifest.fingerprint, work.evaluation.entries
-            yield describe_imagenet(dataset.store, fingerprint, summaries, entries)
+            yield describe_imagenet(dataset.store, fingerprint, read_summaries(dataset)[0], entries)
 
 
 PARTS = ImageNetParts()
@@ -184,8 +183,7 @@ class TrendParts(Parts):
             return
         if not dataset.is_imagenet9:
             # Other classes than ImageNet-9's have no relation to accuracy on ImageNet.
-            for path in (TREND_FILE, "results/trend.csv"):
-                store.delete(path)
+            store.delete_all([TREND_FILE, "results/trend.csv"])
             return
         summaries, _ = read_summaries(dataset)
         measured = read_contributions(dataset, summaries)

@@ -19,9 +19,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from typing import Annotated, ClassVar
 
-import msgspec
 import pyarrow as pa
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from pipeline.analyses.evaluation.comparisons import BG_GAP, ModelsOnSameImages
 from pipeline.analyses.evaluation.results import Summary, rules_of
@@ -223,7 +222,7 @@ TREND_VARIANTS = ("only_bg_t", "mixed_next", "mixed_rand", "mixed_same", "no_fg"
 """Variants of the paper's figure, in the figure's order."""
 
 
-class TrendPoint(msgspec.Struct, frozen=True, kw_only=True):
+class TrendPoint(Struct, frozen=True, kw_only=True):
     """A row of trend.csv: a model's accuracy on a variant, or its BG-Gap if `variant` is `bg_gap`.
     Accuracies on ImageNet are empty if unknown."""
 
@@ -256,7 +255,7 @@ class TrendPoint(msgspec.Struct, frozen=True, kw_only=True):
         return Top1(value, n, source, size)
 
 
-class TrendLine(msgspec.Struct, frozen=True, kw_only=True):
+class TrendLine(Struct, frozen=True, kw_only=True):
     """The best-fit line of a variant; see `transforms.trend.Line`."""
 
     variant: str
@@ -267,7 +266,7 @@ class TrendLine(msgspec.Struct, frozen=True, kw_only=True):
     models: int
 
 
-class Trend(msgspec.Struct, frozen=True, kw_only=True):
+class Trend(Struct, frozen=True, kw_only=True):
     """trend.json.
 
     Attributes:

@@ -16,11 +16,10 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Annotated, NamedTuple
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 from numpy.typing import NDArray
 
 from pipeline.analyses.evaluation.results import Evaluated, MatrixRow
@@ -42,7 +41,7 @@ from transforms.two_way import Roles
 MATRICES = "results/matrix.json"
 
 
-class CellRow(msgspec.Struct, frozen=True, kw_only=True):
+class CellRow(Struct, frozen=True, kw_only=True):
     """A cell of a matrix: the row's model on the pictures of the column. `accuracy` has an interval
     as in summary.csv.
 
@@ -86,7 +85,7 @@ class CellRow(msgspec.Struct, frozen=True, kw_only=True):
         return (low is not UNSET and low > 0) or (high is not UNSET and high < 0)
 
 
-class Difference(msgspec.Struct, frozen=True, kw_only=True):
+class Difference(Struct, frozen=True, kw_only=True):
     """A difference of two cells on the same n images (-1 to 1), with its two-way 95 % interval."""
 
     difference: float
@@ -114,7 +113,7 @@ class Gain(Difference, frozen=True, kw_only=True):
     test_variant: str
 
 
-class Matrix(msgspec.Struct, frozen=True, kw_only=True):
+class Matrix(Struct, frozen=True, kw_only=True):
     """The matrix of one network: all rows on all columns.
 
     Attributes:
@@ -157,7 +156,7 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True):
         return cells
 
 
-class MatrixLine(msgspec.Struct, frozen=True, kw_only=True):
+class MatrixLine(Struct, frozen=True, kw_only=True):
     """A row of matrix.csv: a cell of a matrix."""
 
     train_variant: Annotated[str, Meta(description="variant that the model was trained on")]
