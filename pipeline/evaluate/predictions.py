@@ -241,13 +241,12 @@ def split_fingerprint(dataset: Dataset, split: str, variants: tuple[str, ...]) -
     """Returns a fingerprint of everything in a dataset that results on a split depend on: the files
     of the variants, the classes, and the groups of images. While it stays the same, results stay
     valid, even if other parts of the dataset change."""
-    images = EvalImages.read(dataset, split)
     files = [
         file.sha256
         for shard in dataset.shards(split)
         for file in dataset.shard_files(split, shard, variants)
     ]
-    return fingerprint(files, images.units, *dataset.custom_taxonomy)
+    return fingerprint(files, EvalImages.read(dataset, split).units, *dataset.custom_taxonomy)
 
 
 _R = TypeVar("_R", bound=PicturesResult)

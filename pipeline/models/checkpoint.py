@@ -121,7 +121,6 @@ def save_checkpoint(
             f"the keys of {len(trained.keys)} training images take {len(joined)} bytes, and a "
             f"checkpoint holds at most {_MAX_KEYS}; train on fewer images"
         )
-    keys = base64.b64encode(zlib.compress(joined, 9)).decode()
     # safetensors refuses tensors that share memory, so each is copied.
     tensors = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -133,7 +132,7 @@ def save_checkpoint(
         **dataclasses.asdict(trained),
         "images": len(trained.keys),
         "keys_sha256": trained.keys_digest,
-        _KEYS: keys,
+        _KEYS: base64.b64encode(zlib.compress(joined, 9)).decode(),
     }
     del note["keys"]
     # A single JSON text, because safetensors does not keep the order of metadata entries.

@@ -99,7 +99,7 @@ def _package(name: str) -> str:
     return distribution(name).replace("-", "_")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TimmNames(Source):
     """`NAME`, `NAME.TAG` and `ARCH=FILE`: `resnet50`, `resnet50.a1_in1k`, `resnet50=FILE`.
 
@@ -155,10 +155,9 @@ class TimmNames(Source):
             outputs = _head_size(architecture, shapes, path)
             make = functools.partial(timm.create_model, architecture, num_classes=outputs)
             module = module_with(spec, make, state)
-            file = os.path.basename(path)
             trained = read_metadata(path) if path.endswith(SUFFIX) else None
             preprocessing = trained.preprocessing if trained else None
-            return timm_model(spec, module, file, taxonomy, preprocessing)
+            return timm_model(spec, module, os.path.basename(path), taxonomy, preprocessing)
         config = get_pretrained_cfg(spec)
         try:
             if config and config.url and not config.hf_hub_id:
