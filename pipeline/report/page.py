@@ -344,7 +344,6 @@ def render(
     is_imagenet9 = evidence.dataset.is_imagenet9
     checked = () if evidence.dataset.manifest.config.segment.is_whole else check_claims(evidence)
     judged = [one for one in checked if one.findings]
-    inlined = _by_panel(plots, [model.name for model, _ in evidence.answered[:DETAILED]])
     contents = {
         panel.id: content for panel in PANELS if (content := panel.make(evidence, with_pictures))
     }
@@ -370,7 +369,7 @@ def render(
         verdicts=[(v, sum(c.verdict is v for c in judged)) for v in Verdict],
         panels=contents,
         templates={panel.id: panel.template for panel in PANELS},
-        plots=inlined,
+        plots=_by_panel(plots, [model.name for model, _ in evidence.answered[:DETAILED]]),
         compared=COMPARED,
         detailed=DETAILED,
         provenance=make_provenance(evidence, figures),
@@ -396,10 +395,9 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         finalize=_visible,
     )
-    environment.filters["percent"] = percent
-    environment.filters["name"] = name
-    environment.filters["slope"] = rounded
-    environment.filters["number"] = lambda value: f"{value:,}"
+    environment.filters.update(
+        percent=percent, name=name, slope=rounded, number=lambda value: f"{value:,}"
+    )
     environment.globals["times"] = TIMES
     return environment
 

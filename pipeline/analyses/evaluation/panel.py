@@ -137,9 +137,8 @@ def _row(
         published = tuple(
             (source, values[variant]) for source, values in known if variant in values
         )
-        is_missing = summary is not None and variant in summary.missing
         value, low, high = (row and row.estimate) or (None, None, None)
-        note = "missing" if is_missing else _draws(row)
+        note = "missing" if summary is not None and variant in summary.missing else _draws(row)
         cells[variant] = HeadlineCell(value, low, high, note, published)
     gap = summary.gap(rule) if summary else None
     published = tuple((source, values[GAP]) for source, values in known if GAP in values)

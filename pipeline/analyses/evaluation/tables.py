@@ -78,12 +78,15 @@ def latex_tables(
       `per_class_<variant>` under the first label rule, and `headline_<rule>` under each other rule.
     """
     first, *others = rules_of(summaries)
-    tables = {"headline": headline(summaries, first, columns)}
-    tables |= {f"headline_{rule}": headline(summaries, rule, columns) for rule in others}
-    tables["decomposition"] = decomposition(summaries, first)
-    for variant in ("original", "mixed_same", "mixed_rand"):
-        tables[f"per_class_{variant}"] = per_class(summaries, first, variant, class_names)
-    return tables
+    return {
+        "headline": headline(summaries, first, columns),
+        **{f"headline_{rule}": headline(summaries, rule, columns) for rule in others},
+        "decomposition": decomposition(summaries, first),
+        **{
+            f"per_class_{variant}": per_class(summaries, first, variant, class_names)
+            for variant in ("original", "mixed_same", "mixed_rand")
+        },
+    }
 
 
 def headline(summaries: Sequence[Summary], rule: str, columns: Sequence[str]) -> str:

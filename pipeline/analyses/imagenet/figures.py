@@ -109,9 +109,8 @@ def trend_figure(trend: Trend) -> Drawn:
         if limits[1] - limits[0] < 0.05:
             gap.xaxis.set_major_locator(MultipleLocator(0.01))
         main.tick_params(axis="x", length=0, labelbottom=False)
-        gap.set_xlabel(f"top-1 accuracy on ImageNet, %\n{_source(points)}")
         main.set_ylabel("accuracy, %")
-        gap.set_ylabel("BG-Gap, points")
+        gap.set(xlabel=f"top-1 accuracy on ImageNet, %\n{_source(points)}", ylabel="BG-Gap, points")
         figure.align_ylabels((main, gap))
         ends = []
         for number, variant in enumerate(_VARIANTS):
