@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import pkgutil
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
-from pipeline.display.panel import Evidence
+from pipeline.display.panel import Claim, Evidence, Panel
 from pipeline.display.table import Table
 from pipeline.evaluate.evaluation import Evaluation, Work
 from pipeline.evaluate.results import ModelRun
 from transforms.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
-    from pipeline.display.panel import Claim, Panel
     from pipeline.display.plot import Plot
 
 
@@ -178,5 +178,9 @@ class Parts:
         return None
 
     def plots(self, evidence: Evidence) -> Iterator[Plot]:
-        """Makes the figures for which there are results."""
-        yield from ()
+        """Makes the figures for which there are results, by `make_plots` of the analysis's module
+        `figures`, if it names any figures."""
+        if self.figures:
+            # Imported here, because Matplotlib is slow to import.
+            package = type(self).__module__.rpartition(".")[0]
+            yield from pkgutil.resolve_name(f"{package}.figures:make_plots")(evidence)

@@ -79,7 +79,7 @@ def run_matrix(arguments: argparse.Namespace) -> int:
     matrices, num_tested = make_matrices(plan, _trainers(plan, names, arguments))
     for matrix in matrices:
         print(matrix_table(matrix))
-        if chance := describe_chance(matrix.rows):
+        if chance := describe_chance(row.chance for row in matrix.rows if row.n):
             print(chance)
         if gaps := describe_gaps(matrix):
             print(gaps)

@@ -75,11 +75,11 @@ def find_samples(
     }
 
 
+@dataclasses.dataclass
 class Budget:
     """The number of bytes for which a part of the page still has room."""
 
-    def __init__(self, size: int) -> None:
-        self.left = size
+    left: int
 
     def takes(self, *uris: str) -> bool:
         """Returns whether these pictures still fit; if so, counts them."""
@@ -400,8 +400,7 @@ class Claim:
         """Yields a finding for each measurement."""
         for one in self.measure(results):
             verdict = self.criterion(*one.estimate[1:], one.chance or 0.0)
-            is_settled = not one.may_rise or verdict is Verdict.HOLDS
-            shown = verdict if is_settled else Verdict.SMALL
+            shown = verdict if not one.may_rise or verdict is Verdict.HOLDS else Verdict.SMALL
             yield Finding(one.subject, *one.estimate, shown, one.chance)
 
 

@@ -167,9 +167,7 @@ def rows_figure(
             )
         axes.set_yticks(range(len(rows)), rows)
         axes.tick_params(axis="y", length=0)
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_xlim(-0.02, 1.02)
-        axes.set_xlabel(x_label)
+        axes.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.4, -0.6), xlabel=x_label)
         axes.spines["left"].set_visible(False)
         for row, count in enumerate(counts):
             beside = axes.get_yaxis_transform()
@@ -228,9 +226,7 @@ def lines_figure(
                     linewidth=0,
                 )
         axes.set_xticks(positions, labels)
-        axes.set_ylim(-0.02, 1.02)
-        axes.set_xlabel(x_label)
-        axes.set_ylabel("accuracy, %")
+        axes.set(ylim=(-0.02, 1.02), xlabel=x_label, ylabel="accuracy, %")
         legend_below(figure, axes, 1 if len(series) < 3 else 2)
         return drawn(figure)
 
@@ -336,8 +332,7 @@ def heat_map(
         if marked:
             corner = (marked[1] - 0.48, marked[0] - 0.46)
             axes.add_patch(Rectangle(corner, *_CELL, fill=False, edgecolor=INK, linewidth=1.8))
-        axes.set_xlim(-0.5, len(columns) - 0.5)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
         axes.set_yticks(range(len(rows)), rows)
         axes.set_xticks(
             range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor"

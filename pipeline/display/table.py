@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol, get_args, get_type_hints
+from typing import NamedTuple, get_args, get_type_hints
 
 import msgspec
 
@@ -40,19 +40,10 @@ def aligned(table: Sequence[Sequence[str]]) -> str:
     )
 
 
-class _Tested(Protocol):
-    @property
-    def n(self) -> int: ...
-    @property
-    def chance(self) -> float | None: ...
-
-
-def describe_chance(rows: Iterable[_Tested]) -> str:
-    """Says what a constant answer would score on the pictures tested; "" if no pictures were
-    tested."""
-    levels = sorted(
-        {f"{100 * row.chance:.1f}" for row in rows if row.n and row.chance is not None}, key=float
-    )
+def describe_chance(chances: Iterable[float | None]) -> str:
+    """Says what a constant answer would score on the pictures tested, from its accuracy on each set
+    of pictures; "" if no pictures were tested."""
+    levels = sorted({f"{100 * chance:.1f}" for chance in chances if chance is not None}, key=float)
     if not levels:
         return ""
     span = levels[0] if len(levels) == 1 else f"{levels[0]} to {levels[-1]}"
@@ -156,11 +147,10 @@ class Table:
     @property
     def meanings(self) -> Mapping[str, str]:
         """Meanings of columns that the types give, by column."""
-        hints = [get_type_hints(part, include_extras=True) for part in self.parts]
         return {
             name: extra.description
-            for of_part in hints
-            for name, hint in of_part.items()
+            for part in self.parts
+            for name, hint in get_type_hints(part, include_extras=True).items()
             for extra in get_args(hint)
             if isinstance(extra, msgspec.Meta) and extra.description
         }
@@ -252,17 +242,12 @@ def tabular(
         lines += [_row([*map(_head, ["Model", *heads[block]])], width), r"\midrule"]
         for number, (name, row) in enumerate(shown):
             lines += [r"\addlinespace"] if number else []
-            lines += _of_model(name, row[block], width)
+            rest = rf"\scriptsize {escape(shorten(name.rest, _REST))}" if name.rest else ""
+            lines += [
+                _row([escape(shorten(name.first, _NAME)), *map(_number, row[block])], width),
+                _row([rest, *map(_interval, row[block])], width),
+            ]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def _of_model(name: ShortName, row: Sequence[Cell | None], width: int) -> list[str]:
-    """Formats the two lines of a model: estimates, and intervals beneath."""
-    rest = rf"\scriptsize {escape(shorten(name.rest, _REST))}" if name.rest else ""
-    return [
-        _row([escape(shorten(name.first, _NAME)), *map(_number, row)], width),
-        _row([rest, *map(_interval, row)], width),
-    ]
 
 
 def _head(name: str) -> str:

@@ -14,9 +14,8 @@ import dataclasses
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import msgspec
 import pyarrow as pa
-from msgspec import UNSET
+from msgspec import UNSET, to_builtins
 
 from pipeline.dataset.config import EVALUATE_VERSION
 from pipeline.dataset.folder import Dataset, Holdout, selected_rows
@@ -151,7 +150,7 @@ class Evaluation:
             if trained
             else UNSET,
         )
-        return convert(escaped_texts(msgspec.to_builtins(run)), ModelRun)
+        return convert(escaped_texts(to_builtins(run)), ModelRun)
 
 
 _PICTURES_OF_BLOCK = 1 << 13
@@ -177,15 +176,15 @@ class UnitOutput(NamedTuple):
     is_complete: bool = True
 
 
+@dataclasses.dataclass(eq=False)
 class ModelWork(abc.ABC):
     """The work of a stage on one model, which makes a file for each unit.
 
-    Args:
+    Attributes:
       store: the dataset folder.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    store: Store
 
     @abc.abstractmethod
     def path(self, unit: int) -> str:
@@ -223,14 +222,13 @@ class ModelWork(abc.ABC):
         """
 
 
+@dataclasses.dataclass(eq=False)
 class Work(abc.ABC):
     """A stage that runs models.
 
-    Args:
+    Attributes:
       evaluation: the models, and their settings.
       taxonomy: the classes that the heads of models must fit.
-
-    Attributes:
       stage: name of the stage, under which time, progress and failures are recorded.
       unit_name: name that counters use for the stage's units.
       pictures_name: name that counters use for pictures shown to models.
@@ -242,9 +240,8 @@ class Work(abc.ABC):
     pictures_name: ClassVar[str]
     refuses_overlap: ClassVar[bool]
 
-    def __init__(self, evaluation: Evaluation, taxonomy: Taxonomy) -> None:
-        self.evaluation = evaluation
-        self.taxonomy = taxonomy
+    evaluation: Evaluation
+    taxonomy: Taxonomy
 
     @abc.abstractmethod
     def units(self, dataset: Dataset) -> Sequence[int]:

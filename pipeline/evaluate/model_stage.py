@@ -18,7 +18,7 @@ import contextlib
 import dataclasses
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -86,17 +86,17 @@ class ModelSummary:
 _Result = BlockDone | FailedModel
 
 
+@dataclasses.dataclass(eq=False)
 class _Step(beam.DoFn):
     """A step of the stage. It opens the dataset again in every bundle, because the dataset may have
     changed since the last one.
 
-    Args:
+    Attributes:
       work: the stage.
     """
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
-        self._dataset: Dataset | None = None
+    work: Work
+    _dataset: Dataset | None = None
 
     def start_bundle(self) -> None:
         self._dataset = None
@@ -136,11 +136,9 @@ class _Step(beam.DoFn):
 class MakeBlocks(_Step):
     """Dataset fingerprint -> Blocks, model by model."""
 
-    def process(self, _: str) -> Iterator[Block]:
-        groups = self.work.groups(self.dataset())
-        for order in range(len(self.work.evaluation.models)):
-            for group in range(groups):
-                yield Block(order, group, groups)
+    def process(self, _: str) -> list[Block]:
+        groups, models = self.work.groups(self.dataset()), len(self.work.evaluation.models)
+        return [Block(order, group, groups) for order in range(models) for group in range(groups)]
 
 
 class FindDone(_Step):
@@ -292,8 +290,7 @@ def _count_when_written(pending: tuple[Future[FileDigest], bool] | None) -> None
     will replace it. Raises the error if writing failed."""
     if pending is not None:
         writing, is_complete = pending
-        digest = writing.result()
-        count_written([digest] if is_complete else [])
+        count_written([writing.result()] if is_complete else [])
 
 
 class SummarizeModel(_Step):

@@ -245,13 +245,12 @@ class _ShardInProgress:
                 # A killed run may have left only the first batches of a variant.
                 keys = keys.difference(self.kept[variant]["key"].to_pylist())
             if keys:
-                is_all = keys == self.tested and not settings.holdout
                 yield ShardPictures(
                     self.dataset,
                     settings.split,
                     self.number,
                     variant,
-                    None if is_all else keys,
+                    None if keys == self.tested and not settings.holdout else keys,
                 )
 
     def add(self, variant: str, rows: pa.Table, logits: NDArray[np.float32]) -> None:
@@ -305,14 +304,13 @@ class _ShardInProgress:
         for variant, new in self.tables.items():
             tables += [self.kept[variant]] if variant in self.kept else []
             tables += new
-        table = pa.concat_tables([t.replace_schema_metadata() for t in tables])
         columns = [
             # Dictionaries are encoded again, because they still hold values of rows that were
             # dropped.
             column.cast(pa.string()).combine_chunks().dictionary_encode()
             if pa.types.is_dictionary(column.type)
             else column.combine_chunks()
-            for column in table.columns
+            for column in pa.concat_tables([t.replace_schema_metadata() for t in tables]).columns
         ]
         return pa.Table.from_arrays(columns, schema=PREDICTION_SCHEMA)
 

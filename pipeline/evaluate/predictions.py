@@ -199,14 +199,13 @@ class EvalImages:
           split: name of the split.
           holdout: share of the images to test on (0 to 1), 0 to test on all images.
         """
-        shards = dataset.shards(split)
         tables = [
             _read_columns(
                 dataset.store,
                 dataset.index_path(split, shard),
                 ["key", "label", "fg_fraction", "selected", "group"],
             )
-            for shard in shards
+            for shard in dataset.shards(split)
         ]
         # The metadata of each shard differ, and tables with different metadata do not concatenate.
         table = pa.concat_tables([table.replace_schema_metadata() for table in tables])
@@ -242,13 +241,12 @@ def split_fingerprint(dataset: Dataset, split: str, variants: tuple[str, ...]) -
     """Returns a fingerprint of everything in a dataset that results on a split depend on: the files
     of the variants, the classes, and the groups of images. While it stays the same, results stay
     valid, even if other parts of the dataset change."""
-    images = EvalImages.read(dataset, split)
     files = [
         file.sha256
         for shard in dataset.shards(split)
         for file in dataset.shard_files(split, shard, variants)
     ]
-    return fingerprint(files, images.units, *dataset.custom_taxonomy)
+    return fingerprint(files, EvalImages.read(dataset, split).units, *dataset.custom_taxonomy)
 
 
 _R = TypeVar("_R", bound=PicturesResult)
@@ -273,8 +271,7 @@ def read_current_results(
     current, stale = [], []
     for result in read_results(dataset.store, name, kind):
         split = result.evaluation.split
-        is_known_split = split in dataset.manifest.shards
-        if is_known_split and result.of == expected(split, variants_of(result)):
+        if split in dataset.manifest.shards and result.of == expected(split, variants_of(result)):
             current.append(result)
         else:
             stale.append(result.model)
@@ -380,8 +377,7 @@ def _read_current(dataset: Dataset, run: ModelRun, shard: int) -> pa.Table:
     expected = np.asarray(
         [of_codes.get(fingerprints.get(variant, ""), -1) for variant in variant_codes], np.int32
     )
-    is_current = of == expected[variants] if len(table) else np.zeros(0, np.bool_)
-    return table.filter(pa.array(is_current))
+    return table.filter(pa.array(of == expected[variants] if len(table) else np.zeros(0, np.bool_)))
 
 
 def predictions_in_table(

@@ -23,9 +23,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-import msgspec
 import pyarrow as pa
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, to_builtins
 
 from pipeline.errors import JobError, escaped, escaped_line, escaped_texts
 from pipeline.models.preprocessing import Preprocessing
@@ -34,13 +33,13 @@ from pipeline.storage.state_files import Name, convert, json_bytes, parse_json, 
 from pipeline.storage.store import Store
 from transforms.hashing import text_bytes
 
-_S = TypeVar("_S", bound=msgspec.Struct)
+_S = TypeVar("_S", bound=Struct)
 
-Label = Annotated[int, msgspec.Meta(ge=-1, lt=2**15)]
+Label = Annotated[int, Meta(ge=-1, lt=2**15)]
 """Label of a class, -1 outside the taxonomy."""
 
 
-class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
+class RunSettings(Struct, frozen=True, kw_only=True):
     """The settings that tell two runs of a model apart. The name of its folder depends on them.
 
     Attributes:
@@ -53,7 +52,7 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     split: Name
     eval_input: Literal["stored", "native"]
     precision: Literal["fp32", "tf32", "bf16"]
-    holdout: Annotated[float, msgspec.Meta(ge=0, lt=1)]
+    holdout: Annotated[float, Meta(ge=0, lt=1)]
 
     @property
     def names(self) -> list[str]:
@@ -84,7 +83,7 @@ class EvaluationSettings(RunSettings, frozen=True, kw_only=True):
         return [*super().names, *([self.dataset[:12]] if self.dataset else [])]
 
 
-class Trained(msgspec.Struct, frozen=True, kw_only=True):
+class Trained(Struct, frozen=True, kw_only=True):
     """What a checkpoint says of its training; see `pipeline.models.checkpoint.TrainedOn`.
 
     Attributes:
@@ -106,7 +105,7 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True):
     penalty: float | UnsetType = UNSET
 
 
-class Named(msgspec.Struct, frozen=True, kw_only=True):
+class Named(Struct, frozen=True, kw_only=True):
     """A result of a model.
 
     Attributes:
@@ -315,7 +314,7 @@ def _parse_result(data: bytes, path: str, kind: type[_R]) -> _R:
 
 def write_result(store: Store, path: str, content: Any) -> bool:
     """Writes the JSON file of a result, its text escaped; returns whether it has changed."""
-    return store.update(path, json_bytes(escaped_texts(msgspec.to_builtins(content))))
+    return store.update(path, json_bytes(escaped_texts(to_builtins(content))))
 
 
 def read_results(store: Store, name: str, kind: type[_N], model: str | None = None) -> list[_N]:

@@ -121,7 +121,6 @@ def save_checkpoint(
             f"the keys of {len(trained.keys)} training images take {len(joined)} bytes, and a "
             f"checkpoint holds at most {_MAX_KEYS}; train on fewer images"
         )
-    keys = base64.b64encode(zlib.compress(joined, 9)).decode()
     # safetensors refuses tensors that share memory, so each is copied.
     tensors = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -133,7 +132,7 @@ def save_checkpoint(
         **dataclasses.asdict(trained),
         "images": len(trained.keys),
         "keys_sha256": trained.keys_digest,
-        _KEYS: keys,
+        _KEYS: base64.b64encode(zlib.compress(joined, 9)).decode(),
     }
     del note["keys"]
     # A single JSON text, because safetensors does not keep the order of metadata entries.
@@ -164,8 +163,7 @@ def read_metadata(path: str) -> TrainedOn | None:
             raise JobError(
                 f"{path} is {file_format!r} of version {version}, which is not supported"
             )
-        packed = base64.b64decode(note.pop(_KEYS))
-        unpacked = zlib.decompressobj().decompress(packed, _MAX_KEYS + 1)
+        unpacked = zlib.decompressobj().decompress(base64.b64decode(note.pop(_KEYS)), _MAX_KEYS + 1)
         if len(unpacked) > _MAX_KEYS:
             raise JobError(f"{path}: the keys of its training images exceed {_MAX_KEYS} bytes")
         keys = unpacked.decode("utf-8", "surrogatepass")
@@ -198,11 +196,8 @@ def metadata_of_entry(entry: str) -> TrainedOn | None:
     """Reads the training metadata of an `ARCH=FILE` entry of `--models`; None for other entries, or
     if the file is missing or has no metadata. Raises the errors of `read_metadata`."""
     architecture, equals, path = entry.partition("=")
-    if not equals or ":" in architecture or not path.endswith(SUFFIX):
-        return None
-    if files_of(path).info(path) is None:
-        return None
-    return read_metadata(path)
+    is_checkpoint = equals and ":" not in architecture and path.endswith(SUFFIX)
+    return read_metadata(path) if is_checkpoint and files_of(path).info(path) else None
 
 
 def refuse_compressed(path: str) -> None:

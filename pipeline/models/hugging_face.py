@@ -109,11 +109,6 @@ class HuggingFace(Source):
             )
         skipped = _check_classes(spec, model.config.id2label, taxonomy)
         settings, flipped = _measure_processor(spec, processor)
-        recipe = {
-            "config": load_json(model.config.to_json_string(use_diff=False)),
-            "skipped": skipped,
-            "flipped": flipped,
-        }
         commit = getattr(model.config, "_commit_hash", None)
         return measured_model(
             settings,
@@ -123,7 +118,11 @@ class HuggingFace(Source):
             architecture=type(model).__name__,
             weights=f"{identifier}@{commit}" if commit else identifier,
             module=_Logits(model, skipped, flipped),
-            recipe=recipe,
+            recipe={
+                "config": load_json(model.config.to_json_string(use_diff=False)),
+                "skipped": skipped,
+                "flipped": flipped,
+            },
         )
 
     def origin(self, spec: str, model: LoadedModel) -> Origin | None:
@@ -187,8 +186,7 @@ def _check_classes(spec: str, id2label: Mapping[int, str], taxonomy: Taxonomy) -
 def _skipped(labels: Sequence[str]) -> int:
     """Counts the outputs before the first class: 1 if an ImageNet model begins with an output for
     the background, else 0."""
-    num_classes = len(imagenet9().wnids)
-    return int(len(labels) == num_classes + 1 and labels[0].lower() == "background")
+    return int(len(labels) == len(imagenet9().wnids) + 1 and labels[0].lower() == "background")
 
 
 def _measure_processor(spec: str, processor: Any) -> tuple[dict[str, Any], bool]:

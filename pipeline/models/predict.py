@@ -23,7 +23,7 @@ from timm.data import create_transform
 from torch.nn import functional
 
 from pipeline.errors import JobError, ModelError, text_of
-from pipeline.models.loader import Batch, Loader, P, PixelCache
+from pipeline.models.loader import Batch, Loader, P, PixelCache, Pixels
 from pipeline.models.preprocessing import PredictConfig, Preprocessing
 from pipeline.models.source import LoadedModel
 from transforms.codec import decode_image, decode_into
@@ -33,8 +33,6 @@ _DECODED_AHEAD = {"cpu": 0, "cuda": 3}
 _IN_FLIGHT = {"cpu": 0, "cuda": 1}
 """Number of batches that are launched before the outputs of an earlier batch are fetched."""
 _NO_CACHE = PixelCache(0)
-
-Pixels = NDArray[np.uint8]
 
 
 class ReusedMemory:
@@ -131,8 +129,7 @@ class Predictor:
     ) -> None:
         self.config = config = config.on_this_machine()
         self.device = device_of(config.device, group)
-        is_gpu = self.device.type == "cuda"
-        self._copies = torch.cuda.Stream(self.device) if is_gpu else None  # type: ignore[no-untyped-call]
+        self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._cache = cache
         self._preprocessing = model.preprocessing
         self._num_outputs = model.num_outputs
@@ -240,8 +237,7 @@ class Predictor:
         if self._copies is None:
             copied = torch.from_numpy(pixels)
             if torch.is_inference_mode_enabled():
-                floats = self._floats.tensor(copied.shape).copy_(copied)
-                return floats.permute(0, 3, 1, 2).div_(255)
+                return self._floats.tensor(copied.shape).copy_(copied).permute(0, 3, 1, 2).div_(255)
         else:
             compute = torch.cuda.current_stream(self.device)
             with torch.cuda.stream(self._copies):

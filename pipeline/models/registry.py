@@ -42,13 +42,12 @@ def store_model(folder: WeightsFolder, model: LoadedModel) -> bool:
     """
     state, store = model.module.state_dict(), folder.store
     stored = StoredModel(**vars(model.identity), sha256=state_hash(state), recipe=model.recipe)
-    changed = False
-    if not _is_intact(folder, stored):
+    changed = not _is_intact(folder, stored)
+    if changed:
         # safetensors refuses tensors that share memory, so each is copied.
         layout = torch.contiguous_format
         tensors = {key: value.clone(memory_format=layout) for key, value in state.items()}
         store.write(stored.file, save(tensors))
-        changed = True
     changed |= folder.note(stored)
     store.remove_temporary()
     store.prune(WORK_FOLDER)
@@ -90,12 +89,11 @@ def load_stored(source: Source, folder: WeightsFolder, stored: StoredModel) -> L
             f"tensors have sha256 {digest}, but the index says {stored.sha256}; fetch them again"
         )
     make = functools.partial(source.build, stored.name, stored.recipe)
-    module = module_with(stored.name, make, state)
     return loaded_model(
         name=stored.name,
         architecture=stored.architecture,
         weights=stored.weights,
-        module=module,
+        module=module_with(stored.name, make, state),
         preprocessing=stored.preprocessing,
         num_outputs=stored.num_outputs,
         recipe=stored.recipe,
@@ -213,8 +211,7 @@ def load_model(
             stored = folder.find(full_name(spec))
             if stored is not None:
                 return load_stored(source, folder, stored)
-        needs_hub = source.needs_hub(spec)
-        with offline_without_answer() if needs_hub else contextlib.nullcontext():
+        with offline_without_answer() if source.needs_hub(spec) else contextlib.nullcontext():
             return source.load(spec, taxonomy or imagenet9())
     except (UsageError, JobError):
         raise

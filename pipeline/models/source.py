@@ -170,7 +170,8 @@ def module_with(
     Raises:
       JobError: the weights do not fit the module.
     """
-    try:
+    # Constructors that compute with tensors fail in many ways.
+    with contextlib.suppress(Exception):
         with torch.device("meta"):
             module = make()
         dtypes = {key: value.dtype for key, value in module.state_dict().items()}
@@ -180,8 +181,6 @@ def module_with(
         module.load_state_dict(fitting, assign=True)
         if not _is_on_meta(module):
             return module
-    except Exception:  # Constructors that compute with tensors fail in many ways.
-        pass
     module = make()
     try:
         module.load_state_dict(state)

@@ -249,8 +249,7 @@ class KnownModels:
         known = read_json(self.store, self._path(entry), _RememberedModel)
         if known is None or known.entry != entry:
             return None
-        is_same = known.stamp == self._stamp(known.origin, known.identity)
-        return known.identity if is_same else None
+        return known.identity if known.stamp == self._stamp(known.origin, known.identity) else None
 
     def remember(self, entry: str, identity: ModelIdentity, origin: Origin | None) -> None:
         """Stores the identity of an entry.
@@ -261,10 +260,9 @@ class KnownModels:
           origin: origin of its weights; if it is None, nothing is stored.
         """
         stamp = self._stamp(origin, identity) if origin else None
-        if origin is None or stamp is None:
-            return
-        known = _RememberedModel(entry, stamp, origin, identity)
-        self.store.update(self._path(entry), json_bytes(dataclasses.asdict(known)))
+        if origin is not None and stamp is not None:
+            known = _RememberedModel(entry, stamp, origin, identity)
+            self.store.update(self._path(entry), json_bytes(dataclasses.asdict(known)))
 
     def _path(self, entry: str) -> str:
         return f"{WORK_FOLDER}/models/{fingerprint(entry)}.json"
@@ -285,6 +283,4 @@ class KnownModels:
             return None
         folder = WeightsFolder.from_path(self.weights)
         stored = folder.find(name)
-        if stored is None:
-            return None
-        return Origin("file", folder.store.path(stored.file)).stamp()
+        return Origin("file", folder.store.path(stored.file)).stamp() if stored else None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import collections
 import dataclasses
 import functools
 import hashlib
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from urllib.parse import quote
 from xml.etree import ElementTree
@@ -160,8 +159,7 @@ def _check(claim: Claim, evidence: Evidence) -> CheckedClaim:
         counts = Counter(finding.verdict for finding in findings)
         first, *others = (f"{each} for {counts[each]}" for each in Verdict if counts[each])
         words = ", ".join((f"{first} of {len(findings)} {claim.of}", *others))
-    evaluated = [model.model for model, _ in evidence.answered]
-    command = with_models(claim.command, evaluated)
+    command = with_models(claim.command, [model.model for model, _ in evidence.answered])
     return CheckedClaim(claim, verdict, words, findings, command)
 
 
@@ -196,19 +194,6 @@ class NotRun:
     command: str
     needs: str
     claims: int
-
-
-def shown_sections(
-    filled: Collection[str], not_run: Sequence[NotRun]
-) -> tuple[tuple[str, str], ...]:
-    """Returns (id, title) of each section on the page.
-
-    Args:
-      filled: ids of the sections with content.
-      not_run: the commands that would add to the page, from `find_not_run`.
-    """
-    always = ("run", "files", *(["not_run"] if not_run else []))
-    return tuple((id, title) for id, title in _TITLES.items() if id in (*filled, *always))
 
 
 def find_not_run(
@@ -357,15 +342,14 @@ def render(
     environment = _environment()
     script = environment.get_template("report/report.js").render()
     is_imagenet9 = evidence.dataset.is_imagenet9
-    is_whole = evidence.dataset.manifest.config.segment.is_whole
-    checked = () if is_whole else check_claims(evidence)
+    checked = () if evidence.dataset.manifest.config.segment.is_whole else check_claims(evidence)
     judged = [one for one in checked if one.findings]
-    inlined = _by_panel(plots, [model.name for model, _ in evidence.answered[:DETAILED]])
     contents = {
         panel.id: content for panel in PANELS if (content := panel.make(evidence, with_pictures))
     }
     filled = {*contents, *(["claims"] if judged else [])}
     not_run = find_not_run(evidence, filled, checked)
+    shown = {*filled, "run", "files", *(["not_run"] if not_run else [])}
     return environment.get_template(TEMPLATE).render(
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(text_bytes(script)).digest()).decode(),
@@ -376,7 +360,7 @@ def render(
         variants=evidence.dataset.picture_variants,
         heads=[(panel.head, contents.get(panel.id)) for panel in PANELS if panel.head],
         asides=[(panel.aside, contents[panel.id]) for panel in PANELS if panel.aside],
-        sections=shown_sections(filled, not_run),
+        sections=[(id, title) for id, title in _TITLES.items() if id in shown],
         not_run=not_run,
         rule=evidence.rule,
         checked=checked,
@@ -385,7 +369,7 @@ def render(
         verdicts=[(v, sum(c.verdict is v for c in judged)) for v in Verdict],
         panels=contents,
         templates={panel.id: panel.template for panel in PANELS},
-        plots=inlined,
+        plots=_by_panel(plots, [model.name for model, _ in evidence.answered[:DETAILED]]),
         compared=COMPARED,
         detailed=DETAILED,
         provenance=make_provenance(evidence, figures),
@@ -411,10 +395,9 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         finalize=_visible,
     )
-    environment.filters["percent"] = percent
-    environment.filters["name"] = name
-    environment.filters["slope"] = rounded
-    environment.filters["number"] = lambda value: f"{value:,}"
+    environment.filters.update(
+        percent=percent, name=name, slope=rounded, number=lambda value: f"{value:,}"
+    )
     environment.globals["times"] = TIMES
     return environment
 
@@ -451,9 +434,8 @@ def _by_panel(
     plots: Sequence[Plot], detailed: Sequence[str]
 ) -> dict[str, list[tuple[Plot, Markup]]]:
     """Makes the SVG elements of the figures that are shown in the page, by `Plot.panel`."""
-    panels = collections.defaultdict[str, list[tuple[Plot, Markup]]](list)
+    panels = defaultdict[str, list[tuple[Plot, Markup]]](list)
     for number, plot in enumerate(plots):
         if not plot.model or plot.model in detailed:
-            svg = inline_svg(plot.drawn.svg, f"f{number}-", plot.alt)
-            panels[plot.panel].append((plot, svg))
+            panels[plot.panel].append((plot, inline_svg(plot.drawn.svg, f"f{number}-", plot.alt)))
     return panels

@@ -65,36 +65,18 @@ def code_files() -> list[Path]:
 
 def _states(store: Store, paths: Iterable[str]) -> list[tuple[str, int, str]]:
     """Returns path, size and identity of each file; a missing file has size -1."""
-    states = []
-    for path in paths:
-        info = store.files.info(store.path(path))
-        states.append((path, -1, "") if info is None else (path, info.size, info.identity))
-    return states
-
-
-def fingerprint_inputs(store: Store, inputs: Iterable[str], pictures: str, *, pdf: bool) -> str:
-    """Returns a fingerprint of everything that a page is made from.
-
-    Args:
-      store: the dataset folder.
-      inputs: relative paths of the results that the page is made from.
-      pictures, pdf: arguments of `write_report`.
-    """
-    return fingerprint(_states(store, [MANIFEST, *sorted(inputs)]), pictures, pdf, _code())
+    found = ((path, store.files.info(store.path(path))) for path in paths)
+    return [(path, info.size, info.identity) if info else (path, -1, "") for path, info in found]
 
 
 def is_fresh(store: Store, inputs: str) -> bool:
     """Returns whether the page was made from these inputs and its files are unchanged since."""
     note = read_json(store, _NOTE, _Note)
-    if note is None or note.inputs != inputs:
-        return False
-    return _states(store, [path for path, _, _ in note.outputs]) == note.outputs
-
-
-def note_fresh(store: Store, inputs: str, outputs: Iterable[str]) -> None:
-    """Records that the page's files, given by path, were made from these inputs."""
-    note = _Note(inputs, _states(store, outputs))
-    store.update(_NOTE, shown_bytes(json.dumps(dataclasses.asdict(note))))
+    return (
+        note is not None
+        and note.inputs == inputs
+        and _states(store, [path for path, _, _ in note.outputs]) == note.outputs
+    )
 
 
 _CHECKPOINT = re.compile(r"^([\w.:-]+)=.*/(?=[^/])(.*)$")
@@ -189,19 +171,19 @@ def write_report(
     with held(store, TABLES_LOCK, wait=60) as store:
         files = list(store.walk("results"))
         pdf = pdf or any(path.endswith(".pdf") and is_report_figure(path) for path in files)
-        results = (path for path in files if not is_report_figure(path))
-        inputs = fingerprint_inputs(store, results, pictures, pdf=pdf)
+        results = [path for path in files if not is_report_figure(path)]
+        states = _states(store, [MANIFEST, *sorted(results)])
+        inputs = fingerprint(states, pictures, pdf, _code())
         if is_fresh(store, inputs):
             return False
         page, figures = _render(Dataset.open(store), taxonomy, pictures, pdf=pdf)
         changed = [store.update(path, data) for path, data in figures.items()]
-        for path in list(store.walk(FOLDER)):
-            if path not in figures and is_report_figure(path):
-                store.delete(path)
-                changed.append(True)
+        obsolete = [path for path in files if path not in figures and is_report_figure(path)]
+        store.delete_all(obsolete)
         changed.append(store.update(REPORT, shown_bytes(page)))
-        note_fresh(store, inputs, [REPORT, *sorted(figures)])
-    return any(changed)
+        note = _Note(inputs, _states(store, [REPORT, *sorted(figures)]))
+        store.update(_NOTE, shown_bytes(json.dumps(dataclasses.asdict(note))))
+    return bool(obsolete) or any(changed)
 
 
 def _render(

@@ -133,8 +133,7 @@ class Schedule:
 
     def __iter__(self) -> Iterator[BatchOrder]:
         for epoch in self.epochs:
-            order = permutation(self.order_hashes, epoch)
-            for batch in even_batches(order, self.batch_size):
+            for batch in even_batches(permutation(self.order_hashes, epoch), self.batch_size):
                 yield BatchOrder(TRAIN, epoch, batch)
             for batch in even_batches(np.arange(self.validation), self.batch_size):
                 yield BatchOrder(VALIDATE, epoch, batch)
@@ -306,13 +305,11 @@ def load_batches(
     Raises:
       JobError: a picture is broken, the file cannot be read, or a process has died.
     """
-    options: dict[str, Any] = {}
-    if workers:
-        options = {
-            "multiprocessing_context": "fork",
-            "prefetch_factor": _AHEAD,
-            "worker_init_fn": functools.partial(_init_worker, device.type == "cpu"),
-        }
+    options: dict[str, Any] = {
+        "multiprocessing_context": "fork",
+        "prefetch_factor": _AHEAD,
+        "worker_init_fn": functools.partial(_init_worker, device.type == "cpu"),
+    }
     loader: DataLoader[Batch | LoadFailure] = DataLoader(
         pictures,
         batch_size=None,
@@ -320,7 +317,7 @@ def load_batches(
         num_workers=workers,
         collate_fn=lambda batch: batch,
         pin_memory=device.type == "cuda",
-        **options,
+        **(options if workers else {}),
     )
     try:
         for batch in loader:

@@ -1,7 +1,5 @@
 """Flags of training, which two commands share."""
 
-from __future__ import annotations
-
 from pipeline.runtime.flag_types import Flag, choice, count
 
 LEARNING = (

@@ -69,8 +69,7 @@ class LinearProbe:
 
     def logits(self, features: NDArray[np.floating]) -> Floats:
         """Computes the (n, classes) float64 logits of (n, features) features."""
-        logits: Floats = np.asarray(features, np.float64) @ self.weight.T + self.bias
-        return logits
+        return np.asarray(features, np.float64) @ self.weight.T + self.bias
 
 
 def fit_probes(
@@ -173,8 +172,7 @@ def choose_penalty(
             logits = torch.from_numpy(probe.logits(values[test]))
             losses[index] += float(cross_entropy(logits, targets, reduction="sum"))
     # Losses that differ less than the tolerance allows are equal.
-    is_best = losses <= losses.min() + _TOLERANCE * len(labels)
-    return float(penalties[int(np.argmax(is_best))])
+    return float(penalties[int(np.argmax(losses <= losses.min() + _TOLERANCE * len(labels)))])
 
 
 def _coordinates(inputs: torch.Tensor) -> torch.Tensor:

@@ -85,8 +85,10 @@ class EpochLog:
             report the time spent waiting for pictures, because the processes that load them had
             only just started.
         """
-        text = f"epoch {self.epoch} of {epochs}: loss {self.loss:.3f}, "
-        text += f"accuracy {100 * self.accuracy:.1f} %"
+        text = (
+            f"epoch {self.epoch} of {epochs}: loss {self.loss:.3f}, "
+            f"accuracy {100 * self.accuracy:.1f} %"
+        )
         if self.val_accuracy is not None:
             text += f"; validation {self.val_loss:.3f}, {100 * self.val_accuracy:.1f} %"
         text += f"; {self.images_per_second:.1f} images/s"
@@ -386,8 +388,7 @@ def run_epoch(
     learner.begin_training(lr)
     sums = learner.zero_sums()
     waited = 0.0
-    name = f"epoch {epoch + 1} of {plan.epochs}"
-    with epoch_bar(name, len(schedule.order_hashes)) as advance:
+    with epoch_bar(f"epoch {epoch + 1} of {plan.epochs}", len(schedule.order_hashes)) as advance:
         for _ in range(schedule.training_batches):
             asked = time.perf_counter()
             pictures, labels = next(batches)
@@ -407,8 +408,9 @@ def run_epoch(
         raise ModelError(f"the weights are {end}")
     val_loss, val_correct, val_count, broken = _validate(learner, schedule, batches)
     if broken:
-        share = f"{broken:.0f} of {val_count:.0f}"
-        raise ModelError(f"the validation loss of {share} pictures is {end}")
+        raise ModelError(
+            f"the validation loss of {broken:.0f} of {val_count:.0f} pictures is {end}"
+        )
     return EpochLog(
         epoch=epoch + 1,
         lr=lr,
@@ -430,5 +432,4 @@ def _validate(learner: Learner, schedule: Schedule, batches: Iterator[Batch]) ->
     for _ in range(schedule.validation_batches):
         pictures, labels = next(batches)
         sums += learner.test(pictures, labels)
-    totals: list[float] = sums.tolist()
-    return totals
+    return sums.tolist()

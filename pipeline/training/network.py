@@ -132,9 +132,8 @@ class Learner:
             losses = functional.cross_entropy(logits, labels, reduction="none")
         total = losses.detach().double().sum()
         correct = (logits.detach().argmax(dim=1) == labels).double().sum()
-        count = total.new_tensor(len(labels))
         broken = (~losses.detach().isfinite()).double().sum()
-        return losses, torch.stack([total, correct, count, broken])
+        return losses, torch.stack([total, correct, total.new_tensor(len(labels)), broken])
 
     @contextlib.contextmanager
     def _explain_errors(self) -> Iterator[None]:

@@ -248,9 +248,8 @@ class ProbePlan:
 def probe_file(backbone: Backbone, plan: ProbePlan) -> str:
     """Returns the path of a probe's checkpoint in the folder of a dataset."""
     parts = ["probe", backbone.model.name.replace("/", "_"), plan.split]
-    if plan.holdout.share:
-        parts.append(f"holdout{plan.holdout.share:g}")
-    parts.append(f"seed{plan.seed}")
+    parts += [f"holdout{plan.holdout.share:g}"] if plan.holdout.share else []
+    parts += [f"seed{plan.seed}"]
     return f"{MODELS}/{'-'.join(parts)}/{plan.name or plan.variant}{SUFFIX}"
 
 

@@ -179,19 +179,16 @@ class TrainPlan:
     def name(self) -> str:
         """Default name of the output folder."""
         parts = [self.arch, self.variant.replace(":", "_"), f"{self.epochs}ep"]
-        if self.pretrained:
-            parts.append("pretrained")
-        if self.holdout:
-            parts.append(f"holdout{self.holdout:g}")
+        parts += ["pretrained"] if self.pretrained else []
+        parts += [f"holdout{self.holdout:g}"] if self.holdout else []
         return "-".join([*parts, f"seed{self.seed}"])
 
     def identity(self, dataset: Dataset) -> dict[str, Any]:
         """Returns the settings, and the dataset's fingerprint, that decide the trained weights on a
         given machine, as JSON-serialisable values."""
-        fields = dataclasses.asdict(self)
-        for name in _MACHINE_FIELDS:
-            del fields[name]
-        return {**fields, "dataset": dataset.manifest.fingerprint}
+        fields = dataclasses.asdict(self).items()
+        kept = {name: value for name, value in fields if name not in _MACHINE_FIELDS}
+        return {**kept, "dataset": dataset.manifest.fingerprint}
 
 
 def check_same(stored: Mapping[str, Any], requested: Mapping[str, Any], folder: str) -> None:
@@ -203,12 +200,12 @@ def check_same(stored: Mapping[str, Any], requested: Mapping[str, Any], folder: 
       folder: the folder, for the error message.
     """
     differing = sorted(name for name in requested if stored.get(name) != requested[name])
-    flags = [f"--{name} {stored.get(name)}" for name in differing if name != "dataset"]
     if differing:
-        difference = ", ".join(flags) or "the dataset has changed since"
+        flags = [f"--{name} {stored.get(name)}" for name in differing if name != "dataset"]
         raise UsageError(
-            f"{folder} holds another training ({difference}): choose another --output, or start "
-            "again with --overwrite"
+            f"{folder} holds another training "
+            f"({', '.join(flags) or 'the dataset has changed since'}): choose another --output, "
+            "or start again with --overwrite"
         )
 
 
@@ -241,8 +238,7 @@ def find_samples(dataset: Dataset, plan: TrainPlan) -> tuple[Samples, Samples | 
     eval_split = plan.train_split if plan.holdout else plan.eval_split
     if eval_split is None:
         return training, None
-    rows = selected_rows(dataset, eval_split, holdout)
-    pictures = {row["key"]: plan.variant for row in rows}
+    pictures = {row["key"]: plan.variant for row in selected_rows(dataset, eval_split, holdout)}
     return training, _samples(dataset, eval_split, pictures)
 
 

@@ -1,7 +1,5 @@
 """Adversarial backgrounds: which foregrounds some background turns wrong."""
 
-from __future__ import annotations
-
 from pipeline.analyses.analysis import Analysis, Command
 from pipeline.runtime.flag_types import Flag, grid, section, switch
 

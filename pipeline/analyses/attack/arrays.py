@@ -222,8 +222,7 @@ class GridModel:
           outside the taxonomy. The functions in `LABEL_RULES` would give the same labels. Among
           equal outputs, the first wins.
         """
-        pictures = cutouts.put_on(self._backgrounds, foreground, background)
-        logits = self._predictor.forward(pictures)
+        logits = self._predictor.forward(cutouts.put_on(self._backgrounds, foreground, background))
         predictions = []
         for allowed, labels in self._rules:
             kept = logits[:, allowed]

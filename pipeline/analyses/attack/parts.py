@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from pipeline.analyses.attack.results import (
     TABLES,
@@ -23,6 +22,7 @@ from pipeline.analyses.attack.results import (
     read_attacks,
     write_attack_tables,
 )
+from pipeline.analyses.attack.stage import AttackWork
 from pipeline.analyses.evaluation.results import Summary
 from pipeline.analyses.parts import Found, Parts
 from pipeline.dataset.config import DatasetConfig
@@ -50,10 +50,6 @@ from pipeline.evaluate.results import read_failures
 from transforms.intervals import level_of, wilson
 from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import Taxonomy
-
-if TYPE_CHECKING:
-    from pipeline.display.plot import Plot
-
 
 COMMAND = "in9 attack --dataset . --models MODELS"
 
@@ -137,8 +133,7 @@ def _gallery(
     uris: dict[str, str] = {}
     if budget.left:
         keys = [row.bg_key for row in fooling]
-        samples = find_samples(evidence.dataset, attack.split, "only_bg_t", keys)
-        for key, sample in samples.items():
+        for key, sample in find_samples(evidence.dataset, attack.split, "only_bg_t", keys).items():
             uris[key] = data_uri(sample.image, SMALL)
             if sum(map(len, uris.values())) > budget.left:
                 uris = {}
@@ -191,8 +186,7 @@ def best_insect(measures: AttackMeasures) -> Estimate | None:
     if row is None:
         return None
     best = max(one.success for one in measures.strongest if one.label == _INSECT)
-    hits = round(best * row.foregrounds)
-    return best, *wilson(hits, row.foregrounds, level_of(row.backgrounds))
+    return best, *wilson(round(best * row.foregrounds), row.foregrounds, level_of(row.backgrounds))
 
 
 def any_insect(measures: AttackMeasures) -> Estimate | None:
@@ -277,13 +271,10 @@ class AttackParts(Parts):
         size = arguments.grid if is_own else getattr(arguments, "attack", None)
         if size is None:
             return None
-        from pipeline.analyses.attack.stage import AttackWork
-
         evaluation.check_stored("an attack composes stored pixels and feeds them as they are")
         check_variants(config.compose.variants)
         foregrounds, backgrounds = size
-        early_stop = is_own and arguments.early_stop
-        plan = AttackPlan(evaluation, foregrounds, backgrounds, early_stop)
+        plan = AttackPlan(evaluation, foregrounds, backgrounds, is_own and arguments.early_stop)
         if is_own:
             # Opening the grid also checks that the dataset has images for it.
             open_grid(Dataset.open(evaluation.store), plan)
@@ -291,8 +282,6 @@ class AttackParts(Parts):
 
     def forecast(self, work: Work, images: float, variants: Sequence[str]) -> int | None:
         """Same as `Parts.forecast`."""
-        from pipeline.analyses.attack.stage import AttackWork
-
         assert isinstance(work, AttackWork)
         most, sides = round(images), (work.plan.foregrounds, work.plan.backgrounds)
         return math.prod(most if count is None else min(count, most) for count in sides)
@@ -307,20 +296,12 @@ class AttackParts(Parts):
 
     def lines(self, dataset: Dataset, work: Work | None) -> Iterator[str]:
         """Same as `Parts.lines`."""
-        if work is None:
-            return
-        attacks, stale = read_attacks(dataset)
-        stale += read_failures(dataset.store, dataset.manifest.fingerprint, "attack")[1]
-        yield attack_table(attacks)
-        if stale:
-            yield f"not in the tables, because attacked on an earlier dataset: {', '.join(stale)}"
-
-    def plots(self, evidence: Evidence) -> Iterator[Plot]:
-        """Same as `Parts.plots`."""
-        # Imported here, because Matplotlib is slow to import.
-        from pipeline.analyses.attack.figures import make_plots
-
-        return make_plots(evidence)
+        if work:
+            attacks, stale = read_attacks(dataset)
+            stale += read_failures(dataset.store, dataset.manifest.fingerprint, "attack")[1]
+            yield attack_table(attacks)
+            if names := ", ".join(stale):
+                yield f"not in the tables, because attacked on an earlier dataset: {names}"
 
 
 PARTS = AttackParts()

@@ -15,10 +15,9 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Literal
 
-import msgspec
 import numpy as np
 import pyarrow as pa
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from pipeline.dataset.folder import Dataset
 from pipeline.display.table import TIMES, Table, aligned, percent_interval
@@ -197,14 +196,14 @@ the predictions on all backgrounds: labels, -1 outside the taxonomy, null for pa
 stop skipped. `device` is the type of the device that computed the predictions."""
 
 
-class AccuracyByBackgrounds(msgspec.Struct, frozen=True):
+class AccuracyByBackgrounds(Struct, frozen=True):
     """Expected challenge accuracy (0 to 1) against a number of backgrounds, drawn at random."""
 
     backgrounds: int
     accuracy: float
 
 
-class FooledClass(msgspec.Struct, frozen=True):
+class FooledClass(Struct, frozen=True):
     """What the backgrounds of one class do.
 
     Attributes:
@@ -221,7 +220,7 @@ class FooledClass(msgspec.Struct, frozen=True):
     fooled: float
 
 
-class StrongestBackground(msgspec.Struct, frozen=True):
+class StrongestBackground(Struct, frozen=True):
     """One of the strongest backgrounds of its class.
 
     Attributes:
@@ -238,7 +237,7 @@ class StrongestBackground(msgspec.Struct, frozen=True):
     foregrounds: int
 
 
-class AttackMeasures(msgspec.Struct, frozen=True):
+class AttackMeasures(Struct, frozen=True):
     """The measures under one label rule: shares (0 to 1) with 95 % intervals. After an early stop,
     only challenge accuracy is known; all other measures are None or empty."""
 
@@ -300,7 +299,7 @@ class AttackResult(PicturesResult, frozen=True, kw_only=True):
         return self.full_grid and self.foregrounds == FULL_GRID
 
 
-class AttackRow(msgspec.Struct, frozen=True, kw_only=True):
+class AttackRow(Struct, frozen=True, kw_only=True):
     """A row of attack.csv: a model under one label rule, or a model that failed, which has no
     measures. Shares have Wilson's 95 % intervals."""
 
@@ -357,7 +356,7 @@ class AttackRow(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-class BackgroundRow(msgspec.Struct, frozen=True, kw_only=True):
+class BackgroundRow(Struct, frozen=True, kw_only=True):
     """A row of backgrounds.csv: what a background does to a model under one label rule, unless
     there are no foregrounds of other classes.
 
@@ -406,8 +405,7 @@ def write_attack_tables(dataset: Dataset) -> None:
     store, fingerprint = dataset.store, dataset.manifest.fingerprint
     attacks, stale = read_attacks(dataset)
     failed, failed_before = read_failures(store, fingerprint, "attack")
-    was_attacked = attacks or failed or stale or failed_before
-    if not was_attacked and not store.exists("results/attack.csv"):
+    if not (attacks or failed or stale or failed_before) and not store.exists("results/attack.csv"):
         return
     rows = [
         pick(AttackRow, measures, attack, attack.evaluation, label_rule=rule, dataset=fingerprint)

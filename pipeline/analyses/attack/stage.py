@@ -221,8 +221,7 @@ class AttackChunks(ModelWork):
             for chunk in units:
                 if chunk not in missing:
                     if early_stop:
-                        table = read_table(self.store, self.path(chunk))
-                        strengths.add(*predictions_of(table))
+                        strengths.add(*predictions_of(read_table(self.store, self.path(chunk))))
                     continue
                 note_pairs = functools.partial(note, chunk, 0)
                 foregrounds = grid.foregrounds.take(grid.positions(chunk))

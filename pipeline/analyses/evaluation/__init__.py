@@ -1,7 +1,5 @@
 """Accuracy of models on every variant, BG-Gap, and all statistics of their predictions."""
 
-from __future__ import annotations
-
 from pipeline.analyses.analysis import Analysis, Command
 
 EVALUATION = Analysis(

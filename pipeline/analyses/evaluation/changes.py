@@ -63,14 +63,13 @@ class ModelChange:
 def _model_causes(before: Summary, after: Summary) -> list[str]:
     """Names what differs between two evaluations of a model, apart from the dataset: `weights`,
     `evaluation` (flags, device, preprocessing), `code` (version of the stage)."""
-    causes = []
-    if before.weights_sha256 != after.weights_sha256:
-        causes.append("weights")
-    if (before.preprocessing, before.evaluation) != (after.preprocessing, after.evaluation):
-        causes.append("evaluation")
-    if before.evaluate_version != after.evaluate_version:
-        causes.append("code")
-    return causes
+    differs = {
+        "weights": before.weights_sha256 != after.weights_sha256,
+        "evaluation": (before.preprocessing, before.evaluation)
+        != (after.preprocessing, after.evaluation),
+        "code": before.evaluate_version != after.evaluate_version,
+    }
+    return [cause for cause, is_one in differs.items() if is_one]
 
 
 def compare_accuracies(
@@ -169,8 +168,7 @@ def _differences(
     means = bootstrap_means(sums, sizes, bootstrap_hashes(units))
     low, high = percentile_interval(means) if len(means) else (estimate, estimate)
     columns = (estimate.tolist(), low.tolist(), high.tolist())
-    rows = [Difference(*row) for row in zip(names, *columns, strict=True)]
-    return len(shared), rows
+    return len(shared), [Difference(*row) for row in zip(names, *columns, strict=True)]
 
 
 def _values(predictions: Predictions | None) -> dict[str, Floats]:

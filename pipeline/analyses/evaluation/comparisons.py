@@ -13,9 +13,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated
 
-import msgspec
 import numpy as np
-from msgspec import Meta
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from pipeline.analyses.evaluation.results import Summary
@@ -174,7 +173,7 @@ def _read(dataset: Dataset, summaries: Sequence[Summary]) -> list[ModelsOnSameIm
     return result
 
 
-class ComparisonRow(msgspec.Struct, frozen=True, kw_only=True):
+class ComparisonRow(Struct, frozen=True, kw_only=True):
     """The difference of two models. The figure compared is the accuracy on `variant` or, if that is
     `bg_gap`, BG-Gap (the mean over replicates)."""
 

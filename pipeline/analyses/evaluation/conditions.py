@@ -135,10 +135,9 @@ def parse_conditions(
     custom = (*custom, *(variants or ()))
     conditions = tuple(Condition.parse(text, custom) for text in texts)
     if variants is not None:
-        existing = set(variants)
         for condition in conditions:
             for variant in condition.needs():
-                if variant not in existing:
+                if variant not in variants:
                     raise UsageError(
                         f"--fail_if {condition.text!r}: the dataset has no {variant}; see "
                         "--variants"
@@ -174,12 +173,10 @@ def judge(
             by_entry[summary.entry].append(summary)
     errors = {failure.entry: failure for failure in failed}
     for entry, entry_summaries in by_entry.items():
+        failure = errors.get(entry)
+        reason = f"{failure.name} failed: {failure.error}" if failure else f"{entry} has no results"
         for condition in conditions:
-            if entry in errors:
-                reason = f"{errors[entry].name} failed: {errors[entry].error}"
-                yield ConditionResult(None, f"--fail_if {condition.text} is not tested: {reason}")
-            elif not entry_summaries:
-                reason = f"{entry} has no results"
+            if failure or not entry_summaries:
                 yield ConditionResult(None, f"--fail_if {condition.text} is not tested: {reason}")
             else:
                 yield from (_judge(condition, summary) for summary in entry_summaries)

@@ -119,7 +119,6 @@ def _by_size(models: Sequence[_Evaluated], variant: str) -> Iterator[Plot]:
         return
     lows = sorted(buckets)
     names = [f"{100 * low:.0f}-{100 * buckets[low].fg_high:.0f}" for low in lows]
-    counted = [f"{name}\n({buckets[low].n:,})" for name, low in zip(names, lows, strict=True)]
     series = [
         Series(name, tuple(_point(rows.get(low)) for low in lows))
         for name, rows in by_model.items()
@@ -131,7 +130,7 @@ def _by_size(models: Sequence[_Evaluated], variant: str) -> Iterator[Plot]:
         lines_figure(
             f"By foreground size: {variant}",
             range(len(lows)),
-            counted,
+            [f"{name}\n({buckets[low].n:,})" for name, low in zip(names, lows, strict=True)],
             series,
             "foreground, % of the picture (images)",
         ),
@@ -245,9 +244,7 @@ def decomposition_figure(title: str, models: Sequence[tuple[str, Mapping[str, fl
                     )
                 left += share
             axes.text(0, row - 0.2, shorten(name, 40), ha="left", va="bottom")
-        axes.set_yticks([])
-        axes.set_ylim(len(models) - 0.45, -0.6)
-        axes.set_xlabel("share of images, %")
+        axes.set(yticks=[], ylim=(len(models) - 0.45, -0.6), xlabel="share of images, %")
         axes.spines["left"].set_visible(False)
         swatches = [
             Patch(facecolor=colour, linewidth=0, label=KIND_NAMES[kind])

@@ -11,7 +11,6 @@ from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from pipeline.analyses.evaluation.patterns import PATTERNS, Pattern, VersionAnswer, patterns_of
 from pipeline.analyses.evaluation.results import Summary, rules_of
@@ -57,9 +56,8 @@ Evaluated = tuple[ModelResults, Summary]
 
 def shown_models(evidence: Evidence) -> tuple[str, tuple[Evaluated, ...]]:
     """Returns the split that images are chosen from, and the models evaluated on it."""
-    splits = evidence.dataset.manifest.config.split
     models = evidence.models_with(Summary)
-    split = models[0][1].evaluation.split if models else splits[0]
+    split = models[0][1].evaluation.split if models else evidence.dataset.manifest.config.split[0]
     return split, tuple(one for one in models if one[1].evaluation.split == split)
 
 
@@ -99,8 +97,7 @@ def _failures(
     wrong: dict[str, int] = {}
     for model in models:
         variants = _current(MIXED, model)
-        wanted = pc.field("label_rule") == model[1].headline
-        wanted &= pc.field("variant").isin(variants)
+        wanted = (pc.field("label_rule") == model[1].headline) & pc.field("variant").isin(variants)
         path = result_shard(model[0].folder, "predictions", split, shard)
         if not store.exists(path):
             continue
@@ -137,11 +134,10 @@ def read_predictions_of(
     shards = sorted({dataset.shard_of(split, key) for key in keys})
     paths = [result_shard(model[0].folder, "predictions", split, shard) for shard in shards]
     columns = ["label_rule", "variant", "key", "prediction", "output", "correct", "top1_score"]
-    wanted = ds.field("key").isin(list(keys)) & ds.field("variant").isin(variants)
+    wanted = pc.field("key").isin(list(keys)) & pc.field("variant").isin(variants)
     for path in paths:
         if store.exists(path):
-            table = read_table(store, path, columns=columns, filters=wanted)
-            yield from table.to_pylist()
+            yield from read_table(store, path, columns=columns, filters=wanted).to_pylist()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,8 +313,7 @@ def _make_cards(
             _version(samples[key][name], name, uris[name, key], predictions, taxonomy)
             for name in variants
         ]
-        card = _card(candidate, samples[key][variants[0]], versions, models, taxonomy)
-        cards.append(card)
+        cards.append(_card(candidate, samples[key][variants[0]], versions, models, taxonomy))
     return cards
 
 
@@ -361,10 +356,6 @@ def _class_name(label: int, taxonomy: Taxonomy) -> str:
     return "outside" if label == OUTSIDE else taxonomy.names[label]
 
 
-def _name_of_class(wnid: str, taxonomy: Taxonomy) -> str:
-    return taxonomy.class_names[taxonomy.index_of(wnid)].partition(",")[0]
-
-
 def _version(
     sample: Sample,
     variant: str,
@@ -399,7 +390,7 @@ def _card(
     return ImageCard(
         key=candidate.key,
         class_name=taxonomy.names[candidate.label],
-        name=_name_of_class(sample.fields["wnid"], taxonomy),
+        name=taxonomy.class_names[taxonomy.index_of(sample.fields["wnid"])].partition(",")[0],
         fg_fraction=sample.fields["fg_fraction"],
         turned=-candidate.rank[0],
         versions=tuple(versions),

@@ -137,9 +137,8 @@ def _row(
         published = tuple(
             (source, values[variant]) for source, values in known if variant in values
         )
-        is_missing = summary is not None and variant in summary.missing
         value, low, high = (row and row.estimate) or (None, None, None)
-        note = "missing" if is_missing else _draws(row)
+        note = "missing" if summary is not None and variant in summary.missing else _draws(row)
         cells[variant] = HeadlineCell(value, low, high, note, published)
     gap = summary.gap(rule) if summary else None
     published = tuple((source, values[GAP]) for source, values in known if GAP in values)
@@ -231,7 +230,10 @@ class Differences:
     def summary(self) -> str:
         """The pairs and columns that differ significantly, in words, and what that allows for: the
         pairs of models in a column, but not the columns beside it."""
-        pairs = [(first, second, _significant(cells)) for first, second, cells in self.rows]
+        pairs = [
+            (first, second, {column: cell[0] for column, cell in cells.items() if cell[3]})
+            for first, second, cells in self.rows
+        ]
         differing = [pair for pair in pairs if pair[2]]
         if not differing:
             them = "these two models" if len(pairs) == 1 else "any two of these models"
@@ -265,17 +267,11 @@ def _in_words(column: str, difference: float) -> str:
     return f"{points} {'higher' if difference > 0 else 'lower'} on {column}"
 
 
-def _significant(cells: dict[str, Cell]) -> dict[str, float]:
-    """Returns the significant differences, by column."""
-    return {column: cell[0] for column, cell in cells.items() if cell[3]}
-
-
 def read_differences(evidence: Evidence, variants: Sequence[str]) -> Differences:
     """Reads the differences between each two of the `COMPARED` best models; no rows if the file is
     missing."""
     store, columns = evidence.dataset.store, (GAP, *variants)
     evaluated = evidence.models_with(Summary)
-    models = [model for model, _ in evaluated[:COMPARED]]
     names = {summary.name: model.name for model, summary in evaluated[:COMPARED]}
     headlines = {(summary.name, summary.headline) for _, summary in evaluated[:COMPARED]}
     pairs: dict[tuple[str, str], dict[str, Cell]] = {}
@@ -286,7 +282,7 @@ def read_differences(evidence: Evidence, variants: Sequence[str]) -> Differences
         if is_ours and is_headline and column in columns:
             cell = row.difference, row.ci_low, row.ci_high, row.p_adjusted < 1 - CONFIDENCE
             pairs.setdefault((names[row.first], names[row.second]), {})[column] = cell
-    order = {model.name: index for index, model in enumerate(models)}
+    order = {model.name: index for index, (model, _) in enumerate(evaluated)}
     rows = sorted(pairs.items(), key=lambda pair: (order[pair[0][0]], order[pair[0][1]]))
     return Differences(
         columns=columns,
@@ -354,7 +350,7 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> Accuracy | None:
             if (bounds := span(headline, evidence.rule, column))
         ],
         missing=[(model.name, one.missing) for model, one in evaluated if one.missing],
-        chance=describe_chance(row for _, one in evaluated for row in one.accuracy),
+        chance=describe_chance(row.chance for _, one in evaluated for row in one.accuracy if row.n),
         power=[
             (model.name, row, one.is_gap_near_zero) for model, one in evaluated for row in one.power
         ],

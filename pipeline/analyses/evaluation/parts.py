@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from pipeline.analyses.evaluation.comparisons import BG_GAP, COMPARISONS
 from pipeline.analyses.evaluation.conditions import is_of_evaluation, judge, parse_conditions
 from pipeline.analyses.evaluation.results import TABLES, Summary
+from pipeline.analyses.evaluation.stage import EvaluationWork
 from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.analyses.evaluation.tables import (
     HEADLINE,
@@ -20,16 +20,12 @@ from pipeline.analyses.evaluation.tables import (
 from pipeline.analyses.parts import Changed, ConditionResult, Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
-from pipeline.display.panel import Evidence
+from pipeline.display.panel import Claim, Panel
 from pipeline.evaluate.evaluation import Evaluation, Work
 from pipeline.evaluate.results import Failure, errors_by_model, read_failures
 from pipeline.generate.custom_variants import custom_names
 from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture
-
-if TYPE_CHECKING:
-    from pipeline.display.panel import Claim, Panel
-    from pipeline.display.plot import Plot
 
 
 class EvaluationParts(Parts):
@@ -68,8 +64,6 @@ class EvaluationParts(Parts):
         """Same as `Parts.plan`."""
         if arguments.command not in ("run", "evaluate"):
             return None
-        from pipeline.analyses.evaluation.stage import EvaluationWork
-
         conditions = parse_conditions(arguments.fail_if, config.compose.composed)
         return EvaluationWork(evaluation, taxonomy, conditions)
 
@@ -129,8 +123,6 @@ class EvaluationParts(Parts):
 
     def test(self, dataset: Dataset, work: Work) -> Iterator[ConditionResult]:
         """Same as `Parts.test`."""
-        from pipeline.analyses.evaluation.stage import EvaluationWork
-
         assert isinstance(work, EvaluationWork)
         summaries, failed = read_summaries(dataset)[0], _failed(dataset, work)
         evaluation = work.evaluation
@@ -141,13 +133,6 @@ class EvaluationParts(Parts):
         from pipeline.analyses.evaluation.changes import compare_accuracies, describe_models
 
         return describe_models(*compare_accuracies(before, after, causes))
-
-    def plots(self, evidence: Evidence) -> Iterator[Plot]:
-        """Same as `Parts.plots`."""
-        # Imported here, because Matplotlib is slow to import.
-        from pipeline.analyses.evaluation.figures import make_plots
-
-        return make_plots(evidence)
 
 
 def _failed(dataset: Dataset, work: Work) -> list[Failure]:

@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Annotated, TypeVar
 
-import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from pipeline.display.panel import Estimate, ModelResults, Results
 from pipeline.display.table import OfModel, RunColumns, Table
@@ -23,7 +22,7 @@ from pipeline.storage.state_files import Name
 from transforms.scoring import LABEL_RULES
 
 
-class RuleRow(msgspec.Struct, frozen=True, kw_only=True):
+class RuleRow(Struct, frozen=True, kw_only=True):
     """A row of a model's statistics under one label rule."""
 
     label_rule: str
@@ -35,7 +34,7 @@ class VariantRow(RuleRow, frozen=True, kw_only=True):
     variant: str
 
 
-class Accuracy(msgspec.Struct, frozen=True, kw_only=True):
+class Accuracy(Struct, frozen=True, kw_only=True):
     """An accuracy with its interval. Without pictures, the accuracy is None and the interval is
     (0, 1).
 
@@ -241,7 +240,7 @@ class SizeRow(VariantRow, frozen=True, kw_only=True):
     ci_high: float
 
 
-class PowerRow(msgspec.Struct, frozen=True, kw_only=True):
+class PowerRow(Struct, frozen=True, kw_only=True):
     """Whether a probe can tell the class from a model's outputs on backgrounds."""
 
     variant: Annotated[str, Meta(description="always `only_bg_t`")]
@@ -266,7 +265,7 @@ class StoredPower(PowerRow, frozen=True, kw_only=True):
     fingerprint: str
 
 
-class MatrixRow(msgspec.Struct, frozen=True, kw_only=True):
+class MatrixRow(Struct, frozen=True, kw_only=True):
     """The row of a matrix that a model is.
 
     Attributes:
@@ -327,9 +326,9 @@ class Summary(Answers, frozen=True, kw_only=True):
     sizes: tuple[SizeRow, ...] = ()
     power: tuple[StoredPower, ...] = ()
 
-    def rows_of(self, kind: type[msgspec.Struct]) -> tuple[msgspec.Struct, ...]:
+    def rows_of(self, kind: type[Struct]) -> tuple[Struct, ...]:
         """Returns the rows of a type."""
-        parts: dict[type, tuple[msgspec.Struct, ...]] = {
+        parts: dict[type, tuple[Struct, ...]] = {
             AccuracyRow: self.accuracy,
             GapRow: self.gaps,
             FlipRow: self.flips,
@@ -384,7 +383,7 @@ def rules_of(summaries: Iterable[Summary]) -> tuple[str, ...]:
     return tuple(rule for rule in LABEL_RULES if rule in known)
 
 
-class SummaryRun(msgspec.Struct, frozen=True, kw_only=True):
+class SummaryRun(Struct, frozen=True, kw_only=True):
     """The last columns of summary.csv, which also has rows of models that failed."""
 
     split: str

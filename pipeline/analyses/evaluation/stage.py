@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from importlib.metadata import version
 
@@ -11,21 +12,20 @@ from pipeline.analyses.evaluation.tables import measure_power
 from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
-from pipeline.evaluate.evaluation import Evaluation, Work
+from pipeline.evaluate.evaluation import Work
 from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.predictions import EvalImages, evaluated_variants, read_predictions
 from pipeline.evaluate.results import ModelRun, pick, result_file, write_result
-from transforms.taxonomy import Taxonomy
 
 _LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch", "timm")
 
 
+@dataclasses.dataclass(eq=False)
 class EvaluationWork(Work):
     """The stage that predicts all pictures of output shards. The tables of accuracy and BG-Gap are
     computed from these predictions.
 
-    Args:
-      evaluation, taxonomy: as for `Work`.
+    Attributes:
       conditions: conditions of `--fail_if`.
     """
 
@@ -34,11 +34,7 @@ class EvaluationWork(Work):
     pictures_name = "pictures_predicted"
     refuses_overlap = True
 
-    def __init__(
-        self, evaluation: Evaluation, taxonomy: Taxonomy, conditions: tuple[Condition, ...] = ()
-    ) -> None:
-        super().__init__(evaluation, taxonomy)
-        self.conditions = conditions
+    conditions: tuple[Condition, ...] = ()
 
     def units(self, dataset: Dataset) -> Sequence[int]:
         """Same as `Work.units`; units are output shards."""
@@ -91,6 +87,5 @@ def commit_predictions(
     )
     write_result(store, result_file(run.folder, "model"), content)
     current = {shards.path(unit) for unit in units}
-    for path in list(store.walk(f"results/{run.folder}/predictions")):
-        if path not in current:
-            store.delete(path)
+    stored = store.walk(f"results/{run.folder}/predictions")
+    store.delete_all([path for path in stored if path not in current])

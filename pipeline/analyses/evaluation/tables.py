@@ -60,8 +60,6 @@ KIND_NAMES = {
 """Name of each kind of image, in the order of `KINDS`. The first four are the paper's; its "BG
 irrelevant" is the last two together."""
 
-_BY_CLASS = ("original", "mixed_same", "mixed_rand")
-
 
 def latex_tables(
     summaries: Sequence[Summary],
@@ -80,12 +78,15 @@ def latex_tables(
       `per_class_<variant>` under the first label rule, and `headline_<rule>` under each other rule.
     """
     first, *others = rules_of(summaries)
-    tables = {"headline": headline(summaries, first, columns)}
-    tables |= {f"headline_{rule}": headline(summaries, rule, columns) for rule in others}
-    tables["decomposition"] = decomposition(summaries, first)
-    for variant in _BY_CLASS:
-        tables[f"per_class_{variant}"] = per_class(summaries, first, variant, class_names)
-    return tables
+    return {
+        "headline": headline(summaries, first, columns),
+        **{f"headline_{rule}": headline(summaries, rule, columns) for rule in others},
+        "decomposition": decomposition(summaries, first),
+        **{
+            f"per_class_{variant}": per_class(summaries, first, variant, class_names)
+            for variant in ("original", "mixed_same", "mixed_rand")
+        },
+    }
 
 
 def headline(summaries: Sequence[Summary], rule: str, columns: Sequence[str]) -> str:
@@ -190,8 +191,7 @@ def measure_power(dataset: Dataset, images: EvalImages, run: ModelRun) -> tuple[
       probe.
     """
     store, shards = dataset.store, dataset.shards(run.evaluation.split)
-    paths = [prediction_file(run, shard) for shard in shards]
-    kept = read_logits(store, paths)
+    kept = read_logits(store, [prediction_file(run, shard) for shard in shards])
     if kept is None:
         return ()
     positions = images.positions(pa.chunked_array([pa.array(kept.keys)]))
@@ -247,8 +247,7 @@ def missing_rows(
         for rule in summary.label_rules:
             for variant in summary.missing:
                 run = pick(SummaryRun, summary, summary.evaluation, error=f"missing: {reason}")
-                row = VariantRow(label_rule=rule, variant=variant)
-                yield [OfModel(summary.model), row, run]
+                yield [OfModel(summary.model), VariantRow(label_rule=rule, variant=variant), run]
 
 
 def write_evaluation_tables(dataset: Dataset, columns: Sequence[str]) -> None:

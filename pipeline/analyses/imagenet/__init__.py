@@ -3,8 +3,6 @@
 The trend runs no model: it comes from stored results and published figures.
 """
 
-from __future__ import annotations
-
 from pipeline.analyses.analysis import Analysis
 from pipeline.runtime.flag_types import Flag
 

@@ -89,8 +89,7 @@ def trend_figure(trend: Trend) -> Drawn:
             fontweight="bold",
         )
         if lines:
-            note = "beside each line: its slope"
-            figure.text(8 / WIDTH, 1 - 36 / height, note, color=SOFT)
+            figure.text(8 / WIDTH, 1 - 36 / height, "beside each line: its slope", color=SOFT)
         low, high = min(top1.values()), max(top1.values())
         margin = max(0.06 * (high - low), 0.01)
         limits = (low - margin, high + margin)
@@ -110,9 +109,8 @@ def trend_figure(trend: Trend) -> Drawn:
         if limits[1] - limits[0] < 0.05:
             gap.xaxis.set_major_locator(MultipleLocator(0.01))
         main.tick_params(axis="x", length=0, labelbottom=False)
-        gap.set_xlabel(f"top-1 accuracy on ImageNet, %\n{_source(points)}")
         main.set_ylabel("accuracy, %")
-        gap.set_ylabel("BG-Gap, points")
+        gap.set(xlabel=f"top-1 accuracy on ImageNet, %\n{_source(points)}", ylabel="BG-Gap, points")
         figure.align_ylabels((main, gap))
         ends = []
         for number, variant in enumerate(_VARIANTS):
@@ -136,8 +134,7 @@ def _source(points: Sequence[_Point]) -> str:
     """Says where accuracies on ImageNet come from, and at which input size they were measured."""
     sizes = sorted({top1.input_size for _, top1 in points})
     at = f" at {sizes[0]}{f' to {sizes[-1]}' if len(sizes) > 1 else ''} px"
-    is_published = {top1.source.startswith("published") for _, top1 in points}
-    if is_published == {True}:
+    if all(top1.source.startswith("published") for _, top1 in points):
         return f"published{at}"
     images = {top1.n for _, top1 in points}
     return (f"on {min(images):,} images" if len(images) == 1 else "measured or published") + at
@@ -188,8 +185,7 @@ def _label_ends(
     low, high = axes.get_ylim()
     per_pixel = (high - low) / pixels
     wanted = [(high - end) / per_pixel for end, *_ in ends]
-    heights = [(2 if line else 1) * _LINE_HEIGHT for _, _, line, _ in ends]
-    positions = apart(wanted, heights, pixels)
+    positions = apart(wanted, [(2 if line else 1) * _LINE_HEIGHT for _, _, line, _ in ends], pixels)
     for (_, name, line, colour), position in zip(ends, positions, strict=True):
         y = high - position * per_pixel
         up = _LINE_HEIGHT / 2 * per_pixel if line else 0.0
@@ -199,16 +195,11 @@ def _label_ends(
             axes.text(
                 x,
                 y - up,
-                _slope(line),
+                f"{line.slope:.{2 if abs(line.slope) < 10 else 1}f}".replace("-", "\N{MINUS SIGN}"),
                 color=SOFT,
                 va="center",
                 transform=transform,
             )
-
-
-def _slope(line: TrendLine) -> str:
-    slope = line.slope
-    return f"{slope:.{2 if abs(slope) < 10 else 1}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _label_models(axes: Axes, models: Sequence[tuple[float, str]], pixels: float) -> None:
@@ -263,8 +254,7 @@ def apart(wanted: Sequence[float], sizes: Sequence[float], length: float) -> lis
         for i in block:
             starts.append(wanted[i] - sizes[i] / 2 - before)
             before += sizes[i]
-        best = sum(starts) / len(starts)
-        return max(min(best, length - total), min(0.0, length - total))
+        return max(min(sum(starts) / len(starts), length - total), min(0.0, length - total))
 
     # Neighbours that touch form a block, which is placed where its labels want to be on average.
     blocks: list[list[int]] = []

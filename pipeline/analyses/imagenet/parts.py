@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from pipeline.analyses.evaluation.comparisons import read_contributions
 from pipeline.analyses.evaluation.summaries import read_summaries
@@ -23,7 +22,6 @@ from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import (
     Claim,
-    Evidence,
     Measurement,
     Panel,
     Results,
@@ -36,10 +34,6 @@ from pipeline.evaluate.evaluation import Evaluation, Work
 from pipeline.evaluate.results import read_result
 from pipeline.storage.files import absolute
 from transforms.taxonomy import Taxonomy, imagenet9
-
-if TYPE_CHECKING:
-    from pipeline.display.plot import Plot
-
 
 COMMAND = "in9 evaluate --dataset . --models MODELS --imagenet IMAGENET"
 AT_LEAST_THREE = (
@@ -161,9 +155,8 @@ class ImageNetParts(Parts):
     def lines(self, dataset: Dataset, work: Work | None) -> Iterator[str]:
         """Same as `Parts.lines`."""
         if work:
-            summaries, _ = read_summaries(dataset)
             fingerprint, entries = dataset.manifest.fingerprint, work.evaluation.entries
-            yield describe_imagenet(dataset.store, fingerprint, summaries, entries)
+            yield describe_imagenet(dataset.store, fingerprint, read_summaries(dataset)[0], entries)
 
 
 PARTS = ImageNetParts()
@@ -190,19 +183,11 @@ class TrendParts(Parts):
             return
         if not dataset.is_imagenet9:
             # Other classes than ImageNet-9's have no relation to accuracy on ImageNet.
-            for path in (TREND_FILE, "results/trend.csv"):
-                store.delete(path)
+            store.delete_all([TREND_FILE, "results/trend.csv"])
             return
         summaries, _ = read_summaries(dataset)
         measured = read_contributions(dataset, summaries)
         write_trend(store, dataset.manifest.fingerprint, summaries, imagenet9(), measured)
-
-    def plots(self, evidence: Evidence) -> Iterator[Plot]:
-        """Same as `Parts.plots`."""
-        # Imported here, because Matplotlib is slow to import.
-        from pipeline.analyses.imagenet.figures import make_plots
-
-        return make_plots(evidence)
 
 
 TREND_PARTS = TrendParts()

@@ -19,9 +19,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from typing import Annotated, ClassVar
 
-import msgspec
 import pyarrow as pa
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 from pipeline.analyses.evaluation.comparisons import BG_GAP, ModelsOnSameImages
 from pipeline.analyses.evaluation.results import Summary, rules_of
@@ -30,7 +29,9 @@ from pipeline.display.table import Table
 from pipeline.errors import counted
 from pipeline.evaluate.results import (
     ModelRun,
+    RunSettings,
     errors_by_model,
+    pick,
     read_failures,
     read_result,
     result_file,
@@ -157,8 +158,7 @@ def _measured(store: Store, summary: Summary) -> ImageNetResult | None:
     """Reads a model's imagenet.json; returns None if the file is missing or damaged, or was
     measured with other weights."""
     measured = read_result(store, result_file(summary.folder, "imagenet"), ImageNetResult)
-    is_same = measured is not None and measured.weights_sha256 == summary.weights_sha256
-    return measured if is_same else None
+    return measured if measured and measured.weights_sha256 == summary.weights_sha256 else None
 
 
 def published_top1(model: str, size: int) -> Top1 | None:
@@ -222,7 +222,7 @@ TREND_VARIANTS = ("only_bg_t", "mixed_next", "mixed_rand", "mixed_same", "no_fg"
 """Variants of the paper's figure, in the figure's order."""
 
 
-class TrendPoint(msgspec.Struct, frozen=True, kw_only=True):
+class TrendPoint(Struct, frozen=True, kw_only=True):
     """A row of trend.csv: a model's accuracy on a variant, or its BG-Gap if `variant` is `bg_gap`.
     Accuracies on ImageNet are empty if unknown."""
 
@@ -255,7 +255,7 @@ class TrendPoint(msgspec.Struct, frozen=True, kw_only=True):
         return Top1(value, n, source, size)
 
 
-class TrendLine(msgspec.Struct, frozen=True, kw_only=True):
+class TrendLine(Struct, frozen=True, kw_only=True):
     """The best-fit line of a variant; see `transforms.trend.Line`."""
 
     variant: str
@@ -266,7 +266,7 @@ class TrendLine(msgspec.Struct, frozen=True, kw_only=True):
     models: int
 
 
-class Trend(msgspec.Struct, frozen=True, kw_only=True):
+class Trend(Struct, frozen=True, kw_only=True):
     """trend.json.
 
     Attributes:
@@ -342,18 +342,13 @@ def write_trend(
 def _alike(summaries: Sequence[Summary]) -> tuple[list[Summary], list[str]]:
     """Selects the summaries with the most common settings, so that no model counts twice; returns
     these summaries, and the names of the models with other settings."""
-    counts = Counter(_settings(s) for s in summaries)
+    counts = Counter(pick(RunSettings, s.evaluation) for s in summaries)
     if not counts:
         return [], []
     # Of equally common settings, `max` keeps the first.
     common = max(counts, key=lambda settings: counts[settings])
-    kept = [s for s in summaries if _settings(s) == common]
+    kept = [s for s in summaries if pick(RunSettings, s.evaluation) == common]
     return kept, [s.name for s in summaries if s not in kept]
-
-
-def _settings(summary: Summary) -> tuple[str, str, str, float]:
-    one = summary.evaluation
-    return one.split, one.eval_input, one.precision, one.holdout
 
 
 def _points(summary: Summary, top1: Top1 | None) -> Iterator[TrendPoint]:
@@ -361,8 +356,7 @@ def _points(summary: Summary, top1: Top1 | None) -> Iterator[TrendPoint]:
     BG-Gap."""
     for rule in summary.label_rules:
         for variant in (*TREND_VARIANTS, BG_GAP):
-            is_gap = variant == BG_GAP
-            row = summary.gap(rule) if is_gap else summary.accuracy_on(variant, rule)
+            row = summary.gap(rule) if variant == BG_GAP else summary.accuracy_on(variant, rule)
             if row and row.estimate:
                 accuracy, low, high = row.estimate
                 yield TrendPoint(

@@ -176,8 +176,7 @@ class ImageNetWork(Work):
         """Same as `Work.for_model`."""
         if run.num_outputs != len(self.taxonomy.wnids):
             return None
-        folder = self._folder(run)
-        return ImageNetShards(dataset.store, run, folder, self._root, self._listing)
+        return ImageNetShards(dataset.store, run, self._folder(run), self._root, self._listing)
 
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
         """Same as `Work.summarize`."""
@@ -186,9 +185,8 @@ class ImageNetWork(Work):
         paths = [shards.path(unit) for unit in self.units(dataset)]
         accuracy = _accuracy(store, run, paths, self._listing)
         write_result(store, result_file(folder, "imagenet"), accuracy)
-        for path in list(store.walk(f"results/{folder}/imagenet")):
-            if path not in paths:
-                store.delete(path)
+        stored = store.walk(f"results/{folder}/imagenet")
+        store.delete_all([path for path in stored if path not in paths])
 
 
 class ImageNetShards(ModelWork):

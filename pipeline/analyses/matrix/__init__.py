@@ -1,7 +1,5 @@
 """The train x test matrix: models trained on each variant, tested on all."""
 
-from __future__ import annotations
-
 from pipeline.analyses.analysis import Analysis, Command
 from pipeline.runtime.flag_types import (
     ALLOW_OVERLAP,

@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from pipeline.analyses.evaluation.panel import COMMAND as EVALUATE_COMMAND
 from pipeline.analyses.evaluation.results import AccuracyRow, GapRow, Summary, models_trained_on
@@ -42,10 +41,6 @@ from pipeline.display.panel import (
 from pipeline.display.table import aligned, describe_chance
 from pipeline.errors import counted
 from pipeline.training.train_plan import describe_penalty
-
-if TYPE_CHECKING:
-    from pipeline.display.plot import Plot
-
 
 COMMAND = "in9 matrix --dataset . --probe --holdout 0.5"
 
@@ -107,7 +102,7 @@ def _shown(matrix: Matrix) -> ShownMatrix:
         gaps=describe_gaps(matrix),
         gains=matrix.gains,
         images=(min(counts), max(counts)),
-        chance=describe_chance(matrix.rows),
+        chance=describe_chance(row.chance for row in matrix.rows if row.n),
         overlap=max(row.overlap for row in matrix.rows),
         figures=tuple(matrix_file(matrix.name, part) for part in MATRIX_PARTS),
     )
@@ -169,8 +164,7 @@ def _describe_method(matrix: Matrix) -> str:
     else:
         training = f"{matrix.arch}, trained on each variant"
     if matrix.holdout:
-        share = f"{100 * matrix.holdout:.0f} %"
-        return f"{training}; {share} of {matrix.split} is held out for testing"
+        return f"{training}; {100 * matrix.holdout:.0f} % of {matrix.split} is held out for testing"
     return f"{training} of {matrix.train_split}, tested on {matrix.split}"
 
 
@@ -250,15 +244,13 @@ def trained_in(matrix: Matrix) -> Iterator[TrainedModel]:
 def on_backgrounds(results: Results) -> Iterator[Measurement]:
     """Yields the accuracies of models trained on backgrounds alone, on these and on the images."""
     for model in all_trained_on(results, "only_bg_t", "only_bg_b", "no_fg"):
-        tests = (model.variant, "original")
-        yield from (model.accuracies[name] for name in tests if name in model.accuracies)
+        yield from filter(None, map(model.accuracies.get, (model.variant, "original")))
 
 
 def without_foreground(results: Results) -> Iterator[Measurement]:
     """Yields the accuracies that models trained on `mixed_rand` have on backgrounds alone."""
     for model in all_trained_on(results, "mixed_rand"):
-        tests = ("only_bg_t", "only_bg_b")
-        yield from (model.accuracies[name] for name in tests if name in model.accuracies)
+        yield from filter(None, map(model.accuracies.get, ("only_bg_t", "only_bg_b")))
 
 
 def gaps_in9(results: Results) -> Iterator[Measurement]:
@@ -408,13 +400,6 @@ class MatrixParts(Parts):
     def write(self, dataset: Dataset, columns: Sequence[str]) -> None:
         """Same as `Parts.write`."""
         write_matrix_tables(dataset)
-
-    def plots(self, evidence: Evidence) -> Iterator[Plot]:
-        """Same as `Parts.plots`."""
-        # Imported here, because Matplotlib is slow to import.
-        from pipeline.analyses.matrix.figures import make_plots
-
-        return make_plots(evidence)
 
 
 PARTS = MatrixParts()

@@ -74,10 +74,8 @@ class MatrixPlan:
         not the default, so that matrices of models that were trained differently lie side by
         side."""
         parts = [self.train_split] if self.train_split != "train" else []
-        if self.holdout.share:
-            parts.append(f"holdout{self.holdout.share:g}")
-        if self.seed:
-            parts.append(f"seed{self.seed}")
+        parts += [f"holdout{self.holdout.share:g}"] if self.holdout.share else []
+        parts += [f"seed{self.seed}"] if self.seed else []
         return "".join(f"-{part}" for part in parts)
 
 

@@ -16,11 +16,10 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Annotated, NamedTuple
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 from numpy.typing import NDArray
 
 from pipeline.analyses.evaluation.results import Evaluated, MatrixRow
@@ -42,7 +41,7 @@ from transforms.two_way import Roles
 MATRICES = "results/matrix.json"
 
 
-class CellRow(msgspec.Struct, frozen=True, kw_only=True):
+class CellRow(Struct, frozen=True, kw_only=True):
     """A cell of a matrix: the row's model on the pictures of the column. `accuracy` has an interval
     as in summary.csv.
 
@@ -86,7 +85,7 @@ class CellRow(msgspec.Struct, frozen=True, kw_only=True):
         return (low is not UNSET and low > 0) or (high is not UNSET and high < 0)
 
 
-class Difference(msgspec.Struct, frozen=True, kw_only=True):
+class Difference(Struct, frozen=True, kw_only=True):
     """A difference of two cells on the same n images (-1 to 1), with its two-way 95 % interval."""
 
     difference: float
@@ -114,7 +113,7 @@ class Gain(Difference, frozen=True, kw_only=True):
     test_variant: str
 
 
-class Matrix(msgspec.Struct, frozen=True, kw_only=True):
+class Matrix(Struct, frozen=True, kw_only=True):
     """The matrix of one network: all rows on all columns.
 
     Attributes:
@@ -157,7 +156,7 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True):
         return cells
 
 
-class MatrixLine(msgspec.Struct, frozen=True, kw_only=True):
+class MatrixLine(Struct, frozen=True, kw_only=True):
     """A row of matrix.csv: a cell of a matrix."""
 
     train_variant: Annotated[str, Meta(description="variant that the model was trained on")]
@@ -277,8 +276,7 @@ def _compute_matrix(
         for column, cell in _cells(dataset, one, read_images)
     }
     tested = ([IN9L] if one.run.evaluation.dataset else one.run.variants or () for one in models)
-    names = {one.matrix.row for one in models}.union(*tested)
-    columns = sort_names(dataset, names)
+    columns = sort_names(dataset, {one.matrix.row for one in models}.union(*tested))
     first = models[0]
     return pick(
         Matrix,
@@ -429,8 +427,7 @@ def _paired_differences(
     cells exist and hold the same images."""
     if first and second and first.keys == second.keys and first.keys:
         gap = bg_gap(first.correct[np.newaxis], second.correct[np.newaxis], _roles(first, second))
-        n = len(first.keys)
-        yield Difference(difference=gap.gap, ci_low=gap.low, ci_high=gap.high, n=n)
+        yield Difference(difference=gap.gap, ci_low=gap.low, ci_high=gap.high, n=len(first.keys))
 
 
 def write_matrix_tables(dataset: Dataset) -> list[Matrix]:

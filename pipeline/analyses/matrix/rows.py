@@ -102,8 +102,7 @@ class ProbeScorer:
 
     @torch.inference_mode()
     def _scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        inputs = torch.from_numpy(features)
-        outputs = torch.nn.functional.linear(inputs, self._weight, self._bias)
+        outputs = torch.nn.functional.linear(torch.from_numpy(features), self._weight, self._bias)
         refuse_broken(are_numbers(outputs))
         return np.asarray(outputs)
 
@@ -137,8 +136,7 @@ class NetworkTrainer:
         self._plan, self._training, self._overwrite = plan, training, overwrite
         self.arch = training.arch
         kind = "pretrained-" if training.pretrained else ""
-        suffix = f"-{training.epochs}ep{plan.suffix()}"
-        self.name = f"{kind}{training.arch.replace('/', '_')}{suffix}"
+        self.name = f"{kind}{training.arch.replace('/', '_')}-{training.epochs}ep{plan.suffix()}"
 
     def train(self, row: str) -> str:
         """Trains on the pictures of a row, unless it did so before; resumes a training that was
@@ -301,10 +299,9 @@ def _tests(
         run = plan.evaluation.describe(plan.in9l, model)
         rows = selected_rows(plan.in9l, plan.split, plan.holdout)
         settings = replace(run.evaluation, dataset=plan.in9l.manifest.fingerprint)
-        variants = (plan.source(IN9L)[1],)
         yield (
             plan.in9l,
-            replace(run, model=name, evaluation=settings, variants=variants),
+            replace(run, model=name, evaluation=settings, variants=(plan.source(IN9L)[1],)),
             # Stored here, because the index of IN-9L is not available when tables are written.
             {row["key"]: row["group"] for row in rows if row.get("group")},
         )
@@ -328,5 +325,4 @@ def _remove_others(store: Store, name: str, current: Collection[str]) -> None:
         if run.matrix and run.matrix.name == name and run.folder not in current:
             # model.json is removed first, because it declares that the predictions exist.
             store.delete(result_file(run.folder, "model"))
-            for path in list(store.walk(f"results/{run.folder}")):
-                store.delete(path)
+            store.delete_all(list(store.walk(f"results/{run.folder}")))

@@ -1,7 +1,5 @@
 """Saliency: the share of the gradient that lies on the foreground."""
 
-from __future__ import annotations
-
 from pipeline.analyses.analysis import Analysis, Command
 from pipeline.runtime.flag_types import Flag, count, section
 

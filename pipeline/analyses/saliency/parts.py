@@ -224,8 +224,7 @@ class SaliencyParts(Parts):
             shown_images,
         )
 
-        variant = arguments.variant if is_own else SaliencyPlan.variant
-        plan = SaliencyPlan(evaluation, variant, maps)
+        plan = SaliencyPlan(evaluation, arguments.variant if is_own else SaliencyPlan.variant, maps)
         evaluation.check_stored("saliency is measured on stored pixels as they are")
         check_variants(config.compose.composed, plan.variant)
         if is_own:

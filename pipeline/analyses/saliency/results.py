@@ -13,10 +13,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
-import msgspec
 import numpy as np
 import pyarrow as pa
-from msgspec import Meta
+from msgspec import Meta, Struct
 from PIL import Image, PngImagePlugin
 
 from pipeline.dataset.folder import Dataset
@@ -50,7 +49,7 @@ taxonomy. `mass_in_mask` is the share of saliency inside the foreground mask (0 
 pixel has saliency; `mask_area` is the share of pixels inside the mask."""
 
 
-class SaliencyMap(msgspec.Struct, frozen=True):
+class SaliencyMap(Struct, frozen=True):
     """The map of an image.
 
     Attributes:
@@ -67,7 +66,7 @@ class SaliencyMap(msgspec.Struct, frozen=True):
     file: RelativePath
 
 
-class Mass(msgspec.Struct, frozen=True, kw_only=True):
+class Mass(Struct, frozen=True, kw_only=True):
     """Measures of a model, averaged over the images that have saliency; None if there are none.
 
     Attributes:
@@ -102,7 +101,7 @@ class SaliencyResult(PicturesResult, frozen=True, kw_only=True):
     maps: tuple[SaliencyMap, ...]
 
 
-class SaliencyRow(msgspec.Struct, frozen=True, kw_only=True):
+class SaliencyRow(Struct, frozen=True, kw_only=True):
     """A row of saliency.csv: a model, or a model that failed, which has no measures. `mass_in_mask`
     has the 95 % interval of a bootstrap over units."""
 
@@ -222,10 +221,9 @@ def nan_to_null(value: float) -> float | None:
 def read_saliency(dataset: Dataset) -> list[SaliencyResult]:
     """Reads the saliency.json of each model, if it was computed on the dataset's present pictures,
     in order of the models' folders."""
-    results, _ = read_current_results(
+    return read_current_results(
         dataset, "saliency", SaliencyResult, lambda result: (result.variant, "fg_mask")
-    )
-    return results
+    )[0]
 
 
 def write_saliency_table(dataset: Dataset) -> None:

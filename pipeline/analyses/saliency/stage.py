@@ -171,9 +171,8 @@ class SaliencyWork(Work):
         )
         write_result(store, result_file(run.folder, "saliency"), content)
         current = {*paths, *(row.file for row in content.maps)}
-        for path in list(store.walk(f"results/{run.folder}/saliency")):
-            if path not in current:
-                store.delete(path)
+        stored = store.walk(f"results/{run.folder}/saliency")
+        store.delete_all([path for path in stored if path not in current])
 
 
 class SaliencyShards(ModelWork):
@@ -195,11 +194,10 @@ class SaliencyShards(ModelWork):
     ) -> None:
         super().__init__(dataset.store)
         self._dataset, self._plan, self._run, self._shown = dataset, plan, run, shown
-        self._folder = run.folder
 
     def path(self, unit: int) -> str:
         """Same as `ModelWork.path`."""
-        return result_shard(self._folder, "saliency", self._plan.evaluation.split, unit)
+        return result_shard(self._run.folder, "saliency", self._plan.evaluation.split, unit)
 
     @functools.cached_property
     def _tested_keys(self) -> list[str]:
@@ -229,11 +227,11 @@ class SaliencyShards(ModelWork):
     def _missing_maps(self, shard: int) -> frozenset[str]:
         """Returns the keys of the shard's images whose maps are missing."""
         expected_fingerprint = self.fingerprint(shard)
-        keys = (key for key, number in self._shown.items() if number == shard)
         return frozenset(
             key
-            for key in keys
-            if not has_map(self.store, map_path(self._folder, key), expected_fingerprint)
+            for key, number in self._shown.items()
+            if number == shard
+            and not has_map(self.store, map_path(self._run.folder, key), expected_fingerprint)
         )
 
     def run(
@@ -278,7 +276,7 @@ class SaliencyShards(ModelWork):
                 for i, (sample, picture, mask) in enumerate(batch):
                     saliency = saliency_map(gradients[i])
                     if sample.key in missing:
-                        path = map_path(self._folder, sample.key)
+                        path = map_path(self._run.folder, sample.key)
                         write_map(
                             self.store, path, overlay(picture, saliency, mask), expected_fingerprint
                         )
