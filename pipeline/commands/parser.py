@@ -65,12 +65,12 @@ COMMANDS: dict[str, Command] = {
     "report": Command(
         "write tables and page from the results so far",
         "in9 report --dataset out",
-        "report:run_report",
+        "finished:run_report",
     ),
     "export": Command(
         "write a dataset in the released layout: a folder for each class, masks as .npy",
         "in9 export --dataset out --to bg_challenge",
-        "export_released:run_export",
+        "finished:run_export",
     ),
     "import": Command(
         "turn data in the released layout into a dataset; finds the true backgrounds",
@@ -80,7 +80,7 @@ COMMANDS: dict[str, Command] = {
     "verify": Command(
         "check a dataset against its manifest; prints a line for each fault (exit code 1)",
         "in9 verify --dataset out",
-        "verify:run_verify",
+        "finished:run_verify",
     ),
 }
 """Commands by name, in the order in which `in9 --help` lists them."""
