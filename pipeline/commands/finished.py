@@ -103,8 +103,7 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 
 def _check(dataset: Dataset, target: Store) -> None:
-    if target.exists(""):
-        raise UsageError(f"--to {target.root} is not a folder")
+    target.refuse_file("--to")
     if is_below(target.root, dataset.store.root):
         raise UsageError(f"--to {target.root} lies inside --dataset {dataset.store.root}")
     if target.exists(MANIFEST):

@@ -66,8 +66,7 @@ def _fetch(models: tuple[str, ...], to: str) -> int:
     for spec in models:
         check_model(spec)
     folder = WeightsFolder.from_path(to)
-    if folder.store.exists(""):  # `exists` is True only for a file.
-        raise UsageError(f"--to {folder.store.root} is not a folder")
+    folder.store.refuse_file("--to")
     if folder.store.exists(INDEX):
         folder.models()  # Refuses a foreign index before anything is written.
     failed = []

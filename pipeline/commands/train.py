@@ -108,8 +108,7 @@ def refuse_foreign(store: Store, names: Sequence[str], is_ours: Callable[[], boo
     Raises:
       UsageError: they were not, or the folder is a file.
     """
-    if store.exists(""):
-        raise UsageError(f"--output {store.root} is not a folder")
+    store.refuse_file("--output")
     existing = [name for name in names if store.exists(name)]
     if existing and not is_ours():
         raise UsageError(

@@ -187,6 +187,11 @@ class Store:
         """Returns whether a file exists. A folder does not count."""
         return self.files.info(self.path(relative)) is not None
 
+    def refuse_file(self, flag: str) -> None:
+        """Raises UsageError if the folder, which a flag names, is a file."""
+        if self.exists(""):
+            raise UsageError(f"{flag} {self.root} is not a folder")
+
     def has_folder(self, relative: str) -> bool:
         """Returns whether a folder exists."""
         return self.files.is_folder(self.path(relative))
