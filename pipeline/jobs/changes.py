@@ -75,10 +75,11 @@ def compare_images(before: Dataset, after: Dataset, split: str) -> ImageChanges:
         old, new = _read_index(before, old_files), _read_index(after, new_files)
         content |= new
         _compare(old, new, changes)
-    if _segmented_alike(before, after):
-        changes.changed = [content[image] for image in _changed(before, after, split, content)]
-    else:
-        changes.changed = None
+    changes.changed = (
+        [content[image] for image in _changed(before, after, split, content)]
+        if _segmented_alike(before, after)
+        else None
+    )
     return changes
 
 

@@ -59,8 +59,7 @@ def describe_images(manifest: Manifest) -> list[str]:
         lines.append(line)
         if not manifest.config.is_imported:
             total = images["accepted"] + images["rejected"]
-            advice = advise(manifest.rejections[split], total)
-            lines += [f"{split}: {line}" for line in advice]
+            lines += [f"{split}: {line}" for line in advise(manifest.rejections[split], total)]
         if not images["selected"]:
             lines.append(f"{split}: {_why_empty(manifest, split)}")
     if manifest.backgrounds:
@@ -153,7 +152,8 @@ def _describe_shards(counters: dict[str, int]) -> list[str]:
     """Describes how many shards were made; empty if no shard was kept from an earlier run."""
     parts, any_kept = [], False
     for name, kind in (
-        *(("source_shards", "source"), ("output_shards", "output")),
+        ("source_shards", "source"),
+        ("output_shards", "output"),
         ("prediction_shards", "of predictions"),
     ):
         made, kept = (counters.get(f"{name}_{fate}", 0) for fate in ("made", "kept"))
