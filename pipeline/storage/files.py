@@ -124,7 +124,8 @@ class LocalFiles(Files):
                     _make_folder_of(path)
                     yield cast(BinaryIO, file)
                     if durable:
-                        _sync(file)
+                        file.flush()
+                        os.fsync(file.fileno())
                 os.replace(temporary, path)
             except BaseException:
                 with contextlib.suppress(FileNotFoundError):
@@ -372,12 +373,6 @@ def _regular(path: str, status: os.stat_result) -> os.stat_result:
         return status
     name = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}.get(kind, "a device")
     raise UsageError(f"{path} is not a file but {name}")
-
-
-def _sync(file: BinaryIO) -> None:
-    """Flushes a file to the disk."""
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _info(path: str, status: os.stat_result) -> FileInfo:
