@@ -25,7 +25,6 @@ from pipeline.commands.command_line import (
     flag_of,
     refuse_cleared,
     refuse_near_misses,
-    text_of,
 )
 from pipeline.commands.flags import AROUND_GRAPH, flags_of
 from pipeline.commands.job_flags import job_from_flags, works_from_flags
@@ -50,6 +49,7 @@ from pipeline.report import REPORT
 from pipeline.runners.beam_options import is_portable, pipeline_options, run_pipeline
 from pipeline.runners.dataflow import flags_of_workers, submission_from_flags
 from pipeline.runtime.dataflow_jobs import is_dataflow
+from pipeline.runtime.flag_types import text_of
 from pipeline.runtime.job_log import remove_leftovers, removed_if_refused
 from pipeline.runtime.lock import (
     DATASET_LOCK,
@@ -217,8 +217,7 @@ def _test(dataset: Dataset, works: Mapping[str, Work]) -> int:
             print(escaped(result.line), file=sys.stderr if result.holds else sys.stdout)
     if any(result.holds for result in results):
         return 3
-    untested = [result.line for result in results if result.holds is None]
-    if untested:
+    if untested := [result.line for result in results if result.holds is None]:
         raise JobError("; ".join(untested))
     return 0
 
@@ -255,8 +254,8 @@ class Generate(beam.PTransform):
         before = manifest.fingerprint if manifest else None
         ending = JobSummary("generate", job.store, job.progress, before, has_lock=True, alone=True)
         lock = TakeLock(job.store, this_process(), self._seen)
-        main = MainJob(ending, job.taxonomy, self._arguments.pictures, job=job, lock=lock)
-        return main.build(start)
+        pictures = self._arguments.pictures
+        return MainJob(ending, job.taxonomy, pictures, job=job, lock=lock).build(start)
 
 
 class Evaluate(beam.PTransform):
