@@ -151,8 +151,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
     _check_splits(layouts)
     masks = _masks(arguments, layouts)
     for flag in ("output", "publish"):
-        folder = getattr(arguments, flag)
-        if folder and is_below(absolute(folder), source):
+        if (folder := getattr(arguments, flag)) and is_below(absolute(folder), source):
             raise UsageError(
                 f"--{flag} {absolute(folder)} lies inside --input {source}; choose another folder"
             )

@@ -73,12 +73,11 @@ def _fetch(models: tuple[str, ...], to: str) -> int:
     for spec in models:
         try:
             model = load_model(spec)
-            changed = store_model(folder, model)
+            state = "stored" if store_model(folder, model) else "already stored"
         except JobError as error:
             print(f"{spec}: {' '.join(str(error).split())}")
             failed.append(spec)
             continue
-        state = "stored" if changed else "already stored"
         print(f"{model.name}: {state}, sha256 {model.weights_sha256}")
         # Free the model's memory before the next one is loaded.
         del model

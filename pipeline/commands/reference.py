@@ -104,10 +104,10 @@ def _commands() -> Iterator[str]:
     rows = [(f"`in9 {name}`", row.text, f"`{row.example}`") for name, row in COMMANDS.items()]
     yield from _table(("command", "does", "example"), rows)
     graphs = ", ".join(f"`in9 {name}`" for name, row in COMMANDS.items() if row.has_graph)
-    flags = "`--runner` and `--direct_num_workers`"
     yield from (
         "",
-        f"{graphs} pass flags that they do not know, such as {flags}, to Apache Beam.",
+        f"{graphs} pass flags that they do not know, such as `--runner` and "
+        "`--direct_num_workers`, to Apache Beam.",
         "",
     )
     codes = [(str(code), text) for code, text in EXIT_CODES.items()]

@@ -140,8 +140,7 @@ def _fit_probe(arguments: argparse.Namespace) -> str:
         refuse_foreign(output, (name,), lambda: is_trained_here(path))
     torch.set_num_threads(usable_cores())
     started = time.monotonic()
-    predict = PredictConfig(device)
-    backbone = Backbone(arguments.arch, predict, dataset.store, weights)
+    backbone = Backbone(arguments.arch, PredictConfig(device), dataset.store, weights)
     plan = ProbePlan(dataset, arguments.variant, split, Holdout(arguments.holdout), arguments.seed)
     if output is None:
         folder, _, name = probe_file(backbone, plan).rpartition("/")
@@ -150,8 +149,7 @@ def _fit_probe(arguments: argparse.Namespace) -> str:
         locked.remove_temporary()
         checkpoint = fit_variant(backbone, plan, locked, name)
     output.prune(WORK_FOLDER)
-    trained = read_metadata(checkpoint)
-    if trained is not None:
+    if trained := read_metadata(checkpoint):
         print(
             f"{counted(len(trained.keys), 'picture')} of {arguments.variant} in {split}; "
             f"penalty {describe_penalty(trained.settings['penalty'])}; "

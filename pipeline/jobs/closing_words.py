@@ -129,16 +129,14 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: floa
             for analysis in _MODEL_STAGES
             if analysis.is_always_counted or analysis.counter in counters
         ]
-        fallbacks = counters.get("segmenter_fallbacks")
-        if fallbacks:
+        if fallbacks := counters.get("segmenter_fallbacks"):
             lines.append(
                 f"{fallbacks} of the images {'was' if fallbacks == 1 else 'were'} segmented by "
                 "OpenCV instead of our kernels"
             )
         lines.append("done now: " + ", ".join(done))
         lines += _describe_shards(counters)
-        written = [f"{size(n)} {folder}" for folder, n in bytes_written(counters).items()]
-        if written:
+        if written := [f"{size(n)} {folder}" for folder, n in bytes_written(counters).items()]:
             lines.append("written: " + ", ".join(written))
         stages = [
             f"{name} {s:.1f} s" for name, s in stage_seconds(counters, _STAGES).items() if s >= 0.05

@@ -24,9 +24,8 @@ from apache_beam.options.pipeline_options import (
     PortableOptions,
     StandardOptions,
 )
+from apache_beam.runners.portability import portable_runner
 from apache_beam.runners.portability.job_server import JobServer
-from apache_beam.runners.portability.portable_runner import PipelineResult as PortableResult
-from apache_beam.runners.portability.portable_runner import PortableRunner
 from apache_beam.runners.runner import PipelineRunner, create_runner
 
 from pipeline.analyses import ANALYSES
@@ -193,7 +192,7 @@ def run_pipeline(
                 result.wait_until_finish()
             except KeyboardInterrupt:
                 # Otherwise a job server would continue the job.
-                if isinstance(result, PortableResult):
+                if isinstance(result, portable_runner.PipelineResult):
                     with contextlib.suppress(grpc.RpcError):
                         result.cancel()
                 raise
@@ -275,7 +274,7 @@ def servers_stopped(runner: PipelineRunner) -> Iterator[None]:
     """Stops the job server that a runner has started, at the end of the `with` block. Beam would
     stop it when the interpreter ends, which never happens in a process that exits by `os._exit`."""
     servers: list[JobServer] = []
-    if isinstance(runner, PortableRunner):
+    if isinstance(runner, portable_runner.PortableRunner):
         start = runner.default_job_server
 
         def start_and_keep(options: PipelineOptions) -> JobServer:

@@ -373,12 +373,10 @@ def _check_paths(
         if not getattr(google, name):
             raise UsageError(f"--{name}={example} is required with --runner=DataflowRunner")
     for name in ("temp_location", "staging_location"):
-        location = getattr(google, name)
-        if location and not is_remote(absolute(location)):
+        if (location := getattr(google, name)) and not is_remote(absolute(location)):
             raise UsageError(f"--{name} must be gs://BUCKET/FOLDER: got {location}")
     for name in paths:
-        path = getattr(arguments, name, None)
-        if path and not is_remote(absolute(path)):
+        if (path := getattr(arguments, name, None)) and not is_remote(absolute(path)):
             raise UsageError(
                 f"--{name} {path} lies on this machine, where workers of Dataflow cannot reach "
                 "it; copy it to gs://"
@@ -388,8 +386,7 @@ def _check_paths(
     for entry in flat_entries(getattr(arguments, "models", None) or ()):
         from pipeline.models.registry import source_of  # Imports torch.
 
-        path = source_of(entry).path(entry)
-        if path and not is_remote(absolute(path)):
+        if (path := source_of(entry).path(entry)) and not is_remote(absolute(path)):
             raise UsageError(
                 f"--models {entry}: workers of Dataflow cannot reach {path}; copy it to gs://"
             )

@@ -154,8 +154,7 @@ class Holder:
 
 def this_process() -> Owner:
     """Returns this process as the owner of a lock."""
-    process = dataclasses.asdict(processes.this_process())
-    return {"host": socket.gethostname(), **process}
+    return {"host": socket.gethostname(), **dataclasses.asdict(processes.this_process())}
 
 
 @dataclasses.dataclass

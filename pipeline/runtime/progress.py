@@ -251,8 +251,7 @@ class Progress:
         """Returns (done, total) of each stage, according to the notes so far."""
         parts: dict[tuple[str, bool, str], int] = {}
         for path in self.store.walk(self.folder):
-            note = _NOTE.fullmatch(path.removeprefix(f"{self.folder}/"))
-            if note:
+            if note := _NOTE.fullmatch(path.removeprefix(f"{self.folder}/")):
                 part = (note["stage"], note["total"] is not None, note["part"])
                 # Older notes of the part may still exist.
                 parts[part] = max(parts.get(part, 0), int(note["count"]))

@@ -399,8 +399,7 @@ def absolute(path: str) -> str:
         not UTF-8.
     """
     if not is_remote(path):
-        scheme = _SCHEME.match(path)
-        if scheme:
+        if scheme := _SCHEME.match(path):
             raise UsageError(f"{path}: {scheme[0]} is not supported; give a local path, or gs://")
         # Shells do not expand the ~ of --output=~/out.
         return os.path.abspath(os.path.expanduser(path))

@@ -121,10 +121,8 @@ class GcsFiles(Files):
         return parts
 
     def _range(self, path: str, start: int, end: int) -> bytes:
-        blob = _blob(path)
-
         def download() -> bytes:
-            data: bytes = blob.download_as_bytes(
+            data: bytes = _blob(path).download_as_bytes(
                 start=start, end=end - 1, retry=_RETRY, checksum=None
             )
             if len(data) != end - start:

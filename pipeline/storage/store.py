@@ -330,8 +330,7 @@ class Store:
 
     def walk(self, relative: str) -> Iterator[str]:
         """Yields the relative paths of all files below a folder, sorted."""
-        for info in self.files.walk(self.path(relative)):
-            yield self._relative(info.path)
+        return (self._relative(info.path) for info in self.files.walk(self.path(relative)))
 
     def remove_temporary(self) -> None:
         """Removes the half-written files of processes that are known to have ended."""
