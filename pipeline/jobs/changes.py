@@ -228,7 +228,6 @@ def _dataset_causes(
     old: Manifest, new: Manifest, images: dict[str, ImageChanges]
 ) -> dict[str, list[str]]:
     """Returns why two datasets differ: cause to its details."""
-    causes = {}
     was, now = old.config.flags(), new.config.flags()
     flags = [
         f"--{name} "
@@ -252,18 +251,15 @@ def _dataset_causes(
         for name in names
         if name in before and before[name] != after[name]
     ]
-    if any(changes.is_input for changes in images.values()):
-        causes["data"] = [
-            f"{split}: {counted(len(changes.added), 'image')} added, {len(changes.removed)} removed"
-            + ("" if changes.changed is None else f", {len(changes.changed)} changed")
-            for split, changes in images.items()
-            if changes.is_input
-        ]
-    if flags:
-        causes["configuration"] = flags
-    if code and old.files != new.files:
-        causes["code"] = code
-    return causes
+    data = [
+        f"{split}: {counted(len(changes.added), 'image')} added, {len(changes.removed)} removed"
+        + ("" if changes.changed is None else f", {len(changes.changed)} changed")
+        for split, changes in images.items()
+        if changes.is_input
+    ]
+    code = code if old.files != new.files else []
+    causes = {"data": data, "configuration": flags, "code": code}
+    return {cause: details for cause, details in causes.items() if details}
 
 
 _KINDS = {
