@@ -336,11 +336,9 @@ def meaning(table: str, column: str) -> str:
     """
     if table in TABLES and column in TABLES[table].meanings:
         return TABLES[table].meanings[column]
-    for name in (f"{table}.{column}", column):
+    endings = (name for name in COLUMNS if name.startswith("_") and column.endswith(name))
+    for name in (f"{table}.{column}", column, *endings):
         if name in COLUMNS:
-            return COLUMNS[name]
-    for name in COLUMNS:
-        if name.startswith("_") and column.endswith(name):
             return COLUMNS[name]
     raise KeyError(f"describe the column {column} of {table} in {__name__}")
 

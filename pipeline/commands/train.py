@@ -171,7 +171,6 @@ def plan_from_flags(
       UsageError: a flag is wrong.
     """
     device, precision = choose_device(arguments)
-    workers = arguments.workers
     fields = {field.name for field in dataclasses.fields(TrainPlan)}
     flags = {name: value for name, value in vars(arguments).items() if name in fields} | {
         "arch": arch,
@@ -180,7 +179,7 @@ def plan_from_flags(
         "weights": chosen_folder(arguments.weights),
         "train_split": train_split,
         "eval_split": eval_split,
-        "workers": default_workers(device) if workers is None else workers,
+        "workers": default_workers(device) if arguments.workers is None else arguments.workers,
     }
     return TrainPlan(**flags)
 

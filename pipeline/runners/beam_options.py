@@ -62,8 +62,7 @@ def unknown_to_beam(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     parser = _BeamParser(add_help=False, conflict_handler="resolve", allow_abbrev=False)
     for options in PipelineOptions.__subclasses__():
         options._add_argparse_args(parser)
-    unknown = parser.parse_known_args(arguments)[1]
-    return unknown, re.findall(r"--\w+", parser.format_usage())
+    return parser.parse_known_args(arguments)[1], re.findall(r"--\w+", parser.format_usage())
 
 
 def _known_runner(name: str) -> str:

@@ -233,8 +233,7 @@ def _check_own_image(arguments: argparse.Namespace) -> None:
     """Checks that this image, in which both this process and the workers run, can use a GPU."""
     if importlib.metadata.version("torch").endswith("+cpu"):
         raise UsageError("--gpu: this image has PyTorch's build for CPUs; build it with TORCH=cuda")
-    entries = flat_entries(arguments.models or ())
-    graphs = [entry for entry in entries if entry.startswith("onnx:")]
+    graphs = [one for one in flat_entries(arguments.models or ()) if one.startswith("onnx:")]
     if graphs and not any(importlib.metadata.distributions(name="onnxruntime-gpu")):
         raise UsageError(
             f"--gpu and --models {graphs[0]}: this image has onnxruntime for CPUs; leave one out"
