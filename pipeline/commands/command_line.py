@@ -18,7 +18,7 @@ from pipeline.analyses import ANALYSES
 from pipeline.commands.flags import flags_of
 from pipeline.commands.parser import COMMANDS, build_parser, underscored
 from pipeline.errors import UsageError, did_you_mean
-from pipeline.runtime.flag_types import Flag, WordListParser, comma_separated
+from pipeline.runtime.flag_types import Flag, WordListParser, comma_separated, text_of
 from pipeline.storage.files import absolute, files_of, is_below, is_remote, join
 from transforms.limits import load_nested
 
@@ -114,8 +114,7 @@ def _refuse_sibling(flag: str, own: Sequence[Flag]) -> None:
         return
     known = {one.name: one for one in own}
     counterparts = next((names for first, *names in _COUNTERPARTS if first == flag), [])
-    meant = next((known[name] for name in counterparts if name in known), None)
-    if meant:
+    if meant := next((known[name] for name in counterparts if name in known), None):
         text = meant.help.removesuffix(" (required)")
         raise UsageError(f"this command has no {flag}; say {meant.name} {meant.metavar}: {text}")
     raise UsageError(f"this command has no {flag}, which is a flag of in9 {', '.join(others)}")
@@ -198,15 +197,6 @@ def parse_command_line(words: Sequence[str]) -> tuple[argparse.Namespace, list[s
     except UsageError as error:
         raise UsageError(f"--config {arguments.config}: {error}") from error
     return arguments, rest
-
-
-def text_of(value: object) -> str:
-    """Returns a value as it is typed on the command line."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return ",".join(map(str, value))
-    return str(value)
 
 
 def _read(path: str) -> Mapping[str, object]:

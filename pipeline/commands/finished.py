@@ -103,8 +103,7 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 
 def _check(dataset: Dataset, target: Store) -> None:
-    if target.exists(""):
-        raise UsageError(f"--to {target.root} is not a folder")
+    target.refuse_file("--to")
     if is_below(target.root, dataset.store.root):
         raise UsageError(f"--to {target.root} lies inside --dataset {dataset.store.root}")
     if target.exists(MANIFEST):
@@ -124,16 +123,15 @@ def _notes(dataset: Dataset, labels: set[int], is_remote: bool) -> list[str]:
         for label, name in enumerate(names)
         if label not in labels
     ]
-    if folders and is_remote:
-        notes.append(
-            f"no images in {', '.join(folders)}: create these folders in a local copy, because "
-            "readers number the folders that they find"
+    if folders:
+        advice = (
+            "create these folders in a local copy, because readers number the folders that they "
+            "find"
+            if is_remote
+            else "these folders are empty, so that the others keep their numbers (ImageFolder "
+            "needs allow_empty=True)"
         )
-    elif folders:
-        notes.append(
-            f"no images in {', '.join(folders)}: these folders are empty, so that the others keep "
-            "their numbers (ImageFolder needs allow_empty=True)"
-        )
+        notes.append(f"no images in {', '.join(folders)}: {advice}")
     draws = max(map(len, draws_of(dataset.variants).values()))
     if draws > 1:
         notes.append(

@@ -84,8 +84,7 @@ def _forget_unpacked(store: Store) -> None:
 
 
 def _check_output(store: Store, source: str) -> None:
-    if store.exists(""):
-        raise UsageError(f"--output {store.root} is not a folder")
+    store.refuse_file("--output")
     if is_below(store.root, source):
         raise UsageError(f"--output {store.root} lies inside --from {source}")
     manifest = read_manifest(store) or read_manifest(store, PREVIOUS_MANIFEST)

@@ -32,7 +32,7 @@ from pipeline.models.expand import DEFAULT_MODEL, expand_models
 from pipeline.models.preprocessing import PredictConfig
 from pipeline.models.stored import KnownModels, chosen_folder
 from pipeline.released.export import EXPORT_FOLDER
-from pipeline.runners.dataflow import accelerator_hints
+from pipeline.runners.dataflow import Gpu
 from pipeline.runtime.progress import Progress
 from pipeline.segmenters import check_coco, check_masks, parameters_of
 from pipeline.storage.files import absolute, is_below
@@ -89,7 +89,7 @@ def evaluation_from_flags(
         accept_new_weights="weights" in arguments.overwrite,
         weights=weights,
         groups=arguments.gpus,
-        hints=accelerator_hints(arguments.gpu),
+        hints=(("accelerator", Gpu.parse(arguments.gpu).hint),) if arguments.gpu else (),
         holdout=arguments.holdout,
         pixel_cache=None if megabytes is None else megabytes << 20,
         # A command without the flag measures no test score, so overlap is allowed.
@@ -151,8 +151,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
     _check_splits(layouts)
     masks = _masks(arguments, layouts)
     for flag in ("output", "publish"):
-        folder = getattr(arguments, flag)
-        if folder and is_below(absolute(folder), source):
+        if (folder := getattr(arguments, flag)) and is_below(absolute(folder), source):
             raise UsageError(
                 f"--{flag} {absolute(folder)} lies inside --input {source}; choose another folder"
             )
@@ -257,8 +256,7 @@ def _dataset_config(arguments: argparse.Namespace, taxonomy: Taxonomy | None) ->
 def _check_output(store: Store, manifest: Manifest | None) -> None:
     """Refuses what cannot be the dataset's folder: a file, a link to nowhere, an imported dataset,
     and a folder with foreign files, because Commit would remove them."""
-    if store.exists(""):
-        raise UsageError(f"--output {store.root} is not a folder")
+    store.refuse_file("--output")
     if os.path.islink(store.root) and not os.path.exists(store.root):
         raise UsageError(
             f"--output {store.root} is a link to {os.readlink(store.root)}, which does not exist"
@@ -293,14 +291,12 @@ def _check_config(old: DatasetConfig, new: DatasetConfig, overwrite: tuple[str, 
         return
     accepted = ",".join(sorted({*overwrite, *(words[name] for name in differing)}))
     was, now = old.flags(), new.flags()
-    differences = []
-    for name in differing:
-        change = describe_list_change(was[name], now[name])
-        differences.append(
-            f"--{name} {change}"
-            if change
-            else f"--{name}={shown(now[name])} (the dataset has {shown(was[name])})"
-        )
+    differences = [
+        f"--{name} {change}"
+        if (change := describe_list_change(was[name], now[name]))
+        else f"--{name}={shown(now[name])} (the dataset has {shown(was[name])})"
+        for name in differing
+    ]
     raise UsageError(
         f"the configuration differs from the dataset's: {', '.join(differences)}. Repeat the "
         f"dataset's flags, choose another --output, or add --overwrite {accepted} to accept them"

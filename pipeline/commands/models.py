@@ -66,20 +66,18 @@ def _fetch(models: tuple[str, ...], to: str) -> int:
     for spec in models:
         check_model(spec)
     folder = WeightsFolder.from_path(to)
-    if folder.store.exists(""):  # `exists` is True only for a file.
-        raise UsageError(f"--to {folder.store.root} is not a folder")
+    folder.store.refuse_file("--to")
     if folder.store.exists(INDEX):
         folder.models()  # Refuses a foreign index before anything is written.
     failed = []
     for spec in models:
         try:
             model = load_model(spec)
-            changed = store_model(folder, model)
+            state = "stored" if store_model(folder, model) else "already stored"
         except JobError as error:
             print(f"{spec}: {' '.join(str(error).split())}")
             failed.append(spec)
             continue
-        state = "stored" if changed else "already stored"
         print(f"{model.name}: {state}, sha256 {model.weights_sha256}")
         # Free the model's memory before the next one is loaded.
         del model

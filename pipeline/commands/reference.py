@@ -86,9 +86,8 @@ def main() -> None:
 
 def reference() -> Iterator[str]:
     """Yields the lines of docs/reference.md."""
-    yield "# Reference"
-    yield ""
-    yield "Made from the code by `python -m pipeline.commands.reference > docs/reference.md`."
+    made = "Made from the code by `python -m pipeline.commands.reference > docs/reference.md`."
+    yield from ("# Reference", "", made)
     sections = {
         "Commands": _commands,
         "Flags": _all_flags,
@@ -105,10 +104,10 @@ def _commands() -> Iterator[str]:
     rows = [(f"`in9 {name}`", row.text, f"`{row.example}`") for name, row in COMMANDS.items()]
     yield from _table(("command", "does", "example"), rows)
     graphs = ", ".join(f"`in9 {name}`" for name, row in COMMANDS.items() if row.has_graph)
-    flags = "`--runner` and `--direct_num_workers`"
     yield from (
         "",
-        f"{graphs} pass flags that they do not know, such as {flags}, to Apache Beam.",
+        f"{graphs} pass flags that they do not know, such as `--runner` and "
+        "`--direct_num_workers`, to Apache Beam.",
         "",
     )
     codes = [(str(code), text) for code, text in EXIT_CODES.items()]
@@ -116,33 +115,31 @@ def _commands() -> Iterator[str]:
 
 
 def _all_flags() -> Iterator[str]:
-    yield (
+    yield from (
         "A flag without a default value says what happens by default. Lists are separated by "
         "commas. Dashes in the name of a flag count as underscores: `--dry-run` is `--dry_run`. "
-        "`in9 COMMAND --help all` lists all flags of a command."
-    )
-    yield ""
-    yield (
+        "`in9 COMMAND --help all` lists all flags of a command.",
+        "",
         "`--config FILE` reads flags from a TOML file, local or in `gs://`. Its keys are flags of "
         "the command without the leading dashes, or flags of Beam if the command runs a graph; any "
         "other key is an error. A list of values is a TOML list, and `true` sets a flag that needs "
         "no value. Flags on the command line take precedence over the file. Paths are relative to "
-        "the working directory."
+        "the working directory.",
+        *("", "```toml", *_CONFIG, "```"),
     )
-    yield from ("", "```toml", *_CONFIG, "```")
     for title, rows in _flags().items():
         yield from ("", f"### {title}", "")
         yield from _table(("flag", "default", "description", "commands"), rows)
 
 
 def _results() -> Iterator[str]:
-    yield (
+    yield from (
         "Shares and accuracies are fractions. Their intervals are Wilson's unless the row says "
         "otherwise. Units are groups of images, or single images if they have no groups; Wilson's "
         "intervals treat images of a group as correlated. [results.md](results.md) explains the "
-        "measures."
+        "measures.",
+        "",
     )
-    yield ""
     columns: dict[tuple[str, str], list[str]] = {}
     for name, table in TABLES.items():
         for column in table.columns:
@@ -170,11 +167,11 @@ def _files() -> Iterator[str]:
 
 
 def _reasons() -> Iterator[str]:
-    yield (
+    yield from (
         "Reasons are listed in the order in which they are checked: an image gets the first that "
-        "applies, as its `status` in `index/`."
+        "applies, as its `status` in `index/`.",
+        "",
     )
-    yield ""
     yield from _table(
         ("reason", "meaning"), [(f"`{reason}`", REASONS[reason]) for reason in Reason]
     )
@@ -339,11 +336,9 @@ def meaning(table: str, column: str) -> str:
     """
     if table in TABLES and column in TABLES[table].meanings:
         return TABLES[table].meanings[column]
-    for name in (f"{table}.{column}", column):
+    endings = (name for name in COLUMNS if name.startswith("_") and column.endswith(name))
+    for name in (f"{table}.{column}", column, *endings):
         if name in COLUMNS:
-            return COLUMNS[name]
-    for name in COLUMNS:
-        if name.startswith("_") and column.endswith(name):
             return COLUMNS[name]
     raise KeyError(f"describe the column {column} of {table} in {__name__}")
 

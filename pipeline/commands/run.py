@@ -13,7 +13,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import apache_beam as beam
@@ -25,7 +25,6 @@ from pipeline.commands.command_line import (
     flag_of,
     refuse_cleared,
     refuse_near_misses,
-    text_of,
 )
 from pipeline.commands.flags import AROUND_GRAPH, flags_of
 from pipeline.commands.job_flags import job_from_flags, works_from_flags
@@ -50,6 +49,7 @@ from pipeline.report import REPORT
 from pipeline.runners.beam_options import is_portable, pipeline_options, run_pipeline
 from pipeline.runners.dataflow import flags_of_workers, submission_from_flags
 from pipeline.runtime.dataflow_jobs import is_dataflow
+from pipeline.runtime.flag_types import text_of
 from pipeline.runtime.leftovers import remove_leftovers, removed_if_refused
 from pipeline.runtime.lock import (
     DATASET_LOCK,
@@ -105,7 +105,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
         if generates:
             stack.enter_context(removed_if_refused(store))
             if submission is None:
-                stack.enter_context(_locked(store))
+                _lock(store, stack)
                 check_unchanged(store, seen)
         # Removed now, because the job needs the disk space that leftovers of killed jobs occupy.
         remove_leftovers(store)
@@ -155,24 +155,22 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     return _test(dataset, works)
 
 
-@contextlib.contextmanager
-def _locked(store: Store) -> Iterator[None]:
-    """Holds the lock of the dataset, whose files are the first that a run writes.
+def _lock(store: Store, stack: contextlib.ExitStack) -> None:
+    """Holds the lock of the dataset, whose files are the first that a run writes, until the stack
+    unwinds.
 
     Raises:
       UsageError: the folder cannot be written.
       JobError: another job is at work on it.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(held(store, DATASET_LOCK))
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM):
-                raise  # The machine is short of something, whatever the folder is.
-            reason = error.strerror or error
-            where = f" ({error.filename})" if error.filename else ""
-            raise UsageError(f"--output {store.root} cannot be written: {reason}{where}") from error
-        yield
+    try:
+        stack.enter_context(held(store, DATASET_LOCK))
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM):
+            raise  # The machine is short of something, whatever the folder is.
+        reason = error.strerror or error
+        where = f" ({error.filename})" if error.filename else ""
+        raise UsageError(f"--output {store.root} cannot be written: {reason}{where}") from error
 
 
 def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -219,8 +217,7 @@ def _test(dataset: Dataset, works: Mapping[str, Work]) -> int:
             print(escaped(result.line), file=sys.stderr if result.holds else sys.stdout)
     if any(result.holds for result in results):
         return 3
-    untested = [result.line for result in results if result.holds is None]
-    if untested:
+    if untested := [result.line for result in results if result.holds is None]:
         raise JobError("; ".join(untested))
     return 0
 
@@ -253,15 +250,12 @@ class Generate(beam.PTransform):
     def expand(
         self, start: beam.pvalue.PBegin | beam.pvalue.PCollection
     ) -> beam.pvalue.PCollection:
-        job, owner = self.job, this_process()
-        manifest = read_manifest(job.store)
-        if isinstance(start, beam.pvalue.PBegin):
-            start = start | "Once" >> beam.Create([None], reshuffle=False)
+        job, manifest = self.job, read_manifest(self.job.store)
         before = manifest.fingerprint if manifest else None
         ending = JobSummary("generate", job.store, job.progress, before, has_lock=True, alone=True)
-        lock = TakeLock(job.store, owner, self._seen)
-        main = MainJob(ending, job.taxonomy, self._arguments.pictures, job=job, lock=lock)
-        return main.build_after(start)
+        lock = TakeLock(job.store, this_process(), self._seen)
+        pictures = self._arguments.pictures
+        return MainJob(ending, job.taxonomy, pictures, job=job, lock=lock).build(start)
 
 
 class Evaluate(beam.PTransform):
@@ -306,15 +300,11 @@ class Evaluate(beam.PTransform):
                 work.evaluation = dataclasses.replace(work.evaluation, groups=1)
         manifest = read_manifest(store)
         before = manifest.fingerprint if manifest else None
-        if isinstance(start, beam.pvalue.PBegin):
-            if self._follows:
-                raise UsageError(
-                    "apply Evaluate to the output of Generate, which makes the dataset"
-                )
-            start = start | "Once" >> beam.Create([before], reshuffle=False)
+        if self._follows and isinstance(start, beam.pvalue.PBegin):
+            raise UsageError("apply Evaluate to the output of Generate, which makes the dataset")
         progress = Progress.for_store(store)
         ending = JobSummary("evaluate", store, progress, before, works, alone=True)
-        return MainJob(ending, self._taxonomy, self._pictures).build_after(start)
+        return MainJob(ending, self._taxonomy, self._pictures).build(start)
 
 
 def _parse(command: str, flags: Mapping[str, Any]) -> argparse.Namespace:

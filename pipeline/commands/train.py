@@ -108,8 +108,7 @@ def refuse_foreign(store: Store, names: Sequence[str], is_ours: Callable[[], boo
     Raises:
       UsageError: they were not, or the folder is a file.
     """
-    if store.exists(""):
-        raise UsageError(f"--output {store.root} is not a folder")
+    store.refuse_file("--output")
     existing = [name for name in names if store.exists(name)]
     if existing and not is_ours():
         raise UsageError(
@@ -141,8 +140,7 @@ def _fit_probe(arguments: argparse.Namespace) -> str:
         refuse_foreign(output, (name,), lambda: is_trained_here(path))
     torch.set_num_threads(usable_cores())
     started = time.monotonic()
-    predict = PredictConfig(device)
-    backbone = Backbone(arguments.arch, predict, dataset.store, weights)
+    backbone = Backbone(arguments.arch, PredictConfig(device), dataset.store, weights)
     plan = ProbePlan(dataset, arguments.variant, split, Holdout(arguments.holdout), arguments.seed)
     if output is None:
         folder, _, name = probe_file(backbone, plan).rpartition("/")
@@ -151,8 +149,7 @@ def _fit_probe(arguments: argparse.Namespace) -> str:
         locked.remove_temporary()
         checkpoint = fit_variant(backbone, plan, locked, name)
     output.prune(WORK_FOLDER)
-    trained = read_metadata(checkpoint)
-    if trained is not None:
+    if trained := read_metadata(checkpoint):
         print(
             f"{counted(len(trained.keys), 'picture')} of {arguments.variant} in {split}; "
             f"penalty {describe_penalty(trained.settings['penalty'])}; "
@@ -174,7 +171,6 @@ def plan_from_flags(
       UsageError: a flag is wrong.
     """
     device, precision = choose_device(arguments)
-    workers = arguments.workers
     fields = {field.name for field in dataclasses.fields(TrainPlan)}
     flags = {name: value for name, value in vars(arguments).items() if name in fields} | {
         "arch": arch,
@@ -183,7 +179,7 @@ def plan_from_flags(
         "weights": chosen_folder(arguments.weights),
         "train_split": train_split,
         "eval_split": eval_split,
-        "workers": default_workers(device) if workers is None else workers,
+        "workers": default_workers(device) if arguments.workers is None else arguments.workers,
     }
     return TrainPlan(**flags)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.parts import Changed
@@ -18,6 +18,8 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.records import ACCEPTED, index_file, layer_record, read_rows
 from pipeline.errors import counted
 from transforms.variants import EXTERNAL, MIXED, with_replicates
+
+T = TypeVar("T")
 
 _Image = tuple[str, int]
 """(key of an image or object, its position, from 0, among the rows with the same key)."""
@@ -71,14 +73,14 @@ def compare_images(before: Dataset, after: Dataset, split: str) -> ImageChanges:
     """Compares the images of a split, which may exist in only one of the two datasets."""
     changes = ImageChanges()
     content: dict[_Image, ImageRow] = {}
-    for old_files, new_files in _pairs(before, after, split, _index_files):
-        old, new = _read_index(before, old_files), _read_index(after, new_files)
+    for old, new in _pairs(before, after, split, _index_files, _read_index):
         content |= new
         _compare(old, new, changes)
-    if _segmented_alike(before, after):
-        changes.changed = [content[image] for image in _changed(before, after, split, content)]
-    else:
-        changes.changed = None
+    changes.changed = (
+        [content[image] for image in _changed(before, after, split, content)]
+        if _segmented_alike(before, after)
+        else None
+    )
     return changes
 
 
@@ -103,8 +105,7 @@ def _changed(
     before: Dataset, after: Dataset, split: str, content: dict[_Image, ImageRow]
 ) -> Iterator[_Image]:
     """Yields the images in both states whose source differs."""
-    for old_files, new_files in _pairs(before, after, split, _record_files):
-        old, new = _read_digests(before, old_files), _read_digests(after, new_files)
+    for old, new in _pairs(before, after, split, _record_files, _read_digests):
         for image in sorted(old.keys() & new.keys()):
             # A changed source changes the file of its output shard, too, so `content` has the
             # image.
@@ -127,9 +128,14 @@ def _record_files(dataset: Dataset, split: str) -> list[str]:
 
 
 def _pairs(
-    before: Dataset, after: Dataset, split: str, files: Callable[[Dataset, str], list[str]]
-) -> Iterator[tuple[list[str], list[str]]]:
-    """Yields pairs: files before and files after that hold the same images and may differ.
+    before: Dataset,
+    after: Dataset,
+    split: str,
+    files: Callable[[Dataset, str], list[str]],
+    read: Callable[[Dataset, list[str]], T],
+) -> Iterator[tuple[T, T]]:
+    """Yields what `read` returns for files before and files after that hold the same images and may
+    differ.
 
     If the states have different numbers of shards, all files are one pair, because an image may be
     in any of them.
@@ -138,12 +144,12 @@ def _pairs(
         files(side, split) if split in side.manifest.shards else [] for side in (before, after)
     )
     if len(old) != len(new):
-        yield old, new
+        yield read(before, old), read(after, new)
         return
     digests = [{file.path: file.sha256 for file in side.manifest.files} for side in (before, after)]
     for first, second in zip(old, new, strict=True):
         if digests[0][first] != digests[1][second]:
-            yield [first], [second]
+            yield read(before, [first]), read(after, [second])
 
 
 def _read_index(dataset: Dataset, files: list[str]) -> dict[_Image, ImageRow]:
@@ -222,7 +228,6 @@ def _dataset_causes(
     old: Manifest, new: Manifest, images: dict[str, ImageChanges]
 ) -> dict[str, list[str]]:
     """Returns why two datasets differ: cause to its details."""
-    causes = {}
     was, now = old.config.flags(), new.config.flags()
     flags = [
         f"--{name} "
@@ -246,18 +251,15 @@ def _dataset_causes(
         for name in names
         if name in before and before[name] != after[name]
     ]
-    if any(changes.is_input for changes in images.values()):
-        causes["data"] = [
-            f"{split}: {counted(len(changes.added), 'image')} added, {len(changes.removed)} removed"
-            + ("" if changes.changed is None else f", {len(changes.changed)} changed")
-            for split, changes in images.items()
-            if changes.is_input
-        ]
-    if flags:
-        causes["configuration"] = flags
-    if code and old.files != new.files:
-        causes["code"] = code
-    return causes
+    data = [
+        f"{split}: {counted(len(changes.added), 'image')} added, {len(changes.removed)} removed"
+        + ("" if changes.changed is None else f", {len(changes.changed)} changed")
+        for split, changes in images.items()
+        if changes.is_input
+    ]
+    code = code if old.files != new.files else []
+    causes = {"data": data, "configuration": flags, "code": code}
+    return {cause: details for cause, details in causes.items() if details}
 
 
 _KINDS = {

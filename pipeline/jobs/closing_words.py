@@ -59,8 +59,7 @@ def describe_images(manifest: Manifest) -> list[str]:
         lines.append(line)
         if not manifest.config.is_imported:
             total = images["accepted"] + images["rejected"]
-            advice = advise(manifest.rejections[split], total)
-            lines += [f"{split}: {line}" for line in advice]
+            lines += [f"{split}: {line}" for line in advise(manifest.rejections[split], total)]
         if not images["selected"]:
             lines.append(f"{split}: {_why_empty(manifest, split)}")
     if manifest.backgrounds:
@@ -130,16 +129,14 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: floa
             for analysis in _MODEL_STAGES
             if analysis.is_always_counted or analysis.counter in counters
         ]
-        fallbacks = counters.get("segmenter_fallbacks")
-        if fallbacks:
+        if fallbacks := counters.get("segmenter_fallbacks"):
             lines.append(
                 f"{fallbacks} of the images {'was' if fallbacks == 1 else 'were'} segmented by "
                 "OpenCV instead of our kernels"
             )
         lines.append("done now: " + ", ".join(done))
         lines += _describe_shards(counters)
-        written = [f"{size(n)} {folder}" for folder, n in bytes_written(counters).items()]
-        if written:
+        if written := [f"{size(n)} {folder}" for folder, n in bytes_written(counters).items()]:
             lines.append("written: " + ", ".join(written))
         stages = [
             f"{name} {s:.1f} s" for name, s in stage_seconds(counters, _STAGES).items() if s >= 0.05
@@ -153,7 +150,8 @@ def _describe_shards(counters: dict[str, int]) -> list[str]:
     """Describes how many shards were made; empty if no shard was kept from an earlier run."""
     parts, any_kept = [], False
     for name, kind in (
-        *(("source_shards", "source"), ("output_shards", "output")),
+        ("source_shards", "source"),
+        ("output_shards", "output"),
         ("prediction_shards", "of predictions"),
     ):
         made, kept = (counters.get(f"{name}_{fate}", 0) for fate in ("made", "kept"))

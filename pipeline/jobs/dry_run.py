@@ -205,10 +205,9 @@ def dry_run(job: GenerateJob, works: Mapping[str, Work], workers: int) -> None:
       JobError: a custom function failed on an image that was measured.
     """
     print("dry run: reading names and annotations", file=sys.stderr)
-    taxonomy = job.taxonomy
     forecast = make_forecast(job)
     for split in forecast.splits:
-        _print_split(split, taxonomy, job.config)
+        _print_split(split, job.taxonomy, job.config)
     if forecast.is_up_to_date:
         print("dataset: up to date")
     with tempfile.TemporaryDirectory(prefix="in9-") as folder:

@@ -135,20 +135,20 @@ class MainJob:
     lock: TakeLock | None = None
     publishing: PublishPlan | None = None
 
-    def build(self, pipeline: beam.Pipeline) -> None:
-        """Adds all steps to a pipeline."""
-        before = self.ending.before
-        self.build_after(pipeline | "Start" >> beam.Create([before], reshuffle=False))
-
-    def build_after(self, start: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
-        """Adds all steps behind a collection of one element, whose arrival starts the work.
+    def build(
+        self, start: beam.Pipeline | beam.pvalue.PBegin | beam.pvalue.PCollection
+    ) -> beam.pvalue.PCollection:
+        """Adds all steps to a pipeline, or behind one element, whose arrival starts the work.
 
         Args:
-          start: the dataset's fingerprint; any element if the job makes the dataset.
+          start: the pipeline or its root; or a collection of the dataset's fingerprint, or of any
+            element if the job makes the dataset.
 
         Returns:
           A collection of the dataset's fingerprint, which arrives when everything is done.
         """
+        if not isinstance(start, beam.pvalue.PCollection):
+            start = start | "Start" >> beam.Create([self.ending.before], reshuffle=False)
         if self.lock:
             start = start | "TakeLock" >> beam.ParDo(self.lock)
         dataset = start | "Generate" >> GenerateDataset(self.job) if self.job else start
@@ -192,33 +192,33 @@ def check_unchanged(store: Store, seen: list[str | None]) -> None:
         raise JobError(f"{store.root} has changed meanwhile. Run the same command again")
 
 
+@dataclasses.dataclass(eq=False)
 class TakeLock(beam.DoFn):
     """Any element -> the same element, once the job holds the dataset's lock. This is the first
     step of a job whose launcher does not hold the lock.
 
-    Args:
+    Attributes:
       store: the dataset folder of the job.
       owner: the job, or the process that built it.
       seen: the dataset's `manifest_state` when the graph was built.
     """
 
-    def __init__(self, store: Store, owner: Mapping[str, Any], seen: list[str | None]) -> None:
-        self._store = store
-        self._owner = owner
-        self._seen = seen
+    store: Store
+    owner: Mapping[str, Any]
+    seen: list[str | None]
 
     def process(self, element: Any) -> Iterator[Any]:
         # A runner may repeat this step. The job then holds the lock already, and its later steps
         # may have changed the manifest, so nothing is checked.
-        store, job = self._store, self._store.job
+        store, job = self.store, self.store.job
         if not is_held(store, DATASET_LOCK, job):
-            acquire(store, DATASET_LOCK, job, self._owner)
+            acquire(store, DATASET_LOCK, job, self.owner)
             try:
-                check_unchanged(store, self._seen)
+                check_unchanged(store, self.seen)
             except JobError:
                 release(store, DATASET_LOCK, job)
                 raise
-        if "dataflow" not in self._owner:
+        if "dataflow" not in self.owner:
             # Only Dataflow can be asked whether an owner still runs, so other owners keep renewing
             # the lock.
             Renewal(store, DATASET_LOCK, job)

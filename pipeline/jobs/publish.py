@@ -77,8 +77,7 @@ def check_publishing(store: Store, directory: str | None, keep: int | None) -> P
             f"--publish {target.root} and the dataset {store.root} must lie beside each other, not "
             "one inside the other"
         )
-    if target.exists(""):
-        raise UsageError(f"--publish {target.root} is not a folder")
+    target.refuse_file("--publish")
     if any(map(target.exists, (MANIFEST, PREVIOUS_MANIFEST))) or any(
         map(target.has_folder, DATA_FOLDERS)
     ):
@@ -158,12 +157,10 @@ def _copy(store: Store, target: Store, name: str, before: str | None) -> None:
     store.copy_into(target, [(path, f"{name}/{path}") for path in paths])
     if before is not None:
         old = target.below(before)
-
-        def compare() -> str:
-            return to_markdown(describe_changes(Dataset.open(old), dataset))
-
         # A damaged old version must not keep the new one from being published.
-        text = read_intact(old, "", compare)
+        text = read_intact(
+            old, "", lambda: to_markdown(describe_changes(Dataset.open(old), dataset))
+        )
         if text is not None:
             target.write(f"{name}/{CHANGES}", shown_bytes(text))
     if _version_name(store) != name:

@@ -24,10 +24,9 @@ from apache_beam.options.pipeline_options import (
     PortableOptions,
     StandardOptions,
 )
+from apache_beam.runners.portability import portable_runner
 from apache_beam.runners.portability.job_server import JobServer
-from apache_beam.runners.portability.portable_runner import PipelineResult as PortableResult
-from apache_beam.runners.portability.portable_runner import PortableRunner
-from apache_beam.runners.runner import PipelineResult, PipelineRunner, create_runner
+from apache_beam.runners.runner import PipelineRunner, create_runner
 
 from pipeline.analyses import ANALYSES
 from pipeline.errors import JobError, UsageError
@@ -63,8 +62,7 @@ def unknown_to_beam(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     parser = _BeamParser(add_help=False, conflict_handler="resolve", allow_abbrev=False)
     for options in PipelineOptions.__subclasses__():
         options._add_argparse_args(parser)
-    unknown = parser.parse_known_args(arguments)[1]
-    return unknown, re.findall(r"--\w+", parser.format_usage())
+    return parser.parse_known_args(arguments)[1], re.findall(r"--\w+", parser.format_usage())
 
 
 def _known_runner(name: str) -> str:
@@ -138,9 +136,12 @@ def _translate(error: Exception) -> Exception:
         return kind(_WHERE.sub("", str(error)))
     if type(error).__name__ == "DataflowJobAlreadyExistsError":
         return JobError(f"a job of the same name is running; wait until it has ended ({error})")
-    explained = explain(error)
-    if explained is not None:
-        return JobError(f"{explained}. Run the same command again to go on")
+    advice = "Run the same command again to go on"
+    if isinstance(error, grpc.RpcError):
+        details = error.details() if hasattr(error, "details") else type(error).__name__
+        return JobError(f"the job server no longer answers ({details}). {advice}")
+    if any(words in str(error) for words in _WORKER_GONE):
+        return JobError(f"a worker process has ended unexpectedly. {advice}")
     text = f"{type(error).__name__}: {error}"
     lines = [_WHERE.sub("", line.strip()) for line in text.splitlines() if line.strip()]
     for line in reversed(lines):
@@ -151,10 +152,10 @@ def _translate(error: Exception) -> Exception:
         if match and match[1] in _OURS:
             return (UsageError if match[1] in _USAGE else JobError)(match[2])
         if match and (match[1].endswith(("Error", "Exception", "Invalid")) or match[1] == "error"):
-            needs_correction = _NEEDS_CORRECTION.match(match[2])
-            advice = "Correct that, then run" if needs_correction else "Run"
-            return JobError(f"{match[1]}: {match[2]}. {advice} the same command again to go on")
-    return JobError(f"{lines[-1]}. Run the same command again to go on")
+            if _NEEDS_CORRECTION.match(match[2]):
+                advice = "Correct that, then run the same command again to go on"
+            return JobError(f"{match[1]}: {match[2]}. {advice}")
+    return JobError(f"{lines[-1]}. {advice}")
 
 
 def run_pipeline(
@@ -186,8 +187,14 @@ def run_pipeline(
     ):
         if submission is None:
             result = pipeline.run()
-            with cancel_if_stopped(result):
+            try:
                 result.wait_until_finish()
+            except KeyboardInterrupt:
+                # Otherwise a job server would continue the job.
+                if isinstance(result, portable_runner.PipelineResult):
+                    with contextlib.suppress(grpc.RpcError):
+                        result.cancel()
+                raise
         else:
             result = submit(pipeline, submission, progress.store)
         return counters_of(result) if waits else None
@@ -262,24 +269,11 @@ def _check_answer(endpoint: str, seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def cancel_if_stopped(result: PipelineResult) -> Iterator[None]:
-    """Cancels a job at its job server if the `with` block, which waits for the job, is interrupted.
-    Otherwise the server would continue the job."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if isinstance(result, PortableResult):
-            with contextlib.suppress(grpc.RpcError):
-                result.cancel()
-        raise
-
-
-@contextlib.contextmanager
 def servers_stopped(runner: PipelineRunner) -> Iterator[None]:
     """Stops the job server that a runner has started, at the end of the `with` block. Beam would
     stop it when the interpreter ends, which never happens in a process that exits by `os._exit`."""
     servers: list[JobServer] = []
-    if isinstance(runner, PortableRunner):
+    if isinstance(runner, portable_runner.PortableRunner):
         start = runner.default_job_server
 
         def start_and_keep(options: PipelineOptions) -> JobServer:
@@ -317,13 +311,3 @@ def servers_on_loopback(options: PipelineOptions) -> Iterator[None]:
         yield
     finally:
         grpc.server = make
-
-
-def explain(error: Exception) -> str | None:
-    """Explains an error of a portable runner; returns None for other errors."""
-    if isinstance(error, grpc.RpcError):
-        details = error.details() if hasattr(error, "details") else type(error).__name__
-        return f"the job server no longer answers ({details})"
-    if any(words in str(error) for words in _WORKER_GONE):
-        return "a worker process has ended unexpectedly"
-    return None

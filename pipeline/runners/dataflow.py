@@ -29,7 +29,7 @@ from apache_beam.runners.runner import PipelineResult, create_runner
 from pipeline.dataset.config import fingerprint
 from pipeline.errors import JobError, UsageError
 from pipeline.models.expand import flat_entries
-from pipeline.runtime.dataflow_jobs import console_address, is_dataflow, job_of
+from pipeline.runtime.dataflow_jobs import is_dataflow, job_of
 from pipeline.runtime.lock import DATASET_LOCK, release_if_owned
 from pipeline.storage.files import absolute, files_of, is_remote
 from pipeline.storage.store import Store
@@ -165,18 +165,6 @@ class Gpu:
             )
 
 
-def accelerator_hints(gpu: str | None) -> tuple[tuple[str, str], ...]:
-    """Returns the resource hints of the steps that run models, as (name, value).
-
-    Args:
-      gpu: value of `--gpu`; None if it is not given.
-
-    Raises:
-      UsageError: the value is malformed.
-    """
-    return (("accelerator", Gpu.parse(gpu).hint),) if gpu else ()
-
-
 def check_gpu(arguments: argparse.Namespace, options: PipelineOptions) -> None:
     """Checks `--gpu` against the other flags of a job for Dataflow.
 
@@ -245,20 +233,11 @@ def _check_own_image(arguments: argparse.Namespace) -> None:
     """Checks that this image, in which both this process and the workers run, can use a GPU."""
     if importlib.metadata.version("torch").endswith("+cpu"):
         raise UsageError("--gpu: this image has PyTorch's build for CPUs; build it with TORCH=cuda")
-    entries = flat_entries(arguments.models or ())
-    graphs = [entry for entry in entries if entry.startswith("onnx:")]
-    if graphs and not _is_installed("onnxruntime-gpu"):
+    graphs = [one for one in flat_entries(arguments.models or ()) if one.startswith("onnx:")]
+    if graphs and not any(importlib.metadata.distributions(name="onnxruntime-gpu")):
         raise UsageError(
             f"--gpu and --models {graphs[0]}: this image has onnxruntime for CPUs; leave one out"
         )
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 _SUBNETWORK = re.compile(r"(?:.*/)?regions/([^/]+)/subnetworks/[^/]+")
@@ -356,7 +335,10 @@ def submit(pipeline: beam.Pipeline, submission: Submission, store: Store) -> Pip
     result = pipeline.run()
     if submission.is_template:
         return result
-    address = console_address(submission.job, result.job_id())
+    address = (
+        "https://console.cloud.google.com/dataflow/jobs/"
+        f"{submission.job['region']}/{result.job_id()}?project={submission.job['project']}"
+    )
     print(f"job {submission.job['job_name']} ({result.job_id()}): {address}")
     if not submission.waits:
         return result
@@ -390,12 +372,10 @@ def _check_paths(
         if not getattr(google, name):
             raise UsageError(f"--{name}={example} is required with --runner=DataflowRunner")
     for name in ("temp_location", "staging_location"):
-        location = getattr(google, name)
-        if location and not is_remote(absolute(location)):
+        if (location := getattr(google, name)) and not is_remote(absolute(location)):
             raise UsageError(f"--{name} must be gs://BUCKET/FOLDER: got {location}")
     for name in paths:
-        path = getattr(arguments, name, None)
-        if path and not is_remote(absolute(path)):
+        if (path := getattr(arguments, name, None)) and not is_remote(absolute(path)):
             raise UsageError(
                 f"--{name} {path} lies on this machine, where workers of Dataflow cannot reach "
                 "it; copy it to gs://"
@@ -405,8 +385,7 @@ def _check_paths(
     for entry in flat_entries(getattr(arguments, "models", None) or ()):
         from pipeline.models.registry import source_of  # Imports torch.
 
-        path = source_of(entry).path(entry)
-        if path and not is_remote(absolute(path)):
+        if (path := source_of(entry).path(entry)) and not is_remote(absolute(path)):
             raise UsageError(
                 f"--models {entry}: workers of Dataflow cannot reach {path}; copy it to gs://"
             )

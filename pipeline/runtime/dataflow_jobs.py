@@ -59,35 +59,25 @@ def is_over(job: Mapping[str, Any]) -> bool:
       longer knows the job, because it forgets jobs after a while.
     """
     try:
-        return _is_over(job)
+        from google.cloud import dataflow_v1beta3 as dataflow  # Takes a second to import.
+
+        client = dataflow.JobsV1Beta3Client(
+            # REST is the only transport that accepts an address with http.
+            transport="rest",
+            client_options={
+                "api_endpoint": job.get("endpoint", GoogleCloudOptions.DATAFLOW_ENDPOINT)
+            },
+        )
+        scope = {"project_id": job["project"], "location": job["region"]}
+        if "job_id" in job:
+            get_request = dataflow.GetJobRequest(**scope, job_id=job["job_id"])
+            jobs = [client.get_job(get_request, timeout=_TIMEOUT_SECONDS)]
+        else:
+            list_request = dataflow.ListJobsRequest(**scope, name=job["job_name"])
+            listed = client.list_jobs(list_request, timeout=_TIMEOUT_SECONDS)
+            jobs = [each for each in listed if each.name == job["job_name"]]
+        final = [getattr(dataflow.JobState, f"JOB_STATE_{state}") for state in _FINAL_STATES]
+        return bool(jobs) and all(each.current_state in final for each in jobs)
     except Exception as error:  # Libraries raise many errors for an unreachable service.
         _LOG.warning("%s: %s", type(error).__name__, error)
         return False
-
-
-def _is_over(job: Mapping[str, Any]) -> bool:
-    from google.cloud import dataflow_v1beta3 as dataflow  # Takes a second to import.
-
-    client = dataflow.JobsV1Beta3Client(
-        # REST is the only transport that accepts an address with http.
-        transport="rest",
-        client_options={"api_endpoint": job.get("endpoint", GoogleCloudOptions.DATAFLOW_ENDPOINT)},
-    )
-    scope = {"project_id": job["project"], "location": job["region"]}
-    if "job_id" in job:
-        get_request = dataflow.GetJobRequest(**scope, job_id=job["job_id"])
-        jobs = [client.get_job(get_request, timeout=_TIMEOUT_SECONDS)]
-    else:
-        list_request = dataflow.ListJobsRequest(**scope, name=job["job_name"])
-        listed = client.list_jobs(list_request, timeout=_TIMEOUT_SECONDS)
-        jobs = [each for each in listed if each.name == job["job_name"]]
-    final = [getattr(dataflow.JobState, f"JOB_STATE_{state}") for state in _FINAL_STATES]
-    return bool(jobs) and all(each.current_state in final for each in jobs)
-
-
-def console_address(job: Mapping[str, str], job_id: str) -> str:
-    """Returns the address of a job in Google Cloud's console."""
-    return (
-        f"https://console.cloud.google.com/dataflow/jobs/{job['region']}/{job_id}"
-        f"?project={job['project']}"
-    )

@@ -30,11 +30,7 @@ class Flag(NamedTuple):
     @property
     def default_text(self) -> str:
         """Its default as typed on the command line; empty without one."""
-        if isinstance(self.default, tuple):
-            return ",".join(self.default)
-        if isinstance(self.default, bool):
-            return str(self.default).lower()
-        return "" if self.default is None else str(self.default)
+        return "" if self.default is None else text_of(self.default)
 
     @property
     def full_help(self) -> str:
@@ -64,6 +60,13 @@ class Section(NamedTuple):
     title: str
     commands: tuple[str, ...] | None
     flags: tuple[Flag, ...]
+
+
+def text_of(value: object) -> str:
+    """Returns a value as it is typed on the command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def boolean(text: str) -> bool:

@@ -97,16 +97,15 @@ def job_log(path: str, *, worker_processes: bool = False) -> Iterator[None]:
 
 def _create(path: str) -> BinaryIO:
     """Creates an unbuffered file that only its owner can read."""
-
-    def private(name: str, flags: int) -> int:
-        return os.open(name, flags, 0o600)
-
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         # A link of this name must not be followed.
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)
-        return cast(BinaryIO, open(path, "xb", buffering=0, opener=private))
+        return cast(
+            BinaryIO,
+            open(path, "xb", buffering=0, opener=lambda name, flags: os.open(name, flags, 0o600)),
+        )
     except OSError as error:
         raise JobError(f"the log {path} cannot be made: {error.strerror}") from error
 

@@ -27,9 +27,8 @@ from pipeline.runtime.progress import Progress
 from pipeline.storage.store import TEMPORARY, WORK_FOLDER, Store
 
 WEEK_SECONDS = 7 * 24 * 3600.0
-_HEX = "[0-9a-f]{32}"
 _LOG = re.compile(r"[a-z]+-[0-9]+\.log")
-_TEMPORARY = re.compile(rf".+\+{_HEX}")
+_TEMPORARY = re.compile(r".+\+[0-9a-f]{32}")
 _NOTES = re.compile(r".+\+[0-9]+(\+[0-9]*)?")
 
 

@@ -154,18 +154,17 @@ class Holder:
 
 def this_process() -> Owner:
     """Returns this process as the owner of a lock."""
-    process = dataclasses.asdict(processes.this_process())
-    return {"host": socket.gethostname(), **process}
+    return {"host": socket.gethostname(), **dataclasses.asdict(processes.this_process())}
 
 
+@dataclasses.dataclass
 class _Watch:
     """Observations of a lock's holder by a process that waits for it."""
 
-    def __init__(self) -> None:
-        self._last_claim: PathClaim | None = None
-        self._last_look = 0.0
-        self._silent_seconds = 0.0
-        self.has_renewed = False
+    has_renewed: bool = False
+    _last_claim: PathClaim | None = None
+    _last_look: float = 0.0
+    _silent_seconds: float = 0.0
 
     def look(self, claim: PathClaim) -> None:
         """Compares the claim with its state at the last look."""

@@ -254,8 +254,7 @@ class Progress:
         """Returns (done, total) of each stage, according to the notes so far."""
         parts: dict[tuple[str, bool, str], int] = {}
         for path in self.store.walk(self.folder):
-            note = _NOTE.fullmatch(path.removeprefix(f"{self.folder}/"))
-            if note:
+            if note := _NOTE.fullmatch(path.removeprefix(f"{self.folder}/")):
                 part = (note["stage"], note["total"] is not None, note["part"])
                 # Older notes of the part may still exist.
                 parts[part] = max(parts.get(part, 0), int(note["count"]))
@@ -272,14 +271,15 @@ class Progress:
             self.store.prune(_FOLDER)
 
 
+@dataclasses.dataclass
 class _Stage:
     """Counts and rate of one stage, whose `items` are counted."""
 
-    def __init__(self, name: str, items: str) -> None:
-        self.name, self.items = name, items
-        self.done = 0
-        self.total = 0
-        self._started: tuple[float, int] | None = None
+    name: str
+    items: str
+    done: int = 0
+    total: int = 0
+    _started: tuple[float, int] | None = None
 
     @property
     def is_running(self) -> bool:
@@ -304,13 +304,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+@dataclasses.dataclass
 class _Lines:
     """A display that prints a line for the running stage, such as `segment: 640 of 1300 images,
     2.1/s, 5 min left`, whenever it has changed."""
 
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-        self._last = ""
+    _out: TextIO
+    _last: str = ""
 
     def show(self, stage: _Stage, now: float) -> None:
         unit = stage.items.removesuffix("s")
@@ -330,20 +330,18 @@ class _Bar:
     """A display with a live bar of the running stage, which disappears when the job ends."""
 
     def __init__(self, out: TextIO) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
-        from rich.progress import Progress as RichProgress
+        from rich import console, progress
 
-        self._bar = RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]}"),
-            console=Console(file=out),
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[speed]}"),
+            console=console.Console(file=out),
             auto_refresh=False,
             transient=True,
         )
-        self._tasks: dict[str, TaskID] = {}
+        self._tasks: dict[str, progress.TaskID] = {}
         self._bar.start()
 
     def show(self, stage: _Stage, now: float) -> None:

@@ -124,7 +124,8 @@ class LocalFiles(Files):
                     _make_folder_of(path)
                     yield cast(BinaryIO, file)
                     if durable:
-                        _sync(file)
+                        file.flush()
+                        os.fsync(file.fileno())
                 os.replace(temporary, path)
             except BaseException:
                 with contextlib.suppress(FileNotFoundError):
@@ -374,12 +375,6 @@ def _regular(path: str, status: os.stat_result) -> os.stat_result:
     raise UsageError(f"{path} is not a file but {name}")
 
 
-def _sync(file: BinaryIO) -> None:
-    """Flushes a file to the disk."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
 def _info(path: str, status: os.stat_result) -> FileInfo:
     return FileInfo(path, status.st_size, str(status.st_mtime_ns), status.st_mtime)
 
@@ -404,8 +399,7 @@ def absolute(path: str) -> str:
         not UTF-8.
     """
     if not is_remote(path):
-        scheme = _SCHEME.match(path)
-        if scheme:
+        if scheme := _SCHEME.match(path):
             raise UsageError(f"{path}: {scheme[0]} is not supported; give a local path, or gs://")
         # Shells do not expand the ~ of --output=~/out.
         return os.path.abspath(os.path.expanduser(path))

@@ -121,20 +121,17 @@ class GcsFiles(Files):
         return parts
 
     def _range(self, path: str, start: int, end: int) -> bytes:
-        blob = _blob(path)
-        download = functools.partial(
-            blob.download_as_bytes, start=start, end=end - 1, retry=_RETRY, checksum=None
-        )
-
-        def download_all() -> bytes:
-            data = cast(bytes, download())
+        def download() -> bytes:
+            data: bytes = _blob(path).download_as_bytes(
+                start=start, end=end - 1, retry=_RETRY, checksum=None
+            )
             if len(data) != end - start:
                 raise IncompleteError(
                     f"{path} gave {len(data)} bytes from {start}, not {end - start}"
                 )
             return data
 
-        return with_retries(download_all, path)
+        return with_retries(download, path)
 
     @contextlib.contextmanager
     def create(
@@ -337,9 +334,7 @@ class FencedGcsFiles(GcsFiles):
         return removed
 
 
-@functools.lru_cache(64)
-def _fenced(fence: Fence) -> FencedGcsFiles:
-    return FencedGcsFiles(fence)
+_fenced = functools.lru_cache(64)(FencedGcsFiles)
 
 
 class _FullError(Exception):

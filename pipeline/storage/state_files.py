@@ -125,9 +125,9 @@ def read_commit(store: Store, path: str, parse: Callable[[bytes], T]) -> T | Non
         data = store.read(path)
         try:
             return parse(data)
+        except NotJsonError:
+            raise
         except ValueError as error:
-            if isinstance(error, NotJsonError):
-                raise
             raise UsageError(
                 f"{store.path(path)} cannot be used: {in_short(error)}. If it is damaged, remove "
                 "it, and run the command that made it again"

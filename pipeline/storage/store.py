@@ -187,6 +187,11 @@ class Store:
         """Returns whether a file exists. A folder does not count."""
         return self.files.info(self.path(relative)) is not None
 
+    def refuse_file(self, flag: str) -> None:
+        """Raises UsageError if the folder, which a flag names, is a file."""
+        if self.exists(""):
+            raise UsageError(f"{flag} {self.root} is not a folder")
+
     def has_folder(self, relative: str) -> bool:
         """Returns whether a folder exists."""
         return self.files.is_folder(self.path(relative))
@@ -325,8 +330,7 @@ class Store:
 
     def walk(self, relative: str) -> Iterator[str]:
         """Yields the relative paths of all files below a folder, sorted."""
-        for info in self.files.walk(self.path(relative)):
-            yield self._relative(info.path)
+        return (self._relative(info.path) for info in self.files.walk(self.path(relative)))
 
     def remove_temporary(self) -> None:
         """Removes the half-written files of processes that are known to have ended."""
