@@ -27,7 +27,11 @@ letters is only itself."""
 _CLASSES_SHOWN = 10
 """Largest number of classes that are listed by name."""
 
-_SIZES = ((1_000, "1K"), (10_000, "10K"), (100_000, "100K"), (1_000_000, "1M"))
+_SIZES = (
+    *((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K")),
+    *((1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M")),
+)
+"""Limits below which a number of samples has each name on the Hugging Face hub."""
 
 _INTRO_CUT = (
     "Made by the protocol of *Noise or Signal: The Role of Image Backgrounds in Object",
@@ -206,12 +210,7 @@ def size_category(samples: int) -> str:
     >>> size_category(999), size_category(1000), size_category(2_000_000)
     ('n<1K', '1K<n<10K', '1M<n<10M')
     """
-    prefix = ""
-    for limit, name in _SIZES:
-        if samples < limit:
-            return f"{prefix}n<{name}"
-        prefix = f"{name}<"
-    return "1M<n<10M" if samples < 10_000_000 else "10M<n<100M"
+    return next((name for limit, name in _SIZES if samples < limit), "10M<n<100M")
 
 
 def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
@@ -326,8 +325,7 @@ def _describe(name: str) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(map(str, line))} |" for line in lines]
+    return [f"| {' | '.join(map(str, line))} |" for line in [head, ["---"] * len(head), *rows]]
 
 
 def _classes(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:

@@ -121,12 +121,12 @@ def list_scenes(folder: str) -> Scenes:
     files = files_of(folder)
     if not files.is_folder(folder):
         raise UsageError(f"--backgrounds {folder} is not a folder that can be read")
-    scenes = []
-    pictures = (info for info in files.walk(folder) if info.path.lower().endswith(IMAGE_SUFFIXES))
-    listed = ((relative(info.path, folder), info) for info in pictures)
-    shown = (each for each in listed if not is_hidden(each[0]))
-    for path, info in sorted(shown, key=operator.itemgetter(0)):
-        scenes.append(Scene(path, info.md5 or _md5(info)))
+    listed = ((relative(info.path, folder), info) for info in files.walk(folder))
+    scenes = [
+        Scene(path, info.md5 or _md5(info))
+        for path, info in sorted(listed, key=operator.itemgetter(0))
+        if path.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(path)
+    ]
     if not scenes:
         raise UsageError(
             f"--backgrounds {folder} holds no picture: no file ends with "
@@ -187,8 +187,8 @@ def examine_scenes(
     existing = staging.find(SCENES, checksum)
     rows = None
     if existing is not None:
-        path = existing.path
-        rows = read_intact(staging.store, path, lambda: read_rows(staging.store, path))
+        read = functools.partial(read_rows, staging.store, existing.path)
+        rows = read_intact(staging.store, existing.path, read)
     if existing is None or rows is None:
         table = pa.Table.from_pylist(list(_examine(scenes, Cutter(config))), _SCHEMA)
         record, rows = staging.write(SCENES, table, checksum), table.to_pylist()

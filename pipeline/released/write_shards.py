@@ -120,10 +120,7 @@ def examine_shard(job: ImportPlan, shard: ReleasedShard) -> ExaminedShard:
 
 def _examine_images(job: ImportPlan, shard: ReleasedShard) -> pa.Table:
     """Examines a shard's images; returns their rows."""
-
-    def read(image: ReleasedImage) -> dict[str, bytes]:
-        return read_image(image, job.config.compose.composed)
-
+    read = functools.partial(read_image, variants=job.config.compose.composed)
     ahead = REQUESTS_IN_FLIGHT * job.staging.store.is_remote
     rows = [_examine_image(job.config, *pair) for pair in read_ahead(read, shard.images, ahead)]
     return pa.Table.from_pylist(rows, _RECORD_SCHEMA)
@@ -340,12 +337,17 @@ def mixed_variants(config: DatasetConfig) -> tuple[str, ...]:
 def imported_index_schema(config: DatasetConfig) -> pa.Schema:
     """Returns the columns of the index: the columns of any dataset, and for each mixed variant the
     background that its name claims and how well the best two backgrounds match."""
-    schema = index_schema(config.compose.replicates)
-    for variant in mixed_variants(config):
-        schema = schema.append(pa.field(f"{variant}_bg_named", pa.string()))
-        schema = schema.append(pa.field(f"{variant}_bg_difference", pa.float64()))
-        schema = schema.append(pa.field(f"{variant}_bg_next_difference", pa.float64()))
-    return schema
+    types = {"named": pa.string(), "difference": pa.float64(), "next_difference": pa.float64()}
+    return pa.schema(
+        [
+            *index_schema(config.compose.replicates),
+            *(
+                pa.field(f"{variant}_bg_{name}", kind)
+                for variant in mixed_variants(config)
+                for name, kind in types.items()
+            ),
+        ]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
