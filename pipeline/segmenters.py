@@ -142,9 +142,6 @@ def _sha256(file: str, name: str) -> str:
         raise UsageError(f"--segmenter {name}: {path} cannot be read: {error.strerror}") from error
 
 
-_SUFFIX = ".png"
-
-
 def is_coco_file(masks: str) -> bool:
     """Returns whether `--masks` names a COCO file, going by its suffix."""
     return masks.lower().endswith(".json")
@@ -200,7 +197,7 @@ def no_mask(image: SourceImage, masks: str, split: str, index: FileIndex) -> Usa
 
 def _in_folder(masks: str, split: str) -> Iterator[KeyedFile]:
     of_split = join(masks, split)
-    return files_in(of_split if files_of(of_split).is_folder(of_split) else masks, (_SUFFIX,))
+    return files_in(of_split if files_of(of_split).is_folder(of_split) else masks, (".png",))
 
 
 def _in_coco_file(path: str) -> Iterator[KeyedFile]:

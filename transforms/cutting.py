@@ -252,8 +252,7 @@ def cut_background(
     transform = ResizeCrop.for_size(
         native_width=width, native_height=height, resize=resize, crop=crop, pad=rules.pad
     )
-    tiled = tile_background(pixels, chosen[max(number, 1) - 1])
-    return transform.image(tiled, interpolation)
+    return transform.image(tile_background(pixels, chosen[max(number, 1) - 1]), interpolation)
 
 
 def cut_objects(
@@ -317,11 +316,10 @@ def cut_objects(
         if reason is None:
             given_mask = _given_mask(decoded, box, position, rules.objects)
             try:
-                segmentation = _segment(segment, decoded.pixels, box, seed, given_mask)
                 cut = _cut(
                     decoded,
                     box,
-                    segmentation,
+                    _segment(segment, decoded.pixels, box, seed, given_mask),
                     resize=resize,
                     crop=crop,
                     interpolation=interpolation,
@@ -351,8 +349,7 @@ def _given_mask(decoded: AnnotatedImage, box: Box, position: int, objects: str) 
     if objects in ("one", "union") or len(boxes) == 1:
         return given_mask.mask
     if objects == "largest":
-        clipped = [each.clip(decoded.width, decoded.height) for each in boxes]
-        position = clipped.index(box)
+        position = [each.clip(decoded.width, decoded.height) for each in boxes].index(box)
     return given_mask.mask_of_box(position, boxes)
 
 

@@ -176,8 +176,7 @@ class Plan:
             groups=table["group_number"].to_numpy()[rows] if has_groups else None,
             order=np.searchsorted(rows, by_key[selected[by_key]]),
         )
-        keys = table["key"].combine_chunks()
-        return cls(table.drop_columns("by_key"), keys, pool, rows, config)
+        return cls(table.drop_columns("by_key"), table["key"].combine_chunks(), pool, rows, config)
 
     def find(self, keys: list[str]) -> list[PlannedImage]:
         """Returns the accepted images with these keys. Raises JobError if one is not in the

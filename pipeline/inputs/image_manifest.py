@@ -291,8 +291,7 @@ def images_of_rows(path: str, root: str) -> Iterator[ListedImage]:
                 raise row.error(
                     column, f"{value!r} differs from {image.row}, which is of the same image"
                 )
-        boxes = _boxes(row)
-        for box in boxes or [None]:
+        for box in _boxes(row) or [None]:
             image.objects.append((row.text("class"), box))
     return iter(images.values())
 

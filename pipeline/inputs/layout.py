@@ -38,15 +38,10 @@ from pipeline.storage.files import absolute, files_of, join, parent
 from transforms.selection import lowest_hashes
 from transforms.taxonomy import OUTSIDE, Taxonomy
 
-_IN_ORDER: tuple[InputFormat, ...] = (
-    ImageManifest(),
-    ImageFolder(),
-    WebDataset(),
-    ImagenetTars(),
-    HubParquet(),
-)
-
-FORMATS = {each.kind: each for each in _IN_ORDER}
+FORMATS: dict[str, InputFormat] = {
+    each.kind: each
+    for each in (ImageManifest(), ImageFolder(), WebDataset(), ImagenetTars(), HubParquet())
+}
 """All formats, by `kind`. If an input fits several formats, the first of them is used."""
 
 

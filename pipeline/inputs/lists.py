@@ -97,8 +97,7 @@ def read_key_list(path: str, flag: str) -> KeyList:
       UsageError: the file does not exist, is empty, or is not text.
       OSError: the file cannot be read.
     """
-    files = files_of(path)
-    if files.info(path) is None:
+    if files_of(path).info(path) is None:
         raise UsageError(f"{flag} {path} is not a file that can be read")
     names: set[str] = set()
     text = TextLines(path, flag, errors="surrogateescape")
