@@ -352,7 +352,10 @@ def add_up(
     for split in config.split:
         if split not in arrived:
             raise JobError(f"{split}: no shard arrived. Run the same command again to go on")
-        _check_split(config, arrived[split])
+        sums, counts = arrived[split], arrived[split].totals.counts
+        if not config.is_imported:
+            sums.totals.check_complete(sorted(sums.sources), counts.source, sums.segmented)
+        sums.totals.check_complete(sorted(sums.outputs), counts.output, sums.images)
     sums_of = {split: arrived[split] for split in config.split}
     per_class = {
         split: {name: sums.selected[label] for label, name in enumerate(taxonomy.names)}
@@ -369,8 +372,8 @@ def add_up(
             for split, sums in sums_of.items()
         },
         samples={
-            split: dict.fromkeys(config.compose.composed, counts)
-            for split, counts in per_class.items()
+            split: dict.fromkeys(config.compose.composed, samples)
+            for split, samples in per_class.items()
         },
         files=tuple(sorted(files, key=lambda file: file.path)),
         stages=stage_versions(config),
@@ -378,14 +381,6 @@ def add_up(
         backgrounds={} if scenes is None else dict(scenes.statuses),
     )
     return manifest, moves
-
-
-def _check_split(config: DatasetConfig, sums: _ArrivedSplit) -> None:
-    """Raises JobError if a runner lost or repeated shards or images of a split."""
-    totals = sums.totals
-    if not config.is_imported:
-        totals.check_complete(sorted(sums.sources), totals.counts.source, sums.segmented)
-    totals.check_complete(sorted(sums.outputs), totals.counts.output, sums.images)
 
 
 def _image_counts(config: DatasetConfig, sums: _ArrivedSplit) -> dict[str, int]:
