@@ -154,7 +154,6 @@ _LIMITS = (
 
 def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, bytes]]:
     """Yields (path, content) of each introductory file. The same manifest gives the same bytes."""
-    variants = manifest.config.compose.composed
     yield "README.md", shown_bytes(_readme(manifest, taxonomy))
     yield "classes.txt", shown_bytes("".join(f"{name}\n" for name in taxonomy.names))
     yield (
@@ -164,7 +163,7 @@ def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, by
             taxonomy,
             name=_name(manifest).lower().replace(" ", "-"),
             licence=LICENCE if manifest.is_sample else "other",
-            descriptions={name: _describe(name) for name in variants},
+            descriptions={name: _describe(name) for name in manifest.config.compose.composed},
             cite=CITATION,
         ),
     )
@@ -263,7 +262,9 @@ def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
         "",
         "## Licence and citation",
         "",
-        *_licence(manifest),
+        "The pictures remain under the terms of the images they are made of, and so does every",
+        "variant.",
+        *(("", sample_sources()) if manifest.is_sample else ()),
         "",
         "The protocol:",
         "",
@@ -352,12 +353,6 @@ def _members(taxonomy: Taxonomy, label: int) -> str:
     names = [name for name, its_label in labels if its_label == label]
     more = ", ..." if len(names) > _CLASSES_SHOWN else ""
     return ", ".join(map(markdown, names[:_CLASSES_SHOWN])) + more
-
-
-def _licence(manifest: Manifest) -> list[str]:
-    """Returns lines that name the terms that apply to the pictures."""
-    terms = "The pictures remain under the terms of the images they are made of, and so does every"
-    return [terms, "variant.", *(("", sample_sources()) if manifest.is_sample else ())]
 
 
 def notes_of(manifest: Manifest) -> list[str]:

@@ -245,11 +245,6 @@ class DatasetConfig:
             raise ValueError(f"--images_per_shard must be at least 1: got {self.images_per_shard}")
 
     @property
-    def selection(self) -> str:
-        """The selection of images: `in9` or `in9l`."""
-        return self.segment.selection
-
-    @property
     def is_imported(self) -> bool:
         """Whether the dataset was imported, rather than made here."""
         return self.origin == "imported"

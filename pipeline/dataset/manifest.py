@@ -152,9 +152,8 @@ def _check(stored: Manifest) -> None:
     """Checks that a manifest's parts are consistent with each other. Raises ValueError if not."""
     config = stored.config
     check_data_paths(stored.files)
-    splits = set(config.split)
     for name in ("shards", "images", "rejections", "samples"):
-        if set(getattr(stored, name)) != splits:
+        if set(getattr(stored, name)) != set(config.split):
             raise ValueError(f"{name} must have the splits {', '.join(config.split)}")
     for split in config.split:
         if missing := _REQUIRED_COUNTS - set(stored.images[split]):

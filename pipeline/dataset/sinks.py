@@ -74,16 +74,11 @@ def sample_schema(label_names: Sequence[str]) -> pa.Schema:
     features: dict[str, Any] = {
         "key": {"dtype": "string", "_type": "Value"},
         "image": {"_type": "Image"},
+        **{f.name: {"dtype": str(f.type), "_type": "Value"} for f in SAMPLE_FIELDS},
+        "label": {"names": list(label_names), "_type": "ClassLabel"},
+        "box": {"feature": {"dtype": "int32", "_type": "Value"}, "length": -1, "_type": "List"},
+        "fg_fraction": {"dtype": "float64", "_type": "Value"},
     }
-    for field in SAMPLE_FIELDS:
-        features[field.name] = {"dtype": str(field.type), "_type": "Value"}
-    features["label"] = {"names": list(label_names), "_type": "ClassLabel"}
-    features["box"] = {
-        "feature": {"dtype": "int32", "_type": "Value"},
-        "length": -1,
-        "_type": "List",
-    }
-    features["fg_fraction"]["dtype"] = "float64"
     return pa.schema(
         [
             pa.field("key", pa.string()),
