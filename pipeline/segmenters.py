@@ -94,9 +94,8 @@ class CustomFunction:
     parameters: tuple[str, ...]
 
     def __call__(self, image: Pixels, box: Box, seed: int) -> Segmentation:
-        function = _checked_function(self.name, self.parameters)
         # A copy, so that the function cannot change the picture.
-        call = functools.partial(function, image.copy(), box)
+        call = functools.partial(_checked_function(self.name, self.parameters), image.copy(), box)
         origin, shape = f"--segmenter {self.name}", image.shape[:2]
         try:
             mask = call_for_array(
@@ -186,9 +185,11 @@ def index_masks(masks: str, split: str) -> FileIndex:
 def no_mask(image: SourceImage, masks: str, split: str, index: FileIndex) -> UsageError:
     """Returns the error for a split in which no image has a mask. The given image serves as an
     example in the message."""
-    expected = f"{image.key}.png, or {image.wnid}/{image.key}.png"
-    if is_coco_file(masks):
-        expected = f"file names such as {image.key}.JPEG"
+    expected = (
+        f"file names such as {image.key}.JPEG"
+        if is_coco_file(masks)
+        else f"{image.key}.png, or {image.wnid}/{image.key}.png"
+    )
     return UsageError(
         f"no image of {split!r} has a mask in --masks {masks}, which has {len(index)} masks; "
         f"expected {expected}"

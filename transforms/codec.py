@@ -179,8 +179,7 @@ def _decode_by_pillow(data: bytes, image: Image.Image) -> Pixels:
         raise UndecodableError(f"a JPEG of {scans} scans or more, over the limit of {MAX_SCANS}")
     with _decoding_errors(image):
         if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-            grey = _eight_bits(np.asarray(image))
-            return np.repeat(grey[..., np.newaxis], 3, axis=2)
+            return np.repeat(_eight_bits(np.asarray(image))[..., np.newaxis], 3, axis=2)
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 

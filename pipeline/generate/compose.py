@@ -138,8 +138,8 @@ class LayerSource:
             return self.scenes.picture(background)
         if background.tar is None:
             return _source(background)
-        place = (background.offset, background.length)
-        return self._decoded(background.tar, [place], decode_image)
+        ranges = [(background.offset, background.length)]
+        return self._decoded(background.tar, ranges, decode_image)
 
     def _decoded(
         self, tar: str, ranges: list[tuple[int, int]], decode: Callable[..., _Decoded]
@@ -173,10 +173,8 @@ class LayerSource:
     ) -> Generator[tuple[SelectedImage, Pixels], None, None]:
         """Yields (image, picture) for selected images that are not cut apart, in their order.
         Raises like `layers`."""
-        ahead = 0
-        if images:
-            # The number depends on the storage of the input, which may differ from the dataset's.
-            ahead = reads_ahead(os.fsdecode(images[0].planned.source))
+        # The number depends on the storage of the input, which may differ from the dataset's.
+        ahead = reads_ahead(os.fsdecode(images[0].planned.source)) if images else 0
         for image, source in read_ahead(lambda image: _source(image.planned), images, ahead):
             whole = self.cutter.crop(source)
             if whole.image is None or whole.digest != image.planned.layer_digest:

@@ -254,9 +254,11 @@ def _accepted(store: Store, shard: SourceShard) -> pa.Table:
     read = functools.partial(read_small, columns=[*_COLUMNS, "status"])
     table = parse_parquet(store, shard.record.path, read)
     table = table.filter(pc.equal(table["status"], ACCEPTED)).select(list(_COLUMNS))
-    files = [pa.nulls(len(table), field.type) for field in SOURCE_SCHEMA]
-    if shard.sources:
-        files = unpack_sources(shard.sources).columns
+    files = (
+        unpack_sources(shard.sources).columns
+        if shard.sources
+        else [pa.nulls(len(table), field.type) for field in SOURCE_SCHEMA]
+    )
     tar = pa.array([shard.tar] * len(table), pa.string()).dictionary_encode()
     return pa.table([*table.columns, *files, tar], _SCHEMA)
 

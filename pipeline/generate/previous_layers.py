@@ -201,9 +201,11 @@ def check_rebuild(
     if total["lost"]:
         cause += f"; files of {total['lost']} are missing"
     if not has_same_settings:
-        reason = f"segment stage {SEGMENT_VERSION}, the dataset has {stages.get('segment')}"
-        if stages.get("segment") == SEGMENT_VERSION:
-            reason = "other flags, or another segmenter"
+        reason = (
+            "other flags, or another segmenter"
+            if stages.get("segment") == SEGMENT_VERSION
+            else f"segment stage {SEGMENT_VERSION}, the dataset has {stages.get('segment')}"
+        )
         cause = f"layers are made in another way now ({reason})"
     raise JobError(
         f"{total['shards']} of {len(shards)} source shards would be made again, more than a "

@@ -101,10 +101,9 @@ class Scenes:
     @property
     def summary(self) -> str:
         """Number and digest of the pictures, as recorded in a dataset's configuration."""
-        digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(text_bytes(f"{file.path}\0{file.md5}\n"))
-        return f"{len(self.files)} pictures, sha256 {digest.hexdigest()[:16]}"
+        lines = "".join(f"{file.path}\0{file.md5}\n" for file in self.files)
+        digest = hashlib.sha256(text_bytes(lines)).hexdigest()
+        return f"{len(self.files)} pictures, sha256 {digest[:16]}"
 
 
 def list_scenes(folder: str) -> Scenes:

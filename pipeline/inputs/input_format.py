@@ -156,11 +156,9 @@ def find_files(root: str, split: str, suffix: str) -> tuple[str, ...]:
     if root.lower().endswith(suffix) and files.info(root) is not None:
         return (root,)
     for folder in (root, join(root, "data")):
-        paths = [
-            p for p in _ending(files.file_paths(folder), suffix) if has_images_by_name(p, split)
-        ]
-        if paths:
-            return tuple(paths)
+        paths = _ending(files.file_paths(folder), suffix)
+        if named := [path for path in paths if has_images_by_name(path, split)]:
+            return tuple(named)
     folders = [join(root, name) for name in names_of(split)]
     if posixpath.basename(root) in names_of(split):
         folders.append(root)

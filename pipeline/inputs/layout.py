@@ -82,10 +82,11 @@ def find_layout(
                     f"{layout.files[0]}; leave it out"
                 )
             return layout
-        if annotations:
-            path = _named_annotations(annotations, layout)
-        else:
-            path = find_annotations(layout.root, layout.images, split)
+        path = (
+            _named_annotations(annotations, layout)
+            if annotations
+            else find_annotations(layout.root, layout.images, split)
+        )
     except PermissionError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
     is_needed = needs_boxes or annotations is not None

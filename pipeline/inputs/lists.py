@@ -145,10 +145,8 @@ def read_taxonomy(flag_value: str | None) -> Taxonomy | None:
     if flag_value is None:
         return None
     path = absolute(flag_value)
-    if flag_value.lower().endswith(_SUFFIXES) or files_of(path).info(path) is not None:
-        taxonomy = _from_file(path)
-    else:
-        taxonomy = _from_roots(flag_value)
+    is_file = flag_value.lower().endswith(_SUFFIXES) or files_of(path).info(path) is not None
+    taxonomy = _from_file(path) if is_file else _from_roots(flag_value)
     return None if taxonomy == imagenet9() else taxonomy
 
 

@@ -212,10 +212,8 @@ def suffix_of(data: bytes) -> str:
 
 
 def _identity(*contents: bytes) -> str:
-    digest = hashlib.sha256()
-    for content in contents:
-        digest.update(hashlib.sha256(content).digest())
-    return digest.hexdigest()[:32]
+    digests = b"".join(hashlib.sha256(content).digest() for content in contents)
+    return hashlib.sha256(digests).hexdigest()[:32]
 
 
 _CANDIDATES = 4
@@ -275,8 +273,7 @@ def recover(pictures: Sequence[MixedPicture], pool: BackgroundPool) -> list[Reco
             positions.append(named)
         near_images = [pool.images[position] for position in positions]
         contents = read_contents([image.files["only_bg_t"].place for image in near_images])
-        backgrounds = [decode_image(content) for content in contents]
-        differences = compare(image, picture.mask, backgrounds)
+        differences = compare(image, picture.mask, [decode_image(content) for content in contents])
         if differences is None:
             results.append(Recovered(None))
             continue
@@ -439,10 +436,11 @@ class ShardWriter:
             for variant, variant_sinks in sinks.items():
                 recovered = recovered_by_picture.get((row["key"], variant))
                 background = None if recovered is None else recovered.background
-                if variant == "fg_mask":
-                    picture = encode_png(mask.astype(np.uint8) * np.uint8(255))
-                else:
-                    picture = content[variant]
+                picture = (
+                    encode_png(mask.astype(np.uint8) * np.uint8(255))
+                    if variant == "fg_mask"
+                    else content[variant]
+                )
                 sample = self._sample(row, picture, background)
                 for sink in variant_sinks:
                     sink.add(sample)
