@@ -18,7 +18,6 @@ import functools
 import hashlib
 import importlib.util
 import os
-import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from io import BufferedReader
 from typing import Any, cast
@@ -218,9 +217,9 @@ def _in_coco_file(path: str) -> Iterator[KeyedFile]:
         ) from error
     for name, number, height, width in images:
         if objects[number]:
-            folder, file = posixpath.split(name)
+            folder, file = os.path.split(name)
             yield KeyedFile(
-                folder=posixpath.basename(folder),
-                key=posixpath.splitext(file)[0],
+                folder=os.path.basename(folder),
+                key=os.path.splitext(file)[0],
                 path=text_location(mask_text(height, width, objects[number])),
             )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -229,7 +228,7 @@ class Plan:
             if (drawn == NO_PARTNER).any():
                 raise JobError(f"a selected image has no {name} partner: this is a bug")
             backgrounds[name] = self.rows[drawn].tolist()
-        images = self._images(itertools.chain(*backgrounds.values()))
+        images = self._images(row for drawn in backgrounds.values() for row in drawn)
         return {name: [images[n] for n in column] for name, column in backgrounds.items()}
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import operator
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -120,10 +119,10 @@ def list_scenes(folder: str) -> Scenes:
     files = files_of(folder)
     if not files.is_folder(folder):
         raise UsageError(f"--backgrounds {folder} is not a folder that can be read")
-    listed = ((relative(info.path, folder), info) for info in files.walk(folder))
+    listed = {relative(info.path, folder): info for info in files.walk(folder)}
     scenes = [
         Scene(path, info.md5 or _md5(info))
-        for path, info in sorted(listed, key=operator.itemgetter(0))
+        for path, info in sorted(listed.items())
         if path.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(path)
     ]
     if not scenes:
