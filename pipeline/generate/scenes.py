@@ -34,7 +34,7 @@ from pipeline.storage.state_files import read_intact
 from transforms.codec import MAX_PIXELS
 from transforms.filters import Reason, is_valid_key
 from transforms.geometry import Pixels
-from transforms.hashing import text_bytes
+from transforms.hashing import text_digest
 from transforms.limits import Unread
 from transforms.pairing import draw_scenes
 from transforms.variants import EXTERNAL, split_replicate, with_replicates
@@ -100,8 +100,7 @@ class Scenes:
     @property
     def summary(self) -> str:
         """Number and digest of the pictures, as recorded in a dataset's configuration."""
-        lines = "".join(f"{file.path}\0{file.md5}\n" for file in self.files)
-        digest = hashlib.sha256(text_bytes(lines)).hexdigest()
+        digest = text_digest("".join(f"{file.path}\0{file.md5}\n" for file in self.files))
         return f"{len(self.files)} pictures, sha256 {digest[:16]}"
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import re
 from collections.abc import Sequence
 
@@ -21,7 +20,7 @@ from pipeline.errors import UsageError
 from pipeline.inputs.tables import TableRow, TextLines, read_rows
 from pipeline.storage.files import absolute, files_of
 from transforms.filters import MAX_KEY_BYTES
-from transforms.hashing import text_bytes
+from transforms.hashing import text_bytes, text_digest
 from transforms.taxonomy import (
     MAX_LABELS,
     OUTSIDE,
@@ -49,8 +48,8 @@ class KeyList:
     @property
     def summary(self) -> str:
         """Number and digest of the names, as recorded in a dataset's configuration."""
-        digest = hashlib.sha256(text_bytes("\n".join(self.names)))
-        return f"{len(self.names)} names, sha256 {digest.hexdigest()[:16]}"
+        digest = text_digest("\n".join(self.names))
+        return f"{len(self.names)} names, sha256 {digest[:16]}"
 
     @functools.cached_property
     def _keys(self) -> frozenset[str]:
