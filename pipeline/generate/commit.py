@@ -61,7 +61,7 @@ def prepare_step(
     store: Store,
     taxonomy: Taxonomy,
 ) -> list[tuple[str, Moves]]:
-    """Prepares; (None, all shards) -> (the dataset's fingerprint, files to move) for each part of
+    """Prepares the dataset; (None, all shards) -> (its fingerprint, files to move) for each part of
     the moves; one element with an empty list if there is nothing to move."""
     shards = (shard for shard in element[1] if shard is not None)
     fingerprint, moves = prepare(config, fenced_for_job(store), taxonomy, shards)
@@ -81,7 +81,7 @@ def move_step(element: tuple[str, Moves], store: Store) -> tuple[str, int]:
 def finish_step(
     element: tuple[str, Iterable[int]], store: Store, taxonomy: Taxonomy, source: str
 ) -> str:
-    """Finishes; (the dataset's fingerprint, numbers of moved files, which are not used) -> the
+    """Finishes the dataset; (its fingerprint, numbers of moved files, which are not used) -> the
     fingerprint."""
     fenced = fenced_for_job(store)
     fingerprint = finish(fenced, taxonomy, element[0])
