@@ -18,7 +18,6 @@ import functools
 import hashlib
 import importlib.util
 import os
-import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from io import BufferedReader
 from typing import Any, cast
@@ -94,9 +93,8 @@ class CustomFunction:
     parameters: tuple[str, ...]
 
     def __call__(self, image: Pixels, box: Box, seed: int) -> Segmentation:
-        function = _checked_function(self.name, self.parameters)
         # A copy, so that the function cannot change the picture.
-        call = functools.partial(function, image.copy(), box)
+        call = functools.partial(_checked_function(self.name, self.parameters), image.copy(), box)
         origin, shape = f"--segmenter {self.name}", image.shape[:2]
         try:
             mask = call_for_array(
@@ -140,9 +138,6 @@ def _sha256(file: str, name: str) -> str:
             return hashlib.file_digest(cast(BufferedReader, content), "sha256").hexdigest()
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UsageError(f"--segmenter {name}: {path} cannot be read: {error.strerror}") from error
-
-
-_SUFFIX = ".png"
 
 
 def is_coco_file(masks: str) -> bool:
@@ -189,9 +184,11 @@ def index_masks(masks: str, split: str) -> FileIndex:
 def no_mask(image: SourceImage, masks: str, split: str, index: FileIndex) -> UsageError:
     """Returns the error for a split in which no image has a mask. The given image serves as an
     example in the message."""
-    expected = f"{image.key}.png, or {image.wnid}/{image.key}.png"
-    if is_coco_file(masks):
-        expected = f"file names such as {image.key}.JPEG"
+    expected = (
+        f"file names such as {image.key}.JPEG"
+        if is_coco_file(masks)
+        else f"{image.key}.png, or {image.wnid}/{image.key}.png"
+    )
     return UsageError(
         f"no image of {split!r} has a mask in --masks {masks}, which has {len(index)} masks; "
         f"expected {expected}"
@@ -200,7 +197,7 @@ def no_mask(image: SourceImage, masks: str, split: str, index: FileIndex) -> Usa
 
 def _in_folder(masks: str, split: str) -> Iterator[KeyedFile]:
     of_split = join(masks, split)
-    return files_in(of_split if files_of(of_split).is_folder(of_split) else masks, (_SUFFIX,))
+    return files_in(of_split if files_of(of_split).is_folder(of_split) else masks, (".png",))
 
 
 def _in_coco_file(path: str) -> Iterator[KeyedFile]:
@@ -220,9 +217,9 @@ def _in_coco_file(path: str) -> Iterator[KeyedFile]:
         ) from error
     for name, number, height, width in images:
         if objects[number]:
-            folder, file = posixpath.split(name)
+            folder, file = os.path.split(name)
             yield KeyedFile(
-                folder=posixpath.basename(folder),
-                key=posixpath.splitext(file)[0],
+                folder=os.path.basename(folder),
+                key=os.path.splitext(file)[0],
                 path=text_location(mask_text(height, width, objects[number])),
             )

@@ -41,6 +41,7 @@ _MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")
 """A JPEG marker, except restart markers, which occur within a scan, and TEM (1), which decoders
 ignore. None of these is followed by the length of a segment."""
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
+_JPEG_START = bytes([0xFF, _START_OF_IMAGE])
 _SCAN = re.compile(rb"\xff\xda")  # `bytes.count` takes three times as long, 8 % of a decoding.
 
 _LOSSLESS = re.compile(rb"\xff[\xc3\xc7\xcb\xcf]")
@@ -108,16 +109,13 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise UndecodableError(data.decode())
     if len(data) > MAX_PICTURE_BYTES:
         raise UndecodableError(Unread.from_size(len(data), MAX_PICTURE_BYTES).decode())
-    is_jpeg = data[:2] == bytes([0xFF, _START_OF_IMAGE])
-    file = _Watched(_EXIF.sub(rb"\1exif", data) if is_jpeg else data)
+    file = _Watched(_EXIF.sub(rb"\1exif", data) if data.startswith(_JPEG_START) else data)
     try:
         image = Image.open(file, formats=FORMATS)
-    except UndecodableError:
+    except (UndecodableError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise TooManyPixelsError(str(error)) from error
-    except MemoryError:
-        raise
     except Exception as error:  # Pillow's plugins raise whatever the bytes provoke.
         raise UndecodableError(f"not a picture: {type(error).__name__}") from error
     if image.width * image.height > max_pixels:
@@ -181,8 +179,7 @@ def _decode_by_pillow(data: bytes, image: Image.Image) -> Pixels:
         raise UndecodableError(f"a JPEG of {scans} scans or more, over the limit of {MAX_SCANS}")
     with _decoding_errors(image):
         if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-            grey = _eight_bits(np.asarray(image))
-            return np.repeat(grey[..., np.newaxis], 3, axis=2)
+            return np.repeat(_eight_bits(np.asarray(image))[..., np.newaxis], 3, axis=2)
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
@@ -215,7 +212,7 @@ def decode_into(data: bytes, out: Pixels) -> None:
 def _has_one_scan(data: bytes) -> bool:
     """Returns whether the data are a JPEG whose bytes hold one start of a scan."""
     # The two bytes of this marker never occur inside a scan, so they can be counted.
-    return data.startswith(bytes([0xFF, _START_OF_IMAGE])) and len(_SCAN.findall(data)) == 1
+    return data.startswith(_JPEG_START) and len(_SCAN.findall(data)) == 1
 
 
 def _decode_one_scan(data: bytes, out: Pixels) -> bool:
@@ -238,9 +235,7 @@ def decode_source(data: bytes) -> Pixels:
     missing part grey.
     """
     pixels, is_unflawed = _decode(data, MAX_PIXELS)
-    if is_unflawed:
-        return pixels
-    if data[:2] == bytes([0xFF, _START_OF_IMAGE]) and (fault := _cut_short(data)):
+    if not is_unflawed and data.startswith(_JPEG_START) and (fault := _cut_short(data)):
         raise UndecodableError(f"broken JPEG: {fault}")
     return pixels
 
@@ -357,11 +352,10 @@ def decode_npy(data: bytes) -> Mask:
     """
     file = io.BytesIO(data)
     try:
-        version = np.lib.format.read_magic(file)
         read_header = {
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
+        }[np.lib.format.read_magic(file)]
         shape, _, dtype = read_header(file)
     except Exception as error:  # NumPy evaluates the header, which raises whatever it provokes.
         raise UndecodableError(f"broken NumPy file: {type(error).__name__}") from error

@@ -252,8 +252,7 @@ def cut_background(
     transform = ResizeCrop.for_size(
         native_width=width, native_height=height, resize=resize, crop=crop, pad=rules.pad
     )
-    tiled = tile_background(pixels, chosen[max(number, 1) - 1])
-    return transform.image(tiled, interpolation)
+    return transform.image(tile_background(pixels, chosen[max(number, 1) - 1]), interpolation)
 
 
 def cut_objects(
@@ -315,13 +314,13 @@ def cut_objects(
             continue
         reason = check_box(box, width=width, height=height, rules=rules)
         if reason is None:
-            given_mask = _given_mask(decoded, box, position, rules.objects)
             try:
-                segmentation = _segment(segment, decoded.pixels, box, seed, given_mask)
                 cut = _cut(
                     decoded,
                     box,
-                    segmentation,
+                    segment(decoded.pixels, box, seed)
+                    if segment is not None
+                    else Segmentation(_given_mask(decoded, box, position, rules.objects)),
                     resize=resize,
                     crop=crop,
                     interpolation=interpolation,
@@ -342,17 +341,15 @@ def _list_boxes(boxes: Sequence[Box]) -> str:
     return f"{len(boxes)} boxes: {corners}" if corners else "no box"
 
 
-def _given_mask(decoded: AnnotatedImage, box: Box, position: int, objects: str) -> Mask | None:
-    """Returns the part of the image's mask that belongs to a chosen box; None without a mask."""
+def _given_mask(decoded: AnnotatedImage, box: Box, position: int, objects: str) -> Mask:
+    """Returns the part of the image's mask that belongs to a chosen box."""
     given_mask, boxes = decoded.given_mask, decoded.boxes
-    if given_mask is None:
-        return None
+    assert given_mask is not None
     # With a single object, the whole mask belongs to the object, even outside of its box.
     if objects in ("one", "union") or len(boxes) == 1:
         return given_mask.mask
     if objects == "largest":
-        clipped = [each.clip(decoded.width, decoded.height) for each in boxes]
-        position = clipped.index(box)
+        position = [each.clip(decoded.width, decoded.height) for each in boxes].index(box)
     return given_mask.mask_of_box(position, boxes)
 
 
@@ -392,16 +389,6 @@ def _cut(
     except NoTileError as error:
         return dataclasses.replace(segmented, reason=Reason.NO_TILE, detail=str(error))
     return dataclasses.replace(segmented, layer=layer)
-
-
-def _segment(
-    segment: SegmentFunction | None, pixels: Pixels, box: Box, seed: int, given_mask: Mask | None
-) -> Segmentation:
-    """Runs the segmenter, or returns the image's mask if there is no segmenter."""
-    if segment is not None:
-        return segment(pixels, box, seed)
-    assert given_mask is not None
-    return Segmentation(given_mask)
 
 
 def crop_whole(

@@ -46,8 +46,7 @@ def _nearest_sources(length: int, resized: int) -> Indices:
     occasionally differ by a pixel.
     """
     ramp = Image.fromarray(np.arange(length, dtype=np.int32)[np.newaxis])
-    sources: Indices = np.asarray(ramp.resize((resized, 1), Image.Resampling.NEAREST), np.int32)
-    return sources.ravel()
+    return np.asarray(ramp.resize((resized, 1), Image.Resampling.NEAREST), np.int32).ravel()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -195,10 +194,7 @@ def _window(sources: Indices, start: int, crop: int, length: int) -> Indices:
     # One more than the length, because the xmax or ymax of a clipped box may be the length itself.
     outside = np.where(positions < 0, -1, length + 1)
     inside = (positions >= 0) & (positions < len(sources))
-    window: Indices = np.where(
-        inside, sources[positions.clip(0, len(sources) - 1)], outside
-    ).astype(np.int32)
-    return window
+    return np.where(inside, sources[positions.clip(0, len(sources) - 1)], outside).astype(np.int32)
 
 
 def _span(sources: Indices, low: int, high: int) -> tuple[int, int]:

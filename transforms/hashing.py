@@ -25,6 +25,11 @@ def text_bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def text_digest(text: str) -> str:
+    """Returns the SHA-256 of text, as 64 hexadecimal digits."""
+    return hashlib.sha256(text_bytes(text)).hexdigest()
+
+
 def keyed_hash(seed: int, purpose: str, key: str) -> int:
     """Hashes a key for one purpose.
 

@@ -111,8 +111,7 @@ def t_p_value(t: Floats, df: int) -> Floats:
     """
     from scipy.special import stdtr
 
-    p_values: Floats = 2 * stdtr(df, -np.abs(t)) if df else np.ones_like(t)
-    return p_values
+    return 2 * stdtr(df, -np.abs(t)) if df else np.ones_like(t)
 
 
 def sum_units(values: Floats, units: Sequence[str]) -> tuple[Floats, Floats, list[str]]:
@@ -186,8 +185,7 @@ def bootstrap_means(
             weights = poisson_weights(substreams(hashes[block], chosen))
             totals[chosen.start : chosen.stop] += weights @ values[block]
     drawn = totals[totals[:, -1] > 0]
-    means: Floats = drawn[:, :-1] / drawn[:, -1:]
-    return means
+    return drawn[:, :-1] / drawn[:, -1:]
 
 
 def percentile_interval(means: Floats, confidence: float = CONFIDENCE) -> tuple[Floats, Floats]:

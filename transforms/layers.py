@@ -42,14 +42,10 @@ def background_strip(width: int, height: int, box: Box) -> Box:
     left, right = box.xmin, width - box.xmax
     above, below = box.ymin, height - box.ymax
     if max(left, right) * height > max(above, below) * width:
-        if left > right:
-            return Box(0, 0, left, height)
-        return Box(box.xmax, 0, width, height)
+        return Box(0, 0, left, height) if left > right else Box(box.xmax, 0, width, height)
     if max(above, below) <= 0:
         raise NoTileError(f"{box} leaves no background in {width} x {height} pixels")
-    if above > below:
-        return Box(0, 0, width, above)
-    return Box(0, box.ymax, width, height)
+    return Box(0, 0, width, above) if above > below else Box(0, box.ymax, width, height)
 
 
 def tile_background(image: Pixels, box: Box) -> Pixels:

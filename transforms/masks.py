@@ -80,9 +80,7 @@ class GivenMask:
           (H, W) bool: the object that belongs to the box if there is one object, or one object that
           has a pixel, for each box; else the part of the mask inside the box.
         """
-        encoded = self.objects
-        if len(boxes) != len(encoded):
-            encoded = self._visible_objects
+        encoded = self.objects if len(self.objects) == len(boxes) else self._visible_objects
         if len(boxes) == len(encoded):
             return _mask_of(encoded[position])
         box = boxes[position]

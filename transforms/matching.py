@@ -106,8 +106,7 @@ def compare(image: Pixels, mask: Mask, backgrounds: Sequence[Pixels]) -> list[fl
     """
     for clearance in _CLEARANCES:
         side = 2 * clearance + 1
-        grown = cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8))
-        outside = grown == 0
+        outside = cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)) == 0
         if outside.sum() >= _MIN_PIXELS:
             visible = image[outside].astype(np.float32)
             return [

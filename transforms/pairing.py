@@ -183,8 +183,7 @@ def draw_scenes(
     stream = f"{variant}_r{replicate}" if replicate else variant
     hashes = keyed_hashes(seed, f"{stream}/image", foregrounds)
     members = pool.members.get(0, np.empty(0, np.int64))
-    banned = np.full(len(hashes), NO_PARTNER)
-    return _draw(pool, members, hashes, banned)
+    return _draw(pool, members, hashes, np.full(len(hashes), NO_PARTNER))
 
 
 def _background_classes(

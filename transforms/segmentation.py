@@ -165,26 +165,22 @@ def _foreground(labels: NDArray[np.uint8]) -> Mask:
     return (labels & 1).astype(np.bool_)
 
 
-def _prepare_grabcut(announce: Callable[[], None]) -> None:
-    """Compiles the kernels if necessary; warns if that is impossible."""
-    try:
-        grabcut.prepare(announce)
-    except grabcut.Unavailable as error:
-        _warn_of_cv2(str(error))
-
-
 _warned = threading.Lock()
 
 
-def _warn_of_cv2(reason: str) -> None:
-    """Warns that GrabCut runs in OpenCV. Only the first call in a process prints the warning."""
-    # The lock is never released, so only the first call passes.
-    if not _warned.acquire(blocking=False):
-        return
-    logging.getLogger(__name__).warning(
-        "GrabCut runs in OpenCV, which takes some 15 times as long, with the same masks: %s",
-        reason,
-    )
+def _prepare_grabcut(announce: Callable[[], None]) -> None:
+    """Compiles the kernels if necessary. If that is impossible, the first call in a process warns
+    that GrabCut runs in OpenCV."""
+    try:
+        grabcut.prepare(announce)
+    except grabcut.Unavailable as error:
+        # The lock is never released, so only the first call passes.
+        if _warned.acquire(blocking=False):
+            logging.getLogger(__name__).warning(
+                "GrabCut runs in OpenCV, which takes some 15 times as long, with the same masks: "
+                "%s",
+                error,
+            )
 
 
 SEGMENTERS = {

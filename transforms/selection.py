@@ -6,7 +6,6 @@ The classes of a dataset are balanced and limited, and every image has backgroun
 from __future__ import annotations
 
 import collections
-import operator
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -53,7 +52,7 @@ def sample_evenly(
       (n,) bool, True for the chosen images. The numbers of images of the classes differ by at most
       one, unless a class has too few images. A smaller sample is part of every larger sample.
     """
-    by_rank = sorted(_ranks(keys, labels, seed, purpose), key=operator.itemgetter(1))
+    by_rank = sorted(_ranks(keys, labels, seed, purpose), key=lambda ranked: ranked[1])
     chosen = np.zeros(len(keys), np.bool_)
     chosen[[i for i, _ in by_rank[:count]]] = True
     return chosen

@@ -11,13 +11,12 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
-from transforms.hashing import text_bytes
+from transforms.hashing import text_digest
 
 IN9_NAMES = (
     "dog",
@@ -88,8 +87,7 @@ class Taxonomy:
     @property
     def description(self) -> str:
         """Text by which a dataset's configuration identifies the taxonomy: counts and a digest."""
-        text = json.dumps(self.to_json(), sort_keys=True)
-        digest = hashlib.sha256(text_bytes(text)).hexdigest()
+        digest = text_digest(json.dumps(self.to_json(), sort_keys=True))
         inside = sum(label != OUTSIDE for label in self.labels)
         return f"{self.num_labels} superclasses of {inside} classes, sha256 {digest[:16]}"
 

@@ -49,8 +49,7 @@ def level_table() -> Noise:
     # The number of entries below each level. Before rounding, none of these numbers is within
     # 0.0005 of a half, so the last bits of the distribution function do not matter.
     starts = [round(2**_BITS * normal.cdf(k - 0.5)) for k in range(1 - _MOST, _MOST + 1)]
-    levels = np.searchsorted(starts, np.arange(2**_BITS), side="right") - _MOST
-    return levels.astype(np.int16)
+    return (np.searchsorted(starts, np.arange(2**_BITS), side="right") - _MOST).astype(np.int16)
 
 
 def gaussian_noise(draw: int, shape: tuple[int, ...]) -> Noise:
@@ -74,8 +73,7 @@ def gaussian_noise(draw: int, shape: tuple[int, ...]) -> Noise:
 
 def add_noise(image: Pixels, noise: Noise) -> Pixels:
     """Adds noise of the same shape to an image, clipped to uint8."""
-    noisy: Pixels = (image + noise).clip(0, 255).astype(np.uint8)
-    return noisy
+    return (image + noise).clip(0, 255).astype(np.uint8)
 
 
 Image = NDArray[np.uint8]
@@ -149,8 +147,7 @@ def bg_blurred(layer: Layer) -> Image:
     weights = np.where(layer.mask, np.uint16(0), np.uint16(65535))
     only_bg = no_fg(layer).astype(np.uint16) * np.uint16(257)
     blurred = _blur(only_bg, side * _BLUR) / np.maximum(_blur(weights, side * _BLUR), 1)[..., None]
-    background = np.round(255 * blurred).clip(0, 255).astype(np.uint8)
-    return composite(layer.image, layer.mask, background)
+    return composite(layer.image, layer.mask, np.round(255 * blurred).clip(0, 255).astype(np.uint8))
 
 
 def _blur(image: NDArray[np.uint16], sigma: float) -> NDArray[np.uint16]:

@@ -27,7 +27,11 @@ letters is only itself."""
 _CLASSES_SHOWN = 10
 """Largest number of classes that are listed by name."""
 
-_SIZES = ((1_000, "1K"), (10_000, "10K"), (100_000, "100K"), (1_000_000, "1M"))
+_SIZES = (
+    *((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K")),
+    *((1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M")),
+)
+"""Limits below which a number of samples has each name on the Hugging Face hub."""
 
 _INTRO_CUT = (
     "Made by the protocol of *Noise or Signal: The Role of Image Backgrounds in Object",
@@ -150,7 +154,6 @@ _LIMITS = (
 
 def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, bytes]]:
     """Yields (path, content) of each introductory file. The same manifest gives the same bytes."""
-    variants = manifest.config.compose.composed
     yield "README.md", shown_bytes(_readme(manifest, taxonomy))
     yield "classes.txt", shown_bytes("".join(f"{name}\n" for name in taxonomy.names))
     yield (
@@ -160,7 +163,7 @@ def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, by
             taxonomy,
             name=_name(manifest).lower().replace(" ", "-"),
             licence=LICENCE if manifest.is_sample else "other",
-            descriptions={name: _describe(name) for name in variants},
+            descriptions={name: _describe(name) for name in manifest.config.compose.composed},
             cite=CITATION,
         ),
     )
@@ -206,12 +209,7 @@ def size_category(samples: int) -> str:
     >>> size_category(999), size_category(1000), size_category(2_000_000)
     ('n<1K', '1K<n<10K', '1M<n<10M')
     """
-    prefix = ""
-    for limit, name in _SIZES:
-        if samples < limit:
-            return f"{prefix}n<{name}"
-        prefix = f"{name}<"
-    return "1M<n<10M" if samples < 10_000_000 else "10M<n<100M"
+    return next((name for limit, name in _SIZES if samples < limit), "10M<n<100M")
 
 
 def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
@@ -264,7 +262,9 @@ def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
         "",
         "## Licence and citation",
         "",
-        *_licence(manifest),
+        "The pictures remain under the terms of the images they are made of, and so does every",
+        "variant.",
+        *(("", sample_sources()) if manifest.is_sample else ()),
         "",
         "The protocol:",
         "",
@@ -326,8 +326,7 @@ def _describe(name: str) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(map(str, line))} |" for line in lines]
+    return [f"| {' | '.join(map(str, line))} |" for line in [head, ["---"] * len(head), *rows]]
 
 
 def _classes(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:
@@ -354,12 +353,6 @@ def _members(taxonomy: Taxonomy, label: int) -> str:
     names = [name for name, its_label in labels if its_label == label]
     more = ", ..." if len(names) > _CLASSES_SHOWN else ""
     return ", ".join(map(markdown, names[:_CLASSES_SHOWN])) + more
-
-
-def _licence(manifest: Manifest) -> list[str]:
-    """Returns lines that name the terms that apply to the pictures."""
-    terms = "The pictures remain under the terms of the images they are made of, and so does every"
-    return [terms, "variant.", *(("", sample_sources()) if manifest.is_sample else ())]
 
 
 def notes_of(manifest: Manifest) -> list[str]:

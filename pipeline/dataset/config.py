@@ -6,7 +6,6 @@ Fingerprints: digests of everything that files were made from, including the sta
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
@@ -14,7 +13,7 @@ from typing import Any, Literal, TypeVar
 from pipeline.storage.state_files import convert
 from transforms.codec import MAX_PIXELS
 from transforms.filters import MAX_BOX, MIN_FOREGROUND, MIN_VISIBLE, Rules
-from transforms.hashing import text_bytes
+from transforms.hashing import text_digest
 from transforms.segmentation import Segmenter, describe_segmenter
 from transforms.variants import EXTERNAL, PAPER, WHOLE, select_variants, with_replicates
 
@@ -35,7 +34,7 @@ IMPORT_VERSION = 1
 def fingerprint(*parts: object) -> str:
     """Returns the first 32 hexadecimal digits of the SHA-256 of the parts, written as JSON."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text_bytes(text)).hexdigest()[:32]
+    return text_digest(text)[:32]
 
 
 _FLAGS_ADDED_AFTER_1_0: dict[str, Any] = {}
@@ -243,11 +242,6 @@ class DatasetConfig:
             raise ValueError(f"--limit must be at least 1: got {self.limit}")
         if self.images_per_shard < 1:
             raise ValueError(f"--images_per_shard must be at least 1: got {self.images_per_shard}")
-
-    @property
-    def selection(self) -> str:
-        """The selection of images: `in9` or `in9l`."""
-        return self.segment.selection
 
     @property
     def is_imported(self) -> bool:

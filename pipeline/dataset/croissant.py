@@ -82,17 +82,16 @@ def croissant_metadata(
 
 def _classes(taxonomy: Taxonomy) -> dict[str, Any]:
     """Returns the record set of the superclasses, whose rows are in the metadata itself."""
-    fields = [
-        {"@type": "cr:Field", "@id": f"classes/{name}", "name": name, "dataType": kind}
-        for name, kind in (("label", "sc:Integer"), ("name", "sc:Text"))
-    ]
     return {
         "@type": "cr:RecordSet",
         "@id": "classes",
         "name": "classes",
         "description": "superclasses by label",
         "key": {"@id": "classes/label"},
-        "field": fields,
+        "field": [
+            {"@type": "cr:Field", "@id": f"classes/{name}", "name": name, "dataType": kind}
+            for name, kind in (("label", "sc:Integer"), ("name", "sc:Text"))
+        ],
         "data": [
             {"classes/label": label, "classes/name": name}
             for label, name in enumerate(taxonomy.names)
@@ -156,23 +155,22 @@ def _record_set(variant: str, description: str) -> dict[str, Any]:
         "extract": {"fileProperty": "fullpath"},
         "transform": [{"regex": _SPLIT_IN_PATH}],
     }
-    fields = [
-        field("split", "sc:Text", "name of the split, such as train or val", path_source),
-        column("key", "sc:Text"),
-        column("image", "sc:ImageObject", {"jsonPath": "bytes"}),
-        *(
-            column(each.name, "sc:Integer", repeated=True)
-            if pa.types.is_nested(each.type)
-            else column(each.name, _TYPES[str(each.type)])
-            for each in SAMPLE_FIELDS
-        ),
-    ]
     return {
         "@type": "cr:RecordSet",
         "@id": variant,
         "name": variant,
         "description": description,
-        "field": fields,
+        "field": [
+            field("split", "sc:Text", "name of the split, such as train or val", path_source),
+            column("key", "sc:Text"),
+            column("image", "sc:ImageObject", {"jsonPath": "bytes"}),
+            *(
+                column(each.name, "sc:Integer", repeated=True)
+                if pa.types.is_nested(each.type)
+                else column(each.name, _TYPES[str(each.type)])
+                for each in SAMPLE_FIELDS
+            ),
+        ],
     }
 
 

@@ -55,8 +55,7 @@ def sample_digests() -> frozenset[str]:
 
 def sample_sources() -> str:
     """Returns the paragraph on sources and licence of the sample's own README."""
-    text = Path(sample_folder(), "README.md").read_text(encoding="utf-8")
-    paragraphs = text.split("\n\n")
+    paragraphs = Path(sample_folder(), "README.md").read_text(encoding="utf-8").split("\n\n")
     (sources,) = (each for each in paragraphs if each.startswith("Sources and licence: "))
     return sources
 
@@ -336,8 +335,7 @@ class Holdout:
         rows = list(rows)
         if not self.share:
             return rows
-        groups = [row.get("group") or row["key"] for row in rows]
-        is_out = held_out(groups, self.share, self.seed)
+        is_out = held_out([row.get("group") or row["key"] for row in rows], self.share, self.seed)
         return [row for row, out in zip(rows, is_out, strict=True) if out]
 
 
@@ -383,10 +381,9 @@ def training_pictures(
     names = [name for name in dataset.variants if base_of(name) == variant]
     pictures: dict[str, str] = {}
     for row in rows:
-        if row["key"] in test_keys:
-            continue
-        for name in names:
-            if variant not in MIXED or row[f"{name}_bg_key"] not in test_keys:
-                pictures[row["key"]] = name
-                break
+        usable = (
+            name for name in names if variant not in MIXED or row[f"{name}_bg_key"] not in test_keys
+        )
+        if row["key"] not in test_keys and (name := next(usable, None)):
+            pictures[row["key"]] = name
     return pictures

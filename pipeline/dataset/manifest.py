@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import posixpath
 import re
 from importlib import metadata
 from typing import Annotated, Any, Literal
@@ -152,9 +151,8 @@ def _check(stored: Manifest) -> None:
     """Checks that a manifest's parts are consistent with each other. Raises ValueError if not."""
     config = stored.config
     check_data_paths(stored.files)
-    splits = set(config.split)
     for name in ("shards", "images", "rejections", "samples"):
-        if set(getattr(stored, name)) != splits:
+        if set(getattr(stored, name)) != set(config.split):
             raise ValueError(f"{name} must have the splits {', '.join(config.split)}")
     for split in config.split:
         if missing := _REQUIRED_COUNTS - set(stored.images[split]):
@@ -288,7 +286,7 @@ def writing_store(flag: str, path: str) -> Store:
             "published from"
         )
     root = store.root if store.is_remote else os.path.realpath(store.root)
-    if VERSION.fullmatch(posixpath.basename(root)) and Store(parent(root)).exists(LATEST):
+    if VERSION.fullmatch(root.rpartition("/")[2]) and Store(parent(root)).exists(LATEST):
         raise UsageError(
             f"--{flag} {store.root} is a published version, which stays as it is; name the "
             "dataset that it was published from"

@@ -58,11 +58,7 @@ class DatasetReader(Sequence[Example]):
         dataset = Dataset.open(reading_store(path))
         splits = dataset.manifest.config.split
         default = "val" if "val" in splits else splits[0]
-        return cls(
-            dataset,
-            _one_of("variant", variant or dataset.variants[0], dataset.variants),
-            _one_of("split", split or default, splits),
-        )
+        return cls(dataset, dataset.variants[0], default).select(variant, split)
 
     @property
     def variants(self) -> tuple[str, ...]:

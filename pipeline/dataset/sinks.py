@@ -74,16 +74,11 @@ def sample_schema(label_names: Sequence[str]) -> pa.Schema:
     features: dict[str, Any] = {
         "key": {"dtype": "string", "_type": "Value"},
         "image": {"_type": "Image"},
+        **{f.name: {"dtype": str(f.type), "_type": "Value"} for f in SAMPLE_FIELDS},
+        "label": {"names": list(label_names), "_type": "ClassLabel"},
+        "box": {"feature": {"dtype": "int32", "_type": "Value"}, "length": -1, "_type": "List"},
+        "fg_fraction": {"dtype": "float64", "_type": "Value"},
     }
-    for field in SAMPLE_FIELDS:
-        features[field.name] = {"dtype": str(field.type), "_type": "Value"}
-    features["label"] = {"names": list(label_names), "_type": "ClassLabel"}
-    features["box"] = {
-        "feature": {"dtype": "int32", "_type": "Value"},
-        "length": -1,
-        "_type": "List",
-    }
-    features["fg_fraction"]["dtype"] = "float64"
     return pa.schema(
         [
             pa.field("key", pa.string()),
@@ -94,36 +89,37 @@ def sample_schema(label_names: Sequence[str]) -> pa.Schema:
     )
 
 
+@dataclasses.dataclass(kw_only=True, eq=False)
 class Sink:
     """A file that takes the samples of one shard, in order.
 
-    Args:
+    Attributes:
       path: the file's final path.
       file: the open file; None until there is one.
+      num_samples: number of samples in the file.
     """
 
-    def __init__(self, path: str, file: HashingFile | None = None) -> None:
-        self._path = path
-        self._file = file
-        self._num_samples = 0
+    path: str
+    file: HashingFile | None = None
+    num_samples: int = 0
 
     def add(self, sample: Sample) -> None:
         """Appends a sample."""
-        self._num_samples += 1
+        self.num_samples += 1
 
     def digest(self) -> FileDigest | None:
         """Returns the digest of the file, or None if there is no file; call it only after the sink
         is closed."""
-        if self._file is None:
+        if self.file is None:
             return None
-        return FileDigest(self._path, self._file.size, self._file.sha256, self._num_samples)
+        return FileDigest(self.path, self.file.size, self.file.sha256, self.num_samples)
 
 
 class ParquetSink(Sink):
     """A Parquet file with row groups of about `ROW_GROUP_BYTES`; an empty shard has no rows."""
 
     def __init__(self, file: HashingFile, schema: pa.Schema, path: str) -> None:
-        super().__init__(path, file)
+        super().__init__(path=path, file=file)
         self._schema = schema
         # Pictures are compressed already, and have no useful dictionary or statistics.
         columns = [name for name in schema.names if name != "image"]
@@ -169,36 +165,35 @@ class ParquetSink(Sink):
             self._pending_bytes = 0
 
 
+@dataclasses.dataclass(kw_only=True, eq=False)
 class WebDatasetSink(Sink):
     """A tar with members `<key>.jpg|png`, `<key>.cls` and `<key>.json`; an empty shard has no
     file."""
 
-    def __init__(self, stack: contextlib.ExitStack, store: Store, staged: str, path: str) -> None:
-        super().__init__(path)
-        self._stack = stack
-        self._store = store
-        self._staged = staged
-        self._tar: TarWriter | None = None
+    stack: contextlib.ExitStack
+    store: Store
+    staged: str
+    tar: TarWriter | None = None
 
     @classmethod
     @contextlib.contextmanager
     def open(cls, store: Store, staged: str, path: str) -> Iterator[WebDatasetSink]:
         """Opens a sink that writes to `staged`, and whose digest names the final `path`."""
         with contextlib.ExitStack() as stack:
-            sink = cls(stack, store, staged, path)
+            sink = cls(path=path, stack=stack, store=store, staged=staged)
             yield sink
-            if sink._tar is not None:
-                sink._tar.close()
+            if sink.tar is not None:
+                sink.tar.close()
 
     def add(self, sample: Sample) -> None:
         super().add(sample)
-        if self._tar is None:
-            self._file = self._stack.enter_context(self._store.create(self._staged))
-            self._tar = TarWriter(self._file)
+        if self.tar is None:
+            self.file = self.stack.enter_context(self.store.create(self.staged))
+            self.tar = TarWriter(self.file)
         fields = {name: value for name, value in sample.fields.items() if name != "label"}
-        self._tar.add(f"{sample.key}.{sample.suffix}", sample.image)
-        self._tar.add(f"{sample.key}.cls", shown_bytes(str(sample.fields["label"])))
-        self._tar.add(f"{sample.key}.json", shown_bytes(json.dumps(fields, sort_keys=True)))
+        self.tar.add(f"{sample.key}.{sample.suffix}", sample.image)
+        self.tar.add(f"{sample.key}.cls", shown_bytes(str(sample.fields["label"])))
+        self.tar.add(f"{sample.key}.json", shown_bytes(json.dumps(fields, sort_keys=True)))
 
 
 def open_sinks(
@@ -252,26 +247,26 @@ def digests_of(sinks: Mapping[str, Sequence[Sink]]) -> tuple[FileDigest, ...]:
 _TAR_BLOCK = 512
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class TarWriter:
     """A tar file whose members have a fixed owner, mode and time, and known offsets."""
 
-    def __init__(self, file: HashingFile) -> None:
-        self._file = file
+    file: HashingFile
 
     def add(self, name: str, data: bytes) -> int:
         """Appends a file; returns the offset of its content in the tar, in bytes."""
         info = tarfile.TarInfo(name)
         info.size = len(data)
         info.mode = 0o644
-        self._file.write(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
-        offset = self._file.size
-        self._file.write(data)
-        self._file.write(bytes(-len(data) % _TAR_BLOCK))
+        self.file.write(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
+        offset = self.file.size
+        self.file.write(data)
+        self.file.write(bytes(-len(data) % _TAR_BLOCK))
         return offset
 
     def close(self) -> None:
         """Writes the end-of-archive mark."""
-        self._file.write(bytes(2 * _TAR_BLOCK))
+        self.file.write(bytes(2 * _TAR_BLOCK))
 
 
 PARTS = ("image", "only_bg_t", "mask")

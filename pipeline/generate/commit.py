@@ -61,7 +61,7 @@ def prepare_step(
     store: Store,
     taxonomy: Taxonomy,
 ) -> list[tuple[str, Moves]]:
-    """Prepares; (None, all shards) -> (the dataset's fingerprint, files to move) for each part of
+    """Prepares the dataset; (None, all shards) -> (its fingerprint, files to move) for each part of
     the moves; one element with an empty list if there is nothing to move."""
     shards = (shard for shard in element[1] if shard is not None)
     fingerprint, moves = prepare(config, fenced_for_job(store), taxonomy, shards)
@@ -81,7 +81,7 @@ def move_step(element: tuple[str, Moves], store: Store) -> tuple[str, int]:
 def finish_step(
     element: tuple[str, Iterable[int]], store: Store, taxonomy: Taxonomy, source: str
 ) -> str:
-    """Finishes; (the dataset's fingerprint, numbers of moved files, which are not used) -> the
+    """Finishes the dataset; (its fingerprint, numbers of moved files, which are not used) -> the
     fingerprint."""
     fenced = fenced_for_job(store)
     fingerprint = finish(fenced, taxonomy, element[0])
@@ -135,7 +135,11 @@ def prepare(
         sizes = _file_sizes(locked)
         staged = [[move for move in shard if move[0] in sizes] for shard in moves]
         remaining = [shard for shard in staged if shard]
-        is_same = old is not None and _is_same(old, manifest) and _is_complete(old, sizes)
+        is_same = (
+            old is not None
+            and _is_same(old, manifest)
+            and all(sizes.get(file.path) == file.bytes for file in old.files)
+        )
         if is_same and not remaining:
             return manifest.fingerprint, []
         count("commits")
@@ -225,11 +229,6 @@ def _is_same(old: Manifest, new: Manifest) -> bool:
     return dataclasses.replace(old, files=data, libraries=new.libraries) == new
 
 
-def _is_complete(manifest: Manifest, sizes: dict[str, int]) -> bool:
-    """Returns whether every file of a dataset is in place."""
-    return all(sizes.get(file.path) == file.bytes for file in manifest.files)
-
-
 def _check_complete(
     store: Store,
     manifest: Manifest,
@@ -270,11 +269,8 @@ def _file_sizes(store: Store) -> dict[str, int]:
     """Returns the sizes in bytes of all files of a dataset, staged ones included, by path."""
     listings = (store.sizes(folder) for folder in (*DATA_FOLDERS, STAGING))
     sizes = {path: size for listing in listings for path, size in listing.items()}
-    for path in CARD_FILES:
-        size = store.size(path)
-        if size is not None:
-            sizes[path] = size
-    return sizes
+    cards = {path: store.size(path) for path in CARD_FILES}
+    return sizes | {path: size for path, size in cards.items() if size is not None}
 
 
 def _remove_obsolete(store: Store, manifest: Manifest) -> None:
@@ -353,41 +349,38 @@ def add_up(
             scenes = scenes or shard.scenes
     if scenes is not None:
         add_files(scenes.record)
-    counts, images, rejections, samples = {}, {}, {}, {}
     for split in config.split:
         if split not in arrived:
             raise JobError(f"{split}: no shard arrived. Run the same command again to go on")
-        sums = arrived[split]
-        _check_split(config, sums)
-        per_class = {name: sums.selected[n] for n, name in enumerate(taxonomy.names)}
-        counts[split] = sums.totals.counts
-        images[split] = _image_counts(config, sums)
-        rejections[split] = {
-            status: n for status, n in sorted(sums.statuses.items()) if status != ACCEPTED
-        }
-        samples[split] = dict.fromkeys(config.compose.composed, per_class)
+        sums, counts = arrived[split], arrived[split].totals.counts
+        if not config.is_imported:
+            sums.totals.check_complete(sorted(sums.sources), counts.source, sums.segmented)
+        sums.totals.check_complete(sorted(sums.outputs), counts.output, sums.images)
+    sums_of = {split: arrived[split] for split in config.split}
+    per_class = {
+        split: {name: sums.selected[label] for label, name in enumerate(taxonomy.names)}
+        for split, sums in sums_of.items()
+    }
     manifest = Manifest(
         config=config,
         fingerprint=fingerprint(config.fingerprint(), COMPOSE_VERSION, sorted(fingerprints)),
         libraries=library_versions(),
-        shards=counts,
-        images=images,
-        rejections=rejections,
-        samples=samples,
+        shards={split: sums.totals.counts for split, sums in sums_of.items()},
+        images={split: _image_counts(config, sums) for split, sums in sums_of.items()},
+        rejections={
+            split: {status: n for status, n in sorted(sums.statuses.items()) if status != ACCEPTED}
+            for split, sums in sums_of.items()
+        },
+        samples={
+            split: dict.fromkeys(config.compose.composed, samples)
+            for split, samples in per_class.items()
+        },
         files=tuple(sorted(files, key=lambda file: file.path)),
         stages=stage_versions(config),
         taxonomy=None if taxonomy == imagenet9() else taxonomy,
         backgrounds={} if scenes is None else dict(scenes.statuses),
     )
     return manifest, moves
-
-
-def _check_split(config: DatasetConfig, sums: _ArrivedSplit) -> None:
-    """Raises JobError if a runner lost or repeated shards or images of a split."""
-    totals = sums.totals
-    if not config.is_imported:
-        totals.check_complete(sorted(sums.sources), totals.counts.source, sums.segmented)
-    totals.check_complete(sorted(sums.outputs), totals.counts.output, sums.images)
 
 
 def _image_counts(config: DatasetConfig, sums: _ArrivedSplit) -> dict[str, int]:

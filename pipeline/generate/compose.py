@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
-import operator
 import os
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
@@ -41,6 +39,7 @@ from pipeline.generate.scenes import DrawnScenes, Scene
 from pipeline.generate.shard_elements import OutputShard
 from pipeline.inputs.location import changed, reads_ahead, shown
 from pipeline.runtime.progress import UnitTally, count_shard, timed
+from pipeline.storage.file_kind import Files
 from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.storage.store import FileDigest, Store
 from transforms.codec import (
@@ -80,22 +79,26 @@ class SelectedImage:
     backgrounds: dict[str, PlannedImage | Scene]
 
 
+@dataclasses.dataclass(eq=False)
 class LayerSource:
     """Layers of planned images. They are read from tars, or cut again from the source images if
     `--layers drop` has removed the tars.
 
-    Args:
+    Attributes:
       store: the dataset folder.
       cutter: cuts source images.
       scenes: the accepted scenes; None without `mixed_external`.
     """
 
-    def __init__(self, store: Store, cutter: Cutter, scenes: DrawnScenes | None = None) -> None:
-        self._store = store
-        self._cutter = cutter
-        self._scenes = scenes
-        # Kept, because making them takes longer than a read from the system's cache.
-        self._files, self._paths = store.files, dict[str, str]()
+    store: Store
+    cutter: Cutter
+    scenes: DrawnScenes | None = None
+    # Kept, like the files, because making them takes longer than a read from the system's cache.
+    _paths: dict[str, str] = dataclasses.field(default_factory=dict, init=False)
+
+    @functools.cached_property
+    def _files(self) -> Files:
+        return self.store.files
 
     def layers(
         self, images: Sequence[SelectedImage]
@@ -110,7 +113,7 @@ class LayerSource:
             background that is cut again is not compared.
           OSError: a file cannot be read.
         """
-        ahead = REQUESTS_IN_FLIGHT * self._store.is_remote
+        ahead = REQUESTS_IN_FLIGHT * self.store.is_remote
         for image, (layer, backgrounds) in read_ahead(self._read, images, ahead):
             if isinstance(layer, SourceBytes):
                 layer = self._cut(image.planned, layer)
@@ -129,12 +132,12 @@ class LayerSource:
 
     def _read_background(self, background: PlannedImage | Scene) -> ReadBackground:
         if isinstance(background, Scene):
-            assert self._scenes is not None
-            return self._scenes.picture(background)
+            assert self.scenes is not None
+            return self.scenes.picture(background)
         if background.tar is None:
             return _source(background)
-        place = (background.offset, background.length)
-        return self._decoded(background.tar, [place], decode_image)
+        ranges = [(background.offset, background.length)]
+        return self._decoded(background.tar, ranges, decode_image)
 
     def _decoded(
         self, tar: str, ranges: list[tuple[int, int]], decode: Callable[..., _Decoded]
@@ -142,7 +145,7 @@ class LayerSource:
         """Reads parts of a tar and decodes them. Raises JobError if they are damaged, or OSError if
         the same parts, read again, are others: they were corrupted on the way."""
         if tar not in self._paths:
-            self._paths[tar] = self._store.path(tar)
+            self._paths[tar] = self.store.path(tar)
         path = self._paths[tar]
         parts = self._files.read_ranges(path, ranges)
         try:
@@ -156,8 +159,9 @@ class LayerSource:
 
     def _cut(self, planned: PlannedImage, source: SourceBytes) -> Layer:
         """Cuts an image again."""
-        cuts = self._cutter.cut(source)
-        layer = next((cut.layer for cut in cuts if cut.number == source.number), None)
+        layer = next(
+            (cut.layer for cut in self.cutter.cut(source) if cut.number == source.number), None
+        )
         if layer is None or layer_digest(layer) != planned.layer_digest:
             raise self._changed(source)
         return layer
@@ -167,12 +171,10 @@ class LayerSource:
     ) -> Generator[tuple[SelectedImage, Pixels], None, None]:
         """Yields (image, picture) for selected images that are not cut apart, in their order.
         Raises like `layers`."""
-        ahead = 0
-        if images:
-            # The number depends on the storage of the input, which may differ from the dataset's.
-            ahead = reads_ahead(os.fsdecode(images[0].planned.source))
+        # The number depends on the storage of the input, which may differ from the dataset's.
+        ahead = reads_ahead(os.fsdecode(images[0].planned.source)) if images else 0
         for image, source in read_ahead(lambda image: _source(image.planned), images, ahead):
-            whole = self._cutter.crop(source)
+            whole = self.cutter.crop(source)
             if whole.image is None or whole.digest != image.planned.layer_digest:
                 raise self._changed(source)
             yield image, whole.image
@@ -181,14 +183,14 @@ class LayerSource:
         return JobError(
             f"{shown(source.location)} gives another layer than before, because "
             "the file or a library has changed. Remove "
-            f"{self._store.path('layers')} and run the same command again"
+            f"{self.store.path('layers')} and run the same command again"
         )
 
     def cut_tiled(self, source: SourceBytes) -> Pixels:
         """Cuts a background again; returns (S, S, 3) uint8 RGB, where S is the side of the
         dataset's pictures in pixels. Raises JobError if the source image cannot be cut any more."""
         try:
-            return self._cutter.cut_background(source)
+            return self.cutter.cut_background(source)
         except ValueError as error:
             raise self._changed(source) from error
 
@@ -240,7 +242,7 @@ class ComposeShard(JobStep):
         cutter = Cutter(self.config.segment)
         plan = load_plan(store, output.plan, config, output.plan_digest)
         records = (read_image_rows(store, source.path) for source in output.sources)
-        images = sorted(itertools.chain(*records), key=operator.attrgetter("rank"))
+        images = sorted((row for rows in records for row in rows), key=lambda row: row.rank)
         scenes = None
         if output.scenes is not None:
             scenes = DrawnScenes(output.scenes, self.outputs, cutter, config)

@@ -42,10 +42,9 @@ def versioned(entries: Iterable[str]) -> tuple[str, ...]:
 
 def custom_names(entries: Iterable[str]) -> tuple[str, ...]:
     """Returns the names of the custom variants among entries of `--variants`."""
-    names = (
+    return tuple(
         entry.partition("@")[0].rpartition(":")[2] for entry in entries if entry.startswith(PREFIX)
     )
-    return tuple(names)
 
 
 def find_variants(entries: Iterable[str]) -> dict[str, Variant]:
@@ -66,8 +65,7 @@ def _custom_variant(entry: str) -> Variant:
         version = _version(function, entry)
     except UsageError as error:
         raise JobError(f"{error}, on every worker") from error
-    wanted = entry.rpartition("@")[2]
-    if str(version) != wanted:
+    if str(version) != entry.rpartition("@")[2]:
         raise JobError(f"{entry}: its version is {version} here. Run the same command again")
     return Variant(name_of(entry), functools.partial(_paint, entry, function))
 

@@ -67,10 +67,9 @@ def _size_of(data: bytes) -> str:
 def _boxes_of(data: bytes) -> str:
     """Returns an annotation as a line of JSON, without the class, which the image already has."""
     try:
-        parsed = parse_annotation(data)
+        return write_annotation(dataclasses.replace(parse_annotation(data), wnid=None))
     except AnnotationError as error:
         return write_annotation(error)
-    return write_annotation(dataclasses.replace(parsed, wnid=None))
 
 
 def _matched(boxes: str, size: str) -> object:

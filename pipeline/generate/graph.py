@@ -63,9 +63,8 @@ def list_split(
         raise no_mask(images[0], str(job.masks), layout.split, masks)
     _check_used(images, layout, segment)
     _check_places(images, job.store)
-    counts = ShardCounts.for_images(len(images), job.config.images_per_shard)
-    if layout.split in job.previous and not job.reshard:
-        counts = job.previous[layout.split]
+    previous = None if job.reshard else job.previous.get(layout.split)
+    counts = previous or ShardCounts.for_images(len(images), job.config.images_per_shard)
     outside, other_files = passed_over["outside"], passed_over["other_files"]
     return images, SplitTotals(layout.split, counts, len(images), outside, other_files)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -176,8 +175,7 @@ class Plan:
             groups=table["group_number"].to_numpy()[rows] if has_groups else None,
             order=np.searchsorted(rows, by_key[selected[by_key]]),
         )
-        keys = table["key"].combine_chunks()
-        return cls(table.drop_columns("by_key"), keys, pool, rows, config)
+        return cls(table.drop_columns("by_key"), table["key"].combine_chunks(), pool, rows, config)
 
     def find(self, keys: list[str]) -> list[PlannedImage]:
         """Returns the accepted images with these keys. Raises JobError if one is not in the
@@ -230,7 +228,7 @@ class Plan:
             if (drawn == NO_PARTNER).any():
                 raise JobError(f"a selected image has no {name} partner: this is a bug")
             backgrounds[name] = self.rows[drawn].tolist()
-        images = self._images(itertools.chain(*backgrounds.values()))
+        images = self._images(row for drawn in backgrounds.values() for row in drawn)
         return {name: [images[n] for n in column] for name, column in backgrounds.items()}
 
 
@@ -255,9 +253,11 @@ def _accepted(store: Store, shard: SourceShard) -> pa.Table:
     read = functools.partial(read_small, columns=[*_COLUMNS, "status"])
     table = parse_parquet(store, shard.record.path, read)
     table = table.filter(pc.equal(table["status"], ACCEPTED)).select(list(_COLUMNS))
-    files = [pa.nulls(len(table), field.type) for field in SOURCE_SCHEMA]
-    if shard.sources:
-        files = unpack_sources(shard.sources).columns
+    files = (
+        unpack_sources(shard.sources).columns
+        if shard.sources
+        else [pa.nulls(len(table), field.type) for field in SOURCE_SCHEMA]
+    )
     tar = pa.array([shard.tar] * len(table), pa.string()).dictionary_encode()
     return pa.table([*table.columns, *files, tar], _SCHEMA)
 

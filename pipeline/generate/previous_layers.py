@@ -11,6 +11,7 @@ times of files are enough: no image is read.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -106,27 +107,29 @@ class Survey:
         return rows
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class PreviousLayers:
     """Finds the layers of single images in the existing shards, even if the images now belong to
     shards of other numbers.
 
-    Args:
+    Attributes:
       store: the dataset folder.
       split: name of the split.
       counts: numbers of shards of the existing layers.
     """
 
-    def __init__(self, store: Store, split: str, counts: ShardCounts) -> None:
-        self._store = store
-        self._split = split
-        self._counts = counts
-        self._records: dict[int, dict[tuple[str, str | None], list[ImageRow]]] = {}
+    store: Store
+    split: str
+    counts: ShardCounts
+    _records: dict[int, dict[tuple[str, str | None], list[ImageRow]]] = dataclasses.field(
+        default_factory=dict, init=False
+    )
 
     def rows(self, key: str, source_digest: str) -> list[ImageRow]:
         """Finds the record rows of an unchanged image: one row, or with `--objects each` a row for
         each of its objects, in order of their numbers. The list is empty if the image has
         changed."""
-        shard = self._counts.source_shard(key)
+        shard = self.counts.source_shard(key)
         if shard not in self._records:
             self._records[shard] = self._read(shard)
         return self._records[shard].get((key, source_digest), [])
@@ -136,20 +139,19 @@ class PreviousLayers:
         whole."""
         if row.image_offset is None:
             return {}
-        tar = layer_tar(self._split, self._counts.source_shard(row.source_key))
-        return read_parts(self._store, tar, vars(row))
+        tar = layer_tar(self.split, self.counts.source_shard(row.source_key))
+        return read_parts(self.store, tar, vars(row))
 
     def _read(self, shard: int) -> dict[tuple[str, str | None], list[ImageRow]]:
         """Reads the rows of a record, by source key and digest; returns no rows if the record is
         missing or damaged, or a file of the shard is missing or of another size. Images that were
         rejected for a duplicate key are left out, because that status depends on other images."""
-        store, path = self._store, layer_record(self._split, shard)
+        store, path = self.store, layer_record(self.split, shard)
         metadata = read_metadata(store, path)
         if metadata is None or any(store.size(file.path) != file.bytes for file in metadata.files):
             return {}
         by_image: dict[tuple[str, str | None], list[ImageRow]] = {}
-        rows = read_intact(store, path, lambda: read_image_rows(store, path))
-        for row in rows or ():
+        for row in read_intact(store, path, lambda: read_image_rows(store, path)) or ():
             if row.status != Reason.DUPLICATE_KEY:
                 by_image.setdefault((row.source_key, row.source_digest), []).append(row)
         for of_image in by_image.values():
@@ -199,9 +201,11 @@ def check_rebuild(
     if total["lost"]:
         cause += f"; files of {total['lost']} are missing"
     if not has_same_settings:
-        reason = f"segment stage {SEGMENT_VERSION}, the dataset has {stages.get('segment')}"
-        if stages.get("segment") == SEGMENT_VERSION:
-            reason = "other flags, or another segmenter"
+        reason = (
+            "other flags, or another segmenter"
+            if stages.get("segment") == SEGMENT_VERSION
+            else f"segment stage {SEGMENT_VERSION}, the dataset has {stages.get('segment')}"
+        )
         cause = f"layers are made in another way now ({reason})"
     raise JobError(
         f"{total['shards']} of {len(shards)} source shards would be made again, more than a "

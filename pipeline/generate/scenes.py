@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import operator
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -35,7 +34,7 @@ from pipeline.storage.state_files import read_intact
 from transforms.codec import MAX_PIXELS
 from transforms.filters import Reason, is_valid_key
 from transforms.geometry import Pixels
-from transforms.hashing import text_bytes
+from transforms.hashing import text_digest
 from transforms.limits import Unread
 from transforms.pairing import draw_scenes
 from transforms.variants import EXTERNAL, split_replicate, with_replicates
@@ -101,10 +100,8 @@ class Scenes:
     @property
     def summary(self) -> str:
         """Number and digest of the pictures, as recorded in a dataset's configuration."""
-        digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(text_bytes(f"{file.path}\0{file.md5}\n"))
-        return f"{len(self.files)} pictures, sha256 {digest.hexdigest()[:16]}"
+        digest = text_digest("".join(f"{file.path}\0{file.md5}\n" for file in self.files))
+        return f"{len(self.files)} pictures, sha256 {digest[:16]}"
 
 
 def list_scenes(folder: str) -> Scenes:
@@ -121,12 +118,12 @@ def list_scenes(folder: str) -> Scenes:
     files = files_of(folder)
     if not files.is_folder(folder):
         raise UsageError(f"--backgrounds {folder} is not a folder that can be read")
-    scenes = []
-    pictures = (info for info in files.walk(folder) if info.path.lower().endswith(IMAGE_SUFFIXES))
-    listed = ((relative(info.path, folder), info) for info in pictures)
-    shown = (each for each in listed if not is_hidden(each[0]))
-    for path, info in sorted(shown, key=operator.itemgetter(0)):
-        scenes.append(Scene(path, info.md5 or _md5(info)))
+    listed = {relative(info.path, folder): info for info in files.walk(folder)}
+    scenes = [
+        Scene(path, info.md5 or _md5(info))
+        for path, info in sorted(listed.items())
+        if path.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(path)
+    ]
     if not scenes:
         raise UsageError(
             f"--backgrounds {folder} holds no picture: no file ends with "
@@ -187,8 +184,8 @@ def examine_scenes(
     existing = staging.find(SCENES, checksum)
     rows = None
     if existing is not None:
-        path = existing.path
-        rows = read_intact(staging.store, path, lambda: read_rows(staging.store, path))
+        read = functools.partial(read_rows, staging.store, existing.path)
+        rows = read_intact(staging.store, existing.path, read)
     if existing is None or rows is None:
         table = pa.Table.from_pylist(list(_examine(scenes, Cutter(config))), _SCHEMA)
         record, rows = staging.write(SCENES, table, checksum), table.to_pylist()

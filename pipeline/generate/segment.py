@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import operator
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -77,14 +76,15 @@ class SegmentShard(JobStep):
         has_layers = layer_tar(split, shard.shard) in record.locations
         # Among images of the same key, it is the first, because the others are rejected.
         sources = {image.key: image for image in reversed(found.images)}
-        segmented = dataclasses.replace(
-            shard,
-            images=(),
-            segmented=count_sources(rows),
-            record=record,
-            sources=b"" if has_layers else pack_sources(rows, sources),
-        )
-        return [segmented]
+        return [
+            dataclasses.replace(
+                shard,
+                images=(),
+                segmented=count_sources(rows),
+                record=record,
+                sources=b"" if has_layers else pack_sources(rows, sources),
+            )
+        ]
 
     def _make(
         self, shard: SourceShard, found: Survey, tally: UnitTally
@@ -98,8 +98,7 @@ class SegmentShard(JobStep):
         preceding = (None, *found.images)[: len(found.images)]
         images = zip(found.images, found.identities, preceding, strict=True)
         ahead = reads_ahead(found.images[0].path) if found.images else 0
-        by_object = self.config.segment.objects == "each"
-        read = functools.partial(_read, previous, found, by_object)
+        read = functools.partial(_read, previous, found, self.config.segment.objects == "each")
         reading = read_ahead(read, images, ahead)
         writing: contextlib.AbstractContextManager[HashingFile | None] = contextlib.nullcontext()
         if not cutter.is_whole:
@@ -118,7 +117,7 @@ class SegmentShard(JobStep):
         if file is not None:
             accepted = sum(row.status == ACCEPTED for row in rows)
             files.append(FileDigest(tar_path, file.size, file.sha256, accepted))
-        rows.sort(key=operator.attrgetter("rank"))
+        rows.sort(key=lambda row: row.rank)
         table = pa.Table.from_pylist(list(map(vars, rows)), RECORD_SCHEMA)
         tally.note()
         return self.layers.write(found.path, table, cutter.identify_shard(digests), files), rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 import os
 import zlib
 from collections import Counter
@@ -115,7 +114,7 @@ def make_shards(images: Iterable[SourceImage], totals: SplitTotals) -> list[Sour
     for image in images:
         buckets[totals.counts.source_shard(image.key)].append(image)
     return [
-        SourceShard(totals, shard, tuple(sorted(bucket, key=operator.attrgetter("key", "name"))))
+        SourceShard(totals, shard, tuple(sorted(bucket, key=lambda image: (image.key, image.name))))
         for shard, bucket in enumerate(buckets)
     ]
 

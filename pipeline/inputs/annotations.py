@@ -8,7 +8,7 @@ import csv
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from pipeline.errors import UsageError
 from pipeline.inputs.archives import ARCHIVES, stream
@@ -23,10 +23,6 @@ from transforms.annotations import (
     parse_annotation,
     write_annotation,
 )
-
-if TYPE_CHECKING:
-    from _csv import Reader
-
 
 T = TypeVar("T")
 
@@ -96,32 +92,31 @@ def _in_table(path: str) -> Iterator[KeyedFile]:
     text = TextLines(path, "", errors="replace")
     rows = csv.reader(text)
     try:
-        for annotation in _boxes_of(rows, path):
+        if next(rows, None) != _COLUMNS:
+            raise UsageError(
+                f"{path} is not a table of boxes: its first line is not {','.join(_COLUMNS)}"
+            )
+        for row in filter(None, rows):
+            yield _boxes_of(row, f"{path}, line {rows.line_num}")
             text.begin_row()
-            yield annotation
     except csv.Error as error:
         raise UsageError(f"{path}, line {rows.line_num}: {error}") from error
 
 
-def _boxes_of(rows: Reader, path: str) -> Iterator[KeyedFile]:
-    if next(rows, None) != _COLUMNS:
-        raise UsageError(
-            f"{path} is not a table of boxes: its first line is not {','.join(_COLUMNS)}"
+def _boxes_of(row: list[str], place: str) -> KeyedFile:
+    """Returns the boxes in a row; raises UsageError, which names the place, for anything else."""
+    try:
+        key, text = row
+        words = text.split()
+        boxes = tuple(
+            Box(*map(int, words[start + 1 : start + 5])) for start in range(0, len(words), 5)
         )
-    for row in filter(None, rows):
-        try:
-            key, text = row
-            words = text.split()
-            boxes = tuple(
-                Box(*map(int, words[start + 1 : start + 5])) for start in range(0, len(words), 5)
-            )
-        except (ValueError, TypeError) as error:
-            raise UsageError(
-                f"{path}, line {rows.line_num}: expected a name and, for each box, a WordNet id "
-                "and four numbers"
-            ) from error
-        parsed = Annotation(None, None, boxes, words[0] if words else None)
-        yield KeyedFile("", key, annotation_of(parsed))
+    except (ValueError, TypeError) as error:
+        raise UsageError(
+            f"{place}: expected a name and, for each box, a WordNet id and four numbers"
+        ) from error
+    parsed = Annotation(None, None, boxes, words[0] if words else None)
+    return KeyedFile("", key, annotation_of(parsed))
 
 
 Content = dict[str, list[Any]]

@@ -93,63 +93,57 @@ class Member:
         return member_location(self.archive, self.offset, self.length)
 
 
+@dataclasses.dataclass(eq=False)
 class _Guarded:
     """A tar file for `tarfile` to read. It raises UsageError where a member's headers, or the
     unpacked content, would exceed their limits.
 
-    Args:
+    Attributes:
       file: a file that holds the tar.
       name: name of the tar, for messages.
       allowance: number of bytes that may still be unpacked, which all nested archives share; None
         without a limit.
       start, length: position and size of the tar in the file, in bytes; the length is None if the
         tar ends with the file.
+      furthest: largest position in the tar that was reached.
+      readable_bytes: number of bytes that may still be read, until this attribute is set again.
     """
 
-    def __init__(
-        self,
-        file: IO[bytes],
-        name: str,
-        allowance: _Allowance | None,
-        start: int = 0,
-        length: int | None = None,
-    ) -> None:
-        self._file = file
-        self._name = name
-        self._allowance = allowance
-        self._start = start
-        self._length = length
-        self._furthest = 0
-        self.readable_bytes = 0
-        """Number of bytes that may still be read, until this attribute is set again."""
+    file: IO[bytes]
+    name: str
+    allowance: _Allowance | None
+    start: int = 0
+    length: int | None = None
+    furthest: int = 0
+    readable_bytes: int = 0
 
     def seek(self, offset: int) -> int:
         self._reach(offset)
-        return self._file.seek(self._start + offset) - self._start
+        return self.file.seek(self.start + offset) - self.start
 
     def tell(self) -> int:
-        return self._file.tell() - self._start
+        return self.file.tell() - self.start
 
     def read(self, size: int) -> bytes:
         self.readable_bytes -= size
         if self.readable_bytes < 0:
             raise UsageError(
-                f"{self._name} is refused: the headers of a member have more than "
+                f"{self.name} is refused: the headers of a member have more than "
                 f"{_MAX_HEADER_BYTES} bytes"
             )
         position = self.tell()
         self._reach(position + size)
-        if self._length is not None:
-            size = max(0, min(size, self._length - position))
-        return self._file.read(size)
+        if self.length is not None:
+            size = max(0, min(size, self.length - position))
+        return self.file.read(size)
 
     def _reach(self, offset: int) -> None:
-        if self._allowance is not None and offset > self._furthest:
-            self._allowance.remaining -= offset - self._furthest
-            self._furthest = offset
-            if self._allowance.remaining < 0:
+        if self.allowance is not None and offset > self.furthest:
+            self.allowance.remaining -= offset - self.furthest
+            self.furthest = offset
+            if self.allowance.remaining < 0:
                 raise UsageError(
-                    f"{self._name} is refused: it unpacks to more than the limit of "
+                    f"{self.name} is refused: it unpacks to more than the limit of "
                     f"{_MAX_UNPACKED_BYTES} bytes"
                 )
 

@@ -95,16 +95,12 @@ def _find_manifest(root: str, split: str) -> str | None:
     is no table."""
     lower = root.lower()
     if files_of(root).info(root) is not None:
-        is_table = lower.endswith(_SUFFIXES)
-        if lower.endswith(".parquet"):
-            is_table = not holds_pictures(root)
-        return root if is_table else None
+        is_other_parquet = lower.endswith(".parquet") and holds_pictures(root)
+        return root if lower.endswith(_SUFFIXES) and not is_other_parquet else None
     existing = set(files_of(root).file_paths(root))
-    for stem in (f"manifest_{split}", "manifest"):
-        for suffix in _SUFFIXES:
-            if join(root, stem + suffix) in existing:
-                return join(root, stem + suffix)
-    return None
+    stems = (f"manifest_{split}", "manifest")
+    paths = (join(root, stem + suffix) for stem in stems for suffix in _SUFFIXES)
+    return next((path for path in paths if path in existing), None)
 
 
 def check_manifest(path: str) -> None:
@@ -291,8 +287,7 @@ def images_of_rows(path: str, root: str) -> Iterator[ListedImage]:
                 raise row.error(
                     column, f"{value!r} differs from {image.row}, which is of the same image"
                 )
-        boxes = _boxes(row)
-        for box in boxes or [None]:
+        for box in _boxes(row) or [None]:
             image.objects.append((row.text("class"), box))
     return iter(images.values())
 

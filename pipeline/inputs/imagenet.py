@@ -9,7 +9,6 @@ downloaded: `ILSVRC2012_img_val.tar`, which holds the images directly, and
 from __future__ import annotations
 
 import os
-import posixpath
 from collections.abc import Iterator, Sequence
 
 from pipeline.errors import UsageError
@@ -74,7 +73,7 @@ def find_images(root: str, split: str, flag: str = "--input", suffixes: Sequence
         files = f", and for {' and '.join(suffixes)} files of {split!r}" if suffixes else ""
         raise UsageError(
             f"no folder {split!r} in {flag} {root}: looked for "
-            + ", ".join(posixpath.join(tree, split) for tree in _TREES)
+            + ", ".join(join(tree, split) for tree in _TREES)
             + f"{files}. Name another folder{other}"
         )
     return images
@@ -82,7 +81,7 @@ def find_images(root: str, split: str, flag: str = "--input", suffixes: Sequence
 
 def _image_folder(root: str, split: str) -> str | None:
     candidates = [join(root, tree, split) for tree in _TREES]
-    if posixpath.basename(root) == split:
+    if root.rpartition("/")[2] == split:
         candidates.append(root)
     return next((path for path in candidates if files_of(path).is_folder(path)), None)
 

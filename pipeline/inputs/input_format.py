@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import posixpath
 import re
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
@@ -115,7 +114,7 @@ def names_of(split: str) -> tuple[str, ...]:
 
 
 def _words(path: str) -> list[str]:
-    return re.split(r"[^a-z0-9]+", posixpath.basename(path).lower())
+    return re.split(r"[^a-z0-9]+", path.rpartition("/")[2].lower())
 
 
 def has_images_by_name(path: str, split: str) -> bool:
@@ -156,13 +155,11 @@ def find_files(root: str, split: str, suffix: str) -> tuple[str, ...]:
     if root.lower().endswith(suffix) and files.info(root) is not None:
         return (root,)
     for folder in (root, join(root, "data")):
-        paths = [
-            p for p in _ending(files.file_paths(folder), suffix) if has_images_by_name(p, split)
-        ]
-        if paths:
-            return tuple(paths)
+        paths = _ending(files.file_paths(folder), suffix)
+        if named := [path for path in paths if has_images_by_name(path, split)]:
+            return tuple(named)
     folders = [join(root, name) for name in names_of(split)]
-    if posixpath.basename(root) in names_of(split):
+    if root.rpartition("/")[2] in names_of(split):
         folders.append(root)
     for folder in folders:
         if paths := _ending(files.file_paths(folder), suffix):

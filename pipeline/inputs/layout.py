@@ -38,15 +38,10 @@ from pipeline.storage.files import absolute, files_of, join, parent
 from transforms.selection import lowest_hashes
 from transforms.taxonomy import OUTSIDE, Taxonomy
 
-_IN_ORDER: tuple[InputFormat, ...] = (
-    ImageManifest(),
-    ImageFolder(),
-    WebDataset(),
-    ImagenetTars(),
-    HubParquet(),
-)
-
-FORMATS = {each.kind: each for each in _IN_ORDER}
+FORMATS: dict[str, InputFormat] = {
+    each.kind: each
+    for each in (ImageManifest(), ImageFolder(), WebDataset(), ImagenetTars(), HubParquet())
+}
 """All formats, by `kind`. If an input fits several formats, the first of them is used."""
 
 
@@ -87,10 +82,11 @@ def find_layout(
                     f"{layout.files[0]}; leave it out"
                 )
             return layout
-        if annotations:
-            path = _named_annotations(annotations, layout)
-        else:
-            path = find_annotations(layout.root, layout.images, split)
+        path = (
+            _named_annotations(annotations, layout)
+            if annotations
+            else find_annotations(layout.root, layout.images, split)
+        )
     except PermissionError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
     is_needed = needs_boxes or annotations is not None

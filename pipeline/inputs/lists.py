@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import re
 from collections.abc import Sequence
 
@@ -21,7 +20,7 @@ from pipeline.errors import UsageError
 from pipeline.inputs.tables import TableRow, TextLines, read_rows
 from pipeline.storage.files import absolute, files_of
 from transforms.filters import MAX_KEY_BYTES
-from transforms.hashing import text_bytes
+from transforms.hashing import text_bytes, text_digest
 from transforms.taxonomy import (
     MAX_LABELS,
     OUTSIDE,
@@ -49,8 +48,8 @@ class KeyList:
     @property
     def summary(self) -> str:
         """Number and digest of the names, as recorded in a dataset's configuration."""
-        digest = hashlib.sha256(text_bytes("\n".join(self.names)))
-        return f"{len(self.names)} names, sha256 {digest.hexdigest()[:16]}"
+        digest = text_digest("\n".join(self.names))
+        return f"{len(self.names)} names, sha256 {digest[:16]}"
 
     @functools.cached_property
     def _keys(self) -> frozenset[str]:
@@ -97,8 +96,7 @@ def read_key_list(path: str, flag: str) -> KeyList:
       UsageError: the file does not exist, is empty, or is not text.
       OSError: the file cannot be read.
     """
-    files = files_of(path)
-    if files.info(path) is None:
+    if files_of(path).info(path) is None:
         raise UsageError(f"{flag} {path} is not a file that can be read")
     names: set[str] = set()
     text = TextLines(path, flag, errors="surrogateescape")
@@ -146,10 +144,8 @@ def read_taxonomy(flag_value: str | None) -> Taxonomy | None:
     if flag_value is None:
         return None
     path = absolute(flag_value)
-    if flag_value.lower().endswith(_SUFFIXES) or files_of(path).info(path) is not None:
-        taxonomy = _from_file(path)
-    else:
-        taxonomy = _from_roots(flag_value)
+    is_file = flag_value.lower().endswith(_SUFFIXES) or files_of(path).info(path) is not None
+    taxonomy = _from_file(path) if is_file else _from_roots(flag_value)
     return None if taxonomy == imagenet9() else taxonomy
 
 

@@ -147,9 +147,7 @@ def column_names(path: str, flag: str) -> tuple[str, ...]:
     if path.lower().endswith(".parquet"):
         with open_parquet(path, flag) as file:
             return tuple(file.schema_arrow.names)
-    for row in read_rows(path, flag):
-        return tuple(row.values)
-    return ()
+    return tuple(next(read_rows(path, flag)).values)
 
 
 def _csv(path: str, flag: str) -> Iterator[TableRow]:

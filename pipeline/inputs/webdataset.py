@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.errors import UsageError
@@ -87,16 +87,17 @@ def _list_shard(path: str, root: str, taxonomy: Taxonomy) -> list[SourceImage | 
         of_key[-1].others[suffix] = read(MAX_ANNOTATION_BYTES) if suffix in _READ else None
         if suffix in IMAGE_SUFFIXES:
             of_key[-1].images.append(member)
-    listed: list[SourceImage | None] = []
-    for key, of_key in samples.items():
-        for sample in of_key:
-            listed += _images(key, sample, shard, stamp, taxonomy) or [None]
-    return listed
+    return [
+        image
+        for key, of_key in samples.items()
+        for sample in of_key
+        for image in _images(key, sample, shard, stamp, taxonomy) or [None]
+    ]
 
 
 def _images(
     path: str, sample: _Sample, shard: str, stamp: str | None, taxonomy: Taxonomy
-) -> list[SourceImage]:
+) -> Sequence[SourceImage | None]:
     wnid, fault = "", ""
     try:
         fields = _fields(sample.others.get(".json"))

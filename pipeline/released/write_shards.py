@@ -120,10 +120,7 @@ def examine_shard(job: ImportPlan, shard: ReleasedShard) -> ExaminedShard:
 
 def _examine_images(job: ImportPlan, shard: ReleasedShard) -> pa.Table:
     """Examines a shard's images; returns their rows."""
-
-    def read(image: ReleasedImage) -> dict[str, bytes]:
-        return read_image(image, job.config.compose.composed)
-
+    read = functools.partial(read_image, variants=job.config.compose.composed)
     ahead = REQUESTS_IN_FLIGHT * job.staging.store.is_remote
     rows = [_examine_image(job.config, *pair) for pair in read_ahead(read, shard.images, ahead)]
     return pa.Table.from_pylist(rows, _RECORD_SCHEMA)
@@ -215,10 +212,8 @@ def suffix_of(data: bytes) -> str:
 
 
 def _identity(*contents: bytes) -> str:
-    digest = hashlib.sha256()
-    for content in contents:
-        digest.update(hashlib.sha256(content).digest())
-    return digest.hexdigest()[:32]
+    digests = b"".join(hashlib.sha256(content).digest() for content in contents)
+    return hashlib.sha256(digests).hexdigest()[:32]
 
 
 _CANDIDATES = 4
@@ -278,8 +273,7 @@ def recover(pictures: Sequence[MixedPicture], pool: BackgroundPool) -> list[Reco
             positions.append(named)
         near_images = [pool.images[position] for position in positions]
         contents = read_contents([image.files["only_bg_t"].place for image in near_images])
-        backgrounds = [decode_image(content) for content in contents]
-        differences = compare(image, picture.mask, backgrounds)
+        differences = compare(image, picture.mask, [decode_image(content) for content in contents])
         if differences is None:
             results.append(Recovered(None))
             continue
@@ -340,12 +334,17 @@ def mixed_variants(config: DatasetConfig) -> tuple[str, ...]:
 def imported_index_schema(config: DatasetConfig) -> pa.Schema:
     """Returns the columns of the index: the columns of any dataset, and for each mixed variant the
     background that its name claims and how well the best two backgrounds match."""
-    schema = index_schema(config.compose.replicates)
-    for variant in mixed_variants(config):
-        schema = schema.append(pa.field(f"{variant}_bg_named", pa.string()))
-        schema = schema.append(pa.field(f"{variant}_bg_difference", pa.float64()))
-        schema = schema.append(pa.field(f"{variant}_bg_next_difference", pa.float64()))
-    return schema
+    types = {"named": pa.string(), "difference": pa.float64(), "next_difference": pa.float64()}
+    return pa.schema(
+        [
+            *index_schema(config.compose.replicates),
+            *(
+                pa.field(f"{variant}_bg_{name}", kind)
+                for variant in mixed_variants(config)
+                for name, kind in types.items()
+            ),
+        ]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -437,10 +436,11 @@ class ShardWriter:
             for variant, variant_sinks in sinks.items():
                 recovered = recovered_by_picture.get((row["key"], variant))
                 background = None if recovered is None else recovered.background
-                if variant == "fg_mask":
-                    picture = encode_png(mask.astype(np.uint8) * np.uint8(255))
-                else:
-                    picture = content[variant]
+                picture = (
+                    encode_png(mask.astype(np.uint8) * np.uint8(255))
+                    if variant == "fg_mask"
+                    else content[variant]
+                )
                 sample = self._sample(row, picture, background)
                 for sink in variant_sinks:
                     sink.add(sample)
