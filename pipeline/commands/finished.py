@@ -39,8 +39,13 @@ from pipeline.released.export import (
 )
 from pipeline.report import REPORT, write_report
 from pipeline.report.write import write_tables
-from pipeline.runtime.leftovers import removed_if_refused
-from pipeline.runtime.lock import DATASET_LOCK, TABLES_LOCK, current_holder, held
+from pipeline.runtime.lock import (
+    DATASET_LOCK,
+    TABLES_LOCK,
+    current_holder,
+    held,
+    removed_if_refused,
+)
 from pipeline.runtime.progress import Progress, run_locally
 from pipeline.storage.files import is_below
 from pipeline.storage.parallel import read_ahead

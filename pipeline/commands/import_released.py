@@ -32,8 +32,7 @@ from pipeline.released.write_shards import (
     examine_shard,
     mixed_variants,
 )
-from pipeline.runtime.leftovers import removed_if_refused
-from pipeline.runtime.lock import DATASET_LOCK, held
+from pipeline.runtime.lock import DATASET_LOCK, held, removed_if_refused
 from pipeline.runtime.progress import Progress, map_shards, run_locally
 from pipeline.storage.files import absolute, is_below
 from pipeline.storage.state_files import read_json

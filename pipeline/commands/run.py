@@ -50,10 +50,11 @@ from pipeline.runners.beam_options import is_portable, pipeline_options, run_pip
 from pipeline.runners.dataflow import flags_of_workers, submission_from_flags
 from pipeline.runtime.dataflow_jobs import is_dataflow
 from pipeline.runtime.flag_types import text_of
-from pipeline.runtime.leftovers import remove_leftovers, removed_if_refused
 from pipeline.runtime.lock import (
     DATASET_LOCK,
     held,
+    remove_leftovers,
+    removed_if_refused,
     this_process,
     with_job_of_this_process,
     with_new_job,

