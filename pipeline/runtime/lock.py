@@ -14,7 +14,8 @@ holder that counts as ended:
 In the last two cases, the holder may be suspended and wake up later. So a holder's writes are
 fenced (`Store.fenced`): they raise JobError once its claim is gone.
 
-The work folder also holds files that killed processes leave. No list names these files, so they are recognised by their names:
+The work folder also holds files that killed processes leave. No list names these files, so they are
+recognised by their names:
 
 tmp/<process>+<hex>     a file or claim that was being written
 lock*                   a lock: see `remove_dead_locks`
