@@ -46,7 +46,7 @@ from pipeline.analyses.saliency.stage import BATCH_DIVISOR, SaliencyPlan, Salien
 from pipeline.commands.train import default_workers
 from pipeline.dataset.folder import Dataset
 from pipeline.display.table import aligned
-from pipeline.evaluate.evaluation import Evaluation, ModelWork
+from pipeline.evaluate.evaluation import AnalysisOfModel, Evaluation
 from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.resident import in_memory, on_device
 from pipeline.models.library_names import EFFICIENTNETS, Packaged
@@ -234,7 +234,7 @@ class Loaded(contextlib.ExitStack):
             enabled=setting.predict.precision == "bf16",
         )
 
-    def work_on(self, work: ModelWork, units: Sequence[int]) -> Callable[[], None]:
+    def work_on(self, work: AnalysisOfModel, units: Sequence[int]) -> Callable[[], None]:
         """Returns a function that makes all tables of some units."""
 
         def make() -> None:

@@ -115,7 +115,7 @@ def evaluating(dataset: Path) -> Iterator[Callable[[], None]]:
     store = Store(str(dataset))
     predict = PredictConfig("cpu")
     evaluation = Evaluation(
-        store, ("efficientnet_lite0",), "val", predict, Progress.for_store(store), groups=1
+        store, ("efficientnet_lite0",), "val", predict, Progress.for_store(store), blocks=1
     )
     opened = Dataset.open(store)
     with (

@@ -41,7 +41,7 @@ from pipeline.dataset.records import (
     parquet_file,
     webdataset_file,
 )
-from pipeline.generate.commit import finish, prepare, put_in_place
+from pipeline.generate.commit import finish, move_files, prepare
 from pipeline.generate.cut_source import Cutter, read_source
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.plan import PlanSplit, load_plan
@@ -191,7 +191,7 @@ def composed(staging: Staging, output: OutputShard, images: int) -> OutputShard:
     index, table = index_file("val", shard, shards), pa.table({"key": ["x"] * images})
     row = {"status": "accepted", "label": 0, "selected": True}
     record = staging.write(index, table, f"{shard:032x}", files)
-    return output.composed(record, [row] * images, images)
+    return output.with_result(record, [row] * images, images)
 
 
 def do(step: str, folder: Path, count: int) -> dict[str, float]:
@@ -237,7 +237,7 @@ def do(step: str, folder: Path, count: int) -> dict[str, float]:
         return {"seconds": seconds, "files": sum(map(len, moves))}
     fingerprint, *moves = read_elements(folder, MOVES)
     if step == "move":
-        put_in_place(store, [move for shard in moves for move in shard])
+        move_files(store, [move for shard in moves for move in shard])
     else:
         finish(store, imagenet9(), fingerprint)
     return {"seconds": time.perf_counter() - started}

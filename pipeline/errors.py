@@ -45,7 +45,7 @@ def text_of(error: BaseException) -> str:
         return "without a readable message"
 
 
-def in_short(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Returns the message of a foreign error as one line of at most 200 characters."""
     return " ".join(text_of(error).split())[:200]
 

@@ -115,7 +115,7 @@ def test_only_a_runner_of_several_workers_gets_as_many_groups_as_the_work_fills(
 
     pipeline.visit(Visitor())
     (blocks,) = (step for step in steps if isinstance(step, MakeBlocks))
-    assert blocks.work.evaluation.groups == groups
+    assert blocks.work.evaluation.blocks == groups
 
 
 @pytest.mark.parametrize("hidden", ["pipeline", "transforms"])

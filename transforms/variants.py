@@ -257,7 +257,7 @@ VARIANTS = {
 PAPER = tuple(VARIANTS)[:9]
 """The variants that `all` stands for: the paper's eight variants and the mask."""
 
-WHOLE = ("original",)
+OF_WHOLE_IMAGES = ("original",)
 """Variants of images that are not cut into foreground and background."""
 
 EXTERNAL = "mixed_external"

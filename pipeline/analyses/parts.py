@@ -11,7 +11,7 @@ from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import Claim, Evidence, Panel
 from pipeline.display.table import Table
-from pipeline.evaluate.evaluation import Evaluation, Work
+from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
 from pipeline.evaluate.results import ModelRun
 from transforms.taxonomy import Taxonomy
 
@@ -98,7 +98,7 @@ class Parts:
         evaluation: Evaluation,
         config: DatasetConfig,
         taxonomy: Taxonomy,
-    ) -> Work | None:
+    ) -> PlannedAnalysis | None:
         """Plans what flags ask for.
 
         Args:
@@ -115,7 +115,7 @@ class Parts:
         """
         return None
 
-    def forecast(self, work: Work, images: float, variants: Sequence[str]) -> int | None:
+    def forecast(self, work: PlannedAnalysis, images: float, variants: Sequence[str]) -> int | None:
         """Estimates how many pictures a model will be shown.
 
         Args:
@@ -144,7 +144,7 @@ class Parts:
           columns: the user's choice of `columns`; empty for the default.
         """
 
-    def lines(self, dataset: Dataset, work: Work | None) -> Iterator[str]:
+    def lines(self, dataset: Dataset, work: PlannedAnalysis | None) -> Iterator[str]:
         """Yields what a job prints.
 
         Args:
@@ -157,11 +157,11 @@ class Parts:
         """Yields what `in9 report` prints."""
         yield from ()
 
-    def monitored(self, dataset: Dataset, work: Work) -> dict[str, object]:
+    def monitored(self, dataset: Dataset, work: PlannedAnalysis) -> dict[str, object]:
         """Returns fields of a job's summary for monitoring. A condition in `fail_if` holds."""
         return {}
 
-    def test(self, dataset: Dataset, work: Work) -> Iterator[ConditionResult]:
+    def test(self, dataset: Dataset, work: PlannedAnalysis) -> Iterator[ConditionResult]:
         """Yields the result of each condition under which a job fails, for each of its models."""
         yield from ()
 

@@ -43,7 +43,7 @@ from pipeline.runtime.lock import (
     DATASET_LOCK,
     TABLES_LOCK,
     current_holder,
-    held,
+    locked,
     removed_if_refused,
 )
 from pipeline.runtime.progress import Progress, run_locally
@@ -85,13 +85,13 @@ def run_export(arguments: argparse.Namespace) -> int:
         # Written first, so that the next run recognizes the folder as an export if this one is
         # killed.
         target.update(f"{EXPORT_FOLDER}/mark", b"export\n")
-        locked = stack.enter_context(held(target, DATASET_LOCK))
-        locked.remove_temporary()
+        fenced = stack.enter_context(locked(target, DATASET_LOCK))
+        fenced.remove_temporary()
         pictures = len(selected) * len(dataset.variants)
         started = time.monotonic()
         with run_locally(exporting.progress, target.log(f"export-{os.getpid()}")):
             exporting.progress.note_total("export", arguments.split, pictures)
-            exported, removed = export_split(dataclasses.replace(exporting, target=locked))
+            exported, removed = export_split(dataclasses.replace(exporting, target=fenced))
         seconds = time.monotonic() - started
     variants = counted(len(dataset.variants), "variant")
     print(f"{arguments.split}: {counted(len(selected), 'image')}, {variants}")
@@ -203,7 +203,7 @@ def run_report(arguments: argparse.Namespace) -> int:
         if column not in known:
             hint = did_you_mean(column, known)
             raise UsageError(f"--columns {column}: the dataset has {', '.join(known)}{hint}")
-    with held(store, TABLES_LOCK, wait=60) as tables:
+    with locked(store, TABLES_LOCK, wait=60) as tables:
         write_tables(Dataset.open(tables), arguments.columns or ())
     write_report(store, dataset.taxonomy, arguments.pictures, pdf=True)
     for note in notes_of(dataset.manifest):

@@ -42,7 +42,7 @@ CORE = (
     *(flag.dest for analysis in ANALYSES for _, flag in analysis.job_flags),
 )
 """Flags that `--help` shows if a command has many flags; `--help all` shows the others, too."""
-AROUND_GRAPH = (
+NOT_IN_TRANSFORMS = (
     *("config", "dry_run", "publish", "keep", "fail_if", "gpu", "gpus"),
     *(flag.dest for analysis in ANALYSES for _, flag in analysis.job_flags),
 )

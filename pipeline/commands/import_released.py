@@ -17,7 +17,7 @@ from pipeline.dataset.manifest import PREVIOUS_MANIFEST, read_manifest, writing_
 from pipeline.dataset.records import Staging
 from pipeline.errors import UsageError, counted, shown_bytes
 from pipeline.generate.commit import STAGING, commit
-from pipeline.jobs.closing_words import describe_images
+from pipeline.jobs.messages import describe_images
 from pipeline.released.archive_listing import (
     IMPORT_FOLDER,
     ReleasedArchive,
@@ -32,7 +32,7 @@ from pipeline.released.write_shards import (
     examine_shard,
     mixed_variants,
 )
-from pipeline.runtime.lock import DATASET_LOCK, held, removed_if_refused
+from pipeline.runtime.lock import DATASET_LOCK, locked, removed_if_refused
 from pipeline.runtime.progress import Progress, map_shards, run_locally
 from pipeline.storage.files import absolute, is_below
 from pipeline.storage.state_files import read_json
@@ -60,7 +60,7 @@ def run_import(arguments: argparse.Namespace) -> int:
         # Written first: even if this run is killed right away, the folder is recognisable as an
         # import.
         store.update(f"{IMPORT_FOLDER}/mark", b"import\n")
-        store = stack.enter_context(held(store, DATASET_LOCK))
+        store = stack.enter_context(locked(store, DATASET_LOCK))
         store.remove_temporary()
         try:
             released = released or _listing(arguments, source, store)

@@ -18,7 +18,7 @@ from pipeline.dataset.folder import Dataset, sample_folder
 from pipeline.dataset.manifest import PREVIOUS_MANIFEST, Manifest, read_manifest
 from pipeline.dataset.records import DATA_FOLDERS
 from pipeline.errors import UsageError
-from pipeline.evaluate.evaluation import Evaluation, Work
+from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
 from pipeline.generate.commit import INPUT_NOTE
 from pipeline.generate.custom_variants import versioned
 from pipeline.generate.job import GenerateJob
@@ -40,7 +40,7 @@ from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.segmentation import takes_masks
 from transforms.taxonomy import Taxonomy, imagenet9
-from transforms.variants import EXTERNAL, WHOLE, select_variants
+from transforms.variants import EXTERNAL, OF_WHOLE_IMAGES, select_variants
 
 
 def evaluation_from_flags(
@@ -58,14 +58,14 @@ def evaluation_from_flags(
       UsageError: a flag is wrong.
     """
     weights = chosen_folder(arguments.weights)
-    recall = functools.cache(KnownModels(store, weights, taxonomy).recall)
+    load = functools.cache(KnownModels(store, weights, taxonomy).load)
     entries = (DEFAULT_MODEL,) if arguments.models is None else arguments.models
-    models = expand_models(entries, recall)
+    models = expand_models(entries, load)
     if not models:
         raise UsageError("--models names no model")
     for model in models:
         # A model that was loaded before needs no check, so its library need not be imported.
-        if recall(model) is None:
+        if load(model) is None:
             from pipeline.models.registry import check_fit, check_model
 
             check_model(model, weights)
@@ -88,7 +88,7 @@ def evaluation_from_flags(
         progress=Progress.for_store(store),
         accept_new_weights="weights" in arguments.overwrite,
         weights=weights,
-        groups=arguments.gpus,
+        blocks=arguments.gpus,
         hints=(("accelerator", Gpu.parse(arguments.gpu).hint),) if arguments.gpu else (),
         holdout=arguments.holdout,
         pixel_cache=None if megabytes is None else megabytes << 20,
@@ -103,9 +103,9 @@ def evaluation_from_flags(
     return evaluation
 
 
-def works_from_flags(
+def analyses_from_flags(
     arguments: argparse.Namespace, store: Store, config: DatasetConfig, taxonomy: Taxonomy
-) -> dict[str, Work]:
+) -> dict[str, PlannedAnalysis]:
     """Makes the works from flags, which are checked against each other and the dataset.
 
     Args:
@@ -144,7 +144,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
     config = _dataset_config(arguments, taxonomy)
     source = absolute(arguments.input) if arguments.input else sample_folder()
     annotations = absolute(arguments.annotations) if arguments.annotations else None
-    needs_boxes = not takes_masks(arguments.segmenter) and not config.segment.is_whole
+    needs_boxes = not takes_masks(arguments.segmenter) and not config.segment.keeps_image_whole
     layouts = tuple(
         find_layout(source, annotations, split, needs_boxes=needs_boxes) for split in config.split
     )
@@ -242,7 +242,7 @@ def _dataset_config(arguments: argparse.Namespace, taxonomy: Taxonomy | None) ->
             if getattr(arguments, flag) not in (None, SegmentConfig.segmenter):
                 raise UsageError(f"--selection in9l keeps images whole; leave --{flag} out")
         # Images of this selection are kept whole, so `all` means only the variants of whole images.
-        variants = tuple(name for name in variants if name != "all") or WHOLE
+        variants = tuple(name for name in variants if name != "all") or OF_WHOLE_IMAGES
     if arguments.backgrounds:
         flags["backgrounds"] = list_scenes(absolute(arguments.backgrounds)).summary
         variants = (*variants, EXTERNAL)

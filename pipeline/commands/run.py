@@ -26,15 +26,14 @@ from pipeline.commands.command_line import (
     refuse_cleared,
     refuse_near_misses,
 )
-from pipeline.commands.flags import AROUND_GRAPH, flags_of
-from pipeline.commands.job_flags import job_from_flags, works_from_flags
+from pipeline.commands.flags import NOT_IN_TRANSFORMS, flags_of
+from pipeline.commands.job_flags import analyses_from_flags, job_from_flags
 from pipeline.commands.parser import build_parser
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import read_manifest, writing_store
 from pipeline.errors import JobError, UsageError, escaped
-from pipeline.evaluate.evaluation import Work
+from pipeline.evaluate.evaluation import PlannedAnalysis
 from pipeline.evaluate.results import print_failures, read_failures
-from pipeline.jobs.closing_words import describe_dataset
 from pipeline.jobs.dry_run import dry_run
 from pipeline.jobs.main_job import (
     JobSummary,
@@ -44,6 +43,7 @@ from pipeline.jobs.main_job import (
     manifest_state,
     print_summary,
 )
+from pipeline.jobs.messages import describe_dataset
 from pipeline.jobs.publish import check_publishing, describe_published
 from pipeline.report import REPORT
 from pipeline.runners.beam_options import is_portable, pipeline_options, run_pipeline
@@ -52,7 +52,7 @@ from pipeline.runtime.dataflow_jobs import is_dataflow
 from pipeline.runtime.flag_types import text_of
 from pipeline.runtime.lock import (
     DATASET_LOCK,
-    held,
+    locked,
     remove_leftovers,
     removed_if_refused,
     this_process,
@@ -101,7 +101,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     dataset = None if generates else Dataset.open(store)
     config = job.config if job else dataset.manifest.config  # type: ignore[union-attr]
     taxonomy = job.taxonomy if job else dataset.taxonomy  # type: ignore[union-attr]
-    works = works_from_flags(arguments, store, config, taxonomy)
+    works = analyses_from_flags(arguments, store, config, taxonomy)
     with contextlib.ExitStack() as stack:
         if generates:
             stack.enter_context(removed_if_refused(store))
@@ -165,7 +165,7 @@ def _lock(store: Store, stack: contextlib.ExitStack) -> None:
       JobError: another job is at work on it.
     """
     try:
-        stack.enter_context(held(store, DATASET_LOCK))
+        stack.enter_context(locked(store, DATASET_LOCK))
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM):
             raise  # The machine is short of something, whatever the folder is.
@@ -183,11 +183,11 @@ def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
     store = writing_store("output", arguments.output)
     check_publishing(store, arguments.publish, arguments.keep)
     job = job_from_flags(arguments, store)
-    dry_run(job, works_from_flags(arguments, store, job.config, job.taxonomy), workers)
+    dry_run(job, analyses_from_flags(arguments, store, job.config, job.taxonomy), workers)
     return 0
 
 
-def _report_failures(dataset: Dataset, works: Mapping[str, Work], details: str) -> None:
+def _report_failures(dataset: Dataset, works: Mapping[str, PlannedAnalysis], details: str) -> None:
     """Reports which models failed in which analysis.
 
     Raises:
@@ -200,7 +200,7 @@ def _report_failures(dataset: Dataset, works: Mapping[str, Work], details: str) 
             print_failures(failed, models, analysis.not_done, details)
 
 
-def _test(dataset: Dataset, works: Mapping[str, Work]) -> int:
+def _test(dataset: Dataset, works: Mapping[str, PlannedAnalysis]) -> int:
     """Tests the conditions under which the job fails, prints a line for each model and condition
     that could be tested, and returns the exit code.
 
@@ -288,7 +288,7 @@ class Evaluate(beam.PTransform):
             self._store = with_new_job(writing_store("dataset", arguments.dataset))
             existing = Dataset.open(self._store)
             config, self._taxonomy = existing.manifest.config, existing.taxonomy
-        self._works = works_from_flags(arguments, self._store, config, self._taxonomy)
+        self._works = analyses_from_flags(arguments, self._store, config, self._taxonomy)
         self._pictures = arguments.pictures
 
     def expand(
@@ -298,7 +298,7 @@ class Evaluate(beam.PTransform):
         runner = type(start.pipeline.runner).__name__
         if not (is_dataflow(runner) or is_portable(runner)):
             for work in works.values():
-                work.evaluation = dataclasses.replace(work.evaluation, groups=1)
+                work.evaluation = dataclasses.replace(work.evaluation, blocks=1)
         manifest = read_manifest(store)
         before = manifest.fingerprint if manifest else None
         if self._follows and isinstance(start, beam.pvalue.PBegin):
@@ -322,7 +322,7 @@ def _parse(command: str, flags: Mapping[str, Any]) -> argparse.Namespace:
     arguments, rest = build_parser().parse_known_args([command, *words])
     for word in rest:
         refuse_near_misses(flag_of(word), flags_of(command))
-    for word in (*rest, *(f"--{name}" for name in AROUND_GRAPH if name in flags)):
+    for word in (*rest, *(f"--{name}" for name in NOT_IN_TRANSFORMS if name in flags)):
         raise UsageError(
             f"{word.partition('=')[0]} is no flag of a stage (see: in9 {command} --help)"
         )

@@ -20,7 +20,7 @@ from pipeline.models.checkpoint import SUFFIX, is_trained_here, read_metadata
 from pipeline.models.preprocessing import PredictConfig
 from pipeline.models.registry import check_model
 from pipeline.models.stored import chosen_folder
-from pipeline.runtime.lock import DATASET_LOCK, held, removed_if_refused
+from pipeline.runtime.lock import DATASET_LOCK, locked, removed_if_refused
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import duration
 from pipeline.storage.store import WORK_FOLDER, Store
@@ -144,9 +144,9 @@ def _fit_probe(arguments: argparse.Namespace) -> str:
     if output is None:
         folder, _, name = probe_file(backbone, plan).rpartition("/")
         output = dataset.store.below(folder)
-    with removed_if_refused(output), held(output, DATASET_LOCK) as locked:
-        locked.remove_temporary()
-        checkpoint = fit_variant(backbone, plan, locked, name)
+    with removed_if_refused(output), locked(output, DATASET_LOCK) as fenced:
+        fenced.remove_temporary()
+        checkpoint = fit_variant(backbone, plan, fenced, name)
     output.prune(WORK_FOLDER)
     if trained := read_metadata(checkpoint):
         print(
@@ -212,9 +212,9 @@ def _train_network(arguments: argparse.Namespace) -> str:
     store = writing_store("output", output)
     refuse_foreign(store, (MODEL, STATE, LOG), lambda: _holds_training(store))
     started = time.monotonic()
-    with removed_if_refused(store), held(store, DATASET_LOCK) as locked:
-        locked.remove_temporary()
-        result = train(dataset, plan, locked, overwrite=arguments.overwrite)
+    with removed_if_refused(store), locked(store, DATASET_LOCK) as fenced:
+        fenced.remove_temporary()
+        result = train(dataset, plan, fenced, overwrite=arguments.overwrite)
     store.prune(WORK_FOLDER)
     if not result.is_new:
         print(f"nothing to do: all {plan.epochs} epochs have been trained")

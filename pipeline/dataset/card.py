@@ -106,11 +106,11 @@ _STEPS = (
 
 _LIMITS = (
     (
-        "is_whole",
+        "keeps_image_whole",
         "Images were not filtered: some show several objects, or objects of several classes.",
     ),
     (
-        "is_whole",
+        "keeps_image_whole",
         "Everything outside the centre crop is lost, sometimes the object itself.",
     ),
     (
@@ -223,7 +223,7 @@ def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
         f"# {_name(manifest)}",
         "",
         *(f"**{markdown(sentence(note))}**\n" for note in notes_of(manifest)),
-        *(_INTRO_WHOLE if config.segment.is_whole else _INTRO_CUT),
+        *(_INTRO_WHOLE if config.segment.keeps_image_whole else _INTRO_CUT),
         "",
         f"{total} {manifest.counted_noun} in each variant.",
         "",
@@ -308,7 +308,7 @@ def _yaml(text: str) -> str:
 
 
 def _name(manifest: Manifest) -> str:
-    if manifest.config.segment.is_whole:
+    if manifest.config.segment.keeps_image_whole:
         return "IN-9L" if manifest.taxonomy is None else "Whole images"
     name = "ImageNet-9 variants" if manifest.taxonomy is None else "Background variants"
     return f"{name} of the sample" if manifest.is_sample else name
@@ -391,7 +391,7 @@ def _facts(config: DatasetConfig) -> dict[str, object]:
     """Returns the flags by name, and facts that follow from them."""
     segment, compose = config.segment, config.compose
     segmenter = segment.describe_segmenter()
-    is_cut, is_made = not segment.is_whole, not config.is_imported
+    is_cut, is_made = not segment.keeps_image_whole, not config.is_imported
     built_in = [name for name in compose.variants if name in VARIANTS]
     is_jpeg = is_made and compose.encoding == "jpg"
     lossless = [f"`{name}`" for name in built_in if is_jpeg and VARIANTS[name].lossless]
@@ -401,7 +401,7 @@ def _facts(config: DatasetConfig) -> dict[str, object]:
         **vars(compose),
         "masks": segmenter.description.format(**vars(segment), label=segmenter.label),
         "always": True,
-        "is_whole": segment.is_whole,
+        "keeps_image_whole": segment.keeps_image_whole,
         "is_cut": is_cut,
         # It is not known how an imported dataset's masks and pictures were made, nor how its images
         # were chosen.

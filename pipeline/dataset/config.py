@@ -15,7 +15,7 @@ from transforms.codec import MAX_PIXELS
 from transforms.filters import MAX_BOX, MIN_FOREGROUND, MIN_VISIBLE, Rules
 from transforms.hashing import text_digest
 from transforms.segmentation import Segmenter, describe_segmenter
-from transforms.variants import EXTERNAL, PAPER, WHOLE, select_variants, with_replicates
+from transforms.variants import EXTERNAL, OF_WHOLE_IMAGES, PAPER, select_variants, with_replicates
 
 SEGMENT_VERSION = 1
 """Raised by hand when Segment would write other layers or records for the same input."""
@@ -108,7 +108,7 @@ class SegmentConfig:
                 raise ValueError(f"--{flag} must be between 0 and 1: got {getattr(self, flag)}")
 
     @property
-    def is_whole(self) -> bool:
+    def keeps_image_whole(self) -> bool:
         """Whether images stay whole: without segmentation, boxes and layers."""
         return self.selection == "in9l"
 
@@ -230,13 +230,13 @@ class DatasetConfig:
         for split in self.split:
             if not split.isidentifier():
                 raise ValueError(f"--split must be a plain name, such as val: got {split!r}")
-        if self.segment.is_whole and self.compose.variants != WHOLE:
-            others = ",".join(name for name in self.compose.variants if name not in WHOLE)
+        if self.segment.keeps_image_whole and self.compose.variants != OF_WHOLE_IMAGES:
+            others = ",".join(name for name in self.compose.variants if name not in OF_WHOLE_IMAGES)
             raise ValueError(
                 "--selection in9l has only original, since its images need no boxes: leave "
                 f"{others} out of --variants, or choose --selection in9"
             )
-        if self.segment.is_whole and self.segment.objects != "one":
+        if self.segment.keeps_image_whole and self.segment.objects != "one":
             raise ValueError("--selection in9l uses no boxes: leave --objects out")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit must be at least 1: got {self.limit}")

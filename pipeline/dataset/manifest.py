@@ -90,7 +90,7 @@ class Manifest:
     def to_json(self) -> bytes:
         """Returns the manifest file's bytes, which are the same for equal manifests with equal
         `stages`."""
-        has_segmenter = not (self.config.is_imported or self.config.segment.is_whole)
+        has_segmenter = not (self.config.is_imported or self.config.segment.keeps_image_whole)
         segmenter = self.config.segment.describe_segmenter()
         described = {
             "method": segmenter.method,

@@ -213,7 +213,7 @@ class Panel:
 
     def applies(self, evidence: Evidence) -> bool:
         """Returns whether the panel can say anything about these images and classes."""
-        if self.needs_backgrounds and evidence.dataset.manifest.config.segment.is_whole:
+        if self.needs_backgrounds and evidence.dataset.manifest.config.segment.keeps_image_whole:
             return False
         return evidence.dataset.is_imagenet9 or not self.needs_imagenet9
 

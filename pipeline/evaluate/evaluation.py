@@ -1,9 +1,9 @@
 """The models and settings of an evaluation, which all stages that run models share, and the
 interface of such a stage.
 
-A unit is a part of the pictures whose results are one file, such as an output shard. A stage
-defines its units, what it computes for each unit, and how it summarizes a model at the end. All
-stages share the code that loads models, finds missing units, reports progress and writes files
+A chunk is a part of the pictures whose results are one file, such as an output shard. A stage
+defines its chunks, what it computes for each chunk, and how it summarizes a model at the end. All
+stages share the code that loads models, finds missing chunks, reports progress and writes files
 (`pipeline.evaluate.model_stage`).
 """
 
@@ -48,9 +48,9 @@ class Evaluation:
         with other weights.
       weights: folder that `in9 models fetch` filled, which is preferred to an entry's own source of
         weights; None to use each entry's own source.
-      groups: number of groups of shards that are evaluated at the same time. Each group has one
-        model on a device at a time, so there should be as many groups as devices. None: as many as
-        the work fills (`Work.groups`), for runners that distribute them over machines.
+      blocks: number of blocks that the work on each model is divided into. Each block has one
+        model on a device at a time, so there should be as many blocks as devices. None: as many as
+        the work fills (`PlannedAnalysis.blocks`), for runners that distribute them over machines.
       hints: Beam's resource hints for the step that runs models, as (name, value); empty if it may
         run on the same machines as all other steps.
       holdout: share of the images to test on (0 to 1), which training with the same share leaves
@@ -67,7 +67,7 @@ class Evaluation:
     progress: Progress
     accept_new_weights: bool = False
     weights: str | None = None
-    groups: int | None = 1
+    blocks: int | None = 1
     hints: tuple[tuple[str, str], ...] = ()
     holdout: float = 0.0
     pixel_cache: int | None = None
@@ -80,9 +80,9 @@ class Evaluation:
 
     @property
     def threads(self) -> int:
-        """Number of threads for each group. The groups divide this machine's cores, unless resource
+        """Number of threads for each block. The blocks divide this machine's cores, unless resource
         hints give them machines of their own."""
-        return max(1, usable_cores() // (1 if self.hints else self.groups or 1))
+        return max(1, usable_cores() // (1 if self.hints else self.blocks or 1))
 
     @property
     def settings(self) -> RunSettings:
@@ -120,9 +120,10 @@ class Evaluation:
         if not trained or not count:
             return
         share = f"--holdout {trained.holdout:g}"
-        remedy = f"{share}, as it was trained" if trained.holdout else "another --eval_split"
+        same = f"it was trained with {share}; test with the same"
+        remedy = same if trained.holdout else "test with another --eval_split"
         raise UsageError(
-            f"{entry} was trained on {count} of the images to test on: test with {remedy}, or add "
+            f"{entry} was trained on {count} of the images to test on: {remedy}, or add "
             "--allow_overlap to mark the result"
         )
 
@@ -158,27 +159,27 @@ _PICTURES_OF_BLOCK = 1 << 13
 default size in the paper's variants. Each block loads its model anew."""
 
 NoteDone = Callable[[int, int, int], None]
-"""(unit, new, done) -> None. Since the last call, `new` pictures of the unit were shown to the
+"""(chunk, new, done) -> None. Since the last call, `new` pictures of the chunk were shown to the
 model, and `done` pictures were finished; `done` includes pictures found in an earlier file."""
 
 
-class UnitOutput(NamedTuple):
-    """The output of a unit, to be written to its file.
+class ChunkOutput(NamedTuple):
+    """The output of a chunk, to be written to its file.
 
     Attributes:
-      unit: number of the unit.
-      table: rows of the unit's file.
-      is_complete: whether the table has all rows of the unit; if not, the complete output follows.
+      chunk: number of the chunk.
+      table: rows of the chunk's file.
+      is_complete: whether the table has all rows of the chunk; if not, the complete output follows.
     """
 
-    unit: int
+    chunk: int
     table: pa.Table
     is_complete: bool = True
 
 
 @dataclasses.dataclass(eq=False)
-class ModelWork(abc.ABC):
-    """The work of a stage on one model, which makes a file for each unit.
+class AnalysisOfModel(abc.ABC):
+    """The work of a stage on one model, which makes a file for each chunk.
 
     Attributes:
       store: the dataset folder.
@@ -187,33 +188,33 @@ class ModelWork(abc.ABC):
     store: Store
 
     @abc.abstractmethod
-    def path(self, unit: int) -> str:
-        """Returns the path of a unit's file."""
+    def path(self, chunk: int) -> str:
+        """Returns the path of a chunk's file."""
 
     @abc.abstractmethod
-    def fingerprint(self, unit: int) -> str:
-        """Returns a fingerprint of everything that a unit's file depends on."""
+    def fingerprint(self, chunk: int) -> str:
+        """Returns a fingerprint of everything that a chunk's file depends on."""
 
-    def is_done(self, unit: int) -> bool:
-        """Returns whether a unit's file exists and has the unit's present fingerprint."""
-        metadata = read_metadata(self.store, self.path(unit))
-        return metadata is not None and metadata.fingerprint == self.fingerprint(unit)
+    def is_done(self, chunk: int) -> bool:
+        """Returns whether a chunk's file exists and has the chunk's present fingerprint."""
+        metadata = read_metadata(self.store, self.path(chunk))
+        return metadata is not None and metadata.fingerprint == self.fingerprint(chunk)
 
-    def fingerprint_to_store(self, output: UnitOutput) -> str:
-        """Returns the fingerprint to write into a unit's file. It is empty for a partial output, so
-        that the unit does not count as done."""
-        return self.fingerprint(output.unit) if output.is_complete else ""
+    def fingerprint_to_store(self, output: ChunkOutput) -> str:
+        """Returns the fingerprint to write into a chunk's file. It is empty for a partial output,
+        so that the chunk does not count as done."""
+        return self.fingerprint(output.chunk) if output.is_complete else ""
 
     @abc.abstractmethod
     def run(
-        self, predictor: Predictor, units: Sequence[int], missing: Sequence[int], note: NoteDone
-    ) -> Generator[UnitOutput, None, None]:
-        """Runs the model on the missing units, and yields their outputs.
+        self, predictor: Predictor, chunks: Sequence[int], missing: Sequence[int], note: NoteDone
+    ) -> Generator[ChunkOutput, None, None]:
+        """Runs the model on the missing chunks, and yields their outputs.
 
         Args:
           predictor: the model on its device.
-          units: all units of the group, in rising order.
-          missing: the units that are not done, in rising order.
+          chunks: all chunks of the block, in rising order.
+          missing: the chunks that are not done, in rising order.
           note: called with the progress after each batch.
 
         Raises:
@@ -223,20 +224,20 @@ class ModelWork(abc.ABC):
 
 
 @dataclasses.dataclass(eq=False)
-class Work(abc.ABC):
+class PlannedAnalysis(abc.ABC):
     """A stage that runs models.
 
     Attributes:
       evaluation: the models, and their settings.
       taxonomy: the classes that the heads of models must fit.
       stage: name of the stage, under which time, progress and failures are recorded.
-      unit_name: name that counters use for the stage's units.
+      chunk_name: name that counters use for the stage's chunks.
       pictures_name: name that counters use for pictures shown to models.
       refuses_overlap: whether the stage refuses models that were trained on tested images.
     """
 
     stage: ClassVar[str]
-    unit_name: ClassVar[str]
+    chunk_name: ClassVar[str]
     pictures_name: ClassVar[str]
     refuses_overlap: ClassVar[bool]
 
@@ -244,29 +245,28 @@ class Work(abc.ABC):
     taxonomy: Taxonomy
 
     @abc.abstractmethod
-    def units(self, dataset: Dataset) -> Sequence[int]:
-        """Returns the numbers of all units, in rising order."""
+    def chunks(self, dataset: Dataset) -> Sequence[int]:
+        """Returns the numbers of all chunks, in rising order."""
 
     @abc.abstractmethod
-    def size(self, dataset: Dataset, unit: int) -> int:
-        """Returns the number of pictures in a unit, as progress counts them."""
+    def size(self, dataset: Dataset, chunk: int) -> int:
+        """Returns the number of pictures in a chunk, as progress counts them."""
 
-    def groups(self, dataset: Dataset) -> int:
-        """Returns the number of groups of units, each of which is a block of work with every
-        model."""
-        if self.evaluation.groups is not None:
-            return self.evaluation.groups
-        units = self.units(dataset)
-        pictures = sum(self.size(dataset, unit) for unit in units)
-        return max(1, min(len(units), pictures // _PICTURES_OF_BLOCK))
+    def blocks(self, dataset: Dataset) -> int:
+        """Returns the number of blocks that the work on each model is divided into."""
+        if self.evaluation.blocks is not None:
+            return self.evaluation.blocks
+        chunks = self.chunks(dataset)
+        pictures = sum(self.size(dataset, chunk) for chunk in chunks)
+        return max(1, min(len(chunks), pictures // _PICTURES_OF_BLOCK))
 
     @abc.abstractmethod
-    def for_model(self, dataset: Dataset, run: ModelRun) -> ModelWork | None:
+    def for_model(self, dataset: Dataset, run: ModelRun) -> AnalysisOfModel | None:
         """Returns the work on a model; None if the stage does not apply to it."""
 
     @abc.abstractmethod
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
-        """Writes the result of a model whose units are all done, and removes stale files.
+        """Writes the result of a model whose chunks are all done, and removes stale files.
 
         Args:
           dataset: the dataset that the model was run on.

@@ -1,12 +1,11 @@
 """The Beam stage that runs models, for evaluation, attack, saliency and accuracy on ImageNet.
 
-    dataset -> Blocks -> Look -> (blocks left to run) -> RunModels -> SumUp (per model) -> Finish
+    dataset -> Blocks -> FindDone -> (blocks left to run) -> RunModels -> SummarizeModel -> Finish
 
-A block is one model on one group of units (`pipeline.evaluate.evaluation`). A runner can balance
+A block is one model on some of the chunks (`pipeline.evaluate.evaluation`). A runner can balance
 blocks, and a lost worker loses only one block. If an earlier run recorded which weights an entry of
-`--models` stands for, Look finds the finished units without loading the model, before RunModels
-asks for machines with an accelerator. These are the labels of the graph; the class of the step Look
-is `FindDone`, and that of SumUp is `SummarizeModel`.
+`--models` stands for, FindDone finds the finished chunks without loading the model, before
+RunModels asks for machines with an accelerator.
 
 Beam's RunInference is not used, because importing it also imports torch (as of Beam 2.77), and a
 job with nothing to do must not wait for that.
@@ -27,12 +26,12 @@ import apache_beam as beam
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, ModelError, UsageError
-from pipeline.evaluate.evaluation import ModelWork, Work
+from pipeline.evaluate.evaluation import AnalysisOfModel, PlannedAnalysis
 from pipeline.evaluate.results import FailedModel, ModelRun, note_failures, result_folder
 from pipeline.models.stored import KnownModels
-from pipeline.runtime.lock import held, model_lock
+from pipeline.runtime.lock import locked, model_lock
 from pipeline.runtime.machine import keep_freed_memory
-from pipeline.runtime.progress import UnitTally, count, count_bytes, count_written, timed
+from pipeline.runtime.progress import Tally, count, count_bytes, count_written, timed
 from pipeline.storage.store import FileDigest, Store
 
 if TYPE_CHECKING:
@@ -44,32 +43,32 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """One model on one group of units.
+    """One model on some of the chunks.
 
     Attributes:
       order: position of the model in `Evaluation.models`.
-      group: number of the group of units, from 0.
-      groups: number of groups.
+      number: number of the block among those of the model, from 0.
+      count: number of blocks of each model.
     """
 
     order: int
-    group: int
-    groups: int = 1
+    number: int
+    count: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockDone:
-    """A block whose units are all done.
+    """A block whose chunks are all done.
 
     Attributes:
       order: position of the model, as in `Block`.
       run: the model and its settings; None if the stage does not apply to the model.
-      units: numbers of the group's units.
+      chunks: numbers of the block's chunks.
     """
 
     order: int
     run: ModelRun | None
-    units: tuple[int, ...]
+    chunks: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +94,7 @@ class _Step(beam.DoFn):
       work: the stage.
     """
 
-    work: Work
+    work: PlannedAnalysis
     _dataset: Dataset | None = None
 
     def start_bundle(self) -> None:
@@ -107,29 +106,33 @@ class _Step(beam.DoFn):
             self._dataset = Dataset.open(self.work.evaluation.store)
         return self._dataset
 
-    def tally(self, block: Block, unit: int) -> UnitTally:
-        """Returns the counters of a unit."""
-        part = f"{block.order}-{unit:05d}"
-        return UnitTally(self.work.evaluation.progress, self.work.stage, part)
+    def tally(self, block: Block, chunk: int) -> Tally:
+        """Returns the counters of a chunk."""
+        part = f"{block.order}-{chunk:05d}"
+        return Tally(self.work.evaluation.progress, self.work.stage, part)
 
-    def count_existing(self, block: Block, model_work: ModelWork, units: Iterable[int]) -> None:
-        """Counts finished units: as made if an earlier attempt of this job made them, as kept if
+    def count_existing(
+        self, block: Block, model_work: AnalysisOfModel, chunks: Iterable[int]
+    ) -> None:
+        """Counts finished chunks: as made if an earlier attempt of this job made them, as kept if
         they are from an earlier job."""
         progress, stage = self.work.evaluation.progress, self.work.stage
-        noted = set(progress.store.walk(UnitTally.folder(progress, stage)))
-        for unit in units:
-            tally = self.tally(block, unit)
-            if tally.path in noted and tally.recall():
+        noted = set(progress.store.walk(Tally.folder(progress, stage)))
+        for chunk in chunks:
+            tally = self.tally(block, chunk)
+            if tally.path in noted and tally.load():
                 tally.end()
-                path = model_work.path(unit)
+                path = model_work.path(chunk)
                 count_bytes(path, model_work.store.size(path) or 0)
             else:
-                count(f"{self.work.unit_name}_kept")
+                count(f"{self.work.chunk_name}_kept")
 
-    def units_of(self, block: Block) -> tuple[int, ...]:
-        """Returns the numbers of a block's units, in rising order."""
+    def chunks_of(self, block: Block) -> tuple[int, ...]:
+        """Returns the numbers of a block's chunks, in rising order."""
         return tuple(
-            unit for unit in self.work.units(self.dataset()) if unit % block.groups == block.group
+            chunk
+            for chunk in self.work.chunks(self.dataset())
+            if chunk % block.count == block.number
         )
 
 
@@ -137,26 +140,26 @@ class MakeBlocks(_Step):
     """Dataset fingerprint -> Blocks, model by model."""
 
     def process(self, _: str) -> list[Block]:
-        groups, models = self.work.groups(self.dataset()), len(self.work.evaluation.models)
-        return [Block(order, group, groups) for order in range(models) for group in range(groups)]
+        count, models = self.work.blocks(self.dataset()), len(self.work.evaluation.models)
+        return [Block(order, number, count) for order in range(models) for number in range(count)]
 
 
 class FindDone(_Step):
-    """Block -> a BlockDone if all its units are done or the stage does not apply to the model, or a
-    FailedModel if the model must not be run; else the Block itself, in the output `remaining`."""
+    """Block -> a BlockDone if all its chunks are done or the stage does not apply to the model, or
+    a FailedModel if the model must not be run; else the Block itself, in the output `remaining`."""
 
     def process(self, block: Block) -> list[_Result | beam.pvalue.TaggedOutput]:
         work, progress = self.work, self.work.evaluation.progress
         with timed(work.stage):
-            units = self.units_of(block)
-            result = self._find(block, units)
+            chunks = self.chunks_of(block)
+            result = self._find(block, chunks)
             if result is not None:
                 return [result]
-            total = sum(work.size(self.dataset(), unit) for unit in units)
-            progress.note_total(work.stage, f"{block.order}-{block.group}", total)
+            total = sum(work.size(self.dataset(), chunk) for chunk in chunks)
+            progress.note_total(work.stage, f"{block.order}-{block.number}", total)
         return [beam.pvalue.TaggedOutput("remaining", block)]
 
-    def _find(self, block: Block, units: tuple[int, ...]) -> _Result | None:
+    def _find(self, block: Block, chunks: tuple[int, ...]) -> _Result | None:
         """Returns the result of a block if it is known without loading the model, else None."""
         work, evaluation = self.work, self.work.evaluation
         entry = evaluation.models[block.order]
@@ -165,17 +168,17 @@ class FindDone(_Step):
                 evaluation.refuse_overlap(self.dataset(), entry)
             except UsageError as error:
                 return FailedModel(block.order, entry, entry, str(error))
-        model = KnownModels(evaluation.store, evaluation.weights, work.taxonomy).recall(entry)
+        model = KnownModels(evaluation.store, evaluation.weights, work.taxonomy).load(entry)
         if model is None:
             return None
         run = evaluation.describe(self.dataset(), model)
         model_work = work.for_model(self.dataset(), run)
         if model_work is None:
-            return BlockDone(block.order, None, units)
-        if not all(model_work.is_done(unit) for unit in units):
+            return BlockDone(block.order, None, chunks)
+        if not all(model_work.is_done(chunk) for chunk in chunks):
             return None
-        self.count_existing(block, model_work, units)
-        return BlockDone(block.order, run, units)
+        self.count_existing(block, model_work, chunks)
+        return BlockDone(block.order, run, chunks)
 
 
 class RunModels(_Step):
@@ -194,95 +197,95 @@ class RunModels(_Step):
         from pipeline.evaluate.resident import in_memory
 
         work = self.work
-        evaluation = dataclasses.replace(work.evaluation, groups=block.groups)
+        evaluation = dataclasses.replace(work.evaluation, blocks=block.count)
         name = entry = evaluation.models[block.order]
-        units = self.units_of(block)
+        chunks = self.chunks_of(block)
         with contextlib.ExitStack() as stack:
             try:
                 with timed(work.stage):
                     model = stack.enter_context(
-                        in_memory(entry, evaluation, work.taxonomy, block.group)
+                        in_memory(entry, evaluation, work.taxonomy, block.number)
                     )
                 name = model.name
-                return [self._run(block, model, units)]
+                return [self._run(block, model, chunks)]
             except ModelError as error:
                 _LOG.warning("%s failed", name, exc_info=True)
-                parts = [f"{block.order}-{unit:05d}" for unit in units]
-                evaluation.progress.drop(work.stage, f"{block.order}-{block.group}", parts)
+                parts = [f"{block.order}-{chunk:05d}" for chunk in chunks]
+                evaluation.progress.drop(work.stage, f"{block.order}-{block.number}", parts)
                 return [FailedModel(block.order, entry, name, " ".join(str(error).split()))]
 
-    def _run(self, block: Block, model: LoadedModel, units: tuple[int, ...]) -> BlockDone:
+    def _run(self, block: Block, model: LoadedModel, chunks: tuple[int, ...]) -> BlockDone:
         from pipeline.evaluate.resident import on_device
 
         work, evaluation = self.work, self.work.evaluation
         run = evaluation.describe(self.dataset(), model)
         model_work = work.for_model(self.dataset(), run)
         if model_work is None:
-            self._note_done(block, units)
-            return BlockDone(block.order, None, units)
+            self._note_done(block, chunks)
+            return BlockDone(block.order, None, chunks)
         folder = result_folder(model.name, evaluation.settings)
-        with held(evaluation.store, model_lock(folder, block.group)) as store:
+        with locked(evaluation.store, model_lock(folder, block.number)) as store:
             with timed(work.stage):
-                missing = [unit for unit in units if not model_work.is_done(unit)]
-            existing = sorted(set(units).difference(missing))
+                missing = [chunk for chunk in chunks if not model_work.is_done(chunk)]
+            existing = sorted(set(chunks).difference(missing))
             self.count_existing(block, model_work, existing)
             self._note_done(block, existing)
             if missing:
-                with on_device(model, evaluation, block.group) as predictor, timed(work.stage):
-                    self._run_missing(store, block, model_work, predictor, units, missing)
-        return BlockDone(block.order, run, units)
+                with on_device(model, evaluation, block.number) as predictor, timed(work.stage):
+                    self._run_missing(store, block, model_work, predictor, chunks, missing)
+        return BlockDone(block.order, run, chunks)
 
     def _run_missing(
         self,
         store: Store,
         block: Block,
-        model_work: ModelWork,
+        model_work: AnalysisOfModel,
         predictor: Predictor,
-        units: tuple[int, ...],
+        chunks: tuple[int, ...],
         missing: list[int],
     ) -> None:
-        """Runs the model on the missing units, and writes each unit's file while the next unit is
-        computed."""
+        """Runs the model on the missing chunks, and writes each chunk's file while the next chunk
+        is computed."""
         work = self.work
-        tallies = {unit: self._resume_tally(block, unit) for unit in missing}
+        tallies = {chunk: self._resume_tally(block, chunk) for chunk in missing}
 
-        def note(unit: int, new: int, done: int) -> None:
-            tallies[unit].add(work.pictures_name, new)
-            tallies[unit].advance(done)
+        def note(chunk: int, new: int, done: int) -> None:
+            tallies[chunk].add(work.pictures_name, new)
+            tallies[chunk].advance(done)
 
-        outputs = model_work.run(predictor, units, missing, note)
+        outputs = model_work.run(predictor, chunks, missing, note)
         try:
             with contextlib.closing(outputs), ThreadPoolExecutor(1) as pool:
                 pending = None
                 for output in outputs:
                     if output.is_complete:
-                        tallies[output.unit].add(f"{work.unit_name}_made")
-                    tallies[output.unit].note()
+                        tallies[output.chunk].add(f"{work.chunk_name}_made")
+                    tallies[output.chunk].note()
                     # One file at a time. It is counted here and not where it is written, because
                     # Beam's counters must be updated in the thread that Beam called.
                     _count_when_written(pending)
-                    path = model_work.path(output.unit)
+                    path = model_work.path(output.chunk)
                     checksum = model_work.fingerprint_to_store(output)
                     writing = pool.submit(write_table, store, path, output.table, checksum)
                     pending = writing, output.is_complete
                     if output.is_complete:
-                        tallies[output.unit].note_done()
+                        tallies[output.chunk].note_done()
                 _count_when_written(pending)
         finally:
             for tally in tallies.values():
                 tally.end()
 
-    def _resume_tally(self, block: Block, unit: int) -> UnitTally:
-        """Returns the counters of a missing unit, which continue those of an earlier attempt."""
-        tally = self.tally(block, unit)
-        tally.recall()
-        # The counters are noted before the file is written. If an attempt noted the unit as made
+    def _resume_tally(self, block: Block, chunk: int) -> Tally:
+        """Returns the counters of a missing chunk, which continue those of an earlier attempt."""
+        tally = self.tally(block, chunk)
+        tally.load()
+        # The counters are noted before the file is written. If an attempt noted the chunk as made
         # but was killed before the file appeared, its work is lost, so its counts are dropped.
-        return self.tally(block, unit) if tally[f"{self.work.unit_name}_made"] else tally
+        return self.tally(block, chunk) if tally[f"{self.work.chunk_name}_made"] else tally
 
-    def _note_done(self, block: Block, units: Iterable[int]) -> None:
-        for unit in units:
-            self.tally(block, unit).note_done(self.work.size(self.dataset(), unit))
+    def _note_done(self, block: Block, chunks: Iterable[int]) -> None:
+        for chunk in chunks:
+            self.tally(block, chunk).note_done(self.work.size(self.dataset(), chunk))
 
 
 def _count_when_written(pending: tuple[Future[FileDigest], bool] | None) -> None:
@@ -303,10 +306,11 @@ class SummarizeModel(_Step):
         if failed:
             return [min(failed, key=lambda failure: (failure.error, failure.model))]
         blocks = [result for result in results if isinstance(result, BlockDone)]
-        units = sorted(unit for block in blocks for unit in block.units)
-        if units != list(work.units(self.dataset())):
+        chunks = sorted(chunk for block in blocks for chunk in block.chunks)
+        expected = list(work.chunks(self.dataset()))
+        if chunks != expected:
             raise JobError(
-                f"{entry}: {work.stage} of {len(units)} of {len(work.units(self.dataset()))} parts "
+                f"{entry}: {work.stage} of {len(chunks)} of {len(expected)} parts "
                 "arrived. Run the same command again to go on"
             )
         runs = {block.run for block in blocks}
@@ -323,7 +327,7 @@ class SummarizeModel(_Step):
 
 
 class FinishModels(_Step):
-    """Dataset fingerprint, with all results of SumUp as a side input -> the fingerprint.
+    """Dataset fingerprint, with all results of SummarizeModel as a side input -> the fingerprint.
 
     Records which models failed, and removes temporary files."""
 
@@ -349,7 +353,7 @@ class ModelStage(beam.PTransform):
       work: the stage to run.
     """
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: PlannedAnalysis) -> None:
         super().__init__()
         self._work = work
 
@@ -362,7 +366,7 @@ class ModelStage(beam.PTransform):
             dataset
             | "Blocks" >> beam.ParDo(MakeBlocks(work)).with_output_types(Block)
             | "Spread" >> beam.Reshuffle()
-            | "Look" >> look.with_outputs("remaining", main="done")
+            | "FindDone" >> look.with_outputs("remaining", main="done")
         )
         new = (
             remaining
@@ -375,7 +379,7 @@ class ModelStage(beam.PTransform):
             | "ByModel"
             >> beam.WithKeys(lambda result: result.order).with_output_types(tuple[int, _Result])
             | "GatherModel" >> beam.GroupByKey()
-            | "SumUp"
+            | "SummarizeModel"
             >> beam.ParDo(SummarizeModel(work)).with_output_types(ModelSummary | FailedModel)
         )
         finish = beam.ParDo(FinishModels(work), results=beam.pvalue.AsList(summaries))

@@ -19,10 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.evaluation import ModelWork, NoteDone, UnitOutput
+from pipeline.evaluate.evaluation import AnalysisOfModel, ChunkOutput, NoteDone
 from pipeline.evaluate.predictions import (
     PROBED_VARIANT,
     keys_to_keep,
@@ -68,14 +69,12 @@ class ShardPictures:
 
     @property
     def name(self) -> str:
-        """Same as `Part.name`."""
         return fingerprint(
             [file.sha256 for file in self.files], None if self.keys is None else sorted(self.keys)
         )
 
     @property
     def count(self) -> int:
-        """Same as `Part.count`."""
         return (
             sum(file.samples or 0 for file in self.files) if self.keys is None else len(self.keys)
         )
@@ -86,7 +85,6 @@ class ShardPictures:
         return self.dataset.shard_files(self.split, self.shard, (self.variant,))
 
     def tables(self, columns: tuple[str, ...]) -> Generator[pa.Table, None, None]:
-        """Same as `Part.tables`."""
         wanted = None if self.keys is None else pa.array(sorted(self.keys), pa.string())
         tables = self.dataset.tables(self.split, self.shard, self.variant, (*_COLUMNS, *columns))
         with contextlib.closing(tables):
@@ -106,10 +104,10 @@ class Scorer(Protocol):
     def logits(
         self, parts: Iterable[ShardPictures], stored: int
     ) -> Generator[tuple[Batch[ShardPictures], NDArray[np.float32]], None, None]:
-        """Same as `Predictor.logits`."""
+        """Yields the batches of parts with their logits, like `Predictor.logits`."""
 
 
-class PredictShards(ModelWork):
+class PredictShards(AnalysisOfModel):
     """Predictions of a model on output shards.
 
     Args:
@@ -124,24 +122,25 @@ class PredictShards(ModelWork):
         self._fingerprints: dict[int, dict[str, str]] = {}
 
     def _by_variant(self, shard: int) -> dict[str, str]:
-        """Same as `prediction_fingerprints`, but computed once for each shard."""
+        """Returns `prediction_fingerprints`, which are computed once for each shard."""
         if shard not in self._fingerprints:
             self._fingerprints[shard] = prediction_fingerprints(self._dataset, self._run, shard)
         return self._fingerprints[shard]
 
-    def path(self, unit: int) -> str:
-        """Same as `ModelWork.path`."""
-        return prediction_file(self._run, unit)
+    @override
+    def path(self, chunk: int) -> str:
+        return prediction_file(self._run, chunk)
 
-    def fingerprint(self, unit: int) -> str:
-        """Same as `ModelWork.fingerprint`."""
-        return fingerprint(list(self._by_variant(unit).items()))
+    @override
+    def fingerprint(self, chunk: int) -> str:
+        return fingerprint(list(self._by_variant(chunk).items()))
 
+    @override
     def run(
-        self, predictor: Scorer, units: Sequence[int], missing: Sequence[int], note: NoteDone
-    ) -> Generator[UnitOutput, None, None]:
-        """Same as `ModelWork.run`, but keeps the rows of an earlier file that are still valid, and
-        predicts only the other pictures."""
+        self, predictor: Scorer, chunks: Sequence[int], missing: Sequence[int], note: NoteDone
+    ) -> Generator[ChunkOutput, None, None]:
+        """Keeps the rows of an earlier file that are still valid, and predicts only the other
+        pictures."""
         side = self._dataset.manifest.config.segment.image_size
         started: collections.deque[_ShardInProgress] = collections.deque()
 
@@ -171,7 +170,7 @@ class PredictShards(ModelWork):
                 note(batch.part.shard, len(batch.rows), len(batch.rows))
                 if time.monotonic() - since > CHECKPOINT_SECONDS:
                     # What was added so far, without waiting for the pending batches.
-                    yield UnitOutput(started[0].number, started[0].table(), is_complete=False)
+                    yield ChunkOutput(started[0].number, started[0].table(), is_complete=False)
                     since = time.monotonic()
             while started:
                 yield started.popleft().complete_output(pending)
@@ -291,11 +290,11 @@ class _ShardInProgress:
             tables.append(pa.Table.from_arrays(arrays, schema=PREDICTION_SCHEMA))
         self.tables[variant] += tables
 
-    def complete_output(self, pending: Iterable[Future[None]]) -> UnitOutput:
+    def complete_output(self, pending: Iterable[Future[None]]) -> ChunkOutput:
         """Waits for the pending batches, and returns all predictions of the shard."""
         for batch in pending:
             batch.result()
-        return UnitOutput(self.number, self.table())
+        return ChunkOutput(self.number, self.table())
 
     def table(self) -> pa.Table:
         """Returns the kept predictions and those that were added so far. The file's bytes do not

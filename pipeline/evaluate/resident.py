@@ -38,7 +38,7 @@ _LOADED = threading.Event()
 
 @contextlib.contextmanager
 def in_memory(
-    entry: str, evaluation: Evaluation, taxonomy: Taxonomy, group: int = 0
+    entry: str, evaluation: Evaluation, taxonomy: Taxonomy, block: int = 0
 ) -> Iterator[LoadedModel]:
     """Loads a model as soon as there is room for it. The caller must drop the model when the
     context ends.
@@ -47,12 +47,12 @@ def in_memory(
       entry: the model's entry of `--models`.
       evaluation: settings, and the dataset whose earlier results the model's weights must match.
       taxonomy: the classes that the model's head must fit.
-      group: number of the group of shards to run the model on.
+      block: number of the block, which decides the device.
 
     Raises:
       ModelError: the model cannot be loaded, or must not be used.
     """
-    with _IN_MEMORY[_device(evaluation, group)]:
+    with _IN_MEMORY[_device(evaluation, block)]:
         # Frees the previous model, whose caller held it until its context ended.
         if _LOADED.is_set():
             free_memory()
@@ -67,25 +67,25 @@ def in_memory(
         except (UsageError, JobError) as error:
             raise ModelError(str(error)) from error
         known = KnownModels(evaluation.store, evaluation.weights, taxonomy)
-        known.remember(entry, model.identity, source_of(entry).origin(entry, model))
+        known.store_identity(entry, model.identity, source_of(entry).origin(entry, model))
         yield model
 
 
 @contextlib.contextmanager
-def on_device(model: LoadedModel, evaluation: Evaluation, group: int = 0) -> Iterator[Predictor]:
+def on_device(model: LoadedModel, evaluation: Evaluation, block: int = 0) -> Iterator[Predictor]:
     """Moves a model to its device as soon as the device is free.
 
     Args:
       model: the model, from `in_memory`.
       evaluation: settings of the evaluation.
-      group: number of the group of shards to run the model on.
+      block: number of the block, which decides the device.
 
     Raises:
       ModelError: there is no such device, or it has not enough memory.
     """
-    with _DEVICES[_device(evaluation, group)]:
+    with _DEVICES[_device(evaluation, block)]:
         try:
-            predictor = Predictor(model, evaluation.predict, _pixel_cache(evaluation), group)
+            predictor = Predictor(model, evaluation.predict, _pixel_cache(evaluation), block)
         except torch.cuda.OutOfMemoryError as error:
             raise ModelError("its weights do not fit into the memory of the device") from error
         count("models_on_device")
@@ -100,8 +100,8 @@ def on_device(model: LoadedModel, evaluation: Evaluation, group: int = 0) -> Ite
                 free_memory()
 
 
-def _device(evaluation: Evaluation, group: int) -> torch.device:
-    return device_of(evaluation.predict.on_this_machine().device, group)
+def _device(evaluation: Evaluation, block: int) -> torch.device:
+    return device_of(evaluation.predict.on_this_machine().device, block)
 
 
 def _pixel_cache(evaluation: Evaluation) -> PixelCache:

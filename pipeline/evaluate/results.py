@@ -25,10 +25,11 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import pyarrow as pa
 from msgspec import UNSET, Meta, Struct, UnsetType, to_builtins
+from typing_extensions import override
 
 from pipeline.errors import JobError, escaped, escaped_line, escaped_texts
 from pipeline.models.preprocessing import Preprocessing
-from pipeline.runtime.lock import TABLES_LOCK, held
+from pipeline.runtime.lock import TABLES_LOCK, locked
 from pipeline.storage.state_files import Name, convert, json_bytes, parse_json, read_intact
 from pipeline.storage.store import Store
 from transforms.hashing import text_bytes
@@ -77,9 +78,9 @@ class EvaluationSettings(RunSettings, frozen=True, kw_only=True):
     dataset: str | UnsetType = UNSET
 
     @property
+    @override
     def names(self) -> list[str]:
-        """Same as `RunSettings.names`, but also has the beginning of another dataset's
-        fingerprint."""
+        """Also has the beginning of another dataset's fingerprint."""
         return [*super().names, *([self.dataset[:12]] if self.dataset else [])]
 
 
@@ -379,7 +380,7 @@ def note_failures(
       JobError: another process has held the lock of the tables for a minute.
     """
     succeeded = set(map(escaped_line, succeeded))
-    with held(store, TABLES_LOCK, wait=60) as store:
+    with locked(store, TABLES_LOCK, wait=60) as store:
         kept: dict[str, dict[str, Failure]] = {}
         for failure in _read_all(store):
             names = (failure.entry, failure.model)

@@ -32,7 +32,7 @@ from pipeline.errors import JobError, shown_bytes
 from pipeline.generate.scenes import SceneTable
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
 from pipeline.inputs.source_images import Checksums
-from pipeline.runtime.lock import fenced_for_job, held
+from pipeline.runtime.lock import fenced_for_job, locked
 from pipeline.runtime.progress import count, timed
 from pipeline.storage.state_files import read_intact
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
@@ -73,7 +73,7 @@ def move_step(element: tuple[str, Moves], store: Store) -> tuple[str, int]:
     """Moves files; (the dataset's fingerprint, files to move) -> (the fingerprint, number of moved
     files)."""
     fingerprint, moves = element
-    put_in_place(fenced_for_job(store), moves)
+    move_files(fenced_for_job(store), moves)
     return fingerprint, len(moves)
 
 
@@ -99,7 +99,7 @@ def commit(
     """Runs all steps without Beam. Arguments and errors as for `prepare`; returns like `finish`."""
     fingerprint, moves = prepare(config, store, taxonomy, shards)
     for part in _in_parts(moves):
-        put_in_place(store, part)
+        move_files(store, part)
     # Finish needs a new fence of the same claim: the old fence may remember the manifest that was
     # moved aside, and would then write over that manifest only, which is gone.
     fence = store.fence and dataclasses.replace(store.fence)
@@ -127,12 +127,12 @@ def prepare(
       UsageError: a folder of the dataset is a link.
       OSError: reading or writing failed.
     """
-    manifest, moves = add_up(config, shards, taxonomy)
-    with held(store, PREPARE_LOCK, wait=math.inf) as locked:
+    manifest, moves = merge_shards(config, shards, taxonomy)
+    with locked(store, PREPARE_LOCK, wait=math.inf) as fenced:
         # The prepared manifest is read first, because Finish writes the final manifest before it
         # removes the prepared one: in this order, at least one of them is seen.
-        prepared, old = _read_prepared(store), read_manifest(locked)
-        sizes = _file_sizes(locked)
+        prepared, old = _read_prepared(store), read_manifest(fenced)
+        sizes = _file_sizes(fenced)
         staged = [[move for move in shard if move[0] in sizes] for shard in moves]
         remaining = [shard for shard in staged if shard]
         is_same = (
@@ -145,16 +145,16 @@ def prepare(
         count("commits")
         if prepared == manifest:
             return manifest.fingerprint, remaining
-        _check_complete(locked, manifest, old, moves, sizes)
+        _check_complete(fenced, manifest, old, moves, sizes)
         # Goes through the job's own fence, so it fails if another job has taken over the dataset.
         store.delete(PREPARED_MANIFEST)
-        if locked.exists(MANIFEST):
-            locked.move(MANIFEST, PREVIOUS_MANIFEST)
+        if fenced.exists(MANIFEST):
+            fenced.move(MANIFEST, PREVIOUS_MANIFEST)
         # An old record must never lie beside the files of a new record.
-        locked.delete_all(
+        fenced.delete_all(
             target for shard in remaining for _, target in shard if _is_record(target)
         )
-        locked.write(PREPARED_MANIFEST, manifest.to_json(), durable=True)
+        fenced.write(PREPARED_MANIFEST, manifest.to_json(), durable=True)
     return manifest.fingerprint, remaining
 
 
@@ -166,7 +166,7 @@ def _read_prepared(store: Store) -> Manifest | None:
     )
 
 
-def put_in_place(store: Store, moves: Moves) -> None:
+def move_files(store: Store, moves: Moves) -> None:
     """Moves files of some shards from staging to their final paths, records last."""
     store.move_all(move for move in moves if not _is_record(move[1]))
     store.move_all(move for move in moves if _is_record(move[1]))
@@ -307,7 +307,7 @@ class _ArrivedSplit:
         self.of_sample += shard.of_sample
 
 
-def add_up(
+def merge_shards(
     config: DatasetConfig, shards: Iterable[SourceShard | OutputShard], taxonomy: Taxonomy
 ) -> tuple[Manifest, list[Moves]]:
     """Builds the manifest from the shards of all splits, and lists the files to move.

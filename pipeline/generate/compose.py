@@ -38,7 +38,7 @@ from pipeline.generate.plan import Plan, PlannedImage, load_plan
 from pipeline.generate.scenes import DrawnScenes, Scene
 from pipeline.generate.shard_elements import OutputShard
 from pipeline.inputs.location import changed, reads_ahead, shown
-from pipeline.runtime.progress import UnitTally, count_shard, timed
+from pipeline.runtime.progress import Tally, count_shard, timed
 from pipeline.storage.file_kind import Files
 from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.storage.store import FileDigest, Store
@@ -251,7 +251,7 @@ class ComposeShard(JobStep):
         index = index_file(output.totals.split, output.shard, output.totals.counts.output)
         record = self.outputs.find(index, checksum)
         name = f"{output.totals.split}-{output.shard:05d}"
-        tally = UnitTally(self.job.progress, "compose", name)
+        tally = Tally(self.job.progress, "compose", name)
         if record is None:
             is_new = True
             source = LayerSource(store, cutter, scenes)
@@ -263,20 +263,20 @@ class ComposeShard(JobStep):
             table = pa.Table.from_pylist(content, schema)
             record = self.outputs.write(index, table, checksum, files)
         else:
-            is_new = tally.recall()
+            is_new = tally.load()
             record = self.outputs.with_record(record, index, len(rows))
         count_shard("output_shards", record.files, is_new=is_new)
         tally.end()
         # Images that were not selected count as finished, too.
         tally.note_done(count_sources(images))
-        return [output.composed(record, rows, count_sources(images))]
+        return [output.with_result(record, rows, count_sources(images))]
 
     def _select(
         self, images: list[ImageRow], plan: Plan, scenes: DrawnScenes | None
     ) -> tuple[list[dict[str, Any]], dict[str, SelectedImage]]:
         """Returns (the rows of the shard's index, the selected images by key)."""
         segment = self.config.segment
-        label = None if segment.is_whole else segment.describe_segmenter().label
+        label = None if segment.keeps_image_whole else segment.describe_segmenter().label
         accepted = [row.key for row in images if row.status == ACCEPTED]
         planned = dict(zip(accepted, plan.find(accepted), strict=True))
         keys = [key for key in accepted if planned[key].selected]
@@ -327,7 +327,7 @@ class ComposeShard(JobStep):
         output: OutputShard,
         source: LayerSource,
         images: Sequence[SelectedImage],
-        tally: UnitTally,
+        tally: Tally,
     ) -> tuple[FileDigest, ...]:
         """Writes all variants of a shard to the staging folder, in every format.
 
@@ -366,7 +366,7 @@ class ComposeShard(JobStep):
     ) -> Generator[tuple[SelectedImage, dict[str, Pixels]], None, None]:
         """Yields (image, pictures by variant) for each selected image."""
         names = self.config.compose.composed
-        if self.config.segment.is_whole:
+        if self.config.segment.keeps_image_whole:
             for image, picture in source.cropped(images):
                 yield image, dict.fromkeys(names, picture)
             return

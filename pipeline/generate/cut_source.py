@@ -170,12 +170,12 @@ class Cutter:
       config: configuration of the layers.
 
     Attributes:
-      is_whole: whether images stay whole.
+      keeps_image_whole: whether images stay whole.
       segmenter: the segmenter.
     """
 
     def __init__(self, config: SegmentConfig) -> None:
-        self._seed, self.is_whole = config.grabcut_seed, config.is_whole
+        self._seed, self.keeps_image_whole = config.grabcut_seed, config.keeps_image_whole
         self.segmenter = find_segmenter(config.segmenter, config.segmenter_parameters)
         self._fingerprint, self._rules = config.fingerprint(), config.rules
         self._size: _Size = {

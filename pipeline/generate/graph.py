@@ -55,8 +55,10 @@ def list_split(
     except PermissionError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
     masks = None if job.masks is None else index_masks(job.masks, layout.split)
-    is_whole, keeps_masks = segment.is_whole, takes_masks(segment.segmenter)
-    images = tuple(_with_used_files(image, masks, is_whole, keeps_masks) for image in images)
+    keeps_image_whole, keeps_masks = segment.keeps_image_whole, takes_masks(segment.segmenter)
+    images = tuple(
+        _with_used_files(image, masks, keeps_image_whole, keeps_masks) for image in images
+    )
     if not images:
         raise _no_images(passed_over, layout, job.taxonomy)
     if masks is not None and not any(image.mask for image in images):
@@ -70,7 +72,7 @@ def list_split(
 
 
 def _with_used_files(
-    image: SourceImage, masks: FileIndex | None, is_whole: bool, keeps_masks: bool
+    image: SourceImage, masks: FileIndex | None, keeps_image_whole: bool, keeps_masks: bool
 ) -> SourceImage:
     """Adds the mask of an image from `--masks`, and drops the files that are not used: masks that
     the segmenter does not take, and boxes if images stay whole. So a change in an unused file does
@@ -79,16 +81,16 @@ def _with_used_files(
     if masks is not None:
         mask = masks.find(image.wnid, image.key)
         return image if mask is None else replace(image, mask=mask.path, mask_md5=mask.md5)
-    if keeps_masks or (is_whole and not image.wnid):
+    if keeps_masks or (keeps_image_whole and not image.wnid):
         return image
-    if is_whole:
+    if keeps_image_whole:
         image = replace(image, annotation=None, annotation_md5=None)
     return image if image.mask is None else replace(image, mask=None, mask_md5=None)
 
 
 def _check_used(images: Sequence[SourceImage], layout: SplitLayout, config: SegmentConfig) -> None:
     """Raises UsageError if no image has what it needs: a class, a mask or boxes."""
-    if config.is_whole:
+    if config.keeps_image_whole:
         if not any(image.wnid for image in images):
             raise UsageError(
                 f"nothing tells the class of an image in {layout.images}: neither folders, such as "

@@ -38,7 +38,7 @@ from pipeline.generate.previous_layers import PreviousLayers, Survey
 from pipeline.generate.shard_elements import SourceShard, pack_sources
 from pipeline.inputs.location import reads_ahead
 from pipeline.inputs.source_images import Checksums, SourceImage
-from pipeline.runtime.progress import UnitTally, count_shard, timed
+from pipeline.runtime.progress import Tally, count_shard, timed
 from pipeline.storage.parallel import read_ahead
 from pipeline.storage.store import FileDigest, HashingFile
 from transforms.cutting import Cut
@@ -62,12 +62,12 @@ class SegmentShard(JobStep):
         split = shard.totals.split
         found = Survey(self.layers, self.config, shard, may_read=True)
         rows = found.read_rows()
-        tally = UnitTally(self.job.progress, "segment", f"{split}-{shard.shard:05d}")
+        tally = Tally(self.job.progress, "segment", f"{split}-{shard.shard:05d}")
         if found.record is None or rows is None:
             is_new = True
             record, rows = self._make(shard, found, tally)
         else:
-            is_new = tally.recall()
+            is_new = tally.load()
             record = self.layers.with_record(found.record, found.path, len(rows))
         count_shard("source_shards", record.files, is_new=is_new)
         tally.end()
@@ -87,7 +87,7 @@ class SegmentShard(JobStep):
         ]
 
     def _make(
-        self, shard: SourceShard, found: Survey, tally: UnitTally
+        self, shard: SourceShard, found: Survey, tally: Tally
     ) -> tuple[Record, list[ImageRow]]:
         """Writes the layers and then the record; returns the record and its rows."""
         split, cutter = shard.totals.split, found.cutter
@@ -101,7 +101,7 @@ class SegmentShard(JobStep):
         read = functools.partial(_read, previous, found, self.config.segment.objects == "each")
         reading = read_ahead(read, images, ahead)
         writing: contextlib.AbstractContextManager[HashingFile | None] = contextlib.nullcontext()
-        if not cutter.is_whole:
+        if not cutter.keeps_image_whole:
             writing = self.layers.store.create(self.layers.staged(tar_path))
         with writing as file, contextlib.closing(reading):
             tar = None if file is None else TarWriter(file)
@@ -191,7 +191,7 @@ def _read_source(image: SourceImage, checksums: Checksums) -> SourceBytes:
 
 
 def _rows(
-    cutter: Cutter, image: _ReadImage, tally: UnitTally
+    cutter: Cutter, image: _ReadImage, tally: Tally
 ) -> Iterator[tuple[ImageRow, dict[str, bytes]]]:
     """Yields the record rows of an image: one row, or one for each object. Each row comes with the
     encoded parts of its layer, which are empty if it has none. The positions of the parts in the
@@ -201,7 +201,7 @@ def _rows(
             tally.add("images_kept")
         yield from image.finished
         return
-    if cutter.is_whole:
+    if cutter.keeps_image_whole:
         tally.add("images_cropped")
         # No layer is stored, because cropping the image again in Compose takes no longer than
         # writing and reading it would.

@@ -150,7 +150,7 @@ class OutputShard:
     selected: dict[int, int] = dataclasses.field(default_factory=dict)
     of_sample: int = 0
 
-    def composed(self, index: Record, rows: list[dict[str, Any]], images: int) -> OutputShard:
+    def with_result(self, index: Record, rows: list[dict[str, Any]], images: int) -> OutputShard:
         """Returns the shard as it leaves Compose, which found or made its files.
 
         Args:

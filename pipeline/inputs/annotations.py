@@ -54,7 +54,7 @@ def annotation_of(parsed: Annotation | AnnotationError) -> str:
 
 
 def annotation_by(parse: Callable[[T], Annotation], content: T) -> str:
-    """Same as `annotation_of`, for what a function parses, or for its AnnotationError."""
+    """Returns `annotation_of` what a function parses, or of its AnnotationError."""
     try:
         return annotation_of(parse(content))
     except AnnotationError as error:

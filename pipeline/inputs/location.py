@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import TooLargeError, UsageError, in_short
+from pipeline.errors import TooLargeError, UsageError, one_line
 from pipeline.storage.file_kind import MAX_READ_BYTES
 from pipeline.storage.files import arrow_source, files_of, is_remote
 from pipeline.storage.parallel import REQUESTS_IN_FLIGHT
@@ -163,7 +163,7 @@ def open_parquet(path: str, flag: str = "") -> Iterator[pq.ParquetFile]:
         if not tells_damage(error):
             raise
         name = f"{flag} {path}".lstrip()
-        raise UsageError(f"{name} is not a whole Parquet file: {in_short(error)}") from error
+        raise UsageError(f"{name} is not a whole Parquet file: {one_line(error)}") from error
 
 
 def rows_of(

@@ -37,7 +37,7 @@ class Content(NamedTuple):
 
     Attributes:
       location: location of the content (`pipeline.inputs.location`).
-      describe: function that returns a text about the bytes, which is remembered, too; None for no
+      describe: function that returns a text about the bytes, which is stored, too; None for no
         text.
       md5: hexadecimal MD5 of the content, if a listing has told it.
       stamp: text that changes when the content does, if a listing has told it.
@@ -56,14 +56,14 @@ class KnownContent(NamedTuple):
     description: str = ""
 
 
-class _RememberedFile(NamedTuple):
+class _StoredFile(NamedTuple):
     """Size and stamp of a file when content was read from it, and MD5 and description of the
     content."""
 
     size: int
     stamp: str
     md5: str
-    about: str
+    description: str
 
 
 class Checksums:
@@ -77,8 +77,8 @@ class Checksums:
     def __init__(self, store: Store, split: str, shard: int) -> None:
         self._store = store
         self._path = f"{_FOLDER}/{split}-{shard:05d}.json"
-        self._old = read_json(store, self._path, dict[str, _RememberedFile]) or {}
-        self._new: dict[str, _RememberedFile] = {}
+        self._old = read_json(store, self._path, dict[str, _StoredFile]) or {}
+        self._new: dict[str, _StoredFile] = {}
 
     @staticmethod
     def forget_others(store: Store, shards: Mapping[str, int]) -> None:
@@ -107,24 +107,24 @@ class Checksums:
             return KnownContent(content.md5)
         if content.location in self._new:
             return KnownContent(*self._new[content.location][2:])
-        remembered = self._old.get(content.location)
+        stored = self._old.get(content.location)
         if content.stamp is None and content.md5 is None:
             info = files_of(location.path).info(location.path)
             if info is None:
                 return None
             if location.path == content.location and info.md5 is not None:
                 return self.known(content._replace(md5=info.md5))
-            is_same = remembered is not None and remembered[:2] == (info.size, info.identity)
+            is_same = stored is not None and stored[:2] == (info.size, info.identity)
         else:
             told = (content.stamp, content.md5)
-            is_same = remembered is not None and told in (
-                (remembered.stamp, None),
-                (None, remembered.md5),
+            is_same = stored is not None and told in (
+                (stored.stamp, None),
+                (None, stored.md5),
             )
-        if remembered is None or not is_same:
+        if stored is None or not is_same:
             return None
-        self._new[content.location] = remembered
-        return KnownContent(remembered.md5, remembered.about)
+        self._new[content.location] = stored
+        return KnownContent(stored.md5, stored.description)
 
     def read(self, content: Content) -> tuple[bytes, KnownContent]:
         """Reads the content, so that it is `known` from then on; returns it and what is known of
@@ -149,7 +149,7 @@ class Checksums:
         if self._new.get(content.location, known).md5 != known.md5:
             raise changed(content.location)
         stamp = content.stamp or info.identity
-        self._new[content.location] = _RememberedFile(info.size, stamp, *known)
+        self._new[content.location] = _StoredFile(info.size, stamp, *known)
         return data, known
 
     def is_unlike(self, content: Content) -> bool:

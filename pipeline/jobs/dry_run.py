@@ -26,7 +26,7 @@ from pipeline.dataset.config import FORMATS, DatasetConfig
 from pipeline.dataset.folder import Dataset, read_tables
 from pipeline.dataset.records import ACCEPTED, ShardCounts
 from pipeline.errors import JobError, ModelError, counted
-from pipeline.evaluate.evaluation import Work
+from pipeline.evaluate.evaluation import PlannedAnalysis
 from pipeline.generate.compose import ComposeShard
 from pipeline.generate.cut_source import Cutter, announce
 from pipeline.generate.job import GenerateJob
@@ -34,8 +34,8 @@ from pipeline.generate.plan import PlanSplit
 from pipeline.generate.segment import SegmentShard
 from pipeline.generate.shard_elements import SourceShard, SplitTotals
 from pipeline.inputs.source_images import SourceImage
-from pipeline.jobs.closing_words import advise, size
 from pipeline.jobs.forecast import Forecast, SplitForecast, make_forecast
+from pipeline.jobs.messages import advise, size
 from pipeline.runtime.machine import keep_freed_memory
 from pipeline.runtime.progress import Progress, duration
 from pipeline.storage.store import FileDigest, Store
@@ -97,7 +97,6 @@ class _Part:
     count: int = 0
 
     def tables(self, columns: tuple[str, ...]) -> Generator[pa.Table, None, None]:
-        """Same as `Part.tables`."""
         yield from read_tables(self.store, self.path, ("key", *columns))
 
 
@@ -192,12 +191,12 @@ _EVALUATE_SECONDS = 5.0
 """How long the speed of a model is measured, if the trial has enough pictures."""
 
 
-def dry_run(job: GenerateJob, works: Mapping[str, Work], workers: int) -> None:
+def dry_run(job: GenerateJob, works: Mapping[str, PlannedAnalysis], workers: int) -> None:
     """Prints what a job would do.
 
     Args:
       job: the job that would make the dataset.
-      works: the `Work`s that would run models, by name of their analysis.
+      works: the `PlannedAnalysis`s that would run models, by name of their analysis.
       workers: number of workers that would run at the same time.
 
     Raises:
@@ -248,17 +247,19 @@ def _print_split(split: SplitForecast, taxonomy: Taxonomy, config: DatasetConfig
         f"{split.split}: {sum(split.rejected.values())} rejected for name or annotation alone"
         + (f" ({reasons})" if reasons else "")
     )
-    rejected = split.rejected | ({Reason.NO_BACKGROUND: split.lonely} if split.lonely else {})
+    rejected = split.rejected | (
+        {Reason.NO_BACKGROUND: split.without_partner} if split.without_partner else {}
+    )
     for line in advise(rejected, split.listed):
         print(f"{split.split}: {line}")
-    is_whole = config.segment.is_whole
-    done, to_do = ("looked at", "to look at") if is_whole else ("segmented", "to segment")
+    keeps_image_whole = config.segment.keeps_image_whole
+    done, to_do = ("looked at", "to look at") if keeps_image_whole else ("segmented", "to segment")
     print(f"{split.split}: {split.done} {done} already, {len(split.left)} {to_do}")
-    if split.lonely:
+    if split.without_partner:
         more = ", or more, if others are rejected" if split.left else ""
         print(
-            f"{split.split}: {split.lonely} of them without a background for every mixed variant "
-            f"({Reason.NO_BACKGROUND}){more}"
+            f"{split.split}: {split.without_partner} of them without a background for every mixed "
+            f"variant ({Reason.NO_BACKGROUND}){more}"
         )
 
 
@@ -266,12 +267,12 @@ def _selected(config: DatasetConfig, split: SplitForecast, trial: Trial) -> floa
     """Estimates how many images of a split will be part of the dataset."""
     rate = trial.accepted / trial.images if split.left else 1.0
     accepted = len(split.accepted)
-    expected = sum(split.served[:accepted]) + rate * sum(split.served[accepted:])
+    expected = sum(split.has_partner[:accepted]) + rate * sum(split.has_partner[accepted:])
     per_class = config.compose.per_class
-    if per_class == "all" or not any(split.served):
+    if per_class == "all" or not any(split.has_partner):
         return expected
-    share = expected / sum(split.served)
-    labels = [image.label for image in itertools.compress(split.candidates, split.served)]
+    share = expected / sum(split.has_partner)
+    labels = [image.label for image in itertools.compress(split.candidates, split.has_partner)]
     sizes = [share * labels.count(label) for label in set(labels)]
     limit = min(sizes) if per_class == "min" else float(per_class)
     return sum(min(limit, size_of_class) for size_of_class in sizes)
@@ -324,7 +325,7 @@ def _print_model(
     name: str,
     job: GenerateJob,
     forecast: Forecast,
-    works: Mapping[Analysis, Work],
+    works: Mapping[Analysis, PlannedAnalysis],
     make_trial: Callable[[], Trial | None],
 ) -> None:
     """Prints how long a model will take in each stage."""
@@ -385,13 +386,13 @@ def _print_model(
             )
 
 
-def _left(work: Work, dataset: Dataset, model: LoadedModel) -> int:
+def _left(work: PlannedAnalysis, dataset: Dataset, model: LoadedModel) -> int:
     """Counts the pictures of a stage that are not predicted yet."""
     model_work = work.for_model(dataset, work.evaluation.describe(dataset, model))
     if model_work is None:
         return 0
-    missing = (unit for unit in work.units(dataset) if not model_work.is_done(unit))
-    return sum(work.size(dataset, unit) for unit in missing)
+    missing = (chunk for chunk in work.chunks(dataset) if not model_work.is_done(chunk))
+    return sum(work.size(dataset, chunk) for chunk in missing)
 
 
 def _pictures_a_second(predictor: Predictor, trial: Trial, side: int) -> float:

@@ -67,8 +67,8 @@ class SplitForecast:
       accepted: images that an earlier run has accepted; an image with several accepted objects is
         repeated for each.
       left: images to segment.
-      served: for each of `candidates`, whether it would find a background for every mixed variant
-        if all candidates were accepted.
+      has_partner: for each of `candidates`, whether it would find a background for every mixed
+        variant if all candidates were accepted.
     """
 
     split: str
@@ -80,7 +80,7 @@ class SplitForecast:
     done: int
     accepted: tuple[SourceImage, ...]
     left: tuple[SourceImage, ...]
-    served: tuple[bool, ...]
+    has_partner: tuple[bool, ...]
 
     @property
     def candidates(self) -> tuple[SourceImage, ...]:
@@ -88,9 +88,9 @@ class SplitForecast:
         return self.accepted + self.left
 
     @property
-    def lonely(self) -> int:
+    def without_partner(self) -> int:
         """Number of candidates that would find no background for some mixed variant."""
-        return self.served.count(False)
+        return self.has_partner.count(False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,32 +178,32 @@ def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecas
         done=done,
         accepted=tuple(accepted),
         left=tuple(left),
-        served=_served([*accepted, *left], job.config),
+        has_partner=_has_partner([*accepted, *left], job.config),
     )
     return forecast, unchanged
 
 
-def _served(images: Sequence[SourceImage], config: DatasetConfig) -> tuple[bool, ...]:
+def _has_partner(images: Sequence[SourceImage], config: DatasetConfig) -> tuple[bool, ...]:
     """Returns for each image whether every mixed variant has a background for it; see
-    `SplitForecast.served`."""
+    `SplitForecast.has_partner`."""
     # Images of one group cannot be each other's background. Neither can objects of one image, whose
     # group is its key in the job, too.
     by_object = config.segment.objects == "each"
     groups = [image.group or (image.key if by_object else None) or None for image in images]
-    served = has_partners(
+    has_partner = has_partners(
         np.asarray([image.label for image in images], np.int64),
         mixed=mixed_variants(config.compose),
         own_background=config.compose.own_background,
         mixed_rand=config.compose.mixed_rand,
         groups=group_numbers(pa.array(groups, pa.string())),
     )
-    return tuple(served.tolist())
+    return tuple(has_partner.tolist())
 
 
 def _reject_by_annotation(image: SourceImage, config: SegmentConfig) -> Reason | None:
     """Returns the reason for which an image will be rejected, if its annotation or the lack of a
     file shows it."""
-    if config.is_whole:  # Such an image needs no annotation.
+    if config.keeps_image_whole:  # Such an image needs no annotation.
         return None
     if takes_masks(config.segmenter):
         if image.mask is None:

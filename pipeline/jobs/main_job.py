@@ -21,7 +21,7 @@ from pipeline.analyses import ANALYSES
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST
 from pipeline.errors import JobError
-from pipeline.evaluate.evaluation import Work
+from pipeline.evaluate.evaluation import PlannedAnalysis
 from pipeline.evaluate.model_stage import ModelStage
 from pipeline.generate.graph import GenerateDataset
 from pipeline.generate.job import GenerateJob
@@ -57,7 +57,7 @@ class JobSummary:
     store: Store
     progress: Progress
     before: str | None
-    works: Mapping[str, Work] = dataclasses.field(default_factory=dict)
+    works: Mapping[str, PlannedAnalysis] = dataclasses.field(default_factory=dict)
     has_lock: bool = False
     alone: bool = False
 
@@ -119,7 +119,7 @@ class MainJob:
     """The parts of a main job.
 
     Attributes:
-      ending: what the last step needs, the dataset's folder and the `Work`s that run models.
+      ending: what the last step needs, the dataset's folder, and the analyses that run models.
       taxonomy: the dataset's classes.
       pictures: value of `--pictures`, see `write_report`.
       job: the job that makes the dataset; None if the dataset exists.

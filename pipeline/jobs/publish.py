@@ -28,7 +28,7 @@ from pipeline.dataset.records import DATA_FOLDERS
 from pipeline.errors import JobError, UsageError, shown_bytes
 from pipeline.jobs.changes import describe_changes, summary_of, to_markdown
 from pipeline.report import REPORT
-from pipeline.runtime.lock import held, remove_leftovers
+from pipeline.runtime.lock import locked, remove_leftovers
 from pipeline.storage.files import is_below
 from pipeline.storage.parallel import in_parallel
 from pipeline.storage.state_files import read_intact
@@ -107,7 +107,7 @@ def publish(publishing: PublishPlan) -> bool:
     Raises:
       JobError: another job is changing the dataset, or publishing.
     """
-    with held(publishing.target, PUBLISH_LOCK, wait=_LOCK_SECONDS) as target:
+    with locked(publishing.target, PUBLISH_LOCK, wait=_LOCK_SECONDS) as target:
         remove_leftovers(target)
         name = _version_name(publishing.store)
         versions = finished_versions(target)

@@ -16,7 +16,7 @@ DEFAULT_MODEL = "efficientnet_lite0"
 
 
 def expand_models(
-    entries: Iterable[str], recall: Callable[[str], ModelIdentity | None] = lambda _: None
+    entries: Iterable[str], load: Callable[[str], ModelIdentity | None] = lambda _: None
 ) -> tuple[str, ...]:
     """Returns the models that the entries of `--models` stand for, in order.
 
@@ -26,7 +26,7 @@ def expand_models(
         names without a tag, so it selects the default weights of each architecture (`resnet*`); a
         wildcard with a dot matches names with their tags (`vit_*.augreg_in1k`). Wildcards match
         only weights with ImageNet's outputs, and skip models that another entry names.
-      recall: returns the remembered identity of an entry, or None if it is not remembered. A
+      load: returns the remembered identity of an entry, or None if it is not remembered. A
         remembered identity saves importing the library that would otherwise resolve the name.
 
     Raises:
@@ -37,7 +37,7 @@ def expand_models(
     literal: dict[str, str] = {}
     for entry in flat:
         if not _is_wild(entry):
-            known = recall(entry)
+            known = load(entry)
             name = known.name if known else _full_name(entry)
             if name in literal:
                 both = entry if literal[name] == entry else f"{literal[name]} and {entry}"

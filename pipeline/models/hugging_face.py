@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL.Image import Resampling
 
-from pipeline.errors import JobError, UsageError, in_short
+from pipeline.errors import JobError, UsageError, one_line
 from pipeline.models.checkpoint import refuse_compressed
 from pipeline.models.source import LoadedModel, Recipe, Source, measured_model
 from pipeline.models.stored import Origin
@@ -98,7 +98,7 @@ class HuggingFace(Source):
         except Exception as error:  # Network, a missing file, another kind of model, broken bytes.
             raise JobError(
                 f"{spec} could not be loaded as an image classifier with its image processor "
-                f"({type(error).__name__}: {in_short(error)}). On a machine that cannot reach the "
+                f"({type(error).__name__}: {one_line(error)}). On a machine that cannot reach the "
                 "hub, give a folder, or bring the weights along: in9 models fetch"
             ) from error
         missing = sorted(loading_info["missing_keys"])

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from pipeline.errors import JobError, UsageError, in_short
+from pipeline.errors import JobError, UsageError, one_line
 from pipeline.models.checkpoint import refuse_compressed
 from pipeline.models.source import (
     LoadedModel,
@@ -126,7 +126,7 @@ class OpenClip(Source):
             tokenizer = open_clip.get_tokenizer(architecture)
         except Exception as error:  # Network, a missing file, another model, broken bytes.
             raise JobError(
-                f"{spec} could not be loaded ({type(error).__name__}: {in_short(error)}). On a "
+                f"{spec} could not be loaded ({type(error).__name__}: {one_line(error)}). On a "
                 "machine that cannot reach the hub, give a file or a folder, or bring the weights "
                 "along: in9 models fetch"
             ) from error

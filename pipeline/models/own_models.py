@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.errors import JobError, ModelError, UsageError, in_short
+from pipeline.errors import JobError, ModelError, UsageError, one_line
 from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.source import LoadedModel, Recipe, Source, measured_model
 from pipeline.models.stored import Origin
@@ -76,7 +76,7 @@ def _call(spec: str) -> tuple[torch.nn.Module, dict[str, Any]]:
     except (UsageError, JobError):
         raise
     except Exception as error:  # A user's function can raise anything.
-        raise JobError(f"{spec} raised {type(error).__name__}: {in_short(error)}") from error
+        raise JobError(f"{spec} raised {type(error).__name__}: {one_line(error)}") from error
     module, settings = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
     if not isinstance(module, torch.nn.Module) or not isinstance(settings, dict):
         raise JobError(
@@ -244,7 +244,7 @@ class OnnxFiles(Source):
         except JobError as error:
             raise JobError(f"{spec}: {error}") from error
         except Exception as error:  # onnxruntime raises a different exception for each fault.
-            raise JobError(f"{path} cannot be run by onnxruntime ({in_short(error)})") from error
+            raise JobError(f"{path} cannot be run by onnxruntime ({one_line(error)})") from error
         settings = _read_settings(path, properties)
         if side is not None and settings.setdefault("input_size", side) != side:
             raise JobError(f"{spec} takes {side} pixels, not input_size {settings['input_size']}")

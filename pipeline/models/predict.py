@@ -112,7 +112,7 @@ class Predictor:
       model: the model; its module is moved to the device, not copied.
       config: settings of inference.
       cache: cache of decoded pictures.
-      group: number of the group of shards; group i runs on GPU i modulo the number of GPUs.
+      block: number of the block of work; block i runs on GPU i modulo the number of GPUs.
 
     Attributes:
       config: the settings, with the device and the batch size resolved.
@@ -125,10 +125,10 @@ class Predictor:
         model: LoadedModel,
         config: PredictConfig,
         cache: PixelCache = _NO_CACHE,
-        group: int = 0,
+        block: int = 0,
     ) -> None:
         self.config = config = config.on_this_machine()
-        self.device = device_of(config.device, group)
+        self.device = device_of(config.device, block)
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._cache = cache
         self._preprocessing = model.preprocessing
@@ -335,12 +335,12 @@ def refuse_broken(valid: torch.Tensor | NDArray[np.bool_], what: str = "outputs"
         )
 
 
-def device_of(name: str, group: int) -> torch.device:
-    """Returns the device of this machine that runs a group's models.
+def device_of(name: str, block: int) -> torch.device:
+    """Returns the device of this machine that runs a block.
 
     Args:
       name: `cpu` or `cuda`.
-      group: number of the group.
+      block: number of the block.
 
     Raises:
       ModelError: no GPU is available.
@@ -352,7 +352,7 @@ def device_of(name: str, group: int) -> torch.device:
             "--device cuda: this machine has no CUDA device that torch can use"
             f" ({_why_no_gpu()}; PyTorch {torch.__version__})"
         )
-    return torch.device("cuda", group % torch.cuda.device_count())
+    return torch.device("cuda", block % torch.cuda.device_count())
 
 
 def _why_no_gpu() -> str:

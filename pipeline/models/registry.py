@@ -13,7 +13,7 @@ import functools
 import torch
 from safetensors.torch import load, save
 
-from pipeline.errors import JobError, UsageError, in_short
+from pipeline.errors import JobError, UsageError, one_line
 from pipeline.models.hugging_face import HuggingFace
 from pipeline.models.library_names import Packaged, TimmNames, TorchvisionNames
 from pipeline.models.open_clip_models import OpenClip
@@ -217,5 +217,5 @@ def load_model(
         raise
     except Exception as error:  # Each of the many libraries raises its own exceptions.
         raise JobError(
-            f"{spec} could not be loaded ({type(error).__name__}: {in_short(error)})"
+            f"{spec} could not be loaded ({type(error).__name__}: {one_line(error)})"
         ) from error

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from pipeline.errors import JobError, UsageError, in_short, text_of
+from pipeline.errors import JobError, UsageError, one_line, text_of
 from pipeline.models.preprocessing import ModelIdentity, Preprocessing
 from pipeline.models.stored import HUB_SECONDS, Origin
 from pipeline.storage.files import absolute, files_of
@@ -221,7 +221,7 @@ def count_outputs(name: str, module: torch.nn.Module, side: int) -> int:
     except Exception as error:  # A user's forward() can raise anything.
         raise JobError(
             f"{name} fails on a picture of {side} x {side} "
-            f"({type(error).__name__}: {in_short(error)})"
+            f"({type(error).__name__}: {one_line(error)})"
         ) from error
     if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2 or len(outputs) != 1:
         shown = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs)

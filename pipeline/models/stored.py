@@ -23,7 +23,7 @@ from typing import Any, Literal
 from pipeline.dataset.config import fingerprint
 from pipeline.errors import JobError, UsageError
 from pipeline.models.preprocessing import ModelIdentity, Preprocessing
-from pipeline.runtime.lock import held
+from pipeline.runtime.lock import locked
 from pipeline.storage.files import absolute, files_of
 from pipeline.storage.state_files import json_bytes, read_json
 from pipeline.storage.store import WORK_FOLDER, Store
@@ -141,7 +141,7 @@ class WeightsFolder:
     def note(self, stored: StoredModel) -> bool:
         """Adds a model to the index, or replaces the entry of the same name; returns whether the
         index changed."""
-        with held(self.store, _LOCK, wait=60) as store:
+        with locked(self.store, _LOCK, wait=60) as store:
             models = {**self._read(), stored.name: stored}
             content = {
                 "format": FORMAT,
@@ -244,14 +244,14 @@ class KnownModels:
     weights: str | None
     taxonomy: Taxonomy
 
-    def recall(self, entry: str) -> ModelIdentity | None:
+    def load(self, entry: str) -> ModelIdentity | None:
         """Returns the identity of an entry; None if the model must be loaded to know it."""
         known = read_json(self.store, self._path(entry), _RememberedModel)
         if known is None or known.entry != entry:
             return None
         return known.identity if known.stamp == self._stamp(known.origin, known.identity) else None
 
-    def remember(self, entry: str, identity: ModelIdentity, origin: Origin | None) -> None:
+    def store_identity(self, entry: str, identity: ModelIdentity, origin: Origin | None) -> None:
         """Stores the identity of an entry.
 
         Args:

@@ -388,7 +388,7 @@ class ShardWriter:
             record = staging.with_record(record, index, len(rows))
         count_shard("output_shards", record.files, is_new=is_new)
         self.job.progress.note_done("import", f"{totals.split}-{shard:05d}", len(rows))
-        return OutputShard(totals, shard).composed(record, rows, len(rows))
+        return OutputShard(totals, shard).with_result(record, rows, len(rows))
 
     def _make(
         self, shard: ReleasedShard, rows: list[Row], index: str, checksum: str

@@ -342,7 +342,9 @@ def render(
     environment = _environment()
     script = environment.get_template("report/report.js").render()
     is_imagenet9 = evidence.dataset.is_imagenet9
-    checked = () if evidence.dataset.manifest.config.segment.is_whole else check_claims(evidence)
+    checked = (
+        () if evidence.dataset.manifest.config.segment.keeps_image_whole else check_claims(evidence)
+    )
     judged = [one for one in checked if one.findings]
     contents = {
         panel.id: content for panel in PANELS if (content := panel.make(evidence, with_pictures))

@@ -24,7 +24,7 @@ from pipeline.dataset.manifest import MANIFEST
 from pipeline.display.panel import Evidence, ModelResults
 from pipeline.errors import shown_bytes
 from pipeline.evaluate.results import Answers, ModelRun, Named, read_failures
-from pipeline.runtime.lock import TABLES_LOCK, held
+from pipeline.runtime.lock import TABLES_LOCK, locked
 from pipeline.storage.state_files import RelativePath, read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.hashing import text_bytes
@@ -168,7 +168,7 @@ def write_report(
       pdf: whether to write figures as PDF files, too; they are also written if the folder already
         has PDF figures.
     """
-    with held(store, TABLES_LOCK, wait=60) as store:
+    with locked(store, TABLES_LOCK, wait=60) as store:
         files = list(store.walk("results"))
         pdf = pdf or any(path.endswith(".pdf") and is_report_figure(path) for path in files)
         results = [path for path in files if not is_report_figure(path)]
@@ -216,8 +216,8 @@ def write_results(
       has_run_models: whether the job ran models. If not, the page is written only if there are
         results of models or an old page, which may now belong to an earlier state of the dataset.
     """
-    with held(store, TABLES_LOCK, wait=60) as locked:
-        has_results = write_tables(Dataset.open(locked))
+    with locked(store, TABLES_LOCK, wait=60) as fenced:
+        has_results = write_tables(Dataset.open(fenced))
     if has_run_models or has_results or store.exists(REPORT):
         write_report(store, taxonomy, pictures)
     return dataset

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import JobError, UsageError, in_short, text_of
+from pipeline.errors import JobError, UsageError, one_line, text_of
 
 PREFIX = "python:"
 
@@ -83,7 +83,7 @@ def call_for_array(
     except (MemoryError, passed_on):
         raise
     except Exception as error:  # A user's function may raise anything.
-        raise JobError(f"{origin} raised {type(error).__name__}: {in_short(error)}") from error
+        raise JobError(f"{origin} raised {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(result, np.ndarray):
         form = type(result).__name__
     elif result.dtype != dtype or result.shape != shape:

@@ -325,7 +325,7 @@ class Renewal:
 
 
 @contextlib.contextmanager
-def held(store: Store, lock: str, wait: float = 0.0) -> Iterator[Store]:
+def locked(store: Store, lock: str, wait: float = 0.0) -> Iterator[Store]:
     """Holds a lock while the block runs; takes the arguments of `acquire`, and raises its errors.
 
     Two threads of a process are two holders. The dataset's lock is held with the token of the

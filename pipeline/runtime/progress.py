@@ -75,7 +75,7 @@ def count_shard(counter: str, files: Sequence[FileDigest], *, is_new: bool) -> N
         count_written(files[:-1])
 
 
-class UnitTally:
+class Tally:
     """Counts of a job's results, and its progress, for one unit of its work, such as a shard.
 
     A runner may restart a step that has already done its work, and use only the counters of the
@@ -119,7 +119,7 @@ class UnitTally:
                 self.path, shown_bytes(json.dumps(self._counts, sort_keys=True))
             )
 
-    def recall(self) -> bool:
+    def load(self) -> bool:
         """Restores the counts that this job has noted for the unit; returns whether a note was
         found."""
         try:

@@ -27,7 +27,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import JobError, TooLargeError, UsageError, in_short, shown_bytes
+from pipeline.errors import JobError, TooLargeError, UsageError, one_line, shown_bytes
 from pipeline.storage.store import Store
 from transforms import limits
 
@@ -129,7 +129,7 @@ def read_commit(store: Store, path: str, parse: Callable[[bytes], T]) -> T | Non
             raise
         except ValueError as error:
             raise UsageError(
-                f"{store.path(path)} cannot be used: {in_short(error)}. If it is damaged, remove "
+                f"{store.path(path)} cannot be used: {one_line(error)}. If it is damaged, remove "
                 "it, and run the command that made it again"
             ) from error
 
@@ -159,7 +159,7 @@ def parse_parquet(store: Store, path: str, parse: Callable[[Any], T]) -> T:
         if not tells_damage(error):
             raise
         raise DamagedError(
-            f"{store.path(path)} is damaged ({in_short(error)}); remove it, and run the command "
+            f"{store.path(path)} is damaged ({one_line(error)}); remove it, and run the command "
             "that made it again"
         ) from error
 
@@ -188,7 +188,7 @@ def read_intact(store: Store, path: str, read: Callable[[], T]) -> T | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, DamagedError, TooLargeError) as error:
-        warn_damaged(store.path(path), in_short(error))
+        warn_damaged(store.path(path), one_line(error))
         return None
 
 

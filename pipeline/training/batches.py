@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from pipeline.errors import JobError, UsageError, in_short
+from pipeline.errors import JobError, UsageError, one_line
 from pipeline.training.network import Learner
 from pipeline.training.train_plan import Samples, TrainPlan
 from transforms.hashing import keyed_hashes, substream
@@ -327,7 +327,7 @@ def load_batches(
     except RuntimeError as error:
         if "DataLoader worker" in str(error):
             raise JobError(
-                f"a process that loads pictures has died ({in_short(error)}); "
+                f"a process that loads pictures has died ({one_line(error)}); "
                 "check that there is enough memory, or use fewer --workers"
             ) from error
         raise

@@ -30,7 +30,7 @@ from pipeline.evaluate.published import TRAINED
 from pipeline.evaluate.results import PREDICTION_SCHEMA
 from pipeline.models.preprocessing import PredictConfig
 from pipeline.report.page import check_claims
-from pipeline.runtime.lock import DATASET_LOCK, held
+from pipeline.runtime.lock import DATASET_LOCK, locked
 from pipeline.storage.state_files import convert
 from pipeline.storage.store import Store
 from pipeline.training.probe_fit import Backbone, ProbePlan, fit_variant
@@ -467,7 +467,7 @@ def test_one_process_at_a_time_writes_a_probe(
     folder = tmp_path / "probe"
     flags = ("--probe", "--arch", "efficientnet_lite0", "--holdout", 0.5, "--output", folder)
     command = list(map(str, ("train", "--dataset", copied, *flags)))
-    with held(Store(str(folder)), DATASET_LOCK):
+    with locked(Store(str(folder)), DATASET_LOCK):
         assert main(command) == 1
     assert "is at work on it" in capsys.readouterr().err
     assert main(command) == main(command) == 0

@@ -17,7 +17,7 @@ import pytest
 from runs import ONE, ROOT, table_of
 
 from pipeline.analyses import ANALYSES
-from pipeline.evaluate.evaluation import Work
+from pipeline.evaluate.evaluation import PlannedAnalysis
 
 MODEL = """
 import time
@@ -129,7 +129,7 @@ def test_an_analysis_and_its_work_have_one_name() -> None:
     analyses = {one.name: one for one in ANALYSES if one.runs_models}
     for analysis in analyses.values():
         importlib.import_module(f"{analysis.does.rpartition('.')[0]}.stage")
-    works = {work.stage: work for work in Work.__subclasses__()}
+    works = {work.stage: work for work in PlannedAnalysis.__subclasses__()}
     assert works.keys() == analyses.keys()
     for name, work in works.items():
         analysis = analyses[name]

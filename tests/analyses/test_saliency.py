@@ -32,7 +32,7 @@ from pipeline.analyses.saliency.stage import (
     check_variants,
     shown_images,
 )
-from pipeline.commands.job_flags import works_from_flags
+from pipeline.commands.job_flags import analyses_from_flags
 from pipeline.commands.parser import build_parser
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import write_table
@@ -360,7 +360,7 @@ def test_wrong_flags_are_refused(one_worker: Path, flags: tuple[str, ...], messa
     def check() -> None:
         arguments, _ = build_parser().parse_known_args(["saliency", *flags])
         dataset = Dataset.open(store)
-        works_from_flags(arguments, store, dataset.manifest.config, dataset.taxonomy)
+        analyses_from_flags(arguments, store, dataset.manifest.config, dataset.taxonomy)
 
     with pytest.raises(UsageError, match=message):
         check()

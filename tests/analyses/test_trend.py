@@ -43,7 +43,7 @@ from pipeline.analyses.imagenet.stage import (
     IMAGES_PER_SHARD,
     ImageNetImage,
     ImageNetListing,
-    ImageNetWork,
+    PlannedImageNet,
     list_imagenet,
     listing_digest,
 )
@@ -295,9 +295,9 @@ def test_top1_is_the_models_own_on_the_whole_picture(
         store, ("efficientnet_lite0",), "val", PredictConfig(), Progress.for_store(store)
     )
     with pytest.raises(JobError, match=r"n02123045/n02123045_broken\.JPEG of --imagenet"):
-        RunModels(ImageNetWork(evaluation, str(tiny_imagenet), imagenet9())).process(Block(0, 0))
-    work = ImageNetWork(evaluation, str(tiny_imagenet), imagenet9())
-    assert work.units(Dataset.open(store))  # Lists the images with their sizes.
+        RunModels(PlannedImageNet(evaluation, str(tiny_imagenet), imagenet9())).process(Block(0, 0))
+    work = PlannedImageNet(evaluation, str(tiny_imagenet), imagenet9())
+    assert work.chunks(Dataset.open(store))  # Lists the images with their sizes.
     broken.write_bytes(b"more junk")
     with pytest.raises(OSError, match=r"_broken\.JPEG has changed while it was read"):
         RunModels(work).process(Block(0, 0))

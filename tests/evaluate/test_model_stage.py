@@ -11,12 +11,12 @@ import pytest
 from runs import run_python, stamps
 
 from pipeline.analyses.attack.results import AttackPlan
-from pipeline.analyses.attack.stage import AttackWork
-from pipeline.analyses.evaluation.stage import EvaluationWork
-from pipeline.analyses.imagenet.stage import ImageNetWork
-from pipeline.analyses.saliency.stage import SaliencyPlan, SaliencyWork
+from pipeline.analyses.attack.stage import PlannedAttack
+from pipeline.analyses.evaluation.stage import PlannedEvaluation
+from pipeline.analyses.imagenet.stage import PlannedImageNet
+from pipeline.analyses.saliency.stage import PlannedSaliency, SaliencyPlan
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.evaluation import Evaluation, Work
+from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
 from pipeline.evaluate.model_stage import ModelStage
 from pipeline.models.expand import DEFAULT_MODEL
 from pipeline.models.preprocessing import PredictConfig
@@ -55,12 +55,12 @@ def run_stages(
     evaluation = Evaluation(store, models, "val", PredictConfig(), progress, hints=hints)
     attacking = AttackPlan(evaluation, foregrounds=20, backgrounds=backgrounds, early_stop=True)
     pipeline = beam.Pipeline(options=pipeline_options(["--direct_num_workers=1"]))
-    works: list[Work] = [AttackWork(attacking, dataset.taxonomy)]
+    works: list[PlannedAnalysis] = [PlannedAttack(attacking, dataset.taxonomy)]
     if imagenet is not None:
         works += [
-            EvaluationWork(evaluation, dataset.taxonomy),
-            ImageNetWork(evaluation, str(imagenet), dataset.taxonomy),
-            SaliencyWork(SaliencyPlan(evaluation, num_maps=2), dataset.taxonomy),
+            PlannedEvaluation(evaluation, dataset.taxonomy),
+            PlannedImageNet(evaluation, str(imagenet), dataset.taxonomy),
+            PlannedSaliency(SaliencyPlan(evaluation, num_maps=2), dataset.taxonomy),
         ]
     done = pipeline | beam.Create([dataset.manifest.fingerprint])
     for work in works:

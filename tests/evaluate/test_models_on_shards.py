@@ -20,14 +20,14 @@ import torch
 from runs import ONE, QUICK, SHARDS, TINY_MODEL, dataset_in, refusal, run_in9, stamps
 
 from pipeline.analyses.attack.results import AttackPlan
-from pipeline.analyses.attack.stage import AttackWork
-from pipeline.analyses.evaluation.stage import EvaluationWork
-from pipeline.analyses.saliency.stage import SaliencyPlan, SaliencyWork
-from pipeline.commands.job_flags import works_from_flags
+from pipeline.analyses.attack.stage import PlannedAttack
+from pipeline.analyses.evaluation.stage import PlannedEvaluation
+from pipeline.analyses.saliency.stage import PlannedSaliency, SaliencyPlan
+from pipeline.commands.job_flags import analyses_from_flags
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.evaluate import predict_shards, resident
-from pipeline.evaluate.evaluation import Evaluation, Work
+from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
 from pipeline.evaluate.model_stage import (
     Block,
     BlockDone,
@@ -82,7 +82,7 @@ def test_a_model_that_fails_is_let_go_and_the_next_one_runs(
     models = ("python:counted:model", "python:tiny_models:none", FIRST)
     output = Path(shutil.copytree(made, tmp_path / "out"))
     shutil.rmtree(output / "results")
-    work = EvaluationWork(plan(output, *models), imagenet9())
+    work = PlannedEvaluation(plan(output, *models), imagenet9())
     step = RunModels(work)
     for order in (0, 0, 2):
         (done,) = step.process(Block(order, 0))
@@ -169,7 +169,7 @@ def test_predictions_are_of_what_decides_scores_and_of_nothing_else(made: Path) 
     assert are_there
     assert len(set(wanted.values())) == len(wanted) == 8
     same = (
-        find(groups=3, accept_new_weights=True, allow_overlap=True),
+        find(blocks=3, accept_new_weights=True, allow_overlap=True),
         find(predict=PredictConfig(batch_size=8)),
         find(predict=PredictConfig(device="cuda")),
     )
@@ -188,11 +188,11 @@ def test_predictions_are_made_once_and_again_the_same(made: Path, tmp_path: Path
     output = Path(shutil.copytree(made, tmp_path / "out"))
     evaluation, model = plan(output, FIRST), load_model(FIRST)
     dataset = Dataset.open(evaluation.store)
-    work = EvaluationWork(evaluation, imagenet9())
+    work = PlannedEvaluation(evaluation, imagenet9())
     before = stamps(output)
     (done,) = RunModels(work).process(Block(0, 0))
     assert isinstance(done, BlockDone)
-    units = (*work.units(dataset),)
+    units = (*work.chunks(dataset),)
     assert done.units == units
     # Notes about models go to the work folder only.
     assert stamps(output) == before
@@ -218,15 +218,15 @@ def test_progress_counts_the_tested_pictures(made: Path, tmp_path: Path, holdout
     output = Path(shutil.copytree(made, tmp_path / "out"))
     evaluation = plan(output, FIRST, holdout=holdout)
     works = (
-        EvaluationWork(evaluation, imagenet9()),
-        SaliencyWork(SaliencyPlan(evaluation, num_maps=0), imagenet9()),
+        PlannedEvaluation(evaluation, imagenet9()),
+        PlannedSaliency(SaliencyPlan(evaluation, num_maps=0), imagenet9()),
     )
     dataset = Dataset.open(evaluation.store)
     for work in works:
         FindDone(work).process(Block(0, 0))
         RunModels(work).process(Block(0, 0))
         done, total = evaluation.progress.count()[work.stage]
-        assert done == sum(work.size(dataset, unit) for unit in work.units(dataset))
+        assert done == sum(work.size(dataset, unit) for unit in work.chunks(dataset))
         assert total in (0, done)
 
 
@@ -235,7 +235,7 @@ def test_a_killed_evaluation_keeps_the_batches_that_it_has_done(
 ) -> None:
     output = Path(shutil.copytree(made, tmp_path / "out"))
     evaluation = dataclasses.replace(plan(output, FIRST), predict=PredictConfig(batch_size=2))
-    dataset, work = Dataset.open(evaluation.store), EvaluationWork(evaluation, imagenet9())
+    dataset, work = Dataset.open(evaluation.store), PlannedEvaluation(evaluation, imagenet9())
     of_model = PredictShards(dataset, evaluation.describe(dataset, load_model(FIRST)))
     path, original = output / of_model.path(1), Predictor.logits
     path.unlink()
@@ -285,7 +285,7 @@ def test_another_variant_costs_only_its_own_pictures(small_sample: Path, tmp_pat
 
 
 def test_looking_leaves_what_is_not_known(made: Path) -> None:
-    work = EvaluationWork(plan(made, FIRST), imagenet9())
+    work = PlannedEvaluation(plan(made, FIRST), imagenet9())
     before = stamps(made)
     # User code may give other weights each time, so its model is always loaded.
     (unknown,) = FindDone(work).process(Block(0, 0))
@@ -298,10 +298,10 @@ def test_looking_leaves_what_is_not_known(made: Path) -> None:
 def test_a_model_without_all_units_is_not_summed_up(made: Path, tmp_path: Path) -> None:
     dataset = dataset_in(made)
     store = Store(str(shutil.copytree(made, tmp_path / "out")))
-    evaluation = dataclasses.replace(plan(made, FIRST, SECOND, groups=2), store=store)
-    work = EvaluationWork(evaluation, imagenet9())
+    evaluation = dataclasses.replace(plan(made, FIRST, SECOND, blocks=2), store=store)
+    work = PlannedEvaluation(evaluation, imagenet9())
     run = evaluation.describe(dataset, load_model(FIRST))
-    units = (*work.units(dataset),)
+    units = (*work.chunks(dataset),)
     halves = [BlockDone(0, run, units[::2]), BlockDone(0, run, units[1::2])]
     assert SummarizeModel(work).process((0, reversed(halves))) == [ModelSummary((FIRST, FIRST))]
     for parts in (halves[1:], [*halves, halves[0]]):
@@ -331,30 +331,30 @@ def test_groups_follow_from_the_work_unless_they_are_given(
 ) -> None:
     dataset = dataset_in(made)
     works = {
-        groups: EvaluationWork(plan(made, FIRST, SECOND, groups=groups), imagenet9())
+        groups: PlannedEvaluation(plan(made, FIRST, SECOND, blocks=groups), imagenet9())
         for groups in (None, 1, 5)
     }
-    units = works[None].units(dataset)
+    units = works[None].chunks(dataset)
     pictures = sum(works[None].size(dataset, unit) for unit in units)
     assert len(units) > 2
     numbers = {}
     for size in (1, pictures // 2, pictures, 2 * pictures):
         monkeypatch.setattr("pipeline.evaluate.evaluation._PICTURES_OF_BLOCK", size)
-        numbers[size] = [work.groups(dataset) for work in works.values()]
+        numbers[size] = [work.blocks(dataset) for work in works.values()]
         for work in works.values():
-            step, number = MakeBlocks(work), work.groups(dataset)
+            step, number = MakeBlocks(work), work.blocks(dataset)
             blocks = list(step.process(""))
             assert len(blocks) == 2 * number
             for order in (0, 1):
                 parts = [step.units_of(block) for block in blocks if block.order == order]
                 assert sorted(unit for part in parts for unit in part) == list(units)
     assert list(numbers.values()) == [[len(units), 1, 5], [2, 1, 5], [1, 1, 5], [1, 1, 5]]
-    attack = AttackPlan(plan(made, FIRST, groups=None), 9, 9)
+    attack = AttackPlan(plan(made, FIRST, blocks=None), 9, 9)
     monkeypatch.setattr("pipeline.evaluate.evaluation._PICTURES_OF_BLOCK", 1)
-    chunks = AttackWork(attack, imagenet9()).units(dataset)
-    assert AttackWork(attack, imagenet9()).groups(dataset) == len(chunks)
+    chunks = PlannedAttack(attack, imagenet9()).chunks(dataset)
+    assert PlannedAttack(attack, imagenet9()).blocks(dataset) == len(chunks)
     early = dataclasses.replace(attack, early_stop=True)
-    assert AttackWork(early, imagenet9()).groups(dataset) == 1
+    assert PlannedAttack(early, imagenet9()).blocks(dataset) == 1
 
 
 def test_a_job_on_this_machine_has_one_group(
@@ -362,12 +362,12 @@ def test_a_job_on_this_machine_has_one_group(
 ) -> None:
     seen = []
 
-    def note(*arguments: Any) -> dict[str, Work]:
-        works = works_from_flags(*arguments)
-        seen.append(works["evaluate"].evaluation.groups)
+    def note(*arguments: Any) -> dict[str, PlannedAnalysis]:
+        works = analyses_from_flags(*arguments)
+        seen.append(works["evaluate"].evaluation.blocks)
         raise UsageError("seen")
 
-    monkeypatch.setattr("pipeline.commands.run.works_from_flags", note)
+    monkeypatch.setattr("pipeline.commands.run.analyses_from_flags", note)
     for flags in ((), ("--gpus", "3"), ("--direct_running_mode=multi_processing",)):
         refusal(capsys, "evaluate", "--dataset", made, "--models", FIRST, *flags)
     assert seen == [1, 3, 1]

@@ -102,7 +102,7 @@ def _contend(store: Store, place: str, log: str, seed: int) -> None:
         while True:
             asked = time.monotonic()
             try:
-                with lock.held(store, lock.DATASET_LOCK, wait=3600) as locked:
+                with lock.locked(store, lock.DATASET_LOCK, wait=3600) as locked:
                     waited = time.monotonic() - asked
                     last = json.loads(locked.read(MANIFEST))
                     time.sleep(moments.uniform(0, 2 * WORK_SECONDS))

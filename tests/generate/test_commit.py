@@ -32,14 +32,14 @@ from pipeline.generate.commit import (
     PREPARE_LOCK,
     PREPARED_MANIFEST,
     STAGING,
-    add_up,
     commit,
     finish_step,
+    merge_shards,
     move_step,
     prepare_step,
 )
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
-from pipeline.runtime.lock import DATASET_LOCK, held
+from pipeline.runtime.lock import DATASET_LOCK, locked
 from pipeline.storage.store import FileDigest, Store
 from transforms.taxonomy import imagenet9
 
@@ -69,7 +69,7 @@ def made(store: Store, number: int, content: str = "") -> tuple[SourceShard, Out
     row = {"status": "accepted", "label": number, "selected": True}
     rows = [row, {**row, "status": "small_box", "selected": False}, row]
     index = staged(f"index/{number}.parquet")
-    return source, OutputShard(totals, number).composed(index, rows, len(rows))
+    return source, OutputShard(totals, number).with_result(index, rows, len(rows))
 
 
 def assert_whole(store: Store, fingerprint: str) -> None:
@@ -83,7 +83,7 @@ def assert_whole(store: Store, fingerprint: str) -> None:
 
 
 def manifest_of_shards(*shards: SourceShard | OutputShard) -> Manifest:
-    return add_up(SMALL, iter(shards), IN9)[0]
+    return merge_shards(SMALL, iter(shards), IN9)[0]
 
 
 def test_the_sample_is_known_by_its_bytes(sample: Path, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_the_sample_is_known_by_its_bytes(sample: Path, tmp_path: Path) -> None:
             {"label": 0, "status": "accepted", "selected": True, "source_md5": each} for each in md5
         ]
         rows.append({**rows[0], "status": "small_box", "selected": False, "source_md5": "other"})
-        return manifest_of_shards(a, b, one.composed(one.record, rows, 3), sampled)
+        return manifest_of_shards(a, b, one.with_result(one.record, rows, 3), sampled)
 
     sampled = dataclasses.replace(two, of_sample=2)
     # A rejected picture may come from elsewhere, because it is not in the dataset.
@@ -201,7 +201,7 @@ def test_a_damaged_prepared_manifest_is_made_again(store: Store, content: bytes)
 
 
 def test_a_dataset_is_committed_over_another_one_while_its_lock_is_held(store: Store) -> None:
-    with held(store, DATASET_LOCK) as locked_store:
+    with locked(store, DATASET_LOCK) as locked_store:
         for content in ("", "new"):
             assert locked_store.exists(MANIFEST) == bool(content)
             shards = [shard for number in (0, 1) for shard in made(locked_store, number, content)]
@@ -213,7 +213,7 @@ def test_old_records_step_aside_in_one_worker_at_a_time(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     shards = [shard for number in (0, 1) for shard in made(store, number)]
     with ThreadPoolExecutor(1) as other:
-        with held(store, PREPARE_LOCK):
+        with locked(store, PREPARE_LOCK):
             waiting = other.submit(prepare_step, (None, shards), SMALL, store, IN9)
             with pytest.raises(TimeoutError):
                 waiting.result(0.3)
@@ -245,7 +245,7 @@ def test_what_travels_is_small(tmp_path: Path) -> None:
     row = {"status": "accepted", "selected": True}
     rows = [{**row, "label": n % 9} for n in range(1000)]
     index = record_of(*files, index_file("val", 0, 1))
-    composed = planned.composed(index, rows, len(rows))
+    composed = planned.with_result(index, rows, len(rows))
     assert (len(sources), len(composed.record.files)) == (31, 19)
     assert len(pickle.dumps(composed)) < 8000
     assert len(pickle.dumps(planned)) < 8000

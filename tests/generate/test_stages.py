@@ -37,7 +37,7 @@ from pipeline.generate.segment import SegmentShard
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.lists import read_key_list
-from pipeline.runtime.progress import Progress, UnitTally
+from pipeline.runtime.progress import Progress, Tally
 from pipeline.storage.store import FileDigest, Store
 from transforms.codec import decode_image
 from transforms.geometry import OutputBox
@@ -158,7 +158,7 @@ def test_layers_are_the_same_from_tars_and_cut_again(small_input: Path, tmp_path
     staging, stored = job.output_staging(), LayerSource(job.store, Cutter(BOX))
     before = list(stored.layers(images))
     own = {image.row.key: layer for image, layer, _ in before}
-    tally = UnitTally(job.progress, "compose", "x")
+    tally = Tally(job.progress, "compose", "x")
     compose = ComposeShard(job)
     compose.setup()
     digests = compose.write_variants(output, stored, images[1:], tally)

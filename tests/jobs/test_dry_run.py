@@ -42,7 +42,7 @@ def test_a_forecast_agrees_with_the_job(small_input: Path, tmp_path: Path) -> No
     )
     assert lines[2] == "val: 0 segmented already, 16 to segment"
     # The only images left of their classes have no partner for mixed_same.
-    (lonely,) = re.findall(
+    (without_partner,) = re.findall(
         r"^val: (\d+) of them without a background for every mixed variant \(no_background\), or "
         "more, if others are rejected$",
         lines[3],
@@ -71,9 +71,9 @@ def test_a_forecast_agrees_with_the_job(small_input: Path, tmp_path: Path) -> No
     manifest = manifest_of(output)
     images_of = manifest["images"]["val"]
     assert images_of["listed"] == 19
-    assert manifest["rejections"]["val"]["no_background"] == int(lonely) == 2
+    assert manifest["rejections"]["val"]["no_background"] == int(without_partner) == 2
     # Two images of one class could not be segmented.
-    assert images_of["accepted"] == int(forecast[0]) == int(accepted) - int(lonely) == 12
+    assert images_of["accepted"] == int(forecast[0]) == int(accepted) - int(without_partner) == 12
     size = sum(f["bytes"] for f in manifest["files"] if not f["path"].startswith("index/"))
     assert abs(float(forecast[1]) * 1e6 / size - 1) < 0.15
     rejections = manifest["rejections"]["val"]

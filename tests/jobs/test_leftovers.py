@@ -28,8 +28,8 @@ from pipeline.runtime.lock import (
     DATASET_LOCK,
     WEEK_SECONDS,
     acquire,
-    held,
     is_held,
+    locked,
     release,
     remove_leftovers,
     this_process,
@@ -125,7 +125,7 @@ def test_what_nothing_names_goes_and_what_is_not_ours_stays(
     for path in (*elsewhere, *theirs):
         store.write(path, b"?")
     acquire(store, ".in9/lock-dead-0", hexadecimal, {**this_process(), "pid": 2**22 + 1})
-    with held(store, DATASET_LOCK):
+    with locked(store, DATASET_LOCK):
         remove_leftovers(store)
         assert not is_held(store, ".in9/lock-dead-0")
         assert is_held(store, DATASET_LOCK)
@@ -160,7 +160,7 @@ def test_verify_says_that_a_job_is_at_work(
         return capsys.readouterr().err.splitlines()[-1]
 
     assert "1 fault; remove the files concerned and run the command" in verified("out")
-    with held(store, DATASET_LOCK):
+    with locked(store, DATASET_LOCK):
         message = verified("out")
         assert f"1 fault; process {os.getpid()} on " in message
         assert "is at work on it, so these may not be faults; verify it again" in message
@@ -171,10 +171,10 @@ def test_verify_says_that_a_job_is_at_work(
     release(store, DATASET_LOCK, "0f" * 16)
     for file in root.glob("published/v-*/README.md"):
         file.unlink()
-    with held(published, PUBLISH_LOCK):
+    with locked(published, PUBLISH_LOCK):
         assert "is at work on it" in verified("published")
     store.move("manifest.json", ".in9/manifest.previous.json")
     assert "holds no finished dataset" in verified("out")
-    with held(store, DATASET_LOCK):
+    with locked(store, DATASET_LOCK):
         message = verified("out")
         assert f"is at work on {store.root}; verify it when the job is done" in message

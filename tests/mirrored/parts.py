@@ -12,13 +12,14 @@ from pipeline.analyses.mirrored.results import (
     read_mirrored,
     write_tables,
 )
-from pipeline.analyses.mirrored.stage import MirroredWork
+from pipeline.analyses.mirrored.stage import PlannedMirrored
+from typing_extensions import override
 
 from pipeline.analyses.parts import Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import Panel
-from pipeline.evaluate.evaluation import Evaluation, Work
+from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
 from transforms.taxonomy import Taxonomy
 
 
@@ -28,35 +29,35 @@ class MirroredParts(Parts):
     tables = TABLES
 
     @property
+    @override
     def panels(self) -> tuple[Panel, ...]:
-        """Same as `Parts.panels`."""
         return (PANEL,)
 
+    @override
     def plan(
         self,
         arguments: argparse.Namespace,
         evaluation: Evaluation,
         config: DatasetConfig,
         taxonomy: Taxonomy,
-    ) -> Work | None:
-        """Same as `Parts.plan`."""
+    ) -> PlannedAnalysis | None:
         is_asked = getattr(arguments, "mirrored", False)
-        return MirroredWork(evaluation, taxonomy) if is_asked else None
+        return PlannedMirrored(evaluation, taxonomy) if is_asked else None
 
-    def forecast(self, work: Work, images: float, variants: Sequence[str]) -> int:
-        """Same as `Parts.forecast`."""
+    @override
+    def forecast(self, work: PlannedAnalysis, images: float, variants: Sequence[str]) -> int:
         return round(images)
 
+    @override
     def find(self, dataset: Dataset) -> Found:
-        """Same as `Parts.find`."""
         return Found(read_mirrored(dataset))
 
+    @override
     def write(self, dataset: Dataset, columns: Sequence[str]) -> None:
-        """Same as `Parts.write`."""
         write_tables(dataset)
 
-    def lines(self, dataset: Dataset, work: Work | None) -> Iterator[str]:
-        """Same as `Parts.lines`."""
+    @override
+    def lines(self, dataset: Dataset, work: PlannedAnalysis | None) -> Iterator[str]:
         if work:
             yield mirrored_table(read_mirrored(dataset))
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 from pipeline.analyses.mirrored.results import SCHEMA, VARIANT, MirroredResult
+from typing_extensions import override
 
 from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.evaluation import ModelWork, NoteDone, UnitOutput, Work
+from pipeline.evaluate.evaluation import AnalysisOfModel, ChunkOutput, NoteDone, PlannedAnalysis
 from pipeline.evaluate.predictions import split_fingerprint
 from pipeline.evaluate.results import ModelRun, pick, result_file, result_shard, write_result
 from pipeline.storage.state_files import read_table
@@ -24,30 +25,31 @@ if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
 
 
-class MirroredWork(Work):
+class PlannedMirrored(PlannedAnalysis):
     """The stage that shows mirrored pictures to models."""
 
     stage = "mirrored"
-    unit_name = "mirrored_shards"
+    chunk_name = "mirrored_shards"
     pictures_name = "pictures_mirrored"
     refuses_overlap = False
 
-    def units(self, dataset: Dataset) -> Sequence[int]:
-        """Same as `Work.units`; units are output shards."""
+    @override
+    def chunks(self, dataset: Dataset) -> Sequence[int]:
+        """Returns the numbers of the output shards."""
         return dataset.shards(self.evaluation.split)
 
-    def size(self, dataset: Dataset, unit: int) -> int:
-        """Same as `Work.size`."""
-        return len(self.evaluation.rows(dataset, unit))
+    @override
+    def size(self, dataset: Dataset, chunk: int) -> int:
+        return len(self.evaluation.rows(dataset, chunk))
 
+    @override
     def for_model(self, dataset: Dataset, run: ModelRun) -> MirroredShards:
-        """Same as `Work.for_model`."""
         return MirroredShards(dataset, run)
 
+    @override
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
-        """Same as `Work.summarize`."""
         shards, split = self.for_model(dataset, run), self.evaluation.split
-        tables = [read_table(dataset.store, shards.path(unit)) for unit in self.units(dataset)]
+        tables = [read_table(dataset.store, shards.path(chunk)) for chunk in self.chunks(dataset)]
         answers = pa.concat_tables(tables)["correct"].to_pylist()
         low, high = wilson(sum(answers), len(answers))
         result = pick(
@@ -62,35 +64,35 @@ class MirroredWork(Work):
         write_result(dataset.store, result_file(run.folder, "mirrored"), result)
 
 
-class MirroredShards(ModelWork):
+class MirroredShards(AnalysisOfModel):
     """Answers of a model to the mirrored pictures of output shards."""
 
     def __init__(self, dataset: Dataset, run: ModelRun) -> None:
         super().__init__(dataset.store)
         self._dataset, self._run = dataset, run
 
-    def path(self, unit: int) -> str:
-        """Same as `ModelWork.path`."""
-        return result_shard(self._run.folder, "mirrored", self._run.evaluation.split, unit)
+    @override
+    def path(self, chunk: int) -> str:
+        return result_shard(self._run.folder, "mirrored", self._run.evaluation.split, chunk)
 
-    def fingerprint(self, unit: int) -> str:
-        """Same as `ModelWork.fingerprint`."""
-        files = self._dataset.shard_files(self._run.evaluation.split, unit, (VARIANT,))
+    @override
+    def fingerprint(self, chunk: int) -> str:
+        files = self._dataset.shard_files(self._run.evaluation.split, chunk, (VARIANT,))
         return fingerprint(*self._run.identity, [file.sha256 for file in files])
 
+    @override
     def run(
-        self, predictor: Predictor, units: Sequence[int], missing: Sequence[int], note: NoteDone
-    ) -> Generator[UnitOutput, None, None]:
-        """Same as `ModelWork.run`."""
+        self, predictor: Predictor, chunks: Sequence[int], missing: Sequence[int], note: NoteDone
+    ) -> Generator[ChunkOutput, None, None]:
         outputs = labels_of_outputs(self._run.num_outputs, self._dataset.taxonomy)
-        for unit in missing:
+        for chunk in missing:
             rows = []
-            samples = self._dataset.samples(self._run.evaluation.split, unit, VARIANT)
+            samples = self._dataset.samples(self._run.evaluation.split, chunk, VARIANT)
             while batch := list(itertools.islice(samples, predictor.batch_size)):
                 mirrored = np.stack([decode_image(one.image)[:, ::-1] for one in batch])
                 logits = predictor.forward(predictor.to_device(mirrored)).cpu().detach().numpy()
                 for sample, of_sample in zip(batch, logits, strict=True):
                     is_correct = outputs[of_sample.argmax()] == sample.fields["label"]
                     rows.append({"key": sample.key, "correct": bool(is_correct)})
-                note(unit, len(batch), len(batch))
-            yield UnitOutput(unit, pa.Table.from_pylist(rows, SCHEMA))
+                note(chunk, len(batch), len(batch))
+            yield ChunkOutput(chunk, pa.Table.from_pylist(rows, SCHEMA))

@@ -38,7 +38,7 @@ ARCHITECTURE = "mobilenetv3_small_050"
 def learn(known: KnownModels, entry: str) -> LoadedModel:
     """Loads a model and remembers it."""
     model = load_model(entry, known.weights)
-    known.remember(entry, model.identity, source_of(entry).origin(entry, model))
+    known.store_identity(entry, model.identity, source_of(entry).origin(entry, model))
     return model
 
 
@@ -50,19 +50,19 @@ def known(tmp_path: Path) -> KnownModels:
 def test_a_file_is_known_until_it_changes(known: KnownModels, tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     entry = checkpoint(path)
-    assert known.recall(entry) is None
+    assert known.load(entry) is None
     identity = learn(known, entry).identity
-    assert known.recall(entry) == identity
+    assert known.load(entry) == identity
     # The meaning of the outputs decides how pictures are normalised.
     swapped = imagenet9().names[::-1]
     other = dataclasses.replace(known, taxonomy=dataclasses.replace(imagenet9(), names=swapped))
-    assert other.recall(entry) is None
+    assert other.load(entry) is None
     os.utime(path, (1, 1))
-    assert known.recall(entry) is None
+    assert known.load(entry) is None
     learn(known, entry)
-    assert known.recall(entry) == identity
+    assert known.load(entry) == identity
     path.unlink()
-    assert known.recall(entry) is None
+    assert known.load(entry) is None
 
 
 def test_a_graph_is_known_unless_its_weights_lie_elsewhere(
@@ -72,28 +72,28 @@ def test_a_graph_is_known_unless_its_weights_lie_elsewhere(
     path = tmp_path / "one.onnx"
     torch.onnx.export(module, (torch.zeros(1, 3, 8, 8),), path, dynamo=False)
     identity = learn(known, f"onnx:{path}").identity
-    assert known.recall(f"onnx:{path}") == identity
+    assert known.load(f"onnx:{path}") == identity
     two = f"onnx:{tmp_path / 'two.onnx'}"
     onnx.save(onnx.load(path), tmp_path / "two.onnx", save_as_external_data=True, size_threshold=0)
     before = learn(known, two).identity
     (weights,) = set(tmp_path.iterdir()) - {path, tmp_path / "two.onnx", Path(known.store.root)}
     weights.write_bytes(bytes(len(weights.read_bytes())))
-    assert (known.recall(two) or learn(known, two).identity) != before
+    assert (known.load(two) or learn(known, two).identity) != before
 
 
 def test_a_package_is_known_by_its_version(
     known: KnownModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     identity = learn(known, "efficientnet_lite0").identity
-    assert known.recall("efficientnet_lite0") == identity
-    assert known.recall("efficientnet_lite1") is None
+    assert known.load("efficientnet_lite0") == identity
+    assert known.load("efficientnet_lite1") is None
     monkeypatch.setattr("pipeline.models.stored._version", lambda package: f"{package} 9")
-    assert known.recall("efficientnet_lite0") is None
+    assert known.load("efficientnet_lite0") is None
 
 
 def test_code_of_ones_own_is_never_known(known: KnownModels) -> None:
     learn(known, "python:tiny_models:first")
-    assert known.recall("python:tiny_models:first") is None
+    assert known.load("python:tiny_models:first") is None
 
 
 def test_weights_of_a_folder_are_known_by_their_file(known: KnownModels, tmp_path: Path) -> None:
@@ -102,10 +102,10 @@ def test_weights_of_a_folder_are_known_by_their_file(known: KnownModels, tmp_pat
     (tmp_path / "a.pth").unlink()
     known = dataclasses.replace(known, weights=str(tmp_path / "weights"))
     identity = learn(known, entry).identity
-    assert known.recall(entry) == identity
+    assert known.load(entry) == identity
     (stored,) = (tmp_path / "weights").glob("*.safetensors")
     os.utime(stored, (1, 1))
-    assert known.recall(entry) is None
+    assert known.load(entry) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"no JSON", b'{"entry": "a"}'])
@@ -115,7 +115,7 @@ def test_a_damaged_memory_is_none(
     learn(known, "efficientnet_lite0")
     (path,) = Path(known.store.root).rglob("*.json")
     path.write_bytes(content)
-    assert known.recall("efficientnet_lite0") is None
+    assert known.load("efficientnet_lite0") is None
 
 
 def cached(home: Path, repository: str, commit: str, outputs: int = 1000) -> None:
@@ -139,8 +139,8 @@ if sys.argv[2] == "learn":
     from pipeline.models.registry import load_model, source_of
     model = load_model(sys.argv[3])
     origin = source_of(sys.argv[3]).origin(sys.argv[3], model)
-    known.remember(sys.argv[3], model.identity, origin)
-found = known.recall(sys.argv[3])
+    known.store_identity(sys.argv[3], model.identity, origin)
+found = known.load(sys.argv[3])
 print(found and found.name, "torch" in sys.modules)
 """
 
@@ -156,9 +156,9 @@ def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path: Path) -> None:
 
     name = "mobilenetv3_small_050.lamb_in1k"
     assert ask("learn") == [name, "True"]
-    assert ask("recall") == [name, "False"]
+    assert ask("load") == [name, "False"]
     (home / "hub/models--timm--mobilenetv3_small_050.lamb_in1k/refs/main").write_text("b" * 40)
-    assert ask("recall") == ["None", "False"]
+    assert ask("load") == ["None", "False"]
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

@@ -25,7 +25,7 @@ from gcs import BUCKET, object_store
 from runs import manifest_of, run_here
 
 from pipeline.analyses.evaluation.conditions import parse_conditions
-from pipeline.analyses.evaluation.stage import EvaluationWork
+from pipeline.analyses.evaluation.stage import PlannedEvaluation
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.evaluate.evaluation import Evaluation
@@ -39,8 +39,8 @@ from pipeline.runtime.lock import (
     TABLES_LOCK,
     Holder,
     acquire,
-    held,
     is_held,
+    locked,
     release,
     this_process,
 )
@@ -187,7 +187,7 @@ def test_hints_are_on_the_steps_that_run_models_alone(
     }
     hinted = [step for step in leaves if hints.get(step.unique_name)]
     names = {step.unique_name.partition("/ParDo")[0] for step in hinted}
-    stages = ("EvaluationWork", "ImageNetWork", "AttackWork", "SaliencyWork")
+    stages = ("PlannedEvaluation", "PlannedImageNet", "PlannedAttack", "PlannedSaliency")
     assert names == {f"{stage}/RunModels" for stage in stages}
     makers = {name: step for step in leaves for name in step.outputs.values()}
     for step in hinted:
@@ -213,11 +213,11 @@ def test_the_number_of_groups_is_that_of_the_flag_or_follows_from_the_work(
     (step,) = (
         step
         for step in steps
-        if step.unique_name.startswith("EvaluationWork/Blocks") and not step.subtransforms
+        if step.unique_name.startswith("PlannedEvaluation/Blocks") and not step.subtransforms
     )
     payload = beam_runner_api_pb2.ParDoPayload.FromString(step.spec.payload)
     blocks, *_ = pickler.loads(payload.do_fn.payload)
-    assert blocks.work.evaluation.groups == groups
+    assert blocks.work.evaluation.blocks == groups
 
 
 def run_as_worker(cloud: Cloud, job: dict[str, Any], folder: Path) -> None:
@@ -476,7 +476,7 @@ def test_workers_hold_locks_for_their_job(tmp_path: Path) -> None:
     try:
         RuntimeValueProvider.set_runtime_options({"runner": "DataflowRunner", **job})
         acquire(store, TABLES_LOCK, "2" * 32, {"dataflow": job})
-        with held(store, TABLES_LOCK):
+        with locked(store, TABLES_LOCK):
             assert not is_held(store, TABLES_LOCK, "2" * 32)
             claim = store.files.current_claim(store.path(TABLES_LOCK))
             assert claim is not None
@@ -498,7 +498,7 @@ def test_a_condition_that_holds_fails_a_job_that_nobody_waits_for(
     progress = Progress.for_store(store)
     evaluation = Evaluation(store, (DEFAULT_MODEL,), "val", PredictConfig(), progress)
     conditions = parse_conditions(["original>0.1", "original<0.1"])
-    work = EvaluationWork(evaluation, Dataset.open(store).taxonomy, conditions)
+    work = PlannedEvaluation(evaluation, Dataset.open(store).taxonomy, conditions)
     ending = JobSummary(
         "run",
         store,

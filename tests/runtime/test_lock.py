@@ -23,7 +23,7 @@ from runs import ROOT, Run, run_in9, start_in9, take_over, wait_until
 from pipeline.errors import JobError
 from pipeline.generate import commit
 from pipeline.runtime import lock
-from pipeline.runtime.lock import DATASET_LOCK, TABLES_LOCK, acquire, held, is_held, release
+from pipeline.runtime.lock import DATASET_LOCK, TABLES_LOCK, acquire, is_held, locked, release
 from pipeline.storage import files, processes
 from pipeline.storage.files import files_of
 from pipeline.storage.store import TEMPORARY, Store
@@ -42,14 +42,14 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_held_lock_names_its_process_and_is_released(store: Store) -> None:
     threads = threading.active_count()
-    with held(store, DATASET_LOCK):
+    with locked(store, DATASET_LOCK):
         who = f"process {os.getpid()} on {socket.gethostname()} is at work"
-        with pytest.raises(JobError, match=who), held(store, DATASET_LOCK):
+        with pytest.raises(JobError, match=who), locked(store, DATASET_LOCK):
             pass
-        with held(store, TABLES_LOCK):
+        with locked(store, TABLES_LOCK):
             pass
     assert not is_held(store, DATASET_LOCK)
-    with pytest.raises(ZeroDivisionError), held(store, DATASET_LOCK):
+    with pytest.raises(ZeroDivisionError), locked(store, DATASET_LOCK):
         raise ZeroDivisionError
     assert not is_held(store, DATASET_LOCK)
     assert threading.active_count() == threads
@@ -66,7 +66,7 @@ def test_what_is_known_to_be_over_is_taken_over_at_once(store: Store) -> None:
     me = lock.this_process()
     for owner in ({**me, "pid": dead_process()}, {**me, "started": "1"}):  # Its id was reused.
         acquire(store, DATASET_LOCK, "0" * 32, owner)
-        with held(store, DATASET_LOCK):
+        with locked(store, DATASET_LOCK):
             assert not is_held(store, DATASET_LOCK, "0" * 32)
         # The release of the earlier holder comes late and does nothing.
         release(store, DATASET_LOCK, "0" * 32)
@@ -90,7 +90,7 @@ def test_what_is_known_to_be_alive_is_not_taken_over_without_a_sign_of_life(
 ) -> None:
     store = Store(str(tmp_path))
     acquire(store, DATASET_LOCK, "0" * 32, lock.this_process())
-    with pytest.raises(JobError, match="is at work"), held(store, DATASET_LOCK, wait=1.0):
+    with pytest.raises(JobError, match="is at work"), locked(store, DATASET_LOCK, wait=1.0):
         pass
 
 
@@ -101,7 +101,7 @@ def test_one_out_of_sight_counts_as_over_when_it_gives_no_sign_of_life(
     """Checks that what the waiting process sees decides, not clocks or time stamps."""
     acquire(store, DATASET_LOCK, "0" * 32, ELSEWHERE)
     renewal = lock.Renewal(store, DATASET_LOCK, "0" * 32)
-    with pytest.raises(JobError, match="process 1 on elsewhere is at"), held(store, DATASET_LOCK):
+    with pytest.raises(JobError, match="process 1 on elsewhere is at"), locked(store, DATASET_LOCK):
         pass
     assert "process 1 on elsewhere holds" in caplog.text
     renewal.stop()
@@ -109,7 +109,7 @@ def test_one_out_of_sight_counts_as_over_when_it_gives_no_sign_of_life(
         for name in ("", *names):
             os.utime(os.path.join(folder, name), (2**32, 2**32))
     asked = time.monotonic()
-    with held(store, DATASET_LOCK):
+    with locked(store, DATASET_LOCK):
         assert 0.5 < time.monotonic() - asked < 30
 
 
@@ -123,7 +123,7 @@ def test_a_zombie_has_ended(tmp_path: Path) -> None:
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         assert process.is_alive() is False
-        with held(store, DATASET_LOCK):
+        with locked(store, DATASET_LOCK):
             pass
 
 
@@ -141,7 +141,7 @@ def test_a_damaged_lock_is_nobodys(
     claim.mkdir(parents=True)
     if content is not None:
         (claim / "about").write_bytes(content)
-    with held(store, DATASET_LOCK):
+    with locked(store, DATASET_LOCK):
         assert [store.path(DATASET_LOCK) in message for message in caplog.messages] == [True]
     assert not is_held(store, DATASET_LOCK)
 
@@ -154,7 +154,7 @@ def test_what_stands_in_the_way_of_a_lock_is_named(name: str, tmp_path: Path) ->
     path.write_text("")
     with (
         pytest.raises((JobError, OSError), match=Path(name).name),
-        held(Store(str(tmp_path)), DATASET_LOCK),
+        locked(Store(str(tmp_path)), DATASET_LOCK),
     ):
         pass
     assert path.exists()
@@ -183,11 +183,11 @@ def _write_together(store: Store) -> None:
 def test_a_late_holder_stops_instead_of_writing(store: Store, step: str) -> None:
     for path in ("a", "b", "folder/c"):
         store.write(path, path.encode())
-    with held(store, DATASET_LOCK) as locked:
+    with locked(store, DATASET_LOCK) as fenced:
         take_over(store, DATASET_LOCK)
         before = {path: store.read(path) for path in store.walk("")}
         with pytest.raises(JobError, match="It stops without writing") as stopped:
-            STEPS[step](locked)
+            STEPS[step](fenced)
         assert len(str(stopped.value).splitlines()) == 1
         assert {path: store.read(path) for path in store.walk("")} == before
     # Nor does it release the lock of another holder.
@@ -196,28 +196,28 @@ def test_a_late_holder_stops_instead_of_writing(store: Store, step: str) -> None
 
 def test_a_late_holder_leaves_folders_alone(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    with held(store, DATASET_LOCK) as locked:
-        locked.make_folder("kept/empty")
+    with locked(store, DATASET_LOCK) as fenced:
+        fenced.make_folder("kept/empty")
         take_over(store, DATASET_LOCK)
-        for step in (lambda: locked.make_folder("late"), lambda: locked.prune("kept")):
+        for step in (lambda: fenced.make_folder("late"), lambda: fenced.prune("kept")):
             with pytest.raises(JobError, match="It stops without writing"):
                 step()
     assert [store.has_folder(name) for name in ("kept/empty", "late")] == [True, False]
 
 
 def test_the_holder_does_what_a_store_does(store: Store) -> None:
-    with held(store, DATASET_LOCK) as locked:
+    with locked(store, DATASET_LOCK) as fenced:
         for path in ("a", "b", "folder/c", "folder/d"):
-            locked.write(path, path.encode(), durable=True)
-        locked.move("a", "moved")
-        locked.copy_into(locked, [("b", "copied"), ("b", "copied")])
-        locked.delete_all(["b", "none"])
-        assert locked.update("moved", b"again")
-        locked.delete("folder/c")
-        locked.delete_tree("folder")
-        locked.delete_tree("none")
+            fenced.write(path, path.encode(), durable=True)
+        fenced.move("a", "moved")
+        fenced.copy_into(fenced, [("b", "copied"), ("b", "copied")])
+        fenced.delete_all(["b", "none"])
+        assert fenced.update("moved", b"again")
+        fenced.delete("folder/c")
+        fenced.delete_tree("folder")
+        fenced.delete_tree("none")
         with pytest.raises(FileNotFoundError):
-            locked.move("none", "a")
+            fenced.move("none", "a")
     assert {path: store.read(path) for path in store.walk("")} == {
         "copied": b"b",
         "moved": b"again",
@@ -233,11 +233,11 @@ def test_where_there_are_no_hard_links_files_are_looked_after_all_the_same(
     monkeypatch.setattr(os, "link", refuse)
     store = Store(str(tmp_path))
     store.write("a", b"a")
-    with held(store, DATASET_LOCK) as locked:
-        locked.move("a", "b")
+    with locked(store, DATASET_LOCK) as fenced:
+        fenced.move("a", "b")
         take_over(store, DATASET_LOCK)
         with pytest.raises(JobError, match="It stops without writing"):
-            locked.move("b", "a")
+            fenced.move("b", "a")
     assert store.read("b") == b"a"
 
 
@@ -246,16 +246,16 @@ def test_in_object_storage_a_commit_is_of_what_its_writer_has_seen(server: None)
     the lock and its request."""
     store = Store.at(f"gs://{BUCKET}/seen")
     store.write("manifest.json", b"0")
-    with held(store, DATASET_LOCK) as locked:
-        locked.read("manifest.json")
-        locked.write("manifest.json", b"1", durable=True)
-        locked.write("manifest.json", b"2", durable=True)
+    with locked(store, DATASET_LOCK) as fenced:
+        fenced.read("manifest.json")
+        fenced.write("manifest.json", b"1", durable=True)
+        fenced.write("manifest.json", b"2", durable=True)
         store.write("manifest.json", b"late")
         with pytest.raises(JobError, match=r"manifest\.json has been written by another job"):
-            locked.write("manifest.json", b"3", durable=True)
+            fenced.write("manifest.json", b"3", durable=True)
         # If the content is there already, the holder has written it and the answer was lost.
-        locked.write("manifest.json", b"late", durable=True)
-        locked.write("manifest.json", b"4", durable=True)
+        fenced.write("manifest.json", b"late", durable=True)
+        fenced.write("manifest.json", b"4", durable=True)
 
 
 def test_steps_of_a_job_take_over_what_its_lost_machines_hold(store: Store) -> None:
@@ -264,18 +264,18 @@ def test_steps_of_a_job_take_over_what_its_lost_machines_hold(store: Store) -> N
     late = job.fenced(TABLES_LOCK, "a" * 32)
     late.write("x", b"first")
     asked = time.monotonic()
-    with held(job, TABLES_LOCK) as locked:
+    with locked(job, TABLES_LOCK) as fenced:
         assert time.monotonic() - asked < 10
-        locked.write("x", b"second")
+        fenced.write("x", b"second")
         with pytest.raises(JobError, match="stops without writing"):
             late.write("x", b"late", durable=True)
         # A step that runs at the same time is known not to be lost.
-        with pytest.raises(JobError, match="is at work"), held(job, TABLES_LOCK):
+        with pytest.raises(JobError, match="is at work"), locked(job, TABLES_LOCK):
             pass
-        with pytest.raises(JobError, match="is at work"), held(other, TABLES_LOCK):
+        with pytest.raises(JobError, match="is at work"), locked(other, TABLES_LOCK):
             pass
     # The dataset's lock belongs to the job as a whole.
-    with held(job, DATASET_LOCK):
+    with locked(job, DATASET_LOCK):
         lock.fenced_for_job(job).write("x", b"by another machine")
         with pytest.raises(JobError, match="stops without writing"):
             lock.fenced_for_job(other).write("x", b"of another job")
@@ -298,7 +298,7 @@ def test_a_renewal_that_fails_is_tried_again(
 
     monkeypatch.setattr(files.LocalFiles, "renew", fails_at_first)
     current_claim = store.files.current_claim
-    with held(store, DATASET_LOCK):
+    with locked(store, DATASET_LOCK):
         before = current_claim(store.path(DATASET_LOCK))
         until = time.monotonic() + 20
         while current_claim(store.path(DATASET_LOCK)) == before:
@@ -309,7 +309,7 @@ def test_a_renewal_that_fails_is_tried_again(
 
 @pytest.mark.usefixtures("short")
 def test_a_lost_lock_is_not_renewed(store: Store) -> None:
-    with held(store, DATASET_LOCK):
+    with locked(store, DATASET_LOCK):
         take_over(store, DATASET_LOCK)
         claim = store.files.current_claim(store.path(DATASET_LOCK))
         # Time for several renewals.
@@ -325,7 +325,7 @@ def holder(root: str, *, then: str) -> list[str]:
         "from pipeline.storage.store import Store",
         "lock.RENEWAL_SECONDS = 0.1",
         f"store = Store({root!r})",
-        "holding = lock.held(store, lock.DATASET_LOCK)",
+        "holding = lock.locked(store, lock.DATASET_LOCK)",
         "mine = holding.__enter__()",
         "store.write('made', b'')",
         then,
@@ -336,7 +336,7 @@ def holder(root: str, *, then: str) -> list[str]:
 def test_a_lock_keeps_no_process_alive(tmp_path: Path) -> None:
     subprocess.run(holder(str(tmp_path), then="pass"), check=True, timeout=60, cwd=ROOT)
     # The process has ended without releasing its lock, which can be taken over.
-    with held(Store(str(tmp_path)), DATASET_LOCK):
+    with locked(Store(str(tmp_path)), DATASET_LOCK):
         pass
 
 
@@ -357,7 +357,7 @@ def test_containers_that_share_a_host_name_do_not_take_each_other_for_dead(tmp_p
             time.sleep(0.02)
         with (
             pytest.raises(JobError, match=rf"process 1 on {socket.gethostname()} is at work"),
-            held(store, DATASET_LOCK),
+            locked(store, DATASET_LOCK),
         ):
             pass
         store.remove_temporary()
@@ -365,7 +365,7 @@ def test_containers_that_share_a_host_name_do_not_take_each_other_for_dead(tmp_p
     finally:
         running.kill()
         running.wait()
-    with held(store, DATASET_LOCK):
+    with locked(store, DATASET_LOCK):
         pass
 
 
@@ -381,7 +381,7 @@ def test_of_two_runs_on_one_output_one_works(tmp_path: Path) -> None:
     assert first.wait() == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("step", ["prepare", "put_in_place"])
+@pytest.mark.parametrize("step", ["prepare", "move_files"])
 def test_a_job_that_has_lost_the_dataset_does_not_commit(
     run_small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

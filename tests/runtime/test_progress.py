@@ -11,7 +11,7 @@ import pytest
 from runs import run_here
 
 from pipeline.runtime import progress
-from pipeline.runtime.progress import Progress, UnitTally, show_progress
+from pipeline.runtime.progress import Progress, Tally, show_progress
 from pipeline.storage.store import Store
 
 
@@ -83,14 +83,14 @@ def test_a_part_counts_by_its_largest_note(tmp_path: Path) -> None:
 def test_a_tally_notes_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notes = Progress.for_store(Store(str(tmp_path)))
     monkeypatch.setattr(progress, "_NOTE_SECONDS", 3600.0)
-    seldom = UnitTally(notes, "evaluate", "seldom")
+    seldom = Tally(notes, "evaluate", "seldom")
     seldom.advance(3)
     assert "evaluate" not in notes.count()
     seldom.advance(4)
     seldom.note_done()
     assert notes.count()["evaluate"] == (7, 0)
     monkeypatch.setattr(progress, "_NOTE_SECONDS", 0.0)
-    often = UnitTally(notes, "evaluate", "often")
+    often = Tally(notes, "evaluate", "often")
     for number in range(1, 4):
         often.advance(1)
         assert notes.count()["evaluate"] == (7 + number, 0)

@@ -21,7 +21,7 @@ from pipeline.errors import JobError, TooLargeError, UsageError
 from pipeline.generate.cut_source import Cutter
 from pipeline.generate.scenes import DrawnScenes, examine_scenes, list_scenes
 from pipeline.inputs.layout import find_layout, list_images
-from pipeline.runtime.lock import DATASET_LOCK, acquire, held, is_held, release, this_process
+from pipeline.runtime.lock import DATASET_LOCK, acquire, is_held, locked, release, this_process
 from pipeline.storage.files import absolute, is_below, parent
 from pipeline.storage.gcs_files import _blob
 from pipeline.storage.parallel import read_ahead
@@ -183,8 +183,8 @@ def test_of_many_that_want_a_lock_one_gets_it(proxy: FaultProxy, store: Store) -
     with proxy.harming(0.1):
         release(store, DATASET_LOCK, winner)
         for number in range(20):
-            with held(store, DATASET_LOCK) as locked:
-                locked.write("manifest.json", f"{number}".encode(), durable=True)
+            with locked(store, DATASET_LOCK) as fenced:
+                fenced.write("manifest.json", f"{number}".encode(), durable=True)
     assert not is_held(store, DATASET_LOCK)
     assert store.read("manifest.json") == b"19"
 

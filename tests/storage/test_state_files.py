@@ -25,7 +25,7 @@ from pipeline.dataset.manifest import LATEST, MANIFEST, Manifest, read_latest, r
 from pipeline.dataset.records import Record, Staging, read_metadata, write_table
 from pipeline.errors import UsageError
 from pipeline.evaluate.results import RunSettings
-from pipeline.runtime.lock import DATASET_LOCK, held
+from pipeline.runtime.lock import DATASET_LOCK, locked
 from pipeline.storage.state_files import NotJsonError, RelativePath, parse_json, read_json
 from pipeline.storage.store import FileDigest, Store
 from transforms.limits import MAX_NESTING, load_json
@@ -240,7 +240,7 @@ WRITES: dict[str, Callable[[Store], object]] = {
     "delete_tree": lambda store: store.delete_tree("parquet/folder"),
     "below": lambda store: store.below("parquet").write("theirs", b""),
     "prune": lambda store: store.prune("parquet/empty"),
-    "lock": lambda store: held(store.below("parquet"), DATASET_LOCK).__enter__(),
+    "lock": lambda store: locked(store.below("parquet"), DATASET_LOCK).__enter__(),
 }
 
 
@@ -333,12 +333,12 @@ def test_what_commits_others_is_on_the_disk_before_it_has_a_name(
     store.write(MANIFEST, b"{}", durable=True)
     assert calls == expected
     calls.clear()
-    with held(store, DATASET_LOCK) as locked:
-        locked.write(MANIFEST, b"{}", durable=True)
+    with locked(store, DATASET_LOCK) as fenced:
+        fenced.write(MANIFEST, b"{}", durable=True)
         assert calls == expected
         calls.clear()
         moves = [("layers/val-00000.parquet", "index/a"), (MANIFEST, "index/b")]
-        locked.move_all(moves)
+        fenced.move_all(moves)
         # Files pass through the lock's folder, so each gets a name twice.
         assert calls == [*["name file"] * 4, "sync folder"]
     calls.clear()

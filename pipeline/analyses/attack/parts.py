@@ -9,6 +9,8 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+from typing_extensions import override
+
 from pipeline.analyses.attack.results import (
     TABLES,
     AttackMeasures,
@@ -22,7 +24,7 @@ from pipeline.analyses.attack.results import (
     read_attacks,
     write_attack_tables,
 )
-from pipeline.analyses.attack.stage import AttackWork
+from pipeline.analyses.attack.stage import PlannedAttack
 from pipeline.analyses.evaluation.results import Summary
 from pipeline.analyses.parts import Found, Parts
 from pipeline.dataset.config import DatasetConfig
@@ -44,7 +46,7 @@ from pipeline.display.panel import (
     find_samples,
 )
 from pipeline.display.table import TIMES
-from pipeline.evaluate.evaluation import Evaluation, Work
+from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
 from pipeline.evaluate.published import CHALLENGE, FOOLED, FULL_GRID, published_for
 from pipeline.evaluate.results import read_failures
 from transforms.intervals import level_of, wilson
@@ -259,14 +261,14 @@ class AttackParts(Parts):
     panels = (BACKGROUNDS,)
     claims = CLAIMS
 
+    @override
     def plan(
         self,
         arguments: argparse.Namespace,
         evaluation: Evaluation,
         config: DatasetConfig,
         taxonomy: Taxonomy,
-    ) -> Work | None:
-        """Same as `Parts.plan`."""
+    ) -> PlannedAnalysis | None:
         is_own = arguments.command == "attack"
         size = arguments.grid if is_own else getattr(arguments, "attack", None)
         if size is None:
@@ -278,24 +280,24 @@ class AttackParts(Parts):
         if is_own:
             # Opening the grid also checks that the dataset has images for it.
             open_grid(Dataset.open(evaluation.store), plan)
-        return AttackWork(plan, taxonomy)
+        return PlannedAttack(plan, taxonomy)
 
-    def forecast(self, work: Work, images: float, variants: Sequence[str]) -> int | None:
-        """Same as `Parts.forecast`."""
-        assert isinstance(work, AttackWork)
+    @override
+    def forecast(self, work: PlannedAnalysis, images: float, variants: Sequence[str]) -> int | None:
+        assert isinstance(work, PlannedAttack)
         most, sides = round(images), (work.plan.foregrounds, work.plan.backgrounds)
         return math.prod(most if count is None else min(count, most) for count in sides)
 
+    @override
     def find(self, dataset: Dataset) -> Found:
-        """Same as `Parts.find`."""
         return Found(read_attacks(dataset)[0])
 
+    @override
     def write(self, dataset: Dataset, columns: Sequence[str]) -> None:
-        """Same as `Parts.write`."""
         write_attack_tables(dataset)
 
-    def lines(self, dataset: Dataset, work: Work | None) -> Iterator[str]:
-        """Same as `Parts.lines`."""
+    @override
+    def lines(self, dataset: Dataset, work: PlannedAnalysis | None) -> Iterator[str]:
         if work:
             attacks, stale = read_attacks(dataset)
             stale += read_failures(dataset.store, dataset.manifest.fingerprint, "attack")[1]

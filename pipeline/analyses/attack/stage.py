@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 import pyarrow as pa
+from typing_extensions import override
 
 from pipeline.analyses.attack.results import (
     ATTACK_VARIANTS,
@@ -33,7 +34,7 @@ from pipeline.analyses.attack.results import (
 from pipeline.dataset.config import ATTACK_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata, write_table
-from pipeline.evaluate.evaluation import ModelWork, NoteDone, UnitOutput, Work
+from pipeline.evaluate.evaluation import AnalysisOfModel, ChunkOutput, NoteDone, PlannedAnalysis
 from pipeline.evaluate.predictions import split_fingerprint
 from pipeline.evaluate.results import ModelRun, pick, result_file, result_shard, write_result
 from pipeline.storage.parallel import InBackground
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
 
 
-class AttackWork(Work):
+class PlannedAttack(PlannedAnalysis):
     """The stage that predicts foregrounds on all backgrounds, in chunks.
 
     Args:
@@ -71,7 +72,7 @@ class AttackWork(Work):
     """
 
     stage = "attack"
-    unit_name = "attack_chunks"
+    chunk_name = "attack_chunks"
     pictures_name = "composites_predicted"
     refuses_overlap = True
 
@@ -81,9 +82,9 @@ class AttackWork(Work):
         self._cached_grid: tuple[str, AttackGrid] | None = None
         # The same attack without an early stop. If it is done, its results are used, because they
         # say more.
-        self._exhaustive: AttackWork | None = None
+        self._exhaustive: PlannedAttack | None = None
         if plan.early_stop:
-            self._exhaustive = AttackWork(dataclasses.replace(plan, early_stop=False), taxonomy)
+            self._exhaustive = PlannedAttack(dataclasses.replace(plan, early_stop=False), taxonomy)
 
     def _grid(self, dataset: Dataset) -> AttackGrid:
         """Returns the grid. It is built once for all models, because building it reads the whole
@@ -93,45 +94,49 @@ class AttackWork(Work):
             self._cached_grid = fingerprint, open_grid(dataset, self.plan)
         return self._cached_grid[1]
 
-    def units(self, dataset: Dataset) -> Sequence[int]:
-        """Same as `Work.units`; units are chunks."""
+    @override
+    def chunks(self, dataset: Dataset) -> Sequence[int]:
         return self._grid(dataset).chunks
 
-    def size(self, dataset: Dataset, unit: int) -> int:
-        """Same as `Work.size`, but counts composites."""
+    @override
+    def size(self, dataset: Dataset, chunk: int) -> int:
+        """Counts composites."""
         grid = self._grid(dataset)
-        return len(grid.positions(unit)) * len(grid.backgrounds)
+        return len(grid.positions(chunk)) * len(grid.backgrounds)
 
-    def groups(self, dataset: Dataset) -> int:
-        """Same as `Work.groups`, but with an early stop, 1 unless the number is given: results then
-        depend on it, and must not depend on the runner."""
+    @override
+    def blocks(self, dataset: Dataset) -> int:
+        """Returns 1 for an early stop, unless the number is given: results then depend on it, and
+        must not depend on the runner."""
         if self.plan.early_stop:
-            return self.evaluation.groups or 1
-        return super().groups(dataset)
+            return self.evaluation.blocks or 1
+        return super().blocks(dataset)
 
+    @override
     def for_model(self, dataset: Dataset, run: ModelRun) -> AttackChunks:
-        """Same as `Work.for_model`, but an attack with an early stop has nothing to do if an
-        earlier attack tried all pairs."""
+        """Leaves an attack with an early stop nothing to do if an earlier attack tried all
+        pairs."""
         is_known = self._exhaustive is not None and self._exhaustive.is_done(dataset, run)
         return AttackChunks(dataset, self.plan, self._grid(dataset), run, is_known)
 
     def is_done(self, dataset: Dataset, run: ModelRun) -> bool:
         """Returns whether all chunks of a model are done."""
         chunks = self.for_model(dataset, run)
-        return all(chunks.is_done(unit) for unit in self.units(dataset))
+        return all(chunks.is_done(chunk) for chunk in self.chunks(dataset))
 
+    @override
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
-        """Same as `Work.summarize`, but if an earlier attack tried all pairs, that attack is
-        summarized instead of one with an early stop."""
+        """Summarizes an earlier attack that tried all pairs, if there is one, instead of one with
+        an early stop."""
         if self._exhaustive is not None and self._exhaustive.is_done(dataset, run):
             self._exhaustive.summarize(dataset, run, entry)
             return
         chunks = self.for_model(dataset, run)
-        paths = [chunks.path(unit) for unit in self.units(dataset)]
+        paths = [chunks.path(chunk) for chunk in self.chunks(dataset)]
         write_attack(dataset, self.plan, self._grid(dataset), run, paths)
 
 
-class AttackChunks(ModelWork):
+class AttackChunks(AnalysisOfModel):
     """Predictions of a model on the chunks of a grid.
 
     Args:
@@ -154,14 +159,15 @@ class AttackChunks(ModelWork):
         self._dataset, self._plan, self._grid = dataset, plan, grid
         self._run, self._is_known = run, is_known
 
-    def is_done(self, unit: int) -> bool:
-        """Same as `ModelWork.is_done`, but also True if no chunk has to be computed."""
-        return self._is_known or super().is_done(unit)
+    @override
+    def is_done(self, chunk: int) -> bool:
+        """Also returns True if no chunk has to be computed."""
+        return self._is_known or super().is_done(chunk)
 
-    def path(self, unit: int) -> str:
-        """Same as `ModelWork.path`."""
+    @override
+    def path(self, chunk: int) -> str:
         name = grid_name(self._grid, self._plan)
-        return result_shard(self._run.folder, name, self._run.evaluation.split, unit)
+        return result_shard(self._run.folder, name, self._run.evaluation.split, chunk)
 
     @functools.cached_property
     def _shared_fingerprint(self) -> str:
@@ -179,26 +185,28 @@ class AttackChunks(ModelWork):
             *self._dataset.custom_taxonomy,
         )
 
-    def fingerprint(self, unit: int) -> str:
-        """Same as `ModelWork.fingerprint`, but consists of two fingerprints: one of model and
-        pixels, which `write_attack` compares by itself, and one of settings and chunk."""
+    @override
+    def fingerprint(self, chunk: int) -> str:
+        """Returns two fingerprints in one: one of model and pixels, which `write_attack` compares
+        by itself, and one of settings and chunk."""
         evaluation, grid = self._plan.evaluation, self._grid
         own_fingerprint = fingerprint(
             evaluation.predict.identity,
-            [len(grid.foregrounds), len(grid.backgrounds), grid.chunk_size, unit],
-            # With an early stop, the order of backgrounds depends on earlier chunks of the group.
-            (evaluation.groups or 1) if self._plan.early_stop else None,
+            [len(grid.foregrounds), len(grid.backgrounds), grid.chunk_size, chunk],
+            # With an early stop, the order of backgrounds depends on earlier chunks of the block.
+            (evaluation.blocks or 1) if self._plan.early_stop else None,
             # If groups of images change, other images may be held out, although their number stays
             # the same.
             *([grid.foregrounds.keys, grid.backgrounds.keys] if evaluation.holdout else []),
         )
         return f"{self._shared_fingerprint}-{own_fingerprint}"
 
+    @override
     def run(
-        self, predictor: Predictor, units: Sequence[int], missing: Sequence[int], note: NoteDone
-    ) -> Generator[UnitOutput, None, None]:
-        """Same as `ModelWork.run`, but with an early stop also reads the chunks that are done, to
-        learn which backgrounds to try first."""
+        self, predictor: Predictor, chunks: Sequence[int], missing: Sequence[int], note: NoteDone
+    ) -> Generator[ChunkOutput, None, None]:
+        """Also reads, with an early stop, the chunks that are done, to learn which backgrounds to
+        try first."""
         # Imported here, so that only machines that attack wait for torch.
         from pipeline.analyses.attack.arrays import (
             GridModel,
@@ -218,7 +226,7 @@ class AttackChunks(ModelWork):
         # The next chunk is decoded while the device works.
         with contextlib.closing(InBackground(stream, 1)) as ahead:
             cutouts = iter(ahead)
-            for chunk in units:
+            for chunk in chunks:
                 if chunk not in missing:
                     if early_stop:
                         strengths.add(*predictions_of(read_table(self.store, self.path(chunk))))
@@ -235,7 +243,7 @@ class AttackChunks(ModelWork):
                     size = (len(foregrounds), len(grid.backgrounds))
                     predictions = try_all(model, next(cutouts), size, batch_size, note_pairs)
                 note(chunk, int((predictions[0] != UNTRIED).sum()), 0)
-                yield UnitOutput(chunk, chunk_table(foregrounds, predictions, device.type))
+                yield ChunkOutput(chunk, chunk_table(foregrounds, predictions, device.type))
 
 
 def grid_name(grid: AttackGrid, plan: AttackPlan) -> str:

@@ -102,7 +102,10 @@ def make_headline(evidence: Evidence) -> Headline:
     variants = evidence.dataset.picture_variants
     models = tried(evidence)
     manifest = evidence.dataset.manifest
-    is_whole, is_paper = manifest.config.segment.is_whole, evidence.dataset.is_comparable
+    keeps_image_whole, is_paper = (
+        manifest.config.segment.keeps_image_whole,
+        evidence.dataset.is_comparable,
+    )
     return Headline(
         variants=variants,
         tables={
@@ -111,7 +114,7 @@ def make_headline(evidence: Evidence) -> Headline:
                     model,
                     rule,
                     variants,
-                    _published(model, is_whole) if is_paper and rule == PAPER_RULE else [],
+                    _published(model, keeps_image_whole) if is_paper and rule == PAPER_RULE else [],
                 )
                 for model in models
             )
@@ -119,7 +122,7 @@ def make_headline(evidence: Evidence) -> Headline:
         },
         published=tuple(
             (entry.name, entry.source, dict(entry.accuracy), entry.gap)
-            for entry in (PRETRAINED if is_paper and not is_whole else ())
+            for entry in (PRETRAINED if is_paper and not keeps_image_whole else ())
         ),
     )
 
@@ -160,7 +163,7 @@ def _draws(row: AccuracyRow | GapRow | None) -> str:
     return f"{row.replicates} draws, sd {100 * row.seed_sd:.1f}"
 
 
-def _published(model: ModelResults, is_whole: bool) -> list[tuple[str, dict[str, float]]]:
+def _published(model: ModelResults, keeps_image_whole: bool) -> list[tuple[str, dict[str, float]]]:
     """Returns published accuracies and BG-Gap of the same model on the same kind of images, as
     (source, values). For whole images (IN-9L), only table 5 of the paper has figures."""
     summary = model.get(Summary)
@@ -170,10 +173,10 @@ def _published(model: ModelResults, is_whole: bool) -> list[tuple[str, dict[str,
         return []
     if trained in TRAINED:
         row = TRAINED[trained]
-        if is_whole:
+        if keeps_image_whole:
             return [("paper", {"original": row["in9l"]})]
         return [("paper", {**row, GAP: row["mixed_same"] - row["mixed_rand"]})]
-    if "=" in model.model or is_whole:
+    if "=" in model.model or keeps_image_whole:
         # A user's own checkpoint has only its architecture in common with the published model.
         return []
     entries = published_for(summary.architecture if summary else "")

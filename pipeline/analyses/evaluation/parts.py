@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 
+from typing_extensions import override
+
 from pipeline.analyses.evaluation.comparisons import BG_GAP, COMPARISONS
 from pipeline.analyses.evaluation.conditions import is_of_evaluation, judge, parse_conditions
 from pipeline.analyses.evaluation.results import TABLES, Summary
-from pipeline.analyses.evaluation.stage import EvaluationWork
+from pipeline.analyses.evaluation.stage import PlannedEvaluation
 from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.analyses.evaluation.tables import (
     HEADLINE,
@@ -21,7 +23,7 @@ from pipeline.analyses.parts import Changed, ConditionResult, Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import Claim, Panel
-from pipeline.evaluate.evaluation import Evaluation, Work
+from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
 from pipeline.evaluate.results import Failure, errors_by_model, read_failures
 from pipeline.generate.custom_variants import custom_names
 from transforms.taxonomy import Taxonomy
@@ -35,57 +37,57 @@ class EvaluationParts(Parts):
     figures = ("decomposition", "per_class-", "sizes-", "confusion-", "groups-")
 
     @property
+    @override
     def panels(self) -> tuple[Panel, ...]:
-        """Same as `Parts.panels`."""
         from pipeline.analyses.evaluation.images import IMAGES
         from pipeline.analyses.evaluation.panel import ACCURACY, MISTAKES, SENSITIVITY
 
         return (IMAGES, ACCURACY, SENSITIVITY, MISTAKES)
 
     @property
+    @override
     def claims(self) -> tuple[Claim, ...]:
-        """Same as `Parts.claims`."""
         from pipeline.analyses.evaluation.panel import CLAIMS
 
         return CLAIMS
 
+    @override
     def check(self, arguments: argparse.Namespace) -> None:
-        """Same as `Parts.check`."""
         custom = custom_names(arguments.variants)
         parse_conditions(getattr(arguments, "fail_if", None), custom=custom)
 
+    @override
     def plan(
         self,
         arguments: argparse.Namespace,
         evaluation: Evaluation,
         config: DatasetConfig,
         taxonomy: Taxonomy,
-    ) -> Work | None:
-        """Same as `Parts.plan`."""
+    ) -> PlannedAnalysis | None:
         if arguments.command not in ("run", "evaluate"):
             return None
         conditions = parse_conditions(arguments.fail_if, config.compose.composed)
-        return EvaluationWork(evaluation, taxonomy, conditions)
+        return PlannedEvaluation(evaluation, taxonomy, conditions)
 
-    def forecast(self, work: Work, images: float, variants: Sequence[str]) -> int | None:
-        """Same as `Parts.forecast`."""
+    @override
+    def forecast(self, work: PlannedAnalysis, images: float, variants: Sequence[str]) -> int | None:
         return round(images * sum(map(is_picture, variants)))
 
+    @override
     def find(self, dataset: Dataset) -> Found:
-        """Same as `Parts.find`."""
         summaries, stale = read_summaries(dataset)
         return Found(summaries, stale=stale)
 
+    @override
     def columns(self, dataset: Dataset) -> tuple[str, ...]:
-        """Same as `Parts.columns`."""
         return (*dataset.picture_variants, BG_GAP)
 
+    @override
     def write(self, dataset: Dataset, columns: Sequence[str]) -> None:
-        """Same as `Parts.write`."""
         write_evaluation_tables(dataset, columns or HEADLINE)
 
-    def lines(self, dataset: Dataset, work: Work | None) -> Iterator[str]:
-        """Same as `Parts.lines`."""
+    @override
+    def lines(self, dataset: Dataset, work: PlannedAnalysis | None) -> Iterator[str]:
         summaries, stale = read_summaries(dataset)
         if work:
             yield accuracy_table(summaries)
@@ -98,17 +100,18 @@ class EvaluationParts(Parts):
                 )
         yield from describe_stale(dataset, stale)
 
+    @override
     def report(self, dataset: Dataset) -> Iterator[str]:
-        """Same as `Parts.report`."""
         summaries, stale = read_summaries(dataset)
         if summaries:
             yield accuracy_table(summaries)
             yield from describe_power(summaries)
         yield from describe_stale(dataset, stale)
 
-    def monitored(self, dataset: Dataset, work: Work) -> dict[str, object]:
-        """Same as `Parts.monitored`; gives figures of each model that the job evaluated, errors of
-        those that failed, and the conditions that hold."""
+    @override
+    def monitored(self, dataset: Dataset, work: PlannedAnalysis) -> dict[str, object]:
+        """Returns figures of each model that the job evaluated, errors of those that failed, and
+        the conditions that hold."""
         entries, settings = work.evaluation.entries, work.evaluation.settings
         held = (result.line for result in self.test(dataset, work) if result.holds)
         return {
@@ -121,21 +124,21 @@ class EvaluationParts(Parts):
             "fail_if": [line.removeprefix("--fail_if ") for line in held],
         }
 
-    def test(self, dataset: Dataset, work: Work) -> Iterator[ConditionResult]:
-        """Same as `Parts.test`."""
-        assert isinstance(work, EvaluationWork)
+    @override
+    def test(self, dataset: Dataset, work: PlannedAnalysis) -> Iterator[ConditionResult]:
+        assert isinstance(work, PlannedEvaluation)
         summaries, failed = read_summaries(dataset)[0], _failed(dataset, work)
         evaluation = work.evaluation
         return judge(work.conditions, summaries, failed, evaluation.entries, evaluation.settings)
 
+    @override
     def changes(self, before: Dataset, after: Dataset, causes: Sequence[str]) -> Changed | None:
-        """Same as `Parts.changes`."""
         from pipeline.analyses.evaluation.changes import compare_accuracies, describe_models
 
         return describe_models(*compare_accuracies(before, after, causes))
 
 
-def _failed(dataset: Dataset, work: Work) -> list[Failure]:
+def _failed(dataset: Dataset, work: PlannedAnalysis) -> list[Failure]:
     return read_failures(dataset.store, dataset.manifest.fingerprint, work.stage)[0]
 
 

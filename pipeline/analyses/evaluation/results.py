@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Annotated, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType
+from typing_extensions import override
 
 from pipeline.display.panel import Estimate, ModelResults, Results
 from pipeline.display.table import OfModel, RunColumns, Table
@@ -343,8 +344,8 @@ class Summary(Answers, frozen=True, kw_only=True):
         return parts[kind]
 
     @property
+    @override
     def accuracy_on_original(self) -> float | None:
-        """Same as `Answers.accuracy_on_original`."""
         estimate = self.estimate("original")
         return estimate[0] if estimate else None
 

@@ -6,13 +6,15 @@ import dataclasses
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from typing_extensions import override
+
 from pipeline.analyses.evaluation.conditions import Condition
 from pipeline.analyses.evaluation.results import Evaluated
 from pipeline.analyses.evaluation.tables import measure_power
 from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
-from pipeline.evaluate.evaluation import Work
+from pipeline.evaluate.evaluation import PlannedAnalysis
 from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.predictions import EvalImages, evaluated_variants, read_predictions
 from pipeline.evaluate.results import ModelRun, pick, result_file, write_result
@@ -21,7 +23,7 @@ _LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch", "timm")
 
 
 @dataclasses.dataclass(eq=False)
-class EvaluationWork(Work):
+class PlannedEvaluation(PlannedAnalysis):
     """The stage that predicts all pictures of output shards. The tables of accuracy and BG-Gap are
     computed from these predictions.
 
@@ -30,28 +32,30 @@ class EvaluationWork(Work):
     """
 
     stage = "evaluate"
-    unit_name = "prediction_shards"
+    chunk_name = "prediction_shards"
     pictures_name = "pictures_predicted"
     refuses_overlap = True
 
     conditions: tuple[Condition, ...] = ()
 
-    def units(self, dataset: Dataset) -> Sequence[int]:
-        """Same as `Work.units`; units are output shards."""
+    @override
+    def chunks(self, dataset: Dataset) -> Sequence[int]:
+        """Returns the numbers of the output shards."""
         return dataset.shards(self.evaluation.split)
 
-    def size(self, dataset: Dataset, unit: int) -> int:
-        """Same as `Work.size`."""
+    @override
+    def size(self, dataset: Dataset, chunk: int) -> int:
         if not self.evaluation.holdout:
-            return dataset.pictures(self.evaluation.split, unit)
-        return len(self.evaluation.rows(dataset, unit)) * len(evaluated_variants(dataset))
+            return dataset.pictures(self.evaluation.split, chunk)
+        return len(self.evaluation.rows(dataset, chunk)) * len(evaluated_variants(dataset))
 
+    @override
     def for_model(self, dataset: Dataset, run: ModelRun) -> PredictShards:
-        """Same as `Work.for_model`."""
         return PredictShards(dataset, run)
 
+    @override
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
-        """Same as `Work.summarize`, but raises JobError if predictions do not fit the dataset."""
+        """Writes model.json; raises JobError if predictions do not fit the dataset."""
         store, shards = dataset.store, PredictShards(dataset, run)
         images = EvalImages.read(dataset, *run.tested_part)
         missing = read_predictions(dataset, images, run).missing
@@ -62,18 +66,18 @@ class EvaluationWork(Work):
                 "folder and evaluate the model again"
             )
         power = measure_power(dataset, images, run)
-        commit_predictions(shards, self.units(dataset), run, entry=entry, power=power)
+        commit_predictions(shards, self.chunks(dataset), run, entry=entry, power=power)
 
 
 def commit_predictions(
-    shards: PredictShards, units: Sequence[int], run: ModelRun, **values: object
+    shards: PredictShards, chunks: Sequence[int], run: ModelRun, **values: object
 ) -> None:
     """Writes model.json, which says that all predictions of the model exist, and removes stale
     files.
 
     Args:
       shards: the model's predictions.
-      units: numbers of all shards.
+      chunks: numbers of all shards.
       run: the model, and how it was run.
       values: the other fields of `Evaluated`.
     """
@@ -82,10 +86,10 @@ def commit_predictions(
         Evaluated,
         run,
         libraries={name: version(name) for name in _LIBRARIES},
-        predictions=fingerprint([shards.fingerprint(unit) for unit in units]),
+        predictions=fingerprint([shards.fingerprint(chunk) for chunk in chunks]),
         **values,
     )
     write_result(store, result_file(run.folder, "model"), content)
-    current = {shards.path(unit) for unit in units}
+    current = {shards.path(chunk) for chunk in chunks}
     stored = store.walk(f"results/{run.folder}/predictions")
     store.delete_all([path for path in stored if path not in current])

@@ -7,6 +7,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 
+from typing_extensions import override
+
 from pipeline.analyses.evaluation.comparisons import read_contributions
 from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.analyses.imagenet.results import (
@@ -30,7 +32,7 @@ from pipeline.display.panel import (
     differences,
 )
 from pipeline.errors import UsageError
-from pipeline.evaluate.evaluation import Evaluation, Work
+from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
 from pipeline.evaluate.results import read_result
 from pipeline.storage.files import absolute
 from transforms.taxonomy import Taxonomy, imagenet9
@@ -129,14 +131,14 @@ CLAIMS = (
 class ImageNetParts(Parts):
     """The parts of the accuracy on ImageNet. Its results are shown by the trend."""
 
+    @override
     def plan(
         self,
         arguments: argparse.Namespace,
         evaluation: Evaluation,
         config: DatasetConfig,
         taxonomy: Taxonomy,
-    ) -> Work | None:
-        """Same as `Parts.plan`."""
+    ) -> PlannedAnalysis | None:
         root = getattr(arguments, "imagenet", None)
         if not root:
             return None
@@ -145,15 +147,15 @@ class ImageNetParts(Parts):
                 "--imagenet is for the trend of ImageNet-9, but this dataset has another taxonomy; "
                 "leave it out"
             )
-        from pipeline.analyses.imagenet.stage import SPLIT, ImageNetWork
+        from pipeline.analyses.imagenet.stage import SPLIT, PlannedImageNet
         from pipeline.inputs.imagenet import find_images
 
         # Raises UsageError if there are no images.
         find_images(root, SPLIT, "--imagenet")
-        return ImageNetWork(evaluation, absolute(root), taxonomy)
+        return PlannedImageNet(evaluation, absolute(root), taxonomy)
 
-    def lines(self, dataset: Dataset, work: Work | None) -> Iterator[str]:
-        """Same as `Parts.lines`."""
+    @override
+    def lines(self, dataset: Dataset, work: PlannedAnalysis | None) -> Iterator[str]:
         if work:
             fingerprint, entries = dataset.manifest.fingerprint, work.evaluation.entries
             yield describe_imagenet(dataset.store, fingerprint, read_summaries(dataset)[0], entries)
@@ -170,14 +172,14 @@ class TrendParts(Parts):
     panels = (PANEL,)
     claims = CLAIMS
 
+    @override
     def find(self, dataset: Dataset) -> Found:
-        """Same as `Parts.find`."""
         trend = read_result(dataset.store, TREND_FILE, Trend)
         is_current = trend is not None and trend.dataset == dataset.manifest.fingerprint
         return Found(of_dataset=[trend] if is_current else [])
 
+    @override
     def write(self, dataset: Dataset, columns: Sequence[str]) -> None:
-        """Same as `Parts.write`."""
         store = dataset.store
         if not store.exists("results/summary.csv"):
             return

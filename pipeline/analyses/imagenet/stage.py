@@ -19,13 +19,20 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+from typing_extensions import override
 
 from pipeline.analyses.imagenet.results import PREDICTION_SCHEMA, ImageNetResult
 from pipeline.dataset.config import EVALUATE_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import bucket_hash
 from pipeline.errors import BrokenPictureError, JobError, UsageError
-from pipeline.evaluate.evaluation import Evaluation, ModelWork, NoteDone, UnitOutput, Work
+from pipeline.evaluate.evaluation import (
+    AnalysisOfModel,
+    ChunkOutput,
+    Evaluation,
+    NoteDone,
+    PlannedAnalysis,
+)
 from pipeline.evaluate.results import (
     ModelRun,
     pick,
@@ -132,7 +139,7 @@ def list_imagenet(root: str, taxonomy: Taxonomy) -> ImageNetListing:
     return ImageNetListing(tuple(sorted(images, key=lambda image: image.name)), num_unknown)
 
 
-class ImageNetWork(Work):
+class PlannedImageNet(PlannedAnalysis):
     """The stage that predicts shards of ImageNet images.
 
     Models whose number of outputs is not that of ImageNet's classes are skipped.
@@ -145,7 +152,7 @@ class ImageNetWork(Work):
     """
 
     stage = "imagenet"
-    unit_name = "imagenet_shards"
+    chunk_name = "imagenet_shards"
     pictures_name = "imagenet_images"
     refuses_overlap = False
 
@@ -160,36 +167,37 @@ class ImageNetWork(Work):
         """The images of ImageNet's validation set, which are listed once for all models."""
         return list_imagenet(self._root, self.taxonomy)
 
-    def units(self, dataset: Dataset) -> Sequence[int]:
-        """Same as `Work.units`; units are shards of images."""
+    @override
+    def chunks(self, dataset: Dataset) -> Sequence[int]:
+        """Returns the numbers of the shards of images."""
         return range(len(self._listing.shards))
 
-    def size(self, dataset: Dataset, unit: int) -> int:
-        """Same as `Work.size`."""
-        return len(self._listing.shards[unit])
+    @override
+    def size(self, dataset: Dataset, chunk: int) -> int:
+        return len(self._listing.shards[chunk])
 
     def _folder(self, run: ModelRun) -> str:
         """Returns the folder of the model's results on the dataset."""
         return result_folder(run.model, self._evaluation_on_dataset.settings)
 
+    @override
     def for_model(self, dataset: Dataset, run: ModelRun) -> ImageNetShards | None:
-        """Same as `Work.for_model`."""
         if run.num_outputs != len(self.taxonomy.wnids):
             return None
         return ImageNetShards(dataset.store, run, self._folder(run), self._root, self._listing)
 
+    @override
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
-        """Same as `Work.summarize`."""
         store, folder = dataset.store, self._folder(run)
         shards = ImageNetShards(store, run, folder, self._root, self._listing)
-        paths = [shards.path(unit) for unit in self.units(dataset)]
+        paths = [shards.path(chunk) for chunk in self.chunks(dataset)]
         accuracy = _accuracy(store, run, paths, self._listing)
         write_result(store, result_file(folder, "imagenet"), accuracy)
         stored = store.walk(f"results/{folder}/imagenet")
         store.delete_all([path for path in stored if path not in paths])
 
 
-class ImageNetShards(ModelWork):
+class ImageNetShards(AnalysisOfModel):
     """Predictions of a model on shards of ImageNet images.
 
     Args:
@@ -206,23 +214,23 @@ class ImageNetShards(ModelWork):
         super().__init__(store)
         self._run, self._folder, self._root, self._shards = run, folder, root, listing.shards
 
-    def path(self, unit: int) -> str:
-        """Same as `ModelWork.path`."""
-        return result_shard(self._folder, "imagenet", "val", unit)
+    @override
+    def path(self, chunk: int) -> str:
+        return result_shard(self._folder, "imagenet", "val", chunk)
 
-    def fingerprint(self, unit: int) -> str:
-        """Same as `ModelWork.fingerprint`."""
+    @override
+    def fingerprint(self, chunk: int) -> str:
         return fingerprint(
             *self._run.identity,
             self._run.evaluation.precision,
             EVALUATE_VERSION,
-            listing_digest(self._shards[unit]),
+            listing_digest(self._shards[chunk]),
         )
 
+    @override
     def run(
-        self, predictor: Predictor, units: Sequence[int], missing: Sequence[int], note: NoteDone
-    ) -> Generator[UnitOutput, None, None]:
-        """Same as `ModelWork.run`."""
+        self, predictor: Predictor, chunks: Sequence[int], missing: Sequence[int], note: NoteDone
+    ) -> Generator[ChunkOutput, None, None]:
         for shard in missing:
             rows = []
             images = _ImageNetPart(self._shards[shard])
@@ -237,7 +245,7 @@ class ImageNetShards(ModelWork):
                     f"{error.key} of --imagenet {self._root} cannot be decoded; replace it with an "
                     "intact copy"
                 ) from error
-            yield UnitOutput(shard, pa.concat_tables([PREDICTION_SCHEMA.empty_table(), *rows]))
+            yield ChunkOutput(shard, pa.concat_tables([PREDICTION_SCHEMA.empty_table(), *rows]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,16 +257,14 @@ class _ImageNetPart:
 
     @property
     def name(self) -> str:
-        """Same as `Part.name`."""
         return listing_digest(self.images)
 
     @property
     def count(self) -> int:
-        """Same as `Part.count`."""
         return len(self.images)
 
     def tables(self, columns: tuple[str, ...]) -> Generator[pa.Table, None, None]:
-        """Same as `Part.tables`; several files are read at a time."""
+        """Reads several files at a time."""
         needs_images = bool(columns)
 
         def read(image: ImageNetImage) -> bytes:

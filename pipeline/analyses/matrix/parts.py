@@ -8,6 +8,8 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from typing_extensions import override
+
 from pipeline.analyses.evaluation.panel import COMMAND as EVALUATE_COMMAND
 from pipeline.analyses.evaluation.results import AccuracyRow, GapRow, Summary, models_trained_on
 from pipeline.analyses.matrix.results import (
@@ -393,12 +395,12 @@ class MatrixParts(Parts):
     panels = (MATRIX,)
     claims = CLAIMS
 
+    @override
     def find(self, dataset: Dataset) -> Found:
-        """Same as `Parts.find`."""
         return Found(of_dataset=read_matrices(dataset))
 
+    @override
     def write(self, dataset: Dataset, columns: Sequence[str]) -> None:
-        """Same as `Parts.write`."""
         write_matrix_tables(dataset)
 
 

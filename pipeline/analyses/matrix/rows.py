@@ -41,7 +41,7 @@ from pipeline.models.predict import Predictor, are_numbers, refuse_broken
 from pipeline.models.preprocessing import ModelIdentity
 from pipeline.models.registry import load_model
 from pipeline.models.source import state_hash
-from pipeline.runtime.lock import DATASET_LOCK, TABLES_LOCK, held
+from pipeline.runtime.lock import DATASET_LOCK, TABLES_LOCK, locked
 from pipeline.runtime.progress import duration
 from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.loop import MODEL, holds_other_training, train
@@ -109,7 +109,7 @@ class ProbeScorer:
     def logits(
         self, parts: Iterable[ShardPictures], stored: int
     ) -> Generator[tuple[Batch[ShardPictures], NDArray[np.float32]], None, None]:
-        """Same as `Predictor.logits`, but with all pictures of a part in one batch."""
+        """Yields all pictures of each part as one batch, with their logits."""
         for part in parts:
             with contextlib.closing(part.tables(())) as reading:
                 tables = list(reading)
@@ -163,7 +163,7 @@ class NetworkTrainer:
         existing = read_metadata(path) if store.exists(MODEL) else None
         # A model that was trained on another version of the dataset is trained again.
         is_stale = existing is not None and existing.dataset != dataset.manifest.fingerprint
-        with held(store, DATASET_LOCK) as store:
+        with locked(store, DATASET_LOCK) as store:
             # A training with the same flags is resumed or kept, so that a matrix that was stopped
             # does not begin again with its first row.
             overwrite = is_stale or (
@@ -204,7 +204,7 @@ def make_matrices(plan: MatrixPlan, trainers: Iterable[Trainer]) -> tuple[list[M
     names: list[str] = []
     for trainer in trainers:
         names.append(trainer.name)
-        with held(store, f"{WORK_FOLDER}/lock-matrix-{trainer.name}") as locked_store:
+        with locked(store, f"{WORK_FOLDER}/lock-matrix-{trainer.name}") as locked_store:
             current: set[str] = set()
             for row in plan.names:
                 started = time.monotonic()
@@ -271,7 +271,7 @@ def make_row(
             scorer = scorer or trainer.scorer(entry)
             for output in shards.run(scorer, units, missing, lambda *_: None):
                 fingerprint = shards.fingerprint_to_store(output)
-                write_table(store, shards.path(output.unit), output.table, fingerprint)
+                write_table(store, shards.path(output.chunk), output.table, fingerprint)
         commit_predictions(
             shards,
             units,
@@ -308,7 +308,7 @@ def _tests(
 
 
 def _write_tables(dataset: Dataset) -> list[Matrix]:
-    with held(dataset.store, TABLES_LOCK, wait=60) as store:
+    with locked(dataset.store, TABLES_LOCK, wait=60) as store:
         return write_matrix_tables(Dataset.open(store))
 
 

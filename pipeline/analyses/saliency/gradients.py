@@ -53,8 +53,8 @@ def winning_logit_gradients(
 
 
 def _gradients(predictor: Predictor, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Same as `winning_logit_gradients`, but returns tensors on the device, and raises an
-    out-of-memory error as it is."""
+    """Computes `winning_logit_gradients` as tensors on the device, and raises an out-of-memory
+    error as it is."""
     leaf = pictures.detach().requires_grad_(True)
     with torch.enable_grad():
         logits = predictor.forward_once(leaf)

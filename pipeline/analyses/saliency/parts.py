@@ -8,6 +8,8 @@ import argparse
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+from typing_extensions import override
+
 from pipeline.analyses.evaluation.results import models_trained_on, training_of
 from pipeline.analyses.parts import Found, Parts
 from pipeline.analyses.saliency.results import (
@@ -35,7 +37,7 @@ from pipeline.display.panel import (
     find_samples,
     trained_command,
 )
-from pipeline.evaluate.evaluation import Evaluation, Work
+from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
 from transforms.taxonomy import OUTSIDE, Taxonomy
 
 COMMAND = "in9 saliency --dataset . --models MODELS"
@@ -205,21 +207,21 @@ class SaliencyParts(Parts):
     panels = (SALIENCY,)
     claims = CLAIMS
 
+    @override
     def plan(
         self,
         arguments: argparse.Namespace,
         evaluation: Evaluation,
         config: DatasetConfig,
         taxonomy: Taxonomy,
-    ) -> Work | None:
-        """Same as `Parts.plan`."""
+    ) -> PlannedAnalysis | None:
         is_own = arguments.command == "saliency"
         maps = arguments.maps if is_own else getattr(arguments, "saliency", None)
         if maps is None:
             return None
         from pipeline.analyses.saliency.stage import (
+            PlannedSaliency,
             SaliencyPlan,
-            SaliencyWork,
             check_variants,
             shown_images,
         )
@@ -230,18 +232,18 @@ class SaliencyParts(Parts):
         if is_own:
             # Choosing the images also checks that the dataset has some.
             shown_images(Dataset.open(evaluation.store), plan)
-        return SaliencyWork(plan, taxonomy)
+        return PlannedSaliency(plan, taxonomy)
 
+    @override
     def find(self, dataset: Dataset) -> Found:
-        """Same as `Parts.find`."""
         return Found(read_saliency(dataset))
 
+    @override
     def write(self, dataset: Dataset, columns: Sequence[str]) -> None:
-        """Same as `Parts.write`."""
         write_saliency_table(dataset)
 
-    def lines(self, dataset: Dataset, work: Work | None) -> Iterator[str]:
-        """Same as `Parts.lines`."""
+    @override
+    def lines(self, dataset: Dataset, work: PlannedAnalysis | None) -> Iterator[str]:
         if work:
             yield saliency_table(read_saliency(dataset))
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import override
 
 from pipeline.analyses.saliency.results import (
     SALIENCY_SCHEMA,
@@ -31,7 +32,13 @@ from pipeline.dataset.config import SALIENCY_VERSION, fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError, UsageError, did_you_mean
-from pipeline.evaluate.evaluation import Evaluation, ModelWork, NoteDone, UnitOutput, Work
+from pipeline.evaluate.evaluation import (
+    AnalysisOfModel,
+    ChunkOutput,
+    Evaluation,
+    NoteDone,
+    PlannedAnalysis,
+)
 from pipeline.evaluate.predictions import EvalImages, split_fingerprint
 from pipeline.evaluate.results import ModelRun, pick, result_file, result_shard, write_result
 from pipeline.storage.parallel import InBackground
@@ -113,7 +120,7 @@ def shown_images(dataset: Dataset, plan: SaliencyPlan) -> dict[str, int]:
     return {key: dataset.shard_of(split, key) for _, key in by_class}
 
 
-class SaliencyWork(Work):
+class PlannedSaliency(PlannedAnalysis):
     """The stage that measures saliency on output shards.
 
     Args:
@@ -122,7 +129,7 @@ class SaliencyWork(Work):
     """
 
     stage = "saliency"
-    unit_name = "saliency_shards"
+    chunk_name = "saliency_shards"
     pictures_name = "images_explained"
     refuses_overlap = False
 
@@ -132,31 +139,32 @@ class SaliencyWork(Work):
         self._cached_images: tuple[str, dict[str, int]] | None = None
 
     def _shown_images(self, dataset: Dataset) -> dict[str, int]:
-        """Same as `shown_images`, but reads the index only once for all models."""
+        """Returns `shown_images`; reads the index only once for all models."""
         fingerprint = dataset.manifest.fingerprint
         if self._cached_images is None or self._cached_images[0] != fingerprint:
             self._cached_images = fingerprint, shown_images(dataset, self._plan)
         return self._cached_images[1]
 
-    def units(self, dataset: Dataset) -> Sequence[int]:
-        """Same as `Work.units`; units are output shards."""
+    @override
+    def chunks(self, dataset: Dataset) -> Sequence[int]:
+        """Returns the numbers of the output shards."""
         return dataset.shards(self.evaluation.split)
 
-    def size(self, dataset: Dataset, unit: int) -> int:
-        """Same as `Work.size`."""
+    @override
+    def size(self, dataset: Dataset, chunk: int) -> int:
         if self.evaluation.holdout:
-            return len(self.evaluation.rows(dataset, unit))
-        files = dataset.shard_files(self.evaluation.split, unit, (self._plan.variant,))
+            return len(self.evaluation.rows(dataset, chunk))
+        files = dataset.shard_files(self.evaluation.split, chunk, (self._plan.variant,))
         return sum(file.samples or 0 for file in files)
 
+    @override
     def for_model(self, dataset: Dataset, run: ModelRun) -> SaliencyShards:
-        """Same as `Work.for_model`."""
         return SaliencyShards(dataset, self._plan, run, self._shown_images(dataset))
 
+    @override
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
-        """Same as `Work.summarize`."""
         store, model_work = dataset.store, self.for_model(dataset, run)
-        paths = [model_work.path(unit) for unit in self.units(dataset)]
+        paths = [model_work.path(chunk) for chunk in self.chunks(dataset)]
         split, variant = self.evaluation.split, self._plan.variant
         images = EvalImages.read(dataset, split)
         unit_of = dict(zip(images.keys.to_pylist(), images.units, strict=True))
@@ -175,7 +183,7 @@ class SaliencyWork(Work):
         store.delete_all([path for path in stored if path not in current])
 
 
-class SaliencyShards(ModelWork):
+class SaliencyShards(AnalysisOfModel):
     """Measures of a model's saliency on output shards, and maps of some images.
 
     Args:
@@ -195,9 +203,9 @@ class SaliencyShards(ModelWork):
         super().__init__(dataset.store)
         self._dataset, self._plan, self._run, self._shown = dataset, plan, run, shown
 
-    def path(self, unit: int) -> str:
-        """Same as `ModelWork.path`."""
-        return result_shard(self._run.folder, "saliency", self._plan.evaluation.split, unit)
+    @override
+    def path(self, chunk: int) -> str:
+        return result_shard(self._run.folder, "saliency", self._plan.evaluation.split, chunk)
 
     @functools.cached_property
     def _tested_keys(self) -> list[str]:
@@ -206,10 +214,11 @@ class SaliencyShards(ModelWork):
         # them reads the whole index.
         return sorted(row["key"] for row in self._plan.evaluation.rows(self._dataset))
 
-    def fingerprint(self, unit: int) -> str:
-        """Same as `ModelWork.fingerprint`; it does not depend on the choice of images to draw."""
+    @override
+    def fingerprint(self, chunk: int) -> str:
+        """Leaves out the choice of images to draw."""
         evaluation, variant = self._plan.evaluation, self._plan.variant
-        files = self._dataset.shard_files(evaluation.split, unit, (variant, "fg_mask"))
+        files = self._dataset.shard_files(evaluation.split, chunk, (variant, "fg_mask"))
         return fingerprint(
             *self._run.identity,
             evaluation.predict.identity,
@@ -220,9 +229,10 @@ class SaliencyShards(ModelWork):
             *self._dataset.custom_taxonomy,
         )
 
-    def is_done(self, unit: int) -> bool:
-        """Same as `ModelWork.is_done`, but the maps of the shard's images must also exist."""
-        return super().is_done(unit) and not self._missing_maps(unit)
+    @override
+    def is_done(self, chunk: int) -> bool:
+        """Also asks for the maps of the shard's images."""
+        return super().is_done(chunk) and not self._missing_maps(chunk)
 
     def _missing_maps(self, shard: int) -> frozenset[str]:
         """Returns the keys of the shard's images whose maps are missing."""
@@ -234,16 +244,17 @@ class SaliencyShards(ModelWork):
             and not has_map(self.store, map_path(self._run.folder, key), expected_fingerprint)
         )
 
+    @override
     def run(
-        self, predictor: Predictor, units: Sequence[int], missing: Sequence[int], note: NoteDone
-    ) -> Generator[UnitOutput, None, None]:
-        """Same as `ModelWork.run`, but also raises ModelError if the model gives no gradients."""
+        self, predictor: Predictor, chunks: Sequence[int], missing: Sequence[int], note: NoteDone
+    ) -> Generator[ChunkOutput, None, None]:
+        """Also raises ModelError if the model gives no gradients."""
         for shard in missing:
             # If the shard's measures exist, only maps are missing.
             keys = self._missing_maps(shard) if super().is_done(shard) else None
             rows = list(self._explain(predictor, shard, keys, note))
             if keys is None:
-                yield UnitOutput(shard, pa.Table.from_pylist(rows, SALIENCY_SCHEMA))
+                yield ChunkOutput(shard, pa.Table.from_pylist(rows, SALIENCY_SCHEMA))
 
     def _explain(
         self, predictor: Predictor, shard: int, keys: frozenset[str] | None, note: NoteDone
