@@ -93,6 +93,7 @@ setup(
         "timm>=1.0.15",
         "torch>=2.6,<3",
         "torchvision>=0.21",
+        "typing_extensions>=4.12",
         WEIGHTS[0],
     ],
     extras_require={
