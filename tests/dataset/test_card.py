@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard
-from pipeline.jobs.messages import describe_images
 from runs import ONE, dataset_in, manifest_of, run_in9
 
 from pipeline.dataset.card import card_files, notes_of, size_category
@@ -21,6 +20,7 @@ from pipeline.dataset.folder import LICENCE, sample_sources
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.records import CARD_FILES
 from pipeline.dataset.sinks import SAMPLE_FIELDS
+from pipeline.jobs.messages import describe_images
 from transforms.taxonomy import IN9_NAMES, Taxonomy, imagenet9
 from transforms.variants import PAPER
 

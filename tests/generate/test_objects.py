@@ -11,9 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
-from pipeline.jobs.messages import advise
 from pycocotools import mask as coco
 
+from pipeline.jobs.messages import advise
 from transforms.annotations import Annotation, Box, write_annotation
 from transforms.codec import encode_png
 from transforms.cutting import Cut, cut_background, cut_objects
