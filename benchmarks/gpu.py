@@ -49,8 +49,8 @@ from pipeline.display.table import aligned
 from pipeline.evaluate.evaluation import AnalysisOfModel, Evaluation
 from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.resident import in_memory, on_device
+from pipeline.models.identity import CPU_BATCH, GPU_BATCH, PredictConfig
 from pipeline.models.library_names import EFFICIENTNETS, Packaged
-from pipeline.models.preprocessing import CPU_BATCH, GPU_BATCH, PredictConfig
 from pipeline.runtime.flag_types import WordListParser, comma_separated, grid
 from pipeline.runtime.machine import keep_freed_memory
 from pipeline.runtime.progress import Progress

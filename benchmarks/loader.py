@@ -30,8 +30,8 @@ from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.resident import in_memory, on_device
+from pipeline.models.identity import GPU_BATCH, PredictConfig
 from pipeline.models.loader import Decode, Loader, PixelCache
-from pipeline.models.preprocessing import GPU_BATCH, PredictConfig
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 from transforms.codec import decode_into, encode_jpeg

@@ -37,8 +37,7 @@ from pipeline.released.export import (
     export_split,
     find_clashes,
 )
-from pipeline.report import REPORT, write_report
-from pipeline.report.write import write_tables
+from pipeline.report.write import REPORT, write_report, write_tables
 from pipeline.runtime.lock import (
     DATASET_LOCK,
     TABLES_LOCK,
@@ -48,7 +47,7 @@ from pipeline.runtime.lock import (
 )
 from pipeline.runtime.progress import Progress, run_locally
 from pipeline.storage.files import is_below
-from pipeline.storage.parallel import read_ahead
+from pipeline.storage.interface import read_ahead
 from pipeline.storage.store import FileDigest, Store
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.hashing import text_bytes

@@ -29,8 +29,7 @@ from pipeline.inputs.layout import find_layout
 from pipeline.inputs.lists import read_key_list, read_taxonomy
 from pipeline.jobs.changes import describe_list_change, shown
 from pipeline.models.expand import DEFAULT_MODEL, expand_models
-from pipeline.models.preprocessing import PredictConfig
-from pipeline.models.stored import KnownModels, chosen_folder
+from pipeline.models.identity import KnownModels, PredictConfig, chosen_folder
 from pipeline.released.export import EXPORT_FOLDER
 from pipeline.runners.dataflow import Gpu
 from pipeline.runtime.progress import Progress

@@ -18,11 +18,9 @@ from pipeline.dataset.manifest import reading_store, writing_store
 from pipeline.display.table import describe_chance
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.models.expand import DEFAULT_MODEL
-from pipeline.models.preprocessing import PredictConfig
+from pipeline.models.identity import PredictConfig, chosen_folder
 from pipeline.models.registry import check_model
-from pipeline.models.stored import chosen_folder
-from pipeline.report import REPORT, write_report
-from pipeline.report.write import gather
+from pipeline.report.write import REPORT, gather, write_report
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import duration
 from pipeline.training.network import check_architecture

@@ -9,6 +9,7 @@ from timm.models import get_pretrained_cfg
 
 from pipeline.errors import JobError, UsageError, counted
 from pipeline.models.expand import expand_models
+from pipeline.models.identity import INDEX, WeightsFolder, chosen_folder
 from pipeline.models.library_names import distribution
 from pipeline.models.registry import (
     PACKAGED,
@@ -20,7 +21,6 @@ from pipeline.models.registry import (
     store_model,
 )
 from pipeline.models.source import closest
-from pipeline.models.stored import INDEX, WeightsFolder, chosen_folder
 
 
 def run_models(arguments: argparse.Namespace) -> int:

@@ -45,7 +45,7 @@ from pipeline.jobs.main_job import (
 )
 from pipeline.jobs.messages import describe_dataset
 from pipeline.jobs.publish import check_publishing, describe_published
-from pipeline.report import REPORT
+from pipeline.report.write import REPORT
 from pipeline.runners.beam_options import is_portable, pipeline_options, run_pipeline
 from pipeline.runners.dataflow import flags_of_workers, submission_from_flags
 from pipeline.runtime.dataflow_jobs import is_dataflow

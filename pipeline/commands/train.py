@@ -17,9 +17,8 @@ from pipeline.dataset.folder import Dataset, Holdout
 from pipeline.dataset.manifest import reading_store, writing_store
 from pipeline.errors import JobError, UsageError, counted
 from pipeline.models.checkpoint import SUFFIX, is_trained_here, read_metadata
-from pipeline.models.preprocessing import PredictConfig
+from pipeline.models.identity import PredictConfig, chosen_folder
 from pipeline.models.registry import check_model
-from pipeline.models.stored import chosen_folder
 from pipeline.runtime.lock import DATASET_LOCK, locked, removed_if_refused
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import duration

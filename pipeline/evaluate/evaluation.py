@@ -23,7 +23,7 @@ from pipeline.dataset.records import read_metadata
 from pipeline.errors import UsageError, escaped_line, escaped_texts
 from pipeline.evaluate.results import EvaluationSettings, ModelRun, RunSettings, Trained, pick
 from pipeline.models.checkpoint import TrainedOn, metadata_of_entry
-from pipeline.models.preprocessing import ModelIdentity, PredictConfig
+from pipeline.models.identity import ModelIdentity, PredictConfig
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress
 from pipeline.storage.state_files import convert

@@ -28,7 +28,7 @@ from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.evaluate.evaluation import AnalysisOfModel, PlannedAnalysis
 from pipeline.evaluate.results import FailedModel, ModelRun, note_failures, result_folder
-from pipeline.models.stored import KnownModels
+from pipeline.models.identity import KnownModels
 from pipeline.runtime.lock import locked, model_lock
 from pipeline.runtime.machine import keep_freed_memory
 from pipeline.runtime.progress import Tally, count, count_bytes, count_written, timed

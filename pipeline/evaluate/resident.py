@@ -15,11 +15,11 @@ import torch
 from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.results import ModelRun, read_results, result_file
+from pipeline.models.identity import KnownModels
 from pipeline.models.loader import PixelCache
 from pipeline.models.predict import Predictor, device_of
 from pipeline.models.registry import load_model, source_of
 from pipeline.models.source import LoadedModel, check_head
-from pipeline.models.stored import KnownModels
 from pipeline.runtime.machine import give_back_freed_memory, usable_cores, usable_memory
 from pipeline.runtime.progress import count
 from transforms.taxonomy import Taxonomy

@@ -28,7 +28,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, to_builtins
 from typing_extensions import override
 
 from pipeline.errors import JobError, escaped, escaped_line, escaped_texts
-from pipeline.models.preprocessing import Preprocessing
+from pipeline.models.identity import Preprocessing
 from pipeline.runtime.lock import TABLES_LOCK, locked
 from pipeline.storage.state_files import Name, convert, json_bytes, parse_json, read_intact
 from pipeline.storage.store import Store
@@ -139,7 +139,7 @@ class Named(Struct, frozen=True, kw_only=True):
 
 
 class ModelRun(Named, frozen=True, kw_only=True):
-    """A model, and how it was run; see `pipeline.models.preprocessing.ModelIdentity`.
+    """A model, and how it was run; see `pipeline.models.identity.ModelIdentity`.
 
     Attributes:
       evaluate_version: version of the stage that ran it.

@@ -39,8 +39,7 @@ from pipeline.generate.scenes import DrawnScenes, Scene
 from pipeline.generate.shard_elements import OutputShard
 from pipeline.inputs.location import changed, reads_ahead, shown
 from pipeline.runtime.progress import Tally, count_shard, timed
-from pipeline.storage.file_kind import Files
-from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
+from pipeline.storage.interface import REQUESTS_IN_FLIGHT, Files, read_ahead
 from pipeline.storage.store import FileDigest, Store
 from transforms.codec import (
     TooManyPixelsError,

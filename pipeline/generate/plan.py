@@ -26,7 +26,7 @@ from pipeline.generate.job import JobStep
 from pipeline.generate.scenes import examine_scenes
 from pipeline.generate.shard_elements import SOURCE_SCHEMA, OutputShard, SourceShard, unpack_sources
 from pipeline.runtime.progress import timed
-from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
+from pipeline.storage.interface import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.storage.state_files import parse_parquet, read_table
 from pipeline.storage.store import HashingFile, Store
 from transforms.pairing import NO_PARTNER, Pool, background_hashes, pair

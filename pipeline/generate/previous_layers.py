@@ -34,7 +34,7 @@ from pipeline.errors import JobError, counted
 from pipeline.generate.cut_source import Cutter, by_content, contents_of
 from pipeline.generate.shard_elements import SourceShard
 from pipeline.inputs.source_images import Checksums, SourceImage
-from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
+from pipeline.storage.interface import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.storage.state_files import read_intact, warn_damaged
 from pipeline.storage.store import Store
 from transforms.filters import Reason

@@ -27,9 +27,8 @@ from pipeline.errors import JobError, UsageError
 from pipeline.generate.cut_source import Cutter, SourceBytes, printable
 from pipeline.inputs.location import changed, read_location
 from pipeline.inputs.source_images import IMAGE_SUFFIXES, is_hidden
-from pipeline.storage.file_kind import FileInfo
 from pipeline.storage.files import files_of, is_remote, join, relative
-from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
+from pipeline.storage.interface import REQUESTS_IN_FLIGHT, FileInfo, read_ahead
 from pipeline.storage.state_files import read_intact
 from transforms.codec import MAX_PIXELS
 from transforms.filters import Reason, is_valid_key

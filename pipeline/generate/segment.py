@@ -39,7 +39,7 @@ from pipeline.generate.shard_elements import SourceShard, pack_sources
 from pipeline.inputs.location import reads_ahead
 from pipeline.inputs.source_images import Checksums, SourceImage
 from pipeline.runtime.progress import Tally, count_shard, timed
-from pipeline.storage.parallel import read_ahead
+from pipeline.storage.interface import read_ahead
 from pipeline.storage.store import FileDigest, HashingFile
 from transforms.cutting import Cut
 from transforms.filters import Reason, is_valid_key

@@ -20,9 +20,8 @@ from pipeline.inputs.input_format import InputFormat, SplitLayout, names_of
 from pipeline.inputs.location import text_location
 from pipeline.inputs.source_images import SourceImage
 from pipeline.inputs.tables import TableRow, column_names, holds_pictures, read_json, read_rows
-from pipeline.storage.file_kind import FileInfo
 from pipeline.storage.files import absolute, files_of, is_below, is_remote, join, parent, relative
-from pipeline.storage.parallel import in_parallel
+from pipeline.storage.interface import FileInfo, in_parallel
 from transforms.annotations import AnnotationError, Box, annotation_from
 from transforms.limits import load_json
 from transforms.taxonomy import Taxonomy

@@ -23,9 +23,8 @@ from pipeline.inputs.source_images import (
     stamp_of,
     wnid_of_folder,
 )
-from pipeline.storage.file_kind import FileInfo
 from pipeline.storage.files import absolute, files_of, is_remote, join, relative
-from pipeline.storage.parallel import read_ahead
+from pipeline.storage.interface import FileInfo, read_ahead
 from transforms.taxonomy import Taxonomy
 
 _TREES = ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC", "CLS-LOC")

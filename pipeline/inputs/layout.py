@@ -33,8 +33,8 @@ from pipeline.inputs.lists import KeyLists
 from pipeline.inputs.source_images import IMAGE_SUFFIXES, SourceImage
 from pipeline.inputs.tables import HubParquet
 from pipeline.inputs.webdataset import WebDataset
-from pipeline.storage.file_kind import missing
 from pipeline.storage.files import absolute, files_of, join, parent
+from pipeline.storage.interface import missing
 from transforms.selection import lowest_hashes
 from transforms.taxonomy import OUTSIDE, Taxonomy
 

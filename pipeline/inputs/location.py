@@ -16,9 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import TooLargeError, UsageError, one_line
-from pipeline.storage.file_kind import MAX_READ_BYTES
 from pipeline.storage.files import arrow_source, files_of, is_remote
-from pipeline.storage.parallel import REQUESTS_IN_FLIGHT
+from pipeline.storage.interface import MAX_READ_BYTES, REQUESTS_IN_FLIGHT
 from pipeline.storage.state_files import tells_damage
 from transforms.hashing import text_bytes
 from transforms.limits import MAX_PICTURE_BYTES, Unread

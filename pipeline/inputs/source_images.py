@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 from pipeline.errors import UsageError, shown_bytes
 from pipeline.inputs.location import Location, changed, read_location
-from pipeline.storage.file_kind import FileInfo, missing
 from pipeline.storage.files import files_of, is_remote
+from pipeline.storage.interface import FileInfo, missing
 from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.limits import Unread

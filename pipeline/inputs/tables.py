@@ -23,7 +23,7 @@ from pipeline.inputs.input_format import FileFormat, SplitLayout
 from pipeline.inputs.location import open_parquet, row_location, rows_of
 from pipeline.inputs.source_images import SourceImage, is_wnid, stamp_of, wnid_of_label
 from pipeline.storage.files import files_of, relative
-from pipeline.storage.parallel import read_ahead
+from pipeline.storage.interface import read_ahead
 from transforms.limits import load_json
 from transforms.taxonomy import Taxonomy
 

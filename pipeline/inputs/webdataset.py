@@ -20,7 +20,7 @@ from pipeline.inputs.source_images import (
     wnid_of_label,
 )
 from pipeline.storage.files import relative
-from pipeline.storage.parallel import read_ahead
+from pipeline.storage.interface import read_ahead
 from transforms.annotations import AnnotationError, annotation_from, parse_annotation
 from transforms.limits import MAX_ANNOTATION_BYTES, Unread, load_json
 from transforms.taxonomy import Taxonomy

@@ -27,10 +27,10 @@ from pipeline.dataset.manifest import (
 from pipeline.dataset.records import DATA_FOLDERS
 from pipeline.errors import JobError, UsageError, shown_bytes
 from pipeline.jobs.changes import describe_changes, summary_of, to_markdown
-from pipeline.report import REPORT
+from pipeline.report.write import REPORT
 from pipeline.runtime.lock import locked, remove_leftovers
 from pipeline.storage.files import is_below
-from pipeline.storage.parallel import in_parallel
+from pipeline.storage.interface import in_parallel
 from pipeline.storage.state_files import read_intact
 from pipeline.storage.store import WORK_FOLDER, Store
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import JobError
-from pipeline.models.preprocessing import Preprocessing
+from pipeline.models.identity import Preprocessing
 from pipeline.storage.files import files_of
 from pipeline.storage.store import FileDigest, Store
 from transforms.hashing import text_bytes

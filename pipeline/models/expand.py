@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from pipeline.errors import UsageError
-from pipeline.models.preprocessing import ModelIdentity
+from pipeline.models.identity import ModelIdentity
 from pipeline.storage.files import files_of
 
 _WILD = re.compile(r"[*?\[]")

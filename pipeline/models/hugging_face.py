@@ -13,8 +13,8 @@ from PIL.Image import Resampling
 
 from pipeline.errors import JobError, UsageError, one_line
 from pipeline.models.checkpoint import refuse_compressed
+from pipeline.models.identity import Origin
 from pipeline.models.source import LoadedModel, Recipe, Source, measured_model
-from pipeline.models.stored import Origin
 from transforms.limits import load_json
 from transforms.scoring import classes_of_outputs, labels_of_outputs
 from transforms.taxonomy import Taxonomy, imagenet9

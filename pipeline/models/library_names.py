@@ -23,7 +23,7 @@ from torchvision import models
 
 from pipeline.errors import JobError, UsageError
 from pipeline.models.checkpoint import SUFFIX, read_header, read_metadata, refuse_compressed
-from pipeline.models.preprocessing import IN9_MEAN, IN9_STD, Preprocessing, is_nine_way
+from pipeline.models.identity import IN9_MEAN, IN9_STD, Origin, Preprocessing, is_nine_way
 from pipeline.models.source import (
     LoadedModel,
     Recipe,
@@ -36,7 +36,6 @@ from pipeline.models.source import (
     module_with,
     refuse_without_answer,
 )
-from pipeline.models.stored import Origin
 from pipeline.runtime.custom_functions import module_of
 from pipeline.storage.files import files_of
 from transforms.taxonomy import Taxonomy, imagenet9

@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import BrokenPictureError, JobError
-from pipeline.storage.parallel import InBackground
+from pipeline.storage.interface import InBackground
 from transforms.codec import UndecodableError
 
 Pixels = NDArray[np.uint8]

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from pipeline.errors import JobError, UsageError, one_line
 from pipeline.models.checkpoint import refuse_compressed
+from pipeline.models.identity import Origin
 from pipeline.models.source import (
     LoadedModel,
     Recipe,
@@ -26,7 +27,6 @@ from pipeline.models.source import (
     measured_model,
     weights_hash,
 )
-from pipeline.models.stored import Origin
 from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
 
 _PREFIX = "open_clip:"

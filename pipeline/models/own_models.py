@@ -17,9 +17,8 @@ import numpy as np
 import torch
 
 from pipeline.errors import JobError, ModelError, UsageError, one_line
-from pipeline.models.preprocessing import Preprocessing
+from pipeline.models.identity import Origin, Preprocessing
 from pipeline.models.source import LoadedModel, Recipe, Source, measured_model
-from pipeline.models.stored import Origin
 from pipeline.runtime.custom_functions import PREFIX, import_function
 from pipeline.storage.files import files_of
 from transforms.limits import load_json

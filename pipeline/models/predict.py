@@ -23,8 +23,8 @@ from timm.data import create_transform
 from torch.nn import functional
 
 from pipeline.errors import JobError, ModelError, text_of
+from pipeline.models.identity import PredictConfig, Preprocessing
 from pipeline.models.loader import Batch, Loader, P, PixelCache, Pixels
-from pipeline.models.preprocessing import PredictConfig, Preprocessing
 from pipeline.models.source import LoadedModel
 from transforms.codec import decode_image, decode_into
 

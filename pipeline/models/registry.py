@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 
 from pipeline.errors import JobError, UsageError, one_line
 from pipeline.models.hugging_face import HuggingFace
+from pipeline.models.identity import StoredModel, WeightsFolder
 from pipeline.models.library_names import Packaged, TimmNames, TorchvisionNames
 from pipeline.models.open_clip_models import OpenClip
 from pipeline.models.own_models import OnnxFiles, PythonFunctions
@@ -27,7 +28,6 @@ from pipeline.models.source import (
     offline_without_answer,
     state_hash,
 )
-from pipeline.models.stored import StoredModel, WeightsFolder
 from pipeline.runtime.custom_functions import module_of
 from pipeline.storage.store import WORK_FOLDER
 from transforms.scoring import labels_of_outputs

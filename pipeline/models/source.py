@@ -22,8 +22,7 @@ from typing import Any, ClassVar
 import torch
 
 from pipeline.errors import JobError, UsageError, one_line, text_of
-from pipeline.models.preprocessing import ModelIdentity, Preprocessing
-from pipeline.models.stored import HUB_SECONDS, Origin
+from pipeline.models.identity import HUB_SECONDS, ModelIdentity, Origin, Preprocessing
 from pipeline.storage.files import absolute, files_of
 from transforms.hashing import text_bytes
 from transforms.scoring import labels_of_outputs

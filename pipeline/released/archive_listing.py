@@ -17,9 +17,8 @@ from pipeline.generate.shard_elements import SplitTotals
 from pipeline.inputs.archives import Unpacker, members, naming, unpacker_of
 from pipeline.inputs.location import member_location, read_location
 from pipeline.released.export import label_of_folder, parse_mixed, parse_stem
-from pipeline.storage.file_kind import FileInfo
 from pipeline.storage.files import files_of, is_remote, relative
-from pipeline.storage.parallel import in_parallel
+from pipeline.storage.interface import FileInfo, in_parallel
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.taxonomy import Taxonomy

@@ -34,7 +34,7 @@ from pipeline.generate.compose import index_schema
 from pipeline.generate.shard_elements import OutputShard
 from pipeline.released.archive_listing import ReleasedImage, ReleasedShard, read_contents
 from pipeline.runtime.progress import Progress, count_shard
-from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, read_ahead
+from pipeline.storage.interface import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.storage.store import FileDigest
 from transforms.codec import (
     TooManyPixelsError,

@@ -4,6 +4,3 @@
 
 The same results, or a copy of them, always give the same bytes.
 """
-
-from pipeline.report.write import REPORT as REPORT
-from pipeline.report.write import write_report as write_report

@@ -51,8 +51,8 @@ import msgspec
 from pipeline.errors import JobError, UsageError, shown_bytes
 from pipeline.runtime.progress import Progress
 from pipeline.storage import processes
-from pipeline.storage.file_kind import PathClaim
 from pipeline.storage.files import files_of
+from pipeline.storage.interface import PathClaim
 from pipeline.storage.processes import Process
 from pipeline.storage.state_files import convert, parse_json, warn_damaged
 from pipeline.storage.store import TEMPORARY, WORK_FOLDER, Store

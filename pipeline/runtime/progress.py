@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 from pipeline.errors import JobError, UsageError, counted, shown_bytes
 from pipeline.runtime.job_log import in_one_line, job_log
 from pipeline.runtime.machine import usable_cores
-from pipeline.storage.parallel import read_ahead
+from pipeline.storage.interface import read_ahead
 from pipeline.storage.processes import has_ended, this_process
 from pipeline.storage.state_files import parse_json
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store

@@ -1,6 +1,6 @@
 """Files by absolute path, on this machine, mounted file systems included, or in Google Cloud
 Storage (`gs://bucket/name`); and claims on paths. The path decides which of the two storages is
-used. Both implement the interface in `file_kind`.
+used. Both implement `pipeline.storage.interface`.
 
 A claim on this machine is a folder:
 
@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, cast
 
 from pipeline.errors import JobError, UsageError
-from pipeline.storage.file_kind import MAX_READ_BYTES, Fence, FileInfo, Files, PathClaim, too_large
+from pipeline.storage.interface import MAX_READ_BYTES, Fence, FileInfo, Files, PathClaim, too_large
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 """Errors of file systems that cannot make a hard link."""

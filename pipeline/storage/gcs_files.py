@@ -29,16 +29,17 @@ from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from pipeline.errors import JobError, UsageError
-from pipeline.storage.file_kind import (
+from pipeline.storage.interface import (
     MAX_READ_BYTES,
+    REQUESTS_IN_FLIGHT,
     Fence,
     FileInfo,
     Files,
     PathClaim,
+    in_parallel,
     missing,
     too_large,
 )
-from pipeline.storage.parallel import REQUESTS_IN_FLIGHT, in_parallel
 from transforms.hashing import text_bytes
 
 _ATTEMPTS = 6

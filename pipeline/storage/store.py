@@ -18,9 +18,8 @@ from typing import Annotated, BinaryIO, TypeVar, cast
 import msgspec
 
 from pipeline.errors import UsageError
-from pipeline.storage.file_kind import MAX_READ_BYTES, Fence, Files
 from pipeline.storage.files import absolute, arrow_source, files_of, is_remote, join, parent
-from pipeline.storage.parallel import in_parallel
+from pipeline.storage.interface import MAX_READ_BYTES, Fence, Files, in_parallel
 from pipeline.storage.processes import has_ended, this_process
 
 WORK_FOLDER = ".in9"

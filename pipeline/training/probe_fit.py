@@ -35,8 +35,8 @@ from pipeline.models.checkpoint import (
     read_metadata,
     save_checkpoint,
 )
+from pipeline.models.identity import PredictConfig
 from pipeline.models.predict import Predictor, are_numbers, refuse_broken
-from pipeline.models.preprocessing import PredictConfig
 from pipeline.models.registry import load_model
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import WORK_FOLDER, Store

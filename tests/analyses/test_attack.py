@@ -33,8 +33,8 @@ from pipeline.commands.cli import main
 from pipeline.commands.parser import build_parser
 from pipeline.display.panel import Results
 from pipeline.evaluate.published import FULL_GRID
+from pipeline.models.identity import PredictConfig
 from pipeline.models.predict import Predictor
-from pipeline.models.preprocessing import PredictConfig
 from pipeline.models.registry import load_model
 from transforms.adversarial import (
     UNTRIED,

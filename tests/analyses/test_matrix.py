@@ -28,7 +28,7 @@ from pipeline.display.panel import Evidence, Verdict
 from pipeline.errors import UsageError
 from pipeline.evaluate.published import TRAINED
 from pipeline.evaluate.results import PREDICTION_SCHEMA
-from pipeline.models.preprocessing import PredictConfig
+from pipeline.models.identity import PredictConfig
 from pipeline.report.page import check_claims
 from pipeline.runtime.lock import DATASET_LOCK, locked
 from pipeline.storage.state_files import convert

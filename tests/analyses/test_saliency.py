@@ -38,8 +38,8 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import write_table
 from pipeline.errors import ModelError, UsageError
 from pipeline.evaluate.evaluation import Evaluation
+from pipeline.models.identity import PredictConfig, Preprocessing
 from pipeline.models.predict import Predictor
-from pipeline.models.preprocessing import PredictConfig, Preprocessing
 from pipeline.models.registry import load_model
 from pipeline.models.source import loaded_model
 from pipeline.runtime.progress import Progress

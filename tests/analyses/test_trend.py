@@ -53,7 +53,7 @@ from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.model_stage import Block, RunModels
 from pipeline.evaluate.predictions import EvalImages
 from pipeline.evaluate.results import result_file, write_result
-from pipeline.models.preprocessing import PredictConfig
+from pipeline.models.identity import PredictConfig
 from pipeline.models.registry import load_model
 from pipeline.runtime.progress import Progress
 from pipeline.storage.state_files import convert

@@ -20,8 +20,8 @@ from small_models import checkpoint
 
 from pipeline.evaluate.predict_shards import ShardPictures
 from pipeline.evaluate.results import RunSettings, result_folder
+from pipeline.models.identity import PredictConfig
 from pipeline.models.predict import Predictor
-from pipeline.models.preprocessing import PredictConfig
 from pipeline.models.registry import load_model
 from transforms.codec import decode_image
 from transforms.scoring import LABEL_RULES

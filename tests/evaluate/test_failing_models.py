@@ -24,8 +24,8 @@ from tiny_models import Fixed
 
 from pipeline.errors import ModelError, escaped
 from pipeline.evaluate.results import FailedModel, RunSettings, note_failures, read_failures
+from pipeline.models.identity import PredictConfig
 from pipeline.models.predict import Predictor
-from pipeline.models.preprocessing import PredictConfig
 from pipeline.models.registry import load_model
 from pipeline.storage.store import Store
 

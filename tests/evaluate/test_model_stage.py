@@ -19,7 +19,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
 from pipeline.evaluate.model_stage import ModelStage
 from pipeline.models.expand import DEFAULT_MODEL
-from pipeline.models.preprocessing import PredictConfig
+from pipeline.models.identity import PredictConfig
 from pipeline.runners.beam_options import pipeline_options
 from pipeline.runtime.progress import Progress, counters_of
 from pipeline.storage.store import Store

@@ -42,8 +42,8 @@ from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.predictions import prediction_fingerprints
 from pipeline.evaluate.resident import in_memory, on_device
 from pipeline.evaluate.results import FailedModel, RunSettings, pick, read_failures
+from pipeline.models.identity import PredictConfig
 from pipeline.models.predict import Predictor, device_of
-from pipeline.models.preprocessing import PredictConfig
 from pipeline.models.registry import load_model
 from pipeline.runtime.progress import Progress
 from pipeline.storage.state_files import read_table

@@ -19,8 +19,8 @@ from pipeline.dataset.folder import Holdout, selected_rows, training_pictures
 from pipeline.errors import JobError
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import TrainedOn, metadata_of_entry, read_metadata, save_checkpoint
+from pipeline.models.identity import Preprocessing
 from pipeline.models.library_names import _read_shapes, read_state
-from pipeline.models.preprocessing import Preprocessing
 from pipeline.models.registry import load_model
 from pipeline.storage.store import Store
 from pipeline.training.loop import read_state_file

@@ -26,9 +26,9 @@ from small_models import checkpoint
 
 from pipeline.errors import JobError
 from pipeline.models import source
+from pipeline.models.identity import KnownModels, Origin, WeightsFolder
 from pipeline.models.registry import load_model, source_of, store_model
 from pipeline.models.source import LoadedModel
-from pipeline.models.stored import KnownModels, Origin, WeightsFolder
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 
@@ -87,7 +87,7 @@ def test_a_package_is_known_by_its_version(
     identity = learn(known, "efficientnet_lite0").identity
     assert known.load("efficientnet_lite0") == identity
     assert known.load("efficientnet_lite1") is None
-    monkeypatch.setattr("pipeline.models.stored._version", lambda package: f"{package} 9")
+    monkeypatch.setattr("pipeline.models.identity._version", lambda package: f"{package} 9")
     assert known.load("efficientnet_lite0") is None
 
 
@@ -131,7 +131,7 @@ def cached(home: Path, repository: str, commit: str, outputs: int = 1000) -> Non
 
 OFFLINE = """
 import sys
-from pipeline.models.stored import KnownModels
+from pipeline.models.identity import KnownModels
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 known = KnownModels(Store(sys.argv[1]), None, imagenet9())
@@ -187,7 +187,7 @@ def hub() -> Iterator[str]:
 
 
 def test_the_hub_is_asked_where_it_answers(hub: str, tmp_path: Path) -> None:
-    ask = "from pipeline.models.stored import Origin; print(Origin('hub', 'org/name').stamp())"
+    ask = "from pipeline.models.identity import Origin; print(Origin('hub', 'org/name').stamp())"
 
     def stamp(endpoint: str) -> str:
         environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path)}

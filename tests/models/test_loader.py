@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline.errors import BrokenPictureError, JobError
 from pipeline.models.loader import Loader, PixelCache
-from pipeline.storage.parallel import InBackground
+from pipeline.storage.interface import InBackground
 from transforms.codec import UndecodableError, decode_image, decode_into
 
 SIDE = 4

@@ -11,8 +11,8 @@ import torch
 from small_models import export, logits, network, normalised, pictures
 
 from pipeline.errors import JobError, UsageError
+from pipeline.models.identity import IN9_MEAN, PredictConfig
 from pipeline.models.predict import Predictor
-from pipeline.models.preprocessing import IN9_MEAN, PredictConfig
 from pipeline.models.registry import check_model, load_model
 
 

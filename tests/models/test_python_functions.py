@@ -7,7 +7,7 @@ import torch
 from small_models import logits, pictures
 
 from pipeline.errors import JobError, UsageError
-from pipeline.models.preprocessing import IN9_MEAN
+from pipeline.models.identity import IN9_MEAN
 from pipeline.models.registry import check_model, load_model
 
 

@@ -9,7 +9,7 @@ import torch
 from small_models import checkpoint
 
 from pipeline.errors import JobError
-from pipeline.models.preprocessing import IN9_MEAN
+from pipeline.models.identity import IN9_MEAN
 from pipeline.models.registry import load_model
 from pipeline.models.source import check_head
 from transforms.taxonomy import imagenet9

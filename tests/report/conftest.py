@@ -19,7 +19,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata, write_table
 from pipeline.evaluate.predictions import prediction_file, prediction_fingerprints
 from pipeline.evaluate.results import FailedModel, RunSettings, note_failures, pick, read_result
-from pipeline.report import write_report
+from pipeline.report.write import write_report
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9

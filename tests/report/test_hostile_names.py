@@ -33,8 +33,7 @@ from pipeline.errors import escaped_line, escaped_texts
 from pipeline.evaluate.predictions import prediction_fingerprints
 from pipeline.evaluate.results import FailedModel, ModelRun, note_failures
 from pipeline.jobs.changes import describe_changes, to_markdown
-from pipeline.report import write_report
-from pipeline.report.write import write_tables
+from pipeline.report.write import write_report, write_tables
 from pipeline.storage.state_files import convert, read_csv
 from pipeline.storage.store import Store
 

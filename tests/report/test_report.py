@@ -38,8 +38,9 @@ from pipeline.display.panel import Results
 from pipeline.display.style import Drawn
 from pipeline.errors import UsageError
 from pipeline.evaluate.results import Failure, read_result
-from pipeline.report import write, write_report
+from pipeline.report import write
 from pipeline.report.page import _environment
+from pipeline.report.write import write_report
 from pipeline.storage import state_files
 from pipeline.storage.state_files import convert
 from pipeline.storage.store import Store

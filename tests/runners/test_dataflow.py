@@ -31,7 +31,7 @@ from pipeline.errors import JobError
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.jobs.main_job import LAST_RUN, JobSummary, TakeLock, finish_job, manifest_state
 from pipeline.models.expand import DEFAULT_MODEL
-from pipeline.models.preprocessing import PredictConfig
+from pipeline.models.identity import PredictConfig
 from pipeline.runners.dataflow import DISK_GB, Gpu
 from pipeline.runtime.dataflow_jobs import is_over
 from pipeline.runtime.lock import (

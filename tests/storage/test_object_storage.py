@@ -24,7 +24,7 @@ from pipeline.inputs.layout import find_layout, list_images
 from pipeline.runtime.lock import DATASET_LOCK, acquire, is_held, locked, release, this_process
 from pipeline.storage.files import absolute, is_below, parent
 from pipeline.storage.gcs_files import _blob
-from pipeline.storage.parallel import read_ahead
+from pipeline.storage.interface import read_ahead
 from pipeline.storage.store import Store
 from transforms.codec import encode_png
 from transforms.taxonomy import imagenet9

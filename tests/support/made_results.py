@@ -10,7 +10,7 @@ import msgspec
 
 from pipeline.display.panel import ModelResults
 from pipeline.evaluate.results import ModelRun
-from pipeline.models.preprocessing import Preprocessing
+from pipeline.models.identity import Preprocessing
 
 T = TypeVar("T")
 

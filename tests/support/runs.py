@@ -27,8 +27,7 @@ from PIL import Image
 
 from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
-from pipeline.report import write_report
-from pipeline.report.write import write_tables
+from pipeline.report.write import write_report, write_tables
 from pipeline.runtime.lock import acquire
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9

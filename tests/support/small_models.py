@@ -10,8 +10,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from pipeline.models.identity import PredictConfig
 from pipeline.models.predict import Predictor
-from pipeline.models.preprocessing import PredictConfig
 from pipeline.models.source import LoadedModel
 
 

@@ -37,7 +37,7 @@ from pipeline.dataset.records import read_metadata, write_table
 from pipeline.evaluate.evaluation import AnalysisOfModel, ChunkOutput, NoteDone, PlannedAnalysis
 from pipeline.evaluate.predictions import split_fingerprint
 from pipeline.evaluate.results import ModelRun, pick, result_file, result_shard, write_result
-from pipeline.storage.parallel import InBackground
+from pipeline.storage.interface import InBackground
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.adversarial import (

@@ -45,7 +45,7 @@ from pipeline.inputs.imagenet import find_images
 from pipeline.inputs.layout import find_annotations, image_classes
 from pipeline.inputs.location import changed, read_location
 from pipeline.storage.files import relative
-from pipeline.storage.parallel import read_ahead
+from pipeline.storage.interface import read_ahead
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.intervals import wilson

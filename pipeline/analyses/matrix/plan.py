@@ -10,7 +10,7 @@ from pipeline.errors import UsageError, did_you_mean
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.published import TABLE_5_NAMES
 from pipeline.models.checkpoint import digest_of_classes
-from pipeline.models.preprocessing import PredictConfig
+from pipeline.models.identity import PredictConfig
 from pipeline.runtime.progress import Progress
 
 IN9L = "in9l"

@@ -35,10 +35,10 @@ from pipeline.evaluate.predict_shards import PredictShards, Scorer, ShardPicture
 from pipeline.evaluate.resident import free_memory
 from pipeline.evaluate.results import ModelRun, read_results, result_file
 from pipeline.models.checkpoint import TrainedOn, read_metadata
+from pipeline.models.identity import ModelIdentity
 from pipeline.models.library_names import read_state
 from pipeline.models.loader import Batch
 from pipeline.models.predict import Predictor, are_numbers, refuse_broken
-from pipeline.models.preprocessing import ModelIdentity
 from pipeline.models.registry import load_model
 from pipeline.models.source import state_hash
 from pipeline.runtime.lock import DATASET_LOCK, TABLES_LOCK, locked

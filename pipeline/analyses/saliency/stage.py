@@ -41,7 +41,7 @@ from pipeline.evaluate.evaluation import (
 )
 from pipeline.evaluate.predictions import EvalImages, split_fingerprint
 from pipeline.evaluate.results import ModelRun, pick, result_file, result_shard, write_result
-from pipeline.storage.parallel import InBackground
+from pipeline.storage.interface import InBackground
 from transforms.codec import decode_image, decode_mask
 from transforms.saliency import mass_in_mask, overlay, saliency_map
 from transforms.scoring import labels_of_outputs
