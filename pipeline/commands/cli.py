@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TextIO, cast
 from pipeline.commands.command_line import parse_command_line, run_command
 from pipeline.commands.parser import COMMANDS
 from pipeline.errors import JobError, UsageError, escaped
+from pipeline.runtime.job_log import EscapingFormatter, is_for_terminal
 from pipeline.runtime.machine import keep_freed_memory
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -156,9 +157,6 @@ def _run(arguments: argparse.Namespace, remaining_words: list[str]) -> int:
         # Training threads share the cores with processes that load pictures. A thread that spins
         # while it waits for another costs half of a step's time, or more.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Imported late, because it imports pyarrow, and printing help needs none of it.
-    from pipeline.runtime.job_log import EscapingFormatter, is_for_terminal
-
     terminal = logging.StreamHandler()
     terminal.setFormatter(EscapingFormatter("in9: %(levelname)s: %(message)s"))
     terminal.addFilter(is_for_terminal)
