@@ -193,7 +193,7 @@ def test_predictions_are_made_once_and_again_the_same(made: Path, tmp_path: Path
     (done,) = RunModels(work).process(Block(0, 0))
     assert isinstance(done, BlockDone)
     units = (*work.chunks(dataset),)
-    assert done.units == units
+    assert done.chunks == units
     # Notes about models go to the work folder only.
     assert stamps(output) == before
     path = PredictShards(dataset, evaluation.describe(dataset, model)).path(1)
@@ -346,7 +346,7 @@ def test_groups_follow_from_the_work_unless_they_are_given(
             blocks = list(step.process(""))
             assert len(blocks) == 2 * number
             for order in (0, 1):
-                parts = [step.units_of(block) for block in blocks if block.order == order]
+                parts = [step.chunks_of(block) for block in blocks if block.order == order]
                 assert sorted(unit for part in parts for unit in part) == list(units)
     assert list(numbers.values()) == [[len(units), 1, 5], [2, 1, 5], [1, 1, 5], [1, 1, 5]]
     attack = AttackPlan(plan(made, FIRST, blocks=None), 9, 9)

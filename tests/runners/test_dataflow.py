@@ -193,7 +193,7 @@ def test_hints_are_on_the_steps_that_run_models_alone(
     for step in hinted:
         assert hints[step.unique_name] == {"beam:resources:accelerator:v1": GPU_HINT.encode()}
         look, urns = step, []
-        while "/Look" not in look.unique_name:
+        while "/FindDone" not in look.unique_name:
             (look,) = (makers[name] for name in look.inputs.values())
             urns.append(look.spec.urn)
             assert hints.get(look.unique_name, {}) == {}
