@@ -132,7 +132,7 @@ class Named(Struct, frozen=True, kw_only=True):
         return " ".join([self.model, *self.evaluation.names])
 
     @property
-    def tested_part(self) -> tuple[str, float]:
+    def tested_on(self) -> tuple[str, float]:
         """The split that the model was tested on, and the held-out share of its images that were
         tested; 0 if all images were tested."""
         return self.evaluation.split, self.evaluation.holdout

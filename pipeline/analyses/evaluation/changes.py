@@ -150,8 +150,8 @@ def _differences(
     before: Dataset, was: Summary, after: Dataset, summary: Summary
 ) -> tuple[int, list[Difference]]:
     """Returns the number of images in both states, and a row for each variant in both."""
-    old_images = EvalImages.read(before, *was.tested_part)
-    new_images = EvalImages.read(after, *summary.tested_part)
+    old_images = EvalImages.read(before, *was.tested_on)
+    new_images = EvalImages.read(after, *summary.tested_on)
     old, new = (
         _values(read_predictions(dataset, images, one).by_rule.get(summary.headline))
         for dataset, images, one in ((before, old_images, was), (after, new_images, summary))

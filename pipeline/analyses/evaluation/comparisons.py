@@ -147,7 +147,7 @@ _cached: dict[tuple[str, tuple[int, ...]], tuple[Sequence[Summary], list[ModelsO
 def _read(dataset: Dataset, summaries: Sequence[Summary]) -> list[ModelsOnSameImages]:
     by_test_set: dict[tuple[str, float], list[Summary]] = {}
     for summary in summaries:
-        by_test_set.setdefault(summary.tested_part, []).append(summary)
+        by_test_set.setdefault(summary.tested_on, []).append(summary)
     result = []
     for test_set, its_summaries in by_test_set.items():
         images = EvalImages.read(dataset, *test_set)

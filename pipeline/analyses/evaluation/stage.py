@@ -57,7 +57,7 @@ class PlannedEvaluation(PlannedAnalysis):
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
         """Writes model.json; raises JobError if predictions do not fit the dataset."""
         store, shards = dataset.store, PredictShards(dataset, run)
-        images = EvalImages.read(dataset, *run.tested_part)
+        images = EvalImages.read(dataset, *run.tested_on)
         missing = read_predictions(dataset, images, run).missing
         if missing:
             raise JobError(

@@ -79,7 +79,7 @@ def summary_parts(
             for rule, predictions in by_rule.items()
             for row in rows(rule, predictions, images, taxonomy)
         )
-        for part, rows in _PARTS.items()
+        for part, rows in _STATISTICS.items()
     }
 
 
@@ -366,7 +366,7 @@ def _sizes(
             )
 
 
-_PARTS: dict[str, Callable[[str, Predictions, EvalImages, Taxonomy], Iterator[RuleRow]]] = {
+_STATISTICS: dict[str, Callable[[str, Predictions, EvalImages, Taxonomy], Iterator[RuleRow]]] = {
     "accuracy": _accuracy,
     "gaps": _gaps,
     "flips": _flips,
@@ -421,7 +421,7 @@ def _summarize_models(dataset: Dataset) -> tuple[list[Summary], list[str]]:
         if run.evaluation.split not in dataset.manifest.shards:
             stale.append(run.model)
             continue
-        images = read_images(*run.tested_part)
+        images = read_images(*run.tested_on)
         predictions = read_predictions(dataset, images, run)
         if not any(of_rule.predicted for of_rule in predictions.by_rule.values()):
             stale.append(run.model)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from msgspec import UNSET, UnsetType
 
-from pipeline.analyses.matrix.results import MATRIX_PARTS, CellRow, Matrix, matrix_file
+from pipeline.analyses.matrix.results import MATRIX_FIGURES, CellRow, Matrix, matrix_file
 from pipeline.display.panel import Evidence
 from pipeline.display.plot import VERSIONS, Plot, heat_map
 from pipeline.display.table import shorten
@@ -25,7 +25,7 @@ def _of_matrix(matrix: Matrix) -> Iterator[Plot]:
     by_row = matrix.by_row
     cells = [[by_row.get(row, {}).get(column) for column in columns] for row in columns]
     titles = (f"{shorten(matrix.name)}, %", "ResNet-50 of the paper, %", "difference, points")
-    for part, title in zip(MATRIX_PARTS, titles, strict=True):
+    for part, title in zip(MATRIX_FIGURES, titles, strict=True):
         shares = [[_share(cell, part) for cell in line] for line in cells]
         if not any(share is not None for line in shares for share in line):
             continue
@@ -57,6 +57,6 @@ def _of_matrix(matrix: Matrix) -> Iterator[Plot]:
 
 
 def _share(cell: CellRow | None, part: str) -> float | None:
-    """Returns the figure of a cell in one of `MATRIX_PARTS`; None if it has none."""
+    """Returns the figure of a cell in one of `MATRIX_FIGURES`; None if it has none."""
     share: float | UnsetType | None = None if cell is None else getattr(cell, part)
     return None if share is UNSET else share

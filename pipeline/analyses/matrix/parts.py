@@ -13,7 +13,7 @@ from typing_extensions import override
 from pipeline.analyses.evaluation.panel import COMMAND as EVALUATE_COMMAND
 from pipeline.analyses.evaluation.results import AccuracyRow, GapRow, Summary, models_trained_on
 from pipeline.analyses.matrix.results import (
-    MATRIX_PARTS,
+    MATRIX_FIGURES,
     TABLES,
     CellRow,
     Gain,
@@ -106,7 +106,7 @@ def _shown(matrix: Matrix) -> ShownMatrix:
         images=(min(counts), max(counts)),
         chance=describe_chance(row.chance for row in matrix.rows if row.n),
         overlap=max(row.overlap for row in matrix.rows),
-        figures=tuple(matrix_file(matrix.name, part) for part in MATRIX_PARTS),
+        figures=tuple(matrix_file(matrix.name, part) for part in MATRIX_FIGURES),
     )
 
 

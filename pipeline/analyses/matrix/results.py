@@ -322,7 +322,7 @@ def _cells(
         if cell is not None:
             yield IN9L, cell
         return
-    part = row.run.tested_part
+    part = row.run.tested_on
     if part[0] not in dataset.manifest.shards:
         return
     images = read_images(*part)
@@ -447,10 +447,10 @@ def write_matrix_tables(dataset: Dataset) -> list[Matrix]:
     return matrices
 
 
-MATRIX_PARTS = ("accuracy", "published", "difference")
+MATRIX_FIGURES = ("accuracy", "published", "difference")
 """The figures of a matrix: our accuracies, the paper's, and their differences."""
 
 
 def matrix_file(name: str, part: str) -> str:
-    """Returns the name of the SVG file of a matrix's figure, one of `MATRIX_PARTS`."""
+    """Returns the name of the SVG file of a matrix's figure, one of `MATRIX_FIGURES`."""
     return f"matrix-{name}-{part}.svg"
