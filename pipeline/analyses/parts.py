@@ -63,8 +63,8 @@ class Changed(NamedTuple):
 class Parts:
     """The parts of an analysis. Every part is optional: a subclass has what it needs.
 
-    Many commands need only tables and results, so methods import stages, panels, claims and figures
-    when these are used.
+    Many commands need only tables and results, so what is slow to import, such as figures, is
+    imported when it is used.
 
     Attributes:
       tables: its tables, in the order of the reference.
