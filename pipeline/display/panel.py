@@ -32,6 +32,9 @@ from transforms.intervals import CONFIDENCE, level_of
 from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import Taxonomy
 
+COMPARED = 8
+"""Largest number of models that a figure or a table of pairs compares: the models with the highest
+accuracy on `original`. Figures have as many colours (`pipeline.display.style.MODELS`)."""
 QUALITY = 68
 """Quality of pictures as WebP, up to 100."""
 SHOWN = 224

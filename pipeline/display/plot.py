@@ -30,9 +30,6 @@ from pipeline.display.style import (
 from pipeline.display.table import shorten
 from transforms.taxonomy import Taxonomy
 
-COMPARED = len(MODELS)
-"""Largest number of models that a figure compares: the models with the highest accuracy on
-`original`."""
 MOST_ROWS = 24
 MOST_CELLS = 9
 """Largest number of classes that a figure shows: `MOST_ROWS` if classes are only its rows,

@@ -20,8 +20,8 @@ from pipeline.analyses import ANALYSES
 from pipeline.dataset.card import notes_of, sentence
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST
-from pipeline.display.panel import Claim, Evidence, Finding, Verdict, overall, with_models
-from pipeline.display.plot import COMPARED, Plot
+from pipeline.display.panel import COMPARED, Claim, Evidence, Finding, Verdict, overall, with_models
+from pipeline.display.plot import Plot
 from pipeline.display.style import THEME
 from pipeline.display.table import TIMES
 from pipeline.errors import escaped

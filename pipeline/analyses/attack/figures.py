@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pipeline.analyses.attack.results import AttackResult
-from pipeline.display.panel import Evidence
+from pipeline.display.panel import COMPARED, Evidence
 from pipeline.display.plot import (
-    COMPARED,
     Plot,
     Series,
     by_class,

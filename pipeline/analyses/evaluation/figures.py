@@ -8,10 +8,9 @@ from matplotlib.patches import Patch
 
 from pipeline.analyses.evaluation.results import ClassRow, SizeRow, Summary
 from pipeline.analyses.evaluation.tables import KIND_NAMES
-from pipeline.display.panel import Estimate, Evidence, ModelResults, estimate_of
+from pipeline.display.panel import COMPARED, Estimate, Evidence, ModelResults, estimate_of
 from pipeline.display.plot import (
     CLASSES,
-    COMPARED,
     MOST_CELLS,
     Plot,
     Series,

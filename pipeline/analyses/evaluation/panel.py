@@ -22,6 +22,7 @@ from pipeline.analyses.evaluation.results import (
     training_of,
 )
 from pipeline.display.panel import (
+    COMPARED,
     Claim,
     Evidence,
     Measurement,
@@ -32,7 +33,6 @@ from pipeline.display.panel import (
     above,
     within,
 )
-from pipeline.display.plot import COMPARED
 from pipeline.display.table import describe_chance
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for
 from transforms.intervals import CONFIDENCE
