@@ -23,7 +23,6 @@ import posixpath
 import re
 import shutil
 import stat
-import uuid
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, cast
 
@@ -139,7 +138,7 @@ class LocalFiles(Files):
         never changed in place."""
         _make_folder_of(target)
         with self._guarded():
-            aside = self._intermediate(f"{target}.{uuid.uuid4().hex}")
+            aside = self._intermediate(f"{target}.{os.urandom(16).hex()}")
             try:
                 os.link(source, aside)
             except OSError as error:
@@ -312,7 +311,7 @@ class FencedLocalFiles(LocalFiles):
             raise
 
     def _intermediate(self, path: str) -> str:
-        return os.path.join(self._folder, f"{uuid.uuid4().hex}.part")
+        return os.path.join(self._folder, f"{os.urandom(16).hex()}.part")
 
     def _rename(self, source: str, target: str) -> None:
         aside = self._intermediate(source)
