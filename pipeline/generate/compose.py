@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import operator
 import os
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
@@ -241,7 +242,7 @@ class ComposeShard(JobStep):
         cutter = Cutter(self.config.segment)
         plan = load_plan(store, output.plan, config, output.plan_digest)
         records = (read_image_rows(store, source.path) for source in output.sources)
-        images = sorted((row for rows in records for row in rows), key=lambda row: row.rank)
+        images = sorted((row for rows in records for row in rows), key=operator.attrgetter("rank"))
         scenes = None
         if output.scenes is not None:
             scenes = DrawnScenes(output.scenes, self.outputs, cutter, config)

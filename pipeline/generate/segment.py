@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import operator
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -117,7 +118,7 @@ class SegmentShard(JobStep):
         if file is not None:
             accepted = sum(row.status == ACCEPTED for row in rows)
             files.append(FileDigest(tar_path, file.size, file.sha256, accepted))
-        rows.sort(key=lambda row: row.rank)
+        rows.sort(key=operator.attrgetter("rank"))
         table = pa.Table.from_pylist(list(map(vars, rows)), RECORD_SCHEMA)
         tally.note()
         return self.layers.write(found.path, table, cutter.identify_shard(digests), files), rows

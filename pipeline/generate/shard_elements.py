@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import os
 import zlib
 from collections import Counter
@@ -114,7 +115,7 @@ def make_shards(images: Iterable[SourceImage], totals: SplitTotals) -> list[Sour
     for image in images:
         buckets[totals.counts.source_shard(image.key)].append(image)
     return [
-        SourceShard(totals, shard, tuple(sorted(bucket, key=lambda image: (image.key, image.name))))
+        SourceShard(totals, shard, tuple(sorted(bucket, key=operator.attrgetter("key", "name"))))
         for shard, bucket in enumerate(buckets)
     ]
 

@@ -8,6 +8,7 @@ downloaded: `ILSVRC2012_img_val.tar`, which holds the images directly, and
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterator, Sequence
 
@@ -127,7 +128,7 @@ def _list_remote(folder: str) -> Iterator[_Listed]:
 def _list_local(folder: str, subfolder: str) -> Iterator[_Listed]:
     """Lists files in an order that does not depend on the file system."""
     with os.scandir(os.path.join(folder, subfolder) if subfolder else folder) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
+        ordered = sorted(entries, key=operator.attrgetter("name"))
     for entry in ordered:
         if not entry.is_dir():
             yield subfolder, entry.name, entry.path, None

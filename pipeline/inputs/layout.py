@@ -12,6 +12,7 @@ decides.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -236,5 +237,5 @@ def list_images(
         labels = np.asarray([image.label for image in images], np.int64)
         kept = lowest_hashes([i.key for i in images], labels, limit, seed=0, purpose="limit")
         images = [image for image, keep in zip(images, kept, strict=True) if keep]
-    images.sort(key=lambda image: image.name)
+    images.sort(key=operator.attrgetter("name"))
     return tuple(images), passed_over
