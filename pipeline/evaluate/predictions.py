@@ -3,7 +3,7 @@
 They are read by label rule and variant, with images in the order of their keys. A stored prediction
 names its background only by key. The background's class and unit, and the size of the foreground,
 come from the dataset's index. The model's logits on some pictures of backgrounds are stored in the
-column `logits`, in the rows of the paper's label rule, for the probe in `gap_power`.
+column `logits`, in the rows of the paper's label rule, for the probe in `measure_power`.
 
 This module does not import Beam, so that readers of predictions start fast.
 """
