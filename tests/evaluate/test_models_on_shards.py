@@ -347,7 +347,8 @@ def test_groups_follow_from_the_work_unless_they_are_given(
             assert len(blocks) == 2 * number
             for order in (0, 1):
                 parts = [step.chunks_of(block) for block in blocks if block.order == order]
-                assert sorted(unit for part in parts for unit in part) == list(units)
+                assert sorted(chunk for part in parts for chunk in part) == list(units)
+                assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert list(numbers.values()) == [[len(units), 1, 5], [2, 1, 5], [1, 1, 5], [1, 1, 5]]
     attack = AttackPlan(plan(made, FIRST, blocks=None), 9, 9)
     monkeypatch.setattr("pipeline.evaluate.evaluation._PICTURES_OF_BLOCK", 1)

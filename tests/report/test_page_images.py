@@ -100,6 +100,11 @@ def test_the_chooser_tells_what_the_files_hold(opened: Any, report_run: Path) ->
             assert (mark, word) == (("✓", "right: ") if row["correct"] else ("✕", "wrong: "))
 
 
+def test_the_page_goes_by_the_rule_of_the_headline(opened: Any) -> None:
+    said = opened.page.locator("#images").inner_text().replace("\n", " ")
+    assert "answer by argmax_then_map (also by mapped_only, where it differs)" in said
+
+
 def cards_with(
     said: dict[tuple[str, str], dict[str, VersionAnswer]], pattern: str, *of: str
 ) -> set[str]:
