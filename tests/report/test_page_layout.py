@@ -109,7 +109,11 @@ def test_a_page_of_one_model_has_a_first_picture_and_nothing_empty(
     pictures = page.locator("header .example img")
     assert [picture.is_visible() for picture in pictures.all()] == [True, True]
     assert "95 % interval" in page.locator(".tiles .gap").inner_text().replace("\xa0", " ")
-    page.locator("header .example a").click()
+    link = page.locator("header .example a")
+    card = page.locator(f'.card[id="{link.get_attribute("href").removeprefix("#")}"]')
+    link.click()
+    # The script shows the card after the click.
+    card.wait_for(state="visible")
     name = page.locator(".card:visible h3").inner_text()
     assert f"One {name}, two backgrounds" in page.locator("header .example").inner_text()
     sections = page.locator("main > section").evaluate_all("all => all.map((e) => e.id)")
