@@ -25,10 +25,12 @@ from pipeline.analyses.evaluation.images import (
 )
 from pipeline.analyses.evaluation.patterns import PATTERNS, VersionAnswer, patterns_of
 from pipeline.analyses.evaluation.results import Summary
+from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
 from pipeline.display.panel import Evidence
 from pipeline.evaluate.results import PREDICTION_SCHEMA, result_shard
 from pipeline.report.page import _environment
+from pipeline.report.write import gather
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import MIXED, PICTURES
@@ -98,6 +100,13 @@ def test_the_chooser_tells_what_the_files_hold(opened: Any, report_run: Path) ->
             mark = line.locator(".mark").text_content()
             word = line.locator(".hidden").text_content()
             assert (mark, word) == (("✓", "right: ") if row["correct"] else ("✕", "wrong: "))
+
+
+def test_models_stand_in_the_order_of_their_accuracy(report_run: Path) -> None:
+    evidence = gather(Dataset.open(Store(str(report_run))), imagenet9())
+    accuracies = [answers.accuracy_on_original or 0.0 for _, answers in evidence.answered]
+    assert len(set(accuracies)) > 1
+    assert accuracies == sorted(accuracies, reverse=True)
 
 
 def test_the_page_goes_by_the_rule_of_the_headline(opened: Any) -> None:
