@@ -44,14 +44,14 @@ OPENING = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """A part of a dataset that repeats some pictures."""
+    """A set of pictures that repeats some pictures."""
 
     images: list[bytes]
     count: int
     name: str = ""
 
     def tables(self, columns: tuple[str, ...]) -> Generator[pa.Table, None, None]:
-        """Same as `Part.tables`, but in memory; row groups are as large as those of a dataset."""
+        """Same as `PictureSet.tables`, but in memory; row groups are as large as a dataset's."""
         size = 128
         for first in range(0, self.count, size):
             numbers = range(first, min(first + size, self.count))
@@ -70,13 +70,13 @@ def photographs(folder: Path) -> list[bytes]:
     return images
 
 
-def load(decode: Decode, parts: list[Drawn], threads: int, ahead: int) -> float:
+def load(decode: Decode, sets: list[Drawn], threads: int, ahead: int) -> float:
     """Measures the seconds that loading all pictures takes."""
     loader: Loader[Drawn] = Loader(
         decode, SIDE, GPU_BATCH, cache=PixelCache(0), kind="", threads=threads, ahead=ahead
     )
     started = time.perf_counter()
-    with contextlib.closing(loader.batches(parts)) as batches:
+    with contextlib.closing(loader.batches(sets)) as batches:
         for batch in batches:
             loader.hand_back(batch)
     return time.perf_counter() - started
@@ -95,16 +95,16 @@ def by_pillow(data: bytes, out: np.ndarray) -> None:
 
 def measure_loader(images: list[bytes], count: int) -> None:
     """Measures the loader alone, and prints its rows."""
-    parts = [Drawn(images, 1024)] * (count // 1024)
-    rate = max(count / load(asleep, parts, THREADS, 3) for _ in range(3))
+    sets = [Drawn(images, 1024)] * (count // 1024)
+    rate = max(count / load(asleep, sets, THREADS, 3) for _ in range(3))
     against = f"{THREADS} threads, a decoder that sleeps {DECODING * 1e6:.0f} us"
     row("loader: pictures/s, emulated", f"{rate:.0f}", against, ">= 15000")
     costs: dict[str, list[float]] = {"ours": [], "Pillow": []}
     for _ in range(5):
         for name, decode in (("ours", decode_into), ("Pillow", by_pillow)):
             before = time.process_time()
-            load(decode, parts[:4], 1, 0)
-            loaded = sum(part.count for part in parts[:4])
+            load(decode, sets[:4], 1, 0)
+            loaded = sum(pictures.count for pictures in sets[:4])
             costs[name].append((time.process_time() - before) / loaded * 1e3)
     ours, pillow = (statistics.median(costs[name]) for name in ("ours", "Pillow"))
     row("loader: CPU of a picture", f"{ours:.2f} ms", f"{pillow:.2f} ms by Pillow", "<= 0.40 ms")

@@ -22,7 +22,7 @@ from PIL import Image
 from runs import ROOT, csv_rows, dataset_in, run_in9
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
-from pipeline.dataset.sinks import decode_layer, read_parts
+from pipeline.dataset.sinks import decode_layer, read_layer
 from pipeline.storage.store import Store
 from transforms.codec import decode_image, decode_mask
 from transforms.layers import Layer
@@ -49,7 +49,7 @@ def layers(output: Path) -> Iterator[tuple[str, Layer]]:
         for row in pq.read_table(record).to_pylist():
             if row["status"] == "accepted":
                 tar = f"layers/{record.stem}.tar"
-                parts = read_parts(Store(str(output)), tar, row)
+                parts = read_layer(Store(str(output)), tar, row)
                 yield row["key"], decode_layer(*parts.values(), box=row["box"])
 
 

@@ -46,7 +46,7 @@ class Analysis:
       job_flags: (the commands, the flag) by which other commands run it.
       counter: counter of the pictures that models are shown; "" if they are not counted.
       is_always_counted: whether a job says so if it showed models no picture.
-      unit, fate: what the closing lines of a job call one of them, and what was done to it.
+      noun, fate: what the closing lines of a job call one of them, and what was done to it.
       items: what progress counts, in the plural.
       done: what `--dry_run` says of a model that has nothing left to do; "" to say nothing.
       not_done: beginning of the line about a model that failed; "" if `Parts.lines` say so, and the
@@ -61,7 +61,7 @@ class Analysis:
     job_flags: tuple[tuple[tuple[str, ...], Flag], ...] = ()
     counter: str = ""
     is_always_counted: bool = False
-    unit: str = ""
+    noun: str = ""
     fate: str = ""
     items: str = "images"
     done: str = ""

@@ -169,15 +169,15 @@ class Dataset:
         return self._whole(path, read_tables(self.store, path, columns), lambda t: int(t.num_rows))
 
     def _whole(
-        self, path: str, parts: Iterable[T], samples_of: Callable[[T], int]
+        self, path: str, pieces: Iterable[T], samples_of: Callable[[T], int]
     ) -> Generator[T, None, None]:
-        """Yields the parts of a file. Raises JobError if the file is broken, or if the parts have
+        """Yields the pieces of a file. Raises JobError if the file is broken, or if the pieces have
         not as many samples as the manifest lists."""
         count = 0
         with self.naming_file(path):
-            for part in parts:
-                yield part
-                count += samples_of(part)
+            for piece in pieces:
+                yield piece
+                count += samples_of(piece)
             file = self._digests.get(path)
             # An empty tar has no file, so the manifest does not list it.
             listed = file.samples if file else 0
@@ -294,26 +294,26 @@ def read_webdataset(store: Store, path: str) -> Iterator[Sample]:
     if not store.exists(path):
         return
     with store.open(path) as file, tarfile.open(fileobj=file, mode="r|") as tar:
-        parts: dict[str, bytes] = {}
+        members: dict[str, bytes] = {}
         for member in tar:
             content = tar.extractfile(member)
             if content is None:
                 raise OSError(f"{path} holds {member.name}, which is not a file")
             key, _, suffix = member.name.partition(".")
             is_large = member.size > MAX_PICTURE_BYTES
-            parts[suffix] = (
+            members[suffix] = (
                 Unread.from_size(member.size, MAX_PICTURE_BYTES) if is_large else content.read()
             )
             if suffix == "json":
-                yield sample_of(key, parts)
-                parts = {}
+                yield sample_of(key, members)
+                members = {}
 
 
-def sample_of(key: str, parts: dict[str, bytes]) -> Sample:
+def sample_of(key: str, members: dict[str, bytes]) -> Sample:
     """Builds a sample from its tar members, given by suffix."""
-    row = load_json(parts.pop("json")) | {"label": int(parts.pop("cls"))}
+    row = load_json(members.pop("json")) | {"label": int(members.pop("cls"))}
     fields = {name: row[name] for name in _FIELD_NAMES}
-    ((suffix, image),) = parts.items()
+    ((suffix, image),) = members.items()
     return Sample(key=key, image=image, suffix=suffix, fields=fields)
 
 

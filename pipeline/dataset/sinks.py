@@ -65,8 +65,7 @@ because Hugging Face ignores the features in a schema if any of its columns is n
 
 
 def sample_schema(label_names: Sequence[str]) -> pa.Schema:
-    """Returns the Parquet schema, with Hugging Face's Image and ClassLabel features in its
-    metadata.
+    """Returns the Parquet schema; its metadata has Hugging Face's Image and ClassLabel features.
 
     Args:
       label_names: superclass names by label.
@@ -108,8 +107,7 @@ class Sink:
         self.num_samples += 1
 
     def digest(self) -> FileDigest | None:
-        """Returns the digest of the file, or None if there is no file; call it only after the sink
-        is closed."""
+        """Returns the file's digest once the sink is closed; None if there is no file."""
         if self.file is None:
             return None
         return FileDigest(self.path, self.file.size, self.file.sha256, self.num_samples)
@@ -167,8 +165,7 @@ class ParquetSink(Sink):
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class WebDatasetSink(Sink):
-    """A tar with members `<key>.jpg|png`, `<key>.cls` and `<key>.json`; an empty shard has no
-    file."""
+    """A tar with members `<key>.jpg|png`, `<key>.cls` and `<key>.json`; none for an empty shard."""
 
     stack: contextlib.ExitStack
     store: Store
@@ -217,7 +214,8 @@ def open_sinks(
       variants: the variants to write.
       formats: some of `FORMATS`.
       schema: Parquet schema of the samples.
-      split, shard: split and number of the output shard.
+      split: split of the output shard.
+      shard: number of the output shard.
       num_shards: number of output shards of the split.
 
     Returns:
@@ -238,8 +236,7 @@ def open_sinks(
 
 
 def digests_of(sinks: Mapping[str, Sequence[Sink]]) -> tuple[FileDigest, ...]:
-    """Returns the digests of the files of all variants; call it only after the sinks are
-    closed."""
+    """Returns the digests of the files of all variants, once the sinks are closed."""
     digests = [sink.digest() for variant_sinks in sinks.values() for sink in variant_sinks]
     return tuple(digest for digest in digests if digest is not None)
 
@@ -269,13 +266,13 @@ class TarWriter:
         self.file.write(bytes(2 * _TAR_BLOCK))
 
 
-PARTS = ("image", "only_bg_t", "mask")
-"""Parts of a layer. Each is a tar member `<key>.<part>.png`; together they form one WebDataset
+LAYER_FILES = ("image", "only_bg_t", "mask")
+"""Files of a layer. Each is a tar member `<key>.<file>.png`; together they form one WebDataset
 sample."""
 
 
 def encode_layer(layer: Layer) -> dict[str, bytes]:
-    """Encodes the parts of a layer as lossless PNGs."""
+    """Encodes the files of a layer as lossless PNGs."""
     return {
         "image": encode_png(layer.image),
         "only_bg_t": encode_png(layer.only_bg_t),
@@ -291,28 +288,27 @@ def layer_digest(layer: Layer) -> str:
     return hasher.hexdigest()[:16]
 
 
-def add_layer(tar: TarWriter, key: str, parts: Mapping[str, bytes]) -> Row:
+def add_layer(tar: TarWriter, key: str, files: Mapping[str, bytes]) -> Row:
     """Appends a layer; returns the offset and length columns for the layer's record row."""
     columns = {}
-    for part in PARTS:
-        columns[f"{part}_offset"] = tar.add(f"{key}.{part}.png", parts[part])
-        columns[f"{part}_length"] = len(parts[part])
+    for name in LAYER_FILES:
+        columns[f"{name}_offset"] = tar.add(f"{key}.{name}.png", files[name])
+        columns[f"{name}_length"] = len(files[name])
     return columns
 
 
-def part_ranges(row: Row) -> list[tuple[int, int]]:
-    """Returns (offset, length) in bytes of each part of a layer in its tar, by the columns of its
-    record row."""
-    return [(row[f"{part}_offset"], row[f"{part}_length"]) for part in PARTS]
+def layer_ranges(row: Row) -> list[tuple[int, int]]:
+    """Returns (offset, length) in bytes of each file of a layer in its tar, by its record row."""
+    return [(row[f"{name}_offset"], row[f"{name}_length"]) for name in LAYER_FILES]
 
 
-def read_parts(store: Store, tar_path: str, row: Row) -> dict[str, bytes]:
-    """Reads the encoded parts of a layer, by the columns of its record row."""
-    return dict(zip(PARTS, store.read_ranges(tar_path, part_ranges(row)), strict=True))
+def read_layer(store: Store, tar_path: str, row: Row) -> dict[str, bytes]:
+    """Reads the encoded files of a layer, by the columns of its record row."""
+    return dict(zip(LAYER_FILES, store.read_ranges(tar_path, layer_ranges(row)), strict=True))
 
 
 def decode_layer(image: bytes, only_bg_t: bytes, mask: bytes, *, box: Sequence[int]) -> Layer:
-    """Decodes the parts that `encode_layer` encoded, given the box (x0, y0, x1, y1)."""
+    """Decodes the files that `encode_layer` encoded, given the box (x0, y0, x1, y1)."""
     return Layer(
         image=decode_image(image),
         only_bg_t=decode_image(only_bg_t),

@@ -64,7 +64,7 @@ def percent_interval(value: float | None, low: float | None, high: float | None)
 
 
 class ShortName(NamedTuple):
-    """A model's short name in two parts: its architecture, and what distinguishes it from other
+    """A model's short name in two words: its architecture, and what distinguishes it from other
     models of the same architecture (its weights, its source, and settings that are not the
     default)."""
 
@@ -131,26 +131,26 @@ class Table:
 
     Attributes:
       name: name of the file without `.csv`.
-      parts: the types whose fields are the columns, in order.
+      structs: the types whose fields are the columns, in order.
       description: what a row holds, for the reference.
     """
 
     name: str
-    parts: tuple[type[msgspec.Struct], ...]
+    structs: tuple[type[msgspec.Struct], ...]
     description: str
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns."""
-        return tuple(name for part in self.parts for name in part.__struct_fields__)
+        return tuple(name for struct in self.structs for name in struct.__struct_fields__)
 
     @property
     def meanings(self) -> Mapping[str, str]:
         """Meanings of columns that the types give, by column."""
         return {
             name: extra.description
-            for part in self.parts
-            for name, hint in get_type_hints(part, include_extras=True).items()
+            for struct in self.structs
+            for name, hint in get_type_hints(struct, include_extras=True).items()
             for extra in get_args(hint)
             if isinstance(extra, msgspec.Meta) and extra.description
         }
@@ -166,8 +166,8 @@ class Table:
         lines = (
             {
                 name: value
-                for part in row
-                for name, value in msgspec.structs.asdict(part).items()
+                for struct in row
+                for name, value in msgspec.structs.asdict(struct).items()
                 if value is not msgspec.UNSET
             }
             for row in rows

@@ -87,8 +87,9 @@ _Result = BlockDone | FailedModel
 
 @dataclasses.dataclass(eq=False)
 class _Step(beam.DoFn):
-    """A step of the stage. It opens the dataset again in every bundle, because the dataset may have
-    changed since the last one.
+    """A step of the stage.
+
+    It opens the dataset again in every bundle, because the dataset may have changed since the last.
 
     Attributes:
       work: the stage.
@@ -108,14 +109,13 @@ class _Step(beam.DoFn):
 
     def tally(self, block: Block, chunk: int) -> Tally:
         """Returns the counters of a chunk."""
-        part = f"{block.order}-{chunk:05d}"
-        return Tally(self.work.evaluation.progress, self.work.stage, part)
+        name = f"{block.order}-{chunk:05d}"
+        return Tally(self.work.evaluation.progress, self.work.stage, name)
 
     def count_existing(
         self, block: Block, model_work: AnalysisOfModel, chunks: Iterable[int]
     ) -> None:
-        """Counts finished chunks: as made if an earlier attempt of this job made them, as kept if
-        they are from an earlier job."""
+        """Counts finished chunks: as made by an earlier attempt of this job, or as kept."""
         progress, stage = self.work.evaluation.progress, self.work.stage
         noted = set(progress.store.walk(Tally.folder(progress, stage)))
         for chunk in chunks:
@@ -145,8 +145,11 @@ class MakeBlocks(_Step):
 
 
 class FindDone(_Step):
-    """Block -> a BlockDone if all its chunks are done or the stage does not apply to the model, or
-    a FailedModel if the model must not be run; else the Block itself, in the output `remaining`."""
+    """Block -> a BlockDone, a FailedModel, or the Block itself in the output `remaining`.
+
+    It is done if all its chunks are, or if the stage does not apply to the model; it has failed if
+    the model must not be run.
+    """
 
     def process(self, block: Block) -> list[_Result | beam.pvalue.TaggedOutput]:
         work, progress = self.work, self.work.evaluation.progress
@@ -210,8 +213,8 @@ class RunModels(_Step):
                 return [self._run(block, model, chunks)]
             except ModelError as error:
                 _LOG.warning("%s failed", name, exc_info=True)
-                parts = [f"{block.order}-{chunk:05d}" for chunk in chunks]
-                evaluation.progress.drop(work.stage, f"{block.order}-{block.number}", parts)
+                names = [f"{block.order}-{chunk:05d}" for chunk in chunks]
+                evaluation.progress.drop(work.stage, f"{block.order}-{block.number}", names)
                 return [FailedModel(block.order, entry, name, " ".join(str(error).split()))]
 
     def _run(self, block: Block, model: LoadedModel, chunks: tuple[int, ...]) -> BlockDone:
@@ -244,8 +247,7 @@ class RunModels(_Step):
         chunks: tuple[int, ...],
         missing: list[int],
     ) -> None:
-        """Runs the model on the missing chunks, and writes each chunk's file while the next chunk
-        is computed."""
+        """Runs the model on the missing chunks; writes a chunk while the next is computed."""
         work = self.work
         tallies = {chunk: self._resume_tally(block, chunk) for chunk in missing}
 
@@ -289,8 +291,10 @@ class RunModels(_Step):
 
 
 def _count_when_written(pending: tuple[Future[FileDigest], bool] | None) -> None:
-    """Waits until a file is written, and counts it unless it is partial, because the complete file
-    will replace it. Raises the error if writing failed."""
+    """Waits until a file is written, and counts it. Raises the error if writing failed.
+
+    A partial file does not count, because the complete file will replace it.
+    """
     if pending is not None:
         writing, is_complete = pending
         count_written([writing.result()] if is_complete else [])
@@ -310,7 +314,7 @@ class SummarizeModel(_Step):
         expected = list(work.chunks(self.dataset()))
         if chunks != expected:
             raise JobError(
-                f"{entry}: {work.stage} of {len(chunks)} of {len(expected)} parts "
+                f"{entry}: {work.stage} of {len(chunks)} of {len(expected)} chunks "
                 "arrived. Run the same command again to go on"
             )
         runs = {block.run for block in blocks}
@@ -329,7 +333,8 @@ class SummarizeModel(_Step):
 class FinishModels(_Step):
     """Dataset fingerprint, with all results of SummarizeModel as a side input -> the fingerprint.
 
-    Records which models failed, and removes temporary files."""
+    Records which models failed, and removes temporary files.
+    """
 
     def process(self, dataset: str, results: Iterable[ModelSummary | FailedModel]) -> list[str]:
         work, evaluation = self.work, self.work.evaluation
@@ -346,8 +351,9 @@ class FinishModels(_Step):
 
 
 class ModelStage(beam.PTransform):
-    """Fingerprint of a finished dataset -> the same fingerprint; runs models on the dataset, and
-    emits the fingerprint when all results are written.
+    """Fingerprint of a finished dataset -> the same fingerprint; runs models on the dataset.
+
+    It emits the fingerprint when all results are written.
 
     Args:
       work: the stage to run.

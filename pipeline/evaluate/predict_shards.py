@@ -52,8 +52,9 @@ _COLUMNS = ("key", "label", "fg_key", "bg_key")
 
 @dataclasses.dataclass(frozen=True)
 class ShardPictures:
-    """Pictures of a variant in an output shard. This is a `pipeline.models.loader.Part` whose rows
-    have the columns key, label, fg_key and bg_key.
+    """Pictures of a variant in an output shard: a `pipeline.models.loader.PictureSet`.
+
+    Its rows have the columns key, label, fg_key and bg_key.
 
     Attributes:
       dataset: the dataset.
@@ -102,9 +103,9 @@ class Scorer(Protocol):
     device: torch.device
 
     def logits(
-        self, parts: Iterable[ShardPictures], stored: int
+        self, sets: Iterable[ShardPictures], stored: int
     ) -> Generator[tuple[Batch[ShardPictures], NDArray[np.float32]], None, None]:
-        """Yields the batches of parts with their logits, like `Predictor.logits`."""
+        """Yields the batches of sets with their logits, like `Predictor.logits`."""
 
 
 class PredictShards(AnalysisOfModel):
@@ -139,35 +140,36 @@ class PredictShards(AnalysisOfModel):
     def run(
         self, predictor: Scorer, chunks: Sequence[int], missing: Sequence[int], note: NoteDone
     ) -> Generator[ChunkOutput, None, None]:
-        """Keeps the rows of an earlier file that are still valid, and predicts only the other
-        pictures."""
+        """Keeps an earlier file's rows that are still valid; predicts only the other pictures."""
         side = self._dataset.manifest.config.segment.image_size
         started: collections.deque[_ShardInProgress] = collections.deque()
 
-        def parts() -> Iterator[ShardPictures]:
+        def picture_sets() -> Iterator[ShardPictures]:
             for number in missing:
                 shard = self._start(number, predictor.device.type)
                 started.append(shard)
                 for kept in shard.kept.values():
                     note(number, 0, len(kept) // len(LABEL_RULES))
-                yield from shard.parts()
+                yield from shard.picture_sets()
 
         with (
-            contextlib.closing(predictor.logits(parts(), side)) as batches,
+            contextlib.closing(predictor.logits(picture_sets(), side)) as batches,
             # This thread computes scores and tables while the device runs the next batch.
             ThreadPoolExecutor(1) as pool,
         ):
             pending: collections.deque[Future[None]] = collections.deque()
             since = time.monotonic()
             for batch, logits in batches:
-                while started[0].number != batch.part.shard:
+                while started[0].number != batch.pictures.shard:
                     yield started.popleft().complete_output(pending)
                     since = time.monotonic()
-                pending.append(pool.submit(started[0].add, batch.part.variant, batch.rows, logits))
+                pending.append(
+                    pool.submit(started[0].add, batch.pictures.variant, batch.rows, logits)
+                )
                 if len(pending) > _MAX_PENDING_BATCHES:
                     pending.popleft().result()
                 count("pictures_decoded", len(batch.rows) if batch.is_new else 0)
-                note(batch.part.shard, len(batch.rows), len(batch.rows))
+                note(batch.pictures.shard, len(batch.rows), len(batch.rows))
                 if time.monotonic() - since > CHECKPOINT_SECONDS:
                     # What was added so far, without waiting for the pending batches.
                     yield ChunkOutput(started[0].number, started[0].table(), is_complete=False)
@@ -193,8 +195,7 @@ class PredictShards(AnalysisOfModel):
         )
 
     def _read_kept(self, shard: int) -> dict[str, pa.Table]:
-        """Reads the valid predictions of an earlier evaluation, which may have been killed, by
-        variant."""
+        """Reads, by variant, the valid predictions of an earlier, perhaps killed, evaluation."""
         path = self.path(shard)
         table = read_intact(self.store, path, lambda: read_table(self.store, path))
         if table is None or not table.schema.equals(PREDICTION_SCHEMA):
@@ -234,9 +235,11 @@ class _ShardInProgress:
     outputs: Labels
     tables: dict[str, list[pa.Table]]
 
-    def parts(self) -> Iterator[ShardPictures]:
-        """Yields the pictures that have no valid predictions, variant by variant, so that the
-        batches of a variant do not depend on which other variants exist."""
+    def picture_sets(self) -> Iterator[ShardPictures]:
+        """Yields the pictures that have no valid predictions, variant by variant.
+
+        So the batches of a variant do not depend on which other variants exist.
+        """
         settings = self.run.evaluation
         for variant in self.fingerprints:
             keys = self.tested
@@ -297,8 +300,10 @@ class _ShardInProgress:
         return ChunkOutput(self.number, self.table())
 
     def table(self) -> pa.Table:
-        """Returns the kept predictions and those that were added so far. The file's bytes do not
-        depend on which rows were kept from an earlier evaluation and which are new."""
+        """Returns the kept predictions and those that were added so far.
+
+        The file's bytes do not depend on which rows were kept from an earlier evaluation.
+        """
         tables = [PREDICTION_SCHEMA.empty_table()]
         for variant, new in self.tables.items():
             tables += [self.kept[variant]] if variant in self.kept else []

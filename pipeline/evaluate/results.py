@@ -290,7 +290,7 @@ def result_shard(folder: str, name: str, split: str, shard: int) -> str:
       folder: name of the model's folder, from `Named.folder`.
       name: name of the folder in it that holds the shards, such as `predictions`.
       split: the split of the shard.
-      shard: number of the output shard, or of another unit of work.
+      shard: number of the output shard, or of another chunk.
     """
     return f"results/{folder}/{name}/{split}-{shard:05d}.parquet"
 

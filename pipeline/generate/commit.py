@@ -61,11 +61,11 @@ def prepare_step(
     store: Store,
     taxonomy: Taxonomy,
 ) -> list[tuple[str, Moves]]:
-    """Prepares the dataset; (None, all shards) -> (its fingerprint, files to move) for each part of
+    """Prepares the dataset; (None, all shards) -> (its fingerprint, files to move) by batch of
     the moves; one element with an empty list if there is nothing to move."""
     shards = (shard for shard in element[1] if shard is not None)
     fingerprint, moves = prepare(config, fenced_for_job(store), taxonomy, shards)
-    return [(fingerprint, part) for part in _in_parts(moves)] or [(fingerprint, [])]
+    return [(fingerprint, batch) for batch in _in_batches(moves)] or [(fingerprint, [])]
 
 
 @timed("commit")
@@ -98,8 +98,8 @@ def commit(
 ) -> str:
     """Runs all steps without Beam. Arguments and errors as for `prepare`; returns like `finish`."""
     fingerprint, moves = prepare(config, store, taxonomy, shards)
-    for part in _in_parts(moves):
-        move_files(store, part)
+    for batch in _in_batches(moves):
+        move_files(store, batch)
     # Finish needs a new fence of the same claim: the old fence may remember the manifest that was
     # moved aside, and would then write over that manifest only, which is gone.
     fence = store.fence and dataclasses.replace(store.fence)
@@ -206,16 +206,16 @@ def finish(store: Store, taxonomy: Taxonomy, fingerprint: str) -> str:
     return fingerprint
 
 
-def _in_parts(moves: list[Moves]) -> Iterator[Moves]:
+def _in_batches(moves: list[Moves]) -> Iterator[Moves]:
     """Yields the moves of whole shards, about `_MOVED_AT_ONCE` files at a time."""
-    part: Moves = []
+    batch: Moves = []
     for shard in moves:
-        part += shard
-        if len(part) >= _MOVED_AT_ONCE:
-            yield part
-            part = []
-    if part:
-        yield part
+        batch += shard
+        if len(batch) >= _MOVED_AT_ONCE:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _is_record(path: str) -> bool:

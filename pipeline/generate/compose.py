@@ -27,8 +27,8 @@ from pipeline.dataset.sinks import (
     decode_layer,
     digests_of,
     layer_digest,
+    layer_ranges,
     open_sinks,
-    part_ranges,
     sample_schema,
 )
 from pipeline.errors import JobError
@@ -126,7 +126,7 @@ class LayerSource:
             layer = _source(image.planned)
         else:
             decode = functools.partial(decode_layer, box=image.row.box or ())
-            layer = self._decoded(image.planned.tar, part_ranges(vars(image.row)), decode)
+            layer = self._decoded(image.planned.tar, layer_ranges(vars(image.row)), decode)
         drawn = image.backgrounds.items()
         return layer, {name: self._read_background(each) for name, each in drawn}
 

@@ -29,7 +29,7 @@ from pipeline.dataset.records import (
     read_image_rows,
     read_metadata,
 )
-from pipeline.dataset.sinks import read_parts
+from pipeline.dataset.sinks import read_layer
 from pipeline.errors import JobError, counted
 from pipeline.generate.cut_source import Cutter, by_content, contents_of
 from pipeline.generate.shard_elements import SourceShard
@@ -134,13 +134,13 @@ class PreviousLayers:
             self._records[shard] = self._read(shard)
         return self._records[shard].get((key, source_digest), [])
 
-    def parts(self, row: ImageRow) -> dict[str, bytes]:
-        """Reads the encoded parts of a row's layer; no parts if the image was rejected, or stays
+    def layer(self, row: ImageRow) -> dict[str, bytes]:
+        """Reads the encoded files of a row's layer; none if the image was rejected, or stays
         whole."""
         if row.image_offset is None:
             return {}
         tar = layer_tar(self.split, self.counts.source_shard(row.source_key))
-        return read_parts(self.store, tar, vars(row))
+        return read_layer(self.store, tar, vars(row))
 
     def _read(self, shard: int) -> dict[tuple[str, str | None], list[ImageRow]]:
         """Reads the rows of a record, by source key and digest; returns no rows if the record is

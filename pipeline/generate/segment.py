@@ -108,9 +108,9 @@ class SegmentShard(JobStep):
             tar = None if file is None else TarWriter(file)
             for _, image in reading:
                 digests.append(image.digest)
-                for row, parts in _rows(cutter, image, tally):
-                    if tar is not None and parts:
-                        row = dataclasses.replace(row, **add_layer(tar, row.key, parts))
+                for row, layer in _rows(cutter, image, tally):
+                    if tar is not None and layer:
+                        row = dataclasses.replace(row, **add_layer(tar, row.key, layer))
                     rows.append(row)
                 tally.advance(1)
             if tar is not None:
@@ -130,7 +130,7 @@ class _ReadImage(NamedTuple):
     Attributes:
       digest: digest of the image.
       row: what its rows have in common.
-      finished: its rows, each with the encoded parts of its layer, if the image need not be cut.
+      finished: its rows, each with the encoded files of its layer, if the image need not be cut.
       source: the bytes to cut it from; None if it need not be cut.
     """
 
@@ -177,7 +177,7 @@ def _read(
         row = dataclasses.replace(row, status=str(rejected[0]), detail=rejected[1])
         return _ReadImage(identity.digest, row, [(row, {})])
     kept = [
-        (dataclasses.replace(old, path=row.path), previous.parts(old))
+        (dataclasses.replace(old, path=row.path), previous.layer(old))
         for old in previous.rows(image.key, identity.digest)
     ]
     if not kept:
@@ -195,7 +195,7 @@ def _rows(
     cutter: Cutter, image: _ReadImage, tally: Tally
 ) -> Iterator[tuple[ImageRow, dict[str, bytes]]]:
     """Yields the record rows of an image: one row, or one for each object. Each row comes with the
-    encoded parts of its layer, which are empty if it has none. The positions of the parts in the
+    encoded files of its layer, which are empty if it has none. The positions of the files in the
     tar are not filled in yet, or are those in an older tar."""
     if image.source is None:
         if image.row.status == ACCEPTED:

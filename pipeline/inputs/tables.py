@@ -86,16 +86,16 @@ class TableRow:
       path: path of the file.
       number: number of the line in a text file, or of the row in another table, counted from 1.
       values: values by column; in a CSV, all values are texts.
-      unit: what the number counts, such as `line`.
+      noun: what the number counts, such as `line`.
     """
 
     path: str
     number: int
     values: Mapping[str, Any]
-    unit: str = "row"
+    noun: str = "row"
 
     def __str__(self) -> str:
-        return f"{self.unit} {self.number}"
+        return f"{self.noun} {self.number}"
 
     def text(self, column: str) -> str:
         """Returns a value as text without blanks around it, "" for a missing value."""
@@ -207,10 +207,10 @@ def _json_lines(path: str, flag: str) -> Iterator[TableRow]:
             yield _object(path, number, values, "line")
 
 
-def _object(path: str, number: int, values: Any, unit: str = "row") -> TableRow:
+def _object(path: str, number: int, values: Any, noun: str = "row") -> TableRow:
     if not isinstance(values, dict):
-        raise UsageError(f"{path}, {unit} {number}: not an object of column names and values")
-    return TableRow(path, number, {str(name): value for name, value in values.items()}, unit)
+        raise UsageError(f"{path}, {noun} {number}: not an object of column names and values")
+    return TableRow(path, number, {str(name): value for name, value in values.items()}, noun)
 
 
 _CLASS_AT_END = re.compile(r"(?<=.)_n\d{8}$")

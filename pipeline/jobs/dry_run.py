@@ -1,5 +1,6 @@
-"""What `--dry_run` says: a forecast, and estimates of time and size from a job on a few images in a
-temporary folder. It writes only temporary files.
+"""What `--dry_run` says: a forecast, and estimates of time and size.
+
+The estimates come from a job on a few images in a temporary folder; no other file is written.
 """
 
 from __future__ import annotations
@@ -82,14 +83,14 @@ class Trial:
     layer_bytes: float
     output_bytes: dict[str, float]
 
-    def parts(self) -> Iterator[_Part]:
+    def picture_sets(self) -> Iterator[_Composed]:
         """Yields the composed pictures in the form in which a `Predictor` reads them."""
-        return (_Part(self.store, path) for path in self.pictures)
+        return (_Composed(self.store, path) for path in self.pictures)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Part:
-    """The pictures of a file, to be read once, in the form of a `pipeline.models.loader.Part`."""
+class _Composed:
+    """The pictures of a file, to be read once: a `pipeline.models.loader.PictureSet`."""
 
     store: Store
     path: str
@@ -101,8 +102,7 @@ class _Part:
 
 
 def choose(forecast: Forecast) -> list[SourceImage]:
-    """Chooses the images to measure among those to segment; if there are none, among accepted
-    images."""
+    """Chooses the images to measure among those to segment; if there are none, among accepted."""
     pool = [image for split in forecast.splits for image in split.left]
     if not pool:
         # An image is repeated for each of its objects.
@@ -177,8 +177,10 @@ def run_trial(job: GenerateJob, images: Sequence[SourceImage], folder: str) -> T
 
 
 def _bytes_by_folder(files: Sequence[FileDigest]) -> Counter[str]:
-    """Sums up sizes in bytes by folder. Records and index do not count, because for a few images
-    they are mostly overhead that the many images of a real shard share."""
+    """Sums up sizes in bytes by folder, without records and index.
+
+    For a few images these are mostly overhead that the many images of a real shard share.
+    """
     sizes: Counter[str] = Counter()
     for file in files:
         folder = file.path.partition("/")[0]
@@ -396,13 +398,14 @@ def _left(work: PlannedAnalysis, dataset: Dataset, model: LoadedModel) -> int:
 
 
 def _pictures_a_second(predictor: Predictor, trial: Trial, side: int) -> float:
-    """Measures how many pictures a second a model predicts, on the pictures of the trial; returns 0
-    if there are none. The first batch counts only if it is the only one, because libraries
-    initialize in it."""
+    """Measures how many of the trial's pictures a model predicts a second; 0 if there are none.
+
+    The first batch counts only if it is the only one, because libraries initialize in it.
+    """
     keep_freed_memory()
     started = time.perf_counter()
     done, rate = 0, 0.0
-    pictures = predictor.logits(trial.parts(), side)
+    pictures = predictor.logits(trial.picture_sets(), side)
     for number, (batch, _) in enumerate(pictures):
         done += len(batch.rows)
         rate = done / (time.perf_counter() - started)

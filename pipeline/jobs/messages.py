@@ -125,7 +125,7 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: floa
             f"{counters.get('images_composed', 0)} composed",
         ]
         done += [
-            f"{counted(counters.get(analysis.counter, 0), analysis.unit)} {analysis.fate}"
+            f"{counted(counters.get(analysis.counter, 0), analysis.noun)} {analysis.fate}"
             for analysis in _MODEL_STAGES
             if analysis.is_always_counted or analysis.counter in counters
         ]

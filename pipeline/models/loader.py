@@ -1,14 +1,14 @@
-"""The loader of inference: turns parts of a dataset into batches of pixels, ahead of the network.
+"""The loader of inference: turns sets of pictures into batches of pixels, ahead of the network.
 
-    parts -> files, read ahead in the background -> batches -> pixels, decoded in parallel
+    sets -> files, read ahead in the background -> batches -> pixels, decoded in parallel
 
 The next files are opened while the current file is processed, so that the network does not wait for
-storage. A batch never spans two parts, so that scores do not depend on how a runner bundles parts.
+storage. A batch never spans two sets, so that scores do not depend on how a runner bundles them.
 
 A process keeps decoded pictures in memory for the models that follow. A picture of 224 x 224 takes
-150 kB. Parts that exceed the budget are decoded again for each model, which takes a third of a
+150 kB. Sets that exceed the budget are decoded again for each model, which takes a third of a
 millisecond per picture and core; most disks would take longer to read 150 kB. Nothing is evicted:
-all models read the parts in the same order, so the least recently used part is always the part that
+all models read the sets in the same order, so the least recently used set is always the set that
 is needed next.
 """
 
@@ -37,7 +37,7 @@ Decode = Callable[[bytes, Pixels], None]
 """Decodes the bytes of a picture into an (S, S, 3) array."""
 
 _FILES_AHEAD = 2
-"""Number of parts whose files are read in advance."""
+"""Number of sets whose files are read in advance."""
 _TABLES_AHEAD = 2
 """Number of tables, of a few MB each, that are read in advance from each of these files."""
 _CHUNK = 16
@@ -46,7 +46,7 @@ _CHUNK = 16
 
 @dataclasses.dataclass(eq=False)
 class PixelCache:
-    """Decoded parts by name, shared by all threads of a process.
+    """Decoded sets by name, shared by all threads of a process.
 
     Attributes:
       budget: memory to use, in bytes; 0 disables the cache.
@@ -55,17 +55,19 @@ class PixelCache:
 
     budget: int
     pinned: bool = False
-    _parts: dict[str, Pixels] = dataclasses.field(default_factory=dict)
+    _sets: dict[str, Pixels] = dataclasses.field(default_factory=dict)
     _used: int = 0
     _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
     def find(self, name: str) -> Pixels | None:
-        """Returns all pictures of a part, (n, S, S, 3) uint8; None if they are not cached."""
-        return self._parts.get(name)
+        """Returns all pictures of a set, (n, S, S, 3) uint8; None if they are not cached."""
+        return self._sets.get(name)
 
     def allocate(self, shape: tuple[int, int, int, int]) -> Pixels | None:
-        """Allocates an array of this shape; None if it exceeds the remaining budget. The caller
-        fills it, and then calls `keep` or `give_back`."""
+        """Allocates an array of this shape; None if it exceeds the remaining budget.
+
+        The caller fills it, and then calls `keep` or `give_back`.
+        """
         size = math.prod(shape)
         with self._lock:
             if not size or self._used + size > self.budget:
@@ -75,7 +77,7 @@ class PixelCache:
 
     def keep(self, name: str, pixels: Pixels) -> None:
         """Stores an array from `allocate` that has been filled."""
-        self._parts[name] = pixels
+        self._sets[name] = pixels
 
     def give_back(self, pixels: Pixels) -> None:
         """Frees the budget of an array from `allocate` that will not be kept."""
@@ -88,7 +90,7 @@ def pixel_array(shape: tuple[int, int, int, int], pinned: bool) -> Pixels:
     return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy()
 
 
-class Part(Protocol):
+class PictureSet(Protocol):
     """A sequence of pictures, such as a variant of a shard."""
 
     @property
@@ -97,14 +99,17 @@ class Part(Protocol):
 
     @property
     def count(self) -> int:
-        """Number of pictures; only a part with a name needs it."""
+        """Number of pictures; only a set with a name needs it."""
 
     def tables(self, columns: tuple[str, ...]) -> Generator[pa.Table, None, None]:
-        """Reads the rows in order, a table of some rows at a time. Its columns are `key`, any
-        columns that the part adds, and the requested columns: none, or `image` (encoded bytes)."""
+        """Reads the rows in order, a table of some rows at a time.
+
+        Its columns are `key`, any columns that the set adds, and the requested columns: none, or
+        `image` (encoded bytes).
+        """
 
 
-P = TypeVar("P", bound=Part)
+P = TypeVar("P", bound=PictureSet)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,32 +117,32 @@ class Batch(Generic[P]):
     """Pictures that go through a model together.
 
     Attributes:
-      part: the part that the pictures belong to.
-      rows: the n rows of the part that describe these pictures.
+      pictures: the set that they belong to.
+      rows: the n rows of the set that describe these pictures.
       pixels: (n, S, S, 3) uint8; valid until the batch is handed back.
       is_new: whether the pictures were decoded for this batch; False if they were cached.
     """
 
-    part: P
+    pictures: P
     rows: pa.Table
     pixels: Pixels
     is_new: bool
     _buffer: Pixels | None = None
     """Array that `pixels` is a view of; it is reused once the batch is handed back."""
-    _part_pixels: Pixels | None = None
-    """Only in the last batch of a part that fits into the cache: all pictures of the part, which
+    _whole: Pixels | None = None
+    """Only in the last batch of a set that fits into the cache: all pictures of the set, which
     are cached once this batch is decoded."""
 
 
 @dataclasses.dataclass(eq=False)
 class Loader(Generic[P]):
-    """Turns parts into batches.
+    """Turns sets of pictures into batches.
 
     Attributes:
       decode: decodes a picture.
       side: side of the decoded pictures, in pixels.
-      batch_size: number of pictures in a batch; the last batch of a part may have fewer.
-      cache: cache of decoded parts.
+      batch_size: number of pictures in a batch; the last batch of a set may have fewer.
+      cache: cache of decoded sets.
       kind: prefix of names in the cache, so that pictures decoded in different ways do not mix.
       threads: number of threads that decode.
       ahead: number of batches to decode in advance. With 0, decoding takes turns with the caller's
@@ -156,18 +161,18 @@ class Loader(Generic[P]):
     pinned: bool = False
     _free: list[Pixels] = dataclasses.field(default_factory=list)
 
-    def batches(self, parts: Iterable[P]) -> Generator[Batch[P], None, None]:
-        """Yields the batches of parts, in order. The caller hands each batch back after use.
+    def batches(self, sets: Iterable[P]) -> Generator[Batch[P], None, None]:
+        """Yields the batches of sets, in order. The caller hands each batch back after use.
 
         Raises:
           BrokenPictureError: a picture cannot be decoded.
-          JobError: a part has more pictures than its `count`.
-          Exception: any exception from reading a part.
+          JobError: a set has more pictures than its `count`.
+          Exception: any exception from reading a set.
         """
         waiting: collections.deque[tuple[Batch[P], list[Future[None]]]] = collections.deque()
         with (
             ThreadPoolExecutor(self.threads) as pool,
-            contextlib.closing(self._batches(parts)) as batches,
+            contextlib.closing(self._batches(sets)) as batches,
         ):
             try:
                 for batch in batches:
@@ -180,17 +185,19 @@ class Loader(Generic[P]):
                 for batch, jobs in waiting:
                     for job in jobs:
                         job.cancel()
-                    if batch._part_pixels is not None:
-                        self.cache.give_back(batch._part_pixels)
+                    if batch._whole is not None:
+                        self.cache.give_back(batch._whole)
 
     def _first(self, waiting: collections.deque[tuple[Batch[P], list[Future[None]]]]) -> Batch[P]:
-        """Waits until the first batch is decoded, then removes and returns it. A batch that cannot
-        be decoded stays in `waiting`, so that its memory is given back."""
+        """Waits until the first batch is decoded, then removes and returns it.
+
+        A batch that cannot be decoded stays in `waiting`, so that its memory is given back.
+        """
         batch, jobs = waiting[0]
         for job in jobs:
             job.result()
-        if batch._part_pixels is not None:
-            self.cache.keep(self.kind + batch.part.name, batch._part_pixels)
+        if batch._whole is not None:
+            self.cache.keep(self.kind + batch.pictures.name, batch._whole)
         waiting.popleft()
         return batch
 
@@ -199,42 +206,42 @@ class Loader(Generic[P]):
         if batch._buffer is not None:
             self._free.append(batch._buffer)
 
-    def _batches(self, parts: Iterable[P]) -> Generator[Batch[P], None, None]:
+    def _batches(self, sets: Iterable[P]) -> Generator[Batch[P], None, None]:
         """Yields batches whose pixels come from the cache, or are allocated but not yet decoded."""
-        for part, cached, tables in self._read_ahead(parts):
+        for pictures, cached, tables in self._read_ahead(sets):
             pixels, start, is_new = cached, 0, cached is None
-            if is_new and part.name:
-                pixels = self.cache.allocate((part.count, self.side, self.side, 3))
-            # What to give back. The array of a whole part passes to the part's last batch.
+            if is_new and pictures.name:
+                pixels = self.cache.allocate((pictures.count, self.side, self.side, 3))
+            # What to give back. The array of a whole set passes to the set's last batch.
             allocated = pixels if is_new else None
             try:
                 for rows in _rebatch(tables, self.batch_size):
                     end = start + len(rows)
                     if pixels is not None and end > len(pixels):
-                        raise JobError(f"{part.name} has more pictures than {len(pixels)}")
+                        raise JobError(f"{pictures.name} has more pictures than {len(pixels)}")
                     if pixels is None:
                         buffer = self._buffer()
-                        yield Batch(part, rows, buffer[: len(rows)], is_new, _buffer=buffer)
+                        yield Batch(pictures, rows, buffer[: len(rows)], is_new, _buffer=buffer)
                     else:
                         complete = allocated if end == len(pixels) else None
                         allocated = None if end == len(pixels) else allocated
-                        yield Batch(part, rows, pixels[start:end], is_new, _part_pixels=complete)
+                        yield Batch(pictures, rows, pixels[start:end], is_new, _whole=complete)
                     start = end
             finally:
                 if allocated is not None:
                     self.cache.give_back(allocated)
 
     def _read_ahead(
-        self, parts: Iterable[P]
+        self, sets: Iterable[P]
     ) -> Generator[tuple[P, Pixels | None, Iterable[pa.Table]], None, None]:
-        """Yields each part with its cached pictures, if any, and its rows."""
+        """Yields each set with its cached pictures, if any, and its rows."""
         waiting: collections.deque[tuple[P, Pixels | None, InBackground[pa.Table]]]
         waiting = collections.deque()
         try:
-            for part in parts:
-                cached = self.cache.find(self.kind + part.name) if part.name else None
-                tables = part.tables(("image",) if cached is None else ())
-                waiting.append((part, cached, InBackground(tables, _TABLES_AHEAD)))
+            for pictures in sets:
+                cached = self.cache.find(self.kind + pictures.name) if pictures.name else None
+                tables = pictures.tables(("image",) if cached is None else ())
+                waiting.append((pictures, cached, InBackground(tables, _TABLES_AHEAD)))
                 if len(waiting) > _FILES_AHEAD:
                     yield waiting[0]
                     waiting.popleft()[2].close()

@@ -1,4 +1,4 @@
-"""Inference: runs one model over the pictures of a dataset's parts, in batches of a fixed size.
+"""Inference: runs one model over sets of pictures, in batches of a fixed size.
 
 Decoding uses as many threads as torch uses for computing. With a GPU, they decode batches before
 the GPU needs them. On a CPU, decoding takes turns with the forward pass, because the threads of a
@@ -166,12 +166,12 @@ class Predictor:
         return stored
 
     def logits(
-        self, parts: Iterable[P], stored: int
+        self, sets: Iterable[P], stored: int
     ) -> Generator[tuple[Batch[P], NDArray[np.float32]], None, None]:
-        """Yields the logits of the parts' pictures, batch by batch.
+        """Yields the logits of sets of pictures, batch by batch.
 
         Args:
-          parts: the parts, in order.
+          sets: the sets, in order.
           stored: side of the stored pictures, in pixels; ignored if `eval_input` is `native`,
             because the model's own resize takes pictures of any size.
 
@@ -194,7 +194,7 @@ class Predictor:
             pinned=self.device.type == "cuda",
         )
         in_flight: collections.deque[tuple[Batch[P], _Outputs]] = collections.deque()
-        with contextlib.closing(loader.batches(parts)) as batches:
+        with contextlib.closing(loader.batches(sets)) as batches:
             for batch in batches:
                 in_flight.append((batch, self._launch(batch.pixels)))
                 if len(in_flight) > _IN_FLIGHT[self.device.type]:
@@ -274,8 +274,10 @@ class Predictor:
         return torch.cat([self.forward(pictures[:half]), self.forward(pictures[half:])])
 
     def forward_once(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Does the same as `forward`, but never splits the batch. An out-of-memory error is raised
-        as it is."""
+        """Does the same as `forward`, but never splits the batch.
+
+        An out-of-memory error is raised as it is.
+        """
         mixed = (
             torch.autocast(self.device.type, torch.bfloat16)
             if self.config.precision == "bf16"
@@ -310,8 +312,9 @@ class Predictor:
 
 
 def are_numbers(outputs: torch.Tensor) -> torch.Tensor:
-    """Returns for which of n pictures the outputs, (n, ...), can be compared: (n,) bool, on the
-    outputs' device.
+    """Returns for which of n pictures the outputs, (n, ...), can be compared: (n,) bool.
+
+    The result is on the outputs' device.
 
     They cannot if one of them is NaN or +infinity, or if all are -infinity. A single -infinity is
     fine, because models mask classes with it.

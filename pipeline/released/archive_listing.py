@@ -174,7 +174,7 @@ class ReleasedImage:
 
 @dataclasses.dataclass(frozen=True)
 class ReleasedShard:
-    """A shard of images, the unit of work.
+    """A shard of images.
 
     Attributes:
       totals: the totals of the split that it belongs to.

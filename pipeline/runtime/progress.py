@@ -39,7 +39,7 @@ _SECONDS = "microseconds_"
 _BYTES = "bytes_"
 _NOTE_SECONDS = 0.05
 _REMOTE_NOTE_SECONDS = 5.0
-"""Shortest time in seconds between two notes of a part that is not done yet, in a remote dataset
+"""Shortest time in seconds between two notes of a task that is not done yet, in a remote dataset
 folder."""
 
 
@@ -76,25 +76,25 @@ def count_shard(counter: str, files: Sequence[FileDigest], *, is_new: bool) -> N
 
 
 class Tally:
-    """Counts of a job's results, and its progress, for one unit of its work, such as a shard.
+    """Counts of a job's results, and its progress, for one task of its work, such as a shard.
 
     A runner may restart a step that has already done its work, and use only the counters of the
-    second attempt. So the counts are written to a note before the unit's file is written, and an
+    second attempt. So the counts are written to a note before the task's file is written, and an
     attempt that finds a file made by its own job adds the counts of the note.
 
     Args:
       progress: the job's progress; the notes are stored in its folder, and removed with it.
       stage: name of the job's stage.
-      unit: name of the unit within the stage.
+      task: name of the task within the stage.
 
     Attributes:
       path: path of the note, relative to the dataset folder.
     """
 
-    def __init__(self, progress: Progress, stage: str, unit: str) -> None:
-        self.path = f"{self.folder(progress, stage)}/{unit}.json"
+    def __init__(self, progress: Progress, stage: str, task: str) -> None:
+        self.path = f"{self.folder(progress, stage)}/{task}.json"
         self._counts: Counter[str] = Counter()
-        self._progress, self._part = progress, (stage, unit)
+        self._progress, self._task = progress, (stage, task)
         self._seconds = _REMOTE_NOTE_SECONDS if progress.store.is_remote else _NOTE_SECONDS
         self._done = self._noted = 0
         self._next = time.monotonic() + self._seconds
@@ -112,16 +112,17 @@ class Tally:
         return self._counts[name]
 
     def note(self) -> None:
-        """Writes a note of the counts so far. A failed write is ignored, because counts are only
-        for display."""
+        """Writes a note of the counts so far.
+
+        A failed write is ignored, because counts are only for display.
+        """
         with contextlib.suppress(OSError):
             self._progress.store.write(
                 self.path, shown_bytes(json.dumps(self._counts, sort_keys=True))
             )
 
     def load(self) -> bool:
-        """Restores the counts that this job has noted for the unit; returns whether a note was
-        found."""
+        """Restores the counts that this job has noted for the task; returns whether it had any."""
         try:
             self._counts = Counter(parse_json(self._progress.store.read(self.path), dict[str, int]))
         except (OSError, ValueError):
@@ -134,7 +135,7 @@ class Tally:
             count(name, by)
 
     def advance(self, items: int) -> None:
-        """Adds the number of the unit's items that were finished since the last call."""
+        """Adds the number of the task's items that were finished since the last call."""
         self._done += items
         if time.monotonic() >= self._next:
             self.note_done()
@@ -144,15 +145,17 @@ class Tally:
         """Writes a note of the number of finished items, which is `done` if that is given."""
         self._done = self._done if done is None else done
         if self._done != self._noted:
-            self._progress.note_done(*self._part, self._done, self._noted)
+            self._progress.note_done(*self._task, self._done, self._noted)
             self._noted = self._done
 
 
 @contextlib.contextmanager
 def timed(stage: str) -> Iterator[None]:
-    """Adds the time of a block, or of a decorated function, to a stage. Nothing may be yielded to
-    Beam inside, or the time of later stages would count, too; so a decorated `process` returns a
-    list."""
+    """Adds the time of a block, or of a decorated function, to a stage.
+
+    Nothing may be yielded to Beam inside, or the time of later stages would count, too; so a
+    decorated `process` returns a list.
+    """
     started = time.perf_counter()
     try:
         yield
@@ -172,8 +175,7 @@ def counters_of(result: PipelineResult) -> dict[str, int]:
 
 
 def stage_seconds(counters: Mapping[str, int], stages: Iterable[str]) -> dict[str, float]:
-    """Returns the seconds that each of these stages took, summed over the workers; stages that did
-    not run are left out."""
+    """Returns the seconds that each of these stages took, if it ran, summed over the workers."""
     return {s: counters[_SECONDS + s] / 1e6 for s in stages if _SECONDS + s in counters}
 
 
@@ -197,7 +199,7 @@ _STAGES = {
 }
 """What is counted in each stage that runs no models."""
 _TOTAL = "total"
-_NOTE = re.compile(rf"(?P<part>(?P<stage>\w+)/(?P<total>{_TOTAL}/)?[^/]+)\.(?P<count>[0-9]+)")
+_NOTE = re.compile(rf"(?P<task>(?P<stage>\w+)/(?P<total>{_TOTAL}/)?[^/]+)\.(?P<count>[0-9]+)")
 """Path of a note. Other files, such as those that file systems and desktops leave, are ignored."""
 
 TERMINAL_SECONDS = 0.05
@@ -226,40 +228,42 @@ class Progress:
         return cls(store, f"{_FOLDER}/{this_process().name}")
 
     def note_total(self, stage: str, name: str, count: int) -> None:
-        """Writes a note that the part `name` of a stage has `count` items in all."""
+        """Writes a note that the task `name` of a stage has `count` items in all."""
         self.note_done(f"{stage}/{_TOTAL}", name, count)
 
     def note_done(self, stage: str, name: str, count: int, replaced: int = 0) -> None:
-        """Writes a note that `count` items of a part are done so far, and removes the note of
-        `replaced` items, if there were any. The note holds the sum and not the increase, so that a
-        repeated note changes nothing."""
-        part = f"{self.folder}/{stage}/{name}"
+        """Writes a note that `count` items of a task are done so far.
+
+        It removes the note of `replaced` items, if there were any. A note holds the sum and not the
+        increase, so that a repeated note changes nothing.
+        """
+        task = f"{self.folder}/{stage}/{name}"
         # Notes are only for display, so a full disk must not fail the job here.
         with contextlib.suppress(OSError):
-            self.store.write(f"{part}.{count}", b"")
+            self.store.write(f"{task}.{count}", b"")
         if replaced:
             with contextlib.suppress(OSError):
-                self.store.delete(f"{part}.{replaced}")
+                self.store.delete(f"{task}.{replaced}")
 
-    def drop(self, stage: str, total: str, parts: Iterable[str]) -> None:
-        """Removes the notes of parts that will not be done, and the note of their total."""
-        dropped = {f"{stage}/{_TOTAL}/{total}", *(f"{stage}/{part}" for part in parts)}
+    def drop(self, stage: str, total: str, tasks: Iterable[str]) -> None:
+        """Removes the notes of tasks that will not be done, and the note of their total."""
+        dropped = {f"{stage}/{_TOTAL}/{total}", *(f"{stage}/{task}" for task in tasks)}
         with contextlib.suppress(OSError):
             for path in list(self.store.walk(f"{self.folder}/{stage}")):
                 note = _NOTE.fullmatch(path.removeprefix(f"{self.folder}/"))
-                if note and note["part"] in dropped:
+                if note and note["task"] in dropped:
                     self.store.delete(path)
 
     def count(self) -> dict[str, tuple[int, int]]:
         """Returns (done, total) of each stage, according to the notes so far."""
-        parts: dict[tuple[str, bool, str], int] = {}
+        tasks: dict[tuple[str, bool, str], int] = {}
         for path in self.store.walk(self.folder):
             if note := _NOTE.fullmatch(path.removeprefix(f"{self.folder}/")):
-                part = (note["stage"], note["total"] is not None, note["part"])
-                # Older notes of the part may still exist.
-                parts[part] = max(parts.get(part, 0), int(note["count"]))
+                task = (note["stage"], note["total"] is not None, note["task"])
+                # Older notes of the task may still exist.
+                tasks[task] = max(tasks.get(task, 0), int(note["count"]))
         counts: dict[str, list[int]] = {}
-        for (stage, is_total, _), number in parts.items():
+        for (stage, is_total, _), number in tasks.items():
             counts.setdefault(stage, [0, 0])[is_total] += number
         return {stage: (done, total) for stage, (done, total) in counts.items()}
 
@@ -286,8 +290,11 @@ class _Stage:
         return self.done < self.total
 
     def speed(self, now: float) -> str:
-        """Returns text such as `2.1/s, 5 min left`, empty while nothing is done. The clock starts
-        when the stage is first shown, because its total is known long before it begins."""
+        """Returns text such as `2.1/s, 5 min left`, empty while nothing is done.
+
+        The clock starts when the stage is first shown, because its total is known long before it
+        begins.
+        """
         if self._started is None:
             self._started = (now, self.done)
         seconds, done = now - self._started[0], self.done - self._started[1]
@@ -306,15 +313,17 @@ def duration(seconds: float) -> str:
 
 @dataclasses.dataclass
 class _Lines:
-    """A display that prints a line for the running stage, such as `segment: 640 of 1300 images,
-    2.1/s, 5 min left`, whenever it has changed."""
+    """A display that prints a line for the running stage whenever it has changed.
+
+    A line is such as `segment: 640 of 1300 images, 2.1/s, 5 min left`.
+    """
 
     _out: TextIO
     _last: str = ""
 
     def show(self, stage: _Stage, now: float) -> None:
-        unit = stage.items.removesuffix("s")
-        line = f"{stage.name}: {stage.done} of {counted(stage.total, unit)}"
+        noun = stage.items.removesuffix("s")
+        line = f"{stage.name}: {stage.done} of {counted(stage.total, noun)}"
         speed = stage.speed(now)
         line += f", {speed}" if speed else ""
         if line != self._last:
@@ -437,8 +446,10 @@ def _translate(error: Exception) -> Exception:
 
 
 def map_shards(work: Callable[[T], R], shards: Iterable[T]) -> list[R]:
-    """Calls a function on each shard, as many at a time as there are cores; returns the results in
-    order.
+    """Calls a function on each shard, as many at a time as there are cores.
+
+    Returns:
+      The results in the order of the shards.
 
     Raises:
       Exception: the first error, after the calls that had begun have ended.

@@ -94,12 +94,12 @@ class BatchOrder:
     """A request to load one batch.
 
     Attributes:
-      part: `TRAIN` or `VALIDATE`.
+      phase: `TRAIN` or `VALIDATE`.
       epoch: number of the epoch, counted from 0.
-      indices: positions of the batch's pictures among the samples of the part.
+      indices: positions of the batch's pictures among the samples of the phase.
     """
 
-    part: str
+    phase: str
     epoch: int
     indices: Indices
 
@@ -226,7 +226,7 @@ class PictureBatches(Dataset[Batch | LoadFailure]):
             return LoadFailure(str(error))
 
     def _batch(self, order: BatchOrder) -> Batch:
-        if order.part == TRAIN:
+        if order.phase == TRAIN:
             samples = self.training
             seeds = substream(self._hashes[order.indices], order.epoch).tolist()
             pictures = [

@@ -322,7 +322,7 @@ def torch_settings(plan: TrainPlan) -> Iterator[None]:
     threads, benchmark = torch.get_num_threads(), cudnn.benchmark
     allowed_tf32 = matmul.allow_tf32, cudnn.allow_tf32
     torch.set_num_threads(usable_cores())
-    # The batches of a part have at most two sizes, so benchmarking kernels pays off.
+    # The batches of a phase have at most two sizes, so benchmarking kernels pays off.
     cudnn.benchmark = True
     matmul.allow_tf32 = cudnn.allow_tf32 = plan.precision == "tf32"
     try:

@@ -72,13 +72,13 @@ class Features:
         return Features(tuple(self.keys[i] for i in rows), self.labels[rows], self.values[rows])
 
     @classmethod
-    def concatenate(cls, parts: Iterable[Features]) -> Features:
+    def concatenate(cls, several: Iterable[Features]) -> Features:
         """Joins several `Features`, in order."""
-        parts = list(parts)
+        several = list(several)
         return cls(
-            tuple(key for part in parts for key in part.keys),
-            np.concatenate([part.labels for part in parts]),
-            np.concatenate([part.values for part in parts]),
+            tuple(key for features in several for key in features.keys),
+            np.concatenate([features.labels for features in several]),
+            np.concatenate([features.values for features in several]),
         )
 
 
@@ -326,10 +326,10 @@ def _without_penalty(trained: TrainedOn) -> TrainedOn:
 
 def _training_features(backbone: Backbone, plan: ProbePlan, chosen: dict[str, str]) -> Features:
     """Computes the features of the training pictures, which may come from several replicates."""
-    parts = []
+    features = []
     for name in dict.fromkeys(chosen.values()):
         keys = [key for key, variant in chosen.items() if variant == name]
         # Evaluation will need the features of all pictures of `variant`, so all are cached.
         subset = None if name == plan.variant else keys
-        parts.append(backbone.features(plan.dataset, plan.split, name, subset).select(keys))
-    return Features.concatenate(parts)
+        features.append(backbone.features(plan.dataset, plan.split, name, subset).select(keys))
+    return Features.concatenate(features)

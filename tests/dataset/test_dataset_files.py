@@ -52,18 +52,18 @@ def test_layers_are_found_in_their_tar_as_they_were(store: Store, three_draws: P
         tar = TarWriter(file)
         rows = {k: files.add_layer(tar, k, files.encode_layer(v)) for k, v in layers.items()}
     for key, each in reversed(layers.items()):
-        parts = files.read_parts(store, "a.tar", rows[key])
+        parts = files.read_layer(store, "a.tar", rows[key])
         read = files.decode_layer(*parts.values(), box=[1, 2, 5, 9])
-        for name in (*files.PARTS, "box"):
+        for name in (*files.LAYER_FILES, "box"):
             assert np.array_equal(getattr(read, name), getattr(each, name))
     one, two = layers["key.0"], layers["key.1"]
-    changed = [dataclasses.replace(one, **{name: getattr(two, name)}) for name in files.PARTS]
+    changed = [dataclasses.replace(one, **{name: getattr(two, name)}) for name in files.LAYER_FILES]
     changed.append(dataclasses.replace(one, box=one.box._replace(x1=6)))
     assert len({files.layer_digest(each) for each in (one, *changed)}) == 5
     # The digest in a record matches the layer in the tar.
     store = Store(str(three_draws))
     row = next(r for r in records.read_rows(store, layer_record("val", 0)) if r["layer_digest"])
-    parts = files.read_parts(store, layer_tar("val", 0), row)
+    parts = files.read_layer(store, layer_tar("val", 0), row)
     read = files.decode_layer(*parts.values(), box=row["box"])
     assert files.layer_digest(read) == row["layer_digest"]
 

@@ -24,7 +24,7 @@ from pipeline.analyses.evaluation.comparisons import (
     read_contributions,
 )
 from pipeline.analyses.evaluation.results import Evaluated, Summary
-from pipeline.analyses.evaluation.summaries import read_summaries, summary_parts
+from pipeline.analyses.evaluation.summaries import read_summaries, summary_rows
 from pipeline.analyses.evaluation.tables import (
     accuracy_table,
     describe_power,
@@ -164,7 +164,7 @@ def test_summaries_have_a_form_and_are_made_of_predictions(told: Dataset, tmp_pa
     dataset = Dataset.open(Store(shutil.copytree(told.store.root, str(tmp_path / "out"))))
     for summary in summaries_of(told):
         answered = predictions.read_predictions(told, images, summary).by_rule
-        for part, rows in summary_parts(answered, images, told.taxonomy).items():
+        for part, rows in summary_rows(answered, images, told.taxonomy).items():
             assert getattr(summary, part) == rows
         assert measure_power(told, images, summary) == summary.power
         path = result_files.result_file(summary.folder, "model")
@@ -215,7 +215,7 @@ def test_parts_of_a_summary_count_the_same_images(n: int, seed: int, grouped: bo
     # Backgrounds are mostly the rarer role; with groups, foregrounds may be.
     bg_units = {name: rng.integers(-3, max(n // 4, 1), n) for name in MIXED}
     by_rule = {PAPER_RULE: predictions.Predictions(labels, answers, grounds, bg_units)}
-    parts: dict[str, Any] = summary_parts(by_rule, images, imagenet9())
+    parts: dict[str, Any] = summary_rows(by_rule, images, imagenet9())
     # Every table has a dash for a figure that does not exist.
     summary = made(Summary, model="m", label_rules=(PAPER_RULE,), **parts)
     assert ("-" in accuracy_table([summary]).splitlines()[1].split()) == (n == 0)

@@ -177,7 +177,7 @@ def test_layers_are_the_same_from_tars_and_cut_again(small_input: Path, tmp_path
     for image, layer, _ in before:
         row = image.row
         assert previous.rows(row.key, row.source_digest) == [row]
-        assert np.array_equal(decode_image(previous.parts(row)["image"]), layer.image)
+        assert np.array_equal(decode_image(previous.layer(row)["image"]), layer.image)
     assert previous.rows(row.key, "another") == []
     whole = folder.read(TAR)
     folder.write(TAR, bytes(len(whole)))

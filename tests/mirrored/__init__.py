@@ -18,7 +18,7 @@ MIRRORED = Analysis(
         ),
     ),
     counter="pictures_mirrored",
-    unit="mirrored picture",
+    noun="mirrored picture",
     fate="predicted",
     items="pictures",
     done="mirrored",

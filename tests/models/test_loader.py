@@ -1,4 +1,4 @@
-"""Tests that the loader yields what the parts hold, whatever it reads ahead or keeps."""
+"""Tests that the loader yields what the sets hold, whatever it reads ahead or keeps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PICTURE = SIDE * SIDE * 3
 
 @dataclass
 class Numbers:
-    """Part with flat pictures, each filled with one number."""
+    """Set of flat pictures, each filled with one number."""
 
     name: str
     numbers: list[int]
@@ -62,24 +62,24 @@ class Decoder:
 
 
 def shown(
-    parts: list[Numbers],
+    sets: list[Numbers],
     decoder: Decoder,
     cache: PixelCache,
     size: int = 4,
     ahead: int = 2,
     kind: str = "",
 ) -> list[tuple[str, list[int], list[int]]]:
-    """Returns the name of the part, the keys, and the numbers in the pixels of each batch."""
+    """Returns the name of the set, the keys, and the numbers in the pixels of each batch."""
     loader: Loader[Numbers] = Loader(
         decoder, SIDE, size, cache=cache, kind=kind, threads=2, ahead=ahead
     )
     results = []
-    with contextlib.closing(loader.batches(parts)) as batches:
+    with contextlib.closing(loader.batches(sets)) as batches:
         for batch in batches:
             pixels = batch.pixels.reshape(len(batch.rows), -1)
             assert (pixels == pixels[:, :1]).all()
             keys = [int(key) for key in batch.rows["key"].to_pylist()]
-            results.append((batch.part.name, keys, pixels[:, 0].tolist()))
+            results.append((batch.pictures.name, keys, pixels[:, 0].tolist()))
             loader.hand_back(batch)
     return results
 
@@ -91,15 +91,19 @@ def shown(
 def test_batches_are_cut_within_parts_and_kept_ones_are_the_same(
     lists: list[list[int]], size: int, table_size: int, ahead: int, room: int
 ) -> None:
-    parts = [Numbers(f"part {i}", numbers, table_size) for i, numbers in enumerate(lists)]
+    sets = [Numbers(f"set {i}", numbers, table_size) for i, numbers in enumerate(lists)]
     expected = [
-        (part.name, part.numbers[first : first + size], part.numbers[first : first + size])
-        for part in parts
-        for first in range(0, len(part.numbers), size)
+        (
+            pictures.name,
+            pictures.numbers[first : first + size],
+            pictures.numbers[first : first + size],
+        )
+        for pictures in sets
+        for first in range(0, len(pictures.numbers), size)
     ]
     cache, decoder = PixelCache(room * PICTURE), Decoder()
     for _ in range(3):
-        assert shown(parts, decoder, cache, size, ahead) == expected
+        assert shown(sets, decoder, cache, size, ahead) == expected
     kept = total = 0
     for numbers in lists:
         total += len(numbers)
@@ -108,20 +112,20 @@ def test_batches_are_cut_within_parts_and_kept_ones_are_the_same(
 
 
 def test_what_is_kept_is_not_read_again() -> None:
-    part, cache = Numbers("a", [1, 2, 3]), PixelCache(3 * PICTURE)
+    pictures, cache = Numbers("a", [1, 2, 3]), PixelCache(3 * PICTURE)
     for _ in range(3):
-        shown([part], Decoder(), cache)
-    assert part.reads == 1
+        shown([pictures], Decoder(), cache)
+    assert pictures.reads == 1
     nameless = Numbers("", [4])
     shown([nameless, nameless], Decoder(), PixelCache(100 * PICTURE))
     assert nameless.reads == 2
 
 
 def test_pictures_decoded_in_another_way_are_kept_apart() -> None:
-    part, cache = Numbers("a", [1, 2, 3]), PixelCache(6 * PICTURE)
+    pictures, cache = Numbers("a", [1, 2, 3]), PixelCache(6 * PICTURE)
     for kind in ("one ", "other ", "one ", "other "):
-        shown([part], Decoder(), cache, kind=kind)
-    assert part.reads == 2
+        shown([pictures], Decoder(), cache, kind=kind)
+    assert pictures.reads == 2
 
 
 def test_a_broken_picture_is_named_and_its_part_is_not_kept() -> None:
@@ -130,7 +134,7 @@ def test_a_broken_picture_is_named_and_its_part_is_not_kept() -> None:
         with pytest.raises(BrokenPictureError) as raised:
             shown([broken], Decoder(), cache)
         assert raised.value.key == "255"
-    # The space of the broken part is free again.
+    # The space of the broken set is free again.
     intact = Numbers("b", [1, 2, 3, 4])
     for _ in range(2):
         shown([intact], Decoder(), cache)
@@ -138,18 +142,18 @@ def test_a_broken_picture_is_named_and_its_part_is_not_kept() -> None:
 
 
 def test_a_part_left_half_way_is_not_kept_and_one_that_is_larger_than_it_says_is_refused() -> None:
-    cache, part = PixelCache(8 * PICTURE), Numbers("a", list(range(8)))
+    cache, pictures = PixelCache(8 * PICTURE), Numbers("a", list(range(8)))
     for ahead in (0, 2):
         loader: Loader[Numbers] = Loader(
             Decoder(), SIDE, 4, cache=cache, kind="", threads=1, ahead=ahead
         )
-        batches = loader.batches([part])
+        batches = loader.batches([pictures])
         next(batches)
         batches.close()
         assert cache.find("a") is None
     with pytest.raises(JobError, match="more pictures"):
         shown([Numbers("c", [1, 2, 3], claimed=2)], Decoder(), PixelCache(8 * PICTURE))
-    shown([part], Decoder(), cache)
+    shown([pictures], Decoder(), cache)
     assert cache.find("a") is not None
 
 

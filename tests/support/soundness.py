@@ -13,7 +13,7 @@ from pipeline.commands.finished import verify
 from pipeline.dataset.folder import Dataset, read_parquet, read_webdataset
 from pipeline.dataset.manifest import reading_store
 from pipeline.dataset.records import ACCEPTED, parquet_file, webdataset_file
-from pipeline.dataset.sinks import PARTS, Sample
+from pipeline.dataset.sinks import LAYER_FILES, Sample
 from pipeline.storage.store import Store
 
 
@@ -39,7 +39,7 @@ def _check_records(dataset: Dataset) -> Iterator[str]:
             continue
         if file.path.endswith(".tar"):
             with store.open(file.path) as data, tarfile.open(fileobj=data) as tar:
-                count = len(tar.getnames()) / len(PARTS)
+                count = len(tar.getnames()) / len(LAYER_FILES)
         else:
             count = pq.read_metadata(store.arrow_source(file.path)).num_rows
         if count != file.samples:

@@ -127,8 +127,8 @@ def test_an_epoch_shows_every_image_once(
     sizes = []
     for order in orders:
         assert 0 < len(order.indices) <= batch
-        seen[order.part] += order.indices.tolist()
-        if order.part == TRAIN:
+        seen[order.phase] += order.indices.tolist()
+        if order.phase == TRAIN:
             sizes.append(len(order.indices))
     assert seen["train"] == permutation(hashes, epoch).tolist()
     assert sorted(seen["train"]) == list(range(images))

@@ -12,8 +12,7 @@ from transforms.grabcut import Unavailable, prepare
 
 
 def main() -> None:
-    """Compiles the kernels unless they have been compiled before, and prints the outcome to the
-    standard error output."""
+    """Compiles the kernels, if they have not been, and prints the outcome to standard error."""
     try:
         if not prepare(lambda: print("compiling ...", file=sys.stderr)):
             sys.exit("the kernels of GrabCut can be compiled, but not kept")

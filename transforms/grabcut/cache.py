@@ -86,8 +86,10 @@ def code_folder() -> Path:
 
 
 def claim(folder: Path, *, is_above: bool = False) -> None:
-    """Makes a folder if it is missing, readable by this user only, and checks that nobody but this
-    user and root can replace it or write to it. This includes all folders and links above it.
+    """Makes a folder, if it is missing, and checks that only this user and root can change it.
+
+    A new folder is readable by this user only. Nobody else may replace the folder or write to it,
+    nor to any folder and link above it.
 
     Args:
       folder: the folder.
@@ -139,8 +141,7 @@ def _checksum(folder: Path) -> bytes:
 
 
 def is_complete(folder: Path) -> bool:
-    """Returns whether a folder holds all compiled code, undamaged, in files that others cannot
-    change."""
+    """Returns whether a folder holds all compiled code, undamaged, for others not to change."""
     try:
         if any(_find_flaw(path) for path in _code_files(folder)):
             return False

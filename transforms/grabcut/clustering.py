@@ -67,8 +67,11 @@ _Integers = NDArray[np.int64]
 def _potentials(
     samples: _Bytes, distances: _Floats, first: int, second: int, third: int
 ) -> tuple[Integer, Integer, Integer]:
-    """Computes three sums of all samples' squared distances to the nearest centre: if the sample
-    `first`, `second` or `third` became a centre."""
+    """Sums the squared distances to the nearest centre, if one of three samples became a centre.
+
+    Returns:
+      The sums over all samples, one each for `first`, `second` and `third`.
+    """
     reds, greens, blues = samples[0], samples[1], samples[2]
     r1, g1, b1 = np.float32(reds[first]), np.float32(greens[first]), np.float32(blues[first])
     r2, g2, b2 = np.float32(reds[second]), np.float32(greens[second]), np.float32(blues[second])
@@ -89,8 +92,7 @@ def _potentials(
 
 @helper
 def _add_center(samples: _Bytes, distances: _Floats, subtotals: _Integers, chosen: Integer) -> None:
-    """Makes the sample `chosen` a centre: updates every sample's squared distance to the nearest
-    centre, and the subtotals."""
+    """Makes the sample `chosen` a centre: updates the distances to the nearest, and subtotals."""
     reds, greens, blues = samples[0], samples[1], samples[2]
     r1, g1, b1 = np.float32(reds[chosen]), np.float32(greens[chosen]), np.float32(blues[chosen])
     for block in range(len(subtotals)):
@@ -106,8 +108,9 @@ def _add_center(samples: _Bytes, distances: _Floats, subtotals: _Integers, chose
 
 @helper
 def _draw(distances: _Floats, subtotals: _Integers, share: float) -> int:
-    """Finds the first sample at which the running sum of squared distances reaches `share`, a part
-    of their total. Returns the last sample if the sum never reaches it.
+    """Finds the first sample at which the running sum of squared distances reaches `share`.
+
+    If the sum never reaches this part of their total, it is the last sample.
 
     OpenCV subtracts the distances from the share one by one. These differences are exact as long as
     they are positive, so subtracting the total of a whole block gives the same result.
@@ -180,8 +183,7 @@ def _assign(samples: _Bytes, centers: _Floats, labels: _Bytes) -> None:
 def _move(
     samples: _Bytes, labels: _Bytes, new_labels: _Bytes, counts: _Integers, sums: _Integers
 ) -> None:
-    """Assigns new labels. A sample whose label changes is subtracted from the sums of its old
-    cluster and added to the sums of its new cluster."""
+    """Assigns new labels, and moves each sample whose label changes between the clusters' sums."""
     for i in range(len(labels)):
         old, new = labels[i], new_labels[i]
         if old == new:
@@ -214,8 +216,7 @@ def _round_sums(samples: _Bytes, labels: _Bytes, sums: _Integers, rounded: _Floa
 
 @helper
 def _farthest(samples: _Bytes, labels: _Bytes, label: Integer, center: _Floats) -> int:
-    """Finds the sample with this label that is farthest from a (3,) centre, or the last of equally
-    far samples."""
+    """Finds the last of the samples with this label that are farthest from a (3,) centre."""
     farthest, most = -1, np.float32(0)
     for i in range(len(labels)):
         if labels[i] == label:
@@ -237,8 +238,7 @@ def _fill_empty(
     rounded: _Floats,
     clusters: int,
 ) -> None:
-    """Moves a sample into each empty cluster: of the largest cluster, the sample that is farthest
-    from its mean."""
+    """Moves into each empty cluster the largest cluster's sample that is farthest from its mean."""
     for k in range(clusters):
         if counts[k] != 0:
             continue

@@ -90,8 +90,7 @@ def put(first: Ints, following: Ints, node: Integer, level: Integer) -> None:
 
 @helper
 def plant(grid: Grid, height: int, width: int, roots: Ints) -> int:
-    """Starts a forest that consists of its roots, the nodes with a deficit. Writes the roots to
-    `roots`, and returns their number."""
+    """Starts a forest of its roots, the nodes with a deficit; returns the number of `roots`."""
     _, excess, level_of, parent, _, stride = grid
     count = 0
     for y in range(1, height + 1):
@@ -154,7 +153,8 @@ def grow(
     """Adds a level to the forest.
 
     Args:
-      grid, queues: the forest and its lists. Changed.
+      grid: the forest. Changed.
+      queues: its lists. Changed.
       depth: the forest's highest level.
       leaves: nodes whose first `count` include all nodes of the highest level.
       count: see `leaves`.

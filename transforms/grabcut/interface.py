@@ -102,8 +102,11 @@ def _load_from(folder: Path, before_compiling: Callable[[], None]) -> _Segment:
 
 
 def _import_kernels(folder: Path) -> _Segment:
-    """Imports the kernels' modules, which compiles the functions or loads their code from a
-    folder. Raises OSError if their code cannot be read or written."""
+    """Imports the kernels' modules, which compiles the functions or loads them from a folder.
+
+    Raises:
+      OSError: their code cannot be read or written.
+    """
     try:
         from numba import config
 
@@ -147,8 +150,10 @@ def prepare(before_compiling: Callable[[], None] = lambda: None) -> bool:
 
 
 def _clip(rect: _Rect, height: int, width: int) -> _Rect:
-    """Clips a rectangle as OpenCV does. A negative x or y becomes 0 while width and height stay, so
-    the rectangle is moved. The part beyond the right or lower edge is cut off.
+    """Clips a rectangle as OpenCV does.
+
+    A negative x or y becomes 0 while width and height stay, so the rectangle is moved. What lies
+    beyond the right or lower edge is cut off.
 
     Raises:
       Unserved: no pixel of the image is inside the rectangle, or none is outside.

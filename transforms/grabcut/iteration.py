@@ -53,7 +53,10 @@ def _split(
 
     Args:
       image: (H, W, 3) uint8.
-      left, top, width, height: the rectangle, inside the picture.
+      left: first column of the rectangle, which lies inside the picture.
+      top: first row of the rectangle.
+      width: width of the rectangle in pixels.
+      height: height of the rectangle in pixels.
 
     Returns:
       (3, H, W) planes of the picture, (3, m) samples outside of the rectangle, and (3, n) samples
@@ -87,8 +90,7 @@ def _split(
 def _pull(
     excess: NDArray[np.int32], pulls: NDArray[np.int32], applied: NDArray[np.int32], width: int
 ) -> None:
-    """Changes the excesses by the difference between the new pulls and the pulls that were applied
-    before, and writes the new pulls to `applied`."""
+    """Changes the excesses by the new pulls less those in `applied`, which become the new."""
     for y in range(len(pulls) // width):
         node = (y + 1) * (width + 2) + 1
         for i in range(y * width, (y + 1) * width):

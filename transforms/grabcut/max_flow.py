@@ -177,9 +177,13 @@ def minimum_cut(
         of earlier cuts; 0 in the padding. Changed.
       level: (nodes + SLACK,) uint16, 0 in the padding, which stays as it is. Written for all other
         nodes: `FREE` on the source's side, a lower value on the sink's side.
-      height, width: size of the grid without its padding, >= 1.
+      height: rows of the grid without its padding, >= 1.
+      width: columns of the grid without its padding, >= 1.
       deepest: depth at which to give up, at most `DEEPEST`.
-      parent, is_listed, lists, scratch: from `workspace`.
+      parent: from `workspace`, like the next three.
+      is_listed: see `workspace`.
+      lists: see `workspace`.
+      scratch: see `workspace`.
 
     Returns:
       The depth of the forest; more than `deepest` if the search gave up, in which case the

@@ -79,8 +79,7 @@ def regroup(
     new_groups: NDArray[np.uint8],
     moments: NDArray[np.int64],
 ) -> None:
-    """Assigns new groups. A sample whose group changes is subtracted from the moments of its old
-    group and added to the moments of its new group.
+    """Assigns new groups, and moves each sample whose group changes between the groups' moments.
 
     Args:
       samples: (3, n) uint8.
@@ -365,9 +364,11 @@ def weigh(
 
     Args:
       samples: (3, n) uint8.
-      background, foreground: (COMPONENTS, FIELDS) float64.
+      background: (COMPONENTS, FIELDS) float64.
+      foreground: (COMPONENTS, FIELDS) float64.
       scale: number of integer units that stand for a pull of 1.
-      background_components, foreground_components: (n,) uint8. Written.
+      background_components: (n,) uint8. Written.
+      foreground_components: (n,) uint8. Written.
       pulls: (n,) int32, log density in the foreground's mixture minus log density in the
         background's mixture, in integer units, within +-PULL_LIMIT * scale. Written.
     """

@@ -101,7 +101,10 @@ def link_pixels(
 
     Args:
       planes: (3, H, W) uint8, the picture.
-      left, top, width, height: the rectangle, inside the picture.
+      left: first column of the rectangle, which lies inside the picture.
+      top: first row of the rectangle.
+      width: width of the rectangle in pixels.
+      height: height of the rectangle in pixels.
       beta: from `measure_contrast`.
       scale: number of integer units that stand for a weight of 1.
 

@@ -45,7 +45,7 @@ ATTACK = Analysis(
         ),
     ),
     counter="composites_predicted",
-    unit="composite",
+    noun="composite",
     fate="predicted",
     items="composites",
     done="attacked",

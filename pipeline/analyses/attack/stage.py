@@ -376,15 +376,15 @@ def tally_chunks(
     Returns:
       (tally by label rule; types of the devices that computed the predictions, joined by `+`).
     """
-    parts: dict[str, list[GridTally]] = {rule: [] for rule in LABEL_RULES}
+    tallies: dict[str, list[GridTally]] = {rule: [] for rule in LABEL_RULES}
     devices: set[str] = set()
     for path in paths:
         table = read_table(store, path)
         devices.update(table["device"].unique().to_pylist())
         grids, labels = predictions_of(table)
         for rule, grid in zip(LABEL_RULES, grids, strict=True):
-            parts[rule].append(tally(grid, labels, bg_labels, num_labels))
-    return {rule: merge(tallies) for rule, tallies in parts.items()}, "+".join(sorted(devices))
+            tallies[rule].append(tally(grid, labels, bg_labels, num_labels))
+    return {rule: merge(each) for rule, each in tallies.items()}, "+".join(sorted(devices))
 
 
 def write_attack(

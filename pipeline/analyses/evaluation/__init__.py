@@ -13,7 +13,7 @@ EVALUATION = Analysis(
     ),
     counter="pictures_predicted",
     is_always_counted=True,
-    unit="picture",
+    noun="picture",
     fate="predicted",
     items="pictures",
     done="evaluated",

@@ -207,7 +207,7 @@ COMPARISONS = Table(
 
 
 def compare_models(
-    fingerprint: str, parts: Iterable[ModelsOnSameImages]
+    fingerprint: str, compared: Iterable[ModelsOnSameImages]
 ) -> Iterator[ComparisonRow]:
     """Yields the rows of comparisons.csv.
 
@@ -216,15 +216,15 @@ def compare_models(
 
     Args:
       fingerprint: the dataset's fingerprint.
-      parts: models with their predictions on the same images, as `read_contributions` returns them.
+      compared: models with their predictions on the same images, from `read_contributions`.
     """
-    for part in parts:
-        if len(part.summaries) < 2:
+    for models in compared:
+        if len(models.summaries) < 2:
             continue
-        differences = [_differences(part, *quantity) for quantity in part.quantities]
-        for pair in itertools.combinations(range(len(part.summaries)), 2):
-            first, second = (part.summaries[position] for position in pair)
-            for (rule, variant), by_pair in zip(part.quantities, differences, strict=True):
+        differences = [_differences(models, *quantity) for quantity in models.quantities]
+        for pair in itertools.combinations(range(len(models.summaries)), 2):
+            first, second = (models.summaries[position] for position in pair)
+            for (rule, variant), by_pair in zip(models.quantities, differences, strict=True):
                 if pair in by_pair:
                     yield ComparisonRow(
                         first=first.name,
@@ -232,7 +232,7 @@ def compare_models(
                         label_rule=rule,
                         variant=variant,
                         **by_pair[pair],
-                        n=len(part.images.keys),
+                        n=len(models.images.keys),
                         split=first.evaluation.split,
                         dataset=fingerprint,
                     )
@@ -247,17 +247,17 @@ def read_comparisons(store: Store) -> list[ComparisonRow]:
 
 
 def _differences(
-    part: ModelsOnSameImages, rule: str, quantity: str
+    models: ModelsOnSameImages, rule: str, quantity: str
 ) -> dict[tuple[int, int], dict[str, float]]:
     """Computes the differences of all pairs of models that have predictions for a quantity.
 
     Returns:
-      Positions of the two models in `part.summaries` -> fields of a `ComparisonRow`.
+      Positions of the two models in `models.summaries` -> fields of a `ComparisonRow`.
     """
-    positions, figures, contributions = part.contributions(rule, quantity)
+    positions, figures, contributions = models.contributions(rule, quantity)
     if len(positions) < 2:
         return {}
-    roles = part.roles(quantity)
+    roles = models.roles(quantity)
     sums = roles.sums(contributions)
     difference = np.concatenate([figure - figures[i + 1 :] for i, figure in enumerate(figures)])
     variance = np.concatenate(

@@ -1,6 +1,6 @@
 """Types of what is known of a model's predictions, and the tables that they make.
 
-A `Summary` holds the rows of all parts; a table holds the rows of one part for all models.
+A `Summary` holds the rows of all tables for one model; a table has those of all models.
 Accuracies, shares and bounds are fractions (0 to 1), gaps and differences lie between -1 and 1;
 intervals are 95 % intervals.
 
@@ -329,7 +329,7 @@ class Summary(Answers, frozen=True, kw_only=True):
 
     def rows_of(self, kind: type[Struct]) -> tuple[Struct, ...]:
         """Returns the rows of a type."""
-        parts: dict[type, tuple[Struct, ...]] = {
+        rows: dict[type, tuple[Struct, ...]] = {
             AccuracyRow: self.accuracy,
             GapRow: self.gaps,
             FlipRow: self.flips,
@@ -341,7 +341,7 @@ class Summary(Answers, frozen=True, kw_only=True):
             SizeRow: self.sizes,
             PowerRow: self.power,
         }
-        return parts[kind]
+        return rows[kind]
 
     @property
     @override
@@ -350,7 +350,7 @@ class Summary(Answers, frozen=True, kw_only=True):
         return estimate[0] if estimate else None
 
     def by_rule(self, rows: tuple[_Row, ...], rule: str = "") -> Iterator[_Row]:
-        """Yields the rows of a part under one label rule, by default the headline's."""
+        """Yields the rows of a table under one label rule, by default the headline's."""
         wanted = rule or self.headline
         return (row for row in rows if row.label_rule == wanted)
 

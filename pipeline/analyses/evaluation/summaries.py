@@ -4,7 +4,7 @@ The models of a matrix are summarized in `pipeline.analyses.matrix.results` inst
 
 Summaries are computed on demand and not stored, so they always describe the present dataset. If a
 model was run on an earlier version of it, its summary covers the predictions that are still valid.
-Only the part `power` is stored, in model.json, because it takes longer to compute.
+Only the rows of `power` are stored, in model.json, because they take longer to compute.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ from transforms.two_way import Roles, wilson_of_pictures
 from transforms.variants import EXTERNAL, MIXED, draws_of
 
 
-def summary_parts(
+def summary_rows(
     by_rule: Mapping[str, Predictions], images: EvalImages, taxonomy: Taxonomy
 ) -> dict[str, tuple[RuleRow, ...]]:
-    """Computes the rows of each part of a `Summary`, except its power.
+    """Computes the rows of each table of a `Summary`, except its power.
 
     The draws (replicates) of a mixed variant are pooled in one row. Rows without images are left
-    out, except in two parts: `accuracy` has a row without an accuracy for each variant if there are
-    no images at all, and `decomposition` has a row for each kind, even if no image is of this kind.
+    out, except in two tables: `accuracy` has a row without an accuracy for each variant if there
+    are no images, and `decomposition` has a row for each kind, even if no image is of this kind.
 
     Args:
       by_rule: predictions by label rule.
@@ -74,12 +74,12 @@ def summary_parts(
       taxonomy: the dataset's classes.
     """
     return {
-        part: tuple(
+        table: tuple(
             row
             for rule, predictions in by_rule.items()
             for row in rows(rule, predictions, images, taxonomy)
         )
-        for part, rows in _STATISTICS.items()
+        for table, rows in _STATISTICS.items()
     }
 
 
@@ -377,7 +377,7 @@ _STATISTICS: dict[str, Callable[[str, Predictions, EvalImages, Taxonomy], Iterat
     "groups": _groups,
     "sizes": _sizes,
 }
-"""Name of a part -> the function that yields its rows for the predictions under one label rule."""
+"""Name of a table -> the function that yields its rows for the predictions under one label rule."""
 
 
 def read_summaries(dataset: Dataset) -> tuple[list[Summary], list[str]]:
@@ -436,7 +436,7 @@ def _summarize_models(dataset: Dataset) -> tuple[list[Summary], list[str]]:
                 missing=predictions.missing,
                 label_rules=tuple(predictions.by_rule),
                 power=() if PROBED_VARIANT in predictions.missing else run.power,
-                **summary_parts(predictions.by_rule, images, dataset.taxonomy),
+                **summary_rows(predictions.by_rule, images, dataset.taxonomy),
             )
         )
     return summaries, stale

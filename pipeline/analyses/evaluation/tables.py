@@ -176,7 +176,7 @@ same logits."""
 
 
 def measure_power(dataset: Dataset, images: EvalImages, run: ModelRun) -> tuple[StoredPower, ...]:
-    """Fits the probe to a model's stored logits; returns the part `power` of the model's summary.
+    """Fits the probe to a model's stored logits; returns the rows of `power` for its summary.
 
     Because fitting a probe to 5,000 pictures takes a second, its row is stored in model.json, and
     reused while the logits and the images' units are the same.
@@ -266,11 +266,11 @@ def write_evaluation_tables(dataset: Dataset, columns: Sequence[str]) -> None:
     if not was_evaluated and not store.exists("results/summary.csv"):
         return
     for table in TABLES:
-        run_type = table.parts[-1]
+        run_type = table.structs[-1]
         rows: list[list[msgspec.Struct]] = [
             [OfModel(summary.model), row, pick(run_type, summary, summary.evaluation)]
             for summary in summaries
-            for row in summary.rows_of(table.parts[1])
+            for row in summary.rows_of(table.structs[1])
         ]
         if run_type is SummaryRun:
             rows += missing_rows(summaries, failed)

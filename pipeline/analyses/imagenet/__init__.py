@@ -20,7 +20,7 @@ IMAGENET = Analysis(
         ),
     ),
     counter="imagenet_images",
-    unit="ImageNet image",
+    noun="ImageNet image",
     fate="classified",
 )
 

@@ -383,11 +383,11 @@ def _line(
 ) -> Iterator[TrendLine]:
     """Yields the best-fit line of a variant, unless too few models have known accuracies."""
     known = [(summary, top1.value) for summary, top1 in models if top1]
-    for part in measured:
-        if (rule, variant) not in part.quantities:
+    for compared in measured:
+        if (rule, variant) not in compared.quantities:
             continue
-        indices, values, r = part.contributions(rule, variant)
-        row_of = {part.summaries[index].folder: row for row, index in enumerate(indices)}
+        indices, values, r = compared.contributions(rule, variant)
+        row_of = {compared.summaries[index].folder: row for row, index in enumerate(indices)}
         points = [
             (row_of[summary.folder], value) for summary, value in known if summary.folder in row_of
         ]
@@ -395,7 +395,7 @@ def _line(
             continue
         chosen = [row for row, _ in points]
         line = fit_line(
-            [top1 for _, top1 in points], values[chosen], part.roles(variant).sums(r[chosen])
+            [top1 for _, top1 in points], values[chosen], compared.roles(variant).sums(r[chosen])
         )
         if line:
             yield TrendLine(variant=variant, **dataclasses.asdict(line))

@@ -95,8 +95,10 @@ class ImageNetListing:
 
     @functools.cached_property
     def shards(self) -> list[tuple[ImageNetImage, ...]]:
-        """The images, divided into shards by a hash of their names. The number of shards depends
-        only on the number of images."""
+        """The images, divided into shards by a hash of their names.
+
+        The number of shards depends only on the number of images.
+        """
         buckets: list[list[ImageNetImage]] = [
             [] for _ in range(max(1, round(len(self.images) / IMAGES_PER_SHARD)))
         ]
@@ -233,7 +235,7 @@ class ImageNetShards(AnalysisOfModel):
     ) -> Generator[ChunkOutput, None, None]:
         for shard in missing:
             rows = []
-            images = _ImageNetPart(self._shards[shard])
+            images = _ImageNetPictures(self._shards[shard])
             try:
                 with contextlib.closing(predictor.logits([images], 0)) as batches:
                     for batch, logits in batches:
@@ -249,9 +251,11 @@ class ImageNetShards(AnalysisOfModel):
 
 
 @dataclasses.dataclass(frozen=True)
-class _ImageNetPart:
-    """A shard of images as a `pipeline.models.loader.Part`, whose rows have the columns key and
-    index. Models with the same preprocessing share the decoded crops."""
+class _ImageNetPictures:
+    """A shard of images as a `PictureSet`, whose rows have the columns key and index.
+
+    Models with the same preprocessing share the decoded crops.
+    """
 
     images: Sequence[ImageNetImage]
 

@@ -25,8 +25,8 @@ def _of_matrix(matrix: Matrix) -> Iterator[Plot]:
     by_row = matrix.by_row
     cells = [[by_row.get(row, {}).get(column) for column in columns] for row in columns]
     titles = (f"{shorten(matrix.name)}, %", "ResNet-50 of the paper, %", "difference, points")
-    for part, title in zip(MATRIX_FIGURES, titles, strict=True):
-        shares = [[_share(cell, part) for cell in line] for line in cells]
+    for kind, title in zip(MATRIX_FIGURES, titles, strict=True):
+        shares = [[_share(cell, kind) for cell in line] for line in cells]
         if not any(share is not None for line in shares for share in line):
             continue
         bold = [[cell is not None and cell.differs for cell in line] for line in cells]
@@ -41,7 +41,7 @@ def _of_matrix(matrix: Matrix) -> Iterator[Plot]:
         )
         yield Plot(
             "matrix",
-            matrix_file(matrix.name, part),
+            matrix_file(matrix.name, kind),
             f"{title}. Trained on the row, tested on the column. {spoken}",
             heat_map(
                 title,
@@ -50,13 +50,13 @@ def _of_matrix(matrix: Matrix) -> Iterator[Plot]:
                 shares,
                 VERSIONS,
                 ("trained on", "tested on"),
-                bold=bold if part == "difference" else None,
-                is_signed=part == "difference",
+                bold=bold if kind == "difference" else None,
+                is_signed=kind == "difference",
             ),
         )
 
 
-def _share(cell: CellRow | None, part: str) -> float | None:
+def _share(cell: CellRow | None, kind: str) -> float | None:
     """Returns the figure of a cell in one of `MATRIX_FIGURES`; None if it has none."""
-    share: float | UnsetType | None = None if cell is None else getattr(cell, part)
+    share: float | UnsetType | None = None if cell is None else getattr(cell, kind)
     return None if share is UNSET else share

@@ -106,7 +106,7 @@ def _shown(matrix: Matrix) -> ShownMatrix:
         images=(min(counts), max(counts)),
         chance=describe_chance(row.chance for row in matrix.rows if row.n),
         overlap=max(row.overlap for row in matrix.rows),
-        figures=tuple(matrix_file(matrix.name, part) for part in MATRIX_FIGURES),
+        figures=tuple(matrix_file(matrix.name, kind) for kind in MATRIX_FIGURES),
     )
 
 

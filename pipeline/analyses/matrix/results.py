@@ -322,10 +322,10 @@ def _cells(
         if cell is not None:
             yield IN9L, cell
         return
-    part = row.run.tested_on
-    if part[0] not in dataset.manifest.shards:
+    tested_on = row.run.tested_on
+    if tested_on[0] not in dataset.manifest.shards:
         return
-    images = read_images(*part)
+    images = read_images(*tested_on)
     model_predictions = read_predictions(dataset, images, row.run)
     keys, device = tuple(images.keys.to_pylist()), "+".join(model_predictions.devices)
     # A row has one output per superclass, so that its label rules agree.
@@ -451,6 +451,6 @@ MATRIX_FIGURES = ("accuracy", "published", "difference")
 """The figures of a matrix: our accuracies, the paper's, and their differences."""
 
 
-def matrix_file(name: str, part: str) -> str:
+def matrix_file(name: str, kind: str) -> str:
     """Returns the name of the SVG file of a matrix's figure, one of `MATRIX_FIGURES`."""
-    return f"matrix-{name}-{part}.svg"
+    return f"matrix-{name}-{kind}.svg"

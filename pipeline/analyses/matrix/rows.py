@@ -63,8 +63,7 @@ class ProbeTrainer:
         self.name = f"probe-{self.arch.replace('/', '_')}{plan.suffix()}"
 
     def train(self, row: str) -> str:
-        """Trains on the pictures of a row, unless it did so before; returns the path of the
-        checkpoint."""
+        """Trains on a row's pictures, unless it did so before; returns the checkpoint's path."""
         dataset, variant = self._plan.source(row)
         return fit_variant(
             self._backbone,
@@ -80,8 +79,9 @@ class ProbeTrainer:
 
 
 class ProbeScorer:
-    """A `Scorer` that computes a probe's logits from features of the frozen network. Features that
-    are stored need no forward pass.
+    """A `Scorer` that computes a probe's logits from features of the frozen network.
+
+    Features that are stored need no forward pass.
 
     Args:
       backbone: the frozen network.
@@ -107,19 +107,19 @@ class ProbeScorer:
         return np.asarray(outputs)
 
     def logits(
-        self, parts: Iterable[ShardPictures], stored: int
+        self, sets: Iterable[ShardPictures], stored: int
     ) -> Generator[tuple[Batch[ShardPictures], NDArray[np.float32]], None, None]:
-        """Yields all pictures of each part as one batch, with their logits."""
-        for part in parts:
-            with contextlib.closing(part.tables(())) as reading:
+        """Yields all pictures of each set as one batch, with their logits."""
+        for pictures in sets:
+            with contextlib.closing(pictures.tables(())) as reading:
                 tables = list(reading)
             if not sum(map(len, tables)):
                 continue
             rows = pa.concat_tables(tables)
-            all_pictures = dataclasses.replace(part, keys=None)
+            all_pictures = dataclasses.replace(pictures, keys=None)
             features = self._backbone.shard_features(all_pictures).select(rows["key"].to_pylist())
             # It has no pixels, and so never counts as decoded.
-            batch = Batch(part, rows, np.empty((0, 0, 0, 3), np.uint8), is_new=False)
+            batch = Batch(pictures, rows, np.empty((0, 0, 0, 3), np.uint8), is_new=False)
             yield batch, self._scores(features.values)
 
 
@@ -139,8 +139,9 @@ class NetworkTrainer:
         self.name = f"{kind}{training.arch.replace('/', '_')}-{training.epochs}ep{plan.suffix()}"
 
     def train(self, row: str) -> str:
-        """Trains on the pictures of a row, unless it did so before; resumes a training that was
-        stopped. Returns the path of the checkpoint.
+        """Trains on a row's pictures, unless it did so before; returns the checkpoint's path.
+
+        It resumes a training that was stopped.
 
         Raises:
           UsageError: the row's folder holds a training with other flags, without `overwrite`.
@@ -183,8 +184,9 @@ Trainer = ProbeTrainer | NetworkTrainer
 
 
 def make_matrices(plan: MatrixPlan, trainers: Iterable[Trainer]) -> tuple[list[Matrix], int]:
-    """Trains and tests the models of matrices. After every new row, prints a line and writes the
-    tables.
+    """Trains and tests the models of matrices.
+
+    After every new row, it prints a line and writes the tables.
 
     Args:
       plan: plan of the matrices.
@@ -265,16 +267,16 @@ def make_row(
         )
     scorer: Scorer | None = None
     for dataset, run, groups in tests:
-        shards, units = PredictShards(dataset, run, store), dataset.shards(plan.split)
-        missing = [unit for unit in units if not shards.is_done(unit)]
+        shards, numbers = PredictShards(dataset, run, store), dataset.shards(plan.split)
+        missing = [shard for shard in numbers if not shards.is_done(shard)]
         if missing:
             scorer = scorer or trainer.scorer(entry)
-            for output in shards.run(scorer, units, missing, lambda *_: None):
+            for output in shards.run(scorer, numbers, missing, lambda *_: None):
                 fingerprint = shards.fingerprint_to_store(output)
                 write_table(store, shards.path(output.chunk), output.table, fingerprint)
         commit_predictions(
             shards,
-            units,
+            numbers,
             run,
             # Relative to the dataset's folder, so that it stays valid if the folder is moved.
             entry=entry.replace(f"={store.root}/", "=", 1),
@@ -291,8 +293,11 @@ def make_row(
 def _tests(
     plan: MatrixPlan, model: ModelIdentity, name: str
 ) -> Iterator[tuple[Dataset, ModelRun, dict[str, str] | UnsetType]]:
-    """Yields (dataset, the model's run on it under a name, `Evaluated.groups`) for each dataset
-    that a row is tested on."""
+    """Yields what each dataset needs that a row is tested on.
+
+    Yields:
+      (the dataset, the model's run on it under a name, `Evaluated.groups`).
+    """
     run = plan.evaluation.describe(plan.dataset, model)
     yield plan.dataset, replace(run, model=name, variants=plan.variants), UNSET
     if plan.in9l is not None:
@@ -313,8 +318,9 @@ def _write_tables(dataset: Dataset) -> list[Matrix]:
 
 
 def _remove_others(store: Store, name: str, current: Collection[str]) -> None:
-    """Removes the results of earlier matrices of the same name, such as results of other rows, on
-    another split or on another dataset of IN-9L.
+    """Removes the results of earlier matrices of the same name.
+
+    They may be of other rows, of another split, or of another dataset of IN-9L.
 
     Args:
       store: the dataset folder.

@@ -32,7 +32,7 @@ SALIENCY = Analysis(
         ),
     ),
     counter="images_explained",
-    unit="image",
+    noun="image",
     fate="explained",
     not_done="no saliency",
 )
