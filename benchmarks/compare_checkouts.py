@@ -139,8 +139,10 @@ def masked(name: str, data: bytes, secrets: list[str]) -> bytes:
 
 
 def differences(before: dict[str, bytes], after: dict[str, bytes]) -> Iterator[str]:
-    """Yields a line for each file that differs, with the first difference, and for each command
-    that fails in both, because nothing is compared then."""
+    """Yields a line for each file that differs, with the first difference.
+
+    A command that fails in both gets a line, too, because nothing is compared then.
+    """
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)
         if old == new and name.startswith("said/") and not before[name].endswith(b"code 0\n"):

@@ -148,8 +148,7 @@ def evaluate(setting: Setting) -> list[Turn]:
 
 
 def attack(setting: Setting) -> list[Turn]:
-    """Times decoding foregrounds and backgrounds, composing and forward passes, against forward
-    passes."""
+    """Times decoding fore- and background, composing and forward passes, against forward passes."""
     with Loaded(setting) as loaded:
         attacking = AttackPlan(loaded.evaluation, *setting.grid)
         attack_grid = open_grid(loaded.dataset, attacking)
@@ -160,8 +159,7 @@ def attack(setting: Setting) -> list[Turn]:
 
 
 def saliency(setting: Setting) -> list[Turn]:
-    """Times decoding, gradients and their share on the mask, against forward and backward
-    passes."""
+    """Times decoding, gradients and their share on a mask, against forward and backward passes."""
     with Loaded(setting) as loaded:
         plan = SaliencyPlan(loaded.evaluation, num_maps=0)
         explaining = SaliencyShards(loaded.dataset, plan, loaded.metadata, {})

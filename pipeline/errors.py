@@ -12,8 +12,11 @@ class UsageError(Exception):
 
 
 class TooLargeError(UsageError):
-    """A file is larger than the limit for its kind. `size` is its size in bytes, or 0 if the error
-    passed through a runner, which keeps only its text."""
+    """A file is larger than the limit for its kind.
+
+    `size` is its size in bytes, or 0 if the error passed through a runner, which keeps only its
+    text.
+    """
 
     def __init__(self, message: str, size: int = 0) -> None:
         super().__init__(message)
@@ -37,8 +40,7 @@ class BrokenPictureError(JobError):
 
 
 def text_of(error: BaseException) -> str:
-    """Returns the message of an error that foreign code may have raised, whose `__str__` may raise
-    another one."""
+    """Returns the message of an error from foreign code, whose `__str__` may raise another one."""
     try:
         return str(error)
     except Exception:  # As `__str__` is foreign, too.
@@ -62,15 +64,18 @@ def counted(number: int, noun: str) -> str:
 
 
 def did_you_mean(wanted: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Returns the end of an error message that names the known word closest to an unknown one;
-    empty if no word has at least `cutoff` as difflib's ratio (0 to 1)."""
+    """Returns the end of an error message that names the known word closest to an unknown one.
+
+    It is empty if no word has at least `cutoff` as difflib's ratio (0 to 1).
+    """
     close = difflib.get_close_matches(wanted, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def escaped(text: str, keep: str = "\n\t") -> str:
-    r"""Escapes unprintable characters, so that the name of a file or class can neither move a
-    terminal's cursor nor reverse the direction of a line.
+    r"""Escapes unprintable characters, which could disturb a terminal.
+
+    The name of a file or class could move the cursor or reverse the direction of a line.
 
     >>> escaped("red\x1b[31m")
     'red\\x1b[31m'
@@ -92,8 +97,9 @@ def escaped_line(text: str) -> str:
 
 
 def escaped_texts(content: Any, escape: Callable[[str], str] = escaped_line) -> Any:
-    r"""Escapes all texts in JSON content, names of fields included, so that every file format, or
-    the one that `escape` is for, can hold them.
+    r"""Escapes all texts in JSON content, names of fields included.
+
+    Every file format, or the one that `escape` is for, can then hold them.
 
     >>> escaped_texts({"bad\udcff": ["a\nb", 1]})
     {'bad\\udcff': ['a\\nb', 1]}
@@ -108,9 +114,10 @@ def escaped_texts(content: Any, escape: Callable[[str], str] = escaped_line) -> 
 
 
 def shown_bytes(text: str) -> bytes:
-    r"""Encodes text for files that people or other programs read: UTF-8 in which lone surrogates,
-    such as undecodable bytes of file names, are escaped. Hashes use `transforms.hashing.text_bytes`
-    instead.
+    r"""Encodes text for files that people or other programs read.
+
+    The encoding is UTF-8 in which lone surrogates, such as undecodable bytes of file names, are
+    escaped. Hashes use `transforms.hashing.text_bytes` instead.
 
     >>> shown_bytes("bad\udcff.pth")
     b'bad\\udcff.pth'

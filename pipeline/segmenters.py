@@ -1,5 +1,7 @@
-"""Segmenters by the name that `--segmenter` gives: the methods of `transforms.segmentation`, masks
-that come with the images, and custom functions: `--segmenter python:my_segmenters:salient`.
+"""Segmenters by the name that `--segmenter` gives.
+
+They are the methods of `transforms.segmentation`, masks that come with the images, and custom
+functions: `--segmenter python:my_segmenters:salient`.
 
 A custom function takes a picture and a box, and returns a mask. The configuration of a dataset
 records two things that the function's masks depend on: the attribute `version` of the function (1
@@ -50,8 +52,10 @@ def find_segmenter(name: str, parameters: Sequence[str] = ()) -> Segmenter:
 
 
 def parameters_of(name: str) -> tuple[str, ...]:
-    """Returns the parameters of a custom function, as `read_parameters` does; empty for other
-    segmenters. Raises UsageError like `read_parameters`."""
+    """Returns the parameters of a custom function; empty for other segmenters.
+
+    `read_parameters` reads them, and may raise UsageError.
+    """
     return read_parameters(name) if name.startswith(PREFIX) else ()
 
 
@@ -182,8 +186,10 @@ def index_masks(masks: str, split: str) -> FileIndex:
 
 
 def no_mask(image: SourceImage, masks: str, split: str, index: FileIndex) -> UsageError:
-    """Returns the error for a split in which no image has a mask. The given image serves as an
-    example in the message."""
+    """Returns the error for a split in which no image has a mask.
+
+    The given image serves as an example in the message.
+    """
     expected = (
         f"file names such as {image.key}.JPEG"
         if is_coco_file(masks)

@@ -56,8 +56,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Keeps imported modules and collected tests out of garbage collection, which would search
-    their millions of objects again and again."""
+    """Keeps imported modules and collected tests out of garbage collection.
+
+    It would search their millions of objects again and again.
+    """
     gc.collect()
     gc.freeze()
 

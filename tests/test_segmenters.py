@@ -88,8 +88,9 @@ def truths(sample: Path) -> dict[str, Mask]:
 def masked(
     sample: Path, truths: dict[str, Mask], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, str]]:
-    """Output of the main job on three images a class of the sample, with given masks and a variant
-    from the documentation. Some images have no box, no mask, or a broken mask.
+    """Output of the main job on three images a class of the sample, with given masks.
+
+    One variant is from the documentation. Some images have no box, no mask, or a broken mask.
 
     Returns:
       (the dataset, what was done to each image, by key).
@@ -419,8 +420,10 @@ def test_the_mask_of_its_class_is_an_images(tmp_path: Path) -> None:
 
 
 def save_network(path: Path, least: float = 0.0) -> None:
-    """Saves a salient-object network that marks pixels redder than `least` in its normalised input,
-    (1, 3, 320, 320)."""
+    """Saves a salient-object network that marks pixels redder than `least` in its input.
+
+    The input is normalised, (1, 3, 320, 320).
+    """
     make = helper.make_node
     nodes = [
         make("Split", ["input.1", "ones"], ["red", "green", "blue"], axis=1),

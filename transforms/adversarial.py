@@ -64,8 +64,9 @@ class Share:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GridTally:
-    """The counts from which the measures are computed. Tallies can be merged, so a large grid can
-    be read a few rows at a time.
+    """The counts from which the measures are computed.
+
+    Tallies can be merged, so a large grid can be read a few rows at a time.
 
     Attributes:
       labels: (F,) int64, labels of the foregrounds.
@@ -155,8 +156,10 @@ def fooled_by_class(tallied: GridTally, label: int) -> Share:
 
 
 def foregrounds_of_others(labels: Labels, bg_labels: Labels) -> Counts:
-    """Counts the foregrounds of other classes for each background: (B,) int64. A background can
-    fool only these foregrounds."""
+    """Counts the foregrounds of other classes for each background: (B,) int64.
+
+    A background can fool only these foregrounds.
+    """
     counts: Counts = (labels != bg_labels[:, np.newaxis]).sum(axis=1, dtype=np.int64)
     return counts
 

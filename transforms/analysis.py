@@ -91,7 +91,9 @@ def decompose(original: Correct, mixed_rand: Correct, only_bg_t: Correct) -> NDA
     mixed_rand are both right, or both wrong.
 
     Args:
-      original, mixed_rand, only_bg_t: (n,) bool, whether this version of each image is recognised.
+      original: (n,) bool, whether this version of each image is recognised.
+      mixed_rand: (n,) bool, the same for this version.
+      only_bg_t: (n,) bool, the same for this version.
 
     Returns:
       (n,) int64 positions in `KINDS`: exactly one kind for each image.
@@ -243,7 +245,8 @@ def gap_contributions(mixed_same: Correct, mixed_rand: Correct) -> Floats:
     """Computes each picture's contribution to the deviation of BG-Gap, for the gap's variance.
 
     Args:
-      mixed_same, mixed_rand: (replicates, n) bool, see `bg_gap`.
+      mixed_same: (replicates, n) bool, see `bg_gap`.
+      mixed_rand: (replicates, n) bool, see `bg_gap`.
 
     Returns:
       (2 * replicates * n,) float64, which add up to 0: mixed_same first, then mixed_rand,
@@ -258,8 +261,9 @@ def bg_gap(mixed_same: Correct, mixed_rand: Correct, roles: Roles) -> Gap:
     """Computes BG-Gap with its interval (paper section 3).
 
     Args:
-      mixed_same, mixed_rand: (replicates, n) bool, whether each foreground is recognised on
-        its background of that replicate.
+      mixed_same: (replicates, n) bool, whether each foreground is recognised on its background of
+        that replicate.
+      mixed_rand: (replicates, n) bool, the same for this variant.
       roles: units of all these pictures' foregrounds and backgrounds, in the order of
         `gap_contributions`.
 
@@ -314,7 +318,8 @@ def relative_foreground_sensitivity(
     variance of 0 says nothing, so then it is at most the number of answers.
 
     Args:
-      noise_fg, noise_bg: (n,) bool, whether each image is recognised under this noise.
+      noise_fg: (n,) bool, whether each image is recognised under noise on the foreground.
+      noise_bg: (n,) bool, whether each image is recognised under noise on the background.
       roles: units of the n images.
 
     Returns:

@@ -103,8 +103,10 @@ class TooManyPixelsError(ValueError):
 
 
 def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Opens a picture and reads its header only, so it finds no fault behind the header. Raises the
-    errors of `decode_image`."""
+    """Opens a picture and reads its header only, so it finds no fault behind the header.
+
+    Raises the errors of `decode_image`.
+    """
     if isinstance(data, Unread):
         raise UndecodableError(data.decode())
     if len(data) > MAX_PICTURE_BYTES:
@@ -162,8 +164,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
 
 
 def _decode(data: bytes, max_pixels: int) -> tuple[Pixels, bool]:
-    """Returns the pixels of a picture, and whether simplejpeg has decoded them and warned of
-    nothing."""
+    """Returns a picture's pixels, and whether simplejpeg has decoded them and warned of nothing."""
     image = open_picture(data, max_pixels)
     if image.format == "JPEG" and _has_one_scan(data):
         pixels = np.empty((image.height, image.width, 3), np.uint8)
@@ -216,8 +217,11 @@ def _has_one_scan(data: bytes) -> bool:
 
 
 def _decode_one_scan(data: bytes, out: Pixels) -> bool:
-    """Decodes a JPEG that `_has_one_scan` into `out`; returns False if it is CMYK or flawed, has
-    another size, or is of a kind that simplejpeg does not take."""
+    """Decodes a JPEG that `_has_one_scan` into `out`; returns whether it could.
+
+    It could not if the JPEG is CMYK or flawed, has another size, or is of a kind that simplejpeg
+    does not take.
+    """
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         if (height, width) != out.shape[:2] or space not in ("YCbCr", "Gray", "RGB"):

@@ -1,5 +1,6 @@
-"""Turns the bytes of one source image into layers, or into the reasons for its rejection. Or crops
-the whole image, for IN-9L and for scenes.
+"""Turns the bytes of one source image into layers, or into the reasons for its rejection.
+
+It also crops the whole image, for IN-9L and for scenes.
 
 Filters 1 to 3 of the protocol are applied here, the others in `transforms.filters`. Filter 1
 rejects a picture that cannot be decoded. (A missing picture is in no listing.)
@@ -140,7 +141,9 @@ def read_image(
 
     Args:
       image: the image file's bytes.
-      annotation, mask, needs_mask: see `read_boxes`.
+      annotation: see `read_boxes`.
+      mask: see `read_boxes`.
+      needs_mask: see `read_boxes`.
 
     Returns:
       The image, or its rejection for the first reason in protocol order. Broken or hostile bytes
@@ -229,7 +232,13 @@ def cut_background(
     """Tiles the background of an object that `cut_objects` accepts, without segmenting it.
 
     Args:
-      image, annotation, mask, resize, crop, interpolation, rules: see `cut_objects`.
+      image: see `cut_objects`.
+      annotation: see `cut_objects`.
+      mask: see `cut_objects`.
+      resize: see `cut_objects`.
+      crop: see `cut_objects`.
+      interpolation: see `cut_objects`.
+      rules: see `cut_objects`.
       number: number of the object, see `Cut`.
 
     Returns:
@@ -280,7 +289,9 @@ def cut_objects(
         boxes serve as the boxes if there is no annotation.
       segment: the segmenter; None to use the mask as the foreground.
       seed: seed of the segmenter.
-      resize, crop, interpolation: see `make_layer`.
+      resize: see `make_layer`.
+      crop: see `make_layer`.
+      interpolation: see `make_layer`.
       rules: requirements on the boxes; the paper's by default.
       only: the number of the object to cut, 0 for all objects.
 
@@ -363,8 +374,10 @@ def _cut(
     interpolation: str,
     rules: Rules,
 ) -> Cut:
-    """Cuts a segmented object; returns the rejection if its foreground is too small, or if its
-    background cannot be tiled."""
+    """Cuts a segmented object, or rejects it.
+
+    It is rejected if its foreground is too small, or if its background cannot be tiled.
+    """
     foreground, fallback = segmentation
     share = mask_over_box(foreground, box)
     segmented = Cut(

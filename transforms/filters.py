@@ -93,7 +93,8 @@ def choose_boxes(
 
     Args:
       boxes: the annotated boxes, in native pixels.
-      width, height: native size of the image, in pixels.
+      width: native width of the image, in pixels.
+      height: native height of the image, in pixels.
       objects: see `Rules`.
 
     Returns:
@@ -121,7 +122,8 @@ def check_box(box: Box, *, width: int, height: int, rules: Rules = Rules()) -> R
 
     Args:
       box: the box, clipped to the image, in native pixels.
-      width, height: native size of the image, in pixels.
+      width: native width of the image, in pixels.
+      height: native height of the image, in pixels.
       rules: requirements on the box; the paper's by default.
 
     Returns:
@@ -152,7 +154,8 @@ def check_boxes(
 
     Args:
       boxes: the annotated boxes, in native pixels.
-      width, height: native size of the image, in pixels.
+      width: native width of the image, in pixels.
+      height: native height of the image, in pixels.
       rules: requirements on the boxes; the paper's by default.
 
     Returns:

@@ -83,7 +83,8 @@ class ResizeCrop:
         """Builds the transform for a native size.
 
         Args:
-          native_width, native_height: native size of the images, in pixels, >= 1.
+          native_width: native width of the images, in pixels, >= 1.
+          native_height: native height of the images, in pixels, >= 1.
           resize: the shorter side after the resize, in pixels.
           crop: side of the centre crop, in pixels; at most `resize`.
           pad: whether to resize the longer side to `crop` instead, and to pad the shorter side with
@@ -188,8 +189,10 @@ class ResizeCrop:
 
 
 def _window(sources: Indices, start: int, crop: int, length: int) -> Indices:
-    """Returns the `crop` sources that begin at position `start`. Positions in the padding get a
-    value that lies outside of every box."""
+    """Returns the `crop` sources that begin at position `start`.
+
+    Positions in the padding get a value that lies outside of every box.
+    """
     positions = np.arange(start, start + crop)
     # One more than the length, because the xmax or ymax of a clipped box may be the length itself.
     outside = np.where(positions < 0, -1, length + 1)

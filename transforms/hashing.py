@@ -19,9 +19,11 @@ _GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 def text_bytes(text: str) -> bytes:
-    """Encodes text without loss, as hashes need it: different texts give different bytes, even with
-    lone surrogates (undecodable file names). Such bytes are not UTF-8, so text for people goes
-    through `pipeline.errors.shown_bytes` instead."""
+    """Encodes text without loss, as hashes need it.
+
+    Different texts give different bytes, even with lone surrogates (undecodable file names). Such
+    bytes are not UTF-8, so text for people goes through `pipeline.errors.shown_bytes` instead.
+    """
     return text.encode("utf-8", "surrogatepass")
 
 

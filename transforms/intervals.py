@@ -210,7 +210,8 @@ def paired_bootstrap(
     and 67 % with 10.
 
     Args:
-      first, second: (n,) values to compare, such as correctness on two variants.
+      first: (n,) values to compare, such as correctness on a variant.
+      second: (n,) values to compare them with, such as correctness on another variant.
       keys: (n,) unit of each pair of values; pairs with the same key are resampled together.
       seed: seed of the keyed hash.
       resamples: number of resamples.
@@ -242,8 +243,9 @@ def paired_bootstrap(
 
 
 def level_of(comparisons: int) -> float:
-    """Returns the confidence that each of several intervals needs so that, with a probability of at
-    least 95 %, all of them cover the truth at once (Bonferroni).
+    """Returns the confidence that each of several intervals needs (Bonferroni).
+
+    With it, all of them cover the truth at once with a probability of at least 95 %.
 
     >>> round(level_of(10), 4)
     0.995
@@ -252,8 +254,10 @@ def level_of(comparisons: int) -> float:
 
 
 def holm(p_values: Floats) -> Floats:
-    """Adjusts p values of several tests (Holm 1979). If adjusted p values below 0.05 count as
-    findings, the chance of even one false finding is at most 0.05.
+    """Adjusts p values of several tests (Holm 1979).
+
+    If adjusted p values below 0.05 count as findings, the chance of even one false finding is at
+    most 0.05.
 
     Args:
       p_values: (tests, ...) in [0, 1]; each column is adjusted on its own. The tests may depend on
@@ -267,8 +271,10 @@ def holm(p_values: Floats) -> Floats:
 
 
 def benjamini_hochberg(p_values: Floats) -> Floats:
-    """Adjusts p values of several tests (Benjamini and Hochberg 1995). If adjusted p values below
-    0.05 count as findings, the expected share of false findings among them is at most 0.05.
+    """Adjusts p values of several tests (Benjamini and Hochberg 1995).
+
+    If adjusted p values below 0.05 count as findings, the expected share of false findings among
+    them is at most 0.05.
 
     Takes and returns the same as `holm`, but requires that tests are independent or depend on each
     other positively.
@@ -280,8 +286,10 @@ def benjamini_hochberg(p_values: Floats) -> Floats:
 
 
 def _adjusted(p_values: Floats, factors: Floats, accumulate: Callable[[Floats], Floats]) -> Floats:
-    """Multiplies the p values by factors, given in ascending order of the p values, and makes the
-    products ascend."""
+    """Multiplies the p values by factors, and makes the products ascend.
+
+    The factors are given in ascending order of the p values.
+    """
     order = np.argsort(p_values, axis=0, kind="stable")
     products = np.take_along_axis(p_values, order, axis=0) * factors.reshape(
         -1, *[1] * (p_values.ndim - 1)

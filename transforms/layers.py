@@ -30,7 +30,8 @@ def background_strip(width: int, height: int, box: Box) -> Box:
     leak into the tile, as in the authors' script.
 
     Args:
-      width, height: native size of the image, in pixels.
+      width: native width of the image, in pixels.
+      height: native height of the image, in pixels.
       box: the box, clipped to the image.
 
     Returns:

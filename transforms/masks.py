@@ -232,9 +232,12 @@ def _mask_of(encoded: RunLengths) -> Mask:
 
 
 def _outline(polygon: Any, height: int, width: int) -> float:
-    """Measures the total length of a polygon's edges, in pixels; the length of an edge is its width
-    or its height, whichever is greater. Edges outside of the picture count, too, because
-    pycocotools traces them. Raises MaskError if it could not trace them."""
+    """Measures the total length of a polygon's edges, in pixels.
+
+    The length of an edge is its width or its height, whichever is greater. Edges outside of the
+    picture count, too, because pycocotools traces them. Raises MaskError if it could not trace
+    them.
+    """
     limit = 2 * max(height, width)
     if len(polygon) < 6 or len(polygon) % 2:
         raise MaskError(f"a polygon of {len(polygon)} numbers")

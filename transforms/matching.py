@@ -71,7 +71,8 @@ def nearest(pool: NDArray[np.uint8], means: Floats, free: Floats, count: int) ->
 
     Args:
       pool: (N, B, 3) uint8, from `block_means`; B is the number of blocks.
-      means, free: (n, B, 3) and (n, B) float32, from `block_means_outside`.
+      means: (n, B, 3) float32, from `block_means_outside`.
+      free: (n, B) float32, from `block_means_outside`.
       count: number of backgrounds to find.
 
     Returns:
@@ -134,8 +135,7 @@ class Match:
 
 
 def decide(differences: Sequence[float]) -> Match:
-    """Picks the best candidate; the match is certain if it is close and no other is nearly
-    as close.
+    """Picks the best candidate; the match is sure if it is close and no other is nearly as close.
 
     Args:
       differences: from `compare`, at least one; ties go to the first.

@@ -170,7 +170,9 @@ def draw_scenes(
     Args:
       scenes: (n,) unique keys of the scenes.
       foregrounds: (m,) keys of the foregrounds.
-      variant, seed, replicate: see `pair`.
+      variant: see `pair`.
+      seed: see `pair`.
+      replicate: see `pair`.
 
     Returns:
       (m,) position of each foreground's scene, `NO_PARTNER` if there are no scenes. The draws are
@@ -272,8 +274,10 @@ def _draw(pool: Pool, members: Positions, hashes: UInt64Array, banned: Positions
 
 
 def _best_buckets(weights: NDArray[np.int64], hashes: UInt64Array) -> Positions:
-    """Draws a bucket for each foreground, with probabilities in proportion to its row of `weights`,
-    which is (m, BUCKETS) for m foregrounds."""
+    """Draws a bucket for each foreground, with probabilities in proportion to its row of `weights`.
+
+    `weights` is (m, BUCKETS) for m foregrounds.
+    """
     bits = substreams(hashes, range(BUCKETS)).T >> np.uint64(11)
     # Uniform in (0, 1), with the full precision of a double. Only 53 ones are rounded to 1.
     uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53

@@ -169,8 +169,9 @@ def cross_validated(
 
 
 def _principal_axes(features: NDArray[np.floating]) -> tuple[Floats, Floats]:
-    """Computes the left singular vectors (n, r) and the squared singular values (r,) of features,
-    after centring them. Values that are 0 up to rounding are left out.
+    """Computes the left singular vectors (n, r) and squared singular values (r,) of features.
+
+    The features are centred first. Values that are 0 up to rounding are left out.
 
     The function decomposes the smaller of the two Gram matrices, which is much faster than a
     singular value decomposition if n and the number of features differ. The loss of precision does

@@ -169,8 +169,10 @@ _warned = threading.Lock()
 
 
 def _prepare_grabcut(announce: Callable[[], None]) -> None:
-    """Compiles the kernels if necessary. If that is impossible, the first call in a process warns
-    that GrabCut runs in OpenCV."""
+    """Compiles the kernels if necessary.
+
+    If that is impossible, the first call in a process warns that GrabCut runs in OpenCV.
+    """
     try:
         grabcut.prepare(announce)
     except grabcut.Unavailable as error:

@@ -26,7 +26,8 @@ def lowest_hashes(
       keys: (n,) keys of the images.
       labels: (n,) int64, the class of each image.
       count: number of images to keep of each class.
-      seed, purpose: arguments of the keyed hash that decides the choice.
+      seed: seed of the keyed hash that decides the choice.
+      purpose: purpose of this hash, see `keyed_hash`.
 
     Returns:
       (n,) bool: True for the `count` images of each class with the lowest hashes; of equal hashes,
@@ -46,7 +47,8 @@ def sample_evenly(
       keys: (n,) keys of the images.
       labels: (n,) int64, the class of each image.
       count: total number of images to choose; with fewer images, all are chosen.
-      seed, purpose: arguments of the keyed hash that decides the choice.
+      seed: seed of the keyed hash that decides the choice.
+      purpose: purpose of this hash, see `keyed_hash`.
 
     Returns:
       (n,) bool, True for the chosen images. The numbers of images of the classes differ by at most
@@ -61,8 +63,10 @@ def sample_evenly(
 def _ranks(
     keys: Sequence[str], labels: Labels, seed: int, purpose: str
 ) -> Iterator[tuple[int, int]]:
-    """Yields (position, number of images of its class before it) for each image, in order of their
-    hashes; of equal hashes, in order of their keys."""
+    """Yields (position, number of images of its class before it) for each image, by hash.
+
+    Images are in order of their hashes; of equal hashes, in order of their keys.
+    """
     hashes = keyed_hashes(seed, purpose, keys).tolist()
     before: collections.Counter[int] = collections.Counter()
     for i in sorted(range(len(keys)), key=lambda i: (hashes[i], keys[i])):
@@ -129,11 +133,13 @@ def _count_partners(
 
     Args:
       class_sizes: (classes,) number of images of each class.
-      classes, groups: (cells,) the class and the group of each cell, numbered from 0, in order.
-        Without groups, any number that no other cell has.
+      classes: (cells,) class of each cell, numbered from 0. Cells are in order of class and group.
+      groups: (cells,) group of each cell, numbered from 0. Without groups, any number that no other
+        cell has.
       own: (cells,) number of images of its class that are in the group of an image of the cell,
         including the image itself.
-      own_background, mixed_rand: see `has_partners`.
+      own_background: see `has_partners`.
+      mixed_rand: see `has_partners`.
 
     Returns:
       For each variant, (cells,) number of backgrounds that an image of the cell can get.

@@ -105,8 +105,7 @@ class Taxonomy:
         return self._index_of_wnid[wnid]
 
     def label_of(self, wnid: str) -> int:
-        """Returns the superclass label of a class; `OUTSIDE` for a class that has no superclass or
-        is unknown."""
+        """Returns a class's superclass label; `OUTSIDE` if the class has none or is unknown."""
         index = self._index_of_wnid.get(wnid)
         return OUTSIDE if index is None else self.labels[index]
 
@@ -194,8 +193,10 @@ def above(wnid: str) -> frozenset[str]:
 
 
 def classes_below(root: str) -> tuple[str, ...]:
-    """Returns ImageNet's classes below a synset, and the synset if it is such a class, in order of
-    their output index."""
+    """Returns ImageNet's classes below a synset, in order of their output index.
+
+    The synset is one of them if it is such a class.
+    """
     return tuple(wnid for wnid in imagenet9().wnids if root in above(wnid))
 
 

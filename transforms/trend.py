@@ -112,8 +112,10 @@ def slope_interval(
         return unbounded
 
     def scatter(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Computes the residuals of (n, ...) values of the models from their line, and weights each
-        residual by its effect on the slope, as HC3 does."""
+        """Computes the weighted residuals of (n, ...) values of the models from their line.
+
+        The weight of a residual is its effect on the slope, as in HC3.
+        """
         residuals = values - values.mean(axis=0) - np.multiply.outer(x, weights @ values)
         weighted: NDArray[np.float64] = (weights / (1 - leverage) * residuals.T).T
         return weighted

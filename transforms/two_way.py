@@ -83,8 +83,7 @@ class Roles:
 
     @functools.cached_property
     def counts(self) -> tuple[int, ...]:
-        """Number of units of the foregrounds and, unless `backgrounds` is None, of the
-        backgrounds."""
+        """Number of units of the foregrounds and, unless they are None, of the backgrounds."""
         roles = (self.foregrounds, self.backgrounds)
         return tuple(int(role.max(initial=-1)) + 1 for role in roles if role is not None)
 
@@ -155,8 +154,10 @@ def variance_of_sums(sums: Sequence[Floats]) -> Floats:
 
 
 def _role_variance(sums: Floats) -> Floats:
-    """Computes the term of the variance by the units of one role, corrected for small numbers;
-    infinite for a single unit."""
+    """Computes the term of the variance by the units of one role; infinite for a single unit.
+
+    The term is corrected for small numbers.
+    """
     units = sums.shape[-1]
     if units < 2:
         return np.full(sums.shape[:-1], np.inf)
@@ -192,8 +193,9 @@ def difference_interval(
 
 
 def p_value(estimate: Floats, variance: Floats, units: int) -> Floats:
-    """Computes two-sided p values of differences, or of other estimates whose mean is 0 under the
-    null hypothesis.
+    """Computes two-sided p values of estimates, such as differences.
+
+    Under the null hypothesis, the mean of the estimates is 0.
 
     The arguments are the same as for `difference_interval`. If all units show the same difference,
     the p value is the sign test's; it is 1 if this difference is 0.
@@ -252,8 +254,9 @@ def share_interval(
     most: float,
     confidence: float = CONFIDENCE,
 ) -> tuple[float, float]:
-    """Computes Wilson's interval of a share, for the number of independent trials whose share would
-    have the same variance.
+    """Computes Wilson's interval of a share with a given variance.
+
+    It is the interval for the number of independent trials whose share would have this variance.
 
     Args:
       share: the share, in [0, 1].

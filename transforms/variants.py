@@ -83,8 +83,9 @@ def composite(foreground: Pixels, mask: Mask, background: Pixels) -> Pixels:
     """Puts foregrounds on backgrounds along masks.
 
     Args:
-      foreground, background: (..., S, S, 3) uint8.
+      foreground: (..., S, S, 3) uint8.
       mask: (..., S, S) bool, True where the foreground shows.
+      background: (..., S, S, 3) uint8.
 
     Returns:
       (..., S, S, 3) uint8. Foreground pixels that are black in the image are kept. The authors'
@@ -349,8 +350,10 @@ def draws_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 
 def is_picture(name: str) -> bool:
-    """Returns whether models are evaluated on a variant. The mask is the only one that is not a
-    picture."""
+    """Returns whether models are evaluated on a variant.
+
+    The mask is the only one that is not a picture.
+    """
     return name != "fg_mask"
 
 

@@ -169,7 +169,8 @@ class Parts:
         """Describes what differs between the results on two states of a dataset.
 
         Args:
-          before, after: the states.
+          before: the first state.
+          after: the second state.
           causes: why the datasets differ; empty if they do not.
 
         Returns:
@@ -178,8 +179,10 @@ class Parts:
         return None
 
     def plots(self, evidence: Evidence) -> Iterator[Plot]:
-        """Makes the figures for which there are results, by `make_plots` of the analysis's module
-        `figures`, if it names any figures."""
+        """Makes the figures for which there are results.
+
+        If the analysis names any figures, `make_plots` of its module `figures` makes them.
+        """
         if self.figures:
             # Imported here, because Matplotlib is slow to import.
             package = type(self).__module__.rpartition(".")[0]

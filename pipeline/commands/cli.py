@@ -68,8 +68,11 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """Makes signals that stop a process raise KeyboardInterrupt, whatever else the block, or a
-    library in it, makes of that. Signals that are ignored, as with `nohup`, stay ignored."""
+    """Makes signals that stop a process raise KeyboardInterrupt.
+
+    The block ends in KeyboardInterrupt even if it, or a library in it, turns the first one into
+    another error. Signals that are ignored, as with `nohup`, stay ignored.
+    """
     received = []
 
     def stop(number: int, _: object) -> None:
@@ -142,8 +145,7 @@ def _start_waker() -> threading.Thread:
 
 
 def _prepare() -> None:
-    """Configures the allocator, and sets environment variables that libraries read when they are
-    imported."""
+    """Configures the allocator, and sets environment variables that libraries read on import."""
     # Libraries start threads, and threads started earlier would get their own malloc arenas.
     keep_freed_memory()
     # Arrow's own allocator would keep additional memory, which grows with the number of threads.
@@ -197,7 +199,9 @@ def _report_error(prefix: str, error: object, code: int) -> int:
 
 def _report_shortage(name: str, error: Exception) -> int:
     """Reports that the machine gives the process no more threads or memory; returns the exit code.
-    Raises any other error."""
+
+    Any other error is raised.
+    """
     if isinstance(error, MemoryError):
         return _report_error(f"{name}: the job failed", "there is not enough memory", 1)
     if "can't start new thread" not in str(error):

@@ -1,5 +1,7 @@
-"""Parses a command line together with the flags of its `--config` file, and runs the command, whose
-module is imported only then, so that `in9 verify`, for example, does not wait for Beam and torch.
+"""Parses a command line together with the flags of its `--config` file, and runs the command.
+
+The command's module is imported only then, so that `in9 verify`, for example, does not wait for
+Beam and torch.
 
 Words that a command does not take are refused, and the message suggests what was meant.
 """
@@ -49,8 +51,7 @@ _COUNTERPARTS = (
 
 
 def check_rest(command: str, rest: Sequence[str], words: Sequence[str]) -> None:
-    """Refuses words that are neither a command's own flags nor, if the command runs a graph, flags
-    of Beam.
+    """Refuses words that are neither a command's own flags nor, if it runs a graph, flags of Beam.
 
     Args:
       command: name of the command.

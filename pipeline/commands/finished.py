@@ -263,10 +263,10 @@ def _job_at_work(folder: str, store: Store) -> str | None:
 
 
 def verify(dataset: Dataset) -> Iterator[str]:
-    """Checks that every file of the manifest exists with its size and SHA-256, and that the folders
-    of its data hold no other files.
+    """Checks that the files of the manifest are intact, and that the data folders hold no others.
 
-    The number of samples per file is not checked; it was counted before the manifest was written.
+    A file is intact if it exists with the manifest's size and SHA-256. The number of samples per
+    file is not checked; it was counted before the manifest was written.
 
     Yields:
       A line for each fault; none for a sound dataset.

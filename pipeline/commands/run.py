@@ -1,7 +1,7 @@
-"""The main job: `in9 run`, `generate`, `evaluate`, `attack` and `saliency`; and `in9.Generate` and
-`in9.Evaluate`, the stages as transforms for custom Beam pipelines, configured by the same flags.
+"""The main job: `in9 run`, `generate`, `evaluate`, `attack` and `saliency`.
 
-It checks the flags, builds and runs one graph, and prints the results.
+It checks the flags, builds and runs one graph, and prints the results. `in9.Generate` and
+`in9.Evaluate` are the stages as transforms for custom Beam pipelines, configured by the same flags.
 """
 
 from __future__ import annotations
@@ -157,8 +157,9 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _lock(store: Store, stack: contextlib.ExitStack) -> None:
-    """Holds the lock of the dataset, whose files are the first that a run writes, until the stack
-    unwinds.
+    """Holds the lock of the dataset until the stack unwinds.
+
+    The files of the lock are the first that a run writes.
 
     Raises:
       UsageError: the folder cannot be written.
@@ -201,8 +202,9 @@ def _report_failures(dataset: Dataset, works: Mapping[str, PlannedAnalysis], det
 
 
 def _test(dataset: Dataset, works: Mapping[str, PlannedAnalysis]) -> int:
-    """Tests the conditions under which the job fails, prints a line for each model and condition
-    that could be tested, and returns the exit code.
+    """Tests the conditions under which the job fails, and returns the exit code.
+
+    It prints a line for each model and condition that could be tested.
 
     Raises:
       JobError: no condition holds, but some could not be tested.
@@ -260,8 +262,9 @@ class Generate(beam.PTransform):
 
 
 class Evaluate(beam.PTransform):
-    """Evaluates models on a dataset, and writes its tables and page. A model that fails gets a row
-    with its error.
+    """Evaluates models on a dataset, and writes its tables and page.
+
+    A model that fails gets a row with its error.
 
     Input: the root of the pipeline, or one element that arrives when the dataset exists.
     Output: one text, the dataset's fingerprint.

@@ -43,15 +43,17 @@ _PLACEHOLDERS = {"N": _COUNT, "FxB": f"{_SIDE}x{_SIDE}"}
 
 
 def _alternatives(flag: Flag) -> tuple[str, ...]:
-    """Returns a flag's choices, or the alternatives in its placeholder, such as ("all", "N") for
-    `all|N`. `N` alone counts as an alternative, too; any other placeholder without `|` has none."""
+    """Returns a flag's choices, or the alternatives in its placeholder.
+
+    The alternatives in `all|N` are ("all", "N"). `N` alone counts as an alternative, too; any other
+    placeholder without `|` has none.
+    """
     words = flag.choices or tuple(flag.metavar.split("|"))
     return words if len(words) > 1 or flag.metavar == "N" else ()
 
 
 def _regex(flag: Flag) -> str | None:
-    """Returns a POSIX regular expression that the values of a flag must match; None if the template
-    does not check them."""
+    """Returns a POSIX regular expression that a flag's values must match; None if unchecked."""
     if flag.type is boolean:
         return _BOOLEAN
     if flag.metavar in ("DIR", "FILE"):
@@ -103,8 +105,10 @@ def _parameter(flag: Flag, group: str) -> dict[str, object]:
 
 
 def parameters() -> list[dict[str, object]]:
-    """Returns the template's parameters: the flags of `in9 run`, in the order of its help, and then
-    those of `OF_BEAM`."""
+    """Returns the template's parameters.
+
+    They are the flags of `in9 run`, in the order of its help, and then those of `OF_BEAM`.
+    """
     return [
         _parameter(flag, title)
         for title, _, flags in (*sections_of(COMMAND), OF_BEAM)
@@ -114,8 +118,9 @@ def parameters() -> list[dict[str, object]]:
 
 
 def container_spec(image: str) -> dict[str, object]:
-    """Returns the template, which is a `ContainerSpec` in JSON. A launch request names the address
-    at which the template is stored.
+    """Returns the template, which is a `ContainerSpec` in JSON.
+
+    A launch request names the address at which the template is stored.
 
     Args:
       image: name, with tag or digest, of an image that was built from `deploy/Dockerfile`.

@@ -1,5 +1,7 @@
-"""`in9 train`: trains a network, or with `--probe` a linear probe, on a variant. `in9 matrix` makes
-the plan of its trainings from the same flags."""
+"""`in9 train`: trains a network, or with `--probe` a linear probe, on a variant.
+
+`in9 matrix` makes the plan of its trainings from the same flags.
+"""
 
 from __future__ import annotations
 
@@ -116,8 +118,10 @@ def refuse_foreign(store: Store, names: Sequence[str], is_ours: Callable[[], boo
 
 
 def default_workers(device: str) -> int:
-    """Returns how many processes load pictures. On a CPU it is one, because these processes take
-    cores from the network."""
+    """Returns how many processes load pictures.
+
+    On a CPU it is one, because these processes take cores from the network.
+    """
     return 1 if device == "cpu" else min(_MAX_WORKERS, usable_cores())
 
 
@@ -163,7 +167,9 @@ def plan_from_flags(
 
     Args:
       arguments: the parsed arguments of `train` or `matrix`.
-      arch, train_split, eval_split: the attributes of the plan.
+      arch: see `TrainPlan`.
+      train_split: see `TrainPlan`.
+      eval_split: see `TrainPlan`.
 
     Raises:
       UsageError: a flag is wrong.

@@ -170,8 +170,9 @@ def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, by
 
 
 def markdown(text: str) -> str:
-    r"""Escapes text for the middle of a line of Markdown, where it could be HTML, a link, emphasis
-    or the end of a table's cell.
+    r"""Escapes text for the middle of a line of Markdown.
+
+    Unescaped, it could be HTML, a link, emphasis or the end of a table's cell.
 
     >>> markdown("a_b|<b> [x](y)")
     'a_b\\|\\<b> \\[x\\](y)'
@@ -330,8 +331,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
 
 
 def _classes(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:
-    """Counts the images of each class by split, in a table. For classes other than ImageNet-9's,
-    the table also lists what they contain."""
+    """Counts the images of each class by split, in a table.
+
+    For classes other than ImageNet-9's, the table also lists what they contain.
+    """
     splits = list(manifest.samples)
     first_variant = manifest.config.compose.composed[0]
     is_custom = manifest.taxonomy is not None
@@ -356,8 +359,10 @@ def _members(taxonomy: Taxonomy, label: int) -> str:
 
 
 def notes_of(manifest: Manifest) -> list[str]:
-    """Returns notes that a reader needs before any numbers. Each note begins in lower case and has
-    no full stop."""
+    """Returns notes that a reader needs before any numbers.
+
+    Each note begins in lower case and has no full stop.
+    """
     notes = []
     if manifest.is_sample:
         notes.append(

@@ -51,8 +51,7 @@ _Config = TypeVar("_Config", "SegmentConfig", "ComposeConfig", "DatasetConfig")
 
 
 def _fingerprinted(flags: dict[str, Any]) -> dict[str, Any]:
-    """Returns the flags that a fingerprint covers: all except newer flags whose values keep the
-    earlier behaviour."""
+    """Returns a fingerprint's flags: all but newer ones whose values keep the earlier behaviour."""
     return {
         name: value
         for name, value in flags.items()
@@ -285,8 +284,7 @@ class DatasetConfig:
         return dataclasses.replace(config, segment=segment, compose=compose)
 
     def differing_flags(self, other: DatasetConfig) -> list[str]:
-        """Lists the flags whose values differ, or are known for only one of the two
-        configurations."""
+        """Lists the flags that differ, or that only one of the two configurations knows."""
         mine, theirs = self.flags(), other.flags()
         names = sorted(mine.keys() | theirs.keys())
         return [name for name in names if mine.get(name, ...) != theirs.get(name, ...)]

@@ -1,9 +1,9 @@
-"""A finished dataset folder, read back: its shards, samples and index; and the division of a split
-into pictures for training and pictures for the test.
+"""A finished dataset folder, read back: its shards, samples and index.
 
-If a share is held out, a training picture shows nothing of a held-out image, neither as foreground
-nor as background. In a mixed variant, each foreground takes the first replicate whose background is
-not held out; a foreground without such a replicate is left out.
+The module also divides a split into pictures for training and pictures for the test. If a share is
+held out, a training picture shows nothing of a held-out image, neither as foreground nor as
+background. In a mixed variant, each foreground takes the first replicate whose background is not
+held out; a foreground without such a replicate is left out.
 """
 
 from __future__ import annotations
@@ -45,8 +45,11 @@ def sample_folder() -> str:
 
 @functools.cache
 def sample_digests() -> frozenset[str]:
-    """Returns the hexadecimal MD5 of each picture. An index holds the MD5 of each image in
-    `source_md5`, so the sample's pictures are recognised in any input."""
+    """Returns the hexadecimal MD5 of each picture of the embedded sample.
+
+    An index holds the MD5 of each image in `source_md5`, so the sample's pictures are recognised in
+    any input.
+    """
     return frozenset(
         hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
         for path in Path(sample_folder()).glob("val/*/*.JPEG")
@@ -115,14 +118,16 @@ class Dataset:
 
     @property
     def is_comparable(self) -> bool:
-        """Whether published results on ImageNet-9 can be compared: the classes are the same, and
-        the pictures are not made from the embedded sample images."""
+        """Whether published results on ImageNet-9 can be compared.
+
+        They can if the classes are the same, and the pictures are not made from the embedded sample
+        images.
+        """
         return self.is_imagenet9 and not self.manifest.is_sample
 
     @property
     def custom_taxonomy(self) -> tuple[str, ...]:
-        """What result fingerprints include of its taxonomy: the description, or nothing for
-        ImageNet-9."""
+        """What result fingerprints hold of the taxonomy: its description; none for ImageNet-9."""
         return () if self.is_imagenet9 else (self.taxonomy.description,)
 
     def shards(self, split: str) -> range:
@@ -137,8 +142,10 @@ class Dataset:
         return counts.source_shard(key) % counts.output
 
     def shard_files(self, split: str, shard: int, variants: tuple[str, ...]) -> list[FileDigest]:
-        """Returns the digests of a shard's files for the given variants, in the format that this
-        class reads: Parquet if there is any."""
+        """Returns the digests of a shard's files for the given variants.
+
+        The files are of the format that this class reads: Parquet if there is any.
+        """
         paths = (self._file(variant, split, shard) for variant in variants)
         return [self._digests[path] for path in paths if path in self._digests]
 
@@ -159,7 +166,9 @@ class Dataset:
         """Yields columns of a shard's samples in order, in tables of a few MB.
 
         Args:
-          split, shard, variant: identify the samples.
+          split: name of the split.
+          shard: number of the shard.
+          variant: name of the variant.
           columns: `key`, names of `SAMPLE_FIELDS`, and `image` for the encoded bytes (binary).
 
         Raises:
@@ -171,8 +180,11 @@ class Dataset:
     def _whole(
         self, path: str, pieces: Iterable[T], samples_of: Callable[[T], int]
     ) -> Generator[T, None, None]:
-        """Yields the pieces of a file. Raises JobError if the file is broken, or if the pieces have
-        not as many samples as the manifest lists."""
+        """Yields the pieces of a file.
+
+        Raises JobError if the file is broken, or if the pieces have not as many samples as the
+        manifest lists.
+        """
         count = 0
         with self.naming_file(path):
             for piece in pieces:
@@ -201,8 +213,7 @@ class Dataset:
         )
 
     def index(self, split: str) -> Iterator[Row]:
-        """Yields the index rows of a split: one for every source image, or for every object with
-        `--objects each`."""
+        """Yields a split's index rows: one per source image, or object with `--objects each`."""
         for shard in self.shards(split):
             yield from self.index_of_shard(split, shard)
 
@@ -228,8 +239,10 @@ class Dataset:
     def chosen_samples(
         self, split: str, shard: int, variant: str, keys: Sequence[str]
     ) -> Generator[Sample, None, None]:
-        """Yields the samples of some keys, in the order of the shard; stops reading once all are
-        found. Raises JobError if a file is broken."""
+        """Yields the samples of some keys, in the order of the shard; stops once all are found.
+
+        Raises JobError if a file is broken.
+        """
         missing = set(keys)
         with contextlib.closing(self.samples(split, shard, variant)) as samples:
             for sample in samples:
@@ -331,7 +344,9 @@ class Holdout:
 
     def test_rows(self, rows: Iterable[Row]) -> list[Row]:
         """Returns the index rows of the images for the test; all of them if nothing is held out.
-        Images of one group stay together."""
+
+        Images of one group stay together.
+        """
         rows = list(rows)
         if not self.share:
             return rows

@@ -1,8 +1,7 @@
-"""The manifest, whose presence makes a dataset valid; and published versions of a dataset: finding
-them, and refusing to write to them.
+"""The manifest, whose presence makes a dataset valid, and published versions of a dataset.
 
-This module does not import Beam, because readers use it, too. `pipeline.jobs.publish` makes the
-versions.
+This module finds published versions, and refuses to write to them. It does not import Beam, because
+readers use it, too. `pipeline.jobs.publish` makes the versions.
 """
 
 from __future__ import annotations
@@ -88,8 +87,7 @@ class Manifest:
         return "objects" if self.config.segment.objects == "each" else "images"
 
     def to_json(self) -> bytes:
-        """Returns the manifest file's bytes, which are the same for equal manifests with equal
-        `stages`."""
+        """Returns the manifest file's bytes, the same for equal manifests with equal `stages`."""
         has_segmenter = not (self.config.is_imported or self.config.segment.keeps_image_whole)
         segmenter = self.config.segment.describe_segmenter()
         described = {
@@ -162,8 +160,10 @@ def _check(stored: Manifest) -> None:
 
 
 def stage_versions(config: DatasetConfig) -> dict[str, int | str]:
-    """Returns the versions of the stages and the fingerprint of the layers' configuration, so that
-    a later release can tell whether it would produce the same files."""
+    """Returns the versions of the stages and the fingerprint of the layers' configuration.
+
+    From them, a later release can tell whether it would produce the same files.
+    """
     if config.is_imported:
         return {"import": IMPORT_VERSION}
     return {
@@ -262,8 +262,10 @@ def finished_versions(folder: Store) -> list[str]:
 
 
 def reading_store(dataset: str) -> Store:
-    """Returns the dataset to read for a folder that a user named: the folder itself, or the newest
-    version in a folder of published versions."""
+    """Returns the dataset to read for a folder that a user named.
+
+    It is the folder itself, or the newest version in a folder of published versions.
+    """
     folder = Store.at(dataset)
     latest = read_latest(folder)
     if latest is not None:

@@ -76,8 +76,7 @@ class DatasetReader(Sequence[Example]):
         return self.dataset.taxonomy.names
 
     def select(self, variant: str | None = None, split: str | None = None) -> DatasetReader:
-        """Returns a reader of another variant or split. Raises ValueError if the dataset does not
-        have it."""
+        """Returns a reader of another variant or split. Raises ValueError if there is none."""
         return DatasetReader(
             self.dataset,
             _one_of("variant", variant or self.variant, self.variants),
@@ -144,8 +143,10 @@ class DatasetReader(Sequence[Example]):
         return tuple(itertools.accumulate(sizes, initial=0))
 
     def _locate(self, key: str) -> tuple[FileDigest, int]:
-        """Returns the file that holds a key, and the key's position in it. Raises KeyError if no
-        image has this key."""
+        """Returns the file that holds a key, and the key's position in it.
+
+        Raises KeyError if no image has this key.
+        """
         file = self._files[self.dataset.shard_of(self.split, key)]
         if file is None:
             raise KeyError(key)

@@ -1,5 +1,6 @@
-"""Shards (hash buckets of the key, and the paths of their files), and their records: tables with a
-row for every image or object, accepted or not.
+"""Shards (hash buckets of the key, and the paths of their files), and their records.
+
+A record is a table with a row for every image or object, accepted or not.
 
 Source and output shards use the same hash, and the number of output shards divides the number of
 source shards. So an output shard is a union of whole source shards.
@@ -276,15 +277,18 @@ def write_table(
 
 
 def read_small(source: object, columns: list[str] | None = None) -> pa.Table:
-    """Reads a small Parquet file, such as a record, for `parse_parquet`, in half the time of
-    `pyarrow.parquet.read_table`."""
+    """Reads a small Parquet file, such as a record, for `parse_parquet`.
+
+    It takes half the time of `pyarrow.parquet.read_table`.
+    """
     with pq.ParquetFile(source) as file:
         return file.read(columns, use_threads=False)
 
 
 def read_metadata(store: Store, path: str) -> Record | None:
-    """Reads the metadata of a record; returns None if the record is missing or damaged, be it in a
-    single row, because whoever finds the metadata leaves work undone.
+    """Reads the metadata of a record; returns None if the record is missing or damaged.
+
+    A single damaged row is enough, because whoever finds the metadata leaves work undone.
 
     Raises:
       OSError: the record cannot be read.
@@ -329,8 +333,10 @@ class Staging:
         return f"{self.folder}/{path}"
 
     def digest_of(self, current: str, final: str, samples: int | None) -> FileDigest:
-        """Returns the digest of the file at `current`, with `final` as its path. Raises OSError if
-        the file cannot be read."""
+        """Returns the digest of the file at `current`, with `final` as its path.
+
+        Raises OSError if the file cannot be read.
+        """
         size = self.store.size(current)
         if size is None:
             raise FileNotFoundError(f"{current} is gone")
@@ -366,8 +372,11 @@ class Staging:
         return None
 
     def _is_intact(self, path: str, file: FileDigest) -> bool:
-        """Returns whether a file has its content, if it is staged on this machine: only records are
-        written to disk at once, and in object storage files are whole or absent."""
+        """Returns whether a file has its content, if it is staged on this machine.
+
+        Any other file counts as intact: only records are written to disk at once, and in object
+        storage files are whole or absent.
+        """
         if self.store.is_remote or not path.startswith(self.folder):
             return True
         if self.store.digest(path) == file.sha256:
@@ -376,8 +385,10 @@ class Staging:
         return False
 
     def with_record(self, record: Record, path: str, num_rows: int) -> Record:
-        """Returns the record with its own digest, under its final path, added to `files`. Raises
-        OSError if the record cannot be read."""
+        """Returns the record with its own digest, under its final path, added to `files`.
+
+        Raises OSError if the record cannot be read.
+        """
         digest = self.digest_of(record.path, path, num_rows)
         locations = {**record.locations, path: record.path}
         return dataclasses.replace(record, files=(*record.files, digest), locations=locations)
@@ -385,8 +396,11 @@ class Staging:
     def write(
         self, path: str, table: pa.Table, fingerprint: str, files: Sequence[FileDigest] = ()
     ) -> Record:
-        """Writes the record of a shard whose other files are staged. From then on, `find` returns
-        this record. The arguments are those of `write_table`, with final paths."""
+        """Writes the record of a shard whose other files are staged.
+
+        From then on, `find` returns this record. The arguments are those of `write_table`, with
+        final paths.
+        """
         staged = self.staged(path)
         digest = write_table(self.store, staged, table, fingerprint, files)
         files = (*files, dataclasses.replace(digest, path=path))

@@ -1,5 +1,4 @@
-"""What a page is made of: the evidence, panels that show it, pictures in them, and claims with
-their verdicts.
+"""What a page is made of: evidence, panels that show it, their pictures, and claims with verdicts.
 
 Pictures are made small, encoded again, and kept within a budget of bytes.
 
@@ -222,8 +221,10 @@ class Panel:
 
 
 def with_models(command: str, models: Iterable[str]) -> str:
-    """Returns a command with the names of models in place of MODELS; a model that needs no network
-    stands in if there are none."""
+    """Returns a command with the names of models in place of MODELS.
+
+    If there are none, a model that needs no network stands in.
+    """
     return command.replace("MODELS", shlex.quote(",".join(models) or _EXAMPLE))
 
 
@@ -296,8 +297,11 @@ def within(low: float, high: float, span: tuple[float, float]) -> Verdict:
 
 
 def overall(findings: Sequence[Finding]) -> Verdict:
-    """Combines findings into one verdict: their common verdict if they agree; open if none of them
-    is decisive; not run if there are none; otherwise mixed."""
+    """Combines findings into one verdict.
+
+    It is their common verdict if they agree; open if none of them is decisive; not run if there are
+    none; otherwise mixed.
+    """
     verdicts = {finding.verdict for finding in findings}
     if not verdicts:
         return Verdict.NOT_RUN
@@ -319,8 +323,7 @@ def widened(estimate: Estimate, comparisons: int) -> Estimate:
 
 
 def difference(first: Estimate, second: Estimate) -> Estimate:
-    """Subtracts the second estimate from the first, with Newcombe's interval (Newcombe 1998, method
-    10).
+    """Subtracts the second estimate from the first, with Newcombe's interval (1998, method 10).
 
     The interval treats the estimates as independent, so it is too wide if both were measured on the
     same images.

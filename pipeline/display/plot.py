@@ -280,7 +280,8 @@ def heat_map(
 
     Args:
       title: text above the figure.
-      rows, columns: names of the rows from the top, and of the columns from the left.
+      rows: names of the rows, from the top.
+      columns: names of the columns, from the left.
       shares: fractions by row and column; the cell of None stays empty.
       layout: `CLASSES` or `VERSIONS`, by what the names stand for.
       labels: axis labels of the rows and of the columns.

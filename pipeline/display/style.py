@@ -1,5 +1,6 @@
-"""Style of figures, and reproducible SVG and PDF files; and the figure of images in every version,
-side by side, one row for each image.
+"""Style of figures, reproducible SVG and PDF files, and the figure of images in every version.
+
+That figure shows the versions side by side, one row for each image.
 
 Files have plain colours on white, so that they fit papers and any viewer. The page replaces each
 colour of `THEME` by a CSS variable, so that the same figure is readable in light and dark mode.
@@ -104,8 +105,7 @@ _SETTINGS: dict[Any, Any] = {
 
 
 def styled() -> contextlib.AbstractContextManager[None]:
-    """Returns a context in which Matplotlib has its defaults and `_SETTINGS`, but no user's
-    settings."""
+    """Returns a context with Matplotlib's defaults and `_SETTINGS`, but no user's settings."""
     return matplotlib.rc_context({**matplotlib.rcParamsDefault, **_SETTINGS})
 
 
@@ -115,8 +115,10 @@ def new_figure(width: int, height: int) -> Figure:
 
 
 def percent_axis(axes: Axes, axis: str, locator: Locator | None = None) -> None:
-    """Shows fractions as percent along the whole of an axis, `x` or `y`; ticks are where `locator`
-    puts them, by default at quarters."""
+    """Shows fractions as percent along the whole of an axis, `x` or `y`.
+
+    Ticks are where `locator` puts them, by default at quarters.
+    """
     scale = axes.xaxis if axis == "x" else axes.yaxis
     (axes.set_xlim if axis == "x" else axes.set_ylim)(0, 1)
     scale.set_major_locator(locator or MultipleLocator(0.25))

@@ -1,5 +1,7 @@
-r"""Tables of results: CSV files whose columns are the fields of types, LaTeX tables for papers, and
-text for little room: aligned tables, estimates with their intervals, short names of models.
+r"""Tables of results: CSV files, LaTeX tables for papers, and text for little room.
+
+Columns of CSV files are the fields of types. Text for little room is aligned tables, estimates with
+their intervals, and short names of models.
 
 A field's `msgspec.Meta(description=...)` is the meaning of its column, unless that is the same in
 all tables.
@@ -41,8 +43,10 @@ def aligned(table: Sequence[Sequence[str]]) -> str:
 
 
 def describe_chance(chances: Iterable[float | None]) -> str:
-    """Says what a constant answer would score on the pictures tested, from its accuracy on each set
-    of pictures; "" if no pictures were tested."""
+    """Says what a constant answer would score on the pictures tested; "" if none were tested.
+
+    `chances` are its accuracies on each set of pictures.
+    """
     levels = sorted({f"{100 * chance:.1f}" for chance in chances if chance is not None}, key=float)
     if not levels:
         return ""
@@ -64,17 +68,21 @@ def percent_interval(value: float | None, low: float | None, high: float | None)
 
 
 class ShortName(NamedTuple):
-    """A model's short name in two words: its architecture, and what distinguishes it from other
-    models of the same architecture (its weights, its source, and settings that are not the
-    default)."""
+    """A model's short name in two fields: its architecture, and what sets the model apart.
+
+    The second field distinguishes it from other models of the same architecture: its weights, its
+    source, and settings that are not the default.
+    """
 
     first: str
     rest: str
 
 
 def names_of(models: Sequence[Named]) -> list[ShortName]:
-    """Returns the short names of models. Folders of their files are left out, unless two names
-    would then be the same."""
+    """Returns the short names of models.
+
+    Folders of their files are left out, unless two names would then be the same.
+    """
     short = [_name(one, with_folders=False) for one in models]
     return [
         name if short.count(name) == 1 else _name(one, with_folders=True)
@@ -217,8 +225,7 @@ def tabular(
     models: Sequence[Named],
     cells: Sequence[Sequence[Cell | None]],
 ) -> str:
-    """Makes a `tabular` with a line of estimates for each model, in percent, and a line of their
-    intervals beneath.
+    """Makes a `tabular` with a line of estimates in percent for each model, and intervals beneath.
 
     Args:
       description: what the table holds; a comment at its head.

@@ -1,2 +1,1 @@
-"""Evaluate: runs models on a dataset, stores their predictions, and computes statistics from
-them."""
+"""Evaluate: runs models on a dataset, stores predictions, and computes statistics from them."""

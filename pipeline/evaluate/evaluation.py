@@ -1,10 +1,9 @@
-"""The models and settings of an evaluation, which all stages that run models share, and the
-interface of such a stage.
+"""The models and settings of an evaluation, and the interface of a stage that runs models.
 
-A chunk is a part of the pictures whose results are one file, such as an output shard. A stage
-defines its chunks, what it computes for each chunk, and how it summarizes a model at the end. All
-stages share the code that loads models, finds missing chunks, reports progress and writes files
-(`pipeline.evaluate.model_stage`).
+All such stages share the models and settings, and the code that loads models, finds missing chunks,
+reports progress and writes files (`pipeline.evaluate.model_stage`). A chunk is a part of the
+pictures whose results are one file, such as an output shard. A stage defines its chunks, what it
+computes for each chunk, and how it summarizes a model at the end.
 """
 
 from __future__ import annotations
@@ -80,8 +79,11 @@ class Evaluation:
 
     @property
     def threads(self) -> int:
-        """Number of threads for each block. The blocks divide this machine's cores, unless resource
-        hints give them machines of their own."""
+        """Number of threads for each block.
+
+        The blocks divide this machine's cores, unless resource hints give them machines of their
+        own.
+        """
         return max(1, usable_cores() // (1 if self.hints else self.blocks or 1))
 
     @property
@@ -95,8 +97,10 @@ class Evaluation:
         )
 
     def check_stored(self, why: str) -> None:
-        """Raises UsageError if `--eval_input` is not `stored`, for an analysis that needs the
-        stored pixels; `why` explains the need."""
+        """Raises UsageError if `--eval_input` is not `stored`.
+
+        An analysis that needs the stored pixels calls it; `why` explains the need.
+        """
         if self.predict.eval_input != "stored":
             raise UsageError(f"{why}; leave --eval_input {self.predict.eval_input} out")
 
@@ -109,8 +113,9 @@ class Evaluation:
         return len({row["key"] for row in self.rows(dataset)}.intersection(trained.keys))
 
     def refuse_overlap(self, dataset: Dataset, entry: str) -> None:
-        """Checks that an entry of `--models` was not trained on the images to test on. A model
-        without a record of its training images passes.
+        """Checks that an entry of `--models` was not trained on the images to test on.
+
+        A model without a record of its training images passes.
 
         Raises:
           UsageError: the model was trained on some of the images, and `allow_overlap` is not set.
@@ -128,8 +133,7 @@ class Evaluation:
         )
 
     def describe(self, dataset: Dataset, model: ModelIdentity) -> ModelRun:
-        """Returns a description of a model and of how it is run, which its results record; its text
-        is printable."""
+        """Returns a printable description of a model and how it is run, which results record."""
         stored_size = dataset.manifest.config.segment.image_size
         is_resized = model.preprocessing.fixed_size or self.predict.eval_input == "native"
         trained = metadata_of_entry(model.name)
@@ -201,8 +205,10 @@ class AnalysisOfModel(abc.ABC):
         return metadata is not None and metadata.fingerprint == self.fingerprint(chunk)
 
     def fingerprint_to_store(self, output: ChunkOutput) -> str:
-        """Returns the fingerprint to write into a chunk's file. It is empty for a partial output,
-        so that the chunk does not count as done."""
+        """Returns the fingerprint to write into a chunk's file.
+
+        It is empty for a partial output, so that the chunk does not count as done.
+        """
         return self.fingerprint(output.chunk) if output.is_complete else ""
 
     @abc.abstractmethod

@@ -43,8 +43,10 @@ from transforms.variants import EXTERNAL, MIXED, base_of, is_picture
 
 
 def evaluated_variants(dataset: Dataset, run: ModelRun | None = None) -> tuple[str, ...]:
-    """Returns the variants that a model is evaluated on, replicates included: those that its run
-    names, else all variants of the dataset that are pictures."""
+    """Returns the variants that a model is evaluated on, replicates included.
+
+    They are the ones that its run names, else all variants of the dataset that are pictures.
+    """
     if run is not None and run.variants is not UNSET:
         return run.variants
     return tuple(name for name in dataset.variants if is_picture(name))
@@ -135,8 +137,7 @@ class KeptLogits:
 
 
 def read_logits(store: Store, paths: Iterable[str]) -> KeptLogits | None:
-    """Reads a model's stored logits on at most `MAX_PICTURES` pictures; returns None if no logits
-    are stored.
+    """Reads a model's stored logits on at most `MAX_PICTURES` pictures; None if none are stored.
 
     Args:
       store: the dataset folder.
@@ -232,15 +233,16 @@ class EvalImages:
         return self.background_units[positions]
 
     def positions(self, keys: pa.ChunkedArray) -> NDArray[np.int64]:
-        """Returns the position of each key among the tested images; -1 for null or an unknown
-        key."""
+        """Returns each key's position among the tested images; -1 for null or an unknown key."""
         return _positions(keys, self.keys)
 
 
 def split_fingerprint(dataset: Dataset, split: str, variants: tuple[str, ...]) -> str:
-    """Returns a fingerprint of everything in a dataset that results on a split depend on: the files
-    of the variants, the classes, and the groups of images. While it stays the same, results stay
-    valid, even if other parts of the dataset change."""
+    """Returns a fingerprint of everything in a dataset that results on a split depend on.
+
+    That is the files of the variants, the classes, and the groups of images. While the fingerprint
+    stays the same, results stay valid, even if other parts of the dataset change.
+    """
     files = [
         file.sha256
         for shard in dataset.shards(split)
@@ -361,8 +363,10 @@ def read_predictions(dataset: Dataset, images: EvalImages, run: ModelRun) -> Mod
 
 
 def _read_current(dataset: Dataset, run: ModelRun, shard: int) -> pa.Table:
-    """Reads the predictions on a shard's present pictures; returns an empty table if the file is
-    missing or damaged."""
+    """Reads the predictions on a shard's present pictures.
+
+    Returns an empty table if the file is missing or damaged.
+    """
     path = prediction_file(run, shard)
 
     def read() -> pa.Table:

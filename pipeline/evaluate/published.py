@@ -129,8 +129,11 @@ a background of the class that makes the IN-9L ResNet-50 predict the class (pape
 
 
 def published_for(architecture: str) -> tuple[Published, ...]:
-    """Finds the published figures of an architecture. Its name may have a library or `tf_` in
-    front, or a tag behind: `torchvision:resnet50`, `tf_efficientnet_b0`, `resnet50.a1_in1k`."""
+    """Finds the published figures of an architecture.
+
+    Its name may have a library or `tf_` in front, or a tag behind: `torchvision:resnet50`,
+    `tf_efficientnet_b0`, `resnet50.a1_in1k`.
+    """
     name = architecture.rpartition(":")[2].partition(".")[0].removeprefix("tf_")
     return tuple(entry for entry in PRETRAINED if name in entry.architectures)
 

@@ -1,5 +1,4 @@
-"""Models in memory. A process holds at most two models for each device, one of which is on the
-device."""
+"""Models in memory: a process holds at most two for each device, one of them on the device."""
 
 from __future__ import annotations
 
@@ -40,8 +39,9 @@ _LOADED = threading.Event()
 def in_memory(
     entry: str, evaluation: Evaluation, taxonomy: Taxonomy, block: int = 0
 ) -> Iterator[LoadedModel]:
-    """Loads a model as soon as there is room for it. The caller must drop the model when the
-    context ends.
+    """Loads a model as soon as there is room for it.
+
+    The caller must drop the model when the context ends.
 
     Args:
       entry: the model's entry of `--models`.
@@ -138,8 +138,7 @@ def _check_weights(model: LoadedModel, evaluation: Evaluation) -> None:
 
 
 def free_memory() -> None:
-    """Frees the memory of models that nothing refers to any more, on this machine and on its
-    GPUs.
+    """Frees the memory of models that nothing refers to any more, on this machine and its GPUs.
 
     Models hold reference cycles, so this searches all objects of the process, which takes a third
     of a second.

@@ -1,5 +1,6 @@
-"""What all results of a model have (the model, how it was run, and so their folder), their files,
-and the models that failed to run.
+"""What all results of a model have, their files, and the models that failed to run.
+
+All results have the model, how it was run, and so their folder.
 
 results/<model>/predictions/<split>-NNNNN.parquet   every single prediction
 results/<model>/model.json                          the model, and how it was run
@@ -57,8 +58,7 @@ class RunSettings(Struct, frozen=True, kw_only=True):
 
     @property
     def names(self) -> list[str]:
-        """The settings that are not the default, as short texts for the names of folders and
-        models."""
+        """The settings that are not the default, as short texts for names of folders and models."""
         values = (self.split, self.eval_input, self.precision)
         names = [value for value in values if value not in ("val", "stored", "fp32")]
         return names + ([f"holdout{self.holdout:g}"] if self.holdout else [])
@@ -122,8 +122,10 @@ class Named(Struct, frozen=True, kw_only=True):
 
     @property
     def folder(self) -> str:
-        """Name of the model's folder under `results/`; two models never share one, and results
-        under different settings lie side by side."""
+        """Name of the model's folder under `results/`.
+
+        Two models never share one, and results under different settings lie side by side.
+        """
         return result_folder(self.model, self.evaluation)
 
     @property
@@ -133,8 +135,7 @@ class Named(Struct, frozen=True, kw_only=True):
 
     @property
     def tested_on(self) -> tuple[str, float]:
-        """The split that the model was tested on, and the held-out share of its images that were
-        tested; 0 if all images were tested."""
+        """The split tested on, and the held-out share of its images that was tested; 0 for all."""
         return self.evaluation.split, self.evaluation.holdout
 
 
@@ -178,8 +179,10 @@ class PicturesResult(ModelRun, frozen=True, kw_only=True):
 
 
 class Answers(ModelRun, frozen=True, kw_only=True):
-    """A result that says how often a model's answers are right. The page is about the models that
-    have such a result: it orders them by it, and suggests commands for them.
+    """A result that says how often a model's answers are right.
+
+    The page is about the models that have such a result: it orders them by it, and suggests
+    commands for them.
 
     Attributes:
       label_rules: the rules by which the answers are labelled; the first is the headline's.
@@ -194,8 +197,7 @@ class Answers(ModelRun, frozen=True, kw_only=True):
 
     @property
     def accuracy_on_original(self) -> float | None:
-        """Accuracy on `original` under the headline's rule, a fraction; None if it was not
-        measured."""
+        """Accuracy on `original` under the headline's rule, a fraction; None if not measured."""
         return None
 
 
@@ -216,14 +218,12 @@ class Failure(Named, frozen=True, kw_only=True):
 
 
 def result_folder(model: str, settings: RunSettings) -> str:
-    """Returns the name of the folder under `results/` of a model that is run with these
-    settings."""
+    """Returns the name of the folder under `results/` of a model run with these settings."""
     return safe_name(model) + "".join(f"+{name}" for name in settings.names)
 
 
 def safe_name(model: str) -> str:
-    """Returns a file name for a model that is valid on every system, and that no other model's name
-    gives."""
+    """Returns a file name for a model, valid on every system, that no other model's name gives."""
     model = escaped_line(model)
     safe = re.sub(r"[^A-Za-z0-9._=-]", "_", model).lstrip(".") or "_"
     if safe == model:
@@ -232,8 +232,10 @@ def safe_name(model: str) -> str:
 
 
 def pick(kind: type[_S], *sources: object, **values: Any) -> _S:
-    """Makes a `kind` from values, and from the attributes of objects for its other fields: the
-    first object that has an attribute gives it. A field that none gives has its default."""
+    """Makes a `kind` from values, and from the attributes of objects for its other fields.
+
+    The first object that has an attribute gives it. A field that none gives has its default.
+    """
     for name in kind.__struct_fields__:
         for source in sources:
             value = getattr(source, name, UNSET)
@@ -296,8 +298,10 @@ def result_shard(folder: str, name: str, split: str, shard: int) -> str:
 
 
 def read_result(store: Store, path: str, kind: type[_R]) -> _R | None:
-    """Reads the JSON file of a result as its type; returns None if the file is missing or damaged,
-    or is of a model whose results belong in another folder.
+    """Reads the JSON file of a result as its type.
+
+    Returns None if the file is missing or damaged, or is of a model whose results belong in another
+    folder.
 
     Raises:
       OSError: the file cannot be read.
@@ -319,8 +323,9 @@ def write_result(store: Store, path: str, content: Any) -> bool:
 
 
 def read_results(store: Store, name: str, kind: type[_N], model: str | None = None) -> list[_N]:
-    """Reads the results of all models, in order of their folders. Results on earlier versions of
-    the dataset are included.
+    """Reads the results of all models, in order of their folders.
+
+    Results on earlier versions of the dataset are included.
 
     Args:
       store: the dataset folder.
@@ -365,8 +370,7 @@ def note_failures(
     failed: Iterable[FailedModel],
     succeeded: Iterable[str],
 ) -> None:
-    """Records the models that failed in a stage, and forgets earlier failures of the models that
-    succeeded.
+    """Records the models that failed in a stage, and forgets failures of those that succeeded.
 
     Args:
       store: the dataset folder.
@@ -426,11 +430,10 @@ def read_failures(store: Store, dataset: str, stage: str) -> tuple[list[Failure]
 
 
 def failures_without_results(failed: Iterable[Failure], results: Iterable[Named]) -> list[Failure]:
-    """Returns the failures that get a row in a table with a column `error`: those whose `model` has
-    no results on the dataset under the same settings.
+    """Returns the failures that get a row in a table with a column `error`.
 
-    A model that was not loaded has a row beside its results, if their name has a tag that its entry
-    lacks.
+    The `model` of such a failure has no results on the dataset under the same settings. A model
+    that was not loaded has a row beside its results, if their name has a tag that its entry lacks.
 
     Args:
       failed: failures on this dataset, from `read_failures`.

@@ -61,8 +61,11 @@ def prepare_step(
     store: Store,
     taxonomy: Taxonomy,
 ) -> list[tuple[str, Moves]]:
-    """Prepares the dataset; (None, all shards) -> (its fingerprint, files to move) by batch of
-    the moves; one element with an empty list if there is nothing to move."""
+    """Prepares the dataset; (None, all shards) -> (its fingerprint, files to move).
+
+    There is an element for each batch of moves; if there is nothing to move, one with an empty
+    list.
+    """
     shards = (shard for shard in element[1] if shard is not None)
     fingerprint, moves = prepare(config, fenced_for_job(store), taxonomy, shards)
     return [(fingerprint, batch) for batch in _in_batches(moves)] or [(fingerprint, [])]
@@ -70,8 +73,7 @@ def prepare_step(
 
 @timed("commit")
 def move_step(element: tuple[str, Moves], store: Store) -> tuple[str, int]:
-    """Moves files; (the dataset's fingerprint, files to move) -> (the fingerprint, number of moved
-    files)."""
+    """Moves files; (dataset's fingerprint, files to move) -> (the fingerprint, number of files)."""
     fingerprint, moves = element
     move_files(fenced_for_job(store), moves)
     return fingerprint, len(moves)
@@ -81,8 +83,7 @@ def move_step(element: tuple[str, Moves], store: Store) -> tuple[str, int]:
 def finish_step(
     element: tuple[str, Iterable[int]], store: Store, taxonomy: Taxonomy, source: str
 ) -> str:
-    """Finishes the dataset; (its fingerprint, numbers of moved files, which are not used) -> the
-    fingerprint."""
+    """Finishes the dataset; (its fingerprint, unused numbers of moved files) -> the fingerprint."""
     fenced = fenced_for_job(store)
     fingerprint = finish(fenced, taxonomy, element[0])
     # Noted last, because a run that is refused or fails makes no dataset from its input.
@@ -159,8 +160,7 @@ def prepare(
 
 
 def _read_prepared(store: Store) -> Manifest | None:
-    """Reads the prepared manifest; returns None if it is missing or damaged, because the job makes
-    it again."""
+    """Reads the prepared manifest; None if missing or damaged, because the job makes it again."""
     return read_intact(
         store, PREPARED_MANIFEST, lambda: Manifest.from_json(store.read(PREPARED_MANIFEST))
     )
@@ -223,8 +223,11 @@ def _is_record(path: str) -> bool:
 
 
 def _is_same(old: Manifest, new: Manifest) -> bool:
-    """Returns whether two manifests describe the same dataset. The files of its card, which the new
-    manifest does not list yet, and the versions of libraries do not matter."""
+    """Returns whether two manifests describe the same dataset.
+
+    The files of its card, which the new manifest does not list yet, and the versions of libraries
+    do not matter.
+    """
     data = tuple(file for file in old.files if file.path not in CARD_FILES)
     return dataclasses.replace(old, files=data, libraries=new.libraries) == new
 
@@ -236,8 +239,10 @@ def _check_complete(
     moves: list[Moves],
     sizes: dict[str, int],
 ) -> None:
-    """Checks the new dataset before anything is removed: no folder is a link, every file exists and
-    has its size, and a file that stays in place is the one that the old manifest lists.
+    """Checks the new dataset before anything is removed.
+
+    No folder may be a link, every file must exist and have its size, and a file that stays in place
+    must be the one that the old manifest lists.
 
     Args:
       store: the dataset folder.

@@ -81,8 +81,9 @@ class SelectedImage:
 
 @dataclasses.dataclass(eq=False)
 class LayerSource:
-    """Layers of planned images. They are read from tars, or cut again from the source images if
-    `--layers drop` has removed the tars.
+    """Layers of planned images, read from tars, or cut again from the source images.
+
+    They are cut again if `--layers drop` has removed the tars.
 
     Attributes:
       store: the dataset folder.
@@ -142,8 +143,11 @@ class LayerSource:
     def _decoded(
         self, tar: str, ranges: list[tuple[int, int]], decode: Callable[..., _Decoded]
     ) -> _Decoded:
-        """Reads parts of a tar and decodes them. Raises JobError if they are damaged, or OSError if
-        the same parts, read again, are others: they were corrupted on the way."""
+        """Reads parts of a tar and decodes them.
+
+        Raises JobError if they are damaged, or OSError if the same parts, read again, are others:
+        they were corrupted on the way.
+        """
         if tar not in self._paths:
             self._paths[tar] = self.store.path(tar)
         path = self._paths[tar]
@@ -170,7 +174,9 @@ class LayerSource:
         self, images: Sequence[SelectedImage]
     ) -> Generator[tuple[SelectedImage, Pixels], None, None]:
         """Yields (image, picture) for selected images that are not cut apart, in their order.
-        Raises like `layers`."""
+
+        Raises like `layers`.
+        """
         # The number depends on the storage of the input, which may differ from the dataset's.
         ahead = reads_ahead(os.fsdecode(images[0].planned.source)) if images else 0
         for image, source in read_ahead(lambda image: _source(image.planned), images, ahead):
@@ -187,8 +193,11 @@ class LayerSource:
         )
 
     def cut_tiled(self, source: SourceBytes) -> Pixels:
-        """Cuts a background again; returns (S, S, 3) uint8 RGB, where S is the side of the
-        dataset's pictures in pixels. Raises JobError if the source image cannot be cut any more."""
+        """Cuts a background again; returns (S, S, 3) uint8 RGB.
+
+        S is the side of the dataset's pictures in pixels. Raises JobError if the source image
+        cannot be cut any more.
+        """
         try:
             return self.cutter.cut_background(source)
         except ValueError as error:
@@ -203,8 +212,10 @@ def _source(planned: PlannedImage) -> SourceBytes:
 
 
 def index_schema(replicates: int) -> pa.Schema:
-    """Returns the schema of the index, which has a row for every source image (with `--objects
-    each`, for every object), accepted or not; a value is null where the image has no such value.
+    """Returns the schema of the index.
+
+    The index has a row for every source image (with `--objects each`, for every object), accepted
+    or not. A value is null where the image has no such value.
 
     Args:
       replicates: number of replicates of the mixed variants.
@@ -303,9 +314,11 @@ class ComposeShard(JobStep):
     def _fingerprint(
         self, output: OutputShard, rows: list[dict[str, Any]], selected: dict[str, SelectedImage]
     ) -> str:
-        """Identifies everything that the files of a shard depend on: configuration, classes, number
-        of the shard, source shards, selection, and the backgrounds that were drawn, with their
-        pixels and classes."""
+        """Identifies everything that the files of a shard depend on.
+
+        This is the configuration, the classes, the number of the shard, the source shards, the
+        selection, and the backgrounds that were drawn, with their pixels and classes.
+        """
         backgrounds = {
             key: [[name, _fields_of(each), each.layer_digest] for name, each in drawn.items()]
             for key, drawn in ((key, image.backgrounds) for key, image in selected.items())
@@ -406,7 +419,9 @@ class ComposeShard(JobStep):
 
 
 def _fields_of(background: PlannedImage | Scene | None) -> dict[str, Any]:
-    """Returns the columns of a sample about its background. All are None if the variant draws no
-    background; a scene has a key, but no class."""
+    """Returns the columns of a sample about its background.
+
+    All are None if the variant draws no background; a scene has a key, but no class.
+    """
     names = ("key", "label", "wnid")
     return {f"bg_{name}": background and getattr(background, name) for name in names}

@@ -32,8 +32,7 @@ class _Size(TypedDict):
 
 
 def contents_of(image: SourceImage) -> tuple[Content, Content | None, Content | None]:
-    """Returns the contents that identify an image: picture, annotation and mask; None for a missing
-    annotation or mask."""
+    """Returns the contents that identify an image: picture, annotation or None, mask or None."""
     # The size of a picture is only needed to compare it with the size that an annotation states.
     describe = None if image.annotation is None else _size_of
     picture = Content(image.path, describe, image.md5, image.stamp)
@@ -44,8 +43,7 @@ def contents_of(image: SourceImage) -> tuple[Content, Content | None, Content | 
 def by_content(
     images: Sequence[SourceImage], know: Callable[[Content], KnownContent | None]
 ) -> tuple[SourceImage, ...]:
-    """Sorts the images of a shard by key; images of the same key by MD5, as far as it is known,
-    then by class."""
+    """Sorts a shard's images by key; images of one key by MD5, as far as known, then by class."""
     counts = Counter(image.key for image in images)
 
     def rank(image: SourceImage) -> tuple[str, str, str]:
@@ -73,9 +71,11 @@ def _boxes_of(data: bytes) -> str:
 
 
 def _matched(boxes: str, size: str) -> object:
-    """Returns the part of an annotation that matters: the boxes, and whether the stated size is the
-    picture's size. It counts as matching if the annotation states no size, or the picture cannot be
-    opened."""
+    """Returns what matters of an annotation: the boxes, and whether its size is the picture's.
+
+    The size counts as the picture's if the annotation states none, or if the picture cannot be
+    opened.
+    """
     fields = load_json(boxes)
     annotated = [fields.pop(side, None) for side in ("width", "height")]
     actual = [int(side) for side in size.split("x")] if size else annotated
@@ -83,8 +83,10 @@ def _matched(boxes: str, size: str) -> object:
 
 
 def printable(text: str) -> str:
-    """Escapes characters that are not printable, and shortens text to 300 characters, so that any
-    file format can hold it."""
+    """Escapes characters that are not printable, and shortens text to 300 characters.
+
+    Any file format can hold the result.
+    """
     text = escaped_line(text)
     return text if len(text) <= 300 else text[:297] + "..."
 
@@ -130,8 +132,10 @@ class SourceBytes:
     location: str = ""
 
     def read_again(self) -> None:
-        """Reads a picture in object storage again; raises OSError if it is another now. Parts of
-        objects come without a checksum, so they may have been corrupted on the way."""
+        """Reads a picture in object storage again; raises OSError if it is another now.
+
+        Parts of objects come without a checksum, so they may have been corrupted on the way.
+        """
         is_in_object = is_remote(Location.parse(self.location).path)
         if is_in_object and read_location(self.location) != self.image:
             raise changed(self.location)
@@ -140,8 +144,10 @@ class SourceBytes:
 def read_source(
     image: str, annotation: str | None, mask: str | None = None, number: int = 0
 ) -> SourceBytes:
-    """Reads an image, its annotation and its mask from their locations. Raises OSError if a file
-    cannot be read."""
+    """Reads an image, its annotation and its mask from their locations.
+
+    Raises OSError if a file cannot be read.
+    """
     return SourceBytes(
         read_location(image),
         None if annotation is None else read_location(annotation),
@@ -187,9 +193,10 @@ class Cutter:
     def identify(
         self, image: SourceImage, know: Callable[[Content], KnownContent | None]
     ) -> Identity | None:
-        """Identifies everything that an image's record row and layer depend on: key, class, group,
-        picture, annotation, mask, configuration, and whether the image is left out by a list. Its
-        location and its input format do not matter.
+        """Identifies everything that an image's record row and layer depend on.
+
+        This is its key, class, group, picture, annotation and mask, the configuration, and whether
+        a list leaves the image out. Its location and its input format do not matter.
 
         Args:
           image: the source image.
@@ -220,9 +227,9 @@ class Cutter:
         return fingerprint(self._fingerprint, sorted(digests))
 
     def cut(self, source: SourceBytes) -> Iterator[Cut]:
-        """Cuts a source image; yields a `Cut` for each of its objects with `--objects each`, else
-        one `Cut`. An unsuitable or damaged image raises no error: its `Cut` holds a `Reason`
-        instead.
+        """Cuts a source image; yields a `Cut`, or one for each object with `--objects each`.
+
+        An unsuitable or damaged image raises no error: its `Cut` holds a `Reason` instead.
 
         Raises:
           JobError: a custom segmenter failed.
@@ -248,17 +255,22 @@ class Cutter:
             raise JobError(f"{shown(source.location)}: {error}") from error
 
     def crop(self, source: SourceBytes) -> Cut:
-        """Resizes and crops a source image as a whole. An unsuitable or damaged image raises no
-        error: the result holds a `Reason` instead. Raises OSError like `cut`."""
+        """Resizes and crops a source image as a whole.
+
+        An unsuitable or damaged image raises no error: the result holds a `Reason` instead. Raises
+        OSError like `cut`.
+        """
         cropped = crop_whole(source.image, pad=self._rules.pad, **self._size)
         if cropped.reason is Reason.UNDECODABLE:
             source.read_again()
         return cropped
 
     def cut_background(self, source: SourceBytes) -> Pixels:
-        """Tiles the background of an accepted image or object, without segmenting it; returns
-        (S, S, 3) uint8 RGB, where S is the side of the dataset's pictures in pixels. Raises
-        ValueError if there is no such object any more."""
+        """Tiles the background of an accepted image or object, without segmenting it.
+
+        Returns (S, S, 3) uint8 RGB, where S is the side of the dataset's pictures in pixels. Raises
+        ValueError if there is no such object any more.
+        """
         return cut_background(
             source.image,
             source.annotation,

@@ -74,10 +74,12 @@ def list_split(
 def _with_used_files(
     image: SourceImage, masks: FileIndex | None, keeps_image_whole: bool, keeps_masks: bool
 ) -> SourceImage:
-    """Adds the mask of an image from `--masks`, and drops the files that are not used: masks that
-    the segmenter does not take, and boxes if images stay whole. So a change in an unused file does
-    not invalidate the layer. An image that stays whole, but has no class, keeps its files, because
-    its annotation decides the reason of its rejection."""
+    """Adds the mask of an image from `--masks`, and drops the files that are not used.
+
+    Not used are masks that the segmenter does not take, and boxes if images stay whole. So a change
+    in an unused file does not invalidate the layer. An image that stays whole, but has no class,
+    keeps its files, because its annotation decides the reason of its rejection.
+    """
     if masks is not None:
         mask = masks.find(image.wnid, image.key)
         return image if mask is None else replace(image, mask=mask.path, mask_md5=mask.md5)
@@ -115,8 +117,10 @@ def _check_used(images: Sequence[SourceImage], layout: SplitLayout, config: Segm
 
 
 def _check_places(images: Sequence[SourceImage], store: Store) -> None:
-    """Raises UsageError if a file lies where Commit removes files. Flags are checked at launch, but
-    not the rows of a manifest."""
+    """Raises UsageError if a file lies where Commit removes files.
+
+    Flags are checked at launch, but not the rows of a manifest.
+    """
     cleared = tuple(store.path(f"{folder}/") for folder in (*DATA_FOLDERS, WORK_FOLDER))
     for image in images:
         for path in (image.path, image.mask, image.annotation):
@@ -144,8 +148,10 @@ def _no_images(
 
 
 class ListSplits(JobStep):
-    """One element of any value -> the SourceShards of all splits. A single call lists all splits,
-    so that no work begins before the guard has seen every shard."""
+    """One element of any value -> the SourceShards of all splits.
+
+    A single call lists all splits, so that no work begins before the guard has seen every shard.
+    """
 
     @timed("list")
     def process(self, _: Any) -> list[SourceShard]:
@@ -209,8 +215,7 @@ class GenerateDataset(beam.PTransform):
 
 
 class Commit(beam.PTransform):
-    """All segmented SourceShards, all composed OutputShards and one None -> one element, the
-    dataset's fingerprint.
+    """All segmented SourceShards, all composed OutputShards, one None -> the dataset's fingerprint.
 
     Without the None, Commit would not run if no shard arrived, and the job would seem to succeed.
     """

@@ -68,13 +68,15 @@ class GenerateJob:
         return KeyLists(**lists)
 
     def layer_staging(self) -> Staging:
-        """Returns the staging folder of layers. Its name depends on their configuration alone, so
-        that a job that only draws other pairs still finds the layers."""
+        """Returns the staging folder of layers.
+
+        Its name depends on their configuration alone, so that a job that only draws other pairs
+        still finds the layers.
+        """
         return Staging(fenced_for_job(self.store), f"{STAGING}/{self.config.segment.fingerprint()}")
 
     def output_staging(self) -> Staging:
-        """Returns the staging folder of output shards, which is named by the configuration of the
-        variants."""
+        """Returns the staging folder of output shards, named by the variants' configuration."""
         return Staging(fenced_for_job(self.store), f"{STAGING}/{self.config.compose.fingerprint()}")
 
 

@@ -62,8 +62,7 @@ _SCHEMA = pa.schema(
 
 
 def mixed_variants(config: ComposeConfig) -> tuple[str, ...]:
-    """Returns the names of the variants that are composed on backgrounds of the dataset, without
-    their replicates."""
+    """Returns the names of the variants on backgrounds of the dataset, without replicates."""
     return tuple(name for name in config.variants if name in MIXED)
 
 
@@ -178,8 +177,7 @@ class Plan:
         return cls(table.drop_columns("by_key"), table["key"].combine_chunks(), pool, rows, config)
 
     def find(self, keys: list[str]) -> list[PlannedImage]:
-        """Returns the accepted images with these keys. Raises JobError if one is not in the
-        plan."""
+        """Returns the accepted images with these keys. Raises JobError if the plan lacks one."""
         positions = self._positions(keys).tolist()
         images = self._images(positions)
         return [images[position] for position in positions]
@@ -239,8 +237,10 @@ def _strings(keys: pa.Array) -> Iterator[str]:
 
 
 def group_numbers(column: pa.Array) -> NDArray[np.int64] | None:
-    """Returns the number of each image's group, (n,) int64; None if no image has a group. An image
-    without a group gets a number of its own."""
+    """Returns the number of each image's group, (n,) int64; None if no image has a group.
+
+    An image without a group gets a number of its own.
+    """
     if column.null_count == len(column):
         return None
     groups = column.dictionary_encode()
@@ -263,8 +263,10 @@ def _accepted(store: Store, shard: SourceShard) -> pa.Table:
 
 
 def _batches(store: Store, shards: Sequence[SourceShard]) -> Iterator[pa.Table]:
-    """Yields the accepted images of all source shards, in tables of many shards each, because the
-    overhead of a table for each shard would take more memory than its rows."""
+    """Yields the accepted images of all source shards, in tables of many shards each.
+
+    The overhead of a table for each shard would take more memory than its rows.
+    """
     ahead = REQUESTS_IN_FLIGHT if store.is_remote else 0
     tables = []
     for shard, table in read_ahead(functools.partial(_accepted, store), shards, ahead):
@@ -309,8 +311,11 @@ class PlanSplit(JobStep):
         ]
 
     def _write(self, file: HashingFile, shards: Sequence[SourceShard]) -> None:
-        """Writes the plan. While images are selected, all columns wait in a temporary file on disk,
-        and memory holds only the columns that the selection needs."""
+        """Writes the plan.
+
+        While images are selected, all columns wait in a temporary file on disk, and memory holds
+        only the columns that the selection needs.
+        """
         with tempfile.TemporaryFile() as spool:
             needed = []
             with pa.ipc.new_stream(spool, _SCHEMA) as stream:
@@ -351,7 +356,9 @@ class PlanSplit(JobStep):
 
 @functools.lru_cache(maxsize=4)
 def load_plan(store: Store, path: str, config: ComposeConfig, digest: str) -> Plan:
-    """Reads a plan, once in each worker process. The argument `digest` is part of the cache's key,
-    so that a rewritten file is read again."""
+    """Reads a plan, once in each worker process.
+
+    The argument `digest` is part of the cache's key, so that a rewritten file is read again.
+    """
     del digest
     return Plan.from_table(read_table(store, path), config)

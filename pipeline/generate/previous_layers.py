@@ -1,6 +1,7 @@
-"""Finds existing layers, so that they are not made again: whole shards that are up to date, and
-single unchanged images in outdated shards; and stops a job early if it would make much of a dataset
-again.
+"""Finds existing layers, so that they are not made again.
+
+It finds whole shards that are up to date, and single unchanged images in outdated shards. It also
+stops a job early if the job would make much of a dataset again.
 
 A schedule may run the same command for years. If its input is moved, mounted empty or rewritten one
 day, the job would segment everything again and replace a good dataset. So List counts how many
@@ -86,8 +87,10 @@ class Survey:
         self.record = self.find(self.digests)
 
     def find(self, digests: Sequence[str | None]) -> Record | None:
-        """Finds the record of the shard if its images have these digests; returns None if its
-        layers are not up to date, or if a digest is not known."""
+        """Finds the record of the shard if its images have these digests.
+
+        Returns None if its layers are not up to date, or if a digest is not known.
+        """
         known = [digest for digest in digests if digest is not None]
         if len(known) < len(digests):
             return None
@@ -95,8 +98,11 @@ class Survey:
         return self._staging.find(self.path, checksum, need_files=self._need_files)
 
     def read_rows(self) -> list[ImageRow] | None:
-        """Reads the rows of the record; returns None if there is no record, or if it is damaged, or
-        is not of as many images as the shard has."""
+        """Reads the rows of the record.
+
+        Returns None if there is no record, or if it is damaged, or is not of as many images as the
+        shard has.
+        """
         if self.record is None:
             return None
         store, path = self._staging.store, self.record.path
@@ -109,8 +115,9 @@ class Survey:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PreviousLayers:
-    """Finds the layers of single images in the existing shards, even if the images now belong to
-    shards of other numbers.
+    """Finds the layers of single images in the existing shards.
+
+    The images may now belong to shards of other numbers.
 
     Attributes:
       store: the dataset folder.
@@ -126,26 +133,30 @@ class PreviousLayers:
     )
 
     def rows(self, key: str, source_digest: str) -> list[ImageRow]:
-        """Finds the record rows of an unchanged image: one row, or with `--objects each` a row for
-        each of its objects, in order of their numbers. The list is empty if the image has
-        changed."""
+        """Finds the record rows of an unchanged image; an empty list if the image has changed.
+
+        There is one row, or with `--objects each` a row for each object, in order of the objects'
+        numbers.
+        """
         shard = self.counts.source_shard(key)
         if shard not in self._records:
             self._records[shard] = self._read(shard)
         return self._records[shard].get((key, source_digest), [])
 
     def layer(self, row: ImageRow) -> dict[str, bytes]:
-        """Reads the encoded files of a row's layer; none if the image was rejected, or stays
-        whole."""
+        """Reads the encoded files of a row's layer; none for a rejected image or a whole one."""
         if row.image_offset is None:
             return {}
         tar = layer_tar(self.split, self.counts.source_shard(row.source_key))
         return read_layer(self.store, tar, vars(row))
 
     def _read(self, shard: int) -> dict[tuple[str, str | None], list[ImageRow]]:
-        """Reads the rows of a record, by source key and digest; returns no rows if the record is
-        missing or damaged, or a file of the shard is missing or of another size. Images that were
-        rejected for a duplicate key are left out, because that status depends on other images."""
+        """Reads the rows of a record, by source key and digest.
+
+        Returns no rows if the record is missing or damaged, or a file of the shard is missing or of
+        another size. Images that were rejected for a duplicate key are left out, because that
+        status depends on other images.
+        """
         store, path = self.store, layer_record(self.split, shard)
         metadata = read_metadata(store, path)
         if metadata is None or any(store.size(file.path) != file.bytes for file in metadata.files):
@@ -217,13 +228,13 @@ def check_rebuild(
 def _count_work(
     config: DatasetConfig, staging: Staging, has_same_settings: bool, shard: SourceShard
 ) -> Counter[str]:
-    """Counts the work on a shard; returns an empty counter if the shard is up to date, or if its
-    record is damaged.
+    """Counts the work on a shard.
 
-    Otherwise `shards` is 1, and `added`, `changed`, `removed` and `kept` (changed or not) are
-    numbers of images, compared with the record in place. An image counts as changed even if only
-    its segmentation has changed. `lost` is 1 if no image differs from the record, because then the
-    shard can only be out of date if one of its files is missing.
+    The counter is empty if the shard is up to date, or if its record is damaged. Otherwise `shards`
+    is 1, and `added`, `changed`, `removed` and `kept` (changed or not) are numbers of images,
+    compared with the record in place. An image counts as changed even if only its segmentation has
+    changed. `lost` is 1 if no image differs from the record, because then the shard can only be out
+    of date if one of its files is missing.
     """
     found = Survey(staging, config, shard)
     if found.record:
@@ -258,7 +269,6 @@ def _count_work(
 
 
 def _is_unlike(image: SourceImage, checksums: Checksums) -> bool:
-    """Returns whether an image without a known digest must have changed, judged by the state of its
-    files."""
+    """Returns whether an image of unknown digest must have changed, by the state of its files."""
     contents = [content for content in contents_of(image) if content is not None]
     return any(checksums.known(each) is None and checksums.is_unlike(each) for each in contents)

@@ -104,8 +104,7 @@ class Scenes:
 
 
 def list_scenes(folder: str) -> Scenes:
-    """Lists the pictures in a folder and below it, except hidden files and files behind links to
-    folders.
+    """Lists the pictures in and below a folder, not hidden ones, nor those behind links to folders.
 
     Args:
       folder: absolute path.
@@ -133,8 +132,11 @@ def list_scenes(folder: str) -> Scenes:
 
 @functools.lru_cache(maxsize=200_000)
 def _md5(info: FileInfo) -> str:
-    """Returns the MD5 of a file. A launch lists the folder several times, but the cache reads a
-    file only once while its `FileInfo` stays the same."""
+    """Returns the MD5 of a file.
+
+    A launch lists the folder several times, but the cache reads a file only once while its
+    `FileInfo` stays the same.
+    """
     return _md5_of(read_location(info.path))
 
 
@@ -201,8 +203,10 @@ def examine_scenes(
 
 
 def _examine(scenes: Scenes, cutter: Cutter) -> Iterator[dict[str, Any]]:
-    """Yields the rows of the table of scenes. Among usable files of the same key, the one with the
-    lowest path is accepted."""
+    """Yields the rows of the table of scenes.
+
+    Among usable files of the same key, the one with the lowest path is accepted.
+    """
     accepted: set[str] = set()
 
     def read(scene: Scene) -> bytes:
@@ -274,8 +278,9 @@ class DrawnScenes:
         return drawn
 
     def _picture(self, scene: Scene) -> Pixels:
-        """Reads and crops a scene; returns (S, S, 3) uint8 RGB, where S is the side of the
-        dataset's pictures in pixels.
+        """Reads and crops a scene; returns (S, S, 3) uint8 RGB.
+
+        S is the side of the dataset's pictures in pixels.
 
         Raises:
           JobError: the scene has changed since it was examined.

@@ -194,9 +194,11 @@ def _read_source(image: SourceImage, checksums: Checksums) -> SourceBytes:
 def _rows(
     cutter: Cutter, image: _ReadImage, tally: Tally
 ) -> Iterator[tuple[ImageRow, dict[str, bytes]]]:
-    """Yields the record rows of an image: one row, or one for each object. Each row comes with the
-    encoded files of its layer, which are empty if it has none. The positions of the files in the
-    tar are not filled in yet, or are those in an older tar."""
+    """Yields the record rows of an image: one row, or one for each object.
+
+    Each row comes with the encoded files of its layer, which are empty if it has none. The
+    positions of the files in the tar are not filled in yet, or are those in an older tar.
+    """
     if image.source is None:
         if image.row.status == ACCEPTED:
             tally.add("images_kept")

@@ -95,8 +95,10 @@ class SourceShard:
         return self.record.locations.get(layer_tar(self.totals.split, self.shard))
 
     def for_plan(self) -> SourceShard:
-        """Returns the shard without the digests of its files. Plan does not need them, and would
-        hold them for all shards of a split at once."""
+        """Returns the shard without the digests of its files.
+
+        Plan does not need them, and would hold them for all shards of a split at once.
+        """
         locations = {
             path: current for path, current in self.record.locations.items() if current == self.tar
         }
@@ -184,8 +186,9 @@ class OutputShard:
 
 
 def pack_sources(rows: list[ImageRow], sources: dict[str, SourceImage]) -> bytes:
-    """Packs the locations of the files that the accepted rows of a source shard are cut from, as a
-    compressed table with the columns of `SOURCE_SCHEMA`.
+    """Packs the locations of the files that a source shard's accepted rows are cut from.
+
+    The result is a compressed table with the columns of `SOURCE_SCHEMA`.
 
     Args:
       rows: rows of the shard's record, in order.

@@ -1,2 +1,1 @@
-"""Reads ImageNet in every common layout, and users' own images, as one kind of images and
-annotations."""
+"""Reads ImageNet in any common layout, and users' images, as one kind of images and annotations."""

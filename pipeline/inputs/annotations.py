@@ -1,5 +1,7 @@
-"""Annotations of many images: XML files in a folder or an archive, the table of the Kaggle
-download, and COCO's JSON as a table of images (`images`, `annotations` with boxes, `categories`).
+"""Annotations of many images: XML files, the table of the Kaggle download, and COCO's JSON.
+
+XML files lie in a folder or an archive. COCO's JSON is a table of images (`images`, `annotations`
+with boxes, `categories`).
 """
 
 from __future__ import annotations
@@ -62,8 +64,10 @@ def annotation_by(parse: Callable[[T], Annotation], content: T) -> str:
 
 
 def annotated_wnid(annotation: str | None) -> str:
-    """Returns the class that an annotation names, given the annotation's location; "" if there is
-    no annotation, if it cannot be parsed, or if it names no class."""
+    """Returns the class that an annotation names, given the annotation's location.
+
+    Returns "" if there is no annotation, if it cannot be parsed, or if it names no class.
+    """
     if annotation is None:
         return ""
     try:
@@ -73,8 +77,7 @@ def annotated_wnid(annotation: str | None) -> str:
 
 
 def _in_archive(path: str) -> Iterator[KeyedFile]:
-    """Yields annotations that are parsed already, because they could not be read later from a
-    compressed archive."""
+    """Yields annotations, parsed because they cannot be read from a compressed archive later."""
     is_empty = True
     for name, data in stream(path):
         if not name.lower().endswith(".xml"):
@@ -87,8 +90,10 @@ def _in_archive(path: str) -> Iterator[KeyedFile]:
 
 
 def _in_table(path: str) -> Iterator[KeyedFile]:
-    """Reads `LOC_<split>_solution.csv`, where each box of an image takes five words: its class and
-    its four corner coordinates."""
+    """Reads `LOC_<split>_solution.csv`.
+
+    Each box of an image takes five words: its class and its four corner coordinates.
+    """
     text = TextLines(path, "", errors="replace")
     rows = csv.reader(text)
     try:
@@ -191,7 +196,8 @@ def mask_text(height: int, width: int, segmentations: Sequence[object]) -> str:
     """Returns a mask as text, which `transforms.masks` decodes.
 
     Args:
-      height, width: size of the image, in pixels.
+      height: height of the image, in pixels.
+      width: width of the image, in pixels.
       segmentations: run lengths or polygons of the image's objects.
     """
     mask = {"height": height, "width": width, "segmentations": segmentations}
@@ -206,8 +212,10 @@ def _value(path: str, entry: object, part: str, name: str) -> int | str:
 
 
 def _corners(box: Any) -> object:
-    """Returns the corners of a box that is given as (x, y, width, height), where (x, y) is its
-    upper left corner. Returns a box that is not four numbers unchanged."""
+    """Returns the corners of a box (x, y, width, height), where (x, y) is its upper left corner.
+
+    A box that is not four numbers is returned unchanged.
+    """
     try:
         x, y, width, height = (float(value) for value in box)
     except (TypeError, ValueError, OverflowError):

@@ -52,15 +52,16 @@ _COMPRESSIONS: dict[bytes, Unpacker] = {
 
 
 def unpacker_of(start: bytes) -> Unpacker | None:
-    """Returns the function that opens a compressed file, given its first bytes; None if the file is
-    not compressed."""
+    """Returns the function that opens a compressed file, given its first bytes.
+
+    Returns None if the file is not compressed.
+    """
     return next((each for magic, each in _COMPRESSIONS.items() if start.startswith(magic)), None)
 
 
 @contextlib.contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Turns any error that the content of an archive causes into a UsageError that names the
-    archive."""
+    """Turns any error from an archive's content into a UsageError that names the archive."""
     try:
         yield
     except (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
@@ -95,8 +96,10 @@ class Member:
 
 @dataclasses.dataclass(eq=False)
 class _Guarded:
-    """A tar file for `tarfile` to read. It raises UsageError where a member's headers, or the
-    unpacked content, would exceed their limits.
+    """A tar file for `tarfile` to read.
+
+    It raises UsageError where a member's headers, or the unpacked content, would exceed their
+    limits.
 
     Attributes:
       file: a file that holds the tar.
@@ -185,14 +188,15 @@ def members(path: str, inside: Member | None = None) -> Iterator[tuple[Member, R
 
 
 def first_names(path: str) -> list[str]:
-    """Returns the names of the first files in an archive, in lower case. Raises the errors of
-    `members`."""
+    """Returns the first file names of an archive, in lower case. Raises the errors of `members`."""
     return [member.name.lower() for member, _ in itertools.islice(members(path), _FIRST)]
 
 
 def stream(path: str) -> Iterator[tuple[str, bytes]]:
-    """Yields the name and content of each file in an archive and in the archives inside it,
-    compressed or not. The content is `Unread` if it has more bytes than an annotation may have.
+    """Yields the name and content of each file in an archive and in the archives inside it.
+
+    The archives may be compressed. The content is `Unread` if it has more bytes than an annotation
+    may have.
 
     Raises:
       UsageError, OSError: as for `members`; UsageError also if the archive unpacks to more bytes

@@ -90,8 +90,7 @@ class ListedImage:
 
 
 def _find_manifest(root: str, split: str) -> str | None:
-    """Returns the path of the table, which is the input itself or lies in the input; None if there
-    is no table."""
+    """Returns the path of the table: the input itself, or a file in it; None if there is none."""
     lower = root.lower()
     if files_of(root).info(root) is not None:
         is_other_parquet = lower.endswith(".parquet") and holds_pictures(root)
@@ -197,8 +196,7 @@ def _source_image(image: ListedImage, root: str, infos: dict[str, FileInfo | Non
 
 
 def _mask_location(columns: dict[str, str], segmentations: list[object]) -> str | None:
-    """Returns the location of a mask that the table itself holds; None if the table does not tell
-    the size of the image."""
+    """Returns the location of a mask that the table holds; None if it lacks the image's size."""
     try:
         height, width = (int(float(columns[side])) for side in ("height", "width"))
     except (KeyError, ValueError, OverflowError):
@@ -214,15 +212,13 @@ def _area(corners: Any) -> int:
 
 
 def _class_of(image: ListedImage) -> str:
-    """Returns the class of the largest object, or of the first among objects of equal size; "" if
-    no row names a class."""
+    """Returns the class of the largest object, the first of equals; "" if no row names a class."""
     named = [(name, corners) for name, corners in image.objects if name]
     return max(named, key=lambda each: _area(each[1]), default=("", None))[0]
 
 
 def _annotation(image: ListedImage) -> str | None:
-    """Returns the location of the boxes, or of the message about invalid boxes; None if there are
-    no boxes."""
+    """Returns the location of the boxes, or of the message on invalid boxes; None without boxes."""
     boxes = [corners for _, corners in image.objects if corners is not None]
     if not boxes:
         return None
@@ -235,8 +231,10 @@ def _annotation(image: ListedImage) -> str | None:
 
 @functools.lru_cache(maxsize=1)
 def _parse_json(path: str, identity: str) -> object:
-    """Reads JSON once for several calls in a row. A file that was rewritten has another `identity`,
-    so it is read again."""
+    """Reads JSON once for several calls in a row.
+
+    A file that was rewritten has another `identity`, so it is read again.
+    """
     del identity
     return read_json(path, FLAG)
 
@@ -295,7 +293,8 @@ def images_of_coco(path: str, root: str, content: Content) -> Iterator[ListedIma
     """Yields the images of COCO's JSON, in its order.
 
     Args:
-      path, root: as for `images_of_rows`.
+      path: as for `images_of_rows`.
+      root: as for `images_of_rows`.
       content: result of `content_of_coco`.
 
     Raises:
@@ -329,8 +328,7 @@ def path_from(root: str, text: str) -> str:
 
 
 def _boxes(row: TableRow) -> list[object]:
-    """Returns the boxes of a row as they are, even if they are not valid; empty if the row has no
-    boxes."""
+    """Returns the boxes of a row as they are, valid or not; empty if the row has no boxes."""
     boxes = row.values.get("boxes")
     if isinstance(boxes, str):
         try:

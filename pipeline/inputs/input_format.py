@@ -1,5 +1,7 @@
-"""The interface of an input format, which finds and lists images in one layout of the input; and
-how the files of a split are found by their names."""
+"""The interface of an input format, and how the files of a split are found by their names.
+
+An input format finds and lists images in one layout of the input.
+"""
 
 from __future__ import annotations
 
@@ -72,8 +74,7 @@ class InputFormat(abc.ABC):
 
     @abc.abstractmethod
     def list_images(self, layout: SplitLayout, taxonomy: Taxonomy) -> Iterator[SourceImage | None]:
-        """Yields the images of a split without reading them, and None for each file that is not an
-        image.
+        """Yields the images of a split without reading them, and None for each other file.
 
         Args:
           layout: result of `find`.
@@ -95,8 +96,11 @@ class FileFormat(InputFormat):
     suffix: ClassVar[str]
 
     def recognizes(self, path: str) -> bool:
-        """Returns whether the first file of a split has this format. Subclasses override this where
-        the suffix alone does not decide. Raises the errors of `find`."""
+        """Returns whether the first file of a split has this format.
+
+        Subclasses override this where the suffix alone does not decide. Raises the errors of
+        `find`.
+        """
         return True
 
     def find(self, root: str, split: str) -> SplitLayout | None:

@@ -1,5 +1,4 @@
-"""Finds the images and annotations of a split, and lists the images with class, label and
-annotation.
+"""Finds the images and annotations of a split; lists images with class, label and annotation.
 
 Images lie in one of the formats of `FORMATS`. Annotations lie in `Annotations/<split>/*.xml` or
 `Annotations/<split>/<wnid>/*.xml`, also below `Annotations/CLS-LOC`; in Kaggle's
@@ -102,8 +101,7 @@ def find_layout(
 
 
 def _find_images(root: str, split: str) -> SplitLayout:
-    """Finds the images of a split by the first format that the input has, but not their
-    annotations."""
+    """Finds a split's images by the first format that the input has, but not their annotations."""
     for each in FORMATS.values():
         if layout := each.find(root, split):
             return layout
@@ -157,8 +155,9 @@ def _annotations_in(bases: Sequence[str], images: str, split: str) -> str | None
 
 
 def image_classes(images: str, annotations: str | None) -> Iterator[tuple[str, int, str]]:
-    """Yields (path, size in bytes, wnid) for every image in a split's folder; the wnid is empty if
-    neither a folder nor an annotation tells it.
+    """Yields (path, size in bytes, wnid) for every image in a split's folder.
+
+    The wnid is empty if neither a folder nor an annotation tells it.
 
     Args:
       images: folder of the images.

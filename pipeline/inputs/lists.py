@@ -113,8 +113,9 @@ def read_key_list(path: str, flag: str) -> KeyList:
 
 
 def _name(text: str) -> str:
-    """Returns the key, or the released name, that a line means. The name of a mixed picture means
-    the image of its foreground.
+    """Returns the key, or the released name, that a line means.
+
+    The name of a mixed picture means the image of its foreground.
 
     >>> _name("mixed_rand/val/00_dog/fg_n02085620_7_bg_n02091134_9.JPEG")
     'n02085620_7'
@@ -227,8 +228,10 @@ def _names(rows: Sequence[TableRow], superclasses: Sequence[str]) -> tuple[str, 
 
 
 def _outputs(rows: Sequence[TableRow], names: Sequence[str]) -> tuple[int, ...]:
-    """Returns the index of each class among a model's outputs, from the column `index`, or
-    ImageNet's index where the column is empty."""
+    """Returns the index of each class among a model's outputs, from the column `index`.
+
+    Where the column is empty, ImageNet's index is used.
+    """
     seen: dict[int, TableRow] = {}
     for row in rows:
         known = None if row.text("index") else imagenet_output(row.text("class"))

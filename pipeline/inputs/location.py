@@ -105,8 +105,11 @@ def shown(location: str) -> str:
 
 
 def reads_ahead(location: str) -> int:
-    """Returns how many locations of this kind to read at the same time: 0 for files on this
-    machine, and few for locations whose reading takes much memory."""
+    """Returns how many locations of this kind to read at the same time.
+
+    The number is 0 for files on this machine, and small for locations whose reading takes much
+    memory.
+    """
     parsed = Location.parse(location)
     if not is_remote(parsed.path):
         return 0
@@ -114,8 +117,10 @@ def reads_ahead(location: str) -> int:
 
 
 def read_location(location: str) -> bytes:
-    """Reads the bytes of a location; returns `Unread` if there are more bytes than a picture may
-    have. Raises OSError if the bytes cannot be read, UsageError if a Parquet file is damaged."""
+    """Reads the bytes of a location; returns `Unread` if there are more than a picture may have.
+
+    Raises OSError if the bytes cannot be read, UsageError if a Parquet file is damaged.
+    """
     parsed = Location.parse(location)
     if parsed.text is not None:
         return text_bytes(parsed.text)
@@ -143,8 +148,7 @@ def _unread(size: int) -> Unread:
 
 @contextlib.contextmanager
 def open_parquet(path: str, flag: str = "") -> Iterator[pq.ParquetFile]:
-    """Opens a Parquet file for the block, in such a way that only little of the file is read at a
-    time.
+    """Opens a Parquet file for the block, so that only little of the file is read at a time.
 
     Args:
       path: absolute path of the file.
@@ -168,8 +172,9 @@ def open_parquet(path: str, flag: str = "") -> Iterator[pq.ParquetFile]:
 def rows_of(
     file: pq.ParquetFile, path: str, columns: Sequence[str] | None = None
 ) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """Yields (number of the row group, number of the row in the group, values) for each row of a
-    Parquet file, read in pieces that fit into memory.
+    """Yields (number of the row group, number of the row in it, values) for each row.
+
+    The Parquet file is read in pieces that fit into memory.
 
     Args:
       file: the open file.
@@ -213,8 +218,10 @@ def _texts(row: dict[str, Any]) -> Iterator[tuple[str, str | bytes]]:
 
 
 def _read_row(path: str, group: int, row: int, column: str) -> bytes:
-    """Reads a value, b"" for null. The values before it in its row group have to be decoded too, a
-    few at a time."""
+    """Reads a value, b"" for null.
+
+    The values before it in its row group have to be decoded too, a few at a time.
+    """
     with open_parquet(path) as file:
         first = 0
         for batch in file.iter_batches(

@@ -1,5 +1,7 @@
-"""Source images: one form for the images of every input format, with their files and classes; and
-what identifies the content of source files, and of parts of files, without reading it again.
+"""Source images: one form for the images of every input format, with their files and classes.
+
+It also tells what identifies the content of source files, and of parts of files, without reading it
+again.
 
 A memory is a JSON file with the MD5 of content. An entry is valid while the source file keeps its
 size and modification time. Memories are not part of the dataset: deleting them costs one more read
@@ -57,8 +59,7 @@ class KnownContent(NamedTuple):
 
 
 class _StoredFile(NamedTuple):
-    """Size and stamp of a file when content was read from it, and MD5 and description of the
-    content."""
+    """Size and stamp of a file when content was read, and MD5 and description of the content."""
 
     size: int
     stamp: str
@@ -94,8 +95,10 @@ class Checksums:
                 store.delete(path)
 
     def identify(self, content: Content) -> KnownContent:
-        """Returns what is known of the content; reads it if necessary. Raises OSError if it cannot
-        be read."""
+        """Returns what is known of the content; reads it if necessary.
+
+        Raises OSError if it cannot be read.
+        """
         return self.known(content) or self.read(content)[1]
 
     def known(self, content: Content) -> KnownContent | None:
@@ -127,8 +130,10 @@ class Checksums:
         return KnownContent(stored.md5, stored.description)
 
     def read(self, content: Content) -> tuple[bytes, KnownContent]:
-        """Reads the content, so that it is `known` from then on; returns it and what is known of
-        it. Raises OSError if it cannot be read, or changes meanwhile."""
+        """Reads the content, which is `known` from then on; returns it and what is known of it.
+
+        Raises OSError if it cannot be read, or changes meanwhile.
+        """
         location = Location.parse(content.location)
         files, told = files_of(location.path), content.stamp or content.md5
         is_stored = location.text is None
@@ -166,8 +171,7 @@ class Checksums:
         return sizes.get(_without_folder(content.location), info.size) != info.size
 
     def save(self) -> None:
-        """Writes the memory. It keeps only the content that was asked for since this object was
-        made."""
+        """Writes the memory, with only the content asked for since this object was made."""
         if self._new != self._old:
             self._store.write(self._path, shown_bytes(json.dumps(self._new, sort_keys=True)))
 
@@ -178,8 +182,10 @@ def _without_folder(location: str) -> str:
 
 
 def stamp_of(path: str) -> str | None:
-    """Returns the stamp of a file in object storage. Returns None for a file on this machine,
-    because the file's size and time serve instead. Raises OSError."""
+    """Returns the stamp of a file in object storage, None for a file on this machine.
+
+    On this machine, the file's size and time serve instead. Raises OSError.
+    """
     if not is_remote(path):
         return None
     info = files_of(path).info(path)
@@ -275,8 +281,7 @@ class FileIndex:
         return sum(map(len, self._by_key.values()))
 
     def find(self, folder: str, key: str) -> KeyedFile | None:
-        """Finds the file of an image, given the image's key and folder; the folder is "" if the
-        image is in none.
+        """Finds the file of an image by key and folder; the folder is "" if the image is in none.
 
         A file in no folder, or the only file of a key, belongs to images in any folder.
         """
@@ -288,8 +293,10 @@ class FileIndex:
 
 
 def wnid_of_folder(name: str, taxonomy: Taxonomy | None = None) -> str:
-    """Returns the class that the folder of a path in an archive is named after, a WordNet id or a
-    class of the taxonomy; "" if it is neither."""
+    """Returns the class that the folder of a path in an archive is named after.
+
+    The class is a WordNet id or a class of the taxonomy; it is "" if the name is neither.
+    """
     folder = name.rpartition("/")[0].rpartition("/")[2]
     return folder if is_wnid(folder) or (taxonomy and taxonomy.holds(folder)) else ""
 
@@ -304,8 +311,7 @@ def is_wnid(text: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Returns whether a path is hidden, and so not listed: whether one of its names begins with a
-    single dot."""
+    """Returns whether a path is hidden, so not listed: a name in it begins with a single dot."""
     return any(_HIDDEN.match(part) for part in name.split("/"))
 
 

@@ -1,7 +1,8 @@
-"""Texts and tables that a user wrote, read by line or by row, so that they may be of any size; and
-Parquet files as on the Hugging Face hub: `image` (struct of bytes and path) and `label`.
+"""Texts and tables that a user wrote, and Parquet files as on the Hugging Face hub.
 
-A table is CSV, Parquet, JSON (a list of objects) or JSON lines.
+Texts and tables are read by line or by row, so that they may be of any size. A table is CSV,
+Parquet, JSON (a list of objects) or JSON lines. Parquet files as on the hub have `image` (struct of
+bytes and path) and `label`.
 """
 
 from __future__ import annotations
@@ -142,8 +143,10 @@ def read_rows(path: str, flag: str) -> Iterator[TableRow]:
 
 
 def column_names(path: str, flag: str) -> tuple[str, ...]:
-    """Returns the names of the columns, from the schema or else from the first row. Arguments and
-    errors are those of `read_rows`."""
+    """Returns the names of the columns, from the schema or else from the first row.
+
+    Arguments and errors are those of `read_rows`.
+    """
     if path.lower().endswith(".parquet"):
         with open_parquet(path, flag) as file:
             return tuple(file.schema_arrow.names)
@@ -237,8 +240,10 @@ class HubParquet(FileFormat):
 
 
 def holds_pictures(path: str) -> bool:
-    """Returns whether the column `image` of a Parquet file holds pictures rather than paths. Raises
-    UsageError if the file is not Parquet."""
+    """Returns whether the column `image` of a Parquet file holds pictures rather than paths.
+
+    Raises UsageError if the file is not Parquet.
+    """
     with open_parquet(path) as file:
         schema = file.schema_arrow
         return "image" not in schema.names or not _is_text(schema.field("image").type)
@@ -284,16 +289,18 @@ def _list_file(path: str, root: str, taxonomy: Taxonomy) -> list[SourceImage]:
 
 
 def _key(image: dict[str, str | None] | None, name: str) -> str:
-    """Returns the key of a row. If the row has no file name, the key is the row's position, because
-    no box can be found for such a row anyway."""
+    """Returns the key of a row.
+
+    If the row has no file name, the key is the row's position, because no box can be found for such
+    a row anyway.
+    """
     file = ((image or {}).get("path") or "").replace("\\", "/").rpartition("/")[2]
     stem = file.rpartition(".")[0] or file
     return _CLASS_AT_END.sub("", stem) or re.sub(r"[./\\]", "-", name)
 
 
 def _label_names(schema: pa.Schema, path: str, taxonomy: Taxonomy) -> list[str]:
-    """Returns the class ids by which the schema names the labels; empty if labels are class
-    numbers."""
+    """Returns the class ids that the schema gives the labels; empty if labels are class numbers."""
     try:
         metadata = load_json((schema.metadata or {})[b"huggingface"])
         names = list(metadata["info"]["features"]["label"]["names"])

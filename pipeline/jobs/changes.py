@@ -134,8 +134,7 @@ def _pairs(
     files: Callable[[Dataset, str], list[str]],
     read: Callable[[Dataset, list[str]], T],
 ) -> Iterator[tuple[T, T]]:
-    """Yields what `read` returns for files before and files after that hold the same images and may
-    differ.
+    """Yields what `read` returns for files before and after, of the same images, that may differ.
 
     If the states have different numbers of shards, all files are one pair, because an image may be
     in any of them.
@@ -287,8 +286,10 @@ def _by_kind(images: ImageChanges) -> dict[str, list[ImageRow]]:
 
 
 def _one_line(changes: Changes) -> str:
-    """Sums up the changes: numbers of images (of replaced backgrounds if there is no other change
-    of images), and what each analysis finds most important."""
+    """Sums up the changes: numbers of images, and what each analysis finds most important.
+
+    If no image changes in another way, the number is that of replaced backgrounds.
+    """
     splits = changes.images.values()
     images = [
         f"{count} {kind}"
@@ -336,8 +337,7 @@ def _image_lines(split: str, changes: ImageChanges) -> Iterator[str]:
 
 
 def describe_list_change(old: object, new: object) -> str | None:
-    """Describes what a list has gained and lost; None if a value is no list, or only the order
-    differs.
+    """Describes what a list gained and lost; None if a value is no list, or only the order differs.
 
     >>> describe_list_change(("original", "no_fg"), ("original", "only_fg"))
     'adds only_fg and lacks no_fg'

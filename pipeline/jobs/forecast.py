@@ -1,7 +1,8 @@
 """Forecasts what a job would find and do, from names, annotations and records alone.
 
 No picture is opened. Work of an earlier run counts as done if that run has stored checksums of its
-inputs; without them, the inputs would have to be read to tell whether they have changed."""
+inputs; without them, the inputs would have to be read to tell whether they have changed.
+"""
 
 from __future__ import annotations
 
@@ -129,8 +130,7 @@ def make_forecast(job: GenerateJob) -> Forecast:
 
 
 def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecast, bool]:
-    """Returns (the forecast of a split, whether all of its records are up to date and already part
-    of the dataset)."""
+    """Returns (a split's forecast, whether all its records are up to date and in the dataset)."""
     split = layout.split
     images, totals = list_split(job, layout)
     previous = PreviousLayers(job.store, split, job.previous.get(split, totals.counts))
@@ -184,8 +184,10 @@ def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecas
 
 
 def _has_partner(images: Sequence[SourceImage], config: DatasetConfig) -> tuple[bool, ...]:
-    """Returns for each image whether every mixed variant has a background for it; see
-    `SplitForecast.has_partner`."""
+    """Returns for each image whether every mixed variant has a background for it.
+
+    See `SplitForecast.has_partner`.
+    """
     # Images of one group cannot be each other's background. Neither can objects of one image, whose
     # group is its key in the job, too.
     by_object = config.segment.objects == "each"
@@ -201,8 +203,7 @@ def _has_partner(images: Sequence[SourceImage], config: DatasetConfig) -> tuple[
 
 
 def _reject_by_annotation(image: SourceImage, config: SegmentConfig) -> Reason | None:
-    """Returns the reason for which an image will be rejected, if its annotation or the lack of a
-    file shows it."""
+    """Returns why an image will be rejected, if its annotation or the lack of a file shows it."""
     if config.keeps_image_whole:  # Such an image needs no annotation.
         return None
     if takes_masks(config.segmenter):

@@ -105,8 +105,10 @@ def _summary_line(summary: Mapping[str, Any]) -> str:
 
 
 def print_summary(store: Store) -> None:
-    """Prints the summary of the job that has just ended, unless standard output is a terminal,
-    where the closing text has told the reader the same."""
+    """Prints the summary of the job that has just ended, unless standard output is a terminal.
+
+    In a terminal, the closing text has told the reader the same.
+    """
     if not sys.stdout.isatty():
         print(_summary_line(load_json(store.read(LAST_RUN))["summary"]))
 
@@ -180,8 +182,7 @@ def _publish(dataset: str, publishing: PublishPlan) -> str:
 
 
 def manifest_state(store: Store) -> list[str | None]:
-    """Returns the identities of the dataset's manifest files, which differ between two states of
-    it."""
+    """Returns the identities of the dataset's manifest files, which differ between its states."""
     infos = [store.files.info(store.path(name)) for name in (MANIFEST, PREVIOUS_MANIFEST)]
     return [None if info is None else info.identity for info in infos]
 
@@ -194,8 +195,9 @@ def check_unchanged(store: Store, seen: list[str | None]) -> None:
 
 @dataclasses.dataclass(eq=False)
 class TakeLock(beam.DoFn):
-    """Any element -> the same element, once the job holds the dataset's lock. This is the first
-    step of a job whose launcher does not hold the lock.
+    """Any element -> the same element, once the job holds the dataset's lock.
+
+    This is the first step of a job whose launcher does not hold the lock.
 
     Attributes:
       store: the dataset folder of the job.

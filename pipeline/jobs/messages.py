@@ -43,8 +43,11 @@ _HELP: dict[str, str] = {
 
 
 def describe_images(manifest: Manifest) -> list[str]:
-    """Returns notes on the dataset, then lines that count each split's accepted, rejected and
-    selected images, with advice if too many were rejected, and a line on `--backgrounds`."""
+    """Returns notes on the dataset, then lines that count each split's images.
+
+    The lines count accepted, rejected and selected images, with advice if too many were rejected. A
+    line on `--backgrounds` follows.
+    """
     lines = notes_of(manifest)
     for split, images in manifest.images.items():
         reasons = ", ".join(f"{n} {reason}" for reason, n in manifest.rejections[split].items())
@@ -70,8 +73,9 @@ def describe_images(manifest: Manifest) -> list[str]:
 
 
 def advise(rejected: Mapping[str, int], total: int) -> list[str]:
-    """Returns a line of advice if over half of the images are rejected and a frequent reason has a
-    remedy, else an empty list.
+    """Returns a line of advice if over half of the images are rejected, else an empty list.
+
+    The list is also empty if no frequent reason has a remedy.
 
     Args:
       rejected: number of images (with `--objects each`, of objects) by reason.
@@ -109,8 +113,10 @@ def _why_empty(manifest: Manifest, split: str) -> str:
 
 
 def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: float) -> str:
-    """Describes in a few lines how many images were accepted and rejected, what was done and
-    written, and how long it took; or says that there was nothing to do."""
+    """Describes in a few lines the images, what was done and written, and how long it took.
+
+    Images are counted as accepted or rejected. If there was nothing to do, a line says so.
+    """
     lines = describe_images(manifest)
     names = [name for name, n in counters.items() if n]
     if not any(name.endswith("_made") or name in _ALSO_MADE for name in names):

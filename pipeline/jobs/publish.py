@@ -98,8 +98,9 @@ def _foreign_names(target: Store) -> list[str]:
 
 
 def publish(publishing: PublishPlan) -> bool:
-    """Publishes the dataset and its results as the newest version. A runner may repeat this,
-    because a second call changes nothing.
+    """Publishes the dataset and its results as the newest version.
+
+    A runner may repeat this, because a second call changes nothing.
 
     Returns:
       Whether the version is new.
@@ -139,7 +140,9 @@ def _remove(target: Store, version: str) -> None:
 
 def _version_name(store: Store) -> str:
     """Returns the folder name of a version, a hash of the manifest and all JSON files of results.
-    All other files (predictions, tables, figures) follow from those that are hashed."""
+
+    All other files (predictions, tables, figures) follow from those that are hashed.
+    """
     paths = [MANIFEST, *(path for path in store.walk("results") if path.endswith(".json"))]
     return f"v-{fingerprint(paths, in_parallel(store.digest, paths))[:12]}"
 

@@ -90,7 +90,9 @@ class TrainedOn:
 
 def digest_of_classes(taxonomy: Taxonomy) -> str:
     """Digests a taxonomy's superclasses and classes: the first 16 hexadecimal digits of a SHA-256.
-    Two models whose outputs mean the same have the same digest."""
+
+    Two models whose outputs mean the same have the same digest.
+    """
     content = [taxonomy.names, taxonomy.wnids, taxonomy.labels]
     return hashlib.sha256(text_bytes(json.dumps(content))).hexdigest()[:16]
 
@@ -185,7 +187,10 @@ def read_metadata(path: str) -> TrainedOn | None:
 
 def is_trained_here(path: str) -> bool:
     """Returns whether a file is a checkpoint that was trained here, even if its metadata is broken.
-    Raises OSError if it cannot be read."""
+
+    Raises:
+      OSError: the file cannot be read.
+    """
     try:
         return read_metadata(path) is not None
     except JobError:  # The file has our metadata.
@@ -193,16 +198,20 @@ def is_trained_here(path: str) -> bool:
 
 
 def metadata_of_entry(entry: str) -> TrainedOn | None:
-    """Reads the training metadata of an `ARCH=FILE` entry of `--models`; None for other entries, or
-    if the file is missing or has no metadata. Raises the errors of `read_metadata`."""
+    """Reads the training metadata of an `ARCH=FILE` entry of `--models`.
+
+    Returns None for other entries, or if the file is missing or has no metadata. Raises the errors
+    of `read_metadata`.
+    """
     architecture, equals, path = entry.partition("=")
     is_checkpoint = equals and ":" not in architecture and path.endswith(SUFFIX)
     return read_metadata(path) if is_checkpoint and files_of(path).info(path) else None
 
 
 def refuse_compressed(path: str) -> None:
-    """Refuses a PyTorch file with compressed members, before torch unpacks them: `torch.save`
-    compresses nothing, and a few MB of such members could fill the memory.
+    """Refuses a PyTorch file with compressed members, before torch unpacks them.
+
+    `torch.save` compresses nothing, and a few MB of such members could fill the memory.
 
     Raises:
       OSError: the file cannot be read.
@@ -224,8 +233,10 @@ def _joined(keys: Iterable[str]) -> bytes:
 
 
 def read_header(path: str) -> dict[str, Any] | None:
-    """Reads the header of a safetensors file: each tensor's dtype, shape and offsets, by name, and
-    the file's metadata under `__metadata__`.
+    """Reads the header of a safetensors file.
+
+    It holds each tensor's dtype, shape and offsets, by name, and the file's metadata under
+    `__metadata__`.
 
     Returns:
       The header, or None if the file is not in safetensors format.

@@ -184,8 +184,10 @@ def _check_classes(spec: str, id2label: Mapping[int, str], taxonomy: Taxonomy) -
 
 
 def _skipped(labels: Sequence[str]) -> int:
-    """Counts the outputs before the first class: 1 if an ImageNet model begins with an output for
-    the background, else 0."""
+    """Counts the outputs before the first class.
+
+    The number is 1 if an ImageNet model begins with an output for the background, else 0.
+    """
     return int(len(labels) == len(imagenet9().wnids) + 1 and labels[0].lower() == "background")
 
 

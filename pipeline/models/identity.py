@@ -1,5 +1,7 @@
-"""What is known of a model without its weights: its identity, its preprocessing of pictures, the
-settings of inference, and what is stored of it. This module does not import torch.
+"""What is known of a model without its weights; this module does not import torch.
+
+That is its identity, its preprocessing of pictures, the settings of inference, and what is stored
+of it.
 
 The index of a folder of weights, for machines that cannot reach the hubs:
 
@@ -179,9 +181,11 @@ class PredictConfig:
 
     @property
     def identity(self) -> dict[str, str]:
-        """Settings that are part of a prediction's fingerprint. The device and the batch size
-        change only the last bits of a score, so they are left out, and predictions are reused
-        across devices."""
+        """Settings that are part of a prediction's fingerprint.
+
+        The device and the batch size change only the last bits of a score, so they are left out,
+        and predictions are reused across devices.
+        """
         return {"precision": self.precision, "eval_input": self.eval_input}
 
     def on_this_machine(self) -> PredictConfig:
@@ -304,8 +308,7 @@ class WeightsFolder:
         return stored
 
     def note(self, stored: StoredModel) -> bool:
-        """Adds a model to the index, or replaces the entry of the same name; returns whether the
-        index changed."""
+        """Adds or replaces a model in the index, by its name; returns whether the index changed."""
         with locked(self.store, _LOCK, wait=60) as store:
             models = {**self._read(), stored.name: stored}
             content = {
@@ -367,8 +370,10 @@ def _version(package: str) -> str | None:
 
 
 def _commit(repository: str) -> str | None:
-    """Returns the commit that would be loaded: the hub's current one or, if the hub does not
-    answer, the one fetched last."""
+    """Returns the commit that would be loaded.
+
+    It is the hub's current one or, if the hub does not answer, the one fetched last.
+    """
     from huggingface_hub import HfApi, constants
 
     if not constants.HF_HUB_OFFLINE and constants.ENDPOINT not in _unreachable_hubs:
@@ -433,8 +438,7 @@ class KnownModels:
         return f"{WORK_FOLDER}/models/{fingerprint(entry)}.json"
 
     def _stamp(self, origin: Origin, identity: ModelIdentity) -> str | None:
-        """Returns a stamp that changes with everything that an identity depends on; None if that
-        cannot be determined now."""
+        """Returns a stamp that changes with all that an identity depends on; None if unknown."""
         weights = self._stored(identity.name) or origin.stamp()
         if weights is None:
             return None
@@ -442,8 +446,7 @@ class KnownModels:
         return fingerprint(weights, libraries, self.taxonomy.description)
 
     def _stored(self, name: str) -> str | None:
-        """Returns the stamp of a model in the weights folder; None if there is no such folder, or
-        if it lacks the model."""
+        """Returns the stamp of a model in the weights folder; None if either does not exist."""
         if self.weights is None:
             return None
         folder = WeightsFolder.from_path(self.weights)

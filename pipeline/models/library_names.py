@@ -239,9 +239,11 @@ def timm_model(
     taxonomy: Taxonomy,
     preprocessing: Preprocessing | None = None,
 ) -> LoadedModel:
-    """Makes a `LoadedModel` from a timm module with loaded weights. The preprocessing defaults to
-    timm's configuration, except that a model with one output per superclass of ImageNet-9 gets
-    `IN9_MEAN` and `IN9_STD`."""
+    """Makes a `LoadedModel` from a timm module with loaded weights.
+
+    The preprocessing defaults to timm's configuration, except that a model with one output per
+    superclass of ImageNet-9 gets `IN9_MEAN` and `IN9_STD`.
+    """
     config = resolve_model_data_config(module)
     num_outputs = int(module.num_classes)  # type: ignore[arg-type]
     nine_way = is_nine_way(num_outputs, taxonomy)
@@ -294,8 +296,10 @@ def read_state(path: str) -> dict[str, torch.Tensor]:
 
 
 def _read_shapes(path: str) -> dict[str, Sequence[int]]:
-    """Reads the shapes of a checkpoint's tensors without reading their values. A PyTorch file must
-    be local, because it is memory-mapped."""
+    """Reads the shapes of a checkpoint's tensors without reading their values.
+
+    A PyTorch file must be local, because it is memory-mapped.
+    """
     if path.endswith(SUFFIX):
         shapes: dict[str, Sequence[int]] = clean_state_dict(
             {name: entry.get("shape") for name, entry in (read_header(path) or {}).items()}
@@ -307,8 +311,11 @@ def _read_shapes(path: str) -> dict[str, Sequence[int]]:
 
 
 def _unwrapped(path: str, state: Any) -> dict[str, torch.Tensor]:
-    """Extracts a state dict from its wrappers. Raises JobError if the file holds no state dict, or
-    if a tensor repeats values that the file has once, so that a copy of it could fill the memory.
+    """Extracts a state dict from its wrappers.
+
+    Raises:
+      JobError: the file holds no state dict, or a tensor repeats values that the file has once, so
+        that a copy of it could fill the memory.
     """
     for wrapper in ("state_dict", "model"):
         inner = state.get(wrapper) if isinstance(state, dict) else None
@@ -414,8 +421,11 @@ class TorchvisionNames(Source):
 
 
 def _weights(spec: str) -> Any:
-    """Returns the member of torchvision's weights enum that an entry names. Raises UsageError if
-    the model or the weights do not exist."""
+    """Returns the member of torchvision's weights enum that an entry names.
+
+    Raises:
+      UsageError: the model or the weights do not exist.
+    """
     name, colon, tag = spec.removeprefix(_PREFIX).partition(":")
     known = models.list_models(module=models)
     if name not in known:

@@ -66,8 +66,10 @@ class ZeroShot(torch.nn.Module):
 
 
 class OpenClip(Source):
-    """`open_clip:ARCH:PRETRAINED`, where PRETRAINED is a tag or a file; `open_clip:FOLDER`;
-    `open_clip:hf-hub:ORG/NAME`."""
+    """`open_clip:ARCH:PRETRAINED`, `open_clip:FOLDER` or `open_clip:hf-hub:ORG/NAME`.
+
+    PRETRAINED is a tag or a file.
+    """
 
     form = "open_clip:ARCH:TAG, open_clip:ARCH:FILE, open_clip:hf-hub:ID or open_clip:FOLDER"
     text = "CLIP models as zero-shot classifiers, by the names of the classes"

@@ -1,5 +1,7 @@
-"""Models of the user's own: Python functions that return a `torch.nn.Module`
-(`python:my_models:trained`), and ONNX graphs in files, run by onnxruntime (`onnx:FILE`).
+"""Models of the user's own: Python functions, and ONNX graphs in files.
+
+A function returns a `torch.nn.Module` (`python:my_models:trained`). A graph is run by onnxruntime
+(`onnx:FILE`).
 
 ONNX does not define how to normalise pictures. `FILE.json` beside the graph, or else the graph's
 metadata properties, can set any attribute of `Preprocessing` except `fixed_size`, which the graph
@@ -26,8 +28,11 @@ from transforms.taxonomy import Taxonomy
 
 
 class PythonFunctions(Source):
-    """`python:MODULE:FUNCTION`; the function takes no arguments and returns a `torch.nn.Module`,
-    or (module, dict of `Preprocessing` settings)."""
+    """`python:MODULE:FUNCTION`: a function that returns a model.
+
+    The function takes no arguments and returns a `torch.nn.Module`, or (module, dict of
+    `Preprocessing` settings).
+    """
 
     form = "python:MODULE:FUNCTION"
     text = "a function that returns a torch.nn.Module; MODULE is found on PYTHONPATH"
@@ -48,8 +53,7 @@ class PythonFunctions(Source):
         )
 
     def origin(self, spec: str, model: LoadedModel) -> None:
-        """Returns None: the function may load its weights from anywhere, so a change of them could
-        not be detected."""
+        """Returns None: the function's weights may come from anywhere, and change undetected."""
 
     def build(self, name: str, recipe: Recipe) -> torch.nn.Module:
         # `load` gives each of these models its spec as its name.
@@ -63,8 +67,9 @@ def _import(spec: str) -> Callable[[], Any]:
 
 
 def _call(spec: str) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """Calls the function that an entry names; returns its module and its `Preprocessing` settings,
-    which are empty if it returns a module alone.
+    """Calls the function that an entry names; returns its module and its `Preprocessing` settings.
+
+    The settings are empty if it returns a module alone.
 
     Raises:
       UsageError: there is no such function.
@@ -302,8 +307,10 @@ def _has_weights_elsewhere(data: bytes) -> bool:
 
 
 def _read_settings(path: str, properties: Mapping[str, str]) -> dict[str, Any]:
-    """Reads the preprocessing from the JSON file beside a graph or, if there is no such file, from
-    the graph's metadata properties. Unrelated properties, such as the exporter's, are skipped."""
+    """Reads a graph's preprocessing from the JSON file beside it or else its metadata properties.
+
+    Unrelated properties, such as the exporter's, are skipped.
+    """
     names = {field.name for field in dataclasses.fields(Preprocessing)} - {"fixed_size"}
     sidecar = f"{path}.json"
     files = files_of(sidecar)

@@ -1,5 +1,6 @@
-"""The registry of model sources: resolves, checks and loads `--models` entries, stores models in a
-folder of weights, and loads them from it.
+"""The registry of model sources, which resolves, checks and loads `--models` entries.
+
+It also stores models in a folder of weights, and loads them from it.
 
 DIR/<sha256>.safetensors    the tensors of one model, named by their `state_hash`
 DIR/index.json              name -> the attributes of `StoredModel`
@@ -64,8 +65,11 @@ def _is_intact(folder: WeightsFolder, stored: StoredModel) -> bool:
 
 
 def _state(folder: WeightsFolder, stored: StoredModel) -> dict[str, torch.Tensor]:
-    """Reads the tensors of a model, without checking their hash. Raises JobError if the file
-    cannot be read."""
+    """Reads the tensors of a model, without checking their hash.
+
+    Raises:
+      JobError: the file cannot be read.
+    """
     try:
         return load(folder.store.read(stored.file, None))
     except Exception as error:  # Broken bytes can raise anything.
@@ -168,8 +172,9 @@ def check_model(spec: str, weights: str | None = None) -> None:
 
 
 def check_fit(spec: str, taxonomy: Taxonomy, weights: str | None = None) -> None:
-    """Checks that the number of a model's outputs fits the taxonomy. An entry passes if its number
-    of outputs is only known from the weights.
+    """Checks that the number of a model's outputs fits the taxonomy.
+
+    An entry passes if its number of outputs is only known from the weights.
 
     Args:
       spec: the entry, which `check_model` has accepted.

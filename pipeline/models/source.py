@@ -1,5 +1,8 @@
-"""The interface of a model source, which handles one kind of `--models` entry, and of the model
-that it loads: the input of evaluation, attack and saliency."""
+"""The interface of a model source, and of the model that it loads.
+
+A source handles one kind of `--models` entry. The model is the input of evaluation, attack and
+saliency.
+"""
 
 from __future__ import annotations
 
@@ -93,14 +96,20 @@ def measured_model(
     recipe: Recipe | None = None,
     weights_sha256: str | None = None,
 ) -> LoadedModel:
-    """Makes a `LoadedModel` from a module. Forward passes tell its number of outputs, and whether
-    it takes pictures of other sizes.
+    """Makes a `LoadedModel` from a module.
+
+    Forward passes tell its number of outputs, and whether it takes pictures of other sizes.
 
     Args:
       settings: settings of the preprocessing, as for `Preprocessing.from_settings`.
       where: the source of the settings, for the error message.
       taxonomy: taxonomy of the outputs.
-      name, architecture, weights, module, recipe, weights_sha256: see `loaded_model`.
+      name: see `loaded_model`.
+      architecture: see `loaded_model`.
+      weights: see `loaded_model`.
+      module: see `loaded_model`.
+      recipe: see `loaded_model`.
+      weights_sha256: see `loaded_model`.
 
     Raises:
       JobError: a setting is wrong, or for the reasons of `count_outputs`.
@@ -125,8 +134,10 @@ def measured_model(
 
 
 def weights_hash(module: torch.nn.Module) -> str:
-    """Computes the SHA-256 of a module's state dict: names, dtypes, shapes and values of its
-    parameters, of the buffers that are stored with it, and of its extra state.
+    """Computes the SHA-256 of a module's state dict.
+
+    It covers names, dtypes, shapes and values of the module's parameters, of the buffers that are
+    stored with it, and of its extra state.
 
     Returns:
       Hexadecimal digits.
@@ -230,8 +241,10 @@ def count_outputs(name: str, module: torch.nn.Module, side: int) -> int:
 
 @torch.inference_mode()
 def takes_other_sizes(module: torch.nn.Module, side: int) -> bool:
-    """Tests by a forward pass whether a model also takes pictures whose side is not `side`: half of
-    it, or twice if half would be under 32 pixels."""
+    """Tests by a forward pass whether a model also takes pictures whose side is not `side`.
+
+    The other side is half of it, or twice if half would be under 32 pixels.
+    """
     # A multiple of 32, because many architectures take no other sides.
     other = side // 2 // 32 * 32 or 2 * side
     try:
@@ -291,8 +304,7 @@ class Source(abc.ABC):
         """
 
     def origin(self, spec: str, model: LoadedModel) -> Origin | None:
-        """Returns the origin of a loaded entry's weights; None if a change of the weights could not
-        be detected."""
+        """Returns the origin of a loaded entry's weights; None if changes cannot be detected."""
         path = self.path(spec)
         if not path:
             return None
@@ -303,8 +315,7 @@ class Source(abc.ABC):
         return ""
 
     def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
-        """Returns the number of outputs of a checked entry; None if only loading the entry tells
-        it.
+        """Returns a checked entry's number of outputs; None if only loading the entry tells it.
 
         Raises:
           ValueError: the source cannot build outputs for the taxonomy's classes.
@@ -320,8 +331,10 @@ class Source(abc.ABC):
         return False
 
     def catalogue(self) -> list[str]:
-        """Lists the entries with weights for ImageNet, which wildcards match; empty if the source
-        has no list of its models."""
+        """Lists the entries with weights for ImageNet, which wildcards match.
+
+        The list is empty if the source has no list of its models.
+        """
         return []
 
     @property
@@ -356,8 +369,10 @@ def is_installed(library: str) -> bool:
 
 
 def closest(wanted: str, known: Iterable[str]) -> str:
-    """Returns the end of an error message, with up to three known names that resemble the wanted
-    name; empty if no name does."""
+    """Returns the end of an error message: up to three known names that resemble the wanted one.
+
+    It is empty if no name does.
+    """
     close = difflib.get_close_matches(wanted, list(dict.fromkeys(known)), n=3)
     return f"; close to it: {', '.join(close)}" if close else ""
 
@@ -389,8 +404,10 @@ def answers(url: str) -> bool:
 
 @contextlib.contextmanager
 def offline_without_answer() -> Iterator[None]:
-    """Keeps the libraries of the Hugging Face hub from asking it in the block if it does not
-    answer: they would repeat each question for half a minute before they use their cache."""
+    """Keeps the Hugging Face hub's libraries from asking it in the block if it does not answer.
+
+    They would repeat each question for half a minute before they use their cache.
+    """
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -402,8 +419,10 @@ def offline_without_answer() -> Iterator[None]:
 
 
 def refuse_without_answer(url: str) -> None:
-    """Raises ConnectionError if torch.hub would have to download a file whose server does not
-    answer, for which it would wait without a limit."""
+    """Raises ConnectionError if torch.hub must download a file whose server does not answer.
+
+    torch.hub would wait for the answer without a limit.
+    """
     if not os.path.exists(downloaded(url).name) and not answers(url):
         raise ConnectionError(f"no answer from {url}")
 

@@ -228,7 +228,8 @@ def read_listing(
       locations: its files, from `list_files`.
       taxonomy: classes to import.
       splits: the splits to import.
-      formats, images_per_shard: flags of the dataset to make.
+      formats: value of `--formats` for the dataset to make.
+      images_per_shard: value of `--images_per_shard` for the dataset to make.
 
     Raises:
       UsageError: the archive does not have the released layout, its pictures cannot be decoded or
@@ -364,8 +365,7 @@ def _images(
 
 
 def _parse(variant: str, location: ArchiveLocation) -> tuple[str, str, str | None] | None:
-    """Parses a file's name into (stem, wnid, named background); None if the layout has no such
-    name."""
+    """Parses a file name into (stem, wnid, named background); None if the layout has none such."""
     name, suffix = posixpath.splitext(posixpath.basename(location.name))
     wanted = (".npy",) if variant == "fg_mask" else (".jpeg", ".jpg", ".png")
     if suffix.lower() not in wanted:

@@ -222,8 +222,7 @@ def _fingerprint(job: ExportPlan, shard: int) -> str:
 
 
 def _count_existing(job: ExportPlan, shard: int, checksum: str) -> int | None:
-    """Counts the exported files of a shard; None unless all of them exist and the record has this
-    checksum."""
+    """Counts a shard's exported files; None unless all exist and the record has this checksum."""
     metadata = read_metadata(job.target, job.record(shard))
     if metadata is None or metadata.fingerprint != checksum:
         return None
@@ -258,8 +257,10 @@ def _write_one(job: ExportPlan, target: Store, variant: str, sample: Sample) -> 
 
 
 def _finish(job: ExportPlan, shards: Iterable[int]) -> int:
-    """Removes obsolete files, makes folders of classes without images, and writes the table of
-    images and the note; returns how many files it removed."""
+    """Removes obsolete files, and writes the table of images and the note.
+
+    It also makes folders of classes without images. Returns how many files it removed.
+    """
     target = job.target
     wanted: set[str] = set()
     images: dict[str, dict[str, object]] = {}
@@ -298,8 +299,11 @@ def _finish(job: ExportPlan, shards: Iterable[int]) -> int:
 
 
 def _sweep(job: ExportPlan, wanted: set[str], records: set[str]) -> int:
-    """Removes files of the split that are not part of this export, in the folder of every variant
-    of this project or of the dataset; returns how many pictures and masks it removed."""
+    """Removes files of the split that are not part of this export.
+
+    It looks in the folder of every variant of this project or of the dataset. Returns how many
+    pictures and masks it removed.
+    """
     target = job.target
     variants = {*VARIANTS, *map(base_of, job.dataset.variants)}
     files = target.sizes("")
@@ -323,6 +327,5 @@ def _sweep(job: ExportPlan, wanted: set[str], records: set[str]) -> int:
 
 
 def _is_exported(parts: list[str], split: str, variants: set[str]) -> bool:
-    """Returns whether a path, given by its parts, is where an export of the split puts a picture or
-    mask."""
+    """Returns whether an export of the split puts a picture or mask at a path, given in parts."""
     return len(parts) > 2 and parts[1] == split and base_of(parts[0]) in variants

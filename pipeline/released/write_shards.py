@@ -1,5 +1,6 @@
-"""Decodes and checks every picture of an archive's shard, and writes the output shards of an
-imported dataset, with the published pixels unchanged.
+"""Decodes and checks every picture of an archive's shard, and writes the imported output shards.
+
+The published pixels stay unchanged.
 
 The true backgrounds of mixed pictures are recovered, because the release does not reliably name
 them. They are searched for among the tiled backgrounds of the whole split, which form the pool.
@@ -303,8 +304,7 @@ class BackgroundPool:
 
     @classmethod
     def from_shards(cls, examined: Iterable[ExaminedShard]) -> BackgroundPool:
-        """Collects the backgrounds of a split's accepted images; empty if the archive has no
-        `only_bg_t`."""
+        """Collects the backgrounds of a split's accepted images; empty without `only_bg_t`."""
         images, blocks, contents = [], [], []
         for shard in examined:
             listed = {image.stem: image for image in shard.listed.images}
@@ -332,8 +332,10 @@ def mixed_variants(config: DatasetConfig) -> tuple[str, ...]:
 
 
 def imported_index_schema(config: DatasetConfig) -> pa.Schema:
-    """Returns the columns of the index: the columns of any dataset, and for each mixed variant the
-    background that its name claims and how well the best two backgrounds match."""
+    """Returns the columns of the index: those of any dataset, and three for each mixed variant.
+
+    The three are the background that the name claims, and how well the best two backgrounds match.
+    """
     types = {"named": pa.string(), "difference": pa.float64(), "next_difference": pa.float64()}
     return pa.schema(
         [
@@ -360,8 +362,10 @@ class ShardWriter:
     pool: BackgroundPool
 
     def write(self, examined: ExaminedShard) -> OutputShard:
-        """Writes a shard's files unless they exist. Raises OSError if a file cannot be read or
-        written."""
+        """Writes a shard's files unless they exist.
+
+        Raises OSError if a file cannot be read or written.
+        """
         totals, shard = examined.listed.totals, examined.listed.shard
         staging = self.job.staging
         rows = sorted(examined.rows, key=lambda row: (bucket_hash(row["key"]), row["key"]))
@@ -401,8 +405,7 @@ class ShardWriter:
         return self.job.staging.write(index, table, checksum, files), table.to_pylist()
 
     def _write_variants(self, shard: ReleasedShard, rows: list[Row]) -> tuple[FileDigest, ...]:
-        """Writes all variants, and adds `selected` and the columns of the backgrounds to the
-        rows."""
+        """Writes all variants; adds `selected` and the columns of the backgrounds to the rows."""
         images = {image.stem: image for image in shard.images}
         for row in rows:
             row["selected"] = row["status"] == ACCEPTED
@@ -452,8 +455,10 @@ class ShardWriter:
         contents: list[dict[str, bytes]],
         masks: list[Mask],
     ) -> dict[tuple[str, str], Recovered]:
-        """Recovers the backgrounds of mixed pictures, and adds them to the rows; returns them by
-        (key, variant)."""
+        """Recovers the backgrounds of mixed pictures, and adds them to the rows.
+
+        Returns them by (key, variant).
+        """
         pictures: dict[tuple[str, str], MixedPicture] = {}
         for row, content, mask in zip(rows, contents, masks, strict=True):
             for variant in mixed_variants(self.job.config):

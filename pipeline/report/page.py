@@ -143,8 +143,10 @@ class CheckedClaim:
 
 
 def check_claims(evidence: Evidence) -> tuple[CheckedClaim, ...]:
-    """Judges every claim by the results; returns none if the pictures or classes are not those that
-    the claims are about."""
+    """Judges every claim by the results.
+
+    Returns none if the pictures or classes are not those that the claims are about.
+    """
     if not evidence.dataset.is_comparable:
         return ()
     claims = [claim for analysis in ANALYSES for claim in analysis.parts.claims]

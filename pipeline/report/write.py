@@ -48,8 +48,10 @@ class _Note:
 
 @functools.cache
 def _code() -> str:
-    """Returns a fingerprint of the libraries that render the page, and of this project's code, all
-    of which may have a part in it."""
+    """Returns a fingerprint of the libraries that render the page, and of this project's code.
+
+    All of them may have a part in the page.
+    """
     digest = hashlib.sha256()
     for path in code_files():
         digest.update(text_bytes(f"{path.relative_to(_ROOT)}\0"))
@@ -134,8 +136,10 @@ def _named(models: list[ModelResults]) -> list[ModelResults]:
 
 
 def _order(model: ModelResults) -> tuple[bool, float, str]:
-    """Sorts models by accuracy on `original` under their headline's label rule, highest first;
-    models without this accuracy come last."""
+    """Sorts models by accuracy on `original` under their headline's label rule, highest first.
+
+    Models without this accuracy come last.
+    """
     answers = model.get(Answers)
     accuracy = answers.accuracy_on_original if answers else None
     return accuracy is None, -(accuracy or 0.0), model.folder
@@ -158,8 +162,9 @@ def is_report_figure(path: str) -> bool:
 def write_report(
     store: Store, taxonomy: Taxonomy, pictures: str = "sample", *, pdf: bool = False
 ) -> bool:
-    """Writes the page and its figures if they have changed, and removes figures that are no longer
-    drawn; returns whether any file has changed.
+    """Writes the page and its figures if they have changed; returns whether any file has changed.
+
+    Figures that are no longer drawn are removed.
 
     Args:
       store: the dataset folder.

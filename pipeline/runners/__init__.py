@@ -1,2 +1,1 @@
-"""Runners: checks of Beam's options, and ways to run a graph here, on a job server, or on
-Dataflow."""
+"""Runners: checks of Beam's options, and ways to run a graph here, on a job server or Dataflow."""

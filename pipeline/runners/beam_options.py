@@ -1,5 +1,4 @@
-"""Beam's options with our defaults, and a function that runs a graph and turns each error into one
-line.
+"""Beam's options with our defaults, and a function that runs a graph with one-line errors.
 
 For portable runners, where a job server takes the graph and worker pools run it, this module does
 what Beam leaves to its users. It requires the flags that a runner needs, it limits the wait for a
@@ -43,8 +42,7 @@ _LOST_ELEMENTS = (
 
 
 class _BeamParser(argparse.ArgumentParser):
-    """A parser that raises errors, whereas Beam's own parser prints its usage and ends the
-    process."""
+    """A parser that raises errors; Beam's own parser prints its usage and ends the process."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
@@ -66,8 +64,10 @@ def unknown_to_beam(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _known_runner(name: str) -> str:
-    """Returns the full name of a runner: `FlinkRunner` for `flink` or `flinkrunner`, which Beam
-    accepts, too. An unknown name is returned as it is."""
+    """Returns the full name of a runner: `FlinkRunner` for `flink` or `flinkrunner`.
+
+    Beam accepts these names, too. An unknown name is returned as it is.
+    """
     spellings = (name.lower(), f"{name.lower()}runner")
     matching = (known for known in StandardOptions.KNOWN_RUNNER_NAMES if known.lower() in spellings)
     return next(matching, name)
@@ -127,9 +127,11 @@ _WHERE = re.compile(r" \[while running .*\]$", re.DOTALL)
 
 
 def _translate(error: Exception) -> Exception:
-    """Returns the UsageError or JobError to raise for an error from a runner: with its own message
-    if it is one of ours, or else for the error in the last line of its text that names one. Runners
-    put the traceback of a worker's error into that text."""
+    """Returns the UsageError or JobError to raise for an error from a runner.
+
+    An error of ours keeps its own message. Otherwise, the last line of its text that names an error
+    decides, because runners put the traceback of a worker's error into that text.
+    """
     if isinstance(error, UsageError | JobError):
         # Constructors of subclasses may take more than a message.
         kind = UsageError if isinstance(error, UsageError) else JobError
@@ -270,8 +272,11 @@ def _check_answer(endpoint: str, seconds: float) -> None:
 
 @contextlib.contextmanager
 def servers_stopped(runner: PipelineRunner) -> Iterator[None]:
-    """Stops the job server that a runner has started, at the end of the `with` block. Beam would
-    stop it when the interpreter ends, which never happens in a process that exits by `os._exit`."""
+    """Stops the job server that a runner has started, at the end of the `with` block.
+
+    Beam would stop it when the interpreter ends, which never happens in a process that exits by
+    `os._exit`.
+    """
     servers: list[JobServer] = []
     if isinstance(runner, portable_runner.PortableRunner):
         start = runner.default_job_server

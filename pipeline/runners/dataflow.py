@@ -1,6 +1,4 @@
-"""Turns flags into a Dataflow job, with GPUs or without, checked before anything is sent, and
-submits it.
-"""
+"""Turns flags into a Dataflow job, with or without GPUs, checks it first, and submits it."""
 
 from __future__ import annotations
 
@@ -312,8 +310,7 @@ def submission_from_flags(
 def flags_of_workers(
     arguments: argparse.Namespace, submission: Submission | None
 ) -> argparse.Namespace:
-    """Returns the flags with `device` set to the workers' device, because this machine's may be
-    another."""
+    """Returns the flags with the workers' `device`, because this machine's may be another."""
     if submission is None or not hasattr(arguments, "device"):
         return arguments
     device = "cuda" if arguments.gpu else "cpu"
@@ -321,8 +318,9 @@ def flags_of_workers(
 
 
 def submit(pipeline: beam.Pipeline, submission: Submission, store: Store) -> PipelineResult:
-    """Submits a pipeline, prints the job's address in the console, and waits for its end unless
-    `submission` says not to.
+    """Submits a pipeline, prints the job's address in the console, and waits for its end.
+
+    It does not wait if `submission` says not to.
 
     Args:
       pipeline: the graph.
@@ -361,8 +359,7 @@ def submit(pipeline: beam.Pipeline, submission: Submission, store: Store) -> Pip
 def _check_paths(
     arguments: argparse.Namespace, options: PipelineOptions, paths: Iterable[str]
 ) -> None:
-    """Checks that the options without which Dataflow runs no job are given, and that workers can
-    reach every path that a flag names."""
+    """Checks that the options Dataflow needs are given, and workers can reach all flags' paths."""
     google = options.view_as(GoogleCloudOptions)
     for name, example in (
         ("project", "PROJECT"),
@@ -392,8 +389,10 @@ def _check_paths(
 
 
 def _check_package(options: PipelineOptions) -> None:
-    """Makes workers install this package, unless the flags name an image or a setup file. Raises
-    UsageError if its setup.py is missing, as in an installed package."""
+    """Makes workers install this package, unless the flags name an image or a setup file.
+
+    Raises UsageError if its setup.py is missing, as in an installed package.
+    """
     setup = options.view_as(SetupOptions)
     if options.view_as(WorkerOptions).sdk_container_image or setup.setup_file:
         return
@@ -407,8 +406,7 @@ def _check_package(options: PipelineOptions) -> None:
 
 
 def _check_options(options: PipelineOptions) -> None:
-    """Checks the options that Beam and Dataflow would refuse only after the job has written to the
-    output folder."""
+    """Checks options that Beam and Dataflow would refuse only after the job has written output."""
     google, workers = options.view_as(GoogleCloudOptions), options.view_as(WorkerOptions)
     for name, value, pattern, example in (
         ("subnetwork", workers.subnetwork, _SUBNETWORK, "regions/REGION/subnetworks/NAME"),
@@ -441,9 +439,11 @@ def _check_options(options: PipelineOptions) -> None:
 
 
 def _check_buckets(arguments: argparse.Namespace, options: PipelineOptions) -> None:
-    """Checks that some buckets exist: those that are written to only while the job runs, and those
-    that Beam would otherwise retry for many minutes. `job_from_flags` checks the buckets that are
-    read."""
+    """Checks that some buckets exist.
+
+    These are the buckets that are written to only while the job runs, and those that Beam would
+    otherwise retry for many minutes. `job_from_flags` checks the buckets that are read.
+    """
     google = options.view_as(GoogleCloudOptions)
     for name, location in (
         ("temp_location", google.temp_location),
@@ -461,9 +461,11 @@ def _check_buckets(arguments: argparse.Namespace, options: PipelineOptions) -> N
 
 
 def _job_name(arguments: argparse.Namespace) -> str:
-    """Makes a job name that is the same for jobs with the same output, so that Dataflow refuses the
-    second one while the first runs. Evaluations may run side by side, so all of their flags are
-    part of the name."""
+    """Makes a job name that is the same for jobs with the same output.
+
+    So Dataflow refuses the second one while the first runs. Evaluations may run side by side, so
+    all of their flags are part of the name.
+    """
     if hasattr(arguments, "output"):
         return f"in9-{fingerprint(absolute(arguments.output))[:12]}"
     flags = sorted((name, str(value)) for name, value in vars(arguments).items())

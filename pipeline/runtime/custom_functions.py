@@ -1,5 +1,4 @@
-"""Users' own functions, which `--models`, `--variants` and `--segmenter` name as
-`python:MODULE:FUNCTION`."""
+"""Users' own functions, `python:MODULE:FUNCTION` in `--models`, `--variants` and `--segmenter`."""
 
 from __future__ import annotations
 
@@ -72,7 +71,8 @@ def call_for_array(
     Args:
       call: the function with its arguments.
       origin: how messages refer to the function.
-      dtype, shape: dtype and shape of the expected array.
+      dtype: dtype of the expected array.
+      shape: shape of the expected array.
       passed_on: type of an error that is raised unchanged, as MemoryError is.
 
     Raises:

@@ -33,8 +33,7 @@ def job_of(options: PipelineOptions) -> dict[str, str]:
 
 
 def this_job() -> dict[str, str] | None:
-    """Returns the identity of the Dataflow job that this process is a worker of; None if it is not
-    a Dataflow worker."""
+    """Returns the identity of this worker's Dataflow job; None if this is no Dataflow worker."""
     options: Mapping[str, Any] = RuntimeValueProvider.runtime_options or {}
     return _job(options.get) if is_dataflow(options.get("runner")) else None
 

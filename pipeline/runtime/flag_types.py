@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 class Flag(NamedTuple):
     """A command-line flag: the arguments of argparse's `add_argument`.
 
-    A name without dashes makes a positional argument."""
+    A name without dashes makes a positional argument.
+    """
 
     name: str
     metavar: str
@@ -40,8 +41,10 @@ class Flag(NamedTuple):
 
     @property
     def is_path(self) -> bool:
-        """Whether the flag's value is always a path, and the job reads or writes it. `--config` is
-        not one, because the command line itself reads that file."""
+        """Whether the flag's value is always a path, and the job reads or writes it.
+
+        `--config` is not one, because the command line itself reads that file.
+        """
         return self.metavar in ("DIR", "FILE") and self.name != "--config"
 
     @property
@@ -55,7 +58,8 @@ class Section(NamedTuple):
 
     In a command's help, sections with the same title share a heading; they must be adjacent, so
     that the flags have the same order everywhere. An empty title means no heading. `commands` is
-    None if every command has the flags."""
+    None if every command has the flags.
+    """
 
     title: str
     commands: tuple[str, ...] | None

@@ -28,8 +28,9 @@ class EscapingFormatter(logging.Formatter):
 
 
 class _Handler(logging.StreamHandler[io.TextIOWrapper]):
-    """A handler that ignores failed writes, because the errors of a full disk would bury the line
-    that the user should see.
+    """A handler that ignores failed writes.
+
+    The errors of a full disk would bury the line that the user should see.
 
     Attributes:
       has_traceback: whether it has written a traceback of this package, so that the log is worth
@@ -47,14 +48,18 @@ class _Handler(logging.StreamHandler[io.TextIOWrapper]):
 
 
 def _is_our_traceback(record: logging.LogRecord) -> bool:
-    """Returns whether a record is a traceback of this package. The terminal does not need it,
-    because a separate line reports what it means for the user."""
+    """Returns whether a record is a traceback of this package.
+
+    The terminal does not need it, because a separate line reports what it means for the user.
+    """
     return bool(record.exc_info) and record.name.startswith("pipeline")
 
 
 def is_for_terminal(record: logging.LogRecord) -> bool:
-    """Returns whether a record is a message of this package. Those of libraries tell users nothing
-    that they could act on; the log has them."""
+    """Returns whether a record is a message of this package.
+
+    Those of libraries tell users nothing that they could act on; the log has them.
+    """
     is_ours = record.name.startswith(("pipeline", "transforms"))
     return is_ours and not _is_our_traceback(record)
 
@@ -141,8 +146,10 @@ def _log_thread(arguments: threading.ExceptHookArgs) -> None:
 
 @contextlib.contextmanager
 def _children_write_to(log: int) -> Iterator[None]:
-    """Redirects standard error, which child processes inherit, to a file; this process's own
-    messages still reach the terminal."""
+    """Redirects standard error, which child processes inherit, to a file.
+
+    This process's own messages still reach the terminal.
+    """
     inherited = os.dup(2)
     before, encoding = sys.stderr, sys.stderr.encoding
     os.dup2(log, 2)

@@ -156,8 +156,10 @@ class Holder:
         return None if process is None else process.is_alive()
 
     def is_attempt_of(self, job: str) -> bool:
-        """Returns whether the holder is an earlier attempt of a job's step, and not another step of
-        the job that is running on this machine."""
+        """Returns whether the holder is an earlier attempt of a job's step.
+
+        Another step of the job that is running on this machine is not one.
+        """
         process = self._process()
         return bool(job) and self.job == job and not (process and process.is_alive())
 
@@ -257,23 +259,23 @@ def release_if_owned(store: Store, lock: str, owner: Owner) -> None:
 
 
 def is_held(store: Store, lock: str, token: str | None = None) -> bool:
-    """Returns whether a lock is held; if a token is given, whether the lock is held with that
-    token."""
+    """Returns whether a lock is held; if a token is given, whether it is held with that token."""
     claim = files_of(store.root).current_claim(store.path(lock))
     return claim is not None and token in (None, claim.token)
 
 
 def current_holder(store: Store, lock: str) -> str | None:
-    """Returns the holder of a lock in words; None if the lock is free, or if its holder is known to
-    have ended."""
+    """Returns a lock's holder in words; None if it is free or its holder is known to have ended."""
     claim = files_of(store.root).current_claim(store.path(lock))
     holder = claim and Holder.from_claim(claim)
     return str(holder) if holder and holder.is_at_work() is not False else None
 
 
 def remove_dead_locks(store: Store) -> None:
-    """Removes locks of holders that are known to have ended, because a lock that no later job wants
-    would otherwise stay forever."""
+    """Removes locks of holders that are known to have ended.
+
+    A lock that no later job wants would otherwise stay forever.
+    """
     files, folder = files_of(store.root), store.path(WORK_FOLDER)
     names = (posixpath.basename(path) for path in files.file_paths(folder))
     for name in (*names, *files.folder_names(folder)):
@@ -351,20 +353,26 @@ def locked(store: Store, lock: str, wait: float = 0.0) -> Iterator[Store]:
 
 
 def fenced_for_job(store: Store) -> Store:
-    """Returns a job's dataset folder, which can be written to for as long as the job holds the
-    dataset's lock: see `Store.fenced`. Returns the store itself if it belongs to no job."""
+    """Returns a job's dataset folder, writable for as long as the job holds the dataset's lock.
+
+    See `Store.fenced`. Returns the store itself if it belongs to no job.
+    """
     return store.fenced(DATASET_LOCK, store.job) if store.job else store
 
 
 def with_new_job(store: Store) -> Store:
-    """Returns the dataset folder for a job that is about to be submitted, with a new token by which
-    its steps are recognised."""
+    """Returns the dataset folder for a job that is about to be submitted.
+
+    It has a new token by which the job's steps are recognised.
+    """
     return store.for_job(uuid.uuid4().hex)
 
 
 def with_job_of_this_process(store: Store) -> Store:
-    """Returns the dataset folder for a job that this process may submit again, so its token is
-    always the same."""
+    """Returns the dataset folder for a job that this process may submit again.
+
+    Therefore its token is always the same.
+    """
     return store.for_job(hashlib.sha256(text_bytes(processes.this_process().name)).hexdigest()[:32])
 
 
@@ -393,8 +401,9 @@ _NOTES = re.compile(r".+\+[0-9]+(\+[0-9]*)?")
 
 @contextlib.contextmanager
 def removed_if_refused(store: Store, *notes: str) -> Iterator[None]:
-    """Removes a new folder again if the block fails before it has written a file, because later
-    commands take a work folder for a sign that the folder is ours.
+    """Removes a new folder again if the block fails before it has written a file.
+
+    Later commands take a work folder for a sign that the folder is ours.
 
     Args:
       store: the folder that the block writes into.

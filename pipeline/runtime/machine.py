@@ -35,8 +35,10 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def usable_memory(root: Path = Path("/")) -> int:
-    """Returns the bytes of memory that this process may use: the memory of the machine, or the
-    lowest limit of the process's control groups if that is lower.
+    """Returns the bytes of memory that this process may use.
+
+    That is the memory of the machine, or the lowest limit of the process's control groups if that
+    is lower.
 
     Args:
       root: as in `usable_cores`.
@@ -49,8 +51,9 @@ def usable_memory(root: Path = Path("/")) -> int:
 
 
 def _control_groups(root: Path) -> Iterator[Path]:
-    """Yields the folders of this process's control groups, of versions 2 and 1, and of the groups
-    above them, whose limits apply, too. Batch systems and systemd limit groups at any depth.
+    """Yields the folders of this process's control groups, versions 2 and 1, and of those above.
+
+    The limits of the groups above apply, too. Batch systems and systemd limit groups at any depth.
 
     The formats are those of proc_pid_cgroup(5), proc_pid_mountinfo(5) and cgroups(7).
     """
@@ -93,8 +96,11 @@ _NEVER = 2**31 - 1
 
 
 def give_back_freed_memory() -> None:
-    """Releases whole free pages to the system. Called between two models, because the next model's
-    tensors have other sizes and would not fit into the gaps."""
+    """Releases whole free pages to the system.
+
+    Called between two models, because the next model's tensors have other sizes and would not fit
+    into the gaps.
+    """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 

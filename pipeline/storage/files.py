@@ -1,6 +1,7 @@
-"""Files by absolute path, on this machine, mounted file systems included, or in Google Cloud
-Storage (`gs://bucket/name`); and claims on paths. The path decides which of the two storages is
-used. Both implement `pipeline.storage.interface`.
+"""Files by absolute path, on this machine or in Google Cloud Storage, and claims on paths.
+
+The path decides which of the two storages is used: `gs://bucket/name`, or this machine, mounted
+file systems included. Both implement `pipeline.storage.interface`.
 
 A claim on this machine is a folder:
 
@@ -134,8 +135,10 @@ class LocalFiles(Files):
             self.sync_folder(os.path.dirname(path))
 
     def copy(self, source: str, target: str) -> None:
-        """Copies a file, as a hard link if possible. A link is safe, because files are replaced and
-        never changed in place."""
+        """Copies a file, as a hard link if possible.
+
+        A link is safe, because files are replaced and never changed in place.
+        """
         _make_folder_of(target)
         with self._guarded():
             aside = self._intermediate(f"{target}.{os.urandom(16).hex()}")
@@ -365,8 +368,7 @@ def _raise_unless_missing(error: OSError) -> None:
 
 
 def _regular(path: str, status: os.stat_result) -> os.stat_result:
-    """Returns the status of a file. Refuses pipes, sockets and devices, which might block or never
-    end."""
+    """Returns a file's status; refuses pipes, sockets and devices, which may block or never end."""
     kind = stat.S_IFMT(status.st_mode)
     if kind in (stat.S_IFREG, stat.S_IFDIR):  # Opening a folder raises an error of its own.
         return status
@@ -390,8 +392,9 @@ def is_remote(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """Returns a path that a user typed as an absolute path. Only the root of a file system or
-    bucket ends with a slash.
+    """Returns a path that a user typed as an absolute path.
+
+    Only the root of a file system or bucket ends with a slash.
 
     Raises:
       UsageError: the path is on a storage that is not supported, names no bucket, or is remote and
@@ -445,10 +448,12 @@ def files_of(path: str) -> Files:
 
 
 def arrow_source(path: str) -> str | BinaryIO:
-    """Returns what pyarrow can read a file from: its path if it is local and valid UTF-8, otherwise
-    the opened file. A path is not valid UTF-8 if a folder's name is in another encoding, or if it
-    has other characters than ASCII in the C locale. Raises OSError or UsageError if the file cannot
-    be opened."""
+    """Returns what pyarrow can read a file from: its path, or the opened file.
+
+    It is the path if the path is local and valid UTF-8. A path is not valid UTF-8 if a folder's
+    name is in another encoding, or if it has other characters than ASCII in the C locale. Raises
+    OSError or UsageError if the file cannot be opened.
+    """
     file = files_of(path).open(path)
     if is_remote(path) or not path.isprintable():  # Lone surrogates are not printable.
         return file

@@ -56,8 +56,7 @@ _clients_lock = threading.Lock()
 
 
 def client() -> storage.Client:
-    """Returns this process's client; each process has its own, because connections do not survive a
-    fork."""
+    """Returns this process's client; each has its own, as connections do not survive a fork."""
     with _clients_lock:
         if os.getpid() not in _clients:
             try:
@@ -79,8 +78,10 @@ def client() -> storage.Client:
 
 
 def with_retries(call: Callable[[], T], path: str) -> T:
-    """Calls a function, up to `_ATTEMPTS` times, until its response does not end early. Raises
-    OSError if the call fails."""
+    """Calls a function, up to `_ATTEMPTS` times, until its response does not end early.
+
+    Raises OSError if the call fails.
+    """
     for attempt in range(_ATTEMPTS):
         try:
             with translated(path):
@@ -223,8 +224,10 @@ class GcsFiles(Files):
         *,
         durable: bool = False,
     ) -> Iterator[BinaryIO]:
-        """Collects the content on this machine before uploading it, because an interrupted writer
-        or upload must not leave a truncated object."""
+        """Collects the content on this machine before uploading it.
+
+        An interrupted writer or upload must not leave a truncated object.
+        """
         file = cast(BinaryIO, tempfile.SpooledTemporaryFile(_SPOOLED_BYTES))  # noqa: SIM115
 
         def upload() -> None:
@@ -340,8 +343,9 @@ class GcsFiles(Files):
 
 
 class FencedGcsFiles(GcsFiles):
-    """Objects for the holder of a claim, which is checked before each request that changes objects;
-    for an upload or a copy, a check of the last `_CHECK_SECONDS` is enough.
+    """Objects for the holder of a claim, which is checked before each request that changes objects.
+
+    For an upload or a copy, a check of the last `_CHECK_SECONDS` is enough.
 
     A process may be suspended between the check and the request. So a file whose presence says that
     other files are complete has a second safeguard: it replaces only the generation that its writer
@@ -358,8 +362,10 @@ class FencedGcsFiles(GcsFiles):
         self._generations: dict[str, int] = {}
 
     def _check(self, max_age: float = 0.0) -> None:
-        """Raises JobError if the claim is lost. Skips the check if the last one passed less than
-        `max_age` seconds ago."""
+        """Raises JobError if the claim is lost.
+
+        Skips the check if the last one passed less than `max_age` seconds ago.
+        """
         now = time.monotonic()
         if now - self._checked < max_age:
             return
@@ -423,8 +429,10 @@ class _FullError(Exception):
 
 
 class _Limited(io.BytesIO):
-    """A file in memory that takes at most `limit` bytes, or any number if the limit is None. Asking
-    for the object's size before reading it would cost one more request."""
+    """A file in memory that takes at most `limit` bytes, or any number if the limit is None.
+
+    Asking for the object's size before reading it would cost one more request.
+    """
 
     def __init__(self, limit: int | None) -> None:
         super().__init__()
@@ -464,8 +472,7 @@ class _Ranges(io.RawIOBase):
 
 
 def _spans(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Merges neighbouring ranges, each (offset, length), into spans (start, end); each span takes
-    one request."""
+    """Merges neighbouring ranges (offset, length) into spans (start, end) of one request each."""
     spans: list[tuple[int, int]] = []
     for offset, length in sorted(ranges):
         if spans and offset - spans[-1][1] <= _GAP_BYTES:

@@ -1,8 +1,8 @@
-"""The interface of a kind of storage, this machine's files or Google Cloud Storage; and calls in
-threads, which hide the latency of storage.
+"""The interface of a kind of storage, and calls in threads, which hide the latency of storage.
 
-The interface offers only what a dataset needs: writing files that appear whole, reading files or
-parts of them, listing folders, copying, moving and removing files, and claiming paths.
+The kinds are this machine's files and Google Cloud Storage. The interface offers only what a
+dataset needs: writing files that appear whole, reading files or parts of them, listing folders,
+copying, moving and removing files, and claiming paths.
 """
 
 from __future__ import annotations
@@ -80,38 +80,48 @@ class Fence:
 
 
 class Files(Protocol):
-    """One kind of storage. All paths are absolute. Unless a method says otherwise, a missing file
-    raises FileNotFoundError. Asking about or reading a pipe, socket or device raises UsageError."""
+    """One kind of storage, with absolute paths.
+
+    Unless a method says otherwise, a missing file raises FileNotFoundError. Asking about or reading
+    a pipe, socket or device raises UsageError.
+    """
 
     def info(self, path: str) -> FileInfo | None:
-        """Returns what is known about a file without reading it; None for a folder, or if there is
-        no such file that may be used. Raises OSError if a failing disk or network does not tell."""
+        """Returns what is known about a file without reading it.
+
+        Returns None for a folder, or if there is no such file that may be used. Raises OSError if a
+        failing disk or network does not tell.
+        """
 
     def is_folder(self, path: str) -> bool:
         """Returns whether a folder, or any object below that name, exists."""
 
     def walk(self, folder: str) -> Iterator[FileInfo]:
         """Yields all files below a folder, in order of path, but none behind links to folders.
-        Yields nothing if there is no such folder; a missing bucket raises FileNotFoundError."""
+
+        Yields nothing if there is no such folder; a missing bucket raises FileNotFoundError.
+        """
 
     def file_paths(self, folder: str) -> list[str]:
-        """Lists the paths of the files directly in a folder, sorted; empty if there is no such
-        folder."""
+        """Lists the sorted paths of the files directly in a folder; empty without such a folder."""
 
     def folder_names(self, folder: str) -> list[str]:
-        """Lists the names of the folders in a folder, except links, in no particular order; empty
-        if there is no such folder."""
+        """Lists the names of folders in a folder, except links, in any order; empty without it."""
 
     def read(self, path: str, limit: int | None = MAX_READ_BYTES) -> bytes:
-        """Reads a whole file. Raises TooLargeError if the file has more than `limit` bytes. The
-        limit is None for files that may have any size, such as weights."""
+        """Reads a whole file; raises TooLargeError if it has more than `limit` bytes.
+
+        The limit is None for files that may have any size, such as weights.
+        """
 
     def open(self, path: str) -> BinaryIO:
         """Opens a file for reading at any position."""
 
     def read_ranges(self, path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
-        """Reads parts of a file, each given as (offset, length) in bytes. Raises OSError if the
-        file ends before a part does."""
+        """Reads parts of a file, each given as (offset, length) in bytes.
+
+        Raises OSError if the file ends before a part does.
+        """
 
     def create(
         self,
@@ -121,8 +131,7 @@ class Files(Protocol):
         *,
         durable: bool = False,
     ) -> contextlib.AbstractContextManager[BinaryIO]:
-        """Writes a file that appears, whole, when the block ends; a block that raises leaves
-        nothing.
+        """Writes a file that appears whole when the block ends; a block that raises leaves nothing.
 
         Args:
           path: final path of the file.
@@ -140,22 +149,22 @@ class Files(Protocol):
         """Renames a file, replacing the target."""
 
     def sync_folder(self, folder: str) -> None:
-        """Makes the names in a folder reach the disk, where the storage does not do so by
-        itself."""
+        """Makes the names in a folder reach the disk, unless the storage does so by itself."""
 
     def make_folder(self, folder: str) -> None:
         """Makes an empty folder, where the storage has folders."""
 
     def prune(self, folder: str) -> None:
-        """Removes the empty folders below a folder, and the folder itself if it is empty; does
-        nothing if the folder is a link, or the storage has no folders."""
+        """Removes the empty folders below a folder, and the folder itself if it is empty.
+
+        Does nothing if the folder is a link, or the storage has no folders.
+        """
 
     def delete(self, path: str) -> None:
         """Removes a file if it exists."""
 
     def delete_tree(self, folder: str) -> None:
-        """Removes a folder and all files below it; if the folder is a link, removes only the
-        link."""
+        """Removes a folder and all files below it, or only the link if the folder is one."""
 
     def claim(self, path: str, token: str, metadata: bytes, temporary: str) -> bool:
         """Claims a path unless it is claimed already; returns whether this call has claimed it.
@@ -168,19 +177,25 @@ class Files(Protocol):
         """
 
     def current_claim(self, path: str) -> PathClaim | None:
-        """Returns the claim on a path, None if the path is not claimed. Raises JobError if
-        something else stands at a local path."""
+        """Returns the claim on a path, None if the path is not claimed.
+
+        Raises JobError if something else stands at a local path.
+        """
 
     def renew(self, path: str, claim: PathClaim) -> bool:
         """Renews a claim, unless its state has changed; returns whether the claim was renewed."""
 
     def unclaim(self, path: str, claim: PathClaim, temporary: str) -> bool:
-        """Removes a claim, unless its state has changed; returns whether the claim was removed. If
-        several processes try, only one of them succeeds, and a newer claim is never touched."""
+        """Removes a claim, unless its state has changed; returns whether the claim was removed.
+
+        If several processes try, only one of them succeeds, and a newer claim is never touched.
+        """
 
     def fenced(self, fence: Fence) -> Files:
-        """Returns the same storage for the holder of a claim: writing and removing raise JobError
-        once the claim is gone."""
+        """Returns the same storage for the holder of a claim.
+
+        Writing and removing raise JobError once the claim is gone.
+        """
 
 
 def too_large(path: str, size: int, limit: int) -> TooLargeError:

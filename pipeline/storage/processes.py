@@ -48,8 +48,10 @@ class Process:
         return match and cls(match["place"], int(match["pid"]), match["started"])
 
     def is_alive(self) -> bool | None:
-        """Returns whether the process is running; None if that cannot be known from here. A zombie
-        is not running: in a container, it may stay for as long as the container."""
+        """Returns whether the process is running; None if that cannot be known from here.
+
+        A zombie is not running: in a container, it may stay for as long as the container.
+        """
         if self.place != _place():
             return None
         try:
@@ -93,8 +95,11 @@ def _place() -> str:
 
 
 def _start_of(pid: int) -> str:
-    """Returns when a process started; `_ENDED` if it has ended, and its parent has not asked how;
-    an empty text where the system does not report the start."""
+    """Returns when a process started.
+
+    Returns `_ENDED` if the process has ended, and its parent has not asked how. Returns an empty
+    text where the system does not report the start.
+    """
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()

@@ -1,10 +1,10 @@
-"""Files that one job leaves for the next: JSON and Parquet, which may be damaged or forged; and CSV
-files for people.
+"""Files that one job leaves for the next, JSON and Parquet, and CSV files for people.
 
-After a power cut, the newest files may be empty or truncated under their final names. A file that
-cannot be parsed counts as missing: a warning names the file, and the job that needs it makes it
-again. Content is checked against types, so a file with another structure counts as damaged, too.
-`read_commit` and `read_table` are stricter, and raise errors.
+JSON and Parquet files may be damaged or forged. After a power cut, the newest files may be empty or
+truncated under their final names. A file that cannot be parsed counts as missing: a warning names
+the file, and the job that needs it makes it again. Content is checked against types, so a file with
+another structure counts as damaged, too. `read_commit` and `read_table` are stricter, and raise
+errors.
 
 CSV files have fixed columns, and the same bytes for the same rows. Spreadsheets take text that
 begins with `=`, `+`, `-`, `@`, a tab or a carriage return for a formula, and a formula may start
@@ -58,8 +58,9 @@ class NotJsonError(ValueError):
 
 
 def convert(content: object, kind: type[T], *, strict: bool = True) -> T:
-    """Converts parsed JSON as `msgspec.convert` does, which must not be called directly. If not
-    `strict`, text may stand for a number.
+    """Converts parsed JSON as `msgspec.convert` does, which must not be called directly.
+
+    If not `strict`, text may stand for a number.
 
     msgspec keeps what it learns about a type in the type, where other threads find it before it is
     complete. If the first two conversions to a type run at once, this can end the process with
@@ -105,8 +106,7 @@ def read_json(store: Store, path: str, kind: type[T]) -> T | None:
 
 
 def read_commit(store: Store, path: str, parse: Callable[[bytes], T]) -> T | None:
-    """Reads a JSON file whose content is stored nowhere else, so that it must not be overwritten
-    unasked.
+    """Reads a JSON file of content stored nowhere else, which must not be overwritten unasked.
 
     Args:
       store: the folder of the file.
@@ -165,8 +165,7 @@ def parse_parquet(store: Store, path: str, parse: Callable[[Any], T]) -> T:
 
 
 def tells_damage(error: Exception) -> bool:
-    """Returns whether an error of pyarrow means damaged content, rather than a failed read or
-    a lack of memory."""
+    """Returns whether an Arrow error means damaged content, not a failed read or lack of memory."""
     if isinstance(error, OSError):
         # The system's errors have a number, and object stores raise subclasses of OSError. Arrow's
         # errors about broken content are plain OSErrors without a number.
@@ -207,9 +206,11 @@ _GUARDED = re.compile(r"'+[=+\-@\t\r]")
 
 
 class _LineFeedRows(io.StringIO):
-    """A text buffer whose rows end with a line feed. Setting the csv module's `lineterminator`
-    would not work, because values with carriage returns would lose the quotes that the module's
-    reader needs."""
+    """A text buffer whose rows end with a line feed.
+
+    Setting the csv module's `lineterminator` would not work, because values with carriage returns
+    would lose the quotes that the module's reader needs.
+    """
 
     def write(self, row: str, /) -> int:
         return super().write(row.removesuffix("\r\n") + "\n")

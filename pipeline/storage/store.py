@@ -178,8 +178,10 @@ class Store:
         return dataclasses.replace(self, job=job)
 
     def fenced(self, lock: str, token: str) -> Store:
-        """Returns the same folder for the holder of a lock: writing and removing raise JobError
-        once the lock is lost."""
+        """Returns the same folder for the holder of a lock.
+
+        Writing and removing raise JobError once the lock is lost.
+        """
         return dataclasses.replace(self, fence=Fence(self.path(lock), token))
 
     def exists(self, relative: str) -> bool:
@@ -196,8 +198,10 @@ class Store:
         return self.files.is_folder(self.path(relative))
 
     def is_empty(self) -> bool:
-        """Returns whether there is no file or folder directly in the folder. It looks no deeper,
-        because a user may have named the root of a disk."""
+        """Returns whether there is no file or folder directly in the folder.
+
+        It looks no deeper, because a user may have named the root of a disk.
+        """
         files = self.files
         return not (files.file_paths(self.root) or files.folder_names(self.root))
 
@@ -207,8 +211,7 @@ class Store:
         return None if info is None else info.size
 
     def sizes(self, folder: str) -> dict[str, int]:
-        """Returns the size in bytes of each file below a folder, by relative path, from one
-        listing."""
+        """Returns each file's size in bytes below a folder, by relative path, from one listing."""
         return {self._relative(i.path): i.size for i in self.files.walk(self.path(folder))}
 
     def sizes_of(self, paths: Iterable[str]) -> list[int | None]:
@@ -248,9 +251,12 @@ class Store:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[Store]:
-        """Yields a view of the store that defers uploads: in object storage, files that are created
-        through it are uploaded several at a time when the block ends, and are missing if the block
-        raises. On this machine, the view makes no difference."""
+        """Yields a view of the store that defers uploads.
+
+        In object storage, files that are created through it are uploaded several at a time when the
+        block ends, and are missing if the block raises. On this machine, the view makes no
+        difference.
+        """
         uploads: list[Callable[[], object]] = []
         yield dataclasses.replace(self, deferred=uploads)
         in_parallel(lambda upload: upload(), uploads)
@@ -264,16 +270,18 @@ class Store:
         return FileDigest(relative, file.size, file.sha256, samples)
 
     def update(self, relative: str, data: bytes, *, durable: bool = False) -> bool:
-        """Writes a whole file, unless it already holds these bytes; returns whether it was
-        written."""
+        """Writes a whole file unless it already holds these bytes; returns whether it did so."""
         if self.size(relative) == len(data) and self.read(relative) == data:
             return False
         self.write(relative, data, durable=durable)
         return True
 
     def temporary(self) -> str:
-        """Returns a unique absolute path for a file that is being written. The process is part of
-        the name, so that the leftovers of a killed process can be recognised."""
+        """Returns a unique absolute path for a file that is being written.
+
+        The process is part of the name, so that the leftovers of a killed process can be
+        recognised.
+        """
         return self.writable_path(f"{TEMPORARY}/{this_process().name}+{uuid.uuid4().hex}")
 
     def digest(self, relative: str) -> str:
@@ -286,8 +294,10 @@ class Store:
         self.files.move(self.writable_path(source), self.writable_path(target))
 
     def move_all(self, moves: Iterable[tuple[str, str]]) -> None:
-        """Renames files, each given as (source, target), and makes sure that the new names reach
-        the disk. Missing files are skipped."""
+        """Renames files, given as (source, target), and makes the new names reach the disk.
+
+        Missing files are skipped.
+        """
         moves = list(moves)
 
         def move(paths: tuple[str, str]) -> None:
@@ -349,16 +359,20 @@ class Store:
         self.files.make_folder(self.writable_path(relative))
 
     def prune(self, relative: str) -> None:
-        """Removes the empty folders below a folder, and the folder itself if it is empty; does
-        nothing in object storage, or if the folder is a link."""
+        """Removes the empty folders below a folder, and the folder itself if it is empty.
+
+        Does nothing in object storage, or if the folder is a link.
+        """
         self.files.prune(self.writable_path(relative))
 
     def _relative(self, path: str) -> str:
         return path[len(self.root) :].lstrip(os.sep).replace(os.sep, "/")
 
     def _for_each(self, call: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """Calls a function on each item, several at a time in object storage; returns the results
-        in order."""
+        """Calls a function on each item, several at a time in object storage.
+
+        Returns the results in order.
+        """
         return in_parallel(call, items) if self.is_remote else [call(item) for item in items]
 
 

@@ -194,8 +194,10 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class LoadFailure:
-    """The message of an error, returned in place of a batch. If the error were raised, it would
-    reach the main process as a traceback instead of one line."""
+    """The message of an error, returned in place of a batch.
+
+    If the error were raised, it would reach the main process as a traceback instead of one line.
+    """
 
     message: str
 

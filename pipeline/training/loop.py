@@ -1,5 +1,6 @@
-"""The training loop. A training that was stopped resumes after its last complete epoch. Each epoch
-has a progress bar, a line of output and a row of a table.
+"""The training loop, which resumes a stopped training after its last complete epoch.
+
+Each epoch has a progress bar, a line of output and a row of a table.
 
 OUTPUT/model.safetensors   weights after the last epoch, for --models ARCH=FILE
 OUTPUT/state.pth           weights, optimizer, log, plan and more: all that resuming needs
@@ -185,8 +186,10 @@ def train(
 
 
 def holds_other_training(dataset: Dataset, plan: TrainPlan, store: Store) -> bool:
-    """Returns whether a folder holds a training that `train` would not resume. The arguments are
-    those of `train`."""
+    """Returns whether a folder holds a training that `train` would not resume.
+
+    The arguments are those of `train`.
+    """
     try:
         state = read_state_file(store)
         if state is not None:
@@ -271,8 +274,11 @@ class _TrainingRun:
         return text + (f"; resuming after epoch {done} of {plan.epochs}" if done else "")
 
     def _write(self, epochs: int, rows: list[dict[str, Any]]) -> None:
-        """Writes the model, the log and then the state. The state is written last, because an epoch
-        counts as complete as soon as the state includes it."""
+        """Writes the model, the log and then the state.
+
+        The state is written last, because an epoch counts as complete as soon as the state includes
+        it.
+        """
         self._write_model(epochs)
         columns = [field.name for field in dataclasses.fields(EpochLog)]
         self.store.write(LOG, csv_bytes(columns, rows))
@@ -334,8 +340,7 @@ def torch_settings(plan: TrainPlan) -> Iterator[None]:
 
 
 def read_state_file(store: Store) -> State | None:
-    """Reads the state of the training in a folder, with its tensors on the CPU; returns None
-    without a file.
+    """Reads the state of a training in a folder, its tensors on the CPU; None without a file.
 
     Raises:
       JobError: the file cannot be read, or its format or version is not supported.
@@ -425,8 +430,7 @@ def run_epoch(
 
 
 def _validate(learner: Learner, schedule: Schedule, batches: Iterator[Batch]) -> list[float]:
-    """Runs a validation; returns the four sums of `Learner.test`, which are all 0 without
-    validation pictures."""
+    """Runs a validation; returns the four sums of `Learner.test`, all 0 without pictures."""
     learner.begin_validation()
     sums = learner.zero_sums()
     for _ in range(schedule.validation_batches):

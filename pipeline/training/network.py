@@ -1,5 +1,7 @@
-"""Networks to train: timm architectures with one output per superclass, and the learner, which is a
-network with its optimizer and learns one batch at a time."""
+"""Networks to train: timm architectures with one output per superclass, and the learner.
+
+The learner is a network with its optimizer, and learns one batch at a time.
+"""
 
 from __future__ import annotations
 

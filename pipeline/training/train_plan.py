@@ -22,8 +22,9 @@ half the sum of the squared weights, for standardised features."""
 
 
 def describe_penalty(penalty: float) -> str:
-    """Formats a penalty. If it is the first or last of `PENALTIES`, the text says so, because a
-    penalty beyond that end might fit better.
+    """Formats a penalty, and says so if it is the first or last of `PENALTIES`.
+
+    A penalty beyond that end might fit better.
 
     >>> describe_penalty(0.1), describe_penalty(10.0)
     ('0.1', '10 (the strongest that is tried)')
@@ -184,8 +185,10 @@ class TrainPlan:
         return "-".join([*parts, f"seed{self.seed}"])
 
     def identity(self, dataset: Dataset) -> dict[str, Any]:
-        """Returns the settings, and the dataset's fingerprint, that decide the trained weights on a
-        given machine, as JSON-serialisable values."""
+        """Returns the settings and the dataset's fingerprint, as JSON-serialisable values.
+
+        They decide the trained weights on a given machine.
+        """
         fields = dataclasses.asdict(self).items()
         kept = {name: value for name, value in fields if name not in _MACHINE_FIELDS}
         return {**kept, "dataset": dataset.manifest.fingerprint}
@@ -256,7 +259,8 @@ def choose_splits(
 
     Args:
       dataset: the dataset.
-      train_split, eval_split: values of `--train_split` and `--eval_split`, None for the default.
+      train_split: value of `--train_split`, None for the default.
+      eval_split: value of `--eval_split`, None for the default.
       holdout: value of `--holdout`, the share of images that are held out; 0 holds out none.
 
     Returns:

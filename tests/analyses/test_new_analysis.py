@@ -1,5 +1,7 @@
-"""Tests that an analysis is one folder and one line: an analysis that is added to a copy of this
-checkout works everywhere."""
+"""Tests that an analysis is one folder and one line.
+
+An analysis that is added to a copy of this checkout works everywhere.
+"""
 
 from __future__ import annotations
 

@@ -157,10 +157,9 @@ def wrong_documents(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
 
 
 def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
-    """Yields faults with a wrong type, huge number, hostile path or lone surrogate in each field,
-    or without it.
+    """Yields faults with a wrong type or a bad value in each field, or without the field.
 
-    The commands take turns.
+    A bad value is a huge number, a hostile path or a lone surrogate. The commands take turns.
     """
     main = itertools.cycle(("verify", "run", "verify", "report", "verify", "evaluate"))
     # Commands for documents that only jobs read.
@@ -222,8 +221,10 @@ def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
 
 
 def undecodable_failures(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
-    """Yields faults of models whose file names or errors are not UTF-8, in this run or an earlier
-    one, which stored them as they were."""
+    """Yields faults of models whose file names or errors are not UTF-8.
+
+    They are of this run, or of an earlier one, which stored them as they were.
+    """
 
     def checkpoint(trial: Path) -> None:
         (trial / "tmp" / "bad\udcff.pth").write_bytes(b"junk")

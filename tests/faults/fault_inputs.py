@@ -825,8 +825,10 @@ def _hostile_labels() -> Iterator[Input]:
 
 
 def _deep() -> Iterator[Input]:
-    """Yields nesting that is too deep for parsers, or for functions that call themselves for each
-    level, in each JSON and TOML that a flag names."""
+    """Yields nesting that is too deep, in each JSON and TOML that a flag names.
+
+    It is too deep for parsers, or for functions that call themselves for each level.
+    """
     where = "val/n02110063/sample_val_00000001.JPEG"
 
     def hub_model(folder: Path, deep: str) -> tuple[str, ...]:

@@ -167,8 +167,11 @@ def kind_of(file: str) -> str:
 
 
 def files_by_kind(output: Path) -> dict[str, str]:
-    """Returns one file of each kind, the last, because commands that try one file try the first; in
-    staging the first, because a killed run may have left no record of the last shard."""
+    """Returns one file of each kind: the last, but in staging the first.
+
+    It is the last, because commands that try one file try the first. In staging it is the first,
+    because a killed run may have left no record of the last shard.
+    """
     files: dict[str, str] = {}
     for path in sorted(output.rglob("*")):
         if path.is_file() and path.stat().st_size:

@@ -1,5 +1,7 @@
-"""Faults around a whole job: of an object store, which must not change the manifest, and of the
-cache of compiled kernels, whose code must not run."""
+"""Faults around a whole job: of an object store, and of the cache of compiled kernels.
+
+Faults of the store must not change the manifest. Code of a faulty cache must not run.
+"""
 
 from __future__ import annotations
 

@@ -84,8 +84,10 @@ def toy_rows(folder: Path, each: int = 3) -> list[dict[str, object]]:
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with twelve pictures of four classes in three superclasses, their manifest and
-    taxonomy, and models. Tests must not change it."""
+    """Folder with pictures, their manifest and taxonomy, and models; tests must not change it.
+
+    There are twelve pictures of four classes in three superclasses.
+    """
     folder = tmp_path_factory.mktemp("toy")
     write_csv(folder / "manifest.csv", toy_rows(folder))
     write_csv(folder / "kinds.csv", ({"class": c, "superclass": s} for c, s in CLASSES.items()))
@@ -102,8 +104,10 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def toy_run(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Output of the main job on `toy`, with models of three, four and five outputs. Tests must not
-    change it."""
+    """Output of the main job on `toy`, with models of three, four and five outputs.
+
+    Tests must not change it.
+    """
     output = tmp_path_factory.mktemp("toy_run") / "out"
     models = ",".join(f"python:toy_models:{name}" for name in ("three", "four", "five"))
     with pytest.MonkeyPatch.context() as patch:

@@ -1,5 +1,4 @@
-"""Tests that leftovers of killed jobs go, that foreign files stay, and that `verify` knows of jobs
-at work."""
+"""Tests that killed jobs' leftovers go, foreign files stay, and `verify` knows of jobs at work."""
 
 from __future__ import annotations
 
@@ -61,8 +60,10 @@ def names_below(folder: Path) -> set[str]:
 
 
 def killed_before_change(number: int, work: Callable[[], object]) -> bool:
-    """Runs work in a process that is killed after `number` changes of files or folders; returns
-    whether it was killed before the work ended."""
+    """Runs work in a process that is killed after `number` changes of files or folders.
+
+    Returns whether it was killed before the work ended.
+    """
     child = os.fork()
     if child == 0:
         remaining = iter(range(number))

@@ -253,8 +253,11 @@ def test_an_export_that_fails_keeps_the_shards_that_it_has_finished(
 
 @pytest.fixture(scope="module")
 def archive(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Export as a compressed tar, with three faults that real archives have: mixed_rand's pictures
-    carry mixed_next's names, one picture is cut off, and one is missing in one version."""
+    """Export as a compressed tar, with three faults that real archives have.
+
+    The pictures of mixed_rand carry the names of mixed_next, one picture is cut off, and one is
+    missing in one version.
+    """
     path = tmp_path_factory.mktemp("archive") / "bg_challenge.tar.gz"
     broken, absent = sorted(truth_of(export))[:2]
     next_names = {p.name[:22]: p.name for p in (export / "mixed_next").rglob("*.JPEG")}

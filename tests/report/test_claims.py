@@ -157,8 +157,11 @@ def test_a_wider_interval_never_decides(
 
 
 def test_the_published_figure_decides_nothing(three_draws: Path) -> None:
-    """Checks that 40 %, where the paper has 11.9 to 17.8, supports the claim, and that 14.6 %,
-    below a chance of 24 %, does not refute it, since most answers are outside the nine classes."""
+    """Checks that 40 % supports the claim, and that 14.6 %, below chance, does not refute it.
+
+    The paper has 11.9 to 17.8 %. An accuracy below a chance of 24 % refutes nothing, since most
+    answers are outside the nine classes.
+    """
     for share, low, high, verdict in (
         (0.40, 0.32, 0.48, Verdict.HOLDS),
         (0.146, 0.098, 0.211, Verdict.OPEN),

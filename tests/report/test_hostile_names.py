@@ -1,5 +1,7 @@
-"""Tests that names of classes and models, and errors, are text in every file that a run writes:
-they begin no tag, link, formula or comment, and end no cell, line or string."""
+"""Tests that names of classes and models, and errors, are text in every file that a run writes.
+
+They begin no tag, link, formula or comment, and end no cell, line or string.
+"""
 
 from __future__ import annotations
 

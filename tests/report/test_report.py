@@ -451,8 +451,10 @@ def test_a_dataset_without_models_has_a_page(one_worker: Path, tmp_path: Path) -
 
 
 def _every_field(output: Path) -> dict[str, Any]:
-    """Returns the results of a run by file, with every field that results can have. The last is a
-    row of a matrix, tested on IN-9L."""
+    """Returns the results of a run by file, with every field that results can have.
+
+    The last is a row of a matrix, tested on IN-9L.
+    """
     folder = f"results/{MODELS[0]}"
     files = ("model", "attack", "saliency")
     model, attack, saliency, trend = (

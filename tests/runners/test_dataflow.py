@@ -235,8 +235,10 @@ def test_what_was_staged_runs_as_it_is(
     one_worker: Path,
     tmp_path: Path,
 ) -> None:
-    """Checks that one graph does the whole job, that the same graph then finds nothing to do, and
-    that a waiting launcher prints what a local job prints."""
+    """Checks that one graph does the whole job, and that it then finds nothing to do.
+
+    A launcher that waits prints what a local job prints.
+    """
     job, _ = submitted["out"]
     run_as_worker(cloud, job, tmp_path)
     manifest = json.loads(cloud.read(f"{ROOT}/out/manifest.json"))

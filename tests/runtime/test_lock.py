@@ -242,8 +242,10 @@ def test_where_there_are_no_hard_links_files_are_looked_after_all_the_same(
 
 
 def test_in_object_storage_a_commit_is_of_what_its_writer_has_seen(server: None) -> None:
-    """Checks that writes are conditional, since a late holder may be suspended between its look at
-    the lock and its request."""
+    """Checks that writes are conditional.
+
+    A late holder may be suspended between its look at the lock and its request.
+    """
     store = Store.at(f"gs://{BUCKET}/seen")
     store.write("manifest.json", b"0")
     with locked(store, DATASET_LOCK) as fenced:

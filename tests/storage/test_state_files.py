@@ -1,5 +1,7 @@
-"""Tests files that jobs leave for others: damaged ones count as missing, and no name in them leads
-out of the folder."""
+"""Tests files that jobs leave for others.
+
+Damaged ones count as missing, and no name in them leads out of the folder.
+"""
 
 from __future__ import annotations
 

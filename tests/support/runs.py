@@ -67,14 +67,18 @@ def run_in9(*arguments: object, check: int | None = 0) -> subprocess.CompletedPr
 
 
 def run_here(*arguments: object, code: int = 0) -> None:
-    """Runs a command in this process, since most take longer to start than to run; asserts that it
-    exits with `code`."""
+    """Runs a command in this process; asserts that it exits with `code`.
+
+    Most commands take longer to start than to run.
+    """
     assert main([str(argument) for argument in arguments]) == code
 
 
 def run_python(code: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs code in an interpreter of its own, with further environment variables; asserts that it
-    exits with 0."""
+    """Runs code in an interpreter of its own; asserts that it exits with 0.
+
+    `variables` are further environment variables.
+    """
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
@@ -89,8 +93,10 @@ def run_python(code: str, *arguments: str, **variables: str) -> subprocess.Compl
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Returns the only line on standard error of a command that exits with 2. Asserts that it
-    leaves every file and folder as it was that an argument of type Path names."""
+    """Returns the only line on standard error of a command that exits with 2.
+
+    Asserts that it leaves every file and folder as it was that an argument of type Path names.
+    """
     paths = [argument for argument in arguments if isinstance(argument, Path)]
     before = [everything(path) for path in paths]
     run_here(*arguments, code=2)
@@ -102,8 +108,10 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def everything(path: Path) -> dict[Path, int | None]:
-    """Returns the modification time of every file at or below a path, with the work folder, and
-    None for every folder."""
+    """Returns the modification time of every file at or below a path, and None for every folder.
+
+    The work folder is included.
+    """
     paths = [each for each in (path, *path.rglob("*")) if each.is_symlink() or each.exists()]
     return {each: None if each.is_dir() else each.lstat().st_mtime_ns for each in paths}
 
@@ -179,8 +187,10 @@ def results_of(output: Path) -> dict[str, bytes]:
 
 
 def write_all(output: Path, pictures: str = "sample") -> None:
-    """Writes tables, page and figures, as `in9 report` does, but without PDF files, which take
-    several times as long as all else."""
+    """Writes tables, page and figures, as `in9 report` does, but without PDF files.
+
+    PDF files take several times as long as all else.
+    """
     store = Store(str(output))
     write_tables(Dataset.open(store))
     write_report(store, imagenet9(), pictures)

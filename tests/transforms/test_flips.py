@@ -91,8 +91,10 @@ def test_a_constant_answer_never_flips(of: tuple[Array, Array, Array, Any], answ
 
 
 def test_a_rate_does_not_grow_with_the_draws() -> None:
-    """Checks answers that the background alone decides: the share of foregrounds with any change
-    grows with the draws, the rate does not."""
+    """Checks answers that the background alone decides.
+
+    The share of foregrounds with any change grows with the draws, the rate does not.
+    """
     rng = np.random.default_rng(0)
     images, chance = 600, 0.2
     is_odd = rng.random(images) < chance

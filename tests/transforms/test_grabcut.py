@@ -109,9 +109,11 @@ def test_masks_are_those_of_opencv(sized: tuple[Image, Rect], iterations: int, s
 
 
 def assert_no_cut_is_better(image: Image, rect: Rect, iterations: int, seed: int) -> None:
-    """Checks the first iteration after which two masks differ: OpenCV's is no better cut of our
-    graph. If the minimum cut is not unique, OpenCV leaves each free pixel in the tree in which it
-    was last, and its mask may then be no minimum cut at all."""
+    """Checks the first iteration after which masks differ: OpenCV's is no better cut of our graph.
+
+    If the minimum cut is not unique, OpenCV leaves each free pixel in the tree in which it was
+    last, and its mask may then be no minimum cut at all.
+    """
     graphs: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
 
     def cut(residual: NDArray[np.int32], excess: NDArray[np.int32], *rest: Any) -> int:

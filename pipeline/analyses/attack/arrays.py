@@ -94,8 +94,8 @@ class Cutouts:
 
         Args:
           backgrounds: (B, S, S, 3) uint8 on the device, RGB.
-          foreground, background: (n,) int64 on the device, positions of each pair's foreground in
-            these cutouts and of its background in `backgrounds`.
+          foreground: (n,) int64 on the device, position of each pair's foreground in these cutouts.
+          background: (n,) int64 on the device, position of each pair's background in `backgrounds`.
 
         Returns:
           (n, 3, S, S) float32 in [0, 1], with the same pixels as
@@ -118,7 +118,8 @@ def stream_cutouts(
     """Decodes the foregrounds of chunks, one chunk at a time.
 
     Args:
-      dataset, split: the dataset and the split to read from.
+      dataset: the dataset to read from.
+      split: the split to read from.
       grid: grid of the attack.
       chunks: numbers of the chunks, in rising order.
       device: device to put the foregrounds on.
@@ -146,8 +147,7 @@ def stream_cutouts(
 def _samples(
     dataset: Dataset, split: str, variant: str, axis: GridAxis
 ) -> Generator[Sample, None, None]:
-    """Yields a variant's samples of the images on an axis, in the order of the axis, which is the
-    order of the dataset."""
+    """Yields a variant's samples of the images on an axis, in its order, which is the dataset's."""
     expected = iter(axis.keys)
     for shard in sorted(set(axis.shards)):
         missing = {
@@ -214,8 +214,8 @@ class GridModel:
 
         Args:
           cutouts: the foregrounds.
-          foreground, background: (n,) int64 on the device, positions of each pair's foreground and
-            background.
+          foreground: (n,) int64 on the device, position of each pair's foreground.
+          background: (n,) int64 on the device, position of each pair's background.
 
         Returns:
           (rules, n) int16 on the device, for `_fetch`: labels under each rule of `LABEL_RULES`, -1
@@ -277,8 +277,9 @@ def stop_early(
     batch_size: int,
     note: Callable[[int], None],
 ) -> Grid:
-    """Tries backgrounds on each foreground of a chunk until one turns its prediction wrong under
-    every label rule.
+    """Tries backgrounds on each foreground of a chunk until one turns it under every label rule.
+
+    A foreground is turned when its prediction is wrong.
 
     Args:
       model: the model with its backgrounds.

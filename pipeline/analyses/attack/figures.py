@@ -20,8 +20,10 @@ from transforms.taxonomy import Taxonomy
 
 
 def make_plots(evidence: Evidence) -> Iterator[Plot]:
-    """Makes the figures for which there are results. Models are named with the size of their grid
-    if sizes differ."""
+    """Makes the figures for which there are results.
+
+    Models are named with the size of their grid if sizes differ.
+    """
     attacked = evidence.models_with(AttackResult)[:COMPARED]
     has_sizes = len({attack.size for _, attack in attacked}) > 1
     named = [
@@ -35,8 +37,10 @@ def make_plots(evidence: Evidence) -> Iterator[Plot]:
 def _fooled_by_class(
     attacked: Sequence[tuple[str, AttackResult]], taxonomy: Taxonomy, is_paper: bool
 ) -> Iterator[Plot]:
-    """Draws the share of foregrounds that each class of backgrounds fools; if there are many
-    classes, those that fool the first model most."""
+    """Draws the share of foregrounds that each class of backgrounds fools.
+
+    If there are many classes, it draws those that fool the first model most.
+    """
     fooled = [
         (
             name,

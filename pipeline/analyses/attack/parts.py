@@ -1,5 +1,7 @@
-"""The parts of the attack: how often adversarial backgrounds fool models, pictures of the worst
-backgrounds, and the authors' claims about them.
+"""The parts of the attack by adversarial backgrounds.
+
+They are how often backgrounds fool models, pictures of the worst backgrounds, and the authors'
+claims about them.
 """
 
 from __future__ import annotations
@@ -182,8 +184,10 @@ def on_grids(
 
 
 def best_insect(measures: AttackMeasures) -> Estimate | None:
-    """Returns the success of the best single insect background. Its interval is widened, because it
-    is the best of as many backgrounds as were tried."""
+    """Returns the success of the best single insect background.
+
+    Its interval is widened, because it is the best of as many backgrounds as were tried.
+    """
     row = _insects(measures)
     if row is None:
         return None

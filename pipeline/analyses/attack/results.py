@@ -139,8 +139,10 @@ class AttackGrid:
 
 
 def open_grid(dataset: Dataset, plan: AttackPlan) -> AttackGrid:
-    """Builds the grid of an attack. Images are sampled by a keyed hash of their keys, so datasets
-    with the same images get the same grid.
+    """Builds the grid of an attack.
+
+    Images are sampled by a keyed hash of their keys, so datasets with the same images get the same
+    grid.
 
     Raises:
       UsageError: a variant is missing, or there are no images to test on.
@@ -238,8 +240,10 @@ class StrongestBackground(Struct, frozen=True):
 
 
 class AttackMeasures(Struct, frozen=True):
-    """The measures under one label rule: shares (0 to 1) with 95 % intervals. After an early stop,
-    only challenge accuracy is known; all other measures are None or empty."""
+    """The measures under one label rule: shares (0 to 1) with 95 % intervals.
+
+    After an early stop, only challenge accuracy is known; all other measures are None or empty.
+    """
 
     challenge_accuracy: float | None
     challenge_ci_low: float
@@ -294,14 +298,15 @@ class AttackResult(PicturesResult, frozen=True, kw_only=True):
 
     @property
     def is_authors_grid(self) -> bool:
-        """Whether it tried all pairs of foregrounds and backgrounds, and as many as the authors
-        did."""
+        """Whether it tried all pairs of foregrounds and backgrounds, as many as the authors did."""
         return self.full_grid and self.foregrounds == FULL_GRID
 
 
 class AttackRow(Struct, frozen=True, kw_only=True):
-    """A row of attack.csv: a model under one label rule, or a model that failed, which has no
-    measures. Shares have Wilson's 95 % intervals."""
+    """A row of attack.csv: a model under one label rule, or a failed model, which has no measures.
+
+    Shares have Wilson's 95 % intervals.
+    """
 
     model: str
     label_rule: str | None = None
@@ -357,8 +362,9 @@ class AttackRow(Struct, frozen=True, kw_only=True):
 
 
 class BackgroundRow(Struct, frozen=True, kw_only=True):
-    """A row of backgrounds.csv: what a background does to a model under one label rule, unless
-    there are no foregrounds of other classes.
+    """A row of backgrounds.csv: what a background does to a model under one label rule.
+
+    There is no row if there are no foregrounds of other classes.
 
     Attributes:
       foregrounds: number of foregrounds of other classes than the background's.
@@ -400,8 +406,10 @@ def read_attacks(dataset: Dataset) -> tuple[list[AttackResult], list[str]]:
 
 
 def write_attack_tables(dataset: Dataset) -> None:
-    """Rebuilds attack.csv and backgrounds.csv from all attacks; writes nothing if no model was ever
-    attacked. The caller must hold the lock of the tables."""
+    """Rebuilds attack.csv and backgrounds.csv from all attacks.
+
+    Writes nothing if no model was ever attacked. The caller must hold the lock of the tables.
+    """
     store, fingerprint = dataset.store, dataset.manifest.fingerprint
     attacks, stale = read_attacks(dataset)
     failed, failed_before = read_failures(store, fingerprint, "attack")
@@ -443,8 +451,10 @@ def _background_rows(store: Store, attacks: Sequence[AttackResult]) -> Iterator[
 
 
 def attack_table(attacks: Sequence[AttackResult]) -> str:
-    """Formats a table of each model's measures, in percent under its headline's label rule, with
-    the size of the grid."""
+    """Formats a table of each model's measures, with the size of the grid.
+
+    Measures are in percent, under the label rule of the model's headline.
+    """
     heads = ["adversarial backgrounds, %", "challenge accuracy", "fooled", "grid", "forwards"]
     rows = (
         [

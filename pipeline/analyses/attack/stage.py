@@ -87,8 +87,7 @@ class PlannedAttack(PlannedAnalysis):
             self._exhaustive = PlannedAttack(dataclasses.replace(plan, early_stop=False), taxonomy)
 
     def _grid(self, dataset: Dataset) -> AttackGrid:
-        """Returns the grid. It is built once for all models, because building it reads the whole
-        index."""
+        """Returns the grid, built once for all models, because building reads the whole index."""
         fingerprint = dataset.manifest.fingerprint
         if self._cached_grid is None or self._cached_grid[0] != fingerprint:
             self._cached_grid = fingerprint, open_grid(dataset, self.plan)
@@ -106,16 +105,17 @@ class PlannedAttack(PlannedAnalysis):
 
     @override
     def blocks(self, dataset: Dataset) -> int:
-        """Returns 1 for an early stop, unless the number is given: results then depend on it, and
-        must not depend on the runner."""
+        """Returns 1 for an early stop, unless the number is given.
+
+        The results of an early stop depend on the number, and must not depend on the runner.
+        """
         if self.plan.early_stop:
             return self.evaluation.blocks or 1
         return super().blocks(dataset)
 
     @override
     def for_model(self, dataset: Dataset, run: ModelRun) -> AttackChunks:
-        """Leaves an attack with an early stop nothing to do if an earlier attack tried all
-        pairs."""
+        """Leaves an early stop nothing to do if an earlier attack tried all pairs."""
         is_known = self._exhaustive is not None and self._exhaustive.is_done(dataset, run)
         return AttackChunks(dataset, self.plan, self._grid(dataset), run, is_known)
 
@@ -126,8 +126,7 @@ class PlannedAttack(PlannedAnalysis):
 
     @override
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
-        """Summarizes an earlier attack that tried all pairs, if there is one, instead of one with
-        an early stop."""
+        """Summarizes an earlier attack on all pairs, if there is one, in place of an early stop."""
         if self._exhaustive is not None and self._exhaustive.is_done(dataset, run):
             self._exhaustive.summarize(dataset, run, entry)
             return
@@ -171,8 +170,7 @@ class AttackChunks(AnalysisOfModel):
 
     @functools.cached_property
     def _shared_fingerprint(self) -> str:
-        """Fingerprint of the model and of all pixels that are read, on which every chunk
-        depends."""
+        """Fingerprint of the model and all pixels that are read, on which every chunk depends."""
         split = self._run.evaluation.split
         return fingerprint(
             *self._run.identity,
@@ -187,8 +185,10 @@ class AttackChunks(AnalysisOfModel):
 
     @override
     def fingerprint(self, chunk: int) -> str:
-        """Returns two fingerprints in one: one of model and pixels, which `write_attack` compares
-        by itself, and one of settings and chunk."""
+        """Returns two fingerprints in one: of model and pixels, and of settings and chunk.
+
+        `write_attack` compares the first by itself.
+        """
         evaluation, grid = self._plan.evaluation, self._grid
         own_fingerprint = fingerprint(
             evaluation.predict.identity,
@@ -205,8 +205,7 @@ class AttackChunks(AnalysisOfModel):
     def run(
         self, predictor: Predictor, chunks: Sequence[int], missing: Sequence[int], note: NoteDone
     ) -> Generator[ChunkOutput, None, None]:
-        """Also reads, with an early stop, the chunks that are done, to learn which backgrounds to
-        try first."""
+        """Also reads done chunks if it stops early, to learn which backgrounds to try first."""
         # Imported here, so that only machines that attack wait for torch.
         from pipeline.analyses.attack.arrays import (
             GridModel,
@@ -272,8 +271,10 @@ def chunk_table(foregrounds: GridAxis, predictions: Grid, device: str) -> pa.Tab
 
 
 def predictions_of(table: pa.Table) -> tuple[Grid, Labels]:
-    """Returns (predictions, labels) of a chunk's table, as (rules, F, B) int16 and (F,) int64, for
-    F foregrounds on B backgrounds."""
+    """Returns (predictions, labels) of a chunk's table, for F foregrounds on B backgrounds.
+
+    They are (rules, F, B) int16 and (F,) int64.
+    """
     grids = [
         table[rule]
         .combine_chunks()
@@ -288,9 +289,12 @@ def predictions_of(table: pa.Table) -> tuple[Grid, Labels]:
 
 
 def background_table(grid: AttackGrid, tallies: Mapping[str, GridTally] | None) -> pa.Table:
-    """Builds the table of a grid's backgrounds. Its columns are key, label, wnid, the number of
-    foregrounds of other classes, and for each label rule the number of these foregrounds for which
-    the model predicts the background's class (null without tallies)."""
+    """Builds the table of a grid's backgrounds.
+
+    Its columns are key, label, wnid, the number of foregrounds of other classes, and for each label
+    rule the number of these foregrounds for which the model predicts the background's class (null
+    without tallies).
+    """
     backgrounds = grid.backgrounds
     unknown = [None] * len(backgrounds)
     return pa.table(
@@ -353,8 +357,10 @@ def measure_rule(
 def _measure_class(
     tallied: GridTally, backgrounds: GridAxis, label: int, name: str
 ) -> FooledClass | None:
-    """Measures the backgrounds of one class; returns None if the class has no backgrounds, or if
-    there are no foregrounds of other classes."""
+    """Measures the backgrounds of one class.
+
+    Returns None if the class has no backgrounds, or if there are no foregrounds of other classes.
+    """
     count = int((backgrounds.labels == label).sum())
     share = fooled_by_class(tallied, label)
     if not count or share.value is None:
@@ -394,8 +400,10 @@ def write_attack(
     run: ModelRun,
     paths: Sequence[str],
 ) -> None:
-    """Writes a model's attack.json and its table of backgrounds. Removes files of the split that
-    were computed from other pixels or weights, and files of this grid that it no longer needs.
+    """Writes a model's attack.json and its table of backgrounds.
+
+    Removes files of the split that were computed from other pixels or weights, and files of this
+    grid that it no longer needs.
 
     Args:
       dataset: the dataset.

@@ -61,8 +61,11 @@ class ModelChange:
 
 
 def _model_causes(before: Summary, after: Summary) -> list[str]:
-    """Names what differs between two evaluations of a model, apart from the dataset: `weights`,
-    `evaluation` (flags, device, preprocessing), `code` (version of the stage)."""
+    """Names what differs between two evaluations of a model, apart from the dataset.
+
+    The names are `weights`, `evaluation` (flags, device, preprocessing) and `code` (version of the
+    stage).
+    """
     differs = {
         "weights": before.weights_sha256 != after.weights_sha256,
         "evaluation": (before.preprocessing, before.evaluation)
@@ -78,7 +81,8 @@ def compare_accuracies(
     """Compares the accuracies of models in two states of a dataset.
 
     Args:
-      before, after: the states.
+      before: the first state.
+      after: the second state.
       dataset_causes: why the datasets differ; empty if they do not.
 
     Returns:
@@ -172,8 +176,11 @@ def _differences(
 
 
 def _values(predictions: Predictions | None) -> dict[str, Floats]:
-    """Computes for each variant, and for BG-Gap, an array with a value for each image: the share of
-    its draws that were classified correctly, or the gap between two such shares."""
+    """Computes for each variant, and for BG-Gap, an array with a value for each image.
+
+    The value is the share of the image's draws that were classified correctly, or the gap between
+    two such shares.
+    """
     if predictions is None:
         return {}
     values: dict[str, Floats] = {

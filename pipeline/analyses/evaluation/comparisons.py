@@ -43,8 +43,9 @@ def gap_draws(variants: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]
 def picture_roles(
     bg_units: Mapping[str, NDArray[np.int64]], images: EvalImages, variants: Iterable[str]
 ) -> Roles:
-    """Returns the sampling unit of each picture's foreground and background, with the variants
-    concatenated in order.
+    """Returns the sampling unit of each picture's foreground and background.
+
+    The variants are concatenated in order.
 
     Args:
       bg_units: for each variant whose backgrounds are other images or scenes, (n,) unit of each
@@ -80,8 +81,7 @@ class ModelsOnSameImages:
 
     @functools.cached_property
     def quantities(self) -> list[tuple[str, str]]:
-        """(label rule, variant or `bg_gap`) for every quantity to compare; a variant's draws are
-        pooled."""
+        """(label rule, variant or `bg_gap`) of each quantity to compare; draws are pooled."""
         names = (*draws_of(self.variants), *([BG_GAP] if all(gap_draws(self.variants)) else []))
         rules = dict.fromkeys(rule for one in self.summaries for rule in one.label_rules)
         return [(rule, name) for rule in rules for name in names]
@@ -128,8 +128,10 @@ class ModelsOnSameImages:
 
 
 def read_contributions(dataset: Dataset, summaries: Sequence[Summary]) -> list[ModelsOnSameImages]:
-    """Reads the predictions of models, grouped by the images that the models were tested on. Models
-    that were tested on no images are left out, and a single model has nothing to compare with.
+    """Reads the predictions of models, grouped by the images that the models were tested on.
+
+    Models that were tested on no images are left out, and a single model has nothing to compare
+    with.
 
     The last result is cached, because comparisons and the trend both need it.
     """
@@ -174,8 +176,11 @@ def _read(dataset: Dataset, summaries: Sequence[Summary]) -> list[ModelsOnSameIm
 
 
 class ComparisonRow(Struct, frozen=True, kw_only=True):
-    """The difference of two models. The figure compared is the accuracy on `variant` or, if that is
-    `bg_gap`, BG-Gap (the mean over replicates)."""
+    """The difference of two models.
+
+    The figure compared is the accuracy on `variant` or, if that is `bg_gap`, BG-Gap (the mean over
+    replicates).
+    """
 
     first: Annotated[str, Meta(description="name of a model")]
     second: Annotated[str, Meta(description="name of the model that it is compared with")]

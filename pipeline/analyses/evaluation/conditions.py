@@ -101,8 +101,7 @@ class Condition:
         return ("mixed_same", "mixed_rand") if self.measure == GAP else (self.measure,)
 
     def estimate(self, summary: Summary) -> tuple[Estimate, int] | None:
-        """Returns the measure of a model with its interval, and the number of images; None if it
-        was not measured."""
+        """Returns (a model's measure with its interval, number of images); None if not measured."""
         if self.measure == GAP:
             gap = summary.gap(self.label_rule)
             return (gap.estimate, gap.n) if gap else None

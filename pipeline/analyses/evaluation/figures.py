@@ -79,8 +79,7 @@ def _point(row: ClassRow | SizeRow | None) -> Estimate | None:
 
 
 def _by_class(models: Sequence[_Evaluated], variant: str, taxonomy: Taxonomy) -> Iterator[Plot]:
-    """Draws accuracy by class; if there are many classes, those on which the first model is
-    worst."""
+    """Draws accuracy by class; of many classes, only those on which the first model is worst."""
     rows = [
         (model.name, [row for row in summary.by_rule(summary.per_class) if row.variant == variant])
         for model, summary in models

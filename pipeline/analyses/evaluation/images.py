@@ -1,5 +1,7 @@
-"""The images that the page shows: their versions, each model's answers, and where backgrounds come
-from. Images on which the background decides come first."""
+"""The images that the page shows: their versions, the models' answers, the backgrounds' origin.
+
+Images on which the background decides come first.
+"""
 
 from __future__ import annotations
 
@@ -64,8 +66,7 @@ def shown_models(evidence: Evidence) -> tuple[str, tuple[Evaluated, ...]]:
 def choose_images(
     evidence: Evidence, split: str, models: Sequence[Evaluated], per_class: int = PER_CLASS
 ) -> list[Candidate]:
-    """Chooses the images to show: in each class the `per_class` images with the lowest ranks, all
-    sorted by rank.
+    """Chooses the images to show, sorted by rank: in each class the `per_class` of lowest rank.
 
     Reads one shard at a time, and only the columns that tell which predictions are right.
     """
@@ -90,9 +91,12 @@ def choose_images(
 def _failures(
     store: Store, split: str, shard: int, models: Iterable[Evaluated]
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Counts for each key the models that are right on `mixed_same` and wrong on another mixed
-    version, and the wrong predictions on all mixed versions. Versions whose predictions are
-    outdated or incomplete (`Summary.missing`) do not count."""
+    """Counts for each key the models that its backgrounds turn, and their wrong predictions.
+
+    A turned model is right on `mixed_same` and wrong on another mixed version. Wrong predictions
+    are counted on all mixed versions. Versions whose predictions are outdated or incomplete
+    (`Summary.missing`) do not count.
+    """
     turned: dict[str, int] = {}
     wrong: dict[str, int] = {}
     for model in models:
@@ -127,8 +131,10 @@ def _current(variants: Sequence[str], model: Evaluated) -> pa.Array:
 def read_predictions_of(
     dataset: Dataset, split: str, model: Evaluated, keys: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """Reads a model's predictions on some images, by all label rules, on all versions whose
-    predictions are complete and up to date."""
+    """Reads a model's predictions on some images, by all label rules.
+
+    Versions whose predictions are incomplete or outdated are left out.
+    """
     store = dataset.store
     variants = _current(dataset.picture_variants, model)
     shards = sorted({dataset.shard_of(split, key) for key in keys})
@@ -419,9 +425,11 @@ class Example:
 
 
 def best_example(cards: Sequence[ImageCard]) -> Example | None:
-    """Picks the image on which most models name the class of the background instead of the
-    foreground's. If no model does so anywhere, picks the image that misleads most models; None if
-    no image misleads any. Images with an unknown background are passed over."""
+    """Picks the image on which most models name the background's class, not the foreground's.
+
+    If no model does so anywhere, picks the image that misleads most models; None if no image
+    misleads any. Images with an unknown background are passed over.
+    """
     examples = [example for card in cards for example in _examples(card)]
     # Of equally strong examples, `max` keeps the first.
     return max(examples, key=_strength, default=None)
@@ -442,9 +450,11 @@ def _examples(card: ImageCard) -> Iterator[Example]:
 
 
 def _strength(example: Example) -> tuple[int, int, int, bool]:
-    """Returns a key to compare examples by: how many models name the background's class, how many
-    are misled, how many are right on the original, and whether the foreground is neither too small
-    nor too large."""
+    """Returns a key to compare examples by.
+
+    It holds how many models name the background's class, how many are misled, how many are right on
+    the original, and whether the foreground is neither too small nor too large.
+    """
     original = example.card.version("original")
     known = sum(p.is_right for p in original.predictions) if original else 0
     share = example.card.fg_fraction

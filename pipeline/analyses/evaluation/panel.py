@@ -1,7 +1,8 @@
-"""What the page says of the accuracy of models: the headline table (models x variants with
-intervals, BG-Gap, and published figures), how models differ on the same images, flip rates and
-relative foreground sensitivity, the worst group of each mixed version, and the authors' claims that
-accuracies decide.
+"""What the page says of the accuracy of models.
+
+It has the headline table (models x variants with intervals, BG-Gap, and published figures), how
+models differ on the same images, flip rates and relative foreground sensitivity, the worst group of
+each mixed version, and the authors' claims that accuracies decide.
 """
 
 from __future__ import annotations
@@ -164,8 +165,11 @@ def _draws(row: AccuracyRow | GapRow | None) -> str:
 
 
 def _published(model: ModelResults, keeps_image_whole: bool) -> list[tuple[str, dict[str, float]]]:
-    """Returns published accuracies and BG-Gap of the same model on the same kind of images, as
-    (source, values). For whole images (IN-9L), only table 5 of the paper has figures."""
+    """Returns the published accuracies and BG-Gap of the same model, as (source, values).
+
+    The figures are for the same kind of images. For whole images (IN-9L), only table 5 of the paper
+    has figures.
+    """
     summary = model.get(Summary)
     trained = training_of(model)
     if model.trained and model.trained.method == "probe":
@@ -231,8 +235,10 @@ class Differences:
 
     @property
     def summary(self) -> str:
-        """The pairs and columns that differ significantly, in words, and what that allows for: the
-        pairs of models in a column, but not the columns beside it."""
+        """The pairs and columns that differ significantly, in words, and what that allows for.
+
+        It allows for the pairs of models in a column, but not for the columns beside it.
+        """
         pairs = [
             (first, second, {column: cell[0] for column, cell in cells.items() if cell[3]})
             for first, second, cells in self.rows
@@ -271,8 +277,10 @@ def _in_words(column: str, difference: float) -> str:
 
 
 def read_differences(evidence: Evidence, variants: Sequence[str]) -> Differences:
-    """Reads the differences between each two of the `COMPARED` best models; no rows if the file is
-    missing."""
+    """Reads the differences between each two of the `COMPARED` best models.
+
+    There are no rows if the file is missing.
+    """
     store, columns = evidence.dataset.store, (GAP, *variants)
     evaluated = evidence.models_with(Summary)
     names = {summary.name: model.name for model, summary in evaluated[:COMPARED]}
@@ -375,8 +383,7 @@ ACCURACY = Panel(
 
 
 def make_sensitivity(evidence: Evidence) -> dict[str, object]:
-    """Collects the panel's content, by the label rule of each model's headline; empty if no model
-    has such results.
+    """Collects the panel's content by each headline's label rule; empty if no model has any of it.
 
     Returns:
       `flips`: (model, row of flips.csv by the variants of its two pictures) of each model that has

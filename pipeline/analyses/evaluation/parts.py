@@ -110,8 +110,7 @@ class EvaluationParts(Parts):
 
     @override
     def monitored(self, dataset: Dataset, work: PlannedAnalysis) -> dict[str, object]:
-        """Returns figures of each model that the job evaluated, errors of those that failed, and
-        the conditions that hold."""
+        """Returns figures of the job's models, errors of failed ones, and conditions that hold."""
         entries, settings = work.evaluation.entries, work.evaluation.settings
         held = (result.line for result in self.test(dataset, work) if result.holds)
         return {
@@ -143,8 +142,7 @@ def _failed(dataset: Dataset, work: PlannedAnalysis) -> list[Failure]:
 
 
 def _figures(summary: Summary) -> dict[str, float]:
-    """Returns BG-Gap and the accuracy on `original`, under the label rule of the headline, as far
-    as they were measured."""
+    """Returns BG-Gap and accuracy on `original` by the headline's label rule, where measured."""
     figures = {}
     if original := summary.estimate("original"):
         figures["original"] = round(original[0], 6)

@@ -36,8 +36,9 @@ class VariantRow(RuleRow, frozen=True, kw_only=True):
 
 
 class Accuracy(Struct, frozen=True, kw_only=True):
-    """An accuracy with its interval. Without pictures, the accuracy is None and the interval is
-    (0, 1).
+    """An accuracy with its interval.
+
+    Without pictures, the accuracy is None and the interval is (0, 1).
 
     Attributes:
       n: number of images.
@@ -355,14 +356,18 @@ class Summary(Answers, frozen=True, kw_only=True):
         return (row for row in rows if row.label_rule == wanted)
 
     def accuracy_on(self, variant: str, rule: str = "") -> AccuracyRow | None:
-        """Returns the row of a variant, by default under the headline's rule; None if the model
-        was tested on no picture of it."""
+        """Returns the row of a variant, by default under the headline's rule.
+
+        Returns None if the model was tested on no picture of the variant.
+        """
         rows = self.by_rule(self.accuracy, rule)
         return next((row for row in rows if row.variant == variant and row.n), None)
 
     def estimate(self, variant: str) -> Estimate | None:
-        """Returns the accuracy on a variant and its interval, under the headline's rule; None if
-        the model was tested on no picture of it."""
+        """Returns the accuracy on a variant and its interval, under the headline's rule.
+
+        Returns None if the model was tested on no picture of the variant.
+        """
         row = self.accuracy_on(variant)
         return row.estimate if row else None
 
@@ -378,8 +383,7 @@ class Summary(Answers, frozen=True, kw_only=True):
 
 
 def rules_of(summaries: Iterable[Summary]) -> tuple[str, ...]:
-    """Returns the label rules that some of the models have, in the order of `LABEL_RULES`; all if
-    there are no models."""
+    """Returns the label rules of the models in the order of `LABEL_RULES`; all without models."""
     known = {rule for summary in summaries for rule in summary.label_rules} or set(LABEL_RULES)
     return tuple(rule for rule in LABEL_RULES if rule in known)
 
@@ -456,16 +460,17 @@ TABLES = tuple(
 
 
 def training_of(model: ModelResults) -> str | None:
-    """Returns the variant that a model was trained on, as its checkpoint or its name says; None if
-    unknown."""
+    """Returns a model's training variant, as its checkpoint or name says; None if unknown."""
     if model.trained:
         return model.trained.variant
     return published.trained_on(model.model, model.num_outputs)
 
 
 def models_trained_on(results: Results, variant: str) -> Iterator[ModelResults]:
-    """Yields models trained on a variant and, as far as their checkpoints name their training
-    images, tested on none of these."""
+    """Yields models that were trained on a variant and not tested on their training images.
+
+    A model whose checkpoint does not name its training images counts as not tested on them.
+    """
     for model in results.models:
         summary = model.get(Summary)
         if training_of(model) == variant and not (summary and summary.overlap):
@@ -473,8 +478,10 @@ def models_trained_on(results: Results, variant: str) -> Iterator[ModelResults]:
 
 
 def pretrained_models(results: Results) -> Iterator[tuple[ModelResults, Summary]]:
-    """Yields evaluated models with more outputs than ImageNet-9 has classes, which are taken for
-    models trained on ImageNet."""
+    """Yields evaluated models that are taken for models trained on ImageNet.
+
+    These have more outputs than ImageNet-9 has classes.
+    """
     for model, summary in results.models_with(Summary):
         if summary.num_outputs > len(published.FOOLED_BY_CLASS):
             yield model, summary

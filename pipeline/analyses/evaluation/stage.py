@@ -24,8 +24,9 @@ _LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch", "timm")
 
 @dataclasses.dataclass(eq=False)
 class PlannedEvaluation(PlannedAnalysis):
-    """The stage that predicts all pictures of output shards. The tables of accuracy and BG-Gap are
-    computed from these predictions.
+    """The stage that predicts all pictures of output shards.
+
+    The tables of accuracy and BG-Gap are computed from these predictions.
 
     Attributes:
       conditions: conditions of `--fail_if`.
@@ -72,8 +73,7 @@ class PlannedEvaluation(PlannedAnalysis):
 def commit_predictions(
     shards: PredictShards, chunks: Sequence[int], run: ModelRun, **values: object
 ) -> None:
-    """Writes model.json, which says that all predictions of the model exist, and removes stale
-    files.
+    """Writes model.json, which says that all predictions of the model exist; removes stale files.
 
     Args:
       shards: the model's predictions.

@@ -85,8 +85,9 @@ def summary_rows(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _PooledDraws:
-    """The predictions on all draws (replicates) of a variant, concatenated: p pictures, one for
-    each tested image and draw.
+    """The predictions on all draws (replicates) of a variant, concatenated.
+
+    There are p pictures, one for each tested image and draw.
 
     Attributes:
       variant: name of the variant.

@@ -1,5 +1,4 @@
-"""The evaluation's tables in CSV and LaTeX files, each with all models of a dataset, and its lines
-for the terminal.
+"""The evaluation's CSV and LaTeX tables, each with all models of a dataset, and its printed lines.
 
 Tables are rebuilt from the stored results, so they never lag behind.
 
@@ -142,8 +141,7 @@ def decomposition(summaries: Sequence[Summary], rule: str) -> str:
 def per_class(
     summaries: Sequence[Summary], rule: str, variant: str, class_names: Sequence[str]
 ) -> str:
-    """Makes a table of models x classes on one variant, in percent; other arguments as for
-    `headline`.
+    """Makes a table of models x classes on a variant, in percent; other arguments: see `headline`.
 
     A bold number marks a class on which a model is significantly better or worse than on the other
     classes (`class_p_values`).
@@ -216,8 +214,7 @@ def measure_power(dataset: Dataset, images: EvalImages, run: ModelRun) -> tuple[
 
 
 def describe_power(summaries: Iterable[Summary]) -> list[str]:
-    """Returns a line that names the models whose probe did not beat chance, or an empty list if
-    there are no such models."""
+    """Returns a line that names the models whose probe did not beat chance, if there are any."""
     weak = [(one, row) for one in summaries for row in one.power if not row.has_power]
     if not weak:
         return []
@@ -239,8 +236,7 @@ def describe_power(summaries: Iterable[Summary]) -> list[str]:
 def missing_rows(
     summaries: Iterable[Summary], failed: Iterable[Failure]
 ) -> Iterator[list[msgspec.Struct]]:
-    """Yields rows of summary.csv for variants on whose current pictures a model was not
-    evaluated."""
+    """Yields summary.csv's rows of variants on whose current pictures a model was not evaluated."""
     errors = {failure.folder: failure.error for failure in failed}
     for summary in summaries:
         reason = errors.get(summary.folder, "not evaluated since these pictures were made")
@@ -251,8 +247,9 @@ def missing_rows(
 
 
 def write_evaluation_tables(dataset: Dataset, columns: Sequence[str]) -> None:
-    """Rebuilds the tables from the stored predictions; writes nothing if nothing was ever
-    evaluated. The caller must hold the lock of the tables.
+    """Rebuilds the tables from the stored predictions.
+
+    Writes nothing if nothing was ever evaluated. The caller must hold the lock of the tables.
 
     Args:
       dataset: the dataset.
@@ -286,8 +283,7 @@ def write_evaluation_tables(dataset: Dataset, columns: Sequence[str]) -> None:
 
 
 def describe_stale(dataset: Dataset, stale: Sequence[str]) -> Iterator[str]:
-    """Yields a line that names models which were evaluated, or failed, on an earlier state of the
-    dataset.
+    """Yields a line that names models evaluated, or failed, on an earlier state of the dataset.
 
     Args:
       dataset: the dataset.
@@ -299,8 +295,10 @@ def describe_stale(dataset: Dataset, stale: Sequence[str]) -> Iterator[str]:
 
 
 def accuracy_table(summaries: Sequence[Summary]) -> str:
-    """Formats a table of models x variants and BG-Gap, in percent under the label rule of each
-    model's headline. Figures are means over draws."""
+    """Formats a table of models x variants and BG-Gap, in percent.
+
+    Figures are means over draws, under the label rule of each model's headline.
+    """
     variants = list(dict.fromkeys(row.variant for one in summaries for row in one.accuracy))
     rows = (
         [

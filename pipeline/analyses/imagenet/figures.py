@@ -155,8 +155,10 @@ def _draw(
     number: int,
     limits: tuple[float, float],
 ) -> float:
-    """Draws a variant's points and line; returns the accuracy at the line's right end or, without a
-    line, at the rightmost point."""
+    """Draws a variant's points and line.
+
+    Returns the accuracy at the line's right end or, without a line, at the rightmost point.
+    """
     colour, marker = MODELS[number], MARKERS[number]
     xs = [top1.value for _, top1 in points]
     ys = [point.accuracy for point, _ in points]
@@ -203,8 +205,7 @@ def _label_ends(
 
 
 def _label_models(axes: Axes, models: Sequence[tuple[float, str]], pixels: float) -> None:
-    """Writes the names of models vertically above the plot, each joined by a line to its model's
-    position."""
+    """Writes names of models vertically above the plot, each joined by a line to its model."""
     low, high = axes.get_xlim()
     per_pixel = (high - low) / pixels
     wanted = [(x - low) / per_pixel for x, _ in models]

@@ -1,5 +1,7 @@
-"""The parts of the accuracy on ImageNet, and those of the trend: accuracy on the versions against
-accuracy on ImageNet, with the authors' claims about better models.
+"""The parts of the accuracy on ImageNet, and those of the trend.
+
+The trend is accuracy on the versions against accuracy on ImageNet, with the authors' claims about
+better models.
 """
 
 from __future__ import annotations
@@ -58,8 +60,10 @@ PANEL = Panel(
 
 
 def slopes(*variants: str) -> Callable[[Results], list[Measurement]]:
-    """Returns a function that finds the slopes of accuracy on these variants, or of BG-Gap, against
-    accuracy on ImageNet."""
+    """Returns a function that finds the slopes of accuracy on these variants, or of BG-Gap.
+
+    They are slopes against accuracy on ImageNet.
+    """
     return lambda results: [
         Measurement(line.variant, (line.slope, line.slope_low, line.slope_high))
         for trend in results.get(Trend)

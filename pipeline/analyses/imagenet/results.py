@@ -1,7 +1,7 @@
-"""Top-1 accuracies on all classes of ImageNet, measured by `in9` or published, and the trend of
-accuracies on the variants against them, over all models.
+"""Top-1 accuracies on all classes of ImageNet, and the trend of variants' accuracies against them.
 
-The trend follows figure 8 of the paper.
+Accuracies on ImageNet are measured by `in9` or published. The trend is over all models, and follows
+figure 8 of the paper.
 
 results/<model>/imagenet/val-NNNNN.parquet   every single prediction
 results/<model>/imagenet.json                settings, and top-1 accuracy
@@ -59,8 +59,9 @@ digest of its listing."""
 
 
 class ImageNetResult(ModelRun, frozen=True, kw_only=True):
-    """imagenet.json: the accuracy of a model. It lies in the folder of the model's results on the
-    dataset, which is run with other settings.
+    """imagenet.json: the accuracy of a model.
+
+    It lies in the folder of the model's results on the dataset, which is run with other settings.
 
     Attributes:
       listing: digest of the images.
@@ -155,8 +156,7 @@ def _accuracies(store: Store, summary: Summary, classes: int) -> Iterator[tuple[
 
 
 def _measured(store: Store, summary: Summary) -> ImageNetResult | None:
-    """Reads a model's imagenet.json; returns None if the file is missing or damaged, or was
-    measured with other weights."""
+    """Reads a model's imagenet.json; None if missing, damaged or measured with other weights."""
     measured = read_result(store, result_file(summary.folder, "imagenet"), ImageNetResult)
     return measured if measured and measured.weights_sha256 == summary.weights_sha256 else None
 
@@ -180,8 +180,7 @@ def published_top1(model: str, size: int) -> Top1 | None:
 
 @functools.cache
 def _published() -> dict[str, dict[int, tuple[float, str]]]:
-    """Reads the published figures, as model -> input size in pixels -> (accuracy as a fraction,
-    source)."""
+    """Reads published figures: model -> input size in pixels -> (accuracy as fraction, source)."""
     table = resources.files("pipeline") / "data" / "imagenet_top1.csv"
     figures: dict[str, dict[int, tuple[float, str]]] = {}
     for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines()):
@@ -193,9 +192,10 @@ def _published() -> dict[str, dict[int, tuple[float, str]]]:
 def describe_imagenet(
     store: Store, dataset: str, summaries: Iterable[Summary], entries: Iterable[str]
 ) -> str:
-    """Describes each model's measured accuracy on ImageNet in a line, and in another line why a
-    model of this run was not measured. A model has no line if its outputs are not ImageNet's
-    classes, or if only other weights of it were measured.
+    """Describes each model's measured accuracy on ImageNet in a line.
+
+    Another line says why a model of this run was not measured. A model has no line if its outputs
+    are not ImageNet's classes, or if only other weights of it were measured.
 
     Args:
       store: the dataset folder.
@@ -224,7 +224,9 @@ TREND_VARIANTS = ("only_bg_t", "mixed_next", "mixed_rand", "mixed_same", "no_fg"
 
 class TrendPoint(Struct, frozen=True, kw_only=True):
     """A row of trend.csv: a model's accuracy on a variant, or its BG-Gap if `variant` is `bg_gap`.
-    Accuracies on ImageNet are empty if unknown."""
+
+    Accuracies on ImageNet are empty if unknown.
+    """
 
     model: str
     variant: str
@@ -340,8 +342,10 @@ def write_trend(
 
 
 def _alike(summaries: Sequence[Summary]) -> tuple[list[Summary], list[str]]:
-    """Selects the summaries with the most common settings, so that no model counts twice; returns
-    these summaries, and the names of the models with other settings."""
+    """Selects the summaries with the most common settings, so that no model counts twice.
+
+    Returns these summaries, and the names of the models with other settings.
+    """
     counts = Counter(pick(RunSettings, s.evaluation) for s in summaries)
     if not counts:
         return [], []
@@ -352,8 +356,7 @@ def _alike(summaries: Sequence[Summary]) -> tuple[list[Summary], list[str]]:
 
 
 def _points(summary: Summary, top1: Top1 | None) -> Iterator[TrendPoint]:
-    """Yields a model's rows of trend.csv: for each label rule, a row for each variant and for
-    BG-Gap."""
+    """Yields a model's rows of trend.csv: by label rule, a row for each variant and for BG-Gap."""
     for rule in summary.label_rules:
         for variant in (*TREND_VARIANTS, BG_GAP):
             row = summary.gap(rule) if variant == BG_GAP else summary.accuracy_on(variant, rule)

@@ -1,5 +1,7 @@
-"""The parts of the matrix, which has its own training and command: the effect of training on each
-variant, compared with table 5 of the paper, and the authors' claims about training sets.
+"""The parts of the matrix, which has its own training and command.
+
+They are the effect of training on each variant, compared with table 5 of the paper, and the
+authors' claims about training sets.
 """
 
 from __future__ import annotations
@@ -111,11 +113,11 @@ def _shown(matrix: Matrix) -> ShownMatrix:
 
 
 def matrix_table(matrix: Matrix) -> str:
-    """Formats a matrix as an aligned table of accuracies in percent: a row for each training
-    variant, a column for each test variant.
+    """Formats a matrix as an aligned table of accuracies in percent.
 
-    A note below it gives the smallest number of test images, the longer side of the widest interval
-    and, if they matter, the draws and the test images that were trained on.
+    The table has a row for each training variant and a column for each test variant. A note below
+    it gives the smallest number of test images, the longer side of the widest interval and, if they
+    matter, the draws and the test images that were trained on.
     """
     estimates = {(row.train_variant, row.test_variant): row.estimate for row in matrix.rows}
     table = [
@@ -218,8 +220,10 @@ def _accuracies(
 
 
 def all_trained_on(results: Results, *variants: str) -> Iterator[TrainedModel]:
-    """Yields models trained on these variants. A model that is also a row of a matrix is yielded
-    only once, as the row."""
+    """Yields models trained on these variants.
+
+    A model that is also a row of a matrix is yielded only once, as the row.
+    """
     matrices = results.get(Matrix)
     rows = [trained for matrix in matrices for trained in trained_in(matrix)]
     known = {row.weights_sha256 for matrix in matrices for row in matrix.rows}
@@ -263,8 +267,10 @@ def gaps_in9(results: Results) -> Iterator[Measurement]:
 
 
 def gains(variant: str) -> Callable[[Results], Iterator[Measurement]]:
-    """Returns a function that yields how much accuracy on a variant is gained by training on
-    `mixed_rand` instead of `original`."""
+    """Returns a function that yields gains in accuracy on a variant.
+
+    The gains come from training on `mixed_rand` instead of `original`.
+    """
 
     def measurements(results: Results) -> Iterator[Measurement]:
         # Rows of a matrix share their test images, so they are compared by their paired gains, and

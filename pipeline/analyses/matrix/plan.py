@@ -70,9 +70,10 @@ class MatrixPlan:
         )
 
     def suffix(self) -> str:
-        """Returns a suffix for the names of matrices, made of the settings of the training that are
-        not the default, so that matrices of models that were trained differently lie side by
-        side."""
+        """Returns a suffix for matrices' names, made of training settings that are not the default.
+
+        With it, matrices of models that were trained differently lie side by side.
+        """
         parts = [self.train_split] if self.train_split != "train" else []
         parts += [f"holdout{self.holdout.share:g}"] if self.holdout.share else []
         parts += [f"seed{self.seed}"] if self.seed else []
@@ -94,12 +95,16 @@ def make_plan(
     """Makes a plan from flags, and checks it against the dataset.
 
     Args:
-      dataset, in9l: as the attributes of `MatrixPlan`.
+      dataset: as the attribute of `MatrixPlan`.
+      in9l: as the attribute of `MatrixPlan`.
       variants: names of variants; None for all variants that are pictures.
-      train_split, split: values of `--train_split` and `--eval_split`; None for the default.
+      train_split: value of `--train_split`; None for the default.
+      split: value of `--eval_split`; None for the default.
       share: share of the images that are held out to test on (0 to below 1); 0 to train and to test
         on all images.
-      predict, seed, allow_overlap: as the attributes of `MatrixPlan`.
+      predict: as the attribute of `MatrixPlan`.
+      seed: as the attribute of `MatrixPlan`.
+      allow_overlap: as the attribute of `MatrixPlan`.
 
     Raises:
       UsageError: a flag does not fit the dataset.
@@ -158,7 +163,9 @@ def make_plan(
 
 
 def sort_names(dataset: Dataset, names: Collection[str]) -> tuple[str, ...]:
-    """Sorts the names of rows or columns as in the paper's table 5; other names follow in the order
-    of the dataset's variants. Drops duplicates."""
+    """Sorts the names of rows or columns as in the paper's table 5; drops duplicates.
+
+    Other names follow in the order of the dataset's variants.
+    """
     order = list(dict.fromkeys((*TABLE_5_NAMES, *dataset.variants, *sorted(names))))
     return tuple(sorted(set(names), key=order.index))

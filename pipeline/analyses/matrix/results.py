@@ -42,8 +42,9 @@ MATRICES = "results/matrix.json"
 
 
 class CellRow(Struct, frozen=True, kw_only=True):
-    """A cell of a matrix: the row's model on the pictures of the column. `accuracy` has an interval
-    as in summary.csv.
+    """A cell of a matrix: the row's model on the pictures of the column.
+
+    `accuracy` has an interval as in summary.csv.
 
     Attributes:
       pictures: number of pictures, on a single draw of mixed variants the same as `n`.
@@ -254,8 +255,7 @@ class MatrixCell:
 
 
 def read_matrices(dataset: Dataset) -> list[Matrix]:
-    """Computes every matrix that has valid predictions on the dataset, in order of the matrices'
-    names."""
+    """Computes every matrix that has valid predictions on the dataset, in order of the names."""
     read_images = functools.cache(functools.partial(EvalImages.read, dataset))
     models: dict[str, list[_Row]] = {}
     for run in read_results(dataset.store, "model", Evaluated):
@@ -315,8 +315,7 @@ def _compute_matrix(
 def _cells(
     dataset: Dataset, row: _Row, read_images: _ImageReader
 ) -> Iterator[tuple[str, MatrixCell]]:
-    """Yields (name of the column, cell) for each column that a row's model has valid predictions
-    on."""
+    """Yields (column's name, cell) for each column that has valid predictions of a row's model."""
     if row.run.evaluation.dataset:
         cell = _in9l_cell(dataset.store, row)
         if cell is not None:
@@ -348,8 +347,7 @@ def _cells(
 
 
 def _in9l_cell(store: Store, row: _Row) -> MatrixCell | None:
-    """Reads a row's cell in the column of IN-9L; returns None if any of its predictions is
-    missing."""
+    """Reads a row's cell in the column of IN-9L; None if any of its predictions is missing."""
     paths = list(store.walk(f"results/{row.run.folder}/predictions"))
     records = (read_metadata(store, path) for path in paths)
     fingerprints = [record and record.fingerprint for record in records]
@@ -411,8 +409,10 @@ def _cell_row(row: str, column: str, cell: MatrixCell, is_comparable: bool) -> C
 
 
 def _roles(*cells: MatrixCell) -> Roles:
-    """Returns the units of the pictures of cells, concatenated. Either all cells have pictures on
-    other backgrounds, or none has."""
+    """Returns the units of the pictures of cells, concatenated.
+
+    Either all cells have pictures on other backgrounds, or none has.
+    """
     backgrounds = [cell.bg_units for cell in cells if cell.bg_units is not None]
     return Roles.from_units(
         np.concatenate([cell.units for cell in cells]),
@@ -423,16 +423,19 @@ def _roles(*cells: MatrixCell) -> Roles:
 def _paired_differences(
     first: MatrixCell | None, second: MatrixCell | None
 ) -> Iterator[Difference]:
-    """Yields the accuracy of the first cell minus that of the second; yields nothing unless both
-    cells exist and hold the same images."""
+    """Yields the accuracy of the first cell minus that of the second.
+
+    Yields nothing unless both cells exist and hold the same images.
+    """
     if first and second and first.keys == second.keys and first.keys:
         gap = bg_gap(first.correct[np.newaxis], second.correct[np.newaxis], _roles(first, second))
         yield Difference(difference=gap.gap, ci_low=gap.low, ci_high=gap.high, n=len(first.keys))
 
 
 def write_matrix_tables(dataset: Dataset) -> list[Matrix]:
-    """Rebuilds matrix.csv and matrix.json; writes nothing if there never was a matrix. The caller
-    must hold the lock of the tables.
+    """Rebuilds matrix.csv and matrix.json.
+
+    Writes nothing if there never was a matrix. The caller must hold the lock of the tables.
 
     Returns:
       The matrices, from `read_matrices`.

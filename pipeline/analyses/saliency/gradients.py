@@ -14,8 +14,7 @@ from pipeline.models.predict import Predictor, are_numbers, is_out_of_memory, re
 def winning_logit_gradients(
     predictor: Predictor, pictures: torch.Tensor
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Computes the logits of n pictures, and the gradient of each picture's winning logit with
-    respect to its pixels.
+    """Computes n pictures' logits, and each winning logit's gradient with respect to the pixels.
 
     Args:
       predictor: the model on its device.
@@ -53,8 +52,10 @@ def winning_logit_gradients(
 
 
 def _gradients(predictor: Predictor, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Computes `winning_logit_gradients` as tensors on the device, and raises an out-of-memory
-    error as it is."""
+    """Computes `winning_logit_gradients` as tensors on the device.
+
+    An out-of-memory error is raised as it is.
+    """
     leaf = pictures.detach().requires_grad_(True)
     with torch.enable_grad():
         logits = predictor.forward_once(leaf)

@@ -1,5 +1,6 @@
-"""The parts of saliency: where models look, shown by maps side by side and by one number for each
-model, and the authors' claim about it.
+"""The parts of saliency: where models look, and the authors' claim about it.
+
+Maps side by side, and one number for each model, show where models look.
 """
 
 from __future__ import annotations

@@ -102,8 +102,10 @@ class SaliencyResult(PicturesResult, frozen=True, kw_only=True):
 
 
 class SaliencyRow(Struct, frozen=True, kw_only=True):
-    """A row of saliency.csv: a model, or a model that failed, which has no measures. `mass_in_mask`
-    has the 95 % interval of a bootstrap over units."""
+    """A row of saliency.csv: a model, or a model that failed, which has no measures.
+
+    `mass_in_mask` has the 95 % interval of a bootstrap over units.
+    """
 
     model: str
     variant: str | None = None
@@ -219,16 +221,20 @@ def nan_to_null(value: float) -> float | None:
 
 
 def read_saliency(dataset: Dataset) -> list[SaliencyResult]:
-    """Reads the saliency.json of each model, if it was computed on the dataset's present pictures,
-    in order of the models' folders."""
+    """Reads the saliency.json of each model, in order of the models' folders.
+
+    Those that were not computed on the dataset's present pictures are left out.
+    """
     return read_current_results(
         dataset, "saliency", SaliencyResult, lambda result: (result.variant, "fg_mask")
     )[0]
 
 
 def write_saliency_table(dataset: Dataset) -> None:
-    """Rebuilds saliency.csv from all results; writes nothing if there never were any. The caller
-    must hold the lock of the tables."""
+    """Rebuilds saliency.csv from all results.
+
+    Writes nothing if there never were any. The caller must hold the lock of the tables.
+    """
     store, fingerprint = dataset.store, dataset.manifest.fingerprint
     results = read_saliency(dataset)
     failed, _ = read_failures(store, fingerprint, "saliency")
@@ -245,8 +251,11 @@ def write_saliency_table(dataset: Dataset) -> None:
 
 
 def saliency_table(results: Sequence[SaliencyResult]) -> str:
-    """Formats a table of each model's share of saliency inside the mask, the mask's share of the
-    pixels, and the ratio of the two."""
+    """Formats a table of where each model's saliency lies.
+
+    It gives the share of saliency inside the mask, the mask's share of the pixels, and the ratio of
+    the two.
+    """
     rows = (
         [
             one.name,
