@@ -1,10 +1,10 @@
-"""Measures what an image costs: the figures of `docs/costs.md`.
+"""Measures the requests and bytes of an image: figures of `docs/costs.md` that no other has.
 
-    python benchmarks/cost_figures.py [--input FOLDER] [--model efficientnet_lite0]
+    python benchmarks/cost_figures.py [--input FOLDER]
 
-CPU seconds and bytes come from the real commands on images of `FOLDER`, as slopes between two
-sizes, so that start-up cancels out. Requests are counted between the job and an object store on
-this machine.
+Both are slopes between two sizes, so that what a job has once cancels out. Requests are counted
+between the job and an object store on this machine; bytes are those of the files that the manifest
+lists, made of the images of `FOLDER`.
 """
 
 from __future__ import annotations
@@ -21,59 +21,34 @@ from typing import Any
 from unittest import mock
 
 import requests
-from measure import Cost, draw_small, machine, multiply, run_in9, slope
+from measure import draw_small, machine, multiply, run_in9, slope
 
 from pipeline.commands.cli import main as in9
 from pipeline.dataset.folder import sample_folder
 from pipeline.inputs.layout import find_layout, list_images
 from transforms.taxonomy import imagenet9
-from transforms.variants import PICTURES
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 from gcs import BUCKET, object_store
 
-ONE = "--direct_num_workers=1"
 
-
-def print_compute(folder: str, rounds: int, model: str, root: Path) -> None:
-    """Prints CPU seconds and bytes of an image."""
+def print_bytes(folder: str, root: Path) -> None:
+    """Prints the bytes of a selected image, by folder of the dataset."""
     listed, _ = list_images(find_layout(folder, None, "val"), imagenet9())
     images = [image for image in listed if image.annotation]
-    few, many = len(images), 2 * len(images)
-    sources = {n: multiply(images, n, root / f"in-{n}") for n in (few, many)}
-    outputs: dict[int, Path] = {}
-    for number in range(rounds):
-        costs: dict[str, dict[int, Cost]] = {"generate": {}, "compose": {}, "evaluate": {}}
-        for n, source in sources.items():
-            outputs[n] = root / f"out-{n}-{number}"
-            make = ("generate", "--input", source, "--output", outputs[n], ONE)
-            costs["generate"][n] = run_in9(*make)
-            costs["compose"][n] = run_in9(*make, "--seed", 1, "--overwrite=config")
-            costs["evaluate"][n] = run_in9("evaluate", "--dataset", outputs[n], "--models", model)
-        manifests = {n: json.loads((outputs[n] / "manifest.json").read_text()) for n in sources}
-        cpu = {
-            stage: slope((few, by_size[few].cpu), (many, by_size[many].cpu))
-            for stage, by_size in costs.items()
-        }
-        selected = {n: m["images"]["val"]["selected"] for n, m in manifests.items()}
-        each = few / selected[few]
-        pictures = len(PICTURES)
-        print(
-            f"round {number + 1}: segment {cpu['generate'] - cpu['compose']:.4f} s an image, "
-            f"compose {cpu['compose'] * each:.4f} s a selected image, {model} "
-            f"{cpu['evaluate'] * each / pictures:.4f} s a picture"
-        )
-    sizes: dict[str, Counter[str]] = {n: Counter() for n in sources}  # type: ignore[misc]
-    for n, manifest in manifests.items():
+    selected, sizes = [], []
+    for n in (len(images), 2 * len(images)):
+        source, output = multiply(images, n, root / f"in-{n}"), root / f"out-{n}"
+        run_in9("generate", "--input", source, "--output", output)
+        manifest = json.loads((output / "manifest.json").read_text())
+        selected.append(manifest["images"]["val"]["selected"])
+        sizes.append(Counter[str]())
         for file in manifest["files"]:
-            sizes[n][file["path"].partition("/")[0]] += file["bytes"]  # type: ignore[index]
-        sizes[n]["results"] = sum(  # type: ignore[index]
-            path.stat().st_size for path in outputs[n].rglob("predictions/*")
-        )
-    print(f"selected: {selected[few]} of {few}")
-    for name in ("layers", "index", "parquet", "webdataset", "results"):
-        points = {n: (selected[n], sizes[n][name]) for n in sources}  # type: ignore[index]
-        print(f"{name}: {slope(points[few], points[many]):.0f} bytes a selected image")
+            sizes[-1][file["path"].partition("/")[0]] += file["bytes"]
+    print(f"selected: {selected[0]} of {len(images)}")
+    for name in sizes[0]:
+        few, many = zip(selected, (size[name] for size in sizes), strict=True)
+        print(f"{name}: {slope(few, many):.0f} bytes a selected image")
 
 
 def kind(method: str, url: str) -> str:
@@ -126,8 +101,6 @@ def count_requests(source: str, output: str) -> Counter[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--input", default=sample_folder(), help="images to measure (the sample)")
-    parser.add_argument("--model", default="efficientnet_lite0")
-    parser.add_argument("--rounds", type=int, default=3, help="repetitions (3)")
     parser.add_argument(
         "--stored",
         type=int,
@@ -138,7 +111,7 @@ def main() -> None:
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
         print_requests(arguments.stored, Path(folder))
-        print_compute(arguments.input, arguments.rounds, arguments.model, Path(folder))
+        print_bytes(arguments.input, Path(folder))
 
 
 if __name__ == "__main__":
