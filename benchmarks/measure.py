@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -206,7 +207,21 @@ def slope(small: tuple[int, float], large: tuple[int, float]) -> float:
     return (large[1] - small[1]) / (large[0] - small[0])
 
 
+_VECTORS = (
+    *(("avx512f", "AVX-512"), ("avx2", "AVX2"), ("sse4_2", "SSE4.2")),
+    *(("sve", "SVE"), ("asimd", "NEON")),
+)
+"""Flags of /proc/cpuinfo, and the vector instructions that they stand for, the widest first."""
+
+
 def machine() -> str:
-    """Describes this machine in a few words."""
-    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return f"{os.cpu_count()} cores, {model[1] if model else 'unknown processor'}"
+    """Describes this machine in a few words: cores, processor, vector instructions."""
+    # On ARM, a processor has no name, and its flags have another one.
+    lines = re.findall(r"(\w[\w ]*\w)\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    fields: dict[str, str] = dict(lines)
+    name = fields.get("model name", platform.machine())
+    if "cpu family" in fields:
+        name += f" (family {fields['cpu family']}, model {fields['model']})"
+    flags = fields.get("flags", fields.get("Features", "")).split()
+    vectors = (known for flag, known in _VECTORS if flag in flags)
+    return f"{os.cpu_count()} cores, {name}, {next(vectors, 'no known vector instructions')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import multiprocessing
 import os
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from runs import run_python
+from runs import run_python, without_avx512
 
 from pipeline.dataset.folder import sample_folder
 from transforms import grabcut as package
@@ -116,9 +118,11 @@ def assert_no_cut_is_better(image: Image, rect: Rect, iterations: int, seed: int
     """
     graphs: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
 
-    def cut(residual: NDArray[np.int32], excess: NDArray[np.int32], *rest: Any) -> int:
+    def cut(
+        residual: NDArray[np.int32], is_open: Image, excess: NDArray[np.int32], *rest: Any
+    ) -> int:
         graphs.append((residual.reshape(-1, 8).astype(np.int64), excess.astype(np.int64)))
-        return int(minimum_cut(residual, excess, *rest))
+        return int(minimum_cut(residual, is_open, excess, *rest))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(iteration, "minimum_cut", cut)
@@ -176,6 +180,25 @@ def test_masks_of_imagenet_pictures_are_those_of_opencv(shared: Path) -> None:
         expected = opencv(image, rect)
         assert expected is not None
         assert (grabcut(image, rect) == expected).mean() >= 0.9999
+
+
+def test_masks_do_not_depend_on_the_vector_instructions() -> None:
+    masks = "".join(hashlib.sha256(mask.tobytes()).hexdigest() for mask in sample_masks())
+    code = (
+        "import hashlib\n"
+        "from test_grabcut import sample_masks\n"
+        "for mask in sample_masks(): print(end=hashlib.sha256(mask.tobytes()).hexdigest())\n"
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(runs.__file__).parent)])
+    assert run_python(code, PYTHONPATH=path, **without_avx512()).stdout == masks
+
+
+def sample_masks() -> Iterator[Image]:
+    """Yields masks of pictures of the sample, with a rectangle in the middle."""
+    for path in SAMPLE:
+        image = decode_image(path.read_bytes())
+        height, width = image.shape[:2]
+        yield grabcut(image, (width // 6, height // 6, 2 * width // 3, 2 * height // 3))
 
 
 def test_a_negative_corner_moves_without_shrinking() -> None:
@@ -275,6 +298,8 @@ def test_the_cut_is_minimal_and_its_source_side_maximal(
             capacity = data.draw(st.integers(0, 5))
             residual[nodes[i] * 8 + k] = residual[nodes[j] * 8 + 7 - k] = capacity
             links.append((i, j, capacity))
+    is_open = np.zeros(len(excess) + SLACK, np.uint8)
+    is_open[:-SLACK] = np.packbits(residual.reshape(-1, 8) > 0, axis=1, bitorder="little")[:, 0]
     level = np.zeros(len(excess) + SLACK, np.uint16)
     work = workspace(len(excess), DEEPEST)
     pulls = np.zeros(len(nodes), np.int32)
@@ -286,8 +311,10 @@ def test_the_cut_is_minimal_and_its_source_side_maximal(
         )
         excess[nodes] += fresh - pulls
         pulls = fresh
-        minimum_cut(residual, excess, level, height, width, DEEPEST, *work)
+        minimum_cut(residual, is_open, excess, level, height, width, DEEPEST, *work)
         source_side = level[nodes] == FREE
+        left = np.packbits(residual.reshape(-1, 8) > 0, axis=1, bitorder="little")[:, 0]
+        np.testing.assert_array_equal(is_open[:-SLACK], left)
 
         sides = np.array(list(itertools.product([False, True], repeat=len(nodes))))
         energies = np.where(sides, np.maximum(-pulls, 0), np.maximum(pulls, 0)).sum(1)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.grabcut.compilation import Integer, entry, helper
+from transforms.grabcut.compilation import Integer, at, entry, helper
 
 _MULTIPLIER = np.uint64(4164903690)
 _LOW_HALF = np.uint64(0xFFFFFFFF)
@@ -97,11 +97,14 @@ def _add_center(samples: _Bytes, distances: _Floats, subtotals: _Integers, chose
     r1, g1, b1 = np.float32(reds[chosen]), np.float32(greens[chosen]), np.float32(blues[chosen])
     for block in range(len(subtotals)):
         total: Integer = 0
-        for i in range(block * _BLOCK, min((block + 1) * _BLOCK, len(distances))):
-            r, g, b = np.float32(reds[i]), np.float32(greens[i]), np.float32(blues[i])
+        start = block * _BLOCK
+        nearest = distances[start : start + _BLOCK]
+        for i in range(len(nearest)):
+            j = at(start + i)
+            r, g, b = np.float32(reds[j]), np.float32(greens[j]), np.float32(blues[j])
             d = (r - r1) * (r - r1) + (g - g1) * (g - g1) + (b - b1) * (b - b1)
-            d = d if d < distances[i] else distances[i]
-            distances[i] = d
+            d = d if d < nearest[i] else nearest[i]
+            nearest[i] = d
             total += np.int32(d)
         subtotals[block] = total
 

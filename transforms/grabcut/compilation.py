@@ -11,6 +11,9 @@ import numpy as np
 Integer = int | np.integer[Any]
 """An integer of Python or NumPy. Compiled kernels do not tell them apart."""
 
+at = np.uint64
+"""Makes an index unsigned. For a signed index, kernels would first ask whether it is negative."""
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # By the error model of Python, each division would check for zero, and this branch would keep LLVM
@@ -21,6 +24,15 @@ _OPTIONS = {"nogil": True, "error_model": "numpy"}
 def helper(function: _Function) -> _Function:
     """Compiles a function that only compiled functions call, so its code becomes part of theirs."""
     compiled: _Function = numba.njit(**_OPTIONS)(function)
+    return compiled
+
+
+def inlined(function: _Function) -> _Function:
+    """Compiles a helper that is too short to be called: passing arrays would take most of its time.
+
+    LLVM calls a helper that several functions use.
+    """
+    compiled: _Function = numba.njit(forceinline=True, **_OPTIONS)(function)
     return compiled
 
 

@@ -3,11 +3,12 @@
 A node's position in the forest is its level and the direction of its parent. Lists of nodes are
 linked through arrays: the first node of each level, and the next node after each node.
 
-Repairs the forest of `max_flow`: makes levels exact after sweeps have cut off parts of it.
+A repair makes levels exact after sweeps have cut off pieces of the forest. Level by level, orphans
+look for another parent with which they keep their level. Orphans without such a parent leave the
+forest, and make their children orphans. Then the forest grows back over the nodes that have left.
 
-Level by level, orphans look for another parent with which they keep their level. Orphans without
-such a parent leave the forest, and make their children orphans. Then the forest grows back over the
-nodes that have left.
+The functions look at the neighbours of all nodes of a level before they change any of these nodes;
+`lanes` says why.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.grabcut.compilation import Integer, helper
+from transforms.grabcut.compilation import Integer, at, helper, inlined
 from transforms.grabcut.lanes import (
     lowest_bit,
-    lowest_open_level,
-    neighbours_equal,
+    lowest_open_arcs,
     neighbours_pointing_here,
+    open_arcs_from,
     open_arcs_to,
 )
 
@@ -46,6 +47,7 @@ class Grid(NamedTuple):
     Attributes:
       residual: (8 * nodes,) int32, residual capacities of each node's eight arcs, in the order of
         directions in `lanes`.
+      is_open: (nodes + SLACK,) uint8, a bit for each arc: whether it has residual capacity.
       excess: (nodes,) int32, excess of each node, negative for a deficit.
       level: (nodes + SLACK,) uint16; 0 in the padding.
       parent: (nodes + SLACK,) uint8, a direction (see `lanes`) or one of the constants above.
@@ -54,6 +56,7 @@ class Grid(NamedTuple):
     """
 
     residual: Ints
+    is_open: Bytes
     excess: Ints
     level: NDArray[np.uint16]
     parent: Bytes
@@ -81,28 +84,27 @@ class Queues(NamedTuple):
     is_listed: Bytes
 
 
-@helper
+@inlined
 def put(first: Ints, following: Ints, node: Integer, level: Integer) -> None:
     """Puts a node in front of a level's list."""
-    following[node] = first[level]
-    first[level] = node
+    following[at(node)] = first[at(level)]
+    first[at(level)] = node
 
 
 @helper
 def plant(grid: Grid, height: int, width: int, roots: Ints) -> int:
     """Starts a forest of its roots, the nodes with a deficit; returns the number of `roots`."""
-    _, excess, level_of, parent, _, stride = grid
     count = 0
     for y in range(1, height + 1):
-        for node in range(y * stride + 1, y * stride + 1 + width):
-            if excess[node] < 0:
-                level_of[node] = 1
-                parent[node] = ROOT
-                roots[count] = node
-                count += 1
-            else:
-                level_of[node] = FREE
-                parent[node] = NO_PARENT
+        start = y * grid.stride + 1
+        row = slice(start, start + width)
+        excess, level_of, parent = grid.excess[row], grid.level[row], grid.parent[row]
+        for x in range(width):
+            level_of[x] = np.uint16(1) if excess[x] < 0 else FREE
+            parent[x] = ROOT if excess[x] < 0 else NO_PARENT
+        for x in range(width):
+            roots[at(count)] = start + x
+            count += excess[x] < 0
     return count
 
 
@@ -111,44 +113,44 @@ def nodes_at(grid: Grid, depth: int, nodes: Ints) -> int:
     """Writes the nodes of a level to `nodes`; returns their number."""
     level_of, count = grid.level, 0
     for node in range(len(grid.excess)):
-        if level_of[node] == depth:
-            nodes[count] = node
+        if level_of[at(node)] == depth:
+            nodes[at(count)] = node
             count += 1
     return count
 
 
 @helper
-def adopt_free(
-    residual: Ints,
-    level_of: NDArray[np.uint16],
-    parent: Bytes,
-    steps: NDArray[np.int64],
-    stride: int,
-    node: Integer,
-    level: Integer,
-    children: Ints,
-    count: int,
+def _adopt_free(
+    grid: Grid, parents: Ints, level: Integer, masks: Ints, children: Ints, count: int
 ) -> int:
-    """Makes free neighbours the children of a node, if they can send flow to it.
+    """Makes free neighbours the children of a level's nodes, if they can send flow to them.
 
-    Appends the new children to the first `count` nodes in `children`; returns the new count.
+    Of `parents`, those at other levels are left out. The new children are appended to the first
+    `count` nodes in `children`. Uses `masks` as scratch memory. Returns the new count.
     """
-    neighbours = neighbours_equal(level_of, node, stride, FREE)
-    while neighbours:
-        k = lowest_bit(neighbours)
-        neighbours &= neighbours - np.uint64(1)
-        child = node + steps[k]
-        if residual[child * 8 + 7 - k]:
-            level_of[child] = level + 1
-            parent[child] = 7 - k
-            children[count] = child
-            count += 1
+    _, is_open, _, level_of, parent, steps, stride = grid
+    for i in range(len(parents)):
+        node = np.int64(parents[at(i)])
+        arcs = open_arcs_from(is_open, level_of, node, stride, FREE)
+        masks[at(i)] = arcs if level_of[at(node)] == level else 0
+    for i in range(len(parents)):
+        arcs = np.int64(masks[at(i)])
+        while arcs:
+            k = lowest_bit(arcs)
+            arcs &= arcs - 1
+            child = np.int64(parents[at(i)]) + steps[at(k)]
+            # A parent before may have adopted it.
+            if level_of[at(child)] == FREE:
+                level_of[at(child)] = level + 1
+                parent[at(child)] = 7 - k
+                children[at(count)] = child
+                count += 1
     return count
 
 
 @helper
 def grow(
-    grid: Grid, queues: Queues, depth: int, leaves: Ints, count: int, new_leaves: Ints
+    grid: Grid, queues: Queues, depth: int, leaves: Ints, new_leaves: Ints, masks: Ints
 ) -> tuple[int, bool]:
     """Adds a level to the forest.
 
@@ -156,85 +158,95 @@ def grow(
       grid: the forest. Changed.
       queues: its lists. Changed.
       depth: the forest's highest level.
-      leaves: nodes whose first `count` include all nodes of the highest level.
-      count: see `leaves`.
+      leaves: nodes that include all nodes of the highest level.
       new_leaves: nodes of the new level. Written.
+      masks: scratch memory, as long as `leaves`.
 
     Returns:
       The number of nodes in the new level, and whether any of them is active.
     """
-    residual, excess, level_of, parent, steps, stride = grid
-    active, active_next, _, _, _ = queues
-    added = 0
-    for i in range(count):
-        leaf = np.int64(leaves[i])
-        if level_of[leaf] == depth:
-            added = adopt_free(
-                residual, level_of, parent, steps, stride, leaf, depth, new_leaves, added
-            )
+    excess, active, active_next = grid.excess, queues.active, queues.active_next
+    added = _adopt_free(grid, leaves, depth, masks, new_leaves, 0)
     any_active = False
     for i in range(added):
-        node = np.int64(new_leaves[i])
-        if excess[node] > 0:
+        node = np.int64(new_leaves[at(i)])
+        if excess[at(node)] > 0:
             put(active, active_next, node, depth + 1)
             any_active = True
     return added, any_active
 
 
-@helper
+# Takes arrays one by one, as a tuple of them would have to be made, and dropped, for each node.
+@inlined
+def make_orphan(
+    parent: Bytes, orphan: Ints, orphan_next: Ints, is_listed: Bytes, node: Integer, level: Integer
+) -> None:
+    """Takes away the parent of a node; `level` is the node's level."""
+    parent[at(node)] = ORPHAN
+    if not is_listed[at(node)]:
+        is_listed[at(node)] = 1
+        put(orphan, orphan_next, node, level)
+
+
+@inlined
 def orphan_children(
     parent: Bytes,
     steps: NDArray[np.int64],
-    stride: int,
     orphan: Ints,
     orphan_next: Ints,
     is_listed: Bytes,
     node: Integer,
+    children: Integer,
     level: Integer,
 ) -> None:
-    """Makes the children of a node orphans; `level` is the node's level."""
-    children = neighbours_pointing_here(parent, node, stride)
+    """Makes the children of a node, a bit mask, orphans; `level` is the node's level."""
     while children:
         k = lowest_bit(children)
-        children &= children - np.uint64(1)
-        child = node + steps[k]
-        parent[child] = ORPHAN
-        if not is_listed[child]:
-            is_listed[child] = 1
-            put(orphan, orphan_next, child, level + 1)
+        children &= children - 1
+        child = node + steps[at(k)]
+        make_orphan(parent, orphan, orphan_next, is_listed, child, level + 1)
 
 
 @helper
-def prune(grid: Grid, queues: Queues, depth: int, lost: Ints) -> tuple[int, int]:
+def prune(grid: Grid, queues: Queues, depth: int, lost: Ints, masks: Ints) -> tuple[int, int]:
     """Gives each orphan another parent with which it keeps its level; frees the other orphans.
 
-    Writes the freed nodes to `lost`; returns their number and their lowest level.
+    Writes the freed nodes to `lost`; returns their number and their lowest level. Uses `masks` as
+    scratch memory.
     """
-    residual, _, level_of, parent, steps, stride = grid
+    _, is_open, _, level_of, parent, steps, stride = grid
     _, _, orphan, orphan_next, is_listed = queues
     count, lowest = 0, depth
     for level in range(1, depth + 1):
         below = np.uint16(level - 1)
-        while orphan[level] >= 0:
-            node = np.int64(orphan[level])
-            orphan[level] = orphan_next[node]
-            if parent[node] != ORPHAN:
-                is_listed[node] = 0
-                continue
-            if level_of[node] != level:
-                put(orphan, orphan_next, node, np.int64(level_of[node]))
-                continue
-            is_listed[node] = 0
-            arcs = open_arcs_to(residual, level_of, node, stride, below)
-            if arcs:
-                parent[node] = lowest_bit(arcs)
-                continue
-            orphan_children(parent, steps, stride, orphan, orphan_next, is_listed, node, level)
-            level_of[node] = FREE
-            parent[node] = NO_PARENT
-            lost[count] = node
-            count += 1
+        first = count
+        node = np.int64(orphan[at(level)])
+        orphan[at(level)] = -1
+        while node >= 0:
+            following = np.int64(orphan_next[at(node)])
+            if parent[at(node)] != ORPHAN:
+                is_listed[at(node)] = 0
+            elif level_of[at(node)] != level:
+                put(orphan, orphan_next, node, np.int64(level_of[at(node)]))
+            else:
+                is_listed[at(node)] = 0
+                arcs = open_arcs_to(is_open, level_of, node, stride, below)
+                if arcs:
+                    parent[at(node)] = lowest_bit(arcs)
+                else:
+                    lost[at(count)] = node
+                    count += 1
+            node = following
+        if count > first:
             lowest = min(lowest, level)
+        for i in range(first, count):
+            masks[at(i)] = neighbours_pointing_here(parent, np.int64(lost[at(i)]), stride)
+        for i in range(first, count):
+            node = np.int64(lost[at(i)])
+            children = np.int64(masks[at(i)])
+            orphan_children(parent, steps, orphan, orphan_next, is_listed, node, children, level)
+            level_of[at(node)] = FREE
+            parent[at(node)] = NO_PARENT
     return count, lowest
 
 
@@ -245,44 +257,45 @@ def regrow(
     depth: int,
     lowest: int,
     lost: Ints,
-    lost_count: int,
     settled: Ints,
+    masks: Ints,
     leaves: Ints,
     count: int,
 ) -> int:
     """Grows the forest, up to its highest level, back over the nodes that it has lost.
 
     New nodes at the highest level are appended to the first `count` leaves, if there is room.
-    Returns the new count.
+    Returns the new count. Uses `settled` and `masks` as scratch memory.
     """
-    residual, _, level_of, parent, steps, stride = grid
-    _, _, bordering, bordering_next, _ = queues  # Reuses the lists of orphans, which are empty.
-    for i in range(lost_count):
-        node = np.int64(lost[i])
-        level = lowest_open_level(residual, level_of, node, stride) + 1
+    is_open, level_of, parent, stride = grid.is_open, grid.level, grid.parent, grid.stride
+    # Reuses the lists of orphans, which are empty.
+    bordering, bordering_next = queues.orphan, queues.orphan_next
+    for i in range(len(lost)):
+        node = np.int64(lost[at(i)])
+        level = (lowest_open_arcs(is_open, level_of, node, stride) >> 8) + 1
         if level <= depth:
             put(bordering, bordering_next, node, level)
     start = stop = 0
     for level in range(lowest + 1, depth + 1):
         below = np.uint16(level - 1)
-        node = np.int64(bordering[level])
-        bordering[level] = -1
+        adopted = stop
+        node = np.int64(bordering[at(level)])
+        bordering[at(level)] = -1
         while node >= 0:
-            if level_of[node] == FREE:
-                level_of[node] = level
-                parent[node] = lowest_bit(open_arcs_to(residual, level_of, node, stride, below))
-                settled[stop] = node
+            if level_of[at(node)] == FREE:
+                arcs = open_arcs_to(is_open, level_of, node, stride, below)
+                parent[at(node)] = lowest_bit(arcs)
+                settled[at(stop)] = node
                 stop += 1
-            node = np.int64(bordering_next[node])
+            node = np.int64(bordering_next[at(node)])
+        for i in range(adopted, stop):
+            level_of[at(settled[at(i)])] = level
         end_of_level = stop
-        for i in range(start, end_of_level):
-            node = np.int64(settled[i])
-            if level < depth:
-                stop = adopt_free(
-                    residual, level_of, parent, steps, stride, node, level, settled, stop
-                )
-            elif count < len(leaves):
-                leaves[count] = node
+        if level < depth:
+            stop = _adopt_free(grid, settled[start:stop], level, masks, settled, stop)
+        else:
+            for i in range(start, min(stop, start + len(leaves) - count)):
+                leaves[at(count)] = settled[at(i)]
                 count += 1
         start = end_of_level
     return count
@@ -294,20 +307,19 @@ def list_active_anew(grid: Grid, queues: Queues, depth: int, nodes: Ints) -> boo
 
     Uses `nodes` as scratch memory. Returns whether the forest still has an active node.
     """
-    level_of = grid.level
-    active, active_next = queues.active, queues.active_next
+    level_of, active, active_next = grid.level, queues.active, queues.active_next
     count = 0
     for level in range(1, depth + 1):
-        node = np.int64(active[level])
-        active[level] = -1
+        node = np.int64(active[at(level)])
+        active[at(level)] = -1
         while node >= 0:
-            nodes[count] = node
+            nodes[at(count)] = node
             count += 1
-            node = np.int64(active_next[node])
+            node = np.int64(active_next[at(node)])
     any_active = False
     for i in range(count):
-        node = np.int64(nodes[i])
-        if level_of[node] != FREE:
-            put(active, active_next, node, np.int64(level_of[node]))
+        node = np.int64(nodes[at(i)])
+        if level_of[at(node)] != FREE:
+            put(active, active_next, node, np.int64(level_of[at(node)]))
             any_active = True
     return any_active

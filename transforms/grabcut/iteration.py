@@ -93,10 +93,11 @@ def _pull(
     """Changes the excesses by the new pulls less those in `applied`, which become the new."""
     for y in range(len(pulls) // width):
         node = (y + 1) * (width + 2) + 1
-        for i in range(y * width, (y + 1) * width):
-            excess[node] += pulls[i] - applied[i]
-            applied[i] = pulls[i]
-            node += 1
+        row = excess[node : node + width]
+        new, old = pulls[y * width :], applied[y * width :]
+        for x in range(width):
+            row[x] += new[x] - old[x]
+            old[x] = new[x]
 
 
 @entry("void(uint16[::1], uint8[::1], uint8[::1], uint8[::1], int64, uint8[::1])")
@@ -114,14 +115,12 @@ def _read_cut(
     foreground's mixture follow.
     """
     for y in range(len(groups) // width):
+        row = slice(y * width, (y + 1) * width)
         node = (y + 1) * (width + 2) + 1
-        for i in range(y * width, (y + 1) * width):
-            is_foreground[i] = level[node] == FREE
-            if is_foreground[i]:
-                groups[i] = foreground_components[i] + np.uint8(COMPONENTS)
-            else:
-                groups[i] = background_components[i]
-            node += 1
+        is_foreground[row] = level[node : node + width] == FREE
+    for i in range(len(groups)):
+        foreground = foreground_components[i] + np.uint8(COMPONENTS)
+        groups[i] = foreground if is_foreground[i] else background_components[i]
 
 
 class _Mixtures:
@@ -183,7 +182,7 @@ def segment(
     finished("mixtures")
 
     beta = measure_contrast(planes)
-    residual, excess = link_pixels(planes, left, top, width, height, beta, _SCALE)
+    residual, is_open, excess = link_pixels(planes, left, top, width, height, beta, _SCALE)
     finished("n-links")
 
     is_foreground = np.ones(inside.shape[1], np.uint8)
@@ -209,7 +208,8 @@ def segment(
         )
         _pull(excess, pulls, applied, width)
         finished("t-links")
-        if minimum_cut(residual, excess, level, height, width, deepest, *work) > deepest:
+        grid = (residual, is_open, excess, level)
+        if minimum_cut(*grid, height, width, deepest, *work) > deepest:
             raise Unserved(f"a search more than {deepest} levels deep")
         finished(f"cut {iteration + 1}")
         # The components that the samples have in this iteration's mixtures become the groups from

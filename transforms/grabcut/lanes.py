@@ -1,10 +1,14 @@
 """Vector instructions that handle the eight neighbours of a pixel at once.
 
-A pixel's residual capacities to its eight neighbours are contiguous (8 x int32), so one load and
-one comparison tell which arcs are open, that is, have capacity left. Three short loads fetch the
-neighbours' values from a plane. The result is a bit mask, whereas a loop over the neighbours would
-branch eight times. The code uses LLVM's generic vectors, which LLVM turns into the instructions of
-the machine.
+A pixel has a byte with a bit for each open arc, that is, each arc with capacity left. Three short
+loads fetch the neighbours' values from a plane, and one comparison and the byte tell which of them
+open arcs lead to: a bit mask, whereas a loop over the neighbours would branch eight times. The code
+uses LLVM's generic vectors, which LLVM turns into the instructions of the machine.
+
+A vector load must not follow closely on a store of one of its elements: a processor can forward a
+store only to a load that it covers, so such a load waits until the store is in the cache, which
+takes longer than all else here. That is why open arcs are kept as a byte, which is loaded as it is
+stored, and why the callers look at the neighbours of many pixels before they change any.
 
 Neighbours are numbered in raster order, so the opposite of direction k is 7 - k:
 
@@ -75,10 +79,8 @@ def _around(context: Any, builder: Any, plane_type: Any, plane: Any, node: Any, 
     return _shuffle(builder, upper, lower, [0, 1, 2, 3, 4, 8, 9, 10])
 
 
-def _open_arcs(context: Any, builder: Any, array_type: Any, residual: Any, node: Any) -> Any:
-    first = builder.mul(node, node.type(8))
-    arcs = _load(builder, _address(context, builder, array_type, residual, first), _WORD, 8)
-    return builder.icmp_unsigned("!=", arcs, _constant(_WORD, [0] * 8))
+def _equal(builder: Any, values: Any, value: Any) -> Any:
+    return builder.icmp_unsigned("==", values, _broadcast(builder, value, 8))
 
 
 def _mask(builder: Any, lanes: Any) -> Any:
@@ -86,67 +88,95 @@ def _mask(builder: Any, lanes: Any) -> Any:
     return builder.zext(builder.bitcast(lanes, _BITS), ir.IntType(64))
 
 
-@intrinsic
-def open_arcs_to(typing: Any, residual: Any, level: Any, node: Any, stride: Any, value: Any) -> Any:
-    """Returns a bit mask of the open arcs that lead to a neighbour at the level `value`.
+def _byte(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    return builder.load(_address(context, builder, array_type, array, index))
 
-    Arguments: residual int32[8 * nodes], level uint16[nodes], node int64, stride int64,
-    value uint16. Returns uint64.
+
+@intrinsic
+def open_arcs(typing: Any, residual: Any, node: Any) -> Any:
+    """Returns a bit mask of the arcs of a node that have capacity left.
+
+    Arguments: residual int32[8 * nodes], node int64. Returns int64.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        residual, level, node, stride, value = arguments
-        arcs = _open_arcs(context, builder, signature.args[0], residual, node)
-        levels = _around(context, builder, signature.args[1], level, node, stride)
-        equal = builder.icmp_unsigned("==", levels, _broadcast(builder, value, 8))
-        return _mask(builder, builder.and_(arcs, equal))
+        residual, node = arguments
+        first = builder.mul(node, node.type(8))
+        address = _address(context, builder, signature.args[0], residual, first)
+        capacities = _load(builder, address, _WORD, 8)
+        return _mask(builder, builder.icmp_unsigned("!=", capacities, _constant(_WORD, [0] * 8)))
 
-    return types.uint64(residual, level, types.int64, types.int64, types.uint16), generate
+    return types.int64(residual, types.int64), generate
 
 
 @intrinsic
-def lowest_open_level(typing: Any, residual: Any, level: Any, node: Any, stride: Any) -> Any:
-    """Returns the lowest level of the neighbours that open arcs lead to, 65535 without open arcs.
+def open_arcs_to(typing: Any, is_open: Any, level: Any, node: Any, stride: Any, value: Any) -> Any:
+    """Returns a bit mask of the open arcs that lead to a neighbour at the level `value`.
 
-    Arguments: residual int32[8 * nodes], level uint16[nodes], node int64, stride int64.
+    Arguments: is_open uint8[nodes], level uint16[nodes], node int64, stride int64, value uint16.
     Returns int64.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        residual, level, node, stride = arguments
-        arcs = _open_arcs(context, builder, signature.args[0], residual, node)
+        is_open, level, node, stride, value = arguments
+        arcs = _byte(context, builder, signature.args[0], is_open, node)
         levels = _around(context, builder, signature.args[1], level, node, stride)
-        open_levels = builder.select(arcs, levels, _constant(_SHORT, [65535] * 8))
-        reduce = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(_SHORT, [open_levels.type]),
-            "llvm.vector.reduce.umin.v8i16",
-        )
-        return builder.zext(builder.call(reduce, [open_levels]), ir.IntType(64))
+        mask = _mask(builder, _equal(builder, levels, value))
+        return builder.and_(builder.zext(arcs, mask.type), mask)
 
-    return types.int64(residual, level, types.int64, types.int64), generate
+    return types.int64(is_open, level, types.int64, types.int64, types.uint16), generate
 
 
 @intrinsic
-def neighbours_equal(typing: Any, plane: Any, node: Any, stride: Any, value: Any) -> Any:
-    """Returns a bit mask of the neighbours whose value in the plane equals `value`.
+def open_arcs_from(
+    typing: Any, is_open: Any, level: Any, node: Any, stride: Any, value: Any
+) -> Any:
+    """Returns a bit mask of the neighbours at the level `value` that have an open arc to the node.
 
-    Arguments: plane uint16[nodes], node int64, stride int64, value uint16. Returns uint64.
+    Arguments: is_open uint8[nodes], level uint16[nodes], node int64, stride int64, value uint16.
+    Returns int64.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        plane, node, stride, value = arguments
-        values = _around(context, builder, signature.args[0], plane, node, stride)
-        return _mask(builder, builder.icmp_unsigned("==", values, _broadcast(builder, value, 8)))
+        is_open, level, node, stride, value = arguments
+        arcs = _around(context, builder, signature.args[0], is_open, node, stride)
+        arcs = builder.and_(arcs, _constant(_BITS, [1 << 7 - k for k in range(8)]))
+        arcs = builder.icmp_unsigned("!=", arcs, _constant(_BITS, [0] * 8))
+        levels = _around(context, builder, signature.args[1], level, node, stride)
+        return _mask(builder, builder.and_(arcs, _equal(builder, levels, value)))
 
-    return types.uint64(plane, types.int64, types.int64, types.uint16), generate
+    return types.int64(is_open, level, types.int64, types.int64, types.uint16), generate
+
+
+@intrinsic
+def lowest_open_arcs(typing: Any, is_open: Any, level: Any, node: Any, stride: Any) -> Any:
+    """Returns the lowest level that open arcs lead to, and which arcs lead there.
+
+    Arguments: is_open uint8[nodes], level uint16[nodes], node int64, stride int64.
+    Returns int64: 256 times the level, which is 65535 without open arcs, plus the arcs' bit mask.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        is_open, level, node, stride = arguments
+        arcs = _byte(context, builder, signature.args[0], is_open, node)
+        arcs = builder.bitcast(arcs, ir.VectorType(ir.IntType(1), 8))
+        levels = _around(context, builder, signature.args[1], level, node, stride)
+        levels = builder.select(arcs, levels, _constant(_SHORT, [65535] * 8))
+        reduce = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_SHORT, [levels.type]), "llvm.vector.reduce.umin.v8i16"
+        )
+        lowest = builder.call(reduce, [levels])
+        mask = _mask(builder, _equal(builder, levels, lowest))
+        return builder.or_(builder.shl(builder.zext(lowest, mask.type), mask.type(8)), mask)
+
+    return types.int64(is_open, level, types.int64, types.int64), generate
 
 
 @intrinsic
 def neighbours_pointing_here(typing: Any, direction: Any, node: Any, stride: Any) -> Any:
     """Returns a bit mask of the neighbours whose direction leads to this node.
 
-    Arguments: direction uint8[nodes], node int64, stride int64. Returns uint64.
+    Arguments: direction uint8[nodes], node int64, stride int64. Returns int64.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -155,14 +185,14 @@ def neighbours_pointing_here(typing: Any, direction: Any, node: Any, stride: Any
         opposite = _constant(_BITS, [7, 6, 5, 4, 3, 2, 1, 0])
         return _mask(builder, builder.icmp_unsigned("==", values, opposite))
 
-    return types.uint64(direction, types.int64, types.int64), generate
+    return types.int64(direction, types.int64, types.int64), generate
 
 
 @intrinsic
 def lowest_bit(typing: Any, mask: Any) -> Any:
-    """Returns the index of the lowest set bit of a uint64 that is not 0: int64."""
+    """Returns the index of the lowest set bit of an int64; any number for 0: int64."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.cttz(arguments[0], ir.IntType(1)(1))
+        return builder.cttz(arguments[0], ir.IntType(1)(0))
 
-    return types.int64(types.uint64), generate
+    return types.int64(types.int64), generate

@@ -31,17 +31,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.grabcut.compilation import entry, helper
+from transforms.grabcut.compilation import at, entry, helper
 from transforms.grabcut.forest import (
     FREE,
     NO_PARENT,
-    ORPHAN,
     Bytes,
     Grid,
     Ints,
     Queues,
     grow,
     list_active_anew,
+    make_orphan,
     nodes_at,
     orphan_children,
     plant,
@@ -49,84 +49,128 @@ from transforms.grabcut.forest import (
     put,
     regrow,
 )
-from transforms.grabcut.lanes import SLACK, lowest_bit, lowest_open_level, open_arcs_to
+from transforms.grabcut.lanes import (
+    SLACK,
+    lowest_bit,
+    lowest_open_arcs,
+    neighbours_pointing_here,
+    open_arcs_to,
+)
 
-_SWEEPS = 64
+_SWEEPS = 32
 """Largest number of sweeps before a repair."""
 _GROWTH = 4
 """Before it is swept and repaired, the forest grows by one level and 1 / _GROWTH of its depth."""
 
 
 @helper
-def _sweep(grid: Grid, queues: Queues, depth: int, leaves: Ints, count: int) -> tuple[int, bool]:
+def _sweep(
+    grid: Grid,
+    queues: Queues,
+    depth: int,
+    leaves: Ints,
+    count: int,
+    stuck: Ints,
+    lowest: Ints,
+    children: Ints,
+) -> tuple[int, bool]:
     """Pushes all excess in the forest down, from the highest level to the lowest.
 
     Nodes that are raised to the highest level are appended to the first `count` leaves, if there is
-    room. Returns the new count, and whether raised nodes still hold excess.
+    room. Returns the new count, and whether raised nodes still hold excess. Uses `stuck`, `lowest`
+    and `children` as scratch memory.
     """
-    residual, excess, level_of, parent, steps, stride = grid
+    residual, is_open, excess, level_of, parent, steps, stride = grid
     active, active_next, orphan, orphan_next, is_listed = queues
     any_active = False
     for level in range(depth, 0, -1):
         below = np.uint16(level - 1)
-        upcoming = np.int64(active[level])
-        active[level] = -1
+        upcoming = np.int64(active[at(level)])
+        if upcoming < 0:
+            continue
+        active[at(level)] = -1
+        first_below = active[at(below)]
+        num_stuck = 0
+        # Pushes to the level below, which changes no level.
         while upcoming >= 0:
             node = upcoming
-            upcoming = np.int64(active_next[node])
-            remaining = excess[node]
-            k = np.int64(parent[node])
-            while True:
-                # The parent may have been raised, or the arc filled, since the parent was chosen.
-                if k > 7 or residual[node * 8 + k] == 0 or level_of[node + steps[k]] != below:
-                    arcs = open_arcs_to(residual, level_of, node, stride, below)
-                    if arcs == 0:
-                        break
-                    k = lowest_bit(arcs)
-                    parent[node] = k
-                target = node + steps[k]
-                capacity = residual[node * 8 + k]
+            upcoming = np.int64(active_next[at(node)])
+            remaining = excess[at(node)]
+            arcs = open_arcs_to(is_open, level_of, node, stride, below)
+            k = np.int64(parent[at(node)])
+            # The parent may have been raised, or the arc filled, since the parent was chosen.
+            if not (arcs >> k) & 1:
+                k = lowest_bit(arcs)
+            while arcs:
+                target = node + steps[at(k)]
+                capacity = residual[at(node * 8 + k)]
                 flow = min(remaining, capacity)
-                residual[node * 8 + k] = capacity - flow
-                residual[target * 8 + 7 - k] += flow
-                before = excess[target]
-                excess[target] = before + flow
-                if before <= 0:
-                    if before + flow > 0:
-                        put(active, active_next, target, level - 1)
-                    elif before < 0 and before + flow == 0:
-                        # The flow exactly fills the deficit of a root, which is in no list yet.
-                        parent[target] = ORPHAN
-                        is_listed[target] = 1
-                        put(orphan, orphan_next, target, level - 1)
                 remaining -= flow
-                if remaining == 0:
-                    if flow == capacity:
-                        arcs = open_arcs_to(residual, level_of, node, stride, below)
-                        if arcs:
-                            parent[node] = lowest_bit(arcs)
-                        else:
-                            parent[node] = ORPHAN
-                            if not is_listed[node]:
-                                is_listed[node] = 1
-                                put(orphan, orphan_next, node, level)
+                residual[at(node * 8 + k)] = capacity - flow
+                residual[at(target * 8 + 7 - k)] += flow
+                is_open[at(target)] |= np.uint8(128 >> k)
+                before = excess[at(target)]
+                after = before + flow
+                excess[at(target)] = after
+                # Puts the target in front of its list, if it is new there, without a branch.
+                is_new = (before <= 0) & (after > 0)
+                following = active_next[at(target)]
+                active_next[at(target)] = first_below if is_new else following
+                first_below = np.int32(target) if is_new else first_below
+                if before < 0 and after == 0:
+                    # The flow exactly fills the deficit of a root.
+                    make_orphan(parent, orphan, orphan_next, is_listed, target, level - 1)
+                if flow < capacity:
                     break
-            excess[node] = remaining
-            if remaining == 0:
-                continue
-            orphan_children(parent, steps, stride, orphan, orphan_next, is_listed, node, level)
-            raised = lowest_open_level(residual, level_of, node, stride) + 1
+                arcs ^= 1 << k
+                is_open[at(node)] ^= np.uint8(1 << k)
+                if remaining == 0:
+                    break
+                k = lowest_bit(arcs)
+            excess[at(node)] = remaining
+            if remaining:
+                stuck[at(num_stuck)] = node
+                num_stuck += 1
+            elif (arcs >> k) & 1:
+                parent[at(node)] = k
+            elif arcs:
+                parent[at(node)] = lowest_bit(arcs)
+            else:
+                make_orphan(parent, orphan, orphan_next, is_listed, node, level)
+        active[at(below)] = first_below
+
+        # Raises the nodes without an open arc to the level below.
+        for i in range(num_stuck):
+            node = np.int64(stuck[at(i)])
+            lowest[at(i)] = lowest_open_arcs(is_open, level_of, node, stride)
+            children[at(i)] = neighbours_pointing_here(parent, node, stride)
+        for i in range(num_stuck):
+            node = np.int64(stuck[at(i)])
+            lost = np.int64(children[at(i)])
+            orphan_children(parent, steps, orphan, orphan_next, is_listed, node, lost, level)
+            found = np.int64(lowest[at(i)])
+            arcs = found & 255
+            # Neighbours may have been raised since.
+            while arcs and level_of[at(node + steps[at(lowest_bit(arcs))])] != found >> 8:
+                arcs &= arcs - 1
+            if not arcs:
+                found = lowest_open_arcs(is_open, level_of, node, stride)
+                arcs = found & 255
+            raised = (found >> 8) + 1
             if raised > depth:
-                level_of[node] = FREE
-                parent[node] = NO_PARENT
+                level_of[at(node)] = FREE
+                parent[at(node)] = NO_PARENT
                 continue
-            level_of[node] = raised
-            arcs = open_arcs_to(residual, level_of, node, stride, np.uint16(raised - 1))
-            parent[node] = lowest_bit(arcs)
+            k = lowest_bit(arcs)
+            level_of[at(node)] = raised
+            parent[at(node)] = k
+            if raised == level + 1 and excess[at(node + steps[at(k)])] > 0:
+                # The new parent is stuck, too, and is about to be raised.
+                make_orphan(parent, orphan, orphan_next, is_listed, node, raised)
             put(active, active_next, node, raised)
             any_active = True
             if raised == depth and count < len(leaves):
-                leaves[count] = node
+                leaves[at(count)] = node
                 count += 1
     return count, any_active
 
@@ -153,11 +197,12 @@ def workspace(nodes: int, deepest: int) -> tuple[Bytes, Bytes, Ints, Ints]:
 
 
 @entry(
-    "int64(int32[::1], int32[::1], uint16[::1], int64, int64, int64,"
+    "int64(int32[::1], uint8[::1], int32[::1], uint16[::1], int64, int64, int64,"
     " uint8[::1], uint8[::1], int32[:,::1], int32[:,::1])"
 )
 def minimum_cut(
     residual: Ints,
+    is_open: Bytes,
     excess: Ints,
     level: NDArray[np.uint16],
     height: int,
@@ -173,6 +218,7 @@ def minimum_cut(
     Args:
       residual: (8 * nodes,) int32 with nodes = (height + 2) * (width + 2), residual capacities of
         the arcs of each node of the padded grid; 0 to and from the padding. Changed.
+      is_open: (nodes + SLACK,) uint8, a bit for each arc: whether its capacity is not 0. Changed.
       excess: (nodes,) int32, weight from the source minus weight to the sink, less the flow
         of earlier cuts; 0 in the padding. Changed.
       level: (nodes + SLACK,) uint16, 0 in the padding, which stays as it is. Written for all other
@@ -191,9 +237,9 @@ def minimum_cut(
     """
     stride = width + 2
     steps = np.array([-stride - 1, -stride, 1 - stride, -1, 1, stride - 1, stride, stride + 1])
-    grid = Grid(residual, excess, level, parent, steps, stride)
+    grid = Grid(residual, is_open, excess, level, parent, steps, stride)
     queues = Queues(lists[0], scratch[0], lists[1], scratch[1], is_listed)
-    lost, settled = scratch[2], scratch[3]
+    lost, settled, unused = scratch[2], scratch[3], scratch[2:4].reshape(-1)
     # There is room for twice the number of nodes, because a node can be raised to the highest level
     # repeatedly. If even this room is full, the whole grid is searched for leaves instead.
     leaves, new_leaves = scratch[4:6].reshape(-1), scratch[6:8].reshape(-1)
@@ -205,7 +251,7 @@ def minimum_cut(
         for _ in range(1 + depth // _GROWTH):
             if depth > deepest:
                 return depth
-            added, new_active = grow(grid, queues, depth, leaves, count, new_leaves)
+            added, new_active = grow(grid, queues, depth, leaves[:count], new_leaves, unused)
             if added == 0:
                 break
             depth += 1
@@ -215,11 +261,14 @@ def minimum_cut(
             return depth
         while any_active:
             for _ in range(_SWEEPS):
-                count, any_active = _sweep(grid, queues, depth, leaves, count)
+                count, any_active = _sweep(
+                    grid, queues, depth, leaves, count, lost, settled, new_leaves
+                )
                 if not any_active:
                     break
-            lost_count, lowest = prune(grid, queues, depth, lost)
-            count = regrow(grid, queues, depth, lowest, lost, lost_count, settled, leaves, count)
+            num_lost, lowest = prune(grid, queues, depth, lost, settled)
+            known = lost[:num_lost]
+            count = regrow(grid, queues, depth, lowest, known, settled, new_leaves, leaves, count)
             if any_active:
                 any_active = list_active_anew(grid, queues, depth, lost)
         if count == len(leaves):

@@ -13,7 +13,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.grabcut.compilation import Integer, entry, helper
+from transforms.grabcut.compilation import Integer, at, entry, helper
+from transforms.grabcut.lanes import SLACK, open_arcs
 from transforms.grabcut.vector_math import exp_below_zero
 
 _GAMMA = 50.0
@@ -93,10 +94,13 @@ def _contract(
         residual[node * 8 + k] = 0
 
 
-@entry("UniTuple(int32[::1], 2)(uint8[:,:,::1], int64, int64, int64, int64, float64, float64)")
+@entry(
+    "Tuple((int32[::1], uint8[::1], int32[::1]))"
+    "(uint8[:,:,::1], int64, int64, int64, int64, float64, float64)"
+)
 def link_pixels(
     planes: _Bytes, left: int, top: int, width: int, height: int, beta: float, scale: float
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.int32]]:
     """Builds the graph of a rectangle's pixels, including their links to pixels outside.
 
     Args:
@@ -109,7 +113,7 @@ def link_pixels(
       scale: number of integer units that stand for a weight of 1.
 
     Returns:
-      Residual capacities and excesses, both int32, as `max_flow.minimum_cut` takes them.
+      Residual capacities, open arcs and excesses, as `max_flow.minimum_cut` takes them.
     """
     stride = width + 2
     nodes = (height + 2) * stride
@@ -118,14 +122,15 @@ def link_pixels(
     residual = np.zeros(8 * nodes, np.int32)
     for y in range(1, height + 1):
         for node in range(y * stride + 1, y * stride + 1 + width):
-            residual[node * 8] = south_east[node - stride - 1]
-            residual[node * 8 + 1] = south[node - stride]
-            residual[node * 8 + 2] = south_west[node - stride + 1]
-            residual[node * 8 + 3] = east[node - 1]
-            residual[node * 8 + 4] = east[node]
-            residual[node * 8 + 5] = south_west[node]
-            residual[node * 8 + 6] = south[node]
-            residual[node * 8 + 7] = south_east[node]
+            first = node * 8
+            residual[at(first)] = south_east[at(node - stride - 1)]
+            residual[at(first + 1)] = south[at(node - stride)]
+            residual[at(first + 2)] = south_west[at(node - stride + 1)]
+            residual[at(first + 3)] = east[at(node - 1)]
+            residual[at(first + 4)] = east[at(node)]
+            residual[at(first + 5)] = south_west[at(node)]
+            residual[at(first + 6)] = south[at(node)]
+            residual[at(first + 7)] = south_east[at(node)]
     excess = np.zeros(nodes, np.int32)
     for x in range(1, width + 1):
         _contract(residual, excess, stride + x, (0, 1, 2))
@@ -133,4 +138,7 @@ def link_pixels(
     for y in range(1, height + 1):
         _contract(residual, excess, y * stride + 1, (0, 3, 5))
         _contract(residual, excess, y * stride + width, (2, 4, 7))
-    return residual, excess
+    is_open = np.zeros(nodes + SLACK, np.uint8)
+    for node in range(nodes):
+        is_open[at(node)] = open_arcs(residual, node)
+    return residual, is_open, excess
