@@ -211,7 +211,7 @@ SECTIONS = (
         Flag(
             "--pixel_cache",
             "MB",
-            "memory for decoded pictures in each process (default: memory / 4 / cores)",
+            "memory for decoded pictures in each process (default: memory / 4 / processes)",
             type=int,
         ),
     ),

@@ -193,7 +193,7 @@ class RunModels(_Step):
     def teardown(self) -> None:
         # Beam also calls this in processes that got no block, and so have not imported torch.
         if resident := sys.modules.get("pipeline.evaluate.resident"):
-            resident.forget_all()
+            resident.forget_pictures()
 
     def process(self, block: Block) -> list[_Result]:
         # Imported here, so that only machines that run models wait for torch.

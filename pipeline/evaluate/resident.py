@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-import gc
 import threading
 from collections.abc import Iterator, Mapping
 
@@ -16,10 +15,10 @@ from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.results import ModelRun, read_results, result_file
 from pipeline.models.identity import KnownModels
 from pipeline.models.loader import PixelCache
-from pipeline.models.predict import Predictor, device_of
+from pipeline.models.predict import Predictor, device_of, is_out_of_memory
 from pipeline.models.registry import load_model, source_of
 from pipeline.models.source import LoadedModel, check_head
-from pipeline.runtime.machine import give_back_freed_memory, usable_cores, usable_memory
+from pipeline.runtime.machine import give_back_freed_memory, similar_processes, usable_memory
 from pipeline.runtime.progress import count
 from transforms.taxonomy import Taxonomy
 
@@ -31,17 +30,13 @@ _LOADING = threading.Lock()
 """Held while a model loads. Only one loads at a time, because models that are built concurrently
 would draw their initial weights from the same random number generator."""
 _DEVICES: Mapping[torch.device, threading.Lock] = collections.defaultdict(threading.Lock)
-_LOADED = threading.Event()
-"""Set once a model has been loaded whose memory `free_memory` has not freed yet."""
 
 
 @contextlib.contextmanager
 def in_memory(
     entry: str, evaluation: Evaluation, taxonomy: Taxonomy, block: int = 0
 ) -> Iterator[LoadedModel]:
-    """Loads a model as soon as there is room for it.
-
-    The caller must drop the model when the context ends.
+    """Loads a model as soon as there is room for it; drops it when the context ends.
 
     Args:
       entry: the model's entry of `--models`.
@@ -52,15 +47,12 @@ def in_memory(
     Raises:
       ModelError: the model cannot be loaded, or must not be used.
     """
-    with _IN_MEMORY[_device(evaluation, block)]:
-        # Frees the previous model, whose caller held it until its context ended.
-        if _LOADED.is_set():
-            free_memory()
+    with _IN_MEMORY[_device(evaluation, block)], contextlib.ExitStack() as stack:
         torch.set_num_threads(evaluation.threads)
         try:
-            _LOADED.set()
             with _LOADING:
                 model = load_model(entry, evaluation.weights, taxonomy)
+            stack.callback(drop, model.module)
             check_head(model, taxonomy)
             if not evaluation.accept_new_weights:
                 _check_weights(model, evaluation)
@@ -71,9 +63,21 @@ def in_memory(
         yield model
 
 
+def drop(network: torch.nn.Module) -> None:
+    """Frees the memory of a network, wherever it is; it cannot be used any more.
+
+    Modules hold reference cycles. To break them is faster than to search all objects of the process
+    for them, which takes a third of a second, and stops the models of other threads meanwhile.
+    """
+    # A network that was dropped before has nothing, not even its list of modules.
+    for module in [*network.modules()] if vars(network) else []:
+        vars(module).clear()
+    give_back_freed_memory()
+
+
 @contextlib.contextmanager
 def on_device(model: LoadedModel, evaluation: Evaluation, block: int = 0) -> Iterator[Predictor]:
-    """Moves a model to its device as soon as the device is free.
+    """Moves a model to its device as soon as the device is free; drops it when the context ends.
 
     Args:
       model: the model, from `in_memory`.
@@ -81,23 +85,21 @@ def on_device(model: LoadedModel, evaluation: Evaluation, block: int = 0) -> Ite
       block: number of the block, which decides the device.
 
     Raises:
-      ModelError: there is no such device, or it has not enough memory.
+      ModelError: there is no such device, or it has not enough memory for the model, or for what
+        the block does with it.
     """
     with _DEVICES[_device(evaluation, block)]:
         try:
             predictor = Predictor(model, evaluation.predict, _pixel_cache(evaluation), block)
-        except torch.cuda.OutOfMemoryError as error:
-            raise ModelError("its weights do not fit into the memory of the device") from error
-        count("models_on_device")
-        try:
+            count("models_on_device")
             yield predictor
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise ModelError("it needs more memory than the device has free") from error
+            raise
         finally:
-            on_gpu = predictor.device.type == "cuda"
-            del predictor
-            if on_gpu:
-                # Makes room on the device for the next model.
-                model.module.to("cpu")
-                free_memory()
+            # Makes room on the device for the next model.
+            drop(model.module)
 
 
 def _device(evaluation: Evaluation, block: int) -> torch.device:
@@ -110,19 +112,16 @@ def _pixel_cache(evaluation: Evaluation) -> PixelCache:
         return PixelCache(0)
     budget = evaluation.pixel_cache
     if budget is None:
-        # A runner may start a process for each core, and each process has a cache of its own.
-        budget = usable_memory() // 4 // usable_cores()
+        budget = usable_memory() // 4 // similar_processes()
     return _cache_of(budget, evaluation.predict.on_this_machine().device == "cuda")
 
 
 _cache_of = functools.lru_cache(1)(PixelCache)
 
 
-def forget_all() -> None:
-    """Frees the memory of decoded pictures, and of models that are no longer used."""
+def forget_pictures() -> None:
+    """Frees the memory of decoded pictures."""
     _cache_of.cache_clear()
-    if _LOADED.is_set():
-        free_memory()
 
 
 def _check_weights(model: LoadedModel, evaluation: Evaluation) -> None:
@@ -135,16 +134,3 @@ def _check_weights(model: LoadedModel, evaluation: Evaluation) -> None:
                 f"written (sha256 {earlier[:12]}, now {model.weights_sha256[:12]}); "
                 "add --overwrite weights to evaluate the new ones"
             )
-
-
-def free_memory() -> None:
-    """Frees the memory of models that nothing refers to any more, on this machine and its GPUs.
-
-    Models hold reference cycles, so this searches all objects of the process, which takes a third
-    of a second.
-    """
-    _LOADED.clear()
-    gc.collect()
-    give_back_freed_memory()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -13,7 +13,9 @@ import collections
 import contextlib
 import dataclasses
 import math
-from collections.abc import Generator, Iterable, Sequence
+import sys
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +35,8 @@ _DECODED_AHEAD = {"cpu": 0, "cuda": 3}
 _IN_FLIGHT = {"cpu": 0, "cuda": 1}
 """Number of batches that are launched before the outputs of an earlier batch are fetched."""
 _NO_CACHE = PixelCache(0)
+
+R = TypeVar("R")
 
 
 class ReusedMemory:
@@ -136,6 +140,7 @@ class Predictor:
         self.module = model.module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._input = NetworkInput(model.preprocessing, self.device)
         self._floats = ReusedMemory()
+        self._fits = sys.maxsize
         self._crop = (
             create_transform(
                 input_size=(3, model.preprocessing.input_size, model.preprocessing.input_size),
@@ -211,7 +216,9 @@ class Predictor:
 
     @torch.inference_mode()
     def _launch(self, pixels: Pixels) -> _Outputs:
-        logits = self.forward(self.to_device(pixels))
+        logits = torch.cat(
+            self.in_fitting_batches(lambda some: self.forward_once(self.to_device(some)), pixels)
+        )
         if self.device.type == "cpu":
             return _Outputs(logits, None)
         fetched = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
@@ -247,8 +254,46 @@ class Predictor:
             copied.record_stream(compute)
         return copied.permute(0, 3, 1, 2).float().div_(255)
 
+    def in_fitting_batches(
+        self, run: Callable[..., R], *inputs: torch.Tensor | NDArray[Any]
+    ) -> list[R]:
+        """Runs a function on inputs, in batches that are halved until memory suffices.
+
+        The size that suffices is kept for the calls after, so that they do not try again what has
+        failed.
+
+        Args:
+          run: the function; it takes the same n elements of each of `inputs`.
+          inputs: arrays of the same length, at least 1.
+
+        Returns:
+          The results, batch by batch.
+
+        Raises:
+          ModelError: memory does not suffice for a single picture.
+          Exception: any other exception of `run`.
+        """
+        results: list[R] = []
+        start = 0
+        while start < len(inputs[0]):
+            end = min(len(inputs[0]), start + self._fits)
+            try:
+                results.append(run(*(array[start:end] for array in inputs)))
+                start = end
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if end - start == 1:
+                    raise ModelError("there is not enough memory for a single picture") from error
+            # Not in the handler, because there the error's traceback keeps the activations alive.
+            self._fits = (end - start + 1) // 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return results
+
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Runs a batch through the model; halves the batch as often as memory requires.
+        """Runs a batch through the model, in as many steps as memory requires.
 
         Args:
           pictures: (n, 3, S, S) float32 in [0, 1], RGB, on `device`.
@@ -260,18 +305,7 @@ class Predictor:
           ModelError: the model fails, its output is not (n, outputs), or memory does not suffice
             for a single picture.
         """
-        try:
-            return self.forward_once(pictures)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(pictures) == 1:
-                raise ModelError("there is not enough memory for a single picture") from error
-        # Not in the handler, because there the error's traceback keeps the activations alive.
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        half = len(pictures) // 2
-        return torch.cat([self.forward(pictures[:half]), self.forward(pictures[half:])])
+        return torch.cat(self.in_fitting_batches(self.forward_once, pictures))
 
     def forward_once(self, pictures: torch.Tensor) -> torch.Tensor:
         """Does the same as `forward`, but never splits the batch.
@@ -369,6 +403,8 @@ def _why_no_gpu() -> str:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Returns whether the device or the machine ran out of memory."""
-    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or (
-        "DefaultCPUAllocator" in text_of(error)
+    # CUDA's libraries for matrices and convolutions allocate memory by themselves.
+    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or any(
+        words in text_of(error)
+        for words in ("DefaultCPUAllocator", "_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
     )

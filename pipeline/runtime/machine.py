@@ -11,6 +11,7 @@ import ctypes
 import functools
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -48,6 +49,16 @@ def usable_memory(root: Path = Path("/")) -> int:
         for name in ("memory.max", "memory.limit_in_bytes"):
             memory = min([memory, *_numbers(group / name)])
     return memory
+
+
+def similar_processes() -> int:
+    """Returns how many processes like this one the machine has.
+
+    Beam starts a worker for each core. A job whose steps run in the launcher has one process.
+    """
+    main = getattr(sys.modules["__main__"], "__spec__", None)
+    is_worker = main is not None and main.name == "apache_beam.runners.worker.sdk_worker_main"
+    return usable_cores() if is_worker else 1
 
 
 def _control_groups(root: Path) -> Iterator[Path]:

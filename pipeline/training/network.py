@@ -135,7 +135,8 @@ class Learner:
         total = losses.detach().double().sum()
         correct = (logits.detach().argmax(dim=1) == labels).double().sum()
         broken = (~losses.detach().isfinite()).double().sum()
-        return losses, torch.stack([total, correct, total.new_tensor(len(labels)), broken])
+        # `new_full` fills on the device; a copy of a number from the host would be waited for.
+        return losses, torch.stack([total, correct, total.new_full((), len(labels)), broken])
 
     @contextlib.contextmanager
     def _explain_errors(self) -> Iterator[None]:

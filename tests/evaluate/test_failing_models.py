@@ -187,9 +187,17 @@ def test_a_batch_that_does_not_fit_is_halved() -> None:
     torch.testing.assert_close(
         predictor(narrow).forward(pictures), predictor(wide).forward(pictures)
     )
-    assert [n for n in narrow.seen if n <= 2] == [1, 2, 2, 2]
+    assert narrow.seen == [7, 4, 2, 2, 2, 1]
     with pytest.raises(ModelError, match="not enough memory for a single picture"):
         predictor(Narrow(0)).forward(pictures)
+
+
+def test_the_size_that_fits_is_tried_once() -> None:
+    narrow = Narrow(100)
+    tight = predictor(narrow)
+    for _ in range(3):
+        tight.forward(torch.rand(256, 3, 4, 4))
+    assert narrow.seen == [256, 128] + [64] * 12
 
 
 def test_what_a_module_does_wrong_is_its_models_failure() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import re
 import shutil
 import threading
@@ -45,9 +46,12 @@ from pipeline.evaluate.results import FailedModel, RunSettings, pick, read_failu
 from pipeline.models.identity import PredictConfig
 from pipeline.models.predict import Predictor, device_of
 from pipeline.models.registry import load_model
+from pipeline.runtime import machine
 from pipeline.runtime.progress import Progress
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
+from transforms.codec import decode_into
+from transforms.geometry import Pixels
 from transforms.taxonomy import imagenet9
 
 FIRST, SECOND = (f"python:tiny_models:{name}" for name in ("first", "second"))
@@ -107,6 +111,65 @@ def test_a_model_that_fails_is_let_go_and_the_next_one_runs(
 def no_memory(*_: object) -> Iterator[Any]:
     raise ModelError("no \n memory")
     yield
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+        MemoryError(),
+    ],
+)
+def test_a_lack_of_memory_anywhere_is_the_models_failure(
+    error: Exception, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> Iterator[Any]:
+        raise error
+        yield
+
+    output = Path(shutil.copytree(made, tmp_path / "out"))
+    shutil.rmtree(output / "results")
+    work = PlannedEvaluation(plan(output, FIRST), imagenet9())
+    monkeypatch.setattr(PredictShards, "run", fail)
+    (failed,) = RunModels(work).process(Block(0, 0))
+    assert isinstance(failed, FailedModel)
+    assert "more memory than the device has" in failed.error
+
+
+def test_pictures_are_decoded_once_for_ten_models(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests a local job, which is one process, on a machine of 16 cores."""
+    (tmp_path / "ten.py").write_text(
+        "from tiny_models import _linear\n"
+        + "".join(f"def m{n}(): return _linear({n})\n" for n in range(10))
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    output = Path(shutil.copytree(made, tmp_path / "out"))
+    shutil.rmtree(output / "results")
+    pictures = sum(file.samples or 0 for file in dataset_in(output).manifest.files)
+    room = pictures * 224 * 224 * 3
+    monkeypatch.setattr(resident, "usable_memory", lambda: 4 * room)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 16)
+    monkeypatch.setattr(gc, "collect", lambda *_: pytest.fail("stops all threads"))
+    decoded = []
+
+    def decode(image: bytes, out: Pixels) -> None:
+        decoded.append(len(image))
+        decode_into(image, out)
+
+    monkeypatch.setattr("pipeline.models.predict.decode_into", decode)
+    work = PlannedEvaluation(plan(output, *(f"python:ten:m{n}" for n in range(10))), imagenet9())
+    step, after_model = RunModels(work), []
+    for order in range(10):
+        (done,) = step.process(Block(order, 0))
+        assert isinstance(done, BlockDone), done
+        after_model.append(len(decoded))
+    step.teardown()
+    assert after_model[0] > 0
+    assert after_model == after_model[:1] * 10
 
 
 def test_one_model_is_on_the_device_while_the_next_is_loaded(made: Path) -> None:
@@ -378,7 +441,7 @@ def test_caches_of_all_processes_take_a_quarter_of_the_memory(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resident, "usable_memory", lambda: 160)
-    monkeypatch.setattr(resident, "usable_cores", lambda: 4)
+    monkeypatch.setattr(resident, "similar_processes", lambda: 4)
     for pixel_cache, alone, of_several in ((None, 0, 10), (7, 0, 7), (0, 0, 0)):
         evaluation = dataclasses.replace(plan(made, FIRST), pixel_cache=pixel_cache)
         several = dataclasses.replace(evaluation, models=(FIRST, SECOND))
@@ -387,7 +450,7 @@ def test_caches_of_all_processes_take_a_quarter_of_the_memory(
             for each, room in ((evaluation, alone), (several, of_several))
             for count in (room + 1, room)
         ]
-        resident.forget_all()
+        resident.forget_pictures()
         assert [room is not None for room in rooms] == [False, False, False, of_several > 0]
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from runs import ONE, csv_rows, dataset_in, run_in9, start_in9, table_of, wait_until
 from soundness import assert_sound
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
@@ -41,7 +43,7 @@ from pipeline.training.batches import (
     load_batches,
     permutation,
 )
-from pipeline.training.network import build_network
+from pipeline.training.network import Learner, build_network
 from pipeline.training.train_plan import TrainPlan, choose_splits, find_samples
 from transforms.codec import decode_image
 from transforms.hashing import keyed_hashes, substream
@@ -497,6 +499,30 @@ def test_a_training_restores_torchs_settings(drawn: Path, tmp_path: Path) -> Non
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before[:2]
     assert (cudnn.benchmark, torch.get_num_threads()) == before[2:]
+
+
+class Dispatched(TorchDispatchMode):
+    """Notes the operations that torch dispatches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
+        self.names.add(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_never_waits_for_the_device(precision: str) -> None:
+    plan = TrainPlan(arch=TINY, epochs=1, batch_size=4, precision=precision, device="cpu")
+    learner = Learner(build_network(TINY, imagenet9(), seed=0), plan, 32)
+    learner.begin_training(0.1)
+    with Dispatched() as step:
+        sums = learner.step(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.arange(4))
+    # The first makes a tensor of a number of the host, the second a number of a tensor.
+    assert not step.names & {"aten::lift_fresh", "aten::_local_scalar_dense"}
+    assert int(sums[2]) == 4
 
 
 def test_shared_memory_is_looked_at_before_it_is_needed() -> None:

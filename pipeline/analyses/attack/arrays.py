@@ -222,7 +222,11 @@ class GridModel:
           outside the taxonomy. The functions in `LABEL_RULES` would give the same labels. Among
           equal outputs, the first wins.
         """
-        logits = self._predictor.forward(cutouts.put_on(self._backgrounds, foreground, background))
+
+        def run(*pairs: torch.Tensor) -> torch.Tensor:
+            return self._predictor.forward_once(cutouts.put_on(self._backgrounds, *pairs))
+
+        logits = torch.cat(self._predictor.in_fitting_batches(run, foreground, background))
         predictions = []
         for allowed, labels in self._rules:
             kept = logits[:, allowed]

@@ -7,7 +7,6 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import ModelError, text_of
-from pipeline.evaluate.resident import free_memory
 from pipeline.models.predict import Predictor, are_numbers, is_out_of_memory, refuse_broken
 
 
@@ -27,35 +26,35 @@ def winning_logit_gradients(
       ModelError: the model fails or gives no gradient, its outputs or gradients are not numbers, or
         memory does not suffice for a single picture.
     """
+    results = predictor.in_fitting_batches(lambda some: _fetched(predictor, some), pictures)
+    all_logits, all_gradients = zip(*results, strict=True)
+    return np.concatenate(all_logits), np.concatenate(all_gradients)
+
+
+def _fetched(
+    predictor: Predictor, pictures: torch.Tensor
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Does the same as `winning_logit_gradients`, but never splits the batch.
+
+    An out-of-memory error is raised as it is.
+    """
     try:
         logits, gradients = _gradients(predictor, pictures)
         checks = torch.stack([are_numbers(logits), are_numbers(gradients.abs())])
         on_host = logits.cpu().numpy(), gradients.cpu().numpy()
-        for valid, what in zip(checks.cpu(), ("outputs", "gradients"), strict=True):
-            refuse_broken(valid, what)
-        return on_host
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise ModelError(
-                f"it gives no gradient: {type(error).__name__}: {text_of(error)}"
-            ) from error
-        if len(pictures) == 1:
-            raise ModelError("there is not enough memory for a single picture") from error
-    # Memory is freed outside the handler, because the error's traceback keeps activations alive.
-    free_memory()
-    half = len(pictures) // 2
-    parts = [
-        winning_logit_gradients(predictor, part) for part in (pictures[:half], pictures[half:])
-    ]
-    all_logits, all_gradients = zip(*parts, strict=True)
-    return np.concatenate(all_logits), np.concatenate(all_gradients)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"it gives no gradient: {type(error).__name__}: {text_of(error)}"
+        ) from error
+    for valid, what in zip(checks.cpu(), ("outputs", "gradients"), strict=True):
+        refuse_broken(valid, what)
+    return on_host
 
 
 def _gradients(predictor: Predictor, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Computes `winning_logit_gradients` as tensors on the device.
-
-    An out-of-memory error is raised as it is.
-    """
+    """Computes `winning_logit_gradients` as tensors on the device."""
     leaf = pictures.detach().requires_grad_(True)
     with torch.enable_grad():
         logits = predictor.forward_once(leaf)
