@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import math
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -98,15 +97,26 @@ class NetworkInput:
         return normalised.view(count, side, side, 3).permute(0, 3, 1, 2)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Outputs:
-    """The logits of a batch, (n, outputs) in host memory.
+class Fetched:
+    """A tensor on its way to host memory. Its device does other work meanwhile.
 
-    They are valid once the event `done` has occurred, or at once if it is None.
+    Args:
+      tensor: the tensor, whose computation may have only been launched.
     """
 
-    logits: torch.Tensor
-    done: torch.cuda.Event | None
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._host, self._done = tensor, None
+        if tensor.device.type == "cuda":
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._done.record(torch.cuda.current_stream(tensor.device))
+
+    def wait(self) -> torch.Tensor:
+        """Waits for the tensor, and not for what was launched after it; returns it."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._host
 
 
 class Predictor:
@@ -198,7 +208,7 @@ class Predictor:
             ahead=_DECODED_AHEAD[self.device.type],
             pinned=self.device.type == "cuda",
         )
-        in_flight: collections.deque[tuple[Batch[P], _Outputs]] = collections.deque()
+        in_flight: collections.deque[tuple[Batch[P], Fetched]] = collections.deque()
         with contextlib.closing(loader.batches(sets)) as batches:
             for batch in batches:
                 in_flight.append((batch, self._launch(batch.pixels)))
@@ -215,25 +225,18 @@ class Predictor:
             out[:] = cropped.transpose(1, 2, 0)
 
     @torch.inference_mode()
-    def _launch(self, pixels: Pixels) -> _Outputs:
-        logits = torch.cat(
-            self.in_fitting_batches(lambda some: self.forward_once(self.to_device(some)), pixels)
+    def _launch(self, pixels: Pixels) -> Fetched:
+        logits = self.in_fitting_batches(
+            lambda some: self.forward_once(self.to_device(some)), pixels
         )
-        if self.device.type == "cpu":
-            return _Outputs(logits, None)
-        fetched = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
-        fetched.copy_(logits, non_blocking=True)
-        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        done.record(torch.cuda.current_stream(self.device))
-        return _Outputs(fetched, done)
+        return Fetched(torch.cat(logits))
 
     def _finish(
-        self, loader: Loader[P], batch: Batch[P], outputs: _Outputs
+        self, loader: Loader[P], batch: Batch[P], outputs: Fetched
     ) -> Generator[tuple[Batch[P], NDArray[np.float32]], None, None]:
-        if outputs.done is not None:
-            outputs.done.synchronize()
-        refuse_broken(are_numbers(outputs.logits))
-        yield batch, outputs.logits.numpy()
+        logits = outputs.wait()
+        refuse_broken(are_numbers(logits))
+        yield batch, logits.numpy()
         loader.hand_back(batch)
 
     def to_device(self, pixels: Pixels) -> torch.Tensor:

@@ -8,7 +8,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import pytest
 import torch
 from runs import ONE, QUICK, SHARDS, TINY_MODEL, dataset_in, refusal, run_in9, stamps
 
+from pipeline.analyses.attack import arrays
 from pipeline.analyses.attack.results import AttackPlan
 from pipeline.analyses.attack.stage import PlannedAttack
 from pipeline.analyses.evaluation.stage import PlannedEvaluation
@@ -170,6 +171,33 @@ def test_pictures_are_decoded_once_for_ten_models(
     step.teardown()
     assert after_model[0] > 0
     assert after_model == after_model[:1] * 10
+
+
+def test_a_chunk_of_an_attack_is_fetched_once_the_next_is_launched(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events, launch = list[tuple[str, int]](), arrays.try_all
+
+    def launched(*arguments: Any) -> Callable[[], Any]:
+        fetch, number = launch(*arguments), len([e for e in events if e[0] == "launch"])
+        events.append(("launch", number))
+
+        def fetched() -> Any:
+            events.append(("fetch", number))
+            return fetch()
+
+        return fetched
+
+    monkeypatch.setattr(arrays, "try_all", launched)
+    monkeypatch.setattr("pipeline.analyses.attack.results._CHUNK", 2)
+    output = Path(shutil.copytree(made, tmp_path / "out"))
+    work = PlannedAttack(AttackPlan(plan(output, FIRST), 9, 9), imagenet9())
+    (done,) = RunModels(work).process(Block(0, 0))
+    assert isinstance(done, BlockDone), done
+    chunks = len(done.chunks)
+    assert chunks > 2
+    pairs = [(("launch", n + 1), ("fetch", n)) for n in range(chunks - 1)]
+    assert events == [("launch", 0), *sum(pairs, ()), ("fetch", chunks - 1)]
 
 
 def test_one_model_is_on_the_device_while_the_next_is_loaded(made: Path) -> None:

@@ -25,7 +25,7 @@ from pipeline.analyses.attack.results import AttackGrid, GridAxis
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import BrokenPictureError
-from pipeline.models.predict import Predictor, are_numbers, refuse_broken
+from pipeline.models.predict import Fetched, Predictor, are_numbers, refuse_broken
 from transforms.adversarial import Grid, Labels, try_until_turned
 from transforms.codec import UndecodableError, decode_image, decode_mask
 from transforms.scoring import LABEL_RULES
@@ -218,8 +218,8 @@ class GridModel:
           background: (n,) int64 on the device, position of each pair's background.
 
         Returns:
-          (rules, n) int16 on the device, for `_fetch`: labels under each rule of `LABEL_RULES`, -1
-          outside the taxonomy. The functions in `LABEL_RULES` would give the same labels. Among
+          (rules, n) int16 on the device, for `_checked`: labels under each rule of `LABEL_RULES`,
+          -1 outside the taxonomy. The functions in `LABEL_RULES` would give the same labels. Among
           equal outputs, the first wins.
         """
 
@@ -235,9 +235,9 @@ class GridModel:
         return torch.stack(predictions).masked_fill(~are_numbers(logits), _BROKEN)
 
 
-def _fetch(predictions: torch.Tensor) -> Grid:
-    """Copies predictions to host memory. Raises ModelError if outputs were not numbers."""
-    grid: Grid = predictions.cpu().numpy()
+def _checked(predictions: Fetched) -> Grid:
+    """Waits for predictions. Raises ModelError if outputs were not numbers."""
+    grid: Grid = predictions.wait().numpy()
     refuse_broken(grid[0] != _BROKEN)
     return grid
 
@@ -248,8 +248,8 @@ def try_all(
     size: tuple[int, int],
     batch_size: int,
     note: Callable[[int], None],
-) -> Grid:
-    """Predicts all pairs of a chunk, without waiting for the device before the last batch.
+) -> Callable[[], Grid]:
+    """Launches the prediction of all pairs of a chunk, without waiting for the device.
 
     Args:
       model: the model with its backgrounds.
@@ -259,10 +259,11 @@ def try_all(
       note: called with the number of pairs in each batch.
 
     Returns:
-      (rules, F, B) int16, the predicted labels, -1 outside the taxonomy.
+      A function that waits for the predicted labels, and not for what was launched later: (rules,
+      F, B) int16, -1 outside the taxonomy. It raises ModelError if outputs are not numbers.
 
     Raises:
-      ModelError: the model fails, or its outputs are not numbers.
+      ModelError: the model fails.
     """
     pairs = torch.arange(size[0] * size[1], device=cutouts.pixels.device)
     parts = []
@@ -270,7 +271,8 @@ def try_all(
         batch = pairs[first : first + batch_size]
         parts.append(model.predict(cutouts, batch // size[1], batch % size[1]))
         note(len(batch))
-    return _fetch(torch.cat(parts, dim=1)).reshape(-1, *size)
+    predictions = Fetched(torch.cat(parts, dim=1))
+    return lambda: _checked(predictions).reshape(-1, *size)
 
 
 def stop_early(
@@ -298,14 +300,14 @@ def stop_early(
       were skipped.
 
     Raises:
-      ModelError: for the reasons of `try_all`.
+      ModelError: the model fails, or its outputs are not numbers.
     """
     device = cutouts.pixels.device
 
     def predict(foreground: Labels, background: Labels) -> Grid:
         pairs = (torch.from_numpy(axis.copy()).to(device) for axis in (foreground, background))
         note(len(foreground))
-        return _fetch(model.predict(cutouts, *pairs))
+        return _checked(Fetched(model.predict(cutouts, *pairs)))
 
     return try_until_turned(
         labels, order, rules=len(LABEL_RULES), batch_size=batch_size, predict=predict

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -222,6 +222,12 @@ class AttackChunks(AnalysisOfModel):
         model = GridModel(predictor, outputs, backgrounds)
         strengths = Strengths(len(grid.backgrounds))
         stream = stream_cutouts(self._dataset, split, grid, missing, device)
+
+        def finish(chunk: int, foregrounds: GridAxis, predictions: Grid) -> ChunkOutput:
+            note(chunk, int((predictions[0] != UNTRIED).sum()), 0)
+            return ChunkOutput(chunk, chunk_table(foregrounds, predictions, device.type))
+
+        launched: tuple[int, GridAxis, Callable[[], Grid]] | None = None
         # The next chunk is decoded while the device works.
         with contextlib.closing(InBackground(stream, 1)) as ahead:
             cutouts = iter(ahead)
@@ -238,11 +244,16 @@ class AttackChunks(AnalysisOfModel):
                         model, next(cutouts), foregrounds.labels, order, batch_size, note_pairs
                     )
                     strengths.add(predictions, foregrounds.labels)
+                    yield finish(chunk, foregrounds, predictions)
                 else:
                     size = (len(foregrounds), len(grid.backgrounds))
-                    predictions = try_all(model, next(cutouts), size, batch_size, note_pairs)
-                note(chunk, int((predictions[0] != UNTRIED).sum()), 0)
-                yield ChunkOutput(chunk, chunk_table(foregrounds, predictions, device.type))
+                    fetch = try_all(model, next(cutouts), size, batch_size, note_pairs)
+                    # A chunk is fetched once the next is launched, so that the device never waits.
+                    if launched:
+                        yield finish(*launched[:2], launched[2]())
+                    launched = chunk, foregrounds, fetch
+            if launched:
+                yield finish(*launched[:2], launched[2]())
 
 
 def grid_name(grid: AttackGrid, plan: AttackPlan) -> str:
