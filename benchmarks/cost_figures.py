@@ -44,9 +44,10 @@ def print_bytes(folder: str, root: Path) -> None:
         selected.append(manifest["images"]["val"]["selected"])
         sizes.append(Counter[str]())
         for file in manifest["files"]:
-            sizes[-1][file["path"].partition("/")[0]] += file["bytes"]
+            folder, slash, _ = file["path"].partition("/")
+            sizes[-1][folder] += file["bytes"] if slash else 0
     print(f"selected: {selected[0]} of {len(images)}")
-    for name in sizes[0]:
+    for name in +sizes[0]:
         few, many = zip(selected, (size[name] for size in sizes), strict=True)
         print(f"{name}: {slope(few, many):.0f} bytes a selected image")
 
