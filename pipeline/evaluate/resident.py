@@ -6,6 +6,7 @@ import collections
 import contextlib
 import functools
 import threading
+import time
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -19,7 +20,7 @@ from pipeline.models.predict import Predictor, device_of, is_out_of_memory
 from pipeline.models.registry import load_model, source_of
 from pipeline.models.source import LoadedModel, check_head
 from pipeline.runtime.machine import give_back_freed_memory, similar_processes, usable_memory
-from pipeline.runtime.progress import count
+from pipeline.runtime.progress import count, count_loading
 from transforms.taxonomy import Taxonomy
 
 _IN_MEMORY: Mapping[torch.device, threading.Semaphore] = collections.defaultdict(
@@ -51,7 +52,9 @@ def in_memory(
         torch.set_num_threads(evaluation.threads)
         try:
             with _LOADING:
+                started = time.perf_counter()
                 model = load_model(entry, evaluation.weights, taxonomy)
+                count_loading(time.perf_counter() - started)
             stack.callback(drop, model.module)
             check_head(model, taxonomy)
             if not evaluation.accept_new_weights:

@@ -13,6 +13,7 @@ import collections
 import contextlib
 import math
 import sys
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from pipeline.errors import JobError, ModelError, text_of
 from pipeline.models.identity import PredictConfig, Preprocessing
 from pipeline.models.loader import Batch, Loader, P, PixelCache, Pixels
 from pipeline.models.source import LoadedModel
+from pipeline.runtime.progress import count_inference
 from transforms.codec import decode_image, decode_into
 
 _DECODED_AHEAD = {"cpu": 0, "cuda": 3}
@@ -208,10 +210,11 @@ class Predictor:
             ahead=_DECODED_AHEAD[self.device.type],
             pinned=self.device.type == "cuda",
         )
-        in_flight: collections.deque[tuple[Batch[P], Fetched]] = collections.deque()
+        in_flight: collections.deque[tuple[Batch[P], Fetched, float]] = collections.deque()
         with contextlib.closing(loader.batches(sets)) as batches:
             for batch in batches:
-                in_flight.append((batch, self._launch(batch.pixels)))
+                started = time.perf_counter()
+                in_flight.append((batch, self._launch(batch.pixels), started))
                 if len(in_flight) > _IN_FLIGHT[self.device.type]:
                     yield from self._finish(loader, *in_flight.popleft())
             while in_flight:
@@ -232,9 +235,10 @@ class Predictor:
         return Fetched(torch.cat(logits))
 
     def _finish(
-        self, loader: Loader[P], batch: Batch[P], outputs: Fetched
+        self, loader: Loader[P], batch: Batch[P], outputs: Fetched, started: float
     ) -> Generator[tuple[Batch[P], NDArray[np.float32]], None, None]:
         logits = outputs.wait()
+        count_inference(len(logits), time.perf_counter() - started)
         refuse_broken(are_numbers(logits))
         yield batch, logits.numpy()
         loader.hand_back(batch)

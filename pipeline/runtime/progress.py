@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 
 _NAMESPACE = "in9"
+_INFERENCE = "BeamML_PyTorch"
+"""Namespace of what Beam's RunInference counts for models of PyTorch."""
 _SECONDS = "microseconds_"
 _BYTES = "bytes_"
 _NOTE_SECONDS = 0.05
@@ -48,6 +50,29 @@ def count(name: str, by: int = 1) -> None:
     # A count of 0 is skipped, because not every runner reports counters of 0.
     if by and (beam := sys.modules.get("apache_beam")):
         beam.metrics.Metrics.counter(_NAMESPACE, name).inc(by)
+
+
+def count_inference(pictures: int, seconds: float) -> None:
+    """Counts a batch under the names of Beam's RunInference, which dashboards know.
+
+    Args:
+      pictures: number of pictures in the batch.
+      seconds: time from its launch until its outputs are in host memory.
+    """
+    if beam := sys.modules.get("apache_beam"):
+        metrics = beam.metrics.Metrics
+        metrics.counter(_INFERENCE, "num_inferences").inc(pictures)
+        metrics.distribution(_INFERENCE, "inference_request_batch_size").update(pictures)
+        latency = metrics.distribution(_INFERENCE, "inference_batch_latency_micro_secs")
+        latency.update(round(seconds * 1e6))
+
+
+def count_loading(seconds: float) -> None:
+    """Counts the loading of a model, as `count_inference` counts a batch."""
+    if beam := sys.modules.get("apache_beam"):
+        metrics = beam.metrics.Metrics
+        latency = metrics.distribution(_INFERENCE, "load_model_latency_milli_secs")
+        latency.update(round(seconds * 1e3))
 
 
 def count_bytes(path: str, size: int) -> None:

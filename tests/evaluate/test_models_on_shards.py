@@ -200,6 +200,22 @@ def test_a_chunk_of_an_attack_is_fetched_once_the_next_is_launched(
     assert events == [("launch", 0), *sum(pairs, ()), ("fetch", chunks - 1)]
 
 
+def test_inferences_are_counted_under_beams_names(made: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(made, tmp_path / "out"))
+    shutil.rmtree(output / "results")
+    work = PlannedEvaluation(plan(output, FIRST), imagenet9())
+    pipeline = beam.Pipeline()
+    _ = pipeline | beam.Create([Block(0, 0)]) | beam.ParDo(RunModels(work))
+    found = pipeline.run().metrics().query()
+    (counted,) = (c.result for c in found["counters"] if c.key.metric.name == "num_inferences")
+    dataset = Dataset.open(work.evaluation.store)
+    assert counted == sum(work.size(dataset, chunk) for chunk in work.chunks(dataset))
+    means = {d.key.metric.name: d.result.mean for d in found["distributions"]}
+    latencies = {"inference_batch_latency_micro_secs", "load_model_latency_milli_secs"}
+    assert means.keys() >= {"inference_request_batch_size", *latencies}
+    assert all(means[name] > 0 for name in latencies)
+
+
 def test_one_model_is_on_the_device_while_the_next_is_loaded(made: Path) -> None:
     evaluation, order = plan(made, FIRST), list[str]()
     first_works, second_waits = threading.Event(), threading.Event()
