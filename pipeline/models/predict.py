@@ -130,6 +130,9 @@ class Predictor:
       cache: cache of decoded pictures.
       block: number of the block of work; block i runs on GPU i modulo the number of GPUs.
 
+    Raises:
+      ModelError: there is no such device, or it does not have the precision.
+
     Attributes:
       config: the settings, with the device and the batch size resolved.
       device: device of the model.
@@ -166,8 +169,17 @@ class Predictor:
             else None
         )
         allow_tf32 = config.precision == "tf32"
+        if allow_tf32 and not self._has_tf32():
+            raise ModelError(
+                "--precision tf32 needs a GPU with compute capability 8.0; this device computes "
+                "fp32, so leave --precision out"
+            )
         torch.backends.cuda.matmul.allow_tf32 = allow_tf32
         torch.backends.cudnn.allow_tf32 = allow_tf32
+
+    def _has_tf32(self) -> bool:
+        is_gpu = self.device.type == "cuda"
+        return is_gpu and torch.cuda.get_device_capability(self.device) >= (8, 0)
 
     @property
     def batch_size(self) -> int:

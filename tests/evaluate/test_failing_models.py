@@ -200,6 +200,11 @@ def test_the_size_that_fits_is_tried_once() -> None:
     assert narrow.seen == [256, 128] + [64] * 12
 
 
+def test_results_never_name_a_precision_that_the_device_does_not_have() -> None:
+    with pytest.raises(ModelError, match=r"tf32 needs a GPU .* computes fp32"):
+        Predictor(small_model(), PredictConfig("cpu", "tf32"))
+
+
 def test_what_a_module_does_wrong_is_its_models_failure() -> None:
     pictures = torch.rand(2, 3, 16, 16)
     with pytest.raises(ModelError, match="KeyError: 'lost'"):
