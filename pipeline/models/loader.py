@@ -40,8 +40,6 @@ _FILES_AHEAD = 2
 """Number of sets whose files are read in advance."""
 _TABLES_AHEAD = 2
 """Number of tables, of a few MB each, that are read in advance from each of these files."""
-_SLAB = 1 << 30
-"""Bytes that the cache allocates at once, a power of two: torch rounds pinned memory up to one."""
 _CHUNK = 16
 """Number of pictures that a thread decodes per task."""
 
@@ -59,8 +57,6 @@ class PixelCache:
     pinned: bool = False
     _sets: dict[str, Pixels] = dataclasses.field(default_factory=dict)
     _used: int = 0
-    _room: Pixels = dataclasses.field(default_factory=lambda: np.empty(0, np.uint8))
-    """What is left of the last slab."""
     _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
     def find(self, name: str) -> Pixels | None:
@@ -77,11 +73,7 @@ class PixelCache:
             if not size or self._used + size > self.budget:
                 return None
             self._used += size
-            if len(self._room) < size:
-                slab = max(size, min(_SLAB, self.budget))
-                self._room = pixel_array((slab, 1, 1, 1), self.pinned).reshape(-1)
-            pixels, self._room = self._room[:size], self._room[size:]
-        return pixels.reshape(shape)
+        return pixel_array(shape, self.pinned)
 
     def keep(self, name: str, pixels: Pixels) -> None:
         """Stores an array from `allocate` that has been filled."""
