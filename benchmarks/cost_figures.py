@@ -1,4 +1,4 @@
-"""Measures the requests and bytes of an image: figures of `docs/costs.md` that no other has.
+"""Measures the requests and bytes of an image, for `docs/costs.md`.
 
     python benchmarks/cost_figures.py [--input FOLDER]
 

@@ -30,7 +30,7 @@ from transforms.geometry import Pixels
 from transforms.grabcut import grabcut, prepare
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
-from runs import without_avx512
+from processor import without_avx512
 
 ITERATIONS = 5
 

@@ -83,7 +83,7 @@ class Roles:
 
     @functools.cached_property
     def counts(self) -> tuple[int, ...]:
-        """Number of units of the foregrounds and, unless they are None, of the backgrounds."""
+        """Number of units of the foregrounds and of the backgrounds, if there are any."""
         roles = (self.foregrounds, self.backgrounds)
         return tuple(int(role.max(initial=-1)) + 1 for role in roles if role is not None)
 

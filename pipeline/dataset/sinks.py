@@ -165,7 +165,7 @@ class ParquetSink(Sink):
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class WebDatasetSink(Sink):
-    """A tar with members `<key>.jpg|png`, `<key>.cls` and `<key>.json`; none for an empty shard."""
+    """A tar with members `<key>.jpg|png`, `<key>.cls` and `<key>.json`; no file for no sample."""
 
     stack: contextlib.ExitStack
     store: Store

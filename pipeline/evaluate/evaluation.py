@@ -55,7 +55,7 @@ class Evaluation:
       holdout: share of the images to test on (0 to 1), which training with the same share leaves
         out; 0 to test on all images.
       pixel_cache: most bytes of decoded pictures that a process keeps for the next model; None for
-        a quarter of the machine's memory, divided by the number of its processes.
+        a quarter of the machine's memory, divided by its number of workers.
       allow_overlap: whether a model may be tested on images that it was trained on.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import gc
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,8 @@ _LOADING = threading.Lock()
 """Held while a model loads. Only one loads at a time, because models that are built concurrently
 would draw their initial weights from the same random number generator."""
 _DEVICES: Mapping[torch.device, threading.Lock] = collections.defaultdict(threading.Lock)
+_SHARED = threading.Event()
+"""Set once a model that others may hold was used, and `free_memory` has not been called since."""
 
 
 @contextlib.contextmanager
@@ -49,13 +52,16 @@ def in_memory(
       ModelError: the model cannot be loaded, or must not be used.
     """
     with _IN_MEMORY[_device(evaluation, block)], contextlib.ExitStack() as stack:
+        # Frees the previous model, whose caller held it until its context ended.
+        if _SHARED.is_set():
+            free_memory()
         torch.set_num_threads(evaluation.threads)
         try:
             with _LOADING:
                 started = time.perf_counter()
                 model = load_model(entry, evaluation.weights, taxonomy)
                 count_loading(time.perf_counter() - started)
-            stack.callback(drop, model.module)
+            stack.callback(_drop, model)
             check_head(model, taxonomy)
             if not evaluation.accept_new_weights:
                 _check_weights(model, evaluation)
@@ -66,14 +72,18 @@ def in_memory(
         yield model
 
 
-def drop(network: torch.nn.Module) -> None:
-    """Frees the memory of a network, wherever it is; it cannot be used any more.
+def _drop(model: LoadedModel) -> None:
+    """Frees the memory of a model, wherever it is.
 
     Modules hold reference cycles. To break them is faster than to search all objects of the process
-    for them, which takes a third of a second, and stops the models of other threads meanwhile.
+    for them, as `free_memory` does. But the user's own code may hold a module of its own.
     """
+    if model.is_shared:
+        model.module.to("cpu")
+        _SHARED.set()
+        return
     # A network that was dropped before has nothing, not even its list of modules.
-    for module in [*network.modules()] if vars(network) else []:
+    for module in [*model.module.modules()] if vars(model.module) else []:
         vars(module).clear()
     give_back_freed_memory()
 
@@ -88,21 +98,24 @@ def on_device(model: LoadedModel, evaluation: Evaluation, block: int = 0) -> Ite
       block: number of the block, which decides the device.
 
     Raises:
-      ModelError: there is no such device, or it has not enough memory for the model, or for what
-        the block does with it.
+      ModelError: there is no such device, or memory does not suffice for the model, or for what the
+        block does with it.
     """
     with _DEVICES[_device(evaluation, block)]:
         try:
             predictor = Predictor(model, evaluation.predict, _pixel_cache(evaluation), block)
             count("models_on_device")
             yield predictor
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             if is_out_of_memory(error):
-                raise ModelError("it needs more memory than the device has free") from error
+                why = "there is not enough memory for it, on its device or on this machine"
+                raise ModelError(why) from error
             raise
         finally:
             # Makes room on the device for the next model.
-            drop(model.module)
+            _drop(model)
+            # Other processes may share the GPU. Does nothing without one.
+            torch.cuda.empty_cache()
 
 
 def _device(evaluation: Evaluation, block: int) -> torch.device:
@@ -137,3 +150,15 @@ def _check_weights(model: LoadedModel, evaluation: Evaluation) -> None:
                 f"written (sha256 {earlier[:12]}, now {model.weights_sha256[:12]}); "
                 "add --overwrite weights to evaluate the new ones"
             )
+
+
+def free_memory() -> None:
+    """Frees the memory of models that nothing refers to any more, on this machine and its GPUs.
+
+    Models hold reference cycles, so this searches all objects of the process, which takes a third
+    of a second.
+    """
+    _SHARED.clear()
+    gc.collect()
+    give_back_freed_memory()
+    torch.cuda.empty_cache()

@@ -446,7 +446,7 @@ class KnownModels:
         return fingerprint(weights, libraries, self.taxonomy.description)
 
     def _stored(self, name: str) -> str | None:
-        """Returns the stamp of a model in the weights folder; None if either does not exist."""
+        """Returns the stamp of a model in the weights folder; None if there is none."""
         if self.weights is None:
             return None
         folder = WeightsFolder.from_path(self.weights)

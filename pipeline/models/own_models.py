@@ -42,7 +42,7 @@ class PythonFunctions(Source):
 
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         module, settings = _call(spec)
-        return measured_model(
+        model = measured_model(
             settings,
             where=f"{spec}: preprocessing",
             taxonomy=taxonomy,
@@ -51,6 +51,7 @@ class PythonFunctions(Source):
             weights=spec.removeprefix(PREFIX),
             module=module.float(),
         )
+        return dataclasses.replace(model, is_shared=True)
 
     def origin(self, spec: str, model: LoadedModel) -> None:
         """Returns None: the function's weights may come from anywhere, and change undetected."""

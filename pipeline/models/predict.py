@@ -33,7 +33,7 @@ from transforms.codec import decode_image, decode_into
 
 _DECODED_AHEAD = {"cpu": 0, "cuda": 3}
 """Number of batches that are decoded in advance, for each device."""
-_IN_FLIGHT = {"cpu": 0, "cuda": 1}
+IN_FLIGHT = {"cpu": 0, "cuda": 1}
 """Number of batches that are launched before the outputs of an earlier batch are fetched."""
 _NO_CACHE = PixelCache(0)
 
@@ -227,7 +227,7 @@ class Predictor:
             for batch in batches:
                 started = time.perf_counter()
                 in_flight.append((batch, self._launch(batch.pixels), started))
-                if len(in_flight) > _IN_FLIGHT[self.device.type]:
+                if len(in_flight) > IN_FLIGHT[self.device.type]:
                     yield from self._finish(loader, *in_flight.popleft())
             while in_flight:
                 yield from self._finish(loader, *in_flight.popleft())
@@ -300,7 +300,7 @@ class Predictor:
                 results.append(run(*(array[start:end] for array in inputs)))
                 start = end
                 continue
-            except (RuntimeError, MemoryError) as error:
+            except Exception as error:  # onnxruntime's are no RuntimeErrors.
                 if not is_out_of_memory(error):
                     raise
                 if end - start == 1:

@@ -43,10 +43,12 @@ class LoadedModel(ModelIdentity):
       module: maps normalised (n, 3, S, S) float32 pictures to (n, outputs) logits; in
         evaluation mode, in float32, on the CPU until a `Predictor` moves it to its device.
       recipe: what `Source.build` needs besides the name.
+      is_shared: whether the code that made the module may still hold it.
     """
 
     module: torch.nn.Module
     recipe: Recipe = dataclasses.field(default_factory=dict)
+    is_shared: bool = False
 
     @property
     def identity(self) -> ModelIdentity:

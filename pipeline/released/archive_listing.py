@@ -365,7 +365,7 @@ def _images(
 
 
 def _parse(variant: str, location: ArchiveLocation) -> tuple[str, str, str | None] | None:
-    """Parses a file name into (stem, wnid, named background); None if the layout has none such."""
+    """Parses a file name into (stem, wnid, named background); None if it is not of the layout."""
     name, suffix = posixpath.splitext(posixpath.basename(location.name))
     wanted = (".npy",) if variant == "fg_mask" else (".jpeg", ".jpg", ".png")
     if suffix.lower() not in wanted:

@@ -57,7 +57,9 @@ def similar_processes() -> int:
     Beam starts a worker for each core. A job whose steps run in the launcher has one process.
     """
     main = getattr(sys.modules["__main__"], "__spec__", None)
-    is_worker = main is not None and main.name == "apache_beam.runners.worker.sdk_worker_main"
+    name = main.name if main else ""
+    # Beam's worker pool starts its workers with `python -c`.
+    is_worker = name == "apache_beam.runners.worker.sdk_worker_main" or sys.argv[:1] == ["-c"]
     return usable_cores() if is_worker else 1
 
 

@@ -57,7 +57,7 @@ def count_inference(pictures: int, seconds: float) -> None:
 
     Args:
       pictures: number of pictures in the batch.
-      seconds: time from its launch until its outputs are in host memory.
+      seconds: time from its launch until its outputs are used.
     """
     if beam := sys.modules.get("apache_beam"):
         metrics = beam.metrics.Metrics

@@ -106,7 +106,10 @@ class Files(Protocol):
         """Lists the sorted paths of the files directly in a folder; empty without such a folder."""
 
     def folder_names(self, folder: str) -> list[str]:
-        """Lists the names of folders in a folder, except links, in any order; empty without it."""
+        """Lists the names of folders in a folder, except links, in any order.
+
+        The list is empty if there is no such folder.
+        """
 
     def read(self, path: str, limit: int | None = MAX_READ_BYTES) -> bytes:
         """Reads a whole file; raises TooLargeError if it has more than `limit` bytes.

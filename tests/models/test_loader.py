@@ -88,7 +88,7 @@ def shown(
     st.lists(st.lists(st.integers(0, 254), max_size=9), max_size=6),
     *(st.integers(1, 5), st.integers(1, 5), st.integers(0, 3), st.integers(0, 20)),
 )
-def test_batches_are_cut_within_parts_and_kept_ones_are_the_same(
+def test_batches_are_cut_within_sets_and_kept_ones_are_the_same(
     lists: list[list[int]], size: int, table_size: int, ahead: int, room: int
 ) -> None:
     sets = [Numbers(f"set {i}", numbers, table_size) for i, numbers in enumerate(lists)]
@@ -128,7 +128,7 @@ def test_pictures_decoded_in_another_way_are_kept_apart() -> None:
     assert pictures.reads == 2
 
 
-def test_a_broken_picture_is_named_and_its_part_is_not_kept() -> None:
+def test_a_broken_picture_is_named_and_its_set_is_not_kept() -> None:
     cache, broken = PixelCache(4 * PICTURE), Numbers("a", [1, 255, 3])
     for _ in range(2):
         with pytest.raises(BrokenPictureError) as raised:
@@ -141,7 +141,7 @@ def test_a_broken_picture_is_named_and_its_part_is_not_kept() -> None:
     assert intact.reads == 1
 
 
-def test_a_part_left_half_way_is_not_kept_and_one_that_is_larger_than_it_says_is_refused() -> None:
+def test_a_set_left_half_way_is_not_kept_and_one_that_is_larger_than_it_says_is_refused() -> None:
     cache, pictures = PixelCache(8 * PICTURE), Numbers("a", list(range(8)))
     for ahead in (0, 2):
         loader: Loader[Numbers] = Loader(

@@ -25,7 +25,8 @@ import runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from runs import run_python, without_avx512
+from processor import without_avx512
+from runs import run_python
 
 from pipeline.dataset.folder import sample_folder
 from transforms import grabcut as package

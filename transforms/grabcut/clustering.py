@@ -92,7 +92,10 @@ def _potentials(
 
 @helper
 def _add_center(samples: _Bytes, distances: _Floats, subtotals: _Integers, chosen: Integer) -> None:
-    """Makes the sample `chosen` a centre: updates the distances to the nearest, and subtotals."""
+    """Makes the sample `chosen` a centre.
+
+    Updates every sample's squared distance to the nearest centre, and the subtotals.
+    """
     reds, greens, blues = samples[0], samples[1], samples[2]
     r1, g1, b1 = np.float32(reds[chosen]), np.float32(greens[chosen]), np.float32(blues[chosen])
     for block in range(len(subtotals)):

@@ -30,7 +30,7 @@ def helper(function: _Function) -> _Function:
 def inlined(function: _Function) -> _Function:
     """Compiles a helper that is too short to be called: passing arrays would take most of its time.
 
-    LLVM calls a helper that several functions use.
+    Otherwise, LLVM would call a helper that several functions use.
     """
     compiled: _Function = numba.njit(forceinline=True, **_OPTIONS)(function)
     return compiled

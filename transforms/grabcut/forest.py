@@ -93,7 +93,10 @@ def put(first: Ints, following: Ints, node: Integer, level: Integer) -> None:
 
 @helper
 def plant(grid: Grid, height: int, width: int, roots: Ints) -> int:
-    """Starts a forest of its roots, the nodes with a deficit; returns the number of `roots`."""
+    """Starts a forest of its roots, the nodes with a deficit.
+
+    Writes them to `roots`; returns their number.
+    """
     count = 0
     for y in range(1, height + 1):
         start = y * grid.stride + 1

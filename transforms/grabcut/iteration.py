@@ -90,7 +90,10 @@ def _split(
 def _pull(
     excess: NDArray[np.int32], pulls: NDArray[np.int32], applied: NDArray[np.int32], width: int
 ) -> None:
-    """Changes the excesses by the new pulls less those in `applied`, which become the new."""
+    """Adds to the excesses what changes from the pulls in `applied` to the new pulls.
+
+    Then copies the new pulls to `applied`.
+    """
     for y in range(len(pulls) // width):
         node = (y + 1) * (width + 2) + 1
         row = excess[node : node + width]

@@ -239,7 +239,7 @@ def minimum_cut(
     steps = np.array([-stride - 1, -stride, 1 - stride, -1, 1, stride - 1, stride, stride + 1])
     grid = Grid(residual, is_open, excess, level, parent, steps, stride)
     queues = Queues(lists[0], scratch[0], lists[1], scratch[1], is_listed)
-    lost, settled, unused = scratch[2], scratch[3], scratch[2:4].reshape(-1)
+    lost, settled, masks = scratch[2], scratch[3], scratch[2:4].reshape(-1)
     # There is room for twice the number of nodes, because a node can be raised to the highest level
     # repeatedly. If even this room is full, the whole grid is searched for leaves instead.
     leaves, new_leaves = scratch[4:6].reshape(-1), scratch[6:8].reshape(-1)
@@ -251,7 +251,7 @@ def minimum_cut(
         for _ in range(1 + depth // _GROWTH):
             if depth > deepest:
                 return depth
-            added, new_active = grow(grid, queues, depth, leaves[:count], new_leaves, unused)
+            added, new_active = grow(grid, queues, depth, leaves[:count], new_leaves, masks)
             if added == 0:
                 break
             depth += 1

@@ -10,7 +10,8 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -214,6 +215,7 @@ class AttackChunks(AnalysisOfModel):
             stream_cutouts,
             try_all,
         )
+        from pipeline.models.predict import IN_FLIGHT
 
         grid, device, batch_size = self._grid, predictor.device, predictor.batch_size
         split, early_stop = self._run.evaluation.split, self._plan.early_stop
@@ -223,11 +225,17 @@ class AttackChunks(AnalysisOfModel):
         strengths = Strengths(len(grid.backgrounds))
         stream = stream_cutouts(self._dataset, split, grid, missing, device)
 
-        def finish(chunk: int, foregrounds: GridAxis, predictions: Grid) -> ChunkOutput:
+        def output(chunk: int, foregrounds: GridAxis, predictions: Grid) -> ChunkOutput:
             note(chunk, int((predictions[0] != UNTRIED).sum()), 0)
             return ChunkOutput(chunk, chunk_table(foregrounds, predictions, device.type))
 
-        launched: tuple[int, GridAxis, Callable[[], Grid]] | None = None
+        launched: deque[tuple[int, GridAxis, Callable[[], Grid]]] = deque()
+
+        def finish(at_most: int) -> Iterator[ChunkOutput]:
+            while len(launched) > at_most:
+                chunk, foregrounds, fetch = launched.popleft()
+                yield output(chunk, foregrounds, fetch())
+
         # The next chunk is decoded while the device works.
         with contextlib.closing(InBackground(stream, 1)) as ahead:
             cutouts = iter(ahead)
@@ -244,16 +252,19 @@ class AttackChunks(AnalysisOfModel):
                         model, next(cutouts), foregrounds.labels, order, batch_size, note_pairs
                     )
                     strengths.add(predictions, foregrounds.labels)
-                    yield finish(chunk, foregrounds, predictions)
+                    yield output(chunk, foregrounds, predictions)
                 else:
                     size = (len(foregrounds), len(grid.backgrounds))
-                    fetch = try_all(model, next(cutouts), size, batch_size, note_pairs)
-                    # A chunk is fetched once the next is launched, so that the device never waits.
-                    if launched:
-                        yield finish(*launched[:2], launched[2]())
-                    launched = chunk, foregrounds, fetch
-            if launched:
-                yield finish(*launched[:2], launched[2]())
+                    try:
+                        fetch = try_all(model, next(cutouts), size, batch_size, note_pairs)
+                    except Exception:
+                        # What was done before the failure is kept.
+                        yield from finish(0)
+                        raise
+                    launched.append((chunk, foregrounds, fetch))
+                    # A GPU never waits, because the next chunk is launched before one is fetched.
+                    yield from finish(IN_FLIGHT[device.type])
+            yield from finish(0)
 
 
 def grid_name(grid: AttackGrid, plan: AttackPlan) -> str:

@@ -32,7 +32,7 @@ from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, UsageError, counted
 from pipeline.evaluate.predict_shards import PredictShards, Scorer, ShardPictures
-from pipeline.evaluate.resident import drop
+from pipeline.evaluate.resident import free_memory
 from pipeline.evaluate.results import ModelRun, read_results, result_file
 from pipeline.models.checkpoint import TrainedOn, read_metadata
 from pipeline.models.identity import ModelIdentity
@@ -285,8 +285,8 @@ def make_row(
             power=(),
         )
     is_new = scorer is not None
-    if isinstance(scorer, Predictor):
-        drop(scorer.module)
+    del scorer
+    free_memory()
     return [run for _, run, _ in tests], trained, is_new
 
 
