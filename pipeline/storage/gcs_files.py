@@ -224,10 +224,7 @@ class GcsFiles(Files):
         *,
         durable: bool = False,
     ) -> Iterator[BinaryIO]:
-        """Collects the content on this machine before uploading it.
-
-        An interrupted writer or upload must not leave a truncated object.
-        """
+        """Uploads the content once it is complete, so that no truncated object can be left."""
         file = cast(BinaryIO, tempfile.SpooledTemporaryFile(_SPOOLED_BYTES))  # noqa: SIM115
 
         def upload() -> None:
@@ -362,10 +359,7 @@ class FencedGcsFiles(GcsFiles):
         self._generations: dict[str, int] = {}
 
     def _check(self, max_age: float = 0.0) -> None:
-        """Raises JobError if the claim is lost.
-
-        Skips the check if the last one passed less than `max_age` seconds ago.
-        """
+        """Raises JobError if the claim is lost; trusts a check of the last `max_age` seconds."""
         now = time.monotonic()
         if now - self._checked < max_age:
             return

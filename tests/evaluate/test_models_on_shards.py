@@ -154,9 +154,10 @@ def test_pictures_are_decoded_once_for_ten_models(
         entries.append(f"test_efficientnet={path}")
     output = Path(shutil.copytree(made, tmp_path / "out"))
     shutil.rmtree(output / "results")
-    pictures = sum(file.samples or 0 for file in dataset_in(output).manifest.files)
-    room = pictures * 224 * 224 * 3
-    monkeypatch.setattr(resident, "usable_memory", lambda: 4 * room)
+    work = PlannedEvaluation(plan(output, *entries), imagenet9())
+    dataset = dataset_in(output)
+    pictures = sum(work.size(dataset, chunk) for chunk in work.chunks(dataset))
+    monkeypatch.setattr(resident, "usable_memory", lambda: 4 * pictures * 64 * 64 * 3)
     monkeypatch.setattr(machine, "usable_cores", lambda: 16)
     resident.free_memory()  # Of the models of tests before.
     monkeypatch.setattr(gc, "collect", lambda *_: pytest.fail("stops all threads"))
@@ -167,7 +168,6 @@ def test_pictures_are_decoded_once_for_ten_models(
         decode_into(image, out)
 
     monkeypatch.setattr("pipeline.models.predict.decode_into", decode)
-    work = PlannedEvaluation(plan(output, *entries), imagenet9())
     step, after_model = RunModels(work), []
     for order in range(10):
         (done,) = step.process(Block(order, 0))
@@ -220,6 +220,27 @@ def test_inferences_are_counted_under_beams_names(made: Path, tmp_path: Path) ->
     latencies = {"inference_batch_latency_micro_secs", "load_model_latency_milli_secs"}
     assert means.keys() >= {"inference_request_batch_size", *latencies}
     assert all(means[name] > 0 for name in latencies)
+
+
+def test_a_chunk_of_an_attack_is_kept_if_the_next_one_fails(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch, launched = arrays.try_all, list[int]()
+
+    def fail_later(*arguments: Any) -> Callable[[], Any]:
+        launched.append(1)
+        if len(launched) == 2:
+            raise ModelError("it fails")
+        return launch(*arguments)
+
+    monkeypatch.setattr(arrays, "try_all", fail_later)
+    monkeypatch.setattr("pipeline.analyses.attack.results._CHUNK", 2)
+    monkeypatch.setitem(predict.IN_FLIGHT, "cpu", 1)
+    output = Path(shutil.copytree(made, tmp_path / "out"))
+    work = PlannedAttack(AttackPlan(plan(output, FIRST), 9, 9), imagenet9())
+    (failed,) = RunModels(work).process(Block(0, 0))
+    assert isinstance(failed, FailedModel)
+    assert len(list(output.glob("results/*/attack/*/*.parquet"))) == 1
 
 
 def test_a_module_that_users_hold_is_left_to_them(
