@@ -56,10 +56,8 @@ def similar_processes() -> int:
 
     Beam starts a worker for each core. A job whose steps run in the launcher has one process.
     """
-    main = getattr(sys.modules["__main__"], "__spec__", None)
-    name = main.name if main else ""
-    # Beam's worker pool starts its workers with `python -c`.
-    is_worker = name == "apache_beam.runners.worker.sdk_worker_main" or sys.argv[:1] == ["-c"]
+    # The module that Beam's runners start, or that the workers of its pool import.
+    is_worker = any("apache_beam.runners.worker.sdk_worker" in word for word in sys.orig_argv)
     return usable_cores() if is_worker else 1
 
 

@@ -154,3 +154,20 @@ def test_a_real_group_limits_a_process_below_it() -> None:
     finally:
         (group / "below").rmdir()
         group.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("starts", "is_worker"),
+    [
+        ("", False),
+        # As the worker pool of Beam 2 starts its workers.
+        ("from apache_beam.runners.worker.sdk_worker import SdkHarness; SdkHarness;", True),
+    ],
+)
+def test_only_workers_share_their_machine_with_their_like(starts: str, is_worker: bool) -> None:
+    code = (
+        f"{starts}from pipeline.runtime import machine; machine.usable_cores = lambda: 7;"
+        "print(machine.similar_processes())"
+    )
+    said = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+    assert said.split() == ["7" if is_worker else "1"]
