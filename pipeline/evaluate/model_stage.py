@@ -18,7 +18,7 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import apache_beam as beam
@@ -32,6 +32,7 @@ from pipeline.models.identity import KnownModels
 from pipeline.runtime.lock import locked, model_lock
 from pipeline.runtime.machine import keep_freed_memory
 from pipeline.runtime.progress import Tally, count, count_bytes, count_written, timed
+from pipeline.storage.interface import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.storage.store import FileDigest, Store
 
 if TYPE_CHECKING:
@@ -107,17 +108,21 @@ class _Step(beam.DoFn):
             self._dataset = Dataset.open(self.work.evaluation.store)
         return self._dataset
 
-    def tally(self, block: Block, chunk: int) -> Tally:
-        """Returns the counters of a chunk."""
+    def tally(self, block: Block, chunk: int, pool: Executor | None = None) -> Tally:
+        """Returns the counters of a chunk, whose notes a thread of the pool writes if given."""
         name = f"{block.order}-{chunk:05d}"
-        return Tally(self.work.evaluation.progress, self.work.stage, name)
+        submit = [pool.submit] if pool else []
+        return Tally(self.work.evaluation.progress, self.work.stage, name, *submit)
+
+    def noted(self) -> set[str]:
+        """Returns the paths of all notes of counters that attempts of this job have left."""
+        progress = self.work.evaluation.progress
+        return set(progress.store.walk(Tally.folder(progress, self.work.stage)))
 
     def count_existing(
-        self, block: Block, model_work: AnalysisOfModel, chunks: Iterable[int]
+        self, block: Block, model_work: AnalysisOfModel, chunks: Iterable[int], noted: set[str]
     ) -> None:
         """Counts finished chunks: as made by an earlier attempt of this job, or as kept."""
-        progress, stage = self.work.evaluation.progress, self.work.stage
-        noted = set(progress.store.walk(Tally.folder(progress, stage)))
         for chunk in chunks:
             tally = self.tally(block, chunk)
             if tally.path in noted and tally.load():
@@ -178,9 +183,9 @@ class FindDone(_Step):
         model_work = work.for_model(self.dataset(), run)
         if model_work is None:
             return BlockDone(block.order, None, chunks)
-        if not all(model_work.is_done(chunk) for chunk in chunks):
+        if not all(done for _, done in read_ahead(model_work.is_done, chunks)):
             return None
-        self.count_existing(block, model_work, chunks)
+        self.count_existing(block, model_work, chunks, self.noted())
         return BlockDone(block.order, run, chunks)
 
 
@@ -229,13 +234,15 @@ class RunModels(_Step):
         folder = result_folder(model.name, evaluation.settings)
         with locked(evaluation.store, model_lock(folder, block.number)) as store:
             with timed(work.stage):
-                missing = [chunk for chunk in chunks if not model_work.is_done(chunk)]
-            existing = sorted(set(chunks).difference(missing))
-            self.count_existing(block, model_work, existing)
-            self._note_done(block, existing)
+                found = list(read_ahead(model_work.is_done, chunks))
+                missing = [chunk for chunk, is_done in found if not is_done]
+                existing = [chunk for chunk, is_done in found if is_done]
+                noted = self.noted()
+                self.count_existing(block, model_work, existing, noted)
+                self._note_done(block, existing)
             if missing:
                 with on_device(model, evaluation, block.number) as predictor, timed(work.stage):
-                    self._run_missing(store, block, model_work, predictor, chunks, missing)
+                    self._run_missing(store, block, model_work, predictor, chunks, missing, noted)
         return BlockDone(block.order, run, chunks)
 
     def _run_missing(
@@ -246,10 +253,13 @@ class RunModels(_Step):
         predictor: Predictor,
         chunks: tuple[int, ...],
         missing: list[int],
+        noted: set[str],
     ) -> None:
-        """Runs the model on the missing chunks; writes a chunk while the next is computed."""
-        work = self.work
-        tallies = {chunk: self._resume_tally(block, chunk) for chunk in missing}
+        """Runs the model on the missing chunks; writes a chunk while the next is computed.
+
+        This thread launches the model's work, so it asks nothing of storage meanwhile.
+        """
+        work, tallies = self.work, dict[int, Tally]()
 
         def note(chunk: int, new: int, done: int) -> None:
             tallies[chunk].add(work.pictures_name, new)
@@ -258,6 +268,8 @@ class RunModels(_Step):
         outputs = model_work.run(predictor, chunks, missing, note)
         try:
             with contextlib.closing(outputs), ThreadPoolExecutor(1) as pool:
+                for chunk in missing:
+                    tallies[chunk] = self._resume_tally(block, chunk, pool, noted)
                 pending = None
                 for output in outputs:
                     if output.is_complete:
@@ -266,9 +278,11 @@ class RunModels(_Step):
                     # One file at a time. It is counted here and not where it is written, because
                     # Beam's counters must be updated in the thread that Beam called.
                     _count_when_written(pending)
-                    path = model_work.path(output.chunk)
-                    checksum = model_work.fingerprint_to_store(output)
-                    writing = pool.submit(write_table, store, path, output.table, checksum)
+                    path, of = (
+                        model_work.path(output.chunk),
+                        model_work.fingerprint_to_store(output),
+                    )
+                    writing = pool.submit(write_table, store, path, output.table, of)
                     pending = writing, output.is_complete
                     if output.is_complete:
                         tallies[output.chunk].note_done()
@@ -277,17 +291,19 @@ class RunModels(_Step):
             for tally in tallies.values():
                 tally.end()
 
-    def _resume_tally(self, block: Block, chunk: int) -> Tally:
+    def _resume_tally(self, block: Block, chunk: int, pool: Executor, noted: set[str]) -> Tally:
         """Returns the counters of a missing chunk, which continue those of an earlier attempt."""
-        tally = self.tally(block, chunk)
-        tally.load()
+        tally = self.tally(block, chunk, pool)
+        if tally.path in noted:
+            tally.load()
         # The counters are noted before the file is written. If an attempt noted the chunk as made
         # but was killed before the file appeared, its work is lost, so its counts are dropped.
-        return self.tally(block, chunk) if tally[f"{self.work.chunk_name}_made"] else tally
+        return self.tally(block, chunk, pool) if tally[f"{self.work.chunk_name}_made"] else tally
 
     def _note_done(self, block: Block, chunks: Iterable[int]) -> None:
-        for chunk in chunks:
-            self.tally(block, chunk).note_done(self.work.size(self.dataset(), chunk))
+        with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
+            for chunk in chunks:
+                self.tally(block, chunk, pool).note_done(self.work.size(self.dataset(), chunk))
 
 
 def _count_when_written(pending: tuple[Future[FileDigest], bool] | None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +34,7 @@ from pipeline.evaluate.predictions import (
 )
 from pipeline.evaluate.results import PREDICTION_SCHEMA, ModelRun
 from pipeline.runtime.progress import count
+from pipeline.storage.interface import read_ahead
 from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import FileDigest, Store
 from transforms.scoring import LABEL_RULES, PAPER_RULE, Labels, labels_of_outputs
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 CHECKPOINT_SECONDS = 3.0
 """Seconds of work on a shard after which the predictions so far are written, so that little is lost
 if the process is killed."""
+_SHARDS_AHEAD = 2
+"""Number of shards whose index and earlier predictions are read in advance."""
 _MAX_PENDING_BATCHES = 2
 """The most batches of logits that wait to be scored."""
 _COLUMNS = ("key", "label", "fg_key", "bg_key")
@@ -145,12 +149,13 @@ class PredictShards(AnalysisOfModel):
         started: collections.deque[_ShardInProgress] = collections.deque()
 
         def picture_sets() -> Iterator[ShardPictures]:
-            for number in missing:
-                shard = self._start(number, predictor.device.type)
-                started.append(shard)
-                for kept in shard.kept.values():
-                    note(number, 0, len(kept) // len(LABEL_RULES))
-                yield from shard.picture_sets()
+            start = functools.partial(self._start, device=predictor.device.type)
+            with contextlib.closing(read_ahead(start, missing, _SHARDS_AHEAD)) as shards:
+                for number, shard in shards:
+                    started.append(shard)
+                    for kept in shard.kept.values():
+                        note(number, 0, len(kept) // len(LABEL_RULES))
+                    yield from shard.picture_sets()
 
         with (
             contextlib.closing(predictor.logits(picture_sets(), side)) as batches,

@@ -33,7 +33,7 @@ from transforms.codec import decode_image, decode_into
 
 _DECODED_AHEAD = {"cpu": 0, "cuda": 3}
 """Number of batches that are decoded in advance, for each device."""
-IN_FLIGHT = {"cpu": 0, "cuda": 1}
+IN_FLIGHT = {"cpu": 0, "cuda": 2}
 """Number of batches that are launched before the outputs of an earlier batch are fetched."""
 _NO_CACHE = PixelCache(0)
 

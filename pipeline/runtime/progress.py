@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
+import operator
 import re
 import sys
 import threading
@@ -39,10 +41,9 @@ _INFERENCE = "BeamML_PyTorch"
 """Namespace of what Beam's RunInference counts for models of PyTorch."""
 _SECONDS = "microseconds_"
 _BYTES = "bytes_"
-_NOTE_SECONDS = 0.05
-_REMOTE_NOTE_SECONDS = 5.0
-"""Shortest time in seconds between two notes of a task that is not done yet, in a remote dataset
-folder."""
+_NOTE_SECONDS = 3.0
+"""Shortest time in seconds between two notes of a task that is not done yet. Each note costs two
+requests to storage, which may be far away."""
 
 
 def count(name: str, by: int = 1) -> None:
@@ -111,18 +112,24 @@ class Tally:
       progress: the job's progress; the notes are stored in its folder, and removed with it.
       stage: name of the job's stage.
       task: name of the task within the stage.
+      submit: calls what writes a note, perhaps in another thread; calls must keep their order.
 
     Attributes:
       path: path of the note, relative to the dataset folder.
     """
 
-    def __init__(self, progress: Progress, stage: str, task: str) -> None:
+    def __init__(
+        self,
+        progress: Progress,
+        stage: str,
+        task: str,
+        submit: Callable[[Callable[[], None]], object] = operator.call,
+    ) -> None:
         self.path = f"{self.folder(progress, stage)}/{task}.json"
         self._counts: Counter[str] = Counter()
-        self._progress, self._task = progress, (stage, task)
-        self._seconds = _REMOTE_NOTE_SECONDS if progress.store.is_remote else _NOTE_SECONDS
+        self._progress, self._task, self._submit = progress, (stage, task), submit
         self._done = self._noted = 0
-        self._next = time.monotonic() + self._seconds
+        self._next = time.monotonic() + _NOTE_SECONDS
 
     @staticmethod
     def folder(progress: Progress, stage: str) -> str:
@@ -141,10 +148,13 @@ class Tally:
 
         A failed write is ignored, because counts are only for display.
         """
-        with contextlib.suppress(OSError):
-            self._progress.store.write(
-                self.path, shown_bytes(json.dumps(self._counts, sort_keys=True))
-            )
+        content = shown_bytes(json.dumps(self._counts, sort_keys=True))
+
+        def write() -> None:
+            with contextlib.suppress(OSError):
+                self._progress.store.write(self.path, content)
+
+        self._submit(write)
 
     def load(self) -> bool:
         """Restores the counts that this job has noted for the task; returns whether it had any."""
@@ -164,13 +174,14 @@ class Tally:
         self._done += items
         if time.monotonic() >= self._next:
             self.note_done()
-            self._next = time.monotonic() + self._seconds
+            self._next = time.monotonic() + _NOTE_SECONDS
 
     def note_done(self, done: int | None = None) -> None:
         """Writes a note of the number of finished items, which is `done` if that is given."""
         self._done = self._done if done is None else done
         if self._done != self._noted:
-            self._progress.note_done(*self._task, self._done, self._noted)
+            note = (*self._task, self._done, self._noted)
+            self._submit(functools.partial(self._progress.note_done, *note))
             self._noted = self._done
 
 

@@ -20,6 +20,7 @@ import pytest
 import timm
 import torch
 from runs import ONE, QUICK, SHARDS, TINY_MODEL, dataset_in, refusal, run_in9, stamps
+from slow_storage import slow_storage
 
 from pipeline.analyses.attack import arrays
 from pipeline.analyses.attack.results import AttackPlan
@@ -49,7 +50,7 @@ from pipeline.models import predict
 from pipeline.models.identity import PredictConfig
 from pipeline.models.predict import Predictor, device_of
 from pipeline.models.registry import load_model
-from pipeline.runtime import machine
+from pipeline.runtime import machine, progress
 from pipeline.runtime.progress import Progress
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
@@ -540,6 +541,37 @@ def test_caches_of_all_processes_take_a_quarter_of_the_memory(
         ]
         resident.forget_pictures()
         assert [room is not None for room in rooms] == [False, False, False, of_several > 0]
+
+
+def test_the_thread_that_launches_asks_nothing_of_storage(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Path(shutil.copytree(made, tmp_path / "out"))
+    shutil.rmtree(output / "results")
+    work = PlannedEvaluation(plan(output, FIRST), imagenet9())
+    chunks = len(work.chunks(dataset_in(output)))
+    assert chunks > 2
+    events: list[tuple[str, int]] = []
+
+    def note(event: str) -> None:
+        events.append((event, threading.get_ident()))
+
+    def launch(predictor: Predictor, pixels: Pixels) -> predict.Fetched:
+        note("launch")
+        return launch_batch(predictor, pixels)
+
+    launch_batch = Predictor._launch
+    monkeypatch.setattr(Predictor, "_launch", launch)
+    # Notes of progress are due at each batch.
+    monkeypatch.setattr(progress, "_NOTE_SECONDS", 0.0)
+    with slow_storage(0.001, lambda: note("ask")):
+        RunModels(work).process(Block(0, 0))
+    first, *_, last = [at for at, (event, _) in enumerate(events) if event == "launch"]
+    launching = threading.get_ident()
+    between = events[first:last]
+    assert ("ask", launching) not in between
+    # Those of the chunks but the first two, which are read ahead, and of those that are written.
+    assert sum(event == "ask" for event, _ in between) > 4 * chunks
 
 
 def test_models_of_one_card_do_not_wait_for_those_of_another(
