@@ -12,6 +12,8 @@ import argparse
 import itertools
 import logging
 import os
+import shutil
+import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
@@ -141,7 +143,7 @@ def _describe_argument(argument: str, own: Sequence[Flag], words: Sequence[str])
 
 
 def check_device(arguments: argparse.Namespace, otherwise: str) -> None:
-    """Refuses `--device cuda` on a machine without CUDA.
+    """Refuses `--device cuda` on a machine without CUDA, and `--compile` without a compiler.
 
     Args:
       arguments: the parsed arguments, which may lack the flag.
@@ -149,8 +151,15 @@ def check_device(arguments: argparse.Namespace, otherwise: str) -> None:
         `train`.
 
     Raises:
-      UsageError: CUDA is missing; the message says why.
+      UsageError: CUDA or a compiler is missing; the message says why.
     """
+    if getattr(arguments, "compile", False):
+        compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+        if shutil.which(compiler) is None:
+            raise UsageError(
+                f"--compile needs a C++ compiler, and there is no {compiler}: install it, or leave "
+                "--compile out"
+            )
     if getattr(arguments, "device", None) != "cuda":
         return
     import torch

@@ -192,6 +192,7 @@ SECTIONS = (
             "numeric precision of the models: fp32, tf32, bf16",
             "NAME",
         ),
+        switch("--compile", "compile networks by torch.compile; takes a minute for each"),
         Flag(
             "--batch_size",
             "N",

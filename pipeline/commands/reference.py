@@ -224,7 +224,7 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "split": "split that was evaluated",
         "input_size": "side length of the model's input, in pixels",
         "eval_input": "`--eval_input`: `stored` or `native`",
-        "precision": "numeric precision (`--precision`)",
+        "precision": "numeric precision (`--precision`); `-compiled` follows with `--compile`",
         "device": "`cpu` or `cuda`; `cpu+cuda` if each computed a part",
         "weights_sha256": "SHA-256 of the weights' tensors, whichever file holds them",
         "dataset": "fingerprint of the dataset, as in `manifest.json`",

@@ -41,7 +41,7 @@ class Evaluation:
       store: the dataset folder.
       models: entries of `--models`, in order.
       split: the split to evaluate on.
-      predict: device, precision, input and batch size.
+      predict: device, precision, compilation, input and batch size.
       progress: where workers note their progress.
       accept_new_weights: whether a model may run although earlier results under its name were made
         with other weights.
@@ -92,7 +92,7 @@ class Evaluation:
         return RunSettings(
             split=self.split,
             holdout=self.holdout,
-            precision=self.predict.precision,
+            precision=self.predict.arithmetic,
             eval_input=self.predict.eval_input,
         )
 

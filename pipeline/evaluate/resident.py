@@ -103,9 +103,12 @@ def on_device(model: LoadedModel, evaluation: Evaluation, block: int = 0) -> Ite
     """
     with _DEVICES[_device(evaluation, block)]:
         try:
-            predictor = Predictor(model, evaluation.predict, _pixel_cache(evaluation), block)
-            count("models_on_device")
-            yield predictor
+            cache = _pixel_cache(evaluation)
+            with contextlib.closing(
+                Predictor(model, evaluation.predict, cache, block)
+            ) as predictor:
+                count("models_on_device")
+                yield predictor
         except Exception as error:
             if is_out_of_memory(error):
                 why = "there is not enough memory for it, on its device or on this machine"

@@ -47,13 +47,13 @@ class RunSettings(Struct, frozen=True, kw_only=True):
     Attributes:
       split: the split that the model was run on.
       eval_input: `--eval_input`.
-      precision: `--precision`.
+      precision: `--precision`, followed by `-compiled` with `--compile`.
       holdout: share of the split that was tested on; 0 means all of it.
     """
 
     split: Name
     eval_input: Literal["stored", "native"]
-    precision: Literal["fp32", "tf32", "bf16"]
+    precision: Literal["fp32", "tf32", "bf16", "fp32-compiled", "tf32-compiled", "bf16-compiled"]
     holdout: Annotated[float, Meta(ge=0, lt=1)]
 
     @property

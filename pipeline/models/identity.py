@@ -168,7 +168,8 @@ class PredictConfig:
 
     Attributes:
       device: `cpu`, `cuda`, or `auto`: CUDA if the machine that runs the model has it.
-      precision: `fp32` (TF32 off), `tf32` or `bf16` (autocast).
+      precision: `fp32` (TF32 off), `tf32`, or `bf16`: autocast, but a head in fp32.
+      compile: whether networks are compiled by `torch.compile`.
       batch_size: number of pictures in a batch, None for the device's default.
       eval_input: `stored` feeds the stored pixels unchanged; `native` applies the model's own
         resize and crop to them.
@@ -176,8 +177,14 @@ class PredictConfig:
 
     device: str = "auto"
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    compile: bool = False
     batch_size: int | None = None
     eval_input: Literal["stored", "native"] = "stored"
+
+    @property
+    def arithmetic(self) -> str:
+        """Name of the arithmetic in results: the precision, and whether kernels are compiled."""
+        return f"{self.precision}-compiled" if self.compile else self.precision
 
     @property
     def identity(self) -> dict[str, str]:
@@ -186,7 +193,7 @@ class PredictConfig:
         The device and the batch size change only the last bits of a score, so they are left out,
         and predictions are reused across devices.
         """
-        return {"precision": self.precision, "eval_input": self.eval_input}
+        return {"precision": self.arithmetic, "eval_input": self.eval_input}
 
     def on_this_machine(self) -> PredictConfig:
         """Resolves `auto` and the default batch size on this machine."""

@@ -93,10 +93,16 @@ class NetworkInput:
         # as long.
         count = len(pictures)
         rows = pictures.permute(0, 2, 3, 1).reshape(count * side, 3 * side)
-        is_reused = rows.device.type == "cpu" and torch.is_inference_mode_enabled()
-        out = self._normalised.tensor(rows.shape) if is_reused else None
+        out = self._normalised.tensor(rows.shape) if _reuses_memory(rows) else None
         normalised = torch.sub(rows, self._mean.repeat(side), out=out).div_(self._std.repeat(side))
         return normalised.view(count, side, side, 3).permute(0, 3, 1, 2)
+
+
+def _reuses_memory(pictures: torch.Tensor) -> bool:
+    """Returns whether the next batch may overwrite what is computed from pictures."""
+    # Compiled code plans its memory by itself.
+    is_eager = torch.is_inference_mode_enabled() and not torch.compiler.is_compiling()
+    return is_eager and pictures.device.type == "cpu"
 
 
 class Fetched:
@@ -121,6 +127,10 @@ class Fetched:
         return self._host
 
 
+def _unchanged(pictures: torch.Tensor) -> torch.Tensor:
+    return pictures
+
+
 class Predictor:
     """A model on its device.
 
@@ -131,7 +141,8 @@ class Predictor:
       block: number of the block of work; block i runs on GPU i modulo the number of GPUs.
 
     Raises:
-      ModelError: there is no such device, or it does not have the precision.
+      ModelError: there is no such device, it does not have the precision, or the model cannot be
+        compiled.
 
     Attributes:
       config: the settings, with the device and the batch size resolved.
@@ -153,6 +164,10 @@ class Predictor:
         self._preprocessing = model.preprocessing
         self._num_outputs = model.num_outputs
         self.module = model.module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.compile and next(self.module.parameters(), None) is None:
+            raise ModelError("it is no network of torch; leave --compile out")
+        self._networks: dict[Callable[..., torch.Tensor], Callable[..., torch.Tensor]] = {}
+        self._undo = contextlib.ExitStack()
         self._input = NetworkInput(model.preprocessing, self.device)
         self._floats = ReusedMemory()
         self._fits = sys.maxsize
@@ -176,6 +191,37 @@ class Predictor:
             )
         torch.backends.cuda.matmul.allow_tf32 = allow_tf32
         torch.backends.cudnn.allow_tf32 = allow_tf32
+        if config.precision == "bf16":
+            self._use_bf16(model.is_shared)
+
+    def _use_bf16(self, is_shared: bool) -> None:
+        """Computes the head in fp32, and converts other weights now and not in every batch.
+
+        A significand of bf16 has eight bits, so the highest two logits of a head in bf16 are often
+        equal.
+        """
+        layers = [each for each in self.module.modules() if isinstance(each, torch.nn.Linear)]
+        head = next((e for e in reversed(layers) if e.out_features == self._num_outputs), None)
+        if head is not None:
+            forward, device = head.forward, self.device.type
+
+            def forward_in_fp32(features: torch.Tensor) -> torch.Tensor:
+                with torch.autocast(device, enabled=False):
+                    return forward(features.float())
+
+            head.forward = forward_in_fp32  # type: ignore[method-assign]
+            self._undo.callback(delattr, head, "forward")
+        if is_shared:
+            return
+        for layer in self.module.modules():
+            # Subclasses and hooks may compute with their weights before they use them.
+            is_plain = type(layer) in (torch.nn.Conv2d, torch.nn.Linear)
+            if is_plain and layer is not head and not layer._forward_pre_hooks:
+                layer.to(torch.bfloat16)
+
+    def close(self) -> None:
+        """Leaves a module that its maker may hold as it was, but on the device."""
+        self._undo.close()
 
     def _has_tf32(self) -> bool:
         is_gpu = self.device.type == "cuda"
@@ -241,10 +287,10 @@ class Predictor:
 
     @torch.inference_mode()
     def _launch(self, pixels: Pixels) -> Fetched:
-        logits = self.in_fitting_batches(
-            lambda some: self.forward_once(self.to_device(some)), pixels
-        )
-        return Fetched(torch.cat(logits))
+        def run(some: Pixels) -> torch.Tensor:
+            return self.forward_once(self._copied(some), pictures_of=self._to_floats)
+
+        return Fetched(torch.cat(self.in_fitting_batches(run, pixels)))
 
     def _finish(
         self, loader: Loader[P], batch: Batch[P], outputs: Fetched, started: float
@@ -260,18 +306,23 @@ class Predictor:
 
         On a CPU in torch's inference mode, the next call overwrites the result.
         """
+        return self._to_floats(self._copied(pixels))
+
+    def _copied(self, pixels: Pixels) -> torch.Tensor:
         if self._copies is None:
-            copied = torch.from_numpy(pixels)
-            if torch.is_inference_mode_enabled():
-                return self._floats.tensor(copied.shape).copy_(copied).permute(0, 3, 1, 2).div_(255)
-        else:
-            compute = torch.cuda.current_stream(self.device)
-            with torch.cuda.stream(self._copies):
-                copied = torch.from_numpy(pixels).to(self.device, non_blocking=True)
-            compute.wait_stream(self._copies)
-            # Keeps the allocator from reusing the memory while the compute stream still reads it.
-            copied.record_stream(compute)
-        return copied.permute(0, 3, 1, 2).float().div_(255)
+            return torch.from_numpy(pixels)
+        compute = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self._copies):
+            copied = torch.from_numpy(pixels).to(self.device, non_blocking=True)
+        compute.wait_stream(self._copies)
+        # Keeps the allocator from reusing the memory while the compute stream still reads it.
+        copied.record_stream(compute)
+        return copied
+
+    def _to_floats(self, pixels: torch.Tensor) -> torch.Tensor:
+        if _reuses_memory(pixels):
+            return self._floats.tensor(pixels.shape).copy_(pixels).permute(0, 3, 1, 2).div_(255)
+        return pixels.permute(0, 3, 1, 2).float().div_(255)
 
     def in_fitting_batches(
         self, run: Callable[..., R], *inputs: torch.Tensor | NDArray[Any]
@@ -326,10 +377,31 @@ class Predictor:
         """
         return torch.cat(self.in_fitting_batches(self.forward_once, pictures))
 
-    def forward_once(self, pictures: torch.Tensor) -> torch.Tensor:
+    def _network(self, pictures_of: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """Returns a function from inputs of `pictures_of` to logits, compiled if asked."""
+
+        def network(*inputs: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.module(self.prepare(pictures_of(*inputs)))
+            return logits
+
+        if pictures_of not in self._networks:
+            compiled = torch.compile(network) if self.config.compile else network
+            self._networks[pictures_of] = compiled
+        return self._networks[pictures_of]
+
+    def forward_once(
+        self,
+        *inputs: torch.Tensor,
+        pictures_of: Callable[..., torch.Tensor] = _unchanged,
+    ) -> torch.Tensor:
         """Does the same as `forward`, but never splits the batch.
 
         An out-of-memory error is raised as it is.
+
+        Args:
+          *inputs: arguments of `pictures_of`, the last of which has n elements.
+          pictures_of: makes n pictures, as `forward` takes them. What it does is compiled together
+            with the network.
         """
         mixed = (
             torch.autocast(self.device.type, torch.bfloat16)
@@ -338,7 +410,7 @@ class Predictor:
         )
         try:
             with mixed:
-                logits: torch.Tensor = self.module(self.prepare(pictures))
+                logits = self._network(pictures_of)(*inputs)
         except JobError as error:
             raise ModelError(text_of(error)) from error
         except Exception as error:  # A model's own code can raise anything.
@@ -347,9 +419,10 @@ class Predictor:
             raise ModelError(
                 f"its forward pass failed: {type(error).__name__}: {text_of(error)}"
             ) from error
-        if logits.shape != (len(pictures), self._num_outputs):
+        count = len(inputs[-1])
+        if logits.shape != (count, self._num_outputs):
             raise ModelError(
-                f"it returns {tuple(logits.shape)} for {len(pictures)} pictures, "
+                f"it returns {tuple(logits.shape)} for {count} pictures, "
                 f"not {self._num_outputs} outputs each"
             )
         # A copy, because a model may return a part of its input, whose memory is used again.

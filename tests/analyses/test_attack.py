@@ -26,7 +26,7 @@ from PIL import Image
 from runs import manifest_of, run_here, run_in9, stamps, start_in9, table_of, wait_until, write_all
 from tiny_models import Fixed
 
-from pipeline.analyses.attack.arrays import Cutouts, GridModel
+from pipeline.analyses.attack.arrays import Cutouts, GridModel, put_on
 from pipeline.analyses.attack.figures import make_plots
 from pipeline.analyses.attack.results import ATTACK_VARIANTS, AttackResult, check_variants
 from pipeline.commands.cli import main
@@ -556,7 +556,8 @@ def test_composites_on_the_device_are_the_papers() -> None:
     assert np.array_equal(expected, originals[f] * blend + backgrounds[b] * (1 - blend))
     cutouts = Cutouts.from_arrays(originals, masks, torch.device("cpu"))
     untouched = torch.from_numpy(backgrounds.copy())
-    actual = cutouts.put_on(untouched, torch.from_numpy(f), torch.from_numpy(b))
+    pairs = (torch.from_numpy(axis) for axis in (f, b))
+    actual = put_on(untouched, cutouts.holes, cutouts.pixels, *pairs)
     assert actual.shape == (4, 3, 8, 8)
     assert np.array_equal(actual.numpy(), (expected / np.float32(255)).transpose(0, 3, 1, 2))
     assert np.array_equal(untouched.numpy(), backgrounds)

@@ -87,25 +87,31 @@ class Cutouts:
         pixels = originals & ~holes
         return cls(torch.from_numpy(pixels).to(device), torch.from_numpy(holes).to(device))
 
-    def put_on(
-        self, backgrounds: torch.Tensor, foreground: torch.Tensor, background: torch.Tensor
-    ) -> torch.Tensor:
-        """Composites n pairs of foregrounds and backgrounds.
 
-        Args:
-          backgrounds: (B, S, S, 3) uint8 on the device, RGB.
-          foreground: (n,) int64 on the device, position of each pair's foreground in these cutouts.
-          background: (n,) int64 on the device, position of each pair's background in `backgrounds`.
+def put_on(
+    backgrounds: torch.Tensor,
+    holes: torch.Tensor,
+    pixels: torch.Tensor,
+    foreground: torch.Tensor,
+    background: torch.Tensor,
+) -> torch.Tensor:
+    """Composites n pairs of foregrounds and backgrounds.
 
-        Returns:
-          (n, 3, S, S) float32 in [0, 1], with the same pixels as
-          `transforms.adversarial.composites`.
-        """
-        # `holes` is 0 or 255, so bitwise operations select whole pixels.
-        pixels = backgrounds.index_select(0, background)
-        pixels &= self.holes.index_select(0, foreground)
-        pixels |= self.pixels.index_select(0, foreground)
-        return torch.div(pixels.permute(0, 3, 1, 2), 255)
+    Args:
+      backgrounds: (B, S, S, 3) uint8, RGB.
+      holes: those of `Cutouts`.
+      pixels: those of `Cutouts`.
+      foreground: (n,) int64, position of each pair's foreground in the cutouts.
+      background: (n,) int64, position of each pair's background in `backgrounds`.
+
+    Returns:
+      (n, 3, S, S) float32 in [0, 1], with the same pixels as `transforms.adversarial.composites`.
+    """
+    # `holes` is 0 or 255, so bitwise operations select whole pixels.
+    composites = backgrounds.index_select(0, background)
+    composites &= holes.index_select(0, foreground)
+    composites |= pixels.index_select(0, foreground)
+    return torch.div(composites.permute(0, 3, 1, 2), 255)
 
 
 def stream_cutouts(
@@ -224,7 +230,9 @@ class GridModel:
         """
 
         def run(*pairs: torch.Tensor) -> torch.Tensor:
-            return self._predictor.forward_once(cutouts.put_on(self._backgrounds, *pairs))
+            return self._predictor.forward_once(
+                self._backgrounds, cutouts.holes, cutouts.pixels, *pairs, pictures_of=put_on
+            )
 
         logits = torch.cat(self._predictor.in_fitting_batches(run, foreground, background))
         predictions = []
