@@ -13,7 +13,6 @@ import itertools
 import logging
 import os
 import shutil
-import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
@@ -23,6 +22,7 @@ from pipeline.commands.flags import flags_of
 from pipeline.commands.parser import COMMANDS, build_parser, underscored
 from pipeline.errors import UsageError, did_you_mean
 from pipeline.runtime.flag_types import Flag, WordListParser, comma_separated, text_of
+from pipeline.runtime.machine import cpp_compiler
 from pipeline.storage.files import absolute, files_of, is_below, is_remote, join
 from transforms.limits import load_nested
 
@@ -154,7 +154,7 @@ def check_device(arguments: argparse.Namespace, otherwise: str) -> None:
       UsageError: CUDA or a compiler is missing; the message says why.
     """
     if getattr(arguments, "compile", False):
-        compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+        compiler = cpp_compiler()
         if shutil.which(compiler) is None:
             raise UsageError(
                 f"--compile needs a C++ compiler, and there is no {compiler}: install it, or leave "

@@ -53,7 +53,7 @@ class RunSettings(Struct, frozen=True, kw_only=True):
 
     split: Name
     eval_input: Literal["stored", "native"]
-    precision: Literal["fp32", "tf32", "bf16", "fp32-compiled", "tf32-compiled", "bf16-compiled"]
+    precision: Annotated[str, Meta(pattern="^(fp32|tf32|bf16)(-compiled)?$")]
     holdout: Annotated[float, Meta(ge=0, lt=1)]
 
     @property

@@ -162,6 +162,9 @@ CPU_BATCH = 32
 GPU_BATCH = 256
 
 
+Precision = Literal["fp32", "tf32", "bf16"]
+
+
 @dataclasses.dataclass(frozen=True)
 class PredictConfig:
     """Settings of inference. Each field has the name of its flag.
@@ -176,7 +179,7 @@ class PredictConfig:
     """
 
     device: str = "auto"
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     compile: bool = False
     batch_size: int | None = None
     eval_input: Literal["stored", "native"] = "stored"

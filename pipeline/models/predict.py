@@ -209,7 +209,7 @@ class Predictor:
                 with torch.autocast(device, enabled=False):
                     return forward(features.float())
 
-            head.forward = forward_in_fp32  # type: ignore[method-assign]
+            head.forward = forward_in_fp32  # type: ignore[method-assign,assignment]
             self._undo.callback(delattr, head, "forward")
         if is_shared:
             return

@@ -1,4 +1,4 @@
-"""The cores and memory that this process may use, and how it treats freed memory.
+"""The cores, memory and compiler that this process may use, and how it treats freed memory.
 
 glibc maps every large block anew and returns it to the system when it is freed. A network's
 activations are such blocks, and clearing fresh pages takes as long as the arithmetic. So the
@@ -97,6 +97,11 @@ def _numbers(file: Path) -> list[int]:
         return [int(word) for word in file.read_text().split()]
     except (OSError, ValueError):
         return []
+
+
+def cpp_compiler() -> str:
+    """Returns the name of the C++ compiler that `torch.compile` calls."""
+    return os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
 
 
 # Constants of malloc.h.
