@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import glob
 import os
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from pipeline.models.source import (
     LoadedModel,
     Recipe,
     Source,
+    built_on_meta,
     closest,
     measured_model,
     weights_hash,
@@ -117,13 +119,17 @@ class OpenClip(Source):
             if path and os.path.isfile(path):
                 refuse_compressed(path)
         try:
-            model = open_clip.create_model(
+            create = functools.partial(
+                open_clip.create_model,
                 architecture,
                 pretrained,
                 require_pretrained=True,
                 # GELU comes in two forms, and each tag's weights were trained with one of them.
                 force_quick_gelu=bool(tag.get("quick_gelu", False)),
+                # Where it is built: a module on the meta device cannot be moved.
+                device=None,
             )
+            model: Any = built_on_meta(create)
             config = open_clip.get_model_config(architecture)
             tokenizer = open_clip.get_tokenizer(architecture)
         except Exception as error:  # Network, a missing file, another model, broken bytes.
