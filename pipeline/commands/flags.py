@@ -382,8 +382,8 @@ SECTIONS = (
         Flag(
             "--gpus",
             "N",
-            "groups of shards that models run on in parallel (default: 1 on this machine, else as "
-            "many as the work fills)",
+            "groups of shards that models run on in parallel; several on this machine have a "
+            "process and a GPU each (default: 1 on this machine, else as many as the work fills)",
             type=count,
         ),
     ),

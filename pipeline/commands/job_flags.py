@@ -88,7 +88,7 @@ def evaluation_from_flags(
         accept_new_weights="weights" in arguments.overwrite,
         weights=weights,
         blocks=arguments.gpus,
-        hints=(("accelerator", Gpu.parse(arguments.gpu).hint),) if arguments.gpu else (),
+        hints=Gpu.parse(arguments.gpu).hints if arguments.gpu else (),
         holdout=arguments.holdout,
         pixel_cache=None if megabytes is None else megabytes << 20,
         # A command without the flag measures no test score, so overlap is allowed.

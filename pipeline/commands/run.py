@@ -46,7 +46,12 @@ from pipeline.jobs.main_job import (
 from pipeline.jobs.messages import describe_dataset
 from pipeline.jobs.publish import check_publishing, describe_published
 from pipeline.report.write import REPORT
-from pipeline.runners.beam_options import is_portable, pipeline_options, run_pipeline
+from pipeline.runners.beam_options import (
+    is_portable,
+    pipeline_options,
+    run_pipeline,
+    start_processes,
+)
 from pipeline.runners.dataflow import flags_of_workers, submission_from_flags
 from pipeline.runtime.dataflow_jobs import is_dataflow
 from pipeline.runtime.flag_types import text_of
@@ -102,6 +107,9 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     config = job.config if job else dataset.manifest.config  # type: ignore[union-attr]
     taxonomy = job.taxonomy if job else dataset.taxonomy  # type: ignore[union-attr]
     works = analyses_from_flags(arguments, store, config, taxonomy)
+    if works and start_processes(options, rest, arguments.gpus or 1, for_models=not generates):
+        for work in works.values():
+            work.evaluation = dataclasses.replace(work.evaluation, process_per_block=True)
     with contextlib.ExitStack() as stack:
         if generates:
             stack.enter_context(removed_if_refused(store))

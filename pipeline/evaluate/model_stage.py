@@ -149,6 +149,21 @@ class MakeBlocks(_Step):
         return [Block(order, number, count) for order in range(models) for number in range(count)]
 
 
+class GatherByNumber(beam.PTransform):
+    """Blocks -> the same Blocks; one process gets all those of a number.
+
+    Beam's local runner hands groups to its processes in turn, from the first on.
+    """
+
+    def expand(self, blocks: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
+        return (
+            blocks
+            | beam.WithKeys(lambda block: block.number).with_output_types(tuple[int, Block])
+            | beam.GroupByKey()
+            | beam.FlatMap(lambda group: group[1]).with_output_types(Block)
+        )
+
+
 class FindDone(_Step):
     """Block -> a BlockDone, a FailedModel, or the Block itself in the output `remaining`.
 
@@ -383,7 +398,7 @@ class ModelStage(beam.PTransform):
         work = self._work
         look = beam.ParDo(FindDone(work)).with_output_types(_Result, remaining=Block)
         run = beam.ParDo(RunModels(work)).with_output_types(_Result)
-        hints = dict(work.evaluation.hints)
+        hints, is_gathered = dict(work.evaluation.hints), work.evaluation.process_per_block
         existing, remaining = (
             dataset
             | "Blocks" >> beam.ParDo(MakeBlocks(work)).with_output_types(Block)
@@ -392,7 +407,7 @@ class ModelStage(beam.PTransform):
         )
         new = (
             remaining
-            | "SpreadLeft" >> beam.Reshuffle()
+            | "SpreadLeft" >> (GatherByNumber() if is_gathered else beam.Reshuffle())
             | "RunModels" >> (run.with_resource_hints(**hints) if hints else run)
         )
         summaries = (

@@ -20,7 +20,12 @@ from pipeline.models.loader import PixelCache
 from pipeline.models.predict import Predictor, device_of, is_out_of_memory
 from pipeline.models.registry import load_model, source_of
 from pipeline.models.source import LoadedModel, check_head
-from pipeline.runtime.machine import give_back_freed_memory, similar_processes, usable_memory
+from pipeline.runtime.machine import (
+    give_back_freed_memory,
+    see_one_gpu,
+    similar_processes,
+    usable_memory,
+)
 from pipeline.runtime.progress import count, count_loading
 from transforms.taxonomy import Taxonomy
 
@@ -51,6 +56,8 @@ def in_memory(
     Raises:
       ModelError: the model cannot be loaded, or must not be used.
     """
+    if evaluation.process_per_block:
+        see_one_gpu(torch.cuda.device_count())
     with _IN_MEMORY[_device(evaluation, block)], contextlib.ExitStack() as stack:
         # Frees the previous model, whose caller held it until its context ended.
         if _SHARED.is_set():
@@ -131,7 +138,8 @@ def _pixel_cache(evaluation: Evaluation) -> PixelCache:
         return PixelCache(0)
     budget = evaluation.pixel_cache
     if budget is None:
-        budget = usable_memory() // 4 // similar_processes()
+        processes = evaluation.blocks if evaluation.process_per_block else None
+        budget = usable_memory() // 4 // (processes or similar_processes())
     return _cache_of(budget, evaluation.predict.on_this_machine().device == "cuda")
 
 

@@ -110,6 +110,33 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
     return options
 
 
+def start_processes(
+    options: PipelineOptions, arguments: Sequence[str], gpus: int, *, for_models: bool
+) -> bool:
+    """Lets worker processes do the work of a local run that uses several GPUs.
+
+    One process would launch the work of all GPUs from one interpreter, which keeps them waiting.
+
+    Args:
+      options: Beam's options from `pipeline_options`, changed in place.
+      arguments: flags as the user wrote them. If they say how workers run, nothing changes.
+      gpus: number of GPUs.
+      for_models: whether the run does nothing but run models, which needs a process for each GPU;
+        otherwise, there is also one for each core.
+
+    Returns:
+      Whether there are such processes.
+    """
+    chosen = any(one.startswith(("--direct_running", "--direct_num")) for one in arguments)
+    is_local = options.view_as(StandardOptions).runner == "FnApiRunner"
+    if gpus < 2 or chosen or not is_local:
+        return False
+    direct = options.view_as(DirectOptions)
+    direct.direct_running_mode = "multi_processing"
+    direct.direct_num_workers = gpus if for_models else max(gpus, direct.direct_num_workers)
+    return True
+
+
 _RAISED = re.compile(r"^(?:[\w.]+\.)?(\w+): (.*)$")
 """A line of a traceback that names an error (group 1) and its message (group 2)."""
 _USAGE = ("UsageError", "TooLargeError")

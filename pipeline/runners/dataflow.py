@@ -132,6 +132,11 @@ class Gpu:
         machine = [f"machine_type:{self.machine}"] if self.machine else []
         return ";".join([f"type:{self.type}", f"count:{self.count}", *machine, *self.options])
 
+    @property
+    def hints(self) -> tuple[tuple[str, str], ...]:
+        """Resource hints of a step that runs models: the GPU, and a block at a time on each."""
+        return ("accelerator", self.hint), ("max_active_bundles_per_worker", str(self.count))
+
     def check_machine(self, chosen: str | None) -> None:
         """Raises UsageError if the machine cannot have this GPU.
 

@@ -61,6 +61,22 @@ def similar_processes() -> int:
     return usable_cores() if is_worker else 1
 
 
+def see_one_gpu(count: int) -> None:
+    """Hides all GPUs from this worker process except its own, whatever library it uses.
+
+    Beam's local runner numbers its processes consecutively, so no two of them see the same GPU as
+    long as they are not more than the GPUs. CUDA must not have been used before.
+
+    Args:
+      count: number of the machine's GPUs, used unless the user has chosen some of them.
+    """
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = chosen.split(",") if chosen else [str(number) for number in range(count)]
+    worker = int(os.environ["WORKER_ID"].rpartition("_")[2])
+    if visible:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[worker % len(visible)]
+
+
 def _control_groups(root: Path) -> Iterator[Path]:
     """Yields the folders of this process's control groups, versions 2 and 1, and of those above.
 

@@ -191,7 +191,10 @@ def test_hints_are_on_the_steps_that_run_models_alone(
     assert names == {f"{stage}/RunModels" for stage in stages}
     makers = {name: step for step in leaves for name in step.outputs.values()}
     for step in hinted:
-        assert hints[step.unique_name] == {"beam:resources:accelerator:v1": GPU_HINT.encode()}
+        assert hints[step.unique_name] == {
+            "beam:resources:accelerator:v1": GPU_HINT.encode(),
+            "beam:resources:max_active_bundles_per_worker:v1": b"1",
+        }
         look, urns = step, []
         while "/FindDone" not in look.unique_name:
             (look,) = (makers[name] for name in look.inputs.values())

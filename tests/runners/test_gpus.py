@@ -1,0 +1,144 @@
+"""Tests that each of several GPUs of this machine has a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import DirectOptions
+from runs import ONE, SHARDS, run_in9
+
+from pipeline.evaluate.model_stage import Block, GatherByNumber
+from pipeline.runners import beam_options
+from pipeline.runners.beam_options import pipeline_options, start_processes
+from pipeline.runtime.machine import see_one_gpu, usable_cores
+
+SEEN = """
+import json, os, pathlib, torch
+from pipeline.evaluate import resident
+resident.usable_memory = lambda: 800
+def note_cache(budget, pinned):
+    note("cache", budget)
+    return caches(budget, pinned)
+caches, note_cache.cache_clear = resident._cache_of, resident._cache_of.cache_clear
+resident._cache_of = note_cache
+def note(what, value):
+    path = pathlib.Path(__file__).with_name(f"{os.urandom(4).hex()}.json")
+    path.write_text(json.dumps([os.environ.get("CUDA_VISIBLE_DEVICES"), what, value]))
+def linear(seed):
+    note("process", os.getpid())
+    note("threads", torch.get_num_threads())
+    torch.manual_seed(seed)
+    layers = torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(192, 1000)
+    return torch.nn.Sequential(*layers)
+def first():
+    return linear(1)
+def second():
+    return linear(2)
+"""
+
+
+def noted(folder: Path) -> dict[str, dict[str, set[int]]]:
+    """Returns what the processes of each GPU have noted, and removes their notes."""
+    found: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for file in folder.glob("*.json"):
+        gpu, what, value = json.loads(file.read_text())
+        found[gpu][what].add(value)
+        file.unlink()
+    return found
+
+
+def test_a_process_runs_all_models_and_stages_of_its_gpu(
+    one_worker: Path, small_sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "seen.py").write_text(SEEN)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.syspath_prepend(tmp_path)
+    # The test pretends that the machine has three GPUs.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7,9")
+    models = ("--models", "python:seen:first,python:seen:second", "--attack", 2)
+    run = ("run", "--input", small_sample, *models, *SHARDS, "--pictures", "none", "--output")
+    several, one = (Path(shutil.copytree(one_worker, tmp_path / name)) for name in ("a", "b"))
+    run_in9(*run, several, "--gpus", 2)
+    seen = noted(tmp_path)
+    assert seen.keys() == {"6", "7"}
+    for of_gpu in seen.values():
+        assert len(of_gpu["process"]) == 1
+        assert of_gpu["threads"] == {max(1, usable_cores() // 2)}
+        assert of_gpu["cache"] == {100}
+    # As many groups of shards in one process, because a group has its share of the cores.
+    run_in9(*run, one, "--gpus", 2, *ONE)
+    assert noted(tmp_path).keys() == {"6,7,9"}
+    files = [file for kind in ("csv", "parquet") for file in one.rglob(f"results/**/*.{kind}")]
+    assert len(files) > 8
+    for file in files:
+        assert (several / file.relative_to(one)).read_bytes() == file.read_bytes(), file
+
+
+def test_blocks_of_a_number_go_to_one_of_the_first_processes(tmp_path: Path) -> None:
+    """Checks that with more processes than GPUs, no two that run models share one."""
+    options = pipeline_options(["--direct_running_mode=multi_processing", "--direct_num_workers=3"])
+    with beam.Pipeline(options=options) as pipeline:
+        blocks = [Block(order, number, 2) for order in range(3) for number in range(2)]
+        where = (
+            pipeline
+            | beam.Create(blocks)
+            | beam.Reshuffle()
+            | GatherByNumber()
+            | beam.Map(lambda block: json.dumps([block.number, os.environ["WORKER_ID"]]))
+        )
+        _ = where | beam.io.WriteToText(str(tmp_path / "where"))
+    lines = [line for file in tmp_path.iterdir() for line in file.read_text().splitlines()]
+    found = [tuple(json.loads(line)) for line in lines]
+    assert len(found) == 6
+    assert sorted(number for number, _ in set(found)) == [0, 1]
+    workers = sorted(int(worker.rpartition("_")[2]) for _, worker in set(found))
+    assert workers[1] == workers[0] + 1
+
+
+def test_processes_are_started_unless_flags_say_how_workers_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(beam_options, "usable_cores", lambda: 5)
+
+    def started(*flags: str, gpus: int = 3, for_models: bool = True) -> tuple[bool, str, int]:
+        options = pipeline_options([*flags])
+        result = start_processes(options, flags, gpus, for_models=for_models)
+        direct = options.view_as(DirectOptions)
+        return result, direct.direct_running_mode, direct.direct_num_workers
+
+    assert started() == (True, "multi_processing", 3)
+    assert started(for_models=False) == (True, "multi_processing", 5)
+    assert started(gpus=8, for_models=False) == (True, "multi_processing", 8)
+    assert started(gpus=1) == (False, "in_memory", 5)
+    assert started("--direct_running_mode=in_memory") == (False, "in_memory", 5)
+    assert started("--direct_running_mode", "multi_processing")[0] is False
+    assert started("--direct_num_workers=2") == (False, "in_memory", 2)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "count", "seen"),
+    [
+        (None, 4, ["0", "1", "2", "3", "0"]),
+        ("2,GPU-5b", 4, ["2", "GPU-5b", "2", "GPU-5b", "2"]),
+        (None, 0, [None] * 5),
+        ("", 0, [""] * 5),
+    ],
+)
+def test_a_worker_sees_one_gpu(
+    chosen: str | None, count: int, seen: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for worker, expected in enumerate(seen):
+        monkeypatch.setenv("WORKER_ID", f"worker_{worker}")
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen or "")
+        if chosen is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        for _ in range(2):
+            # Nothing changes when another model runs in the same process.
+            see_one_gpu(count)
+            assert os.environ.get("CUDA_VISIBLE_DEVICES") == expected
