@@ -264,6 +264,54 @@ def cut_background(
     return transform.image(tile_background(pixels, chosen[max(number, 1) - 1]), interpolation)
 
 
+def cut_along(
+    image: bytes,
+    box: Box,
+    mask: Mask,
+    *,
+    size: tuple[int, int],
+    resize: int,
+    crop: int,
+    interpolation: str,
+    pad: bool = False,
+) -> Layer:
+    """Cuts a picture along a box and a mask that were found before, without filters.
+
+    Args:
+      image: the image file's bytes.
+      box: the object's box in native pixels, clipped to the image.
+      mask: (crop, crop) bool, True on the foreground, as in the layer.
+      size: native (width, height) in pixels that the picture must have.
+      resize: see `make_layer`.
+      crop: see `make_layer`.
+      interpolation: see `make_layer`.
+      pad: see `make_layer`.
+
+    Returns:
+      The layer.
+
+    Raises:
+      ValueError: the picture cannot be decoded, has another size, or has no strip of background
+        beside the box.
+      KeyError: the interpolation is unknown.
+      MemoryError: the picture does not fit into memory.
+    """
+    pixels = decode_source(image)
+    height, width = pixels.shape[:2]
+    if (width, height) != size:
+        raise ValueError(f"{width} x {height} pixels, not {size[0]} x {size[1]}")
+    return make_layer(
+        pixels,
+        box,
+        mask,
+        resize=resize,
+        crop=crop,
+        interpolation=interpolation,
+        pad=pad,
+        is_output_mask=True,
+    )
+
+
 def cut_objects(
     image: bytes,
     annotation: bytes | None,

@@ -49,6 +49,8 @@ class Rules:
 class Reason(StrEnum):
     """Reasons to reject an image, in the order of the protocol; the first that applies counts.
 
+    The last two are of a dataset that is made again from a recipe, without some of its pictures.
+
     There is one exception: a picture that is so narrow that the resize would give it too many
     pixels is `TOO_MANY_PIXELS` only if its size is no `SIZE_MISMATCH`.
     """
@@ -68,6 +70,8 @@ class Reason(StrEnum):
     SEGMENTATION_FAILED = "segmentation_failed"
     NO_TILE = "no_tile"
     NO_BACKGROUND = "no_background"
+    MISSING_SOURCE = "missing_source"
+    SOURCE_DIFFERS = "source_differs"
 
 
 MAX_KEY_BYTES = 200

@@ -106,18 +106,20 @@ def make_layer(
     crop: int,
     interpolation: str,
     pad: bool = False,
+    is_output_mask: bool = False,
 ) -> Layer:
     """Cuts an image into foreground and background.
 
     Args:
       image: (H, W, 3) uint8, RGB, native size.
       box: the object's box in native pixels, clipped to the image.
-      mask: (H, W) bool, True on the foreground.
+      mask: (H, W) bool, True on the foreground; (crop, crop) if `is_output_mask`.
       resize: shorter side after the resize, in pixels.
       crop: side of the centre crop, in pixels.
       interpolation: one of `INTERPOLATIONS`, for image and background; the mask always uses
         nearest.
       pad: see `ResizeCrop.for_size`.
+      is_output_mask: whether the mask is that of the layer already.
 
     Returns:
       The layer, with S = crop.
@@ -134,6 +136,6 @@ def make_layer(
     return Layer(
         image=transform.image(image, interpolation),
         only_bg_t=transform.image(tile_background(image, box), interpolation),
-        mask=transform.mask(mask),
+        mask=mask if is_output_mask else transform.mask(mask),
         box=transform.box(box),
     )

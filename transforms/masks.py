@@ -1,4 +1,4 @@
-"""Reads masks that come with images: PNGs, and COCO's run lengths and polygons."""
+"""Reads masks that come with images: PNGs, COCO's run lengths and polygons, a recipe's runs."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ _MAX_DIGITS = 6
 """Largest number of digits of a number in compressed run lengths. Six digits of 5 bits exceed
 `MAX_PIXELS`. pycocotools, which decodes the masks, may read another number from more digits."""
 _MERGED_AT_ONCE = 16
+_RUN_BYTES = 4
+"""Largest number of bytes of a run length, which is enough for 4096 x 4096 pixels."""
 # Pillow's modes of pictures with one channel.
 _GREY = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 
@@ -281,3 +283,49 @@ def _decompressed(text: str) -> list[int]:
     if shift:
         raise MaskError("run lengths that end within a number")
     return counts
+
+
+def encode_runs(mask: Mask) -> bytes:
+    """Encodes a mask as run lengths, without loss.
+
+    Args:
+      mask: (S, S) bool, True on the foreground; S is at most 4096.
+
+    Returns:
+      The lengths of the runs of equal pixels, row by row, in LEB128: 7 bits a byte, the lowest
+      first, and the eighth bit set in all bytes but a number's last. The first run is background,
+      and may be empty.
+    """
+    flat = np.concatenate([[False], mask.ravel()])
+    ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]), mask.size)
+    digits = np.diff(ends, prepend=0)[:, np.newaxis] >> (7 * np.arange(_RUN_BYTES))
+    is_used = digits > 0
+    is_used[:, 0] = True
+    return (digits & 127 | (digits > 127) << 7).astype(np.uint8)[is_used].tobytes()
+
+
+def decode_runs(runs: bytes, side: int) -> Mask:
+    """Decodes the mask that `encode_runs` encoded.
+
+    Args:
+      runs: any bytes.
+      side: S, the side of the mask in pixels.
+
+    Returns:
+      (S, S) bool, True on the foreground.
+
+    Raises:
+      MaskError: the bytes are no run lengths of S * S pixels.
+    """
+    data = np.frombuffer(runs, np.uint8)
+    is_last = data < 128
+    ends = np.flatnonzero(is_last)
+    sizes = np.diff(ends, prepend=-1)
+    if not len(data) or not is_last[-1] or sizes.max() > _RUN_BYTES:
+        raise MaskError("it is no list of run lengths")
+    places = np.arange(len(data)) - np.repeat(ends - sizes + 1, sizes)
+    digits = (data & 127).astype(np.int64) << (7 * places)
+    lengths = np.add.reduceat(digits, ends - sizes + 1)
+    if lengths.sum() != side * side:
+        raise MaskError(f"its runs have {lengths.sum()} pixels, of {side * side}")
+    return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(side, side)

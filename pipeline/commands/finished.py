@@ -62,6 +62,8 @@ def run_export(arguments: argparse.Namespace) -> int:
       JobError: the job failed, or another one is writing the folder.
     """
     dataset = Dataset.open(reading_store(arguments.dataset))
+    if arguments.layout == "recipe":
+        return export_recipe(dataset, arguments)
     splits = dataset.manifest.config.split
     if arguments.split not in splits:
         raise UsageError(
@@ -103,6 +105,21 @@ def run_export(arguments: argparse.Namespace) -> int:
     for note in _notes(dataset, {row["label"] for row in selected}, target.is_remote):
         print(note)
     print(f"export: {target.root} of dataset {dataset.manifest.fingerprint[:12]}")
+    return 0
+
+
+def export_recipe(dataset: Dataset, arguments: argparse.Namespace) -> int:
+    """Runs `in9 export --layout recipe`; returns the exit code. Raises like `run_export`."""
+    from pipeline.inputs.recipe import RECIPE
+    from pipeline.released.write_recipe import write_recipe
+
+    if flags := [flag for flag in ("images", "split") if flag in arguments.given]:
+        raise UsageError(f"a recipe is of all images of all splits; leave --{flags[0]} out")
+    target = Store.at(arguments.to)
+    file, masks = write_recipe(dataset, target)
+    images = sum(counts["listed"] for counts in dataset.manifest.images.values())
+    print(f"{counted(images, 'image')}, {counted(masks, 'mask')}, {file.bytes} bytes")
+    print(f"recipe: {target.path(RECIPE)} of dataset {dataset.manifest.fingerprint[:12]}")
     return 0
 
 

@@ -80,6 +80,12 @@ SECTIONS = (
         "",
         ("export",),
         Flag("--to", "DIR", "folder to export to; with --images, the file to write (required)"),
+        choice(
+            "--layout",
+            ("released", "recipe"),
+            "released: a file for each picture, as in the authors' release; recipe: a file without "
+            "a pixel, from which --recipe makes the same dataset",
+        ),
         Flag("--split", "NAME", "split to export", "val"),
         Flag(
             "--images",
@@ -120,6 +126,16 @@ SECTIONS = (
             "--input", "DIR", "folder of images, or a manifest file (default: the embedded sample)"
         ),
         Flag("--annotations", "DIR", "bounding boxes (default: beside the images)"),
+        Flag(
+            "--recipe",
+            "DIR",
+            "recipe (in9 export --layout recipe), from which the same pictures make the same "
+            "dataset, without annotations (default: the one that --output was made from)",
+        ),
+        switch(
+            "--allow_partial",
+            "with --recipe: leave out images whose pictures are missing or others",
+        ),
     ),
     section(
         "sources",

@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 
 from pipeline.analyses import ANALYSES
-from pipeline.dataset.config import DatasetConfig, SegmentConfig
+from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.folder import Dataset, sample_folder
 from pipeline.dataset.manifest import PREVIOUS_MANIFEST, Manifest, read_manifest
 from pipeline.dataset.records import DATA_FOLDERS
@@ -27,19 +27,30 @@ from pipeline.inputs.image_manifest import ImageManifest, is_coco_manifest, tell
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.lists import read_key_list, read_taxonomy
+from pipeline.inputs.recipe import RECIPE, RECIPE_COPY, Recipe
 from pipeline.jobs.changes import describe_list_change, shown
 from pipeline.models.expand import DEFAULT_MODEL, expand_models
 from pipeline.models.identity import KnownModels, PredictConfig, chosen_folder
 from pipeline.released.export import EXPORT_FOLDER
 from pipeline.runners.dataflow import Gpu
+from pipeline.runtime.custom_functions import PREFIX
 from pipeline.runtime.progress import Progress
 from pipeline.segmenters import check_coco, check_masks, parameters_of
-from pipeline.storage.files import absolute, is_below
+from pipeline.storage.files import absolute, is_below, join
 from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.segmentation import takes_masks
 from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import EXTERNAL, OF_WHOLE_IMAGES, select_variants
+
+_OF_LISTS = ("exclude", "include", "taxonomy")
+_OF_FILES = (*_OF_LISTS, "backgrounds", "segmenter_parameters")
+"""Parts of a configuration that are digests of files."""
+_OF_COMPOSING = {
+    *{field.name for field in dataclasses.fields(ComposeConfig)},
+    *("images_per_shard", "layers"),
+}
+"""Flags of a dataset that decide nothing about its masks."""
 
 
 def evaluation_from_flags(
@@ -140,16 +151,22 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
     Raises:
       UsageError: a flag is wrong, or does not fit the input or the output.
     """
-    taxonomy = read_taxonomy(arguments.taxonomy)
-    config = _dataset_config(arguments, taxonomy)
+    taxonomy, recipe = read_taxonomy(arguments.taxonomy), _find_recipe(arguments, store)
+    if recipe is None:
+        config = _dataset_config(arguments, taxonomy)
+    else:
+        config = _recipe_config(arguments, taxonomy, recipe)
+        taxonomy = recipe.manifest.taxonomy
     source = absolute(arguments.input) if arguments.input else sample_folder()
     annotations = absolute(arguments.annotations) if arguments.annotations else None
-    needs_boxes = not takes_masks(arguments.segmenter) and not config.segment.keeps_image_whole
+    needs_boxes = not (
+        recipe or takes_masks(arguments.segmenter) or config.segment.keeps_image_whole
+    )
     layouts = tuple(
         find_layout(source, annotations, split, needs_boxes=needs_boxes) for split in config.split
     )
     _check_splits(layouts)
-    masks = _masks(arguments, layouts)
+    masks = None if recipe else _masks(arguments, layouts)
     for flag in ("output", "publish"):
         if (folder := getattr(arguments, flag)) and is_below(absolute(folder), source):
             raise UsageError(
@@ -162,6 +179,9 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
             _check_input(arguments.input, store)
         _check_config(manifest.config, config, arguments.overwrite)
     previous, stages = ({}, None) if manifest is None else (manifest.shards, manifest.stages)
+    told = recipe and recipe.manifest
+    if told and not manifest and told.config.images_per_shard == config.images_per_shard:
+        previous = told.shards
     return GenerateJob(
         config=config,
         layouts=layouts,
@@ -174,8 +194,70 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
         guarded=None if "rebuild" in arguments.overwrite else stages,
         masks=masks,
         scenes=absolute(arguments.backgrounds) if arguments.backgrounds else None,
+        recipe=recipe,
+        allow_partial=arguments.allow_partial,
         **_list_paths(arguments),
     )
+
+
+def _find_recipe(arguments: argparse.Namespace, store: Store) -> Recipe | None:
+    """Opens the recipe that `--recipe` names, or the copy in the output; None without one."""
+    folder = arguments.recipe or (store.exists(RECIPE_COPY) and store.path(WORK_FOLDER))
+    if not folder:
+        if arguments.allow_partial:
+            raise UsageError("--allow_partial goes with --recipe")
+        return None
+    if flags := [flag for flag in ("annotations", "masks") if getattr(arguments, flag)]:
+        raise UsageError(
+            f"boxes and masks come from the recipe in {folder}; leave --{flags[0]} out"
+        )
+    return Recipe.open(join(absolute(folder), RECIPE))
+
+
+def _recipe_config(
+    arguments: argparse.Namespace, taxonomy: Taxonomy | None, recipe: Recipe
+) -> DatasetConfig:
+    """Returns the configuration of a dataset that is made from a recipe.
+
+    Flags that were not given have the recipe's values. Nothing that the recipe names is imported.
+
+    Raises:
+      UsageError: a flag contradicts the recipe, or must be given with it.
+    """
+    told, given = recipe.manifest.config, arguments.given
+    kept = {n: value for n, value in told.flags().items() if n not in (*given, *_OF_FILES)}
+    for flag, names in (
+        ("variants", told.compose.variants),
+        ("segmenter", [told.segment.segmenter]),
+    ):
+        named = [name.partition("@")[0] for name in names if name.startswith(PREFIX)]
+        if named and flag in kept:
+            raise UsageError(
+                f"the recipe names {named[0]}, and functions are only imported if you name them, "
+                f"too: give --{flag}"
+            )
+    if told.compose.backgrounds and not arguments.backgrounds:
+        raise UsageError(
+            "the recipe's mixed_external needs its scenes: name them with --backgrounds"
+        )
+    if "variants" in kept:
+        kept["variants"] = tuple(name for name in told.compose.variants if name != EXTERNAL)
+    merged = argparse.Namespace(**{**vars(arguments), **kept})
+    config = dataclasses.replace(
+        _dataset_config(merged, taxonomy),
+        **{name: getattr(told, name) for name in _OF_LISTS if name not in given},
+    )
+    differing = told.differing_flags(config)
+    # What was decided before the masks were made, or for lack of masks, cannot be decided anew.
+    may_differ = recipe.has_layers and set(differing) <= _OF_COMPOSING
+    if differing and not (may_differ and "config" in arguments.overwrite):
+        was, now = told.flags(), config.flags()
+        changes = (f"--{n}={shown(now[n])} (the recipe has {shown(was[n])})" for n in differing)
+        raise UsageError(
+            f"other flags than the recipe's: {', '.join(changes)}. Leave them out"
+            + (", or add --overwrite config to compose another dataset of its masks" * may_differ)
+        )
+    return config
 
 
 def _check_input(input_flag: str | None, store: Store) -> None:

@@ -139,9 +139,15 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see: {self.prog} --help)")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parses as argparse does, but treats dashes in the names of flags as underscores."""
-        words = sys.argv[1:] if args is None else args
-        return super().parse_known_args([underscored(word) for word in words], namespace)
+        """Parses as argparse does, but treats dashes in the names of flags as underscores.
+
+        The namespace also has `given`, the names of the flags that were given, sorted.
+        """
+        words = [underscored(word) for word in (sys.argv[1:] if args is None else args)]
+        parsed, rest = super().parse_known_args(words, namespace)
+        # A default says nothing, but the same value, if it is given, may contradict a recipe.
+        parsed.given = tuple(sorted({w[2:].partition("=")[0] for w in words if w[:2] == "--"}))
+        return parsed, rest
 
 
 def underscored(word: str) -> str:

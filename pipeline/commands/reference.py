@@ -322,6 +322,10 @@ REASONS: Mapping[Reason, str] = MappingProxyType(
         "(`--min_foreground`)",
         Reason.NO_TILE: "no strip of background is left beside the box to tile the picture with",
         Reason.NO_BACKGROUND: "no other image can give it a background in every mixed variant",
+        Reason.MISSING_SOURCE: "the recipe has the image, and the input does not "
+        "(`--allow_partial`)",
+        Reason.SOURCE_DIFFERS: "the input's picture of this name has other pixels than the "
+        "recipe's (`--allow_partial`)",
     }
 )
 """Meanings of rejection reasons, in the order in which they are checked."""

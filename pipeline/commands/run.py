@@ -34,6 +34,7 @@ from pipeline.dataset.manifest import read_manifest, writing_store
 from pipeline.errors import JobError, UsageError, escaped
 from pipeline.evaluate.evaluation import PlannedAnalysis
 from pipeline.evaluate.results import print_failures, read_failures
+from pipeline.inputs.source_images import CHECKSUMS
 from pipeline.jobs.dry_run import dry_run
 from pipeline.jobs.main_job import (
     JobSummary,
@@ -43,7 +44,7 @@ from pipeline.jobs.main_job import (
     manifest_state,
     print_summary,
 )
-from pipeline.jobs.messages import describe_dataset
+from pipeline.jobs.messages import describe_dataset, describe_recipe
 from pipeline.jobs.publish import check_publishing, describe_published
 from pipeline.report.write import REPORT
 from pipeline.runners.beam_options import (
@@ -112,7 +113,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             work.evaluation = dataclasses.replace(work.evaluation, process_per_block=True)
     with contextlib.ExitStack() as stack:
         if generates:
-            stack.enter_context(removed_if_refused(store))
+            stack.enter_context(removed_if_refused(store, CHECKSUMS))
             if submission is None:
                 _lock(store, stack)
                 check_unchanged(store, seen)
@@ -147,6 +148,9 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
         seconds = time.monotonic() - started
     dataset = Dataset.open(store)
     print(describe_dataset(dataset.manifest, counters, seconds))
+    if job and job.recipe:
+        for line in describe_recipe(job.recipe.manifest, dataset.manifest, counters):
+            print(f"recipe: {line}")
     for analysis in ANALYSES:
         for line in analysis.parts.lines(dataset, works.get(analysis.name)):
             print(line)

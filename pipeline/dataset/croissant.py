@@ -14,6 +14,7 @@ import pyarrow as pa
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.sinks import SAMPLE_FIELDS
 from pipeline.storage.state_files import json_bytes
+from pipeline.storage.store import FileDigest
 from transforms.taxonomy import Taxonomy
 
 _TYPES = {"string": "sc:Text", "int64": "sc:Integer", "int32": "sc:Integer", "double": "sc:Float"}
@@ -58,26 +59,47 @@ def croissant_metadata(
       descriptions: what each variant shows, by the variant's name.
       cite: the publication to cite.
     """
-    content: dict[str, Any] = {
+    text = (
+        "Every image appears in several variants that differ in foreground and background. There "
+        "is one record set per variant; all have the same keys in the same order."
+    )
+    content = _content(name, text, licence, cite)
+    content["recordSet"].append(_classes(taxonomy))
+    if "parquet" in manifest.config.compose.formats:
+        for variant, description in descriptions.items():
+            content["distribution"] += _files(manifest, variant)
+            content["recordSet"].append(_record_set(variant, description))
+    return json_bytes(content)
+
+
+def file_metadata(file: FileDigest, manifest: Manifest, cite: str) -> bytes:
+    """Returns the metadata file's bytes for a dataset's recipe, which lies beside it.
+
+    Args:
+      file: digest of the recipe.
+      manifest: the dataset's manifest.
+      cite: the publication to cite.
+    """
+    text = f"Recipe of dataset {manifest.fingerprint}: decisions and masks, without a pixel."
+    content = _content(f"recipe-{manifest.fingerprint[:12]}", text, "other", cite)
+    return json_bytes({**content, "distribution": [_file(file)]})
+
+
+def _content(name: str, text: str, licence: str, cite: str) -> dict[str, Any]:
+    """Returns metadata without files and record sets."""
+    return {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
         "name": name,
-        "description": "Every image appears in several variants that differ in foreground and "
-        "background. There is one record set per variant; all have the same keys in the same "
-        "order.",
+        "description": text,
         "conformsTo": "http://mlcommons.org/croissant/1.0",
         "citeAs": cite,
         "license": licence,
         "url": "https://arxiv.org/abs/2006.09994",
         "version": "1.0.0",
         "distribution": [],
-        "recordSet": [_classes(taxonomy)],
+        "recordSet": [],
     }
-    if "parquet" in manifest.config.compose.formats:
-        for variant, description in descriptions.items():
-            content["distribution"] += _files(manifest, variant)
-            content["recordSet"].append(_record_set(variant, description))
-    return json_bytes(content)
 
 
 def _classes(taxonomy: Taxonomy) -> dict[str, Any]:
@@ -102,19 +124,7 @@ def _classes(taxonomy: Taxonomy) -> dict[str, Any]:
 def _files(manifest: Manifest, variant: str) -> list[dict[str, Any]]:
     """Returns a variant's files with their checksums, and the set that they form."""
     folder = f"parquet/{variant}/"
-    files = [
-        {
-            "@type": "cr:FileObject",
-            "@id": file.path,
-            "name": file.path,
-            "contentUrl": file.path,
-            "contentSize": f"{file.bytes} B",
-            "encodingFormat": "application/x-parquet",
-            "sha256": file.sha256,
-        }
-        for file in manifest.files
-        if file.path.startswith(folder)
-    ]
+    files = [_file(file) for file in manifest.files if file.path.startswith(folder)]
     # No `containedIn`, which would say that the files are archives with the set inside.
     file_set = {
         "@type": "cr:FileSet",
@@ -124,6 +134,19 @@ def _files(manifest: Manifest, variant: str) -> list[dict[str, Any]]:
         "includes": f"{folder}*.parquet",
     }
     return [*files, file_set]
+
+
+def _file(file: FileDigest) -> dict[str, Any]:
+    """Returns a Parquet file with its checksum."""
+    return {
+        "@type": "cr:FileObject",
+        "@id": file.path,
+        "name": file.path,
+        "contentUrl": file.path,
+        "contentSize": f"{file.bytes} B",
+        "encodingFormat": "application/x-parquet",
+        "sha256": file.sha256,
+    }
 
 
 def _file_set(variant: str) -> str:

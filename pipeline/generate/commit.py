@@ -27,13 +27,15 @@ from pipeline.dataset.manifest import (
     read_manifest,
     stage_versions,
 )
-from pipeline.dataset.records import ACCEPTED, CARD_FILES, DATA_FOLDERS, Record
+from pipeline.dataset.records import ACCEPTED, CARD_FILES, DATA_FOLDERS, Record, is_layer_tar
 from pipeline.errors import JobError, shown_bytes
 from pipeline.generate.scenes import SceneTable
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
+from pipeline.inputs.recipe import RECIPE, RECIPE_COPY, Recipe
 from pipeline.inputs.source_images import Checksums
 from pipeline.runtime.lock import fenced_for_job, locked
 from pipeline.runtime.progress import count, timed
+from pipeline.storage.files import parent
 from pipeline.storage.state_files import read_intact
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
 from transforms.taxonomy import Taxonomy, imagenet9
@@ -81,13 +83,19 @@ def move_step(element: tuple[str, Moves], store: Store) -> tuple[str, int]:
 
 @timed("commit")
 def finish_step(
-    element: tuple[str, Iterable[int]], store: Store, taxonomy: Taxonomy, source: str
+    element: tuple[str, Iterable[int]],
+    store: Store,
+    taxonomy: Taxonomy,
+    source: str,
+    recipe: Recipe | None,
 ) -> str:
     """Finishes the dataset; (its fingerprint, unused numbers of moved files) -> the fingerprint."""
     fenced = fenced_for_job(store)
     fingerprint = finish(fenced, taxonomy, element[0])
     # Noted last, because a run that is refused or fails makes no dataset from its input.
     fenced.update(INPUT_NOTE, shown_bytes(json.dumps(source)))
+    if recipe is not None and recipe.path != fenced.path(RECIPE_COPY):
+        Store(parent(recipe.path)).copy_into(fenced, [(RECIPE, RECIPE_COPY)])
     return fingerprint
 
 
@@ -404,4 +412,4 @@ def _image_counts(config: DatasetConfig, sums: _ArrivedSplit) -> dict[str, int]:
 
 
 def _is_dropped(config: DatasetConfig, path: str) -> bool:
-    return config.layers == "drop" and path.startswith("layers/") and path.endswith(".tar")
+    return config.layers == "drop" and is_layer_tar(path)

@@ -39,6 +39,7 @@ from pipeline.generate.plan import Plan, PlannedImage, load_plan
 from pipeline.generate.scenes import DrawnScenes, Scene
 from pipeline.generate.shard_elements import OutputShard
 from pipeline.inputs.location import changed, reads_ahead, shown
+from pipeline.inputs.recipe import Recipe
 from pipeline.runtime.progress import Tally, count_shard, timed
 from pipeline.storage.interface import REQUESTS_IN_FLIGHT, Files, read_ahead
 from pipeline.storage.store import FileDigest, Store
@@ -89,11 +90,13 @@ class LayerSource:
       store: the dataset folder.
       cutter: cuts source images.
       scenes: the accepted scenes; None without `mixed_external`.
+      recipe: the recipe that the dataset is made from; None without one.
     """
 
     store: Store
     cutter: Cutter
     scenes: DrawnScenes | None = None
+    recipe: Recipe | None = None
     # Kept, like the files, because making them takes longer than a read from the system's cache.
     _paths: dict[str, str] = dataclasses.field(default_factory=dict, init=False)
 
@@ -117,7 +120,7 @@ class LayerSource:
         ahead = REQUESTS_IN_FLIGHT * self.store.is_remote
         for image, (layer, backgrounds) in read_ahead(self._read, images, ahead):
             if isinstance(layer, SourceBytes):
-                layer = self._cut(image.planned, layer)
+                layer = self._cut(image, layer)
             yield image, layer, backgrounds
 
     def _read(self, image: SelectedImage) -> tuple[Layer | SourceBytes, dict[str, ReadBackground]]:
@@ -136,7 +139,11 @@ class LayerSource:
             assert self.scenes is not None
             return self.scenes.picture(background)
         if background.tar is None:
-            return _source(background)
+            # A background needs no mask of a recipe, which has its boxes.
+            is_of_recipe = self.recipe is not None
+            return _source(
+                dataclasses.replace(background, mask=None) if is_of_recipe else background
+            )
         ranges = [(background.offset, background.length)]
         return self._decoded(background.tar, ranges, decode_image)
 
@@ -161,8 +168,14 @@ class LayerSource:
                 f"{path} is damaged ({error}). Remove it and run the same command again"
             ) from error
 
-    def _cut(self, planned: PlannedImage, source: SourceBytes) -> Layer:
+    def _cut(self, image: SelectedImage, source: SourceBytes) -> Layer:
         """Cuts an image again."""
+        planned = image.planned
+        if self.recipe is not None:
+            along = self.cutter.cut_along(source.image, image.row, source.mask or b"")
+            if along is None:
+                raise self.recipe.other_layer(source.location)
+            return along
         layer = next(
             (cut.layer for cut in self.cutter.cut(source) if cut.number == source.number), None
         )
@@ -265,7 +278,7 @@ class ComposeShard(JobStep):
         tally = Tally(self.job.progress, "compose", name)
         if record is None:
             is_new = True
-            source = LayerSource(store, cutter, scenes)
+            source = LayerSource(store, cutter, scenes, self.job.recipe)
             files = self.write_variants(output, source, list(selected.values()), tally)
             tally.add("images_composed", len(selected))
             tally.note()

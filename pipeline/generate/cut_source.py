@@ -9,18 +9,23 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypedDict
 
 from pipeline.dataset.config import SegmentConfig, fingerprint
+from pipeline.dataset.records import ACCEPTED, ImageRow
+from pipeline.dataset.sinks import layer_digest
 from pipeline.errors import JobError, escaped_line
 from pipeline.inputs.location import Location, changed, read_location, shown
+from pipeline.inputs.recipe import RecipeImage
 from pipeline.inputs.source_images import Content, KnownContent, SourceImage
 from pipeline.segmenters import find_segmenter
 from pipeline.storage.files import is_remote
-from transforms.annotations import AnnotationError, parse_annotation, write_annotation
+from transforms.annotations import AnnotationError, Box, parse_annotation, write_annotation
 from transforms.codec import TooManyPixelsError, UndecodableError, open_picture
-from transforms.cutting import Cut, crop_whole, cut_background, cut_objects
+from transforms.cutting import Cut, crop_whole, cut_along, cut_background, cut_objects
 from transforms.filters import Reason, is_valid_key
 from transforms.geometry import Pixels
 from transforms.hashing import text_bytes
+from transforms.layers import Layer
 from transforms.limits import load_json
+from transforms.masks import decode_runs
 
 
 class _Size(TypedDict):
@@ -47,6 +52,8 @@ def by_content(
     counts = Counter(image.key for image in images)
 
     def rank(image: SourceImage) -> tuple[str, str, str]:
+        if isinstance(image, RecipeImage):
+            return image.key, image.source_md5, image.wnid
         known = know(contents_of(image)[0]) if counts[image.key] > 1 else None
         return image.key, known.md5 if known else "", image.wnid
 
@@ -98,6 +105,8 @@ def reject_by_name(image: SourceImage, preceding: SourceImage | None) -> tuple[R
       image: a source image.
       preceding: the image before it in its shard (`by_content`), None for the first.
     """
+    if isinstance(image, RecipeImage) and (image.lacks or image.status != ACCEPTED):
+        return Reason(image.lacks or image.status), ""
     if not is_valid_key(image.key):
         detail = "a key is printable, without dots and slashes, and at most 200 bytes long"
         return Reason.INVALID_KEY, detail
@@ -205,6 +214,8 @@ class Cutter:
         Returns:
           The identity; None if a content is not known.
         """
+        if isinstance(image, RecipeImage):
+            return Identity(image.digest, image.source_md5)
         contents = contents_of(image)
         picture, boxes, mask = known = [each and know(each) for each in contents]
         if picture is None or known.count(None) > contents.count(None):
@@ -264,6 +275,30 @@ class Cutter:
         if cropped.reason is Reason.UNDECODABLE:
             source.read_again()
         return cropped
+
+    def cut_along(self, picture: bytes, row: ImageRow, mask: bytes) -> Layer | None:
+        """Cuts a picture along the box and the mask that a recipe has for it.
+
+        Args:
+          picture: content of the picture, which may be any file.
+          row: the row of the recipe.
+          mask: the mask of the recipe.
+
+        Returns:
+          The layer; None if it is not the recipe's.
+        """
+        try:
+            layer = cut_along(
+                picture,
+                Box(*(row.native_box or (0, 0, 0, 0))),
+                decode_runs(mask, self._size["crop"]),
+                size=(row.width or 0, row.height or 0),
+                pad=self._rules.pad,
+                **self._size,
+            )
+        except ValueError:
+            return None
+        return layer if layer_digest(layer) == row.layer_digest else None
 
     def cut_background(self, source: SourceBytes) -> Pixels:
         """Tiles the background of an accepted image or object, without segmenting it.

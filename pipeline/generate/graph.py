@@ -1,15 +1,18 @@
-"""The part of the graph that makes a dataset, and its first step.
+"""The part of the graph that makes a dataset, and its first steps.
 
     List -> Segment -> Plan -> Compose -> Commit
 
 Elements of the graph hold keys, paths and records, but no pixels. List finds the images of all
-splits, with their masks and boxes, and deals them to source shards.
+splits, with their masks and boxes, and deals them to source shards. With a recipe, all workers then
+identify the pictures, and one sees the result before anything is made (List -> Identify -> Accept
+-> Segment).
 """
 
 from __future__ import annotations
 
+import itertools
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +23,7 @@ from pipeline.dataset.records import DATA_FOLDERS, ShardCounts
 from pipeline.errors import UsageError, counted
 from pipeline.generate.commit import finish_step, move_step, prepare_step
 from pipeline.generate.compose import ComposeShard
+from pipeline.generate.cut_source import Cutter
 from pipeline.generate.job import GenerateJob, JobStep
 from pipeline.generate.plan import PlanSplit
 from pipeline.generate.previous_layers import check_rebuild
@@ -28,10 +32,13 @@ from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTota
 from pipeline.inputs.image_manifest import ImageManifest
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.layout import list_images
-from pipeline.inputs.source_images import FileIndex, SourceImage
-from pipeline.runtime.progress import timed
+from pipeline.inputs.location import read_location
+from pipeline.inputs.recipe import RecipeImage
+from pipeline.inputs.source_images import Checksums, Content, FileIndex, SourceImage
+from pipeline.runtime.progress import count, timed
 from pipeline.segmenters import index_masks, no_mask
 from pipeline.storage.store import WORK_FOLDER, Store
+from transforms.filters import Reason
 from transforms.segmentation import takes_masks
 from transforms.taxonomy import Taxonomy, imagenet9
 
@@ -49,11 +56,31 @@ def list_split(
         not be read.
       OSError: a file cannot be read for another reason.
     """
-    segment = job.config.segment
+    split = layout.split
     try:
-        images, passed_over = list_images(layout, job.taxonomy, job.config.limit, job.key_lists())
+        if job.recipe is None:
+            images, passed_over = _list_input(job, layout)
+        else:
+            listed, extra = job.recipe.list_images(layout)
+            count("pictures_not_in_recipe", extra)
+            told = job.recipe.listing.images[split]
+            passed_over = {**told, "outside": told["outside_taxonomy"]}
+            images = tuple(listed)
     except PermissionError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
+    _check_places(images, job.store)
+    previous = None if job.reshard else job.previous.get(split)
+    counts = previous or ShardCounts.for_images(len(images), job.config.images_per_shard)
+    outside, other_files = passed_over["outside"], passed_over["other_files"]
+    return images, SplitTotals(split, counts, len(images), outside, other_files)
+
+
+def _list_input(
+    job: GenerateJob, layout: SplitLayout
+) -> tuple[tuple[SourceImage, ...], Mapping[str, int]]:
+    """Returns the images of a split with the files that the job uses, and what was passed over."""
+    segment = job.config.segment
+    images, passed_over = list_images(layout, job.taxonomy, job.config.limit, job.key_lists())
     masks = None if job.masks is None else index_masks(job.masks, layout.split)
     keeps_image_whole, keeps_masks = segment.keeps_image_whole, takes_masks(segment.segmenter)
     images = tuple(
@@ -64,11 +91,7 @@ def list_split(
     if masks is not None and not any(image.mask for image in images):
         raise no_mask(images[0], str(job.masks), layout.split, masks)
     _check_used(images, layout, segment)
-    _check_places(images, job.store)
-    previous = None if job.reshard else job.previous.get(layout.split)
-    counts = previous or ShardCounts.for_images(len(images), job.config.images_per_shard)
-    outside, other_files = passed_over["outside"], passed_over["other_files"]
-    return images, SplitTotals(layout.split, counts, len(images), outside, other_files)
+    return images, passed_over
 
 
 def _with_used_files(
@@ -156,22 +179,93 @@ class ListSplits(JobStep):
     @timed("list")
     def process(self, _: Any) -> list[SourceShard]:
         job = self.job
-        shards: list[SourceShard] = []
-        existing: list[SourceShard] = []
+        splits = {}
         for layout in job.layouts:
-            split = layout.split
             images, totals = list_split(job, layout)
             for stage in ("segment", "compose"):
-                job.progress.note_total(stage, split, totals.listed)
-            shards += make_shards(images, totals)
-            if split in job.previous:
-                existing += make_shards(images, replace(totals, counts=job.previous[split]))
-        if job.guarded is not None:
-            renumbered = shards if job.reshard else ()
-            check_rebuild(job.guarded, existing, job.config, self.layers, renumbered)
-        # Local runners deal the shards to their workers once, in turn. Because the largest shards
-        # come first, all workers get about the same number of images.
-        return sorted(shards, key=lambda shard: -len(shard.images))
+                job.progress.note_total(stage, layout.split, totals.listed)
+            splits[totals] = images
+        if job.recipe is not None:  # The guard waits until the pictures have been identified.
+            return [shard for totals in splits for shard in make_shards(splits[totals], totals)]
+        return _guarded(job, splits)
+
+
+def _guarded(
+    job: GenerateJob, splits: Mapping[SplitTotals, Sequence[SourceImage]]
+) -> list[SourceShard]:
+    """Deals the images of all splits to shards, unless that makes much of a dataset again."""
+    shards: list[SourceShard] = []
+    existing: list[SourceShard] = []
+    for totals, images in splits.items():
+        shards += make_shards(images, totals)
+        if totals.split in job.previous:
+            existing += make_shards(images, replace(totals, counts=job.previous[totals.split]))
+    if job.guarded is not None:
+        renumbered = shards if job.reshard else ()
+        check_rebuild(job.guarded, existing, job.config, job.layer_staging(), renumbered)
+    # Local runners deal the shards to their workers once, in turn. Because the largest shards
+    # come first, all workers get about the same number of images.
+    return sorted(shards, key=lambda shard: -len(shard.images))
+
+
+class IdentifySources(JobStep):
+    """Listed SourceShard of a recipe -> the same shard, whose pictures are there, or known to lack.
+
+    Pictures are identified by their MD5. Only a picture with another MD5 is decoded: if it gives
+    the recipe's layers, it is the same picture in another file.
+    """
+
+    @timed("list")
+    def process(self, shard: SourceShard) -> list[SourceShard]:
+        checksums = Checksums(self.layers.store, shard.totals.split, shard.shard)
+        images = tuple(self._identify(image, checksums) for image in shard.images)
+        checksums.save()
+        return [replace(shard, images=images)]
+
+    def _identify(self, image: SourceImage, checksums: Checksums) -> SourceImage:
+        if not isinstance(image, RecipeImage) or not image.files:
+            return image
+        for file in image.files:
+            content = Content(file.path, None, file.md5, file.stamp)
+            if checksums.identify(content).md5 == image.source_md5:
+                return replace(image, path=file.path, files=())
+        assert self.job.recipe is not None
+        rows = [each for each in self.job.recipe.read([image])[image.place] if each.mask]
+        cutter = Cutter(self.config.segment)
+        for file in image.files:
+            picture = read_location(file.path)
+            if all(cutter.cut_along(picture, row, mask or b"") for row, mask in rows):
+                count("pictures_in_other_files")
+                return replace(image, path=file.path, files=())
+        return replace(image, path="", files=(), lacks=str(Reason.SOURCE_DIFFERS))
+
+
+class AcceptSources(JobStep):
+    """(None, all identified SourceShards) -> all SourceShards, if the job may go on."""
+
+    @timed("list")
+    def process(self, element: tuple[None, Iterable[SourceShard]]) -> list[SourceShard]:
+        splits: dict[SplitTotals, list[SourceImage]] = {}
+        for shard in sorted(element[1], key=operator.attrgetter("shard")):
+            splits.setdefault(shard.totals, []).extend(shard.images)
+        refuse_lacking(self.job, itertools.chain.from_iterable(splits.values()))
+        return _guarded(self.job, splits)
+
+
+def refuse_lacking(job: GenerateJob, images: Iterable[SourceImage]) -> None:
+    """Raises UsageError if images of a recipe lack their pictures, unless they may."""
+    needed = [image for image in images if isinstance(image, RecipeImage) and image.is_needed]
+    lacking = [image for image in needed if image.lacks]
+    if job.allow_partial or not lacking:
+        return
+    missing = sum(image.lacks == Reason.MISSING_SOURCE for image in lacking)
+    examples = ", ".join(f"{image.name} ({image.lacks})" for image in lacking[:3])
+    raise UsageError(
+        f"of {counted(len(needed), 'picture')} of the recipe, {missing} missing and "
+        f"{len(lacking) - missing} with other pixels: {examples}"
+        f"{', ...' * (len(lacking) > 3)}. Nothing was written; name the recipe's "
+        "pictures with --input, or add --allow_partial to leave these images out"
+    )
 
 
 class GenerateDataset(beam.PTransform):
@@ -190,9 +284,19 @@ class GenerateDataset(beam.PTransform):
         job = self._job
         if isinstance(start, beam.pvalue.PBegin):
             start = start | "Once" >> beam.Create([None], reshuffle=False)
+        listed = start | "List" >> beam.ParDo(ListSplits(job)).with_output_types(SourceShard)
+        if job.recipe is not None:
+            identify, accept = IdentifySources(job), AcceptSources(job)
+            listed = (
+                listed
+                | "SpreadListed" >> beam.Reshuffle()
+                | "Identify" >> beam.ParDo(identify).with_output_types(SourceShard)
+                | "Together" >> beam.WithKeys(None)
+                | "AllIdentified" >> beam.GroupByKey()
+                | "Accept" >> beam.ParDo(accept).with_output_types(SourceShard)
+            )
         segmented = (
-            start
-            | "List" >> beam.ParDo(ListSplits(job)).with_output_types(SourceShard)
+            listed
             | "SpreadSources" >> beam.Reshuffle()
             | "Segment" >> beam.ParDo(SegmentShard(job)).with_output_types(SourceShard)
         )
@@ -226,7 +330,7 @@ class Commit(beam.PTransform):
 
     def expand(self, shards: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
         job = self._job
-        finish = beam.Map(finish_step, job.store, job.taxonomy, job.source)
+        finish = beam.Map(finish_step, job.store, job.taxonomy, job.source, job.recipe)
         return (
             shards
             | "Together" >> beam.WithKeys(None)

@@ -13,6 +13,7 @@ from pipeline.errors import UsageError
 from pipeline.generate.commit import STAGING
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.lists import KeyList, KeyLists, read_key_list
+from pipeline.inputs.recipe import Recipe
 from pipeline.runtime.lock import fenced_for_job
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
@@ -37,6 +38,8 @@ class GenerateJob:
       masks: folder or file of masks, for a segmenter that takes them; None without `--masks`.
       exclude, include: absolute paths of lists of images; None without such a list.
       scenes: absolute path of the folder of scenes; None without `--backgrounds`.
+      recipe: the recipe to make the dataset from; None to segment.
+      allow_partial: whether a dataset is made from the recipe if pictures are not there.
     """
 
     config: DatasetConfig
@@ -52,6 +55,8 @@ class GenerateJob:
     exclude: str | None = None
     include: str | None = None
     scenes: str | None = None
+    recipe: Recipe | None = None
+    allow_partial: bool = False
 
     def key_lists(self) -> KeyLists:
         """Reads the lists of images.

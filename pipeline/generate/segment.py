@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import cv2
@@ -37,7 +37,8 @@ from pipeline.generate.cut_source import (
 from pipeline.generate.job import JobStep
 from pipeline.generate.previous_layers import PreviousLayers, Survey
 from pipeline.generate.shard_elements import SourceShard, pack_sources
-from pipeline.inputs.location import reads_ahead
+from pipeline.inputs.location import read_location, reads_ahead
+from pipeline.inputs.recipe import CUT_COLUMNS, Place, Recipe, RecipeImage, RecipeRow
 from pipeline.inputs.source_images import Checksums, SourceImage
 from pipeline.runtime.progress import Tally, count_shard, timed
 from pipeline.storage.interface import read_ahead
@@ -72,18 +73,21 @@ class SegmentShard(JobStep):
             record = self.layers.with_record(found.record, found.path, len(rows))
         count_shard("source_shards", record.files, is_new=is_new)
         tally.end()
-        found.checksums.save()
+        recipe = self.job.recipe
+        if recipe is None:  # Else the pictures were identified before.
+            found.checksums.save()
         tally.note_done(len(found.images))
         has_layers = layer_tar(split, shard.shard) in record.locations
         # Among images of the same key, it is the first, because the others are rejected.
         sources = {image.key: image for image in reversed(found.images)}
+        source_of = recipe.sources(found.images) if recipe else lambda row: sources[row.source_key]
         return [
             dataclasses.replace(
                 shard,
                 images=(),
                 segmented=count_sources(rows),
                 record=record,
-                sources=b"" if has_layers else pack_sources(rows, sources),
+                sources=b"" if has_layers else pack_sources(rows, source_of),
             )
         ]
 
@@ -91,18 +95,21 @@ class SegmentShard(JobStep):
         self, shard: SourceShard, found: Survey, tally: Tally
     ) -> tuple[Record, list[ImageRow]]:
         """Writes the layers and then the record; returns the record and its rows."""
-        split, cutter = shard.totals.split, found.cutter
+        split, cutter, recipe = shard.totals.split, found.cutter, self.job.recipe
         counts = self.job.previous.get(split, shard.totals.counts)
         previous = PreviousLayers(self.layers.store, split, counts)
         tar_path = layer_tar(split, shard.shard)
         rows, files, digests = [], [], []
         preceding = (None, *found.images)[: len(found.images)]
         images = zip(found.images, found.identities, preceding, strict=True)
-        ahead = reads_ahead(found.images[0].path) if found.images else 0
+        ahead = max((reads_ahead(image.path) for image in found.images), default=0)
         read = functools.partial(_read, previous, found, self.config.segment.objects == "each")
+        if recipe is not None:
+            rows_of = recipe.read(found.images)
+            read = functools.partial(_read_and_cut, previous, cutter, recipe, rows_of)
         reading = read_ahead(read, images, ahead)
         writing: contextlib.AbstractContextManager[HashingFile | None] = contextlib.nullcontext()
-        if not cutter.keeps_image_whole:
+        if not cutter.keeps_image_whole and (recipe is None or recipe.has_layers):
             writing = self.layers.store.create(self.layers.staged(tar_path))
         with writing as file, contextlib.closing(reading):
             tar = None if file is None else TarWriter(file)
@@ -118,10 +125,15 @@ class SegmentShard(JobStep):
         if file is not None:
             accepted = sum(row.status == ACCEPTED for row in rows)
             files.append(FileDigest(tar_path, file.size, file.sha256, accepted))
+        elif recipe is not None and counts == recipe.listing.shards.get(split):
+            files += [digest for digest in recipe.listing.files if digest.path == tar_path]
         rows.sort(key=operator.attrgetter("rank"))
         table = pa.Table.from_pylist(list(map(vars, rows)), RECORD_SCHEMA)
         tally.note()
-        return self.layers.write(found.path, table, cutter.identify_shard(digests), files), rows
+        record = self.layers.write(found.path, table, cutter.identify_shard(digests), files)
+        if file is None:  # A tar that a recipe names is not there.
+            record = dataclasses.replace(record, locations={found.path: record.path})
+        return record, rows
 
 
 class _ReadImage(NamedTuple):
@@ -132,12 +144,14 @@ class _ReadImage(NamedTuple):
       row: what its rows have in common.
       finished: its rows, each with the encoded files of its layer, if the image need not be cut.
       source: the bytes to cut it from; None if it need not be cut.
+      fate: the counter of the image, if it is accepted and finished.
     """
 
     digest: str
     row: ImageRow
     finished: list[tuple[ImageRow, dict[str, bytes]]]
     source: SourceBytes | None = None
+    fate: str = "images_kept"
 
 
 def _read(
@@ -185,6 +199,45 @@ def _read(
     return _ReadImage(identity.digest, row, kept, source)
 
 
+def _read_and_cut(
+    previous: PreviousLayers,
+    cutter: Cutter,
+    recipe: Recipe,
+    rows_of: Mapping[Place, list[RecipeRow]],
+    item: tuple[SourceImage, Identity | None, SourceImage | None],
+) -> _ReadImage:
+    """Reads an image of a recipe and cuts it along its masks, which takes no longer than reading.
+
+    Args:
+      previous: existing layers.
+      cutter: cuts the image.
+      recipe: the recipe.
+      rows_of: rows of the shard's images, from `Recipe.read`.
+      item: see `_read`.
+    """
+    image, fate = item[0], "images_kept"
+    assert isinstance(image, RecipeImage)
+    kept = {row.key: row for row in previous.rows(image.key, image.digest)}
+    picture = read_location(image.path) if recipe.has_layers and image.path and not kept else b""
+    finished: list[tuple[ImageRow, dict[str, bytes]]] = []
+    for row, mask in rows_of[image.place]:
+        files: dict[str, bytes] = {}
+        row = dataclasses.replace(row, source_digest=image.digest)
+        if image.lacks and row.status == ACCEPTED:
+            nothing: dict[str, Any] = dict.fromkeys((*CUT_COLUMNS, "layer_digest"))
+            row = dataclasses.replace(row, status=image.lacks, **nothing)
+        elif old := kept.get(row.key):
+            row, files = dataclasses.replace(old, path=row.path), previous.layer(old)
+        elif mask is not None and recipe.has_layers:
+            fate, layer = "images_cut", cutter.cut_along(picture, row, mask)
+            if layer is None:
+                raise recipe.other_layer(image.path)
+            fraction, files = layer.fg_fraction, encode_layer(layer)
+            row = dataclasses.replace(row, box=list(layer.box), fg_fraction=fraction)
+        finished.append((row, files))
+    return _ReadImage(image.digest, finished[-1][0], finished, fate=fate)
+
+
 def _read_source(image: SourceImage, checksums: Checksums) -> SourceBytes:
     picture, *others = contents_of(image)
     annotation, mask = (each and checksums.read(each)[0] for each in others)
@@ -201,7 +254,7 @@ def _rows(
     """
     if image.source is None:
         if image.row.status == ACCEPTED:
-            tally.add("images_kept")
+            tally.add(image.fate)
         yield from image.finished
         return
     if cutter.keeps_image_whole:

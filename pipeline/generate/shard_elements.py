@@ -7,7 +7,7 @@ import operator
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -185,21 +185,21 @@ class OutputShard:
         )
 
 
-def pack_sources(rows: list[ImageRow], sources: dict[str, SourceImage]) -> bytes:
+def pack_sources(rows: list[ImageRow], source_of: Callable[[ImageRow], SourceImage]) -> bytes:
     """Packs the locations of the files that a source shard's accepted rows are cut from.
 
     The result is a compressed table with the columns of `SOURCE_SCHEMA`.
 
     Args:
       rows: rows of the shard's record, in order.
-      sources: source images by key.
+      source_of: returns the source image of an accepted row.
     """
-    accepted = (sources[row.source_key] for row in rows if row.status == ACCEPTED)
+    accepted = (source_of(row) for row in rows if row.status == ACCEPTED)
     files = (
         {"source": image.path, "annotation": image.annotation, "mask": image.mask}
         for image in accepted
     )
-    encoded = [{n: path and os.fsencode(path) for n, path in each.items()} for each in files]
+    encoded = [{n: os.fsencode(p) if p else None for n, p in each.items()} for each in files]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, SOURCE_SCHEMA) as stream:
         stream.write_table(pa.Table.from_pylist(encoded, SOURCE_SCHEMA))

@@ -30,8 +30,9 @@ from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.limits import Unread
 from transforms.taxonomy import OUTSIDE, Taxonomy
 
-_FOLDER = f"{WORK_FOLDER}/checksums"
-_MEMORY = re.compile(rf"{re.escape(_FOLDER)}/(?P<split>[^/]+)-(?P<shard>[0-9]{{5}})\.json")
+CHECKSUMS = f"{WORK_FOLDER}/checksums"
+"""Folder of the memories, in the dataset folder."""
+_MEMORY = re.compile(rf"{re.escape(CHECKSUMS)}/(?P<split>[^/]+)-(?P<shard>[0-9]{{5}})\.json")
 
 
 class Content(NamedTuple):
@@ -77,7 +78,7 @@ class Checksums:
 
     def __init__(self, store: Store, split: str, shard: int) -> None:
         self._store = store
-        self._path = f"{_FOLDER}/{split}-{shard:05d}.json"
+        self._path = f"{CHECKSUMS}/{split}-{shard:05d}.json"
         self._old = read_json(store, self._path, dict[str, _StoredFile]) or {}
         self._new: dict[str, _StoredFile] = {}
 
@@ -89,7 +90,7 @@ class Checksums:
           store: the dataset folder.
           shards: number of source shards by split.
         """
-        for path in list(store.walk(_FOLDER)):
+        for path in list(store.walk(CHECKSUMS)):
             match = _MEMORY.fullmatch(path)
             if match and int(match["shard"]) >= shards.get(match["split"], 0):
                 store.delete(path)

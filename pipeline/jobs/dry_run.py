@@ -30,6 +30,7 @@ from pipeline.errors import JobError, ModelError, counted
 from pipeline.evaluate.evaluation import PlannedAnalysis
 from pipeline.generate.compose import ComposeShard
 from pipeline.generate.cut_source import Cutter, announce
+from pipeline.generate.graph import IdentifySources
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.plan import PlanSplit
 from pipeline.generate.segment import SegmentShard
@@ -107,6 +108,7 @@ def choose(forecast: Forecast) -> list[SourceImage]:
     if not pool:
         # An image is repeated for each of its objects.
         pool = list(dict.fromkeys(image for split in forecast.splits for image in split.accepted))
+    pool = [image for image in pool if image.path]  # A recipe does not need every picture.
     return sorted(pool, key=lambda image: keyed_hash(0, "estimate", image.name))[:SAMPLE_IMAGES]
 
 
@@ -138,12 +140,16 @@ def run_trial(job: GenerateJob, images: Sequence[SourceImage], folder: str) -> T
     totals = SplitTotals("trial", ShardCounts(len(images), 1), len(images), 0, 0)
     segment, compose = SegmentShard(job), ComposeShard(job)
     segment.setup()
-    Cutter(job.config.segment).segmenter.prepare(announce)
+    if job.recipe is None:
+        Cutter(job.config.segment).segmenter.prepare(announce)
     segmented: list[SourceShard] = []
     seconds = []
     for number, image in enumerate(images):
+        shard = SourceShard(totals, number, (image,))
+        if job.recipe is not None:
+            (shard,) = IdentifySources(job).process(shard)
         started = time.perf_counter()
-        segmented += segment.process(SourceShard(totals, number, (image,)))
+        segmented += segment.process(shard)
         seconds.append(time.perf_counter() - started)
     (output,) = PlanSplit(job).process(("trial", segmented))
     compose.setup()

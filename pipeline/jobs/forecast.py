@@ -17,13 +17,14 @@ from pipeline.dataset.config import DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.records import ACCEPTED
 from pipeline.generate.cut_source import reject_by_name
-from pipeline.generate.graph import list_split
+from pipeline.generate.graph import list_split, refuse_lacking
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.plan import group_numbers, mixed_variants
 from pipeline.generate.previous_layers import PreviousLayers, Survey
 from pipeline.generate.shard_elements import make_shards
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.location import read_location
+from pipeline.inputs.recipe import RecipeImage
 from pipeline.inputs.source_images import SourceImage
 from transforms.cutting import check_annotation
 from transforms.filters import Reason
@@ -133,6 +134,7 @@ def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecas
     """Returns (a split's forecast, whether all its records are up to date and in the dataset)."""
     split = layout.split
     images, totals = list_split(job, layout)
+    refuse_lacking(job, images)
     previous = PreviousLayers(job.store, split, job.previous.get(split, totals.counts))
     rejected: Counter[str] = Counter()
     done = 0
@@ -204,7 +206,7 @@ def _has_partner(images: Sequence[SourceImage], config: DatasetConfig) -> tuple[
 
 def _reject_by_annotation(image: SourceImage, config: SegmentConfig) -> Reason | None:
     """Returns why an image will be rejected, if its annotation or the lack of a file shows it."""
-    if config.keeps_image_whole:  # Such an image needs no annotation.
+    if config.keeps_image_whole or isinstance(image, RecipeImage):  # Neither needs an annotation.
         return None
     if takes_masks(config.segmenter):
         if image.mask is None:

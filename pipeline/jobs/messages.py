@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from pipeline.analyses import ANALYSES
 from pipeline.dataset.card import notes_of
-from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.manifest import MANIFEST, Manifest
 from pipeline.errors import counted
 from pipeline.runtime.progress import bytes_written, stage_seconds
 from transforms.filters import Reason
+from transforms.hashing import text_digest
 
 _MODEL_STAGES = tuple(analysis for analysis in ANALYSES if analysis.runs_models)
 _STAGES = (
@@ -20,6 +22,12 @@ _STAGES = (
 """Names of the stages whose time is measured, in the order of the graph."""
 _ALSO_MADE = ("commits", "versions_published", *(one.counter for one in _MODEL_STAGES))
 """Counters of finished work whose names do not end with `_made`."""
+_CUT = {
+    "images_cropped": "looked at",
+    "images_cut": "cut by the recipe",
+    "images_segmented": "segmented",
+}
+"""What became of new images, by counter; a job has one of these."""
 _NAMED = 3
 """The most reasons to name."""
 _SHARE = 0.05
@@ -125,9 +133,14 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: floa
             lines.append("nothing to do: everything is up to date")
     else:
         done = [
-            f"{counted(counters.get('images_segmented', 0), 'image')} segmented"
-            if "images_cropped" not in counters
-            else f"{counted(counters['images_cropped'], 'image')} looked at",
+            next(
+                (
+                    f"{counted(counters[name], 'image')} {fate}"
+                    for name, fate in _CUT.items()
+                    if name in counters
+                ),
+                "0 images segmented",
+            ),
             f"{counters.get('images_composed', 0)} composed",
         ]
         done += [
@@ -150,6 +163,47 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: floa
         lines.append(f"time: {seconds:.1f} s; summed over workers: " + ", ".join(stages))
     lines.append(f"dataset {manifest.fingerprint[:12]}")
     return "\n".join(lines)
+
+
+def describe_recipe(recipe: Manifest, dataset: Manifest, counters: Mapping[str, int]) -> list[str]:
+    """Compares a dataset with the one whose recipe it was made from.
+
+    Args:
+      recipe: manifest of the recipe's dataset.
+      dataset: manifest of the dataset.
+      counters: the job's counters.
+    """
+    others, extra = (
+        counters.get(f"pictures_{name}", 0) for name in ("in_other_files", "not_in_recipe")
+    )
+    lines = []
+    if others:
+        lines.append(f"{counted(others, 'picture')} in other files, with the same pixels")
+    if extra:
+        lines.append(f"{counted(extra, 'picture')} of the input not in the recipe: ignored")
+    if dataset.config != recipe.config:
+        return [*lines, "a dataset of its own, from the recipe's masks"]
+    ours, theirs = ({file.path: file.sha256 for file in m.files} for m in (dataset, recipe))
+    ours[MANIFEST], theirs[MANIFEST] = (
+        text_digest(m.to_json().decode()) for m in (dataset, recipe)
+    )
+    differ = sorted(
+        path for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path)
+    )
+    if not differ:
+        return [*lines, f"all {len(ours)} files are the recipe's, byte for byte"]
+    kinds = Counter(path.rpartition("/")[0].partition("/")[0] or path for path in differ)
+    lines.append(
+        f"{len(differ)} of {len(theirs)} files differ from the recipe's ("
+        f"{', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}): "
+        f"{', '.join(differ[:_NAMED])}"
+    )
+    libraries = [
+        f"{name} {version} (recipe: {recipe.libraries.get(name)})"
+        for name, version in dataset.libraries.items()
+        if recipe.libraries.get(name) != version
+    ]
+    return [*lines, *([f"made with {', '.join(libraries)}"] if libraries else [])]
 
 
 def _describe_shards(counters: dict[str, int]) -> list[str]:

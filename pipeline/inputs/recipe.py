@@ -1,0 +1,372 @@
+"""Recipes: a dataset without its pixels, from which the same pictures make the same dataset.
+
+`recipe.parquet` has a row for each row of the dataset's source records, with the mask as run
+lengths. The rows of an image stand together, its objects in order. The metadata holds the manifest,
+and a checksum of the whole file.
+
+A recipe comes from strangers. Its checksum is tested first, and then every value; nothing that it
+names is opened or imported.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import hashlib
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from pipeline.dataset.config import SegmentConfig, fingerprint
+from pipeline.dataset.manifest import Manifest, library_versions, stage_versions
+from pipeline.dataset.records import (
+    ACCEPTED,
+    RECORD_SCHEMA,
+    ImageRow,
+    Row,
+    is_layer_tar,
+)
+from pipeline.errors import JobError, UsageError, one_line
+from pipeline.inputs.annotations import annotation_of
+from pipeline.inputs.input_format import SplitLayout
+from pipeline.inputs.layout import FORMATS
+from pipeline.inputs.location import open_parquet, row_location, rows_of, shown
+from pipeline.inputs.source_images import SourceImage
+from pipeline.storage.files import files_of
+from pipeline.storage.store import WORK_FOLDER
+from transforms.annotations import Annotation, Box
+from transforms.codec import MAX_PIXELS, check_narrow
+from transforms.filters import FILTER_RESIZE, Reason, is_valid_key
+from transforms.masks import decode_runs
+from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
+
+RECIPE = "recipe.parquet"
+RECIPE_COPY = f"{WORK_FOLDER}/{RECIPE}"
+"""The copy of its recipe in the folder of a dataset that was made from one."""
+FLAG = "--recipe"
+METADATA_KEY = b"in9"
+DIGESTS = {"source_md5": 16, "source_digest": 16, "layer_digest": 8}
+"""Numbers of bytes of the digests, which are hexadecimal in a record."""
+CUT_COLUMNS = (
+    "box",
+    "fg_fraction",
+    *(name for name in RECORD_SCHEMA.names if name.endswith(("_offset", "_length"))),
+)
+"""Columns that come of cutting. Only the recipe of a dataset without layers has them, because not
+all of its images are cut again."""
+SEAL = b"sha256:" + b"0" * 64
+"""Where the checksum will be, in the metadata of a file that is still to be sealed."""
+_MAX_TEXT, _MAX_METADATA = 300, 256 << 20
+"""Largest numbers of characters of a text in a record, and of bytes of the unpacked metadata."""
+_LEAVES_INPUT = re.compile(r"[/\\]|(.*[/\\])?\.\.([/\\]|$)")
+
+
+def recipe_schema(*, has_layers: bool) -> pa.Schema:
+    """Returns the columns of a recipe: those of a record, `split` and `mask`.
+
+    `mask` is the mask at output size (`transforms.masks.encode_runs`). It is null for a row that
+    was not accepted, and in a dataset without layers for an image that was not selected.
+    """
+    fields = [
+        field.with_type(pa.binary(DIGESTS[field.name])) if field.name in DIGESTS else field
+        for field in RECORD_SCHEMA
+        if field.name != "label" and not (has_layers and field.name in CUT_COLUMNS)
+    ]
+    return pa.schema([pa.field("split", pa.string()), *fields, pa.field("mask", pa.binary())])
+
+
+def checksum(data: bytes) -> tuple[int, bytes]:
+    """Returns (position of a recipe's checksum in its bytes, the checksum that they must have)."""
+    position = data.rfind(SEAL[:7]) + 7
+    unsealed = data[:position] + SEAL[7:] + data[position + 64 :]
+    return position, hashlib.sha256(unsealed).hexdigest().encode("ascii")
+
+
+class RecipeRow(NamedTuple):
+    """A row of a recipe: what it has of the record's row, and the mask."""
+
+    row: ImageRow
+    mask: bytes | None
+
+
+Place = tuple[int, int, int]
+"""Where the rows of an image are: row group, number of the first, number of rows."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecipeImage(SourceImage):
+    """An image of a recipe. `path` is empty if its picture is not there, or is not needed.
+
+    Attributes:
+      source_digest, source_md5: its columns in the record.
+      place: where its rows are in the recipe.
+      status: `accepted` if any row is, else that of the first row.
+      is_needed: whether its picture must be there.
+      files: the pictures of the input that have its key.
+      lacks: why its picture is not there, a `Reason`; else "".
+    """
+
+    source_digest: str
+    source_md5: str
+    place: Place
+    status: str
+    is_needed: bool
+    files: tuple[SourceImage, ...] = ()
+    lacks: str = ""
+
+    @property
+    def digest(self) -> str:
+        """The source digest, another one if the picture is not there."""
+        return fingerprint(self.source_digest, self.lacks) if self.lacks else self.source_digest
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A recipe that was checked.
+
+    Attributes:
+      path: absolute path of the file.
+      listing: manifest of the dataset. If it has no layers, the files include the tars that its
+        records name.
+    """
+
+    path: str
+    listing: Manifest
+
+    @classmethod
+    def open(cls, path: str) -> Recipe:
+        """Opens a recipe, and checks its checksum and then all of its content.
+
+        Args:
+          path: absolute path of the file.
+
+        Raises:
+          UsageError: it is missing or damaged, or says what no recipe may say, in one line.
+          OSError: the file cannot be read.
+        """
+        try:
+            data = files_of(path).read(path)
+            position, expected = checksum(data)
+            if data[position : position + 64] != expected:
+                raise ValueError("it is damaged: its checksum differs")
+            del data
+            with open_parquet(path, FLAG) as file:
+                packed = base64.b64decode((file.metadata.metadata or {}).get(METADATA_KEY, b""))
+                content = zlib.decompressobj().decompress(packed, _MAX_METADATA)
+                recipe = cls(path, Manifest.from_json(content))
+                if fault := _fault(recipe, file.schema_arrow):
+                    raise ValueError(fault)
+            for split in recipe.listing.config.split:
+                recipe.images(split)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UsageError(f"{FLAG}: there is no {path}") from error
+        except (ValueError, zlib.error) as error:
+            raise UsageError(f"{FLAG} {path} cannot be used: {one_line(error)}") from error
+        return recipe
+
+    @functools.cached_property
+    def manifest(self) -> Manifest:
+        """The manifest of the dataset."""
+        files = (f for f in self.listing.files if self.has_layers or not is_layer_tar(f.path))
+        return dataclasses.replace(self.listing, files=tuple(files))
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether the dataset has layers, so that every accepted image has a mask."""
+        return self.listing.config.layers == "keep"
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """The dataset's classes and superclasses."""
+        return self.listing.taxonomy or imagenet9()
+
+    def images(self, split: str) -> list[RecipeImage]:
+        """Lists the images of a split in the recipe's order, and checks their rows.
+
+        Raises:
+          ValueError: a row says what no recipe may say.
+        """
+        images: list[RecipeImage] = []
+        with open_parquet(self.path, FLAG) as file:
+            for group, number, values in rows_of(file, self.path):
+                if values["split"] != split:
+                    continue
+                row, mask = self._row(values)
+                is_accepted, last = row.status == ACCEPTED, images[-1] if images else None
+                lacks_mask = is_accepted and self.has_layers and mask is None
+                fault = _fault_of_row(row, mask, last, self.listing.config.segment)
+                if fault := fault or "it has no mask" * lacks_mask:
+                    raise ValueError(f"row {number} of row group {group}: {fault}")
+                if row.is_first or last is None:
+                    image = RecipeImage(
+                        key=row.source_key,
+                        path="",
+                        name=row.path,
+                        wnid=row.wnid or "",
+                        label=OUTSIDE if row.label is None else row.label,
+                        group=row.group or "",
+                        source_digest=row.source_digest or "",
+                        source_md5=row.source_md5 or "",
+                        place=(group, number, 1),
+                        status=row.status,
+                        is_needed=mask is not None,
+                    )
+                    images.append(image)
+                else:
+                    images[-1] = dataclasses.replace(
+                        last,
+                        place=(*last.place[:2], last.place[2] + 1),
+                        status=ACCEPTED if is_accepted else last.status,
+                        is_needed=last.is_needed or mask is not None,
+                    )
+        accepted = [image.key for image in images if image.status == ACCEPTED]
+        listed = self.listing.images[split]["listed"]
+        if len(images) != listed or len(accepted) > len(set(accepted)):
+            raise ValueError(f"its images of {split} share keys, or are not as many as it says")
+        return images
+
+    def list_images(self, layout: SplitLayout) -> tuple[list[RecipeImage], int]:
+        """Lists the images of a split, with the pictures of the input that have their keys.
+
+        Returns:
+          (the images, number of pictures of the input that the recipe does not have).
+
+        Raises:
+          UsageError: the input is not valid.
+          OSError: a file cannot be read.
+        """
+        images = self.images(layout.split)
+        files: dict[str, list[SourceImage]] = {image.key: [] for image in images}
+        extra = 0
+        for each in FORMATS[layout.kind].list_images(layout, self.taxonomy):
+            if each is not None:
+                extra += each.key not in files
+                files.get(each.key, []).append(each)
+        return [
+            dataclasses.replace(
+                image,
+                path=next((file.path for file in files[image.key]), ""),
+                files=tuple(files[image.key]),
+                lacks="" if files[image.key] else str(Reason.MISSING_SOURCE),
+            )
+            if image.is_needed
+            else image
+            for image in images
+        ], extra
+
+    def read(self, images: Iterable[SourceImage]) -> dict[Place, list[RecipeRow]]:
+        """Reads the rows of images, by their places."""
+        places = [image.place for image in images if isinstance(image, RecipeImage)]
+        with open_parquet(self.path, FLAG) as file:
+            groups = {n: file.read_row_group(n) for n in {group for group, _, _ in places}}
+        return {
+            place: [self._row(values) for values in groups[place[0]].slice(*place[1:]).to_pylist()]
+            for place in places
+        }
+
+    def _row(self, values: Row) -> RecipeRow:
+        columns: Row = {name: values.get(name) for name in RECORD_SCHEMA.names}
+        columns |= {name: columns[name] and columns[name].hex() for name in DIGESTS}
+        label = self.taxonomy.label_of(columns["wnid"] or "")
+        columns["label"] = None if label == OUTSIDE else label
+        return RecipeRow(ImageRow(**columns), values["mask"])
+
+    def sources(self, images: Iterable[SourceImage]) -> Callable[[ImageRow], SourceImage]:
+        """Returns a function that finds the source image of an accepted row.
+
+        Its annotation has the recipe's boxes, and its mask is the location of the recipe's.
+        """
+        rows = self.read(images)
+        found: dict[str, SourceImage] = {}
+        for image in images:
+            assert isinstance(image, RecipeImage)
+            group, first, _ = image.place
+            corners = [each.row.native_box or (0, 0, 0, 0) for each in rows[image.place]]
+            boxes = annotation_of(Annotation(None, None, tuple(Box(*c) for c in corners), None))
+            for number, each in enumerate(rows[image.place], first):
+                if each.row.status == ACCEPTED:
+                    mask = row_location(self.path, group, number, "mask")
+                    found[each.row.key] = dataclasses.replace(image, annotation=boxes, mask=mask)
+        return lambda row: found[row.key]
+
+    def other_layer(self, location: str) -> JobError:
+        """Returns the error for a picture that has the recipe's MD5, but gives another layer."""
+        ours, theirs = (
+            ", ".join(f"{name} {version}" for name, version in sorted(libraries.items()))
+            for libraries in (library_versions(), self.listing.libraries)
+        )
+        return JobError(
+            f"{shown(location)} gives another layer than the recipe's. Here are {ours}; the recipe "
+            f"was made with {theirs}. Install these and run the same command again"
+        )
+
+
+def _fault(recipe: Recipe, schema: pa.Schema) -> str:
+    """Returns what is wrong with a recipe, apart from its rows; "" if nothing is."""
+    config, taxonomy = recipe.listing.config, recipe.listing.taxonomy
+    if config.is_imported or config.segment.keeps_image_whole:
+        return "it is of a dataset without masks"
+    ours = stage_versions(config)
+    faults = {
+        "its columns have other names or types": schema.remove_metadata()
+        != recipe_schema(has_layers=recipe.has_layers),
+        "its classes are not those of its configuration": config.taxonomy
+        != (taxonomy and taxonomy.description),
+        f"it was made by stages {recipe.listing.stages}, and this release has {ours}; use the "
+        "release that made it": recipe.listing.stages != ours,
+    }
+    return next((fault for fault, is_there in faults.items() if is_there), "")
+
+
+def _fault_of_row(
+    row: ImageRow, mask: bytes | None, last: RecipeImage | None, config: SegmentConfig
+) -> str:
+    """Returns what is wrong with a row, "" if nothing is; `last` is the image before it."""
+    texts = (row.key, row.path, row.wnid, row.detail, row.group)
+    width, height = row.width or 0, row.height or 0
+    boxes = [box for box in (row.native_box, row.box) if box is not None]
+    numbers = [x for x in (row.mask_over_box, row.fg_fraction) if x is not None]
+    is_accepted, number = row.status == ACCEPTED, row.object or 0
+    if any(len(box) != 4 or None in box for box in boxes):
+        return "a box has no four corners"
+    xmin, ymin, xmax, ymax = row.native_box or (0, 0, 0, 0)
+    faults = {
+        "a text is too long, or not printable": any(
+            len(text) > _MAX_TEXT or not text.isprintable() for text in texts if text
+        ),
+        "its path leads out of the input": _LEAVES_INPUT.match(row.path) is not None,
+        "its status is unknown": row.status not in {ACCEPTED, *Reason},
+        "its class is unknown": row.wnid is not None and row.label is None,
+        "it has no digest": None in (row.source_md5, row.source_digest),
+        "a number is not finite": not all(map(math.isfinite, numbers)),
+        "its object has no such number": (row.object is not None) != (config.objects == "each")
+        or number < 0,
+        "its image is not the one before": number > 1
+        and (
+            last is None
+            or (last.key, last.source_digest, last.place[2])
+            != (row.source_key, row.source_digest, number - 1)
+        ),
+        "it has a mask, and was rejected": mask is not None and not is_accepted,
+        "it was accepted, and lacks what that needs": is_accepted
+        and (
+            None in (row.label, row.layer_digest, row.mask_over_box)
+            or not is_valid_key(row.key)
+            or row.object == 0
+        ),
+        "its picture has an impossible size": is_accepted
+        and (min(width, height) < 1 or width * height > MAX_PIXELS),
+    }
+    if fault := next((fault for fault, is_there in faults.items() if is_there), ""):
+        return fault
+    if is_accepted and not (0 <= xmin < xmax <= width and 0 <= ymin < ymax <= height):
+        return "its box is not in its picture"
+    if mask is not None:
+        decode_runs(mask, config.image_size)
+    narrow = is_accepted and config.crop != "pad"
+    return check_narrow(width, height, max(config.resize, FILTER_RESIZE)) if narrow else ""

@@ -1,0 +1,163 @@
+"""Writes the recipe of a dataset: a file without a pixel, a card for people and one for tools."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import zlib
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.dataset.card import CITATION, notes_of, sentence, steps_of
+from pipeline.dataset.croissant import file_metadata
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.records import (
+    ACCEPTED,
+    Row,
+    layer_record,
+    layer_tar,
+    read_image_rows,
+    read_metadata,
+)
+from pipeline.errors import UsageError, shown_bytes
+from pipeline.inputs.recipe import (
+    DIGESTS,
+    METADATA_KEY,
+    RECIPE,
+    SEAL,
+    Recipe,
+    checksum,
+    recipe_schema,
+)
+from pipeline.storage.files import is_below
+from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
+from transforms.codec import decode_mask
+from transforms.masks import encode_runs
+
+_LEVEL = 19
+"""Level of zstd, which makes masks a tenth smaller than the default level."""
+
+
+def write_recipe(dataset: Dataset, target: Store) -> tuple[FileDigest, int]:
+    """Writes the recipe of a dataset to a folder.
+
+    Returns:
+      (digest of `recipe.parquet`, number of masks in it).
+
+    Raises:
+      UsageError: the dataset has no masks, the folder holds something else, or the dataset says
+        what no recipe may say.
+      JobError: a file of the dataset is missing or damaged.
+    """
+    config, has_layers = dataset.manifest.config, dataset.manifest.config.layers == "keep"
+    refusals = {
+        "it was imported": config.is_imported,
+        "it keeps images whole (--selection in9l)": config.segment.keeps_image_whole,
+        "it has neither layers (--layers drop) nor the variant fg_mask": not has_layers
+        and "fg_mask" not in dataset.variants,
+    }
+    if why := next((why for why, holds in refusals.items() if holds), ""):
+        raise UsageError(f"--layout recipe: {dataset.store.root} has no masks, because {why}")
+    target.refuse_file("--to")
+    if is_below(target.root, dataset.store.root):
+        raise UsageError(f"--to {target.root} lies inside --dataset {dataset.store.root}")
+    if not target.exists(RECIPE) and not target.is_empty():
+        raise UsageError(f"--to {target.root} is not empty and holds no recipe")
+    schema, buffer, masks = recipe_schema(has_layers=has_layers), io.BytesIO(), 0
+    with pq.ParquetWriter(
+        buffer,
+        schema,
+        compression="zstd",
+        compression_level=_LEVEL,
+        use_dictionary=False,  # Digests do not repeat, and zstd sees what does.
+        write_statistics=False,
+        store_schema=False,
+    ) as writer:
+        for split in config.split:
+            for shard in dataset.shards(split):
+                table = pa.Table.from_pylist(list(_rows(dataset, split, shard)), schema)
+                masks += len(table) - table["mask"].null_count
+                writer.write_table(table, max(len(table), 1))
+        files = (*dataset.manifest.files, *_dropped_tars(dataset))
+        packed = zlib.compress(dataclasses.replace(dataset.manifest, files=files).to_json(), 9)
+        writer.add_key_value_metadata({METADATA_KEY: base64.b64encode(packed), b"seal": SEAL})
+    unsealed = buffer.getvalue()
+    position, digest = checksum(unsealed)
+    file = target.write(RECIPE, unsealed[:position] + digest + unsealed[position + len(digest) :])
+    Recipe.open(target.path(RECIPE))
+    target.write("README.md", shown_bytes(_readme(dataset, masks)))
+    target.write("croissant.json", file_metadata(file, dataset.manifest, CITATION))
+    target.prune(WORK_FOLDER)
+    return file, masks
+
+
+def _dropped_tars(dataset: Dataset) -> Iterator[FileDigest]:
+    """Yields the digests of the tars that records name, and that the dataset does not have."""
+    files = {file.path: file for file in dataset.manifest.files}
+    for path in files:
+        if path.startswith("layers/") and path.endswith(".parquet"):
+            record = read_metadata(dataset.store, path)
+            yield from (file for file in (record.files if record else ()) if file.path not in files)
+
+
+def _rows(dataset: Dataset, split: str, shard: int) -> Iterator[Row]:
+    """Yields the rows of an output shard, in the order in which Segment met their images."""
+    has_layers = dataset.manifest.config.layers == "keep"
+    rows = [
+        (row, layer_tar(split, source))
+        for source in dataset.manifest.shards[split].sources_of(shard)
+        for row in read_image_rows(dataset.store, layer_record(split, source))
+    ]
+    rows.sort(
+        key=lambda each: (
+            *(each[0].source_key, each[0].source_md5 or "", each[0].wnid or ""),
+            *(each[0].object or 0, each[0].path),
+        )
+    )
+    stored = () if has_layers else dataset.samples(split, shard, "fg_mask")
+    pngs = {sample.key: sample.image for sample in stored}
+    for row, tar in rows:
+        if has_layers and row.status == ACCEPTED:
+            span = (row.mask_offset or 0, row.mask_length or 0)
+            (pngs[row.key],) = dataset.store.read_ranges(tar, [span])
+        digests = {name: bytes.fromhex(text) for name in DIGESTS if (text := getattr(row, name))}
+        mask = encode_runs(decode_mask(pngs.pop(row.key))) if row.key in pngs else None
+        yield {**vars(row), **dict.fromkeys(DIGESTS), **digests, "split": split, "mask": mask}
+
+
+def _readme(dataset: Dataset, masks: int) -> str:
+    manifest = dataset.manifest
+    listed = sum(images["listed"] for images in manifest.images.values())
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.libraries.items())
+    return "\n".join(
+        [
+            f"# Recipe of dataset {manifest.fingerprint[:12]}",
+            "",
+            f"`{RECIPE}` holds no pixel. It names {listed} images by MD5, and has {masks} masks. "
+            "Whoever has the pictures makes the same dataset from it, in any layout of the "
+            "pictures, without annotations and without segmenting:",
+            "",
+            "```bash",
+            "in9 generate --recipe THIS_FOLDER --input PICTURES --output OUTPUT",
+            "```",
+            "",
+            *(f"**{sentence(note)}**\n" for note in notes_of(manifest)),
+            "## How it was made",
+            "",
+            *steps_of(manifest.config),
+            "",
+            f"With {versions}. Other versions may write other files from the same pixels.",
+            "",
+            "## Licence and citation",
+            "",
+            "The pictures are not in here, and remain under their own terms. State the terms of "
+            "the masks here, and name the fingerprint with every result:",
+            f"`{manifest.fingerprint}`.",
+            "",
+            f"> {CITATION}",
+            "",
+        ]
+    )
