@@ -31,11 +31,11 @@ from pipeline.dataset.records import ACCEPTED, CARD_FILES, DATA_FOLDERS, Record,
 from pipeline.errors import JobError, shown_bytes
 from pipeline.generate.scenes import SceneTable
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
-from pipeline.inputs.recipe import RECIPE, RECIPE_COPY, Recipe
+from pipeline.inputs.recipe import RECIPE_COPY, Recipe
 from pipeline.inputs.source_images import Checksums
 from pipeline.runtime.lock import fenced_for_job, locked
 from pipeline.runtime.progress import count, timed
-from pipeline.storage.files import parent
+from pipeline.storage.files import files_of
 from pipeline.storage.state_files import read_intact
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
 from transforms.taxonomy import Taxonomy, imagenet9
@@ -94,8 +94,8 @@ def finish_step(
     fingerprint = finish(fenced, taxonomy, element[0])
     # Noted last, because a run that is refused or fails makes no dataset from its input.
     fenced.update(INPUT_NOTE, shown_bytes(json.dumps(source)))
-    if recipe is not None and recipe.path != fenced.path(RECIPE_COPY):
-        Store(parent(recipe.path)).copy_into(fenced, [(RECIPE, RECIPE_COPY)])
+    if recipe is not None:
+        fenced.update(RECIPE_COPY, files_of(recipe.path).read(recipe.path))
     return fingerprint
 
 

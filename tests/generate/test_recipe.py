@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
+import re
 import shutil
+import sys
+import zlib
+from collections.abc import Callable
+from hashlib import md5
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from runs import (
     ONE,
     QUICK,
     SHARDS,
+    darken,
+    index_of,
     manifest_of,
     pictures_of,
     refusal,
@@ -19,6 +32,8 @@ from runs import (
     stamps,
 )
 from shapes import SHAPES
+
+from pipeline.inputs.recipe import SEAL, checksum
 
 
 def export(dataset: Path, target: Path) -> Path:
@@ -98,11 +113,12 @@ def test_a_recipe_holds_no_pixel_and_is_small(recipe: Path, one_worker: Path) ->
 
 def test_a_repeated_run_and_later_ones_go_by_the_copy(
     quick: tuple[Path, Path],
+    small_sample: Path,
     small_input: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    dataset, recipe = quick
+    _, recipe = quick
     shutil.rmtree(small_input / "Annotations")
     output = tmp_path / "out"
     again(recipe, small_input, output)
@@ -118,22 +134,12 @@ def test_a_repeated_run_and_later_ones_go_by_the_copy(
     run_here(*later, "--layers", "drop", "--overwrite", "config")
     assert not list(output.glob("layers/*.tar"))
     capsys.readouterr()
-    # Compose cuts again, along the masks of the copy; these are the pictures that GrabCut... made.
+    # The layers are gone, so Compose cuts along the masks of the copy.
     run_here(*later, "--layers", "drop", "--seed", 5, "--overwrite", "config")
     assert "a dataset of its own, from the recipe's masks" in capsys.readouterr().out
     other = tmp_path / "other"
-    run_here(
-        "generate",
-        "--input",
-        dataset_input(dataset),
-        *QUICK,
-        *SHARDS,
-        *ONE,
-        "--seed",
-        5,
-        "--output",
-        other,
-    )
+    segment = ("generate", "--input", small_sample, *QUICK, *SHARDS, *ONE, "--output", other)
+    run_here(*segment, "--seed", 5)
     for path in sorted(other.glob("parquet/*/*")):
         assert (output / path.relative_to(other)).read_bytes() == path.read_bytes()
     copy = output / ".in9" / "recipe.parquet"
@@ -143,6 +149,329 @@ def test_a_repeated_run_and_later_ones_go_by_the_copy(
     assert "no annotations" in refusal(capsys, *later)
 
 
-def dataset_input(dataset: Path) -> str:
-    """Returns the input that a dataset was made from."""
-    return (dataset / ".in9" / "input.json").read_text().strip('"')
+@pytest.mark.parametrize("layers", ["keep", "drop"])
+def test_objects_splits_and_replicates(small_input: Path, tmp_path: Path, layers: str) -> None:
+    """The input has two boxes in each picture, two splits, a broken picture and a repeated key."""
+    for xml in sorted((small_input / "Annotations" / "val").iterdir()):
+        text = xml.read_text()
+        (box,) = re.findall(r"<object>.*</object>", text, re.DOTALL)
+        second = re.sub(r"(?<=<ymin>)\d+", "3", box)
+        xml.write_text(text.replace(box, box + second))
+    first, second, *others = pictures_of(small_input)
+    second.write_bytes(second.read_bytes()[:500])
+    shutil.copy(first, others[-1].parent / first.name)
+    for folder in ("", "Annotations"):
+        shutil.copytree(small_input / folder / "val", small_input / folder / "train")
+    flags = (*QUICK, *SHARDS, "--split", "val,train", "--objects", "each", "--replicates", 2)
+    flags = (*flags, "--layers", layers, "--per_class", 1, "--own_background")
+    run_here("generate", "--input", small_input, "--output", tmp_path / "out", *flags, *ONE)
+    statuses = {row["status"] for row in index_of(tmp_path / "out")}
+    assert {"accepted", "duplicate_key", "undecodable"} <= statuses
+    used = {row["source_md5"] for row in index_of(tmp_path / "out") if row["selected"]}
+    recipe = export(tmp_path / "out", tmp_path / "recipe")
+    # Only accepted pictures must be there, and without layers only selected ones.
+    shutil.rmtree(small_input / "Annotations")
+    second.unlink()
+    unused = [
+        path for path in pictures_of(small_input) if md5(path.read_bytes()).hexdigest() not in used
+    ]
+    assert unused
+    for path in unused if layers == "drop" else ():
+        path.unlink()
+    again(recipe, small_input, tmp_path / "again")
+    assert results_of(tmp_path / "again") == results_of(tmp_path / "out")
+
+
+def comment(picture: Path) -> None:
+    """Adds a comment to a JPEG, whose pixels stay as they are."""
+    data = picture.read_bytes()
+    picture.write_bytes(data[:2] + b"\xff\xfe\x00\x07hello" + data[2:])
+
+
+def as_png(picture: Path) -> None:
+    """Encodes a picture again, without loss."""
+    with Image.open(picture) as decoded:
+        decoded.load()
+    decoded.save(picture, "PNG")
+
+
+def test_other_files_of_the_same_pixels_pass(
+    quick: tuple[Path, Path],
+    small_input: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dataset, recipe = quick
+    first, second, *_ = pictures_of(small_input)
+    comment(first)
+    as_png(second)
+    shutil.copy(first, first.with_stem("extra"))
+    again(recipe, small_input, tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "recipe: 2 pictures in other files, with the same pixels" in printed
+    assert "recipe: 1 picture of the input not in the recipe: ignored" in printed
+    assert results_of(tmp_path / "out") == results_of(dataset)
+
+
+def test_what_is_missing_or_differs_ends_the_job(
+    quick: tuple[Path, Path],
+    small_sample: Path,
+    small_input: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dataset, recipe = quick
+    first, second, *_ = pictures_of(small_input)
+    first.unlink()
+    darken(second)
+    output = tmp_path / "out"
+    command = ("generate", "--recipe", recipe, "--input", small_input, "--output", output, *ONE)
+    line = refusal(capsys, *command)
+    assert "of 18 pictures of the recipe, 1 missing and 1 with other pixels: " in line
+    for picture, status in ((first, "missing_source"), (second, "source_differs")):
+        assert f"{picture.relative_to(small_input)} ({status})" in line
+    assert not output.exists()
+    run_here(*command, "--dry_run", code=2)
+    assert "1 missing" in capsys.readouterr().err
+    assert not output.exists()
+
+    run_here(*command, "--allow_partial")
+    printed = capsys.readouterr().out
+    assert "this is not the recipe's dataset: it lacks 2 images" in printed
+    assert "This is not the recipe's dataset" in (output / "README.md").read_text()
+    rejected = {row["key"]: row["status"] for row in index_of(output) if not row["selected"]}
+    assert rejected == {first.stem: "missing_source", second.stem: "source_differs"}
+    assert manifest_of(output)["fingerprint"] != manifest_of(dataset)["fingerprint"]
+    before = stamps(output)
+    run_here(*command, "--allow_partial")
+    assert stamps(output) == before
+
+    # Once all pictures are there, the copy makes the recipe's dataset of it.
+    shutil.rmtree(small_input / "val")
+    shutil.copytree(small_sample / "val", small_input / "val")
+    later = ("generate", "--input", small_input, "--output", output, *ONE)
+    run_here(*later, "--overwrite", "rebuild")
+    assert results_of(output) == results_of(dataset)
+
+
+def test_the_guard_watches_an_input_that_is_gone(
+    quick: tuple[Path, Path],
+    small_input: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    again(quick[1], small_input, tmp_path / "out")
+    for picture in pictures_of(small_input)[1:]:
+        picture.unlink()
+    before = stamps(tmp_path / "out")
+    command = ("generate", "--input", small_input, "--output", tmp_path / "out", *ONE)
+    capsys.readouterr()
+    run_here(*command, "--allow_partial", code=1)
+    assert "source shards would be made again" in capsys.readouterr().err
+    assert stamps(tmp_path / "out") == before
+
+
+def test_a_decoder_that_gives_other_layers_ends_the_job(
+    quick: tuple[Path, Path],
+    small_input: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A recipe with a wrong digest stands for a library that decodes in another way."""
+    recipe = changed(quick[1], tmp_path / "recipe", {"layer_digest": lambda old: bytes(8)})
+    command = ("generate", "--recipe", recipe, "--input", small_input, "--output", tmp_path / "out")
+    run_here(*command, *ONE, code=1)
+    error = capsys.readouterr().err
+    assert "gives another layer than the recipe's" in error
+    assert f"pillow {Image.__version__}" in error
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+Change = Callable[[Any], Any]
+
+
+def changed(
+    recipe: Path, target: Path, columns: dict[str, Change], metadata: Change | None = None
+) -> Path:
+    """Writes a recipe whose first accepted row, or metadata, is another, with a right checksum."""
+    with pq.ParquetFile(recipe / "recipe.parquet") as file:
+        table, packed = file.read(), file.metadata.metadata[b"in9"]
+    rows = table.to_pylist()
+    row = next(row for row in rows if row["status"] == "accepted")
+    row |= {name: change(row[name]) for name, change in columns.items()}
+    content = json.loads(zlib.decompress(base64.b64decode(packed)))
+    content = content if metadata is None else metadata(content)
+    schema = table.schema.remove_metadata()
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, schema, store_schema=False) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema))
+        packed = base64.b64encode(zlib.compress(json.dumps(content).encode()))
+        writer.add_key_value_metadata({b"in9": packed, b"seal": SEAL})
+    data = buffer.getvalue()
+    position, digest = checksum(data)
+    target.mkdir(exist_ok=True)
+    (target / "recipe.parquet").write_bytes(data[:position] + digest + data[position + 64 :])
+    return target
+
+
+def without(name: str) -> Change:
+    return lambda content: {key: value for key, value in content.items() if key != name}
+
+
+def with_flag(name: str, value: object) -> Change:
+    return lambda content: {**content, "config": {**content["config"], name: value}}
+
+
+HOSTILE: dict[str, tuple[dict[str, Change], Change | None]] = {
+    "its path leads out": ({"path": lambda old: f"../../{old}"}, None),
+    "a text is too long": ({"detail": lambda old: "x" * 1000}, None),
+    "not printable": ({"group": lambda old: "\x1b[31m"}, None),
+    "its status is unknown": ({"status": lambda old: "fine"}, None),
+    "its class is unknown": ({"wnid": lambda old: "n00000000"}, None),
+    "impossible size": ({"width": lambda old: 2**31 - 1, "height": lambda old: 2**31 - 1}, None),
+    "too narrow": (
+        {
+            "width": lambda old: 1,
+            "height": lambda old: 10**7,
+            "native_box": lambda old: [0, 0, 1, 1],
+        },
+        None,
+    ),
+    "its box is not in its picture": ({"native_box": lambda old: [0, 0, 10**6, 10**6]}, None),
+    "no four corners": ({"native_box": lambda old: [0] * 1000}, None),
+    "its runs have": ({"mask": lambda old: old + old}, None),
+    "no list of run lengths": ({"mask": lambda old: b"\xff" * 1000}, None),
+    "it has no mask": ({"mask": lambda old: None}, None),
+    "not finite": ({"mask_over_box": lambda old: float("nan")}, None),
+    "lacks what that needs": ({"layer_digest": lambda old: None}, None),
+    "no such number": ({"object": lambda old: 3}, None),
+    "share keys": (
+        {},
+        lambda content: {
+            **content,
+            "images": {"val": {**content["images"]["val"], "listed": 10**9}},
+        },
+    ),
+    "missing required field": ({}, without("shards")),
+    "image_size": ({}, with_flag("image_size", 10**9)),
+    "Expected `int`": ({}, with_flag("seed", "zero")),
+    "its classes are not": ({}, with_flag("taxonomy", "2 superclasses")),
+    "is not the path of": (
+        {},
+        lambda content: {**content, "files": [{**content["files"][0], "path": "../x"}]},
+    ),
+    "it was made by stages": ({}, lambda content: {**content, "stages": {"segment": 99}}),
+    "without masks": ({}, with_flag("origin", "imported")),
+}
+
+
+@pytest.mark.parametrize("fault", HOSTILE)
+def test_hostile_recipes_are_refused_in_one_line(
+    quick: tuple[Path, Path],
+    small_sample: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    fault: str,
+) -> None:
+    columns, metadata = HOSTILE[fault]
+    recipe = changed(quick[1], tmp_path / "recipe", columns, metadata)
+    command = (
+        "generate",
+        "--recipe",
+        recipe,
+        "--input",
+        small_sample,
+        "--output",
+        tmp_path / "out",
+    )
+    line = refusal(capsys, *command)
+    assert "recipe.parquet cannot be used: " in line
+    assert fault in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_each_region_of_the_file_is_sealed(
+    quick: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (quick[1] / "recipe.parquet").read_bytes()
+    folder = tmp_path / "recipe"
+    folder.mkdir()
+    places = [*range(0, len(whole), len(whole) // 60), *range(-70, 0)]
+    damaged = [whole[:n] + bytes([whole[n] ^ 4]) + whole[n + 1 or len(whole) :] for n in places]
+    for data in (*damaged, whole[:-1], whole[: len(whole) // 2], whole + b"x", b"", b"PAR1"):
+        (folder / "recipe.parquet").write_bytes(data)
+        line = refusal(capsys, "generate", "--recipe", folder, "--output", tmp_path / "out")
+        assert "recipe.parquet cannot be used: " in line
+    assert "there is no" in refusal(
+        capsys, "generate", "--recipe", tmp_path / "none", "--output", tmp_path / "out"
+    )
+
+
+def test_flags_that_contradict_a_recipe_are_refused_by_name(
+    quick: tuple[Path, Path],
+    small_sample: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ("generate", "--recipe", quick[1], "--input", small_sample)
+    command = (*command, "--output", tmp_path / "out")
+    line = refusal(capsys, *command, "--jpeg_quality", 90, "--formats", "parquet")
+    assert "--jpeg_quality=90 (the recipe has 95)" in line
+    assert "--formats" not in line
+    assert "--overwrite config" in line
+    # The default of a flag is a value like any other if it is given.
+    line = refusal(capsys, *command, "--image_size", 224, "--resize", 256, "--overwrite", "config")
+    assert "--image_size=224 (the recipe has 64)" in line
+    assert "--overwrite config" not in line
+    assert "--annotations" in refusal(capsys, *command, "--annotations", small_sample)
+    assert "--recipe" in refusal(
+        capsys, "generate", "--output", tmp_path / "out", "--allow_partial"
+    )
+
+
+def test_code_that_a_recipe_names_is_not_imported(
+    quick: tuple[Path, Path],
+    small_sample: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "mine_to_run.py").write_text(
+        "import numpy as np\n\n\ndef left(image, box):\n"
+        "    mask = np.zeros(image.shape[:2], bool)\n    mask[:, : box.xmax] = True\n"
+        "    return mask\n\n\ndef plain(layer):\n    return layer.image\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = ("--segmenter", "python:mine_to_run:left", "--variants", "all,python:mine_to_run:plain")
+    output = tmp_path / "out"
+    small = (*QUICK[2:], *SHARDS, *ONE, "--limit", 1, "--own_background")
+    run_here("generate", "--input", small_sample, "--output", output, *small, *own)
+    recipe = export(output, tmp_path / "recipe")
+    command = ("generate", "--recipe", recipe, "--input", small_sample)
+    command = (*command, "--output", tmp_path / "again", *ONE)
+    sys.modules.pop("mine_to_run")
+    assert "python:mine_to_run:plain" in refusal(capsys, *command)
+    assert "mine_to_run" not in sys.modules
+    for flags, missing in ((own[2:], "segmenter"), (own[:2], "variants")):
+        assert f"give --{missing}" in refusal(capsys, *command, *flags)
+    run_here(*command, *own)
+    assert results_of(tmp_path / "again") == results_of(output)
+
+
+def test_what_has_no_recipe_is_refused(
+    small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make = ("generate", "--input", small_sample, "--output", tmp_path / "out", *ONE)
+    export_it = ("export", "--dataset", tmp_path / "out", "--layout", "recipe", "--to")
+    run_here(*make, *QUICK, "--layers", "drop", "--variants", "original")
+    assert "fg_mask" in refusal(capsys, *export_it, tmp_path / "r")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    run_here(*make, *QUICK, "--overwrite", "config,rebuild")
+    assert "is not empty" in refusal(capsys, *export_it, tmp_path / "full")
+    assert "lies inside" in refusal(capsys, *export_it, tmp_path / "out" / "r")
+    assert "leave --split out" in refusal(capsys, *export_it, tmp_path / "r", "--split", "val")
+    whole = ("--selection", "in9l", "--formats", "parquet")
+    run_here("generate", "--input", small_sample, "--output", tmp_path / "l", *whole, *ONE)
+    in9l = ("export", "--dataset", tmp_path / "l", "--layout", "recipe", "--to", tmp_path / "r")
+    assert "in9l" in refusal(capsys, *in9l)
