@@ -29,6 +29,7 @@ from pipeline.dataset.manifest import (
 from pipeline.dataset.records import DATA_FOLDERS
 from pipeline.display.panel import find_samples
 from pipeline.errors import JobError, UsageError, counted, did_you_mean
+from pipeline.inputs.recipe import RECIPE
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.released.export import (
     EXPORT_FOLDER,
@@ -37,6 +38,7 @@ from pipeline.released.export import (
     export_split,
     find_clashes,
 )
+from pipeline.released.write_recipe import write_recipe
 from pipeline.report.write import REPORT, write_report, write_tables
 from pipeline.runtime.lock import (
     DATASET_LOCK,
@@ -73,7 +75,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         export_figure(dataset, arguments.split, arguments.images, arguments.to)
         return 0
     target = Store.at(arguments.to)
-    _check(dataset, target)
+    _check(dataset, target, is_ours=target.has_folder(EXPORT_FOLDER))
     selected = selected_rows(dataset, arguments.split)
     exporting = ExportPlan(
         dataset=dataset,
@@ -110,26 +112,23 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 def export_recipe(dataset: Dataset, arguments: argparse.Namespace) -> int:
     """Runs `in9 export --layout recipe`; returns the exit code. Raises like `run_export`."""
-    from pipeline.inputs.recipe import RECIPE
-    from pipeline.released.write_recipe import write_recipe
-
     if flags := [flag for flag in ("images", "split") if flag in arguments.given]:
         raise UsageError(f"a recipe is of all images of all splits; leave --{flags[0]} out")
     target = Store.at(arguments.to)
+    _check(dataset, target, is_ours=target.exists(RECIPE))
     file, masks = write_recipe(dataset, target)
-    images = sum(counts["listed"] for counts in dataset.manifest.images.values())
-    print(f"{counted(images, 'image')}, {counted(masks, 'mask')}, {file.bytes} bytes")
-    print(f"recipe: {target.path(RECIPE)} of dataset {dataset.manifest.fingerprint[:12]}")
+    name = f"recipe: {target.path(RECIPE)} of dataset {dataset.manifest.fingerprint[:12]}"
+    print(f"{counted(masks, 'mask')}, {file.bytes} bytes\n{name}")
     return 0
 
 
-def _check(dataset: Dataset, target: Store) -> None:
+def _check(dataset: Dataset, target: Store, *, is_ours: bool) -> None:
     target.refuse_file("--to")
     if is_below(target.root, dataset.store.root):
         raise UsageError(f"--to {target.root} lies inside --dataset {dataset.store.root}")
     if target.exists(MANIFEST):
         raise UsageError(f"--to {target.root} is a dataset; choose another folder")
-    if not target.has_folder(EXPORT_FOLDER) and not target.is_empty():
+    if not is_ours and not target.is_empty():
         raise UsageError(
             f"--to {target.root} is not empty and holds no export; choose another folder"
         )

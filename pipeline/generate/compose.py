@@ -127,7 +127,7 @@ class LayerSource:
         """Reads the layer of an image, or the bytes to cut it from, and its backgrounds."""
         layer: Layer | SourceBytes
         if image.planned.tar is None:
-            layer = _source(image.planned)
+            layer = _source(image.planned, image.planned.mask)
         else:
             decode = functools.partial(decode_layer, box=image.row.box or ())
             layer = self._decoded(image.planned.tar, layer_ranges(vars(image.row)), decode)
@@ -139,11 +139,8 @@ class LayerSource:
             assert self.scenes is not None
             return self.scenes.picture(background)
         if background.tar is None:
-            # A background needs no mask of a recipe, which has its boxes.
-            is_of_recipe = self.recipe is not None
-            return _source(
-                dataclasses.replace(background, mask=None) if is_of_recipe else background
-            )
+            # A recipe's boxes are enough to cut a background.
+            return _source(background, None if self.recipe else background.mask)
         ranges = [(background.offset, background.length)]
         return self._decoded(background.tar, ranges, decode_image)
 
@@ -170,16 +167,13 @@ class LayerSource:
 
     def _cut(self, image: SelectedImage, source: SourceBytes) -> Layer:
         """Cuts an image again."""
-        planned = image.planned
-        if self.recipe is not None:
-            along = self.cutter.cut_along(source.image, image.row, source.mask or b"")
-            if along is None:
-                raise self.recipe.other_layer(source.location)
-            return along
-        layer = next(
-            (cut.layer for cut in self.cutter.cut(source) if cut.number == source.number), None
-        )
-        if layer is None or layer_digest(layer) != planned.layer_digest:
+        layer: Layer | None
+        if self.recipe is None:
+            cuts = self.cutter.cut(source)
+            layer = next((cut.layer for cut in cuts if cut.number == source.number), None)
+        else:
+            layer = self.cutter.cut_along(source.image, image.row, source.mask or b"")
+        if layer is None or layer_digest(layer) != image.planned.layer_digest:
             raise self._changed(source)
         return layer
 
@@ -192,13 +186,15 @@ class LayerSource:
         """
         # The number depends on the storage of the input, which may differ from the dataset's.
         ahead = reads_ahead(os.fsdecode(images[0].planned.source)) if images else 0
-        for image, source in read_ahead(lambda image: _source(image.planned), images, ahead):
+        for image, source in read_ahead(lambda image: _source(image.planned, None), images, ahead):
             whole = self.cutter.crop(source)
             if whole.image is None or whole.digest != image.planned.layer_digest:
                 raise self._changed(source)
             yield image, whole.image
 
     def _changed(self, source: SourceBytes) -> JobError:
+        if self.recipe is not None:
+            return self.recipe.other_layer(source.location)
         return JobError(
             f"{shown(source.location)} gives another layer than before, because "
             "the file or a library has changed. Remove "
@@ -217,9 +213,9 @@ class LayerSource:
             raise self._changed(source) from error
 
 
-def _source(planned: PlannedImage) -> SourceBytes:
-    """Reads the files that an accepted image was cut from."""
-    files = (planned.annotation, planned.mask)
+def _source(planned: PlannedImage, its_mask: bytes | None) -> SourceBytes:
+    """Reads the files that an accepted image was cut from, and the mask at a location."""
+    files = (planned.annotation, its_mask)
     annotation, mask = (None if file is None else os.fsdecode(file) for file in files)
     return read_source(os.fsdecode(planned.source), annotation, mask, planned.object or 0)
 

@@ -52,8 +52,6 @@ def by_content(
     counts = Counter(image.key for image in images)
 
     def rank(image: SourceImage) -> tuple[str, str, str]:
-        if isinstance(image, RecipeImage):
-            return image.key, image.source_md5, image.wnid
         known = know(contents_of(image)[0]) if counts[image.key] > 1 else None
         return image.key, known.md5 if known else "", image.wnid
 
@@ -215,7 +213,7 @@ class Cutter:
           The identity; None if a content is not known.
         """
         if isinstance(image, RecipeImage):
-            return Identity(image.digest, image.source_md5)
+            return Identity(image.digest, image.md5 or "")
         contents = contents_of(image)
         picture, boxes, mask = known = [each and know(each) for each in contents]
         if picture is None or known.count(None) > contents.count(None):

@@ -63,7 +63,7 @@ def list_split(
         else:
             listed, extra = job.recipe.list_images(layout)
             count("pictures_not_in_recipe", extra)
-            told = job.recipe.listing.images[split]
+            told = job.recipe.manifest.images[split]
             passed_over = {**told, "outside": told["outside_taxonomy"]}
             images = tuple(listed)
     except PermissionError as error:
@@ -227,7 +227,7 @@ class IdentifySources(JobStep):
             return image
         for file in image.files:
             content = Content(file.path, None, file.md5, file.stamp)
-            if checksums.identify(content).md5 == image.source_md5:
+            if checksums.identify(content).md5 == image.md5:
                 return replace(image, path=file.path, files=())
         assert self.job.recipe is not None
         rows = [each for each in self.job.recipe.read([image])[image.place] if each.mask]

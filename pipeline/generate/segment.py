@@ -125,8 +125,8 @@ class SegmentShard(JobStep):
         if file is not None:
             accepted = sum(row.status == ACCEPTED for row in rows)
             files.append(FileDigest(tar_path, file.size, file.sha256, accepted))
-        elif recipe is not None and counts == recipe.listing.shards.get(split):
-            files += [digest for digest in recipe.listing.files if digest.path == tar_path]
+        elif recipe is not None and counts == recipe.manifest.shards.get(split):
+            files += [digest for digest in recipe.manifest.files if digest.path == tar_path]
         rows.sort(key=operator.attrgetter("rank"))
         table = pa.Table.from_pylist(list(map(vars, rows)), RECORD_SCHEMA)
         tally.note()

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import functools
 import hashlib
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -29,7 +28,6 @@ from pipeline.dataset.records import (
     RECORD_SCHEMA,
     ImageRow,
     Row,
-    is_layer_tar,
 )
 from pipeline.errors import JobError, UsageError, one_line
 from pipeline.inputs.annotations import annotation_of
@@ -42,6 +40,7 @@ from pipeline.storage.store import WORK_FOLDER
 from transforms.annotations import Annotation, Box
 from transforms.codec import MAX_PIXELS, check_narrow
 from transforms.filters import FILTER_RESIZE, Reason, is_valid_key
+from transforms.hashing import text_bytes
 from transforms.masks import decode_runs
 from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
 
@@ -84,7 +83,7 @@ def checksum(data: bytes) -> tuple[int, bytes]:
     """Returns (position of a recipe's checksum in its bytes, the checksum that they must have)."""
     position = data.rfind(SEAL[:7]) + 7
     unsealed = data[:position] + SEAL[7:] + data[position + 64 :]
-    return position, hashlib.sha256(unsealed).hexdigest().encode("ascii")
+    return position, text_bytes(hashlib.sha256(unsealed).hexdigest())
 
 
 class RecipeRow(NamedTuple):
@@ -103,7 +102,7 @@ class RecipeImage(SourceImage):
     """An image of a recipe. `path` is empty if its picture is not there, or is not needed.
 
     Attributes:
-      source_digest, source_md5: its columns in the record.
+      source_digest: its column in the record; `md5` is its `source_md5`.
       place: where its rows are in the recipe.
       status: `accepted` if any row is, else that of the first row.
       is_needed: whether its picture must be there.
@@ -112,7 +111,6 @@ class RecipeImage(SourceImage):
     """
 
     source_digest: str
-    source_md5: str
     place: Place
     status: str
     is_needed: bool
@@ -131,12 +129,12 @@ class Recipe:
 
     Attributes:
       path: absolute path of the file.
-      listing: manifest of the dataset. If it has no layers, the files include the tars that its
+      manifest: manifest of the dataset. If it has no layers, the files include the tars that its
         records name.
     """
 
     path: str
-    listing: Manifest
+    manifest: Manifest
 
     @classmethod
     def open(cls, path: str) -> Recipe:
@@ -154,14 +152,12 @@ class Recipe:
             position, expected = checksum(data)
             if data[position : position + 64] != expected:
                 raise ValueError("it is damaged: its checksum differs")
-            del data
             with open_parquet(path, FLAG) as file:
                 packed = base64.b64decode((file.metadata.metadata or {}).get(METADATA_KEY, b""))
                 content = zlib.decompressobj().decompress(packed, _MAX_METADATA)
                 recipe = cls(path, Manifest.from_json(content))
-                if fault := _fault(recipe, file.schema_arrow):
-                    raise ValueError(fault)
-            for split in recipe.listing.config.split:
+                recipe.check(file.schema_arrow)
+            for split in recipe.manifest.config.split:
                 recipe.images(split)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(f"{FLAG}: there is no {path}") from error
@@ -169,21 +165,32 @@ class Recipe:
             raise UsageError(f"{FLAG} {path} cannot be used: {one_line(error)}") from error
         return recipe
 
-    @functools.cached_property
-    def manifest(self) -> Manifest:
-        """The manifest of the dataset."""
-        files = (f for f in self.listing.files if self.has_layers or not is_layer_tar(f.path))
-        return dataclasses.replace(self.listing, files=tuple(files))
+    def check(self, schema: pa.Schema) -> None:
+        """Checks all but the rows. Raises ValueError for what no recipe may say."""
+        config, taxonomy = self.manifest.config, self.manifest.taxonomy
+        ours = stage_versions(config)
+        faults = {
+            "it is of a dataset without masks": config.is_imported
+            or config.segment.keeps_image_whole,
+            "its columns have other names or types": schema.remove_metadata()
+            != recipe_schema(has_layers=self.has_layers),
+            "its classes are not those of its configuration": config.taxonomy
+            != (taxonomy and taxonomy.description),
+            f"it was made by stages {self.manifest.stages}, and this release has {ours}; use the "
+            "release that made it": self.manifest.stages != ours,
+        }
+        if fault := next((fault for fault, is_there in faults.items() if is_there), ""):
+            raise ValueError(fault)
 
     @property
     def has_layers(self) -> bool:
         """Whether the dataset has layers, so that every accepted image has a mask."""
-        return self.listing.config.layers == "keep"
+        return self.manifest.config.layers == "keep"
 
     @property
     def taxonomy(self) -> Taxonomy:
         """The dataset's classes and superclasses."""
-        return self.listing.taxonomy or imagenet9()
+        return self.manifest.taxonomy or imagenet9()
 
     def images(self, split: str) -> list[RecipeImage]:
         """Lists the images of a split in the recipe's order, and checks their rows.
@@ -199,7 +206,7 @@ class Recipe:
                 row, mask = self._row(values)
                 is_accepted, last = row.status == ACCEPTED, images[-1] if images else None
                 lacks_mask = is_accepted and self.has_layers and mask is None
-                fault = _fault_of_row(row, mask, last, self.listing.config.segment)
+                fault = _fault_of_row(row, mask, last, self.manifest.config.segment)
                 if fault := fault or "it has no mask" * lacks_mask:
                     raise ValueError(f"row {number} of row group {group}: {fault}")
                 if row.is_first or last is None:
@@ -211,7 +218,7 @@ class Recipe:
                         label=OUTSIDE if row.label is None else row.label,
                         group=row.group or "",
                         source_digest=row.source_digest or "",
-                        source_md5=row.source_md5 or "",
+                        md5=row.source_md5,
                         place=(group, number, 1),
                         status=row.status,
                         is_needed=mask is not None,
@@ -225,7 +232,7 @@ class Recipe:
                         is_needed=last.is_needed or mask is not None,
                     )
         accepted = [image.key for image in images if image.status == ACCEPTED]
-        listed = self.listing.images[split]["listed"]
+        listed = self.manifest.images[split]["listed"]
         if len(images) != listed or len(accepted) > len(set(accepted)):
             raise ValueError(f"its images of {split} share keys, or are not as many as it says")
         return images
@@ -296,31 +303,15 @@ class Recipe:
 
     def other_layer(self, location: str) -> JobError:
         """Returns the error for a picture that has the recipe's MD5, but gives another layer."""
-        ours, theirs = (
-            ", ".join(f"{name} {version}" for name, version in sorted(libraries.items()))
-            for libraries in (library_versions(), self.listing.libraries)
-        )
         return JobError(
-            f"{shown(location)} gives another layer than the recipe's. Here are {ours}; the recipe "
-            f"was made with {theirs}. Install these and run the same command again"
+            f"{shown(location)} gives another layer than the recipe's. Here is "
+            f"{_versions(library_versions())}; the recipe was made with "
+            f"{_versions(self.manifest.libraries)}. Install that and run the same command again"
         )
 
 
-def _fault(recipe: Recipe, schema: pa.Schema) -> str:
-    """Returns what is wrong with a recipe, apart from its rows; "" if nothing is."""
-    config, taxonomy = recipe.listing.config, recipe.listing.taxonomy
-    if config.is_imported or config.segment.keeps_image_whole:
-        return "it is of a dataset without masks"
-    ours = stage_versions(config)
-    faults = {
-        "its columns have other names or types": schema.remove_metadata()
-        != recipe_schema(has_layers=recipe.has_layers),
-        "its classes are not those of its configuration": config.taxonomy
-        != (taxonomy and taxonomy.description),
-        f"it was made by stages {recipe.listing.stages}, and this release has {ours}; use the "
-        "release that made it": recipe.listing.stages != ours,
-    }
-    return next((fault for fault, is_there in faults.items() if is_there), "")
+def _versions(libraries: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in libraries.items())
 
 
 def _fault_of_row(
@@ -330,11 +321,12 @@ def _fault_of_row(
     texts = (row.key, row.path, row.wnid, row.detail, row.group)
     width, height = row.width or 0, row.height or 0
     boxes = [box for box in (row.native_box, row.box) if box is not None]
+    has_corners = all(len(box) == 4 and None not in box for box in boxes)
     numbers = [x for x in (row.mask_over_box, row.fg_fraction) if x is not None]
     is_accepted, number = row.status == ACCEPTED, row.object or 0
-    if any(len(box) != 4 or None in box for box in boxes):
-        return "a box has no four corners"
-    xmin, ymin, xmax, ymax = row.native_box or (0, 0, 0, 0)
+    xmin, ymin, xmax, ymax = row.native_box if row.native_box and has_corners else (0, 0, 0, 0)
+    has_size = min(width, height) >= 1 and width * height <= MAX_PIXELS
+    resize = max(config.resize, FILTER_RESIZE)
     faults = {
         "a text is too long, or not printable": any(
             len(text) > _MAX_TEXT or not text.isprintable() for text in texts if text
@@ -343,9 +335,10 @@ def _fault_of_row(
         "its status is unknown": row.status not in {ACCEPTED, *Reason},
         "its class is unknown": row.wnid is not None and row.label is None,
         "it has no digest": None in (row.source_md5, row.source_digest),
+        "a box has no four corners": not has_corners,
         "a number is not finite": not all(map(math.isfinite, numbers)),
-        "its object has no such number": (row.object is not None) != (config.objects == "each")
-        or number < 0,
+        "its object has no such number": number < 0
+        or (row.object is not None) != (config.objects == "each"),
         "its image is not the one before": number > 1
         and (
             last is None
@@ -359,14 +352,14 @@ def _fault_of_row(
             or not is_valid_key(row.key)
             or row.object == 0
         ),
-        "its picture has an impossible size": is_accepted
-        and (min(width, height) < 1 or width * height > MAX_PIXELS),
+        "its picture has an impossible size": is_accepted and not has_size,
+        "its picture is too narrow": is_accepted
+        and has_size
+        and config.crop != "pad"
+        and check_narrow(width, height, resize) != "",
+        "its box is not in its picture": is_accepted
+        and not (0 <= xmin < xmax <= width and 0 <= ymin < ymax <= height),
     }
-    if fault := next((fault for fault, is_there in faults.items() if is_there), ""):
-        return fault
-    if is_accepted and not (0 <= xmin < xmax <= width and 0 <= ymin < ymax <= height):
-        return "its box is not in its picture"
     if mask is not None:
         decode_runs(mask, config.image_size)
-    narrow = is_accepted and config.crop != "pad"
-    return check_narrow(width, height, max(config.resize, FILTER_RESIZE)) if narrow else ""
+    return next((fault for fault, is_there in faults.items() if is_there), "")

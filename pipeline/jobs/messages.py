@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 
 from pipeline.analyses import ANALYSES
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.manifest import MANIFEST, Manifest
+from pipeline.dataset.records import is_layer_tar
 from pipeline.errors import counted
 from pipeline.runtime.progress import bytes_written, stage_seconds
 from transforms.filters import Reason
-from transforms.hashing import text_digest
 
 _MODEL_STAGES = tuple(analysis for analysis in ANALYSES if analysis.runs_models)
 _STAGES = (
@@ -28,6 +29,11 @@ _CUT = {
     "images_segmented": "segmented",
 }
 """What became of new images, by counter; a job has one of these."""
+_PICTURES = {
+    "pictures_in_other_files": "in other files, with the same pixels",
+    "pictures_not_in_recipe": "of the input not in the recipe: ignored",
+}
+"""What became of the pictures of a recipe's input, by counter."""
 _NAMED = 3
 """The most reasons to name."""
 _SHARE = 0.05
@@ -173,37 +179,34 @@ def describe_recipe(recipe: Manifest, dataset: Manifest, counters: Mapping[str, 
       dataset: manifest of the dataset.
       counters: the job's counters.
     """
-    others, extra = (
-        counters.get(f"pictures_{name}", 0) for name in ("in_other_files", "not_in_recipe")
-    )
-    lines = []
-    if others:
-        lines.append(f"{counted(others, 'picture')} in other files, with the same pixels")
-    if extra:
-        lines.append(f"{counted(extra, 'picture')} of the input not in the recipe: ignored")
+    lines = [
+        f"{counted(counters[name], 'picture')} {text}"
+        for name, text in _PICTURES.items()
+        if name in counters
+    ]
     if dataset.config != recipe.config:
-        return [*lines, "a dataset of its own, from the recipe's masks"]
+        return [*lines, "this is a dataset of its own, from the recipe's masks"]
     ours, theirs = ({file.path: file.sha256 for file in m.files} for m in (dataset, recipe))
-    ours[MANIFEST], theirs[MANIFEST] = (
-        text_digest(m.to_json().decode()) for m in (dataset, recipe)
-    )
-    differ = sorted(
-        path for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path)
-    )
+    dropped = recipe.config.layers == "drop"
+    paths = [path for path in {**ours, **theirs} if not (dropped and is_layer_tar(path))]
+    differ = [path for path in sorted(paths) if ours.get(path) != theirs.get(path)]
+    if dataset != dataclasses.replace(recipe, files=dataset.files):
+        differ.append(MANIFEST)
     if not differ:
-        return [*lines, f"all {len(ours)} files are the recipe's, byte for byte"]
+        return [*lines, f"all {len(paths)} files and the manifest are the recipe's, byte for byte"]
     kinds = Counter(path.rpartition("/")[0].partition("/")[0] or path for path in differ)
-    lines.append(
-        f"{len(differ)} of {len(theirs)} files differ from the recipe's ("
-        f"{', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}): "
-        f"{', '.join(differ[:_NAMED])}"
-    )
-    libraries = [
-        f"{name} {version} (recipe: {recipe.libraries.get(name)})"
+    libraries = ", ".join(
+        f"{name} {version} instead of {recipe.libraries.get(name)}"
         for name, version in dataset.libraries.items()
         if recipe.libraries.get(name) != version
+    )
+    return [
+        *lines,
+        f"{len(differ)} files are not the recipe's, byte for byte ("
+        f"{', '.join(f'{number} {kind}' for kind, number in kinds.items())}): "
+        f"{', '.join(differ[:_NAMED])}{', ...' * (len(differ) > _NAMED)}",
+        f"made with {libraries or 'the same libraries'}",
     ]
-    return [*lines, *([f"made with {', '.join(libraries)}"] if libraries else [])]
 
 
 def _describe_shards(counters: dict[str, int]) -> list[str]:

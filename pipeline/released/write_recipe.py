@@ -32,13 +32,9 @@ from pipeline.inputs.recipe import (
     checksum,
     recipe_schema,
 )
-from pipeline.storage.files import is_below
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
 from transforms.codec import decode_mask
 from transforms.masks import encode_runs
-
-_LEVEL = 19
-"""Level of zstd, which makes masks a tenth smaller than the default level."""
 
 
 def write_recipe(dataset: Dataset, target: Store) -> tuple[FileDigest, int]:
@@ -48,8 +44,7 @@ def write_recipe(dataset: Dataset, target: Store) -> tuple[FileDigest, int]:
       (digest of `recipe.parquet`, number of masks in it).
 
     Raises:
-      UsageError: the dataset has no masks, the folder holds something else, or the dataset says
-        what no recipe may say.
+      UsageError: the dataset has no masks, or says what no recipe may say.
       JobError: a file of the dataset is missing or damaged.
     """
     config, has_layers = dataset.manifest.config, dataset.manifest.config.layers == "keep"
@@ -61,17 +56,12 @@ def write_recipe(dataset: Dataset, target: Store) -> tuple[FileDigest, int]:
     }
     if why := next((why for why, holds in refusals.items() if holds), ""):
         raise UsageError(f"--layout recipe: {dataset.store.root} has no masks, because {why}")
-    target.refuse_file("--to")
-    if is_below(target.root, dataset.store.root):
-        raise UsageError(f"--to {target.root} lies inside --dataset {dataset.store.root}")
-    if not target.exists(RECIPE) and not target.is_empty():
-        raise UsageError(f"--to {target.root} is not empty and holds no recipe")
     schema, buffer, masks = recipe_schema(has_layers=has_layers), io.BytesIO(), 0
     with pq.ParquetWriter(
         buffer,
         schema,
         compression="zstd",
-        compression_level=_LEVEL,
+        compression_level=19,  # A tenth smaller than by default.
         use_dictionary=False,  # Digests do not repeat, and zstd sees what does.
         write_statistics=False,
         store_schema=False,
@@ -130,13 +120,12 @@ def _rows(dataset: Dataset, split: str, shard: int) -> Iterator[Row]:
 
 def _readme(dataset: Dataset, masks: int) -> str:
     manifest = dataset.manifest
-    listed = sum(images["listed"] for images in manifest.images.values())
     versions = ", ".join(f"{name} {version}" for name, version in manifest.libraries.items())
     return "\n".join(
         [
             f"# Recipe of dataset {manifest.fingerprint[:12]}",
             "",
-            f"`{RECIPE}` holds no pixel. It names {listed} images by MD5, and has {masks} masks. "
+            f"`{RECIPE}` holds no pixel. It names every picture by its MD5, and has {masks} masks. "
             "Whoever has the pictures makes the same dataset from it, in any layout of the "
             "pictures, without annotations and without segmenting:",
             "",
