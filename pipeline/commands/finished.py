@@ -117,8 +117,10 @@ def export_recipe(dataset: Dataset, arguments: argparse.Namespace) -> int:
     target = Store.at(arguments.to)
     _check(dataset, target, is_ours=target.exists(RECIPE))
     file, masks = write_recipe(dataset, target)
-    name = f"recipe: {target.path(RECIPE)} of dataset {dataset.manifest.fingerprint[:12]}"
-    print(f"{counted(masks, 'mask')}, {file.bytes} bytes\n{name}")
+    print(
+        f"recipe: {target.path(RECIPE)} of dataset {dataset.manifest.fingerprint[:12]}, "
+        f"{counted(masks, 'mask')}, {file.bytes} bytes"
+    )
     return 0
 
 

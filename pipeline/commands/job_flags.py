@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 
 from pipeline.analyses import ANALYSES
-from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
+from pipeline.dataset.config import DatasetConfig, SegmentConfig
 from pipeline.dataset.folder import Dataset, sample_folder
 from pipeline.dataset.manifest import PREVIOUS_MANIFEST, Manifest, read_manifest
 from pipeline.dataset.records import DATA_FOLDERS
@@ -43,14 +43,8 @@ from transforms.segmentation import takes_masks
 from transforms.taxonomy import Taxonomy, imagenet9
 from transforms.variants import EXTERNAL, OF_WHOLE_IMAGES, select_variants
 
-_OF_LISTS = ("exclude", "include", "taxonomy")
-_OF_FILES = (*_OF_LISTS, "backgrounds", "segmenter_parameters")
-"""Parts of a configuration that are digests of files."""
-_OF_COMPOSING = {
-    *{field.name for field in dataclasses.fields(ComposeConfig)},
-    *("images_per_shard", "layers"),
-}
-"""Flags of a dataset that decide nothing about its masks."""
+_OF_FILES = ("exclude", "include", "taxonomy")
+"""Flags that name files, of which a dataset's configuration has digests."""
 
 
 def evaluation_from_flags(
@@ -225,31 +219,34 @@ def _recipe_config(
       UsageError: a flag contradicts the recipe, or must be given with it.
     """
     told, given = recipe.manifest.config, arguments.given
-    kept = {n: value for n, value in told.flags().items() if n not in (*given, *_OF_FILES)}
+    named_anew = {*given, *_OF_FILES, "backgrounds", "segmenter_parameters"}
+    kept = {name: value for name, value in told.flags().items() if name not in named_anew}
     for flag, names in (
         ("variants", told.compose.variants),
         ("segmenter", [told.segment.segmenter]),
     ):
-        named = [name.partition("@")[0] for name in names if name.startswith(PREFIX)]
-        if named and flag in kept:
+        code = [name.partition("@")[0] for name in names if name.startswith(PREFIX)]
+        if code and flag in kept:
             raise UsageError(
-                f"the recipe names {named[0]}, and functions are only imported if you name them, "
+                f"the recipe names {code[0]}, and functions are only imported if you name them, "
                 f"too: give --{flag}"
             )
     if told.compose.backgrounds and not arguments.backgrounds:
         raise UsageError(
             "the recipe's mixed_external needs its scenes: name them with --backgrounds"
         )
-    if "variants" in kept:
-        kept["variants"] = tuple(name for name in told.compose.variants if name != EXTERNAL)
     merged = argparse.Namespace(**{**vars(arguments), **kept})
+    # It is added again with --backgrounds.
+    merged.variants = tuple(name for name in merged.variants if name != EXTERNAL)
     config = dataclasses.replace(
         _dataset_config(merged, taxonomy),
-        **{name: getattr(told, name) for name in _OF_LISTS if name not in given},
+        **{name: getattr(told, name) for name in _OF_FILES if name not in given},
     )
     differing = told.differing_flags(config)
     # What was decided before the masks were made, or for lack of masks, cannot be decided anew.
-    may_differ = recipe.has_layers and set(differing) <= _OF_COMPOSING
+    may_differ = recipe.has_layers and set(differing) <= {
+        *(*vars(told.compose), "images_per_shard", "layers")
+    }
     if differing and not (may_differ and "config" in arguments.overwrite):
         was, now = told.flags(), config.flags()
         changes = (f"--{n}={shown(now[n])} (the recipe has {shown(was[n])})" for n in differing)

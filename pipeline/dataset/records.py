@@ -103,11 +103,6 @@ def layer_tar(split: str, shard: int) -> str:
     return f"layers/{split}-{shard:05d}.tar"
 
 
-def is_layer_tar(path: str) -> bool:
-    """Returns whether a path of a dataset's file is that of a source shard's layers."""
-    return path.startswith("layers/") and path.endswith(".tar")
-
-
 def layer_record(split: str, shard: int) -> str:
     """Returns the path of a source shard's record, which commits the tar."""
     return f"layers/{split}-{shard:05d}.parquet"

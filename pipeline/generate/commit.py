@@ -27,7 +27,7 @@ from pipeline.dataset.manifest import (
     read_manifest,
     stage_versions,
 )
-from pipeline.dataset.records import ACCEPTED, CARD_FILES, DATA_FOLDERS, Record, is_layer_tar
+from pipeline.dataset.records import ACCEPTED, CARD_FILES, DATA_FOLDERS, Record
 from pipeline.errors import JobError, shown_bytes
 from pipeline.generate.scenes import SceneTable
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
@@ -87,7 +87,7 @@ def finish_step(
     store: Store,
     taxonomy: Taxonomy,
     source: str,
-    recipe: Recipe | None,
+    recipe: Recipe | None = None,
 ) -> str:
     """Finishes the dataset; (its fingerprint, unused numbers of moved files) -> the fingerprint."""
     fenced = fenced_for_job(store)
@@ -344,11 +344,11 @@ def merge_shards(
     scenes: SceneTable | None = None
 
     def add_files(record: Record) -> None:
-        files.extend(file for file in record.files if not _is_dropped(config, file.path))
+        files.extend(file for file in record.files if not is_dropped(config, file.path))
         staged = [
             (source, target)
             for target, source in record.locations.items()
-            if source != target and not _is_dropped(config, target)
+            if source != target and not is_dropped(config, target)
         ]
         if staged:
             moves.append(staged)
@@ -411,5 +411,6 @@ def _image_counts(config: DatasetConfig, sums: _ArrivedSplit) -> dict[str, int]:
     }
 
 
-def _is_dropped(config: DatasetConfig, path: str) -> bool:
-    return config.layers == "drop" and is_layer_tar(path)
+def is_dropped(config: DatasetConfig, path: str) -> bool:
+    """Returns whether a dataset lacks a file that its records name."""
+    return config.layers == "drop" and path.startswith("layers/") and path.endswith(".tar")

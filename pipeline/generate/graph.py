@@ -231,10 +231,10 @@ class IdentifySources(JobStep):
                 return replace(image, path=file.path, files=())
         assert self.job.recipe is not None
         rows = [each for each in self.job.recipe.read([image])[image.place] if each.mask]
-        cutter = Cutter(self.config.segment)
         for file in image.files:
             picture = read_location(file.path)
-            if all(cutter.cut_along(picture, row, mask or b"") for row, mask in rows):
+            cut_along = Cutter(self.config.segment).cut_along
+            if all(cut_along(picture, row, mask or b"") for row, mask in rows):
                 count("pictures_in_other_files")
                 return replace(image, path=file.path, files=())
         return replace(image, path="", files=(), lacks=str(Reason.SOURCE_DIFFERS))
@@ -259,10 +259,10 @@ def refuse_lacking(job: GenerateJob, images: Iterable[SourceImage]) -> None:
     if job.allow_partial or not lacking:
         return
     missing = sum(image.lacks == Reason.MISSING_SOURCE for image in lacking)
-    examples = ", ".join(f"{image.name} ({image.lacks})" for image in lacking[:3])
     raise UsageError(
         f"of {counted(len(needed), 'picture')} of the recipe, {missing} missing and "
-        f"{len(lacking) - missing} with other pixels: {examples}"
+        f"{len(lacking) - missing} with other pixels: "
+        f"{', '.join(f'{image.name} ({image.lacks})' for image in lacking[:3])}"
         f"{', ...' * (len(lacking) > 3)}. Nothing was written; name the recipe's "
         "pictures with --input, or add --allow_partial to leave these images out"
     )

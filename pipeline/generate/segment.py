@@ -80,14 +80,18 @@ class SegmentShard(JobStep):
         has_layers = layer_tar(split, shard.shard) in record.locations
         # Among images of the same key, it is the first, because the others are rejected.
         sources = {image.key: image for image in reversed(found.images)}
-        source_of = recipe.sources(found.images) if recipe else lambda row: sources[row.source_key]
         return [
             dataclasses.replace(
                 shard,
                 images=(),
                 segmented=count_sources(rows),
                 record=record,
-                sources=b"" if has_layers else pack_sources(rows, source_of),
+                sources=b""
+                if has_layers
+                else pack_sources(
+                    rows,
+                    recipe.sources(found.images) if recipe else lambda r: sources[r.source_key],
+                ),
             )
         ]
 
@@ -105,8 +109,9 @@ class SegmentShard(JobStep):
         ahead = max((reads_ahead(image.path) for image in found.images), default=0)
         read = functools.partial(_read, previous, found, self.config.segment.objects == "each")
         if recipe is not None:
-            rows_of = recipe.read(found.images)
-            read = functools.partial(_read_and_cut, previous, cutter, recipe, rows_of)
+            read = functools.partial(
+                _read_and_cut, previous, cutter, recipe, recipe.read(found.images)
+            )
         reading = read_ahead(read, images, ahead)
         writing: contextlib.AbstractContextManager[HashingFile | None] = contextlib.nullcontext()
         if not cutter.keeps_image_whole and (recipe is None or recipe.has_layers):

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from pipeline.dataset.config import SegmentConfig, fingerprint
+from pipeline.dataset.config import DatasetConfig, fingerprint
 from pipeline.dataset.manifest import Manifest, library_versions, stage_versions
 from pipeline.dataset.records import (
     ACCEPTED,
@@ -153,8 +153,8 @@ class Recipe:
             if data[position : position + 64] != expected:
                 raise ValueError("it is damaged: its checksum differs")
             with open_parquet(path, FLAG) as file:
-                packed = base64.b64decode((file.metadata.metadata or {}).get(METADATA_KEY, b""))
-                content = zlib.decompressobj().decompress(packed, _MAX_METADATA)
+                packed = (file.metadata.metadata or {}).get(METADATA_KEY, b"")
+                content = zlib.decompressobj().decompress(base64.b64decode(packed), _MAX_METADATA)
                 recipe = cls(path, Manifest.from_json(content))
                 recipe.check(file.schema_arrow)
             for split in recipe.manifest.config.split:
@@ -204,36 +204,34 @@ class Recipe:
                 if values["split"] != split:
                     continue
                 row, mask = self._row(values)
-                is_accepted, last = row.status == ACCEPTED, images[-1] if images else None
-                lacks_mask = is_accepted and self.has_layers and mask is None
-                fault = _fault_of_row(row, mask, last, self.manifest.config.segment)
-                if fault := fault or "it has no mask" * lacks_mask:
+                last = images[-1] if images else None
+                if fault := _fault_of_row(row, mask, last, self.manifest.config):
                     raise ValueError(f"row {number} of row group {group}: {fault}")
                 if row.is_first or last is None:
-                    image = RecipeImage(
-                        key=row.source_key,
-                        path="",
-                        name=row.path,
-                        wnid=row.wnid or "",
-                        label=OUTSIDE if row.label is None else row.label,
-                        group=row.group or "",
-                        source_digest=row.source_digest or "",
-                        md5=row.source_md5,
-                        place=(group, number, 1),
-                        status=row.status,
-                        is_needed=mask is not None,
+                    images.append(
+                        RecipeImage(
+                            key=row.source_key,
+                            path="",
+                            name=row.path,
+                            wnid=row.wnid or "",
+                            label=OUTSIDE if row.label is None else row.label,
+                            group=row.group or "",
+                            source_digest=row.source_digest or "",
+                            md5=row.source_md5,
+                            place=(group, number, 1),
+                            status=row.status,
+                            is_needed=mask is not None,
+                        )
                     )
-                    images.append(image)
                 else:
                     images[-1] = dataclasses.replace(
                         last,
                         place=(*last.place[:2], last.place[2] + 1),
-                        status=ACCEPTED if is_accepted else last.status,
+                        status=ACCEPTED if row.status == ACCEPTED else last.status,
                         is_needed=last.is_needed or mask is not None,
                     )
-        accepted = [image.key for image in images if image.status == ACCEPTED]
-        listed = self.manifest.images[split]["listed"]
-        if len(images) != listed or len(accepted) > len(set(accepted)):
+        keys = [image.key for image in images if image.status == ACCEPTED]
+        if len(keys) > len(set(keys)) or len(images) != self.manifest.images[split]["listed"]:
             raise ValueError(f"its images of {split} share keys, or are not as many as it says")
         return images
 
@@ -315,9 +313,10 @@ def _versions(libraries: Mapping[str, str]) -> str:
 
 
 def _fault_of_row(
-    row: ImageRow, mask: bytes | None, last: RecipeImage | None, config: SegmentConfig
+    row: ImageRow, mask: bytes | None, last: RecipeImage | None, dataset: DatasetConfig
 ) -> str:
     """Returns what is wrong with a row, "" if nothing is; `last` is the image before it."""
+    config = dataset.segment
     texts = (row.key, row.path, row.wnid, row.detail, row.group)
     width, height = row.width or 0, row.height or 0
     boxes = [box for box in (row.native_box, row.box) if box is not None]
@@ -346,6 +345,7 @@ def _fault_of_row(
             != (row.source_key, row.source_digest, number - 1)
         ),
         "it has a mask, and was rejected": mask is not None and not is_accepted,
+        "it has no mask": mask is None and is_accepted and dataset.layers == "keep",
         "it was accepted, and lacks what that needs": is_accepted
         and (
             None in (row.label, row.layer_digest, row.mask_over_box)

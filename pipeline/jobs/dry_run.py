@@ -108,8 +108,9 @@ def choose(forecast: Forecast) -> list[SourceImage]:
     if not pool:
         # An image is repeated for each of its objects.
         pool = list(dict.fromkeys(image for split in forecast.splits for image in split.accepted))
-    pool = [image for image in pool if image.path]  # A recipe does not need every picture.
-    return sorted(pool, key=lambda image: keyed_hash(0, "estimate", image.name))[:SAMPLE_IMAGES]
+    # A recipe does not need every picture.
+    pool = sorted((i for i in pool if i.path), key=lambda i: keyed_hash(0, "estimate", i.name))
+    return pool[:SAMPLE_IMAGES]
 
 
 def run_trial(job: GenerateJob, images: Sequence[SourceImage], folder: str) -> Trial:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pipeline.analyses import ANALYSES
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.manifest import MANIFEST, Manifest
-from pipeline.dataset.records import is_layer_tar
 from pipeline.errors import counted
+from pipeline.generate.commit import is_dropped
 from pipeline.runtime.progress import bytes_written, stage_seconds
 from transforms.filters import Reason
 
@@ -187,25 +187,23 @@ def describe_recipe(recipe: Manifest, dataset: Manifest, counters: Mapping[str, 
     if dataset.config != recipe.config:
         return [*lines, "this is a dataset of its own, from the recipe's masks"]
     ours, theirs = ({file.path: file.sha256 for file in m.files} for m in (dataset, recipe))
-    dropped = recipe.config.layers == "drop"
-    paths = [path for path in {**ours, **theirs} if not (dropped and is_layer_tar(path))]
+    paths = [path for path in {**ours, **theirs} if not is_dropped(recipe.config, path)]
     differ = [path for path in sorted(paths) if ours.get(path) != theirs.get(path)]
     if dataset != dataclasses.replace(recipe, files=dataset.files):
         differ.append(MANIFEST)
     if not differ:
         return [*lines, f"all {len(paths)} files and the manifest are the recipe's, byte for byte"]
     kinds = Counter(path.rpartition("/")[0].partition("/")[0] or path for path in differ)
-    libraries = ", ".join(
-        f"{name} {version} instead of {recipe.libraries.get(name)}"
-        for name, version in dataset.libraries.items()
-        if recipe.libraries.get(name) != version
-    )
     return [
         *lines,
         f"{len(differ)} files are not the recipe's, byte for byte ("
         f"{', '.join(f'{number} {kind}' for kind, number in kinds.items())}): "
         f"{', '.join(differ[:_NAMED])}{', ...' * (len(differ) > _NAMED)}",
-        f"made with {libraries or 'the same libraries'}",
+        *(
+            f"made with {name} {version}, the recipe with {recipe.libraries.get(name)}"
+            for name, version in dataset.libraries.items()
+            if recipe.libraries.get(name) != version
+        ),
     ]
 
 

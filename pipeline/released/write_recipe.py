@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import re
 import zlib
 from collections.abc import Iterator
 
@@ -84,13 +85,12 @@ def write_recipe(dataset: Dataset, target: Store) -> tuple[FileDigest, int]:
     return file, masks
 
 
-def _dropped_tars(dataset: Dataset) -> Iterator[FileDigest]:
-    """Yields the digests of the tars that records name, and that the dataset does not have."""
-    files = {file.path: file for file in dataset.manifest.files}
-    for path in files:
-        if path.startswith("layers/") and path.endswith(".parquet"):
-            record = read_metadata(dataset.store, path)
-            yield from (file for file in (record.files if record else ()) if file.path not in files)
+def _dropped_tars(dataset: Dataset) -> list[FileDigest]:
+    """Returns the digests of the tars that records name, and that the dataset does not have."""
+    files = {file.path for file in dataset.manifest.files}
+    paths = sorted(path for path in files if re.fullmatch(r"layers/.*\.parquet", path))
+    records = (read_metadata(dataset.store, path) for path in paths)
+    return [file for each in records if each for file in each.files if file.path not in files]
 
 
 def _rows(dataset: Dataset, split: str, shard: int) -> Iterator[Row]:
@@ -110,11 +110,12 @@ def _rows(dataset: Dataset, split: str, shard: int) -> Iterator[Row]:
     stored = () if has_layers else dataset.samples(split, shard, "fg_mask")
     pngs = {sample.key: sample.image for sample in stored}
     for row, tar in rows:
-        if has_layers and row.status == ACCEPTED:
-            span = (row.mask_offset or 0, row.mask_length or 0)
-            (pngs[row.key],) = dataset.store.read_ranges(tar, [span])
+        with dataset.naming_file(tar):
+            if has_layers and row.status == ACCEPTED:
+                span = (row.mask_offset or 0, row.mask_length or 0)
+                (pngs[row.key],) = dataset.store.read_ranges(tar, [span])
+            mask = encode_runs(decode_mask(pngs.pop(row.key))) if row.key in pngs else None
         digests = {name: bytes.fromhex(text) for name in DIGESTS if (text := getattr(row, name))}
-        mask = encode_runs(decode_mask(pngs.pop(row.key))) if row.key in pngs else None
         yield {**vars(row), **dict.fromkeys(DIGESTS), **digests, "split": split, "mask": mask}
 
 

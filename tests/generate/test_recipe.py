@@ -459,6 +459,27 @@ def test_code_that_a_recipe_names_is_not_imported(
     assert results_of(tmp_path / "again") == results_of(output)
 
 
+def test_scenes_must_be_named(
+    small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenes = tmp_path / "scenes"
+    scenes.mkdir()
+    for picture in pictures_of(small_sample)[:3]:
+        shutil.copy(picture, scenes)
+    output = tmp_path / "out"
+    few = (*QUICK, *ONE, "--variants", "original", "--backgrounds", scenes)
+    run_here("generate", "--input", small_sample, "--output", output, *few)
+    command = ("generate", "--recipe", export(output, tmp_path / "recipe"), "--input", small_sample)
+    command = (*command, "--output", tmp_path / "again", *ONE)
+    assert "--backgrounds" in refusal(capsys, *command)
+    darken(next(scenes.iterdir()))
+    assert "--backgrounds=3 pictures" in refusal(capsys, *command, "--backgrounds", scenes)
+    for picture in pictures_of(small_sample)[:3]:
+        shutil.copy(picture, scenes)
+    run_here(*command, "--backgrounds", scenes)
+    assert results_of(tmp_path / "again") == results_of(output)
+
+
 def test_what_has_no_recipe_is_refused(
     small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
