@@ -229,12 +229,11 @@ class IdentifySources(JobStep):
             content = Content(file.path, None, file.md5, file.stamp)
             if checksums.identify(content).md5 == image.md5:
                 return replace(image, path=file.path, files=())
-        assert self.job.recipe is not None
-        rows = [each for each in self.job.recipe.read([image])[image.place] if each.mask]
+        recipe, cutter = self.job.recipe, Cutter(self.config.segment)
+        rows = [each for each in recipe.read([image])[image.place] if each.mask] if recipe else []
         for file in image.files:
             picture = read_location(file.path)
-            cut_along = Cutter(self.config.segment).cut_along
-            if all(cut_along(picture, row, mask or b"") for row, mask in rows):
+            if all(cutter.cut_along(picture, row, mask or b"") for row, mask in rows):
                 count("pictures_in_other_files")
                 return replace(image, path=file.path, files=())
         return replace(image, path="", files=(), lacks=str(Reason.SOURCE_DIFFERS))

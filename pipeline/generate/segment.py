@@ -73,8 +73,7 @@ class SegmentShard(JobStep):
             record = self.layers.with_record(found.record, found.path, len(rows))
         count_shard("source_shards", record.files, is_new=is_new)
         tally.end()
-        recipe = self.job.recipe
-        if recipe is None:  # Else the pictures were identified before.
+        if self.job.recipe is None:  # Else the pictures were identified before.
             found.checksums.save()
         tally.note_done(len(found.images))
         has_layers = layer_tar(split, shard.shard) in record.locations
@@ -90,7 +89,9 @@ class SegmentShard(JobStep):
                 if has_layers
                 else pack_sources(
                     rows,
-                    recipe.sources(found.images) if recipe else lambda r: sources[r.source_key],
+                    self.job.recipe.sources(found.images)
+                    if self.job.recipe
+                    else lambda row: sources[row.source_key],
                 ),
             )
         ]
