@@ -205,7 +205,11 @@ class Recipe:
                     continue
                 row, mask = self._row(values)
                 last = images[-1] if images else None
-                if fault := _fault_of_row(row, mask, last, self.manifest.config):
+                follows = last is not None and (*last.place, last.key, last.source_digest) == (
+                    *(group, number - (row.object or 0) + 1, (row.object or 0) - 1),
+                    *(row.source_key, row.source_digest),
+                )
+                if fault := _fault_of_row(row, mask, self.manifest.config, follows=follows):
                     raise ValueError(f"row {number} of row group {group}: {fault}")
                 if row.is_first or last is None:
                     images.append(
@@ -290,12 +294,11 @@ class Recipe:
         found: dict[str, SourceImage] = {}
         for image in images:
             assert isinstance(image, RecipeImage)
-            group, first, _ = image.place
-            corners = [each.row.native_box or (0, 0, 0, 0) for each in rows[image.place]]
-            boxes = annotation_of(Annotation(None, None, tuple(Box(*c) for c in corners), None))
-            for number, each in enumerate(rows[image.place], first):
+            corners = (each.row.native_box or (0, 0, 0, 0) for each in rows[image.place])
+            boxes = annotation_of(Annotation(None, None, tuple(map(Box._make, corners)), None))
+            for number, each in enumerate(rows[image.place], image.place[1]):
                 if each.row.status == ACCEPTED:
-                    mask = row_location(self.path, group, number, "mask")
+                    mask = row_location(self.path, image.place[0], number, "mask")
                     found[each.row.key] = dataclasses.replace(image, annotation=boxes, mask=mask)
         return lambda row: found[row.key]
 
@@ -313,9 +316,16 @@ def _versions(libraries: Mapping[str, str]) -> str:
 
 
 def _fault_of_row(
-    row: ImageRow, mask: bytes | None, last: RecipeImage | None, dataset: DatasetConfig
+    row: ImageRow, mask: bytes | None, dataset: DatasetConfig, *, follows: bool
 ) -> str:
-    """Returns what is wrong with a row, "" if nothing is; `last` is the image before it."""
+    """Returns what is wrong with a row, "" if nothing is.
+
+    Args:
+      row: the row.
+      mask: its mask.
+      dataset: configuration of the dataset.
+      follows: whether the rows before it are all of the same image.
+    """
     config = dataset.segment
     texts = (row.key, row.path, row.wnid, row.detail, row.group)
     width, height = row.width or 0, row.height or 0
@@ -338,12 +348,7 @@ def _fault_of_row(
         "a number is not finite": not all(map(math.isfinite, numbers)),
         "its object has no such number": number < 0
         or (row.object is not None) != (config.objects == "each"),
-        "its image is not the one before": number > 1
-        and (
-            last is None
-            or (last.key, last.source_digest, last.place[2])
-            != (row.source_key, row.source_digest, number - 1)
-        ),
+        "its image is not the one before": number > 1 and not follows,
         "it has a mask, and was rejected": mask is not None and not is_accepted,
         "it has no mask": mask is None and is_accepted and dataset.layers == "keep",
         "it was accepted, and lacks what that needs": is_accepted

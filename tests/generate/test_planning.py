@@ -60,7 +60,7 @@ def segmented(
         table = pa.Table.from_pylist([{**row, "path": row["key"]} for row in own], RECORD_SCHEMA)
         write_table(Store(str(folder)), record.path, table, record.fingerprint)
         own_rows = [ImageRow(**row) for row in table.to_pylist()]
-        packed = pack_sources(own_rows, sources) if sources else b""
+        packed = pack_sources(own_rows, lambda r: sources[r.source_key]) if sources else b""
         shards.append(SourceShard(totals, i, (), len(own), record, packed))
     return shards
 
