@@ -1,7 +1,9 @@
-"""Maps logits to superclass predictions, by one of two label rules.
+"""Maps what a model answers to superclass predictions, by label rules.
 
 `argmax_then_map` is the rule of the authors' evaluation protocol. `mapped_only` is a rule that
-users of the dataset ask for.
+users of the dataset ask for. Both compare logits; without logits, the winning output alone decides
+the first. `closed_choice` is the rule of answers that name a superclass, such as those to a prompt
+that lists the superclasses.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +21,10 @@ from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9, imagenet_output
 Logits = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
+NO_ANSWER = -2
+"""In place of an output or label: the model has not answered, which counts as wrong. An answer that
+is none of the classes is `OUTSIDE`."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
@@ -25,9 +32,10 @@ class Scores:
 
     Attributes:
       prediction: (n,) int64 predicted superclass label, `OUTSIDE` if the winning output has none.
-      output: (n,) int64 index of the winning output of the model.
-      top1: (n,) float32 softmax probability of the winning output.
-      true: (n,) float32 sum of the softmax probabilities of all outputs of the true superclass.
+      output: (n,) int64 index of the winning output of the model, or `NO_ANSWER`.
+      top1: (n,) float32 softmax probability of the winning output; NaN without logits.
+      true: (n,) float32 sum of the softmax probabilities of all outputs of the true superclass; NaN
+        without logits.
     """
 
     prediction: Labels
@@ -45,9 +53,10 @@ def _score(logits: Logits, labels: Labels, output_labels: Labels, allowed: Label
     probabilities = shifted / np.maximum(shifted.sum(axis=1, keepdims=True), 1)
     winner = kept.argmax(axis=1)
     output = np.where(np.isneginf(best[:, 0]), logits.argmax(axis=1), allowed[winner])
+    output[np.isneginf(logits.max(axis=1))] = NO_ANSWER
     is_true = output_labels[allowed][np.newaxis] == labels[:, np.newaxis]
     return Scores(
-        prediction=output_labels[output],
+        prediction=np.where(output == NO_ANSWER, OUTSIDE, output_labels[output]),
         output=output,
         top1=probabilities[np.arange(len(kept)), winner],
         true=(probabilities * is_true).sum(axis=1, dtype=np.float32),
@@ -61,7 +70,7 @@ def argmax_then_map(logits: Logits, labels: Labels, output_labels: Labels) -> Sc
 
     Args:
       logits: (n, k) float32, the k outputs of the model for each of n pictures. -infinity masks an
-        output, but not all outputs of a picture; NaN and +infinity are not allowed.
+        output; if it masks all, the model has not answered. NaN and +infinity are not allowed.
       labels: (n,) int64 true superclass labels.
       output_labels: (k,) int64 superclass of each output, `OUTSIDE` for none.
 
@@ -82,14 +91,58 @@ def mapped_only(logits: Logits, labels: Labels, output_labels: Labels) -> Scores
     return _score(logits, labels, output_labels, np.flatnonzero(output_labels != OUTSIDE))
 
 
-LABEL_RULES: dict[str, Callable[[Logits, Labels, Labels], Scores]] = {
+def map_winner(outputs: Labels, labels: Labels, output_labels: Labels) -> Scores:
+    """Predicts the superclass of the winning output, as `argmax_then_map` does from logits.
+
+    Args:
+      outputs: (n,) int64 index of the winning output of each picture, `OUTSIDE` for none that has a
+        superclass, or `NO_ANSWER`.
+      labels: (n,) int64 true superclass labels.
+      output_labels: (k,) int64 superclass of each output, `OUTSIDE` for none.
+    """
+    return _without_logits(output_labels[np.maximum(outputs, 0)], outputs)
+
+
+def closed_choice(answers: Labels, labels: Labels, output_labels: Labels) -> Scores:
+    """Predicts the superclass that the model has named itself.
+
+    Args:
+      answers: (n,) int64 label of the superclass that is named for each picture, `OUTSIDE` for none
+        of them, which counts as wrong, or `NO_ANSWER`.
+      labels: (n,) int64 true superclass labels.
+      output_labels: not used, because the model has no outputs.
+    """
+    return _without_logits(answers, answers)
+
+
+def _without_logits(predicted: Labels, output: Labels) -> Scores:
+    unknown = np.full(len(output), np.nan, np.float32)
+    return Scores(np.where(output < 0, OUTSIDE, predicted), output, top1=unknown, true=unknown)
+
+
+Rule = Callable[[NDArray[Any], Labels, Labels], Scores]
+
+LABEL_RULES: dict[str, Rule] = {
     "argmax_then_map": argmax_then_map,
     "mapped_only": mapped_only,
 }
-"""Label rules by name, the paper's first."""
+"""Label rules of logits by name, the paper's first."""
 
 PAPER_RULE = "argmax_then_map"
 """The label rule of the paper's figures."""
+CLOSED_CHOICE = "closed_choice"
+
+AnswerKind = Literal["scores", "output", "label"]
+"""What a model answers a picture with: all its logits, the winning output, or a superclass."""
+
+RULES_OF_ANSWERS: dict[AnswerKind, dict[str, Rule]] = {
+    "scores": LABEL_RULES,
+    "output": {PAPER_RULE: map_winner},
+    "label": {CLOSED_CHOICE: closed_choice},
+}
+"""Label rules by what a model answers with; the first is that of its headline figures."""
+ALL_RULES = (*LABEL_RULES, CLOSED_CHOICE)
+"""Names of all label rules, in the order of tables."""
 
 
 def _outputs_in_imagenet(taxonomy: Taxonomy) -> dict[str, int | None]:
@@ -137,6 +190,17 @@ def labels_of_outputs(num_outputs: int, taxonomy: Taxonomy) -> Labels:
             f"nor the {taxonomy.num_labels} superclasses{_hint(num_outputs, taxonomy)}"
         )
     return meaning[0]
+
+
+def labels_of_classes(taxonomy: Taxonomy) -> Labels:
+    """Returns the superclass of each class, by its output: (outputs,) int64, `OUTSIDE` for none.
+
+    The output of a class is the one that the taxonomy names, else the position of the class.
+    """
+    outputs = taxonomy.outputs or range(len(taxonomy.wnids))
+    labels = np.full(max(outputs, default=-1) + 1, OUTSIDE, np.int64)
+    labels[list(outputs)] = taxonomy.labels
+    return labels
 
 
 def _meaning_of_outputs(

@@ -1,8 +1,8 @@
 """Commands on a finished dataset.
 
-`in9 export` writes it in the released layout, or with `--images` a figure of images; `in9 report`
-writes tables, figures and page from existing results; `in9 verify` checks its files against the
-manifest, and prints the faults.
+`in9 export` writes it in the released layout, or the table of answers to fill, or with `--images` a
+figure of images; `in9 report` writes tables, figures and page from existing results; `in9 verify`
+checks its files against the manifest, and prints the faults.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from pipeline.display.panel import find_samples
 from pipeline.errors import JobError, UsageError, counted, did_you_mean
 from pipeline.inputs.recipe import RECIPE
 from pipeline.jobs.publish import check_publishing, describe_published, publish
+from pipeline.models.answers import PREFIX
+from pipeline.released.answer_table import SUFFIXES, write_answer_table
 from pipeline.released.export import (
     EXPORT_FOLDER,
     ExportPlan,
@@ -74,8 +76,16 @@ def run_export(arguments: argparse.Namespace) -> int:
     if arguments.images:
         export_figure(dataset, arguments.split, arguments.images, arguments.to)
         return 0
-    target = Store.at(arguments.to)
-    _check(dataset, target, is_ours=target.has_folder(EXPORT_FOLDER))
+    is_table = arguments.layout == "answers"
+    folder, name = os.path.split(arguments.to)
+    target = Store.at(folder or ".") if is_table else Store.at(arguments.to)
+    if is_table and (not name.endswith(SUFFIXES) or target.exists(name)):
+        raise UsageError(
+            f"--to {arguments.to}: --layout answers needs a new file that ends in "
+            f"{' or '.join(SUFFIXES)}"
+        )
+    if not is_table:
+        _check(dataset, target, is_ours=target.has_folder(EXPORT_FOLDER))
     selected = selected_rows(dataset, arguments.split)
     exporting = ExportPlan(
         dataset=dataset,
@@ -84,6 +94,10 @@ def run_export(arguments: argparse.Namespace) -> int:
         clashes=find_clashes((row["key"], row["wnid"]) for row in selected),
         progress=Progress.for_store(target),
     )
+    if is_table:
+        print(f"pictures to answer: {write_answer_table(exporting, name)}")
+        print(f"add a column scores, output or label; then: --models {PREFIX}{arguments.to}")
+        return 0
     with removed_if_refused(target, EXPORT_FOLDER), contextlib.ExitStack() as stack:
         # Written first, so that the next run recognizes the folder as an export if this one is
         # killed.

@@ -80,14 +80,20 @@ SECTIONS = (
     section(
         "",
         ("export",),
-        Flag("--to", "DIR", "folder to export to; with --images, the file to write (required)"),
-        choice(
-            "--layout",
-            ("released", "recipe"),
-            "released: a file for each picture, as in the authors' release; recipe: a file without "
-            "a pixel, from which --recipe makes the same dataset",
+        Flag(
+            "--to",
+            "DIR",
+            "folder to export to; with --images or --layout answers, the file to write (required)",
         ),
         Flag("--split", "NAME", "split to export", "val"),
+        choice(
+            "--layout",
+            ("released", "recipe", "answers"),
+            "released: a file for each picture, as in the authors' release; recipe: a file without "
+            "a pixel, from which --recipe makes the same dataset; answers: the table of "
+            "answers:FILE to fill, as .csv (paths of the released layout) or .parquet (pictures)",
+            "NAME",
+        ),
         Flag(
             "--images",
             "A,B",
@@ -226,6 +232,11 @@ SECTIONS = (
     section(
         "models",
         ("run", "evaluate"),
+        choice(
+            "--missing_answers",
+            ("refuse", "wrong"),
+            "what to do if a file of answers:FILE lacks some: refuse it, or count them as wrong",
+        ),
         Flag(
             "--pixel_cache",
             "MB",

@@ -29,6 +29,7 @@ from pipeline.inputs.layout import find_layout
 from pipeline.inputs.lists import read_key_list, read_taxonomy
 from pipeline.inputs.recipe import RECIPE, RECIPE_COPY, Recipe
 from pipeline.jobs.changes import describe_list_change, shown
+from pipeline.models.answers import MISSING_ANSWERS, refuse_answers
 from pipeline.models.expand import DEFAULT_MODEL, expand_models
 from pipeline.models.identity import KnownModels, PredictConfig, chosen_folder
 from pipeline.released.export import EXPORT_FOLDER
@@ -98,12 +99,13 @@ def evaluation_from_flags(
         pixel_cache=None if megabytes is None else megabytes << 20,
         # A command without the flag measures no test score, so overlap is allowed.
         allow_overlap=getattr(arguments, "allow_overlap", True),
+        missing_answers=getattr(arguments, "missing_answers", MISSING_ANSWERS[0]),
     )
     # For `run`, the dataset may not exist yet, so the models are checked when they are run.
     if hasattr(arguments, "allow_overlap") and arguments.command != "run":
         dataset = Dataset.open(store)
         for model in models:
-            evaluation.refuse_overlap(dataset, model)
+            evaluation.refuse_unfit(dataset, model)
     return evaluation
 
 
@@ -130,7 +132,11 @@ def analyses_from_flags(
     plans = (
         (one.name, one.parts.plan(arguments, evaluation, config, taxonomy)) for one in ANALYSES
     )
-    return {name: work for name, work in plans if work is not None}
+    works = {name: work for name, work in plans if work is not None}
+    if any(work.needs_network for work in works.values()):
+        for model in evaluation.models:
+            refuse_answers(model)
+    return works
 
 
 def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:

@@ -68,7 +68,8 @@ COMMANDS: dict[str, Command] = {
         "finished:run_report",
     ),
     "export": Command(
-        "write a dataset in the released layout: a folder for each class, masks as .npy",
+        "write a dataset in the released layout (a folder for each class, masks as .npy), or the "
+        "table of its pictures, to be filled with answers",
         "in9 export --dataset out --to bg_challenge",
         "finished:run_export",
     ),

@@ -219,8 +219,8 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         # Models, and how they were run.
         "model": "name of the model as given to `--models`, or as matched by a wildcard",
         "label_rule": "`argmax_then_map`, the paper's rule: the highest of all outputs, which is "
-        "wrong if it belongs to none of the classes; or `mapped_only`: the highest of the outputs "
-        "that belong to a class",
+        "wrong if it belongs to none of the classes; `mapped_only`: the highest of the outputs "
+        "that belong to a class; or `closed_choice`: the class that the model has named itself",
         "split": "split that was evaluated",
         "input_size": "side length of the model's input, in pixels",
         "eval_input": "`--eval_input`: `stored` or `native`",
@@ -264,9 +264,11 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "imagenet_index": "index of the image's class among ImageNet's 1000",
         "group": "group of the image, such as a scene or a session; null if it has none",
         "prediction": "index of the predicted class; -1 if it is outside of all classes",
-        "output": "index of the model output that decided the prediction",
-        "top1_score": "softmax probability of `output`",
-        "true_score": "softmax probability of the true class, summed over its outputs",
+        "output": "index of the model output that decided the prediction, or the label that the "
+        "model has named; -1 if it has named none, -2 if it has not answered",
+        "top1_score": "softmax probability of `output`; null without scores",
+        "true_score": "softmax probability of the true class, summed over its outputs; null "
+        "without scores",
         "logits": "all outputs of the model, kept only under `argmax_then_map` for at most 5,000 "
         "pictures of `only_bg_t`, which the power's probe is fitted to; else null",
         "of": "identifier of what the prediction depends on: weights, evaluation settings and the "

@@ -26,6 +26,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError
 from pipeline.evaluate.results import Answers, ModelRun, Trained
+from pipeline.models.answers import is_answers
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.intervals import CONFIDENCE, level_of
 from transforms.scoring import PAPER_RULE
@@ -93,6 +94,7 @@ class Budget:
 
 
 R = TypeVar("R")
+A = TypeVar("A", bound=Answers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +158,13 @@ class Results:
 
     @property
     def rule(self) -> str:
-        """The label rule of the page's headline figures, which is that of the first model."""
-        return next((answers.headline for _, answers in self.answered), PAPER_RULE)
+        """The label rule of the page's figures: the headline's of most models."""
+        headlines = [answers.headline for _, answers in self.answered]
+        return max((PAPER_RULE, *headlines), key=headlines.count)
+
+    def comparable(self, kind: type[A]) -> tuple[tuple[ModelResults, A], ...]:
+        """Returns `models_with` for the models whose headline has the page's label rule."""
+        return tuple(one for one in self.models_with(kind) if one[1].headline == self.rule)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -223,9 +230,11 @@ class Panel:
 def with_models(command: str, models: Iterable[str]) -> str:
     """Returns a command with the names of models in place of MODELS.
 
-    If there are none, a model that needs no network stands in.
+    Those whose answers are in a file are left out. If there are no others, a model that needs no
+    download stands in.
     """
-    return command.replace("MODELS", shlex.quote(",".join(models) or _EXAMPLE))
+    names = ",".join(model for model in models if not is_answers(model))
+    return command.replace("MODELS", shlex.quote(names or _EXAMPLE))
 
 
 Estimate = tuple[float, float, float]

@@ -98,7 +98,7 @@ def _name(named: Named, *, with_folders: bool) -> ShortName:
         first, _, rest = model.partition("=")
         rest = rest if with_folders else rest.rpartition("/")[2]
     elif colon:
-        is_file = kind == "onnx" and not with_folders
+        is_file = kind in ("onnx", "answers") and not with_folders
         first, rest = name.rpartition("/")[2] if is_file else name, kind
     else:
         first, _, rest = model.partition(".")

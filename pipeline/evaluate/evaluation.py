@@ -20,7 +20,9 @@ from pipeline.dataset.config import EVALUATE_VERSION
 from pipeline.dataset.folder import Dataset, Holdout, selected_rows
 from pipeline.dataset.records import read_metadata
 from pipeline.errors import UsageError, escaped_line, escaped_texts
+from pipeline.evaluate.predictions import evaluated_variants
 from pipeline.evaluate.results import EvaluationSettings, ModelRun, RunSettings, Trained, pick
+from pipeline.models.answers import MISSING_ANSWERS, is_answers, read_answers, refuse_unfit
 from pipeline.models.checkpoint import TrainedOn, metadata_of_entry
 from pipeline.models.identity import ModelIdentity, PredictConfig
 from pipeline.runtime.machine import usable_cores
@@ -59,6 +61,7 @@ class Evaluation:
       pixel_cache: most bytes of decoded pictures that a process keeps for the next model; None for
         a quarter of the machine's memory, divided by its number of workers.
       allow_overlap: whether a model may be tested on images that it was trained on.
+      missing_answers: `--missing_answers`: `refuse`, or `wrong` to count them as wrong.
     """
 
     store: Store
@@ -74,6 +77,7 @@ class Evaluation:
     holdout: float = 0.0
     pixel_cache: int | None = None
     allow_overlap: bool = False
+    missing_answers: str = MISSING_ANSWERS[0]
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -134,6 +138,24 @@ class Evaluation:
             f"{entry} was trained on {count} of the images to test on: {remedy}, or add "
             "--allow_overlap to mark the result"
         )
+
+    def refuse_unfit(self, dataset: Dataset, entry: str) -> None:
+        """Checks that an entry of `--models` can be tested on the images.
+
+        Raises:
+          UsageError: it was trained on some of them (`refuse_overlap`), or is a file whose answers
+            are not those to the dataset's pictures.
+        """
+        self.refuse_overlap(dataset, entry)
+        if is_answers(entry):
+            refuse_unfit(
+                read_answers(entry, dataset.taxonomy),
+                dataset=dataset.manifest.fingerprint,
+                known=frozenset(row["key"] for row in selected_rows(dataset, self.split)),
+                tested=frozenset(row["key"] for row in self.rows(dataset)),
+                variants=evaluated_variants(dataset),
+                missing=self.missing_answers,
+            )
 
     def describe(self, dataset: Dataset, model: ModelIdentity) -> ModelRun:
         """Returns a printable description of a model and how it is run, which results record."""
@@ -243,12 +265,14 @@ class PlannedAnalysis(abc.ABC):
       chunk_name: name that counters use for the stage's chunks.
       pictures_name: name that counters use for pictures shown to models.
       refuses_overlap: whether the stage refuses models that were trained on tested images.
+      needs_network: whether the stage runs networks, so that answers in a file do not suffice.
     """
 
     stage: ClassVar[str]
     chunk_name: ClassVar[str]
     pictures_name: ClassVar[str]
     refuses_overlap: ClassVar[bool]
+    needs_network: ClassVar[bool] = True
 
     evaluation: Evaluation
     taxonomy: Taxonomy

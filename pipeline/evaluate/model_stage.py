@@ -188,7 +188,7 @@ class FindDone(_Step):
         entry = evaluation.models[block.order]
         if work.refuses_overlap:
             try:
-                evaluation.refuse_overlap(self.dataset(), entry)
+                evaluation.refuse_unfit(self.dataset(), entry)
             except UsageError as error:
                 return FailedModel(block.order, entry, entry, str(error))
         model = KnownModels(evaluation.store, evaluation.weights, work.taxonomy).load(entry)

@@ -14,9 +14,8 @@ import functools
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -33,16 +32,18 @@ from pipeline.evaluate.predictions import (
     tested_keys,
 )
 from pipeline.evaluate.results import PREDICTION_SCHEMA, ModelRun
+from pipeline.models.answers import GivenAnswers
 from pipeline.runtime.progress import count
 from pipeline.storage.interface import read_ahead
 from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import FileDigest, Store
-from transforms.scoring import LABEL_RULES, PAPER_RULE, Labels, labels_of_outputs
-
-if TYPE_CHECKING:
-    import torch
-
-    from pipeline.models.loader import Batch
+from transforms.scoring import (
+    PAPER_RULE,
+    RULES_OF_ANSWERS,
+    Labels,
+    labels_of_classes,
+    labels_of_outputs,
+)
 
 CHECKPOINT_SECONDS = 3.0
 """Seconds of work on a shard after which the predictions so far are written, so that little is lost
@@ -96,20 +97,87 @@ class ShardPictures:
             for table in tables:
                 yield table if wanted is None else table.filter(pc.is_in(table["key"], wanted))
 
+    def rows(self) -> pa.Table | None:
+        """Returns all rows, without pixels; None if there are none."""
+        with contextlib.closing(self.tables(())) as reading:
+            tables = [table for table in reading if len(table)]
+        return pa.concat_tables(tables) if tables else None
+
+
+class Answered(Protocol):
+    """Pictures that a model has answered: a `pipeline.models.loader.Batch`, or `AnsweredRows`."""
+
+    @property
+    def pictures(self) -> ShardPictures:
+        """The set that they belong to."""
+
+    @property
+    def rows(self) -> pa.Table:
+        """The rows of the set that describe them."""
+
+    @property
+    def is_new(self) -> bool:
+        """Whether they were decoded for this."""
+
+
+class AnsweredRows(NamedTuple):
+    """Pictures that were answered without being decoded; see `Answered`."""
+
+    pictures: ShardPictures
+    rows: pa.Table
+    is_new: bool = False
+
+
+class Device(Protocol):
+    """What pictures go through a network on: a `torch.device`, or `Elsewhere`."""
+
+    @property
+    def type(self) -> str:
+        """Its type, such as `cuda`."""
+
+
+class Elsewhere(NamedTuple):
+    """Stands for the device of a model that has answered somewhere else."""
+
+    type: str = ""
+
 
 class Scorer(Protocol):
-    """A source of logits: a `Predictor`, or an object that computes them from stored features.
+    """A source of answers: a `Predictor`, or an object that has or computes them otherwise."""
 
-    Attributes:
-      device: the device that pictures go through a network on.
-    """
-
-    device: torch.device
+    @property
+    def device(self) -> Device:
+        """The device that pictures go through a network on."""
 
     def logits(
         self, sets: Iterable[ShardPictures], stored: int
-    ) -> Generator[tuple[Batch[ShardPictures], NDArray[np.float32]], None, None]:
-        """Yields the batches of sets with their logits, like `Predictor.logits`."""
+    ) -> Generator[tuple[Answered, NDArray[Any]], None, None]:
+        """Yields the batches of sets with their answers, like `Predictor.logits`.
+
+        The answers are logits, or of another kind, which `ModelRun.answers` names.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswersScorer:
+    """A `Scorer` that has the answers of a file.
+
+    Attributes:
+      given: the answers.
+      device: stands for the device of the model that gave them.
+    """
+
+    given: GivenAnswers
+    device: Elsewhere = Elsewhere()  # noqa: RUF009
+
+    def logits(
+        self, sets: Iterable[ShardPictures], stored: int
+    ) -> Generator[tuple[AnsweredRows, NDArray[Any]], None, None]:
+        """Yields all pictures of each set as one batch, with their answers."""
+        for pictures in sets:
+            if (rows := pictures.rows()) is not None:
+                answers = self.given.on(pictures.variant, rows["key"].to_pylist())
+                yield AnsweredRows(pictures, rows), answers
 
 
 class PredictShards(AnalysisOfModel):
@@ -154,7 +222,7 @@ class PredictShards(AnalysisOfModel):
                 for number, shard in shards:
                     started.append(shard)
                     for kept in shard.kept.values():
-                        note(number, 0, len(kept) // len(LABEL_RULES))
+                        note(number, 0, len(kept) // len(RULES_OF_ANSWERS[self._run.answers]))
                     yield from shard.picture_sets()
 
         with (
@@ -164,12 +232,12 @@ class PredictShards(AnalysisOfModel):
         ):
             pending: collections.deque[Future[None]] = collections.deque()
             since = time.monotonic()
-            for batch, logits in batches:
+            for batch, answers in batches:
                 while started[0].number != batch.pictures.shard:
                     yield started.popleft().complete_output(pending)
                     since = time.monotonic()
                 pending.append(
-                    pool.submit(started[0].add, batch.pictures.variant, batch.rows, logits)
+                    pool.submit(started[0].add, batch.pictures.variant, batch.rows, answers)
                 )
                 if len(pending) > _MAX_PENDING_BATCHES:
                     pending.popleft().result()
@@ -195,7 +263,9 @@ class PredictShards(AnalysisOfModel):
             kept=self._read_kept(number),
             tested=tested,
             probed=pa.array(sorted(keys_to_keep(tested, len(shards))), pa.string()),
-            outputs=labels_of_outputs(run.num_outputs, self._dataset.taxonomy),
+            outputs=labels_of_classes(self._dataset.taxonomy)
+            if run.answers == "output"
+            else labels_of_outputs(run.num_outputs, self._dataset.taxonomy),
             tables={variant: [] for variant in self._by_variant(number)},
         )
 
@@ -260,13 +330,13 @@ class _ShardInProgress:
                     None if keys == self.tested and not settings.holdout else keys,
                 )
 
-    def add(self, variant: str, rows: pa.Table, logits: NDArray[np.float32]) -> None:
+    def add(self, variant: str, rows: pa.Table, answers: NDArray[Any]) -> None:
         """Scores a batch under each label rule, and adds its predictions.
 
         Args:
           variant: variant of the n pictures.
           rows: n rows that describe the pictures, with the columns of `ShardPictures`.
-          logits: (n, outputs) float32, the model's outputs.
+          answers: (n, outputs) float32 logits, or (n,) int64 outputs or labels, as the run says.
         """
         labels = rows["label"].to_numpy()
         no_logits = pa.nulls(len(rows), PREDICTION_SCHEMA.field("logits").type)
@@ -277,8 +347,8 @@ class _ShardInProgress:
             "device": self.device,
         }
         tables = []
-        for rule, score in LABEL_RULES.items():
-            scores = score(logits, labels, self.outputs)
+        for rule, score in RULES_OF_ANSWERS[self.run.answers].items():
+            scores = score(answers, labels, self.outputs)
             columns = {
                 **{name: pa.repeat(value, len(rows)) for name, value in constants.items()},
                 "label_rule": pa.repeat(rule, len(rows)),
@@ -290,9 +360,9 @@ class _ShardInProgress:
                 "true_score": scores.true,
                 "logits": no_logits,
             }
-            if rule == PAPER_RULE and variant == PROBED_VARIANT:
-                is_kept = pc.is_in(rows["key"], self.probed).to_pylist()
-                kept = [row if keep else None for row, keep in zip(logits, is_kept, strict=True)]
+            if (rule, variant, answers.ndim) == (PAPER_RULE, PROBED_VARIANT, 2):
+                is_kept = pc.is_in(rows["key"], self.probed).to_numpy() & (scores.output >= 0)
+                kept = [row if keep else None for row, keep in zip(answers, is_kept, strict=True)]
                 columns["logits"] = pa.array(kept, no_logits.type)
             arrays = [_cast(columns[field.name], field.type) for field in PREDICTION_SCHEMA]
             tables.append(pa.Table.from_arrays(arrays, schema=PREDICTION_SCHEMA))
@@ -327,4 +397,5 @@ class _ShardInProgress:
 def _cast(values: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
     """Converts values to an Arrow array of a type."""
     is_arrow = isinstance(values, pa.Array | pa.ChunkedArray)
-    return (values if is_arrow else pa.array(values)).cast(kind)
+    # NaN, a score without logits, becomes null.
+    return (values if is_arrow else pa.array(values, from_pandas=True)).cast(kind)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,7 +36,7 @@ from pipeline.evaluate.results import (
 from pipeline.storage.state_files import parse_parquet, read_intact, read_table
 from pipeline.storage.store import Store
 from transforms.hashing import keyed_hashes
-from transforms.scoring import LABEL_RULES
+from transforms.scoring import NO_ANSWER, RULES_OF_ANSWERS
 from transforms.selection import held_out
 from transforms.taxonomy import OUTSIDE
 from transforms.variants import EXTERNAL, MIXED, base_of, is_picture
@@ -332,14 +332,18 @@ class ModelPredictions:
         tested image.
       missing: variants without a valid prediction for every tested image.
       devices: types of the devices that computed the predictions, sorted.
+      unanswered: number of pictures that the model has not answered, which count as wrong.
     """
 
     by_rule: dict[str, Predictions]
     missing: tuple[str, ...]
     devices: tuple[str, ...]
+    unanswered: int
 
 
-_COLUMNS = ["label_rule", "variant", "fg_key", "bg_key", "label", "prediction", "of", "device"]
+_COLUMNS = [
+    *("label_rule", "variant", "fg_key", "bg_key", "label", "prediction", "output", "of", "device")
+]
 
 
 def read_predictions(dataset: Dataset, images: EvalImages, run: ModelRun) -> ModelPredictions:
@@ -359,7 +363,8 @@ def read_predictions(dataset: Dataset, images: EvalImages, run: ModelRun) -> Mod
         *(_read_current(dataset, run, shard) for shard in dataset.shards(run.evaluation.split)),
     ]
     predictions = pa.concat_tables(tables).unify_dictionaries()
-    return predictions_in_table(predictions, images, evaluated_variants(dataset, run))
+    rules = tuple(RULES_OF_ANSWERS[run.answers])
+    return predictions_in_table(predictions, images, evaluated_variants(dataset, run), rules)
 
 
 def _read_current(dataset: Dataset, run: ModelRun, shard: int) -> pa.Table:
@@ -385,18 +390,18 @@ def _read_current(dataset: Dataset, run: ModelRun, shard: int) -> pa.Table:
 
 
 def predictions_in_table(
-    predictions: pa.Table, images: EvalImages, variants: Iterable[str]
+    predictions: pa.Table, images: EvalImages, variants: Iterable[str], rules: Sequence[str]
 ) -> ModelPredictions:
     """Sorts a model's predictions by label rule and variant.
 
-    The label rules are those that any prediction has; all of them if no image was tested. A variant
-    is missing if one of these rules lacks an image.
+    A variant is missing if one of the label rules lacks an image.
 
     Args:
       predictions: valid predictions, with the columns `label_rule`, `variant`, `fg_key`, `bg_key`,
-        `prediction` and `device`.
+        `prediction`, `output` and `device`.
       images: the images that the model was tested on.
       variants: variants to look for, replicates included.
+      rules: label rules to look for.
 
     Raises:
       JobError: a background is not in the index.
@@ -405,20 +410,18 @@ def predictions_in_table(
     backgrounds = _positions(predictions["bg_key"], images.background_keys)
     is_unknown = pc.is_null(predictions["bg_key"]).to_numpy()
     predicted = predictions["prediction"].to_numpy().astype(np.int16)
-    rule_codes, rules = _codes(predictions["label_rule"])
+    rule_codes, rules_of_rows = _codes(predictions["label_rule"])
     variant_codes, variants_of_rows = _codes(predictions["variant"])
-    known_rules = [rule for rule in LABEL_RULES if rule in rule_codes or not len(images.keys)]
-    by_rule = {rule: Predictions(images.labels, {}, {}, {}) for rule in known_rules}
+    by_rule = {rule: Predictions(images.labels, {}, {}, {}) for rule in rules}
     missing = []
     for variant in variants:
         is_variant = variants_of_rows == variant_codes.get(variant, -1)
         rows_by_rule = [
-            np.flatnonzero(is_variant & (rules == rule_codes.get(rule, -1))) for rule in known_rules
+            np.flatnonzero(is_variant & (rules_of_rows == rule_codes.get(rule, -1)))
+            for rule in rules
         ]
         expected = np.arange(len(images.keys))
-        if not rows_by_rule or not all(
-            np.array_equal(np.sort(foregrounds[rows]), expected) for rows in rows_by_rule
-        ):
+        if not all(np.array_equal(np.sort(foregrounds[rows]), expected) for rows in rows_by_rule):
             missing.append(variant)
             continue
         for result, rows in zip(by_rule.values(), rows_by_rule, strict=True):
@@ -436,7 +439,8 @@ def predictions_in_table(
             elif base_of(variant) == EXTERNAL:
                 result.bg_units[variant] = _other_units(predictions, rows)
     devices = tuple(sorted(filter(None, pc.unique(predictions["device"]).to_pylist())))
-    return ModelPredictions(by_rule, tuple(missing), devices)
+    unanswered = (predictions["output"].to_numpy() == NO_ANSWER).sum() // len(rules)
+    return ModelPredictions(by_rule, tuple(missing), devices, int(unanswered))
 
 
 def _other_units(predictions: pa.Table, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -9,14 +9,17 @@ import gc
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 import torch
 
 from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.predict_shards import AnswersScorer
 from pipeline.evaluate.results import ModelRun, read_results, result_file
 from pipeline.models.identity import KnownModels
 from pipeline.models.loader import PixelCache
+from pipeline.models.own_models import AnswersModule
 from pipeline.models.predict import Predictor, device_of, is_out_of_memory
 from pipeline.models.registry import load_model, source_of
 from pipeline.models.source import LoadedModel, check_head
@@ -99,6 +102,8 @@ def _drop(model: LoadedModel) -> None:
 def on_device(model: LoadedModel, evaluation: Evaluation, block: int = 0) -> Iterator[Predictor]:
     """Moves a model to its device as soon as the device is free; drops it when the context ends.
 
+    A model whose answers are in a file has no device.
+
     Args:
       model: the model, from `in_memory`.
       evaluation: settings of the evaluation.
@@ -108,6 +113,10 @@ def on_device(model: LoadedModel, evaluation: Evaluation, block: int = 0) -> Ite
       ModelError: there is no such device, or memory does not suffice for the model, or for what the
         block does with it.
     """
+    if isinstance(model.module, AnswersModule):
+        # Only analyses that need no network get this far.
+        yield cast(Predictor, AnswersScorer(model.module.given))
+        return
     with _DEVICES[_device(evaluation, block)]:
         try:
             cache = _pixel_cache(evaluation)

@@ -34,6 +34,7 @@ from pipeline.runtime.lock import TABLES_LOCK, locked
 from pipeline.storage.state_files import Name, convert, json_bytes, parse_json, read_intact
 from pipeline.storage.store import Store
 from transforms.hashing import text_bytes
+from transforms.scoring import AnswerKind
 
 _S = TypeVar("_S", bound=Struct)
 
@@ -129,9 +130,14 @@ class Named(Struct, frozen=True, kw_only=True):
         return result_folder(self.model, self.evaluation)
 
     @property
+    def title(self) -> str:
+        """The model, as tables name it."""
+        return self.model
+
+    @property
     def name(self) -> str:
-        """The model's name, followed by its settings that are not the default."""
-        return " ".join([self.model, *self.evaluation.names])
+        """The model's title, followed by its settings that are not the default."""
+        return " ".join([self.title, *self.evaluation.names])
 
     @property
     def tested_on(self) -> tuple[str, float]:
@@ -149,6 +155,7 @@ class ModelRun(Named, frozen=True, kw_only=True):
       trained: how it was trained; unset if that is unknown.
       variants: the variants that it was tested on, replicates included; unset if these are all
         pictures of the dataset.
+      answers: what it answers a picture with.
     """
 
     evaluation: EvaluationSettings
@@ -161,6 +168,7 @@ class ModelRun(Named, frozen=True, kw_only=True):
     overlap: int | UnsetType = UNSET
     trained: Trained | UnsetType = UNSET
     variants: tuple[str, ...] | UnsetType = UNSET
+    answers: AnswerKind = "scores"
 
     @property
     def identity(self) -> tuple[str, str, dict[str, Any]]:
@@ -267,9 +275,10 @@ PREDICTION_SCHEMA = pa.schema(
     ]
 )
 """Columns of predictions. `label` is the true and `prediction` the predicted label, -1 outside the
-taxonomy; `output` is the index of the model's winning output. Scores are softmax probabilities
-among the outputs that the label rule allows: `top1_score` of the winning output, `true_score`
-summed over the outputs of the true label. `logits` are all outputs of the model, for the probe of
+taxonomy; `output` is the index of the model's winning output, or the label that it has named, or
+`NO_ANSWER`. Scores are softmax probabilities among the outputs that the label rule allows:
+`top1_score` of the winning output, `true_score` summed over the outputs of the true label; null if
+the model gives no logits. `logits` are all outputs of the model, for the probe of
 `pipeline.analyses.evaluation.tables`; they are null except on some pictures of backgrounds,
 under the paper's label rule. `of` is a fingerprint of everything that the row was computed from,
 and `device` the type of the device that computed it."""

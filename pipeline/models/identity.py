@@ -31,6 +31,7 @@ from pipeline.storage.files import absolute, files_of
 from pipeline.storage.state_files import json_bytes, read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.limits import load_json
+from transforms.scoring import AnswerKind
 from transforms.taxonomy import IN9_NAMES, Taxonomy, imagenet9
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -148,6 +149,7 @@ class ModelIdentity:
         format.
       preprocessing: size, crop and normalisation of the input.
       num_outputs: number of the model's outputs.
+      answers: what it answers a picture with.
     """
 
     name: str
@@ -156,6 +158,7 @@ class ModelIdentity:
     weights_sha256: str
     preprocessing: Preprocessing
     num_outputs: int
+    answers: AnswerKind = dataclasses.field(default="scores", kw_only=True)
 
 
 CPU_BATCH = 32

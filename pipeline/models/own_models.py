@@ -1,7 +1,7 @@
-"""Models of the user's own: Python functions, and ONNX graphs in files.
+"""Models of the user's own: Python functions, ONNX graphs in files, and answers in files.
 
 A function returns a `torch.nn.Module` (`python:my_models:trained`). A graph is run by onnxruntime
-(`onnx:FILE`).
+(`onnx:FILE`). Answers come from a model that ran elsewhere (`answers:FILE`).
 
 ONNX does not define how to normalise pictures. `FILE.json` beside the graph, or else the graph's
 metadata properties, can set any attribute of `Preprocessing` except `fixed_size`, which the graph
@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 from pipeline.errors import JobError, ModelError, UsageError, one_line
+from pipeline.models import answers
 from pipeline.models.identity import Origin, Preprocessing
-from pipeline.models.source import LoadedModel, Recipe, Source, measured_model
+from pipeline.models.source import LoadedModel, Recipe, Source, loaded_model, measured_model
 from pipeline.runtime.custom_functions import PREFIX, import_function
 from pipeline.storage.files import files_of
 from transforms.limits import load_json
@@ -289,6 +290,57 @@ class OnnxFiles(Source):
 
     def path(self, spec: str) -> str:
         return spec.removeprefix(_PREFIX)
+
+
+class AnswersModule(torch.nn.Module):
+    """Stands for the network of a model whose answers are in a file; it cannot be run.
+
+    Args:
+      given: the answers.
+    """
+
+    def __init__(self, given: answers.GivenAnswers) -> None:
+        super().__init__()
+        self.given = given
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        raise JobError(f"{self.given.path} holds answers, and no network that can be run")
+
+
+class AnswerFiles(Source):
+    """`answers:FILE`."""
+
+    form = "answers:FILE"
+    text = "answers of a model that ran elsewhere; FILE has the columns of docs/models.md"
+
+    def check(self, spec: str) -> None:
+        path = self.path(spec)
+        if files_of(path).info(path) is None:
+            raise UsageError(f"--models {spec}: there is no file {path}")
+
+    def outputs(self, spec: str, taxonomy: Taxonomy) -> int:
+        return answers.read_answers(spec, taxonomy).num_outputs
+
+    def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
+        given = answers.read_answers(spec, taxonomy)
+        # What the model did with the pictures is not known, so it says that they stay as they are.
+        as_stored = {"mean": (0, 0, 0), "std": (1, 1, 1), "crop_pct": 1}
+        model = loaded_model(
+            name=spec,
+            architecture="answers",
+            weights=os.path.basename(given.path),
+            module=AnswersModule(given),
+            preprocessing=Preprocessing.from_settings(as_stored, num_outputs=0, where=spec),
+            num_outputs=given.num_outputs,
+            weights_sha256=given.sha256,
+        )
+        return dataclasses.replace(model, answers=given.kind)
+
+    def build(self, name: str, recipe: Recipe) -> torch.nn.Module:
+        raise JobError(f"{name} has no weights that could be stored")
+
+    def path(self, spec: str) -> str:
+        return spec.removeprefix(answers.PREFIX)
 
 
 def _read_graph(path: str) -> bytes:

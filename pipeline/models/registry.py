@@ -19,7 +19,7 @@ from pipeline.models.hugging_face import HuggingFace
 from pipeline.models.identity import StoredModel, WeightsFolder
 from pipeline.models.library_names import Packaged, TimmNames, TorchvisionNames
 from pipeline.models.open_clip_models import OpenClip
-from pipeline.models.own_models import OnnxFiles, PythonFunctions
+from pipeline.models.own_models import AnswerFiles, OnnxFiles, PythonFunctions
 from pipeline.models.source import (
     LoadedModel,
     Source,
@@ -114,6 +114,7 @@ SOURCES: dict[str, Source] = {
     "onnx": OnnxFiles(),
     "open_clip": OpenClip(),
     "python": PythonFunctions(),
+    "answers": AnswerFiles(),
 }
 """Maps the prefix of an entry, before the colon, to the entry's source."""
 

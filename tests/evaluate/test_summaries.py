@@ -42,7 +42,7 @@ from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trai
 from pipeline.evaluate.results import Failure
 from pipeline.storage.state_files import convert, read_table
 from pipeline.storage.store import Store
-from transforms.scoring import PAPER_RULE
+from transforms.scoring import LABEL_RULES, PAPER_RULE
 from transforms.taxonomy import imagenet9
 from transforms.variants import draws_of
 
@@ -58,6 +58,9 @@ def told(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Datase
     flags = (*QUICK, "--replicates", 2, "--pictures", "none", "--models", models, *ONE)
     run_in9("run", "--input", small_sample, "--output", output, *flags)
     return dataset_in(output)
+
+
+RULES = tuple(LABEL_RULES)
 
 
 def summaries_of(dataset: Dataset) -> list[Summary]:
@@ -89,14 +92,16 @@ def test_answers_are_the_predictions_in_the_order_of_the_images(told: Dataset) -
         if row["variant"].startswith("mixed"):
             assert of_rule.bg_labels[row["variant"]][position] == rows[row["bg_key"]]["label"]
     names = ["original", "mixed_same"]
-    assert predictions.predictions_in_table(table.slice(1), images, names).missing == ("original",)
-    assert predictions.predictions_in_table(table.slice(0, 0), images, names).missing == tuple(
-        names
+    assert predictions.predictions_in_table(table.slice(1), images, names, RULES).missing == (
+        "original",
     )
+    assert predictions.predictions_in_table(
+        table.slice(0, 0), images, names, RULES
+    ).missing == tuple(names)
     position = table.column_names.index("bg_key")
     unknown = table.set_column(position, "bg_key", pa.array(["another"] * len(table)))
     with pytest.raises(JobError, match="mixed_same has backgrounds that are not in the index"):
-        predictions.predictions_in_table(unknown, images, names)
+        predictions.predictions_in_table(unknown, images, names, RULES)
 
 
 def test_unnamed_backgrounds_have_the_same_units_whatever_else_a_model_has(told: Dataset) -> None:
@@ -107,7 +112,7 @@ def test_unnamed_backgrounds_have_the_same_units_whatever_else_a_model_has(told:
     fewer = unnamed.filter(pc.not_equal(unnamed["variant"].cast(pa.string()), "mixed_same"))
 
     def units(rows: pa.Table) -> dict[str, list[int]]:
-        by_rule = predictions.predictions_in_table(rows, images, MIXED).by_rule
+        by_rule = predictions.predictions_in_table(rows, images, MIXED, RULES).by_rule
         return {name: found.tolist() for name, found in by_rule["mapped_only"].bg_units.items()}
 
     every, some = units(unnamed), units(fewer)

@@ -121,21 +121,26 @@ def describe_models(models: Sequence[ModelChange], new_models: Sequence[str]) ->
 def _lines(models: Sequence[ModelChange]) -> Iterator[str]:
     names = dict.fromkeys(row.variant for model in models for row in model.rows)
     variants = [name for name in names if name != BG_GAP]
-    rules = dict.fromkeys(model.label_rule for model in models)
-    yield from ("", "## Accuracies", "")
-    yield (
-        "Differences in percentage points over the n images in both versions, with 95 % "
-        f"intervals of a paired bootstrap, under {', '.join(rules)}."
-    )
-    yield from (
-        "",
-        "| model | cause | n | " + " | ".join([*map(markdown, variants), "BG-Gap"]) + " |",
-    )
-    yield "|---|---|--:|" + "--:|" * (len(variants) + 1)
-    for model in models:
-        rows = {row.variant: row for row in model.rows}
-        cells = [_difference(rows[name]) if name in rows else "-" for name in (*variants, BG_GAP)]
-        yield f"| {markdown(model.model)} | {_causes(model)} | {model.n} | {' | '.join(cells)} |"
+    yield from ("", "## Accuracies")
+    for rule in dict.fromkeys(model.label_rule for model in models):
+        yield ""
+        yield (
+            "Differences in percentage points over the n images in both versions, with 95 % "
+            f"intervals of a paired bootstrap, under {rule}."
+        )
+        yield from (
+            "",
+            "| model | cause | n | " + " | ".join([*map(markdown, variants), "BG-Gap"]) + " |",
+        )
+        yield "|---|---|--:|" + "--:|" * (len(variants) + 1)
+        for model in (one for one in models if one.label_rule == rule):
+            rows = {row.variant: row for row in model.rows}
+            cells = [
+                _difference(rows[name]) if name in rows else "-" for name in (*variants, BG_GAP)
+            ]
+            yield (
+                f"| {markdown(model.model)} | {_causes(model)} | {model.n} | {' | '.join(cells)} |"
+            )
 
 
 def _causes(model: ModelChange) -> str:

@@ -14,12 +14,12 @@ import operator
 import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 
-from pipeline.analyses.evaluation.results import Summary
+from pipeline.analyses.evaluation.results import Summary, left_out
 from pipeline.analyses.parts import ConditionResult
 from pipeline.display.panel import Estimate
 from pipeline.errors import UsageError
 from pipeline.evaluate.results import Failure, RunSettings, pick
-from transforms.scoring import LABEL_RULES
+from transforms.scoring import ALL_RULES
 from transforms.variants import VARIANTS, base_of, is_picture
 
 GAP = "bg_gap"
@@ -70,9 +70,9 @@ class Condition:
                 "'bg_gap>0.1' (in quotes, or the shell takes > for a redirection)"
             )
         rule, measure, comparison, limit = match.groups()
-        if rule is not None and rule not in LABEL_RULES:
+        if rule is not None and rule not in ALL_RULES:
             raise UsageError(
-                f"--fail_if {text!r}: no label rule {rule!r}; known: {', '.join(LABEL_RULES)}"
+                f"--fail_if {text!r}: no label rule {rule!r}; known: {', '.join(ALL_RULES)}"
             )
         variants = dict.fromkeys(map(base_of, (*VARIANTS, *custom)))
         known = (GAP, *filter(is_picture, variants))
@@ -186,9 +186,10 @@ def _judge(condition: Condition, summary: Summary) -> ConditionResult:
     name = summary.name
     found = condition.estimate(summary)
     if found is None:
+        why = left_out([summary], condition.label_rule or summary.headline) or name
         return ConditionResult(
             None,
-            f"--fail_if {condition.text} is not tested: {name} has no result for "
+            f"--fail_if {condition.text} is not tested: {why} has no result for "
             f"{condition.measure}",
         )
     (value, low, high), n = found

@@ -44,8 +44,8 @@ _Evaluated = tuple[ModelResults, Summary]
 
 
 def make_plots(evidence: Evidence) -> Iterator[Plot]:
-    """Makes the figures for which there are results."""
-    evaluated, taxonomy = evidence.models_with(Summary), evidence.taxonomy
+    """Makes the figures for which there are results, by the page's label rule."""
+    evaluated, taxonomy = evidence.comparable(Summary), evidence.taxonomy
     compared = evaluated[:COMPARED]
     yield from _decomposition(compared)
     for variant in _VARIANTS:

@@ -156,7 +156,7 @@ class Prediction:
       answer: name of the superclass that it predicts; "outside" if it predicts none.
       label: label of this superclass, or `OUTSIDE`.
       output: class name of the winning output; "" if the outputs are superclasses.
-      score: softmax probability of this output, a fraction.
+      score: softmax probability of this output, a fraction; None without scores.
       otherwise: another label rule, and the answer by it; "" if it gives the same answer.
     """
 
@@ -165,7 +165,7 @@ class Prediction:
     answer: str
     label: int
     output: str
-    score: float
+    score: float | None
     otherwise: str
 
 
@@ -270,7 +270,7 @@ def make_chooser(evidence: Evidence, with_pictures: bool) -> Chooser:
     split, models = shown_models(evidence)
     chosen = choose_images(evidence, split, models)
     count = len(chosen)
-    rules = rules_of(summary for _, summary in evidence.models_with(Summary))
+    rules = rules_of(summary for _, summary in evidence.comparable(Summary))
     at_once = _AT_ONCE if with_pictures else len(chosen)
     budget = Budget(_BYTES)
     cards: list[ImageCard] = []
@@ -338,7 +338,9 @@ def _predictions(
                 is_right=row["correct"],
                 answer=_class_name(row["prediction"], taxonomy),
                 label=row["prediction"],
-                output=outputs[row["output"]].partition(",")[0] if outputs else "",
+                output=outputs[row["output"]].partition(",")[0]
+                if outputs and row["output"] >= 0
+                else "",
                 score=row["top1_score"],
                 otherwise="",
             )
@@ -350,7 +352,7 @@ def _predictions(
                     for rule, other in others.items()
                     if other and other.label != prediction.label
                 ),
-                "",
+                "" if summary.headline == evidence.rule else f"by {summary.headline}",
             )
             predictions.setdefault(picture, []).append(
                 dataclasses.replace(prediction, otherwise=otherwise)

@@ -15,9 +15,9 @@ from pipeline.analyses.evaluation.comparisons import BG_GAP, read_comparisons
 from pipeline.analyses.evaluation.results import (
     AccuracyRow,
     GapRow,
-    GroupRow,
     PowerRow,
     Summary,
+    left_out,
     pretrained_models,
     rules_of,
     training_of,
@@ -37,7 +37,7 @@ from pipeline.display.panel import (
 from pipeline.display.table import describe_chance
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for
 from transforms.intervals import CONFIDENCE
-from transforms.scoring import PAPER_RULE
+from transforms.scoring import CLOSED_CHOICE, PAPER_RULE
 
 GAP = "BG-Gap"
 COMMAND = "in9 evaluate --dataset . --models MODELS"
@@ -91,17 +91,21 @@ class Headline:
       variants: the columns after BG-Gap.
       tables: rows by label rule.
       published: (name, source, accuracy by variant, BG-Gap) of the authors' models.
+      left_out: by label rule, the models that its table leaves out, and why, in words.
     """
 
     variants: tuple[str, ...]
     tables: dict[str, tuple[HeadlineRow, ...]]
     published: tuple[tuple[str, str, dict[str, float], float], ...]
+    left_out: dict[str, str]
 
 
 def make_headline(evidence: Evidence) -> Headline:
     """Makes the tables of all models; a model that failed gets a row with its error."""
     variants = evidence.dataset.picture_variants
     models = tried(evidence)
+    summaries = [summary for _, summary in evidence.models_with(Summary)]
+    rules = rules_of(summaries)
     manifest = evidence.dataset.manifest
     keeps_image_whole, is_paper = (
         manifest.config.segment.keeps_image_whole,
@@ -118,9 +122,11 @@ def make_headline(evidence: Evidence) -> Headline:
                     _published(model, keeps_image_whole) if is_paper and rule == PAPER_RULE else [],
                 )
                 for model in models
+                if not (summary := model.get(Summary)) or rule in summary.label_rules
             )
-            for rule in rules_of(summary for _, summary in evidence.models_with(Summary))
+            for rule in rules
         },
+        left_out={rule: left_out(summaries, rule) for rule in rules},
         published=tuple(
             (entry.name, entry.source, dict(entry.accuracy), entry.gap)
             for entry in (PRETRAINED if is_paper and not keeps_image_whole else ())
@@ -214,7 +220,8 @@ def reading(gaps: Sequence[HeadlineCell], images: str) -> str:
 
 def span(headline: Headline, rule: str, column: str) -> tuple[float, float] | None:
     """Returns the lowest and the highest value of a column; None if the column is empty."""
-    values = [row.cells[column].value for row in headline.tables[rule] if column in row.cells]
+    rows = headline.tables.get(rule, ())
+    values = [row.cells[column].value for row in rows if column in row.cells]
     known = [value for value in values if value is not None]
     return (min(known), max(known)) if known else None
 
@@ -282,15 +289,14 @@ def read_differences(evidence: Evidence, variants: Sequence[str]) -> Differences
     There are no rows if the file is missing.
     """
     store, columns = evidence.dataset.store, (GAP, *variants)
-    evaluated = evidence.models_with(Summary)
+    evaluated = evidence.comparable(Summary)
     names = {summary.name: model.name for model, summary in evaluated[:COMPARED]}
-    headlines = {(summary.name, summary.headline) for _, summary in evaluated[:COMPARED]}
     pairs: dict[tuple[str, str], dict[str, Cell]] = {}
     for row in read_comparisons(store):
         is_ours = row.dataset == evidence.dataset.manifest.fingerprint
         column = GAP if row.variant == BG_GAP else row.variant
-        is_headline = {(row.first, row.label_rule), (row.second, row.label_rule)} <= headlines
-        if is_ours and is_headline and column in columns:
+        is_shown = {row.first, row.second} <= names.keys() and row.label_rule == evidence.rule
+        if is_ours and is_shown and column in columns:
             cell = row.difference, row.ci_low, row.ci_high, row.p_adjusted < 1 - CONFIDENCE
             pairs.setdefault((names[row.first], names[row.second]), {})[column] = cell
     order = {model.name: index for index, (model, _) in enumerate(evaluated)}
@@ -334,6 +340,7 @@ class Accuracy:
 
     gap_column: ClassVar[str] = GAP
     paper_rule: ClassVar[str] = PAPER_RULE
+    closed_choice: ClassVar[str] = CLOSED_CHOICE
     named: ClassVar[int] = 4
     """Number of models whose BG-Gap is listed at the head of the page."""
 
@@ -345,7 +352,7 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> Accuracy | None:
     headline, evaluated = make_headline(evidence), evidence.models_with(Summary)
     gaps = [
         (row.name, cell)
-        for row in headline.tables[evidence.rule]
+        for row in headline.tables.get(evidence.rule, ())
         if (cell := row.cells[GAP]).value is not None
     ]
     counts = [row.n for _, summary in evaluated for row in summary.accuracy]
@@ -383,14 +390,15 @@ ACCURACY = Panel(
 
 
 def make_sensitivity(evidence: Evidence) -> dict[str, object]:
-    """Collects the panel's content by each headline's label rule; empty if no model has any of it.
+    """Collects the panel's content by the page's label rule; empty if no model has any of it.
 
     Returns:
       `flips`: (model, row of flips.csv by the variants of its two pictures) of each model that has
       flip rates; `compared`: the keys of all these rows; `noise`: (model, row of rfs.csv) of each
-      model that was evaluated on both variants with noise.
+      model that was evaluated on both variants with noise; `left_out`: the models without this
+      rule, in words.
     """
-    evaluated = evidence.models_with(Summary)
+    evaluated = evidence.comparable(Summary)
     flips = [
         (model.name, {(row.variant, row.other_variant): row for row in rows})
         for model, summary in evaluated
@@ -400,7 +408,13 @@ def make_sensitivity(evidence: Evidence) -> dict[str, object]:
         (model.name, row) for model, summary in evaluated for row in summary.by_rule(summary.rfs)
     ]
     compared = list(dict.fromkeys(pair for _, of_model in flips for pair in of_model))
-    return {"flips": flips, "compared": compared, "noise": noise} if flips or noise else {}
+    content: dict[str, object] = {"flips": flips, "compared": compared, "noise": noise}
+    return content | {"left_out": _left_out(evidence)} if flips or noise else {}
+
+
+def _left_out(evidence: Evidence) -> str:
+    """Names the models without figures by the page's label rule, and says why."""
+    return left_out((summary for _, summary in evidence.models_with(Summary)), evidence.rule)
 
 
 SENSITIVITY = Panel(
@@ -412,21 +426,27 @@ SENSITIVITY = Panel(
 )
 
 
-def make_mistakes(evidence: Evidence) -> dict[str, list[tuple[str, str, str, GroupRow]]]:
+def make_mistakes(evidence: Evidence) -> dict[str, object]:
     """Collects the panel's content; empty if no model was evaluated.
 
     Returns:
       `worst`: (model, names of the classes of foreground and background, row of groups.csv) of the
-      group of each mixed version on which a model is worst.
+      group of each mixed version on which a model is worst; `means`: the models with their
+      summaries; `left_out`: the models without the page's label rule, in words.
     """
-    evaluated, names = evidence.models_with(Summary), evidence.taxonomy.names
+    evaluated, names = evidence.comparable(Summary), evidence.taxonomy.names
     worst = [
         (model.name, names[row.label], names[row.bg_label], row)
         for model, summary in evaluated
         for row in summary.by_rule(summary.groups)
         if row.is_worst
     ]
-    return {"worst": worst} if evaluated else {}
+    content: dict[str, object] = {
+        "worst": worst,
+        "means": evaluated,
+        "left_out": _left_out(evidence),
+    }
+    return content if evaluated else {}
 
 
 MISTAKES = Panel(
@@ -473,7 +493,7 @@ CLAIMS = (
         "blog 2",
         "BG-Gap above 0 for every model",
         "BG-Gap above 0",
-        lambda results: gaps(one for one in results.models_with(Summary) if not one[1].overlap),
+        lambda results: gaps(one for one in results.comparable(Summary) if not one[1].overlap),
         above,
         COMMAND,
         unit="points",

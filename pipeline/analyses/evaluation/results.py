@@ -20,7 +20,7 @@ from pipeline.display.table import OfModel, RunColumns, Table
 from pipeline.evaluate import published
 from pipeline.evaluate.results import Answers, ModelRun
 from pipeline.storage.state_files import Name
-from transforms.scoring import LABEL_RULES
+from transforms.scoring import ALL_RULES, LABEL_RULES, AnswerKind
 
 
 class RuleRow(Struct, frozen=True, kw_only=True):
@@ -311,12 +311,14 @@ class Summary(Answers, frozen=True, kw_only=True):
       entry: the model's entry of `--models`.
       dataset: fingerprint of the dataset.
       missing: variants without complete valid predictions.
+      unanswered: number of pictures that the model has not answered, which count as wrong.
     """
 
     entry: str
     libraries: dict[str, str]
     dataset: str
     missing: tuple[str, ...]
+    unanswered: int
     accuracy: tuple[AccuracyRow, ...] = ()
     gaps: tuple[GapRow, ...] = ()
     flips: tuple[FlipRow, ...] = ()
@@ -343,6 +345,13 @@ class Summary(Answers, frozen=True, kw_only=True):
             PowerRow: self.power,
         }
         return rows[kind]
+
+    @property
+    @override
+    def title(self) -> str:
+        """Also says how many answers are missing, because all figures depend on it."""
+        note = f" ({self.unanswered} missing answers count as wrong)" if self.unanswered else ""
+        return super().title + note
 
     @property
     @override
@@ -383,9 +392,28 @@ class Summary(Answers, frozen=True, kw_only=True):
 
 
 def rules_of(summaries: Iterable[Summary]) -> tuple[str, ...]:
-    """Returns the label rules of the models in the order of `LABEL_RULES`; all without models."""
+    """Returns the label rules of the models in the order of `ALL_RULES`.
+
+    Without models, these are the rules of logits.
+    """
     known = {rule for summary in summaries for rule in summary.label_rules} or set(LABEL_RULES)
-    return tuple(rule for rule in LABEL_RULES if rule in known)
+    return tuple(rule for rule in ALL_RULES if rule in known)
+
+
+_ANSWERS: dict[AnswerKind, str] = {
+    "scores": "scores of outputs",
+    "output": "single outputs without scores",
+    "label": "superclasses",
+}
+
+
+def left_out(summaries: Iterable[Summary], rule: str) -> str:
+    """Names the models without figures by a label rule, and says why; "" if all have some."""
+    return "; ".join(
+        f"{one.name}, whose answers are {_ANSWERS[one.answers]}"
+        for one in summaries
+        if rule not in one.label_rules
+    )
 
 
 class SummaryRun(Struct, frozen=True, kw_only=True):

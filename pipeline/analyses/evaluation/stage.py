@@ -36,6 +36,7 @@ class PlannedEvaluation(PlannedAnalysis):
     chunk_name = "prediction_shards"
     pictures_name = "pictures_predicted"
     refuses_overlap = True
+    needs_network = False
 
     conditions: tuple[Condition, ...] = ()
 

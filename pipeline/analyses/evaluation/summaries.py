@@ -435,6 +435,7 @@ def _summarize_models(dataset: Dataset) -> tuple[list[Summary], list[str]]:
                 dataset=dataset.manifest.fingerprint,
                 evaluation=msgspec.structs.replace(run.evaluation, device=device),
                 missing=predictions.missing,
+                unanswered=predictions.unanswered,
                 label_rules=tuple(predictions.by_rule),
                 power=() if PROBED_VARIANT in predictions.missing else run.power,
                 **summary_rows(predictions.by_rule, images, dataset.taxonomy),

@@ -22,12 +22,13 @@ from pipeline.analyses.evaluation.results import (
     Summary,
     SummaryRun,
     VariantRow,
+    left_out,
     rules_of,
 )
 from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.display.table import Cell, OfModel, aligned, interval, tabular
+from pipeline.display.table import Cell, OfModel, aligned, escape, interval, tabular
 from pipeline.errors import shown_bytes
 from pipeline.evaluate.predictions import PROBED_VARIANT, EvalImages, prediction_file, read_logits
 from pipeline.evaluate.results import (
@@ -42,6 +43,7 @@ from pipeline.evaluate.results import (
 from transforms.analysis import KINDS
 from transforms.intervals import CONFIDENCE
 from transforms.power import power_of_outputs
+from transforms.scoring import ALL_RULES
 from transforms.variants import PAPER_NAMES
 
 GAP = "bg_gap"
@@ -112,7 +114,7 @@ def headline(summaries: Sequence[Summary], rule: str, columns: Sequence[str]) ->
     ]
     shown = [name for name in columns if any(name in rows for rows in rows_of_models)]
     return tabular(
-        f"Accuracy and BG-Gap in %, 95 % intervals; label rule: {rule}",
+        f"Accuracy and BG-Gap in %, 95 % intervals; {_label_rule(summaries, rule)}",
         ["BG-Gap" if name == GAP else PAPER_NAMES.get(name, name) for name in shown],
         summaries,
         [[rows.get(name) for name in shown] for rows in rows_of_models],
@@ -130,8 +132,9 @@ def decomposition(summaries: Sequence[Summary], rule: str) -> str:
         for summary in summaries
     ]
     return tabular(
-        f"Share of images in %, 95 % intervals; label rule: {rule}; mixed_rand: its first draw; "
-        "the paper's BG irrelevant is: right or wrong on both, Original and Mixed-Rand",
+        f"Share of images in %, 95 % intervals; {_label_rule(summaries, rule)}; mixed_rand: "
+        "its first draw; the paper's BG irrelevant is: right or wrong on both, Original and "
+        "Mixed-Rand",
         [KIND_NAMES[kind] for kind in KINDS],
         summaries,
         [[rows.get(kind) for kind in KINDS] for rows in rows_of_models],
@@ -160,12 +163,18 @@ def per_class(
         for summary in summaries
     ]
     return tabular(
-        f"Accuracy on {variant} in %, 95 % intervals; label rule: {rule}; bold: differs from the "
-        "other classes (Benjamini-Hochberg, 5 %)",
+        f"Accuracy on {variant} in %, 95 % intervals; {_label_rule(summaries, rule)}; bold: "
+        "differs from the other classes (Benjamini-Hochberg, 5 %)",
         class_names,
         summaries,
         [[rows.get(name) for name in class_names] for rows in rows_of_models],
     )
+
+
+def _label_rule(summaries: Sequence[Summary], rule: str) -> str:
+    """Names a label rule, and the models that have no figures by it."""
+    without = left_out(summaries, rule)
+    return f"label rule: {rule}" + (f" (without figures: {escape(without)})" if without else "")
 
 
 POWER_VERSION = 2
@@ -214,10 +223,18 @@ def measure_power(dataset: Dataset, images: EvalImages, run: ModelRun) -> tuple[
 
 
 def describe_power(summaries: Iterable[Summary]) -> list[str]:
-    """Returns a line that names the models whose probe did not beat chance, if there are any."""
+    """Returns lines on the models whose probe did not beat chance, or that give no logits to it."""
+    summaries = list(summaries)
+    unknown = [one.name for one in summaries if one.answers != "scores"]
+    lines = []
+    if unknown:
+        lines.append(
+            "whether backgrounds tell the class is not known, because they answer without scores: "
+            f"{', '.join(unknown)}"
+        )
     weak = [(one, row) for one in summaries for row in one.power if not row.has_power]
     if not weak:
-        return []
+        return lines
     probes = (
         f"{one.name} (probe {interval(row.accuracy, row.ci_low, row.ci_high)} %, "
         f"chance {100 * row.chance:.1f} %)"
@@ -230,7 +247,7 @@ def describe_power(summaries: Iterable[Summary]) -> list[str]:
             f"; so a BG-Gap whose interval includes 0, as for {', '.join(near_zero)}, says little "
             "about the model"
         )
-    return [line]
+    return [*lines, line]
 
 
 def missing_rows(
@@ -243,7 +260,7 @@ def missing_rows(
         for rule in summary.label_rules:
             for variant in summary.missing:
                 run = pick(SummaryRun, summary, summary.evaluation, error=f"missing: {reason}")
-                yield [OfModel(summary.model), VariantRow(label_rule=rule, variant=variant), run]
+                yield [OfModel(summary.title), VariantRow(label_rule=rule, variant=variant), run]
 
 
 def write_evaluation_tables(dataset: Dataset, columns: Sequence[str]) -> None:
@@ -265,7 +282,7 @@ def write_evaluation_tables(dataset: Dataset, columns: Sequence[str]) -> None:
     for table in TABLES:
         run_type = table.structs[-1]
         rows: list[list[msgspec.Struct]] = [
-            [OfModel(summary.model), row, pick(run_type, summary, summary.evaluation)]
+            [OfModel(summary.title), row, pick(run_type, summary, summary.evaluation)]
             for summary in summaries
             for row in summary.rows_of(table.structs[1])
         ]
@@ -297,8 +314,13 @@ def describe_stale(dataset: Dataset, stale: Sequence[str]) -> Iterator[str]:
 def accuracy_table(summaries: Sequence[Summary]) -> str:
     """Formats a table of models x variants and BG-Gap, in percent.
 
-    Figures are means over draws, under the label rule of each model's headline.
+    Figures are means over draws, under the label rule of each model's headline. Models with
+    different rules have a table for each rule.
     """
+    by_rule = {rule: [one for one in summaries if one.headline == rule] for rule in ALL_RULES}
+    filled = {rule: of_rule for rule, of_rule in by_rule.items() if of_rule}
+    if len(filled) > 1:
+        return "\n".join(f"by {rule}:\n{accuracy_table(one)}" for rule, one in filled.items())
     variants = list(dict.fromkeys(row.variant for one in summaries for row in one.accuracy))
     rows = (
         [

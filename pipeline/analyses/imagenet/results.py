@@ -23,7 +23,7 @@ import pyarrow as pa
 from msgspec import Meta, Struct
 
 from pipeline.analyses.evaluation.comparisons import BG_GAP, ModelsOnSameImages
-from pipeline.analyses.evaluation.results import Summary, rules_of
+from pipeline.analyses.evaluation.results import Summary, left_out, rules_of
 from pipeline.display.panel import Evidence
 from pipeline.display.table import Table
 from pipeline.errors import counted
@@ -335,10 +335,15 @@ def write_trend(
         points=points,
         lines=tuple(lines),
         left_out=tuple(left_out),
-        notes=(*_notes(points), *([choice] if choice else [])),
+        notes=(*_notes(points), *filter(None, (choice, _without_rule(kept, rule)))),
     )
     write_result(store, TREND_FILE, trend)
     return trend
+
+
+def _without_rule(summaries: Sequence[Summary], rule: str) -> str:
+    without = left_out(summaries, rule)
+    return f"left out, because points are by {rule}: {without}" if without else ""
 
 
 def _alike(summaries: Sequence[Summary]) -> tuple[list[Summary], list[str]]:
@@ -363,7 +368,7 @@ def _points(summary: Summary, top1: Top1 | None) -> Iterator[TrendPoint]:
             if row and row.estimate:
                 accuracy, low, high = row.estimate
                 yield TrendPoint(
-                    model=summary.model,
+                    model=summary.title,
                     variant=variant,
                     imagenet_top1=top1.value if top1 else None,
                     imagenet_source=top1.source if top1 else None,

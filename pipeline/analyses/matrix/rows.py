@@ -11,14 +11,12 @@ or trains whole networks in the same way as `in9 train`.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import time
 from collections.abc import Collection, Generator, Iterable, Iterator
 
 import numpy as np
-import pyarrow as pa
 import torch
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
@@ -31,13 +29,12 @@ from pipeline.analyses.matrix.results import Matrix, write_matrix_tables
 from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, UsageError, counted
-from pipeline.evaluate.predict_shards import PredictShards, Scorer, ShardPictures
+from pipeline.evaluate.predict_shards import AnsweredRows, PredictShards, Scorer, ShardPictures
 from pipeline.evaluate.resident import free_memory
 from pipeline.evaluate.results import ModelRun, read_results, result_file
 from pipeline.models.checkpoint import TrainedOn, read_metadata
 from pipeline.models.identity import ModelIdentity
 from pipeline.models.library_names import read_state
-from pipeline.models.loader import Batch
 from pipeline.models.predict import Predictor, are_numbers, refuse_broken
 from pipeline.models.registry import load_model
 from pipeline.models.source import state_hash
@@ -108,19 +105,14 @@ class ProbeScorer:
 
     def logits(
         self, sets: Iterable[ShardPictures], stored: int
-    ) -> Generator[tuple[Batch[ShardPictures], NDArray[np.float32]], None, None]:
+    ) -> Generator[tuple[AnsweredRows, NDArray[np.float32]], None, None]:
         """Yields all pictures of each set as one batch, with their logits."""
         for pictures in sets:
-            with contextlib.closing(pictures.tables(())) as reading:
-                tables = list(reading)
-            if not sum(map(len, tables)):
+            if (rows := pictures.rows()) is None:
                 continue
-            rows = pa.concat_tables(tables)
             all_pictures = dataclasses.replace(pictures, keys=None)
             features = self._backbone.shard_features(all_pictures).select(rows["key"].to_pylist())
-            # It has no pixels, and so never counts as decoded.
-            batch = Batch(pictures, rows, np.empty((0, 0, 0, 3), np.uint8), is_new=False)
-            yield batch, self._scores(features.values)
+            yield AnsweredRows(pictures, rows), self._scores(features.values)
 
 
 class NetworkTrainer:

@@ -1,0 +1,251 @@
+"""What a model that ran elsewhere has answered, read from a file: `answers:FILE`.
+
+The file is a table (CSV, JSON, JSON lines or Parquet) with a row for each answered picture, which
+`key` and `variant` name. One more column is the answer:
+
+scores   the model's outputs: a list, in a CSV as JSON
+output   the class of the taxonomy that wins, by id, index or name; empty for none of them
+label    the superclass that the model has named, by name or label; empty or -1 for none of them
+
+A column `dataset` can hold the fingerprint of the dataset that the pictures are from. This module
+does not import torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import io
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import UsageError, counted
+from pipeline.inputs.tables import TableRow, column_names, read_rows
+from pipeline.models.identity import Origin
+from pipeline.storage.files import absolute, files_of
+from transforms.limits import load_json
+from transforms.scoring import NO_ANSWER, AnswerKind, labels_of_classes
+from transforms.taxonomy import OUTSIDE, Taxonomy
+
+PREFIX = "answers:"
+MISSING_ANSWERS = ("refuse", "wrong")
+"""Values of `--missing_answers`."""
+_EXAMPLES = 3
+_WHOLE = re.compile(r"-?\d+(\.0*)?")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GivenAnswers:
+    """The answers of a file.
+
+    Attributes:
+      path: path of the file.
+      kind: what the answers are.
+      num_outputs: number of outputs of the model, as far as the answers tell.
+      sha256: SHA-256 of the file.
+      dataset: fingerprint of the dataset that they are for; "" if the file does not name it.
+      positions: variant -> key -> position of the answer in `values`.
+      values: (n, outputs) float32 scores, on disk; or (n,) int64 outputs or labels.
+    """
+
+    path: str
+    kind: AnswerKind
+    num_outputs: int
+    sha256: str
+    dataset: str
+    positions: Mapping[str, Mapping[str, int]]
+    values: NDArray[Any]
+
+    def on(self, variant: str, keys: Sequence[str]) -> NDArray[Any]:
+        """Returns the answers to n pictures, shaped as `values`.
+
+        A missing answer is `NO_ANSWER`, or scores that are all -infinity.
+        """
+        known = self.positions.get(variant, {})
+        positions = np.asarray([known.get(key, -1) for key in keys], np.int64)
+        answers = np.asarray(self.values[positions])
+        answers[positions < 0] = -np.inf if self.kind == "scores" else NO_ANSWER
+        return answers
+
+
+def is_answers(entry: str) -> bool:
+    """Returns whether an entry of `--models` is a file of answers."""
+    return entry.startswith(PREFIX)
+
+
+def refuse_answers(entry: str) -> None:
+    """Raises UsageError if an entry of `--models` is a file of answers and no network."""
+    if is_answers(entry):
+        raise UsageError(
+            f"{entry} holds the answers of a model, and this needs a network that can be run; use "
+            "it with in9 run or in9 evaluate"
+        )
+
+
+def read_answers(entry: str, taxonomy: Taxonomy) -> GivenAnswers:
+    """Reads the answers of an entry of `--models`.
+
+    The last file is kept, because a job asks for it several times.
+
+    Args:
+      entry: the entry, `answers:FILE`.
+      taxonomy: the dataset's classes.
+
+    Raises:
+      UsageError: there is no such file, or it holds something else.
+      OSError: it cannot be read.
+    """
+    path = absolute(entry.removeprefix(PREFIX))
+    stamp = Origin("file", path).stamp()
+    if stamp is None:
+        raise UsageError(f"--models {entry}: there is no file {path}")
+    return _read(path, stamp, taxonomy)
+
+
+@functools.lru_cache(1)
+def _read(path: str, stamp: str, taxonomy: Taxonomy) -> GivenAnswers:
+    flag = f"--models {PREFIX}"
+    columns = set(column_names(path, flag))
+    kinds = [kind for kind in get_args(AnswerKind) if kind in columns]
+    if len(kinds) != 1 or not {"key", "variant"} <= columns:
+        raise UsageError(
+            f"{path} must have the columns key, variant, and one of scores, output and label; it "
+            f"has {', '.join(sorted(columns))}"
+        )
+    kind: AnswerKind = kinds[0]
+    parse = _parser(kind, taxonomy)
+    positions: dict[str, dict[str, int]] = {}
+    twice: list[str] = []
+    datasets: set[str] = set()
+    # On disk, because the scores of all pictures may exceed the memory.
+    with tempfile.TemporaryFile() as scratch:
+        width = count = 0
+        for count, row in enumerate(read_rows(path, flag), 1):
+            key, variant = row.text("key"), row.text("variant")
+            answer = parse(row)
+            width = width or answer.size
+            if answer.size != width:
+                raise row.error(kind, f"{answer.size} values, where the first row has {width}")
+            if positions.setdefault(variant, {}).setdefault(key, count - 1) != count - 1:
+                twice.append(f"{key} on {variant}")
+            datasets.add(row.text("dataset"))
+            scratch.write(answer.tobytes())
+        if twice:
+            raise UsageError(
+                f"{path} answers {counted(len(twice), 'picture')} twice: {_some(twice)}"
+            )
+        if len(datasets) > 1:
+            raise UsageError(f"{path} is of several datasets: {_some(sorted(datasets))}")
+        scratch.flush()
+        shape = (count, width) if kind == "scores" else (count,)
+        values = np.memmap(scratch, np.float32 if kind == "scores" else np.int64, "r", shape=shape)
+    with files_of(path).open(path) as file:
+        sha256 = hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
+    sizes = {"output": len(labels_of_classes(taxonomy)), "label": taxonomy.num_labels}
+    return GivenAnswers(
+        path, kind, sizes.get(kind, width), sha256, datasets.pop(), positions, values
+    )
+
+
+def _parser(kind: AnswerKind, taxonomy: Taxonomy) -> Callable[[TableRow], NDArray[Any]]:
+    """Returns the function that reads the answer of a row."""
+    if kind == "scores":
+        return _scores
+    if kind == "label":
+        names = {name.casefold(): label for label, name in enumerate(taxonomy.names)}
+        return functools.partial(_number, kind=kind, names=names, count=taxonomy.num_labels)
+    names, shared = {}, set()
+    outputs = taxonomy.outputs or range(len(taxonomy.wnids))
+    for output, synonyms in zip(outputs, taxonomy.class_names, strict=True):
+        for name in {synonyms.casefold(), *synonyms.casefold().split(", ")}:
+            shared.update({name} & names.keys())
+            names[name] = output
+    names = {name: output for name, output in names.items() if name not in shared}
+    names |= {wnid.casefold(): out for wnid, out in zip(taxonomy.wnids, outputs, strict=True)}
+    return functools.partial(_number, kind=kind, names=names, count=max(outputs) + 1)
+
+
+def _scores(row: TableRow) -> NDArray[np.float32]:
+    value = row.values["scores"]
+    try:
+        scores = np.asarray(load_json(value) if isinstance(value, str) else value, np.float32)
+    except (TypeError, ValueError):
+        scores = np.empty(0, np.float32)
+    if scores.ndim != 1 or not scores.size:
+        raise row.error("scores", f"{str(value)[:40]!r} is not a list of numbers")
+    if not np.isfinite(scores.max()):
+        raise row.error("scores", "some are NaN or infinity, or all are -infinity")
+    return scores
+
+
+def _number(row: TableRow, kind: str, names: Mapping[str, int], count: int) -> NDArray[np.int64]:
+    text = row.text(kind).casefold()
+    number = names.get(text) if text else OUTSIDE
+    if number is None:
+        number = row.integer(kind) if _WHOLE.fullmatch(text) else count
+    if not OUTSIDE <= number < count:
+        what = "class" if kind == "output" else "superclass"
+        raise row.error(kind, f"{text[:40]!r} is no {what} of the dataset, or of several")
+    return np.asarray([number], np.int64)
+
+
+def refuse_unfit(
+    answers: GivenAnswers,
+    *,
+    dataset: str,
+    known: frozenset[str],
+    tested: frozenset[str],
+    variants: Sequence[str],
+    missing: str = MISSING_ANSWERS[0],
+) -> None:
+    """Checks that answers are those to a dataset's pictures.
+
+    Args:
+      answers: the answers.
+      dataset: fingerprint of the dataset.
+      known: keys of the split's images.
+      tested: keys of those to test on.
+      variants: the variants to answer, replicates included.
+      missing: value of `--missing_answers`.
+
+    Raises:
+      UsageError: the answers are of another dataset or other pictures, or some are missing.
+    """
+    path = answers.path
+    if answers.dataset not in ("", dataset):
+        raise UsageError(
+            f"{path} answers pictures of dataset {answers.dataset[:12]}, and this is "
+            f"{dataset[:12]}; get its table from: in9 export --layout answers"
+        )
+    unknown = [
+        f"{key} on {variant}"
+        for variant, positions in answers.positions.items()
+        for key in (positions if variant not in variants else positions.keys() - known)
+    ]
+    if unknown:
+        raise UsageError(
+            f"{path} answers {counted(len(unknown), 'picture')} that the split does not have: "
+            f"{_some(sorted(unknown))}"
+        )
+    absent = {
+        variant: sorted(tested.difference(answers.positions.get(variant, ())))
+        for variant in variants
+    }
+    pictures = [f"{key} on {variant}" for variant, keys in absent.items() for key in keys]
+    if pictures and missing == MISSING_ANSWERS[0]:
+        counts = ", ".join(f"{len(keys)} on {variant}" for variant, keys in absent.items() if keys)
+        raise UsageError(
+            f"{path} lacks {counted(len(pictures), 'answer')} ({counts}), such as "
+            f"{_some(pictures)}; add them, or count them as wrong: --missing_answers wrong"
+        )
+
+
+def _some(texts: Sequence[str]) -> str:
+    """Lists up to three texts."""
+    return ", ".join(texts[:_EXAMPLES]) + (", ..." if len(texts) > _EXAMPLES else "")

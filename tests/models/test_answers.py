@@ -1,0 +1,304 @@
+"""Tests answers of models that ran elsewhere: the table to fill, the filled table, label rules."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny_models
+import torch
+from runs import ONE, QUICK, csv_rows, dataset_in, refusal, run_here, run_in9, table_of
+from small_models import normalised
+
+import in9
+from pipeline.errors import UsageError
+from pipeline.models.answers import read_answers
+from transforms.scoring import CLOSED_CHOICE, NO_ANSWER, PAPER_RULE, closed_choice, map_winner
+from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
+
+TABLES = ("summary", "gaps", "flips", "per_class", "confusion", "decomposition", "groups", "sizes")
+Row = dict[str, Any]
+
+
+def write(path: Path, rows: Iterable[Row]) -> Path:
+    """Writes rows in the format of the path's suffix."""
+    rows = list(rows)
+    match path.suffix:
+        case ".csv":
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, rows[0])
+                writer.writeheader()
+                writer.writerows(rows)
+        case ".jsonl":
+            path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        case ".parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def output(three_draws: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 18 pictures that tests may evaluate models on."""
+    return Path(shutil.copytree(three_draws, tmp_path_factory.mktemp("answers") / "out"))
+
+
+@pytest.fixture(scope="module")
+def rows(output: Path) -> list[Row]:
+    """The exported table, with all outputs of a network for each picture."""
+    run_here("export", "--dataset", output, "--layout", "answers", "--to", output.parent / "a.csv")
+    network = tiny_models.first().eval()
+    return list(filled(output, csv_rows(output.parent / "a.csv"), network))
+
+
+@torch.inference_mode()
+def filled(output: Path, table: list[dict[str, str]], network: torch.nn.Module) -> Iterator[Row]:
+    readers = {name: in9.open_dataset(output, name) for name in {row["variant"] for row in table}}
+    for row in table:
+        pixels, _, _ = readers[row["variant"]][row["key"]]
+        picture = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+        base = {name: row[name] for name in ("key", "variant", "dataset")}
+        yield {**base, "scores": network(normalised(picture))[0].tolist()}
+
+
+def winners(rows: Iterable[Row]) -> Iterator[tuple[Row, int]]:
+    for row in rows:
+        base = {name: value for name, value in row.items() if name != "scores"}
+        yield base, int(np.argmax(row["scores"]))
+
+
+@pytest.fixture(scope="module")
+def entries(output: Path, rows: list[Row]) -> dict[str, str]:
+    """Entries of `--models` that stand for one network, all evaluated: kind of answer -> entry."""
+    classes, folder = imagenet9(), output.parent
+    files = {
+        "scores": write(folder / "scores.parquet", rows),
+        "output": write(
+            folder / "output.csv",
+            ({**base, "output": classes.wnids[best]} for base, best in winners(rows)),
+        ),
+        "label": write(
+            folder / "label.jsonl",
+            ({**base, "label": classes.labels[best]} for base, best in winners(rows)),
+        ),
+    }
+    entries = {kind: f"answers:{path}" for kind, path in files.items()}
+    entries["network"] = "python:tiny_models:first"
+    run_in9("evaluate", "--dataset", output, "--models", ",".join(entries.values()), *ONE)
+    return entries
+
+
+def test_the_table_to_fill_has_every_picture_and_its_bytes(output: Path, rows: list[Row]) -> None:
+    dataset, path = dataset_in(output), output.parent / "pictures.parquet"
+    run_here("export", "--dataset", output, "--layout", "answers", "--to", path)
+    table = pq.read_table(path).to_pylist()
+    pictures = [(row["key"], row["variant"]) for row in table]
+    assert pictures == [(row["key"], row["variant"]) for row in rows]
+    assert len(set(pictures)) == sum(dataset.pictures("val", n) for n in dataset.shards("val"))
+    assert {row["dataset"] for row in table} == {dataset.manifest.fingerprint}
+    run_here("export", "--dataset", output, "--to", output.parent / "released")
+    for row, listed in zip(table, csv_rows(output.parent / "a.csv"), strict=True):
+        assert (output.parent / "released" / listed["path"]).read_bytes() == row["image"]
+
+
+def measures(output: Path, name: str, model: str, rule: str) -> list[Row]:
+    """The rows of a model in a table under a label rule, without what names the two."""
+    names = {"model", "label_rule", "weights_sha256", "device"}
+    return [
+        {column: value for column, value in row.items() if column not in names}
+        for row in table_of(output, name)
+        if row["model"] == model and row["label_rule"] == rule
+    ]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_answers_give_the_figures_of_their_network(
+    output: Path, entries: dict[str, str], name: str
+) -> None:
+    for rule in (PAPER_RULE, "mapped_only"):
+        expected = measures(output, name, entries["network"], rule)
+        assert expected == measures(output, name, entries["scores"], rule) != []
+    expected = measures(output, name, entries["network"], PAPER_RULE)
+    assert expected == measures(output, name, entries["output"], PAPER_RULE)
+    assert expected == measures(output, name, entries["label"], CLOSED_CHOICE)
+
+
+def test_no_table_or_difference_mixes_rules(
+    output: Path, entries: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    has = {"scores": [PAPER_RULE, "mapped_only"], "output": [PAPER_RULE], "label": [CLOSED_CHOICE]}
+    for kind, rules in has.items():
+        model = entries[kind]
+        found = [row["label_rule"] for row in table_of(output, "gaps") if row["model"] == model]
+        assert found == rules
+    assert [row["variant"] for row in table_of(output, "power")] == ["only_bg_t"] * 2
+    for row in table_of(output, "comparisons"):
+        assert entries["label"] not in (row["first"], row["second"])
+    reason = f"{entries['label']}, whose answers are superclasses"
+    latex = (output / "results/latex/headline.tex").read_text()
+    assert "label.jsonl, whose answers are superclasses" in latex.splitlines()[0]
+    page = (output / "report.html").read_text()
+    assert page.count("whose answers are superclasses") == 4
+    gate = ("evaluate", "--dataset", output, "--models", entries["label"], "--fail_if")
+    run_here(*gate, "bg_gap>0.9")
+    printed = capsys.readouterr().out
+    assert printed.index(f"by {PAPER_RULE}:") < printed.index(f"by {CLOSED_CHOICE}:")
+    assert f"answer without scores: {entries['label']}, {entries['output']}" in printed
+    run_here(*gate, "argmax_then_map:bg_gap>0.9", code=1)
+    assert f"is not tested: {reason} has no result for bg_gap" in capsys.readouterr().err
+
+
+def dropped(rows: list[Row], number: int) -> list[Row]:
+    """Removes some rows at random."""
+    random.Random(number).shuffle(rows)
+    return rows[number:]
+
+
+FAULTS: dict[str, tuple[Callable[[list[Row]], Iterable[Row]], str]] = {
+    "one removed": (lambda rows: dropped(rows, 1), "lacks 1 answer (1 on "),
+    "three removed": (lambda rows: dropped(rows, 3), "lacks 3 answers ("),
+    "a variant removed": (
+        lambda rows: (row for row in rows if row["variant"] != "no_fg"),
+        "lacks 18 answers (18 on no_fg), such as sample_val_",
+    ),
+    "two doubled": (lambda rows: [*rows, *rows[5:7]], "answers 2 pictures twice: "),
+    "another dataset": (
+        lambda rows: ({**row, "dataset": "f00d" * 8} for row in rows),
+        "answers pictures of dataset f00df00df00d, and this is ",
+    ),
+    "two datasets": (
+        lambda rows: ({**row, "dataset": row["variant"][:2]} for row in rows),
+        "is of several datasets: ",
+    ),
+    "an unknown key": (
+        lambda rows: [*rows, {**rows[0], "key": "another"}],
+        "answers 1 picture that the split does not have: another on original",
+    ),
+    "an unknown variant": (
+        lambda rows: [*rows, {**rows[0], "variant": "fg_mask"}],
+        "answers 1 picture that the split does not have: ",
+    ),
+    "not a number": (
+        lambda rows: [{**rows[0], "scores": [float("nan")] * 1000}, *rows[1:]],
+        "row 1, column scores: some are NaN or infinity",
+    ),
+    "another length": (
+        lambda rows: [*rows[:-1], {**rows[-1], "scores": [0.0]}],
+        "column scores: 1 values, where the first row has 1000",
+    ),
+    "another head": (
+        lambda rows: ({**row, "scores": row["scores"][:12]} for row in rows),
+        "a head of 12 outputs fits neither",
+    ),
+    "no answer": (
+        lambda rows: (base for base, _ in winners(rows)),
+        "must have the columns key, variant, and one of scores, output and label; it has dataset, ",
+    ),
+    "an unknown class": (
+        lambda rows: ({**base, "output": "unicorn"} for base, _ in winners(rows)),
+        "column output: 'unicorn' is no class of the dataset",
+    ),
+    "an unknown label": (
+        lambda rows: ({**base, "label": 9} for base, _ in winners(rows)),
+        "column label: '9' is no superclass of the dataset",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_wrong_files_are_refused_in_one_line(
+    fault: str, output: Path, rows: list[Row], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, message = FAULTS[fault]
+    path = write(tmp_path / "answers.parquet", change(list(rows)))
+    command = ("evaluate", "--dataset", output, "--models", f"answers:{path}")
+    assert message in refusal(capsys, *command)
+
+
+def test_what_needs_a_network_refuses_answers(
+    output: Path, entries: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    on = ("--dataset", output)
+    for command in (
+        ("attack", *on, "--models", entries["scores"]),
+        ("saliency", *on, "--models", f"efficientnet_lite0,{entries['output']}"),
+        ("matrix", *on, "--probe", "--holdout", 0.5, "--arch", entries["label"]),
+        ("models", "fetch", "--models", entries["scores"], "--to", output.parent / "weights"),
+    ):
+        assert "this needs a network that can be run" in refusal(capsys, *command)
+
+
+def test_missing_answers_count_as_wrong_if_asked_and_every_table_says_so(
+    output: Path,
+    entries: dict[str, str],
+    rows: list[Row],
+    three_draws: Path,
+    small_sample: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fewer = Path(shutil.copytree(three_draws, tmp_path / "out"))
+    some = [row for row in rows if row["variant"] != "only_fg" or row["key"] > rows[2]["key"]]
+    lacking = len(rows) - len(some)
+    assert 0 < lacking < 18
+    entry = f"answers:{write(tmp_path / 'some.parquet', some)}"
+    evaluate = ("evaluate", "--dataset", fewer, *ONE, "--models", entry)
+    run_here(*evaluate, "--missing_answers", "wrong")
+    note = f"{entry} ({lacking} missing answers count as wrong)"
+    assert note in capsys.readouterr().out
+    for name in TABLES:
+        assert note in {row["model"] for row in table_of(fewer, name)}
+    assert note in (fewer / "report.html").read_text().replace("<wbr>", "")
+    for rule in (PAPER_RULE, "mapped_only"):
+        for row, whole in zip(
+            measures(fewer, "summary", note, rule),
+            measures(output, "summary", entries["scores"], rule),
+            strict=True,
+        ):
+            if row["variant"] == "only_fg":
+                assert int(row["outside"]) >= lacking
+            else:
+                assert row == whole
+    # Without the flag they are refused, although nothing is left to compute. In a run, whose
+    # dataset may not exist yet, the same line is the model's failure.
+    line = refusal(capsys, *evaluate).removeprefix("in9 evaluate: ")
+    assert f"lacks {lacking} answers ({lacking} on only_fg)" in line
+    again = ("run", "--input", small_sample, "--replicates", 3, *QUICK, *ONE, "--output", fewer)
+    run_here(*again, "--models", entry, code=1)
+    assert line.strip() in capsys.readouterr().err
+
+
+def test_answers_are_classes_by_any_of_their_names(tmp_path: Path) -> None:
+    classes = Taxonomy(("a", "b"), ("n1", "n2", "n3"), (1, 0, OUTSIDE), ("cat, puss", "Dog", "cat"))
+    given = ["n1", "PUSS", "0", "", "dog", "2.0", "n3"]
+    told = [{"key": str(i), "variant": "original", "output": x} for i, x in enumerate(given)]
+    file = write(tmp_path / "a.csv", told)
+    answers = read_answers(f"answers:{file}", classes)
+    assert answers.on("original", [str(i) for i in range(8)]).tolist() == [
+        *(0, 0, 0, OUTSIDE, 1, 2, 2, NO_ANSWER)
+    ]
+    write(file, [{**told[0], "output": "cat"}, *told[1:]])
+    with pytest.raises(UsageError, match="'cat' is no class of the dataset, or of several"):
+        read_answers(f"answers:{file}", classes)
+    named = [{"key": str(i), "variant": "v", "label": x} for i, x in enumerate(["B", "1", "", -1])]
+    answers = read_answers(f"answers:{write(tmp_path / 'b.csv', named)}", classes)
+    assert answers.on("v", ["0", "1", "2", "3"]).tolist() == [1, 1, OUTSIDE, OUTSIDE]
+
+
+def test_answers_without_logits_have_no_scores() -> None:
+    answers = np.array([1, 0, OUTSIDE, NO_ANSWER])
+    labels = np.zeros(4, np.int64)
+    scores = map_winner(answers, labels, np.array([0, OUTSIDE]))
+    assert scores.prediction.tolist() == [OUTSIDE, 0, OUTSIDE, OUTSIDE]
+    assert scores.output.tolist() == answers.tolist()
+    assert np.isnan([scores.top1, scores.true]).all()
+    named = closed_choice(answers, labels, np.empty(0, np.int64))
+    assert named.prediction.tolist() == [1, 0, OUTSIDE, OUTSIDE]
