@@ -17,10 +17,22 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from pipeline.commands.call import EvaluatedModel
     from pipeline.commands.run import Evaluate, Generate
     from pipeline.dataset.reading import DatasetReader
 
-__all__ = ["Evaluate", "Generate", "open_dataset"]
+__all__ = [
+    "Evaluate",
+    "Generate",
+    "evaluate_model",
+    "generate_dataset",
+    "import_released",
+    "open_dataset",
+]
 
 
 def open_dataset(
@@ -42,6 +54,88 @@ def open_dataset(
     from pipeline.dataset.reading import DatasetReader
 
     return DatasetReader.open(os.fspath(path), variant, split)
+
+
+def evaluate_model(
+    dataset: str | os.PathLike[str] | DatasetReader,
+    predict: Callable[[Any], Any] | torch.nn.Module,
+    *,
+    name: str,
+    outputs: str | None = None,
+    batch_size: int | None = None,
+    store: bool = False,
+) -> EvaluatedModel:
+    """Evaluates a model on all pictures of a dataset, without Beam.
+
+    A module is evaluated as `in9 evaluate` would run it, with the same preprocessing, and on a GPU
+    if there is one. It is copied, and a training around the call goes on bit for bit as without it.
+
+    Args:
+      dataset: the dataset's folder, local or `gs://`; or what `open_dataset` returned, whose split
+        is then evaluated, in all variants. It may be read-only, unless results are stored.
+      predict: a `torch.nn.Module`; or a function that takes (n, S, S, 3) uint8 RGB pictures and
+        returns (n, outputs) scores (1000, or one for each class or superclass of the dataset), or
+        (n,) integer labels of superclasses, -1 for none of them. NumPy, torch, JAX and TensorFlow
+        arrays will do.
+      name: name of the model in tables.
+      outputs: "imagenet" if integers are classes of ImageNet, 0 to 999, rather than superclasses.
+      batch_size: number of pictures in a batch; None for that of `in9 evaluate`.
+      store: whether to store predictions, as the model `call:NAME`, in place of an earlier one of
+        the name, and to write tables and page.
+
+    Raises:
+      UsageError: the folder holds no finished dataset, or `predict` returns something else.
+      ValueError: the number of outputs fits neither the classes nor the superclasses.
+      JobError, ModelError: a picture cannot be decoded, or the module fails.
+      Exception: any exception of `predict`.
+    """
+    _check_packages()
+    from pipeline.commands import call
+
+    return call.evaluate_model(
+        dataset, predict, name=name, outputs=outputs, batch_size=batch_size, store=store
+    )
+
+
+def generate_dataset(output: str | os.PathLike[str], **flags: Any) -> DatasetReader:
+    """Makes a dataset, or the missing part of it, like `in9 generate`; returns it.
+
+    Args:
+      output: the dataset's folder, local or `gs://`.
+      flags: flags of `in9 generate` by name, for example `input="/data", replicates=3`.
+
+    Raises:
+      UsageError: an argument is wrong; nothing has been written then.
+      JobError: the job failed.
+    """
+    _check_packages()
+    from pipeline.commands import run
+
+    run.run_main(run.parse_flags("generate", {**flags, "output": os.fspath(output)}), [])
+    return open_dataset(output)
+
+
+def import_released(
+    output: str | os.PathLike[str], *, source: str | os.PathLike[str], **flags: Any
+) -> DatasetReader:
+    """Turns data in the released layout into a dataset, like `in9 import`; returns it.
+
+    Args:
+      output: the dataset's folder, local or `gs://`.
+      source: the folder, or the tar, to import.
+      flags: other flags of `in9 import` by name.
+
+    Raises:
+      UsageError: an argument is wrong, or the input cannot be read.
+      JobError: the job failed.
+    """
+    _check_packages()
+    from pipeline.commands import run
+    from pipeline.commands.import_released import run_import
+
+    paths = {"output": os.fspath(output), "from": os.fspath(source)}
+    run_import(run.parse_flags("import", {**flags, **paths}))
+    return open_dataset(output)
 
 
 def main() -> NoReturn:

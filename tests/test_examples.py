@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
+import torch
 from runs import ROOT
+from small_models import network
 
 import in9
 
@@ -69,3 +73,57 @@ def test_a_segmenter_of_ones_own_stands_beside_grabcut(run: Callable[..., str]) 
     output = run("own_segmenter.py", "out", *SMALL)
     (share,) = re.findall(r"mean IoU of (\d\.\d\d)$", output, re.MULTILINE)
     assert 0.2 < float(share) < 1
+
+
+def test_a_training_measures_the_gap_after_each_epoch(run: Callable[..., str]) -> None:
+    flags = (*SMALL, "--segmenter", "box", "--formats", "parquet")
+    lines = run("validate_while_training.py", "out", *flags).splitlines()
+    line = re.compile(r"epoch \d: \d+\.\d %, BG-Gap -?\d+\.\d \[-?\d+\.\d, -?\d+\.\d\]")
+    assert sum(bool(line.fullmatch(each)) for each in lines) == 3
+
+
+def test_the_notebook_runs(
+    three_draws: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").symlink_to(three_draws)
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((ROOT / "examples" / "evaluate_model.ipynb").read_text())
+    names: dict[str, Any] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert "mean colour" in names["result"]._repr_html_()
+    assert set(names["flips"]["label_rule"]) == {"closed_choice"}
+
+
+def test_lightning_logs_the_gap(three_draws: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lightning = pytest.importorskip("lightning")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    from lightning_callback import BackgroundGap
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network(9)
+
+        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+            return self.network(pictures)
+
+        def training_step(self, batch: Any, _: int) -> torch.Tensor:
+            return self(batch).square().mean()
+
+        def validation_step(self, batch: Any, _: int) -> None:
+            self(batch)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    pictures = torch.utils.data.DataLoader(torch.rand(4, 3, 64, 64), batch_size=2)
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        callbacks=[BackgroundGap(three_draws)],
+    )
+    trainer.fit(Module(), pictures, pictures)
+    assert -1 <= trainer.logged_metrics["in9/bg_gap"] <= 1

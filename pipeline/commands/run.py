@@ -257,7 +257,7 @@ class Generate(beam.PTransform):
     def __init__(self, output: str | os.PathLike[str], **flags: Any) -> None:
         super().__init__()
         self.flags = {**flags, "output": os.fspath(output)}
-        self._arguments = _parse("generate", self.flags)
+        self._arguments = parse_flags("generate", self.flags)
         store = with_job_of_this_process(writing_store("output", self._arguments.output))
         self._seen = manifest_state(store)
         self.job = job_from_flags(self._arguments, store)
@@ -296,10 +296,10 @@ class Evaluate(beam.PTransform):
         if isinstance(dataset, Generate):
             job = dataset.job
             self._store, config, self._taxonomy = job.store, job.config, job.taxonomy
-            _parse("evaluate", {**flags, "dataset": self._store.root})
-            arguments = _parse("run", {**dataset.flags, **flags})
+            parse_flags("evaluate", {**flags, "dataset": self._store.root})
+            arguments = parse_flags("run", {**dataset.flags, **flags})
         else:
-            arguments = _parse("evaluate", {**flags, "dataset": os.fspath(dataset)})
+            arguments = parse_flags("evaluate", {**flags, "dataset": os.fspath(dataset)})
             self._store = with_new_job(writing_store("dataset", arguments.dataset))
             existing = Dataset.open(self._store)
             config, self._taxonomy = existing.manifest.config, existing.taxonomy
@@ -323,7 +323,7 @@ class Evaluate(beam.PTransform):
         return MainJob(ending, self._taxonomy, self._pictures).build(start)
 
 
-def _parse(command: str, flags: Mapping[str, Any]) -> argparse.Namespace:
+def parse_flags(command: str, flags: Mapping[str, Any]) -> argparse.Namespace:
     """Parses flags that are given by name.
 
     Args:

@@ -26,7 +26,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError
 from pipeline.evaluate.results import Answers, ModelRun, Trained
-from pipeline.models.answers import is_answers
+from pipeline.models.answers import has_network
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.intervals import CONFIDENCE, level_of
 from transforms.scoring import PAPER_RULE
@@ -230,10 +230,10 @@ class Panel:
 def with_models(command: str, models: Iterable[str]) -> str:
     """Returns a command with the names of models in place of MODELS.
 
-    Those whose answers are in a file are left out. If there are no others, a model that needs no
+    Those that only have answers are left out. If there are no others, a model that needs no
     download stands in.
     """
-    names = ",".join(model for model in models if not is_answers(model))
+    names = ",".join(model for model in models if has_network(model))
     return command.replace("MODELS", shlex.quote(names or _EXAMPLE))
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import msgspec
 
@@ -171,16 +171,19 @@ class Table:
           rows: for each row, values that have its columns as fields; a column that none of them has
             is empty, and further fields are left out.
         """
-        lines = (
+        store.update(f"results/{self.name}.csv", csv_bytes(self.columns, self.lines(rows)))
+
+    def lines(self, rows: Iterable[Iterable[msgspec.Struct]]) -> list[dict[str, Any]]:
+        """Returns the columns of each row, by name; the argument is that of `write`."""
+        return [
             {
                 name: value
                 for struct in row
                 for name, value in msgspec.structs.asdict(struct).items()
-                if value is not msgspec.UNSET
+                if name in self.columns and value is not msgspec.UNSET
             }
             for row in rows
-        )
-        store.update(f"results/{self.name}.csv", csv_bytes(self.columns, lines))
+        ]
 
 
 _SIDE_BY_SIDE = 5

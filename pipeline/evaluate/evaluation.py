@@ -22,7 +22,7 @@ from pipeline.dataset.records import read_metadata
 from pipeline.errors import UsageError, escaped_line, escaped_texts
 from pipeline.evaluate.predictions import evaluated_variants
 from pipeline.evaluate.results import EvaluationSettings, ModelRun, RunSettings, Trained, pick
-from pipeline.models.answers import MISSING_ANSWERS, is_answers, read_answers, refuse_unfit
+from pipeline.models.answers import MISSING_ANSWERS, has_network, read_answers, refuse_unfit
 from pipeline.models.checkpoint import TrainedOn, metadata_of_entry
 from pipeline.models.identity import ModelIdentity, PredictConfig
 from pipeline.runtime.machine import usable_cores
@@ -147,7 +147,7 @@ class Evaluation:
             are not those to the dataset's pictures.
         """
         self.refuse_overlap(dataset, entry)
-        if is_answers(entry):
+        if not has_network(entry):
             refuse_unfit(
                 read_answers(entry, dataset.taxonomy),
                 dataset=dataset.manifest.fingerprint,

@@ -136,6 +136,9 @@ class KeptLogits:
     of: tuple[str, ...]
 
 
+_OF_LOGITS = ["key", "label", "logits", "of"]
+
+
 def read_logits(store: Store, paths: Iterable[str]) -> KeptLogits | None:
     """Reads a model's stored logits on at most `MAX_PICTURES` pictures; None if none are stored.
 
@@ -143,10 +146,14 @@ def read_logits(store: Store, paths: Iterable[str]) -> KeptLogits | None:
       store: the dataset folder.
       paths: files of the model's predictions.
     """
-    tables = []
-    for path in paths:
-        table = read_table(store, path, columns=["key", "label", "logits", "of"])
-        tables.append(table.filter(pc.is_valid(table["logits"])))
+    return logits_in_tables(read_table(store, path, columns=_OF_LOGITS) for path in paths)
+
+
+def logits_in_tables(predictions: Iterable[pa.Table]) -> KeptLogits | None:
+    """Does the same as `read_logits` for tables of predictions."""
+    tables = [
+        table.select(_OF_LOGITS).filter(pc.is_valid(table["logits"])) for table in predictions
+    ]
     if not sum(table.num_rows for table in tables):
         return None
     table = pa.concat_tables([table.replace_schema_metadata() for table in tables])

@@ -27,13 +27,16 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UsageError, counted
 from pipeline.inputs.tables import TableRow, column_names, read_rows
-from pipeline.models.identity import Origin
+from pipeline.models.identity import Origin, Preprocessing
 from pipeline.storage.files import absolute, files_of
+from transforms.hashing import text_bytes
 from transforms.limits import load_json
 from transforms.scoring import NO_ANSWER, AnswerKind, labels_of_classes
 from transforms.taxonomy import OUTSIDE, Taxonomy
 
 PREFIX = "answers:"
+CALLED = "call:"
+"""Beginning of the names of models that `in9.evaluate_model` has evaluated."""
 MISSING_ANSWERS = ("refuse", "wrong")
 """Values of `--missing_answers`."""
 _EXAMPLES = 3
@@ -74,14 +77,81 @@ class GivenAnswers:
         return answers
 
 
-def is_answers(entry: str) -> bool:
-    """Returns whether an entry of `--models` is a file of answers."""
-    return entry.startswith(PREFIX)
+AS_STORED = Preprocessing(224, False, (0, 0, 0), (1, 1, 1), "bicubic", 1.0, "center")
+"""The preprocessing of given answers: none. What their model did with the pictures is not known."""
+
+
+class AnswersWriter:
+    """Collects answers on disk, because the scores of all pictures may exceed the memory.
+
+    Attributes:
+      positions: see `GivenAnswers`.
+      twice: pictures that were answered before.
+    """
+
+    def __init__(self) -> None:
+        self.positions: dict[str, dict[str, int]] = {}
+        self.twice: list[str] = []
+        self._count, self._first = 0, np.empty(0)
+        self._digest = hashlib.sha256()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115
+
+    def add(self, variant: str, keys: Sequence[str], answers: NDArray[Any]) -> None:
+        """Adds the answers to n pictures of a variant.
+
+        Args:
+          variant: the variant.
+          keys: keys of the pictures.
+          answers: (n, outputs) float32 scores, or (n,) int64 outputs or labels.
+
+        Raises:
+          ValueError: the answers do not have the shape of those before.
+        """
+        self._first = answers[:1] if not self._count else self._first
+        if answers.shape != (len(keys), *self._first.shape[1:]):
+            raise ValueError(
+                f"answers of shape {answers.shape} for {counted(len(keys), 'picture')}, where the "
+                f"first has {self._first.shape[1:]}"
+            )
+        known = self.positions.setdefault(variant, {})
+        for key in keys:
+            if known.setdefault(key, self._count) != self._count:
+                self.twice.append(f"{key} on {variant}")
+            self._count += 1
+        data = answers.tobytes()
+        self._file.write(data)
+        self._digest.update(text_bytes(f"{variant}\0{keys}\0{answers.dtype}"))
+        self._digest.update(data)
+
+    def finish(self, path: str, kind: AnswerKind, taxonomy: Taxonomy) -> GivenAnswers:
+        """Returns the answers, identified by their own hash.
+
+        Args:
+          path: where they are from, for messages.
+          kind: what they are.
+          taxonomy: the dataset's classes.
+        """
+        self._file.flush()
+        shape = (self._count, *self._first.shape[1:])
+        values = np.memmap(self._file, self._first.dtype, "r", shape=shape)
+        self._file.close()
+        sizes = {
+            "scores": shape[-1],
+            "output": len(labels_of_classes(taxonomy)),
+            "label": taxonomy.num_labels,
+        }
+        sha256 = self._digest.hexdigest()
+        return GivenAnswers(path, kind, sizes[kind], sha256, "", self.positions, values)
+
+
+def has_network(entry: str) -> bool:
+    """Returns whether an entry or name of a model stands for one that can be run."""
+    return not entry.startswith((PREFIX, CALLED))
 
 
 def refuse_answers(entry: str) -> None:
     """Raises UsageError if an entry of `--models` is a file of answers and no network."""
-    if is_answers(entry):
+    if not has_network(entry):
         raise UsageError(
             f"{entry} holds the answers of a model, and this needs a network that can be run; use "
             "it with in9 run or in9 evaluate"
@@ -120,37 +190,23 @@ def _read(path: str, stamp: str, taxonomy: Taxonomy) -> GivenAnswers:
         )
     kind: AnswerKind = kinds[0]
     parse = _parser(kind, taxonomy)
-    positions: dict[str, dict[str, int]] = {}
-    twice: list[str] = []
     datasets: set[str] = set()
-    # On disk, because the scores of all pictures may exceed the memory.
-    with tempfile.TemporaryFile() as scratch:
-        width = count = 0
-        for count, row in enumerate(read_rows(path, flag), 1):
-            key, variant = row.text("key"), row.text("variant")
-            answer = parse(row)
-            width = width or answer.size
-            if answer.size != width:
-                raise row.error(kind, f"{answer.size} values, where the first row has {width}")
-            if positions.setdefault(variant, {}).setdefault(key, count - 1) != count - 1:
-                twice.append(f"{key} on {variant}")
-            datasets.add(row.text("dataset"))
-            scratch.write(answer.tobytes())
-        if twice:
-            raise UsageError(
-                f"{path} answers {counted(len(twice), 'picture')} twice: {_some(twice)}"
-            )
-        if len(datasets) > 1:
-            raise UsageError(f"{path} is of several datasets: {_some(sorted(datasets))}")
-        scratch.flush()
-        shape = (count, width) if kind == "scores" else (count,)
-        values = np.memmap(scratch, np.float32 if kind == "scores" else np.int64, "r", shape=shape)
+    writer = AnswersWriter()
+    for row in read_rows(path, flag):
+        try:
+            writer.add(row.text("variant"), [row.text("key")], parse(row))
+        except ValueError as error:
+            raise row.error(kind, str(error)) from error
+        datasets.add(row.text("dataset"))
+    if writer.twice:
+        number = counted(len(writer.twice), "picture")
+        raise UsageError(f"{path} answers {number} twice: {_some(writer.twice)}")
+    if len(datasets) > 1:
+        raise UsageError(f"{path} is of several datasets: {_some(sorted(datasets))}")
     with files_of(path).open(path) as file:
         sha256 = hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
-    sizes = {"output": len(labels_of_classes(taxonomy)), "label": taxonomy.num_labels}
-    return GivenAnswers(
-        path, kind, sizes.get(kind, width), sha256, datasets.pop(), positions, values
-    )
+    given = writer.finish(path, kind, taxonomy)
+    return dataclasses.replace(given, sha256=sha256, dataset=datasets.pop())
 
 
 def _parser(kind: AnswerKind, taxonomy: Taxonomy) -> Callable[[TableRow], NDArray[Any]]:
@@ -181,7 +237,7 @@ def _scores(row: TableRow) -> NDArray[np.float32]:
         raise row.error("scores", f"{str(value)[:40]!r} is not a list of numbers")
     if not np.isfinite(scores.max()):
         raise row.error("scores", "some are NaN or infinity, or all are -infinity")
-    return scores
+    return scores[np.newaxis]
 
 
 def _number(row: TableRow, kind: str, names: Mapping[str, int], count: int) -> NDArray[np.int64]:

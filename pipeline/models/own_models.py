@@ -323,14 +323,12 @@ class AnswerFiles(Source):
 
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         given = answers.read_answers(spec, taxonomy)
-        # What the model did with the pictures is not known, so it says that they stay as they are.
-        as_stored = {"mean": (0, 0, 0), "std": (1, 1, 1), "crop_pct": 1}
         model = loaded_model(
             name=spec,
             architecture="answers",
             weights=os.path.basename(given.path),
             module=AnswersModule(given),
-            preprocessing=Preprocessing.from_settings(as_stored, num_outputs=0, where=spec),
+            preprocessing=answers.AS_STORED,
             num_outputs=given.num_outputs,
             weights_sha256=given.sha256,
         )

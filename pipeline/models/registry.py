@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load, save
 
 from pipeline.errors import JobError, UsageError, one_line
+from pipeline.models.answers import has_network
 from pipeline.models.hugging_face import HuggingFace
 from pipeline.models.identity import StoredModel, WeightsFolder
 from pipeline.models.library_names import Packaged, TimmNames, TorchvisionNames
@@ -131,6 +132,8 @@ def source_of(spec: str) -> Source:
     # In ARCH=FILE, the colon may be part of the path.
     if not colon or "=" in prefix:
         return TIMM
+    if not has_network(spec) and prefix not in SOURCES:
+        raise UsageError(f"--models {spec} was evaluated by in9.evaluate_model; call it again")
     if prefix not in SOURCES:
         custom = f"; for a function of your own: python:{module_of(prefix)}:{rest}"
         hint = closest(prefix, SOURCES) or custom

@@ -131,6 +131,20 @@ def test_answers_give_the_figures_of_their_network(
     assert expected == measures(output, name, entries["label"], CLOSED_CHOICE)
 
 
+def test_a_call_gives_the_figures_of_the_command(output: Path, entries: dict[str, str]) -> None:
+    for _ in range(2):
+        called = in9.evaluate_model(output, tiny_models.first(), name="called")
+        for name in (*TABLES, "power"):
+            rows = [{k: str(v) for k, v in row.items()} for row in called.tables[name]]
+            expected = [row for row in table_of(output, name) if row["model"] == entries["network"]]
+            assert len(rows) == len(expected) > 0
+            for row, told in zip(rows, expected, strict=True):
+                row["model"] = entries["network"]
+                assert {k: v for k, v in row.items() if v != "None"} == {
+                    k: v for k, v in told.items() if v
+                }
+
+
 def test_no_table_or_difference_mixes_rules(
     output: Path, entries: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,7 +206,7 @@ FAULTS: dict[str, tuple[Callable[[list[Row]], Iterable[Row]], str]] = {
     ),
     "another length": (
         lambda rows: [*rows[:-1], {**rows[-1], "scores": [0.0]}],
-        "column scores: 1 values, where the first row has 1000",
+        "column scores: answers of shape (1, 1) for 1 picture, where the first has (1000,)",
     ),
     "another head": (
         lambda rows: ({**row, "scores": row["scores"][:12]} for row in rows),

@@ -530,7 +530,13 @@ KINDS: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (MISSING, {"device", "overlap", "trained", "penalty", "matrix", "variants", "groups"}),
+        (
+            MISSING,
+            {
+                *("device", "overlap", "trained", "penalty", "matrix", "variants", "groups"),
+                "answers",
+            },
+        ),
         (
             None,
             {

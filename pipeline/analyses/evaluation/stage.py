@@ -76,21 +76,30 @@ def commit_predictions(
 ) -> None:
     """Writes model.json, which says that all predictions of the model exist; removes stale files.
 
+    The arguments are those of `describe_predictions`.
+    """
+    store, content = shards.store, describe_predictions(shards, chunks, run, **values)
+    write_result(store, result_file(run.folder, "model"), content)
+    current = {shards.path(chunk) for chunk in chunks}
+    stored = store.walk(f"results/{run.folder}/predictions")
+    store.delete_all([path for path in stored if path not in current])
+
+
+def describe_predictions(
+    shards: PredictShards, chunks: Sequence[int], run: ModelRun, **values: object
+) -> Evaluated:
+    """Returns the content of model.json.
+
     Args:
       shards: the model's predictions.
       chunks: numbers of all shards.
       run: the model, and how it was run.
       values: the other fields of `Evaluated`.
     """
-    store = shards.store
-    content = pick(
+    return pick(
         Evaluated,
         run,
         libraries={name: version(name) for name in _LIBRARIES},
         predictions=fingerprint([shards.fingerprint(chunk) for chunk in chunks]),
         **values,
     )
-    write_result(store, result_file(run.folder, "model"), content)
-    current = {shards.path(chunk) for chunk in chunks}
-    stored = store.walk(f"results/{run.folder}/predictions")
-    store.delete_all([path for path in stored if path not in current])

@@ -36,7 +36,13 @@ from pipeline.analyses.evaluation.results import (
 )
 from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.predictions import PROBED_VARIANT, EvalImages, Predictions, read_predictions
+from pipeline.evaluate.predictions import (
+    PROBED_VARIANT,
+    EvalImages,
+    ModelPredictions,
+    Predictions,
+    read_predictions,
+)
 from pipeline.evaluate.results import pick, read_results
 from transforms.analysis import (
     KINDS,
@@ -427,18 +433,30 @@ def _summarize_models(dataset: Dataset) -> tuple[list[Summary], list[str]]:
         if not any(of_rule.predicted for of_rule in predictions.by_rule.values()):
             stale.append(run.model)
             continue
-        device = "+".join(predictions.devices)
-        summaries.append(
-            pick(
-                Summary,
-                run,
-                dataset=dataset.manifest.fingerprint,
-                evaluation=msgspec.structs.replace(run.evaluation, device=device),
-                missing=predictions.missing,
-                unanswered=predictions.unanswered,
-                label_rules=tuple(predictions.by_rule),
-                power=() if PROBED_VARIANT in predictions.missing else run.power,
-                **summary_rows(predictions.by_rule, images, dataset.taxonomy),
-            )
-        )
+        summaries.append(summarize(dataset, run, images, predictions))
     return summaries, stale
+
+
+def summarize(
+    dataset: Dataset, run: Evaluated, images: EvalImages, predictions: ModelPredictions
+) -> Summary:
+    """Summarizes the predictions of one model.
+
+    Args:
+      dataset: the dataset.
+      run: the model, and how it was run.
+      images: the images that it was tested on.
+      predictions: its predictions.
+    """
+    device = "+".join(predictions.devices)
+    return pick(
+        Summary,
+        run,
+        dataset=dataset.manifest.fingerprint,
+        evaluation=msgspec.structs.replace(run.evaluation, device=device),
+        missing=predictions.missing,
+        unanswered=predictions.unanswered,
+        label_rules=tuple(predictions.by_rule),
+        power=() if PROBED_VARIANT in predictions.missing else run.power,
+        **summary_rows(predictions.by_rule, images, dataset.taxonomy),
+    )

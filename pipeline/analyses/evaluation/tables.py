@@ -28,9 +28,15 @@ from pipeline.analyses.evaluation.results import (
 from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.display.table import Cell, OfModel, aligned, escape, interval, tabular
+from pipeline.display.table import Cell, OfModel, Table, aligned, escape, interval, tabular
 from pipeline.errors import shown_bytes
-from pipeline.evaluate.predictions import PROBED_VARIANT, EvalImages, prediction_file, read_logits
+from pipeline.evaluate.predictions import (
+    PROBED_VARIANT,
+    EvalImages,
+    logits_in_tables,
+    prediction_file,
+    read_logits,
+)
 from pipeline.evaluate.results import (
     Failure,
     ModelRun,
@@ -182,7 +188,12 @@ POWER_VERSION = 2
 same logits."""
 
 
-def measure_power(dataset: Dataset, images: EvalImages, run: ModelRun) -> tuple[StoredPower, ...]:
+def measure_power(
+    dataset: Dataset,
+    images: EvalImages,
+    run: ModelRun,
+    predictions: Sequence[pa.Table] | None = None,
+) -> tuple[StoredPower, ...]:
     """Fits the probe to a model's stored logits; returns the rows of `power` for its summary.
 
     Because fitting a probe to 5,000 pictures takes a second, its row is stored in model.json, and
@@ -192,13 +203,18 @@ def measure_power(dataset: Dataset, images: EvalImages, run: ModelRun) -> tuple[
       dataset: the dataset that the model was evaluated on.
       images: the images that it was tested on.
       run: the model, and how it was run.
+      predictions: all its predictions; None to read the stored ones.
 
     Returns:
       One row; none if there are no stored logits, or too few to hold some out for the test of the
       probe.
     """
     store, shards = dataset.store, dataset.shards(run.evaluation.split)
-    kept = read_logits(store, [prediction_file(run, shard) for shard in shards])
+    kept = (
+        read_logits(store, [prediction_file(run, shard) for shard in shards])
+        if predictions is None
+        else logits_in_tables(predictions)
+    )
     if kept is None:
         return ()
     positions = images.positions(pa.chunked_array([pa.array(kept.keys)]))
@@ -263,6 +279,16 @@ def missing_rows(
                 yield [OfModel(summary.title), VariantRow(label_rule=rule, variant=variant), run]
 
 
+def rows_of_models(table: Table, summaries: Iterable[Summary]) -> list[list[msgspec.Struct]]:
+    """Returns the rows of a table for some models."""
+    run_type = table.structs[-1]
+    return [
+        [OfModel(summary.title), row, pick(run_type, summary, summary.evaluation)]
+        for summary in summaries
+        for row in summary.rows_of(table.structs[1])
+    ]
+
+
 def write_evaluation_tables(dataset: Dataset, columns: Sequence[str]) -> None:
     """Rebuilds the tables from the stored predictions.
 
@@ -280,13 +306,8 @@ def write_evaluation_tables(dataset: Dataset, columns: Sequence[str]) -> None:
     if not was_evaluated and not store.exists("results/summary.csv"):
         return
     for table in TABLES:
-        run_type = table.structs[-1]
-        rows: list[list[msgspec.Struct]] = [
-            [OfModel(summary.title), row, pick(run_type, summary, summary.evaluation)]
-            for summary in summaries
-            for row in summary.rows_of(table.structs[1])
-        ]
-        if run_type is SummaryRun:
+        rows = rows_of_models(table, summaries)
+        if table.structs[-1] is SummaryRun:
             rows += missing_rows(summaries, failed)
             rows += [
                 [OfModel(failure.model), pick(SummaryRun, failure, failure.evaluation)]

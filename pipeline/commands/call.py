@@ -1,0 +1,298 @@
+"""`in9.evaluate_model`: evaluates a model that exists in this process, without Beam.
+
+All pictures are answered first. The answers then go the way of `answers:FILE`, so the figures are
+those that `in9 evaluate` would compute from the same answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import html
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress as Bar
+
+from pipeline.analyses.evaluation.results import TABLES, Summary
+from pipeline.analyses.evaluation.stage import commit_predictions, describe_predictions
+from pipeline.analyses.evaluation.summaries import summarize
+from pipeline.analyses.evaluation.tables import measure_power, rows_of_models
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.manifest import reading_store, writing_store
+from pipeline.dataset.reading import DatasetReader
+from pipeline.dataset.records import write_table
+from pipeline.display.panel import Estimate
+from pipeline.display.table import interval
+from pipeline.errors import UsageError
+from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.predict_shards import AnswersScorer, Elsewhere, PredictShards, ShardPictures
+from pipeline.evaluate.predictions import EvalImages, evaluated_variants, predictions_in_table
+from pipeline.evaluate.results import ModelRun
+from pipeline.models.answers import AS_STORED, CALLED, AnswersWriter, GivenAnswers
+from pipeline.models.identity import CPU_BATCH, ModelIdentity, PredictConfig
+from pipeline.report.write import write_results
+from pipeline.runtime.lock import locked, model_lock
+from pipeline.runtime.machine import usable_cores
+from pipeline.runtime.progress import Progress
+from transforms.codec import decode_image
+from transforms.scoring import RULES_OF_ANSWERS, AnswerKind, labels_of_outputs
+from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatedModel:
+    """The figures of a model; in a notebook, it shows the headline.
+
+    Attributes:
+      summary: all statistics.
+    """
+
+    summary: Summary
+
+    @property
+    def accuracy(self) -> dict[str, Estimate]:
+        """Accuracy by variant: (value, low, high), fractions with the 95 % interval."""
+        rows = self.summary.by_rule(self.summary.accuracy)
+        return {row.variant: row.estimate for row in rows if row.estimate}
+
+    @property
+    def bg_gap(self) -> Estimate | None:
+        """BG-Gap: (value, low, high); None if the dataset lacks a variant that it needs."""
+        gap = self.summary.gap()
+        return gap.estimate if gap else None
+
+    @property
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """The rows that the model has in each table, by the table's name."""
+        return {one.name: one.lines(rows_of_models(one, [self.summary])) for one in TABLES}
+
+    def to_pandas(self, table: str = "summary") -> Any:
+        """Returns a table as a pandas DataFrame. Raises ImportError without pandas."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_pandas needs pandas: pip install pandas") from error
+        return pandas.DataFrame(self.tables[table])
+
+    def _repr_html_(self) -> str:
+        figures = {**self.accuracy, **({"BG-Gap": self.bg_gap} if self.bg_gap else {})}
+        cells = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{interval(*estimate)}</td></tr>"
+            for name, estimate in figures.items()
+        )
+        head = f"{html.escape(self.summary.name)}, by {self.summary.headline}, in %"
+        return f"<table><caption>{head}</caption>{cells}</table>"
+
+
+_Answered = tuple[str, list[str], NDArray[Any]]
+"""Variant and keys of n pictures, and the answers to them, as `AnswersWriter.add` takes them."""
+
+
+def evaluate_model(
+    dataset: str | os.PathLike[str] | DatasetReader,
+    predict: Callable[[NDArray[np.uint8]], Any] | torch.nn.Module,
+    *,
+    name: str,
+    outputs: str | None = None,
+    batch_size: int | None = None,
+    store: bool = False,
+) -> EvaluatedModel:
+    """Evaluates a model; see `in9.evaluate_model`."""
+    split = dataset.split if isinstance(dataset, DatasetReader) else None
+    path = dataset.dataset.store.root if isinstance(dataset, DatasetReader) else os.fspath(dataset)
+    opened = Dataset.open(writing_store("dataset", path) if store else reading_store(path))
+    splits = opened.manifest.config.split
+    evaluation = Evaluation(
+        store=opened.store,
+        models=(CALLED + name,),
+        split=split or ("val" if "val" in splits else splits[0]),
+        predict=PredictConfig(batch_size=batch_size),
+        progress=Progress.for_store(opened.store),
+    )
+    torch = sys.modules.get("torch")
+    if torch and isinstance(predict, torch.nn.Module):
+        with _ready(predict, evaluation, opened.taxonomy) as (predictor, identity):
+            given = _collect(_run(predictor, opened, evaluation), opened, evaluation)
+            device = predictor.device.type
+    else:
+        ask = functools.partial(_ask, predict, outputs, opened.taxonomy)
+        kind: AnswerKind = "output" if outputs else "label"
+        given, device = _collect(_call(ask, opened, evaluation), opened, evaluation, kind), ""
+        identity = ModelIdentity(
+            name=given.path,
+            architecture=getattr(predict, "__name__", type(predict).__name__),
+            weights=given.path,
+            weights_sha256=given.sha256,
+            preprocessing=AS_STORED,
+            num_outputs=given.num_outputs,
+            answers=given.kind,
+        )
+    run = evaluation.describe(opened, identity)
+    return _evaluate(opened, run, AnswersScorer(given, Elsewhere(device)), store=store)
+
+
+def _collect(
+    answered: Iterator[_Answered],
+    dataset: Dataset,
+    evaluation: Evaluation,
+    kind: AnswerKind = "scores",
+) -> GivenAnswers:
+    """Collects the answers to all pictures, and shows a bar on a terminal or in a notebook.
+
+    Args:
+      answered: the answers.
+      dataset: the dataset.
+      evaluation: the model and the split.
+      kind: what the answers are if they are integers.
+    """
+    (name,), split = evaluation.models, evaluation.split
+    writer, console = AnswersWriter(), Console(stderr=True)
+    with Bar(console=console, disable=not (console.is_terminal or console.is_jupyter)) as bar:
+        total = sum(dataset.pictures(split, shard) for shard in dataset.shards(split))
+        task = bar.add_task(name, total=total)
+        for variant, keys, answers in answered:
+            kind = "scores" if answers.ndim == 2 else kind
+            writer.add(variant, keys, answers)
+            bar.advance(task, len(keys))
+    return writer.finish(name, kind, dataset.taxonomy)
+
+
+def _evaluate(
+    dataset: Dataset, run: ModelRun, scorer: AnswersScorer, *, store: bool
+) -> EvaluatedModel:
+    """Computes all statistics from the answers; also stores predictions if asked to."""
+    chunks, work = dataset.shards(run.evaluation.split), PredictShards(dataset, run)
+    outputs = list(work.run(scorer, chunks, chunks, lambda *_: None))
+    tables = {one.chunk: one.table for one in outputs if one.is_complete}
+    images = EvalImages.read(dataset, *run.tested_on)
+    rows = [table.replace_schema_metadata() for table in tables.values()]
+    power = measure_power(dataset, images, run, rows)
+    described = describe_predictions(work, chunks, run, entry=run.model, power=power)
+    if store:
+        with locked(dataset.store, model_lock(run.folder, 0)) as fenced:
+            for chunk, table in tables.items():
+                write_table(fenced, work.path(chunk), table, work.fingerprint(chunk))
+            commit_predictions(PredictShards(dataset, run, fenced), chunks, described)
+        fingerprint, taxonomy = dataset.manifest.fingerprint, dataset.taxonomy
+        write_results(fingerprint, dataset.store, taxonomy, "sample", has_run_models=True)
+    predictions = predictions_in_table(
+        pa.concat_tables(rows).unify_dictionaries(),
+        images,
+        evaluated_variants(dataset),
+        tuple(RULES_OF_ANSWERS[run.answers]),
+    )
+    return EvaluatedModel(summarize(dataset, described, images, predictions))
+
+
+def _call(
+    ask: Callable[[NDArray[np.uint8]], NDArray[Any]], dataset: Dataset, evaluation: Evaluation
+) -> Iterator[_Answered]:
+    """Yields what a function answers, in the batches of `in9 evaluate` on a CPU."""
+    size = evaluation.predict.batch_size or CPU_BATCH
+    shards = dataset.shards(evaluation.split)
+    for shard, variant in itertools.product(shards, evaluated_variants(dataset)):
+        with contextlib.closing(dataset.samples(evaluation.split, shard, variant)) as samples:
+            while batch := list(itertools.islice(samples, size)):
+                pixels = np.stack([decode_image(sample.image) for sample in batch])
+                yield variant, [sample.key for sample in batch], ask(pixels)
+
+
+def _ask(
+    predict: Callable[[NDArray[np.uint8]], Any],
+    outputs: str | None,
+    taxonomy: Taxonomy,
+    pixels: NDArray[np.uint8],
+) -> NDArray[Any]:
+    """Asks a function, and returns its answers as `AnswersWriter.add` takes them.
+
+    Raises:
+      UsageError: the answers are not of the form that `in9.evaluate_model` describes.
+      ValueError: their number of outputs fits neither classes nor superclasses.
+    """
+    given = predict(pixels)
+    answers = np.asarray(given.detach().cpu() if hasattr(given, "detach") else given)
+    if answers.ndim == 2 and len(answers) == len(pixels):
+        labels_of_outputs(answers.shape[1], taxonomy)
+        if not np.isfinite(answers.max(axis=1)).all():
+            raise UsageError("predict returned scores that are NaN or infinity")
+        return answers.astype(np.float32)
+    if answers.shape != (len(pixels),) or not np.issubdtype(answers.dtype, np.integer):
+        raise UsageError(
+            f"predict returned {answers.dtype} of shape {answers.shape} for {len(pixels)} "
+            "pictures; expected (n, outputs) scores or (n,) integers"
+        )
+    count = len(imagenet9().wnids) if outputs else taxonomy.num_labels
+    if answers.min() < OUTSIDE or answers.max() >= count:
+        hint = "" if outputs else '; for classes of ImageNet, add outputs="imagenet"'
+        raise UsageError(f"predict returned {answers.max()}, and labels are below {count}{hint}")
+    if not outputs:
+        return answers.astype(np.int64)
+    classes = dict(zip(taxonomy.wnids, taxonomy.outputs or itertools.count(), strict=False))
+    of_imagenet = [classes.get(wnid, OUTSIDE) for wnid in imagenet9().wnids]
+    return np.asarray(np.asarray([*of_imagenet, OUTSIDE])[answers])
+
+
+@contextlib.contextmanager
+def _ready(
+    module: torch.nn.Module, evaluation: Evaluation, taxonomy: Taxonomy
+) -> Iterator[tuple[Any, ModelIdentity]]:
+    """Puts a copy of a module on its device, and leaves the process as it was.
+
+    A training goes on bit for bit as without it.
+
+    Yields:
+      (the `Predictor`, the model's identity).
+    """
+    import torch
+
+    from pipeline.models.predict import Predictor
+    from pipeline.models.source import check_head, measured_model
+
+    (name,) = evaluation.models
+    threads = torch.get_num_threads()
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    allowed = [backend.allow_tf32 for backend in backends]
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        try:
+            torch.set_num_threads(usable_cores())
+            model = measured_model(
+                {},
+                where=name,
+                taxonomy=taxonomy,
+                name=name,
+                architecture=type(module).__name__,
+                weights=name,
+                module=copy.deepcopy(module).cpu().float(),
+            )
+            check_head(model, taxonomy)
+            yield Predictor(model, evaluation.predict), model.identity
+        finally:
+            torch.set_num_threads(threads)
+            for backend, was in zip(backends, allowed, strict=True):
+                backend.allow_tf32 = was
+
+
+def _run(predictor: Any, dataset: Dataset, evaluation: Evaluation) -> Iterator[_Answered]:
+    """Yields the logits of a network."""
+    shards = dataset.shards(evaluation.split)
+    sets = (
+        ShardPictures(dataset, evaluation.split, shard, variant)
+        for shard, variant in itertools.product(shards, evaluated_variants(dataset))
+    )
+    side = dataset.manifest.config.segment.image_size
+    with contextlib.closing(predictor.logits(sets, side)) as batches:
+        for batch, logits in batches:
+            yield batch.pictures.variant, batch.rows["key"].to_pylist(), logits

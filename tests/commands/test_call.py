@@ -1,0 +1,166 @@
+"""Tests `in9.evaluate_model` and what stands beside it."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from numpy.typing import NDArray
+from runs import everything, refusal, run_here, run_python, table_of
+
+import in9
+from pipeline.errors import UsageError
+from transforms.scoring import CLOSED_CHOICE, PAPER_RULE
+from transforms.taxonomy import imagenet9
+
+Pictures = NDArray[np.uint8]
+
+
+class Foreign:
+    """An array of another library, which NumPy knows by the array protocol."""
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self._values = values
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return self._values
+
+
+def brightness(pictures: Pictures) -> Foreign:
+    """Names a superclass by the mean of the pixels."""
+    assert pictures.dtype == np.uint8
+    assert pictures.shape[1:] == (64, 64, 3)
+    return Foreign(pictures.mean(axis=(1, 2, 3)).astype(np.int64) % 9)
+
+
+def test_labels_scores_and_classes_of_one_function_agree(three_draws: Path) -> None:
+    dataset, before = in9.open_dataset(three_draws), everything(three_draws)
+    labels = in9.evaluate_model(dataset, brightness, name="labels")
+    first = [imagenet9().labels.index(label) for label in range(9)]
+
+    def classes(pictures: Pictures) -> NDArray[Any]:
+        return np.asarray(first)[np.asarray(brightness(pictures))]
+
+    named = in9.evaluate_model(dataset, classes, name="classes", outputs="imagenet")
+    scores = in9.evaluate_model(
+        three_draws, lambda pictures: np.eye(1000)[classes(pictures)], name="scores", batch_size=5
+    )
+    assert labels.summary.label_rules == (CLOSED_CHOICE,)
+    assert named.summary.label_rules == (PAPER_RULE,)
+    assert scores.summary.label_rules == (PAPER_RULE, "mapped_only")
+    assert 0 < labels.accuracy["original"][0] < 1
+    assert labels.accuracy == named.accuracy == scores.accuracy
+    assert labels.bg_gap == named.bg_gap == scores.bg_gap
+    flips = [[row.flip_rate for row in one.summary.flips] for one in (labels, named, scores)]
+    assert flips == [flips[0], flips[0], flips[0] * 2]
+    assert [row["variant"] for row in scores.tables["power"]] == ["only_bg_t"]
+    assert set(labels.to_pandas("gaps")["model"]) == {"call:labels"}
+    assert "BG-Gap" in labels._repr_html_()
+    assert everything(three_draws) == before
+
+
+def test_neither_beam_nor_torch_is_loaded_for_arrays(three_draws: Path) -> None:
+    code = (
+        "import sys, in9, numpy\n"
+        "in9.evaluate_model(sys.argv[1], lambda p: numpy.full(len(p), -1), name='none')\n"
+        "print('torch' in sys.modules, 'apache_beam' in sys.modules)\n"
+    )
+    done = run_python(code, str(three_draws))
+    assert (done.stdout, done.stderr) == ("False False\n", "")
+
+
+def test_wrong_answers_and_errors_reach_the_caller(three_draws: Path) -> None:
+    def broken(pictures: Pictures) -> None:
+        raise ConnectionResetError("the API")
+
+    for predict, error, message in (
+        (broken, ConnectionResetError, "the API"),
+        (lambda p: np.full(len(p), 9), UsageError, 'labels are below 9; .*outputs="imagenet"'),
+        (lambda p: np.full(len(p), -2), UsageError, "labels are below 9"),
+        (lambda p: np.full((len(p), 9), np.nan), UsageError, "NaN or infinity"),
+        (lambda p: np.zeros(len(p)), UsageError, "float64 of shape .18,. for 18 pictures"),
+        (lambda p: np.zeros((1, 9)), UsageError, "expected .n, outputs. scores or .n,. integers"),
+        (lambda p: np.zeros((len(p), 7)), ValueError, "a head of 7 outputs fits neither"),
+        (torch.nn.Flatten(), Exception, "call:wrong: a head of 12288|150528 outputs fits neither"),
+    ):
+        with pytest.raises(error, match=message):
+            in9.evaluate_model(three_draws, predict, name="wrong")
+
+
+def trained(dataset: Path | None) -> tuple[Any, ...]:
+    """Trains a network, evaluated on a dataset after each step; returns all that could differ."""
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    torch.set_num_threads(1)
+    layers = torch.nn.Conv2d(3, 4, 5, stride=4), torch.nn.BatchNorm2d(4), torch.nn.Dropout(0.3)
+    module = torch.nn.Sequential(
+        *layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 9)
+    )
+    layers[1].eval()
+    module[5].bias.requires_grad_(False)
+    optimizer = torch.optim.Adam(module.parameters())
+    torch.backends.cuda.matmul.allow_tf32 = True
+    for _ in range(2):
+        module(torch.rand(8, 3, 64, 64)).square().mean().backward()
+        optimizer.step()
+        if dataset:
+            in9.evaluate_model(dataset, module, name="in training")
+    found = (
+        [value.tolist() for value in module.state_dict().values()],
+        [None if p.grad is None else p.grad.tolist() for p in module.parameters()],
+        [
+            (part.training, [p.requires_grad for p in part.parameters()])
+            for part in module.modules()
+        ],
+        [p.stride() for p in module.parameters()],
+        torch.get_rng_state().tolist(),
+        (random.random(), np.random.rand(), torch.get_num_threads()),  # noqa: NPY002
+        (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32),
+    )
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return found
+
+
+def test_a_training_goes_on_bit_for_bit(three_draws: Path) -> None:
+    threads = torch.get_num_threads()
+    try:
+        assert trained(three_draws) == trained(None)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_stored_predictions_replace_those_of_an_earlier_call(
+    three_draws: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = Path(shutil.copytree(three_draws, tmp_path / "out"))
+    in9.evaluate_model(output, tiny_models.first(), name="mine", store=True)
+    (folder,) = output.glob("results/call_mine-*")
+    again = in9.evaluate_model(output, brightness, name="mine", store=True)
+    assert [*output.glob("results/*/model.json")] == [folder / "model.json"]
+    (row,) = table_of(output, "gaps")
+    assert (row["model"], row["label_rule"]) == ("call:mine", CLOSED_CHOICE)
+    assert (float(row["gap"]), float(row["ci_low"]), float(row["ci_high"])) == again.bg_gap
+    assert "call:mine" in (output / "report.html").read_text()
+    refused = refusal(capsys, "evaluate", "--dataset", output, "--models", "call:mine")
+    assert "--models call:mine was evaluated by in9.evaluate_model" in refused
+
+
+def test_datasets_are_made_and_imported_by_the_words_of_the_command_line(
+    small_sample: Path, tmp_path: Path
+) -> None:
+    how = {"segmenter": "box", "image_size": 32, "resize": 32, "variants": ["original", "fg_mask"]}
+    made = in9.generate_dataset(tmp_path / "made", input=small_sample, formats="parquet", **how)
+    assert (len(made), made.variants) == (18, ("original", "fg_mask"))
+    run_here("export", "--dataset", tmp_path / "made", "--to", tmp_path / "released")
+    read = in9.import_released(tmp_path / "read", source=tmp_path / "released", formats=["parquet"])
+    pixels = [sorted(image.tobytes() for image, _, _ in one) for one in (made, read)]
+    assert pixels[0] == pixels[1]
+    with pytest.raises(UsageError, match="--sede is no flag of a stage .see: in9 generate --help."):
+        in9.generate_dataset(tmp_path / "made", sede=1)
