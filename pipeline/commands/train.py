@@ -18,7 +18,6 @@ from pipeline.commands.flags import flags_of
 from pipeline.dataset.folder import Dataset, Holdout
 from pipeline.dataset.manifest import reading_store, writing_store
 from pipeline.errors import JobError, UsageError, counted
-from pipeline.models.answers import refuse_answers
 from pipeline.models.checkpoint import SUFFIX, is_trained_here, read_metadata
 from pipeline.models.identity import PredictConfig, chosen_folder
 from pipeline.models.registry import check_model
@@ -135,7 +134,6 @@ def _fit_probe(arguments: argparse.Namespace) -> str:
     split, _ = choose_splits(dataset, arguments.train_split, None, arguments.holdout)
     device, _ = choose_device(arguments)
     weights = chosen_folder(arguments.weights)
-    refuse_answers(arguments.arch)
     check_model(arguments.arch, weights)
     name = f"{arguments.variant}{SUFFIX}"
     output = writing_store("output", arguments.output) if arguments.output else None

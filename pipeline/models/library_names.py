@@ -144,7 +144,9 @@ class TimmNames(Source):
             return config.num_classes if config else None
         try:
             return _head_size(architecture, _read_shapes(path), path)
-        except Exception:  # `load` will report the fault of the file.
+        except Exception as error:  # `load` will report any other fault of the file.
+            if _WHOLE in str(error):
+                raise UsageError(f"--models {spec}: {path} {_TENSORS_ALONE}") from error
             return None
 
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
@@ -274,6 +276,15 @@ def _full_tag(module: torch.nn.Module) -> str:
     return f"{config['architecture']}.{tag}" if tag else str(config["architecture"])
 
 
+_WHOLE = "Unsupported global"
+"""What torch says of a file that would call code when it is read, such as a pickled module."""
+_TENSORS_ALONE = (
+    "holds objects besides tensors, such as a whole model, and to read them could run any code: "
+    "save its tensors alone, torch.save(model.state_dict(), FILE), or load it in a function of "
+    "your own, python:MODULE:FUNCTION"
+)
+
+
 def read_state(path: str) -> dict[str, torch.Tensor]:
     """Reads the state dict of a checkpoint file, and removes wrappers that training scripts add.
 
@@ -290,9 +301,8 @@ def read_state(path: str) -> dict[str, torch.Tensor]:
     except JobError:
         raise
     except Exception as error:  # Broken bytes can raise anything in either reader.
-        raise JobError(
-            f"{path} cannot be read as a checkpoint of nothing but tensors: {type(error).__name__}"
-        ) from error
+        why = f"cannot be read as a checkpoint of nothing but tensors: {type(error).__name__}"
+        raise JobError(f"{path} {_TENSORS_ALONE if _WHOLE in str(error) else why}") from error
     return _unwrapped(path, state)
 
 

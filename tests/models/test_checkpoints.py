@@ -16,15 +16,16 @@ from runs import dataset_in
 from safetensors.torch import load_file, save_file
 
 from pipeline.dataset.folder import Holdout, selected_rows, training_pictures
-from pipeline.errors import JobError
+from pipeline.errors import JobError, UsageError
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import TrainedOn, metadata_of_entry, read_metadata, save_checkpoint
 from pipeline.models.identity import Preprocessing
 from pipeline.models.library_names import _read_shapes, read_state
-from pipeline.models.registry import load_model
+from pipeline.models.registry import check_fit, load_model
 from pipeline.storage.store import Store
 from pipeline.training.loop import read_state_file
 from transforms.selection import held_out
+from transforms.taxonomy import imagenet9
 
 HALF = Preprocessing(64, False, (0.5, 0.5, 0.5), (0.5, 0.25, 0.5), "bicubic", 0.9, "center")
 
@@ -87,6 +88,16 @@ def test_other_files_say_nothing_and_broken_notes_are_errors(tmp_path: Path) -> 
     assert metadata_of_entry(f"resnet10t={path}") is None
     with pytest.raises(ValueError, match="unique"):
         trained(keys=("a", "a"))
+
+
+def test_a_whole_model_is_refused_with_two_ways_out(tmp_path: Path) -> None:
+    path = tmp_path / "whole.pth"
+    torch.save(torch.nn.Linear(2, 9), path)
+    ways = r"save its tensors alone, torch.save\(.*, or load it in a function of your own, python:"
+    with pytest.raises(UsageError, match=f"--models resnet10t={path}: {path} holds.*{ways}"):
+        check_fit(f"resnet10t={path}", imagenet9())
+    with pytest.raises(JobError, match=f"{path} holds objects besides tensors.*{ways}"):
+        read_state(str(path))
 
 
 def test_little_that_unpacks_to_much_is_refused_before_it_is_unpacked(

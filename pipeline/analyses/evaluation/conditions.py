@@ -14,7 +14,7 @@ import operator
 import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 
-from pipeline.analyses.evaluation.results import Summary, left_out
+from pipeline.analyses.evaluation.results import Summary, without_rule
 from pipeline.analyses.parts import ConditionResult
 from pipeline.display.panel import Estimate
 from pipeline.errors import UsageError
@@ -186,7 +186,7 @@ def _judge(condition: Condition, summary: Summary) -> ConditionResult:
     name = summary.name
     found = condition.estimate(summary)
     if found is None:
-        why = left_out([summary], condition.label_rule or summary.headline) or name
+        why = without_rule([summary], condition.label_rule or summary.headline) or name
         return ConditionResult(
             None,
             f"--fail_if {condition.text} is not tested: {why} has no result for "

@@ -17,10 +17,10 @@ from pipeline.analyses.evaluation.results import (
     GapRow,
     PowerRow,
     Summary,
-    left_out,
     pretrained_models,
     rules_of,
     training_of,
+    without_rule,
 )
 from pipeline.display.panel import (
     COMPARED,
@@ -126,7 +126,7 @@ def make_headline(evidence: Evidence) -> Headline:
             )
             for rule in rules
         },
-        left_out={rule: left_out(summaries, rule) for rule in rules},
+        left_out={rule: without_rule(summaries, rule) for rule in rules},
         published=tuple(
             (entry.name, entry.source, dict(entry.accuracy), entry.gap)
             for entry in (PRETRAINED if is_paper and not keeps_image_whole else ())
@@ -414,7 +414,7 @@ def make_sensitivity(evidence: Evidence) -> dict[str, object]:
 
 def _left_out(evidence: Evidence) -> str:
     """Names the models without figures by the page's label rule, and says why."""
-    return left_out((summary for _, summary in evidence.models_with(Summary)), evidence.rule)
+    return without_rule((summary for _, summary in evidence.models_with(Summary)), evidence.rule)
 
 
 SENSITIVITY = Panel(

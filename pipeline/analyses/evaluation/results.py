@@ -407,7 +407,7 @@ _ANSWERS: dict[AnswerKind, str] = {
 }
 
 
-def left_out(summaries: Iterable[Summary], rule: str) -> str:
+def without_rule(summaries: Iterable[Summary], rule: str) -> str:
     """Names the models without figures by a label rule, and says why; "" if all have some."""
     return "; ".join(
         f"{one.name}, whose answers are {_ANSWERS[one.answers]}"

@@ -22,8 +22,8 @@ from pipeline.analyses.evaluation.results import (
     Summary,
     SummaryRun,
     VariantRow,
-    left_out,
     rules_of,
+    without_rule,
 )
 from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.dataset.config import fingerprint
@@ -179,7 +179,7 @@ def per_class(
 
 def _label_rule(summaries: Sequence[Summary], rule: str) -> str:
     """Names a label rule, and the models that have no figures by it."""
-    without = left_out(summaries, rule)
+    without = without_rule(summaries, rule)
     return f"label rule: {rule}" + (f" (without figures: {escape(without)})" if without else "")
 
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 from msgspec import Meta, Struct
 
 from pipeline.analyses.evaluation.comparisons import BG_GAP, ModelsOnSameImages
-from pipeline.analyses.evaluation.results import Summary, left_out, rules_of
+from pipeline.analyses.evaluation.results import Summary, rules_of, without_rule
 from pipeline.display.panel import Evidence
 from pipeline.display.table import Table
 from pipeline.errors import counted
@@ -329,21 +329,20 @@ def write_trend(
         for variant in (*TREND_VARIANTS, BG_GAP)
         for line in _line(zip(kept, top1, strict=True), measured, rule, variant)
     )
+    without = without_rule(kept, rule)
     trend = Trend(
         dataset=dataset,
         label_rule=rule,
         points=points,
         lines=tuple(lines),
         left_out=tuple(left_out),
-        notes=(*_notes(points), *filter(None, (choice, _without_rule(kept, rule)))),
+        notes=(
+            *_notes(points),
+            *filter(None, (choice, without and f"not among the points: {without}")),
+        ),
     )
     write_result(store, TREND_FILE, trend)
     return trend
-
-
-def _without_rule(summaries: Sequence[Summary], rule: str) -> str:
-    without = left_out(summaries, rule)
-    return f"left out, because points are by {rule}: {without}" if without else ""
 
 
 def _alike(summaries: Sequence[Summary]) -> tuple[list[Summary], list[str]]:
