@@ -30,7 +30,7 @@ from pipeline.inputs.lists import read_key_list, read_taxonomy
 from pipeline.inputs.recipe import RECIPE, RECIPE_COPY, Recipe
 from pipeline.jobs.changes import describe_list_change, shown
 from pipeline.models.answers import MISSING_ANSWERS, refuse_answers
-from pipeline.models.expand import DEFAULT_MODEL, expand_models
+from pipeline.models.expand import DEFAULT_MODEL, expand_models, name_of, split_labels
 from pipeline.models.identity import KnownModels, PredictConfig, chosen_folder
 from pipeline.released.export import EXPORT_FOLDER
 from pipeline.runners.dataflow import Gpu
@@ -64,7 +64,9 @@ def evaluation_from_flags(
     """
     weights = chosen_folder(arguments.weights)
     load = functools.cache(KnownModels(store, weights, taxonomy).load)
-    entries = (DEFAULT_MODEL,) if arguments.models is None else arguments.models
+    entries, labels = split_labels(
+        (DEFAULT_MODEL,) if arguments.models is None else arguments.models
+    )
     models = expand_models(entries, load)
     if not models:
         raise UsageError("--models names no model")
@@ -88,6 +90,7 @@ def evaluation_from_flags(
     evaluation = Evaluation(
         store=store,
         models=models,
+        labels={name_of(entry, load): label for entry, label in labels.items()},
         split=split,
         predict=PredictConfig(**{name: getattr(arguments, name) for name in settings}),
         progress=Progress.for_store(store),

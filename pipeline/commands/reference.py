@@ -217,7 +217,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 COLUMNS: Mapping[str, str] = MappingProxyType(
     {
         # Models, and how they were run.
-        "model": "name of the model as given to `--models`, or as matched by a wildcard",
+        "model": "name of the model as given to `--models`, or as matched by a wildcard; its label "
+        "if it has one",
         "label_rule": "`argmax_then_map`, the paper's rule: the highest of all outputs, which is "
         "wrong if it belongs to none of the classes; `mapped_only`: the highest of the outputs "
         "that belong to a class; or `closed_choice`: the class that the model has named itself",

@@ -93,6 +93,8 @@ def names_of(models: Sequence[Named]) -> list[ShortName]:
 def _name(named: Named, *, with_folders: bool) -> ShortName:
     model = named.model
     settings = named.name.removeprefix(model).strip()
+    if not named.title.startswith(model):  # It has a label.
+        return ShortName(named.title, " ".join(named.evaluation.names))
     kind, colon, name = model.partition(":")
     if "=" in (kind if colon else model):
         first, _, rest = model.partition("=")

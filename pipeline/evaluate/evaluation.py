@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import pyarrow as pa
@@ -61,6 +61,7 @@ class Evaluation:
       pixel_cache: most bytes of decoded pictures that a process keeps for the next model; None for
         a quarter of the machine's memory, divided by its number of workers.
       allow_overlap: whether a model may be tested on images that it was trained on.
+      labels: label by name of the model, for models that have one.
       missing_answers: `--missing_answers`: `refuse`, or `wrong` to count them as wrong.
     """
 
@@ -78,6 +79,7 @@ class Evaluation:
     pixel_cache: int | None = None
     allow_overlap: bool = False
     missing_answers: str = MISSING_ANSWERS[0]
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -167,6 +169,7 @@ class Evaluation:
             ModelRun,
             model,
             model=model.name,
+            label=self.labels.get(model.name, UNSET),
             evaluate_version=EVALUATE_VERSION,
             evaluation=pick(EvaluationSettings, self.settings, input_size=input_size),
             overlap=self.overlap(dataset, trained) if trained else UNSET,

@@ -156,6 +156,7 @@ class ModelRun(Named, frozen=True, kw_only=True):
       variants: the variants that it was tested on, replicates included; unset if these are all
         pictures of the dataset.
       answers: what it answers a picture with.
+      label: the name that its user gave it, which tables show in place of its own.
     """
 
     evaluation: EvaluationSettings
@@ -169,6 +170,12 @@ class ModelRun(Named, frozen=True, kw_only=True):
     trained: Trained | UnsetType = UNSET
     variants: tuple[str, ...] | UnsetType = UNSET
     answers: AnswerKind = "scores"
+    label: str | UnsetType = UNSET
+
+    @property
+    @override
+    def title(self) -> str:
+        return self.label or super().title
 
     @property
     def identity(self) -> tuple[str, str, dict[str, Any]]:

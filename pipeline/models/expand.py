@@ -11,13 +11,45 @@ from pipeline.models.identity import ModelIdentity
 from pipeline.storage.files import files_of
 
 _WILD = re.compile(r"[*?\[]")
+_LABEL = re.compile(r"[^,=:/\s]([^,=:/]*[^,=:/\s])?")
 
 DEFAULT_MODEL = "efficientnet_lite0"
 
 
-def expand_models(
-    entries: Iterable[str], load: Callable[[str], ModelIdentity | None] = lambda _: None
-) -> tuple[str, ...]:
+Load = Callable[[str], ModelIdentity | None]
+"""Returns the remembered identity of an entry, or None if it is not remembered."""
+
+
+def split_labels(entries: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes the labels, `NAME:=ENTRY`, off entries of `--models`.
+
+    Returns:
+      (the entries, each `@FILE` replaced by the entries in the file; label by entry).
+
+    Raises:
+      UsageError: a label is not a plain name, is given twice, or stands before a wildcard or file;
+        or for the reasons of `flat_entries`.
+    """
+    labels: dict[str, str] = {}
+    flat = flat_entries(entries)
+    for label, mark, entry in (one.partition(":=") for one in flat):
+        if mark and (label in labels.values() or entry in labels or not _LABEL.fullmatch(label)):
+            raise UsageError(
+                f"--models {label}:={entry}: a label is a name of its own without = : /"
+            )
+        if mark and (_is_wild(entry) or entry.startswith("@")):
+            raise UsageError(f"--models {label}:={entry}: a label names one model, not several")
+        labels |= {entry: label} if mark else {}
+    return [one.partition(":=")[2] or one for one in flat], labels
+
+
+def name_of(entry: str, load: Load) -> str:
+    """Returns the name of an entry's model in results; the entry itself if it is unknown."""
+    known = load(entry)
+    return known.name if known else _full_name(entry)
+
+
+def expand_models(entries: Iterable[str], load: Load = lambda _: None) -> tuple[str, ...]:
     """Returns the models that the entries of `--models` stand for, in order.
 
     Args:
@@ -26,8 +58,8 @@ def expand_models(
         names without a tag, so it selects the default weights of each architecture (`resnet*`); a
         wildcard with a dot matches names with their tags (`vit_*.augreg_in1k`). Wildcards match
         only weights with ImageNet's outputs, and skip models that another entry names.
-      load: returns the remembered identity of an entry, or None if it is not remembered. A
-        remembered identity saves importing the library that would otherwise resolve the name.
+      load: a remembered identity saves importing the library that would otherwise resolve the
+        name.
 
     Raises:
       UsageError: a wildcard matches nothing or needs a library that is not installed, a file
@@ -37,8 +69,7 @@ def expand_models(
     literal: dict[str, str] = {}
     for entry in flat:
         if not _is_wild(entry):
-            known = load(entry)
-            name = known.name if known else _full_name(entry)
+            name = name_of(entry, load)
             if name in literal:
                 both = entry if literal[name] == entry else f"{literal[name]} and {entry}"
                 raise UsageError(f"--models names a model twice: {both}")

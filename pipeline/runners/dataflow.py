@@ -26,7 +26,7 @@ from apache_beam.runners.runner import PipelineResult, create_runner
 
 from pipeline.dataset.config import fingerprint
 from pipeline.errors import JobError, UsageError
-from pipeline.models.expand import flat_entries
+from pipeline.models.expand import split_labels
 from pipeline.runtime.dataflow_jobs import is_dataflow, job_of
 from pipeline.runtime.lock import DATASET_LOCK, release_if_owned
 from pipeline.storage.files import absolute, files_of, is_remote
@@ -236,7 +236,7 @@ def _check_own_image(arguments: argparse.Namespace) -> None:
     """Checks that this image, in which both this process and the workers run, can use a GPU."""
     if importlib.metadata.version("torch").endswith("+cpu"):
         raise UsageError("--gpu: this image has PyTorch's build for CPUs; build it with TORCH=cuda")
-    graphs = [one for one in flat_entries(arguments.models or ()) if one.startswith("onnx:")]
+    graphs = [one for one in split_labels(arguments.models or ())[0] if one.startswith("onnx:")]
     if graphs and not any(importlib.metadata.distributions(name="onnxruntime-gpu")):
         raise UsageError(
             f"--gpu and --models {graphs[0]}: this image has onnxruntime for CPUs; leave one out"
@@ -384,7 +384,7 @@ def _check_paths(
             )
     if hasattr(arguments, "input") and not arguments.input:
         raise UsageError("--input gs://BUCKET/FOLDER is required with --runner=DataflowRunner")
-    for entry in flat_entries(getattr(arguments, "models", None) or ()):
+    for entry in split_labels(getattr(arguments, "models", None) or ())[0]:
         from pipeline.models.registry import source_of  # Imports torch.
 
         if (path := source_of(entry).path(entry)) and not is_remote(absolute(path)):

@@ -290,6 +290,25 @@ def test_missing_answers_count_as_wrong_if_asked_and_every_table_says_so(
     assert line.strip() in capsys.readouterr().err
 
 
+def test_a_label_names_the_model_and_computes_nothing(
+    output: Path, entries: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = Path(shutil.copytree(output, tmp_path / "out"))
+    before = {path: path.stat().st_mtime_ns for path in copied.glob("results/*/predictions/*")}
+    labelled = f"Best answers 1.5:={entries['scores']}"
+    run_here("evaluate", "--dataset", copied, "--models", labelled, *ONE)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert "Best answers 1.5" in capsys.readouterr().out
+    for name in (*TABLES, "power"):
+        models = {row["model"] for row in table_of(copied, name)}
+        assert "Best answers 1.5" in models
+        assert entries["scores"] not in models
+    compared = {row["first"] for row in table_of(copied, "comparisons")}
+    assert compared & {"Best answers 1.5"}
+    assert "Best answers 1.5" in (copied / "results/latex/headline.tex").read_text()
+    assert "Best answers 1.5" in (copied / "report.html").read_text()
+
+
 def test_answers_are_classes_by_any_of_their_names(tmp_path: Path) -> None:
     classes = Taxonomy(("a", "b"), ("n1", "n2", "n3"), (1, 0, OUTSIDE), ("cat, puss", "Dog", "cat"))
     given = ["n1", "PUSS", "0", "", "dog", "2.0", "n3"]

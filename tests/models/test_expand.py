@@ -8,7 +8,7 @@ import pytest
 import timm
 
 from pipeline.errors import UsageError
-from pipeline.models.expand import expand_models
+from pipeline.models.expand import expand_models, split_labels
 from pipeline.models.registry import check_model
 
 
@@ -64,3 +64,29 @@ def test_files_hold_one_entry_a_line(tmp_path: Path) -> None:
         expand_models([f"@{path}"])
     with pytest.raises(UsageError, match=r"none\.txt cannot be read"):
         expand_models([f"@{tmp_path / 'none.txt'}"])
+
+
+def test_labels_are_taken_off_their_entries(tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("My net.1:=resnet50=a.pth\nefficientnet_lite0\n")
+    entries, labels = split_labels([f"@{names}", "CLIP:=open_clip:ViT-B-32:a"])
+    assert entries == ["resnet50=a.pth", "efficientnet_lite0", "open_clip:ViT-B-32:a"]
+    assert labels == {"resnet50=a.pth": "My net.1", "open_clip:ViT-B-32:a": "CLIP"}
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (["a:=resnet50", "a:=resnet18"], "a:=resnet18: a label is a name of its own"),
+        (["a:=resnet50", "b:=resnet50"], "b:=resnet50: a label is a name of its own"),
+        ([":=resnet50"], "a label is a name of its own without"),
+        (["a/b:=resnet50"], "a/b:=resnet50: a label is"),
+        (["a=b:=resnet50"], "a=b:=resnet50: a label is"),
+        (["a:b:=resnet50"], "a:b:=resnet50: a label is"),
+        (["all:=resnet*"], "all:=resnet.: a label names one model, not several"),
+        (["all:=@names.txt"], "all:=@names.txt: a label names one model, not several"),
+    ],
+)
+def test_labels_that_do_not_name_one_model_are_refused(entries: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        split_labels(entries)

@@ -416,7 +416,15 @@ def write_attack_tables(dataset: Dataset) -> None:
     if not (attacks or failed or stale or failed_before) and not store.exists("results/attack.csv"):
         return
     rows = [
-        pick(AttackRow, measures, attack, attack.evaluation, label_rule=rule, dataset=fingerprint)
+        pick(
+            AttackRow,
+            measures,
+            attack,
+            attack.evaluation,
+            model=attack.title,
+            label_rule=rule,
+            dataset=fingerprint,
+        )
         for attack in attacks
         for rule, measures in attack.rules.items()
     ]
@@ -440,7 +448,7 @@ def _background_rows(store: Store, attacks: Sequence[AttackResult]) -> Iterator[
                 successes, foregrounds = row[rule], row["foregrounds"]
                 if successes is not None and foregrounds:
                     yield BackgroundRow(
-                        model=attack.model,
+                        model=attack.title,
                         label_rule=rule,
                         bg_key=row["bg_key"],
                         bg_label=row["bg_label"],

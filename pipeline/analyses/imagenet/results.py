@@ -204,7 +204,7 @@ def describe_imagenet(
       entries: entries of `--models` in this run, whose failures are listed.
     """
     measured = [
-        f"ImageNet top-1, {one.model}: {100 * one.top1:.1f} % "
+        f"ImageNet top-1, {one.title}: {100 * one.top1:.1f} % "
         f"[{100 * one.ci_low:.1f}, {100 * one.ci_high:.1f}] of {counted(one.n, 'image')}, "
         f"{counted(one.classes, 'class')}"
         for summary in summaries

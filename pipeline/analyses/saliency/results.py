@@ -241,7 +241,8 @@ def write_saliency_table(dataset: Dataset) -> None:
     (table,) = TABLES
     if results or failed or store.exists("results/saliency.csv"):
         rows = [
-            pick(SaliencyRow, result, result.evaluation, dataset=fingerprint) for result in results
+            pick(SaliencyRow, result, result.evaluation, model=result.title, dataset=fingerprint)
+            for result in results
         ]
         rows += [
             pick(SaliencyRow, failure, failure.evaluation)
