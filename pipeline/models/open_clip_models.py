@@ -1,6 +1,9 @@
 """Zero-shot classifiers, made from open_clip's CLIP models and the names of the classes.
 
-Source of the prompts: the seven that CLIP's authors found to be the best subset of their own.
+For ImageNet, the names of the classes and the 80 templates are those of open_clip, so that
+accuracies compare with published ones; for other classes, templates are the seven that CLIP's
+authors found to be the best subset. The head is kept in the folder of torch.hub, because it takes
+minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -9,12 +12,14 @@ import collections
 import dataclasses
 import functools
 import glob
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load, save
 from torch.nn import functional
 
 from pipeline.errors import JobError, UsageError, one_line
@@ -29,20 +34,15 @@ from pipeline.models.source import (
     measured_model,
     weights_hash,
 )
-from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
+from pipeline.storage.store import Store
+from transforms.hashing import text_digest
+from transforms.taxonomy import OUTSIDE, Taxonomy
 
 _PREFIX = "open_clip:"
 _HUB = "hf-hub:"
-PROMPTS = (
-    "itap of a {}.",
-    "a bad photo of the {}.",
-    "a origami {}.",
-    "a photo of the large {}.",
-    "a {} in a video game.",
-    "art of the {}.",
-    "a photo of the small {}.",
-)
-_TEXTS_AT_ONCE = 256
+
+Prompts = tuple[Sequence[str], Sequence[Callable[[str], str]]]
+"""Names of classes, and templates of texts that hold such a name."""
 
 
 class ZeroShot(torch.nn.Module):
@@ -103,7 +103,7 @@ class OpenClip(Source):
             )
 
     def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
-        return len(class_prompts(taxonomy))
+        return len(class_prompts(taxonomy)[0])
 
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         import open_clip
@@ -140,10 +140,15 @@ class OpenClip(Source):
             ) from error
         model.eval().requires_grad_(False)
         # The hash leaves out the head, because it is computed here, and its last bits depend on the
-        # machine.
-        digest = weights_hash(model)
+        # machine. What it is computed from counts.
+        names, templates = prompts
+        texts = [list(names), [template("{}") for template in templates]]
+        digest = text_digest(json.dumps([weights_hash(model), *texts]))
         preprocess = dict(model.visual.preprocess_cfg)
-        module = ZeroShot(model.visual, _head(spec, model, tokenizer, prompts))
+        kept, file = Store(os.path.join(torch.hub.get_dir(), "in9")), f"{digest}.safetensors"
+        if not kept.exists(file):
+            kept.write(file, save({"head": _head(spec, model, tokenizer, prompts)}))
+        module = ZeroShot(model.visual, load(kept.read(file, None))["head"])
         del model
         size = preprocess["size"]
         settings = {
@@ -168,7 +173,7 @@ class OpenClip(Source):
                 "embed_dim": config["embed_dim"],
                 "vision_cfg": {**config["vision_cfg"], "timm_model_pretrained": False},
                 "quick_gelu": bool(config.get("quick_gelu", False) or tag.get("quick_gelu", False)),
-                "classes": len(prompts),
+                "classes": len(names),
             },
             weights_sha256=digest,
         )
@@ -225,21 +230,23 @@ def _parse(spec: str) -> tuple[str, str | None]:
     return architecture, pretrained
 
 
-def class_prompts(taxonomy: Taxonomy) -> list[list[str]]:
-    """Returns the prompts of each output, which stands for one class.
+def class_prompts(taxonomy: Taxonomy) -> Prompts:
+    """Returns the name of the class that each output stands for, and the templates of its prompts.
 
     If ImageNet's 1000 classes include all classes of the taxonomy, the outputs are ImageNet's
     classes; otherwise they are the taxonomy's.
 
-    A prompt uses the first name of a class. If two classes share that name, it uses all names and
-    the superclass: `crane bird` and `crane`.
+    Of a taxonomy's class, it is the first name. If two classes share that name, it is all names
+    with the superclass: `crane bird` and `crane`.
 
     Raises:
       ValueError: the taxonomy's column index does not cover all outputs.
     """
+    import open_clip
+
     if taxonomy.is_of_imagenet:
-        taxonomy = imagenet9()
-    elif taxonomy.outputs is not None:
+        return open_clip.IMAGENET_CLASSNAMES, open_clip.OPENAI_IMAGENET_TEMPLATES
+    if taxonomy.outputs is not None:
         if set(taxonomy.outputs) != set(range(len(taxonomy.outputs))):
             raise ValueError(
                 "a zero-shot model has exactly one output per class, but the taxonomy's column "
@@ -253,32 +260,27 @@ def class_prompts(taxonomy: Taxonomy) -> list[list[str]]:
         )
     names = [words.split(", ") for words in taxonomy.class_names]
     shared = collections.Counter(words[0] for words in names)
-    prompts = []
-    for words, label in zip(names, taxonomy.labels, strict=True):
-        superclass = [taxonomy.names[label]] if label != OUTSIDE else []
-        name = words[0] if shared[words[0]] == 1 else " ".join(words + superclass)
-        prompts.append([prompt.format(name) for prompt in PROMPTS])
-    return prompts
+    superclasses = [taxonomy.names[one] if one != OUTSIDE else "" for one in taxonomy.labels]
+    classes = [
+        words[0] if shared[words[0]] == 1 else " ".join([*words, superclass]).rstrip()
+        for words, superclass in zip(names, superclasses, strict=True)
+    ]
+    return classes, open_clip.SIMPLE_IMAGENET_TEMPLATES
 
 
-@torch.inference_mode()
-def _head(spec: str, model: Any, tokenizer: Any, prompts: Sequence[Sequence[str]]) -> torch.Tensor:
+def _head(spec: str, model: Any, tokenizer: Any, prompts: Prompts) -> torch.Tensor:
     """Computes the mean direction of each class's prompts, times the logit scale.
 
     Returns:
       (classes, width) float32.
     """
+    import open_clip
+
+    if model.logit_scale.numel() != 1:
+        raise JobError(f"{spec} has {model.logit_scale.numel()} logit scales, not one")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
-    texts = [text for class_texts in prompts for text in class_texts]
-    parts = []
-    for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        tokens = tokenizer(texts[start : start + _TEXTS_AT_ONCE]).to(device)
-        parts.append(model.encode_text(tokens, normalize=True).float().cpu())
-    scale = model.logit_scale.exp().cpu()
+    weights = open_clip.build_zero_shot_classifier(model, tokenizer, *prompts, device=device)
     model.to("cpu")
-    if scale.numel() != 1:
-        raise JobError(f"{spec} has {scale.numel()} logit scales, not one")
-    means = torch.cat(parts).view(len(prompts), len(PROMPTS), -1).mean(1)
-    head: torch.Tensor = functional.normalize(means, dim=-1) * scale
-    return head.clone()
+    head: torch.Tensor = weights.T.float().cpu() * model.logit_scale.exp()
+    return head.contiguous()

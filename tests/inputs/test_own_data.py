@@ -309,8 +309,8 @@ def test_outputs_that_are_named_have_their_labels_and_others_none(data: st.DataO
 
 def test_zero_shot_models_are_asked_for_the_classes_of_the_taxonomy() -> None:
     taxonomy = Taxonomy(("x", "y"), ("0", "1"), (0, 1), ("cup, mug", "fork"), (1, 0))
-    assert [prompts[0] for prompts in class_prompts(taxonomy)] == ["itap of a fork.",
-                                                                   "itap of a cup."]  # fmt: skip
+    names, templates = class_prompts(taxonomy)
+    assert [templates[0](name) for name in names] == ["itap of a fork.", "itap of a cup."]
     roots = wordnet_taxonomy([("n02084071", "")])
     assert class_prompts(roots) == class_prompts(imagenet9())
     gaps = Taxonomy(("x",), ("0",), (0,), ("cup",), (4,))

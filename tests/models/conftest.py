@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from runs import made_once
 from safetensors.torch import save_file
 
 
 @pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with a small CLIP model, as open_clip reads it."""
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folder with a small CLIP model, as open_clip reads it.
+
+    Its head is kept in a folder that all test processes share.
+    """
     import open_clip
 
     folder = tmp_path_factory.mktemp("clip")
@@ -24,7 +29,11 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")
     written = {"model_cfg": config, "preprocess_cfg": {"mean": [0.1, 0.2, 0.3]}}
     (folder / "open_clip_config.json").write_text(json.dumps(written))
-    return folder
+    # Computed anew in each run of the tests, and not taken from an earlier one.
+    root = made_once(tmp_path_factory, "torch", Path.mkdir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(root))
+        yield folder
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,16 @@ import torch
 from PIL import Image
 from small_models import logits, pictures
 
-from pipeline.errors import UsageError
+from pipeline.errors import JobError, UsageError
 from pipeline.models.open_clip_models import class_prompts
 from pipeline.models.registry import check_model, load_model
 from pipeline.models.source import check_head
 from transforms.taxonomy import imagenet9
 
 
-def test_zero_shot_agrees_with_open_clip(clip_folder: Path) -> None:
+def test_zero_shot_agrees_with_open_clip(
+    clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import open_clip
 
     model = load_model(f"open_clip:{clip_folder}")
@@ -28,12 +31,8 @@ def test_zero_shot_agrees_with_open_clip(clip_folder: Path) -> None:
     reference, _, transform = open_clip.create_model_and_transforms(f"local-dir:{clip_folder}")
     reference.eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{clip_folder}")
-    names = [
-        prompts[1].removeprefix("a bad photo of the ")[:-1]
-        for prompts in class_prompts(imagenet9())
-    ]
     head = open_clip.build_zero_shot_classifier(
-        reference, tokenizer, names, open_clip.SIMPLE_IMAGENET_TEMPLATES
+        reference, tokenizer, open_clip.IMAGENET_CLASSNAMES, open_clip.OPENAI_IMAGENET_TEMPLATES
     )
     batch = pictures(2, 64)
     arrays = (batch * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
@@ -43,15 +42,26 @@ def test_zero_shot_agrees_with_open_clip(clip_folder: Path) -> None:
         )
         expected = reference.logit_scale.exp() * features @ head
     torch.testing.assert_close(logits(model, batch), expected, atol=1e-4, rtol=1e-4)
+    # The head is kept, and is part of the identity: other prompts give other weights.
+    monkeypatch.setattr(open_clip, "build_zero_shot_classifier", None)
+    assert torch.equal(load_model(f"open_clip:{clip_folder}").module.head, model.module.head)
+    monkeypatch.setattr(open_clip, "IMAGENET_CLASSNAMES", open_clip.IMAGENET_CLASSNAMES[::-1])
+    with pytest.raises(JobError, match="'NoneType' object is not callable"):
+        load_model(f"open_clip:{clip_folder}")
 
 
-def test_every_class_has_prompts_of_its_own() -> None:
-    prompts = class_prompts(imagenet9())
-    assert len({tuple(of_class) for of_class in prompts}) == 1000
-    assert prompts[0][1] == "a bad photo of the tench."
-    assert prompts[134][1] == "a bad photo of the crane bird."
-    assert prompts[517][1] == "a bad photo of the crane."
-    assert prompts[639][1] == "a bad photo of the maillot tank suit."
+def test_every_class_has_a_name_of_its_own() -> None:
+    names, templates = class_prompts(imagenet9())
+    assert (len(set(names)), len(templates)) == (998, 80)  # open_clip has two names twice.
+    classes = imagenet9()
+    own = dataclasses.replace(classes, wnids=tuple(f"own {wnid}" for wnid in classes.wnids))
+    names, templates = class_prompts(own)
+    assert (len(set(names)), len(templates)) == (1000, 7)
+    assert (names[0], names[134], names[517]) == ("tench", "crane bird", "crane")
+    assert (names[639], templates[1](names[0])) == (
+        "maillot tank suit",
+        "a bad photo of the tench.",
+    )
 
 
 def test_open_clip_names_are_checked(tmp_path: Path) -> None:
