@@ -17,7 +17,8 @@ from pathlib import Path
 from measure import commit
 
 from pipeline.analyses.attack.results import AttackResult
-from pipeline.analyses.evaluation.panel import GAP, make_headline
+from pipeline.analyses.evaluation.differences import GAP
+from pipeline.analyses.evaluation.panel import make_headline
 from pipeline.analyses.evaluation.results import Summary
 from pipeline.analyses.imagenet.results import Trend
 from pipeline.analyses.matrix.results import Matrix

@@ -24,6 +24,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,8 @@ from transforms.intervals import CONFIDENCE, score_interval, t_p_value, t_quanti
 Floats = NDArray[np.float64]
 Units = NDArray[np.integer]
 
+POWER = 0.8
+"""Share of the draws of images in which the smallest difference should show."""
 _NONE = 1e-12
 """A standard error or an estimate whose absolute value is smaller is a rounding error of 0."""
 _ROUNDING = 1e-12
@@ -192,6 +195,30 @@ def difference_interval(
     return np.maximum(low, -1), np.minimum(high, 1)
 
 
+def smallest_difference(variance: Floats, units: int, confidence: float = CONFIDENCE) -> Floats:
+    """Computes the smallest true difference whose interval excludes 0 in 8 of 10 draws of images.
+
+    It counts as a difference from any other limit, too. The variance is assumed to be the same in
+    all draws.
+
+    Args:
+      variance: variance of each difference, from `Roles.variance`, of any shape.
+      units: number of units, from `Roles.units`.
+      confidence: probability with which the interval should cover the truth, in (0, 1).
+
+    Returns:
+      The differences, > 0, of the shape of `variance`; infinite for fewer than two units. If all
+      units show the same difference, the variance is that of a difference at which one unit in so
+      many differs by 1.
+    """
+    df = max(units - 1, 0)
+    errors = t_quantile(df, confidence) + t_quantile(df, 2 * POWER - 1)
+    error = np.sqrt(variance)
+    # A share s of units that differ by 1 has the variance s (1 - s) / units.
+    rare = 1 / (1 + units / errors**2)
+    return np.where(error < _NONE, rare, errors * error)
+
+
 def p_value(estimate: Floats, variance: Floats, units: int) -> Floats:
     """Computes two-sided p values of estimates, such as differences.
 
@@ -209,7 +236,10 @@ def p_value(estimate: Floats, variance: Floats, units: int) -> Floats:
 
 
 def wilson_of_pictures(
-    correct: NDArray[np.bool_], roles: Roles, confidence: float = CONFIDENCE
+    correct: NDArray[np.bool_],
+    roles: Roles,
+    confidence: float = CONFIDENCE,
+    growth: float = 1.0,
 ) -> tuple[float, float]:
     """Computes Wilson's interval of a share of pictures that may share foregrounds or backgrounds.
 
@@ -220,6 +250,8 @@ def wilson_of_pictures(
       correct: (n,) bool, True for the pictures whose share is estimated.
       roles: units of the same n pictures.
       confidence: probability with which the interval should cover the truth, in (0, 1).
+      growth: gives the interval that so many times as many images would have if their share and
+        its variance, by image, stayed the same; > 0.
 
     Returns:
       (low, high), fractions in [0, 1]; (0, 1) without pictures, or if there are several pictures
@@ -232,15 +264,15 @@ def wilson_of_pictures(
     counts = [np.bincount(roles.foregrounds)]
     if roles.backgrounds is not None:
         counts.append(np.bincount(roles.backgrounds))
-    if all(len(role_counts) == n for role_counts in counts):
-        return wilson(int(correct.sum()), n, confidence)
     share = float(correct.mean())
+    if all(len(role_counts) == n for role_counts in counts):
+        return score_interval(share, n * growth, NormalDist().inv_cdf(0.5 + confidence / 2))
     return share_interval(
         share,
-        float(roles.variance((correct - share) / n)),
-        roles.units,
-        fewest=min(n**2 / int(np.square(role_counts).sum()) for role_counts in counts),
-        most=n,
+        float(roles.variance((correct - share) / n)) / growth,
+        int(roles.units * growth),
+        fewest=min(n**2 / int(np.square(role_counts).sum()) for role_counts in counts) * growth,
+        most=n * growth,
         confidence=confidence,
     )
 

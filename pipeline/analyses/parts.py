@@ -34,18 +34,6 @@ class Found(NamedTuple):
     stale: Sequence[str] = ()
 
 
-class ConditionResult(NamedTuple):
-    """The result of a condition on a model.
-
-    Attributes:
-      holds: whether the condition holds, so that the job fails; None if it could not be tested.
-      line: the result in words.
-    """
-
-    holds: bool | None
-    line: str
-
-
 class Changed(NamedTuple):
     """Changes of results between two states of a dataset.
 
@@ -85,13 +73,6 @@ class Parts:
         """The authors' claims that its results decide, with those of analyses before it."""
         return ()
 
-    def check(self, arguments: argparse.Namespace) -> None:
-        """Checks flags of a job that makes a dataset, before anything is read.
-
-        Raises:
-          UsageError: a flag is wrong, whatever the dataset is.
-        """
-
     def plan(
         self,
         arguments: argparse.Namespace,
@@ -128,6 +109,12 @@ class Parts:
         """
         return None
 
+    def outlook(
+        self, work: PlannedAnalysis, images: float, variants: Sequence[str]
+    ) -> Iterator[str]:
+        """Yields what `--dry_run` says of results to expect; arguments as for `forecast`."""
+        yield from ()
+
     def find(self, dataset: Dataset) -> Found:
         """Reads the results on the present dataset."""
         return Found()
@@ -158,12 +145,8 @@ class Parts:
         yield from ()
 
     def monitored(self, dataset: Dataset, work: PlannedAnalysis) -> dict[str, object]:
-        """Returns fields of a job's summary for monitoring. A condition in `fail_if` holds."""
+        """Returns fields of a job's summary for monitoring."""
         return {}
-
-    def test(self, dataset: Dataset, work: PlannedAnalysis) -> Iterator[ConditionResult]:
-        """Yields the result of each condition under which a job fails, for each of its models."""
-        yield from ()
 
     def changes(self, before: Dataset, after: Dataset, causes: Sequence[str]) -> Changed | None:
         """Describes what differs between the results on two states of a dataset.

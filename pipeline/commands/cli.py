@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         1: the job failed; a line on standard error says what to do.
         2: usage is wrong or input is unreadable; a line on standard error says what to do.
         3: conditions of `--fail_if` hold; a line is printed for each of them.
+        4: none holds, but some are open, with `--if_open fail`.
     """
     words = sys.argv[1:] if argv is None else argv
     name = " ".join(["in9", *(word for word in words[:1] if word in COMMANDS)])

@@ -30,6 +30,7 @@ from pipeline.dataset.records import DATA_FOLDERS
 from pipeline.display.panel import find_samples
 from pipeline.errors import JobError, UsageError, counted, did_you_mean
 from pipeline.inputs.recipe import RECIPE
+from pipeline.jobs.conditions import conclude, gate_from_flags, judge
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.models.answers import PREFIX
 from pipeline.released.answer_table import SUFFIXES, write_answer_table
@@ -219,12 +220,12 @@ def export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str
 
 
 def run_report(arguments: argparse.Namespace) -> int:
-    """Runs `in9 report`; returns the exit code.
+    """Runs `in9 report`; returns the exit code, which is that of `conclude`.
 
     Raises:
       UsageError: there is no finished dataset, it lacks a column that `--columns` names, or
         another flag is wrong.
-      JobError: another process is writing the dataset's tables.
+      JobError: another process is writing the dataset's tables, or `--fail_if` could not be tested.
     """
     store = writing_store("dataset", arguments.dataset)
     publishing = check_publishing(store, arguments.publish, arguments.keep)
@@ -234,7 +235,9 @@ def run_report(arguments: argparse.Namespace) -> int:
         if column not in known:
             hint = did_you_mean(column, known)
             raise UsageError(f"--columns {column}: the dataset has {', '.join(known)}{hint}")
+    gate = gate_from_flags(arguments, store, dataset.variants)
     with locked(store, TABLES_LOCK, wait=60) as tables:
+        gate.choose_baseline(Dataset.open(tables))
         write_tables(Dataset.open(tables), arguments.columns or ())
     write_report(store, dataset.taxonomy, arguments.pictures, pdf=True)
     for note in notes_of(dataset.manifest):
@@ -245,7 +248,7 @@ def run_report(arguments: argparse.Namespace) -> int:
     print(f"report: {store.path(REPORT)}")
     if publishing:
         print(describe_published(publishing.target, publish(publishing)))
-    return 0
+    return conclude(judge(gate, dataset), gate)
 
 
 def run_verify(arguments: argparse.Namespace) -> int:

@@ -38,13 +38,14 @@ def flags_of(command: str) -> list[Flag]:
 
 CORE = (
     *("output", "input", "annotations", "recipe", "models", "device", "split", "variants"),
-    *("segmenter", "taxonomy", "replicates", "limit", "dry_run", "overwrite"),
+    *("segmenter", "taxonomy", "replicates", "limit", "dry_run", "overwrite", "baseline"),
     *("fail_if", "publish", "config"),
     *(flag.dest for analysis in ANALYSES for _, flag in analysis.job_flags),
 )
 """Flags that `--help` shows if a command has many flags; `--help all` shows the others, too."""
 NOT_IN_TRANSFORMS = (
-    *("config", "dry_run", "publish", "keep", "fail_if", "gpu", "gpus"),
+    *("config", "dry_run", "publish", "keep", "baseline", "fail_if", "if_open"),
+    *("gpu", "gpus"),
     *(flag.dest for analysis in ANALYSES for _, flag in analysis.job_flags),
 )
 """Flags that `in9.Generate` and `in9.Evaluate` refuse, because each builds only one stage: they are
@@ -372,13 +373,25 @@ SECTIONS = (
     ),
     section(
         "analyses and report",
-        ("run", "evaluate"),
+        ("run", "evaluate", "report"),
+        Flag(
+            "--baseline",
+            "ENTRY|DIR",
+            "model to compare all others with, of this dataset or of a folder with results on it",
+        ),
         Flag(
             "--fail_if",
             "COND",
-            "exit with code 3 if a model's whole interval satisfies COND, such as 'bg_gap>0.1'",
+            "exit with code 3 if a model's whole interval satisfies COND, such as 'bg_gap>0.1' or "
+            "'bg_gap > baseline + 0.02'",
             type=comma_separated,
             action="extend",
+        ),
+        choice(
+            "--if_open",
+            ("pass", "fail"),
+            "what a condition does that the interval neither satisfies nor rules out; fail: exit "
+            "with code 4",
         ),
     ),
     section(

@@ -25,7 +25,8 @@ _WIDTH = 100
 _RUNNER_NOTE = """
 Flags that are not listed go to Apache Beam, such as --runner and --direct_num_workers."""
 _EXIT_NOTE = """
-Exit codes: 0 done, 1 the job failed, 2 wrong usage or unreadable input, 3 --fail_if holds."""
+Exit codes: 0 done, 1 the job failed, 2 wrong usage or unreadable input, 3 --fail_if holds,
+4 it is open."""
 
 
 def _commands_of(*, has_graph: bool) -> dict[str, Command]:

@@ -76,6 +76,8 @@ EXIT_CODES = {
     "could not fetch a model; `in9 verify` found faults. The same command resumes where it stopped",
     2: "wrong usage or unreadable input; one line on standard error says what to do",
     3: "a condition of `--fail_if` holds",
+    4: "with `--if_open fail`: no condition of `--fail_if` holds, and all could be tested, but one "
+    "is open",
 }
 
 

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import errno
 import os
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +19,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
 from pipeline.analyses import ANALYSES
+from pipeline.analyses.evaluation import EVALUATION
 from pipeline.commands.command_line import (
     check_device,
     flag_of,
@@ -29,12 +29,15 @@ from pipeline.commands.command_line import (
 from pipeline.commands.flags import NOT_IN_TRANSFORMS, flags_of
 from pipeline.commands.job_flags import analyses_from_flags, job_from_flags
 from pipeline.commands.parser import build_parser
+from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import read_manifest, writing_store
-from pipeline.errors import JobError, UsageError, escaped
+from pipeline.errors import JobError, UsageError
 from pipeline.evaluate.evaluation import PlannedAnalysis
 from pipeline.evaluate.results import print_failures, read_failures
+from pipeline.generate.custom_variants import custom_names
 from pipeline.inputs.source_images import CHECKSUMS
+from pipeline.jobs.conditions import Gate, conclude, gate_from_flags, judge, parse_conditions
 from pipeline.jobs.dry_run import dry_run
 from pipeline.jobs.main_job import (
     JobSummary,
@@ -96,8 +99,10 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
         arguments.gpus = arguments.gpus or 1
     generates = arguments.command in ("run", "generate")
     if generates:
-        for analysis in ANALYSES:
-            analysis.parts.check(arguments)
+        # Checked before the input is read.
+        parse_conditions(
+            getattr(arguments, "fail_if", None), custom=custom_names(arguments.variants)
+        )
     flag = "output" if generates else "dataset"
     store = with_new_job(writing_store(flag, getattr(arguments, flag)))
     publishing = check_publishing(store, arguments.publish, arguments.keep)
@@ -111,6 +116,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     if works and start_processes(options, rest, arguments.gpus or 1, for_models=not generates):
         for work in works.values():
             work.evaluation = dataclasses.replace(work.evaluation, process_per_block=True)
+    gate = _gate(arguments, store, config, works)
     with contextlib.ExitStack() as stack:
         if generates:
             stack.enter_context(removed_if_refused(store, CHECKSUMS))
@@ -128,6 +134,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             works=works,
             has_lock=bool(submission and job),
             alone=submission is not None and not submission.waits,
+            gate=gate,
         )
         pipeline = beam.Pipeline(options=options)
         MainJob(
@@ -165,7 +172,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             "no model was evaluated, because the dataset holds no image; the lines of its splits "
             "above say why, and what to change"
         )
-    return _test(dataset, works)
+    return conclude(judge(gate, dataset), gate) if gate else 0
 
 
 def _lock(store: Store, stack: contextlib.ExitStack) -> None:
@@ -196,8 +203,23 @@ def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
     store = writing_store("output", arguments.output)
     check_publishing(store, arguments.publish, arguments.keep)
     job = job_from_flags(arguments, store)
-    dry_run(job, analyses_from_flags(arguments, store, job.config, job.taxonomy), workers)
+    works = analyses_from_flags(arguments, store, job.config, job.taxonomy)
+    _gate(arguments, store, job.config, works)
+    dry_run(job, works, workers)
     return 0
+
+
+def _gate(
+    arguments: argparse.Namespace,
+    store: Store,
+    config: DatasetConfig,
+    works: Mapping[str, PlannedAnalysis],
+) -> Gate | None:
+    """Makes the gate of a job; None if it does not evaluate models."""
+    if arguments.command not in ("run", "evaluate"):
+        return None
+    evaluation = works[EVALUATION.name].evaluation
+    return gate_from_flags(arguments, store, config.compose.composed, evaluation)
 
 
 def _report_failures(dataset: Dataset, works: Mapping[str, PlannedAnalysis], details: str) -> None:
@@ -211,30 +233,6 @@ def _report_failures(dataset: Dataset, works: Mapping[str, PlannedAnalysis], det
             failed, _ = read_failures(dataset.store, dataset.manifest.fingerprint, analysis.name)
             models = works[analysis.name].evaluation.entries
             print_failures(failed, models, analysis.not_done, details)
-
-
-def _test(dataset: Dataset, works: Mapping[str, PlannedAnalysis]) -> int:
-    """Tests the conditions under which the job fails, and returns the exit code.
-
-    It prints a line for each model and condition that could be tested.
-
-    Raises:
-      JobError: no condition holds, but some could not be tested.
-    """
-    results = [
-        result
-        for analysis in ANALYSES
-        if analysis.name in works
-        for result in analysis.parts.test(dataset, works[analysis.name])
-    ]
-    for result in results:
-        if result.holds is not None:
-            print(escaped(result.line), file=sys.stderr if result.holds else sys.stdout)
-    if any(result.holds for result in results):
-        return 3
-    if untested := [result.line for result in results if result.holds is None]:
-        raise JobError("; ".join(untested))
-    return 0
 
 
 class Generate(beam.PTransform):

@@ -278,20 +278,33 @@ class Finding:
     chance: float | None = None
 
 
+def decide(low: float, high: float, is_met: Callable[[float], bool]) -> Verdict:
+    """Judges whether the true value, which an interval contains, meets a criterion.
+
+    Args:
+      low: lower end of the interval.
+      high: upper end of the interval.
+      is_met: whether a value meets the criterion: all values above some limit, or all below it.
+
+    Returns:
+      Whether the whole interval meets it, or no part of it; else `OPEN`.
+    """
+    met = is_met(low), is_met(high)
+    return Verdict.HOLDS if all(met) else Verdict.OPEN if any(met) else Verdict.FAILS
+
+
 def above(low: float, high: float, threshold: float) -> Verdict:
     """Judges whether the true value exceeds a threshold.
 
     >>> above(0.03, 0.13, 0), above(-0.02, 0.13, 0), above(-0.2, -0.1, 0)
     (<Verdict.HOLDS: 'holds'>, <Verdict.OPEN: 'open'>, <Verdict.FAILS: 'does not hold'>)
     """
-    if low > threshold:
-        return Verdict.HOLDS
-    return Verdict.FAILS if high < threshold else Verdict.OPEN
+    return decide(low, high, lambda value: value > threshold)
 
 
 def below(low: float, high: float, threshold: float) -> Verdict:
     """Judges whether the true value is under a threshold."""
-    return above(-high, -low, -threshold)
+    return decide(low, high, lambda value: value < threshold)
 
 
 def within(low: float, high: float, span: tuple[float, float]) -> Verdict:

@@ -239,6 +239,10 @@ def dry_run(job: GenerateJob, works: Mapping[str, PlannedAnalysis], workers: int
             if analysis.name in works
             and analysis.parts.forecast(works[analysis.name], 0, variants) is not None
         }
+        for analysis, work in timed.items():
+            images = _tested(work, job, forecast, make_trial)
+            for line in analysis.parts.outlook(work, round(images), variants):
+                print(line)
         if timed:
             for model in next(iter(timed.values())).evaluation.models:
                 _print_model(model, job, forecast, timed, make_trial)
@@ -362,9 +366,7 @@ def _print_model(
     if trial is None:
         return
     if not forecast.is_up_to_date:
-        (split,) = (each for each in forecast.splits if each.split == evaluation.split)
-        selected = _selected(job.config, split, trial)
-        expected = (evaluation.holdout or 1.0) * selected
+        expected = _tested(next(iter(works.values())), job, forecast, make_trial)
         variants = job.config.compose.composed
         left = {
             analysis: analysis.parts.forecast(work, expected, variants) or 0
@@ -393,6 +395,21 @@ def _print_model(
                 f"{name}: about {duration(count / rate)} for {article} {analysis.name} with "
                 f"{count} {analysis.items}"
             )
+
+
+def _tested(
+    work: PlannedAnalysis,
+    job: GenerateJob,
+    forecast: Forecast,
+    make_trial: Callable[[], Trial | None],
+) -> float:
+    """Estimates how many images a model will be tested on."""
+    evaluation = work.evaluation
+    if forecast.is_up_to_date:
+        return len(evaluation.rows(Dataset.open(evaluation.store)))
+    (split,) = (each for each in forecast.splits if each.split == evaluation.split)
+    trial = make_trial()
+    return (evaluation.holdout or 1.0) * _selected(job.config, split, trial) if trial else 0.0
 
 
 def _left(work: PlannedAnalysis, dataset: Dataset, model: LoadedModel) -> int:

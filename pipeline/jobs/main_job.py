@@ -25,9 +25,18 @@ from pipeline.evaluate.evaluation import PlannedAnalysis
 from pipeline.evaluate.model_stage import ModelStage
 from pipeline.generate.graph import GenerateDataset
 from pipeline.generate.job import GenerateJob
+from pipeline.jobs.conditions import Gate, judge, outcome
 from pipeline.jobs.publish import PublishPlan, publish
 from pipeline.report.write import write_results
-from pipeline.runtime.lock import DATASET_LOCK, Renewal, acquire, is_held, release
+from pipeline.runtime.lock import (
+    DATASET_LOCK,
+    TABLES_LOCK,
+    Renewal,
+    acquire,
+    is_held,
+    locked,
+    release,
+)
 from pipeline.runtime.progress import Progress, count, timed
 from pipeline.storage.state_files import json_bytes
 from pipeline.storage.store import WORK_FOLDER, Store
@@ -51,6 +60,7 @@ class JobSummary:
       has_lock: whether the graph holds the dataset's lock.
       alone: whether no process waits for the job. Then only the job itself can remove its progress
         notes, and fail if a condition holds.
+      gate: what the models are judged by; None if the job does not evaluate models.
     """
 
     command: str
@@ -60,10 +70,10 @@ class JobSummary:
     works: Mapping[str, PlannedAnalysis] = dataclasses.field(default_factory=dict)
     has_lock: bool = False
     alone: bool = False
+    gate: Gate | None = None
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self, dataset: Dataset) -> dict[str, Any]:
         """Returns the summary: figures of the dataset, and what each analysis adds."""
-        dataset = Dataset.open(self.store)
         manifest = dataset.manifest
         content: dict[str, Any] = {
             "command": self.command,
@@ -84,9 +94,13 @@ def finish_job(dataset: str, ending: JobSummary) -> str:
     """Writes the summary and cleans up; passes the dataset's fingerprint on.
 
     Raises:
-      JobError: a condition of `--fail_if` holds, and no process waits for the job.
+      JobError: no process waits for the job, and would end with the exit code of `conclude`.
     """
-    summary = ending.summary()
+    current = Dataset.open(ending.store)
+    summary, judgements = ending.summary(current), []
+    if ending.gate:
+        judgements = judge(ending.gate, current)
+        summary["fail_if"] = [dataclasses.asdict(judgement) for judgement in judgements]
     # Written even if unchanged, because the file's time tells when a job last succeeded.
     ending.store.write(LAST_RUN, json_bytes({"summary": summary}))
     _LOG.info("%s", _summary_line(summary))
@@ -94,8 +108,8 @@ def finish_job(dataset: str, ending: JobSummary) -> str:
         ending.progress.clear()
     if ending.has_lock:
         release(ending.store, DATASET_LOCK, ending.store.job)
-    if ending.alone and summary.get("fail_if"):
-        raise JobError("; ".join(f"--fail_if {line}" for line in summary["fail_if"]))
+    if ending.alone and ending.gate and (failing := outcome(judgements, ending.gate)[1]):
+        raise JobError("; ".join(failing))
     return dataset
 
 
@@ -158,6 +172,8 @@ class MainJob:
         for work in works:
             dataset = dataset | type(work).__name__ >> ModelStage(work)
         store = self.ending.store
+        if self.ending.gate and self.ending.gate.baseline:
+            dataset = dataset | "Baseline" >> _step(_choose_baseline, store, self.ending.gate)
         dataset = dataset | "Report" >> _step(
             write_results, store, self.taxonomy, self.pictures, has_run_models=bool(works)
         )
@@ -171,6 +187,13 @@ def _step(
 ) -> beam.PTransform:
     """Returns a step whose input and output are the dataset's fingerprint."""
     return beam.Map(function, *args, **kwargs).with_output_types(str)
+
+
+def _choose_baseline(dataset: str, store: Store, gate: Gate) -> str:
+    """Stores the choice of the baseline for tables and page; passes the fingerprint on."""
+    with locked(store, TABLES_LOCK, wait=60) as fenced:
+        gate.choose_baseline(Dataset.open(fenced))
+    return dataset
 
 
 @timed("publish")

@@ -30,8 +30,8 @@ def commands_of(text: str) -> list[list[str]]:
             is_command = kind == "bash" or line.startswith("$ ")
             command = _COMMAND.fullmatch(line.removeprefix("$ "))
             if is_command and command:
-                words = shlex.split(command[1].split(" > ")[0], comments=True)
-                commands.append(words)
+                words = shlex.split(command[1], comments=True)
+                commands.append(words[: words.index(">")] if ">" in words else words)
     return commands
 
 

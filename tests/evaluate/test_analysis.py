@@ -577,12 +577,12 @@ def test_figures_beside_the_gap_add_up_to_it(evaluated: Path) -> None:
     lines: list[list[str]] = []
     for rule in ("", "_mapped_only"):
         text = (evaluated / "results" / "latex" / f"headline{rule}.tex").read_text()
-        lines += [re.findall(r" \$([-\d.]+)\$", line) for line in text.splitlines()]
+        lines += [re.findall(r" \$(?:\\mathbf{)?([-\d.]+)}?\$", line) for line in text.splitlines()]
     for line in filter(None, lines):
         same, rand, gap = line[2:]
         line[2:] = [same, rand, "", gap]
     page = (evaluated / "report.html").read_text()
-    cell = r'<td data-value="[^"]+" class="(?:heat|gap)"[^>]*>([-\d.]+)<small'
+    cell = r'<td data-value="[^"]+" class="(?:heat|gap)"[^>]*>(?:<b>)?([-\d.]+)(?:</b>)?<small'
     for row in page.split("</tr>"):
         # The page shows the gap first.
         gap, *rest = re.findall(cell, row) or [""]

@@ -8,7 +8,7 @@ from hashlib import md5
 from pathlib import Path
 
 import pytest
-from runs import Run, darken, index_of, manifest_of, pictures_of, run_in9, stamps
+from runs import Run, darken, index_of, manifest_of, pictures_of, run_in9, stamps, table_of
 
 from pipeline.commands.command_line import parse_command_line
 from pipeline.commands.job_flags import job_from_flags
@@ -52,6 +52,10 @@ def test_a_forecast_agrees_with_the_job(small_input: Path, tmp_path: Path) -> No
     assert re.search(
         r"efficientnet_lite0: about .* pictures on cpu \(.* a second\)", dry_run.stdout
     )
+    # Nothing is known of the model yet: 100 (t(0.975) + t(0.8)) sqrt(0.2 / 12), by tables of t.
+    assert "smallest BG-Gap that 12 images would show in 8 of 10 draws, in points: 39.7 for a" in (
+        dry_run.stdout
+    )
     measured = re.findall(r": segment ([\d.]+) s an .* compose ([\d.]+) s\n", dry_run.stdout)
     segment, compose = map(float, measured[0])
     parts = 16 * segment, int(forecast[0]) * compose
@@ -84,7 +88,14 @@ def test_a_forecast_agrees_with_the_job(small_input: Path, tmp_path: Path) -> No
     assert again[1] == lines[1]
     assert again[2] == "val: 16 segmented already, 0 to segment"
     assert again[3] == lines[3].removesuffix(", or more, if others are rejected")
-    assert again[4:6] == ["dataset: up to date", "efficientnet_lite0: evaluated already"]
+    gap = table_of(output, "gaps")[0]
+    assert again[4:7] == [
+        "dataset: up to date",
+        "smallest BG-Gap that 12 images would show in 8 of 10 draws, in points: "
+        f"{100 * float(gap['smallest_gap']):.1f} for efficientnet_lite0, by its results on 12 "
+        "images",
+        "efficientnet_lite0: evaluated already",
+    ]
     assert stamps(output) == before
 
     # After a change of one picture, only that one is to be segmented.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -24,11 +26,11 @@ from dataflow_stub import DataflowStub, write_credentials
 from gcs import BUCKET, object_store
 from runs import manifest_of, run_here
 
-from pipeline.analyses.evaluation.conditions import parse_conditions
 from pipeline.analyses.evaluation.stage import PlannedEvaluation
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.evaluate.evaluation import Evaluation
+from pipeline.jobs.conditions import Gate, parse_conditions
 from pipeline.jobs.main_job import LAST_RUN, JobSummary, TakeLock, finish_job, manifest_state
 from pipeline.models.expand import DEFAULT_MODEL
 from pipeline.models.identity import PredictConfig
@@ -503,7 +505,7 @@ def test_a_condition_that_holds_fails_a_job_that_nobody_waits_for(
     progress = Progress.for_store(store)
     evaluation = Evaluation(store, (DEFAULT_MODEL,), "val", PredictConfig(), progress)
     conditions = parse_conditions(["original>0.1", "original<0.1"])
-    work = PlannedEvaluation(evaluation, Dataset.open(store).taxonomy, conditions)
+    work = PlannedEvaluation(evaluation, Dataset.open(store).taxonomy)
     ending = JobSummary(
         "run",
         store,
@@ -512,16 +514,23 @@ def test_a_condition_that_holds_fails_a_job_that_nobody_waits_for(
         works={work.stage: work},
         has_lock=True,
         alone=True,
+        gate=Gate(conditions, evaluation=evaluation),
     )
     acquire(store, DATASET_LOCK, store.job, this_process())
     with pytest.raises(JobError, match=r"original>0\.1 holds for efficientnet_lite0"):
-        finish_job("x", ending)
+        finish_job("x", pickle.loads(pickle.dumps(ending)))
     assert not is_held(store, DATASET_LOCK)
     summary = json.loads(store.read(LAST_RUN))["summary"]
     assert summary["changed"]
     assert summary["failed"] == {}
     assert set(summary["models"][DEFAULT_MODEL]) == {"original", "bg_gap"}
-    assert len(summary["fail_if"]) == 1
+    assert [one["verdict"] for one in summary["fail_if"]] == ["holds", "does not hold"]
+    # An open condition fails such a job only if it is to.
+    (open_one,) = parse_conditions(["bg_gap>0.05"])
+    for fails in (False, True):
+        gate = Gate((open_one,), None, fails, evaluation)
+        with pytest.raises(JobError) if fails else contextlib.nullcontext():
+            finish_job("x", dataclasses.replace(ending, has_lock=False, gate=gate))
 
 
 def test_a_local_job_leaves_the_same_summary(one_worker: Path) -> None:

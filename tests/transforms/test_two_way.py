@@ -27,6 +27,7 @@ from transforms.two_way import (
     Roles,
     difference_interval,
     p_value,
+    smallest_difference,
     variance_of_sums,
     wilson_of_pictures,
 )
@@ -162,6 +163,21 @@ def test_units_that_agree_leave_room_for_some_that_do_not() -> None:
     np.testing.assert_allclose(low, [-other, 1 - 2 * other, -1])
     np.testing.assert_allclose(high, [other, 1, 2 * other - 1])
     np.testing.assert_allclose(p_value(np.asarray([0.0, 1.0, -1.0]), nothing, 4), [1, 1 / 8, 1 / 8])
+
+
+def test_the_smallest_difference_shows_in_eight_of_ten_draws() -> None:
+    """Draws estimates of normal pictures around it, with their own variances."""
+    rng, n = np.random.default_rng(0), 20
+    smallest = smallest_difference(np.asarray(1 / n), n, 0.99)
+    assert smallest == pytest.approx((2.860935 + 0.860951) / math.sqrt(n))  # Tables of t, 19 df.
+    draws = rng.normal(float(smallest), 1, (20_000, n))
+    variance = draws.var(axis=1, ddof=1) / n
+    shows = np.abs(draws.mean(axis=1)) > t_quantile(n - 1, 0.99) * np.sqrt(variance)
+    assert shows.mean() == pytest.approx(0.8, abs=0.02)
+    # If all units agree, a share of them is meant that differ by 1, whose variance is theirs.
+    rare = float(smallest_difference(np.zeros(()), n))
+    assert rare == pytest.approx(smallest_difference(np.asarray(rare * (1 - rare) / n), n))
+    assert smallest_difference(np.asarray(np.inf), 1) == np.inf
 
 
 @given(

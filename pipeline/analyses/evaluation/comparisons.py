@@ -11,27 +11,37 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from pipeline.analyses.evaluation.results import Summary
+from pipeline.analyses.evaluation.results import AccuracyRow, Summary
 from pipeline.dataset.folder import Dataset
 from pipeline.display.table import Table
 from pipeline.evaluate.predictions import EvalImages, evaluated_variants, read_predictions
+from pipeline.evaluate.results import ModelRun
 from pipeline.storage.state_files import convert, read_csv
-from pipeline.storage.store import Store
 from transforms.analysis import gap_contributions
-from transforms.intervals import holm
-from transforms.two_way import Floats, Roles, difference_interval, p_value, variance_of_sums
+from transforms.intervals import CONFIDENCE, holm
+from transforms.two_way import (
+    Floats,
+    Roles,
+    difference_interval,
+    p_value,
+    smallest_difference,
+    variance_of_sums,
+    wilson_of_pictures,
+)
 from transforms.variants import draws_of
 
 BG_GAP = "bg_gap"
 """Name of BG-Gap in lists that otherwise hold variant names."""
 
 Correct = NDArray[np.bool_]
+_Row = TypeVar("_Row", bound=Struct)
 
 
 def gap_draws(variants: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -58,6 +68,43 @@ def picture_roles(
     if not any(name in bg_units for name in names):
         return Roles.from_units(foregrounds)
     return Roles.from_units(foregrounds, np.concatenate([bg_units[name] for name in names]))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measured:
+    """An accuracy, a BG-Gap or a difference of two models, of which intervals at any level follow.
+
+    Attributes:
+      value: the estimate.
+      n: number of images.
+      roles: units of the pictures.
+      variance: variance of the estimate.
+      correct: whether each picture is recognised, if the estimate is the share of those; else None.
+    """
+
+    value: float
+    n: int
+    roles: Roles
+    variance: float
+    correct: Correct | None
+
+    def interval(self, confidence: float = CONFIDENCE, growth: float = 1.0) -> tuple[float, float]:
+        """Computes the two-way interval (low, high).
+
+        Args:
+          confidence: probability with which the interval should cover the truth, in (0, 1).
+          growth: gives the interval that so many times as many images would have if the estimate
+            and its variance, by image, stayed the same; > 0.
+        """
+        if self.correct is not None:
+            return wilson_of_pictures(self.correct, self.roles, confidence, growth)
+        variance, units = np.asarray(self.variance / growth), int(self.roles.units * growth)
+        low, high = difference_interval(np.asarray(self.value), variance, units, confidence)
+        return float(low), float(high)
+
+    def smallest(self, confidence: float = CONFIDENCE) -> float:
+        """Computes the smallest difference, such as from 0, that 8 of 10 draws of images show."""
+        return float(smallest_difference(np.asarray(self.variance), self.roles.units, confidence))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,9 +138,11 @@ class ModelsOnSameImages:
         return picture_roles(self.bg_units, self.images, self._draws(quantity))
 
     def _draws(self, quantity: str) -> tuple[str, ...]:
-        """Returns the draws whose pictures enter a quantity."""
+        """Returns the draws whose pictures enter a quantity; none if the variants lack them."""
         same, rand = gap_draws(self.variants)
-        return (*same, *rand) if quantity == BG_GAP else draws_of(self.variants)[quantity]
+        if quantity == BG_GAP:
+            return (*same, *rand) if same and rand else ()
+        return draws_of(self.variants).get(quantity, ())
 
     def contributions(self, rule: str, quantity: str) -> tuple[list[int], Floats, Floats]:
         """Computes a quantity, and what each picture contributes to it.
@@ -116,6 +165,39 @@ class ModelsOnSameImages:
             np.stack([one for _, one in estimates]) if estimates else np.empty((0, 0)),
         )
 
+    def measure(
+        self,
+        quantity: str,
+        summary: Summary,
+        rule: str,
+        other: Mapping[str, Correct] | None = None,
+    ) -> Measured | None:
+        """Measures a quantity of a model, or what it exceeds another model's by.
+
+        Args:
+          quantity: a variant, or `bg_gap`.
+          summary: the model, one of `summaries`.
+          rule: the label rule.
+          other: for the other model: variant -> (n,) bool, True where right; None to measure the
+            first model alone.
+
+        Returns:
+          The quantity or the difference; None if predictions of some of its pictures are missing.
+        """
+        needed = self._draws(quantity)
+        correct = self.correct[self.summaries.index(summary)].get(rule, {})
+        both = (correct,) if other is None else (correct, other)
+        if not needed or not all(name in one for one in both for name in needed):
+            return None
+        value, r = self._estimate(correct, quantity)
+        if other is not None:
+            of_other, r_of_other = self._estimate(other, quantity)
+            value, r = value - of_other, r - r_of_other
+        is_share = other is None and quantity != BG_GAP
+        pictures = np.concatenate([correct[name] for name in needed]) if is_share else None
+        roles, n = self.roles(quantity), len(self.images.keys)
+        return Measured(float(value), n, roles, float(roles.variance(r)), pictures)
+
     def _estimate(self, correct: Mapping[str, Correct], quantity: str) -> tuple[float, Floats]:
         """Returns a quantity of a model, and the contribution of each picture."""
         if quantity == BG_GAP:
@@ -127,19 +209,34 @@ class ModelsOnSameImages:
         return pooled.mean(), (pooled - pooled.mean()) / len(pooled)
 
 
+def correct_by_rule(
+    dataset: Dataset, images: EvalImages, run: ModelRun
+) -> tuple[dict[str, dict[str, Correct]], dict[str, NDArray[np.int64]]]:
+    """Reads which pictures a model recognises.
+
+    Returns:
+      (label rule -> variant -> (n,) bool, True where right; `Predictions.bg_units`).
+    """
+    by_rule = read_predictions(dataset, images, run).by_rule
+    bg_units = {k: units for one in by_rule.values() for k, units in one.bg_units.items()}
+    return {
+        rule: {name: predictions.correct(name) for name in predictions.predicted}
+        for rule, predictions in by_rule.items()
+    }, bg_units
+
+
 def read_contributions(dataset: Dataset, summaries: Sequence[Summary]) -> list[ModelsOnSameImages]:
     """Reads the predictions of models, grouped by the images that the models were tested on.
 
-    Models that were tested on no images are left out, and a single model has nothing to compare
-    with.
+    Models that were tested on no images are left out.
 
-    The last result is cached, because comparisons and the trend both need it.
+    The last result is cached, because comparisons, conditions and the trend need it.
     """
     key = (dataset.store.root, tuple(map(id, summaries)))
     if key not in _cached:
         _cached.clear()
         # The summaries are kept, too, so that no other object gets their identities.
-        _cached[key] = (summaries, _read(dataset, summaries) if len(summaries) > 1 else [])
+        _cached[key] = (summaries, _read(dataset, summaries))
     return _cached[key][1]
 
 
@@ -158,15 +255,9 @@ def _read(dataset: Dataset, summaries: Sequence[Summary]) -> list[ModelsOnSameIm
         correct: list[dict[str, dict[str, Correct]]] = []
         bg_units: dict[str, NDArray[np.int64]] = {}
         for summary in its_summaries:
-            by_rule = read_predictions(dataset, images, summary).by_rule
-            for predictions in by_rule.values():
-                bg_units.update(predictions.bg_units)
-            correct.append(
-                {
-                    rule: {name: predictions.correct(name) for name in predictions.predicted}
-                    for rule, predictions in by_rule.items()
-                }
-            )
+            answers, its_units = correct_by_rule(dataset, images, summary)
+            bg_units.update(its_units)
+            correct.append(answers)
         predicted_variants = {
             name for model in correct for by_variant in model.values() for name in by_variant
         }
@@ -201,6 +292,11 @@ class ComparisonRow(Struct, frozen=True, kw_only=True):
     n: int
     split: str
     dataset: str
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the models differ."""
+        return self.p_adjusted < 1 - CONFIDENCE
 
 
 COMPARISONS = Table(
@@ -243,12 +339,61 @@ def compare_models(
                     )
 
 
-def read_comparisons(store: Store) -> list[ComparisonRow]:
-    """Reads comparisons.csv; returns no rows if the file is missing."""
-    path = f"results/{COMPARISONS.name}.csv"
-    if not store.exists(path):
+def read_rows(dataset: Dataset, table: Table, kind: type[_Row]) -> list[_Row]:
+    """Reads the rows of a CSV table that are on the present dataset; none if the file is missing.
+
+    Args:
+      dataset: the dataset.
+      table: the table, whose rows are of one type, with a column `dataset`.
+      kind: this type. Its fields that may be empty have a default.
+    """
+    path = f"results/{table.name}.csv"
+    if not dataset.store.exists(path):
         return []
-    return [convert(row, ComparisonRow, strict=False) for row in read_csv(store.read(path))]
+    return [
+        convert({name: cell for name, cell in row.items() if cell}, kind, strict=False)
+        for row in read_csv(dataset.store.read(path))
+        if row["dataset"] == dataset.manifest.fingerprint
+    ]
+
+
+def mark_best(summaries: Iterable[Summary], compared: Iterable[ComparisonRow]) -> list[Summary]:
+    """Marks the accuracies that cannot be told from the best one on the same images.
+
+    These are the highest accuracy, and those whose difference from it is not significant. The
+    differences are adjusted for all pairs, so it does not matter that the best one was selected. If
+    a single model was tested on the images, nothing is marked.
+
+    Args:
+      summaries: summaries of the models.
+      compared: differences between any two of them, from `compare_models`.
+
+    Returns:
+      The summaries, with `among_best` in the rows of their accuracies.
+    """
+    summaries = list(summaries)
+    rivals: dict[tuple[object, ...], list[tuple[float, str]]] = {}
+    for one in summaries:
+        for row in one.accuracy:
+            figure = one.tested_on, row.label_rule, row.variant
+            rivals.setdefault(figure, []).append((row.accuracy or 0.0, one.name))
+    differing = {
+        (row.label_rule, row.variant, *pair)
+        for row in compared
+        if row.is_significant
+        for pair in itertools.permutations((row.first, row.second))
+    }
+
+    def marked(one: Summary, row: AccuracyRow) -> AccuracyRow:
+        figure = row.label_rule, row.variant
+        if not row.n or len(rivals[one.tested_on, *figure]) < 2:
+            return row
+        _, best = max(rivals[one.tested_on, *figure])
+        return replace(row, among_best=(*figure, one.name, best) not in differing)
+
+    return [
+        replace(one, accuracy=tuple(marked(one, row) for row in one.accuracy)) for one in summaries
+    ]
 
 
 def _differences(

@@ -11,7 +11,19 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
-from pipeline.analyses.evaluation.comparisons import BG_GAP, read_comparisons
+from pipeline.analyses.evaluation.baseline import chosen_baseline
+from pipeline.analyses.evaluation.comparisons import (
+    COMPARISONS,
+    ComparisonRow,
+    mark_best,
+    read_rows,
+)
+from pipeline.analyses.evaluation.differences import (
+    GAP,
+    Differences,
+    read_baseline,
+    read_differences,
+)
 from pipeline.analyses.evaluation.results import (
     AccuracyRow,
     GapRow,
@@ -23,7 +35,6 @@ from pipeline.analyses.evaluation.results import (
     without_rule,
 )
 from pipeline.display.panel import (
-    COMPARED,
     Claim,
     Evidence,
     Measurement,
@@ -36,17 +47,9 @@ from pipeline.display.panel import (
 )
 from pipeline.display.table import describe_chance
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for
-from transforms.intervals import CONFIDENCE
 from transforms.scoring import CLOSED_CHOICE, PAPER_RULE
 
-GAP = "BG-Gap"
 COMMAND = "in9 evaluate --dataset . --models MODELS"
-_DIFFERING = 3
-"""Up to this number of differing pairs, the summary lists each pair's differences; if there
-are more, it only counts them."""
-
-Cell = tuple[float, float, float, bool]
-"""A difference, the bounds of its interval, and whether it is significant."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,7 @@ class HeadlineCell:
       value, low, high: fractions; None where nothing was measured.
       note: text shown below the number; "" for none.
       published: (source, value) of each published figure for the same model.
+      is_among_best: whether it cannot be told from the best model's number.
     """
 
     value: float | None = None
@@ -64,6 +68,7 @@ class HeadlineCell:
     high: float | None = None
     note: str = ""
     published: tuple[tuple[str, float], ...] = ()
+    is_among_best: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +111,8 @@ def make_headline(evidence: Evidence) -> Headline:
     models = tried(evidence)
     summaries = [summary for _, summary in evidence.models_with(Summary)]
     rules = rules_of(summaries)
+    compared = read_rows(evidence.dataset, COMPARISONS, ComparisonRow)
+    marked = {summary.folder: summary for summary in mark_best(summaries, compared)}
     manifest = evidence.dataset.manifest
     keeps_image_whole, is_paper = (
         manifest.config.segment.keeps_image_whole,
@@ -117,6 +124,7 @@ def make_headline(evidence: Evidence) -> Headline:
             rule: tuple(
                 _row(
                     model,
+                    marked.get(model.folder),
                     rule,
                     variants,
                     _published(model, keeps_image_whole) if is_paper and rule == PAPER_RULE else [],
@@ -136,12 +144,12 @@ def make_headline(evidence: Evidence) -> Headline:
 
 def _row(
     model: ModelResults,
+    summary: Summary | None,
     rule: str,
     variants: Sequence[str],
     known: Sequence[tuple[str, dict[str, float]]],
 ) -> HeadlineRow:
     cells = {GAP: HeadlineCell()}
-    summary = model.get(Summary)
     for variant in variants:
         row = summary.accuracy_on(variant, rule) if summary else None
         published = tuple(
@@ -149,13 +157,16 @@ def _row(
         )
         value, low, high = (row and row.estimate) or (None, None, None)
         note = "missing" if summary is not None and variant in summary.missing else _draws(row)
-        cells[variant] = HeadlineCell(value, low, high, note, published)
+        is_among_best = bool(row and row.among_best)
+        cells[variant] = HeadlineCell(value, low, high, note, published, is_among_best)
     gap = summary.gap(rule) if summary else None
     published = tuple((source, values[GAP]) for source, values in known if GAP in values)
     is_unclear = summary is not None and any(
         not power.has_power and summary.is_gap_near_zero for power in summary.power
     )
-    note = ", ".join(filter(None, (_draws(gap), "power not shown" if is_unclear else "")))
+    shows = f"shows {100 * gap.smallest_gap:.1f}" if gap and gap.smallest_gap <= 1 else ""
+    unclear = "power not shown" if is_unclear else ""
+    note = ", ".join(filter(None, (shows, _draws(gap), unclear)))
     value, low, high = gap.estimate if gap else (None, None, None)
     cells[GAP] = HeadlineCell(value, low, high, note, published)
     overlap = summary.overlap if summary else 0
@@ -226,88 +237,6 @@ def span(headline: Headline, rule: str, column: str) -> tuple[float, float] | No
     return (min(known), max(known)) if known else None
 
 
-@dataclasses.dataclass(frozen=True)
-class Differences:
-    """A table of pairs of models.
-
-    Attributes:
-      columns: BG-Gap, then variants.
-      rows: (first, second, cells by column).
-      left_out: whether some models are left out because the table compares only the best.
-    """
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, str, dict[str, Cell]], ...]
-    left_out: bool
-
-    @property
-    def summary(self) -> str:
-        """The pairs and columns that differ significantly, in words, and what that allows for.
-
-        It allows for the pairs of models in a column, but not for the columns beside it.
-        """
-        pairs = [
-            (first, second, {column: cell[0] for column, cell in cells.items() if cell[3]})
-            for first, second, cells in self.rows
-        ]
-        differing = [pair for pair in pairs if pair[2]]
-        if not differing:
-            them = "these two models" if len(pairs) == 1 else "any two of these models"
-            return f"No difference between {them} is larger than chance would explain."
-        scope = (
-            f"Each of the {len(self.columns)} columns is tested by itself: where nothing differs, "
-            "chance alone makes one column in twenty seem to."
-        )
-        if len(differing) <= _DIFFERING:
-            parts = [
-                f"{first} against {second}: "
-                + ", ".join(_in_words(*one) for one in columns.items())
-                for first, second, columns in differing
-            ]
-            return f"{'; '.join(parts)}. No other difference is significant. {scope}"
-        counts = {
-            column: sum(column in columns for *_, columns in differing) for column in self.columns
-        }
-        listed = ", ".join(f"{column} ({n})" for column, n in counts.items() if n)
-        return (
-            f"{len(differing)} of {len(pairs)} pairs of models differ significantly, on: {listed}. "
-            f"{scope}"
-        )
-
-
-def _in_words(column: str, difference: float) -> str:
-    points = f"{abs(100 * difference):.1f} points"
-    if column == GAP:
-        return f"a BG-Gap {points} {'larger' if difference > 0 else 'smaller'}"
-    # Not "better" or "worse": on variants without the object, nothing is there to recognise.
-    return f"{points} {'higher' if difference > 0 else 'lower'} on {column}"
-
-
-def read_differences(evidence: Evidence, variants: Sequence[str]) -> Differences:
-    """Reads the differences between each two of the `COMPARED` best models.
-
-    There are no rows if the file is missing.
-    """
-    store, columns = evidence.dataset.store, (GAP, *variants)
-    evaluated = evidence.comparable(Summary)
-    names = {summary.name: model.name for model, summary in evaluated[:COMPARED]}
-    pairs: dict[tuple[str, str], dict[str, Cell]] = {}
-    for row in read_comparisons(store):
-        is_ours = row.dataset == evidence.dataset.manifest.fingerprint
-        column = GAP if row.variant == BG_GAP else row.variant
-        is_shown = {row.first, row.second} <= names.keys() and row.label_rule == evidence.rule
-        if is_ours and is_shown and column in columns:
-            cell = row.difference, row.ci_low, row.ci_high, row.p_adjusted < 1 - CONFIDENCE
-            pairs.setdefault((names[row.first], names[row.second]), {})[column] = cell
-    order = {model.name: index for index, (model, _) in enumerate(evaluated)}
-    rows = sorted(pairs.items(), key=lambda pair: (order[pair[0][0]], order[pair[0][1]]))
-    return Differences(
-        columns=columns,
-        rows=tuple((first, second, cells) for (first, second), cells in rows),
-        left_out=len(evaluated) > COMPARED,
-    )
-
-
 def tried(evidence: Evidence) -> list[ModelResults]:
     """Returns the models that were evaluated, or failed."""
     return [m for m in evidence.models if m.get(Summary) or "evaluate" in m.errors]
@@ -327,6 +256,8 @@ class Accuracy:
       power: (name of the model, what tells whether backgrounds show the class, whether the interval
         of BG-Gap includes 0).
       differences: differences between models.
+      baseline: differences from the baseline.
+      lost_baseline: why the baseline cannot be read; "" if it can, or none was chosen.
     """
 
     headline: Headline
@@ -337,6 +268,8 @@ class Accuracy:
     chance: str
     power: Sequence[tuple[str, PowerRow, bool]]
     differences: Differences
+    baseline: Differences
+    lost_baseline: str
 
     gap_column: ClassVar[str] = GAP
     paper_rule: ClassVar[str] = PAPER_RULE
@@ -355,6 +288,7 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> Accuracy | None:
         for row in headline.tables.get(evidence.rule, ())
         if (cell := row.cells[GAP]).value is not None
     ]
+    baseline = chosen_baseline(evidence.dataset)
     counts = [row.n for _, summary in evaluated for row in summary.accuracy]
     return Accuracy(
         headline=headline,
@@ -373,6 +307,8 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> Accuracy | None:
             (model.name, row, one.is_gap_near_zero) for model, one in evaluated for row in one.power
         ],
         differences=read_differences(evidence, headline.variants),
+        baseline=read_baseline(evidence, headline.variants),
+        lost_baseline=baseline if isinstance(baseline, str) else "",
     )
 
 

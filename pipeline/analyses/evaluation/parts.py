@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from typing_extensions import override
 
-from pipeline.analyses.evaluation.comparisons import BG_GAP, COMPARISONS
-from pipeline.analyses.evaluation.conditions import is_of_evaluation, judge, parse_conditions
+from pipeline.analyses.evaluation.baseline import BASELINE, describe_baseline
+from pipeline.analyses.evaluation.comparisons import BG_GAP, COMPARISONS, gap_draws
 from pipeline.analyses.evaluation.results import TABLES, Summary
 from pipeline.analyses.evaluation.stage import PlannedEvaluation
 from pipeline.analyses.evaluation.summaries import read_summaries
@@ -19,21 +20,26 @@ from pipeline.analyses.evaluation.tables import (
     describe_stale,
     write_evaluation_tables,
 )
-from pipeline.analyses.parts import Changed, ConditionResult, Found, Parts
+from pipeline.analyses.parts import Changed, Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
+from pipeline.dataset.manifest import read_manifest
 from pipeline.display.panel import Claim, Panel
 from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
-from pipeline.evaluate.results import Failure, errors_by_model, read_failures
-from pipeline.generate.custom_variants import custom_names
+from pipeline.evaluate.results import errors_by_model, read_failures
 from transforms.taxonomy import Taxonomy
+from transforms.two_way import smallest_difference
 from transforms.variants import is_picture
+
+_DIFFERING = 0.2
+"""Share of images for which `--dry_run` takes a model to be right on one of two mixed variants
+alone, if nothing is known of it."""
 
 
 class EvaluationParts(Parts):
     """The parts of the evaluation."""
 
-    tables = (*TABLES, COMPARISONS)
+    tables = (*TABLES, COMPARISONS, BASELINE)
     figures = ("decomposition", "per_class-", "sizes-", "confusion-", "groups-")
 
     @property
@@ -52,11 +58,6 @@ class EvaluationParts(Parts):
         return CLAIMS
 
     @override
-    def check(self, arguments: argparse.Namespace) -> None:
-        custom = custom_names(arguments.variants)
-        parse_conditions(getattr(arguments, "fail_if", None), custom=custom)
-
-    @override
     def plan(
         self,
         arguments: argparse.Namespace,
@@ -66,12 +67,37 @@ class EvaluationParts(Parts):
     ) -> PlannedAnalysis | None:
         if arguments.command not in ("run", "evaluate"):
             return None
-        conditions = parse_conditions(arguments.fail_if, config.compose.composed)
-        return PlannedEvaluation(evaluation, taxonomy, conditions)
+        return PlannedEvaluation(evaluation, taxonomy)
 
     @override
     def forecast(self, work: PlannedAnalysis, images: float, variants: Sequence[str]) -> int | None:
         return round(images * sum(map(is_picture, variants)))
+
+    @override
+    def outlook(
+        self, work: PlannedAnalysis, images: float, variants: Sequence[str]
+    ) -> Iterator[str]:
+        """Yields the smallest BG-Gap that the dataset would show, if it has one."""
+        if images < 2 or not all(gap_draws(variants)):
+            return
+        evaluation, manifest = work.evaluation, read_manifest(work.evaluation.store)
+        stored = read_summaries(Dataset(evaluation.store, manifest))[0] if manifest else []
+        figures = [
+            f"{100 * gap.smallest_gap * (gap.n / images) ** 0.5:.1f} for {summary.name}, by its "
+            f"results on {gap.n:,} images"
+            for summary in stored
+            if summary.is_of(evaluation.entries, evaluation.settings) and (gap := summary.gap())
+        ]
+        if len(figures) < len(evaluation.entries):
+            smallest = smallest_difference(np.asarray(_DIFFERING / images), int(images))
+            figures.append(
+                f"{100 * smallest:.1f} for a model that is right on one of mixed_same and "
+                f"mixed_rand alone for {100 * _DIFFERING:.0f} % of the images"
+            )
+        yield (
+            f"smallest BG-Gap that {images:,.0f} images would show in 8 of 10 draws, in points: "
+            + "; ".join(figures)
+        )
 
     @override
     def find(self, dataset: Dataset) -> Found:
@@ -92,6 +118,7 @@ class EvaluationParts(Parts):
         if work:
             yield accuracy_table(summaries)
             yield from describe_power(summaries)
+            yield from describe_baseline(dataset, summaries)
         for summary in summaries:
             if summary.missing:
                 yield (
@@ -106,39 +133,28 @@ class EvaluationParts(Parts):
         if summaries:
             yield accuracy_table(summaries)
             yield from describe_power(summaries)
+            yield from describe_baseline(dataset, summaries)
         yield from describe_stale(dataset, stale)
 
     @override
     def monitored(self, dataset: Dataset, work: PlannedAnalysis) -> dict[str, object]:
-        """Returns figures of the job's models, errors of failed ones, and conditions that hold."""
+        """Returns figures of the job's models, and errors of failed ones."""
         entries, settings = work.evaluation.entries, work.evaluation.settings
-        held = (result.line for result in self.test(dataset, work) if result.holds)
+        failed, _ = read_failures(dataset.store, dataset.manifest.fingerprint, work.stage)
         return {
             "models": {
                 summary.name: _figures(summary)
                 for summary in read_summaries(dataset)[0]
-                if is_of_evaluation(summary, entries, settings)
+                if summary.is_of(entries, settings)
             },
-            "failed": errors_by_model(_failed(dataset, work), entries),
-            "fail_if": [line.removeprefix("--fail_if ") for line in held],
+            "failed": errors_by_model(failed, entries),
         }
-
-    @override
-    def test(self, dataset: Dataset, work: PlannedAnalysis) -> Iterator[ConditionResult]:
-        assert isinstance(work, PlannedEvaluation)
-        summaries, failed = read_summaries(dataset)[0], _failed(dataset, work)
-        evaluation = work.evaluation
-        return judge(work.conditions, summaries, failed, evaluation.entries, evaluation.settings)
 
     @override
     def changes(self, before: Dataset, after: Dataset, causes: Sequence[str]) -> Changed | None:
         from pipeline.analyses.evaluation.changes import compare_accuracies, describe_models
 
         return describe_models(*compare_accuracies(before, after, causes))
-
-
-def _failed(dataset: Dataset, work: PlannedAnalysis) -> list[Failure]:
-    return read_failures(dataset.store, dataset.manifest.fingerprint, work.stage)[0]
 
 
 def _figures(summary: Summary) -> dict[str, float]:

@@ -2,14 +2,13 @@
 
 A `Summary` holds the rows of all tables for one model; a table has those of all models.
 Accuracies, shares and bounds are fractions (0 to 1), gaps and differences lie between -1 and 1;
-intervals are 95 % intervals.
-
-What models were trained on, as far as their checkpoints or names tell.
+intervals are 95 % intervals. What models were trained on is known as far as checkpoints or names
+tell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Annotated, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -18,7 +17,7 @@ from typing_extensions import override
 from pipeline.display.panel import Estimate, ModelResults, Results
 from pipeline.display.table import OfModel, RunColumns, Table
 from pipeline.evaluate import published
-from pipeline.evaluate.results import Answers, ModelRun
+from pipeline.evaluate.results import Answers, ModelRun, RunSettings, pick
 from pipeline.storage.state_files import Name
 from transforms.scoring import ALL_RULES, LABEL_RULES, AnswerKind
 
@@ -70,6 +69,13 @@ class AccuracyRow(VariantRow, frozen=True, kw_only=True):
         float | None, Meta(description="mean of the accuracies on each class")
     ]
     outside: int
+    among_best: Annotated[
+        bool | None,
+        Meta(
+            description="whether it cannot be told from the highest accuracy (`p_adjusted` in "
+            "`comparisons` is at least 0.05); empty for a single model"
+        ),
+    ] = None
 
     @property
     def estimate(self) -> Estimate | None:
@@ -93,6 +99,9 @@ class GapRow(RuleRow, frozen=True, kw_only=True):
     replicates: int
     seed_sd: float | None
     units: int
+    smallest_gap: Annotated[
+        float, Meta(description="smallest gap that as many images would show in 8 of 10 draws")
+    ]
 
     @property
     def estimate(self) -> Estimate:
@@ -329,6 +338,10 @@ class Summary(Answers, frozen=True, kw_only=True):
     groups: tuple[GroupRow, ...] = ()
     sizes: tuple[SizeRow, ...] = ()
     power: tuple[StoredPower, ...] = ()
+
+    def is_of(self, entries: Container[str], settings: RunSettings) -> bool:
+        """Returns whether it is of one of the entries, and was made with these settings."""
+        return self.entry in entries and pick(RunSettings, self.evaluation) == settings
 
     def rows_of(self, kind: type[Struct]) -> tuple[Struct, ...]:
         """Returns the rows of a type."""

@@ -8,7 +8,6 @@ from importlib.metadata import version
 
 from typing_extensions import override
 
-from pipeline.analyses.evaluation.conditions import Condition
 from pipeline.analyses.evaluation.results import Evaluated
 from pipeline.analyses.evaluation.tables import measure_power
 from pipeline.dataset.config import fingerprint
@@ -27,9 +26,6 @@ class PlannedEvaluation(PlannedAnalysis):
     """The stage that predicts all pictures of output shards.
 
     The tables of accuracy and BG-Gap are computed from these predictions.
-
-    Attributes:
-      conditions: conditions of `--fail_if`.
     """
 
     stage = "evaluate"
@@ -37,8 +33,6 @@ class PlannedEvaluation(PlannedAnalysis):
     pictures_name = "pictures_predicted"
     refuses_overlap = True
     needs_network = False
-
-    conditions: tuple[Condition, ...] = ()
 
     @override
     def chunks(self, dataset: Dataset) -> Sequence[int]:

@@ -193,6 +193,7 @@ def _gaps(
         gap=gap.gap,
         ci_low=gap.low,
         ci_high=gap.high,
+        smallest_gap=gap.smallest,
         n=len(images.keys),
         mixed_same=gap.mixed_same,
         mixed_rand=gap.mixed_rand,

@@ -14,7 +14,18 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 import pyarrow as pa
 
-from pipeline.analyses.evaluation.comparisons import COMPARISONS, compare_models, read_contributions
+from pipeline.analyses.evaluation.baseline import (
+    BASELINE,
+    Baseline,
+    chosen_baseline,
+    compare_with,
+)
+from pipeline.analyses.evaluation.comparisons import (
+    COMPARISONS,
+    compare_models,
+    mark_best,
+    read_contributions,
+)
 from pipeline.analyses.evaluation.results import (
     TABLES,
     Evaluated,
@@ -110,7 +121,7 @@ def headline(summaries: Sequence[Summary], rule: str, columns: Sequence[str]) ->
     rows_of_models = [
         {
             **{
-                row.variant: Cell(*row.estimate)
+                row.variant: Cell(*row.estimate, is_bold=bool(row.among_best))
                 for row in summary.by_rule(summary.accuracy, rule)
                 if row.estimate
             },
@@ -120,7 +131,8 @@ def headline(summaries: Sequence[Summary], rule: str, columns: Sequence[str]) ->
     ]
     shown = [name for name in columns if any(name in rows for rows in rows_of_models)]
     return tabular(
-        f"Accuracy and BG-Gap in %, 95 % intervals; {_label_rule(summaries, rule)}",
+        f"Accuracy and BG-Gap in %, 95 % intervals; {_label_rule(summaries, rule)}; bold: "
+        "accuracies that cannot be told from the best one (Holm, 5 %)",
         ["BG-Gap" if name == GAP else PAPER_NAMES.get(name, name) for name in shown],
         summaries,
         [[rows.get(name) for name in shown] for rows in rows_of_models],
@@ -305,8 +317,10 @@ def write_evaluation_tables(dataset: Dataset, columns: Sequence[str]) -> None:
     was_evaluated = summaries or failed or stale or failed_before
     if not was_evaluated and not store.exists("results/summary.csv"):
         return
+    compared = list(compare_models(fingerprint, read_contributions(dataset, summaries)))
+    marked = mark_best(summaries, compared)
     for table in TABLES:
-        rows = rows_of_models(table, summaries)
+        rows = rows_of_models(table, marked)
         if table.structs[-1] is SummaryRun:
             rows += missing_rows(summaries, failed)
             rows += [
@@ -314,9 +328,13 @@ def write_evaluation_tables(dataset: Dataset, columns: Sequence[str]) -> None:
                 for failure in failures_without_results(failed, summaries)
             ]
         table.write(store, rows)
-    compared = compare_models(fingerprint, read_contributions(dataset, summaries))
     COMPARISONS.write(store, ([row] for row in compared))
-    for name, text in latex_tables(summaries, dataset.taxonomy.names, columns).items():
+    baseline = chosen_baseline(dataset)
+    rows_of_baseline = (
+        compare_with(baseline, dataset, summaries) if isinstance(baseline, Baseline) else []
+    )
+    BASELINE.write(store, ([row] for row in rows_of_baseline))
+    for name, text in latex_tables(marked, dataset.taxonomy.names, columns).items():
         store.update(f"results/latex/{name}.tex", shown_bytes(text))
 
 

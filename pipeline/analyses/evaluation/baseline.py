@@ -1,0 +1,337 @@
+"""The baseline: a model that all others are compared with, chosen by `--baseline`.
+
+The choice is stored in `results/baseline.json`, so that later commands rebuild the same tables. The
+baseline itself is read from its stored predictions each time: from this dataset's folder, or from
+another folder with results on the same dataset.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated
+
+import numpy as np
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from pipeline.analyses.evaluation.comparisons import (
+    BG_GAP,
+    Correct,
+    Measured,
+    ModelsOnSameImages,
+    correct_by_rule,
+    read_contributions,
+    read_rows,
+)
+from pipeline.analyses.evaluation.results import Evaluated, Summary
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.manifest import reading_store
+from pipeline.display.table import Table, aligned, interval
+from pipeline.errors import UsageError
+from pipeline.evaluate.predictions import EvalImages
+from pipeline.evaluate.results import RunSettings, pick, read_result, read_results, write_result
+from pipeline.storage.files import absolute, is_remote
+from pipeline.storage.store import Store
+from transforms.intervals import CONFIDENCE, holm
+from transforms.two_way import p_value
+from transforms.variants import draws_of
+
+CHOICE = "results/baseline.json"
+
+
+class Choice(Struct, frozen=True, kw_only=True):
+    """Content of `results/baseline.json`.
+
+    Attributes:
+      baseline: folder below `results/` of the baseline, absolute path of its results elsewhere, or
+        the value of `--baseline` if that could not be read.
+      predictions: fingerprint of its predictions; unset if it could not be read.
+    """
+
+    baseline: str
+    predictions: str | UnsetType = UNSET
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Baseline:
+    """A model that others are compared with.
+
+    Attributes:
+      run: the model, and how it was run.
+      store: the dataset folder that has its results.
+      is_own: whether this is the folder of the dataset itself.
+      correct: label rule -> variant -> (n,) bool, True where it is right.
+    """
+
+    run: Evaluated
+    store: Store
+    is_own: bool
+    correct: Mapping[str, Mapping[str, Correct]]
+
+    @property
+    def name(self) -> str:
+        """Its name, followed by the folder of its results if that is another one."""
+        return self.run.name if self.is_own else f"{self.run.name} in {self.store.root}"
+
+    def is_same(self, summary: Summary) -> bool:
+        """Returns whether a summary of the dataset is its own."""
+        return self.is_own and summary.folder == self.run.folder
+
+    def common_rule(self, label_rules: Iterable[str]) -> str | None:
+        """Returns the first of a model's label rules that the baseline has, too; None if none."""
+        return next((rule for rule in label_rules if rule in self.correct), None)
+
+    def measure(
+        self, models: ModelsOnSameImages, summary: Summary, rule: str, quantity: str
+    ) -> Measured | None:
+        """Measures what a model's accuracy on a variant, or BG-Gap, exceeds the baseline's by.
+
+        Returns None if one of them was tested on other images, or lacks predictions.
+        """
+        if summary.tested_on != self.run.tested_on:
+            return None
+        return models.measure(quantity, summary, rule, self.correct.get(rule, {}))
+
+
+def open_results(dataset: Dataset, folder: str) -> tuple[Dataset, list[Evaluated]]:
+    """Opens a folder that has results on the same dataset.
+
+    Args:
+      dataset: the dataset.
+      folder: another folder of it, a folder of its published versions (the newest is opened), or
+        `results/MODEL` in one of these.
+
+    Returns:
+      (the dataset with the results of that folder, its models without rows of a matrix).
+
+    Raises:
+      UsageError: the folder holds no finished dataset, or another one.
+    """
+    above, model = os.path.split(absolute(folder))
+    is_of_model = above.endswith("/results")
+    store = reading_store(above.removesuffix("/results") if is_of_model else folder)
+    fingerprint = Dataset.open(store).manifest.fingerprint
+    if fingerprint != dataset.manifest.fingerprint:
+        raise UsageError(
+            f"{store.root} has results on another dataset: {fingerprint[:12]}, not "
+            f"{dataset.manifest.fingerprint[:12]}"
+        )
+    runs = [run for run in _runs(store) if run.folder == model or not is_of_model]
+    # With this dataset's manifest, only predictions on its own pictures count as valid.
+    return dataclasses.replace(dataset, store=store), runs
+
+
+def _runs(store: Store) -> list[Evaluated]:
+    return [run for run in read_results(store, "model", Evaluated) if not run.matrix]
+
+
+def models_named(store: Store, name: str, settings: RunSettings | None = None) -> list[Evaluated]:
+    """Returns the models of a dataset folder that a name means.
+
+    Args:
+      store: the dataset folder.
+      name: a model's entry of `--models`, or its name, with its settings or without.
+      settings: the settings of a job. A model that was run with them takes precedence; next comes
+        the one that has this name, settings included, in tables.
+    """
+    runs = _runs(store)
+    by_entry = [run for run in runs if name in (run.entry, run.model)]
+    return (
+        [run for run in by_entry if pick(RunSettings, run.evaluation) == settings]
+        or [run for run in runs if name in (run.name, run.folder)]
+        or by_entry
+    )
+
+
+def find_baseline(dataset: Dataset, name: str, settings: RunSettings | None = None) -> Baseline:
+    """Finds a baseline and reads its predictions.
+
+    Args:
+      dataset: the dataset.
+      name: value of `--baseline`: a model (`models_named`), else a folder (`open_results`).
+      settings: settings of the job, if there is one.
+
+    Raises:
+      UsageError: it names no model, or several; or the model has no predictions on the present
+        pictures.
+    """
+    where, runs = dataset, models_named(dataset.store, name, settings)
+    if not runs and Store.at(name).has_folder(""):
+        where, runs = open_results(dataset, name)
+        if dataset.store.is_remote and not is_remote(where.store.root):
+            raise UsageError(f"--baseline {name} must be in gs://, like the dataset")
+    if len(runs) != 1:
+        names = ", ".join(run.name for run in runs or _runs(where.store)) or "none"
+        found = f"means {len(runs)} models: {names}" if runs else f"names no model; known: {names}"
+        raise UsageError(f"--baseline {name} {found}")
+    (run,) = runs
+    split = run.evaluation.split
+    images = EvalImages.read(dataset, *run.tested_on) if split in dataset.manifest.shards else None
+    correct, _ = correct_by_rule(where, images, run) if images else ({}, {})
+    if not any(correct.values()):
+        raise UsageError(f"--baseline {name}: {run.name} has no predictions on these pictures")
+    return Baseline(run, where.store, where.store == dataset.store, correct)
+
+
+def baseline_or_reason(
+    dataset: Dataset, name: str, settings: RunSettings | None = None
+) -> Baseline | str:
+    """Finds a baseline as `find_baseline` does; returns why it cannot be read if that fails."""
+    try:
+        return find_baseline(dataset, name, settings)
+    except UsageError as error:
+        return str(error)
+
+
+def choose_baseline(dataset: Dataset, name: str, settings: RunSettings | None = None) -> None:
+    """Stores the choice of a baseline; arguments as for `find_baseline`.
+
+    If it cannot be read, the terminal, the page and the verdicts say why.
+    """
+    found, choice = baseline_or_reason(dataset, name, settings), Choice(baseline=name)
+    if isinstance(found, Baseline):
+        elsewhere = found.store.path(f"results/{found.run.folder}")
+        place = found.run.folder if found.is_own else elsewhere
+        choice = Choice(baseline=place, predictions=found.run.predictions)
+    write_result(dataset.store, CHOICE, choice)
+
+
+def chosen_baseline(dataset: Dataset) -> Baseline | str | None:
+    """Reads the chosen baseline, or why it cannot be read; None if none was chosen."""
+    choice = read_result(dataset.store, CHOICE, Choice)
+    return baseline_or_reason(dataset, choice.baseline) if choice else None
+
+
+class BaselineRow(Struct, frozen=True, kw_only=True):
+    """The difference of a model from the baseline, in accuracy on a variant or in BG-Gap."""
+
+    model: Annotated[str, Meta(description="name of the model, followed by its settings")]
+    baseline: Annotated[
+        str,
+        Meta(description="name of the baseline, followed by its folder if it is another dataset's"),
+    ]
+    label_rule: Annotated[
+        str, Meta(description="the first label rule of the model that the baseline has, too")
+    ]
+    variant: str
+    difference: Annotated[
+        float, Meta(description="accuracy (or gap) of the model - that of the baseline")
+    ]
+    ci_low: float
+    ci_high: float
+    p_adjusted: Annotated[
+        float,
+        Meta(
+            description="p value of the difference, with Holm's adjustment for all models that are "
+            "compared with the baseline on this variant"
+        ),
+    ]
+    smallest_difference: Annotated[
+        float,
+        Meta(
+            description="smallest true difference whose interval would exclude 0 in 8 of 10 draws "
+            "of as many images, if the variance stayed"
+        ),
+    ]
+    n: int
+    split: str
+    dataset: str
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the model differs from the baseline."""
+        return self.p_adjusted < 1 - CONFIDENCE
+
+
+BASELINE = Table(
+    "baseline",
+    (BaselineRow,),
+    "difference of a model from the one that `--baseline` names, on the same pictures, with its "
+    "two-way interval: [a job that fails by its results]"
+    "(results.md#a-job-that-fails-by-its-results)",
+)
+
+
+def compare_with(
+    baseline: Baseline, dataset: Dataset, summaries: Sequence[Summary]
+) -> list[BaselineRow]:
+    """Returns the rows of baseline.csv, in order of the models.
+
+    A model that was tested on other images, or has no label rule in common, has no row.
+    """
+    rows = []
+    for models in read_contributions(dataset, summaries):
+        for quantity in (*draws_of(models.variants), BG_GAP):
+            measured = [
+                (summary, rule, difference)
+                for summary in models.summaries
+                if not baseline.is_same(summary)
+                and (rule := baseline.common_rule(summary.label_rules))
+                and (difference := baseline.measure(models, summary, rule, quantity))
+            ]
+            p_values = [
+                p_value(np.asarray(one.value), np.asarray(one.variance), one.roles.units)
+                for *_, one in measured
+            ]
+            adjusted = holm(np.asarray(p_values)) if measured else ()
+            for (summary, rule, one), p_adjusted in zip(measured, adjusted, strict=True):
+                low, high = one.interval()
+                row = BaselineRow(
+                    model=summary.name,
+                    baseline=baseline.name,
+                    label_rule=rule,
+                    variant=quantity,
+                    difference=one.value,
+                    ci_low=low,
+                    ci_high=high,
+                    p_adjusted=float(p_adjusted),
+                    smallest_difference=one.smallest(),
+                    n=one.n,
+                    split=summary.evaluation.split,
+                    dataset=summary.dataset,
+                )
+                rows.append(row)
+    order = [summary.name for summary in summaries]
+    return sorted(rows, key=lambda row: order.index(row.model))
+
+
+def describe_baseline(dataset: Dataset, summaries: Sequence[Summary]) -> Iterator[str]:
+    """Yields the table of differences from the baseline, in points, and what it leaves out."""
+    baseline = chosen_baseline(dataset)
+    if isinstance(baseline, str):
+        yield f"not compared with the baseline: {baseline}"
+    if not isinstance(baseline, Baseline):
+        return
+    rows: dict[str, dict[str, BaselineRow]] = {}
+    for row in read_rows(dataset, BASELINE, BaselineRow):
+        rows.setdefault(row.model, {})[row.variant] = row
+    if rows:
+        names = dict.fromkeys(name for by_variant in rows.values() for name in by_variant)
+        heads = ["BG-Gap" if name == BG_GAP else name for name in names]
+        table = [
+            [model, *(_cell(by_variant.get(name)) for name in names), _smallest(by_variant)]
+            for model, by_variant in rows.items()
+        ]
+        yield aligned([[f"minus {baseline.name}, points", *heads, "8 of 10 show"], *table])
+        yield "* differs from the baseline (Holm's adjustment over the models, 5 %)"
+    for one in summaries:
+        if one.name not in rows and not baseline.is_same(one):
+            yield (
+                f"not compared with the baseline: {one.name}, as they have no "
+                f"{'pictures' if baseline.common_rule(one.label_rules) else 'label rule'} in common"
+            )
+
+
+def _cell(row: BaselineRow | None) -> str:
+    """Formats a difference in points."""
+    if row is None:
+        return "-"
+    figures = row.difference, row.ci_low, row.ci_high
+    text = interval(*figures) if row.variant == BG_GAP else f"{100 * row.difference:+.1f}"
+    return text + "*" * row.is_significant
+
+
+def _smallest(rows: Mapping[str, BaselineRow]) -> str:
+    """Formats the smallest difference of BG-Gap that as many images would show."""
+    return f"{100 * rows[BG_GAP].smallest_difference:.1f}" if BG_GAP in rows else "-"

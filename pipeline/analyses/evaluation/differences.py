@@ -1,0 +1,129 @@
+"""What the page says of differences: between any two models, and from the baseline."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from pipeline.analyses.evaluation.baseline import BASELINE, BaselineRow
+from pipeline.analyses.evaluation.comparisons import (
+    BG_GAP,
+    COMPARISONS,
+    ComparisonRow,
+    read_rows,
+)
+from pipeline.analyses.evaluation.results import Summary
+from pipeline.display.panel import COMPARED, Evidence
+
+GAP = "BG-Gap"
+_DIFFERING = 3
+"""Up to this number of differing pairs, the summary lists each pair's differences; if there
+are more, it only counts them."""
+
+Cell = tuple[float, float, float, bool, float | None]
+"""A difference, the bounds of its interval, whether it is significant, and the smallest difference
+that as many images would show; None if that is not said."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Differences:
+    """A table of pairs of models.
+
+    Attributes:
+      columns: BG-Gap, then variants.
+      rows: (first, second, cells by column).
+      left_out: whether some models are left out because the table compares only the best.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, str, dict[str, Cell]], ...]
+    left_out: bool
+
+    @property
+    def summary(self) -> str:
+        """The pairs and columns that differ significantly, in words, and what that allows for.
+
+        It allows for the pairs of models in a column, but not for the columns beside it.
+        """
+        pairs = [
+            (first, second, {column: cell[0] for column, cell in cells.items() if cell[3]})
+            for first, second, cells in self.rows
+        ]
+        differing = [pair for pair in pairs if pair[2]]
+        if not differing:
+            return "None of these differences is larger than chance would explain."
+        scope = (
+            f"Each of the {len(self.columns)} columns is tested by itself: where nothing differs, "
+            "chance alone makes one column in twenty seem to."
+        )
+        if len(differing) <= _DIFFERING:
+            parts = [
+                f"{first} against {second}: "
+                + ", ".join(_in_words(*one) for one in columns.items())
+                for first, second, columns in differing
+            ]
+            return f"{'; '.join(parts)}. No other difference is significant. {scope}"
+        counts = {
+            column: sum(column in columns for *_, columns in differing) for column in self.columns
+        }
+        listed = ", ".join(f"{column} ({n})" for column, n in counts.items() if n)
+        return (
+            f"{len(differing)} of {len(pairs)} pairs of models differ significantly, on: {listed}. "
+            f"{scope}"
+        )
+
+
+def _in_words(column: str, difference: float) -> str:
+    points = f"{abs(100 * difference):.1f} points"
+    if column == GAP:
+        return f"a BG-Gap {points} {'larger' if difference > 0 else 'smaller'}"
+    # Not "better" or "worse": on variants without the object, nothing is there to recognise.
+    return f"{points} {'higher' if difference > 0 else 'lower'} on {column}"
+
+
+def read_differences(evidence: Evidence, variants: Sequence[str]) -> Differences:
+    """Reads the differences between each two of the `COMPARED` best models.
+
+    There are no rows if the file is missing.
+    """
+    evaluated = evidence.models_with(Summary)
+    names = {summary.name: model.name for model, summary in evaluated[:COMPARED]}
+    headlines = {(summary.name, summary.headline) for _, summary in evaluated[:COMPARED]}
+    differences = [
+        (names[row.first], names[row.second], row.variant, cell)
+        for row in read_rows(evidence.dataset, COMPARISONS, ComparisonRow)
+        if {(row.first, row.label_rule), (row.second, row.label_rule)} <= headlines
+        for cell in [(row.difference, row.ci_low, row.ci_high, row.is_significant, None)]
+    ]
+    return _by_pair(evidence, variants, differences, len(evaluated) > COMPARED)
+
+
+def read_baseline(evidence: Evidence, variants: Sequence[str]) -> Differences:
+    """Reads the differences of all models from the baseline; no rows without one."""
+    names = {summary.name: model.name for model, summary in evidence.models_with(Summary)}
+    differences = [
+        (names[row.model], row.baseline, row.variant, cell)
+        for row in read_rows(evidence.dataset, BASELINE, BaselineRow)
+        for smallest in [row.smallest_difference if row.variant == BG_GAP else None]
+        for cell in [(row.difference, row.ci_low, row.ci_high, row.is_significant, smallest)]
+    ]
+    return _by_pair(evidence, variants, differences, left_out=False)
+
+
+def _by_pair(
+    evidence: Evidence,
+    variants: Sequence[str],
+    differences: Iterable[tuple[str, str, str, Cell]],
+    left_out: bool,
+) -> Differences:
+    """Sorts (first model, second model, variant, difference) by pairs, in order of the models."""
+    columns = (GAP, *variants)
+    pairs: dict[tuple[str, str], dict[str, Cell]] = {}
+    for first, second, variant, cell in differences:
+        column = GAP if variant == BG_GAP else variant
+        if column in columns:
+            pairs.setdefault((first, second), {})[column] = cell
+    order = {model.name: position for position, model in enumerate(evidence.models)}
+    # A baseline of another folder has no place in this order.
+    ordered = sorted(pairs.items(), key=lambda pair: [order.get(name, 0) for name in pair[0]])
+    return Differences(columns, tuple((*pair, cells) for pair, cells in ordered), left_out)

@@ -1,0 +1,452 @@
+"""The gate of a job: `--fail_if` has conditions on accuracies and BG-Gap that end it with code 3.
+
+A condition holds if the whole interval satisfies it, and does not hold if no part of the interval
+does; else it is open. `bg_gap>0.1` is decided by the interval of the gap, and
+`bg_gap > baseline + 0.02` by that of the difference from the baseline. The conditions of a job on
+all of its models are one family: with m of them, intervals are at 1 - 0.05 / m, so that a job in
+which none of them is true seldom fails by chance. If a model is right on all of a few images, or
+wrong on all of them, even the interval may satisfy a condition by chance, so every condition is
+open on fewer than `MIN_IMAGES` images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import bisect
+import dataclasses
+import difflib
+import operator
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from pipeline.analyses.evaluation.baseline import (
+    Baseline,
+    baseline_or_reason,
+    choose_baseline,
+    find_baseline,
+    models_named,
+)
+from pipeline.analyses.evaluation.comparisons import (
+    BG_GAP,
+    Measured,
+    ModelsOnSameImages,
+    read_contributions,
+)
+from pipeline.analyses.evaluation.results import Summary, without_rule
+from pipeline.analyses.evaluation.summaries import read_summaries
+from pipeline.dataset.folder import Dataset
+from pipeline.display.panel import Verdict, decide
+from pipeline.errors import JobError, UsageError, escaped
+from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.results import RunSettings, read_failures
+from pipeline.storage.files import absolute
+from pipeline.storage.store import Store
+from transforms.intervals import level_of
+from transforms.scoring import ALL_RULES
+from transforms.variants import VARIANTS, base_of, is_picture
+
+MIN_IMAGES = 10
+"""The fewest images that can decide a condition. With fewer images and many draws of backgrounds,
+95 % intervals cover the true value in only nine cases of ten (docs/results.md)."""
+_MOST_IMAGES = 1_000_000
+"""The most images at which a condition is said to be decided."""
+_EXPRESSION = re.compile(
+    r"(?:(\w+)\s*:)?\s*(\w+)\s*(>=|<=|>|<)\s*(?=\S)(baseline\s*)?([+-]?)\s*(\S*)"
+)
+_COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """A parsed condition.
+
+    Attributes:
+      text: the condition as given.
+      label_rule: label rule by which the measure is computed; "" for that of each model's headline.
+      measure: `bg_gap`, or the name of a variant, which stands for the accuracy on it.
+      comparison: `>`, `>=`, `<` or `<=`.
+      names_baseline: whether the measure is compared with that of the baseline.
+      limit: the fraction to compare with, from 0 to 1; for `bg_gap`, and for what is added to the
+        baseline's measure, from -1 to 1.
+    """
+
+    text: str
+    label_rule: str
+    measure: str
+    comparison: str
+    names_baseline: bool
+    limit: float
+
+    @classmethod
+    def parse(cls, text: str, custom: Iterable[str] = ()) -> Condition:
+        """Parses `[LABEL_RULE:]MEASURE COMPARISON LIMIT`, where LIMIT may begin with `baseline`.
+
+        Args:
+          text: the condition, as given.
+          custom: names of variants that are not built in, such as the user's own.
+
+        >>> Condition.parse("bg_gap>0.1").measure
+        'bg_gap'
+        >>> Condition.parse("original < baseline - 0.02").limit
+        -0.02
+
+        Raises:
+          UsageError: the text has another form, an unknown label rule or measure, or a limit out of
+            range.
+        """
+        match = _EXPRESSION.fullmatch(text.strip())
+        if match is None:
+            raise UsageError(
+                f"--fail_if {text!r}: expected a measure, a comparison and a fraction, such as "
+                "'bg_gap>0.1' (in quotes, or the shell takes > for a redirection)"
+            )
+        rule, measure, comparison, baseline, sign, number = match.groups()
+        limit = f"{sign}{number}"
+        if rule is not None and rule not in ALL_RULES:
+            raise UsageError(
+                f"--fail_if {text!r}: no label rule {rule!r}; known: {', '.join(ALL_RULES)}"
+            )
+        variants = dict.fromkeys(map(base_of, (*VARIANTS, *custom)))
+        known = (BG_GAP, *filter(is_picture, variants))
+        if measure not in known:
+            if base_of(measure) in known:
+                raise UsageError(
+                    f"--fail_if {text!r}: {measure} is one draw of {base_of(measure)}, whose "
+                    "accuracy is the mean over all draws"
+                )
+            close = difflib.get_close_matches(measure, known, n=1)
+            hint = f"; close to it: {close[0]}" if close else f"; known: {', '.join(known)}"
+            raise UsageError(f"--fail_if {text!r}: no measure {measure!r}{hint}")
+        lowest = -1.0 if measure == BG_GAP or baseline else 0.0
+        try:
+            value = float(limit or 0)
+        except ValueError:
+            value = float("nan")
+        if not lowest <= value <= 1 or (baseline and number and not sign):
+            raise UsageError(
+                f"--fail_if {text!r}: {limit!r} is not a fraction between {lowest:g} and 1"
+            )
+        return cls(text, rule or "", measure, comparison, bool(baseline), value)
+
+    def needs(self) -> tuple[str, ...]:
+        """Returns the variants that a dataset must have for the measure."""
+        return ("mixed_same", "mixed_rand") if self.measure == BG_GAP else (self.measure,)
+
+    def holds(self, value: float) -> bool:
+        """Returns whether a value, a fraction, satisfies the condition."""
+        return bool(_COMPARISONS[self.comparison](value, self.limit))
+
+
+def parse_conditions(
+    texts: Sequence[str] | None,
+    variants: Iterable[str] | None = None,
+    custom: Iterable[str] = (),
+) -> tuple[Condition, ...]:
+    """Parses all values of `--fail_if`.
+
+    Args:
+      texts: the values; None if the flag was not given.
+      variants: variants that the dataset has or will have; None if they are not known yet.
+      custom: names of the user's variants, if they are known already.
+
+    Raises:
+      UsageError: a condition is wrong, or needs a variant that the dataset lacks.
+    """
+    if texts is None:
+        return ()
+    variants = None if variants is None else tuple(variants)
+    custom = (*custom, *(variants or ()))
+    conditions = tuple(Condition.parse(text, custom) for text in texts)
+    if variants is not None:
+        for condition in conditions:
+            for variant in condition.needs():
+                if variant not in variants:
+                    raise UsageError(
+                        f"--fail_if {condition.text!r}: the dataset has no {variant}; see "
+                        "--variants"
+                    )
+    return conditions
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """What a job is judged by.
+
+    Attributes:
+      conditions: conditions of `--fail_if`.
+      baseline: value of `--baseline`, a folder as an absolute path; None if none was given.
+      fails_if_open: whether a job with an open condition fails.
+      evaluation: the models of the job; None to judge all models that have results.
+    """
+
+    conditions: tuple[Condition, ...] = ()
+    baseline: str | None = None
+    fails_if_open: bool = False
+    evaluation: Evaluation | None = None
+
+    @property
+    def settings(self) -> RunSettings | None:
+        """The settings of the job's models; None if it judges all models."""
+        return self.evaluation.settings if self.evaluation else None
+
+    def choose_baseline(self, dataset: Dataset) -> None:
+        """Stores the choice of a baseline, if there is one, for tables and page."""
+        if self.baseline is not None:
+            choose_baseline(dataset, self.baseline, self.settings)
+
+
+def gate_from_flags(
+    arguments: argparse.Namespace,
+    store: Store,
+    variants: Iterable[str],
+    evaluation: Evaluation | None = None,
+) -> Gate:
+    """Makes a gate from flags, which are checked against the dataset.
+
+    Args:
+      arguments: the parsed arguments of `run`, `evaluate` or `report`.
+      store: the dataset folder.
+      variants: variants that the dataset has or will have.
+      evaluation: the models of the job; None for all that have results.
+
+    Raises:
+      UsageError: a condition is wrong or needs a variant that the dataset lacks, or `--baseline` is
+        missing or names no model.
+    """
+    conditions = parse_conditions(arguments.fail_if, variants)
+    name, entries = arguments.baseline, evaluation.entries if evaluation else ()
+    for condition in conditions:
+        if condition.names_baseline and name is None:
+            raise UsageError(
+                f"--fail_if {condition.text!r}: add --baseline, a model or a folder of its results"
+            )
+    if name is not None and name not in entries and not models_named(store, name):
+        if not Store.at(name).has_folder(""):
+            raise UsageError(
+                f"--baseline {name} is no entry of --models, no folder, and no model that "
+                f"{store.root} has results of"
+            )
+        name = absolute(name)
+    gate = Gate(conditions, name, arguments.if_open == "fail", evaluation)
+    # The dataset of `run` may change yet, and the job's own models are not run yet.
+    if name is not None and name not in entries and arguments.command != "run":
+        find_baseline(Dataset.open(store), name, gate.settings)
+    return gate
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """The verdict on a condition and a model.
+
+    Attributes:
+      condition: the condition as given.
+      model: name of the model, or its entry of `--models` if it has no results.
+      verdict: the verdict; None if the condition could not be tested.
+      reason: why it could not be tested; "" if it was.
+      baseline: name of the baseline, if the condition names it; else "".
+      value, ci_low, ci_high: the measure, or the difference from the baseline's, with the interval
+        that decides.
+      confidence: level of the interval.
+      n: number of images.
+      decided_at: number of images at which an open condition would be decided if the estimate and
+        its variance stayed; None if it is decided, or that takes more than a million.
+      smallest: smallest distance of the true value from the limit at which an open condition on a
+        gap or a difference would be decided in 8 of 10 draws of as many images; else None.
+    """
+
+    condition: str
+    model: str
+    verdict: Verdict | None = None
+    reason: str = ""
+    baseline: str = ""
+    value: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    confidence: float | None = None
+    n: int = 0
+    decided_at: int | None = None
+    smallest: float | None = None
+
+    @property
+    def line(self) -> str:
+        """The verdict in words."""
+        if self.verdict is None:
+            return f"--fail_if {self.condition} is not tested: {self.reason}"
+        verb = "is open" if self.verdict is Verdict.OPEN else self.verdict
+        value = f"{self.value:.3f}"
+        if self.baseline:
+            value = f"{self.value:+.3f} from the baseline {self.baseline}"
+        line = (
+            f"--fail_if {self.condition} {verb} for {self.model}: {value}, "
+            f"{100 * (self.confidence or 0):.4g} % interval [{self.ci_low:.3f}, "
+            f"{self.ci_high:.3f}], n = {self.n}"
+        )
+        if self.verdict is not Verdict.OPEN:
+            return line
+        few = f"; fewer than {MIN_IMAGES} images decide nothing" if self.n < MIN_IMAGES else ""
+        number = f"{self.decided_at:,}" if self.decided_at else "none up to 1,000,000"
+        shown = (
+            f"; a true value {self.smallest:.3f} from the limit would show in 8 of 10 draws of "
+            f"{self.n:,} images"
+            if self.smallest is not None
+            else ""
+        )
+        return f"{line}{few}; if estimate and variance stay, decided at {number} images{shown}"
+
+
+def judge(gate: Gate, dataset: Dataset) -> list[Judgement]:
+    """Judges the models of a gate by its conditions.
+
+    A model that failed, or has no results, counts as a model.
+    """
+    if not gate.conditions:
+        return []
+    summaries = read_summaries(dataset)[0]
+    failures = read_failures(dataset.store, dataset.manifest.fingerprint, "evaluate")[0]
+    # Results of an earlier run do not stand for a run that failed.
+    errors = {one.entry: f"{one.name} failed: {one.error}" for one in failures}
+    models = list(_models(gate, summaries, errors))
+    measured, baseline = read_contributions(dataset, summaries), None
+    if gate.baseline is not None:
+        has_failed = gate.evaluation and gate.baseline in gate.evaluation.entries
+        baseline = (has_failed and errors.get(gate.baseline)) or baseline_or_reason(
+            dataset, gate.baseline, gate.settings
+        )
+    return judge_models(gate.conditions, models, measured, baseline)
+
+
+def judge_models(
+    conditions: Sequence[Condition],
+    models: Iterable[tuple[str, Summary | str]],
+    measured: Sequence[ModelsOnSameImages],
+    baseline: Baseline | str | None,
+) -> list[Judgement]:
+    """Judges each model, except for the baseline itself, by each condition, in this order.
+
+    Args:
+      conditions: the conditions.
+      models: (name, summary) of each model; (entry, why) of one without results.
+      measured: the models with their predictions on the same images.
+      baseline: the baseline, why it cannot be read, or None.
+    """
+    judged = [
+        (name, found)
+        for name, found in models
+        if isinstance(found, str)
+        or not (isinstance(baseline, Baseline) and baseline.is_same(found))
+    ]
+    judged = judged or [("", "there is no model to judge besides the baseline")]
+    level = level_of(len(judged) * len(conditions))
+    return [
+        Judgement(condition.text, name, reason=found)
+        if isinstance(found, str)
+        else _judge(condition, found, measured, baseline, level)
+        for name, found in judged
+        for condition in conditions
+    ]
+
+
+def _models(
+    gate: Gate, summaries: Sequence[Summary], errors: Mapping[str, str]
+) -> Iterator[tuple[str, Summary | str]]:
+    """Yields (name, summary) of each model to judge, or (entry, why it has no results)."""
+    if gate.evaluation is None:
+        yield from ((summary.name, summary) for summary in summaries)
+        return
+    for entry in gate.evaluation.entries:
+        found = [one for one in summaries if one.is_of((entry,), gate.evaluation.settings)]
+        if entry in errors or not found:
+            yield entry, errors.get(entry, f"{entry} has no results")
+        else:
+            yield from ((summary.name, summary) for summary in found)
+
+
+def _judge(
+    condition: Condition,
+    summary: Summary,
+    measured: Iterable[ModelsOnSameImages],
+    baseline: Baseline | str | None,
+    level: float,
+) -> Judgement:
+    """Judges a model that has results; `level` is that of the interval."""
+    name, text = summary.name, condition.text
+    against, rule = None, condition.label_rule or summary.headline
+    if condition.names_baseline:
+        if not isinstance(baseline, Baseline):
+            return Judgement(text, name, reason=baseline or "there is no baseline")
+        against = baseline
+        rule = condition.label_rule or baseline.common_rule(summary.label_rules) or ""
+    found = next(
+        (
+            against.measure(models, summary, rule, condition.measure)
+            if against
+            else models.measure(condition.measure, summary, rule)
+            for models in measured
+            if summary in models.summaries
+        ),
+        None,
+    )
+    if found is None:
+        common = f" in common with the baseline {against.name}" if against else ""
+        whose = without_rule([summary], rule) or name
+        return Judgement(text, name, reason=f"{whose} has no {condition.measure}{common}")
+    low, high = found.interval(level)
+    verdict = decide(low, high, condition.holds) if found.n >= MIN_IMAGES else Verdict.OPEN
+    is_open, smallest = verdict is Verdict.OPEN, found.smallest(level)
+    return Judgement(
+        text,
+        name,
+        verdict,
+        baseline=against.name if against else "",
+        value=found.value,
+        ci_low=low,
+        ci_high=high,
+        confidence=level,
+        n=found.n,
+        decided_at=_decided_at(condition, found, level) if is_open else None,
+        smallest=smallest if is_open and found.correct is None and smallest <= 1 else None,
+    )
+
+
+def _decided_at(condition: Condition, measured: Measured, level: float) -> int | None:
+    """Finds the number of images at which a condition is decided; see `Judgement`."""
+
+    def is_decided(images: int) -> bool:
+        bounds = measured.interval(level, images / measured.n)
+        return decide(*bounds, condition.holds) is not Verdict.OPEN
+
+    numbers = range(max(measured.n, MIN_IMAGES), _MOST_IMAGES + 1)
+    position = bisect.bisect_left(numbers, True, key=is_decided)
+    return numbers[position] if position < len(numbers) else None
+
+
+def outcome(judgements: Sequence[Judgement], gate: Gate) -> tuple[int, list[str]]:
+    """Returns the exit code that verdicts lead to, and their lines.
+
+    The code is 3 if a condition holds; else 1 if one could not be tested; else 4 if one is open and
+    the gate fails then; else 0, without lines.
+    """
+    of_open = [(4, Verdict.OPEN)] if gate.fails_if_open else []
+    for code, verdict in ((3, Verdict.HOLDS), (1, None), *of_open):
+        if lines := [one.line for one in judgements if one.verdict is verdict]:
+            return code, lines
+    return 0, []
+
+
+def conclude(judgements: Sequence[Judgement], gate: Gate) -> int:
+    """Prints the verdicts, those that fail the job to standard error; returns the exit code.
+
+    Raises:
+      JobError: no condition holds, but some could not be tested.
+    """
+    code, lines = outcome(judgements, gate)
+    for one in judgements:
+        if one.verdict is not None:
+            fails = code > 1 and one.line in lines
+            print(escaped(one.line), file=sys.stderr if fails else sys.stdout)
+    if not gate.fails_if_open and any(one.verdict is Verdict.OPEN for one in judgements):
+        print("open conditions pass, unless --if_open fail is given")
+    if code == 1:
+        raise JobError("; ".join(lines))
+    return code

@@ -1,0 +1,556 @@
+"""Tests --fail_if and --baseline: verdicts by whole intervals, exit codes, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_results import made
+from numpy.typing import NDArray
+from runs import ONE, QUICK, dataset_in, refusal, run_here, run_in9, table_of, write_all
+
+from pipeline.analyses.evaluation.baseline import (
+    Baseline,
+    choose_baseline,
+    describe_baseline,
+    find_baseline,
+    models_named,
+)
+from pipeline.analyses.evaluation.comparisons import (
+    ComparisonRow,
+    Measured,
+    ModelsOnSameImages,
+    mark_best,
+)
+from pipeline.analyses.evaluation.results import AccuracyRow, Evaluated, Summary
+from pipeline.analyses.evaluation.summaries import read_summaries
+from pipeline.display.panel import Verdict, decide
+from pipeline.errors import UsageError
+from pipeline.evaluate.predictions import EvalImages
+from pipeline.evaluate.results import RunSettings, pick, result_file, write_result
+from pipeline.jobs.conditions import (
+    MIN_IMAGES,
+    Condition,
+    Gate,
+    Judgement,
+    judge,
+    judge_models,
+    outcome,
+    parse_conditions,
+)
+from pipeline.jobs.publish import PublishPlan, publish
+from pipeline.report.write import write_tables
+from pipeline.storage.store import Store
+from transforms.intervals import level_of
+from transforms.scoring import LABEL_RULES
+
+SETTINGS = {"split": "val", "eval_input": "stored", "precision": "fp32", "holdout": 0.0}
+RULES = tuple(LABEL_RULES)
+MIXED = ("mixed_same", "mixed_rand")
+Answers = dict[str, NDArray[np.bool_]]
+
+
+def answers(rng: np.random.Generator, n: int, **shares: float) -> Answers:
+    """Draws whether a model is right on n pictures of each variant."""
+    shares = {"original": 0.8, "mixed_same": 0.8, "mixed_rand": 0.6, **shares}
+    return {name: rng.random(n) < share for name, share in shares.items()}
+
+
+def models_of(
+    *models: Answers, rules: tuple[str, ...] = RULES, seed: int = 0
+) -> ModelsOnSameImages:
+    """Returns models that are right on the given pictures, under each of the rules."""
+    n = len(models[0]["original"])
+    keys, numbers = pa.array([f"{i:06}" for i in range(n)]), np.arange(n)
+    labels = np.zeros(n, np.int16)
+    images = EvalImages(keys, labels, np.zeros(n), keys, labels, (), numbers)
+    summaries = [
+        made(Summary, model=f"m{i}", entry=f"m{i}", evaluation=SETTINGS, label_rules=rules)
+        for i in range(len(models))
+    ]
+    rng = np.random.default_rng(seed)
+    grounds = {name: rng.permutation(n) for name in MIXED}
+    correct = [dict.fromkeys(rules, model) for model in models]
+    return ModelsOnSameImages(images, tuple(models[0]), summaries, correct, grounds)
+
+
+def verdicts(
+    texts: list[str], models: ModelsOnSameImages, baseline: Baseline | str | None = None
+) -> list[Judgement]:
+    named = [(summary.name, summary) for summary in models.summaries]
+    return judge_models([Condition.parse(text) for text in texts], named, [models], baseline)
+
+
+def baseline_of(models: ModelsOnSameImages, position: int, **changes: Any) -> Baseline:
+    """Makes one of the models the baseline."""
+    summary = models.summaries[position]
+    run = made(Evaluated, model=summary.model, evaluation=SETTINGS)
+    values = {"run": run, "store": Store("/data"), "is_own": True, **changes}
+    return Baseline(**{"correct": models.correct[position], **values})
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("bg_gap>0.04", Verdict.HOLDS),
+        ("bg_gap>0.05", Verdict.OPEN),
+        ("bg_gap>=0.05", Verdict.HOLDS),
+        ("bg_gap>0.09", Verdict.OPEN),  # The estimate alone would satisfy it.
+        ("bg_gap<0.16", Verdict.HOLDS),
+        ("bg_gap<=.15", Verdict.HOLDS),
+        ("bg_gap<0.15", Verdict.OPEN),
+        ("bg_gap > -1", Verdict.HOLDS),
+        ("bg_gap > 0.15", Verdict.FAILS),
+        ("bg_gap >= 0.15", Verdict.OPEN),
+        ("bg_gap < 0.05", Verdict.FAILS),
+        ("bg_gap <= 0.05", Verdict.OPEN),
+        ("bg_gap > baseline - 0.04", Verdict.HOLDS),
+        ("bg_gap>baseline+0.1", Verdict.OPEN),
+        ("bg_gap<baseline", Verdict.FAILS),
+    ],
+)
+def test_the_whole_interval_decides(text: str, verdict: Verdict) -> None:
+    assert decide(0.05, 0.15, Condition.parse(text).holds) is verdict
+
+
+@given(st.floats(-1, 1), st.sampled_from(["<", "<=", ">", ">="]), st.lists(st.floats(-1, 1)))
+def test_a_condition_and_its_opposite_are_opposed(
+    limit: float, comparison: str, bounds: list[float]
+) -> None:
+    opposite = {"<": ">=", "<=": ">", ">": "<=", ">=": "<"}[comparison]
+    pair = [Condition.parse(f"bg_gap{c}{limit!r}").holds for c in (comparison, opposite)]
+    mirrored = {Verdict.HOLDS: Verdict.FAILS, Verdict.FAILS: Verdict.HOLDS}
+    for low, high in itertools.pairwise(sorted(bounds)):
+        first, second = (decide(low, high, holds) for holds in pair)
+        assert second is mirrored.get(first, Verdict.OPEN)
+
+
+@given(st.integers(0, 2**32), st.integers(1, MIN_IMAGES - 1))
+def test_too_few_images_decide_nothing(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    models = models_of(answers(rng, n), answers(rng, n), seed=seed)
+    texts = ["bg_gap<0.1", "bg_gap>-0.1", "bg_gap<=1", "original>=0", "bg_gap<=baseline+1"]
+    for judgement in verdicts(texts, models, baseline_of(models, 0)):
+        assert judgement.verdict is Verdict.OPEN
+        assert "; fewer than 10 images decide nothing" in judgement.line
+
+
+@given(st.integers(0, 2**32), st.integers(10, 400), st.floats(-0.3, 0.3))
+def test_an_open_condition_says_how_many_images_would_decide_it(
+    seed: int, n: int, limit: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    models = models_of(answers(rng, n), answers(rng, n), seed=seed)
+    texts = [f"bg_gap>{limit}", f"original<{0.75 + limit / 4}", f"bg_gap<baseline+{abs(limit)}"]
+    baseline, level = baseline_of(models, 1), level_of(3)
+    for text, judgement in zip(texts, verdicts(texts, models, baseline), strict=True):
+        condition = Condition.parse(text)
+        measured = models.measure(
+            condition.measure,
+            models.summaries[0],
+            RULES[0],
+            models.correct[1][RULES[0]] if condition.names_baseline else None,
+        )
+        assert isinstance(measured, Measured)
+        assert judgement.confidence == level
+        assert (judgement.ci_low, judgement.ci_high) == measured.interval(level)
+        if judgement.verdict is not Verdict.OPEN:
+            assert judgement.decided_at is judgement.smallest is None
+            continue
+
+        def verdict_at(images: int) -> Verdict:
+            bounds = measured.interval(level, images / measured.n)  # noqa: B023
+            return decide(*bounds, condition.holds)  # noqa: B023
+
+        decided = judgement.decided_at or 1_000_001
+        assert verdict_at(decided - 1) is Verdict.OPEN
+        assert (verdict_at(decided) is Verdict.OPEN) == (judgement.decided_at is None)
+        is_said = measured.correct is None and measured.smallest(level) <= 1
+        assert (judgement.smallest is None) != is_said
+        if judgement.smallest is not None:
+            assert judgement.ci_low is not None
+            assert judgement.ci_high is not None
+            # Half of an interval would show in only half of the draws.
+            assert judgement.smallest > (judgement.ci_high - judgement.ci_low) / 2
+
+
+def test_twice_the_images_have_the_interval_that_was_said() -> None:
+    n, rng = 200, np.random.default_rng(0)
+    one, other = answers(rng, n), answers(rng, n)
+    models = models_of(one, other)
+    doubled = [{name: np.tile(right, 2) for name, right in each.items()} for each in (one, other)]
+    grounds = {name: np.concatenate([u, u + n]) for name, u in models.bg_units.items()}
+    twice = dataclasses.replace(models_of(*doubled), bg_units=grounds)
+    rule = RULES[0]
+    for quantity, against in (("bg_gap", None), ("original", None), ("mixed_rand", 1)):
+        measured, later = (
+            each.measure(
+                quantity,
+                each.summaries[0],
+                rule,
+                None if against is None else each.correct[against][rule],
+            )
+            for each in (models, twice)
+        )
+        assert measured is not None
+        assert later is not None
+        # The correction for small numbers differs a little.
+        assert measured.interval(0.99, 2.0) == pytest.approx(later.interval(0.99), abs=2e-3)
+
+
+def test_conditions_and_models_are_one_family() -> None:
+    rng = np.random.default_rng(3)
+    models = models_of(*(answers(rng, 100) for _ in range(4)))
+    texts = ["bg_gap>0.1", "bg_gap > baseline"]
+    known = [(summary.name, summary) for summary in models.summaries]
+    failed = ("m9", "m9 failed: no memory")
+    conditions = [Condition.parse(text) for text in texts]
+    judged = judge_models(conditions, [*known, failed], [models], baseline_of(models, 2))
+    # The baseline is not judged; a model that failed counts.
+    assert [one.model for one in judged] == [n for n in ("m0", "m1", "m3", "m9") for _ in texts]
+    assert {one.confidence for one in judged[:-2]} == {level_of(2 * 4)}
+    assert [one.line for one in judged[-2:]] == [
+        f"--fail_if {text} is not tested: m9 failed: no memory" for text in texts
+    ]
+    assert "99.38 % interval" in judged[0].line
+    assert "from the baseline m2, " in judged[1].line
+    # A baseline of the same name in another folder is another model.
+    elsewhere = baseline_of(models, 2, is_own=False)
+    judged = judge_models(conditions, known, [models], elsewhere)
+    assert [one.model for one in judged[::2]] == ["m0", "m1", "m2", "m3"]
+    assert "from the baseline m2 in /data, " in judged[1].line
+    assert [one.value for one in judged if one.model == "m2"][1] == 0
+    (alone,) = judge_models(conditions[:1], known[2:3], [models], baseline_of(models, 2))
+    assert alone.line.endswith("is not tested: there is no model to judge besides the baseline")
+
+
+def test_a_difference_is_under_the_first_rule_that_both_have() -> None:
+    rng = np.random.default_rng(4)
+    one, other = answers(rng, 50), answers(rng, 50, original=0.2)
+    models = models_of(one, other)
+    for rules, expected in (
+        (RULES, RULES[0]),
+        (RULES[1:], RULES[1]),
+        (("another",), None),
+    ):
+        baseline = baseline_of(models, 1, correct=dict.fromkeys(rules, other))
+        assert baseline.common_rule(RULES) == expected
+        judged, *_ = verdicts(["original>baseline"], models, baseline)
+        if expected:
+            assert judged.value == pytest.approx(one["original"].mean() - other["original"].mean())
+        else:
+            assert judged.line == (
+                "--fail_if original>baseline is not tested: m0 has no original in common with the "
+                "baseline m1"
+            )
+    # A baseline that was tested on other images has no paired difference.
+    run = made(Evaluated, model="m1", evaluation={**SETTINGS, "holdout": 0.5})
+    judged, *_ = verdicts(["original>baseline"], models, baseline_of(models, 1, run=run))
+    assert judged.verdict is None
+    (judged, *_) = verdicts(["original>baseline"], models, "--baseline x names no model")
+    assert judged.line.endswith("is not tested: --baseline x names no model")
+
+
+@pytest.mark.parametrize(
+    ("found", "code", "code_if_open_fails"),
+    [
+        ([], 0, 0),
+        ([Verdict.FAILS], 0, 0),
+        ([Verdict.FAILS, Verdict.OPEN], 0, 4),
+        ([None, Verdict.OPEN], 1, 1),
+        ([Verdict.OPEN, Verdict.HOLDS, None], 3, 3),
+    ],
+)
+def test_exit_codes(found: list[Verdict | None], code: int, code_if_open_fails: int) -> None:
+    judged = [
+        Judgement("c", "m", one, value=0.0, ci_low=0.0, ci_high=0.0, confidence=0.95, n=20)
+        for one in found
+    ]
+    for fails, expected in ((False, code), (True, code_if_open_fails)):
+        got, lines = outcome(judged, Gate(fails_if_open=fails))
+        assert got == expected
+        assert len(lines) == (expected > 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bg_gap", "in quotes, or the shell"),
+        ("bg_gap=0.1", "expected a measure, a comparison and a fraction"),
+        ("bg_gap>", "expected a measure"),
+        ("gap>0.1", "no measure 'gap'; close to it: bg_gap"),
+        ("mixd_rand<0.7", "close to it: mixed_rand"),
+        ("fg_mask<0.7", "no measure 'fg_mask'"),
+        ("paper:bg_gap>0.1", "no label rule 'paper'; known: argmax_then_map, mapped_only"),
+        ("bg_gap>10", "'10' is not a fraction between -1 and 1"),
+        ("original<-0.1", "'-0.1' is not a fraction between 0 and 1"),
+        ("original<nan", "'nan' is not a fraction"),
+        ("original<70%", "'70%' is not a fraction"),
+        ("bg_gap>baseline0.1", "'0.1' is not a fraction between -1 and 1"),
+        ("bg_gap>baseline+", "'+' is not a fraction"),
+        ("bg_gap>baseline+2", "'+2' is not a fraction between -1 and 1"),
+        ("bg_gap>baselines", "'s' is not a fraction"),
+    ],
+)
+def test_what_is_no_condition_is_named(text: str, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        parse_conditions([text])
+    assert f"--fail_if {text!r}: " in str(error.value)
+    assert message in str(error.value)
+
+
+def test_conditions_need_their_variants() -> None:
+    variants = ("original", "fg_mask", "mixed_same", "mixed_rand", "mixed_rand_r1", "silhouette")
+    parse_conditions(["bg_gap>0.1", "mixed_rand<0.5", "silhouette<0.5"], variants)
+    for text, missing in (
+        ("only_bg_t>0.5", "no only_bg_t; see --variants"),
+        ("mixed_rand_r1<0.5", "mixed_rand_r1 is one draw of mixed_rand, whose accuracy is the"),
+        # A model is not evaluated on the mask, whether the dataset has it or not.
+        ("fg_mask<0.9", "no measure 'fg_mask'; known: bg_gap, original"),
+    ):
+        with pytest.raises(UsageError, match=missing):
+            parse_conditions([text], variants)
+    with pytest.raises(UsageError, match="no mixed_rand; see --variants"):
+        parse_conditions(["bg_gap>0.1"], ("original", "mixed_same"))
+    assert parse_conditions(None) == ()
+
+
+def test_the_job_ends_by_its_conditions(sample_run: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(sample_run, tmp_path / "out"))
+    row = table_of(output, "gaps")[0]
+    gap, low, high = (float(row[column]) for column in ("gap", "ci_low", "ci_high"))
+    assert low < gap < high
+    above, inside = f"bg_gap<{high + 0.001}", f"bg_gap>{gap - 0.001}"
+    interval = f"{gap:.3f}, 95 % interval [{low:.3f}, {high:.3f}], n = 70"
+    (tmp_path / "junk.pth").write_bytes(b"junk")
+    junk = f"resnet18={tmp_path / 'junk.pth'}"
+    flags = ("evaluate", "--dataset", output, "--pictures", "none", "--models")
+
+    done = run_in9(*flags, "efficientnet_lite0", "--fail_if", above, check=3)
+    assert [line for line in done.stderr.splitlines() if "--fail_if" in line] == [
+        f"--fail_if {above} holds for efficientnet_lite0: {interval}"
+    ]
+    summary = json.loads((output / ".in9" / "last_run.json").read_text())["summary"]
+    (verdict,) = summary["fail_if"]
+    assert (verdict["condition"], verdict["verdict"]) == (above, "holds")
+    assert verdict["ci_low"] == pytest.approx(low)
+
+    # A model that failed does not count as one that passed, and widens the intervals.
+    both = (*flags, f"efficientnet_lite0,{junk}", "--fail_if", f"{inside},original<0.01")
+    done = run_in9(*both, "--if_open", "fail", check=1)
+    assert f"the job failed: --fail_if {inside} is not tested: {junk} failed: " in done.stderr
+    lines = [line for line in done.stdout.splitlines() if "--fail_if" in line]
+    assert lines[0].startswith(
+        f"--fail_if {inside} is open for efficientnet_lite0: {gap:.3f}, 98.75 % interval ["
+    )
+    assert lines[1].startswith("--fail_if original<0.01 does not hold for efficientnet_lite0: 0.")
+    assert len(lines) == 2
+
+    # `report` judges again without a model; a failure is none of its models.
+    report = ("report", "--dataset", output, "--pictures", "none", "--fail_if", inside)
+    done = run_in9(*report, check=0)
+    assert "open conditions pass, unless --if_open fail is given" in done.stdout
+    done = run_in9(*report, "--if_open", "fail", check=4)
+    assert "is open for efficientnet_lite0" in done.stderr
+
+
+def test_wrong_conditions_are_refused_before_anything_starts(
+    tiny_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    flags = ("run", "--input", tiny_input, "--output", output, "--variants", "original,no_fg")
+    for words, message in (
+        (("--fail_if", "bg_gap"), "--fail_if 'bg_gap': expected a measure"),
+        (
+            ("--fail_if", "original<0.9,bg_gap>0.1"),
+            "--fail_if 'bg_gap>0.1': the dataset has no mixed_same",
+        ),
+        (
+            ("--fail_if", "original<baseline"),
+            "--fail_if 'original<baseline': add --baseline, a model or a folder of its results",
+        ),
+        (("--baseline", "resnet18"), "--baseline resnet18 is no entry of --models, no folder"),
+    ):
+        assert message in refusal(capsys, *flags, *words)
+    assert not (output / "manifest.json").exists()
+
+
+@pytest.fixture(scope="module")
+def compared(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of three models on small pictures. Tests must not change it."""
+    output = tmp_path_factory.mktemp("compared") / "out"
+    flags = (*QUICK, "--pictures", "none", *ONE, "--models", entries("first", "second", "third"))
+    run_here("run", "--input", small_sample, "--output", output, *flags)
+    return output
+
+
+def entries(*names: str) -> str:
+    return ",".join(f"python:tiny_models:{name}" for name in names)
+
+
+def test_models_are_compared_with_a_baseline(compared: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(compared, tmp_path / "out"))
+    dataset = dataset_in(output)
+    assert table_of(output, "baseline") == []
+    first, second, third = (entries(name) for name in ("first", "second", "third"))
+    gate = Gate((Condition.parse("bg_gap>baseline"),), first)
+    gate.choose_baseline(dataset)
+    write_all(output, "none")
+    rows = table_of(output, "baseline")
+    assert list(dict.fromkeys(row["model"] for row in rows)) == [second, third]
+    assert {row["baseline"] for row in rows} == {first}
+    pairs = {
+        (row["first"], row["second"], row["label_rule"], row["variant"]): row
+        for row in table_of(output, "comparisons")
+    }
+    mirrored = {"difference": "difference", "ci_low": "ci_high", "ci_high": "ci_low"}
+    for row in rows:
+        pair = pairs[first, row["model"], RULES[0], row["variant"]]
+        assert row["label_rule"] == RULES[0]
+        for column, other in mirrored.items():
+            assert float(row[column]) == pytest.approx(-float(pair[other]), abs=1e-12)
+        # Holm's adjustment is for two models here, and for three pairs there.
+        assert float(row["p_adjusted"]) <= float(pair["p_adjusted"]) + 1e-12
+        assert float(row["smallest_difference"]) > 0
+    lines = list(describe_baseline(dataset, read_summaries(dataset)[0]))
+    assert lines[0].startswith(f"minus {first}, points")
+    assert [one.model for one in judge(gate, dataset)] == [second, third]
+    assert "Differences from the baseline" in (output / "report.html").read_text()
+    # Later commands keep the choice.
+    write_tables(dataset_in(output))
+    assert table_of(output, "baseline") == rows
+
+
+def test_the_baseline_may_lie_in_another_folder(
+    compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, other = (
+        Path(shutil.copytree(compared, tmp_path / name)) for name in ("out", "production")
+    )
+    (first,) = [one for one in read_summaries(dataset_in(other))[0] if "first" in one.model]
+    dataset = dataset_in(output)
+    shutil.rmtree(output / "results" / first.folder)
+
+    def rows_of(folder: Path) -> list[dict[str, str]]:
+        choose_baseline(dataset, str(folder))
+        write_tables(dataset)
+        return table_of(output, "baseline")
+
+    report = ("report", "--dataset", output, "--pictures", "none")
+    several = refusal(capsys, *report, "--baseline", other)
+    assert f"--baseline {other} means 3 models: " in several
+    assert all(entries(name) in several for name in ("first", "second", "third"))
+    rows = rows_of(other / "results" / first.folder)
+    assert {row["baseline"] for row in rows} == {f"{first.name} in {other}"}
+    assert {row["model"] for row in rows} == {entries("second"), entries("third")}
+    # A folder with this model alone means the same, and so does its newest published version.
+    for path in (other / "results").iterdir():
+        if (path / "model.json").exists() and path.name != first.folder:
+            shutil.rmtree(path)
+    assert rows_of(other) == rows
+    published = tmp_path / "published"
+    publish(PublishPlan(Store(str(other)), Store(str(published))))
+    for row, same in zip(rows, rows_of(published), strict=True):
+        assert same["baseline"].startswith(f"{first.name} in {published}/v-")
+        assert {**same, "baseline": row["baseline"]} == row
+    # Once it is gone, nothing is compared with it, and a line says so.
+    shutil.rmtree(published)
+    write_tables(dataset)
+    assert table_of(output, "baseline") == []
+    (line,) = describe_baseline(dataset, [])
+    assert line.startswith(f"not compared with the baseline: --baseline {published}/v-")
+    # Neither predictions on other pictures nor another dataset are a baseline.
+    (prediction,) = (other / "results" / first.folder / "predictions").iterdir()
+    prediction.write_bytes(b"no table")
+    assert f"{first.name} has no predictions on these pictures" in refusal(
+        capsys, *report, "--baseline", other
+    )
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "f" * 32}))
+    message = refusal(capsys, *report, "--baseline", other)
+    assert f"{other} has results on another dataset: {'f' * 12}, not " in message
+    assert "holds no finished dataset" in refusal(capsys, *report, "--baseline", tmp_path)
+
+
+def test_a_name_means_one_model(compared: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(compared, tmp_path / "out"))
+    dataset, first = dataset_in(output), entries("first")
+    (run,) = models_named(dataset.store, first)
+    # Under other settings it is another model, whose name has them.
+    settings = msgspec.structs.replace(run.evaluation, precision="bf16")
+    other = msgspec.structs.replace(run, evaluation=settings, entry="production")
+    write_result(dataset.store, result_file(other.folder, "model"), other)
+    for name in (run.name, run.folder):
+        assert models_named(dataset.store, name) == [run]
+    for name in (f"{first} bf16", other.folder, "production"):
+        assert models_named(dataset.store, name) == [other]
+    with pytest.raises(UsageError, match=r"--baseline fourth names no model; known: python:tiny"):
+        find_baseline(dataset, "fourth")
+    # An entry that was run twice means the one with the job's settings.
+    again = msgspec.structs.replace(run, entry="production")
+    write_result(dataset.store, result_file(run.folder, "model"), again)
+    with pytest.raises(UsageError, match=rf"means 2 models: {first}, {first} bf16"):
+        find_baseline(dataset, "production")
+    assert find_baseline(dataset, "production", pick(RunSettings, run.evaluation)).run == again
+
+
+def test_a_job_is_judged_against_a_model_of_its_own(
+    compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = Path(shutil.copytree(compared, tmp_path / "out"))
+    models = entries("first", "second")
+    flags = ("evaluate", "--dataset", output, "--models", models, "--pictures", "none", *ONE)
+    conditions = "bg_gap>baseline+1,bg_gap<=baseline+1"
+    run_here(*flags, "--fail_if", conditions, "--baseline", entries("first"), code=3)
+    printed = capsys.readouterr()
+    second = entries("second")
+    assert f"--fail_if bg_gap>baseline+1 does not hold for {second}: " in printed.out
+    assert f"--fail_if bg_gap<=baseline+1 holds for {second}: " in printed.err
+    assert f"for {entries('first')}: " not in printed.out + printed.err
+    missing = refusal(capsys, *flags, "--baseline", "nowhere")
+    assert "--baseline nowhere is no entry of --models, no folder, and no model that " in missing
+
+
+def test_the_best_models_are_marked(compared: Path) -> None:
+    pairs = {
+        (frozenset((row["first"], row["second"])), row["label_rule"], row["variant"]): row
+        for row in table_of(compared, "comparisons")
+    }
+    figures: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in table_of(compared, "summary"):
+        figures.setdefault((row["label_rule"], row["variant"]), []).append(row)
+    for figure, rows in figures.items():
+        best = max(rows, key=lambda row: float(row["accuracy"]))
+        assert best["among_best"] == "True"
+        for row in rows:
+            if row is not best:
+                pair = pairs[frozenset((row["model"], best["model"])), *figure]
+                assert (row["among_best"] == "True") == (float(pair["p_adjusted"]) >= 0.05)
+    tied = models_of(*[answers(np.random.default_rng(0), 400)] * 2).summaries
+    accuracy = {"label_rule": "r", "variant": "original", "accuracy": 0.5, "n": 400}
+    lower = made(AccuracyRow, **{**accuracy, "accuracy": 0.4})
+    two = [
+        msgspec.structs.replace(one, accuracy=(row,))
+        for one, row in zip(tied, (made(AccuracyRow, **accuracy), lower), strict=True)
+    ]
+    for p_adjusted, marks in ((0.049, [True, False]), (0.051, [True, True])):
+        row = made(
+            ComparisonRow,
+            first="m1",
+            second="m0",
+            p_adjusted=p_adjusted,
+            label_rule="r",
+            variant="original",
+        )
+        assert [one.accuracy[0].among_best for one in mark_best(two, [row])] == marks
+    assert mark_best(two[:1], [])[0].accuracy[0].among_best is None
