@@ -1,6 +1,7 @@
-"""Simulates how often 95 % intervals cover the truth, and how wide they are.
+"""Simulates how often 95 % intervals cover the truth, how wide they are, and how gates decide.
 
     python benchmarks/interval_coverage.py [--runs 10000] [--images 151,4050] [--draws 1,3,10]
+    python benchmarks/interval_coverage.py --tables gate --images 151 --draws 1
 
 Foregrounds are paired with backgrounds by the project's own code. For each simulated model, each
 foreground and each background has its own effect on the probability of a right answer, which only
@@ -9,6 +10,10 @@ cell, because drawing pairs takes longer than drawing models. The yardstick of t
 oracle that knows the variance of the estimate. The wanted coverage is 0.93 to 0.97 (0.98 for
 slopes), at 0.95 to 1.10 of the oracle's width; other cells are marked with a star. The last column
 is the coverage of the same interval over foregrounds alone, or over models alone.
+
+The second table is of `--fail_if 'bg_gap > baseline'`. Each cell is the share of runs in which the
+condition holds: for one model or any of ten models whose gaps equal the baseline's, and for one
+model whose gap is larger by the mean of the smallest differences that the runs have stated.
 """
 
 from __future__ import annotations
@@ -23,12 +28,19 @@ import numpy as np
 from measure import row
 from numpy.typing import NDArray
 
+from pipeline.display.panel import Verdict, decide
+from pipeline.jobs.conditions import Condition
 from transforms.analysis import relative_foreground_sensitivity
 from transforms.flips import PicturePairs, flip_rate
-from transforms.intervals import score_interval, t_quantile
+from transforms.intervals import level_of, score_interval, t_quantile
 from transforms.pairing import Pool, pair
 from transforms.trend import slope_interval
-from transforms.two_way import Roles, difference_interval, wilson_of_pictures
+from transforms.two_way import (
+    Roles,
+    difference_interval,
+    smallest_difference,
+    wilson_of_pictures,
+)
 
 Floats = NDArray[np.float64]
 Correct = NDArray[np.bool_]
@@ -120,13 +132,21 @@ def half_shared(rng: np.random.Generator, shared: Floats, *shape: int) -> Floats
 
 
 def answers(
-    rng: np.random.Generator, design: Design, foreground: Floats, background: Floats
+    rng: np.random.Generator,
+    design: Design,
+    foreground: Floats,
+    background: Floats,
+    gap: float = 0.0,
 ) -> dict[str, Correct]:
-    """Draws whether a model is right on each picture: (draws, images) bool by variant."""
+    """Draws whether a model is right on each picture: (draws, images) bool by variant.
+
+    `gap` is added to the true gap, half of it in each variant.
+    """
     correct = {}
     for variant, pairs in design.backgrounds.items():
         scale = 1.0 if variant == "mixed_rand" else ON_SAME
-        chance = RIGHT[variant] + abs(scale) * foreground + (scale * background)[pairs]
+        level = RIGHT[variant] + (gap / 2 if variant == "mixed_same" else -gap / 2)
+        chance = level + abs(scale) * foreground + (scale * background)[pairs]
         correct[variant] = uniform(rng, *pairs.shape) < chance
     return correct
 
@@ -159,6 +179,71 @@ def one_run(rng: np.random.Generator, design: Design, strength: float) -> Estima
         "flip rate": flips(models[0], design),
         **accuracies(models[0]["mixed_rand"], design),
     }
+
+
+HOLDS = Condition.parse("bg_gap > baseline").holds
+GATES = {"one equal": (0.015, 0.035), "any of ten equal": (0.0, 0.035), "one larger": (0.75, 0.85)}
+"""Lowest and highest share of runs in which a gate should hold."""
+
+
+def gate_run(
+    rng: np.random.Generator, design: Design, strength: float, models: int, larger: float = 0.0
+) -> tuple[bool, float]:
+    """Judges models whose gaps exceed the baseline's by `larger`.
+
+    Returns:
+      (whether the condition holds for any of them, the smallest difference stated for the first).
+    """
+    shared = [effects(rng, design.images) for _ in range(2)]
+    estimates = []
+    for number in range(models + 1):
+        fg, bg = (half_shared(rng, each, design.images) for each in shared)
+        # Half of the difference is the baseline's, which is the first, so that all chances fit.
+        extra = larger / 2 if number else -larger / 2
+        estimates.append(gap_of(answers(rng, design, FOREGROUND * fg, strength * bg, extra)))
+    (gap, r), *others = estimates
+    difference = np.asarray([value - gap for value, _ in others])
+    variance = design.gap.variance(np.stack([each - r for _, each in others]))
+    level, units = level_of(models), design.gap.units
+    bounds = np.stack(difference_interval(difference, variance, units, level), axis=1)
+    holds = any(decide(low, high, HOLDS) is Verdict.HOLDS for low, high in bounds.tolist())
+    return holds, float(smallest_difference(variance[0], units, level))
+
+
+def measure_gates(designs: Sequence[Design], runs: int, strength: float) -> dict[str, float]:
+    """Returns the share of runs in which each of `GATES` holds."""
+    rng = np.random.default_rng(designs[0].images)
+
+    def measured(models: int, larger: float = 0.0) -> tuple[float, float]:
+        results = [
+            gate_run(rng, designs[i % len(designs)], strength, models, larger) for i in range(runs)
+        ]
+        holds, smallest = np.asarray(results).mean(axis=0).tolist()
+        return holds, smallest
+
+    one, smallest = measured(1)
+    shares = one, measured(10)[0], measured(1, smallest)[0]
+    return dict(zip(GATES, shares, strict=True))
+
+
+def print_gates(arguments: argparse.Namespace) -> list[bool]:
+    """Prints the table of gates; returns whether each cell is as wanted."""
+    print(f"| gate | images | {' | '.join(STRENGTHS)} |")
+    print(f"|---|---|{'--:|' * len(STRENGTHS)}", flush=True)
+    wanted: list[bool] = []
+    for images, draws in itertools.product(arguments.images, arguments.draws):
+        designs = [Design.draw(images, draws, seed) for seed in range(PAIRINGS)]
+        by_strength = [measure_gates(designs, arguments.runs, s) for s in STRENGTHS.values()]
+        for name, (lowest, highest) in GATES.items():
+            shares = [shares[name] for shares in by_strength]
+            good = [lowest <= share <= highest for share in shares]
+            wanted += good
+            columns = " | ".join(
+                f"{share:.4f}{'' if is_good else '*'}"
+                for share, is_good in zip(shares, good, strict=True)
+            )
+            print(f"| {name} | {images:,}, K = {draws} | {columns} |", flush=True)
+    return wanted
 
 
 def flips(correct: dict[str, Correct], design: Design) -> tuple[float, float, float, float]:
@@ -338,7 +423,19 @@ def main() -> None:
     parser.add_argument(
         "--models", type=numbers, default=[10, 30], help="numbers of models of a slope (10,30)"
     )
+    parser.add_argument(
+        "--tables", default="intervals,gate", help="tables to print (intervals,gate)"
+    )
     arguments = parser.parse_args()
+    for name in arguments.tables.split(","):
+        wanted = print_gates(arguments) if name == "gate" else print_intervals(arguments)
+        of = "the wanted shares" if name == "gate" else "an oracle"
+        yardstick = f"{of}; each cell: [docs/results.md](../docs/results.md)"
+        row(f"{name}: cells as wanted", f"{sum(wanted)} of {len(wanted)}", yardstick)
+
+
+def print_intervals(arguments: argparse.Namespace) -> list[bool]:
+    """Prints the table of intervals; returns whether each cell is as wanted."""
     print(f"| interval of | images | {' | '.join(STRENGTHS)} | alone, large |")
     print(f"|---|---|{'--:|' * (len(STRENGTHS) + 1)}", flush=True)
     wanted: list[bool] = []
@@ -356,8 +453,7 @@ def main() -> None:
                 for cell, is_good in zip(cells.values(), good, strict=True)
             )
             print(f"| {name} | {label} | {columns} | {contrast} |", flush=True)
-    yardstick = "an oracle; each cell: [docs/results.md](../docs/results.md)"
-    row("intervals: cells as wanted", f"{sum(wanted)} of {len(wanted)}", yardstick)
+    return wanted
 
 
 if __name__ == "__main__":
