@@ -424,7 +424,7 @@ def main() -> None:
         "--models", type=numbers, default=[10, 30], help="numbers of models of a slope (10,30)"
     )
     parser.add_argument(
-        "--tables", default="intervals,gate", help="tables to print (intervals,gate)"
+        "--tables", default="intervals", help="tables to print: intervals, gate (intervals)"
     )
     arguments = parser.parse_args()
     for name in arguments.tables.split(","):
