@@ -389,7 +389,7 @@ def _judge(
     )
     if found is None:
         common = f" in common with the baseline {against.name}" if against else ""
-        whose = without_rule([summary], rule) or name
+        whose = (not against and without_rule([summary], rule)) or name
         return Judgement(text, name, reason=f"{whose} has no {condition.measure}{common}")
     low, high = found.interval(level)
     verdict = decide(low, high, condition.holds) if found.n >= MIN_IMAGES else Verdict.OPEN
