@@ -93,7 +93,7 @@ def bare_loop(
             layer = decode_layer(*parts.values(), box=cut.layer.box)
             for variant in (VARIANTS[name] for name in PAPER):
                 background = None
-                if variant.is_mixed:
+                if variant.needs_background:
                     background = decode_image((before or parts)["only_bg_t"])
                 picture = variant.compose(layer, background)
                 encoded = encode_png(picture) if variant.lossless else encode_jpeg(picture, 95)

@@ -134,6 +134,17 @@ def three_draws(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
+def rendered(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 18 small pictures with two draws and all renderings, cut along boxes.
+
+    Tests must not change it.
+    """
+    flags = ("--replicates", 2, "--variants", "all,method", *QUICK, *ONE, "--output")
+    command = ("generate", "--input", small_sample, *flags)
+    return made_once(tmp_path_factory, "rendered", lambda out: run_in9(*command, out))
+
+
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """A headless Chromium. Without one, tests are skipped, or fail in continuous integration."""
     names = ("chromium", "chromium-browser", "google-chrome")

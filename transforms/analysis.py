@@ -262,9 +262,25 @@ def gap_contributions(mixed_same: Correct, mixed_rand: Correct) -> Floats:
       (2 * replicates * n,) float64, which add up to 0: mixed_same first, then mixed_rand,
       replicate after replicate.
     """
-    return np.concatenate(
-        [mixed_same - mixed_same.mean(), mixed_rand.mean() - mixed_rand]
-    ).ravel() / (mixed_same.size)
+    correct = np.concatenate([mixed_same, mixed_rand]).ravel()
+    return gaps_of_pictures(correct, np.arange(correct.size) < mixed_same.size)[1]
+
+
+def gaps_of_pictures(correct: Correct, is_same: Correct) -> tuple[Floats, Floats]:
+    """Computes BG-Gap of any pictures of the two variants, and what each picture contributes.
+
+    Args:
+      correct: (..., p) bool, whether the foreground of each picture is recognised.
+      is_same: (p,) bool, True for pictures of `mixed_same`, False for those of `mixed_rand`; both
+        occur.
+
+    Returns:
+      (the gaps, (...) float64; contributions to their deviation, (..., p) float64).
+    """
+    same, rand = (correct[..., chosen].mean(axis=-1) for chosen in (is_same, ~is_same))
+    means = np.where(is_same, same[..., np.newaxis], rand[..., np.newaxis])
+    counts = np.where(is_same, is_same.sum(), -(~is_same).sum())
+    return same - rand, (correct - means) / counts
 
 
 def bg_gap(mixed_same: Correct, mixed_rand: Correct, roles: Roles) -> Gap:

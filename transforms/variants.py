@@ -22,14 +22,22 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from statistics import NormalDist
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.geometry import Mask, Pixels
+from transforms.geometry import Pixels
 from transforms.hashing import substreams
 from transforms.layers import Layer
+from transforms.renderings import (
+    PAPER_METHOD,
+    RENDERINGS,
+    Rendering,
+    composite,
+    paste_nothing,
+)
 
 SIGMA = 0.25
 """Standard deviation of the noise, as a share of the range of a channel. Source: Moayeri, Singla
@@ -79,21 +87,6 @@ def add_noise(image: Pixels, noise: Noise) -> Pixels:
 Image = NDArray[np.uint8]
 
 
-def composite(foreground: Pixels, mask: Mask, background: Pixels) -> Pixels:
-    """Puts foregrounds on backgrounds along masks.
-
-    Args:
-      foreground: (..., S, S, 3) uint8.
-      mask: (..., S, S) bool, True where the foreground shows.
-      background: (..., S, S, 3) uint8.
-
-    Returns:
-      (..., S, S, 3) uint8. Foreground pixels that are black in the image are kept. The authors'
-      script loses them, because it takes black pixels, instead of the mask, for background.
-    """
-    return np.where(mask[..., np.newaxis], foreground, background)
-
-
 def original(layer: Layer) -> Image:
     """Returns the unchanged image."""
     return layer.image
@@ -124,11 +117,6 @@ def only_fg(layer: Layer) -> Image:
 def fg_mask(layer: Layer) -> Image:
     """Returns the mask, (S, S) uint8: 255 on the foreground, 0 elsewhere."""
     return layer.mask.astype(np.uint8) * np.uint8(255)
-
-
-def mixed(layer: Layer, background: Pixels) -> Image:
-    """Puts the foreground on another image's tiled background."""
-    return composite(layer.image, layer.mask, background)
 
 
 _BLUR = 1 / 28
@@ -174,7 +162,8 @@ class Variant:
       name: name of the variant; for the paper's variants, as in the released dataset.
       from_layer: makes the picture from the image's own layer; None if the picture needs more.
       from_noise: makes the picture from the layer and noise; None if the picture needs no noise.
-        Mixed variants have neither `from_layer` nor `from_noise`.
+        Variants on a given background have neither `from_layer` nor `from_noise`.
+      rendering: how a foreground is put on a given background, and how this is filled.
       lossless: whether pictures are always stored as PNG, because JPEG would change a mask, and
         would blur noise and spread it over the mask's edge.
       description: what the picture shows, for a dataset's card.
@@ -183,12 +172,13 @@ class Variant:
     name: str
     from_layer: Callable[[Layer], Image] | None = None
     from_noise: Callable[[Layer, Noise], Image] | None = None
+    rendering: Rendering = PAPER_METHOD
     lossless: bool = False
     description: str = "a custom variant; see manifest.json"
 
     @property
-    def is_mixed(self) -> bool:
-        """Whether the background comes from another picture."""
+    def needs_background(self) -> bool:
+        """Whether a background is given: another picture's, or a filled one."""
         return self.from_layer is None and self.from_noise is None
 
     def compose(
@@ -198,8 +188,8 @@ class Variant:
 
         Args:
           layer: the foreground image's layer.
-          background: (S, S, 3) uint8, the `only_bg_t` of the background image; needed by
-            mixed variants only.
+          background: (S, S, 3) uint8, the background as its rendering fills it; for the paper's
+            method the `only_bg_t` of the background image. Only variants that need one use it.
           noise: (S, S, 3) int16, from `gaussian_noise`; needed by variants with noise only.
 
         Raises:
@@ -213,7 +203,27 @@ class Variant:
             return self.from_noise(layer, noise)
         if background is None:
             raise ValueError(f"{self.name} needs a background")
-        return mixed(layer, background)
+        return self.rendering.paste(layer, background)
+
+
+_PAINTED = {
+    "mixed_same": "the foreground on a background of the same class",
+    "mixed_rand": "the foreground on a background of a random class",
+    "only_bg_t": "background only",
+}
+
+
+def variants_of(rendering: Rendering) -> dict[str, Variant]:
+    """Returns the variants of a rendering by name, which show the same pairs as their bases."""
+    alone = dataclasses.replace(rendering, paste=paste_nothing)
+    return {
+        f"{base}_{rendering.name}": Variant(
+            f"{base}_{rendering.name}",
+            rendering=alone if base == "only_bg_t" else rendering,
+            description=f"{_PAINTED[base]}; {rendering.description}",
+        )
+        for base in rendering.bases
+    }
 
 
 VARIANTS = {
@@ -253,7 +263,8 @@ VARIANTS = {
         ),
     )
 }
-"""Variants by name: the paper's variants in the paper's order, then the others."""
+VARIANTS |= {name: v for each in RENDERINGS.values() for name, v in variants_of(each).items()}
+"""Variants by name: the paper's in the paper's order, then the others, then those of renderings."""
 
 PAPER = tuple(VARIANTS)[:9]
 """The variants that `all` stands for: the paper's eight variants and the mask."""
@@ -263,8 +274,12 @@ OF_WHOLE_IMAGES = ("original",)
 
 EXTERNAL = "mixed_external"
 """The variant whose backgrounds are not part of the dataset, but scenes from `--backgrounds`."""
-MIXED = tuple(name for name, v in VARIANTS.items() if v.is_mixed and name != EXTERNAL)
-"""Variants whose backgrounds come from images of the dataset."""
+MIXED = ("mixed_same", "mixed_rand", "mixed_next")
+"""Variants whose backgrounds come from images of the dataset, without those of renderings."""
+METHOD = tuple(
+    dict.fromkeys((*_PAINTED, *(name for name, v in VARIANTS.items() if v.rendering.name)))
+)
+"""The variants that `method` stands for: all renderings, and the variants that have some."""
 PICTURES = tuple(name for name in PAPER if name != "fg_mask")
 """The paper's eight variants, without the mask."""
 PAPER_NAMES = {
@@ -281,6 +296,7 @@ PAPER_NAMES = {
 
 _CUSTOM = re.compile(r"python:([\w.]+):([a-z][a-z0-9_]*)@([0-9]+)")
 _REPLICATE = re.compile(r"(.+)_r([1-9][0-9]*)")
+_RENDERED = re.compile(rf"({'|'.join(_PAINTED)})_(.+)")
 
 
 def name_of(entry: str) -> str:
@@ -293,23 +309,81 @@ def name_of(entry: str) -> str:
     return match[2] if match else entry
 
 
+class VariantName(NamedTuple):
+    """The parts of a variant's name.
+
+    Attributes:
+      base: the variant without rendering and replicate, which decides pairs, units and columns.
+      rendering: name of the rendering; "" for the paper's method.
+      replicate: number of the replicate, 0 for the first.
+    """
+
+    base: str
+    rendering: str
+    replicate: int
+
+
+def parse_name(name: str) -> VariantName:
+    """Parses the name of a variant, or of one of its replicates.
+
+    >>> tuple(parse_name("mixed_rand_telea_r1")), tuple(parse_name("only_bg_t"))
+    (('mixed_rand', 'telea', 1), ('only_bg_t', '', 0))
+    """
+    replicate = _REPLICATE.fullmatch(name)
+    rest = replicate[1] if replicate else name
+    rendered = _RENDERED.fullmatch(rest)
+    base, rendering = rendered.groups() if rendered else (rest, "")
+    return VariantName(base, rendering, int(replicate[2]) if replicate else 0)
+
+
 def base_of(name: str) -> str:
+    """Returns the variant without rendering and replicate.
+
+    >>> base_of("mixed_rand_r2"), base_of("mixed_rand_telea"), base_of("only_bg_t")
+    ('mixed_rand', 'mixed_rand', 'only_bg_t')
+    """
+    return parse_name(name).base
+
+
+def with_rendering(name: str, rendering: str) -> str:
+    """Returns the variant, or replicate, that shows the same pairs in another rendering.
+
+    >>> with_rendering("mixed_rand_r2", "telea"), with_rendering("mixed_rand_telea", "")
+    ('mixed_rand_telea_r2', 'mixed_rand')
+    """
+    base, _, replicate = parse_name(name)
+    variant = f"{base}_{rendering}" if rendering else base
+    return f"{variant}_r{replicate}" if replicate else variant
+
+
+def pairs_of(name: str) -> str:
+    """Returns the variant, or replicate, whose pairs a variant shows: the one without rendering.
+
+    >>> pairs_of("mixed_rand_telea_r2"), pairs_of("mixed_rand")
+    ('mixed_rand_r2', 'mixed_rand')
+    """
+    return with_rendering(name, "")
+
+
+def variant_of(name: str) -> str:
     """Returns the variant that a name belongs to. The name may be a replicate's.
 
-    >>> base_of("mixed_rand_r2"), base_of("only_bg_t")
-    ('mixed_rand', 'only_bg_t')
+    >>> variant_of("mixed_rand_telea_r2"), variant_of("only_bg_t")
+    ('mixed_rand_telea', 'only_bg_t')
     """
-    return split_replicate(name)[0]
+    replicate = _REPLICATE.fullmatch(name)
+    return replicate[1] if replicate else name
 
 
-def split_replicate(name: str) -> tuple[str, int]:
-    """Splits a name into the variant and the number of the replicate, which is 0 for the first.
+def filled_bases(names: Iterable[str]) -> frozenset[str]:
+    """Returns the mixed variants whose backgrounds some of these variants fill instead of tile.
 
-    >>> split_replicate("mixed_rand_r2"), split_replicate("original")
-    (('mixed_rand', 2), ('original', 0))
+    >>> sorted(filled_bases(["mixed_rand_telea", "mixed_same_box", "only_bg_t_telea"]))
+    ['mixed_rand']
     """
-    match = _REPLICATE.fullmatch(name)
-    return (match[1], int(match[2])) if match else (name, 0)
+    tiled = {"", *(name for name, one in RENDERINGS.items() if one.hole is None)}
+    parts = [parse_name(name) for name in names]
+    return frozenset(one.base for one in parts if one.base in MIXED and one.rendering not in tiled)
 
 
 def with_replicates(variants: Iterable[str], replicates: int) -> tuple[str, ...]:
@@ -325,8 +399,8 @@ def with_replicates(variants: Iterable[str], replicates: int) -> tuple[str, ...]
     names: list[str] = []
     for variant in variants:
         names.append(name_of(variant))
-        if variant in (*MIXED, EXTERNAL):
-            names += [f"{variant}_r{replicate}" for replicate in range(1, replicates)]
+        if base_of(names[-1]) in (*MIXED, EXTERNAL):
+            names += [f"{names[-1]}_r{replicate}" for replicate in range(1, replicates)]
     return tuple(names)
 
 
@@ -344,7 +418,7 @@ def draws_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """
     draws: dict[str, tuple[str, ...]] = {}
     for name in names:
-        variant = base_of(name)
+        variant = variant_of(name)
         draws[variant] = (*draws.get(variant, ()), name)
     return draws
 
@@ -361,7 +435,7 @@ def select_variants(names: Iterable[str]) -> tuple[str, ...]:
     """Checks names and specifications of variants, and puts them in order.
 
     The paper's variants come first, then the other built-in variants, then specifications of custom
-    variants by name. `all` stands for `PAPER`.
+    variants by name. `all` stands for `PAPER`, `method` for `METHOD`.
 
     >>> select_variants(["bg_blurred", "original"])
     ('original', 'bg_blurred')
@@ -370,20 +444,24 @@ def select_variants(names: Iterable[str]) -> tuple[str, ...]:
       ValueError: a name is unknown, two variants would have the same name, a custom variant has a
         name that replicates have, or no variant is named.
     """
-    wanted = {each for name in names for each in (PAPER if name == "all" else (name,))}
+    sets = {"all": PAPER, "method": METHOD}
+    wanted = {each for name in names for each in sets.get(name, (name,))}
     custom = sorted((each for each in wanted if _CUSTOM.fullmatch(each)), key=name_of)
-    known = f"known: {', '.join(VARIANTS)}, python:MODULE:FUNCTION"
+    bases = ", ".join(name for name in VARIANTS if base_of(name) == name)
+    known = f"known: {bases}, method, python:MODULE:FUNCTION"
     unknown = sorted(wanted - set(VARIANTS) - set(custom))
     if unknown:
         close = difflib.get_close_matches(unknown[0], VARIANTS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
+        if unknown[0].startswith(f"{EXTERNAL}_"):
+            raise ValueError(f"{unknown[0]}: {EXTERNAL} has no renderings; a scene has no box")
         raise ValueError(f"unknown variant {unknown[0]!r}; {known}{hint}")
     if not wanted:
         raise ValueError(f"no variant named; {known}")
     reserved = set(VARIANTS)
     for entry in custom:
         name = name_of(entry)
-        if name in reserved or base_of(name) != name:
+        if name in reserved or base_of(name) != name:  # A replicate's name, or a rendering's.
             raise ValueError(f"{entry}: the name {name!r} is taken; rename the function")
         reserved.add(name)
     return (*(name for name in VARIANTS if name in wanted), *custom)

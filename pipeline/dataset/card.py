@@ -16,7 +16,7 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.errors import escaped_line, shown_bytes
 from transforms.filters import Reason
 from transforms.taxonomy import Taxonomy
-from transforms.variants import MIXED, VARIANTS, Variant, base_of, split_replicate
+from transforms.variants import MIXED, VARIANTS, Variant, base_of, parse_name, variant_of
 
 CITATION = "Xiao, Engstrom, Ilyas, Madry: Noise or Signal. arXiv 2006.09994"
 
@@ -321,7 +321,7 @@ def _is_imagenet(manifest: Manifest) -> bool:
 
 def _describe(name: str) -> str:
     """Describes what a variant, or a replicate of a variant, shows."""
-    variant, replicate = split_replicate(name)
+    variant, replicate = variant_of(name), parse_name(name).replicate
     suffix = f", drawn again ({replicate})" if replicate else ""
     return VARIANTS.get(variant, Variant(variant)).description + suffix
 

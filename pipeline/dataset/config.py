@@ -15,7 +15,14 @@ from transforms.codec import MAX_PIXELS
 from transforms.filters import MAX_BOX, MIN_FOREGROUND, MIN_VISIBLE, Rules
 from transforms.hashing import text_digest
 from transforms.segmentation import Segmenter, describe_segmenter
-from transforms.variants import EXTERNAL, OF_WHOLE_IMAGES, PAPER, select_variants, with_replicates
+from transforms.variants import (
+    EXTERNAL,
+    OF_WHOLE_IMAGES,
+    PAPER,
+    parse_name,
+    select_variants,
+    with_replicates,
+)
 
 SEGMENT_VERSION = 1
 """Raised by hand when Segment would write other layers or records for the same input."""
@@ -237,6 +244,8 @@ class DatasetConfig:
             )
         if self.segment.keeps_image_whole and self.segment.objects != "one":
             raise ValueError("--selection in9l uses no boxes: leave --objects out")
+        if self.layers == "drop" and any(parse_name(n).rendering for n in self.compose.composed):
+            raise ValueError("renderings are made from the layers: leave --layers drop out")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit must be at least 1: got {self.limit}")
         if self.images_per_shard < 1:

@@ -31,7 +31,7 @@ from pipeline.storage.store import FileDigest, Store
 from transforms.limits import MAX_PICTURE_BYTES, Unread, load_json
 from transforms.selection import held_out
 from transforms.taxonomy import Taxonomy, imagenet9
-from transforms.variants import MIXED, base_of, is_picture
+from transforms.variants import MIXED, base_of, is_picture, pairs_of, variant_of
 
 LICENCE = "GPL-2.0-only"
 """SPDX identifier of the licence of the sample's pictures, and of datasets made from them
@@ -65,7 +65,8 @@ def sample_sources() -> str:
 
 T = TypeVar("T")
 
-_SAMPLES_AT_ONCE = 64
+SAMPLES_AT_ONCE = 64
+"""Number of samples in a table that is not read from a file of Parquet."""
 _FIELD_NAMES = [field.name for field in SAMPLE_FIELDS]
 
 
@@ -104,7 +105,7 @@ class Dataset:
     @property
     def picture_variants(self) -> tuple[str, ...]:
         """The variants that models are evaluated on, without replicates."""
-        return tuple(n for n in self.variants if is_picture(n) and base_of(n) == n)
+        return tuple(n for n in self.variants if is_picture(n) and variant_of(n) == n)
 
     @property
     def taxonomy(self) -> Taxonomy:
@@ -265,7 +266,7 @@ class Dataset:
 def read_parquet(store: Store, path: str) -> Iterator[Sample]:
     """Yields the samples of a Parquet shard, which is read a batch at a time."""
     with pq.ParquetFile(store.arrow_source(path)) as file:
-        for batch in file.iter_batches(batch_size=_SAMPLES_AT_ONCE):
+        for batch in file.iter_batches(batch_size=SAMPLES_AT_ONCE):
             for row in batch.to_pylist():
                 image, key = row.pop("image"), row.pop("key")
                 suffix = image["path"].rpartition(".")[2]
@@ -277,7 +278,7 @@ def read_tables(store: Store, path: str, columns: Sequence[str]) -> Generator[pa
     """Yields columns of a shard of either format, as `Dataset.tables` does."""
     if path.endswith(".tar"):
         samples = read_webdataset(store, path)
-        while batch := list(itertools.islice(samples, _SAMPLES_AT_ONCE)):
+        while batch := list(itertools.islice(samples, SAMPLES_AT_ONCE)):
             yield table_of(batch, columns)
         return
     leaves = ["image.bytes" if name == "image" else name for name in columns]
@@ -393,11 +394,14 @@ def training_pictures(
     """
     rows = selected_rows(dataset, split)
     test_keys = {row["key"] for row in holdout.test_rows(rows)} if holdout.share else set()
-    names = [name for name in dataset.variants if base_of(name) == variant]
+    names = [name for name in dataset.variants if variant_of(name) == variant]
+    is_mixed = base_of(variant) in MIXED
     pictures: dict[str, str] = {}
     for row in rows:
         usable = (
-            name for name in names if variant not in MIXED or row[f"{name}_bg_key"] not in test_keys
+            name
+            for name in names
+            if not is_mixed or row[f"{pairs_of(name)}_bg_key"] not in test_keys
         )
         if row["key"] not in test_keys and (name := next(usable, None)):
             pictures[row["key"]] = name

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from pipeline.display.panel import Estimate
 from pipeline.display.style import (
@@ -134,6 +135,8 @@ def rows_figure(
     series: Sequence[Series],
     x_label: str = "accuracy, %",
     counts: Sequence[int] = (),
+    *,
+    signed: bool = False,
 ) -> Drawn:
     """Draws accuracy by row, such as by class.
 
@@ -143,6 +146,7 @@ def rows_figure(
       series: up to `len(MODELS)` models, each with a value for one row or more.
       x_label: label of the x axis.
       counts: number of images of each row, written beside it; empty to write none.
+      signed: whether the values are differences: the axis is as long as these, with a line at 0.
     """
     with styled():
         figure = new_figure(WIDTH, 70 + len(rows) * (16 + 9 * len(series)) + 10 * len(series))
@@ -164,7 +168,13 @@ def rows_figure(
             )
         axes.set_yticks(range(len(rows)), rows)
         axes.tick_params(axis="y", length=0)
-        axes.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.4, -0.6), xlabel=x_label)
+        axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=x_label)
+        if signed:
+            axes.axvline(0, color=INK, linewidth=0.8, zorder=0)
+            axes.autoscale(axis="x")
+            axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+        else:
+            axes.set_xlim(-0.02, 1.02)
         axes.spines["left"].set_visible(False)
         for row, count in enumerate(counts):
             beside = axes.get_yaxis_transform()

@@ -348,9 +348,10 @@ class ModelPredictions:
     unanswered: int
 
 
-_COLUMNS = [
+COLUMNS = [
     *("label_rule", "variant", "fg_key", "bg_key", "label", "prediction", "output", "of", "device")
 ]
+"""Columns of predictions that `predictions_in_table` and its callers need."""
 
 
 def read_predictions(dataset: Dataset, images: EvalImages, run: ModelRun) -> ModelPredictions:
@@ -366,7 +367,7 @@ def read_predictions(dataset: Dataset, images: EvalImages, run: ModelRun) -> Mod
       OSError: predictions cannot be read.
     """
     tables = [
-        PREDICTION_SCHEMA.empty_table().select(_COLUMNS),
+        PREDICTION_SCHEMA.empty_table().select(COLUMNS),
         *(_read_current(dataset, run, shard) for shard in dataset.shards(run.evaluation.split)),
     ]
     predictions = pa.concat_tables(tables).unify_dictionaries()
@@ -382,11 +383,11 @@ def _read_current(dataset: Dataset, run: ModelRun, shard: int) -> pa.Table:
     path = prediction_file(run, shard)
 
     def read() -> pa.Table:
-        return read_table(dataset.store, path, columns=_COLUMNS).replace_schema_metadata()
+        return read_table(dataset.store, path, columns=COLUMNS).replace_schema_metadata()
 
     table = read_intact(dataset.store, path, read)
     if table is None:
-        return PREDICTION_SCHEMA.empty_table().select(_COLUMNS)
+        return PREDICTION_SCHEMA.empty_table().select(COLUMNS)
     fingerprints = prediction_fingerprints(dataset, run, shard)
     (variant_codes, variants), (of_codes, of) = (_codes(table[name]) for name in ("variant", "of"))
     # `expected[code of a variant]` is the code of the value of `of` in its valid predictions.

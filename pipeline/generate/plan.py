@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -20,18 +20,33 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.dataset.config import ComposeConfig
-from pipeline.dataset.records import ACCEPTED, RECORD_SCHEMA, read_small
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.records import (
+    ACCEPTED,
+    RECORD_SCHEMA,
+    Record,
+    layer_record,
+    layer_tar,
+    read_small,
+)
+from pipeline.dataset.sinks import layer_ranges
 from pipeline.errors import JobError
 from pipeline.generate.job import JobStep
 from pipeline.generate.scenes import examine_scenes
-from pipeline.generate.shard_elements import SOURCE_SCHEMA, OutputShard, SourceShard, unpack_sources
+from pipeline.generate.shard_elements import (
+    SOURCE_SCHEMA,
+    OutputShard,
+    SourceShard,
+    SplitTotals,
+    unpack_sources,
+)
 from pipeline.runtime.progress import timed
 from pipeline.storage.interface import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.storage.state_files import parse_parquet, read_table
 from pipeline.storage.store import HashingFile, Store
 from transforms.pairing import NO_PARTNER, Pool, background_hashes, pair
 from transforms.selection import has_partners, select
-from transforms.variants import MIXED, split_replicate, with_replicates
+from transforms.variants import MIXED, base_of, filled_bases, parse_name, with_replicates
 
 _AT_ONCE = 65_536
 """The most keys that are converted to Python strings at a time, to save memory."""
@@ -49,21 +64,33 @@ _COLUMNS = {
     "group": "group",
     "object": "object",
 }
-"""Columns of a record that a plan holds, mapped to their names in the plan. `offset` and `length`
-locate the tiled background in the tar, in bytes."""
-_SCHEMA = pa.schema(
-    [
-        *(RECORD_SCHEMA.field(n).with_name(name) for n, name in _COLUMNS.items()),
-        *SOURCE_SCHEMA,
-        pa.field("tar", pa.dictionary(pa.int32(), pa.string())),
-    ]
-)
-"""Columns of a plan without those that `PlanSplit._decide` adds."""
+"""Columns of a record that every plan holds, mapped to their names in the plan. `offset` and
+`length` locate the tiled background in the tar, in bytes."""
+_LAYER_COLUMNS = ("image_offset", "image_length", "mask_offset", "mask_length", "box")
+"""Further columns of a record, which a plan holds only if a rendering fills backgrounds."""
+
+
+def _columns(config: ComposeConfig) -> dict[str, str]:
+    """Returns the columns of a record that a plan holds, mapped to their names in the plan."""
+    is_filled = bool(filled_bases(config.composed))
+    return {**_COLUMNS, **{name: name for name in _LAYER_COLUMNS if is_filled}}
+
+
+def _schema(columns: Mapping[str, str]) -> pa.Schema:
+    """Returns the columns of a plan without those that `_decide` adds."""
+    return pa.schema(
+        [
+            *(RECORD_SCHEMA.field(n).with_name(name) for n, name in columns.items()),
+            *SOURCE_SCHEMA,
+            pa.field("tar", pa.dictionary(pa.int32(), pa.string())),
+        ]
+    )
 
 
 def mixed_variants(config: ComposeConfig) -> tuple[str, ...]:
-    """Returns the names of the variants on backgrounds of the dataset, without replicates."""
-    return tuple(name for name in config.variants if name in MIXED)
+    """Returns the variants on backgrounds of the dataset, without renderings and replicates."""
+    drawn = set(map(base_of, config.variants))
+    return tuple(name for name in MIXED if name in drawn)
 
 
 def select_images(
@@ -120,6 +147,8 @@ class PlannedImage:
       tar: current path of the tar of its layer, None if the layer is cut again.
       offset, length: where its tiled background lies in the tar, in bytes.
       source, annotation, mask: locations of its files as bytes, None if its layer is in a tar.
+      image_offset, image_length, mask_offset, mask_length, box: as in its record; None unless a
+        rendering fills backgrounds.
     """
 
     key: str
@@ -135,6 +164,17 @@ class PlannedImage:
     source: bytes
     annotation: bytes | None
     mask: bytes | None
+    image_offset: int | None = None
+    image_length: int | None = None
+    mask_offset: int | None = None
+    mask_length: int | None = None
+    box: list[int] | None = None
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """Where the files of its layer lie in the tar, as `layer_ranges` returns it."""
+        tile = {"only_bg_t_offset": self.offset, "only_bg_t_length": self.length}
+        return layer_ranges({**vars(self), **tile})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,7 +182,7 @@ class Plan:
     """The n accepted images of a split.
 
     Attributes:
-      table: n rows in order of the source shards, with the columns of `_SCHEMA` (`tar` is the
+      table: n rows in order of the source shards, with the columns of `_schema` (`tar` is the
         current path of the tar of layers), `selected`, `no_background`, `hash`, and `group_number`
         if there are groups.
       keys: the table's column `key` as one Arrow array, because Python strings would take ten times
@@ -193,14 +233,21 @@ class Plan:
         return positions
 
     def _images(self, positions: Iterable[int]) -> dict[int, PlannedImage]:
-        table = self.table.select([field.name for field in dataclasses.fields(PlannedImage)])
+        names = {field.name for field in dataclasses.fields(PlannedImage)}
+        table = self.table.select([name for name in self.table.column_names if name in names])
         return {
             position: PlannedImage(**table.slice(position, 1).to_pylist()[0])
             for position in set(positions)
         }
 
-    def backgrounds(self, keys: list[str]) -> dict[str, list[PlannedImage]]:
+    def backgrounds(
+        self, keys: list[str], names: Iterable[str] | None = None
+    ) -> dict[str, list[PlannedImage]]:
         """Draws a background for each selected key, for each replicate of each mixed variant.
+
+        Args:
+          keys: the keys.
+          names: the only replicates to draw for; None for those of the configuration.
 
         Returns:
           Name of a replicate -> the backgrounds, in the order of `keys`.
@@ -211,8 +258,10 @@ class Plan:
         """
         foregrounds = np.searchsorted(self.rows, self._positions(keys))
         backgrounds = {}
-        for name in with_replicates(mixed_variants(self.config), self.config.replicates):
-            variant, replicate = split_replicate(name)
+        if names is None:
+            names = with_replicates(mixed_variants(self.config), self.config.replicates)
+        for name in names:
+            variant, _, replicate = parse_name(name)
             drawn = pair(
                 self.pool,
                 foregrounds,
@@ -248,28 +297,30 @@ def group_numbers(column: pa.Array) -> NDArray[np.int64] | None:
     return np.where(groups.indices.is_null(), unique, groups.indices.fill_null(0))
 
 
-def _accepted(store: Store, shard: SourceShard) -> pa.Table:
-    """Reads the accepted images of a source shard, as a table with the columns of `_SCHEMA`."""
-    read = functools.partial(read_small, columns=[*_COLUMNS, "status"])
+def _accepted(store: Store, columns: Mapping[str, str], shard: SourceShard) -> pa.Table:
+    """Reads the accepted images of a source shard, as a table with `_schema(columns)`."""
+    read = functools.partial(read_small, columns=[*columns, "status"])
     table = parse_parquet(store, shard.record.path, read)
-    table = table.filter(pc.equal(table["status"], ACCEPTED)).select(list(_COLUMNS))
+    table = table.filter(pc.equal(table["status"], ACCEPTED)).select(list(columns))
     files = (
         unpack_sources(shard.sources).columns
         if shard.sources
         else [pa.nulls(len(table), field.type) for field in SOURCE_SCHEMA]
     )
     tar = pa.array([shard.tar] * len(table), pa.string()).dictionary_encode()
-    return pa.table([*table.columns, *files, tar], _SCHEMA)
+    return pa.table([*table.columns, *files, tar], _schema(columns))
 
 
-def _batches(store: Store, shards: Sequence[SourceShard]) -> Iterator[pa.Table]:
+def _batches(
+    store: Store, columns: Mapping[str, str], shards: Sequence[SourceShard]
+) -> Iterator[pa.Table]:
     """Yields the accepted images of all source shards, in tables of many shards each.
 
     The overhead of a table for each shard would take more memory than its rows.
     """
     ahead = REQUESTS_IN_FLIGHT if store.is_remote else 0
     tables = []
-    for shard, table in read_ahead(functools.partial(_accepted, store), shards, ahead):
+    for shard, table in read_ahead(functools.partial(_accepted, store, columns), shards, ahead):
         tables.append(table)
         if len(tables) == _SHARDS_AT_ONCE or shard is shards[-1]:
             yield pa.concat_tables(tables).unify_dictionaries().combine_chunks()
@@ -316,42 +367,73 @@ class PlanSplit(JobStep):
         While images are selected, all columns wait in a temporary file on disk, and memory holds
         only the columns that the selection needs.
         """
+        columns = _columns(self.config.compose)
         with tempfile.TemporaryFile() as spool:
             needed = []
-            with pa.ipc.new_stream(spool, _SCHEMA) as stream:
-                for batch in _batches(self.outputs.store, shards):
+            with pa.ipc.new_stream(spool, _schema(columns)) as stream:
+                for batch in _batches(self.outputs.store, columns, shards):
                     stream.write_table(batch)
                     needed.append(batch.select(["key", "label", "group"]))
-            decisions = self._decide(pa.concat_tables(needed))
+            decisions = _decide(pa.concat_tables(needed), self.config.compose)
             del needed
             spool.seek(0)
-            schema = pa.schema([*_SCHEMA, *decisions.schema])
+            schema = pa.schema([*_schema(columns), *decisions.schema])
             with pq.ParquetWriter(file, schema, compression="zstd") as writer:
                 first = 0
                 for rows in pa.ipc.open_stream(spool):
-                    columns = decisions.slice(first, len(rows)).columns
-                    writer.write_table(pa.table([*rows.columns, *columns], schema))
+                    decided = decisions.slice(first, len(rows)).columns
+                    writer.write_table(pa.table([*rows.columns, *decided], schema))
                     first += len(rows)
 
-    def _decide(self, table: pa.Table) -> pa.Table:
-        """Computes the columns of a plan that depend on the whole split.
 
-        Args:
-          table: columns key, label and group of all accepted images.
-        """
-        keys, labels, groups = (column.combine_chunks() for column in table.columns)
-        numbers, config = group_numbers(groups), self.config.compose
-        labels = labels.to_numpy(zero_copy_only=False).astype(np.int64)
+def _decide(table: pa.Table, config: ComposeConfig, chosen: pa.Array | None = None) -> pa.Table:
+    """Computes the columns of a plan that depend on the whole split.
+
+    Args:
+      table: columns key, label and group of all accepted images.
+      config: configuration of selection and pairing.
+      chosen: keys of the images that make up the dataset; None to select them.
+    """
+    keys, labels, groups = (column.combine_chunks() for column in table.columns)
+    numbers = group_numbers(groups)
+    labels = labels.to_numpy(zero_copy_only=False).astype(np.int64)
+    if chosen is None:
         selected, no_background = select_images(keys, labels, config, numbers)
-        columns = {
-            "by_key": pc.sort_indices(keys).cast(pa.int32()),
-            "selected": selected,
-            "no_background": no_background,
-            # Computed here once, so that not every worker has to.
-            "hash": background_hashes(_strings(keys), config.seed),
-            **({} if numbers is None else {"group_number": numbers}),
-        }
-        return pa.table(columns)
+    else:
+        selected = pc.is_in(keys, value_set=chosen).to_numpy(zero_copy_only=False)
+        no_background = np.zeros_like(selected)
+    columns = {
+        "by_key": pc.sort_indices(keys).cast(pa.int32()),
+        "selected": selected,
+        "no_background": no_background,
+        # Computed here once, so that not every worker has to.
+        "hash": background_hashes(_strings(keys), config.seed),
+        **({} if numbers is None else {"group_number": numbers}),
+    }
+    return pa.table(columns)
+
+
+def plan_of_dataset(dataset: Dataset, split: str, config: ComposeConfig, keys: list[str]) -> Plan:
+    """Plans a split of a finished dataset again, from its records.
+
+    Args:
+      dataset: the dataset, which keeps its layers.
+      split: name of the split.
+      config: configuration of the pairing.
+      keys: keys of the images that may be drawn.
+    """
+    totals = SplitTotals(split, dataset.manifest.shards[split], 0, 0, 0)
+    names = [(layer_record(split, n), layer_tar(split, n)) for n in range(totals.counts.source)]
+    shards = [
+        SourceShard(totals, number, record=Record("", record, locations={tar: tar}))
+        for number, (record, tar) in enumerate(names)
+    ]
+    table = pa.concat_tables(_batches(dataset.store, _columns(config), shards))
+    decided = _decide(table.select(["key", "label", "group"]), config, pa.array(keys, pa.string()))
+    columns = [*table.columns, *decided.columns]
+    return Plan.from_table(
+        pa.table(columns, [*table.column_names, *decided.column_names]).combine_chunks(), config
+    )
 
 
 @functools.lru_cache(maxsize=4)

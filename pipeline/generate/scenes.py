@@ -36,7 +36,7 @@ from transforms.geometry import Pixels
 from transforms.hashing import text_digest
 from transforms.limits import Unread
 from transforms.pairing import draw_scenes
-from transforms.variants import EXTERNAL, split_replicate, with_replicates
+from transforms.variants import EXTERNAL, parse_name, with_replicates
 
 SCENES = "backgrounds/scenes.parquet"
 """Path of the table of scenes in the dataset folder."""
@@ -272,7 +272,7 @@ class DrawnScenes:
         drawn, seed = {}, self._compose.seed
         names = [scene.key for scene in self.scenes]
         for name in with_replicates([EXTERNAL], self._compose.replicates):
-            variant, replicate = split_replicate(name)
+            variant, _, replicate = parse_name(name)
             positions = draw_scenes(names, keys, variant, seed=seed, replicate=replicate)
             drawn[name] = [self.scenes[position] for position in positions]
         return drawn

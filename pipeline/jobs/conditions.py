@@ -44,7 +44,7 @@ from pipeline.storage.files import absolute
 from pipeline.storage.store import Store
 from transforms.intervals import level_of
 from transforms.scoring import ALL_RULES
-from transforms.variants import VARIANTS, base_of, is_picture
+from transforms.variants import VARIANTS, is_picture, variant_of
 
 MIN_IMAGES = 10
 """The fewest images that can decide a condition. With fewer images and many draws of backgrounds,
@@ -107,12 +107,12 @@ class Condition:
             raise UsageError(
                 f"--fail_if {text!r}: no label rule {rule!r}; known: {', '.join(ALL_RULES)}"
             )
-        variants = dict.fromkeys(map(base_of, (*VARIANTS, *custom)))
+        variants = dict.fromkeys(map(variant_of, (*VARIANTS, *custom)))
         known = (BG_GAP, *filter(is_picture, variants))
         if measure not in known:
-            if base_of(measure) in known:
+            if variant_of(measure) in known:
                 raise UsageError(
-                    f"--fail_if {text!r}: {measure} is one draw of {base_of(measure)}, whose "
+                    f"--fail_if {text!r}: {measure} is one draw of {variant_of(measure)}, whose "
                     "accuracy is the mean over all draws"
                 )
             close = difflib.get_close_matches(measure, known, n=1)

@@ -159,6 +159,11 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: floa
                 f"{fallbacks} of the images {'was' if fallbacks == 1 else 'were'} segmented by "
                 "OpenCV instead of our kernels"
             )
+        if tiled := counters.get("fill_fallbacks"):
+            lines.append(
+                f"{tiled} of the filled backgrounds {'is' if tiled == 1 else 'are'} tiled, because "
+                "the hole covers the whole picture"
+            )
         lines.append("done now: " + ", ".join(done))
         lines += _describe_shards(counters)
         if written := [f"{size(n)} {folder}" for folder, n in bytes_written(counters).items()]:

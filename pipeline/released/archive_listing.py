@@ -242,9 +242,11 @@ def read_listing(
     if missing:
         raise UsageError(f"--from {source} has no {missing[0]}, which is needed")
     # An archive does not contain its scenes, so backgrounds of EXTERNAL cannot be recovered.
+    # The backgrounds of a rendering are those of its base.
     known = (name for name in VARIANTS if name != EXTERNAL)
-    base = tuple(name for name in known if all(name in tree[split] for split in splits))
-    replicates = _replicates(base, [tree[split].keys() for split in splits])
+    trees = [tree[split].keys() for split in splits]
+    base = tuple(n for n in known if all({n, base_of(n)} <= names for names in trees))
+    replicates = _replicates(base, trees)
     imported = with_replicates(base, replicates)
     by_split = {split: _images(tree[split], imported, taxonomy) for split in splits}
     size = _size(source, [image for images, _, _ in by_split.values() for image in images])
@@ -320,7 +322,7 @@ def _replicates(base: tuple[str, ...], present: Sequence[Collection[str]]) -> in
       base: versions to import, without replicates.
       present: names of the versions in each split.
     """
-    mixed = [name for name in base if name in MIXED]
+    mixed = [name for name in base if base_of(name) in MIXED]
     count = 1
     while mixed and all(f"{name}_r{count}" in names for name in mixed for names in present):
         count += 1

@@ -28,7 +28,7 @@ from pipeline.runtime.progress import Progress, map_shards
 from pipeline.storage.state_files import csv_bytes, json_bytes
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.codec import decode_mask, encode_npy
-from transforms.variants import EXTERNAL, MIXED, VARIANTS, base_of
+from transforms.variants import EXTERNAL, MIXED, VARIANTS, base_of, pairs_of, variant_of
 
 UNKNOWN_BACKGROUND = "unknown"
 """Stands for an unknown background in the name of a mixed picture."""
@@ -273,14 +273,15 @@ def _finish(job: ExportPlan, shards: Iterable[int]) -> int:
                 row["key"], {name: row[name] for name in ("stem", "key", "wnid", "label")}
             )
             if base_of(row["variant"]) in (*MIXED, EXTERNAL):
-                image[f"{row['variant']}_bg_key"] = row["bg_key"]
+                image[f"{pairs_of(row['variant'])}_bg_key"] = row["bg_key"]
     removed = _sweep(job, wanted, {job.record(shard) for shard in shards})
     # Readers of an export number its class folders, so classes without images need a folder, too.
     present = {row["label"] for row in images.values()}
     for label in set(range(job.dataset.taxonomy.num_labels)) - present:
         for variant in job.dataset.variants:
             target.make_folder(job.folder(variant, label))
-    mixed = [f"{v}_bg_key" for v in job.dataset.variants if base_of(v) in (*MIXED, EXTERNAL)]
+    drawn = (v for v in job.dataset.variants if base_of(v) in (*MIXED, EXTERNAL))
+    mixed = dict.fromkeys(f"{pairs_of(variant)}_bg_key" for variant in drawn)
     rows = sorted(images.values(), key=lambda row: str(row["stem"]))
     columns = ("stem", "key", "wnid", "label", *mixed)
     target.update(f"images-{job.split}.csv", csv_bytes(columns, rows))
@@ -305,7 +306,7 @@ def _sweep(job: ExportPlan, wanted: set[str], records: set[str]) -> int:
     pictures and masks it removed.
     """
     target = job.target
-    variants = {*VARIANTS, *map(base_of, job.dataset.variants)}
+    variants = {*VARIANTS, *map(variant_of, job.dataset.variants)}
     files = target.sizes("")
     obsolete = {
         path
@@ -328,4 +329,4 @@ def _sweep(job: ExportPlan, wanted: set[str], records: set[str]) -> int:
 
 def _is_exported(parts: list[str], split: str, variants: set[str]) -> bool:
     """Returns whether an export of the split puts a picture or mask at a path, given in parts."""
-    return len(parts) > 2 and parts[1] == split and base_of(parts[0]) in variants
+    return len(parts) > 2 and parts[1] == split and variant_of(parts[0]) in variants

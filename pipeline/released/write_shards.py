@@ -49,7 +49,7 @@ from transforms.geometry import Mask
 from transforms.limits import Unread
 from transforms.matching import block_means, block_means_outside, compare, decide, nearest
 from transforms.taxonomy import Taxonomy
-from transforms.variants import MIXED, base_of
+from transforms.variants import MIXED, base_of, pairs_of
 
 _RECORD_SCHEMA = pa.schema(
     [
@@ -327,8 +327,12 @@ _AT_ONCE = 16
 
 
 def mixed_variants(config: DatasetConfig) -> tuple[str, ...]:
-    """Returns the mixed versions of a dataset, including replicates."""
-    return tuple(name for name in config.compose.composed if base_of(name) in MIXED)
+    """Returns the mixed versions whose backgrounds are recovered, including replicates.
+
+    Those of a rendering are its base's.
+    """
+    drawn = dict.fromkeys(map(pairs_of, config.compose.composed))
+    return tuple(name for name in drawn if base_of(name) in MIXED)
 
 
 def imported_index_schema(config: DatasetConfig) -> pa.Schema:
@@ -437,7 +441,7 @@ class ShardWriter:
         recovered_by_picture = self._recover(rows, images, contents, masks)
         for row, content, mask in zip(rows, contents, masks, strict=True):
             for variant, variant_sinks in sinks.items():
-                recovered = recovered_by_picture.get((row["key"], variant))
+                recovered = recovered_by_picture.get((row["key"], pairs_of(variant)))
                 background = None if recovered is None else recovered.background
                 picture = (
                     encode_png(mask.astype(np.uint8) * np.uint8(255))

@@ -51,10 +51,10 @@ from transforms.adversarial import (
     try_until_turned,
 )
 from transforms.intervals import wilson
+from transforms.renderings import composite
 from transforms.scoring import LABEL_RULES
 from transforms.selection import sample_evenly
 from transforms.taxonomy import imagenet9
-from transforms.variants import composite
 
 RULES = ("argmax_then_map", "mapped_only")
 MODEL = "efficientnet_lite0"

@@ -400,7 +400,7 @@ def test_help_shows_the_core_and_all(capsys: pytest.CaptureFixture[str], command
     shown = [flag for flag in flags if f"\n  {flag.name} " in core]
     assert f"Example: in9 {command}" in core
     if command in ("run", "generate"):
-        assert 9 < len(shown) < 21
+        assert 9 < len(shown) < 23
         wanted = {"--output", "--input", "--dry_run", "--config", "--taxonomy", "--publish"}
         wanted |= {"--fail_if"} if command == "run" else set()
         assert wanted <= {flag.name for flag in shown}

@@ -26,11 +26,12 @@ from pipeline.dataset.records import (
     write_table,
 )
 from pipeline.errors import JobError, UsageError
-from pipeline.generate.compose import ComposeShard, LayerSource, SelectedImage
+from pipeline.generate.compose import ComposeShard
 from pipeline.generate.custom_variants import custom_names, find_variants, versioned
 from pipeline.generate.cut_source import Cutter
 from pipeline.generate.graph import GenerateDataset, ListSplits, list_split
 from pipeline.generate.job import GenerateJob
+from pipeline.generate.pictures import LayerSource, SelectedImage
 from pipeline.generate.plan import PlanSplit, load_plan
 from pipeline.generate.previous_layers import PreviousLayers, Survey
 from pipeline.generate.segment import SegmentShard
@@ -42,8 +43,8 @@ from pipeline.storage.store import FileDigest, Store
 from transforms.codec import decode_image
 from transforms.geometry import OutputBox
 from transforms.layers import Layer
+from transforms.renderings import paste_mask
 from transforms.taxonomy import imagenet9
-from transforms.variants import mixed
 
 IN9, MIX = imagenet9(), "mixed_rand"
 BOX = SegmentConfig(image_size=32, resize=36, segmenter="box")
@@ -167,7 +168,7 @@ def test_layers_are_the_same_from_tars_and_cut_again(small_input: Path, tmp_path
         samples = read_parquet(job.store, staging.staged(file.path))
         for sample, (image, layer, tiles) in zip(samples, before[1:], strict=True):
             on = tiles[MIX] if variant == MIX else None
-            expected = layer.image if on is None else mixed(layer, on)
+            expected = layer.image if on is None else paste_mask(layer, on)
             assert np.array_equal(decode_image(sample.image), expected)
             other, names = image.backgrounds[MIX], ("key", "label", "wnid")
             drawn = {f"bg_{n}": None if on is None else getattr(other, n) for n in names}

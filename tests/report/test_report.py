@@ -85,8 +85,8 @@ def test_every_part_has_real_results_or_says_what_gives_them(opened: Any) -> Non
     assert titles == sections
     # A best-fit line takes more than two models.
     waiting = page.locator("#not_run .command code").all_inner_texts()
-    assert [command.split()[1] for command in waiting[:2]] == ["evaluate", "matrix"]
-    assert "--imagenet" in waiting[0]
+    assert [command.split()[1] for command in waiting[:3]] == ["method", "evaluate", "matrix"]
+    assert "--imagenet" in waiting[1]
     for section, images in (("images", 14 * 8), ("backgrounds", 1), ("saliency", 3 * 3)):
         assert page.locator(f"#{section} img").count() >= images
     assert page.locator("#mistakes svg").count() == 1 + 4 + 4 + 4 * len(MODELS)

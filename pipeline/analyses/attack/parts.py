@@ -155,7 +155,7 @@ def _gallery(
 
 BACKGROUNDS = Panel(
     id="backgrounds",
-    place=4,
+    place=5,
     template="attack/panel.html",
     title="Worst backgrounds",
     make=make_adversarial,

@@ -29,11 +29,10 @@ from pipeline.analyses.evaluation.results import (
     GapRow,
     PowerRow,
     Summary,
-    pretrained_models,
     rules_of,
-    training_of,
     without_rule,
 )
+from pipeline.analyses.evaluation.training import pretrained_models, training_of
 from pipeline.display.panel import (
     Claim,
     Evidence,
@@ -48,6 +47,7 @@ from pipeline.display.panel import (
 from pipeline.display.table import describe_chance
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for
 from transforms.scoring import CLOSED_CHOICE, PAPER_RULE
+from transforms.variants import base_of
 
 COMMAND = "in9 evaluate --dataset . --models MODELS"
 
@@ -107,7 +107,8 @@ class Headline:
 
 def make_headline(evidence: Evidence) -> Headline:
     """Makes the tables of all models; a model that failed gets a row with its error."""
-    variants = evidence.dataset.picture_variants
+    # Renderings stand in the table of the method.
+    variants = tuple(name for name in evidence.dataset.picture_variants if base_of(name) == name)
     models = tried(evidence)
     summaries = [summary for _, summary in evidence.models_with(Summary)]
     rules = rules_of(summaries)

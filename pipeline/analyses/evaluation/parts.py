@@ -29,7 +29,7 @@ from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
 from pipeline.evaluate.results import errors_by_model, read_failures
 from transforms.taxonomy import Taxonomy
 from transforms.two_way import smallest_difference
-from transforms.variants import is_picture
+from transforms.variants import base_of, is_picture
 
 _DIFFERING = 0.2
 """Share of images for which `--dry_run` takes a model to be right on one of two mixed variants
@@ -106,7 +106,7 @@ class EvaluationParts(Parts):
 
     @override
     def columns(self, dataset: Dataset) -> tuple[str, ...]:
-        return (*dataset.picture_variants, BG_GAP)
+        return (*(n for n in dataset.picture_variants if base_of(n) == n), BG_GAP)
 
     @override
     def write(self, dataset: Dataset, columns: Sequence[str]) -> None:

@@ -61,7 +61,7 @@ from transforms.analysis import KINDS
 from transforms.intervals import CONFIDENCE
 from transforms.power import power_of_outputs
 from transforms.scoring import ALL_RULES
-from transforms.variants import PAPER_NAMES
+from transforms.variants import PAPER_NAMES, base_of
 
 GAP = "bg_gap"
 HEADLINE = ("original", "only_bg_t", "mixed_same", "mixed_rand", GAP)
@@ -354,13 +354,17 @@ def accuracy_table(summaries: Sequence[Summary]) -> str:
     """Formats a table of models x variants and BG-Gap, in percent.
 
     Figures are means over draws, under the label rule of each model's headline. Models with
-    different rules have a table for each rule.
+    different rules have a table for each rule. Renderings stand in the table of the method.
     """
     by_rule = {rule: [one for one in summaries if one.headline == rule] for rule in ALL_RULES}
     filled = {rule: of_rule for rule, of_rule in by_rule.items() if of_rule}
     if len(filled) > 1:
         return "\n".join(f"by {rule}:\n{accuracy_table(one)}" for rule, one in filled.items())
-    variants = list(dict.fromkeys(row.variant for one in summaries for row in one.accuracy))
+    variants = [
+        name
+        for name in dict.fromkeys(row.variant for one in summaries for row in one.accuracy)
+        if base_of(name) == name
+    ]
     rows = (
         [
             summary.name,

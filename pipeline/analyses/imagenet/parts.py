@@ -48,7 +48,7 @@ AT_LEAST_THREE = (
 # The section needs ImageNet-9, because the published trend is about its classes.
 PANEL = Panel(
     id="trend",
-    place=6,
+    place=7,
     template="imagenet/panel.html",
     title="Trend",
     make=lambda evidence, _: read_trend(evidence),

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing_extensions import override
 
 from pipeline.analyses.evaluation.panel import COMMAND as EVALUATE_COMMAND
-from pipeline.analyses.evaluation.results import AccuracyRow, GapRow, Summary, models_trained_on
+from pipeline.analyses.evaluation.results import AccuracyRow, GapRow, Summary
+from pipeline.analyses.evaluation.training import models_trained_on
 from pipeline.analyses.matrix.results import (
     MATRIX_FIGURES,
     TABLES,
@@ -174,7 +175,7 @@ def _describe_method(matrix: Matrix) -> str:
 
 MATRIX = Panel(
     id="matrix",
-    place=7,
+    place=8,
     template="matrix/panel.html",
     title="Training",
     make=lambda evidence, _: make_matrices(evidence),

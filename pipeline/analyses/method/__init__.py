@@ -1,0 +1,28 @@
+"""The method: how much of BG-Gap comes from how the pictures are rendered."""
+
+from pipeline.analyses.analysis import Analysis, Command
+from pipeline.runtime.flag_types import Flag, count, section
+
+METHOD = Analysis(
+    name="method",
+    does="pipeline.analyses.method.parts:PARTS",
+    command=Command(
+        "measure how BG-Gap depends on the fill of the hole and on the foreground's edge",
+        "in9 method --dataset out --models resnet50",
+        "run:run_main",
+        has_graph=True,
+    ),
+    sections=(
+        section(
+            "method",
+            ("method",),
+            Flag("--replicates", "K", "number of draws (default: the dataset's)", type=count),
+        ),
+    ),
+    counter="renderings_predicted",
+    noun="rendering",
+    fate="predicted",
+    items="pictures",
+    not_done="no method",
+    refuses_overlap=True,
+)

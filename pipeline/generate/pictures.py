@@ -1,0 +1,321 @@
+"""Pictures of selected images: reads layers and backgrounds, and composes all variants."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Collection, Generator, Sequence
+from typing import IO, Any, TypeVar
+
+import numpy as np
+
+from pipeline.dataset.config import ComposeConfig
+from pipeline.dataset.records import (
+    ImageRow,
+)
+from pipeline.dataset.sinks import (
+    Sample,
+    decode_layer,
+    layer_digest,
+    layer_ranges,
+)
+from pipeline.errors import JobError
+from pipeline.generate.cut_source import Cutter, SourceBytes, read_source
+from pipeline.generate.plan import PlannedImage
+from pipeline.generate.scenes import DrawnScenes, Scene
+from pipeline.inputs.location import changed, reads_ahead, shown
+from pipeline.inputs.recipe import Recipe
+from pipeline.storage.interface import REQUESTS_IN_FLIGHT, Files, read_ahead
+from pipeline.storage.store import Store
+from transforms.codec import (
+    TooManyPixelsError,
+    UndecodableError,
+    decode_image,
+    encode_jpeg,
+    encode_png,
+)
+from transforms.geometry import Pixels
+from transforms.hashing import keyed_hash
+from transforms.layers import Layer
+from transforms.renderings import Rendering
+from transforms.taxonomy import imagenet_index
+from transforms.variants import (
+    Variant,
+    base_of,
+    gaussian_noise,
+    pairs_of,
+    variant_of,
+)
+
+ReadBackground = Pixels | Layer | SourceBytes
+"""A background: pixels of a scene, or of a tiled background from a tar; the layer whose hole is
+filled; or the bytes of the source image to cut it from with `LayerSource.cut_tiled`."""
+
+_Decoded = TypeVar("_Decoded")
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectedImage:
+    """An image of an output shard that is part of the dataset.
+
+    Attributes:
+      row: its row in the record.
+      planned: what the plan knows of it.
+      backgrounds: what was drawn for each replicate of a mixed variant: another image, or for
+        `mixed_external` a scene.
+    """
+
+    row: ImageRow
+    planned: PlannedImage
+    backgrounds: dict[str, PlannedImage | Scene]
+
+
+@dataclasses.dataclass(eq=False)
+class LayerSource:
+    """Layers of planned images, read from tars, or cut again from the source images.
+
+    They are cut again if `--layers drop` has removed the tars.
+
+    Attributes:
+      store: the dataset folder.
+      cutter: cuts source images.
+      scenes: the accepted scenes; None without `mixed_external`.
+      recipe: the recipe that the dataset is made from; None without one.
+      filled: mixed variants whose backgrounds are read as whole layers.
+    """
+
+    store: Store
+    cutter: Cutter
+    scenes: DrawnScenes | None = None
+    recipe: Recipe | None = None
+    filled: Collection[str] = ()
+    # Kept, like the files, because making them takes longer than a read from the system's cache.
+    _paths: dict[str, str] = dataclasses.field(default_factory=dict, init=False)
+
+    @functools.cached_property
+    def _files(self) -> Files:
+        return self.store.files
+
+    def layers(
+        self, images: Sequence[SelectedImage]
+    ) -> Generator[tuple[SelectedImage, Layer, dict[str, ReadBackground]], None, None]:
+        """Reads the layers of selected images, and the tiled backgrounds that were drawn for them.
+
+        Yields:
+          (image, layer, backgrounds by mixed variant), in the order of the images.
+
+        Raises:
+          JobError: a tar is damaged, or cutting an image again gives another layer than before. A
+            background that is cut again is not compared.
+          OSError: a file cannot be read.
+        """
+        ahead = REQUESTS_IN_FLIGHT * self.store.is_remote
+        for image, (layer, backgrounds) in read_ahead(self._read, images, ahead):
+            if isinstance(layer, SourceBytes):
+                layer = self._cut(image, layer)
+            yield image, layer, backgrounds
+
+    def _read(self, image: SelectedImage) -> tuple[Layer | SourceBytes, dict[str, ReadBackground]]:
+        """Reads the layer of an image, or the bytes to cut it from, and its backgrounds."""
+        layer: Layer | SourceBytes
+        if image.planned.tar is None:
+            layer = _source(image.planned, image.planned.mask)
+        else:
+            decode = functools.partial(decode_layer, box=image.row.box or ())
+            layer = self._decoded(image.planned.tar, layer_ranges(vars(image.row)), decode)
+        drawn = image.backgrounds.items()
+        return layer, {
+            name: self._read_background(each, base_of(name) in self.filled) for name, each in drawn
+        }
+
+    def _read_background(self, background: PlannedImage | Scene, is_filled: bool) -> ReadBackground:
+        if isinstance(background, Scene):
+            assert self.scenes is not None
+            return self.scenes.picture(background)
+        if background.tar is None:
+            # A recipe's boxes are enough to cut a background.
+            return _source(background, None if self.recipe else background.mask)
+        if is_filled:
+            decode = functools.partial(decode_layer, box=background.box or ())
+            return self._decoded(background.tar, background.ranges, decode)
+        ranges = [(background.offset, background.length)]
+        return self._decoded(background.tar, ranges, decode_image)
+
+    def _decoded(
+        self, tar: str, ranges: list[tuple[int, int]], decode: Callable[..., _Decoded]
+    ) -> _Decoded:
+        """Reads parts of a tar and decodes them.
+
+        Raises JobError if they are damaged, or OSError if the same parts, read again, are others:
+        they were corrupted on the way.
+        """
+        if tar not in self._paths:
+            self._paths[tar] = self.store.path(tar)
+        path = self._paths[tar]
+        parts = self._files.read_ranges(path, ranges)
+        try:
+            return decode(*parts)
+        except (UndecodableError, TooManyPixelsError) as error:
+            if self._files.read_ranges(path, ranges) != parts:
+                raise changed(path) from error
+            raise JobError(
+                f"{path} is damaged ({error}). Remove it and run the same command again"
+            ) from error
+
+    def _cut(self, image: SelectedImage, source: SourceBytes) -> Layer:
+        """Cuts an image again."""
+        layer: Layer | None
+        if self.recipe is None:
+            cuts = self.cutter.cut(source)
+            layer = next((cut.layer for cut in cuts if cut.number == source.number), None)
+        else:
+            layer = self.cutter.cut_along(source.image, image.row, source.mask or b"")
+        if layer is None or layer_digest(layer) != image.planned.layer_digest:
+            raise self._changed(source)
+        return layer
+
+    def cropped(
+        self, images: Sequence[SelectedImage]
+    ) -> Generator[tuple[SelectedImage, Pixels], None, None]:
+        """Yields (image, picture) for selected images that are not cut apart, in their order.
+
+        Raises like `layers`.
+        """
+        # The number depends on the storage of the input, which may differ from the dataset's.
+        ahead = reads_ahead(os.fsdecode(images[0].planned.source)) if images else 0
+        for image, source in read_ahead(lambda image: _source(image.planned, None), images, ahead):
+            whole = self.cutter.crop(source)
+            if whole.image is None or whole.digest != image.planned.layer_digest:
+                raise self._changed(source)
+            yield image, whole.image
+
+    def _changed(self, source: SourceBytes) -> JobError:
+        if self.recipe is not None:
+            return self.recipe.other_layer(source.location)
+        return JobError(
+            f"{shown(source.location)} gives another layer than before, because "
+            "the file or a library has changed. Remove "
+            f"{self.store.path('layers')} and run the same command again"
+        )
+
+    def cut_tiled(self, source: SourceBytes) -> Pixels:
+        """Cuts a background again; returns (S, S, 3) uint8 RGB.
+
+        S is the side of the dataset's pictures in pixels. Raises JobError if the source image
+        cannot be cut any more.
+        """
+        try:
+            return self.cutter.cut_background(source)
+        except ValueError as error:
+            raise self._changed(source) from error
+
+
+def _source(planned: PlannedImage, its_mask: bytes | None) -> SourceBytes:
+    """Reads the files that an accepted image was cut from, and the mask at a location."""
+    files = (planned.annotation, its_mask)
+    annotation, mask = (None if file is None else os.fsdecode(file) for file in files)
+    return read_source(os.fsdecode(planned.source), annotation, mask, planned.object or 0)
+
+
+class Fills:
+    """Filled backgrounds of a shard, each painted once; they wait in a file, to save memory.
+
+    Args:
+      file: an empty temporary file.
+
+    Attributes:
+      tiled: number of backgrounds that stay tiled, because the hole covers the whole picture.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.tiled = file, 0
+        self._starts: dict[tuple[str, str], int] = {}
+
+    def fill(self, rendering: Rendering, key: str, layer: Layer) -> Pixels:
+        """Returns the background of the image with this key, (S, S, 3) uint8 RGB, as rendered."""
+        if rendering.hole is None:
+            return layer.only_bg_t
+        start = self._starts.get((rendering.name, key))
+        if start is not None:
+            self._file.seek(start)
+            stored = self._file.read(layer.image.nbytes)
+            return np.frombuffer(stored, np.uint8).reshape(layer.image.shape)
+        filled = rendering.fill(layer)
+        if filled is None:
+            self.tiled += 1
+            filled = layer.only_bg_t
+        self._starts[rendering.name, key] = self._file.seek(0, os.SEEK_END)
+        self._file.write(filled.tobytes())
+        return filled
+
+
+@dataclasses.dataclass(frozen=True)
+class Composer:
+    """Composes and encodes the variants of selected images.
+
+    Attributes:
+      config: seed of the noise, and encoding.
+      names: the variants to compose, replicates included, in order.
+      variants: what they show, by name without replicate.
+    """
+
+    config: ComposeConfig
+    names: tuple[str, ...]
+    variants: dict[str, Variant]
+
+    def compose(
+        self, source: LayerSource, images: Sequence[SelectedImage], fills: Fills
+    ) -> Generator[tuple[SelectedImage, dict[str, Pixels]], None, None]:
+        """Yields (image, pictures by variant) for each selected image; raises as `layers` does."""
+        if source.cutter.keeps_image_whole:
+            for image, picture in source.cropped(images):
+                yield image, dict.fromkeys(self.names, picture)
+            return
+        with_noise = any(variant.from_noise for variant in self.variants.values())
+        for image, layer, backgrounds in source.layers(images):
+            # All variants of an image share one noise picture; each shows the part it needs.
+            draw = keyed_hash(self.config.seed, "noise", image.row.key)
+            noise = gaussian_noise(draw, layer.image.shape) if with_noise else None
+            pictures = {}
+            for name in self.names:
+                variant, pairs = self.variants[variant_of(name)], pairs_of(name)
+                # Without a pair, an image is its own background.
+                background = backgrounds.get(pairs, layer)
+                if isinstance(background, SourceBytes):
+                    background = source.cut_tiled(background)
+                elif isinstance(background, Layer):
+                    key = (image.backgrounds.get(pairs) or image.row).key
+                    background = fills.fill(variant.rendering, key, background)
+                pictures[name] = variant.compose(layer, background, noise)
+            yield image, pictures
+
+    def sample(self, image: SelectedImage, name: str, picture: Pixels | None) -> Sample:
+        """Encodes a picture of a variant, and describes it; only describes it if it is None."""
+        config, row, encoded = self.config, image.row, b""
+        as_png = config.encoding == "png" or self.variants[variant_of(name)].lossless
+        if picture is not None:
+            encoded = encode_png(picture) if as_png else encode_jpeg(picture, config.jpeg_quality)
+        return Sample(
+            key=row.key,
+            image=encoded,
+            suffix="png" if as_png else "jpg",
+            fields={
+                "label": row.label,
+                "wnid": row.wnid,
+                "imagenet_index": imagenet_index(row.wnid or ""),
+                "fg_key": row.key,
+                **fields_of(image.backgrounds.get(pairs_of(name))),
+                "box": row.box,
+                "fg_fraction": row.fg_fraction,
+            },
+        )
+
+
+def fields_of(background: PlannedImage | Scene | None) -> dict[str, Any]:
+    """Returns the columns of a sample about its background.
+
+    All are None if the variant draws no background; a scene has a key, but no class.
+    """
+    names = ("key", "label", "wnid")
+    return {f"bg_{name}": background and getattr(background, name) for name in names}

@@ -1,0 +1,198 @@
+"""Tests the method: the same pairs in all renderings, and renderings that are not stored."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from runs import (
+    ONE,
+    QUICK,
+    TINY_MODEL,
+    dataset_in,
+    index_of,
+    made_once,
+    refusal,
+    run_here,
+    table_of,
+    write_all,
+)
+
+from pipeline.analyses.method.results import HOLES
+from pipeline.evaluate.predictions import EvalImages, read_predictions
+from pipeline.evaluate.results import ModelRun, read_results
+from pipeline.generate.composed import ComposedDataset
+from transforms.analysis import bg_gap, gaps_of_pictures
+from transforms.renderings import RENDERINGS
+from transforms.two_way import Roles
+from transforms.variants import base_of, pairs_of, parse_name
+
+METHOD = ("method", *TINY_MODEL, "--pictures", "none", "--dataset")
+
+
+@pytest.fixture(scope="module")
+def stored(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset with two draws of all renderings, and a model's results in them."""
+
+    def make(out: Path) -> None:
+        shutil.copytree(rendered, out)
+        run_here(*METHOD, out)
+
+    return made_once(tmp_path_factory, "method-stored", make)
+
+
+@pytest.fixture(scope="module")
+def composed(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset with one draw of the paper's method alone, and a model's results in two draws."""
+
+    def make(out: Path) -> None:
+        flags = ("--variants", "original,mixed_same,mixed_rand", *QUICK, *ONE, "--output", out)
+        run_here("generate", "--input", small_sample, *flags)
+        run_here(*METHOD, out, "--replicates", 2)
+
+    return made_once(tmp_path_factory, "method-composed", make)
+
+
+def predictions_of(output: Path) -> dict[tuple[str, ...], list[Any]]:
+    columns = ("prediction", "bg_key", "output", "top1_score", "true_score")
+    return {
+        (row["label_rule"], row["variant"], row["key"]): [row[name] for name in columns]
+        for path in sorted(output.glob("results/*/method/*.parquet"))
+        for row in pq.read_table(path).to_pylist()
+    }
+
+
+def test_what_is_composed_is_predicted_as_what_is_stored(stored: Path, composed: Path) -> None:
+    predicted = predictions_of(stored)
+    assert {variant for _, variant, _ in predicted} == {
+        f"{base}{rendering and '_'}{rendering}{draw}"
+        for base in ("mixed_same", "mixed_rand")
+        for rendering in ("", *RENDERINGS)
+        for draw in ("", "_r1")
+    }
+    assert predicted == predictions_of(composed)
+    rows, others = table_of(stored, "method"), table_of(composed, "method")
+    assert [row | {"dataset": ""} for row in rows] == [row | {"dataset": ""} for row in others]
+
+
+def test_composed_pictures_are_the_stored_bytes(stored: Path, composed: Path) -> None:
+    whole, part = dataset_in(stored), dataset_in(composed)
+    compose = whole.manifest.config.compose
+    more = ComposedDataset(part.store, part.manifest, "val", compose)
+    names = [n for n in whole.variants if parse_name(n).rendering and base_of(n) != "only_bg_t"]
+    assert len(names) == 16
+    columns = ("key", "label", "fg_key", "bg_key", "image")
+    for name in names:
+        (expected,), (made,) = (each.tables("val", 0, name, columns) for each in (whole, more))
+        assert made.to_pylist() == expected.to_pylist()
+        (bare,) = more.tables("val", 0, name, columns[:-1])
+        assert bare.to_pylist() == expected.select(columns[:-1]).to_pylist()
+        assert more.shard_files("val", 0, (name,))[0].samples == len(bare)
+
+
+def test_predictions_of_the_evaluation_are_taken_over(
+    stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = Path(shutil.copytree(stored, tmp_path / "out"))
+    before = predictions_of(output)
+    shutil.rmtree(output / "results")
+    run_here("evaluate", *METHOD[1:], output)
+    capsys.readouterr()
+    run_here(*METHOD, output)
+    assert "renderings predicted" not in capsys.readouterr().out
+    assert predictions_of(output) == before
+    # The units of a rendering's intervals are its base's.
+    dataset, (run,) = dataset_in(output), read_results(dataset_in(output).store, "model", ModelRun)
+    predictions = read_predictions(dataset, EvalImages.read(dataset, "val"), run)
+    for of_rule in predictions.by_rule.values():
+        for name, units in of_rule.bg_units.items():
+            np.testing.assert_array_equal(units, of_rule.bg_units[pairs_of(name)])
+    write_all(output, "none")
+    page = (output / "report.html").read_text()
+    assert 'id="method-title"' in page
+    assert "feather" in (output / "results/latex/method.tex").read_text()
+    # The table of accuracies has no column for a rendering, but summary.csv has its rows.
+    assert "mixed_same_telea" in {row["variant"] for row in table_of(output, "summary")}
+    assert "telea" not in (output / "results/latex/headline.tex").read_text()
+
+
+def test_a_row_is_the_difference_at_the_same_draws(stored: Path) -> None:
+    predicted, index = predictions_of(stored), {row["key"]: row for row in index_of(stored)}
+    rows = {(r["label_rule"], r["rendering"], r["hole"]): r for r in table_of(stored, "method")}
+    assert {hole for _, _, hole in rows} == set(HOLES)
+
+    def share(bg_key: str) -> float:
+        x0, y0, x1, y1 = index[bg_key]["box"]
+        return float((x1 - x0) * (y1 - y0) / 64**2)
+
+    for (rule, rendering, hole), row in rows.items():
+        low, high = float(row["hole_low"]), float(row["hole_high"])
+        means = {}
+        for base in ("mixed_same", "mixed_rand"):
+            of_base = [
+                index[key]["label"] == prediction
+                for (of_rule, name, key), (prediction, bg_key, *_) in predicted.items()
+                if of_rule == rule
+                and parse_name(name)[:2] == (base, "" if rendering == "paper" else rendering)
+                and low <= share(bg_key) <= high
+            ]
+            means[base] = float(np.mean(of_base))
+            assert float(row[base]) == pytest.approx(means[base])
+        gap = means["mixed_same"] - means["mixed_rand"]
+        assert float(row["gap"]) == pytest.approx(gap)
+        if rendering == "paper":
+            assert row["difference"] == row["p_adjusted"] == ""
+            continue
+        of_paper = rows[rule, "paper", hole]
+        assert float(row["difference"]) == pytest.approx(gap - float(of_paper["gap"]))
+        assert float(row["difference_low"]) <= float(row["difference"])
+        assert (row["seed_sd"] != "") == (hole == "all")
+
+
+@given(st.integers(0, 99), st.integers(1, 3), st.integers(2, 9))
+def test_gaps_of_all_pictures_are_bg_gaps(seed: int, replicates: int, images: int) -> None:
+    rng = np.random.default_rng(seed)
+    same, rand = rng.random((2, replicates, images)) < 0.5
+    correct = np.concatenate([same, rand]).ravel()
+    is_same = np.arange(correct.size) < same.size
+    gap, contributions = gaps_of_pictures(correct, is_same)
+    foregrounds = np.tile(np.arange(images), 2 * replicates)
+    roles = Roles.from_units(foregrounds, rng.integers(0, images, correct.size))
+    assert bg_gap(same, rand, roles).gap == gap
+    assert contributions.sum() == pytest.approx(0)
+    # In any order, and several renderings at once.
+    order = rng.permutation(correct.size)
+    both = gaps_of_pictures(np.stack([correct, ~correct])[:, order], is_same[order])
+    np.testing.assert_allclose(both[0], [gap, -gap], atol=1e-12)
+    np.testing.assert_allclose(both[1][0], contributions[order], atol=1e-12)
+
+
+def test_what_cannot_be_compared_is_refused_in_one_line(
+    composed: Path, stored: Path, small_sample: Path, tmp_path: Path, capsys: Any
+) -> None:
+    run_here("export", "--dataset", composed, "--to", tmp_path / "released")
+    dropped, bare, imported = (tmp_path / name for name in ("dropped", "bare", "imported"))
+    flags = ("--input", small_sample, *QUICK, *ONE, "--output")
+    mixed = ("--variants", "original,mixed_same,mixed_rand,fg_mask", "--layers", "drop")
+    run_here("generate", *flags, dropped, *mixed)
+    run_here("generate", *flags, bare, "--variants", "original,mixed_same")
+    run_here("export", "--dataset", dropped, "--to", tmp_path / "release")
+    run_here("import", "--from", tmp_path / "release", "--output", imported)
+    capsys.readouterr()
+    for output, said in (
+        (
+            dropped,
+            "is not stored, and cannot be composed without layers: make it with --layers keep",
+        ),
+        (imported, "is not stored, and cannot be composed without layers: imports have none"),
+        (bare, "the method compares mixed_same and mixed_rand: no mixed_rand here"),
+    ):
+        assert said in refusal(capsys, *METHOD, output)
+    too_many = refusal(capsys, *METHOD, composed, "--replicates", 101)
+    assert "--replicates must be between 1 and 100" in too_many
