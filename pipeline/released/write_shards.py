@@ -327,10 +327,7 @@ _AT_ONCE = 16
 
 
 def mixed_variants(config: DatasetConfig) -> tuple[str, ...]:
-    """Returns the mixed versions whose backgrounds are recovered, including replicates.
-
-    Those of a rendering are its base's.
-    """
+    """Returns the mixed versions, replicates included, without renderings, which share pairs."""
     drawn = dict.fromkeys(map(pairs_of, config.compose.composed))
     return tuple(name for name in drawn if base_of(name) in MIXED)
 
