@@ -16,19 +16,21 @@ import time
 from pathlib import Path
 
 import pytest
+from forking import Forks, Started
 from runs import ONE, ROOT, table_of
 
 from pipeline.analyses import ANALYSES
 from pipeline.evaluate.evaluation import PlannedAnalysis
 
 MODEL = """
+import os
 import time
 
 import tiny_models
 
 def slow():
     model = tiny_models.first()
-    model.register_forward_pre_hook(lambda *_: time.sleep(0.2))
+    model.register_forward_pre_hook(lambda *_: time.sleep(float(os.environ.get("SECONDS", 0))))
     return model
 """
 MODELS = ("--models", "python:slow_models:slow", *ONE)
@@ -52,36 +54,32 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(
-    checkout: Path, *arguments: object, stderr: int = subprocess.PIPE
-) -> subprocess.Popen[str]:
-    """Starts a command of the copied code."""
-    paths = os.pathsep.join((str(checkout), str(ROOT / "tests" / "support")))
-    return subprocess.Popen(
-        (sys.executable, "-m", "pipeline", *map(str, arguments)),
-        cwd=checkout,
-        env={**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-        start_new_session=True,
-    )
+class Copied:
+    """Commands of the copied code."""
 
+    def __init__(self, checkout: Path) -> None:
+        self._forks = Forks(checkout)
+        paths = os.pathsep.join((str(checkout), str(ROOT / "tests" / "support")))
+        self._environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
 
-def run(checkout: Path, *arguments: object) -> str:
-    """Runs a command of the copied code; returns what it prints."""
-    started = command(checkout, *arguments)
-    out, err = started.communicate(timeout=300)
-    assert started.returncode == 0, err
-    return out + err
+    def run(self, *arguments: object) -> str:
+        """Runs a command; returns what it prints."""
+        done = self._forks.run([str(argument) for argument in arguments], self._environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    def start(self, terminal: int, *arguments: object) -> Started:
+        """Starts a command of a slow model that writes errors to a terminal."""
+        environment = {**self._environment, "SECONDS": "0.2"}
+        return self._forks.start([str(each) for each in arguments], environment, terminal)
 
 
 def test_an_analysis_is_one_folder_and_one_line(
     checkout: Path, one_worker: Path, small_sample: Path, tmp_path: Path
 ) -> None:
     output = Path(shutil.copytree(one_worker, tmp_path / "out"))
-    dataset = ("--dataset", output)
-    assert "--mirrored" in run(checkout, "evaluate", "--help")
+    dataset, copied = ("--dataset", output), Copied(checkout)
+    assert "--mirrored" in copied.run("evaluate", "--help")
     reference = subprocess.run(
         (sys.executable, "-m", "pipeline.commands.reference"),
         cwd=checkout,
@@ -92,13 +90,13 @@ def test_an_analysis_is_one_folder_and_one_line(
     assert "| `--mirrored " in reference
     assert "results/mirrored.csv" in reference
     job = ("run", "--input", small_sample, "--output", tmp_path / "new", "--segmenter", "box")
-    forecast = run(checkout, *job, *MODELS, "--mirrored", "--dry_run")
+    forecast = copied.run(*job, *MODELS, "--mirrored", "--dry_run")
     assert "for a mirrored with 18 pictures" in forecast
 
     # Killed after its first shard, in a terminal that shows progress.
-    run(checkout, "evaluate", *dataset, *MODELS)
+    copied.run("evaluate", *dataset, *MODELS)
     terminal, its_end = os.openpty()
-    started = command(checkout, "evaluate", *dataset, *MODELS, "--mirrored", stderr=its_end)
+    started = copied.start(its_end, "evaluate", *dataset, *MODELS, "--mirrored")
     shown, until = b"", time.monotonic() + 120
     while not (first := list(output.glob("results/*/mirrored/*.parquet"))):
         assert started.poll() is None, shown
@@ -113,7 +111,7 @@ def test_an_analysis_is_one_folder_and_one_line(
     kept = {path: path.stat().st_mtime_ns for path in first}
     shards = len(list(output.glob("index/*.parquet")))
     assert len(kept) < shards > 1
-    printed = run(checkout, "evaluate", *dataset, *MODELS, "--mirrored")
+    printed = copied.run("evaluate", *dataset, *MODELS, "--mirrored")
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert len(list(output.glob("results/*/mirrored/*.parquet"))) == shards
     assert "mirrored pictures predicted" in printed

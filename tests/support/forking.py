@@ -19,15 +19,21 @@ import tempfile
 from pathlib import Path
 from typing import IO, Any
 
+ROOT = Path(__file__).parents[2]
+
 
 class Forks:
-    """The server of forks, which ends with this process."""
+    """The server of forks, which ends with this process.
 
-    def __init__(self) -> None:
+    Args:
+      root: folder of the checkout whose code the commands run.
+    """
+
+    def __init__(self, root: Path = ROOT) -> None:
         ours, theirs = socket.socketpair()
         self._socket = ours
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno())],
+            [sys.executable, __file__, str(theirs.fileno()), str(root)],
             pass_fds=[theirs.fileno()],
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )
@@ -59,12 +65,21 @@ class Forks:
                 texts.append(file.read().decode(errors="replace"))
         return subprocess.CompletedProcess(["in9", *arguments], code, *texts)
 
-    def start(self, arguments: list[str], environment: dict[str, str]) -> Started:
-        """Starts `in9` with these arguments in its own session and process group."""
+    def start(
+        self, arguments: list[str], environment: dict[str, str], stderr: int | None = None
+    ) -> Started:
+        """Starts `in9` with these arguments in its own session and process group.
+
+        Args:
+          arguments: arguments of the command line.
+          environment: complete environment of the process.
+          stderr: descriptor of the terminal to which it writes errors, None for a file.
+        """
         out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         ours, theirs = socket.socketpair()
+        errors = err.fileno() if stderr is None else stderr
         with theirs:
-            self._send((out.fileno(), err.fileno(), theirs.fileno()), arguments, environment)
+            self._send((out.fileno(), errors, theirs.fileno()), arguments, environment)
         return Started(ours, out, err)
 
     def _send(
@@ -225,5 +240,5 @@ def _become(order: dict[str, Any], files: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2]))
+    sys.path.insert(0, sys.argv[2])
     _serve(socket.socket(fileno=int(sys.argv[1])))
