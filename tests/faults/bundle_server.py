@@ -1,6 +1,6 @@
 """A job server that starts every bundle again while its first execution is half done.
 
-    bundle_server.py --port PORT --pool PORT --root DIR --notes FILE --accesses FILE
+    bundle_server.py --port PORT --pool PORT --root DIR --notes FILE --fates FATES ...
 
 Flink and Dataflow restart a bundle on another machine when they lose contact with the first
 machine, which may still be running, and use the results of one of the two executions. Here, the
@@ -13,9 +13,9 @@ to its first execution:
   late      it resumes in the middle of the next bundle; its own results are dropped.
   after     it resumes when the job is over; its own results are dropped too.
 
-Without fates, every bundle runs once, and the notes say how many accesses each one makes. With
-fates, the notes say what was done to each bundle. They are written on SIGUSR1, after all suspended
-executions have resumed and ended.
+Each job has its own fates. The first job has none: every bundle runs once, and its notes say how
+many accesses each one makes. With fates, the notes say what was done to each bundle. They are
+written on SIGUSR1, after all suspended executions have resumed and ended.
 """
 
 from __future__ import annotations
@@ -265,10 +265,10 @@ def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
         def __init__(self, provision_info: Any) -> None:
             super().__init__(provision_info=provision_info)
             self.notes: list[Note] = []
-            self._fates = itertools.cycle(arguments.fates) if arguments.fates else None
-            self._accesses: dict[str, int] = {}
-            noted = json.loads(Path(arguments.accesses).read_text())
-            self._accesses = {note["bundle"]: note["accesses"] for note in noted}
+            fates = arguments.fates[len(runners)]
+            self._fates = itertools.cycle(fates.split(",")) if fates else None
+            before = runners[0].notes if runners else []
+            self._accesses = {note.bundle: note.accesses for note in before}
             self._idle: list[Any] = []
             self._sleeping: list[tuple[Execution, Note]] = []
             self._woken: list[tuple[Execution, Note]] = []
@@ -421,8 +421,7 @@ def main() -> None:
     parser.add_argument("--pool", type=int, required=True, help="port of its worker pool")
     parser.add_argument("--root", required=True, help="folder whose accesses count")
     parser.add_argument("--notes", required=True, help="where they go at SIGUSR1")
-    parser.add_argument("--accesses", required=True, help="notes of a run without fates")
-    parser.add_argument("--fates", nargs="*", choices=FATES, default=[])
+    parser.add_argument("--fates", nargs="+", help="of each job, with commas; empty for none")
     arguments = parser.parse_args()
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     _serve(arguments, Workers(arguments.root))

@@ -10,7 +10,6 @@ results that ended with an error.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ import time
 from pathlib import Path
 
 from bundle_server import FATES, Note
+from forking import Forks
 from gcs import free_port
 
 HERE = Path(__file__).parent
@@ -43,29 +43,21 @@ def _environment() -> dict[str, str]:
 
 
 class Server:
-    """The job server as a separate process, for one job.
+    """The job server as a separate process.
 
     Args:
       root: folder whose accesses count.
-      fates: fates of the bundles, in turn; none to run each bundle once.
-      before: notes of a run without fates.
-
-    Attributes:
-      flags: flags of a job that runs on this server.
+      fates: for each job, the fates of its bundles, in turn; the first job must have none.
+      forks: a server of commands.
     """
 
-    def __init__(
-        self, root: Path, fates: tuple[str, ...] = (), before: list[Note] | None = None
-    ) -> None:
-        self._folder = tempfile.TemporaryDirectory()
+    def __init__(self, root: Path, fates: tuple[tuple[str, ...], ...], forks: Forks) -> None:
+        self._forks, self._folder = forks, tempfile.TemporaryDirectory()
         folder = Path(self._folder.name)
         port, pool, self._notes = free_port(), free_port(), folder / "notes.json"
-        accesses = folder / "before.json"
-        accesses.write_text(json.dumps([dataclasses.asdict(note) for note in before or []]))
-        server = HERE / "bundle_server.py"
         command = (
-            *(sys.executable, server, "--port", port, "--pool", pool, "--root", root),
-            *("--notes", self._notes, "--accesses", accesses, "--fates", *fates),
+            *(sys.executable, HERE / "bundle_server.py", "--port", port, "--pool", pool),
+            *("--root", root, "--notes", self._notes, "--fates", *map(",".join, fates)),
         )
         with open(folder / "log", "wb") as log:
             self._process = subprocess.Popen(
@@ -75,7 +67,7 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
-        self.flags = (
+        self._flags = (
             *("--runner=PortableRunner", f"--job_endpoint=localhost:{port}"),
             *("--environment_type=EXTERNAL", f"--environment_config=localhost:{pool}"),
         )
@@ -83,13 +75,24 @@ class Server:
     def __enter__(self) -> Server:
         return self
 
-    def notes(self) -> list[Note]:
-        """Wakes suspended executions, waits for their end and returns the notes of all bundles."""
+    def run(self, root: Path, *flags: object) -> tuple[list[str], list[Note]]:
+        """Runs `in9` with `--output` in a folder; returns its output without times, and the notes.
+
+        The notes are those of all bundles, after suspended executions have been woken and have
+        ended.
+        """
+        command = [*map(str, flags), *self._flags, "--output", str(root / "out")]
+        command += ["--publish", str(root / "published")]
+        done = self._forks.run(command, _environment())
+        assert done.returncode == 0, done.stderr
         self._process.send_signal(signal.SIGUSR1)
         while not self._notes.exists():
             assert self._process.poll() is None, "the server has ended"
             time.sleep(0.05)
-        return [Note(**note) for note in json.loads(self._notes.read_text())]
+        notes = [Note(**note) for note in json.loads(self._notes.read_text())]
+        self._notes.unlink()
+        lines = [line for line in done.stdout.splitlines() if not _TELLS_TIME.match(line)]
+        return [line.replace(str(root), "ROOT") for line in lines], notes
 
     def __exit__(self, *_: object) -> None:
         # Kills the workers too; they would try to reconnect forever.
@@ -107,29 +110,17 @@ def files_below(folder: Path) -> dict[str, bytes]:
     }
 
 
-def run_job(
-    root: Path, *flags: object, fates: tuple[str, ...] = (), before: list[Note] | None = None
-) -> tuple[list[str], list[Note]]:
-    """Runs `in9` with `--output` in a folder; returns its output without times, and the notes."""
-    with Server(root, fates, before) as server:
-        command = [sys.executable, "-m", "pipeline", *map(str, flags), *server.flags]
-        command += ["--output", str(root / "out"), "--publish", str(root / "published")]
-        done = subprocess.run(
-            command, env=_environment(), capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        lines = [line for line in done.stdout.splitlines() if not _TELLS_TIME.match(line)]
-        return [line.replace(str(root), "ROOT") for line in lines], server.notes()
-
-
 def _print_table(flags: tuple[str, ...]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        expected, before = run_job(root / "once", *flags)
+    fates = ((), *((fate,) for fate in FATES))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Server(root := Path(folder), fates, Forks()) as server,
+    ):
+        expected, _ = server.run(root / "once", *flags)
         files = files_below(root / "once")
         print(f"{'stage':40} {'fate':8} bundles suspended executions stopped-by-an-error")
         for fate in FATES:
-            output, notes = run_job(root / fate, *flags, fates=(fate,), before=before)
+            output, notes = server.run(root / fate, *flags)
             for stage in dict.fromkeys(note.stage for note in notes):
                 ours = [note for note in notes if note.stage == stage]
                 errors = sum(note.ended not in ("done", "killed") for note in ours)

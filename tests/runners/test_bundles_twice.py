@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from bundle_server import FATES
-from bundles_twice import STAGES, files_below, run_job
-from runs import TINY_MODEL
+from bundles_twice import STAGES, Server, files_below
+from runs import QUICK, TINY_MODEL, forks
 from soundness import assert_sound
 
 
 def test_a_job_whose_bundles_all_run_twice(small_sample: Path, tmp_path: Path) -> None:
-    few = ("--images_per_shard", 3, "--formats", "parquet")
-    flags = ("run", "--input", small_sample, *few, *TINY_MODEL, *STAGES)
-    expected, before = run_job(tmp_path / "once", *flags)
-    printed, notes = run_job(tmp_path / "twice", *flags, fates=FATES, before=before)
+    flags = ("run", "--input", small_sample, *QUICK, "--images_per_shard", 3, *TINY_MODEL, *STAGES)
+    with Server(tmp_path, ((), FATES), forks()) as server:
+        expected, before = server.run(tmp_path / "once", *flags)
+        printed, notes = server.run(tmp_path / "twice", *flags)
     assert {note.executions for note in notes} == {2}
     assert sorted(note.bundle for note in notes) == sorted(note.bundle for note in before)
     half_done = [note for note in notes if note.stopped]
