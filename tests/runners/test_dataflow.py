@@ -8,8 +8,6 @@ import io
 import json
 import pickle
 import shutil
-import subprocess
-import sys
 import tarfile
 import urllib.request
 from collections.abc import Iterator
@@ -17,14 +15,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import dataflow_stub
 import pytest
 from apache_beam.internal import pickler
 from apache_beam.options.value_provider import RuntimeValueProvider
 from apache_beam.portability.api import beam_runner_api_pb2
-from dataflow_stub import DataflowStub, write_credentials
+from dataflow_stub import DataflowStub, run_staged, write_credentials
 from gcs import BUCKET, object_store
-from runs import manifest_of, run_here
+from runs import manifest_of, run_here, run_in9
 
 from pipeline.analyses.evaluation.stage import PlannedEvaluation
 from pipeline.dataset.folder import Dataset
@@ -58,12 +55,6 @@ GPU_HINT = (
 SUBNETWORK = "regions/europe-west4/subnetworks/workers"
 KEY = "projects/p/locations/europe-west4/keyRings/r/cryptoKeys/k"
 TOLD = ("--project=my-project", "--region=europe-west4", f"--temp_location={ROOT}/tmp")
-LAUNCH = """
-import json, sys
-from pipeline.commands.cli import main
-for arguments in json.load(sys.stdin):
-    print(f"-- {main(arguments)}", flush=True)
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,24 +73,9 @@ class Cloud:
         ]
 
     def launch(self, *commands: list[str]) -> list[tuple[int, str]]:
-        """Runs command lines in one separate process; returns (exit code, output) of each."""
-        done = subprocess.run(
-            [sys.executable, "-c", LAUNCH],
-            input=json.dumps(commands),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        parts = done.stdout.split("-- ")
-        codes = [int(part.split("\n", 1)[0]) for part in parts[1:]]
-        outputs = [parts[0], *(part.partition("\n")[2] for part in parts[1:-1])]
-        assert len(codes) == len(commands), done.stderr
-        errors = [line for line in done.stderr.splitlines() if line.startswith("in9 ")]
-        outputs = [
-            text + (errors.pop(0) if code else "")
-            for code, text in zip(codes, outputs, strict=True)
-        ]
-        return list(zip(codes, outputs, strict=True))
+        """Runs command lines; returns (exit code, output) of each, with errors if it fails."""
+        runs = [run_in9(*command, check=None) for command in commands]
+        return [(run.returncode, run.stdout + run.stderr * bool(run.returncode)) for run in runs]
 
     def read(self, path: str) -> bytes:
         name = quote(path.removeprefix(f"{ROOT}/"), safe="")
@@ -225,27 +201,23 @@ def test_the_number_of_groups_is_that_of_the_flag_or_follows_from_the_work(
     assert blocks.work.evaluation.blocks == groups
 
 
-def run_as_worker(cloud: Cloud, job: dict[str, Any], folder: Path) -> None:
+def run_as_worker(cloud: Cloud, job: dict[str, Any]) -> None:
     """Runs what a job has staged, as a worker does."""
-    files = [folder / "pipeline.pb", folder / "options.json"]
-    files[0].write_bytes(cloud.read(options_of(job)["pipelineUrl"]))
-    files[1].write_text(json.dumps(options_of(job)))
-    worker = Path(dataflow_stub.__file__)
-    subprocess.run([sys.executable, worker, *files], check=True)
+    options = options_of(job)
+    run_staged(cloud.read(options["pipelineUrl"]), options)
 
 
 def test_what_was_staged_runs_as_it_is(
     cloud: Cloud,
     submitted: dict[str, tuple[dict[str, Any], str]],
     one_worker: Path,
-    tmp_path: Path,
 ) -> None:
     """Checks that one graph does the whole job, and that it then finds nothing to do.
 
     A launcher that waits prints what a local job prints.
     """
     job, _ = submitted["out"]
-    run_as_worker(cloud, job, tmp_path)
+    run_as_worker(cloud, job)
     manifest = json.loads(cloud.read(f"{ROOT}/out/manifest.json"))
     assert manifest == manifest_of(one_worker)
     work = {name for name in cloud.names("out/") if name.startswith(".in9/")}
@@ -270,7 +242,7 @@ def test_what_was_staged_runs_as_it_is(
     cloud.dataflow.state = "JOB_STATE_RUNNING"
     assert again[0] == 0
     manifest_bytes = cloud.read(f"{ROOT}/out/manifest.json")
-    run_as_worker(cloud, cloud.dataflow.jobs[before], tmp_path)
+    run_as_worker(cloud, cloud.dataflow.jobs[before])
     assert cloud.read(f"{ROOT}/out/manifest.json") == manifest_bytes
     summary = json.loads(cloud.read(f"{ROOT}/out/.in9/last_run.json"))["summary"]
     assert (summary["dataset"], summary["changed"]) == (manifest["fingerprint"], False)

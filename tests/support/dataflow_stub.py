@@ -1,9 +1,7 @@
 """Stand-ins for the Dataflow service and for its workers.
 
 The service records submitted jobs and answers as it is told. The worker runs a staged `pipeline.pb`
-unchanged, in this process, with the options that Dataflow would pass:
-
-    python tests/support/dataflow_stub.py pipeline.pb options.json
+unchanged, in this process, with the options that Dataflow would pass.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ import contextlib
 import http.server
 import json
 import re
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,11 +134,14 @@ def write_credentials(path: Path, token_uri: str) -> None:
 
 @contextlib.contextmanager
 def _as_worker(options: dict[str, Any]) -> Iterator[None]:
-    """Sets the job's options as a worker's entry point does."""
+    """Sets the job's options as a worker's entry point does, and unsets them."""
     from apache_beam.options.value_provider import RuntimeValueProvider
 
     RuntimeValueProvider.set_runtime_options(options)
-    yield
+    try:
+        yield
+    finally:
+        RuntimeValueProvider.set_runtime_options(None)
 
 
 def run_staged(pipeline: bytes, options: dict[str, Any]) -> None:
@@ -166,7 +166,3 @@ def run_staged(pipeline: bytes, options: dict[str, Any]) -> None:
     with _as_worker(options):
         result = FnApiRunner().run_via_runner_api(proto, PipelineOptions([]))
         result.wait_until_finish()
-
-
-if __name__ == "__main__":
-    run_staged(Path(sys.argv[1]).read_bytes(), json.loads(Path(sys.argv[2]).read_text()))
