@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from broken_network import FaultProxy
 from gcs import BUCKET
-from runs import run_in9
+from runs import TINY_MODEL, run_in9
 from soundness import assert_sound
 
 from pipeline.dataset.config import ComposeConfig, SegmentConfig
@@ -52,15 +52,17 @@ def remote_input(proxy: FaultProxy, small_sample: Path) -> Store:
 
 
 def test_the_job_on_a_store_that_fails_now_and_then_equals_the_local_one(
-    proxy: FaultProxy, remote_input: Store, small_run: Path
+    proxy: FaultProxy, remote_input: Store, small_sample: Path, tmp_path: Path
 ) -> None:
-    output = Store.at(f"gs://{BUCKET}/out")
-    command = ("run", "--input", remote_input.root, "--output", output.root)
+    output, local = Store.at(f"gs://{BUCKET}/out"), tmp_path / "out"
+    flags = ("--segmenter", "box", "--image_size", 64, "--resize", 64, *TINY_MODEL)
+    run_in9("run", "--input", small_sample, "--output", local, *flags)
+    command = ("run", "--input", remote_input.root, "--output", output.root, *flags)
     with proxy.harming(0.08):
         run_in9(*command)
     assert sum(proxy.harmed.values()) > 20
     assert len(proxy.harmed) == 5, proxy.harmed
-    assert output.read(MANIFEST) == (small_run / MANIFEST).read_bytes()
+    assert output.read(MANIFEST) == (local / MANIFEST).read_bytes()
     remaining = [path for path in output.walk(".in9") if path.count("/") > 1 or "lock" in path]
     # What is known of the input and of models is kept here, as on a disk.
     remaining = [path for path in remaining if path.split("/")[1] not in ("checksums", "models")]
@@ -68,7 +70,7 @@ def test_the_job_on_a_store_that_fails_now_and_then_equals_the_local_one(
     assert "nothing to do" in run_in9(*command).stdout
     assert "files agree" in run_in9("verify", "--dataset", output.root).stdout
     assert_sound(output.root)
-    page = (small_run / "report.html").read_text()
+    page = (local / "report.html").read_text()
     assert len(output.read("report.html")) == pytest.approx(len(page.encode()), rel=0.01)
 
 
