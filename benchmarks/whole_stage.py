@@ -23,6 +23,7 @@ from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.models.identity import Precision
 from pipeline.models.library_names import EFFICIENTNETS, Packaged
 from pipeline.models.registry import load_model
+from pipeline.runtime.machine import missing_to_compile
 from transforms.scoring import PAPER_RULE
 
 MODELS = 10
@@ -124,6 +125,7 @@ def measure_agreement(setting: Setting) -> None:
         table = predict(evaluation, dataset, setting.model)
         return table.filter(pc.equal(table["label_rule"], PAPER_RULE))
 
+    missing = missing_to_compile(setting.predict.device == "cuda")
     exact = answers("fp32", False)
     row(f"fp32: answers, {setting.arch}", f"{len(exact)}", f"BG-Gap {gap(exact)} points")
     kinds: list[tuple[Precision, bool]] = [("fp32", True), ("tf32", False), ("bf16", False)]
@@ -134,6 +136,9 @@ def measure_agreement(setting: Setting) -> None:
         name = f"{precision + ' compiled' * compiled}: answers equal to fp32's, {setting.arch}"
         if precision == "tf32" and not has_tf32:
             row(name, "not measured", "this device computes fp32")
+            continue
+        if compiled and missing:
+            row(name, "not compiled", f"there is no {missing}")
             continue
         table = answers(precision, compiled)
         equal = pc.sum(pc.equal(table["output"], exact["output"])).as_py()
@@ -151,17 +156,21 @@ def gap(table: pa.Table) -> str:
 
 
 def measure_cards(setting: Setting) -> None:
-    """Measures all cards of the machine beside one."""
+    """Measures all cards of the machine beside one, without the start of the processes."""
     cards = torch.cuda.device_count() if setting.predict.device == "cuda" else 0
-    if cards < 2 or importlib.util.find_spec("apache_beam") is None:
-        row(f"several cards, {setting.name}", "not measured", f"this machine has {cards}")
+    why = "" if importlib.util.find_spec("apache_beam") else "apache-beam is not installed"
+    if why or cards < 2:
+        why = why or f"this machine has {cards}"
+        row(f"several cards, {setting.name}", "not measured", why)
         return
     flags = ("--dataset", setting.dataset, "--models", setting.model)
     seconds = []
     for count in (1, cards):
         setting.evaluation.store.delete_tree("results")
-        flags_of_model = ("--precision", setting.predict.precision, "--gpus", count)
-        seconds.append(run_in9("evaluate", *flags, *flags_of_model).wall)
+        how = ("--precision", setting.predict.precision, "--batch_size", setting.batch_size)
+        # The second run finds nothing to do.
+        walls = [run_in9("evaluate", *flags, *how, "--gpus", count).wall for _ in range(2)]
+        seconds.append(walls[0] - walls[1])
     row(f"{cards} cards, {setting.name}", f"{seconds[0] / seconds[1]:.2f} x", "one card")
 
 

@@ -12,7 +12,6 @@ import argparse
 import itertools
 import logging
 import os
-import shutil
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
@@ -22,7 +21,7 @@ from pipeline.commands.flags import flags_of
 from pipeline.commands.parser import COMMANDS, build_parser, underscored
 from pipeline.errors import UsageError, did_you_mean
 from pipeline.runtime.flag_types import Flag, WordListParser, comma_separated, text_of
-from pipeline.runtime.machine import cpp_compiler
+from pipeline.runtime.machine import missing_to_compile
 from pipeline.storage.files import absolute, files_of, is_below, is_remote, join
 from transforms.limits import load_nested
 
@@ -153,17 +152,16 @@ def check_device(arguments: argparse.Namespace, otherwise: str) -> None:
     Raises:
       UsageError: CUDA or a compiler is missing; the message says why.
     """
-    if getattr(arguments, "compile", False):
-        compiler = cpp_compiler()
-        if shutil.which(compiler) is None:
-            raise UsageError(
-                f"--compile needs a C++ compiler, and there is no {compiler}: install it, or leave "
-                "--compile out"
-            )
-    if getattr(arguments, "device", None) != "cuda":
+    device, is_compiled = getattr(arguments, "device", None), getattr(arguments, "compile", False)
+    if device != "cuda" and not is_compiled:
         return
     import torch
 
+    has_gpu = device != "cpu" and torch.cuda.is_available()
+    if is_compiled and (missing := missing_to_compile(has_gpu)):
+        raise UsageError(f"--compile needs {missing}: install it, or leave --compile out")
+    if device != "cuda":
+        return
     if torch.cuda.is_available():
         return
     why = (

@@ -13,6 +13,7 @@ job with nothing to do must not wait for that.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import logging
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from pipeline.models.source import LoadedModel
 
 _LOG = logging.getLogger(__name__)
+_MAX_PENDING_FILES = 2
+"""The most files that wait to be written while the model goes on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,23 +288,21 @@ class RunModels(_Step):
             with contextlib.closing(outputs), ThreadPoolExecutor(1) as pool:
                 for chunk in missing:
                     tallies[chunk] = self._resume_tally(block, chunk, pool, noted)
-                pending = None
+                pending: collections.deque[tuple[Future[FileDigest], bool]] = collections.deque()
                 for output in outputs:
                     if output.is_complete:
                         tallies[output.chunk].add(f"{work.chunk_name}_made")
                     tallies[output.chunk].note()
-                    # One file at a time. It is counted here and not where it is written, because
-                    # Beam's counters must be updated in the thread that Beam called.
-                    _count_when_written(pending)
-                    path, of = (
-                        model_work.path(output.chunk),
-                        model_work.fingerprint_to_store(output),
-                    )
+                    path = model_work.path(output.chunk)
+                    of = model_work.fingerprint_to_store(output)
                     writing = pool.submit(write_table, store, path, output.table, of)
-                    pending = writing, output.is_complete
+                    pending.append((writing, output.is_complete))
                     if output.is_complete:
                         tallies[output.chunk].note_done()
-                _count_when_written(pending)
+                    if len(pending) > _MAX_PENDING_FILES:
+                        _count_when_written(*pending.popleft())
+                while pending:
+                    _count_when_written(*pending.popleft())
         finally:
             for tally in tallies.values():
                 tally.end()
@@ -321,14 +322,14 @@ class RunModels(_Step):
                 self.tally(block, chunk, pool).note_done(self.work.size(self.dataset(), chunk))
 
 
-def _count_when_written(pending: tuple[Future[FileDigest], bool] | None) -> None:
+def _count_when_written(writing: Future[FileDigest], is_complete: bool) -> None:
     """Waits until a file is written, and counts it. Raises the error if writing failed.
 
-    A partial file does not count, because the complete file will replace it.
+    It is counted here and not where it is written, because Beam's counters must be updated in the
+    thread that Beam called. A partial file does not count, because the complete file will replace
+    it.
     """
-    if pending is not None:
-        writing, is_complete = pending
-        count_written([writing.result()] if is_complete else [])
+    count_written([writing.result()] if is_complete else [])
 
 
 class SummarizeModel(_Step):

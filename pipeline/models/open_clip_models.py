@@ -64,7 +64,9 @@ class ZeroShot(torch.nn.Module):
         features = self.visual(pictures)
         if isinstance(features, tuple):
             features = features[0]
-        return functional.normalize(features.float(), dim=-1) @ self.head.T  # type: ignore[operator]
+        with torch.autocast(pictures.device.type, enabled=False):
+            directions = functional.normalize(features.float(), dim=-1)
+            return directions @ self.head.T  # type: ignore[operator]
 
 
 class OpenClip(Source):

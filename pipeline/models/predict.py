@@ -14,6 +14,7 @@ import contextlib
 import math
 import sys
 import time
+import types
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -100,8 +101,8 @@ class NetworkInput:
 
 def _reuses_memory(pictures: torch.Tensor) -> bool:
     """Returns whether the next batch may overwrite what is computed from pictures."""
-    # Compiled code plans its memory by itself.
-    is_eager = torch.is_inference_mode_enabled() and not torch.compiler.is_compiling()
+    # Compiled code plans its memory by itself. Asked first, as the mode cannot be compiled.
+    is_eager = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
     return is_eager and pictures.device.type == "cpu"
 
 
@@ -129,6 +130,25 @@ class Fetched:
 
 def _unchanged(pictures: torch.Tensor) -> torch.Tensor:
     return pictures
+
+
+def _in_fp32(forward: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Returns the forward pass of a layer whose weights are in fp32, outside of autocast."""
+
+    def forward_in_fp32(features: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return forward(features.float())
+
+    return forward_in_fp32
+
+
+def _compiled(network: Any) -> Callable[..., torch.Tensor]:
+    """Compiles a function of its own, whose variants do not count for another model's."""
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    code, names = network.__code__.replace(), network.__globals__
+    own = types.FunctionType(code, names, network.__name__, None, network.__closure__)
+    compiled: Callable[..., torch.Tensor] = torch.compile(own)
+    return compiled
 
 
 class Predictor:
@@ -195,33 +215,31 @@ class Predictor:
             self._use_bf16(model.is_shared)
 
     def _use_bf16(self, is_shared: bool) -> None:
-        """Computes the head in fp32, and converts other weights now and not in every batch.
+        """Computes heads in fp32, and converts other weights now and not in every batch.
 
         A significand of bf16 has eight bits, so the highest two logits of a head in bf16 are often
         equal.
         """
-        layers = [each for each in self.module.modules() if isinstance(each, torch.nn.Linear)]
-        head = next((e for e in reversed(layers) if e.out_features == self._num_outputs), None)
-        if head is not None:
-            forward, device = head.forward, self.device.type
-
-            def forward_in_fp32(features: torch.Tensor) -> torch.Tensor:
-                with torch.autocast(device, enabled=False):
-                    return forward(features.float())
-
-            head.forward = forward_in_fp32  # type: ignore[method-assign,assignment]
-            self._undo.callback(delattr, head, "forward")
-        if is_shared:
-            return
+        # With an output for the background, which some networks have before the classes.
+        outputs = (self._num_outputs, self._num_outputs + 1)
         for layer in self.module.modules():
+            if not isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+                continue
+            if len(layer.weight) in outputs:
+                layer.forward = _in_fp32(layer.forward)  # type: ignore[method-assign]
+                self._undo.callback(delattr, layer, "forward")
             # Subclasses and hooks may compute with their weights before they use them.
-            is_plain = type(layer) in (torch.nn.Conv2d, torch.nn.Linear)
-            if is_plain and layer is not head and not layer._forward_pre_hooks:
+            elif (
+                not is_shared
+                and type(layer) in (torch.nn.Conv2d, torch.nn.Linear)
+                and not layer._forward_pre_hooks
+            ):
                 layer.to(torch.bfloat16)
 
     def close(self) -> None:
         """Leaves a module that its maker may hold as it was, but on the device."""
         self._undo.close()
+        self._networks.clear()  # They hold this predictor.
 
     def _has_tf32(self) -> bool:
         is_gpu = self.device.type == "cuda"
@@ -385,8 +403,7 @@ class Predictor:
             return logits
 
         if pictures_of not in self._networks:
-            compiled = torch.compile(network) if self.config.compile else network
-            self._networks[pictures_of] = compiled
+            self._networks[pictures_of] = _compiled(network) if self.config.compile else network
         return self._networks[pictures_of]
 
     def forward_once(

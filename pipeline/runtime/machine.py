@@ -11,7 +11,9 @@ import ctypes
 import functools
 import os
 import platform
+import shutil
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -115,9 +117,22 @@ def _numbers(file: Path) -> list[int]:
         return []
 
 
-def cpp_compiler() -> str:
-    """Returns the name of the C++ compiler that `torch.compile` calls."""
-    return os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+def missing_to_compile(has_gpu: bool) -> str:
+    """Returns what `torch.compile` needs and this machine lacks; empty if there is all of it.
+
+    Args:
+      has_gpu: whether it would compile for a GPU, by Triton.
+    """
+    cpp = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    header = os.path.join(sysconfig.get_path("include"), "Python.h")
+    for name, is_there in (
+        (f"the C++ compiler {cpp}", shutil.which(cpp)),
+        ("a C compiler", not has_gpu or any(map(shutil.which, ("gcc", "clang")))),
+        (header, not has_gpu or os.path.exists(header)),
+    ):
+        if not is_there:
+            return name
+    return ""
 
 
 # Constants of malloc.h.

@@ -10,8 +10,10 @@ from runs import refusal
 from small_models import network, pictures
 from torch.nn import functional
 
+from pipeline.analyses.attack.arrays import put_on
 from pipeline.errors import ModelError
 from pipeline.models.identity import PredictConfig
+from pipeline.models.open_clip_models import ZeroShot
 from pipeline.models.predict import Predictor
 from pipeline.models.registry import load_model
 from pipeline.models.source import LoadedModel
@@ -45,9 +47,73 @@ def test_bf16_leaves_norms_and_head_in_fp32(is_shared: bool) -> None:
     assert "forward" not in vars(head)
 
 
+class TwoHeads(torch.nn.Module):
+    """A network with a convolution as a head, and a linear head with an output before the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Conv2d(3, 8, 5, stride=8)
+        self.wide, self.linear = torch.nn.Conv2d(8, 9, 1), torch.nn.Linear(8, 10)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        features = self.body(pictures)
+        return self.wide(features).mean((2, 3)) + self.linear(features.mean((2, 3)))[:, 1:]
+
+
+def test_heads_of_all_kinds_are_in_fp32() -> None:
+    network, dtypes = TwoHeads().eval(), []
+    for layer in (network.body, network.wide, network.linear):
+        layer.register_forward_hook(lambda _, __, output: dtypes.append(output.dtype))
+    Predictor(model(module=network), PredictConfig("cpu", "bf16")).forward(pictures(2, 64))
+    assert dtypes == [torch.bfloat16, torch.float32, torch.float32]
+    clip = ZeroShot(TwoHeads(), torch.eye(9))
+    logits = Predictor(model(module=clip), PredictConfig("cpu", "bf16")).forward(pictures(2, 64))
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
 def test_what_is_no_network_of_torch_is_not_compiled() -> None:
     with pytest.raises(ModelError, match="leave --compile out"):
         Predictor(model(module=torch.nn.Flatten()), PredictConfig("cpu", compile=True))
+
+
+class Compiler:
+    """A backend of `torch.compile` that notes the operations of each graph, and runs it eagerly."""
+
+    def __init__(self) -> None:
+        self.graphs: list[list[str]] = []
+
+    def __call__(self, graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        calls = [node for node in graph.graph.nodes if node.op.startswith("call")]
+        self.graphs.append([str(node.target) for node in calls])
+        return graph
+
+
+def test_each_model_is_compiled_with_what_makes_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, compile_as_is = Compiler(), torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda call: compile_as_is(call, backend=backend, fullgraph=True)
+    )
+    pixels = torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8)
+    holes, order = 255 * (pixels > 99).to(torch.uint8), torch.arange(8)
+    inputs = (pixels.flip(0), holes, pixels & ~holes, order, order)
+    with torch.inference_mode():
+        for seed in range(5):
+            eager, compiled = (
+                Predictor(model(module=network(9, seed)), PredictConfig("cpu", compile=compile))
+                for compile in (False, True)
+            )
+            for count in (8, 5):
+                few = pixels[:count]
+                expected = eager.forward_once(few, pictures_of=eager._to_floats)
+                logits = compiled.forward_once(few, pictures_of=compiled._to_floats)
+                torch.testing.assert_close(logits, expected)
+            # More variants than torch allows for one function.
+            assert len(backend.graphs) == 2 * (seed + 1)
+        expected = eager.forward_once(*inputs, pictures_of=put_on)
+        logits = compiled.forward_once(*inputs, pictures_of=put_on)
+    torch.testing.assert_close(logits, expected)
+    assert all(any("conv2d" in call for call in graph) for graph in backend.graphs)
+    assert any("index_select" in call for call in backend.graphs[-1])
 
 
 def test_compiling_without_a_compiler_is_refused(
@@ -55,4 +121,4 @@ def test_compiling_without_a_compiler_is_refused(
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     said = refusal(capsys, "evaluate", "--dataset", "none", "--compile")
-    assert "--compile needs a C++ compiler, and there is no no-such-compiler" in said
+    assert "--compile needs the C++ compiler no-such-compiler: install it" in said
