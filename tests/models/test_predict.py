@@ -102,16 +102,17 @@ def test_each_model_is_compiled_with_what_makes_its_input(monkeypatch: pytest.Mo
                 Predictor(model(module=network(9, seed)), PredictConfig("cpu", compile=compile))
                 for compile in (False, True)
             )
-            for count in (8, 5):
+            before = len(backend.graphs)
+            for count in (8, 5, 1):
                 few = pixels[:count]
                 expected = eager.forward_once(few, pictures_of=eager._to_floats)
                 logits = compiled.forward_once(few, pictures_of=compiled._to_floats)
                 torch.testing.assert_close(logits, expected)
-            # More variants than torch allows for one function.
-            assert len(backend.graphs) == 2 * (seed + 1)
+            assert len(backend.graphs) >= before + 2
         expected = eager.forward_once(*inputs, pictures_of=put_on)
         logits = compiled.forward_once(*inputs, pictures_of=put_on)
     torch.testing.assert_close(logits, expected)
+    assert len(backend.graphs) > torch._dynamo.config.recompile_limit
     assert all(any("conv2d" in call for call in graph) for graph in backend.graphs)
     assert any("index_select" in call for call in backend.graphs[-1])
 
