@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipeline.analyses import ANALYSES
 from pipeline.dataset.config import DatasetConfig, SegmentConfig
@@ -19,6 +19,7 @@ from pipeline.dataset.manifest import PREVIOUS_MANIFEST, Manifest, read_manifest
 from pipeline.dataset.records import DATA_FOLDERS
 from pipeline.errors import UsageError
 from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
+from pipeline.evaluate.results import ModelRun, read_results
 from pipeline.generate.commit import INPUT_NOTE
 from pipeline.generate.custom_variants import versioned
 from pipeline.generate.job import GenerateJob
@@ -90,7 +91,11 @@ def evaluation_from_flags(
     evaluation = Evaluation(
         store=store,
         models=models,
-        labels={name_of(entry, load): label for entry, label in labels.items()},
+        labels=_labels(
+            store,
+            [name_of(model, load) for model in models],
+            {name_of(entry, load): label for entry, label in labels.items()},
+        ),
         split=split,
         predict=PredictConfig(**{name: getattr(arguments, name) for name in settings}),
         progress=Progress.for_store(store),
@@ -110,6 +115,29 @@ def evaluation_from_flags(
         for model in models:
             evaluation.refuse_unfit(dataset, model)
     return evaluation
+
+
+def _labels(store: Store, models: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
+    """Returns the label of each model that has one: the given one, or else the stored one.
+
+    Args:
+      store: the dataset folder.
+      models: names of the models to run.
+      given: label by name of the model, from flags.
+
+    Raises:
+      UsageError: tables already show another model by the name that a model would have in them.
+    """
+    stored = {run.model: run.label for run in read_results(store, "model", ModelRun)}
+    labels = {model: label for model, label in stored.items() if label} | dict(given)
+    titles = {labels.get(model, model): model for model in stored}
+    for model in models:
+        if (other := titles.setdefault(title := labels.get(model, model), model)) != model:
+            raise UsageError(
+                f"--models {model}: tables would show it as {title}, like {other}; give it a label "
+                "of its own"
+            )
+    return labels
 
 
 def analyses_from_flags(

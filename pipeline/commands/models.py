@@ -9,7 +9,7 @@ from timm.models import get_pretrained_cfg
 
 from pipeline.errors import JobError, UsageError, counted
 from pipeline.models.answers import refuse_answers
-from pipeline.models.expand import expand_models
+from pipeline.models.expand import expand_models, split_labels
 from pipeline.models.identity import INDEX, WeightsFolder, chosen_folder
 from pipeline.models.library_names import distribution
 from pipeline.models.registry import (
@@ -38,14 +38,14 @@ def run_models(arguments: argparse.Namespace) -> int:
             raise UsageError(f"name models by flag: in9 models fetch --models {arguments.pattern}")
         if not arguments.models or not arguments.to:
             raise UsageError("fetch needs --models A,B and --to DIR")
-        return _fetch(expand_models(arguments.models), arguments.to)
+        return _fetch(expand_models(split_labels(arguments.models)[0]), arguments.to)
     if arguments.to:
         raise UsageError("--to is for in9 models fetch")
     if arguments.models:
         if arguments.pattern:
             raise UsageError("give a PATTERN or --models, not both")
         # For scripts: one line for each model that the entries stand for, without remarks.
-        models = expand_models(arguments.models)
+        models = expand_models(split_labels(arguments.models)[0])
         for spec in models:
             check_model(spec)
         print("\n".join(models))

@@ -18,6 +18,7 @@ import functools
 import hashlib
 import io
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast, get_args
@@ -191,8 +192,11 @@ def _read(path: str, stamp: str, taxonomy: Taxonomy) -> GivenAnswers:
     kind: AnswerKind = kinds[0]
     parse = _parser(kind, taxonomy)
     datasets: set[str] = set()
-    writer = AnswersWriter()
+    writer, empty = AnswersWriter(), 0
     for row in read_rows(path, flag):
+        if kind not in row.values:
+            raise row.error(kind, "it is missing")
+        empty += kind != "scores" and not row.text(kind)
         try:
             writer.add(row.text("variant"), [row.text("key")], parse(row))
         except ValueError as error:
@@ -205,6 +209,8 @@ def _read(path: str, stamp: str, taxonomy: Taxonomy) -> GivenAnswers:
         raise UsageError(f"{path} is of several datasets: {_some(sorted(datasets))}")
     with files_of(path).open(path) as file:
         sha256 = hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
+    if empty:
+        print(f"{path}: {counted(empty, 'empty answer')}, none of the classes", file=sys.stderr)
     given = writer.finish(path, kind, taxonomy)
     return dataclasses.replace(given, sha256=sha256, dataset=datasets.pop())
 

@@ -28,14 +28,16 @@ def split_labels(entries: Iterable[str]) -> tuple[list[str], dict[str, str]]:
 
     Raises:
       UsageError: a label is not a plain name, is given twice, or stands before a wildcard or file;
-        or for the reasons of `flat_entries`.
+        no entry follows; or for the reasons of `flat_entries`.
     """
     labels: dict[str, str] = {}
     flat = flat_entries(entries)
     for label, mark, entry in (one.partition(":=") for one in flat):
-        if mark and (label in labels.values() or entry in labels or not _LABEL.fullmatch(label)):
+        is_name = entry and label.isprintable() and _LABEL.fullmatch(label)
+        if mark and (label in labels.values() or entry in labels or not is_name):
             raise UsageError(
-                f"--models {label}:={entry}: a label is a name of its own without = : /"
+                f"--models {label}:={entry}: a label is a name of its own without = : /, and an "
+                "entry follows"
             )
         if mark and (_is_wild(entry) or entry.startswith("@")):
             raise UsageError(f"--models {label}:={entry}: a label names one model, not several")

@@ -110,8 +110,11 @@ def test_the_table_to_fill_has_every_picture_and_its_bytes(output: Path, rows: l
 
 
 def measures(output: Path, name: str, model: str, rule: str) -> list[Row]:
-    """The rows of a model in a table under a label rule, without what names the two."""
-    names = {"model", "label_rule", "weights_sha256", "device"}
+    """The rows of a model in a table under a label rule, without what names the two.
+
+    What the other models of the table decide, `among_best`, is left out, too.
+    """
+    names = {"model", "label_rule", "weights_sha256", "device", "among_best"}
     return [
         {column: value for column, value in row.items() if column not in names}
         for row in table_of(output, name)
@@ -140,6 +143,7 @@ def test_a_call_gives_the_figures_of_the_command(output: Path, entries: dict[str
             assert len(rows) == len(expected) > 0
             for row, told in zip(rows, expected, strict=True):
                 row["model"] = entries["network"]
+                told.pop("among_best", None)  # The other models of the table decide it.
                 assert {k: v for k, v in row.items() if v != "None"} == {
                     k: v for k, v in told.items() if v
                 }
@@ -167,7 +171,7 @@ def test_no_table_or_difference_mixes_rules(
     assert printed.index(f"by {PAPER_RULE}:") < printed.index(f"by {CLOSED_CHOICE}:")
     assert f"answer without scores: {entries['label']}, {entries['output']}" in printed
     run_here(*gate, "argmax_then_map:bg_gap>0.9", code=1)
-    assert f"is not tested: {reason} has no result for bg_gap" in capsys.readouterr().err
+    assert f"is not tested: {reason} has no bg_gap" in capsys.readouterr().err
 
 
 def dropped(rows: list[Row], number: int) -> list[Row]:
@@ -241,6 +245,8 @@ def test_what_needs_a_network_refuses_answers(
     output: Path, entries: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     on = ("--dataset", output)
+    run_here("models", "list", "--models", f"Mine 1:={entries['network']}")
+    assert capsys.readouterr().out == f"{entries['network']}\n"
     for command in (
         ("attack", *on, "--models", entries["scores"]),
         ("saliency", *on, "--models", f"efficientnet_lite0,{entries['output']}"),
@@ -305,6 +311,11 @@ def test_a_label_names_the_model_and_computes_nothing(
         assert entries["scores"] not in models
     compared = {row["first"] for row in table_of(copied, "comparisons")}
     assert compared & {"Best answers 1.5"}
+    # It stays until another takes its place, and stands for no other model.
+    run_here("evaluate", "--dataset", copied, "--models", entries["scores"], *ONE)
+    assert "Best answers 1.5" in {row["model"] for row in table_of(copied, "gaps")}
+    again = ("evaluate", "--dataset", copied, "--models", f"Best answers 1.5:={entries['output']}")
+    assert f"as Best answers 1.5, like {entries['scores']}; give" in refusal(capsys, *again)
     assert "Best answers 1.5" in (copied / "results/latex/headline.tex").read_text()
     assert "Best answers 1.5" in (copied / "report.html").read_text()
 
@@ -324,6 +335,21 @@ def test_answers_are_classes_by_any_of_their_names(tmp_path: Path) -> None:
     named = [{"key": str(i), "variant": "v", "label": x} for i, x in enumerate(["B", "1", "", -1])]
     answers = read_answers(f"answers:{write(tmp_path / 'b.csv', named)}", classes)
     assert answers.on("v", ["0", "1", "2", "3"]).tolist() == [1, 1, OUTSIDE, OUTSIDE]
+
+
+@pytest.mark.parametrize("kind", ["scores", "output", "label"])
+def test_a_row_without_its_answer_is_named_and_empty_ones_are_counted(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = {"key": "0", "variant": "original"}
+    rows = [{**base, kind: [0.0] * 1000 if kind == "scores" else None}, {**base, "key": "1"}]
+    file = write(tmp_path / "a.jsonl", rows)
+    with pytest.raises(UsageError, match=f"line 2, column {kind}: it is missing"):
+        read_answers(f"answers:{file}", imagenet9())
+    file = write(tmp_path / "b.jsonl", rows[:1])
+    read_answers(f"answers:{file}", imagenet9())
+    told = "" if kind == "scores" else f"{file}: 1 empty answer, none of the classes\n"
+    assert capsys.readouterr().err == told
 
 
 def test_answers_without_logits_have_no_scores() -> None:
