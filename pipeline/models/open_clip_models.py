@@ -9,6 +9,7 @@ minutes on a CPU.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -142,15 +143,16 @@ class OpenClip(Source):
             ) from error
         model.eval().requires_grad_(False)
         # The hash leaves out the head, because it is computed here, and its last bits depend on the
-        # machine. What it is computed from counts.
+        # machine. What it is computed from counts. The place of a folder does not: its
+        # configuration says what the network is.
         names, templates = prompts
-        texts = [list(names), [template("{}") for template in templates]]
-        digest = text_digest(json.dumps([weights_hash(model), *texts]))
+        quick_gelu = bool(config.get("quick_gelu", False) or tag.get("quick_gelu", False))
+        built = [architecture if pretrained else "", config, quick_gelu]
+        built += [list(names), [template("{}") for template in templates]]
+        digest = text_digest(json.dumps([weights_hash(model), *built], sort_keys=True))
         preprocess = dict(model.visual.preprocess_cfg)
-        kept, file = Store(os.path.join(torch.hub.get_dir(), "in9")), f"{digest}.safetensors"
-        if not kept.exists(file):
-            kept.write(file, save({"head": _head(spec, model, tokenizer, prompts)}))
-        module = ZeroShot(model.visual, load(kept.read(file, None))["head"])
+        head = _kept_head(digest, functools.partial(_head, spec, model, tokenizer, prompts))
+        module = ZeroShot(model.visual, head)
         del model
         size = preprocess["size"]
         settings = {
@@ -174,7 +176,7 @@ class OpenClip(Source):
             recipe={
                 "embed_dim": config["embed_dim"],
                 "vision_cfg": {**config["vision_cfg"], "timm_model_pretrained": False},
-                "quick_gelu": bool(config.get("quick_gelu", False) or tag.get("quick_gelu", False)),
+                "quick_gelu": quick_gelu,
                 "classes": len(names),
             },
             weights_sha256=digest,
@@ -268,6 +270,22 @@ def class_prompts(taxonomy: Taxonomy) -> Prompts:
         for words, superclass in zip(names, superclasses, strict=True)
     ]
     return classes, open_clip.SIMPLE_IMAGENET_TEMPLATES
+
+
+def _kept_head(digest: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Returns a head that was kept, or else computes it and keeps it if the folder permits.
+
+    Args:
+      digest: hexadecimal digits, of all that the head depends on.
+      compute: computes the head.
+    """
+    kept, file = Store(os.path.join(torch.hub.get_dir(), "in9")), f"{digest}.safetensors"
+    with contextlib.suppress(Exception):  # A broken file is as good as none.
+        return load(kept.read(file, None))["head"]
+    head = compute()
+    with contextlib.suppress(OSError):
+        kept.write(file, save({"head": head}))
+    return head
 
 
 def _head(spec: str, model: Any, tokenizer: Any, prompts: Prompts) -> torch.Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from pipeline.errors import JobError, UsageError
 from pipeline.models.open_clip_models import class_prompts
 from pipeline.models.registry import check_model, load_model
 from pipeline.models.source import check_head
-from transforms.taxonomy import imagenet9
+from transforms.taxonomy import Taxonomy, imagenet9
 
 
 def test_zero_shot_agrees_with_open_clip(
@@ -48,6 +50,30 @@ def test_zero_shot_agrees_with_open_clip(
     monkeypatch.setattr(open_clip, "IMAGENET_CLASSNAMES", open_clip.IMAGENET_CLASSNAMES[::-1])
     with pytest.raises(JobError, match="'NoneType' object is not callable"):
         load_model(f"open_clip:{clip_folder}")
+
+
+def test_a_head_is_that_of_its_network_and_needs_no_folder_to_be_kept_in(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classes = Taxonomy(("a", "b"), ("one", "two"), (0, 1), ("cat", "dog"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    model = load_model(f"open_clip:{clip_folder}", taxonomy=classes)
+    quick = Path(shutil.copytree(clip_folder, tmp_path / "quick"))
+    config = json.loads((quick / "open_clip_config.json").read_text())
+    config["model_cfg"]["quick_gelu"] = True
+    (quick / "open_clip_config.json").write_text(json.dumps(config))
+    other = load_model(f"open_clip:{quick}", taxonomy=classes)
+    assert other.identity.weights_sha256 != model.identity.weights_sha256
+    assert not torch.equal(other.module.head, model.module.head)
+    kept = [*tmp_path.glob("hub/in9/*.safetensors")]
+    assert len(kept) == 2
+    for file in kept:
+        file.write_bytes(b"broken")
+    again = load_model(f"open_clip:{clip_folder}", taxonomy=classes)
+    assert torch.equal(again.module.head, model.module.head)
+    monkeypatch.setenv("TORCH_HOME", str(kept[0] / "below a file"))
+    again = load_model(f"open_clip:{clip_folder}", taxonomy=classes)
+    assert torch.equal(again.module.head, model.module.head)
 
 
 def test_every_class_has_a_name_of_its_own() -> None:
