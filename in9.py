@@ -68,7 +68,8 @@ def evaluate_model(
     """Evaluates a model on all pictures of a dataset, without Beam.
 
     A module is evaluated as `in9 evaluate` would run it, with the same preprocessing, and on a GPU
-    if there is one. It is copied, and a training around the call goes on bit for bit as without it.
+    if there is one: its own, or the first. It is copied, and a training around the call goes on bit
+    for bit as without it.
 
     Args:
       dataset: the dataset's folder, local or `gs://`; or what `open_dataset` returned, whose split
@@ -78,13 +79,15 @@ def evaluate_model(
         (n,) integer labels of superclasses, -1 for none of them. NumPy, torch, JAX and TensorFlow
         arrays will do.
       name: name of the model in tables.
-      outputs: "imagenet" if integers are classes of ImageNet, 0 to 999, rather than superclasses.
+      outputs: "imagenet" if integers are classes of ImageNet, 0 to 999, rather than superclasses;
+        for datasets whose classes all have WordNet ids of ImageNet.
       batch_size: number of pictures in a batch; None for that of `in9 evaluate`.
       store: whether to store predictions, as the model `call:NAME`, in place of an earlier one of
-        the name, and to write tables and page.
+        the name, and to write tables and page. If that fails, the call warns, and returns.
 
     Raises:
-      UsageError: the folder holds no finished dataset, or `predict` returns something else.
+      UsageError: the folder holds no finished dataset, the split no pictures, `predict` returns
+        something else, or the module cannot be copied.
       ValueError: the number of outputs fits neither the classes nor the superclasses.
       JobError, ModelError: a picture cannot be decoded, or the module fails.
       Exception: any exception of `predict`.

@@ -9,18 +9,20 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import functools
 import html
 import itertools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress as Bar
 
 from pipeline.analyses.evaluation.results import TABLES, Summary
@@ -33,7 +35,7 @@ from pipeline.dataset.reading import DatasetReader
 from pipeline.dataset.records import write_table
 from pipeline.display.panel import Estimate
 from pipeline.display.table import interval
-from pipeline.errors import UsageError
+from pipeline.errors import JobError, UsageError, one_line
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.predict_shards import AnswersScorer, Elsewhere, PredictShards, ShardPictures
 from pipeline.evaluate.predictions import EvalImages, evaluated_variants, predictions_in_table
@@ -122,15 +124,20 @@ def evaluate_model(
         predict=PredictConfig(batch_size=batch_size),
         progress=Progress.for_store(opened.store),
     )
+    if outputs and (outputs != "imagenet" or not opened.taxonomy.is_of_imagenet):
+        raise UsageError(
+            f'outputs={outputs!r}: the only other outputs are "imagenet", for datasets whose '
+            "classes all have WordNet ids of ImageNet"
+        )
     torch = sys.modules.get("torch")
     if torch and isinstance(predict, torch.nn.Module):
-        with _ready(predict, evaluation, opened.taxonomy) as (predictor, identity):
-            given = _collect(_run(predictor, opened, evaluation), opened, evaluation)
-            device = predictor.device.type
+        own = next(itertools.chain(predict.parameters(), predict.buffers()), torch.empty(0)).device
+        with _torch_as_by_default(own.index or 0):
+            given, identity, device = _run(predict, opened, evaluation, own.index or 0)
     else:
-        ask = functools.partial(_ask, predict, outputs, opened.taxonomy)
-        kind: AnswerKind = "output" if outputs else "label"
-        given, device = _collect(_call(ask, opened, evaluation), opened, evaluation, kind), ""
+        ask = partial(_ask, predict, outputs, opened.taxonomy)
+        answered, device = _call(ask, opened, evaluation), ""
+        given = _collect(answered, opened, evaluation, "output" if outputs else "label")
         identity = ModelIdentity(
             name=given.path,
             architecture=getattr(predict, "__name__", type(predict).__name__),
@@ -160,9 +167,11 @@ def _collect(
     """
     (name,), split = evaluation.models, evaluation.split
     writer, console = AnswersWriter(), Console(stderr=True)
+    total = sum(dataset.pictures(split, shard) for shard in dataset.shards(split))
+    if not total:
+        raise UsageError(f"the split {split} has no pictures")
     with Bar(console=console, disable=not (console.is_terminal or console.is_jupyter)) as bar:
-        total = sum(dataset.pictures(split, shard) for shard in dataset.shards(split))
-        task = bar.add_task(name, total=total)
+        task = bar.add_task(escape(name), total=total)
         for variant, keys, answers in answered:
             kind = "scores" if answers.ndim == 2 else kind
             writer.add(variant, keys, answers)
@@ -174,27 +183,39 @@ def _evaluate(
     dataset: Dataset, run: ModelRun, scorer: AnswersScorer, *, store: bool
 ) -> EvaluatedModel:
     """Computes all statistics from the answers; also stores predictions if asked to."""
-    chunks, work = dataset.shards(run.evaluation.split), PredictShards(dataset, run)
-    outputs = list(work.run(scorer, chunks, chunks, lambda *_: None))
+    chunks = dataset.shards(run.evaluation.split)
+    work = PredictShards(dataset, run, reuse=False)
+    outputs = work.run(scorer, chunks, chunks, lambda *_: None)
     tables = {one.chunk: one.table for one in outputs if one.is_complete}
     images = EvalImages.read(dataset, *run.tested_on)
     rows = [table.replace_schema_metadata() for table in tables.values()]
     power = measure_power(dataset, images, run, rows)
     described = describe_predictions(work, chunks, run, entry=run.model, power=power)
-    if store:
-        with locked(dataset.store, model_lock(run.folder, 0)) as fenced:
-            for chunk, table in tables.items():
-                write_table(fenced, work.path(chunk), table, work.fingerprint(chunk))
-            commit_predictions(PredictShards(dataset, run, fenced), chunks, described)
-        fingerprint, taxonomy = dataset.manifest.fingerprint, dataset.taxonomy
-        write_results(fingerprint, dataset.store, taxonomy, "sample", has_run_models=True)
     predictions = predictions_in_table(
         pa.concat_tables(rows).unify_dictionaries(),
         images,
         evaluated_variants(dataset),
         tuple(RULES_OF_ANSWERS[run.answers]),
     )
-    return EvaluatedModel(summarize(dataset, described, images, predictions))
+    result = EvaluatedModel(summarize(dataset, described, images, predictions))
+    if not store:
+        return result
+    try:
+        with locked(dataset.store, model_lock(run.folder, 0), wait=60) as fenced:
+            for chunk, table in tables.items():
+                write_table(fenced, work.path(chunk), table, work.fingerprint(chunk))
+            commit_predictions(PredictShards(dataset, run, fenced), chunks, described)
+        write_results(
+            dataset.manifest.fingerprint,
+            dataset.store,
+            dataset.taxonomy,
+            "sample",
+            has_run_models=True,
+        )
+    except (JobError, OSError) as error:
+        # The answers may have been paid for, so the caller gets what they say.
+        warnings.warn(f"{run.model} could not be stored: {one_line(error)}", stacklevel=4)
+    return result
 
 
 def _call(
@@ -223,21 +244,28 @@ def _ask(
       ValueError: their number of outputs fits neither classes nor superclasses.
     """
     given = predict(pixels)
-    answers = np.asarray(given.detach().cpu() if hasattr(given, "detach") else given)
+    if hasattr(given, "detach"):
+        # NumPy has no bfloat16.
+        given = given.detach().cpu().float() if given.is_floating_point() else given.detach().cpu()
+    answers = np.asarray(given)
     if answers.ndim == 2 and len(answers) == len(pixels):
         labels_of_outputs(answers.shape[1], taxonomy)
-        if not np.isfinite(answers.max(axis=1)).all():
-            raise UsageError("predict returned scores that are NaN or infinity")
-        return answers.astype(np.float32)
+        scores = answers.astype(np.float32)
+        if not np.isfinite(scores.max(axis=1)).all():
+            raise UsageError("predict returned scores that are NaN or infinity as float32")
+        return scores
     if answers.shape != (len(pixels),) or not np.issubdtype(answers.dtype, np.integer):
         raise UsageError(
             f"predict returned {answers.dtype} of shape {answers.shape} for {len(pixels)} "
             "pictures; expected (n, outputs) scores or (n,) integers"
         )
     count = len(imagenet9().wnids) if outputs else taxonomy.num_labels
-    if answers.min() < OUTSIDE or answers.max() >= count:
+    if len(wrong := answers[(answers < OUTSIDE) | (answers >= count)]):
         hint = "" if outputs else '; for classes of ImageNet, add outputs="imagenet"'
-        raise UsageError(f"predict returned {answers.max()}, and labels are below {count}{hint}")
+        raise UsageError(
+            f"predict returned {wrong[0]}, and labels are from {OUTSIDE} to {count - 1}"
+            f"{hint if wrong[0] > 0 else ''}"
+        )
     if not outputs:
         return answers.astype(np.int64)
     classes = dict(zip(taxonomy.wnids, taxonomy.outputs or itertools.count(), strict=False))
@@ -246,46 +274,86 @@ def _ask(
 
 
 @contextlib.contextmanager
-def _ready(
-    module: torch.nn.Module, evaluation: Evaluation, taxonomy: Taxonomy
-) -> Iterator[tuple[Any, ModelIdentity]]:
-    """Puts a copy of a module on its device, and leaves the process as it was.
+def _torch_as_by_default(gpu: int) -> Iterator[None]:
+    """Lets torch compute as in `in9 evaluate`, and leaves the process as it was.
 
     A training goes on bit for bit as without it.
 
-    Yields:
-      (the `Predictor`, the model's identity).
+    Args:
+      gpu: index of the GPU to use, if there is one.
     """
     import torch
 
+    backends: Any = torch.backends
+    # Since torch 2.9, each operation has its own precision, and the settings of several operations
+    # cannot be read where these differ.
+    operations = (
+        [
+            *(backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn),
+            *(backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn),
+        ]
+        if hasattr(backends, "fp32_precision")
+        else []
+    )
+    settings: list[tuple[Callable[[Any], object], Callable[[], Any]]] = [
+        (torch.set_float32_matmul_precision, torch.get_float32_matmul_precision),
+        *(
+            (partial(setattr, one, "allow_tf32"), partial(getattr, one, "allow_tf32"))
+            for one in (backends.cuda.matmul, backends.cudnn)
+        ),
+        (torch.set_default_dtype, torch.get_default_dtype),
+        (torch.set_num_threads, torch.get_num_threads),
+    ]
+    with (
+        contextlib.ExitStack() as undo,
+        torch.random.fork_rng([gpu] if torch.cuda.is_available() else []),
+    ):
+        for operation in operations:
+            undo.callback(setattr, operation, "fp32_precision", operation.fp32_precision)
+        for restore, read in settings:
+            with contextlib.suppress(RuntimeError):
+                undo.callback(restore, read())
+        for operation in operations:
+            operation.fp32_precision = "ieee"
+        undo.callback(torch.cuda.empty_cache)
+        torch.set_default_dtype(torch.float32)
+        torch.set_num_threads(usable_cores())
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+
+
+def _run(
+    module: torch.nn.Module, dataset: Dataset, evaluation: Evaluation, gpu: int
+) -> tuple[GivenAnswers, ModelIdentity, str]:
+    """Runs a copy of a module.
+
+    Returns:
+      (the logits, the model's identity, the type of its device).
+    """
     from pipeline.models.predict import Predictor
     from pipeline.models.source import check_head, measured_model
 
     (name,) = evaluation.models
-    threads = torch.get_num_threads()
-    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    allowed = [backend.allow_tf32 for backend in backends]
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        try:
-            torch.set_num_threads(usable_cores())
-            model = measured_model(
-                {},
-                where=name,
-                taxonomy=taxonomy,
-                name=name,
-                architecture=type(module).__name__,
-                weights=name,
-                module=copy.deepcopy(module).cpu().float(),
-            )
-            check_head(model, taxonomy)
-            yield Predictor(model, evaluation.predict), model.identity
-        finally:
-            torch.set_num_threads(threads)
-            for backend, was in zip(backends, allowed, strict=True):
-                backend.allow_tf32 = was
+    try:
+        copied = copy.deepcopy(module).cpu().float()
+    except Exception as error:  # A module's own code can raise anything.
+        raise UsageError(f"{name}: the module cannot be copied: {one_line(error)}") from error
+    model = measured_model(
+        {},
+        where=name,
+        taxonomy=dataset.taxonomy,
+        name=name,
+        architecture=type(module).__name__,
+        weights=name,
+        module=copied,
+    )
+    check_head(model, dataset.taxonomy)
+    with contextlib.closing(Predictor(model, evaluation.predict, block=gpu)) as predictor:
+        given = _collect(_logits(predictor, dataset, evaluation), dataset, evaluation)
+        return given, model.identity, predictor.device.type
 
 
-def _run(predictor: Any, dataset: Dataset, evaluation: Evaluation) -> Iterator[_Answered]:
+def _logits(predictor: Any, dataset: Dataset, evaluation: Evaluation) -> Iterator[_Answered]:
     """Yields the logits of a network."""
     shards = dataset.shards(evaluation.split)
     sets = (

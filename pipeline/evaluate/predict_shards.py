@@ -187,11 +187,15 @@ class PredictShards(AnalysisOfModel):
       dataset: the dataset whose pictures are predicted.
       run: the model, and how it is run.
       store: the dataset folder that predictions are written to; None for the folder of `dataset`.
+      reuse: whether to keep valid rows of an earlier file. A call does not, because its model's
+        code is not part of its identity.
     """
 
-    def __init__(self, dataset: Dataset, run: ModelRun, store: Store | None = None) -> None:
+    def __init__(
+        self, dataset: Dataset, run: ModelRun, store: Store | None = None, *, reuse: bool = True
+    ) -> None:
         super().__init__(store or dataset.store)
-        self._dataset, self._run = dataset, run
+        self._dataset, self._run, self._reuse = dataset, run, reuse
         self._fingerprints: dict[int, dict[str, str]] = {}
 
     def _by_variant(self, shard: int) -> dict[str, str]:
@@ -273,7 +277,7 @@ class PredictShards(AnalysisOfModel):
         """Reads, by variant, the valid predictions of an earlier, perhaps killed, evaluation."""
         path = self.path(shard)
         table = read_intact(self.store, path, lambda: read_table(self.store, path))
-        if table is None or not table.schema.equals(PREDICTION_SCHEMA):
+        if not self._reuse or table is None or not table.schema.equals(PREDICTION_SCHEMA):
             return {}
         tables = {
             variant: table.filter(pc.equal(table["of"], of))

@@ -49,13 +49,13 @@ class ReusedMemory:
     """
 
     def __init__(self) -> None:
-        self._memory = torch.empty(0)
+        self._memory = torch.empty(0, dtype=torch.float32)
 
     def tensor(self, shape: Sequence[int]) -> torch.Tensor:
         """Returns an uninitialised float32 tensor, whose memory the next call returns again."""
         size = math.prod(shape)
         if self._memory.numel() < size:
-            self._memory = torch.empty(size)
+            self._memory = torch.empty(size, dtype=torch.float32)
         return self._memory[:size].view(*shape)
 
 
@@ -238,6 +238,8 @@ class Predictor:
 
     def close(self) -> None:
         """Leaves a module that its maker may hold as it was, but on the device."""
+        # The networks refer to this object.
+        self._networks.clear()
         self._undo.close()
         self._networks.clear()  # They hold this predictor.
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import random
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import tiny_models
 import torch
 from numpy.typing import NDArray
 from runs import everything, refusal, run_here, run_python, table_of
+from small_models import network
 
 import in9
 from pipeline.errors import UsageError
@@ -30,6 +34,26 @@ class Foreign:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return self._values
+
+
+class Uncopied(torch.nn.Module):
+    """A module that holds what cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
+class Negated(torch.nn.Module):
+    """Names a superclass by mean colours, times a sign that its tensors do not tell."""
+
+    def __init__(self, sign: int) -> None:
+        super().__init__()
+        self.sign, self.network = sign, network(9)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.sign * self.network(pictures)
+        return outputs
 
 
 def brightness(pictures: Pictures) -> Foreign:
@@ -81,16 +105,77 @@ def test_wrong_answers_and_errors_reach_the_caller(three_draws: Path) -> None:
 
     for predict, error, message in (
         (broken, ConnectionResetError, "the API"),
-        (lambda p: np.full(len(p), 9), UsageError, 'labels are below 9; .*outputs="imagenet"'),
-        (lambda p: np.full(len(p), -2), UsageError, "labels are below 9"),
+        (
+            lambda p: np.full(len(p), 9),
+            UsageError,
+            'returned 9, and labels are from -1 to 8; .*outputs="imagenet"',
+        ),
+        (lambda p: np.resize([3, -2], len(p)), UsageError, "-2, and labels are from -1 to 8$"),
         (lambda p: np.full((len(p), 9), np.nan), UsageError, "NaN or infinity"),
+        (lambda p: torch.full((len(p), 9), 1e300, dtype=torch.float64), UsageError, "or infinity"),
         (lambda p: np.zeros(len(p)), UsageError, "float64 of shape .18,. for 18 pictures"),
         (lambda p: np.zeros((1, 9)), UsageError, "expected .n, outputs. scores or .n,. integers"),
         (lambda p: np.zeros((len(p), 7)), ValueError, "a head of 7 outputs fits neither"),
+        (Uncopied(), UsageError, "call:wrong: the module cannot be copied: cannot pickle"),
         (torch.nn.Flatten(), Exception, "call:wrong: a head of 12288|150528 outputs fits neither"),
     ):
         with pytest.raises(error, match=message):
             in9.evaluate_model(three_draws, predict, name="wrong")
+
+
+def test_only_classes_of_imagenet_are_called_so(three_draws: Path) -> None:
+    for outputs in ("superclasses", "ImageNet"):
+        with pytest.raises(UsageError, match=f"outputs='{outputs}': "):
+            in9.evaluate_model(three_draws, brightness, name="wrong", outputs=outputs)
+
+
+def test_torch_computes_as_by_default_and_is_left_as_it_was(three_draws: Path) -> None:
+    def settings() -> list[Any]:
+        backends: Any = torch.backends
+        parts = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul)
+        found = [*(part.fp32_precision for part in parts), torch.get_default_dtype()]
+        for read in (torch.get_float32_matmul_precision, lambda: backends.cudnn.allow_tf32):
+            with contextlib.suppress(RuntimeError):
+                found.append(read())
+        return [*found, torch.is_autocast_enabled("cpu"), backends.fp32_precision]
+
+    module = network(9)
+    expected, before = in9.evaluate_model(three_draws, module, name="m").tables, settings()
+    for change in (
+        lambda: torch.set_float32_matmul_precision("medium"),
+        lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+        lambda: torch.set_default_dtype(torch.float64),
+    ):
+        try:
+            change()
+            changed = settings()
+            assert changed != before
+            with torch.autocast("cpu", torch.bfloat16):
+                assert in9.evaluate_model(three_draws, module, name="m").tables == expected
+            assert settings() == changed
+        finally:
+            torch.set_default_dtype(torch.float32)
+            torch.backends.fp32_precision = "none"
+            torch.set_float32_matmul_precision("highest")
+
+
+def test_a_copy_is_released_when_the_call_ends(three_draws: Path) -> None:
+    in9.evaluate_model(three_draws, Negated(1), name="m")
+    gc.collect()
+    gc.disable()
+    try:
+        in9.evaluate_model(three_draws, Negated(1), name="m")
+        assert not [one for one in gc.get_objects() if isinstance(one, Negated)]
+    finally:
+        gc.enable()
+
+
+def test_bfloat16_scores_are_those_of_float32(three_draws: Path) -> None:
+    def scores(pictures: Pictures) -> torch.Tensor:
+        return torch.eye(9, dtype=torch.bfloat16)[np.asarray(brightness(pictures))]
+
+    named = in9.evaluate_model(three_draws, brightness, name="m")
+    assert in9.evaluate_model(three_draws, scores, name="m").accuracy == named.accuracy
 
 
 def trained(dataset: Path | None) -> tuple[Any, ...]:
@@ -142,12 +227,21 @@ def test_stored_predictions_replace_those_of_an_earlier_call(
     output = Path(shutil.copytree(three_draws, tmp_path / "out"))
     in9.evaluate_model(output, tiny_models.first(), name="mine", store=True)
     (folder,) = output.glob("results/call_mine-*")
+    # The same tensors do not make the same model.
+    first = in9.evaluate_model(output, Negated(1), name="mine", store=True)
+    other = in9.evaluate_model(output, Negated(-1), name="mine")
+    assert other.tables["confusion"] != first.tables["confusion"]
     again = in9.evaluate_model(output, brightness, name="mine", store=True)
     assert [*output.glob("results/*/model.json")] == [folder / "model.json"]
     (row,) = table_of(output, "gaps")
     assert (row["model"], row["label_rule"]) == ("call:mine", CLOSED_CHOICE)
     assert (float(row["gap"]), float(row["ci_low"]), float(row["ci_high"])) == again.bg_gap
     assert "call:mine" in (output / "report.html").read_text()
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    with pytest.warns(UserWarning, match="^call:mine could not be stored: "):
+        kept = in9.evaluate_model(output, brightness, name="mine", store=True)
+    assert kept.bg_gap == again.bg_gap
     refused = refusal(capsys, "evaluate", "--dataset", output, "--models", "call:mine")
     assert "--models call:mine was evaluated by in9.evaluate_model" in refused
 
@@ -162,5 +256,13 @@ def test_datasets_are_made_and_imported_by_the_words_of_the_command_line(
     read = in9.import_released(tmp_path / "read", source=tmp_path / "released", formats=["parquet"])
     pixels = [sorted(image.tobytes() for image, _, _ in one) for one in (made, read)]
     assert pixels[0] == pixels[1]
+    rows = zip(imagenet9().wnids, imagenet9().labels, strict=True)
+    classes = [f"{wnid},{imagenet9().names[label]}" for wnid, label in rows if label >= 0]
+    (tmp_path / "own.csv").write_text("\n".join(["class,superclass", *classes, "own,dog"]))
+    own = in9.generate_dataset(
+        tmp_path / "own", input=small_sample, taxonomy=str(tmp_path / "own.csv"), **how
+    )
+    with pytest.raises(UsageError, match="all have WordNet ids of ImageNet"):
+        in9.evaluate_model(own, brightness, name="wrong", outputs="imagenet")
     with pytest.raises(UsageError, match="--sede is no flag of a stage"):
         in9.generate_dataset(tmp_path / "made", sede=1)
