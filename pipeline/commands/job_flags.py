@@ -268,7 +268,16 @@ def _recipe_config(
                 f"the recipe names {code[0]}, and functions are only imported if you name them, "
                 f"too: give --{flag}"
             )
-    if told.compose.backgrounds and not arguments.backgrounds:
+    if arguments.allow_partial and not recipe.has_layers and told.compose.per_class != "all":
+        raise UsageError(
+            "--allow_partial: the recipe has masks of the selected images only (--layers drop), so "
+            f"no other image can stand in for a missing one (--per_class {told.compose.per_class})"
+        )
+    if (
+        told.compose.backgrounds
+        and not arguments.backgrounds
+        and ("variants" in kept or "config" not in arguments.overwrite)
+    ):
         raise UsageError(
             "the recipe's mixed_external needs its scenes: name them with --backgrounds"
         )

@@ -35,7 +35,6 @@ from pipeline.inputs.recipe import RECIPE_COPY, Recipe
 from pipeline.inputs.source_images import Checksums
 from pipeline.runtime.lock import fenced_for_job, locked
 from pipeline.runtime.progress import count, timed
-from pipeline.storage.files import files_of
 from pipeline.storage.state_files import read_intact
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
 from transforms.taxonomy import Taxonomy, imagenet9
@@ -91,11 +90,12 @@ def finish_step(
 ) -> str:
     """Finishes the dataset; (its fingerprint, unused numbers of moved files) -> the fingerprint."""
     fenced = fenced_for_job(store)
+    copy = None if recipe is None else recipe.content()
     fingerprint = finish(fenced, taxonomy, element[0])
     # Noted last, because a run that is refused or fails makes no dataset from its input.
     fenced.update(INPUT_NOTE, shown_bytes(json.dumps(source)))
-    if recipe is not None:
-        fenced.update(RECIPE_COPY, files_of(recipe.path).read(recipe.path))
+    if copy is not None:
+        fenced.update(RECIPE_COPY, copy)
     return fingerprint
 
 

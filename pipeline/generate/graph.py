@@ -245,7 +245,7 @@ class AcceptSources(JobStep):
     @timed("list")
     def process(self, element: tuple[None, Iterable[SourceShard]]) -> list[SourceShard]:
         splits: dict[SplitTotals, list[SourceImage]] = {}
-        for shard in sorted(element[1], key=operator.attrgetter("shard")):
+        for shard in sorted(element[1], key=operator.attrgetter("totals.split", "shard")):
             splits.setdefault(shard.totals, []).extend(shard.images)
         refuse_lacking(self.job, itertools.chain.from_iterable(splits.values()))
         return _guarded(self.job, splits)
@@ -262,7 +262,7 @@ def refuse_lacking(job: GenerateJob, images: Iterable[SourceImage]) -> None:
         f"of {counted(len(needed), 'picture')} of the recipe, {missing} missing and "
         f"{len(lacking) - missing} with other pixels: "
         f"{', '.join(f'{image.name} ({image.lacks})' for image in lacking[:3])}"
-        f"{', ...' * (len(lacking) > 3)}. Nothing was written; name the recipe's "
+        f"{', ...' * (len(lacking) > 3)}. No dataset was written; name the recipe's "
         "pictures with --input, or add --allow_partial to leave these images out"
     )
 

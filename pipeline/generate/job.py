@@ -81,8 +81,15 @@ class GenerateJob:
         return Staging(fenced_for_job(self.store), f"{STAGING}/{self.config.segment.fingerprint()}")
 
     def output_staging(self) -> Staging:
-        """Returns the staging folder of output shards, named by the variants' configuration."""
-        return Staging(fenced_for_job(self.store), f"{STAGING}/{self.config.compose.fingerprint()}")
+        """Returns the staging folder of output shards.
+
+        Its name depends on the variants' configuration, and on the recipe, whose layers may differ
+        from those that were segmented.
+        """
+        recipe = self.recipe.sha256 if self.recipe else ""
+        return Staging(
+            fenced_for_job(self.store), f"{STAGING}/{self.config.compose.fingerprint()}{recipe}"
+        )
 
 
 class JobStep(beam.DoFn):

@@ -120,7 +120,7 @@ class LayerSource:
         """Reads the layer of an image, or the bytes to cut it from, and its backgrounds."""
         layer: Layer | SourceBytes
         if image.planned.tar is None:
-            layer = _source(image.planned, image.planned.mask)
+            layer = self._source(image.planned, image.planned.mask)
         else:
             decode = functools.partial(decode_layer, box=image.row.box or ())
             layer = self._decoded(image.planned.tar, layer_ranges(vars(image.row)), decode)
@@ -135,12 +135,18 @@ class LayerSource:
             return self.scenes.picture(background)
         if background.tar is None:
             # A recipe's boxes are enough to cut a background.
-            return _source(background, None if self.recipe else background.mask)
+            return self._source(background, None if self.recipe else background.mask)
         if is_filled:
             decode = functools.partial(decode_layer, box=background.box or ())
             return self._decoded(background.tar, background.ranges, decode)
         ranges = [(background.offset, background.length)]
         return self._decoded(background.tar, ranges, decode_image)
+
+    def _source(self, planned: PlannedImage, its_mask: bytes | None) -> SourceBytes:
+        """Like the function; raises JobError if the recipe has no mask of the selected image."""
+        if self.recipe is not None and planned.mask is None:
+            raise JobError(f"{planned.key} is selected, and the recipe has no mask of it")
+        return _source(planned, its_mask)
 
     def _decoded(
         self, tar: str, ranges: list[tuple[int, int]], decode: Callable[..., _Decoded]

@@ -62,18 +62,19 @@ class SegmentShard(JobStep):
     @timed("segment")
     def process(self, shard: SourceShard) -> list[SourceShard]:
         split = shard.totals.split
-        found = Survey(self.layers, self.config, shard, may_read=True)
-        rows = found.read_rows()
+        found, recipe = Survey(self.layers, self.config, shard, may_read=True), self.job.recipe
+        rows, rows_of = found.read_rows(), recipe.read(found.images) if recipe else {}
+        rows = rows if recipe is None or _agree(rows or [], found.images, rows_of) else None
         tally = Tally(self.job.progress, "segment", f"{split}-{shard.shard:05d}")
         if found.record is None or rows is None:
             is_new = True
-            record, rows = self._make(shard, found, tally)
+            record, rows = self._make(shard, found, rows_of, tally)
         else:
             is_new = tally.load()
             record = self.layers.with_record(found.record, found.path, len(rows))
         count_shard("source_shards", record.files, is_new=is_new)
         tally.end()
-        if self.job.recipe is None:  # Else the pictures were identified before.
+        if recipe is None:  # Else the pictures were identified before.
             found.checksums.save()
         tally.note_done(len(found.images))
         has_layers = layer_tar(split, shard.shard) in record.locations
@@ -89,15 +90,19 @@ class SegmentShard(JobStep):
                 if has_layers
                 else pack_sources(
                     rows,
-                    self.job.recipe.sources(found.images)
-                    if self.job.recipe
+                    recipe.sources(found.images, rows_of)
+                    if recipe
                     else lambda row: sources[row.source_key],
                 ),
             )
         ]
 
     def _make(
-        self, shard: SourceShard, found: Survey, tally: Tally
+        self,
+        shard: SourceShard,
+        found: Survey,
+        rows_of: Mapping[Place, list[RecipeRow]],
+        tally: Tally,
     ) -> tuple[Record, list[ImageRow]]:
         """Writes the layers and then the record; returns the record and its rows."""
         split, cutter, recipe = shard.totals.split, found.cutter, self.job.recipe
@@ -110,9 +115,7 @@ class SegmentShard(JobStep):
         ahead = max((reads_ahead(image.path) for image in found.images), default=0)
         read = functools.partial(_read, previous, found, self.config.segment.objects == "each")
         if recipe is not None:
-            read = functools.partial(
-                _read_and_cut, previous, cutter, recipe, recipe.read(found.images)
-            )
+            read = functools.partial(_read_and_cut, previous, cutter, recipe, rows_of)
         reading = read_ahead(read, images, ahead)
         writing: contextlib.AbstractContextManager[HashingFile | None] = contextlib.nullcontext()
         if not cutter.keeps_image_whole and (recipe is None or recipe.has_layers):
@@ -131,7 +134,11 @@ class SegmentShard(JobStep):
         if file is not None:
             accepted = sum(row.status == ACCEPTED for row in rows)
             files.append(FileDigest(tar_path, file.size, file.sha256, accepted))
-        elif recipe is not None and counts == recipe.manifest.shards.get(split):
+        elif (
+            recipe is not None
+            and shard.totals.counts == recipe.manifest.shards.get(split)
+            and not any(isinstance(image, RecipeImage) and image.lacks for image in found.images)
+        ):
             files += [digest for digest in recipe.manifest.files if digest.path == tar_path]
         rows.sort(key=operator.attrgetter("rank"))
         table = pa.Table.from_pylist(list(map(vars, rows)), RECORD_SCHEMA)
@@ -140,6 +147,22 @@ class SegmentShard(JobStep):
         if file is None:  # A tar that a recipe names is not there.
             record = dataclasses.replace(record, locations={found.path: record.path})
         return record, rows
+
+
+def _agree(
+    rows: list[ImageRow], images: tuple[SourceImage, ...], rows_of: Mapping[Place, list[RecipeRow]]
+) -> bool:
+    """Returns whether existing rows have the recipe's layers.
+
+    The same source may give others, because another library cut them.
+    """
+    return {row.key: row.layer_digest for row in rows if row.status == ACCEPTED} == {
+        each.row.key: each.row.layer_digest
+        for image in images
+        if isinstance(image, RecipeImage) and not image.lacks
+        for each in rows_of[image.place]
+        if each.row.status == ACCEPTED
+    }
 
 
 class _ReadImage(NamedTuple):
@@ -223,18 +246,24 @@ def _read_and_cut(
     """
     image, fate = item[0], "images_kept"
     assert isinstance(image, RecipeImage)
-    kept = {row.key: row for row in previous.rows(image.key, image.digest)}
-    picture = read_location(image.path) if recipe.has_layers and image.path and not kept else b""
+    kept = {
+        (row.key, row.layer_digest): row
+        for row in previous.rows(image.key, image.digest)
+        if row.status == ACCEPTED and recipe.has_layers
+    }
     finished: list[tuple[ImageRow, dict[str, bytes]]] = []
+    picture = b""
     for row, mask in rows_of[image.place]:
         files: dict[str, bytes] = {}
         row = dataclasses.replace(row, source_digest=image.digest)
         if image.lacks and row.status == ACCEPTED:
             nothing: dict[str, Any] = dict.fromkeys((*CUT_COLUMNS, "layer_digest"))
             row = dataclasses.replace(row, status=image.lacks, **nothing)
-        elif old := kept.get(row.key):
-            row, files = dataclasses.replace(old, path=row.path), previous.layer(old)
+        elif row.status == ACCEPTED and (old := kept.get((row.key, row.layer_digest))):
+            row = dataclasses.replace(row, box=old.box, fg_fraction=old.fg_fraction)
+            files = previous.layer(old)
         elif mask is not None and recipe.has_layers:
+            picture = picture or read_location(image.path)
             fate, layer = "images_cut", cutter.cut_along(picture, row, mask)
             if layer is None:
                 raise recipe.other_layer(image.path)

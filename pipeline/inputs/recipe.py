@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.dataset.config import DatasetConfig, fingerprint
 from pipeline.dataset.manifest import Manifest, library_versions, stage_versions
@@ -131,17 +132,20 @@ class Recipe:
       path: absolute path of the file.
       manifest: manifest of the dataset. If it has no layers, the files include the tars that its
         records name.
+      sha256: SHA-256 of the file.
     """
 
     path: str
     manifest: Manifest
+    sha256: str
 
     @classmethod
-    def open(cls, path: str) -> Recipe:
+    def open(cls, path: str, name: str = "") -> Recipe:
         """Opens a recipe, and checks its checksum and then all of its content.
 
         Args:
           path: absolute path of the file.
+          name: what messages call the file; the flag and the path if empty.
 
         Raises:
           UsageError: it is missing or damaged, or says what no recipe may say, in one line.
@@ -155,24 +159,54 @@ class Recipe:
             with open_parquet(path, FLAG) as file:
                 packed = (file.metadata.metadata or {}).get(METADATA_KEY, b"")
                 content = zlib.decompressobj().decompress(base64.b64decode(packed), _MAX_METADATA)
-                recipe = cls(path, Manifest.from_json(content))
-                recipe.check(file.schema_arrow)
+                recipe = cls(path, Manifest.from_json(content), hashlib.sha256(data).hexdigest())
+                recipe.check(file, len(data))
             for split in recipe.manifest.config.split:
                 recipe.images(split)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(f"{FLAG}: there is no {path}") from error
         except (ValueError, zlib.error) as error:
-            raise UsageError(f"{FLAG} {path} cannot be used: {one_line(error)}") from error
+            raise UsageError(
+                f"{name or f'{FLAG} {path}'} cannot be used: {one_line(error)}"
+            ) from error
         return recipe
 
-    def check(self, schema: pa.Schema) -> None:
-        """Checks all but the rows. Raises ValueError for what no recipe may say."""
+    def content(self) -> bytes:
+        """Reads the file again. Raises JobError if it is not the one that was checked."""
+        data = files_of(self.path).read(self.path)
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise JobError(f"{self.path} has changed. Run the same command again")
+        return data
+
+    def check(self, file: pq.ParquetFile, size: int) -> None:
+        """Checks all but the rows, which are not read yet.
+
+        Args:
+          file: the open file.
+          size: its size in bytes.
+
+        Raises:
+          ValueError: it says what no recipe may say.
+        """
         config, taxonomy = self.manifest.config, self.manifest.taxonomy
-        ours = stage_versions(config)
+        ours, groups = (
+            stage_versions(config),
+            [file.metadata.row_group(number) for number in range(file.num_row_groups)],
+        )
         faults = {
             "it is of a dataset without masks": config.is_imported
             or config.segment.keeps_image_whole,
-            "its columns have other names or types": schema.remove_metadata()
+            # Few bytes might stand for more rows than fit into memory.
+            f"its {size} bytes have more rows than bytes, or dictionaries": sum(
+                group.num_rows for group in groups
+            )
+            > size
+            or any(
+                group.column(number).has_dictionary_page
+                for group in groups
+                for number in range(group.num_columns)
+            ),
+            "its columns have other names or types": file.schema_arrow.remove_metadata()
             != recipe_schema(has_layers=self.has_layers),
             "its classes are not those of its configuration": config.taxonomy
             != (taxonomy and taxonomy.description),
@@ -202,6 +236,8 @@ class Recipe:
         with open_parquet(self.path, FLAG) as file:
             for group, number, values in rows_of(file, self.path):
                 if values["split"] != split:
+                    if values["split"] not in self.manifest.config.split:
+                        raise ValueError(f"row {number} of row group {group}: its split is unknown")
                     continue
                 row, mask = self._row(values)
                 last = images[-1] if images else None
@@ -285,12 +321,14 @@ class Recipe:
         columns["label"] = None if label == OUTSIDE else label
         return RecipeRow(ImageRow(**columns), values["mask"])
 
-    def sources(self, images: Iterable[SourceImage]) -> Callable[[ImageRow], SourceImage]:
+    def sources(
+        self, images: Iterable[SourceImage], rows: Mapping[Place, list[RecipeRow]]
+    ) -> Callable[[ImageRow], SourceImage]:
         """Returns a function that finds the source image of an accepted row.
 
-        Its annotation has the recipe's boxes, and its mask is the location of the recipe's.
+        Its annotation has the recipe's boxes, and its mask is the location of the recipe's, None if
+        the recipe has none. `rows` are those of the images, from `read`.
         """
-        rows = self.read(images)
         found: dict[str, SourceImage] = {}
         for image in images:
             assert isinstance(image, RecipeImage)
@@ -299,15 +337,22 @@ class Recipe:
             for number, each in enumerate(rows[image.place], image.place[1]):
                 if each.row.status == ACCEPTED:
                     mask = row_location(self.path, image.place[0], number, "mask")
-                    found[each.row.key] = dataclasses.replace(image, annotation=boxes, mask=mask)
+                    found[each.row.key] = dataclasses.replace(
+                        image, annotation=boxes, mask=None if each.mask is None else mask
+                    )
         return lambda row: found[row.key]
 
     def other_layer(self, location: str) -> JobError:
         """Returns the error for a picture that has the recipe's MD5, but gives another layer."""
         return JobError(
-            f"{shown(location)} gives another layer than the recipe's. Here is "
-            f"{_versions(library_versions())}; the recipe was made with "
-            f"{_versions(self.manifest.libraries)}. Install that and run the same command again"
+            f"{shown(location)} gives another layer than the recipe's. "
+            + (
+                f"The libraries are the same ({_versions(library_versions())}), so the picture has "
+                "changed since it was identified, or the recipe is wrong"
+                if library_versions() == self.manifest.libraries
+                else f"Here is {_versions(library_versions())}; the recipe was made with "
+                f"{_versions(self.manifest.libraries)}. Install that and run the same command again"
+            )
         )
 
 

@@ -201,7 +201,8 @@ def describe_recipe(recipe: Manifest, dataset: Manifest, counters: Mapping[str, 
     kinds = Counter(path.rpartition("/")[0].partition("/")[0] or path for path in differ)
     return [
         *lines,
-        f"{len(differ)} files are not the recipe's, byte for byte ("
+        f"{counted(len(differ), 'file')} {'is' if len(differ) == 1 else 'are'} not the recipe's, "
+        f"byte for byte ("
         f"{', '.join(f'{number} {kind}' for kind, number in kinds.items())}): "
         f"{', '.join(differ[:_NAMED])}{', ...' * (len(differ) > _NAMED)}",
         *(

@@ -33,7 +33,9 @@ from runs import (
 )
 from shapes import SHAPES
 
+from pipeline.dataset.records import read_image_rows, read_metadata
 from pipeline.inputs.recipe import SEAL, checksum
+from pipeline.storage.store import Store
 
 
 def export(dataset: Path, target: Path) -> Path:
@@ -150,14 +152,105 @@ def test_a_repeated_run_and_later_ones_go_by_the_copy(
     assert "no annotations" in refusal(capsys, *later)
 
 
-@pytest.mark.parametrize("layers", ["keep", "drop"])
-def test_objects_splits_and_replicates(small_input: Path, tmp_path: Path, layers: str) -> None:
-    """The input has two boxes in each picture, two splits, a broken picture and a repeated key."""
-    for xml in sorted((small_input / "Annotations" / "val").iterdir()):
+def add_boxes(source: Path) -> None:
+    """Adds a second box, which begins in line 3, to each picture of an input."""
+    for xml in sorted((source / "Annotations" / "val").iterdir()):
         text = xml.read_text()
         (box,) = re.findall(r"<object>.*</object>", text, re.DOTALL)
         second = re.sub(r"(?<=<ymin>)\d+", "3", box)
         xml.write_text(text.replace(box, box + second))
+
+
+def test_layers_of_another_library_are_made_again(
+    small_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A segmenter that changes without another version stands for another library.
+
+    Only the second of the two objects of each picture has another mask.
+    """
+    update = tmp_path / "update"
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "library_of_masks.py").write_text(
+        "import pathlib\n\nimport numpy as np\n\n\n"
+        "def cut(image, box):\n    mask = np.zeros(image.shape[:2], bool)\n"
+        "    mask[box.ymin : box.ymax, box.xmin : box.xmax] = True\n"
+        f"    if box.ymin <= 3 and pathlib.Path({str(update)!r}).exists():\n"
+        "        mask[:, (box.xmin + box.xmax) // 2 :] = False\n"
+        "    return mask\n"
+    )
+    add_boxes(small_input)
+    own = ("--segmenter", "python:library_of_masks:cut")
+    command = ("generate", "--input", small_input, *QUICK[2:], *SHARDS, *ONE, *own)
+    # Backgrounds do not tell Compose that a foreground has another layer.
+    command = (*command, "--objects", "each", "--variants", "only_fg,original", "--output")
+    run_here(*command, tmp_path / "right")
+    recipe = export(tmp_path / "right", tmp_path / "recipe")
+    update.touch()
+    run_here(*command, tmp_path / "out")
+    right, wrong = results_of(tmp_path / "right"), results_of(tmp_path / "out")
+    differ = {path.partition("/")[0] for path in right if right[path] != wrong[path]}
+    assert {"layers", "parquet"} <= differ
+    again(recipe, small_input, tmp_path / "out", *own)
+    assert results_of(tmp_path / "out") == right
+
+
+def test_a_duplicate_stays_one_if_its_shard_is_made_again(
+    small_input: Path, tmp_path: Path
+) -> None:
+    first, *_ = pictures_of(small_input)
+    shutil.copy(first, first.with_suffix(".png"))
+    output = tmp_path / "out"
+    run_here("generate", "--input", small_input, *QUICK, *SHARDS, *ONE, "--output", output)
+    before = sorted((row["key"], row["status"]) for row in index_of(output))
+    assert (first.stem, "duplicate_key") in before
+    recipe = export(output, tmp_path / "recipe")
+    again(recipe, small_input, output, "--images_per_shard", 4, "--overwrite", "config,shards")
+    assert sorted((row["key"], row["status"]) for row in index_of(output)) == before
+
+
+def test_without_layers_there_are_masks_of_selected_images_only(
+    small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = (*QUICK, *SHARDS, *ONE, "--layers", "drop", "--output")
+    out, dataset = tmp_path / "out", tmp_path / "dataset"
+    run_here("generate", "--input", small_input, *flags, dataset)
+    recipe = export(dataset, tmp_path / "recipe")
+    command = ("generate", "--recipe", recipe, "--input", small_input, *ONE, "--output", out)
+    others = changed(recipe, tmp_path / "others", {}, with_flag("per_class", "1"))
+    line = refusal(capsys, *command[:2], others, *command[3:], "--allow_partial")
+    assert "masks of the selected images only" in line
+    no_mask = changed(recipe, tmp_path / "no_mask", {"mask": lambda old: None})
+    run_here(*command[:2], no_mask, *command[3:], code=1)
+    assert "is selected, and the recipe has no mask of it" in capsys.readouterr().err
+
+    # Existing shards of other numbers do not matter for the tars that the records name.
+    shutil.copytree(small_input, tmp_path / "few")
+    for picture in pictures_of(tmp_path / "few")[3:]:
+        picture.unlink()
+    shutil.rmtree(out)
+    run_here("generate", "--input", tmp_path / "few", *flags, out, "--own_background")
+    run_here(*command, "--overwrite", "config,input,rebuild,shards")
+    assert results_of(out) == results_of(dataset)
+
+    first, *_ = pictures_of(small_input)
+    first.unlink()
+    run_here(*command, "--allow_partial")
+    store = Store(str(out))
+    shards: dict[str, list[str]] = {}
+    for path in sorted(out.glob("layers/*.parquet")):
+        metadata = read_metadata(store, f"layers/{path.name}")
+        assert metadata is not None
+        rows = read_image_rows(store, f"layers/{path.name}")
+        has_all = all(row.status != "missing_source" for row in rows)
+        assert bool(metadata.files) == has_all
+        shards[path.name] = [row.status for row in rows]
+    assert sum(statuses.count("missing_source") for statuses in shards.values()) == 1
+
+
+@pytest.mark.parametrize("layers", ["keep", "drop"])
+def test_objects_splits_and_replicates(small_input: Path, tmp_path: Path, layers: str) -> None:
+    """The input has two boxes in each picture, two splits, a broken picture and a repeated key."""
+    add_boxes(small_input)
     first, second, *others = pictures_of(small_input)
     second.write_bytes(second.read_bytes()[:500])
     shutil.copy(first, others[-1].parent / first.name)
@@ -283,7 +376,7 @@ def test_a_decoder_that_gives_other_layers_ends_the_job(
     command = ("generate", "--recipe", recipe, "--input", small_input, "--output", tmp_path / "out")
     run_here(*command, *ONE, code=1)
     error = capsys.readouterr().err
-    assert "gives another layer than the recipe's" in error
+    assert "gives another layer than the recipe's. The libraries are the same" in error
     assert f"pillow {Image.__version__}" in error
     assert not (tmp_path / "out" / "manifest.json").exists()
 
@@ -303,9 +396,15 @@ def changed(
     content = json.loads(zlib.decompress(base64.b64decode(packed)))
     content = content if metadata is None else metadata(content)
     schema = table.schema.remove_metadata()
+    return sealed(pa.Table.from_pylist(rows, schema), content, target)
+
+
+def sealed(table: pa.Table, content: Any, target: Path, **options: Any) -> Path:
+    """Writes a recipe of these rows and this metadata, with a right checksum."""
     buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, schema, store_schema=False) as writer:
-        writer.write_table(pa.Table.from_pylist(rows, schema))
+    options = {"use_dictionary": False, "store_schema": False, **options}
+    with pq.ParquetWriter(buffer, table.schema, **options) as writer:
+        writer.write_table(table)
         packed = base64.b64encode(zlib.compress(json.dumps(content).encode()))
         writer.add_key_value_metadata({b"in9": packed, b"seal": SEAL})
     data = buffer.getvalue()
@@ -324,6 +423,7 @@ def with_flag(name: str, value: object) -> Change:
 
 
 HOSTILE: dict[str, tuple[dict[str, Change], Change | None]] = {
+    "its split is unknown": ({"split": lambda old: "other"}, None),
     "its path leads out": ({"path": lambda old: f"../../{old}"}, None),
     "a text is too long": ({"detail": lambda old: "x" * 1000}, None),
     "not printable": ({"group": lambda old: "\x1b[31m"}, None),
@@ -389,6 +489,27 @@ def test_hostile_recipes_are_refused_in_one_line(
     assert "recipe.parquet cannot be used: " in line
     assert fault in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [{"compression": "zstd", "compression_level": 19}, {"use_dictionary": True}]
+)
+def test_few_bytes_for_many_rows_are_refused_before_they_are_read(
+    quick: tuple[Path, Path],
+    small_sample: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: dict[str, Any],
+) -> None:
+    with pq.ParquetFile(quick[1] / "recipe.parquet") as file:
+        table, packed = file.read().replace_schema_metadata(), file.metadata.metadata[b"in9"]
+    many = table.take(pa.array([0] * 500_000))
+    content = json.loads(zlib.decompress(base64.b64decode(packed)))
+    recipe = sealed(many, content, tmp_path / "recipe", **options)
+    command = ("generate", "--recipe", recipe, "--input", small_sample, "--output")
+    assert "more rows than bytes" in refusal(capsys, *command, tmp_path / "out")
+    one = sealed(table, content, tmp_path / "recipe", use_dictionary=["status"])
+    assert "or dictionaries" in refusal(capsys, *command[:2], one, *command[3:], tmp_path / "out")
 
 
 def test_each_region_of_the_file_is_sealed(
@@ -472,6 +593,9 @@ def test_scenes_must_be_named(
     command = ("generate", "--recipe", export(output, tmp_path / "recipe"), "--input", small_sample)
     command = (*command, "--output", tmp_path / "again", *ONE)
     assert "--backgrounds" in refusal(capsys, *command)
+    own = (*command[:-2], tmp_path / "own", *ONE, "--overwrite", "config")
+    run_here(*own, "--variants", "only_fg")
+    assert not list((tmp_path / "own").glob("parquet/mixed*"))
     darken(next(scenes.iterdir()))
     assert "--backgrounds=3 pictures" in refusal(capsys, *command, "--backgrounds", scenes)
     for picture in pictures_of(small_sample)[:3]:
