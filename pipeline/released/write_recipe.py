@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import io
 import re
+import tempfile
 import zlib
 from collections.abc import Iterator
 
@@ -33,9 +34,11 @@ from pipeline.inputs.recipe import (
     checksum,
     recipe_schema,
 )
+from pipeline.runtime.custom_functions import PREFIX
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
 from transforms.codec import decode_mask
 from transforms.masks import encode_runs
+from transforms.variants import EXTERNAL
 
 
 def write_recipe(dataset: Dataset, target: Store) -> tuple[FileDigest, int]:
@@ -77,8 +80,12 @@ def write_recipe(dataset: Dataset, target: Store) -> tuple[FileDigest, int]:
         writer.add_key_value_metadata({METADATA_KEY: base64.b64encode(packed), b"seal": SEAL})
     unsealed = buffer.getvalue()
     position, digest = checksum(unsealed)
-    file = target.write(RECIPE, unsealed[:position] + digest + unsealed[position + len(digest) :])
-    Recipe.open(target.path(RECIPE))
+    data = unsealed[:position] + digest + unsealed[position + len(digest) :]
+    with tempfile.TemporaryDirectory() as folder:
+        # A recipe that nobody could use must not replace one in the folder.
+        Store(folder).write(RECIPE, data)
+        Recipe.open(f"{folder}/{RECIPE}", f"--layout recipe: the recipe of {dataset.store.root}")
+    file = target.write(RECIPE, data)
     target.write("README.md", shown_bytes(_readme(dataset, masks)))
     target.write("croissant.json", file_metadata(file, dataset.manifest, CITATION))
     target.prune(WORK_FOLDER)
@@ -121,6 +128,14 @@ def _rows(dataset: Dataset, split: str, shard: int) -> Iterator[Row]:
 
 def _readme(dataset: Dataset, masks: int) -> str:
     manifest = dataset.manifest
+    segment, compose = manifest.config.segment, manifest.config.compose
+    variants = [name.partition("@")[0] for name in compose.variants if name != EXTERNAL]
+    # Nothing that a recipe names is imported, and it has no scenes.
+    flags = {
+        f" --segmenter {segment.segmenter}": segment.segmenter.startswith(PREFIX),
+        f" --variants {','.join(variants)}": any(name.startswith(PREFIX) for name in variants),
+        " --backgrounds SCENES": compose.backgrounds is not None,
+    }
     versions = ", ".join(f"{name} {version}" for name, version in manifest.libraries.items())
     return "\n".join(
         [
@@ -131,7 +146,8 @@ def _readme(dataset: Dataset, masks: int) -> str:
             "pictures, without annotations and without segmenting:",
             "",
             "```bash",
-            "in9 generate --recipe THIS_FOLDER --input PICTURES --output OUTPUT",
+            "in9 generate --recipe THIS_FOLDER --input PICTURES --output OUTPUT"
+            + "".join(flag for flag, is_needed in flags.items() if is_needed),
             "```",
             "",
             *(f"**{sentence(note)}**\n" for note in notes_of(manifest)),
@@ -144,7 +160,8 @@ def _readme(dataset: Dataset, masks: int) -> str:
             "## Licence and citation",
             "",
             "The pictures are not in here, and remain under their own terms. State the terms of "
-            "the masks here, and name the fingerprint with every result:",
+            "the masks in a file LICENSE beside this one, because every export writes this one "
+            "anew. Name the fingerprint with every result:",
             f"`{manifest.fingerprint}`.",
             "",
             f"> {CITATION}",

@@ -572,6 +572,8 @@ def test_code_that_a_recipe_names_is_not_imported(
     command = ("generate", "--recipe", recipe, "--input", small_sample)
     command = (*command, "--output", tmp_path / "again", *ONE)
     sys.modules.pop("mine_to_run")
+    assert " ".join(["OUTPUT", *own[:2]]) in (recipe / "README.md").read_text()
+    assert ",python:mine_to_run:plain\n" in (recipe / "README.md").read_text()
     assert "python:mine_to_run:plain" in refusal(capsys, *command)
     assert "mine_to_run" not in sys.modules
     for flags, missing in ((own[2:], "segmenter"), (own[:2], "variants")):
@@ -593,6 +595,7 @@ def test_scenes_must_be_named(
     command = ("generate", "--recipe", export(output, tmp_path / "recipe"), "--input", small_sample)
     command = (*command, "--output", tmp_path / "again", *ONE)
     assert "--backgrounds" in refusal(capsys, *command)
+    assert "--backgrounds SCENES" in (tmp_path / "recipe" / "README.md").read_text()
     own = (*command[:-2], tmp_path / "own", *ONE, "--overwrite", "config")
     run_here(*own, "--variants", "only_fg")
     assert not list((tmp_path / "own").glob("parquet/mixed*"))
@@ -602,6 +605,28 @@ def test_scenes_must_be_named(
         shutil.copy(picture, scenes)
     run_here(*command, "--backgrounds", scenes)
     assert results_of(tmp_path / "again") == results_of(output)
+
+
+def test_an_export_that_no_job_could_read_replaces_nothing(
+    quick: tuple[Path, Path],
+    small_sample: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source, target = tmp_path / "input", tmp_path / "recipe"
+    source.mkdir()
+    SHAPES["manifest_csv"](small_sample, source)
+    elsewhere = shutil.copytree(source, tmp_path / "elsewhere")
+    head, *lines = (source / "manifest.csv").read_text().splitlines()
+    paths = [head, *(str(elsewhere / line) for line in lines)]
+    (source / "manifest.csv").write_text("\n".join(paths))
+    run_here("generate", "--input", source, *QUICK, *ONE, "--output", tmp_path / "out")
+    shutil.copytree(quick[1], target)
+    command = ("export", "--dataset", tmp_path / "out", "--layout", "recipe", "--to")
+    for folder in (target, tmp_path / "new"):
+        line = refusal(capsys, *command, folder)
+        assert line.startswith("in9 export: --layout recipe: the recipe of ")
+        assert "its path leads out of the input" in line
 
 
 def test_what_has_no_recipe_is_refused(
