@@ -6,7 +6,7 @@ does; else it is open. `bg_gap>0.1` is decided by the interval of the gap, and
 all of its models are one family: with m of them, intervals are at 1 - 0.05 / m, so that a job in
 which none of them is true seldom fails by chance. If a model is right on all of a few images, or
 wrong on all of them, even the interval may satisfy a condition by chance, so every condition is
-open on fewer than `MIN_IMAGES` images.
+open on fewer than `MIN_IMAGES` images, or groups of images that are sampled together.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import bisect
 import dataclasses
 import difflib
+import math
 import operator
 import re
 import sys
@@ -26,6 +27,7 @@ from pipeline.analyses.evaluation.baseline import (
     choose_baseline,
     find_baseline,
     models_named,
+    open_baseline,
 )
 from pipeline.analyses.evaluation.comparisons import (
     BG_GAP,
@@ -47,8 +49,8 @@ from transforms.scoring import ALL_RULES
 from transforms.variants import VARIANTS, is_picture, variant_of
 
 MIN_IMAGES = 10
-"""The fewest images that can decide a condition. With fewer images and many draws of backgrounds,
-95 % intervals cover the true value in only nine cases of ten (docs/results.md)."""
+"""The fewest images, and groups of images, that can decide a condition. With fewer and many draws
+of backgrounds, 95 % intervals cover the true value in only nine cases of ten (docs/results.md)."""
 _MOST_IMAGES = 1_000_000
 """The most images at which a condition is said to be decided."""
 _EXPRESSION = re.compile(
@@ -120,7 +122,8 @@ class Condition:
             raise UsageError(f"--fail_if {text!r}: no measure {measure!r}{hint}")
         lowest = -1.0 if measure == BG_GAP or baseline else 0.0
         try:
-            value = float(limit or 0)
+            # Python reads 0_1 as 1.
+            value = float(limit.replace("_", "?") or 0)
         except ValueError:
             value = float("nan")
         if not lowest <= value <= 1 or (baseline and number and not sign):
@@ -190,10 +193,15 @@ class Gate:
         """The settings of the job's models; None if it judges all models."""
         return self.evaluation.settings if self.evaluation else None
 
+    @property
+    def runs_baseline(self) -> bool:
+        """Whether the baseline is one of the job's models."""
+        return self.evaluation is not None and self.baseline in self.evaluation.entries
+
     def choose_baseline(self, dataset: Dataset) -> None:
         """Stores the choice of a baseline, if there is one, for tables and page."""
         if self.baseline is not None:
-            choose_baseline(dataset, self.baseline, self.settings)
+            choose_baseline(dataset, self.baseline, self.settings, self.runs_baseline)
 
 
 def gate_from_flags(
@@ -229,9 +237,12 @@ def gate_from_flags(
             )
         name = absolute(name)
     gate = Gate(conditions, name, arguments.if_open == "fail", evaluation)
-    # The dataset of `run` may change yet, and the job's own models are not run yet.
-    if name is not None and name not in entries and arguments.command != "run":
-        find_baseline(Dataset.open(store), name, gate.settings)
+    # The job's own models are not run yet, and the dataset of `run` may change yet.
+    if name is not None and name not in entries:
+        if arguments.command == "run":
+            open_baseline(store, name, gate.settings)
+        else:
+            find_baseline(Dataset.open(store), name, gate.settings)
     return gate
 
 
@@ -249,6 +260,7 @@ class Judgement:
         that decides.
       confidence: level of the interval.
       n: number of images.
+      units: number of images or groups of images that were sampled independently.
       decided_at: number of images at which an open condition would be decided if the estimate and
         its variance stayed; None if it is decided, or that takes more than a million.
       smallest: smallest distance of the true value from the limit at which an open condition on a
@@ -265,6 +277,7 @@ class Judgement:
     ci_high: float | None = None
     confidence: float | None = None
     n: int = 0
+    units: int = 0
     decided_at: int | None = None
     smallest: float | None = None
 
@@ -284,7 +297,8 @@ class Judgement:
         )
         if self.verdict is not Verdict.OPEN:
             return line
-        few = f"; fewer than {MIN_IMAGES} images decide nothing" if self.n < MIN_IMAGES else ""
+        what = "images" if self.n < MIN_IMAGES else f"groups of images ({self.units})"
+        few = f"; fewer than {MIN_IMAGES} {what} decide nothing" if self.units < MIN_IMAGES else ""
         number = f"{self.decided_at:,}" if self.decided_at else "none up to 1,000,000"
         shown = (
             f"; a true value {self.smallest:.3f} from the limit would show in 8 of 10 draws of "
@@ -309,10 +323,7 @@ def judge(gate: Gate, dataset: Dataset) -> list[Judgement]:
     models = list(_models(gate, summaries, errors))
     measured, baseline = read_contributions(dataset, summaries), None
     if gate.baseline is not None:
-        has_failed = gate.evaluation and gate.baseline in gate.evaluation.entries
-        baseline = (has_failed and errors.get(gate.baseline)) or baseline_or_reason(
-            dataset, gate.baseline, gate.settings
-        )
+        baseline = baseline_or_reason(dataset, gate.baseline, gate.settings, gate.runs_baseline)
     return judge_models(gate.conditions, models, measured, baseline)
 
 
@@ -392,7 +403,8 @@ def _judge(
         whose = (not against and without_rule([summary], rule)) or name
         return Judgement(text, name, reason=f"{whose} has no {condition.measure}{common}")
     low, high = found.interval(level)
-    verdict = decide(low, high, condition.holds) if found.n >= MIN_IMAGES else Verdict.OPEN
+    units = min(found.n, found.roles.units)
+    verdict = decide(low, high, condition.holds) if units >= MIN_IMAGES else Verdict.OPEN
     is_open, smallest = verdict is Verdict.OPEN, found.smallest(level)
     return Judgement(
         text,
@@ -404,6 +416,7 @@ def _judge(
         ci_high=high,
         confidence=level,
         n=found.n,
+        units=units,
         decided_at=_decided_at(condition, found, level) if is_open else None,
         smallest=smallest if is_open and found.correct is None and smallest <= 1 else None,
     )
@@ -416,7 +429,8 @@ def _decided_at(condition: Condition, measured: Measured, level: float) -> int |
         bounds = measured.interval(level, images / measured.n)
         return decide(*bounds, condition.holds) is not Verdict.OPEN
 
-    numbers = range(max(measured.n, MIN_IMAGES), _MOST_IMAGES + 1)
+    fewest = max(measured.n, math.ceil(MIN_IMAGES * measured.n / measured.roles.units))
+    numbers = range(max(fewest, MIN_IMAGES), _MOST_IMAGES + 1)
     position = bisect.bisect_left(numbers, True, key=is_decided)
     return numbers[position] if position < len(numbers) else None
 

@@ -37,7 +37,14 @@ from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.display.panel import Verdict, decide
 from pipeline.errors import UsageError
 from pipeline.evaluate.predictions import EvalImages
-from pipeline.evaluate.results import RunSettings, pick, result_file, write_result
+from pipeline.evaluate.results import (
+    FailedModel,
+    RunSettings,
+    note_failures,
+    pick,
+    result_file,
+    write_result,
+)
 from pipeline.jobs.conditions import (
     MIN_IMAGES,
     Condition,
@@ -145,6 +152,18 @@ def test_too_few_images_decide_nothing(seed: int, n: int) -> None:
         assert "; fewer than 10 images decide nothing" in judgement.line
 
 
+def test_too_few_groups_decide_nothing() -> None:
+    right = {name: np.full(100, True) for name in ("original", *MIXED)}
+    models = models_of(right)
+    for size, verdict in ((10, Verdict.HOLDS), (20, Verdict.OPEN)):
+        images = dataclasses.replace(models.images, background_units=np.arange(100) // size)
+        grouped = dataclasses.replace(models, images=images)
+        (judgement,) = verdicts(["original>0.1"], grouped)
+        assert (judgement.verdict, judgement.n, judgement.units) == (verdict, 100, 100 // size)
+    assert "; fewer than 10 groups of images (5) decide nothing; if " in judgement.line
+    assert "decided at 200 images" in judgement.line
+
+
 @given(st.integers(0, 2**32), st.integers(10, 400), st.floats(-0.3, 0.3))
 def test_an_open_condition_says_how_many_images_would_decide_it(
     seed: int, n: int, limit: float
@@ -224,12 +243,18 @@ def test_conditions_and_models_are_one_family() -> None:
     ]
     assert "99.38 % interval" in judged[0].line
     assert "from the baseline m2, " in judged[1].line
-    # A baseline of the same name in another folder is another model.
+    # A baseline in another folder is no other model for that, but for other weights or settings.
     elsewhere = baseline_of(models, 2, is_own=False)
-    judged = judge_models(conditions, known, [models], elsewhere)
-    assert [one.model for one in judged[::2]] == ["m0", "m1", "m2", "m3"]
-    assert "from the baseline m2 in /data, " in judged[1].line
-    assert [one.value for one in judged if one.model == "m2"][1] == 0
+    for changes, others in (
+        ({}, ["m0", "m1", "m3"]),
+        ({"weights_sha256": "f" * 64}, ["m0", "m1", "m2", "m3"]),
+        ({"evaluation": {**SETTINGS, "precision": "bf16"}}, ["m0", "m1", "m2", "m3"]),
+    ):
+        run = made(Evaluated, **{"model": "m2", "evaluation": SETTINGS, **changes})
+        baseline = dataclasses.replace(elsewhere, run=run)
+        judged = judge_models(conditions, known, [models], baseline)
+        assert [one.model for one in judged[::2]] == others
+        assert f"from the baseline {run.name} in /data, " in judged[1].line
     (alone,) = judge_models(conditions[:1], known[2:3], [models], baseline_of(models, 2))
     assert alone.line.endswith("is not tested: there is no model to judge besides the baseline")
 
@@ -292,6 +317,7 @@ def test_exit_codes(found: list[Verdict | None], code: int, code_if_open_fails: 
         ("mixd_rand<0.7", "close to it: mixed_rand"),
         ("fg_mask<0.7", "no measure 'fg_mask'"),
         ("paper:bg_gap>0.1", "no label rule 'paper'; known: argmax_then_map, mapped_only"),
+        ("bg_gap>0_1", "'0_1' is not a fraction between -1 and 1"),
         ("bg_gap>10", "'10' is not a fraction between -1 and 1"),
         ("original<-0.1", "'-0.1' is not a fraction between 0 and 1"),
         ("original<nan", "'nan' is not a fraction"),
@@ -380,6 +406,7 @@ def test_wrong_conditions_are_refused_before_anything_starts(
             "--fail_if 'original<baseline': add --baseline, a model or a folder of its results",
         ),
         (("--baseline", "resnet18"), "--baseline resnet18 is no entry of --models, no folder"),
+        (("--baseline", tiny_input), "holds no finished dataset"),
     ):
         assert message in refusal(capsys, *flags, *words)
     assert not (output / "manifest.json").exists()
@@ -429,6 +456,21 @@ def test_models_are_compared_with_a_baseline(compared: Path, tmp_path: Path) -> 
     # Later commands keep the choice.
     write_tables(dataset_in(output))
     assert table_of(output, "baseline") == rows
+    # A baseline that fails in a job is compared with nothing, until it succeeds.
+    (run,) = models_named(dataset.store, first)
+    settings = pick(RunSettings, run.evaluation)
+    notes = (dataset.store, dataset.manifest.fingerprint, "evaluate", settings)
+    note_failures(*notes, [FailedModel(0, first, first, "no memory")], [])
+    for was_run, failed, expected in ((False, True, rows), (True, True, []), (True, False, rows)):
+        if not failed:
+            note_failures(*notes, [], [first])
+        else:
+            choose_baseline(dataset, first, settings, was_run)
+        write_tables(dataset)
+        assert table_of(output, "baseline") == expected
+        line = next(describe_baseline(dataset, read_summaries(dataset)[0]))
+        reason = f"{first} failed: no memory"
+        assert (line == f"not compared with the baseline: {reason}") == (not expected)
 
 
 def test_the_baseline_may_lie_in_another_folder(
@@ -439,7 +481,6 @@ def test_the_baseline_may_lie_in_another_folder(
     )
     (first,) = [one for one in read_summaries(dataset_in(other))[0] if "first" in one.model]
     dataset = dataset_in(output)
-    shutil.rmtree(output / "results" / first.folder)
 
     def rows_of(folder: Path) -> list[dict[str, str]]:
         choose_baseline(dataset, str(folder))
@@ -451,6 +492,9 @@ def test_the_baseline_may_lie_in_another_folder(
     assert f"--baseline {other} means 3 models: " in several
     assert all(entries(name) in several for name in ("first", "second", "third"))
     rows = rows_of(other / "results" / first.folder)
+    # The same model in this folder is not compared with itself, whether it is there or not.
+    shutil.rmtree(output / "results" / first.folder)
+    assert rows_of(other / "results" / first.folder) == rows
     assert {row["baseline"] for row in rows} == {f"{first.name} in {other}"}
     assert {row["model"] for row in rows} == {entries("second"), entries("third")}
     # A folder with this model alone means the same, and so does its newest published version.
@@ -553,4 +597,6 @@ def test_the_best_models_are_marked(compared: Path) -> None:
             variant="original",
         )
         assert [one.accuracy[0].among_best for one in mark_best(two, [row])] == marks
+    # A model that was never compared with the best may well differ.
+    assert [one.accuracy[0].among_best for one in mark_best(two, [])] == [True, False]
     assert mark_best(two[:1], [])[0].accuracy[0].among_best is None

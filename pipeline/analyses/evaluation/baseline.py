@@ -30,12 +30,19 @@ from pipeline.dataset.manifest import reading_store
 from pipeline.display.table import Table, aligned, interval
 from pipeline.errors import UsageError
 from pipeline.evaluate.predictions import EvalImages
-from pipeline.evaluate.results import RunSettings, pick, read_result, read_results, write_result
+from pipeline.evaluate.results import (
+    RunSettings,
+    pick,
+    read_failures,
+    read_result,
+    read_results,
+    write_result,
+)
 from pipeline.storage.files import absolute, is_remote
 from pipeline.storage.store import Store
 from transforms.intervals import CONFIDENCE, holm
 from transforms.two_way import p_value
-from transforms.variants import draws_of
+from transforms.variants import base_of, draws_of
 
 CHOICE = "results/baseline.json"
 
@@ -46,11 +53,11 @@ class Choice(Struct, frozen=True, kw_only=True):
     Attributes:
       baseline: folder below `results/` of the baseline, absolute path of its results elsewhere, or
         the value of `--baseline` if that could not be read.
-      predictions: fingerprint of its predictions; unset if it could not be read.
+      settings: settings of the job that ran it, if it could not be read after that; else unset.
     """
 
     baseline: str
-    predictions: str | UnsetType = UNSET
+    settings: RunSettings | UnsetType = UNSET
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,8 +82,11 @@ class Baseline:
         return self.run.name if self.is_own else f"{self.run.name} in {self.store.root}"
 
     def is_same(self, summary: Summary) -> bool:
-        """Returns whether a summary of the dataset is its own."""
-        return self.is_own and summary.folder == self.run.folder
+        """Returns whether a summary is of this model under these settings, in any folder."""
+        one, other = (
+            (each.identity, pick(RunSettings, each.evaluation)) for each in (summary, self.run)
+        )
+        return one == other
 
     def common_rule(self, label_rules: Iterable[str]) -> str | None:
         """Returns the first of a model's label rules that the baseline has, too; None if none."""
@@ -94,32 +104,24 @@ class Baseline:
         return models.measure(quantity, summary, rule, self.correct.get(rule, {}))
 
 
-def open_results(dataset: Dataset, folder: str) -> tuple[Dataset, list[Evaluated]]:
-    """Opens a folder that has results on the same dataset.
+def open_results(folder: str) -> tuple[Dataset, list[Evaluated]]:
+    """Opens a folder that has results.
 
     Args:
-      dataset: the dataset.
-      folder: another folder of it, a folder of its published versions (the newest is opened), or
+      folder: a folder of a dataset, a folder of its published versions (the newest is opened), or
         `results/MODEL` in one of these.
 
     Returns:
-      (the dataset with the results of that folder, its models without rows of a matrix).
+      (its dataset, its models without rows of a matrix).
 
     Raises:
-      UsageError: the folder holds no finished dataset, or another one.
+      UsageError: the folder holds no finished dataset.
     """
     above, model = os.path.split(absolute(folder))
     is_of_model = above.endswith("/results")
     store = reading_store(above.removesuffix("/results") if is_of_model else folder)
-    fingerprint = Dataset.open(store).manifest.fingerprint
-    if fingerprint != dataset.manifest.fingerprint:
-        raise UsageError(
-            f"{store.root} has results on another dataset: {fingerprint[:12]}, not "
-            f"{dataset.manifest.fingerprint[:12]}"
-        )
     runs = [run for run in _runs(store) if run.folder == model or not is_of_model]
-    # With this dataset's manifest, only predictions on its own pictures count as valid.
-    return dataclasses.replace(dataset, store=store), runs
+    return Dataset.open(store), runs
 
 
 def _runs(store: Store) -> list[Evaluated]:
@@ -144,28 +146,54 @@ def models_named(store: Store, name: str, settings: RunSettings | None = None) -
     )
 
 
+def open_baseline(
+    store: Store, name: str, settings: RunSettings | None = None
+) -> tuple[Dataset | None, Evaluated]:
+    """Finds the one model that a baseline means, without reading its predictions.
+
+    Args:
+      store: the dataset folder, which needs no manifest yet.
+      name: value of `--baseline`: a model (`models_named`), else a folder (`open_results`).
+      settings: settings of the job, if there is one.
+
+    Returns:
+      (the dataset of the other folder that has its results, or None; the model).
+
+    Raises:
+      UsageError: it names no model, or several, or a folder without a finished dataset.
+    """
+    where, runs = None, models_named(store, name, settings)
+    if not runs and Store.at(name).has_folder(""):
+        where, runs = open_results(name)
+        if store.is_remote and not is_remote(where.store.root):
+            raise UsageError(f"--baseline {name} must be in gs://, like the dataset")
+    if len(runs) != 1:
+        names = ", ".join(run.name for run in runs or _runs(where.store if where else store))
+        found = f"means {len(runs)} models:" if runs else "names no model; known:"
+        raise UsageError(f"--baseline {name} {found} {names or 'none'}")
+    return where, runs[0]
+
+
 def find_baseline(dataset: Dataset, name: str, settings: RunSettings | None = None) -> Baseline:
     """Finds a baseline and reads its predictions.
 
     Args:
       dataset: the dataset.
-      name: value of `--baseline`: a model (`models_named`), else a folder (`open_results`).
+      name: value of `--baseline`, as for `open_baseline`.
       settings: settings of the job, if there is one.
 
     Raises:
-      UsageError: it names no model, or several; or the model has no predictions on the present
+      UsageError: it means no model (`open_baseline`), or one without predictions on the present
         pictures.
     """
-    where, runs = dataset, models_named(dataset.store, name, settings)
-    if not runs and Store.at(name).has_folder(""):
-        where, runs = open_results(dataset, name)
-        if dataset.store.is_remote and not is_remote(where.store.root):
-            raise UsageError(f"--baseline {name} must be in gs://, like the dataset")
-    if len(runs) != 1:
-        names = ", ".join(run.name for run in runs or _runs(where.store)) or "none"
-        found = f"means {len(runs)} models: {names}" if runs else f"names no model; known: {names}"
-        raise UsageError(f"--baseline {name} {found}")
-    (run,) = runs
+    other, run = open_baseline(dataset.store, name, settings)
+    if other and other.manifest.fingerprint != dataset.manifest.fingerprint:
+        raise UsageError(
+            f"{other.store.root} has results on another dataset: "
+            f"{other.manifest.fingerprint[:12]}, not {dataset.manifest.fingerprint[:12]}"
+        )
+    # With this dataset's manifest, only predictions on its own pictures count as valid.
+    where = dataclasses.replace(dataset, store=other.store) if other else dataset
     split = run.evaluation.split
     images = EvalImages.read(dataset, *run.tested_on) if split in dataset.manifest.shards else None
     correct, _ = correct_by_rule(where, images, run) if images else ({}, {})
@@ -175,32 +203,48 @@ def find_baseline(dataset: Dataset, name: str, settings: RunSettings | None = No
 
 
 def baseline_or_reason(
-    dataset: Dataset, name: str, settings: RunSettings | None = None
+    dataset: Dataset, name: str, settings: RunSettings | None = None, was_run: bool = False
 ) -> Baseline | str:
-    """Finds a baseline as `find_baseline` does; returns why it cannot be read if that fails."""
+    """Finds a baseline as `find_baseline` does; returns why it cannot be read if that fails.
+
+    Args:
+      dataset: the dataset.
+      name: value of `--baseline`.
+      settings: settings of the job, if there is one.
+      was_run: whether the job ran the baseline. If it failed then, earlier results do not count.
+    """
+    failures = read_failures(dataset.store, dataset.manifest.fingerprint, "evaluate")[0]
+    for one in failures if was_run else ():
+        if one.entry == name and pick(RunSettings, one.evaluation) == settings:
+            return f"{one.name} failed: {one.error}"
     try:
         return find_baseline(dataset, name, settings)
     except UsageError as error:
         return str(error)
 
 
-def choose_baseline(dataset: Dataset, name: str, settings: RunSettings | None = None) -> None:
-    """Stores the choice of a baseline; arguments as for `find_baseline`.
+def choose_baseline(
+    dataset: Dataset, name: str, settings: RunSettings | None = None, was_run: bool = False
+) -> None:
+    """Stores the choice of a baseline; arguments as for `baseline_or_reason`.
 
     If it cannot be read, the terminal, the page and the verdicts say why.
     """
-    found, choice = baseline_or_reason(dataset, name, settings), Choice(baseline=name)
+    found = baseline_or_reason(dataset, name, settings, was_run)
+    choice = Choice(baseline=name, settings=(was_run and settings) or UNSET)
     if isinstance(found, Baseline):
         elsewhere = found.store.path(f"results/{found.run.folder}")
-        place = found.run.folder if found.is_own else elsewhere
-        choice = Choice(baseline=place, predictions=found.run.predictions)
+        choice = Choice(baseline=found.run.folder if found.is_own else elsewhere)
     write_result(dataset.store, CHOICE, choice)
 
 
 def chosen_baseline(dataset: Dataset) -> Baseline | str | None:
     """Reads the chosen baseline, or why it cannot be read; None if none was chosen."""
     choice = read_result(dataset.store, CHOICE, Choice)
-    return baseline_or_reason(dataset, choice.baseline) if choice else None
+    if choice is None:
+        return None
+    settings = choice.settings or None
+    return baseline_or_reason(dataset, choice.baseline, settings, was_run=settings is not None)
 
 
 class BaselineRow(Struct, frozen=True, kw_only=True):
@@ -305,7 +349,10 @@ def describe_baseline(dataset: Dataset, summaries: Sequence[Summary]) -> Iterato
         return
     rows: dict[str, dict[str, BaselineRow]] = {}
     for row in read_rows(dataset, BASELINE, BaselineRow):
-        rows.setdefault(row.model, {})[row.variant] = row
+        by_variant = rows.setdefault(row.model, {})
+        # Renderings stand in baseline.csv alone.
+        if base_of(row.variant) == row.variant:
+            by_variant[row.variant] = row
     if rows:
         names = dict.fromkeys(name for by_variant in rows.values() for name in by_variant)
         heads = ["BG-Gap" if name == BG_GAP else name for name in names]

@@ -360,9 +360,9 @@ def read_rows(dataset: Dataset, table: Table, kind: type[_Row]) -> list[_Row]:
 def mark_best(summaries: Iterable[Summary], compared: Iterable[ComparisonRow]) -> list[Summary]:
     """Marks the accuracies that cannot be told from the best one on the same images.
 
-    These are the highest accuracy, and those whose difference from it is not significant. The
-    differences are adjusted for all pairs, so it does not matter that the best one was selected. If
-    a single model was tested on the images, nothing is marked.
+    These are the highest accuracy, and those whose difference from it is known and not significant.
+    The differences are adjusted for all pairs, so it does not matter that the best one was
+    selected. If a single model was tested on the images, nothing is marked.
 
     Args:
       summaries: summaries of the models.
@@ -377,10 +377,10 @@ def mark_best(summaries: Iterable[Summary], compared: Iterable[ComparisonRow]) -
         for row in one.accuracy:
             figure = one.tested_on, row.label_rule, row.variant
             rivals.setdefault(figure, []).append((row.accuracy or 0.0, one.name))
-    differing = {
+    tied = {
         (row.label_rule, row.variant, *pair)
         for row in compared
-        if row.is_significant
+        if not row.is_significant
         for pair in itertools.permutations((row.first, row.second))
     }
 
@@ -389,7 +389,7 @@ def mark_best(summaries: Iterable[Summary], compared: Iterable[ComparisonRow]) -
         if not row.n or len(rivals[one.tested_on, *figure]) < 2:
             return row
         _, best = max(rivals[one.tested_on, *figure])
-        return replace(row, among_best=(*figure, one.name, best) not in differing)
+        return replace(row, among_best=one.name == best or (*figure, one.name, best) in tied)
 
     return [
         replace(one, accuracy=tuple(marked(one, row) for row in one.accuracy)) for one in summaries
