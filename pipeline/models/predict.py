@@ -241,7 +241,6 @@ class Predictor:
         # The networks refer to this object.
         self._networks.clear()
         self._undo.close()
-        self._networks.clear()  # They hold this predictor.
 
     def _has_tf32(self) -> bool:
         is_gpu = self.device.type == "cuda"

@@ -75,7 +75,7 @@ SAMPLE = (
     *("field, path: manifest.json: files.0.path", "field, path: published/latest.json: versions.0"),
     "field, path: layers/.*files.0.path.*in9 run",
     *(
-        "field, wrong type: results/[*]/model.json: architecture = '\\[\\]'",
+        "field, wrong type: results/[*]/model.json: architecture = ",
         "field, path: results/[*]/model.json: weights_sha256 = '[.]'",
         "field, missing: results/[*]/model.json: .*in9 report",
     ),

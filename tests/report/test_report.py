@@ -534,7 +534,7 @@ KINDS: dict[str, Any] = {
             MISSING,
             {
                 *("device", "overlap", "trained", "penalty", "matrix", "variants", "groups"),
-                *("answers", "label"),
+                "answers",
             },
         ),
         (
