@@ -47,8 +47,9 @@ from pipeline.evaluate.predictions import prediction_fingerprints
 from pipeline.evaluate.resident import in_memory, on_device
 from pipeline.evaluate.results import FailedModel, RunSettings, pick, read_failures
 from pipeline.models import predict
+from pipeline.models.device import Fetched, device_of
 from pipeline.models.identity import PredictConfig
-from pipeline.models.predict import Predictor, device_of
+from pipeline.models.predict import Predictor
 from pipeline.models.registry import load_model
 from pipeline.runtime import machine, progress
 from pipeline.runtime.progress import Progress
@@ -556,7 +557,7 @@ def test_the_thread_that_launches_asks_nothing_of_storage(
     def note(event: str) -> None:
         events.append((event, threading.get_ident()))
 
-    def launch(predictor: Predictor, pixels: Pixels) -> predict.Fetched:
+    def launch(predictor: Predictor, pixels: Pixels) -> Fetched:
         note("launch")
         return launch_batch(predictor, pixels)
 

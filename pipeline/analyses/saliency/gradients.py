@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import ModelError, text_of
-from pipeline.models.predict import Predictor, are_numbers, is_out_of_memory, refuse_broken
+from pipeline.models.device import is_out_of_memory
+from pipeline.models.predict import Predictor, are_numbers, refuse_broken
 
 
 def winning_logit_gradients(
