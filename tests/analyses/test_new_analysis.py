@@ -38,11 +38,13 @@ MODELS = ("--models", "python:slow_models:slow", *ONE)
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the code with the analysis `mirrored`, and a slow model."""
+    """A copy of the pipeline with the analysis `mirrored`, and a slow model.
+
+    A copy of `transforms` would have kernels of its own, which take long to compile.
+    """
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("pipeline", "transforms"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=ignored)
     shutil.copytree(ROOT / "tests" / "mirrored", folder / "pipeline" / "analyses" / "mirrored")
     shutil.copy(ROOT / "in9.py", folder)
     names = folder / "pipeline" / "analyses" / "__init__.py"
@@ -59,7 +61,7 @@ class Copied:
 
     def __init__(self, checkout: Path) -> None:
         self._forks = Forks(checkout)
-        paths = os.pathsep.join((str(checkout), str(ROOT / "tests" / "support")))
+        paths = os.pathsep.join(map(str, (checkout, ROOT, ROOT / "tests" / "support")))
         self._environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
 
     def run(self, *arguments: object) -> str:
