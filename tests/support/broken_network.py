@@ -51,6 +51,8 @@ class FaultProxy:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            # Else a body waits 40 ms for the acknowledgement of its headers.
+            disable_nagle_algorithm = True
 
             def _any(self) -> None:
                 proxy._handle(self)
