@@ -31,7 +31,6 @@ import mmap
 import os
 import re
 import signal
-import socket
 import struct
 import sys
 import threading
@@ -39,6 +38,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from worker_pool import Forker
 
 FATES = ("killed", "dropped", "late", "after")
 PARTS = 2
@@ -74,35 +75,6 @@ class Slots:
             os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def _serve_forks(connection: socket.socket, slots: Slots, root: str) -> None:
-    """Forks a worker for each line received, because importing takes longer than most bundles."""
-    import scipy.ndimage
-    import torch
-    from apache_beam.runners.worker.sdk_worker import SdkHarness
-
-    import pipeline.commands.run
-    import pipeline.evaluate.resident
-    import pipeline.report.page
-
-    del scipy, torch, pipeline
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    lines = connection.makefile("r")
-    for line in lines:
-        slot, worker, address = json.loads(line)
-        child = os.fork()
-        if child:
-            connection.sendall(child.to_bytes(4, "big"))
-            continue
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        _be_elsewhere(worker)
-        sys.addaudithook(functools.partial(_look, slots, slot, root))
-        harness = SdkHarness(
-            address, worker_id=worker, state_cache_size=0, data_buffer_time_limit_ms=-1
-        )
-        harness.run()
-        os._exit(0)
-
-
 def _be_elsewhere(worker: str) -> None:
     """Makes this process look remote, so that no other process can tell whether it is alive."""
     from pipeline.storage import processes
@@ -120,24 +92,19 @@ class Workers:
     """Worker processes, by the id that Beam gives them."""
 
     def __init__(self, root: str) -> None:
-        self._slots = Slots()
-        self._connection, theirs = socket.socketpair()
+        self._slots, self._numbers = Slots(), itertools.count()
         self._known: dict[str, tuple[int, int]] = {}
-        self._lock = threading.Lock()
-        if os.fork() == 0:
-            self._connection.close()
-            with contextlib.suppress(KeyboardInterrupt):
-                _serve_forks(theirs, self._slots, root)
-            os._exit(0)
-        theirs.close()
+
+        def enter(worker: str, slot: int) -> None:
+            _be_elsewhere(worker)
+            sys.addaudithook(functools.partial(_look, self._slots, slot, root))
+
+        self._forker = Forker(enter)
 
     def start(self, worker: str, address: str) -> None:
         """Starts a worker that takes its work from this address."""
-        with self._lock:
-            slot = len(self._known)
-            self._connection.sendall((json.dumps([slot, worker, address]) + "\n").encode())
-            pid = int.from_bytes(self._connection.recv(4, socket.MSG_WAITALL), "big")
-            self._known[worker] = slot, pid
+        slot = next(self._numbers)
+        self._known[worker] = slot, self._forker.start(worker, address, slot)
 
     def arm(self, worker: str, stop_at: int = 0) -> None:
         """Resets the worker's count of accesses; suspends it at one of them."""

@@ -37,7 +37,7 @@ RESULTS = ("results/summary.csv", "results/gaps.csv", "results/per_class.csv")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Job server that takes a worker from each of two pools."""
     with contextlib.ExitStack() as stack:
-        cluster = Cluster(stack, tmp_path_factory.mktemp("cluster"), pools=2)
+        cluster = Cluster(stack, tmp_path_factory.mktemp("cluster"), pools=2, forked=True)
         port, dispatch = free_port(), free_port()
         pools = ("--dispatch_port", dispatch, "--pools", ",".join(cluster.addresses))
         server = (sys.executable, SERVER, "--port", port, *pools)
@@ -57,10 +57,11 @@ def test_the_job_through_a_job_server_and_two_worker_pools(
     workers: dict[int, int] = {}
     groups: dict[str, int] = {}
     while running.poll() is None:
-        workers.update((worker, pool) for pool in (0, 1) for worker in cluster.workers(pool))
         for claim in output.glob(".in9/lock-*-[01]/*/about"):
             with contextlib.suppress(OSError):
                 groups[claim.parts[-3][-1]] = json.loads(claim.read_text())["owner"]["pid"]
+        if set(groups.values()) - workers.keys():
+            workers.update((worker, pool) for pool in (0, 1) for worker in cluster.workers(pool))
         time.sleep(0.01)
     out, error = running.communicate()
     assert running.returncode == 0, error

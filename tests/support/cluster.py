@@ -12,10 +12,17 @@ import time
 from pathlib import Path
 
 from gcs import free_port
+from runs import ROOT
 
 
 class Cluster:
     """Worker pools, and the job server that `serve` starts.
+
+    Args:
+      stack: ends all processes.
+      log: folder of their logs.
+      pools: number of pools.
+      forked: whether their workers are forks, which start in no time, or Beam's own.
 
     Attributes:
       pools: the worker pools.
@@ -27,16 +34,20 @@ class Cluster:
     server: subprocess.Popen[bytes]
     flags: tuple[str, ...]
 
-    def __init__(self, stack: contextlib.ExitStack, log: Path, pools: int) -> None:
+    def __init__(
+        self, stack: contextlib.ExitStack, log: Path, pools: int, *, forked: bool = False
+    ) -> None:
         # A pool starts its workers as `python`; the models of tests are in this folder.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        more = {"PATH": path, "PYTHONPATH": str(Path(__file__).parent), "HF_HUB_OFFLINE": "1"}
+        modules = f"{ROOT}{os.pathsep}{Path(__file__).parent}"
+        more = {"PATH": path, "PYTHONPATH": modules, "HF_HUB_OFFLINE": "1"}
         self._stack, self._log, self._env = stack, log, {**os.environ, **more}
         ports = [free_port() for _ in range(pools)]
-        module = "apache_beam.runners.worker.worker_pool_main"
+        self._forked = forked
+        beam = ("-m", "apache_beam.runners.worker.worker_pool_main")
+        program = (Path(__file__).with_name("worker_pool.py"),) if forked else beam
         self.pools = [
-            self._start(port, sys.executable, "-m", module, "--service_port", port)
-            for port in ports
+            self._start(port, sys.executable, *program, "--service_port", port) for port in ports
         ]
         self.addresses = [f"localhost:{port}" for port in ports]
         for port, process in zip(ports, self.pools, strict=True):
@@ -67,9 +78,15 @@ class Cluster:
 
     def workers(self, pool: int) -> list[int]:
         """Returns the process ids of a pool's live workers."""
-        threads = Path(f"/proc/{self.pools[pool].pid}/task").glob("*/children")
-        children = [pid for thread in threads for pid in thread.read_text().split()]
-        return [int(pid) for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes()]
+        children = _children(self.pools[pool].pid)
+        return _children(*children) if self._forked else children
+
+
+def _children(pid: int) -> list[int]:
+    """Returns the ids of a process's live children."""
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [child for thread in threads for child in thread.read_text().split()]
+    return [int(child) for child in children if Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
