@@ -22,6 +22,7 @@ from gcs import BUCKET, object_store
 from PIL import Image
 from runs import (
     ONE,
+    SHARDS,
     csv_rows,
     dataset_in,
     index_of,
@@ -532,12 +533,14 @@ def test_what_is_no_release_is_refused_with_one_line(
     assert "is not the released layout" in refused
 
 
-def test_both_ways_in_object_storage(export: Path, sample_run: Path) -> None:
+def test_both_ways_in_object_storage(small_run: Path, tmp_path: Path) -> None:
+    run_here("export", "--dataset", small_run, "--to", tmp_path)
     with object_store():
         address = f"gs://{BUCKET}/export"
-        run_in9("export", "--dataset", sample_run, "--to", address)
-        here, remote = Store(str(export)), Store.at(address)
+        run_in9("export", "--dataset", small_run, "--to", address)
+        here, remote = Store(str(tmp_path)), Store.at(address)
         names = [path for path in here.walk("") if not path.startswith(".in9")]
         assert names == [path for path in remote.walk("") if not path.startswith(".in9")]
-        done = run_in9("import", "--from", address, "--output", f"gs://{BUCKET}/data", *SMALL)
-        assert done.stdout.count("true background of 70 of 70 images") == 3
+        done = run_in9("import", "--from", address, "--output", f"gs://{BUCKET}/data", *SHARDS)
+        count = manifest_of(small_run)["images"]["val"]["selected"]
+        assert done.stdout.count(f"true background of {count} of {count} images") == 3, done.stdout
