@@ -27,11 +27,10 @@ from runs import (
 from pipeline.analyses.method.results import HOLES
 from pipeline.evaluate.predictions import EvalImages, read_predictions
 from pipeline.evaluate.results import ModelRun, read_results
-from pipeline.generate.composed import ComposedDataset
 from transforms.analysis import bg_gap, gaps_of_pictures
 from transforms.renderings import RENDERINGS
 from transforms.two_way import Roles
-from transforms.variants import base_of, pairs_of, parse_name
+from transforms.variants import pairs_of, parse_name
 
 METHOD = ("method", *TINY_MODEL, "--pictures", "none", "--dataset")
 
@@ -79,21 +78,6 @@ def test_what_is_composed_is_predicted_as_what_is_stored(stored: Path, composed:
     assert predicted == predictions_of(composed)
     rows, others = table_of(stored, "method"), table_of(composed, "method")
     assert [row | {"dataset": ""} for row in rows] == [row | {"dataset": ""} for row in others]
-
-
-def test_composed_pictures_are_the_stored_bytes(stored: Path, composed: Path) -> None:
-    whole, part = dataset_in(stored), dataset_in(composed)
-    compose = whole.manifest.config.compose
-    more = ComposedDataset(part.store, part.manifest, "val", compose)
-    names = [n for n in whole.variants if parse_name(n).rendering and base_of(n) != "only_bg_t"]
-    assert len(names) == 16
-    columns = ("key", "label", "fg_key", "bg_key", "image")
-    for name in names:
-        (expected,), (made,) = (each.tables("val", 0, name, columns) for each in (whole, more))
-        assert made.to_pylist() == expected.to_pylist()
-        (bare,) = more.tables("val", 0, name, columns[:-1])
-        assert bare.to_pylist() == expected.select(columns[:-1]).to_pylist()
-        assert more.shard_files("val", 0, (name,))[0].samples == len(bare)
 
 
 def test_predictions_of_the_evaluation_are_taken_over(

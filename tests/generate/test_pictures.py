@@ -22,12 +22,13 @@ from runs import (
 
 from pipeline.dataset.config import COMPOSE_VERSION, ComposeConfig
 from pipeline.dataset.folder import Holdout, training_pictures
+from pipeline.generate.composed import ComposedDataset
 from pipeline.generate.pictures import Fills
 from pipeline.jobs.messages import describe_dataset
 from transforms.geometry import OutputBox
 from transforms.layers import Layer
 from transforms.renderings import RENDERINGS
-from transforms.variants import METHOD, pairs_of, parse_name
+from transforms.variants import METHOD, base_of, pairs_of, parse_name
 
 
 def samples_of(output: Path, variant: str) -> dict[str, dict[str, Any]]:
@@ -141,3 +142,18 @@ def test_renderings_without_layers_or_boxes_are_refused_in_one_line(
         (("--variants", "mixed_rand_box", "--selection", "in9l"), "has only original"),
     ):
         assert said in refusal(capsys, *command, *flags)
+
+
+def test_composed_pictures_are_the_stored_bytes(rendered: Path, three_draws: Path) -> None:
+    whole, part = dataset_in(rendered), dataset_in(three_draws)
+    compose = whole.manifest.config.compose
+    more = ComposedDataset(part.store, part.manifest, "val", compose)
+    names = [n for n in whole.variants if parse_name(n).rendering and base_of(n) != "only_bg_t"]
+    assert len(names) == 16
+    columns = ("key", "label", "fg_key", "bg_key", "image")
+    for name in names:
+        (expected,), (made,) = (each.tables("val", 0, name, columns) for each in (whole, more))
+        assert made.to_pylist() == expected.to_pylist()
+        (bare,) = more.tables("val", 0, name, columns[:-1])
+        assert bare.to_pylist() == expected.select(columns[:-1]).to_pylist()
+        assert more.shard_files("val", 0, (name,))[0].samples == len(bare)
