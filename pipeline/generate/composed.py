@@ -52,13 +52,15 @@ class ComposedDataset(Dataset):
 
     @functools.cached_property
     def _of(self) -> str:
-        """Identifies what composed pictures depend on: flags, and what other pictures show."""
-        stored = Dataset(self.store, self.manifest)
-        shards = (
-            stored.shard_files(self.split, n, stored.variants) for n in self.shards(self.split)
-        )
+        """Identifies what composed pictures depend on: layers, pairs and flags."""
+        layers = [
+            self._digests[layer_record(self.split, number)].sha256
+            for number in range(self.manifest.shards[self.split].source)
+        ]
+        columns = ["key", *dict.fromkeys(f"{pairs_of(name)}_bg_key" for name in self.variants)]
+        pairs = [[row.get(name) for name in columns] for row in selected_rows(self, self.split)]
         flags = dataclasses.replace(self.compose, variants=PAPER, replicates=1)
-        return fingerprint([[file.sha256 for file in each] for each in shards], flags.fingerprint())
+        return fingerprint(layers, pairs, flags.fingerprint())
 
     @override
     def shard_files(self, split: str, shard: int, variants: tuple[str, ...]) -> list[FileDigest]:

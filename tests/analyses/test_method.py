@@ -28,8 +28,9 @@ from pipeline.analyses.method.results import HOLES
 from pipeline.evaluate.predictions import EvalImages, read_predictions
 from pipeline.evaluate.results import ModelRun, read_results
 from transforms.analysis import bg_gap, gaps_of_pictures
+from transforms.intervals import holm
 from transforms.renderings import RENDERINGS
-from transforms.two_way import Roles
+from transforms.two_way import Roles, difference_interval, p_value
 from transforms.variants import pairs_of, parse_name
 
 METHOD = ("method", *TINY_MODEL, "--pictures", "none", "--dataset")
@@ -117,7 +118,7 @@ def test_a_row_is_the_difference_at_the_same_draws(stored: Path) -> None:
 
     for (rule, rendering, hole), row in rows.items():
         low, high = float(row["hole_low"]), float(row["hole_high"])
-        means = {}
+        means: dict[str, float] = {}
         for base in ("mixed_same", "mixed_rand"):
             of_base = [
                 index[key]["label"] == prediction
@@ -137,6 +138,55 @@ def test_a_row_is_the_difference_at_the_same_draws(stored: Path) -> None:
         assert float(row["difference"]) == pytest.approx(gap - float(of_paper["gap"]))
         assert float(row["difference_low"]) <= float(row["difference"])
         assert (row["seed_sd"] != "") == (hole == "all")
+
+
+def test_intervals_and_p_values_are_of_the_pictures_units(stored: Path) -> None:
+    predicted, index = predictions_of(stored), {row["key"]: row for row in index_of(stored)}
+    numbers = {key: number for number, key in enumerate(index)}
+    rule = "mapped_only"
+    # By rendering, each picture in one order: (base, draw, key) -> whether it is right.
+    right: dict[str, dict[tuple[str, int, str], bool]] = {}
+    backgrounds = {}
+    for (of_rule, name, key), (prediction, bg_key, *_) in sorted(predicted.items()):
+        if of_rule == rule:
+            base, rendering, draw = parse_name(name)
+            right.setdefault(rendering, {})[base, draw, key] = index[key]["label"] == prediction
+            backgrounds[base, draw, key] = bg_key
+    pictures = sorted(backgrounds)
+    roles = Roles.from_units(
+        np.array([numbers[key] for *_, key in pictures]),
+        np.array([numbers[backgrounds[picture]] for picture in pictures]),
+    )
+    sides = {
+        base: np.array([picture[0] == base for picture in pictures])
+        for base in ("mixed_same", "mixed_rand")
+    }
+    gaps, contributions = {}, {}
+    for rendering, by_picture in right.items():
+        correct = np.array([by_picture[picture] for picture in pictures], np.float64)
+        same, rand = (correct[side].mean() for side in sides.values())
+        centred = np.where(sides["mixed_same"], correct - same, rand - correct)
+        gaps[rendering] = same - rand
+        contributions[rendering] = centred / (len(pictures) / 2)
+    differences = np.array([gaps[name] - gaps[""] for name in RENDERINGS])
+    variances = np.array(
+        [roles.variance(contributions[name] - contributions[""]) for name in RENDERINGS]
+    )
+    bounds = difference_interval(differences, variances, roles.units)
+    adjusted = holm(p_value(differences, variances, roles.units))
+    rows = {
+        row["rendering"]: row
+        for row in table_of(stored, "method")
+        if (row["label_rule"], row["hole"]) == (rule, "all")
+    }
+    columns = ("difference", "difference_low", "difference_high", "p_adjusted")
+    for name, *expected in zip(RENDERINGS, differences, *bounds, adjusted, strict=True):
+        assert [float(rows[name][column]) for column in columns] == pytest.approx(expected)
+    own = difference_interval(np.asarray(gaps[""]), roles.variance(contributions[""]), roles.units)
+    low_high = [float(rows["paper"][column]) for column in ("ci_low", "ci_high")]
+    assert low_high == pytest.approx([float(end) for end in own])
+    # Not all of it is trivial.
+    assert (variances > 0).any()
 
 
 @given(st.integers(0, 99), st.integers(1, 3), st.integers(2, 9))
@@ -166,7 +216,8 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
     mixed = ("--variants", "original,mixed_same,mixed_rand,fg_mask", "--layers", "drop")
     run_here("generate", *flags, dropped, *mixed)
     run_here("generate", *flags, bare, "--variants", "original,mixed_same")
-    run_here("export", "--dataset", dropped, "--to", tmp_path / "release")
+    # An import may have all renderings, but never the boxes.
+    run_here("export", "--dataset", stored, "--to", tmp_path / "release")
     run_here("import", "--from", tmp_path / "release", "--output", imported)
     capsys.readouterr()
     for output, said in (
@@ -174,7 +225,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
             dropped,
             "is not stored, and cannot be composed without layers: make it with --layers keep",
         ),
-        (imported, "is not stored, and cannot be composed without layers: imports have none"),
+        (imported, "the method needs boxes and layers: imports have none"),
         (bare, "the method compares mixed_same and mixed_rand: no mixed_rand here"),
     ):
         assert said in refusal(capsys, *METHOD, output)

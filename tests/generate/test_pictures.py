@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,11 @@ def test_composed_pictures_are_the_stored_bytes(rendered: Path, three_draws: Pat
         (bare,) = more.tables("val", 0, name, columns[:-1])
         assert bare.to_pylist() == expected.select(columns[:-1]).to_pylist()
         assert more.shard_files("val", 0, (name,))[0].samples == len(bare)
+    # Their digests depend on no other stored variant.
+    config = part.manifest.config
+    mixed = dataclasses.replace(config.compose, variants=("mixed_same", "mixed_rand"))
+    manifest = dataclasses.replace(part.manifest, config=dataclasses.replace(config, compose=mixed))
+    fewer = dataclasses.replace(more, manifest=manifest)
+    digests, others = (each.shard_files("val", 0, tuple(names)) for each in (more, fewer))
+    assert digests == others
+    assert len({digest.sha256 for digest in digests}) == len(names)

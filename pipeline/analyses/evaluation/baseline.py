@@ -8,6 +8,7 @@ another folder with results on the same dataset.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated
@@ -83,10 +84,9 @@ class Baseline:
 
     def is_same(self, summary: Summary) -> bool:
         """Returns whether a summary is of this model under these settings, in any folder."""
-        one, other = (
-            (each.identity, pick(RunSettings, each.evaluation)) for each in (summary, self.run)
+        return summary.identity == self.run.identity and (
+            pick(RunSettings, summary.evaluation) == pick(RunSettings, self.run.evaluation)
         )
-        return one == other
 
     def common_rule(self, label_rules: Iterable[str]) -> str | None:
         """Returns the first of a model's label rules that the baseline has, too; None if none."""
@@ -243,8 +243,8 @@ def chosen_baseline(dataset: Dataset) -> Baseline | str | None:
     choice = read_result(dataset.store, CHOICE, Choice)
     if choice is None:
         return None
-    settings = choice.settings or None
-    return baseline_or_reason(dataset, choice.baseline, settings, was_run=settings is not None)
+    was_run = bool(choice.settings)
+    return baseline_or_reason(dataset, choice.baseline, choice.settings or None, was_run)
 
 
 class BaselineRow(Struct, frozen=True, kw_only=True):
@@ -349,12 +349,14 @@ def describe_baseline(dataset: Dataset, summaries: Sequence[Summary]) -> Iterato
         return
     rows: dict[str, dict[str, BaselineRow]] = {}
     for row in read_rows(dataset, BASELINE, BaselineRow):
-        by_variant = rows.setdefault(row.model, {})
-        # Renderings stand in baseline.csv alone.
-        if base_of(row.variant) == row.variant:
-            by_variant[row.variant] = row
+        rows.setdefault(row.model, {})[row.variant] = row
     if rows:
-        names = dict.fromkeys(name for by_variant in rows.values() for name in by_variant)
+        # Renderings stand in baseline.csv alone.
+        names = [
+            name
+            for name in dict.fromkeys(itertools.chain.from_iterable(rows.values()))
+            if base_of(name) == name
+        ]
         heads = ["BG-Gap" if name == BG_GAP else name for name in names]
         table = [
             [model, *(_cell(by_variant.get(name)) for name in names), _smallest(by_variant)]

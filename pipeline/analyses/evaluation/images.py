@@ -305,7 +305,11 @@ def _make_cards(
     predictions = _predictions(evidence, split, models, keys)
     samples: dict[str, dict[str, Sample]] = {}
     uris: dict[tuple[str, str], str] = {}
-    variants = dataset.picture_variants
+    # Cards show renderings only if there is nothing else.
+    variants = (
+        tuple(name for name in dataset.picture_variants if base_of(name) == name)
+        or dataset.picture_variants
+    )
     for variant in variants:
         for key, sample in find_samples(dataset, split, variant, keys).items():
             uris[variant, key] = data_uri(sample.image) if with_pictures else ""

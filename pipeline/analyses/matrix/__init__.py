@@ -27,7 +27,7 @@ MATRIX = Analysis(
             Flag(
                 "--variants",
                 "A,B",
-                "variants to train and to test on (default: all)",
+                "variants to train and to test on (default: all but renderings)",
                 type=comma_separated,
             ),
             switch("--probe", "fit only the last layer of frozen networks; takes minutes on a CPU"),

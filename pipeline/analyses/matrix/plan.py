@@ -12,6 +12,7 @@ from pipeline.evaluate.published import TABLE_5_NAMES
 from pipeline.models.checkpoint import digest_of_classes
 from pipeline.models.identity import PredictConfig
 from pipeline.runtime.progress import Progress
+from transforms.variants import base_of
 
 IN9L = "in9l"
 """Name of IN-9L as a row and as a column. IN-9L is the dataset of all images of the classes, with
@@ -97,7 +98,7 @@ def make_plan(
     Args:
       dataset: as the attribute of `MatrixPlan`.
       in9l: as the attribute of `MatrixPlan`.
-      variants: names of variants; None for all variants that are pictures.
+      variants: names of variants; None for all variants that are pictures, without renderings.
       train_split: value of `--train_split`; None for the default.
       split: value of `--eval_split`; None for the default.
       share: share of the images that are held out to test on (0 to below 1); 0 to train and to test
@@ -110,7 +111,11 @@ def make_plan(
       UsageError: a flag does not fit the dataset.
     """
     existing = dataset.picture_variants
-    names = existing if variants is None else tuple(variants)
+    names = tuple(
+        variants
+        if variants is not None
+        else [name for name in existing if base_of(name) == name] or existing
+    )
     for name in names:
         if name not in existing:
             raise UsageError(

@@ -16,11 +16,16 @@ def make_plots(evidence: Evidence) -> Iterator[Plot]:
     names = list(dict.fromkeys(n for of_model in cells.values() for n in of_model if n != PAPER))
     if not names:
         return
-    series = [Series(model, tuple(of[name][:3] for name in names)) for model, of in cells.items()]
+    series = [
+        Series(model, tuple((cell := of.get(name)) and cell[:3] for name in names))
+        for model, of in cells.items()
+    ]
+    draws = sorted({result.rows[0].replicates for _, result in compared if result.rows})
     yield Plot(
         "method",
         "method.svg",
-        f"Difference of BG-Gap from the paper's method in points. {spoken(series, names)}",
+        f"Difference of BG-Gap from the paper's method in points, by models with "
+        f"{' or '.join(map(str, draws))} draws of backgrounds. {spoken(series, names)}",
         rows_figure(
             "BG-Gap in other renderings",
             names,

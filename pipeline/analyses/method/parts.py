@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from pipeline.analyses.method.results import (
     METHOD,
+    PAIRS,
     MethodResult,
     method_table,
     read_method,
@@ -59,8 +60,10 @@ class MethodParts(Parts):
     ) -> PlannedAnalysis | None:
         if arguments.command != "method":
             return None
-        from pipeline.analyses.method.stage import PAIRS, PlannedMethod, method_config
+        from pipeline.analyses.method.stage import PlannedMethod, method_config
 
+        if config.is_imported:
+            raise UsageError("the method needs boxes and layers: imports have none")
         try:
             wanted = method_config(config.compose, arguments.replicates)
         except ValueError as error:
@@ -68,10 +71,10 @@ class MethodParts(Parts):
         if missing := set(PAIRS) - set(map(base_of, config.compose.variants)):
             raise UsageError(f"the method compares {' and '.join(PAIRS)}: no {min(missing)} here")
         unstored = [name for name in wanted.composed if name not in config.compose.composed]
-        if unstored and (config.is_imported or config.layers == "drop"):
+        if unstored and config.layers == "drop":
             raise UsageError(
-                f"{unstored[0]} is not stored, and cannot be composed without layers: "
-                + ("imports have none" if config.is_imported else "make it with --layers keep")
+                f"{unstored[0]} is not stored, and cannot be composed without layers: make it with "
+                "--layers keep"
             )
         return PlannedMethod(evaluation, taxonomy, wanted)
 

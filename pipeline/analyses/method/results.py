@@ -19,7 +19,10 @@ from pipeline.errors import shown_bytes
 from pipeline.evaluate.predictions import read_current_results
 from pipeline.evaluate.results import PicturesResult, pick
 from transforms.intervals import CONFIDENCE
+from transforms.variants import base_of
 
+PAIRS = ("mixed_same", "mixed_rand")
+"""The variants whose accuracies BG-Gap compares."""
 PAPER = "paper"
 """Name of the paper's method among renderings."""
 HOLES = ("all", "small", "medium", "large")
@@ -108,9 +111,14 @@ METHOD = Table(
 )
 
 
+def stored_pairs(dataset: Dataset) -> tuple[str, ...]:
+    """Returns the stored variants that results depend on: `PAIRS` in all draws and renderings."""
+    return tuple(name for name in dataset.variants if base_of(name) in PAIRS)
+
+
 def read_method(dataset: Dataset) -> tuple[list[MethodResult], list[str]]:
     """Reads method.json of all models: (results on the present pictures, names of other models)."""
-    return read_current_results(dataset, "method", MethodResult, lambda _: dataset.variants)
+    return read_current_results(dataset, "method", MethodResult, lambda _: stored_pairs(dataset))
 
 
 def write_method_tables(dataset: Dataset) -> None:

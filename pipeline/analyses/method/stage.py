@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from pipeline.analyses.evaluation.comparisons import gap_draws, picture_roles
-from pipeline.analyses.method.results import DIFFERENCE, HOLES, PAPER, MethodResult, MethodRow
+from pipeline.analyses.method.results import (
+    DIFFERENCE,
+    HOLES,
+    PAIRS,
+    PAPER,
+    MethodResult,
+    MethodRow,
+    stored_pairs,
+)
 from pipeline.dataset.config import ComposeConfig
 from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.evaluate.evaluation import PlannedAnalysis
@@ -39,8 +47,6 @@ from transforms.scoring import LABEL_RULES
 from transforms.two_way import difference_interval, p_value
 from transforms.variants import pairs_of, select_variants, with_rendering
 
-PAIRS = ("mixed_same", "mixed_rand")
-"""The variants whose accuracies BG-Gap compares."""
 _RENDERINGS = ("", *RENDERINGS)
 
 
@@ -122,7 +128,7 @@ class PlannedMethod(PlannedAnalysis):
         content = pick(
             MethodResult,
             run,
-            of=split_fingerprint(dataset, self.evaluation.split, dataset.variants),
+            of=split_fingerprint(dataset, self.evaluation.split, stored_pairs(dataset)),
             rows=tuple(method_rows(by_rule, images, holes)),
         )
         write_result(store, result_file(run.folder, "method"), content)
