@@ -84,10 +84,9 @@ class EvaluatedModel:
     def to_pandas(self, table: str = "summary") -> Any:
         """Returns a table as a pandas DataFrame. Raises ImportError without pandas."""
         try:
-            import pandas
+            return pa.Table.from_pylist([*self.tables[table]]).to_pandas()
         except ImportError as error:
             raise ImportError("to_pandas needs pandas: pip install pandas") from error
-        return pandas.DataFrame(self.tables[table])
 
     def _repr_html_(self) -> str:
         figures = {**self.accuracy, **({"BG-Gap": self.bg_gap} if self.bg_gap else {})}
