@@ -66,7 +66,7 @@ def parameters() -> dict[str, dict[str, Any]]:
 
 def test_every_flag_of_the_job_is_a_parameter() -> None:
     run = build_parser().parse_args(["run", "--output", "out"])
-    left_out = {"command", "help", "dry_run"}
+    left_out = {"command", "help", "dry_run", "given"}
     of_beam = {flag.dest for flag in template.OF_BEAM.flags}
     assert set(vars(run)) - left_out == set(parameters()) - of_beam
     assert unknown_to_beam([f"--{name}=1" for name in of_beam])[0] == []
@@ -113,7 +113,8 @@ def test_defaults_pass_their_own_check_and_the_command_line() -> None:
             assert all(re.match(regex, entry["defaultValue"]) for regex in entry.get("regexes", ()))
             flags.append(f"--{name}={entry['defaultValue']}")
     parse = build_parser().parse_args
-    assert parse(["run", "--output=o", *flags]) == parse(["run", "--output=o"])
+    given, default = (vars(parse(["run", "--output=o", *words])) for words in (flags, []))
+    assert given | {"given": ()} == default | {"given": ()}
 
 
 def test_the_service_reads_the_specification() -> None:

@@ -207,7 +207,8 @@ def trained(dataset: Path | None) -> tuple[Any, ...]:
         [p.stride() for p in module.parameters()],
         torch.get_rng_state().tolist(),
         (random.random(), np.random.rand(), torch.get_num_threads()),  # noqa: NPY002
-        (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32),
+        [torch.backends.cuda.matmul.fp32_precision]
+        + [one.fp32_precision for one in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn)],
     )
     torch.backends.cuda.matmul.allow_tf32 = False
     return found

@@ -68,7 +68,14 @@ def test_weights_are_loaded_and_not_drawn(
         state = load_file(folder / "open_clip_model.safetensors")
     with Drawn() as drawn:
         model = load_model(entry)
-    assert model.weights_sha256 == state_hash(state)
+    if kind == "open_clip":
+        # Its digest also covers what the head is computed from.
+        loaded = model.module.state_dict()
+        del loaded["head"]
+        named = {name: value for name, value in state.items() if name.startswith("visual.")}
+        assert state_hash(loaded) == state_hash(named)
+    else:
+        assert model.weights_sha256 == state_hash(state)
     assert drawn.values < 0.05 * size(state)
 
 

@@ -13,7 +13,7 @@ import os
 import posixpath
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -27,8 +27,9 @@ from pipeline.dataset.manifest import LATEST, MANIFEST, Manifest, read_latest, r
 from pipeline.dataset.records import Record, Staging, read_metadata, write_table
 from pipeline.errors import UsageError
 from pipeline.evaluate.results import RunSettings
+from pipeline.models.identity import PredictConfig
 from pipeline.runtime.lock import DATASET_LOCK, locked
-from pipeline.storage.state_files import NotJsonError, RelativePath, parse_json, read_json
+from pipeline.storage.state_files import NotJsonError, RelativePath, convert, parse_json, read_json
 from pipeline.storage.store import FileDigest, Store
 from transforms.limits import MAX_NESTING, load_json
 
@@ -353,7 +354,12 @@ def test_what_commits_others_is_on_the_disk_before_it_has_a_name(
 
 def test_every_way_to_run_a_model_is_a_form_of_results() -> None:
     """Checks that the schema has all values of the flags, since others would count as damage."""
-    choices = {flag.dest: flag.choices for flag in flags_of("evaluate")}
-    kinds = get_type_hints(RunSettings)
-    for name in ("precision", "eval_input"):
-        assert set(choices[name] or ()) == set(get_args(kinds[name]))
+    choices = {flag.dest: flag.choices or () for flag in flags_of("evaluate")}
+    for precision in choices["precision"]:
+        for is_compiled in (False, True):
+            for eval_input in choices["eval_input"]:
+                config = PredictConfig("cpu", precision, is_compiled, eval_input=eval_input)
+                ways = {"precision": config.arithmetic, "eval_input": config.eval_input}
+                convert({"split": "val", "holdout": 0.0, **ways}, RunSettings)
+    with pytest.raises(msgspec.ValidationError):
+        convert({"split": "val", "holdout": 0.0, **ways, "precision": "fp16"}, RunSettings)
