@@ -113,7 +113,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     config = job.config if job else dataset.manifest.config  # type: ignore[union-attr]
     taxonomy = job.taxonomy if job else dataset.taxonomy  # type: ignore[union-attr]
     works = analyses_from_flags(arguments, store, config, taxonomy)
-    if works and start_processes(options, rest, arguments.gpus or 1, for_models=not generates):
+    if works and start_processes(options, rest, arguments.gpus or 1):
         for work in works.values():
             work.evaluation = dataclasses.replace(work.evaluation, process_per_block=True)
     gate = _gate(arguments, store, config, works)

@@ -155,7 +155,7 @@ class MakeBlocks(_Step):
 class GatherByNumber(beam.PTransform):
     """Blocks -> the same Blocks; one process gets all those of a number.
 
-    Beam's local runner hands groups to its processes in turn, from the first on.
+    Beam's local runner hands as many groups as it has processes to one process each.
     """
 
     def expand(self, blocks: beam.pvalue.PCollection) -> beam.pvalue.PCollection:

@@ -110,19 +110,16 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
     return options
 
 
-def start_processes(
-    options: PipelineOptions, arguments: Sequence[str], gpus: int, *, for_models: bool
-) -> bool:
-    """Lets worker processes do the work of a local run that uses several GPUs.
+def start_processes(options: PipelineOptions, arguments: Sequence[str], gpus: int) -> bool:
+    """Lets worker processes, one for each GPU, do the work of a local run that uses several GPUs.
 
     One process would launch the work of all GPUs from one interpreter, which keeps them waiting.
+    There are no other processes, because Beam does not say which of them get work.
 
     Args:
       options: Beam's options from `pipeline_options`, changed in place.
       arguments: flags as the user wrote them. If they say how workers run, nothing changes.
       gpus: number of GPUs.
-      for_models: whether the run does nothing but run models, which needs a process for each GPU;
-        otherwise, there is also one for each core.
 
     Returns:
       Whether there are such processes.
@@ -133,7 +130,7 @@ def start_processes(
         return False
     direct = options.view_as(DirectOptions)
     direct.direct_running_mode = "multi_processing"
-    direct.direct_num_workers = gpus if for_models else max(gpus, direct.direct_num_workers)
+    direct.direct_num_workers = gpus
     return True
 
 

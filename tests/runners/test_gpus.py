@@ -80,25 +80,23 @@ def test_a_process_runs_all_models_and_stages_of_its_gpu(
         assert (several / file.relative_to(one)).read_bytes() == file.read_bytes(), file
 
 
-def test_blocks_of_a_number_go_to_one_of_the_first_processes(tmp_path: Path) -> None:
-    """Checks that with more processes than GPUs, no two that run models share one."""
+def test_blocks_of_a_number_go_to_a_process_of_their_own(tmp_path: Path) -> None:
+    """Checks that no two processes that run models share a GPU, in any stage."""
     options = pipeline_options(["--direct_running_mode=multi_processing", "--direct_num_workers=3"])
     with beam.Pipeline(options=options) as pipeline:
-        blocks = [Block(order, number, 2) for order in range(3) for number in range(2)]
-        where = (
-            pipeline
-            | beam.Create(blocks)
-            | beam.Reshuffle()
-            | GatherByNumber()
-            | beam.Map(lambda block: json.dumps([block.number, os.environ["WORKER_ID"]]))
-        )
-        _ = where | beam.io.WriteToText(str(tmp_path / "where"))
-    lines = [line for file in tmp_path.iterdir() for line in file.read_text().splitlines()]
-    found = [tuple(json.loads(line)) for line in lines]
-    assert len(found) == 6
-    assert sorted(number for number, _ in set(found)) == [0, 1]
-    workers = sorted(int(worker.rpartition("_")[2]) for _, worker in set(found))
-    assert workers[1] == workers[0] + 1
+        blocks = pipeline | beam.Create([Block(n // 3, n % 3, 3) for n in range(9)])
+        for stage in range(4):
+            blocks = blocks | f"Spread{stage}" >> beam.Reshuffle() | f"{stage}" >> GatherByNumber()
+            where = blocks | f"Where{stage}" >> beam.Map(
+                lambda block: json.dumps([block.number, os.environ["WORKER_ID"]])
+            )
+            _ = where | f"Write{stage}" >> beam.io.WriteToText(str(tmp_path / f"{stage}/where"))
+    for stage in range(4):
+        files = (tmp_path / f"{stage}").iterdir()
+        found = [tuple(json.loads(one)) for file in files for one in file.read_text().splitlines()]
+        assert len(found) == 9
+        assert sorted(number for number, _ in set(found)) == [0, 1, 2]
+        assert len({int(worker.rpartition("_")[2]) % 3 for _, worker in found}) == 3
 
 
 def test_processes_are_started_unless_flags_say_how_workers_run(
@@ -106,15 +104,14 @@ def test_processes_are_started_unless_flags_say_how_workers_run(
 ) -> None:
     monkeypatch.setattr(beam_options, "usable_cores", lambda: 5)
 
-    def started(*flags: str, gpus: int = 3, for_models: bool = True) -> tuple[bool, str, int]:
+    def started(*flags: str, gpus: int = 3) -> tuple[bool, str, int]:
         options = pipeline_options([*flags])
-        result = start_processes(options, flags, gpus, for_models=for_models)
+        result = start_processes(options, flags, gpus)
         direct = options.view_as(DirectOptions)
         return result, direct.direct_running_mode, direct.direct_num_workers
 
     assert started() == (True, "multi_processing", 3)
-    assert started(for_models=False) == (True, "multi_processing", 5)
-    assert started(gpus=8, for_models=False) == (True, "multi_processing", 8)
+    assert started(gpus=8) == (True, "multi_processing", 8)
     assert started(gpus=1) == (False, "in_memory", 5)
     assert started("--direct_running_mode=in_memory") == (False, "in_memory", 5)
     assert started("--direct_running_mode", "multi_processing")[0] is False
