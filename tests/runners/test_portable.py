@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -50,19 +51,28 @@ def test_the_job_through_a_job_server_and_two_worker_pools(
 ) -> None:
     fresh, output = tmp_path / "fresh", tmp_path / "out"
     few = ("--variants", "original,mixed_same,mixed_rand", "--images_per_shard", 2)
+    few += ("--batch_size", 1)  # Both groups take a while.
     run = ("run", "--input", small_sample, *few, *TINY_MODEL, "--output")
     run_in9(*run, fresh)
     # The timeout is for the answer of the server, not for the job.
     running = start_in9(*run, output, *cluster.flags, "--job_server_timeout=3", "--gpus", 2)
     workers: dict[int, int] = {}
     groups: dict[str, int] = {}
-    while running.poll() is None:
-        for claim in output.glob(".in9/lock-*-[01]/*/about"):
-            with contextlib.suppress(OSError):
-                groups[claim.parts[-3][-1]] = json.loads(claim.read_text())["owner"]["pid"]
-        if set(groups.values()) - workers.keys():
+
+    def watch() -> None:
+        # A group's claim is there for a moment only.
+        while running.poll() is None:
+            for claim in output.glob(".in9/lock-*-[01]/*/about"):
+                with contextlib.suppress(OSError):
+                    groups[claim.parts[-3][-1]] = json.loads(claim.read_text())["owner"]["pid"]
+            time.sleep(0.001)
+
+    with ThreadPoolExecutor(1) as pool_of_one:
+        watching = pool_of_one.submit(watch)
+        while running.poll() is None:
             workers.update((worker, pool) for pool in (0, 1) for worker in cluster.workers(pool))
-        time.sleep(0.01)
+            time.sleep(0.05)
+        watching.result()
     out, error = running.communicate()
     assert running.returncode == 0, error
     # The two groups of shards are evaluated in processes of different pools.
