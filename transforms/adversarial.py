@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -238,11 +238,6 @@ def steps(backgrounds: int) -> list[int]:
     return [number for number in numbers if number < backgrounds] + [backgrounds]
 
 
-Predict = Callable[[Labels, Labels], Grid]
-"""A function that takes the positions of (n,) foregrounds and of (n,) backgrounds, and returns the
-predictions for these n pairs under each label rule, (rules, n) int16."""
-
-
 class Strengths:
     """Counts of how often each background has turned the foregrounds that it was tried on.
 
@@ -274,8 +269,8 @@ class Strengths:
 
 
 def try_until_turned(
-    labels: Labels, order: Labels, *, rules: int, batch_size: int, predict: Predict
-) -> Grid:
+    labels: Labels, order: Labels, *, rules: int, batch_size: int
+) -> Generator[tuple[Labels, Labels], Grid, Grid]:
     """Tries backgrounds on each foreground until one turns it under every label rule.
 
     A batch takes the foregrounds that no background has turned yet, one after the other, each with
@@ -286,7 +281,10 @@ def try_until_turned(
       order: (B,) int64, the backgrounds in the order in which they are tried.
       rules: number of label rules.
       batch_size: number of pairs in a batch.
-      predict: predicts the pairs of a batch.
+
+    Yields:
+      The pairs of a batch, (n,) int64 foregrounds and (n,) int64 backgrounds. Their predictions,
+      (rules, n) int16, are sent back.
 
     Returns:
       (rules, F, B) int16 predictions, `UNTRIED` for pairs that were unnecessary. Under each rule,
@@ -305,7 +303,7 @@ def try_until_turned(
             if met[foreground] < len(order):
                 standing.append(foreground)
         pairs = np.asarray(batch, np.int64)
-        predictions = predict(pairs[:, 0], pairs[:, 1])
+        predictions = yield pairs[:, 0], pairs[:, 1]
         grid[:, pairs[:, 0], pairs[:, 1]] = predictions
         is_turned = (predictions != labels[pairs[:, 0]]).all(axis=0)
         turned = set(pairs[is_turned, 0].tolist())

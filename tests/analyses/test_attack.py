@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,7 @@ from PIL import Image
 from runs import manifest_of, run_here, run_in9, stamps, start_in9, table_of, wait_until, write_all
 from tiny_models import Fixed
 
-from pipeline.analyses.attack.arrays import Cutouts, GridModel, put_on
+from pipeline.analyses.attack.arrays import Cutouts, GridModel, in_turns, put_on
 from pipeline.analyses.attack.figures import make_plots
 from pipeline.analyses.attack.results import ATTACK_VARIANTS, AttackResult, check_variants
 from pipeline.commands.cli import main
@@ -468,6 +469,20 @@ def test_expected_accuracy_is_the_mean_over_all_choices(
         expected_accuracy(counts.turning, total, [total + 1])
 
 
+def answered(
+    trials: Generator[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray], grid: np.ndarray
+) -> tuple[np.ndarray, list[int]]:
+    """Answers an early stop's batches from a grid; returns its result, and the batches' sizes."""
+    sizes, predictions = [], None
+    while True:
+        try:
+            foreground, background = trials.send(predictions)  # type: ignore[arg-type]
+        except StopIteration as end:
+            return end.value, sizes
+        sizes.append(len(foreground))
+        predictions = grid[:, foreground, background]
+
+
 @given(grids(), grids(), st.integers(1, 9), st.randoms(use_true_random=False))
 def test_an_early_stop_turns_the_same_foregrounds(
     drawn: tuple[np.ndarray, np.ndarray, np.ndarray],
@@ -479,16 +494,12 @@ def test_an_early_stop_turns_the_same_foregrounds(
     # Arbitrary other predictions stand in for a second label rule.
     both = np.stack([grid, np.resize(other[0], grid.shape)])
     order = np.asarray(random.sample(range(len(bg_labels)), len(bg_labels)))
-    batches = []
-
-    def predict(f: np.ndarray, b: np.ndarray) -> np.ndarray:
-        batches.append(len(f))
-        return both[:, f, b]
-
-    predictions = try_until_turned(labels, order, rules=2, batch_size=batch_size, predict=predict)
+    trials = try_until_turned(labels, order, rules=2, batch_size=batch_size)
+    predictions, batches = answered(trials, both)
     tried = predictions[0] != UNTRIED
     assert np.array_equal(predictions[:, tried], both[:, tried])
     assert tried.sum() == sum(batches)
+    assert set(batches[:-1]) <= {batch_size}
     for rule in range(2):
         turned = (both[rule] != labels[:, None]).any(axis=1)
         assert np.array_equal((tried & (predictions[rule] != labels[:, None])).any(axis=1), turned)
@@ -509,10 +520,47 @@ def test_an_early_stop_turns_the_same_foregrounds(
 def test_an_early_stop_with_single_trials_wastes_none() -> None:
     labels = np.asarray([0, 0, 0])
     grid = np.asarray([[[0, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]], np.int16)
-    predictions = try_until_turned(
-        labels, np.asarray([2, 1, 0, 3]), rules=1, batch_size=1, predict=lambda f, b: grid[:, f, b]
-    )
+    trials = try_until_turned(labels, np.asarray([2, 1, 0, 3]), rules=1, batch_size=1)
+    predictions, _ = answered(trials, grid)
     assert (predictions[0] != UNTRIED).sum(axis=1).tolist() == [2, 4, 1]
+
+
+@given(st.lists(st.integers(0, 4), max_size=8))
+def test_what_a_job_learns_does_not_depend_on_how_long_others_take(lengths: list[int]) -> None:
+    events: list[tuple[str, int]] = []
+
+    def job(number: int) -> Generator[None, None, int]:
+        events.append(("begins", number))
+        for _ in range(lengths[number]):
+            events.append(("works", number))
+            yield
+        return number
+
+    for number in in_turns(map(job, range(len(lengths)))):
+        events.append(("used", number))
+    expected = [("begins", 0), ("begins", 1)][: len(lengths)]
+    for number in range(len(lengths)):
+        expected += [("used", number), ("begins", number + 2)][: 2 - (number + 2 >= len(lengths))]
+    assert [event for event in events if event[0] != "works"] == expected
+    for number, length in enumerate(lengths):
+        assert events.count(("works", number)) == length
+
+
+def test_a_job_works_while_the_one_before_waits() -> None:
+    log: list[str] = []
+
+    def job(name: str) -> Generator[None, None, None]:
+        for _ in range(3):
+            log.append(f"{name} launches")
+            yield
+            log.append(f"{name} waits")
+
+    assert list(in_turns(iter([job("a"), job("b")]))) == [None, None]
+    launched = {"a": 0, "b": 0}
+    for line in log[:-1]:
+        name, _, what = line.partition(" ")
+        launched[name] += 1 if what == "launches" else -1
+        assert sum(launched.values()) >= 1
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(1, 45))

@@ -41,7 +41,7 @@ def run_stages(
     *,
     hints: tuple[tuple[str, str], ...] = GPU,
     models: tuple[str, ...] = (TINY,),
-    backgrounds: int = 4,
+    grid: tuple[int, int] = (20, 4),
 ) -> dict[str, int]:
     """Runs all stages with models on this machine, or only the attack if `imagenet` is None.
 
@@ -53,7 +53,7 @@ def run_stages(
     progress = Progress.for_store(store)
     progress.clear()
     evaluation = Evaluation(store, models, "val", PredictConfig(), progress, hints=hints)
-    attacking = AttackPlan(evaluation, foregrounds=20, backgrounds=backgrounds, early_stop=True)
+    attacking = AttackPlan(evaluation, *grid, early_stop=True)
     pipeline = beam.Pipeline(options=pipeline_options(["--direct_num_workers=1"]))
     works: list[PlannedAnalysis] = [PlannedAttack(attacking, dataset.taxonomy)]
     if imagenet is not None:
@@ -121,14 +121,15 @@ def test_an_early_stop_learns_from_what_is_there(sample_run: Path, tmp_path: Pat
     output = Path(shutil.copytree(sample_run, tmp_path / "out"))
     # With fewer backgrounds, all pairs of the last chunk would fit into one batch, so what is known
     # of other chunks would not matter.
-    flags: dict[str, Any] = {"models": (DEFAULT_MODEL,), "backgrounds": 20}
-    assert run_stages(output, None, **flags)["attack_chunks_made"] == 2
+    flags: dict[str, Any] = {"models": (DEFAULT_MODEL,), "grid": (48, 20)}
+    assert run_stages(output, None, **flags)["attack_chunks_made"] == 3
     expected = results_of(output)
-    folder = output / "results" / DEFAULT_MODEL / "attack" / "20x20-early_stop"
-    (folder / "val-00001.parquet").unlink()
-    counters = run_stages(output, None, **flags)
-    assert (counters["models_on_device"], counters["attack_chunks_kept"]) == (1, 1)
-    assert results_of(output) == expected
+    folder = output / "results" / DEFAULT_MODEL / "attack" / "48x20-early_stop"
+    for name in ("val-00001.parquet", "val-00002.parquet"):
+        (folder / name).unlink()
+        counters = run_stages(output, None, **flags)
+        assert (counters["models_on_device"], counters["attack_chunks_kept"]) == (1, 2)
+        assert results_of(output) == expected
 
 
 def test_a_model_that_cannot_be_loaded_fails_before(

@@ -10,6 +10,7 @@ the dataset's pictures in pixels.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import itertools
@@ -291,7 +292,7 @@ def stop_early(
     order: Labels,
     batch_size: int,
     note: Callable[[int], None],
-) -> Grid:
+) -> Generator[None, None, Grid]:
     """Tries backgrounds on each foreground of a chunk until one turns it under every label rule.
 
     A foreground is turned when its prediction is wrong.
@@ -304,6 +305,9 @@ def stop_early(
       batch_size: number of pairs in a batch.
       note: called with the number of pairs in each batch.
 
+    Yields:
+      Nothing, but lets others launch their work before it waits for what it has launched.
+
     Returns:
       (rules, F, B) int16, the predicted labels, -1 outside the taxonomy; `UNTRIED` for pairs that
       were skipped.
@@ -312,12 +316,44 @@ def stop_early(
       ModelError: the model fails, or its outputs are not numbers.
     """
     device = cutouts.pixels.device
+    trials = try_until_turned(labels, order, rules=len(LABEL_RULES), batch_size=batch_size)
+    predictions = None
+    while True:
+        try:
+            pairs = trials.send(predictions)  # type: ignore[arg-type]  # None begins.
+        except StopIteration as end:
+            grid: Grid = end.value
+            return grid
+        on_device = (torch.from_numpy(axis.copy()).to(device) for axis in pairs)
+        launched = Fetched(model.predict(cutouts, *on_device))
+        note(len(pairs[0]))
+        yield
+        predictions = _checked(launched)
 
-    def predict(foreground: Labels, background: Labels) -> Grid:
-        pairs = (torch.from_numpy(axis.copy()).to(device) for axis in (foreground, background))
-        note(len(foreground))
-        return _checked(Fetched(model.predict(cutouts, *pairs)))
 
-    return try_until_turned(
-        labels, order, rules=len(LABEL_RULES), batch_size=batch_size, predict=predict
-    )
+def in_turns(jobs: Iterator[Generator[None, None, T]]) -> Iterator[T]:
+    """Runs jobs in turns, two at a time, so that a device works for one while the other waits.
+
+    Args:
+      jobs: the jobs. A job begins when the result of the last but one has been used, no sooner and
+        no later, so what it learns from results does not depend on how long jobs take.
+
+    Yields:
+      What the jobs return, in order.
+    """
+    running: collections.deque[tuple[Generator[None, None, None], list[T]]] = collections.deque()
+
+    def run(job: Generator[None, None, T], result: list[T]) -> Generator[None, None, None]:
+        result.append((yield from job))
+
+    while True:
+        while len(running) < 2 and (job := next(jobs, None)) is not None:
+            result: list[T] = []
+            running.append((run(job, result), result))
+            next(running[-1][0], None)
+        if not running:
+            return
+        while not running[0][1]:
+            for steps, _ in running:
+                next(steps, None)
+        yield running.popleft()[1][0]

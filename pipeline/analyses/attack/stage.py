@@ -210,6 +210,7 @@ class AttackChunks(AnalysisOfModel):
         # Imported here, so that only machines that attack wait for torch.
         from pipeline.analyses.attack.arrays import (
             GridModel,
+            in_turns,
             load_backgrounds,
             stop_early,
             stream_cutouts,
@@ -225,45 +226,52 @@ class AttackChunks(AnalysisOfModel):
         strengths = Strengths(len(grid.backgrounds))
         stream = stream_cutouts(self._dataset, split, grid, missing, device)
 
-        def output(chunk: int, foregrounds: GridAxis, predictions: Grid) -> ChunkOutput:
-            note(chunk, int((predictions[0] != UNTRIED).sum()), 0)
-            return ChunkOutput(chunk, chunk_table(foregrounds, predictions, device.type))
+        def foregrounds_of(chunk: int) -> GridAxis:
+            return grid.foregrounds.take(grid.positions(chunk))
 
-        launched: deque[tuple[int, GridAxis, Callable[[], Grid]]] = deque()
+        def output(chunk: int, predictions: Grid) -> ChunkOutput:
+            note(chunk, int((predictions[0] != UNTRIED).sum()), 0)
+            return ChunkOutput(chunk, chunk_table(foregrounds_of(chunk), predictions, device.type))
+
+        launched: deque[tuple[int, Callable[[], Grid]]] = deque()
 
         def finish(at_most: int) -> Iterator[ChunkOutput]:
             while len(launched) > at_most:
-                chunk, foregrounds, fetch = launched.popleft()
-                yield output(chunk, foregrounds, fetch())
+                chunk, fetch = launched.popleft()
+                yield output(chunk, fetch())
 
         # The next chunk is decoded while the device works.
         with contextlib.closing(InBackground(stream, 1)) as ahead:
             cutouts = iter(ahead)
-            for chunk in chunks:
+
+            def try_some(chunk: int) -> Generator[None, None, Grid]:
                 if chunk not in missing:
-                    if early_stop:
-                        strengths.add(*predictions_of(read_table(self.store, self.path(chunk))))
-                    continue
+                    return predictions_of(read_table(self.store, self.path(chunk)))[0]
+                labels, order = labels_of[chunk], strengths.strongest_first()
                 note_pairs = functools.partial(note, chunk, 0)
-                foregrounds = grid.foregrounds.take(grid.positions(chunk))
-                if early_stop:
-                    order = strengths.strongest_first()
-                    predictions = stop_early(
-                        model, next(cutouts), foregrounds.labels, order, batch_size, note_pairs
-                    )
-                    strengths.add(predictions, foregrounds.labels)
-                    yield output(chunk, foregrounds, predictions)
-                else:
-                    size = (len(foregrounds), len(grid.backgrounds))
-                    try:
-                        fetch = try_all(model, next(cutouts), size, batch_size, note_pairs)
-                    except Exception:
-                        # What was done before the failure is kept.
-                        yield from finish(0)
-                        raise
-                    launched.append((chunk, foregrounds, fetch))
-                    # A GPU never waits, because the next chunk is launched before one is fetched.
-                    yield from finish(IN_FLIGHT[device.type])
+                trials = stop_early(model, next(cutouts), labels, order, batch_size, note_pairs)
+                return (yield from trials)
+
+            if early_stop:
+                labels_of = {chunk: foregrounds_of(chunk).labels for chunk in chunks}
+                tried = in_turns(map(try_some, chunks))
+                for chunk, predictions in zip(chunks, tried, strict=True):
+                    strengths.add(predictions, labels_of[chunk])
+                    if chunk in missing:
+                        yield output(chunk, predictions)
+                return
+            for chunk in missing:
+                size = (len(grid.positions(chunk)), len(grid.backgrounds))
+                note_pairs = functools.partial(note, chunk, 0)
+                try:
+                    fetch = try_all(model, next(cutouts), size, batch_size, note_pairs)
+                except Exception:
+                    # What was done before the failure is kept.
+                    yield from finish(0)
+                    raise
+                launched.append((chunk, fetch))
+                # A GPU never waits, because the next chunk is launched before one is fetched.
+                yield from finish(IN_FLIGHT[device.type])
             yield from finish(0)
 
 
