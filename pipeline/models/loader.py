@@ -40,7 +40,7 @@ _FILES_AHEAD = 2
 """Number of sets whose files are read in advance."""
 _TABLES_AHEAD = 2
 """Number of tables, of a few MB each, that are read in advance from each of these files."""
-_CHUNK = 16
+_CHUNK = 8
 """Number of pictures that a thread decodes per task."""
 
 

@@ -286,7 +286,7 @@ class Predictor:
     @torch.inference_mode()
     def _launch(self, pixels: Pixels) -> Fetched:
         def run(some: Pixels) -> torch.Tensor:
-            return self.forward_once(self._copied(some), pictures_of=self._to_floats)
+            return self.forward_once(self._copied(some), pictures_of=self.to_floats)
 
         return Fetched(torch.cat(self.in_fitting_batches(run, pixels)))
 
@@ -304,7 +304,7 @@ class Predictor:
 
         On a CPU in torch's inference mode, the next call overwrites the result.
         """
-        return self._to_floats(self._copied(pixels))
+        return self.to_floats(self._copied(pixels))
 
     def _copied(self, pixels: Pixels) -> torch.Tensor:
         if self._copies is None:
@@ -317,7 +317,8 @@ class Predictor:
         copied.record_stream(compute)
         return copied
 
-    def _to_floats(self, pixels: torch.Tensor) -> torch.Tensor:
+    def to_floats(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Does the same as `to_device` for pixels that are on the device."""
         if _reuses_memory(pixels):
             return self._floats.tensor(pixels.shape).copy_(pixels).permute(0, 3, 1, 2).div_(255)
         return pixels.permute(0, 3, 1, 2).float().div_(255)
@@ -442,7 +443,8 @@ def are_numbers(outputs: torch.Tensor) -> torch.Tensor:
     They cannot if one of them is NaN or +infinity, or if all are -infinity. A single -infinity is
     fine, because models mask classes with it.
     """
-    return outputs.flatten(1).amax(dim=1).isfinite()
+    # All axes at once, because flattening would copy what lies in another order in memory.
+    return outputs.amax(dim=tuple(range(1, outputs.ndim))).isfinite()
 
 
 def refuse_broken(valid: torch.Tensor | NDArray[np.bool_], what: str = "outputs") -> None:

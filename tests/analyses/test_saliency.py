@@ -73,6 +73,8 @@ def test_even_saliency_has_the_masks_share(mask: np.ndarray) -> None:
 def test_a_map_takes_the_largest_channel() -> None:
     gradient = np.asarray([[[1.0, -5.0]], [[-3.0, 2.0]], [[0.0, 4.0]]])
     assert saliency_map(gradient).tolist() == [[3.0, 5.0]]
+    channels_last = np.asfortranarray(gradient)
+    assert saliency_map(channels_last).tolist() == [[3.0, 5.0]]
 
 
 def test_an_overlay_shows_map_picture_and_outline() -> None:

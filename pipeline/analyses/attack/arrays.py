@@ -107,13 +107,13 @@ def put_on(
       background: (n,) int64, position of each pair's background in `backgrounds`.
 
     Returns:
-      (n, 3, S, S) float32 in [0, 1], with the same pixels as `transforms.adversarial.composites`.
+      (n, S, S, 3) uint8 RGB, the same pixels as `transforms.adversarial.composites`.
     """
     # `holes` is 0 or 255, so bitwise operations select whole pixels.
     composites = backgrounds.index_select(0, background)
     composites &= holes.index_select(0, foreground)
     composites |= pixels.index_select(0, foreground)
-    return torch.div(composites.permute(0, 3, 1, 2), 255)
+    return composites
 
 
 def stream_cutouts(
@@ -232,9 +232,8 @@ class GridModel:
         """
 
         def run(*pairs: torch.Tensor) -> torch.Tensor:
-            return self._predictor.forward_once(
-                self._backgrounds, cutouts.holes, cutouts.pixels, *pairs, pictures_of=put_on
-            )
+            layers = (self._backgrounds, cutouts.holes, cutouts.pixels)
+            return self._predictor.forward_once(*layers, *pairs, pictures_of=self._pictures)
 
         logits = torch.cat(self._predictor.in_fitting_batches(run, foreground, background))
         predictions = []
@@ -243,6 +242,9 @@ class GridModel:
             is_masked = kept.amax(dim=1).isneginf()
             predictions.append(labels[kept.argmax(dim=1)].masked_fill(is_masked, OUTSIDE))
         return torch.stack(predictions).masked_fill(~are_numbers(logits), _BROKEN)
+
+    def _pictures(self, *layers_and_pairs: torch.Tensor) -> torch.Tensor:
+        return self._predictor.to_floats(put_on(*layers_and_pairs))
 
 
 def _checked(predictions: Fetched) -> Grid:
