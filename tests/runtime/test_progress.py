@@ -94,5 +94,5 @@ def test_a_tally_notes_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for number in range(1, 4):
         often.advance(1)
         assert notes.count()["evaluate"] == (7 + number, 0)
-    # Only one note of each part is left, however often it was noted.
+    # Only one note of each task is left, however often it was noted.
     assert len([*notes.store.walk(notes.folder)]) == 2
