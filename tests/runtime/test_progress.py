@@ -11,7 +11,7 @@ import pytest
 from runs import run_here
 
 from pipeline.runtime import progress
-from pipeline.runtime.progress import Progress, Tally, show_progress
+from pipeline.runtime.progress import Progress, Tally, live_bar, show_progress
 from pipeline.storage.store import Store
 
 
@@ -52,6 +52,20 @@ def test_lines_say_stage_count_rate_and_time_left(tmp_path: Path, terminal: bool
         wait_for(out, "0/1400 pictures" if terminal else "evaluate: 0 of 1400 pictures")
     assert ("\x1b[" in out.getvalue()) == terminal
     assert not (tmp_path / ".in9" / "progress").exists()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_bar_is_shown_on_a_terminal_and_leaves_nothing(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr", out := Terminal() if terminal else io.StringIO())
+    with live_bar("call:[bold]", 18, "pictures") as advance:
+        for _ in range(2):
+            advance(5)
+        wait_for(out, "10/18 pictures" if terminal else "")
+    assert ("call:[bold]" in text_of(out)) == terminal
+    assert out.getvalue().endswith("\x1b[1A\x1b[2K" if terminal else "")
+    assert terminal or not out.getvalue()
 
 
 def test_a_job_shows_its_stages_and_leaves_no_notes(
