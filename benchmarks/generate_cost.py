@@ -87,19 +87,19 @@ def bare_loop(
             )
             if cut.layer is None:
                 continue
-            parts = encode_layer(cut.layer)
-            for part in parts.values():
-                file.write(part)
-            layer = decode_layer(*parts.values(), box=cut.layer.box)
+            encoded_layer = encode_layer(cut.layer)
+            for data in encoded_layer.values():
+                file.write(data)
+            layer = decode_layer(*encoded_layer.values(), box=cut.layer.box)
             for variant in (VARIANTS[name] for name in PAPER):
                 background = None
                 if variant.needs_background:
-                    background = decode_image((before or parts)["only_bg_t"])
+                    background = decode_image((before or encoded_layer)["only_bg_t"])
                 picture = variant.compose(layer, background)
                 encoded = encode_png(picture) if variant.lossless else encode_jpeg(picture, 95)
                 for _ in range(copies):
                     file.write(encoded)
-            before = parts
+            before = encoded_layer
     return time.process_time() - started, segmentation
 
 

@@ -49,8 +49,8 @@ def layers(output: Path) -> Iterator[tuple[str, Layer]]:
         for row in pq.read_table(record).to_pylist():
             if row["status"] == "accepted":
                 tar = f"layers/{record.stem}.tar"
-                parts = read_layer(Store(str(output)), tar, row)
-                yield row["key"], decode_layer(*parts.values(), box=row["box"])
+                encoded = read_layer(Store(str(output)), tar, row)
+                yield row["key"], decode_layer(*encoded.values(), box=row["box"])
 
 
 def pictures(output: Path, variant: str) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Layers: the parts of an image from which its variants are composed, lossless and at output size.
+"""Layers: what the variants of an image are composed of, lossless and at output size.
 
 Segmenting causes nearly all of the cost, so its result is stored as a layer. Every variant is a
 pure function of a layer and perhaps of another layer's background, a scene or noise. The background

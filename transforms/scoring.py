@@ -91,33 +91,21 @@ def mapped_only(logits: Logits, labels: Labels, output_labels: Labels) -> Scores
     return _score(logits, labels, output_labels, np.flatnonzero(output_labels != OUTSIDE))
 
 
-def map_winner(outputs: Labels, labels: Labels, output_labels: Labels) -> Scores:
-    """Predicts the superclass of the winning output, as `argmax_then_map` does from logits.
+def map_answer(answers: Labels, labels: Labels, answer_labels: Labels) -> Scores:
+    """Predicts the superclass of an answer that comes without logits.
+
+    Of a winning output, it is what `argmax_then_map` predicts from logits. A model that names a
+    superclass predicts that one.
 
     Args:
-      outputs: (n,) int64 index of the winning output of each picture, `OUTSIDE` for none that has a
-        superclass, or `NO_ANSWER`.
+      answers: (n,) int64 winning output, or label of the named superclass, of each picture;
+        `OUTSIDE` for none that has a superclass, which counts as wrong, or `NO_ANSWER`.
       labels: (n,) int64 true superclass labels.
-      output_labels: (k,) int64 superclass of each output, `OUTSIDE` for none.
+      answer_labels: (k,) int64 superclass of each answer, from `labels_of_answers`.
     """
-    return _without_logits(output_labels[np.maximum(outputs, 0)], outputs)
-
-
-def closed_choice(answers: Labels, labels: Labels, output_labels: Labels) -> Scores:
-    """Predicts the superclass that the model has named itself.
-
-    Args:
-      answers: (n,) int64 label of the superclass that is named for each picture, `OUTSIDE` for none
-        of them, which counts as wrong, or `NO_ANSWER`.
-      labels: (n,) int64 true superclass labels.
-      output_labels: not used, because the model has no outputs.
-    """
-    return _without_logits(answers, answers)
-
-
-def _without_logits(predicted: Labels, output: Labels) -> Scores:
-    unknown = np.full(len(output), np.nan, np.float32)
-    return Scores(np.where(output < 0, OUTSIDE, predicted), output, top1=unknown, true=unknown)
+    unknown = np.full(len(answers), np.nan, np.float32)
+    predicted = np.where(answers < 0, OUTSIDE, answer_labels[np.maximum(answers, 0)])
+    return Scores(predicted, answers, top1=unknown, true=unknown)
 
 
 Rule = Callable[[NDArray[Any], Labels, Labels], Scores]
@@ -137,8 +125,8 @@ AnswerKind = Literal["scores", "output", "label"]
 
 RULES_OF_ANSWERS: dict[AnswerKind, dict[str, Rule]] = {
     "scores": LABEL_RULES,
-    "output": {PAPER_RULE: map_winner},
-    "label": {CLOSED_CHOICE: closed_choice},
+    "output": {PAPER_RULE: map_answer},
+    "label": {CLOSED_CHOICE: map_answer},
 }
 """Label rules by what a model answers with; the first is that of its headline figures."""
 ALL_RULES = (*LABEL_RULES, CLOSED_CHOICE)
@@ -192,13 +180,31 @@ def labels_of_outputs(num_outputs: int, taxonomy: Taxonomy) -> Labels:
     return meaning[0]
 
 
-def labels_of_classes(taxonomy: Taxonomy) -> Labels:
-    """Returns the superclass of each class, by its output: (outputs,) int64, `OUTSIDE` for none.
+def labels_of_answers(kind: AnswerKind, num_outputs: int, taxonomy: Taxonomy) -> Labels:
+    """Finds the superclass of each answer that a model can give.
 
-    The output of a class is the one that the taxonomy names, else the position of the class.
+    Args:
+      kind: what the model answers with.
+      num_outputs: number of the model's outputs, if it gives scores.
+      taxonomy: classes and superclasses.
+
+    Returns:
+      (answers,) int64 superclass labels, `OUTSIDE` for none. An answer is an output, as
+      `labels_of_outputs` says; or an output of the taxonomy's own classes, which is the one that
+      the taxonomy names, else the position of the class; or a label.
+
+    Raises:
+      ValueError: for the reason of `labels_of_outputs`.
     """
+    if kind == "scores":
+        return labels_of_outputs(num_outputs, taxonomy)
+    return _labels_of_classes(taxonomy) if kind == "output" else np.arange(taxonomy.num_labels)
+
+
+def _labels_of_classes(taxonomy: Taxonomy, num_outputs: int = 0) -> Labels:
+    """Returns the superclass of each output: of the classes' outputs, and of `num_outputs`."""
     outputs = taxonomy.outputs or range(len(taxonomy.wnids))
-    labels = np.full(max(outputs, default=-1) + 1, OUTSIDE, np.int64)
+    labels = np.full(max(num_outputs, 1 + max(outputs, default=-1)), OUTSIDE, np.int64)
     labels[list(outputs)] = taxonomy.labels
     return labels
 
@@ -214,8 +220,7 @@ def _meaning_of_outputs(
     """
     classes = imagenet9()
     if taxonomy.outputs is not None and max(taxonomy.outputs) < num_outputs:
-        labels = np.full(num_outputs, OUTSIDE, np.int64)
-        labels[list(taxonomy.outputs)] = taxonomy.labels
+        labels = _labels_of_classes(taxonomy, num_outputs)
         names = dict(zip(taxonomy.outputs, taxonomy.class_names, strict=True))
         return labels, tuple(names.get(i, f"output {i}") for i in range(num_outputs))
     if num_outputs == len(classes.wnids) and taxonomy.is_of_imagenet:

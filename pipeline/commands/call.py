@@ -21,37 +21,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress as Bar
 
 from pipeline.analyses.evaluation.results import TABLES, Summary
 from pipeline.analyses.evaluation.stage import commit_predictions, describe_predictions
 from pipeline.analyses.evaluation.summaries import summarize
 from pipeline.analyses.evaluation.tables import measure_power, rows_of_models
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.manifest import reading_store, writing_store
+from pipeline.dataset.manifest import writing_store
 from pipeline.dataset.reading import DatasetReader
 from pipeline.dataset.records import write_table
 from pipeline.display.panel import Estimate
 from pipeline.display.table import interval
 from pipeline.errors import JobError, UsageError, one_line
 from pipeline.evaluate.evaluation import Evaluation
-from pipeline.evaluate.predict_shards import AnswersScorer, Elsewhere, PredictShards, ShardPictures
+from pipeline.evaluate.predict_shards import AnswersScorer, PredictShards, Scorer
 from pipeline.evaluate.predictions import EvalImages, evaluated_variants, predictions_in_table
-from pipeline.evaluate.results import ModelRun
 from pipeline.models.answers import AS_STORED, CALLED, AnswersWriter, GivenAnswers
 from pipeline.models.identity import CPU_BATCH, ModelIdentity, PredictConfig
 from pipeline.report.write import write_results
 from pipeline.runtime.lock import locked, model_lock
 from pipeline.runtime.machine import usable_cores
-from pipeline.runtime.progress import Progress
+from pipeline.runtime.progress import Progress, live_bar
 from transforms.codec import decode_image
 from transforms.scoring import RULES_OF_ANSWERS, AnswerKind, labels_of_outputs
 from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
 
 if TYPE_CHECKING:
     import torch
+
+    from pipeline.models.predict import Predictor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +96,6 @@ class EvaluatedModel:
         return f"<table><caption>{head}</caption>{cells}</table>"
 
 
-_Answered = tuple[str, list[str], NDArray[Any]]
-"""Variant and keys of n pictures, and the answers to them, as `AnswersWriter.add` takes them."""
-
-
 def evaluate_model(
     dataset: str | os.PathLike[str] | DatasetReader,
     predict: Callable[[NDArray[np.uint8]], Any] | torch.nn.Module,
@@ -112,14 +106,17 @@ def evaluate_model(
     store: bool = False,
 ) -> EvaluatedModel:
     """Evaluates a model; see `in9.evaluate_model`."""
-    split = dataset.split if isinstance(dataset, DatasetReader) else None
-    path = dataset.dataset.store.root if isinstance(dataset, DatasetReader) else os.fspath(dataset)
-    opened = Dataset.open(writing_store("dataset", path) if store else reading_store(path))
-    splits = opened.manifest.config.split
+    reader = (
+        dataset
+        if isinstance(dataset, DatasetReader)
+        else DatasetReader.open(os.fspath(dataset), None, None)
+    )
+    folder = reader.dataset.store
+    opened = Dataset.open(writing_store("dataset", folder.root) if store else folder)
     evaluation = Evaluation(
         store=opened.store,
         models=(CALLED + name,),
-        split=split or ("val" if "val" in splits else splits[0]),
+        split=reader.split,
         predict=PredictConfig(batch_size=batch_size),
         progress=Progress.for_store(opened.store),
     )
@@ -128,63 +125,41 @@ def evaluate_model(
             f'outputs={outputs!r}: the only other outputs are "imagenet", for datasets whose '
             "classes all have WordNet ids of ImageNet"
         )
-    torch = sys.modules.get("torch")
-    if torch and isinstance(predict, torch.nn.Module):
-        own = next(itertools.chain(predict.parameters(), predict.buffers()), torch.empty(0)).device
-        with _torch_as_by_default(own.index or 0):
-            given, identity, device = _run(predict, opened, evaluation, own.index or 0)
-    else:
-        ask = partial(_ask, predict, outputs, opened.taxonomy)
-        answered, device = _call(ask, opened, evaluation), ""
-        given = _collect(answered, opened, evaluation, "output" if outputs else "label")
-        identity = ModelIdentity(
-            name=given.path,
-            architecture=getattr(predict, "__name__", type(predict).__name__),
-            weights=given.path,
-            weights_sha256=given.sha256,
-            preprocessing=AS_STORED,
-            num_outputs=given.num_outputs,
-            answers=given.kind,
-        )
-    run = evaluation.describe(opened, identity)
-    return _evaluate(opened, run, AnswersScorer(given, Elsewhere(device)), store=store)
-
-
-def _collect(
-    answered: Iterator[_Answered],
-    dataset: Dataset,
-    evaluation: Evaluation,
-    kind: AnswerKind = "scores",
-) -> GivenAnswers:
-    """Collects the answers to all pictures, and shows a bar on a terminal or in a notebook.
-
-    Args:
-      answered: the answers.
-      dataset: the dataset.
-      evaluation: the model and the split.
-      kind: what the answers are if they are integers.
-    """
-    (name,), split = evaluation.models, evaluation.split
-    writer, console = AnswersWriter(), Console(stderr=True)
-    total = sum(dataset.pictures(split, shard) for shard in dataset.shards(split))
+    total = sum(opened.pictures(reader.split, shard) for shard in opened.shards(reader.split))
     if not total:
-        raise UsageError(f"the split {split} has no pictures")
-    with Bar(console=console, disable=not (console.is_terminal or console.is_jupyter)) as bar:
-        task = bar.add_task(escape(name), total=total)
-        for variant, keys, answers in answered:
-            kind = "scores" if answers.ndim == 2 else kind
-            writer.add(variant, keys, answers)
-            bar.advance(task, len(keys))
-    return writer.finish(name, kind, dataset.taxonomy)
+        raise UsageError(f"the split {reader.split} has no pictures")
+    torch = sys.modules.get("torch")
+    with live_bar(CALLED + name, total, "pictures") as advance:
+        if torch and isinstance(predict, torch.nn.Module):
+            with _on_device(predict, opened, evaluation) as (identity, predictor):
+                return _evaluate(opened, evaluation, identity, predictor, advance, store=store)
+        answers = _ask_all(predict, outputs, opened, evaluation, advance)
+        identity = ModelIdentity(
+            name=answers.path,
+            architecture=getattr(predict, "__name__", type(predict).__name__),
+            weights=answers.path,
+            weights_sha256=answers.sha256,
+            preprocessing=AS_STORED,
+            num_outputs=answers.num_outputs,
+            answers=answers.kind,
+        )
+        scorer = AnswersScorer(answers)
+        return _evaluate(opened, evaluation, identity, scorer, lambda _: None, store=store)
 
 
 def _evaluate(
-    dataset: Dataset, run: ModelRun, scorer: AnswersScorer, *, store: bool
+    dataset: Dataset,
+    evaluation: Evaluation,
+    identity: ModelIdentity,
+    scorer: Scorer,
+    advance: Callable[[int], None],
+    *,
+    store: bool,
 ) -> EvaluatedModel:
-    """Computes all statistics from the answers; also stores predictions if asked to."""
-    chunks = dataset.shards(run.evaluation.split)
+    """Computes all statistics of a model's answers; also stores predictions if asked to."""
+    run, chunks = evaluation.describe(dataset, identity), dataset.shards(evaluation.split)
     work = PredictShards(dataset, run, reuse=False)
-    outputs = work.run(scorer, chunks, chunks, lambda *_: None)
+    outputs = work.run(scorer, chunks, chunks, lambda _, new, __: advance(new))
     tables = {one.chunk: one.table for one in outputs if one.is_complete}
     images = EvalImages.read(dataset, *run.tested_on)
     rows = [table.replace_schema_metadata() for table in tables.values()]
@@ -217,17 +192,26 @@ def _evaluate(
     return result
 
 
-def _call(
-    ask: Callable[[NDArray[np.uint8]], NDArray[Any]], dataset: Dataset, evaluation: Evaluation
-) -> Iterator[_Answered]:
-    """Yields what a function answers, in the batches of `in9 evaluate` on a CPU."""
-    size = evaluation.predict.batch_size or CPU_BATCH
+def _ask_all(
+    predict: Callable[[NDArray[np.uint8]], Any],
+    outputs: str | None,
+    dataset: Dataset,
+    evaluation: Evaluation,
+    advance: Callable[[int], None],
+) -> GivenAnswers:
+    """Asks a function about all pictures, in the batches of `in9 evaluate` on a CPU."""
+    writer, size = AnswersWriter(), evaluation.predict.batch_size or CPU_BATCH
     shards = dataset.shards(evaluation.split)
     for shard, variant in itertools.product(shards, evaluated_variants(dataset)):
         with contextlib.closing(dataset.samples(evaluation.split, shard, variant)) as samples:
             while batch := list(itertools.islice(samples, size)):
                 pixels = np.stack([decode_image(sample.image) for sample in batch])
-                yield variant, [sample.key for sample in batch], ask(pixels)
+                answers = _ask(predict, outputs, dataset.taxonomy, pixels)
+                writer.add(variant, [sample.key for sample in batch], answers)
+                advance(len(batch))
+    (name,) = evaluation.models
+    kind: AnswerKind = "output" if outputs else "label"
+    return writer.finish(name, "scores" if answers.ndim == 2 else kind, dataset.taxonomy)
 
 
 def _ask(
@@ -258,18 +242,19 @@ def _ask(
             f"predict returned {answers.dtype} of shape {answers.shape} for {len(pixels)} "
             "pictures; expected (n, outputs) scores or (n,) integers"
         )
-    count = len(imagenet9().wnids) if outputs else taxonomy.num_labels
-    if len(wrong := answers[(answers < OUTSIDE) | (answers >= count)]):
+    classes = dict(zip(taxonomy.wnids, taxonomy.outputs or itertools.count(), strict=False))
+    meanings = (
+        [classes.get(wnid, OUTSIDE) for wnid in imagenet9().wnids]
+        if outputs
+        else [*range(taxonomy.num_labels)]
+    )
+    if len(wrong := answers[(answers < OUTSIDE) | (answers >= len(meanings))]):
         hint = "" if outputs else '; for classes of ImageNet, add outputs="imagenet"'
         raise UsageError(
-            f"predict returned {wrong[0]}, and labels are from {OUTSIDE} to {count - 1}"
+            f"predict returned {wrong[0]}, and labels are from {OUTSIDE} to {len(meanings) - 1}"
             f"{hint if wrong[0] > 0 else ''}"
         )
-    if not outputs:
-        return answers.astype(np.int64)
-    classes = dict(zip(taxonomy.wnids, taxonomy.outputs or itertools.count(), strict=False))
-    of_imagenet = [classes.get(wnid, OUTSIDE) for wnid in imagenet9().wnids]
-    return np.asarray(np.asarray([*of_imagenet, OUTSIDE])[answers])
+    return np.asarray(np.asarray([*meanings, OUTSIDE])[answers])
 
 
 @contextlib.contextmanager
@@ -295,6 +280,10 @@ def _torch_as_by_default(gpu: int) -> Iterator[None]:
         else []
     )
     settings: list[tuple[Callable[[Any], object], Callable[[], Any]]] = [
+        *(
+            (partial(setattr, one, "fp32_precision"), partial(getattr, one, "fp32_precision"))
+            for one in operations
+        ),
         (torch.set_float32_matmul_precision, torch.get_float32_matmul_precision),
         *(
             (partial(setattr, one, "allow_tf32"), partial(getattr, one, "allow_tf32"))
@@ -306,60 +295,45 @@ def _torch_as_by_default(gpu: int) -> Iterator[None]:
     with (
         contextlib.ExitStack() as undo,
         torch.random.fork_rng([gpu] if torch.cuda.is_available() else []),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
     ):
-        for operation in operations:
-            undo.callback(setattr, operation, "fp32_precision", operation.fp32_precision)
         for restore, read in settings:
             with contextlib.suppress(RuntimeError):
                 undo.callback(restore, read())
+        undo.callback(torch.cuda.empty_cache)
         for operation in operations:
             operation.fp32_precision = "ieee"
-        undo.callback(torch.cuda.empty_cache)
         torch.set_default_dtype(torch.float32)
         torch.set_num_threads(usable_cores())
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            yield
+        yield
 
 
-def _run(
-    module: torch.nn.Module, dataset: Dataset, evaluation: Evaluation, gpu: int
-) -> tuple[GivenAnswers, ModelIdentity, str]:
-    """Runs a copy of a module.
-
-    Returns:
-      (the logits, the model's identity, the type of its device).
-    """
+@contextlib.contextmanager
+def _on_device(
+    module: torch.nn.Module, dataset: Dataset, evaluation: Evaluation
+) -> Iterator[tuple[ModelIdentity, Predictor]]:
+    """Brings a copy of a module to its device, the module's own GPU or else the first."""
     from pipeline.models.predict import Predictor
     from pipeline.models.source import check_head, measured_model
 
     (name,) = evaluation.models
-    try:
-        copied = copy.deepcopy(module).cpu().float()
-    except Exception as error:  # A module's own code can raise anything.
-        raise UsageError(f"{name}: the module cannot be copied: {one_line(error)}") from error
-    model = measured_model(
-        {},
-        where=name,
-        taxonomy=dataset.taxonomy,
-        name=name,
-        architecture=type(module).__name__,
-        weights=name,
-        module=copied,
-    )
-    check_head(model, dataset.taxonomy)
-    with contextlib.closing(Predictor(model, evaluation.predict, block=gpu)) as predictor:
-        given = _collect(_logits(predictor, dataset, evaluation), dataset, evaluation)
-        return given, model.identity, predictor.device.type
-
-
-def _logits(predictor: Any, dataset: Dataset, evaluation: Evaluation) -> Iterator[_Answered]:
-    """Yields the logits of a network."""
-    shards = dataset.shards(evaluation.split)
-    sets = (
-        ShardPictures(dataset, evaluation.split, shard, variant)
-        for shard, variant in itertools.product(shards, evaluated_variants(dataset))
-    )
-    side = dataset.manifest.config.segment.image_size
-    with contextlib.closing(predictor.logits(sets, side)) as batches:
-        for batch, logits in batches:
-            yield batch.pictures.variant, batch.rows["key"].to_pylist(), logits
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    gpu = next((tensor.device.index for tensor in tensors), None) or 0
+    with _torch_as_by_default(gpu):
+        try:
+            copied = copy.deepcopy(module).cpu().float()
+        except Exception as error:  # A module's own code can raise anything.
+            raise UsageError(f"{name}: the module cannot be copied: {one_line(error)}") from error
+        model = measured_model(
+            {},
+            where=name,
+            taxonomy=dataset.taxonomy,
+            name=name,
+            architecture=type(module).__name__,
+            weights=name,
+            module=copied,
+        )
+        check_head(model, dataset.taxonomy)
+        with contextlib.closing(Predictor(model, evaluation.predict, block=gpu)) as predictor:
+            yield model.identity, predictor

@@ -96,8 +96,10 @@ def run_export(arguments: argparse.Namespace) -> int:
         progress=Progress.for_store(target),
     )
     if is_table:
-        print(f"pictures to answer: {write_answer_table(exporting, name)}")
-        print(f"add a column scores, output or label; then: --models {PREFIX}{arguments.to}")
+        print(
+            f"pictures to answer: {write_answer_table(exporting, name)}\n"
+            f"add a column scores, output or label; then: --models {PREFIX}{arguments.to}"
+        )
         return 0
     with removed_if_refused(target, EXPORT_FOLDER), contextlib.ExitStack() as stack:
         # Written first, so that the next run recognizes the folder as an export if this one is

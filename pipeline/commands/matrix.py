@@ -17,7 +17,6 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import reading_store, writing_store
 from pipeline.display.table import describe_chance
 from pipeline.jobs.publish import check_publishing, describe_published, publish
-from pipeline.models.answers import refuse_answers
 from pipeline.models.expand import DEFAULT_MODEL
 from pipeline.models.identity import PredictConfig, chosen_folder
 from pipeline.models.registry import check_model
@@ -68,8 +67,7 @@ def run_matrix(arguments: argparse.Namespace) -> int:
     names = arguments.arch or (DEFAULT_MODEL if arguments.probe else "resnet50",)
     for name in names:
         if arguments.probe:
-            refuse_answers(name)
-            check_model(name, weights)
+            check_model(name, weights, needs_network=True)
         else:
             check_architecture(name, pretrained=arguments.pretrained, weights=weights)
     for note in notes_of(dataset.manifest):

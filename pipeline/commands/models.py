@@ -8,7 +8,6 @@ import fnmatch
 from timm.models import get_pretrained_cfg
 
 from pipeline.errors import JobError, UsageError, counted
-from pipeline.models.answers import refuse_answers
 from pipeline.models.expand import expand_models, split_labels
 from pipeline.models.identity import INDEX, WeightsFolder, chosen_folder
 from pipeline.models.library_names import distribution
@@ -66,8 +65,7 @@ def _fetch(models: tuple[str, ...], to: str) -> int:
       JobError: a model could not be fetched.
     """
     for spec in models:
-        refuse_answers(spec)
-        check_model(spec)
+        check_model(spec, needs_network=True)
     folder = WeightsFolder.from_path(to)
     folder.store.refuse_file("--to")
     if folder.store.exists(INDEX):

@@ -134,7 +134,7 @@ def _fit_probe(arguments: argparse.Namespace) -> str:
     split, _ = choose_splits(dataset, arguments.train_split, None, arguments.holdout)
     device, _ = choose_device(arguments)
     weights = chosen_folder(arguments.weights)
-    check_model(arguments.arch, weights)
+    check_model(arguments.arch, weights, needs_network=True)
     name = f"{arguments.variant}{SUFFIX}"
     output = writing_store("output", arguments.output) if arguments.output else None
     if output is not None:

@@ -1,9 +1,9 @@
 """The models and settings of an evaluation, and the interface of a stage that runs models.
 
 All such stages share the models and settings, and the code that loads models, finds missing chunks,
-reports progress and writes files (`pipeline.evaluate.model_stage`). A chunk is a part of the
-pictures whose results are one file, such as an output shard. A stage defines its chunks, what it
-computes for each chunk, and how it summarizes a model at the end.
+reports progress and writes files (`pipeline.evaluate.model_stage`). A chunk is what a model is run
+on at a time, and whose results are one file, such as an output shard. A stage defines its chunks,
+what it computes for each chunk, and how it summarizes a model at the end.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import functools
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -37,13 +37,12 @@ from pipeline.runtime.progress import count
 from pipeline.storage.interface import read_ahead
 from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import FileDigest, Store
-from transforms.scoring import (
-    PAPER_RULE,
-    RULES_OF_ANSWERS,
-    Labels,
-    labels_of_classes,
-    labels_of_outputs,
-)
+from transforms.scoring import PAPER_RULE, RULES_OF_ANSWERS, Labels, labels_of_answers
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.models.loader import Batch
 
 CHECKPOINT_SECONDS = 3.0
 """Seconds of work on a shard after which the predictions so far are written, so that little is lost
@@ -104,40 +103,16 @@ class ShardPictures:
         return pa.concat_tables(tables) if tables else None
 
 
-class Answered(Protocol):
-    """Pictures that a model has answered: a `pipeline.models.loader.Batch`, or `AnsweredRows`."""
-
-    @property
-    def pictures(self) -> ShardPictures:
-        """The set that they belong to."""
-
-    @property
-    def rows(self) -> pa.Table:
-        """The rows of the set that describe them."""
-
-    @property
-    def is_new(self) -> bool:
-        """Whether they were decoded for this."""
-
-
 class AnsweredRows(NamedTuple):
-    """Pictures that were answered without being decoded; see `Answered`."""
+    """Pictures that were answered without being decoded, in place of a loader's `Batch`."""
 
     pictures: ShardPictures
     rows: pa.Table
     is_new: bool = False
 
 
-class Device(Protocol):
-    """What pictures go through a network on: a `torch.device`, or `Elsewhere`."""
-
-    @property
-    def type(self) -> str:
-        """Its type, such as `cuda`."""
-
-
 class Elsewhere(NamedTuple):
-    """Stands for the device of a model that has answered somewhere else."""
+    """Stands for the `torch.device` of a model that has answered somewhere else."""
 
     type: str = ""
 
@@ -146,12 +121,12 @@ class Scorer(Protocol):
     """A source of answers: a `Predictor`, or an object that has or computes them otherwise."""
 
     @property
-    def device(self) -> Device:
+    def device(self) -> torch.device | Elsewhere:
         """The device that pictures go through a network on."""
 
     def logits(
         self, sets: Iterable[ShardPictures], stored: int
-    ) -> Generator[tuple[Answered, NDArray[Any]], None, None]:
+    ) -> Generator[tuple[Batch[ShardPictures] | AnsweredRows, NDArray[Any]], None, None]:
         """Yields the batches of sets with their answers, like `Predictor.logits`.
 
         The answers are logits, or of another kind, which `ModelRun.answers` names.
@@ -160,12 +135,7 @@ class Scorer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class AnswersScorer:
-    """A `Scorer` that has the answers of a file.
-
-    Attributes:
-      given: the answers.
-      device: stands for the device of the model that gave them.
-    """
+    """A `Scorer` that has the answers of a model that ran elsewhere."""
 
     given: GivenAnswers
     device: Elsewhere = Elsewhere()  # noqa: RUF009
@@ -267,9 +237,7 @@ class PredictShards(AnalysisOfModel):
             kept=self._read_kept(number),
             tested=tested,
             probed=pa.array(sorted(keys_to_keep(tested, len(shards))), pa.string()),
-            outputs=labels_of_classes(self._dataset.taxonomy)
-            if run.answers == "output"
-            else labels_of_outputs(run.num_outputs, self._dataset.taxonomy),
+            outputs=labels_of_answers(run.answers, run.num_outputs, self._dataset.taxonomy),
             tables={variant: [] for variant in self._by_variant(number)},
         )
 
@@ -299,7 +267,7 @@ class _ShardInProgress:
       kept: by variant, the predictions of an earlier evaluation that are still valid.
       tested: keys of the images to test on.
       probed: keys of the images whose logits on backgrounds are stored.
-      outputs: labels of the model's outputs, from `labels_of_outputs`.
+      outputs: superclasses of the model's answers, from `labels_of_answers`.
       tables: by variant, the predictions that were added so far.
     """
 

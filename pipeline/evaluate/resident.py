@@ -20,7 +20,6 @@ from pipeline.evaluate.results import ModelRun, read_results, result_file
 from pipeline.models.device import device_of, is_out_of_memory
 from pipeline.models.identity import KnownModels
 from pipeline.models.loader import PixelCache
-from pipeline.models.own_models import AnswersModule
 from pipeline.models.predict import Predictor
 from pipeline.models.registry import load_model, source_of
 from pipeline.models.source import LoadedModel, check_head
@@ -114,9 +113,9 @@ def on_device(model: LoadedModel, evaluation: Evaluation, block: int = 0) -> Ite
       ModelError: there is no such device, or memory does not suffice for the model, or for what the
         block does with it.
     """
-    if isinstance(model.module, AnswersModule):
+    if model.given:
         # Only analyses that need no network get this far.
-        yield cast(Predictor, AnswersScorer(model.module.given))
+        yield cast(Predictor, AnswersScorer(model.given))
         return
     with _DEVICES[_device(evaluation, block)]:
         try:

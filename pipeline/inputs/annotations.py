@@ -126,7 +126,7 @@ def _boxes_of(row: list[str], place: str) -> KeyedFile:
 
 Content = dict[str, list[Any]]
 """The content of COCO's JSON."""
-_PARTS = ("images", "annotations", "categories")
+_LISTS = ("images", "annotations", "categories")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,8 +145,8 @@ class CocoObject:
 
 
 def is_coco(content: object) -> TypeGuard[Content]:
-    """Returns whether the content of a JSON file has COCO's parts."""
-    return isinstance(content, dict) and all(isinstance(content.get(p), list) for p in _PARTS)
+    """Returns whether the content of a JSON file has COCO's lists."""
+    return isinstance(content, dict) and all(isinstance(content.get(p), list) for p in _LISTS)
 
 
 def coco_objects(path: str, content: Content) -> Iterator[tuple[dict[str, Any], list[CocoObject]]]:
@@ -204,10 +204,10 @@ def mask_text(height: int, width: int, segmentations: Sequence[object]) -> str:
     return json.dumps(mask, sort_keys=True, separators=(",", ":"))
 
 
-def _value(path: str, entry: object, part: str, name: str) -> int | str:
+def _value(path: str, entry: object, kind: str, name: str) -> int | str:
     value = entry.get(name) if isinstance(entry, dict) else None
     if value is None or not isinstance(value, int | str):
-        raise UsageError(f"{path}: an entry of {part} has no {name}: {str(entry)[:60]}")
+        raise UsageError(f"{path}: an entry of {kind} has no {name}: {str(entry)[:60]}")
     return value
 
 

@@ -13,6 +13,7 @@ does not import torch.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -20,7 +21,7 @@ import io
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast, get_args
 
 import numpy as np
@@ -32,7 +33,7 @@ from pipeline.models.identity import Origin, Preprocessing
 from pipeline.storage.files import absolute, files_of
 from transforms.hashing import text_bytes
 from transforms.limits import load_json
-from transforms.scoring import NO_ANSWER, AnswerKind, labels_of_classes
+from transforms.scoring import NO_ANSWER, AnswerKind, labels_of_answers
 from transforms.taxonomy import OUTSIDE, Taxonomy
 
 PREFIX = "answers:"
@@ -121,8 +122,7 @@ class AnswersWriter:
             self._count += 1
         data = answers.tobytes()
         self._file.write(data)
-        self._digest.update(text_bytes(f"{variant}\0{keys}\0{answers.dtype}"))
-        self._digest.update(data)
+        self._digest.update(text_bytes(f"{variant}\0{keys}\0{answers.dtype}") + data)
 
     def finish(self, path: str, kind: AnswerKind, taxonomy: Taxonomy) -> GivenAnswers:
         """Returns the answers, identified by their own hash.
@@ -136,13 +136,8 @@ class AnswersWriter:
         shape = (self._count, *self._first.shape[1:])
         values = np.memmap(self._file, self._first.dtype, "r", shape=shape)
         self._file.close()
-        sizes = {
-            "scores": shape[-1],
-            "output": len(labels_of_classes(taxonomy)),
-            "label": taxonomy.num_labels,
-        }
-        sha256 = self._digest.hexdigest()
-        return GivenAnswers(path, kind, sizes[kind], sha256, "", self.positions, values)
+        size = shape[-1] if kind == "scores" else len(labels_of_answers(kind, 0, taxonomy))
+        return GivenAnswers(path, kind, size, self._digest.hexdigest(), "", self.positions, values)
 
 
 def has_network(entry: str) -> bool:
@@ -190,7 +185,7 @@ def _read(path: str, stamp: str, taxonomy: Taxonomy) -> GivenAnswers:
             f"has {', '.join(sorted(columns))}"
         )
     kind: AnswerKind = kinds[0]
-    parse = _parser(kind, taxonomy)
+    names, count = ({}, 0) if kind == "scores" else _names(kind, taxonomy)
     datasets: set[str] = set()
     writer, empty = AnswersWriter(), 0
     for row in read_rows(path, flag):
@@ -198,7 +193,8 @@ def _read(path: str, stamp: str, taxonomy: Taxonomy) -> GivenAnswers:
             raise row.error(kind, "it is missing")
         empty += kind != "scores" and not row.text(kind)
         try:
-            writer.add(row.text("variant"), [row.text("key")], parse(row))
+            answer = _number(row, kind, names, count) if names else _scores(row)
+            writer.add(row.text("variant"), [row.text("key")], answer)
         except ValueError as error:
             raise row.error(kind, str(error)) from error
         datasets.add(row.text("dataset"))
@@ -215,22 +211,25 @@ def _read(path: str, stamp: str, taxonomy: Taxonomy) -> GivenAnswers:
     return dataclasses.replace(given, sha256=sha256, dataset=datasets.pop())
 
 
-def _parser(kind: AnswerKind, taxonomy: Taxonomy) -> Callable[[TableRow], NDArray[Any]]:
-    """Returns the function that reads the answer of a row."""
-    if kind == "scores":
-        return _scores
+def _names(kind: AnswerKind, taxonomy: Taxonomy) -> tuple[dict[str, int], int]:
+    """Returns the output or label of each lowercase name, and the number of outputs or labels.
+
+    A name that several classes share stands for none of them.
+    """
+    count = len(labels_of_answers(kind, 0, taxonomy))
     if kind == "label":
-        names = {name.casefold(): label for label, name in enumerate(taxonomy.names)}
-        return functools.partial(_number, kind=kind, names=names, count=taxonomy.num_labels)
-    names, shared = {}, set()
+        labels = {name.casefold(): label for label, name in enumerate(taxonomy.names)}
+        return labels | {"": OUTSIDE}, count
     outputs = taxonomy.outputs or range(len(taxonomy.wnids))
-    for output, synonyms in zip(outputs, taxonomy.class_names, strict=True):
-        for name in {synonyms.casefold(), *synonyms.casefold().split(", ")}:
-            shared.update({name} & names.keys())
-            names[name] = output
-    names = {name: output for name, output in names.items() if name not in shared}
-    names |= {wnid.casefold(): out for wnid, out in zip(taxonomy.wnids, outputs, strict=True)}
-    return functools.partial(_number, kind=kind, names=names, count=max(outputs) + 1)
+    named = [
+        (name, output)
+        for output, synonyms in zip(outputs, taxonomy.class_names, strict=True)
+        for name in {synonyms.casefold(), *synonyms.casefold().split(", ")}
+    ]
+    times = collections.Counter(name for name, _ in named)
+    by_name = {name: output for name, output in named if times[name] == 1}
+    by_id = {wnid.casefold(): out for wnid, out in zip(taxonomy.wnids, outputs, strict=True)}
+    return by_name | by_id | {"": OUTSIDE}, count
 
 
 def _scores(row: TableRow) -> NDArray[np.float32]:
@@ -248,9 +247,8 @@ def _scores(row: TableRow) -> NDArray[np.float32]:
 
 def _number(row: TableRow, kind: str, names: Mapping[str, int], count: int) -> NDArray[np.int64]:
     text = row.text(kind).casefold()
-    number = names.get(text) if text else OUTSIDE
-    if number is None:
-        number = row.integer(kind) if _WHOLE.fullmatch(text) else count
+    is_number = text not in names and _WHOLE.fullmatch(text)
+    number = row.integer(kind) if is_number else names.get(text, count)
     if not OUTSIDE <= number < count:
         what = "class" if kind == "output" else "superclass"
         raise row.error(kind, f"{text[:40]!r} is no {what} of the dataset, or of several")
@@ -279,10 +277,9 @@ def refuse_unfit(
     Raises:
       UsageError: the answers are of another dataset or other pictures, or some are missing.
     """
-    path = answers.path
     if answers.dataset not in ("", dataset):
         raise UsageError(
-            f"{path} answers pictures of dataset {answers.dataset[:12]}, and this is "
+            f"{answers.path} answers pictures of dataset {answers.dataset[:12]}, and this is "
             f"{dataset[:12]}; get its table from: in9 export --layout answers"
         )
     unknown = [
@@ -292,8 +289,8 @@ def refuse_unfit(
     ]
     if unknown:
         raise UsageError(
-            f"{path} answers {counted(len(unknown), 'picture')} that the split does not have: "
-            f"{_some(sorted(unknown))}"
+            f"{answers.path} answers {counted(len(unknown), 'picture')} that the split does not "
+            f"have: {_some(sorted(unknown))}"
         )
     absent = {
         variant: sorted(tested.difference(answers.positions.get(variant, ())))
@@ -303,7 +300,7 @@ def refuse_unfit(
     if pictures and missing == MISSING_ANSWERS[0]:
         counts = ", ".join(f"{len(keys)} on {variant}" for variant, keys in absent.items() if keys)
         raise UsageError(
-            f"{path} lacks {counted(len(pictures), 'answer')} ({counts}), such as "
+            f"{answers.path} lacks {counted(len(pictures), 'answer')} ({counts}), such as "
             f"{_some(pictures)}; add them, or count them as wrong: --missing_answers wrong"
         )
 

@@ -147,8 +147,8 @@ class OpenClip(Source):
         # configuration says what the network is.
         names, templates = prompts
         quick_gelu = bool(config.get("quick_gelu", False) or tag.get("quick_gelu", False))
-        built = [architecture if pretrained else "", config, quick_gelu]
-        built += [list(names), [template("{}") for template in templates]]
+        texts = [template("{}") for template in templates]
+        built = [architecture if pretrained else "", config, quick_gelu, [*names], texts]
         digest = text_digest(json.dumps([weights_hash(model), *built], sort_keys=True))
         preprocess = dict(model.visual.preprocess_cfg)
         head = _kept_head(digest, functools.partial(_head, spec, model, tokenizer, prompts))

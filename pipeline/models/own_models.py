@@ -21,7 +21,7 @@ import torch
 from pipeline.errors import JobError, ModelError, UsageError, one_line
 from pipeline.models import answers
 from pipeline.models.identity import Origin, Preprocessing
-from pipeline.models.source import LoadedModel, Recipe, Source, loaded_model, measured_model
+from pipeline.models.source import LoadedModel, Recipe, Source, measured_model
 from pipeline.runtime.custom_functions import PREFIX, import_function
 from pipeline.storage.files import files_of
 from transforms.limits import load_json
@@ -292,21 +292,6 @@ class OnnxFiles(Source):
         return spec.removeprefix(_PREFIX)
 
 
-class AnswersModule(torch.nn.Module):
-    """Stands for the network of a model whose answers are in a file; it cannot be run.
-
-    Args:
-      given: the answers.
-    """
-
-    def __init__(self, given: answers.GivenAnswers) -> None:
-        super().__init__()
-        self.given = given
-
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        raise JobError(f"{self.given.path} holds answers, and no network that can be run")
-
-
 class AnswerFiles(Source):
     """`answers:FILE`."""
 
@@ -321,16 +306,17 @@ class AnswerFiles(Source):
 
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         given = answers.read_answers(spec, taxonomy)
-        model = loaded_model(
+        return LoadedModel(
             name=spec,
             architecture="answers",
             weights=os.path.basename(given.path),
-            module=AnswersModule(given),
+            weights_sha256=given.sha256,
             preprocessing=answers.AS_STORED,
             num_outputs=given.num_outputs,
-            weights_sha256=given.sha256,
+            answers=given.kind,
+            module=torch.nn.Module(),
+            given=given,
         )
-        return dataclasses.replace(model, answers=given.kind)
 
     def build(self, name: str, recipe: Recipe) -> torch.nn.Module:
         raise JobError(f"{name} has no weights that could be stored")

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load, save
 
 from pipeline.errors import JobError, UsageError, one_line
-from pipeline.models.answers import has_network
+from pipeline.models.answers import has_network, refuse_answers
 from pipeline.models.hugging_face import HuggingFace
 from pipeline.models.identity import StoredModel, WeightsFolder
 from pipeline.models.library_names import Packaged, TimmNames, TorchvisionNames
@@ -151,17 +151,20 @@ def full_name(spec: str) -> str:
         return spec
 
 
-def check_model(spec: str, weights: str | None = None) -> None:
+def check_model(spec: str, weights: str | None = None, *, needs_network: bool = False) -> None:
     """Checks a `--models` entry without loading weights.
 
     Args:
       spec: the entry.
       weights: folder of `in9 models fetch`, if any. A model in this folder needs no other source.
+      needs_network: whether to refuse a file of answers, because a network must be run.
 
     Raises:
       UsageError: the name is unknown (the message suggests similar ones), the file does not
         exist, a library is missing, or the folder lacks weights that only a hub has.
     """
+    if needs_network:
+        refuse_answers(spec)
     source = source_of(spec)
     source.check_installed(spec)
     folder = WeightsFolder.from_path(weights) if weights else None

@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 import torch
 
 from pipeline.errors import JobError, UsageError, one_line, text_of
+from pipeline.models.answers import GivenAnswers
 from pipeline.models.identity import HUB_SECONDS, ModelIdentity, Origin, Preprocessing
 from pipeline.storage.files import absolute, files_of
 from transforms.hashing import text_bytes
@@ -45,11 +46,13 @@ class LoadedModel(ModelIdentity):
         evaluation mode, in float32, on the CPU until a `Predictor` moves it to its device.
       recipe: what `Source.build` needs besides the name.
       is_shared: whether the code that made the module may still hold it.
+      given: its answers, if a file has them; the module then cannot be run.
     """
 
     module: torch.nn.Module
     recipe: Recipe = dataclasses.field(default_factory=dict)
     is_shared: bool = False
+    given: GivenAnswers | None = None
 
     @property
     def identity(self) -> ModelIdentity:

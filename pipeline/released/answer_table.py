@@ -32,12 +32,10 @@ def write_answer_table(plan: ExportPlan, name: str) -> int:
     dataset, with_pixels = plan.dataset, name.endswith(".parquet")
     picture = ("image", pa.binary()) if with_pixels else ("path", pa.string())
     columns = [("key", pa.string()), ("variant", pa.string()), picture, ("dataset", pa.string())]
-    schema, count = pa.schema(columns), 0
+    schema, shards = pa.schema(columns), dataset.shards(plan.split)
     make = pq.ParquetWriter if with_pixels else pyarrow.csv.CSVWriter
     with plan.target.create(name) as file, make(file, schema) as writer:
-        for variant, shard in itertools.product(
-            evaluated_variants(dataset), dataset.shards(plan.split)
-        ):
+        for variant, shard in itertools.product(evaluated_variants(dataset), shards):
             with contextlib.closing(dataset.samples(plan.split, shard, variant)) as samples:
                 while batch := list(itertools.islice(samples, _AT_ONCE)):
                     rows = {
@@ -50,5 +48,4 @@ def write_answer_table(plan: ExportPlan, name: str) -> int:
                         "dataset": [dataset.manifest.fingerprint] * len(batch),
                     }
                     writer.write_table(pa.table(rows, schema))
-                    count += len(batch)
-    return count
+    return sum(dataset.pictures(plan.split, shard) for shard in shards)

@@ -404,6 +404,36 @@ class _Bar:
 
 
 @contextlib.contextmanager
+def live_bar(name: str, total: int, noun: str) -> Iterator[Callable[[int], None]]:
+    """Shows a bar while the block runs, if standard error is a terminal, and in a notebook.
+
+    Args:
+      name: text before the bar, such as `epoch 3 of 200`.
+      total: number of items.
+      noun: what is counted, in the plural.
+
+    Yields:
+      A function that advances the bar by a number of items.
+    """
+    from rich import console, progress
+
+    screen = console.Console(stderr=True)
+    with progress.Progress(
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn(noun),
+        progress.TimeRemainingColumn(),
+        console=screen,
+        auto_refresh=False,
+        transient=True,
+        disable=not (screen.is_terminal or screen.is_jupyter),
+    ) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda count: bar.update(task, advance=count, refresh=True)
+
+
+@contextlib.contextmanager
 def show_progress(
     progress: Progress,
     out: TextIO | None = None,

@@ -12,9 +12,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from pipeline.models.checkpoint import (
     save_checkpoint,
 )
 from pipeline.runtime.machine import usable_cores
-from pipeline.runtime.progress import duration
+from pipeline.runtime.progress import duration, live_bar
 from pipeline.storage.state_files import csv_bytes
 from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.batches import (
@@ -96,37 +95,6 @@ class EpochLog:
         if self.data_wait >= 0.1 and not is_first:
             text += f" ({100 * self.data_wait:.0f} % of the time waiting for pictures: --workers)"
         return text + (f", {duration(seconds_left)} left" if seconds_left else "")
-
-
-@contextlib.contextmanager
-def epoch_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows a live bar for an epoch if standard error is a terminal.
-
-    Args:
-      name: text before the bar, such as `epoch 3 of 200`.
-      total: number of images in the epoch.
-
-    Yields:
-      A function that advances the bar by a number of images.
-    """
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    # Imported only here, so that a training without a terminal needs no rich.
-    from rich import progress
-    from rich.console import Console
-
-    columns = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("images"),
-        progress.TimeRemainingColumn(),
-    )
-    console = Console(file=sys.stderr)
-    with progress.Progress(*columns, console=console, auto_refresh=False, transient=True) as bar:
-        task = bar.add_task(name, total=total)
-        yield lambda count: bar.update(task, advance=count, refresh=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -393,7 +361,9 @@ def run_epoch(
     learner.begin_training(lr)
     sums = learner.zero_sums()
     waited = 0.0
-    with epoch_bar(f"epoch {epoch + 1} of {plan.epochs}", len(schedule.order_hashes)) as advance:
+    with live_bar(
+        f"epoch {epoch + 1} of {plan.epochs}", len(schedule.order_hashes), "images"
+    ) as advance:
         for _ in range(schedule.training_batches):
             asked = time.perf_counter()
             pictures, labels = next(batches)

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tiny_models
 import torch
 from numpy.typing import NDArray
-from runs import everything, refusal, run_here, run_python, table_of
+from runs import ONE, TINY_MODEL, everything, refusal, run_here, run_python, table_of
 from small_models import network
 
 import in9
@@ -68,13 +69,18 @@ def test_labels_scores_and_classes_of_one_function_agree(three_draws: Path) -> N
     labels = in9.evaluate_model(dataset, brightness, name="labels")
     first = [imagenet9().labels.index(label) for label in range(9)]
 
+    sizes = set()
+
     def classes(pictures: Pictures) -> NDArray[Any]:
+        sizes.add(len(pictures))
         return np.asarray(first)[np.asarray(brightness(pictures))]
 
     named = in9.evaluate_model(dataset, classes, name="classes", outputs="imagenet")
+    assert sizes == {18}
     scores = in9.evaluate_model(
         three_draws, lambda pictures: np.eye(1000)[classes(pictures)], name="scores", batch_size=5
     )
+    assert sizes == {18, 5, 3}
     assert labels.summary.label_rules == (CLOSED_CHOICE,)
     assert named.summary.label_rules == (PAPER_RULE,)
     assert scores.summary.label_rules == (PAPER_RULE, "mapped_only")
@@ -92,11 +98,43 @@ def test_labels_scores_and_classes_of_one_function_agree(three_draws: Path) -> N
 def test_neither_beam_nor_torch_is_loaded_for_arrays(three_draws: Path) -> None:
     code = (
         "import sys, in9, numpy\n"
-        "in9.evaluate_model(sys.argv[1], lambda p: numpy.full(len(p), -1), name='none')\n"
+        "called = in9.evaluate_model(\n"
+        "    sys.argv[1], lambda p: numpy.full(len(p), -1), name='none')\n"
         "print('torch' in sys.modules, 'apache_beam' in sys.modules)\n"
+        "sys.modules['pandas'] = None\n"
+        "try:\n"
+        "    called.to_pandas()\n"
+        "except ImportError as error:\n"
+        "    print(error)\n"
     )
     done = run_python(code, str(three_draws))
-    assert (done.stdout, done.stderr) == ("False False\n", "")
+    told = "False False\nto_pandas needs pandas: pip install pandas\n"
+    assert (done.stdout, done.stderr) == (told, "")
+
+
+_JAX = """
+import sys, in9, jax, numpy
+
+def scores(library, pictures):
+    sums = pictures.astype(numpy.int32).sum(axis=(1, 2)) % 97
+    return (sums @ library.arange(27).reshape(3, 9) % 101).astype(numpy.float32)
+
+def labels(library, pictures):
+    return scores(library, pictures).argmax(axis=1)
+
+for function in (scores, labels):
+    compiled = jax.jit(lambda pictures: function(jax.numpy, pictures))
+    told = in9.evaluate_model(sys.argv[1], compiled, name="m")
+    expected = in9.evaluate_model(sys.argv[1], lambda p: function(numpy, p), name="m")
+    assert isinstance(compiled(numpy.zeros((1, 8, 8, 3), numpy.uint8)), jax.Array)
+    assert told.tables == expected.tables
+    print(told.summary.headline, 0 < told.accuracy["original"][0] < 1)
+"""
+
+
+def test_a_function_of_jax_has_the_figures_of_numpy(three_draws: Path) -> None:
+    done = run_python(_JAX, str(three_draws), JAX_PLATFORMS="cpu")
+    assert done.stdout == f"{PAPER_RULE} True\n{CLOSED_CHOICE} True\n"
 
 
 def test_wrong_answers_and_errors_reach_the_caller(three_draws: Path) -> None:
@@ -228,6 +266,14 @@ def test_stored_predictions_replace_those_of_an_earlier_call(
     output = Path(shutil.copytree(three_draws, tmp_path / "out"))
     in9.evaluate_model(output, tiny_models.first(), name="mine", store=True)
     (folder,) = output.glob("results/call_mine-*")
+    run_here("evaluate", "--dataset", output, *TINY_MODEL, *ONE)
+    (by_command,) = output.glob("results/python*")
+    stored, expected = (
+        pq.read_table(of / "predictions", partitioning=None).drop_columns(["model", "of"])
+        for of in (folder, by_command)
+    )
+    assert stored.equals(expected)
+    shutil.rmtree(by_command)
     # The same tensors do not make the same model.
     first = in9.evaluate_model(output, Negated(1), name="mine", store=True)
     other = in9.evaluate_model(output, Negated(-1), name="mine")
@@ -245,6 +291,20 @@ def test_stored_predictions_replace_those_of_an_earlier_call(
     assert kept.bg_gap == again.bg_gap
     refused = refusal(capsys, "evaluate", "--dataset", output, "--models", "call:mine")
     assert "--models call:mine was evaluated by in9.evaluate_model" in refused
+
+
+def test_a_published_dataset_is_evaluated_and_stays_as_it_is(
+    three_draws: Path, tmp_path: Path
+) -> None:
+    output, published = shutil.copytree(three_draws, tmp_path / "out"), tmp_path / "published"
+    run_here("report", "--dataset", output, "--publish", published, "--pictures=none")
+    before = everything(published)
+    called = in9.evaluate_model(published, brightness, name="m")
+    assert called.tables == in9.evaluate_model(three_draws, brightness, name="m").tables
+    for folder in (published, *published.glob("v-*")):
+        with pytest.raises(UsageError, match="is a published version, which stays as it is"):
+            in9.evaluate_model(folder, brightness, name="m", store=True)
+    assert everything(published) == before
 
 
 def test_datasets_are_made_and_imported_by_the_words_of_the_command_line(

@@ -52,8 +52,8 @@ def test_layers_are_found_in_their_tar_as_they_were(store: Store, three_draws: P
         tar = TarWriter(file)
         rows = {k: files.add_layer(tar, k, files.encode_layer(v)) for k, v in layers.items()}
     for key, each in reversed(layers.items()):
-        parts = files.read_layer(store, "a.tar", rows[key])
-        read = files.decode_layer(*parts.values(), box=[1, 2, 5, 9])
+        encoded = files.read_layer(store, "a.tar", rows[key])
+        read = files.decode_layer(*encoded.values(), box=[1, 2, 5, 9])
         for name in (*files.LAYER_FILES, "box"):
             assert np.array_equal(getattr(read, name), getattr(each, name))
     one, two = layers["key.0"], layers["key.1"]
@@ -63,8 +63,8 @@ def test_layers_are_found_in_their_tar_as_they_were(store: Store, three_draws: P
     # The digest in a record matches the layer in the tar.
     store = Store(str(three_draws))
     row = next(r for r in records.read_rows(store, layer_record("val", 0)) if r["layer_digest"])
-    parts = files.read_layer(store, layer_tar("val", 0), row)
-    read = files.decode_layer(*parts.values(), box=row["box"])
+    encoded = files.read_layer(store, layer_tar("val", 0), row)
+    read = files.decode_layer(*encoded.values(), box=row["box"])
     assert files.layer_digest(read) == row["layer_digest"]
 
 
@@ -122,7 +122,7 @@ def test_each_fault_of_a_dataset_is_a_line(three_draws: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "parts",
+    "members",
     [
         {"jpg": b"", "json": b"{}"},
         {"jpg": b"", "cls": b"1", "json": b"{}"},
@@ -131,11 +131,11 @@ def test_each_fault_of_a_dataset_is_a_line(three_draws: Path, tmp_path: Path) ->
         {"cls": b"1", "json": b"{}"},
     ],
 )
-def test_samples_of_another_form_are_a_broken_tar(store: Store, parts: dict[str, bytes]) -> None:
+def test_samples_of_another_form_are_a_broken_tar(store: Store, members: dict[str, bytes]) -> None:
     path = webdataset_file("original", "val", 0)
     with store.create(path) as file:
         tar = TarWriter(file)
-        for suffix, data in parts.items():
+        for suffix, data in members.items():
             tar.add(f"key.{suffix}", data)
         tar.close()
     with pytest.raises(JobError, match=rf"{path} cannot be read \((?!it holds)"):

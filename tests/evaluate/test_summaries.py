@@ -198,9 +198,9 @@ def test_summaries_have_a_form_and_are_made_of_predictions(told: Dataset, tmp_pa
         shown = [
             replace(old, gaps=gaps, power=(replace(row, has_power=has),)) for has in (True, False)
         ]
-        lines = describe_power(shown)
+        lines = list(describe_power(shown))
         assert [line.count(old.model) for line in lines] == [named]
-    assert describe_power([replace(old, power=())]) == []
+    assert not list(describe_power([replace(old, power=())]))
 
 
 @given(st.integers(0, 30), st.integers(0, 2**32), st.booleans())

@@ -22,7 +22,7 @@ from small_models import normalised
 import in9
 from pipeline.errors import UsageError
 from pipeline.models.answers import read_answers
-from transforms.scoring import CLOSED_CHOICE, NO_ANSWER, PAPER_RULE, closed_choice, map_winner
+from transforms.scoring import CLOSED_CHOICE, NO_ANSWER, PAPER_RULE, labels_of_answers, map_answer
 from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
 
 TABLES = ("summary", "gaps", "flips", "per_class", "confusion", "decomposition", "groups", "sizes")
@@ -96,7 +96,9 @@ def entries(output: Path, rows: list[Row]) -> dict[str, str]:
     return entries
 
 
-def test_the_table_to_fill_has_every_picture_and_its_bytes(output: Path, rows: list[Row]) -> None:
+def test_the_table_to_fill_has_every_picture_and_its_bytes(
+    output: Path, rows: list[Row], capsys: pytest.CaptureFixture[str]
+) -> None:
     dataset, path = dataset_in(output), output.parent / "pictures.parquet"
     run_here("export", "--dataset", output, "--layout", "answers", "--to", path)
     table = pq.read_table(path).to_pylist()
@@ -107,6 +109,9 @@ def test_the_table_to_fill_has_every_picture_and_its_bytes(output: Path, rows: l
     run_here("export", "--dataset", output, "--to", output.parent / "released")
     for row, listed in zip(table, csv_rows(output.parent / "a.csv"), strict=True):
         assert (output.parent / "released" / listed["path"]).read_bytes() == row["image"]
+    for wrong in (path, output.parent / "table.xlsx"):
+        line = refusal(capsys, "export", "--dataset", output, "--layout", "answers", "--to", wrong)
+        assert f"--to {wrong}: --layout answers needs a new file" in line
 
 
 def measures(output: Path, name: str, model: str, rule: str) -> list[Row]:
@@ -165,6 +170,7 @@ def test_no_table_or_difference_mixes_rules(
     assert "label.jsonl, whose answers are superclasses" in latex.splitlines()[0]
     page = (output / "report.html").read_text()
     assert page.count("whose answers are superclasses") == 4
+    assert f"not among the points: {reason}" in (output / "results/trend.json").read_text()
     gate = ("evaluate", "--dataset", output, "--models", entries["label"], "--fail_if")
     run_here(*gate, "bg_gap>0.9")
     printed = capsys.readouterr().out
@@ -294,6 +300,14 @@ def test_missing_answers_count_as_wrong_if_asked_and_every_table_says_so(
     again = ("run", "--input", small_sample, "--replicates", 3, *QUICK, *ONE, "--output", fewer)
     run_here(*again, "--models", entry, code=1)
     assert line.strip() in capsys.readouterr().err
+    # A corrected file is a new model by the old name.
+    write(tmp_path / "some.parquet", rows)
+    run_here(*evaluate, code=1)
+    assert f"the weights of {entry} have changed" in capsys.readouterr().err
+    run_here(*evaluate, "--overwrite", "weights")
+    for rule in (PAPER_RULE, "mapped_only"):
+        corrected = measures(fewer, "summary", entry, rule)
+        assert corrected == measures(output, "summary", entries["scores"], rule) != []
 
 
 def test_a_label_names_the_model_and_computes_nothing(
@@ -337,6 +351,19 @@ def test_answers_are_classes_by_any_of_their_names(tmp_path: Path) -> None:
     assert answers.on("v", ["0", "1", "2", "3"]).tolist() == [1, 1, OUTSIDE, OUTSIDE]
 
 
+def test_scores_in_a_csv_are_json(tmp_path: Path) -> None:
+    told = {"key": "0", "variant": "v"}
+    file = write(tmp_path / "a.csv", [{**told, "scores": json.dumps([0.25] * 999 + [1e-3])}])
+    answers = read_answers(f"answers:{file}", imagenet9())
+    assert answers.num_outputs == 1000
+    assert answers.on("v", ["0"])[0, [0, 999]].tolist() == np.float32([0.25, 1e-3]).tolist()
+    assert np.isneginf(answers.on("v", ["1"])).all()
+    for wrong in ("1,2", "[[1]]", "[]", "yes"):
+        write(file, [{**told, "scores": wrong}])
+        with pytest.raises(UsageError, match=r"column scores: .* is not a list of numbers"):
+            read_answers(f"answers:{file}", imagenet9())
+
+
 @pytest.mark.parametrize("kind", ["scores", "output", "label"])
 def test_a_row_without_its_answer_is_named_and_empty_ones_are_counted(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -355,9 +382,9 @@ def test_a_row_without_its_answer_is_named_and_empty_ones_are_counted(
 def test_answers_without_logits_have_no_scores() -> None:
     answers = np.array([1, 0, OUTSIDE, NO_ANSWER])
     labels = np.zeros(4, np.int64)
-    scores = map_winner(answers, labels, np.array([0, OUTSIDE]))
+    scores = map_answer(answers, labels, np.array([0, OUTSIDE]))
     assert scores.prediction.tolist() == [OUTSIDE, 0, OUTSIDE, OUTSIDE]
     assert scores.output.tolist() == answers.tolist()
     assert np.isnan([scores.top1, scores.true]).all()
-    named = closed_choice(answers, labels, np.empty(0, np.int64))
+    named = map_answer(answers, labels, labels_of_answers("label", 0, imagenet9()))
     assert named.prediction.tolist() == [1, 0, OUTSIDE, OUTSIDE]

@@ -81,6 +81,7 @@ def test_labels_are_taken_off_their_entries(tmp_path: Path) -> None:
         (["a:=resnet50", "b:=resnet50"], "b:=resnet50: a label is a name of its own"),
         ([":=resnet50"], "a label is a name of its own without"),
         (["a/b:=resnet50"], "a/b:=resnet50: a label is"),
+        (["a,b:=resnet50"], "a,b:=resnet50: a label is"),
         (["a=b:=resnet50"], "a=b:=resnet50: a label is"),
         (["a:b:=resnet50"], "a:b:=resnet50: a label is"),
         (["a:="], "a:=: a label is .*, and an entry follows"),

@@ -308,6 +308,7 @@ def test_a_job_that_fails_says_why_and_leaves_no_lock(
         (["--publish", "p"], "--publish p lies on this machine"),
         (["--models", "resnet18=a.pth"], "workers of Dataflow cannot reach a.pth"),
         (["--models", "onnx:a.onnx"], "workers of Dataflow cannot reach a.onnx"),
+        (["--models", "Mine:=answers:a.csv"], "workers of Dataflow cannot reach a.csv"),
         (["--models", "hf:/tmp"], "workers of Dataflow cannot reach /tmp"),
         (["--weights", "gs://"], "gs:// names no bucket"),
         (["--models", "onnx:gs:///a.onnx"], "gs:///a.onnx names no bucket"),

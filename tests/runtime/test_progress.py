@@ -11,7 +11,7 @@ import pytest
 from runs import run_here
 
 from pipeline.runtime import progress
-from pipeline.runtime.progress import Progress, Tally, show_progress
+from pipeline.runtime.progress import Progress, Tally, live_bar, show_progress
 from pipeline.storage.store import Store
 
 
@@ -54,6 +54,20 @@ def test_lines_say_stage_count_rate_and_time_left(tmp_path: Path, terminal: bool
     assert not (tmp_path / ".in9" / "progress").exists()
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_bar_is_shown_on_a_terminal_and_leaves_nothing(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr", out := Terminal() if terminal else io.StringIO())
+    with live_bar("call:[bold]", 18, "pictures") as advance:
+        for _ in range(2):
+            advance(5)
+        wait_for(out, "10/18 pictures" if terminal else "")
+    assert ("call:[bold]" in text_of(out)) == terminal
+    assert out.getvalue().endswith("\x1b[1A\x1b[2K" if terminal else "")
+    assert terminal or not out.getvalue()
+
+
 def test_a_job_shows_its_stages_and_leaves_no_notes(
     tiny_input: Path,
     tmp_path: Path,
@@ -94,5 +108,5 @@ def test_a_tally_notes_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for number in range(1, 4):
         often.advance(1)
         assert notes.count()["evaluate"] == (7 + number, 0)
-    # Only one note of each part is left, however often it was noted.
+    # Only one note of each task is left, however often it was noted.
     assert len([*notes.store.walk(notes.folder)]) == 2

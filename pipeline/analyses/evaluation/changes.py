@@ -123,16 +123,14 @@ def _lines(models: Sequence[ModelChange]) -> Iterator[str]:
     variants = [name for name in names if name != BG_GAP]
     yield from ("", "## Accuracies")
     for rule in dict.fromkeys(model.label_rule for model in models):
-        yield ""
-        yield (
-            "Differences in percentage points over the n images in both versions, with 95 % "
-            f"intervals of a paired bootstrap, under {rule}."
-        )
         yield from (
             "",
+            "Differences in percentage points over the n images in both versions, with 95 % "
+            f"intervals of a paired bootstrap, under {rule}.",
+            "",
             "| model | cause | n | " + " | ".join([*map(markdown, variants), "BG-Gap"]) + " |",
+            "|---|---|--:|" + "--:|" * (len(variants) + 1),
         )
-        yield "|---|---|--:|" + "--:|" * (len(variants) + 1)
         for model in (one for one in models if one.label_rule == rule):
             rows = {row.variant: row for row in model.rows}
             cells = [

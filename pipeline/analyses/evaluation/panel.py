@@ -344,9 +344,13 @@ def make_sensitivity(evidence: Evidence) -> dict[str, object]:
     noise = [
         (model.name, row) for model, summary in evaluated for row in summary.by_rule(summary.rfs)
     ]
-    compared = list(dict.fromkeys(pair for _, of_model in flips for pair in of_model))
-    content: dict[str, object] = {"flips": flips, "compared": compared, "noise": noise}
-    return content | {"left_out": _left_out(evidence)} if flips or noise else {}
+    content = {
+        "flips": flips,
+        "compared": list(dict.fromkeys(pair for _, of_model in flips for pair in of_model)),
+        "noise": noise,
+        "left_out": _left_out(evidence),
+    }
+    return content if flips or noise else {}
 
 
 def _left_out(evidence: Evidence) -> str:

@@ -250,32 +250,28 @@ def measure_power(
     )
 
 
-def describe_power(summaries: Iterable[Summary]) -> list[str]:
-    """Returns lines on the models whose probe did not beat chance, or that give no logits to it."""
+def describe_power(summaries: Iterable[Summary]) -> Iterator[str]:
+    """Yields lines on the models whose probe did not beat chance, or that give no logits to it."""
     summaries = list(summaries)
-    unknown = [one.name for one in summaries if one.answers != "scores"]
-    lines = []
-    if unknown:
-        lines.append(
+    if unknown := [one.name for one in summaries if one.answers != "scores"]:
+        yield (
             "whether backgrounds tell the class is not known, because they answer without scores: "
             f"{', '.join(unknown)}"
         )
     weak = [(one, row) for one in summaries for row in one.power if not row.has_power]
-    if not weak:
-        return lines
     probes = (
         f"{one.name} (probe {interval(row.accuracy, row.ci_low, row.ci_high)} %, "
         f"chance {100 * row.chance:.1f} %)"
         for one, row in weak
     )
-    near_zero = [one.name for one, _ in weak if one.is_gap_near_zero]
-    line = f"we could not show that backgrounds tell the class here: {', '.join(probes)}"
-    if near_zero:
-        line += (
-            f"; so a BG-Gap whose interval includes 0, as for {', '.join(near_zero)}, says little "
-            "about the model"
+    if weak:
+        near_zero = ", ".join(one.name for one, _ in weak if one.is_gap_near_zero)
+        yield f"we could not show that backgrounds tell the class here: {', '.join(probes)}" + (
+            f"; so a BG-Gap whose interval includes 0, as for {near_zero}, says little about the "
+            "model"
+            if near_zero
+            else ""
         )
-    return [*lines, line]
 
 
 def missing_rows(
@@ -356,10 +352,13 @@ def accuracy_table(summaries: Sequence[Summary]) -> str:
     Figures are means over draws, under the label rule of each model's headline. Models with
     different rules have a table for each rule. Renderings stand in the table of the method.
     """
-    by_rule = {rule: [one for one in summaries if one.headline == rule] for rule in ALL_RULES}
-    filled = {rule: of_rule for rule, of_rule in by_rule.items() if of_rule}
-    if len(filled) > 1:
-        return "\n".join(f"by {rule}:\n{accuracy_table(one)}" for rule, one in filled.items())
+    by_rule = {
+        rule: of_rule
+        for rule in ALL_RULES
+        if (of_rule := [one for one in summaries if one.headline == rule])
+    }
+    if len(by_rule) > 1:
+        return "\n".join(f"by {rule}:\n{accuracy_table(one)}" for rule, one in by_rule.items())
     variants = [
         name
         for name in dict.fromkeys(row.variant for one in summaries for row in one.accuracy)
