@@ -135,6 +135,13 @@ SECTIONS = (
         ),
         Flag("--annotations", "DIR", "bounding boxes (default: beside the images)"),
         Flag(
+            "--input_columns",
+            "NAME=COLUMN,...",
+            "columns of the manifest that have other names than in docs/own_data.md, such as "
+            "image=filename,class=species",
+            type=comma_separated,
+        ),
+        Flag(
             "--recipe",
             "DIR",
             "recipe (in9 export --layout recipe), from which the same pictures make the same "

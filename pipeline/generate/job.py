@@ -31,7 +31,7 @@ class GenerateJob:
       store: the dataset folder.
       progress: records finished work.
       previous: numbers of shards of the existing dataset, by split.
-      source: absolute path of `--input`; empty for the sample.
+      source: absolute path of `--input`, then `--input_columns` if given; empty for the sample.
       reshard: whether to choose new numbers of shards instead of `previous`.
       guarded: stages of the existing dataset from its manifest, to stop a job that would make much
         of the dataset again (`pipeline.generate.previous_layers`); None to let any job run.
