@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pipeline.analyses import ANALYSES
 from pipeline.dataset.config import DatasetConfig, SegmentConfig
 from pipeline.dataset.folder import Dataset, sample_folder
-from pipeline.dataset.manifest import PREVIOUS_MANIFEST, Manifest, read_manifest
+from pipeline.dataset.manifest import Manifest, last_manifest, stated
 from pipeline.dataset.records import DATA_FOLDERS
 from pipeline.errors import UsageError
 from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
@@ -212,7 +212,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
             raise UsageError(
                 f"--{flag} {absolute(folder)} lies inside --input {source}; choose another folder"
             )
-    manifest = read_manifest(store) or read_manifest(store, PREVIOUS_MANIFEST)
+    manifest = last_manifest(store)
     _check_output(store, manifest)
     named = ",".join(f"{name}={column}" for name, column in sorted(columns.items()))
     note = f"{source}{_COLUMNS_NOTED}{named}" if columns else source
@@ -221,7 +221,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
             _check_input(arguments.input, note, store)
         _check_config(manifest.config, config, arguments.overwrite)
     previous, stages = ({}, None) if manifest is None else (manifest.shards, manifest.stages)
-    told = recipe and recipe.manifest
+    told = recipe.manifest if recipe else None
     if told and not manifest and told.config.images_per_shard == config.images_per_shard:
         previous = told.shards
     return GenerateJob(
@@ -238,6 +238,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
         scenes=absolute(arguments.backgrounds) if arguments.backgrounds else None,
         recipe=recipe,
         allow_partial=arguments.allow_partial,
+        about=stated(arguments, manifest or told),
         **_list_paths(arguments),
     )
 
@@ -328,13 +329,13 @@ def _check_input(input_flag: str | None, note: str, store: Store) -> None:
             f"no --input, but {store.root} was made from {last_input}; give --input, choose "
             "another --output, or add --overwrite input to replace it by the sample"
         )
-
     last, now = (text.partition(_COLUMNS_NOTED)[0] for text in (last_input, note))
     if last == now and last_input != note:
         raise UsageError(
             f"{store.root} was made from {last_input}; repeat that, or add --overwrite input to "
             "read other columns"
         )
+
 
 def _list_paths(arguments: argparse.Namespace) -> dict[str, str]:
     """Returns the absolute path of `--exclude` and of `--include`, by flag, if they are given."""
