@@ -52,8 +52,8 @@ from transforms.variants import EXTERNAL, OF_WHOLE_IMAGES, select_variants
 
 _OF_FILES = ("exclude", "include", "taxonomy")
 """Flags that name files, of which a dataset's configuration has digests."""
+# Separates the input and its columns in the note of them.
 _COLUMNS_NOTED = " --input_columns "
-"""Separates the input and its columns in the note of them."""
 
 
 def evaluation_from_flags(

@@ -57,7 +57,6 @@ _TERMS_OF_MASKS = (
     "A mask says where an object is in a picture, and shows nothing of it. Whether masks count as "
     "derived from the pictures or from the annotations depends on the terms of both."
 )
-_NO_TERMS = "Its maker has stated no terms (`--terms` of `in9 generate`)."
 
 
 def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, bytes]]:
@@ -91,7 +90,11 @@ def markdown(text: str) -> str:
 def terms_of(manifest: Manifest) -> str:
     """Returns a line with the terms that a dataset's maker states."""
     terms = manifest.about.terms
-    return f"Terms stated by its maker: {markdown(terms)}" if terms else _NO_TERMS
+    return (
+        f"Terms stated by its maker: {markdown(terms)}"
+        if terms
+        else "Its maker has stated no terms (`--terms` of `in9 generate`)."
+    )
 
 
 def sentence(note: str) -> str:

@@ -233,8 +233,10 @@ def datasheet(manifest: Manifest, shown: Callable[[str], str] = str) -> dict[str
         "contact": shown(about.contact),
         "is_anonymous": not (about.creator or about.contact),
     }
-    steps = _IMPORTED_STEPS if config.is_imported else _STEPS
-    questions = {**_SHEET, "dataPreprocessingProtocol": steps}
+    questions = {
+        **_SHEET,
+        "dataPreprocessingProtocol": _IMPORTED_STEPS if config.is_imported else _STEPS,
+    }
     answers = {name: list(_applicable(texts, facts)) for name, texts in questions.items()}
     return {name: texts for name, texts in answers.items() if texts}
 

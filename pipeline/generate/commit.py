@@ -222,8 +222,11 @@ def finish(store: Store, taxonomy: Taxonomy, fingerprint: str) -> str:
             if sizes.get(file.path) != file.bytes:
                 raise _missing(file.path)
         _remove_obsolete(store, manifest)
-        cards = [store.write(path, data) for path, data in card_files(manifest, taxonomy)]
-        files = sorted((*manifest.files, *cards), key=lambda file: file.path)
+        files = [*manifest.files]
+        for path, data in card_files(manifest, taxonomy):
+            store.update(path, data)
+            files.append(FileDigest(path, len(data), store.digest(path)))
+        files.sort(key=lambda file: file.path)
         manifest = dataclasses.replace(manifest, files=tuple(files))
         store.write(MANIFEST, manifest.to_json(), durable=True)
         store.delete(PREVIOUS_MANIFEST)

@@ -329,13 +329,13 @@ class Commit(beam.PTransform):
 
     def expand(self, shards: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
         job = self._job
-        prepare = beam.FlatMap(prepare_step, job.config, job.store, job.taxonomy, job.about)
         finish = beam.Map(finish_step, job.store, job.taxonomy, job.source, job.recipe)
         return (
             shards
             | "Together" >> beam.WithKeys(None)
             | "Gather" >> beam.GroupByKey()
-            | "Prepare" >> prepare
+            | "Prepare"
+            >> beam.FlatMap(prepare_step, job.config, job.store, job.taxonomy, job.about)
             | "SpreadMoves" >> beam.Reshuffle()
             | "Move" >> beam.Map(move_step, job.store)
             | "AllMoved" >> beam.GroupByKey()

@@ -119,8 +119,9 @@ def find_manifest(root: str, split: str, columns: Mapping[str, str]) -> SplitLay
     if path is None:
         return None
     check_manifest(path, columns)
-    folder = parent(path)
-    return SplitLayout(ImageManifest.kind, split, folder, folder, (path,), columns=columns)
+    return SplitLayout(
+        ImageManifest.kind, split, parent(path), parent(path), (path,), columns=columns
+    )
 
 
 def _find_table(root: str, split: str, column: str) -> str | None:

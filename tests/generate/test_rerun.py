@@ -27,7 +27,6 @@ from soundness import assert_sound
 
 import in9
 from pipeline.commands.cli import main
-from pipeline.dataset.records import CARD_FILES
 from pipeline.storage.files import LocalFiles
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
@@ -85,7 +84,7 @@ def test_what_the_maker_states_stays_and_rewrites_the_card_alone(
     run_here(*command, "--creator", "Ann", "--terms", "research only")
     assert "0 images segmented, 0 composed" in capsys.readouterr().out
     rewritten = {path for path, time in stamps(output).items() if time != times[path]}
-    assert rewritten == {*CARD_FILES, "manifest.json"}
+    assert rewritten == {"README.md", "croissant.json", "manifest.json"}
     after = manifest_of(output)
     assert after["about"] == {"creator": "Ann", "contact": "", "terms": "research only"}
     assert {**after, "about": None, "files": None} == {**first, "about": None, "files": None}

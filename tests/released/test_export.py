@@ -37,7 +37,6 @@ from runs import (
 from soundness import assert_sound
 from torchvision.datasets import ImageFolder
 
-from pipeline.dataset.records import CARD_FILES
 from pipeline.errors import UsageError
 from pipeline.released.archive_listing import (
     ArchiveLocation,
@@ -333,7 +332,7 @@ def test_an_import_keeps_the_pixels_and_finds_the_true_backgrounds(
     command = ("import", "--from", archive, "--output", output, *SMALL)
     run_here(*command, "--creator", "Ann")
     rewritten = {path for path, time in stamps(output).items() if time != before[path]}
-    assert rewritten == {*CARD_FILES, "manifest.json"}
+    assert rewritten == {"README.md", "croissant.json", "manifest.json"}
     assert manifest_of(output)["about"]["creator"] == "Ann"
     assert_sound(output)
     before = stamps(output)
