@@ -19,6 +19,7 @@ from pipeline.runtime.flag_types import (
     overwrite,
     section,
     share,
+    statement,
     switch,
 )
 from pipeline.training.flags import LEARNING, TRAIN_JOB
@@ -133,6 +134,13 @@ SECTIONS = (
         Flag(
             "--input", "DIR", "folder of images, or a manifest file (default: the embedded sample)"
         ),
+        Flag(
+            "--input_columns",
+            "NAME=COLUMN,...",
+            "columns of the manifest that have other names than in docs/own_data.md, such as "
+            "image=filename,class=species",
+            type=comma_separated,
+        ),
         Flag("--annotations", "DIR", "bounding boxes (default: beside the images)"),
         Flag(
             "--recipe",
@@ -144,6 +152,21 @@ SECTIONS = (
             "--allow_partial",
             "with --recipe: leave out images whose pictures are missing or others",
         ),
+    ),
+    section(
+        "card",
+        (*_GENERATING, "import"),
+        Flag(
+            "--creator",
+            "NAME",
+            "who made the dataset, for its card and Croissant; it stays until another value is "
+            "given, such as an empty one",
+            type=statement,
+        ),
+        Flag(
+            "--contact", "ADDRESS", "e-mail or URL of who maintains it; stays, too", type=statement
+        ),
+        Flag("--terms", "TEXT", "terms of its pictures and masks; stay, too", type=statement),
     ),
     section(
         "sources",

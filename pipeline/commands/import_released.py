@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import json
 import os
 import time
 
 from pipeline.dataset.folder import Dataset, selected_rows
-from pipeline.dataset.manifest import PREVIOUS_MANIFEST, read_manifest, writing_store
+from pipeline.dataset.manifest import (
+    About,
+    last_manifest,
+    read_manifest,
+    stated,
+    writing_store,
+)
 from pipeline.dataset.records import Staging
 from pipeline.errors import UsageError, counted, shown_bytes
-from pipeline.generate.commit import STAGING, commit
+from pipeline.generate.commit import STAGING, commit, restate
 from pipeline.jobs.messages import describe_images
 from pipeline.released.archive_listing import (
     IMPORT_FOLDER,
@@ -68,9 +75,14 @@ def run_import(arguments: argparse.Namespace) -> int:
             _forget_unpacked(store)
             raise
         started = time.monotonic()
+        manifest = last_manifest(store)
+        about = stated(arguments, manifest)
         is_new = not _is_imported(store, released)
         if is_new:
-            _run(released, store)
+            _run(released, store, about)
+        elif manifest and manifest.about != about:
+            is_new = True
+            restate(store, imagenet9(), dataclasses.replace(manifest, about=about))
         _forget_unpacked(store)
         seconds = time.monotonic() - started
     _print_summary(store, released, is_new, seconds)
@@ -86,7 +98,7 @@ def _check_output(store: Store, source: str) -> None:
     store.refuse_file("--output")
     if is_below(store.root, source):
         raise UsageError(f"--output {store.root} lies inside --from {source}")
-    manifest = read_manifest(store) or read_manifest(store, PREVIOUS_MANIFEST)
+    manifest = last_manifest(store)
     if manifest is not None and not manifest.config.is_imported:
         raise UsageError(
             f"--output {store.root} is a dataset that was not imported; choose another folder"
@@ -121,7 +133,7 @@ def _is_imported(store: Store, released: ReleasedArchive) -> bool:
     )
 
 
-def _run(released: ReleasedArchive, store: Store) -> None:
+def _run(released: ReleasedArchive, store: Store, about: About) -> None:
     staging = Staging(store, f"{STAGING}/{released.config.fingerprint()}")
     job = ImportPlan(released.config, staging, imagenet9(), Progress.for_store(store))
     with run_locally(job.progress, store.log(f"import-{os.getpid()}")):
@@ -135,7 +147,7 @@ def _run(released: ReleasedArchive, store: Store) -> None:
             written += map_shards(
                 ShardWriter(job, BackgroundPool.from_shards(shards)).write, shards
             )
-        commit(job.config, store, job.taxonomy, written)
+        commit(job.config, store, job.taxonomy, written, about)
     dataset = Dataset.open(store)
     record = {"listing": released.fingerprint, "dataset": dataset.manifest.fingerprint}
     store.write(_IMPORT_RECORD, shown_bytes(json.dumps(record, sort_keys=True)))

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pipeline.analyses import ANALYSES
 from pipeline.dataset.config import DatasetConfig, SegmentConfig
 from pipeline.dataset.folder import Dataset, sample_folder
-from pipeline.dataset.manifest import PREVIOUS_MANIFEST, Manifest, read_manifest
+from pipeline.dataset.manifest import Manifest, last_manifest, stated
 from pipeline.dataset.records import DATA_FOLDERS
 from pipeline.errors import UsageError
 from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
@@ -24,7 +24,12 @@ from pipeline.generate.commit import INPUT_NOTE
 from pipeline.generate.custom_variants import versioned
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.scenes import list_scenes
-from pipeline.inputs.image_manifest import ImageManifest, is_coco_manifest, tells_splits
+from pipeline.inputs.image_manifest import (
+    ImageManifest,
+    is_coco_manifest,
+    named_columns,
+    tells_splits,
+)
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.lists import read_key_list, read_taxonomy
@@ -47,6 +52,8 @@ from transforms.variants import EXTERNAL, OF_WHOLE_IMAGES, select_variants
 
 _OF_FILES = ("exclude", "include", "taxonomy")
 """Flags that name files, of which a dataset's configuration has digests."""
+# Separates the input and its columns in the note of them.
+_COLUMNS_NOTED = " --input_columns "
 
 
 def evaluation_from_flags(
@@ -190,11 +197,13 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
         taxonomy = recipe.manifest.taxonomy
     source = absolute(arguments.input) if arguments.input else sample_folder()
     annotations = absolute(arguments.annotations) if arguments.annotations else None
+    columns = named_columns(arguments.input_columns or ())
     needs_boxes = not (
         recipe or takes_masks(arguments.segmenter) or config.segment.keeps_image_whole
     )
     layouts = tuple(
-        find_layout(source, annotations, split, needs_boxes=needs_boxes) for split in config.split
+        find_layout(source, annotations, split, needs_boxes=needs_boxes, columns=columns)
+        for split in config.split
     )
     _check_splits(layouts)
     masks = None if recipe else _masks(arguments, layouts)
@@ -203,14 +212,16 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
             raise UsageError(
                 f"--{flag} {absolute(folder)} lies inside --input {source}; choose another folder"
             )
-    manifest = read_manifest(store) or read_manifest(store, PREVIOUS_MANIFEST)
+    manifest = last_manifest(store)
     _check_output(store, manifest)
+    named = ",".join(f"{name}={column}" for name, column in sorted(columns.items()))
+    note = f"{source}{_COLUMNS_NOTED}{named}" if columns else source
     if manifest is not None:
         if "input" not in arguments.overwrite:
-            _check_input(arguments.input, store)
+            _check_input(arguments.input, note, store)
         _check_config(manifest.config, config, arguments.overwrite)
     previous, stages = ({}, None) if manifest is None else (manifest.shards, manifest.stages)
-    told = recipe and recipe.manifest
+    told = recipe.manifest if recipe else None
     if told and not manifest and told.config.images_per_shard == config.images_per_shard:
         previous = told.shards
     return GenerateJob(
@@ -220,13 +231,14 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
         store=store,
         progress=Progress.for_store(store),
         previous=previous,
-        source=source if arguments.input else "",
+        source=note if arguments.input else "",
         reshard="shards" in arguments.overwrite,
         guarded=None if "rebuild" in arguments.overwrite else stages,
         masks=masks,
         scenes=absolute(arguments.backgrounds) if arguments.backgrounds else None,
         recipe=recipe,
         allow_partial=arguments.allow_partial,
+        about=stated(arguments, manifest or told),
         **_list_paths(arguments),
     )
 
@@ -303,13 +315,25 @@ def _recipe_config(
     return config
 
 
-def _check_input(input_flag: str | None, store: Store) -> None:
-    """Refuses to replace a dataset by the embedded sample's if `--input` seems to be forgotten."""
-    last_input = read_json(store, INPUT_NOTE, str)
+def _check_input(input_flag: str | None, note: str, store: Store) -> None:
+    """Refuses to make a dataset of other images if `--input` or its columns seem to be forgotten.
+
+    Args:
+      input_flag: value of `--input`.
+      note: what would be noted of the input.
+      store: the dataset folder.
+    """
+    last_input = read_json(store, INPUT_NOTE, str) or ""
     if input_flag is None and last_input:
         raise UsageError(
             f"no --input, but {store.root} was made from {last_input}; give --input, choose "
             "another --output, or add --overwrite input to replace it by the sample"
+        )
+    last, now = (text.partition(_COLUMNS_NOTED)[0] for text in (last_input, note))
+    if last == now and last_input != note:
+        raise UsageError(
+            f"{store.root} was made from {last_input}; repeat that, or add --overwrite input to "
+            "read other columns"
         )
 
 
@@ -326,7 +350,7 @@ def _check_splits(layouts: Sequence[SplitLayout]) -> None:
     """
     files = [layout.files for layout in layouts if layout.kind == ImageManifest.kind]
     for one in set(files):
-        if files.count(one) > 1 and not tells_splits(one[0]):
+        if files.count(one) > 1 and not tells_splits(one[0], layouts[0].columns):
             raise UsageError(
                 f"{one[0]} does not say which images are of which --split: add a column split, or "
                 f"give a manifest for each, manifest_{layouts[0].split}.csv"

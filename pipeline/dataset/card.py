@@ -9,14 +9,14 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 
-from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.croissant import COLUMNS, croissant_metadata
+from pipeline.dataset.datasheet import datasheet, is_imagenet, steps_of
 from pipeline.dataset.folder import LICENCE, sample_sources
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import escaped_line, shown_bytes
 from transforms.filters import Reason
 from transforms.taxonomy import Taxonomy
-from transforms.variants import MIXED, VARIANTS, Variant, base_of, parse_name, variant_of
+from transforms.variants import VARIANTS, Variant, parse_name, variant_of
 
 CITATION = "Xiao, Engstrom, Ilyas, Madry: Noise or Signal. arXiv 2006.09994"
 
@@ -45,111 +45,18 @@ _INTRO_WHOLE = (
     "calls this set IN-9L. Images are resized and cropped, but not cut apart.",
 )
 
-_IMPORTED_STEPS = [
-    "Imported from the released layout. Pictures and masks are those of the release. The",
-    "background of a mixed picture is identified by its pixels, and is null where that is",
-    "uncertain (`<variant>_bg_*` in the index).",
-]
-
-_PHRASES: dict[str, dict[object, str]] = {
-    "crop": {
-        "pad": "The longer side is resized to {image_size} ({interpolation}), and the rest of "
-        "{image_size} x {image_size} is black.",
-        "center": "The shorter side is resized to {resize} ({interpolation}), then the centre is "
-        "cropped to {image_size} x {image_size}.",
-    },
-    "objects": {
-        "one": "Only images with exactly one annotated box are used.",
-        "largest": "Of several boxes, the largest is used.",
-        "union": "Several boxes are replaced by the box around all of them.",
-        "each": "Each annotated box is an image of its own.",
-    },
-    "own_background": {True: "may be", False: "is never"},
-    "mixed_rand": {"other": "other classes", "any": "any class"},
-    "per_class": {
-        "all": "All accepted images are included, so the classes differ in size.",
-        None: "Classes are balanced at random (`--per_class {per_class}`).",
-    },
-    "encoding": {"png": "PNG", "jpg": "JPEG of quality {jpeg_quality}"},
-    "has_layers": {True: "; `layers/` is lossless", False: ""},
-    "by_hand": {
-        True: " The authors corrected the masks of their test set by hand, which was not done "
-        "here.",
-        False: "",
-    },
+_LAST_SECTIONS = {
+    "Biases": "dataBiases",
+    "Personal information": "personalSensitiveInformation",
+    "Social impact": "dataSocialImpact",
+    "Maintenance": "dataReleaseMaintenancePlan",
 }
-"""Texts for the values of each flag or fact; None stands for all other values."""
+"""Last sections of the card, each with its answers' name in the datasheet."""
 
-_STEPS = (
-    ("always", "{crop}"),
-    (
-        "is_cut",
-        "{masks} {objects} An image is left out unless its box covers at most {max_box:g} of the "
-        "crop, at least {min_visible:g} of the box is visible in the crop, and at least "
-        "{min_foreground:g} of the box is foreground.",
-    ),
-    (
-        "is_mixed",
-        "A background is the `only_bg_t` of an image of the same split, drawn by a keyed hash of "
-        "the key (`--seed {seed}`); it {own_background} the image's own, and `mixed_rand` draws "
-        "from {mixed_rand}.",
-    ),
-    (
-        "has_noise",
-        "Noise is Gaussian, with a standard deviation of a quarter of a channel's range, drawn for "
-        "each picture by a keyed hash of its key (`--seed {seed}`), and clipped.",
-    ),
-    ("always", "{per_class}"),
-    ("always", "Pictures are stored as {encoding}{as_png}."),
+_TERMS_OF_MASKS = (
+    "A mask says where an object is in a picture, and shows nothing of it. Whether masks count as "
+    "derived from the pictures or from the annotations depends on the terms of both."
 )
-"""Steps in which a dataset is made, each with the fact that must hold for the step to be listed."""
-
-_LIMITS = (
-    (
-        "keeps_image_whole",
-        "Images were not filtered: some show several objects, or objects of several classes.",
-    ),
-    (
-        "keeps_image_whole",
-        "Everything outside the centre crop is lost, sometimes the object itself.",
-    ),
-    (
-        "is_segmented",
-        "Masks have errors: parts of the object may be missing, and parts of the background may "
-        "remain.{by_hand}",
-    ),
-    (
-        "is_cut",
-        "Splicing leaves traces at the edge of the foreground. Compare `mixed_rand` with "
-        "`mixed_same`, which has the same traces, and not with `original`.",
-    ),
-    (
-        "is_cut",
-        "`only_bg_b` and `only_bg_t` still show where the object was and how large it was, and "
-        "the tiles may contain a strip of it one pixel wide, as with the authors' script.",
-    ),
-    (
-        "is_of_one_box",
-        "Images whose box is too large, off the centre or one of several are not in it. The "
-        "remaining images are easier than the rest: they show one object, in the middle.",
-    ),
-    (
-        "is_jpeg",
-        "JPEG changes pixels by a few grey levels, most of all at edges{has_layers}.",
-    ),
-    (
-        "is_remade",
-        "This is not a copy of the released ImageNet-9: other images were accepted, and other "
-        "backgrounds were drawn. Accuracies differ from the published ones by a few points.",
-    ),
-    ("is_imagenet", "Labels are ImageNet's, including its errors; some pictures show people."),
-    (
-        "is_sample",
-        "Pictures are composites of cut-outs and other photographs; the classes dog and reptile "
-        "each rest on a single cut-out.",
-    ),
-)
-"""Limits of a dataset, each with the fact that must hold for the limit to be listed."""
 
 
 def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, bytes]]:
@@ -162,7 +69,7 @@ def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, by
             manifest,
             taxonomy,
             name=_name(manifest).lower().replace(" ", "-"),
-            licence=LICENCE if manifest.is_sample else "other",
+            licence=LICENCE if manifest.is_sample else "",
             descriptions={name: _describe(name) for name in manifest.config.compose.composed},
             cite=CITATION,
         ),
@@ -180,28 +87,19 @@ def markdown(text: str) -> str:
     return _IN_MARKDOWN.sub(r"\\\g<0>", escaped_line(text))
 
 
+def terms_of(manifest: Manifest) -> str:
+    """Returns a line with the terms that a dataset's maker states."""
+    terms = manifest.about.terms
+    return (
+        f"Terms stated by its maker: {markdown(terms)}"
+        if terms
+        else "Its maker has stated no terms (`--terms` of `in9 generate`)."
+    )
+
+
 def sentence(note: str) -> str:
     """Returns a note as a sentence."""
     return f"{note[0].upper()}{note[1:]}."
-
-
-def steps_of(config: DatasetConfig) -> list[str]:
-    """Returns lines that say how a dataset is made, numbered unless the dataset was imported."""
-    if config.is_imported:
-        return _IMPORTED_STEPS
-    steps = _applicable(_STEPS, _facts(config))
-    return [f"{number}. {step}" for number, step in enumerate(steps, 1)]
-
-
-def limits_of(manifest: Manifest) -> Iterator[str]:
-    """Returns the limits of a dataset, a sentence or two each."""
-    is_imagenet = _is_imagenet(manifest)
-    facts = {
-        "is_imagenet": is_imagenet,
-        "is_remade": is_imagenet and not manifest.config.is_imported,
-        "is_sample": manifest.is_sample,
-    }
-    return _applicable(_LIMITS, {**_facts(manifest.config), **facts})
 
 
 def size_category(samples: int) -> str:
@@ -218,6 +116,7 @@ def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
     total = sum(counts["selected"] for counts in manifest.images.values())
     variants = config.compose.composed
     versions = ", ".join(f"{name} {version}" for name, version in manifest.libraries.items())
+    sheet = datasheet(manifest, markdown)
     lines = [
         *_front_matter(manifest),
         "",
@@ -225,6 +124,12 @@ def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
         "",
         *(f"**{markdown(sentence(note))}**\n" for note in notes_of(manifest)),
         *(_INTRO_WHOLE if config.segment.keeps_image_whole else _INTRO_CUT),
+        "",
+        "## Motivation",
+        "",
+        " ".join(sheet["dataUseCases"]),
+        "",
+        "## Composition",
         "",
         f"{total} {manifest.counted_noun} in each variant.",
         "",
@@ -251,6 +156,10 @@ def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
         "`manifest.json` has the configuration and a checksum of every file, and",
         "`croissant.json` describes the same files as Croissant 1.0.",
         "",
+        "## Collection",
+        "",
+        " ".join(sheet["dataCollection"] + sheet["dataCollectionMissingData"]),
+        "",
         "## How it was made",
         "",
         *steps_of(config),
@@ -259,13 +168,22 @@ def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
         "",
         "## Known limits",
         "",
-        *(f"* {limit}" for limit in limits_of(manifest)),
+        *(f"* {limit}" for limit in sheet["dataLimitations"]),
         "",
-        "## Licence and citation",
+        *(
+            line
+            for heading, name in _LAST_SECTIONS.items()
+            if name in sheet
+            for line in (f"## {heading}", "", " ".join(sheet[name]), "")
+        ),
+        "## Terms and citation",
         "",
         "The pictures remain under the terms of the images they are made of, and so does every",
         "variant.",
         *(("", sample_sources()) if manifest.is_sample else ()),
+        *(() if config.segment.keeps_image_whole else ("", _TERMS_OF_MASKS)),
+        "",
+        terms_of(manifest),
         "",
         "The protocol:",
         "",
@@ -280,7 +198,7 @@ def _front_matter(manifest: Manifest) -> list[str]:
     config = manifest.config
     variants = config.compose.composed
     total = sum(counts["selected"] for counts in manifest.images.values())
-    source = "extended|imagenet-1k" if _is_imagenet(manifest) else "original"
+    source = "extended|imagenet-1k" if is_imagenet(manifest) else "original"
     licence = ("license: other", "license_name: terms-of-the-source-images")
     lines = [
         *("---", *(("license: gpl-2.0",) if manifest.is_sample else licence)),
@@ -313,10 +231,6 @@ def _name(manifest: Manifest) -> str:
         return "IN-9L" if manifest.taxonomy is None else "Whole images"
     name = "ImageNet-9 variants" if manifest.taxonomy is None else "Background variants"
     return f"{name} of the sample" if manifest.is_sample else name
-
-
-def _is_imagenet(manifest: Manifest) -> bool:
-    return manifest.taxonomy is None and not manifest.is_sample
 
 
 def _describe(name: str) -> str:
@@ -391,41 +305,3 @@ def notes_of(manifest: Manifest) -> list[str]:
             note += f"; an image whose class has no other is left out ({Reason.NO_BACKGROUND})"
         notes.append(note)
     return notes
-
-
-def _applicable(texts: tuple[tuple[str, str], ...], facts: dict[str, object]) -> Iterator[str]:
-    """Returns the texts whose fact holds, with flags and facts filled in."""
-    words = {
-        name: values.get(facts[name], values.get(None, "")).format(**facts)
-        for name, values in _PHRASES.items()
-    }
-    return (text.format(**{**facts, **words}) for fact, text in texts if facts[fact])
-
-
-def _facts(config: DatasetConfig) -> dict[str, object]:
-    """Returns the flags by name, and facts that follow from them."""
-    segment, compose = config.segment, config.compose
-    segmenter = segment.describe_segmenter()
-    is_cut, is_made = not segment.keeps_image_whole, not config.is_imported
-    built_in = [name for name in compose.variants if name in VARIANTS]
-    is_jpeg = is_made and compose.encoding == "jpg"
-    lossless = [f"`{name}`" for name in built_in if is_jpeg and VARIANTS[name].lossless]
-    return {
-        **vars(config),
-        **vars(segment),
-        **vars(compose),
-        "masks": segmenter.description.format(**vars(segment), label=segmenter.label),
-        "always": True,
-        "keeps_image_whole": segment.keeps_image_whole,
-        "is_cut": is_cut,
-        # It is not known how an imported dataset's masks and pictures were made, nor how its images
-        # were chosen.
-        "is_segmented": is_cut and (config.is_imported or segmenter.method != "masks"),
-        "by_hand": is_made,
-        "is_of_one_box": is_cut and is_made and segment.objects == "one",
-        "is_mixed": any(base_of(name) in MIXED for name in compose.composed),
-        "is_jpeg": is_jpeg,
-        "has_noise": any(VARIANTS[name].from_noise for name in built_in),
-        "as_png": f", {', '.join(lossless)} as PNG" if lossless else "",
-        "has_layers": config.layers == "keep" and is_cut and is_made,
-    }

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.dataset.datasheet import datasheet, is_imagenet
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.sinks import SAMPLE_FIELDS
 from pipeline.storage.state_files import json_bytes
@@ -20,6 +21,14 @@ from transforms.taxonomy import Taxonomy
 _TYPES = {"string": "sc:Text", "int64": "sc:Integer", "int32": "sc:Integer", "double": "sc:Float"}
 # [0-9-of]+ matches 00000-of-00008.
 _SPLIT_IN_PATH = r"^parquet/[^/]+/(\w+)-[0-9-of]+\.parquet$"
+
+_SINGLE = (
+    *("dataCollection", "dataCollectionMissingData", "annotationsPerItem", "dataSocialImpact"),
+    "dataReleaseMaintenancePlan",
+)
+"""Answers of the datasheet of which there is one text."""
+PAPER = "Noise or Signal: The Role of Image Backgrounds in Object Recognition"
+PAPER_URL = "https://arxiv.org/abs/2006.09994"
 
 COLUMNS = {
     "key": "key of the image, usually its file name without the suffix; equal in all variants",
@@ -55,7 +64,7 @@ def croissant_metadata(
       manifest: the dataset's manifest.
       taxonomy: the dataset's classes and superclasses.
       name: the dataset's name.
-      licence: the licence of its pictures.
+      licence: the licence of its pictures; empty if it is not known.
       descriptions: what each variant shows, by the variant's name.
       cite: the publication to cite.
     """
@@ -63,7 +72,7 @@ def croissant_metadata(
         "Every image appears in several variants that differ in foreground and background. There "
         "is one record set per variant; all have the same keys in the same order."
     )
-    content = _content(name, text, licence, cite)
+    content = _content(manifest, name, text, licence, cite)
     content["recordSet"].append(_classes(taxonomy))
     if "parquet" in manifest.config.compose.formats:
         for variant, description in descriptions.items():
@@ -81,25 +90,50 @@ def file_metadata(file: FileDigest, manifest: Manifest, cite: str) -> bytes:
       cite: the publication to cite.
     """
     text = f"Recipe of dataset {manifest.fingerprint}: decisions and masks, without a pixel."
-    content = _content(f"recipe-{manifest.fingerprint[:12]}", text, "other", cite)
+    content = _content(manifest, f"recipe-{manifest.fingerprint[:12]}", text, "", cite)
     return json_bytes({**content, "distribution": [_file(file)]})
 
 
-def _content(name: str, text: str, licence: str, cite: str) -> dict[str, Any]:
-    """Returns metadata without files and record sets."""
+def _content(manifest: Manifest, name: str, text: str, licence: str, cite: str) -> dict[str, Any]:
+    """Returns metadata without files and record sets, in the form that `mlcroissant` writes.
+
+    A list of one value is that value, and what is empty is left out.
+    """
+    about = manifest.about
+    place = "url" if "://" in about.contact else "email"
+    # Croissant tells persons from organisations. Several people are an organisation, so that a name
+    # is never that of too few.
+    creator = {"@type": "sc:Organization", "name": about.creator, place: about.contact}
+    bases = [{"@type": "sc:CreativeWork", "name": PAPER, "url": PAPER_URL}]
+    if is_imagenet(manifest):
+        bases.append({"@type": "sc:CreativeWork", "name": "ImageNet"})
+    sheet = {
+        f"rai:{name}": " ".join(texts) if name in _SINGLE else _unboxed(texts)
+        for name, texts in datasheet(manifest).items()
+    }
     return {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
         "name": name,
         "description": text,
-        "conformsTo": "http://mlcommons.org/croissant/1.0",
+        "conformsTo": [
+            "http://mlcommons.org/croissant/1.0",
+            "http://mlcommons.org/croissant/RAI/1.0",
+        ],
         "citeAs": cite,
-        "license": licence,
-        "url": "https://arxiv.org/abs/2006.09994",
-        "version": "1.0.0",
+        **({"creator": {n: v for n, v in creator.items() if v}} if about.creator else {}),
+        "isBasedOn": _unboxed(bases),
+        "license": _unboxed([each for each in (licence, about.terms) if each] or ["other"]),
+        "url": PAPER_URL,
+        "version": f"1.0.0+{manifest.fingerprint}",
         "distribution": [],
         "recordSet": [],
+        **sheet,
     }
+
+
+def _unboxed(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values
 
 
 def _classes(taxonomy: Taxonomy) -> dict[str, Any]:
@@ -170,13 +204,13 @@ def _record_set(variant: str, description: str) -> dict[str, Any]:
     def column(name: str, kind: str, *transforms: dict[str, str], **options: Any) -> Any:
         column_source: dict[str, Any] = {**file_set_source, "extract": {"column": name}}
         if transforms:
-            column_source["transform"] = list(transforms)
+            column_source["transform"] = _unboxed([*transforms])
         return field(name, kind, COLUMNS[name], column_source, **options)
 
     path_source = {
         **file_set_source,
         "extract": {"fileProperty": "fullpath"},
-        "transform": [{"regex": _SPLIT_IN_PATH}],
+        "transform": {"regex": _SPLIT_IN_PATH},
     }
     return {
         "@type": "cr:RecordSet",

@@ -6,6 +6,7 @@ readers use it, too. `pipeline.jobs.publish` makes the versions.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import re
@@ -17,6 +18,7 @@ import msgspec
 from pipeline.dataset.config import COMPOSE_VERSION, IMPORT_VERSION, SEGMENT_VERSION, DatasetConfig
 from pipeline.dataset.records import ShardCounts, check_data_paths
 from pipeline.errors import UsageError
+from pipeline.runtime.flag_types import MAX_STATED
 from pipeline.storage.files import parent
 from pipeline.storage.state_files import convert, json_bytes, parse_json, read_commit
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
@@ -36,6 +38,27 @@ _REQUIRED_COUNTS = {
 
 _LIBRARIES = ("numba", "numpy", "opencv-python-headless", "pillow", "pyarrow", "simplejpeg")
 """Libraries whose versions can change the files' bytes."""
+
+
+_Stated = Annotated[str, msgspec.Meta(max_length=MAX_STATED)]
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What only its maker knows of a dataset. Field names are those of flags; "" is not stated.
+
+    Attributes:
+      creator: who made it.
+      contact: address of who maintains it.
+      terms: terms of its pictures and masks.
+    """
+
+    creator: _Stated = ""
+    contact: _Stated = ""
+    terms: _Stated = ""
+
+
+NOTHING_STATED = About()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +81,7 @@ class Manifest:
       taxonomy: its classes and superclasses, None for ImageNet-9's.
       backgrounds: number of scene pictures (external backgrounds) by status; empty if none are
         used.
+      about: what its maker states; no part of the fingerprint.
     """
 
     config: DatasetConfig
@@ -71,6 +95,7 @@ class Manifest:
     stages: dict[str, int | str] = dataclasses.field(compare=False)
     taxonomy: Taxonomy | None = None
     backgrounds: dict[str, int] = dataclasses.field(default_factory=dict)
+    about: About = NOTHING_STATED
 
     @property
     def is_sample(self) -> bool:
@@ -110,6 +135,7 @@ class Manifest:
             "samples": self.samples,
             **({"backgrounds": self.backgrounds} if self.backgrounds else {}),
             **({"taxonomy": self.taxonomy.to_json()} if self.taxonomy else {}),
+            **({"about": dataclasses.asdict(self.about)} if self.about != NOTHING_STATED else {}),
             "files": [dataclasses.asdict(file) for file in self.files],
         }
         return json_bytes(content)
@@ -189,6 +215,18 @@ def read_manifest(store: Store, path: str = MANIFEST) -> Manifest | None:
       UsageError: the file is not a manifest of this release.
     """
     return read_commit(store, path, Manifest.from_json)
+
+
+def stated(arguments: argparse.Namespace, told: Manifest | None) -> About:
+    """Returns what a manifest states, with the values of those flags that were given."""
+    about = told.about if told else NOTHING_STATED
+    given = {name: getattr(arguments, name) for name in dataclasses.asdict(about)}
+    return dataclasses.replace(about, **{n: v for n, v in given.items() if v is not None})
+
+
+def last_manifest(store: Store) -> Manifest | None:
+    """Reads the manifest in place, or else the one that a commit has moved aside."""
+    return read_manifest(store) or read_manifest(store, PREVIOUS_MANIFEST)
 
 
 LATEST = "latest.json"

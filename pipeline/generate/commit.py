@@ -21,7 +21,9 @@ from pipeline.dataset.card import card_files
 from pipeline.dataset.config import COMPOSE_VERSION, DatasetConfig, fingerprint
 from pipeline.dataset.manifest import (
     MANIFEST,
+    NOTHING_STATED,
     PREVIOUS_MANIFEST,
+    About,
     Manifest,
     library_versions,
     read_manifest,
@@ -61,6 +63,7 @@ def prepare_step(
     config: DatasetConfig,
     store: Store,
     taxonomy: Taxonomy,
+    about: About = NOTHING_STATED,
 ) -> list[tuple[str, Moves]]:
     """Prepares the dataset; (None, all shards) -> (its fingerprint, files to move).
 
@@ -68,7 +71,7 @@ def prepare_step(
     list.
     """
     shards = (shard for shard in element[1] if shard is not None)
-    fingerprint, moves = prepare(config, fenced_for_job(store), taxonomy, shards)
+    fingerprint, moves = prepare(config, fenced_for_job(store), taxonomy, shards, about)
     return [(fingerprint, batch) for batch in _in_batches(moves)] or [(fingerprint, [])]
 
 
@@ -104,11 +107,31 @@ def commit(
     store: Store,
     taxonomy: Taxonomy,
     shards: Iterable[SourceShard | OutputShard],
+    about: About = NOTHING_STATED,
 ) -> str:
     """Runs all steps without Beam. Arguments and errors as for `prepare`; returns like `finish`."""
-    fingerprint, moves = prepare(config, store, taxonomy, shards)
+    fingerprint, moves = prepare(config, store, taxonomy, shards, about)
     for batch in _in_batches(moves):
         move_files(store, batch)
+    return _finish_anew(store, taxonomy, fingerprint)
+
+
+def restate(store: Store, taxonomy: Taxonomy, manifest: Manifest) -> None:
+    """Writes the card and the manifest of the dataset in place anew, and no other file.
+
+    Args:
+      store: the dataset folder.
+      taxonomy: the dataset's classes.
+      manifest: the dataset's manifest, with what its maker now states.
+    """
+    files = tuple(file for file in manifest.files if file.path not in CARD_FILES)
+    prepared = dataclasses.replace(manifest, files=files)
+    store.write(PREPARED_MANIFEST, prepared.to_json(), durable=True)
+    store.move(MANIFEST, PREVIOUS_MANIFEST)
+    _finish_anew(store, taxonomy, manifest.fingerprint)
+
+
+def _finish_anew(store: Store, taxonomy: Taxonomy, fingerprint: str) -> str:
     # Finish needs a new fence of the same claim: the old fence may remember the manifest that was
     # moved aside, and would then write over that manifest only, which is gone.
     fence = store.fence and dataclasses.replace(store.fence)
@@ -120,6 +143,7 @@ def prepare(
     store: Store,
     taxonomy: Taxonomy,
     shards: Iterable[SourceShard | OutputShard],
+    about: About = NOTHING_STATED,
 ) -> tuple[str, list[Moves]]:
     """Adds up all shards, moves the manifest aside, and removes the records that new files replace.
 
@@ -137,6 +161,7 @@ def prepare(
       OSError: reading or writing failed.
     """
     manifest, moves = merge_shards(config, shards, taxonomy)
+    manifest = dataclasses.replace(manifest, about=about)
     with locked(store, PREPARE_LOCK, wait=math.inf) as fenced:
         # The prepared manifest is read first, because Finish writes the final manifest before it
         # removes the prepared one: in this order, at least one of them is seen.
@@ -197,8 +222,11 @@ def finish(store: Store, taxonomy: Taxonomy, fingerprint: str) -> str:
             if sizes.get(file.path) != file.bytes:
                 raise _missing(file.path)
         _remove_obsolete(store, manifest)
-        cards = [store.write(path, data) for path, data in card_files(manifest, taxonomy)]
-        files = sorted((*manifest.files, *cards), key=lambda file: file.path)
+        files = [*manifest.files]
+        for path, data in card_files(manifest, taxonomy):
+            store.update(path, data)
+            files.append(FileDigest(path, len(data), store.digest(path)))
+        files.sort(key=lambda file: file.path)
         manifest = dataclasses.replace(manifest, files=tuple(files))
         store.write(MANIFEST, manifest.to_json(), durable=True)
         store.delete(PREVIOUS_MANIFEST)

@@ -334,7 +334,8 @@ class Commit(beam.PTransform):
             shards
             | "Together" >> beam.WithKeys(None)
             | "Gather" >> beam.GroupByKey()
-            | "Prepare" >> beam.FlatMap(prepare_step, job.config, job.store, job.taxonomy)
+            | "Prepare"
+            >> beam.FlatMap(prepare_step, job.config, job.store, job.taxonomy, job.about)
             | "SpreadMoves" >> beam.Reshuffle()
             | "Move" >> beam.Map(move_step, job.store)
             | "AllMoved" >> beam.GroupByKey()

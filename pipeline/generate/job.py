@@ -8,6 +8,7 @@ from typing import Any
 import apache_beam as beam
 
 from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.manifest import NOTHING_STATED, About
 from pipeline.dataset.records import ShardCounts, Staging
 from pipeline.errors import UsageError
 from pipeline.generate.commit import STAGING
@@ -31,7 +32,7 @@ class GenerateJob:
       store: the dataset folder.
       progress: records finished work.
       previous: numbers of shards of the existing dataset, by split.
-      source: absolute path of `--input`; empty for the sample.
+      source: absolute path of `--input`, then `--input_columns` if given; empty for the sample.
       reshard: whether to choose new numbers of shards instead of `previous`.
       guarded: stages of the existing dataset from its manifest, to stop a job that would make much
         of the dataset again (`pipeline.generate.previous_layers`); None to let any job run.
@@ -40,6 +41,7 @@ class GenerateJob:
       scenes: absolute path of the folder of scenes; None without `--backgrounds`.
       recipe: the recipe to make the dataset from; None to segment.
       allow_partial: whether a dataset is made from the recipe if pictures are not there.
+      about: what the dataset's maker states.
     """
 
     config: DatasetConfig
@@ -57,6 +59,7 @@ class GenerateJob:
     scenes: str | None = None
     recipe: Recipe | None = None
     allow_partial: bool = False
+    about: About = NOTHING_STATED
 
     def key_lists(self) -> KeyLists:
         """Reads the lists of images.

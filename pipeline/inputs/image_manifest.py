@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.dataset.manifest import FORMAT as DATASET
@@ -31,6 +31,31 @@ CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _SUFFIXES = (".csv", ".parquet", ".json", ".jsonl")
 _IMAGE_COLUMNS = ("key", "group", "split", "mask", "width", "height")
 """Columns in which all rows of one image must agree."""
+_COLUMNS = ("image", "class", *CORNERS, "boxes", *_IMAGE_COLUMNS)
+
+
+def named_columns(words: Sequence[str]) -> dict[str, str]:
+    """Returns the names that a table has for columns, by ours, from the value of a flag.
+
+    Args:
+      words: words such as `image=filename`; `label` means `class`.
+
+    Raises:
+      UsageError: a word is wrong, or names a column again.
+    """
+    columns: dict[str, str] = {}
+    for word in words:
+        name, _, column = (part.strip() for part in word.partition("="))
+        name = {"label": "class"}.get(name, name)
+        if name not in _COLUMNS or not column:
+            raise UsageError(
+                f"--input_columns {word}: expected NAME=COLUMN, where NAME is one of "
+                f"{', '.join(_COLUMNS)}"
+            )
+        if name in columns or column in columns.values():
+            raise UsageError(f"--input_columns {word}: {name} or {column} is named twice")
+        columns[name] = column
+    return columns
 
 
 class ImageManifest(InputFormat):
@@ -41,11 +66,7 @@ class ImageManifest(InputFormat):
     takes_annotations = False
 
     def find(self, root: str, split: str) -> SplitLayout | None:
-        path = _find_manifest(root, split)
-        if path is None:
-            return None
-        check_manifest(path)
-        return SplitLayout(self.kind, split, parent(path), parent(path), (path,))
+        return find_manifest(root, split, {})
 
     def list_images(self, layout: SplitLayout, taxonomy: Taxonomy) -> Iterator[SourceImage]:
         """Yields the images of a split, in the order of the table.
@@ -57,8 +78,8 @@ class ImageManifest(InputFormat):
         (path,), root = layout.files, layout.root
         content = content_of_coco(path)
         if content is None:
-            check_manifest(path)
-            rows = images_of_rows(path, root)
+            check_manifest(path, layout.columns)
+            rows = images_of_rows(path, root, layout.columns)
         else:
             rows = images_of_coco(path, root, content)
         splits = ("", *names_of(layout.split))
@@ -89,11 +110,28 @@ class ListedImage:
     segmentations: list[object] | None = None
 
 
-def _find_manifest(root: str, split: str) -> str | None:
-    """Returns the path of the table: the input itself, or a file in it; None if there is none."""
+def find_manifest(root: str, split: str, columns: Mapping[str, str]) -> SplitLayout | None:
+    """Finds a split in a table; arguments and errors as for `InputFormat.find`.
+
+    `columns` are those of the table that have other names than usual, from `named_columns`.
+    """
+    path = _find_table(root, split, columns.get("image", "image"))
+    if path is None:
+        return None
+    check_manifest(path, columns)
+    return SplitLayout(
+        ImageManifest.kind, split, parent(path), parent(path), (path,), columns=columns
+    )
+
+
+def _find_table(root: str, split: str, column: str) -> str | None:
+    """Returns the path of the table: the input itself, or a file in it; None if there is none.
+
+    `column` is that of the paths.
+    """
     lower = root.lower()
     if files_of(root).info(root) is not None:
-        is_other_parquet = lower.endswith(".parquet") and holds_pictures(root)
+        is_other_parquet = lower.endswith(".parquet") and holds_pictures(root, column)
         return root if lower.endswith(_SUFFIXES) and not is_other_parquet else None
     existing = set(files_of(root).file_paths(root))
     stems = (f"manifest_{split}", "manifest")
@@ -101,36 +139,42 @@ def _find_manifest(root: str, split: str) -> str | None:
     return next((path for path in paths if path in existing), None)
 
 
-def check_manifest(path: str) -> None:
+def check_manifest(path: str, columns: Mapping[str, str]) -> None:
     """Checks the columns of a table.
 
     Args:
       path: absolute path of the table.
+      columns: result of `named_columns`.
 
     Raises:
       UsageError: a column is missing, boxes are given in two ways, or the file is not a table.
       OSError: the file cannot be read.
     """
     if content_of_coco(path) is not None:
+        if columns:
+            raise UsageError(f"--input_columns: {path} is COCO's JSON, which has no columns")
         return
     names = column_names(path, FLAG)
     shown = f"it has {', '.join(map(repr, names)) or 'none'}"
-    corners = [name for name in CORNERS if name in names]
-    needed = ("image", "class", *(CORNERS if corners else ()))
-    missing = [name for name in needed if name not in names]
+    named = {name: columns.get(name, name) for name in _COLUMNS}
+    corners = [named[name] for name in CORNERS if named[name] in names]
+    needed = (*("image", "class"), *(CORNERS if corners else ()), *columns)
+    missing = [name for name in dict.fromkeys(named[each] for each in needed) if name not in names]
     if missing:
         raise UsageError(
             f"{FLAG} {path} has no column{'s' * (len(missing) > 1)} "
             f"{', '.join(map(repr, missing))}: a manifest names a path in image and a class in "
-            f"class, and perhaps boxes in {', '.join(CORNERS)}; {shown}"
+            f"class, and perhaps boxes in {', '.join(CORNERS)}, or in others that --input_columns "
+            f"names; {shown}"
         )
-    if corners and "boxes" in names:
+    if corners and named["boxes"] in names:
         raise UsageError(f"{FLAG} {path} has boxes in two ways: leave out boxes, or {corners[0]}")
 
 
-def tells_splits(path: str) -> bool:
+def tells_splits(path: str, columns: Mapping[str, str]) -> bool:
     """Returns whether a table has a column that names the split of each image."""
-    return content_of_coco(path) is None and "split" in column_names(path, FLAG)
+    column = columns.get("split", "split")
+    return content_of_coco(path) is None and column in column_names(path, FLAG)
 
 
 def is_coco_manifest(path: str) -> bool:
@@ -146,7 +190,7 @@ def _file_infos(root: str, images: Iterable[ListedImage]) -> dict[str, FileInfo 
     """
     named: dict[str, tuple[TableRow, str]] = {}
     for image in images:
-        column = "image" if "image" in image.row.values else "file_name"
+        column = "image" if image.row.text("image") else "file_name"
         named.setdefault(image.path, (image.row, column))
         if image.columns.get("mask"):
             named.setdefault(path_from(root, image.columns["mask"]), (image.row, "mask"))
@@ -264,18 +308,20 @@ def content_of_coco(path: str) -> Content | None:
     return content
 
 
-def images_of_rows(path: str, root: str) -> Iterator[ListedImage]:
+def images_of_rows(path: str, root: str, columns: Mapping[str, str]) -> Iterator[ListedImage]:
     """Reads the images of a table with a row for each box, in order of their first rows.
 
     Args:
       path: absolute path of the table.
       root: the folder that paths in the table are relative to.
+      columns: result of `named_columns`.
 
     Raises:
       UsageError: a row names no file, or contradicts another row of the same image.
     """
     images: dict[str, ListedImage] = {}
-    for row in read_rows(path, FLAG):
+    for each in read_rows(path, FLAG):
+        row = dataclasses.replace(each, names=columns)
         image_path = _path(row, "image", root)
         image = images.setdefault(image_path, ListedImage(row, image_path))
         for column in _IMAGE_COLUMNS:
@@ -329,7 +375,7 @@ def path_from(root: str, text: str) -> str:
 
 def _boxes(row: TableRow) -> list[object]:
     """Returns the boxes of a row as they are, valid or not; empty if the row has no boxes."""
-    boxes = row.values.get("boxes")
+    boxes = row.value("boxes")
     if isinstance(boxes, str):
         try:
             boxes = load_json(boxes) if boxes.strip() else None

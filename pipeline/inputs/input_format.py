@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar
 
 from pipeline.inputs.archives import ARCHIVES
@@ -35,6 +35,7 @@ class SplitLayout:
       files: the files that hold or name the images, in order; empty for a folder of images.
       annotations: folder, archive or table of annotations; None if the images bring their own
         boxes, or there are no boxes.
+      columns: the columns of a table that have other names than usual, by usual name.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class SplitLayout:
     images: str
     files: tuple[str, ...] = ()
     annotations: str | None = None
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class InputFormat(abc.ABC):

@@ -13,14 +13,14 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from pipeline.errors import UsageError
 from pipeline.inputs.annotations import annotated_wnid, index_annotations
 from pipeline.inputs.archives import ARCHIVES, COMPRESSED, members
-from pipeline.inputs.image_manifest import ImageManifest
+from pipeline.inputs.image_manifest import ImageManifest, find_manifest
 from pipeline.inputs.imagenet import ImageFolder, ImagenetTars, files_in, find_images, holds_files
 from pipeline.inputs.input_format import (
     FileFormat,
@@ -55,7 +55,12 @@ _ANNOTATION_TREES = (
 
 
 def find_layout(
-    root: str, annotations: str | None, split: str, *, needs_boxes: bool = True
+    root: str,
+    annotations: str | None,
+    split: str,
+    *,
+    needs_boxes: bool = True,
+    columns: Mapping[str, str] | None = None,
 ) -> SplitLayout:
     """Finds the images and annotations of a split.
 
@@ -65,6 +70,7 @@ def find_layout(
         images.
       split: name of the split, such as `val`.
       needs_boxes: whether missing annotations are an error.
+      columns: result of `named_columns`; with any, the images must be those of a manifest.
 
     Raises:
       UsageError: there are no images or no annotations, and the message says where they were looked
@@ -73,7 +79,12 @@ def find_layout(
     """
     root = absolute(root)
     try:
-        layout = _find_images(root, split)
+        layout = find_manifest(root, split, columns) if columns else _find_images(root, split)
+        if layout is None:
+            raise UsageError(
+                f"--input_columns is for manifests, and {root} is no table with paths in a column "
+                f"{(columns or {}).get('image', 'image')!r}"
+            )
         input_format = FORMATS[layout.kind]
         if not input_format.takes_annotations:
             if annotations is not None:

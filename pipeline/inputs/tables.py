@@ -88,19 +88,25 @@ class TableRow:
       number: number of the line in a text file, or of the row in another table, counted from 1.
       values: values by column; in a CSV, all values are texts.
       noun: what the number counts, such as `line`.
+      names: the file's names of columns that are asked for by another name.
     """
 
     path: str
     number: int
     values: Mapping[str, Any]
     noun: str = "row"
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.noun} {self.number}"
 
+    def value(self, column: str) -> Any:
+        """Returns a value as the table has it, None for a missing value."""
+        return self.values.get(self.names.get(column, column))
+
     def text(self, column: str) -> str:
         """Returns a value as text without blanks around it, "" for a missing value."""
-        value = self.values.get(column)
+        value = self.value(column)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return ""
         return str(value).strip()
@@ -118,7 +124,9 @@ class TableRow:
 
     def error(self, column: str, problem: str) -> UsageError:
         """Returns the error for a value that is wrong."""
-        return UsageError(f"{self.path}, {self}, column {column}: {problem}")
+        return UsageError(
+            f"{self.path}, {self}, column {self.names.get(column, column)}: {problem}"
+        )
 
 
 def read_rows(path: str, flag: str) -> Iterator[TableRow]:
@@ -239,14 +247,14 @@ class HubParquet(FileFormat):
             yield from images
 
 
-def holds_pictures(path: str) -> bool:
-    """Returns whether the column `image` of a Parquet file holds pictures rather than paths.
+def holds_pictures(path: str, column: str = "image") -> bool:
+    """Returns whether a column of a Parquet file holds pictures rather than paths.
 
     Raises UsageError if the file is not Parquet.
     """
     with open_parquet(path) as file:
         schema = file.schema_arrow
-        return "image" not in schema.names or not _is_text(schema.field("image").type)
+        return column not in schema.names or not _is_text(schema.field(column).type)
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -121,7 +121,11 @@ def make_forecast(job: GenerateJob) -> Forecast:
       OSError: an annotation cannot be read.
     """
     manifest = read_manifest(job.store)
-    is_up_to_date = manifest is not None and manifest.config == job.config and not job.reshard
+    is_up_to_date = (
+        manifest is not None
+        and (manifest.config, manifest.about) == (job.config, job.about)
+        and not job.reshard
+    )
     splits = []
     for layout in job.layouts:
         split, unchanged = _forecast_split(job, layout)

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset.card import CITATION, notes_of, sentence, steps_of
+from pipeline.dataset.card import CITATION, notes_of, sentence, terms_of
 from pipeline.dataset.croissant import file_metadata
+from pipeline.dataset.datasheet import steps_of
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import (
     ACCEPTED,
@@ -159,9 +160,11 @@ def _readme(dataset: Dataset, masks: int) -> str:
             "",
             "## Licence and citation",
             "",
-            "The pictures are not in here, and remain under their own terms. State the terms of "
-            "the masks in a file LICENSE beside this one, because every export writes this one "
-            "anew. Name the fingerprint with every result:",
+            "The pictures are not in here, and remain under their own terms.",
+            "",
+            terms_of(manifest),
+            "",
+            "Name the fingerprint with every result:",
             f"`{manifest.fingerprint}`.",
             "",
             f"> {CITATION}",

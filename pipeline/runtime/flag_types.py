@@ -89,6 +89,19 @@ def comma_separated(text: str) -> tuple[str, ...]:
     return words
 
 
+MAX_STATED = 1000
+"""Largest number of characters of what a dataset's maker states."""
+
+
+def statement(text: str) -> str:
+    """Parses a line of text for people; it may be empty."""
+    if len(text) > MAX_STATED or not text.isprintable():
+        raise argparse.ArgumentTypeError(
+            f"expected a line of printable text, at most {MAX_STATED} characters: got {text!r:.40}"
+        )
+    return text.strip()
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 

@@ -86,6 +86,8 @@ def dataset(tmp_path: Path) -> Path:
             "argument --mixed_rand: invalid choice: 'own' (choose from 'any', 'other')",
         ),
         (("--split", "val,val"), "--split must name different splits"),
+        (("--creator", "a\nb"), "a line of printable text, at most 1000 characters: got 'a\\nb'"),
+        (("--terms", "x" * 1001), "--terms: expected a line of printable text, at most 1000"),
         (("--formats", "zip"), "--formats must name some of"),
         (("--direct_running_mode=multi_threading",), "silently loses elements"),
         (("--direct_num_workers", -1), "--direct_num_workers must be at least 0"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from runs import ONE, dataset_in, manifest_of, run_in9
 
 from pipeline.dataset.card import card_files, notes_of, size_category
 from pipeline.dataset.folder import LICENCE, sample_sources
-from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.manifest import NOTHING_STATED, About, Manifest
 from pipeline.dataset.records import CARD_FILES
 from pipeline.dataset.sinks import SAMPLE_FIELDS
 from pipeline.jobs.messages import describe_images
@@ -161,6 +163,66 @@ def test_equal_manifests_give_equal_cards(one_worker: Path, manifest: Manifest) 
     for path, content in cards(manifest).items():
         assert (one_worker / path).read_text() == content
     assert set(cards(manifest)) == set(CARD_FILES)
+
+
+ABOUT = About("Ann & {Bob}", "https://example.org/us", "CC BY-NC 4.0 <for> *masks*")
+
+
+def test_what_its_maker_states_is_in_the_manifest_and_the_cards(manifest: Manifest) -> None:
+    assert "about" not in json.loads(manifest.to_json())
+    stated = dataclasses.replace(manifest, about=ABOUT)
+    assert Manifest.from_json(stated.to_json()) == stated != manifest
+    before, after = cards(manifest), cards(stated)
+    assert before["classes.txt"] == after["classes.txt"]
+    assert "Made by Ann & {Bob}. Contact: https://example.org/us\n" in after["README.md"].replace(
+        "\\", ""
+    )
+    assert "stated by its maker: CC BY-NC 4.0 \\<for> \\*masks\\*\n" in after["README.md"]
+    for words in ("was not stated (`--creator`, `--contact`)", "has stated no terms (`--terms`"):
+        assert words in before["README.md"]
+        assert words not in after["README.md"]
+    croissant = json.loads(after["croissant.json"])
+    assert croissant["license"] == ABOUT.terms
+    assert croissant["creator"] == {
+        "@type": "sc:Organization", "name": ABOUT.creator, "url": ABOUT.contact
+    }  # fmt: skip
+    by_mail = dataclasses.replace(manifest, about=About("Ann", "ann@example.org"))
+    assert json.loads(cards(by_mail)["croissant.json"])["creator"]["email"] == "ann@example.org"
+    too_long = json.loads(stated.to_json()) | {"about": {"terms": "x" * 1001}}
+    with pytest.raises(ValueError, match="length <= 1000"):
+        Manifest.from_json(json.dumps(too_long).encode())
+
+
+def test_card_and_croissant_say_the_same(manifest: Manifest) -> None:
+    files = cards(dataclasses.replace(manifest, about=ABOUT))
+    croissant, card = json.loads(files["croissant.json"]), files["README.md"].replace("\\", "")
+    answers = {name: text for name, text in croissant.items() if name.startswith("rai:")}
+    assert len(answers) == 12
+    # A sentence of their own has the tool, and the kinds of annotations.
+    for name in answers.keys() - {"rai:machineAnnotationTools", "rai:annotationsPerItem"}:
+        texts = answers[name]
+        for text in [texts] if isinstance(texts, str) else texts:
+            assert text in card, name
+    listed = manifest.images["val"]["listed"]
+    assert f"Of {listed} images listed, {sum(manifest.rejections['val'].values())} were" in card
+    assert croissant["version"] == f"1.0.0+{manifest.fingerprint}"
+    names = ["Noise or Signal: The Role of Image Backgrounds in Object Recognition", "ImageNet"]
+    assert [base["name"] for base in croissant["isBasedOn"]] == names
+    own = json.loads(cards(dataclasses.replace(manifest, taxonomy=TOYS), TOYS)["croissant.json"])
+    assert own["isBasedOn"]["name"] == names[0]
+    assert "ImageNet's" not in json.dumps(own)
+
+
+def test_croissant_comes_back_from_its_library_whole(manifest: Manifest, tmp_path: Path) -> None:
+    for name, about in (("stated", ABOUT), ("not", NOTHING_STATED)):
+        path = tmp_path / f"{name}.json"
+        path.write_text(cards(dataclasses.replace(manifest, about=about))["croissant.json"])
+        metadata = mlcroissant.Dataset(jsonld=str(path)).metadata
+        assert json.loads(json.dumps(metadata.to_json())) == json.loads(path.read_text())
+    command = (Path(sys.executable).with_name("mlcroissant"), "validate", "--jsonld", path)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "Done." in done.stderr
 
 
 def test_croissant_validates(one_worker: Path) -> None:

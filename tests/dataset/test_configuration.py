@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from runs import dataset_in
 
-from pipeline.dataset.card import limits_of, steps_of
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig, fingerprint
 from pipeline.dataset.croissant import COLUMNS, croissant_metadata
+from pipeline.dataset.datasheet import datasheet, steps_of
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.sinks import SAMPLE_FIELDS
 from transforms.taxonomy import imagenet9
@@ -93,8 +93,8 @@ def manifest(three_draws: Path) -> Manifest:
 
 def test_steps_and_limits_are_those_of_the_flags(manifest: Manifest) -> None:
     def told(config: DatasetConfig) -> str:
-        limits = limits_of(dataclasses.replace(manifest, config=config))
-        return "\n".join([*steps_of(config), *limits])
+        sheet = datasheet(dataclasses.replace(manifest, config=config))
+        return "\n".join([*steps_of(config), *(line for lines in sheet.values() for line in lines)])
 
     base = DatasetConfig()
     for config in (base, *EACH.values()):
@@ -127,7 +127,8 @@ def test_limits_of_an_import_say_nothing_of_how_it_was_made(manifest: Manifest) 
             split: {name: n for name, n in counts.items() if name != "of_sample"}
             for split, counts in manifest.images.items()
         }
-        return "\n".join(limits_of(dataclasses.replace(manifest, config=config, images=images)))
+        sheet = datasheet(dataclasses.replace(manifest, config=config, images=images))
+        return "\n".join(sheet["dataLimitations"])
 
     made = DatasetConfig()
     imported = dataclasses.replace(made, origin="imported")

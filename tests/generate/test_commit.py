@@ -15,7 +15,7 @@ import pytest
 from runs import manifest_of, stamps
 
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig, fingerprint
-from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest
+from pipeline.dataset.manifest import MANIFEST, About, Manifest, read_manifest
 from pipeline.dataset.records import (
     Record,
     ShardCounts,
@@ -37,6 +37,7 @@ from pipeline.generate.commit import (
     merge_shards,
     move_step,
     prepare_step,
+    restate,
 )
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
 from pipeline.runtime.lock import DATASET_LOCK, locked
@@ -206,7 +207,20 @@ def test_a_dataset_is_committed_over_another_one_while_its_lock_is_held(store: S
             assert locked_store.exists(MANIFEST) == bool(content)
             shards = [shard for number in (0, 1) for shard in made(locked_store, number, content)]
             committed = commit(SMALL, locked_store, IN9, shards)
+        manifest = read_manifest(store)
+        assert manifest is not None
+        restate(locked_store, IN9, dataclasses.replace(manifest, about=About("Ann")))
+        shards = [dataclasses.replace(shard, record=in_place(shard.record)) for shard in shards]
+        for about in (About("Ann"), About("Bob")):
+            before = store.read(MANIFEST)
+            assert commit(SMALL, locked_store, IN9, shards, about) == committed
+            assert (store.read(MANIFEST) == before) == (about == About("Ann"))
     assert_whole(store, committed)
+
+
+def in_place(record: Record) -> Record:
+    """Returns a record whose files have been moved into place."""
+    return dataclasses.replace(record, locations={path: path for path in record.locations})
 
 
 def test_old_records_step_aside_in_one_worker_at_a_time(tmp_path: Path) -> None:

@@ -10,7 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import ONE, ROOT, SHARDS, Run, index_of, manifest_of, run_here, run_in9, stamps
+from runs import (
+    ONE,
+    QUICK,
+    ROOT,
+    SHARDS,
+    Run,
+    index_of,
+    manifest_of,
+    results_of,
+    run_here,
+    run_in9,
+    stamps,
+)
 from soundness import assert_sound
 
 import in9
@@ -57,6 +69,35 @@ def test_only_what_changed_is_made_again(small_input: Path, tmp_path: Path) -> N
     run_in9("generate", "--input", small_input, "--output", fresh, "--images_per_shard", 3)
     # The first run fixes the number of shards; here a fresh run chooses the same number.
     assert (fresh / "manifest.json").read_bytes() == (output / "manifest.json").read_bytes()
+
+
+def test_what_the_maker_states_stays_and_rewrites_the_card_alone(
+    small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    command = ("generate", "--input", small_sample, *QUICK, *ONE, "--output", output)
+    run_here(*command)
+    first, files, times = manifest_of(output), results_of(output), stamps(output)
+    run_here(*command, "--creator", "Ann", "--dry_run")
+    assert "dataset: up to date" not in capsys.readouterr().out
+    assert stamps(output) == times
+    run_here(*command, "--creator", "Ann", "--terms", "research only")
+    assert "0 images segmented, 0 composed" in capsys.readouterr().out
+    rewritten = {path for path, time in stamps(output).items() if time != times[path]}
+    assert rewritten == {"README.md", "croissant.json", "manifest.json"}
+    after = manifest_of(output)
+    assert after["about"] == {"creator": "Ann", "contact": "", "terms": "research only"}
+    assert {**after, "about": None, "files": None} == {**first, "about": None, "files": None}
+    assert_sound(output)
+    times = stamps(output)
+    run_here(*command, "--creator", "Ann")
+    assert "nothing to do" in capsys.readouterr().out
+    assert stamps(output) == times
+    run_here(*command, "--terms=", "--contact", "ann@example.org")
+    expected = {"creator": "Ann", "contact": "ann@example.org", "terms": ""}
+    assert manifest_of(output)["about"] == expected
+    run_here(*command, "--creator=", "--contact=")
+    assert results_of(output) == files
 
 
 def test_a_background_that_moves_to_a_sibling_class_changes_the_samples_that_show_it(

@@ -23,13 +23,16 @@ from pipeline.inputs.image_manifest import (
     images_of_coco,
     images_of_rows,
     is_coco_manifest,
+    named_columns,
     path_from,
     tells_splits,
 )
+from pipeline.inputs.layout import find_layout
 from pipeline.inputs.location import read_location
 from pipeline.inputs.tables import TableRow, column_names, read_rows
 from transforms.annotations import Box, parse_annotation
 from transforms.masks import read_mask
+from transforms.taxonomy import imagenet9
 
 Rows = list[dict[str, Any]]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
@@ -118,15 +121,15 @@ def test_cocos_content_is_told_from_other_json_and_is_never_stale(tmp_path: Path
         os.utime(path, (moment, moment))
         assert content_of_coco(path) == content
     rows = put(tmp_path / "rows.json", OBJECTS)
-    assert (is_coco_manifest(path), tells_splits(path)) == (True, False)
-    assert (is_coco_manifest(rows), tells_splits(rows)) == (False, True)
+    assert (is_coco_manifest(path), tells_splits(path, {})) == (True, False)
+    assert (is_coco_manifest(rows), tells_splits(rows, {})) == (False, True)
     assert content_of_coco(rows) is content_of_coco("/none.csv") is None
 
 
 def test_rows_of_one_image_are_put_together(tmp_path: Path) -> None:
     rows = [{"image": "b.png", "class": "cup", "boxes": "[1, 2, 3, 4]"}, {"image": "/x/a.png"},
             {"image": "x/../b.png", "group": "hall", "boxes": [[5, 6, 7, 8], 0]}]  # fmt: skip
-    first, second = images_of_rows(put(tmp_path / "t.json", rows), "/in")
+    first, second = images_of_rows(put(tmp_path / "t.json", rows), "/in", {})
     assert (first.path, first.row.number, first.columns) == ("/in/b.png", 1, {"group": "hall"})
     assert first.objects == [("cup", [1, 2, 3, 4]), ("", [5, 6, 7, 8]), ("", 0)]
     assert (second.path, second.objects) == ("/x/a.png", [("", None)])
@@ -161,3 +164,36 @@ def test_the_order_of_rows_is_that_of_images_and_says_nothing_else(root: Path, r
     put(root / "t.jsonl", {"image": "a.png", "class": "", "mask": "lost.png"})
     with pytest.raises(UsageError, match=rf"line 1, column mask: there is no file {root}/lost.png"):
         listed(ImageManifest(), root, "t.jsonl")
+
+
+COLUMNS = ("image", "class", "boxes", "mask", "key", "group", "split", "width", "height")
+
+
+@settings(max_examples=30)
+@given(st.permutations([*COLUMNS, "Größe", "a b"]), st.booleans())
+def test_columns_of_other_names_hold_the_same(root: Path, names: list[str], as_csv: bool) -> None:
+    """A table may even call one column as another is usually called."""
+    called = {ours: theirs for ours, theirs in zip(COLUMNS, names, strict=False) if ours != theirs}
+    columns = named_columns([f"{ours} = {theirs}" for ours, theirs in called.items()])
+    assert columns == called
+    assert named_columns(["image=filename", "label=class"]) == {
+        "image": "filename", "class": "class"
+    }  # fmt: skip
+    tables = {"usual": (OBJECTS, {}), "other": (OBJECTS, columns)}
+    images = {}
+    for folder, (rows, renamed) in tables.items():
+        full = [{renamed.get(c, c): row.get(c, "") for c in COLUMNS} for row in rows]
+        if as_csv:
+            full = [{n: json.dumps(v) if isinstance(v, list) else v for n, v in row.items()}
+                    for row in full]  # fmt: skip
+            path = root / f"{folder}.csv"
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, full[0])
+                writer.writeheader()
+                writer.writerows(full)
+        else:
+            path = Path(put(root / f"{folder}.jsonl", full))
+        layout = find_layout(str(path), None, "val", columns=renamed)
+        images[folder] = list(ImageManifest().list_images(layout, imagenet9()))
+    assert images["usual"] == images["other"]
+    assert len(images["usual"]) == 2

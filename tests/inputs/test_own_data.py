@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from runs import ONE, dataset_in, manifest_of, run_in9, stamps, table_of
+from runs import ONE, dataset_in, manifest_of, refusal, run_here, run_in9, stamps, table_of
 from soundness import assert_sound
 
 from pipeline.commands.cli import main
@@ -498,6 +498,81 @@ def test_a_head_that_cannot_fit_is_refused_before_anything_is_made(
         assert why in line
     assert not output.exists()
     assert stamps(toy_run) == before
+
+
+def test_columns_of_a_manifest_may_have_other_names(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A column `class` that is there, too, is another one."""
+    other = {"image": "filename", "class": "species", "xmin": "x 0"}
+    named = ",".join(f"{ours}={theirs}" for ours, theirs in other.items())
+    rows = [
+        {**{other.get(name, name): value for name, value in row.items()}, "class": "fork"}
+        for row in csv.DictReader((toy / "manifest.csv").open())
+    ]
+    for row in rows:
+        row["filename"] = str(toy / row["filename"])
+    table = write_csv(tmp_path / "table.csv", rows)
+    kinds = ("--taxonomy", toy / "kinds.csv")
+    flags = (*kinds, *SMALL, "--variants", "original", "--formats", "parquet", *ONE, "--output")
+    command = ("generate", "--input", table, *flags, tmp_path / "out", "--input_columns")
+    run_here("generate", "--input", toy, *flags, tmp_path / "usual")
+    run_here(*command, named.replace("class=", "label="), "--dry_run")
+    assert "lights 3" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    run_here(*command, named)
+    # Only `path` in records and index differs.
+    manifests = [manifest_of(tmp_path / folder) | {"files": 0} for folder in ("usual", "out")]
+    assert manifests[0] == manifests[1]
+    # Without the flag, or with another value, the same table would say something else.
+    assert "has no columns 'image', 'xmin'" in refusal(capsys, *command[:-1])
+    others = named.replace("class=species", "class=class")
+    line = refusal(capsys, *command, others)
+    assert f"was made from {table} --input_columns class=species,image=filename,xmin=x 0;" in line
+    run_here(*command, others, "--overwrite", "input,rebuild")
+    samples = manifest_of(tmp_path / "out")["samples"]["val"]["original"]
+    assert samples == {"dishes": 0, "cutlery": 12, "lights": 0}
+
+
+@pytest.mark.parametrize(
+    ("columns", "why"),
+    [
+        ("picture=filename", "picture=filename: expected NAME=COLUMN, where NAME is one of image,"),
+        ("image", "image: expected NAME=COLUMN"),
+        ("image=", "image=: expected NAME=COLUMN"),
+        ("image=image,image=class", "image=class: image or class is named twice"),
+        ("class=class,label=image", "label=image: class or image is named twice"),
+        ("image=class,class=class", "class=class: class or class is named twice"),
+        ("image=nowhere", "has no column 'nowhere'"),
+        ("group=scene,key=name", "has no columns 'scene', 'name'"),
+        ("", "expected words separated by commas"),
+    ],
+)
+def test_wrong_columns_are_one_line(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], columns: str, why: str
+) -> None:
+    command = ("generate", "--output", tmp_path / "out", "--input", toy / "manifest.csv")
+    kinds = ("--taxonomy", toy / "kinds.csv")
+    assert why in refusal(capsys, *command, *kinds, "--input_columns", columns)
+
+
+def test_only_tables_have_columns_to_name(
+    toy: Path, small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "coco.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    pq.write_table(pa.table({"image": [1], "label": [0]}), tmp_path / "val.parquet")
+    for source, why in (
+        (small_sample, f"is for manifests, and {small_sample} is no table with paths in a column"),
+        (tmp_path / "coco.json", "is COCO's JSON, which has no columns"),
+        (tmp_path / "val.parquet", "is no table with paths in a column 'image'"),
+    ):
+        command = ("generate", "--output", tmp_path / "out", "--input", source)
+        assert why in refusal(capsys, *command, "--input_columns", "class=label")
+    rows = [{"image": "a.png", "class": "cup", "w": "x"}]
+    with_image = write_csv(tmp_path / "t.csv", rows)
+    command = ("generate", "--output", tmp_path / "out", "--input", with_image)
+    line = refusal(capsys, *command, "--input_columns", "image=w", "--segmenter", "masks")
+    assert "t.csv, line 2, column w: there is no file" in line
 
 
 def test_wrong_usage_of_manifests_is_one_line(toy: Path, tmp_path: Path) -> None:

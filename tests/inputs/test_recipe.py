@@ -14,6 +14,7 @@ from hashlib import md5
 from pathlib import Path
 from typing import Any
 
+import mlcroissant
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -76,6 +77,35 @@ def test_every_file_is_the_same_without_segmenting(
     flat(small_sample, tmp_path / "input")
     again(recipe, tmp_path / "input", tmp_path / "out")
     assert results_of(tmp_path / "out") == results_of(one_worker)
+
+
+def test_what_the_maker_states_is_in_the_recipe_and_comes_back(
+    quick: tuple[Path, Path],
+    small_sample: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(quick[0], tmp_path / "stated")
+    stated = ("--creator", "Ann", "--contact", "https://example.org", "--terms", "CC BY 4.0")
+    make = ("generate", "--input", small_sample, *QUICK, *SHARDS, *ONE, "--output")
+    run_here(*make, tmp_path / "stated", *stated)
+    recipe = export(tmp_path / "stated", tmp_path / "recipe")
+    assert "\nTerms stated by its maker: CC BY 4.0\n" in (recipe / "README.md").read_text()
+    croissant = json.loads((recipe / "croissant.json").read_text())
+    assert (croissant["creator"]["name"], croissant["license"]) == ("Ann", "CC BY 4.0")
+    assert (
+        mlcroissant.Dataset(jsonld=str(recipe / "croissant.json")).metadata.issues.errors == set()
+    )
+    again(recipe, small_sample, tmp_path / "out")
+    assert results_of(tmp_path / "out") == results_of(tmp_path / "stated")
+    capsys.readouterr()
+    again(recipe, small_sample, tmp_path / "out", "--creator", "Bob")
+    told = "3 files are not the recipe's, byte for byte (1 README.md, 1 croissant.json, 1 manifest"
+    assert told in capsys.readouterr().out
+    # Bob stays, although a recipe is another source of the name.
+    again(recipe, small_sample, tmp_path / "out")
+    expected = {"creator": "Bob", "contact": "https://example.org", "terms": "CC BY 4.0"}
+    assert manifest_of(tmp_path / "out")["about"] == expected
 
 
 @pytest.mark.parametrize("shape", ["val_tar", "webdataset", "parquet"])

@@ -291,7 +291,7 @@ def imported(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_import_keeps_the_pixels_and_finds_the_true_backgrounds(
-    imported: Path, export: Path, sample_run: Path, archive: Path
+    imported: Path, export: Path, sample_run: Path, archive: Path, tmp_path: Path
 ) -> None:
     assert_sound(imported)
     truth = truth_of(export)
@@ -328,6 +328,16 @@ def test_an_import_keeps_the_pixels_and_finds_the_true_backgrounds(
     assert not list((imported / ".in9").rglob("*.tar"))
     again = run_in9("run", "--output", imported, check=2)
     assert "was imported" in again.stderr
+    output = Path(shutil.copytree(imported, tmp_path / "out", copy_function=shutil.copy2))
+    command = ("import", "--from", archive, "--output", output, *SMALL)
+    run_here(*command, "--creator", "Ann")
+    rewritten = {path for path, time in stamps(output).items() if time != before[path]}
+    assert rewritten == {"README.md", "croissant.json", "manifest.json"}
+    assert manifest_of(output)["about"]["creator"] == "Ann"
+    assert_sound(output)
+    before = stamps(output)
+    run_here(*command)
+    assert stamps(output) == before
 
 
 def test_an_import_can_be_stopped_and_goes_on(

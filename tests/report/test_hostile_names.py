@@ -127,6 +127,8 @@ def renamed(run: Path, folder: Path, names: Names) -> Path:
             variant: {new[name]: count for name, count in counts.items()}
             for variant, counts in by_variant.items()
         }
+    stated = (names.error, names.failed, names.model)
+    manifest["about"] = dict(zip(("creator", "contact", "terms"), stated, strict=True))
     (output / "manifest.json").write_text(json.dumps(manifest))
     store = Store(str(output))
     (old,) = output.glob("results/*/model.json")
