@@ -430,7 +430,7 @@ def main() -> None:
     for name in arguments.tables.split(","):
         wanted = print_gates(arguments) if name == "gate" else print_intervals(arguments)
         of = "the wanted shares" if name == "gate" else "an oracle"
-        yardstick = f"{of}; each cell: [docs/results.md](../docs/results.md)"
+        yardstick = f"{of}; each cell: [COVERAGE.md](COVERAGE.md)"
         row(f"{name}: cells as wanted", f"{sum(wanted)} of {len(wanted)}", yardstick)
 
 

@@ -1,6 +1,6 @@
-"""Compares published figures with a dataset's results: the tables of `docs/reproduction.md`.
+"""Compares published figures with a dataset's results: the tables of `REPRODUCTION.md`.
 
-    python benchmarks/reproduction.py DATASET [--to docs/reproduction.md]
+    python benchmarks/reproduction.py DATASET [--to benchmarks/REPRODUCTION.md]
 
 It reads the results of `in9 run`, `attack`, `saliency` and `matrix` without running anything, and
 writes the tables between the two marks of the page, or prints them. Claims are judged by the same

@@ -36,7 +36,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 def test_every_claim_stands_in_the_page_of_reproduction() -> None:
     """Checks the current wording of claims; `benchmarks/reproduction.py` rewrites the page."""
-    page = (ROOT / "docs" / "reproduction.md").read_text()
+    page = (ROOT / "benchmarks" / "REPRODUCTION.md").read_text()
     for claim in (claim for analysis in ANALYSES for claim in analysis.parts.claims):
         assert f"| {claim.text} ({claim.source}) | {claim.published} | " in page
 
