@@ -140,6 +140,12 @@ class Rendering:
         return self.paint(layer.image, hole)
 
 
+COMMON, AGAINST = "common", "against"
+GAPS = ("paper", COMMON, AGAINST)
+"""Names beside those of renderings, so no fill may have them: the paper's method on all pictures of
+a dataset, on pairs of the images that another dataset has, too, and on the other one's pictures of
+these pairs."""
+
 PAPER_METHOD = Rendering("")
 """The paper's rendering: the box is tiled, the foreground cut out along its mask."""
 

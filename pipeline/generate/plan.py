@@ -89,7 +89,7 @@ def _schema(columns: Mapping[str, str]) -> pa.Schema:
 
 def mixed_variants(config: ComposeConfig) -> tuple[str, ...]:
     """Returns the variants on backgrounds of the dataset, without renderings and replicates."""
-    drawn = set(map(base_of, config.variants))
+    drawn = set(map(base_of, config.composed))
     return tuple(name for name in MIXED if name in drawn)
 
 
