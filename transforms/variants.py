@@ -37,6 +37,7 @@ from transforms.renderings import (
     PAPER_METHOD,
     RENDERINGS,
     Rendering,
+    box_hole,
     composite,
     paste_nothing,
 )
@@ -217,7 +218,10 @@ FILLED = {
 
 
 def variants_of(rendering: Rendering) -> dict[str, Variant]:
-    """Returns the variants of a rendering by name, which show the same pairs as their bases."""
+    """Returns the variants of a rendering by name, which show the same pairs as their bases.
+
+    Only a fill of the box has one without foreground.
+    """
     alone = dataclasses.replace(rendering, paste=paste_nothing)
     return {
         f"{base}_{rendering.name}": Variant(
@@ -225,7 +229,8 @@ def variants_of(rendering: Rendering) -> dict[str, Variant]:
             rendering=alone if base == "only_bg_t" else rendering,
             description=f"{FILLED[base]}; {rendering.description}",
         )
-        for base in rendering.bases
+        for base in FILLED
+        if base != "only_bg_t" or rendering.hole is box_hole
     }
 
 

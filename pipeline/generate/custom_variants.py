@@ -39,19 +39,9 @@ def versioned(variants: Iterable[str], renderings: Iterable[str] = ()) -> tuple[
     """
     plain = (name.partition("@")[0] for name in variants)
     return (
-        *(_versioned(n, "--variants") if n.startswith(PREFIX) else n for n in plain),
-        *(f"{base}={_versioned(n, '--renderings')}" for n in renderings for base in FILLED),
+        *(_load(name, "--variants")[1] if name.startswith(PREFIX) else name for name in plain),
+        *(f"{base}={_load(name, '--renderings')[1]}" for name in renderings for base in FILLED),
     )
-
-
-def _versioned(entry: str, flag: str) -> str:
-    entry = entry.partition("@")[0]
-    versioned = f"{entry}@{_load(entry, flag)[1]}"
-    if name_of(versioned) == versioned:
-        raise UsageError(
-            f"{flag} {entry}: name the function with small letters, digits and underscores only"
-        )
-    return versioned
 
 
 def custom_names(variants: Iterable[str], renderings: Iterable[str] = ()) -> tuple[str, ...]:
@@ -76,10 +66,11 @@ def find_variants(entries: Iterable[str]) -> dict[str, Variant]:
 def _custom_variant(entry: str) -> Variant:
     base, _, target = entry.rpartition("=")
     try:
-        function, version = _load(target, "--renderings" if base else "--variants")
+        function, present = _load(target, "--renderings" if base else "--variants")
     except UsageError as error:
         raise JobError(f"{error}, on every worker") from error
-    if str(version) != entry.rpartition("@")[2]:
+    if present != target:
+        version = present.rpartition("@")[2]
         raise JobError(f"{entry}: its version is {version} here. Run the same command again")
     name = name_of(entry)
     if not base:
@@ -107,15 +98,21 @@ def _fill(entry: str, function: Callable[[Pixels, Mask], Any], image: Pixels, ho
     return call_for_array(call, entry, dtype=np.uint8, shape=image.shape)
 
 
-def _load(entry: str, flag: str) -> tuple[Callable[..., Any], int]:
-    """Imports the function of an entry of a flag, and reads its version.
+def _load(entry: str, flag: str) -> tuple[Callable[..., Any], str]:
+    """Imports the function that an entry of a flag names.
 
-    Raises UsageError if it is not found, or its version is not valid.
+    Returns:
+      (the function, the entry with its present version).
+
+    Raises:
+      UsageError: there is no such function, or its name or version is not valid.
     """
-    target, origin = entry.partition(PREFIX)[2].partition("@")[0], f"{flag} {entry}"
+    entry, origin = entry.partition("@")[0], f"{flag} {entry}"
     example = "my_fills:mean" if flag == "--renderings" else "my_variants:silhouette"
-    function = import_function(target, origin, f"{PREFIX}{example}")
+    function = import_function(entry.partition(PREFIX)[2], origin, f"{PREFIX}{example}")
     version = getattr(function, "version", 1)
     if type(version) is not int or version < 0:
         raise UsageError(f"{origin}: its version must be a whole number from 0")
-    return function, version
+    if name_of(versioned := f"{entry}@{version}") == versioned:
+        raise UsageError(f"{origin}: name it with small letters, digits and underscores only")
+    return function, versioned

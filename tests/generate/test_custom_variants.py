@@ -87,7 +87,7 @@ def test_a_fill_of_the_users_gives_a_variant_of_each_base(
         with pytest.raises(ValueError, match=f"_{name}' is taken"):
             select_variants(versioned([], [f"{module}:{name}"]))
     for fill, said in (
-        (f"{module}:Loud", ": name the function with small letters"),
+        (f"{module}:Loud", ": name it with small letters"),
         ("telea", " must look like python:my_fills:mean"),
         ("filled_here:grey", " must look like"),
     ):
