@@ -123,12 +123,6 @@ class Rendering:
     paint: Callable[[Pixels, Mask], Pixels] = paint_telea
     paste: Callable[[Layer, Pixels], Pixels] = paste_mask
 
-    @property
-    def bases(self) -> tuple[str, ...]:
-        """The variants that have this rendering; a fill of the box has one without foreground."""
-        mixed = ("mixed_same", "mixed_rand")
-        return (*mixed, "only_bg_t") if self.hole is box_hole else mixed
-
     def fill(self, layer: Layer) -> Pixels | None:
         """Fills the hole of a layer's background; returns (S, S, 3) uint8, RGB.
 
@@ -139,6 +133,12 @@ class Rendering:
             return None
         return self.paint(layer.image, hole)
 
+
+COMMON, AGAINST = "common", "against"
+GAPS = ("paper", COMMON, AGAINST)
+"""Names beside those of renderings, so no fill may have them: the paper's method on all pictures of
+a dataset, on pairs of the images that another dataset has, too, and on the other one's pictures of
+these pairs."""
 
 PAPER_METHOD = Rendering("")
 """The paper's rendering: the box is tiled, the foreground cut out along its mask."""

@@ -3,7 +3,8 @@
 Pictures are (S, S, 3) uint8 RGB, where S is the side of the layer. Source: paper section 2.
 
 To add a variant, write its function and add an entry to `VARIANTS`. Custom variants are named by a
-specification instead, `python:MODULE:FUNCTION@VERSION` (`pipeline.generate.custom_variants`).
+specification instead, `python:MODULE:FUNCTION@VERSION`, and those of a custom fill by their base
+and its specification, `mixed_same=python:...` (`pipeline.generate.custom_variants`).
 
 Gaussian noise has the same bytes on every machine. Logarithms and cosines differ in their last bit
 between processors and libraries, so noise is not computed from uniform numbers, but looked up in a
@@ -32,9 +33,11 @@ from transforms.geometry import Pixels
 from transforms.hashing import substreams
 from transforms.layers import Layer
 from transforms.renderings import (
+    GAPS,
     PAPER_METHOD,
     RENDERINGS,
     Rendering,
+    box_hole,
     composite,
     paste_nothing,
 )
@@ -206,23 +209,28 @@ class Variant:
         return self.rendering.paste(layer, background)
 
 
-_PAINTED = {
+FILLED = {
     "mixed_same": "the foreground on a background of the same class",
     "mixed_rand": "the foreground on a background of a random class",
     "only_bg_t": "background only",
 }
+"""The variants that a fill of the box renders anew, and what they show."""
 
 
 def variants_of(rendering: Rendering) -> dict[str, Variant]:
-    """Returns the variants of a rendering by name, which show the same pairs as their bases."""
+    """Returns the variants of a rendering by name, which show the same pairs as their bases.
+
+    Only a fill of the box has one without foreground.
+    """
     alone = dataclasses.replace(rendering, paste=paste_nothing)
     return {
         f"{base}_{rendering.name}": Variant(
             f"{base}_{rendering.name}",
             rendering=alone if base == "only_bg_t" else rendering,
-            description=f"{_PAINTED[base]}; {rendering.description}",
+            description=f"{FILLED[base]}; {rendering.description}",
         )
-        for base in rendering.bases
+        for base in FILLED
+        if base != "only_bg_t" or rendering.hole is box_hole
     }
 
 
@@ -277,7 +285,7 @@ EXTERNAL = "mixed_external"
 MIXED = ("mixed_same", "mixed_rand", "mixed_next")
 """Variants whose backgrounds come from images of the dataset, without those of renderings."""
 METHOD = tuple(
-    dict.fromkeys((*_PAINTED, *(name for name, v in VARIANTS.items() if v.rendering.name)))
+    dict.fromkeys((*FILLED, *(name for name, v in VARIANTS.items() if v.rendering.name)))
 )
 """The variants that `method` stands for: all renderings, and the variants that have some."""
 PICTURES = tuple(name for name in PAPER if name != "fg_mask")
@@ -294,19 +302,19 @@ PAPER_NAMES = {
 }
 """The paper's names of its variants."""
 
-_CUSTOM = re.compile(r"python:([\w.]+):([a-z][a-z0-9_]*)@([0-9]+)")
+_CUSTOM = re.compile(rf"(?:({'|'.join(FILLED)})=)?python:[\w.]+:([a-z][a-z0-9_]*)@[0-9]+")
 _REPLICATE = re.compile(r"(.+)_r([1-9][0-9]*)")
-_RENDERED = re.compile(rf"({'|'.join(_PAINTED)})_(.+)")
+_RENDERED = re.compile(rf"({'|'.join(FILLED)})_(.+)")
 
 
 def name_of(entry: str) -> str:
     """Returns the name of a variant, which is also its folder's, from an entry of a configuration.
 
-    >>> name_of("python:my_variants:silhouette@1"), name_of("original")
-    ('silhouette', 'original')
+    >>> name_of("python:my_variants:silhouette@1"), name_of("only_bg_t=python:my_fills:mean@2")
+    ('silhouette', 'only_bg_t_mean')
     """
     match = _CUSTOM.fullmatch(entry)
-    return match[2] if match else entry
+    return "_".join(filter(None, match.groups())) if match else entry
 
 
 class VariantName(NamedTuple):
@@ -458,10 +466,11 @@ def select_variants(names: Iterable[str]) -> tuple[str, ...]:
         raise ValueError(f"unknown variant {unknown[0]!r}; {known}{hint}")
     if not wanted:
         raise ValueError(f"no variant named; {known}")
-    reserved = set(VARIANTS)
+    reserved = {*VARIANTS, *(f"mixed_same_{name}" for name in GAPS)}
     for entry in custom:
-        name = name_of(entry)
-        if name in reserved or base_of(name) != name:  # A replicate's name, or a rendering's.
+        name, base = name_of(entry), entry.rpartition("=")[0]
+        # The name may read as a replicate's, or that of a variant as a rendering's.
+        if name in reserved or parse_name(name)[::2] != (base or name, 0):
             raise ValueError(f"{entry}: the name {name!r} is taken; rename the function")
         reserved.add(name)
     return (*(name for name in VARIANTS if name in wanted), *custom)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pipeline.analyses import ANALYSES
 from pipeline.runtime.flag_types import (
     ALLOW_OVERLAP,
+    RENDERINGS,
     Flag,
     Section,
     choice,
@@ -289,6 +290,7 @@ SECTIONS = (
         Flag(
             "--variants", "A,B", "variants to make; see docs/variants.md", ("all",), comma_separated
         ),
+        RENDERINGS,
         *_FILES,
         Flag("--image_size", "PX", "side length of the crop", 224, int),
         Flag("--resize", "PX", "length of the shorter side before the crop", 256, int),

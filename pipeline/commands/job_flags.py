@@ -270,12 +270,15 @@ def _recipe_config(
     told, given = recipe.manifest.config, arguments.given
     named_anew = {*given, *_OF_FILES, "backgrounds", "segmenter_parameters"}
     kept = {name: value for name, value in told.flags().items() if name not in named_anew}
+    is_kept = "variants" in kept or "config" not in arguments.overwrite
+    filled = {name for name in told.compose.variants if "=" in name}
     for flag, names in (
-        ("variants", told.compose.variants),
+        ("variants", [name for name in told.compose.variants if name not in filled]),
+        ("renderings", [name.partition("=")[2] for name in filled if is_kept]),
         ("segmenter", [told.segment.segmenter]),
     ):
         code = [name.partition("@")[0] for name in names if name.startswith(PREFIX)]
-        if code and flag in kept:
+        if code and flag not in given:
             raise UsageError(
                 f"the recipe names {code[0]}, and functions are only imported if you name them, "
                 f"too: give --{flag}"
@@ -285,17 +288,13 @@ def _recipe_config(
             "--allow_partial: the recipe has masks of the selected images only (--layers drop), so "
             f"no other image can stand in for a missing one (--per_class {told.compose.per_class})"
         )
-    if (
-        told.compose.backgrounds
-        and not arguments.backgrounds
-        and ("variants" in kept or "config" not in arguments.overwrite)
-    ):
+    if told.compose.backgrounds and not arguments.backgrounds and is_kept:
         raise UsageError(
             "the recipe's mixed_external needs its scenes: name them with --backgrounds"
         )
     merged = argparse.Namespace(**{**vars(arguments), **kept})
-    # It is added again with --backgrounds.
-    merged.variants = tuple(name for name in merged.variants if name != EXTERNAL)
+    # They are added again, with --backgrounds and --renderings.
+    merged.variants = tuple(n for n in merged.variants if n not in {EXTERNAL, *filled})
     config = dataclasses.replace(
         _dataset_config(merged, taxonomy),
         **{name: getattr(told, name) for name in _OF_FILES if name not in given},
@@ -396,7 +395,7 @@ def _dataset_config(arguments: argparse.Namespace, taxonomy: Taxonomy | None) ->
         flags["backgrounds"] = list_scenes(absolute(arguments.backgrounds)).summary
         variants = (*variants, EXTERNAL)
     try:
-        flags["variants"] = select_variants(versioned(variants))
+        flags["variants"] = select_variants(versioned(variants, arguments.renderings))
         return DatasetConfig.from_flags(flags)
     except ValueError as error:
         raise UsageError(str(error)) from error

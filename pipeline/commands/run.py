@@ -101,7 +101,8 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     if generates:
         # Checked before the input is read.
         parse_conditions(
-            getattr(arguments, "fail_if", None), custom=custom_names(arguments.variants)
+            getattr(arguments, "fail_if", None),
+            custom=custom_names(arguments.variants, arguments.renderings),
         )
     flag = "output" if generates else "dataset"
     store = with_new_job(writing_store(flag, getattr(arguments, flag)))

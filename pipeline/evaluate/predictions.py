@@ -222,15 +222,26 @@ class EvalImages:
         groups = pool["group"].to_pylist() if "group" in pool.column_names else [None] * len(keys)
         units = [group or key for group, key in zip(groups, keys, strict=True)]
         tested = held_out(units, holdout) if holdout else np.ones(len(units), np.bool_)
-        table = pool.filter(pa.array(tested))
-        return cls(
-            keys=pa.array(table["key"].to_pylist(), pa.string()),
-            labels=table["label"].to_numpy().astype(np.int16),
-            fg_fraction=table["fg_fraction"].to_numpy().astype(np.float64),
+        labels = pool["label"].to_numpy().astype(np.int16)
+        every = cls(
+            keys=pa.array(keys, pa.string()),
+            labels=labels,
+            fg_fraction=pool["fg_fraction"].to_numpy().astype(np.float64),
             background_keys=pa.array(keys, pa.string()),
-            background_labels=pool["label"].to_numpy().astype(np.int16),
-            units=tuple(itertools.compress(units, tested)),
+            background_labels=labels,
+            units=tuple(units),
             background_units=np.unique(np.asarray(units, object), return_inverse=True)[1],
+        )
+        return every.select(tested)
+
+    def select(self, chosen: NDArray[np.bool_]) -> EvalImages:
+        """Returns the same backgrounds with only the chosen of the n tested images."""
+        return dataclasses.replace(
+            self,
+            keys=self.keys.filter(pa.array(chosen)),
+            labels=self.labels[chosen],
+            fg_fraction=self.fg_fraction[chosen],
+            units=tuple(itertools.compress(self.units, chosen)),
         )
 
     @functools.cached_property

@@ -11,6 +11,7 @@ import functools
 import itertools
 import tempfile
 from collections.abc import Generator, Iterable, Sequence
+from typing import NamedTuple
 
 import pyarrow as pa
 from typing_extensions import override
@@ -24,7 +25,32 @@ from pipeline.generate.pictures import Composer, Fills, LayerSource, SelectedIma
 from pipeline.generate.plan import Plan, plan_of_dataset
 from pipeline.storage.store import FileDigest
 from transforms.geometry import Pixels
-from transforms.variants import PAPER, filled_bases, pairs_of
+from transforms.renderings import AGAINST, COMMON
+from transforms.variants import (
+    PAPER,
+    filled_bases,
+    name_of,
+    pairs_of,
+    parse_name,
+    variant_of,
+    with_rendering,
+)
+
+
+class _Images(NamedTuple):
+    """Images that pictures are composed of.
+
+    Attributes:
+      dataset: the dataset whose layers they are.
+      keys: their keys, each with the key in `dataset`.
+      drawn: the plan to draw pairs from.
+      found: the plan that finds the layers.
+    """
+
+    dataset: Dataset
+    keys: dict[str, str]
+    drawn: Plan
+    found: Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,32 +61,92 @@ class ComposedDataset(Dataset):
       split: the split.
       compose: how they are made: variants, pairs and encoding. Backgrounds that the index names are
         not drawn again.
+      other: a dataset with this split to compare with, which adds variants with `COMMON` and
+        `AGAINST` in their names; or None.
+      tiled: for each variant that was read to its end, number of backgrounds that stayed tiled.
     """
 
     split: str
     compose: ComposeConfig
+    other: Dataset | None = None
+    tiled: list[int] = dataclasses.field(default_factory=list)
 
     @property
     @override
     def variants(self) -> tuple[str, ...]:
-        return self.compose.composed
+        drawn = dict.fromkeys(map(pairs_of, self.compose.composed))
+        compared = (COMMON, AGAINST) if self.other else ()
+        return (
+            *self.compose.composed,
+            *(with_rendering(name, each) for each in compared for name in drawn),
+        )
 
     @functools.cached_property
-    def _plan(self) -> Plan:
-        keys = [row["key"] for row in selected_rows(self, self.split)]
-        return plan_of_dataset(self, self.split, self.compose, keys)
+    def images(self) -> dict[str, _Images]:
+        """The images by what stands in place of a rendering: "" for all, `COMMON`, `AGAINST`.
+
+        Two datasets have an image in common if both have the same object in the same file, by its
+        MD5, under the same label, and if these images have backgrounds among themselves.
+        """
+        every = [row["key"] for row in selected_rows(self, self.split)]
+        plan = plan_of_dataset(self, self.split, self.compose, every)
+        images = {"": _Images(self, dict(zip(every, every, strict=True)), plan, plan)}
+        if self.other:
+            ours, theirs = (
+                {
+                    (row["source_md5"], row["label"], row["object"] or 1): row["key"]
+                    for row in selected_rows(dataset, self.split)
+                }
+                for dataset in (self, self.other)
+            )
+            both = {key: theirs[image] for image, key in ours.items() if image in theirs}
+            plan = plan_of_dataset(self, self.split, self.compose, list(both))
+            common = plan.keys.take(pa.array(plan.rows)).to_pylist()
+            keys = {key: both[key] for key in common}
+            there = plan_of_dataset(self.other, self.split, self.compose, list(keys.values()))
+            images[COMMON] = _Images(self, dict(zip(keys, keys, strict=True)), plan, plan)
+            images[AGAINST] = _Images(self.other, keys, plan, there)
+        return images
+
+    def _shown(self, variant: str) -> tuple[str, str, str] | None:
+        """Finds out how a variant is composed; returns None if it is stored.
+
+        Returns:
+          (key in `images`, the variant that is composed of them, its entry of the configuration).
+        """
+        kind = parse_name(variant).rendering if variant not in self.compose.composed else ""
+        name, stored = pairs_of(variant) if kind else variant, self.manifest.config.compose
+        entry = next(each for each in self.compose.variants if name_of(each) == variant_of(name))
+        is_stored = not kind and name in stored.composed and entry in stored.variants
+        return None if is_stored else (kind, name, entry)
 
     @functools.cached_property
-    def _of(self) -> str:
-        """Identifies what composed pictures depend on: layers, pairs and flags."""
-        layers = [
-            self._digests[layer_record(self.split, number)].sha256
-            for number in range(self.manifest.shards[self.split].source)
-        ]
-        columns = ["key", *dict.fromkeys(f"{pairs_of(name)}_bg_key" for name in self.variants)]
-        pairs = [[row.get(name) for name in columns] for row in selected_rows(self, self.split)]
-        flags = dataclasses.replace(self.compose, variants=PAPER, replicates=1)
-        return fingerprint(layers, pairs, flags.fingerprint())
+    def _files(self) -> dict[tuple[str, int], tuple[str, int]]:
+        """For a set of images and a shard: what their pictures depend on, and their number.
+
+        Pictures depend on layers, pairs and flags.
+        """
+        columns = ["key", *dict.fromkeys(f"{pairs_of(n)}_bg_key" for n in self.compose.composed)]
+        shards = [selected_rows(self, self.split, shard=n) for n in self.shards(self.split)]
+        pairs = [[row.get(name) for name in columns] for rows in shards for row in rows]
+        files = {}
+        for kind, images in self.images.items():
+            compose = [self.compose, images.dataset.manifest.config.compose]
+            of = fingerprint(
+                [
+                    each._digests[layer_record(self.split, number)].sha256
+                    for each in (self, images.dataset)
+                    for number in range(each.manifest.shards[self.split].source)
+                ],
+                [
+                    dataclasses.replace(each, variants=PAPER, replicates=1).fingerprint()
+                    for each in compose
+                ],
+                [pairs, sorted(images.keys.items())],
+            )
+            for shard, rows in enumerate(shards):
+                files[kind, shard] = of, sum(row["key"] in images.keys for row in rows)
+        return files
 
     @override
     def shard_files(self, split: str, shard: int, variants: tuple[str, ...]) -> list[FileDigest]:
@@ -68,60 +154,63 @@ class ComposedDataset(Dataset):
 
         Its digest is that of everything that the pictures depend on.
         """
-        stored = self.manifest.config.compose.composed
-        (samples,) = {file.samples for file in super().shard_files(split, shard, stored)} or {0}
-        return super().shard_files(split, shard, variants) + [
-            FileDigest(name, 0, fingerprint(self._of, shard, name), samples)
-            for name in variants
-            if name not in stored
-        ]
+        files = []
+        for variant in variants:
+            if (shown := self._shown(variant)) is None:
+                files += super().shard_files(split, shard, (variant,))
+            else:
+                kind, name, entry = shown
+                of, samples = self._files[kind, shard]
+                files.append(FileDigest(variant, 0, fingerprint(of, shard, name, entry), samples))
+        return files
 
     @override
     def tables(
         self, split: str, shard: int, variant: str, columns: Sequence[str]
     ) -> Generator[pa.Table, None, None]:
-        if variant in self.manifest.config.compose.composed:
+        if (shown := self._shown(variant)) is None:
             yield from super().tables(split, shard, variant, columns)
             return
-        composer = Composer(self.compose, (variant,), find_variants(self.compose.variants))
+        kind, name, entry = shown
+        dataset = self.images[kind].dataset
+        config = dataset.manifest.config
+        composer = Composer(config.compose, (name,), find_variants([entry]))
         # Layers are read and never cut, so a custom segmenter need not be importable.
-        config = dataclasses.replace(
-            self.manifest.config.segment, segmenter="box", segmenter_parameters=()
-        )
-        source = LayerSource(self.store, Cutter(config), filled=filled_bases([variant]))
+        uncut = dataclasses.replace(config.segment, segmenter="box", segmenter_parameters=())
+        source = LayerSource(dataset.store, Cutter(uncut), filled=filled_bases([name]))
         with tempfile.TemporaryFile() as file:
-            images = self._images(shard, variant)
+            selected, fills = self._selected(shard, kind, pairs_of(name)), Fills(file)
             composed: Iterable[tuple[SelectedImage, dict[str, Pixels]]]
-            composed = composer.compose(source, images, Fills(file))
+            composed = composer.compose(source, selected, fills)
             if "image" not in columns:
-                composed = ((image, {}) for image in images)
+                composed = ((image, {}) for image in selected)
             samples = (
-                composer.sample(image, variant, pictures.get(variant))
-                for image, pictures in composed
+                composer.sample(image, name, pictures.get(name)) for image, pictures in composed
             )
             while batch := list(itertools.islice(samples, SAMPLES_AT_ONCE)):
                 yield table_of(batch, columns)
+            self.tiled.append(fills.tiled)
 
-    def _images(self, shard: int, variant: str) -> list[SelectedImage]:
+    def _selected(self, shard: int, kind: str, pairs: str) -> list[SelectedImage]:
         """Returns the selected images of a shard in order, each with its background."""
-        counts, pairs = self.manifest.shards[self.split], pairs_of(variant)
-        index = selected_rows(self, self.split, shard=shard)
+        images, index = self.images[kind], selected_rows(self, self.split, shard=shard)
+        keys = [row["key"] for row in index if row["key"] in images.keys]
+        backgrounds = [row.get(f"{pairs}_bg_key") for row in index]
+        if kind or not all(backgrounds):
+            backgrounds = [one.key for one in images.drawn.backgrounds(keys, (pairs,))[pairs]]
+        used = {key: images.keys[key] for key in (*keys, *backgrounds)}
+        found = dict(zip(used, images.found.find(list(used.values())), strict=True))
         records = {
             row.key: row
-            for number in counts.sources_of(shard)
-            for row in read_image_rows(self.store, layer_record(self.split, number))
+            for tar in sorted({found[key].tar or "" for key in keys})
+            for row in read_image_rows(images.dataset.store, tar.replace(".tar", ".parquet"))
             if row.status == ACCEPTED
         }
-        keys = [row["key"] for row in index]
-        named = [row[f"{pairs}_bg_key"] for row in index if row.get(f"{pairs}_bg_key")]
-        if len(named) == len(index):
-            unique = list(dict.fromkeys(named))
-            found = dict(zip(unique, self._plan.find(unique), strict=True))
-            drawn = [found[key] for key in named]
-        else:
-            drawn = self._plan.backgrounds(keys, (pairs,))[pairs]
-        planned = self._plan.find(keys)
         return [
-            SelectedImage(records[key], image, {pairs: background})
-            for key, image, background in zip(keys, planned, drawn, strict=True)
+            SelectedImage(
+                dataclasses.replace(records[used[key]], key=key),
+                found[key],
+                {pairs: dataclasses.replace(found[background], key=background)},
+            )
+            for key, background in zip(keys, backgrounds, strict=True)
         ]

@@ -1,9 +1,13 @@
-"""Custom variants: `--variants all,python:my_variants:silhouette`.
+"""Custom variants and fills: `--variants python:my_variants:silhouette`, `--renderings python:...`.
 
-The user's function takes a `Layer` and returns a picture, and the variant is named after the
-function. The configuration of a dataset records `python:my_variants:silhouette@VERSION`. The
-version is the function's attribute `version`, 1 if it has none. The function's author raises it
-when the pictures change, so that they are composed again.
+A variant's function takes a `Layer` and returns a picture, and the variant is named after the
+function. A fill's function takes an image and its hole, which is the annotated box, and returns the
+filled image; it gives a variant for each of `FILLED`, named after the base and the function.
+
+The configuration of a dataset records `python:my_variants:silhouette@VERSION`, and for a fill
+`mixed_same=python:my_fills:mean@VERSION`. The version is the function's attribute `version`, 1 if
+it has none. The function's author raises it when the pictures change, so that they are composed
+again.
 """
 
 from __future__ import annotations
@@ -17,34 +21,34 @@ import numpy as np
 
 from pipeline.errors import JobError, UsageError
 from pipeline.runtime.custom_functions import PREFIX, call_for_array, import_function
+from transforms.geometry import Mask, Pixels
 from transforms.layers import Layer
-from transforms.variants import VARIANTS, Image, Variant, name_of
+from transforms.renderings import Rendering, box_hole
+from transforms.variants import FILLED, VARIANTS, Image, Variant, name_of, parse_name, variants_of
 
 
-def versioned(entries: Iterable[str]) -> tuple[str, ...]:
-    """Returns the entries of `--variants`, with `@VERSION` after each custom function.
+def versioned(variants: Iterable[str], renderings: Iterable[str] = ()) -> tuple[str, ...]:
+    """Returns the entries of a configuration, with `@VERSION` after each custom function.
+
+    Args:
+      variants: entries of `--variants`.
+      renderings: entries of `--renderings`.
 
     Raises:
       UsageError: a function is not found, or its name or version is not valid.
     """
-    versioned_entries = []
-    for entry in entries:
-        if entry.startswith(PREFIX):
-            entry = f"{entry.partition('@')[0]}@{_version(_function(entry), entry)}"
-            if name_of(entry) == entry:
-                raise UsageError(
-                    f"--variants {entry.partition('@')[0]}: name the function with small letters, "
-                    "digits and underscores only"
-                )
-        versioned_entries.append(entry)
-    return tuple(versioned_entries)
-
-
-def custom_names(entries: Iterable[str]) -> tuple[str, ...]:
-    """Returns the names of the custom variants among entries of `--variants`."""
-    return tuple(
-        entry.partition("@")[0].rpartition(":")[2] for entry in entries if entry.startswith(PREFIX)
+    plain = (name.partition("@")[0] for name in variants)
+    return (
+        *(_load(name, "--variants")[1] if name.startswith(PREFIX) else name for name in plain),
+        *(f"{base}={_load(name, '--renderings')[1]}" for name in renderings for base in FILLED),
     )
+
+
+def custom_names(variants: Iterable[str], renderings: Iterable[str] = ()) -> tuple[str, ...]:
+    """Returns the names of the custom variants that the flags name, without importing anything."""
+    own = (name for name in variants if name.startswith(PREFIX))
+    filled = (f"{base}={name}" for name in renderings for base in FILLED)
+    return tuple(name_of(f"{entry.partition('@')[0]}@0") for entry in (*own, *filled))
 
 
 def find_variants(entries: Iterable[str]) -> dict[str, Variant]:
@@ -60,14 +64,19 @@ def find_variants(entries: Iterable[str]) -> dict[str, Variant]:
 
 
 def _custom_variant(entry: str) -> Variant:
+    base, _, target = entry.rpartition("=")
     try:
-        function = _function(entry)
-        version = _version(function, entry)
+        function, present = _load(target, "--renderings" if base else "--variants")
     except UsageError as error:
         raise JobError(f"{error}, on every worker") from error
-    if str(version) != entry.rpartition("@")[2]:
+    if present != target:
+        version = present.rpartition("@")[2]
         raise JobError(f"{entry}: its version is {version} here. Run the same command again")
-    return Variant(name_of(entry), functools.partial(_paint, entry, function))
+    name = name_of(entry)
+    if not base:
+        return Variant(name, functools.partial(_paint, entry, function))
+    fill = functools.partial(_fill, target, function)
+    return variants_of(Rendering(parse_name(name).rendering, hole=box_hole, paint=fill))[name]
 
 
 def _paint(entry: str, function: Callable[[Layer], Any], layer: Layer) -> Image:
@@ -83,14 +92,27 @@ def _paint(entry: str, function: Callable[[Layer], Any], layer: Layer) -> Image:
     )
 
 
-def _function(entry: str) -> Callable[[Layer], Any]:
-    """Imports the function of an entry. Raises UsageError if it is not found."""
-    target = entry.removeprefix(PREFIX).partition("@")[0]
-    return import_function(target, f"--variants {entry}", f"{PREFIX}my_variants:silhouette")
+def _fill(entry: str, function: Callable[[Pixels, Mask], Any], image: Pixels, hole: Mask) -> Image:
+    """Calls a custom fill on a copy of the image; the hole was made for this call."""
+    call = functools.partial(function, image.copy(), hole)
+    return call_for_array(call, entry, dtype=np.uint8, shape=image.shape)
 
 
-def _version(function: Callable[[Layer], Any], entry: str) -> int:
+def _load(entry: str, flag: str) -> tuple[Callable[..., Any], str]:
+    """Imports the function that an entry of a flag names.
+
+    Returns:
+      (the function, the entry with its present version).
+
+    Raises:
+      UsageError: there is no such function, or its name or version is not valid.
+    """
+    entry, origin = entry.partition("@")[0], f"{flag} {entry}"
+    example = "my_fills:mean" if flag == "--renderings" else "my_variants:silhouette"
+    function = import_function(entry.partition(PREFIX)[2], origin, f"{PREFIX}{example}")
     version = getattr(function, "version", 1)
     if type(version) is not int or version < 0:
-        raise UsageError(f"--variants {entry}: its version must be a whole number from 0")
-    return version
+        raise UsageError(f"{origin}: its version must be a whole number from 0")
+    if name_of(versioned := f"{entry}@{version}") == versioned:
+        raise UsageError(f"{origin}: name it with small letters, digits and underscores only")
+    return function, versioned

@@ -138,9 +138,11 @@ class LayerSource:
             return self._source(background, None if self.recipe else background.mask)
         if is_filled:
             decode = functools.partial(decode_layer, box=background.box or ())
-            return self._decoded(background.tar, background.ranges, decode)
-        ranges = [(background.offset, background.length)]
-        return self._decoded(background.tar, ranges, decode_image)
+            tile = {"only_bg_t_offset": background.offset, "only_bg_t_length": background.length}
+            ranges = layer_ranges({**vars(background), **tile})
+            return self._decoded(background.tar, ranges, decode)
+        tiled = [(background.offset, background.length)]
+        return self._decoded(background.tar, tiled, decode_image)
 
     def _source(self, planned: PlannedImage, its_mask: bytes | None) -> SourceBytes:
         """Like the function; raises JobError if the recipe has no mask of the selected image."""

@@ -29,7 +29,6 @@ from pipeline.dataset.records import (
     layer_tar,
     read_small,
 )
-from pipeline.dataset.sinks import layer_ranges
 from pipeline.errors import JobError
 from pipeline.generate.job import JobStep
 from pipeline.generate.scenes import examine_scenes
@@ -89,7 +88,7 @@ def _schema(columns: Mapping[str, str]) -> pa.Schema:
 
 def mixed_variants(config: ComposeConfig) -> tuple[str, ...]:
     """Returns the variants on backgrounds of the dataset, without renderings and replicates."""
-    drawn = set(map(base_of, config.variants))
+    drawn = set(map(base_of, config.composed))
     return tuple(name for name in MIXED if name in drawn)
 
 
@@ -169,12 +168,6 @@ class PlannedImage:
     mask_offset: int | None = None
     mask_length: int | None = None
     box: list[int] | None = None
-
-    @property
-    def ranges(self) -> list[tuple[int, int]]:
-        """Where the files of its layer lie in the tar, as `layer_ranges` returns it."""
-        tile = {"only_bg_t_offset": self.offset, "only_bg_t_length": self.length}
-        return layer_ranges({**vars(self), **tile})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -386,22 +379,17 @@ class PlanSplit(JobStep):
                     first += len(rows)
 
 
-def _decide(table: pa.Table, config: ComposeConfig, chosen: pa.Array | None = None) -> pa.Table:
+def _decide(table: pa.Table, config: ComposeConfig) -> pa.Table:
     """Computes the columns of a plan that depend on the whole split.
 
     Args:
       table: columns key, label and group of all accepted images.
       config: configuration of selection and pairing.
-      chosen: keys of the images that make up the dataset; None to select them.
     """
     keys, labels, groups = (column.combine_chunks() for column in table.columns)
     numbers = group_numbers(groups)
     labels = labels.to_numpy(zero_copy_only=False).astype(np.int64)
-    if chosen is None:
-        selected, no_background = select_images(keys, labels, config, numbers)
-    else:
-        selected = pc.is_in(keys, value_set=chosen).to_numpy(zero_copy_only=False)
-        no_background = np.zeros_like(selected)
+    selected, no_background = select_images(keys, labels, config, numbers)
     columns = {
         "by_key": pc.sort_indices(keys).cast(pa.int32()),
         "selected": selected,
@@ -414,13 +402,13 @@ def _decide(table: pa.Table, config: ComposeConfig, chosen: pa.Array | None = No
 
 
 def plan_of_dataset(dataset: Dataset, split: str, config: ComposeConfig, keys: list[str]) -> Plan:
-    """Plans a split of a finished dataset again, from its records.
+    """Plans pairs among some images of a finished dataset, from its records.
 
     Args:
       dataset: the dataset, which keeps its layers.
       split: name of the split.
       config: configuration of the pairing.
-      keys: keys of the images that may be drawn.
+      keys: keys of the images; those without a background among them are not selected.
     """
     totals = SplitTotals(split, dataset.manifest.shards[split], 0, 0, 0)
     names = [(layer_record(split, n), layer_tar(split, n)) for n in range(totals.counts.source)]
@@ -429,11 +417,11 @@ def plan_of_dataset(dataset: Dataset, split: str, config: ComposeConfig, keys: l
         for number, (record, tar) in enumerate(names)
     ]
     table = pa.concat_tables(_batches(dataset.store, _columns(config), shards))
-    decided = _decide(table.select(["key", "label", "group"]), config, pa.array(keys, pa.string()))
-    columns = [*table.columns, *decided.columns]
-    return Plan.from_table(
-        pa.table(columns, [*table.column_names, *decided.column_names]).combine_chunks(), config
-    )
+    table = table.filter(pc.is_in(table["key"], pa.array(keys, pa.string()))).combine_chunks()
+    config = dataclasses.replace(config, per_class="all")
+    decided = _decide(table.select(["key", "label", "group"]), config)
+    columns = {name: each[name] for each in (table, decided) for name in each.column_names}
+    return Plan.from_table(pa.table(columns), config)
 
 
 @functools.lru_cache(maxsize=4)

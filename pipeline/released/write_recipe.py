@@ -130,11 +130,14 @@ def _rows(dataset: Dataset, split: str, shard: int) -> Iterator[Row]:
 def _readme(dataset: Dataset, masks: int) -> str:
     manifest = dataset.manifest
     segment, compose = manifest.config.segment, manifest.config.compose
-    variants = [name.partition("@")[0] for name in compose.variants if name != EXTERNAL]
+    named = [name.partition("@")[0] for name in compose.variants if name != EXTERNAL]
+    variants = [name for name in named if "=" not in name]
+    fills = dict.fromkeys(name.partition("=")[2] for name in named if "=" in name)
     # Nothing that a recipe names is imported, and it has no scenes.
     flags = {
         f" --segmenter {segment.segmenter}": segment.segmenter.startswith(PREFIX),
         f" --variants {','.join(variants)}": any(name.startswith(PREFIX) for name in variants),
+        f" --renderings {','.join(fills)}": bool(fills),
         " --backgrounds SCENES": compose.backgrounds is not None,
     }
     versions = ", ".join(f"{name} {version}" for name, version in manifest.libraries.items())

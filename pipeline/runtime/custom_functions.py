@@ -1,4 +1,4 @@
-"""Users' own functions, `python:MODULE:FUNCTION` in `--models`, `--variants` and `--segmenter`."""
+"""Users' own functions, `python:MODULE:FUNCTION` in `--models`, `--variants` and others."""
 
 from __future__ import annotations
 

@@ -186,6 +186,14 @@ ALLOW_OVERLAP = switch(
     "--allow_overlap", "also test on images that the model was trained on, and mark the results"
 )
 
+RENDERINGS = Flag(
+    "--renderings",
+    "A,B",
+    "fills of your own for the background's box, python:MODULE:FUNCTION; see docs/variants.md",
+    (),
+    comma_separated,
+)
+
 
 def section(title: str, commands: tuple[str, ...] | None, *flags: Flag) -> Section:
     """Makes a section from its flags."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,12 @@ from runs import (
     ONE,
     QUICK,
     TINY_MODEL,
+    darken,
     dataset_in,
     index_of,
     made_once,
+    pictures_of,
+    pixels_of,
     refusal,
     run_here,
     table_of,
@@ -27,7 +32,9 @@ from runs import (
 from pipeline.analyses.method.results import HOLES
 from pipeline.evaluate.predictions import EvalImages, read_predictions
 from pipeline.evaluate.results import ModelRun, read_results
+from pipeline.generate.composed import ComposedDataset
 from transforms.analysis import bg_gap, gaps_of_pictures
+from transforms.codec import decode_image
 from transforms.intervals import holm
 from transforms.renderings import RENDERINGS
 from transforms.two_way import Roles, difference_interval, p_value
@@ -208,13 +215,16 @@ def test_gaps_of_all_pictures_are_bg_gaps(seed: int, replicates: int, images: in
 
 
 def test_what_cannot_be_compared_is_refused_in_one_line(
-    composed: Path, stored: Path, small_sample: Path, tmp_path: Path, capsys: Any
+    composed: Path, stored: Path, small_input: Path, tmp_path: Path, capsys: Any
 ) -> None:
     run_here("export", "--dataset", composed, "--to", tmp_path / "released")
     dropped, bare, imported = (tmp_path / name for name in ("dropped", "bare", "imported"))
-    flags = ("--input", small_sample, *QUICK, *ONE, "--output")
+    small, flags = tmp_path / "small", ("--input", small_input, *QUICK, *ONE, "--output")
+    run_here("generate", *flags, small, "--image_size", 32, "--variants", "original")
     mixed = ("--variants", "original,mixed_same,mixed_rand,fg_mask", "--layers", "drop")
     run_here("generate", *flags, dropped, *mixed)
+    for picture in pictures_of(small_input):
+        darken(picture)
     run_here("generate", *flags, bare, "--variants", "original,mixed_same")
     # An import may have all renderings, but never the boxes.
     run_here("export", "--dataset", stored, "--to", tmp_path / "release")
@@ -229,5 +239,122 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
         (bare, "the method compares mixed_same and mixed_rand: no mixed_rand here"),
     ):
         assert said in refusal(capsys, *METHOD, output)
+    for other, said in (
+        (dropped, "it has no layers (--layers drop)"),
+        (imported, "it is an import, without layers"),
+        (small, "its pictures have 32 pixels"),
+        (bare, "it has no image of this dataset"),
+        (tmp_path, "holds no finished dataset"),
+    ):
+        assert said in refusal(capsys, *METHOD, composed, "--against", other)
     too_many = refusal(capsys, *METHOD, composed, "--replicates", 101)
     assert "--replicates must be between 1 and 100" in too_many
+
+
+def test_another_dataset_is_compared_on_the_images_that_both_have(
+    small_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / "method_fills.py").write_text(
+        "def grey(image, hole):\n    image[hole] = 128\n    return image\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    pictures = pictures_of(small_input)
+    # A box that reaches beyond the central square, whose picture is all hole.
+    annotations = (small_input / "Annotations" / "val" / f"{path.stem}.xml" for path in pictures)
+    sides = {xml: re.findall(r"<(?:width|height)>(\d+)<", xml.read_text()) for xml in annotations}
+    whole = max(sides, key=lambda xml: int(sides[xml][0]) / int(sides[xml][1]))
+    width, height = map(int, sides[whole])
+    assert width > 1.3 * height
+    boxes = whole.read_text()
+    for name, value in (("xmin", width // 20), ("ymin", 0), ("xmax", width), ("ymax", height)):
+        boxes = re.sub(rf"<{name}>\d+<", f"<{name}>{value}<", boxes)
+    whole.write_text(boxes)
+    here, there = tmp_path / "here", tmp_path / "there"
+    command = ("generate", "--input", small_input, *QUICK, *ONE, "--max_box", 1, "--output")
+    run_here(*command, here, "--variants", "original,mixed_same,mixed_rand")
+    # The other dataset has other keys, and lacks an image, so that one has no background.
+    accepted = [row for row in index_of(here) if row["selected"]]
+    counts = collections.Counter(row["label"] for row in accepted)
+    lacking = next(row for row in accepted if counts[row["label"]] == 2)
+    (small_input / lacking["path"]).unlink()
+    for path in sorted(small_input.rglob("*2.*")):
+        path.rename(path.with_stem(f"{path.stem}0"))
+    png = (
+        "--encoding",
+        "png",
+        "--segmenter",
+        "grabcut",
+        "--variants",
+        "original,only_bg_t,fg_mask",
+    )
+    run_here(*command, there, *png)
+    capsys.readouterr()
+    run_here(*METHOD, here, *ONE, "--renderings", "python:method_fills:grey", "--against", there)
+    said = capsys.readouterr().out
+    rows, others = (
+        {row["source_md5"]: row for row in index_of(each) if row["selected"]}
+        for each in (here, there)
+    )
+    labels = collections.Counter(rows[md5]["label"] for md5 in rows.keys() & others.keys())
+    common = {
+        row["key"]: others[md5]["key"]
+        for md5, row in rows.items()
+        if md5 in others and labels[row["label"]] > 1
+    }
+    assert 4 < len(common) < len(rows.keys() & others.keys())
+    assert any(key != name for key, name in common.items())
+    dataset, other = dataset_in(here), dataset_in(there)
+    compose = dataset.manifest.config.compose
+    both = ComposedDataset(dataset.store, dataset.manifest, "val", compose, other)
+    assert both.images["against"].keys == common
+    # The pairs are drawn among these images, and the same in both datasets.
+    predicted = predictions_of(here)
+    pairs = {
+        (name, key): bg_key
+        for (rule, name, key), (_, bg_key, *_) in predicted.items()
+        if rule == "argmax_then_map" and parse_name(name).rendering in ("common", "against")
+    }
+    assert {key for _, key in pairs} == set(pairs.values()) | common.keys() == common.keys()
+    pixels = {name: pixels_of(there, name) for name in ("original", "only_bg_t", "fg_mask")}
+    for base in ("mixed_same", "mixed_rand"):
+        assert all(pairs[f"{base}_common", key] == pairs[f"{base}_against", key] for key in common)
+        (table,) = both.tables("val", 0, f"{base}_against", ("key", "fg_key", "bg_key", "image"))
+        for row in table.to_pylist():
+            assert row["key"] == row["fg_key"] != row["bg_key"]
+            assert row["bg_key"] == pairs[f"{base}_against", row["key"]]
+            name, background = common[row["key"]], common[row["bg_key"]]
+            expected = np.where(
+                pixels["fg_mask"][name][..., None] > 0,
+                pixels["original"][name],
+                pixels["only_bg_t"][background],
+            )
+            np.testing.assert_array_equal(decode_image(row["image"]), expected)
+    # The gaps and the difference are those of these pictures.
+    table = {
+        (row["rendering"], row["hole"]): row
+        for row in table_of(here, "method")
+        if row["label_rule"] == "argmax_then_map"
+    }
+    labels = {row["key"]: row["label"] for row in rows.values()}
+    for rendering in ("common", "against"):
+        right = {
+            base: np.mean(
+                [
+                    predicted["argmax_then_map", f"{base}_{rendering}", key][0] == labels[key]
+                    for key in common
+                ]
+            )
+            for base in ("mixed_same", "mixed_rand")
+        }
+        row = table[rendering, "all"]
+        assert float(row["gap"]) == pytest.approx(right["mixed_same"] - right["mixed_rand"])
+        assert int(row["pictures"]) == 2 * len(common)
+    difference = float(table["against", "all"]["gap"]) - float(table["common", "all"]["gap"])
+    assert float(table["against", "all"]["difference"]) == pytest.approx(difference)
+    assert table["common", "all"]["difference"] == ""
+    # A fill of the user's is a rendering among others.
+    assert ("grey", "large") in table
+    assert "grey" in (here / "results/latex/method.tex").read_text()
+    assert f"in the same pairs of the {len(common)} images that both have" in said
+    # The hole of one background is the whole picture.
+    assert re.search(r"[1-9]\d* of the filled backgrounds (is|are) tiled", said)

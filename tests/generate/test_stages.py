@@ -27,7 +27,6 @@ from pipeline.dataset.records import (
 )
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.compose import ComposeShard
-from pipeline.generate.custom_variants import custom_names, find_variants, versioned
 from pipeline.generate.cut_source import Cutter
 from pipeline.generate.graph import GenerateDataset, ListSplits, list_split
 from pipeline.generate.job import GenerateJob
@@ -41,8 +40,6 @@ from pipeline.inputs.lists import read_key_list
 from pipeline.runtime.progress import Progress, Tally
 from pipeline.storage.store import FileDigest, Store
 from transforms.codec import decode_image
-from transforms.geometry import OutputBox
-from transforms.layers import Layer
 from transforms.renderings import paste_mask
 from transforms.taxonomy import imagenet9
 
@@ -211,35 +208,3 @@ def test_layers_are_the_same_from_tars_and_cut_again(small_input: Path, tmp_path
         darken(picture)
     with pytest.raises(JobError, match=r"\.JPEG gives another layer .* Remove .*/layers and run"):
         list(again.layers(images))
-
-
-def test_a_variant_of_the_users_has_a_version_and_changes_no_layer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code = ("layer.image.fill(0) or layer.image", "layer.image[::2]", "layer.image", "layer.image")
-    painted = zip(("dark", "half", "Loud", "bad"), code, strict=True)
-    text = "".join(f"def {name}(layer): return {expression}\n" for name, expression in painted)
-    (tmp_path / "painted_here.py").write_text(f"{text}dark.version, bad.version = 3, -1")
-    monkeypatch.syspath_prepend(tmp_path)
-    module = "python:painted_here"
-    entries = versioned(["original", f"{module}:dark", f"{module}:half@7"])
-    assert entries == versioned(entries) == ("original", f"{module}:dark@3", f"{module}:half@1")
-    assert custom_names(["original", f"{module}:dark", f"{module}:light@3"]) == ("dark", "light")
-    for name, message in (
-        ("Loud", "small letters"),
-        ("bad", "a whole number"),
-        ("no", "no function"),
-    ):
-        with pytest.raises(UsageError, match=f"--variants {module}:{name}: .*{message}"):
-            versioned([f"{module}:{name}"])
-    for entry, message in (
-        (f"{module}:dark@2", "its version is 3 here"),
-        ("python:gone:f@1", "worker"),
-    ):
-        with pytest.raises(JobError, match=message):
-            find_variants([entry])
-    image, variants = np.full((32, 32, 3), 9, np.uint8), find_variants(entries)
-    layer = Layer(image, image, image[..., 0] > 0, OutputBox(0, 0, 9, 9))
-    assert (variants["dark"].compose(layer).any(), image.all()) == (False, True)
-    with pytest.raises(JobError, match=r"half@1 returned uint8 of shape \(16, 32, 3\), not"):
-        variants["half"].compose(layer)

@@ -591,10 +591,12 @@ def test_code_that_a_recipe_names_is_not_imported(
     (tmp_path / "mine_to_run.py").write_text(
         "import numpy as np\n\n\ndef left(image, box):\n"
         "    mask = np.zeros(image.shape[:2], bool)\n    mask[:, : box.xmax] = True\n"
-        "    return mask\n\n\ndef plain(layer):\n    return layer.image\n"
+        "    return mask\n\n\ndef plain(layer):\n    return layer.image\n\n\n"
+        "def black(image, hole):\n    return image * ~hole[..., None]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     own = ("--segmenter", "python:mine_to_run:left", "--variants", "all,python:mine_to_run:plain")
+    own = (*own, "--renderings", "python:mine_to_run:black")
     output = tmp_path / "out"
     small = (*QUICK[2:], *SHARDS, *ONE, "--limit", 1, "--own_background")
     run_here("generate", "--input", small_sample, "--output", output, *small, *own)
@@ -603,11 +605,13 @@ def test_code_that_a_recipe_names_is_not_imported(
     command = (*command, "--output", tmp_path / "again", *ONE)
     sys.modules.pop("mine_to_run")
     assert " ".join(["OUTPUT", *own[:2]]) in (recipe / "README.md").read_text()
-    assert ",python:mine_to_run:plain\n" in (recipe / "README.md").read_text()
+    flags = ",python:mine_to_run:plain --renderings python:mine_to_run:black\n"
+    assert flags in (recipe / "README.md").read_text()
     assert "python:mine_to_run:plain" in refusal(capsys, *command)
     assert "mine_to_run" not in sys.modules
-    for flags, missing in ((own[2:], "segmenter"), (own[:2], "variants")):
-        assert f"give --{missing}" in refusal(capsys, *command, *flags)
+    for number, missing in enumerate(("segmenter", "variants", "renderings")):
+        others = own[: 2 * number] + own[2 * number + 2 :]
+        assert f"give --{missing}" in refusal(capsys, *command, *others)
     run_here(*command, *own)
     assert results_of(tmp_path / "again") == results_of(output)
 

@@ -1,7 +1,7 @@
 """The method: how much of BG-Gap comes from how the pictures are rendered."""
 
 from pipeline.analyses.analysis import Analysis, Command
-from pipeline.runtime.flag_types import Flag, count, section
+from pipeline.runtime.flag_types import RENDERINGS, Flag, count, section
 
 METHOD = Analysis(
     name="method",
@@ -17,6 +17,8 @@ METHOD = Analysis(
             "method",
             ("method",),
             Flag("--replicates", "K", "number of draws (default: the dataset's)", type=count),
+            RENDERINGS,
+            Flag("--against", "DIR", "dataset to compare with, on the images that both have"),
         ),
     ),
     counter="renderings_predicted",

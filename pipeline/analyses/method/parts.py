@@ -18,9 +18,11 @@ from pipeline.analyses.method.results import (
 from pipeline.analyses.parts import Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
+from pipeline.dataset.manifest import reading_store
 from pipeline.display.panel import Evidence, Panel
 from pipeline.errors import UsageError
 from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
+from transforms.renderings import AGAINST
 from transforms.taxonomy import Taxonomy
 from transforms.variants import base_of
 
@@ -65,10 +67,10 @@ class MethodParts(Parts):
         if config.is_imported:
             raise UsageError("the method needs boxes and layers: imports have none")
         try:
-            wanted = method_config(config.compose, arguments.replicates)
+            wanted = method_config(config.compose, arguments.replicates, arguments.renderings)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        if missing := set(PAIRS) - set(map(base_of, config.compose.variants)):
+        if missing := set(PAIRS) - set(map(base_of, config.compose.composed)):
             raise UsageError(f"the method compares {' and '.join(PAIRS)}: no {min(missing)} here")
         unstored = [name for name in wanted.composed if name not in config.compose.composed]
         if unstored and config.layers == "drop":
@@ -76,7 +78,26 @@ class MethodParts(Parts):
                 f"{unstored[0]} is not stored, and cannot be composed without layers: make it with "
                 "--layers keep"
             )
-        return PlannedMethod(evaluation, taxonomy, wanted)
+        if arguments.against is None:
+            return PlannedMethod(evaluation, taxonomy, wanted)
+        there = Dataset.open(reading_store(arguments.against))
+        dataset, other = Dataset.open(evaluation.store), there.manifest.config
+        refusals = {
+            "it is an import, without layers": other.is_imported,
+            "it has no layers (--layers drop)": other.layers == "drop",
+            "it has other classes": there.taxonomy != taxonomy,
+            f"it has no split {evaluation.split}": evaluation.split not in other.split,
+            f"its pictures have {other.segment.image_size} pixels": other.segment.image_size
+            != config.segment.image_size,
+        }
+        work = PlannedMethod(evaluation, taxonomy, wanted, there.store)
+        if why := next((why for why, holds in refusals.items() if holds), ""):
+            raise UsageError(f"--against {there.store.root}: {why}")
+        images = work.composed(dataset).images
+        work.share = len(images[AGAINST].keys) / max(len(images[""].keys), 1)
+        if not work.share:
+            raise UsageError(f"--against {there.store.root}: it has no image of this dataset")
+        return work
 
     @override
     def find(self, dataset: Dataset) -> Found:
@@ -89,8 +110,10 @@ class MethodParts(Parts):
 
     @override
     def lines(self, dataset: Dataset, work: PlannedAnalysis | None) -> Iterator[str]:
-        if work:
-            yield method_table(read_method(dataset)[0])
+        results = read_method(dataset)[0] if work else []
+        if results:
+            yield method_table(results)
+        yield from dict.fromkeys(one.against_text for one in results if one.against)
 
 
 PARTS = MethodParts()

@@ -10,20 +10,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from pipeline.dataset.folder import Dataset
-from pipeline.display.panel import estimate_of
+from pipeline.display.panel import Estimate, estimate_of
 from pipeline.display.table import Cell, OfModel, RunColumns, Table, aligned, interval, tabular
 from pipeline.errors import shown_bytes
 from pipeline.evaluate.predictions import read_current_results
 from pipeline.evaluate.results import PicturesResult, pick
 from transforms.intervals import CONFIDENCE
+from transforms.renderings import COMMON, GAPS
 from transforms.variants import base_of
 
 PAIRS = ("mixed_same", "mixed_rand")
 """The variants whose accuracies BG-Gap compares."""
-PAPER = "paper"
+PAPER = GAPS[0]
 """Name of the paper's method among renderings."""
 HOLES = ("all", "small", "medium", "large")
 """All pictures, and thirds of them by the share that the background's box covers."""
@@ -35,13 +36,18 @@ DIFFERENCE = ("difference", "difference_low", "difference_high", "p_adjusted")
 class MethodRow(Struct, frozen=True, kw_only=True):
     """A rendering, on all pictures or on a third of them.
 
-    The difference is that of the gap from the paper's method on the same pairs; the row of the
-    paper's method has none.
+    The difference is that of the gap from the paper's method on the same pairs, and for `AGAINST`
+    from `COMMON`; the rows of `PAPER` and `COMMON` have none.
     """
 
     label_rule: str
     rendering: Annotated[
-        str, Meta(description="`paper`, or the rendering: [variants](variants.md#renderings)")
+        str,
+        Meta(
+            description="`paper`, the [rendering](variants.md#renderings), or with `--against`: "
+            "`common` for the images that both datasets have, `against` for the other dataset's "
+            "pictures of them"
+        ),
     ]
     hole: Annotated[
         str,
@@ -62,7 +68,11 @@ class MethodRow(Struct, frozen=True, kw_only=True):
     ci_low: float
     ci_high: float
     difference: Annotated[
-        float | None, Meta(description="gap - that of the paper's method on the same pairs")
+        float | None,
+        Meta(
+            description="gap - that of the paper's method on the same pairs; for `against`, gap - "
+            "that of `common`"
+        ),
     ] = None
     difference_low: Annotated[
         float | None, Meta(description="lower end of the 95 % interval of `difference`")
@@ -80,28 +90,47 @@ class MethodRow(Struct, frozen=True, kw_only=True):
 
     @property
     def cell(self) -> Cell:
-        """The difference, or the gap of the paper's method, with its interval."""
-        of = estimate_of(self.difference, self.difference_low, self.difference_high)
+        """The difference, or the gap if it is one of `GAPS`, with its interval."""
+        of = None if self.rendering in GAPS else self.compared
         is_bold = self.p_adjusted is not None and self.p_adjusted < 1 - CONFIDENCE
         return Cell(*(of or (self.gap, self.ci_low, self.ci_high)), is_bold)
+
+    @property
+    def compared(self) -> Estimate | None:
+        """The difference with its interval; None if there is none."""
+        return estimate_of(self.difference, self.difference_low, self.difference_high)
 
 
 class MethodResult(PicturesResult, frozen=True, kw_only=True):
     """method.json: BG-Gap of a model in all renderings.
 
     Attributes:
+      against: fingerprint of the dataset that was compared with.
       rows: its rows.
     """
 
+    against: str | UnsetType = UNSET
     rows: tuple[MethodRow, ...]
 
-    def cells(self) -> dict[str, Cell]:
-        """Returns the cell of each rendering on all pictures, under the first label rule."""
+    @property
+    def headline(self) -> dict[str, MethodRow]:
+        """The row of each rendering on all pictures, under the first label rule."""
         return {
-            row.rendering: row.cell
+            row.rendering: row
             for row in self.rows
-            if (row.label_rule, row.hole) == (self.rows[0].label_rule, "all")
+            if (row.label_rule, row.hole) == (self.rows[0].label_rule, HOLES[0])
         }
+
+    @property
+    def against_text(self) -> str:
+        """What `COMMON` and `AGAINST` are of; "" without them."""
+        row = self.headline.get(COMMON)
+        if row is None or not self.against:
+            return ""
+        return (
+            f"common, against: BG-Gap of this dataset and of {self.against[:12]}, in the same "
+            f"pairs of the {row.pictures // (2 * row.replicates)} images that both have"
+        )
 
 
 METHOD = Table(
@@ -141,22 +170,22 @@ def write_method_tables(dataset: Dataset) -> None:
             for row in one.rows
         ),
     )
-    names = list(dict.fromkeys(name for one in results for name in one.cells()))
+    names = list(dict.fromkeys(name for one in results for name in one.headline))
     text = tabular(
-        "BG-Gap of the paper's method, and differences from it, in points; 95 % intervals; bold: "
-        "differs (Holm, 5 %)",
+        "BG-Gap of the paper's method, and differences from it, in points; common, against: "
+        "BG-Gap; 95 % intervals; bold: differs (Holm, 5 %)",
         names,
         results,
-        [[one.cells().get(name) for name in names] for one in results],
+        [[r.cell if (r := one.headline.get(n)) else None for n in names] for one in results],
     )
     store.update("results/latex/method.tex", shown_bytes(text))
 
 
 def method_table(results: Sequence[MethodResult]) -> str:
     """Formats a table of models x renderings: BG-Gap, then differences from it, in points."""
-    names = list(dict.fromkeys(name for one in results for name in one.cells()))
+    names = list(dict.fromkeys(name for one in results for name in one.headline))
     rows = (
-        [one.name, *(interval(*c[:3]) if (c := one.cells().get(n)) else "-" for n in names)]
+        [one.name, *(interval(*r.cell[:3]) if (r := one.headline.get(n)) else "-" for n in names)]
         for one in results
     )
     return aligned([["method: BG-Gap, differences", *names], *rows])

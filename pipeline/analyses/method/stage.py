@@ -8,12 +8,13 @@ evaluation are taken over if they are of the same pictures.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Generator, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
+from msgspec import UNSET
 from typing_extensions import override
 
 from pipeline.analyses.evaluation.comparisons import gap_draws, picture_roles
@@ -28,47 +29,64 @@ from pipeline.analyses.method.results import (
 )
 from pipeline.dataset.config import ComposeConfig
 from pipeline.dataset.folder import Dataset, selected_rows
-from pipeline.evaluate.evaluation import PlannedAnalysis
-from pipeline.evaluate.predict_shards import PredictShards
+from pipeline.evaluate.evaluation import ChunkOutput, NoteDone, PlannedAnalysis
+from pipeline.evaluate.predict_shards import PredictShards, Scorer
 from pipeline.evaluate.predictions import (
     COLUMNS,
     EvalImages,
-    Predictions,
     predictions_in_table,
     split_fingerprint,
 )
 from pipeline.evaluate.results import ModelRun, pick, result_file, result_shard, write_result
 from pipeline.generate.composed import ComposedDataset
+from pipeline.generate.custom_variants import versioned
+from pipeline.runtime.progress import count
 from pipeline.storage.state_files import read_table
+from pipeline.storage.store import Store
 from transforms.analysis import gaps_of_pictures
 from transforms.intervals import holm
-from transforms.renderings import RENDERINGS
+from transforms.renderings import AGAINST, COMMON, RENDERINGS
 from transforms.scoring import LABEL_RULES
 from transforms.two_way import difference_interval, p_value
-from transforms.variants import pairs_of, select_variants, with_rendering
-
-_RENDERINGS = ("", *RENDERINGS)
+from transforms.variants import parse_name, select_variants, with_rendering
 
 
-def method_config(config: ComposeConfig, replicates: int | None) -> ComposeConfig:
+def method_config(
+    config: ComposeConfig, replicates: int | None, renderings: Sequence[str]
+) -> ComposeConfig:
     """Returns how a dataset would compose `PAIRS` in all renderings.
 
     Args:
       config: the dataset's configuration.
       replicates: number of draws; None for the dataset's.
+      renderings: entries of `--renderings`.
 
     Raises:
-      ValueError: there are too many draws.
+      UsageError: a function is not found, or its name or version is not valid.
+      ValueError: there are too many draws, or the name of a function is taken.
     """
+    built_in = [with_rendering(name, each) for name in PAIRS for each in ("", *RENDERINGS)]
+    own = [each for each in versioned((), renderings) if each.partition("=")[0] in PAIRS]
     return dataclasses.replace(
         config,
-        variants=select_variants(with_rendering(n, each) for n in PAIRS for each in _RENDERINGS),
+        variants=select_variants([*built_in, *own]),
         replicates=replicates or config.replicates,
     )
 
 
 class MethodShards(PredictShards):
     """Predictions of a model on output shards, in all renderings."""
+
+    _dataset: ComposedDataset
+
+    @override
+    def run(
+        self, predictor: Scorer, chunks: Sequence[int], missing: Sequence[int], note: NoteDone
+    ) -> Generator[ChunkOutput, None, None]:
+        yield from super().run(predictor, chunks, missing, note)
+        # Only this thread counts; pictures are composed in others.
+        while tiled := self._dataset.tiled:
+            count("fill_fallbacks", tiled.pop())
 
     @override
     def path(self, chunk: int) -> str:
@@ -86,6 +104,8 @@ class PlannedMethod(PlannedAnalysis):
 
     Attributes:
       compose: how the renderings are composed, from `method_config`.
+      against: folder of the dataset to compare with; None without one.
+      share: share of the selected images that this dataset has, too.
     """
 
     stage = "method"
@@ -94,6 +114,18 @@ class PlannedMethod(PlannedAnalysis):
     refuses_overlap = True
 
     compose: ComposeConfig
+    against: Store | None = None
+    share: float = 0.0
+
+    def composed(self, dataset: Dataset) -> ComposedDataset:
+        """Returns the dataset with all renderings, and with the pictures to compare with."""
+        return ComposedDataset(
+            dataset.store,
+            dataset.manifest,
+            self.evaluation.split,
+            self.compose,
+            Dataset.open(self.against) if self.against else None,
+        )
 
     @override
     def chunks(self, dataset: Dataset) -> Sequence[int]:
@@ -102,13 +134,14 @@ class PlannedMethod(PlannedAnalysis):
 
     @override
     def size(self, dataset: Dataset, chunk: int) -> int:
-        return len(self.evaluation.rows(dataset, chunk)) * len(self.compose.composed)
+        # The pictures to compare with are of the pairs of both variants, twice.
+        each = len(self.compose.composed) + self.share * 2 * 2 * self.compose.replicates
+        return round(len(self.evaluation.rows(dataset, chunk)) * each)
 
     @override
     def for_model(self, dataset: Dataset, run: ModelRun) -> MethodShards:
-        split, run = self.evaluation.split, pick(ModelRun, run, variants=self.compose.composed)
-        composed = ComposedDataset(dataset.store, dataset.manifest, split, self.compose)
-        return MethodShards(composed, run, dataset.store)
+        composed = self.composed(dataset)
+        return MethodShards(composed, pick(ModelRun, run, variants=composed.variants))
 
     @override
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
@@ -117,72 +150,67 @@ class PlannedMethod(PlannedAnalysis):
         # The metadata of each shard differ, and tables with different metadata do not concatenate.
         tables = (read_table(store, path, COLUMNS).replace_schema_metadata() for path in paths)
         table = pa.concat_tables(tables).unify_dictionaries()
-        images, names = EvalImages.read(dataset, *run.tested_on), self.compose.composed
+        composed, images = model_work._dataset, EvalImages.read(dataset, *run.tested_on)
+        area = dataset.manifest.config.segment.image_size**2
         boxes = {row["key"]: row["box"] for row in selected_rows(dataset, self.evaluation.split)}
-        side = dataset.manifest.config.segment.image_size
-        holes = {
-            name: _hole_pixels(table, images, boxes, name) / side**2
-            for name in dict.fromkeys(map(pairs_of, names))
-        }
-        by_rule = predictions_in_table(table, images, names, tuple(LABEL_RULES)).by_rule
+        shares = {key: (x1 - x0) * (y1 - y0) / area for key, (x0, y0, x1, y1) in boxes.items()}
+        renderings = dict.fromkeys(parse_name(name).rendering for name in self.compose.composed)
+        draws = list(itertools.chain(*gap_draws(self.compose.composed)))
+        rows = [*method_rows(table, images, shares, draws, tuple(renderings))]
+        if composed.other:
+            both = pa.array(list(composed.images[AGAINST].keys), pa.string())
+            images = images.select(pc.is_in(images.keys, both).to_numpy(zero_copy_only=False))
+            compared = method_rows(table, images, shares, draws, (COMMON, AGAINST))
+            rows += [row for row in compared if row.hole == HOLES[0]]
         content = pick(
             MethodResult,
             run,
             of=split_fingerprint(dataset, self.evaluation.split, stored_pairs(dataset)),
-            rows=tuple(method_rows(by_rule, images, holes)),
+            against=composed.other.manifest.fingerprint if composed.other else UNSET,
+            rows=tuple(rows),
         )
         write_result(store, result_file(run.folder, "method"), content)
         store.delete_all(set(store.walk(f"results/{run.folder}/method")).difference(paths))
 
 
-def _hole_pixels(
-    table: pa.Table, images: EvalImages, boxes: Mapping[str, Sequence[int]], name: str
-) -> NDArray[np.int64]:
-    """Counts the pixels of the box of the background of each tested image's picture.
-
-    Args:
-      table: the predictions.
-      images: the n tested images.
-      boxes: x0, y0, x1, y1 of each image, by key.
-      name: name of the draw.
-    """
-    drawn = table.filter(pc.equal(table["variant"], name)).select(["fg_key", "bg_key"])
-    background = dict(zip(*(column.to_pylist() for column in drawn.columns), strict=True))
-    corners = [boxes[background[key]] for key in images.keys.to_pylist()]
-    x0, y0, x1, y1 = np.asarray(corners, np.int64).reshape(-1, 4).T
-    return (x1 - x0) * (y1 - y0)
-
-
 def method_rows(
-    by_rule: Mapping[str, Predictions], images: EvalImages, holes: Mapping[str, NDArray[np.float64]]
+    table: pa.Table,
+    images: EvalImages,
+    shares: Mapping[str, float],
+    draws: Sequence[str],
+    renderings: Sequence[str],
 ) -> Iterator[MethodRow]:
     """Compares the renderings of the same pictures.
 
     Args:
-      by_rule: a model's predictions by label rule, on both variants in all renderings.
+      table: a model's predictions, with `COLUMNS`.
       images: the n images that the model was tested on.
-      holes: for each draw of both variants, (n,) share of the picture that the background's box
-        covers.
+      shares: for the key of each image, the share of the picture that its box covers.
+      draws: the draws of `mixed_same`, and then as many of `mixed_rand`.
+      renderings: what the draws are predicted in; others are compared with the first.
 
     Yields:
-      For all pictures and for each third of them by `holes`, a row for each rendering. There are
-      none without pictures of both variants.
+      For all pictures and for each third of them by the share of the background's box, a row for
+      each rendering. There are none without pictures of both variants.
     """
-    same, rand = gap_draws(holes)
-    draws = (*same, *rand)
-    shares = np.concatenate([holes[name] for name in draws])
-    thirds = np.searchsorted(np.quantile(shares, [1 / 3, 2 / 3]), shares) if len(shares) else shares
-    for rule, predictions in by_rule.items():
-        pictures = [
-            np.concatenate([predictions.correct(with_rendering(name, each)) for name in draws])
-            for each in _RENDERINGS
-        ]
-        all_roles = picture_roles(predictions.bg_units, images, draws)
-        by_draw = np.reshape(pictures, (len(pictures), 2, len(same), -1)).mean(axis=-1)
+    first, *_ = names = [[with_rendering(name, each) for name in draws] for each in renderings]
+    shown = table.filter(pc.is_in(table["variant"].cast(pa.string()), pa.array(first)))
+    pairs = (shown[name].to_pylist() for name in ("variant", "fg_key", "bg_key"))
+    backgrounds = {(name, key): other for name, key, other in zip(*pairs, strict=True)}
+    keys = images.keys.to_pylist()
+    holes = np.asarray([shares[backgrounds[name, key]] for name in first for key in keys])
+    thirds = np.searchsorted(np.quantile(holes, [1 / 3, 2 / 3]), holes) if len(holes) else holes
+    every = predictions_in_table(table, images, itertools.chain(*names), tuple(LABEL_RULES))
+    for rule, predictions in every.by_rule.items():
+        pictures = np.asarray([[predictions.correct(name) for name in each] for each in names])
+        by_draw = pictures.reshape(len(names), 2, len(draws) // 2, -1).mean(axis=-1)
+        gaps = by_draw[:, 0] - by_draw[:, 1]
+        all_roles = picture_roles(predictions.bg_units, images, first)
+        pictures = pictures.reshape(len(names), -1)
         for third, hole in enumerate(HOLES, start=-1):
-            chosen = thirds == third if third >= 0 else np.full(len(shares), True)
-            correct, roles = np.stack(pictures)[:, chosen], all_roles.select(chosen)
-            is_same = np.repeat(np.isin(draws, same), len(images.keys))[chosen]
+            chosen = thirds == third if third >= 0 else np.full(len(holes), True)
+            correct, roles = pictures[:, chosen], all_roles.select(chosen)
+            is_same = (np.arange(len(holes)) < len(holes) // 2)[chosen]
             if len(np.unique(is_same)) < 2:
                 continue
             gap, contributions = gaps_of_pictures(correct, is_same)
@@ -200,16 +228,17 @@ def method_rows(
                 "ci_high": high.tolist(),
                 **{n: [None, *v.tolist()] for n, v in zip(DIFFERENCE, behind, strict=True)},
             }
-            for position, name in enumerate(_RENDERINGS):
-                gaps = np.subtract(*by_draw[position])
+            for position, name in enumerate(renderings):
                 yield MethodRow(
                     label_rule=rule,
                     rendering=name or PAPER,
                     hole=hole,
-                    hole_low=float(shares[chosen].min()),
-                    hole_high=float(shares[chosen].max()),
+                    hole_low=float(holes[chosen].min()),
+                    hole_high=float(holes[chosen].max()),
                     **{column: values[position] for column, values in columns.items()},
-                    replicates=len(same),
-                    seed_sd=float(gaps.std(ddof=1)) if len(gaps) > 1 and third < 0 else None,
+                    replicates=len(draws) // 2,
+                    seed_sd=float(gaps[position].std(ddof=1))
+                    if len(draws) > 2 and third < 0
+                    else None,
                     pictures=len(is_same),
                 )

@@ -1,0 +1,100 @@
+"""Tests variants and fills of the user's own: their names, versions and errors."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import JobError, UsageError
+from pipeline.generate.custom_variants import custom_names, find_variants, versioned
+from pipeline.generate.pictures import Fills
+from transforms.geometry import OutputBox
+from transforms.layers import Layer
+from transforms.variants import select_variants
+
+
+def test_a_variant_of_the_users_has_a_version_and_changes_no_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = ("layer.image.fill(0) or layer.image", "layer.image[::2]", "layer.image", "layer.image")
+    painted = zip(("dark", "half", "Loud", "bad"), code, strict=True)
+    text = "".join(f"def {name}(layer): return {expression}\n" for name, expression in painted)
+    (tmp_path / "painted_here.py").write_text(f"{text}dark.version, bad.version = 3, -1")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = "python:painted_here"
+    entries = versioned(["original", f"{module}:dark", f"{module}:half@7"])
+    assert entries == versioned(entries) == ("original", f"{module}:dark@3", f"{module}:half@1")
+    assert custom_names(["original", f"{module}:dark", f"{module}:light@3"]) == ("dark", "light")
+    for name, message in (
+        ("Loud", "small letters"),
+        ("bad", "a whole number"),
+        ("no", "no function"),
+    ):
+        with pytest.raises(UsageError, match=f"--variants {module}:{name}: .*{message}"):
+            versioned([f"{module}:{name}"])
+    for entry, message in (
+        (f"{module}:dark@2", "its version is 3 here"),
+        ("python:gone:f@1", "worker"),
+    ):
+        with pytest.raises(JobError, match=message):
+            find_variants([entry])
+    image, variants = np.full((32, 32, 3), 9, np.uint8), find_variants(entries)
+    layer = Layer(image, image, image[..., 0] > 0, OutputBox(0, 0, 9, 9))
+    assert (variants["dark"].compose(layer).any(), image.all()) == (False, True)
+    with pytest.raises(JobError, match=r"half@1 returned uint8 of shape \(16, 32, 3\), not"):
+        variants["half"].compose(layer)
+
+
+def test_a_fill_of_the_users_gives_a_variant_of_each_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (
+        "def grey(image, hole):\n    image[hole] = 128\n    return image\n\n\n"
+        "grey.version = 2\nhalf = lambda image, hole: image[::2]\n"
+        "def fails(image, hole): raise LookupError('no')\n"
+        "telea = paper = mine_r1 = Loud = grey\n"
+    )
+    (tmp_path / "filled_here.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = "python:filled_here"
+    entries = versioned(["original"], [f"{module}:grey@7", f"{module}:half", f"{module}:fails"])
+    assert entries[1:4] == (
+        *(f"mixed_same={module}:grey@2", f"mixed_rand={module}:grey@2"),
+        f"only_bg_t={module}:grey@2",
+    )
+    variants = find_variants(entries)
+    assert custom_names(["original"], [f"{module}:grey"]) == tuple(variants)[1:4]
+    image, tile = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    layer = Layer(image, tile, np.zeros((32, 32), np.bool_), OutputBox(0, 0, 9, 9))
+    before, expected = image.copy(), image.copy()
+    expected[:9, :9] = 128
+    for name in ("mixed_same_grey", "only_bg_t_grey"):
+        variant = variants[name]
+        filled = Fills(io.BytesIO()).fill(variant.rendering, "key", layer)
+        # Nothing of the foreground is shown, because its mask is empty.
+        np.testing.assert_array_equal(variant.compose(layer, filled), expected)
+    np.testing.assert_array_equal(image, before)
+    for name, said in (
+        ("half", r"half@1 returned uint8 of shape \(16, 32, 3\), not"),
+        ("fails", "fails@1 raised LookupError: no"),
+    ):
+        with pytest.raises(JobError, match=f"{module}:{said}"):
+            variants[f"mixed_rand_{name}"].rendering.fill(layer)
+    for name in ("telea", "paper", "mine_r1"):
+        with pytest.raises(ValueError, match=f"_{name}' is taken"):
+            select_variants(versioned([], [f"{module}:{name}"]))
+    for fill, said in (
+        (f"{module}:Loud", ": name it with small letters"),
+        ("telea", " must look like python:my_fills:mean"),
+        ("filled_here:grey", " must look like"),
+    ):
+        with pytest.raises(UsageError, match=f"--renderings {fill}{said}"):
+            versioned([], [fill])
+    with pytest.raises(JobError, match="its version is 2 here"):
+        find_variants([f"mixed_same={module}:grey@1"])
+    # Only --renderings names them.
+    with pytest.raises(ValueError, match="unknown variant 'mixed_same=python"):
+        select_variants(versioned([f"mixed_same={module}:grey@2"]))
