@@ -63,10 +63,14 @@ def snippet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def outcomes(sample_run: Path, snippet_folder: Path) -> dict[str, str]:
-    """The traceback of each snippet, empty if it ran; `out` and an export are in its folder."""
+    """The traceback of each snippet, empty if it ran.
+
+    `out`, its export and what is imported from that are in its folder.
+    """
     folder = snippet_folder
     (folder / "out").symlink_to(sample_run)
     run_in9("export", "--dataset", sample_run, "--to", folder / "exported")
+    run_in9("import", "--from", folder / "exported", "--output", folder / "released")
     (folder / "snippets.json").write_text(json.dumps(snippets()))
     environment = {
         **os.environ,
@@ -188,19 +192,21 @@ def test_the_page_shows_in_a_page_of_ones_own(
     page.close()
 
 
+def shown(page: str, command: str) -> list[str]:
+    """Returns the lines that a page shows below this command."""
+    text = (ROOT / page).read_text()
+    (block,) = re.findall(rf"^```console\n\$ {command}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return block.splitlines()
+
+
 def test_readme_shows_the_tutorials_run() -> None:
     """Compares README with the tutorial, whose lines another test compares with real output.
 
     README has more lines around them.
     """
-    pages = (ROOT / "docs" / "tutorial.md").read_text(), (ROOT / "README.md").read_text()
-    tutorial, readme = (
-        re.findall(r"^```console\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0].splitlines()
-        for page in pages
-    )
-    assert tutorial[0].startswith("$ in9 run")
-    assert set(tutorial[1:]) < set(readme)
+    readme = shown("README.md", "scripts/demo")
+    assert set(shown("docs/tutorial.md", "in9 run --output out")) < set(readme)
     script = (ROOT / "scripts" / "environment").read_text()
-    assert re.findall(r'echo "((?:Setting|Installing).*?)" >&2', script) == readme[1:3]
+    assert re.findall(r'echo "((?:Setting|Installing).*?)" >&2', script) == readme[:2]
     cutting = (ROOT / "pipeline" / "generate" / "cut_source.py").read_text()
-    assert f'"{readme[4]}"' in cutting
+    assert f'"{readme[3]}"' in cutting
