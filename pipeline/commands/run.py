@@ -47,7 +47,9 @@ from pipeline.jobs.messages import describe_dataset
 from pipeline.jobs.publish import check_publishing, describe_published
 from pipeline.report.write import REPORT
 from pipeline.runners.beam_options import is_portable, pipeline_options, run_pipeline
+from pipeline.runners.coordinator import Coordinator
 from pipeline.runners.dataflow import flags_of_workers, submission_from_flags
+from pipeline.runners.workers import workers_from_flags
 from pipeline.runtime.dataflow_jobs import is_dataflow
 from pipeline.runtime.flag_types import text_of
 from pipeline.runtime.lock import (
@@ -82,10 +84,12 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     if getattr(arguments, "dry_run", False):
         return _dry_run(arguments, rest)
     options = pipeline_options(rest)
+    workers = workers_from_flags(arguments, options, rest)
     paths = [flag.dest for flag in flags_of(arguments.command) if flag.is_path]
     submission = submission_from_flags(arguments, options, paths)
     arguments = flags_of_workers(arguments, submission)
-    if submission is None and not is_portable(options.view_as(StandardOptions).runner):
+    is_here = workers is None and not is_portable(options.view_as(StandardOptions).runner)
+    if submission is None and is_here:
         check_device(arguments, "run")
         arguments.gpus = arguments.gpus or 1
     generates = arguments.command in ("run", "generate")
@@ -120,7 +124,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             has_lock=bool(submission and job),
             alone=submission is not None and not submission.waits,
         )
-        pipeline = beam.Pipeline(options=options)
+        pipeline = beam.Pipeline(workers and Coordinator(workers), options)
         MainJob(
             ending,
             taxonomy,

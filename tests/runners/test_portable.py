@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cluster import Cluster
+from cluster import LOOPBACK, Cluster, listens_at
 from gcs import free_port
 from runs import (
     ROOT,
@@ -73,18 +73,6 @@ def test_the_job_through_a_job_server_and_two_worker_pools(
         assert (output / table).read_bytes() == (fresh / table).read_bytes()
 
 
-def _listens_at(pid: int) -> set[str]:
-    """Returns the addresses at which a process accepts connections, without ports."""
-    descriptors = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]
-    addresses = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-            _, address, _, state, *_, inode = line.split()[:10]
-            if state == "0A" and f"socket:[{inode}]" in descriptors:
-                addresses.add(address.partition(":")[0])
-    return addresses
-
-
 def test_servers_for_workers_of_this_machine_listen_on_the_loopback(
     small_sample: Path, tmp_path: Path
 ) -> None:
@@ -94,13 +82,11 @@ def test_servers_for_workers_of_this_machine_listen_on_the_loopback(
     addresses: set[str] = set()
     while running.poll() is None:
         with contextlib.suppress(OSError):  # It may end, or close a file, at any moment.
-            addresses |= _listens_at(running.pid)
+            addresses |= {address for address, _ in listens_at(running.pid)}
         time.sleep(0.02)
     assert running.returncode == 0, running.communicate()
-    # As the system writes 127.0.0.1, the same in an address of IPv6, and ::1.
-    loopback = {"0100007F", f"{'0' * 16}FFFF00000100007F", f"{'0' * 24}01000000"}
     assert addresses
-    assert addresses <= loopback
+    assert addresses <= LOOPBACK
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
