@@ -42,9 +42,11 @@ CORE = (
     *(flag.dest for analysis in ANALYSES for _, flag in analysis.job_flags),
 )
 """Flags that `--help` shows if a command has many flags; `--help all` shows the others, too."""
+WORKERS = ("worker_command", "worker_pools", "worker_secret", "worker_timeout", "callback_address")
+"""Flags of workers that are coordinated by the process of the command."""
 NOT_IN_TRANSFORMS = (
     *("config", "dry_run", "publish", "keep", "fail_if", "gpu", "gpus"),
-    *("worker_command", "worker_pools", "worker_secret", "worker_timeout", "callback_address"),
+    *WORKERS,
     *(flag.dest for analysis in ANALYSES for _, flag in analysis.job_flags),
 )
 """Flags that `in9.Generate` and `in9.Evaluate` refuse, because each builds only one stage: they are

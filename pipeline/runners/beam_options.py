@@ -205,7 +205,13 @@ def run_pipeline(
 
 _NEED_ENDPOINT = "PortableRunner"
 _STARTS_SERVER = ("FlinkRunner", "SparkRunner", "PrismRunner")
-_SILENTLY_WRONG = ("DaskRunner", "RayRunner", "PySparkRunner")
+_DASK = "of two leaves only one runs, tagged outputs mix, and there are no metrics"
+_SILENTLY_WRONG = {
+    "DaskRunner": _DASK,
+    "RayRunner": "groups are torn apart",
+    "PySparkRunner": "groups are torn apart",
+}
+"""Runners that give wrong results without an error, and what is wrong."""
 _ANSWER_SECONDS = 60
 """Default time limit for a job server to answer, in seconds."""
 _JOB_SECONDS = 10 * 366 * 24 * 3600
@@ -232,8 +238,8 @@ def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
     runner = (options.view_as(StandardOptions).runner or "").rpartition(".")[2]
     if runner in _SILENTLY_WRONG:
         raise UsageError(
-            f"--runner={runner} gives wrong results without an error; use the default, "
-            "DataflowRunner, or PortableRunner with Flink"
+            f"--runner={runner} gives wrong results without an error: {_SILENTLY_WRONG[runner]}. "
+            "For several machines, see --worker_command and --worker_pools in docs/runners.md"
         )
     if not is_portable(runner):
         return

@@ -13,9 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import logging
-import operator
 import os
 import re
 import secrets
@@ -32,14 +30,12 @@ from apache_beam.metrics import monitoring_infos
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 from apache_beam.portability import python_urns
 from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
-from apache_beam.runners.portability.fn_api_runner import fn_runner, worker_handlers
-from apache_beam.runners.portability.fn_api_runner.execution import BundleContextManager
+from apache_beam.runners.portability.fn_api_runner import execution, fn_runner, worker_handlers
 from apache_beam.runners.runner import PipelineResult
-from apache_beam.runners.worker.log_handler import LOGENTRY_TO_LOG_LEVEL_MAP
 from typing_extensions import override
 
 from pipeline.errors import JobError, counted
-from pipeline.runners.servers import REFUSAL, servers_at
+from pipeline.runners.servers import servers_at
 from pipeline.runners.worker import CONTROL, LOGGING, SECRET, start_worker
 from pipeline.runners.workers import Workers
 
@@ -62,10 +58,6 @@ _CLOSED = "Channel closed prematurely."
 
 class WorkerLostError(Exception):
     """A worker has ended, or no longer answers."""
-
-
-class WorkerTraceback(Exception):
-    """The traceback of an error in a worker, as text."""
 
 
 class _Worker(worker_handlers.GrpcWorkerHandler):
@@ -107,7 +99,7 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
             "WORKER_ID": self.worker_id,
             CONTROL: str(self.control_api_service_descriptor()).strip(),
             LOGGING: str(self.logging_api_service_descriptor()).strip(),
-            "PIPELINE_OPTIONS": json.dumps({"default_sdk_harness_log_level": "WARNING"}),
+            "PIPELINE_OPTIONS": '{"default_sdk_harness_log_level": "WARNING"}',
             "RUNNER_CAPABILITIES": " ".join(worker_handlers.FNAPI_RUNNER_CAPABILITIES),
         }
         if self._pool is None:
@@ -151,8 +143,6 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
         """Gives the worker up: whoever waits for it gets a WorkerLostError."""
         if self._is_closing:
             return
-        # A stopped process continues, to end.
-        self._signal(signal.SIGTERM, signal.SIGCONT)
         with self._changed:
             self.end = self.end or why
             # Else a stage would wait for its data until its channel is closed, too.
@@ -162,13 +152,14 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
                 self.control_conn.abort(WorkerLostError(self.end))
             self._changed.notify_all()
 
-    @property
-    def story(self) -> str:
-        """Why it is given up or missed, with the last line of its output."""
+    def explain(self) -> str:
+        """Returns why it is given up or missed, with the last line of its output; ends it."""
         if self._process and self.end:
             # Its connection is lost a moment before its command ends.
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            try:
                 self.end = f"ended with exit code {self._process.wait(1)}"
+            except subprocess.TimeoutExpired:
+                self._stop()
         end = self.end or f"has not called back in {self._plan.seconds:g} s"
         return f"a worker {end}" + (f": {self.last_line[-300:]}" if self.last_line else "")
 
@@ -178,7 +169,7 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
         if self.has_come and not self.is_busy and not self.end:
             super().close()
         else:
-            self._signal(signal.SIGTERM, signal.SIGCONT)
+            self._stop()
 
     @override
     def stop_worker(self) -> None:
@@ -192,18 +183,23 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
             try:
                 self._process.wait(max(0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
-                self._signal(signal.SIGKILL)
+                self._stop(signal.SIGKILL)
 
-    def _signal(self, *numbers: int) -> None:
-        """Sends signals to its command, and to what this has started on this machine."""
-        for number in numbers:
-            if self._process and self._process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, number)
+    def _stop(self, number: int = signal.SIGTERM) -> None:
+        """Ends its command, and what this has started on this machine."""
+        if self._process and self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+                # A stopped process continues, to end.
+                os.killpg(self._process.pid, signal.SIGCONT)
+
+
+def _refuse(_: object, context: grpc.ServicerContext) -> None:
+    context.abort(grpc.StatusCode.UNAUTHENTICATED, "this is for others")
 
 
 class _Door(grpc.ServerInterceptor):
-    """Admits the calls of known workers.
+    """Admits the calls of known workers; a stranger gets nothing from any method.
 
     Args:
       workers: the workers by their secret ids.
@@ -216,7 +212,7 @@ class _Door(grpc.ServerInterceptor):
     def intercept_service(self, continuation: Callable[..., Any], call: Any) -> Any:
         worker = self._workers.get(dict(call.invocation_metadata).get("worker_id", ""))
         if worker is None:
-            return REFUSAL
+            return grpc.stream_stream_rpc_method_handler(_refuse)
         handler = continuation(call)
         if call.method.endswith("/Control"):
             serve = functools.partial(worker.serve_control, handler.stream_stream)
@@ -235,8 +231,9 @@ def _log_entries(messages: Iterable[Any], _: object) -> Iterator[Any]:
     yield beam_fn_api_pb2.LogControl()
     for entry in itertools.chain.from_iterable(message.log_entries for message in messages):
         log = _LOG if _OURS.match(entry.log_location.rpartition("-packages/")[2]) else _OUTPUT_LOG
-        error = WorkerTraceback(entry.trace) if entry.trace else None
-        log.log(LOGENTRY_TO_LOG_LEVEL_MAP[entry.severity], "%s", entry.message, exc_info=error)
+        level = worker_handlers.LOGENTRY_TO_LOG_LEVEL_MAP[entry.severity]
+        error = RuntimeError(entry.trace) if entry.trace else None
+        log.log(level, "%s", entry.message, exc_info=error)
 
 
 @dataclasses.dataclass(eq=False)
@@ -266,7 +263,7 @@ class _PartContext:
 
     split_managers = ()
 
-    def __init__(self, stage: BundleContextManager, worker: _Worker) -> None:
+    def __init__(self, stage: execution.BundleContextManager, worker: _Worker) -> None:
         self.process_bundle_descriptor = stage.process_bundle_descriptor
         self.worker_handlers = [worker]
         self.outputs: dict[tuple[bytes, str], list[bytes]] = collections.defaultdict(list)
@@ -279,7 +276,7 @@ class _PartContext:
 class _Stage:
     """Deals the parts of a stage to the workers; takes the place of Beam's bundle manager."""
 
-    def __init__(self, coordinator: Coordinator, stage: BundleContextManager) -> None:
+    def __init__(self, coordinator: Coordinator, stage: execution.BundleContextManager) -> None:
         self._coordinator, self._stage, self._changed = coordinator, stage, coordinator.changed
         self._tokens = fn_runner.FnApiRunner.get_cache_token_generator(static=False)
         self._queue: list[_Part] = []
@@ -307,7 +304,7 @@ class _Stage:
         number = _PARTS_PER_WORKER * len(workers)
         pieces = {step: buffer.partition(number) for step, buffer in inputs.items()}
         parts = [_Part({step: each[i] for step, each in pieces.items()}) for i in range(number)]
-        parts.sort(key=operator.attrgetter("size"))
+        parts.sort(key=lambda part: part.size)
         # The largest comes last, and is taken first. A stage without elements has an empty part.
         self._queue = [part for part in parts if part.size] or parts[:1]
         self._left = len(self._queue)
@@ -366,13 +363,15 @@ class _Stage:
         if isinstance(error, WorkerLostError) or str(error) == _CLOSED:
             worker.give_up("no longer answers")
             part.losses += 1
-            _LOG.warning("%s; its part is done again", worker.story)
+            _LOG.warning("%s; its part is done again", worker.explain())
             if part.losses <= _REPEATS:
                 with self._changed:
                     self._queue.append(part)
                     self._changed.notify_all()
                 return
-            error = JobError(f"{part.losses} workers were lost at the same part; {worker.story}")
+            error = JobError(
+                f"{part.losses} workers were lost at the same part; {worker.explain()}"
+            )
         with self._changed:
             self._error = self._error or error
             self._changed.notify_all()
@@ -422,7 +421,7 @@ class Coordinator(fn_runner.FnApiRunner):
         return worker
 
     @override
-    def _get_bundle_manager(self, bundle_context_manager: BundleContextManager) -> _Stage:
+    def _get_bundle_manager(self, bundle_context_manager: execution.BundleContextManager) -> _Stage:
         return _Stage(self, bundle_context_manager)
 
     def check(self) -> None:
@@ -438,9 +437,9 @@ class Coordinator(fn_runner.FnApiRunner):
             if worker.end:
                 worker.give_up(worker.end)
             if not worker.has_come and (worker.end or waited > self._plan.seconds):
-                raise JobError(f"{worker.story}. {_ADVICE}")
+                raise JobError(f"{worker.explain()}. {_ADVICE}")
         if all(worker.end for worker in workers):
-            raise JobError(f"no worker is left: {next(iter(workers)).story}. {_ADVICE}")
+            raise JobError(f"no worker is left: {next(iter(workers)).explain()}. {_ADVICE}")
         if missing and waited > _PATIENCE and not self._has_told:
             self._has_told = True
             _LOG.warning("waiting for %d of %s", len(missing), counted(len(workers), "worker"))

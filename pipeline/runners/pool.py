@@ -11,22 +11,19 @@ from __future__ import annotations
 import argparse
 import hashlib
 import hmac
-import signal
-import subprocess
 import sys
-import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import grpc
 from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
-from typing_extensions import override
 
 from pipeline.errors import UsageError
-from pipeline.runners.servers import REFUSAL
 from pipeline.runners.worker import SECRET, start_worker
+
+_SHORTEST = 16
+"""Number of bytes below which a secret might be guessed."""
 
 
 def read_secret(path: str) -> str:
@@ -44,57 +41,40 @@ def read_secret(path: str) -> str:
     return hashlib.sha256(secret).hexdigest()
 
 
-_SHORTEST = 16
-"""Number of bytes below which a secret might be guessed."""
+class _Pool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
+    """Starts workers, which end with their jobs.
 
-
-class _Door(grpc.ServerInterceptor):
-    """Admits calls that tell the secret."""
+    Args:
+      secret: what jobs must tell.
+    """
 
     def __init__(self, secret: str) -> None:
         self._secret = secret
 
-    @override
-    def intercept_service(self, continuation: Callable[..., Any], call: Any) -> Any:
-        told = dict(call.invocation_metadata).get(SECRET, "")
-        return continuation(call) if hmac.compare_digest(told, self._secret) else REFUSAL
-
-
-class _Pool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
-    """Starts workers, which end when their job does, or with the pool."""
-
-    def __init__(self) -> None:
-        self.workers: list[subprocess.Popen[bytes]] = []
-
-    def StartWorker(self, request: Any, _: grpc.ServicerContext) -> Any:
-        self.workers = [worker for worker in self.workers if worker.poll() is None]
-        self.workers.append(start_worker((), dict(request.params)))
+    def StartWorker(self, request: Any, context: grpc.ServicerContext) -> Any:
+        told = dict(context.invocation_metadata()).get(SECRET, "")
+        if not hmac.compare_digest(told, self._secret):
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "the pool has another secret")
+        start_worker((), dict(request.params))
         return beam_fn_api_pb2.StartWorkerResponse()
 
 
 def main() -> None:
-    """Serves until SIGTERM or Ctrl-C."""
+    """Serves until a signal ends the process."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.runners.pool", description=__doc__)
     parser.add_argument("--listen", metavar="ADDRESS:PORT", required=True)
     parser.add_argument("--secret", metavar="FILE", required=True)
     arguments = parser.parse_args()
+    server = grpc.server(ThreadPoolExecutor(1))
     try:
-        door = _Door(read_secret(arguments.secret))
-        server = grpc.server(ThreadPoolExecutor(1), interceptors=[door])
+        pool = _Pool(read_secret(arguments.secret))
         server.add_insecure_port(arguments.listen)
     except (UsageError, RuntimeError) as error:
         parser.error(str(error))
-    pool = _Pool()
     beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(pool, server)
     server.start()
-    stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
     print(f"workers are started for jobs that reach {arguments.listen}", file=sys.stderr)
-    stopped.wait()
-    server.stop(None)
-    for worker in pool.workers:
-        worker.kill()
+    server.wait_for_termination()
 
 
 if __name__ == "__main__":

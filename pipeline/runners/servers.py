@@ -1,4 +1,4 @@
-"""The servers that Beam starts in a process: where they listen, and what strangers get."""
+"""Where the servers that Beam starts in a process listen, and what their calls pass."""
 
 from __future__ import annotations
 
@@ -39,11 +39,3 @@ def servers_at(
         yield
     finally:
         grpc.server = make
-
-
-def _refuse(_: object, context: grpc.ServicerContext) -> None:
-    context.abort(grpc.StatusCode.UNAUTHENTICATED, "this is for others")
-
-
-REFUSAL = grpc.stream_stream_rpc_method_handler(_refuse)
-"""What a stranger gets from any method."""

@@ -28,10 +28,12 @@ from apache_beam.portability.api import (
 )
 from cluster import LOOPBACK, listens_at, wait_for
 from gcs import free_port
+from machines import Slurm, why_not
 from runs import (
     QUICK,
     ROOT,
     finished_shards,
+    manifest_of,
     refusal,
     results_of,
     run_in9,
@@ -152,7 +154,7 @@ def test_two_pools(small_sample: Path, secret: Path, tmp_path: Path) -> None:
         other.write_text(secrets.token_hex())
         pools = ("--worker_pools", f"{a},{b}", "--callback_address", "127.0.0.1")
         done = run_in9(*flags, tmp_path / "out", *pools, "--worker_secret", other, check=1)
-        assert f"was not started by the pool {a}: this is for others" in done.stderr
+        assert f"was not started by the pool {a}: the pool has another secret" in done.stderr
         assert not _children(first.pid)
         running = start_in9(*flags, tmp_path / "out", *pools, "--worker_secret", secret)
         had_workers = set()
@@ -208,7 +210,7 @@ def test_what_ends_the_job(tmp_path: Path) -> None:
         open(f"{tmp_path}/{number}", "x").close()
         raise ValueError("ours")
 
-    with pytest.raises(JobError, match="4 workers were lost at the same part; a worker"):
+    with pytest.raises(JobError, match="4 workers were lost at one part; a worker"):
         _run(Workers(5), kill)
     with pytest.raises(JobError, match="no worker is left: a worker ended with exit code -9"):
         _run(Workers(1), kill)
@@ -244,3 +246,27 @@ def test_flags_of_workers_are_checked_before_the_job(
     pool = ("--worker_pools", "a:1", "--worker_secret")
     assert "holds no secret" in refused(*pool, empty)
     assert "cannot be read: No such file" in refused(*pool, tmp_path / "nothing")
+
+
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+def test_a_job_of_slurm_that_loses_a_node(
+    small_sample: Path, small_run: Path, tmp_path: Path
+) -> None:
+    output, log = tmp_path / "out", tmp_path / "job.log"
+    flags = ("generate", "--input", small_sample, "--output", output, "--worker_timeout", 6)
+    with contextlib.ExitStack() as stack:
+        folder = tmp_path / "slurm"
+        folder.mkdir()
+        slurm = Slurm(stack, folder)
+        submit = ("sbatch", "--parsable", "--ntasks=4", "--mem-per-cpu=1G", f"--output={log}")
+        assert slurm.ask("n1", *submit, ROOT / "deploy" / "slurm" / "in9.sbatch", *flags)
+        until = time.monotonic() + 60
+        while not finished_shards(output):
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.1)
+        slurm.take_away("n2")
+        while slurm.ask("n1", "squeue", "-h"):
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.2)
+    assert "its part is done again" in log.read_text()
+    assert manifest_of(output) == manifest_of(small_run)
