@@ -140,7 +140,9 @@ def test_flags_of_portable_runners_are_checked_before_the_job() -> None:
     loopback = (needs, "--job_endpoint=localhost:1", "--environment_type=LOOPBACK")
     with pytest.raises(UsageError, match="number of worker processes of a machine, or 0: got two"):
         pipeline_options([*loopback, "--sdk_worker_parallelism=two"])
-    with pytest.raises(UsageError, match="DaskRunner .*: of two leaves only one runs.*--worker_command"):
+    with pytest.raises(
+        UsageError, match=r"DaskRunner .* of two leaves only one runs.*worker_command"
+    ):
         pipeline_options(["--runner=apache_beam.runners.dask.dask_runner.DaskRunner"])
 
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from runs import ROOT
@@ -60,8 +61,10 @@ class Machines:
         for node in NODES:
             _ip(f"netns add {node}")
             stack.callback(_ip, f"netns del {node}")
+            _ip(f"link add in9{node} type veth peer name eth0 netns {node}")
+            # A process that is about to end would keep it for a while.
+            stack.callback(_ip, f"link del in9{node}")
             for line in (
-                f"link add in9{node} type veth peer name eth0 netns {node}",
                 f"link set in9{node} master in9br up",
                 f"-n {node} addr add {address(node)}/24 dev eth0",
                 f"-n {node} link set eth0 up",
@@ -77,6 +80,7 @@ class Machines:
         words = ("nsenter", f"--net=/run/netns/{node}", *alone, "sh", "-c", script, "sh", *command)
         self._lives[node] = self.start(node, *words)
         self._stack.callback(self._halt, node)
+        until(lambda: _children(self._lives[node].pid))
 
     def start(self, log: str, *command: object, **options: object) -> subprocess.Popen[bytes]:
         """Starts a process that ends with the stack; its output goes to a file of this name."""
@@ -93,7 +97,7 @@ class Machines:
     def inside(self, node: str, *command: object) -> list[str]:
         """Returns the words of a command that runs on a machine."""
         (first,) = _children(self._lives[node].pid)
-        kinds = ("--net", "--mount", "--uts", "--pid")
+        kinds = ("--net", "--mount", "--uts", "--pid", f"--wd={ROOT}")
         return ["nsenter", f"--target={first}", *kinds, *map(str, command)]
 
     def take_away(self, node: str) -> None:
@@ -103,9 +107,11 @@ class Machines:
 
     def _halt(self, node: str) -> None:
         """Kills the first process of a machine, and so all others."""
-        for first in _children(self._lives[node].pid):
-            os.kill(first, signal.SIGKILL)
-        self._lives[node].wait()
+        life = self._lives[node]
+        for pid in _children(life.pid) or [life.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        life.wait()
 
 
 def _children(pid: int) -> list[int]:
@@ -181,11 +187,11 @@ class Slurm(Machines):
         Path("/run/munge").mkdir(exist_ok=True)
         shutil.chown("/run/munge", "munge", "munge")
         self.start("munge", "munged", "--foreground", user="munge", group="munge")
-        _until(lambda: Path("/run/munge/munge.socket.2").exists())
+        until(lambda: Path("/run/munge/munge.socket.2").exists())
         self.start("slurmctld", "slurmctld", "-D", "-f", conf)
         for node in NODES:
             self.boot(node, "slurmd", "-D", "-N", node, "-f", conf)
-        _until(lambda: self.ask(NODES[0], "sinfo", "-h", "-t", "idle", "-o", "%D").strip() == "2")
+        until(lambda: self.ask(NODES[0], "sinfo", "-h", "-t", "idle", "-o", "%D").strip() == "2")
 
     def ask(self, node: str, *command: object) -> str:
         """Runs a command on a node, and returns its output; "" if it fails."""
@@ -196,8 +202,9 @@ class Slurm(Machines):
         return done.stdout if done.returncode == 0 else ""
 
 
-def _until(happened: object, seconds: float = 60) -> None:
-    until = time.monotonic() + seconds
-    while not happened():  # type: ignore[operator]
-        assert time.monotonic() < until, "it does not start"
+def until(happened: Callable[[], object], seconds: float = 60) -> None:
+    """Waits for something; fails if it does not happen in this time."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, f"not in {seconds} s"
         time.sleep(0.1)
