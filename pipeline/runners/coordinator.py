@@ -321,8 +321,8 @@ class _Stage:
                 self._changed.notify_all()
         if self._error:
             raise self._error
-        response = beam_fn_api_pb2.ProcessBundleResponse(monitoring_infos=self._metrics)
-        return beam_fn_api_pb2.InstructionResponse(process_bundle=response), []
+        result = beam_fn_api_pb2.ProcessBundleResponse(monitoring_infos=self._metrics)
+        return beam_fn_api_pb2.InstructionResponse(process_bundle=result), []
 
     def _work(self, worker: _Worker, outputs: Mapping[str, bytes], dry_run: bool) -> None:
         """Has a worker do one part after another, until none is left or the worker is lost."""
@@ -331,10 +331,9 @@ class _Stage:
             manager = fn_runner.BundleManager(context, cache_token_generator=self._tokens)
             try:
                 result, _ = manager.process_bundle(part.inputs, outputs, {}, {}, dry_run)
+                self._finish(context.outputs, result)
             except Exception as error:
                 self._fail(worker, part, error)
-            else:
-                self._finish(context.outputs, result)
             worker.is_busy = False
 
     def _take(self, worker: _Worker) -> _Part | None:
@@ -353,8 +352,8 @@ class _Stage:
                 target = self._stage.get_buffer(buffer, step)
                 for encoded in elements:
                     target.append(encoded)
-            new = result.process_bundle.monitoring_infos
-            self._metrics = list(monitoring_infos.consolidate([*self._metrics, *new]))
+            metrics = itertools.chain(self._metrics, result.process_bundle.monitoring_infos)
+            self._metrics = list(monitoring_infos.consolidate(metrics))
             self._left -= 1
             self._changed.notify_all()
 
@@ -369,9 +368,8 @@ class _Stage:
                     self._queue.append(part)
                     self._changed.notify_all()
                 return
-            error = JobError(
-                f"{part.losses} workers were lost at the same part; {worker.explain()}"
-            )
+            lost = f"{part.losses} workers were lost at one part; {worker.explain()}"
+            error = JobError(f"{lost}. {_ADVICE}")
         with self._changed:
             self._error = self._error or error
             self._changed.notify_all()
@@ -425,14 +423,13 @@ class Coordinator(fn_runner.FnApiRunner):
         return _Stage(self, bundle_context_manager)
 
     def check(self) -> None:
-        """Says how many workers are missing.
+        """Checks that all workers come; the terminal says how many are missing.
 
         Raises:
           JobError: a worker does not come, or none is left.
         """
-        workers = self._workers.values()
-        waited = time.monotonic() - self._started
-        missing = [worker for worker in workers if not worker.has_come]
+        workers, waited = self._workers.values(), time.monotonic() - self._started
+        missing = sum(not worker.has_come for worker in workers)
         for worker in workers:
             if worker.end:
                 worker.give_up(worker.end)
@@ -442,4 +439,4 @@ class Coordinator(fn_runner.FnApiRunner):
             raise JobError(f"no worker is left: {next(iter(workers)).explain()}. {_ADVICE}")
         if missing and waited > _PATIENCE and not self._has_told:
             self._has_told = True
-            _LOG.warning("waiting for %d of %s", len(missing), counted(len(workers), "worker"))
+            _LOG.warning("waiting for %d of %s", missing, counted(len(workers), "worker"))

@@ -22,7 +22,7 @@ CONTROL = "CONTROL_API_SERVICE_DESCRIPTOR"
 LOGGING = "LOGGING_API_SERVICE_DESCRIPTOR"
 """Settings that hold the addresses of a job's servers."""
 SECRET = "secret"
-"""Name of the metadata of a call that hold what a pool wants to be told."""
+"""Name of the metadata of a call that holds what a pool wants to be told."""
 _VERSIONS = "IN9_VERSIONS"
 
 
@@ -78,10 +78,9 @@ def main() -> None:
     try:
         sdk_worker_main.main([])
     except grpc.FutureTimeoutError:
-        print(f"no answer from {os.environ[CONTROL]}", file=sys.stderr)
+        print(f"no answer from {os.environ[CONTROL]}", flush=True)
     except grpc.RpcError:
-        print("the connection to the job is lost", file=sys.stderr)
-    sys.stderr.flush()
+        print("the connection to the job is lost", flush=True)
     # A thread may be in the middle of a shard that nobody waits for.
     os._exit(0)
 

@@ -62,30 +62,38 @@ def workers_from_flags(
       UsageError: a flag is missing or wrong.
     """
     command, pools = arguments.worker_command, arguments.worker_pools or ()
-    direct = options.view_as(DirectOptions)
-    if not command and not pools:
-        for name in ("worker_secret", "worker_timeout", "callback_address"):
-            if getattr(arguments, name):
-                raise UsageError(f"--{name} goes with --worker_command or --worker_pools")
-        return None
-    flag = "worker_pools" if pools else "worker_command"
-    if command and pools:
-        raise UsageError("--worker_command and --worker_pools exclude each other; leave one out")
-    if options.view_as(StandardOptions).runner != "FnApiRunner":
-        raise UsageError(f"--{flag} is for workers of this process; leave --runner out")
-    if (beam := importlib.metadata.version("apache-beam")) not in TESTED_BEAM:
-        raise UsageError(
-            f"--{flag} is tested with apache-beam {', '.join(TESTED_BEAM)}, but this is {beam}"
-        )
+    direct, beam = options.view_as(DirectOptions), importlib.metadata.version("apache-beam")
     is_chosen = any(word.startswith("--direct_num_workers") for word in rest)
-    if command and not is_chosen:
-        raise UsageError("--worker_command needs --direct_num_workers, the number of workers")
-    if bool(pools) != bool(arguments.worker_secret):
-        raise UsageError(
-            "--worker_pools needs --worker_secret, the file that the pools got with --secret"
-            if pools
-            else "--worker_secret goes with --worker_pools"
-        )
+    is_ours = options.view_as(StandardOptions).runner == "FnApiRunner"
+    has_any, has_secret = bool(command or pools), bool(arguments.worker_secret)
+    others = (arguments.worker_secret, arguments.worker_timeout, arguments.callback_address)
+    for is_wrong, why in (
+        (
+            not has_any and any(others),
+            "--worker_secret, --worker_timeout and --callback_address go with --worker_command or "
+            "--worker_pools",
+        ),
+        (command and pools, "--worker_command and --worker_pools exclude each other"),
+        (has_any and not is_ours, "--worker_command and --worker_pools need no --runner"),
+        (
+            has_any and beam not in TESTED_BEAM,
+            f"--worker_command and --worker_pools are tested with apache-beam "
+            f"{', '.join(TESTED_BEAM)}, but this is {beam}",
+        ),
+        (
+            command and not is_chosen,
+            "--worker_command needs --direct_num_workers, the number of workers",
+        ),
+        (
+            has_any and bool(pools) != has_secret,
+            "--worker_pools needs --worker_secret, the file that the pools got with --secret, and "
+            "nothing else does",
+        ),
+    ):
+        if is_wrong:
+            raise UsageError(why)
+    if not has_any:
+        return None
     return Workers(
         number=direct.direct_num_workers if is_chosen else len(pools),
         command=_words(command) if command else (),
