@@ -20,6 +20,8 @@ from runs import ROOT
 HEAD = "10.77.0.1"
 """Address of this machine in the network of both."""
 NODES = ("n1", "n2")
+MUNGE = Path("/run/munge/munge.socket.2")
+"""Where Slurm's programs prove to each other who they are."""
 _SLURM = ("slurmctld", "slurmd", "munged", "srun")
 
 
@@ -184,10 +186,11 @@ class Slurm(Machines):
         command.write_text(f'#!/bin/sh\nexec {sys.executable} -m pipeline "$@"\n')
         command.chmod(0o755)
         (folder / "state").mkdir()
-        Path("/run/munge").mkdir(exist_ok=True)
-        shutil.chown("/run/munge", "munge", "munge")
+        MUNGE.parent.mkdir(exist_ok=True)
+        shutil.chown(MUNGE.parent, "munge", "munge")
+        # Another one may run here already, which does as well.
         self.start("munge", "munged", "--foreground", user="munge", group="munge")
-        until(lambda: Path("/run/munge/munge.socket.2").exists())
+        until(MUNGE.exists)
         self.start("slurmctld", "slurmctld", "-D", "-f", conf)
         for node in NODES:
             self.boot(node, "slurmd", "-D", "-N", node, "-f", conf)
