@@ -254,12 +254,12 @@ def test_a_job_of_slurm_that_loses_a_node(
     small_sample: Path, small_run: Path, tmp_path: Path
 ) -> None:
     output, log = tmp_path / "out", tmp_path / "job.log"
-    flags = ("generate", "--input", small_sample, "--output", output, "--worker_timeout", 20)
+    flags = ("generate", "--input", small_sample, "--output", output, "--worker_timeout", 12)
     with contextlib.ExitStack() as stack:
         folder = tmp_path / "slurm"
         folder.mkdir()
         slurm = Slurm(stack, folder)
-        submit = ("sbatch", "--parsable", "--ntasks=4", "--mem-per-cpu=1G", f"--output={log}")
+        submit = ("sbatch", "--ntasks=2", "--ntasks-per-node=1", f"--output={log}")
         assert slurm.ask("n1", *submit, ROOT / "deploy" / "slurm" / "in9.sbatch", *flags)
         until(lambda: finished_shards(output), 120)
         slurm.take_away("n2")
