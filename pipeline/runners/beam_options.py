@@ -13,7 +13,7 @@ import contextlib
 import errno
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import apache_beam as beam
 import grpc
@@ -30,6 +30,7 @@ from apache_beam.runners.runner import PipelineRunner, create_runner
 from pipeline.analyses import ANALYSES
 from pipeline.errors import JobError, UsageError
 from pipeline.runners.dataflow import Submission, submit
+from pipeline.runners.servers import servers_at
 from pipeline.runtime.job_log import in_one_line, job_log
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress, counters_of, show_progress
@@ -228,7 +229,13 @@ def run_pipeline(
 
 _NEED_ENDPOINT = "PortableRunner"
 _STARTS_SERVER = ("FlinkRunner", "SparkRunner", "PrismRunner")
-_SILENTLY_WRONG = ("DaskRunner", "RayRunner", "PySparkRunner")
+_DASK = "of two leaves only one runs, tagged outputs mix, and there are no metrics"
+_SILENTLY_WRONG = {
+    "DaskRunner": _DASK,
+    "RayRunner": "groups are torn apart",
+    "PySparkRunner": "groups are torn apart",
+}
+"""Runners that give wrong results without an error, and what is wrong."""
 _ANSWER_SECONDS = 60
 """Default time limit for a job server to answer, in seconds."""
 _JOB_SECONDS = 10 * 366 * 24 * 3600
@@ -255,8 +262,8 @@ def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
     runner = (options.view_as(StandardOptions).runner or "").rpartition(".")[2]
     if runner in _SILENTLY_WRONG:
         raise UsageError(
-            f"--runner={runner} gives wrong results without an error; use the default, "
-            "DataflowRunner, or PortableRunner with Flink"
+            f"--runner={runner} gives wrong results without an error: {_SILENTLY_WRONG[runner]}. "
+            "For several machines, see --worker_command and --worker_pools in docs/runners.md"
         )
     if not is_portable(runner):
         return
@@ -317,26 +324,11 @@ def servers_stopped(runner: PipelineRunner) -> Iterator[None]:
             server.stop()
 
 
-@contextlib.contextmanager
-def servers_on_loopback(options: PipelineOptions) -> Iterator[None]:
+def servers_on_loopback(options: PipelineOptions) -> contextlib.AbstractContextManager[None]:
     """Binds the servers that Beam starts in this process during the block to the loopback.
 
-    Beam binds them to all interfaces, and they give any file of this user to whoever asks. Only
-    workers of `--environment_type=EXTERNAL` may be on other machines.
+    Only workers of `--environment_type=EXTERNAL` may be on other machines.
     """
     if options.view_as(PortableOptions).environment_type == "EXTERNAL":
-        yield
-        return
-    make = grpc.server
-
-    def make_on_loopback(*arguments: Any, **named: Any) -> grpc.Server:
-        server = make(*arguments, **named)
-        bind = server.add_insecure_port
-        server.add_insecure_port = lambda address: bind(address.replace("[::]", "localhost"))
-        return server
-
-    grpc.server = make_on_loopback
-    try:
-        yield
-    finally:
-        grpc.server = make
+        return contextlib.nullcontext()
+    return servers_at("localhost")
