@@ -13,7 +13,7 @@ import contextlib
 import errno
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import apache_beam as beam
 import grpc
@@ -30,7 +30,6 @@ from apache_beam.runners.runner import PipelineRunner, create_runner
 from pipeline.analyses import ANALYSES
 from pipeline.errors import JobError, UsageError
 from pipeline.runners.dataflow import Submission, submit
-from pipeline.runners.servers import servers_at
 from pipeline.runtime.job_log import in_one_line, job_log
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress, counters_of, show_progress
@@ -229,11 +228,9 @@ def run_pipeline(
 
 _NEED_ENDPOINT = "PortableRunner"
 _STARTS_SERVER = ("FlinkRunner", "SparkRunner", "PrismRunner")
-_DASK = "of two leaves only one runs, tagged outputs mix, and there are no metrics"
 _SILENTLY_WRONG = {
-    "DaskRunner": _DASK,
-    "RayRunner": "groups are torn apart",
-    "PySparkRunner": "groups are torn apart",
+    **dict.fromkeys(("RayRunner", "PySparkRunner"), "groups are torn apart"),
+    "DaskRunner": "of two leaves only one runs, tagged outputs mix, and there are no metrics",
 }
 """Runners that give wrong results without an error, and what is wrong."""
 _ANSWER_SECONDS = 60
@@ -322,6 +319,38 @@ def servers_stopped(runner: PipelineRunner) -> Iterator[None]:
     finally:
         for server in servers:
             server.stop()
+
+
+@contextlib.contextmanager
+def servers_at(
+    address: str,
+    interceptors: Sequence[grpc.ServerInterceptor] = (),
+    options: Sequence[tuple[str, Any]] = (),
+) -> Iterator[None]:
+    """Binds the servers that Beam starts during the block to one interface.
+
+    Beam binds them to all interfaces, and they give any file of this user to whoever asks.
+
+    Args:
+      address: name or address of the interface.
+      interceptors: what every call passes first.
+      options: further options of the servers.
+    """
+    make = grpc.server
+
+    def make_at(*arguments: Any, **named: Any) -> grpc.Server:
+        for name, more in (("options", options), ("interceptors", interceptors)):
+            named[name] = [*named.get(name, ()), *more]
+        server = make(*arguments, **named)
+        bind = server.add_insecure_port
+        server.add_insecure_port = lambda port: bind(port.replace("[::]", address))
+        return server
+
+    grpc.server = make_at
+    try:
+        yield
+    finally:
+        grpc.server = make
 
 
 def servers_on_loopback(options: PipelineOptions) -> contextlib.AbstractContextManager[None]:

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import operator
 import os
 import re
 import secrets
@@ -21,6 +22,7 @@ import signal
 import subprocess
 import threading
 import time
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, cast
 
@@ -35,7 +37,7 @@ from apache_beam.runners.runner import PipelineResult
 from typing_extensions import override
 
 from pipeline.errors import JobError, counted
-from pipeline.runners.servers import servers_at
+from pipeline.runners.beam_options import servers_at
 from pipeline.runners.worker import CONTROL, LOGGING, SECRET, start_worker
 from pipeline.runners.workers import Workers
 
@@ -88,6 +90,11 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
         self.worker_id = secrets.token_hex()
         self.control_conn = self.control_handler.get_conn_by_worker_id(self.worker_id)
         self.data_conn = self.data_plane_handler.get_conn_by_worker_id(self.worker_id)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it waits for a part."""
+        return self.has_come and not self.is_busy and not self.end
 
     @override
     def host_from_worker(self) -> str:
@@ -166,7 +173,7 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
     @override
     def close(self) -> None:
         self._is_closing = True
-        if self.has_come and not self.is_busy and not self.end:
+        if self.is_free:
             super().close()
         else:
             self._stop()
@@ -194,10 +201,6 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
                 os.killpg(self._process.pid, signal.SIGCONT)
 
 
-def _refuse(_: object, context: grpc.ServicerContext) -> None:
-    context.abort(grpc.StatusCode.UNAUTHENTICATED, "this is for others")
-
-
 class _Door(grpc.ServerInterceptor):
     """Admits the calls of known workers; a stranger gets nothing from any method.
 
@@ -212,7 +215,9 @@ class _Door(grpc.ServerInterceptor):
     def intercept_service(self, continuation: Callable[..., Any], call: Any) -> Any:
         worker = self._workers.get(dict(call.invocation_metadata).get("worker_id", ""))
         if worker is None:
-            return grpc.stream_stream_rpc_method_handler(_refuse)
+            return grpc.stream_stream_rpc_method_handler(
+                lambda _, context: context.abort(grpc.StatusCode.UNAUTHENTICATED, "not for you")
+            )
         handler = continuation(call)
         if call.method.endswith("/Control"):
             serve = functools.partial(worker.serve_control, handler.stream_stream)
@@ -242,35 +247,18 @@ class _Part:
 
     Attributes:
       inputs: encoded elements by the step that reads them.
+      size: number of bytes, which grows with the work.
       losses: how many workers were lost at it.
     """
 
     inputs: dict[str, list[bytes]]
+    size: int
     losses: int = 0
 
-    @property
-    def size(self) -> int:
-        """Number of bytes, which grows with the work."""
-        return sum(map(len, itertools.chain.from_iterable(self.inputs.values())))
-
-
-class _PartContext:
-    """What Beam's manager of a bundle needs: the stage, one worker, and buffers for its output.
-
-    Attributes:
-      outputs: encoded elements by (id of the buffer, step that wrote them).
-    """
-
-    split_managers = ()
-
-    def __init__(self, stage: execution.BundleContextManager, worker: _Worker) -> None:
-        self.process_bundle_descriptor = stage.process_bundle_descriptor
-        self.worker_handlers = [worker]
-        self.outputs: dict[tuple[bytes, str], list[bytes]] = collections.defaultdict(list)
-
-    def get_buffer(self, buffer: bytes, step: str) -> list[bytes]:
-        """Returns the buffer for elements that a step writes."""
-        return self.outputs[buffer, step]
+    @classmethod
+    def of(cls, inputs: dict[str, list[bytes]]) -> _Part:
+        """Returns the part with these inputs."""
+        return cls(inputs, sum(map(len, itertools.chain.from_iterable(inputs.values()))))
 
 
 class _Stage:
@@ -303,75 +291,70 @@ class _Stage:
         workers = self._stage.worker_handlers
         number = _PARTS_PER_WORKER * len(workers)
         pieces = {step: buffer.partition(number) for step, buffer in inputs.items()}
-        parts = [_Part({step: each[i] for step, each in pieces.items()}) for i in range(number)]
-        parts.sort(key=lambda part: part.size)
+        parts = [_Part.of({step: each[i] for step, each in pieces.items()}) for i in range(number)]
+        parts.sort(key=operator.attrgetter("size"))
         # The largest comes last, and is taken first. A stage without elements has an empty part.
         self._queue = [part for part in parts if part.size] or parts[:1]
         self._left = len(self._queue)
-        for worker in workers:
-            work = (worker, expected_outputs, dry_run)
-            threading.Thread(target=self._work, args=work, daemon=True).start()
         with self._changed:
-            try:
-                while self._left and self._error is None:
-                    self._changed.wait(1)
-                    self._coordinator.check()
-            finally:
-                self._left = 0
-                self._changed.notify_all()
+            while self._left and self._error is None:
+                for worker in workers:
+                    if self._queue and worker.is_free:
+                        worker.is_busy = True
+                        work = (worker, self._queue.pop(), expected_outputs, dry_run)
+                        threading.Thread(target=self._do, args=work, daemon=True).start()
+                self._changed.wait(1)
+                self._coordinator.check()
         if self._error:
             raise self._error
         result = beam_fn_api_pb2.ProcessBundleResponse(monitoring_infos=self._metrics)
         return beam_fn_api_pb2.InstructionResponse(process_bundle=result), []
 
-    def _work(self, worker: _Worker, outputs: Mapping[str, bytes], dry_run: bool) -> None:
-        """Has a worker do one part after another, until none is left or the worker is lost."""
-        while part := self._take(worker):
-            context = _PartContext(self._stage, worker)
-            manager = fn_runner.BundleManager(context, cache_token_generator=self._tokens)
-            try:
-                result, _ = manager.process_bundle(part.inputs, outputs, {}, {}, dry_run)
-                self._finish(context.outputs, result)
-            except Exception as error:
-                self._fail(worker, part, error)
-            worker.is_busy = False
-
-    def _take(self, worker: _Worker) -> _Part | None:
-        """Waits for a part for a worker; returns None if it gets no more."""
-        with self._changed:
-            while self._left and self._error is None and not worker.end:
-                if worker.has_come and self._queue:
-                    worker.is_busy = True
-                    return self._queue.pop()
-                self._changed.wait()
-        return None
-
-    def _finish(self, outputs: Mapping[tuple[bytes, str], Iterable[bytes]], result: Any) -> None:
+    def _do(
+        self, worker: _Worker, part: _Part, expected_outputs: Mapping[str, bytes], dry_run: bool
+    ) -> None:
+        """Has a worker do a part, whose output reaches the stage only as a whole."""
+        outputs: dict[tuple[bytes, str], list[bytes]] = collections.defaultdict(list)
+        # What Beam's manager needs of a stage.
+        context = types.SimpleNamespace(
+            process_bundle_descriptor=self._stage.process_bundle_descriptor,
+            worker_handlers=[worker],
+            split_managers=(),
+            get_buffer=lambda buffer, step: outputs[buffer, step],
+        )
+        manager = fn_runner.BundleManager(context, cache_token_generator=self._tokens)
+        try:
+            result, _ = manager.process_bundle(part.inputs, expected_outputs, {}, {}, dry_run)
+        except Exception as error:
+            self._fail(worker, part, error)
+            return
         with self._changed:
             for (buffer, step), elements in outputs.items():
-                target = self._stage.get_buffer(buffer, step)
-                for encoded in elements:
-                    target.append(encoded)
-            metrics = itertools.chain(self._metrics, result.process_bundle.monitoring_infos)
+                self._stage.get_buffer(buffer, step).append(b"".join(elements))
+            metrics = (*self._metrics, *result.process_bundle.monitoring_infos)
             self._metrics = list(monitoring_infos.consolidate(metrics))
             self._left -= 1
+            worker.is_busy = False
             self._changed.notify_all()
 
     def _fail(self, worker: _Worker, part: _Part, error: Exception) -> None:
         """Gives a lost worker's part back; any other error ends the job."""
-        if isinstance(error, WorkerLostError) or str(error) == _CLOSED:
+        is_lost = isinstance(error, WorkerLostError) or str(error) == _CLOSED
+        if is_lost:
             worker.give_up("no longer answers")
             part.losses += 1
-            _LOG.warning("%s; its part is done again", worker.explain())
-            if part.losses <= _REPEATS:
-                with self._changed:
-                    self._queue.append(part)
-                    self._changed.notify_all()
-                return
-            lost = f"{part.losses} workers were lost at one part; {worker.explain()}"
-            error = JobError(f"{lost}. {_ADVICE}")
+            is_lost = part.losses <= _REPEATS
+            if is_lost:
+                _LOG.warning("%s; its part is done again", worker.explain())
+            else:
+                lost = f"{part.losses} workers were lost at one part; {worker.explain()}"
+                error = JobError(f"{lost}. {_ADVICE}")
         with self._changed:
-            self._error = self._error or error
+            worker.is_busy = False
+            if is_lost:
+                self._queue.append(part)
+            else:
+                self._error = self._error or error
             self._changed.notify_all()
 
 

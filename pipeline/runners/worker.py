@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,16 +25,11 @@ LOGGING = "LOGGING_API_SERVICE_DESCRIPTOR"
 SECRET = "secret"
 """Name of the metadata of a call that holds what a pool wants to be told."""
 _VERSIONS = "IN9_VERSIONS"
-
-
-def versions() -> str:
-    """Returns the versions that must be equal in a job and its workers.
-
-    Functions are pickled by Beam, and some of them as the bytecode of one version of Python.
-    """
-    beam = importlib.metadata.version("apache-beam")
-    python = ".".join(map(str, sys.version_info[:2]))
-    return f"in9 {pipeline.__version__}, apache-beam {beam}, Python {python}"
+_OWN_VERSIONS = (
+    f"in9 {pipeline.__version__}, apache-beam {importlib.metadata.version('apache-beam')}, "
+    f"Python {sys.version_info.major}.{sys.version_info.minor}"
+)
+"""What must be equal in a job and its workers, because pickled functions may hold bytecode."""
 
 
 def start_worker(
@@ -57,7 +53,7 @@ def start_worker(
         stderr=None if output is None else subprocess.STDOUT,
         start_new_session=True,
     )
-    lines = (f"{name}={value}\n" for name, value in {**settings, _VERSIONS: versions()}.items())
+    lines = (f"{name}={value}\n" for name, value in {**settings, _VERSIONS: _OWN_VERSIONS}.items())
     # A command that has ended already says why in its output.
     with contextlib.suppress(BrokenPipeError), cast(BinaryIO, process.stdin) as stdin:
         stdin.write("".join(lines).encode())
@@ -66,11 +62,9 @@ def start_worker(
 
 def main() -> None:
     """Works until the job ends, or its coordinator is gone."""
-    for line in sys.stdin:
-        name, _, value = line.rstrip("\n").partition("=")
-        os.environ[name] = value
-    if os.environ[_VERSIONS] != versions():
-        sys.exit(f"the worker has {versions()}, but the job has {os.environ[_VERSIONS]}")
+    os.environ.update(re.findall("(\\w+)=(.*)\n", sys.stdin.read()))
+    if os.environ[_VERSIONS] != _OWN_VERSIONS:
+        sys.exit(f"the worker has {_OWN_VERSIONS}, but the job has {os.environ[_VERSIONS]}")
     # Imported late, because Beam reads the worker's id when it is imported.
     import grpc
     from apache_beam.runners.worker import sdk_worker_main

@@ -1,12 +1,15 @@
-"""Two machines on this one, and Slurm on them: namespaces with own networks and process ids.
+"""Machines on this one, and Slurm on them: namespaces with own networks and process ids.
 
-Files and clock are shared, as in a cluster. This needs root; `why_not` says what is missing.
+Files and clock are shared, as in a cluster. This needs root. A machine is nothing but processes,
+which end with the process that started them, however that ends. So nothing is left behind, and
+several such clusters may run at once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,78 +20,97 @@ from pathlib import Path
 
 from runs import ROOT
 
-HEAD = "10.77.0.1"
-"""Address of this machine in the network of both."""
+HEAD = "head"
+"""The machine on which jobs and Slurm's controller run."""
 NODES = ("n1", "n2")
-MUNGE = Path("/run/munge/munge.socket.2")
-"""Where Slurm's programs prove to each other who they are."""
-_SLURM = ("slurmctld", "slurmd", "munged", "srun")
+_ADDRESSES = {HEAD: "10.77.0.1", "n1": "10.77.0.11", "n2": "10.77.0.12"}
+_ALONE = ("unshare", "--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc")
+_TOOLS = ("ip", "nsenter", "setpriv", "unshare", "slurmctld", "slurmd", "munged", "srun")
+_NO_RIGHT = re.compile(
+    "Operation not permitted|Permission denied|Read-only file system|Function not implemented"
+)
+"""What the kernel says to a process that lacks a right, as a container may."""
 
 
-def why_not() -> str:
-    """Returns what is missing here for machines with Slurm; "" if nothing is."""
-    if os.geteuid() != 0:
-        return "namespaces need root"
-    missing = [name for name in ("ip", "nsenter", "unshare", *_SLURM) if not shutil.which(name)]
-    return f"{', '.join(missing)}: not installed" if missing else ""
+class RefusedError(PermissionError):
+    """This kernel allows no such machines, or not what Slurm's daemons do."""
 
 
-def address(node: str) -> str:
-    """Returns the address of a machine."""
-    return f"10.77.0.1{node[1:]}"
+def missing() -> str:
+    """Returns what is not installed that machines need; "" if nothing is."""
+    names = [name for name in _TOOLS if not shutil.which(name)]
+    return f"not installed: {', '.join(names)}" if names else ""
+
+
+def address(machine: str) -> str:
+    """Returns the address of a machine, which all others reach."""
+    return _ADDRESSES[machine]
 
 
 class Machines:
     """Machines that end with a stack.
 
     Args:
-      stack: runs what removes them.
+      stack: runs what ends them.
       folder: an empty folder for their files.
+
+    Raises:
+      RefusedError: this process may not make namespaces and networks.
     """
 
     def __init__(self, stack: contextlib.ExitStack, folder: Path) -> None:
         self._stack, self._folder = stack, folder
         self._lives: dict[str, subprocess.Popen[bytes]] = {}
-        name = os.uname().nodename
-        hosts = [f"127.0.0.1 localhost\n{HEAD} {name}"]
-        hosts += [f"{address(node)} {node}" for node in NODES]
-        (folder / "hosts").write_text("\n".join([*hosts, ""]))
-        for line in (
-            "link add in9br type bridge",
-            f"addr add {HEAD}/24 dev in9br",
-            "link set in9br up",
-        ):
-            _ip(line)
-        stack.callback(_ip, "link del in9br")
-        for node in NODES:
-            _ip(f"netns add {node}")
-            stack.callback(_ip, f"netns del {node}")
-            _ip(f"link add in9{node} type veth peer name eth0 netns {node}")
-            # A process that is about to end would keep it for a while.
-            stack.callback(_ip, f"link del in9{node}")
-            for line in (
-                f"link set in9{node} master in9br up",
-                f"-n {node} addr add {address(node)}/24 dev eth0",
-                f"-n {node} link set eth0 up",
-                f"-n {node} link set lo up",
-            ):
-                _ip(line)
+        # A bridge and a pair of interfaces are what machines are connected by.
+        script = "ip link add name x type bridge && ip link add name y type veth peer name z"
+        tried = subprocess.run([*_ALONE, "sh", "-c", script], capture_output=True, text=True)
+        if tried.returncode:
+            raise RefusedError(tried.stderr.strip())
+        hosts = [f"{number} {name}" for name, number in _ADDRESSES.items()]
+        (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts, ""]))
+        # Slurm's programs prove to each other who they are by a socket in this folder.
+        (folder / "munge").mkdir()
+        Path("/run/munge").mkdir(exist_ok=True)
+        self.boot(HEAD, "sleep", "infinity")
 
-    def boot(self, node: str, *command: object) -> None:
+    def boot(self, machine: str, *command: object) -> None:
         """Starts a machine whose first process is a command."""
-        hosts = self._folder / "hosts"
-        script = f'mount --bind {hosts} /etc/hosts; hostname {node}; exec "$@"'
-        alone = ("unshare", "-m", "-u", "-p", "--fork", "--kill-child", "--mount-proc")
-        words = ("nsenter", f"--net=/run/netns/{node}", *alone, "sh", "-c", script, "sh", *command)
-        self._lives[node] = self.start(node, *words)
-        self._stack.callback(self._halt, node)
-        until(lambda: _children(self._lives[node].pid))
+        script = """
+            read -r _ || true
+            set -e
+            mount --bind "$1/hosts" /etc/hosts; mount --bind "$1/munge" /run/munge; hostname "$2"
+            touch "$1/$2.up"
+            shift 2; exec "$@"
+        """
+        words = (*_ALONE, "sh", "-c", script, "sh", self._folder, machine, *command)
+        life = self._lives[machine] = self.start(machine, *words, stdin=subprocess.PIPE)
+        self._stack.callback(self._halt, machine)
+        until(lambda: _children(life.pid))
+        interface = "bridge" if machine == HEAD else "eth0"
+        if machine == HEAD:
+            self._ip(HEAD, "link add name bridge type bridge")
+        else:
+            pair = f"link add name {machine} type veth peer name eth0 netns {self._first(machine)}"
+            self._ip(HEAD, pair, f"link set {machine} master bridge up")
+        up = (f"addr add {_ADDRESSES[machine]}/24 dev {interface}", f"link set {interface} up")
+        self._ip(machine, *up, "link set lo up")
+        assert life.stdin
+        life.stdin.close()  # It has waited for its network.
+        until(lambda: (self._folder / f"{machine}.up").exists() or life.poll() is not None)
+        if life.poll() is not None:
+            raise RefusedError(self._log(machine).read_text())
 
     def start(self, log: str, *command: object, **options: object) -> subprocess.Popen[bytes]:
-        """Starts a process that ends with the stack; its output goes to a file of this name."""
-        with (self._folder / f"{log}.log").open("ab") as file:
+        """Starts a process that ends with the stack, or with this process.
+
+        Args:
+          log: name of the file for its output.
+          command: its words.
+          options: options of `subprocess.Popen`.
+        """
+        with self._log(log).open("ab") as file:
             process = subprocess.Popen(
-                [*map(str, command)],
+                ["setpriv", "--pdeathsig=KILL", *map(str, command)],
                 stdout=file,
                 stderr=file,
                 **options,  # type: ignore[call-overload]
@@ -96,20 +118,30 @@ class Machines:
         self._stack.callback(_end, process)
         return process
 
-    def inside(self, node: str, *command: object) -> list[str]:
+    def inside(self, machine: str, *command: object) -> list[str]:
         """Returns the words of a command that runs on a machine."""
-        (first,) = _children(self._lives[node].pid)
         kinds = ("--net", "--mount", "--uts", "--pid", f"--wd={ROOT}")
-        return ["nsenter", f"--target={first}", *kinds, *map(str, command)]
+        return ["nsenter", f"--target={self._first(machine)}", *kinds, *map(str, command)]
 
     def take_away(self, node: str) -> None:
         """Takes a machine away: its network first, so that nobody is told."""
-        _ip(f"link set in9{node} down")
+        self._ip(HEAD, f"link set {node} down")
         self._halt(node)
 
-    def _halt(self, node: str) -> None:
+    def _log(self, name: str) -> Path:
+        return self._folder / f"{name}.log"
+
+    def _first(self, machine: str) -> int:
+        (first,) = _children(self._lives[machine].pid)
+        return first
+
+    def _ip(self, machine: str, *lines: str) -> None:
+        words = ["nsenter", f"--net=/proc/{self._first(machine)}/ns/net", "ip", "-batch", "-"]
+        subprocess.run(words, input="\n".join(lines), check=True, text=True)
+
+    def _halt(self, machine: str) -> None:
         """Kills the first process of a machine, and so all others."""
-        life = self._lives[node]
+        life = self._lives[machine]
         for pid in _children(life.pid) or [life.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -123,10 +155,6 @@ def _children(pid: int) -> list[int]:
         return []  # It has ended.
 
 
-def _ip(words: str) -> None:
-    subprocess.run(["ip", *words.split()], check=True)
-
-
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
@@ -138,7 +166,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 _CONF = """\
 ClusterName=one
-SlurmctldHost={name}({head})
+SlurmctldHost=head({head})
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -155,7 +183,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 MpiDefault=none
 ReturnToService=2
-SlurmdTimeout=15
+SlurmdTimeout=10
 KillWait=5
 MailProg=/bin/true
 SlurmdParameters=config_overrides
@@ -165,16 +193,19 @@ PartitionName=all Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP
 
 
 class Slurm(Machines):
-    """Both machines as nodes of a Slurm cluster, whose controller runs here."""
+    """Two machines as nodes of a Slurm cluster, whose controller runs on the head.
+
+    Raises:
+      RefusedError: the daemons may not do here what they need to.
+    """
 
     def __init__(self, stack: contextlib.ExitStack, folder: Path) -> None:
         super().__init__(stack, folder)
         nodes = "\n".join(
-            f"NodeName={node} NodeAddr={address(node)} CPUs=2 RealMemory=8000" for node in NODES
+            f"NodeName={node} NodeAddr={_ADDRESSES[node]} CPUs=2 RealMemory=8000" for node in NODES
         )
         conf = folder / "slurm.conf"
-        name = os.uname().nodename
-        conf.write_text(_CONF.format(name=name, head=HEAD, folder=folder, nodes=nodes))
+        conf.write_text(_CONF.format(head=_ADDRESSES[HEAD], folder=folder, nodes=nodes))
         self.environment = {
             **os.environ,
             "SLURM_CONF": str(conf),
@@ -186,19 +217,41 @@ class Slurm(Machines):
         command.write_text(f'#!/bin/sh\nexec {sys.executable} -m pipeline "$@"\n')
         command.chmod(0o755)
         (folder / "state").mkdir()
-        MUNGE.parent.mkdir(exist_ok=True)
-        shutil.chown(MUNGE.parent, "munge", "munge")
-        # Another one may run here already, which does as well.
-        self.start("munge", "munged", "--foreground", user="munge", group="munge")
-        until(MUNGE.exists)
-        self.start("slurmctld", "slurmctld", "-D", "-f", conf)
+        shutil.chown(folder / "munge", "munge", "munge")
+        user = ("setpriv", "--reuid=munge", "--regid=munge", "--clear-groups")
+        self._serve("munged", *user, "munged", "--foreground")
+        self._await((folder / "munge" / "munge.socket.2").exists)
+        self._serve("slurmctld", "slurmctld", "-D", "-f", conf)
         for node in NODES:
             self.boot(node, "slurmd", "-D", "-N", node, "-f", conf)
-        until(lambda: self.ask(NODES[0], "sinfo", "-h", "-t", "idle", "-o", "%D").strip() == "2")
+        idle = ("sinfo", "-h", "-t", "idle", "-o", "%D")
+        self._await(lambda: self.ask(HEAD, *idle).strip() == "2")
 
-    def ask(self, node: str, *command: object) -> str:
-        """Runs a command on a node, and returns its output; "" if it fails."""
-        words = self.inside(node, *command)
+    def _serve(self, name: str, *command: object) -> None:
+        """Starts a daemon on the head."""
+        self._lives[name] = self.start(name, *self.inside(HEAD, *command))
+
+    def _await(self, happened: Callable[[], object]) -> None:
+        """Waits for something that all daemons together do.
+
+        Raises:
+          RefusedError: it does not happen, and the log of a daemon says that it lacks a right.
+        """
+        lives = self._lives.values()
+        with contextlib.suppress(AssertionError):
+            until(lambda: happened() or any(life.poll() is not None for life in lives))
+        if happened():
+            return
+        logs = {name: self._log(name).read_text(errors="replace") for name in self._lives}
+        for name, log in logs.items():
+            for line in log.splitlines():
+                if _NO_RIGHT.search(line):
+                    raise RefusedError(f"{name}: {line}")
+        raise AssertionError("\n".join(log[-2000:] for log in logs.values()))
+
+    def ask(self, machine: str, *command: object) -> str:
+        """Runs a command on a machine, and returns its output; "" if it fails."""
+        words = self.inside(machine, *command)
         done = subprocess.run(
             words, env=self.environment, capture_output=True, text=True, check=False
         )
