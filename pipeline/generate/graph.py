@@ -67,11 +67,10 @@ def list_split(job: GenerateJob, layout: SplitLayout) -> tuple[Sequence[SourceIm
         if job.recipe is None:
             images, passed_over = _list_input(job, layout)
         else:
-            listed, extra = job.recipe.list_images(layout)
+            images, extra = job.recipe.list_images(layout)
             count("pictures_not_in_recipe", extra)
             told = job.recipe.manifest.images[split]
             passed_over = {**told, "outside": told["outside_taxonomy"]}
-            images = listed
     except PermissionError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
     _check_places(images, job.store)
@@ -94,8 +93,9 @@ def _list_input(
         keeps_image_whole=keeps_image_whole,
         keeps_masks=keeps_masks,
     )
-    limit, lists = job.config.limit, job.key_lists()
-    images, passed_over = list_images(layout, job.taxonomy, limit, lists, adapt)
+    images, passed_over = list_images(
+        layout, job.taxonomy, job.config.limit, job.key_lists(), adapt
+    )
     if not images:
         raise _no_images(passed_over, layout, job.taxonomy)
     if masks is not None and not any(image.mask for image in images):
@@ -197,7 +197,7 @@ class ListSplits(JobStep):
             splits[totals] = images
         if job.recipe is not None:  # The guard waits until the pictures have been identified.
             shards = (make_shards(splits[totals], totals) for totals in splits)
-            return map(_made, itertools.chain.from_iterable(shards))
+            return map(_MAKE, itertools.chain.from_iterable(shards))
         return _guarded(job, splits)
 
 
@@ -216,12 +216,10 @@ def _guarded(
         check_rebuild(job.guarded, existing, job.config, job.layer_staging(), renumbered)
     # Local runners deal the shards to their workers once, in turn. Because the largest shards
     # come first, all workers get about the same number of images.
-    return map(_made, sorted(shards, key=lambda shard: -len(shard.rows)))
+    return map(_MAKE, sorted(shards, key=lambda shard: -len(shard.rows)))
 
 
-@timed("list")
-def _made(shard: ListedShard) -> SourceShard:
-    return shard.make()
+_MAKE = timed("list")(ListedShard.make)
 
 
 class IdentifySources(JobStep):

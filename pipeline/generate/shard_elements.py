@@ -140,9 +140,9 @@ class ListedShard:
 
     def make(self) -> SourceShard:
         """Returns the shard with its images."""
-        images = map(self.listed.__getitem__, self.rows)
-        ordered = sorted(images, key=operator.attrgetter("key", "name"))
-        return SourceShard(self.totals, self.shard, tuple(ordered))
+        images = (self.listed[row] for row in self.rows)
+        in_order = tuple(sorted(images, key=operator.attrgetter("key", "name")))
+        return SourceShard(self.totals, self.shard, in_order)
 
 
 def make_shards(images: Sequence[SourceImage], totals: SplitTotals) -> list[ListedShard]:

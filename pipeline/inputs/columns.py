@@ -46,22 +46,13 @@ class Columns(Sequence[T]):
         for name in self._names[1:]:
             values = map(operator.attrgetter(name), items)
             column = pa.array(list(map(_encoded, values, keys)))
-            # A column of None takes no memory as it is.
-            if not pa.types.is_null(column.type):
-                each_once = column.dictionary_encode()
-                if 2 * len(each_once.dictionary) < len(column):
-                    column = each_once
-            yield column
+            each_once = column.dictionary_encode()
+            yield each_once if 2 * len(each_once.dictionary) < len(column) else column
 
     def _made(self, values: Iterable[Any]) -> T:
         key, *others = values
         decoded = (_decoded(value, key) for value in (key, *others))
         return self._kind(**dict(zip(self._names, decoded, strict=True)))
-
-    def keys(self) -> Iterator[str]:
-        """Yields the keys of all objects, which is faster than making the objects."""
-        for columns in self._batches:
-            yield from (_decoded(key, b"") for key in columns[0].to_pylist())
 
     @override
     def __len__(self) -> int:
@@ -84,6 +75,5 @@ def _encoded(value: Any, key: bytes) -> Any:
 
 
 def _decoded(value: Any, key: bytes) -> Any:
-    if not isinstance(value, bytes):
-        return value
-    return value.replace(_KEY, key).decode("utf-8", "surrogatepass")
+    is_text = isinstance(value, bytes)
+    return value.replace(_KEY, key).decode("utf-8", "surrogatepass") if is_text else value

@@ -277,7 +277,7 @@ class FileIndex:
 
     def __init__(self, entries: Iterable[KeyedFile]) -> None:
         self._entries = Columns(KeyedFile, entries)
-        hashes = np.fromiter(map(hash, self._entries.keys()), np.int64)
+        hashes = np.fromiter((hash(entry.key) for entry in self._entries), np.int64)
         self._order = np.argsort(hashes, kind="stable")
         self._hashes = hashes[self._order]
 
@@ -292,9 +292,8 @@ class FileIndex:
         start, end = (np.searchsorted(self._hashes, hash(key), side) for side in ("left", "right"))
         entries = (self._entries[number] for number in self._order[start:end])
         by_folder = {entry.folder: entry for entry in entries if entry.key == key}
-        if len(by_folder) == 1:
-            folder, *_ = by_folder
-        return by_folder.get(folder) or by_folder.get("")
+        only = next(iter(by_folder.values())) if len(by_folder) == 1 else None
+        return by_folder.get(folder, by_folder.get("", only))
 
 
 def wnid_of_folder(name: str, taxonomy: Taxonomy | None = None) -> str:

@@ -203,13 +203,15 @@ def run_pipeline(
     """
     waits = submission is None or submission.waits
     mode = pipeline.options.view_as(DirectOptions).direct_running_mode
+    environment = pipeline.options.view_as(PortableOptions).environment_type
     items = {one.name: one.items for one in ANALYSES if one.runs_models}
     with (
         in_one_line(log, _translate),
         job_log(log, worker_processes=mode == "multi_processing"),
         show_progress(progress, items=items) if waits else contextlib.nullcontext(),
         servers_stopped(pipeline.runner),
-        servers_on_loopback(pipeline.options),
+        # Only workers of this environment may be on other machines.
+        servers_at("[::]" if environment == "EXTERNAL" else "localhost"),
     ):
         if submission is None:
             result = pipeline.run()
@@ -351,13 +353,3 @@ def servers_at(
         yield
     finally:
         grpc.server = make
-
-
-def servers_on_loopback(options: PipelineOptions) -> contextlib.AbstractContextManager[None]:
-    """Binds the servers that Beam starts in this process during the block to the loopback.
-
-    Only workers of `--environment_type=EXTERNAL` may be on other machines.
-    """
-    if options.view_as(PortableOptions).environment_type == "EXTERNAL":
-        return contextlib.nullcontext()
-    return servers_at("localhost")

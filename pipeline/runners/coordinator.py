@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import itertools
 import logging
-import operator
 import os
 import re
 import secrets
@@ -58,10 +57,6 @@ _CLOSED = "Channel closed prematurely."
 """Beam's message for a worker that has ended."""
 
 
-class WorkerLostError(Exception):
-    """A worker has ended, or no longer answers."""
-
-
 class _Worker(worker_handlers.GrpcWorkerHandler):
     """A worker process, from its start to its end.
 
@@ -73,6 +68,7 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
     Attributes:
       has_come: whether it has called back.
       is_busy: whether it is working on a part.
+      is_closing: whether the job needs it no more.
       end: why it is given up; "" as long as it is not.
       last_line: the last line of its output.
     """
@@ -83,7 +79,7 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
         self._plan, self._changed = plan, changed
         self._pool = plan.pools[number % len(plan.pools)] if plan.pools else None
         self._process: subprocess.Popen[bytes] | None = None
-        self.has_come = self.is_busy = self._is_closing = False
+        self.has_come = self.is_busy = self.is_closing = False
         self.end = self.last_line = ""
         super().__init__(*arguments)
         # Beam's ids are numbers that anybody can guess.
@@ -147,8 +143,8 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
         return serve(responses, context)
 
     def give_up(self, why: str) -> None:
-        """Gives the worker up: whoever waits for it gets a WorkerLostError."""
-        if self._is_closing:
+        """Gives the worker up: whoever waits for it gets an error with the message `_CLOSED`."""
+        if self.is_closing:
             return
         with self._changed:
             self.end = self.end or why
@@ -156,36 +152,29 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
             self.data_conn._closed = True
             # A thread may be about to wait for another answer, which the next call ends.
             with contextlib.suppress(RuntimeError):
-                self.control_conn.abort(WorkerLostError(self.end))
+                self.control_conn.abort(RuntimeError(_CLOSED))
             self._changed.notify_all()
 
     def explain(self) -> str:
         """Returns why it is given up or missed, with the last line of its output; ends it."""
         if self._process and self.end:
             # Its connection is lost a moment before its command ends.
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.end = f"ended with exit code {self._process.wait(1)}"
-            except subprocess.TimeoutExpired:
-                self._stop()
+            self._stop()
         end = self.end or f"has not called back in {self._plan.seconds:g} s"
         return f"a worker {end}" + (f": {self.last_line[-300:]}" if self.last_line else "")
 
     @override
     def close(self) -> None:
-        self._is_closing = True
-        if self.is_free:
-            super().close()
-        else:
+        self.is_closing = True
+        # An idle worker ends with its call.
+        if not self.is_free:
             self._stop()
-
-    @override
-    def stop_worker(self) -> None:
-        """Does nothing: a worker ends when its connection is closed."""
+        self.control_conn.push(worker_handlers.BeamFnControlServicer._DONE_MARKER)
 
     def wait(self, until: float) -> None:
         """Waits for the end of its command, and kills it at a time of the monotonic clock."""
-        # Else the thread of its call would wait for ever.
-        self.control_conn.push(worker_handlers.BeamFnControlServicer._DONE_MARKER)
         if self._process:
             try:
                 self._process.wait(max(0, until - time.monotonic()))
@@ -236,9 +225,12 @@ def _log_entries(messages: Iterable[Any], _: object) -> Iterator[Any]:
     yield beam_fn_api_pb2.LogControl()
     for entry in itertools.chain.from_iterable(message.log_entries for message in messages):
         log = _LOG if _OURS.match(entry.log_location.rpartition("-packages/")[2]) else _OUTPUT_LOG
-        level = worker_handlers.LOGENTRY_TO_LOG_LEVEL_MAP[entry.severity]
-        error = RuntimeError(entry.trace) if entry.trace else None
-        log.log(level, "%s", entry.message, exc_info=error)
+        log.log(
+            worker_handlers.LOGENTRY_TO_LOG_LEVEL_MAP[entry.severity],
+            "%s",
+            entry.message,
+            exc_info=RuntimeError(entry.trace) if entry.trace else None,
+        )
 
 
 @dataclasses.dataclass(eq=False)
@@ -247,18 +239,15 @@ class _Part:
 
     Attributes:
       inputs: encoded elements by the step that reads them.
-      size: number of bytes, which grows with the work.
       losses: how many workers were lost at it.
     """
 
     inputs: dict[str, list[bytes]]
-    size: int
     losses: int = 0
 
-    @classmethod
-    def of(cls, inputs: dict[str, list[bytes]]) -> _Part:
-        """Returns the part with these inputs."""
-        return cls(inputs, sum(map(len, itertools.chain.from_iterable(inputs.values()))))
+    def size(self) -> int:
+        """Returns the number of bytes, which grows with the work."""
+        return sum(map(len, itertools.chain.from_iterable(self.inputs.values())))
 
 
 class _Stage:
@@ -268,7 +257,6 @@ class _Stage:
         self._coordinator, self._stage, self._changed = coordinator, stage, coordinator.changed
         self._tokens = fn_runner.FnApiRunner.get_cache_token_generator(static=False)
         self._queue: list[_Part] = []
-        self._left = 0
         self._error: Exception | None = None
         self._metrics: list[Any] = []
 
@@ -291,13 +279,11 @@ class _Stage:
         workers = self._stage.worker_handlers
         number = _PARTS_PER_WORKER * len(workers)
         pieces = {step: buffer.partition(number) for step, buffer in inputs.items()}
-        parts = [_Part.of({step: each[i] for step, each in pieces.items()}) for i in range(number)]
-        parts.sort(key=operator.attrgetter("size"))
+        parts = [_Part({step: each[i] for step, each in pieces.items()}) for i in range(number)]
         # The largest comes last, and is taken first. A stage without elements has an empty part.
-        self._queue = [part for part in parts if part.size] or parts[:1]
-        self._left = len(self._queue)
+        self._queue = sorted(filter(_Part.size, parts), key=_Part.size) or parts[:1]
         with self._changed:
-            while self._left and self._error is None:
+            while not self._error and (self._queue or any(each.is_busy for each in workers)):
                 for worker in workers:
                     if self._queue and worker.is_free:
                         worker.is_busy = True
@@ -333,28 +319,27 @@ class _Stage:
                 self._stage.get_buffer(buffer, step).append(b"".join(elements))
             metrics = (*self._metrics, *result.process_bundle.monitoring_infos)
             self._metrics = list(monitoring_infos.consolidate(metrics))
-            self._left -= 1
             worker.is_busy = False
             self._changed.notify_all()
 
     def _fail(self, worker: _Worker, part: _Part, error: Exception) -> None:
         """Gives a lost worker's part back; any other error ends the job."""
-        is_lost = isinstance(error, WorkerLostError) or str(error) == _CLOSED
-        if is_lost:
+        if worker.is_closing:
+            return
+        fatal: Exception | None = error
+        if str(error) == _CLOSED:
             worker.give_up("no longer answers")
             part.losses += 1
-            is_lost = part.losses <= _REPEATS
-            if is_lost:
-                _LOG.warning("%s; its part is done again", worker.explain())
+            why = worker.explain()
+            if part.losses > _REPEATS:
+                fatal = JobError(f"{part.losses} workers were lost at one part; {why}. {_ADVICE}")
             else:
-                lost = f"{part.losses} workers were lost at one part; {worker.explain()}"
-                error = JobError(f"{lost}. {_ADVICE}")
-        with self._changed:
-            worker.is_busy = False
-            if is_lost:
+                _LOG.warning("%s; its part is done again", why)
                 self._queue.append(part)
-            else:
-                self._error = self._error or error
+                fatal = None
+        with self._changed:
+            self._error = self._error or fatal
+            worker.is_busy = False
             self._changed.notify_all()
 
 

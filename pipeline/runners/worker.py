@@ -71,10 +71,8 @@ def main() -> None:
 
     try:
         sdk_worker_main.main([])
-    except grpc.FutureTimeoutError:
-        print(f"no answer from {os.environ[CONTROL]}", flush=True)
-    except grpc.RpcError:
-        print("the connection to the job is lost", flush=True)
+    except (grpc.FutureTimeoutError, grpc.RpcError):
+        print(f"no connection to the job at {os.environ[CONTROL]}", flush=True)
     # A thread may be in the middle of a shard that nobody waits for.
     os._exit(0)
 

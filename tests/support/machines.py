@@ -123,6 +123,10 @@ class Machines:
         kinds = ("--net", "--mount", "--uts", "--pid", f"--wd={ROOT}")
         return ["nsenter", f"--target={self._first(machine)}", *kinds, *map(str, command)]
 
+    def in_network(self, machine: str, *command: object) -> list[str]:
+        """Returns the words of a command that runs here, but in the network of a machine."""
+        return ["nsenter", f"--net=/proc/{self._first(machine)}/ns/net", *map(str, command)]
+
     def take_away(self, node: str) -> None:
         """Takes a machine away: its network first, so that nobody is told."""
         self._ip(HEAD, f"link set {node} down")
@@ -136,7 +140,7 @@ class Machines:
         return first
 
     def _ip(self, machine: str, *lines: str) -> None:
-        words = ["nsenter", f"--net=/proc/{self._first(machine)}/ns/net", "ip", "-batch", "-"]
+        words = self.in_network(machine, "ip", "-batch", "-")
         subprocess.run(words, input="\n".join(lines), check=True, text=True)
 
     def _halt(self, machine: str) -> None:
