@@ -4,7 +4,7 @@
 
 * Jobs: copies of real pictures under new keys are generated, evaluated by a model that does almost
   nothing, verified and reported. The figures are each stage's time for an image, and peak memory.
-* Rows alone: empty files, in folders like ImageNet's, are listed; simulated records go through Plan,
+* Rows alone: empty files in folders like ImageNet's are listed; simulated records go through Plan,
   the loading of the plan that every worker does, the pairing of one output shard, and Commit, with
   all files in staging. Each step is a separate process, whose peak memory is measured, and which
   reads its input elements one by one.
@@ -51,7 +51,7 @@ from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTota
 from pipeline.inputs.layout import find_layout, list_images
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import FileDigest, Store
-from transforms.taxonomy import imagenet9
+from transforms.taxonomy import OUTSIDE, imagenet9
 
 MODEL = """
 import torch
@@ -151,7 +151,7 @@ def read_elements(folder: Path, name: str) -> Iterator[Any]:
 
 def write_input(root: Path, count: int) -> None:
     """Writes empty images and boxes in as many classes as ImageNet-9 has."""
-    wnids = imagenet9().wnids
+    wnids = [wnid for wnid in imagenet9().wnids if imagenet9().label_of(wnid) != OUTSIDE]
     for start, wnid in enumerate(wnids):
         for kind in ("train", "Annotations/train"):
             (root / kind / wnid).mkdir(parents=True)
