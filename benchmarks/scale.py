@@ -4,9 +4,10 @@
 
 * Jobs: copies of real pictures under new keys are generated, evaluated by a model that does almost
   nothing, verified and reported. The figures are each stage's time for an image, and peak memory.
-* Rows alone: simulated records go through Plan, the loading of the plan that every worker does, the
-  pairing of one output shard, and Commit, with all files in staging. Each step is a separate
-  process, whose peak memory is measured, and which reads its input elements one by one.
+* Rows alone: empty files in folders like ImageNet's are listed; simulated records go through Plan,
+  the loading of the plan that every worker does, the pairing of one output shard, and Commit, with
+  all files in staging. Each step is a separate process, whose peak memory is measured, and which
+  reads its input elements one by one.
 """
 
 from __future__ import annotations
@@ -43,13 +44,14 @@ from pipeline.dataset.records import (
 )
 from pipeline.generate.commit import finish, move_files, prepare
 from pipeline.generate.cut_source import Cutter, read_source
+from pipeline.generate.graph import ListSplits
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.plan import PlanSplit, load_plan
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
 from pipeline.inputs.layout import find_layout, list_images
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import FileDigest, Store
-from transforms.taxonomy import imagenet9
+from transforms.taxonomy import OUTSIDE, imagenet9
 
 MODEL = """
 import torch
@@ -122,7 +124,13 @@ def sizes(counts: list[int]) -> str:
 
 
 CONFIG = DatasetConfig(compose=ComposeConfig())
-SEGMENTED, PLANNED, COMPOSED, MOVES = "segmented", "planned", "composed", "moves"
+LISTED, SEGMENTED, PLANNED, COMPOSED, MOVES = (
+    "listed",
+    "segmented",
+    "planned",
+    "composed",
+    "moves",
+)
 
 
 def write_elements(folder: Path, name: str, elements: Iterable[Any]) -> float:
@@ -139,6 +147,17 @@ def read_elements(folder: Path, name: str) -> Iterator[Any]:
     with open(folder / name, "rb") as file:
         while file.tell() < size:
             yield pickle.load(file)
+
+
+def write_input(root: Path, count: int) -> None:
+    """Writes empty images and boxes in as many classes as ImageNet-9 has."""
+    wnids = [wnid for wnid in imagenet9().wnids if imagenet9().label_of(wnid) != OUTSIDE]
+    for start, wnid in enumerate(wnids):
+        for kind in ("train", "Annotations/train"):
+            (root / kind / wnid).mkdir(parents=True)
+        for number in range(start, count, len(wnids)):
+            (root / "train" / wnid / f"{wnid}_{number}.JPEG").touch()
+            (root / "Annotations" / "train" / wnid / f"{wnid}_{number}.xml").touch()
 
 
 def staging_of(folder: Path) -> Staging:
@@ -199,6 +218,15 @@ def do(step: str, folder: Path, count: int) -> dict[str, float]:
     staging = staging_of(folder)
     store = staging.store
     started = time.perf_counter()
+    if step == "write an input":
+        write_input(folder / "input", count)
+        return {}
+    if step == "list":
+        layout = find_layout(str(folder / "input"), None, "train")
+        progress = Progress.for_store(store)
+        job = GenerateJob(CONFIG, (layout,), imagenet9(), store, progress, previous={})
+        size = write_elements(folder, LISTED, ListSplits(job).process(None))
+        return {"seconds": time.perf_counter() - started, "listed shard, bytes": size}
     if step == "segment":
         counts = ShardCounts.for_images(count, CONFIG.images_per_shard)
         totals = SplitTotals("val", counts, count, 0, 0)
@@ -243,7 +271,17 @@ def do(step: str, folder: Path, count: int) -> dict[str, float]:
     return {"seconds": time.perf_counter() - started}
 
 
-STEPS = ("segment", "plan", "load a plan", "compose", "prepare", "move", "finish")
+STEPS = (
+    "write an input",
+    "list",
+    "segment",
+    "plan",
+    "load a plan",
+    "compose",
+    "prepare",
+    "move",
+    "finish",
+)
 
 
 def measure_rows(count: int) -> None:

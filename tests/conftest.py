@@ -35,7 +35,7 @@ collect_ignore = ["mirrored"]
 
 _LONGEST = (
     *("test_model_stage", "test_faults", "test_conformance", "test_object_storage", "test_export"),
-    *("test_portable", "test_prism", "test_dataflow", "test_trend", "test_kills"),
+    *("test_portable", "test_workers", "test_prism", "test_dataflow", "test_trend", "test_kills"),
     *("test_failing_models", "test_versions", "test_attack", "test_dry_run"),
     *("test_evaluate", "test_incremental"),
     *("test_lock", "test_report", "test_leftovers", "test_models_on_shards", "test_independent"),

@@ -28,7 +28,7 @@ from llvmlite import binding
 from packaging.requirements import Requirement
 
 from pipeline.commands import template
-from pipeline.commands.flags import flags_of
+from pipeline.commands.flags import WORKERS, flags_of
 from pipeline.commands.parser import build_parser
 from pipeline.runners.beam_options import unknown_to_beam
 from transforms.grabcut import Unavailable, cache
@@ -39,6 +39,7 @@ TERRAFORM = DEPLOY / "terraform"
 BIN = Path(sys.executable).parent
 
 DEPLOYED = [
+    DEPLOY / "attempt",
     DEPLOY / "entrypoint",
     DEPLOY / "lock",
     DEPLOY / "cron" / "run",
@@ -46,7 +47,13 @@ DEPLOYED = [
     DEPLOY / "systemd" / "alert",
 ]
 # The other scripts source `environment`, so it is checked with them.
-SCRIPTS = [*DEPLOYED, ROOT / ".ci" / "run", ROOT / "scripts" / "demo", ROOT / "scripts" / "test"]
+SCRIPTS = [
+    *DEPLOYED,
+    DEPLOY / "slurm" / "in9.sbatch",
+    ROOT / ".ci" / "run",
+    ROOT / "scripts" / "demo",
+    ROOT / "scripts" / "test",
+]
 
 
 def check(*command: object, **options: Any) -> None:
@@ -66,7 +73,7 @@ def parameters() -> dict[str, dict[str, Any]]:
 
 def test_every_flag_of_the_job_is_a_parameter() -> None:
     run = build_parser().parse_args(["run", "--output", "out"])
-    left_out = {"command", "help", "dry_run", "given"}
+    left_out = {"command", "help", "dry_run", "given", *WORKERS}
     of_beam = {flag.dest for flag in template.OF_BEAM.flags}
     assert set(vars(run)) - left_out == set(parameters()) - of_beam
     assert unknown_to_beam([f"--{name}=1" for name in of_beam])[0] == []
@@ -428,6 +435,37 @@ def test_scripts_are_sound() -> None:
 )
 def test_yaml_is_that_of_its_schema(schema: str, path: str) -> None:
     check(BIN / "check-jsonschema", "--builtin-schema", f"vendor.{schema}", DEPLOY / path)
+
+
+def test_kubernetes_takes_its_file_and_in9_its_flags() -> None:
+    path = DEPLOY / "kubernetes" / "in9.yaml"
+    check(BIN / "kubernetes-validate", "--strict", path)
+    kinds = {each["kind"]: each for each in yaml.safe_load_all(path.read_text())}
+    (container,) = kinds["Job"]["spec"]["template"]["spec"]["containers"]
+    own_flags(" ".join(container["args"]))
+    pools = next(a for a in container["args"] if a.startswith("--worker_pools")).split(",")
+    assert len(pools) == kinds["StatefulSet"]["spec"]["replicas"]
+
+
+def test_a_failed_job_is_tried_again_only_if_it_wrote_records(tmp_path: Path) -> None:
+    command, output = tmp_path / "in9", tmp_path / "out"
+    command.write_text('#!/bin/sh\nshift 4; eval "$*"\n')
+    command.chmod(0o755)
+    output.mkdir()
+
+    def attempt(script: str) -> int:
+        words = ("run", "--output", output, "--", script)
+        path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.run([DEPLOY / "attempt", *words], env={"PATH": path}).returncode
+
+    assert [attempt(f"exit {code}") for code in (0, 1, 2, 3)] == [0, 5, 2, 3]
+    assert attempt(f"echo record > {output}/a.parquet; exit 1") == 1
+    assert attempt("exit 1") == 5
+    # A stopped job may have written records, too.
+    stopped = (
+        f"trap 'echo more > {output}/b.parquet; exit 1' TERM; kill $PPID; sleep 1 & wait; wait"
+    )
+    assert attempt(stopped) == 1
 
 
 def test_cloud_build_knows_what_it_substitutes() -> None:

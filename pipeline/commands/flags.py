@@ -45,9 +45,12 @@ CORE = (
     *(flag.dest for analysis in ANALYSES for _, flag in analysis.job_flags),
 )
 """Flags that `--help` shows if a command has many flags; `--help all` shows the others, too."""
+WORKERS = ("worker_command", "worker_pools", "worker_secret", "worker_timeout", "callback_address")
+"""Flags of workers that are coordinated by the process of the command."""
 NOT_IN_TRANSFORMS = (
     *("config", "dry_run", "publish", "keep", "baseline", "fail_if", "if_open"),
     *("gpu", "gpus"),
+    *WORKERS,
     *(flag.dest for analysis in ANALYSES for _, flag in analysis.job_flags),
 )
 """Flags that `in9.Generate` and `in9.Evaluate` refuse, because each builds only one stage: they are
@@ -452,6 +455,31 @@ SECTIONS = (
             "groups of shards that models run on in parallel; several on this machine have a "
             "process and a GPU each (default: 1 on this machine, else as many as the work fills)",
             type=count,
+        ),
+        Flag(
+            "--worker_command",
+            "COMMAND",
+            "start --direct_num_workers worker processes by this command, such as 'srun -N1 -n1 "
+            "--exact' (default: none; this process does the work)",
+        ),
+        Flag(
+            "--worker_pools",
+            "HOST:PORT,...",
+            "start worker processes in these pools (python -m pipeline.runners.pool)",
+            type=comma_separated,
+        ),
+        Flag("--worker_secret", "FILE", "the file that the pools got with --secret"),
+        Flag(
+            "--worker_timeout",
+            "S",
+            "seconds after which a worker that has not called back, or no longer answers, is given "
+            "up (default: 300)",
+            type=count,
+        ),
+        Flag(
+            "--callback_address",
+            "HOST",
+            "address of this machine that workers call back (default: that of its name)",
         ),
     ),
     section(

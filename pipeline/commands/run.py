@@ -56,7 +56,9 @@ from pipeline.runners.beam_options import (
     run_pipeline,
     start_processes,
 )
+from pipeline.runners.coordinator import Coordinator
 from pipeline.runners.dataflow import flags_of_workers, submission_from_flags
+from pipeline.runners.workers import workers_from_flags
 from pipeline.runtime.dataflow_jobs import is_dataflow
 from pipeline.runtime.flag_types import text_of
 from pipeline.runtime.lock import (
@@ -91,10 +93,12 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     if getattr(arguments, "dry_run", False):
         return _dry_run(arguments, rest)
     options = pipeline_options(rest)
+    workers = workers_from_flags(arguments, options, rest)
     paths = [flag.dest for flag in flags_of(arguments.command) if flag.is_path]
     submission = submission_from_flags(arguments, options, paths)
     arguments = flags_of_workers(arguments, submission)
-    if submission is None and not is_portable(options.view_as(StandardOptions).runner):
+    is_elsewhere = submission or workers or is_portable(options.view_as(StandardOptions).runner)
+    if not is_elsewhere:
         check_device(arguments, "run")
         arguments.gpus = arguments.gpus or 1
     generates = arguments.command in ("run", "generate")
@@ -114,7 +118,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     config = job.config if job else dataset.manifest.config  # type: ignore[union-attr]
     taxonomy = job.taxonomy if job else dataset.taxonomy  # type: ignore[union-attr]
     works = analyses_from_flags(arguments, store, config, taxonomy)
-    if works and start_processes(options, rest, arguments.gpus or 1):
+    if works and not workers and start_processes(options, rest, arguments.gpus or 1):
         for work in works.values():
             work.evaluation = dataclasses.replace(work.evaluation, process_per_block=True)
     gate = _gate(arguments, store, config, works)
@@ -137,7 +141,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             alone=submission is not None and not submission.waits,
             gate=gate,
         )
-        pipeline = beam.Pipeline(options=options)
+        pipeline = beam.Pipeline(workers and Coordinator(workers), options)
         MainJob(
             ending,
             taxonomy,

@@ -56,6 +56,7 @@ class Evaluation:
         machine, which the blocks of all models with this number share.
       hints: Beam's resource hints for the step that runs models, as (name, value); empty if it may
         run on the same machines as all other steps.
+      has_machines: whether the workers have machines, or shares of machines, of their own.
       holdout: share of the images to test on (0 to 1), which training with the same share leaves
         out; 0 to test on all images.
       pixel_cache: most bytes of decoded pictures that a process keeps for the next model; None for
@@ -75,6 +76,7 @@ class Evaluation:
     blocks: int | None = 1
     process_per_block: bool = False
     hints: tuple[tuple[str, str], ...] = ()
+    has_machines: bool = False
     holdout: float = 0.0
     pixel_cache: int | None = None
     allow_overlap: bool = False
@@ -90,10 +92,9 @@ class Evaluation:
     def threads(self) -> int:
         """Number of threads for each block.
 
-        The blocks divide this machine's cores, unless resource hints give them machines of their
-        own.
+        The blocks divide this machine's cores, unless they have machines of their own.
         """
-        return max(1, usable_cores() // (1 if self.hints else self.blocks or 1))
+        return max(1, usable_cores() // (1 if self.has_machines else self.blocks or 1))
 
     @property
     def settings(self) -> RunSettings:

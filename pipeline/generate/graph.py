@@ -10,6 +10,7 @@ identify the pictures, and one sees the result before anything is made (List -> 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +29,13 @@ from pipeline.generate.job import GenerateJob, JobStep
 from pipeline.generate.plan import PlanSplit
 from pipeline.generate.previous_layers import check_rebuild
 from pipeline.generate.segment import SegmentShard
-from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals, make_shards
+from pipeline.generate.shard_elements import (
+    ListedShard,
+    OutputShard,
+    SourceShard,
+    SplitTotals,
+    make_shards,
+)
 from pipeline.inputs.image_manifest import ImageManifest
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.layout import list_images
@@ -43,9 +50,7 @@ from transforms.segmentation import takes_masks
 from transforms.taxonomy import Taxonomy, imagenet9
 
 
-def list_split(
-    job: GenerateJob, layout: SplitLayout
-) -> tuple[tuple[SourceImage, ...], SplitTotals]:
+def list_split(job: GenerateJob, layout: SplitLayout) -> tuple[Sequence[SourceImage], SplitTotals]:
     """Lists the images of a split, and chooses its numbers of shards.
 
     Returns:
@@ -58,14 +63,14 @@ def list_split(
     """
     split = layout.split
     try:
+        images: Sequence[SourceImage]
         if job.recipe is None:
             images, passed_over = _list_input(job, layout)
         else:
-            listed, extra = job.recipe.list_images(layout)
+            images, extra = job.recipe.list_images(layout)
             count("pictures_not_in_recipe", extra)
             told = job.recipe.manifest.images[split]
             passed_over = {**told, "outside": told["outside_taxonomy"]}
-            images = tuple(listed)
     except PermissionError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
     _check_places(images, job.store)
@@ -77,14 +82,19 @@ def list_split(
 
 def _list_input(
     job: GenerateJob, layout: SplitLayout
-) -> tuple[tuple[SourceImage, ...], Mapping[str, int]]:
+) -> tuple[Sequence[SourceImage], Mapping[str, int]]:
     """Returns the images of a split with the files that the job uses, and what was passed over."""
     segment = job.config.segment
-    images, passed_over = list_images(layout, job.taxonomy, job.config.limit, job.key_lists())
     masks = None if job.masks is None else index_masks(job.masks, layout.split)
     keeps_image_whole, keeps_masks = segment.keeps_image_whole, takes_masks(segment.segmenter)
-    images = tuple(
-        _with_used_files(image, masks, keeps_image_whole, keeps_masks) for image in images
+    adapt = functools.partial(
+        _with_used_files,
+        masks=masks,
+        keeps_image_whole=keeps_image_whole,
+        keeps_masks=keeps_masks,
+    )
+    images, passed_over = list_images(
+        layout, job.taxonomy, job.config.limit, job.key_lists(), adapt
     )
     if not images:
         raise _no_images(passed_over, layout, job.taxonomy)
@@ -177,7 +187,7 @@ class ListSplits(JobStep):
     """
 
     @timed("list")
-    def process(self, _: Any) -> list[SourceShard]:
+    def process(self, _: Any) -> Iterable[SourceShard]:
         job = self.job
         splits = {}
         for layout in job.layouts:
@@ -186,16 +196,17 @@ class ListSplits(JobStep):
                 job.progress.note_total(stage, layout.split, totals.listed)
             splits[totals] = images
         if job.recipe is not None:  # The guard waits until the pictures have been identified.
-            return [shard for totals in splits for shard in make_shards(splits[totals], totals)]
+            shards = (make_shards(splits[totals], totals) for totals in splits)
+            return map(_MAKE, itertools.chain.from_iterable(shards))
         return _guarded(job, splits)
 
 
 def _guarded(
     job: GenerateJob, splits: Mapping[SplitTotals, Sequence[SourceImage]]
-) -> list[SourceShard]:
+) -> Iterable[SourceShard]:
     """Deals the images of all splits to shards, unless that makes much of a dataset again."""
-    shards: list[SourceShard] = []
-    existing: list[SourceShard] = []
+    shards: list[ListedShard] = []
+    existing: list[ListedShard] = []
     for totals, images in splits.items():
         shards += make_shards(images, totals)
         if totals.split in job.previous:
@@ -205,7 +216,10 @@ def _guarded(
         check_rebuild(job.guarded, existing, job.config, job.layer_staging(), renumbered)
     # Local runners deal the shards to their workers once, in turn. Because the largest shards
     # come first, all workers get about the same number of images.
-    return sorted(shards, key=lambda shard: -len(shard.images))
+    return map(_MAKE, sorted(shards, key=lambda shard: -len(shard.rows)))
+
+
+_MAKE = timed("list")(ListedShard.make)
 
 
 class IdentifySources(JobStep):
@@ -243,7 +257,7 @@ class AcceptSources(JobStep):
     """(None, all identified SourceShards) -> all SourceShards, if the job may go on."""
 
     @timed("list")
-    def process(self, element: tuple[None, Iterable[SourceShard]]) -> list[SourceShard]:
+    def process(self, element: tuple[None, Iterable[SourceShard]]) -> Iterable[SourceShard]:
         splits: dict[SplitTotals, list[SourceImage]] = {}
         for shard in sorted(element[1], key=operator.attrgetter("totals.split", "shard")):
             splits.setdefault(shard.totals, []).extend(shard.images)

@@ -33,7 +33,7 @@ from pipeline.dataset.records import (
 from pipeline.dataset.sinks import read_layer
 from pipeline.errors import JobError, counted
 from pipeline.generate.cut_source import Cutter, by_content, contents_of
-from pipeline.generate.shard_elements import SourceShard
+from pipeline.generate.shard_elements import ListedShard, SourceShard
 from pipeline.inputs.source_images import Checksums, SourceImage
 from pipeline.storage.interface import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.storage.state_files import read_intact, warn_damaged
@@ -177,10 +177,10 @@ One shard is always allowed, unless none of the dataset's images is in the input
 
 def check_rebuild(
     stages: Mapping[str, Any],
-    shards: Sequence[SourceShard],
+    shards: Sequence[ListedShard],
     config: DatasetConfig,
     staging: Staging,
-    renumbered: Sequence[SourceShard] = (),
+    renumbered: Sequence[ListedShard] = (),
 ) -> None:
     """Checks that a job makes few source shards of an existing dataset again.
 
@@ -226,7 +226,7 @@ def check_rebuild(
 
 
 def _count_work(
-    config: DatasetConfig, staging: Staging, has_same_settings: bool, shard: SourceShard
+    config: DatasetConfig, staging: Staging, has_same_settings: bool, shard: ListedShard
 ) -> Counter[str]:
     """Counts the work on a shard.
 
@@ -236,7 +236,7 @@ def _count_work(
     changed. `lost` is 1 if no image differs from the record, because then the shard can only be out
     of date if one of its files is missing.
     """
-    found = Survey(staging, config, shard)
+    found = Survey(staging, config, shard.make())
     if found.record:
         return Counter()
     store, path, digests = staging.store, found.path, found.digests

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import operator
 import os
+import pickle
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.dataset.folder import sample_digests
 from pipeline.dataset.records import ACCEPTED, ImageRow, Record, ShardCounts, layer_tar
@@ -94,6 +97,14 @@ class SourceShard:
         """Current path of the tar of layers; None if there is no tar."""
         return self.record.locations.get(layer_tar(self.totals.split, self.shard))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Packs the images, because the runner keeps all listed shards until they are segmented."""
+        return {**vars(self), "images": zlib.compress(pickle.dumps(self.images))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpacks the images."""
+        vars(self).update(state, images=pickle.loads(zlib.decompress(state["images"])))
+
     def for_plan(self) -> SourceShard:
         """Returns the shard without the digests of its files.
 
@@ -111,15 +122,37 @@ class SourceShard:
         return dataclasses.replace(self, sources=b"")
 
 
-def make_shards(images: Iterable[SourceImage], totals: SplitTotals) -> list[SourceShard]:
+@dataclasses.dataclass(frozen=True)
+class ListedShard:
+    """A source shard whose images are still in the list of its split.
+
+    Attributes:
+      totals: totals of the split.
+      shard: number of the bucket.
+      listed: the images of the split.
+      rows: int array, the numbers of the shard's images among them.
+    """
+
+    totals: SplitTotals
+    shard: int
+    listed: Sequence[SourceImage]
+    rows: NDArray[np.int64]
+
+    def make(self) -> SourceShard:
+        """Returns the shard with its images."""
+        images = (self.listed[row] for row in self.rows)
+        in_order = tuple(sorted(images, key=operator.attrgetter("key", "name")))
+        return SourceShard(self.totals, self.shard, in_order)
+
+
+def make_shards(images: Sequence[SourceImage], totals: SplitTotals) -> list[ListedShard]:
     """Deals the images of a split to its source shards; returns all shards, even empty ones."""
-    buckets: list[list[SourceImage]] = [[] for _ in range(totals.counts.source)]
-    for image in images:
-        buckets[totals.counts.source_shard(image.key)].append(image)
-    return [
-        SourceShard(totals, shard, tuple(sorted(bucket, key=operator.attrgetter("key", "name"))))
-        for shard, bucket in enumerate(buckets)
-    ]
+    counts = totals.counts
+    buckets = np.fromiter((counts.source_shard(image.key) for image in images), np.int64)
+    rows = np.argsort(buckets, kind="stable")
+    ends = np.bincount(buckets, minlength=counts.source).cumsum()[:-1]
+    parts = np.split(rows, ends)
+    return [ListedShard(totals, shard, images, part) for shard, part in enumerate(parts)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,15 +11,16 @@ decides.
 from __future__ import annotations
 
 import dataclasses
-import operator
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from pipeline.errors import UsageError
 from pipeline.inputs.annotations import annotated_wnid, index_annotations
 from pipeline.inputs.archives import ARCHIVES, COMPRESSED, members
+from pipeline.inputs.columns import Columns
 from pipeline.inputs.image_manifest import ImageManifest, find_manifest
 from pipeline.inputs.imagenet import ImageFolder, ImagenetTars, files_in, find_images, holds_files
 from pipeline.inputs.input_format import (
@@ -200,8 +201,9 @@ def list_images(
     taxonomy: Taxonomy,
     limit: int | None = None,
     keys: KeyLists = KeyLists(),  # noqa: B008
-) -> tuple[tuple[SourceImage, ...], Counter[str]]:
-    """Lists the images of a split.
+    adapt: Callable[[SourceImage], SourceImage] = lambda image: image,
+) -> tuple[Columns[SourceImage], Counter[str]]:
+    """Lists the images of a split, in flat memory.
 
     Args:
       layout: result of `find_layout`.
@@ -209,43 +211,46 @@ def list_images(
       limit: number of images to keep of each superclass, and of those without a class; the images
         whose keys have the lowest hashes are kept. None keeps all images.
       keys: lists that exclude images.
+      adapt: function that completes or changes each image.
 
     Returns:
-      The images of the taxonomy's classes, and those whose class nothing tells, in order of `name`;
-      and counts: `outside` for images of other classes, `other_files` for files that are no images.
+      The images of the taxonomy's classes, and those whose class nothing tells; and counts:
+      `outside` for images of other classes, `other_files` for files that are no images.
 
     Raises:
       UsageError: the input is not valid, is incomplete, or is refused.
       OSError: a file cannot be read.
     """
-    index = index_annotations(layout.annotations)
-    images = []
     passed_over: Counter[str] = Counter()
-    for image in FORMATS[layout.kind].list_images(layout, taxonomy):
-        if image is None:
-            passed_over["other_files"] += 1
-            continue
-        annotation, md5 = image.annotation, None
-        if annotation is None and (file := index.find(image.wnid, image.key)):
-            annotation, md5 = file.path, file.md5
-        wnid = image.wnid or annotated_wnid(annotation)
-        label = taxonomy.label_of(wnid)
-        if label == OUTSIDE and wnid:
-            passed_over["outside"] += 1
-            continue
-        images.append(
-            dataclasses.replace(
-                image,
-                wnid=wnid,
-                label=label,
-                annotation=annotation,
-                annotation_md5=md5,
-                is_excluded=keys.excludes(image.key, wnid),
+
+    def listed() -> Iterator[SourceImage]:
+        index = index_annotations(layout.annotations)
+        for image in FORMATS[layout.kind].list_images(layout, taxonomy):
+            if image is None:
+                passed_over["other_files"] += 1
+                continue
+            annotation, md5 = image.annotation, None
+            if annotation is None and (file := index.find(image.wnid, image.key)):
+                annotation, md5 = file.path, file.md5
+            wnid = image.wnid or annotated_wnid(annotation)
+            label = taxonomy.label_of(wnid)
+            if label == OUTSIDE and wnid:
+                passed_over["outside"] += 1
+                continue
+            yield adapt(
+                dataclasses.replace(
+                    image,
+                    wnid=wnid,
+                    label=label,
+                    annotation=annotation,
+                    annotation_md5=md5,
+                    is_excluded=keys.excludes(image.key, wnid),
+                )
             )
-        )
+
+    images = Columns(SourceImage, listed())
     if limit is not None:
         labels = np.asarray([image.label for image in images], np.int64)
         kept = lowest_hashes([i.key for i in images], labels, limit, seed=0, purpose="limit")
-        images = [image for image, keep in zip(images, kept, strict=True) if keep]
-    images.sort(key=operator.attrgetter("name"))
-    return tuple(images), passed_over
+        images = Columns(SourceImage, itertools.compress(images, kept))
+    return images, passed_over

@@ -21,7 +21,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 from pipeline.errors import UsageError, shown_bytes
+from pipeline.inputs.columns import Columns
 from pipeline.inputs.location import Location, changed, read_location
 from pipeline.storage.files import files_of, is_remote
 from pipeline.storage.interface import FileInfo, missing
@@ -273,24 +276,24 @@ class FileIndex:
     """An index of annotations or masks, by the folder and the key of their image."""
 
     def __init__(self, entries: Iterable[KeyedFile]) -> None:
-        self._by_key: dict[str, tuple[KeyedFile, ...]] = {}
-        for entry in entries:
-            others = (o for o in self._by_key.get(entry.key, ()) if o.folder != entry.folder)
-            self._by_key[entry.key] = (*others, entry)
+        self._entries = Columns(KeyedFile, entries)
+        hashes = np.fromiter((hash(entry.key) for entry in self._entries), np.int64)
+        self._order = np.argsort(hashes, kind="stable")
+        self._hashes = hashes[self._order]
 
     def __len__(self) -> int:
-        return sum(map(len, self._by_key.values()))
+        return len({(entry.folder, entry.key) for entry in self._entries})
 
     def find(self, folder: str, key: str) -> KeyedFile | None:
         """Finds the file of an image by key and folder; the folder is "" if the image is in none.
 
         A file in no folder, or the only file of a key, belongs to images in any folder.
         """
-        entries = self._by_key.get(key, ())
-        if len(entries) == 1:
-            return entries[0]
-        by_folder = {entry.folder: entry for entry in entries}
-        return by_folder.get(folder) or by_folder.get("")
+        start, end = (np.searchsorted(self._hashes, hash(key), side) for side in ("left", "right"))
+        entries = (self._entries[number] for number in self._order[start:end])
+        by_folder = {entry.folder: entry for entry in entries if entry.key == key}
+        only = next(iter(by_folder.values())) if len(by_folder) == 1 else None
+        return by_folder.get(folder, by_folder.get("", only))
 
 
 def wnid_of_folder(name: str, taxonomy: Taxonomy | None = None) -> str:

@@ -146,7 +146,7 @@ def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecas
     left: list[SourceImage] = []
     unchanged = True
     for listed in make_shards(images, totals):
-        found = Survey(job.layer_staging(), job.config, listed)
+        found = Survey(job.layer_staging(), job.config, listed.make())
         rows = found.read_rows()
         is_in_place = found.record is not None and found.record.path == found.path
         unchanged &= is_in_place and rows is not None

@@ -203,13 +203,15 @@ def run_pipeline(
     """
     waits = submission is None or submission.waits
     mode = pipeline.options.view_as(DirectOptions).direct_running_mode
+    environment = pipeline.options.view_as(PortableOptions).environment_type
     items = {one.name: one.items for one in ANALYSES if one.runs_models}
     with (
         in_one_line(log, _translate),
         job_log(log, worker_processes=mode == "multi_processing"),
         show_progress(progress, items=items) if waits else contextlib.nullcontext(),
         servers_stopped(pipeline.runner),
-        servers_on_loopback(pipeline.options),
+        # Only workers of this environment may be on other machines.
+        servers_at("[::]" if environment == "EXTERNAL" else "localhost"),
     ):
         if submission is None:
             result = pipeline.run()
@@ -228,7 +230,11 @@ def run_pipeline(
 
 _NEED_ENDPOINT = "PortableRunner"
 _STARTS_SERVER = ("FlinkRunner", "SparkRunner", "PrismRunner")
-_SILENTLY_WRONG = ("DaskRunner", "RayRunner", "PySparkRunner")
+_SILENTLY_WRONG = {
+    **dict.fromkeys(("RayRunner", "PySparkRunner"), "groups are torn apart"),
+    "DaskRunner": "of two leaves only one runs, tagged outputs mix, and there are no metrics",
+}
+"""Runners that give wrong results without an error, and what is wrong."""
 _ANSWER_SECONDS = 60
 """Default time limit for a job server to answer, in seconds."""
 _JOB_SECONDS = 10 * 366 * 24 * 3600
@@ -255,8 +261,8 @@ def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
     runner = (options.view_as(StandardOptions).runner or "").rpartition(".")[2]
     if runner in _SILENTLY_WRONG:
         raise UsageError(
-            f"--runner={runner} gives wrong results without an error; use the default, "
-            "DataflowRunner, or PortableRunner with Flink"
+            f"--runner={runner} gives wrong results without an error: {_SILENTLY_WRONG[runner]}. "
+            "For several machines, see --worker_command and --worker_pools in docs/runners.md"
         )
     if not is_portable(runner):
         return
@@ -318,24 +324,31 @@ def servers_stopped(runner: PipelineRunner) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def servers_on_loopback(options: PipelineOptions) -> Iterator[None]:
-    """Binds the servers that Beam starts in this process during the block to the loopback.
+def servers_at(
+    address: str,
+    interceptors: Sequence[grpc.ServerInterceptor] = (),
+    options: Sequence[tuple[str, Any]] = (),
+) -> Iterator[None]:
+    """Binds the servers that Beam starts during the block to one interface.
 
-    Beam binds them to all interfaces, and they give any file of this user to whoever asks. Only
-    workers of `--environment_type=EXTERNAL` may be on other machines.
+    Beam binds them to all interfaces, and they give any file of this user to whoever asks.
+
+    Args:
+      address: name or address of the interface.
+      interceptors: what every call passes first.
+      options: further options of the servers.
     """
-    if options.view_as(PortableOptions).environment_type == "EXTERNAL":
-        yield
-        return
     make = grpc.server
 
-    def make_on_loopback(*arguments: Any, **named: Any) -> grpc.Server:
+    def make_at(*arguments: Any, **named: Any) -> grpc.Server:
+        for name, more in (("options", options), ("interceptors", interceptors)):
+            named[name] = [*named.get(name, ()), *more]
         server = make(*arguments, **named)
         bind = server.add_insecure_port
-        server.add_insecure_port = lambda address: bind(address.replace("[::]", "localhost"))
+        server.add_insecure_port = lambda port: bind(port.replace("[::]", address))
         return server
 
-    grpc.server = make_on_loopback
+    grpc.server = make_at
     try:
         yield
     finally:

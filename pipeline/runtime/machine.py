@@ -58,8 +58,9 @@ def similar_processes() -> int:
 
     Beam starts a worker for each core. A job whose steps run in the launcher has one process.
     """
-    # The module that Beam's runners start, or that the workers of its pool import.
-    is_worker = any("apache_beam.runners.worker.sdk_worker" in word for word in sys.orig_argv)
+    # What Beam's runners start, what the workers of its pool import, and what ours start.
+    modules = ("apache_beam.runners.worker.sdk_worker", "pipeline.runners.worker")
+    is_worker = any(module in word for word in sys.orig_argv for module in modules)
     return usable_cores() if is_worker else 1
 
 

@@ -18,7 +18,7 @@ from pipeline.dataset.records import RECORD_SCHEMA, ShardCounts, Staging, layer_
 from pipeline.errors import JobError
 from pipeline.generate.cut_source import Cutter
 from pipeline.generate.previous_layers import check_rebuild
-from pipeline.generate.shard_elements import SourceShard, SplitTotals
+from pipeline.generate.shard_elements import SplitTotals, make_shards
 from pipeline.storage.files import LocalFiles
 from pipeline.storage.store import Store
 
@@ -34,8 +34,7 @@ def test_a_tenth_of_the_shards_is_made_again_without_being_asked_for(tmp_path: P
         totals = SplitTotals("val", ShardCounts(count, count), 0, 0, 0)
         for number in range(to_make, count):
             write_table(store, layer_record("val", number), RECORD_SCHEMA.empty_table(), up_to_date)
-        shards = [SourceShard(totals, number) for number in range(count)]
-        check_rebuild(stages, shards, config, Staging(store, "staging"))
+        check_rebuild(stages, make_shards((), totals), config, Staging(store, "staging"))
 
     for count, to_make in ((1, 1), (9, 1), (20, 2), (100, 10), (7, 0)):
         check(count, to_make)

@@ -51,7 +51,7 @@ class Cluster:
         ]
         self.addresses = [f"localhost:{port}" for port in ports]
         for port, process in zip(ports, self.pools, strict=True):
-            _wait_for(port, process)
+            wait_for(port, process)
 
     def serve(self, port: int, pool: str, *command: object) -> None:
         """Starts a job server.
@@ -62,7 +62,7 @@ class Cluster:
           command: command that starts the server.
         """
         self.server = self._start(port, *command)
-        _wait_for(port, self.server)
+        wait_for(port, self.server)
         self.flags = (
             *("--runner=PortableRunner", f"--job_endpoint=localhost:{port}"),
             *("--environment_type=EXTERNAL", f"--environment_config={pool}"),
@@ -89,7 +89,27 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in children if Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+LOOPBACK = {"0100007F", f"{'0' * 16}FFFF00000100007F", f"{'0' * 24}01000000"}
+"""127.0.0.1 as the system writes it, the same in an address of IPv6, and ::1."""
+
+
+def listens_at(pid: int) -> set[tuple[str, int]]:
+    """Returns the (address, port) at which a process accepts connections, as the system writes it.
+
+    Raises OSError if it ends, or closes a file, meanwhile.
+    """
+    descriptors = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]
+    places = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            _, place, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in descriptors:
+                address, _, port = place.partition(":")
+                places.add((address, int(port, 16)))
+    return places
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     until = time.monotonic() + 60
     while True:
         with contextlib.suppress(OSError), socket.create_connection(("localhost", port)):

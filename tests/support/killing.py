@@ -1,0 +1,58 @@
+"""Starts a worker that kills itself once, when it has just finished a call of a step.
+
+    python killing.py STEP MARK COMMAND...
+
+Only the first worker that can make the folder MARK does so.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+from typing import Any
+
+STEPS = {
+    "List": "pipeline.generate.graph:ListSplits.process",
+    "Segment": "pipeline.generate.segment:SegmentShard.process",
+    "Plan": "pipeline.generate.plan:PlanSplit.process",
+    "Compose": "pipeline.generate.compose:ComposeShard.process",
+    "Prepare": "pipeline.generate.graph:prepare_step",
+    "Move": "pipeline.generate.graph:move_step",
+    "Finish": "pipeline.generate.graph:finish_step",
+    "FindDone": "pipeline.evaluate.model_stage:FindDone.process",
+    "RunModels": "pipeline.evaluate.model_stage:RunModels.process",
+    "SummarizeModel": "pipeline.evaluate.model_stage:SummarizeModel.process",
+    "Report": "pipeline.report.write:write_results",
+    "End": "pipeline.jobs.main_job:finish_job",
+}
+"""Steps of the main job, by the function that does their work."""
+
+
+def main() -> None:
+    step, mark = sys.argv[1:3]
+    target, _, method = STEPS[step].partition(":")[2].partition(".")
+    module = __import__(STEPS[step].partition(":")[0], fromlist=[target])
+    # Functions are pickled by the module that defines them.
+    found: Any = getattr(module, target)
+    holder, name = (found, method) if method else (sys.modules[found.__module__], target)
+    original = getattr(holder, name)
+
+    @functools.wraps(original)
+    def killing(*arguments: Any, **named: Any) -> Any:
+        result = original(*arguments, **named)
+        try:
+            os.mkdir(mark)
+        except FileExistsError:
+            return result
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(holder, name, killing)
+    from pipeline.runners import worker
+
+    worker.main()
+
+
+if __name__ == "__main__":
+    main()
