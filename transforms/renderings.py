@@ -118,7 +118,7 @@ class Rendering:
     """
 
     name: str
-    description: str = "a custom fill; see manifest.json"
+    description: str = ""
     hole: Callable[[Layer], Mask] | None = None
     paint: Callable[[Pixels, Mask], Pixels] = paint_telea
     paste: Callable[[Layer, Pixels], Pixels] = paste_mask

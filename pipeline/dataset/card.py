@@ -15,9 +15,8 @@ from pipeline.dataset.folder import LICENCE, sample_sources
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import escaped_line, shown_bytes
 from transforms.filters import Reason
-from transforms.renderings import Rendering, box_hole
 from transforms.taxonomy import Taxonomy
-from transforms.variants import VARIANTS, Variant, parse_name, variant_of, variants_of
+from transforms.variants import VARIANTS, Variant, parse_name, variant_of
 
 CITATION = "Xiao, Engstrom, Ilyas, Madry: Noise or Signal. arXiv 2006.09994"
 
@@ -238,8 +237,7 @@ def _describe(name: str) -> str:
     """Describes what a variant, or a replicate of a variant, shows."""
     variant, replicate = variant_of(name), parse_name(name).replicate
     suffix = f", drawn again ({replicate})" if replicate else ""
-    own = variants_of(Rendering(parse_name(name).rendering, hole=box_hole))
-    return {**own, **VARIANTS}.get(variant, Variant(variant)).description + suffix
+    return VARIANTS.get(variant, Variant(variant)).description + suffix
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
