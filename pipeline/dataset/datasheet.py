@@ -48,7 +48,6 @@ _PHRASES: dict[str, dict[object, str]] = {
         "here.",
         False: "",
     },
-    "is_cut": {True: "one class, one box and one mask", False: "one class"},
     "is_mixed": {True: ", except where a mixed variant draws another", False: ""},
 }
 """Texts for the values of each flag or fact; None stands for all other values."""
@@ -155,7 +154,11 @@ _SHEET = {
         ),
     ),
     "dataAnnotationProtocol": (("is_made_of_masks", "{masks}"),),
-    "annotationsPerItem": (("always", "{is_cut}"),),
+    "annotationsPerItem": (
+        ("is_made_of_masks", "one class, one box and one mask"),
+        ("is_imported", "one class and one mask"),
+        ("keeps_image_whole", "one class"),
+    ),
     "machineAnnotationTools": (("is_computed", "{tool} (method, version, parameters)"),),
     "dataLimitations": _LIMITS,
     "dataBiases": (
@@ -272,6 +275,7 @@ def _facts(config: DatasetConfig) -> dict[str, object]:
         "keeps_image_whole": segment.keeps_image_whole,
         "is_cut": is_cut,
         "is_made": is_made,
+        "is_imported": not is_made,
         "is_made_of_masks": is_cut and is_made,
         "is_computed": is_cut and is_made and segmenter.method not in ("masks", "box"),
         "tool": segmenter.label,

@@ -308,7 +308,10 @@ def _one_line(changes: Changes) -> str:
 def _lines(changes: Changes) -> Iterator[str]:
     yield from ("# What has changed", "", _one_line(changes), "")
     if changes.before == changes.after:
-        yield f"The dataset `{changes.after[:12]}` is the same; only results on it have changed."
+        yield (
+            f"The dataset `{changes.after[:12]}` is the same; only results on it, or its card, "
+            "have changed."
+        )
     else:
         yield f"From dataset `{changes.before[:12]}` to `{changes.after[:12]}`."
     for cause, details in changes.causes.items():

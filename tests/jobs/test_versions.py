@@ -324,7 +324,7 @@ def test_results_are_versions_too(
     assert page == (output / "report.html").read_text()
     changes = (second / "changes.md").read_text()
     assert f"# What has changed\n\nnew models: {NAME}\n" in changes
-    assert "is the same; only results on it have changed." in changes
+    assert "is the same; only results on it, or its card, have changed." in changes
     capsys.readouterr()
     on_results("evaluate", *MODELS)
     assert f"published already: {second} (older ones: 1)" in capsys.readouterr().out
