@@ -37,7 +37,8 @@ _LONGEST = (
     *("test_model_stage", "test_faults", "test_conformance", "test_object_storage", "test_export"),
     *("test_portable", "test_workers", "test_prism", "test_dataflow", "test_trend", "test_kills"),
     *("test_failing_models", "test_versions", "test_attack", "test_dry_run"),
-    *("test_evaluate", "test_incremental"),
+    *("test_evaluate", "test_incremental", "test_rerun", "test_examples", "test_gpus"),
+    *("test_snippets", "test_training", "test_grabcut", "test_analysis"),
     *("test_lock", "test_report", "test_leftovers", "test_models_on_shards", "test_independent"),
     *(
         "test_page_images",
@@ -55,13 +56,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in _LONGEST)
 
 
-def pytest_collection_finish() -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
     """Keeps imported modules and collected tests out of garbage collection.
 
-    It would search their millions of objects again and again.
+    It would search their millions of objects again and again, and while they are made, too.
     """
+    gc.disable()
+    result = yield
     gc.collect()
     gc.freeze()
+    gc.enable()
+    return result
 
 
 def pytest_unconfigure() -> None:

@@ -7,27 +7,62 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
 
 import pandas
 import pytest
 import torch
-from runs import ROOT
+from runs import ROOT, forks
 from small_models import network
 
 import in9
 
 SMALL = ("--image_size", "64", "--resize", "64")
 
+FORK = """#!{python}
+import os, sys
+from multiprocessing.connection import Client
+with Client({address!r}) as client:
+    client.send((sys.argv[1:], dict(os.environ)))
+    code, out, err = client.recv()
+sys.stdout.write(out)
+sys.stderr.write(err)
+sys.exit(code)
+"""
+"""The command `in9` as `run_in9` starts it, for programs that take it from the path."""
+
+
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the command `FORK`, which works in the working directory of this process."""
+    folder = tmp_path_factory.mktemp("forked")
+    listener = Listener(str(folder / "socket"))
+
+    def answer() -> None:
+        while True:
+            with listener.accept() as connection:
+                done = forks().run(*connection.recv())
+                connection.send((done.returncode, done.stdout, done.stderr))
+
+    threading.Thread(target=answer, daemon=True).start()
+    (folder / "in9").write_text(FORK.format(python=sys.executable, address=listener.address))
+    (folder / "in9").chmod(0o755)
+    return folder
+
 
 @pytest.fixture
-def run(small_sample: Path, tmp_path: Path) -> Callable[..., str]:
+def run(
+    small_sample: Path, forked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
     """A function that runs an example on 18 small pictures in a folder and returns its output."""
+    monkeypatch.chdir(tmp_path)
 
-    def run(name: str, *arguments: str) -> str:
-        commands = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    def run(name: str, *arguments: str, command: Path = forked) -> str:
+        commands = os.pathsep.join([str(command), os.environ["PATH"]])
         modules = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
         done = subprocess.run(
             [sys.executable, ROOT / "examples" / name, *arguments, "--input", small_sample],
@@ -62,7 +97,8 @@ def test_two_models_are_compared(run: Callable[..., str], tmp_path: Path) -> Non
 
 def test_a_variant_of_ones_own_is_evaluated(run: Callable[..., str], tmp_path: Path) -> None:
     flags = (*SMALL, "--segmenter", "box", "--models", "python:tiny_models:first")
-    output = run("own_variant.py", "out", *flags, "--pictures", "none")
+    own = Path(sys.executable).parent  # Here the installed command is run.
+    output = run("own_variant.py", "out", *flags, "--pictures", "none", command=own)
     assert re.search(r"^python:tiny_models:first( +\d+\.\d){3}$", output, re.MULTILINE)
     pictures = in9.open_dataset(tmp_path / "out", "silhouette")
     for (picture, _, _), (mask, _, _) in zip(pictures, pictures.select("fg_mask"), strict=True):

@@ -15,7 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from made_results import made, stored
-from runs import ONE, QUICK, dataset_in, manifest_of, run_here, run_in9, stamps, table_of
+from runs import (
+    ONE,
+    QUICK,
+    dataset_in,
+    manifest_of,
+    run_here,
+    run_in9,
+    stamps,
+    table_of,
+    write_all,
+)
 from two_way_by_hand import interval_of, variance_of
 
 from pipeline.analyses.evaluation.results import Evaluated
@@ -232,7 +242,7 @@ def test_a_smaller_matrix_keeps_what_is_in_it(copied: Path) -> None:
     before = {(r["train_variant"], r["test_variant"]): r for r in table_of(copied, "matrix")}
     # A row whose model is damaged disappears; the other rows do not depend on it.
     row_folder(copied, "mixed_rand").joinpath("model.json").write_bytes(b"{}")
-    run_in9("report", "--dataset", copied, "--pictures", "none")
+    write_all(copied, "none")
     assert table_of(copied, "matrix") == [
         row for (train, _), row in before.items() if train != "mixed_rand"
     ]

@@ -150,6 +150,8 @@ def _receive(connection: socket.socket, size: int) -> bytes:
 
 
 def _serve(connection: socket.socket) -> None:
+    # Imports make millions of objects, and next to no garbage.
+    gc.disable()
     # Commands import these modules only while they work.
     import scipy.ndimage  # noqa: F401
 
@@ -169,6 +171,7 @@ def _serve(connection: socket.socket) -> None:
     # A fork that searches for garbage would copy all pages that hold objects.
     gc.collect()
     gc.freeze()
+    gc.enable()
     while True:
         header, files, _, _ = socket.recv_fds(connection, 8, 3)
         if not header:
