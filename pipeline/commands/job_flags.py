@@ -183,11 +183,12 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
       UsageError: a flag is wrong, or does not fit the input or the output.
     """
     taxonomy, recipe = read_taxonomy(arguments.taxonomy), _find_recipe(arguments, store)
-    if recipe is None:
-        config = _dataset_config(arguments, taxonomy)
-    else:
-        config = _recipe_config(arguments, taxonomy, recipe)
-        taxonomy = recipe.manifest.taxonomy
+    config = (
+        _recipe_config(arguments, taxonomy, recipe)
+        if recipe
+        else _dataset_config(arguments, taxonomy)
+    )
+    told = recipe.manifest if recipe else None
     source = absolute(arguments.input) if arguments.input else sample_folder()
     annotations = absolute(arguments.annotations) if arguments.annotations else None
     needs_boxes = not (
@@ -210,13 +211,12 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
             _check_input(arguments.input, store)
         _check_config(manifest.config, config, arguments.overwrite)
     previous, stages = ({}, None) if manifest is None else (manifest.shards, manifest.stages)
-    told = recipe and recipe.manifest
     if told and not manifest and told.config.images_per_shard == config.images_per_shard:
         previous = told.shards
     return GenerateJob(
         config=config,
         layouts=layouts,
-        taxonomy=taxonomy or imagenet9(),
+        taxonomy=(told.taxonomy if told else taxonomy) or imagenet9(),
         store=store,
         progress=Progress.for_store(store),
         previous=previous,
@@ -234,15 +234,14 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
 def _find_recipe(arguments: argparse.Namespace, store: Store) -> Recipe | None:
     """Opens the recipe that `--recipe` names, or the copy in the output; None without one."""
     folder = arguments.recipe or (store.exists(RECIPE_COPY) and store.path(WORK_FOLDER))
-    if not folder:
-        if arguments.allow_partial:
-            raise UsageError("--allow_partial goes with --recipe")
-        return None
-    if flags := [flag for flag in ("annotations", "masks") if getattr(arguments, flag)]:
+    if arguments.allow_partial and not folder:
+        raise UsageError("--allow_partial goes with --recipe")
+    flags = [flag for flag in ("annotations", "masks") if getattr(arguments, flag)]
+    if folder and flags:
         raise UsageError(
             f"boxes and masks come from the recipe in {folder}; leave --{flags[0]} out"
         )
-    return Recipe.open(join(absolute(folder), RECIPE))
+    return Recipe.open(join(absolute(folder), RECIPE)) if folder else None
 
 
 def _recipe_config(
@@ -258,32 +257,35 @@ def _recipe_config(
     told, given = recipe.manifest.config, arguments.given
     named_anew = {*given, *_OF_FILES, "backgrounds", "segmenter_parameters"}
     kept = {name: value for name, value in told.flags().items() if name not in named_anew}
-    for flag, names in (
-        ("variants", told.compose.variants),
-        ("segmenter", [told.segment.segmenter]),
-    ):
-        code = [name.partition("@")[0] for name in names if name.startswith(PREFIX)]
-        if code and flag in kept:
-            raise UsageError(
-                f"the recipe names {code[0]}, and functions are only imported if you name them, "
-                f"too: give --{flag}"
-            )
-    if arguments.allow_partial and not recipe.has_layers and told.compose.per_class != "all":
-        raise UsageError(
-            "--allow_partial: the recipe has masks of the selected images only (--layers drop), so "
-            f"no other image can stand in for a missing one (--per_class {told.compose.per_class})"
+    code = {
+        flag: name.partition("@")[0]
+        for flag, names in (
+            ("variants", told.compose.variants),
+            ("segmenter", (told.segment.segmenter,)),
         )
-    if (
-        told.compose.backgrounds
-        and not arguments.backgrounds
-        and ("variants" in kept or "config" not in arguments.overwrite)
-    ):
-        raise UsageError(
-            "the recipe's mixed_external needs its scenes: name them with --backgrounds"
-        )
-    merged = argparse.Namespace(**{**vars(arguments), **kept})
-    # It is added again with --backgrounds.
-    merged.variants = tuple(name for name in merged.variants if name != EXTERNAL)
+        for name in names
+        if flag in kept and name.startswith(PREFIX)
+    }
+    refusals = {
+        f"the recipe names {name}, and functions are only imported if you name them, too: give "
+        f"--{flag}": True
+        for flag, name in code.items()
+    } | {
+        "--allow_partial: the recipe has masks of the selected images only (--layers drop), so no "
+        f"other image can stand in for a missing one (--per_class {told.compose.per_class})": (
+            arguments.allow_partial and not recipe.has_layers and told.compose.per_class != "all"
+        ),
+        "the recipe's mixed_external needs its scenes: name them with --backgrounds": (
+            told.compose.backgrounds
+            and not arguments.backgrounds
+            and ("variants" in kept or "config" not in arguments.overwrite)
+        ),
+    }
+    if why := next((why for why, holds in refusals.items() if holds), ""):
+        raise UsageError(why)
+    # EXTERNAL is added again with --backgrounds.
+    named = tuple(n for n in kept.get("variants", arguments.variants) if n != EXTERNAL)
+    merged = argparse.Namespace(**{**vars(arguments), **kept, "variants": named})
     config = dataclasses.replace(
         _dataset_config(merged, taxonomy),
         **{name: getattr(told, name) for name in _OF_FILES if name not in given},

@@ -80,9 +80,13 @@ def file_metadata(file: FileDigest, manifest: Manifest, cite: str) -> bytes:
       manifest: the dataset's manifest.
       cite: the publication to cite.
     """
-    text = f"Recipe of dataset {manifest.fingerprint}: decisions and masks, without a pixel."
-    content = _content(f"recipe-{manifest.fingerprint[:12]}", text, "other", cite)
-    return json_bytes({**content, "distribution": [_file(file)]})
+    about = _content(
+        f"recipe-{manifest.fingerprint[:12]}",
+        f"Recipe of dataset {manifest.fingerprint}: decisions and masks, without a pixel.",
+        "other",
+        cite,
+    )
+    return json_bytes({**about, "distribution": [_file(file)]})
 
 
 def _content(name: str, text: str, licence: str, cite: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import itertools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
@@ -33,7 +34,7 @@ from pipeline.inputs.image_manifest import ImageManifest
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.layout import list_images
 from pipeline.inputs.location import read_location
-from pipeline.inputs.recipe import RecipeImage
+from pipeline.inputs.recipe import RecipeImage, recipe_images
 from pipeline.inputs.source_images import Checksums, Content, FileIndex, SourceImage
 from pipeline.runtime.progress import count, timed
 from pipeline.segmenters import index_masks, no_mask
@@ -58,14 +59,9 @@ def list_split(
     """
     split = layout.split
     try:
-        if job.recipe is None:
-            images, passed_over = _list_input(job, layout)
-        else:
-            listed, extra = job.recipe.list_images(layout)
-            count("pictures_not_in_recipe", extra)
-            told = job.recipe.manifest.images[split]
-            passed_over = {**told, "outside": told["outside_taxonomy"]}
-            images = tuple(listed)
+        images, passed_over = (
+            job.recipe.list_images(layout) if job.recipe else _list_input(job, layout)
+        )
     except PermissionError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
     _check_places(images, job.store)
@@ -178,27 +174,22 @@ class ListSplits(JobStep):
 
     @timed("list")
     def process(self, _: Any) -> list[SourceShard]:
-        job = self.job
-        splits = {}
+        job, shards = self.job, []
         for layout in job.layouts:
             images, totals = list_split(job, layout)
             for stage in ("segment", "compose"):
                 job.progress.note_total(stage, layout.split, totals.listed)
-            splits[totals] = images
-        if job.recipe is not None:  # The guard waits until the pictures have been identified.
-            return [shard for totals in splits for shard in make_shards(splits[totals], totals)]
-        return _guarded(job, splits)
+            shards += make_shards(images, totals)
+        # With a recipe, the guard waits until the pictures have been identified.
+        return _guarded(job, shards) if job.recipe is None else shards
 
 
-def _guarded(
-    job: GenerateJob, splits: Mapping[SplitTotals, Sequence[SourceImage]]
-) -> list[SourceShard]:
-    """Deals the images of all splits to shards, unless that makes much of a dataset again."""
-    shards: list[SourceShard] = []
+def _guarded(job: GenerateJob, shards: list[SourceShard]) -> list[SourceShard]:
+    """Returns the shards of all splits, unless they would make much of a dataset again."""
     existing: list[SourceShard] = []
-    for totals, images in splits.items():
-        shards += make_shards(images, totals)
+    for totals, of_split in itertools.groupby(shards, operator.attrgetter("totals")):
         if totals.split in job.previous:
+            images = itertools.chain.from_iterable(shard.images for shard in of_split)
             existing += make_shards(images, replace(totals, counts=job.previous[totals.split]))
     if job.guarded is not None:
         renumbered = shards if job.reshard else ()
@@ -218,25 +209,27 @@ class IdentifySources(JobStep):
     @timed("list")
     def process(self, shard: SourceShard) -> list[SourceShard]:
         checksums = Checksums(self.layers.store, shard.totals.split, shard.shard)
-        images = tuple(self._identify(image, checksums) for image in shard.images)
-        checksums.save()
-        return [replace(shard, images=images)]
-
-    def _identify(self, image: SourceImage, checksums: Checksums) -> SourceImage:
-        if not isinstance(image, RecipeImage) or not image.files:
-            return image
-        for file in image.files:
-            content = Content(file.path, None, file.md5, file.stamp)
-            if checksums.identify(content).md5 == image.md5:
-                return replace(image, path=file.path, files=())
         recipe, cutter = self.job.recipe, Cutter(self.config.segment)
-        rows = [each for each in recipe.read([image])[image.place] if each.mask] if recipe else []
-        for file in image.files:
+        assert recipe is not None
+
+        def has_md5(file: SourceImage, image: RecipeImage) -> bool:
+            content = Content(file.path, None, file.md5, file.stamp)
+            return checksums.identify(content).md5 == image.md5
+
+        def gives_layers(file: SourceImage, image: RecipeImage) -> bool:
             picture = read_location(file.path)
-            if all(cutter.cut_along(picture, row, mask or b"") for row, mask in rows):
-                count("pictures_in_other_files")
-                return replace(image, path=file.path, files=())
-        return replace(image, path="", files=(), lacks=str(Reason.SOURCE_DIFFERS))
+            is_its = all(
+                cutter.cut_along(picture, row, mask)
+                for _, row, mask in recipe.rows(image.place)
+                if mask
+            )
+            count("pictures_in_other_files", is_its)
+            return is_its
+
+        images = [image.found(has_md5).found(gives_layers) for image in recipe_images(shard.images)]
+        checksums.save()
+        other = partial(replace, path="", files=(), lacks=str(Reason.SOURCE_DIFFERS))
+        return [replace(shard, images=tuple(other(i) if i.files else i for i in images))]
 
 
 class AcceptSources(JobStep):
@@ -244,27 +237,24 @@ class AcceptSources(JobStep):
 
     @timed("list")
     def process(self, element: tuple[None, Iterable[SourceShard]]) -> list[SourceShard]:
-        splits: dict[SplitTotals, list[SourceImage]] = {}
-        for shard in sorted(element[1], key=operator.attrgetter("totals.split", "shard")):
-            splits.setdefault(shard.totals, []).extend(shard.images)
-        refuse_lacking(self.job, itertools.chain.from_iterable(splits.values()))
-        return _guarded(self.job, splits)
+        shards = sorted(element[1], key=operator.attrgetter("totals.split", "shard"))
+        refuse_lacking(self.job, itertools.chain.from_iterable(shard.images for shard in shards))
+        return _guarded(self.job, shards)
 
 
 def refuse_lacking(job: GenerateJob, images: Iterable[SourceImage]) -> None:
     """Raises UsageError if images of a recipe lack their pictures, unless they may."""
-    needed = [image for image in images if isinstance(image, RecipeImage) and image.is_needed]
+    needed = [image for image in recipe_images(images) if image.is_needed]
     lacking = [image for image in needed if image.lacks]
-    if job.allow_partial or not lacking:
-        return
-    missing = sum(image.lacks == Reason.MISSING_SOURCE for image in lacking)
-    raise UsageError(
-        f"of {counted(len(needed), 'picture')} of the recipe, {missing} missing and "
-        f"{len(lacking) - missing} with other pixels: "
-        f"{', '.join(f'{image.name} ({image.lacks})' for image in lacking[:3])}"
-        f"{', ...' * (len(lacking) > 3)}. No dataset was written; name the recipe's "
-        "pictures with --input, or add --allow_partial to leave these images out"
-    )
+    if lacking and not job.allow_partial:
+        missing = sum(image.lacks == Reason.MISSING_SOURCE for image in lacking)
+        raise UsageError(
+            f"of {counted(len(needed), 'picture')} of the recipe, {missing} missing and "
+            f"{len(lacking) - missing} with other pixels: "
+            f"{', '.join(f'{image.name} ({image.lacks})' for image in lacking[:3])}"
+            f"{', ...' * (len(lacking) > 3)}. No dataset was written; name the recipe's "
+            "pictures with --input, or add --allow_partial to leave these images out"
+        )
 
 
 class GenerateDataset(beam.PTransform):
