@@ -194,9 +194,9 @@ def find_baseline(dataset: Dataset, name: str, settings: RunSettings | None = No
         )
     # With this dataset's manifest, only predictions on its own pictures count as valid.
     where = dataclasses.replace(dataset, store=other.store) if other else dataset
-    split = run.evaluation.split
-    images = EvalImages.read(dataset, *run.tested_on) if split in dataset.manifest.shards else None
-    correct, _ = correct_by_rule(where, images, run) if images else ({}, {})
+    correct: Mapping[str, Mapping[str, Correct]] = {}
+    if run.evaluation.split in dataset.manifest.shards:
+        correct, _ = correct_by_rule(where, EvalImages.read(dataset, *run.tested_on), run)
     if not any(correct.values()):
         raise UsageError(f"--baseline {name}: {run.name} has no predictions on these pictures")
     return Baseline(run, where.store, where.store == dataset.store, correct)
@@ -213,8 +213,8 @@ def baseline_or_reason(
       settings: settings of the job, if there is one.
       was_run: whether the job ran the baseline. If it failed then, earlier results do not count.
     """
-    failures = read_failures(dataset.store, dataset.manifest.fingerprint, "evaluate")[0]
-    for one in failures if was_run else ():
+    failed, _ = read_failures(dataset.store, dataset.manifest.fingerprint, "evaluate")
+    for one in failed if was_run else ():
         if one.entry == name and pick(RunSettings, one.evaluation) == settings:
             return f"{one.name} failed: {one.error}"
     try:
@@ -243,8 +243,9 @@ def chosen_baseline(dataset: Dataset) -> Baseline | str | None:
     choice = read_result(dataset.store, CHOICE, Choice)
     if choice is None:
         return None
-    was_run = bool(choice.settings)
-    return baseline_or_reason(dataset, choice.baseline, choice.settings or None, was_run)
+    return baseline_or_reason(
+        dataset, choice.baseline, choice.settings or None, was_run=bool(choice.settings)
+    )
 
 
 class BaselineRow(Struct, frozen=True, kw_only=True):
@@ -321,21 +322,22 @@ def compare_with(
             adjusted = holm(np.asarray(p_values)) if measured else ()
             for (summary, rule, one), p_adjusted in zip(measured, adjusted, strict=True):
                 low, high = one.interval()
-                row = BaselineRow(
-                    model=summary.name,
-                    baseline=baseline.name,
-                    label_rule=rule,
-                    variant=quantity,
-                    difference=one.value,
-                    ci_low=low,
-                    ci_high=high,
-                    p_adjusted=float(p_adjusted),
-                    smallest_difference=one.smallest(),
-                    n=one.n,
-                    split=summary.evaluation.split,
-                    dataset=summary.dataset,
+                rows.append(
+                    BaselineRow(
+                        model=summary.name,
+                        baseline=baseline.name,
+                        label_rule=rule,
+                        variant=quantity,
+                        difference=one.value,
+                        ci_low=low,
+                        ci_high=high,
+                        p_adjusted=float(p_adjusted),
+                        smallest_difference=one.smallest(),
+                        n=one.n,
+                        split=summary.evaluation.split,
+                        dataset=summary.dataset,
+                    )
                 )
-                rows.append(row)
     order = [summary.name for summary in summaries]
     return sorted(rows, key=lambda row: order.index(row.model))
 
@@ -347,9 +349,12 @@ def describe_baseline(dataset: Dataset, summaries: Sequence[Summary]) -> Iterato
         yield f"not compared with the baseline: {baseline}"
     if not isinstance(baseline, Baseline):
         return
-    rows: dict[str, dict[str, BaselineRow]] = {}
-    for row in read_rows(dataset, BASELINE, BaselineRow):
-        rows.setdefault(row.model, {})[row.variant] = row
+    rows = {
+        model: {row.variant: row for row in of_model}
+        for model, of_model in itertools.groupby(
+            read_rows(dataset, BASELINE, BaselineRow), lambda row: row.model
+        )
+    }
     if rows:
         # Renderings stand in baseline.csv alone.
         names = [
@@ -359,8 +364,12 @@ def describe_baseline(dataset: Dataset, summaries: Sequence[Summary]) -> Iterato
         ]
         heads = ["BG-Gap" if name == BG_GAP else name for name in names]
         table = [
-            [model, *(_cell(by_variant.get(name)) for name in names), _smallest(by_variant)]
-            for model, by_variant in rows.items()
+            [
+                model,
+                *(_cell(row.get(name)) for name in names),
+                f"{100 * row[BG_GAP].smallest_difference:.1f}" if BG_GAP in row else "-",
+            ]
+            for model, row in rows.items()
         ]
         yield aligned([[f"minus {baseline.name}, points", *heads, "8 of 10 show"], *table])
         yield "* differs from the baseline (Holm's adjustment over the models, 5 %)"
@@ -376,11 +385,6 @@ def _cell(row: BaselineRow | None) -> str:
     """Formats a difference in points."""
     if row is None:
         return "-"
-    figures = row.difference, row.ci_low, row.ci_high
-    text = interval(*figures) if row.variant == BG_GAP else f"{100 * row.difference:+.1f}"
+    is_gap, difference = row.variant == BG_GAP, f"{100 * row.difference:+.1f}"
+    text = interval(row.difference, row.ci_low, row.ci_high) if is_gap else difference
     return text + "*" * row.is_significant
-
-
-def _smallest(rows: Mapping[str, BaselineRow]) -> str:
-    """Formats the smallest difference of BG-Gap that as many images would show."""
-    return f"{100 * rows[BG_GAP].smallest_difference:.1f}" if BG_GAP in rows else "-"
