@@ -236,8 +236,7 @@ def _find_recipe(arguments: argparse.Namespace, store: Store) -> Recipe | None:
     folder = arguments.recipe or (store.exists(RECIPE_COPY) and store.path(WORK_FOLDER))
     if arguments.allow_partial and not folder:
         raise UsageError("--allow_partial goes with --recipe")
-    flags = [flag for flag in ("annotations", "masks") if getattr(arguments, flag)]
-    if folder and flags:
+    if folder and (flags := [n for n in ("annotations", "masks") if getattr(arguments, n)]):
         raise UsageError(
             f"boxes and masks come from the recipe in {folder}; leave --{flags[0]} out"
         )

@@ -67,9 +67,12 @@ class SegmentShard(JobStep):
         split = shard.totals.split
         found, recipe = Survey(self.layers, self.config, shard, may_read=True), self.job.recipe
         rows, images = found.read_rows(), recipe_images(found.images)
-        rows = rows if recipe is None or _agree(rows or [], images, recipe) else None
         tally = Tally(self.job.progress, "segment", f"{split}-{shard.shard:05d}")
-        if found.record is None or rows is None:
+        if (
+            found.record is None
+            or rows is None
+            or (recipe is not None and not _agree(rows, images, recipe))
+        ):
             is_new = True
             record, rows = self._make(shard, found, tally)
         else:

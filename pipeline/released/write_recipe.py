@@ -93,8 +93,11 @@ def write_recipe(dataset: Dataset, target: Store) -> tuple[FileDigest, int]:
 def _dropped_tars(dataset: Dataset) -> list[FileDigest]:
     """Returns the digests of the tars that records name, and that the dataset does not have."""
     known = {file.path for file in dataset.manifest.files}
-    records = [path for path in sorted(known) if path.startswith("layers/")]
-    named = (read_metadata(dataset.store, path) for path in records if path.endswith(".parquet"))
+    named = (
+        read_metadata(dataset.store, path)
+        for path in sorted(known)
+        if path.startswith("layers/") and path.endswith(".parquet")
+    )
     return [file for each in named if each for file in each.files if file.path not in known]
 
 

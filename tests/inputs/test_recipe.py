@@ -10,7 +10,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Callable
-from hashlib import md5
+from hashlib import md5, sha256
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,12 @@ def test_a_recipe_holds_no_pixel_and_is_small(recipe: Path, one_worker: Path) ->
     ]
     table = pq.read_table(recipe / "recipe.parquet")
     assert not {"image", "image_offset", "only_bg_t_offset"} & set(table.column_names)
+    card = json.loads((recipe / "croissant.json").read_text())
+    digest = sha256((recipe / "recipe.parquet").read_bytes()).hexdigest()
+    assert [file["sha256"] for file in card["distribution"]] == [digest]
     metadata = pq.ParquetFile(recipe / "recipe.parquet").metadata
+    packed = zlib.decompress(base64.b64decode(metadata.metadata[b"in9"]))
+    assert json.loads(packed) == manifest_of(one_worker)
     groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
     columns = [group.column(n) for group in groups for n in range(group.num_columns)]
     masks = [c for c in columns if c.path_in_schema == "mask"]
@@ -333,6 +338,13 @@ def test_what_is_missing_or_differs_ends_the_job(
     assert "of 18 pictures of the recipe, 1 missing and 1 with other pixels: " in line
     for picture, status in ((first, "missing_source"), (second, "source_differs")):
         assert f"{picture.relative_to(small_input)} ({status})" in line
+    few = tmp_path / "few" / "val"
+    few.mkdir(parents=True)
+    shutil.copy(pictures_of(small_sample)[0], few)
+    line = refusal(capsys, *making(recipe, few.parent, output))
+    assert "of 18 pictures of the recipe, 17 missing and 0 with other pixels: " in line
+    assert line.count("(missing_source)") == 3
+    assert "(missing_source), .... No dataset was written" in line
     assert not output.exists()
     run_here(*command, "--dry_run", code=2)
     assert "1 missing" in capsys.readouterr().err
