@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated
 
 import numpy as np
 from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec.structs import replace
 
 from pipeline.analyses.evaluation.comparisons import (
     BG_GAP,
@@ -29,7 +31,7 @@ from pipeline.analyses.evaluation.results import Evaluated, Summary
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import reading_store
 from pipeline.display.table import Table, aligned, interval
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, counted
 from pipeline.evaluate.predictions import EvalImages
 from pipeline.evaluate.results import (
     RunSettings,
@@ -68,7 +70,7 @@ class Baseline:
     Attributes:
       run: the model, and how it was run.
       store: the dataset folder that has its results.
-      is_own: whether this is the folder of the dataset itself.
+      is_own: whether this is the folder of the dataset itself, or its tables show the model so.
       correct: label rule -> variant -> (n,) bool, True where it is right.
     """
 
@@ -122,6 +124,62 @@ def open_results(folder: str) -> tuple[Dataset, list[Evaluated]]:
     store = reading_store(above.removesuffix("/results") if is_of_model else folder)
     runs = [run for run in _runs(store) if run.folder == model or not is_of_model]
     return Dataset.open(store), runs
+
+
+def with_results(dataset: Dataset, folders: Iterable[str]) -> tuple[Store, list[str]]:
+    """Shows the models of other folders with those of a dataset, without copying their results.
+
+    A model whose name another one has, too, is told by its folder, unless that is the dataset's.
+
+    Args:
+      dataset: the dataset.
+      folders: values of `--results`, as for `open_results`.
+
+    Returns:
+      (the dataset's folder with the results of the others; a line on each of the others).
+
+    Raises:
+      UsageError: a folder holds no finished dataset.
+    """
+    own, lines = dataset.store, []
+    models = [(own, run) for run in _runs(own)]
+    for folder in folders:
+        other, runs = open_results(folder)
+        mine, its = (
+            {
+                (file.path, file.sha256)
+                for file in each.manifest.files
+                if file.path.startswith(("parquet/", "webdataset/"))
+            }
+            for each in (dataset, other)
+        )
+        faults = {
+            _on_another(dataset, other): other.manifest.fingerprint != dataset.manifest.fingerprint,
+            f"has other pictures: {len(mine - its)} of {len(mine)} files differ": mine != its,
+            "lies in another kind of storage": other.store.is_remote != own.is_remote,
+        }
+        fault = next((fault for fault, is_there in faults.items() if is_there), "")
+        lines.append(f"results: {folder} {fault or 'has ' + counted(len(runs), 'model')}")
+        models += [(other.store, run) for run in runs if not fault]
+    known = {(store.root, name) for store, run in models for name in (run.name, run.folder)}
+    folders_with = Counter(name for _, name in known)
+    elsewhere = {
+        f"results/{(replace(run, home=store.root) if is_told else run).folder}": store.path(
+            f"results/{run.folder}"
+        )
+        for store, run in models
+        if store != own
+        for is_told in [max(folders_with[run.name], folders_with[run.folder]) > 1]
+    }
+    return dataclasses.replace(own, elsewhere=elsewhere), lines
+
+
+def _on_another(dataset: Dataset, other: Dataset) -> str:
+    """Returns that the results of a folder are on another dataset, in words."""
+    return (
+        f"has results on another dataset: {other.manifest.fingerprint[:12]}, not "
+        f"{dataset.manifest.fingerprint[:12]}"
+    )
 
 
 def _runs(store: Store) -> list[Evaluated]:
@@ -188,10 +246,7 @@ def find_baseline(dataset: Dataset, name: str, settings: RunSettings | None = No
     """
     other, run = open_baseline(dataset.store, name, settings)
     if other and other.manifest.fingerprint != dataset.manifest.fingerprint:
-        raise UsageError(
-            f"{other.store.root} has results on another dataset: "
-            f"{other.manifest.fingerprint[:12]}, not {dataset.manifest.fingerprint[:12]}"
-        )
+        raise UsageError(f"{other.store.root} {_on_another(dataset, other)}")
     # With this dataset's manifest, only predictions on its own pictures count as valid.
     where = dataclasses.replace(dataset, store=other.store) if other else dataset
     correct: Mapping[str, Mapping[str, Correct]] = {}
@@ -199,7 +254,13 @@ def find_baseline(dataset: Dataset, name: str, settings: RunSettings | None = No
         correct, _ = correct_by_rule(where, EvalImages.read(dataset, *run.tested_on), run)
     if not any(correct.values()):
         raise UsageError(f"--baseline {name}: {run.name} has no predictions on these pictures")
-    return Baseline(run, where.store, where.store == dataset.store, correct)
+    return Baseline(
+        run,
+        where.store,
+        is_own=where.store.path(f"results/{run.folder}")
+        == dataset.store.path(f"results/{run.folder}"),
+        correct=correct,
+    )
 
 
 def baseline_or_reason(
@@ -233,8 +294,9 @@ def choose_baseline(
     found = baseline_or_reason(dataset, name, settings, was_run)
     choice = Choice(baseline=name, settings=(was_run and settings) or UNSET)
     if isinstance(found, Baseline):
-        elsewhere = found.store.path(f"results/{found.run.folder}")
-        choice = Choice(baseline=found.run.folder if found.is_own else elsewhere)
+        place = found.store.path(f"results/{found.run.folder}")
+        is_here = place == f"{dataset.store.root}/results/{found.run.folder}"
+        choice = Choice(baseline=found.run.folder if is_here else place)
     write_result(dataset.store, CHOICE, choice)
 
 
