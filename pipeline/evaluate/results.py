@@ -25,8 +25,7 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import pyarrow as pa
-from msgspec import UNSET, Meta, Struct, UnsetType, to_builtins
-from msgspec.structs import replace
+from msgspec import UNSET, Meta, Struct, UnsetType, structs, to_builtins
 from typing_extensions import override
 
 from pipeline.errors import JobError, escaped, escaped_line, escaped_texts
@@ -151,8 +150,7 @@ class ModelRun(Named, frozen=True, kw_only=True):
 
     Attributes:
       evaluate_version: version of the stage that ran it.
-      overlap: number of test images that the model was also trained on; unset if its training is
-        unknown.
+      overlap: number of test images that it was also trained on; unset if its training is unknown.
       trained: how it was trained; unset if that is unknown.
       variants: the variants that it was tested on, replicates included; unset if these are all
         pictures of the dataset.
@@ -338,7 +336,7 @@ def _parse_result(store: Store, path: str, kind: type[_R]) -> _R:
     result = convert(escaped_texts(parse_json(store.read(path), object)), kind)
     home, _, folder = store.elsewhere.get(path.rpartition("/")[0], "").rpartition("/results/")
     if isinstance(result, ModelRun) and folder not in ("", path.split("/")[1]):
-        result = replace(result, home=home)
+        result = structs.replace(result, home=home)
     if isinstance(result, Named) and result.names_folder and result.folder != path.split("/")[1]:
         raise ValueError(f"it is of {result.model}, whose results belong in another folder")
     return result

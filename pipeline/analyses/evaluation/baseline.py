@@ -424,16 +424,23 @@ def describe_baseline(dataset: Dataset, summaries: Sequence[Summary]) -> Iterato
             for name in dict.fromkeys(itertools.chain.from_iterable(rows.values()))
             if base_of(name) == name
         ]
-        heads = ["BG-Gap" if name == BG_GAP else name for name in names]
-        table = [
+        yield aligned(
             [
-                model,
-                *(_cell(row.get(name)) for name in names),
-                f"{100 * row[BG_GAP].smallest_difference:.1f}" if BG_GAP in row else "-",
+                [
+                    f"minus {baseline.name}, points",
+                    *("BG-Gap" if name == BG_GAP else name for name in names),
+                    "8 of 10 show",
+                ],
+                *(
+                    [
+                        model,
+                        *(_cell(row.get(name)) for name in names),
+                        f"{100 * row[BG_GAP].smallest_difference:.1f}" if BG_GAP in row else "-",
+                    ]
+                    for model, row in rows.items()
+                ),
             ]
-            for model, row in rows.items()
-        ]
-        yield aligned([[f"minus {baseline.name}, points", *heads, "8 of 10 show"], *table])
+        )
         yield "* differs from the baseline (Holm's adjustment over the models, 5 %)"
     for one in summaries:
         if one.name not in rows and not baseline.is_same(one):
@@ -447,6 +454,9 @@ def _cell(row: BaselineRow | None) -> str:
     """Formats a difference in points."""
     if row is None:
         return "-"
-    is_gap, difference = row.variant == BG_GAP, f"{100 * row.difference:+.1f}"
-    text = interval(row.difference, row.ci_low, row.ci_high) if is_gap else difference
+    text = (
+        interval(row.difference, row.ci_low, row.ci_high)
+        if row.variant == BG_GAP
+        else f"{100 * row.difference:+.1f}"
+    )
     return text + "*" * row.is_significant
