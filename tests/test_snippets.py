@@ -13,13 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import timm
+import torch
+import yaml
 from huggingface_hub.utils import filter_repo_objects
-from runs import run_in9
+from runs import ONE, QUICK, run_here, run_in9
 
 import in9
-from pipeline.models.registry import load_model
+from pipeline.models.identity import WeightsFolder
+from pipeline.models.library_names import timm_model
+from pipeline.models.registry import load_model, store_model
+from transforms.taxonomy import imagenet9
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -177,6 +184,55 @@ def test_commands_of_recipes_are_sound(tmp_path: Path) -> None:
     subprocess.run(
         [Path(sys.executable).with_name("shellcheck"), "--shell=bash", script], check=True
     )
+
+
+def gate_commands() -> list[list[str]]:
+    """Returns the words of the command that judges, in the job of each of the two services."""
+    blocks = re.findall(r"^```yaml\n(.*?)^```", RECIPES.read_text(), re.MULTILINE | re.DOTALL)
+    github, gitlab = map(yaml.safe_load, blocks)
+    scripts = (
+        [step.get("run", "") for step in github["jobs"]["background-gate"]["steps"]],
+        gitlab["background-gate"]["script"],
+    )
+    return [shlex.split(line) for lines in scripts for line in lines if line.startswith("in9 ")]
+
+
+def answer(folder: Path, **right: bool) -> None:
+    """Makes all stored predictions of a model on some variants right, or wrong."""
+    (path,) = folder.glob("predictions/*.parquet")
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    for row in rows:
+        if row["variant"] in right:
+            row["prediction"] = row["label"] if right[row["variant"]] else (row["label"] + 1) % 9
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+
+
+def test_the_gate_of_the_recipes_ends_with_each_exit_code(
+    small_sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dataset is small, and the weights are random; the command is that of both services."""
+    (program, *words), other = gate_commands()
+    assert (program, words) == ("in9", other[1:])
+    monkeypatch.chdir(tmp_path)
+    run_here(*words, code=2)  # There is no dataset in the cache.
+    torch.manual_seed(0)
+    network = timm.create_model("resnet50")
+    torch.save(network.state_dict(), "new.pth")
+    model = timm_model("resnet50.a1_in1k", network, "timm", imagenet9())
+    store_model(WeightsFolder.from_path("weights"), model)
+    few = ("--variants", "original,mixed_same,mixed_rand")
+    run_here("generate", "--input", small_sample, "--output", "out", *QUICK, *few, *ONE)
+    run_here(*words, code=4)  # Both are the same network, and 18 images cannot tell.
+    assert Path("out/report.html").exists()
+    old, new = (path.parent for path in sorted(Path("out/results").glob("*/model.json")))
+    worse = {"original": False, "mixed_same": True, "mixed_rand": False}
+    for model, other, code in ((new, old, 3), (old, new, 0)):
+        answer(model, **worse)
+        answer(other, original=True, mixed_same=True, mixed_rand=True)
+        run_here(*words, code=code)
+    Path("new.pth").write_bytes(b"cut off")
+    run_here(*words, code=1)
 
 
 def test_the_page_shows_in_a_page_of_ones_own(

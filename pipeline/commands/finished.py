@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 
 from pipeline.analyses import ANALYSES
+from pipeline.analyses.evaluation.baseline import with_results
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.dataset.manifest import (
@@ -231,6 +232,7 @@ def run_report(arguments: argparse.Namespace) -> int:
     """
     store = writing_store("dataset", arguments.dataset)
     publishing = check_publishing(store, arguments.publish, arguments.keep)
+    store, lines = with_results(Dataset.open(store), arguments.results or ())
     dataset = Dataset.open(store)
     known = [column for analysis in ANALYSES for column in analysis.parts.columns(dataset)]
     for column in arguments.columns or ():
@@ -242,10 +244,10 @@ def run_report(arguments: argparse.Namespace) -> int:
         gate.choose_baseline(Dataset.open(tables))
         write_tables(Dataset.open(tables), arguments.columns or ())
     write_report(store, dataset.taxonomy, arguments.pictures, pdf=True)
-    for note in notes_of(dataset.manifest):
-        print(note)
+    for line in (*notes_of(dataset.manifest), *lines):
+        print(line)
     for analysis in ANALYSES:
-        for line in analysis.parts.report(Dataset.open(store)):
+        for line in analysis.parts.report(dataset):
             print(line)
     print(f"report: {store.path(REPORT)}")
     if publishing:

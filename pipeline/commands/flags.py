@@ -426,6 +426,12 @@ SECTIONS = (
         "analyses and report",
         ("report",),
         Flag(
+            "--results",
+            "DIR,DIR",
+            "folders with results on the same dataset, to show with its own (default: none)",
+            type=comma_separated,
+        ),
+        Flag(
             "--columns",
             "A,B",
             "columns of results/latex/headline.tex: variants and bg_gap, in this order (default: "

@@ -191,11 +191,12 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
       UsageError: a flag is wrong, or does not fit the input or the output.
     """
     taxonomy, recipe = read_taxonomy(arguments.taxonomy), _find_recipe(arguments, store)
-    if recipe is None:
-        config = _dataset_config(arguments, taxonomy)
-    else:
-        config = _recipe_config(arguments, taxonomy, recipe)
-        taxonomy = recipe.manifest.taxonomy
+    config = (
+        _recipe_config(arguments, taxonomy, recipe)
+        if recipe
+        else _dataset_config(arguments, taxonomy)
+    )
+    told = recipe.manifest if recipe else None
     source = absolute(arguments.input) if arguments.input else sample_folder()
     annotations = absolute(arguments.annotations) if arguments.annotations else None
     columns = named_columns(arguments.input_columns or ())
@@ -222,13 +223,12 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
             _check_input(arguments.input, note, store)
         _check_config(manifest.config, config, arguments.overwrite)
     previous, stages = ({}, None) if manifest is None else (manifest.shards, manifest.stages)
-    told = recipe.manifest if recipe else None
     if told and not manifest and told.config.images_per_shard == config.images_per_shard:
         previous = told.shards
     return GenerateJob(
         config=config,
         layouts=layouts,
-        taxonomy=taxonomy or imagenet9(),
+        taxonomy=(told.taxonomy if told else taxonomy) or imagenet9(),
         store=store,
         progress=Progress.for_store(store),
         previous=previous,
@@ -247,15 +247,13 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
 def _find_recipe(arguments: argparse.Namespace, store: Store) -> Recipe | None:
     """Opens the recipe that `--recipe` names, or the copy in the output; None without one."""
     folder = arguments.recipe or (store.exists(RECIPE_COPY) and store.path(WORK_FOLDER))
-    if not folder:
-        if arguments.allow_partial:
-            raise UsageError("--allow_partial goes with --recipe")
-        return None
-    if flags := [flag for flag in ("annotations", "masks") if getattr(arguments, flag)]:
+    if arguments.allow_partial and not folder:
+        raise UsageError("--allow_partial goes with --recipe")
+    if folder and (flags := [n for n in ("annotations", "masks") if getattr(arguments, n)]):
         raise UsageError(
             f"boxes and masks come from the recipe in {folder}; leave --{flags[0]} out"
         )
-    return Recipe.open(join(absolute(folder), RECIPE))
+    return Recipe.open(join(absolute(folder), RECIPE)) if folder else None
 
 
 def _recipe_config(

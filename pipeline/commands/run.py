@@ -161,8 +161,8 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     dataset = Dataset.open(store)
     print(describe_dataset(dataset.manifest, counters, seconds))
     if job and job.recipe:
-        for line in describe_recipe(job.recipe.manifest, dataset.manifest, counters):
-            print(f"recipe: {line}")
+        lines = describe_recipe(job.recipe.manifest, dataset.manifest, counters)
+        print("\n".join(f"recipe: {line}" for line in lines))
     for analysis in ANALYSES:
         for line in analysis.parts.lines(dataset, works.get(analysis.name)):
             print(line)

@@ -283,12 +283,11 @@ def notes_of(manifest: Manifest) -> list[str]:
             "these pictures are composites from the embedded sample, so accuracies on them say "
             "nothing about ImageNet"
         )
-    lacking = sum(
+    if lacking := sum(
         rejected.get(reason, 0)
         for rejected in manifest.rejections.values()
         for reason in (Reason.MISSING_SOURCE, Reason.SOURCE_DIFFERS)
-    )
-    if lacking:
+    ):
         notes.append(
             f"this is not the recipe's dataset: it lacks {lacking} {manifest.counted_noun}, whose "
             "pictures were missing or had other pixels"

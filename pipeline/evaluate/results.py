@@ -25,7 +25,7 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import pyarrow as pa
-from msgspec import UNSET, Meta, Struct, UnsetType, to_builtins
+from msgspec import UNSET, Meta, Struct, UnsetType, structs, to_builtins
 from typing_extensions import override
 
 from pipeline.errors import JobError, escaped, escaped_line, escaped_texts
@@ -150,13 +150,13 @@ class ModelRun(Named, frozen=True, kw_only=True):
 
     Attributes:
       evaluate_version: version of the stage that ran it.
-      overlap: number of test images that the model was also trained on; unset if its training is
-        unknown.
+      overlap: number of test images that it was also trained on; unset if its training is unknown.
       trained: how it was trained; unset if that is unknown.
       variants: the variants that it was tested on, replicates included; unset if these are all
         pictures of the dataset.
       answers: what it answers a picture with.
       label: the name that its user gave it, which tables show in place of its own.
+      home: folder that has its results, if they are shown beside those of another of its name.
     """
 
     evaluation: EvaluationSettings
@@ -171,11 +171,17 @@ class ModelRun(Named, frozen=True, kw_only=True):
     variants: tuple[str, ...] | UnsetType = UNSET
     answers: AnswerKind = "scores"
     label: str | UnsetType = UNSET
+    home: str | UnsetType = UNSET
 
     @property
     @override
     def title(self) -> str:
-        return self.label or super().title
+        return (self.label or super().title) + (f" in {self.home}" if self.home else "")
+
+    @property
+    @override
+    def folder(self) -> str:
+        return super().folder + (f"+{safe_name(f'in {self.home}')}" if self.home else "")
 
     @property
     def identity(self) -> tuple[str, str, dict[str, Any]]:
@@ -322,12 +328,15 @@ def read_result(store: Store, path: str, kind: type[_R]) -> _R | None:
     Raises:
       OSError: the file cannot be read.
     """
-    return read_intact(store, path, lambda: _parse_result(store.read(path), path, kind))
+    return read_intact(store, path, lambda: _parse_result(store, path, kind))
 
 
-def _parse_result(data: bytes, path: str, kind: type[_R]) -> _R:
+def _parse_result(store: Store, path: str, kind: type[_R]) -> _R:
     # Text is escaped, because earlier releases stored undecodable names and errors as they were.
-    result = convert(escaped_texts(parse_json(data, object)), kind)
+    result = convert(escaped_texts(parse_json(store.read(path), object)), kind)
+    home, _, folder = store.elsewhere.get(path.rpartition("/")[0], "").rpartition("/results/")
+    if isinstance(result, ModelRun) and folder not in ("", path.split("/")[1]):
+        result = structs.replace(result, home=home)
     if isinstance(result, Named) and result.names_folder and result.folder != path.split("/")[1]:
         raise ValueError(f"it is of {result.model}, whose results belong in another folder")
     return result

@@ -15,6 +15,7 @@ import itertools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
@@ -40,7 +41,7 @@ from pipeline.inputs.image_manifest import ImageManifest
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.layout import list_images
 from pipeline.inputs.location import read_location
-from pipeline.inputs.recipe import RecipeImage
+from pipeline.inputs.recipe import RecipeImage, recipe_images
 from pipeline.inputs.source_images import Checksums, Content, FileIndex, SourceImage
 from pipeline.runtime.progress import count, timed
 from pipeline.segmenters import index_masks, no_mask
@@ -63,14 +64,8 @@ def list_split(job: GenerateJob, layout: SplitLayout) -> tuple[Sequence[SourceIm
     """
     split = layout.split
     try:
-        images: Sequence[SourceImage]
-        if job.recipe is None:
-            images, passed_over = _list_input(job, layout)
-        else:
-            images, extra = job.recipe.list_images(layout)
-            count("pictures_not_in_recipe", extra)
-            told = job.recipe.manifest.images[split]
-            passed_over = {**told, "outside": told["outside_taxonomy"]}
+        list_of = job.recipe.list_images if job.recipe else functools.partial(_list_input, job)
+        images, passed_over = list_of(layout)
     except PermissionError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
     _check_places(images, job.store)
@@ -232,25 +227,27 @@ class IdentifySources(JobStep):
     @timed("list")
     def process(self, shard: SourceShard) -> list[SourceShard]:
         checksums = Checksums(self.layers.store, shard.totals.split, shard.shard)
-        images = tuple(self._identify(image, checksums) for image in shard.images)
-        checksums.save()
-        return [replace(shard, images=images)]
-
-    def _identify(self, image: SourceImage, checksums: Checksums) -> SourceImage:
-        if not isinstance(image, RecipeImage) or not image.files:
-            return image
-        for file in image.files:
-            content = Content(file.path, None, file.md5, file.stamp)
-            if checksums.identify(content).md5 == image.md5:
-                return replace(image, path=file.path, files=())
         recipe, cutter = self.job.recipe, Cutter(self.config.segment)
-        rows = [each for each in recipe.read([image])[image.place] if each.mask] if recipe else []
-        for file in image.files:
+        assert recipe is not None
+
+        def has_md5(file: SourceImage, image: RecipeImage) -> bool:
+            content = Content(file.path, None, file.md5, file.stamp)
+            return checksums.identify(content).md5 == image.md5
+
+        def gives_layers(file: SourceImage, image: RecipeImage) -> bool:
             picture = read_location(file.path)
-            if all(cutter.cut_along(picture, row, mask or b"") for row, mask in rows):
-                count("pictures_in_other_files")
-                return replace(image, path=file.path, files=())
-        return replace(image, path="", files=(), lacks=str(Reason.SOURCE_DIFFERS))
+            is_its = all(
+                cutter.cut_along(picture, row, mask)
+                for _, row, mask in recipe.rows(image.place)
+                if mask
+            )
+            count("pictures_in_other_files", is_its)
+            return is_its
+
+        images = [image.found(has_md5).found(gives_layers) for image in recipe_images(shard.images)]
+        checksums.save()
+        other = partial(replace, path="", files=(), lacks=str(Reason.SOURCE_DIFFERS))
+        return [replace(shard, images=tuple(other(i) if i.files else i for i in images))]
 
 
 class AcceptSources(JobStep):
@@ -267,18 +264,17 @@ class AcceptSources(JobStep):
 
 def refuse_lacking(job: GenerateJob, images: Iterable[SourceImage]) -> None:
     """Raises UsageError if images of a recipe lack their pictures, unless they may."""
-    needed = [image for image in images if isinstance(image, RecipeImage) and image.is_needed]
+    needed = [image for image in recipe_images(images) if image.is_needed]
     lacking = [image for image in needed if image.lacks]
-    if job.allow_partial or not lacking:
-        return
-    missing = sum(image.lacks == Reason.MISSING_SOURCE for image in lacking)
-    raise UsageError(
-        f"of {counted(len(needed), 'picture')} of the recipe, {missing} missing and "
-        f"{len(lacking) - missing} with other pixels: "
-        f"{', '.join(f'{image.name} ({image.lacks})' for image in lacking[:3])}"
-        f"{', ...' * (len(lacking) > 3)}. No dataset was written; name the recipe's "
-        "pictures with --input, or add --allow_partial to leave these images out"
-    )
+    if lacking and not job.allow_partial:
+        missing = sum(image.lacks == Reason.MISSING_SOURCE for image in lacking)
+        raise UsageError(
+            f"of {counted(len(needed), 'picture')} of the recipe, {missing} missing and "
+            f"{len(lacking) - missing} with other pixels: "
+            f"{', '.join(f'{image.name} ({image.lacks})' for image in lacking[:3])}"
+            f"{', ...' * (len(lacking) > 3)}. No dataset was written; name the recipe's "
+            "pictures with --input, or add --allow_partial to leave these images out"
+        )
 
 
 class GenerateDataset(beam.PTransform):

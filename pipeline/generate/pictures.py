@@ -113,14 +113,14 @@ class LayerSource:
         ahead = REQUESTS_IN_FLIGHT * self.store.is_remote
         for image, (layer, backgrounds) in read_ahead(self._read, images, ahead):
             if isinstance(layer, SourceBytes):
-                layer = self._cut(image, layer)
+                layer = self._cut(image.planned, layer)
             yield image, layer, backgrounds
 
     def _read(self, image: SelectedImage) -> tuple[Layer | SourceBytes, dict[str, ReadBackground]]:
         """Reads the layer of an image, or the bytes to cut it from, and its backgrounds."""
         layer: Layer | SourceBytes
         if image.planned.tar is None:
-            layer = self._source(image.planned, image.planned.mask)
+            layer = self._again(image.planned)
         else:
             decode = functools.partial(decode_layer, box=image.row.box or ())
             layer = self._decoded(image.planned.tar, layer_ranges(vars(image.row)), decode)
@@ -134,8 +134,8 @@ class LayerSource:
             assert self.scenes is not None
             return self.scenes.picture(background)
         if background.tar is None:
-            # A recipe's boxes are enough to cut a background.
-            return self._source(background, None if self.recipe else background.mask)
+            cut = self._again(background)
+            return cut.only_bg_t if isinstance(cut, Layer) else cut
         if is_filled:
             decode = functools.partial(decode_layer, box=background.box or ())
             tile = {"only_bg_t_offset": background.offset, "only_bg_t_length": background.length}
@@ -144,11 +144,21 @@ class LayerSource:
         tiled = [(background.offset, background.length)]
         return self._decoded(background.tar, tiled, decode_image)
 
-    def _source(self, planned: PlannedImage, its_mask: bytes | None) -> SourceBytes:
-        """Like the function; raises JobError if the recipe has no mask of the selected image."""
-        if self.recipe is not None and planned.mask is None:
+    def _again(self, planned: PlannedImage) -> Layer | SourceBytes:
+        """Cuts the layer of an image along the recipe's mask, or reads the bytes to cut it from.
+
+        Raises JobError if the recipe has no mask of the image, or the layer is another.
+        """
+        if self.recipe is None:
+            return _source(planned, planned.mask)
+        if planned.mask is None:
             raise JobError(f"{planned.key} is selected, and the recipe has no mask of it")
-        return _source(planned, its_mask)
+        source, rows = _source(planned, None), self.recipe.rows(os.fsdecode(planned.mask))
+        row, mask = next((row, mask) for _, row, mask in rows if row.key == planned.key)
+        layer = self.cutter.cut_along(source.image, row, mask or b"")
+        if layer is None:
+            raise self.recipe.other_layer(source.location)
+        return layer
 
     def _decoded(
         self, tar: str, ranges: list[tuple[int, int]], decode: Callable[..., _Decoded]
@@ -171,15 +181,12 @@ class LayerSource:
                 f"{path} is damaged ({error}). Remove it and run the same command again"
             ) from error
 
-    def _cut(self, image: SelectedImage, source: SourceBytes) -> Layer:
+    def _cut(self, planned: PlannedImage, source: SourceBytes) -> Layer:
         """Cuts an image again."""
-        layer: Layer | None
-        if self.recipe is None:
-            cuts = self.cutter.cut(source)
-            layer = next((cut.layer for cut in cuts if cut.number == source.number), None)
-        else:
-            layer = self.cutter.cut_along(source.image, image.row, source.mask or b"")
-        if layer is None or layer_digest(layer) != image.planned.layer_digest:
+        layer = next(
+            (cut.layer for cut in self.cutter.cut(source) if cut.number == source.number), None
+        )
+        if layer is None or layer_digest(layer) != planned.layer_digest:
             raise self._changed(source)
         return layer
 
@@ -199,8 +206,6 @@ class LayerSource:
             yield image, whole.image
 
     def _changed(self, source: SourceBytes) -> JobError:
-        if self.recipe is not None:
-            return self.recipe.other_layer(source.location)
         return JobError(
             f"{shown(source.location)} gives another layer than before, because "
             "the file or a library has changed. Remove "

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import cv2
@@ -38,14 +38,17 @@ from pipeline.generate.job import JobStep
 from pipeline.generate.previous_layers import PreviousLayers, Survey
 from pipeline.generate.shard_elements import SourceShard, pack_sources
 from pipeline.inputs.location import read_location, reads_ahead
-from pipeline.inputs.recipe import CUT_COLUMNS, Place, Recipe, RecipeImage, RecipeRow
+from pipeline.inputs.recipe import CUT_COLUMNS, Recipe, RecipeImage, recipe_images
 from pipeline.inputs.source_images import Checksums, SourceImage
 from pipeline.runtime.progress import Tally, count_shard, timed
 from pipeline.storage.interface import read_ahead
 from pipeline.storage.store import FileDigest, HashingFile
 from transforms.cutting import Cut
 from transforms.filters import Reason, is_valid_key
+from transforms.layers import Layer
 from transforms.taxonomy import OUTSIDE
+
+_NOTHING_CUT: dict[str, Any] = dict.fromkeys((*CUT_COLUMNS, "layer_digest"))
 
 
 class SegmentShard(JobStep):
@@ -63,12 +66,15 @@ class SegmentShard(JobStep):
     def process(self, shard: SourceShard) -> list[SourceShard]:
         split = shard.totals.split
         found, recipe = Survey(self.layers, self.config, shard, may_read=True), self.job.recipe
-        rows, rows_of = found.read_rows(), recipe.read(found.images) if recipe else {}
-        rows = rows if recipe is None or _agree(rows or [], found.images, rows_of) else None
+        rows, images = found.read_rows(), recipe_images(found.images)
         tally = Tally(self.job.progress, "segment", f"{split}-{shard.shard:05d}")
-        if found.record is None or rows is None:
+        if (
+            found.record is None
+            or rows is None
+            or (recipe is not None and not _agree(rows, images, recipe))
+        ):
             is_new = True
-            record, rows = self._make(shard, found, rows_of, tally)
+            record, rows = self._make(shard, found, tally)
         else:
             is_new = tally.load()
             record = self.layers.with_record(found.record, found.path, len(rows))
@@ -79,7 +85,8 @@ class SegmentShard(JobStep):
         tally.note_done(len(found.images))
         has_layers = layer_tar(split, shard.shard) in record.locations
         # Among images of the same key, it is the first, because the others are rejected.
-        sources = {image.key: image for image in reversed(found.images)}
+        by_key = {image.key: image for image in reversed(found.images)}
+        sources = recipe.sources(images) if recipe else {}
         return [
             dataclasses.replace(
                 shard,
@@ -88,12 +95,7 @@ class SegmentShard(JobStep):
                 record=record,
                 sources=b""
                 if has_layers
-                else pack_sources(
-                    rows,
-                    recipe.sources(found.images, rows_of)
-                    if recipe
-                    else lambda row: sources[row.source_key],
-                ),
+                else pack_sources(rows, lambda row: sources.get(row.key) or by_key[row.source_key]),
             )
         ]
 
@@ -101,7 +103,6 @@ class SegmentShard(JobStep):
         self,
         shard: SourceShard,
         found: Survey,
-        rows_of: Mapping[Place, list[RecipeRow]],
         tally: Tally,
     ) -> tuple[Record, list[ImageRow]]:
         """Writes the layers and then the record; returns the record and its rows."""
@@ -113,9 +114,11 @@ class SegmentShard(JobStep):
         preceding = (None, *found.images)[: len(found.images)]
         images = zip(found.images, found.identities, preceding, strict=True)
         ahead = max((reads_ahead(image.path) for image in found.images), default=0)
-        read = functools.partial(_read, previous, found, self.config.segment.objects == "each")
-        if recipe is not None:
-            read = functools.partial(_read_and_cut, previous, cutter, recipe, rows_of)
+        read = (
+            functools.partial(_read_and_cut, cutter, recipe)
+            if recipe
+            else functools.partial(_read, previous, found, self.config.segment.objects == "each")
+        )
         reading = read_ahead(read, images, ahead)
         writing: contextlib.AbstractContextManager[HashingFile | None] = contextlib.nullcontext()
         if not cutter.keeps_image_whole and (recipe is None or recipe.has_layers):
@@ -137,7 +140,7 @@ class SegmentShard(JobStep):
         elif (
             recipe is not None
             and shard.totals.counts == recipe.manifest.shards.get(split)
-            and not any(isinstance(image, RecipeImage) and image.lacks for image in found.images)
+            and not any(image.lacks for image in recipe_images(found.images))
         ):
             files += [digest for digest in recipe.manifest.files if digest.path == tar_path]
         rows.sort(key=operator.attrgetter("rank"))
@@ -149,19 +152,17 @@ class SegmentShard(JobStep):
         return record, rows
 
 
-def _agree(
-    rows: list[ImageRow], images: tuple[SourceImage, ...], rows_of: Mapping[Place, list[RecipeRow]]
-) -> bool:
+def _agree(rows: list[ImageRow], images: list[RecipeImage], recipe: Recipe) -> bool:
     """Returns whether existing rows have the recipe's layers.
 
     The same source may give others, because another library cut them.
     """
     return {row.key: row.layer_digest for row in rows if row.status == ACCEPTED} == {
-        each.row.key: each.row.layer_digest
+        row.key: row.layer_digest
         for image in images
-        if isinstance(image, RecipeImage) and not image.lacks
-        for each in rows_of[image.place]
-        if each.row.status == ACCEPTED
+        if not image.lacks
+        for _, row, _ in recipe.rows(image.place)
+        if row.status == ACCEPTED
     }
 
 
@@ -229,48 +230,38 @@ def _read(
 
 
 def _read_and_cut(
-    previous: PreviousLayers,
     cutter: Cutter,
     recipe: Recipe,
-    rows_of: Mapping[Place, list[RecipeRow]],
     item: tuple[SourceImage, Identity | None, SourceImage | None],
 ) -> _ReadImage:
     """Reads an image of a recipe and cuts it along its masks, which takes no longer than reading.
 
     Args:
-      previous: existing layers.
       cutter: cuts the image.
       recipe: the recipe.
-      rows_of: rows of the shard's images, from `Recipe.read`.
       item: see `_read`.
     """
-    image, fate = item[0], "images_kept"
-    assert isinstance(image, RecipeImage)
-    kept = {
-        (row.key, row.layer_digest): row
-        for row in previous.rows(image.key, image.digest)
-        if row.status == ACCEPTED and recipe.has_layers
-    }
+    (image,) = recipe_images(item[:1])
     finished: list[tuple[ImageRow, dict[str, bytes]]] = []
     picture = b""
-    for row, mask in rows_of[image.place]:
+    for _, row, mask in recipe.rows(image.place):
         files: dict[str, bytes] = {}
         row = dataclasses.replace(row, source_digest=image.digest)
         if image.lacks and row.status == ACCEPTED:
-            nothing: dict[str, Any] = dict.fromkeys((*CUT_COLUMNS, "layer_digest"))
-            row = dataclasses.replace(row, status=image.lacks, **nothing)
-        elif row.status == ACCEPTED and (old := kept.get((row.key, row.layer_digest))):
-            row = dataclasses.replace(row, box=old.box, fg_fraction=old.fg_fraction)
-            files = previous.layer(old)
+            row = dataclasses.replace(row, status=image.lacks, **_NOTHING_CUT)
         elif mask is not None and recipe.has_layers:
             picture = picture or read_location(image.path)
-            fate, layer = "images_cut", cutter.cut_along(picture, row, mask)
+            layer = cutter.cut_along(picture, row, mask)
             if layer is None:
                 raise recipe.other_layer(image.path)
-            fraction, files = layer.fg_fraction, encode_layer(layer)
-            row = dataclasses.replace(row, box=list(layer.box), fg_fraction=fraction)
+            row, files = _with_layer(row, layer)
         finished.append((row, files))
-    return _ReadImage(image.digest, finished[-1][0], finished, fate=fate)
+    return _ReadImage(
+        image.digest,
+        finished[-1][0],
+        finished,
+        fate="images_cut" if picture else "images_kept",
+    )
 
 
 def _read_source(image: SourceImage, checksums: Checksums) -> SourceBytes:
@@ -315,13 +306,17 @@ def _rows(
         if cut.layer is None:
             yield row, {}
             continue
-        row = dataclasses.replace(
-            row,
-            box=list(cut.layer.box),
-            fg_fraction=cut.layer.fg_fraction,
-            layer_digest=layer_digest(cut.layer),
-        )
-        yield row, encode_layer(cut.layer)
+        yield _with_layer(row, cut.layer)
+
+
+def _with_layer(row: ImageRow, layer: Layer) -> tuple[ImageRow, dict[str, bytes]]:
+    """Adds to a row what a layer tells; returns it with the encoded files of the layer."""
+    return dataclasses.replace(
+        row,
+        box=list(layer.box),
+        fg_fraction=layer.fg_fraction,
+        layer_digest=layer_digest(layer),
+    ), encode_layer(layer)
 
 
 def _completed(row: ImageRow, result: Cut, **columns: Any) -> ImageRow:

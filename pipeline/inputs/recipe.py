@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import hashlib
+import itertools
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -24,21 +26,15 @@ import pyarrow.parquet as pq
 
 from pipeline.dataset.config import DatasetConfig, fingerprint
 from pipeline.dataset.manifest import Manifest, library_versions, stage_versions
-from pipeline.dataset.records import (
-    ACCEPTED,
-    RECORD_SCHEMA,
-    ImageRow,
-    Row,
-)
+from pipeline.dataset.records import ACCEPTED, RECORD_SCHEMA, ImageRow, Row
 from pipeline.errors import JobError, UsageError, one_line
-from pipeline.inputs.annotations import annotation_of
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.layout import FORMATS
-from pipeline.inputs.location import open_parquet, row_location, rows_of, shown
+from pipeline.inputs.location import open_parquet, rows_of, shown
 from pipeline.inputs.source_images import SourceImage
+from pipeline.runtime.progress import count
 from pipeline.storage.files import files_of
 from pipeline.storage.store import WORK_FOLDER
-from transforms.annotations import Annotation, Box
 from transforms.codec import MAX_PIXELS, check_narrow
 from transforms.filters import FILTER_RESIZE, Reason, is_valid_key
 from transforms.hashing import text_bytes
@@ -72,30 +68,39 @@ def recipe_schema(*, has_layers: bool) -> pa.Schema:
     `mask` is the mask at output size (`transforms.masks.encode_runs`). It is null for a row that
     was not accepted, and in a dataset without layers for an image that was not selected.
     """
-    fields = [
-        field.with_type(pa.binary(DIGESTS[field.name])) if field.name in DIGESTS else field
-        for field in RECORD_SCHEMA
-        if field.name != "label" and not (has_layers and field.name in CUT_COLUMNS)
-    ]
-    return pa.schema([pa.field("split", pa.string()), *fields, pa.field("mask", pa.binary())])
+    return pa.schema(
+        [
+            pa.field("split", pa.string()),
+            *(
+                field.with_type(pa.binary(DIGESTS[field.name])) if field.name in DIGESTS else field
+                for field in RECORD_SCHEMA
+                if field.name != "label" and not (has_layers and field.name in CUT_COLUMNS)
+            ),
+            pa.field("mask", pa.binary()),
+        ]
+    )
 
 
-def checksum(data: bytes) -> tuple[int, bytes]:
-    """Returns (position of a recipe's checksum in its bytes, the checksum that they must have)."""
-    position = data.rfind(SEAL[:7]) + 7
-    unsealed = data[:position] + SEAL[7:] + data[position + 64 :]
-    return position, text_bytes(hashlib.sha256(unsealed).hexdigest())
+def sealed(data: bytes) -> bytes:
+    """Returns the bytes of a recipe with the checksum that they must have, in its place."""
+    before, mark, after = data.rpartition(SEAL[:7])
+    digest = hashlib.sha256(before + SEAL + after[64:]).hexdigest()
+    return before + mark + text_bytes(digest) + after[64:]
 
 
 class RecipeRow(NamedTuple):
-    """A row of a recipe: what it has of the record's row, and the mask."""
+    """A row of a recipe: its split, what it has of the record's row, and the mask."""
 
+    split: str
     row: ImageRow
     mask: bytes | None
 
 
-Place = tuple[int, int, int]
-"""Where the rows of an image are: row group, number of the first, number of rows."""
+@functools.lru_cache(maxsize=16)
+def row_group(path: str, sha256: str, number: int) -> pa.Table:
+    """Reads a row group of the file with this SHA-256; the groups of a few shards are kept."""
+    with open_parquet(path, FLAG) as file:
+        return file.read_row_group(number)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +109,7 @@ class RecipeImage(SourceImage):
 
     Attributes:
       source_digest: its column in the record; `md5` is its `source_md5`.
-      place: where its rows are in the recipe.
+      place: where its rows are in the recipe: row group, number of the first, number of rows.
       status: `accepted` if any row is, else that of the first row.
       is_needed: whether its picture must be there.
       files: the pictures of the input that have its key.
@@ -112,7 +117,7 @@ class RecipeImage(SourceImage):
     """
 
     source_digest: str
-    place: Place
+    place: str
     status: str
     is_needed: bool
     files: tuple[SourceImage, ...] = ()
@@ -122,6 +127,16 @@ class RecipeImage(SourceImage):
     def digest(self) -> str:
         """The source digest, another one if the picture is not there."""
         return fingerprint(self.source_digest, self.lacks) if self.lacks else self.source_digest
+
+    def found(self, is_its: Callable[[SourceImage, RecipeImage], bool]) -> RecipeImage:
+        """Returns the image at the first of its files that is its picture; itself if none is."""
+        file = next((file for file in self.files if is_its(file, self)), None)
+        return self if file is None else dataclasses.replace(self, path=file.path, files=())
+
+
+def recipe_images(images: Iterable[SourceImage]) -> list[RecipeImage]:
+    """Returns the images of a recipe among some images: all of them in a job from one."""
+    return [image for image in images if isinstance(image, RecipeImage)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,16 +168,14 @@ class Recipe:
         """
         try:
             data = files_of(path).read(path)
-            position, expected = checksum(data)
-            if data[position : position + 64] != expected:
+            if data != sealed(data):
                 raise ValueError("it is damaged: its checksum differs")
             with open_parquet(path, FLAG) as file:
-                packed = (file.metadata.metadata or {}).get(METADATA_KEY, b"")
-                content = zlib.decompressobj().decompress(base64.b64decode(packed), _MAX_METADATA)
+                packed = base64.b64decode((file.metadata.metadata or {}).get(METADATA_KEY, b""))
+                content = zlib.decompressobj().decompress(packed, _MAX_METADATA)
                 recipe = cls(path, Manifest.from_json(content), hashlib.sha256(data).hexdigest())
                 recipe.check(file, len(data))
-            for split in recipe.manifest.config.split:
-                recipe.images(split)
+            recipe.images()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(f"{FLAG}: there is no {path}") from error
         except (ValueError, zlib.error) as error:
@@ -189,10 +202,7 @@ class Recipe:
           ValueError: it says what no recipe may say.
         """
         config, taxonomy = self.manifest.config, self.manifest.taxonomy
-        ours, groups = (
-            stage_versions(config),
-            [file.metadata.row_group(number) for number in range(file.num_row_groups)],
-        )
+        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
         faults = {
             "it is of a dataset without masks": config.is_imported
             or config.segment.keeps_image_whole,
@@ -210,8 +220,9 @@ class Recipe:
             != recipe_schema(has_layers=self.has_layers),
             "its classes are not those of its configuration": config.taxonomy
             != (taxonomy and taxonomy.description),
-            f"it was made by stages {self.manifest.stages}, and this release has {ours}; use the "
-            "release that made it": self.manifest.stages != ours,
+            f"it was made by stages {self.manifest.stages}, and this release has "
+            f"{stage_versions(config)}; use the release that made it": self.manifest.stages
+            != stage_versions(config),
         }
         if fault := next((fault for fault, is_there in faults.items() if is_there), ""):
             raise ValueError(fault)
@@ -226,73 +237,66 @@ class Recipe:
         """The dataset's classes and superclasses."""
         return self.manifest.taxonomy or imagenet9()
 
-    def images(self, split: str) -> list[RecipeImage]:
-        """Lists the images of a split in the recipe's order, and checks their rows.
+    def images(self) -> dict[str, list[RecipeImage]]:
+        """Lists the images of each split in the recipe's order, and checks their rows.
 
         Raises:
           ValueError: a row says what no recipe may say.
         """
-        images: list[RecipeImage] = []
+        images: dict[str, list[RecipeImage]] = {split: [] for split in self.manifest.config.split}
         with open_parquet(self.path, FLAG) as file:
-            for group, number, values in rows_of(file, self.path):
-                if values["split"] != split:
-                    if values["split"] not in self.manifest.config.split:
-                        raise ValueError(f"row {number} of row group {group}: its split is unknown")
-                    continue
-                row, mask = self._row(values)
-                last = images[-1] if images else None
-                follows = last is not None and (*last.place, last.key, last.source_digest) == (
-                    *(group, number - (row.object or 0) + 1, (row.object or 0) - 1),
-                    *(row.source_key, row.source_digest),
+            # Rows of one image have one place, from which the number of its object counts.
+            for (group, first), members in itertools.groupby(
+                rows_of(file, self.path),
+                lambda row: (row[0], row[1] - max(row[2]["object"] or 0, 1) + 1),
+            ):
+                rows: list[RecipeRow] = []
+                for _, number, values in members:
+                    rows.append(self._row(values))
+                    if fault := _fault_of(rows, number - first, self.manifest.config):
+                        raise ValueError(f"row {number} of row group {group}: {fault}")
+                row = rows[0].row
+                images[rows[0].split].append(
+                    RecipeImage(
+                        key=row.source_key,
+                        path="",
+                        name=row.path,
+                        wnid=row.wnid or "",
+                        label=OUTSIDE if row.label is None else row.label,
+                        group=row.group or "",
+                        source_digest=row.source_digest or "",
+                        md5=row.source_md5,
+                        place=f"{group}:{first}:{len(rows)}",
+                        status=min(
+                            (each.row.status for each in rows), key=lambda one: one != ACCEPTED
+                        ),
+                        is_needed=any(each.mask is not None for each in rows),
+                    )
                 )
-                if fault := _fault_of_row(row, mask, self.manifest.config, follows=follows):
-                    raise ValueError(f"row {number} of row group {group}: {fault}")
-                if row.is_first or last is None:
-                    images.append(
-                        RecipeImage(
-                            key=row.source_key,
-                            path="",
-                            name=row.path,
-                            wnid=row.wnid or "",
-                            label=OUTSIDE if row.label is None else row.label,
-                            group=row.group or "",
-                            source_digest=row.source_digest or "",
-                            md5=row.source_md5,
-                            place=(group, number, 1),
-                            status=row.status,
-                            is_needed=mask is not None,
-                        )
-                    )
-                else:
-                    images[-1] = dataclasses.replace(
-                        last,
-                        place=(*last.place[:2], last.place[2] + 1),
-                        status=ACCEPTED if row.status == ACCEPTED else last.status,
-                        is_needed=last.is_needed or mask is not None,
-                    )
-        keys = [image.key for image in images if image.status == ACCEPTED]
-        if len(keys) > len(set(keys)) or len(images) != self.manifest.images[split]["listed"]:
-            raise ValueError(f"its images of {split} share keys, or are not as many as it says")
+        for split, listed in images.items():
+            keys = [image.key for image in listed if image.status == ACCEPTED]
+            if len(keys) > len(set(keys)) or len(listed) != self.manifest.images[split]["listed"]:
+                raise ValueError(f"its images of {split} share keys, or are not as many as it says")
         return images
 
-    def list_images(self, layout: SplitLayout) -> tuple[list[RecipeImage], int]:
+    def list_images(self, layout: SplitLayout) -> tuple[tuple[RecipeImage, ...], Mapping[str, int]]:
         """Lists the images of a split, with the pictures of the input that have their keys.
 
+        It counts those that the recipe does not have.
+
         Returns:
-          (the images, number of pictures of the input that the recipe does not have).
+          (the images, what the recipe's dataset has passed over, as in its manifest).
 
         Raises:
           UsageError: the input is not valid.
           OSError: a file cannot be read.
         """
-        images = self.images(layout.split)
+        images, told = self.images()[layout.split], self.manifest.images[layout.split]
         files: dict[str, list[SourceImage]] = {image.key: [] for image in images}
-        extra = 0
-        for each in FORMATS[layout.kind].list_images(layout, self.taxonomy):
-            if each is not None:
-                extra += each.key not in files
-                files.get(each.key, []).append(each)
-        return [
+        for each in filter(None, FORMATS[layout.kind].list_images(layout, self.taxonomy)):
+            count("pictures_not_in_recipe", each.key not in files)
+            files.get(each.key, []).append(each)
+        return tuple(
             dataclasses.replace(
                 image,
                 path=next((file.path for file in files[image.key]), ""),
@@ -302,98 +306,91 @@ class Recipe:
             if image.is_needed
             else image
             for image in images
-        ], extra
+        ), {**told, "outside": told["outside_taxonomy"]}
 
-    def read(self, images: Iterable[SourceImage]) -> dict[Place, list[RecipeRow]]:
-        """Reads the rows of images, by their places."""
-        places = [image.place for image in images if isinstance(image, RecipeImage)]
-        with open_parquet(self.path, FLAG) as file:
-            groups = {n: file.read_row_group(n) for n in {group for group, _, _ in places}}
+    def rows(self, place: str) -> list[RecipeRow]:
+        """Returns the rows of an image by its place, which is also the `mask` of its sources."""
+        group, first, number = map(int, place.split(":"))
+        table = row_group(self.path, self.sha256, group).slice(first, number)
+        return list(map(self._row, table.to_pylist()))
+
+    def sources(self, images: Iterable[RecipeImage]) -> dict[str, SourceImage]:
+        """Returns the source image of each accepted row of some images, by the row's key.
+
+        Its mask is the image's place, None if the row has no mask.
+        """
         return {
-            place: [self._row(values) for values in groups[place[0]].slice(*place[1:]).to_pylist()]
-            for place in places
+            row.key: dataclasses.replace(image, mask=image.place if mask else None)
+            for image in images
+            for _, row, mask in self.rows(image.place)
+            if row.status == ACCEPTED
         }
 
     def _row(self, values: Row) -> RecipeRow:
         columns: Row = {name: values.get(name) for name in RECORD_SCHEMA.names}
         columns |= {name: columns[name] and columns[name].hex() for name in DIGESTS}
         label = self.taxonomy.label_of(columns["wnid"] or "")
-        columns["label"] = None if label == OUTSIDE else label
-        return RecipeRow(ImageRow(**columns), values["mask"])
-
-    def sources(
-        self, images: Iterable[SourceImage], rows: Mapping[Place, list[RecipeRow]]
-    ) -> Callable[[ImageRow], SourceImage]:
-        """Returns a function that finds the source image of an accepted row.
-
-        Its annotation has the recipe's boxes, and its mask is the location of the recipe's, None if
-        the recipe has none. `rows` are those of the images, from `read`.
-        """
-        found: dict[str, SourceImage] = {}
-        for image in images:
-            assert isinstance(image, RecipeImage)
-            corners = (each.row.native_box or (0, 0, 0, 0) for each in rows[image.place])
-            boxes = annotation_of(Annotation(None, None, tuple(map(Box._make, corners)), None))
-            for number, each in enumerate(rows[image.place], image.place[1]):
-                if each.row.status == ACCEPTED:
-                    mask = row_location(self.path, image.place[0], number, "mask")
-                    found[each.row.key] = dataclasses.replace(
-                        image, annotation=boxes, mask=None if each.mask is None else mask
-                    )
-        return lambda row: found[row.key]
+        row = ImageRow(**{**columns, "label": None if label == OUTSIDE else label})
+        return RecipeRow(values["split"], row, values["mask"])
 
     def other_layer(self, location: str) -> JobError:
         """Returns the error for a picture that has the recipe's MD5, but gives another layer."""
+        ours, theirs = map(versions_of, (library_versions(), self.manifest.libraries))
         return JobError(
             f"{shown(location)} gives another layer than the recipe's. "
             + (
-                f"The libraries are the same ({_versions(library_versions())}), so the picture has "
-                "changed since it was identified, or the recipe is wrong"
-                if library_versions() == self.manifest.libraries
-                else f"Here is {_versions(library_versions())}; the recipe was made with "
-                f"{_versions(self.manifest.libraries)}. Install that and run the same command again"
+                f"The libraries are the same ({ours}), so the picture has changed since it was "
+                "identified, or the recipe is wrong"
+                if ours == theirs
+                else f"Here is {ours}; the recipe was made with {theirs}. Install that and run the "
+                "same command again"
             )
         )
 
 
-def _versions(libraries: Mapping[str, str]) -> str:
+def versions_of(libraries: Mapping[str, str]) -> str:
+    """Returns the names and versions of libraries, for messages."""
     return ", ".join(f"{name} {version}" for name, version in libraries.items())
 
 
-def _fault_of_row(
-    row: ImageRow, mask: bytes | None, dataset: DatasetConfig, *, follows: bool
-) -> str:
-    """Returns what is wrong with a row, "" if nothing is.
+def _fault_of(rows: Sequence[RecipeRow], position: int, dataset: DatasetConfig) -> str:
+    """Returns what is wrong with the last of an image's rows, "" if nothing is.
 
     Args:
-      row: the row.
-      mask: its mask.
+      rows: the row, after those of the same image before it.
+      position: its distance from the place where the image's rows begin by its number.
       dataset: configuration of the dataset.
-      follows: whether the rows before it are all of the same image.
     """
-    config = dataset.segment
-    texts = (row.key, row.path, row.wnid, row.detail, row.group)
+    split, row, mask = rows[-1]
+    config, is_accepted, number = dataset.segment, row.status == ACCEPTED, row.object or 0
     width, height = row.width or 0, row.height or 0
-    boxes = [box for box in (row.native_box, row.box) if box is not None]
+    boxes = (row.native_box or [0] * 4, row.box or [0] * 4)
     has_corners = all(len(box) == 4 and None not in box for box in boxes)
-    numbers = [x for x in (row.mask_over_box, row.fg_fraction) if x is not None]
-    is_accepted, number = row.status == ACCEPTED, row.object or 0
-    xmin, ymin, xmax, ymax = row.native_box if row.native_box and has_corners else (0, 0, 0, 0)
+    xmin, ymin, xmax, ymax = boxes[0] if has_corners else (0, 0, 0, 0)
     has_size = min(width, height) >= 1 and width * height <= MAX_PIXELS
-    resize = max(config.resize, FILTER_RESIZE)
     faults = {
+        "its split is unknown": split not in dataset.split,
         "a text is too long, or not printable": any(
-            len(text) > _MAX_TEXT or not text.isprintable() for text in texts if text
+            len(text) > _MAX_TEXT or not text.isprintable()
+            for text in (row.key, row.path, row.wnid, row.detail, row.group)
+            if text
         ),
         "its path leads out of the input": _LEAVES_INPUT.match(row.path) is not None,
         "its status is unknown": row.status not in {ACCEPTED, *Reason},
         "its class is unknown": row.wnid is not None and row.label is None,
         "it has no digest": None in (row.source_md5, row.source_digest),
         "a box has no four corners": not has_corners,
-        "a number is not finite": not all(map(math.isfinite, numbers)),
+        "a number is not finite": not all(
+            math.isfinite(value or 0) for value in (row.mask_over_box, row.fg_fraction)
+        ),
         "its object has no such number": number < 0
         or (row.object is not None) != (config.objects == "each"),
-        "its image is not the one before": number > 1 and not follows,
+        "its image is not the one before": position != len(rows) - 1
+        or any(
+            (each.split, each.row.source_key, each.row.source_digest)
+            != (split, row.source_key, row.source_digest)
+            for each in rows
+        ),
         "it has a mask, and was rejected": mask is not None and not is_accepted,
         "it has no mask": mask is None and is_accepted and dataset.layers == "keep",
         "it was accepted, and lacks what that needs": is_accepted
@@ -406,7 +403,7 @@ def _fault_of_row(
         "its picture is too narrow": is_accepted
         and has_size
         and config.crop != "pad"
-        and check_narrow(width, height, resize) != "",
+        and check_narrow(width, height, max(config.resize, FILTER_RESIZE)) != "",
         "its box is not in its picture": is_accepted
         and not (0 <= xmin < xmax <= width and 0 <= ymin < ymax <= height),
     }

@@ -56,6 +56,8 @@ _MOST_IMAGES = 1_000_000
 _EXPRESSION = re.compile(
     r"(?:(\w+)\s*:)?\s*(\w+)\s*(>=|<=|>|<)\s*(?=\S)(baseline\s*)?([+-]?)\s*(\S*)"
 )
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|")
+"""A number, or nothing. Python itself would read 0_1 as 1."""
 _COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 
 
@@ -121,11 +123,7 @@ class Condition:
             hint = f"; close to it: {close[0]}" if close else f"; known: {', '.join(known)}"
             raise UsageError(f"--fail_if {text!r}: no measure {measure!r}{hint}")
         lowest = -1.0 if measure == BG_GAP or baseline else 0.0
-        try:
-            # Python reads 0_1 as 1.
-            value = float(limit.replace("_", "?") or 0)
-        except ValueError:
-            value = float("nan")
+        value = float(limit or 0) if _NUMBER.fullmatch(limit) else math.nan
         if not lowest <= value <= 1 or (baseline and number and not sign):
             raise UsageError(
                 f"--fail_if {text!r}: {limit!r} is not a fraction between {lowest:g} and 1"
@@ -158,17 +156,14 @@ def parse_conditions(
     """
     if texts is None:
         return ()
-    variants = None if variants is None else tuple(variants)
-    custom = (*custom, *(variants or ()))
-    conditions = tuple(Condition.parse(text, custom) for text in texts)
-    if variants is not None:
-        for condition in conditions:
-            for variant in condition.needs():
-                if variant not in variants:
-                    raise UsageError(
-                        f"--fail_if {condition.text!r}: the dataset has no {variant}; see "
-                        "--variants"
-                    )
+    known = None if variants is None else tuple(variants)
+    conditions = tuple(Condition.parse(text, (*custom, *(known or ()))) for text in texts)
+    for condition in conditions:
+        for variant in condition.needs():
+            if known is not None and variant not in known:
+                raise UsageError(
+                    f"--fail_if {condition.text!r}: the dataset has no {variant}; see --variants"
+                )
     return conditions
 
 
@@ -224,11 +219,11 @@ def gate_from_flags(
     """
     conditions = parse_conditions(arguments.fail_if, variants)
     name, entries = arguments.baseline, evaluation.entries if evaluation else ()
-    for condition in conditions:
-        if condition.names_baseline and name is None:
-            raise UsageError(
-                f"--fail_if {condition.text!r}: add --baseline, a model or a folder of its results"
-            )
+    against = [condition.text for condition in conditions if condition.names_baseline]
+    if against and name is None:
+        raise UsageError(
+            f"--fail_if {against[0]!r}: add --baseline, a model or a folder of its results"
+        )
     if name is not None and name not in entries and not models_named(store, name):
         if not Store.at(name).has_folder(""):
             raise UsageError(
@@ -287,11 +282,10 @@ class Judgement:
         if self.verdict is None:
             return f"--fail_if {self.condition} is not tested: {self.reason}"
         verb = "is open" if self.verdict is Verdict.OPEN else self.verdict
-        value = f"{self.value:.3f}"
-        if self.baseline:
-            value = f"{self.value:+.3f} from the baseline {self.baseline}"
+        against = f" from the baseline {self.baseline}" if self.baseline else ""
         line = (
-            f"--fail_if {self.condition} {verb} for {self.model}: {value}, "
+            f"--fail_if {self.condition} {verb} for {self.model}: "
+            f"{self.value:{'+' * bool(against)}.3f}{against}, "
             f"{100 * (self.confidence or 0):.4g} % interval [{self.ci_low:.3f}, "
             f"{self.ci_high:.3f}], n = {self.n}"
         )
@@ -317,14 +311,13 @@ def judge(gate: Gate, dataset: Dataset) -> list[Judgement]:
     if not gate.conditions:
         return []
     summaries = read_summaries(dataset)[0]
-    failures = read_failures(dataset.store, dataset.manifest.fingerprint, "evaluate")[0]
+    failures, _ = read_failures(dataset.store, dataset.manifest.fingerprint, "evaluate")
     # Results of an earlier run do not stand for a run that failed.
     errors = {one.entry: f"{one.name} failed: {one.error}" for one in failures}
-    models = list(_models(gate, summaries, errors))
     measured, baseline = read_contributions(dataset, summaries), None
     if gate.baseline is not None:
         baseline = baseline_or_reason(dataset, gate.baseline, gate.settings, gate.runs_baseline)
-    return judge_models(gate.conditions, models, measured, baseline)
+    return judge_models(gate.conditions, _models(gate, summaries, errors), measured, baseline)
 
 
 def judge_models(
@@ -346,8 +339,7 @@ def judge_models(
         for name, found in models
         if isinstance(found, str)
         or not (isinstance(baseline, Baseline) and baseline.is_same(found))
-    ]
-    judged = judged or [("", "there is no model to judge besides the baseline")]
+    ] or [("", "there is no model to judge besides the baseline")]
     level = level_of(len(judged) * len(conditions))
     return [
         Judgement(condition.text, name, reason=found)
@@ -381,11 +373,12 @@ def _judge(
     level: float,
 ) -> Judgement:
     """Judges a model that has results; `level` is that of the interval."""
-    name, text = summary.name, condition.text
     against, rule = None, condition.label_rule or summary.headline
     if condition.names_baseline:
         if not isinstance(baseline, Baseline):
-            return Judgement(text, name, reason=baseline or "there is no baseline")
+            return Judgement(
+                condition.text, summary.name, reason=baseline or "there is no baseline"
+            )
         against = baseline
         rule = condition.label_rule or baseline.common_rule(summary.label_rules) or ""
     found = next(
@@ -400,15 +393,17 @@ def _judge(
     )
     if found is None:
         common = f" in common with the baseline {against.name}" if against else ""
-        whose = (not against and without_rule([summary], rule)) or name
-        return Judgement(text, name, reason=f"{whose} has no {condition.measure}{common}")
+        whose = (not against and without_rule([summary], rule)) or summary.name
+        return Judgement(
+            condition.text, summary.name, reason=f"{whose} has no {condition.measure}{common}"
+        )
     low, high = found.interval(level)
     units = min(found.n, found.roles.units)
     verdict = decide(low, high, condition.holds) if units >= MIN_IMAGES else Verdict.OPEN
     is_open, smallest = verdict is Verdict.OPEN, found.smallest(level)
     return Judgement(
-        text,
-        name,
+        condition.text,
+        summary.name,
         verdict,
         baseline=against.name if against else "",
         value=found.value,
@@ -429,8 +424,8 @@ def _decided_at(condition: Condition, measured: Measured, level: float) -> int |
         bounds = measured.interval(level, images / measured.n)
         return decide(*bounds, condition.holds) is not Verdict.OPEN
 
-    fewest = max(measured.n, math.ceil(MIN_IMAGES * measured.n / measured.roles.units))
-    numbers = range(max(fewest, MIN_IMAGES), _MOST_IMAGES + 1)
+    in_groups = math.ceil(MIN_IMAGES * measured.n / measured.roles.units)
+    numbers = range(max(measured.n, in_groups, MIN_IMAGES), _MOST_IMAGES + 1)
     position = bisect.bisect_left(numbers, True, key=is_decided)
     return numbers[position] if position < len(numbers) else None
 
@@ -441,8 +436,8 @@ def outcome(judgements: Sequence[Judgement], gate: Gate) -> tuple[int, list[str]
     The code is 3 if a condition holds; else 1 if one could not be tested; else 4 if one is open and
     the gate fails then; else 0, without lines.
     """
-    of_open = [(4, Verdict.OPEN)] if gate.fails_if_open else []
-    for code, verdict in ((3, Verdict.HOLDS), (1, None), *of_open):
+    verdicts = {3: Verdict.HOLDS, 1: None} | ({4: Verdict.OPEN} if gate.fails_if_open else {})
+    for code, verdict in verdicts.items():
         if lines := [one.line for one in judgements if one.verdict is verdict]:
             return code, lines
     return 0, []
@@ -455,10 +450,8 @@ def conclude(judgements: Sequence[Judgement], gate: Gate) -> int:
       JobError: no condition holds, but some could not be tested.
     """
     code, lines = outcome(judgements, gate)
-    for one in judgements:
-        if one.verdict is not None:
-            fails = code > 1 and one.line in lines
-            print(escaped(one.line), file=sys.stderr if fails else sys.stdout)
+    for line in (one.line for one in judgements if one.verdict is not None):
+        print(escaped(line), file=sys.stderr if code > 1 and line in lines else sys.stdout)
     if not gate.fails_if_open and any(one.verdict is Verdict.OPEN for one in judgements):
         print("open conditions pass, unless --if_open fail is given")
     if code == 1:

@@ -147,8 +147,7 @@ def run_trial(job: GenerateJob, images: Sequence[SourceImage], folder: str) -> T
     seconds = []
     for number, image in enumerate(images):
         shard = SourceShard(totals, number, (image,))
-        if job.recipe is not None:
-            (shard,) = IdentifySources(job).process(shard)
+        (shard,) = IdentifySources(job).process(shard) if job.recipe else (shard,)
         started = time.perf_counter()
         segmented += segment.process(shard)
         seconds.append(time.perf_counter() - started)

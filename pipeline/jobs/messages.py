@@ -191,13 +191,14 @@ def describe_recipe(recipe: Manifest, dataset: Manifest, counters: Mapping[str, 
     ]
     if dataset.config != recipe.config:
         return [*lines, "this is a dataset of its own, from the recipe's masks"]
-    ours, theirs = ({file.path: file.sha256 for file in m.files} for m in (dataset, recipe))
-    paths = [path for path in {**ours, **theirs} if not is_dropped(recipe.config, path)]
-    differ = [path for path in sorted(paths) if ours.get(path) != theirs.get(path)]
-    if dataset != dataclasses.replace(recipe, files=dataset.files):
-        differ.append(MANIFEST)
+    ours, theirs = (
+        {file.path: file.sha256 for file in m.files if not is_dropped(recipe.config, file.path)}
+        for m in (dataset, recipe)
+    )
+    differ = sorted(path for path in {**ours, **theirs} if ours.get(path) != theirs.get(path))
+    differ += [MANIFEST] * (dataset != dataclasses.replace(recipe, files=dataset.files))
     if not differ:
-        return [*lines, f"all {len(paths)} files and the manifest are the recipe's, byte for byte"]
+        return [*lines, f"all {len(ours)} files and the manifest are the recipe's, byte for byte"]
     kinds = Counter(path.rpartition("/")[0].partition("/")[0] or path for path in differ)
     return [
         *lines,

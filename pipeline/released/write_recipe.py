@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
-import re
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from pipeline.dataset.records import (
     read_image_rows,
     read_metadata,
 )
+from pipeline.dataset.sinks import layer_ranges
 from pipeline.errors import UsageError, shown_bytes
 from pipeline.inputs.recipe import (
     DIGESTS,
@@ -32,8 +32,9 @@ from pipeline.inputs.recipe import (
     RECIPE,
     SEAL,
     Recipe,
-    checksum,
     recipe_schema,
+    sealed,
+    versions_of,
 )
 from pipeline.runtime.custom_functions import PREFIX
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
@@ -71,17 +72,14 @@ def write_recipe(dataset: Dataset, target: Store) -> tuple[FileDigest, int]:
         write_statistics=False,
         store_schema=False,
     ) as writer:
-        for split in config.split:
-            for shard in dataset.shards(split):
-                table = pa.Table.from_pylist(list(_rows(dataset, split, shard)), schema)
-                masks += len(table) - table["mask"].null_count
-                writer.write_table(table, max(len(table), 1))
+        for split, shard in [(each, n) for each in config.split for n in dataset.shards(each)]:
+            table = pa.Table.from_pylist(list(_rows(dataset, split, shard)), schema)
+            masks += len(table) - table["mask"].null_count
+            writer.write_table(table, max(len(table), 1))
         files = (*dataset.manifest.files, *_dropped_tars(dataset))
         packed = zlib.compress(dataclasses.replace(dataset.manifest, files=files).to_json(), 9)
         writer.add_key_value_metadata({METADATA_KEY: base64.b64encode(packed), b"seal": SEAL})
-    unsealed = buffer.getvalue()
-    position, digest = checksum(unsealed)
-    data = unsealed[:position] + digest + unsealed[position + len(digest) :]
+    data = sealed(buffer.getvalue())
     with tempfile.TemporaryDirectory() as folder:
         # A recipe that nobody could use must not replace one in the folder.
         Store(folder).write(RECIPE, data)
@@ -95,10 +93,13 @@ def write_recipe(dataset: Dataset, target: Store) -> tuple[FileDigest, int]:
 
 def _dropped_tars(dataset: Dataset) -> list[FileDigest]:
     """Returns the digests of the tars that records name, and that the dataset does not have."""
-    files = {file.path for file in dataset.manifest.files}
-    paths = sorted(path for path in files if re.fullmatch(r"layers/.*\.parquet", path))
-    records = (read_metadata(dataset.store, path) for path in paths)
-    return [file for each in records if each for file in each.files if file.path not in files]
+    known = {file.path for file in dataset.manifest.files}
+    named = (
+        read_metadata(dataset.store, path)
+        for path in sorted(known)
+        if path.startswith("layers/") and path.endswith(".parquet")
+    )
+    return [file for each in named if each for file in each.files if file.path not in known]
 
 
 def _rows(dataset: Dataset, split: str, shard: int) -> Iterator[Row]:
@@ -120,11 +121,10 @@ def _rows(dataset: Dataset, split: str, shard: int) -> Iterator[Row]:
     for row, tar in rows:
         with dataset.naming_file(tar):
             if has_layers and row.status == ACCEPTED:
-                span = (row.mask_offset or 0, row.mask_length or 0)
-                (pngs[row.key],) = dataset.store.read_ranges(tar, [span])
+                (pngs[row.key],) = dataset.store.read_ranges(tar, [layer_ranges(vars(row))[-1]])
             mask = encode_runs(decode_mask(pngs.pop(row.key))) if row.key in pngs else None
-        digests = {name: bytes.fromhex(text) for name in DIGESTS if (text := getattr(row, name))}
-        yield {**vars(row), **dict.fromkeys(DIGESTS), **digests, "split": split, "mask": mask}
+        digests = {name: bytes.fromhex(getattr(row, name) or "") or None for name in DIGESTS}
+        yield {**vars(row), **digests, "split": split, "mask": mask}
 
 
 def _readme(dataset: Dataset, masks: int) -> str:
@@ -140,7 +140,6 @@ def _readme(dataset: Dataset, masks: int) -> str:
         f" --renderings {','.join(fills)}": bool(fills),
         " --backgrounds SCENES": compose.backgrounds is not None,
     }
-    versions = ", ".join(f"{name} {version}" for name, version in manifest.libraries.items())
     return "\n".join(
         [
             f"# Recipe of dataset {manifest.fingerprint[:12]}",
@@ -159,7 +158,8 @@ def _readme(dataset: Dataset, masks: int) -> str:
             "",
             *steps_of(manifest.config),
             "",
-            f"With {versions}. Other versions may write other files from the same pixels.",
+            f"With {versions_of(manifest.libraries)}. Other versions may write other files from "
+            "the same pixels.",
             "",
             "## Licence and citation",
             "",

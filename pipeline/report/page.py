@@ -304,8 +304,8 @@ def _results(store: Store, folder: str, suffix: str) -> Iterator[Link]:
 
 def _predictions(evidence: Evidence) -> Iterator[Link]:
     for model, _ in evidence.answered:
-        folder = f"results/{model.folder}/predictions"
-        if evidence.dataset.store.has_folder(folder):
+        store, folder = evidence.dataset.store, f"results/{model.folder}/predictions"
+        if f"results/{model.folder}" not in store.elsewhere and store.has_folder(folder):
             yield _link(f"{folder}/", model.name)
 
 

@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, BinaryIO, TypeVar, cast
 
 import msgspec
@@ -101,6 +101,8 @@ class Store:
       fence: the claim that must be held to write or remove files; None if no claim is needed.
       deferred: list in which `create` leaves uploads for later (`together`); None if it uploads at
         once.
+      elsewhere: folders of the form `A/B` that are read from another place in the same kind of
+        storage, and never written there: path in this store -> absolute path.
     """
 
     root: str
@@ -108,6 +110,7 @@ class Store:
     job: str = dataclasses.field(default="", compare=False)
     fence: Fence | None = dataclasses.field(default=None, compare=False)
     deferred: list[Callable[[], object]] | None = dataclasses.field(default=None, compare=False)
+    elsewhere: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
     @classmethod
     def at(cls, path: str) -> Store:
@@ -134,6 +137,9 @@ class Store:
         """
         if relative.startswith("/") or ".." in relative.split("/"):
             raise UsageError(f"{relative!r} leads out of {self.root}")
+        folder = "/".join(relative.split("/")[:2])
+        if folder in self.elsewhere:
+            return self.elsewhere[folder] + relative.removeprefix(folder)
         return join(self.root, relative) if relative else self.root
 
     def writable_path(self, relative: str) -> str:
@@ -142,7 +148,7 @@ class Store:
         Raises:
           UsageError: a folder on the way is a link, so its target is not part of the dataset.
         """
-        path = self.path(relative)
+        path = dataclasses.replace(self, elsewhere={}).path(relative)
         if self.is_remote:
             return path
         folder = os.path.dirname(path)
@@ -338,8 +344,13 @@ class Store:
         self.files.delete_tree(self.writable_path(relative))
 
     def walk(self, relative: str) -> Iterator[str]:
-        """Yields the relative paths of all files below a folder, sorted."""
-        return (self._relative(info.path) for info in self.files.walk(self.path(relative)))
+        """Yields the relative paths of all files below a folder, sorted, those elsewhere last."""
+        below = {f: p for f, p in self.elsewhere.items() if f.startswith(f"{relative}/")}
+        return (
+            f"{folder}{info.path.removeprefix(place)}".replace(os.sep, "/").lstrip("/")
+            for folder, place in {relative: self.path(relative), **below}.items()
+            for info in self.files.walk(place)
+        )
 
     def remove_temporary(self) -> None:
         """Removes the half-written files of processes that are known to have ended."""

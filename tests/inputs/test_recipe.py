@@ -10,7 +10,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Callable
-from hashlib import md5
+from hashlib import md5, sha256
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ from runs import (
 from shapes import SHAPES
 
 from pipeline.dataset.records import read_image_rows, read_metadata
-from pipeline.inputs.recipe import SEAL, checksum
+from pipeline.inputs import recipe as recipes
+from pipeline.inputs.recipe import SEAL
 from pipeline.storage.store import Store
 
 
@@ -51,9 +52,14 @@ def flat(source: Path, target: Path) -> None:
         shutil.copy(picture, target / "val")
 
 
-def again(recipe: Path, source: Path, output: Path, *flags: object) -> None:
+def making(recipe: Path, source: Path, output: Path, *flags: object) -> tuple[object, ...]:
+    """Returns the command that makes a dataset from a recipe."""
     command = ("generate", "--recipe", recipe, "--input", source, "--output", output)
-    run_here(*command, *ONE, *flags)
+    return (*command, *ONE, *flags)
+
+
+def again(recipe: Path, source: Path, output: Path, *flags: object) -> None:
+    run_here(*making(recipe, source, output, *flags))
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +142,12 @@ def test_a_recipe_holds_no_pixel_and_is_small(recipe: Path, one_worker: Path) ->
     ]
     table = pq.read_table(recipe / "recipe.parquet")
     assert not {"image", "image_offset", "only_bg_t_offset"} & set(table.column_names)
+    card = json.loads((recipe / "croissant.json").read_text())
+    digest = sha256((recipe / "recipe.parquet").read_bytes()).hexdigest()
+    assert [file["sha256"] for file in card["distribution"]] == [digest]
     metadata = pq.ParquetFile(recipe / "recipe.parquet").metadata
+    packed = zlib.decompress(base64.b64decode(metadata.metadata[b"in9"]))
+    assert json.loads(packed) == manifest_of(one_worker)
     groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
     columns = [group.column(n) for group in groups for n in range(group.num_columns)]
     masks = [c for c in columns if c.path_in_schema == "mask"]
@@ -245,12 +256,12 @@ def test_without_layers_there_are_masks_of_selected_images_only(
     out, dataset = tmp_path / "out", tmp_path / "dataset"
     run_here("generate", "--input", small_input, *flags, dataset)
     recipe = export(dataset, tmp_path / "recipe")
-    command = ("generate", "--recipe", recipe, "--input", small_input, *ONE, "--output", out)
+    command = making(recipe, small_input, out)
     others = changed(recipe, tmp_path / "others", {}, with_flag("per_class", "1"))
-    line = refusal(capsys, *command[:2], others, *command[3:], "--allow_partial")
+    line = refusal(capsys, *making(others, small_input, out, "--allow_partial"))
     assert "masks of the selected images only" in line
     no_mask = changed(recipe, tmp_path / "no_mask", {"mask": lambda old: None})
-    run_here(*command[:2], no_mask, *command[3:], code=1)
+    run_here(*making(no_mask, small_input, out), code=1)
     assert "is selected, and the recipe has no mask of it" in capsys.readouterr().err
 
     # Existing shards of other numbers do not matter for the tars that the records name.
@@ -259,8 +270,11 @@ def test_without_layers_there_are_masks_of_selected_images_only(
         picture.unlink()
     shutil.rmtree(out)
     run_here("generate", "--input", tmp_path / "few", *flags, out, "--own_background")
+    recipes.row_group.cache_clear()
     run_here(*command, "--overwrite", "config,input,rebuild,shards")
     assert results_of(out) == results_of(dataset)
+    # No stage opens the file again for each image.
+    assert recipes.row_group.cache_info().misses == manifest_of(dataset)["shards"]["val"]["output"]
 
     first, *_ = pictures_of(small_input)
     first.unlink()
@@ -349,11 +363,18 @@ def test_what_is_missing_or_differs_ends_the_job(
     first.unlink()
     darken(second)
     output = tmp_path / "out"
-    command = ("generate", "--recipe", recipe, "--input", small_input, "--output", output, *ONE)
+    command = making(recipe, small_input, output)
     line = refusal(capsys, *command)
     assert "of 18 pictures of the recipe, 1 missing and 1 with other pixels: " in line
     for picture, status in ((first, "missing_source"), (second, "source_differs")):
         assert f"{picture.relative_to(small_input)} ({status})" in line
+    few = tmp_path / "few" / "val"
+    few.mkdir(parents=True)
+    shutil.copy(pictures_of(small_sample)[0], few)
+    line = refusal(capsys, *making(recipe, few.parent, output))
+    assert "of 18 pictures of the recipe, 17 missing and 0 with other pixels: " in line
+    assert line.count("(missing_source)") == 3
+    assert "(missing_source), .... No dataset was written" in line
     assert not output.exists()
     run_here(*command, "--dry_run", code=2)
     assert "1 missing" in capsys.readouterr().err
@@ -395,20 +416,47 @@ def test_the_guard_watches_an_input_that_is_gone(
     assert stamps(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize("pillow", [Image.__version__, "1.0"])
 def test_a_decoder_that_gives_other_layers_ends_the_job(
     quick: tuple[Path, Path],
-    small_input: Path,
+    small_sample: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    pillow: str,
+) -> None:
+    """A recipe with a wrong digest stands for a library that decodes in another way."""
+    wrong = {"layer_digest": lambda old: bytes(8)}
+    recipe = changed(quick[1], tmp_path / "recipe", wrong, with_library("pillow", pillow))
+    run_here(*making(recipe, small_sample, tmp_path / "out"), code=1)
+    error = capsys.readouterr().err
+    same = "gives another layer than the recipe's. The libraries are the same" in error
+    assert same == (pillow == Image.__version__)
+    assert same or re.search(r"Here is .*; the recipe was made with .*pillow 1\.0", error)
+    assert f"pillow {Image.__version__}" in error
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_files_of_other_libraries_are_named(
+    quick: tuple[Path, Path],
+    small_sample: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A recipe with a wrong digest stands for a library that decodes in another way."""
-    recipe = changed(quick[1], tmp_path / "recipe", {"layer_digest": lambda old: bytes(8)})
-    command = ("generate", "--recipe", recipe, "--input", small_input, "--output", tmp_path / "out")
-    run_here(*command, *ONE, code=1)
-    error = capsys.readouterr().err
-    assert "gives another layer than the recipe's. The libraries are the same" in error
-    assert f"pillow {Image.__version__}" in error
-    assert not (tmp_path / "out" / "manifest.json").exists()
+    """Other digests in the recipe stand for a library that encodes in another way."""
+
+    def encoded(content: dict[str, Any]) -> dict[str, Any]:
+        for file in content["files"]:
+            if file["path"].startswith(("index/", "parquet/original/")):
+                file["sha256"] = "0" * 64
+        return with_library("pyarrow", "1.0")(content)
+
+    again(changed(quick[1], tmp_path / "recipe", {}, encoded), small_sample, tmp_path / "out")
+    printed = capsys.readouterr().out
+    shards = manifest_of(quick[0])["shards"]["val"]["output"]
+    line = f"recipe: {2 * shards + 1} files are not the recipe's, byte for byte ({shards} index, "
+    assert f"{line}{shards} parquet, 1 manifest.json): index/val-00000-of-" in printed
+    assert ", ...\nrecipe: made with pyarrow " in printed
+    assert ", the recipe with 1.0\n" in printed
 
 
 Change = Callable[[Any], Any]
@@ -437,15 +485,17 @@ def sealed(table: pa.Table, content: Any, target: Path, **options: Any) -> Path:
         writer.write_table(table)
         packed = base64.b64encode(zlib.compress(json.dumps(content).encode()))
         writer.add_key_value_metadata({b"in9": packed, b"seal": SEAL})
-    data = buffer.getvalue()
-    position, digest = checksum(data)
     target.mkdir(exist_ok=True)
-    (target / "recipe.parquet").write_bytes(data[:position] + digest + data[position + 64 :])
+    (target / "recipe.parquet").write_bytes(recipes.sealed(buffer.getvalue()))
     return target
 
 
 def without(name: str) -> Change:
     return lambda content: {key: value for key, value in content.items() if key != name}
+
+
+def with_library(name: str, version: str) -> Change:
+    return lambda content: {**content, "libraries": {**content["libraries"], name: version}}
 
 
 def with_flag(name: str, value: object) -> Change:
@@ -471,7 +521,7 @@ HOSTILE: dict[str, tuple[dict[str, Change], Change | None]] = {
     "its box is not in its picture": ({"native_box": lambda old: [0, 0, 10**6, 10**6]}, None),
     "no four corners": ({"native_box": lambda old: [0] * 1000}, None),
     "its runs have": ({"mask": lambda old: old + old}, None),
-    "no list of run lengths": ({"mask": lambda old: b"\xff" * 1000}, None),
+    "of 4096": ({"mask": lambda old: b"\xff" * 1000}, None),
     "it has no mask": ({"mask": lambda old: None}, None),
     "not finite": ({"mask_over_box": lambda old: float("nan")}, None),
     "lacks what that needs": ({"layer_digest": lambda old: None}, None),
@@ -506,16 +556,7 @@ def test_hostile_recipes_are_refused_in_one_line(
 ) -> None:
     columns, metadata = HOSTILE[fault]
     recipe = changed(quick[1], tmp_path / "recipe", columns, metadata)
-    command = (
-        "generate",
-        "--recipe",
-        recipe,
-        "--input",
-        small_sample,
-        "--output",
-        tmp_path / "out",
-    )
-    line = refusal(capsys, *command)
+    line = refusal(capsys, *making(recipe, small_sample, tmp_path / "out"))
     assert "recipe.parquet cannot be used: " in line
     assert fault in line
     assert not (tmp_path / "out").exists()
@@ -533,13 +574,13 @@ def test_few_bytes_for_many_rows_are_refused_before_they_are_read(
 ) -> None:
     with pq.ParquetFile(quick[1] / "recipe.parquet") as file:
         table, packed = file.read().replace_schema_metadata(), file.metadata.metadata[b"in9"]
-    many = table.take(pa.array([0] * 500_000))
+    many = table.take(pa.array([0] * 100_000))
     content = json.loads(zlib.decompress(base64.b64decode(packed)))
     recipe = sealed(many, content, tmp_path / "recipe", **options)
-    command = ("generate", "--recipe", recipe, "--input", small_sample, "--output")
-    assert "more rows than bytes" in refusal(capsys, *command, tmp_path / "out")
-    one = sealed(table, content, tmp_path / "recipe", use_dictionary=["status"])
-    assert "or dictionaries" in refusal(capsys, *command[:2], one, *command[3:], tmp_path / "out")
+    command = making(recipe, small_sample, tmp_path / "out")
+    assert "more rows than bytes" in refusal(capsys, *command)
+    sealed(table, content, recipe, use_dictionary=["status"])
+    assert "or dictionaries" in refusal(capsys, *command)
 
 
 def test_each_region_of_the_file_is_sealed(
@@ -565,8 +606,7 @@ def test_flags_that_contradict_a_recipe_are_refused_by_name(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    command = ("generate", "--recipe", quick[1], "--input", small_sample)
-    command = (*command, "--output", tmp_path / "out")
+    command = making(quick[1], small_sample, tmp_path / "out")
     line = refusal(capsys, *command, "--jpeg_quality", 90, "--formats", "parquet")
     assert "--jpeg_quality=90 (the recipe has 95)" in line
     assert "--formats" not in line
@@ -601,8 +641,7 @@ def test_code_that_a_recipe_names_is_not_imported(
     small = (*QUICK[2:], *SHARDS, *ONE, "--limit", 1, "--own_background")
     run_here("generate", "--input", small_sample, "--output", output, *small, *own)
     recipe = export(output, tmp_path / "recipe")
-    command = ("generate", "--recipe", recipe, "--input", small_sample)
-    command = (*command, "--output", tmp_path / "again", *ONE)
+    command = making(recipe, small_sample, tmp_path / "again")
     sys.modules.pop("mine_to_run")
     assert " ".join(["OUTPUT", *own[:2]]) in (recipe / "README.md").read_text()
     flags = ",python:mine_to_run:plain --renderings python:mine_to_run:black\n"
@@ -626,12 +665,12 @@ def test_scenes_must_be_named(
     output = tmp_path / "out"
     few = (*QUICK, *ONE, "--variants", "original", "--backgrounds", scenes)
     run_here("generate", "--input", small_sample, "--output", output, *few)
-    command = ("generate", "--recipe", export(output, tmp_path / "recipe"), "--input", small_sample)
-    command = (*command, "--output", tmp_path / "again", *ONE)
+    recipe = export(output, tmp_path / "recipe")
+    command = making(recipe, small_sample, tmp_path / "again")
     assert "--backgrounds" in refusal(capsys, *command)
-    assert "--backgrounds SCENES" in (tmp_path / "recipe" / "README.md").read_text()
-    own = (*command[:-2], tmp_path / "own", *ONE, "--overwrite", "config")
-    run_here(*own, "--variants", "only_fg")
+    assert "--backgrounds SCENES" in (recipe / "README.md").read_text()
+    own = ("--overwrite", "config", "--variants", "only_fg")
+    again(recipe, small_sample, tmp_path / "own", *own)
     assert not list((tmp_path / "own").glob("parquet/mixed*"))
     darken(next(scenes.iterdir()))
     assert "--backgrounds=3 pictures" in refusal(capsys, *command, "--backgrounds", scenes)
@@ -664,7 +703,10 @@ def test_an_export_that_no_job_could_read_replaces_nothing(
 
 
 def test_what_has_no_recipe_is_refused(
-    small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    quick: tuple[Path, Path],
+    small_sample: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     make = ("generate", "--input", small_sample, "--output", tmp_path / "out", *ONE)
     export_it = ("export", "--dataset", tmp_path / "out", "--layout", "recipe", "--to")
@@ -680,3 +722,7 @@ def test_what_has_no_recipe_is_refused(
     run_here("generate", "--input", small_sample, "--output", tmp_path / "l", *whole, *ONE)
     in9l = ("export", "--dataset", tmp_path / "l", "--layout", "recipe", "--to", tmp_path / "r")
     assert "in9l" in refusal(capsys, *in9l)
+    run_here("export", "--dataset", quick[0], "--to", tmp_path / "released")
+    run_here("import", "--from", tmp_path / "released", "--output", tmp_path / "imported")
+    imported = ("export", "--dataset", tmp_path / "imported", "--layout", "recipe", "--to")
+    assert "it was imported" in refusal(capsys, *imported, tmp_path / "r")

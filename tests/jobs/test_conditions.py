@@ -17,7 +17,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_results import made
 from numpy.typing import NDArray
-from runs import ONE, QUICK, dataset_in, refusal, run_here, run_in9, table_of, write_all
+from runs import (
+    ONE,
+    QUICK,
+    dataset_in,
+    everything,
+    refusal,
+    run_here,
+    run_in9,
+    table_of,
+    write_all,
+)
 
 from pipeline.analyses.evaluation.baseline import (
     Baseline,
@@ -600,3 +610,57 @@ def test_the_best_models_are_marked(compared: Path) -> None:
     # A model that was never compared with the best may well differ.
     assert [one.accuracy[0].among_best for one in mark_best(two, [])] == [True, False]
     assert mark_best(two[:1], [])[0].accuracy[0].among_best is None
+
+
+def test_models_of_other_folders_are_shown_and_not_copied(
+    compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, lab, other, changed = (
+        Path(shutil.copytree(compared, tmp_path / name))
+        for name in ("out", "lab", "other", "changed")
+    )
+    folders = {one.name: one.folder for one in read_summaries(dataset_in(own))[0]}
+    first, second, third = (entries(name) for name in ("first", "second", "third"))
+    for folder, name in ((own, second), (own, third), (lab, third)):
+        shutil.rmtree(folder / "results" / folders[name])
+    manifest = json.loads((own / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "f" * 32}))
+    (file,) = [one for one in manifest["files"] if one["path"].startswith("parquet/original/")]
+    file["sha256"] = "0" * 64
+    (changed / "manifest.json").write_text(json.dumps(manifest))
+    watched = (lab, own / "results" / folders[first])
+    before = [everything(path) for path in watched]
+    report = ("report", "--dataset", own, "--pictures", "none", "--results")
+    assert "holds no finished dataset" in refusal(capsys, *report, tmp_path)
+
+    # One folder means all of its models, or the model whose folder it is.
+    results = f"{lab / 'results' / folders[first]},{lab},{other},{changed}"
+    conditions = ("--baseline", second, "--fail_if", "original>=baseline-1")
+    run_here(*report, results, *conditions, code=3)
+    printed = capsys.readouterr()
+    assert f"results: {lab} has 2 models\n" in printed.out
+    assert f"\nresults: {other} has results on another dataset: {'f' * 12}, not " in printed.out
+    assert f"\nresults: {changed} has other pictures: 1 of " in printed.out
+    # Both folders have the first model, and only the other one has the second.
+    shown = [first, f"{first} in {lab}", second]
+    rows = table_of(own, "summary")
+    assert {row["model"] for row in rows} == set(shown)
+    figures = [[row["accuracy"] for row in rows if row["model"] == name] for name in shown]
+    assert figures[0] == figures[1] != figures[2]
+    pairs = {frozenset((row["first"], row["second"])) for row in table_of(own, "comparisons")}
+    assert pairs == {frozenset(pair) for pair in itertools.combinations(shown, 2)}
+    for name in shown[:2]:
+        assert f" holds for {name}: " in printed.err
+        assert f"from the baseline {second}, " in printed.err
+    assert {row["baseline"] for row in table_of(own, "baseline")} == {second}
+    page = (own / "report.html").read_text()
+    assert all(name in page for name in shown)
+    assert f'href="results/{folders[first]}/predictions/"' in page
+    assert f"results/{folders[second]}" not in page
+
+    # Later commands show the folder's own models, but keep the baseline.
+    write_tables(dataset_in(own))
+    assert {row["model"] for row in table_of(own, "summary")} == {first}
+    assert {row["baseline"] for row in table_of(own, "baseline")} == {f"{second} in {lab}"}
+    assert [everything(path) for path in watched] == before
+    assert len(list((own / "results").glob("*/model.json"))) == 1

@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated
 
 import numpy as np
 from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec.structs import replace
 
 from pipeline.analyses.evaluation.comparisons import (
     BG_GAP,
@@ -29,7 +31,7 @@ from pipeline.analyses.evaluation.results import Evaluated, Summary
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import reading_store
 from pipeline.display.table import Table, aligned, interval
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, counted
 from pipeline.evaluate.predictions import EvalImages
 from pipeline.evaluate.results import (
     RunSettings,
@@ -68,7 +70,7 @@ class Baseline:
     Attributes:
       run: the model, and how it was run.
       store: the dataset folder that has its results.
-      is_own: whether this is the folder of the dataset itself.
+      is_own: whether this is the folder of the dataset itself, or its tables show the model so.
       correct: label rule -> variant -> (n,) bool, True where it is right.
     """
 
@@ -122,6 +124,62 @@ def open_results(folder: str) -> tuple[Dataset, list[Evaluated]]:
     store = reading_store(above.removesuffix("/results") if is_of_model else folder)
     runs = [run for run in _runs(store) if run.folder == model or not is_of_model]
     return Dataset.open(store), runs
+
+
+def with_results(dataset: Dataset, folders: Iterable[str]) -> tuple[Store, list[str]]:
+    """Shows the models of other folders with those of a dataset, without copying their results.
+
+    A model whose name another one has, too, is told by its folder, unless that is the dataset's.
+
+    Args:
+      dataset: the dataset.
+      folders: values of `--results`, as for `open_results`.
+
+    Returns:
+      (the dataset's folder with the results of the others; a line on each of the others).
+
+    Raises:
+      UsageError: a folder holds no finished dataset.
+    """
+    own, lines = dataset.store, []
+    models = [(own, run) for run in _runs(own)]
+    for folder in folders:
+        other, runs = open_results(folder)
+        mine, its = (
+            {
+                (file.path, file.sha256)
+                for file in each.manifest.files
+                if file.path.startswith(("parquet/", "webdataset/"))
+            }
+            for each in (dataset, other)
+        )
+        faults = {
+            _on_another(dataset, other): other.manifest.fingerprint != dataset.manifest.fingerprint,
+            f"has other pictures: {len(mine - its)} of {len(mine)} files differ": mine != its,
+            "lies in another kind of storage": other.store.is_remote != own.is_remote,
+        }
+        fault = next((fault for fault, is_there in faults.items() if is_there), "")
+        lines.append(f"results: {folder} {fault or 'has ' + counted(len(runs), 'model')}")
+        models += [(other.store, run) for run in runs if not fault]
+    known = {(store.root, name) for store, run in models for name in (run.name, run.folder)}
+    folders_with = Counter(name for _, name in known)
+    elsewhere = {
+        f"results/{(replace(run, home=store.root) if is_told else run).folder}": store.path(
+            f"results/{run.folder}"
+        )
+        for store, run in models
+        if store != own
+        for is_told in [max(folders_with[run.name], folders_with[run.folder]) > 1]
+    }
+    return dataclasses.replace(own, elsewhere=elsewhere), lines
+
+
+def _on_another(dataset: Dataset, other: Dataset) -> str:
+    """Returns that the results of a folder are on another dataset, in words."""
+    return (
+        f"has results on another dataset: {other.manifest.fingerprint[:12]}, not "
+        f"{dataset.manifest.fingerprint[:12]}"
+    )
 
 
 def _runs(store: Store) -> list[Evaluated]:
@@ -188,18 +246,21 @@ def find_baseline(dataset: Dataset, name: str, settings: RunSettings | None = No
     """
     other, run = open_baseline(dataset.store, name, settings)
     if other and other.manifest.fingerprint != dataset.manifest.fingerprint:
-        raise UsageError(
-            f"{other.store.root} has results on another dataset: "
-            f"{other.manifest.fingerprint[:12]}, not {dataset.manifest.fingerprint[:12]}"
-        )
+        raise UsageError(f"{other.store.root} {_on_another(dataset, other)}")
     # With this dataset's manifest, only predictions on its own pictures count as valid.
     where = dataclasses.replace(dataset, store=other.store) if other else dataset
-    split = run.evaluation.split
-    images = EvalImages.read(dataset, *run.tested_on) if split in dataset.manifest.shards else None
-    correct, _ = correct_by_rule(where, images, run) if images else ({}, {})
+    correct: Mapping[str, Mapping[str, Correct]] = {}
+    if run.evaluation.split in dataset.manifest.shards:
+        correct, _ = correct_by_rule(where, EvalImages.read(dataset, *run.tested_on), run)
     if not any(correct.values()):
         raise UsageError(f"--baseline {name}: {run.name} has no predictions on these pictures")
-    return Baseline(run, where.store, where.store == dataset.store, correct)
+    return Baseline(
+        run,
+        where.store,
+        is_own=where.store.path(f"results/{run.folder}")
+        == dataset.store.path(f"results/{run.folder}"),
+        correct=correct,
+    )
 
 
 def baseline_or_reason(
@@ -213,8 +274,8 @@ def baseline_or_reason(
       settings: settings of the job, if there is one.
       was_run: whether the job ran the baseline. If it failed then, earlier results do not count.
     """
-    failures = read_failures(dataset.store, dataset.manifest.fingerprint, "evaluate")[0]
-    for one in failures if was_run else ():
+    failed, _ = read_failures(dataset.store, dataset.manifest.fingerprint, "evaluate")
+    for one in failed if was_run else ():
         if one.entry == name and pick(RunSettings, one.evaluation) == settings:
             return f"{one.name} failed: {one.error}"
     try:
@@ -233,8 +294,9 @@ def choose_baseline(
     found = baseline_or_reason(dataset, name, settings, was_run)
     choice = Choice(baseline=name, settings=(was_run and settings) or UNSET)
     if isinstance(found, Baseline):
-        elsewhere = found.store.path(f"results/{found.run.folder}")
-        choice = Choice(baseline=found.run.folder if found.is_own else elsewhere)
+        place = found.store.path(f"results/{found.run.folder}")
+        is_here = place == f"{dataset.store.root}/results/{found.run.folder}"
+        choice = Choice(baseline=found.run.folder if is_here else place)
     write_result(dataset.store, CHOICE, choice)
 
 
@@ -243,8 +305,9 @@ def chosen_baseline(dataset: Dataset) -> Baseline | str | None:
     choice = read_result(dataset.store, CHOICE, Choice)
     if choice is None:
         return None
-    was_run = bool(choice.settings)
-    return baseline_or_reason(dataset, choice.baseline, choice.settings or None, was_run)
+    return baseline_or_reason(
+        dataset, choice.baseline, choice.settings or None, was_run=bool(choice.settings)
+    )
 
 
 class BaselineRow(Struct, frozen=True, kw_only=True):
@@ -320,21 +383,22 @@ def compare_with(
             adjusted = holm(np.asarray(p_values)) if measured else ()
             for (summary, rule, one), p_adjusted in zip(measured, adjusted, strict=True):
                 low, high = one.interval()
-                row = BaselineRow(
-                    model=summary.name,
-                    baseline=baseline.name,
-                    label_rule=rule,
-                    variant=quantity,
-                    difference=one.value,
-                    ci_low=low,
-                    ci_high=high,
-                    p_adjusted=float(p_adjusted),
-                    smallest_difference=one.smallest(),
-                    n=one.n,
-                    split=summary.evaluation.split,
-                    dataset=summary.dataset,
+                rows.append(
+                    BaselineRow(
+                        model=summary.name,
+                        baseline=baseline.name,
+                        label_rule=rule,
+                        variant=quantity,
+                        difference=one.value,
+                        ci_low=low,
+                        ci_high=high,
+                        p_adjusted=float(p_adjusted),
+                        smallest_difference=one.smallest(),
+                        n=one.n,
+                        split=summary.evaluation.split,
+                        dataset=summary.dataset,
+                    )
                 )
-                rows.append(row)
     order = [summary.name for summary in summaries]
     return sorted(rows, key=lambda row: order.index(row.model))
 
@@ -346,9 +410,12 @@ def describe_baseline(dataset: Dataset, summaries: Sequence[Summary]) -> Iterato
         yield f"not compared with the baseline: {baseline}"
     if not isinstance(baseline, Baseline):
         return
-    rows: dict[str, dict[str, BaselineRow]] = {}
-    for row in read_rows(dataset, BASELINE, BaselineRow):
-        rows.setdefault(row.model, {})[row.variant] = row
+    rows = {
+        model: {row.variant: row for row in of_model}
+        for model, of_model in itertools.groupby(
+            read_rows(dataset, BASELINE, BaselineRow), lambda row: row.model
+        )
+    }
     if rows:
         # Renderings stand in baseline.csv alone.
         names = [
@@ -356,12 +423,23 @@ def describe_baseline(dataset: Dataset, summaries: Sequence[Summary]) -> Iterato
             for name in dict.fromkeys(itertools.chain.from_iterable(rows.values()))
             if base_of(name) == name
         ]
-        heads = ["BG-Gap" if name == BG_GAP else name for name in names]
-        table = [
-            [model, *(_cell(by_variant.get(name)) for name in names), _smallest(by_variant)]
-            for model, by_variant in rows.items()
-        ]
-        yield aligned([[f"minus {baseline.name}, points", *heads, "8 of 10 show"], *table])
+        yield aligned(
+            [
+                [
+                    f"minus {baseline.name}, points",
+                    *("BG-Gap" if name == BG_GAP else name for name in names),
+                    "8 of 10 show",
+                ],
+                *(
+                    [
+                        model,
+                        *(_cell(row.get(name)) for name in names),
+                        f"{100 * row[BG_GAP].smallest_difference:.1f}" if BG_GAP in row else "-",
+                    ]
+                    for model, row in rows.items()
+                ),
+            ]
+        )
         yield "* differs from the baseline (Holm's adjustment over the models, 5 %)"
     for one in summaries:
         if one.name not in rows and not baseline.is_same(one):
@@ -375,11 +453,9 @@ def _cell(row: BaselineRow | None) -> str:
     """Formats a difference in points."""
     if row is None:
         return "-"
-    figures = row.difference, row.ci_low, row.ci_high
-    text = interval(*figures) if row.variant == BG_GAP else f"{100 * row.difference:+.1f}"
+    text = (
+        interval(row.difference, row.ci_low, row.ci_high)
+        if row.variant == BG_GAP
+        else f"{100 * row.difference:+.1f}"
+    )
     return text + "*" * row.is_significant
-
-
-def _smallest(rows: Mapping[str, BaselineRow]) -> str:
-    """Formats the smallest difference of BG-Gap that as many images would show."""
-    return f"{100 * rows[BG_GAP].smallest_difference:.1f}" if BG_GAP in rows else "-"

@@ -193,10 +193,14 @@ class ModelsOnSameImages:
         if other is not None:
             of_other, r_of_other = self._estimate(other, quantity)
             value, r = value - of_other, r - r_of_other
-        is_share = other is None and quantity != BG_GAP
-        pictures = np.concatenate([correct[name] for name in needed]) if is_share else None
-        roles, n = self.roles(quantity), len(self.images.keys)
-        return Measured(float(value), n, roles, float(roles.variance(r)), pictures)
+        roles, is_share = self.roles(quantity), other is None and quantity != BG_GAP
+        return Measured(
+            value=float(value),
+            n=len(self.images.keys),
+            roles=roles,
+            variance=float(roles.variance(r)),
+            correct=np.concatenate([correct[name] for name in needed]) if is_share else None,
+        )
 
     def _estimate(self, correct: Mapping[str, Correct], quantity: str) -> tuple[float, Floats]:
         """Returns a quantity of a model, and the contribution of each picture."""

@@ -414,10 +414,13 @@ def _cache_key(dataset: Dataset) -> str:
     store = dataset.store
     files = [
         [file.path, file.size, file.identity]
-        for file in store.files.walk(store.path("results"))
+        for place in (store.path("results"), *store.elsewhere.values())
+        for file in store.files.walk(place)
         if file.path.endswith("/model.json") or "/predictions/" in file.path
     ]
-    return fingerprint(store.root, dataset.manifest.fingerprint, sorted(files))
+    return fingerprint(
+        [store.root, sorted(store.elsewhere.items())], dataset.manifest.fingerprint, sorted(files)
+    )
 
 
 def _summarize_models(dataset: Dataset) -> tuple[list[Summary], list[str]]:
