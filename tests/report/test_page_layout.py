@@ -18,7 +18,7 @@ SIZES = [WIDE, {"width": 1280, "height": 800}, {"width": 1024, "height": 768},
 
 _TOO_WIDE = """() => {
   // Sections and small pictures go on sideways, and look like it.
-  const goesOn = "nav, .thumbs, .hidden, .skip, svg *";
+  const goesOn = "nav, .thumbs, .hidden, .tip, .skip, svg *";
   const wide = [];
   for (const e of document.querySelectorAll("body *")) {
     if (!e.checkVisibility() || e.closest(goesOn)) continue;
@@ -237,7 +237,7 @@ def test_the_page_is_short_however_much_it_holds(
     heights = page.locator("#accuracy [data-tab]:visible tbody tr").evaluate_all(
         "all => all.map((e) => e.getBoundingClientRect().height)"
     )
-    assert len(heights) > 2
+    assert heights
     assert max(heights) < 40
     assert opened.complaints == []
     opened.context.close()

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -112,6 +113,30 @@ def test_every_part_has_real_results_or_says_what_gives_them(opened: Any) -> Non
         program, *arguments = shlex.split(command)
         assert program == "in9"
         assert known.parse_known_args(arguments)[1] == [], command
+
+
+def test_it_has_entries_to_cite(opened: Any, report_run: Path) -> None:
+    software, paper = opened.page.locator("#run pre").text_content().split("\n\n")
+    assert software.startswith("@software{")
+    assert f"{{{metadata.version('imagenet9-pipeline')}}}" in software
+    assert f"{{Dataset {manifest_of(report_run)['fingerprint']}}}" in software
+    assert "arXiv:2006.09994" in paper
+    for entry in (software, paper):
+        assert entry.count("{") == entry.count("}") > 4
+
+
+def test_a_line_says_how_gaps_differ_from_that_of_the_baseline() -> None:
+    larger, smaller = (0.031, 0.01, 0.05, True, None), (-0.04, -0.06, -0.02, True, None)
+    alike = (0.01, -0.01, 0.03, False, None)
+
+    def said(*cells: Any) -> str:
+        rows = tuple((str(n), "base", {"BG-Gap": cell}) for n, cell in enumerate(cells))
+        return Differences(("BG-Gap",), rows, left_out=False).of_gaps
+
+    assert said(larger) == "+3.1 points, 1.0 to 5.0"
+    assert said(larger, smaller, larger, alike) == (
+        "significantly larger for 2, smaller for 1 of 4 models"
+    )
 
 
 def test_a_sentence_says_what_differs_between_models() -> None:

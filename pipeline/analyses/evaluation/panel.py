@@ -137,8 +137,8 @@ def _row(
     cells = {GAP: HeadlineCell()}
     for variant in variants:
         row = summary.accuracy_on(variant, rule) if summary else None
-        estimate = (row and row.estimate) or (None, None, None)
-        cells[variant] = HeadlineCell(*estimate, is_among_best=bool(row and row.among_best))
+        value, low, high = (row and row.estimate) or (None, None, None)
+        cells[variant] = HeadlineCell(value, low, high, bool(row and row.among_best))
     gap = summary.gap(rule) if summary else None
     if gap:
         cells[GAP] = HeadlineCell(*gap.estimate)
