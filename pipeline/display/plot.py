@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -19,6 +20,7 @@ from pipeline.display.style import (
     MARKERS,
     MODELS,
     ON_HEAT,
+    PAGE,
     SOFT,
     WIDTH,
     Drawn,
@@ -137,6 +139,7 @@ def rows_figure(
     counts: Sequence[int] = (),
     *,
     signed: bool = False,
+    paired: bool = False,
 ) -> Drawn:
     """Draws accuracy by row, such as by class.
 
@@ -147,6 +150,8 @@ def rows_figure(
       x_label: label of the x axis.
       counts: number of images of each row, written beside it; empty to write none.
       signed: whether the values are differences: the axis is as long as these, with a line at 0.
+      paired: whether the bounds of a value are no interval, but the value itself and another one,
+        which gets a hollow marker.
     """
     with styled():
         figure = new_figure(WIDTH, 70 + len(rows) * (16 + 9 * len(series)) + 10 * len(series))
@@ -158,14 +163,14 @@ def rows_figure(
             points = [(row + offset, *value) for row, value in enumerate(one.values) if value]
             ys, estimates, lows, highs = zip(*points, strict=True)
             axes.hlines(ys, lows, highs, color=MODELS[number], linewidth=1.6, alpha=0.55)
-            axes.plot(
-                estimates,
-                ys,
-                MARKERS[number],
-                color=MODELS[number],
-                markersize=5,
-                label=shorten(one.name),
-            )
+            look: dict[str, Any] = {"color": MODELS[number], "markersize": 5}
+            if paired:
+                others = [
+                    low + high - value
+                    for value, low, high in zip(estimates, lows, highs, strict=True)
+                ]
+                axes.plot(others, ys, MARKERS[number], **look, markerfacecolor=PAGE)
+            axes.plot(estimates, ys, MARKERS[number], **look, label=shorten(one.name))
         axes.set_yticks(range(len(rows)), rows)
         axes.tick_params(axis="y", length=0)
         axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=x_label)

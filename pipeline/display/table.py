@@ -28,18 +28,50 @@ from pipeline.storage.state_files import csv_bytes
 from pipeline.storage.store import Store
 
 TIMES = "\N{MULTIPLICATION SIGN}"
+LINE = 200
+"""Largest number of characters of a line on the terminal."""
+_FIRST = 60
+"""Largest number of characters of a cell in the first column of an aligned table."""
+_LISTED = 3
+"""Largest number of names in a sentence."""
+
+
+def wrapped(text: str) -> str:
+    """Breaks lines of more than `LINE` characters between words, where possible."""
+    return "\n".join(
+        textwrap.fill(line, LINE, subsequent_indent="  ", break_on_hyphens=False)
+        if len(line) > LINE
+        else line
+        for line in text.splitlines()
+    )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Lists names; of many, only the first.
+
+    >>> listed(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def aligned(table: Sequence[Sequence[str]]) -> str:
-    """Aligns the cells of a table: the first column to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    )
+    """Aligns the cells of a table: the first column to the left, the others to the right.
+
+    Columns for which a line of `LINE` characters has no room follow below.
+    """
+    first, *others = zip(*table, strict=True)
+    names = [shorten(name, _FIRST) for name in first]
+    left = max(map(len, names))
+    blocks: list[list[str]] = []
+    for column in others:
+        width = max(map(len, column))
+        cells = [f"  {cell:>{width}}" for cell in column]
+        fits = bool(blocks) and len(blocks[-1][0]) + len(cells[0]) <= LINE
+        lines = blocks.pop() if fits else [name.ljust(left) for name in names]
+        blocks.append([line + cell for line, cell in zip(lines, cells, strict=True)])
+    return "\n".join(line.rstrip() for block in blocks for line in block)
 
 
 def describe_chance(chances: Iterable[float | None]) -> str:

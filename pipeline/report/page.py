@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
+from importlib import metadata
 from urllib.parse import quote
 from xml.etree import ElementTree
 
@@ -23,7 +24,7 @@ from pipeline.dataset.manifest import MANIFEST
 from pipeline.display.panel import COMPARED, Claim, Evidence, Finding, Verdict, overall, with_models
 from pipeline.display.plot import Plot
 from pipeline.display.style import THEME
-from pipeline.display.table import TIMES
+from pipeline.display.table import TIMES, listed, shorten
 from pipeline.errors import escaped
 from pipeline.evaluate.results import Answers
 from pipeline.storage.store import Store
@@ -189,13 +190,13 @@ class NotRun:
       answers: what its section would say; "" if the command only decides claims.
       command: the command, to run in the dataset's folder.
       needs: what the user must provide for the command; "" if nothing.
-      claims: number of the authors' claims that cannot be judged without it.
+      claims: the authors' claims that cannot be judged without it.
     """
 
     answers: str
     command: str
     needs: str
-    claims: int
+    claims: Sequence[str]
 
 
 def find_not_run(
@@ -211,19 +212,20 @@ def find_not_run(
     if not any(images["selected"] for images in evidence.dataset.manifest.images.values()):
         # No command says anything about a dataset without images.
         return ()
-    waiting: dict[str, list[CheckedClaim]] = {}
+    waiting: dict[str, list[Claim]] = {}
     for one in checked:
         if not one.findings:
-            waiting.setdefault(one.command, []).append(one)
+            waiting.setdefault(one.command, []).append(one.claim)
     not_run = []
     evaluated = [model.model for model, _ in evidence.answered]
     for panel in PANELS:
         if panel.answers and panel.id not in filled and panel.applies(evidence):
             command = with_models(panel.command, evaluated)
-            claims = len(waiting.pop(command, ()))
+            claims = [claim.text for claim in waiting.pop(command, ())]
             not_run.append(NotRun(panel.answers, command, panel.needs, claims))
     for command, unjudged in waiting.items():
-        not_run.append(NotRun("", command, unjudged[0].claim.needs, len(unjudged)))
+        claims = [claim.text for claim in unjudged]
+        not_run.append(NotRun("", command, unjudged[0].needs, claims))
     return tuple(not_run)
 
 
@@ -373,7 +375,8 @@ def render(
         verdicts=[(v, sum(c.verdict is v for c in judged)) for v in Verdict],
         panels=contents,
         templates={panel.id: panel.template for panel in PANELS},
-        plots=_by_panel(plots, [model.name for model, _ in evidence.answered[:DETAILED]]),
+        plots=_by_panel(plots, [model.name for model, _ in evidence.answered[:DETAILED]], figures),
+        version=metadata.version("imagenet9-pipeline"),
         compared=COMPARED,
         detailed=DETAILED,
         provenance=make_provenance(evidence, figures),
@@ -400,7 +403,12 @@ def _environment() -> jinja2.Environment:
         finalize=_visible,
     )
     environment.filters.update(
-        percent=percent, name=name, slope=rounded, number=lambda value: f"{value:,}"
+        percent=percent,
+        name=name,
+        short=lambda text: name(shorten(text, 28)),
+        listed=listed,
+        slope=rounded,
+        number=lambda value: f"{value:,}",
     )
     environment.globals["times"] = TIMES
     return environment
@@ -435,11 +443,17 @@ def rounded(value: float, digits: int = 2) -> str:
 
 
 def _by_panel(
-    plots: Sequence[Plot], detailed: Sequence[str]
-) -> dict[str, list[tuple[Plot, Markup]]]:
-    """Makes the SVG elements of the figures that are shown in the page, by `Plot.panel`."""
-    panels = defaultdict[str, list[tuple[Plot, Markup]]](list)
+    plots: Sequence[Plot], detailed: Sequence[str], figures: Sequence[str]
+) -> dict[str, list[tuple[Plot, Markup, list[Link]]]]:
+    """Makes the SVG elements of the figures that are shown in the page, by `Plot.panel`.
+
+    With each are the links to its files.
+    """
+    panels = defaultdict[str, list[tuple[Plot, Markup, list[Link]]]](list)
     for number, plot in enumerate(plots):
         if not plot.model or plot.model in detailed:
-            panels[plot.panel].append((plot, inline_svg(plot.drawn.svg, f"f{number}-", plot.alt)))
+            svg = inline_svg(plot.drawn.svg, f"f{number}-", plot.alt)
+            stem = plot.file.removesuffix("svg")
+            links = [_link(p, p[-3:].upper()) for p in figures if p[:-3].endswith(f"/{stem}")]
+            panels[plot.panel].append((plot, svg, links))
     return panels

@@ -15,9 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_results import made
 from runs import ROOT, dataset_in, run_in9, table_of
 
+from pipeline.analyses.evaluation.results import Summary
+from pipeline.analyses.evaluation.tables import describe_power
 from pipeline.dataset.folder import selected_rows
+from pipeline.display.table import wrapped
 from pipeline.evaluate.predictions import keys_to_keep, read_logits
 from pipeline.storage.store import Store
 from transforms.power import cross_validated, folds_of, power_of_outputs
@@ -204,10 +208,11 @@ def test_the_table_the_page_and_the_terminal_say_that_power_is_not_shown(powerle
     assert row["has_power"] == "False"
     assert float(row["ci_low"]) <= float(row["chance"])
     page = " ".join((powerless / "report.html").read_text().split())
-    assert "We could not show that backgrounds tell the class here" in page
-    assert f"such as that of {MODEL}, says little about the model." in page
-    assert re.search("<small>[^<]*power not shown</small>", page)
-    assert f"{100 * float(row['accuracy']):.1f} %" in page
+    # The page has a mark in the table, and one line.
+    assert re.search("† We could not show that backgrounds tell the class here: [^<]*</p>", page)
+    assert f"as for {MODEL}, says little about the model." in page
+    assert page.count('<span class="hidden">power not shown</span>') == 2
+    assert f"(probe {100 * float(row['accuracy']):.1f} [" in page
     assert f"chance {100 * float(row['chance']):.1f} %" in page
     printed = run_in9("report", "--dataset", powerless).stdout
     assert "could not show that backgrounds tell the class" in printed
@@ -247,3 +252,25 @@ def test_of_many_images_each_shard_keeps_its_share(powerless: Path) -> None:
     assert every == [set(keys) for keys in tested]
     assert all(few <= all_ for few, all_ in zip(fewer, every, strict=True))
     assert [len(few) for few in fewer] == [min(2, len(all_)) for all_ in every]
+
+
+def test_one_line_is_about_all_models_whose_power_is_not_shown() -> None:
+    weak = {"has_power": False, "chance": 0.125, "ci_low": 0.0, "ci_high": 0.2}
+    gap = {"label_rule": "argmax_then_map", "ci_low": -0.1, "ci_high": 0.1}
+    summaries = [
+        made(
+            Summary,
+            model=f"model-{number}-{'x' * 40}",
+            answers="scores",
+            label_rules=("argmax_then_map",),
+            power=[{**weak, "accuracy": number / 100}],
+            gaps=[gap],
+        )
+        for number in range(1, 21)
+    ]
+    (line,) = describe_power(summaries, is_page=True)
+    assert "and 17 more (probes 1.0 to 20.0 %, in power.csv, chance 12.5 %)" in line
+    printed = wrapped(line).splitlines()
+    assert len(printed) > 1
+    assert max(map(len, printed)) <= 200
+    assert " ".join(line.strip() for line in printed) == line

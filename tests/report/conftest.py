@@ -11,14 +11,14 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 import pytest
-from report_page import HOSTILE, MODELS, Opened
-from runs import made_once, run_in9
+from report_page import HOSTILE, MODELS, TINY, Opened
+from runs import QUICK, made_once, run_in9, write_all
 
 from pipeline.analyses.evaluation.results import Evaluated
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata, write_table
 from pipeline.evaluate.predictions import prediction_file, prediction_fingerprints
-from pipeline.evaluate.results import FailedModel, RunSettings, note_failures, pick, read_result
+from pipeline.evaluate.results import FailedModel, RunSettings, note_failures, pick, read_results
 from pipeline.report.write import write_report
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
@@ -42,16 +42,48 @@ def hostile_run(report_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """A copy of `report_run` with markup in the name of one model and in the error of another."""
     output = tmp_path_factory.mktemp("hostile") / "out"
     shutil.copytree(report_run, output)
-    results = output / "results"
-    original = read_result(Store(str(output)), f"results/{MODELS[0]}/model.json", Evaluated)
-    assert original is not None
-    run = msgspec.structs.replace(original, model=HOSTILE)
-    folder = results / run.folder
-    shutil.copytree(results / MODELS[0], folder)
-    for name in ("model", "attack", "saliency"):
-        content = json.loads((folder / f"{name}.json").read_text())
-        (folder / f"{name}.json").write_text(json.dumps({**content, "model": HOSTILE}))
-    dataset = Dataset.open(Store(str(output)))
+    dataset, original = _model(output, MODELS[0])
+    add_model(output, MODELS[0], HOSTILE)
+    failed = FailedModel(0, "none/such", "none/such", f"it said {HOSTILE}")
+    store = dataset.store
+    for stage in ("evaluate", "attack", "saliency"):
+        settings = pick(RunSettings, original.evaluation)
+        note_failures(store, dataset.manifest.fingerprint, stage, settings, [failed], [])
+    write_report(store, imagenet9())
+    return output
+
+
+@pytest.fixture(scope="session")
+def whole_run(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two models with all analyses. Tests must not write into it."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    models = ("--models", ",".join(TINY))
+    flags = ("--attack", 9, "--saliency", 3)
+    run_in9("run", "--input", small_sample, "--output", output, *QUICK, *models, *flags)
+    run_in9("method", "--dataset", output, *models, "--pictures", "none")
+    run_in9("matrix", "--dataset", output, "--probe", "--holdout", 0.5)
+    return output
+
+
+@pytest.fixture(scope="session")
+def twenty_run(whole_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of `whole_run` with the results of 18 more models. Tests must not write into it."""
+    output = tmp_path_factory.mktemp("twenty") / "out"
+    shutil.copytree(whole_run, output)
+    for number in range(18):
+        add_model(output, TINY[number % 2], f"vit_base_patch16_{number}.in21k_ft")
+    write_all(output)
+    return output
+
+
+def add_model(output: Path, original: str, name: str) -> None:
+    """Adds a model with the results of another one."""
+    dataset, stored = _model(output, original)
+    run = msgspec.structs.replace(stored, model=name)
+    folder = output / "results" / run.folder
+    shutil.copytree(output / "results" / stored.folder, folder)
+    for path in folder.glob("*.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "model": name}))
     for shard in dataset.shards("val"):
         path = prediction_file(run, shard)
         table, record = read_table(dataset.store, path), read_metadata(dataset.store, path)
@@ -63,13 +95,12 @@ def hostile_run(report_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         position, kind = table.column_names.index("of"), table.schema.field("of").type
         table = table.set_column(position, "of", pa.array(fingerprints).cast(kind))
         write_table(dataset.store, path, table, record.fingerprint)
-    failed = FailedModel(0, "none/such", "none/such", f"it said {HOSTILE}")
-    store = Store(str(output))
-    for stage in ("evaluate", "attack", "saliency"):
-        settings = pick(RunSettings, run.evaluation)
-        note_failures(store, dataset.manifest.fingerprint, stage, settings, [failed], [])
-    write_report(store, imagenet9())
-    return output
+
+
+def _model(output: Path, name: str) -> tuple[Dataset, Evaluated]:
+    dataset = Dataset.open(Store(str(output)))
+    (run,) = (run for run in read_results(dataset.store, "model", Evaluated) if run.model == name)
+    return dataset, run
 
 
 @pytest.fixture

@@ -86,8 +86,7 @@ def test_the_chooser_tells_what_the_files_hold(opened: Any, report_run: Path) ->
     names = (*imagenet9().names, "outside")
     cards = opened.page.locator(".card").all()
     assert len(cards) == len(truth)
-    turned = [int(card.get_attribute("data-turned") or 0) for card in cards]
-    assert turned == sorted(turned, reverse=True)
+    ranks = []
     for card in cards:
         key = card.locator("summary code").text_content()
         figure = card.locator("figure", has=opened.page.locator("h4", has_text="mixed_rand"))
@@ -100,6 +99,12 @@ def test_the_chooser_tells_what_the_files_hold(opened: Any, report_run: Path) ->
             mark = line.locator(".mark").text_content()
             word = line.locator(".hidden").text_content()
             assert (mark, word) == (("✓", "right: ") if row["correct"] else ("✕", "wrong: "))
+        # Images that both models recognise as they are come first.
+        original = card.locator("figure", has=opened.page.locator("h4", has_text="original"))
+        turned = int(card.get_attribute("data-turned") or 0)
+        ranks.append((original.locator(".wrong").count() > 0, -turned))
+    assert ranks == sorted(ranks)
+    assert len({is_unknown for is_unknown, _ in ranks}) == 2
 
 
 def test_models_stand_in_the_order_of_their_accuracy(report_run: Path) -> None:
@@ -233,6 +238,69 @@ def test_an_address_leads_to_an_image_and_keeps_the_filters(
     plain.context.close()
 
 
+def test_an_address_may_have_only_filters_or_an_image_that_is_not_here(
+    browser: Any, report_run: Path, said: dict[tuple[str, str], dict[str, VersionAnswer]]
+) -> None:
+    opened = Opened(browser, report_run, "#pattern=flips")
+    page = opened.page
+    assert shown_keys(page) == cards_with(said, "flips", *MODELS)
+    assert not page.locator(".unknown").is_visible()
+    page.evaluate("location.hash = 'image=no%20such&pattern=original'")
+    page.locator(".unknown").wait_for(state="visible")
+    assert page.locator(".unknown").inner_text() == "No image no such is on this page."
+    assert shown_keys(page) == cards_with(said, "original", *MODELS)
+    assert page.locator(".card:visible").count() == 1
+    page.get_by_role("button", name="Next image").click()
+    assert not page.locator(".unknown").is_visible()
+    page.evaluate("location.hash = 'pattern=none_such'")
+    page.wait_for_function("document.querySelector('[data-filter=pattern]').value === ''")
+    assert len(shown_keys(page)) == page.locator(".card").count()
+    assert opened.complaints == []
+    opened.context.close()
+
+
+def test_many_models_are_a_grid_of_marks(browser: Any, twenty_run: Path) -> None:
+    opened = Opened(browser, twenty_run, has_touch=True)
+    page = opened.page
+    card = page.locator(".card:visible")
+    rows = card.locator(".marks tbody tr")
+    assert rows.count() == 20
+    names = card.locator(".versions h4").all_inner_texts()
+    cells = rows.first.locator("td")
+    assert cells.count() == len(names)
+    # Each mark stands below its picture.
+    for figure, cell in zip(card.locator(".versions figure").all(), cells.all(), strict=True):
+        box, mark = figure.bounding_box(), cell.bounding_box()
+        assert abs(box["x"] + box["width"] / 2 - mark["x"] - mark["width"] / 2) < 6
+    (file,) = (twenty_run / "results").glob("vit_base_patch16_0.in21k_ft/predictions/*.parquet")
+    key = card.locator("summary code").text_content()
+    row = rows.filter(has=page.locator("th", has_text="vit_base_patch16_0.in21k_ft"))
+    answers = {answer["variant"]: answer for answer in pq.read_table(file).to_pylist()
+               if (answer["label_rule"], answer["key"]) == ("argmax_then_map", key)}  # fmt: skip
+    names_of_classes = (*imagenet9().names, "outside")
+    for name, cell in zip(names, row.locator("td").all(), strict=True):
+        tip = cell.locator(".tip")
+        word = "right: " if answers[name]["correct"] else "wrong: "
+        expected = word + names_of_classes[answers[name]["prediction"]]
+        for show in (cell.hover, cell.focus, cell.tap):
+            page.mouse.move(0, 0)
+            cell.blur()
+            assert tip.bounding_box()["width"] < 2
+            show()
+            assert tip.bounding_box()["width"] > 40
+            assert tip.inner_text().startswith(expected)
+    # One cell is reached with Tab, and the others from it.
+    assert card.locator("td[tabindex='0']").count() == 1
+    card.locator("td[tabindex='0']").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    assert rows.nth(1).locator("td").nth(1).evaluate("(e) => e === document.activeElement")
+    page.locator("[data-filter=model]").select_option("vit_base_patch16_3.in21k_ft")
+    assert rows.locator("visible=true").count() == 1
+    assert opened.complaints == []
+    opened.context.close()
+
+
 def test_all_eight_versions_are_in_sight_at_once(browser: Any, report_run: Path) -> None:
     opened = Opened(browser, report_run, "#images", reduced_motion="reduce")
     page = opened.page
@@ -273,11 +341,11 @@ def test_outdated_predictions_are_not_shown(tmp_path: Path) -> None:
         model = of_model("m", summary), summary
         predictions = read_predictions_of(dataset, "val", model, ["a"])
         assert {row["variant"] for row in predictions} == shown
-        assert _failures(store, "val", 0, [model]) == (turned, turned)
+        assert _failures(store, "val", 0, [model]) == ({}, turned, turned)
 
 
 def test_pictures_that_have_no_room_are_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    candidates = [Candidate((0, 0, number), str(number), number) for number in range(500)]
+    candidates = [Candidate((False, 0, 0, n), str(n), n) for n in range(500)]
     encoded = []
 
     def encode(image: bytes) -> str:

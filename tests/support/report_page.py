@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 MODELS = ("efficientnet_lite0", "efficientnet_lite1")
+TINY = ("python:tiny_models:first", "python:tiny_models:second")
 HOSTILE = "</script><img src=x onerror=alert(1)>$x_{<script>alert(2)</script>"
 
 WIDE = {"width": 1440, "height": 900}
@@ -34,7 +35,12 @@ class Opened:
 def column(page: Any, number: int) -> list[str]:
     """Returns the texts of a column of the first table's models, without intervals."""
     cells = page.locator("#accuracy [data-tab]").first.locator("tbody").first
-    return [
-        text.split("\n")[0]
-        for text in cells.locator(f"tr > :nth-child({number})").all_inner_texts()
-    ]
+    texts: list[str] = cells.locator(f"tr > :nth-child({number})").evaluate_all(
+        """all => all.map((e) => {
+          const cell = e.cloneNode(true);
+          const beside = cell.querySelectorAll("small, [aria-hidden], .hidden");
+          beside.forEach((e) => e.remove());
+          return cell.textContent.trim();
+        })"""
+    )
+    return texts

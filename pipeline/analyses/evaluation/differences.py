@@ -40,6 +40,19 @@ class Differences:
     left_out: bool
 
     @property
+    def of_gaps(self) -> str:
+        """How the BG-Gap of the first models differs from that of the second, in a line."""
+        gaps = [cells[GAP] for *_, cells in self.rows if GAP in cells]
+        if len(gaps) == 1:
+            value, low, high = (100 * bound for bound in gaps[0][:3])
+            return f"{value:+.1f} points, {low:.1f} to {high:.1f}"
+        larger, smaller = (
+            sum(cell[3] and (cell[0] > 0) is is_larger for cell in gaps)
+            for is_larger in (True, False)
+        )
+        return f"significantly larger for {larger}, smaller for {smaller} of {len(gaps)} models"
+
+    @property
     def summary(self) -> str:
         """The pairs and columns that differ significantly, in words, and what that allows for.
 

@@ -1,17 +1,19 @@
-"""Figures of the evaluation: kinds of images, accuracy by class and size, confusion, groups."""
+"""Figures of the evaluation: BG-Gaps, pairs by class, kinds of images, sizes, confusion, groups."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
-from pipeline.analyses.evaluation.results import ClassRow, SizeRow, Summary
+from pipeline.analyses.evaluation.results import SizeRow, Summary
 from pipeline.analyses.evaluation.tables import KIND_NAMES
 from pipeline.display.panel import COMPARED, Estimate, Evidence, ModelResults, estimate_of
 from pipeline.display.plot import (
     CLASSES,
     MOST_CELLS,
+    MOST_ROWS,
     Plot,
     Series,
     by_class,
@@ -34,11 +36,13 @@ from pipeline.display.style import (
     percent_axis,
     styled,
 )
-from pipeline.display.table import shorten
+from pipeline.display.table import interval, shorten
 from transforms.analysis import KINDS
 from transforms.taxonomy import OUTSIDE, Taxonomy
 
 _VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next")
+_FEW = 4
+"""Largest number of models in figures that are high: two markers by class, or a bar, for each."""
 
 _Evaluated = tuple[ModelResults, Summary]
 
@@ -47,9 +51,9 @@ def make_plots(evidence: Evidence) -> Iterator[Plot]:
     """Makes the figures for which there are results, by the page's label rule."""
     evaluated, taxonomy = evidence.comparable(Summary), evidence.taxonomy
     compared = evaluated[:COMPARED]
-    yield from _decomposition(compared)
-    for variant in _VARIANTS:
-        yield from _by_class(compared, variant, taxonomy)
+    yield from _gaps(evaluated)
+    yield from _by_class(evaluated[:_FEW], taxonomy)
+    yield from _decomposition(evaluated[:_FEW])
     for variant in _VARIANTS:
         yield from _by_size(compared, variant)
     for model, summary in evaluated:
@@ -73,36 +77,49 @@ def _decomposition(models: Sequence[_Evaluated]) -> Iterator[Plot]:
         yield Plot("decomposition", "decomposition.svg", f"Stacked bars. {alt}", figure)
 
 
-def _point(row: ClassRow | SizeRow | None) -> Estimate | None:
-    """Returns the accuracy of a row of results with its interval; None without a row or images."""
-    return estimate_of(row.accuracy, row.ci_low, row.ci_high) if row and row.n else None
+def _gaps(models: Sequence[_Evaluated]) -> Iterator[Plot]:
+    """Draws BG-Gap of each model; of many, only those with the highest accuracy on `original`."""
+    gaps = [(model.name, gap.estimate) for model, one in models if (gap := one.gap())]
+    rows = sorted(gaps[:MOST_ROWS], key=lambda row: -row[1][0])
+    if rows:
+        rest = f" ({len(rows)} of {len(gaps)} models)" if len(rows) < len(gaps) else ""
+        spelled = "; ".join(f"{name} {interval(*gap)}" for name, gap in rows)
+        alt = f"BG-Gap of each model{rest}, in points, with 95 % intervals. {spelled}"
+        yield Plot("gaps", "gaps.svg", alt, forest_figure(f"BG-Gap by model{rest}", rows))
 
 
-def _by_class(models: Sequence[_Evaluated], variant: str, taxonomy: Taxonomy) -> Iterator[Plot]:
-    """Draws accuracy by class; of many classes, only those on which the first model is worst."""
-    rows = [
-        (model.name, [row for row in summary.by_rule(summary.per_class) if row.variant == variant])
-        for model, summary in models
-    ]
-    points = [
-        (name, {row.label: point for row in of_model if (point := _point(row))})
-        for name, of_model in rows
-    ]
-    shown, series = by_class(points, taxonomy.num_labels)
+def _by_class(models: Sequence[_Evaluated], taxonomy: Taxonomy) -> Iterator[Plot]:
+    """Joins accuracy on `mixed_same` and `mixed_rand` by class.
+
+    Of many classes, only those are drawn on which the first model is worst on `mixed_rand`.
+    """
+    counts: dict[int, int] = {}
+    pairs: list[tuple[str, dict[int, Estimate]]] = []
+    for model, summary in models:
+        rows = {(row.variant, row.label): row for row in summary.by_rule(summary.per_class)}
+        of_model: dict[int, Estimate] = {}
+        for (variant, label), row in rows.items():
+            same = rows.get(("mixed_same", label))
+            if variant == "mixed_rand" and row.n and same and same.n:
+                counts[label] = row.n
+                ends = row.accuracy, same.accuracy
+                of_model[label] = (row.accuracy, min(ends), max(ends))
+        pairs.append((model.name, of_model))
+    shown, series = by_class(pairs, taxonomy.num_labels)
     if series:
         names, rest = [taxonomy.names[label] for label in shown], of_all(shown, taxonomy)
-        counts = {row.label: row.n for _, of_model in rows for row in of_model if row.n}
-        yield Plot(
-            "per_class",
-            f"per_class-{variant}.svg",
-            f"Accuracy on {variant} by class{rest}. {spoken(series, names)}",
-            rows_figure(
-                f"By class: {variant}{rest}",
-                names,
-                series,
-                counts=[counts.get(label, 0) for label in shown],
-            ),
+        figure = rows_figure(
+            f"By class: mixed_rand{rest}",
+            names,
+            series,
+            "accuracy, %; hollow: mixed_same",
+            counts=[counts.get(label, 0) for label in shown],
+            paired=True,
         )
+        alt = (
+            f"Accuracy by class{rest} on mixed_rand, joined to that on mixed_same. On mixed_rand: "
+        )
+        yield Plot("gaps", "classes.svg", alt + spoken(series, names), figure)
 
 
 def _by_size(models: Sequence[_Evaluated], variant: str) -> Iterator[Plot]:
@@ -118,7 +135,15 @@ def _by_size(models: Sequence[_Evaluated], variant: str) -> Iterator[Plot]:
     lows = sorted(buckets)
     names = [f"{100 * low:.0f}-{100 * buckets[low].fg_high:.0f}" for low in lows]
     series = [
-        Series(name, tuple(_point(rows.get(low)) for low in lows))
+        Series(
+            name,
+            tuple(
+                estimate_of(row.accuracy, row.ci_low, row.ci_high)
+                if (row := rows.get(low)) and row.n
+                else None
+                for low in lows
+            ),
+        )
         for name, rows in by_model.items()
     ]
     yield Plot(
@@ -207,6 +232,34 @@ def _groups(model: ModelResults, summary: Summary, taxonomy: Taxonomy) -> Iterat
         ),
         model.name,
     )
+
+
+def forest_figure(title: str, rows: Sequence[tuple[str, Estimate]]) -> Drawn:
+    """Draws an interval in points for each model, beneath its name.
+
+    Args:
+      title: text above the figure.
+      rows: (name, estimate) of each model, from the top.
+    """
+    with styled():
+        figure = new_figure(WIDTH, 66 + 27 * len(rows))
+        axes = figure.add_subplot()
+        axes.set_title(title)
+        percent_axis(axes, "x", MaxNLocator(7, steps=[1, 2, 5, 10]))
+        axes.axvline(0, color=INK, linewidth=0.8, zorder=0)
+        for row, (name, (value, low, high)) in enumerate(rows):
+            axes.hlines(row, low, high, color=MODELS[0], linewidth=1.6, alpha=0.55)
+            axes.plot(value, row, "s", color=MODELS[0], markersize=5)
+            for x, text, side in (
+                (0, shorten(name, 36), "left"),
+                (1, interval(value, low, high), "right"),
+            ):
+                place = axes.get_yaxis_transform()
+                axes.text(x, row - 0.2, text, ha=side, va="bottom", transform=place)
+        axes.set(yticks=[], ylim=(len(rows) - 0.6, -0.95), xlabel="points, 95 % interval")
+        axes.autoscale(axis="x")
+        axes.spines["left"].set_visible(False)
+        return drawn(figure)
 
 
 _COLOURS = dict(zip(KIND_NAMES, (*MODELS[:4], LINE, SOFT), strict=True))

@@ -1,13 +1,15 @@
 """The images that the page shows: their versions, the models' answers, the backgrounds' origin.
 
-Images on which the background decides come first.
+Images that models recognise as they are come first, and of these the ones on which the background
+decides.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 from urllib.parse import quote
 
@@ -41,13 +43,14 @@ class Candidate:
     """An image that the page may show. Candidates sort in the order in which they are chosen.
 
     Attributes:
-      rank: (minus the number of models that another background turns wrong, minus the number of
-        wrong predictions on mixed versions, a hash of the key).
+      rank: (whether half of the models or more are wrong on `original`, minus the number of models
+        that another background turns wrong, minus the number of wrong predictions on mixed
+        versions, a hash of the key).
       key: key of the image.
       label: label of its class.
     """
 
-    rank: tuple[int, int, int]
+    rank: tuple[bool, int, int, int]
     key: str
     label: int
 
@@ -73,12 +76,13 @@ def choose_images(
     dataset = evidence.dataset
     best: dict[int, list[Candidate]] = {}
     for shard in dataset.shards(split):
-        turned, wrong = _failures(dataset.store, split, shard, models)
+        unknown, turned, wrong = _failures(dataset.store, split, shard, models)
         for row in dataset.index_of_shard(split, shard):
             if not row["selected"]:
                 continue
             key, label = row["key"], row["label"]
-            rank = (-turned.get(key, 0), -wrong.get(key, 0), keyed_hash(0, "report", key))
+            is_unknown = 2 * unknown[key] >= max(len(models), 1)
+            rank = (is_unknown, -turned[key], -wrong[key], keyed_hash(0, "report", key))
             kept = best.setdefault(label, [])
             kept.append(Candidate(rank, key, label))
             if len(kept) > 64 * per_class:
@@ -90,17 +94,16 @@ def choose_images(
 
 def _failures(
     store: Store, split: str, shard: int, models: Iterable[Evaluated]
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Counts for each key the models that its backgrounds turn, and their wrong predictions.
+) -> tuple[Counter[str], Counter[str], Counter[str]]:
+    """Counts for each key the models wrong on `original`, those turned, and wrong predictions.
 
     A turned model is right on `mixed_same` and wrong on another mixed version. Wrong predictions
     are counted on all mixed versions. Versions whose predictions are outdated or incomplete
     (`Summary.missing`) do not count.
     """
-    turned: dict[str, int] = {}
-    wrong: dict[str, int] = {}
+    unknown, turned, wrong = Counter[str](), Counter[str](), Counter[str]()
     for model in models:
-        variants = _current(MIXED, model)
+        variants = _current(("original", *MIXED), model)
         wanted = (pc.field("label_rule") == model[1].headline) & pc.field("variant").isin(variants)
         path = result_shard(model[0].folder, "predictions", split, shard)
         if not store.exists(path):
@@ -113,14 +116,13 @@ def _failures(
             *(table[column].to_pylist() for column in columns), strict=True
         ):
             if not correct:
-                wrong[key] = wrong.get(key, 0) + 1
-                if variant != "mixed_same":
+                (unknown if variant == "original" else wrong)[key] += 1
+                if variant not in ("original", "mixed_same"):
                     others.add(key)
             elif variant == "mixed_same":
                 same.add(key)
-        for key in same & others:
-            turned[key] = turned.get(key, 0) + 1
-    return turned, wrong
+        turned.update(same & others)
+    return unknown, turned, wrong
 
 
 def _current(variants: Sequence[str], model: Evaluated) -> pa.Array:
@@ -190,6 +192,11 @@ class Version:
     bg_key: str
     predictions: tuple[Prediction, ...]
 
+    @property
+    def by_model(self) -> Mapping[str, Prediction]:
+        """The answers by model."""
+        return {one.model: one for one in self.predictions}
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageCard:
@@ -233,7 +240,7 @@ class Chooser:
       images: number of images in the split.
       models: names of the models whose predictions are shown.
       rules: the label rules of their answers; the first is the headline's.
-      cards: one card for each image; images that a background turns come first.
+      cards: one card for each image, in the order of `Candidate`.
       is_cut: whether the page has no room for all images that were chosen.
       with_pictures: whether pictures are shown.
     """
@@ -404,7 +411,7 @@ def _card(
         class_name=taxonomy.names[candidate.label],
         name=taxonomy.class_names[taxonomy.index_of(sample.fields["wnid"])].partition(",")[0],
         fg_fraction=sample.fields["fg_fraction"],
-        turned=-candidate.rank[0],
+        turned=-candidate.rank[1],
         versions=tuple(versions),
         patterns=tuple(patterns_of(of_model) for of_model in answers.values()),
     )

@@ -8,7 +8,7 @@ each mixed version, and the authors' claims that accuracies decide.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from pipeline.analyses.evaluation.baseline import chosen_baseline
@@ -25,13 +25,11 @@ from pipeline.analyses.evaluation.differences import (
     read_differences,
 )
 from pipeline.analyses.evaluation.results import (
-    AccuracyRow,
-    GapRow,
-    PowerRow,
     Summary,
     rules_of,
     without_rule,
 )
+from pipeline.analyses.evaluation.tables import describe_power
 from pipeline.analyses.evaluation.training import pretrained_models, training_of
 from pipeline.display.panel import (
     Claim,
@@ -45,7 +43,7 @@ from pipeline.display.panel import (
     within,
 )
 from pipeline.display.table import describe_chance
-from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for
+from pipeline.evaluate.published import PRETRAINED, TRAINED
 from transforms.scoring import CLOSED_CHOICE, PAPER_RULE
 from transforms.variants import base_of
 
@@ -58,16 +56,12 @@ class HeadlineCell:
 
     Attributes:
       value, low, high: fractions; None where nothing was measured.
-      note: text shown below the number; "" for none.
-      published: (source, value) of each published figure for the same model.
       is_among_best: whether it cannot be told from the best model's number.
     """
 
     value: float | None = None
     low: float | None = None
     high: float | None = None
-    note: str = ""
-    published: tuple[tuple[str, float], ...] = ()
     is_among_best: bool = False
 
 
@@ -79,12 +73,16 @@ class HeadlineRow:
       name: name of the model.
       error: why the model has no numbers; "" if it has some.
       cells: the cell of each column: BG-Gap, then the variants.
+      smallest: the smallest BG-Gap that as many images would show; None if there is none.
+      is_power_shown: whether backgrounds tell the class, as far as that was measured.
       warning: why the numbers should not be trusted; "" if nothing speaks against them.
     """
 
     name: str
     error: str
     cells: dict[str, HeadlineCell]
+    smallest: float | None = None
+    is_power_shown: bool = True
     warning: str = ""
 
 
@@ -95,13 +93,14 @@ class Headline:
     Attributes:
       variants: the columns after BG-Gap.
       tables: rows by label rule.
-      published: (name, source, accuracy by variant, BG-Gap) of the authors' models.
+      published: (name, source, accuracy by variant, BG-Gap or None) of the authors' models: those
+        pretrained on ImageNet, and those trained on a variant that a model here was trained on.
       left_out: by label rule, the models that its table leaves out, and why, in words.
     """
 
     variants: tuple[str, ...]
     tables: dict[str, tuple[HeadlineRow, ...]]
-    published: tuple[tuple[str, str, dict[str, float], float], ...]
+    published: tuple[tuple[str, str, Mapping[str, float], float | None], ...]
     left_out: dict[str, str]
 
 
@@ -115,94 +114,67 @@ def make_headline(evidence: Evidence) -> Headline:
     compared = read_rows(evidence.dataset, COMPARISONS, ComparisonRow)
     marked = {summary.folder: summary for summary in mark_best(summaries, compared)}
     manifest = evidence.dataset.manifest
-    keeps_image_whole, is_paper = (
-        manifest.config.segment.keeps_image_whole,
-        evidence.dataset.is_comparable,
-    )
     return Headline(
         variants=variants,
         tables={
             rule: tuple(
-                _row(
-                    model,
-                    marked.get(model.folder),
-                    rule,
-                    variants,
-                    _published(model, keeps_image_whole) if is_paper and rule == PAPER_RULE else [],
-                )
+                _row(model, marked.get(model.folder), rule, variants)
                 for model in models
                 if not (summary := model.get(Summary)) or rule in summary.label_rules
             )
             for rule in rules
         },
         left_out={rule: without_rule(summaries, rule) for rule in rules},
-        published=tuple(
-            (entry.name, entry.source, dict(entry.accuracy), entry.gap)
-            for entry in (PRETRAINED if is_paper and not keeps_image_whole else ())
-        ),
+        published=tuple(_published(models, manifest.config.segment.keeps_image_whole))
+        if evidence.dataset.is_comparable
+        else (),
     )
 
 
 def _row(
-    model: ModelResults,
-    summary: Summary | None,
-    rule: str,
-    variants: Sequence[str],
-    known: Sequence[tuple[str, dict[str, float]]],
+    model: ModelResults, summary: Summary | None, rule: str, variants: Sequence[str]
 ) -> HeadlineRow:
     cells = {GAP: HeadlineCell()}
     for variant in variants:
         row = summary.accuracy_on(variant, rule) if summary else None
-        published = tuple(
-            (source, values[variant]) for source, values in known if variant in values
-        )
         value, low, high = (row and row.estimate) or (None, None, None)
-        note = "missing" if summary is not None and variant in summary.missing else _draws(row)
-        is_among_best = bool(row and row.among_best)
-        cells[variant] = HeadlineCell(value, low, high, note, published, is_among_best)
+        cells[variant] = HeadlineCell(value, low, high, bool(row and row.among_best))
     gap = summary.gap(rule) if summary else None
-    published = tuple((source, values[GAP]) for source, values in known if GAP in values)
-    is_unclear = summary is not None and any(
-        not power.has_power and summary.is_gap_near_zero for power in summary.power
-    )
-    shows = f"shows {100 * gap.smallest_gap:.1f}" if gap and gap.smallest_gap <= 1 else ""
-    unclear = "power not shown" if is_unclear else ""
-    note = ", ".join(filter(None, (shows, _draws(gap), unclear)))
-    value, low, high = gap.estimate if gap else (None, None, None)
-    cells[GAP] = HeadlineCell(value, low, high, note, published)
+    if gap:
+        cells[GAP] = HeadlineCell(*gap.estimate)
     overlap = summary.overlap if summary else 0
-    warning = f"trained on {overlap:,} of these images" if overlap else ""
-    return HeadlineRow(model.name, model.errors.get("evaluate", ""), cells, warning)
+    return HeadlineRow(
+        model.name,
+        model.errors.get("evaluate", ""),
+        cells,
+        smallest=gap.smallest_gap if gap and gap.smallest_gap <= 1 else None,
+        is_power_shown=not (
+            summary and summary.is_gap_near_zero and any(not one.has_power for one in summary.power)
+        ),
+        warning=f"trained on {overlap:,} of these images" if overlap else "",
+    )
 
 
-def _draws(row: AccuracyRow | GapRow | None) -> str:
-    """Describes the spread of the draws that a figure averages; "" if it has a single draw."""
-    if row is None or row.seed_sd is None:
-        return ""
-    return f"{row.replicates} draws, sd {100 * row.seed_sd:.1f}"
+def _published(
+    models: Iterable[ModelResults], keeps_image_whole: bool
+) -> Iterator[tuple[str, str, Mapping[str, float], float | None]]:
+    """Yields the authors' figures for the same kind of images.
 
-
-def _published(model: ModelResults, keeps_image_whole: bool) -> list[tuple[str, dict[str, float]]]:
-    """Returns the published accuracies and BG-Gap of the same model, as (source, values).
-
-    The figures are for the same kind of images. For whole images (IN-9L), only table 5 of the paper
-    has figures.
+    For whole images (IN-9L), only table 5 of the paper has figures.
     """
-    summary = model.get(Summary)
-    trained = training_of(model)
-    if model.trained and model.trained.method == "probe":
-        # The authors trained whole networks, not the last layer alone.
-        return []
-    if trained in TRAINED:
-        row = TRAINED[trained]
+    # The authors trained whole networks, not the last layer alone.
+    networks = (one for one in models if not (one.trained and one.trained.method == "probe"))
+    trained_on = {training_of(model) for model in networks}
+    for trained, row in TRAINED.items():
+        if trained not in trained_on:
+            continue
+        name = f"ResNet-50 trained on {trained}"
         if keeps_image_whole:
-            return [("paper", {"original": row["in9l"]})]
-        return [("paper", {**row, GAP: row["mixed_same"] - row["mixed_rand"]})]
-    if "=" in model.model or keeps_image_whole:
-        # A user's own checkpoint has only its architecture in common with the published model.
-        return []
-    entries = published_for(summary.architecture if summary else "")
-    return [(entry.source, {**entry.accuracy, GAP: entry.gap}) for entry in entries]
+            yield name, "paper", {"original": row["in9l"]}, None
+        else:
+            yield name, "paper", row, row["mixed_same"] - row["mixed_rand"]
+    for entry in () if keeps_image_whole else PRETRAINED:
+        yield entry.name, entry.source, entry.accuracy, entry.gap
 
 
 def reading(gaps: Sequence[HeadlineCell], images: str) -> str:
@@ -222,6 +194,9 @@ def reading(gaps: Sequence[HeadlineCell], images: str) -> str:
     if is_one:
         behaviour = "relies on the background" if above else "does better on other backgrounds"
         return f"The whole interval is {'above' if above else 'below'} 0: the model {behaviour}."
+    if above == len(gaps):
+        models, all_of = (f"All {above} models", "all") if above > 2 else ("Both models", "both")
+        return f"{models} rely on the background: {all_of} intervals lie above 0."
     sentence = f"The whole interval is above 0 for {above} of {len(gaps)} models"
     if below:
         sentence += f", and below 0 for {below}"
@@ -254,8 +229,8 @@ class Accuracy:
       tiles: (variant, (lowest, highest accuracy)) of the variants at the head of the page.
       missing: (name of the model, variants that it must be evaluated on again).
       chance: accuracies by chance, in words; "" if nothing was measured.
-      power: (name of the model, what tells whether backgrounds show the class, whether the interval
-        of BG-Gap includes 0).
+      spread: largest standard deviation of one draw of backgrounds, a fraction; 0 without draws.
+      power: whether backgrounds tell the class, in words.
       differences: differences between models.
       baseline: differences from the baseline.
       lost_baseline: why the baseline cannot be read; "" if it can, or none was chosen.
@@ -267,7 +242,8 @@ class Accuracy:
     tiles: Sequence[tuple[str, tuple[float, float]]]
     missing: Sequence[tuple[str, Sequence[str]]]
     chance: str
-    power: Sequence[tuple[str, PowerRow, bool]]
+    spread: float
+    power: Sequence[str]
     differences: Differences
     baseline: Differences
     lost_baseline: str
@@ -291,6 +267,8 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> Accuracy | None:
     ]
     baseline = chosen_baseline(evidence.dataset)
     counts = [row.n for _, summary in evaluated for row in summary.accuracy]
+    draws = [row.seed_sd or 0 for _, summary in evaluated for row in summary.accuracy]
+    draws += [row.seed_sd or 0 for _, summary in evaluated for row in summary.gaps]
     return Accuracy(
         headline=headline,
         gaps=gaps,
@@ -304,9 +282,8 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> Accuracy | None:
         ],
         missing=[(model.name, one.missing) for model, one in evaluated if one.missing],
         chance=describe_chance(row.chance for _, one in evaluated for row in one.accuracy if row.n),
-        power=[
-            (model.name, row, one.is_gap_near_zero) for model, one in evaluated for row in one.power
-        ],
+        spread=max(draws, default=0),
+        power=list(describe_power((one for _, one in evaluated), is_page=True)),
         differences=read_differences(evidence, headline.variants),
         baseline=read_baseline(evidence, headline.variants),
         lost_baseline=baseline if isinstance(baseline, str) else "",

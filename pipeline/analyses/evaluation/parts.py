@@ -40,7 +40,7 @@ class EvaluationParts(Parts):
     """The parts of the evaluation."""
 
     tables = (*TABLES, COMPARISONS, BASELINE)
-    figures = ("decomposition", "per_class-", "sizes-", "confusion-", "groups-")
+    figures = ("gaps", "classes", "decomposition", "sizes-", "confusion-", "groups-")
 
     @property
     @override

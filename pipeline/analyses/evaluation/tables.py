@@ -39,7 +39,16 @@ from pipeline.analyses.evaluation.results import (
 from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.display.table import Cell, OfModel, Table, aligned, escape, interval, tabular
+from pipeline.display.table import (
+    Cell,
+    OfModel,
+    Table,
+    aligned,
+    escape,
+    interval,
+    listed,
+    tabular,
+)
 from pipeline.errors import shown_bytes
 from pipeline.evaluate.predictions import (
     PROBED_VARIANT,
@@ -250,28 +259,42 @@ def measure_power(
     )
 
 
-def describe_power(summaries: Iterable[Summary]) -> Iterator[str]:
-    """Yields lines on the models whose probe did not beat chance, or that give no logits to it."""
+def describe_power(summaries: Iterable[Summary], *, is_page: bool = False) -> Iterator[str]:
+    """Yields a line on the models whose probe did not beat chance, and one on those without logits.
+
+    On the page, another line is about the models whose probe did beat chance.
+    """
     summaries = list(summaries)
     if unknown := [one.name for one in summaries if one.answers != "scores"]:
         yield (
             "whether backgrounds tell the class is not known, because they answer without scores: "
-            f"{', '.join(unknown)}"
+            f"{listed(unknown)}"
         )
     weak = [(one, row) for one in summaries for row in one.power if not row.has_power]
-    probes = (
-        f"{one.name} (probe {interval(row.accuracy, row.ci_low, row.ci_high)} %, "
-        f"chance {100 * row.chance:.1f} %)"
-        for one, row in weak
-    )
     if weak:
-        near_zero = ", ".join(one.name for one, _ in weak if one.is_gap_near_zero)
-        yield f"we could not show that backgrounds tell the class here: {', '.join(probes)}" + (
-            f"; so a BG-Gap whose interval includes 0, as for {near_zero}, says little about the "
-            "model"
+        near_zero = [one.name for one, _ in weak if one.is_gap_near_zero]
+        yield f"we could not show that backgrounds tell the class here: {_probes(weak)}" + (
+            f"; so a BG-Gap whose interval includes 0, as for {listed(near_zero)}, says little "
+            "about the model"
             if near_zero
             else ""
         )
+    strong = [(one, row) for one in summaries for row in one.power if row.has_power]
+    if strong and is_page:
+        yield f"backgrounds tell the class here: {_probes(strong)}"
+
+
+def _probes(models: Sequence[tuple[Summary, StoredPower]]) -> str:
+    """Names models, and says how often the probes of their outputs are right."""
+    rows = sorted((row for _, row in models), key=lambda row: row.accuracy)
+    chances = sorted(row.chance for row in rows)
+    chance = " to ".join(dict.fromkeys(f"{100 * one:.1f}" for one in (chances[0], chances[-1])))
+    found = (
+        f"probe {interval(rows[0].accuracy, rows[0].ci_low, rows[0].ci_high)} %"
+        if len(rows) == 1
+        else f"probes {100 * rows[0].accuracy:.1f} to {100 * rows[-1].accuracy:.1f} %, in power.csv"
+    )
+    return f"{listed([one.name for one, _ in models])} ({found}, chance {chance} %)"
 
 
 def missing_rows(

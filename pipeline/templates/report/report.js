@@ -95,6 +95,7 @@
     const meaning = picker.querySelector(".meaning");
     const strip = section.querySelector(".thumbs");
     const noMatch = chooser.querySelector(".nothing");
+    const unknown = chooser.querySelector(".unknown");
     const models = JSON.parse(chooser.dataset.models);
     let matching = cards;
     let chosen = cards[0];
@@ -137,12 +138,15 @@
       .filter(([, filter]) => filter.value)
       .map(([name, filter]) => `&${name}=${encodeURIComponent(filter.value)}`).join("")}`;
 
+    const answersOf = (card) => all(card, ".marks tr:not([hidden]) td");
     const choose = (card) => {
       chosen = card;
       for (const each of cards) {
         each.hidden = each !== chosen || !matching.length;
         each.open = each === chosen;
       }
+      // Of the grid of answers, one cell is reached with Tab, and the others with arrow keys.
+      answersOf(chosen).forEach((cell, index) => { cell.tabIndex = index ? -1 : 0; });
       chosen.querySelector(".permalink").href = address();
       select.value = chosen.id;
       position.textContent = matching.length ? `${matching.indexOf(chosen) + 1} of ${matching.length}` : "none";
@@ -172,13 +176,14 @@
         return option;
       }));
       const model = chosenIn("model");
-      for (const answer of all(chooser, ".answers li")) {
-        answer.hidden = Boolean(model) && answer.querySelector(".model").textContent !== model;
+      for (const answer of all(chooser, "[data-model]")) {
+        answer.hidden = Boolean(model) && answer.dataset.model !== model;
       }
       choose(matching.includes(chosen) || !matching.length ? chosen : matching[0]);
     };
     // Keeps the reader's choice in the address, which a page embedded in another may not change.
     const keep = () => {
+      unknown.hidden = true;
       try {
         history.replaceState(null, "", address());
       } catch { /* The link beside the image has it, too. */ }
@@ -190,11 +195,19 @@
     const clear = () => filters.forEach((filter) => { filter.value = ""; });
     const follow = () => {
       const wanted = new URLSearchParams(location.hash.slice(1));
-      const card = cards.find((each) => new URLSearchParams(each.id).get("image") === wanted.get("image"));
-      if (!card) return;
-      filters.forEach((filter, name) => { filter.value = wanted.get(name) ?? ""; });
-      if (!fits(card)) clear();
-      chosen = card;
+      const key = wanted.get("image");
+      if (key === null && !Array.from(filters.keys()).some((name) => wanted.has(name))) return;
+      const card = cards.find((each) => new URLSearchParams(each.id).get("image") === key);
+      unknown.hidden = Boolean(card) || key === null;
+      unknown.textContent = `No image ${key} is on this page.`;
+      filters.forEach((filter, name) => {
+        filter.value = wanted.get(name) ?? "";
+        if (filter.selectedIndex < 0) filter.value = "";
+      });
+      if (card) {
+        chosen = card;
+        if (!fits(card)) clear();
+      }
       filter();
       section.scrollIntoView();
     };
@@ -203,6 +216,17 @@
       filter();
       keep();
     }));
+    chooser.addEventListener("keydown", (event) => {
+      const cells = answersOf(chosen);
+      const across = chosen.querySelectorAll(".versions > figure").length;
+      const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across }[event.key];
+      const to = cells.includes(event.target) && cells[cells.indexOf(event.target) + step];
+      if (!to) return;
+      event.preventDefault();
+      event.target.tabIndex = -1;
+      to.tabIndex = 0;
+      to.focus();
+    });
     noMatch.querySelector("button").addEventListener("click", () => {
       clear();
       filter();

@@ -1,0 +1,35 @@
+"""Tests aligned tables and lines on the terminal: nothing is too wide, and nothing is lost."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.display.table import LINE, aligned, wrapped
+
+
+@given(st.integers(1, 60), st.integers(1, 21), st.integers(1, 90))
+def test_columns_without_room_follow_below(columns: int, models: int, length: int) -> None:
+    heads = ["accuracy, %", *(f"variant_{n}" for n in range(columns))]
+    rows = [
+        [f"{model}-{'x' * length}", *(f"{model}.{n}" for n in range(columns))]
+        for model in range(models)
+    ]
+    lines = aligned([heads, *rows]).splitlines()
+    assert max(map(len, lines)) <= LINE
+    blocks = [lines[start : start + models + 1] for start in range(0, len(lines), models + 1)]
+    for number, row in enumerate([heads, *rows]):
+        cells = [re.split(" {2,}", block[number])[1:] for block in blocks]
+        assert [*itertools.chain.from_iterable(cells)] == row[1:]
+
+
+@given(st.lists(st.text("ab-", min_size=1, max_size=300), min_size=1, max_size=60))
+def test_long_lines_are_wrapped_and_short_ones_kept(words: list[str]) -> None:
+    text = " ".join(words)
+    lines = wrapped(text).splitlines()
+    assert max(map(len, lines)) <= LINE
+    assert "".join(lines).replace(" ", "") == "".join(words)
+    assert len(text) > LINE or wrapped(text) == text
