@@ -114,9 +114,9 @@ def test_any_mask_is_reproduced_by_cv2_from_index_and_picture(lossless_sample: P
     masks = pictures(lossless_sample, "fg_mask")
     to_output = Compose([Resize(256, InterpolationMode.NEAREST), CenterCrop(256)])
     config = json.loads((lossless_sample / "manifest.json").read_text())["config"]
-    # Every second image, because OpenCV takes half a second for each.
+    # Every sixth image, because OpenCV takes a second for each, and golden digests are of all.
     compared = 0
-    for row in list(index(lossless_sample).values())[::2]:
+    for row in list(index(lossless_sample).values())[::6]:
         picture = np.asarray(Image.open(by_md5[row["source_md5"]]).convert("RGB"))
         assert picture.shape[:2] == (row["height"], row["width"])
         if row["key"] not in masks:
@@ -129,7 +129,7 @@ def test_any_mask_is_reproduced_by_cv2_from_index_and_picture(lossless_sample: P
         cv2.grabCut(picture, segmented, rectangle, *models, 5, cv2.GC_INIT_WITH_RECT)
         mask = to_output(Image.fromarray((segmented & 1) * np.uint8(255)))
         np.testing.assert_array_equal(masks[row["key"]][..., 0], mask)
-    assert compared > 10
+    assert compared > 3
 
 
 def test_filter_codes_of_all_real_pictures(shared: Path, mini_run: Path) -> None:
