@@ -63,7 +63,6 @@ def list_split(job: GenerateJob, layout: SplitLayout) -> tuple[Sequence[SourceIm
     """
     split = layout.split
     try:
-        images: Sequence[SourceImage]
         if job.recipe is None:
             images, passed_over = _list_input(job, layout)
         else:
