@@ -6,6 +6,7 @@ is not imported here, because it needs OpenCV, and `--help` should not wait for 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from pipeline.analyses import ANALYSES
@@ -467,6 +468,7 @@ SECTIONS = (
             "COMMAND",
             "start --direct_num_workers worker processes by this command, such as 'srun -N1 -n1 "
             "--exact' (default: none; this process does the work)",
+            type=shlex.split,
         ),
         Flag(
             "--worker_pools",

@@ -98,8 +98,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     paths = [flag.dest for flag in flags_of(arguments.command) if flag.is_path]
     submission = submission_from_flags(arguments, options, paths)
     arguments = flags_of_workers(arguments, submission)
-    is_elsewhere = submission or workers or is_portable(options.view_as(StandardOptions).runner)
-    if not is_elsewhere:
+    if not (submission or workers or is_portable(options.view_as(StandardOptions).runner)):
         check_device(arguments, "run")
         arguments.gpus = arguments.gpus or 1
     generates = arguments.command in ("run", "generate")

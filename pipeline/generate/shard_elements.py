@@ -140,19 +140,18 @@ class ListedShard:
 
     def make(self) -> SourceShard:
         """Returns the shard with its images."""
-        images = (self.listed[row] for row in self.rows)
-        in_order = tuple(sorted(images, key=operator.attrgetter("key", "name")))
-        return SourceShard(self.totals, self.shard, in_order)
+        images = sorted(
+            (self.listed[row] for row in self.rows), key=operator.attrgetter("key", "name")
+        )
+        return SourceShard(self.totals, self.shard, tuple(images))
 
 
 def make_shards(images: Sequence[SourceImage], totals: SplitTotals) -> list[ListedShard]:
     """Deals the images of a split to its source shards; returns all shards, even empty ones."""
-    counts = totals.counts
-    buckets = np.fromiter((counts.source_shard(image.key) for image in images), np.int64)
-    rows = np.argsort(buckets, kind="stable")
-    ends = np.bincount(buckets, minlength=counts.source).cumsum()[:-1]
-    parts = np.split(rows, ends)
-    return [ListedShard(totals, shard, images, part) for shard, part in enumerate(parts)]
+    buckets = np.fromiter((totals.counts.source_shard(each.key) for each in images), np.int64)
+    ends = np.bincount(buckets, minlength=totals.counts.source).cumsum()[:-1]
+    rows = np.split(np.argsort(buckets, kind="stable"), ends)
+    return [ListedShard(totals, shard, images, own) for shard, own in enumerate(rows)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,8 +35,8 @@ class Columns(Sequence[T]):
     def __init__(self, kind: type[T], items: Iterable[T]) -> None:
         self._kind, rest = kind, iter(items)
         # The key comes first, because all others are decoded with it.
-        fields = (field.name for field in dataclasses.fields(kind))  # type: ignore[arg-type]
-        self._names = ("key", *(name for name in fields if name != "key"))
+        fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+        self._names = ("key", *(field.name for field in fields if field.name != "key"))
         batches = iter(lambda: list(itertools.islice(rest, _ROWS)), [])
         self._batches = [[*self._columns(batch)] for batch in batches]
 
@@ -44,8 +44,7 @@ class Columns(Sequence[T]):
         keys = [text_bytes(item.key) for item in items]
         yield pa.array(keys, pa.binary())
         for name in self._names[1:]:
-            values = map(operator.attrgetter(name), items)
-            column = pa.array(list(map(_encoded, values, keys)))
+            column = pa.array([*map(_encoded, map(operator.attrgetter(name), items), keys)])
             each_once = column.dictionary_encode()
             yield each_once if 2 * len(each_once.dictionary) < len(column) else column
 
@@ -75,5 +74,8 @@ def _encoded(value: Any, key: bytes) -> Any:
 
 
 def _decoded(value: Any, key: bytes) -> Any:
-    is_text = isinstance(value, bytes)
-    return value.replace(_KEY, key).decode("utf-8", "surrogatepass") if is_text else value
+    return (
+        value.replace(_KEY, key).decode("utf-8", "surrogatepass")
+        if isinstance(value, bytes)
+        else value
+    )

@@ -290,7 +290,7 @@ class FileIndex:
         A file in no folder, or the only file of a key, belongs to images in any folder.
         """
         start, end = (np.searchsorted(self._hashes, hash(key), side) for side in ("left", "right"))
-        entries = (self._entries[number] for number in self._order[start:end])
+        entries = map(self._entries.__getitem__, self._order[start:end])
         by_folder = {entry.folder: entry for entry in entries if entry.key == key}
         only = next(iter(by_folder.values())) if len(by_folder) == 1 else None
         return by_folder.get(folder, by_folder.get("", only))

@@ -203,15 +203,17 @@ def run_pipeline(
     """
     waits = submission is None or submission.waits
     mode = pipeline.options.view_as(DirectOptions).direct_running_mode
-    environment = pipeline.options.view_as(PortableOptions).environment_type
     items = {one.name: one.items for one in ANALYSES if one.runs_models}
     with (
         in_one_line(log, _translate),
         job_log(log, worker_processes=mode == "multi_processing"),
         show_progress(progress, items=items) if waits else contextlib.nullcontext(),
         servers_stopped(pipeline.runner),
-        # Only workers of this environment may be on other machines.
-        servers_at("[::]" if environment == "EXTERNAL" else "localhost"),
+        servers_at(
+            "[::]"  # Only workers of this environment may be on other machines.
+            if pipeline.options.view_as(PortableOptions).environment_type == "EXTERNAL"
+            else "localhost"
+        ),
     ):
         if submission is None:
             result = pipeline.run()

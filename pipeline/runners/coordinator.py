@@ -162,8 +162,10 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.end = f"ended with exit code {self._process.wait(1)}"
             self._stop()
-        end = self.end or f"has not called back in {self._plan.seconds:g} s"
-        return f"a worker {end}" + (f": {self.last_line[-300:]}" if self.last_line else "")
+        return (
+            f"a worker {self.end or f'has not called back in {self._plan.seconds:g} s'}"
+            f"{self.last_line and f': {self.last_line[-300:]}'}"
+        )
 
     @override
     def close(self) -> None:
@@ -287,14 +289,18 @@ class _Stage:
                 for worker in workers:
                     if self._queue and worker.is_free:
                         worker.is_busy = True
-                        work = (worker, self._queue.pop(), expected_outputs, dry_run)
-                        threading.Thread(target=self._do, args=work, daemon=True).start()
+                        threading.Thread(
+                            target=self._do,
+                            args=(worker, self._queue.pop(), expected_outputs, dry_run),
+                            daemon=True,
+                        ).start()
                 self._changed.wait(1)
                 self._coordinator.check()
         if self._error:
             raise self._error
-        result = beam_fn_api_pb2.ProcessBundleResponse(monitoring_infos=self._metrics)
-        return beam_fn_api_pb2.InstructionResponse(process_bundle=result), []
+        return beam_fn_api_pb2.InstructionResponse(
+            process_bundle=beam_fn_api_pb2.ProcessBundleResponse(monitoring_infos=self._metrics)
+        ), []
 
     def _do(
         self, worker: _Worker, part: _Part, expected_outputs: Mapping[str, bytes], dry_run: bool
@@ -308,17 +314,21 @@ class _Stage:
             split_managers=(),
             get_buffer=lambda buffer, step: outputs[buffer, step],
         )
-        manager = fn_runner.BundleManager(context, cache_token_generator=self._tokens)
         try:
-            result, _ = manager.process_bundle(part.inputs, expected_outputs, {}, {}, dry_run)
+            result, _ = fn_runner.BundleManager(
+                context, cache_token_generator=self._tokens
+            ).process_bundle(part.inputs, expected_outputs, {}, {}, dry_run)
         except Exception as error:
             self._fail(worker, part, error)
             return
         with self._changed:
             for (buffer, step), elements in outputs.items():
                 self._stage.get_buffer(buffer, step).append(b"".join(elements))
-            metrics = (*self._metrics, *result.process_bundle.monitoring_infos)
-            self._metrics = list(monitoring_infos.consolidate(metrics))
+            self._metrics = list(
+                monitoring_infos.consolidate(
+                    (*self._metrics, *result.process_bundle.monitoring_infos)
+                )
+            )
             worker.is_busy = False
             self._changed.notify_all()
 
@@ -370,8 +380,10 @@ class Coordinator(fn_runner.FnApiRunner):
         register = worker_handlers.WorkerHandler.register_environment
         register(python_urns.SUBPROCESS_SDK, bytes)(self._make_worker)
         # Half of the time passes before the ping, and half before its answer is given up.
-        names = ("keepalive_time_ms", "keepalive_timeout_ms", "http2.ping_timeout_ms")
-        ping = [(f"grpc.{name}", int(self._plan.seconds * 500)) for name in names]
+        ping = [
+            (f"grpc.{name}", int(self._plan.seconds * 500))
+            for name in ("keepalive_time_ms", "keepalive_timeout_ms", "http2.ping_timeout_ms")
+        ]
         try:
             with servers_at(self._plan.address, (_Door(self._workers),), ping):
                 return super().run_pipeline(pipeline, options)

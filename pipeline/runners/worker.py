@@ -53,10 +53,10 @@ def start_worker(
         stderr=None if output is None else subprocess.STDOUT,
         start_new_session=True,
     )
-    lines = (f"{name}={value}\n" for name, value in {**settings, _VERSIONS: _OWN_VERSIONS}.items())
     # A command that has ended already says why in its output.
     with contextlib.suppress(BrokenPipeError), cast(BinaryIO, process.stdin) as stdin:
-        stdin.write("".join(lines).encode())
+        for name, value in {**settings, _VERSIONS: _OWN_VERSIONS}.items():
+            stdin.write(f"{name}={value}\n".encode())
     return process
 
 

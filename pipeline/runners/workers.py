@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.metadata
-import shlex
 import shutil
 import socket
 from collections.abc import Sequence
@@ -64,21 +63,26 @@ def workers_from_flags(
     command, pools = arguments.worker_command, arguments.worker_pools or ()
     direct, beam = options.view_as(DirectOptions), importlib.metadata.version("apache-beam")
     is_chosen = any(word.startswith("--direct_num_workers") for word in rest)
-    is_ours = options.view_as(StandardOptions).runner == "FnApiRunner"
-    has_any, has_secret = bool(command or pools), bool(arguments.worker_secret)
-    others = (arguments.worker_secret, arguments.worker_timeout, arguments.callback_address)
+    has_any, has_secret = command is not None or bool(pools), bool(arguments.worker_secret)
     for is_wrong, why in (
         (
-            not has_any and any(others),
+            not has_any and (has_secret or arguments.worker_timeout or arguments.callback_address),
             "--worker_secret, --worker_timeout and --callback_address go with --worker_command or "
             "--worker_pools",
         ),
         (command and pools, "--worker_command and --worker_pools exclude each other"),
-        (has_any and not is_ours, "--worker_command and --worker_pools need no --runner"),
+        (
+            has_any and options.view_as(StandardOptions).runner != "FnApiRunner",
+            "--worker_command and --worker_pools need no --runner",
+        ),
         (
             has_any and beam not in TESTED_BEAM,
             f"--worker_command and --worker_pools are tested with apache-beam "
             f"{', '.join(TESTED_BEAM)}, but this is {beam}",
+        ),
+        (
+            command is not None and not (command and shutil.which(command[0])),
+            f"--worker_command {' '.join(command or ())}: there is no such command",
         ),
         (
             command and not is_chosen,
@@ -96,22 +100,12 @@ def workers_from_flags(
         return None
     return Workers(
         number=direct.direct_num_workers if is_chosen else len(pools),
-        command=_words(command) if command else (),
+        command=tuple(command or ()),
         pools=pools,
         secret=read_secret(arguments.worker_secret) if pools else "",
         address=_own_address(arguments.callback_address),
         seconds=arguments.worker_timeout or Workers.seconds,
     )
-
-
-def _words(command: str) -> tuple[str, ...]:
-    try:
-        words = tuple(shlex.split(command))
-    except ValueError as error:
-        raise UsageError(f"--worker_command {command}: {error}") from error
-    if not words or not shutil.which(words[0]):
-        raise UsageError(f"--worker_command {command}: there is no such command")
-    return words
 
 
 def _own_address(named: str | None) -> str:
