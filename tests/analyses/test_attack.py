@@ -546,6 +546,20 @@ def test_what_a_job_learns_does_not_depend_on_how_long_others_take(lengths: list
         assert events.count(("works", number)) == length
 
 
+def test_a_job_that_fails_leaves_the_one_before_to_end() -> None:
+    def job(steps: int, error: Exception | None) -> Generator[None, None, int]:
+        for _ in range(steps):
+            yield
+        if error:
+            raise error
+        return steps
+
+    results = in_turns(iter([job(3, None), job(1, ValueError("second"))]))
+    assert next(results) == 3
+    with pytest.raises(ValueError, match="second"):
+        next(results)
+
+
 def test_a_job_works_while_the_one_before_waits() -> None:
     log: list[str] = []
 

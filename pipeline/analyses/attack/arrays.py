@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -342,20 +342,26 @@ def in_turns(jobs: Iterator[Generator[None, None, T]]) -> Iterator[T]:
 
     Yields:
       What the jobs return, in order.
-    """
-    running: collections.deque[tuple[Generator[None, None, None], list[T]]] = collections.deque()
 
-    def run(job: Generator[None, None, T], result: list[T]) -> Generator[None, None, None]:
-        result.append((yield from job))
+    Raises:
+      Exception: that of a job, once the results of those before it have been used.
+    """
+    running: collections.deque[tuple[Generator[None, None, None], Future[T]]] = collections.deque()
+
+    def run(job: Generator[None, None, T], result: Future[T]) -> Generator[None, None, None]:
+        try:
+            result.set_result((yield from job))
+        except Exception as error:
+            result.set_exception(error)
 
     while True:
         while len(running) < 2 and (job := next(jobs, None)) is not None:
-            result: list[T] = []
+            result: Future[T] = Future()
             running.append((run(job, result), result))
             next(running[-1][0], None)
         if not running:
             return
-        while not running[0][1]:
+        while not running[0][1].done():
             for steps, _ in running:
                 next(steps, None)
-        yield running.popleft()[1][0]
+        yield running.popleft()[1].result()
