@@ -273,9 +273,9 @@ def describe_power(summaries: Iterable[Summary], *, is_page: bool = False) -> It
     weak = [(one, row) for one in summaries for row in one.power if not row.has_power]
     if weak:
         near_zero = [one.name for one, _ in weak if one.is_gap_near_zero]
+        named = f", as for {listed(near_zero)}," if len(near_zero) < len(weak) else ""
         yield f"we could not show that backgrounds tell the class here: {_probes(weak)}" + (
-            f"; so a BG-Gap whose interval includes 0, as for {listed(near_zero)}, says little "
-            "about the model"
+            f"; so a BG-Gap whose interval includes 0{named} says little about the model"
             if near_zero
             else ""
         )
