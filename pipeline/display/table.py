@@ -209,12 +209,13 @@ class Table:
 
     def lines(self, rows: Iterable[Iterable[msgspec.Struct]]) -> list[dict[str, Any]]:
         """Returns the columns of each row, by name; the argument is that of `write`."""
+        columns = self.columns
         return [
             {
                 name: value
                 for struct in row
                 for name, value in msgspec.structs.asdict(struct).items()
-                if name in self.columns and value is not msgspec.UNSET
+                if name in columns and value is not msgspec.UNSET
             }
             for row in rows
         ]
