@@ -264,7 +264,7 @@ def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
     if runner in _SILENTLY_WRONG:
         raise UsageError(
             f"--runner={runner} gives wrong results without an error: {_SILENTLY_WRONG[runner]}. "
-            "For several machines, see --worker_command and --worker_pools in docs/runners.md"
+            "For several machines, see --worker_command and --worker_pools in docs/machines.md"
         )
     if not is_portable(runner):
         return

@@ -1,4 +1,4 @@
-"""Tries a job on two machines, in every way that docs/runners.md names, and prints what came out.
+"""Tries a job on two machines, in every way that docs/machines.md names, and prints what came out.
 
     scripts/machines [TRIAL...]
 
