@@ -280,8 +280,14 @@ def test_report_can_be_made_again_alone(sample_run: Path, tmp_path: Path) -> Non
     (output / "report.html").unlink()
     (output / "results" / "summary.csv").unlink()
     assert "efficientnet_lite0" in run_in9("report", "--dataset", output).stdout
-    # `in9 report` also makes PDF figures, and the page links them.
-    pdf_links = re.compile(rb"<div><h3>Figures \(PDF\)</h3>.*?</div>\n", re.DOTALL)
+    # `in9 report` also makes PDF figures,
+    # and the page links them, each beside its figure and in a list.
+    pdf_links = re.compile(
+        rb'<a href="[^"]+\.pdf" [^>]+>PDF</a> '
+        rb'|<details class="more"><summary>Figures \(PDF\).*?</details>\n',
+        re.DOTALL,
+    )
     new_page, links = pdf_links.subn(b"", (output / "report.html").read_bytes())
-    assert (new_page, links) == (page, 1)
+    pdfs = list((output / "results" / "figures").glob("*.pdf"))
+    assert (new_page, links) == (page, len(pdfs) + 1)
     assert (output / "results" / "summary.csv").exists()
