@@ -72,11 +72,11 @@ class MethodParts(Parts):
             raise UsageError(str(error)) from error
         if missing := set(PAIRS) - set(map(base_of, config.compose.composed)):
             raise UsageError(f"the method compares {' and '.join(PAIRS)}: no {min(missing)} here")
-        unstored = [name for name in wanted.composed if name not in config.compose.composed]
-        if unstored and config.layers == "drop":
+        # Such a dataset stores no rendering (`DatasetConfig`).
+        if config.layers == "drop":
             raise UsageError(
-                f"{unstored[0]} is not stored, and cannot be composed without layers: make it with "
-                "--layers keep"
+                "mixed_same_telea is not stored, and cannot be composed without layers: make it "
+                "with --layers keep"
             )
         if arguments.against is None:
             return PlannedMethod(evaluation, taxonomy, wanted)
