@@ -93,7 +93,7 @@ def bare_loop(
             layer = decode_layer(*encoded_layer.values(), box=cut.layer.box)
             for variant in (VARIANTS[name] for name in PAPER):
                 background = None
-                if variant.needs_background:
+                if variant.from_layer is None:
                     background = decode_image((before or encoded_layer)["only_bg_t"])
                 picture = variant.compose(layer, background)
                 encoded = encode_png(picture) if variant.lossless else encode_jpeg(picture, 95)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from transforms.geometry import Mask, Pixels
 from transforms.layers import Layer
@@ -57,19 +58,28 @@ def paste_box(layer: Layer, background: Pixels) -> Pixels:
 def paste_feathered(layer: Layer, background: Pixels) -> Pixels:
     """Puts the foreground on a background, with a soft edge.
 
-    The opacity is the mask, blurred by `cv2.GaussianBlur`. OpenCV blurs 16-bit integers to the same
-    bits on every processor, and the mean of the two pictures is computed in integers, too.
+    The opacity is the blurred mask, and the mean of the two pictures is computed in integers, too.
     """
-    mask, sigma = layer.mask * _OPAQUE, _FEATHER * len(layer.mask) / _SIDE
-    blurred = cv2.GaussianBlur(mask, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
-    opacity = np.asarray(blurred, np.uint32)[..., np.newaxis]
+    soft = blur(layer.mask * _OPAQUE, _FEATHER * len(layer.mask) / _SIDE)
+    opacity = soft[..., np.newaxis].astype(np.uint32)
     mean = layer.image * opacity + background * (_OPAQUE - opacity) + _OPAQUE // 2
     return (mean // _OPAQUE).astype(np.uint8)
 
 
-def paste_nothing(layer: Layer, background: Pixels) -> Pixels:
-    """Returns the background alone."""
-    return background
+def blur(image: NDArray[np.uint16], sigma: float) -> NDArray[np.uint16]:
+    """Blurs an image (`cv2.GaussianBlur`).
+
+    OpenCV blurs 16-bit integers to the same bits on every processor.
+
+    Args:
+      image: (S, S) or (S, S, channels) uint16.
+      sigma: standard deviation of the Gaussian, in pixels.
+
+    Returns:
+      An array of the same shape, uint16.
+    """
+    blurred = cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+    return np.asarray(blurred, np.uint16)
 
 
 def box_hole(layer: Layer) -> Mask:

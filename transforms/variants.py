@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterable
 from statistics import NormalDist
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,9 +36,9 @@ from transforms.renderings import (
     PAPER_METHOD,
     RENDERINGS,
     Rendering,
+    blur,
     box_hole,
     composite,
-    paste_nothing,
 )
 
 SIGMA = 0.25
@@ -97,9 +96,7 @@ def original(layer: Layer) -> Image:
 
 def only_bg_b(layer: Layer) -> Image:
     """Blackens the annotated box."""
-    image = layer.image.copy()
-    image[layer.box.y0 : layer.box.y1, layer.box.x0 : layer.box.x1] = 0
-    return image
+    return layer.image * ~box_hole(layer)[..., np.newaxis]
 
 
 def only_bg_t(layer: Layer) -> Image:
@@ -135,16 +132,10 @@ def bg_blurred(layer: Layer) -> Image:
     colours.
     """
     side = layer.image.shape[0]
-    # OpenCV blurs 16-bit integers to the same bits on every processor.
     weights = np.where(layer.mask, np.uint16(0), np.uint16(65535))
     only_bg = no_fg(layer).astype(np.uint16) * np.uint16(257)
-    blurred = _blur(only_bg, side * _BLUR) / np.maximum(_blur(weights, side * _BLUR), 1)[..., None]
+    blurred = blur(only_bg, side * _BLUR) / np.maximum(blur(weights, side * _BLUR), 1)[..., None]
     return composite(layer.image, layer.mask, np.round(255 * blurred).clip(0, 255).astype(np.uint8))
-
-
-def _blur(image: NDArray[np.uint16], sigma: float) -> NDArray[np.uint16]:
-    blurred = cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
-    return np.asarray(blurred, np.uint16)
 
 
 def noise_fg(layer: Layer, noise: Noise) -> Image:
@@ -178,11 +169,6 @@ class Variant:
     rendering: Rendering = PAPER_METHOD
     lossless: bool = False
     description: str = "a custom variant; see manifest.json"
-
-    @property
-    def needs_background(self) -> bool:
-        """Whether a background is given: another picture's, or a filled one."""
-        return self.from_layer is None and self.from_noise is None
 
     def compose(
         self, layer: Layer, background: Pixels | None = None, noise: Noise | None = None
@@ -222,7 +208,7 @@ def variants_of(rendering: Rendering) -> dict[str, Variant]:
 
     Only a fill of the box has one without foreground.
     """
-    alone = dataclasses.replace(rendering, paste=paste_nothing)
+    alone = dataclasses.replace(rendering, paste=lambda layer, background: background)
     return {
         f"{base}_{rendering.name}": Variant(
             f"{base}_{rendering.name}",
@@ -337,10 +323,9 @@ def parse_name(name: str) -> VariantName:
     >>> tuple(parse_name("mixed_rand_telea_r1")), tuple(parse_name("only_bg_t"))
     (('mixed_rand', 'telea', 1), ('only_bg_t', '', 0))
     """
-    replicate = _REPLICATE.fullmatch(name)
-    rest = replicate[1] if replicate else name
-    rendered = _RENDERED.fullmatch(rest)
-    base, rendering = rendered.groups() if rendered else (rest, "")
+    variant, replicate = variant_of(name), _REPLICATE.fullmatch(name)
+    rendered = _RENDERED.fullmatch(variant)
+    base, rendering = rendered.groups() if rendered else (variant, "")
     return VariantName(base, rendering, int(replicate[2]) if replicate else 0)
 
 

@@ -272,7 +272,7 @@ def _recipe_config(
     is_kept = "variants" in kept or "config" not in arguments.overwrite
     filled = {name for name in told.compose.variants if "=" in name}
     for flag, names in (
-        ("variants", [name for name in told.compose.variants if name not in filled]),
+        ("variants", told.compose.variants),
         ("renderings", [name.partition("=")[2] for name in filled if is_kept]),
         ("segmenter", [told.segment.segmenter]),
     ):

@@ -157,7 +157,7 @@ def rows_figure(
         figure = new_figure(WIDTH, 70 + len(rows) * (16 + 9 * len(series)) + 10 * len(series))
         axes = figure.add_subplot()
         axes.set_title(title)
-        percent_axis(axes, "x")
+        percent_axis(axes, "x", MaxNLocator(7, steps=[1, 2, 5, 10]) if signed else None)
         for number, one in enumerate(series):
             offset = (number - (len(series) - 1) / 2) * 0.72 / max(len(series), 2)
             points = [(row + offset, *value) for row, value in enumerate(one.values) if value]
@@ -173,13 +173,10 @@ def rows_figure(
             axes.plot(estimates, ys, MARKERS[number], **look, label=shorten(one.name))
         axes.set_yticks(range(len(rows)), rows)
         axes.tick_params(axis="y", length=0)
-        axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=x_label)
+        axes.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.4, -0.6), xlabel=x_label)
         if signed:
             axes.axvline(0, color=INK, linewidth=0.8, zorder=0)
             axes.autoscale(axis="x")
-            axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
-        else:
-            axes.set_xlim(-0.02, 1.02)
         axes.spines["left"].set_visible(False)
         for row, count in enumerate(counts):
             beside = axes.get_yaxis_transform()

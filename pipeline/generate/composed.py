@@ -6,17 +6,18 @@ that their pictures are those that would have been stored, byte for byte.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import itertools
 import tempfile
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
 from typing_extensions import override
 
-from pipeline.dataset.config import ComposeConfig, fingerprint
+from pipeline.dataset.config import ComposeConfig, SegmentConfig, fingerprint
 from pipeline.dataset.folder import SAMPLES_AT_ONCE, Dataset, selected_rows, table_of
 from pipeline.dataset.records import ACCEPTED, layer_record, read_image_rows
 from pipeline.generate.custom_variants import find_variants
@@ -24,7 +25,6 @@ from pipeline.generate.cut_source import Cutter
 from pipeline.generate.pictures import Composer, Fills, LayerSource, SelectedImage
 from pipeline.generate.plan import Plan, plan_of_dataset
 from pipeline.storage.store import FileDigest
-from transforms.geometry import Pixels
 from transforms.renderings import AGAINST, COMMON
 from transforms.variants import (
     PAPER,
@@ -88,9 +88,9 @@ class ComposedDataset(Dataset):
         Two datasets have an image in common if both have the same object in the same file, by its
         MD5, under the same label, and if these images have backgrounds among themselves.
         """
-        every = [row["key"] for row in selected_rows(self, self.split)]
-        plan = plan_of_dataset(self, self.split, self.compose, every)
-        images = {"": _Images(self, dict(zip(every, every, strict=True)), plan, plan)}
+        every = {row["key"]: row["key"] for row in selected_rows(self, self.split)}
+        plan = plan_of_dataset(self, self.split, self.compose, list(every))
+        images = {"": _Images(self, every, plan, plan)}
         if self.other:
             ours, theirs = (
                 {
@@ -101,10 +101,9 @@ class ComposedDataset(Dataset):
             )
             both = {key: theirs[image] for image, key in ours.items() if image in theirs}
             plan = plan_of_dataset(self, self.split, self.compose, list(both))
-            common = plan.keys.take(pa.array(plan.rows)).to_pylist()
-            keys = {key: both[key] for key in common}
+            keys = {key: both[key] for key in plan.keys.take(pa.array(plan.rows)).to_pylist()}
             there = plan_of_dataset(self.other, self.split, self.compose, list(keys.values()))
-            images[COMMON] = _Images(self, dict(zip(keys, keys, strict=True)), plan, plan)
+            images[COMMON] = _Images(self, {key: key for key in keys}, plan, plan)
             images[AGAINST] = _Images(self.other, keys, plan, there)
         return images
 
@@ -121,32 +120,29 @@ class ComposedDataset(Dataset):
         return None if is_stored else (kind, name, entry)
 
     @functools.cached_property
-    def _files(self) -> dict[tuple[str, int], tuple[str, int]]:
-        """For a set of images and a shard: what their pictures depend on, and their number.
+    def _files(self) -> dict[str, tuple[str, collections.Counter[int]]]:
+        """For each set of images: what their pictures depend on, and their number by shard.
 
-        Pictures depend on layers, pairs and flags.
+        Pictures depend on layers and flags, which decide the pairs, too.
         """
-        columns = ["key", *dict.fromkeys(f"{pairs_of(n)}_bg_key" for n in self.compose.composed)]
-        shards = [selected_rows(self, self.split, shard=n) for n in self.shards(self.split)]
-        pairs = [[row.get(name) for name in columns] for rows in shards for row in rows]
-        files = {}
-        for kind, images in self.images.items():
-            compose = [self.compose, images.dataset.manifest.config.compose]
-            of = fingerprint(
-                [
-                    each._digests[layer_record(self.split, number)].sha256
-                    for each in (self, images.dataset)
-                    for number in range(each.manifest.shards[self.split].source)
-                ],
-                [
-                    dataclasses.replace(each, variants=PAPER, replicates=1).fingerprint()
-                    for each in compose
-                ],
-                [pairs, sorted(images.keys.items())],
+        return {
+            kind: (
+                fingerprint(
+                    [
+                        each._digests[layer_record(self.split, number)].sha256
+                        for each in (self, images.dataset)
+                        for number in range(each.manifest.shards[self.split].source)
+                    ],
+                    [
+                        dataclasses.replace(each, variants=PAPER, replicates=1).fingerprint()
+                        for each in (self.compose, images.dataset.manifest.config.compose)
+                    ],
+                    sorted(images.keys.items()),
+                ),
+                collections.Counter(self.shard_of(self.split, key) for key in images.keys),
             )
-            for shard, rows in enumerate(shards):
-                files[kind, shard] = of, sum(row["key"] in images.keys for row in rows)
-        return files
+            for kind, images in self.images.items()
+        }
 
     @override
     def shard_files(self, split: str, shard: int, variants: tuple[str, ...]) -> list[FileDigest]:
@@ -160,8 +156,9 @@ class ComposedDataset(Dataset):
                 files += super().shard_files(split, shard, (variant,))
             else:
                 kind, name, entry = shown
-                of, samples = self._files[kind, shard]
-                files.append(FileDigest(variant, 0, fingerprint(of, shard, name, entry), samples))
+                of, samples = self._files[kind]
+                digest = fingerprint(of, shard, name, entry)
+                files.append(FileDigest(variant, 0, digest, samples[shard]))
         return files
 
     @override
@@ -173,17 +170,17 @@ class ComposedDataset(Dataset):
             return
         kind, name, entry = shown
         dataset = self.images[kind].dataset
-        config = dataset.manifest.config
-        composer = Composer(config.compose, (name,), find_variants([entry]))
-        # Layers are read and never cut, so a custom segmenter need not be importable.
-        uncut = dataclasses.replace(config.segment, segmenter="box", segmenter_parameters=())
-        source = LayerSource(dataset.store, Cutter(uncut), filled=filled_bases([name]))
+        composer = Composer(dataset.manifest.config.compose, (name,), find_variants([entry]))
+        # Layers are read and never cut, so any segmenter does; a custom one may not be importable.
+        cutter = Cutter(SegmentConfig(segmenter="box"))
+        source = LayerSource(dataset.store, cutter, filled=filled_bases([name]))
         with tempfile.TemporaryFile() as file:
             selected, fills = self._selected(shard, kind, pairs_of(name)), Fills(file)
-            composed: Iterable[tuple[SelectedImage, dict[str, Pixels]]]
-            composed = composer.compose(source, selected, fills)
-            if "image" not in columns:
-                composed = ((image, {}) for image in selected)
+            composed = (
+                composer.compose(source, selected, fills)
+                if "image" in columns
+                else ((image, {}) for image in selected)
+            )
             samples = (
                 composer.sample(image, name, pictures.get(name)) for image, pictures in composed
             )

@@ -70,8 +70,9 @@ def _custom_variant(entry: str) -> Variant:
     except UsageError as error:
         raise JobError(f"{error}, on every worker") from error
     if present != target:
-        version = present.rpartition("@")[2]
-        raise JobError(f"{entry}: its version is {version} here. Run the same command again")
+        raise JobError(
+            f"{entry}: its version is {present.rpartition('@')[2]} here. Run the same command again"
+        )
     name = name_of(entry)
     if not base:
         return Variant(name, functools.partial(_paint, entry, function))

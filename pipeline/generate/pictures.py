@@ -118,13 +118,8 @@ class LayerSource:
 
     def _read(self, image: SelectedImage) -> tuple[Layer | SourceBytes, dict[str, ReadBackground]]:
         """Reads the layer of an image, or the bytes to cut it from, and its backgrounds."""
-        layer: Layer | SourceBytes
-        if image.planned.tar is None:
-            layer = self._again(image.planned)
-        else:
-            decode = functools.partial(decode_layer, box=image.row.box or ())
-            layer = self._decoded(image.planned.tar, layer_ranges(vars(image.row)), decode)
-        drawn = image.backgrounds.items()
+        tar, drawn = image.planned.tar, image.backgrounds.items()
+        layer = self._again(image.planned) if tar is None else self._layer(tar, image.row)
         return layer, {
             name: self._read_background(each, base_of(name) in self.filled) for name, each in drawn
         }
@@ -137,12 +132,14 @@ class LayerSource:
             cut = self._again(background)
             return cut.only_bg_t if isinstance(cut, Layer) else cut
         if is_filled:
-            decode = functools.partial(decode_layer, box=background.box or ())
-            tile = {"only_bg_t_offset": background.offset, "only_bg_t_length": background.length}
-            ranges = layer_ranges({**vars(background), **tile})
-            return self._decoded(background.tar, ranges, decode)
-        tiled = [(background.offset, background.length)]
+            return self._layer(background.tar, background)
+        tiled = [(background.only_bg_t_offset, background.only_bg_t_length)]
         return self._decoded(background.tar, tiled, decode_image)
+
+    def _layer(self, tar: str, row: ImageRow | PlannedImage) -> Layer:
+        """Reads the layer that a record row, or its columns in a plan, locate in a tar."""
+        decode = functools.partial(decode_layer, box=row.box or ())
+        return self._decoded(tar, layer_ranges(vars(row)), decode)
 
     def _again(self, planned: PlannedImage) -> Layer | SourceBytes:
         """Cuts the layer of an image along the recipe's mask, or reads the bytes to cut it from.
@@ -231,19 +228,18 @@ def _source(planned: PlannedImage, its_mask: bytes | None) -> SourceBytes:
     return read_source(os.fsdecode(planned.source), annotation, mask, planned.object or 0)
 
 
+@dataclasses.dataclass(eq=False)
 class Fills:
     """Filled backgrounds of a shard, each painted once; they wait in a file, to save memory.
 
-    Args:
-      file: an empty temporary file.
-
     Attributes:
+      file: a temporary file, which is empty at first.
       tiled: number of backgrounds that stay tiled, because the hole covers the whole picture.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.tiled = file, 0
-        self._starts: dict[tuple[str, str], int] = {}
+    file: IO[bytes]
+    tiled: int = 0
+    _starts: dict[tuple[str, str], int] = dataclasses.field(default_factory=dict, init=False)
 
     def fill(self, rendering: Rendering, key: str, layer: Layer) -> Pixels:
         """Returns the background of the image with this key, (S, S, 3) uint8 RGB, as rendered."""
@@ -251,15 +247,15 @@ class Fills:
             return layer.only_bg_t
         start = self._starts.get((rendering.name, key))
         if start is not None:
-            self._file.seek(start)
-            stored = self._file.read(layer.image.nbytes)
+            self.file.seek(start)
+            stored = self.file.read(layer.image.nbytes)
             return np.frombuffer(stored, np.uint8).reshape(layer.image.shape)
         filled = rendering.fill(layer)
         if filled is None:
             self.tiled += 1
             filled = layer.only_bg_t
-        self._starts[rendering.name, key] = self._file.seek(0, os.SEEK_END)
-        self._file.write(filled.tobytes())
+        self._starts[rendering.name, key] = self.file.seek(0, os.SEEK_END)
+        self.file.write(filled.tobytes())
         return filled
 
 

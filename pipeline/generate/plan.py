@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -53,33 +53,25 @@ _AT_ONCE = 65_536
 _SHARDS_AT_ONCE = 1024
 """Number of source shards whose rows are gathered in one table."""
 
-_COLUMNS = {
-    "key": "key",
-    "label": "label",
-    "wnid": "wnid",
-    "layer_digest": "layer_digest",
-    "only_bg_t_offset": "offset",
-    "only_bg_t_length": "length",
-    "group": "group",
-    "object": "object",
-}
-"""Columns of a record that every plan holds, mapped to their names in the plan. `offset` and
-`length` locate the tiled background in the tar, in bytes."""
+_COLUMNS = (
+    *("key", "label", "wnid", "layer_digest", "only_bg_t_offset", "only_bg_t_length"),
+    *("group", "object"),
+)
+"""Columns of a record that every plan holds."""
 _LAYER_COLUMNS = ("image_offset", "image_length", "mask_offset", "mask_length", "box")
 """Further columns of a record, which a plan holds only if a rendering fills backgrounds."""
 
 
-def _columns(config: ComposeConfig) -> dict[str, str]:
-    """Returns the columns of a record that a plan holds, mapped to their names in the plan."""
-    is_filled = bool(filled_bases(config.composed))
-    return {**_COLUMNS, **{name: name for name in _LAYER_COLUMNS if is_filled}}
+def _columns(config: ComposeConfig) -> tuple[str, ...]:
+    """Returns the columns of a record that a plan holds."""
+    return (*_COLUMNS, *(_LAYER_COLUMNS if filled_bases(config.composed) else ()))
 
 
-def _schema(columns: Mapping[str, str]) -> pa.Schema:
+def _schema(columns: Sequence[str]) -> pa.Schema:
     """Returns the columns of a plan without those that `_decide` adds."""
     return pa.schema(
         [
-            *(RECORD_SCHEMA.field(n).with_name(name) for n, name in columns.items()),
+            *map(RECORD_SCHEMA.field, columns),
             *SOURCE_SCHEMA,
             pa.field("tar", pa.dictionary(pa.int32(), pa.string())),
         ]
@@ -144,7 +136,7 @@ class PlannedImage:
       selected: whether it is part of the dataset.
       no_background: whether it was left out because no other image can give it a background.
       tar: current path of the tar of its layer, None if the layer is cut again.
-      offset, length: where its tiled background lies in the tar, in bytes.
+      only_bg_t_offset, only_bg_t_length: where its tiled background lies in the tar, in bytes.
       source, annotation, mask: locations of its files as bytes, None if its layer is in a tar.
       image_offset, image_length, mask_offset, mask_length, box: as in its record; None unless a
         rendering fills backgrounds.
@@ -158,8 +150,8 @@ class PlannedImage:
     selected: bool
     no_background: bool
     tar: str | None
-    offset: int
-    length: int
+    only_bg_t_offset: int
+    only_bg_t_length: int
     source: bytes
     annotation: bytes | None
     mask: bytes | None
@@ -226,21 +218,21 @@ class Plan:
         return positions
 
     def _images(self, positions: Iterable[int]) -> dict[int, PlannedImage]:
-        names = {field.name for field in dataclasses.fields(PlannedImage)}
-        table = self.table.select([name for name in self.table.column_names if name in names])
+        fields = (field.name for field in dataclasses.fields(PlannedImage))
+        table = self.table.select([name for name in fields if name in self.table.column_names])
         return {
             position: PlannedImage(**table.slice(position, 1).to_pylist()[0])
             for position in set(positions)
         }
 
     def backgrounds(
-        self, keys: list[str], names: Iterable[str] | None = None
+        self, keys: list[str], names: Sequence[str] = ()
     ) -> dict[str, list[PlannedImage]]:
         """Draws a background for each selected key, for each replicate of each mixed variant.
 
         Args:
           keys: the keys.
-          names: the only replicates to draw for; None for those of the configuration.
+          names: the only replicates to draw for; empty for those of the configuration.
 
         Returns:
           Name of a replicate -> the backgrounds, in the order of `keys`.
@@ -251,9 +243,7 @@ class Plan:
         """
         foregrounds = np.searchsorted(self.rows, self._positions(keys))
         backgrounds = {}
-        if names is None:
-            names = with_replicates(mixed_variants(self.config), self.config.replicates)
-        for name in names:
+        for name in names or with_replicates(mixed_variants(self.config), self.config.replicates):
             variant, _, replicate = parse_name(name)
             drawn = pair(
                 self.pool,
@@ -290,7 +280,7 @@ def group_numbers(column: pa.Array) -> NDArray[np.int64] | None:
     return np.where(groups.indices.is_null(), unique, groups.indices.fill_null(0))
 
 
-def _accepted(store: Store, columns: Mapping[str, str], shard: SourceShard) -> pa.Table:
+def _accepted(store: Store, columns: Sequence[str], shard: SourceShard) -> pa.Table:
     """Reads the accepted images of a source shard, as a table with `_schema(columns)`."""
     read = functools.partial(read_small, columns=[*columns, "status"])
     table = parse_parquet(store, shard.record.path, read)
@@ -305,7 +295,7 @@ def _accepted(store: Store, columns: Mapping[str, str], shard: SourceShard) -> p
 
 
 def _batches(
-    store: Store, columns: Mapping[str, str], shards: Sequence[SourceShard]
+    store: Store, columns: Sequence[str], shards: Sequence[SourceShard]
 ) -> Iterator[pa.Table]:
     """Yields the accepted images of all source shards, in tables of many shards each.
 

@@ -81,7 +81,7 @@ def test_a_plan_has_the_accepted_rows_and_what_they_are_cut_from(tmp_path: Path)
         plan = planned(tmp_path, segmented(tmp_path, rows, sources))[1]
         assert sorted(plan.keys.to_pylist()) == [f"street_{n}" for n in range(1, 10)]
         (row,) = plan.find(["street_2"])
-        assert (row.label, row.offset, row.length, row.object) == (2, 512, 9, 2)
+        assert (row.label, row.only_bg_t_offset, row.only_bg_t_length, row.object) == (2, 512, 9, 2)
         files = [row.source, row.annotation, row.mask, row.tar]
         tar = f"tar {COUNTS.source_shard('street_2')}"
         assert files == (

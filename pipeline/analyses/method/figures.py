@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 from pipeline.analyses.method.results import MethodResult
@@ -18,7 +17,7 @@ def make_plots(evidence: Evidence) -> Iterator[Plot]:
         for model, result in compared
         if result.rows
     }
-    names = list(dict.fromkeys(itertools.chain.from_iterable(estimates.values())))
+    names = list(dict.fromkeys(name for of in estimates.values() for name in of))
     if not names:
         return
     series = [Series(model, tuple(map(of.get, names))) for model, of in estimates.items()]

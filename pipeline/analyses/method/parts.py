@@ -11,24 +11,20 @@ from pipeline.analyses.method.results import (
     METHOD,
     PAIRS,
     MethodResult,
-    method_table,
     read_method,
-    write_method_tables,
 )
 from pipeline.analyses.parts import Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import reading_store
-from pipeline.display.panel import Evidence, Panel
-from pipeline.errors import UsageError
+from pipeline.display.panel import Panel
+from pipeline.display.table import OfModel, RunColumns, aligned, interval, tabular
+from pipeline.errors import UsageError, shown_bytes
 from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
+from pipeline.evaluate.results import pick
 from transforms.renderings import AGAINST
 from transforms.taxonomy import Taxonomy
 from transforms.variants import base_of
-
-
-def _make(evidence: Evidence, with_pictures: bool) -> list[tuple[str, MethodResult]]:
-    return [(model.name, one) for model, one in evidence.models_with(MethodResult) if one.rows]
 
 
 class MethodParts(Parts):
@@ -46,7 +42,11 @@ class MethodParts(Parts):
                 place=4,
                 template="method/panel.html",
                 title="Method",
-                make=_make,
+                make=lambda evidence, _: [
+                    (model.name, one)
+                    for model, one in evidence.models_with(MethodResult)
+                    if one.rows
+                ],
                 answers="How much of BG-Gap comes from how pictures are made",
                 command="in9 method --dataset . --models MODELS",
             ),
@@ -72,11 +72,11 @@ class MethodParts(Parts):
             raise UsageError(str(error)) from error
         if missing := set(PAIRS) - set(map(base_of, config.compose.composed)):
             raise UsageError(f"the method compares {' and '.join(PAIRS)}: no {min(missing)} here")
-        unstored = [name for name in wanted.composed if name not in config.compose.composed]
-        if unstored and config.layers == "drop":
+        # Such a dataset stores no rendering (`DatasetConfig`).
+        if config.layers == "drop":
             raise UsageError(
-                f"{unstored[0]} is not stored, and cannot be composed without layers: make it with "
-                "--layers keep"
+                "mixed_same_telea is not stored, and cannot be composed without layers: make it "
+                "with --layers keep"
             )
         if arguments.against is None:
             return PlannedMethod(evaluation, taxonomy, wanted)
@@ -106,13 +106,51 @@ class MethodParts(Parts):
 
     @override
     def write(self, dataset: Dataset, columns: Sequence[str]) -> None:
-        write_method_tables(dataset)
+        store, (results, _) = dataset.store, read_method(dataset)
+        if not results and not store.exists(f"results/{METHOD.name}.csv"):
+            return
+        METHOD.write(
+            store,
+            (
+                [
+                    OfModel(one.model),
+                    row,
+                    pick(RunColumns, one, one.evaluation, dataset=dataset.manifest.fingerprint),
+                ]
+                for one in results
+                for row in one.rows
+            ),
+        )
+        names = list(dict.fromkeys(name for one in results for name in one.headline))
+        text = tabular(
+            "BG-Gap of the paper's method, and differences from it, in points; common, against: "
+            "BG-Gap; 95 % intervals; bold: differs (Holm, 5 %)",
+            names,
+            results,
+            [[r.cell if (r := one.headline.get(n)) else None for n in names] for one in results],
+        )
+        store.update("results/latex/method.tex", shown_bytes(text))
 
     @override
     def lines(self, dataset: Dataset, work: PlannedAnalysis | None) -> Iterator[str]:
         results = read_method(dataset)[0] if work else []
-        if results:
-            yield method_table(results)
+        names = list(dict.fromkeys(name for one in results for name in one.headline))
+        if names:
+            yield aligned(
+                [
+                    ["method: BG-Gap, differences", *names],
+                    *(
+                        [
+                            one.name,
+                            *(
+                                interval(*row.cell[:3]) if (row := one.headline.get(name)) else "-"
+                                for name in names
+                            ),
+                        ]
+                        for one in results
+                    ),
+                ]
+            )
         yield from dict.fromkeys(one.against_text for one in results if one.against)
 
 

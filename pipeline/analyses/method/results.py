@@ -7,17 +7,15 @@ results/method.csv, results/latex/method.tex   tables of all models
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import Estimate, estimate_of
-from pipeline.display.table import Cell, OfModel, RunColumns, Table, aligned, interval, tabular
-from pipeline.errors import shown_bytes
+from pipeline.display.table import Cell, OfModel, RunColumns, Table
 from pipeline.evaluate.predictions import read_current_results
-from pipeline.evaluate.results import PicturesResult, pick
+from pipeline.evaluate.results import PicturesResult
 from transforms.intervals import CONFIDENCE
 from transforms.renderings import COMMON, GAPS
 from transforms.variants import base_of
@@ -148,44 +146,3 @@ def stored_pairs(dataset: Dataset) -> tuple[str, ...]:
 def read_method(dataset: Dataset) -> tuple[list[MethodResult], list[str]]:
     """Reads method.json of all models: (results on the present pictures, names of other models)."""
     return read_current_results(dataset, "method", MethodResult, lambda _: stored_pairs(dataset))
-
-
-def write_method_tables(dataset: Dataset) -> None:
-    """Rebuilds method.csv and method.tex; nothing if there never were results.
-
-    The caller must hold the lock of the tables.
-    """
-    store, (results, _) = dataset.store, read_method(dataset)
-    if not results and not store.exists(f"results/{METHOD.name}.csv"):
-        return
-    METHOD.write(
-        store,
-        (
-            [
-                OfModel(one.model),
-                row,
-                pick(RunColumns, one, one.evaluation, dataset=dataset.manifest.fingerprint),
-            ]
-            for one in results
-            for row in one.rows
-        ),
-    )
-    names = list(dict.fromkeys(name for one in results for name in one.headline))
-    text = tabular(
-        "BG-Gap of the paper's method, and differences from it, in points; common, against: "
-        "BG-Gap; 95 % intervals; bold: differs (Holm, 5 %)",
-        names,
-        results,
-        [[r.cell if (r := one.headline.get(n)) else None for n in names] for one in results],
-    )
-    store.update("results/latex/method.tex", shown_bytes(text))
-
-
-def method_table(results: Sequence[MethodResult]) -> str:
-    """Formats a table of models x renderings: BG-Gap, then differences from it, in points."""
-    names = list(dict.fromkeys(name for one in results for name in one.headline))
-    rows = (
-        [one.name, *(interval(*r.cell[:3]) if (r := one.headline.get(n)) else "-" for n in names)]
-        for one in results
-    )
-    return aligned([["method: BG-Gap, differences", *names], *rows])

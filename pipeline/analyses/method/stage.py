@@ -8,7 +8,6 @@ evaluation are taken over if they are of the same pictures.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Generator, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -85,8 +84,7 @@ class MethodShards(PredictShards):
     ) -> Generator[ChunkOutput, None, None]:
         yield from super().run(predictor, chunks, missing, note)
         # Only this thread counts; pictures are composed in others.
-        while tiled := self._dataset.tiled:
-            count("fill_fallbacks", tiled.pop())
+        count("fill_fallbacks", sum(self._dataset.tiled))
 
     @override
     def path(self, chunk: int) -> str:
@@ -148,14 +146,15 @@ class PlannedMethod(PlannedAnalysis):
         store, model_work = dataset.store, self.for_model(dataset, run)
         paths = [model_work.path(chunk) for chunk in self.chunks(dataset)]
         # The metadata of each shard differ, and tables with different metadata do not concatenate.
-        tables = (read_table(store, path, COLUMNS).replace_schema_metadata() for path in paths)
-        table = pa.concat_tables(tables).unify_dictionaries()
+        table = pa.concat_tables(
+            read_table(store, path, COLUMNS).replace_schema_metadata() for path in paths
+        ).unify_dictionaries()
         composed, images = model_work._dataset, EvalImages.read(dataset, *run.tested_on)
         area = dataset.manifest.config.segment.image_size**2
         boxes = {row["key"]: row["box"] for row in selected_rows(dataset, self.evaluation.split)}
         shares = {key: (x1 - x0) * (y1 - y0) / area for key, (x0, y0, x1, y1) in boxes.items()}
         renderings = dict.fromkeys(parse_name(name).rendering for name in self.compose.composed)
-        draws = list(itertools.chain(*gap_draws(self.compose.composed)))
+        draws = [name for of_base in gap_draws(self.compose.composed) for name in of_base]
         rows = [*method_rows(table, images, shares, draws, tuple(renderings))]
         if composed.other:
             both = pa.array(list(composed.images[AGAINST].keys), pa.string())
@@ -195,12 +194,15 @@ def method_rows(
     """
     first, *_ = names = [[with_rendering(name, each) for name in draws] for each in renderings]
     shown = table.filter(pc.is_in(table["variant"].cast(pa.string()), pa.array(first)))
-    pairs = (shown[name].to_pylist() for name in ("variant", "fg_key", "bg_key"))
-    backgrounds = {(name, key): other for name, key, other in zip(*pairs, strict=True)}
+    holes_of = {
+        (row["variant"], row["fg_key"]): shares[row["bg_key"]]
+        for row in shown.select(["variant", "fg_key", "bg_key"]).to_pylist()
+    }
     keys = images.keys.to_pylist()
-    holes = np.asarray([shares[backgrounds[name, key]] for name in first for key in keys])
+    holes = np.asarray([holes_of[name, key] for name in first for key in keys])
     thirds = np.searchsorted(np.quantile(holes, [1 / 3, 2 / 3]), holes) if len(holes) else holes
-    every = predictions_in_table(table, images, itertools.chain(*names), tuple(LABEL_RULES))
+    variants = (name for of_rendering in names for name in of_rendering)
+    every = predictions_in_table(table, images, variants, tuple(LABEL_RULES))
     for rule, predictions in every.by_rule.items():
         pictures = np.asarray([[predictions.correct(name) for name in each] for each in names])
         by_draw = pictures.reshape(len(names), 2, len(draws) // 2, -1).mean(axis=-1)
@@ -218,8 +220,7 @@ def method_rows(
             difference = gap[1:] - gap[0]
             variance = roles.variance(contributions[1:] - contributions[0])
             bounds = difference_interval(difference, variance, roles.units)
-            adjusted = holm(p_value(difference, variance, roles.units))
-            behind = [difference, *bounds, adjusted]
+            behind = [difference, *bounds, holm(p_value(difference, variance, roles.units))]
             columns = {
                 "mixed_same": correct[:, is_same].mean(axis=-1).tolist(),
                 "mixed_rand": correct[:, ~is_same].mean(axis=-1).tolist(),
