@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from pipeline.dataset.croissant import COLUMNS, croissant_metadata
-from pipeline.dataset.datasheet import datasheet, is_imagenet, steps_of
+from pipeline.dataset.datasheet import datasheet, steps_of
 from pipeline.dataset.folder import LICENCE, sample_sources
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import escaped_line, shown_bytes
@@ -198,13 +198,11 @@ def _front_matter(manifest: Manifest) -> list[str]:
     config = manifest.config
     variants = config.compose.composed
     total = sum(counts["selected"] for counts in manifest.images.values())
-    source = "extended|imagenet-1k" if is_imagenet(manifest) else "original"
     licence = ("license: other", "license_name: terms-of-the-source-images")
     lines = [
         *("---", *(("license: gpl-2.0",) if manifest.is_sample else licence)),
         f"pretty_name: {_name(manifest)}",
         *("task_categories:", "- image-classification"),
-        *("source_datasets:", f"- {source}"),
         *("size_categories:", f"- {size_category(total * len(variants))}"),
         *("tags:", "- background-robustness", "- imagenet-9", "- arxiv:2006.09994"),
     ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.dataset.datasheet import datasheet, is_imagenet
+from pipeline.dataset.datasheet import datasheet, has_imagenet_classes
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.sinks import SAMPLE_FIELDS
 from pipeline.storage.state_files import json_bytes
@@ -105,8 +105,9 @@ def _content(manifest: Manifest, name: str, text: str, licence: str, cite: str) 
     # is never that of too few.
     creator = {"@type": "sc:Organization", "name": about.creator, place: about.contact}
     bases = [{"@type": "sc:CreativeWork", "name": PAPER, "url": PAPER_URL}]
-    if is_imagenet(manifest):
-        bases.append({"@type": "sc:CreativeWork", "name": "ImageNet"})
+    if has_imagenet_classes(manifest):
+        said = {"name": "ImageNet", "description": "source of the classes"}
+        bases.append({"@type": "sc:CreativeWork", **said})
     sheet = {
         f"rai:{name}": " ".join(texts) if name in _SINGLE else _unboxed(texts)
         for name, texts in datasheet(manifest).items()

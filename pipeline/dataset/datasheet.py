@@ -16,7 +16,7 @@ from transforms.variants import MIXED, VARIANTS, base_of
 _IMPORTED_STEPS = (
     (
         "always",
-        "Imported from the released layout. Pictures and masks are those of the release. The "
+        "Imported from the released layout. Pictures and masks are those of the input. The "
         "background of a mixed picture is identified by its pixels, and is null where that is "
         "uncertain (`<variant>_bg_*` in the index).",
     ),
@@ -107,9 +107,9 @@ _LIMITS = (
     (
         "is_remade",
         "This is not a copy of the released ImageNet-9: other images were accepted, and other "
-        "backgrounds were drawn. Accuracies differ from the published ones by a few points.",
+        "backgrounds were drawn. Accuracies differ from the published ones.",
     ),
-    ("is_imagenet", "Labels are ImageNet's, including its errors."),
+    ("has_imagenet_classes", "Where labels are ImageNet's, so are their errors."),
     (
         "is_sample",
         "Pictures are composites of cut-outs and other photographs; the classes dog and reptile "
@@ -133,12 +133,13 @@ _SHEET = {
         ("is_cut", "Gaps on datasets that were made by different methods cannot be compared."),
     ),
     "dataCollection": (
-        ("is_imagenet", "Pictures and classes are ImageNet's."),
         ("is_sample", "Pictures and classes are those of the sample that comes with in9."),
+        ("has_imagenet_classes", "Classes are ImageNet's."),
+        ("has_own_classes", "Classes are those of the input."),
         (
-            "is_own",
-            "Pictures and classes are those of the input; only its owner can say how they were "
-            "collected.",
+            "is_of_input",
+            "Pictures are those of the input; only its owner can say where they are from and how "
+            "they were collected.",
         ),
         (
             "is_made",
@@ -173,7 +174,6 @@ _SHEET = {
         ),
     ),
     "personalSensitiveInformation": (
-        ("is_imagenet", "Some pictures show people."),
         (
             "always",
             "Nothing was searched for or removed: faces, and names of files and groups, are as in "
@@ -223,10 +223,11 @@ def datasheet(manifest: Manifest, shown: Callable[[str], str] = str) -> dict[str
     named = ", ".join(f"{number} {reason}" for reason, number in sorted(reasons.items()))
     facts = {
         **_facts(config),
-        "is_imagenet": is_imagenet(manifest),
-        "is_remade": is_imagenet(manifest) and not config.is_imported,
+        "has_imagenet_classes": has_imagenet_classes(manifest),
+        "is_remade": has_imagenet_classes(manifest) and not config.is_imported,
         "is_sample": manifest.is_sample,
-        "is_own": manifest.taxonomy is not None and not manifest.is_sample,
+        "is_of_input": not manifest.is_sample,
+        "has_own_classes": manifest.taxonomy is not None and not manifest.is_sample,
         "listed": sum(images["listed"] for images in manifest.images.values()),
         "rejected": reasons.total(),
         "objects_counted": " objects" if "objects" in manifest.counted_noun else "",
@@ -244,8 +245,8 @@ def datasheet(manifest: Manifest, shown: Callable[[str], str] = str) -> dict[str
     return {name: texts for name, texts in answers.items() if texts}
 
 
-def is_imagenet(manifest: Manifest) -> bool:
-    """Returns whether a dataset's pictures are ImageNet's, going by its classes."""
+def has_imagenet_classes(manifest: Manifest) -> bool:
+    """Returns whether a dataset's classes are ImageNet's, which does not tell of its pictures."""
     return manifest.taxonomy is None and not manifest.is_sample
 
 

@@ -53,7 +53,6 @@ def changed(manifest: Manifest, **flags: Any) -> Manifest:
 def test_the_hub_reads_the_card(one_worker: Path) -> None:
     data = DatasetCard.load(one_worker / "README.md").data.to_dict()
     assert data["license"] == "other"
-    assert data["source_datasets"] == ["extended|imagenet-1k"]
     assert data["size_categories"] == ["n<1K"]
     assert data["task_categories"] == ["image-classification"]
     assert [config["config_name"] for config in data["configs"]] == list(PAPER)
@@ -94,7 +93,6 @@ def test_the_card_of_other_data_does_not_call_it_imagenet(manifest: Manifest) ->
     own = dataclasses.replace(manifest, taxonomy=TOYS, samples=samples)
     files = cards(own, TOYS)
     assert "| 1 | boat | boat | 4 |" in files["README.md"]
-    assert "- original\n" in files["README.md"]
     barred = dataclasses.replace(TOYS, names=("car", "boat|ship"))
     samples = {"val": {name: {"car": 3, "boat|ship": 4} for name in PAPER}}
     card = cards(dataclasses.replace(own, taxonomy=barred, samples=samples), barred)["README.md"]
@@ -118,7 +116,7 @@ def test_the_card_of_the_sample_names_its_own_sources(manifest: Manifest) -> Non
     assert f"\n{sample_sources()}\n" in card
     for words in ("tuxpaint-stamps-default", "Bill Kendrick", "GPL-2.0", "a single cut-out"):
         assert words in card, words
-    for words in ("imagenet-1k", "terms-of-the-source", "Labels are ImageNet's", "not a copy of"):
+    for words in ("of the input", "terms-of-the-source", "labels are ImageNet's", "not a copy of"):
         assert words not in card, words
     assert json.loads(of(selected)["croissant.json"])["license"] == LICENCE
     # A dataset with a single other picture is not the sample.
@@ -208,9 +206,26 @@ def test_card_and_croissant_say_the_same(manifest: Manifest) -> None:
     assert croissant["version"] == f"1.0.0+{manifest.fingerprint}"
     names = ["Noise or Signal: The Role of Image Backgrounds in Object Recognition", "ImageNet"]
     assert [base["name"] for base in croissant["isBasedOn"]] == names
+    assert croissant["isBasedOn"][1]["description"] == "source of the classes"
     own = json.loads(cards(dataclasses.replace(manifest, taxonomy=TOYS), TOYS)["croissant.json"])
     assert own["isBasedOn"]["name"] == names[0]
     assert "ImageNet's" not in json.dumps(own)
+
+
+@pytest.mark.parametrize("origin", ["made", "imported"])
+def test_nobody_but_the_inputs_owner_says_where_pictures_are_from(
+    manifest: Manifest, origin: str
+) -> None:
+    """Photographs of one's own in folders of WordNet ids are not ImageNet's."""
+    config = dataclasses.replace(manifest.config, origin=origin)
+    images = {"val": {n: m for n, m in manifest.images["val"].items() if n != "of_sample"}}
+    files = cards(dataclasses.replace(manifest, config=config, images=images))
+    owner = "Pictures are those of the input; only its owner can say where they are from and how"
+    for name in ("README.md", "croissant.json"):
+        assert f"Classes are ImageNet's. {owner} they were collected." in files[name]
+        for claim in ("ictures and classes are ImageNet", "show people", "imagenet-1k", "a few po"):
+            assert claim not in files[name], claim
+    assert "those of the release" not in files["README.md"]
 
 
 def test_croissant_comes_back_from_its_library_whole(manifest: Manifest, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_limits_of_an_import_say_nothing_of_how_it_was_made(manifest: Manifest) 
     for text in ("corrected the masks", "not a copy of the released", "JPEG changes pixels"):
         assert text in limits(made)
         assert text not in limits(imported)
-    for text in ("Masks have errors", "Labels are ImageNet's"):
+    for text in ("Masks have errors", "labels are ImageNet's"):
         assert text in limits(made)
         assert text in limits(imported)
 
