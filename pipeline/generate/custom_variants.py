@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from transforms.renderings import Rendering, box_hole
 from transforms.variants import FILLED, VARIANTS, Image, Variant, name_of, parse_name, variants_of
 
 
-def versioned(variants: Iterable[str], renderings: Iterable[str] = ()) -> tuple[str, ...]:
+def versioned(variants: Sequence[str], renderings: Iterable[str] = ()) -> tuple[str, ...]:
     """Returns the entries of a configuration, with `@VERSION` after each custom function.
 
     Args:
@@ -37,9 +37,10 @@ def versioned(variants: Iterable[str], renderings: Iterable[str] = ()) -> tuple[
     Raises:
       UsageError: a function is not found, or its name or version is not valid.
     """
-    plain = (name.partition("@")[0] for name in variants)
+    if fills := [name for name in variants if "=" in name]:
+        raise UsageError(f"--variants {fills[0]}: unknown variant; --renderings names fills")
     return (
-        *(_load(name, "--variants")[1] if name.startswith(PREFIX) else name for name in plain),
+        *(_load(name, "--variants")[1] if name.startswith(PREFIX) else name for name in variants),
         *(f"{base}={_load(name, '--renderings')[1]}" for name in renderings for base in FILLED),
     )
 

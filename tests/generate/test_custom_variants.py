@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import refusal
 
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.custom_variants import custom_names, find_variants, versioned
@@ -96,5 +97,14 @@ def test_a_fill_of_the_users_gives_a_variant_of_each_base(
     with pytest.raises(JobError, match="its version is 2 here"):
         find_variants([f"mixed_same={module}:grey@1"])
     # Only --renderings names them.
-    with pytest.raises(ValueError, match="unknown variant 'mixed_same=python"):
-        select_variants(versioned([f"mixed_same={module}:grey@2"]))
+    for entry in (f"mixed_same={module}:grey@2", "mixed_same=x", "=@"):
+        with pytest.raises(UsageError, match=f"--variants {entry}: unknown variant"):
+            versioned(["original", entry])
+
+
+def test_a_built_in_variant_has_no_version(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for entry in ("original@3", "mixed_same@x", "all@1"):
+        command = ("generate", "--output", tmp_path / "out", "--variants")
+        assert f"unknown variant '{entry}'" in refusal(capsys, *command, f"mixed_rand,{entry}")
