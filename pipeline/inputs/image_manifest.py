@@ -58,6 +58,15 @@ def named_columns(words: Sequence[str]) -> dict[str, str]:
     return columns
 
 
+def _names(columns: Mapping[str, str]) -> dict[str, str | None]:
+    """Returns a table's names of all columns by ours, from the result of `named_columns`.
+
+    A column that is read for another has None, because no column is read for two.
+    """
+    taken = columns.values()
+    return {name: columns.get(name, None if name in taken else name) for name in _COLUMNS}
+
+
 class ImageManifest(InputFormat):
     """A table that names the images and their boxes."""
 
@@ -156,14 +165,17 @@ def check_manifest(path: str, columns: Mapping[str, str]) -> None:
         return
     names = column_names(path, FLAG)
     shown = f"it has {', '.join(map(repr, names)) or 'none'}"
-    named = {name: columns.get(name, name) for name in _COLUMNS}
+    named = _names(columns)
     corners = [named[name] for name in CORNERS if named[name] in names]
     needed = (*("image", "class"), *(CORNERS if corners else ()), *columns)
-    missing = [name for name in dict.fromkeys(named[each] for each in needed) if name not in names]
+    lacking = dict.fromkeys(each for each in needed if named[each] not in names)
+    missing = [
+        repr(named[n]) if named[n] else f"{n!r} that --input_columns leaves" for n in lacking
+    ]
     if missing:
         raise UsageError(
             f"{FLAG} {path} has no column{'s' * (len(missing) > 1)} "
-            f"{', '.join(map(repr, missing))}: a manifest names a path in image and a class in "
+            f"{', '.join(missing)}: a manifest names a path in image and a class in "
             f"class, and perhaps boxes in {', '.join(CORNERS)}, or in others that --input_columns "
             f"names; {shown}"
         )
@@ -173,8 +185,7 @@ def check_manifest(path: str, columns: Mapping[str, str]) -> None:
 
 def tells_splits(path: str, columns: Mapping[str, str]) -> bool:
     """Returns whether a table has a column that names the split of each image."""
-    column = columns.get("split", "split")
-    return content_of_coco(path) is None and column in column_names(path, FLAG)
+    return content_of_coco(path) is None and _names(columns)["split"] in column_names(path, FLAG)
 
 
 def is_coco_manifest(path: str) -> bool:
@@ -320,8 +331,9 @@ def images_of_rows(path: str, root: str, columns: Mapping[str, str]) -> Iterator
       UsageError: a row names no file, or contradicts another row of the same image.
     """
     images: dict[str, ListedImage] = {}
+    names = _names(columns)
     for each in read_rows(path, FLAG):
-        row = dataclasses.replace(each, names=columns)
+        row = dataclasses.replace(each, names=names)
         image_path = _path(row, "image", root)
         image = images.setdefault(image_path, ListedImage(row, image_path))
         for column in _IMAGE_COLUMNS:

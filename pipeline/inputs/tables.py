@@ -88,21 +88,22 @@ class TableRow:
       number: number of the line in a text file, or of the row in another table, counted from 1.
       values: values by column; in a CSV, all values are texts.
       noun: what the number counts, such as `line`.
-      names: the file's names of columns that are asked for by another name.
+      names: the file's names of columns that are asked for by another name; None if it has none.
     """
 
     path: str
     number: int
     values: Mapping[str, Any]
     noun: str = "row"
-    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    names: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.noun} {self.number}"
 
     def value(self, column: str) -> Any:
         """Returns a value as the table has it, None for a missing value."""
-        return self.values.get(self.names.get(column, column))
+        name = self.names.get(column, column)
+        return None if name is None else self.values.get(name)
 
     def text(self, column: str) -> str:
         """Returns a value as text without blanks around it, "" for a missing value."""

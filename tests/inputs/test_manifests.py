@@ -166,6 +166,20 @@ def test_the_order_of_rows_is_that_of_images_and_says_nothing_else(root: Path, r
         listed(ImageManifest(), root, "t.jsonl")
 
 
+@pytest.mark.parametrize("taken", ["key", "group", "split", "mask", "width", "boxes"])
+@pytest.mark.parametrize("ours", ["image", "class"])
+def test_a_column_that_is_read_for_another_has_no_second_role(
+    root: Path, ours: str, taken: str
+) -> None:
+    row = {"image": "a.png", "class": "n01440764", "other": "x"}
+    row[taken] = row.pop(ours)
+    path = put(root / "t.jsonl", [row])
+    (image,) = images_of_rows(path, str(root), columns := {ours: taken})
+    assert (image.path, image.columns) == (str(root / "a.png"), {})
+    assert image.objects == [("n01440764", None)]
+    assert not tells_splits(path, columns)
+
+
 COLUMNS = ("image", "class", "boxes", "mask", "key", "group", "split", "width", "height")
 
 

@@ -544,6 +544,8 @@ def test_columns_of_a_manifest_may_have_other_names(
         ("class=class,label=image", "label=image: class or image is named twice"),
         ("image=class,class=class", "class=class: class or class is named twice"),
         ("image=nowhere", "has no column 'nowhere'"),
+        ("image=class", "has no column 'class' that --input_columns leaves: a manifest"),
+        ("width=xmin,group=x", "has no columns 'xmin' that --input_columns leaves, 'x': a manif"),
         ("group=scene,key=name", "has no columns 'scene', 'name'"),
         ("", "expected words separated by commas"),
     ],
