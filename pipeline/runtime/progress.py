@@ -427,7 +427,8 @@ def live_bar(name: str, total: int, noun: str) -> Iterator[Callable[[int], None]
         console=screen,
         auto_refresh=False,
         transient=True,
-        disable=not (screen.is_terminal or screen.is_jupyter),
+        # With FORCE_COLOR, rich takes everything for a terminal.
+        disable=not ((screen.is_terminal and sys.stderr.isatty()) or screen.is_jupyter),
     ) as bar:
         task = bar.add_task(name, total=total)
         yield lambda count: bar.update(task, advance=count, refresh=True)

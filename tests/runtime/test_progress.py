@@ -58,6 +58,8 @@ def test_lines_say_stage_count_rate_and_time_left(tmp_path: Path, terminal: bool
 def test_a_bar_is_shown_on_a_terminal_and_leaves_nothing(
     terminal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # As on servers for tests, whose pages show colours of a pipe.
+    monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setattr("sys.stderr", out := Terminal() if terminal else io.StringIO())
     with live_bar("call:[bold]", 18, "pictures") as advance:
         for _ in range(2):
