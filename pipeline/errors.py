@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any
+
+LINE = 200
+"""Largest number of characters of a line on the terminal."""
 
 
 class UsageError(Exception):
@@ -88,6 +92,19 @@ def escaped(text: str, keep: str = "\n\t") -> str:
         return text
     return "".join(
         c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def wrapped(text: str) -> str:
+    """Breaks lines of more than `LINE` characters between words, where possible.
+
+    A line that ends in JSON stays whole, because programs read it.
+    """
+    return "\n".join(
+        textwrap.fill(line, LINE, subsequent_indent="  ", break_on_hyphens=False)
+        if len(line) > LINE and not line.endswith("}")
+        else line
+        for line in text.split("\n")
     )
 
 

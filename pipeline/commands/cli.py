@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TextIO, cast
 
 from pipeline.commands.command_line import parse_command_line, run_command
 from pipeline.commands.parser import COMMANDS
-from pipeline.errors import JobError, UsageError, escaped
+from pipeline.errors import JobError, UsageError, escaped, wrapped
 from pipeline.runtime.job_log import EscapingFormatter, is_for_terminal
 from pipeline.runtime.machine import keep_freed_memory
 
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with _stopped_by_signals():
             arguments, remaining_words = parse_command_line(words)
-            with contextlib.redirect_stdout(cast(TextIO, _EscapingStream(sys.stdout))):
+            with contextlib.redirect_stdout(cast(TextIO, _ReadableStream(sys.stdout))):
                 return _run(arguments, remaining_words)
     except KeyboardInterrupt:
         for number in _STOPPING:  # A second signal does not wait for the locks.
@@ -167,8 +167,10 @@ def _run(arguments: argparse.Namespace, remaining_words: list[str]) -> int:
     return run_command(arguments, remaining_words)
 
 
-class _EscapingStream:
-    """Standard output that escapes invisible characters, and shows each line at once, in files too.
+class _ReadableStream:
+    """Standard output that escapes invisible characters, and wraps lines that are too long.
+
+    It shows each line at once, in files too.
 
     Args:
       stream: the output.
@@ -180,7 +182,7 @@ class _EscapingStream:
     def write(self, text: str) -> int:
         """Writes text and returns its length."""
         try:
-            self._stream.write(escaped(text))
+            self._stream.write(wrapped(escaped(text)))
             if "\n" in text:
                 self._stream.flush()
         except BrokenPipeError:

@@ -29,7 +29,6 @@ from pipeline.dataset.manifest import (
 )
 from pipeline.dataset.records import DATA_FOLDERS
 from pipeline.display.panel import find_samples
-from pipeline.display.table import wrapped
 from pipeline.errors import JobError, UsageError, counted, did_you_mean
 from pipeline.inputs.recipe import RECIPE
 from pipeline.jobs.conditions import conclude, gate_from_flags, judge
@@ -246,10 +245,10 @@ def run_report(arguments: argparse.Namespace) -> int:
         write_tables(Dataset.open(tables), arguments.columns or ())
     write_report(store, dataset.taxonomy, arguments.pictures, pdf=True)
     for line in (*notes_of(dataset.manifest), *lines):
-        print(wrapped(line))
+        print(line)
     for analysis in ANALYSES:
         for line in analysis.parts.report(dataset):
-            print(wrapped(line))
+            print(line)
     print(f"report: {store.path(REPORT)}")
     if publishing:
         print(describe_published(publishing.target, publish(publishing)))

@@ -15,7 +15,7 @@ from pipeline.commands.train import choose_device, plan_from_flags, refuse_netwo
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import reading_store, writing_store
-from pipeline.display.table import describe_chance, wrapped
+from pipeline.display.table import describe_chance
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.models.expand import DEFAULT_MODEL
 from pipeline.models.identity import PredictConfig, chosen_folder
@@ -76,17 +76,17 @@ def run_matrix(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     matrices, num_tested = make_matrices(plan, _trainers(plan, names, arguments))
     for matrix in matrices:
-        print(wrapped(matrix_table(matrix)))
+        print(matrix_table(matrix))
         if chance := describe_chance(row.chance for row in matrix.rows if row.n):
             print(chance)
         if gaps := describe_gaps(matrix):
-            print(wrapped(gaps))
+            print(gaps)
     # Imported here, because the templates and Matplotlib are slow to import.
     from pipeline.report.page import check_claims
 
     for checked in check_claims(gather(dataset, dataset.taxonomy)):
         if checked.claim.section in _QUESTIONS and checked.findings:
-            print(wrapped(f"{checked.summary}: {checked.claim.text}"))
+            print(f"{checked.summary}: {checked.claim.text}")
     if num_tested:
         rows = len(matrices) * len(plan.names)
         seconds = duration(time.monotonic() - started)

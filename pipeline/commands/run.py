@@ -32,7 +32,6 @@ from pipeline.commands.parser import build_parser
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import read_manifest, writing_store
-from pipeline.display.table import wrapped
 from pipeline.errors import JobError, UsageError
 from pipeline.evaluate.evaluation import PlannedAnalysis
 from pipeline.evaluate.results import print_failures, read_failures
@@ -159,13 +158,13 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             return 0
         seconds = time.monotonic() - started
     dataset = Dataset.open(store)
-    print(wrapped(describe_dataset(dataset.manifest, counters, seconds)))
+    print(describe_dataset(dataset.manifest, counters, seconds))
     if job and job.recipe:
         for line in describe_recipe(job.recipe.manifest, dataset.manifest, counters):
-            print(wrapped(f"recipe: {line}"))
+            print(f"recipe: {line}")
     for analysis in ANALYSES:
         for line in analysis.parts.lines(dataset, works.get(analysis.name)):
-            print(wrapped(line))
+            print(line)
     if works:
         print(f"report: {dataset.store.path(REPORT)}")
     if publishing:

@@ -22,28 +22,16 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 import msgspec
 
 from pipeline.display.panel import estimate_of
-from pipeline.errors import escaped_line
+from pipeline.errors import LINE, escaped_line
 from pipeline.evaluate.results import Named
 from pipeline.storage.state_files import csv_bytes
 from pipeline.storage.store import Store
 
 TIMES = "\N{MULTIPLICATION SIGN}"
-LINE = 200
-"""Largest number of characters of a line on the terminal."""
 _FIRST = 60
 """Largest number of characters of a cell in the first column of an aligned table."""
 _LISTED = 3
 """Largest number of names in a sentence."""
-
-
-def wrapped(text: str) -> str:
-    """Breaks lines of more than `LINE` characters between words, where possible."""
-    return "\n".join(
-        textwrap.fill(line, LINE, subsequent_indent="  ", break_on_hyphens=False)
-        if len(line) > LINE
-        else line
-        for line in text.splitlines()
-    )
 
 
 def listed(names: Sequence[str]) -> str:

@@ -8,7 +8,8 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.display.table import LINE, aligned, wrapped
+from pipeline.display.table import aligned
+from pipeline.errors import LINE, wrapped
 
 
 @given(st.integers(1, 60), st.integers(1, 21), st.integers(1, 90))
@@ -33,3 +34,5 @@ def test_long_lines_are_wrapped_and_short_ones_kept(words: list[str]) -> None:
     assert max(map(len, lines)) <= LINE
     assert "".join(lines).replace(" ", "") == "".join(words)
     assert len(text) > LINE or wrapped(text) == text
+    assert wrapped(f"{text}\n") == f"{wrapped(text)}\n"
+    assert wrapped(f"{text} {{}}") == f"{text} {{}}"

@@ -21,7 +21,7 @@ from runs import ROOT, dataset_in, run_in9, table_of
 from pipeline.analyses.evaluation.results import Summary
 from pipeline.analyses.evaluation.tables import describe_power
 from pipeline.dataset.folder import selected_rows
-from pipeline.display.table import wrapped
+from pipeline.errors import wrapped
 from pipeline.evaluate.predictions import keys_to_keep, read_logits
 from pipeline.storage.store import Store
 from transforms.power import cross_validated, folds_of, power_of_outputs

@@ -63,6 +63,9 @@ def run_in9(*arguments: object, check: int | None = 0) -> subprocess.CompletedPr
     done = forks().run([str(argument) for argument in arguments], _environment())
     if check is not None:
         assert done.returncode == check, f"{arguments}\n{done.stdout}\n{done.stderr}"
+    # A line of JSON is for programs.
+    wide = [line for line in done.stdout.splitlines() if len(line) > 200 and line[-1] != "}"]
+    assert not wide, arguments
     return done
 
 
