@@ -16,6 +16,7 @@ import time
 from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.dataset.manifest import (
     About,
+    Manifest,
     last_manifest,
     read_manifest,
     stated,
@@ -23,7 +24,7 @@ from pipeline.dataset.manifest import (
 )
 from pipeline.dataset.records import Staging
 from pipeline.errors import UsageError, counted, shown_bytes
-from pipeline.generate.commit import STAGING, commit, restate
+from pipeline.generate.commit import STAGING, commit, read_prepared, restate
 from pipeline.jobs.messages import describe_images
 from pipeline.released.archive_listing import (
     IMPORT_FOLDER,
@@ -75,14 +76,15 @@ def run_import(arguments: argparse.Namespace) -> int:
             _forget_unpacked(store)
             raise
         started = time.monotonic()
-        manifest = last_manifest(store)
+        manifest = read_prepared(store) or last_manifest(store)
         about = stated(arguments, manifest)
-        is_new = not _is_imported(store, released)
-        if is_new:
+        if is_new := manifest is None or not _is_imported(store, released, manifest):
             _run(released, store, about)
-        elif manifest and manifest.about != about:
-            is_new = True
-            restate(store, imagenet9(), dataclasses.replace(manifest, about=about))
+        else:
+            manifest = dataclasses.replace(manifest, about=about)
+            # The one in place also differs if a run was killed while it replaced it.
+            if is_new := read_manifest(store) != manifest:
+                restate(store, imagenet9(), manifest)
         _forget_unpacked(store)
         seconds = time.monotonic() - started
     _print_summary(store, released, is_new, seconds)
@@ -120,10 +122,7 @@ def _listing(arguments: argparse.Namespace, source: str, store: Store) -> Releas
     )
 
 
-def _is_imported(store: Store, released: ReleasedArchive) -> bool:
-    manifest = read_manifest(store)
-    if manifest is None:
-        return False
+def _is_imported(store: Store, released: ReleasedArchive, manifest: Manifest) -> bool:
     record = {"listing": released.fingerprint, "dataset": manifest.fingerprint}
     return read_json(store, _IMPORT_RECORD, dict[str, str]) == record and all(
         size == file.bytes

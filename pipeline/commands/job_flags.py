@@ -20,7 +20,7 @@ from pipeline.dataset.records import DATA_FOLDERS
 from pipeline.errors import UsageError
 from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
 from pipeline.evaluate.results import ModelRun, read_results
-from pipeline.generate.commit import INPUT_NOTE
+from pipeline.generate.commit import INPUT_NOTE, read_prepared
 from pipeline.generate.custom_variants import versioned
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.scenes import list_scenes
@@ -239,7 +239,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
         scenes=absolute(arguments.backgrounds) if arguments.backgrounds else None,
         recipe=recipe,
         allow_partial=arguments.allow_partial,
-        about=stated(arguments, manifest or told),
+        about=stated(arguments, read_prepared(store) or manifest or told),
         **_list_paths(arguments),
     )
 

@@ -106,8 +106,13 @@ def _content(manifest: Manifest, name: str, text: str, licence: str, cite: str) 
     creator = {"@type": "sc:Organization", "name": about.creator, place: about.contact}
     bases = [{"@type": "sc:CreativeWork", "name": PAPER, "url": PAPER_URL}]
     if has_imagenet_classes(manifest):
-        said = {"name": "ImageNet", "description": "source of the classes"}
-        bases.append({"@type": "sc:CreativeWork", **said})
+        bases.append(
+            {
+                "@type": "sc:CreativeWork",
+                "name": "ImageNet",
+                "description": "source of the classes",
+            }
+        )
     sheet = {
         f"rai:{name}": " ".join(texts) if name in _SINGLE else _unboxed(texts)
         for name, texts in datasheet(manifest).items()

@@ -119,6 +119,8 @@ def commit(
 def restate(store: Store, taxonomy: Taxonomy, manifest: Manifest) -> None:
     """Writes the card and the manifest of the dataset in place anew, and no other file.
 
+    If it is killed, `read_prepared` has the new manifest, for which it is called again.
+
     Args:
       store: the dataset folder.
       taxonomy: the dataset's classes.
@@ -127,7 +129,8 @@ def restate(store: Store, taxonomy: Taxonomy, manifest: Manifest) -> None:
     files = tuple(file for file in manifest.files if file.path not in CARD_FILES)
     prepared = dataclasses.replace(manifest, files=files)
     store.write(PREPARED_MANIFEST, prepared.to_json(), durable=True)
-    store.move(MANIFEST, PREVIOUS_MANIFEST)
+    if store.exists(MANIFEST):
+        store.move(MANIFEST, PREVIOUS_MANIFEST)
     _finish_anew(store, taxonomy, manifest.fingerprint)
 
 
@@ -165,7 +168,7 @@ def prepare(
     with locked(store, PREPARE_LOCK, wait=math.inf) as fenced:
         # The prepared manifest is read first, because Finish writes the final manifest before it
         # removes the prepared one: in this order, at least one of them is seen.
-        prepared, old = _read_prepared(store), read_manifest(fenced)
+        prepared, old = read_prepared(store), read_manifest(fenced)
         sizes = _file_sizes(fenced)
         staged = [[move for move in shard if move[0] in sizes] for shard in moves]
         remaining = [shard for shard in staged if shard]
@@ -192,8 +195,11 @@ def prepare(
     return manifest.fingerprint, remaining
 
 
-def _read_prepared(store: Store) -> Manifest | None:
-    """Reads the prepared manifest; None if missing or damaged, because the job makes it again."""
+def read_prepared(store: Store) -> Manifest | None:
+    """Reads the manifest that a commit, perhaps a killed one, has prepared and not finished.
+
+    It is None if missing or damaged, because the job makes it again.
+    """
     return read_intact(
         store, PREPARED_MANIFEST, lambda: Manifest.from_json(store.read(PREPARED_MANIFEST))
     )
@@ -215,7 +221,7 @@ def finish(store: Store, taxonomy: Taxonomy, fingerprint: str) -> str:
       JobError: a file is missing, or has another size.
       OSError: reading or writing failed.
     """
-    manifest = _read_prepared(store)
+    manifest = read_prepared(store)
     if manifest is not None and manifest.fingerprint == fingerprint:
         sizes = _file_sizes(store)
         for file in manifest.files:

@@ -168,9 +168,10 @@ def check_manifest(path: str, columns: Mapping[str, str]) -> None:
     named = _names(columns)
     corners = [named[name] for name in CORNERS if named[name] in names]
     needed = (*("image", "class"), *(CORNERS if corners else ()), *columns)
-    lacking = dict.fromkeys(each for each in needed if named[each] not in names)
     missing = [
-        repr(named[n]) if named[n] else f"{n!r} that --input_columns leaves" for n in lacking
+        repr(named[name]) if named[name] else f"{name!r} that --input_columns leaves"
+        for name in dict.fromkeys(needed)
+        if named[name] not in names
     ]
     if missing:
         raise UsageError(

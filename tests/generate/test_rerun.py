@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from killing import killed_before_change
 from runs import (
     ONE,
     QUICK,
     ROOT,
     SHARDS,
     Run,
+    dataset_in,
     index_of,
     manifest_of,
     results_of,
@@ -27,6 +31,8 @@ from soundness import assert_sound
 
 import in9
 from pipeline.commands.cli import main
+from pipeline.dataset.manifest import About
+from pipeline.generate.commit import restate
 from pipeline.storage.files import LocalFiles
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
@@ -96,6 +102,14 @@ def test_what_the_maker_states_stays_and_rewrites_the_card_alone(
     run_here(*command, "--terms=", "--contact", "ann@example.org")
     expected = {"creator": "Ann", "contact": "ann@example.org", "terms": ""}
     assert manifest_of(output)["about"] == expected
+    # A run that was killed in Commit, when no manifest is in place, has stated it, too.
+    store, manifest = Store(str(output)), dataset_in(output).manifest
+    bob = dataclasses.replace(manifest, about=About("Bob"))
+    assert killed_before_change(12, partial(restate, store, imagenet9(), bob))
+    assert not (output / "manifest.json").exists()
+    run_here(*command)
+    assert "0 images segmented, 0 composed" in capsys.readouterr().out
+    assert manifest_of(output)["about"]["creator"] == "Bob"
     run_here(*command, "--creator=", "--contact=")
     assert results_of(output) == files
 

@@ -6,16 +6,13 @@ import itertools
 import json
 import os
 import shutil
-import signal
-import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fault_lab import small_input
+from killing import killed_before_change
 from runs import ONE, QUICK, run_here
 
 from pipeline.commands.cli import main
@@ -34,8 +31,6 @@ from pipeline.runtime.lock import (
     this_process,
 )
 from pipeline.storage.store import Store
-
-CHANGES = ("os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "open")
 
 
 @pytest.fixture(scope="module")
@@ -57,29 +52,6 @@ def publishing_in(root: Path, keep: int | None = 0) -> PublishPlan:
 
 def names_below(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
-
-
-def killed_before_change(number: int, work: Callable[[], object]) -> bool:
-    """Runs work in a process that is killed after `number` changes of files or folders.
-
-    Returns whether it was killed before the work ended.
-    """
-    child = os.fork()
-    if child == 0:
-        remaining = iter(range(number))
-
-        def look(event: str, arguments: tuple[Any, ...]) -> None:
-            reads = event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR)
-            if event in CHANGES and not reads and next(remaining, None) is None:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(look)
-        try:
-            work()
-        finally:
-            os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    return os.waitstatus_to_exitcode(status) == -signal.SIGKILL
 
 
 def test_a_publication_killed_at_any_moment_leaves_nothing(made: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import itertools
 import json
 import os
 import re
@@ -10,6 +12,7 @@ import shutil
 import signal
 import tarfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +22,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 from gcs import BUCKET, object_store
+from killing import killed_before_change
 from PIL import Image
 from runs import (
     ONE,
@@ -37,7 +41,9 @@ from runs import (
 from soundness import assert_sound
 from torchvision.datasets import ImageFolder
 
+from pipeline.dataset.manifest import About
 from pipeline.errors import UsageError
+from pipeline.generate.commit import read_prepared, restate
 from pipeline.released.archive_listing import (
     ArchiveLocation,
     ReleasedArchive,
@@ -516,12 +522,11 @@ def test_a_draw_that_only_one_split_has_is_left_out(tmp_path: Path) -> None:
     assert both.config.compose.replicates == 2
 
 
-def test_an_import_takes_up_the_background_that_a_new_name_claims(tmp_path: Path) -> None:
-    source, output = tmp_path / "bg", tmp_path / "out"
+def tiny_release(source: Path, stem: str, named: str) -> Path:
+    """Writes the release of one picture; returns its mixed picture, whose name names `named`."""
     picture = io.BytesIO()
     Image.new("RGB", (64, 64)).save(picture, "PNG")
-    stem, other, third = "n02085936_1", "n01534433_2", "n01534433_3"
-    mixed = source / f"mixed_rand/val/00_dog/fg_{stem}_bg_{other}.JPEG"
+    mixed = source / f"mixed_rand/val/00_dog/fg_{stem}_bg_{named}.JPEG"
     for path, data in (
         (source / f"original/val/00_dog/{stem}.JPEG", picture.getvalue()),
         (source / f"fg_mask/val/00_dog/{stem}.npy", encode_npy(np.ones((64, 64), bool))),
@@ -529,11 +534,68 @@ def test_an_import_takes_up_the_background_that_a_new_name_claims(tmp_path: Path
     ):
         path.parent.mkdir(parents=True)
         path.write_bytes(data)
+    return mixed
+
+
+def test_an_import_takes_up_the_background_that_a_new_name_claims(tmp_path: Path) -> None:
+    source, output = tmp_path / "bg", tmp_path / "out"
+    stem, other, third = "n02085936_1", "n01534433_2", "n01534433_3"
+    mixed = tiny_release(source, stem, other)
     for named in (other, third):
         mixed = mixed.rename(mixed.with_name(f"fg_{stem}_bg_{named}.JPEG"))
         run_here("import", "--from", source, "--output", output)
         (row,) = index_of(output)
         assert row["mixed_rand_bg_named"] == named
+
+
+def test_no_line_of_a_command_is_too_long(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output = tmp_path / "bg", tmp_path / "out"
+    tiny_release(source, "n02085936_1", "n01534433_2")
+    others = [f"of_a_name_that_is_long_{number}" for number in range(9)]
+    for name in others:
+        shutil.copytree(source / "original", source / name)
+    run_here("import", "--from", source, "--output", output)
+    lines = capsys.readouterr().out.splitlines()
+    assert f"not imported: {', '.join(others)}" in " ".join(map(str.strip, lines))
+    run_here("export", "--dataset", output, "--to", tmp_path / "again")
+    exported = capsys.readouterr().out.splitlines()
+    assert any("no images in 01_bird, " in line for line in exported)
+    (output / "parquet" / ("x" * 99) / ("y " * 50)).mkdir(parents=True)
+    (output / "parquet" / ("x" * 99) / ("y " * 50) / "z").touch()
+    run_here("verify", "--dataset", output, code=1)
+    faults = capsys.readouterr().out.splitlines()
+    for printed in (lines, exported, faults):
+        assert max(map(len, printed)) <= 200
+        assert any(line.startswith("  ") for line in printed)
+
+
+def test_an_import_that_is_killed_while_it_rewrites_its_card_is_finished(tmp_path: Path) -> None:
+    """Checks that the next run keeps what was stated, and imports nothing again."""
+    tiny_release(tmp_path / "bg", "n02085936_1", "n01534433_2")
+    command = ("import", "--from", tmp_path / "bg", "--output", tmp_path / "whole")
+    run_here(*command, "--creator", "Ann")
+    before, stated = stamps(tmp_path / "whole"), []
+    for number in itertools.count(step=3):
+        output = Path(
+            shutil.copytree(tmp_path / "whole", tmp_path / "out", copy_function=shutil.copy2)
+        )
+        store, manifest = Store(str(output)), dataset_in(output).manifest
+        bob = dataclasses.replace(manifest, about=About("Bob"))
+        was_killed = killed_before_change(number, partial(restate, store, imagenet9(), bob))
+        is_noted = read_prepared(store) is not None
+        run_here(*command[:-1], output)
+        stated.append(manifest_of(output)["about"]["creator"])
+        assert stated[-1] == "Bob" or not is_noted
+        rewritten = {path for path, time in stamps(output).items() if time != before[path]}
+        assert rewritten <= {"README.md", "croissant.json", "manifest.json"}
+        assert_sound(output)
+        shutil.rmtree(output)
+        if not was_killed:
+            break
+    assert stated == sorted(stated)
+    assert {*stated} == {"Ann", "Bob"}
 
 
 def test_what_is_no_release_is_refused_with_one_line(

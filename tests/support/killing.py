@@ -1,8 +1,9 @@
-"""Starts a worker that kills itself once, when it has just finished a call of a step.
+"""Kills work in the middle: before a change of a file, or a worker that has just finished a call.
 
     python killing.py STEP MARK COMMAND...
 
-Only the first worker that can make the folder MARK does so.
+starts a worker that kills itself when it has just finished a call of a step. Only the first worker
+that can make the folder MARK does so.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 STEPS = {
@@ -28,6 +30,32 @@ STEPS = {
     "End": "pipeline.jobs.main_job:finish_job",
 }
 """Steps of the main job, by the function that does their work."""
+
+
+CHANGES = ("os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "open")
+
+
+def killed_before_change(number: int, work: Callable[[], object]) -> bool:
+    """Runs work in a process that is killed after `number` changes of files or folders.
+
+    Returns whether it was killed before the work ended.
+    """
+    child = os.fork()
+    if child == 0:
+        remaining = iter(range(number))
+
+        def look(event: str, arguments: tuple[Any, ...]) -> None:
+            reads = event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            if event in CHANGES and not reads and next(remaining, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(look)
+        try:
+            work()
+        finally:
+            os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    return os.waitstatus_to_exitcode(status) == -signal.SIGKILL
 
 
 def main() -> None:
