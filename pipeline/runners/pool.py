@@ -3,31 +3,45 @@
     python -m pipeline.runners.pool --listen ADDRESS:PORT --secret FILE
 
 Beam's own pool starts a process for whoever asks, with the worker's id on its command line, and
-does not send the worker's log to the job.
+does not send the worker's output to the job. Here, a call lasts as long as its worker. Job and pool
+first prove to each other that they know the secret, by HMACs of fresh random numbers and of the
+pool's address. So neither a caller nor what listens at that address learns anything to use again.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import asyncio
+import contextlib
+import functools
 import hmac
+import os
+import queue
+import secrets
+import signal
+import socket
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from asyncio.subprocess import PIPE, STDOUT
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import grpc
-from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
 
-from pipeline.errors import UsageError
-from pipeline.runners.worker import SECRET, start_worker
+from pipeline.errors import JobError, UsageError
+from pipeline.runners.worker import COMMAND
 
 _SHORTEST = 16
 """Number of bytes below which a secret might be guessed."""
+_SERVICE, _METHOD = "in9.Pool", "StartWorker"
+_SECONDS = 10
+"""Time that a caller has to prove that it knows the secret."""
+_BYTES = 32
+"""Length of random numbers and proofs."""
 
 
-def read_secret(path: str) -> str:
-    """Returns what a job tells a pool to prove that it has the same file: the file's SHA-256.
+def read_secret(path: str) -> bytes:
+    """Returns the secret in a file.
 
     Raises:
       UsageError: the file cannot be read, or is too short for a secret.
@@ -38,43 +52,117 @@ def read_secret(path: str) -> str:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     if len(secret) < _SHORTEST:
         raise UsageError(f"{path} holds no secret: expected {_SHORTEST} bytes or more")
-    return hashlib.sha256(secret).hexdigest()
+    return secret
 
 
-class _Pool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
-    """Starts workers, which end with their jobs.
+def _proof(secret: bytes, *words: object) -> bytes:
+    return hmac.digest(secret, repr(words).encode(), "sha256")
+
+
+def _by_number(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    return f"{socket.gethostbyname(host)}:{port}"
+
+
+def ask_pool(
+    channel: grpc.Channel, address: str, secret: bytes, settings: bytes
+) -> Iterator[bytes]:
+    """Has a pool start a worker, once both have proved that they know the secret.
 
     Args:
-      secret: what jobs must tell.
+      channel: a connection to the pool.
+      address: the pool's address.
+      secret: what the pool knows, too.
+      settings: what the worker reads.
+
+    Yields:
+      Lines of the worker's output.
+
+    Raises:
+      JobError: the pool has another secret, or the worker has ended; the message goes on after "the
+        worker".
+      OSError: the pool's name is not known.
     """
+    own = secrets.token_bytes(_BYTES)
+    told: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    told.put(own)
+    try:
+        call = channel.stream_stream(f"/{_SERVICE}/{_METHOD}")
+        answers = call(iter(told.get, b""), wait_for_ready=True)
+        answer = next(answers, b"")
+        words = (_by_number(address), own, answer[:_BYTES])
+        if not hmac.compare_digest(answer[_BYTES:], _proof(secret, "pool", *words)):
+            raise JobError("was not started: the pool has another secret, or another --listen")
+        told.put(_proof(secret, "job", *words, settings) + settings)
+        yield from answers
+    except grpc.RpcError as error:
+        raise JobError(f"has ended: {error.details()}") from error
+    finally:
+        told.put(b"")
 
-    def __init__(self, secret: str) -> None:
-        self._secret = secret
 
-    def StartWorker(self, request: Any, context: grpc.ServicerContext) -> Any:
-        told = dict(context.invocation_metadata()).get(SECRET, "")
-        if not hmac.compare_digest(told, self._secret):
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, "the pool has another secret")
-        start_worker((), dict(request.params))
-        return beam_fn_api_pb2.StartWorkerResponse()
+async def _start_worker(
+    address: str, secret: bytes, _: object, context: grpc.aio.ServicerContext[bytes, bytes]
+) -> None:
+    """Serves a call of `ask_pool`, which takes its worker with it when it ends.
+
+    Args:
+      address: the number and the port at which the pool listens.
+      secret: what jobs know, too.
+      context: the call.
+    """
+    own, settings = secrets.token_bytes(_BYTES), b""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_SECONDS):
+            words = (address, await context.read(), own)
+            await context.write(own + _proof(secret, "pool", *words))
+            told = cast(bytes, await context.read() or b"")
+            if hmac.compare_digest(told[:_BYTES], _proof(secret, "job", *words, told[_BYTES:])):
+                settings = told[_BYTES:]
+    if not settings:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "not for you")
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, stdin=PIPE, stdout=PIPE, stderr=STDOUT, start_new_session=True, limit=2**24
+    )
+    try:
+        stdin = cast(asyncio.StreamWriter, process.stdin)
+        stdin.write(settings)
+        stdin.close()
+        async for line in cast(asyncio.StreamReader, process.stdout):
+            await context.write(line[-4096:])
+        await context.abort(grpc.StatusCode.ABORTED, f"exit code {await process.wait()}")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+async def _serve(listen: str, secret: bytes) -> None:
+    # Without this option, another pool might share the port.
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    start = functools.partial(_start_worker, _by_number(listen), secret)
+    handlers = {_METHOD: grpc.stream_stream_rpc_method_handler(start)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, handlers),))
+    try:
+        server.add_insecure_port(listen)
+        await server.start()
+        print(f"workers are started for jobs that reach {listen}", file=sys.stderr)
+        await server.wait_for_termination()
+    finally:
+        await server.stop(None)
 
 
 def main() -> None:
-    """Serves until a signal ends the process."""
+    """Serves until a signal ends the process, and with it all workers."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.runners.pool", description=__doc__)
     parser.add_argument("--listen", metavar="ADDRESS:PORT", required=True)
     parser.add_argument("--secret", metavar="FILE", required=True)
     arguments = parser.parse_args()
-    server = grpc.server(ThreadPoolExecutor(1))
+    # The first process of a container ignores it by default.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     try:
-        pool = _Pool(read_secret(arguments.secret))
-        server.add_insecure_port(arguments.listen)
-    except (UsageError, RuntimeError) as error:
+        asyncio.run(_serve(arguments.listen, read_secret(arguments.secret)))
+    except (UsageError, RuntimeError, OSError) as error:
         parser.error(str(error))
-    beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(pool, server)
-    server.start()
-    print(f"workers are started for jobs that reach {arguments.listen}", file=sys.stderr)
-    server.wait_for_termination()
 
 
 if __name__ == "__main__":

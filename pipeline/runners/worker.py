@@ -22,8 +22,7 @@ import pipeline
 CONTROL = "CONTROL_API_SERVICE_DESCRIPTOR"
 LOGGING = "LOGGING_API_SERVICE_DESCRIPTOR"
 """Settings that hold the addresses of a job's servers."""
-SECRET = "secret"
-"""Name of the metadata of a call that holds what a pool wants to be told."""
+COMMAND = (sys.executable, "-m", "pipeline.runners.worker")
 _VERSIONS = "IN9_VERSIONS"
 _OWN_VERSIONS = (
     f"in9 {pipeline.__version__}, apache-beam {importlib.metadata.version('apache-beam')}, "
@@ -32,31 +31,32 @@ _OWN_VERSIONS = (
 """What must be equal in a job and its workers, because pickled functions may hold bytecode."""
 
 
-def start_worker(
-    command: Sequence[str], settings: Mapping[str, str], output: int | None = None
-) -> subprocess.Popen[bytes]:
-    """Starts a worker, in a session of its own.
+def settings_text(settings: Mapping[str, str]) -> bytes:
+    """Returns what a worker reads: environment variables for Beam's worker, and the versions."""
+    lines = {**settings, _VERSIONS: _OWN_VERSIONS}.items()
+    return "".join(f"{name}={value}\n" for name, value in lines).encode()
+
+
+def start_worker(command: Sequence[str], settings: bytes) -> subprocess.Popen[bytes]:
+    """Starts a worker, in a session of its own, with a pipe for its output and errors.
 
     Args:
       command: words before the worker's own command, which may start it on another machine.
-      settings: environment variables for Beam's worker.
-      output: file descriptor for its standard output and error, or `subprocess.PIPE`; None leaves
-        them to this process's.
+      settings: what it reads.
 
     Raises:
       OSError: the command cannot be started.
     """
     process = subprocess.Popen(
-        [*command, sys.executable, "-m", "pipeline.runners.worker"],
+        [*command, *COMMAND],
         stdin=subprocess.PIPE,
-        stdout=output,
-        stderr=None if output is None else subprocess.STDOUT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         start_new_session=True,
     )
     # A command that has ended already says why in its output.
     with contextlib.suppress(BrokenPipeError), cast(BinaryIO, process.stdin) as stdin:
-        for name, value in {**settings, _VERSIONS: _OWN_VERSIONS}.items():
-            stdin.write(f"{name}={value}\n".encode())
+        stdin.write(settings)
     return process
 
 

@@ -30,7 +30,7 @@ class Workers:
       number: number of worker processes.
       command: words before the command of each worker; none start it on this machine.
       pools: addresses of worker pools, which start workers in turn; none to use `command`.
-      secret: what a pool wants to be told, as hexadecimal digits.
+      secret: what the pools know, too.
       address: the address of this machine at which workers call back.
       seconds: time after which a worker that has not called back, or no longer answers, is given
         up.
@@ -39,7 +39,7 @@ class Workers:
     number: int
     command: tuple[str, ...] = ()
     pools: tuple[str, ...] = ()
-    secret: str = ""
+    secret: bytes = dataclasses.field(default=b"", repr=False)
     address: str = "localhost"
     seconds: float = 300
 
@@ -78,7 +78,8 @@ def workers_from_flags(
         (
             has_any and beam not in TESTED_BEAM,
             f"--worker_command and --worker_pools are tested with apache-beam "
-            f"{', '.join(TESTED_BEAM)}, but this is {beam}",
+            f"{', '.join(TESTED_BEAM)}, but this is {beam}; pip install "
+            f"apache-beam=={TESTED_BEAM[-1]}",
         ),
         (
             command is not None and not (command and shutil.which(command[0])),
@@ -102,7 +103,7 @@ def workers_from_flags(
         number=direct.direct_num_workers if is_chosen else len(pools),
         command=tuple(command or ()),
         pools=pools,
-        secret=read_secret(arguments.worker_secret) if pools else "",
+        secret=read_secret(arguments.worker_secret) if pools else b"",
         address=_own_address(arguments.callback_address),
         seconds=arguments.worker_timeout or Workers.seconds,
     )

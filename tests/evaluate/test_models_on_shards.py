@@ -75,6 +75,19 @@ def plan(output: Path, *models: str, **how: Any) -> Evaluation:
     return Evaluation(store, models, "val", PredictConfig(), Progress.for_store(store), **how)
 
 
+def test_a_worker_with_a_share_of_a_machine_is_told_how_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.evaluate.evaluation.usable_cores", lambda: 8)
+    here, elsewhere = plan(tmp_path, FIRST, blocks=2), plan(tmp_path, FIRST, has_machines=True)
+    threads = []
+    for told in ("", "3", "64", "0"):
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+        assert here.threads == 4
+        threads.append(elsewhere.threads)
+    assert threads == [8, 3, 8, 1]
+
+
 def test_a_model_that_fails_is_let_go_and_the_next_one_runs(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

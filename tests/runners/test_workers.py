@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import secrets
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,10 @@ from apache_beam.portability.api import (
 )
 from cluster import LOOPBACK, listens_at, wait_for
 from gcs import free_port
-from machines import Slurm, missing, until
+from machines import NODES, Slurm, missing, until
 from runs import (
     QUICK,
     ROOT,
-    finished_shards,
     manifest_of,
     refusal,
     results_of,
@@ -42,11 +43,14 @@ from runs import (
 
 from pipeline.errors import JobError
 from pipeline.runners.coordinator import Coordinator
-from pipeline.runners.pool import read_secret
+from pipeline.runners.pool import ask_pool, read_secret
+from pipeline.runners.worker import CONTROL, settings_text
 from pipeline.runners.workers import Workers
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-
+lost_in_this_process = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)
+"""Beam's threads end with an error when a worker does."""
 HERE = ("--worker_command", "env", "--callback_address", "127.0.0.1")
 """Starts workers on this machine, by a command that does nothing else."""
 
@@ -74,13 +78,13 @@ def _command(pid: int) -> bytes:
 
 
 def _ask(address: str, worker: str) -> set[str]:
-    """Tries every method of a job's servers and pools; returns the codes of the answers."""
+    """Tries every method of a job's servers and of a pool; returns the codes of the answers."""
     fn, codes = beam_fn_api_pb2, set()
     with grpc.insecure_channel(address) as channel:
         provision = beam_provision_api_pb2_grpc.ProvisionServiceStub(channel)
         retrieval = beam_artifact_api_pb2_grpc.ArtifactRetrievalServiceStub(channel)
         control = beam_fn_api_pb2_grpc.BeamFnControlStub(channel)
-        pool = beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolStub(channel)
+        pool = channel.stream_stream("/in9.Pool/StartWorker")
         file = artifacts.GetArtifactRequest()
         file.artifact.type_urn = "beam:artifact:type:file:v1"
         file.artifact.type_payload = b"\n\x0b/etc/passwd"
@@ -90,7 +94,7 @@ def _ask(address: str, worker: str) -> set[str]:
         calls: list[tuple[Any, Any]] = [
             (provision.GetProvisionInfo, beam_provision_api_pb2.GetProvisionInfoRequest()),
             (control.GetProcessBundleDescriptor, fn.GetProcessBundleDescriptorRequest()),
-            (pool.StartWorker, fn.StartWorkerRequest()),
+            *((pool, iter([b"x" * length] * 2)) for length in (0, 32, 96)),
             (retrieval.GetArtifact, file),
             *((stream, iter(())) for stream in (control.Control, data, state, logging)),
         ]
@@ -159,8 +163,44 @@ def _run(workers: Workers, function: Callable[[int], object], more_seconds: floa
     numbers.pipeline.run()
 
 
+@contextlib.contextmanager
+def _relay(pool: str, seen: list[bytes]) -> Iterator[str]:
+    """Listens in a pool's place, and passes all messages on; yields its address.
+
+    Args:
+      pool: address of the pool.
+      seen: gets what the jobs say.
+    """
+
+    def see(messages: Iterator[bytes]) -> Iterator[bytes]:
+        for message in messages:
+            seen.append(message)
+            yield message
+
+    server, method = grpc.server(ThreadPoolExecutor()), "/in9.Pool/StartWorker"
+    with grpc.insecure_channel(pool) as channel:
+        call = channel.stream_stream(method)
+        handler = grpc.stream_stream_rpc_method_handler(lambda messages, _: call(see(messages)))
+        handlers = {"StartWorker": handler}
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("in9.Pool", handlers),)
+        )
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield f"127.0.0.1:{port}"
+        server.stop(None).wait()
+
+
+def _start(address: str, secret: bytes, settings: bytes) -> str:
+    """Has a pool start a worker; returns its output and its end."""
+    lines = []
+    with grpc.insecure_channel(address) as channel, pytest.raises(JobError) as error:
+        lines.extend(ask_pool(channel, address, secret, settings))
+    return f"{b''.join(lines).decode()}{error.value}"
+
+
 def test_a_pool_starts_workers_for_who_knows_its_secret(secret: Path, tmp_path: Path) -> None:
-    result, port = f"{tmp_path}/result", free_port()
+    result, port, known = f"{tmp_path}/result", free_port(), read_secret(str(secret))
     address = f"127.0.0.1:{port}"
 
     def keep(element: object) -> object:
@@ -177,17 +217,38 @@ def test_a_pool_starts_workers_for_who_knows_its_secret(secret: Path, tmp_path: 
         try:
             wait_for(port, process)
             assert _ask(address, "a" * 64) == {"UNAUTHENTICATED", "UNIMPLEMENTED"}
-            wrong = Workers(1, pools=(address,), secret="a" * 64)
-            refused = "was not started by the pool 127.0.0.1:.*: the pool has another secret"
+            wrong = Workers(1, pools=(address,), secret=b"a" * 64)
+            refused = "a worker of the pool 127.0.0.1:.* was not started: the pool has another"
             with pytest.raises(JobError, match=refused):
                 _run(wrong, keep)
+            seen: list[bytes] = []
+            with _relay(address, seen) as other:
+                assert "was not started" in _start(other, known, b"settings")
+            assert list(map(len, seen)) == [32]
             assert not _children(process.pid)
-            _run(Workers(1, pools=(address,), secret=read_secret(str(secret))), keep)
-        finally:
+            assert subprocess.run(pool, stderr=subprocess.DEVNULL, timeout=60).returncode == 2
+            other_version = _start(address, known, b"IN9_VERSIONS=others\n")
+            assert "but the job has others\nhas ended: exit code 1" in other_version
+            with grpc.insecure_channel(address) as stranger:
+                # It says nothing, and keeps nobody waiting.
+                stranger.stream_stream("/in9.Pool/StartWorker")(iter(queue.Queue().get, None))
+                _run(Workers(1, pools=(address,), secret=known), keep)
+            until(lambda: not _children(process.pid))
+            with grpc.insecure_channel(address) as channel, ThreadPoolExecutor() as threads:
+                nowhere = settings_text({"WORKER_ID": "", CONTROL: 'url: "127.0.0.1:1"'})
+                left = threads.submit(list, ask_pool(channel, address, known, nowhere))
+                until(lambda: _children(process.pid))
+                channel.close()
+                until(lambda: not _children(process.pid), 10)
+                assert isinstance(left.exception(), JobError)
             process.terminate()
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
     assert Path(result).read_text() == f"{[*range(8)]} from {process.pid}"
 
 
+@lost_in_this_process
 def test_a_lost_workers_part_is_done_again_and_no_element_comes_twice(tmp_path: Path) -> None:
     folder = str(tmp_path)
 
@@ -208,6 +269,7 @@ def test_a_lost_workers_part_is_done_again_and_no_element_comes_twice(tmp_path: 
     assert (tmp_path / "lost").exists()
 
 
+@lost_in_this_process
 def test_what_ends_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def kill(number: object) -> None:
         import os
@@ -229,6 +291,11 @@ def test_what_ends_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     never = ("sh", "-c", "echo no node is free yet; exec sleep 600")
     with pytest.raises(JobError, match="a worker has not called back in 1 s: no node is free yet"):
         _run(Workers(2, never, seconds=1), print)
+    with monkeypatch.context() as patch:
+        # Without it, metrics cannot be added up.
+        patch.delattr("pipeline.runners.coordinator.monitoring_infos")
+        with pytest.raises(NameError, match="monitoring_infos"):
+            _run(Workers(1), print)
     monkeypatch.setattr("pipeline.runners.coordinator._REPEATS", 0)
     with pytest.raises(JobError, match="1 workers were lost at one part; a worker"):
         _run(Workers(2), kill)
@@ -280,12 +347,13 @@ def test_a_job_of_slurm_that_loses_a_node(
 ) -> None:
     flags = ("generate", "--input", small_sample, "--images_per_shard", 2)
     flags = (*flags, "--segmenter", "python:sleeping:segment", "--output")
+    out, log, meet = tmp_path / "out", tmp_path / "job.log", tmp_path / "meet"
+    meet.mkdir()
     # So both nodes are at work when one of them goes.
-    slurm.environment["IN9_TEST_SLEEP"] = "1"
-    out, log = tmp_path / "out", tmp_path / "job.log"
+    slurm.environment |= {"IN9_TEST_SLEEP": "0.5", "IN9_TEST_MEET": str(meet)}
     submit = ("sbatch", "--ntasks=2", "--ntasks-per-node=1", f"--output={log}")
     assert slurm.ask("n1", *submit, ROOT / "deploy" / "slurm" / "in9.sbatch", *flags, out)
-    until(lambda: finished_shards(out), 180)
+    until(lambda: len(os.listdir(meet)) == len(NODES), 180)
     slurm.take_away("n2")
     until(lambda: not slurm.ask("n1", "squeue", "-h"), 180)
     assert "its part is done again" in log.read_text()
