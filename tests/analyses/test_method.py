@@ -224,8 +224,8 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
     dropped, bare, imported = (tmp_path / name for name in ("dropped", "bare", "imported"))
     small, flags = tmp_path / "small", ("--input", small_input, *QUICK, *ONE, "--output")
     run_here("generate", *flags, small, "--image_size", 32, "--variants", "original")
-    whole = ("--variants", "original", "--selection", "in9l")
-    run_here("generate", *flags, tmp_path / "whole", *whole)
+    whole = ("--selection", "in9l", "--variants", "original", *QUICK[2:], *ONE, "--output")
+    run_here("generate", "--input", small_input, *whole, tmp_path / "whole")
     mixed = ("--variants", "original,mixed_same,mixed_rand,fg_mask", "--layers", "drop")
     run_here("generate", *flags, dropped, *mixed)
     for picture in pictures_of(small_input):
