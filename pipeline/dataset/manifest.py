@@ -97,6 +97,10 @@ class Manifest:
     backgrounds: dict[str, int] = dataclasses.field(default_factory=dict)
     about: About = NOTHING_STATED
 
+    def __hash__(self) -> int:
+        """Hashes the fingerprint, so that what is planned for a dataset can be cached."""
+        return hash(self.fingerprint)
+
     @property
     def is_sample(self) -> bool:
         """Whether all of its images are the sample images that ship with the package."""

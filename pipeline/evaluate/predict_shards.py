@@ -289,7 +289,7 @@ class _ShardInProgress:
         """
         settings = self.run.evaluation
         for variant in self.fingerprints:
-            keys = self.tested
+            keys = every = self.dataset.keys_with(variant, self.tested)
             if variant in self.kept:
                 # A killed run may have left only the first batches of a variant.
                 keys = keys.difference(self.kept[variant]["key"].to_pylist())
@@ -299,7 +299,7 @@ class _ShardInProgress:
                     settings.split,
                     self.number,
                     variant,
-                    None if keys == self.tested and not settings.holdout else keys,
+                    None if keys == every and not settings.holdout else keys,
                 )
 
     def add(self, variant: str, rows: pa.Table, answers: NDArray[Any]) -> None:

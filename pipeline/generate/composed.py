@@ -69,7 +69,7 @@ class ComposedDataset(Dataset):
     split: str
     compose: ComposeConfig
     other: Dataset | None = None
-    tiled: list[int] = dataclasses.field(default_factory=list)
+    tiled: list[int] = dataclasses.field(default_factory=list, compare=False)
 
     @property
     @override
@@ -81,20 +81,29 @@ class ComposedDataset(Dataset):
             *(with_rendering(name, each) for each in compared for name in drawn),
         )
 
+    # Equal datasets share their plans, so that not every model of a process waits for them.
     @functools.cached_property
+    @functools.lru_cache(maxsize=4)  # noqa: B019
     def images(self) -> dict[str, _Images]:
         """The images by what stands in place of a rendering: "" for all, `COMMON`, `AGAINST`.
 
-        Two datasets have an image in common if both have the same object in the same file, by its
-        MD5, under the same label, and if these images have backgrounds among themselves.
+        Two datasets have an image in common if both have the same file, by its MD5, under the same
+        label, and if these images have backgrounds among themselves. If either has `--objects
+        each`, the box must be the same, too.
         """
         every = {row["key"]: row["key"] for row in selected_rows(self, self.split)}
         plan = plan_of_dataset(self, self.split, self.compose, list(every))
         images = {"": _Images(self, every, plan, plan)}
         if self.other:
+            by_box = "each" in (
+                self.manifest.config.segment.objects,
+                self.other.manifest.config.segment.objects,
+            )
             ours, theirs = (
                 {
-                    (row["source_md5"], row["label"], row["object"] or 1): row["key"]
+                    (row["source_md5"], row["label"], by_box and tuple(row["native_box"])): row[
+                        "key"
+                    ]
                     for row in selected_rows(dataset, self.split)
                 }
                 for dataset in (self, self.other)
@@ -102,10 +111,19 @@ class ComposedDataset(Dataset):
             both = {key: theirs[image] for image, key in ours.items() if image in theirs}
             plan = plan_of_dataset(self, self.split, self.compose, list(both))
             keys = {key: both[key] for key in plan.keys.take(pa.array(plan.rows)).to_pylist()}
-            there = plan_of_dataset(self.other, self.split, self.compose, list(keys.values()))
             images[COMMON] = _Images(self, {key: key for key in keys}, plan, plan)
-            images[AGAINST] = _Images(self.other, keys, plan, there)
+            images[AGAINST] = _Images(
+                self.other,
+                keys,
+                plan,
+                plan_of_dataset(self.other, self.split, self.compose, list(keys.values())),
+            )
         return images
+
+    @override
+    def keys_with(self, variant: str, keys: frozenset[str]) -> frozenset[str]:
+        kind = parse_name(variant).rendering
+        return keys.intersection(self.images[kind].keys) if kind in (COMMON, AGAINST) else keys
 
     def _shown(self, variant: str) -> tuple[str, str, str] | None:
         """Finds out how a variant is composed; returns None if it is stored.
@@ -120,6 +138,7 @@ class ComposedDataset(Dataset):
         return None if is_stored else (kind, name, entry)
 
     @functools.cached_property
+    @functools.lru_cache(maxsize=4)  # noqa: B019
     def _files(self) -> dict[str, tuple[str, collections.Counter[int]]]:
         """For each set of images: what their pictures depend on, and their number by shard.
 
@@ -171,9 +190,12 @@ class ComposedDataset(Dataset):
         kind, name, entry = shown
         dataset = self.images[kind].dataset
         composer = Composer(dataset.manifest.config.compose, (name,), find_variants([entry]))
-        # Layers are read and never cut, so any segmenter does; a custom one may not be importable.
-        cutter = Cutter(SegmentConfig(segmenter="box"))
-        source = LayerSource(dataset.store, cutter, filled=filled_bases([name]))
+        source = LayerSource(
+            dataset.store,
+            # Layers are read and never cut, so any segmenter does; a custom one may not be there.
+            Cutter(SegmentConfig(segmenter="box")),
+            filled=filled_bases([name]),
+        )
         with tempfile.TemporaryFile() as file:
             selected, fills = self._selected(shard, kind, pairs_of(name)), Fills(file)
             composed = (

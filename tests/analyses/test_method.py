@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
+import importlib
 import re
 import shutil
 from pathlib import Path
@@ -21,6 +23,7 @@ from runs import (
     dataset_in,
     index_of,
     made_once,
+    manifest_of,
     pictures_of,
     pixels_of,
     refusal,
@@ -221,6 +224,8 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
     dropped, bare, imported = (tmp_path / name for name in ("dropped", "bare", "imported"))
     small, flags = tmp_path / "small", ("--input", small_input, *QUICK, *ONE, "--output")
     run_here("generate", *flags, small, "--image_size", 32, "--variants", "original")
+    whole = ("--selection", "in9l", "--variants", "original", *QUICK[2:], *ONE, "--output")
+    run_here("generate", "--input", small_input, *whole, tmp_path / "whole")
     mixed = ("--variants", "original,mixed_same,mixed_rand,fg_mask", "--layers", "drop")
     run_here("generate", *flags, dropped, *mixed)
     for picture in pictures_of(small_input):
@@ -242,6 +247,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
     for other, said in (
         (dropped, "it has no layers (--layers drop)"),
         (imported, "it is an import, without layers"),
+        (tmp_path / "whole", "it keeps images whole (--selection in9l)"),
         (small, "its pictures have 32 pixels"),
         (bare, "it has no image of this dataset"),
         (tmp_path, "holds no finished dataset"),
@@ -252,7 +258,11 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
 
 
 def test_another_dataset_is_compared_on_the_images_that_both_have(
-    small_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    composed: Path,
+    small_input: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
 ) -> None:
     (tmp_path / "method_fills.py").write_text(
         "def grey(image, hole):\n    image[hole] = 128\n    return image\n"
@@ -307,6 +317,14 @@ def test_another_dataset_is_compared_on_the_images_that_both_have(
     compose = dataset.manifest.config.compose
     both = ComposedDataset(dataset.store, dataset.manifest, "val", compose, other)
     assert both.images["against"].keys == common
+    # What is planned serves the next models, too; other pairs have another plan.
+    again = ComposedDataset(dataset.store, dataset_in(here).manifest, "val", compose, other)
+    assert again.images is both.images
+    reseeded = dataclasses.replace(again, compose=dataclasses.replace(compose, seed=1))
+    assert reseeded.images is not both.images
+    every = frozenset(row["key"] for row in rows.values())
+    assert both.keys_with("mixed_rand_against", every) == common.keys() < every
+    assert both.keys_with("mixed_rand", every) == every
     # The pairs are drawn among these images, and the same in both datasets.
     predicted = predictions_of(here)
     pairs = {
@@ -354,7 +372,73 @@ def test_another_dataset_is_compared_on_the_images_that_both_have(
     assert table["common", "all"]["difference"] == ""
     # A fill of the user's is a rendering among others.
     assert ("grey", "large") in table
-    assert "grey" in (here / "results/latex/method.tex").read_text()
+    assert "grey@1" in (here / "results/latex/method.tex").read_text()
     assert f"in the same pairs of the {len(common)} images that both have" in said
     # The hole of one background is the whole picture.
     assert re.search(r"[1-9]\d* of the filled backgrounds (is|are) tiled", said)
+    # The boxes of the other dataset may be others, so the row does not say what they cover.
+    assert table["against", "all"]["hole_low"] == table["against", "all"]["hole_high"] == ""
+    assert table["common", "all"]["hole_low"] != ""
+    # Results of another version of the fill, and of another dataset, have names of their own.
+    importlib.import_module("method_fills").grey.version = 2
+    fill = ("--renderings", "python:method_fills:grey")
+    run_here(
+        *METHOD[:2], "python:tiny_models:second", *METHOD[3:], here, *fill, "--against", composed
+    )
+    # What is finished is not composed again, although fewer renderings are asked for.
+    monkeypatch.setattr(ComposedDataset, "tables", None)
+    capsys.readouterr()
+    run_here(*METHOD, here, *ONE, "--against", there)
+    said = capsys.readouterr().out
+    monkeypatch.undo()
+    write_all(here, "none")
+    page = re.sub(r"\s+", " ", (here / "report.html").read_text())
+    latex = (here / "results/latex/method.tex").read_text()
+    entry = "python:method_fills:grey@2"
+    by_model = {"first": {}, "second": {"grey": entry}}
+    for (model, own), of in zip(by_model.items(), (there, composed), strict=True):
+        digest = manifest_of(of)["fingerprint"]
+        of_rows = {
+            row["rendering"]: row["of"]
+            for row in table_of(here, "method")
+            if row["model"] == f"python:tiny_models:{model}"
+        }
+        built_in = dict.fromkeys(("paper", *RENDERINGS), "")
+        assert of_rows == built_in | own | dict.fromkeys(("common", "against"), digest)
+        line = f"{model}: common, against: BG-Gap of this dataset and of {digest[:12]}"
+        assert line in said
+        assert line in page
+        assert page.count(f'<th scope="col">against {digest[:12]}</th>') == 1
+        assert f"{digest[:5]}\N{HORIZONTAL ELLIPSIS}{digest[8:12]}" in latex
+    # The first model has no such rendering.
+    assert page.count('<th scope="col">method_fills grey@2</th>') == 1
+
+
+def test_objects_are_compared_with_themselves(small_input: Path, tmp_path: Path) -> None:
+    """Checks that of an image's two boxes, the second of which is larger, each meets its like."""
+    several = min(small_input.glob("Annotations/val/*.xml"))
+    text = several.read_text()
+    (box,) = re.findall(r"<object>.*?</object>", text, re.DOTALL)
+    small = re.sub(r"<(.)max>\d+", lambda end: f"<{end[1]}max>{_low(box, end[1]) + 9}", box)
+    several.write_text(text.replace(box, f"{small}\n{box}"))
+    sizes = ("--max_box", 1, "--min_visible", 0, "--min_foreground", 0, "--variants")
+    flags = ("--input", small_input, *QUICK, *ONE, *sizes, "mixed_same,mixed_rand", "--output")
+    kinds = ("each", "largest")
+    for objects in kinds:
+        run_here("generate", *flags, tmp_path / objects, "--objects", objects)
+    each, largest = (dataset_in(tmp_path / objects) for objects in kinds)
+    keys = [row["key"] for row in index_of(tmp_path / "largest") if row["selected"]]
+    objects = {f"{key}_{2 if key == several.stem else 1}": key for key in keys}
+    assert f"{several.stem}_2" in objects
+    for here, there, common in (
+        (each, largest, objects),
+        (largest, each, {key: name for name, key in objects.items()}),
+        (each, each, {key: key for key in (*objects, f"{several.stem}_1")}),
+    ):
+        compose = here.manifest.config.compose
+        both = ComposedDataset(here.store, here.manifest, "val", compose, there)
+        assert both.images["against"].keys == common
+
+
+def _low(box: str, axis: str) -> int:
+    return int(re.findall(rf"<{axis}min>(\d+)<", box)[0])

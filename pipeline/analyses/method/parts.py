@@ -84,6 +84,7 @@ class MethodParts(Parts):
         dataset, other = Dataset.open(evaluation.store), there.manifest.config
         refusals = {
             "it is an import, without layers": other.is_imported,
+            "it keeps images whole (--selection in9l)": other.segment.keeps_image_whole,
             "it has no layers (--layers drop)": other.layers == "drop",
             "it has other classes": there.taxonomy != taxonomy,
             f"it has no split {evaluation.split}": evaluation.split not in other.split,
@@ -122,14 +123,21 @@ class MethodParts(Parts):
             ),
         )
         names = list(dict.fromkeys(name for one in results for name in one.headline))
-        text = tabular(
-            "BG-Gap of the paper's method, and differences from it, in points; common, against: "
-            "BG-Gap; 95 % intervals; bold: differs (Holm, 5 %)",
-            names,
-            results,
-            [[r.cell if (r := one.headline.get(n)) else None for n in names] for one in results],
+        store.update(
+            "results/latex/method.tex",
+            shown_bytes(
+                tabular(
+                    "BG-Gap of the paper's method, and differences from it, in points; common, "
+                    "against: BG-Gap; 95 % intervals; bold: differs (Holm, 5 %)",
+                    names,
+                    results,
+                    [
+                        [row.cell if (row := one.headline.get(name)) else None for name in names]
+                        for one in results
+                    ],
+                )
+            ),
         )
-        store.update("results/latex/method.tex", shown_bytes(text))
 
     @override
     def lines(self, dataset: Dataset, work: PlannedAnalysis | None) -> Iterator[str]:
@@ -151,7 +159,7 @@ class MethodParts(Parts):
                     ),
                 ]
             )
-        yield from dict.fromkeys(one.against_text for one in results if one.against)
+        yield from filter(None, (one.against_text for one in results))
 
 
 PARTS = MethodParts()

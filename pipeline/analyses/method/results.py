@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import Meta, Struct
 
 from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import Estimate, estimate_of
@@ -47,6 +47,13 @@ class MethodRow(Struct, frozen=True, kw_only=True):
             "pictures of them"
         ),
     ]
+    of: Annotated[
+        str,
+        Meta(
+            description="entry of the fill with its version, if it is your own; for `common` and "
+            "`against` the fingerprint of the other dataset; else empty"
+        ),
+    ]
     hole: Annotated[
         str,
         Meta(
@@ -55,10 +62,14 @@ class MethodRow(Struct, frozen=True, kw_only=True):
         ),
     ]
     hole_low: Annotated[
-        float, Meta(description="least share of these pictures that the background's box covers")
+        float | None,
+        Meta(
+            description="least share of these pictures that the background's box covers; empty for "
+            "`against`, whose boxes may be others"
+        ),
     ]
     hole_high: Annotated[
-        float, Meta(description="greatest share of these pictures that the background's box covers")
+        float | None, Meta(description="greatest share that it covers, in the same way")
     ]
     mixed_same: Annotated[float, Meta(description="accuracy on `mixed_same` in this rendering")]
     mixed_rand: Annotated[float, Meta(description="accuracy on `mixed_rand` in this rendering")]
@@ -87,6 +98,15 @@ class MethodRow(Struct, frozen=True, kw_only=True):
     pictures: int
 
     @property
+    def title(self) -> str:
+        """Names what was rendered, so that results under one title can be compared."""
+        # At the head of a narrow column, words stand below each other.
+        return (
+            self.of.partition("python:")[2].replace(":", " ")
+            or f"{self.rendering} {self.of[:12]}".strip()
+        )
+
+    @property
     def cell(self) -> Cell:
         """The difference, or the gap if it is one of `GAPS`, with its interval."""
         of = None if self.rendering in GAPS else self.compared
@@ -103,31 +123,29 @@ class MethodResult(PicturesResult, frozen=True, kw_only=True):
     """method.json: BG-Gap of a model in all renderings.
 
     Attributes:
-      against: fingerprint of the dataset that was compared with.
       rows: its rows.
     """
 
-    against: str | UnsetType = UNSET
     rows: tuple[MethodRow, ...]
 
     @property
     def headline(self) -> dict[str, MethodRow]:
-        """The row of each rendering on all pictures, under the first label rule."""
+        """By title, each rendering's row on all pictures, under the first label rule."""
         return {
-            row.rendering: row
+            row.title: row
             for row in self.rows
             if (row.label_rule, row.hole) == (self.rows[0].label_rule, HOLES[0])
         }
 
     @property
     def against_text(self) -> str:
-        """What `COMMON` and `AGAINST` are of; "" without them."""
-        row = self.headline.get(COMMON)
-        if row is None or not self.against:
+        """What `COMMON` and `AGAINST` of the model are of; "" without them."""
+        row = next((row for row in self.rows if row.rendering == COMMON), None)
+        if row is None:
             return ""
         return (
-            f"common, against: BG-Gap of this dataset and of {self.against[:12]}, in the same "
-            f"pairs of the {row.pictures // (2 * row.replicates)} images that both have"
+            f"{self.name}: common, against: BG-Gap of this dataset and of {row.of[:12]}, in the "
+            f"same pairs of the {row.pictures // (2 * row.replicates)} images that both have"
         )
 
 

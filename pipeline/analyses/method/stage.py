@@ -13,7 +13,6 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from msgspec import UNSET
 from typing_extensions import override
 
 from pipeline.analyses.evaluation.comparisons import gap_draws, picture_roles
@@ -47,7 +46,7 @@ from transforms.intervals import holm
 from transforms.renderings import AGAINST, COMMON, RENDERINGS
 from transforms.scoring import LABEL_RULES
 from transforms.two_way import difference_interval, p_value
-from transforms.variants import parse_name, select_variants, with_rendering
+from transforms.variants import name_of, parse_name, select_variants, with_rendering
 
 
 def method_config(
@@ -92,8 +91,10 @@ class MethodShards(PredictShards):
 
     @override
     def _read_kept(self, shard: int) -> dict[str, pa.Table]:
-        evaluated = PredictShards(self._dataset, self._run, self.store)
-        return {**evaluated._read_kept(shard), **super()._read_kept(shard)}
+        return {
+            **PredictShards(self._dataset, self._run, self.store)._read_kept(shard),
+            **super()._read_kept(shard),
+        }
 
 
 @dataclasses.dataclass(eq=False)
@@ -133,8 +134,10 @@ class PlannedMethod(PlannedAnalysis):
     @override
     def size(self, dataset: Dataset, chunk: int) -> int:
         # The pictures to compare with are of the pairs of both variants, twice.
-        each = len(self.compose.composed) + self.share * 2 * 2 * self.compose.replicates
-        return round(len(self.evaluation.rows(dataset, chunk)) * each)
+        return round(
+            len(self.evaluation.rows(dataset, chunk))
+            * (len(self.compose.composed) + self.share * 2 * 2 * self.compose.replicates)
+        )
 
     @override
     def for_model(self, dataset: Dataset, run: ModelRun) -> MethodShards:
@@ -150,25 +153,33 @@ class PlannedMethod(PlannedAnalysis):
             read_table(store, path, COLUMNS).replace_schema_metadata() for path in paths
         ).unify_dictionaries()
         composed, images = model_work._dataset, EvalImages.read(dataset, *run.tested_on)
-        area = dataset.manifest.config.segment.image_size**2
-        boxes = {row["key"]: row["box"] for row in selected_rows(dataset, self.evaluation.split)}
-        shares = {key: (x1 - x0) * (y1 - y0) / area for key, (x0, y0, x1, y1) in boxes.items()}
-        renderings = dict.fromkeys(parse_name(name).rendering for name in self.compose.composed)
+        shares = {
+            row["key"]: (x1 - x0) * (y1 - y0) / dataset.manifest.config.segment.image_size**2
+            for row in selected_rows(dataset, self.evaluation.split)
+            for x0, y0, x1, y1 in [row["box"]]
+        }
+        renderings = {
+            parse_name(name_of(entry)).rendering: entry.partition("=")[2]
+            for entry in self.compose.variants
+        }
         draws = [name for of_base in gap_draws(self.compose.composed) for name in of_base]
-        rows = [*method_rows(table, images, shares, draws, tuple(renderings))]
+        rows = [*method_rows(table, images, shares, draws, renderings)]
         if composed.other:
             both = pa.array(list(composed.images[AGAINST].keys), pa.string())
             images = images.select(pc.is_in(images.keys, both).to_numpy(zero_copy_only=False))
-            compared = method_rows(table, images, shares, draws, (COMMON, AGAINST))
-            rows += [row for row in compared if row.hole == HOLES[0]]
-        content = pick(
-            MethodResult,
-            run,
-            of=split_fingerprint(dataset, self.evaluation.split, stored_pairs(dataset)),
-            against=composed.other.manifest.fingerprint if composed.other else UNSET,
-            rows=tuple(rows),
+            of = dict.fromkeys((COMMON, AGAINST), composed.other.manifest.fingerprint)
+            compared = method_rows(table, images, shares, draws, of)
+            rows += (row for row in compared if row.hole == HOLES[0])
+        write_result(
+            store,
+            result_file(run.folder, "method"),
+            pick(
+                MethodResult,
+                run,
+                of=split_fingerprint(dataset, self.evaluation.split, stored_pairs(dataset)),
+                rows=tuple(rows),
+            ),
         )
-        write_result(store, result_file(run.folder, "method"), content)
         store.delete_all(set(store.walk(f"results/{run.folder}/method")).difference(paths))
 
 
@@ -177,7 +188,7 @@ def method_rows(
     images: EvalImages,
     shares: Mapping[str, float],
     draws: Sequence[str],
-    renderings: Sequence[str],
+    renderings: Mapping[str, str],
 ) -> Iterator[MethodRow]:
     """Compares the renderings of the same pictures.
 
@@ -186,7 +197,8 @@ def method_rows(
       images: the n images that the model was tested on.
       shares: for the key of each image, the share of the picture that its box covers.
       draws: the draws of `mixed_same`, and then as many of `mixed_rand`.
-      renderings: what the draws are predicted in; others are compared with the first.
+      renderings: what the draws are predicted in, each with the value of its column `of`; others
+        are compared with the first.
 
     Yields:
       For all pictures and for each third of them by the share of the background's box, a row for
@@ -229,13 +241,14 @@ def method_rows(
                 "ci_high": high.tolist(),
                 **{n: [None, *v.tolist()] for n, v in zip(DIFFERENCE, behind, strict=True)},
             }
-            for position, name in enumerate(renderings):
+            for position, (name, of) in enumerate(renderings.items()):
                 yield MethodRow(
                     label_rule=rule,
                     rendering=name or PAPER,
+                    of=of,
                     hole=hole,
-                    hole_low=float(holes[chosen].min()),
-                    hole_high=float(holes[chosen].max()),
+                    hole_low=None if name == AGAINST else float(holes[chosen].min()),
+                    hole_high=None if name == AGAINST else float(holes[chosen].max()),
                     **{column: values[position] for column, values in columns.items()},
                     replicates=len(draws) // 2,
                     seed_sd=float(gaps[position].std(ddof=1))
