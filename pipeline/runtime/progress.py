@@ -415,20 +415,21 @@ def live_bar(name: str, total: int, noun: str) -> Iterator[Callable[[int], None]
     Yields:
       A function that advances the bar by a number of items.
     """
+    if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
+        yield lambda count: None
+        return
+    # Imported here, because machines with neither may lack it.
     from rich import console, progress
 
-    screen = console.Console(stderr=True)
     with progress.Progress(
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         progress.TextColumn(noun),
         progress.TimeRemainingColumn(),
-        console=screen,
+        console=console.Console(stderr=True),
         auto_refresh=False,
         transient=True,
-        # With FORCE_COLOR, rich takes everything for a terminal.
-        disable=not ((screen.is_terminal and sys.stderr.isatty()) or screen.is_jupyter),
     ) as bar:
         task = bar.add_task(name, total=total)
         yield lambda count: bar.update(task, advance=count, refresh=True)
