@@ -192,14 +192,20 @@ def test_summaries_have_a_form_and_are_made_of_predictions(told: Dataset, tmp_pa
         result_files.write_result(dataset.store, path, replace(model, power=(noted,)))
         assert measure_power(dataset, images, current)[0].accuracy == accuracy
     gap = next(row for row in old.gaps if row.label_rule == "argmax_then_map")
-    for low, named in ((-0.1, 2), (0.1, 1)):
-        # The last clause names only models whose gap has an interval that includes 0.
-        gaps = (replace(gap, ci_low=low, ci_high=0.2),)
-        shown = [
-            replace(old, gaps=gaps, power=(replace(row, has_power=has),)) for has in (True, False)
-        ]
-        lines = list(describe_power(shown))
-        assert [line.count(old.model) for line in lines] == [named]
+    near, far = (replace(gap, ci_low=low, ci_high=0.2) for low in (-0.1, 0.1))
+    for gaps, says_little in (
+        ((near,), "; so a BG-Gap whose interval includes 0 says little about the model"),
+        ((far,), ""),
+        # Only models whose interval includes 0 are named, if there are others.
+        ((near, far), f"; so a BG-Gap whose interval includes 0, as for {old.model}, says little"),
+    ):
+        shown = [replace(old, gaps=(gap,), power=(replace(row, has_power=True),))]
+        shown += [replace(old, gaps=(one,), power=(replace(row, has_power=False),)) for one in gaps]
+        (line,) = describe_power(shown)
+        before, _, after = line.partition(" %)")
+        assert before.count(old.model) == len(gaps)
+        assert after.startswith(says_little)
+        assert bool(after) == bool(says_little)
     assert not list(describe_power([replace(old, power=())]))
 
 

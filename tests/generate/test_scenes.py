@@ -207,7 +207,7 @@ def test_models_are_measured_on_scenes_and_over_groups(made: tuple[Path, str]) -
         expected, abs=1e-6
     )
     page = (output / "report.html").read_text()
-    assert "<strong>a scene</strong>, <code>place_" in page
+    assert '<strong>a scene</strong><span class="key">, <code>place_' in page
     (attack,) = table_of(output, "attack")[:1]
     assert int(attack["foregrounds"]) == 6
 
