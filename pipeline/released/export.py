@@ -24,7 +24,8 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import bucket_hash, read_metadata, read_rows, write_table
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError
-from pipeline.runtime.progress import Progress, map_shards
+from pipeline.runtime.local_loop import map_shards
+from pipeline.runtime.progress import Progress
 from pipeline.storage.state_files import csv_bytes, json_bytes
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.codec import decode_mask, encode_npy

@@ -1,4 +1,4 @@
-"""Counters and progress of a job, and jobs that run as loops in this process.
+"""Counters and progress of a job.
 
 Counters tell what was done, what was written, and how long each stage took. Workers count through
 Beam, so on any runner the counters are sums over all workers.
@@ -22,12 +22,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TextIO, TypeVar
+from typing import TYPE_CHECKING, TextIO
 
-from pipeline.errors import JobError, UsageError, counted, shown_bytes
-from pipeline.runtime.job_log import in_one_line, job_log
-from pipeline.runtime.machine import usable_cores
-from pipeline.storage.interface import read_ahead
+from pipeline.errors import counted, shown_bytes
 from pipeline.storage.processes import has_ended, this_process
 from pipeline.storage.state_files import parse_json
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
@@ -485,41 +482,3 @@ def show_progress(
         thread.join()
         display.close()
         progress.clear()
-
-
-T = TypeVar("T")
-R = TypeVar("R")
-
-
-@contextlib.contextmanager
-def run_locally(progress: Progress, log: str) -> Iterator[None]:
-    """Shows the progress of a block, and translates its errors.
-
-    Args:
-      progress: where the block writes notes of its progress.
-      log: path of a file for tracebacks, which is kept only if the block fails.
-
-    Raises:
-      UsageError, JobError: raised by the block; any other error becomes a JobError.
-    """
-    with in_one_line(log, _translate), job_log(log), show_progress(progress):
-        yield
-
-
-def _translate(error: Exception) -> Exception:
-    if isinstance(error, UsageError | JobError):
-        # Constructors of subclasses may take more than a message.
-        return (UsageError if isinstance(error, UsageError) else JobError)(str(error))
-    return JobError(f"{type(error).__name__}: {error}. Run the same command again to go on")
-
-
-def map_shards(work: Callable[[T], R], shards: Iterable[T]) -> list[R]:
-    """Calls a function on each shard, as many at a time as there are cores.
-
-    Returns:
-      The results in the order of the shards.
-
-    Raises:
-      Exception: the first error, after the calls that had begun have ended.
-    """
-    return [result for _, result in read_ahead(work, shards, usable_cores())]

@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.errors import BrokenPictureError, JobError
 from pipeline.runners import beam_options
-from pipeline.runtime.progress import Progress, run_locally
+from pipeline.runtime.local_loop import run_locally
+from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 
 
