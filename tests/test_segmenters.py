@@ -205,7 +205,7 @@ def test_further_variants_are_composed_evaluated_and_read_without_their_module(
     assert config["variants"][-2:] == ["noise_bg", "python:my_variants:fg_on_grey@1"]
     page = (output / "report.html").read_text()
     assert "fg_on_grey" in page
-    assert f"{rfs:.2f}<small>" in page
+    assert f"{rfs:.2f} <small" in page
     # One draw of one mixed variant leaves nothing to compare.
     assert "No flip rate" in page
     assert_sound(output)

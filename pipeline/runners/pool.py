@@ -30,6 +30,7 @@ import grpc
 
 from pipeline.errors import JobError, UsageError
 from pipeline.runners.worker import COMMAND
+from transforms.hashing import text_bytes
 
 _SHORTEST = 16
 """Number of bytes below which a secret might be guessed."""
@@ -56,7 +57,7 @@ def read_secret(path: str) -> bytes:
 
 
 def _proof(secret: bytes, *words: object) -> bytes:
-    return hmac.digest(secret, repr(words).encode(), "sha256")
+    return hmac.digest(secret, text_bytes(repr(words)), "sha256")
 
 
 def _by_number(address: str) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import BinaryIO, cast
 
 import pipeline
+from transforms.hashing import text_bytes
 
 CONTROL = "CONTROL_API_SERVICE_DESCRIPTOR"
 LOGGING = "LOGGING_API_SERVICE_DESCRIPTOR"
@@ -34,7 +35,7 @@ _OWN_VERSIONS = (
 def settings_text(settings: Mapping[str, str]) -> bytes:
     """Returns what a worker reads: environment variables for Beam's worker, and the versions."""
     lines = {**settings, _VERSIONS: _OWN_VERSIONS}.items()
-    return "".join(f"{name}={value}\n" for name, value in lines).encode()
+    return text_bytes("".join(f"{name}={value}\n" for name, value in lines))
 
 
 def start_worker(command: Sequence[str], settings: bytes) -> subprocess.Popen[bytes]:
