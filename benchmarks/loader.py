@@ -173,7 +173,7 @@ def main() -> None:
     measure_loader(photographs(sample), 2048 if quick else 16384)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        draw_dataset(48 if quick else 2000, 224, 3 if quick else 8, root / "out")
+        draw_dataset(48 if quick else 4050, 224, 3 if quick else 8, root / "out")
         measure_slow_storage(root / "out", 1 if quick else 5)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import logging
 import sys
 from collections.abc import Iterable
@@ -286,8 +287,8 @@ class RunModels(_Step):
         outputs = model_work.run(predictor, chunks, missing, note)
         try:
             with contextlib.closing(outputs), ThreadPoolExecutor(1) as pool:
-                for chunk in missing:
-                    tallies[chunk] = self._resume_tally(block, chunk, pool, noted)
+                resume = functools.partial(self._resume_tally, block, pool, noted)
+                tallies.update(read_ahead(resume, missing))
                 pending: collections.deque[tuple[Future[FileDigest], bool]] = collections.deque()
                 for output in outputs:
                     if output.is_complete:
@@ -307,7 +308,7 @@ class RunModels(_Step):
             for tally in tallies.values():
                 tally.end()
 
-    def _resume_tally(self, block: Block, chunk: int, pool: Executor, noted: set[str]) -> Tally:
+    def _resume_tally(self, block: Block, pool: Executor, noted: set[str], chunk: int) -> Tally:
         """Returns the counters of a missing chunk, which continue those of an earlier attempt."""
         tally = self.tally(block, chunk, pool)
         if tally.path in noted:

@@ -248,7 +248,9 @@ def release(store: Store, lock: str, token: str) -> None:
     """Releases a lock if it is still held with this token."""
     files, path = files_of(store.root), store.writable_path(lock)
     while (claim := files.current_claim(path)) is not None and claim.token == token:
-        files.unclaim(path, claim, store.temporary())  # Fails if the lock is renewed meanwhile.
+        # Fails if the lock is renewed meanwhile.
+        if files.unclaim(path, claim, store.temporary()):
+            return
 
 
 def release_if_owned(store: Store, lock: str, owner: Owner) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 from pipeline.storage.files import LocalFiles
-from pipeline.storage.store import Store
 
 
 @contextlib.contextmanager
@@ -22,13 +22,20 @@ def slow_storage(seconds: float, asked: Callable[[], object] = lambda: None) -> 
       seconds: delay of each of them.
       asked: called at each of them, in the thread that asks.
     """
+    delayed = threading.local()
 
     def slowly(call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            asked()
-            time.sleep(seconds)
-            return call(*args, **kwargs)
+            # What an operation consists of is a part of its own delay.
+            if not getattr(delayed, "now", False):
+                asked()
+                time.sleep(seconds)
+            before, delayed.now = getattr(delayed, "now", False), True
+            try:
+                return call(*args, **kwargs)
+            finally:
+                delayed.now = before
 
         return wrapped
 
@@ -37,6 +44,4 @@ def slow_storage(seconds: float, asked: Callable[[], object] = lambda: None) -> 
             # To renew a claim is a thread's work of its own.
             if not name.startswith("_") and name not in ("fenced", "renew"):
                 stack.enter_context(mock.patch.object(LocalFiles, name, slowly(call)))
-        source = slowly(Store.arrow_source)
-        stack.enter_context(mock.patch.object(Store, "arrow_source", source))
         yield
