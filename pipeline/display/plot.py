@@ -183,7 +183,7 @@ def rows_figure(
             axes.text(1.03, row, f"{count:,}", color=SOFT, va="center", transform=beside)
         if counts:
             axes.annotate("n", (1.03, 1), (0, 6), "axes fraction", "offset points", color=SOFT)
-        legend_below(figure, axes, 1 if len(series) < 3 else 2)
+        legend_below(figure, axes)
         return drawn(figure)
 
 
@@ -236,7 +236,7 @@ def lines_figure(
                 )
         axes.set_xticks(positions, labels)
         axes.set(ylim=(-0.02, 1.02), xlabel=x_label, ylabel="accuracy, %")
-        legend_below(figure, axes, 1 if len(series) < 3 else 2)
+        legend_below(figure, axes)
         return drawn(figure)
 
 

@@ -127,10 +127,15 @@ def percent_axis(axes: Axes, axis: str, locator: Locator | None = None) -> None:
     axes.set_axisbelow(True)
 
 
-def legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:
-    """Adds a legend of the axes' labels below the figure."""
+_HALF_WIDTH = 20
+"""Number of characters that half a figure's width holds in a legend."""
+
+
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """Adds a legend of the axes' labels below the figure, in columns as wide as the longest."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
+        columns = 2 if len(labels) > 2 and max(map(len, labels)) <= _HALF_WIDTH else 1
         figure.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=1.6)
 
 

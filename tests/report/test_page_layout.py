@@ -190,6 +190,16 @@ def test_a_figure_takes_any_name_of_a_class() -> None:
     assert "\N{REPLACEMENT CHARACTER}[31m" in text
 
 
+@pytest.mark.parametrize(
+    "name", ["vit_base_patch16_{}.in21k_ft", "efficientnet_lite{}", "a model {}"]
+)
+def test_a_figure_holds_the_names_of_its_models(name: str) -> None:
+    series = [Series(name.format(number), ((0.5, 0.4, 0.6),)) for number in range(4)]
+    figure = rows_figure("by class", ["dog"], series).figure
+    (legend,) = figure.legends
+    assert legend.get_window_extent().x1 <= figure.bbox.x1
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_is_readable(browser: Any, report_run: Path, scheme: str) -> None:
     opened = Opened(browser, report_run, color_scheme=scheme)
