@@ -459,7 +459,7 @@ SECTIONS = (
         Flag(
             "--gpus",
             "N",
-            "groups of shards that models run on in parallel; several on this machine have a "
+            "blocks of each model's work, which run in parallel; several on this machine have a "
             "process and a GPU each (default: 1 on this machine, else as many as the work fills)",
             type=count,
         ),
