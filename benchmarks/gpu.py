@@ -15,22 +15,22 @@ against a compiled bare loop.
 
 The other figures: loads of models; the first and the tenth of ten models, and all ten with their
 loads; the whole stage on storage that answers late; how many answers of each precision are those of
-fp32; all cards beside one.
+fp32; all GPUs beside one.
 
 It needs this project's checkout and the packages that run models, but no Beam, none of Google's
 libraries and no network; figures that need more say so. The pictures are the embedded sample's. A
 model whose weights no package ships gets random ones. No ratio is printed with --quick, because
 set-up would dominate it.
 
-On a machine without a network, such as a rented card, take along what its Python lacks as wheels,
+On a machine without a network, such as a rented GPU, take along what its Python lacks as wheels,
 fetched for its version of Python on any machine:
 
     pip download --no-deps --only-binary=:all: --python-version 3.12 --dest wheels \
         --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 msgspec simplejpeg
     pip install --no-index --no-deps wheels/*.whl    # there, in the checkout that holds the wheels
 
-The packages are in benchmarks/README.md. Images with PyTorch for cards usually lack these two;
-`pip list` tells. For evaluation by `in9` itself, and so for slow storage and several cards, take
+The packages are in benchmarks/README.md. Images with PyTorch for GPUs usually lack these two;
+`pip list` tells. For evaluation by `in9` itself, and so for slow storage and several GPUs, take
 along apache-beam and what it needs, too.
 """
 

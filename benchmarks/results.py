@@ -24,14 +24,14 @@ from pathlib import Path
 from measure import TABLE, commit, machine
 
 HERE = Path(__file__).parent
-CARD = "gpu --device cuda"
+GPU = "gpu --device cuda"
 
 BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
     "grabcut": ([], ["--softened", "10", "--native", "4"]),
     "segmentation_iou": ([], []),
     "generate_cost": ([], ["--images", "24", "--rounds", "1"]),
     "gpu --device cpu": ([], ["--quick"]),
-    CARD: ([], ["--quick"]),
+    GPU: ([], ["--quick"]),
     "loader": ([], ["--quick"]),
     "after_kill": ([], ["--pairs", "1"]),
     "reading": ([], ["--images", "72", "--rounds", "1"]),
@@ -78,7 +78,7 @@ def main() -> int:
         import torch  # Slow to import.
 
         if not torch.cuda.is_available():
-            wanted.remove(CARD)
+            wanted.remove(GPU)
     failed = []
     sections = read_sections(arguments.to)
     with tempfile.TemporaryDirectory() as folder:

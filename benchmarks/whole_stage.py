@@ -1,4 +1,4 @@
-"""The figures of `gpu.py` beyond one stage: loads, ten models, slow storage, precisions, cards."""
+"""The figures of `gpu.py` beyond one stage: loads, ten models, slow storage, precisions, GPUs."""
 
 from __future__ import annotations
 
@@ -155,23 +155,23 @@ def gap(table: pa.Table) -> str:
     return f"{100 * (same - rand):.2f}"
 
 
-def measure_cards(setting: Setting) -> None:
-    """Measures all cards of the machine beside one, without the start of the processes."""
-    cards = torch.cuda.device_count() if setting.predict.device == "cuda" else 0
+def measure_gpus(setting: Setting) -> None:
+    """Measures all GPUs of the machine beside one, without the start of the processes."""
+    gpus = torch.cuda.device_count() if setting.predict.device == "cuda" else 0
     why = "" if importlib.util.find_spec("apache_beam") else "apache-beam is not installed"
-    if why or cards < 2:
-        why = why or f"this machine has {cards}"
-        row(f"several cards, {setting.name}", "not measured", why)
+    if why or gpus < 2:
+        why = why or f"this machine has {gpus}"
+        row(f"several GPUs, {setting.name}", "not measured", why)
         return
     flags = ("--dataset", setting.dataset, "--models", setting.model)
     seconds = []
-    for count in (1, cards):
+    for count in (1, gpus):
         setting.evaluation.store.delete_tree("results")
         how = ("--precision", setting.predict.precision, "--batch_size", setting.batch_size)
         # The second run finds nothing to do.
         walls = [run_in9("evaluate", *flags, *how, "--gpus", count).wall for _ in range(2)]
         seconds.append(walls[0] - walls[1])
-    row(f"{cards} cards, {setting.name}", f"{seconds[0] / seconds[1]:.2f} x", "one card")
+    row(f"{gpus} GPUs, {setting.name}", f"{seconds[0] / seconds[1]:.2f} x", "one GPU")
 
 
 FIGURES: dict[str, Callable[[Setting], None]] = {
@@ -179,6 +179,6 @@ FIGURES: dict[str, Callable[[Setting], None]] = {
     "ten_models": measure_ten_models,
     "slow_storage": measure_slow_storage,
     "agreement": measure_agreement,
-    "cards": measure_cards,
+    "gpus": measure_gpus,
 }
 """What is measured by the name in `--stages`."""

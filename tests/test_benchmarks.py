@@ -121,7 +121,7 @@ def test_stages_that_run_models_need_nothing_but_what_the_page_says(tmp_path: Pa
         "fp32 compiled: answers equal to fp32's, test_resnet: ",
         "tf32: answers equal to fp32's, test_resnet: not measured (this device computes fp32)",
         "bf16: answers equal to fp32's, test_resnet: ",
-        "several cards, test_resnet fp32: not measured (apache-beam is not installed)",
+        "several GPUs, test_resnet fp32: not measured (apache-beam is not installed)",
     ):
         assert f"\n{figure}" in done.stdout
 

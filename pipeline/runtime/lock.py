@@ -83,9 +83,9 @@ _acquired: list[tuple[Store, str, str]] = []
 """Store, lock and token of each lock that this process holds, or is about to take."""
 
 
-def model_lock(folder: str, group: int) -> str:
-    """Returns the lock of a model's folder under `results/`, for one group of shards."""
-    return f"{WORK_FOLDER}/lock-{folder}-{group}"
+def model_lock(folder: str, block: int) -> str:
+    """Returns the lock of a model's folder under `results/`, for one block."""
+    return f"{WORK_FOLDER}/lock-{folder}-{block}"
 
 
 Owner = Mapping[str, Any]

@@ -71,7 +71,7 @@ def test_a_process_runs_all_models_and_stages_of_its_gpu(
         assert len(of_gpu["process"]) == 1
         assert of_gpu["threads"] == {max(1, usable_cores() // 2)}
         assert of_gpu["cache"] == {100}
-    # As many groups of shards in one process, because a group has its share of the cores.
+    # As many blocks in one process, because a block has its share of the cores.
     run_in9(*run, one, "--gpus", 2, *ONE)
     assert noted(tmp_path).keys() == {"6,7,9"}
     files = [file for kind in ("csv", "parquet") for file in one.rglob(f"results/**/*.{kind}")]

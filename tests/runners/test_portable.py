@@ -75,7 +75,7 @@ def test_the_job_through_a_job_server_and_two_worker_pools(
         watching.result()
     out, error = running.communicate()
     assert running.returncode == 0, error
-    # The two groups of shards are evaluated in processes of different pools.
+    # The two blocks are evaluated in processes of different pools.
     assert {workers[groups["0"]], workers[groups["1"]]} == {0, 1}
     selected = manifest_of(fresh)["images"]["val"]["selected"]
     assert f"{selected} composed, {3 * selected} pictures predicted" in out
