@@ -289,7 +289,7 @@ PAPER_NAMES = {
 """The paper's names of its variants."""
 
 _CUSTOM = re.compile(rf"(?:({'|'.join(FILLED)})=)?python:[\w.]+:([a-z][a-z0-9_]*)@[0-9]+")
-_REPLICATE = re.compile(r"(.+)_r([1-9][0-9]*)")
+_REPLICATE = re.compile(r"(?<=.)_r([1-9][0-9]*)\Z")
 _RENDERED = re.compile(rf"({'|'.join(FILLED)})_(.+)")
 
 
@@ -323,10 +323,10 @@ def parse_name(name: str) -> VariantName:
     >>> tuple(parse_name("mixed_rand_telea_r1")), tuple(parse_name("only_bg_t"))
     (('mixed_rand', 'telea', 1), ('only_bg_t', '', 0))
     """
-    variant, replicate = variant_of(name), _REPLICATE.fullmatch(name)
+    variant, replicate = variant_of(name), _REPLICATE.search(name)
     rendered = _RENDERED.fullmatch(variant)
     base, rendering = rendered.groups() if rendered else (variant, "")
-    return VariantName(base, rendering, int(replicate[2]) if replicate else 0)
+    return VariantName(base, rendering, int(replicate[1]) if replicate else 0)
 
 
 def base_of(name: str) -> str:
@@ -364,8 +364,7 @@ def variant_of(name: str) -> str:
     >>> variant_of("mixed_rand_telea_r2"), variant_of("only_bg_t")
     ('mixed_rand_telea', 'only_bg_t')
     """
-    replicate = _REPLICATE.fullmatch(name)
-    return replicate[1] if replicate else name
+    return _REPLICATE.sub("", name)
 
 
 def filled_bases(names: Iterable[str]) -> frozenset[str]:
@@ -374,9 +373,13 @@ def filled_bases(names: Iterable[str]) -> frozenset[str]:
     >>> sorted(filled_bases(["mixed_rand_telea", "mixed_same_box", "only_bg_t_telea"]))
     ['mixed_rand']
     """
-    tiled = {"", *(name for name, one in RENDERINGS.items() if one.hole is None)}
-    parts = [parse_name(name) for name in names]
-    return frozenset(one.base for one in parts if one.base in MIXED and one.rendering not in tiled)
+    return frozenset(
+        base
+        for base, rendering, _ in map(parse_name, names)
+        if base in MIXED
+        and rendering
+        and (rendering not in RENDERINGS or RENDERINGS[rendering].hole)
+    )
 
 
 def with_replicates(variants: Iterable[str], replicates: int) -> tuple[str, ...]:
@@ -437,8 +440,9 @@ def select_variants(names: Iterable[str]) -> tuple[str, ...]:
       ValueError: a name is unknown, two variants would have the same name, a custom variant has a
         name that replicates have, or no variant is named.
     """
-    sets = {"all": PAPER, "method": METHOD}
-    wanted = {each for name in names for each in sets.get(name, (name,))}
+    wanted = {
+        each for name in names for each in {"all": PAPER, "method": METHOD}.get(name, (name,))
+    }
     custom = sorted((each for each in wanted if _CUSTOM.fullmatch(each)), key=name_of)
     bases = ", ".join(name for name in VARIANTS if base_of(name) == name)
     known = f"known: {bases}, method, python:MODULE:FUNCTION"
