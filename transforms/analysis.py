@@ -265,8 +265,7 @@ def gaps_of_pictures(correct: Correct, is_same: Correct) -> tuple[Floats, Floats
     """
     same, rand = (correct[..., chosen].mean(axis=-1) for chosen in (is_same, ~is_same))
     means = np.where(is_same, same[..., np.newaxis], rand[..., np.newaxis])
-    counts = np.where(is_same, is_same.sum(), -(~is_same).sum())
-    return same - rand, (correct - means) / counts
+    return same - rand, (correct - means) / np.where(is_same, is_same.sum(), -(~is_same).sum())
 
 
 def bg_gap(mixed_same: Correct, mixed_rand: Correct, roles: Roles) -> Gap:

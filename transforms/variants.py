@@ -345,8 +345,7 @@ def with_rendering(name: str, rendering: str) -> str:
     ('mixed_rand_telea_r2', 'mixed_rand')
     """
     base, _, replicate = parse_name(name)
-    variant = f"{base}_{rendering}" if rendering else base
-    return f"{variant}_r{replicate}" if replicate else variant
+    return "_".join(filter(None, (base, rendering, f"r{replicate}" if replicate else "")))
 
 
 def pairs_of(name: str) -> str:
@@ -392,12 +391,11 @@ def with_replicates(variants: Iterable[str], replicates: int) -> tuple[str, ...]
     >>> with_replicates(["original", "mixed_same"], 3)
     ('original', 'mixed_same', 'mixed_same_r1', 'mixed_same_r2')
     """
-    names: list[str] = []
-    for variant in variants:
-        names.append(name_of(variant))
-        if base_of(names[-1]) in (*MIXED, EXTERNAL):
-            names += [f"{names[-1]}_r{replicate}" for replicate in range(1, replicates)]
-    return tuple(names)
+    return tuple(
+        f"{name}_r{replicate}" if replicate else name
+        for name in map(name_of, variants)
+        for replicate in range(replicates if base_of(name) in (*MIXED, EXTERNAL) else 1)
+    )
 
 
 def draws_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:

@@ -199,31 +199,24 @@ def _front_matter(manifest: Manifest) -> list[str]:
     variants = config.compose.composed
     total = sum(counts["selected"] for counts in manifest.images.values())
     licence = ("license: other", "license_name: terms-of-the-source-images")
-    # Without a configuration for each variant, loaders silently merge all variants.
-    folder, suffix = (
-        ("parquet", "parquet") if "parquet" in config.compose.formats else ("webdataset", "tar")
-    )
-    files = {
-        variant: [
-            f"  - split: {_yaml(split)}\n    path: {folder}/{variant}/{split}-*.{suffix}"
-            for split in config.split
-        ]
-        for variant in variants
-    }
-    return [
+    lines = [
         *("---", *(("license: gpl-2.0",) if manifest.is_sample else licence)),
         f"pretty_name: {_name(manifest)}",
         *("task_categories:", "- image-classification"),
         *("size_categories:", f"- {size_category(total * len(variants))}"),
         *("tags:", "- background-robustness", "- imagenet-9", "- arxiv:2006.09994"),
-        "configs:",
-        *(
-            line
-            for variant, of_splits in files.items()
-            for line in (f"- config_name: {_yaml(variant)}", "  data_files:", *of_splits)
-        ),
-        "---",
     ]
+    # Without a configuration for each variant, loaders silently merge all variants.
+    folder, suffix = (
+        ("parquet", "parquet") if "parquet" in config.compose.formats else ("webdataset", "tar")
+    )
+    lines.append("configs:")
+    for variant in variants:
+        lines += [f"- config_name: {_yaml(variant)}", "  data_files:"]
+        for split in config.split:
+            path = f"{folder}/{variant}/{split}-*.{suffix}"
+            lines += [f"  - split: {_yaml(split)}", f"    path: {path}"]
+    return [*lines, "---"]
 
 
 def _yaml(text: str) -> str:

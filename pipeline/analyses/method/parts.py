@@ -59,12 +59,13 @@ class MethodParts(Parts):
             return None
         from pipeline.analyses.method.stage import PlannedMethod, method_config
 
-        bases = set(map(base_of, config.compose.composed))
         refuse_first(
             {
                 "the method needs boxes and layers: imports have none": config.is_imported,
                 **{
-                    f"the method compares {' and '.join(PAIRS)}: no {name} here": name not in bases
+                    f"the method compares {' and '.join(PAIRS)}: no {name} here": (
+                        name not in map(base_of, config.compose.composed)
+                    )
                     for name in PAIRS
                 },
                 # Such a dataset stores no rendering (`DatasetConfig`).
@@ -80,7 +81,6 @@ class MethodParts(Parts):
         if arguments.against is not None:
             there = Dataset.open(reading_store(arguments.against))
             other, subject = there.manifest.config, f"--against {there.store.root}: "
-            side, other_side = config.segment.image_size, other.segment.image_size
             refuse_first(
                 {
                     "it is an import, without layers": other.is_imported,
@@ -88,7 +88,9 @@ class MethodParts(Parts):
                     "it has no layers (--layers drop)": other.layers == "drop",
                     "it has other classes": there.taxonomy != taxonomy,
                     f"it has no split {evaluation.split}": evaluation.split not in other.split,
-                    f"its pictures have {other_side} pixels": other_side != side,
+                    f"its pictures have {other.segment.image_size} pixels": (
+                        other.segment.image_size != config.segment.image_size
+                    ),
                 },
                 subject,
             )

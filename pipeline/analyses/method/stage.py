@@ -161,8 +161,11 @@ class PlannedMethod(PlannedAnalysis):
         if composed.other:
             is_common = np.isin(images.keys.to_pylist(), list(composed.images[AGAINST].keys))
             of = dict.fromkeys((COMMON, AGAINST), composed.other.manifest.fingerprint)
-            compared = method_rows(table, images.select(is_common), shares, draws, of)
-            rows += (row for row in compared if row.hole == HOLES[0])
+            rows += (
+                row
+                for row in method_rows(table, images.select(is_common), shares, draws, of)
+                if row.hole == HOLES[0]
+            )
         write_result(
             store,
             result_file(run.folder, "method"),
