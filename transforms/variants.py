@@ -256,8 +256,7 @@ VARIANTS = {
             description="the foreground on a scene from outside the dataset",
         ),
     )
-}
-VARIANTS |= {name: v for each in RENDERINGS.values() for name, v in variants_of(each).items()}
+} | {name: v for each in RENDERINGS.values() for name, v in variants_of(each).items()}
 """Variants by name: the paper's in the paper's order, then the others, then those of renderings."""
 
 PAPER = tuple(VARIANTS)[:9]

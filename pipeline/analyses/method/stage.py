@@ -201,10 +201,11 @@ def method_rows(
       each rendering. There are none without pictures of both variants.
     """
     first, *_ = names = [[with_rendering(name, each) for name in draws] for each in renderings]
-    shown = table.filter(pc.is_in(table["variant"].cast(pa.string()), pa.array(first)))
     holes_of = {
         (row["variant"], row["fg_key"]): shares[row["bg_key"]]
-        for row in shown.select(["variant", "fg_key", "bg_key"]).to_pylist()
+        for row in table.filter(pc.is_in(table["variant"].cast(pa.string()), pa.array(first)))
+        .select(["variant", "fg_key", "bg_key"])
+        .to_pylist()
     }
     holes = np.asarray([holes_of[name, key] for name in first for key in images.keys.to_pylist()])
     thirds = np.searchsorted(np.quantile(holes, [1 / 3, 2 / 3]), holes) if len(holes) else holes
