@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 LINE = 200
@@ -41,6 +41,12 @@ class BrokenPictureError(JobError):
     def __init__(self, key: str, error: Exception) -> None:
         super().__init__(f"a stored picture of {key} is broken ({error}); see: in9 verify")
         self.key = key
+
+
+def refuse_first(reasons: Mapping[str, bool], subject: str = "") -> None:
+    """Raises UsageError with the first reason that holds, if one does, behind the subject."""
+    if reason := next((reason for reason, holds in reasons.items() if holds), ""):
+        raise UsageError(subject + reason)
 
 
 def text_of(error: BaseException) -> str:

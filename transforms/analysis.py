@@ -251,21 +251,6 @@ class Gap:
     seed_sd: float | None
 
 
-def gap_contributions(mixed_same: Correct, mixed_rand: Correct) -> Floats:
-    """Computes each picture's contribution to the deviation of BG-Gap, for the gap's variance.
-
-    Args:
-      mixed_same: (replicates, n) bool, see `bg_gap`.
-      mixed_rand: (replicates, n) bool, see `bg_gap`.
-
-    Returns:
-      (2 * replicates * n,) float64, which add up to 0: mixed_same first, then mixed_rand,
-      replicate after replicate.
-    """
-    correct = np.concatenate([mixed_same, mixed_rand]).ravel()
-    return gaps_of_pictures(correct, np.arange(correct.size) < mixed_same.size)[1]
-
-
 def gaps_of_pictures(correct: Correct, is_same: Correct) -> tuple[Floats, Floats]:
     """Computes BG-Gap of any pictures of the two variants, and what each picture contributes.
 
@@ -275,12 +260,12 @@ def gaps_of_pictures(correct: Correct, is_same: Correct) -> tuple[Floats, Floats
         occur.
 
     Returns:
-      (the gaps, (...) float64; contributions to their deviation, (..., p) float64).
+      (the gaps, (...) float64; contributions to their deviation, for their variance, which add up
+      to 0, (..., p) float64).
     """
     same, rand = (correct[..., chosen].mean(axis=-1) for chosen in (is_same, ~is_same))
     means = np.where(is_same, same[..., np.newaxis], rand[..., np.newaxis])
-    counts = np.where(is_same, is_same.sum(), -(~is_same).sum())
-    return same - rand, (correct - means) / counts
+    return same - rand, (correct - means) / np.where(is_same, is_same.sum(), -(~is_same).sum())
 
 
 def bg_gap(mixed_same: Correct, mixed_rand: Correct, roles: Roles) -> Gap:
@@ -290,8 +275,8 @@ def bg_gap(mixed_same: Correct, mixed_rand: Correct, roles: Roles) -> Gap:
       mixed_same: (replicates, n) bool, whether each foreground is recognised on its background of
         that replicate.
       mixed_rand: (replicates, n) bool, the same for this variant.
-      roles: units of all these pictures' foregrounds and backgrounds, in the order of
-        `gap_contributions`.
+      roles: units of all these pictures' foregrounds and backgrounds: mixed_same first, then
+        mixed_rand, replicate after replicate.
 
     Returns:
       The gap, a fraction in [-1, 1], with the accuracies that it compares.
@@ -307,8 +292,9 @@ def bg_gap(mixed_same: Correct, mixed_rand: Correct, roles: Roles) -> Gap:
         )
     if not pictures:
         raise ValueError("a gap of no foregrounds has no interval")
-    gap = np.asarray(mixed_same.mean() - mixed_rand.mean())
-    variance = roles.variance(gap_contributions(mixed_same, mixed_rand))
+    correct = np.concatenate([mixed_same, mixed_rand]).ravel()
+    gap, contributions = gaps_of_pictures(correct, np.arange(pictures) < mixed_same.size)
+    variance = roles.variance(contributions)
     low, high = difference_interval(gap, variance, roles.units)
     by_replicate = mixed_same.mean(axis=1) - mixed_rand.mean(axis=1)
     return Gap(

@@ -78,8 +78,9 @@ def blur(image: NDArray[np.uint16], sigma: float) -> NDArray[np.uint16]:
     Returns:
       An array of the same shape, uint16.
     """
-    blurred = cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
-    return np.asarray(blurred, np.uint16)
+    return np.asarray(
+        cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE), np.uint16
+    )
 
 
 def box_hole(layer: Layer) -> Mask:

@@ -256,8 +256,7 @@ VARIANTS = {
             description="the foreground on a scene from outside the dataset",
         ),
     )
-}
-VARIANTS |= {name: v for each in RENDERINGS.values() for name, v in variants_of(each).items()}
+} | {name: v for each in RENDERINGS.values() for name, v in variants_of(each).items()}
 """Variants by name: the paper's in the paper's order, then the others, then those of renderings."""
 
 PAPER = tuple(VARIANTS)[:9]
@@ -289,7 +288,7 @@ PAPER_NAMES = {
 """The paper's names of its variants."""
 
 _CUSTOM = re.compile(rf"(?:({'|'.join(FILLED)})=)?python:[\w.]+:([a-z][a-z0-9_]*)@[0-9]+")
-_REPLICATE = re.compile(r"(.+)_r([1-9][0-9]*)")
+_REPLICATE = re.compile(r"(?<=.)_r([1-9][0-9]*)\Z")
 _RENDERED = re.compile(rf"({'|'.join(FILLED)})_(.+)")
 
 
@@ -323,10 +322,10 @@ def parse_name(name: str) -> VariantName:
     >>> tuple(parse_name("mixed_rand_telea_r1")), tuple(parse_name("only_bg_t"))
     (('mixed_rand', 'telea', 1), ('only_bg_t', '', 0))
     """
-    variant, replicate = variant_of(name), _REPLICATE.fullmatch(name)
+    variant, replicate = variant_of(name), _REPLICATE.search(name)
     rendered = _RENDERED.fullmatch(variant)
     base, rendering = rendered.groups() if rendered else (variant, "")
-    return VariantName(base, rendering, int(replicate[2]) if replicate else 0)
+    return VariantName(base, rendering, int(replicate[1]) if replicate else 0)
 
 
 def base_of(name: str) -> str:
@@ -345,8 +344,7 @@ def with_rendering(name: str, rendering: str) -> str:
     ('mixed_rand_telea_r2', 'mixed_rand')
     """
     base, _, replicate = parse_name(name)
-    variant = f"{base}_{rendering}" if rendering else base
-    return f"{variant}_r{replicate}" if replicate else variant
+    return "_".join(filter(None, (base, rendering, f"r{replicate}" if replicate else "")))
 
 
 def pairs_of(name: str) -> str:
@@ -364,8 +362,7 @@ def variant_of(name: str) -> str:
     >>> variant_of("mixed_rand_telea_r2"), variant_of("only_bg_t")
     ('mixed_rand_telea', 'only_bg_t')
     """
-    replicate = _REPLICATE.fullmatch(name)
-    return replicate[1] if replicate else name
+    return _REPLICATE.sub("", name)
 
 
 def filled_bases(names: Iterable[str]) -> frozenset[str]:
@@ -374,9 +371,13 @@ def filled_bases(names: Iterable[str]) -> frozenset[str]:
     >>> sorted(filled_bases(["mixed_rand_telea", "mixed_same_box", "only_bg_t_telea"]))
     ['mixed_rand']
     """
-    tiled = {"", *(name for name, one in RENDERINGS.items() if one.hole is None)}
-    parts = [parse_name(name) for name in names]
-    return frozenset(one.base for one in parts if one.base in MIXED and one.rendering not in tiled)
+    return frozenset(
+        base
+        for base, rendering, _ in map(parse_name, names)
+        if base in MIXED
+        and rendering
+        and (rendering not in RENDERINGS or RENDERINGS[rendering].hole)
+    )
 
 
 def with_replicates(variants: Iterable[str], replicates: int) -> tuple[str, ...]:
@@ -389,12 +390,11 @@ def with_replicates(variants: Iterable[str], replicates: int) -> tuple[str, ...]
     >>> with_replicates(["original", "mixed_same"], 3)
     ('original', 'mixed_same', 'mixed_same_r1', 'mixed_same_r2')
     """
-    names: list[str] = []
-    for variant in variants:
-        names.append(name_of(variant))
-        if base_of(names[-1]) in (*MIXED, EXTERNAL):
-            names += [f"{names[-1]}_r{replicate}" for replicate in range(1, replicates)]
-    return tuple(names)
+    return tuple(
+        f"{name}_r{replicate}" if replicate else name
+        for name in map(name_of, variants)
+        for replicate in range(replicates if base_of(name) in (*MIXED, EXTERNAL) else 1)
+    )
 
 
 def draws_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:

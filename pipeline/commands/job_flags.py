@@ -337,8 +337,11 @@ def _check_input(input_flag: str | None, note: str, store: Store) -> None:
 
 def _list_paths(arguments: argparse.Namespace) -> dict[str, str]:
     """Returns the absolute path of `--exclude` and of `--include`, by flag, if they are given."""
-    paths = {name: getattr(arguments, name) for name in ("exclude", "include")}
-    return {name: absolute(path) for name, path in paths.items() if path}
+    return {
+        name: absolute(path)
+        for name in ("exclude", "include")
+        if (path := getattr(arguments, name))
+    }
 
 
 def _check_splits(layouts: Sequence[SplitLayout]) -> None:
@@ -378,11 +381,15 @@ def _masks(arguments: argparse.Namespace, layouts: Sequence[SplitLayout]) -> str
 
 def _dataset_config(arguments: argparse.Namespace, taxonomy: Taxonomy | None) -> DatasetConfig:
     names = set(DatasetConfig().flags()) - {"segmenter_parameters", "taxonomy"}
-    flags = {name: getattr(arguments, name) for name in names}
-    for name, path in _list_paths(arguments).items():
-        flags[name] = read_key_list(path, f"--{name}").summary
-    flags["taxonomy"] = None if taxonomy is None else taxonomy.description
-    flags["segmenter_parameters"] = parameters_of(arguments.segmenter)
+    flags = {
+        **{name: getattr(arguments, name) for name in names},
+        **{
+            name: read_key_list(path, f"--{name}").summary
+            for name, path in _list_paths(arguments).items()
+        },
+        "taxonomy": None if taxonomy is None else taxonomy.description,
+        "segmenter_parameters": parameters_of(arguments.segmenter),
+    }
     variants = arguments.variants
     if flags["selection"] == "in9l":
         for flag in ("segmenter", "backgrounds"):

@@ -104,15 +104,9 @@ def _content(manifest: Manifest, name: str, text: str, licence: str, cite: str) 
     # Croissant tells persons from organisations. Several people are an organisation, so that a name
     # is never that of too few.
     creator = {"@type": "sc:Organization", "name": about.creator, place: about.contact}
-    bases = [{"@type": "sc:CreativeWork", "name": PAPER, "url": PAPER_URL}]
-    if has_imagenet_classes(manifest):
-        bases.append(
-            {
-                "@type": "sc:CreativeWork",
-                "name": "ImageNet",
-                "description": "source of the classes",
-            }
-        )
+    bases = [{"name": PAPER, "url": PAPER_URL}] + has_imagenet_classes(manifest) * [
+        {"name": "ImageNet", "description": "source of the classes"}
+    ]
     sheet = {
         f"rai:{name}": " ".join(texts) if name in _SINGLE else _unboxed(texts)
         for name, texts in datasheet(manifest).items()
@@ -128,7 +122,7 @@ def _content(manifest: Manifest, name: str, text: str, licence: str, cite: str) 
         ],
         "citeAs": cite,
         **({"creator": {n: v for n, v in creator.items() if v}} if about.creator else {}),
-        "isBasedOn": _unboxed(bases),
+        "isBasedOn": _unboxed([{"@type": "sc:CreativeWork", **base} for base in bases]),
         "license": _unboxed([each for each in (licence, about.terms) if each] or ["other"]),
         "url": PAPER_URL,
         "version": f"1.0.0+{manifest.fingerprint}",

@@ -207,8 +207,9 @@ def steps_of(config: DatasetConfig) -> list[str]:
     """Returns lines that say how a dataset is made, numbered unless the dataset was imported."""
     if config.is_imported:
         return [step for _, step in _IMPORTED_STEPS]
-    steps = _applicable(_STEPS, _facts(config))
-    return [f"{number}. {step}" for number, step in enumerate(steps, 1)]
+    return [
+        f"{number}. {step}" for number, step in enumerate(_applicable(_STEPS, _facts(config)), 1)
+    ]
 
 
 def datasheet(manifest: Manifest, shown: Callable[[str], str] = str) -> dict[str, list[str]]:

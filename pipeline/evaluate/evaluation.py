@@ -286,9 +286,9 @@ class PlannedAnalysis(abc.ABC):
     evaluation: Evaluation
     taxonomy: Taxonomy
 
-    @abc.abstractmethod
     def chunks(self, dataset: Dataset) -> Sequence[int]:
-        """Returns the numbers of all chunks, in rising order."""
+        """Returns the numbers of all chunks, in rising order; by default of the output shards."""
+        return dataset.shards(self.evaluation.split)
 
     @abc.abstractmethod
     def size(self, dataset: Dataset, chunk: int) -> int:

@@ -223,7 +223,7 @@ class EvalImages:
         units = [group or key for group, key in zip(groups, keys, strict=True)]
         tested = held_out(units, holdout) if holdout else np.ones(len(units), np.bool_)
         labels = pool["label"].to_numpy().astype(np.int16)
-        every = cls(
+        return cls(
             keys=pa.array(keys, pa.string()),
             labels=labels,
             fg_fraction=pool["fg_fraction"].to_numpy().astype(np.float64),
@@ -231,8 +231,7 @@ class EvalImages:
             background_labels=labels,
             units=tuple(units),
             background_units=np.unique(np.asarray(units, object), return_inverse=True)[1],
-        )
-        return every.select(tested)
+        ).select(tested)
 
     def select(self, chosen: NDArray[np.bool_]) -> EvalImages:
         """Returns the same backgrounds with only the chosen of the n tested images."""

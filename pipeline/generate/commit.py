@@ -70,8 +70,9 @@ def prepare_step(
     There is an element for each batch of moves; if there is nothing to move, one with an empty
     list.
     """
-    shards = (shard for shard in element[1] if shard is not None)
-    fingerprint, moves = prepare(config, fenced_for_job(store), taxonomy, shards, about)
+    fingerprint, moves = prepare(
+        config, fenced_for_job(store), taxonomy, filter(None, element[1]), about
+    )
     return [(fingerprint, batch) for batch in _in_batches(moves)] or [(fingerprint, [])]
 
 
@@ -170,8 +171,9 @@ def prepare(
         # removes the prepared one: in this order, at least one of them is seen.
         prepared, old = read_prepared(store), read_manifest(fenced)
         sizes = _file_sizes(fenced)
-        staged = [[move for move in shard if move[0] in sizes] for shard in moves]
-        remaining = [shard for shard in staged if shard]
+        remaining = [
+            staged for shard in moves if (staged := [move for move in shard if move[0] in sizes])
+        ]
         is_same = (
             old is not None
             and _is_same(old, manifest)
@@ -314,8 +316,11 @@ def _missing(path: str) -> JobError:
 
 def _file_sizes(store: Store) -> dict[str, int]:
     """Returns the sizes in bytes of all files of a dataset, staged ones included, by path."""
-    listings = (store.sizes(folder) for folder in (*DATA_FOLDERS, STAGING))
-    sizes = {path: size for listing in listings for path, size in listing.items()}
+    sizes = {
+        path: size
+        for folder in (*DATA_FOLDERS, STAGING)
+        for path, size in store.sizes(folder).items()
+    }
     cards = {path: store.size(path) for path in CARD_FILES}
     return sizes | {path: size for path, size in cards.items() if size is not None}
 

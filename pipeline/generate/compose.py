@@ -85,8 +85,10 @@ class ComposeShard(JobStep):
         store, config = self.outputs.store, self.config.compose
         cutter = Cutter(self.config.segment)
         plan = load_plan(store, output.plan, config, output.plan_digest)
-        records = (read_image_rows(store, source.path) for source in output.sources)
-        images = sorted((row for rows in records for row in rows), key=operator.attrgetter("rank"))
+        images = sorted(
+            (row for source in output.sources for row in read_image_rows(store, source.path)),
+            key=operator.attrgetter("rank"),
+        )
         table = output.scenes
         scenes = None if table is None else DrawnScenes(table, self.outputs, cutter, config)
         rows, selected = self._select(images, plan, scenes)
@@ -101,8 +103,7 @@ class ComposeShard(JobStep):
         ):
             # The checksum does not tell apart layers that other libraries cut from one source.
             record = None
-        name = f"{output.totals.split}-{output.shard:05d}"
-        tally = Tally(self.job.progress, "compose", name)
+        tally = Tally(self.job.progress, "compose", f"{output.totals.split}-{output.shard:05d}")
         if record is None:
             is_new = True
             source = LayerSource(
@@ -111,9 +112,7 @@ class ComposeShard(JobStep):
             files = self.write_variants(output, source, list(selected.values()), tally)
             tally.add("images_composed", len(selected))
             tally.note()
-            schema = index_schema(config.replicates)
-            content = [{name: row.get(name) for name in schema.names} for row in rows]
-            table = pa.Table.from_pylist(content, schema)
+            table = pa.Table.from_pylist(rows, index_schema(config.replicates))
             record = self.outputs.write(index, table, checksum, files)
         else:
             is_new = tally.load()

@@ -74,11 +74,13 @@ class ComposedDataset(Dataset):
     @property
     @override
     def variants(self) -> tuple[str, ...]:
-        drawn = dict.fromkeys(map(pairs_of, self.compose.composed))
-        compared = (COMMON, AGAINST) if self.other else ()
         return (
             *self.compose.composed,
-            *(with_rendering(name, each) for each in compared for name in drawn),
+            *(
+                with_rendering(name, each)
+                for each in ((COMMON, AGAINST) if self.other else ())
+                for name in dict.fromkeys(map(pairs_of, self.compose.composed))
+            ),
         )
 
     # Equal datasets share their plans, so that not every model of a process waits for them.
@@ -176,8 +178,9 @@ class ComposedDataset(Dataset):
             else:
                 kind, name, entry = shown
                 of, samples = self._files[kind]
-                digest = fingerprint(of, shard, name, entry)
-                files.append(FileDigest(variant, 0, digest, samples[shard]))
+                files.append(
+                    FileDigest(variant, 0, fingerprint(of, shard, name, entry), samples[shard])
+                )
         return files
 
     @override

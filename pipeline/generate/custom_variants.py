@@ -96,8 +96,9 @@ def _paint(entry: str, function: Callable[[Layer], Any], layer: Layer) -> Image:
 
 def _fill(entry: str, function: Callable[[Pixels, Mask], Any], image: Pixels, hole: Mask) -> Image:
     """Calls a custom fill on a copy of the image; the hole was made for this call."""
-    call = functools.partial(function, image.copy(), hole)
-    return call_for_array(call, entry, dtype=np.uint8, shape=image.shape)
+    return call_for_array(
+        functools.partial(function, image.copy(), hole), entry, dtype=np.uint8, shape=image.shape
+    )
 
 
 def _load(entry: str, flag: str) -> tuple[Callable[..., Any], str]:

@@ -133,13 +133,17 @@ class LayerSource:
             return cut.only_bg_t if isinstance(cut, Layer) else cut
         if is_filled:
             return self._layer(background.tar, background)
-        tiled = [(background.only_bg_t_offset, background.only_bg_t_length)]
-        return self._decoded(background.tar, tiled, decode_image)
+        return self._decoded(
+            background.tar,
+            [(background.only_bg_t_offset, background.only_bg_t_length)],
+            decode_image,
+        )
 
     def _layer(self, tar: str, row: ImageRow | PlannedImage) -> Layer:
         """Reads the layer that a record row, or its columns in a plan, locate in a tar."""
-        decode = functools.partial(decode_layer, box=row.box or ())
-        return self._decoded(tar, layer_ranges(vars(row)), decode)
+        return self._decoded(
+            tar, layer_ranges(vars(row)), functools.partial(decode_layer, box=row.box or ())
+        )
 
     def _again(self, planned: PlannedImage) -> Layer | SourceBytes:
         """Cuts the layer of an image along the recipe's mask, or reads the bytes to cut it from.
@@ -223,8 +227,9 @@ class LayerSource:
 
 def _source(planned: PlannedImage, its_mask: bytes | None) -> SourceBytes:
     """Reads the files that an accepted image was cut from, and the mask at a location."""
-    files = (planned.annotation, its_mask)
-    annotation, mask = (None if file is None else os.fsdecode(file) for file in files)
+    annotation, mask = (
+        None if file is None else os.fsdecode(file) for file in (planned.annotation, its_mask)
+    )
     return read_source(os.fsdecode(planned.source), annotation, mask, planned.object or 0)
 
 
@@ -245,18 +250,14 @@ class Fills:
         """Returns the background of the image with this key, (S, S, 3) uint8 RGB, as rendered."""
         if rendering.hole is None:
             return layer.only_bg_t
-        start = self._starts.get((rendering.name, key))
-        if start is not None:
-            self.file.seek(start)
-            stored = self.file.read(layer.image.nbytes)
-            return np.frombuffer(stored, np.uint8).reshape(layer.image.shape)
-        filled = rendering.fill(layer)
-        if filled is None:
-            self.tiled += 1
-            filled = layer.only_bg_t
-        self._starts[rendering.name, key] = self.file.seek(0, os.SEEK_END)
-        self.file.write(filled.tobytes())
-        return filled
+        if (rendering.name, key) not in self._starts:
+            filled = rendering.fill(layer)
+            self.tiled += filled is None
+            self._starts[rendering.name, key] = self.file.seek(0, os.SEEK_END)
+            self.file.write((layer.only_bg_t if filled is None else filled).tobytes())
+        self.file.seek(self._starts[rendering.name, key])
+        stored = self.file.read(layer.image.nbytes)
+        return np.frombuffer(stored, np.uint8).reshape(layer.image.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,5 +327,6 @@ def fields_of(background: PlannedImage | Scene | None) -> dict[str, Any]:
 
     All are None if the variant draws no background; a scene has a key, but no class.
     """
-    names = ("key", "label", "wnid")
-    return {f"bg_{name}": background and getattr(background, name) for name in names}
+    return {
+        f"bg_{name}": background and getattr(background, name) for name in ("key", "label", "wnid")
+    }

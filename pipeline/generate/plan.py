@@ -218,8 +218,9 @@ class Plan:
         return positions
 
     def _images(self, positions: Iterable[int]) -> dict[int, PlannedImage]:
-        fields = (field.name for field in dataclasses.fields(PlannedImage))
-        table = self.table.select([name for name in fields if name in self.table.column_names])
+        table = self.table.select(
+            [f.name for f in dataclasses.fields(PlannedImage) if f.name in self.table.column_names]
+        )
         return {
             position: PlannedImage(**table.slice(position, 1).to_pylist()[0])
             for position in set(positions)
@@ -401,17 +402,23 @@ def plan_of_dataset(dataset: Dataset, split: str, config: ComposeConfig, keys: l
       keys: keys of the images; those without a background among them are not selected.
     """
     totals = SplitTotals(split, dataset.manifest.shards[split], 0, 0, 0)
-    names = [(layer_record(split, n), layer_tar(split, n)) for n in range(totals.counts.source)]
     shards = [
-        SourceShard(totals, number, record=Record("", record, locations={tar: tar}))
-        for number, (record, tar) in enumerate(names)
+        SourceShard(totals, n, record=Record("", layer_record(split, n), locations={tar: tar}))
+        for n in range(totals.counts.source)
+        for tar in [layer_tar(split, n)]
     ]
-    table = pa.concat_tables(_batches(dataset.store, _columns(config), shards))
-    table = table.filter(pc.is_in(table["key"], pa.array(keys, pa.string()))).combine_chunks()
-    config = dataclasses.replace(config, per_class="all")
-    decided = _decide(table.select(["key", "label", "group"]), config)
-    columns = {name: each[name] for each in (table, decided) for name in each.column_names}
-    return Plan.from_table(pa.table(columns), config)
+    table = (
+        pa.concat_tables(_batches(dataset.store, _columns(config), shards))
+        .filter(pc.field("key").isin(pa.array(keys, pa.string())))
+        .combine_chunks()
+    )
+    decided = _decide(
+        table.select(["key", "label", "group"]), dataclasses.replace(config, per_class="all")
+    )
+    return Plan.from_table(
+        pa.table({name: each[name] for each in (table, decided) for name in each.column_names}),
+        config,
+    )
 
 
 @functools.lru_cache(maxsize=4)

@@ -143,8 +143,11 @@ def _find_table(root: str, split: str, column: str) -> str | None:
         is_other_parquet = lower.endswith(".parquet") and holds_pictures(root, column)
         return root if lower.endswith(_SUFFIXES) and not is_other_parquet else None
     existing = set(files_of(root).file_paths(root))
-    stems = (f"manifest_{split}", "manifest")
-    paths = (join(root, stem + suffix) for stem in stems for suffix in _SUFFIXES)
+    paths = (
+        join(root, stem + suffix)
+        for stem in (f"manifest_{split}", "manifest")
+        for suffix in _SUFFIXES
+    )
     return next((path for path in paths if path in existing), None)
 
 
@@ -343,8 +346,7 @@ def images_of_rows(path: str, root: str, columns: Mapping[str, str]) -> Iterator
                 raise row.error(
                     column, f"{value!r} differs from {image.row}, which is of the same image"
                 )
-        for box in _boxes(row) or [None]:
-            image.objects.append((row.text("class"), box))
+        image.objects += ((row.text("class"), box) for box in _boxes(row) or [None])
     return iter(images.values())
 
 
@@ -361,14 +363,14 @@ def images_of_coco(path: str, root: str, content: Content) -> Iterator[ListedIma
     """
     for number, (entry, objects) in enumerate(coco_objects(path, content), 1):
         row = TableRow(path, number, entry, "image")
-        image = ListedImage(row, _path(row, "file_name", root))
-        for column in _IMAGE_COLUMNS:
-            if row.text(column):
-                image.columns[column] = row.text(column)
-        image.objects = [(each.name, each.box) for each in objects]
-        if objects and all(each.segmentation for each in objects):
-            image.segmentations = [each.segmentation for each in objects]
-        yield image
+        segmentations = [each.segmentation for each in objects]
+        yield ListedImage(
+            row,
+            _path(row, "file_name", root),
+            columns={column: text for column in _IMAGE_COLUMNS if (text := row.text(column))},
+            objects=[(each.name, each.box) for each in objects],
+            segmentations=segmentations if segmentations and all(segmentations) else None,
+        )
 
 
 def _path(row: TableRow, column: str, root: str) -> str:

@@ -120,8 +120,9 @@ def _find_images(root: str, split: str) -> SplitLayout:
     for suffix in COMPRESSED:
         for path in find_files(root, split, suffix):
             next(members(path), None)  # Raises, because the user must unpack the archive first.
-    formats = (each for each in FORMATS.values() if isinstance(each, FileFormat))
-    suffixes = tuple(dict.fromkeys(each.suffix for each in formats))
+    suffixes = tuple(
+        dict.fromkeys(each.suffix for each in FORMATS.values() if isinstance(each, FileFormat))
+    )
     return SplitLayout(ImageFolder.kind, split, root, find_images(root, split, suffixes=suffixes))
 
 

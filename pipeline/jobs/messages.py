@@ -29,6 +29,14 @@ _CUT = {
     "images_segmented": "segmented",
 }
 """What became of new images, by counter; a job has one of these."""
+_FALLBACKS = {
+    "segmenter_fallbacks": ("images", "was", "were", "segmented by OpenCV instead of our kernels"),
+    "fill_fallbacks": (
+        *("filled backgrounds", "is", "are"),
+        "tiled, because the hole covers the whole picture",
+    ),
+}
+"""What was made in another way, by counter: of what, the verb for one and for several, and how."""
 _PICTURES = {
     "pictures_in_other_files": "in other files, with the same pixels",
     "pictures_not_in_recipe": "of the input not in the recipe: ignored",
@@ -154,16 +162,11 @@ def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: floa
             for analysis in _MODEL_STAGES
             if analysis.is_always_counted or analysis.counter in counters
         ]
-        if fallbacks := counters.get("segmenter_fallbacks"):
-            lines.append(
-                f"{fallbacks} of the images {'was' if fallbacks == 1 else 'were'} segmented by "
-                "OpenCV instead of our kernels"
-            )
-        if tiled := counters.get("fill_fallbacks"):
-            lines.append(
-                f"{tiled} of the filled backgrounds {'is' if tiled == 1 else 'are'} tiled, because "
-                "the hole covers the whole picture"
-            )
+        lines += [
+            f"{number} of the {what} {one if number == 1 else several} {fate}"
+            for name, (what, one, several, fate) in _FALLBACKS.items()
+            if (number := counters.get(name))
+        ]
         lines.append("done now: " + ", ".join(done))
         lines += _describe_shards(counters)
         if written := [f"{size(n)} {folder}" for folder, n in bytes_written(counters).items()]:

@@ -207,8 +207,9 @@ def _read(path: str, stamp: str, taxonomy: Taxonomy) -> GivenAnswers:
         sha256 = hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
     if empty:
         print(f"{path}: {counted(empty, 'empty answer')}, none of the classes", file=sys.stderr)
-    given = writer.finish(path, kind, taxonomy)
-    return dataclasses.replace(given, sha256=sha256, dataset=datasets.pop())
+    return dataclasses.replace(
+        writer.finish(path, kind, taxonomy), sha256=sha256, dataset=datasets.pop()
+    )
 
 
 def _names(kind: AnswerKind, taxonomy: Taxonomy) -> tuple[dict[str, int], int]:

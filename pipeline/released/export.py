@@ -281,8 +281,11 @@ def _finish(job: ExportPlan, shards: Iterable[int]) -> int:
     for label in set(range(job.dataset.taxonomy.num_labels)) - present:
         for variant in job.dataset.variants:
             target.make_folder(job.folder(variant, label))
-    drawn = (v for v in job.dataset.variants if base_of(v) in (*MIXED, EXTERNAL))
-    mixed = dict.fromkeys(f"{pairs_of(variant)}_bg_key" for variant in drawn)
+    mixed = dict.fromkeys(
+        f"{pairs_of(name)}_bg_key"
+        for name in job.dataset.variants
+        if base_of(name) in (*MIXED, EXTERNAL)
+    )
     rows = sorted(images.values(), key=lambda row: str(row["stem"]))
     columns = ("stem", "key", "wnid", "label", *mixed)
     target.update(f"images-{job.split}.csv", csv_bytes(columns, rows))

@@ -25,7 +25,7 @@ from pipeline.dataset.records import (
     read_metadata,
 )
 from pipeline.dataset.sinks import layer_ranges
-from pipeline.errors import UsageError, shown_bytes
+from pipeline.errors import refuse_first, shown_bytes
 from pipeline.inputs.recipe import (
     DIGESTS,
     METADATA_KEY,
@@ -54,14 +54,15 @@ def write_recipe(dataset: Dataset, target: Store) -> tuple[FileDigest, int]:
       JobError: a file of the dataset is missing or damaged.
     """
     config, has_layers = dataset.manifest.config, dataset.manifest.config.layers == "keep"
-    refusals = {
-        "it was imported": config.is_imported,
-        "it keeps images whole (--selection in9l)": config.segment.keeps_image_whole,
-        "it has neither layers (--layers drop) nor the variant fg_mask": not has_layers
-        and "fg_mask" not in dataset.variants,
-    }
-    if why := next((why for why, holds in refusals.items() if holds), ""):
-        raise UsageError(f"--layout recipe: {dataset.store.root} has no masks, because {why}")
+    refuse_first(
+        {
+            "it was imported": config.is_imported,
+            "it keeps images whole (--selection in9l)": config.segment.keeps_image_whole,
+            "it has neither layers (--layers drop) nor the variant fg_mask": not has_layers
+            and "fg_mask" not in dataset.variants,
+        },
+        f"--layout recipe: {dataset.store.root} has no masks, because ",
+    )
     schema, buffer, masks = recipe_schema(has_layers=has_layers), io.BytesIO(), 0
     with pq.ParquetWriter(
         buffer,

@@ -328,8 +328,8 @@ _AT_ONCE = 16
 
 def mixed_variants(config: DatasetConfig) -> tuple[str, ...]:
     """Returns the mixed versions, replicates included, without renderings, which share pairs."""
-    drawn = dict.fromkeys(map(pairs_of, config.compose.composed))
-    return tuple(name for name in drawn if base_of(name) in MIXED)
+    mixed = (name for name in config.compose.composed if base_of(name) in MIXED)
+    return tuple(dict.fromkeys(map(pairs_of, mixed)))
 
 
 def imported_index_schema(config: DatasetConfig) -> pa.Schema:
@@ -400,9 +400,7 @@ class ShardWriter:
     ) -> tuple[Record, list[Row]]:
         """Writes the shard's variants, then its index; returns the index's record and rows."""
         files = self._write_variants(shard, rows)
-        schema = imported_index_schema(self.job.config)
-        content = [{name: row.get(name) for name in schema.names} for row in rows]
-        table = pa.Table.from_pylist(content, schema)
+        table = pa.Table.from_pylist(rows, imported_index_schema(self.job.config))
         return self.job.staging.write(index, table, checksum, files), table.to_pylist()
 
     def _write_variants(self, shard: ReleasedShard, rows: list[Row]) -> tuple[FileDigest, ...]:

@@ -299,9 +299,8 @@ def _of_kind(paths: Sequence[str], suffix: str) -> Iterator[Link]:
 
 
 def _results(store: Store, folder: str, suffix: str) -> Iterator[Link]:
-    for path in store.walk(folder):
-        if path.count("/") == folder.count("/") + 1 and path.endswith(suffix):
-            yield _link(path)
+    inside = (path for path in store.walk(folder) if path.count("/") == folder.count("/") + 1)
+    return _of_kind(list(inside), suffix)
 
 
 def _predictions(evidence: Evidence) -> Iterator[Link]:
@@ -312,9 +311,11 @@ def _predictions(evidence: Evidence) -> Iterator[Link]:
 
 
 def _variants(dataset: Dataset) -> Iterator[Link]:
-    for variant in dataset.variants:
-        if dataset.store.has_folder(f"parquet/{variant}"):
-            yield _link(f"parquet/{variant}/", variant)
+    return (
+        _link(f"parquet/{variant}/", variant)
+        for variant in dataset.variants
+        if dataset.store.has_folder(f"parquet/{variant}")
+    )
 
 
 def _metadata(dataset: Dataset) -> Iterator[Link]:

@@ -40,7 +40,7 @@ from transforms.analysis import (
     class_p_values,
     confusion_matrix,
     decompose,
-    gap_contributions,
+    gaps_of_pictures,
     groups,
     relative_foreground_sensitivity,
     size_buckets,
@@ -204,7 +204,8 @@ def test_the_gap_is_the_mean_over_replicates(drawn: tuple[Any, Any]) -> None:
     expected = np.std(by_replicate, ddof=1) if replicates > 1 else None
     assert gap.seed_sd == (None if expected is None else pytest.approx(expected))
     assert -1 <= gap.low <= gap.gap <= gap.high <= 1
-    r = gap_contributions(same, rand)
+    correct = np.concatenate([same, rand]).ravel()
+    r = gaps_of_pictures(correct, np.arange(correct.size) < same.size)[1]
     assert r.sum() == pytest.approx(0)
     of_units = np.bincount(numbers, r)
     if n > 1 and np.abs(of_units).max() > 1e-12:

@@ -34,11 +34,6 @@ class PlannedMirrored(PlannedAnalysis):
     refuses_overlap = False
 
     @override
-    def chunks(self, dataset: Dataset) -> Sequence[int]:
-        """Returns the numbers of the output shards."""
-        return dataset.shards(self.evaluation.split)
-
-    @override
     def size(self, dataset: Dataset, chunk: int) -> int:
         return len(self.evaluation.rows(dataset, chunk))
 

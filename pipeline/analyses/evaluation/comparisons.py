@@ -24,7 +24,7 @@ from pipeline.display.table import Table
 from pipeline.evaluate.predictions import EvalImages, evaluated_variants, read_predictions
 from pipeline.evaluate.results import ModelRun
 from pipeline.storage.state_files import convert, read_csv
-from transforms.analysis import gap_contributions
+from transforms.analysis import gaps_of_pictures
 from transforms.intervals import CONFIDENCE, holm
 from transforms.two_way import (
     Floats,
@@ -202,14 +202,14 @@ class ModelsOnSameImages:
             correct=np.concatenate([correct[name] for name in needed]) if is_share else None,
         )
 
-    def _estimate(self, correct: Mapping[str, Correct], quantity: str) -> tuple[float, Floats]:
+    def _estimate(
+        self, correct: Mapping[str, Correct], quantity: str
+    ) -> tuple[float | Floats, Floats]:
         """Returns a quantity of a model, and the contribution of each picture."""
-        if quantity == BG_GAP:
-            same, rand = (
-                np.stack([correct[name] for name in draws]) for draws in gap_draws(self.variants)
-            )
-            return same.mean() - rand.mean(), gap_contributions(same, rand)
         pooled = np.concatenate([correct[name] for name in self._draws(quantity)])
+        if quantity == BG_GAP:
+            of_same = len(gap_draws(self.variants)[0]) * len(self.images.keys)
+            return gaps_of_pictures(pooled, np.arange(len(pooled)) < of_same)
         return pooled.mean(), (pooled - pooled.mean()) / len(pooled)
 
 

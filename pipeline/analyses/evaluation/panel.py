@@ -165,10 +165,8 @@ def _published(
     # The authors trained whole networks, not the last layer alone.
     networks = (one for one in models if not (one.trained and one.trained.method == "probe"))
     trained_on = {training_of(model) for model in networks}
-    for trained, row in TRAINED.items():
-        if trained not in trained_on:
-            continue
-        name = f"ResNet-50 trained on {trained}"
+    for trained in [name for name in TRAINED if name in trained_on]:
+        row, name = TRAINED[trained], f"ResNet-50 trained on {trained}"
         if keeps_image_whole:
             yield name, "paper", {"original": row["in9l"]}, None
         else:
@@ -385,10 +383,10 @@ def background_alone(results: Results) -> Iterator[Measurement]:
 
 
 def gaps(models: Iterable[tuple[ModelResults, Summary]]) -> Iterator[Measurement]:
-    """Yields the BG-Gap of models."""
-    for model, summary in models:
-        if gap := summary.gap():
-            yield Measurement(model.name, gap.estimate)
+    """Returns the BG-Gap of models."""
+    return (
+        Measurement(model.name, gap.estimate) for model, summary in models if (gap := summary.gap())
+    )
 
 
 BY_METHOD = "with this dataset's fill of the hole and edge of the foreground (docs/method.md)"

@@ -35,11 +35,6 @@ class PlannedEvaluation(PlannedAnalysis):
     needs_network = False
 
     @override
-    def chunks(self, dataset: Dataset) -> Sequence[int]:
-        """Returns the numbers of the output shards."""
-        return dataset.shards(self.evaluation.split)
-
-    @override
     def size(self, dataset: Dataset, chunk: int) -> int:
         if not self.evaluation.holdout:
             return dataset.pictures(self.evaluation.split, chunk)
@@ -74,9 +69,9 @@ def commit_predictions(
     """
     store, content = shards.store, describe_predictions(shards, chunks, run, **values)
     write_result(store, result_file(run.folder, "model"), content)
-    current = {shards.path(chunk) for chunk in chunks}
-    stored = store.walk(f"results/{run.folder}/predictions")
-    store.delete_all([path for path in stored if path not in current])
+    store.delete_all(
+        set(store.walk(f"results/{run.folder}/predictions")).difference(map(shards.path, chunks))
+    )
 
 
 def describe_predictions(

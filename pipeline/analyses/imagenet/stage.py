@@ -195,8 +195,7 @@ class PlannedImageNet(PlannedAnalysis):
         paths = [shards.path(chunk) for chunk in self.chunks(dataset)]
         accuracy = _accuracy(store, run, paths, self._listing)
         write_result(store, result_file(folder, "imagenet"), accuracy)
-        stored = store.walk(f"results/{folder}/imagenet")
-        store.delete_all([path for path in stored if path not in paths])
+        store.delete_all(set(store.walk(f"results/{folder}/imagenet")).difference(paths))
 
 
 class ImageNetShards(AnalysisOfModel):

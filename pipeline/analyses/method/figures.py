@@ -18,21 +18,20 @@ def make_plots(evidence: Evidence) -> Iterator[Plot]:
         if result.rows
     }
     names = list(dict.fromkeys(name for of in estimates.values() for name in of))
-    if not names:
-        return
     series = [Series(model, tuple(map(of.get, names))) for model, of in estimates.items()]
     draws = sorted({result.rows[0].replicates for _, result in compared if result.rows})
-    yield Plot(
-        "method",
-        "method.svg",
-        "Difference of BG-Gap from the paper's method, and of the other dataset from this one, in "
-        f"points, by models with {' or '.join(map(str, draws))} draws of backgrounds. "
-        f"{spoken(series, names)}",
-        rows_figure(
-            "BG-Gap in other renderings",
-            names,
-            series,
-            "difference of BG-Gap, points",
-            signed=True,
-        ),
-    )
+    if names:
+        yield Plot(
+            "method",
+            "method.svg",
+            "Difference of BG-Gap from the paper's method, and of the other dataset from this one, "
+            f"in points, by models with {' or '.join(map(str, draws))} draws of backgrounds. "
+            f"{spoken(series, names)}",
+            rows_figure(
+                "BG-Gap in other renderings",
+                names,
+                series,
+                "difference of BG-Gap, points",
+                signed=True,
+            ),
+        )

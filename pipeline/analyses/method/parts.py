@@ -19,7 +19,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import reading_store
 from pipeline.display.panel import Panel
 from pipeline.display.table import OfModel, RunColumns, aligned, interval, tabular
-from pipeline.errors import UsageError, shown_bytes
+from pipeline.errors import UsageError, refuse_first, shown_bytes
 from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
 from pipeline.evaluate.results import pick
 from transforms.renderings import AGAINST
@@ -33,24 +33,19 @@ class MethodParts(Parts):
     tables = (METHOD,)
     figures = ("method",)
 
-    @property
-    @override
-    def panels(self) -> tuple[Panel, ...]:
-        return (
-            Panel(
-                id="method",
-                place=4,
-                template="method/panel.html",
-                title="Method",
-                make=lambda evidence, _: [
-                    (model.name, one)
-                    for model, one in evidence.models_with(MethodResult)
-                    if one.rows
-                ],
-                answers="How much of BG-Gap comes from how pictures are made",
-                command="in9 method --dataset . --models MODELS",
-            ),
-        )
+    panels = (
+        Panel(
+            id="method",
+            place=4,
+            template="method/panel.html",
+            title="Method",
+            make=lambda evidence, _: [
+                (model.name, one) for model, one in evidence.models_with(MethodResult) if one.rows
+            ],
+            answers="How much of BG-Gap comes from how pictures are made",
+            command="in9 method --dataset . --models MODELS",
+        ),
+    )
 
     @override
     def plan(
@@ -64,40 +59,45 @@ class MethodParts(Parts):
             return None
         from pipeline.analyses.method.stage import PlannedMethod, method_config
 
-        if config.is_imported:
-            raise UsageError("the method needs boxes and layers: imports have none")
+        refuse_first(
+            {
+                "the method needs boxes and layers: imports have none": config.is_imported,
+                **{
+                    f"the method compares {' and '.join(PAIRS)}: no {name} here": (
+                        name not in map(base_of, config.compose.composed)
+                    )
+                    for name in PAIRS
+                },
+                # Such a dataset stores no rendering (`DatasetConfig`).
+                "mixed_same_telea is not stored, and cannot be composed without layers: make it "
+                "with --layers keep": config.layers == "drop",
+            }
+        )
         try:
             wanted = method_config(config.compose, arguments.replicates, arguments.renderings)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        if missing := set(PAIRS) - set(map(base_of, config.compose.composed)):
-            raise UsageError(f"the method compares {' and '.join(PAIRS)}: no {min(missing)} here")
-        # Such a dataset stores no rendering (`DatasetConfig`).
-        if config.layers == "drop":
-            raise UsageError(
-                "mixed_same_telea is not stored, and cannot be composed without layers: make it "
-                "with --layers keep"
+        work = PlannedMethod(evaluation, taxonomy, wanted)
+        if arguments.against is not None:
+            there = Dataset.open(reading_store(arguments.against))
+            other, subject = there.manifest.config, f"--against {there.store.root}: "
+            refuse_first(
+                {
+                    "it is an import, without layers": other.is_imported,
+                    "it keeps images whole (--selection in9l)": other.segment.keeps_image_whole,
+                    "it has no layers (--layers drop)": other.layers == "drop",
+                    "it has other classes": there.taxonomy != taxonomy,
+                    f"it has no split {evaluation.split}": evaluation.split not in other.split,
+                    f"its pictures have {other.segment.image_size} pixels": (
+                        other.segment.image_size != config.segment.image_size
+                    ),
+                },
+                subject,
             )
-        if arguments.against is None:
-            return PlannedMethod(evaluation, taxonomy, wanted)
-        there = Dataset.open(reading_store(arguments.against))
-        dataset, other = Dataset.open(evaluation.store), there.manifest.config
-        refusals = {
-            "it is an import, without layers": other.is_imported,
-            "it keeps images whole (--selection in9l)": other.segment.keeps_image_whole,
-            "it has no layers (--layers drop)": other.layers == "drop",
-            "it has other classes": there.taxonomy != taxonomy,
-            f"it has no split {evaluation.split}": evaluation.split not in other.split,
-            f"its pictures have {other.segment.image_size} pixels": other.segment.image_size
-            != config.segment.image_size,
-        }
-        work = PlannedMethod(evaluation, taxonomy, wanted, there.store)
-        if why := next((why for why, holds in refusals.items() if holds), ""):
-            raise UsageError(f"--against {there.store.root}: {why}")
-        images = work.composed(dataset).images
-        work.share = len(images[AGAINST].keys) / max(len(images[""].keys), 1)
-        if not work.share:
-            raise UsageError(f"--against {there.store.root}: it has no image of this dataset")
+            work.against = there.store
+            images = work.composed(Dataset.open(evaluation.store)).images
+            refuse_first({"it has no image of this dataset": not images[AGAINST].keys}, subject)
+            work.share = len(images[AGAINST].keys) / len(images[""].keys)
         return work
 
     @override

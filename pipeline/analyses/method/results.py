@@ -27,9 +27,6 @@ PAPER = GAPS[0]
 HOLES = ("all", "small", "medium", "large")
 """All pictures, and thirds of them by the share that the background's box covers."""
 
-DIFFERENCE = ("difference", "difference_low", "difference_high", "p_adjusted")
-"""Fields of a row that the paper's method does not have."""
-
 
 class MethodRow(Struct, frozen=True, kw_only=True):
     """A rendering, on all pictures or on a third of them.
@@ -110,8 +107,10 @@ class MethodRow(Struct, frozen=True, kw_only=True):
     def cell(self) -> Cell:
         """The difference, or the gap if it is one of `GAPS`, with its interval."""
         of = None if self.rendering in GAPS else self.compared
-        is_bold = self.p_adjusted is not None and self.p_adjusted < 1 - CONFIDENCE
-        return Cell(*(of or (self.gap, self.ci_low, self.ci_high)), is_bold)
+        return Cell(
+            *(of or (self.gap, self.ci_low, self.ci_high)),
+            is_bold=self.p_adjusted is not None and self.p_adjusted < 1 - CONFIDENCE,
+        )
 
     @property
     def compared(self) -> Estimate | None:
@@ -140,12 +139,15 @@ class MethodResult(PicturesResult, frozen=True, kw_only=True):
     @property
     def against_text(self) -> str:
         """What `COMMON` and `AGAINST` of the model are of; "" without them."""
-        row = next((row for row in self.rows if row.rendering == COMMON), None)
-        if row is None:
-            return ""
-        return (
-            f"{self.name}: common, against: BG-Gap of this dataset and of {row.of[:12]}, in the "
-            f"same pairs of the {row.pictures // (2 * row.replicates)} images that both have"
+        return next(
+            (
+                f"{self.name}: common, against: BG-Gap of this dataset and of {row.of[:12]}, in "
+                f"the same pairs of the {row.pictures // (2 * row.replicates)} images that both "
+                "have"
+                for row in self.rows
+                if row.rendering == COMMON
+            ),
+            "",
         )
 
 

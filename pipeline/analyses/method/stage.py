@@ -17,7 +17,6 @@ from typing_extensions import override
 
 from pipeline.analyses.evaluation.comparisons import gap_draws, picture_roles
 from pipeline.analyses.method.results import (
-    DIFFERENCE,
     HOLES,
     PAIRS,
     PAPER,
@@ -64,7 +63,7 @@ def method_config(
       ValueError: there are too many draws, or the name of a function is taken.
     """
     built_in = [with_rendering(name, each) for name in PAIRS for each in ("", *RENDERINGS)]
-    own = [each for each in versioned((), renderings) if each.partition("=")[0] in PAIRS]
+    own = (each for each in versioned((), renderings) if each.partition("=")[0] in PAIRS)
     return dataclasses.replace(
         config,
         variants=select_variants([*built_in, *own]),
@@ -127,11 +126,6 @@ class PlannedMethod(PlannedAnalysis):
         )
 
     @override
-    def chunks(self, dataset: Dataset) -> Sequence[int]:
-        """Returns the numbers of the output shards."""
-        return dataset.shards(self.evaluation.split)
-
-    @override
     def size(self, dataset: Dataset, chunk: int) -> int:
         # The pictures to compare with are of the pairs of both variants, twice.
         return round(
@@ -165,11 +159,13 @@ class PlannedMethod(PlannedAnalysis):
         draws = [name for of_base in gap_draws(self.compose.composed) for name in of_base]
         rows = [*method_rows(table, images, shares, draws, renderings)]
         if composed.other:
-            both = pa.array(list(composed.images[AGAINST].keys), pa.string())
-            images = images.select(pc.is_in(images.keys, both).to_numpy(zero_copy_only=False))
+            is_common = np.isin(images.keys.to_pylist(), list(composed.images[AGAINST].keys))
             of = dict.fromkeys((COMMON, AGAINST), composed.other.manifest.fingerprint)
-            compared = method_rows(table, images, shares, draws, of)
-            rows += (row for row in compared if row.hole == HOLES[0])
+            rows += (
+                row
+                for row in method_rows(table, images.select(is_common), shares, draws, of)
+                if row.hole == HOLES[0]
+            )
         write_result(
             store,
             result_file(run.folder, "method"),
@@ -210,36 +206,38 @@ def method_rows(
         (row["variant"], row["fg_key"]): shares[row["bg_key"]]
         for row in shown.select(["variant", "fg_key", "bg_key"]).to_pylist()
     }
-    keys = images.keys.to_pylist()
-    holes = np.asarray([holes_of[name, key] for name in first for key in keys])
+    holes = np.asarray([holes_of[name, key] for name in first for key in images.keys.to_pylist()])
     thirds = np.searchsorted(np.quantile(holes, [1 / 3, 2 / 3]), holes) if len(holes) else holes
-    variants = (name for of_rendering in names for name in of_rendering)
-    every = predictions_in_table(table, images, variants, tuple(LABEL_RULES))
+    every = predictions_in_table(
+        table, images, [name for each in names for name in each], tuple(LABEL_RULES)
+    )
     for rule, predictions in every.by_rule.items():
-        pictures = np.asarray([[predictions.correct(name) for name in each] for each in names])
-        by_draw = pictures.reshape(len(names), 2, len(draws) // 2, -1).mean(axis=-1)
-        gaps = by_draw[:, 0] - by_draw[:, 1]
+        of_draws = np.asarray([[predictions.correct(name) for name in each] for each in names])
+        pictures = of_draws.reshape(len(names), -1)
+        same, rand = np.split(of_draws.mean(axis=-1), 2, axis=1)
         all_roles = picture_roles(predictions.bg_units, images, first)
-        pictures = pictures.reshape(len(names), -1)
         for third, hole in enumerate(HOLES, start=-1):
-            chosen = thirds == third if third >= 0 else np.full(len(holes), True)
+            chosen = (thirds == third) | (third < 0)
             correct, roles = pictures[:, chosen], all_roles.select(chosen)
-            is_same = (np.arange(len(holes)) < len(holes) // 2)[chosen]
+            is_same = np.flatnonzero(chosen) < len(chosen) // 2
             if len(np.unique(is_same)) < 2:
                 continue
             gap, contributions = gaps_of_pictures(correct, is_same)
-            low, high = difference_interval(gap, roles.variance(contributions), roles.units)
-            difference = gap[1:] - gap[0]
-            variance = roles.variance(contributions[1:] - contributions[0])
-            bounds = difference_interval(difference, variance, roles.units)
-            behind = [difference, *bounds, holm(p_value(difference, variance, roles.units))]
+            # The gaps, and their differences from the first.
+            estimates = np.stack([gap, gap - gap[0]])
+            variance = roles.variance(np.stack([contributions, contributions - contributions[0]]))
+            low, high = difference_interval(estimates, variance, roles.units)
+            p_adjusted = holm(p_value(estimates[1, 1:], variance[1, 1:], roles.units))
             columns = {
                 "mixed_same": correct[:, is_same].mean(axis=-1).tolist(),
                 "mixed_rand": correct[:, ~is_same].mean(axis=-1).tolist(),
                 "gap": gap.tolist(),
-                "ci_low": low.tolist(),
-                "ci_high": high.tolist(),
-                **{n: [None, *v.tolist()] for n, v in zip(DIFFERENCE, behind, strict=True)},
+                "ci_low": low[0].tolist(),
+                "ci_high": high[0].tolist(),
+                "difference": [None, *estimates[1, 1:].tolist()],
+                "difference_low": [None, *low[1, 1:].tolist()],
+                "difference_high": [None, *high[1, 1:].tolist()],
+                "p_adjusted": [None, *p_adjusted.tolist()],
             }
             for position, (name, of) in enumerate(renderings.items()):
                 yield MethodRow(
@@ -251,7 +249,7 @@ def method_rows(
                     hole_high=None if name == AGAINST else float(holes[chosen].max()),
                     **{column: values[position] for column, values in columns.items()},
                     replicates=len(draws) // 2,
-                    seed_sd=float(gaps[position].std(ddof=1))
+                    seed_sd=float((same - rand)[position].std(ddof=1))
                     if len(draws) > 2 and third < 0
                     else None,
                     pictures=len(is_same),

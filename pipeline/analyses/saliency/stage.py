@@ -146,11 +146,6 @@ class PlannedSaliency(PlannedAnalysis):
         return self._cached_images[1]
 
     @override
-    def chunks(self, dataset: Dataset) -> Sequence[int]:
-        """Returns the numbers of the output shards."""
-        return dataset.shards(self.evaluation.split)
-
-    @override
     def size(self, dataset: Dataset, chunk: int) -> int:
         if self.evaluation.holdout:
             return len(self.evaluation.rows(dataset, chunk))
@@ -178,9 +173,8 @@ class PlannedSaliency(PlannedAnalysis):
             maps=map_rows(store, paths, list(self._shown_images(dataset)), run.folder),
         )
         write_result(store, result_file(run.folder, "saliency"), content)
-        current = {*paths, *(row.file for row in content.maps)}
         stored = store.walk(f"results/{run.folder}/saliency")
-        store.delete_all([path for path in stored if path not in current])
+        store.delete_all(set(stored).difference(paths, (row.file for row in content.maps)))
 
 
 class SaliencyShards(AnalysisOfModel):
