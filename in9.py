@@ -17,7 +17,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import torch
 
@@ -62,6 +62,7 @@ def evaluate_model(
     *,
     name: str,
     outputs: str | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
     store: bool = False,
 ) -> EvaluatedModel:
@@ -81,6 +82,9 @@ def evaluate_model(
       name: name of the model in tables.
       outputs: "imagenet" if integers are classes of ImageNet, 0 to 999, rather than superclasses;
         for datasets whose classes all have WordNet ids of ImageNet.
+      preprocessing: settings of a module, such as `{"mean": (0.5, 0.5, 0.5)}`, as for `python:`
+        (docs/models.md). The others are timm's if timm made the module, else those that are usual
+        for its number of outputs; `result.summary.preprocessing` has all of them.
       batch_size: number of pictures in a batch; None for that of `in9 evaluate`.
       store: whether to store predictions, as the model `call:NAME`, in place of an earlier one of
         the name, and to write tables and page. If that fails, the call warns, and returns.
@@ -96,7 +100,13 @@ def evaluate_model(
     from pipeline.commands import call
 
     return call.evaluate_model(
-        dataset, predict, name=name, outputs=outputs, batch_size=batch_size, store=store
+        dataset,
+        predict,
+        name=name,
+        outputs=outputs,
+        preprocessing=preprocessing,
+        batch_size=batch_size,
+        store=store,
     )
 
 

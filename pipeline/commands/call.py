@@ -14,7 +14,7 @@ import itertools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -52,15 +52,19 @@ if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class EvaluatedModel:
     """The figures of a model; in a notebook, it shows the headline.
 
     Attributes:
-      summary: all statistics.
+      summary: all statistics, the model's name and its preprocessing. What `store` wrote is in
+        `results/` in the folder `summary.folder`.
+      predictions: the answer on each picture by each label rule, with the columns of
+        `PREDICTION_SCHEMA` (docs/reference.md).
     """
 
     summary: Summary
+    predictions: pa.Table
 
     @property
     def accuracy(self) -> dict[str, Estimate]:
@@ -80,20 +84,41 @@ class EvaluatedModel:
         return {one.name: one.lines(rows_of_models(one, [self.summary])) for one in TABLES}
 
     def to_pandas(self, table: str = "summary") -> Any:
-        """Returns a table as a pandas DataFrame. Raises ImportError without pandas."""
+        """Returns one of `tables`, or `predictions`, as a pandas DataFrame.
+
+        Raises:
+          ValueError: there is no such table.
+          ImportError: there is no pandas.
+        """
+        rows = self.predictions if table == "predictions" else self.tables.get(table)
+        if rows is None:
+            known = ", ".join(["predictions", *self.tables])
+            raise ValueError(f"{table!r} is none of the tables: {known}")
         try:
-            return pa.Table.from_pylist([*self.tables[table]]).to_pandas()
+            return (pa.Table.from_pylist(rows) if isinstance(rows, list) else rows).to_pandas()
         except ImportError as error:
             raise ImportError("to_pandas needs pandas: pip install pandas") from error
 
+    @property
+    def _head(self) -> str:
+        of, text = self.summary.preprocessing, f"{self.summary.name}, by {self.summary.headline}"
+        return text if of == AS_STORED else f"{text}, with mean {of.mean}, std {of.std}"
+
+    @property
+    def _figures(self) -> dict[str, str]:
+        gap = {"BG-Gap": self.bg_gap} if self.bg_gap else {}
+        return {name: interval(*of) for name, of in {**self.accuracy, **gap}.items()}
+
+    def __repr__(self) -> str:
+        figures = ", ".join(f"{name} {text}" for name, text in self._figures.items())
+        return f"EvaluatedModel({self._head}; in %: {figures})"
+
     def _repr_html_(self) -> str:
-        figures = {**self.accuracy, **({"BG-Gap": self.bg_gap} if self.bg_gap else {})}
         cells = "".join(
-            f"<tr><th>{html.escape(name)}</th><td>{interval(*estimate)}</td></tr>"
-            for name, estimate in figures.items()
+            f"<tr><th>{html.escape(name)}</th><td>{text}</td></tr>"
+            for name, text in self._figures.items()
         )
-        head = f"{html.escape(self.summary.name)}, by {self.summary.headline}, in %"
-        return f"<table><caption>{head}</caption>{cells}</table>"
+        return f"<table><caption>{html.escape(self._head)}, in %</caption>{cells}</table>"
 
 
 def evaluate_model(
@@ -102,6 +127,7 @@ def evaluate_model(
     *,
     name: str,
     outputs: str | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
     store: bool = False,
 ) -> EvaluatedModel:
@@ -131,8 +157,11 @@ def evaluate_model(
     torch = sys.modules.get("torch")
     with live_bar(CALLED + name, total, "pictures") as advance:
         if torch and isinstance(predict, torch.nn.Module):
-            with _on_device(predict, opened, evaluation) as (identity, predictor):
+            on_device = _on_device(predict, preprocessing or {}, opened, evaluation)
+            with on_device as (identity, predictor):
                 return _evaluate(opened, evaluation, identity, predictor, advance, store=store)
+        if preprocessing is not None:
+            raise UsageError("preprocessing is of modules; a function gets pictures as stored")
         answers = _ask_all(predict, outputs, opened, evaluation, advance)
         identity = ModelIdentity(
             name=answers.path,
@@ -165,13 +194,14 @@ def _evaluate(
     rows = [table.replace_schema_metadata() for table in tables.values()]
     power = measure_power(dataset, images, run, rows)
     described = describe_predictions(work, chunks, run, entry=run.model, power=power)
+    every = pa.concat_tables(rows).unify_dictionaries()
     predictions = predictions_in_table(
-        pa.concat_tables(rows).unify_dictionaries(),
+        every,
         images,
         evaluated_variants(dataset),
         tuple(RULES_OF_ANSWERS[run.answers]),
     )
-    result = EvaluatedModel(summarize(dataset, described, images, predictions))
+    result = EvaluatedModel(summarize(dataset, described, images, predictions), every)
     if not store:
         return result
     try:
@@ -311,7 +341,10 @@ def _torch_as_by_default(gpu: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _on_device(
-    module: torch.nn.Module, dataset: Dataset, evaluation: Evaluation
+    module: torch.nn.Module,
+    preprocessing: Mapping[str, Any],
+    dataset: Dataset,
+    evaluation: Evaluation,
 ) -> Iterator[tuple[ModelIdentity, Predictor]]:
     """Brings a copy of a module to its device, the module's own GPU or else the first."""
     from pipeline.models.predict import Predictor
@@ -326,8 +359,8 @@ def _on_device(
         except Exception as error:  # A module's own code can raise anything.
             raise UsageError(f"{name}: the module cannot be copied: {one_line(error)}") from error
         model = measured_model(
-            {},
-            where=name,
+            preprocessing,
+            where=f"{name}: preprocessing",
             taxonomy=dataset.taxonomy,
             name=name,
             architecture=type(module).__name__,

@@ -17,13 +17,12 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load
-from timm.data import resolve_model_data_config
 from timm.models import clean_state_dict, get_pretrained_cfg, is_model_pretrained
 from torchvision import models
 
 from pipeline.errors import JobError, UsageError
 from pipeline.models.checkpoint import SUFFIX, read_header, read_metadata, refuse_compressed
-from pipeline.models.identity import IN9_MEAN, IN9_STD, Origin, Preprocessing, is_nine_way
+from pipeline.models.identity import Origin, Preprocessing, is_nine_way
 from pipeline.models.source import (
     LoadedModel,
     Recipe,
@@ -36,6 +35,7 @@ from pipeline.models.source import (
     measured_model,
     module_with,
     refuse_without_answer,
+    timm_settings,
 )
 from pipeline.runtime.custom_functions import module_of
 from pipeline.storage.files import files_of
@@ -247,23 +247,17 @@ def timm_model(
     The preprocessing defaults to timm's configuration, except that a model with one output per
     superclass of ImageNet-9 gets `IN9_MEAN` and `IN9_STD`.
     """
-    config = resolve_model_data_config(module)
     num_outputs = int(module.num_classes)  # type: ignore[arg-type]
-    nine_way = is_nine_way(num_outputs, taxonomy)
+    settings = timm_settings(module, is_nine_way(num_outputs, taxonomy))
+    settings["fixed_size"] = module.pretrained_cfg.get("fixed_input_size", False)  # type: ignore[operator,union-attr]
     return loaded_model(
         name=name,
         architecture=_full_tag(module),
         weights=weights,
         module=module,
         preprocessing=preprocessing
-        or Preprocessing(
-            input_size=int(config["input_size"][-1]),
-            fixed_size=bool(module.pretrained_cfg.get("fixed_input_size", False)),  # type: ignore[operator,union-attr]
-            mean=IN9_MEAN if nine_way else tuple(config["mean"]),
-            std=IN9_STD if nine_way else tuple(config["std"]),
-            interpolation=str(config["interpolation"]),
-            crop_pct=float(config["crop_pct"]),
-            crop_mode=str(config["crop_mode"]),
+        or Preprocessing.from_settings(
+            settings, num_outputs=num_outputs, where=name, taxonomy=taxonomy
         ),
         num_outputs=num_outputs,
         recipe={"architecture": _full_tag(module), "num_classes": num_outputs},
