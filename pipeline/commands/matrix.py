@@ -9,8 +9,14 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from pipeline.analyses.matrix.parts import describe_gaps, matrix_table
-from pipeline.analyses.matrix.plan import MatrixPlan, make_plan
-from pipeline.analyses.matrix.rows import NetworkTrainer, ProbeTrainer, Trainer, make_matrices
+from pipeline.analyses.matrix.rows import (
+    MatrixPlan,
+    NetworkTrainer,
+    ProbeTrainer,
+    Trainer,
+    make_matrices,
+    make_plan,
+)
 from pipeline.commands.train import choose_device, plan_from_flags, refuse_network_flags
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.folder import Dataset
