@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from typing_extensions import override
 
-from pipeline.analyses.evaluation.panel import BY_METHOD
+from pipeline.analyses.evaluation.panel import BY_METHOD, models_trained_on
 from pipeline.analyses.evaluation.panel import COMMAND as EVALUATE_COMMAND
 from pipeline.analyses.evaluation.results import AccuracyRow, GapRow, Summary
-from pipeline.analyses.evaluation.training import models_trained_on
 from pipeline.analyses.matrix.results import (
     MATRIX_FIGURES,
     TABLES,
