@@ -5,8 +5,6 @@ figure of images; `in9 report` writes tables, figures and page from existing res
 checks its files against the manifest, and prints the faults.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

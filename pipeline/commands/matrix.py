@@ -1,7 +1,5 @@
 """`in9 matrix`: trains and tests the rows of the train x test matrix, and prints the matrix."""
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Iterator, Sequence

@@ -11,8 +11,6 @@ The table to fill with answers has a row for each picture that models are evalua
 the pictures; a CSV names each by its path in an export.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

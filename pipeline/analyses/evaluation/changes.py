@@ -1,7 +1,5 @@
 """Changes of accuracies between two states of a dataset, over the images that both states have."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple

@@ -5,8 +5,6 @@ models differ on the same images, flip rates and relative foreground sensitivity
 each mixed version, and the authors' claims that accuracies decide.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar

@@ -4,8 +4,6 @@ They are the effect of training on each variant, compared with table 5 of the pa
 authors' claims about training sets.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

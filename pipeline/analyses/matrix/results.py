@@ -9,8 +9,6 @@ its picture stays the same. Predictions on IN-9L, which is another dataset, are 
 prediction files of all its shards exist.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterator

@@ -3,8 +3,6 @@
 Maps side by side, and one number for each model, show where models look.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from collections.abc import Iterator, Sequence
