@@ -9,8 +9,6 @@ A trainer fits linear probes on a frozen network, whose tests reuse the stored f
 or trains whole networks in the same way as `in9 train`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import time
@@ -195,35 +193,6 @@ def make_plan(
     )
 
 
-class ProbeTrainer:
-    """A trainer that fits a linear probe on each variant.
-
-    Args:
-      backbone: the frozen network.
-      plan: plan of the matrix.
-    """
-
-    def __init__(self, backbone: Backbone, plan: MatrixPlan) -> None:
-        self._backbone, self._plan = backbone, plan
-        self.arch = backbone.model.name
-        self.name = f"probe-{self.arch.replace('/', '_')}{plan.suffix()}"
-
-    def train(self, row: str) -> str:
-        """Trains on a row's pictures, unless it did so before; returns the checkpoint's path."""
-        dataset, variant = self._plan.source(row)
-        return fit_variant(
-            self._backbone,
-            ProbePlan(
-                dataset, variant, self._plan.train_split, self._plan.holdout, self._plan.seed, row
-            ),
-            self._plan.dataset.store,
-        )
-
-    def scorer(self, entry: str) -> ProbeScorer:
-        """Loads a checkpoint, `ARCH=FILE`, to compute logits with it."""
-        return ProbeScorer(self._backbone, entry.partition("=")[2], self._plan.predict.device)
-
-
 class ProbeScorer:
     """A `Scorer` that computes a probe's logits from features of the frozen network.
 
@@ -262,6 +231,35 @@ class ProbeScorer:
             all_pictures = dataclasses.replace(pictures, keys=None)
             features = self._backbone.shard_features(all_pictures).select(rows["key"].to_pylist())
             yield AnsweredRows(pictures, rows), self._scores(features.values)
+
+
+class ProbeTrainer:
+    """A trainer that fits a linear probe on each variant.
+
+    Args:
+      backbone: the frozen network.
+      plan: plan of the matrix.
+    """
+
+    def __init__(self, backbone: Backbone, plan: MatrixPlan) -> None:
+        self._backbone, self._plan = backbone, plan
+        self.arch = backbone.model.name
+        self.name = f"probe-{self.arch.replace('/', '_')}{plan.suffix()}"
+
+    def train(self, row: str) -> str:
+        """Trains on a row's pictures, unless it did so before; returns the checkpoint's path."""
+        dataset, variant = self._plan.source(row)
+        return fit_variant(
+            self._backbone,
+            ProbePlan(
+                dataset, variant, self._plan.train_split, self._plan.holdout, self._plan.seed, row
+            ),
+            self._plan.dataset.store,
+        )
+
+    def scorer(self, entry: str) -> ProbeScorer:
+        """Loads a checkpoint, `ARCH=FILE`, to compute logits with it."""
+        return ProbeScorer(self._backbone, entry.partition("=")[2], self._plan.predict.device)
 
 
 class NetworkTrainer:
