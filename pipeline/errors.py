@@ -1,7 +1,5 @@
 """Errors that the command line turns into one line and an exit code, and printable text."""
 
-from __future__ import annotations
-
 import difflib
 import textwrap
 from collections.abc import Callable, Iterable, Mapping

@@ -13,8 +13,6 @@ one COCO JSON file, in which `file_name` is read in the same way. COCO's masks a
 travels as text with its image.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

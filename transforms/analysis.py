@@ -4,8 +4,6 @@ Labels and predictions are arrays over the same images in the same order.
 Source: paper sections 3 and 4 and appendix (per-image decomposition).
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

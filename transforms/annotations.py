@@ -1,10 +1,8 @@
 """Bounding boxes, and annotations: ImageNet's CLS-LOC files, and their form as lines of JSON."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from xml.etree.ElementTree import Element, ParseError
 
 from transforms.limits import MAX_ANNOTATION_BYTES, Unread, load_json
@@ -42,13 +40,13 @@ class Box(NamedTuple):
         """Width times height, in pixels; 0 for an empty box."""
         return self.width * self.height if self.width > 0 and self.height > 0 else 0
 
-    def clip(self, width: int, height: int) -> Box:
+    def clip(self, width: int, height: int) -> Self:
         """Clips the box to an image of this size; its area is 0 if it lies outside of the image.
 
         xmax may still equal the image's width, and ymax the height, as they often do in ImageNet.
         The authors' script keeps such corners, too.
         """
-        return Box(
+        return type(self)(
             max(self.xmin, 0), max(self.ymin, 0), min(self.xmax, width), min(self.ymax, height)
         )
 

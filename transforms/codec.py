@@ -10,8 +10,6 @@
 * JPEG is written with 4:4:4 chroma, so that the edges of a composite stay sharp.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re

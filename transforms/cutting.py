@@ -6,8 +6,6 @@ Filters 1 to 3 of the protocol are applied here, the others in `transforms.filte
 rejects a picture that cannot be decoded. (A missing picture is in no listing.)
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,6 @@ and 6 judge the box after Resize(256, nearest) + CenterCrop(224), even if the da
 size. The defaults of `Rules` are the paper's; other kinds of data may need other rules.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from enum import StrEnum

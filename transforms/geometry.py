@@ -5,10 +5,8 @@ longer side is truncated to an integer. Nearest-neighbour resizing only selects 
 composing variants after the resize gives the same pixels as composing at native size.
 """
 
-from __future__ import annotations
-
 import dataclasses
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +77,7 @@ class ResizeCrop:
     @classmethod
     def for_size(
         cls, *, native_width: int, native_height: int, resize: int, crop: int, pad: bool = False
-    ) -> ResizeCrop:
+    ) -> Self:
         """Builds the transform for a native size.
 
         Args:

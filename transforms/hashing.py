@@ -5,8 +5,6 @@ retry. Generators with a state are used only where a method brings its own, as G
 do, and are seeded before each use.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 

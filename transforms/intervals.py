@@ -6,8 +6,6 @@ backgrounds.) P values of many tests at once are adjusted, so that chance alone 
 a finding.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Sequence

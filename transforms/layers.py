@@ -5,8 +5,6 @@ pure function of a layer and perhaps of another layer's background, a scene or n
 is tiled: repetitions of the largest strip beside the box cover the box.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

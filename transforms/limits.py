@@ -1,10 +1,8 @@
 """Limits of input files: size and nesting, besides the limit on pixels (`codec.MAX_PIXELS`)."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 MAX_PICTURE_BYTES = 160_000_000
 """Largest picture file in bytes: 50 million uncompressed pixels take 150 MB."""
@@ -55,6 +53,6 @@ class Unread(bytes):
     """
 
     @classmethod
-    def from_size(cls, size: int, limit: int) -> Unread:
+    def from_size(cls, size: int, limit: int) -> Self:
         """Creates the stand-in for content of `size` bytes, which exceeds the limit."""
         return cls(b"%d bytes, more than the limit of %d" % (size, limit))

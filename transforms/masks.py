@@ -1,7 +1,5 @@
 """Reads masks that come with images: PNGs, COCO's run lengths and polygons, a recipe's runs."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

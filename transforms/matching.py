@@ -4,8 +4,6 @@ Candidates are found by means over small blocks, weighted by the share of each b
 leaves free, and then compared pixel by pixel. Both steps tolerate JPEG noise.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

@@ -6,8 +6,6 @@ exchanged. For probes that are trained once and then evaluated as models, see
 `pipeline.training.linear_probe`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

@@ -5,8 +5,6 @@ ImageNet-9's authors compares the maps of two models by eye. `mass_in_mask` turn
 into a number: the share of a map that lies on the foreground.
 """
 
-from __future__ import annotations
-
 import functools
 
 import cv2

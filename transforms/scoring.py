@@ -6,8 +6,6 @@ the first. `closed_choice` is the rule of answers that name a superclass, such a
 that lists the superclasses.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 from collections.abc import Callable

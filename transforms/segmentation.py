@@ -4,8 +4,6 @@ A segmenter is a function (image, box, seed) -> Segmentation. To add one, write 
 add an entry to `SEGMENTERS`. Custom functions are called by `pipeline.segmenters`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import threading

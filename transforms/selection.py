@@ -3,8 +3,6 @@
 The classes of a dataset are balanced and limited, and every image has backgrounds to be mixed with.
 """
 
-from __future__ import annotations
-
 import collections
 from collections.abc import Iterator, Sequence
 

@@ -6,8 +6,6 @@ released class map (`data/classes.csv`). Source of WordNet's hierarchy above Ima
 WordNet 3.0, `data/hypernyms.csv` (made by `scripts/make_hypernyms.py`; licence beside it).
 """
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import functools

@@ -5,8 +5,6 @@ accounts for other models and other images of the same kinds. Models are treated
 although models of one family are not.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence

@@ -14,8 +14,6 @@ distribution. Whole numbers are enough, because pictures hold whole numbers, too
 before adding it equals rounding the sum.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import functools

@@ -1,7 +1,5 @@
 """The analyses of a dataset and its models. `ANALYSES` is the list of them."""
 
-from __future__ import annotations
-
 import pkgutil
 
 from pipeline.analyses.analysis import Analysis

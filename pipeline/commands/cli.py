@@ -1,7 +1,5 @@
 """The entry point of the command line, `in9` or `python -m pipeline`."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import logging

@@ -6,8 +6,6 @@ Beam and torch.
 Words that a command does not take are refused, and the message suggests what was meant.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import logging

@@ -5,8 +5,6 @@ figure of images; `in9 report` writes tables, figures and page from existing res
 checks its files against the manifest, and prints the faults.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses
@@ -34,13 +32,14 @@ from pipeline.inputs.recipe import RECIPE
 from pipeline.jobs.conditions import conclude, gate_from_flags, judge
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.models.answers import PREFIX
-from pipeline.released.answer_table import SUFFIXES, write_answer_table
 from pipeline.released.export import (
     EXPORT_FOLDER,
+    TABLE_SUFFIXES,
     ExportPlan,
     class_folder,
     export_split,
     find_clashes,
+    write_answer_table,
 )
 from pipeline.released.write_recipe import write_recipe
 from pipeline.report.write import REPORT, write_report, write_tables
@@ -82,10 +81,10 @@ def run_export(arguments: argparse.Namespace) -> int:
     is_table = arguments.layout == "answers"
     folder, name = os.path.split(arguments.to)
     target = Store.at(folder or ".") if is_table else Store.at(arguments.to)
-    if is_table and (not name.endswith(SUFFIXES) or target.exists(name)):
+    if is_table and (not name.endswith(TABLE_SUFFIXES) or target.exists(name)):
         raise UsageError(
             f"--to {arguments.to}: --layout answers needs a new file that ends in "
-            f"{' or '.join(SUFFIXES)}"
+            f"{' or '.join(TABLE_SUFFIXES)}"
         )
     if not is_table:
         _check(dataset, target, is_ours=target.has_folder(EXPORT_FOLDER))

@@ -4,8 +4,6 @@ Flags that configure a dataset have the names and defaults of `pipeline.dataset.
 is not imported here, because it needs OpenCV, and `--help` should not wait for the import.
 """
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterator
 

@@ -3,8 +3,6 @@
 listing -> Examine -> Pool -> Write -> Commit
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

@@ -4,8 +4,6 @@ Makes the job that generates a dataset, the evaluation (which models to run and 
 that each analysis plans for the models.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import functools

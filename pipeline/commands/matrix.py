@@ -1,7 +1,5 @@
 """`in9 matrix`: trains and tests the rows of the train x test matrix, and prints the matrix."""
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Iterator, Sequence
@@ -9,8 +7,14 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from pipeline.analyses.matrix.parts import describe_gaps, matrix_table
-from pipeline.analyses.matrix.plan import MatrixPlan, make_plan
-from pipeline.analyses.matrix.rows import NetworkTrainer, ProbeTrainer, Trainer, make_matrices
+from pipeline.analyses.matrix.rows import (
+    MatrixPlan,
+    NetworkTrainer,
+    ProbeTrainer,
+    Trainer,
+    make_matrices,
+    make_plan,
+)
 from pipeline.commands.train import choose_device, plan_from_flags, refuse_network_flags
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.folder import Dataset

@@ -1,7 +1,5 @@
 """`in9 models`: lists models that can be loaded here, and stores their weights in a folder."""
 
-from __future__ import annotations
-
 import argparse
 import fnmatch
 

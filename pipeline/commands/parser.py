@@ -1,7 +1,5 @@
 """The parser of the command line: commands, their flags, and the layout of help."""
 
-from __future__ import annotations
-
 import argparse
 import re
 import shutil

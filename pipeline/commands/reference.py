@@ -6,8 +6,6 @@ A column means the same in every table that has it, unless the type of a table's
 else. For other files, such columns are named `table.column`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 

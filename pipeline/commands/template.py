@@ -5,8 +5,6 @@ into a bucket.
 https://cloud.google.com/dataflow/docs/guides/templates/configuring-flex-templates
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

@@ -3,8 +3,6 @@
 `in9 matrix` makes the plan of its trainings from the same flags.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

@@ -3,8 +3,6 @@
 The report page and the terminal also print the card's notes before any numbers.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Sequence

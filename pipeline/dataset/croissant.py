@@ -5,8 +5,6 @@ variant, backed by these files. Paths are relative to the metadata, so that a da
 as a whole.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import pyarrow as pa

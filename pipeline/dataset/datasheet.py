@@ -4,8 +4,6 @@ The README card and the Croissant metadata say the same, in these words. Nothing
 neither the flags and counts nor the dataset's maker tell.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator
 

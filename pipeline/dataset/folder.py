@@ -6,8 +6,6 @@ background. In a mixed variant, each foreground takes the first replicate whose 
 held out; a foreground without such a replicate is left out.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -17,7 +15,7 @@ import tarfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -83,7 +81,7 @@ class Dataset:
     manifest: Manifest
 
     @classmethod
-    def open(cls, store: Store) -> Dataset:
+    def open(cls, store: Store) -> Self:
         """Opens a dataset folder. Raises UsageError if it holds no finished dataset."""
         manifest = read_manifest(store)
         if manifest is None:

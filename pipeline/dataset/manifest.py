@@ -4,14 +4,12 @@ This module finds published versions, and refuses to write to them. It does not 
 readers use it, too. `pipeline.jobs.publish` makes the versions.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import os
 import re
 from importlib import metadata
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 
@@ -145,7 +143,7 @@ class Manifest:
         return json_bytes(content)
 
     @classmethod
-    def from_json(cls, data: bytes) -> Manifest:
+    def from_json(cls, data: bytes) -> Self:
         """Parses a manifest file's bytes.
 
         Raises:

@@ -5,15 +5,13 @@ the tar, that hold the picture. To find them, the first access to a file reads i
 or headers. These positions and the latest row groups are cached.
 """
 
-from __future__ import annotations
-
 import bisect
 import dataclasses
 import functools
 import itertools
 import tarfile
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -53,7 +51,7 @@ class DatasetReader(Sequence[Example]):
     split: str
 
     @classmethod
-    def open(cls, path: str, variant: str | None, split: str | None) -> DatasetReader:
+    def open(cls, path: str, variant: str | None, split: str | None) -> Self:
         """Opens a dataset; arguments and errors are those of `in9.open_dataset`."""
         dataset = Dataset.open(reading_store(path))
         splits = dataset.manifest.config.split
@@ -75,12 +73,12 @@ class DatasetReader(Sequence[Example]):
         """Names of the superclasses, by label."""
         return self.dataset.taxonomy.names
 
-    def select(self, variant: str | None = None, split: str | None = None) -> DatasetReader:
+    def select(self, variant: str | None = None, split: str | None = None) -> Self:
         """Returns a reader of another variant or split. Raises ValueError if there is none."""
-        return DatasetReader(
-            self.dataset,
-            _one_of("variant", variant or self.variant, self.variants),
-            _one_of("split", split or self.split, self.splits),
+        return dataclasses.replace(
+            self,
+            variant=_one_of("variant", variant or self.variant, self.variants),
+            split=_one_of("split", split or self.split, self.splits),
         )
 
     def __repr__(self) -> str:

@@ -10,13 +10,11 @@ complete, because it is written last. Its metadata holds the fingerprint of ever
 shard was made from.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, TypedDict
+from typing import Any, Self, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -76,7 +74,7 @@ class ShardCounts:
             )
 
     @classmethod
-    def for_images(cls, images: int, images_per_shard: int) -> ShardCounts:
+    def for_images(cls, images: int, images_per_shard: int) -> Self:
         """Chooses the counts from the number of images alone, never from the number of workers.
 
         Args:

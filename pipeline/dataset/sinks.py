@@ -6,15 +6,13 @@ with a store from `Store.together`. All samples have the same fields in both for
 those of layers, have reproducible bytes and known offsets.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -137,7 +135,7 @@ class ParquetSink(Sink):
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, store: Store, staged: str, path: str, schema: pa.Schema) -> Iterator[ParquetSink]:
+    def open(cls, store: Store, staged: str, path: str, schema: pa.Schema) -> Iterator[Self]:
         """Opens a sink that writes to `staged`, and whose digest names the final `path`."""
         with store.create(staged) as file:
             sink = cls(file, schema, path)
@@ -163,6 +161,31 @@ class ParquetSink(Sink):
             self._pending_bytes = 0
 
 
+_TAR_BLOCK = 512
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TarWriter:
+    """A tar file whose members have a fixed owner, mode and time, and known offsets."""
+
+    file: HashingFile
+
+    def add(self, name: str, data: bytes) -> int:
+        """Appends a file; returns the offset of its content in the tar, in bytes."""
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        info.mode = 0o644
+        self.file.write(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
+        offset = self.file.size
+        self.file.write(data)
+        self.file.write(bytes(-len(data) % _TAR_BLOCK))
+        return offset
+
+    def close(self) -> None:
+        """Writes the end-of-archive mark."""
+        self.file.write(bytes(2 * _TAR_BLOCK))
+
+
 @dataclasses.dataclass(kw_only=True, eq=False)
 class WebDatasetSink(Sink):
     """A tar with members `<key>.jpg|png`, `<key>.cls` and `<key>.json`; no file for no sample."""
@@ -174,7 +197,7 @@ class WebDatasetSink(Sink):
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, store: Store, staged: str, path: str) -> Iterator[WebDatasetSink]:
+    def open(cls, store: Store, staged: str, path: str) -> Iterator[Self]:
         """Opens a sink that writes to `staged`, and whose digest names the final `path`."""
         with contextlib.ExitStack() as stack:
             sink = cls(path=path, stack=stack, store=store, staged=staged)
@@ -239,31 +262,6 @@ def digests_of(sinks: Mapping[str, Sequence[Sink]]) -> tuple[FileDigest, ...]:
     """Returns the digests of the files of all variants, once the sinks are closed."""
     digests = [sink.digest() for variant_sinks in sinks.values() for sink in variant_sinks]
     return tuple(digest for digest in digests if digest is not None)
-
-
-_TAR_BLOCK = 512
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TarWriter:
-    """A tar file whose members have a fixed owner, mode and time, and known offsets."""
-
-    file: HashingFile
-
-    def add(self, name: str, data: bytes) -> int:
-        """Appends a file; returns the offset of its content in the tar, in bytes."""
-        info = tarfile.TarInfo(name)
-        info.size = len(data)
-        info.mode = 0o644
-        self.file.write(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
-        offset = self.file.size
-        self.file.write(data)
-        self.file.write(bytes(-len(data) % _TAR_BLOCK))
-        return offset
-
-    def close(self) -> None:
-        """Writes the end-of-archive mark."""
-        self.file.write(bytes(2 * _TAR_BLOCK))
 
 
 LAYER_FILES = ("image", "only_bg_t", "mask")

@@ -7,8 +7,6 @@ no value does; otherwise the data are too few to tell. So widening an interval n
 claim.
 """
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import enum

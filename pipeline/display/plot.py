@@ -4,8 +4,6 @@ If there are many classes, figures show only the worst, because a figure of a th
 unreadable. The CSV files list all classes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,6 +56,19 @@ class Plot:
     model: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """A model's points.
+
+    Attributes:
+      name: name of the model.
+      values: estimates as fractions, one for each row or position of the figure; None if missing.
+    """
+
+    name: str
+    values: tuple[Estimate | None, ...]
+
+
 def spoken(series: Sequence[Series], labels: Sequence[str]) -> str:
     """Spells out the values of a figure, in percent, for readers who cannot see it."""
     return "; ".join(
@@ -92,19 +103,6 @@ def of_all(shown: Sequence[int], taxonomy: Taxonomy) -> str:
     if len(shown) == taxonomy.num_labels:
         return ""
     return f" (worst {len(shown)} of {taxonomy.num_labels})"
-
-
-@dataclasses.dataclass(frozen=True)
-class Series:
-    """A model's points.
-
-    Attributes:
-      name: name of the model.
-      values: estimates as fractions, one for each row or position of the figure; None if missing.
-    """
-
-    name: str
-    values: tuple[Estimate | None, ...]
 
 
 def by_class(

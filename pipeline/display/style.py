@@ -6,8 +6,6 @@ Files have plain colours on white, so that they fit papers and any viewer. The p
 colour of `THEME` by a CSS variable, so that the same figure is readable in light and dark mode.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import io

@@ -12,8 +12,6 @@ points, no table is wider than 5.5 inches, a common text width: columns beyond t
 below.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence

@@ -8,13 +8,11 @@ column `logits`, in the rows of the paper's label rule, for the probe in `measur
 This module does not import Beam, so that readers of predictions start fast.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -199,7 +197,7 @@ class EvalImages:
     background_units: NDArray[np.int64]
 
     @classmethod
-    def read(cls, dataset: Dataset, split: str, holdout: float = 0.0) -> EvalImages:
+    def read(cls, dataset: Dataset, split: str, holdout: float = 0.0) -> Self:
         """Reads the images from a split's index.
 
         Args:
@@ -233,7 +231,7 @@ class EvalImages:
             background_units=np.unique(np.asarray(units, object), return_inverse=True)[1],
         ).select(tested)
 
-    def select(self, chosen: NDArray[np.bool_]) -> EvalImages:
+    def select(self, chosen: NDArray[np.bool_]) -> Self:
         """Returns the same backgrounds with only the chosen of the n tested images."""
         return dataclasses.replace(
             self,

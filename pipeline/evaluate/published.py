@@ -4,8 +4,6 @@ Sources: paper = arXiv 2006.09994 v1, tables 2 and 5; README = the README of the
 repository; blog = the authors' post on the paper.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Models in memory: a process holds at most two for each device, one of them on the device."""
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import functools

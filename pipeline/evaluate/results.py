@@ -15,8 +15,6 @@ version of the dataset. A model that failed but has results on this dataset unde
 keeps them, and usually gets no row for the failure (`failures_without_results`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import re

@@ -4,8 +4,6 @@ They are composed from the layers when they are read, and pass through the datas
 that their pictures are those that would have been stored, byte for byte.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import functools

@@ -10,8 +10,6 @@ it has none. The function's author raises it when the pictures change, so that t
 again.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence

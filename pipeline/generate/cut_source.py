@@ -1,7 +1,5 @@
 """One source image: identifies it, reads it, and cuts it into layers."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from collections import Counter

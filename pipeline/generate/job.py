@@ -1,7 +1,5 @@
 """The job that makes a dataset: its input, its settings and its folder."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Pictures of selected images: reads layers and backgrounds, and composes all variants."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os

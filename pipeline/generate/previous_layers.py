@@ -10,8 +10,6 @@ tenth, unless the user passes `--overwrite rebuild`. For the count, names, recor
 times of files are enough: no image is read.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections import Counter

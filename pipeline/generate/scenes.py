@@ -5,8 +5,6 @@ status of each file in a table of the dataset, `backgrounds/scenes.parquet`, unl
 to date. Drawing and composing use that table.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

@@ -4,8 +4,6 @@ XML files lie in a folder or an archive. COCO's JSON is a table of images (`imag
 with boxes, `categories`).
 """
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import json

@@ -5,8 +5,6 @@ absolute path, a path with `..`, a link, a device), because an archive of images
 members.
 """
 
-from __future__ import annotations
-
 import bz2
 import contextlib
 import dataclasses
@@ -94,6 +92,13 @@ class Member:
         return member_location(self.archive, self.offset, self.length)
 
 
+@dataclasses.dataclass
+class _Allowance:
+    """Bytes that may still be unpacked from an archive and the archives inside it."""
+
+    remaining: int
+
+
 @dataclasses.dataclass(eq=False)
 class _Guarded:
     """A tar file for `tarfile` to read.
@@ -149,13 +154,6 @@ class _Guarded:
                     f"{self.name} is refused: it unpacks to more than the limit of "
                     f"{_MAX_UNPACKED_BYTES} bytes"
                 )
-
-
-@dataclasses.dataclass
-class _Allowance:
-    """Bytes that may still be unpacked from an archive and the archives inside it."""
-
-    remaining: int
 
 
 Reading = Callable[[int], bytes]

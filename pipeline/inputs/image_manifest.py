@@ -5,8 +5,6 @@ A manifest is CSV, Parquet, JSON or JSON lines with a row for each box, or COCO'
 `docs/own_data.md` explains the columns.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os

@@ -6,8 +6,6 @@ downloaded: `ILSVRC2012_img_val.tar`, which holds the images directly, and
 `ILSVRC2012_img_train.tar`, which holds an archive for each class.
 """
 
-from __future__ import annotations
-
 import operator
 import os
 from collections.abc import Iterator, Sequence

@@ -3,8 +3,6 @@
 An input format finds and lists images in one layout of the input.
 """
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 import re

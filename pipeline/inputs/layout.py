@@ -8,8 +8,6 @@ The folder decides the class of an image. If the image lies in no class folder, 
 decides.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections import Counter

@@ -9,8 +9,6 @@ the columns `class` and `superclass` and, as needed, `label` (number of the supe
 (position of the class among a model's outputs) and `name` (name of the class for people).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import re

@@ -5,12 +5,10 @@ or it holds a short text itself. It is a line of text, so that it can travel thr
 and memories of checksums like a path. Every absolute path is the location of its file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,7 +52,7 @@ class Location:
     text: str | None = None
 
     @classmethod
-    def parse(cls, location: str) -> Location:
+    def parse(cls, location: str) -> Self:
         """Parses a location.
 
         >>> Location.parse("part:1536+240:/data/val.tar").span

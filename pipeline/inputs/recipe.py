@@ -8,8 +8,6 @@ A recipe comes from strangers. Its checksum is tested first, and then every valu
 names is opened or imported.
 """
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import functools
@@ -19,7 +17,7 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -128,7 +126,7 @@ class RecipeImage(SourceImage):
         """The source digest, another one if the picture is not there."""
         return fingerprint(self.source_digest, self.lacks) if self.lacks else self.source_digest
 
-    def found(self, is_its: Callable[[SourceImage, RecipeImage], bool]) -> RecipeImage:
+    def found(self, is_its: Callable[[SourceImage, Self], bool]) -> Self:
         """Returns the image at the first of its files that is its picture; itself if none is."""
         file = next((file for file in self.files if is_its(file, self)), None)
         return self if file is None else dataclasses.replace(self, path=file.path, files=())
@@ -155,7 +153,7 @@ class Recipe:
     sha256: str
 
     @classmethod
-    def open(cls, path: str, name: str = "") -> Recipe:
+    def open(cls, path: str, name: str = "") -> Self:
         """Opens a recipe, and checks its checksum and then all of its content.
 
         Args:

@@ -12,8 +12,6 @@ except where the object has no MD5, because it was composed of parts. A file of 
 a tar, has a stamp that changes when any of the images changes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -5,8 +5,6 @@ Parquet, JSON (a list of objects) or JSON lines. Parquet files as on the hub hav
 bytes and path) and `label`.
 """
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """WebDataset shards: `<key>.jpg` beside `<key>.cls` or `<key>.json`, and perhaps `<key>.xml`."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence

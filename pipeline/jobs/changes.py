@@ -3,8 +3,6 @@
 Data flow: two states -> changes of images, changes of results, their causes -> text
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ No picture is opened. Work of an earlier run counts as done if that run has stor
 inputs; without them, the inputs would have to be read to tell whether they have changed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The summary that a job prints at its end."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping

@@ -11,8 +11,6 @@ A column `dataset` can hold the fingerprint of the dataset that the pictures are
 does not import torch.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import functools

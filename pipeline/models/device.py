@@ -1,7 +1,5 @@
 """Devices that networks run on: which one a block takes, what it fetches, when its memory ends."""
 
-from __future__ import annotations
-
 import torch
 
 from pipeline.errors import ModelError, text_of

@@ -1,7 +1,5 @@
 """Expands the entries of `--models`: wildcards, and files that list one entry per line."""
 
-from __future__ import annotations
-
 import fnmatch
 import re
 from collections.abc import Callable, Iterable

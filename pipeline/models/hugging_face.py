@@ -1,7 +1,5 @@
 """Hugging Face image classifiers, from the hub or a local folder: `hf:microsoft/resnet-50`."""
 
-from __future__ import annotations
-
 import glob
 import os
 from collections.abc import Mapping, Sequence

@@ -14,15 +14,13 @@ date are recognised without loading the model or importing torch. The cache lies
 work folder and is not part of the dataset: after it is deleted, each model is loaded once more.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os
 import re
 from collections.abc import Mapping
 from importlib import metadata
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pipeline.dataset.config import fingerprint
 from pipeline.errors import JobError, UsageError
@@ -81,7 +79,7 @@ class Preprocessing:
         num_outputs: int,
         where: str,
         taxonomy: Taxonomy | None = None,
-    ) -> Preprocessing:
+    ) -> Self:
         """Parses settings. A missing setting gets the value that is usual for ImageNet models.
 
         Args:
@@ -201,7 +199,7 @@ class PredictConfig:
         """
         return {"precision": self.arithmetic, "eval_input": self.eval_input}
 
-    def on_this_machine(self) -> PredictConfig:
+    def on_this_machine(self) -> Self:
         """Resolves `auto` and the default batch size on this machine."""
         device = self.device
         if device == "auto":
@@ -261,7 +259,7 @@ class WeightsFolder:
     store: Store
 
     @classmethod
-    def from_path(cls, path: str) -> WeightsFolder:
+    def from_path(cls, path: str) -> Self:
         """Opens the folder of a `--weights` or `--to` flag."""
         return cls(Store.at(path))
 

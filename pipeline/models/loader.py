@@ -12,8 +12,6 @@ all models read the sets in the same order, so the least recently used set is al
 is needed next.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import dataclasses

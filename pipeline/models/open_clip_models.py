@@ -6,8 +6,6 @@ authors found to be the best subset. The head is kept in the folder of torch.hub
 minutes on a CPU.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import dataclasses

@@ -8,8 +8,6 @@ metadata properties, can set any attribute of `Preprocessing` except `fixed_size
 itself tells. The defaults are those of `Preprocessing.from_settings`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
@@ -100,6 +98,25 @@ _TYPES: dict[str, type[np.floating[Any]]] = {
 _MAX_PARSED = 1 << 29
 """Largest file in bytes that is parsed only to know its outputs: half a second's work."""
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Input:
+    """The input of a graph.
+
+    Attributes:
+      name: name of the input in the graph.
+      dtype: NumPy dtype of the pictures.
+      batch: number of pictures that the graph takes at once, None for any number.
+      size: (height, width) of the pictures in pixels, each None for any size.
+      channels_last: whether the layout is NHWC.
+    """
+
+    name: str
+    dtype: type[np.floating[Any]]
+    batch: int | None
+    size: tuple[int | None, int | None]
+    channels_last: bool
 
 
 class OnnxModule(torch.nn.Module):
@@ -198,25 +215,6 @@ class OnnxModule(torch.nn.Module):
             outputs.append(np.asarray(output, np.float32)[: len(batch)])
         logits = torch.from_numpy(np.concatenate(outputs)).to(pictures.device)
         return logits.clamp_min(1e-12).log() if self.probabilities else logits
-
-
-@dataclasses.dataclass(frozen=True)
-class _Input:
-    """The input of a graph.
-
-    Attributes:
-      name: name of the input in the graph.
-      dtype: NumPy dtype of the pictures.
-      batch: number of pictures that the graph takes at once, None for any number.
-      size: (height, width) of the pictures in pixels, each None for any size.
-      channels_last: whether the layout is NHWC.
-    """
-
-    name: str
-    dtype: type[np.floating[Any]]
-    batch: int | None
-    size: tuple[int | None, int | None]
-    channels_last: bool
 
 
 class OnnxFiles(Source):

@@ -7,8 +7,6 @@ a copy: pictures are copied to it in a separate stream, and the outputs of a bat
 the next batch is computed.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import math

@@ -6,8 +6,6 @@ DIR/<sha256>.safetensors    the tensors of one model, named by their `state_hash
 DIR/index.json              name -> the attributes of `StoredModel`
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 

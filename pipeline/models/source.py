@@ -4,8 +4,6 @@ A source handles one kind of `--models` entry. The model is the input of evaluat
 saliency.
 """
 
-from __future__ import annotations
-
 import abc
 import contextlib
 import dataclasses

@@ -3,8 +3,6 @@
 An archive is a folder, a tar or a compressed tar.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import posixpath
 from collections import Counter

@@ -5,9 +5,11 @@ A picture is `<variant>/<split>/<NN_class>/<wnid>_<number>.JPEG`. In mixed versi
 
 Pictures keep their bytes. A record for each shard lists its files; a note at the root, written
 last, marks the export as complete.
-"""
 
-from __future__ import annotations
+The table to fill with answers has a row for each picture that models are evaluated on.
+`answers:FILE` of `--models` reads it once a column with the answers is added. A Parquet file holds
+the pictures; a CSV names each by its path in an export.
+"""
 
 import contextlib
 import dataclasses
@@ -18,12 +20,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 
 from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import bucket_hash, read_metadata, read_rows, write_table
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError
+from pipeline.evaluate.predictions import evaluated_variants
 from pipeline.runtime.local_loop import map_shards
 from pipeline.runtime.progress import Progress
 from pipeline.storage.state_files import csv_bytes, json_bytes
@@ -127,6 +132,11 @@ FORMAT = "imagenet9-export"
 
 _AT_ONCE = 64
 """Number of files that are written at a time, in parallel if the target is remote."""
+
+TABLE_SUFFIXES = (".csv", ".parquet")
+
+_ROWS_AT_ONCE = 256
+"""Number of rows of the table that are written at a time, with some megabytes of pictures."""
 
 _RECORD_SCHEMA = pa.schema(
     [
@@ -334,3 +344,32 @@ def _sweep(job: ExportPlan, wanted: set[str], records: set[str]) -> int:
 def _is_exported(parts: list[str], split: str, variants: set[str]) -> bool:
     """Returns whether an export of the split puts a picture or mask at a path, given in parts."""
     return len(parts) > 2 and parts[1] == split and variant_of(parts[0]) in variants
+
+
+def write_answer_table(plan: ExportPlan, name: str) -> int:
+    """Writes the table; returns its number of rows.
+
+    Args:
+      plan: dataset, split, and the folder of the table.
+      name: name of the file, which ends in one of `TABLE_SUFFIXES`.
+    """
+    dataset, with_pixels = plan.dataset, name.endswith(".parquet")
+    picture = ("image", pa.binary()) if with_pixels else ("path", pa.string())
+    columns = [("key", pa.string()), ("variant", pa.string()), picture, ("dataset", pa.string())]
+    schema, shards = pa.schema(columns), dataset.shards(plan.split)
+    make = pq.ParquetWriter if with_pixels else pyarrow.csv.CSVWriter
+    with plan.target.create(name) as file, make(file, schema) as writer:
+        for variant, shard in itertools.product(evaluated_variants(dataset), shards):
+            with contextlib.closing(dataset.samples(plan.split, shard, variant)) as samples:
+                while batch := list(itertools.islice(samples, _ROWS_AT_ONCE)):
+                    rows = {
+                        "key": [sample.key for sample in batch],
+                        "variant": [variant] * len(batch),
+                        picture[0]: [
+                            sample.image if with_pixels else plan.path(variant, sample)
+                            for sample in batch
+                        ],
+                        "dataset": [dataset.manifest.fingerprint] * len(batch),
+                    }
+                    writer.write_table(pa.table(rows, schema))
+    return sum(dataset.pictures(plan.split, shard) for shard in shards)

@@ -1,7 +1,5 @@
 """Writes the recipe of a dataset: a file without a pixel, a card for people and one for tools."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import io

@@ -1,7 +1,5 @@
 """Renders the page: orders the panels and claims of all analyses, and fills the templates."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import functools

@@ -6,8 +6,6 @@ job server's answer without limiting the job itself, and it explains errors when
 worker disappears.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import errno

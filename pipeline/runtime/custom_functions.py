@@ -1,7 +1,5 @@
 """Users' own functions, `python:MODULE:FUNCTION` in `--models`, `--variants` and others."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable
 from typing import Any

@@ -5,8 +5,6 @@ whereas only the process that submitted the job knows its id. No two running job
 the same name.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Types for the table in `flags.py`: `Flag`, `Section`, and the parsers of flag values."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ The file is kept only if the job, or a model in it, fails. The error line that t
 names the file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

@@ -1,7 +1,5 @@
 """The loop over shards of commands that need no Beam: export and import."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar

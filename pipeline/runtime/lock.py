@@ -28,8 +28,6 @@ has ended cannot be known, so its temporary files and notes are removed after a 
 So are logs, which tell until then why a command failed. Files with any other name stay.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib
@@ -44,7 +42,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Self, TypedDict
 
 import msgspec
 
@@ -126,7 +124,7 @@ class Holder:
     owner: Owner
 
     @classmethod
-    def from_claim(cls, claim: PathClaim) -> Holder:
+    def from_claim(cls, claim: PathClaim) -> Self:
         """Returns the holder that a claim names."""
         with contextlib.suppress(ValueError):
             content = parse_json(claim.metadata, _Content)

@@ -5,8 +5,6 @@ activations are such blocks, and clearing fresh pages takes as long as the arith
 process keeps freed memory between batches: a batch of 32 on two cores then runs 2.5 times as fast.
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import os

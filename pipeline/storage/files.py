@@ -14,8 +14,6 @@ however late, never touches the next one. A lock file with a fixed name would no
 another process may replace the file after it was looked at and before it is removed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import functools

@@ -5,8 +5,6 @@ leaves to its users: repeats of requests whose responses end early, and an OSErr
 (UsageError if there are no credentials).
 """
 
-from __future__ import annotations
-
 import base64
 import collections
 import contextlib

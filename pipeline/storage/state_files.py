@@ -12,8 +12,6 @@ programs. Such text gets an apostrophe in front; numbers do not. If apostrophes 
 such a character, the text gets one more, so that `read_csv` always removes exactly one.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

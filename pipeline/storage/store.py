@@ -1,7 +1,5 @@
 """A folder that in9 writes. Its files are whole or absent, and are hashed as they are written."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib
@@ -13,7 +11,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Annotated, BinaryIO, TypeVar, cast
+from typing import Annotated, BinaryIO, Self, TypeVar, cast
 
 import msgspec
 
@@ -113,7 +111,7 @@ class Store:
     elsewhere: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
     @classmethod
-    def at(cls, path: str) -> Store:
+    def at(cls, path: str) -> Self:
         """Returns the store of a folder that a user named."""
         return cls(absolute(path))
 
@@ -175,15 +173,15 @@ class Store:
             return path
         return self.writable_path(f"{WORK_FOLDER}/{name}.log")
 
-    def below(self, relative: str) -> Store:
+    def below(self, relative: str) -> Self:
         """Returns a folder below this one as a store of its own."""
         return dataclasses.replace(self, root=self.path(relative), output=self.output or self.root)
 
-    def for_job(self, job: str) -> Store:
+    def for_job(self, job: str) -> Self:
         """Returns the same folder for the steps of a job."""
         return dataclasses.replace(self, job=job)
 
-    def fenced(self, lock: str, token: str) -> Store:
+    def fenced(self, lock: str, token: str) -> Self:
         """Returns the same folder for the holder of a lock.
 
         Writing and removing raise JobError once the lock is lost.
@@ -256,7 +254,7 @@ class Store:
             yield HashingFile(file)
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[Store]:
+    def together(self) -> Iterator[Self]:
         """Yields a view of the store that defers uploads.
 
         In object storage, files that are created through it are uploaded several at a time when the
@@ -314,7 +312,7 @@ class Store:
         for folder in sorted({parent(self.path(target)) for _, target in moves}):
             self.files.sync_folder(folder)
 
-    def copy_into(self, other: Store, copies: Iterable[tuple[str, str]]) -> None:
+    def copy_into(self, other: Self, copies: Iterable[tuple[str, str]]) -> None:
         """Copies files, each given as (source, target in the other store).
 
         Within one kind of storage, the storage itself makes the copies. Between two kinds, the

@@ -13,8 +13,6 @@ and are not idle between epochs. The processes take orders from a schedule and k
 batch does not depend on the process that loads it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -22,8 +22,6 @@ Sources: Alain and Bengio 2016 (probes); Boehning 1992, "Multinomial logistic re
 (the bound on the curvature by which conjugate gradients are scaled).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

@@ -7,8 +7,6 @@ OUTPUT/state.pth           weights, optimizer, log, plan and more: all that resu
 OUTPUT/log.csv             measurements of the epochs, a row for each
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import io

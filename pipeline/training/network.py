@@ -3,8 +3,6 @@
 The learner is a network with its optimizer, and learns one batch at a time.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Iterator
@@ -29,6 +27,24 @@ MOMENTUM = 0.9
 State = dict[str, Any]
 """State of a training: tensors, numbers, strings, and lists and dictionaries of such values."""
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A network to train.
+
+    Attributes:
+      architecture: timm's name of the architecture, as in `--models ARCH=FILE`.
+      module: the module, in float32 on the CPU.
+      preprocessing: preprocessing that evaluation will use.
+      pretrained: name and SHA-256 of the weights that the training starts from, None for random
+        weights.
+    """
+
+    architecture: str
+    module: torch.nn.Module
+    preprocessing: Preprocessing
+    pretrained: str | None
 
 
 class Learner:
@@ -154,24 +170,6 @@ class Learner:
             raise JobError(
                 f"{self._plan.arch} cannot be trained with these settings: {text}"
             ) from error
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Network:
-    """A network to train.
-
-    Attributes:
-      architecture: timm's name of the architecture, as in `--models ARCH=FILE`.
-      module: the module, in float32 on the CPU.
-      preprocessing: preprocessing that evaluation will use.
-      pretrained: name and SHA-256 of the weights that the training starts from, None for random
-        weights.
-    """
-
-    architecture: str
-    module: torch.nn.Module
-    preprocessing: Preprocessing
-    pretrained: str | None
 
 
 def check_architecture(arch: str, *, pretrained: bool, weights: str | None) -> None:

@@ -8,13 +8,11 @@ features, which are the input of the last layer, are computed once for each pict
                                                         the pictures have changed
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -65,14 +63,14 @@ class Features:
     labels: NDArray[np.int64]
     values: NDArray[np.float32]
 
-    def select(self, keys: Iterable[str]) -> Features:
+    def select(self, keys: Iterable[str]) -> Self:
         """Selects images by key, in the given order. Raises KeyError for an unknown key."""
         row_of = {key: row for row, key in enumerate(self.keys)}
         rows = np.asarray([row_of[key] for key in keys], np.int64)
-        return Features(tuple(self.keys[i] for i in rows), self.labels[rows], self.values[rows])
+        return type(self)(tuple(self.keys[i] for i in rows), self.labels[rows], self.values[rows])
 
     @classmethod
-    def concatenate(cls, several: Iterable[Features]) -> Features:
+    def concatenate(cls, several: Iterable[Self]) -> Self:
         """Joins several `Features`, in order."""
         several = list(several)
         return cls(

@@ -1,7 +1,5 @@
 """The plan of a training: settings, splits and pictures, and the penalties of a linear probe."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os

@@ -29,9 +29,8 @@ from runs import (
 from two_way_by_hand import interval_of, variance_of
 
 from pipeline.analyses.evaluation.results import Evaluated
-from pipeline.analyses.matrix.plan import make_plan
 from pipeline.analyses.matrix.results import Matrix, read_matrices
-from pipeline.analyses.matrix.rows import NetworkTrainer, ProbeTrainer, make_row
+from pipeline.analyses.matrix.rows import NetworkTrainer, ProbeTrainer, make_plan, make_row
 from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset, Holdout, selected_rows
 from pipeline.display.panel import Evidence, Verdict

@@ -27,7 +27,7 @@ from runs import (
 from soundness import assert_sound
 
 from in9 import open_dataset
-from pipeline.analyses.evaluation.changes import (
+from pipeline.analyses.evaluation.parts import (
     Difference,
     ModelChange,
     compare_accuracies,

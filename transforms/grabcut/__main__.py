@@ -4,8 +4,6 @@ This is for container images, which are built once and started often. The exit c
 kernels cannot be compiled, or their code cannot be kept.
 """
 
-from __future__ import annotations
-
 import sys
 
 from transforms.grabcut import Unavailable, prepare

@@ -11,8 +11,6 @@ A container image that runs on many machines sets numba's variables NUMBA_CPU_NA
 NUMBA_CPU_FEATURES to a processor whose features all machines have, so that one folder serves all.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import functools
@@ -22,7 +20,7 @@ import os
 import stat
 import sys
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from transforms.grabcut.errors import Unavailable
 from transforms.hashing import text_bytes
@@ -176,7 +174,7 @@ class Locator:
     folder: ClassVar[Path]
 
     @classmethod
-    def from_function(cls, function: object, path: str) -> Locator:
+    def from_function(cls, function: object, path: str) -> Self:
         return cls()
 
     def ensure_cache_path(self) -> None:

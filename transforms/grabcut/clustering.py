@@ -14,8 +14,6 @@ exact, such as distances to means, are computed with OpenCV's operations in Open
 Source: OpenCV, core/kmeans.cpp.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -1,7 +1,5 @@
 """Decorators that compile the kernels, without the GIL and without Python's division checks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeVar
 

@@ -1,7 +1,5 @@
 """Errors after which the caller should call `cv2.grabCut` instead."""
 
-from __future__ import annotations
-
 
 class Unserved(ValueError):
     """The kernels cannot compute this mask, for the reason in the message.

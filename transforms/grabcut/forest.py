@@ -11,8 +11,6 @@ The functions look at the neighbours of all nodes of a level before they change 
 `lanes` says why.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

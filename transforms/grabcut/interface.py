@@ -1,7 +1,5 @@
 """The public functions, which check the arguments, and compile the kernels if necessary."""
 
-from __future__ import annotations
-
 import fcntl
 import functools
 import logging

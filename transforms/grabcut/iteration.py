@@ -7,8 +7,6 @@ Source: Rother, Kolmogorov and Blake, "GrabCut - Interactive Foreground Extracti
 Iterated Graph Cuts", SIGGRAPH 2004.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -20,8 +20,6 @@ The functions take flat arrays of a padded grid with `stride` nodes in a row, an
 bounds: `node` must not lie in the padding, and planes must be `SLACK` longer than the grid.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from llvmlite import ir

@@ -26,8 +26,6 @@ minimum cut is not unique, some nodes are reached from neither terminal; they ar
 side, too.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -29,8 +29,6 @@ the two ranges are recomputed in OpenCV's way. Source: OpenCV, imgproc/grabcut.c
 (`GMM::whichComponent`, `GMM::operator()`, `constructGCGraph`).
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -8,8 +8,6 @@ a link to a pixel outside becomes an arc to the sink. Source: OpenCV, imgproc/gr
 (`calcBeta`, `calcNWeights`).
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

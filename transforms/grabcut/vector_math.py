@@ -5,8 +5,6 @@ remaining factor. `exp_below_zero` rounds to a whole number by adding 1.5 * 2^52
 whole number in the low bits. So no compiler flag may allow its sums to be reordered.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -8,15 +8,13 @@ In shapes, F is the number of foregrounds of a chunk, B the number of background
 the dataset's pictures in pixels.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -77,7 +75,7 @@ class Cutouts:
     @classmethod
     def from_arrays(
         cls, originals: NDArray[np.uint8], masks: NDArray[np.bool_], device: torch.device
-    ) -> Cutouts:
+    ) -> Self:
         """Cuts foregrounds out of images.
 
         Args:

@@ -1,7 +1,5 @@
 """Figures of the attack: foregrounds fooled by class, and accuracy by number of backgrounds."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from pipeline.analyses.attack.results import AttackResult

@@ -4,8 +4,6 @@ They are how often backgrounds fool models, pictures of the worst backgrounds, a
 claims about them.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import math

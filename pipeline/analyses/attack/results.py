@@ -9,11 +9,9 @@ results/attack.csv, results/backgrounds.csv                 tables of all attack
 after an attack that stopped early), so that a small attack does not overwrite a large one.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -85,7 +83,7 @@ class GridAxis:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def sample(self, count: int | None, purpose: str) -> GridAxis:
+    def sample(self, count: int | None, purpose: str) -> Self:
         """Draws images, spread evenly over the classes.
 
         Args:
@@ -98,9 +96,9 @@ class GridAxis:
         kept = sample_evenly(self.keys, self.labels, count, seed=0, purpose=purpose)
         return self.take(np.flatnonzero(kept).tolist())
 
-    def take(self, positions: Sequence[int]) -> GridAxis:
+    def take(self, positions: Sequence[int]) -> Self:
         """Selects the images at these positions."""
-        return GridAxis(
+        return type(self)(
             keys=tuple(self.keys[i] for i in positions),
             labels=self.labels[np.asarray(positions, np.int64)],
             wnids=tuple(self.wnids[i] for i in positions),

@@ -5,8 +5,6 @@ baseline itself is read from its stored predictions each time: from this dataset
 another folder with results on the same dataset.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import os

@@ -5,8 +5,6 @@ quantity line up picture by picture, and their errors can be compared and added 
 a difference is far narrower than the models' own intervals suggest.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

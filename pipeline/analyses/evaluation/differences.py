@@ -1,7 +1,5 @@
 """What the page says of differences: between any two models, and from the baseline."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Sequence
 

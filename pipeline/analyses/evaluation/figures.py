@@ -1,7 +1,5 @@
 """Figures of the evaluation: BG-Gaps, pairs by class, kinds of images, sizes, confusion, groups."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 
 from matplotlib.patches import Patch

@@ -4,8 +4,6 @@ Images that models recognise as they are come first, and of these the ones on wh
 decides.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import heapq
 from collections import Counter
@@ -232,6 +230,26 @@ class ImageCard:
 
 
 @dataclasses.dataclass(frozen=True)
+class Example:
+    """One foreground on two backgrounds; the second background misleads models.
+
+    Attributes:
+      card: the image.
+      same: the version that the models recognise.
+      other: the version that they do not recognise.
+      misled: wrong answers to `other` by models that recognise `same`; answers that name the
+        background's class come first.
+      believers: number of models whose wrong answer is the background's class.
+    """
+
+    card: ImageCard
+    same: Version
+    other: Version
+    misled: tuple[Prediction, ...]
+    believers: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Chooser:
     """The images to choose from.
 
@@ -415,26 +433,6 @@ def _card(
         versions=tuple(versions),
         patterns=tuple(patterns_of(of_model) for of_model in answers.values()),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """One foreground on two backgrounds; the second background misleads models.
-
-    Attributes:
-      card: the image.
-      same: the version that the models recognise.
-      other: the version that they do not recognise.
-      misled: wrong answers to `other` by models that recognise `same`; answers that name the
-        background's class come first.
-      believers: number of models whose wrong answer is the background's class.
-    """
-
-    card: ImageCard
-    same: Version
-    other: Version
-    misled: tuple[Prediction, ...]
-    believers: int
 
 
 def best_example(cards: Sequence[ImageCard]) -> Example | None:

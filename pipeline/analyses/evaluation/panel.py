@@ -5,8 +5,6 @@ models differ on the same images, flip rates and relative foreground sensitivity
 each mixed version, and the authors' claims that accuracies decide.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
@@ -30,7 +28,6 @@ from pipeline.analyses.evaluation.results import (
     without_rule,
 )
 from pipeline.analyses.evaluation.tables import describe_power
-from pipeline.analyses.evaluation.training import pretrained_models, training_of
 from pipeline.display.panel import (
     Claim,
     Evidence,
@@ -43,11 +40,39 @@ from pipeline.display.panel import (
     within,
 )
 from pipeline.display.table import describe_chance
-from pipeline.evaluate.published import PRETRAINED, TRAINED
+from pipeline.evaluate.published import FOOLED_BY_CLASS, PRETRAINED, TRAINED, trained_on
 from transforms.scoring import CLOSED_CHOICE, PAPER_RULE
 from transforms.variants import base_of
 
 COMMAND = "in9 evaluate --dataset . --models MODELS"
+
+
+def training_of(model: ModelResults) -> str | None:
+    """Returns a model's training variant, as its checkpoint or name says; None if unknown."""
+    if model.trained:
+        return model.trained.variant
+    return trained_on(model.model, model.num_outputs)
+
+
+def models_trained_on(results: Results, variant: str) -> Iterator[ModelResults]:
+    """Yields models that were trained on a variant and not tested on their training images.
+
+    A model whose checkpoint does not name its training images counts as not tested on them.
+    """
+    for model in results.models:
+        summary = model.get(Summary)
+        if training_of(model) == variant and not (summary and summary.overlap):
+            yield model
+
+
+def pretrained_models(results: Results) -> Iterator[tuple[ModelResults, Summary]]:
+    """Yields evaluated models that are taken for models trained on ImageNet.
+
+    These have more outputs than ImageNet-9 has classes.
+    """
+    for model, summary in results.models_with(Summary):
+        if summary.num_outputs > len(FOOLED_BY_CLASS):
+            yield model, summary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,9 +189,11 @@ def _published(
     """
     # The authors trained whole networks, not the last layer alone.
     networks = (one for one in models if not (one.trained and one.trained.method == "probe"))
-    trained_on = {training_of(model) for model in networks}
-    for trained in [name for name in TRAINED if name in trained_on]:
-        row, name = TRAINED[trained], f"ResNet-50 trained on {trained}"
+    variants = {training_of(model) for model in networks}
+    for trained, row in TRAINED.items():
+        if trained not in variants:
+            continue
+        name = f"ResNet-50 trained on {trained}"
         if keeps_image_whole:
             yield name, "paper", {"original": row["in9l"]}, None
         else:

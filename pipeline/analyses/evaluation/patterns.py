@@ -1,7 +1,5 @@
 """Patterns of a model's answers to an image's versions, by which the page filters images."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 

@@ -6,8 +6,6 @@ intervals are 95 % intervals. What models were trained on is known as far as che
 tell.
 """
 
-from __future__ import annotations
-
 from collections.abc import Container, Iterable, Iterator
 from typing import Annotated, TypeVar
 

@@ -1,7 +1,5 @@
 """The evaluation stage: stores the predictions of models on output shards."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from importlib.metadata import version

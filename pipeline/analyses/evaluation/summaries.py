@@ -7,8 +7,6 @@ model was run on an earlier version of it, its summary covers the predictions th
 Only the rows of `power` are stored, in model.json, because they take longer to compute.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

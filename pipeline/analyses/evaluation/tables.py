@@ -7,8 +7,6 @@ backgrounds. If the probe cannot, a gap near 0 says little about the model, beca
 may hold no information about the class that the model could rely on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec

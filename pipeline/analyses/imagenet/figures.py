@@ -1,7 +1,5 @@
 """The figure of the trend: accuracy against accuracy on ImageNet (paper figure 8)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from matplotlib.axes import Axes

@@ -4,8 +4,6 @@ The trend is accuracy on the versions against accuracy on ImageNet, with the aut
 better models.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 

@@ -9,8 +9,6 @@ data/imagenet_top1.csv (in this package)     published figures, with their sourc
 results/trend.json, results/trend.csv        the trend
 """
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import functools

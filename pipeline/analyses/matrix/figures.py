@@ -1,7 +1,5 @@
 """Figures of matrices: heat maps of our accuracies, the paper's, and their differences."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from msgspec import UNSET, UnsetType

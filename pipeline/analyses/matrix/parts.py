@@ -4,18 +4,15 @@ They are the effect of training on each variant, compared with table 5 of the pa
 authors' claims about training sets.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from typing_extensions import override
 
-from pipeline.analyses.evaluation.panel import BY_METHOD
+from pipeline.analyses.evaluation.panel import BY_METHOD, models_trained_on
 from pipeline.analyses.evaluation.panel import COMMAND as EVALUATE_COMMAND
 from pipeline.analyses.evaluation.results import AccuracyRow, GapRow, Summary
-from pipeline.analyses.evaluation.training import models_trained_on
 from pipeline.analyses.matrix.results import (
     MATRIX_FIGURES,
     TABLES,

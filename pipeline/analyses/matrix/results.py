@@ -9,11 +9,9 @@ its picture stays the same. Predictions on IN-9L, which is another dataset, are 
 prediction files of all its shards exist.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -24,14 +22,13 @@ from numpy.typing import NDArray
 
 from pipeline.analyses.evaluation.results import Evaluated, MatrixRow
 from pipeline.analyses.evaluation.summaries import measure_accuracy
-from pipeline.analyses.matrix.plan import IN9L, sort_names
 from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata
 from pipeline.display.panel import Estimate
 from pipeline.display.table import Table
 from pipeline.evaluate.predictions import EvalImages, read_predictions
-from pipeline.evaluate.published import TRAINED
+from pipeline.evaluate.published import TABLE_5_NAMES, TRAINED
 from pipeline.evaluate.results import Trained, pick, read_results, write_result
 from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import Store
@@ -39,6 +36,10 @@ from transforms.analysis import bg_gap, constant_accuracy
 from transforms.two_way import Roles
 
 MATRICES = "results/matrix.json"
+
+IN9L = "in9l"
+"""Name of IN-9L as a row and as a column. IN-9L is the dataset of all images of the classes, with
+or without boxes."""
 
 
 class CellRow(Struct, frozen=True, kw_only=True):
@@ -457,3 +458,12 @@ MATRIX_FIGURES = ("accuracy", "published", "difference")
 def matrix_file(name: str, kind: str) -> str:
     """Returns the name of the SVG file of a matrix's figure, one of `MATRIX_FIGURES`."""
     return f"matrix-{name}-{kind}.svg"
+
+
+def sort_names(dataset: Dataset, names: Collection[str]) -> tuple[str, ...]:
+    """Sorts the names of rows or columns as in the paper's table 5; drops duplicates.
+
+    Other names follow in the order of the dataset's variants.
+    """
+    order = list(dict.fromkeys((*TABLE_5_NAMES, *dataset.variants, *sorted(names))))
+    return tuple(sorted(set(names), key=order.index))

@@ -1,7 +1,5 @@
 """Gradients of models' outputs with respect to pixels."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

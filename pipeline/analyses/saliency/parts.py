@@ -3,15 +3,13 @@
 Maps side by side, and one number for each model, show where models look.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from collections.abc import Iterator, Sequence
 
 from typing_extensions import override
 
-from pipeline.analyses.evaluation.training import models_trained_on, training_of
+from pipeline.analyses.evaluation.panel import models_trained_on, training_of
 from pipeline.analyses.parts import Found, Parts
 from pipeline.analyses.saliency.results import (
     TABLES,

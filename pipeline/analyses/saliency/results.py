@@ -6,8 +6,6 @@ results/<model>/saliency.json                    settings, and the mean over all
 results/saliency.csv                             table of all models
 """
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
