@@ -471,7 +471,7 @@ SECTIONS = (
         Flag(
             "--worker_pools",
             "HOST:PORT,...",
-            "start worker processes in these pools (python -m pipeline.runners.pool)",
+            "start worker processes in these pools (python -m pipeline.runners.worker)",
             type=comma_separated,
         ),
         Flag("--worker_secret", "FILE", "the file that the pools got with --secret"),

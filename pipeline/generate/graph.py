@@ -41,6 +41,7 @@ from pipeline.inputs.image_manifest import ImageManifest
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.layout import list_images
 from pipeline.inputs.location import read_location
+from pipeline.inputs.packed import Packed
 from pipeline.inputs.recipe import RecipeImage, recipe_images
 from pipeline.inputs.source_images import Checksums, Content, FileIndex, SourceImage
 from pipeline.runtime.progress import count, timed
@@ -247,7 +248,7 @@ class IdentifySources(JobStep):
         images = [image.found(has_md5).found(gives_layers) for image in recipe_images(shard.images)]
         checksums.save()
         other = partial(replace, path="", files=(), lacks=str(Reason.SOURCE_DIFFERS))
-        return [replace(shard, images=tuple(other(i) if i.files else i for i in images))]
+        return [replace(shard, images=Packed(other(i) if i.files else i for i in images))]
 
 
 class AcceptSources(JobStep):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import operator
 import os
-import pickle
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from pipeline.dataset.folder import sample_digests
 from pipeline.dataset.records import ACCEPTED, ImageRow, Record, ShardCounts, layer_tar
 from pipeline.errors import JobError
 from pipeline.generate.scenes import SceneTable
+from pipeline.inputs.packed import Packed
 from pipeline.inputs.source_images import SourceImage
 
 SOURCE_SCHEMA = pa.schema(
@@ -79,6 +79,7 @@ class SourceShard:
       shard: number of the bucket.
       images: the images, in order of (key, name). Segment sorts images of the same key by their
         content (`by_content`), so the name decides only between equal ones; later it removes them.
+        They are packed, because the runner keeps all listed shards until they are segmented.
       segmented: number of images in the record. Segment sets this and the following attributes.
       record: the shard's record.
       sources: locations of the source files, packed by `pack_sources`; empty if the layers are
@@ -87,7 +88,7 @@ class SourceShard:
 
     totals: SplitTotals
     shard: int
-    images: tuple[SourceImage, ...] = ()
+    images: Sequence[SourceImage] = ()
     segmented: int = 0
     record: Record = NO_RECORD
     sources: bytes = b""
@@ -96,14 +97,6 @@ class SourceShard:
     def tar(self) -> str | None:
         """Current path of the tar of layers; None if there is no tar."""
         return self.record.locations.get(layer_tar(self.totals.split, self.shard))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Packs the images, because the runner keeps all listed shards until they are segmented."""
-        return {**vars(self), "images": zlib.compress(pickle.dumps(self.images))}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Unpacks the images."""
-        vars(self).update(state, images=pickle.loads(zlib.decompress(state["images"])))
 
     def for_plan(self) -> SourceShard:
         """Returns the shard without the digests of its files.
@@ -143,7 +136,7 @@ class ListedShard:
         images = sorted(
             (self.listed[row] for row in self.rows), key=operator.attrgetter("key", "name")
         )
-        return SourceShard(self.totals, self.shard, tuple(images))
+        return SourceShard(self.totals, self.shard, Packed(images))
 
 
 def make_shards(images: Sequence[SourceImage], totals: SplitTotals) -> list[ListedShard]:

@@ -18,7 +18,6 @@ import numpy as np
 from pipeline.errors import UsageError
 from pipeline.inputs.annotations import annotated_wnid, index_annotations
 from pipeline.inputs.archives import ARCHIVES, COMPRESSED, members
-from pipeline.inputs.columns import Columns
 from pipeline.inputs.image_manifest import ImageManifest, find_manifest
 from pipeline.inputs.imagenet import ImageFolder, ImagenetTars, files_in, find_images, holds_files
 from pipeline.inputs.input_format import (
@@ -29,6 +28,7 @@ from pipeline.inputs.input_format import (
     has_boxes_by_name,
 )
 from pipeline.inputs.lists import KeyLists
+from pipeline.inputs.packed import Packed
 from pipeline.inputs.source_images import IMAGE_SUFFIXES, SourceImage
 from pipeline.inputs.tables import HubParquet
 from pipeline.inputs.webdataset import WebDataset
@@ -201,7 +201,7 @@ def list_images(
     limit: int | None = None,
     keys: KeyLists = KeyLists(),  # noqa: B008
     adapt: Callable[[SourceImage], SourceImage] = lambda image: image,
-) -> tuple[Columns[SourceImage], Counter[str]]:
+) -> tuple[Packed[SourceImage], Counter[str]]:
     """Lists the images of a split, in flat memory.
 
     Args:
@@ -247,9 +247,9 @@ def list_images(
                 )
             )
 
-    images = Columns(SourceImage, listed())
+    images = Packed(listed())
     if limit is not None:
         labels = np.asarray([image.label for image in images], np.int64)
         kept = lowest_hashes([i.key for i in images], labels, limit, seed=0, purpose="limit")
-        images = Columns(SourceImage, itertools.compress(images, kept))
+        images = Packed(itertools.compress(images, kept))
     return images, passed_over

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.errors import UsageError, shown_bytes
-from pipeline.inputs.columns import Columns
 from pipeline.inputs.location import Location, changed, read_location
+from pipeline.inputs.packed import Packed
 from pipeline.storage.files import files_of, is_remote
 from pipeline.storage.interface import FileInfo, missing
 from pipeline.storage.state_files import read_json
@@ -274,7 +274,7 @@ class FileIndex:
     """An index of annotations or masks, by the folder and the key of their image."""
 
     def __init__(self, entries: Iterable[KeyedFile]) -> None:
-        self._entries = Columns(KeyedFile, entries)
+        self._entries = Packed(entries)
         hashes = np.fromiter((hash(entry.key) for entry in self._entries), np.int64)
         self._order = np.argsort(hashes, kind="stable")
         self._hashes = hashes[self._order]

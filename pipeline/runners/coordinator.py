@@ -1,7 +1,7 @@
 """Runs a graph on worker processes, which a command or worker pools start, also elsewhere.
 
 This is Beam's in-process runner with three changes. Its worker processes are started by a command
-or by pools (`pipeline.runners.pool`). Its servers listen on one interface, and answer nobody but
+or by pools (`pipeline.runners.worker`). Its servers listen on one interface, and answer nobody but
 these workers. And the work of a stage is dealt from a queue, to which a lost worker's part returns.
 Only keys, paths and records pass through this process.
 """
@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import functools
 import itertools
 import logging
-import os
 import re
 import secrets
 import signal
-import subprocess
 import threading
 import time
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import apache_beam as beam
 import grpc
@@ -37,8 +34,7 @@ from typing_extensions import override
 
 from pipeline.errors import JobError, counted
 from pipeline.runners.beam_options import servers_at
-from pipeline.runners.pool import ask_pool
-from pipeline.runners.worker import CONTROL, LOGGING, settings_text, start_worker
+from pipeline.runners.worker import CONTROL, ask_pool, settings_text, start_process
 from pipeline.runners.workers import Workers
 
 _LOG = logging.getLogger(__name__)
@@ -63,7 +59,7 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
 
     Args:
       plan: the workers of the job.
-      number: its number, which chooses its pool.
+      door: admits it. The number of those before it chooses its pool.
       changed: what is notified when its attributes change.
 
     Attributes:
@@ -75,12 +71,11 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
     """
 
     def __init__(
-        self, plan: Workers, number: int, changed: threading.Condition, *arguments: Any
+        self, plan: Workers, door: _Door, changed: threading.Condition, _: bytes, *arguments: Any
     ) -> None:
         self._plan, self._changed = plan, changed
-        self._pool = plan.pools[number % len(plan.pools)] if plan.pools else None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._channel = grpc.insecure_channel(self._pool) if self._pool else None
+        self._pool = plan.pools[len(door) % len(plan.pools)] if plan.pools else None
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
         self.has_come = self.is_busy = self.is_closing = False
         self.end = self.last_line = ""
         super().__init__(*arguments)
@@ -88,6 +83,7 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
         self.worker_id = secrets.token_hex()
         self.control_conn = self.control_handler.get_conn_by_worker_id(self.worker_id)
         self.data_conn = self.data_plane_handler.get_conn_by_worker_id(self.worker_id)
+        door[self.worker_id] = self
 
     @property
     def is_free(self) -> bool:
@@ -103,33 +99,29 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
         settings = settings_text(
             {
                 "WORKER_ID": self.worker_id,
-                CONTROL: str(self.control_api_service_descriptor()).strip(),
-                LOGGING: str(self.logging_api_service_descriptor()).strip(),
+                CONTROL: str(self.control_api_service_descriptor()),
+                "LOGGING_API_SERVICE_DESCRIPTOR": str(self.logging_api_service_descriptor()),
                 "PIPELINE_OPTIONS": '{"default_sdk_harness_log_level": "WARNING"}',
                 "RUNNER_CAPABILITIES": " ".join(worker_handlers.FNAPI_RUNNER_CAPABILITIES),
             }
         )
-        if self._channel:
-            output = ask_pool(self._channel, cast(str, self._pool), self._plan.secret, settings)
+        if self._pool:
+            self._output, self._stop = ask_pool(self._pool, self._plan.secret, settings)
         else:
-            self._process = start_worker(self._plan.command, settings)
-            output = iter(self._process.stdout or ())
-        self._watcher = threading.Thread(target=self._watch, args=(output,), daemon=True)
+            self._output, self._stop = start_process(self._plan.command, settings)
         self._watcher.start()
 
-    def _watch(self, output: Iterable[bytes]) -> None:
+    def _watch(self) -> None:
         """Logs the worker's output, and waits for its end."""
         try:
-            for line in output:
+            for line in self._output:
                 if text := line.decode(errors="replace").strip():
                     self.last_line = text
                     _OUTPUT_LOG.warning("%s", text)
-            why = f"ended with exit code {cast(subprocess.Popen[bytes], self._process).wait()}"
-        except (JobError, OSError) as error:
-            why = str(error)
-        # It says more than that the worker no longer answers, unless `explain` has ended it.
-        self.end = self.end if self.is_closing else why
-        self.give_up(why)
+        except (JobError, OSError, ValueError) as error:
+            # It says more than that the worker no longer answers, unless `explain` has ended it.
+            self.end = self.end if self.is_closing else str(error)
+            self.give_up(str(error))
 
     def serve_control(
         self, serve: Callable[..., Any], responses: Iterable[Any], context: grpc.ServicerContext
@@ -163,7 +155,7 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
             self._watcher.join(1)
         why = self.end or f"has not called back in {self._plan.seconds:g} s"
         self.is_closing = True
-        self._stop()
+        self._stop(signal.SIGTERM)
         return (
             f"a worker {f'of the pool {self._pool} ' if self._pool else ''}{why}"
             f"{self.last_line and f': {self.last_line[-300:]}'}"
@@ -174,41 +166,23 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
         self.is_closing = True
         # An idle worker ends with its call.
         if not self.is_free:
-            self._stop()
+            self._stop(signal.SIGTERM)
         self.control_conn.push(worker_handlers.BeamFnControlServicer._DONE_MARKER)
 
     def wait(self, until: float) -> None:
-        """Waits for the end of its command, and kills it at a time of the monotonic clock."""
-        if self._process:
-            try:
-                self._process.wait(max(0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                self._stop(signal.SIGKILL)
-
-    def _stop(self, number: int = signal.SIGTERM) -> None:
-        """Ends its command, and what this has started on this machine, or its call to a pool."""
-        if self._channel:
-            self._channel.close()
-        if self._process and self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
-                # A stopped process continues, to end.
-                os.killpg(self._process.pid, signal.SIGCONT)
+        """Waits for its end, and kills it at a time of the monotonic clock."""
+        if self._watcher.is_alive():
+            self._watcher.join(max(0, until - time.monotonic()))
+        if self._watcher.is_alive():
+            self._stop(signal.SIGKILL)
 
 
-class _Door(grpc.ServerInterceptor):
-    """Admits the calls of known workers; a stranger gets nothing from any method.
-
-    Args:
-      workers: the workers by their secret ids.
-    """
-
-    def __init__(self, workers: Mapping[str, _Worker]) -> None:
-        self._workers = workers
+class _Door(dict[str, _Worker], grpc.ServerInterceptor):
+    """Workers by their secret ids, whose calls are admitted; a stranger gets nothing."""
 
     @override
     def intercept_service(self, continuation: Callable[..., Any], call: Any) -> Any:
-        worker = self._workers.get(dict(call.invocation_metadata).get("worker_id", ""))
+        worker = self.get(dict(call.invocation_metadata).get("worker_id", ""))
         if worker is None:
             return grpc.stream_stream_rpc_method_handler(
                 lambda _, context: context.abort(grpc.StatusCode.UNAUTHENTICATED, "not for you")
@@ -239,21 +213,18 @@ def _log_entries(messages: Iterable[Any], _: object) -> Iterator[Any]:
         )
 
 
-@dataclasses.dataclass(eq=False)
-class _Part:
-    """A part of the elements of a stage.
+class _Part(dict[str, list[bytes]]):
+    """A part of the elements of a stage, encoded, by the step that reads them.
 
     Attributes:
-      inputs: encoded elements by the step that reads them.
       losses: how many workers were lost at it.
     """
 
-    inputs: dict[str, list[bytes]]
     losses: int = 0
 
     def size(self) -> int:
         """Returns the number of bytes, which grows with the work."""
-        return sum(map(len, itertools.chain.from_iterable(self.inputs.values())))
+        return sum(map(len, itertools.chain.from_iterable(self.values())))
 
 
 class _Stage:
@@ -261,7 +232,6 @@ class _Stage:
 
     def __init__(self, coordinator: Coordinator, stage: execution.BundleContextManager) -> None:
         self._coordinator, self._stage, self._changed = coordinator, stage, coordinator.changed
-        self._tokens = fn_runner.FnApiRunner.get_cache_token_generator(static=False)
         self._queue: list[_Part] = []
         self._error: Exception | None = None
         self._metrics: list[Any] = []
@@ -319,9 +289,9 @@ class _Stage:
             get_buffer=lambda buffer, step: outputs[buffer, step],
         )
         try:
-            result, _ = fn_runner.BundleManager(
-                context, cache_token_generator=self._tokens
-            ).process_bundle(part.inputs, expected_outputs, {}, {}, dry_run)
+            result, _ = fn_runner.BundleManager(context).process_bundle(
+                part, expected_outputs, {}, {}, dry_run
+            )
             with self._changed:
                 for (buffer, step), elements in outputs.items():
                     self._stage.get_buffer(buffer, step).append(b"".join(elements))
@@ -340,18 +310,16 @@ class _Stage:
         """Gives a lost worker's part back; any other error ends the job."""
         if worker.is_closing:
             return
-        fatal: Exception | None = error
         if str(error) == _CLOSED:
             worker.give_up("no longer answers")
-            part.losses += 1
             why = worker.explain()
-            if part.losses > _REPEATS:
-                fatal = JobError(f"{part.losses} workers were lost at one part; {why}. {_ADVICE}")
-            else:
+            part.losses += 1
+            if part.losses <= _REPEATS:
                 _LOG.warning("%s; its part is done again", why)
                 self._queue.append(part)
-                fatal = None
-        self._error = self._error or fatal
+                return
+            error = JobError(f"{part.losses} workers were lost at one part; {why}. {_ADVICE}")
+        self._error = self._error or error
 
 
 class Coordinator(fn_runner.FnApiRunner):
@@ -367,7 +335,7 @@ class Coordinator(fn_runner.FnApiRunner):
     def __init__(self, plan: Workers) -> None:
         super().__init__()
         self._plan = plan
-        self._workers: dict[str, _Worker] = {}
+        self._workers = _Door()
         self._started = time.monotonic()
         self._has_told = False
         self.changed = threading.Condition()
@@ -378,26 +346,23 @@ class Coordinator(fn_runner.FnApiRunner):
         # In this mode, all workers are of the environment that is registered here.
         direct.direct_running_mode = "multi_processing"
         direct.direct_num_workers = self._plan.number
-        register = worker_handlers.WorkerHandler.register_environment
-        register(python_urns.SUBPROCESS_SDK, bytes)(self._make_worker)
+        register = worker_handlers.WorkerHandler.register_environment(
+            python_urns.SUBPROCESS_SDK, bytes
+        )
+        register(functools.partial(_Worker, self._plan, self._workers, self.changed))
         # Half of the time passes before the ping, and half before its answer is given up.
         ping = [
             (f"grpc.{name}", int(self._plan.seconds * 500))
             for name in ("keepalive_time_ms", "keepalive_timeout_ms", "http2.ping_timeout_ms")
         ]
         try:
-            with servers_at(self._plan.address, (_Door(self._workers),), ping):
+            with servers_at(self._plan.address, (self._workers,), ping):
                 return super().run_pipeline(pipeline, options)
         finally:
             until = time.monotonic() + _GRACE
             for worker in self._workers.values():
                 worker.wait(until)
-            register(python_urns.SUBPROCESS_SDK, bytes)(worker_handlers.SubprocessSdkWorkerHandler)
-
-    def _make_worker(self, _: bytes, *arguments: Any) -> _Worker:
-        worker = _Worker(self._plan, len(self._workers), self.changed, *arguments)
-        self._workers[worker.worker_id] = worker
-        return worker
+            register(worker_handlers.SubprocessSdkWorkerHandler)
 
     @override
     def _get_bundle_manager(self, bundle_context_manager: execution.BundleContextManager) -> _Stage:
@@ -410,7 +375,6 @@ class Coordinator(fn_runner.FnApiRunner):
           JobError: a worker does not come, or none is left.
         """
         workers, waited = self._workers.values(), time.monotonic() - self._started
-        missing = sum(not worker.has_come for worker in workers)
         for worker in workers:
             if worker.end:
                 worker.give_up(worker.end)
@@ -418,6 +382,7 @@ class Coordinator(fn_runner.FnApiRunner):
                 raise JobError(f"{worker.explain()}. {_ADVICE}")
         if all(worker.end for worker in workers):
             raise JobError(f"no worker is left: {next(iter(workers)).explain()}. {_ADVICE}")
+        missing = [worker for worker in workers if not worker.has_come]
         if missing and waited > _PATIENCE and not self._has_told:
             self._has_told = True
-            _LOG.warning("waiting for %d of %s", missing, counted(len(workers), "worker"))
+            _LOG.warning("waiting for %d of %s", len(missing), counted(len(workers), "worker"))

@@ -16,7 +16,7 @@ from apache_beam.options.pipeline_options import (
 )
 
 from pipeline.errors import UsageError
-from pipeline.runners.pool import read_secret
+from pipeline.runners.worker import read_secret
 
 TESTED_BEAM = ("2.77.0",)
 """Versions of Beam whose internals this module is known to fit."""

@@ -117,7 +117,7 @@ class Trials:
         secret.write_text(secrets.token_hex())
         addresses = [f"{address(node)}:50000" for node in NODES]
         for node, listen in zip(NODES, addresses, strict=True):
-            pool = (sys.executable, "-m", "pipeline.runners.pool", "--listen", listen)
+            pool = (sys.executable, "-m", "pipeline.runners.worker", "--listen", listen)
             inside = self.slurm.inside(node, *pool, "--secret", secret)
             self.slurm.start(f"pool-{node}", *inside, env=self.slurm.environment)
         flags = ("--worker_pools", ",".join(addresses), "--worker_secret", secret, "--gpus", 2)

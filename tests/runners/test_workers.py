@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 import os
 import queue
 import secrets
@@ -43,8 +44,7 @@ from runs import (
 
 from pipeline.errors import JobError
 from pipeline.runners.coordinator import Coordinator
-from pipeline.runners.pool import ask_pool, read_secret
-from pipeline.runners.worker import CONTROL, settings_text
+from pipeline.runners.worker import CONTROL, ask_pool, read_secret, settings_text
 from pipeline.runners.workers import Workers
 
 lost_in_this_process = pytest.mark.filterwarnings(
@@ -84,7 +84,7 @@ def _ask(address: str, worker: str) -> set[str]:
         provision = beam_provision_api_pb2_grpc.ProvisionServiceStub(channel)
         retrieval = beam_artifact_api_pb2_grpc.ArtifactRetrievalServiceStub(channel)
         control = beam_fn_api_pb2_grpc.BeamFnControlStub(channel)
-        pool = channel.stream_stream("/in9.Pool/StartWorker")
+        pool = channel.unary_stream("/in9.Pool/StartWorker")
         file = artifacts.GetArtifactRequest()
         file.artifact.type_urn = "beam:artifact:type:file:v1"
         file.artifact.type_payload = b"\n\x0b/etc/passwd"
@@ -94,13 +94,13 @@ def _ask(address: str, worker: str) -> set[str]:
         calls: list[tuple[Any, Any]] = [
             (provision.GetProvisionInfo, beam_provision_api_pb2.GetProvisionInfoRequest()),
             (control.GetProcessBundleDescriptor, fn.GetProcessBundleDescriptorRequest()),
-            *((pool, iter([b"x" * length] * 2)) for length in (0, 32, 96)),
+            (pool, b""),
             (retrieval.GetArtifact, file),
             *((stream, iter(())) for stream in (control.Control, data, state, logging)),
         ]
         for call, request in calls:
             try:
-                who = [("worker_id", worker), ("secret", worker)]
+                who = [("worker_id", worker), ("told-bin", worker.encode())]
                 answer = call(request, metadata=who, timeout=60)
                 list(answer) if isinstance(answer, Iterator) else None
                 codes.add("OK")
@@ -164,24 +164,26 @@ def _run(workers: Workers, function: Callable[[int], object], more_seconds: floa
 
 
 @contextlib.contextmanager
-def _relay(pool: str, seen: list[bytes]) -> Iterator[str]:
-    """Listens in a pool's place, and passes all messages on; yields its address.
+def _relay(pool: str, seen: list[str | bytes]) -> Iterator[str]:
+    """Listens in a pool's place, and passes all calls on; yields its address.
 
     Args:
       pool: address of the pool.
-      seen: gets what the jobs say.
+      seen: gets what the jobs call, and say.
     """
-
-    def see(messages: Iterator[bytes]) -> Iterator[bytes]:
-        for message in messages:
-            seen.append(message)
-            yield message
-
-    server, method = grpc.server(ThreadPoolExecutor()), "/in9.Pool/StartWorker"
+    server = grpc.server(ThreadPoolExecutor())
     with grpc.insecure_channel(pool) as channel:
-        call = channel.stream_stream(method)
-        handler = grpc.stream_stream_rpc_method_handler(lambda messages, _: call(see(messages)))
-        handlers = {"StartWorker": handler}
+
+        def passed_on(name: str) -> grpc.RpcMethodHandler:
+            def call(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+                told = dict(context.invocation_metadata())["told-bin"]
+                seen.extend((name, told))
+                method = channel.stream_stream(f"/in9.Pool/{name}")
+                return method(messages, metadata=[("told-bin", told)])
+
+            return grpc.stream_stream_rpc_method_handler(call)
+
+        handlers = {name: passed_on(name) for name in ("Prove", "StartWorker")}
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("in9.Pool", handlers),)
         )
@@ -194,8 +196,8 @@ def _relay(pool: str, seen: list[bytes]) -> Iterator[str]:
 def _start(address: str, secret: bytes, settings: bytes) -> str:
     """Has a pool start a worker; returns its output and its end."""
     lines = []
-    with grpc.insecure_channel(address) as channel, pytest.raises(JobError) as error:
-        lines.extend(ask_pool(channel, address, secret, settings))
+    with pytest.raises(JobError) as error:
+        lines.extend(ask_pool(address, secret, settings)[0])
     return f"{b''.join(lines).decode()}{error.value}"
 
 
@@ -212,33 +214,44 @@ def test_a_pool_starts_workers_for_who_knows_its_secret(secret: Path, tmp_path: 
         return element
 
     listen = ("--listen", address, "--secret", str(secret))
-    pool = ("setpriv", "--pdeathsig=KILL", sys.executable, "-m", "pipeline.runners.pool", *listen)
+    pool = ("setpriv", "--pdeathsig=KILL", sys.executable, "-m", "pipeline.runners.worker", *listen)
     with subprocess.Popen(pool) as process:
         try:
             wait_for(port, process)
-            assert _ask(address, "a" * 64) == {"UNAUTHENTICATED", "UNIMPLEMENTED"}
+            for length in (0, 32, 64):
+                assert _ask(address, "a" * length) == {"UNAUTHENTICATED", "UNIMPLEMENTED"}
             wrong = Workers(1, pools=(address,), secret=b"a" * 64)
             refused = "a worker of the pool 127.0.0.1:.* was not started: the pool has another"
             with pytest.raises(JobError, match=refused):
                 _run(wrong, keep)
-            seen: list[bytes] = []
+            seen: list[str | bytes] = []
             with _relay(address, seen) as other:
                 assert "was not started" in _start(other, known, b"settings")
-            assert list(map(len, seen)) == [32]
+            assert (seen[0], len(seen[1:]), len(seen[1])) == ("Prove", 1, 32)
             assert not _children(process.pid)
             assert subprocess.run(pool, stderr=subprocess.DEVNULL, timeout=60).returncode == 2
             other_version = _start(address, known, b"IN9_VERSIONS=others\n")
-            assert "but the job has others\nhas ended: exit code 1" in other_version
+            assert "but the job has others\nis gone: ended with exit code 1" in other_version
             with grpc.insecure_channel(address) as stranger:
                 # It says nothing, and keeps nobody waiting.
-                stranger.stream_stream("/in9.Pool/StartWorker")(iter(queue.Queue().get, None))
-                _run(Workers(1, pools=(address,), secret=known), keep)
+                start = stranger.stream_stream("/in9.Pool/StartWorker")
+                silent = start(iter(queue.Queue().get, None), timeout=60)
+                assert silent.code() is grpc.StatusCode.UNAUTHENTICATED
+                # It repeats what it has overheard.
+                number = next(stranger.stream_stream("/in9.Pool/Prove")(iter(())))[:32]
+                words = repr(("job", address, number, b"IN9_VERSIONS=another\n"))
+                said = hmac.digest(known, words.encode(), "sha256") + b"IN9_VERSIONS=another\n"
+                for end in ("exit code 1", "not for you"):
+                    with pytest.raises(grpc.RpcError, match=end):
+                        list(start(iter(()), metadata=[("told-bin", said)]))
+            _run(Workers(1, pools=(address,), secret=known), keep)
             until(lambda: not _children(process.pid))
-            with grpc.insecure_channel(address) as channel, ThreadPoolExecutor() as threads:
+            with ThreadPoolExecutor() as threads:
                 nowhere = settings_text({"WORKER_ID": "", CONTROL: 'url: "127.0.0.1:1"'})
-                left = threads.submit(list, ask_pool(channel, address, known, nowhere))
+                output, stop = ask_pool(address, known, nowhere)
+                left = threads.submit(list, output)
                 until(lambda: _children(process.pid))
-                channel.close()
+                stop(signal.SIGTERM)
                 until(lambda: not _children(process.pid), 10)
                 assert isinstance(left.exception(), JobError)
             process.terminate()
@@ -264,7 +277,7 @@ def test_a_lost_workers_part_is_done_again_and_no_element_comes_twice(tmp_path: 
             os.kill(os.getpid(), signal.SIGSTOP)
         return element
 
-    _run(Workers(2, seconds=8), work, more_seconds=100)
+    _run(Workers(2, seconds=6), work, more_seconds=100)
     assert (tmp_path / "numbers").read_text() == str([*range(8)])
     assert (tmp_path / "lost").exists()
 
@@ -282,7 +295,7 @@ def test_what_ends_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         raise ValueError("ours")
 
     with pytest.raises(JobError, match="no worker is left: a worker ended with exit code -9"):
-        _run(Workers(2), kill)
+        _run(Workers(1), kill)
     # A second attempt would fail, because the file exists.
     with pytest.raises(RuntimeError, match="ValueError: ours"):
         _run(Workers(1), fail)
@@ -350,7 +363,7 @@ def test_a_job_of_slurm_that_loses_a_node(
     out, log, meet = tmp_path / "out", tmp_path / "job.log", tmp_path / "meet"
     meet.mkdir()
     # So both nodes are at work when one of them goes.
-    slurm.environment |= {"IN9_TEST_SLEEP": "0.5", "IN9_TEST_MEET": str(meet)}
+    slurm.environment |= {"IN9_TEST_SLEEP": "0.3", "IN9_TEST_MEET": str(meet)}
     submit = ("sbatch", "--ntasks=2", "--ntasks-per-node=1", f"--output={log}")
     assert slurm.ask("n1", *submit, ROOT / "deploy" / "slurm" / "in9.sbatch", *flags, out)
     until(lambda: len(os.listdir(meet)) == len(NODES), 180)

@@ -79,7 +79,7 @@ def main() -> None:
     setattr(holder, name, killing)
     from pipeline.runners import worker
 
-    worker.main()
+    worker.work()
 
 
 if __name__ == "__main__":
