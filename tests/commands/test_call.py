@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import timm
 import tiny_models
 import torch
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from small_models import network
 
 import in9
 from pipeline.errors import UsageError
+from pipeline.models.identity import IMAGENET_MEAN, IN9_MEAN
 from transforms.scoring import CLOSED_CHOICE, PAPER_RULE
 from transforms.taxonomy import imagenet9
 
@@ -92,7 +94,32 @@ def test_labels_scores_and_classes_of_one_function_agree(three_draws: Path) -> N
     assert [row["variant"] for row in scores.tables["power"]] == ["only_bg_t"]
     assert set(labels.to_pandas("gaps")["model"]) == {"call:labels"}
     assert "BG-Gap" in labels._repr_html_()
+    assert len(repr(labels)) < 1000
+    assert repr(labels).startswith("EvaluatedModel(call:labels, by closed_choice; in %: original ")
+    of_picture = labels.to_pandas("predictions")
+    original = of_picture[of_picture["variant"] == "original"]
+    assert original["correct"].mean() == labels.accuracy["original"][0]
+    with pytest.raises(ValueError, match="'gap' is none of the tables: predictions, summary, "):
+        labels.to_pandas("gap")
+    with pytest.raises(UsageError, match="a function gets pictures as stored"):
+        in9.evaluate_model(dataset, brightness, name="labels", preprocessing={})
     assert everything(three_draws) == before
+
+
+@pytest.mark.parametrize("own", [{}, {"std": (0.25, 0.25, 0.25)}])
+def test_a_module_of_timm_is_fed_as_it_says_itself(
+    three_draws: Path, own: dict[str, tuple[float, ...]]
+) -> None:
+    """So that the call agrees with the same weights by their name in timm."""
+    module = timm.create_model("test_vit", num_classes=1000)
+    known = module.pretrained_cfg
+    called = in9.evaluate_model(three_draws, module, name="timm's", preprocessing=own)
+    used = called.summary.preprocessing
+    assert (used.mean, used.std) == (known["mean"], own.get("std", known["std"]))
+    assert (used.mean, used.input_size) != (IMAGENET_MEAN, 224)
+    assert f"with mean {used.mean}, std {used.std}" in called._repr_html_()
+    nine = timm.create_model("test_vit", num_classes=9)
+    assert in9.evaluate_model(three_draws, nine, name="nine").summary.preprocessing.mean == IN9_MEAN
 
 
 def test_neither_beam_nor_torch_is_loaded_for_arrays(three_draws: Path) -> None:
