@@ -211,6 +211,12 @@ def run_small(small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.fixture
+def empty_pdfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes PDF files of figures empty in this process, because fonts take long to embed."""
+    monkeypatch.setattr("pipeline.display.style.Drawn.pdf", lambda _: b"")
+
+
+@pytest.fixture
 def tiny_input(small_input: Path) -> Path:
     """A writable input folder of 6 small pictures, two of each of three classes."""
     for image in small_input.glob("val/*/*.JPEG"):
