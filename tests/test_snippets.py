@@ -69,15 +69,16 @@ def snippet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def outcomes(sample_run: Path, snippet_folder: Path) -> dict[str, str]:
+def outcomes(sample_run: Path, small_run: Path, snippet_folder: Path) -> dict[str, str]:
     """The traceback of each snippet, empty if it ran.
 
-    `out`, its export and what is imported from that are in its folder.
+    `out`, its export, and a small dataset that was imported are in its folder.
     """
     folder = snippet_folder
     (folder / "out").symlink_to(sample_run)
-    run_in9("export", "--dataset", sample_run, "--to", folder / "exported")
-    run_in9("import", "--from", folder / "exported", "--output", folder / "released")
+    for dataset, target in ((sample_run, "exported"), (small_run, "few")):
+        run_in9("export", "--dataset", dataset, "--to", folder / target)
+    run_in9("import", "--from", folder / "few", "--output", folder / "released")
     (folder / "snippets.json").write_text(json.dumps(snippets()))
     environment = {
         **os.environ,

@@ -480,9 +480,9 @@ def test_every_command_has_its_function() -> None:
 
 @pytest.mark.parametrize("command", [("report",), ("verify",), ("export", "--to", "exported")])
 def test_readers_wait_for_neither_beam_nor_torch(
-    sample_run: Path, tmp_path: Path, command: tuple[str, ...]
+    small_run: Path, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
-    shutil.copytree(sample_run, tmp_path / "out")
+    shutil.copytree(small_run, tmp_path / "out")
     # `in9 report` must write the page, so the existing one goes.
     (tmp_path / "out" / "report.html").unlink()
     words = [word.replace("exported", str(tmp_path / "exported")) for word in command]

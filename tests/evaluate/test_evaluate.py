@@ -93,8 +93,8 @@ def test_results_say_what_was_run(sample_run: Path) -> None:
     assert {"numpy", "pillow", "simplejpeg", "torch", "timm"} == set(summary["libraries"])
 
 
-def test_models_without_a_way_to_the_hub_say_what_to_do(sample_run: Path, tmp_path: Path) -> None:
-    output = shutil.copytree(sample_run, tmp_path / "out")
+def test_models_without_a_way_to_the_hub_say_what_to_do(small_run: Path, tmp_path: Path) -> None:
+    output = shutil.copytree(small_run, tmp_path / "out")
     done = run_in9("evaluate", "--dataset", output, "--models", "resnet50", check=1)
     assert "weights of resnet50 could not be fetched" in done.stderr
     assert "resnet50=FILE" in done.stderr
@@ -274,8 +274,8 @@ def test_the_report_is_self_contained(sample_run: Path) -> None:
     assert all((sample_run / link).exists() for link in beside)
 
 
-def test_report_can_be_made_again_alone(sample_run: Path, tmp_path: Path) -> None:
-    output = Path(shutil.copytree(sample_run, tmp_path / "out"))
+def test_report_can_be_made_again_alone(small_run: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(small_run, tmp_path / "out"))
     page = (output / "report.html").read_bytes()
     (output / "report.html").unlink()
     (output / "results" / "summary.csv").unlink()

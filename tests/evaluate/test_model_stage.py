@@ -153,8 +153,8 @@ sys.exit(code)
 """
 
 
-def test_nothing_to_do_is_known_without_torch(sample_run: Path, tmp_path: Path) -> None:
-    output = Path(shutil.copytree(sample_run, tmp_path / "out"))
+def test_nothing_to_do_is_known_without_torch(small_run: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(small_run, tmp_path / "out"))
     before = stamps(output)
     flags = ("evaluate", "--dataset", str(output), "--models", DEFAULT_MODEL)
     printed = run_python(NOTHING_TO_DO, *flags).stdout

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_results import made
-from runs import ROOT, dataset_in, run_in9, table_of
+from runs import ROOT, dataset_in, run_here, run_in9, table_of
 
 from pipeline.analyses.evaluation.results import Summary
 from pipeline.analyses.evaluation.tables import describe_power
@@ -202,7 +202,10 @@ def powerless(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return output
 
 
-def test_the_table_the_page_and_the_terminal_say_that_power_is_not_shown(powerless: Path) -> None:
+@pytest.mark.usefixtures("empty_pdfs")
+def test_the_table_the_page_and_the_terminal_say_that_power_is_not_shown(
+    powerless: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (row,) = table_of(powerless, "power")
     assert row["model"] == MODEL
     assert row["has_power"] == "False"
@@ -214,8 +217,8 @@ def test_the_table_the_page_and_the_terminal_say_that_power_is_not_shown(powerle
     assert page.count('<span class="hidden">power not shown</span>') == 2
     assert f"(probe {100 * float(row['accuracy']):.1f} [" in page
     assert f"chance {100 * float(row['chance']):.1f} %" in page
-    printed = run_in9("report", "--dataset", powerless).stdout
-    assert "could not show that backgrounds tell the class" in printed
+    run_here("report", "--dataset", powerless)
+    assert "could not show that backgrounds tell the class" in capsys.readouterr().out
 
 
 def test_kept_outputs_are_the_models_and_give_the_row(powerless: Path) -> None:

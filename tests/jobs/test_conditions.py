@@ -361,7 +361,10 @@ def test_conditions_need_their_variants() -> None:
     assert parse_conditions(None) == ()
 
 
-def test_the_job_ends_by_its_conditions(sample_run: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("empty_pdfs")
+def test_the_job_ends_by_its_conditions(
+    sample_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = Path(shutil.copytree(sample_run, tmp_path / "out"))
     row = table_of(output, "gaps")[0]
     gap, low, high = (float(row[column]) for column in ("gap", "ci_low", "ci_high"))
@@ -394,10 +397,10 @@ def test_the_job_ends_by_its_conditions(sample_run: Path, tmp_path: Path) -> Non
 
     # `report` judges again without a model; a failure is none of its models.
     report = ("report", "--dataset", output, "--pictures", "none", "--fail_if", inside)
-    done = run_in9(*report, check=0)
-    assert "open conditions pass, unless --if_open fail is given" in done.stdout
-    done = run_in9(*report, "--if_open", "fail", check=4)
-    assert "is open for efficientnet_lite0" in done.stderr
+    run_here(*report)
+    assert "open conditions pass, unless --if_open fail is given" in capsys.readouterr().out
+    run_here(*report, "--if_open", "fail", code=4)
+    assert "is open for efficientnet_lite0" in capsys.readouterr().err
 
 
 def test_wrong_conditions_are_refused_before_anything_starts(
@@ -612,6 +615,7 @@ def test_the_best_models_are_marked(compared: Path) -> None:
     assert mark_best(two[:1], [])[0].accuracy[0].among_best is None
 
 
+@pytest.mark.usefixtures("empty_pdfs")
 def test_models_of_other_folders_are_shown_and_not_copied(
     compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -415,7 +415,7 @@ def test_models_are_evaluated_and_attacked_on_published_pixels(
     # Predictions of a fifth of the images tell as much as those of all.
     part = ("--holdout", 0.2, "--pictures", "none")
     run_here("evaluate", "--dataset", imported, *part, *ONE)
-    run_here("attack", "--dataset", imported, "--grid", 3, *ONE)
+    run_here("attack", "--dataset", imported, "--grid", 3, "--pictures", "none", *ONE)
     for name in ("report.html", "results/attack.csv"):
         assert (imported / name).exists()
     stems = {row["key"]: stem for stem, row in truth_of(export).items()}

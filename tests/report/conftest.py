@@ -56,24 +56,28 @@ def hostile_run(report_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def whole_run(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two models with all analyses. Tests must not write into it."""
-    output = tmp_path_factory.mktemp("whole") / "out"
     models = ("--models", ",".join(TINY))
     flags = ("--attack", 9, "--saliency", 3)
-    run_in9("run", "--input", small_sample, "--output", output, *QUICK, *models, *flags)
-    run_in9("method", "--dataset", output, *models, "--pictures", "none")
-    run_in9("matrix", "--dataset", output, "--probe", "--holdout", 0.5)
-    return output
+
+    def make(output: Path) -> None:
+        run_in9("run", "--input", small_sample, "--output", output, *QUICK, *models, *flags)
+        run_in9("method", "--dataset", output, *models, "--pictures", "none")
+        run_in9("matrix", "--dataset", output, "--probe", "--holdout", 0.5)
+
+    return made_once(tmp_path_factory, "whole", make)
 
 
 @pytest.fixture(scope="session")
 def twenty_run(whole_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of `whole_run` with the results of 18 more models. Tests must not write into it."""
-    output = tmp_path_factory.mktemp("twenty") / "out"
-    shutil.copytree(whole_run, output)
-    for number in range(18):
-        add_model(output, TINY[number % 2], f"vit_base_patch16_{number}.in21k_ft")
-    write_all(output)
-    return output
+
+    def make(output: Path) -> None:
+        shutil.copytree(whole_run, output)
+        for number in range(18):
+            add_model(output, TINY[number % 2], f"vit_base_patch16_{number}.in21k_ft")
+        write_all(output)
+
+    return made_once(tmp_path_factory, "twenty", make)
 
 
 def add_model(output: Path, original: str, name: str) -> None:

@@ -37,7 +37,6 @@ from pipeline.analyses.saliency.results import SaliencyResult, saliency_table
 from pipeline.commands.cli import main
 from pipeline.commands.parser import build_parser
 from pipeline.display.panel import Results
-from pipeline.display.style import Drawn
 from pipeline.errors import UsageError
 from pipeline.evaluate.results import Failure, read_result
 from pipeline.report import write
@@ -360,9 +359,9 @@ def test_figures_become_pdf_files_when_asked_and_stay_up_to_date(
 
 
 def test_the_page_is_made_again_only_if_something_has_changed(
-    report_run: Path, tmp_path: Path
+    small_run: Path, tmp_path: Path
 ) -> None:
-    output = Path(shutil.copytree(report_run, tmp_path / "out"))
+    output = Path(shutil.copytree(small_run, tmp_path / "out"))
     store, page = Store(str(output)), output / "report.html"
     content, status = page.read_bytes(), page.stat()
     # This change keeps size and time, so it survives exactly if the page is not rebuilt.
@@ -370,7 +369,7 @@ def test_the_page_is_made_again_only_if_something_has_changed(
     os.utime(page, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert not write_report(store, imagenet9())
     assert page.read_bytes() != content
-    os.utime(output / "results" / MODELS[0] / "attack.json")
+    os.utime(output / "results" / MODELS[0] / "model.json")
     write_report(store, imagenet9())
     assert page.read_bytes() == content
     for change in (page.unlink, lambda: page.write_bytes(b"")):
@@ -563,6 +562,7 @@ KINDS: dict[str, Any] = {
 }
 
 
+@pytest.mark.usefixtures("empty_pdfs")
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
@@ -592,7 +592,6 @@ def test_a_result_without_a_value_is_refused_unless_every_reader_can_do_without(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(Drawn, "pdf", lambda _: b"")
     output = Path(shutil.copytree(report_run, tmp_path / "out"))
     store, results = Store(str(output)), _every_field(output)
     shutil.copytree(output / "results" / MODELS[0], output / "results" / "row+d")

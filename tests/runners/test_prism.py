@@ -31,25 +31,34 @@ PRISM = Path(sys.executable).with_name("prism")
 
 @pytest.fixture(scope="module")
 def prism(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Prism with a worker pool. Without Prism these tests are skipped, or fail in CI."""
+    """Prism with a pool of forks. Without Prism these tests are skipped, or fail in CI."""
     if not PRISM.exists():
         missing = "no prism: scripts/test installs it where there is Go"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
     with contextlib.ExitStack() as stack:
-        cluster = Cluster(stack, tmp_path_factory.mktemp("prism"), pools=1)
+        cluster = Cluster(stack, tmp_path_factory.mktemp("prism"), pools=1, forked=True)
         port = free_port()
         flags = ("-job_port", port, "-serve_http=false", "-beam_strict")
         cluster.serve(port, cluster.addresses[0], PRISM, *flags)
         yield cluster
 
 
-def test_a_run_and_an_update_of_one_class(prism: Cluster, tiny_input: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def beams_pool(tmp_path: Path) -> Iterator[str]:
+    """The address of a pool whose workers are Beam's own processes."""
+    with contextlib.ExitStack() as stack:
+        yield Cluster(stack, tmp_path, pools=1).addresses[0]
+
+
+def test_a_run_and_an_update_of_one_class(
+    prism: Cluster, beams_pool: str, tiny_input: Path, tmp_path: Path
+) -> None:
     local, output = tmp_path / "local", tmp_path / "out"
     few = ("--images_per_shard", 1, "--formats", "parquet", "--pictures", "none", *TINY_MODEL)
     variants = ("--variants", "original,fg_mask,only_bg_t,mixed_same,mixed_rand")
     run = ("run", "--input", tiny_input, *few, *variants, "--attack", 1, "--saliency", 1)
     run = (*run, "--overwrite", "rebuild", "--output")
-    first = run_in9(*run, output, *prism.flags)
+    first = run_in9(*run, output, *prism.flags, f"--environment_config={beams_pool}")
     before = finished_shards(output)
     for picture in pictures_of(tiny_input)[:2]:
         darken(picture)

@@ -32,15 +32,20 @@ from pipeline.dataset.folder import sample_folder
 from transforms import grabcut as package
 from transforms.annotations import parse_annotation
 from transforms.codec import decode_image
-from transforms.grabcut import Unserved, cache, grabcut, interface, iteration, prepare
+from transforms.grabcut import Unserved, cache, grabcut, interface, prepare
 from transforms.grabcut.__main__ import main
-from transforms.grabcut.max_flow import minimum_cut
 
 Image = NDArray[np.uint8]
 Rect = tuple[int, int, int, int]
 
 MOST = 48
 SAMPLE = sorted(Path(sample_folder()).glob("val/*/*.JPEG"))[::9]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels() -> None:
+    """Loads the kernels. If this module imported them, each test process would compile them."""
+    prepare()
 
 
 def opencv(image: Image, rect: Rect, iterations: int = 5, seed: int = 0) -> Image | None:
@@ -117,6 +122,9 @@ def assert_no_cut_is_better(image: Image, rect: Rect, iterations: int, seed: int
     If the minimum cut is not unique, OpenCV leaves each free pixel in the tree in which it was
     last, and its mask may then be no minimum cut at all.
     """
+    from transforms.grabcut import iteration
+    from transforms.grabcut.max_flow import minimum_cut
+
     graphs: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
 
     def cut(
