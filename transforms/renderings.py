@@ -6,8 +6,6 @@ background. Sizes are shares of the side S of the picture, so that they show the
 resolution; they are given in pixels of 224.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 

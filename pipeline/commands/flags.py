@@ -38,9 +38,9 @@ def flags_of(command: str) -> list[Flag]:
 
 
 CORE = (
-    *("output", "input", "annotations", "recipe", "models", "device", "split", "variants"),
-    *("segmenter", "taxonomy", "replicates", "limit", "dry_run", "overwrite", "baseline"),
-    *("fail_if", "publish", "config"),
+    *("output", "input", "dataset", "annotations", "recipe", "models", "device", "split"),
+    *("variants", "segmenter", "taxonomy", "replicates", "limit", "dry_run", "overwrite"),
+    *("baseline", "fail_if", "publish", "config"),
     *(flag.dest for analysis in ANALYSES for _, flag in analysis.job_flags),
 )
 """Flags that `--help` shows if a command has many flags; `--help all` shows the others, too."""

@@ -30,10 +30,6 @@ COMPOSE_VERSION = 1
 """Raised by hand when Plan or Compose would write other files for the same layers."""
 EVALUATE_VERSION = 2
 """Raised by hand when Evaluate would write other predictions for the same pixels."""
-ATTACK_VERSION = 3
-"""Raised by hand when Attack would write other predictions for the same pixels."""
-SALIENCY_VERSION = 2
-"""Raised by hand when Saliency would write other numbers or maps for the same pixels."""
 IMPORT_VERSION = 1
 """Raised by hand when Import would write other files for the same archive."""
 

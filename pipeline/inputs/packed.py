@@ -1,7 +1,5 @@
 """Many small objects in little memory."""
 
-from __future__ import annotations
-
 import array
 import pickle
 import zlib

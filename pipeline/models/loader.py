@@ -38,8 +38,8 @@ _FILES_AHEAD = 2
 """Number of sets whose files are read in advance."""
 _TABLES_AHEAD = 2
 """Number of tables, of a few MB each, that are read in advance from each of these files."""
-_CHUNK = 8
-"""Number of pictures that a thread decodes per task."""
+_AT_ONCE = 8
+"""Number of pictures that a thread decodes at a time."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -261,10 +261,10 @@ class Loader(Generic[P]):
         return [
             pool.submit(
                 self._decode_rows,
-                batch.rows.slice(start, _CHUNK),
-                batch.pixels[start : start + _CHUNK],
+                batch.rows.slice(start, _AT_ONCE),
+                batch.pixels[start : start + _AT_ONCE],
             )
-            for start in range(0, len(batch.rows), _CHUNK)
+            for start in range(0, len(batch.rows), _AT_ONCE)
         ]
 
     def _decode_rows(self, rows: pa.Table, pixels: Pixels) -> None:

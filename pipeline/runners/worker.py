@@ -15,8 +15,6 @@ neither a caller nor what listens at that address learns anything to use again. 
 is metadata of its call, so that nobody keeps the pool waiting.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import hmac

@@ -1,7 +1,5 @@
 """The workers of a job that are started by a command or by pools, as flags name them."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import importlib.metadata

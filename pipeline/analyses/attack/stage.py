@@ -32,7 +32,7 @@ from pipeline.analyses.attack.results import (
     StrongestBackground,
     open_grid,
 )
-from pipeline.dataset.config import ATTACK_VERSION, fingerprint
+from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata, write_table
 from pipeline.evaluate.evaluation import AnalysisOfModel, ChunkOutput, NoteDone, PlannedAnalysis
@@ -62,6 +62,9 @@ from transforms.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
+
+ATTACK_VERSION = 3
+"""Raised by hand when Attack would write other predictions for the same pixels."""
 
 
 class PlannedAttack(PlannedAnalysis):

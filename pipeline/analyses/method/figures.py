@@ -1,7 +1,5 @@
 """The figure of the method: differences of BG-Gap from the paper's method."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from pipeline.analyses.method.results import MethodResult

@@ -1,7 +1,5 @@
 """The parts of the method."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator, Sequence
 

@@ -5,8 +5,6 @@ results/<model>/method.json                    the model, and its rows
 results/method.csv, results/latex/method.tex   tables of all models
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from msgspec import Meta, Struct

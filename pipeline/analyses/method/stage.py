@@ -5,8 +5,6 @@ Renderings that the dataset does not store are composed while they are read
 evaluation are taken over if they are of the same pictures.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Generator, Iterator, Mapping, Sequence
 

@@ -28,7 +28,7 @@ from pipeline.analyses.saliency.results import (
     nan_to_null,
     write_map,
 )
-from pipeline.dataset.config import SALIENCY_VERSION, fingerprint
+from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError, UsageError, did_you_mean
@@ -52,6 +52,8 @@ from transforms.variants import is_picture
 if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
 
+SALIENCY_VERSION = 2
+"""Raised by hand when Saliency would write other numbers or maps for the same pixels."""
 METHOD = "gradient of the winning logit"
 """Name of the method in results. The saliency of a pixel is the largest absolute value of the
 gradient among the pixel's channels."""
