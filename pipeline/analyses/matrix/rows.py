@@ -148,6 +148,11 @@ def make_plan(
                 f"--variants {name}: the dataset has {', '.join(existing) or 'none'}"
                 f"{did_you_mean(name, existing)}"
             )
+    if in9l and not in9l.manifest.config.segment.keeps_image_whole:
+        raise UsageError(
+            f"--in9l {in9l.store.root} is not an IN-9L dataset; make one with: in9 generate "
+            "--selection in9l"
+        )
     splits = dataset.manifest.config.split
     if not 0 <= share < 1:
         raise UsageError(f"--holdout must be a fraction, at least 0 and less than 1: got {share:g}")
@@ -178,8 +183,6 @@ def make_plan(
         )
     if in9l and digest_of_classes(in9l.taxonomy) != digest_of_classes(dataset.taxonomy):
         raise UsageError("--in9l has other classes than --dataset")
-    if in9l and "original" not in in9l.variants:
-        raise UsageError("--in9l has no variant original")
     return MatrixPlan(
         dataset=dataset,
         in9l=in9l,
