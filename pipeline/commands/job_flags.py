@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.analyses import ANALYSES
 from pipeline.dataset.config import DatasetConfig, SegmentConfig
-from pipeline.dataset.folder import Dataset, sample_folder
+from pipeline.dataset.folder import Dataset, Holdout, refuse_empty_test, sample_folder
 from pipeline.dataset.manifest import Manifest, last_manifest, stated
 from pipeline.dataset.records import DATA_FOLDERS
 from pipeline.errors import UsageError
@@ -115,10 +115,11 @@ def evaluation_from_flags(
         allow_overlap=getattr(arguments, "allow_overlap", True),
         missing_answers=getattr(arguments, "missing_answers", MISSING_ANSWERS[0]),
     )
-    # For `run`, the dataset may not exist yet, so the models are checked when they are run.
-    if hasattr(arguments, "allow_overlap") and arguments.command != "run":
+    # For `run`, the dataset may not exist yet, so this is checked when the models are run.
+    if arguments.command != "run":
         dataset = Dataset.open(store)
-        for model in models:
+        refuse_empty_test(dataset, split, Holdout(evaluation.holdout))
+        for model in models if hasattr(arguments, "allow_overlap") else ():
             evaluation.refuse_unfit(dataset, model)
     return evaluation
 

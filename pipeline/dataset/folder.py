@@ -379,6 +379,14 @@ def selected_rows(
     return holdout.test_rows(row for row in rows if row["selected"])
 
 
+def refuse_empty_test(dataset: Dataset, split: str, holdout: Holdout) -> None:
+    """Raises UsageError if so small a share is held out that no image is left to test on."""
+    if not holdout.share or not dataset.manifest.images[split]["selected"]:
+        return
+    if not any(selected_rows(dataset, split, holdout, shard) for shard in dataset.shards(split)):
+        raise UsageError(f"--holdout {holdout.share:g} leaves no image of {split} to test on")
+
+
 def training_pictures(
     dataset: Dataset, split: str, variant: str, holdout: Holdout
 ) -> dict[str, str]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pipeline.analyses.evaluation.results import Evaluated, MatrixRow
 from pipeline.analyses.evaluation.stage import commit_predictions
 from pipeline.analyses.matrix.results import IN9L, Matrix, sort_names, write_matrix_tables
-from pipeline.dataset.folder import Dataset, Holdout, selected_rows
+from pipeline.dataset.folder import Dataset, Holdout, refuse_empty_test, selected_rows
 from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, UsageError, counted, did_you_mean
 from pipeline.evaluate.evaluation import Evaluation
@@ -175,6 +175,7 @@ def make_plan(
             if name not in available:
                 owner = "the dataset" if opened is dataset else "--in9l"
                 raise UsageError(f"{flag} {name}: {owner} has {', '.join(available)}")
+        refuse_empty_test(opened, test_split, Holdout(share))
     # Refused here, and not only once the first row has been trained, which may take days.
     if trained_split == test_split and not share and not allow_overlap:
         raise UsageError(
