@@ -39,6 +39,7 @@ from pipeline.released.export import (
     class_folder,
     export_split,
     find_clashes,
+    take_folder,
     write_answer_table,
 )
 from pipeline.released.write_recipe import write_recipe
@@ -105,14 +106,16 @@ def run_export(arguments: argparse.Namespace) -> int:
     with removed_if_refused(target, EXPORT_FOLDER), contextlib.ExitStack() as stack:
         # Written first, so that the next run recognizes the folder as an export if this one is
         # killed.
-        target.update(f"{EXPORT_FOLDER}/mark", b"export\n")
+        take_folder(target, dataset, arguments.dataset)
         fenced = stack.enter_context(locked(target, DATASET_LOCK))
         fenced.remove_temporary()
         pictures = len(selected) * len(dataset.variants)
         started = time.monotonic()
         with run_locally(exporting.progress, target.log(f"export-{os.getpid()}")):
             exporting.progress.note_total("export", arguments.split, pictures)
-            exported, removed = export_split(dataclasses.replace(exporting, target=fenced))
+            exported, removed, strangers = export_split(
+                dataclasses.replace(exporting, target=fenced)
+            )
         seconds = time.monotonic() - started
     variants = counted(len(dataset.variants), "variant")
     print(f"{arguments.split}: {counted(len(selected), 'image')}, {variants}")
@@ -122,6 +125,11 @@ def run_export(arguments: argparse.Namespace) -> int:
         print(f"time: {seconds:.1f} s")
     else:
         print("nothing to do: everything is up to date")
+    if strangers:
+        print(
+            f"not of this export: {counted(len(strangers), 'file')}, such as {strangers[0]}; they "
+            "stay, but readers take them for pictures"
+        )
     for note in _notes(dataset, {row["label"] for row in selected}, target.is_remote):
         print(note)
     print(f"export: {target.root} of dataset {dataset.manifest.fingerprint[:12]}")
