@@ -634,7 +634,12 @@ def test_what_is_no_release_is_refused_with_one_line(
     sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "b.tar.gz").write_bytes(b"\x1f\x8b broken")
-    for name, reason in (("absent", "neither"), ("b.tar.gz", "not a whole tar")):
+    (tmp_path / "c.tar.gz").write_bytes(b"<html>404")
+    for name, reason in (
+        ("absent", "neither"),
+        ("b.tar.gz", "not a whole tar"),
+        ("c.tar.gz", "is not a gzip archive (it begins with '<html>404'); download it again"),
+    ):
         refused = refusal(capsys, "import", "--from", tmp_path / name, "--output", tmp_path / "out")
         assert reason in refused
     refused = refusal(capsys, "import", "--from", sample, "--output", tmp_path / "out")
