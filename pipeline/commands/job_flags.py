@@ -33,7 +33,7 @@ from pipeline.inputs.layout import find_layout
 from pipeline.inputs.lists import read_key_list, read_taxonomy
 from pipeline.inputs.recipe import RECIPE, RECIPE_COPY, Recipe
 from pipeline.jobs.changes import describe_list_change, shown
-from pipeline.models.answers import MISSING_ANSWERS, refuse_answers
+from pipeline.models.answers import MISSING_ANSWERS, refuse_answers, refuse_other_dataset
 from pipeline.models.expand import DEFAULT_MODEL, expand_models, name_of, split_labels
 from pipeline.models.identity import KnownModels, PredictConfig, chosen_folder
 from pipeline.released.export import EXPORT_FOLDER
@@ -76,7 +76,11 @@ def evaluation_from_flags(
     models = expand_models(entries, load)
     if not models:
         raise UsageError("--models names no model")
+    # For `run`, the dataset may not exist yet, so its models are checked when they are run.
+    dataset = None if arguments.command == "run" else Dataset.open(store)
     for model in models:
+        if dataset:
+            refuse_other_dataset(model, dataset.manifest.fingerprint)
         # A model that was loaded before needs no check, so its library need not be imported.
         if load(model) is None:
             from pipeline.models.registry import check_fit, check_model
@@ -115,9 +119,7 @@ def evaluation_from_flags(
         allow_overlap=getattr(arguments, "allow_overlap", True),
         missing_answers=getattr(arguments, "missing_answers", MISSING_ANSWERS[0]),
     )
-    # For `run`, the dataset may not exist yet, so this is checked when the models are run.
-    if arguments.command != "run":
-        dataset = Dataset.open(store)
+    if dataset:
         refuse_empty_test(dataset, split, Holdout(evaluation.holdout))
         for model in models if hasattr(arguments, "allow_overlap") else ():
             evaluation.refuse_unfit(dataset, model)

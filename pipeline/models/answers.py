@@ -276,11 +276,7 @@ def refuse_unfit(
     Raises:
       UsageError: the answers are of another dataset or other pictures, or some are missing.
     """
-    if answers.dataset not in ("", dataset):
-        raise UsageError(
-            f"{answers.path} answers pictures of dataset {answers.dataset[:12]}, and this is "
-            f"{dataset[:12]}; get its table from: in9 export --layout answers"
-        )
+    _refuse_other(answers.path, answers.dataset, dataset)
     unknown = [
         f"{key} on {variant}"
         for variant, positions in answers.positions.items()
@@ -301,6 +297,30 @@ def refuse_unfit(
         raise UsageError(
             f"{answers.path} lacks {counted(len(pictures), 'answer')} ({counts}), such as "
             f"{_some(pictures)}; add them, or count them as wrong: --missing_answers wrong"
+        )
+
+
+def refuse_other_dataset(entry: str, dataset: str) -> None:
+    """Refuses a file whose first row names another dataset, whose classes may be others, too.
+
+    Args:
+      entry: an entry of `--models`; only `answers:FILE` is looked at.
+      dataset: fingerprint of the dataset.
+
+    Raises:
+      UsageError: the file is of another dataset, or no table.
+    """
+    path = absolute(entry.removeprefix(PREFIX))
+    if entry.startswith(PREFIX) and files_of(path).info(path):
+        row = next(read_rows(path, f"--models {PREFIX}"))
+        _refuse_other(path, row.text("dataset"), dataset)
+
+
+def _refuse_other(path: str, named: str, dataset: str) -> None:
+    if named not in ("", dataset):
+        raise UsageError(
+            f"{path} answers pictures of dataset {named[:12]}, and this is {dataset[:12]}; get its "
+            "table from: in9 export --layout answers"
         )
 
 

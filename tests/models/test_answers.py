@@ -200,6 +200,12 @@ FAULTS: dict[str, tuple[Callable[[list[Row]], Iterable[Row]], str]] = {
         lambda rows: ({**row, "dataset": "f00d" * 8} for row in rows),
         "answers pictures of dataset f00df00df00d, and this is ",
     ),
+    "another dataset of other classes": (
+        lambda rows: (
+            {**base, "dataset": "f00d" * 8, "label": "dishes"} for base, _ in winners(rows)
+        ),
+        "answers pictures of dataset f00df00df00d, and this is ",
+    ),
     "two datasets": (
         lambda rows: ({**row, "dataset": row["variant"][:2]} for row in rows),
         "is of several datasets: ",
