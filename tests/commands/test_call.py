@@ -181,6 +181,7 @@ def test_wrong_answers_and_errors_reach_the_caller(three_draws: Path) -> None:
         (lambda p: np.zeros(len(p)), UsageError, "float64 of shape .18,. for 18 pictures"),
         (lambda p: np.zeros((1, 9)), UsageError, "expected .n, outputs. scores or .n,. integers"),
         (lambda p: np.zeros((len(p), 7)), ValueError, "a head of 7 outputs fits neither"),
+        ("resnet50", TypeError, "neither a function nor a torch.nn.Module; models by name are for"),
         (Uncopied(), UsageError, "call:wrong: the module cannot be copied: cannot pickle"),
         (torch.nn.Flatten(), Exception, "call:wrong: a head of 12288|150528 outputs fits neither"),
     ):
