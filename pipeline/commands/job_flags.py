@@ -254,7 +254,8 @@ def _find_recipe(arguments: argparse.Namespace, store: Store) -> Recipe | None:
         raise UsageError(
             f"boxes and masks come from the recipe in {folder}; leave --{flags[0]} out"
         )
-    return Recipe.open(join(absolute(folder), RECIPE)) if folder else None
+    file = folder and join(absolute(folder).removesuffix(f"/{RECIPE}"), RECIPE)
+    return Recipe.open(file) if file else None
 
 
 def _recipe_config(

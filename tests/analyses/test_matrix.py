@@ -428,6 +428,7 @@ def test_overwrite_replaces_only_trainings_with_other_flags(
             ("--probe", "--holdout", 0.5, "--in9l", "{dataset}"),
             "is not an IN-9L dataset; make one with: in9 generate --selection in9l",
         ),
+        (("--probe", "--holdout", 0.5, "--in9l", "/nowhere"), "--in9l: /nowhere does not exist"),
         (("--arch", "resnet_50", "--holdout", 0.5), "no such architecture"),
         (("--probe", "--arch", "python:tiny_models:first", "--holdout", 0.5), "network of timm"),
     ],
