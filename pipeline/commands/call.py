@@ -132,6 +132,11 @@ def evaluate_model(
     store: bool = False,
 ) -> EvaluatedModel:
     """Evaluates a model; see `in9.evaluate_model`."""
+    if not callable(predict):
+        raise TypeError(
+            f"predict={predict!r} is neither a function nor a torch.nn.Module; models by name are "
+            "for in9 evaluate"
+        )
     reader = (
         dataset
         if isinstance(dataset, DatasetReader)

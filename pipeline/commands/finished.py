@@ -39,6 +39,7 @@ from pipeline.released.export import (
     class_folder,
     export_split,
     find_clashes,
+    take_folder,
     write_answer_table,
 )
 from pipeline.released.write_recipe import write_recipe
@@ -54,7 +55,7 @@ from pipeline.runtime.lock import (
 from pipeline.runtime.progress import Progress
 from pipeline.storage.files import is_below
 from pipeline.storage.interface import read_ahead
-from pipeline.storage.store import FileDigest, Store
+from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.hashing import text_bytes
 from transforms.variants import PAPER_NAMES, draws_of, is_picture
@@ -97,22 +98,26 @@ def run_export(arguments: argparse.Namespace) -> int:
         progress=Progress.for_store(target),
     )
     if is_table:
+        with _without_work_folder(target):
+            pictures = write_answer_table(exporting, name)
         print(
-            f"pictures to answer: {write_answer_table(exporting, name)}\n"
+            f"pictures to answer: {pictures}\n"
             f"add a column scores, output or label; then: --models {PREFIX}{arguments.to}"
         )
         return 0
     with removed_if_refused(target, EXPORT_FOLDER), contextlib.ExitStack() as stack:
         # Written first, so that the next run recognizes the folder as an export if this one is
         # killed.
-        target.update(f"{EXPORT_FOLDER}/mark", b"export\n")
+        take_folder(target, dataset, arguments.dataset)
         fenced = stack.enter_context(locked(target, DATASET_LOCK))
         fenced.remove_temporary()
         pictures = len(selected) * len(dataset.variants)
         started = time.monotonic()
         with run_locally(exporting.progress, target.log(f"export-{os.getpid()}")):
             exporting.progress.note_total("export", arguments.split, pictures)
-            exported, removed = export_split(dataclasses.replace(exporting, target=fenced))
+            exported, removed, strangers = export_split(
+                dataclasses.replace(exporting, target=fenced)
+            )
         seconds = time.monotonic() - started
     variants = counted(len(dataset.variants), "variant")
     print(f"{arguments.split}: {counted(len(selected), 'image')}, {variants}")
@@ -122,6 +127,11 @@ def run_export(arguments: argparse.Namespace) -> int:
         print(f"time: {seconds:.1f} s")
     else:
         print("nothing to do: everything is up to date")
+    if strangers:
+        print(
+            f"not of this export: {counted(len(strangers), 'file')}, such as {strangers[0]}; they "
+            "stay, but readers take them for pictures"
+        )
     for note in _notes(dataset, {row["label"] for row in selected}, target.is_remote):
         print(note)
     print(f"export: {target.root} of dataset {dataset.manifest.fingerprint[:12]}")
@@ -152,6 +162,15 @@ def _check(dataset: Dataset, target: Store, *, is_ours: bool) -> None:
         raise UsageError(
             f"--to {target.root} is not empty and holds no export; choose another folder"
         )
+
+
+@contextlib.contextmanager
+def _without_work_folder(target: Store) -> Iterator[None]:
+    """Leaves no work folder, unless there was one, in the user's folder that gets a single file."""
+    had_one = target.has_folder(WORK_FOLDER)
+    yield
+    if not had_one:
+        target.prune(WORK_FOLDER)
 
 
 def _notes(dataset: Dataset, labels: set[int], is_remote: bool) -> list[str]:
@@ -218,7 +237,8 @@ def export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str
     heads = [PAPER_NAMES.get(variant, variant) for variant in variants]
     if target.exists(name) and text_bytes(FIGURE_MARK) not in target.read(name):
         raise UsageError(f"--to {target.path(name)} is no figure of in9; choose another name")
-    target.write(name, versions_figure(heads, rows, kind))
+    with _without_work_folder(target):
+        target.write(name, versions_figure(heads, rows, kind))
     print(f"figure: {target.path(name)}")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.analyses import ANALYSES
 from pipeline.dataset.config import DatasetConfig, SegmentConfig
-from pipeline.dataset.folder import Dataset, sample_folder
+from pipeline.dataset.folder import Dataset, Holdout, refuse_empty_test, sample_folder
 from pipeline.dataset.manifest import Manifest, last_manifest, stated
 from pipeline.dataset.records import DATA_FOLDERS
 from pipeline.errors import UsageError
@@ -33,7 +33,7 @@ from pipeline.inputs.layout import find_layout
 from pipeline.inputs.lists import read_key_list, read_taxonomy
 from pipeline.inputs.recipe import RECIPE, RECIPE_COPY, Recipe
 from pipeline.jobs.changes import describe_list_change, shown
-from pipeline.models.answers import MISSING_ANSWERS, refuse_answers
+from pipeline.models.answers import MISSING_ANSWERS, refuse_answers, refuse_other_dataset
 from pipeline.models.expand import DEFAULT_MODEL, expand_models, name_of, split_labels
 from pipeline.models.identity import KnownModels, PredictConfig, chosen_folder
 from pipeline.released.export import EXPORT_FOLDER
@@ -76,7 +76,11 @@ def evaluation_from_flags(
     models = expand_models(entries, load)
     if not models:
         raise UsageError("--models names no model")
+    # For `run`, the dataset may not exist yet, so its models are checked when they are run.
+    dataset = None if arguments.command == "run" else Dataset.open(store)
     for model in models:
+        if dataset:
+            refuse_other_dataset(model, dataset.manifest.fingerprint)
         # A model that was loaded before needs no check, so its library need not be imported.
         if load(model) is None:
             from pipeline.models.registry import check_fit, check_model
@@ -115,10 +119,9 @@ def evaluation_from_flags(
         allow_overlap=getattr(arguments, "allow_overlap", True),
         missing_answers=getattr(arguments, "missing_answers", MISSING_ANSWERS[0]),
     )
-    # For `run`, the dataset may not exist yet, so the models are checked when they are run.
-    if hasattr(arguments, "allow_overlap") and arguments.command != "run":
-        dataset = Dataset.open(store)
-        for model in models:
+    if dataset:
+        refuse_empty_test(dataset, split, Holdout(evaluation.holdout))
+        for model in models if hasattr(arguments, "allow_overlap") else ():
             evaluation.refuse_unfit(dataset, model)
     return evaluation
 
@@ -251,7 +254,8 @@ def _find_recipe(arguments: argparse.Namespace, store: Store) -> Recipe | None:
         raise UsageError(
             f"boxes and masks come from the recipe in {folder}; leave --{flags[0]} out"
         )
-    return Recipe.open(join(absolute(folder), RECIPE)) if folder else None
+    file = folder and join(absolute(folder).removesuffix(f"/{RECIPE}"), RECIPE)
+    return Recipe.open(file) if file else None
 
 
 def _recipe_config(

@@ -17,8 +17,8 @@ from pipeline.analyses.matrix.rows import (
 )
 from pipeline.commands.train import choose_device, plan_from_flags, refuse_network_flags
 from pipeline.dataset.card import notes_of
-from pipeline.dataset.folder import Dataset
-from pipeline.dataset.manifest import reading_store, writing_store
+from pipeline.dataset.folder import Dataset, open_named
+from pipeline.dataset.manifest import writing_store
 from pipeline.display.table import describe_chance
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.models.expand import DEFAULT_MODEL
@@ -59,7 +59,7 @@ def run_matrix(arguments: argparse.Namespace) -> int:
     weights = chosen_folder(arguments.weights)
     plan = make_plan(
         dataset,
-        Dataset.open(reading_store(arguments.in9l)) if arguments.in9l else None,
+        open_named("--in9l", arguments.in9l) if arguments.in9l else None,
         variants=arguments.variants,
         train_split=arguments.train_split,
         split=arguments.eval_split,

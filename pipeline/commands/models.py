@@ -74,7 +74,8 @@ def _fetch(models: tuple[str, ...], to: str) -> int:
             model = load_model(spec)
             state = "stored" if store_model(folder, model) else "already stored"
         except JobError as error:
-            print(f"{spec}: {' '.join(str(error).split())}")
+            advice = "run this where the hub can be reached, and copy the folder"
+            print(f"{spec}: {' '.join(str(error).replace('in9 models fetch', advice).split())}")
             failed.append(spec)
             continue
         print(f"{model.name}: {state}, sha256 {model.weights_sha256}")

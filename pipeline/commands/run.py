@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.evaluation import EVALUATION
@@ -90,16 +90,16 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
       JobError: the job failed, every model failed in an analysis, the dataset holds no
         image to run models on, or `--fail_if` could not be tested.
     """
-    if getattr(arguments, "dry_run", False):
-        return _dry_run(arguments, rest)
     options = pipeline_options(rest)
     workers = workers_from_flags(arguments, options, rest)
     paths = [flag.dest for flag in flags_of(arguments.command) if flag.is_path]
     submission = submission_from_flags(arguments, options, paths)
-    arguments = flags_of_workers(arguments, submission)
     if not (submission or workers or is_portable(options.view_as(StandardOptions).runner)):
         check_device(arguments, "run")
         arguments.gpus = arguments.gpus or 1
+    if getattr(arguments, "dry_run", False):
+        return _dry_run(arguments, options)
+    arguments = flags_of_workers(arguments, submission)
     generates = arguments.command in ("run", "generate")
     if generates:
         # Checked before the input is read.
@@ -198,11 +198,8 @@ def _lock(store: Store, stack: contextlib.ExitStack) -> None:
         raise UsageError(f"--output {store.root} cannot be written: {reason}{where}") from error
 
 
-def _dry_run(arguments: argparse.Namespace, rest: list[str]) -> int:
+def _dry_run(arguments: argparse.Namespace, options: PipelineOptions) -> int:
     """Runs `run` or `generate` with `--dry_run`; returns the exit code."""
-    options = pipeline_options(rest)
-    if options.view_as(StandardOptions).runner == "FnApiRunner":
-        check_device(arguments, "run")
     workers = options.view_as(DirectOptions).direct_num_workers
     store = writing_store("output", arguments.output)
     check_publishing(store, arguments.publish, arguments.keep)

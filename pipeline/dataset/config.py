@@ -179,7 +179,7 @@ class ComposeConfig:
         if self.per_class not in ("all", "min") and not (
             self.per_class.isdecimal() and int(self.per_class) > 0
         ):
-            raise ValueError(f"--per_class must be all, min or a number: got {self.per_class!r}")
+            raise ValueError(f"--per_class must be all, min or at least 1: got {self.per_class!r}")
         if EXTERNAL in self.variants and self.backgrounds is None:
             raise ValueError(f"--variants {EXTERNAL} needs --backgrounds: a folder of pictures")
         if not 1 <= self.replicates <= 100:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest
+from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest, reading_store
 from pipeline.dataset.records import Row, index_file, parquet_file, read_rows, webdataset_file
 from pipeline.dataset.sinks import SAMPLE_FIELDS, Sample
 from pipeline.errors import JobError, UsageError
@@ -377,6 +377,28 @@ def selected_rows(
     """
     rows = dataset.index(split) if shard is None else dataset.index_of_shard(split, shard)
     return holdout.test_rows(row for row in rows if row["selected"])
+
+
+def open_named(flag: str, folder: str) -> Dataset:
+    """Opens the dataset, or the newest of its versions, that another flag than `--dataset` names.
+
+    Raises:
+      UsageError: there is none; the message names the flag.
+    """
+    try:
+        return Dataset.open(reading_store(folder))
+    except UsageError as error:
+        raise UsageError(f"{flag}: {error}") from error
+
+
+def refuse_empty_test(dataset: Dataset, split: str, holdout: Holdout) -> None:
+    """Raises UsageError if so small a share is held out that no image is left to test on."""
+    if (
+        holdout.share
+        and dataset.manifest.images[split]["selected"]
+        and not any(selected_rows(dataset, split, holdout, n) for n in dataset.shards(split))
+    ):
+        raise UsageError(f"--holdout {holdout.share:g} leaves no image of {split} to test on")
 
 
 def training_pictures(

@@ -98,10 +98,13 @@ class DatasetReader(Sequence[Example]):
 
         Raises:
           IndexError, KeyError: there is no such image.
+          TypeError: this is neither a position nor a key.
           JobError: the file that holds it is broken.
         """
         if isinstance(index, str):
             return self._example(*self._locate(index))
+        if not hasattr(index, "__index__"):
+            raise TypeError(f"dataset[{index!r}]: an image has one position or one key")
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
             raise IndexError(f"image {index} of {len(self)}")

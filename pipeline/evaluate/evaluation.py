@@ -23,7 +23,13 @@ from pipeline.dataset.records import read_metadata
 from pipeline.errors import UsageError, escaped_line, escaped_texts
 from pipeline.evaluate.predictions import evaluated_variants
 from pipeline.evaluate.results import EvaluationSettings, ModelRun, RunSettings, Trained, pick
-from pipeline.models.answers import MISSING_ANSWERS, has_network, read_answers, refuse_unfit
+from pipeline.models.answers import (
+    MISSING_ANSWERS,
+    has_network,
+    read_answers,
+    refuse_other_dataset,
+    refuse_unfit,
+)
 from pipeline.models.checkpoint import TrainedOn, metadata_of_entry
 from pipeline.models.identity import ModelIdentity, PredictConfig
 from pipeline.runtime.machine import usable_cores
@@ -156,9 +162,9 @@ class Evaluation:
         """
         self.refuse_overlap(dataset, entry)
         if not has_network(entry):
+            refuse_other_dataset(entry, dataset.manifest.fingerprint)
             refuse_unfit(
                 read_answers(entry, dataset.taxonomy),
-                dataset=dataset.manifest.fingerprint,
                 known=frozenset(row["key"] for row in selected_rows(dataset, self.split)),
                 tested=frozenset(row["key"] for row in self.rows(dataset)),
                 variants=evaluated_variants(dataset),

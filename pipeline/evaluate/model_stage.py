@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import apache_beam as beam
 
-from pipeline.dataset.folder import Dataset
+from pipeline.dataset.folder import Dataset, Holdout, refuse_empty_test
 from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.evaluate.evaluation import AnalysisOfModel, PlannedAnalysis
@@ -149,8 +149,14 @@ class MakeBlocks(_Step):
     """Dataset fingerprint -> Blocks, model by model."""
 
     def process(self, _: str) -> list[Block]:
-        count, models = self.work.blocks(self.dataset()), len(self.work.evaluation.models)
-        return [Block(order, number, count) for order in range(models) for number in range(count)]
+        evaluation, count = self.work.evaluation, self.work.blocks(self.dataset())
+        # `run` knows no sooner which images the dataset has.
+        refuse_empty_test(self.dataset(), evaluation.split, Holdout(evaluation.holdout))
+        return [
+            Block(order, number, count)
+            for order in range(len(evaluation.models))
+            for number in range(count)
+        ]
 
 
 class GatherByNumber(beam.PTransform):

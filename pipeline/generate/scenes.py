@@ -113,7 +113,9 @@ def list_scenes(folder: str) -> Scenes:
     """
     files = files_of(folder)
     if not files.is_folder(folder):
-        raise UsageError(f"--backgrounds {folder} is not a folder that can be read")
+        raise UsageError(
+            f"--backgrounds {folder} does not exist, or is not a folder that can be read"
+        )
     listed = {relative(info.path, folder): info for info in files.walk(folder)}
     scenes = [
         Scene(path, info.md5 or _md5(info))

@@ -173,14 +173,19 @@ def members(path: str, inside: Member | None = None) -> Iterator[tuple[Member, R
       OSError: the file cannot be read.
     """
     name = path if inside is None else f"{path}/{inside.name}"
-    if name.lower().endswith(COMPRESSED):
-        raise UsageError(
-            f"{name} is compressed, so that images cannot be read from it in place. "
-            "Unpack it once to a .tar"
-        )
+    start, length = (0, None) if inside is None else (inside.offset, inside.length)
     with files_of(path).open(path) as file:
-        start, length = (0, None) if inside is None else (inside.offset, inside.length)
         file.seek(start)
+        if name.lower().endswith(COMPRESSED):
+            beginning = file.read(16)[:length].partition(b"\0")[0]
+            raise UsageError(
+                f"{name} is compressed, so that images cannot be read from it in place. "
+                "Unpack it once to a .tar"
+                if unpacker_of(beginning)
+                else f"{name} is not a gzip archive (it begins with "
+                f"{beginning.decode(errors='replace')!r}); download it again, or call it .tar if "
+                "it is one"
+            )
         for info, read in _walk(_Guarded(file, name, None, start, length), name):
             yield Member(path, _name(info), start + info.offset_data, info.size), read
 

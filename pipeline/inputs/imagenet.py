@@ -64,7 +64,7 @@ def find_images(root: str, split: str, flag: str = "--input", suffixes: Sequence
     """
     root = absolute(root)
     if not files_of(root).is_folder(root):
-        raise UsageError(f"{flag} {root} is not a folder that can be read")
+        raise UsageError(f"{flag} {root} does not exist, or is not a folder that can be read")
     images = _image_folder(root, split)
     if images is None:
         other = ", or the split with --split" if flag == "--input" else ""

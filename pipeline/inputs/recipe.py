@@ -175,7 +175,9 @@ class Recipe:
                 recipe.check(file, len(data))
             recipe.images()
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise UsageError(f"{FLAG}: there is no {path}") from error
+            raise UsageError(
+                f"{FLAG}: there is no {path}; make one with: in9 export --layout recipe"
+            ) from error
         except (ValueError, zlib.error) as error:
             raise UsageError(
                 f"{name or f'{FLAG} {path}'} cannot be used: {one_line(error)}"

@@ -5,6 +5,7 @@ Parquet, JSON (a list of objects) or JSON lines. Parquet files as on the hub hav
 bytes and path) and `label`.
 """
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -57,6 +58,10 @@ class TextLines(Iterator[str]):
     def begin_row(self) -> None:
         """Starts a new row with the next line, so that the limit counts from there."""
         self._row = 0
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
 
     def __next__(self) -> str:
         if self._file.closed:
@@ -161,24 +166,25 @@ def column_names(path: str, flag: str) -> tuple[str, ...]:
 
 
 def _csv(path: str, flag: str) -> Iterator[TableRow]:
-    text = TextLines(path, flag, newline="")
-    lines = csv.reader(text, strict=True)
-    try:
-        header = [name.strip() for name in next(lines, [])]
-        if len(set(header)) < len(header):
-            repeated = next(name for name in header if header.count(name) > 1)
-            raise UsageError(f"{flag} {path} has two columns {repeated!r}")
-        for cells in lines:
-            text.begin_row()
-            if not any(cell.strip() for cell in cells):
-                continue
-            if len(cells) != len(header):
-                raise UsageError(
-                    f"{path}, line {lines.line_num}: {len(cells)} values for {len(header)} columns"
-                )
-            yield TableRow(path, lines.line_num, dict(zip(header, cells, strict=True)), "line")
-    except csv.Error as error:
-        raise UsageError(f"{path}, line {lines.line_num}: {error}") from error
+    with contextlib.closing(TextLines(path, flag, newline="")) as text:
+        lines = csv.reader(text, strict=True)
+        try:
+            header = [name.strip() for name in next(lines, [])]
+            if len(set(header)) < len(header):
+                repeated = next(name for name in header if header.count(name) > 1)
+                raise UsageError(f"{flag} {path} has two columns {repeated!r}")
+            for cells in lines:
+                text.begin_row()
+                if not any(cell.strip() for cell in cells):
+                    continue
+                if len(cells) != len(header):
+                    raise UsageError(
+                        f"{path}, line {lines.line_num}: {len(cells)} values for {len(header)} "
+                        "columns"
+                    )
+                yield TableRow(path, lines.line_num, dict(zip(header, cells, strict=True)), "line")
+        except csv.Error as error:
+            raise UsageError(f"{path}, line {lines.line_num}: {error}") from error
 
 
 def _parquet(path: str, flag: str) -> Iterator[TableRow]:
@@ -206,15 +212,15 @@ def _json(path: str, flag: str) -> Iterator[TableRow]:
 
 
 def _json_lines(path: str, flag: str) -> Iterator[TableRow]:
-    text = TextLines(path, flag)
-    for number, line in enumerate(text, 1):
-        text.begin_row()
-        if line.strip():
-            try:
-                values = load_json(line)
-            except ValueError as error:
-                raise UsageError(f"{path}, line {number}: not JSON: {error}") from error
-            yield _object(path, number, values, "line")
+    with contextlib.closing(TextLines(path, flag)) as text:
+        for number, line in enumerate(text, 1):
+            text.begin_row()
+            if line.strip():
+                try:
+                    values = load_json(line)
+                except ValueError as error:
+                    raise UsageError(f"{path}, line {number}: not JSON: {error}") from error
+                yield _object(path, number, values, "line")
 
 
 def _object(path: str, number: int, values: Any, noun: str = "row") -> TableRow:

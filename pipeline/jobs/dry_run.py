@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import gc
 import itertools
+import math
 import os
 import shutil
 import statistics
@@ -317,20 +318,23 @@ def _print_estimate(
     sizes = {"layers": accepted * trial.layer_bytes} if config.layers == "keep" else {}
     sizes |= {name: selected * each for name, each in trial.output_bytes.items()}
     parts = ", ".join(f"{size(value)} {name}" for name, value in sizes.items())
+    total, free = sum(sizes.values()), _free(job.store)
     print(
         f"estimate: about {counted(round(selected), 'image')} in the dataset, "
-        f"{size(sum(sizes.values()))} ({parts}){_free(job.store)}"
+        f"{size(total)} ({parts})"
+        + (f"; {size(free)} free" if free < math.inf else "")
+        + (f", too little; free some space for {job.store.root}" if total > free else "")
     )
 
 
-def _free(store: Store) -> str:
-    """Describes the free space of the disk; empty for object storage."""
+def _free(store: Store) -> float:
+    """Returns the free space of the disk in bytes; infinity for object storage."""
     if store.is_remote:
-        return ""
+        return math.inf
     path = store.root
     while not os.path.exists(path):
         path = os.path.dirname(path)
-    return f"; {size(shutil.disk_usage(path).free)} free"
+    return shutil.disk_usage(path).free
 
 
 def _print_model(

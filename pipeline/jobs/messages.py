@@ -45,6 +45,7 @@ _NAMED = 3
 _SHARE = 0.05
 """Smallest share of all images (0 to 1) that a reason must account for to be named."""
 
+_BOXES = "boxes are xmin, ymin, xmax, ymax in pixels"
 _HELP: dict[str, str] = {
     Reason.MISSING_ANNOTATION: "--annotations names the boxes, --masks the masks; --selection in9l "
     "needs none",
@@ -53,7 +54,8 @@ _HELP: dict[str, str] = {
     Reason.NOT_ONE_BOX: "--objects largest, union or each takes images with several boxes, "
     "--annotations names boxes of those without",
     Reason.BOX_TOO_LARGE: "--crop pad shows more around it, or raise --max_box",
-    Reason.BOX_OFF_CENTER: "--crop pad cuts nothing off, or lower --min_visible",
+    Reason.INVALID_BOX: _BOXES,
+    Reason.BOX_OFF_CENTER: f"{_BOXES}; if so, --crop pad cuts nothing off, or lower --min_visible",
     Reason.SEGMENTATION_FAILED: "another --segmenter (docs/segmenters.md), or lower "
     "--min_foreground",
     Reason.EXCLUDED: "--exclude and --include leave them out",

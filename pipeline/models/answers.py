@@ -39,6 +39,7 @@ CALLED = "call:"
 """Beginning of the names of models that `in9.evaluate_model` has evaluated."""
 MISSING_ANSWERS = ("refuse", "wrong")
 """Values of `--missing_answers`."""
+_TABLES = (".csv", ".json", ".jsonl", ".parquet")
 _EXAMPLES = 3
 _WHOLE = re.compile(r"-?\d+(\.0*)?")
 
@@ -52,7 +53,6 @@ class GivenAnswers:
       kind: what the answers are.
       num_outputs: number of outputs of the model, as far as the answers tell.
       sha256: SHA-256 of the file.
-      dataset: fingerprint of the dataset that they are for; "" if the file does not name it.
       positions: variant -> key -> position of the answer in `values`.
       values: (n, outputs) float32 scores, on disk; or (n,) int64 outputs or labels.
     """
@@ -61,7 +61,6 @@ class GivenAnswers:
     kind: AnswerKind
     num_outputs: int
     sha256: str
-    dataset: str
     positions: Mapping[str, Mapping[str, int]]
     values: NDArray[Any]
 
@@ -135,7 +134,7 @@ class AnswersWriter:
         values = np.memmap(self._file, self._first.dtype, "r", shape=shape)
         self._file.close()
         size = shape[-1] if kind == "scores" else len(labels_of_answers(kind, 0, taxonomy))
-        return GivenAnswers(path, kind, size, self._digest.hexdigest(), "", self.positions, values)
+        return GivenAnswers(path, kind, size, self._digest.hexdigest(), self.positions, values)
 
 
 def has_network(entry: str) -> bool:
@@ -165,22 +164,28 @@ def read_answers(entry: str, taxonomy: Taxonomy) -> GivenAnswers:
       UsageError: there is no such file, or it holds something else.
       OSError: it cannot be read.
     """
+    path = _table_of(entry)
+    return _read(path, Origin("file", path).stamp(), taxonomy)
+
+
+def _table_of(entry: str) -> str:
     path = absolute(entry.removeprefix(PREFIX))
-    stamp = Origin("file", path).stamp()
-    if stamp is None:
+    if files_of(path).info(path) is None:
         raise UsageError(f"--models {entry}: there is no file {path}")
-    return _read(path, stamp, taxonomy)
+    if not path.lower().endswith(_TABLES):
+        raise UsageError(f"--models {entry}: answers are in a table, {', '.join(_TABLES)}")
+    return path
 
 
 @functools.lru_cache(1)
-def _read(path: str, stamp: str, taxonomy: Taxonomy) -> GivenAnswers:
+def _read(path: str, _: str | None, taxonomy: Taxonomy) -> GivenAnswers:
     flag = f"--models {PREFIX}"
     columns = set(column_names(path, flag))
     kinds = [kind for kind in get_args(AnswerKind) if kind in columns]
     if len(kinds) != 1 or not {"key", "variant"} <= columns:
         raise UsageError(
-            f"{path} must have the columns key, variant, and one of scores, output and label; it "
-            f"has {', '.join(sorted(columns))}"
+            f"{path} must have the columns key, variant, and only one of scores, output and label; "
+            f"it has {', '.join(sorted(columns))}"
         )
     kind: AnswerKind = kinds[0]
     names, count = ({}, 0) if kind == "scores" else _names(kind, taxonomy)
@@ -205,9 +210,7 @@ def _read(path: str, stamp: str, taxonomy: Taxonomy) -> GivenAnswers:
         sha256 = hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
     if empty:
         print(f"{path}: {counted(empty, 'empty answer')}, none of the classes", file=sys.stderr)
-    return dataclasses.replace(
-        writer.finish(path, kind, taxonomy), sha256=sha256, dataset=datasets.pop()
-    )
+    return dataclasses.replace(writer.finish(path, kind, taxonomy), sha256=sha256)
 
 
 def _names(kind: AnswerKind, taxonomy: Taxonomy) -> tuple[dict[str, int], int]:
@@ -254,10 +257,32 @@ def _number(row: TableRow, kind: str, names: Mapping[str, int], count: int) -> N
     return np.asarray([number], np.int64)
 
 
+def refuse_other_dataset(entry: str, dataset: str) -> None:
+    """Refuses answers to another dataset, going by the first row alone.
+
+    The classes of that dataset may be others, so this comes before the answers are read.
+
+    Args:
+      entry: an entry of `--models`; only `answers:FILE` is looked at.
+      dataset: fingerprint of the dataset.
+
+    Raises:
+      UsageError: the answers are to another dataset, or there is no such table.
+    """
+    if not entry.startswith(PREFIX):
+        return
+    path = _table_of(entry)
+    named = next(read_rows(path, f"--models {PREFIX}")).text("dataset")
+    if named not in ("", dataset):
+        raise UsageError(
+            f"{path} answers pictures of dataset {named[:12]}, and this is {dataset[:12]}; get its "
+            "table from: in9 export --layout answers"
+        )
+
+
 def refuse_unfit(
     answers: GivenAnswers,
     *,
-    dataset: str,
     known: frozenset[str],
     tested: frozenset[str],
     variants: Sequence[str],
@@ -267,20 +292,14 @@ def refuse_unfit(
 
     Args:
       answers: the answers.
-      dataset: fingerprint of the dataset.
       known: keys of the split's images.
       tested: keys of those to test on.
       variants: the variants to answer, replicates included.
       missing: value of `--missing_answers`.
 
     Raises:
-      UsageError: the answers are of another dataset or other pictures, or some are missing.
+      UsageError: the answers are of other pictures, or some are missing.
     """
-    if answers.dataset not in ("", dataset):
-        raise UsageError(
-            f"{answers.path} answers pictures of dataset {answers.dataset[:12]}, and this is "
-            f"{dataset[:12]}; get its table from: in9 export --layout answers"
-        )
     unknown = [
         f"{key} on {variant}"
         for variant, positions in answers.positions.items()

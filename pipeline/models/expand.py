@@ -34,8 +34,8 @@ def split_labels(entries: Iterable[str]) -> tuple[list[str], dict[str, str]]:
         is_name = entry and label.isprintable() and _LABEL.fullmatch(label)
         if mark and (label in labels.values() or entry in labels or not is_name):
             raise UsageError(
-                f"--models {label}:={entry}: a label is a name of its own without = : /, and an "
-                "entry follows"
+                f"--models {label}:={entry}: a label is a name of its own without = : /, given "
+                "once, and an entry follows, given once"
             )
         if mark and (_is_wild(entry) or entry.startswith("@")):
             raise UsageError(f"--models {label}:={entry}: a label names one model, not several")

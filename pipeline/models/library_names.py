@@ -112,10 +112,11 @@ class TimmNames(Source):
 
     def check(self, spec: str) -> None:
         architecture, equals, path = spec.partition("=")
-        if equals and files_of(path).info(path) is None:
-            raise UsageError(f"--models {spec}: there is no file {path}")
         name, _, tag = architecture.partition(".")
         is_known = timm.is_model(name)
+        if equals and files_of(path).info(path) is None:
+            label = "" if is_known else f"; for a label, write {architecture}:={path}"
+            raise UsageError(f"--models {spec}: there is no file {path}{label}")
         if not equals:
             _refuse_file(spec, or_any=not is_known)
         if not is_known:

@@ -27,11 +27,12 @@ from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import bucket_hash, read_metadata, read_rows, write_table
 from pipeline.dataset.sinks import Sample
-from pipeline.errors import JobError
+from pipeline.errors import JobError, UsageError
 from pipeline.evaluate.predictions import evaluated_variants
 from pipeline.runtime.local_loop import map_shards
 from pipeline.runtime.progress import Progress
-from pipeline.storage.state_files import csv_bytes, json_bytes
+from pipeline.storage.files import absolute
+from pipeline.storage.state_files import csv_bytes, json_bytes, read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.codec import decode_mask, encode_npy
 from transforms.variants import EXTERNAL, MIXED, VARIANTS, base_of, pairs_of, variant_of
@@ -127,6 +128,8 @@ EXPORT_VERSION = 2
 """Raised by hand whenever new code would write different files for the same dataset."""
 EXPORT_FOLDER = f"{WORK_FOLDER}/export"
 """Holds the records of an export."""
+_SOURCE = f"{EXPORT_FOLDER}/source.json"
+"""The dataset of an export: its folder and fingerprint."""
 
 FORMAT = "imagenet9-export"
 
@@ -176,8 +179,17 @@ class ExportPlan:
     progress: Progress
 
     def record(self, shard: int) -> str:
-        """Returns the path of a shard's record."""
-        return f"{EXPORT_FOLDER}/{self.split}-{shard:05d}.parquet"
+        """Returns the path of a shard's record.
+
+        Another state of the dataset has another record. So what an earlier export wrote stays known
+        until `_sweep` has removed it, even if this export is killed.
+        """
+        files = self.dataset.shard_files(self.split, shard, self.dataset.variants)
+        names = [self.dataset.taxonomy.names, sorted(self.clashes)]
+        checksum = fingerprint(
+            EXPORT_VERSION, self.dataset.variants, [file.sha256 for file in files], names
+        )
+        return f"{EXPORT_FOLDER}/{self.split}-{shard:05d}-{checksum}.parquet"
 
     def path(self, variant: str, sample: Sample) -> str:
         """Returns the path of a picture in the export."""
@@ -199,46 +211,60 @@ class ExportPlan:
         return f"{variant}/{self.split}/{class_folder(label, names[label], len(names))}"
 
 
-def export_split(job: ExportPlan) -> tuple[int, int]:
+def take_folder(target: Store, dataset: Dataset, folder: str) -> None:
+    """Notes that a folder is the export of a dataset, before its first file is written.
+
+    Args:
+      target: folder of the export.
+      dataset: the dataset.
+      folder: the folder that the user named: the dataset, or the folder of its published versions.
+
+    Raises:
+      UsageError: the folder holds the export of another dataset. A dataset that has changed since
+        is the same if it lies where it was.
+    """
+    new = {"dataset": dataset.manifest.fingerprint, "folder": absolute(folder)}
+    old = read_json(target, _SOURCE, dict[str, str])
+    if old and not old.items() & new.items():
+        raise UsageError(
+            f"--to {target.root} holds the export of dataset {old['dataset'][:12]}, and "
+            f"{folder} is {new['dataset'][:12]}; choose another folder"
+        )
+    target.update(_SOURCE, json_bytes(new))
+
+
+def export_split(job: ExportPlan) -> tuple[int, int, list[str]]:
     """Writes the missing files of an export, and removes obsolete files of an earlier export.
 
     Returns:
-      (number of files written, number of files removed).
+      (number of files written, number of files removed, paths of the files that no export wrote and
+      that readers take for pictures).
     """
     shards = job.dataset.shards(job.split)
     written = sum(map_shards(functools.partial(_export_shard, job), shards))
-    return written, _finish(job, shards)
+    return written, *_finish(job, shards)
 
 
 def _export_shard(job: ExportPlan, shard: int) -> int:
     """Writes the files of an output shard unless they exist; returns how many it wrote."""
-    checksum = _fingerprint(job, shard)
-    count = _count_existing(job, shard, checksum)
+    record = job.record(shard)
+    count = _count_existing(job.target, record)
     written = 0
     if count is None:
         job.target.delete(note_file(job.split))
         rows = list(_write(job, shard))
-        table = pa.Table.from_pylist(rows, _RECORD_SCHEMA)
-        write_table(job.target, job.record(shard), table, checksum)
+        write_table(job.target, record, pa.Table.from_pylist(rows, _RECORD_SCHEMA), "")
         count = written = len(rows)
     job.progress.note_done("export", f"{job.split}-{shard:05d}", count)
     return written
 
 
-def _fingerprint(job: ExportPlan, shard: int) -> str:
-    variants = job.dataset.variants
-    files = job.dataset.shard_files(job.split, shard, variants)
-    names = [job.dataset.taxonomy.names, sorted(job.clashes)]
-    return fingerprint(EXPORT_VERSION, variants, [file.sha256 for file in files], names)
-
-
-def _count_existing(job: ExportPlan, shard: int, checksum: str) -> int | None:
-    """Counts a shard's exported files; None unless all exist and the record has this checksum."""
-    metadata = read_metadata(job.target, job.record(shard))
-    if metadata is None or metadata.fingerprint != checksum:
+def _count_existing(target: Store, record: str) -> int | None:
+    """Counts a shard's exported files; None unless the record and all of them exist."""
+    if read_metadata(target, record) is None:
         return None
-    rows = read_rows(job.target, job.record(shard), ["path", "bytes"])
-    sizes = job.target.sizes_of([row["path"] for row in rows])
+    rows = read_rows(target, record, ["path", "bytes"])
+    sizes = target.sizes_of([row["path"] for row in rows])
     return len(rows) if sizes == [row["bytes"] for row in rows] else None
 
 
@@ -267,10 +293,10 @@ def _write_one(job: ExportPlan, target: Store, variant: str, sample: Sample) -> 
     }
 
 
-def _finish(job: ExportPlan, shards: Iterable[int]) -> int:
+def _finish(job: ExportPlan, shards: Iterable[int]) -> tuple[int, list[str]]:
     """Removes obsolete files, and writes the table of images and the note.
 
-    It also makes folders of classes without images. Returns how many files it removed.
+    It also makes folders of classes without images. Returns what `_sweep` returns.
     """
     target = job.target
     wanted: set[str] = set()
@@ -285,7 +311,7 @@ def _finish(job: ExportPlan, shards: Iterable[int]) -> int:
             )
             if base_of(row["variant"]) in (*MIXED, EXTERNAL):
                 image[f"{pairs_of(row['variant'])}_bg_key"] = row["bg_key"]
-    removed = _sweep(job, wanted, {job.record(shard) for shard in shards})
+    swept = _sweep(job, wanted, {job.record(shard) for shard in shards})
     # Readers of an export number its class folders, so classes without images need a folder, too.
     present = {row["label"] for row in images.values()}
     for label in set(range(job.dataset.taxonomy.num_labels)) - present:
@@ -310,35 +336,36 @@ def _finish(job: ExportPlan, shards: Iterable[int]) -> int:
     }
     target.update(note_file(job.split), json_bytes(note))
     target.remove_temporary()
-    return removed
+    return swept
 
 
-def _sweep(job: ExportPlan, wanted: set[str], records: set[str]) -> int:
-    """Removes files of the split that are not part of this export.
+def _sweep(job: ExportPlan, wanted: set[str], records: set[str]) -> tuple[int, list[str]]:
+    """Removes files of the split that an earlier export wrote and that are not part of this one.
 
-    It looks in the folder of every variant of this project or of the dataset. Returns how many
-    pictures and masks it removed.
+    Returns:
+      (number of pictures and masks removed, sorted paths of the other files in the folders of every
+      variant of this project or of the dataset).
     """
     target = job.target
     variants = {*VARIANTS, *map(variant_of, job.dataset.variants)}
     files = target.sizes("")
-    obsolete = {
+    beginning = f"{EXPORT_FOLDER}/{job.split}-"
+    stale = {path for path in files if path.startswith(beginning)} - records
+    intact = [path for path in stale if read_metadata(target, path)]
+    listed = {row["path"] for path in intact for row in read_rows(target, path, ["path"])}
+    obsolete = (listed & files.keys()) - wanted
+    strangers = sorted(
         path
-        for path in files
-        if path not in wanted and _is_exported(path.split("/"), job.split, variants)
-    }
+        for path in files.keys() - wanted - obsolete
+        if _is_exported(path.split("/"), job.split, variants)
+    )
     target.delete_all(obsolete)
     kept = {path.partition("/")[0] for path in files.keys() - obsolete}
     for variant in {path.partition("/")[0] for path in obsolete}:
         # Other splits need their empty class folders.
         target.prune(f"{variant}/{job.split}" if variant in kept else variant)
-    ours = [
-        path
-        for path in target.walk(EXPORT_FOLDER)
-        if path.startswith(f"{EXPORT_FOLDER}/{job.split}-")
-    ]
-    target.delete_all(path for path in ours if path not in records)
-    return len(obsolete)
+    target.delete_all(stale)
+    return len(obsolete), strangers
 
 
 def _is_exported(parts: list[str], split: str, variants: set[str]) -> bool:

@@ -9,6 +9,7 @@ worker disappears.
 import argparse
 import contextlib
 import errno
+import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -21,7 +22,7 @@ from apache_beam.options.pipeline_options import (
     PortableOptions,
     StandardOptions,
 )
-from apache_beam.runners.portability import portable_runner
+from apache_beam.runners.portability import fn_api_runner, portable_runner
 from apache_beam.runners.portability.job_server import JobServer
 from apache_beam.runners.runner import PipelineRunner, create_runner
 
@@ -202,6 +203,7 @@ def run_pipeline(
     waits = submission is None or submission.waits
     mode = pipeline.options.view_as(DirectOptions).direct_running_mode
     items = {one.name: one.items for one in ANALYSES if one.runs_models}
+    logging.getLogger(f"{fn_api_runner.__name__}.fn_runner").addFilter(_is_no_advice)
     with (
         in_one_line(log, _translate),
         job_log(log, worker_processes=mode == "multi_processing"),
@@ -226,6 +228,11 @@ def run_pipeline(
         else:
             result = submit(pipeline, submission, progress.store)
         return counters_of(result) if waits else None
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    """Tells other messages from Beam's advice against threads, which do this work as well."""
+    return not record.getMessage().startswith("If direct_num_workers is not equal to 1")
 
 
 _NEED_ENDPOINT = "PortableRunner"

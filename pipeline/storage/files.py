@@ -36,6 +36,8 @@ _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMET
 
 _TOKEN = re.compile("[0-9a-f]{8,64}")
 _METADATA = "about"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a disk without room, and of a user who may take no more of it."""
 _CLAIMED = (errno.ENOTEMPTY, errno.EEXIST)
 """Errors of a rename to a path that is claimed."""
 
@@ -125,9 +127,14 @@ class LocalFiles(Files):
                         file.flush()
                         os.fsync(file.fileno())
                 os.replace(temporary, path)
-            except BaseException:
+            except BaseException as error:
                 with contextlib.suppress(FileNotFoundError):
                     os.remove(temporary)
+                if isinstance(error, OSError) and error.errno in _FULL:
+                    # The system's own error names no file.
+                    raise OSError(
+                        error.errno, f"{os.strerror(error.errno)}; free some space", path
+                    ) from error
                 raise
         if durable:
             self.sync_folder(os.path.dirname(path))

@@ -318,9 +318,11 @@ def test_an_attack_on_held_out_images(copied: Path) -> None:
     assert content["trained"]["variant"] == "original"
 
 
-def test_whole_networks_and_in9l(three_draws: Path, tmp_path: Path) -> None:
-    output = Path(shutil.copytree(three_draws, tmp_path / "out"))
-    command = ("matrix", "--dataset", output, "--in9l", three_draws, "--holdout", 0.5)
+def test_whole_networks_and_in9l(three_draws: Path, small_sample: Path, tmp_path: Path) -> None:
+    output, in9l = Path(shutil.copytree(three_draws, tmp_path / "out")), tmp_path / "in9l"
+    whole = ("--selection", "in9l", "--variants", "original", *QUICK[2:], *ONE)
+    run_here("generate", "--input", small_sample, *whole, "--output", in9l)
+    command = ("matrix", "--dataset", output, "--in9l", in9l, "--holdout", 0.5)
     flags = ("--arch", "test_efficientnet", "--epochs", 1, "--batch_size", 4, "--workers", 0)
     variants = ("--variants", "only_bg_t", "--pictures", "none", "--lr", 0.01)
     printed = run_in9(*command, *flags, *variants).stdout
@@ -332,13 +334,12 @@ def test_whole_networks_and_in9l(three_draws: Path, tmp_path: Path) -> None:
     ]
     assert {(row["method"], row["overlap"]) for row in rows} == {("train", "0")}
     assert "nothing to do" in run_in9(*command, *flags, *variants).stdout
-    # Here IN-9L is another copy of the dataset, so both columns test the same pictures.
     entry = output / rows[-1]["checkpoint"]
-    evaluate = ("evaluate", "--dataset", output, "--holdout", 0.5, "--pictures", "none", *ONE)
+    evaluate = ("evaluate", "--dataset", in9l, "--holdout", 0.5, "--pictures", "none", *ONE)
     run_in9(*evaluate, "--models", f"test_efficientnet={entry}")
     (results,) = (
         row
-        for row in table_of(output, "summary")
+        for row in table_of(in9l, "summary")
         if (row["variant"], row["label_rule"]) == ("original", "argmax_then_map")
     )
     assert results["correct"] == rows[-1]["correct"]
@@ -352,7 +353,7 @@ def test_whole_networks_and_in9l(three_draws: Path, tmp_path: Path) -> None:
 
     # Images of a group count as related. This holds for IN-9L as well, whose index lies in another
     # dataset.
-    fingerprint = manifest_of(three_draws)["fingerprint"]
+    fingerprint = manifest_of(in9l)["fingerprint"]
     (folder,) = output.glob(f"results/*-only_bg_t+holdout0.5+{fingerprint[:12]}")
     model = folder / "model.json"
     content = json.loads(model.read_text())
@@ -423,6 +424,11 @@ def test_overwrite_replaces_only_trainings_with_other_flags(
         (("--probe", "--train_split", "test"), "--train_split test: the dataset has val"),
         (("--train_split", "val"), "all images of val would be both trained on and tested on"),
         (("--holdout", 2), "at least 0 and less than 1"),
+        (
+            ("--probe", "--holdout", 0.5, "--in9l", "{dataset}"),
+            "is not an IN-9L dataset; make one with: in9 generate --selection in9l",
+        ),
+        (("--probe", "--holdout", 0.5, "--in9l", "/nowhere"), "--in9l: /nowhere does not exist"),
         (("--arch", "resnet_50", "--holdout", 0.5), "no such architecture"),
         (("--probe", "--arch", "python:tiny_models:first", "--holdout", 0.5), "network of timm"),
     ],
@@ -431,6 +437,7 @@ def test_what_does_not_fit_is_one_line(
     probed: tuple[Path, str], capsys: pytest.CaptureFixture[str], flags: Any, line: str
 ) -> None:
     before = stamps(probed[0])
+    flags = [str(flag).format(dataset=probed[0]) for flag in flags]
     run_here("matrix", "--dataset", probed[0], *flags, code=2)
     message = capsys.readouterr().err
     assert line in message

@@ -250,7 +250,8 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
         (tmp_path / "whole", "it keeps images whole (--selection in9l)"),
         (small, "its pictures have 32 pixels"),
         (bare, "it has no image of this dataset"),
-        (tmp_path, "holds no finished dataset"),
+        (composed, "it is the dataset itself"),
+        (tmp_path / "no", f"--against: {tmp_path}/no does not exist"),
     ):
         assert said in refusal(capsys, *METHOD, composed, "--against", other)
     too_many = refusal(capsys, *METHOD, composed, "--replicates", 101)

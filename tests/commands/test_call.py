@@ -181,6 +181,7 @@ def test_wrong_answers_and_errors_reach_the_caller(three_draws: Path) -> None:
         (lambda p: np.zeros(len(p)), UsageError, "float64 of shape .18,. for 18 pictures"),
         (lambda p: np.zeros((1, 9)), UsageError, "expected .n, outputs. scores or .n,. integers"),
         (lambda p: np.zeros((len(p), 7)), ValueError, "a head of 7 outputs fits neither"),
+        ("resnet50", TypeError, "neither a function nor a torch.nn.Module; models by name are for"),
         (Uncopied(), UsageError, "call:wrong: the module cannot be copied: cannot pickle"),
         (torch.nn.Flatten(), Exception, "call:wrong: a head of 12288|150528 outputs fits neither"),
     ):
@@ -335,11 +336,13 @@ def test_a_published_dataset_is_evaluated_and_stays_as_it_is(
 
 
 def test_datasets_are_made_and_imported_by_the_words_of_the_command_line(
-    small_sample: Path, tmp_path: Path
+    small_sample: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     how = {"segmenter": "box", "image_size": 32, "resize": 32, "variants": ["original", "fg_mask"]}
     made = in9.generate_dataset(tmp_path / "made", input=small_sample, formats="parquet", **how)
     assert (len(made), made.variants) == (18, ("original", "fg_mask"))
+    # Beam would advise other workers than threads.
+    assert "direct_num_workers" not in caplog.text
     run_here("export", "--dataset", tmp_path / "made", "--to", tmp_path / "released")
     read = in9.import_released(tmp_path / "read", source=tmp_path / "released", formats=["parquet"])
     pixels = [sorted(image.tobytes() for image, _, _ in one) for one in (made, read)]

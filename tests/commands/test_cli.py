@@ -76,7 +76,7 @@ def dataset(tmp_path: Path) -> Path:
         (("--image_size", 300), "--resize must be between --image_size 300"),
         (("--jpeg_quality", 0), "--jpeg_quality must be between 1 and 100: got 0"),
         (("--limit", 0), "--limit must be at least 1: got 0"),
-        (("--per_class", "most"), "--per_class must be all, min or a number: got 'most'"),
+        (("--per_class", "most"), "--per_class must be all, min or at least 1: got 'most'"),
         (
             ("--segmenter", "magic"),
             "one of grabcut, cv2, masks, box, python:MODULE:FUNCTION: got 'magic'",
@@ -94,7 +94,7 @@ def dataset(tmp_path: Path) -> Path:
         (("--direct_num_workers", "two"), "--direct_num_workers: invalid int value: 'two'"),
         (("--runner", "NoSuchRunner"), "--runner=NoSuchRunner cannot be used"),
         (("--input", "s3://bucket/images"), "s3:// is not supported; give a local path, or gs://"),
-        (("--input", "/nowhere"), "--input /nowhere is not a folder"),
+        (("--input", "/nowhere"), "--input /nowhere does not exist, or is not a folder"),
         (("--models", "resnet5O"), "timm has no model 'resnet5O'; close to it: resnet50"),
         (("--models", "resnet18=/nowhere.pth"), "there is no file /nowhere.pth"),
         (("--models", "resnet50.a9_in1k"), "no such weights; timm has a1_in1k"),
@@ -107,6 +107,8 @@ def dataset(tmp_path: Path) -> Path:
         pytest.param(
             ("--dry_run", "--device", "cuda"), "leave --device out to run on", marks=WITHOUT_GPU
         ),
+        (("--dry_run", "--gpu", "nvidia-l4"), "--gpu is for --runner=DataflowRunner"),
+        (("--dry_run", "--worker_pools", "a:1"), "--worker_pools needs --worker_secret"),
         (("--models", "mynet.py"), "python:mynet:FUNCTION, with its folder on PYTHONPATH"),
         (("--models", "lib/mynet.py:net"), "for a function of your own: python:mynet:net"),
         (("--models", "python:mynet.py:net"), "say python:mynet:net, with its folder on"),

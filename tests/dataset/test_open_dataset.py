@@ -67,6 +67,9 @@ def test_every_image_is_found_by_position_and_by_key(
     for index in (len(opened), -len(opened) - 1):
         with pytest.raises(IndexError, match=f"image {index} of {len(opened)}"):
             opened[index]
+    for several in (1.5, slice(2), [0, 1]):
+        with pytest.raises(TypeError, match="an image has one position or one key"):
+            opened[several]  # type: ignore[index]
     with pytest.raises(KeyError, match="no such"):
         opened["no such"]
     assert "no such" not in opened

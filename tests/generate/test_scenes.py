@@ -292,7 +292,7 @@ def test_the_flag_that_would_help_is_named(street: Path, tmp_path: Path) -> None
     ("flags", "message"),
     [
         (("--variants", "mixed_external"), "mixed_external needs --backgrounds"),
-        (("--backgrounds", "nowhere"), "nowhere is not a folder that can be read"),
+        (("--backgrounds", "nowhere"), "nowhere does not exist, or is not a folder that can be"),
         (("--objects", "all"), "choose from 'one', 'largest', 'union', 'each'"),
         (("--crop", "stretch"), "--crop: invalid choice: 'stretch' (choose from 'center', 'pad')"),
         (("--max_box", "2"), "--max_box must be between 0 and 1"),

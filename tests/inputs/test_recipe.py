@@ -595,7 +595,11 @@ def test_each_region_of_the_file_is_sealed(
         (folder / "recipe.parquet").write_bytes(data)
         line = refusal(capsys, "generate", "--recipe", folder, "--output", tmp_path / "out")
         assert "recipe.parquet cannot be used: " in line
-    assert "there is no" in refusal(
+        named = refusal(
+            capsys, "generate", "--recipe", folder / "recipe.parquet", "--output", tmp_path / "out"
+        )
+        assert named == line
+    assert "none/recipe.parquet; make one with: in9 export --layout recipe" in refusal(
         capsys, "generate", "--recipe", tmp_path / "none", "--output", tmp_path / "out"
     )
 

@@ -326,7 +326,9 @@ def test_broken_inputs_are_one_line(small_sample: Path, tmp_path: Path) -> None:
     (tmp_path / boxes).unlink()
     SHAPES["train_tar"](small_sample, tmp_path)
     name = "ILSVRC2012_img_train.tar"
-    broken(name, tar_bytes([("n02085620.tar.gz", b"")]), "n02085620.tar.gz is compressed", "train")
+    inner = "n02085620.tar.gz"
+    broken(name, tar_bytes([(inner, b"\x1f\x8b")]), f"{inner} is compressed", "train")
+    broken(name, tar_bytes([(inner, b"<html>")]), f"{inner} is not a .* with '<html>'", "train")
     with tarfile.open(tmp_path / name) as tar:
         first = tar.getmembers()[0]
     content = (tmp_path / name).read_bytes()
@@ -351,7 +353,7 @@ def test_broken_inputs_are_one_line(small_sample: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no images"):
         listed(tmp_path)
     (tmp_path / "val.tar").rename(tmp_path / "val.tar.gz")
-    with pytest.raises(UsageError, match="is compressed"):
+    with pytest.raises(UsageError, match=r"is not a gzip archive .* call it \.tar if it is one"):
         listed(tmp_path)
     (tmp_path / "val.tar.gz").unlink()
     (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n")

@@ -635,7 +635,7 @@ def test_models_of_other_folders_are_shown_and_not_copied(
     watched = (lab, own / "results" / folders[first])
     before = [everything(path) for path in watched]
     report = ("report", "--dataset", own, "--pictures", "none", "--results")
-    assert "holds no finished dataset" in refusal(capsys, *report, tmp_path)
+    assert f"--results: {tmp_path} holds no finished dataset" in refusal(capsys, *report, tmp_path)
 
     # One folder means all of its models, or the model whose folder it is.
     results = f"{lab / 'results' / folders[first]},{lab},{other},{changed}"

@@ -6,6 +6,7 @@ import re
 import shutil
 from hashlib import md5
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from runs import Run, darken, index_of, manifest_of, pictures_of, run_in9, stamps, table_of
@@ -196,6 +197,16 @@ def test_what_is_held_out_of_the_evaluation_is_not_estimated(run_small: Run) -> 
         for holdout in ((), ("--holdout", "0.5"))
     ]
     assert counts[1] == pytest.approx(counts[0] / 2, abs=1)
+
+
+def test_a_dataset_that_does_not_fit_on_the_disk_is_foreseen(
+    run_small: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("generate", "--segmenter", "box", "--dry_run")
+    assert "too little" not in run_small(*flags)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    printed = run_small(*flags)
+    assert "; 1 kB free, too little; free some space for " in printed
 
 
 def test_images_with_several_objects_are_measured_once(run_small: Run, small_input: Path) -> None:

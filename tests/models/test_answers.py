@@ -16,7 +16,17 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_models
 import torch
-from runs import ONE, QUICK, csv_rows, dataset_in, refusal, run_here, run_in9, table_of
+from runs import (
+    ONE,
+    QUICK,
+    csv_rows,
+    dataset_in,
+    everything,
+    refusal,
+    run_here,
+    run_in9,
+    table_of,
+)
 from small_models import normalised
 
 import in9
@@ -100,7 +110,9 @@ def test_the_table_to_fill_has_every_picture_and_its_bytes(
     output: Path, rows: list[Row], capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset, path = dataset_in(output), output.parent / "pictures.parquet"
+    before = everything(output.parent)
     run_here("export", "--dataset", output, "--layout", "answers", "--to", path)
+    assert everything(output.parent).keys() == {*before, path}
     table = pq.read_table(path).to_pylist()
     pictures = [(row["key"], row["variant"]) for row in table]
     assert pictures == [(row["key"], row["variant"]) for row in rows]
@@ -200,8 +212,14 @@ FAULTS: dict[str, tuple[Callable[[list[Row]], Iterable[Row]], str]] = {
         lambda rows: ({**row, "dataset": "f00d" * 8} for row in rows),
         "answers pictures of dataset f00df00df00d, and this is ",
     ),
+    "another dataset of other classes": (
+        lambda rows: (
+            {**base, "dataset": "f00d" * 8, "label": "dishes"} for base, _ in winners(rows)
+        ),
+        "answers pictures of dataset f00df00df00d, and this is ",
+    ),
     "two datasets": (
-        lambda rows: ({**row, "dataset": row["variant"][:2]} for row in rows),
+        lambda rows: [*rows[:-1], {**rows[-1], "dataset": "f00d" * 8}],
         "is of several datasets: ",
     ),
     "an unknown key": (
@@ -226,7 +244,7 @@ FAULTS: dict[str, tuple[Callable[[list[Row]], Iterable[Row]], str]] = {
     ),
     "no answer": (
         lambda rows: (base for base, _ in winners(rows)),
-        "must have the columns key, variant, and one of scores, output and label; it has dataset, ",
+        "must have the columns key, variant, and only one of scores, output and label; it has data",
     ),
     "an unknown class": (
         lambda rows: ({**base, "output": "unicorn"} for base, _ in winners(rows)),
@@ -245,8 +263,13 @@ def test_wrong_files_are_refused_in_one_line(
 ) -> None:
     change, message = FAULTS[fault]
     path = write(tmp_path / "answers.parquet", change(list(rows)))
-    command = ("evaluate", "--dataset", output, "--models", f"answers:{path}")
-    assert message in refusal(capsys, *command)
+    command = ("evaluate", "--dataset", output, "--models")
+    assert message in refusal(capsys, *command, f"answers:{path}")
+    sheet = path.rename(path.with_suffix(".xlsx"))
+    assert "answers are in a table, .csv, " in refusal(capsys, *command, f"answers:{sheet}")
+    for entry in (f"answers:{path}", "resnet50"):
+        line = refusal(capsys, *command, f"GPT4={entry}")
+        assert f"there is no file {entry}; for a label, write GPT4:={entry}" in line
 
 
 def test_what_needs_a_network_refuses_answers(

@@ -26,6 +26,7 @@ from killing import killed_before_change
 from PIL import Image
 from runs import (
     ONE,
+    QUICK,
     SHARDS,
     csv_rows,
     dataset_in,
@@ -42,6 +43,7 @@ from soundness import assert_sound
 from torchvision.datasets import ImageFolder
 
 from pipeline.dataset.manifest import About
+from pipeline.dataset.records import write_table
 from pipeline.errors import UsageError
 from pipeline.generate.commit import read_prepared, restate
 from pipeline.released.archive_listing import (
@@ -114,10 +116,17 @@ def test_sweeping_a_split_keeps_the_empty_class_folders_of_another(tmp_path: Pat
     plan: Any = ExportPlan(dataset, "train", target, frozenset(), None)  # type: ignore[arg-type]
     wanted = {"original/val/00_dog/a.JPEG", "original/train/00_dog/b.JPEG"}
     obsolete = ("original/train/01_bird/c.JPEG", "no_fg/train/01_bird/c.JPEG")
-    for path in (*wanted, *obsolete):
+    mine = "original/train/02_mine/c.JPEG"
+    for path in (*wanted, *obsolete, mine, "mine.txt"):
         target.write(path, b"")
+    old, damaged = (f".in9/export/train-00000-{name}.parquet" for name in ("old", "damaged"))
+    write_table(target, old, pyarrow.table({"path": [*obsolete, "original/train/gone.JPEG"]}), "")
+    target.write(damaged, b"PAR1")
     target.make_folder("original/val/01_bird")
-    assert _sweep(plan, wanted, set()) == 2
+    assert _sweep(plan, wanted, set()) == (2, [mine])
+    assert not target.exists(old)
+    assert target.exists(mine)
+    assert target.exists("mine.txt")
     assert target.has_folder("original/val/01_bird")
     assert not target.has_folder("original/train/01_bird")
     assert not target.has_folder("no_fg")
@@ -176,9 +185,10 @@ def test_an_export_is_repeatable_and_mends_itself(sample_run: Path, tmp_path: Pa
     stray.parent.mkdir()
     stray.write_bytes(b"")
     mended = run_in9(*command).stdout
-    assert "1 removed" in mended
+    assert "removed" not in mended
+    assert "not of this export: 1 file, such as only_fg/val/09_nothing/stray.JPEG; they" in mended
     assert lost.exists()
-    assert not stray.parent.exists()
+    stray.unlink()
     assert stamps(target).keys() == before.keys()
     note = json.loads((target / "export-val.json").read_text())
     assert note["dataset"] == manifest_of(sample_run)["fingerprint"]
@@ -186,6 +196,28 @@ def test_an_export_is_repeatable_and_mends_itself(sample_run: Path, tmp_path: Pa
     (tmp_path / "full" / "notes.txt").write_text("mine")
     for wrong in (tmp_path / "full", sample_run):
         run_in9("export", "--dataset", sample_run, "--to", wrong, check=2)
+
+
+def test_an_export_follows_its_own_dataset_and_no_other(
+    three_draws: Path, small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, target = Path(shutil.copytree(three_draws, tmp_path / "out")), tmp_path / "to"
+    command = ("export", "--dataset", dataset, "--to", target)
+    run_here(*command)
+    flags = ("generate", "--input", small_sample, "--output", dataset, *QUICK, *ONE)
+    run_here(*flags, "--overwrite", "config")
+    mine = next(target.glob("mixed_next_r1/val/*/*.JPEG")).with_name("mine.JPEG")
+    mine.write_bytes(b"mine")
+    capsys.readouterr()
+    run_here(*command)
+    assert "removed" in capsys.readouterr().out
+    assert list(target.glob("mixed_*_r*/val/*/*")) == [mine]
+    shutil.copytree(dataset, tmp_path / "moved")
+    run_here("export", "--dataset", tmp_path / "moved", "--to", target)
+    ours, other = (manifest_of(one)["fingerprint"][:12] for one in (dataset, three_draws))
+    capsys.readouterr()
+    line = refusal(capsys, "export", "--dataset", three_draws, "--to", target)
+    assert f"holds the export of dataset {ours}, and {three_draws} is {other}; choose" in line
 
 
 def test_a_figure_shows_the_images_in_all_versions(sample_run: Path, tmp_path: Path) -> None:
@@ -602,7 +634,12 @@ def test_what_is_no_release_is_refused_with_one_line(
     sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "b.tar.gz").write_bytes(b"\x1f\x8b broken")
-    for name, reason in (("absent", "neither"), ("b.tar.gz", "not a whole tar")):
+    (tmp_path / "c.tar.gz").write_bytes(b"<html>404")
+    for name, reason in (
+        ("absent", "neither"),
+        ("b.tar.gz", "not a whole tar"),
+        ("c.tar.gz", "is not a gzip archive (it begins with '<html>404'); download it again"),
+    ):
         refused = refusal(capsys, "import", "--from", tmp_path / name, "--output", tmp_path / "out")
         assert reason in refused
     refused = refusal(capsys, "import", "--from", sample, "--output", tmp_path / "out")

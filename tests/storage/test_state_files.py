@@ -270,6 +270,16 @@ def test_nothing_is_written_or_removed_behind_a_link(name: str, tmp_path: Path) 
     assert (victim / "theirs").read_text() == "theirs"
 
 
+def test_a_full_disk_is_named_by_the_file_that_did_not_fit(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    with (
+        pytest.raises(OSError, match=f"free some space: '{tmp_path}/results/a.csv'$"),
+        store.create("results/a.csv"),
+    ):
+        raise OSError(errno.ENOSPC, "full")
+    assert not list(store.walk(""))
+
+
 def test_of_a_link_only_itself_is_removed(tmp_path: Path) -> None:
     victim, output = tmp_path / "victim", tmp_path / "out"
     (victim / "empty").mkdir(parents=True)

@@ -26,8 +26,7 @@ from pipeline.analyses.evaluation.comparisons import (
     read_rows,
 )
 from pipeline.analyses.evaluation.results import Evaluated, Summary
-from pipeline.dataset.folder import Dataset
-from pipeline.dataset.manifest import reading_store
+from pipeline.dataset.folder import Dataset, open_named
 from pipeline.display.table import Table, aligned, interval
 from pipeline.errors import UsageError, counted
 from pipeline.evaluate.predictions import EvalImages
@@ -104,10 +103,11 @@ class Baseline:
         return models.measure(quantity, summary, rule, self.correct.get(rule, {}))
 
 
-def open_results(folder: str) -> tuple[Dataset, list[Evaluated]]:
+def open_results(flag: str, folder: str) -> tuple[Dataset, list[Evaluated]]:
     """Opens a folder that has results.
 
     Args:
+      flag: the flag that named the folder, for messages.
       folder: a folder of a dataset, a folder of its published versions (the newest is opened), or
         `results/MODEL` in one of these.
 
@@ -119,9 +119,9 @@ def open_results(folder: str) -> tuple[Dataset, list[Evaluated]]:
     """
     above, model = os.path.split(absolute(folder))
     is_of_model = above.endswith("/results")
-    store = reading_store(above.removesuffix("/results") if is_of_model else folder)
-    runs = [run for run in _runs(store) if run.folder == model or not is_of_model]
-    return Dataset.open(store), runs
+    dataset = open_named(flag, above.removesuffix("/results") if is_of_model else folder)
+    runs = [run for run in _runs(dataset.store) if run.folder == model or not is_of_model]
+    return dataset, runs
 
 
 def with_results(dataset: Dataset, folders: Iterable[str]) -> tuple[Store, list[str]]:
@@ -142,7 +142,7 @@ def with_results(dataset: Dataset, folders: Iterable[str]) -> tuple[Store, list[
     own, lines = dataset.store, []
     models = [(own, run) for run in _runs(own)]
     for folder in folders:
-        other, runs = open_results(folder)
+        other, runs = open_results("--results", folder)
         mine, its = (
             {
                 (file.path, file.sha256)
@@ -220,7 +220,7 @@ def open_baseline(
     """
     where, runs = None, models_named(store, name, settings)
     if not runs and Store.at(name).has_folder(""):
-        where, runs = open_results(name)
+        where, runs = open_results("--baseline", name)
         if store.is_remote and not is_remote(where.store.root):
             raise UsageError(f"--baseline {name} must be in gs://, like the dataset")
     if len(runs) != 1:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pipeline.analyses.evaluation.results import Evaluated, MatrixRow
 from pipeline.analyses.evaluation.stage import commit_predictions
 from pipeline.analyses.matrix.results import IN9L, Matrix, sort_names, write_matrix_tables
-from pipeline.dataset.folder import Dataset, Holdout, selected_rows
+from pipeline.dataset.folder import Dataset, Holdout, refuse_empty_test, selected_rows
 from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, UsageError, counted, did_you_mean
 from pipeline.evaluate.evaluation import Evaluation
@@ -148,6 +148,11 @@ def make_plan(
                 f"--variants {name}: the dataset has {', '.join(existing) or 'none'}"
                 f"{did_you_mean(name, existing)}"
             )
+    if in9l and not in9l.manifest.config.segment.keeps_image_whole:
+        raise UsageError(
+            f"--in9l {in9l.store.root} is not an IN-9L dataset; make one with: in9 generate "
+            "--selection in9l"
+        )
     splits = dataset.manifest.config.split
     if not 0 <= share < 1:
         raise UsageError(f"--holdout must be a fraction, at least 0 and less than 1: got {share:g}")
@@ -170,6 +175,7 @@ def make_plan(
             if name not in available:
                 owner = "the dataset" if opened is dataset else "--in9l"
                 raise UsageError(f"{flag} {name}: {owner} has {', '.join(available)}")
+        refuse_empty_test(opened, test_split, Holdout(share))
     # Refused here, and not only once the first row has been trained, which may take days.
     if trained_split == test_split and not share and not allow_overlap:
         raise UsageError(
@@ -178,8 +184,6 @@ def make_plan(
         )
     if in9l and digest_of_classes(in9l.taxonomy) != digest_of_classes(dataset.taxonomy):
         raise UsageError("--in9l has other classes than --dataset")
-    if in9l and "original" not in in9l.variants:
-        raise UsageError("--in9l has no variant original")
     return MatrixPlan(
         dataset=dataset,
         in9l=in9l,

@@ -13,8 +13,7 @@ from pipeline.analyses.method.results import (
 )
 from pipeline.analyses.parts import Found, Parts
 from pipeline.dataset.config import DatasetConfig
-from pipeline.dataset.folder import Dataset
-from pipeline.dataset.manifest import reading_store
+from pipeline.dataset.folder import Dataset, open_named
 from pipeline.display.panel import Panel
 from pipeline.display.table import OfModel, RunColumns, aligned, interval, tabular
 from pipeline.errors import UsageError, refuse_first, shown_bytes
@@ -77,10 +76,14 @@ class MethodParts(Parts):
             raise UsageError(str(error)) from error
         work = PlannedMethod(evaluation, taxonomy, wanted)
         if arguments.against is not None:
-            there = Dataset.open(reading_store(arguments.against))
+            own = Dataset.open(evaluation.store)
+            there = open_named("--against", arguments.against)
             other, subject = there.manifest.config, f"--against {there.store.root}: "
             refuse_first(
                 {
+                    "it is the dataset itself": (
+                        there.manifest.fingerprint == own.manifest.fingerprint
+                    ),
                     "it is an import, without layers": other.is_imported,
                     "it keeps images whole (--selection in9l)": other.segment.keeps_image_whole,
                     "it has no layers (--layers drop)": other.layers == "drop",
@@ -93,7 +96,7 @@ class MethodParts(Parts):
                 subject,
             )
             work.against = there.store
-            images = work.composed(Dataset.open(evaluation.store)).images
+            images = work.composed(own).images
             refuse_first({"it has no image of this dataset": not images[AGAINST].keys}, subject)
             work.share = len(images[AGAINST].keys) / len(images[""].keys)
         return work
