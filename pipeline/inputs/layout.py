@@ -44,6 +44,9 @@ FORMATS: dict[str, InputFormat] = {
 """All formats, by `kind`. If an input fits several formats, the first of them is used."""
 
 
+MAX_NAMES = 10_000
+"""Largest number of classes whose images `list_images` counts, beside those of the taxonomy."""
+
 _ANNOTATION_TREES = (
     "",
     "Annotations",
@@ -201,7 +204,7 @@ def list_images(
     limit: int | None = None,
     keys: KeyLists = KeyLists(),  # noqa: B008
     adapt: Callable[[SourceImage], SourceImage] = lambda image: image,
-) -> tuple[Packed[SourceImage], Counter[str]]:
+) -> tuple[Packed[SourceImage], Counter[str], Counter[str]]:
     """Lists the images of a split, in flat memory.
 
     Args:
@@ -213,14 +216,17 @@ def list_images(
       adapt: function that completes or changes each image.
 
     Returns:
-      The images of the taxonomy's classes, and those whose class nothing tells; and counts:
-      `outside` for images of other classes, `other_files` for files that are no images.
+      The images of the taxonomy's classes, and those whose class nothing tells; counts: `outside`
+      for images of other classes, `other_files` for files that are no images; and the number of
+      images by class, before `limit`, where "" stands for no class, and for names beyond
+      `MAX_NAMES`.
 
     Raises:
       UsageError: the input is not valid, is incomplete, or is refused.
       OSError: a file cannot be read.
     """
     passed_over: Counter[str] = Counter()
+    classes: Counter[str] = Counter()
 
     def listed() -> Iterator[SourceImage]:
         index = index_annotations(layout.annotations)
@@ -233,6 +239,8 @@ def list_images(
                 annotation, md5 = file.path, file.md5
             wnid = image.wnid or annotated_wnid(annotation)
             label = taxonomy.label_of(wnid)
+            is_named = taxonomy.holds(wnid) or wnid in classes or len(classes) < MAX_NAMES
+            classes[wnid if is_named else ""] += 1
             if label == OUTSIDE and wnid:
                 passed_over["outside"] += 1
                 continue
@@ -252,4 +260,4 @@ def list_images(
         labels = np.asarray([image.label for image in images], np.int64)
         kept = lowest_hashes([i.key for i in images], labels, limit, seed=0, purpose="limit")
         images = Packed(itertools.compress(images, kept))
-    return images, passed_over
+    return images, passed_over, classes

@@ -254,6 +254,8 @@ def _print_split(split: SplitForecast, taxonomy: Taxonomy, config: DatasetConfig
         f"{split.split}: {counted(split.listed, 'image')} ({classes}), {split.outside} of other "
         f"classes, {counted(split.other_files, 'other file')}"
     )
+    if split.unmatched:
+        print(f"{split.split}: {split.unmatched}")
     reasons = ", ".join(f"{count} {reason}" for reason, count in split.rejected.items())
     print(
         f"{split.split}: {sum(split.rejected.values())} rejected for name or annotation alone"

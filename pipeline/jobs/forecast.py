@@ -60,6 +60,7 @@ class SplitForecast:
       listed: number of images of the taxonomy's classes.
       outside: number of images of other classes, which are ignored.
       other_files: number of files among the images that have no image suffix.
+      unmatched: a line on classes that only the input has, or only the taxonomy; "" if none.
       classes: number of listed images by superclass name.
       rejected: number of images by reason for rejection, as far as names and annotations show it.
       done: number of images whose outcome is known from an earlier run: it has accepted the image,
@@ -75,6 +76,7 @@ class SplitForecast:
     listed: int
     outside: int
     other_files: int
+    unmatched: str
     classes: dict[str, int]
     rejected: dict[str, int]
     done: int
@@ -177,6 +179,7 @@ def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecas
         listed=totals.listed,
         outside=totals.outside,
         other_files=totals.other_files,
+        unmatched=totals.unmatched,
         classes=dict(Counter(names)),
         rejected={str(reason): rejected[reason] for reason in sorted(rejected)},
         done=done,

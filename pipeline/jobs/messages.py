@@ -80,6 +80,8 @@ def describe_images(manifest: Manifest) -> list[str]:
         if images["selected"] != images["accepted"]:
             line += f", {images['selected']} selected"
         lines.append(line)
+        if split in manifest.unmatched:
+            lines.append(f"{split}: {manifest.unmatched[split]}")
         if not manifest.config.is_imported:
             total = images["accepted"] + images["rejected"]
             lines += [f"{split}: {line}" for line in advise(manifest.rejections[split], total)]
