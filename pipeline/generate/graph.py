@@ -229,13 +229,18 @@ class ListSplits(JobStep):
         if job.recipe is not None:  # The guard waits until the pictures have been identified.
             shards = (make_shards(splits[totals], totals) for totals in splits)
             return map(_MAKE, itertools.chain.from_iterable(shards))
-        return _guarded(job, splits)
+        return deal_guarded(job, splits)
 
 
-def _guarded(
+def deal_guarded(
     job: GenerateJob, splits: Mapping[SplitTotals, Sequence[SourceImage]]
 ) -> Iterable[SourceShard]:
-    """Deals the images of all splits to shards, unless that makes much of a dataset again."""
+    """Deals the images of all splits to shards.
+
+    Raises:
+      JobError: that makes much of a dataset again.
+      OSError: a record cannot be read.
+    """
     shards: list[ListedShard] = []
     existing: list[ListedShard] = []
     for totals, images in splits.items():
@@ -295,7 +300,7 @@ class AcceptSources(JobStep):
         for shard in sorted(element[1], key=operator.attrgetter("totals.split", "shard")):
             splits.setdefault(shard.totals, []).extend(shard.images)
         refuse_lacking(self.job, itertools.chain.from_iterable(splits.values()))
-        return _guarded(self.job, splits)
+        return deal_guarded(self.job, splits)
 
 
 def refuse_lacking(job: GenerateJob, images: Iterable[SourceImage]) -> None:

@@ -209,7 +209,8 @@ def dry_run(job: GenerateJob, works: Mapping[str, PlannedAnalysis], workers: int
 
     Raises:
       UsageError, OSError: the input cannot be used; the job would raise the same error.
-      JobError: a custom function failed on an image that was measured.
+      JobError: a custom function failed on an image that was measured; or all was printed, and the
+        job would be refused.
     """
     print("dry run: reading names and annotations", file=sys.stderr)
     forecast = make_forecast(job)
@@ -246,6 +247,8 @@ def dry_run(job: GenerateJob, works: Mapping[str, PlannedAnalysis], workers: int
             for model in next(iter(timed.values())).evaluation.models:
                 _print_model(model, job, forecast, timed, make_trial)
     print("dry run: nothing was written")
+    if forecast.refusal:
+        raise forecast.refusal
 
 
 def _print_split(split: SplitForecast, taxonomy: Taxonomy, config: DatasetConfig) -> None:
