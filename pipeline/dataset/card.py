@@ -202,7 +202,8 @@ def _front_matter(manifest: Manifest) -> list[str]:
         f"pretty_name: {_name(manifest)}",
         *("task_categories:", "- image-classification"),
         *("size_categories:", f"- {size_category(total * len(variants))}"),
-        *("tags:", "- background-robustness", "- imagenet-9", "- arxiv:2006.09994"),
+        *("tags:", "- background-robustness", "- arxiv:2006.09994"),
+        *(("- imagenet-9",) if manifest.taxonomy is None else ()),
     ]
     # Without a configuration for each variant, loaders silently merge all variants.
     folder, suffix = (

@@ -26,7 +26,6 @@ _SINGLE = (
 )
 """Answers of the datasheet of which there is one text."""
 PAPER = "Noise or Signal: The Role of Image Backgrounds in Object Recognition"
-PAPER_URL = "https://arxiv.org/abs/2006.09994"
 
 COLUMNS = {
     "key": "key of the image, usually its file name without the suffix; equal in all variants",
@@ -56,7 +55,7 @@ def croissant_metadata(
     """Returns the metadata file's bytes, which are the same for equal manifests.
 
     It has no date of publication, although validators recommend one, because a dataset that is made
-    again must be the same, byte for byte.
+    again must be the same, byte for byte; and no address, which only its maker knows.
 
     Args:
       manifest: the dataset's manifest.
@@ -102,9 +101,9 @@ def _content(manifest: Manifest, name: str, text: str, licence: str, cite: str) 
     # Croissant tells persons from organisations. Several people are an organisation, so that a name
     # is never that of too few.
     creator = {"@type": "sc:Organization", "name": about.creator, place: about.contact}
-    bases = [{"name": PAPER, "url": PAPER_URL}] + has_imagenet_classes(manifest) * [
-        {"name": "ImageNet", "description": "source of the classes"}
-    ]
+    bases = [{"name": PAPER, "url": "https://arxiv.org/abs/2006.09994"}] + has_imagenet_classes(
+        manifest
+    ) * [{"name": "ImageNet", "description": "source of the classes"}]
     sheet = {
         f"rai:{name}": " ".join(texts) if name in _SINGLE else _unboxed(texts)
         for name, texts in datasheet(manifest).items()
@@ -122,7 +121,6 @@ def _content(manifest: Manifest, name: str, text: str, licence: str, cite: str) 
         **({"creator": {n: v for n, v in creator.items() if v}} if about.creator else {}),
         "isBasedOn": _unboxed([{"@type": "sc:CreativeWork", **base} for base in bases]),
         "license": _unboxed([each for each in (licence, about.terms) if each] or ["other"]),
-        "url": PAPER_URL,
         "version": f"1.0.0+{manifest.fingerprint}",
         "distribution": [],
         "recordSet": [],
