@@ -88,10 +88,11 @@ def markdown(text: str) -> str:
 def terms_of(manifest: Manifest) -> str:
     """Returns a line with the terms that a dataset's maker states."""
     terms = manifest.about.terms
+    command = "import" if manifest.config.is_imported else "generate"
     return (
         f"Terms stated by its maker: {markdown(terms)}"
         if terms
-        else "Its maker has stated no terms (`--terms` of `in9 generate`)."
+        else f"Its maker has stated no terms (`--terms` of `in9 {command}`)."
     )
 
 

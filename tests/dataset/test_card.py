@@ -232,6 +232,8 @@ def test_nobody_but_the_inputs_owner_says_where_pictures_are_from(
         for claim in ("ictures and classes are ImageNet", "show people", "imagenet-1k", "a few po"):
             assert claim not in files[name], claim
     assert "those of the release" not in files["README.md"]
+    command = {"made": "generate", "imported": "import"}[origin]
+    assert f"has stated no terms (`--terms` of `in9 {command}`)" in files["README.md"]
 
 
 def test_croissant_comes_back_from_its_library_whole(manifest: Manifest, tmp_path: Path) -> None:
