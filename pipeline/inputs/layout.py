@@ -62,6 +62,7 @@ def find_layout(
     split: str,
     *,
     needs_boxes: bool = True,
+    takes_any_folder: bool = False,
     columns: Mapping[str, str] | None = None,
 ) -> SplitLayout:
     """Finds the images and annotations of a split.
@@ -72,6 +73,8 @@ def find_layout(
         images.
       split: name of the split, such as `val`.
       needs_boxes: whether missing annotations are an error.
+      takes_any_folder: whether the input itself may hold the images, or its subfolders, because
+        something else than a folder says which of them are of the split.
       columns: result of `named_columns`; with any, the images must be those of a manifest.
 
     Raises:
@@ -81,7 +84,11 @@ def find_layout(
     """
     root = absolute(root)
     try:
-        layout = find_manifest(root, split, columns) if columns else _find_images(root, split)
+        layout = (
+            find_manifest(root, split, columns)
+            if columns
+            else _find_images(root, split, takes_any_folder)
+        )
         if layout is None:
             raise UsageError(
                 f"--input_columns is for manifests, and {root} is no table with paths in a column "
@@ -113,11 +120,13 @@ def find_layout(
     return dataclasses.replace(layout, annotations=path)
 
 
-def _find_images(root: str, split: str) -> SplitLayout:
+def _find_images(root: str, split: str, takes_any_folder: bool) -> SplitLayout:
     """Finds a split's images by the first format that the input has, but not their annotations."""
     for each in FORMATS.values():
         if layout := each.find(root, split):
             return layout
+    if takes_any_folder and holds_files(root, IMAGE_SUFFIXES):
+        return SplitLayout(ImageFolder.kind, split, root, root)
     for suffix in COMPRESSED:
         for path in find_files(root, split, suffix):
             next(members(path), None)  # Raises, because the user must unpack the archive first.

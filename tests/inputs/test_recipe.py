@@ -81,7 +81,8 @@ def test_every_file_is_the_same_without_segmenting(
     recipe: Path, one_worker: Path, small_sample: Path, tmp_path: Path
 ) -> None:
     flat(small_sample, tmp_path / "input")
-    again(recipe, tmp_path / "input", tmp_path / "out")
+    shots = (tmp_path / "input" / "val").rename(tmp_path / "shots")
+    again(recipe, shots, tmp_path / "out")
     assert results_of(tmp_path / "out") == results_of(one_worker)
 
 
