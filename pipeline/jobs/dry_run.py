@@ -43,7 +43,6 @@ from pipeline.runtime.progress import Progress, duration
 from pipeline.storage.store import FileDigest, Store
 from transforms.filters import Reason
 from transforms.hashing import keyed_hash
-from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture
 
 if TYPE_CHECKING:
@@ -215,7 +214,7 @@ def dry_run(job: GenerateJob, works: Mapping[str, PlannedAnalysis], workers: int
     print("dry run: reading names and annotations", file=sys.stderr)
     forecast = make_forecast(job)
     for split in forecast.splits:
-        _print_split(split, job.taxonomy, job.config)
+        _print_split(split, job)
     if forecast.is_up_to_date:
         print("dataset: up to date")
     with tempfile.TemporaryDirectory(prefix="in9-") as folder:
@@ -251,8 +250,9 @@ def dry_run(job: GenerateJob, works: Mapping[str, PlannedAnalysis], workers: int
         raise forecast.refusal
 
 
-def _print_split(split: SplitForecast, taxonomy: Taxonomy, config: DatasetConfig) -> None:
-    classes = ", ".join(f"{n} {split.classes[n]}" for n in taxonomy.names if n in split.classes)
+def _print_split(split: SplitForecast, job: GenerateJob) -> None:
+    names = job.taxonomy.names
+    classes = ", ".join(f"{name} {split.classes[name]}" for name in names if name in split.classes)
     print(
         f"{split.split}: {counted(split.listed, 'image')} ({classes}), {split.outside} of other "
         f"classes, {counted(split.other_files, 'other file')}"
@@ -267,9 +267,10 @@ def _print_split(split: SplitForecast, taxonomy: Taxonomy, config: DatasetConfig
     rejected = split.rejected | (
         {Reason.NO_BACKGROUND: split.without_partner} if split.without_partner else {}
     )
-    for line in advise(rejected, split.listed):
+    # A recipe has decided on its images.
+    for line in () if job.recipe else advise(rejected, split.listed):
         print(f"{split.split}: {line}")
-    keeps_image_whole = config.segment.keeps_image_whole
+    keeps_image_whole = job.config.segment.keeps_image_whole
     done, to_do = ("looked at", "to look at") if keeps_image_whole else ("segmented", "to segment")
     print(f"{split.split}: {split.done} {done} already, {len(split.left)} {to_do}")
     if split.without_partner:

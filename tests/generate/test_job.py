@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import ONE, SHARDS, TINY_MODEL, manifest_of, run_here, run_in9, stamps
+from runs import ONE, SHARDS, TINY_MODEL, index_of, manifest_of, run_here, run_in9, stamps
 from soundness import assert_sound
 
 from pipeline.commands.cli import main
@@ -137,6 +137,8 @@ def test_one_bad_image_never_stops_a_job(small_input: Path, tmp_path: Path) -> N
     }
     assert {reason: rejections.get(reason) for reason in expected} == expected
     assert "3 undecodable" in done.stdout
+    details = {row["status"]: row["detail"] for row in index_of(output)}
+    assert details["missing_annotation"] == "no box"
     images_counts = manifest_of(output)["images"]["val"]
     assert images_counts["listed"] == images_counts["accepted"] + images_counts["rejected"] == 20
     assert_sound(output)
