@@ -569,7 +569,7 @@ def test_columns_of_a_manifest_may_have_other_names(
     ("columns", "why"),
     [
         ("picture=filename", "picture=filename: expected NAME=COLUMN, where NAME is one of image,"),
-        ("image", "image: expected NAME=COLUMN"),
+        ("image", "width, height, or label for class"),
         ("image=", "image=: expected NAME=COLUMN"),
         ("image=image,image=class", "image=class: image or class is named twice"),
         ("class=class,label=image", "label=image: class or image is named twice"),
