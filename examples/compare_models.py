@@ -28,11 +28,10 @@ def main(output, first, second, flags):
 
     # The interval of the difference, on the same images, is narrower than each model's own.
     table = pandas.read_csv(f"{output}/results/comparisons.csv")
-    table = table[(table["variant"] == "bg_gap") & (table["label_rule"] == RULE)]
     # The dataset may have results of other models.
-    gap = table[table["first"].isin([first, second]) & table["second"].isin([first, second])].iloc[
-        0
-    ]
+    is_pair = table["first"].isin([first, second]) & table["second"].isin([first, second])
+    is_gap = (table["variant"] == "bg_gap") & (table["label_rule"] == RULE)
+    gap = table[is_pair & is_gap].iloc[0]
     difference, low, high = 100 * gap[["difference", "ci_low", "ci_high"]]
     names = f"BG-Gap of {gap['first']} minus that of {gap['second']}"
     print(f"{names}: {difference:.1f} points [{low:.1f}, {high:.1f}]")

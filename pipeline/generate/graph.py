@@ -99,12 +99,13 @@ def _list_input(
     images, passed_over, classes = list_images(
         layout, job.taxonomy, job.config.limit, job.key_lists(), adapt
     )
+    unmatched = _describe_unmatched(classes, job.taxonomy)
     if not images:
-        raise _no_images(passed_over, layout, job.taxonomy)
+        raise _no_images(passed_over, unmatched, layout, job.taxonomy)
     if masks is not None and not any(image.mask for image in images):
         raise no_mask(images[0], str(job.masks), layout.split, masks)
     _check_used(images, layout, segment)
-    return images, passed_over, _describe_unmatched(classes, job.taxonomy)
+    return images, passed_over, unmatched
 
 
 def _describe_unmatched(classes: Mapping[str, int], taxonomy: Taxonomy) -> str:
@@ -196,12 +197,13 @@ def _check_places(images: Sequence[SourceImage], store: Store) -> None:
 
 
 def _no_images(
-    passed_over: Mapping[str, int], layout: SplitLayout, taxonomy: Taxonomy
+    passed_over: Mapping[str, int], unmatched: str, layout: SplitLayout, taxonomy: Taxonomy
 ) -> UsageError:
     """Returns the error for a split without images of the taxonomy's classes."""
     where = layout.files[0] if layout.kind == ImageManifest.kind else layout.images
     others = f"{counted(passed_over['outside'], 'image')} of other classes, "
     others += counted(passed_over["other_files"], "other file")
+    others += f" ({unmatched})" if unmatched else ""
     if taxonomy != imagenet9():
         shown = ", ".join(taxonomy.wnids[:3])
         return UsageError(f"no image of a class of --taxonomy ({shown}, ...) in {where}: {others}")
