@@ -125,7 +125,7 @@ def _describe_unmatched(classes: Mapping[str, int], taxonomy: Taxonomy) -> str:
         f"{sum(lacking.values())} of classes that the taxonomy lacks: ": [
             f"{repr(name)[:_SHOWN]} ({lacking[name]})" for name in frequent
         ],
-        "no image of ": [
+        "classes without an image: ": [
             repr(name)[:_SHOWN] for name, label in own if label != OUTSIDE and name not in classes
         ],
     }

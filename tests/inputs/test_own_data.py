@@ -458,7 +458,7 @@ def test_classes_that_do_not_match_are_named(
     command = ("generate", "--input", tmp_path / "table.csv", "--taxonomy", tmp_path / "t.csv",
                "--output", output, *SMALL, *ONE)  # fmt: skip
     named = "4 of classes that the taxonomy lacks: 'spoon' (2), 'Fork' (1), 'Spoon' (1); "
-    named += "no image of 'cup', 'bowl'"
+    named += "classes without an image: 'cup', 'bowl'"
     for flags in (("--dry_run",), ()):
         run_here(*command, *flags)
         assert f"\nval: {named}\n" in capsys.readouterr().out
