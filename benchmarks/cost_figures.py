@@ -34,7 +34,7 @@ from gcs import BUCKET, object_store
 
 def print_bytes(folder: str, root: Path) -> None:
     """Prints the bytes of a selected image, by folder of the dataset."""
-    listed, _ = list_images(find_layout(folder, None, "val"), imagenet9())
+    listed, *_ = list_images(find_layout(folder, None, "val"), imagenet9())
     images = [image for image in listed if image.annotation]
     selected, sizes = [], []
     for n in (len(images), 2 * len(images)):

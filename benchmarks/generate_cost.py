@@ -131,7 +131,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     config = SegmentConfig(segmenter=arguments.segmenter)
-    listed, _ = list_images(find_layout(arguments.input, None, "val"), imagenet9())
+    listed, *_ = list_images(find_layout(arguments.input, None, "val"), imagenet9())
     accepted = [
         image
         for image in listed[: arguments.images]

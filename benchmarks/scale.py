@@ -72,7 +72,7 @@ def model():
 
 def measure_jobs(folder: Path, source: str, counts: list[int]) -> None:
     """Measures whole commands on each number of images."""
-    listed, _ = list_images(find_layout(source, None, "val"), imagenet9())
+    listed, *_ = list_images(find_layout(source, None, "val"), imagenet9())
     images = [image for image in listed if image.annotation]
     accepted = [
         image

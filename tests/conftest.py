@@ -102,7 +102,7 @@ def small_sample(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """18 sample pictures at 2/5 of their size, two of each class. Tests must not write into it."""
 
     def make(root: Path) -> None:
-        images, _ = list_images(find_layout(str(sample), None, "val"), imagenet9(), limit=2)
+        images, *_ = list_images(find_layout(str(sample), None, "val"), imagenet9(), limit=2)
         for source in images:
             shrink(sample, Path(source.path), root)
 

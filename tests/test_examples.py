@@ -16,7 +16,7 @@ from typing import Any
 import pandas
 import pytest
 import torch
-from runs import ROOT, forks
+from runs import ROOT, forks, run_in9
 from small_models import network
 
 import in9
@@ -60,12 +60,13 @@ def run(
 ) -> Callable[..., str]:
     """A function that runs an example on 18 small pictures in a folder and returns its output."""
     monkeypatch.chdir(tmp_path)
+    input_flags = ("--input", str(small_sample))
 
-    def run(name: str, *arguments: str, command: Path = forked) -> str:
+    def run(name: str, *arguments: str, command: Path = forked, makes: bool = True) -> str:
         commands = os.pathsep.join([str(command), os.environ["PATH"]])
         modules = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
         done = subprocess.run(
-            [sys.executable, ROOT / "examples" / name, *arguments, "--input", small_sample],
+            [sys.executable, ROOT / "examples" / name, *arguments, *(input_flags if makes else ())],
             cwd=tmp_path,
             env={**os.environ, "PATH": commands, "PYTHONPATH": modules},
             capture_output=True,
@@ -93,6 +94,18 @@ def test_two_models_are_compared(run: Callable[..., str], tmp_path: Path) -> Non
     rows = pandas.concat(answers).query("variant == 'mixed_rand'")
     right = rows[rows["label_rule"] == "argmax_then_map"].groupby("model")["correct"].sum()
     assert int(only[0][0]) - int(only[1][0]) == right[models[0]] - right[models[1]]
+    # A dataset that exists, such as an import, is evaluated, perhaps beside other models.
+    run_in9("evaluate", "--dataset", tmp_path / "out", "--models", "python:tiny_models:third")
+    printed = run("compare_models.py", "out", *models, makes=False)
+    assert printed.splitlines()[-3:] == output.splitlines()[-3:]
+
+
+def test_help_needs_no_package() -> None:
+    program = ROOT / "examples" / "compare_models.py"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", program, "--help"], capture_output=True, text=True, check=True
+    )
+    assert "flags of `in9 evaluate`" in done.stdout
 
 
 def test_a_variant_of_ones_own_is_evaluated(run: Callable[..., str], tmp_path: Path) -> None:

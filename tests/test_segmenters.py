@@ -139,7 +139,7 @@ def masked(
 
 def run_keys(source: Path) -> list[str]:
     """Lists the keys of the images that `--limit 3` keeps."""
-    images, _ = list_images(find_layout(str(source), None, "val"), imagenet9(), limit=3)
+    images, *_ = list_images(find_layout(str(source), None, "val"), imagenet9(), limit=3)
     return [image.key for image in images]
 
 

@@ -119,7 +119,7 @@ def read_boxes(
     if needs_mask and mask is None:
         return Cut(reason=Reason.MISSING_ANNOTATION, detail="no mask")
     if annotation is None and mask is None:
-        return Cut(reason=Reason.MISSING_ANNOTATION, detail="no annotation file")
+        return Cut(reason=Reason.MISSING_ANNOTATION, detail="no box")
     try:
         parsed = None if annotation is None else parse_annotation(annotation)
         given_mask = None if mask is None else read_mask(mask)

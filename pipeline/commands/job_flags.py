@@ -205,7 +205,14 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
         recipe or takes_masks(arguments.segmenter) or config.segment.keeps_image_whole
     )
     layouts = tuple(
-        find_layout(source, annotations, split, needs_boxes=needs_boxes, columns=columns)
+        find_layout(
+            source,
+            annotations,
+            split,
+            needs_boxes=needs_boxes,
+            takes_any_folder=recipe is not None,  # It knows every picture.
+            columns=columns,
+        )
         for split in config.split
     )
     _check_splits(layouts)

@@ -158,7 +158,9 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             return 0
         seconds = time.monotonic() - started
     dataset = Dataset.open(store)
-    print(describe_dataset(dataset.manifest, counters, seconds))
+    # A recipe has decided on its images.
+    may_advise = not (job and job.recipe)
+    print(describe_dataset(dataset.manifest, counters, seconds, may_advise=may_advise))
     if job and job.recipe:
         for line in describe_recipe(job.recipe.manifest, dataset.manifest, counters):
             print(f"recipe: {line}")

@@ -88,10 +88,11 @@ def markdown(text: str) -> str:
 def terms_of(manifest: Manifest) -> str:
     """Returns a line with the terms that a dataset's maker states."""
     terms = manifest.about.terms
+    command = "import" if manifest.config.is_imported else "generate"
     return (
         f"Terms stated by its maker: {markdown(terms)}"
         if terms
-        else "Its maker has stated no terms (`--terms` of `in9 generate`)."
+        else f"Its maker has stated no terms (`--terms` of `in9 {command}`)."
     )
 
 
@@ -202,7 +203,8 @@ def _front_matter(manifest: Manifest) -> list[str]:
         f"pretty_name: {_name(manifest)}",
         *("task_categories:", "- image-classification"),
         *("size_categories:", f"- {size_category(total * len(variants))}"),
-        *("tags:", "- background-robustness", "- imagenet-9", "- arxiv:2006.09994"),
+        *("tags:", "- background-robustness", "- arxiv:2006.09994"),
+        *(("- imagenet-9",) if manifest.taxonomy is None else ()),
     ]
     # Without a configuration for each variant, loaders silently merge all variants.
     folder, suffix = (

@@ -56,7 +56,7 @@ def croissant_metadata(
     """Returns the metadata file's bytes, which are the same for equal manifests.
 
     It has no date of publication, although validators recommend one, because a dataset that is made
-    again must be the same, byte for byte.
+    again must be the same, byte for byte; and no address, which only its maker knows.
 
     Args:
       manifest: the dataset's manifest.
@@ -122,7 +122,6 @@ def _content(manifest: Manifest, name: str, text: str, licence: str, cite: str) 
         **({"creator": {n: v for n, v in creator.items() if v}} if about.creator else {}),
         "isBasedOn": _unboxed([{"@type": "sc:CreativeWork", **base} for base in bases]),
         "license": _unboxed([each for each in (licence, about.terms) if each] or ["other"]),
-        "url": PAPER_URL,
         "version": f"1.0.0+{manifest.fingerprint}",
         "distribution": [],
         "recordSet": [],

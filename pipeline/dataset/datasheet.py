@@ -33,7 +33,10 @@ _PHRASES: dict[str, dict[object, str]] = {
         "union": "Several boxes are replaced by the box around all of them.",
         "each": "Each annotated box is an image of its own.",
     },
-    "own_background": {True: "may be", False: "is never"},
+    "own_background": {
+        True: "may be the image's own, or of its group",
+        False: "is never the image's own, nor of its group",
+    },
     "mixed_rand": {"other": "other classes", "any": "any class"},
     "per_class": {
         "all": "All accepted images are included, so the classes differ in size.",
@@ -61,8 +64,7 @@ _STEPS = (
     (
         "is_mixed",
         "A background is the `only_bg_t` of an image of the same split, drawn by a keyed hash of "
-        "the key (`--seed {seed}`); it {own_background} the image's own, and `mixed_rand` draws "
-        "from {mixed_rand}.",
+        "the key (`--seed {seed}`); it {own_background}, and `mixed_rand` draws from {mixed_rand}.",
     ),
     (
         "has_noise",

@@ -79,6 +79,7 @@ class Manifest:
       taxonomy: its classes and superclasses, None for ImageNet-9's.
       backgrounds: number of scene pictures (external backgrounds) by status; empty if none are
         used.
+      unmatched: by split, a line on classes that only the input has, or only the taxonomy.
       about: what its maker states; no part of the fingerprint.
     """
 
@@ -93,6 +94,7 @@ class Manifest:
     stages: dict[str, int | str] = dataclasses.field(compare=False)
     taxonomy: Taxonomy | None = None
     backgrounds: dict[str, int] = dataclasses.field(default_factory=dict)
+    unmatched: dict[str, _Stated] = dataclasses.field(default_factory=dict)
     about: About = NOTHING_STATED
 
     def __hash__(self) -> int:
@@ -136,6 +138,7 @@ class Manifest:
             "rejections": self.rejections,
             "samples": self.samples,
             **({"backgrounds": self.backgrounds} if self.backgrounds else {}),
+            **({"unmatched": self.unmatched} if self.unmatched else {}),
             **({"taxonomy": self.taxonomy.to_json()} if self.taxonomy else {}),
             **({"about": dataclasses.asdict(self.about)} if self.about != NOTHING_STATED else {}),
             "files": [dataclasses.asdict(file) for file in self.files],

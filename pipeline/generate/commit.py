@@ -431,6 +431,9 @@ def merge_shards(
         stages=stage_versions(config),
         taxonomy=None if taxonomy == imagenet9() else taxonomy,
         backgrounds={} if scenes is None else dict(scenes.statuses),
+        unmatched={
+            split: sums.totals.unmatched for split, sums in sums_of.items() if sums.totals.unmatched
+        },
     )
     return manifest, moves
 

@@ -49,7 +49,10 @@ from pipeline.segmenters import index_masks, no_mask
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.filters import Reason
 from transforms.segmentation import takes_masks
-from transforms.taxonomy import Taxonomy, imagenet9
+from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
+
+_SHOWN = 40
+"""The most characters of the name of a class that are shown."""
 
 
 def list_split(job: GenerateJob, layout: SplitLayout) -> tuple[Sequence[SourceImage], SplitTotals]:
@@ -66,20 +69,24 @@ def list_split(job: GenerateJob, layout: SplitLayout) -> tuple[Sequence[SourceIm
     split = layout.split
     try:
         list_of = job.recipe.list_images if job.recipe else functools.partial(_list_input, job)
-        images, passed_over = list_of(layout)
+        images, passed_over, unmatched = list_of(layout)
     except PermissionError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
     _check_places(images, job.store)
     previous = None if job.reshard else job.previous.get(split)
     counts = previous or ShardCounts.for_images(len(images), job.config.images_per_shard)
     outside, other_files = passed_over["outside"], passed_over["other_files"]
-    return images, SplitTotals(split, counts, len(images), outside, other_files)
+    return images, SplitTotals(split, counts, len(images), outside, other_files, unmatched)
 
 
 def _list_input(
     job: GenerateJob, layout: SplitLayout
-) -> tuple[Sequence[SourceImage], Mapping[str, int]]:
-    """Returns the images of a split with the files that the job uses, and what was passed over."""
+) -> tuple[Sequence[SourceImage], Mapping[str, int], str]:
+    """Lists the images of a split with the files that the job uses.
+
+    Returns:
+      (images, what was passed over, see `_describe_unmatched`).
+    """
     segment = job.config.segment
     masks = None if job.masks is None else index_masks(job.masks, layout.split)
     keeps_image_whole, keeps_masks = segment.keeps_image_whole, takes_masks(segment.segmenter)
@@ -89,15 +96,44 @@ def _list_input(
         keeps_image_whole=keeps_image_whole,
         keeps_masks=keeps_masks,
     )
-    images, passed_over = list_images(
+    images, passed_over, classes = list_images(
         layout, job.taxonomy, job.config.limit, job.key_lists(), adapt
     )
+    unmatched = _describe_unmatched(classes, job.taxonomy)
     if not images:
-        raise _no_images(passed_over, layout, job.taxonomy)
+        raise _no_images(passed_over, unmatched, layout, job.taxonomy)
     if masks is not None and not any(image.mask for image in images):
         raise no_mask(images[0], str(job.masks), layout.split, masks)
     _check_used(images, layout, segment)
-    return images, passed_over
+    return images, passed_over, unmatched
+
+
+def _describe_unmatched(classes: Mapping[str, int], taxonomy: Taxonomy) -> str:
+    """Names classes that the taxonomy lacks, and classes of a user's taxonomy without an image.
+
+    Args:
+      classes: number of images by class, "" for no class.
+      taxonomy: the dataset's classes; one without a superclass is outside on purpose.
+
+    Returns:
+      A line that names the first of either; "" if there are none.
+    """
+    lacking = {n: count for n, count in classes.items() if n and not taxonomy.holds(n)}
+    frequent = sorted(lacking, key=lambda name: (-lacking[name], name))
+    own = () if taxonomy == imagenet9() else zip(taxonomy.wnids, taxonomy.labels, strict=True)
+    parts = {
+        f"{sum(lacking.values())} of classes that the taxonomy lacks: ": [
+            f"{repr(name)[:_SHOWN]} ({lacking[name]})" for name in frequent
+        ],
+        "classes without an image: ": [
+            repr(name)[:_SHOWN] for name, label in own if label != OUTSIDE and name not in classes
+        ],
+    }
+    return "; ".join(
+        f"{start}{', '.join(names[:3])}" + f" and {len(names) - 3} more" * (len(names) > 3)
+        for start, names in parts.items()
+        if names
+    )
 
 
 def _with_used_files(
@@ -161,12 +197,13 @@ def _check_places(images: Sequence[SourceImage], store: Store) -> None:
 
 
 def _no_images(
-    passed_over: Mapping[str, int], layout: SplitLayout, taxonomy: Taxonomy
+    passed_over: Mapping[str, int], unmatched: str, layout: SplitLayout, taxonomy: Taxonomy
 ) -> UsageError:
     """Returns the error for a split without images of the taxonomy's classes."""
     where = layout.files[0] if layout.kind == ImageManifest.kind else layout.images
     others = f"{counted(passed_over['outside'], 'image')} of other classes, "
     others += counted(passed_over["other_files"], "other file")
+    others += f" ({unmatched})" if unmatched else ""
     if taxonomy != imagenet9():
         shown = ", ".join(taxonomy.wnids[:3])
         return UsageError(f"no image of a class of --taxonomy ({shown}, ...) in {where}: {others}")
@@ -194,13 +231,18 @@ class ListSplits(JobStep):
         if job.recipe is not None:  # The guard waits until the pictures have been identified.
             shards = (make_shards(splits[totals], totals) for totals in splits)
             return map(_MAKE, itertools.chain.from_iterable(shards))
-        return _guarded(job, splits)
+        return deal_guarded(job, splits)
 
 
-def _guarded(
+def deal_guarded(
     job: GenerateJob, splits: Mapping[SplitTotals, Sequence[SourceImage]]
 ) -> Iterable[SourceShard]:
-    """Deals the images of all splits to shards, unless that makes much of a dataset again."""
+    """Deals the images of all splits to shards.
+
+    Raises:
+      JobError: that makes much of a dataset again.
+      OSError: a record cannot be read.
+    """
     shards: list[ListedShard] = []
     existing: list[ListedShard] = []
     for totals, images in splits.items():
@@ -260,7 +302,7 @@ class AcceptSources(JobStep):
         for shard in sorted(element[1], key=operator.attrgetter("totals.split", "shard")):
             splits.setdefault(shard.totals, []).extend(shard.images)
         refuse_lacking(self.job, itertools.chain.from_iterable(splits.values()))
-        return _guarded(self.job, splits)
+        return deal_guarded(self.job, splits)
 
 
 def refuse_lacking(job: GenerateJob, images: Iterable[SourceImage]) -> None:

@@ -6,8 +6,9 @@ stops a job early if the job would make much of a dataset again.
 A schedule may run the same command for years. If its input is moved, mounted empty or rewritten one
 day, the job would segment everything again and replace a good dataset. So List counts how many
 source shards of an existing dataset would be made again, and stops the job if they are more than a
-tenth, unless the user passes `--overwrite rebuild`. For the count, names, records, and sizes and
-times of files are enough: no image is read.
+tenth, unless the user passes `--overwrite rebuild`. Shards that only gain images do not count,
+because nothing is lost then, and a small dataset may grow in all of them. For the count, names,
+records, and sizes and times of files are enough: no image is read.
 """
 
 import dataclasses
@@ -229,10 +230,10 @@ def _count_work(
     """Counts the work on a shard.
 
     The counter is empty if the shard is up to date, or if its record is damaged. Otherwise `shards`
-    is 1, and `added`, `changed`, `removed` and `kept` (changed or not) are numbers of images,
-    compared with the record in place. An image counts as changed even if only its segmentation has
-    changed. `lost` is 1 if no image differs from the record, because then the shard can only be out
-    of date if one of its files is missing.
+    is 1, or 0 if the shard only gains images, and `added`, `changed`, `removed` and `kept` (changed
+    or not) are numbers of images, compared with the record in place. An image counts as changed
+    even if only its segmentation has changed. `lost` is 1 if no image differs from the record,
+    because then the shard can only be out of date if one of its files is missing.
     """
     found = Survey(staging, config, shard.make())
     if found.record:
@@ -255,14 +256,15 @@ def _count_work(
     after = [(image.key, digest) for image, digest in zip(found.images, digests, strict=True)]
     same = (Counter(after) & Counter(before)).total()
     keys, keys_before = (Counter(key for key, _ in images) for images in (after, before))
-    added, removed = keys - keys_before, keys_before - keys
+    added, removed = (keys - keys_before).total(), (keys_before - keys).total()
+    changed, lost = len(after) - same - added, same == len(after) == len(before)
     return Counter(
-        shards=1,
-        added=added.total(),
-        changed=len(after) - same - added.total(),
-        removed=removed.total(),
+        shards=int(rows is None or changed + removed > 0 or lost),
+        added=added,
+        changed=changed,
+        removed=removed,
         kept=(keys & keys_before).total(),
-        lost=int(same == len(after) == len(before)),
+        lost=int(lost),
     )
 
 

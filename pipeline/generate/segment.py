@@ -290,8 +290,9 @@ def _rows(
         cropped = cutter.crop(image.source)
         yield _completed(image.row, cropped, layer_digest=cropped.digest), {}
         return
-    tally.add("images_segmented")
+    is_segmented = False
     for cut in cutter.cut(image.source):
+        is_segmented |= cut.mask_over_box is not None or cut.reason is Reason.SEGMENTATION_FAILED
         if cut.fallback:
             tally.add("segmenter_fallbacks")
         row = image.row
@@ -307,6 +308,7 @@ def _rows(
             yield row, {}
             continue
         yield _with_layer(row, cut.layer)
+    tally.add("images_segmented", is_segmented)
 
 
 def _with_layer(row: ImageRow, layer: Layer) -> tuple[ImageRow, dict[str, bytes]]:

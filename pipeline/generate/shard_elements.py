@@ -42,6 +42,7 @@ class SplitTotals:
       listed: number of images in the source shards.
       outside: number of images of other classes, which are counted but not used.
       other_files: number of files among the images that have no image suffix.
+      unmatched: a line on classes that only the input has, or only the taxonomy; "" if none.
     """
 
     split: str
@@ -49,6 +50,7 @@ class SplitTotals:
     listed: int
     outside: int
     other_files: int
+    unmatched: str = ""
 
     def check_complete(self, arrived: list[int], expected: int, images: int) -> None:
         """Raises JobError if the runner lost or repeated shards or images of the split.

@@ -36,7 +36,7 @@ def named_columns(words: Sequence[str]) -> dict[str, str]:
     """Returns the names that a table has for columns, by ours, from the value of a flag.
 
     Args:
-      words: words such as `image=filename`; `label` means `class`.
+      words: words such as `image=filename`, ours first, where `label` also stands for `class`.
 
     Raises:
       UsageError: a word is wrong, or names a column again.
@@ -48,7 +48,7 @@ def named_columns(words: Sequence[str]) -> dict[str, str]:
         if name not in _COLUMNS or not column:
             raise UsageError(
                 f"--input_columns {word}: expected NAME=COLUMN, where NAME is one of "
-                f"{', '.join(_COLUMNS)}"
+                f"{', '.join(_COLUMNS)}, or label for class"
             )
         if name in columns or column in columns.values():
             raise UsageError(f"--input_columns {word}: {name} or {column} is named twice")

@@ -44,6 +44,9 @@ FORMATS: dict[str, InputFormat] = {
 """All formats, by `kind`. If an input fits several formats, the first of them is used."""
 
 
+MAX_NAMES = 10_000
+"""Largest number of classes whose images `list_images` counts, beside those of the taxonomy."""
+
 _ANNOTATION_TREES = (
     "",
     "Annotations",
@@ -59,6 +62,7 @@ def find_layout(
     split: str,
     *,
     needs_boxes: bool = True,
+    takes_any_folder: bool = False,
     columns: Mapping[str, str] | None = None,
 ) -> SplitLayout:
     """Finds the images and annotations of a split.
@@ -69,6 +73,8 @@ def find_layout(
         images.
       split: name of the split, such as `val`.
       needs_boxes: whether missing annotations are an error.
+      takes_any_folder: whether the input itself may hold the images, or its subfolders, because
+        something else than a folder says which of them are of the split.
       columns: result of `named_columns`; with any, the images must be those of a manifest.
 
     Raises:
@@ -78,7 +84,11 @@ def find_layout(
     """
     root = absolute(root)
     try:
-        layout = find_manifest(root, split, columns) if columns else _find_images(root, split)
+        layout = (
+            find_manifest(root, split, columns)
+            if columns
+            else _find_images(root, split, takes_any_folder)
+        )
         if layout is None:
             raise UsageError(
                 f"--input_columns is for manifests, and {root} is no table with paths in a column "
@@ -110,11 +120,13 @@ def find_layout(
     return dataclasses.replace(layout, annotations=path)
 
 
-def _find_images(root: str, split: str) -> SplitLayout:
+def _find_images(root: str, split: str, takes_any_folder: bool) -> SplitLayout:
     """Finds a split's images by the first format that the input has, but not their annotations."""
     for each in FORMATS.values():
         if layout := each.find(root, split):
             return layout
+    if takes_any_folder and holds_files(root, IMAGE_SUFFIXES):
+        return SplitLayout(ImageFolder.kind, split, root, root)
     for suffix in COMPRESSED:
         for path in find_files(root, split, suffix):
             next(members(path), None)  # Raises, because the user must unpack the archive first.
@@ -201,7 +213,7 @@ def list_images(
     limit: int | None = None,
     keys: KeyLists = KeyLists(),  # noqa: B008
     adapt: Callable[[SourceImage], SourceImage] = lambda image: image,
-) -> tuple[Packed[SourceImage], Counter[str]]:
+) -> tuple[Packed[SourceImage], Counter[str], Counter[str]]:
     """Lists the images of a split, in flat memory.
 
     Args:
@@ -213,14 +225,17 @@ def list_images(
       adapt: function that completes or changes each image.
 
     Returns:
-      The images of the taxonomy's classes, and those whose class nothing tells; and counts:
-      `outside` for images of other classes, `other_files` for files that are no images.
+      The images of the taxonomy's classes, and those whose class nothing tells; counts: `outside`
+      for images of other classes, `other_files` for files that are no images; and the number of
+      images by class, before `limit`, where "" stands for no class, and for names beyond
+      `MAX_NAMES`.
 
     Raises:
       UsageError: the input is not valid, is incomplete, or is refused.
       OSError: a file cannot be read.
     """
     passed_over: Counter[str] = Counter()
+    classes: Counter[str] = Counter()
 
     def listed() -> Iterator[SourceImage]:
         index = index_annotations(layout.annotations)
@@ -233,6 +248,8 @@ def list_images(
                 annotation, md5 = file.path, file.md5
             wnid = image.wnid or annotated_wnid(annotation)
             label = taxonomy.label_of(wnid)
+            is_named = taxonomy.holds(wnid) or wnid in classes or len(classes) < MAX_NAMES
+            classes[wnid if is_named else ""] += 1
             if label == OUTSIDE and wnid:
                 passed_over["outside"] += 1
                 continue
@@ -252,4 +269,4 @@ def list_images(
         labels = np.asarray([image.label for image in images], np.int64)
         kept = lowest_hashes([i.key for i in images], labels, limit, seed=0, purpose="limit")
         images = Packed(itertools.compress(images, kept))
-    return images, passed_over
+    return images, passed_over, classes

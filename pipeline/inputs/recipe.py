@@ -279,13 +279,15 @@ class Recipe:
                 raise ValueError(f"its images of {split} share keys, or are not as many as it says")
         return images
 
-    def list_images(self, layout: SplitLayout) -> tuple[tuple[RecipeImage, ...], Mapping[str, int]]:
+    def list_images(
+        self, layout: SplitLayout
+    ) -> tuple[tuple[RecipeImage, ...], Mapping[str, int], str]:
         """Lists the images of a split, with the pictures of the input that have their keys.
 
         It counts those that the recipe does not have.
 
         Returns:
-          (the images, what the recipe's dataset has passed over, as in its manifest).
+          (the images, what the recipe's dataset has passed over, its line on unmatched classes).
 
         Raises:
           UsageError: the input is not valid.
@@ -296,7 +298,7 @@ class Recipe:
         for each in filter(None, FORMATS[layout.kind].list_images(layout, self.taxonomy)):
             count("pictures_not_in_recipe", each.key not in files)
             files.get(each.key, []).append(each)
-        return tuple(
+        listed = tuple(
             dataclasses.replace(
                 image,
                 path=next((file.path for file in files[image.key]), ""),
@@ -306,7 +308,9 @@ class Recipe:
             if image.is_needed
             else image
             for image in images
-        ), {**told, "outside": told["outside_taxonomy"]}
+        )
+        unmatched = self.manifest.unmatched.get(layout.split, "")
+        return listed, {**told, "outside": told["outside_taxonomy"]}, unmatched
 
     def rows(self, place: str) -> list[RecipeRow]:
         """Returns the rows of an image by its place, which is also the `mask` of its sources."""

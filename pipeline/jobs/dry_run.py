@@ -44,7 +44,6 @@ from pipeline.runtime.progress import Progress, duration
 from pipeline.storage.store import FileDigest, Store
 from transforms.filters import Reason
 from transforms.hashing import keyed_hash
-from transforms.taxonomy import Taxonomy
 from transforms.variants import is_picture
 
 if TYPE_CHECKING:
@@ -210,12 +209,13 @@ def dry_run(job: GenerateJob, works: Mapping[str, PlannedAnalysis], workers: int
 
     Raises:
       UsageError, OSError: the input cannot be used; the job would raise the same error.
-      JobError: a custom function failed on an image that was measured.
+      JobError: a custom function failed on an image that was measured; or all was printed, and the
+        job would be refused.
     """
     print("dry run: reading names and annotations", file=sys.stderr)
     forecast = make_forecast(job)
     for split in forecast.splits:
-        _print_split(split, job.taxonomy, job.config)
+        _print_split(split, job)
     if forecast.is_up_to_date:
         print("dataset: up to date")
     with tempfile.TemporaryDirectory(prefix="in9-") as folder:
@@ -247,14 +247,19 @@ def dry_run(job: GenerateJob, works: Mapping[str, PlannedAnalysis], workers: int
             for model in next(iter(timed.values())).evaluation.models:
                 _print_model(model, job, forecast, timed, make_trial)
     print("dry run: nothing was written")
+    if forecast.refusal:
+        raise forecast.refusal
 
 
-def _print_split(split: SplitForecast, taxonomy: Taxonomy, config: DatasetConfig) -> None:
-    classes = ", ".join(f"{n} {split.classes[n]}" for n in taxonomy.names if n in split.classes)
+def _print_split(split: SplitForecast, job: GenerateJob) -> None:
+    names = job.taxonomy.names
+    classes = ", ".join(f"{name} {split.classes[name]}" for name in names if name in split.classes)
     print(
         f"{split.split}: {counted(split.listed, 'image')} ({classes}), {split.outside} of other "
         f"classes, {counted(split.other_files, 'other file')}"
     )
+    if split.unmatched:
+        print(f"{split.split}: {split.unmatched}")
     reasons = ", ".join(f"{count} {reason}" for reason, count in split.rejected.items())
     print(
         f"{split.split}: {sum(split.rejected.values())} rejected for name or annotation alone"
@@ -263,9 +268,10 @@ def _print_split(split: SplitForecast, taxonomy: Taxonomy, config: DatasetConfig
     rejected = split.rejected | (
         {Reason.NO_BACKGROUND: split.without_partner} if split.without_partner else {}
     )
-    for line in advise(rejected, split.listed):
+    # A recipe has decided on its images.
+    for line in () if job.recipe else advise(rejected, split.listed):
         print(f"{split.split}: {line}")
-    keeps_image_whole = config.segment.keeps_image_whole
+    keeps_image_whole = job.config.segment.keeps_image_whole
     done, to_do = ("looked at", "to look at") if keeps_image_whole else ("segmented", "to segment")
     print(f"{split.split}: {split.done} {done} already, {len(split.left)} {to_do}")
     if split.without_partner:

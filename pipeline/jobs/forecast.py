@@ -14,13 +14,13 @@ import pyarrow as pa
 from pipeline.dataset.config import DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.records import ACCEPTED
+from pipeline.errors import JobError
 from pipeline.generate.cut_source import reject_by_name
-from pipeline.generate.graph import list_split, refuse_lacking
+from pipeline.generate.graph import deal_guarded, list_split, refuse_lacking
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.plan import group_numbers, mixed_variants
 from pipeline.generate.previous_layers import PreviousLayers, Survey
-from pipeline.generate.shard_elements import make_shards
-from pipeline.inputs.input_format import SplitLayout
+from pipeline.generate.shard_elements import SplitTotals, make_shards
 from pipeline.inputs.location import read_location
 from pipeline.inputs.recipe import RecipeImage
 from pipeline.inputs.source_images import SourceImage
@@ -60,6 +60,7 @@ class SplitForecast:
       listed: number of images of the taxonomy's classes.
       outside: number of images of other classes, which are ignored.
       other_files: number of files among the images that have no image suffix.
+      unmatched: a line on classes that only the input has, or only the taxonomy; "" if none.
       classes: number of listed images by superclass name.
       rejected: number of images by reason for rejection, as far as names and annotations show it.
       done: number of images whose outcome is known from an earlier run: it has accepted the image,
@@ -75,6 +76,7 @@ class SplitForecast:
     listed: int
     outside: int
     other_files: int
+    unmatched: str
     classes: dict[str, int]
     rejected: dict[str, int]
     done: int
@@ -100,10 +102,13 @@ class Forecast:
     Attributes:
       splits: forecasts of the splits.
       is_up_to_date: whether the output folder holds the dataset that the job would make.
+      refusal: the error with which the job would end before it makes anything; None if it would go
+        on.
     """
 
     splits: tuple[SplitForecast, ...]
     is_up_to_date: bool
+    refusal: JobError | None
 
     @property
     def left(self) -> int:
@@ -125,17 +130,26 @@ def make_forecast(job: GenerateJob) -> Forecast:
         and not job.reshard
     )
     splits = []
+    listed: dict[SplitTotals, Sequence[SourceImage]] = {}
     for layout in job.layouts:
-        split, unchanged = _forecast_split(job, layout)
+        images, totals = list_split(job, layout)
+        split, unchanged = _forecast_split(job, images, totals)
         splits.append(split)
         is_up_to_date &= unchanged
-    return Forecast(tuple(splits), is_up_to_date)
+        listed[totals] = images
+    refusal = None
+    try:
+        deal_guarded(job, listed)
+    except JobError as error:
+        refusal = error
+    return Forecast(tuple(splits), is_up_to_date, refusal)
 
 
-def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecast, bool]:
+def _forecast_split(
+    job: GenerateJob, images: Sequence[SourceImage], totals: SplitTotals
+) -> tuple[SplitForecast, bool]:
     """Returns (a split's forecast, whether all its records are up to date and in the dataset)."""
-    split = layout.split
-    images, totals = list_split(job, layout)
+    split = totals.split
     refuse_lacking(job, images)
     previous = PreviousLayers(job.store, split, job.previous.get(split, totals.counts))
     rejected: Counter[str] = Counter()
@@ -177,6 +191,7 @@ def _forecast_split(job: GenerateJob, layout: SplitLayout) -> tuple[SplitForecas
         listed=totals.listed,
         outside=totals.outside,
         other_files=totals.other_files,
+        unmatched=totals.unmatched,
         classes=dict(Counter(names)),
         rejected={str(reason): rejected[reason] for reason in sorted(rejected)},
         done=done,

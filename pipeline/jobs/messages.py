@@ -64,11 +64,15 @@ _HELP: dict[str, str] = {
 }
 
 
-def describe_images(manifest: Manifest) -> list[str]:
+def describe_images(manifest: Manifest, *, may_advise: bool = True) -> list[str]:
     """Returns notes on the dataset, then lines that count each split's images.
 
     The lines count accepted, rejected and selected images, with advice if too many were rejected. A
     line on `--backgrounds` follows.
+
+    Args:
+      manifest: the dataset's manifest.
+      may_advise: whether flags could change which images are accepted.
     """
     lines = notes_of(manifest)
     for split, images in manifest.images.items():
@@ -82,7 +86,9 @@ def describe_images(manifest: Manifest) -> list[str]:
         if images["selected"] != images["accepted"]:
             line += f", {images['selected']} selected"
         lines.append(line)
-        if not manifest.config.is_imported:
+        if split in manifest.unmatched:
+            lines.append(f"{split}: {manifest.unmatched[split]}")
+        if may_advise and not manifest.config.is_imported:
             total = images["accepted"] + images["rejected"]
             lines += [f"{split}: {line}" for line in advise(manifest.rejections[split], total)]
         if not images["selected"]:
@@ -134,12 +140,14 @@ def _why_empty(manifest: Manifest, split: str) -> str:
     )
 
 
-def describe_dataset(manifest: Manifest, counters: dict[str, int], seconds: float) -> str:
+def describe_dataset(
+    manifest: Manifest, counters: dict[str, int], seconds: float, *, may_advise: bool = True
+) -> str:
     """Describes in a few lines the images, what was done and written, and how long it took.
 
     Images are counted as accepted or rejected. If there was nothing to do, a line says so.
     """
-    lines = describe_images(manifest)
+    lines = describe_images(manifest, may_advise=may_advise)
     names = [name for name, n in counters.items() if n]
     if not any(name.endswith("_made") or name in _ALSO_MADE for name in names):
         # If a model failed, something is left to do, and the caller reports the failure.

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset.card import CITATION, notes_of, sentence, terms_of
+from pipeline.dataset.card import CITATION, markdown, notes_of, sentence, terms_of
 from pipeline.dataset.croissant import file_metadata
-from pipeline.dataset.datasheet import steps_of
+from pipeline.dataset.datasheet import datasheet, steps_of
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import (
     ACCEPTED,
@@ -165,6 +165,8 @@ def _readme(dataset: Dataset, masks: int) -> str:
             "The pictures are not in here, and remain under their own terms.",
             "",
             terms_of(manifest),
+            "",
+            " ".join(datasheet(manifest, markdown)["dataReleaseMaintenancePlan"]),
             "",
             "Name the fingerprint with every result:",
             f"`{manifest.fingerprint}`.",

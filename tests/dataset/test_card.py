@@ -207,9 +207,15 @@ def test_card_and_croissant_say_the_same(manifest: Manifest) -> None:
     names = ["Noise or Signal: The Role of Image Backgrounds in Object Recognition", "ImageNet"]
     assert [base["name"] for base in croissant["isBasedOn"]] == names
     assert croissant["isBasedOn"][1]["description"] == "source of the classes"
-    own = json.loads(cards(dataclasses.replace(manifest, taxonomy=TOYS), TOYS)["croissant.json"])
+    files = cards(dataclasses.replace(manifest, taxonomy=TOYS), TOYS)
+    own = json.loads(files["croissant.json"])
     assert own["isBasedOn"]["name"] == names[0]
     assert "ImageNet's" not in json.dumps(own)
+    assert "\n- imagenet-9\n" in card
+    assert "imagenet-9" not in files["README.md"]
+    # The address of a dataset is not the paper's.
+    assert "url" not in croissant
+    assert "never the image's own, nor of its group" in card
 
 
 @pytest.mark.parametrize("origin", ["made", "imported"])
@@ -226,6 +232,8 @@ def test_nobody_but_the_inputs_owner_says_where_pictures_are_from(
         for claim in ("ictures and classes are ImageNet", "show people", "imagenet-1k", "a few po"):
             assert claim not in files[name], claim
     assert "those of the release" not in files["README.md"]
+    command = {"made": "generate", "imported": "import"}[origin]
+    assert f"has stated no terms (`--terms` of `in9 {command}`)" in files["README.md"]
 
 
 def test_croissant_comes_back_from_its_library_whole(manifest: Manifest, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,34 @@ def test_an_input_that_has_gone_replaces_nothing(run_small: Run, small_input: Pa
     assert stamps(output) == before
     assert_sound(output)
     assert "val: 1 image," in run_small("generate", "--overwrite", "rebuild")
+
+
+def test_growth_is_not_held_up_and_a_dry_run_tells_what_is(
+    run_small: Run, small_input: Path, tmp_path: Path
+) -> None:
+    command = ("generate", "--segmenter", "box")
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    moved = {picture: aside / picture.name for picture in pictures_of(small_input)[::2]}
+    for picture, place in moved.items():
+        picture.rename(place)
+    run_small(*command)
+    for picture, place in moved.items():
+        place.rename(picture)
+    run_small(*command, "--dry_run")
+    grown = run_small(*command)
+    assert "val: 18 images" in grown
+    made, of = map(int, re.findall(r"shards made: (\d) of (\d) source", grown)[0])
+    assert 1 < made > of / 10
+    for picture in moved:
+        picture.unlink()
+    before = stamps(tmp_path / "out")
+    told = run_small(*command, "--dry_run", code=1).splitlines()[-1]
+    assert (
+        "source shards would be made again, more than a tenth: 0 images added, 0 changed, 9" in told
+    )
+    assert told in run_small(*command, code=1)
+    assert stamps(tmp_path / "out") == before
 
 
 def test_other_pictures_do_not_replace_a_dataset_of_one_shard(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import ONE, SHARDS, TINY_MODEL, manifest_of, run_here, run_in9, stamps
+from runs import ONE, SHARDS, TINY_MODEL, index_of, manifest_of, run_here, run_in9, stamps
 from soundness import assert_sound
 
 from pipeline.commands.cli import main
@@ -137,6 +137,8 @@ def test_one_bad_image_never_stops_a_job(small_input: Path, tmp_path: Path) -> N
     }
     assert {reason: rejections.get(reason) for reason in expected} == expected
     assert "3 undecodable" in done.stdout
+    details = {row["status"]: row["detail"] for row in index_of(output)}
+    assert details["missing_annotation"] == "no box"
     images_counts = manifest_of(output)["images"]["val"]
     assert images_counts["listed"] == images_counts["accepted"] + images_counts["rejected"] == 20
     assert_sound(output)
@@ -238,7 +240,7 @@ def test_layouts_are_found_without_being_told(tiny_input: Path, tmp_path: Path) 
 
     def found(root: Path, where: Path | None = None) -> set[tuple[Any, ...]]:
         layout = find_layout(str(root), where and str(where), "val")
-        images, passed_over = list_images(layout, imagenet9())
+        images, passed_over, _ = list_images(layout, imagenet9())
         assert not passed_over
         return {
             (image.key, image.wnid, image.label, Path(image.annotation or "").read_bytes())
@@ -263,5 +265,5 @@ def test_other_classes_and_files_are_counted(tiny_input: Path) -> None:
     image = next(tiny_input.glob("val/*/*.JPEG"))
     shutil.copy(image, tiny_input / "val" / "n02123045" / "cat.JPEG")
     (image.parent / "notes.txt").write_text("?")
-    images, passed_over = list_images(find_layout(str(tiny_input), None, "val"), imagenet9())
+    images, passed_over, _ = list_images(find_layout(str(tiny_input), None, "val"), imagenet9())
     assert (len(images), passed_over) == (6, {"outside": 1, "other_files": 1})

@@ -272,6 +272,15 @@ def test_the_flag_that_would_help_is_named(street: Path, tmp_path: Path) -> None
     advice = "val: over half are rejected. not_one_box (12): --objects largest, union or each"
     assert advice in printed
     assert advice in run_in9(*command, "--output", tmp_path / "dry", "--dry_run").stdout
+    assert "done now: 3 images segmented" in printed
+    # A recipe has decided on its images.
+    exported = ("--layout", "recipe", "--to", tmp_path / "recipe")
+    run_in9("export", "--dataset", tmp_path / "one", *exported)
+    again = ("generate", "--recipe", tmp_path / "recipe", "--input", street / "val", *ONE)
+    for flags in (("--dry_run",), ()):
+        told = run_in9(*again, "--output", tmp_path / "again", *flags).stdout
+        assert "12 not_one_box" in told
+        assert "over half" not in told
     dry = run_in9(*command, "--output", tmp_path / "dry", "--objects", "each", "--dry_run").stdout
     assert "15 to segment" in dry
     assert "about 27 images in the dataset" in dry

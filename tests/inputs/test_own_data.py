@@ -445,6 +445,37 @@ def test_a_three_class_dataset_runs_to_a_report(toy: Path, toy_run: Path) -> Non
     assert "ImageNet-9" not in card
 
 
+def test_classes_that_do_not_match_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = toy_rows(tmp_path)
+    for row, name in zip(rows, ("Fork", "fork ", "spoon", "spoon", "Spoon"), strict=False):
+        row["class"] = name
+    write_csv(tmp_path / "table.csv", rows)
+    kinds = {**CLASSES, "lamp": "", "bowl": "dishes", "tray": ""}
+    write_csv(tmp_path / "t.csv", ({"class": c, "superclass": s} for c, s in kinds.items()))
+    output = tmp_path / "out"
+    command = ("generate", "--input", tmp_path / "table.csv", "--taxonomy", tmp_path / "t.csv",
+               "--output", output, *SMALL, *ONE)  # fmt: skip
+    named = "4 of classes that the taxonomy lacks: 'spoon' (2), 'Fork' (1), 'Spoon' (1); "
+    named += "classes without an image: 'cup', 'bowl'"
+    for flags in (("--dry_run",), ()):
+        run_here(*command, *flags)
+        assert f"\nval: {named}\n" in capsys.readouterr().out
+    assert manifest_of(output)["images"]["val"]["outside_taxonomy"] == 7
+    assert manifest_of(output)["unmatched"] == {"val": named}
+
+
+def test_names_of_unknown_classes_are_counted_in_flat_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{**row, "class": f"c{n % 6}"} for n, row in enumerate(toy_rows(tmp_path))]
+    layout = find_layout(str(write_csv(tmp_path / "t.csv", rows)), None, "val")
+    monkeypatch.setattr("pipeline.inputs.layout.MAX_NAMES", 3)
+    taxonomy = Taxonomy(("x",), ("c1", "c5"), (0, OUTSIDE), ("", ""))
+    assert list_images(layout, taxonomy)[2] == {"c0": 2, "c1": 2, "c2": 2, "c5": 2, "": 4}
+
+
 def test_predictions_of_classes_are_mapped_to_their_superclasses(toy_run: Path) -> None:
     folders = pyarrow.dataset.dataset(sorted(toy_run.glob("results/*four*/predictions/*.parquet")))
     rows = folders.to_table().to_pylist()
@@ -538,7 +569,7 @@ def test_columns_of_a_manifest_may_have_other_names(
     ("columns", "why"),
     [
         ("picture=filename", "picture=filename: expected NAME=COLUMN, where NAME is one of image,"),
-        ("image", "image: expected NAME=COLUMN"),
+        ("image", "width, height, or label for class"),
         ("image=", "image=: expected NAME=COLUMN"),
         ("image=image,image=class", "image=class: image or class is named twice"),
         ("class=class,label=image", "label=image: class or image is named twice"),

@@ -81,7 +81,8 @@ def test_every_file_is_the_same_without_segmenting(
     recipe: Path, one_worker: Path, small_sample: Path, tmp_path: Path
 ) -> None:
     flat(small_sample, tmp_path / "input")
-    again(recipe, tmp_path / "input", tmp_path / "out")
+    shots = (tmp_path / "input" / "val").rename(tmp_path / "shots")
+    again(recipe, shots, tmp_path / "out")
     assert results_of(tmp_path / "out") == results_of(one_worker)
 
 
@@ -96,7 +97,9 @@ def test_what_the_maker_states_is_in_the_recipe_and_comes_back(
     make = ("generate", "--input", small_sample, *QUICK, *SHARDS, *ONE, "--output")
     run_here(*make, tmp_path / "stated", *stated)
     recipe = export(tmp_path / "stated", tmp_path / "recipe")
-    assert "\nTerms stated by its maker: CC BY 4.0\n" in (recipe / "README.md").read_text()
+    card = (recipe / "README.md").read_text()
+    assert "\nTerms stated by its maker: CC BY 4.0\n" in card
+    assert "Made by Ann. Contact: https://example.org\n" in card
     croissant = json.loads((recipe / "croissant.json").read_text())
     assert (croissant["creator"]["name"], croissant["license"]) == ("Ann", "CC BY 4.0")
     assert (

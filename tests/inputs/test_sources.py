@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import md5
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ from transforms.annotations import (
 from transforms.filters import Reason
 from transforms.taxonomy import imagenet9
 
-Listed = tuple[tuple[SourceImage, ...], Mapping[str, int]]
+Listed = tuple[Sequence[SourceImage], Mapping[str, int], Mapping[str, int]]
 
 
 def listed(root: Path | str, split: str = "val", **options: Any) -> Listed:
@@ -400,7 +400,7 @@ def test_images_without_boxes_are_rows_and_other_files_are_counted(tmp_path: Pat
     (tmp_path / "val.tar").write_bytes(tar_bytes(files))
     boxes = [("val/ILSVRC2012_val_00000001.xml", xml.encode()), ("val/n02085620_7.xml", b"no")]
     (tmp_path / "bbox_val.tgz").write_bytes(tar_bytes(boxes, "w:gz"))
-    (known, unknown, named), passed_over = listed(tmp_path)
+    (known, unknown, named), passed_over, _ = listed(tmp_path)
     assert passed_over == {"outside": 1, "other_files": 1}
     assert (known.key, known.wnid) == ("ILSVRC2012_val_00000001", "n02085620")
     assert known.annotation is not None

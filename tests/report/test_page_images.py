@@ -48,7 +48,10 @@ def test_choosing_an_image(opened: Any) -> None:
         marked = page.locator(".thumbs button[aria-current]").get_attribute("aria-label")
         assert marked == card.get_attribute("data-name")
         assert page.locator("[data-images]").input_value() == card.get_attribute("id")
-        assert page.locator(".picker [aria-live]").inner_text() == f"{shown[0] + 1} of {count}"
+        assert (
+            page.locator(".picker [aria-live]").inner_text()
+            == f"{shown[0] + 1} of {count} on this page"
+        )
         return shown[0]
 
     assert chosen() == 0

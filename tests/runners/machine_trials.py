@@ -197,7 +197,7 @@ def _segment(workers: int) -> float:
 
 def _loop(processes: int) -> float:
     """Returns how many images a second processes without Beam segment, each its share."""
-    listed, _ = list_images(find_layout(sample_folder(), None, "val"), imagenet9())
+    listed, *_ = list_images(find_layout(sample_folder(), None, "val"), imagenet9())
     images = [*listed] * TIMES
     cutter = Cutter(SegmentConfig(segmenter="cv2"))
 

@@ -201,7 +201,7 @@ def test_a_listing_takes_a_request_for_a_thousand_objects(
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda path: store.write(path, b"x"), paths))
     before = proxy.requests
-    images, _ = list_images(find_layout(store.root, None, "val"), imagenet9())
+    images, *_ = list_images(find_layout(store.root, None, "val"), imagenet9())
     assert len(images) == 1010
     assert sum(bool(image.annotation) for image in images) == 100
     assert all(image.md5 for image in images)

@@ -149,7 +149,7 @@
       answersOf(chosen).forEach((cell, index) => { cell.tabIndex = index ? -1 : 0; });
       chosen.querySelector(".permalink").href = address();
       select.value = chosen.id;
-      position.textContent = matching.length ? `${matching.indexOf(chosen) + 1} of ${matching.length}` : "none";
+      position.textContent = matching.length ? `${matching.indexOf(chosen) + 1} of ${matching.length} on this page` : "none";
       thumbs.forEach((thumb, each) => {
         thumb.tabIndex = each === chosen ? 0 : -1;
         if (each === chosen) thumb.setAttribute("aria-current", "true");
