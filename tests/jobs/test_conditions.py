@@ -573,6 +573,27 @@ def test_a_job_is_judged_against_a_model_of_its_own(
     assert f"for {entries('first')}: " not in printed.out + printed.err
     missing = refusal(capsys, *flags, "--baseline", "nowhere")
     assert "--baseline nowhere is no entry of --models, no folder, and no model that " in missing
+    assert f"has results of; known: {entries('first', 'second', 'third')}" in (
+        missing.replace(", python", ",python")
+    )
+
+
+def test_a_label_names_a_baseline_under_the_settings_of_the_job(
+    compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = Path(shutil.copytree(compared, tmp_path / "out"))
+    first, second = (f"{label}:={entries(n)}" for label, n in (("prod", "first"), ("x", "second")))
+    flags = ("--dataset", output, "--pictures", "none", "--fail_if", "bg_gap>baseline+1")
+    job = ("evaluate", *flags, "--models", f"{first},{second}", "--holdout", 0.7, *ONE)
+    # Neither is there anything of its name, nor is the baseline stored yet.
+    for name in ("prod", first, "prod holdout0.7"):
+        run_here(*job, "--baseline", name)
+        printed = capsys.readouterr().out
+        assert "does not hold for x holdout0.7: " in printed
+        assert "from the baseline prod holdout0.7, " in printed
+    assert "known: prod, x, python:tiny_models:first," in refusal(capsys, *job, "--baseline", "y")
+    # A model without results under these settings is known by its label, too.
+    assert models_named(Store(str(output)), "prod")[0].title == "prod"
 
 
 def test_the_best_models_are_marked(compared: Path) -> None:

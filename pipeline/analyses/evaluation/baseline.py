@@ -184,17 +184,22 @@ def _runs(store: Store) -> list[Evaluated]:
     return [run for run in read_results(store, "model", Evaluated) if not run.matrix]
 
 
+def known_names(store: Store) -> list[str]:
+    """Returns the names, as in tables, of the models that a dataset folder has results of."""
+    return [run.name for run in _runs(store)]
+
+
 def models_named(store: Store, name: str, settings: RunSettings | None = None) -> list[Evaluated]:
     """Returns the models of a dataset folder that a name means.
 
     Args:
       store: the dataset folder.
-      name: a model's entry of `--models`, or its name, with its settings or without.
+      name: a model's entry of `--models`, or its name or label, with its settings or without.
       settings: the settings of a job. A model that was run with them takes precedence; next comes
         the one that has this name, settings included, in tables.
     """
     runs = _runs(store)
-    by_entry = [run for run in runs if name in (run.entry, run.model)]
+    by_entry = [run for run in runs if name in (run.entry, run.model, run.title)]
     return (
         [run for run in by_entry if pick(RunSettings, run.evaluation) == settings]
         or [run for run in runs if name in (run.name, run.folder)]
@@ -224,7 +229,8 @@ def open_baseline(
         if store.is_remote and not is_remote(where.store.root):
             raise UsageError(f"--baseline {name} must be in gs://, like the dataset")
     if len(runs) != 1:
-        names = ", ".join(run.name for run in runs or _runs(where.store if where else store))
+        known = known_names(where.store if where else store)
+        names = ", ".join([run.name for run in runs] or known)
         found = f"means {len(runs)} models:" if runs else "names no model; known:"
         raise UsageError(f"--baseline {name} {found} {names or 'none'}")
     return where, runs[0]
