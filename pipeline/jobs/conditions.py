@@ -409,7 +409,11 @@ def _judge(
         None,
     )
     if found is None:
-        common = f" in common with the baseline {against.name}" if against else ""
+        common = (
+            f" to compare with the baseline {against.name}: {against.unlike(summary)}"
+            if against
+            else ""
+        )
         whose = (not against and without_rule([summary], rule)) or summary.name
         return Judgement(
             condition.text, summary.name, reason=f"{whose} has no {condition.measure}{common}"

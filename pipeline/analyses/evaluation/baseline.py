@@ -92,6 +92,18 @@ class Baseline:
         """Returns the first of a model's label rules that the baseline has, too; None if none."""
         return next((rule for rule in label_rules if rule in self.correct), None)
 
+    def unlike(self, summary: Summary) -> str:
+        """Says why a model has no difference from it, though both have results."""
+        if self.common_rule(summary.label_rules) is None:
+            return "they have no label rule in common"
+        if summary.tested_on != self.run.tested_on:
+            tested, other = (_tested_on(*one.tested_on) for one in (summary, self.run))
+            return f"it was tested on {tested}, the baseline on {other}"
+        return (
+            "they lack predictions on the same variants by the same label rule; if another process "
+            "is just replacing results, in9 report compares them later"
+        )
+
     def measure(
         self, models: ModelsOnSameImages, summary: Summary, rule: str, quantity: str
     ) -> Measured | None:
@@ -102,6 +114,11 @@ class Baseline:
         if summary.tested_on != self.run.tested_on:
             return None
         return models.measure(quantity, summary, rule, self.correct.get(rule, {}))
+
+
+def _tested_on(split: str, holdout: float) -> str:
+    """Names the images of a test, such as `split val with --holdout 0.5`."""
+    return f"split {split} with --holdout {holdout:g}" if holdout else f"all of split {split}"
 
 
 def open_results(folder: str) -> tuple[Dataset, list[Evaluated]]:
@@ -447,10 +464,7 @@ def describe_baseline(dataset: Dataset, summaries: Sequence[Summary]) -> Iterato
         yield "* differs from the baseline (Holm's adjustment over the models, 5 %)"
     for one in summaries:
         if one.name not in rows and not baseline.is_same(one):
-            yield (
-                f"not compared with the baseline: {one.name}, as they have no "
-                f"{'pictures' if baseline.common_rule(one.label_rules) else 'label rule'} in common"
-            )
+            yield f"not compared with the baseline: {one.name}, as {baseline.unlike(one)}"
 
 
 def _cell(row: BaselineRow | None) -> str:
