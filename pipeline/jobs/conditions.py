@@ -26,6 +26,7 @@ from pipeline.analyses.evaluation.baseline import (
     baseline_or_reason,
     choose_baseline,
     find_baseline,
+    kept_baseline,
     known_names,
     models_named,
     open_baseline,
@@ -175,7 +176,8 @@ class Gate:
 
     Attributes:
       conditions: conditions of `--fail_if`.
-      baseline: value of `--baseline`, a folder as an absolute path; None if none was given.
+      baseline: value of `--baseline`, a folder as an absolute path; if a condition names a baseline
+        and none was given, the one kept from an earlier command; else None.
       fails_if_open: whether a job with an open condition fails.
       evaluation: the models of the job; None to judge all models that have results.
     """
@@ -225,9 +227,11 @@ def gate_from_flags(
     name = _without_label(arguments.baseline, labels)
     against = [condition.text for condition in conditions if condition.names_baseline]
     if against and name is None:
-        raise UsageError(
-            f"--fail_if {against[0]!r}: add --baseline, a model or a folder of its results"
-        )
+        name = kept_baseline(store)
+        if name is None:
+            raise UsageError(
+                f"--fail_if {against[0]!r}: add --baseline, a model or a folder of its results"
+            )
     if name is not None and name not in entries and not models_named(store, name):
         if not Store.at(name).has_folder(""):
             known = dict.fromkeys([*labels.values(), *entries, *known_names(store)])

@@ -602,6 +602,9 @@ def test_a_label_names_a_baseline_under_the_settings_of_the_job(
             "val, the baseline on split val with --holdout 0.7\n"
         ) in printed
     assert "known: prod, x, python:tiny_models:first," in refusal(capsys, *job, "--baseline", "y")
+    # The choice is kept. `report` judges all models, and those of other images cannot be compared.
+    run_here("report", *flags, code=1)
+    assert "from the baseline prod holdout0.7, " in capsys.readouterr().out
     # A model without results under these settings is known by its label, too.
     assert models_named(Store(str(output)), "prod")[0].title == "prod"
 

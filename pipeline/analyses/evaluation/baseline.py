@@ -331,6 +331,15 @@ def chosen_baseline(dataset: Dataset) -> Baseline | str | None:
     )
 
 
+def kept_baseline(store: Store) -> str | None:
+    """Returns the choice of an earlier command, as a value of `--baseline`; None if none was made.
+
+    It is as in `Choice`.
+    """
+    choice = read_result(store, CHOICE, Choice)
+    return choice.baseline if choice else None
+
+
 class BaselineRow(Struct, frozen=True, kw_only=True):
     """The difference of a model from the baseline, in accuracy on a variant or in BG-Gap."""
 
