@@ -159,6 +159,8 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
         seconds = time.monotonic() - started
     dataset = Dataset.open(store)
     print(describe_dataset(dataset.manifest, counters, seconds))
+    for split in {work.evaluation.split for work in works.values()} - {"val"}:
+        print(f"tested on split {split}")
     if job and job.recipe:
         for line in describe_recipe(job.recipe.manifest, dataset.manifest, counters):
             print(f"recipe: {line}")
