@@ -44,7 +44,7 @@ def open_dataset(
       path: the dataset's folder, local or `gs://`. In a folder of published versions, the newest is
         opened.
       variant: for example `mixed_rand`; None for the dataset's first variant, usually `original`.
-      split: for example `train`; None for `val`, or for the first split if there is no `val`.
+      split: for example `train`; None for `val`, else the first other than `train`.
 
     Raises:
       UsageError: the folder holds no finished dataset.

@@ -231,7 +231,7 @@ SECTIONS = (
     section(
         "models",
         ("run", *_ANALYSES),
-        Flag("--eval_split", "SPLIT", "split to evaluate on (default: val, else the first split)"),
+        Flag("--eval_split", "SPLIT", "split to test on (default: val, else the first not train)"),
         choice(
             "--device",
             ("auto", "cpu", "cuda"),

@@ -157,6 +157,11 @@ def _print_summary(store: Store, released: ReleasedArchive, is_new: bool, second
     for split in dataset.manifest.config.split:
         for line in _background_lines(dataset, split):
             print(line)
+    if mixed_variants(dataset.manifest.config) and "only_bg_t" not in dataset.variants:
+        print(
+            "only_bg_t is missing, so backgrounds cannot be identified; intervals take each of "
+            "them for another one, and are too narrow where pictures share one"
+        )
     if released.ignored:
         print(f"not imported: {', '.join(released.ignored)}")
     print(f"time: {seconds:.1f} s" if is_new else "nothing to do: everything is up to date")

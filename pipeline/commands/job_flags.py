@@ -87,7 +87,7 @@ def evaluation_from_flags(
 
             check_model(model, weights)
             check_fit(model, taxonomy, weights)
-    split = arguments.eval_split or ("val" if "val" in config.split else config.split[0])
+    split = arguments.eval_split or config.eval_split
     if split not in config.split:
         raise UsageError(f"--eval_split {split}: the dataset has {', '.join(config.split)}")
     if arguments.batch_size is not None and arguments.batch_size < 1:

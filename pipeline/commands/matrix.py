@@ -76,6 +76,8 @@ def run_matrix(arguments: argparse.Namespace) -> int:
             check_architecture(name, pretrained=arguments.pretrained, weights=weights)
     for note in notes_of(dataset.manifest):
         print(note)
+    if plan.split != "val":
+        print(f"tested on split {plan.split}")
     torch.set_num_threads(usable_cores())
     started = time.monotonic()
     matrices, num_tested = make_matrices(plan, _trainers(plan, names, arguments))

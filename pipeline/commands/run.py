@@ -161,6 +161,8 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     # A recipe has decided on its images.
     may_advise = not (job and job.recipe)
     print(describe_dataset(dataset.manifest, counters, seconds, may_advise=may_advise))
+    for split in {work.evaluation.split for work in works.values()} - {"val"}:
+        print(f"tested on split {split}")
     if job and job.recipe:
         for line in describe_recipe(job.recipe.manifest, dataset.manifest, counters):
             print(f"recipe: {line}")

@@ -248,6 +248,12 @@ class DatasetConfig:
             raise ValueError(f"--images_per_shard must be at least 1: got {self.images_per_shard}")
 
     @property
+    def eval_split(self) -> str:
+        """The split to test on unless told otherwise: `val`, else the first other than `train`."""
+        others = [name for name in self.split if name != "train"]
+        return "val" if "val" in others else (others or self.split)[0]
+
+    @property
     def is_imported(self) -> bool:
         """Whether the dataset was imported, rather than made here."""
         return self.origin == "imported"

@@ -14,7 +14,7 @@ import itertools
 import tarfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Self, TypeVar
 
 import pyarrow as pa
@@ -85,14 +85,7 @@ class Dataset:
         """Opens a dataset folder. Raises UsageError if it holds no finished dataset."""
         manifest = read_manifest(store)
         if manifest is None:
-            if store.exists(""):
-                raise UsageError(f"{store.root} is a file; give the folder of a dataset")
-            cause = (
-                f"{store.root} holds no finished dataset: there is no {store.path(MANIFEST)}"
-                if store.has_folder("")
-                else f"{store.root} does not exist"
-            )
-            raise UsageError(f"{cause}. Make a dataset with: in9 generate --output {store.root}")
+            raise UsageError(_no_dataset(store))
         return cls(store, manifest)
 
     @property
@@ -263,6 +256,24 @@ class Dataset:
         if "parquet" in self.manifest.config.compose.formats:
             return parquet_file(variant, split, shard, self.manifest.shards[split].output)
         return webdataset_file(variant, split, shard)
+
+
+def _no_dataset(store: Store) -> str:
+    """Says why a path is no dataset, and which command makes one from it."""
+    is_archive = not {".tar", ".tgz"}.isdisjoint(PurePath(store.root).suffixes)
+    if store.has_folder("original/val") or (is_archive and store.exists("")):
+        return (
+            f"{store.root} holds no finished dataset; from data in the released layout, make one "
+            f"with: in9 import --from {store.root} --output released"
+        )
+    if store.exists(""):
+        return f"{store.root} is a file; give the folder of a dataset"
+    cause = (
+        f"{store.root} holds no finished dataset: there is no {store.path(MANIFEST)}"
+        if store.has_folder("")
+        else f"{store.root} does not exist"
+    )
+    return f"{cause}. Make a dataset with: in9 generate --output {store.root}"
 
 
 def read_parquet(store: Store, path: str) -> Iterator[Sample]:

@@ -54,8 +54,7 @@ class DatasetReader(Sequence[Example]):
     def open(cls, path: str, variant: str | None, split: str | None) -> Self:
         """Opens a dataset; arguments and errors are those of `in9.open_dataset`."""
         dataset = Dataset.open(reading_store(path))
-        splits = dataset.manifest.config.split
-        default = "val" if "val" in splits else splits[0]
+        default = dataset.manifest.config.eval_split
         return cls(dataset, dataset.variants[0], default).select(variant, split)
 
     @property

@@ -12,6 +12,8 @@ import dataclasses
 import enum
 import io
 import math
+import os
+import re
 import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +27,7 @@ from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError
 from pipeline.evaluate.results import Answers, ModelRun, Trained
 from pipeline.models.answers import has_network
+from pipeline.storage.store import Store
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.intervals import CONFIDENCE, level_of
 from transforms.scoring import PAPER_RULE
@@ -181,6 +184,8 @@ class Evidence(Results):
 
 
 _EXAMPLE = "efficientnet_lite0"
+_OF_FILE = re.compile(r"([^=:]*=|onnx:|hf:|open_clip:(?:[^:]*:)?)([^/].*)")
+"""An entry of `--models` that may name a file by a relative path, which is the second group."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +208,8 @@ class Panel:
       needs_backgrounds: whether the section needs images that were cut into foreground and
         background.
       needs_imagenet9: whether the section makes sense only for the classes of ImageNet-9.
+      needs_layers: whether the command composes from layers, which imports have not.
+      needs_variants: variants that the command needs.
     """
 
     id: str
@@ -217,22 +224,42 @@ class Panel:
     needs: str = ""
     needs_backgrounds: bool = True
     needs_imagenet9: bool = False
+    needs_layers: bool = False
+    needs_variants: tuple[str, ...] = ()
 
     def applies(self, evidence: Evidence) -> bool:
-        """Returns whether the panel can say anything about these images and classes."""
-        if self.needs_backgrounds and evidence.dataset.manifest.config.segment.keeps_image_whole:
-            return False
-        return evidence.dataset.is_imagenet9 or not self.needs_imagenet9
+        """Returns whether the command gives the panel content on these images and classes."""
+        dataset, config = evidence.dataset, evidence.dataset.manifest.config
+        is_lacking = (
+            self.needs_backgrounds and config.segment.keeps_image_whole,
+            self.needs_imagenet9 and not dataset.is_imagenet9,
+            self.needs_layers and (config.is_imported or config.layers == "drop"),
+            not set(self.needs_variants).issubset(dataset.variants),
+        )
+        return not any(is_lacking)
 
 
-def with_models(command: str, models: Iterable[str]) -> str:
-    """Returns a command with the names of models in place of MODELS.
+def with_models(command: str, evidence: Evidence) -> str:
+    """Returns a command for the models of the page, to run in the dataset's folder.
 
+    In place of MODELS are their names, and the part of the images that all of them were tested on.
     Those that only have answers are left out. If there are no others, a model that needs no
     download stands in.
     """
-    names = ",".join(model for model in models if has_network(model))
-    return command.replace("MODELS", shlex.quote(names or _EXAMPLE))
+    store = evidence.dataset.store
+    runs = [answers for model, answers in evidence.answered if has_network(model.model)]
+    names = ",".join(dict.fromkeys(_seen_from(store, run.model) for run in runs))
+    shares = {run.evaluation.holdout for run in runs}
+    holdout = f" --holdout {max(shares):g}" if len(shares) == 1 and max(shares) else ""
+    return command.replace("MODELS", shlex.quote(names or _EXAMPLE) + holdout)
+
+
+def _seen_from(store: Store, entry: str) -> str:
+    """Returns an entry of `--models` whose file, if it has one, is found from a folder, too."""
+    match = _OF_FILE.match(entry)
+    if match is None or store.is_remote or not os.path.exists(match[2]):
+        return entry
+    return match[1] + os.path.relpath(match[2], store.root)
 
 
 Estimate = tuple[float, float, float]

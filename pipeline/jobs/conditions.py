@@ -26,6 +26,8 @@ from pipeline.analyses.evaluation.baseline import (
     baseline_or_reason,
     choose_baseline,
     find_baseline,
+    kept_baseline,
+    known_names,
     models_named,
     open_baseline,
 )
@@ -39,9 +41,10 @@ from pipeline.analyses.evaluation.results import Summary, without_rule
 from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import Verdict, decide
-from pipeline.errors import JobError, UsageError, escaped
+from pipeline.errors import JobError, UsageError, escaped, escaped_line
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.results import RunSettings, read_failures
+from pipeline.models.expand import split_labels
 from pipeline.storage.files import absolute
 from pipeline.storage.store import Store
 from transforms.intervals import level_of
@@ -173,7 +176,8 @@ class Gate:
 
     Attributes:
       conditions: conditions of `--fail_if`.
-      baseline: value of `--baseline`, a folder as an absolute path; None if none was given.
+      baseline: value of `--baseline`, a folder as an absolute path; if a condition names a baseline
+        and none was given, the one kept from an earlier command; else None.
       fails_if_open: whether a job with an open condition fails.
       evaluation: the models of the job; None to judge all models that have results.
     """
@@ -218,17 +222,22 @@ def gate_from_flags(
         missing or names no model.
     """
     conditions = parse_conditions(arguments.fail_if, variants)
-    name, entries = arguments.baseline, evaluation.entries if evaluation else ()
+    entries = evaluation.entries if evaluation else ()
+    labels = split_labels(getattr(arguments, "models", None) or ())[1]
+    name = _without_label(arguments.baseline, labels)
     against = [condition.text for condition in conditions if condition.names_baseline]
     if against and name is None:
-        raise UsageError(
-            f"--fail_if {against[0]!r}: add --baseline, a model or a folder of its results"
-        )
+        name = kept_baseline(store)
+        if name is None:
+            raise UsageError(
+                f"--fail_if {against[0]!r}: add --baseline, a model or a folder of its results"
+            )
     if name is not None and name not in entries and not models_named(store, name):
         if not Store.at(name).has_folder(""):
+            known = dict.fromkeys([*labels.values(), *entries, *known_names(store)])
             raise UsageError(
                 f"--baseline {name} is no entry of --models, no folder, and no model that "
-                f"{store.root} has results of"
+                f"{store.root} has results of; known: {', '.join(known) or 'none'}"
             )
         name = absolute(name)
     gate = Gate(conditions, name, arguments.if_open == "fail", evaluation)
@@ -239,6 +248,18 @@ def gate_from_flags(
         else:
             find_baseline(Dataset.open(store), name, gate.settings)
     return gate
+
+
+def _without_label(name: str | None, labels: Mapping[str, str]) -> str | None:
+    """Returns the entry that `--baseline` names by its label, or together with it; else its value.
+
+    Args:
+      name: value of `--baseline`.
+      labels: label by entry of `--models`.
+    """
+    by_label = {label: entry for entry, label in labels.items()}
+    entry = by_label.get(name or "") or (name or "").partition(":=")[2]
+    return escaped_line(entry) if entry else name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -392,7 +413,11 @@ def _judge(
         None,
     )
     if found is None:
-        common = f" in common with the baseline {against.name}" if against else ""
+        common = (
+            f" to compare with the baseline {against.name}: {against.unlike(summary)}"
+            if against
+            else ""
+        )
         whose = (not against and without_rule([summary], rule)) or summary.name
         return Judgement(
             condition.text, summary.name, reason=f"{whose} has no {condition.measure}{common}"

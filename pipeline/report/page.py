@@ -144,11 +144,17 @@ class CheckedClaim:
 def check_claims(evidence: Evidence) -> tuple[CheckedClaim, ...]:
     """Judges every claim by the results.
 
-    Returns none if the pictures or classes are not those that the claims are about.
+    Returns none if the pictures or classes are not those that the claims are about. The claims of
+    an analysis that this dataset cannot have are left out.
     """
     if not evidence.dataset.is_comparable:
         return ()
-    claims = [claim for analysis in ANALYSES for claim in analysis.parts.claims]
+    claims = [
+        claim
+        for analysis in ANALYSES
+        if all(panel.applies(evidence) for panel in analysis.parts.panels)
+        for claim in analysis.parts.claims
+    ]
     return tuple(_check(claim, evidence) for claim in sorted(claims, key=lambda claim: claim.place))
 
 
@@ -160,7 +166,7 @@ def _check(claim: Claim, evidence: Evidence) -> CheckedClaim:
         counts = Counter(finding.verdict for finding in findings)
         first, *others = (f"{each} for {counts[each]}" for each in Verdict if counts[each])
         words = ", ".join((f"{first} of {len(findings)} {claim.of}", *others))
-    command = with_models(claim.command, [model.model for model, _ in evidence.answered])
+    command = with_models(claim.command, evidence)
     return CheckedClaim(claim, verdict, words, findings, command)
 
 
@@ -215,10 +221,9 @@ def find_not_run(
         if not one.findings:
             waiting.setdefault(one.command, []).append(one.claim)
     not_run = []
-    evaluated = [model.model for model, _ in evidence.answered]
     for panel in PANELS:
         if panel.answers and panel.id not in filled and panel.applies(evidence):
-            command = with_models(panel.command, evaluated)
+            command = with_models(panel.command, evidence)
             claims = [claim.text for claim in waiting.pop(command, ())]
             not_run.append(NotRun(panel.answers, command, panel.needs, claims))
     for command, unjudged in waiting.items():

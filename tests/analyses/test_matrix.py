@@ -189,6 +189,10 @@ def test_a_cell_is_what_evaluate_says_of_the_checkpoint(evaluated: Path) -> None
         for column in ("n", "correct", "accuracy", "ci_low", "weights_sha256"):
             assert summary[variant][column] == cells[variant][column], (variant, column)
     assert {row["overlap"] for row in summary.values()} == {"0"}
+    # The head of the page says on how many images of the dataset its figures are.
+    page = (evaluated / "report.html").read_text()
+    images, half = (f"{n} images of split val" for n in (18, summary["original"]["n"]))
+    assert f"Tested on {images}, {half} (--holdout 0.5)</p>" in page
     (gap,) = [
         row
         for row in table_of(evaluated, "gaps")

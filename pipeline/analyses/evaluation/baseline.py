@@ -91,6 +91,18 @@ class Baseline:
         """Returns the first of a model's label rules that the baseline has, too; None if none."""
         return next((rule for rule in label_rules if rule in self.correct), None)
 
+    def unlike(self, summary: Summary) -> str:
+        """Says why a model has no difference from it, though both have results."""
+        if self.common_rule(summary.label_rules) is None:
+            return "they have no label rule in common"
+        if summary.tested_on != self.run.tested_on:
+            tested, other = (_tested_on(*one.tested_on) for one in (summary, self.run))
+            return f"it was tested on {tested}, the baseline on {other}"
+        return (
+            "they lack predictions on the same variants by the same label rule; if another process "
+            "is just replacing results, in9 report compares them later"
+        )
+
     def measure(
         self, models: ModelsOnSameImages, summary: Summary, rule: str, quantity: str
     ) -> Measured | None:
@@ -101,6 +113,11 @@ class Baseline:
         if summary.tested_on != self.run.tested_on:
             return None
         return models.measure(quantity, summary, rule, self.correct.get(rule, {}))
+
+
+def _tested_on(split: str, holdout: float) -> str:
+    """Names the images of a test, such as `split val with --holdout 0.5`."""
+    return f"split {split} with --holdout {holdout:g}" if holdout else f"all of split {split}"
 
 
 def open_results(flag: str, folder: str) -> tuple[Dataset, list[Evaluated]]:
@@ -184,17 +201,22 @@ def _runs(store: Store) -> list[Evaluated]:
     return [run for run in read_results(store, "model", Evaluated) if not run.matrix]
 
 
+def known_names(store: Store) -> list[str]:
+    """Returns the names, as in tables, of the models that a dataset folder has results of."""
+    return [run.name for run in _runs(store)]
+
+
 def models_named(store: Store, name: str, settings: RunSettings | None = None) -> list[Evaluated]:
     """Returns the models of a dataset folder that a name means.
 
     Args:
       store: the dataset folder.
-      name: a model's entry of `--models`, or its name, with its settings or without.
+      name: a model's entry of `--models`, or its name or label, with its settings or without.
       settings: the settings of a job. A model that was run with them takes precedence; next comes
         the one that has this name, settings included, in tables.
     """
     runs = _runs(store)
-    by_entry = [run for run in runs if name in (run.entry, run.model)]
+    by_entry = [run for run in runs if name in (run.entry, run.model, run.title)]
     return (
         [run for run in by_entry if pick(RunSettings, run.evaluation) == settings]
         or [run for run in runs if name in (run.name, run.folder)]
@@ -224,7 +246,8 @@ def open_baseline(
         if store.is_remote and not is_remote(where.store.root):
             raise UsageError(f"--baseline {name} must be in gs://, like the dataset")
     if len(runs) != 1:
-        names = ", ".join(run.name for run in runs or _runs(where.store if where else store))
+        known = known_names(where.store if where else store)
+        names = ", ".join([run.name for run in runs] or known)
         found = f"means {len(runs)} models:" if runs else "names no model; known:"
         raise UsageError(f"--baseline {name} {found} {names or 'none'}")
     return where, runs[0]
@@ -306,6 +329,15 @@ def chosen_baseline(dataset: Dataset) -> Baseline | str | None:
     return baseline_or_reason(
         dataset, choice.baseline, choice.settings or None, was_run=bool(choice.settings)
     )
+
+
+def kept_baseline(store: Store) -> str | None:
+    """Returns the choice of an earlier command, as a value of `--baseline`; None if none was made.
+
+    It is as in `Choice`.
+    """
+    choice = read_result(store, CHOICE, Choice)
+    return choice.baseline if choice else None
 
 
 class BaselineRow(Struct, frozen=True, kw_only=True):
@@ -441,10 +473,7 @@ def describe_baseline(dataset: Dataset, summaries: Sequence[Summary]) -> Iterato
         yield "* differs from the baseline (Holm's adjustment over the models, 5 %)"
     for one in summaries:
         if one.name not in rows and not baseline.is_same(one):
-            yield (
-                f"not compared with the baseline: {one.name}, as they have no "
-                f"{'pictures' if baseline.common_rule(one.label_rules) else 'label rule'} in common"
-            )
+            yield f"not compared with the baseline: {one.name}, as {baseline.unlike(one)}"
 
 
 def _cell(row: BaselineRow | None) -> str:

@@ -60,7 +60,7 @@ Evaluated = tuple[ModelResults, Summary]
 def shown_models(evidence: Evidence) -> tuple[str, tuple[Evaluated, ...]]:
     """Returns the split that images are chosen from, and the models evaluated on it."""
     models = evidence.models_with(Summary)
-    split = models[0][1].evaluation.split if models else evidence.dataset.manifest.config.split[0]
+    split = models[0][1].evaluation.split if models else evidence.dataset.manifest.config.eval_split
     return split, tuple(one for one in models if one[1].evaluation.split == split)
 
 

@@ -249,6 +249,8 @@ class Accuracy:
 
     Attributes:
       headline: the tables.
+      tested: the parts of the dataset that models were tested on, in words; empty if all of them
+        were tested on the whole dataset.
       gaps: (name of the model, its BG-Gap) of each model that has one.
       reading: what the intervals of BG-Gap show, in words.
       tiles: (variant, (lowest, highest accuracy)) of the variants at the head of the page.
@@ -262,6 +264,7 @@ class Accuracy:
     """
 
     headline: Headline
+    tested: Sequence[str]
     gaps: Sequence[tuple[str, HeadlineCell]]
     reading: str
     tiles: Sequence[tuple[str, tuple[float, float]]]
@@ -291,13 +294,20 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> Accuracy | None:
         if (cell := row.cells[GAP]).value is not None
     ]
     baseline = chosen_baseline(evidence.dataset)
-    counts = [row.n for _, summary in evaluated for row in summary.accuracy]
+    counts = {one.tested_on: max(r.n for r in one.accuracy) for _, one in evaluated if one.accuracy}
+    manifest = evidence.dataset.manifest
+    tested = [
+        f"{n:,} {manifest.counted_noun} of split {split}"
+        + (f" (--holdout {holdout:g})" if holdout else "")
+        for (split, holdout), n in sorted(counts.items())
+    ]
     draws = [row.seed_sd or 0 for _, summary in evaluated for row in summary.accuracy]
     draws += [row.seed_sd or 0 for _, summary in evaluated for row in summary.gaps]
     return Accuracy(
         headline=headline,
+        tested=tested if counts.keys() != {(split, 0) for split in manifest.images} else (),
         gaps=gaps,
-        reading=reading([cell for _, cell in gaps], f"these {max(counts):,} images")
+        reading=reading([cell for _, cell in gaps], f"these {max(counts.values()):,} images")
         if gaps
         else "",
         tiles=[

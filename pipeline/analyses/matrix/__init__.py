@@ -38,7 +38,9 @@ MATRIX = Analysis(
                 type=comma_separated,
             ),
             Flag("--train_split", "NAME", "split to train on (default: train)"),
-            Flag("--eval_split", "NAME", "split to test on (default: val)"),
+            Flag(
+                "--eval_split", "NAME", "split to test on (default: val, else the first not train)"
+            ),
             Flag(
                 "--holdout",
                 "X",

@@ -156,7 +156,7 @@ def make_plan(
     splits = dataset.manifest.config.split
     if not 0 <= share < 1:
         raise UsageError(f"--holdout must be a fraction, at least 0 and less than 1: got {share:g}")
-    test_split = split or ("val" if "val" in splits else splits[0])
+    test_split = split or dataset.manifest.config.eval_split
     trained_split = train_split or (test_split if share else "train")
     if share and trained_split != test_split:
         raise UsageError(

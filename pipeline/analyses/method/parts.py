@@ -41,6 +41,8 @@ class MethodParts(Parts):
             ],
             answers="How much of BG-Gap comes from how pictures are made",
             command="in9 method --dataset . --models MODELS",
+            needs_layers=True,
+            needs_variants=PAIRS,
         ),
     )
 

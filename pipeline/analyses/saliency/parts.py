@@ -166,6 +166,7 @@ SALIENCY = Panel(
     make=make_saliency,
     answers="How much of what decides an answer lies on the foreground",
     command=COMMAND,
+    needs_variants=("original", "fg_mask"),
 )
 
 
