@@ -172,6 +172,12 @@ def read_answers(entry: str, taxonomy: Taxonomy) -> GivenAnswers:
     return _read(path, stamp, taxonomy)
 
 
+@functools.cache
+def _tell_empty(path: str, stamp: str, count: int) -> None:
+    """Prints how many answers of a file are empty, once, though a job may read it several times."""
+    print(f"{path}: {counted(count, 'empty answer')}, none of the classes", file=sys.stderr)
+
+
 @functools.lru_cache(1)
 def _read(path: str, stamp: str, taxonomy: Taxonomy) -> GivenAnswers:
     flag = f"--models {PREFIX}"
@@ -204,7 +210,7 @@ def _read(path: str, stamp: str, taxonomy: Taxonomy) -> GivenAnswers:
     with files_of(path).open(path) as file:
         sha256 = hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
     if empty:
-        print(f"{path}: {counted(empty, 'empty answer')}, none of the classes", file=sys.stderr)
+        _tell_empty(path, stamp, empty)
     return dataclasses.replace(
         writer.finish(path, kind, taxonomy), sha256=sha256, dataset=datasets.pop()
     )
