@@ -177,8 +177,14 @@ def _table_of(entry: str) -> str:
     return path
 
 
+@functools.cache
+def _tell_empty(path: str, stamp: str | None, count: int) -> None:
+    """Prints how many answers of a file are empty, once, though a job may read it several times."""
+    print(f"{path}: {counted(count, 'empty answer')}, none of the classes", file=sys.stderr)
+
+
 @functools.lru_cache(1)
-def _read(path: str, _: str | None, taxonomy: Taxonomy) -> GivenAnswers:
+def _read(path: str, stamp: str | None, taxonomy: Taxonomy) -> GivenAnswers:
     flag = f"--models {PREFIX}"
     columns = set(column_names(path, flag))
     kinds = [kind for kind in get_args(AnswerKind) if kind in columns]
@@ -209,7 +215,7 @@ def _read(path: str, _: str | None, taxonomy: Taxonomy) -> GivenAnswers:
     with files_of(path).open(path) as file:
         sha256 = hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
     if empty:
-        print(f"{path}: {counted(empty, 'empty answer')}, none of the classes", file=sys.stderr)
+        _tell_empty(path, stamp, empty)
     return dataclasses.replace(writer.finish(path, kind, taxonomy), sha256=sha256)
 
 

@@ -399,7 +399,12 @@ def test_a_row_without_its_answer_is_named_and_empty_ones_are_counted(
     with pytest.raises(UsageError, match=f"line 2, column {kind}: it is missing"):
         read_answers(f"answers:{file}", imagenet9())
     file = write(tmp_path / "b.jsonl", rows[:1])
-    read_answers(f"answers:{file}", imagenet9())
+    other = write(
+        tmp_path / "c.jsonl", [{**rows[0], kind: [1.0] * 1000 if kind == "scores" else 0}]
+    )
+    # A job of several files reads each of them several times.
+    for path in (file, other, file):
+        read_answers(f"answers:{path}", imagenet9())
     told = "" if kind == "scores" else f"{file}: 1 empty answer, none of the classes\n"
     assert capsys.readouterr().err == told
 
