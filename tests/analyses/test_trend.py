@@ -302,7 +302,7 @@ def test_top1_is_the_models_own_on_the_whole_picture(
     broken.write_bytes(b"more junk")
     with pytest.raises(OSError, match=r"_broken\.JPEG has changed while it was read"):
         RunModels(work).process(Block(0, 0))
-    with pytest.raises(UsageError, match=r"--imagenet .*nowhere is not a folder"):
+    with pytest.raises(UsageError, match=r"--imagenet .*nowhere does not exist"):
         list_imagenet(str(tmp_path / "nowhere"), imagenet9())
 
 
