@@ -198,7 +198,7 @@ def main() -> None:
                 setting = dataclasses.replace(setting, predict=predict)
                 name = f"{stage}, {setting.name}"
                 if compiled and (missing := missing_to_compile(device == "cuda")):
-                    row(name, "not compiled", f"there is no {missing}")
+                    row(name, "not compiled", f"missing: {missing}")
                     continue
                 result = pool.submit(measure, stage, setting).result()
                 rates = (f"{result.rate:.1f}", f"{result.bare:.1f}")

@@ -138,7 +138,7 @@ def measure_agreement(setting: Setting) -> None:
             row(name, "not measured", "this device computes fp32")
             continue
         if compiled and missing:
-            row(name, "not compiled", f"there is no {missing}")
+            row(name, "not compiled", f"missing: {missing}")
             continue
         table = answers(precision, compiled)
         equal = pc.sum(pc.equal(table["output"], exact["output"])).as_py()
