@@ -314,4 +314,4 @@ class Cutter:
 
 def announce() -> None:
     """Tells the user why nothing seems to happen at first."""
-    print("Compiling GrabCut, once for this installation (about half a minute) ...", file=sys.stderr)
+    print("Compiling GrabCut, once per installation (half a minute) ...", file=sys.stderr)
