@@ -91,10 +91,11 @@ def evaluate_model(
 
     Raises:
       UsageError: the folder holds no finished dataset, the split no pictures, `predict` returns
-        something else, or the module cannot be copied.
+        something else or is a function with `preprocessing`, or the module cannot be copied.
       TypeError: `predict` is neither a function nor a module.
       ValueError: the number of outputs fits neither the classes nor the superclasses.
-      JobError, ModelError: a picture cannot be decoded, or the module fails.
+      JobError, ModelError: a picture cannot be decoded, a setting of `preprocessing` is wrong, or
+        the module fails.
       Exception: any exception of `predict`.
     """
     _check_packages()

@@ -168,9 +168,11 @@ def _check(dataset: Dataset, target: Store, *, is_ours: bool) -> None:
 def _without_work_folder(target: Store) -> Iterator[None]:
     """Leaves no work folder, unless there was one, in the user's folder that gets a single file."""
     had_one = target.has_folder(WORK_FOLDER)
-    yield
-    if not had_one:
-        target.prune(WORK_FOLDER)
+    try:
+        yield
+    finally:
+        if not had_one:
+            target.prune(WORK_FOLDER)
 
 
 def _notes(dataset: Dataset, labels: set[int], is_remote: bool) -> list[str]:

@@ -102,9 +102,9 @@ def _content(manifest: Manifest, name: str, text: str, licence: str, cite: str) 
     # Croissant tells persons from organisations. Several people are an organisation, so that a name
     # is never that of too few.
     creator = {"@type": "sc:Organization", "name": about.creator, place: about.contact}
-    bases = [{"name": PAPER, "url": PAPER_URL}] + has_imagenet_classes(manifest) * [
-        {"name": "ImageNet", "description": "source of the classes"}
-    ]
+    bases = [{"name": PAPER, "url": PAPER_URL}]
+    if has_imagenet_classes(manifest):
+        bases.append({"name": "ImageNet", "description": "source of the classes"})
     sheet = {
         f"rai:{name}": " ".join(texts) if name in _SINGLE else _unboxed(texts)
         for name, texts in datasheet(manifest).items()

@@ -230,13 +230,13 @@ class Panel:
     def applies(self, evidence: Evidence) -> bool:
         """Returns whether the command gives the panel content on these images and classes."""
         dataset, config = evidence.dataset, evidence.dataset.manifest.config
-        is_lacking = (
+        lacks = (
             self.needs_backgrounds and config.segment.keeps_image_whole,
             self.needs_imagenet9 and not dataset.is_imagenet9,
             self.needs_layers and (config.is_imported or config.layers == "drop"),
             not set(self.needs_variants).issubset(dataset.variants),
         )
-        return not any(is_lacking)
+        return not any(lacks)
 
 
 def with_models(command: str, evidence: Evidence) -> str:
@@ -255,7 +255,7 @@ def with_models(command: str, evidence: Evidence) -> str:
 
 
 def _seen_from(store: Store, entry: str) -> str:
-    """Returns an entry of `--models` whose file, if it has one, is found from a folder, too."""
+    """Returns an entry of `--models` whose file, if found from here, is found from a folder."""
     match = _OF_FILE.match(entry)
     if match is None or store.is_remote or not os.path.exists(match[2]):
         return entry

@@ -257,7 +257,7 @@ def deal_guarded(
     return map(_MAKE, sorted(shards, key=lambda shard: -len(shard.rows)))
 
 
-_MAKE = timed("list")(ListedShard.make)
+_MAKE = timed("list")(ListedShard.packed)
 
 
 class IdentifySources(JobStep):

@@ -236,6 +236,7 @@ def list_images(
     """
     passed_over: Counter[str] = Counter()
     classes: Counter[str] = Counter()
+    others: set[str] = set()
 
     def listed() -> Iterator[SourceImage]:
         index = index_annotations(layout.annotations)
@@ -248,8 +249,9 @@ def list_images(
                 annotation, md5 = file.path, file.md5
             wnid = image.wnid or annotated_wnid(annotation)
             label = taxonomy.label_of(wnid)
-            is_named = taxonomy.holds(wnid) or wnid in classes or len(classes) < MAX_NAMES
-            classes[wnid if is_named else ""] += 1
+            if not taxonomy.holds(wnid) and len(others) < MAX_NAMES:
+                others.add(wnid)
+            classes[wnid if wnid in others or taxonomy.holds(wnid) else ""] += 1
             if label == OUTSIDE and wnid:
                 passed_over["outside"] += 1
                 continue

@@ -182,7 +182,8 @@ class ExportPlan:
         """Returns the path of a shard's record.
 
         Another state of the dataset has another record. So what an earlier export wrote stays known
-        until `_sweep` has removed it, even if this export is killed.
+        until `_sweep` has removed it, even if this export is killed; but not what it wrote of a
+        shard in whose middle it was killed.
         """
         files = self.dataset.shard_files(self.split, shard, self.dataset.variants)
         names = [self.dataset.taxonomy.names, sorted(self.clashes)]

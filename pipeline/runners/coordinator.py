@@ -78,6 +78,8 @@ class _Worker(worker_handlers.GrpcWorkerHandler):
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self.has_come = self.is_busy = self.is_closing = False
         self.end = self.last_line = ""
+        # Beam also closes workers that could not be started.
+        self._stop: Callable[[int], object] = lambda _: None
         super().__init__(*arguments)
         # Beam's ids are numbers that anybody can guess.
         self.worker_id = secrets.token_hex()

@@ -612,6 +612,21 @@ def test_a_label_names_a_baseline_under_the_settings_of_the_job(
     assert models_named(Store(str(output)), "prod")[0].title == "prod"
 
 
+def test_a_kept_baseline_is_the_same_run_under_other_settings_of_a_job(
+    compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = Path(shutil.copytree(compared, tmp_path / "out"))
+    run_here("report", "--dataset", output, "--pictures", "none", "--baseline", entries("first"))
+    chosen = (output / "results" / "baseline.json").read_text()
+    capsys.readouterr()
+    job = ("evaluate", "--dataset", output, "--models", entries("first", "second"), *ONE)
+    condition = ("--pictures", "none", "--fail_if", "bg_gap>baseline+1")
+    run_here(*job, *condition, "--holdout", 0.7, code=1)
+    printed = capsys.readouterr()
+    assert "the baseline on all of split val" in printed.out + printed.err
+    assert json.loads((output / "results" / "baseline.json").read_text()) == json.loads(chosen)
+
+
 def test_the_best_models_are_marked(compared: Path) -> None:
     pairs = {
         (frozenset((row["first"], row["second"])), row["label_rule"], row["variant"]): row

@@ -334,10 +334,14 @@ def chosen_baseline(dataset: Dataset) -> Baseline | str | None:
 def kept_baseline(store: Store) -> str | None:
     """Returns the choice of an earlier command, as a value of `--baseline`; None if none was made.
 
-    It is as in `Choice`.
+    It is as in `Choice`, but a folder is given as a path, because its name may also be that of a
+    model that a job runs under other settings.
     """
     choice = read_result(store, CHOICE, Choice)
-    return choice.baseline if choice else None
+    if choice is None or choice.settings or "/" in choice.baseline:
+        return choice.baseline if choice else None
+    folder = f"results/{choice.baseline}"
+    return store.path(folder) if store.has_folder(folder) else choice.baseline
 
 
 class BaselineRow(Struct, frozen=True, kw_only=True):
