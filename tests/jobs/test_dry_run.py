@@ -205,7 +205,7 @@ def test_a_dataset_that_does_not_fit_on_the_disk_is_foreseen(
     flags = ("generate", "--segmenter", "box", "--dry_run")
     assert "too little" not in run_small(*flags)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    printed = run_small(*flags)
+    printed = " ".join(run_small(*flags).split())
     assert "; 1 kB free, too little; free some space for " in printed
 
 
