@@ -473,7 +473,7 @@ def test_names_of_unknown_classes_are_counted_in_flat_memory(
     layout = find_layout(str(write_csv(tmp_path / "t.csv", rows)), None, "val")
     monkeypatch.setattr("pipeline.inputs.layout.MAX_NAMES", 3)
     taxonomy = Taxonomy(("x",), ("c1", "c5"), (0, OUTSIDE), ("", ""))
-    counted = {name: 2 for name in ("c0", "c1", "c2", "c3", "c5")}  # Two of them are known.
+    counted = dict.fromkeys(("c0", "c1", "c2", "c3", "c5"), 2)  # Two of them are known.
     assert list_images(layout, taxonomy)[2] == {**counted, "": 2}
 
 
