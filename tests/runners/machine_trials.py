@@ -183,9 +183,15 @@ def _segment(workers: int) -> float:
         job = GenerateJob(
             config, (layout,), imagenet9(), store, Progress.for_store(store), previous={}
         )
-        images, totals = list_split(job, layout)
-        totals = dataclasses.replace(totals, counts=ShardCounts(TIMES * len(images), 1))
-        shards = [listed.make() for listed in make_shards([*images] * TIMES, totals)]
+        listed, totals = list_split(job, layout)
+        # With keys of their own, because images of one key would share a shard.
+        images = [
+            dataclasses.replace(image, key=f"{image.key}_{time}")
+            for image in listed
+            for time in range(TIMES)
+        ]
+        totals = dataclasses.replace(totals, counts=ShardCounts(len(images), 1))
+        shards = [shard.make() for shard in make_shards(images, totals)]
         pipeline = beam.Pipeline(Coordinator(Workers(workers)))
         _ = pipeline | beam.Create(shards) | beam.Reshuffle() | beam.ParDo(SegmentShard(job))
         pipeline.run()
