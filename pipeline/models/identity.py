@@ -131,6 +131,21 @@ class Preprocessing:
         return result
 
 
+def own_settings(module: Any, num_outputs: int, taxonomy: Taxonomy) -> dict[str, Any]:
+    """Returns how a module of timm wants pictures, as settings for `Preprocessing.from_settings`.
+
+    There are none if timm has not made the module, and no mean and std if its outputs are the
+    superclasses of ImageNet-9, for which timm has no weights.
+    """
+    if not isinstance(getattr(module, "pretrained_cfg", None), Mapping):
+        return {}
+    from timm.data import resolve_model_data_config
+
+    config, nine_way = resolve_model_data_config(module), is_nine_way(num_outputs, taxonomy)
+    names = ("interpolation", "crop_pct", "crop_mode", *(() if nine_way else ("mean", "std")))
+    return {"input_size": config["input_size"][-1], **{name: config[name] for name in names}}
+
+
 def _are_channels(values: tuple[float, ...]) -> bool:
     return len(values) == 3 and all(map(math.isfinite, values))
 

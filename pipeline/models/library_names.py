@@ -20,7 +20,7 @@ from torchvision import models
 
 from pipeline.errors import JobError, UsageError
 from pipeline.models.checkpoint import SUFFIX, read_header, read_metadata, refuse_compressed
-from pipeline.models.identity import Origin, Preprocessing, is_nine_way
+from pipeline.models.identity import Origin, Preprocessing, own_settings
 from pipeline.models.source import (
     LoadedModel,
     Recipe,
@@ -33,7 +33,6 @@ from pipeline.models.source import (
     measured_model,
     module_with,
     refuse_without_answer,
-    timm_settings,
 )
 from pipeline.runtime.custom_functions import module_of
 from pipeline.storage.files import files_of
@@ -247,7 +246,7 @@ def timm_model(
     superclass of ImageNet-9 gets `IN9_MEAN` and `IN9_STD`.
     """
     num_outputs = int(module.num_classes)  # type: ignore[arg-type]
-    settings = timm_settings(module, is_nine_way(num_outputs, taxonomy))
+    settings = own_settings(module, num_outputs, taxonomy)
     settings["fixed_size"] = module.pretrained_cfg.get("fixed_input_size", False)  # type: ignore[operator,union-attr]
     return loaded_model(
         name=name,

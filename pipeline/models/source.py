@@ -25,13 +25,7 @@ import torch
 
 from pipeline.errors import JobError, UsageError, one_line, text_of
 from pipeline.models.answers import GivenAnswers
-from pipeline.models.identity import (
-    HUB_SECONDS,
-    ModelIdentity,
-    Origin,
-    Preprocessing,
-    is_nine_way,
-)
+from pipeline.models.identity import HUB_SECONDS, ModelIdentity, Origin, Preprocessing, own_settings
 from pipeline.storage.files import absolute, files_of
 from transforms.hashing import text_bytes
 from transforms.scoring import labels_of_outputs
@@ -128,9 +122,9 @@ def measured_model(
     parse = functools.partial(Preprocessing.from_settings, where=where, taxonomy=taxonomy)
     # Parsed twice: the size is checked before a forward pass, which tells the number of outputs,
     # which decides the default mean and std.
-    side = parse({**timm_settings(module), **settings}, num_outputs=0).input_size
+    side = parse({**own_settings(module, 0, taxonomy), **settings}, num_outputs=0).input_size
     num_outputs = count_outputs(name, module.eval(), side)
-    settings = {**timm_settings(module, is_nine_way(num_outputs, taxonomy)), **settings}
+    settings = {**own_settings(module, num_outputs, taxonomy), **settings}
     if "fixed_size" not in settings:
         settings = {**settings, "fixed_size": not takes_other_sizes(module, side)}
     return loaded_model(
@@ -143,21 +137,6 @@ def measured_model(
         recipe=recipe,
         weights_sha256=weights_sha256,
     )
-
-
-def timm_settings(module: torch.nn.Module, nine_way: bool = False) -> dict[str, Any]:
-    """Returns how a module of timm wants pictures, as settings for `Preprocessing.from_settings`.
-
-    There are none if timm has not made the module, and no mean and std if its outputs are the
-    superclasses of ImageNet-9, for which timm has no weights.
-    """
-    if not isinstance(getattr(module, "pretrained_cfg", None), Mapping):
-        return {}
-    from timm.data import resolve_model_data_config
-
-    config = resolve_model_data_config(module)
-    names = ("interpolation", "crop_pct", "crop_mode", *(() if nine_way else ("mean", "std")))
-    return {"input_size": config["input_size"][-1], **{name: config[name] for name in names}}
 
 
 def weights_hash(module: torch.nn.Module) -> str:
