@@ -242,16 +242,20 @@ class Panel:
 def with_models(command: str, evidence: Evidence) -> str:
     """Returns a command for the models of the page, to run in the dataset's folder.
 
-    In place of MODELS are their names, and the part of the images that all of them were tested on.
-    Those that only have answers are left out. If there are no others, a model that needs no
-    download stands in.
+    In place of MODELS are their names, and the split and part of its images that all of them were
+    tested on. Those that only have answers are left out. If there are no others, a model that needs
+    no download stands in.
     """
     store = evidence.dataset.store
     runs = [answers for model, answers in evidence.answered if has_network(model.model)]
     names = ",".join(dict.fromkeys(_seen_from(store, run.model) for run in runs))
-    shares = {run.evaluation.holdout for run in runs}
-    holdout = f" --holdout {max(shares):g}" if len(shares) == 1 and max(shares) else ""
-    return command.replace("MODELS", shlex.quote(names or _EXAMPLE) + holdout)
+    tested, flags = {(run.evaluation.split, run.evaluation.holdout) for run in runs}, ""
+    if len(tested) == 1:
+        ((split, holdout),) = tested
+        default = evidence.dataset.manifest.config.eval_split
+        flags += f" --eval_split {shlex.quote(split)}" if split != default else ""
+        flags += f" --holdout {holdout:g}" if holdout else ""
+    return command.replace("MODELS", shlex.quote(names or _EXAMPLE) + flags)
 
 
 def _seen_from(store: Store, entry: str) -> str:

@@ -272,6 +272,7 @@ class Judgement:
       verdict: the verdict; None if the condition could not be tested.
       reason: why it could not be tested; "" if it was.
       baseline: name of the baseline, if the condition names it; else "".
+      label_rule: label rule by which the measure was computed.
       value, ci_low, ci_high: the measure, or the difference from the baseline's, with the interval
         that decides.
       confidence: level of the interval.
@@ -288,6 +289,7 @@ class Judgement:
     verdict: Verdict | None = None
     reason: str = ""
     baseline: str = ""
+    label_rule: str = ""
     value: float | None = None
     ci_low: float | None = None
     ci_high: float | None = None
@@ -308,7 +310,7 @@ class Judgement:
             f"--fail_if {self.condition} {verb} for {self.model}: "
             f"{self.value:{'+' * bool(against)}.3f}{against}, "
             f"{100 * (self.confidence or 0):.4g} % interval [{self.ci_low:.3f}, "
-            f"{self.ci_high:.3f}], n = {self.n}"
+            f"{self.ci_high:.3f}], n = {self.n}, by {self.label_rule}"
         )
         if self.verdict is not Verdict.OPEN:
             return line
@@ -431,6 +433,7 @@ def _judge(
         summary.name,
         verdict,
         baseline=against.name if against else "",
+        label_rule=rule,
         value=found.value,
         ci_low=low,
         ci_high=high,

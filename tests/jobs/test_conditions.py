@@ -376,7 +376,7 @@ def test_the_job_ends_by_its_conditions(
     gap, low, high = (float(row[column]) for column in ("gap", "ci_low", "ci_high"))
     assert low < gap < high
     above, inside = f"bg_gap<{high + 0.001}", f"bg_gap>{gap - 0.001}"
-    interval = f"{gap:.3f}, 95 % interval [{low:.3f}, {high:.3f}], n = 70"
+    interval = f"{gap:.3f}, 95 % interval [{low:.3f}, {high:.3f}], n = 70, by argmax_then_map"
     (tmp_path / "junk.pth").write_bytes(b"junk")
     junk = f"resnet18={tmp_path / 'junk.pth'}"
     flags = ("evaluate", "--dataset", output, "--pictures", "none", "--models")

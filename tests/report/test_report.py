@@ -291,8 +291,9 @@ def test_only_commands_that_this_dataset_takes_are_recommended(
         commands = [one.command for one in find_not_run(evidence, (), check_claims(evidence))]
         return {command.split()[1]: command for command in commands}
 
-    def tested(model: str, holdout: float) -> Any:
-        fields = {"label_rules": ("mapped_only",), "evaluation": {"holdout": holdout}}
+    def tested(model: str, holdout: float, split: str = "val") -> Any:
+        evaluation = {"holdout": holdout, "split": split}
+        fields = {"label_rules": ("mapped_only",), "evaluation": evaluation}
         return of_model(model, made(Summary, model=model, **fields))
 
     own = waiting()
@@ -310,6 +311,8 @@ def test_only_commands_that_this_dataset_takes_are_recommended(
     assert half["attack"].endswith(" --models resnet18=../mine.pth,resnet18=/a.pth --holdout 0.5")
     mixed = waiting(tested("resnet18", 0.5), tested("resnet18", 0), tested("hf:mine", 0))
     assert mixed["attack"].endswith(" --models resnet18,hf:mine")
+    other = waiting(tested("resnet18", 0, "train"))
+    assert other["attack"].endswith(" --models resnet18 --eval_split train")
 
 
 def test_the_same_results_give_the_same_files(report_run: Path, tmp_path: Path) -> None:
