@@ -249,11 +249,12 @@ class Gap:
     seed_sd: float | None
 
 
-def gaps_of_pictures(correct: Correct, is_same: Correct) -> tuple[Floats, Floats]:
+def gaps_of_pictures(correct: Correct | Floats, is_same: Correct) -> tuple[Floats, Floats]:
     """Computes BG-Gap of any pictures of the two variants, and what each picture contributes.
 
     Args:
-      correct: (..., p) bool, whether the foreground of each picture is recognised.
+      correct: (..., p) bool, whether the foreground of each picture is recognised; or float64, the
+        share of models that recognise it.
       is_same: (p,) bool, True for pictures of `mixed_same`, False for those of `mixed_rand`; both
         occur.
 

@@ -69,11 +69,22 @@ def composed(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return made_once(tmp_path_factory, "method-composed", make)
 
 
-def predictions_of(output: Path) -> dict[tuple[str, ...], list[Any]]:
+@pytest.fixture(scope="module")
+def two_models(stored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of `stored` with the results of another model, too."""
+
+    def make(out: Path) -> None:
+        shutil.copytree(stored, out)
+        run_here(METHOD[0], "--models", "python:tiny_models:second", *METHOD[3:], out)
+
+    return made_once(tmp_path_factory, "method-two-models", make)
+
+
+def predictions_of(output: Path, model: str = "*") -> dict[tuple[str, ...], list[Any]]:
     columns = ("prediction", "bg_key", "output", "top1_score", "true_score")
     return {
         (row["label_rule"], row["variant"], row["key"]): [row[name] for name in columns]
-        for path in sorted(output.glob("results/*/method/*.parquet"))
+        for path in sorted(output.glob(f"results/{model}/method/*.parquet"))
         for row in pq.read_table(path).to_pylist()
     }
 
@@ -150,17 +161,26 @@ def test_a_row_is_the_difference_at_the_same_draws(stored: Path) -> None:
         assert (row["seed_sd"] != "") == (hole == "all")
 
 
-def test_intervals_and_p_values_are_of_the_pictures_units(stored: Path) -> None:
-    predicted, index = predictions_of(stored), {row["key"]: row for row in index_of(stored)}
+@pytest.mark.parametrize(
+    ("model", "folders"),
+    [("python:tiny_models:first", ["*first*"]), ("mean of 2 models", ["*first*", "*second*"])],
+)
+def test_intervals_and_p_values_are_of_the_pictures_units(
+    two_models: Path, model: str, folders: list[str]
+) -> None:
+    of_models = [predictions_of(two_models, folder) for folder in folders]
+    index = {row["key"]: row for row in index_of(two_models)}
     numbers = {key: number for number, key in enumerate(index)}
     rule = "mapped_only"
-    # By rendering, each picture in one order: (base, draw, key) -> whether it is right.
-    right: dict[str, dict[tuple[str, int, str], bool]] = {}
+    # By rendering, each picture in one order: (base, draw, key) -> share of models that are right.
+    right: dict[str, dict[tuple[str, int, str], float]] = {}
     backgrounds = {}
-    for (of_rule, name, key), (prediction, bg_key, *_) in sorted(predicted.items()):
+    for (of_rule, name, key), (_, bg_key, *_) in sorted(of_models[0].items()):
         if of_rule == rule:
             base, rendering, draw = parse_name(name)
-            right.setdefault(rendering, {})[base, draw, key] = index[key]["label"] == prediction
+            answers = [predicted[of_rule, name, key][0] for predicted in of_models]
+            share = answers.count(index[key]["label"]) / len(answers)
+            right.setdefault(rendering, {})[base, draw, key] = share
             backgrounds[base, draw, key] = bg_key
     pictures = sorted(backgrounds)
     roles = Roles.from_units(
@@ -186,8 +206,8 @@ def test_intervals_and_p_values_are_of_the_pictures_units(stored: Path) -> None:
     adjusted = holm(p_value(differences, variances, roles.units))
     rows = {
         row["rendering"]: row
-        for row in table_of(stored, "method")
-        if (row["label_rule"], row["hole"]) == (rule, "all")
+        for row in table_of(two_models, "method")
+        if (row["model"], row["label_rule"], row["hole"]) == (model, rule, "all")
     }
     columns = ("difference", "difference_low", "difference_high", "p_adjusted")
     for name, *expected in zip(RENDERINGS, differences, *bounds, adjusted, strict=True):
@@ -197,6 +217,25 @@ def test_intervals_and_p_values_are_of_the_pictures_units(stored: Path) -> None:
     assert low_high == pytest.approx([float(end) for end in own])
     # Not all of it is trivial.
     assert (variances > 0).any()
+
+
+def test_the_mean_of_models_stands_below_them(
+    two_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = Path(shutil.copytree(two_models, tmp_path / "out"))
+    names = ["python:tiny_models:first", "python:tiny_models:second", "mean of 2 models"]
+    capsys.readouterr()
+    run_here(METHOD[0], "--models", names[1], *METHOD[3:], output)
+    lines = capsys.readouterr().out.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("method: "))
+    assert [line.split("  ")[0] for line in lines[start + 1 : start + 4]] == names
+    write_all(output, "none")
+    assert names[2] in (output / "report.html").read_text()
+    latex = (output / "results" / "latex" / "method.tex").read_text()
+    assert latex.rindex("first") < latex.rindex("second") < latex.index(names[2])
+    # Models whose draws differ have no mean.
+    run_here(METHOD[0], "--models", names[1], *METHOD[3:], output, "--replicates", 1)
+    assert {row["model"] for row in table_of(output, "method")} == set(names[:2])
 
 
 @given(st.integers(0, 99), st.integers(1, 3), st.integers(2, 9))

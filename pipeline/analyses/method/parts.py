@@ -10,6 +10,7 @@ from pipeline.analyses.method.results import (
     PAIRS,
     MethodResult,
     read_method,
+    with_mean,
 )
 from pipeline.analyses.parts import Found, Parts
 from pipeline.dataset.config import DatasetConfig
@@ -24,6 +25,11 @@ from transforms.taxonomy import Taxonomy
 from transforms.variants import base_of
 
 
+def _shown(dataset: Dataset) -> list[MethodResult]:
+    """Returns the results of all models, and those of their mean."""
+    return with_mean(dataset, [one for one in read_method(dataset)[0] if one.rows])
+
+
 class MethodParts(Parts):
     """The parts of the method."""
 
@@ -36,9 +42,7 @@ class MethodParts(Parts):
             place=4,
             template="method/panel.html",
             title="Method",
-            make=lambda evidence, _: [
-                (model.name, one) for model, one in evidence.models_with(MethodResult) if one.rows
-            ],
+            make=lambda evidence, _: _shown(evidence.dataset),
             answers="How much of BG-Gap comes from how pictures are made",
             command="in9 method --dataset . --models MODELS",
             needs_layers=True,
@@ -110,7 +114,7 @@ class MethodParts(Parts):
 
     @override
     def write(self, dataset: Dataset, columns: Sequence[str]) -> None:
-        store, (results, _) = dataset.store, read_method(dataset)
+        store, results = dataset.store, _shown(dataset)
         if not results and not store.exists(f"results/{METHOD.name}.csv"):
             return
         METHOD.write(
@@ -144,7 +148,7 @@ class MethodParts(Parts):
 
     @override
     def lines(self, dataset: Dataset, work: PlannedAnalysis | None) -> Iterator[str]:
-        results = read_method(dataset)[0] if work else []
+        results = _shown(dataset) if work else []
         names = list(dict.fromkeys(name for one in results for name in one.headline))
         if names:
             yield aligned(

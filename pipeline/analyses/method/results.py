@@ -5,18 +5,32 @@ results/<model>/method.json                    the model, and its rows
 results/method.csv, results/latex/method.tex   tables of all models
 """
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated
 
-from msgspec import Meta, Struct
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from msgspec import UNSET, Meta, Struct
 
-from pipeline.dataset.folder import Dataset
+from pipeline.analyses.evaluation.comparisons import gap_draws, picture_roles
+from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.display.panel import Estimate, estimate_of
 from pipeline.display.table import Cell, OfModel, RunColumns, Table
-from pipeline.evaluate.predictions import read_current_results
-from pipeline.evaluate.results import PicturesResult
-from transforms.intervals import CONFIDENCE
-from transforms.renderings import COMMON, GAPS
-from transforms.variants import base_of
+from pipeline.evaluate.predictions import (
+    COLUMNS,
+    EvalImages,
+    predictions_in_table,
+    read_current_results,
+)
+from pipeline.evaluate.results import ModelRun, PicturesResult, RunSettings, pick
+from pipeline.storage.state_files import read_table
+from transforms.analysis import gaps_of_pictures
+from transforms.intervals import CONFIDENCE, holm
+from transforms.renderings import AGAINST, COMMON, GAPS
+from transforms.scoring import LABEL_RULES
+from transforms.two_way import difference_interval, p_value
+from transforms.variants import base_of, with_rendering, with_replicates
 
 PAIRS = ("mixed_same", "mixed_rand")
 """The variants whose accuracies BG-Gap compares."""
@@ -164,3 +178,136 @@ def stored_pairs(dataset: Dataset) -> tuple[str, ...]:
 def read_method(dataset: Dataset) -> tuple[list[MethodResult], list[str]]:
     """Reads method.json of all models: (results on the present pictures, names of other models)."""
     return read_current_results(dataset, "method", MethodResult, lambda _: stored_pairs(dataset))
+
+
+def with_mean(dataset: Dataset, results: Sequence[MethodResult]) -> list[MethodResult]:
+    """Adds the mean of all models that were run in the same way on the same pictures.
+
+    Its intervals are over images alone: the models are those that were chosen, not a sample.
+    """
+    alike: dict[object, list[MethodResult]] = {}
+    for one in results:
+        rows = [
+            (row.label_rule, row.rendering, row.of, row.replicates)
+            for row in one.rows
+            if row.rendering not in GAPS[1:]
+        ]
+        alike.setdefault((pick(RunSettings, one.evaluation), *rows), []).append(one)
+    return [*results, *(_mean(dataset, models) for models in alike.values() if len(models) > 1)]
+
+
+def _mean(dataset: Dataset, models: Sequence[MethodResult]) -> MethodResult:
+    renderings = {
+        row.rendering: row.of
+        for row in models[0].headline.values()
+        if row.rendering not in GAPS[1:]
+    }
+    return pick(
+        MethodResult,
+        models[0],
+        model=f"mean of {len(models)} models",
+        label=UNSET,
+        home=UNSET,
+        weights_sha256="",
+        rows=tuple(method_rows(dataset, models, models[0].rows[0].replicates, renderings)),
+    )
+
+
+def method_rows(
+    dataset: Dataset,
+    runs: Sequence[ModelRun],
+    replicates: int,
+    renderings: Mapping[str, str],
+    keys: Iterable[str] | None = None,
+) -> Iterator[MethodRow]:
+    """Compares the renderings of the same pictures, by stored predictions.
+
+    Args:
+      dataset: the dataset.
+      runs: the model; or several, whose figures are those of their mean: a picture counts with the
+        share of the models that are right on it.
+      replicates: number of draws.
+      renderings: for each rendering, the value of its column `of`; others are compared with the
+        first.
+      keys: keys of the images to use; None for all that the models were tested on.
+
+    Yields:
+      For all pictures and for each third of them by the share of the background's box, a row for
+      each rendering. There are none without pictures of both variants.
+    """
+    # The metadata of each shard differ, and tables with different metadata do not concatenate.
+    tables = [
+        pa.concat_tables(
+            read_table(dataset.store, path, COLUMNS).replace_schema_metadata()
+            for path in sorted(dataset.store.walk(f"results/{run.folder}/method"))
+        ).unify_dictionaries()
+        for run in runs
+    ]
+    images = EvalImages.read(dataset, *runs[0].tested_on)
+    if keys is not None:
+        images = images.select(np.isin(images.keys.to_pylist(), list(keys)))
+    draws = [name for each in gap_draws(with_replicates(PAIRS, replicates)) for name in each]
+    first, *_ = names = [
+        [with_rendering(name, "" if each == PAPER else each) for name in draws]
+        for each in renderings
+    ]
+    shares = {
+        row["key"]: (x1 - x0) * (y1 - y0) / dataset.manifest.config.segment.image_size**2
+        for row in selected_rows(dataset, runs[0].evaluation.split)
+        for x0, y0, x1, y1 in [row["box"]]
+    }
+    shown = tables[0].filter(pc.is_in(tables[0]["variant"].cast(pa.string()), pa.array(first)))
+    holes_of = {
+        (row["variant"], row["fg_key"]): shares[row["bg_key"]]
+        for row in shown.select(["variant", "fg_key", "bg_key"]).to_pylist()
+    }
+    holes = np.asarray([holes_of[name, key] for name in first for key in images.keys.to_pylist()])
+    thirds = np.searchsorted(np.quantile(holes, [1 / 3, 2 / 3]), holes) if len(holes) else holes
+    flat = [name for each in names for name in each]
+    models = [predictions_in_table(table, images, flat, tuple(LABEL_RULES)) for table in tables]
+    for rule, predictions in models[0].by_rule.items():
+        of_models = [
+            [[one.by_rule[rule].correct(name) for name in each] for each in names] for one in models
+        ]
+        of_draws = np.asarray(of_models).mean(axis=0)
+        pictures = of_draws.reshape(len(names), -1)
+        same, rand = np.split(of_draws.mean(axis=-1), 2, axis=1)
+        all_roles = picture_roles(predictions.bg_units, images, first)
+        for third, hole in enumerate(HOLES, start=-1):
+            chosen = (thirds == third) | (third < 0)
+            correct, roles = pictures[:, chosen], all_roles.select(chosen)
+            is_same = np.flatnonzero(chosen) < len(chosen) // 2
+            if len(np.unique(is_same)) < 2:
+                continue
+            gap, contributions = gaps_of_pictures(correct, is_same)
+            # The gaps, and their differences from the first.
+            estimates = np.stack([gap, gap - gap[0]])
+            variance = roles.variance(np.stack([contributions, contributions - contributions[0]]))
+            low, high = difference_interval(estimates, variance, roles.units)
+            p_adjusted = holm(p_value(estimates[1, 1:], variance[1, 1:], roles.units))
+            columns = {
+                "mixed_same": correct[:, is_same].mean(axis=-1).tolist(),
+                "mixed_rand": correct[:, ~is_same].mean(axis=-1).tolist(),
+                "gap": gap.tolist(),
+                "ci_low": low[0].tolist(),
+                "ci_high": high[0].tolist(),
+                "difference": [None, *estimates[1, 1:].tolist()],
+                "difference_low": [None, *low[1, 1:].tolist()],
+                "difference_high": [None, *high[1, 1:].tolist()],
+                "p_adjusted": [None, *p_adjusted.tolist()],
+            }
+            for position, (name, of) in enumerate(renderings.items()):
+                yield MethodRow(
+                    label_rule=rule,
+                    rendering=name,
+                    of=of,
+                    hole=hole,
+                    hole_low=None if name == AGAINST else float(holes[chosen].min()),
+                    hole_high=None if name == AGAINST else float(holes[chosen].max()),
+                    **{column: values[position] for column, values in columns.items()},
+                    replicates=replicates,
+                    seed_sd=float((same - rand)[position].std(ddof=1))
+                    if replicates > 1 and third < 0
+                    else None,
+                    pictures=len(is_same),
+                )
