@@ -9,10 +9,11 @@ worker disappears.
 import argparse
 import contextlib
 import errno
+import functools
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import apache_beam as beam
 import grpc
@@ -25,6 +26,7 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.runners.portability import fn_api_runner, portable_runner
 from apache_beam.runners.portability.job_server import JobServer
 from apache_beam.runners.runner import PipelineRunner, create_runner
+from typing_extensions import override
 
 from pipeline.analyses import ANALYSES
 from pipeline.errors import JobError, UsageError
@@ -33,6 +35,7 @@ from pipeline.runtime.job_log import in_one_line, job_log
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress, counters_of, show_progress
 
+_View = TypeVar("_View", bound=PipelineOptions)
 _LOCAL_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "FnApiRunner", "SwitchingDirectRunner")
 _LOST_ELEMENTS = (
     "--direct_running_mode=multi_threading silently loses elements in Beam; "
@@ -45,6 +48,19 @@ class _BeamParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
+
+
+class _Options(PipelineOptions):
+    """Options that make each of their views once.
+
+    Beam asks for hundreds while it builds a graph, and a new view parses all flags again.
+    """
+
+    @override
+    @functools.lru_cache(maxsize=128)  # noqa: B019
+    def view_as(self, cls: type[_View]) -> _View:
+        view: _View = super().view_as(cls)
+        return view
 
 
 def unknown_to_beam(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -82,7 +98,7 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
       UsageError: the runner is unknown, the runner or its running mode gives wrong results, the
         number of workers is negative, or flags of a portable runner are missing or wrong.
     """
-    options = PipelineOptions(arguments)
+    options = _Options(arguments)
     runner = _known_runner(options.view_as(StandardOptions).runner or "DirectRunner")
     options.view_as(StandardOptions).runner = runner
     direct = options.view_as(DirectOptions)

@@ -81,14 +81,13 @@ def with_retries(call: Callable[[], T], path: str) -> T:
     Raises OSError if the call fails.
     """
     for attempt in range(_ATTEMPTS):
-        try:
-            with translated(path):
-                try:
-                    return call()
-                except requests.exceptions.ChunkedEncodingError as error:
-                    raise IncompleteError(str(error)) from error
-        except IncompleteError:
-            time.sleep(0.1 * 2**attempt)
+        if attempt:
+            time.sleep(0.1 * 2 ** (attempt - 1))
+        with contextlib.suppress(IncompleteError), translated(path):
+            try:
+                return call()
+            except requests.exceptions.ChunkedEncodingError as error:
+                raise IncompleteError(str(error)) from error
     raise ConnectionError(f"{path} could not be read: responses end early or are corrupted")
 
 

@@ -71,6 +71,8 @@ from pipeline.storage.store import Store
 from transforms.intervals import level_of
 from transforms.scoring import LABEL_RULES
 
+pytestmark = pytest.mark.usefixtures("empty_pdfs")
+
 SETTINGS = {"split": "val", "eval_input": "stored", "precision": "fp32", "holdout": 0.0}
 RULES = tuple(LABEL_RULES)
 MIXED = ("mixed_same", "mixed_rand")
@@ -367,7 +369,6 @@ def test_conditions_need_their_variants() -> None:
     assert parse_conditions(None) == ()
 
 
-@pytest.mark.usefixtures("empty_pdfs")
 def test_the_job_ends_by_its_conditions(
     sample_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -665,7 +666,6 @@ def test_the_best_models_are_marked(compared: Path) -> None:
     assert mark_best(two[:1], [])[0].accuracy[0].among_best is None
 
 
-@pytest.mark.usefixtures("empty_pdfs")
 def test_models_of_other_folders_are_shown_and_not_copied(
     compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -363,7 +363,7 @@ def test_a_job_of_slurm_that_loses_a_node(
     out, log, meet = tmp_path / "out", tmp_path / "job.log", tmp_path / "meet"
     meet.mkdir()
     # So both nodes are at work when one of them goes.
-    slurm.environment |= {"IN9_TEST_SLEEP": "0.3", "IN9_TEST_MEET": str(meet)}
+    slurm.environment |= {"IN9_TEST_SLEEP": "0.1", "IN9_TEST_MEET": str(meet)}
     submit = ("sbatch", "--ntasks=2", "--ntasks-per-node=1", f"--output={log}")
     assert slurm.ask("n1", *submit, ROOT / "deploy" / "slurm" / "in9.sbatch", *flags, out)
     until(lambda: len(os.listdir(meet)) == len(NODES), 180)

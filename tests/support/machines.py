@@ -188,7 +188,10 @@ SelectTypeParameters=CR_Core_Memory
 MpiDefault=none
 ReturnToService=2
 SlurmdTimeout=6
-KillWait=5
+MessageTimeout=2
+TCPTimeout=1
+SchedulerParameters=batch_sched_delay=0
+KillWait=1
 MailProg=/bin/true
 SlurmdParameters=config_overrides
 {nodes}
