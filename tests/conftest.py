@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forking import NO_FIGURES
 from gcs import BUCKET, object_store
 from hypothesis import settings
 from runs import ONE, QUICK, SHARDS, SHARED, Run, made_once, run_in9, shrink
@@ -208,6 +209,13 @@ def run_small(small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 def empty_pdfs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes PDF files of figures empty in this process, because fonts take long to embed."""
     monkeypatch.setattr("pipeline.display.style.Drawn.pdf", lambda _: b"")
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves figures out here and in forks, because drawing takes longer than most commands."""
+    monkeypatch.setattr("pipeline.analyses.parts.Parts.plots", lambda *_: iter(()))
+    monkeypatch.setenv(NO_FIGURES, "1")
 
 
 @pytest.fixture

@@ -57,6 +57,8 @@ from transforms.scoring import LABEL_RULES
 from transforms.selection import sample_evenly
 from transforms.taxonomy import imagenet9
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 RULES = ("argmax_then_map", "mapped_only")
 MODEL = "efficientnet_lite0"
 FEW = ("--grid", "12")

@@ -43,6 +43,8 @@ from transforms.renderings import RENDERINGS
 from transforms.two_way import Roles, difference_interval, p_value
 from transforms.variants import pairs_of, parse_name
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 METHOD = ("method", *TINY_MODEL, "--pictures", "none", "--dataset")
 
 

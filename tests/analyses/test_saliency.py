@@ -47,6 +47,8 @@ from pipeline.storage.store import Store
 from transforms.codec import decode_image, decode_mask
 from transforms.saliency import mass_in_mask, overlay, saliency_map
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 SHAPE = (6, 7)
 MAPS = arrays.arrays(np.float32, SHAPE, elements=st.floats(0, 100, width=32))
 MASKS = arrays.arrays(np.bool_, SHAPE)

@@ -26,6 +26,8 @@ from pipeline.models.identity import IMAGENET_MEAN, IN9_MEAN
 from transforms.scoring import CLOSED_CHOICE, PAPER_RULE
 from transforms.taxonomy import imagenet9
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 Pictures = NDArray[np.uint8]
 
 

@@ -29,6 +29,8 @@ from pipeline.models.predict import Predictor
 from pipeline.models.registry import load_model
 from pipeline.storage.store import Store
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 GOOD = "efficientnet_lite0"
 
 

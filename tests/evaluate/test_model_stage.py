@@ -24,6 +24,8 @@ from pipeline.runners.beam_options import pipeline_options
 from pipeline.runtime.progress import Progress, counters_of
 from pipeline.storage.store import Store
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 GPU = (("accelerator", "type:nvidia-l4;count:1;install-nvidia-driver"),)
 TINY = "python:tiny_models:first"
 MADE = {

@@ -59,6 +59,8 @@ from transforms.codec import decode_into
 from transforms.geometry import Pixels
 from transforms.taxonomy import imagenet9
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 FIRST, SECOND = (f"python:tiny_models:{name}" for name in ("first", "second"))
 
 

@@ -22,6 +22,8 @@ from pipeline.jobs.changes import describe_changes
 from pipeline.storage.store import Store
 from transforms.variants import MIXED
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 MODELS = """
 import torch
 

@@ -71,7 +71,7 @@ from pipeline.storage.store import Store
 from transforms.intervals import level_of
 from transforms.scoring import LABEL_RULES
 
-pytestmark = pytest.mark.usefixtures("empty_pdfs")
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 SETTINGS = {"split": "val", "eval_input": "stored", "precision": "fp32", "holdout": 0.0}
 RULES = tuple(LABEL_RULES)

@@ -56,6 +56,8 @@ from pipeline.storage.files import LocalFiles
 from pipeline.storage.gcs_files import GcsFiles
 from pipeline.storage.store import Store
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 MODEL = """
 import pathlib
 

@@ -35,6 +35,8 @@ from pipeline.models.answers import read_answers
 from transforms.scoring import CLOSED_CHOICE, NO_ANSWER, PAPER_RULE, labels_of_answers, map_answer
 from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 TABLES = ("summary", "gaps", "flips", "per_class", "confusion", "decomposition", "groups", "sizes")
 Row = dict[str, Any]
 

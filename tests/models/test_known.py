@@ -32,6 +32,8 @@ from pipeline.models.source import LoadedModel
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 ARCHITECTURE = "mobilenetv3_small_050"
 
 

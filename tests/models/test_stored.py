@@ -15,6 +15,8 @@ from small_models import checkpoint, export, logits, network, pictures, vit
 from pipeline.errors import JobError, UsageError
 from pipeline.models.registry import check_model, load_model
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 def test_fetched_weights_are_the_models_themselves(
     tmp_path: Path,

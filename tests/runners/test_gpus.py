@@ -18,6 +18,8 @@ from pipeline.runners import beam_options
 from pipeline.runners.beam_options import pipeline_options, start_processes
 from pipeline.runtime.machine import see_one_gpu, usable_cores
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 SEEN = """
 import json, os, pathlib, torch
 from pipeline.evaluate import resident
