@@ -15,6 +15,7 @@ Times are slopes between two sizes, so that start-up cancels out, and are measur
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import statistics
 import tempfile
@@ -134,7 +135,7 @@ def main() -> None:
     listed, *_ = list_images(find_layout(arguments.input, None, "val"), imagenet9())
     accepted = [
         image
-        for image in listed[: arguments.images]
+        for image in itertools.islice(listed, arguments.images)
         if next(Cutter(config).cut(read_source(image.path, image.annotation))).layer is not None
     ]
     few, many = arguments.images, 6 * arguments.images

@@ -242,19 +242,19 @@ class Panel:
 def with_models(command: str, evidence: Evidence) -> str:
     """Returns a command for the models of the page, to run in the dataset's folder.
 
-    In place of MODELS are their names, and the split and part of its images that all of them were
-    tested on. Those that only have answers are left out. If there are no others, a model that needs
-    no download stands in.
+    In place of MODELS are their names, and the split and the part of it on which all of them were
+    tested. Those that only have answers are left out. If there are no others, a model that needs no
+    download stands in.
     """
     store = evidence.dataset.store
     runs = [answers for model, answers in evidence.answered if has_network(model.model)]
     names = ",".join(dict.fromkeys(_seen_from(store, run.model) for run in runs))
-    tested, flags = {(run.evaluation.split, run.evaluation.holdout) for run in runs}, ""
-    if len(tested) == 1:
-        ((split, holdout),) = tested
-        default = evidence.dataset.manifest.config.eval_split
-        flags += f" --eval_split {shlex.quote(split)}" if split != default else ""
-        flags += f" --holdout {holdout:g}" if holdout else ""
+    splits = {run.evaluation.split for run in runs}
+    shares, flags = {run.evaluation.holdout for run in runs}, ""
+    if len(splits) == 1 and evidence.dataset.manifest.config.eval_split not in splits:
+        flags += f" --eval_split {shlex.quote(*splits)}"
+    if len(shares) == 1 and max(shares):
+        flags += f" --holdout {max(shares):g}"
     return command.replace("MODELS", shlex.quote(names or _EXAMPLE) + flags)
 
 

@@ -4,7 +4,7 @@ import array
 import pickle
 import zlib
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from typing_extensions import override
 
@@ -34,8 +34,9 @@ class Packed(Sequence[T]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
+    # Neither slices nor negative numbers are supported; of slices, mypy tells.
     @override
-    def __getitem__(self, index: Any) -> Any:
-        # Neither slices nor negative numbers are supported.
+    def __getitem__(self, index: int) -> T:  # type: ignore[override]
         packed = self._data[self._ends[index] : self._ends[index + 1]]
-        return pickle.loads(zlib.decompressobj(-zlib.MAX_WBITS, self._first).decompress(packed))
+        item: T = pickle.loads(zlib.decompressobj(-zlib.MAX_WBITS, self._first).decompress(packed))
+        return item

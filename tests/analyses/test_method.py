@@ -10,7 +10,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -32,14 +34,17 @@ from runs import (
     write_all,
 )
 
-from pipeline.analyses.method.results import HOLES
+from pipeline.analyses.method.figures import make_plots
+from pipeline.analyses.method.results import HOLES, mean_of_models, read_method
 from pipeline.evaluate.predictions import EvalImages, read_predictions
 from pipeline.evaluate.results import ModelRun, read_results
 from pipeline.generate.composed import ComposedDataset
+from pipeline.report.write import gather
 from transforms.analysis import bg_gap, gaps_of_pictures
 from transforms.codec import decode_image
 from transforms.intervals import holm
 from transforms.renderings import RENDERINGS
+from transforms.taxonomy import imagenet9
 from transforms.two_way import Roles, difference_interval, p_value
 from transforms.variants import pairs_of, parse_name
 
@@ -235,9 +240,46 @@ def test_the_mean_of_models_stands_below_them(
     assert names[2] in (output / "report.html").read_text()
     latex = (output / "results" / "latex" / "method.tex").read_text()
     assert latex.rindex("first") < latex.rindex("second") < latex.index(names[2])
+    # The same model from another folder counts once.
+    dataset = dataset_in(output)
+    first, second = read_method(dataset)[0]
+    again = msgspec.structs.replace(first, home="/lab")
+    mean = mean_of_models(dataset, (first, second))
+    assert mean is not None
+    assert mean.rows != first.rows
+    assert mean_of_models(dataset, (first, again, second)) == mean
+    assert mean_of_models(dataset, (first, again)) is None
     # Models whose draws differ have no mean.
     run_here(METHOD[0], "--models", names[1], *METHOD[3:], output, "--replicates", 1)
     assert {row["model"] for row in table_of(output, "method")} == set(names[:2])
+
+
+@pytest.mark.parametrize("how", ["fewer draws", "other answers", "damaged", "missing"])
+def test_predictions_that_are_not_those_of_the_rows_have_no_mean(
+    two_models: Path, tmp_path: Path, how: str
+) -> None:
+    output = Path(shutil.copytree(two_models, tmp_path / "out"))
+    (folder,) = output.glob("results/*second*")
+    path = next(folder.glob("method/*.parquet"))
+    if how == "fewer draws":
+        # As if the run was killed before it stored its rows.
+        rows = (folder / "method.json").read_bytes()
+        fewer = ("--models", "python:tiny_models:second", *METHOD[3:], output, "--replicates", 1)
+        run_here(METHOD[0], *fewer)
+        (folder / "method.json").write_bytes(rows)
+    elif how == "other answers":
+        table = pq.read_table(path)
+        answers = pa.array([0] * len(table), table.schema.field("prediction").type)
+        position = table.column_names.index("prediction")
+        pq.write_table(table.set_column(position, "prediction", answers), path)
+    elif how == "damaged":
+        path.write_bytes(path.read_bytes()[:-9])
+    else:
+        shutil.rmtree(path.parent)
+    mean_of_models.cache_clear()
+    write_all(output, "none")
+    names = {"python:tiny_models:first", "python:tiny_models:second"}
+    assert {row["model"] for row in table_of(output, "method")} == names
 
 
 @given(st.integers(0, 99), st.integers(1, 3), st.integers(2, 9))
@@ -414,6 +456,9 @@ def test_another_dataset_is_compared_on_the_images_that_both_have(
     assert table["common", "all"]["difference"] == ""
     # A fill of the user's is a rendering among others.
     assert ("grey", "large") in table
+    (plot,) = make_plots(gather(dataset, imagenet9()))
+    assert f"against {other.manifest.fingerprint[:12]}" in plot.alt
+    assert "grey" in plot.alt
     assert "grey@1" in (here / "results/latex/method.tex").read_text()
     assert f"in the same pairs of the {len(common)} images that both have" in said
     # The hole of one background is the whole picture.

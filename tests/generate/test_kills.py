@@ -27,8 +27,6 @@ from soundness import assert_sound
 
 from pipeline.runtime.lock import DATASET_LOCK
 
-pytestmark = pytest.mark.usefixtures("no_figures")
-
 KILLS = 6
 FLAGS = ("--images_per_shard", "2", "--formats", "parquet")
 FEWER = ("--variants", "original,mixed_same,mixed_rand")

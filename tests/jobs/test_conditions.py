@@ -71,8 +71,6 @@ from pipeline.storage.store import Store
 from transforms.intervals import level_of
 from transforms.scoring import LABEL_RULES
 
-pytestmark = pytest.mark.usefixtures("no_figures")
-
 SETTINGS = {"split": "val", "eval_input": "stored", "precision": "fp32", "holdout": 0.0}
 RULES = tuple(LABEL_RULES)
 MIXED = ("mixed_same", "mixed_rand")
@@ -369,6 +367,7 @@ def test_conditions_need_their_variants() -> None:
     assert parse_conditions(None) == ()
 
 
+@pytest.mark.usefixtures("empty_pdfs")
 def test_the_job_ends_by_its_conditions(
     sample_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -568,6 +567,7 @@ def test_a_name_means_one_model(compared: Path, tmp_path: Path) -> None:
     assert find_baseline(dataset, "production", pick(RunSettings, run.evaluation)).run == again
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_job_is_judged_against_a_model_of_its_own(
     compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -588,6 +588,7 @@ def test_a_job_is_judged_against_a_model_of_its_own(
     )
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_label_names_a_baseline_under_the_settings_of_the_job(
     compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -613,6 +614,7 @@ def test_a_label_names_a_baseline_under_the_settings_of_the_job(
     assert models_named(Store(str(output)), "prod")[0].title == "prod"
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_kept_baseline_is_the_same_run_under_other_settings_of_a_job(
     compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -666,6 +668,7 @@ def test_the_best_models_are_marked(compared: Path) -> None:
     assert mark_best(two[:1], [])[0].accuracy[0].among_best is None
 
 
+@pytest.mark.usefixtures("empty_pdfs")
 def test_models_of_other_folders_are_shown_and_not_copied(
     compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

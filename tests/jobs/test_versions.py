@@ -309,7 +309,6 @@ def test_what_changes_meanwhile_is_not_published(
     assert (version / "results" / "model" / "model.json").exists()
 
 
-@pytest.mark.usefixtures("empty_pdfs")
 def test_results_are_versions_too(
     run: Run, on_results: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

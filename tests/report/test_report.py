@@ -311,8 +311,8 @@ def test_only_commands_that_this_dataset_takes_are_recommended(
     assert half["attack"].endswith(" --models resnet18=../mine.pth,resnet18=/a.pth --holdout 0.5")
     mixed = waiting(tested("resnet18", 0.5), tested("resnet18", 0), tested("hf:mine", 0))
     assert mixed["attack"].endswith(" --models resnet18,hf:mine")
-    other = waiting(tested("resnet18", 0, "train"))
-    assert other["attack"].endswith(" --models resnet18 --eval_split train")
+    other = waiting(tested("resnet18", 0, "train"), tested("hf:mine", 0.5, "train"))
+    assert other["attack"].endswith(" --models resnet18,hf:mine --eval_split train")
 
 
 def test_the_same_results_give_the_same_files(report_run: Path, tmp_path: Path) -> None:

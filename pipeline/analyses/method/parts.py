@@ -1,7 +1,7 @@
 """The parts of the method."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from typing_extensions import override
 
@@ -9,13 +9,13 @@ from pipeline.analyses.method.results import (
     METHOD,
     PAIRS,
     MethodResult,
+    mean_of_models,
     read_method,
-    with_mean,
 )
 from pipeline.analyses.parts import Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset, open_named
-from pipeline.display.panel import Panel
+from pipeline.display.panel import Evidence, Panel
 from pipeline.display.table import OfModel, RunColumns, aligned, interval, tabular
 from pipeline.errors import UsageError, refuse_first, shown_bytes
 from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
@@ -25,9 +25,18 @@ from transforms.taxonomy import Taxonomy
 from transforms.variants import base_of
 
 
-def _shown(dataset: Dataset) -> list[MethodResult]:
-    """Returns the results of all models, and those of their mean."""
-    return with_mean(dataset, [one for one in read_method(dataset)[0] if one.rows])
+def _shown(dataset: Dataset, results: Iterable[MethodResult]) -> list[MethodResult]:
+    """Returns the results that have rows, and the mean of all models, if it can be computed."""
+    shown = [one for one in results if one.rows]
+    # In one order, whatever that of the page is, because the mean is cached.
+    mean = mean_of_models(dataset, tuple(sorted(shown, key=lambda one: one.folder)))
+    return [*shown, *([mean] if mean else [])]
+
+
+def _panel(evidence: Evidence) -> list[tuple[str, MethodResult]]:
+    """Returns (name, result) of each model, named and ordered as on the page, and of the mean."""
+    names = {one: model.name for model, one in evidence.models_with(MethodResult)}
+    return [(names.get(one, one.name), one) for one in _shown(evidence.dataset, names)]
 
 
 class MethodParts(Parts):
@@ -42,7 +51,7 @@ class MethodParts(Parts):
             place=4,
             template="method/panel.html",
             title="Method",
-            make=lambda evidence, _: _shown(evidence.dataset),
+            make=lambda evidence, _: _panel(evidence),
             answers="How much of BG-Gap comes from how pictures are made",
             command="in9 method --dataset . --models MODELS",
             needs_layers=True,
@@ -114,7 +123,7 @@ class MethodParts(Parts):
 
     @override
     def write(self, dataset: Dataset, columns: Sequence[str]) -> None:
-        store, results = dataset.store, _shown(dataset)
+        store, results = dataset.store, _shown(dataset, read_method(dataset)[0])
         if not results and not store.exists(f"results/{METHOD.name}.csv"):
             return
         METHOD.write(
@@ -148,7 +157,7 @@ class MethodParts(Parts):
 
     @override
     def lines(self, dataset: Dataset, work: PlannedAnalysis | None) -> Iterator[str]:
-        results = _shown(dataset) if work else []
+        results = _shown(dataset, read_method(dataset)[0]) if work else []
         names = list(dict.fromkeys(name for one in results for name in one.headline))
         if names:
             yield aligned(

@@ -5,6 +5,7 @@ results/<model>/method.json                    the model, and its rows
 results/method.csv, results/latex/method.tex   tables of all models
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from pipeline.analyses.evaluation.comparisons import gap_draws, picture_roles
 from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.display.panel import Estimate, estimate_of
 from pipeline.display.table import Cell, OfModel, RunColumns, Table
+from pipeline.errors import JobError
 from pipeline.evaluate.predictions import (
     COLUMNS,
     EvalImages,
@@ -140,6 +142,11 @@ class MethodResult(PicturesResult, frozen=True, kw_only=True):
     rows: tuple[MethodRow, ...]
 
     @property
+    def own_rows(self) -> tuple[MethodRow, ...]:
+        """The rows of the dataset's own pictures, without `--against`."""
+        return tuple(row for row in self.rows if row.rendering not in GAPS[1:])
+
+    @property
     def headline(self) -> dict[str, MethodRow]:
         """By title, each rendering's row on all pictures, under the first label rule."""
         return {
@@ -166,7 +173,8 @@ class MethodResult(PicturesResult, frozen=True, kw_only=True):
 METHOD = Table(
     "method",
     (OfModel, MethodRow, RunColumns),
-    "BG-Gap of a model in a rendering, with two-way intervals: [method](method.md)",
+    "BG-Gap of a model, or of the mean of all, in a rendering, with two-way intervals: "
+    "[method](method.md)",
 )
 
 
@@ -180,37 +188,41 @@ def read_method(dataset: Dataset) -> tuple[list[MethodResult], list[str]]:
     return read_current_results(dataset, "method", MethodResult, lambda _: stored_pairs(dataset))
 
 
-def with_mean(dataset: Dataset, results: Sequence[MethodResult]) -> list[MethodResult]:
-    """Adds the mean of all models that were run in the same way on the same pictures.
+@functools.lru_cache(maxsize=1)
+def mean_of_models(dataset: Dataset, results: tuple[MethodResult, ...]) -> MethodResult | None:
+    """Computes the mean of all models; the table, the page and the closing lines of a job need it.
 
     Its intervals are over images alone: the models are those that were chosen, not a sample.
+
+    Returns:
+      The mean; None unless there are several models, all were run with the same settings, draws and
+      renderings, and the predictions of each are those of its rows, which they are not if a later
+      run was killed.
     """
-    alike: dict[object, list[MethodResult]] = {}
-    for one in results:
-        rows = [
-            (row.label_rule, row.rendering, row.of, row.replicates)
-            for row in one.rows
-            if row.rendering not in GAPS[1:]
-        ]
-        alike.setdefault((pick(RunSettings, one.evaluation), *rows), []).append(one)
-    return [*results, *(_mean(dataset, models) for models in alike.values() if len(models) > 1)]
-
-
-def _mean(dataset: Dataset, models: Sequence[MethodResult]) -> MethodResult:
-    renderings = {
-        row.rendering: row.of
-        for row in models[0].headline.values()
-        if row.rendering not in GAPS[1:]
+    models = {(one.model, one.weights_sha256): one for one in reversed(results)}
+    alike = {
+        (
+            pick(RunSettings, one.evaluation),
+            *((row.label_rule, row.rendering, row.of, row.replicates) for row in one.own_rows),
+        )
+        for one in models.values()
     }
-    return pick(
-        MethodResult,
-        models[0],
-        model=f"mean of {len(models)} models",
-        label=UNSET,
-        home=UNSET,
-        weights_sha256="",
-        rows=tuple(method_rows(dataset, models, models[0].rows[0].replicates, renderings)),
+    if len(alike) != 1 or len(models) < 2:
+        return None
+    compare = functools.partial(
+        method_rows,
+        dataset,
+        replicates=results[0].rows[0].replicates,
+        renderings={row.rendering: row.of for row in results[0].own_rows},
     )
+    try:
+        if any(one.own_rows != tuple(compare([one])) for one in models.values()):
+            return None
+        rows = tuple(compare([*models.values()]))
+    except (FileNotFoundError, KeyError, ValueError, JobError):
+        return None  # Predictions are missing, or a file is damaged.
+    name, of_none = f"mean of {len(models)} models", {"label": UNSET, "home": UNSET}
+    return pick(MethodResult, results[0], model=name, weights_sha256="", rows=rows, **of_none)
 
 
 def method_rows(
