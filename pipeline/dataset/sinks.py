@@ -258,6 +258,17 @@ def open_sinks(
     return sinks
 
 
+def sample_files(
+    variants: Iterable[str], formats: Sequence[str], split: str, shard: int, num_shards: int
+) -> Iterator[str]:
+    """Yields the paths of the files of an output shard with samples; arguments: `open_sinks`."""
+    for variant in variants:
+        if "parquet" in formats:
+            yield parquet_file(variant, split, shard, num_shards)
+        if "webdataset" in formats:
+            yield webdataset_file(variant, split, shard)
+
+
 def digests_of(sinks: Mapping[str, Sequence[Sink]]) -> tuple[FileDigest, ...]:
     """Returns the digests of the files of all variants, once the sinks are closed."""
     digests = [sink.digest() for variant_sinks in sinks.values() for sink in variant_sinks]

@@ -23,6 +23,7 @@ from pipeline.dataset.records import (
 from pipeline.dataset.sinks import (
     digests_of,
     open_sinks,
+    sample_files,
     sample_schema,
 )
 from pipeline.generate.custom_variants import find_variants
@@ -33,6 +34,7 @@ from pipeline.generate.plan import Plan, PlannedImage, load_plan
 from pipeline.generate.scenes import DrawnScenes, Scene
 from pipeline.generate.shard_elements import OutputShard
 from pipeline.runtime.progress import Tally, count_shard, timed
+from pipeline.storage.state_files import warn_damaged
 from pipeline.storage.store import FileDigest
 from transforms.filters import Reason
 from transforms.variants import (
@@ -103,6 +105,17 @@ class ComposeShard(JobStep):
         ):
             # The checksum does not tell apart layers that other libraries cut from one source.
             record = None
+        if record is not None and selected:
+            wanted = sample_files(
+                config.composed,
+                config.formats,
+                output.totals.split,
+                output.shard,
+                output.totals.counts.output,
+            )
+            if not {file.path for file in record.files}.issuperset(wanted):
+                warn_damaged(store.path(record.path), "files are missing from its list")
+                record = None
         tally = Tally(self.job.progress, "compose", f"{output.totals.split}-{output.shard:05d}")
         if record is None:
             is_new = True

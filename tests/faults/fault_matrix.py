@@ -73,6 +73,7 @@ SAMPLE = (
     "field, number: manifest.json: shards.val.output = '10{9}'",
     *("field, path: manifest.json: files.0.path", "field, path: published/latest.json: versions.0"),
     "field, path: layers/.*files.0.path.*in9 run",
+    "field, missing: .in9/staging/[*]/index/[*].parquet: files.0 =",
     *(
         "field, wrong type: results/[*]/model.json: architecture = ",
         "field, path: results/[*]/model.json: weights_sha256 = '[.]'",
