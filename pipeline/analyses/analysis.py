@@ -44,9 +44,9 @@ class Analysis:
       command: its own command; None if it only has flags of other commands.
       sections: flags of its own command; the first has the values of the first of `job_flags`.
       job_flags: (the commands, the flag) by which other commands run it.
-      counter: counter of the pictures that models are shown; "" if they are not counted.
       is_always_counted: whether a job says so if it showed models no picture.
-      noun, fate: what the closing lines of a job call one of them, and what was done to it.
+      noun, fate: what the closing lines of a job call a picture that models are shown, and what was
+        done to it; both are "" if the analysis does not run on the stage of models.
       items: what progress counts, in the plural.
       done: what `--dry_run` says of a model that has nothing left to do; "" to say nothing.
       not_done: beginning of the line about a model that failed; "" if `Parts.lines` say so, and the
@@ -59,7 +59,6 @@ class Analysis:
     command: Command | None = None
     sections: tuple[Section, ...] = ()
     job_flags: tuple[tuple[tuple[str, ...], Flag], ...] = ()
-    counter: str = ""
     is_always_counted: bool = False
     noun: str = ""
     fate: str = ""
@@ -71,7 +70,12 @@ class Analysis:
     @property
     def runs_models(self) -> bool:
         """Whether it runs on the stage of models."""
-        return bool(self.counter)
+        return bool(self.noun)
+
+    @property
+    def counter(self) -> str:
+        """Name of the counter of the pictures that its stage shows to models."""
+        return f"{self.name}_pictures"
 
     @property
     def parts(self) -> Parts:

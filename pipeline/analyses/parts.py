@@ -24,14 +24,14 @@ class Found(NamedTuple):
 
     Attributes:
       of_models: results of single models, in order of their folders.
-      of_dataset: results that belong to no single model.
       stale: names of models that the page says are not shown, because their results belong to an
         earlier state of the dataset.
+      of_dataset: results that belong to no single model.
     """
 
     of_models: Sequence[ModelRun] = ()
-    of_dataset: Sequence[object] = ()
     stale: Sequence[str] = ()
+    of_dataset: Sequence[object] = ()
 
 
 class Changed(NamedTuple):

@@ -276,16 +276,12 @@ class PlannedAnalysis(abc.ABC):
     Attributes:
       evaluation: the models, and their settings.
       taxonomy: the classes that the heads of models must fit.
-      stage: name of the stage, under which time, progress and failures are recorded.
-      chunk_name: name that counters use for the stage's chunks.
-      pictures_name: name that counters use for pictures shown to models.
+      stage: name of the stage, under which time, progress, failures and counters are recorded.
       refuses_overlap: whether the stage refuses models that were trained on tested images.
       needs_network: whether the stage runs networks, so that answers in a file do not suffice.
     """
 
     stage: ClassVar[str]
-    chunk_name: ClassVar[str]
-    pictures_name: ClassVar[str]
     refuses_overlap: ClassVar[bool]
     needs_network: ClassVar[bool] = True
 

@@ -134,7 +134,7 @@ class _Step(beam.DoFn):
                 path = model_work.path(chunk)
                 count_bytes(path, model_work.store.size(path) or 0)
             else:
-                count(f"{self.work.chunk_name}_kept")
+                count(f"{self.work.stage}_chunks_kept")
 
     def chunks_of(self, block: Block) -> tuple[int, ...]:
         """Returns the numbers of a block's chunks, in rising order."""
@@ -287,7 +287,7 @@ class RunModels(_Step):
         work, tallies = self.work, dict[int, Tally]()
 
         def note(chunk: int, new: int, done: int) -> None:
-            tallies[chunk].add(work.pictures_name, new)
+            tallies[chunk].add(f"{work.stage}_pictures", new)
             tallies[chunk].advance(done)
 
         outputs = model_work.run(predictor, chunks, missing, note)
@@ -298,7 +298,7 @@ class RunModels(_Step):
                 pending: collections.deque[tuple[Future[FileDigest], bool]] = collections.deque()
                 for output in outputs:
                     if output.is_complete:
-                        tallies[output.chunk].add(f"{work.chunk_name}_made")
+                        tallies[output.chunk].add(f"{work.stage}_chunks_made")
                     tallies[output.chunk].note()
                     path = model_work.path(output.chunk)
                     of = model_work.fingerprint_to_store(output)
@@ -321,7 +321,8 @@ class RunModels(_Step):
             tally.load()
         # The counters are noted before the file is written. If an attempt noted the chunk as made
         # but was killed before the file appeared, its work is lost, so its counts are dropped.
-        return self.tally(block, chunk, pool) if tally[f"{self.work.chunk_name}_made"] else tally
+        is_lost = tally[f"{self.work.stage}_chunks_made"] > 0
+        return self.tally(block, chunk, pool) if is_lost else tally
 
     def _note_done(self, block: Block, chunks: Iterable[int]) -> None:
         with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:

@@ -231,7 +231,7 @@ def _describe_shards(counters: dict[str, int]) -> list[str]:
     for name, kind in (
         ("source_shards", "source"),
         ("output_shards", "output"),
-        ("prediction_shards", "of predictions"),
+        ("evaluate_chunks", "of predictions"),
     ):
         made, kept = (counters.get(f"{name}_{fate}", 0) for fate in ("made", "kept"))
         any_kept |= kept > 0

@@ -29,10 +29,10 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 GPU = (("accelerator", "type:nvidia-l4;count:1;install-nvidia-driver"),)
 TINY = "python:tiny_models:first"
 MADE = {
-    "predictions/val-00001.parquet": "prediction_shards_made",
-    "imagenet/val-00000.parquet": "imagenet_shards_made",
+    "predictions/val-00001.parquet": "evaluate_chunks_made",
+    "imagenet/val-00000.parquet": "imagenet_chunks_made",
     "attack/14x4-early_stop/val-00000.parquet": "attack_chunks_made",
-    "saliency/val-00001.parquet": "saliency_shards_made",
+    "saliency/val-00001.parquet": "saliency_chunks_made",
 }
 """Some result files of a model, and for each the counter of its creation."""
 
@@ -83,7 +83,7 @@ def looked(one_worker: Path, small_sample: Path, tmp_path_factory: pytest.TempPa
     output = Path(shutil.copytree(one_worker, tmp_path_factory.mktemp("looked") / "out"))
     counters = run_stages(output, small_sample)
     assert counters["models_on_device"] == 4
-    assert counters["composites_predicted"] > 0
+    assert counters["attack_pictures"] > 0
     return output
 
 
@@ -101,14 +101,14 @@ def test_what_is_there_never_reaches_the_step_with_the_hint(
     before, expected = stamps(looked), results_of(looked)
     counters = run_stages(looked, small_sample)
     assert "models_on_device" not in counters
-    assert counters["prediction_shards_kept"] == 3
+    assert counters["evaluate_chunks_kept"] == 3
     assert stamps(looked) == before
 
     (results,) = looked.glob("results/python*")
     (picture, *_) = results.glob("saliency/*.png")
     picture.unlink()
     counters = run_stages(looked, small_sample)
-    assert (counters["models_on_device"], counters["images_explained"]) == (1, 1)
+    assert (counters["models_on_device"], counters["saliency_pictures"]) == (1, 1)
     for name in MADE:
         (results / name).unlink()
     counters = run_stages(looked, small_sample)
@@ -143,7 +143,7 @@ def test_a_model_that_cannot_be_loaded_fails_before(
     counters = run_stages(output, small_sample, models=(f"resnet18={broken}", TINY))
     assert "models_on_device" not in counters
     assert counters["evaluate_failed"] == counters["attack_failed"] == 1
-    assert counters["prediction_shards_kept"] == 3
+    assert counters["evaluate_chunks_kept"] == 3
 
 
 NOTHING_TO_DO = """

@@ -17,7 +17,6 @@ MIRRORED = Analysis(
             switch("--mirrored", "measure accuracy on mirrored pictures, too"),
         ),
     ),
-    counter="pictures_mirrored",
     noun="mirrored picture",
     fate="predicted",
     items="pictures",

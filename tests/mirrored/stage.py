@@ -29,8 +29,6 @@ class PlannedMirrored(PlannedAnalysis):
     """The stage that shows mirrored pictures to models."""
 
     stage = "mirrored"
-    chunk_name = "mirrored_shards"
-    pictures_name = "pictures_mirrored"
     refuses_overlap = False
 
     @override

@@ -44,7 +44,6 @@ ATTACK = Analysis(
             ),
         ),
     ),
-    counter="composites_predicted",
     noun="composite",
     fate="predicted",
     items="composites",

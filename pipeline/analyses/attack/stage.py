@@ -76,8 +76,6 @@ class PlannedAttack(PlannedAnalysis):
     """
 
     stage = "attack"
-    chunk_name = "attack_chunks"
-    pictures_name = "composites_predicted"
     refuses_overlap = True
 
     def __init__(self, plan: AttackPlan, taxonomy: Taxonomy) -> None:

@@ -11,7 +11,6 @@ EVALUATION = Analysis(
         "run:run_main",
         has_graph=True,
     ),
-    counter="pictures_predicted",
     is_always_counted=True,
     noun="picture",
     fate="predicted",

@@ -114,8 +114,7 @@ class EvaluationParts(Parts):
 
     @override
     def find(self, dataset: Dataset) -> Found:
-        summaries, stale = read_summaries(dataset)
-        return Found(summaries, stale=stale)
+        return Found(*read_summaries(dataset))
 
     @override
     def columns(self, dataset: Dataset) -> tuple[str, ...]:

@@ -27,8 +27,6 @@ class PlannedEvaluation(PlannedAnalysis):
     """
 
     stage = "evaluate"
-    chunk_name = "prediction_shards"
-    pictures_name = "pictures_predicted"
     refuses_overlap = True
     needs_network = False
 

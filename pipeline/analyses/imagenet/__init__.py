@@ -19,7 +19,6 @@ IMAGENET = Analysis(
             ),
         ),
     ),
-    counter="imagenet_images",
     noun="ImageNet image",
     fate="classified",
 )

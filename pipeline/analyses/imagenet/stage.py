@@ -154,8 +154,6 @@ class PlannedImageNet(PlannedAnalysis):
     """
 
     stage = "imagenet"
-    chunk_name = "imagenet_shards"
-    pictures_name = "imagenet_images"
     refuses_overlap = False
 
     def __init__(self, evaluation: Evaluation, root: str, taxonomy: Taxonomy) -> None:

@@ -21,7 +21,6 @@ METHOD = Analysis(
             Flag("--against", "DIR", "dataset to compare with, on the images that both have"),
         ),
     ),
-    counter="renderings_predicted",
     noun="rendering",
     fate="predicted",
     items="pictures",

@@ -31,7 +31,6 @@ SALIENCY = Analysis(
             ),
         ),
     ),
-    counter="images_explained",
     noun="image",
     fate="explained",
     not_done="no saliency",

@@ -131,8 +131,6 @@ class PlannedSaliency(PlannedAnalysis):
     """
 
     stage = "saliency"
-    chunk_name = "saliency_shards"
-    pictures_name = "images_explained"
     refuses_overlap = False
 
     def __init__(self, plan: SaliencyPlan, taxonomy: Taxonomy) -> None:
