@@ -90,9 +90,8 @@ def box_hole(layer: Layer) -> Mask:
 
 def mask_hole(layer: Layer) -> Mask:
     """Returns the mask with a margin (`cv2.dilate`), (S, S) bool, as masks cut into the object."""
-    kernel = 2 * round(_MARGIN * len(layer.mask) / _SIDE) + 1
-    square = np.ones((kernel, kernel), np.uint8)
-    return np.asarray(cv2.dilate(layer.mask.astype(np.uint8), square), np.bool_)
+    kernel = np.ones([2 * round(_MARGIN * len(layer.mask) / _SIDE) + 1] * 2, np.uint8)
+    return np.asarray(cv2.dilate(layer.mask.astype(np.uint8), kernel), np.bool_)
 
 
 def paint_telea(image: Pixels, hole: Mask) -> Pixels:
@@ -108,10 +107,11 @@ def paint_telea(image: Pixels, hole: Mask) -> Pixels:
     Returns:
       (S, S, 3) uint8, RGB.
     """
-    radius = _RADIUS * len(hole) / _SIDE
     # At the border of the picture OpenCV reads a pixel of the hole, which must not show the object.
     known = image * ~hole[..., np.newaxis]
-    return np.asarray(cv2.inpaint(known, hole.astype(np.uint8), radius, cv2.INPAINT_TELEA))
+    return np.asarray(
+        cv2.inpaint(known, hole.astype(np.uint8), _RADIUS * len(hole) / _SIDE, cv2.INPAINT_TELEA)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,8 +143,7 @@ class Rendering:
         return self.paint(layer.image, hole)
 
 
-COMMON, AGAINST = "common", "against"
-GAPS = ("paper", COMMON, AGAINST)
+PAPER_RENDERING, COMMON, AGAINST = GAPS = ("paper", "common", "against")
 """Names beside those of renderings, so no fill may have them: the paper's method on all pictures of
 a dataset, on pairs of the images that another dataset has, too, and on the other one's pictures of
 these pairs."""

@@ -111,13 +111,11 @@ class ComposedDataset(Dataset):
             both = {key: theirs[image] for image, key in ours.items() if image in theirs}
             plan = plan_of_dataset(self, self.split, self.compose, list(both))
             keys = {key: both[key] for key in plan.keys.take(pa.array(plan.rows)).to_pylist()}
-            images[COMMON] = _Images(self, {key: key for key in keys}, plan, plan)
-            images[AGAINST] = _Images(
-                self.other,
-                keys,
-                plan,
-                plan_of_dataset(self.other, self.split, self.compose, list(keys.values())),
-            )
+            found = plan_of_dataset(self.other, self.split, self.compose, list(keys.values()))
+            images |= {
+                COMMON: _Images(self, {key: key for key in keys}, plan, plan),
+                AGAINST: _Images(self.other, keys, plan, found),
+            }
         return images
 
     @override
@@ -165,21 +163,20 @@ class ComposedDataset(Dataset):
 
     @override
     def shard_files(self, split: str, shard: int, variants: tuple[str, ...]) -> list[FileDigest]:
-        """Has an entry without bytes for a variant that is not stored.
+        """Has an entry without bytes for a variant that is not stored, after those of files.
 
         Its digest is that of everything that the pictures depend on.
         """
-        files = []
-        for variant in variants:
-            if (shown := self._shown(variant)) is None:
-                files += super().shard_files(split, shard, (variant,))
-            else:
-                kind, name, entry = shown
-                of, samples = self._files[kind]
-                files.append(
-                    FileDigest(variant, 0, fingerprint(of, shard, name, entry), samples[shard])
-                )
-        return files
+        shown = {variant: how for variant in variants if (how := self._shown(variant))}
+        stored = tuple(variant for variant in variants if variant not in shown)
+        return [
+            *super().shard_files(split, shard, stored),
+            *(
+                FileDigest(variant, 0, fingerprint(of, shard, name, entry), samples[shard])
+                for variant, (kind, name, entry) in shown.items()
+                for of, samples in [self._files[kind]]
+            ),
+        ]
 
     @override
     def tables(

@@ -10,7 +10,7 @@ it has none. The function's author raises it when the pictures change, so that t
 again.
 """
 
-import dataclasses
+import copy
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ from pipeline.runtime.custom_functions import PREFIX, call_for_array, import_fun
 from transforms.geometry import Mask, Pixels
 from transforms.layers import Layer
 from transforms.renderings import Rendering, box_hole
-from transforms.variants import FILLED, VARIANTS, Image, Variant, name_of, parse_name, variants_of
+from transforms.variants import FILLED, VARIANTS, Variant, name_of, parse_name, variants_of
 
 
 def versioned(variants: Sequence[str], renderings: Iterable[str] = ()) -> tuple[str, ...]:
@@ -45,9 +45,11 @@ def versioned(variants: Sequence[str], renderings: Iterable[str] = ()) -> tuple[
 
 def custom_names(variants: Iterable[str], renderings: Iterable[str] = ()) -> tuple[str, ...]:
     """Returns the names of the custom variants that the flags name, without importing anything."""
-    own = (name for name in variants if name.startswith(PREFIX))
-    filled = (f"{base}={name}" for name in renderings for base in FILLED)
-    return tuple(name_of(f"{entry.partition('@')[0]}@0") for entry in (*own, *filled))
+    return tuple(
+        name_of(f"{entry.partition('@')[0]}@0")
+        for entry in (*variants, *(f"{base}={name}" for name in renderings for base in FILLED))
+        if PREFIX in entry
+    )
 
 
 def find_variants(entries: Iterable[str]) -> dict[str, Variant]:
@@ -72,31 +74,17 @@ def _custom_variant(entry: str) -> Variant:
         raise JobError(
             f"{entry}: its version is {present.rpartition('@')[2]} here. Run the same command again"
         )
-    name = name_of(entry)
+    name, paint = name_of(entry), functools.partial(_paint, target, function)
     if not base:
-        return Variant(name, functools.partial(_paint, entry, function))
-    fill = functools.partial(_fill, target, function)
-    return variants_of(Rendering(parse_name(name).rendering, hole=box_hole, paint=fill))[name]
+        return Variant(name, paint)
+    return variants_of(Rendering(parse_name(name).rendering, hole=box_hole, paint=paint))[name]
 
 
-def _paint(entry: str, function: Callable[[Layer], Any], layer: Layer) -> Image:
-    """Calls a custom function on a copy of the layer, so that it cannot change the layer."""
-    copied = dataclasses.replace(
-        layer,
-        image=layer.image.copy(),
-        only_bg_t=layer.only_bg_t.copy(),
-        mask=layer.mask.copy(),
-    )
-    return call_for_array(
-        functools.partial(function, copied), entry, dtype=np.uint8, shape=layer.image.shape
-    )
-
-
-def _fill(entry: str, function: Callable[[Pixels, Mask], Any], image: Pixels, hole: Mask) -> Image:
-    """Calls a custom fill on a copy of the image; the hole was made for this call."""
-    return call_for_array(
-        functools.partial(function, image.copy(), hole), entry, dtype=np.uint8, shape=image.shape
-    )
+def _paint(entry: str, function: Callable[..., Any], shown: Layer | Pixels, *hole: Mask) -> Pixels:
+    """Calls a custom function on copies, so that it cannot change what others read."""
+    shape = shown.image.shape if isinstance(shown, Layer) else shown.shape
+    copied = functools.partial(function, *copy.deepcopy((shown, *hole)))
+    return call_for_array(copied, entry, dtype=np.uint8, shape=shape)
 
 
 def _load(entry: str, flag: str) -> tuple[Callable[..., Any], str]:
@@ -109,8 +97,11 @@ def _load(entry: str, flag: str) -> tuple[Callable[..., Any], str]:
       UsageError: there is no such function, or its name or version is not valid.
     """
     entry, origin = entry.partition("@")[0], f"{flag} {entry}"
-    example = "my_fills:mean" if flag == "--renderings" else "my_variants:silhouette"
-    function = import_function(entry.partition(PREFIX)[2], origin, f"{PREFIX}{example}")
+    function = import_function(
+        entry.partition(PREFIX)[2],
+        origin,
+        f"{PREFIX}my_{'fills:mean' if flag == '--renderings' else 'variants:silhouette'}",
+    )
     version = getattr(function, "version", 1)
     if type(version) is not int or version < 0:
         raise UsageError(f"{origin}: its version must be a whole number from 0")

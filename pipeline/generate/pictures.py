@@ -254,8 +254,9 @@ class Fills:
             self._starts[rendering.name, key] = self.file.seek(0, os.SEEK_END)
             self.file.write((layer.only_bg_t if filled is None else filled).tobytes())
         self.file.seek(self._starts[rendering.name, key])
-        stored = self.file.read(layer.image.nbytes)
-        return np.frombuffer(stored, np.uint8).reshape(layer.image.shape)
+        return np.frombuffer(self.file.read(layer.image.nbytes), np.uint8).reshape(
+            layer.image.shape
+        )
 
 
 @dataclasses.dataclass(frozen=True)

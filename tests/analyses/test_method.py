@@ -240,15 +240,17 @@ def test_the_mean_of_models_stands_below_them(
     assert names[2] in (output / "report.html").read_text()
     latex = (output / "results" / "latex" / "method.tex").read_text()
     assert latex.rindex("first") < latex.rindex("second") < latex.index(names[2])
-    # The same model from another folder counts once.
+    # The same model from another folder counts once, with its first settings.
     dataset = dataset_in(output)
     first, second = read_method(dataset)[0]
-    again = msgspec.structs.replace(first, home="/lab")
+    faster = msgspec.structs.replace(first.evaluation, precision="bf16")
+    again = msgspec.structs.replace(first, home="/lab", evaluation=faster)
     mean = mean_of_models(dataset, (first, second))
     assert mean is not None
     assert mean.rows != first.rows
     assert mean_of_models(dataset, (first, again, second)) == mean
     assert mean_of_models(dataset, (first, again)) is None
+    assert mean_of_models(dataset, (again, second)) is None
     # Models whose draws differ have no mean.
     run_here(METHOD[0], "--models", names[1], *METHOD[3:], output, "--replicates", 1)
     assert {row["model"] for row in table_of(output, "method")} == set(names[:2])

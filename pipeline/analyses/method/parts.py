@@ -86,10 +86,13 @@ class MethodParts(Parts):
             }
         )
         try:
-            wanted = method_config(config.compose, arguments.replicates, arguments.renderings)
+            work = PlannedMethod(
+                evaluation,
+                taxonomy,
+                method_config(config.compose, arguments.replicates, arguments.renderings),
+            )
         except ValueError as error:
             raise UsageError(str(error)) from error
-        work = PlannedMethod(evaluation, taxonomy, wanted)
         if arguments.against is not None:
             own = Dataset.open(evaluation.store)
             there = open_named("--against", arguments.against)
@@ -118,8 +121,7 @@ class MethodParts(Parts):
 
     @override
     def find(self, dataset: Dataset) -> Found:
-        results, stale = read_method(dataset)
-        return Found(results, stale=stale)
+        return Found(*read_method(dataset))
 
     @override
     def write(self, dataset: Dataset, columns: Sequence[str]) -> None:

@@ -29,15 +29,13 @@ from pipeline.evaluate.results import ModelRun, PicturesResult, RunSettings, pic
 from pipeline.storage.state_files import read_table
 from transforms.analysis import gaps_of_pictures
 from transforms.intervals import CONFIDENCE, holm
-from transforms.renderings import AGAINST, COMMON, GAPS
+from transforms.renderings import AGAINST, COMMON, GAPS, PAPER_RENDERING
 from transforms.scoring import LABEL_RULES
 from transforms.two_way import difference_interval, p_value
 from transforms.variants import base_of, with_rendering, with_replicates
 
 PAIRS = ("mixed_same", "mixed_rand")
 """The variants whose accuracies BG-Gap compares."""
-PAPER = GAPS[0]
-"""Name of the paper's method among renderings."""
 HOLES = ("all", "small", "medium", "large")
 """All pictures, and thirds of them by the share that the background's box covers."""
 
@@ -46,7 +44,7 @@ class MethodRow(Struct, frozen=True, kw_only=True):
     """A rendering, on all pictures or on a third of them.
 
     The difference is that of the gap from the paper's method on the same pairs, and for `AGAINST`
-    from `COMMON`; the rows of `PAPER` and `COMMON` have none.
+    from `COMMON`; the rows of `PAPER_RENDERING` and `COMMON` have none.
     """
 
     label_rule: str
@@ -120,9 +118,9 @@ class MethodRow(Struct, frozen=True, kw_only=True):
     @property
     def cell(self) -> Cell:
         """The difference, or the gap if it is one of `GAPS`, with its interval."""
-        of = None if self.rendering in GAPS else self.compared
+        gap = self.gap, self.ci_low, self.ci_high
         return Cell(
-            *(of or (self.gap, self.ci_low, self.ci_high)),
+            *(gap if self.rendering in GAPS else self.compared or gap),
             is_bold=self.p_adjusted is not None and self.p_adjusted < 1 - CONFIDENCE,
         )
 
@@ -200,14 +198,7 @@ def mean_of_models(dataset: Dataset, results: tuple[MethodResult, ...]) -> Metho
       run was killed.
     """
     models = {(one.model, one.weights_sha256): one for one in reversed(results)}
-    alike = {
-        (
-            pick(RunSettings, one.evaluation),
-            *((row.label_rule, row.rendering, row.of, row.replicates) for row in one.own_rows),
-        )
-        for one in models.values()
-    }
-    if len(alike) != 1 or len(models) < 2:
+    if len(models) < 2 or len({pick(RunSettings, one.evaluation) for one in models.values()}) > 1:
         return None
     compare = functools.partial(
         method_rows,
@@ -216,13 +207,21 @@ def mean_of_models(dataset: Dataset, results: tuple[MethodResult, ...]) -> Metho
         renderings={row.rendering: row.of for row in results[0].own_rows},
     )
     try:
+        # This also finds models with other draws or renderings.
         if any(one.own_rows != tuple(compare([one])) for one in models.values()):
             return None
         rows = tuple(compare([*models.values()]))
     except (FileNotFoundError, KeyError, ValueError, JobError):
         return None  # Predictions are missing, or a file is damaged.
-    name, of_none = f"mean of {len(models)} models", {"label": UNSET, "home": UNSET}
-    return pick(MethodResult, results[0], model=name, weights_sha256="", rows=rows, **of_none)
+    return pick(
+        MethodResult,
+        results[0],
+        model=f"mean of {len(models)} models",
+        label=UNSET,
+        home=UNSET,
+        weights_sha256="",
+        rows=rows,
+    )
 
 
 def method_rows(
@@ -258,9 +257,12 @@ def method_rows(
     images = EvalImages.read(dataset, *runs[0].tested_on)
     if keys is not None:
         images = images.select(np.isin(images.keys.to_pylist(), list(keys)))
-    draws = [name for each in gap_draws(with_replicates(PAIRS, replicates)) for name in each]
     first, *_ = names = [
-        [with_rendering(name, "" if each == PAPER else each) for name in draws]
+        [
+            with_rendering(name, "" if each == PAPER_RENDERING else each)
+            for draws in gap_draws(with_replicates(PAIRS, replicates))
+            for name in draws
+        ]
         for each in renderings
     ]
     shares = {
@@ -268,26 +270,35 @@ def method_rows(
         for row in selected_rows(dataset, runs[0].evaluation.split)
         for x0, y0, x1, y1 in [row["box"]]
     }
-    shown = tables[0].filter(pc.is_in(tables[0]["variant"].cast(pa.string()), pa.array(first)))
     holes_of = {
         (row["variant"], row["fg_key"]): shares[row["bg_key"]]
-        for row in shown.select(["variant", "fg_key", "bg_key"]).to_pylist()
+        for row in tables[0]
+        .filter(pc.is_in(tables[0]["variant"].cast(pa.string()), pa.array(first)))
+        .select(["variant", "fg_key", "bg_key"])
+        .to_pylist()
     }
     holes = np.asarray([holes_of[name, key] for name in first for key in images.keys.to_pylist()])
     thirds = np.searchsorted(np.quantile(holes, [1 / 3, 2 / 3]), holes) if len(holes) else holes
-    flat = [name for each in names for name in each]
-    models = [predictions_in_table(table, images, flat, tuple(LABEL_RULES)) for table in tables]
+    models = [
+        predictions_in_table(
+            table, images, [name for each in names for name in each], tuple(LABEL_RULES)
+        )
+        for table in tables
+    ]
     for rule, predictions in models[0].by_rule.items():
-        of_models = [
-            [[one.by_rule[rule].correct(name) for name in each] for each in names] for one in models
-        ]
-        of_draws = np.asarray(of_models).mean(axis=0)
-        pictures = of_draws.reshape(len(names), -1)
+        # By rendering, draw and image.
+        of_draws = np.mean(
+            [
+                [[one.by_rule[rule].correct(name) for name in each] for each in names]
+                for one in models
+            ],
+            axis=0,
+        )
         same, rand = np.split(of_draws.mean(axis=-1), 2, axis=1)
         all_roles = picture_roles(predictions.bg_units, images, first)
         for third, hole in enumerate(HOLES, start=-1):
             chosen = (thirds == third) | (third < 0)
-            correct, roles = pictures[:, chosen], all_roles.select(chosen)
+            correct, roles = of_draws.reshape(len(names), -1)[:, chosen], all_roles.select(chosen)
             is_same = np.flatnonzero(chosen) < len(chosen) // 2
             if len(np.unique(is_same)) < 2:
                 continue
@@ -296,7 +307,6 @@ def method_rows(
             estimates = np.stack([gap, gap - gap[0]])
             variance = roles.variance(np.stack([contributions, contributions - contributions[0]]))
             low, high = difference_interval(estimates, variance, roles.units)
-            p_adjusted = holm(p_value(estimates[1, 1:], variance[1, 1:], roles.units))
             columns = {
                 "mixed_same": correct[:, is_same].mean(axis=-1).tolist(),
                 "mixed_rand": correct[:, ~is_same].mean(axis=-1).tolist(),
@@ -306,7 +316,10 @@ def method_rows(
                 "difference": [None, *estimates[1, 1:].tolist()],
                 "difference_low": [None, *low[1, 1:].tolist()],
                 "difference_high": [None, *high[1, 1:].tolist()],
-                "p_adjusted": [None, *p_adjusted.tolist()],
+                "p_adjusted": [
+                    None,
+                    *holm(p_value(estimates[1, 1:], variance[1, 1:], roles.units)).tolist(),
+                ],
             }
             for position, (name, of) in enumerate(renderings.items()):
                 yield MethodRow(

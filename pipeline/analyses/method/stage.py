@@ -14,7 +14,6 @@ from typing_extensions import override
 from pipeline.analyses.method.results import (
     HOLES,
     PAIRS,
-    PAPER,
     MethodResult,
     method_rows,
     stored_pairs,
@@ -29,7 +28,7 @@ from pipeline.generate.composed import ComposedDataset
 from pipeline.generate.custom_variants import versioned
 from pipeline.runtime.progress import count
 from pipeline.storage.store import Store
-from transforms.renderings import AGAINST, COMMON, RENDERINGS
+from transforms.renderings import AGAINST, COMMON, PAPER_RENDERING, RENDERINGS
 from transforms.variants import name_of, parse_name, select_variants, with_rendering
 
 
@@ -47,11 +46,14 @@ def method_config(
       UsageError: a function is not found, or its name or version is not valid.
       ValueError: there are too many draws, or the name of a function is taken.
     """
-    built_in = [with_rendering(name, each) for name in PAIRS for each in ("", *RENDERINGS)]
-    own = (each for each in versioned((), renderings) if each.partition("=")[0] in PAIRS)
     return dataclasses.replace(
         config,
-        variants=select_variants([*built_in, *own]),
+        variants=select_variants(
+            [
+                *(with_rendering(name, each) for name in PAIRS for each in ("", *RENDERINGS)),
+                *(each for each in versioned((), renderings) if each.partition("=")[0] in PAIRS),
+            ]
+        ),
         replicates=replicates or config.replicates,
     )
 
@@ -92,8 +94,6 @@ class PlannedMethod(PlannedAnalysis):
     """
 
     stage = "method"
-    chunk_name = "method_shards"
-    pictures_name = "renderings_predicted"
     refuses_overlap = True
 
     compose: ComposeConfig
@@ -130,15 +130,14 @@ class PlannedMethod(PlannedAnalysis):
         store.delete_all(set(store.walk(f"results/{run.folder}/method")).difference(kept))
         composed, replicates = model_work._dataset, self.compose.replicates
         renderings = {
-            parse_name(name_of(entry)).rendering or PAPER: entry.partition("=")[2]
+            parse_name(name_of(entry)).rendering or PAPER_RENDERING: entry.partition("=")[2]
             for entry in self.compose.variants
         }
         rows = [*method_rows(dataset, [run], replicates, renderings)]
         if composed.other:
-            common = composed.images[AGAINST].keys
             of = dict.fromkeys((COMMON, AGAINST), composed.other.manifest.fingerprint)
-            compared = method_rows(dataset, [run], replicates, of, common)
-            rows += (row for row in compared if row.hole == HOLES[0])
+            common = method_rows(dataset, [run], replicates, of, composed.images[AGAINST].keys)
+            rows += (row for row in common if row.hole == HOLES[0])
         write_result(
             store,
             result_file(run.folder, "method"),
