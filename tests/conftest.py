@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,14 @@ def pytest_collection() -> Iterator[None]:
     """Keeps imported modules and collected tests out of garbage collection.
 
     It would search their millions of objects again and again, and while they are made, too.
+    Modules that import Beam have done so by then, and Beam remembers signatures from here on.
     """
     gc.disable()
     result = yield
+    if "apache_beam" in sys.modules:
+        from beam_signatures import remember_signatures
+
+        remember_signatures()
     gc.collect()
     gc.freeze()
     gc.enable()

@@ -21,6 +21,8 @@ from small_models import network
 
 import in9
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 SMALL = ("--image_size", "64", "--resize", "64")
 
 FORK = """#!{python}

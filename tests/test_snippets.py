@@ -209,6 +209,7 @@ def answer(folder: Path, **right: bool) -> None:
     pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_gate_of_the_recipes_ends_with_each_exit_code(
     small_sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -197,6 +197,7 @@ def test_a_model_of_fixed_size_gets_resized_pictures(tmp_path: Path, sample_run:
     assert logits.shape == (2, 9)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_evaluation_resumes_and_guards_weights(small_run: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(small_run, tmp_path / "out"))
     spec = checkpoint(tmp_path / "net.pth")
@@ -227,6 +228,7 @@ def test_a_share_that_holds_no_image_is_refused_before_anything_is_stored(
     assert not (tmp_path / "out" / "results").exists()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_native_results_stand_beside_stored_ones(tiny_input: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     flags = ("--variants", "original,mixed_same,mixed_rand", "--formats", "parquet")
@@ -269,6 +271,7 @@ def test_native_results_stand_beside_stored_ones(tiny_input: Path, tmp_path: Pat
     assert f"was made from {tiny_input}" in refused.stderr
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_what_a_model_may_be_trained_on_is_not_tested_by_default(
     tiny_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -367,7 +367,7 @@ def test_conditions_need_their_variants() -> None:
     assert parse_conditions(None) == ()
 
 
-@pytest.mark.usefixtures("empty_pdfs")
+@pytest.mark.usefixtures("no_figures")
 def test_the_job_ends_by_its_conditions(
     sample_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,8 @@ from pipeline.commands.job_flags import job_from_flags
 from pipeline.jobs.forecast import make_forecast
 from pipeline.storage.store import Store
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 def test_a_forecast_agrees_with_the_job(small_input: Path, tmp_path: Path) -> None:
     annotations = small_input / "Annotations" / "val"

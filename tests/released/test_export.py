@@ -69,6 +69,8 @@ from transforms.matching import block_means, block_means_outside, compare, decid
 from transforms.taxonomy import imagenet9
 from transforms.variants import MIXED, PAPER, PICTURES
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 SMALL = ("--images_per_shard", "20")
 
 

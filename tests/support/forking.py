@@ -154,8 +154,9 @@ def _receive(connection: socket.socket, size: int) -> bytes:
 def _serve(connection: socket.socket) -> None:
     # Imports make millions of objects, and next to no garbage.
     gc.disable()
-    # Commands import these modules only while they work.
+    # Commands import most of these modules only while they work.
     import scipy.ndimage  # noqa: F401
+    from beam_signatures import remember_signatures
 
     import pipeline.analyses.evaluation.stage  # noqa: F401
     from pipeline.commands.command_line import find_command
@@ -167,6 +168,7 @@ def _serve(connection: socket.socket) -> None:
         find_command(command)
     # Compiled code is loaded once, and templates are compiled once, too.
     prepare()
+    remember_signatures()
     templates = _environment()
     for name in templates.list_templates(["html", "js", "css"]):
         templates.get_template(name)
@@ -225,6 +227,7 @@ def _become(order: dict[str, Any], files: list[int]) -> None:
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # Under nohup, the tests ignore it.
     signal.alarm(order["seconds"])
     for module in order["modules"]:
         importlib.import_module(module)
