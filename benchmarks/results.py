@@ -39,7 +39,7 @@ BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
     "trace": ([], []),
     "interval_coverage": ([], ["--runs", "20", "--images", "20", "--draws", "1"]),
     "scale": (
-        ["--images", "1000,10000,30000", "--rows", "100000,300000,1300000"],
+        ["--images", "1000,10000", "--rows", "100000,300000,1300000"],
         ["--images", "64,128", "--rows", "20000"],
     ),
 }

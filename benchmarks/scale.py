@@ -1,6 +1,6 @@
 """Measures how costs grow with the number of images.
 
-    python benchmarks/scale.py [--images 1000,10000,30000] [--rows 100000,300000,1300000]
+    python benchmarks/scale.py [--images 1000,10000] [--rows 100000,300000,1300000]
 
 * Jobs: copies of real pictures under new keys are generated, evaluated by a model that does almost
   nothing, verified and reported. The figures are each stage's time for an image, and peak memory.
