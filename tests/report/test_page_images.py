@@ -308,16 +308,20 @@ def test_all_eight_versions_are_in_sight_at_once(browser: Any, report_run: Path)
     opened = Opened(browser, report_run, "#images", reduced_motion="reduce")
     page = opened.page
     height = page.viewport_size["height"]
+    places = """all => all.map((e) => ["img", "h4"].map((part) => {
+      const {y, width, bottom} = e.querySelector(part).getBoundingClientRect();
+      return {y, width, bottom};
+    }))"""
     for number in range(page.locator(".card").count()):
         page.locator("[data-images]").select_option(index=number)
-        figures = page.locator(".card:visible .versions > figure")
-        assert figures.count() == len(PICTURES)
-        for figure in figures.all():
-            box = figure.locator("img").bounding_box()
-            assert box["width"] > 180
-            assert box["y"] >= page.locator("nav").bounding_box()["height"]
-            assert box["y"] + box["height"] < height - 90
-            assert figure.locator("h4").bounding_box()["y"] + 20 < height
+        found = page.locator(".card:visible .versions > figure").evaluate_all(places)
+        assert len(found) == len(PICTURES)
+        navigation = page.locator("nav").bounding_box()["height"]
+        for picture, heading in found:
+            assert picture["width"] > 180
+            assert picture["y"] >= navigation
+            assert picture["bottom"] < height - 90
+            assert heading["y"] + 20 < height
     opened.context.close()
 
 
