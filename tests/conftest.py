@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forking import NO_FIGURES
+from forking import NO_FIGURES, SERVER, start_server
 from gcs import BUCKET, object_store
 from hypothesis import settings
 from runs import ONE, QUICK, SHARDS, SHARED, Run, made_once, run_in9, shrink
@@ -46,6 +46,12 @@ _LONGEST = (
 """Test modules that take a quarter of a minute or more, the longest first."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Starts the server of forks that parallel test processes share, before they are started."""
+    if config.getoption("numprocesses", None) and not config.option.collectonly:
+        os.environ[SERVER] = start_server()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest modules first, so that parallel processes end at about the same time."""
     places = {f"test_{name}": place for place, name in enumerate(_LONGEST)}
@@ -57,14 +63,14 @@ def pytest_collection() -> Iterator[None]:
     """Keeps imported modules and collected tests out of garbage collection.
 
     It would search their millions of objects again and again, and while they are made, too.
-    Modules that import Beam have done so by then, and Beam remembers signatures from here on.
+    Modules that import Beam have done so by then, and Beam does less work from here on.
     """
     gc.disable()
     result = yield
     if "apache_beam" in sys.modules:
-        from beam_signatures import remember_signatures
+        from quick_beam import hasten_beam
 
-        remember_signatures()
+        hasten_beam()
     gc.collect()
     gc.freeze()
     gc.enable()
@@ -93,7 +99,8 @@ def sample() -> Path:
 @pytest.fixture(scope="session")
 def sample_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of the main job on the sample, with all defaults. Tests must not write into it."""
-    return made_once(tmp_path_factory, "sample", lambda out: run_in9("run", "--output", out))
+    run = ("run", "--output")
+    return made_once(tmp_path_factory, "sample", lambda out: run_in9(*run, out, figures=True))
 
 
 @pytest.fixture(scope="session")
@@ -120,7 +127,7 @@ def small_sample(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def small_run(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of the main job on 18 small pictures. Tests must not write into it."""
     run = ("run", "--input", small_sample, "--output")
-    return made_once(tmp_path_factory, "small-run", lambda out: run_in9(*run, out))
+    return made_once(tmp_path_factory, "small-run", lambda out: run_in9(*run, out, figures=True))
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,7 @@ def probed(three_draws: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """A dataset with a matrix, and the output of the command. Tests must not change it."""
     output = tmp_path_factory.mktemp("matrix") / "out"
     shutil.copytree(three_draws, output)
-    return output, run_in9("matrix", "--dataset", output, *PROBE).stdout
+    return output, run_in9("matrix", "--dataset", output, *PROBE, figures=True).stdout
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ def test_a_second_run_makes_what_is_missing_and_nothing_else(copied: Path, tmp_p
     content = predictions.read_bytes()
     predictions.unlink()
     (copied / "models" / f"{NAME}-seed0" / "mixed_same.safetensors").unlink()
-    printed = run_in9("matrix", "--dataset", copied, *PROBE).stdout
+    printed = run_in9("matrix", "--dataset", copied, *PROBE, figures=True).stdout
     # Training gives the same probe again, so its predictions stay valid.
     assert "rows tested: 1 of 4" in printed
     assert predictions.read_bytes() == content

@@ -327,7 +327,7 @@ def test_report_can_be_made_again_alone(small_run: Path, tmp_path: Path) -> None
     page = (output / "report.html").read_bytes()
     (output / "report.html").unlink()
     (output / "results" / "summary.csv").unlink()
-    assert "efficientnet_lite0" in run_in9("report", "--dataset", output).stdout
+    assert "efficientnet_lite0" in run_in9("report", "--dataset", output, figures=True).stdout
     # `in9 report` also makes PDF figures,
     # and the page links them, each beside its figure and in a list.
     pdf_links = re.compile(

@@ -15,8 +15,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -55,18 +53,12 @@ class Server:
         self._forks, self._folder = forks, tempfile.TemporaryDirectory()
         folder = Path(self._folder.name)
         port, pool, self._notes = free_port(), free_port(), folder / "notes.json"
-        command = (
-            *(sys.executable, HERE / "bundle_server.py", "--port", port, "--pool", pool),
-            *("--root", root, "--notes", self._notes, "--fates", *map(",".join, fates)),
+        flags = (
+            *("--port", port, "--pool", pool, "--root", root, "--notes", self._notes),
+            *("--fates", *map(",".join, fates)),
         )
-        with open(folder / "log", "wb") as log:
-            self._process = subprocess.Popen(
-                [str(part) for part in command],
-                env=_environment(),
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        program = HERE / "bundle_server.py"
+        self._process = forks.start([*map(str, flags)], _environment(), program=program)
         self._flags = (
             *("--runner=PortableRunner", f"--job_endpoint=localhost:{port}"),
             *("--environment_type=EXTERNAL", f"--environment_config=localhost:{pool}"),
@@ -85,7 +77,7 @@ class Server:
         command += ["--publish", str(root / "published")]
         done = self._forks.run(command, _environment())
         assert done.returncode == 0, done.stderr
-        self._process.send_signal(signal.SIGUSR1)
+        os.kill(self._process.pid, signal.SIGUSR1)
         while not self._notes.exists():
             assert self._process.poll() is None, "the server has ended"
             time.sleep(0.05)

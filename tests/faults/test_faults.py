@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,16 @@ from fault_lab import Lab, describe
 from fault_matrix import sample
 from fault_months import Months
 from fault_pictures import hostile_pictures
+from forking import NO_FIGURES
 from runs import forks
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    return Lab(tmp_path_factory.mktemp("faults"), forks=forks())
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with pytest.MonkeyPatch.context() as patch:
+        # `scripts/faults` tries all faults with figures.
+        patch.setenv(NO_FIGURES, "1")
+        yield Lab(tmp_path_factory.mktemp("faults"), forks=forks())
 
 
 def test_faults_of_each_kind_are_handled(lab: Lab) -> None:

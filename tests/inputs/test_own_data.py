@@ -679,7 +679,8 @@ def test_labels_may_be_many(toy: Path, tmp_path: Path, monkeypatch: pytest.Monke
     run_in9("run", "--input", source, "--output", output,
             "--taxonomy", write_csv(tmp_path / "kinds.csv", kinds),
             "--models", "python:toy_models:many", "--variants", "original,mixed_rand",
-            "--image_size", 32, "--resize", 32, "--segmenter", "box", *ONE)  # fmt: skip
+            "--image_size", 32, "--resize", 32, "--segmenter", "box", *ONE,
+            figures=True)  # fmt: skip
     index = pyarrow.dataset.dataset(str(output / "index")).to_table()
     assert set(index["label"].to_pylist()) == set(range(140))
     labels = index["label"].to_pylist()

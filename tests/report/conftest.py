@@ -33,7 +33,7 @@ def report_run(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return made_once(
         tmp_path_factory,
         "report",
-        lambda out: run_in9("run", "--input", small_sample, "--output", out, *flags),
+        lambda out: run_in9("run", "--input", small_sample, "--output", out, *flags, figures=True),
     )
 
 

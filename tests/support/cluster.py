@@ -11,8 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+from forking import Started
 from gcs import free_port
-from runs import ROOT
+from runs import ROOT, forks
 
 
 class Cluster:
@@ -44,14 +45,20 @@ class Cluster:
         self._stack, self._log, self._env = stack, log, {**os.environ, **more}
         ports = [free_port() for _ in range(pools)]
         self._forked = forked
-        beam = ("-m", "apache_beam.runners.worker.worker_pool_main")
-        program = (Path(__file__).with_name("worker_pool.py"),) if forked else beam
-        self.pools = [
-            self._start(port, sys.executable, *program, "--service_port", port) for port in ports
-        ]
+        self.pools = [self._start_pool(port) for port in ports]
         self.addresses = [f"localhost:{port}" for port in ports]
         for port, process in zip(ports, self.pools, strict=True):
             wait_for(port, process)
+
+    def _start_pool(self, port: int) -> subprocess.Popen[bytes] | Started:
+        flags = ("--service_port", str(port))
+        if not self._forked:
+            beam = ("-m", "apache_beam.runners.worker.worker_pool_main")
+            return self._start(port, sys.executable, *beam, *flags)
+        program = Path(__file__).with_name("worker_pool.py")
+        process = forks().start([*flags], self._env, program=program)
+        self._stack.callback(_kill, process)
+        return process
 
     def serve(self, port: int, pool: str, *command: object) -> None:
         """Starts a job server.
@@ -109,17 +116,18 @@ def listens_at(pid: int) -> set[tuple[str, int]]:
     return places
 
 
-def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for(port: int, process: subprocess.Popen[bytes] | Started) -> None:
+    """Waits until a process accepts connections on a port."""
     until = time.monotonic() + 60
     while True:
         with contextlib.suppress(OSError), socket.create_connection(("localhost", port)):
             return
-        assert process.poll() is None, f"{process.args} ended"
-        assert time.monotonic() < until, f"{process.args} does not start"
+        assert process.poll() is None, f"the server of port {port} ended"
+        assert time.monotonic() < until, f"the server of port {port} does not start"
         time.sleep(0.05)
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: subprocess.Popen[bytes] | Started) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,7 +1,8 @@
 """Runs commands in separate processes that need not import everything again.
 
 A server process imports the command line once. Each command is a fork of it, with its own
-environment, working directory and output. Importing takes longer than most commands work.
+environment, working directory and output. Importing takes longer than most commands work. Test
+processes that run side by side share the server; each has a fork of its own that takes its orders.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import gc
 import importlib
 import json
 import os
+import runpy
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import types
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,22 +28,53 @@ NO_FIGURES = "IN9_TEST_NO_FIGURES"
 """Environment variable of commands whose page has no figures."""
 
 
-class Forks:
-    """The server of forks, which ends with this process.
+BEAMS_WORKERS = "IN9_TEST_BEAMS_WORKERS"
+"""Environment variable of commands whose workers are started by Beam, and not forked."""
+SERVER = "IN9_TEST_FORKS"
+"""Environment variable with the address of the server that test processes share."""
+
+
+def start_server(root: Path = ROOT) -> str:
+    """Starts a server of forks, which ends with this process; returns its address.
 
     Args:
       root: folder of the checkout whose code the commands run.
     """
-
-    def __init__(self, root: Path = ROOT) -> None:
-        ours, theirs = socket.socketpair()
-        self._socket = ours
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno()), str(root)],
-            pass_fds=[theirs.fileno()],
+    address = os.path.join(tempfile.mkdtemp(), "forks")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen()
+    ours, theirs = socket.socketpair()
+    _LIVES.append(ours)
+    with listener, theirs:
+        files = (listener.fileno(), theirs.fileno())
+        subprocess.Popen(
+            [sys.executable, __file__, *map(str, files), str(root)],
+            pass_fds=files,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )
-        theirs.close()
+    return address
+
+
+_LIVES: list[socket.socket] = []
+"""Ends of connections that are closed when this process ends. A server waits for that."""
+
+
+class Forks:
+    """A connection with a server of forks: the shared one, or one of this process.
+
+    Args:
+      root: folder of the checkout whose code the commands run.
+      connection: a connection that is there already.
+    """
+
+    def __init__(self, root: Path = ROOT, connection: socket.socket | None = None) -> None:
+        if connection:
+            self._socket = connection
+            return
+        self._socket = socket.socket(socket.AF_UNIX)
+        shared = os.environ.get(SERVER) if root == ROOT else None
+        self._socket.connect(shared or start_server(root))
 
     def run(
         self,
@@ -68,7 +103,12 @@ class Forks:
         return subprocess.CompletedProcess(["in9", *arguments], code, *texts)
 
     def start(
-        self, arguments: list[str], environment: dict[str, str], stderr: int | None = None
+        self,
+        arguments: list[str],
+        environment: dict[str, str],
+        stderr: int | None = None,
+        *,
+        program: Path | None = None,
     ) -> Started:
         """Starts `in9` with these arguments in its own session and process group.
 
@@ -76,13 +116,24 @@ class Forks:
           arguments: arguments of the command line.
           environment: complete environment of the process.
           stderr: descriptor of the terminal to which it writes errors, None for a file.
+          program: Python program that is started instead of `in9`.
         """
         out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         ours, theirs = socket.socketpair()
         errors = err.fileno() if stderr is None else stderr
         with theirs:
-            self._send((out.fileno(), errors, theirs.fileno()), arguments, environment)
+            files = (out.fileno(), errors, theirs.fileno())
+            self._send(files, arguments, environment, program=program)
         return Started(ours, out, err)
+
+    def start_worker(self, command: str, shell: bool, env: dict[str, str]) -> Started:
+        """Starts a worker in this session, with this output, as Beam starts one by a command."""
+        python, option, module = command.split()
+        assert (python, option, shell) == (sys.executable, "-m", True)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._send((1, 2, theirs.fileno()), [], env, module=module)
+        return Started(ours)
 
     def _send(
         self,
@@ -92,6 +143,8 @@ class Forks:
         *,
         seconds: int = 0,
         modules: tuple[str, ...] = (),
+        program: Path | None = None,
+        module: str | None = None,
     ) -> None:
         order = {
             "arguments": arguments,
@@ -99,6 +152,8 @@ class Forks:
             "folder": os.getcwd(),
             "seconds": seconds,
             "modules": modules,
+            "program": program and str(program),
+            "module": module,
         }
         data = json.dumps(order).encode()
         socket.send_fds(self._socket, [len(data).to_bytes(8, "big")], files)
@@ -131,6 +186,9 @@ class Started:
             self.wait(0)
         return self.returncode
 
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Waits for the end; returns the contents of standard output and standard error."""
         self.wait(timeout)
@@ -151,12 +209,13 @@ def _receive(connection: socket.socket, size: int) -> bytes:
     return data
 
 
-def _serve(connection: socket.socket) -> None:
+def _prepare() -> None:
+    """Imports what commands need."""
     # Imports make millions of objects, and next to no garbage.
     gc.disable()
     # Commands import most of these modules only while they work.
     import scipy.ndimage  # noqa: F401
-    from beam_signatures import remember_signatures
+    from quick_beam import hasten_beam
 
     import pipeline.analyses.evaluation.stage  # noqa: F401
     from pipeline.commands.command_line import find_command
@@ -168,7 +227,7 @@ def _serve(connection: socket.socket) -> None:
         find_command(command)
     # Compiled code is loaded once, and templates are compiled once, too.
     prepare()
-    remember_signatures()
+    hasten_beam()
     templates = _environment()
     for name in templates.list_templates(["html", "js", "css"]):
         templates.get_template(name)
@@ -176,6 +235,26 @@ def _serve(connection: socket.socket) -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+def _accept(listener: socket.socket, life: socket.socket) -> None:
+    """Forks a process for each connection that takes its orders, until `life` is closed."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while life not in select.select([listener, life], [], [])[0]:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            life.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _serve(connection)
+            os._exit(0)
+        connection.close()
+    os.remove(listener.getsockname())
+    os.rmdir(os.path.dirname(listener.getsockname()))
+
+
+def _serve(connection: socket.socket) -> None:
+    """Runs what a test process orders, until it closes the connection."""
     while True:
         header, files, _, _ = socket.recv_fds(connection, 8, 3)
         if not header:
@@ -201,7 +280,8 @@ def _keep(order: dict[str, Any], files: list[int]) -> None:
     *streams, reply = files
     child = os.fork()
     if child == 0:
-        os.setsid()
+        if not order["module"]:
+            os.setsid()
         os.write(reply, os.getpid().to_bytes(4, "big"))
         os.close(reply)
         _become(order, streams)
@@ -235,10 +315,19 @@ def _become(order: dict[str, Any], files: list[int]) -> None:
         from pipeline.analyses.parts import Parts
 
         Parts.plots = lambda *_: iter(())  # type: ignore[method-assign]
+    forked = any("multi_processing" in word or word == "--gpus" for word in order["arguments"])
+    if forked and BEAMS_WORKERS not in os.environ:
+        _fork_workers()
     from pipeline.commands.cli import run_process
 
     try:
-        run_process()
+        if module := order["module"]:
+            _run_worker(module)
+        elif program := order["program"]:
+            sys.argv[0] = program
+            runpy.run_path(program, run_name="__main__")
+        else:
+            run_process()
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else int(left.code is not None)
     except BaseException:
@@ -251,6 +340,36 @@ def _become(order: dict[str, Any], files: list[int]) -> None:
     os._exit(code)
 
 
+def _fork_workers() -> None:
+    """Lets Beam's local runner start workers as forks of a child that has no threads."""
+    from apache_beam.runners.portability import local_job_service
+
+    ours, theirs = socket.socketpair()
+    if os.fork() == 0:
+        ours.close()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _serve(theirs)
+        os._exit(0)
+    theirs.close()
+    popen = Forks(connection=ours).start_worker
+    local_job_service.subprocess = types.SimpleNamespace(Popen=popen)  # type: ignore[assignment]
+
+
+def _run_worker(module: str) -> None:
+    """Runs a module of Beam as `python -m` does."""
+    from apache_beam.runners.worker.worker_id_interceptor import WorkerIdInterceptor
+
+    # Beam reads it when it is imported.
+    WorkerIdInterceptor._worker_id = os.environ["WORKER_ID"]
+    # Our code knows a worker by what Beam starts.
+    sys.orig_argv = [sys.executable, "-m", module]
+    sys.argv = [module]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
 if __name__ == "__main__":
-    sys.path.insert(0, sys.argv[2])
-    _serve(socket.socket(fileno=int(sys.argv[1])))
+    sys.path.insert(0, sys.argv[3])
+    _prepare()
+    _accept(*(socket.socket(fileno=int(number)) for number in sys.argv[1:3]))
+    # Some libraries report objects that were kept out of garbage collection.
+    os._exit(0)

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow.dataset
 import pytest
-from forking import Forks, Started
+from forking import NO_FIGURES, Forks, Started
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -54,13 +54,18 @@ def forks() -> Forks:
     return Forks()
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "HF_HUB_OFFLINE": "1"}
+def _environment(*, figures: bool = False) -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1", **({} if figures else {NO_FIGURES: "1"})}
 
 
-def run_in9(*arguments: object, check: int | None = 0) -> subprocess.CompletedProcess[str]:
-    """Runs the real command line in a separate process; asserts that it exits with `check`."""
-    done = forks().run([str(argument) for argument in arguments], _environment())
+def run_in9(
+    *arguments: object, check: int | None = 0, figures: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Runs the real command line in a separate process; asserts that it exits with `check`.
+
+    The page has figures only if a test asks for them: drawing takes longer than most commands.
+    """
+    done = forks().run([str(argument) for argument in arguments], _environment(figures=figures))
     if check is not None:
         assert done.returncode == check, f"{arguments}\n{done.stdout}\n{done.stderr}"
     # A line of JSON is for programs.
@@ -120,7 +125,7 @@ def everything(path: Path) -> dict[Path, int | None]:
 
 
 def start_in9(*arguments: object) -> Started:
-    """Starts the real command line in its own process group."""
+    """Starts the real command line in its own process group; the page has no figures."""
     return forks().start([str(argument) for argument in arguments], _environment())
 
 

@@ -1,0 +1,44 @@
+"""Work of Beam that is the same for each graph, and that tests do once."""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+from typing import Any
+
+from apache_beam.runners.portability.stager import Stager
+from apache_beam.transforms import core
+
+from transforms.taxonomy import Taxonomy, imagenet9
+
+
+def hasten_beam() -> None:
+    """Lets Beam do work once in this process and its forks. The tests make hundreds of graphs.
+
+    * For each graph, Beam asks for the signatures of all methods of its steps a dozen times, which
+      takes 0.1 s of CPU.
+    * Nearly every step holds the taxonomy. ImageNet-9's is 40 kB of names, which Beam compresses
+      and decompresses again and again, in another 0.1 s; here it is pickled as a call.
+    * For a job whose workers are other processes, Beam runs `pip freeze`, in 0.5 s. Nothing reads
+      what it prints.
+    """
+    inspect = core.get_function_args_defaults
+
+    @functools.cache
+    def of_method(function: Any) -> tuple[list[str], list[Any]]:
+        return inspect(function.__get__(object()))
+
+    def of_any(function: Any) -> tuple[list[str], list[Any]]:
+        if not hasattr(function, "__func__"):
+            return inspect(function)
+        names, defaults = of_method(function.__func__)
+        return [*names], [*defaults]
+
+    def reduced(taxonomy: Taxonomy) -> tuple[Any, ...]:
+        if taxonomy == imagenet9():
+            return imagenet9, ()
+        return tuple(taxonomy.__reduce_ex__(4))
+
+    core.get_function_args_defaults = of_any
+    copyreg.pickle(Taxonomy, reduced)
+    Stager._create_stage_submission_env_dependencies = staticmethod(lambda _: [])
