@@ -26,12 +26,13 @@ from typing import IO, Any
 ROOT = Path(__file__).parents[2]
 NO_FIGURES = "IN9_TEST_NO_FIGURES"
 """Environment variable of commands whose page has no figures."""
-
-
 BEAMS_WORKERS = "IN9_TEST_BEAMS_WORKERS"
 """Environment variable of commands whose workers are started by Beam, and not forked."""
 SERVER = "IN9_TEST_FORKS"
 """Environment variable with the address of the server that test processes share."""
+
+_LIVES: list[socket.socket] = []
+"""Ends of connections that are closed when this process ends. A server waits for that."""
 
 
 def start_server(root: Path = ROOT) -> str:
@@ -54,10 +55,6 @@ def start_server(root: Path = ROOT) -> str:
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )
     return address
-
-
-_LIVES: list[socket.socket] = []
-"""Ends of connections that are closed when this process ends. A server waits for that."""
 
 
 class Forks:
