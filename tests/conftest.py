@@ -161,9 +161,9 @@ def rendered(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """A headless Chromium. Without one, tests are skipped, or fail in continuous integration."""
-    names = ("chromium", "chromium-browser", "google-chrome")
+    names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
     path = next((executable for name in names if (executable := shutil.which(name))), None)
-    missing = "" if path else "no chromium: apt-get install chromium"
+    missing = "" if path else "no chromium: apt-get install chromium-headless-shell"
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
