@@ -105,6 +105,8 @@ def test_stages_that_run_models_need_nothing_but_what_the_page_says(tmp_path: Pa
         env={
             **os.environ,
             "HF_HUB_OFFLINE": "1",
+            # The compiler of C++ would take most of the time. tests/models/test_predict.py runs it.
+            "TORCH_COMPILE_OVERRIDE_BACKENDS": ">=0:aot_eager",
             "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
             "REFUSED": json.dumps(refused),
         },

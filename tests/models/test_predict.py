@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,6 +119,23 @@ def test_each_model_is_compiled_with_what_makes_its_input(monkeypatch: pytest.Mo
     assert len(backend.graphs) > torch._dynamo.config.recompile_limit
     assert all(any("conv2d" in call for call in graph) for graph in backend.graphs)
     assert any("index_select" in call for call in backend.graphs[-1])
+
+
+def test_compiled_code_gives_the_same_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    batch = torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        logits, expected = (
+            predictor.forward_once(batch, pictures_of=predictor.to_floats)
+            for predictor in (
+                Predictor(model(), PredictConfig("cpu", compile=compile))
+                for compile in (True, False)
+            )
+        )
+    torch.testing.assert_close(logits, expected)
+    assert [*tmp_path.rglob("*.so")]
 
 
 def test_compiling_without_a_compiler_is_refused(
