@@ -182,6 +182,16 @@ def _decode_by_pillow(data: bytes, image: Image.Image) -> Pixels:
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
+def check_png(data: bytes) -> None:
+    """Compares the chunks of a PNG with their checksums, as few decoders do (`PIL.Image.verify`).
+
+    Raises UndecodableError if the data are not a PNG with these checksums.
+    """
+    image = open_picture(data)
+    with _decoding_errors(image):
+        image.verify()
+
+
 def decode_into(data: bytes, out: Pixels) -> None:
     """Decodes a picture of known size into an array, with the same pixels as `decode_image`.
 

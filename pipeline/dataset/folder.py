@@ -12,6 +12,7 @@ import functools
 import hashlib
 import itertools
 import tarfile
+import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path, PurePath
@@ -19,12 +20,12 @@ from typing import Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest, reading_store
-from pipeline.dataset.records import Row, index_file, parquet_file, read_rows, webdataset_file
+from pipeline.dataset.records import Row, index_file, parquet_file, read_small, webdataset_file
 from pipeline.dataset.sinks import SAMPLE_FIELDS, Sample
 from pipeline.errors import JobError, UsageError
+from pipeline.storage.state_files import DamagedError, parquet_reader, parse_parquet
 from pipeline.storage.store import FileDigest, Store
 from transforms.limits import MAX_PICTURE_BYTES, Unread, load_json
 from transforms.selection import held_out
@@ -66,6 +67,9 @@ T = TypeVar("T")
 SAMPLES_AT_ONCE = 64
 """Number of samples in a table that is not read from a file of Parquet."""
 _FIELD_NAMES = [field.name for field in SAMPLE_FIELDS]
+
+_verified: set[tuple[str, str]] = set()
+"""(absolute path, SHA-256) of each file whose content this process has verified."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,15 +155,20 @@ class Dataset:
         return sum(file.samples or 0 for file in self.shard_files(split, shard, variants))
 
     def samples(self, split: str, shard: int, variant: str) -> Generator[Sample, None, None]:
-        """Yields the samples of a shard in order. Raises JobError if a file is broken."""
+        """Yields the samples of a shard in order. Raises JobError if a file is broken.
+
+        The file is verified before the first sample.
+        """
         path = self._file(variant, split, shard)
         read = read_webdataset if path.endswith(".tar") else read_parquet
-        return self._whole(path, read(self.store, path), lambda _: 1)
+        return self._whole(path, lambda store: read(store, path), lambda _: 1)
 
     def tables(
         self, split: str, shard: int, variant: str, columns: Sequence[str]
     ) -> Generator[pa.Table, None, None]:
         """Yields columns of a shard's samples in order, in tables of a few MB.
+
+        A file whose pictures are read is verified before the first table.
 
         Args:
           split: name of the split.
@@ -171,19 +180,30 @@ class Dataset:
           JobError: a file is broken.
         """
         path = self._file(variant, split, shard)
-        return self._whole(path, read_tables(self.store, path, columns), lambda t: int(t.num_rows))
+        return self._whole(
+            path,
+            lambda store: read_tables(store, path, columns),
+            lambda table: int(table.num_rows),
+            has_pictures="image" in columns,
+        )
 
     def _whole(
-        self, path: str, pieces: Iterable[T], samples_of: Callable[[T], int]
+        self,
+        path: str,
+        read: Callable[[Store], Iterable[T]],
+        samples_of: Callable[[T], int],
+        *,
+        has_pictures: bool = True,
     ) -> Generator[T, None, None]:
-        """Yields the pieces of a file.
+        """Yields the pieces of a file, which is verified before if they have pictures.
 
         Raises JobError if the file is broken, or if the pieces have not as many samples as the
         manifest lists.
         """
         count = 0
-        with self.naming_file(path):
-            for piece in pieces:
+        verified = self._verified(path) if has_pictures else contextlib.nullcontext(self.store)
+        with self.naming_file(path), verified as store:
+            for piece in read(store):
                 yield piece
                 count += samples_of(piece)
             file = self._digests.get(path)
@@ -191,6 +211,38 @@ class Dataset:
             listed = file.samples if file else 0
             if count != listed:
                 raise ValueError(f"it holds {count} samples, but {MANIFEST} says {listed}")
+
+    @contextlib.contextmanager
+    def _verified(self, path: str) -> Iterator[Store]:
+        """Yields the folder from which to read a file, whose content is verified.
+
+        A process does so once for each file. It reads a file on this machine twice then, the second
+        time from the system's cache, and downloads an object once, to a temporary folder.
+        """
+        file, store = self._digests.get(path), self.store
+        with contextlib.ExitStack() as stack:
+            if file is not None and (store.path(path), file.sha256) not in _verified:
+                if store.is_remote:
+                    store = Store(stack.enter_context(tempfile.TemporaryDirectory()))
+                    self.store.copy_into(store, [(path, path)])
+                self.verify(file, store)
+            yield store
+
+    def verify(self, file: FileDigest, store: Store | None = None) -> None:
+        """Checks that the content of a file is that which was committed, once in a process.
+
+        Args:
+          file: what the manifest says of it.
+          store: the folder that holds it; None for the dataset's own.
+
+        Raises:
+          JobError: it is not.
+          OSError: the file cannot be read.
+        """
+        known = (self.store.path(file.path), file.sha256)
+        if known not in _verified and (store or self.store).digest(file.path) != file.sha256:
+            raise self._changed(file.path)
+        _verified.add(known)
 
     @contextlib.contextmanager
     def naming_file(self, path: str) -> Iterator[None]:
@@ -201,6 +253,12 @@ class Dataset:
             raise self._broken(path, str(error)) from error
         except (KeyError, TypeError) as error:
             raise self._broken(path, f"its samples have another form: {error!r}") from error
+
+    def _changed(self, path: str) -> DamagedError:
+        return DamagedError(
+            f"{self.store.path(path)} is missing or has changed since it was committed; remove it, "
+            "and run the command that made the dataset again"
+        )
 
     def _broken(self, path: str, cause: str) -> JobError:
         return JobError(
@@ -215,22 +273,19 @@ class Dataset:
 
     def index_of_shard(self, split: str, shard: int) -> list[Row]:
         """Reads the index rows of an output shard, in the order of its samples."""
-        return read_rows(self.store, self.index_path(split, shard))
+        rows: list[Row] = self.index_table(split, shard).to_pylist()
+        return rows
 
-    def index_path(self, split: str, shard: int) -> str:
-        """Returns the path of an output shard's index.
+    def index_table(self, split: str, shard: int, columns: list[str] | None = None) -> pa.Table:
+        """Reads the index of an output shard: those of the columns that it has, or all.
 
-        Raises:
-          JobError: the file is missing, or its size has changed since it was committed.
+        Raises JobError if the file is missing, or has changed since it was committed.
         """
         path = index_file(split, shard, self.manifest.shards[split].output)
-        committed = self._digests.get(path)
-        if committed is None or self.store.size(path) != committed.bytes:
-            raise JobError(
-                f"{self.store.path(path)} is missing or has changed since it was committed; "
-                f"see: in9 verify --dataset {self.store.root}"
-            )
-        return path
+        if path not in self._digests or not self.store.exists(path):
+            raise self._changed(path)
+        with self._verified(path) as store:
+            return parse_parquet(store, path, lambda source: read_small(source, columns))
 
     def chosen_samples(
         self, split: str, shard: int, variant: str, keys: Sequence[str]
@@ -278,7 +333,7 @@ def _no_dataset(store: Store) -> str:
 
 def read_parquet(store: Store, path: str) -> Iterator[Sample]:
     """Yields the samples of a Parquet shard, which is read a batch at a time."""
-    with pq.ParquetFile(store.arrow_source(path)) as file:
+    with parquet_reader(store.arrow_source(path)) as file:
         for batch in file.iter_batches(batch_size=SAMPLES_AT_ONCE):
             for row in batch.to_pylist():
                 image, key = row.pop("image"), row.pop("key")
@@ -295,7 +350,7 @@ def read_tables(store: Store, path: str, columns: Sequence[str]) -> Generator[pa
             yield table_of(batch, columns)
         return
     leaves = ["image.bytes" if name == "image" else name for name in columns]
-    with pq.ParquetFile(store.arrow_source(path)) as file:
+    with parquet_reader(store.arrow_source(path)) as file:
         for number in range(file.num_row_groups):
             table = file.read_row_group(number, leaves)
             if "image" in columns:

@@ -14,13 +14,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.dataset.folder import Dataset, sample_of
 from pipeline.dataset.manifest import reading_store
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import counted, did_you_mean
-from pipeline.storage.state_files import read_table
+from pipeline.storage.state_files import parquet_reader, read_table
 from pipeline.storage.store import FileDigest, Store
 from transforms.codec import decode_image
 from transforms.geometry import Pixels
@@ -115,6 +114,8 @@ class DatasetReader(Sequence[Example]):
     def _example(self, file: FileDigest, position: int) -> Example:
         """Reads the image at a position of a file."""
         with self.dataset.naming_file(file.path):
+            if not self.dataset.store.is_remote:  # There, this would download the whole file.
+                self.dataset.verify(file)
             return _example(_sample(self.dataset.store, file, position))
 
     def __contains__(self, key: object) -> bool:
@@ -197,15 +198,15 @@ def _sample(store: Store, file: FileDigest, position: int) -> Sample:
 @functools.lru_cache(maxsize=64)
 def _group_ends(store: Store, file: FileDigest) -> tuple[int, ...]:
     """Returns 0, followed by the number of rows up to the end of each row group."""
-    metadata = pq.read_metadata(store.arrow_source(file.path))
-    sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+    with parquet_reader(store.arrow_source(file.path)) as opened:
+        sizes = [opened.metadata.row_group(n).num_rows for n in range(opened.num_row_groups)]
     return tuple(itertools.accumulate(sizes, initial=0))
 
 
 @functools.lru_cache(maxsize=4)
 def _row_group(store: Store, file: FileDigest, group: int) -> pa.Table:
     """Reads a row group, which has a few megabytes of pictures."""
-    with pq.ParquetFile(store.arrow_source(file.path)) as opened:
+    with parquet_reader(store.arrow_source(file.path)) as opened:
         return opened.read_row_group(group)
 
 

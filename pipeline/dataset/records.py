@@ -17,10 +17,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Self, TypedDict
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.storage.state_files import (
     convert,
+    parquet_reader,
+    parquet_writer,
     parse_json,
     parse_parquet,
     read_intact,
@@ -269,8 +270,11 @@ def write_table(
     """
     meta = {"fingerprint": fingerprint, "files": [dataclasses.asdict(file) for file in files]}
     table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(meta, sort_keys=True)})
-    with store.create(path, durable=True) as file:
-        pq.write_table(table, file, compression="zstd")
+    with (
+        store.create(path, durable=True) as file,
+        parquet_writer(file, table.schema, compression="zstd") as writer,
+    ):
+        writer.write_table(table)
     return FileDigest(path, file.size, file.sha256, table.num_rows)
 
 
@@ -279,7 +283,7 @@ def read_small(source: object, columns: list[str] | None = None) -> pa.Table:
 
     It takes half the time of `pyarrow.parquet.read_table`.
     """
-    with pq.ParquetFile(source) as file:
+    with parquet_reader(source) as file:
         return file.read(columns, use_threads=False)
 
 

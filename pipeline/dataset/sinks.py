@@ -15,12 +15,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.dataset.records import BOX_TYPE, Row, Staging, parquet_file, webdataset_file
-from pipeline.errors import shown_bytes
+from pipeline.errors import JobError, shown_bytes
+from pipeline.storage.state_files import parquet_writer
 from pipeline.storage.store import FileDigest, HashingFile, Store
-from transforms.codec import decode_image, decode_mask, encode_mask, encode_png
+from transforms.codec import (
+    UndecodableError,
+    check_png,
+    decode_image,
+    decode_mask,
+    encode_mask,
+    encode_png,
+)
 from transforms.geometry import OutputBox
 from transforms.hashing import text_bytes
 from transforms.layers import Layer
@@ -119,7 +126,7 @@ class ParquetSink(Sink):
         self._schema = schema
         # Pictures are compressed already, and have no useful dictionary or statistics.
         columns = [name for name in schema.names if name != "image"]
-        self._writer = pq.ParquetWriter(
+        self._writer = parquet_writer(
             file,
             schema,
             compression=dict.fromkeys(columns, "zstd")
@@ -312,8 +319,22 @@ def layer_ranges(row: Row) -> list[tuple[int, int]]:
 
 
 def read_layer(store: Store, tar_path: str, row: Row) -> dict[str, bytes]:
-    """Reads the encoded files of a layer, by the columns of its record row."""
-    return dict(zip(LAYER_FILES, store.read_ranges(tar_path, layer_ranges(row)), strict=True))
+    """Reads the encoded files of a layer, by the columns of its record row.
+
+    Raises JobError if a file is damaged, or OSError if it cannot be read.
+    """
+    files = store.read_ranges(tar_path, layer_ranges(row))
+    try:
+        for file in files:
+            check_png(file)
+    except UndecodableError as error:
+        raise damaged_tar(store.path(tar_path), error) from error
+    return dict(zip(LAYER_FILES, files, strict=True))
+
+
+def damaged_tar(path: str, error: Exception) -> JobError:
+    """Returns the error for a tar of layers with other content than was written."""
+    return JobError(f"{path} is damaged ({error}). Remove it and run the same command again")
 
 
 def decode_layer(image: bytes, only_bg_t: bytes, mask: bytes, *, box: Sequence[int]) -> Layer:

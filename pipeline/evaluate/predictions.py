@@ -12,12 +12,11 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from msgspec import UNSET
 from numpy.typing import NDArray
 
@@ -31,7 +30,7 @@ from pipeline.evaluate.results import (
     read_results,
     result_shard,
 )
-from pipeline.storage.state_files import parse_parquet, read_intact, read_table
+from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import Store
 from transforms.hashing import keyed_hashes
 from transforms.scoring import NO_ANSWER, RULES_OF_ANSWERS
@@ -206,11 +205,7 @@ class EvalImages:
           holdout: share of the images to test on (0 to 1), 0 to test on all images.
         """
         tables = [
-            _read_columns(
-                dataset.store,
-                dataset.index_path(split, shard),
-                ["key", "label", "fg_fraction", "selected", "group"],
-            )
+            dataset.index_table(split, shard, ["key", "label", "fg_fraction", "selected", "group"])
             for shard in dataset.shards(split)
         ]
         # The metadata of each shard differ, and tables with different metadata do not concatenate.
@@ -298,17 +293,6 @@ def read_current_results(
 def _positions(keys: pa.ChunkedArray, known: pa.Array) -> NDArray[np.int64]:
     positions = pc.index_in(keys, value_set=known, skip_nulls=True)
     return np.asarray(pc.fill_null(positions, -1).to_numpy()).astype(np.int64)
-
-
-def _read_columns(store: Store, path: str, columns: list[str]) -> pa.Table:
-    """Reads columns of a Parquet file; leaves out columns that the file does not have."""
-
-    def read(source: Any) -> pa.Table:
-        with pq.ParquetFile(source) as file:
-            existing = set(file.schema_arrow.names)
-            return file.read(columns=[name for name in columns if name in existing])
-
-    return parse_parquet(store, path, read)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from pipeline.dataset.records import (
 )
 from pipeline.dataset.sinks import (
     Sample,
+    damaged_tar,
     decode_layer,
     layer_digest,
     layer_ranges,
@@ -29,6 +30,7 @@ from pipeline.storage.store import Store
 from transforms.codec import (
     TooManyPixelsError,
     UndecodableError,
+    check_png,
     decode_image,
     encode_jpeg,
     encode_png,
@@ -134,14 +136,17 @@ class LayerSource:
         return self._decoded(
             background.tar,
             [(background.only_bg_t_offset, background.only_bg_t_length)],
-            decode_image,
+            _decode_checked,
         )
 
     def _layer(self, tar: str, row: ImageRow | PlannedImage) -> Layer:
         """Reads the layer that a record row, or its columns in a plan, locate in a tar."""
-        return self._decoded(
+        layer = self._decoded(
             tar, layer_ranges(vars(row)), functools.partial(decode_layer, box=row.box or ())
         )
+        if layer_digest(layer) != row.layer_digest:
+            raise damaged_tar(self.store.path(tar), ValueError(f"it has another {row.key}"))
+        return layer
 
     def _again(self, planned: PlannedImage) -> Layer | SourceBytes:
         """Cuts the layer of an image along the recipe's mask, or reads the bytes to cut it from.
@@ -176,9 +181,7 @@ class LayerSource:
         except (UndecodableError, TooManyPixelsError) as error:
             if self._files.read_ranges(path, ranges) != parts:
                 raise changed(path) from error
-            raise JobError(
-                f"{path} is damaged ({error}). Remove it and run the same command again"
-            ) from error
+            raise damaged_tar(path, error) from error
 
     def _cut(self, planned: PlannedImage, source: SourceBytes) -> Layer:
         """Cuts an image again."""
@@ -221,6 +224,11 @@ class LayerSource:
             return self.cutter.cut_background(source)
         except ValueError as error:
             raise self._changed(source) from error
+
+
+def _decode_checked(png: bytes) -> Pixels:
+    check_png(png)
+    return decode_image(png)
 
 
 def _source(planned: PlannedImage, its_mask: bytes | None) -> SourceBytes:

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.dataset.config import ComposeConfig
@@ -41,7 +40,7 @@ from pipeline.generate.shard_elements import (
 )
 from pipeline.runtime.progress import timed
 from pipeline.storage.interface import REQUESTS_IN_FLIGHT, read_ahead
-from pipeline.storage.state_files import parse_parquet, read_table
+from pipeline.storage.state_files import parquet_writer, parse_parquet, read_table
 from pipeline.storage.store import HashingFile, Store
 from transforms.pairing import NO_PARTNER, Pool, background_hashes, pair
 from transforms.selection import has_partners, select
@@ -362,7 +361,7 @@ class PlanSplit(JobStep):
             del needed
             spool.seek(0)
             schema = pa.schema([*_schema(columns), *decisions.schema])
-            with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            with parquet_writer(file, schema, compression="zstd") as writer:
                 first = 0
                 for rows in pa.ipc.open_stream(spool):
                     decided = decisions.slice(first, len(rows)).columns

@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Iterator
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.dataset.card import CITATION, markdown, notes_of, sentence, terms_of
 from pipeline.dataset.croissant import file_metadata
@@ -35,8 +34,9 @@ from pipeline.inputs.recipe import (
     versions_of,
 )
 from pipeline.runtime.custom_functions import PREFIX
+from pipeline.storage.state_files import parquet_writer
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
-from transforms.codec import decode_mask
+from transforms.codec import check_png, decode_mask
 from transforms.masks import encode_runs
 from transforms.variants import EXTERNAL
 
@@ -62,7 +62,7 @@ def write_recipe(dataset: Dataset, target: Store) -> tuple[FileDigest, int]:
         f"--layout recipe: {dataset.store.root} has no masks, because ",
     )
     schema, buffer, masks = recipe_schema(has_layers=has_layers), io.BytesIO(), 0
-    with pq.ParquetWriter(
+    with parquet_writer(
         buffer,
         schema,
         compression="zstd",
@@ -121,6 +121,7 @@ def _rows(dataset: Dataset, split: str, shard: int) -> Iterator[Row]:
         with dataset.naming_file(tar):
             if has_layers and row.status == ACCEPTED:
                 (pngs[row.key],) = dataset.store.read_ranges(tar, [layer_ranges(vars(row))[-1]])
+                check_png(pngs[row.key])
             mask = encode_runs(decode_mask(pngs.pop(row.key))) if row.key in pngs else None
         digests = {name: bytes.fromhex(getattr(row, name) or "") or None for name in DIGESTS}
         yield {**vars(row), **digests, "split": split, "mask": mask}

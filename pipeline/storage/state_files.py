@@ -19,14 +19,14 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import JobError, TooLargeError, UsageError, one_line, shown_bytes
-from pipeline.storage.store import Store
+from pipeline.storage.store import HashingFile, Store
 from transforms import limits
 
 _LOG = logging.getLogger(__name__)
@@ -134,6 +134,20 @@ def read_commit(store: Store, path: str, parse: Callable[[bytes], T]) -> T | Non
     return read_intact(store, path, read)
 
 
+def parquet_writer(file: BinaryIO | HashingFile, schema: pa.Schema, **options: Any) -> Any:
+    """Returns pyarrow's writer of a Parquet file whose pages have checksums (CRC-32)."""
+    return pq.ParquetWriter(  # noqa: TID251
+        file, schema, write_page_checksum=True, **options
+    )
+
+
+def parquet_reader(source: Any, **options: Any) -> Any:
+    """Returns pyarrow's reader of a Parquet file; it compares pages with checksums they have."""
+    return pq.ParquetFile(  # noqa: TID251
+        source, page_checksum_verification=True, **options
+    )
+
+
 def read_table(
     store: Store, path: str, columns: list[str] | None = None, **options: Any
 ) -> pa.Table:
@@ -144,7 +158,11 @@ def read_table(
       OSError: the file cannot be read.
     """
     return parse_parquet(
-        store, path, lambda source: pq.read_table(source, columns=columns, **options)
+        store,
+        path,
+        lambda source: pq.read_table(  # noqa: TID251
+            source, columns=columns, page_checksum_verification=True, **options
+        ),
     )
 
 

@@ -1,0 +1,252 @@
+"""Tests that stored bytes are verified where they are read: by page, by file, by layer."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from gcs import BUCKET
+from runs import ONE, SHARDS, TINY_MODEL, dataset_in, results_of, run_here, stamps
+
+import in9
+from pipeline.dataset import folder
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.records import read_image_rows
+from pipeline.errors import JobError
+from pipeline.storage.state_files import parquet_reader
+from pipeline.storage.store import Store
+from transforms.codec import UndecodableError, check_png, decode_image, encode_png
+
+MODEL = (*TINY_MODEL, "--pictures", "none")
+READERS: dict[str, Callable[[Path], tuple[object, ...]]] = {
+    "evaluate": lambda out: ("evaluate", "--dataset", out, *MODEL),
+    "attack": lambda out: ("attack", "--dataset", out, *MODEL),
+    "saliency": lambda out: ("saliency", "--dataset", out, *MODEL),
+    "train": lambda out: (
+        *("train", "--dataset", out, "--variant", "original", "--arch", "resnet10t"),
+        *("--train_split", "val", "--epochs", 1, "--output", out.parent / "trained"),
+    ),
+    "export": lambda out: ("export", "--dataset", out, "--to", out.parent / "exported"),
+    "answers": lambda out: (
+        *("export", "--dataset", out, "--layout", "answers", "--to", out.parent / "a.parquet"),
+    ),
+    "publish": lambda out: ("report", "--dataset", out, "--publish", out.parent / "published"),
+}
+"""Commands that read pictures, by name."""
+
+
+def make(
+    output: Path, pictures: Path, *flags: object, command: str = "generate", code: int = 0
+) -> None:
+    """Makes a small dataset in several shards in this process, which must exit with `code`."""
+    size = ("--segmenter", "box", "--image_size", 64, "--resize", 64, *SHARDS, *ONE)
+    run_here(command, "--input", pictures, "--output", output, *size, *flags, code=code)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets each test begin as a new process does."""
+    monkeypatch.setattr(folder, "_verified", set())
+
+
+@pytest.fixture(scope="module")
+def as_before(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset with predictions whose Parquet files have no page checksums, as older ones."""
+
+    class Writer(pq.ParquetWriter):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, write_page_checksum: bool, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+
+    output = tmp_path_factory.mktemp("before") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pq, "ParquetWriter", Writer)
+        make(output, small_sample, *MODEL, command="run")
+    return output
+
+
+def shown(capsys: pytest.CaptureFixture[str]) -> str:
+    """Returns the text on standard error as one line."""
+    return " ".join(capsys.readouterr().err.split())
+
+
+def flip(path: Path, at: float = 0.5) -> Path:
+    """Flips a bit of two bytes of a file."""
+    data = bytearray(path.read_bytes())
+    for place in (int(len(data) * at), int(len(data) * at) + 9):
+        data[place] ^= 0x10
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("layout", ["parquet", "webdataset"])
+def test_no_command_takes_a_picture_that_has_changed(
+    reader: str,
+    layout: str,
+    as_before: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    small_sample: Path,
+) -> None:
+    output = tmp_path / "out"
+    if layout == "parquet":
+        shutil.copytree(as_before, output)
+        shutil.rmtree(output / "results")
+    else:
+        make(output, small_sample, "--formats", "webdataset")
+    victim = flip(sorted((output / layout / "original").iterdir())[-1])
+    run_here(*READERS[reader](output), code=1)
+    said = shown(capsys)
+    assert f"{victim} is missing or has changed since it was committed; remove it, and run" in said
+    # Nothing is stored under the digest of bytes that were not read.
+    assert not list(output.glob("results/*/*/val-00002.parquet"))
+
+
+def test_a_changed_picture_is_no_work_and_removing_it_is(
+    small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    make(output, small_sample)
+    before = results_of(output)
+    victim = flip(output / "parquet" / "mixed_rand" / "val-00001-of-00003.parquet")
+    make(output, small_sample)
+    assert "nothing to do" in capsys.readouterr().out
+    victim.unlink()
+    make(output, small_sample)
+    assert results_of(output) == before
+
+
+def test_older_datasets_stay_as_they_are_and_keep_their_predictions(
+    as_before: Path, small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = Path(shutil.copytree(as_before, tmp_path / "out"))
+    before = stamps(output)
+    make(output, small_sample, *MODEL, command="run")
+    assert "nothing to do" in capsys.readouterr().out
+    assert {name: stamps(output)[name] for name in before if name != "report.html"} == {
+        name: stamp for name, stamp in before.items() if name != "report.html"
+    }
+    # Pictures without page checksums are as good as those with them, and no prediction is lost.
+    make(output, small_sample, *MODEL, "--replicates", 2, "--overwrite", "config", command="run")
+    (predictions,) = output.glob("results/*/predictions")
+    rows = pa.concat_tables([pq.read_table(path) for path in sorted(predictions.iterdir())])
+    assert {"mixed_rand", "mixed_rand_r1"} <= set(rows["variant"].to_pylist())
+
+
+def test_every_parquet_file_has_page_checksums(small_sample: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    make(output, small_sample, *MODEL, "--attack", 4, "--saliency", 1, command="run")
+    make(output, small_sample, "--seed", 1, "--overwrite", "config")
+    run_here("export", "--dataset", output, "--layout", "recipe", "--to", tmp_path / "recipe")
+    run_here("export", "--dataset", output, "--layout", "answers", "--to", tmp_path / "a.parquet")
+    paths = [path for path in tmp_path.rglob("*.parquet") if pq.read_metadata(path).num_rows]
+    kinds = {path.relative_to(tmp_path).parts[1] for path in paths if path.parent != tmp_path}
+    assert kinds > {"index", "layers", "parquet", "results"}
+    for path in paths:
+        chunk = pq.read_metadata(path).row_group(0).column(0)
+        data = bytearray(path.read_bytes())
+        data[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 1
+        end = chunk.data_page_offset + chunk.total_compressed_size
+        data[end - 1 if chunk.dictionary_page_offset is None else chunk.data_page_offset - 1] ^= 1
+        with (
+            pytest.raises(OSError, match=r"CRC|page header"),
+            parquet_reader(io.BytesIO(bytes(data))) as file,
+        ):
+            file.read()
+
+
+def test_access_by_position_and_by_key_is_verified(as_before: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(as_before, tmp_path / "out"))
+    for path in (output / "parquet" / "original").iterdir():
+        flip(path)
+    reader = in9.open_dataset(output, "original")
+    key = next(iter(in9.open_dataset(output, "fg_mask")))[2]["key"]
+    for read in (lambda: reader[0], lambda: reader[key], lambda: next(iter(reader))):
+        with pytest.raises(JobError, match=r"original/\S+ is missing or has changed since"):
+            read()
+
+
+def test_an_object_is_verified_while_it_is_downloaded(server: str, as_before: Path) -> None:
+    here, bucket = Store(str(as_before)), Store.at(f"gs://{BUCKET}/verified")
+    here.copy_into(bucket, [(path, path) for path in here.walk("") if "results/" not in path])
+    dataset, local = Dataset.open(bucket), dataset_in(as_before)
+    for _ in range(2):
+        assert list(dataset.samples("val", 0, "only_fg")) == list(
+            local.samples("val", 0, "only_fg")
+        )
+    (file,) = dataset.shard_files("val", 1, ("only_fg",))
+    data = bytearray(bucket.read(file.path))
+    data[len(data) // 2] ^= 1
+    bucket.write(file.path, bytes(data))
+    with pytest.raises(JobError, match=r"verified/parquet/only_fg/\S+ is missing or has changed"):
+        next(dataset.samples("val", 1, "only_fg"))
+
+
+def test_checksums_of_a_png_find_what_decoding_does_not() -> None:
+    y, x = np.mgrid[:24, :24]
+    pixels = np.stack([x * 9, y * 9, x + y], axis=2).astype(np.uint8)
+    png, silent = encode_png(pixels), 0
+    check_png(png)
+    for place in range(8 * len(png)):
+        data = bytearray(png)
+        data[place // 8] ^= 1 << place % 8
+        with contextlib.suppress(UndecodableError):
+            if not np.array_equal(decode_image(bytes(data)), pixels):
+                silent += 1
+                with pytest.raises(UndecodableError):
+                    check_png(bytes(data))
+    assert silent, "decoding alone finds every changed bit"
+
+
+@pytest.mark.parametrize("flags", [("--seed", 1), ("--replicates", 2)])
+@pytest.mark.parametrize("at", [0.03, 0.31, 0.62, 0.9])
+def test_compose_takes_no_layer_that_has_changed(
+    at: float,
+    flags: tuple[object, ...],
+    small_sample: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "out"
+    make(output, small_sample)
+    victim = flip(sorted((output / "layers").glob("*.tar"))[-1], at)
+    composed = results_of(output)
+    make(output, small_sample, *flags, "--overwrite", "config", code=1)
+    said = shown(capsys)
+    assert f"{victim} is damaged" in said
+    assert "Remove it and run the same command again" in said
+    assert results_of(output) == composed
+
+
+def test_another_layer_of_the_same_size_is_found(
+    small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tests a whole layer that takes the place of another one, with true checksums in its PNGs."""
+    output = tmp_path / "out"
+    make(output, small_sample)
+    record = sorted((output / "layers").glob("*.parquet"))[-1]
+    row = next(
+        row for row in read_image_rows(Store(str(output)), f"layers/{record.name}") if row.box
+    )
+    tar, start, end = (
+        record.with_suffix(".tar"),
+        row.image_offset,
+        row.image_offset + row.image_length,
+    )
+    data = tar.read_bytes()
+    pixels = decode_image(data[start:end])
+    others = (pixels ^ (np.arange(pixels.size) == n).reshape(pixels.shape) for n in range(999))
+    other = next(png for png in map(encode_png, others) if len(png) == end - start)
+    tar.write_bytes(data[:start] + other + data[end:])
+    make(output, small_sample)  # Does not read it.
+    capsys.readouterr()
+    make(output, small_sample, "--seed", 1, "--overwrite", "config", code=1)
+    assert f"{tar} is damaged (it has another {row.key})" in shown(capsys)
