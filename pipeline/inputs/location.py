@@ -7,16 +7,15 @@ and memories of checksums like a path. Every absolute path is the location of it
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import TooLargeError, UsageError, one_line
 from pipeline.storage.files import arrow_source, files_of, is_remote
 from pipeline.storage.interface import MAX_READ_BYTES, REQUESTS_IN_FLIGHT
-from pipeline.storage.state_files import tells_damage
+from pipeline.storage.state_files import parquet_reader, tells_damage
 from transforms.hashing import text_bytes
 from transforms.limits import MAX_PICTURE_BYTES, Unread
 
@@ -145,8 +144,8 @@ def _unread(size: int) -> Unread:
 
 
 @contextlib.contextmanager
-def open_parquet(path: str, flag: str = "") -> Iterator[pq.ParquetFile]:
-    """Opens a Parquet file for the block, so that only little of the file is read at a time.
+def open_parquet(path: str, flag: str = "") -> Iterator[Any]:
+    """Opens a Parquet file (`ParquetFile`), so that only little of it is read at a time.
 
     Args:
       path: absolute path of the file.
@@ -156,19 +155,20 @@ def open_parquet(path: str, flag: str = "") -> Iterator[pq.ParquetFile]:
       UsageError: the file is not Parquet, or is damaged where it is read.
       OSError: the file cannot be read.
     """
-    source = arrow_source(path)
+    source, name = arrow_source(path), f"{flag} {path}".lstrip()
     try:
-        with pq.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+        with parquet_reader(source, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
             yield file
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name} has columns whose names are not text in UTF-8") from error
     except (pa.ArrowException, OSError) as error:
         if not tells_damage(error):
             raise
-        name = f"{flag} {path}".lstrip()
         raise UsageError(f"{name} is not a whole Parquet file: {one_line(error)}") from error
 
 
 def rows_of(
-    file: pq.ParquetFile, path: str, columns: Sequence[str] | None = None
+    file: Any, path: str, columns: Sequence[str] | None = None
 ) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """Yields (number of the row group, number of the row in it, values) for each row.
 
@@ -183,9 +183,7 @@ def rows_of(
       UsageError: a row group or a value is larger than the limit.
     """
     for group in range(file.num_row_groups):
-        metadata = file.metadata.row_group(group)
-        chunks = [metadata.column(number) for number in range(metadata.num_columns)]
-        chunks = [c for c in chunks if columns is None or c.path_in_schema in columns]
+        chunks = column_chunks(file, group, columns)
         size = sum(chunk.total_uncompressed_size for chunk in chunks)
         if size > MAX_READ_BYTES:
             raise UsageError(
@@ -197,7 +195,7 @@ def rows_of(
         if any(chunk.has_dictionary_page for chunk in chunks):
             batch_rows = max(1, min(_ROWS_OF_TEXT, _BYTES_AT_ONCE // max(size, 1)))
         batches = file.iter_batches(batch_rows, row_groups=[group], columns=columns)
-        for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+        for number, row in enumerate(_values(batches, f"{path}, row group {group}")):
             for name, value in _texts(row):
                 if len(value) > MAX_TEXT:
                     raise UsageError(
@@ -205,6 +203,42 @@ def rows_of(
                         f"{len(value)} characters, more than the limit of {MAX_TEXT}"
                     )
             yield group, number, row
+
+
+def column_chunks(file: Any, group: int, columns: Sequence[str] | None = None) -> list[Any]:
+    """Returns pyarrow's metadata of some columns of a row group; none if the group has no rows.
+
+    The first row is read before: an error in the metadata of a column is an exception then, and
+    would end the process here (pyarrow 25; docs/sources.md says more).
+
+    Args:
+      file: the open file.
+      group: number of the row group.
+      columns: paths of the columns; all columns if None.
+    """
+    metadata, schema = file.metadata.row_group(group), file.schema
+    if next(file.iter_batches(1, row_groups=[group], columns=columns), None) is None:
+        return []
+    wanted = [n for n in range(len(schema)) if columns is None or schema.column(n).path in columns]
+    return [metadata.column(number) for number in wanted]
+
+
+def _values(batches: Iterable[pa.RecordBatch], name: str) -> Iterator[dict[str, Any]]:
+    """Yields the values of each row. Raises UsageError for text that is not UTF-8."""
+    first = 1
+    for batch in batches:
+        try:
+            yield from batch.to_pylist()
+        except UnicodeDecodeError as error:
+            for column, values in zip(batch.schema.names, batch.columns, strict=True):
+                for number, value in enumerate(values, first):
+                    try:
+                        value.as_py()
+                    except UnicodeDecodeError:
+                        raise UsageError(
+                            f"{name}, row {number}, column {column}: not text in UTF-8"
+                        ) from error
+        first += len(batch)
 
 
 def _texts(row: dict[str, Any]) -> Iterator[tuple[str, str | bytes]]:

@@ -17,10 +17,9 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.dataset.config import DatasetConfig, fingerprint
 from pipeline.dataset.manifest import Manifest, library_versions, stage_versions
@@ -28,7 +27,7 @@ from pipeline.dataset.records import ACCEPTED, RECORD_SCHEMA, ImageRow, Row
 from pipeline.errors import JobError, UsageError, one_line
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.layout import FORMATS
-from pipeline.inputs.location import open_parquet, rows_of, shown
+from pipeline.inputs.location import column_chunks, open_parquet, rows_of, shown
 from pipeline.inputs.source_images import SourceImage
 from pipeline.runtime.progress import count
 from pipeline.storage.files import files_of
@@ -191,7 +190,7 @@ class Recipe:
             raise JobError(f"{self.path} has changed. Run the same command again")
         return data
 
-    def check(self, file: pq.ParquetFile, size: int) -> None:
+    def check(self, file: Any, size: int) -> None:
         """Checks all but the rows, which are not read yet.
 
         Args:
@@ -212,9 +211,9 @@ class Recipe:
             )
             > size
             or any(
-                group.column(number).has_dictionary_page
-                for group in groups
-                for number in range(group.num_columns)
+                chunk.has_dictionary_page
+                for number in range(len(groups))
+                for chunk in column_chunks(file, number)
             ),
             "its columns have other names or types": file.schema_arrow.remove_metadata()
             != recipe_schema(has_layers=self.has_layers),

@@ -274,8 +274,12 @@ def _list_file(path: str, root: str, taxonomy: Taxonomy) -> list[SourceImage]:
     with open_parquet(path) as file:
         schema = file.schema_arrow
         is_image = "image" in schema.names and pa.types.is_struct(schema.field("image").type)
-        fields = [field.name for field in schema.field("image").type] if is_image else []
-        if not {"bytes", "path"} <= set(fields) or not {"label", "wnid"} & set(schema.names):
+        fields = {f.name: f.type for f in schema.field("image").type} if is_image else {}
+        if (
+            not {"bytes", "path"} <= fields.keys()
+            or not _is_text(fields["path"])
+            or not {"label", "wnid"} & set(schema.names)
+        ):
             raise UsageError(
                 f"{path} does not hold ImageNet: expected the columns image (bytes, path) and "
                 f"label (or, in a manifest, image as text); it has {', '.join(schema.names)}"

@@ -20,7 +20,8 @@ from pipeline.inputs.archives import stream
 from pipeline.inputs.image_manifest import path_from
 from pipeline.inputs.imagenet import ImageFolder, ImagenetTars
 from pipeline.inputs.location import member_location, read_location
-from pipeline.inputs.tables import HubParquet, read_rows
+from pipeline.inputs.tables import HubParquet, column_names, read_rows
+from pipeline.models.answers import read_answers
 from transforms.limits import MAX_ANNOTATION_BYTES, Unread
 from transforms.taxonomy import imagenet9
 
@@ -196,6 +197,24 @@ def test_a_damaged_foot_of_a_table_is_named(at: int, tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(UsageError, match=f"--input {path} is not a whole Parquet file"):
         list(read_rows(str(path), "--input"))
+
+
+@pytest.mark.parametrize("has_dictionary", [True, False])
+def test_text_that_is_not_utf8_is_named_by_row_and_column(
+    has_dictionary: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = pa.array([b"good", b"bad\xff", b"good"]).view(pa.string())
+    path = tmp_path / "answers.parquet"
+    table = pa.table({"key": ["a", "b", "c"], "variant": texts, "label": ["dog"] * 3})
+    pq.write_table(table, path, use_dictionary=has_dictionary, write_statistics=False)
+    place = f"{path}, row group 0, row 2, column variant: not text in UTF-8"
+    with pytest.raises(UsageError, match=place):
+        list(read_rows(str(path), "--input"))
+    with pytest.raises(UsageError, match=place):
+        read_answers(f"answers:{path}", imagenet9())
+    path.write_bytes(path.read_bytes().replace(b"variant", b"varian\xff"))
+    with pytest.raises(UsageError, match=f"{path} has columns whose names are not text in UTF-8"):
+        column_names(str(path), "--input")
 
 
 def test_a_value_that_all_rows_share_fills_no_memory(tmp_path: Path) -> None:
