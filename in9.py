@@ -76,22 +76,23 @@ def evaluate_model(
       dataset: the dataset's folder, local or `gs://`; or what `open_dataset` returned, whose split
         is then evaluated, in all variants. It may be read-only, unless results are stored.
       predict: a `torch.nn.Module`; or a function that takes (n, S, S, 3) uint8 RGB pictures and
-        returns (n, outputs) scores (1000, or one for each class or superclass of the dataset), or
-        (n,) integer labels of superclasses, -1 for none of them. NumPy, torch, JAX and TensorFlow
-        arrays will do.
+        returns (n, outputs) real scores (1000, or one for each class or superclass of the dataset),
+        or (n,) integer labels of superclasses, -1 for none of them. NumPy, torch, JAX and
+        TensorFlow arrays will do.
       name: name of the model in tables.
       outputs: "imagenet" if integers are classes of ImageNet, 0 to 999, rather than superclasses;
         for datasets whose classes all have WordNet ids of ImageNet.
       preprocessing: settings of a module, such as `{"mean": (0.5, 0.5, 0.5)}`, as for `python:`
         (docs/models.md). The others are timm's if timm made the module, else those that are usual
         for its number of outputs; `result.summary.preprocessing` has all of them.
-      batch_size: number of pictures in a batch; None for that of `in9 evaluate`.
+      batch_size: number of pictures in a batch, at least 1; None for that of `in9 evaluate`.
       store: whether to store predictions, as the model `call:NAME`, in place of an earlier one of
         the name, and to write tables and page. If that fails, the call warns, and returns.
 
     Raises:
-      UsageError: the folder holds no finished dataset, the split no pictures, `predict` returns
-        something else or is a function with `preprocessing`, or the module cannot be copied.
+      UsageError: the folder holds no finished dataset, the split no pictures, an argument has a
+        value that is not allowed, `predict` returns something else or is a function with
+        `preprocessing`, or the module cannot be copied.
       TypeError: `predict` is neither a function nor a module.
       ValueError: the number of outputs fits neither the classes nor the superclasses.
       JobError, ModelError: a picture cannot be decoded, a setting of `preprocessing` is wrong, or

@@ -1,6 +1,7 @@
 """Limits of input files: size and nesting, besides the limit on pixels (`codec.MAX_PIXELS`)."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
@@ -19,8 +20,29 @@ _Data = TypeVar("_Data")
 
 
 def load_json(data: bytes | str) -> Any:
-    """Parses JSON from outside; raises the errors of `load_nested`."""
-    return load_nested(json.loads, data)  # noqa: TID251
+    """Parses JSON from outside.
+
+    Raises:
+      ValueError: for the reasons of `load_nested`, or two fields of an object have one name.
+    """
+    # `json.loads` decodes bytes in the same way, as names of files need not be UTF-8.
+    return load_nested(
+        _DECODER.decode,
+        data if isinstance(data, str) else data.decode(json.detect_encoding(data), "surrogatepass"),
+    )
+
+
+def _object(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes an object of its fields, of which the standard library would keep the last."""
+    content = dict(fields)
+    if len(content) < len(fields):
+        ((name, _),) = Counter(name for name, _ in fields).most_common(1)
+        raise ValueError(f"an object has two fields {name!r}")
+    return content
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)  # noqa: TID251
+"""Made once, because to make it takes longer than to parse a line."""
 
 
 def load_nested(parse: Callable[[_Data], Any], data: _Data) -> Any:

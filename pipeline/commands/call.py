@@ -32,7 +32,7 @@ from pipeline.dataset.reading import DatasetReader
 from pipeline.dataset.records import write_table
 from pipeline.display.panel import Estimate
 from pipeline.display.table import interval
-from pipeline.errors import JobError, UsageError, one_line
+from pipeline.errors import JobError, UsageError, one_line, refuse_first
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.predict_shards import AnswersScorer, PredictShards, Scorer
 from pipeline.evaluate.predictions import EvalImages, evaluated_variants, predictions_in_table
@@ -151,11 +151,19 @@ def evaluate_model(
         predict=PredictConfig(batch_size=batch_size),
         progress=Progress.for_store(opened.store),
     )
-    if outputs and (outputs != "imagenet" or not opened.taxonomy.is_of_imagenet):
-        raise UsageError(
+    refuse_first(
+        {
+            f"batch_size={batch_size!r} must be a whole number of at least 1": batch_size
+            is not None
+            and not (isinstance(batch_size, int | np.integer) and batch_size > 0),
             f'outputs={outputs!r}: the only other outputs are "imagenet", for datasets whose '
-            "classes all have WordNet ids of ImageNet"
-        )
+            "classes all have WordNet ids of ImageNet": outputs is not None
+            and not (outputs == "imagenet" and opened.taxonomy.is_of_imagenet),
+            f"preprocessing={preprocessing!r} is no mapping of settings": not isinstance(
+                preprocessing, Mapping | None
+            ),
+        }
+    )
     total = sum(opened.pictures(reader.split, shard) for shard in opened.shards(reader.split))
     if not total:
         raise UsageError(f"the split {reader.split} has no pictures")
@@ -262,20 +270,30 @@ def _ask(
       ValueError: their number of outputs fits neither classes nor superclasses.
     """
     given = predict(pixels)
-    if hasattr(given, "detach"):
-        # NumPy has no bfloat16.
-        given = given.detach().cpu().float() if given.is_floating_point() else given.detach().cpu()
-    answers = np.asarray(given)
-    if answers.ndim == 2 and len(answers) == len(pixels):
+    try:
+        if hasattr(given, "detach"):
+            given = given.detach().cpu()
+            # NumPy has no bfloat16.
+            given = given.float() if given.is_floating_point() else given
+        answers = np.asarray(given)
+        form = f"{answers.dtype} of shape {answers.shape}"
+    except Exception as error:  # Each library raises its own errors.
+        answers, form = np.empty(0, object), f"{type(given).__name__} ({one_line(error)})"
+    if (
+        answers.ndim == 2
+        and len(answers) == len(pixels)
+        and np.can_cast(answers.dtype, np.float32, "same_kind")
+    ):
         labels_of_outputs(answers.shape[1], taxonomy)
         scores = answers.astype(np.float32)
         if not np.isfinite(scores.max(axis=1)).all():
             raise UsageError("predict returned scores that are NaN or infinity as float32")
         return scores
-    if answers.shape != (len(pixels),) or not np.issubdtype(answers.dtype, np.integer):
+    # A duration is an integer to `np.issubdtype`.
+    if answers.shape != (len(pixels),) or answers.dtype.kind not in "iu":
         raise UsageError(
-            f"predict returned {answers.dtype} of shape {answers.shape} for {len(pixels)} "
-            "pictures; expected (n, outputs) scores or (n,) integers"
+            f"predict returned {form} for {len(pixels)} pictures; expected (n, outputs) real "
+            "scores or (n,) integers"
         )
     classes = dict(zip(taxonomy.wnids, taxonomy.outputs or itertools.count(), strict=False))
     meanings = (

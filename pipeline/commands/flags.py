@@ -16,6 +16,7 @@ from pipeline.runtime.flag_types import (
     choice,
     comma_separated,
     count,
+    given,
     overwrite,
     section,
     share,
@@ -466,7 +467,7 @@ SECTIONS = (
             "COMMAND",
             "start --direct_num_workers worker processes by this command, such as 'srun -N1 -n1 "
             "--exact' (default: none; this process does the work)",
-            type=shlex.split,
+            type=lambda text: shlex.split(given(text)),
         ),
         Flag(
             "--worker_pools",

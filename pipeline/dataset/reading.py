@@ -75,8 +75,8 @@ class DatasetReader(Sequence[Example]):
         """Returns a reader of another variant or split. Raises ValueError if there is none."""
         return dataclasses.replace(
             self,
-            variant=_one_of("variant", variant or self.variant, self.variants),
-            split=_one_of("split", split or self.split, self.splits),
+            variant=_one_of("variant", self.variant if variant is None else variant, self.variants),
+            split=_one_of("split", self.split if split is None else split, self.splits),
         )
 
     def __repr__(self) -> str:

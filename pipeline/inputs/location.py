@@ -7,6 +7,7 @@ and memories of checksums like a path. Every absolute path is the location of it
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
@@ -152,12 +153,14 @@ def open_parquet(path: str, flag: str = "") -> Iterator[Any]:
       flag: the flag that named the file, for messages.
 
     Raises:
-      UsageError: the file is not Parquet, or is damaged where it is read.
+      UsageError: the file is not Parquet, has two columns of one name, or is damaged where it is
+        read.
       OSError: the file cannot be read.
     """
     source, name = arrow_source(path), f"{flag} {path}".lstrip()
     try:
         with parquet_reader(source, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+            refuse_twins(file.schema_arrow.names, path, flag)
             yield file
     except UnicodeDecodeError as error:
         raise UsageError(f"{name} has columns whose names are not text in UTF-8") from error
@@ -165,6 +168,14 @@ def open_parquet(path: str, flag: str = "") -> Iterator[Any]:
         if not tells_damage(error):
             raise
         raise UsageError(f"{name} is not a whole Parquet file: {one_line(error)}") from error
+
+
+def refuse_twins(columns: Sequence[str], path: str, flag: str) -> None:
+    """Raises UsageError if two columns of a table have one name, because rows would keep one."""
+    if len(set(columns)) < len(columns):
+        raise UsageError(
+            f"{flag} {path} has two columns {Counter(columns).most_common(1)[0][0]!r}".lstrip()
+        )
 
 
 def rows_of(

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from pipeline.errors import UsageError
 from pipeline.inputs.input_format import FileFormat, SplitLayout
-from pipeline.inputs.location import open_parquet, row_location, rows_of
+from pipeline.inputs.location import open_parquet, refuse_twins, row_location, rows_of
 from pipeline.inputs.source_images import SourceImage, is_wnid, stamp_of, wnid_of_label
 from pipeline.storage.files import files_of, relative
 from pipeline.storage.interface import read_ahead
@@ -170,9 +170,7 @@ def _csv(path: str, flag: str) -> Iterator[TableRow]:
         lines = csv.reader(text, strict=True)
         try:
             header = [name.strip() for name in next(lines, [])]
-            if len(set(header)) < len(header):
-                repeated = next(name for name in header if header.count(name) > 1)
-                raise UsageError(f"{flag} {path} has two columns {repeated!r}")
+            refuse_twins(header, path, flag)
             for cells in lines:
                 text.begin_row()
                 if not any(cell.strip() for cell in cells):

@@ -27,7 +27,7 @@ from pipeline.errors import JobError, ModelError, text_of
 from pipeline.models.device import Fetched, device_of, is_out_of_memory
 from pipeline.models.identity import PredictConfig, Preprocessing
 from pipeline.models.loader import Batch, Loader, P, PixelCache, Pixels
-from pipeline.models.source import LoadedModel
+from pipeline.models.source import LoadedModel, unlike_logits
 from pipeline.runtime.progress import count_inference
 from transforms.codec import decode_image, decode_into
 
@@ -416,10 +416,10 @@ class Predictor:
                 f"its forward pass failed: {type(error).__name__}: {text_of(error)}"
             ) from error
         count = len(inputs[-1])
-        if logits.shape != (count, self._num_outputs):
+        if other := unlike_logits(logits, count, self._num_outputs):
             raise ModelError(
-                f"it returns {tuple(logits.shape)} for {count} pictures, "
-                f"not {self._num_outputs} outputs each"
+                f"it returns {other} for {count} pictures, "
+                f"not {self._num_outputs} real outputs each"
             )
         # A copy, because a model may return a part of its input, whose memory is used again.
         return logits.to(torch.float32, copy=True)

@@ -295,10 +295,32 @@ def count_outputs(name: str, module: torch.nn.Module, side: int) -> int:
             f"{name} fails on a picture of {side} x {side} "
             f"({type(error).__name__}: {one_line(error)})"
         ) from error
-    if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2 or len(outputs) != 1:
-        shown = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs)
-        raise JobError(f"{name} must return logits of shape (pictures, outputs), not {shown}")
+    if other := unlike_logits(outputs, 1):
+        raise JobError(f"{name} must return real logits of shape (pictures, outputs), not {other}")
     return int(outputs.shape[1])
+
+
+def unlike_logits(outputs: object, pictures: int, num_outputs: int | None = None) -> str:
+    """Describes what a model returned if it is no dense tensor of real numbers, as logits are.
+
+    Args:
+      outputs: what the model returned.
+      pictures: number of pictures that it was given.
+      num_outputs: its number of outputs, None if unknown.
+
+    Returns:
+      Type and shape; empty for logits (pictures, num_outputs) of any real dtype.
+    """
+    if not isinstance(outputs, torch.Tensor):
+        return type(outputs).__name__
+    if (
+        outputs.layout == torch.strided
+        and torch.can_cast(outputs.dtype, torch.float32)
+        and (outputs.ndim, *outputs.shape[:1]) == (2, pictures)
+        and num_outputs in (None, outputs.shape[1])
+    ):
+        return ""
+    return f"{outputs.type()} of shape {tuple(outputs.shape)}"
 
 
 @torch.inference_mode()

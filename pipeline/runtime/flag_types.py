@@ -5,6 +5,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
+def given(text: str) -> str:
+    """Refuses an empty value, which a script passes whose variable is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a value, got ''")
+    return text
+
+
 class Flag(NamedTuple):
     """A command-line flag: the arguments of argparse's `add_argument`.
 
@@ -15,7 +22,7 @@ class Flag(NamedTuple):
     metavar: str
     help: str
     default: Any = None
-    type: Callable[[str], Any] | None = None
+    type: Callable[[str], Any] = given
     choices: tuple[str, ...] | None = None
     nargs: str | None = None
     const: object = None

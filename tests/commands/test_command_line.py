@@ -10,7 +10,7 @@ from runs import refusal
 from pipeline.commands.command_line import parse_command_line
 from pipeline.commands.flags import flags_of
 from pipeline.commands.parser import COMMANDS
-from pipeline.runtime.flag_types import comma_separated
+from pipeline.runtime.flag_types import comma_separated, statement
 
 
 def test_dashes_in_flags_are_underscores() -> None:
@@ -97,12 +97,16 @@ def test_files_that_hold_something_else_are_refused(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_lists_hold_at_least_one_word(capsys: pytest.CaptureFixture[str], command: str) -> None:
+def test_no_flag_takes_nothing_for_its_default(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
     words = [command, "list"] if command == "models" else [command]
     for flag in flags_of(command):
         if flag.type is comma_separated:
             line = refusal(capsys, *words, f"{flag.name}= ,")
             assert f"argument {flag.name}: expected words separated by commas, got ' ,'" in line
+        if flag.type is not statement and flag.name.startswith("--"):
+            assert f"argument {flag.name}: " in refusal(capsys, *words, f"{flag.name}=")
 
 
 def test_flags_before_the_command_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,6 +66,20 @@ def test_json_is_refused_from_a_number_of_levels_on(content: object, levels: int
             load_json(deep)
 
 
+@given(NESTED, st.lists(st.text(), min_size=1, unique=True), st.data())
+def test_two_fields_of_one_name_are_refused(
+    content: object, names: list[str], data: st.DataObject
+) -> None:
+    """The standard library would keep the last."""
+    twice = data.draw(st.permutations([*names, data.draw(st.sampled_from(names))]))
+    text = ", ".join(f"{json.dumps(name)}: {json.dumps(content)}" for name in twice)
+    for document in (f"{{{text}}}", f'[{{"a": [{{{text}}}]}}]'):
+        with pytest.raises(ValueError, match="an object has two fields "):
+            load_json(document)
+        with pytest.raises(NotJsonError, match="an object has two fields "):
+            parse_json(document.encode(), dict[str, Any])
+
+
 def test_json_that_is_too_deep_for_a_parser_is_refused() -> None:
     for start in ("[", '{"a":', '{"a":[{"b":'):
         with pytest.raises(ValueError, match="it has more than 64 levels"):
