@@ -39,6 +39,7 @@ from pipeline.evaluate.predictions import EvalImages, evaluated_variants, predic
 from pipeline.models.answers import AS_STORED, CALLED, AnswersWriter, GivenAnswers
 from pipeline.models.identity import CPU_BATCH, ModelIdentity, PredictConfig
 from pipeline.report.write import write_results
+from pipeline.runtime.custom_functions import call_own
 from pipeline.runtime.lock import locked, model_lock
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress, live_bar
@@ -269,7 +270,7 @@ def _ask(
       UsageError: the answers are not of the form that `in9.evaluate_model` describes.
       ValueError: their number of outputs fits neither classes nor superclasses.
     """
-    given = predict(pixels)
+    given = call_own(predict, pixels)
     try:
         if hasattr(given, "detach"):
             given = given.detach().cpu()
@@ -378,7 +379,7 @@ def _on_device(
     gpu = next((tensor.device.index for tensor in tensors), None) or 0
     with _torch_as_by_default(gpu):
         try:
-            copied = copy.deepcopy(module).cpu().float()
+            copied = call_own(copy.deepcopy, module).cpu().float()
         except Exception as error:  # A module's own code can raise anything.
             raise UsageError(f"{name}: the module cannot be copied: {one_line(error)}") from error
         model = measured_model(

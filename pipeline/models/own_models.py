@@ -20,7 +20,7 @@ from pipeline.errors import JobError, ModelError, UsageError, one_line
 from pipeline.models import answers
 from pipeline.models.identity import Origin, Preprocessing
 from pipeline.models.source import LoadedModel, Recipe, Source, measured_model
-from pipeline.runtime.custom_functions import PREFIX, import_function
+from pipeline.runtime.custom_functions import PREFIX, call_own, import_function
 from pipeline.storage.files import files_of
 from transforms.limits import load_json
 from transforms.taxonomy import Taxonomy
@@ -76,7 +76,7 @@ def _call(spec: str) -> tuple[torch.nn.Module, dict[str, Any]]:
       JobError: the function raised an error, or returned anything else.
     """
     try:
-        result = _import(spec)()
+        result = call_own(_import(spec))
     except (UsageError, JobError):
         raise
     except Exception as error:  # A user's function can raise anything.

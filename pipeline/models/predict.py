@@ -28,6 +28,7 @@ from pipeline.models.device import Fetched, device_of, is_out_of_memory
 from pipeline.models.identity import PredictConfig, Preprocessing
 from pipeline.models.loader import Batch, Loader, P, PixelCache, Pixels
 from pipeline.models.source import LoadedModel, unlike_logits
+from pipeline.runtime.custom_functions import call_own
 from pipeline.runtime.progress import count_inference
 from transforms.codec import decode_image, decode_into
 
@@ -406,7 +407,7 @@ class Predictor:
         )
         try:
             with mixed:
-                logits = self._network(pictures_of)(*inputs)
+                logits = call_own(self._network(pictures_of), *inputs)
         except JobError as error:
             raise ModelError(text_of(error)) from error
         except Exception as error:  # A model's own code can raise anything.

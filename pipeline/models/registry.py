@@ -28,7 +28,7 @@ from pipeline.models.source import (
     offline_without_answer,
     state_hash,
 )
-from pipeline.runtime.custom_functions import module_of
+from pipeline.runtime.custom_functions import call_own, module_of
 from pipeline.storage.store import WORK_FOLDER
 from transforms.scoring import labels_of_outputs
 from transforms.taxonomy import Taxonomy, imagenet9
@@ -222,7 +222,7 @@ def load_model(
             if stored is not None:
                 return load_stored(source, folder, stored)
         with offline_without_answer() if source.needs_hub(spec) else contextlib.nullcontext():
-            return source.load(spec, taxonomy or imagenet9())
+            return call_own(source.load, spec, taxonomy or imagenet9())
     except (UsageError, JobError):
         raise
     except Exception as error:  # Each of the many libraries raises its own exceptions.

@@ -26,6 +26,7 @@ import torch
 from pipeline.errors import JobError, UsageError, one_line, text_of
 from pipeline.models.answers import GivenAnswers
 from pipeline.models.identity import HUB_SECONDS, ModelIdentity, Origin, Preprocessing, own_settings
+from pipeline.runtime.custom_functions import call_own
 from pipeline.storage.files import absolute, files_of
 from transforms.hashing import text_bytes
 from transforms.scoring import labels_of_outputs
@@ -287,7 +288,7 @@ def count_outputs(name: str, module: torch.nn.Module, side: int) -> int:
       JobError: the module fails, or does not map a picture to a row of logits.
     """
     try:
-        outputs = module(torch.zeros(1, 3, side, side))
+        outputs = call_own(module, torch.zeros(1, 3, side, side))
     except JobError:
         raise
     except Exception as error:  # A user's forward() can raise anything.
@@ -332,7 +333,7 @@ def takes_other_sizes(module: torch.nn.Module, side: int) -> bool:
     # A multiple of 32, because many architectures take no other sides.
     other = side // 2 // 32 * 32 or 2 * side
     try:
-        module(torch.zeros(1, 3, other, other))
+        call_own(module, torch.zeros(1, 3, other, other))
     except Exception:  # Each architecture raises its own exception.
         return False
     return True

@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from pipeline.errors import JobError, UsageError, one_line, text_of
 
 PREFIX = "python:"
+
+T = TypeVar("T")
 
 
 def module_of(path: str) -> str:
@@ -19,6 +21,24 @@ def module_of(path: str) -> str:
     'mynet'
     """
     return path.rpartition("/")[2].removesuffix(".py")
+
+
+def call_own(code: Callable[..., T], *args: Any) -> T:
+    """Calls code of the user's, whose `sys.exit` must not end the process of a job.
+
+    Raises:
+      KeyboardInterrupt: the process is to stop.
+      Exception: any exception of the code.
+      RuntimeError: the code raised a BaseException that is neither, which would end the process.
+    """
+    try:
+        return code(*args)
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise RuntimeError(
+            f"{type(error).__name__}({text_of(error)}) would end the process"
+        ) from error
 
 
 def import_function(target: str, origin: str, example: str) -> Callable[..., Any]:
@@ -40,7 +60,7 @@ def import_function(target: str, origin: str, example: str) -> Callable[..., Any
             f"{origin}: say {PREFIX}{module_of(path)}:{name}, with its folder on PYTHONPATH"
         )
     try:
-        module = importlib.import_module(path)
+        module = call_own(importlib.import_module, path)
     except ModuleNotFoundError as error:
         # A package that the module would be in may be missing, too.
         is_ours = f"{path}.".startswith(f"{error.name}.")
@@ -77,7 +97,7 @@ def call_for_array(
       JobError: the function raised another error, or returned anything else.
     """
     try:
-        result = call()
+        result = call_own(call)
     except (MemoryError, passed_on):
         raise
     except Exception as error:  # A user's function may raise anything.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import sys
@@ -18,12 +19,13 @@ from numpy.typing import NDArray
 from small_models import network, pictures
 
 import in9
+from pipeline.analyses.saliency.gradients import winning_logit_gradients
 from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.generate.custom_variants import find_variants, versioned
 from pipeline.models.identity import PredictConfig
 from pipeline.models.predict import Predictor
-from pipeline.models.registry import load_model
-from pipeline.models.source import count_outputs
+from pipeline.models.registry import check_model, load_model
+from pipeline.models.source import count_outputs, takes_other_sizes
 from pipeline.segmenters import find_segmenter, parameters_of
 from transforms.annotations import Box
 from transforms.geometry import OutputBox
@@ -68,15 +70,17 @@ def converted(array: NDArray[Any], form: str) -> Any:
     return array.astype(np.int64).astype(form)
 
 
+OWN: Any = types.ModuleType("own_functions")
+"""A module of the user's. There is one, because each process keeps the functions it imported."""
+for _name in ("cut", "paint", "fill", "model"):
+    setattr(OWN, _name, lambda *_: OWN.answer())
+
+
 @pytest.fixture
-def own(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+def own(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A module of the user's, whose functions return what its `answer` does."""
-    module: Any = types.ModuleType("own_functions")
-    module.answer = lambda: None
-    for name in ("cut", "paint", "fill", "model"):
-        setattr(module, name, lambda *_: module.answer())
-    monkeypatch.setitem(sys.modules, "own_functions", module)
-    return module
+    monkeypatch.setitem(sys.modules, "own_functions", OWN)
+    return OWN
 
 
 MASK, PICTURE = np.eye(32, dtype=np.bool_), np.eye(96, dtype=np.uint8).reshape(96, 32, 3)[:32]
@@ -208,3 +212,100 @@ def test_no_argument_of_a_call_means_the_default_but_none(three_draws: Path) -> 
     for name in ("variant", "split"):
         with pytest.raises(ValueError, match=name):
             in9.open_dataset(three_draws, **{name: ""})
+
+
+class Stopped(BaseException):
+    """An error that is no Exception."""
+
+
+class Raising(torch.nn.Module):
+    """A network that raises an error in one of its methods, and in its forward pass by default."""
+
+    def __init__(self, error: BaseException, where: str = "") -> None:
+        super().__init__()
+        self.network, self.error, self.where = network(9), error, where
+
+    def __deepcopy__(self, _: Any) -> Raising:
+        if self.where == "copy":
+            raise self.error
+        return self
+
+    def get_extra_state(self) -> Any:
+        if self.where == "state":
+            raise self.error
+        return torch.zeros(1)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        if self.where == "backward":
+            return _RaisesBackwards.apply(self.network(pictures), self.error)
+        if not self.where:
+            raise self.error
+        return self.network(pictures)
+
+
+class _RaisesBackwards(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, outputs: torch.Tensor, error: BaseException) -> torch.Tensor:
+        context.error = error
+        return outputs.clone()
+
+    @staticmethod
+    def backward(context: Any, *_: Any) -> Any:
+        raise context.error
+
+
+def gradients(module: torch.nn.Module) -> object:
+    loaded = dataclasses.replace(
+        load_model("python:tiny_models:first"), module=module, num_outputs=9
+    )
+    predictor = Predictor(loaded, PredictConfig("cpu"))
+    return winning_logit_gradients(predictor, pictures(2, 64))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [SystemExit(3), GeneratorExit(), asyncio.CancelledError(), Stopped("a"), KeyboardInterrupt()],
+    ids=repr,
+)
+def test_what_code_of_the_user_raises_ends_no_process_unless_it_is_interrupted(
+    own: Any, three_draws: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+) -> None:  # fmt: skip
+    def fails(*_: Any) -> Any:
+        raise error
+
+    def evaluate(predict: Any) -> None:
+        in9.evaluate_model(three_draws, predict, name="m")
+
+    own.answer = fails
+    name = f"ends_{abs(hash(repr(error)))}"
+    (tmp_path / f"{name}.py").write_text("import own_functions\nown_functions.answer()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = "python:own_functions"
+    attempts: list[tuple[Returned, type[Exception], str]] = [
+        (lambda: cut(own), JobError, f"--segmenter {module}:cut raised"),
+        (lambda: paint(own), JobError, f"{module}:paint@1 raised"),
+        (lambda: fill(own), JobError, f"{module}:fill@1 raised"),
+        (lambda: check_model(f"python:{name}:f"), UsageError, f"{name} cannot be imported"),
+        (lambda: parameters_of(f"python:{name}:f"), UsageError, f"{name} cannot be imported"),
+        (lambda: versioned([f"python:{name}:f"]), UsageError, f"{name} cannot be imported"),
+        (lambda: load_model(f"{module}:model"), JobError, f"{module}:model raised"),
+        (lambda: count_outputs("m", Raising(error), 64), JobError, "m fails on a picture"),
+        (lambda: gradients(Raising(error)), ModelError, "its forward pass failed"),
+        (lambda: gradients(Raising(error, "backward")), ModelError, "it gives no gradient"),
+        (lambda: evaluate(fails), RuntimeError, ""),
+        (lambda: evaluate(Raising(error)), JobError, "call:m fails on a picture"),
+        (lambda: evaluate(Raising(error, "copy")), UsageError, "call:m: the module cannot be"),
+    ]
+    for attempt, kind, named in attempts:
+        if isinstance(error, KeyboardInterrupt):
+            with pytest.raises(KeyboardInterrupt):
+                attempt()
+        else:
+            with pytest.raises(kind, match=f"{named}.*{type(error).__name__}.* would end the pro"):
+                attempt()
+    own.answer = lambda: Raising(error, "state")
+    if not isinstance(error, KeyboardInterrupt):
+        assert not takes_other_sizes(Raising(error), 64)
+        with pytest.raises(JobError, match=f"{module}:model could not be loaded .*would end the"):
+            load_model(f"{module}:model")

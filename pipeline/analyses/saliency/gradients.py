@@ -4,9 +4,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.errors import ModelError, text_of
+from pipeline.errors import JobError, ModelError, text_of
 from pipeline.models.device import is_out_of_memory
 from pipeline.models.predict import Predictor, are_numbers, refuse_broken
+from pipeline.runtime.custom_functions import call_own
 
 
 def winning_logit_gradients(
@@ -38,11 +39,11 @@ def _fetched(
     An out-of-memory error is raised as it is.
     """
     try:
-        logits, gradients = _gradients(predictor, pictures)
+        logits, gradients = call_own(_gradients, predictor, pictures)
         checks = torch.stack([are_numbers(logits), are_numbers(gradients.abs())])
         on_host = logits.cpu().numpy(), gradients.cpu().numpy()
-    except RuntimeError as error:
-        if is_out_of_memory(error):
+    except Exception as error:  # A model's own code can raise anything.
+        if isinstance(error, JobError) or is_out_of_memory(error):
             raise
         raise ModelError(
             f"it gives no gradient: {type(error).__name__}: {text_of(error)}"
