@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,6 +37,7 @@ from pipeline.analyses.evaluation.baseline import (
     describe_baseline,
     find_baseline,
     models_named,
+    with_results,
 )
 from pipeline.analyses.evaluation.comparisons import (
     ComparisonRow,
@@ -44,6 +47,7 @@ from pipeline.analyses.evaluation.comparisons import (
 )
 from pipeline.analyses.evaluation.results import AccuracyRow, Evaluated, Summary
 from pipeline.analyses.evaluation.summaries import read_summaries
+from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import Verdict, decide
 from pipeline.errors import UsageError
 from pipeline.evaluate.predictions import EvalImages
@@ -668,6 +672,40 @@ def test_the_best_models_are_marked(compared: Path) -> None:
     assert mark_best(two[:1], [])[0].accuracy[0].among_best is None
 
 
+def test_the_same_predictions_count_once_whatever_path_leads_to_them(
+    compared: Path, tmp_path: Path
+) -> None:
+    own = shutil.copytree(compared, tmp_path / "own")
+    (tmp_path / "link").symlink_to(own)
+    shutil.copytree(own, tmp_path / "linked files", copy_function=os.link)
+    shutil.copytree(own, tmp_path / "copy")
+    (tmp_path / "of links").mkdir()
+    for name in ("manifest.json", "results"):
+        (tmp_path / "of links" / name).symlink_to(own / name)
+    dataset = dataset_in(own)
+    alone, _ = read_summaries(dataset)
+    folder = f"results/{alone[0].folder}"
+    places = ("own", "link", "linked files", "copy", "of links", f"link/{folder}", f"copy/{folder}")
+    store, lines = with_results(dataset, [str(tmp_path / name) for name in places])
+    assert store.elsewhere == {}
+    assert read_summaries(Dataset.open(store))[0] == alone
+    for place, line in zip(places, lines, strict=True):
+        models, count = ("1 model", 1) if "/" in place else ("3 models", 3)
+        said = f"results: {tmp_path / place} has {models}, {count} shown already: "
+        assert line == f"{said}the same predictions count once"
+    # A folder without models of its own shows those of a copy, once.
+    shutil.rmtree(own / "results")
+    copies = [str(tmp_path / name) for name in ("copy", "linked files")]
+    store, _ = with_results(dataset, copies)
+    assert {place.partition("/results/")[0] for place in store.elsewhere.values()} == {copies[0]}
+    assert [run.name for run in read_summaries(Dataset.open(store))[0]] == [o.name for o in alone]
+    # One other byte is another result.
+    (file,) = (tmp_path / "copy" / folder / "predictions").iterdir()
+    pq.write_table(pq.read_table(file), file, compression="none")
+    _, lines = with_results(dataset, copies)
+    assert lines[1].endswith(" has 3 models, 2 shown already: the same predictions count once")
+
+
 @pytest.mark.usefixtures("empty_pdfs")
 def test_models_of_other_folders_are_shown_and_not_copied(
     compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -685,17 +723,24 @@ def test_models_of_other_folders_are_shown_and_not_copied(
     (file,) = [one for one in manifest["files"] if one["path"].startswith("parquet/original/")]
     file["sha256"] = "0" * 64
     (changed / "manifest.json").write_text(json.dumps(manifest))
+    # The lab has the same answers as from a run of its own; the link leads to the folder itself.
+    (file,) = (lab / "results" / folders[first] / "predictions").iterdir()
+    pq.write_table(pq.read_table(file), file, compression="none")
+    (tmp_path / "link").symlink_to(own)
     watched = (lab, own / "results" / folders[first])
     before = [everything(path) for path in watched]
     report = ("report", "--dataset", own, "--pictures", "none", "--results")
     assert f"--results: {tmp_path} holds no finished dataset" in refusal(capsys, *report, tmp_path)
 
     # One folder means all of its models, or the model whose folder it is.
-    results = f"{lab / 'results' / folders[first]},{lab},{other},{changed}"
+    link = tmp_path / "link"
+    results = f"{lab / 'results' / folders[first]},{lab},{link},{other},{changed}"
     conditions = ("--baseline", second, "--fail_if", "original>=baseline-1")
     run_here(*report, results, *conditions, code=3)
     printed = capsys.readouterr()
-    assert f"results: {lab} has 2 models\n" in printed.out
+    again = "1 shown already: the same predictions count once"
+    assert f"results: {lab} has 2 models, {again}\n" in printed.out
+    assert f"results: {link} has 1 model, {again}\n" in printed.out
     assert f"\nresults: {other} has results on another dataset: {'f' * 12}, not " in printed.out
     assert f"\nresults: {changed} has other pictures: 1 of " in printed.out
     # Both folders have the first model, and only the other one has the second.

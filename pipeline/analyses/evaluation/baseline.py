@@ -6,6 +6,7 @@ another folder with results on the same dataset.
 """
 
 import dataclasses
+import functools
 import itertools
 import os
 from collections import Counter
@@ -145,6 +146,8 @@ def with_results(dataset: Dataset, folders: Iterable[str]) -> tuple[Store, list[
     """Shows the models of other folders with those of a dataset, without copying their results.
 
     A model whose name another one has, too, is told by its folder, unless that is the dataset's.
+    Models of one name whose predictions have the same bytes are one model, which counts once: they
+    lie in one folder that several paths lead to, or in copies of it.
 
     Args:
       dataset: the dataset.
@@ -158,6 +161,9 @@ def with_results(dataset: Dataset, folders: Iterable[str]) -> tuple[Store, list[
     """
     own, lines = dataset.store, []
     models = [(own, run) for run in _runs(own)]
+    digests = functools.cache(
+        lambda store, name: [*map(store.digest, store.walk(f"results/{name}/predictions"))]
+    )
     for folder in folders:
         other, runs = open_results("--results", folder)
         mine, its = (
@@ -174,8 +180,17 @@ def with_results(dataset: Dataset, folders: Iterable[str]) -> tuple[Store, list[
             "lies in another kind of storage": other.store.is_remote != own.is_remote,
         }
         fault = next((fault for fault, is_there in faults.items() if is_there), "")
-        lines.append(f"results: {folder} {fault or 'has ' + counted(len(runs), 'model')}")
-        models += [(other.store, run) for run in runs if not fault]
+        new = [
+            (other.store, run)
+            for run in runs
+            if not fault
+            and digests(other.store, run.folder)
+            not in [digests(store, one.folder) for store, one in models if one.folder == run.folder]
+        ]
+        shown = f", {len(runs) - len(new)} shown already: the same predictions count once"
+        has = f"has {counted(len(runs), 'model')}{shown * (len(new) < len(runs))}"
+        lines.append(f"results: {folder} {fault or has}")
+        models += new
     known = {(store.root, name) for store, run in models for name in (run.name, run.folder)}
     folders_with = Counter(name for _, name in known)
     elsewhere = {
