@@ -7,6 +7,9 @@ scores   the model's outputs: a list, in a CSV as JSON
 output   the class of the taxonomy that wins, by id, index or name; empty for none of them
 label    the superclass that the model has named, by name or label; empty or -1 for none of them
 
+In a CSV, a text may have the apostrophe with which the tables of in9 keep spreadsheets from running
+it (`pipeline.storage.state_files`).
+
 A column `dataset` can hold the fingerprint of the dataset that the pictures are from. This module
 does not import torch.
 """
@@ -29,6 +32,7 @@ from pipeline.errors import UsageError, counted
 from pipeline.inputs.tables import TableRow, column_names, read_rows
 from pipeline.models.identity import Origin, Preprocessing
 from pipeline.storage.files import absolute, files_of
+from pipeline.storage.state_files import unguarded
 from transforms.hashing import text_bytes
 from transforms.limits import load_json
 from transforms.scoring import NO_ANSWER, AnswerKind, labels_of_answers
@@ -198,6 +202,10 @@ def _read(path: str, stamp: str | None, taxonomy: Taxonomy) -> GivenAnswers:
     datasets: set[str] = set()
     writer, empty = AnswersWriter(), 0
     for row in read_rows(path, flag):
+        if path.lower().endswith(".csv"):
+            row = dataclasses.replace(
+                row, values={name: unguarded(text) for name, text in row.values.items()}
+            )
         if kind not in row.values:
             raise row.error(kind, "it is missing")
         empty += kind != "scores" and not row.text(kind)

@@ -31,7 +31,13 @@ from pipeline.evaluate.predictions import evaluated_variants
 from pipeline.runtime.local_loop import map_shards
 from pipeline.runtime.progress import Progress
 from pipeline.storage.files import absolute
-from pipeline.storage.state_files import csv_bytes, json_bytes, parquet_writer, read_json
+from pipeline.storage.state_files import (
+    csv_bytes,
+    guarded,
+    json_bytes,
+    parquet_writer,
+    read_json,
+)
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.codec import decode_mask, encode_npy
 from transforms.variants import EXTERNAL, MIXED, VARIANTS, base_of, pairs_of, variant_of
@@ -384,13 +390,13 @@ def write_answer_table(plan: ExportPlan, name: str) -> int:
     picture = ("image", pa.binary()) if with_pixels else ("path", pa.string())
     columns = [("key", pa.string()), ("variant", pa.string()), picture, ("dataset", pa.string())]
     schema, shards = pa.schema(columns), dataset.shards(plan.split)
-    make = parquet_writer if with_pixels else pyarrow.csv.CSVWriter
+    make, as_text = (parquet_writer, str) if with_pixels else (pyarrow.csv.CSVWriter, guarded)
     with plan.target.create(name) as file, make(file, schema) as writer:
         for variant, shard in itertools.product(evaluated_variants(dataset), shards):
             with contextlib.closing(dataset.samples(plan.split, shard, variant)) as samples:
                 while batch := list(itertools.islice(samples, _ROWS_AT_ONCE)):
                     rows = {
-                        "key": [sample.key for sample in batch],
+                        "key": [as_text(sample.key) for sample in batch],
                         "variant": [variant] * len(batch),
                         picture[0]: [
                             sample.image if with_pixels else plan.path(variant, sample)

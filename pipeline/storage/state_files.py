@@ -243,15 +243,21 @@ def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> b
     text = _LineFeedRows()
     writer = csv.DictWriter(text, columns, extrasaction="ignore")
     writer.writeheader()
-    writer.writerows({name: _guarded(value) for name, value in row.items()} for row in rows)
+    writer.writerows({name: guarded(value) for name, value in row.items()} for row in rows)
     return shown_bytes(text.getvalue())
 
 
 def read_csv(data: bytes) -> Iterator[dict[str, str]]:
     """Yields the rows of a file that `csv_bytes` made, without the added apostrophes."""
     for row in csv.DictReader(io.StringIO(data.decode(), newline="")):
-        yield {name: value[bool(_GUARDED.match(value)) :] for name, value in row.items()}
+        yield {name: unguarded(value) for name, value in row.items()}
 
 
-def _guarded(value: object) -> object:
+def guarded(value: Any) -> Any:
+    """Returns a value for a CSV file: text that spreadsheets would run gets an apostrophe."""
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def unguarded(text: str) -> str:
+    """Returns the text that `guarded` has made safe."""
+    return text[bool(_GUARDED.match(text)) :]

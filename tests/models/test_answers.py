@@ -22,6 +22,7 @@ from runs import (
     csv_rows,
     dataset_in,
     everything,
+    pictures_of,
     refusal,
     run_here,
     run_in9,
@@ -126,6 +127,38 @@ def test_the_table_to_fill_has_every_picture_and_its_bytes(
     for wrong in (path, output.parent / "table.xlsx"):
         line = refusal(capsys, "export", "--dataset", output, "--layout", "answers", "--to", wrong)
         assert f"--to {wrong}: --layout answers needs a new file" in line
+
+
+def test_keys_that_spreadsheets_would_run_are_guarded_and_read_again(
+    small_sample: Path, tmp_path: Path
+) -> None:
+    keys = ["=1+1", "+1", "-1", "@a", "'=1+1", "''-1", "'a", "a=1", "'"]
+    guarded = ["'=1+1", "'+1", "'-1", "'@a", "''=1+1", "'''-1", "'a", "a=1", "'"]
+    source, output = tmp_path / "in", tmp_path / "out"
+    for key, picture in zip(keys, pictures_of(small_sample), strict=False):
+        annotation = Path("Annotations", "val")
+        for path, copy in (
+            (picture, source / picture.relative_to(small_sample)),
+            (small_sample / annotation / f"{picture.stem}.xml", source / annotation / "x.xml"),
+        ):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy.with_name(f"{key}{path.suffix}"))
+    make = ("generate", "--input", source, "--variants", "original", *QUICK, *ONE)
+    run_here(*make, "--output", output)
+    for suffix in (".csv", ".parquet"):
+        table = tmp_path / f"table{suffix}"
+        run_here("export", "--dataset", output, "--layout", "answers", "--to", table)
+        exported = csv_rows(table) if suffix == ".csv" else pq.read_table(table).to_pylist()
+        shown = guarded if suffix == ".csv" else keys
+        assert sorted(row["key"] for row in exported) == sorted(shown)
+        filled = write(tmp_path / f"filled{suffix}", ({**row, "label": 0} for row in exported))
+        answers = read_answers(f"answers:{filled}", dataset_in(output).taxonomy)
+        assert sorted(answers.positions["original"]) == sorted(keys)
+    # Text of other columns, such as the name of a superclass, comes from guarded tables, too.
+    names = Taxonomy(("=b",), ("a",), (0,), ("a",))
+    one = [{"key": "k", "variant": "original", "label": "'=b"}]
+    path = write(tmp_path / "named.csv", one)
+    assert read_answers(f"answers:{path}", names).values.tolist() == [0]
 
 
 def measures(output: Path, name: str, model: str, rule: str) -> list[Row]:
