@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import errno
 import os
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -32,9 +33,9 @@ from pipeline.commands.parser import build_parser
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import read_manifest, writing_store
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, UsageError, escaped
 from pipeline.evaluate.evaluation import PlannedAnalysis
-from pipeline.evaluate.results import print_failures, read_failures
+from pipeline.evaluate.results import errors_by_model, read_failures
 from pipeline.generate.custom_variants import custom_names
 from pipeline.inputs.source_images import CHECKSUMS
 from pipeline.jobs.conditions import Gate, conclude, gate_from_flags, judge, parse_conditions
@@ -166,14 +167,24 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     if job and job.recipe:
         for line in describe_recipe(job.recipe.manifest, dataset.manifest, counters):
             print(f"recipe: {line}")
+    failures = _failures(dataset, works)
+    # An analysis in which all models have failed has nothing to show.
+    lost = [name for name, of in failures.items() if len(of) == len(works[name].evaluation.entries)]
     for analysis in ANALYSES:
-        for line in analysis.parts.lines(dataset, works.get(analysis.name)):
-            print(line)
-    if works:
+        if analysis.name not in lost:
+            for line in analysis.parts.lines(dataset, works.get(analysis.name)):
+                print(line)
+    if len(lost) < len(works):
         print(f"report: {dataset.store.path(REPORT)}")
     if publishing:
         print(describe_published(publishing.target, bool(counters.get("versions_published"))))
-    _report_failures(dataset, works, f" (details: {log})" if os.path.exists(log) else "")
+    details = f" (details: {log})" if os.path.exists(log) else ""
+    for analysis in ANALYSES:
+        if analysis.name not in lost:
+            for model, error in failures.get(analysis.name, {}).items():
+                print(escaped(f"{analysis.not_done}: {model}: {error}{details}"), file=sys.stderr)
+    if lost:
+        raise JobError("; ".join(map(": ".join, failures[lost[0]].items())) + details)
     print_summary(store)
     if works and not any(images["selected"] for images in dataset.manifest.images.values()):
         raise JobError(
@@ -227,17 +238,16 @@ def _gate(
     return gate_from_flags(arguments, store, config.compose.composed, evaluation)
 
 
-def _report_failures(dataset: Dataset, works: Mapping[str, PlannedAnalysis], details: str) -> None:
-    """Reports which models failed in which analysis.
-
-    Raises:
-      JobError: all models failed in an analysis.
-    """
-    for analysis in ANALYSES:
-        if analysis.name in works and analysis.not_done:
-            failed, _ = read_failures(dataset.store, dataset.manifest.fingerprint, analysis.name)
-            models = works[analysis.name].evaluation.entries
-            print_failures(failed, models, analysis.not_done, details)
+def _failures(dataset: Dataset, works: Mapping[str, PlannedAnalysis]) -> dict[str, dict[str, str]]:
+    """Returns by analysis which models have failed in it, each with its error."""
+    return {
+        one.name: errors_by_model(
+            read_failures(dataset.store, dataset.manifest.fingerprint, one.name)[0],
+            works[one.name].evaluation.entries,
+        )
+        for one in ANALYSES
+        if one.name in works and one.not_done
+    }
 
 
 class Generate(beam.PTransform):

@@ -18,15 +18,14 @@ keeps them, and usually gets no row for the failure (`failures_without_results`)
 import dataclasses
 import hashlib
 import re
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import pyarrow as pa
 from msgspec import UNSET, Meta, Struct, UnsetType, structs, to_builtins
 from typing_extensions import override
 
-from pipeline.errors import JobError, escaped, escaped_line, escaped_texts
+from pipeline.errors import escaped_line, escaped_texts
 from pipeline.models.identity import Preprocessing
 from pipeline.runtime.lock import TABLES_LOCK, locked
 from pipeline.storage.state_files import Name, convert, json_bytes, parse_json, read_intact
@@ -474,25 +473,3 @@ def errors_by_model(failed: Iterable[Failure], entries: Iterable[str]) -> dict[s
         for failure in failed
         if failure.entry in wanted
     }
-
-
-def print_failures(
-    failed: Iterable[Failure], entries: Sequence[str], prefix: str, details: str = ""
-) -> None:
-    """Prints to standard error which entries of `--models` failed.
-
-    Args:
-      failed: failures on this dataset, from `read_failures`.
-      entries: entries of `--models` in this run.
-      prefix: beginning of each line, such as `not evaluated`.
-      details: end of each line, and of the error, that says where to read more, such as
-        " (details: ...)".
-
-    Raises:
-      JobError: all entries failed.
-    """
-    errors = errors_by_model(failed, entries)
-    if errors and len(errors) == len(entries):
-        raise JobError("; ".join(f"{model}: {error}" for model, error in errors.items()) + details)
-    for model, error in errors.items():
-        print(escaped(f"{prefix}: {model}: {error}{details}"), file=sys.stderr)
