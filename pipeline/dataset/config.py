@@ -1,6 +1,6 @@
-"""The configuration of a dataset. It is stored in the manifest and included in fingerprints.
+"""The configuration of a dataset, which the manifest stores, and the versions of stages.
 
-Fingerprints: digests of everything that files were made from, including the stage's version.
+Both are part of fingerprints, which are digests of everything that files were made from.
 """
 
 from __future__ import annotations

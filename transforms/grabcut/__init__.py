@@ -4,13 +4,13 @@
     errors         after which OpenCV should compute the mask
     cache          locates the compiled code
     iteration      the method: calls the kernels in order
-    clustering     k-means, which initialises the mixtures      (generator: its random numbers)
-    mixtures       Gaussians from moments
-    likelihoods    each pixel's component and pull              (vector_math: exp and log)
+    clustering     k-means, which initialises the mixtures, and its random numbers
+    mixtures       two mixtures of Gaussians, and the pull of each colour
+    vector_math    exp and log for many colours at once
     smoothness     links between pixels
     max_flow       the minimum cut
-    forest         the search forest of the minimum cut         (lanes: eight neighbours at once)
-    repair         repairs of the forest between sweeps
+    forest         the search forest of the minimum cut
+    lanes          the eight neighbours of a pixel at once
     compilation    the decorators of all kernels
 
 numba, and the modules listed from `iteration` on, are imported only by the first call of `grabcut`

@@ -1,17 +1,15 @@
-"""Reproduces `cv2.kmeans` on colours exactly. The clusters initialise the two mixtures.
+"""Reproduces `cv2.kmeans` on colours exactly, with its random numbers.
 
-OpenCV's random numbers, a multiply-with-carry generator.
+The clusters initialise the two mixtures. The method is k-means++ (Arthur and Vassilvitskii, SODA
+2007) with three trials for each centre, then Lloyd's iterations. Colours are whole numbers. So
+squared distances between two samples, and sums of colours below 2^24, are exact in float32, and may
+be added in any order. Values that are not exact, such as distances to means, are computed with
+OpenCV's operations in OpenCV's order. Source: OpenCV, core/kmeans.cpp.
 
-The state of `cv::RNG` has 64 bits: the last number in the low half, the carry in the high half. A
-random `double` is made from two numbers of 32 bits: together they are a number of 64 bits, with the
-first number as its high half, which is divided by 2^64.
-Source: OpenCV, core/operations.hpp.
-
-The method is k-means++ (Arthur and Vassilvitskii, SODA 2007) with three trials for each centre,
-then Lloyd's iterations. Colours are whole numbers. So squared distances between two samples, and
-sums of colours below 2^24, are exact in float32, and may be added in any order. Values that are not
-exact, such as distances to means, are computed with OpenCV's operations in OpenCV's order.
-Source: OpenCV, core/kmeans.cpp.
+Random numbers come from a multiply-with-carry generator. The state of `cv::RNG` has 64 bits: the
+last number in the low half, the carry in the high half. A random `double` is made from two numbers
+of 32 bits: together they are a number of 64 bits, with the first number as its high half, which is
+divided by 2^64. Source: OpenCV, core/operations.hpp.
 """
 
 import numpy as np

@@ -1,23 +1,19 @@
 """Two mixtures of five Gaussians: learns them, and computes what they say of each colour.
 
-Learns two mixtures of five Gaussians from moments that are whole numbers.
+They are learned from moments. Moments of colours are exact integers, so samples can be added in any
+order, and a sample that changes its component is simply subtracted from one component and added to
+another. The covariance, its determinant and its inverse are then computed with OpenCV's operations
+in OpenCV's order. This matters because the covariance of grey pictures is singular except for
+rounding errors, which then decide the result. Source: OpenCV, imgproc/grabcut.cpp
+(`GMM::endLearning`, `GMM::calcInverseCovAndDeterm`).
 
-Moments of colours are exact integers, so samples can be added in any order, and a sample that
-changes its component is simply subtracted from one component and added to another. The covariance,
-its determinant and its inverse are then computed with OpenCV's operations in OpenCV's order. This
-matters because the covariance of grey pictures is singular except for rounding errors, which then
-decide the result. Source: OpenCV, imgproc/grabcut.cpp (`GMM::endLearning`,
-`GMM::calcInverseCovAndDeterm`).
-
-Computes each colour's component in a mixture, and its pull to one side of the cut.
-
-A component is a Gaussian of the mixture; its exponent is the logarithm of its density. OpenCV
-computes the density of each Gaussian, and chooses the component with the greatest density, without
-weights. The component with the greatest exponent is the same, so no exponential is needed to choose
-it. The pull is the logarithm of the ratio of the two mixtures' densities. To compute it, the
-greatest term of each mixture is factored out before the exponentials are summed. Quadratic forms
-are computed with OpenCV's operations in OpenCV's order (see `mixtures`), in blocks that fit into
-the fastest cache.
+They then give each colour its component, a Gaussian of a mixture, and its pull to one side of the
+cut. The exponent of a component is the logarithm of its density. OpenCV computes the density of
+each Gaussian, and chooses the component with the greatest density, without weights. The component
+with the greatest exponent is the same, so no exponential is needed to choose it. The pull is the
+logarithm of the ratio of the two mixtures' densities. To compute it, the greatest term of each
+mixture is factored out before the exponentials are summed. Quadratic forms are computed with
+OpenCV's operations in OpenCV's order, in blocks that fit into the fastest cache.
 
 This method would differ from OpenCV where OpenCV's densities underflow. For every possible
 covariance, OpenCV's greatest density is a normal number if the greatest exponent is within +-690,
