@@ -69,7 +69,7 @@ def load_nested(parse: Callable[[_Data], Any], data: _Data) -> Any:
 
 
 class Unread(bytes):
-    """A stand-in for content that is too large to be read. Its bytes are the reason, as text.
+    """A stand-in for content that is too large, or cannot be read. Its bytes say why, as text.
 
     Decoders report this reason in the same way as broken content.
     """

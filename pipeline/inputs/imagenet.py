@@ -22,7 +22,7 @@ from pipeline.inputs.source_images import (
     stamp_of,
     wnid_of_folder,
 )
-from pipeline.storage.files import absolute, files_of, is_remote, join, relative
+from pipeline.storage.files import absolute, files_of, is_remote, join, leads_to, relative
 from pipeline.storage.interface import FileInfo, read_ahead
 from transforms.taxonomy import Taxonomy
 
@@ -128,10 +128,10 @@ def _list_local(folder: str, subfolder: str) -> Iterator[_Listed]:
     with os.scandir(os.path.join(folder, subfolder) if subfolder else folder) as entries:
         ordered = sorted(entries, key=operator.attrgetter("name"))
     for entry in ordered:
-        if not entry.is_dir():
+        if not leads_to(entry.is_dir):
             yield subfolder, entry.name, entry.path, None
     for entry in ordered:
-        if not subfolder and entry.is_dir() and not entry.name.startswith("."):
+        if not subfolder and leads_to(entry.is_dir) and not entry.name.startswith("."):
             yield from _list_local(folder, entry.name)
 
 

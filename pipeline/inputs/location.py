@@ -14,7 +14,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 from pipeline.errors import TooLargeError, UsageError, one_line
-from pipeline.storage.files import arrow_source, files_of, is_remote
+from pipeline.storage.files import arrow_source, files_of, is_remote, never_read
 from pipeline.storage.interface import MAX_READ_BYTES, REQUESTS_IN_FLIGHT
 from pipeline.storage.state_files import parquet_reader, tells_damage
 from transforms.hashing import text_bytes
@@ -115,8 +115,9 @@ def reads_ahead(location: str) -> int:
 
 
 def read_location(location: str) -> bytes:
-    """Reads the bytes of a location; returns `Unread` if there are more than a picture may have.
+    """Reads the bytes of a location.
 
+    Returns `Unread` if there are more than a picture may have, or if no machine can read the file.
     Raises OSError if the bytes cannot be read, UsageError if a Parquet file is damaged.
     """
     parsed = Location.parse(location)
@@ -125,14 +126,18 @@ def read_location(location: str) -> bytes:
     if parsed.row is not None:
         data = _read_row(parsed.path, *parsed.row)
         return data if len(data) <= MAX_PICTURE_BYTES else _unread(len(data))
-    if parsed.span is not None:
-        if parsed.span[1] > MAX_PICTURE_BYTES:
-            return _unread(parsed.span[1])
-        return files_of(parsed.path).read_ranges(parsed.path, [parsed.span])[0]
+    if parsed.span is not None and parsed.span[1] > MAX_PICTURE_BYTES:
+        return _unread(parsed.span[1])
     try:
+        if parsed.span is not None:
+            return files_of(parsed.path).read_ranges(parsed.path, [parsed.span])[0]
         return files_of(parsed.path).read(parsed.path, MAX_PICTURE_BYTES)
     except TooLargeError as error:
         return _unread(error.size)
+    except (UsageError, OSError):
+        if reason := never_read(parsed.path):
+            return Unread(text_bytes(reason))
+        raise
 
 
 def changed(location: str) -> OSError:

@@ -12,6 +12,7 @@ except where the object has no MD5, because it was composed of parts. A file of 
 a tar, has a stamp that changes when any of the images changes.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -24,7 +25,7 @@ import numpy as np
 from pipeline.errors import UsageError, shown_bytes
 from pipeline.inputs.location import Location, changed, read_location
 from pipeline.inputs.packed import Packed
-from pipeline.storage.files import files_of, is_remote
+from pipeline.storage.files import files_of, is_remote, never_read
 from pipeline.storage.interface import FileInfo, missing
 from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
@@ -114,9 +115,10 @@ class Checksums:
             return KnownContent(*self._new[content.location][2:])
         stored = self._old.get(content.location)
         if content.stamp is None and content.md5 is None:
-            info = files_of(location.path).info(location.path)
+            info = _info(location.path)
             if info is None:
-                return None
+                # That nothing can be read there is known without reading.
+                return self.read(content)[1] if never_read(location.path) else None
             if location.path == content.location and info.md5 is not None:
                 return self.known(content._replace(md5=info.md5))
             is_same = stored is not None and stored[:2] == (info.size, info.identity)
@@ -139,11 +141,11 @@ class Checksums:
         location = Location.parse(content.location)
         files, told = files_of(location.path), content.stamp or content.md5
         is_stored = location.text is None
-        before = files.info(location.path) if is_stored and not told else None
+        before = _info(location.path) if is_stored and not told else None
         data = read_location(content.location)
         md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
         known = KnownContent(md5, content.describe(data) if content.describe else "")
-        if not is_stored:
+        if not is_stored or (isinstance(data, Unread) and never_read(location.path)):
             return data, known
         info = files.info(location.path)
         # If a file changed meanwhile, the bytes belong to no state that is known: once the file is
@@ -176,6 +178,13 @@ class Checksums:
         """Writes the memory, with only the content asked for since this object was made."""
         if self._new != self._old:
             self._store.write(self._path, shown_bytes(json.dumps(self._new, sort_keys=True)))
+
+
+def _info(path: str) -> FileInfo | None:
+    """Returns what is known about a file; None if there is none that may be read."""
+    with contextlib.suppress(UsageError):
+        return files_of(path).info(path)
+    return None
 
 
 def _without_folder(location: str) -> str:

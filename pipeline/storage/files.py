@@ -34,6 +34,22 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
 """Errors that mean that a path leads to no file that this process may use."""
 
+_NEVER_READ = {
+    errno.ELOOP: "its links lead in a circle",
+    errno.ENAMETOOLONG: "it is a link to a name that is too long",
+}
+"""Why a file is found on no machine, by the error of looking for it. All other errors may be a
+machine's: a link may lead to a disk that is not mounted (ENOENT, ENOTDIR), rights may be missing
+(EACCES), and load (EMFILE) or a failing disk (EIO) may keep a file out of reach."""
+
+_NO_FILES = {
+    stat.S_IFIFO: "not a file but a pipe",
+    stat.S_IFSOCK: "not a file but a socket",
+    stat.S_IFCHR: "not a file but a device",
+    stat.S_IFBLK: "not a file but a device",
+}
+"""What may block or never end when it is read."""
+
 _TOKEN = re.compile("[0-9a-f]{8,64}")
 _METADATA = "about"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -65,14 +81,14 @@ class LocalFiles(Files):
         paths = (os.path.join(root, name) for root, _, names in walked for name in names)
         for path in sorted(paths):
             # Another process may remove a file in the meantime.
-            with contextlib.suppress(FileNotFoundError):
-                yield _info(path, os.stat(path))
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                yield _info(path, os.stat(path, follow_symlinks=not never_read(path)))
 
     def file_paths(self, folder: str) -> list[str]:
         if not os.path.isdir(folder):
             return []
         with os.scandir(folder) as entries:
-            return sorted(entry.path for entry in entries if entry.is_file())
+            return sorted(entry.path for entry in entries if leads_to(entry.is_file))
 
     def folder_names(self, folder: str) -> list[str]:
         if not os.path.isdir(folder):
@@ -373,12 +389,35 @@ def _raise_unless_missing(error: OSError) -> None:
 
 
 def _regular(path: str, status: os.stat_result) -> os.stat_result:
-    """Returns a file's status; refuses pipes, sockets and devices, which may block or never end."""
-    kind = stat.S_IFMT(status.st_mode)
-    if kind in (stat.S_IFREG, stat.S_IFDIR):  # Opening a folder raises an error of its own.
-        return status
-    name = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}.get(kind, "a device")
-    raise UsageError(f"{path} is not a file but {name}")
+    """Returns the status of a file or folder; raises UsageError for pipes, sockets and devices."""
+    # Opening a folder raises an error of its own.
+    if what := _NO_FILES.get(stat.S_IFMT(status.st_mode)):
+        raise UsageError(f"{path} is {what}")
+    return status
+
+
+def never_read(path: str) -> str:
+    """Returns why no machine can read a file at this path; "" if one may.
+
+    Only this is a fault of the file. Where reading it fails otherwise, the machine may be at fault.
+    """
+    try:
+        return _NO_FILES.get(stat.S_IFMT(os.stat(path).st_mode), "")
+    except OSError as error:
+        return _NEVER_READ.get(error.errno or 0, "")
+
+
+def leads_to(is_kind: Callable[[], bool]) -> bool:
+    """Returns what `is_dir` or `is_file` of an entry of a folder does; False if it leads nowhere.
+
+    Raises OSError if a failing disk or network does not tell.
+    """
+    try:
+        return is_kind()
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, *_NEVER_READ):
+            return False
+        raise
 
 
 def _info(path: str, status: os.stat_result) -> FileInfo:

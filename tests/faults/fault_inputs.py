@@ -154,7 +154,7 @@ def batches() -> list[Trial]:
 
 def _is_temporary(path: Path) -> bool:
     """Returns whether a file is a temporary file of the work folder."""
-    return path.is_file() and path.parent.parts[-2:] == (".in9", "tmp")
+    return path.parent.parts[-2:] == (".in9", "tmp") and path.is_file()
 
 
 def sparse(size: int) -> Callable[[Path], None]:
@@ -233,7 +233,13 @@ def _links() -> Iterator[Input]:
         "link to a picture elsewhere": link("{victim}/val/n02110063/sample_val_00000001.JPEG"),
         "link to a text elsewhere": link("{victim}/diary.txt"),
         "link to nothing": link("/nowhere/at/all"),
-        "link to itself": link("hostile.JPEG"),
+        "link to itself": lambda path: path.symlink_to(path.name),
+        "links in a circle": lambda path: [
+            path.symlink_to(f"{path}.other"),
+            Path(f"{path}.other").symlink_to(path),
+        ],
+        "link to a name that is too long": link("x" * 300),
+        "link through a file": link("/dev/null/x"),
         "link to a folder": link("/"),
         "link to zeros": link("/dev/zero"),
         "link to chance": link("/dev/urandom"),
@@ -244,16 +250,34 @@ def _links() -> Iterator[Input]:
         "300 MB of nothing": sparse(300 << 20),
         "12 GB of nothing": sparse(12 << 30),
     }
-    for file_kind, at in (("image", image_at), ("annotation", xml_at)):
-        for name, make in makers.items():
 
-            def arrange(
-                folder: Path, at: Any = at, make: Callable[[Path], Any] = make
-            ) -> tuple[str, ...]:
-                make(at(folder))
-                return ()
+    def mask_at(folder: Path) -> Path:
+        shutil.copy(next(folder.glob("val/*/sample*")), image_at(folder))
+        return folder / "masks" / "hostile.png"
 
-            yield Input("links and devices", f"{file_kind}: {name}", arrange, ("hostile",), True)
+    def scene_at(folder: Path) -> Path:
+        return folder / "scenes" / "hostile.JPEG"
+
+    places: dict[str, tuple[Any, Any]] = {
+        "image": (lambda folder: BOX, image_at),
+        "annotation": (lambda folder: BOX, xml_at),
+        "mask": (_with_masks, mask_at),
+        "scene": (_with_scenes, scene_at),
+    }
+    for (place, (prepare, at)), (name, make) in itertools.product(places.items(), makers.items()):
+
+        def arrange(
+            folder: Path, prepare: Any = prepare, at: Any = at, make: Callable[[Path], Any] = make
+        ) -> tuple[str, ...]:
+            flags = prepare(folder)
+            make(at(folder))
+            return tuple(flags)
+
+        # What a link leads to may lie on a disk that is not mounted, which is no fault of the file.
+        is_away = name in ("link to nothing", "link through a file") and place != "scene"
+        code = int(is_away)
+        names = ("hostile",)
+        yield Input("links and devices", f"{place}: {name}", arrange, names, True, code=code)
 
 
 def _tar(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
@@ -561,10 +585,9 @@ def _folder(source: Path, target: Path) -> tuple[str, ...]:
     return BOX
 
 
-def _folder_with_masks(source: Path, target: Path) -> tuple[str, ...]:
+def _with_masks(target: Path) -> tuple[str, ...]:
     masks = target / "masks"
     masks.mkdir()
-    _folder(source, target)
     for path in target.glob("val/*/*.JPEG"):
         with Image.open(path) as image:
             width, height = image.size
@@ -574,10 +597,19 @@ def _folder_with_masks(source: Path, target: Path) -> tuple[str, ...]:
     return ("--segmenter", "masks", "--masks", str(masks))
 
 
-def _folder_with_scenes(source: Path, target: Path) -> tuple[str, ...]:
-    _folder(source, target)
+def _with_scenes(target: Path) -> tuple[str, ...]:
     scenes = shutil.copytree(next(target.glob("val/*")), target / "scenes")
     return (*BOX, "--backgrounds", str(scenes), "--variants", "original,mixed_external")
+
+
+def _folder_and(
+    prepare: Callable[[Path], tuple[str, ...]],
+) -> Callable[[Path, Path], tuple[str, ...]]:
+    def make(source: Path, target: Path) -> tuple[str, ...]:
+        _folder(source, target)
+        return prepare(target)
+
+    return make
 
 
 def _shape(name: str) -> Callable[[Path, Path], tuple[str, ...]]:
@@ -591,8 +623,8 @@ def _shape(name: str) -> Callable[[Path, Path], tuple[str, ...]]:
 UNSTEADY: dict[str, tuple[Callable[[Path, Path], tuple[str, ...]], str, int]] = {
     "folder": (_folder, r"/input/.*JPEG$", 1),
     "annotation": (_folder, r"/input/.*xml$", 1),
-    "mask": (_folder_with_masks, r"/input/.*png$", 1),
-    "scene": (_folder_with_scenes, r"/scenes/.*JPEG$", 3),
+    "mask": (_folder_and(_with_masks), r"/input/.*png$", 1),
+    "scene": (_folder_and(_with_scenes), r"/scenes/.*JPEG$", 3),
     "member of a tar": (_shape("val_tar"), r"/input/.*img_val[.]tar$", 4),
     "WebDataset": (_shape("webdataset"), r"/input/.*00[.]tar$", 3),
     "Parquet": (_shape("parquet"), r"/input/.*00000-of.*parquet$", 3),

@@ -103,6 +103,13 @@ def test_every_hostile_image_is_a_row_with_its_reason(tiny_input: Path, tmp_path
     add("back\\slash", intact, good_xml, "invalid_key")
     add(b"not\xffutf8", intact, good_xml, "invalid_key")
     add("x" * 240, intact, good_xml, "invalid_key")
+    for name, target in (("circle", "circle.JPEG"), ("long", "x" * 300), ("zeros", "/dev/zero")):
+        add(name, b"", good_xml, "undecodable")
+        (folder / f"{name}.JPEG").unlink()
+        (folder / f"{name}.JPEG").symlink_to(target)
+    add("no_xml_file", intact, "", "unreadable_annotation")
+    (annotations / "no_xml_file.xml").unlink()
+    (annotations / "no_xml_file.xml").symlink_to("no_xml_file.xml")
     other = next(path for path in sorted(tiny_input.glob("val/*")) if path > folder)
     shutil.copy(good, other)  # It has the same key, in a class that comes later.
 

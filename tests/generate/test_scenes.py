@@ -355,7 +355,8 @@ def test_a_damaged_table_of_scenes_is_made_again(tmp_path: Path) -> None:
     assert store.read(staging.staged(SCENES)) == whole
     # Other pictures, and what is known of them is damaged.
     write_noise(folder / "place_1.png", 1)
-    assert examined() == (("accepted", 2),)
+    (folder / "circle.png").symlink_to("circle.png")
+    assert examined() == (("accepted", 2), ("undecodable", 1))
 
 
 def test_every_accepted_scene_can_be_read(tmp_path: Path) -> None:

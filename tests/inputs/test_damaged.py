@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gzip
+import hashlib
+import io
 import json
+import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +27,11 @@ from pipeline.inputs.archives import stream
 from pipeline.inputs.image_manifest import path_from
 from pipeline.inputs.imagenet import ImageFolder, ImagenetTars
 from pipeline.inputs.location import member_location, read_location
+from pipeline.inputs.source_images import Checksums, Content, KnownContent
 from pipeline.inputs.tables import HubParquet, column_names, read_rows
 from pipeline.models.answers import read_answers
+from pipeline.storage.store import Store
+from transforms.codec import UndecodableError, open_picture
 from transforms.limits import MAX_ANNOTATION_BYTES, Unread
 from transforms.taxonomy import imagenet9
 
@@ -227,6 +237,90 @@ def test_a_value_that_all_rows_share_fills_no_memory(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"a.parquet, row 1 .* column image: 2000000 characters"):
         list(read_rows(str(path), "--input"))
     assert pa.total_allocated_bytes() - before < 1 << 30
+
+
+NEVER_READ = ("ELOOP", "ENAMETOOLONG")
+"""Errors of finding a file that are no machine's fault."""
+
+
+@pytest.mark.parametrize("call", ["stat", "open", "read"])
+def test_an_error_of_the_system_is_the_files_own_only_if_no_machine_finds_the_file(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.JPEG"
+    path.write_bytes(b"x")
+
+    def failing(number: int, real: Any) -> Any:
+        def fail(name: Any, *arguments: Any, **options: Any) -> Any:
+            if str(name) == str(path):
+                raise OSError(number, os.strerror(number), str(path))
+            return real(name, *arguments, **options)
+
+        return fail
+
+    class Unreadable(io.BytesIO):
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def fileno(self) -> int:
+            return 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(self.number, os.strerror(self.number))
+
+    def is_own(number: int) -> bool:
+        with monkeypatch.context() as patched, contextlib.suppress(OSError):
+            if call == "stat":
+                patched.setattr(os, "stat", failing(number, os.stat))
+            else:
+                opened = failing(number, open) if call == "open" else lambda *_: Unreadable(number)
+                patched.setattr("builtins.open", opened)
+            return isinstance(read_location(str(path)), Unread)
+        return False
+
+    own = {name for number, name in errno.errorcode.items() if is_own(number)}
+    assert own == set(NEVER_READ if call == "stat" else ())
+
+
+UNREADABLE: dict[str, Callable[[Path], object]] = {
+    "its links lead in a circle": lambda path: path.symlink_to(path.name),
+    "it is a link to a name that is too long": lambda path: path.symlink_to("x" * 300),
+    "not a file but a pipe": os.mkfifo,
+    "not a file but a device": lambda path: path.symlink_to("/dev/zero"),
+}
+
+
+@pytest.mark.parametrize(("why", "make"), UNREADABLE.items())
+def test_what_no_machine_can_read_is_content_that_is_known(
+    why: str, make: Callable[[Path], object], tmp_path: Path
+) -> None:
+    path = tmp_path / "val" / "a.JPEG"
+    path.parent.mkdir()
+    make(path)
+    (path.parent / "notes").symlink_to("notes")
+    assert [image and image.key for image in listed(ImageFolder(), tmp_path)] == ["a", None]
+    known = KnownContent(hashlib.md5(why.encode()).hexdigest(), "")
+    assert Checksums(Store(str(tmp_path)), "val", 0).known(Content(str(path))) == known
+    data, again = Checksums(Store(str(tmp_path)), "val", 0).read(Content(str(path)))
+    assert again == known
+    with pytest.raises(UndecodableError, match=why):
+        open_picture(data)
+    assert isinstance(read_location(member_location(str(path), 0, 1)), Unread)
+
+
+@pytest.mark.parametrize("target", ["/nowhere/at/all", "file/below"])
+def test_a_link_to_what_is_not_there_now_is_no_fault_of_the_picture(
+    target: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "val" / "a.JPEG"
+    path.parent.mkdir()
+    (path.parent / "file").touch()
+    path.symlink_to(target)
+    assert [image and image.key for image in listed(ImageFolder(), tmp_path)] == ["a", None]
+    checksums = Checksums(Store(str(tmp_path)), "val", 0)
+    assert checksums.known(Content(str(path))) is None
+    with pytest.raises((FileNotFoundError, NotADirectoryError)):
+        checksums.identify(Content(str(path)))
 
 
 def test_lines_of_json_end_where_json_says(tmp_path: Path) -> None:
