@@ -16,6 +16,7 @@ import itertools
 import math
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -56,6 +57,9 @@ SEAL = b"sha256:" + b"0" * 64
 """Where the checksum will be, in the metadata of a file that is still to be sealed."""
 _MAX_TEXT, _MAX_METADATA = 300, 256 << 20
 """Largest numbers of characters of a text in a record, and of bytes of the unpacked metadata."""
+_ROW_BYTES, _OBJECT_BYTES = 16, 4
+"""Fewest bytes that a row of an image, and that of an object, takes however well it is compressed:
+the digest of a source is like a random number, and so are a few bytes of a box."""
 _LEAVES_INPUT = re.compile(r"[/\\]|(.*[/\\])?\.\.([/\\]|$)")
 
 
@@ -206,11 +210,10 @@ class Recipe:
             "it is of a dataset without masks": config.is_imported
             or config.segment.keeps_image_whole,
             # Few bytes might stand for more rows than fit into memory.
-            f"its {size} bytes have more rows than bytes, or dictionaries": sum(
-                group.num_rows for group in groups
-            )
-            > size
-            or any(
+            f"its {size} bytes are too few for its rows": sum(group.num_rows for group in groups)
+            * (_OBJECT_BYTES if config.segment.objects == "each" else _ROW_BYTES)
+            > size,
+            "it has dictionaries": any(
                 chunk.has_dictionary_page
                 for number in range(len(groups))
                 for chunk in column_chunks(file, number)
@@ -276,6 +279,10 @@ class Recipe:
             keys = [image.key for image in listed if image.status == ACCEPTED]
             if len(keys) > len(set(keys)) or len(listed) != self.manifest.images[split]["listed"]:
                 raise ValueError(f"its images of {split} share keys, or are not as many as it says")
+            # An archive may hold two files of one path, which have one key.
+            named = (image.name for image in listed if image.status != Reason.DUPLICATE_KEY)
+            if twice := [path for path, times in Counter(named).items() if times > 1]:
+                raise ValueError(f"two images of {split} have the path {twice[0]}")
         return images
 
     def list_images(

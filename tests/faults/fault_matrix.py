@@ -97,6 +97,7 @@ SAMPLE = (
     "foreign tables: parquet/.* with no rows, in9 evaluate",
     *("refused runs: another input$", "refused runs: no input"),
     *("refused runs: --masks in", "refused runs: image of a manifest"),
+    *("recipes with too many rows: images", "recipes with too many rows: one"),
     *("foreign files: in9 train over orig", "foreign files: in9 train over log"),
     *("foreign files: in9 export over a.p", "foreign files: in9 run over latest"),
     "planted caches: .*: behind a link",

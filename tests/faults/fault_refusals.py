@@ -8,7 +8,13 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import pyarrow as pa
 from fault_lab import FLAGS, MODEL, PICTURES, Lab, Outcome, contents, faults_of, small_input
+from foreign_recipes import parts_of, rejected_rows, sealed
+
+from pipeline.dataset.folder import Dataset
+from pipeline.released.write_recipe import write_recipe
+from pipeline.storage.store import Store
 
 OTHERS = (3, 6, 10)
 """Numbers of sample pictures that no other input of the lab has."""
@@ -169,6 +175,40 @@ def _manifest(trial: Path) -> None:
     (trial / "manifest.csv").write_text(text)
 
 
+def _recipes() -> Iterator[Refused]:
+    """Yields recipes with more rows than their bytes can hold, or with a path for all rows."""
+
+    def write(trial: Path, change: Callable[[pa.Table], pa.Table], objects: str) -> None:
+        write_recipe(Dataset.open(Store(str(trial / "out"))), Store(str(trial / "recipe")))
+        table, content = parts_of(trial / "recipe")
+        rows = change(table)
+        content["config"]["objects"] = objects
+        content["images"]["val"]["listed"] = len(rows)
+        sealed(rows, content, trial / "recipe")
+
+    def alike(table: pa.Table) -> pa.Table:
+        return rejected_rows(table, 1).take(pa.array([0] * 100_000))
+
+    def of_one_path(table: pa.Table) -> pa.Table:
+        return rejected_rows(table, 1000, "x")
+
+    for name, change, objects, says in (
+        ("images", alike, "one", "too few for its rows"),
+        ("objects", alike, "each", "too few for its rows"),
+        ("one path", of_one_path, "one", "two images of val have the path x"),
+    ):
+        yield Refused(
+            name,
+            (
+                *("generate", "--recipe", "{trial}/recipe", "--input", "{input}"),
+                *("--output", "{trial}/made"),
+            ),
+            says,
+            arrange=lambda trial, change=change, objects=objects: write(trial, change, objects),
+            kind="recipes with too many rows",
+        )
+
+
 REFUSED = (
     Refused("another input", (*RUN, "--input", "{other}"), "choose another --output", code=1),
     Refused("no input", RUN, "choose another --output"),
@@ -186,7 +226,7 @@ REFUSED = (
 
 def refused_runs(lab: Lab, states: Sequence[str]) -> Iterator[Refused]:
     """Yields the runs that are refused."""
-    yield from (*REFUSED, *_foreign_files())
+    yield from (*REFUSED, *_foreign_files(), *_recipes())
 
 
 FAMILIES = (refused_runs,)

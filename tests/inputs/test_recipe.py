@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import re
 import shutil
@@ -18,6 +17,7 @@ import mlcroissant
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from foreign_recipes import parts_of, rejected_rows, sealed
 from PIL import Image
 from runs import (
     ONE,
@@ -35,8 +35,9 @@ from runs import (
 from shapes import SHAPES
 
 from pipeline.dataset.records import read_image_rows, read_metadata
+from pipeline.errors import UsageError
 from pipeline.inputs import recipe as recipes
-from pipeline.inputs.recipe import SEAL
+from pipeline.inputs.recipe import Recipe
 from pipeline.storage.store import Store
 
 
@@ -469,28 +470,12 @@ def changed(
     recipe: Path, target: Path, columns: dict[str, Change], metadata: Change | None = None
 ) -> Path:
     """Writes a recipe whose first accepted row, or metadata, is another, with a right checksum."""
-    with pq.ParquetFile(recipe / "recipe.parquet") as file:
-        table, packed = file.read(), file.metadata.metadata[b"in9"]
+    table, content = parts_of(recipe)
     rows = table.to_pylist()
     row = next(row for row in rows if row["status"] == "accepted")
     row |= {name: change(row[name]) for name, change in columns.items()}
-    content = json.loads(zlib.decompress(base64.b64decode(packed)))
     content = content if metadata is None else metadata(content)
-    schema = table.schema.remove_metadata()
-    return sealed(pa.Table.from_pylist(rows, schema), content, target)
-
-
-def sealed(table: pa.Table, content: Any, target: Path, **options: Any) -> Path:
-    """Writes a recipe of these rows and this metadata, with a right checksum."""
-    buffer = io.BytesIO()
-    options = {"use_dictionary": False, "store_schema": False, **options}
-    with pq.ParquetWriter(buffer, table.schema, **options) as writer:
-        writer.write_table(table)
-        packed = base64.b64encode(zlib.compress(json.dumps(content).encode()))
-        writer.add_key_value_metadata({b"in9": packed, b"seal": SEAL})
-    target.mkdir(exist_ok=True)
-    (target / "recipe.parquet").write_bytes(recipes.sealed(buffer.getvalue()))
-    return target
+    return sealed(pa.Table.from_pylist(rows, table.schema), content, target)
 
 
 def without(name: str) -> Change:
@@ -565,25 +550,36 @@ def test_hostile_recipes_are_refused_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "options", [{"compression": "zstd", "compression_level": 19}, {"use_dictionary": True}]
-)
+@pytest.mark.parametrize("options", [{}, {"use_dictionary": True}])
+@pytest.mark.parametrize("objects", ["one", "each"])
 def test_few_bytes_for_many_rows_are_refused_before_they_are_read(
     quick: tuple[Path, Path],
     small_sample: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     options: dict[str, Any],
+    objects: str,
 ) -> None:
-    with pq.ParquetFile(quick[1] / "recipe.parquet") as file:
-        table, packed = file.read().replace_schema_metadata(), file.metadata.metadata[b"in9"]
-    many = table.take(pa.array([0] * 100_000))
-    content = json.loads(zlib.decompress(base64.b64decode(packed)))
-    recipe = sealed(many, content, tmp_path / "recipe", **options)
+    table, content = parts_of(quick[1])
+    content["config"]["objects"] = objects
+    recipe = sealed(table.take(pa.array([0] * 100_000)), content, tmp_path / "recipe", **options)
     command = making(recipe, small_sample, tmp_path / "out")
-    assert "more rows than bytes" in refusal(capsys, *command)
+    assert re.search("its [0-9]{4,6} bytes are too few for its rows", refusal(capsys, *command))
     sealed(table, content, recipe, use_dictionary=["status"])
-    assert "or dictionaries" in refusal(capsys, *command)
+    assert "it has dictionaries" in refusal(capsys, *command)
+
+
+def test_rows_that_are_like_each_other_are_read(quick: tuple[Path, Path], tmp_path: Path) -> None:
+    """Rows of one picture under short names have the fewest bytes that a dataset's rows can."""
+    table, content = parts_of(quick[1])
+    content["images"]["val"]["listed"] = 5000
+    rows = rejected_rows(table, 5000)
+    recipe = sealed(rows, content, tmp_path / "recipe") / "recipe.parquet"
+    assert recipe.stat().st_size < 20 * len(rows)
+    assert len(Recipe.open(str(recipe)).images()["val"]) == 5000
+    sealed(pa.concat_tables([rows[1:], rows[7:8]]), content, tmp_path / "recipe")
+    with pytest.raises(UsageError, match=r"two images of val have the path val/k7\.JPEG$"):
+        Recipe.open(str(recipe))
 
 
 def test_each_region_of_the_file_is_sealed(
