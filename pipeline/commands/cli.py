@@ -16,7 +16,7 @@ from pipeline.commands.command_line import parse_command_line, run_command
 from pipeline.commands.parser import COMMANDS
 from pipeline.errors import JobError, UsageError, escaped, wrapped
 from pipeline.runtime.job_log import EscapingFormatter, is_for_terminal
-from pipeline.runtime.machine import keep_freed_memory
+from pipeline.runtime.machine import keep_freed_memory, open_standard_streams
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C; the signal by which service managers and batch systems stop a process; and that of a
@@ -92,6 +92,7 @@ def _stopped_by_signals() -> Iterator[None]:
 
 def run_process() -> NoReturn:
     """Runs a command and ends the process with its exit code."""
+    open_standard_streams()
     # Threads that are started earlier would get their own malloc arenas.
     _prepare()
     try:

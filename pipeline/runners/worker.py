@@ -35,6 +35,7 @@ import grpc
 
 import pipeline
 from pipeline.errors import JobError, UsageError
+from pipeline.runtime.machine import open_standard_streams
 from transforms.hashing import text_bytes
 
 CONTROL = "CONTROL_API_SERVICE_DESCRIPTOR"
@@ -199,6 +200,7 @@ def read_secret(path: str) -> bytes:
 
 def serve() -> None:
     """Serves as a pool until a signal ends the process, and with it all workers."""
+    open_standard_streams()
     parser = argparse.ArgumentParser(prog="python -m pipeline.runners.worker", description=__doc__)
     parser.add_argument("--listen", metavar="ADDRESS:PORT", required=True)
     parser.add_argument("--secret", metavar="FILE", required=True)

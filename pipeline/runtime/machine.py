@@ -1,4 +1,4 @@
-"""The cores, memory and compiler that this process may use, and how it treats freed memory.
+"""The cores, memory, compiler and streams of this process, and how it treats freed memory.
 
 glibc maps every large block anew and returns it to the system when it is freed. A network's
 activations are such blocks, and clearing fresh pages takes as long as the arithmetic. So the
@@ -14,6 +14,24 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+
+_STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
+"""Python's names and modes of the streams with descriptors 0, 1 and 2."""
+
+
+def open_standard_streams() -> None:
+    """Opens standard input, output and error on the null device, as far as they are closed.
+
+    Otherwise the next file, such as one of the dataset, would get their number, and with it all
+    that libraries and child processes print. Python itself has None in place of a closed stream.
+    """
+    # The system gives each new file the lowest number that is free.
+    while (number := os.open(os.devnull, os.O_RDWR)) < len(_STREAMS):
+        os.set_inheritable(number, True)  # Child processes have the same streams.
+        name, mode = _STREAMS[number]
+        stream = os.fdopen(number, mode, errors="backslashreplace", closefd=False)
+        vars(sys).update({name: stream, f"__{name}__": stream})
+    os.close(number)
 
 
 def usable_cores(root: Path = Path("/")) -> int:

@@ -20,6 +20,7 @@ import fault_months
 import fault_refusals
 import fault_states
 import fault_storage
+import fault_streams
 import fault_tables
 from fault_inputs import all_inputs
 from fault_lab import Lab, Outcome, Trial, describe, table
@@ -30,7 +31,7 @@ def all_faults(lab: Lab, states: Sequence[str] = DAMAGED_STATES) -> list[Trial]:
     """Returns all faults of inputs and of these states, which must include "finished"."""
     modules = (
         *(fault_states, fault_documents, fault_refusals, fault_storage, fault_models),
-        *(fault_months, fault_tables),
+        *(fault_streams, fault_months, fault_tables),
     )
     families = [family for module in modules for family in module.FAMILIES]
     return [*all_inputs(), *(fault for family in families for fault in family(lab, states))]
@@ -103,6 +104,7 @@ SAMPLE = (
     "planted caches: .*: behind a link",
     *("flipped bytes: parquet/[*]/.*0.5, another model", "flipped bytes: layers/.*tar at 0.8"),
     *("mutated tables: hub: 0$", "mutated tables: recipe: 0$"),
+    "standard streams: closed input, output, errors, in9 verify",
 )
 """Regular expressions; the tests try the first fault that matches each of them."""
 

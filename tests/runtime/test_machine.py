@@ -1,4 +1,4 @@
-"""Tests of what control groups leave of a machine."""
+"""Tests of what control groups leave of a machine, and of standard streams that are closed."""
 
 from __future__ import annotations
 
@@ -24,6 +24,51 @@ def machine(root: Path, groups: str, mounts: str, files: dict[str, str]) -> Path
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     return root
+
+
+STREAMS = """
+import os, subprocess, sys
+from pipeline.runtime.machine import open_standard_streams
+
+open_standard_streams()
+streams = (sys.stdin, sys.stdout, sys.stderr)
+assert [stream.fileno() for stream in streams] == [0, 1, 2]
+assert streams == (sys.__stdin__, sys.__stdout__, sys.__stderr__)
+with open(sys.argv[1], "w") as file:
+    assert file.fileno() > 2
+    print("said \\udcff" if sys.stdout.errors == "backslashreplace" else "said")
+    print("told \\udcff", file=sys.stderr)
+    child = "import sys; print('child'); print('child', file=sys.stderr); sys.stdin.read()"
+    subprocess.run([sys.executable, "-c", child], check=True)
+assert os.path.getsize(sys.argv[1]) == 0
+"""
+
+
+@pytest.mark.parametrize("closed", [(), (0,), (1,), (2,), (0, 1, 2)])
+def test_what_is_printed_to_closed_streams_is_in_no_file(
+    closed: tuple[int, ...], tmp_path: Path
+) -> None:
+    files = [tmp_path / name for name in ("in", "out", "err")]
+    arguments = [sys.executable, "-c", STREAMS, str(tmp_path / "file")]
+    child = os.posix_spawn(
+        sys.executable,
+        arguments,
+        {**os.environ, "PYTHONPATH": str(ROOT)},
+        file_actions=[
+            (os.POSIX_SPAWN_CLOSE, number)
+            if number in closed
+            else (os.POSIX_SPAWN_OPEN, number, str(path), os.O_RDWR | os.O_CREAT, 0o600)
+            for number, path in enumerate(files)
+        ],
+    )
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code == 0, files[2].exists() and files[2].read_text()
+    said = [path.read_text() if path.exists() else None for path in files]
+    whole = ["", "said\nchild\n", "told \\udcff\nchild\n"]
+    expected = [None if number in closed else text for number, text in enumerate(whole)]
+    assert [text and "".join(sorted(text)) for text in said] == [
+        text and "".join(sorted(text)) for text in expected
+    ]
 
 
 SECOND = "35 24 0:30 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
