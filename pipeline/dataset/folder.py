@@ -168,7 +168,8 @@ class Dataset:
     ) -> Generator[pa.Table, None, None]:
         """Yields columns of a shard's samples in order, in tables of a few MB.
 
-        A file whose pictures are read is verified before the first table.
+        The file is verified before the first table; in object storage, only if its pictures are
+        read.
 
         Args:
           split: name of the split.
@@ -184,7 +185,8 @@ class Dataset:
             path,
             lambda store: read_tables(store, path, columns),
             lambda table: int(table.num_rows),
-            has_pictures="image" in columns,
+            # For a few columns, an object is not downloaded whole.
+            is_verified="image" in columns or not self.store.is_remote,
         )
 
     def _whole(
@@ -193,16 +195,16 @@ class Dataset:
         read: Callable[[Store], Iterable[T]],
         samples_of: Callable[[T], int],
         *,
-        has_pictures: bool = True,
+        is_verified: bool = True,
     ) -> Generator[T, None, None]:
-        """Yields the pieces of a file, which is verified before if they have pictures.
+        """Yields the pieces of a file, which is verified before, unless `is_verified` is False.
 
         Raises JobError if the file is broken, or if the pieces have not as many samples as the
         manifest lists.
         """
         count = 0
-        verified = self._verified(path) if has_pictures else contextlib.nullcontext(self.store)
-        with self.naming_file(path), verified as store:
+        opened = self._verified(path) if is_verified else contextlib.nullcontext(self.store)
+        with self.naming_file(path), opened as store:
             for piece in read(store):
                 yield piece
                 count += samples_of(piece)

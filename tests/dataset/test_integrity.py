@@ -163,13 +163,17 @@ def test_every_parquet_file_has_page_checksums(small_sample: Path, tmp_path: Pat
             file.read()
 
 
-def test_access_by_position_and_by_key_is_verified(as_before: Path, tmp_path: Path) -> None:
+def test_access_by_position_and_key_and_of_labels_alone_is_verified(
+    as_before: Path, tmp_path: Path
+) -> None:
     output = Path(shutil.copytree(as_before, tmp_path / "out"))
     for path in (output / "parquet" / "original").iterdir():
         flip(path)
     reader = in9.open_dataset(output, "original")
     key = next(iter(in9.open_dataset(output, "fg_mask")))[2]["key"]
-    for read in (lambda: reader[0], lambda: reader[key], lambda: next(iter(reader))):
+    labels = reader.dataset.tables("val", 0, "original", ("key", "label"))
+    reads = (lambda: reader[0], lambda: reader[key], lambda: next(iter(reader)))
+    for read in (*reads, lambda: next(labels)):
         with pytest.raises(JobError, match=r"original/\S+ is missing or has changed since"):
             read()
 
