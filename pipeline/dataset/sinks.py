@@ -23,8 +23,8 @@ from pipeline.storage.store import FileDigest, HashingFile, Store
 from transforms.codec import (
     UndecodableError,
     check_png,
-    decode_image,
     decode_mask,
+    decode_png,
     encode_mask,
     encode_png,
 )
@@ -340,8 +340,8 @@ def damaged_tar(path: str, error: Exception) -> JobError:
 def decode_layer(image: bytes, only_bg_t: bytes, mask: bytes, *, box: Sequence[int]) -> Layer:
     """Decodes the files that `encode_layer` encoded, given the box (x0, y0, x1, y1)."""
     return Layer(
-        image=decode_image(image),
-        only_bg_t=decode_image(only_bg_t),
+        image=decode_png(image),
+        only_bg_t=decode_png(only_bg_t),
         mask=decode_mask(mask),
         box=OutputBox(*box),
     )

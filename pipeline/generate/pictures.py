@@ -30,8 +30,7 @@ from pipeline.storage.store import Store
 from transforms.codec import (
     TooManyPixelsError,
     UndecodableError,
-    check_png,
-    decode_image,
+    decode_png,
     encode_jpeg,
     encode_png,
 )
@@ -136,7 +135,7 @@ class LayerSource:
         return self._decoded(
             background.tar,
             [(background.only_bg_t_offset, background.only_bg_t_length)],
-            _decode_checked,
+            decode_png,
         )
 
     def _layer(self, tar: str, row: ImageRow | PlannedImage) -> Layer:
@@ -224,11 +223,6 @@ class LayerSource:
             return self.cutter.cut_background(source)
         except ValueError as error:
             raise self._changed(source) from error
-
-
-def _decode_checked(png: bytes) -> Pixels:
-    check_png(png)
-    return decode_image(png)
 
 
 def _source(planned: PlannedImage, its_mask: bytes | None) -> SourceBytes:

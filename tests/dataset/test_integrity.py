@@ -23,7 +23,13 @@ from pipeline.dataset.records import read_image_rows
 from pipeline.errors import JobError
 from pipeline.storage.state_files import parquet_reader
 from pipeline.storage.store import Store
-from transforms.codec import UndecodableError, check_png, decode_image, encode_png
+from transforms.codec import (
+    UndecodableError,
+    check_png,
+    decode_image,
+    decode_png,
+    encode_png,
+)
 
 MODEL = (*TINY_MODEL, "--pictures", "none")
 READERS: dict[str, Callable[[Path], tuple[object, ...]]] = {
@@ -199,14 +205,16 @@ def test_checksums_of_a_png_find_what_decoding_does_not() -> None:
     pixels = np.stack([x * 9, y * 9, x + y], axis=2).astype(np.uint8)
     png, silent = encode_png(pixels), 0
     check_png(png)
+    np.testing.assert_array_equal(decode_png(png), pixels)
     for place in range(8 * len(png)):
         data = bytearray(png)
         data[place // 8] ^= 1 << place % 8
         with contextlib.suppress(UndecodableError):
             if not np.array_equal(decode_image(bytes(data)), pixels):
                 silent += 1
-                with pytest.raises(UndecodableError):
-                    check_png(bytes(data))
+                for checked in (check_png, decode_png):
+                    with pytest.raises(UndecodableError):
+                        checked(bytes(data))
     assert silent, "decoding alone finds every changed bit"
 
 
