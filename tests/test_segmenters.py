@@ -308,6 +308,20 @@ def test_what_is_no_mask_is_said_to_be_none(data: bytes) -> None:
     assert cut(picture, None, data).reason == Reason.UNREADABLE_ANNOTATION
 
 
+@pytest.mark.parametrize("more", [(1, 0), (0, 1)])
+def test_a_mask_is_as_high_and_as_wide_as_its_picture(more: tuple[int, int]) -> None:
+    mask = np.zeros((240 + more[0], 320 + more[1]), np.bool_)
+    mask[60:180, 60:260] = True
+    picture = encode_png(np.zeros((240, 320, 3), np.uint8))
+    # The annotation has the picture's size; a mask alone tells both.
+    corners = "<xmin>60</xmin><ymin>60</ymin><xmax>259</xmax><ymax>179</ymax>"
+    size = "<size><width>320</width><height>240</height></size>"
+    xml = f"<annotation>{size}<object><bndbox>{corners}</bndbox></object></annotation>".encode()
+    for annotation in (xml, None):
+        assert cut(picture, annotation, png(mask)).reason == Reason.SIZE_MISMATCH
+        assert cut(picture, annotation, png(mask[:240, :320])).reason is None
+
+
 def test_numbers_in_run_lengths_have_few_digits() -> None:
     # Runs of 200, 150, 100, 50 and 100 pixels. The fourth is stored as -100, in 6 or 7 digits. From
     # these seven digits, pycocotools reads -4.

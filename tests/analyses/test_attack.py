@@ -624,3 +624,13 @@ def test_composites_on_the_device_are_the_papers() -> None:
     actual = put_on(untouched, cutouts.holes, cutouts.pixels, *pairs)
     assert np.array_equal(actual.numpy(), expected)
     assert np.array_equal(untouched.numpy(), backgrounds)
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (4, 4), (3, 3), (3, 5), (4, 3)])
+def test_a_grid_has_a_row_for_each_foreground_and_a_column_for_each_background(
+    shape: tuple[int, int],
+) -> None:
+    labels, bg_labels = np.zeros(3, np.int64), np.zeros(4, np.int64)
+    assert tally(np.zeros((3, 4), np.int16), labels, bg_labels, 9).tried == 12
+    with pytest.raises(ValueError, match="for 3 foregrounds and 4 backgrounds"):
+        tally(np.zeros(shape, np.int16), labels, bg_labels, 9)

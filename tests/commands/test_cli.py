@@ -351,8 +351,11 @@ def test_commands_on_no_dataset_say_how_to_make_one(
 def test_a_manifest_of_another_kind_is_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    (tmp_path / "manifest.json").write_text('{"format": "other", "format_version": 7}')
-    assert "version 7" in refusal(capsys, "verify", "--dataset", tmp_path)
+    for kind, version in (("other", 1), ("imagenet9-dataset", 7)):
+        (tmp_path / "manifest.json").write_text(
+            f'{{"format": "{kind}", "format_version": {version}}}'
+        )
+        assert f"'{kind}' version {version}" in refusal(capsys, "verify", "--dataset", tmp_path)
     (tmp_path / "manifest.json").write_text("[]")
     assert "If it is damaged, remove it" in refusal(capsys, "verify", "--dataset", tmp_path)
     for damaged in (b"", b"[", b"\xff\xfe\x00"):

@@ -78,6 +78,14 @@ def test_other_files_say_nothing_and_broken_notes_are_errors(tmp_path: Path) -> 
     (tmp_path / "m.safetensors").write_bytes(data.replace(digest, digest[::-1]))
     with pytest.raises(JobError, match="do not match their digest"):
         read_metadata(str(tmp_path / "m.safetensors"))
+    for old, new in (
+        (b"imagenet9 checkpoint", b"imagenet8 checkpoint"),
+        (b'_version\\": 1', b'_version\\": 2'),
+    ):
+        assert data.count(old) == 1
+        (tmp_path / "m.safetensors").write_bytes(data.replace(old, new))
+        with pytest.raises(JobError, match="which is not supported"):
+            read_metadata(str(tmp_path / "m.safetensors"))
     assert load_file(tmp_path / "m.safetensors")["x"].shape == (2,)
     for header in ('{"__metadata__": []}', '{"__metadata__": {"in9": "[]"}}'):
         path = tmp_path / "forged.safetensors"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from runs import refusal
@@ -14,11 +16,13 @@ from torch.nn import functional
 
 from pipeline.analyses.attack.arrays import Cutouts, GridModel
 from pipeline.errors import ModelError
-from pipeline.models.identity import PredictConfig
+from pipeline.models.identity import PredictConfig, Preprocessing
+from pipeline.models.loader import PixelCache
 from pipeline.models.open_clip_models import ZeroShot
 from pipeline.models.predict import Predictor
 from pipeline.models.registry import load_model
 from pipeline.models.source import LoadedModel
+from transforms.codec import encode_png
 
 
 def model(**attributes: object) -> LoadedModel:
@@ -144,3 +148,53 @@ def test_compiling_without_a_compiler_is_refused(
     monkeypatch.setenv("CXX", "no-such-compiler")
     said = refusal(capsys, "evaluate", "--dataset", "none", "--compile")
     assert "--compile needs the C++ compiler no-such-compiler: install it" in said
+
+
+class Pictures:
+    """A picture in the cache's format."""
+
+    name, count = "noise", 1
+
+    def tables(self, columns: tuple[str, ...]) -> Iterator[pa.Table]:
+        noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+        yield pa.table({"key": ["a"], "image": [encode_png(noise)]}).select(["key", *columns])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"input_size": 40},
+        {"interpolation": "nearest"},
+        {"crop_pct": 0.5},
+        {"crop_mode": "border"},
+        {"mean": (0.1, 0.1, 0.1)},
+        {"std": (0.1, 0.1, 0.1)},
+        None,
+    ],
+    ids=str,
+)
+def test_models_share_decoded_pictures_only_if_they_want_the_same(
+    other: dict[str, object] | None,
+) -> None:
+    """None stands for the pictures as they are stored."""
+    first = dataclasses.replace(model().preprocessing, input_size=32)
+    second = dataclasses.replace(first, **other or {})
+
+    def logits(preprocessing: Preprocessing, cache: PixelCache, native: bool = True) -> object:
+        config = PredictConfig("cpu", eval_input="native" if native else "stored")
+        predictor = Predictor(model(preprocessing=preprocessing), config, cache)
+        sets = [Pictures()] if native else [Square()]
+        return [outputs.tolist() for _, outputs in predictor.logits(sets, 32)]
+
+    shared = PixelCache(1 << 20)
+    before = logits(first, shared)
+    after = logits(second, shared, other is not None)
+    assert after == logits(second, PixelCache(0), other is not None) != before
+
+
+class Square(Pictures):
+    """A set of the same name, whose picture has the stored size."""
+
+    def tables(self, columns: tuple[str, ...]) -> Iterator[pa.Table]:
+        noise = np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8)
+        yield pa.table({"key": ["a"], "image": [encode_png(noise)]}).select(["key", *columns])

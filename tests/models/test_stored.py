@@ -74,6 +74,7 @@ def test_fetched_weights_are_the_models_themselves(
 def test_tampered_and_missing_weights_are_refused(tmp_path: Path, my_models: str) -> None:
     spec, folder = f"python:{my_models}:plain", str(tmp_path / "weights")
     run_here("models", "fetch", "--models", spec, "--to", folder)
+    index = json.loads((Path(folder) / "index.json").read_text())
     (file,) = Path(folder).glob("*.safetensors")
     good = file.read_bytes()
     file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
@@ -95,6 +96,10 @@ def test_tampered_and_missing_weights_are_refused(tmp_path: Path, my_models: str
         (Path(folder) / "index.json").write_text("[" * depth + "]" * depth)
         with pytest.raises(UsageError, match=r"is not an index of weights \(it has more than 64"):
             load_model(my_models, folder)
+    for change in ({"format": "other"}, {"format_version": 2}):
+        (Path(folder) / "index.json").write_text(json.dumps({**index, **change}))
+        with pytest.raises(UsageError, match="which is not supported; fetch into an empty folder"):
+            check_model(spec, folder)
     (Path(folder) / "index.json").write_text("{}")
     with pytest.raises(UsageError, match="not an index of weights"):
         check_model(spec, folder)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from transforms.annotations import AnnotationError, Box, parse_annotation
-from transforms.cutting import Cut, cut_background, cut_objects
+from transforms.cutting import Cut, cut_along, cut_background, cut_objects
 from transforms.filters import Reason, Rules, check_box, check_boxes, is_valid_key
 from transforms.geometry import Pixels
 from transforms.layers import NoTileError, background_strip, tile_background
@@ -148,6 +148,16 @@ def test_content_is_rejected_with_its_reason(
     assert result.reason == reason
     assert result.layer is None
     assert result.detail
+
+
+@pytest.mark.parametrize("size", [(321, 240), (319, 240), (320, 241), (320, 239)])
+def test_either_side_that_differs_is_another_size(size: tuple[int, int]) -> None:
+    box, mask = (60, 60, 260, 180), np.zeros((224, 224), np.bool_)
+    assert cut(picture(), annotation(box, size=size)).reason == Reason.SIZE_MISMATCH
+    how = {"resize": 256, "crop": 224, "interpolation": "nearest"}
+    with pytest.raises(ValueError, match=f"320 x 240 pixels, not {size[0]} x {size[1]}"):
+        cut_along(picture(), Box(*box), mask, size=size, **how)
+    assert cut_along(picture(), Box(*box), mask, size=(320, 240), **how).mask.shape == (224, 224)
 
 
 def test_failed_segmentation_is_a_rejection() -> None:
