@@ -74,10 +74,18 @@ def counted(number: int, noun: str) -> str:
 def did_you_mean(wanted: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Returns the end of an error message that names the known word closest to an unknown one.
 
-    It is empty if no word has at least `cutoff` as difflib's ratio (0 to 1).
+    It is empty if no word has at least `cutoff` as difflib's ratio (0 to 1), or for a flag if none
+    has three letters in the same order. The dashes that all flags begin with do not count.
+
+    >>> did_you_mean("--modles", ["--models"]), did_you_mean("--nope", ["--zone"])
+    ('; did you mean --models?', '')
     """
-    close = difflib.get_close_matches(wanted, list(known), n=1, cutoff=cutoff)
-    return f"; did you mean {close[0]}?" if close else ""
+    wanted = wanted.strip("-")
+    names = {word.strip("-"): word for word in known}
+    # With six letters in both, two in common would be enough for the ratio.
+    words = {n: word for n, word in names.items() if len(n + wanted) > 6 or n == word}
+    close = difflib.get_close_matches(wanted, words, n=1, cutoff=cutoff)
+    return f"; did you mean {words[close[0]]}?" if close else ""
 
 
 def escaped(text: str, keep: str = "\n\t") -> str:

@@ -23,7 +23,7 @@ from pipeline.runtime.machine import missing_to_compile
 from pipeline.storage.files import absolute, files_of, is_below, is_remote, join
 from transforms.limits import load_nested
 
-_NEAR_MISS = 0.85
+_NEAR_MISS = 0.8
 """Similarity, as difflib's ratio (0 to 1), from which an unknown flag counts as a misspelling of
 our flag. All of Beam's flags are less similar to ours than that."""
 
@@ -276,7 +276,10 @@ def refuse_cleared(arguments: argparse.Namespace) -> None:
     """
     for flag in flags_of(arguments.command):
         value = getattr(arguments, flag.dest, None)
-        if flag.dest != "models" and not {"DIR", "FILE"} & {*flag.metavar.split("|")}:
+        # A baseline is among what jobs leave there: the results of a model, or a version.
+        if flag.dest == "baseline" or (
+            flag.dest != "models" and not {"DIR", "FILE"} & {*flag.metavar.split("|")}
+        ):
             continue
         for word in value if isinstance(value, tuple) else (value,) if value else ():
             for path in _paths_of_entry(word) if flag.dest == "models" else (absolute(word),):

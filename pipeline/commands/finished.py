@@ -110,7 +110,6 @@ def run_export(arguments: argparse.Namespace) -> int:
         # killed.
         take_folder(target, dataset, arguments.dataset)
         fenced = stack.enter_context(locked(target, DATASET_LOCK))
-        fenced.remove_temporary()
         pictures = len(selected) * len(dataset.variants)
         started = time.monotonic()
         with run_locally(exporting.progress, target.log(f"export-{os.getpid()}")):
@@ -167,6 +166,7 @@ def _check(dataset: Dataset, target: Store, *, is_ours: bool) -> None:
 @contextlib.contextmanager
 def _without_work_folder(target: Store) -> Iterator[None]:
     """Leaves no work folder, unless there was one, in the user's folder that gets a single file."""
+    target.remove_temporary()
     had_one = target.has_folder(WORK_FOLDER)
     try:
         yield

@@ -68,7 +68,6 @@ def run_import(arguments: argparse.Namespace) -> int:
         # import.
         store.update(f"{IMPORT_FOLDER}/mark", b"import\n")
         store = stack.enter_context(locked(store, DATASET_LOCK))
-        store.remove_temporary()
         try:
             released = released or _listing(arguments, source, store)
         except UsageError:

@@ -146,7 +146,6 @@ def _fit_probe(arguments: argparse.Namespace) -> str:
         folder, _, name = probe_file(backbone, plan).rpartition("/")
         output = dataset.store.below(folder)
     with removed_if_refused(output), locked(output, DATASET_LOCK) as fenced:
-        fenced.remove_temporary()
         checkpoint = fit_variant(backbone, plan, fenced, name)
     output.prune(WORK_FOLDER)
     if trained := read_metadata(checkpoint):
@@ -216,7 +215,6 @@ def _train_network(arguments: argparse.Namespace) -> str:
     refuse_foreign(store, (MODEL, STATE, LOG), lambda: _holds_training(store))
     started = time.monotonic()
     with removed_if_refused(store), locked(store, DATASET_LOCK) as fenced:
-        fenced.remove_temporary()
         result = train(dataset, plan, fenced, overwrite=arguments.overwrite)
     store.prune(WORK_FOLDER)
     if not result.is_new:

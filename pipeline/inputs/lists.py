@@ -30,7 +30,7 @@ from transforms.taxonomy import (
 
 _SUFFIX = re.compile(r"\.(jpe?g|png|npy|xml)$", re.IGNORECASE)
 _MIXED = re.compile(r"fg_(.+)_bg_.+")
-_NUMBER = re.compile(r"\d+$")
+_NUMBER = re.compile(r"(?<!\d)\d+$")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import bisect
 import dataclasses
-import difflib
 import math
 import operator
 import re
@@ -41,7 +40,7 @@ from pipeline.analyses.evaluation.results import Summary, without_rule
 from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import Verdict, decide
-from pipeline.errors import JobError, UsageError, escaped, escaped_line
+from pipeline.errors import JobError, UsageError, did_you_mean, escaped, escaped_line
 from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.results import RunSettings, read_failures
 from pipeline.models.expand import split_labels
@@ -57,9 +56,9 @@ of backgrounds, 95 % intervals cover the true value in only nine cases of ten (d
 _MOST_IMAGES = 1_000_000
 """The most images at which a condition is said to be decided."""
 _EXPRESSION = re.compile(
-    r"(?:(\w+)\s*:)?\s*(\w+)\s*(>=|<=|>|<)\s*(?=\S)(baseline\s*)?([+-]?)\s*(\S*)"
+    r"(?:(\w+)\s*:)?\s*(\w+)\s*(>=|<=|>|<)\s*(?=\S)(baseline\s*+)?([+-]?)\s*+(\S*)"
 )
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|")
+_NUMBER = re.compile(r"[+-]?(\d++\.?\d*|\.\d+)([eE][+-]?\d+)?|")
 """A number, or nothing. Python itself would read 0_1 as 1."""
 _COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 
@@ -122,8 +121,7 @@ class Condition:
                     f"--fail_if {text!r}: {measure} is one draw of {variant_of(measure)}, whose "
                     "accuracy is the mean over all draws"
                 )
-            close = difflib.get_close_matches(measure, known, n=1)
-            hint = f"; close to it: {close[0]}" if close else f"; known: {', '.join(known)}"
+            hint = did_you_mean(measure, known) or f"; known: {', '.join(known)}"
             raise UsageError(f"--fail_if {text!r}: no measure {measure!r}{hint}")
         lowest = -1.0 if measure == BG_GAP or baseline else 0.0
         value = float(limit or 0) if _NUMBER.fullmatch(limit) else math.nan

@@ -86,6 +86,7 @@ def write_recipe(dataset: Dataset, target: Store) -> tuple[FileDigest, int]:
     file = target.write(RECIPE, data)
     target.write("README.md", shown_bytes(_readme(dataset, masks)))
     target.write("croissant.json", file_metadata(file, dataset.manifest, CITATION))
+    target.remove_temporary()
     target.prune(WORK_FOLDER)
     return file, masks
 

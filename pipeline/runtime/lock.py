@@ -342,6 +342,8 @@ def locked(store: Store, lock: str, wait: float = 0.0) -> Iterator[Store]:
     _acquired.append(entry)
     try:
         acquire(store, lock, token, _job_of_this_worker() or this_process(), wait)
+        # Whoever takes a lock writes, so every writer removes what killed ones have left.
+        store.remove_temporary()
         renewal = Renewal(store, lock, token)
         try:
             yield store.fenced(lock, token)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from runs import refusal
 
-from pipeline.commands.command_line import parse_command_line
+from pipeline.commands.command_line import parse_command_line, refuse_cleared
 from pipeline.commands.flags import flags_of
 from pipeline.commands.parser import COMMANDS
+from pipeline.errors import UsageError, did_you_mean
 from pipeline.runtime.flag_types import comma_separated, statement
 
 
@@ -107,6 +109,43 @@ def test_no_flag_takes_nothing_for_its_default(
             assert f"argument {flag.name}: expected words separated by commas, got ' ,'" in line
         if flag.type is not statement and flag.name.startswith("--"):
             assert f"argument {flag.name}: " in refusal(capsys, *words, f"{flag.name}=")
+
+
+@pytest.mark.parametrize("place", ["out/results/a_model", "published/v-0123456789ab"])
+def test_a_baseline_may_be_what_the_command_may_replace(place: str, tmp_path: Path) -> None:
+    (tmp_path / place).mkdir(parents=True)
+    folders = ("--output", str(tmp_path / "out"), "--publish", str(tmp_path / "published"))
+    for flag in ("--baseline", "--masks"):
+        arguments, _ = parse_command_line(["run", *folders, flag, str(tmp_path / place)])
+        with nullcontext() if flag == "--baseline" else pytest.raises(UsageError, match="lies in"):
+            refuse_cleared(arguments)
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        *(("--modles", "--models"), ("--ouput", "--output"), ("--imput", "--input")),
+        *(("--deivce", "--device"), ("--splti", "--split"), ("--sede", "--seed")),
+        *(("--sed", "--seed"), ("--kep", "--keep"), ("--limits", "--limit")),
+        *(("--batch", "--batch_size"), ("--taxonmy", "--taxonomy"), ("-output", "--output")),
+        *(("--model", "--models"), ("--image_sise", "--image_size")),
+    ],
+)
+def test_a_misspelt_flag_is_told_from_all_others(word: str, meant: str) -> None:
+    assert did_you_mean(word, [flag.name for flag in flags_of("run")]) == f"; did you mean {meant}?"
+
+
+@pytest.mark.parametrize("word", ["--nope", "--cpu", "--no", "--foo", "--dir", "--verbose", "--"])
+def test_a_word_that_is_like_no_flag_suggests_none(word: str) -> None:
+    names = [*(flag.name for flag in flags_of("run")), "--zone", "--gpu", "--to"]
+    assert did_you_mean(word, names) == ""
+
+
+def test_no_letter_that_is_left_out_hides_a_flag() -> None:
+    names = [flag.name for flag in flags_of("run") if len(flag.name) > len("--abc")]
+    for name in names:
+        for at in range(2, len(name)):
+            assert did_you_mean(name[:at] + name[at + 1 :], names)
 
 
 def test_flags_before_the_command_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

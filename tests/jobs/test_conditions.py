@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -333,8 +334,8 @@ def test_exit_codes(found: list[Verdict | None], code: int, code_if_open_fails: 
         ("bg_gap", "in quotes, or the shell"),
         ("bg_gap=0.1", "expected a measure, a comparison and a fraction"),
         ("bg_gap>", "expected a measure"),
-        ("gap>0.1", "no measure 'gap'; close to it: bg_gap"),
-        ("mixd_rand<0.7", "close to it: mixed_rand"),
+        ("gap>0.1", "no measure 'gap'; did you mean bg_gap?"),
+        ("mixd_rand<0.7", "; did you mean mixed_rand?"),
         ("fg_mask<0.7", "no measure 'fg_mask'"),
         ("paper:bg_gap>0.1", "no label rule 'paper'; known: argmax_then_map, mapped_only"),
         ("bg_gap>0_1", "'0_1' is not a fraction between -1 and 1"),
@@ -530,6 +531,11 @@ def test_the_baseline_may_lie_in_another_folder(
     for row, same in zip(rows, rows_of(published), strict=True):
         assert same["baseline"].startswith(f"{first.name} in {published}/v-")
         assert {**same, "baseline": row["baseline"]} == row
+    # A model's results in this folder are that model.
+    own = next(one for one in read_summaries(dataset)[0] if one.folder != first.folder)
+    run_here(*report, "--baseline", output / "results" / own.folder)
+    assert {row["baseline"] for row in table_of(output, "baseline")} == {own.name}
+    assert rows_of(published)
     # Once it is gone, nothing is compared with it, and a line says so.
     shutil.rmtree(published)
     write_tables(dataset)
@@ -547,6 +553,15 @@ def test_the_baseline_may_lie_in_another_folder(
     message = refusal(capsys, *report, "--baseline", other)
     assert f"{other} has results on another dataset: {'f' * 12}, not " in message
     assert "holds no finished dataset" in refusal(capsys, *report, "--baseline", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["baseline{}x y", "{}x y", "baseline -{}x y", "1{}", "1{}x"])
+@pytest.mark.parametrize("character", " 1x")
+def test_a_long_condition_is_parsed_at_once(text: str, character: str) -> None:
+    started = time.process_time()
+    with pytest.raises(UsageError):
+        Condition.parse(f"bg_gap > {text.format(character * 50_000)}!")
+    assert time.process_time() - started < 1
 
 
 def test_a_name_means_one_model(compared: Path, tmp_path: Path) -> None:

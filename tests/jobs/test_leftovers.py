@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -30,7 +31,8 @@ from pipeline.runtime.lock import (
     remove_leftovers,
     this_process,
 )
-from pipeline.storage.store import Store
+from pipeline.storage import processes
+from pipeline.storage.store import TEMPORARY, Store
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,42 @@ def test_a_publication_killed_at_any_moment_leaves_nothing(made: Path, tmp_path:
         shutil.rmtree(killed)
         shutil.rmtree(later)
     assert number > 40
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("report", "--pictures", "none", "--publish", "{root}/published"),
+        ("export", "--layout", "recipe", "--to", "{root}/published"),
+        ("export", "--images", "sample_val_00000001", "--to", "{root}/published/a.png"),
+        ("export", "--to", "{root}/published"),
+    ],
+    ids=lambda words: words[2],
+)
+def test_every_writer_removes_what_killed_ones_have_left(
+    command: tuple[str, ...], made: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(made, tmp_path / "root"))
+    (root / "out" / "results" / "new.json").unlink()
+    writes = ("out", "published") if command[0] == "report" else ("published",)
+    if command[0] == "export":
+        shutil.rmtree(root / "published")
+    if command[0] == "export" and command[1] != "--images":
+        run_here(command[0], "--dataset", root / "out", *words_in(root, command))
+    dead = dataclasses.replace(processes.this_process(), pid=2**22 + 1).name
+    for folder in writes:
+        temporary = Store(str(root / folder)).path(TEMPORARY)
+        for number, name in enumerate(("", "/token/about")):
+            path = Path(f"{temporary}/{dead}+{number:032x}{name}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("half-written")
+    run_here(command[0], "--dataset", root / "out", *words_in(root, command))
+    left = [path for folder in writes for path in root.glob(f"{folder}/{TEMPORARY}/*")]
+    assert not left
+
+
+def words_in(root: Path, command: tuple[str, ...]) -> list[str]:
+    return [word.format(root=root) for word in command[1:]]
 
 
 def unlocked(store: Store) -> set[str]:
