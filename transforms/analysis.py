@@ -9,13 +9,12 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.intervals import benjamini_hochberg
+from transforms.intervals import benjamini_hochberg, t_p_value
 from transforms.taxonomy import OUTSIDE
 from transforms.two_way import (
     Floats,
     Roles,
     difference_interval,
-    p_value,
     share_interval,
     smallest_difference,
 )
@@ -202,7 +201,9 @@ def class_p_values(labels: Labels, correct: Correct, roles: Roles) -> dict[int, 
         r = distance * np.where(inside, 1 / inside.sum(), -1 / (~inside).sum())
         units = min(roles.select(inside).units, roles.select(~inside).units)
         # The contributions r add up to the accuracy on the class less that on the other classes.
-        p_values.append(p_value(r.sum(), roles.variance(r), units))
+        # An error that is smaller is a rounding error of 0, and so is the difference then.
+        t = r.sum() / np.maximum(np.sqrt(roles.variance(r)), 1e-12)
+        p_values.append(t_p_value(t, max(units - 1, 0)))
     return dict(zip(present, benjamini_hochberg(np.asarray(p_values)).tolist(), strict=True))
 
 
@@ -274,8 +275,8 @@ def bg_gap(mixed_same: Correct, mixed_rand: Correct, roles: Roles) -> Gap:
       mixed_same: (replicates, n) bool, whether each foreground is recognised on its background of
         that replicate.
       mixed_rand: (replicates, n) bool, the same for this variant.
-      roles: units of all these pictures' foregrounds and backgrounds: mixed_same first, then
-        mixed_rand, replicate after replicate.
+      roles: units of all these pictures' foregrounds and backgrounds, and their paired differences:
+        mixed_same first, then mixed_rand, replicate after replicate.
 
     Returns:
       The gap, a fraction in [-1, 1], with the accuracies that it compares.
@@ -293,14 +294,14 @@ def bg_gap(mixed_same: Correct, mixed_rand: Correct, roles: Roles) -> Gap:
         raise ValueError("a gap of no foregrounds has no interval")
     correct = np.concatenate([mixed_same, mixed_rand]).ravel()
     gap, contributions = gaps_of_pictures(correct, np.arange(pictures) < mixed_same.size)
-    variance = roles.variance(contributions)
-    low, high = difference_interval(gap, variance, roles.units)
+    spread = roles.spread(contributions)
+    low, high = difference_interval(gap, spread)
     by_replicate = mixed_same.mean(axis=1) - mixed_rand.mean(axis=1)
     return Gap(
         gap=float(gap),
         low=float(low),
         high=float(high),
-        smallest=float(smallest_difference(variance, roles.units)),
+        smallest=float(smallest_difference(gap, spread)),
         mixed_same=float(mixed_same.mean()),
         mixed_rand=float(mixed_rand.mean()),
         seed_sd=float(by_replicate.std(ddof=1)) if len(mixed_same) > 1 else None,

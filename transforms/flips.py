@@ -118,7 +118,7 @@ class PicturePairs:
           The variance; infinite if all foregrounds, or all backgrounds, belong to a single unit.
         """
         foreground, background, common = self.shared_products(r)
-        units = self.picture_roles.counts
+        units = self.picture_roles.effective
         if min(units) < 2:
             return float("inf")
         foreground, background = (

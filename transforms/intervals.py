@@ -73,7 +73,7 @@ def score_interval(share: float, n: float, z: float) -> tuple[float, float]:
 
 
 @functools.lru_cache(maxsize=4096)
-def t_quantile(df: int, confidence: float) -> float:
+def t_quantile(df: float, confidence: float) -> float:
     """Finds the t that bounds the central part of Student's distribution, by `scipy.special`.
 
     Args:
@@ -97,7 +97,7 @@ def t_quantile(df: int, confidence: float) -> float:
     return float(stdtrit(df, (1 + confidence) / 2)) if df else math.inf
 
 
-def t_p_value(t: Floats, df: int) -> Floats:
+def t_p_value(t: Floats, df: float) -> Floats:
     """Computes two-sided p values of Student's t, by `scipy.special`.
 
     Args:

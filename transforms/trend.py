@@ -91,7 +91,7 @@ def slope_interval(
     Args:
       imagenet: (n,) accuracy of each model on ImageNet, a fraction; n >= 3, not all the same.
       accuracy: (n,) accuracy of each model on a variant, or its BG-Gap, a fraction.
-      sums: arrays (n, units) from `transforms.two_way.Roles.sums`, which sum the pictures'
+      sums: arrays (n, units) from `transforms.two_way.Roles.corrected`, which sum the pictures'
         contributions to each model's accuracy.
       confidence: probability with which the interval should cover the truth, in (0, 1).
 

@@ -10,26 +10,34 @@ pictures of each foreground, then squaring these sums and adding them up. The te
 computed in the same way, and added. Pictures that share foreground and background are in both
 terms, so the term by pair of foreground and background is subtracted from the term by background;
 a negative difference counts as 0. To correct for small numbers, the terms by foreground and by
-background are multiplied by G / (G - 1), where G is the number of foregrounds or of backgrounds.
+background are multiplied by E / (E - 1), where E is the effective number of foregrounds or of
+backgrounds.
 Source: Cameron, Gelbach and Miller 2011, "Robust inference with multiway clustering".
 
 A unit is an image, or a group of images that must count as one. A picture has a unit in two roles,
 as foreground and as background; the foregrounds and backgrounds of the sums above are these units.
-The degrees of freedom of Student's t are the number of units in the role that has fewer units, less
-one.
+Their effective number is 1 / the sum of the squares of their shares of the pictures (Kish 1965), so
+that many small groups beside a large one do not count as many. The degrees of freedom of Student's
+t are this number in the role in which it is smaller, less one.
+
+If two models, or two variants, differ on few pictures, the estimate of their difference and its
+variance are small together. So a difference is tested with the variance that it would have if the
+value to test were the true one (`Spread.variance_at`), and its interval holds the values that this
+test does not reject.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.intervals import CONFIDENCE, score_interval, t_p_value, t_quantile, wilson
+from transforms.intervals import CONFIDENCE, score_interval, t_p_value, t_quantile
 
 Floats = NDArray[np.float64]
 Units = NDArray[np.integer]
@@ -37,7 +45,9 @@ Units = NDArray[np.integer]
 POWER = 0.8
 """Share of the draws of images in which the smallest difference should show."""
 _NONE = 1e-12
-"""A standard error or an estimate whose absolute value is smaller is a rounding error of 0."""
+"""A standard error that is smaller is a rounding error of 0."""
+_HALVINGS = 32
+"""Number of times that the search for an end of an interval halves its range."""
 _ROUNDING = 1e-12
 """A difference that is a smaller share of the variance from which it was subtracted is a rounding
 error of 0. If each background is in a single pair, the real difference is a share of 1 / units."""
@@ -51,13 +61,18 @@ class Roles:
       foregrounds: (n,) int64, unit of each foreground, numbered from 0.
       backgrounds: (n,) int64, unit of each background, numbered from 0; None if different
         foregrounds do not share backgrounds, in which case only foregrounds matter.
+      differences: (n,) int64, the paired difference to which each picture belongs, numbered from 0:
+        in a gap, the two pictures of a foreground in a draw are one; else each picture by itself.
     """
 
     foregrounds: NDArray[np.int64]
     backgrounds: NDArray[np.int64] | None
+    differences: NDArray[np.int64]
 
     @classmethod
-    def from_units(cls, foregrounds: Units, backgrounds: Units | None = None) -> Roles:
+    def from_units(
+        cls, foregrounds: Units, backgrounds: Units | None = None, differences: Units | None = None
+    ) -> Roles:
         """Returns the roles of pictures whose units may be identified by any integers.
 
         Args:
@@ -65,16 +80,19 @@ class Roles:
             group of images.
           backgrounds: (n,) integers that identify the unit of each background; None if different
             foregrounds do not share backgrounds.
+          differences: (n,) integers that identify the paired differences; None if each picture is
+            one by itself.
 
         Raises:
           ValueError: the arrays have different lengths.
         """
         numbers = _numbered(foregrounds)
+        of = np.arange(len(numbers)) if differences is None else _numbered(differences)
         if backgrounds is None:
-            return cls(numbers, None)
+            return cls(numbers, None, of)
         if len(backgrounds) != len(foregrounds):
             raise ValueError(f"{len(foregrounds)} foregrounds on {len(backgrounds)} backgrounds")
-        return cls(numbers, _numbered(backgrounds))
+        return cls(numbers, _numbered(backgrounds), of)
 
     @functools.cached_property
     def pairs(self) -> NDArray[np.int64] | None:
@@ -85,20 +103,22 @@ class Roles:
         return _numbered(self.foregrounds * width + self.backgrounds)
 
     @functools.cached_property
-    def counts(self) -> tuple[int, ...]:
-        """Number of units of the foregrounds and of the backgrounds, if there are any."""
+    def effective(self) -> tuple[float, ...]:
+        """Effective number of units of the foregrounds and of the backgrounds, if there are any."""
+        n = len(self.foregrounds)
         roles = (self.foregrounds, self.backgrounds)
-        return tuple(int(role.max(initial=-1)) + 1 for role in roles if role is not None)
+        counts = [np.bincount(role) for role in roles if role is not None]
+        return tuple(n**2 / int(np.square(each).sum()) if n else 0.0 for each in counts)
 
     @property
-    def units(self) -> int:
-        """Number of units in the role that has fewer units."""
-        return min(self.counts)
+    def units(self) -> float:
+        """Effective number of units in the role in which it is smaller."""
+        return min(self.effective)
 
     def select(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Roles:
         """Returns the roles of the pictures that a mask or an array of positions selects."""
         backgrounds = None if self.backgrounds is None else self.backgrounds[chosen]
-        return Roles.from_units(self.foregrounds[chosen], backgrounds)
+        return Roles.from_units(self.foregrounds[chosen], backgrounds, self.differences[chosen])
 
     def sums(self, r: Floats) -> list[Floats]:
         """Sums contributions by unit.
@@ -117,6 +137,15 @@ class Roles:
             if numbers is not None
         ]
 
+    def corrected(self, r: Floats) -> list[Floats]:
+        """Computes `sums` for `variance_of_sums`.
+
+        Those by foreground and by background are multiplied by the root of the correction for small
+        numbers.
+        """
+        roots = [math.sqrt(e / (e - 1)) if e > 1 else 1.0 for e in self.effective]
+        return [sums * root for sums, root in zip(self.sums(r), [*roots, 1.0], strict=False)]
+
     def variance(self, r: Floats) -> Floats:
         """Computes the variance of estimates.
 
@@ -127,7 +156,90 @@ class Roles:
         Returns:
           (...) float64, the variance of each estimate; infinite if a role has a single unit.
         """
-        return variance_of_sums(self.sums(r))
+        return variance_of_sums(self.corrected(r))
+
+    def paired(self, r: Floats) -> Floats:
+        """Sums contributions (..., n) by paired difference, (..., differences); linear in r."""
+        return _sums_by(self.differences, r)
+
+    def spread(self, r: Floats) -> Spread:
+        """Computes the spread of differences; the argument is that of `variance`."""
+        return self.spread_of_sums(self.corrected(r), self.paired(r))
+
+    def spread_of_sums(self, sums: Sequence[Floats], paired: Floats) -> Spread:
+        """Computes the spread of differences from the results of `corrected` and `paired`."""
+        pairs = paired.shape[-1]
+        scatter = np.asarray(np.square(paired).sum(axis=-1) * pairs)
+        return Spread(variance_of_sums(sums), scatter, pairs, self.units)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Spread:
+    """The spread of estimates, each of which is the mean of paired differences.
+
+    A paired difference is that of a picture's outcomes by two models, that of a foreground's
+    outcomes on two backgrounds, or the difference of two models in the latter. An outcome is 1 if
+    the answer is right, else 0, or the share of models that are right.
+
+    Attributes:
+      variance: (...) float64, variance of each estimate; infinite if a role has a single unit.
+      scatter: (...) float64, variance of the paired differences themselves.
+      pairs: number of paired differences.
+      units: effective number of units, from `Roles.units`.
+    """
+
+    variance: Floats
+    scatter: Floats
+    pairs: float
+    units: float
+
+    def grown(self, growth: float) -> Spread:
+        """Returns the spread for so many times as many images, if that by image stays the same."""
+        return Spread(
+            self.variance / growth, self.scatter, self.pairs * growth, self.units * growth
+        )
+
+    def trials(self, estimate: Floats) -> tuple[Floats, Floats, Floats]:
+        """Computes how many independent paired differences would have the variance.
+
+        Returns:
+          (number of trials, (...), a quarter of the units to all pairs; mean square of the paired
+          differences, (...), at least that of a mean of values -1, 0 and 1; what must be added to
+          their variance because there are no fewer trials, (...)). A variance of 0 says nothing,
+          so there are as many trials as units then.
+        """
+        square = np.maximum(self.scatter + np.square(estimate), np.abs(estimate))
+        scatter = square - np.square(estimate)
+        known = self.variance > _NONE**2
+        number = np.where(known, scatter / np.where(known, self.variance, 1.0), self.units)
+        number = np.clip(number, self.units / 4, self.pairs)
+        return number, square, np.maximum(self.variance * number - scatter, 0.0)
+
+    def variance_at(self, estimate: Floats) -> Callable[[Floats], Floats]:
+        """Finds the variance that estimates would have if some values were the true ones.
+
+        It is that of as many independent paired differences, each -1, 0 or 1, as `trials` says. The
+        shares of -1 and 1 are the most likely ones with this mean (Tango 1998, "Equivalence test
+        and confidence interval for the difference in proportions for the paired-sample design").
+
+        Args:
+          estimate: the estimates, of the shape of `variance`.
+
+        Returns:
+          A function: values in [-1, 1], of the same shape or with more axes in front -> the
+          variances. At the estimates themselves they are `variance`, unless it is 0.
+        """
+        trials, square, added = self.trials(estimate)
+
+        def variance(value: Floats) -> Floats:
+            seen, value = np.where(value < 0, -estimate, estimate), np.abs(value)
+            between, linear = value * (1 - value), (2 - seen) * value - square
+            root = np.maximum(linear * linear + 4 * (square - seen) * between, 0.0)
+            against = (np.sqrt(root) - linear) / 4
+            result: Floats = (2 * against + between + added) / trials
+            return result
+
+        return variance
 
 
 def _numbered(values: Units) -> NDArray[np.int64]:
@@ -141,7 +253,7 @@ def _sums_by(numbers: NDArray[np.int64], r: Floats) -> Floats:
 
 
 def variance_of_sums(sums: Sequence[Floats]) -> Floats:
-    """Computes the variance of estimates, (...), from the result of `Roles.sums`."""
+    """Computes the variance of estimates, (...), from the result of `Roles.corrected`."""
     by_foreground, *other_sums = sums
     variance = _role_variance(by_foreground)
     if other_sums:
@@ -157,82 +269,86 @@ def variance_of_sums(sums: Sequence[Floats]) -> Floats:
 
 
 def _role_variance(sums: Floats) -> Floats:
-    """Computes the term of the variance by the units of one role; infinite for a single unit.
-
-    The term is corrected for small numbers.
-    """
-    units = sums.shape[-1]
-    if units < 2:
+    """Computes the term of the variance by the units of one role; infinite for a single unit."""
+    if sums.shape[-1] < 2:
         return np.full(sums.shape[:-1], np.inf)
-    squares: Floats = np.square(sums).sum(axis=-1) * (units / (units - 1))
-    return squares
+    return np.asarray(np.square(sums).sum(axis=-1))
 
 
 def difference_interval(
-    estimate: Floats, variance: Floats, units: int, confidence: float = CONFIDENCE
+    estimate: Floats, spread: Spread, confidence: float = CONFIDENCE
 ) -> tuple[Floats, Floats]:
-    """Computes intervals of differences between shares.
+    """Computes intervals of differences between shares (Tango 1998).
 
     Args:
-      estimate: the differences, of any shape, in [-1, 1].
-      variance: variance of each difference, from `Roles.variance`.
-      units: number of units, from `Roles.units`.
+      estimate: the differences, of any shape, in [-1, 1]; those of two gaps may lie outside.
+      spread: the spread of these differences.
       confidence: probability with which an interval should cover the truth, in (0, 1).
 
     Returns:
-      (low, high), both of the shape of `estimate`, in [-1, 1]. If all units show the same
-      difference, the variance is 0 and says nothing about other units. Then the interval allows
-      for a share of other units whose difference is -1 or 1. This share is the upper bound of
-      Wilson's interval for 0 successes among `units`.
+      (low, high), both of the shape of `estimate`, in [-1, 1] if the estimates are. They enclose
+      the true values that lie so few standard errors from the estimate, by `Spread.variance_at`, as
+      Student's t allows. If all paired differences are 0, they reach as far as Wilson's interval
+      for 0 of as many trials as units. With fewer than two units, effectively, they are -1 and 1.
     """
-    error = np.sqrt(variance)
-    if units < 2:
-        return np.full_like(error, -1.0), np.full_like(error, 1.0)
-    reach = t_quantile(units - 1, confidence) * error
-    differing = np.where(error < _NONE, wilson(0, units, confidence)[1], 0.0)
-    low = estimate - reach - differing * (1 + estimate)
-    high = estimate + reach + differing * (1 - estimate)
-    return np.maximum(low, -1), np.minimum(high, 1)
+    if spread.units < 2:
+        return np.full_like(estimate, -1.0), np.full_like(estimate, 1.0)
+    t, variance = t_quantile(spread.units - 1, confidence), spread.variance_at(estimate)
+    outside = np.stack([np.minimum(estimate, -1), np.maximum(estimate, 1)])
+    inside = np.broadcast_to(estimate, outside.shape)
+    for _ in range(_HALVINGS):
+        value = (inside + outside) / 2
+        is_inside = np.square(value - estimate) <= t * t * variance(value)
+        inside, outside = np.where(is_inside, value, inside), np.where(is_inside, outside, value)
+    return outside[0], outside[1]
 
 
-def smallest_difference(variance: Floats, units: int, confidence: float = CONFIDENCE) -> Floats:
-    """Computes the smallest true difference whose interval excludes 0 in 8 of 10 draws of images.
+def smallest_difference(
+    estimate: Floats, spread: Spread, confidence: float = CONFIDENCE, limit: float = 0.0
+) -> Floats:
+    """Computes how far from a limit a true difference shows in 8 of 10 draws of images.
 
-    It counts as a difference from any other limit, too. The variance is assumed to be the same in
-    all draws.
+    It shows if the interval excludes the limit. Of a model whose difference is larger than the
+    estimate, it is assumed that as many more of its paired differences are -1, or 1, as that takes.
 
     Args:
-      variance: variance of each difference, from `Roles.variance`, of any shape.
-      units: number of units, from `Roles.units`.
+      estimate: the differences, of any shape.
+      spread: the spread of these differences.
       confidence: probability with which the interval should cover the truth, in (0, 1).
+      limit: the limit, in [-1, 1].
 
     Returns:
-      The differences, > 0, of the shape of `variance`; infinite for fewer than two units. If all
-      units show the same difference, the variance is that of a difference at which one unit in so
-      many differs by 1.
+      The distances, > 0, of the shape of `estimate`; infinite for fewer than two units.
     """
-    df = max(units - 1, 0)
+    if spread.units < 2:
+        return np.full_like(estimate, np.inf)
+    df = spread.units - 1
     errors = t_quantile(df, confidence) + t_quantile(df, 2 * POWER - 1)
-    error = np.sqrt(variance)
-    # A share s of units that differ by 1 has the variance s (1 - s) / units.
-    rare = 1 / (1 + units / errors**2)
-    return np.where(error < _NONE, rare, errors * error)
+    trials, square, added = spread.trials(estimate)
+    scatter, weight = square - np.square(estimate) + added, errors**2 / trials
+    # The true difference x solves (x - limit)^2 = weight (scatter + x (1 - x) - seen (1 - seen)).
+    seen, least = np.abs(estimate), abs(limit)
+    more = weight * (least * (1 - least) + (1 + weight) * (scatter - seen * (1 - seen)))
+    x = (least + weight / 2 + np.sqrt(np.square(weight) / 4 + more)) / (1 + weight)
+    return np.asarray(np.maximum(np.sqrt(weight * scatter), x - least))
 
 
-def p_value(estimate: Floats, variance: Floats, units: int) -> Floats:
-    """Computes two-sided p values of estimates, such as differences.
+def p_value(estimate: Floats, spread: Spread, limit: float = 0.0) -> Floats:
+    """Computes two-sided p values of the null hypothesis that a difference has a certain value.
 
-    Under the null hypothesis, the mean of the estimates is 0.
+    An interval of `difference_interval` excludes this value if the p value is less than
+    1 - confidence.
 
-    The arguments are the same as for `difference_interval`. If all units show the same difference,
-    the p value is the sign test's; it is 1 if this difference is 0.
+    Args:
+      estimate: the differences, of any shape.
+      spread: the spread of these differences.
+      limit: the value, in [-1, 1].
     """
-    error = np.sqrt(variance)
-    agree = error < _NONE
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(agree, 0.0, np.abs(estimate) / error)
-    sign = np.where(np.abs(estimate) < _NONE, 1.0, 2.0 ** (1 - max(units, 1)))
-    return np.where(agree, sign, t_p_value(t, max(units - 1, 0)))
+    if spread.units < 2:
+        return np.ones_like(estimate)
+    error = np.sqrt(spread.variance_at(estimate)(np.full_like(estimate, limit)))
+    # The error at 0 is 0 only if each paired difference is 0, and so is the estimate.
+    return t_p_value((estimate - limit) / np.maximum(error, _NONE), spread.units - 1)
 
 
 def wilson_of_pictures(
@@ -261,17 +377,14 @@ def wilson_of_pictures(
     n = len(correct)
     if not n:
         return 0.0, 1.0
-    counts = [np.bincount(roles.foregrounds)]
-    if roles.backgrounds is not None:
-        counts.append(np.bincount(roles.backgrounds))
     share = float(correct.mean())
-    if all(len(role_counts) == n for role_counts in counts):
+    if roles.units == n:
         return score_interval(share, n * growth, NormalDist().inv_cdf(0.5 + confidence / 2))
     return share_interval(
         share,
         float(roles.variance((correct - share) / n)) / growth,
-        int(roles.units * growth),
-        fewest=min(n**2 / int(np.square(role_counts).sum()) for role_counts in counts) * growth,
+        roles.units * growth,
+        fewest=roles.units * growth,
         most=n * growth,
         confidence=confidence,
     )
@@ -280,7 +393,7 @@ def wilson_of_pictures(
 def share_interval(
     share: float,
     variance: float,
-    units: int,
+    units: float,
     *,
     fewest: float,
     most: float,
@@ -293,7 +406,7 @@ def share_interval(
     Args:
       share: the share, in [0, 1].
       variance: variance of the share, infinite if it is unknown.
-      units: number of units in the role that has fewer units.
+      units: effective number of units, from `Roles.units`.
       fewest: number of independent trials if all trials that share a unit were copies of one trial.
         This number is used if all trials have the same outcome, because their variance is then 0
         and says nothing.

@@ -248,9 +248,10 @@ COLUMNS: Mapping[str, str] = MappingProxyType(
         "replicates": "number of background draws that the figure is averaged over",
         "seed_sd": "standard deviation of the figure over draws; empty with a single draw",
         "images": "number of images measured",
-        "units": "number of units (groups of images, or images if they have no groups) in the "
-        "role, foreground or background, that has fewer of them; where t gives the interval, its "
-        "degrees of freedom are one less",
+        "units": "effective number of units (groups of images, or images if they have no groups): "
+        "1 / the sum of the squares of their shares of the pictures, in the role, foreground or "
+        "background, in which it is smaller; t has one degree of freedom less",
+        "power.units": "number of units that were resampled",
         "chance": "accuracy of a constant prediction: share of the largest class of the pictures",
         # Images.
         "key": "key of the image, usually its file name without the suffix; for an object, "

@@ -6,7 +6,8 @@ does; else it is open. `bg_gap>0.1` is decided by the interval of the gap, and
 all of its models are one family: with m of them, intervals are at 1 - 0.05 / m, so that a job in
 which none of them is true seldom fails by chance. If a model is right on all of a few images, or
 wrong on all of them, even the interval may satisfy a condition by chance, so every condition is
-open on fewer than `MIN_IMAGES` images, or groups of images that are sampled together.
+open on fewer than `MIN_IMAGES` images, or groups of images that are sampled together. Groups of
+unequal size count as fewer (`transforms.two_way`).
 """
 
 from __future__ import annotations
@@ -275,9 +276,9 @@ class Judgement:
         that decides.
       confidence: level of the interval.
       n: number of images.
-      units: number of images or groups of images that were sampled independently.
+      units: effective number of images or groups of images that were sampled independently.
       decided_at: number of images at which an open condition would be decided if the estimate and
-        its variance stayed; None if it is decided, or that takes more than a million.
+        its spread stayed; None if it is decided, or that takes more than a million.
       smallest: smallest distance of the true value from the limit at which an open condition on a
         gap or a difference would be decided in 8 of 10 draws of as many images; else None.
     """
@@ -293,7 +294,7 @@ class Judgement:
     ci_high: float | None = None
     confidence: float | None = None
     n: int = 0
-    units: int = 0
+    units: float = 0.0
     decided_at: int | None = None
     smallest: float | None = None
 
@@ -312,8 +313,12 @@ class Judgement:
         )
         if self.verdict is not Verdict.OPEN:
             return line
-        what = "images" if self.n < MIN_IMAGES else f"groups of images ({self.units})"
-        few = f"; fewer than {MIN_IMAGES} {what} decide nothing" if self.units < MIN_IMAGES else ""
+        what = "images" if self.n < MIN_IMAGES else f"equal groups of images ({self.units:.1f})"
+        few = (
+            f"; fewer than {MIN_IMAGES} {what} decide nothing"
+            if round(self.units) < MIN_IMAGES
+            else ""
+        )
         number = f"{self.decided_at:,}" if self.decided_at else "none up to 1,000,000"
         shown = (
             f"; a true value {self.smallest:.3f} from the limit would show in 8 of 10 draws of "
@@ -397,9 +402,8 @@ def _judge(
     against, rule = None, condition.label_rule or summary.headline
     if condition.names_baseline:
         if not isinstance(baseline, Baseline):
-            return Judgement(
-                condition.text, summary.name, reason=baseline or "there is no baseline"
-            )
+            reason = baseline or "there is no baseline"
+            return Judgement(condition.text, summary.name, reason=reason)
         against = baseline
         rule = condition.label_rule or baseline.common_rule(summary.label_rules) or ""
     found = next(
@@ -424,8 +428,8 @@ def _judge(
         )
     low, high = found.interval(level)
     units = min(found.n, found.roles.units)
-    verdict = decide(low, high, condition.holds) if units >= MIN_IMAGES else Verdict.OPEN
-    is_open, smallest = verdict is Verdict.OPEN, found.smallest(level)
+    verdict = decide(low, high, condition.holds) if round(units) >= MIN_IMAGES else Verdict.OPEN
+    is_open, smallest = verdict is Verdict.OPEN, found.smallest(level, condition.limit)
     return Judgement(
         condition.text,
         summary.name,
@@ -447,8 +451,7 @@ def _decided_at(condition: Condition, measured: Measured, level: float) -> int |
     """Finds the number of images at which a condition is decided; see `Judgement`."""
 
     def is_decided(images: int) -> bool:
-        bounds = measured.interval(level, images / measured.n)
-        return decide(*bounds, condition.holds) is not Verdict.OPEN
+        return measured.excludes(condition.limit, level, images / measured.n)
 
     in_groups = math.ceil(MIN_IMAGES * measured.n / measured.roles.units)
     numbers = range(max(measured.n, in_groups, MIN_IMAGES), _MOST_IMAGES + 1)

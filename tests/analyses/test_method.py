@@ -193,6 +193,7 @@ def test_intervals_and_p_values_are_of_the_pictures_units(
     roles = Roles.from_units(
         np.array([numbers[key] for *_, key in pictures]),
         np.array([numbers[backgrounds[picture]] for picture in pictures]),
+        np.unique([f"{draw} {key}" for _, draw, key in pictures], return_inverse=True)[1],
     )
     sides = {
         base: np.array([picture[0] == base for picture in pictures])
@@ -206,11 +207,11 @@ def test_intervals_and_p_values_are_of_the_pictures_units(
         gaps[rendering] = same - rand
         contributions[rendering] = centred / (len(pictures) / 2)
     differences = np.array([gaps[name] - gaps[""] for name in RENDERINGS])
-    variances = np.array(
-        [roles.variance(contributions[name] - contributions[""]) for name in RENDERINGS]
+    spread = roles.spread(
+        np.array([contributions[name] - contributions[""] for name in RENDERINGS])
     )
-    bounds = difference_interval(differences, variances, roles.units)
-    adjusted = holm(p_value(differences, variances, roles.units))
+    bounds = difference_interval(differences, spread)
+    adjusted = holm(p_value(differences, spread))
     rows = {
         row["rendering"]: row
         for row in table_of(two_models, "method")
@@ -219,11 +220,11 @@ def test_intervals_and_p_values_are_of_the_pictures_units(
     columns = ("difference", "difference_low", "difference_high", "p_adjusted")
     for name, *expected in zip(RENDERINGS, differences, *bounds, adjusted, strict=True):
         assert [float(rows[name][column]) for column in columns] == pytest.approx(expected)
-    own = difference_interval(np.asarray(gaps[""]), roles.variance(contributions[""]), roles.units)
+    own = difference_interval(np.asarray(gaps[""]), roles.spread(contributions[""]))
     low_high = [float(rows["paper"][column]) for column in ("ci_low", "ci_high")]
     assert low_high == pytest.approx([float(end) for end in own])
     # Not all of it is trivial.
-    assert (variances > 0).any()
+    assert (spread.variance > 0).any()
 
 
 def test_the_mean_of_models_stands_below_them(

@@ -96,7 +96,7 @@ def test_intervals_of_slopes_cover(models: int, scatter: float) -> None:
         level = (0.1 + 0.8 * x + rng.normal(0, scatter, models))[:, None]
         right = rng.random((models, 150)) < level + shares * hard
         y = right.mean(axis=1)
-        sums = Roles.from_units(np.arange(150)).sums((right - y[:, None]) / 150)
+        sums = Roles.from_units(np.arange(150)).corrected((right - y[:, None]) / 150)
         line = fit_line(x, y, sums)
         assert line is not None
         covered += line.slope_low <= 0.8 <= line.slope_high

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from made_results import made
 from msgspec.structs import replace
 from runs import ONE, QUICK, dataset_in, run_in9
+from two_way_by_hand import effective
 
 from pipeline.analyses.evaluation.comparisons import (
     ComparisonRow,
@@ -268,19 +269,20 @@ def test_parts_of_a_summary_count_the_same_images(n: int, seed: int, grouped: bo
         for variant in ("mixed_same", "mixed_rand"):
             assert getattr(gap, variant) == pytest.approx(beside[variant])
         draws_of_gap = [name for name in VARIANTS if name.startswith(("mixed_same", "mixed_rand"))]
-        of_backgrounds = {unit for name in draws_of_gap for unit in bg_units[name].tolist()}
-        assert gap.units == min(len(set(units)), len(of_backgrounds))
+        of_backgrounds = [unit for name in draws_of_gap for unit in bg_units[name].tolist()]
+        assert gap.units == pytest.approx(min(effective(units), effective(of_backgrounds)))
         assert gap.replicates == 2
     for row in parts["flips"]:
         # Only pictures in a pair on two different backgrounds count.
         compared = [draws[row.variant], draws[row.other_variant]]
         pictures = {
-            (units[i], bg_units[name][i])
+            (name, i): (units[i], bg_units[name][i])
             for one, other in itertools.product(*compared)
             for i in np.flatnonzero(bg_units[one] != bg_units[other])
             for name in (one, other)
         }
-        assert row.units == min(len(set(role)) for role in zip(*pictures, strict=True))
+        roles = zip(*pictures.values(), strict=True)
+        assert row.units == pytest.approx(min(effective(role) for role in roles))
 
 
 def compared(dataset: Dataset, summaries: list[Summary]) -> list[ComparisonRow]:

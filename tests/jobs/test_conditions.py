@@ -73,7 +73,7 @@ from pipeline.jobs.conditions import (
 from pipeline.jobs.publish import PublishPlan, publish
 from pipeline.report.write import write_tables
 from pipeline.storage.store import Store
-from transforms.intervals import level_of
+from transforms.intervals import level_of, t_quantile
 from transforms.scoring import LABEL_RULES
 
 SETTINGS = {"split": "val", "eval_input": "stored", "precision": "fp32", "holdout": 0.0}
@@ -175,8 +175,28 @@ def test_too_few_groups_decide_nothing() -> None:
         grouped = dataclasses.replace(models, images=images)
         (judgement,) = verdicts(["original>0.1"], grouped)
         assert (judgement.verdict, judgement.n, judgement.units) == (verdict, 100, 100 // size)
-    assert "; fewer than 10 groups of images (5) decide nothing; if " in judgement.line
+    assert "; fewer than 10 equal groups of images (5.0) decide nothing; if " in judgement.line
     assert "decided at 200 images" in judgement.line
+    # Many small groups beside one that holds half of the images do not count as many.
+    images = dataclasses.replace(
+        models.images, background_units=np.minimum(np.arange(100) // 2, 25)
+    )
+    (judgement,) = verdicts(["original>0.1"], dataclasses.replace(models, images=images))
+    assert (judgement.verdict, round(judgement.units, 1)) == (Verdict.OPEN, 3.8)
+
+
+def test_a_condition_is_decided_with_the_error_at_its_limit() -> None:
+    """One image of 151 differs; by the variance of that, the limit would seem to be far away."""
+    right = {name: np.full(151, True) for name in ("original", *MIXED)}
+    wrong = {**right, "original": np.arange(151) > 0}
+    models = models_of(wrong, right)
+    (judgement,) = verdicts(["original<baseline-0.02"], models, baseline_of(models, 1))
+    assert judgement.verdict is Verdict.OPEN
+    z, distance = 1.96, 0.02 - 1 / 151
+    assert judgement.decided_at == pytest.approx(z**2 * 0.02 * 0.98 / distance**2, rel=0.02)
+    errors = z + 0.84
+    x = 0.02 + (judgement.smallest or 0)
+    assert judgement.smallest == pytest.approx(errors * (x * (1 - x) / 151) ** 0.5, rel=0.02)
 
 
 @given(st.integers(0, 2**32), st.integers(10, 400), st.floats(-0.3, 0.3))
@@ -212,10 +232,9 @@ def test_an_open_condition_says_how_many_images_would_decide_it(
         is_said = measured.correct is None and measured.smallest(level) <= 1
         assert (judgement.smallest is None) != is_said
         if judgement.smallest is not None:
-            assert judgement.ci_low is not None
-            assert judgement.ci_high is not None
-            # Half of an interval would show in only half of the draws.
-            assert judgement.smallest > (judgement.ci_high - judgement.ci_low) / 2
+            # What an interval reaches would show in only half of the draws.
+            reach = t_quantile(measured.spread.units - 1, level) * measured.spread.variance**0.5
+            assert judgement.smallest > reach
 
 
 def test_twice_the_images_have_the_interval_that_was_said() -> None:

@@ -55,8 +55,11 @@ def test_a_forecast_agrees_with_the_job(small_input: Path, tmp_path: Path) -> No
     assert re.search(
         r"efficientnet_lite0: about .* pictures on cpu \(.* a second\)", dry_run.stdout
     )
-    # Nothing is known of the model yet: 100 (t(0.975) + t(0.8)) sqrt(0.2 / 12), by tables of t.
-    assert "smallest BG-Gap that 12 images would show in 8 of 10 draws, in points: 39.7 for a" in (
+    # Nothing is known of the model yet: x = (t(0.975) + t(0.8)) sqrt((0.2 + x (1 - x)) / 12), by
+    # tables of t.
+    x = 0.5904
+    assert x == pytest.approx((2.201 + 0.876) * ((0.2 + x * (1 - x)) / 12) ** 0.5, abs=1e-4)
+    assert "smallest BG-Gap that 12 images would show in 8 of 10 draws, in points: 59.0 for a" in (
         dry_run.stdout
     )
     measured = re.findall(r": segment ([\d.]+) s an .* compose ([\d.]+) s\n", dry_run.stdout)

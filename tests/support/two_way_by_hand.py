@@ -10,18 +10,48 @@ from transforms.intervals import t_quantile
 
 
 def interval_of(
-    estimate: float, pictures: Iterable[tuple[str, str | None, float]]
+    estimate: float,
+    pictures: Iterable[tuple[str, str | None, float]],
+    pairs: Iterable[object] | None = None,
 ) -> tuple[float, float]:
-    """Returns the interval (low, high) of a difference.
+    """Returns the interval (low, high) of a difference, by the formulas of Tango 1998.
 
     Args:
       estimate: the difference.
       pictures: (foreground, background or None for its own, contribution) of each picture.
+      pairs: the paired difference that each picture belongs to; None if each is one by itself.
     """
     rows = list(pictures)
     variance, df = variance_of(rows)
-    reach = t_quantile(df, 0.95) * math.sqrt(variance)
-    return max(estimate - reach, -1), min(estimate + reach, 1)
+    if df < 1:
+        return -1.0, 1.0
+    by_pair: Counter[object] = Counter()
+    for pair, (*_, r) in zip(range(len(rows)) if pairs is None else pairs, rows, strict=True):
+        by_pair[pair] += r
+    n = len(by_pair)
+    square = max(sum((estimate + n * r) ** 2 for r in by_pair.values()) / n, abs(estimate))
+    spread = square - estimate**2
+    trials = min(max(spread / variance, (df + 1) / 4), n) if variance > 1e-24 else df + 1
+    rest = max(0.0, variance - spread / trials)
+    t = t_quantile(df, 0.95)
+
+    def is_inside(value: float) -> bool:
+        plus, minus = (trials * (square + sign * estimate) / 2 for sign in (1, -1))
+        b = (2 * trials - plus + minus) * value - plus - minus
+        if value < 0:  # The same formula, the other way round.
+            plus, minus, b = minus, plus, (minus - plus - 2 * trials) * value - plus - minus
+        c = -minus * abs(value) * (1 - abs(value))
+        rarer = (math.sqrt(max(b**2 - 8 * trials * c, 0)) - b) / (4 * trials)
+        at_value = (2 * rarer + abs(value) * (1 - abs(value))) / trials + rest
+        return (value - estimate) ** 2 <= t**2 * max(at_value, 0)
+
+    def end(inside: float, outside: float) -> float:
+        while abs(outside - inside) > 1e-10:
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if is_inside(middle) else (inside, middle)
+        return outside
+
+    return end(estimate, min(estimate, -1)), end(estimate, max(estimate, 1))
 
 
 def share_interval(pictures: Iterable[tuple[str, str | None, bool]]) -> tuple[float, float]:
@@ -32,18 +62,13 @@ def share_interval(pictures: Iterable[tuple[str, str | None, bool]]) -> tuple[fl
     """
     rows = list(pictures)
     n, share = len(rows), sum(right for *_, right in rows) / len(rows)
-    by_role = [Counter(fg for fg, *_ in rows)]
-    if rows[0][1] is not None:
-        by_role.append(Counter(bg for _, bg, _ in rows))
-    if min(len(of_role) for of_role in by_role) == 1 < n:
+    variance, df = variance_of([(fg, bg, (right - share) / n) for fg, bg, right in rows])
+    fewest, z = df + 1, 1.959964
+    if fewest < 2 <= n:
         return 0.0, 1.0
-    fewest = min(n**2 / sum(c**2 for c in of_role.values()) for of_role in by_role)
-    if all(len(of_role) == n for of_role in by_role):
-        effective, z = float(n), 1.959964
-    else:
-        variance, df = variance_of([(fg, bg, (right - share) / n) for fg, bg, right in rows])
+    effective = fewest
+    if fewest < n:
         z = t_quantile(df, 0.95)
-        effective = fewest
         if 0 < share < 1:
             effective = share * (1 - share) / variance if variance else n
         effective = min(max(effective, fewest), n)
@@ -53,7 +78,7 @@ def share_interval(pictures: Iterable[tuple[str, str | None, bool]]) -> tuple[fl
     return min(centre - reach, share), max(centre + reach, share)
 
 
-def variance_of(rows: list[tuple[str, str | None, float]]) -> tuple[float, int]:
+def variance_of(rows: list[tuple[str, str | None, float]]) -> tuple[float, float]:
     """Returns the variance and its degrees of freedom."""
     by_fg: Counter[str] = Counter()
     by_bg: Counter[str | None] = Counter()
@@ -62,19 +87,28 @@ def variance_of(rows: list[tuple[str, str | None, float]]) -> tuple[float, int]:
         by_fg[fg] += r
         by_bg[bg] += r
         by_pair[fg, bg] += r
+    fg_units, bg_units = (effective(row[role] for row in rows) for role in (0, 1))
 
-    def squares(sums: Counter[str] | Counter[str | None]) -> float:
-        return sum(s**2 for s in sums.values()) * len(sums) / (len(sums) - 1)
+    def squares(sums: Counter[str] | Counter[str | None], units: float) -> float:
+        correction = units / (units - 1) if units > 1 else 1.0
+        return sum(s**2 for s in sums.values()) * correction
 
     if rows[0][1] is None:
-        return squares(by_fg), len(by_fg) - 1
+        return squares(by_fg, fg_units), fg_units - 1
     both = sum(s**2 for s in by_pair.values())
-    variance = squares(by_fg) + max(0.0, squares(by_bg) - both)
-    return variance, min(len(by_fg), len(by_bg)) - 1
+    variance = squares(by_fg, fg_units) + max(0.0, squares(by_bg, bg_units) - both)
+    return variance, min(fg_units, bg_units) - 1
+
+
+def effective(units: Iterable[object]) -> float:
+    """Returns the effective number of the units of pictures."""
+    counts = Counter(units).values()
+    return sum(counts) ** 2 / sum(count**2 for count in counts)
 
 
 def flip_interval(
     pairs: Iterable[tuple[object, str, tuple[str, str], bool]],
+    pictures: Iterable[tuple[str, str]],
 ) -> tuple[float, float, float]:
     """Returns the share of pairs of pictures whose predictions differ, and its interval.
 
@@ -84,14 +118,14 @@ def flip_interval(
     Args:
       pairs: (image, unit of the foreground, units of the two backgrounds, whether the predictions
         differ) of each pair.
+      pictures: (unit of the foreground, unit of the background) of each picture in any pair.
     """
     rows = list(pairs)
     counts = Counter(image for image, *_ in rows)
     weights = [1 / counts[image] / len(counts) for image, *_ in rows]
     share = sum(w * flips for w, (*_, flips) in zip(weights, rows, strict=True))
-    fg_units = len({fg for _, fg, *_ in rows})
-    bg_units = len({bg for _, _, grounds, _ in rows for bg in grounds})
-    if min(fg_units, bg_units) == 1:
+    fg_units, bg_units = (effective(role) for role in zip(*pictures, strict=True))
+    if min(fg_units, bg_units) < 2:
         return share, 0.0, 1.0
 
     def shared(r: list[float]) -> tuple[float, float, float]:

@@ -44,13 +44,20 @@ def test_rates_are_those_of_a_plain_loop(of: tuple[Array, Array, Array, Any]) ->
         if grounds[i, image] != grounds[j, image]
         for flips in [bool(answers[i, image] != answers[j, image])]
     ]
+    shown = {
+        (draw, image): (str(units[image]), str(grounds[draw, image]))
+        for image in range(len(units))
+        for i, j in draws
+        if grounds[i, image] != grounds[j, image]
+        for draw in (i, j)
+    }
     result = rate_of(*of)
     if not pairs:
         assert result is None
         return
     assert result is not None
     assert (result.pairs, result.foregrounds) == (len(pairs), len({image for image, *_ in pairs}))
-    expected = flip_interval(pairs)
+    expected = flip_interval(pairs, shown.values())
     assert (result.rate, result.low, result.high) == pytest.approx(expected, abs=1e-9)
     assert 0 <= result.low <= result.rate <= result.high <= 1
 

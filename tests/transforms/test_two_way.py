@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import optimize, stats
+from two_way_by_hand import effective
 
 from transforms.intervals import (
     benjamini_hochberg,
@@ -25,10 +26,10 @@ from transforms.intervals import (
 from transforms.trend import slope_interval
 from transforms.two_way import (
     Roles,
+    Spread,
     difference_interval,
     p_value,
     smallest_difference,
-    variance_of_sums,
     wilson_of_pictures,
 )
 
@@ -47,14 +48,14 @@ def columns(drawn: list[tuple[int, int, bool]]) -> tuple[NDArray[Any], NDArray[A
 def plain_variance(fg: NDArray[Any], bg: NDArray[Any], r: NDArray[np.float64]) -> float:
     """Sums over all pairs of pictures that share a unit, one by one."""
 
-    def of(related: Any, corrected: bool, units: int) -> float:
+    def of(related: Any, corrected: bool, units: float) -> float:
         total = sum(
             r[i] * r[j] for i, j in itertools.product(range(len(r)), repeat=2) if related(i, j)
         )
         return float(total) * (units / (units - 1) if corrected else 1)
 
-    by_fg = of(lambda i, j: fg[i] == fg[j], True, len(set(fg.tolist())))
-    by_bg = of(lambda i, j: bg[i] == bg[j], True, len(set(bg.tolist())))
+    by_fg = of(lambda i, j: fg[i] == fg[j], True, effective(fg.tolist()))
+    by_bg = of(lambda i, j: bg[i] == bg[j], True, effective(bg.tolist()))
     by_pair = of(lambda i, j: fg[i] == fg[j] and bg[i] == bg[j], False, 2)
     return by_fg + max(0.0, by_bg - by_pair)
 
@@ -80,12 +81,16 @@ def test_sums_are_linear_and_come_in_any_number(drawn: list[tuple[int, int, bool
     fg, bg, right = columns(drawn)
     roles = Roles.from_units(fg, bg)
     r = np.stack([right - right.mean(), np.arange(len(fg)) - (len(fg) - 1) / 2])
-    both = roles.sums(r)
+    both = [*roles.corrected(r), roles.paired(r)]
     for row in range(2):
-        for together, alone in zip(both, roles.sums(r[row]), strict=True):
+        one = [*roles.corrected(r[row]), roles.paired(r[row])]
+        for together, alone in zip(both, one, strict=True):
             np.testing.assert_allclose(together[row], alone)
-    less = [sums[0] - sums[1] for sums in both]
-    assert variance_of_sums(less) == pytest.approx(roles.variance(r[0] - r[1]))
+    *less, paired = (sums[0] - sums[1] for sums in both)
+    spread, expected = roles.spread_of_sums(less, paired), roles.spread(r[0] - r[1])
+    assert spread.variance == pytest.approx(roles.variance(r[0] - r[1]))
+    assert spread.scatter == pytest.approx(expected.scatter)
+    assert (spread.pairs, spread.units) == (expected.pairs, expected.units)
 
 
 def test_pictures_with_their_own_background_have_the_variance_of_independent_ones() -> None:
@@ -114,7 +119,8 @@ def test_wilson_of_pictures_lies_between_units_and_trials(
     assert narrow_high - 1e-12 <= high <= 1
     # The interval is never wider than if the pictures of a unit were copies of one.
     fewest = min(n**2 / np.square(np.unique(x, return_counts=True)[1]).sum() for x in (fg, bg))
-    if roles.units > 1:
+    assert roles.units == pytest.approx(fewest)
+    if roles.units >= 2:
         wide = score_interval(hits / n, float(fewest), t_quantile(roles.units - 1, 0.95))
         assert wide[0] <= low + 1e-12
         assert wide[1] >= high - 1e-12
@@ -135,9 +141,11 @@ def test_shares_without_doubt() -> None:
     ):
         assert roles.units == 1
         assert wilson_of_pictures(many > 3, roles) == (0, 1)
-        value = np.asarray(0.25)
-        assert difference_interval(value, roles.variance((many - 5.5) / 12), 1) == (-1, 1)
-        assert p_value(value, np.asarray(np.inf), 1) == 1
+        value, spread = np.asarray(0.25), roles.spread((many - 5.5) / 12)
+        assert spread.variance == np.inf
+        assert difference_interval(value, spread) == (-1, 1)
+        assert p_value(value, spread) == 1
+        assert smallest_difference(value, spread) == np.inf
     # If all are right, or all wrong, there are as many trials as backgrounds, which serve two each.
     right, roles = np.ones(12, bool), Roles.from_units(many, many // 2)
     low, high = wilson_of_pictures(right, roles)
@@ -145,56 +153,149 @@ def test_shares_without_doubt() -> None:
     assert wilson_of_pictures(~right, roles) == pytest.approx((1 - high, 1 - low))
 
 
-def test_the_interval_of_a_difference_is_students() -> None:
-    """Compares the interval of 10 independent differences with the textbook's formula."""
-    values = np.asarray([1, 0, 0, 1, -1, 1, 0, 1, 1, 0], np.float64)
-    r = (values - values.mean()) / 10
-    mean, error = values.mean(), values.std(ddof=1) / math.sqrt(10)
-    variance = Roles.from_units(np.arange(10)).variance(r)
-    low, high = difference_interval(mean, variance, 10)
-    assert (low, high) == pytest.approx((mean - 2.262157 * error, mean + 2.262157 * error))
-    assert p_value(mean, variance, 10) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+def spread_of(values: Any, units: float | None = None) -> tuple[NDArray[np.float64], Spread]:
+    """Returns the mean and the spread of independent paired differences."""
+    y = np.asarray(values, np.float64)
+    n, scatter = len(y), np.asarray(y.var())
+    return np.asarray(y.mean()), Spread(scatter / n, scatter, n, n if units is None else units)
+
+
+def test_many_degrees_of_freedom_give_published_intervals() -> None:
+    """Compares with Fagerland, Lydersen and Laake 2017, Statistical Analysis of Contingency Tables.
+
+    The studies are by Bentur et al. 2009 and Cavo et al. 2012; the intervals, in chapter 8, are
+    those of Tango 1998 with normal quantiles.
+    """
+    for (more, less, alike), expected in (
+        ((1, 7, 13), (-0.5172, -0.0260)),
+        ((6, 16, 139), (-0.1240, -0.0054)),
+    ):
+        estimate, spread = spread_of([1] * more + [-1] * less + [0] * alike, units=1e9)
+        bounds = difference_interval(estimate, spread)
+        assert [float(end) for end in bounds] == pytest.approx(expected, abs=5e-5)
+        # McNemar's test is the same score test of 0.
+        mcnemar = stats.chi2.sf((more - less) ** 2 / (more + less), 1)
+        assert p_value(estimate, spread) == pytest.approx(mcnemar, rel=1e-5)
+
+
+@given(st.integers(0, 9), st.integers(0, 9), st.integers(1, 30), st.floats(-0.9, 0.9))
+def test_the_variance_at_a_value_is_that_of_the_most_likely_shares(
+    more: int, less: int, alike: int, value: float
+) -> None:
+    """Finds the shares of 1 and -1 with this mean numerically."""
+    estimate, spread = spread_of([1] * more + [-1] * less + [0] * alike)
+
+    def unlikely(rarer: float) -> float:
+        shares = rarer + max(value, 0), rarer + max(-value, 0)
+        counts = more, less, alike
+        return -sum(
+            count * math.log(share)
+            for count, share in zip(counts, (*shares, 1 - sum(shares)), strict=True)
+            if count
+        )
+
+    most = (1 - abs(value)) / 2
+    best = optimize.minimize_scalar(unlikely, bounds=(0, most), options={"xatol": 1e-10})
+    expected = (2 * best.x + abs(value) - value**2) / (more + less + alike)
+    if more or less:
+        assert spread.variance_at(estimate)(np.asarray(value)) == pytest.approx(expected, abs=1e-6)
+    assert spread.variance_at(estimate)(estimate) == pytest.approx(spread.variance, abs=1e-12)
 
 
 def test_units_that_agree_leave_room_for_some_that_do_not() -> None:
-    nothing = np.zeros(3)
-    low, high = difference_interval(np.asarray([0.0, 1.0, -1.0]), nothing, 4)
-    other = wilson(0, 4)[1]
+    estimate, nothing = np.asarray([0.0, 1.0, -1.0]), np.zeros(3)
+    spread = Spread(nothing, nothing, 8, 4.0)
+    low, high = difference_interval(estimate, spread)
+    other = score_interval(0, 4, t_quantile(3, 0.95))[1]
     np.testing.assert_allclose(low, [-other, 1 - 2 * other, -1])
     np.testing.assert_allclose(high, [other, 1, 2 * other - 1])
-    np.testing.assert_allclose(p_value(np.asarray([0.0, 1.0, -1.0]), nothing, 4), [1, 1 / 8, 1 / 8])
+    expected = t_p_value(np.asarray([0.0, 2.0, -2.0]), 3)
+    np.testing.assert_allclose(p_value(estimate, spread), expected)
 
 
-def test_the_smallest_difference_shows_in_eight_of_ten_draws() -> None:
-    """Draws estimates of normal pictures around it, with their own variances."""
-    rng, n = np.random.default_rng(0), 20
-    smallest = smallest_difference(np.asarray(1 / n), n, 0.99)
-    assert smallest == pytest.approx((2.860935 + 0.860951) / math.sqrt(n))  # Tables of t, 19 df.
-    draws = rng.normal(float(smallest), 1, (20_000, n))
-    variance = draws.var(axis=1, ddof=1) / n
-    shows = np.abs(draws.mean(axis=1)) > t_quantile(n - 1, 0.99) * np.sqrt(variance)
-    assert shows.mean() == pytest.approx(0.8, abs=0.02)
-    # If all units agree, a share of them is meant that differ by 1, whose variance is theirs.
-    rare = float(smallest_difference(np.zeros(()), n))
-    assert rare == pytest.approx(smallest_difference(np.asarray(rare * (1 - rare) / n), n))
-    assert smallest_difference(np.asarray(np.inf), 1) == np.inf
+def test_intervals_and_verdicts_of_accurate_models_err_as_often_as_they_say() -> None:
+    """Draws models that are right on 99 and 97 % of 151 images each, and counts one by one."""
+    rng, runs, n = np.random.default_rng(0), 4000, 151
+    draws = rng.choice([1, 0, -1], (runs, n), p=[0.0275, 0.965, 0.0075])
+    estimate, scatter = draws.mean(axis=1), draws.var(axis=1)
+    low, high = difference_interval(estimate, Spread(scatter / (n - 1), scatter, n, n))
+    assert 0.93 < ((low <= 0.02) & (high >= 0.02)).mean() < 0.98
+    assert (low > 0.02).mean() < 0.03
+    assert (high < 0.02).mean() < 0.03
+    # As it was, 6 to 11 % of intervals lay below the true value.
+    reach = t_quantile(n - 1, 0.95) * np.sqrt(scatter / (n - 1))
+    assert (estimate + reach < 0.02).mean() > 0.05
+
+
+def test_unequal_groups_count_as_fewer() -> None:
+    """Draws values that all images of a group share; half of the images are in one of 20 groups."""
+    rng, groups = np.random.default_rng(0), np.minimum(np.arange(152) // 4, 19)
+    roles = Roles.from_units(groups)
+    assert roles.units == pytest.approx(152**2 / (19 * 4**2 + 76**2)) == pytest.approx(3.8, abs=0.1)
+    assert Roles.from_units(np.arange(151)).units == 151
+    values = rng.choice([1, 0, -1], (2000, 20), p=[0.2, 0.6, 0.2])[:, groups].astype(float)
+    estimate = values.mean(axis=1)
+    low, high = difference_interval(
+        estimate, roles.spread((values - estimate[:, np.newaxis]) / 152)
+    )
+    assert ((low <= 0) & (high >= 0)).mean() > 0.95
+
+
+@pytest.mark.parametrize("differing", [3, 30])
+def test_the_smallest_difference_shows_in_eight_of_ten_draws(differing: int) -> None:
+    """Draws models with this true difference: as many more pairs differ as that takes."""
+    rng, n = np.random.default_rng(0), 151
+    sign = np.where(np.arange(differing) % 2, -1, 1)
+    estimate, spread = spread_of([*sign, *[0] * (n - differing)])
+    for limit, confidence in ((0.0, 0.95), (0.02, 0.99)):
+        smallest = float(smallest_difference(estimate, spread, confidence, limit))
+        against = differing / n / 2
+        shares = [more := against + limit + smallest, against, 1 - more - against]
+        draws = rng.choice([1, -1, 0], (3000, n), p=shares)
+        scatter = draws.var(axis=1)
+        drawn = Spread(scatter / (n - 1), scatter, n, n)
+        low, _ = difference_interval(draws.mean(axis=1), drawn, confidence)
+        assert 0.75 < (low > limit).mean() < 0.93
+        # With the variance seen, it would show more rarely.
+        df = n - 1
+        errors = t_quantile(df, confidence) + t_quantile(df, 0.6)
+        assert smallest > errors * math.sqrt(spread.variance)
+    # If all units agree, a share of them is meant that differ by 1.
+    nothing = Spread(np.zeros(()), np.zeros(()), n, n)
+    rare = float(smallest_difference(np.zeros(()), nothing))
+    errors = t_quantile(n - 1, 0.95) + t_quantile(n - 1, 0.6)
+    assert rare == pytest.approx(errors * math.sqrt(rare * (1 - rare) / n))
 
 
 @given(
     hnp.arrays(np.float64, 5, elements=st.floats(-1, 1)),
     hnp.arrays(np.float64, 5, elements=st.floats(0, 1)),
-    st.integers(1, 40),
+    hnp.arrays(np.float64, 5, elements=st.floats(0, 1)),
+    st.floats(1, 40),
+    st.floats(1, 4),
 )
 def test_p_values_and_intervals_say_the_same(
-    estimate: NDArray[np.float64], variance: NDArray[np.float64], units: int
+    estimate: NDArray[np.float64],
+    variance: NDArray[np.float64],
+    scatter: NDArray[np.float64],
+    units: float,
+    draws: float,
 ) -> None:
-    low, high = difference_interval(estimate, variance, units)
+    spread = Spread(variance, scatter, units * draws, units)
+    low, high = difference_interval(estimate, spread)
     assert ((low <= estimate) & (estimate <= high)).all()
-    p = p_value(estimate, variance, units)
+    assert ((low >= -1) & (high <= 1)).all()
+    p = p_value(estimate, spread)
     assert ((p >= 0) & (p <= 1)).all()
-    clear = (variance > 1e-20) & (np.abs(p - 0.05) > 1e-9)
+    clear = (np.abs(p - 0.05) > 1e-6) & (np.abs(estimate) > 1e-6)
     outside = (low > 0) | (high < 0)
     np.testing.assert_array_equal(outside[clear], (p < 0.05)[clear])
+    # Models that are exchanged have the opposite difference, and more images leave less room.
+    np.testing.assert_allclose(difference_interval(-estimate, spread), (-high, -low), atol=1e-8)
+    closer = difference_interval(estimate, spread.grown(2.0))
+    assert (closer[0] >= low - 1e-8).all()
+    assert (closer[1] <= high + 1e-8).all()
+    assert (smallest_difference(estimate, spread) > 0).all()
 
 
 @pytest.mark.parametrize(
@@ -276,7 +377,7 @@ def test_a_slope_has_the_variance_of_models_and_of_images() -> None:
     shared_residuals = (np.eye(12) - hat) @ shared
     in_both = (weights**2 / (1 - leverage) ** 2 * roles.variance(shared_residuals)).sum()
     assert of_images > in_both
-    _, low, high = slope_interval(x, y, roles.sums(shared))
+    _, low, high = slope_interval(x, y, roles.corrected(shared))
     expected = t_quantile(10, 0.95) * math.sqrt(variance + of_images - in_both)
     assert (high - low) / 2 == pytest.approx(expected)
     # Only one model has the second accuracy, so nothing tells how much such models scatter.
@@ -291,5 +392,5 @@ def test_a_slope_over_images_of_one_unit_is_unbounded() -> None:
     r = (right - right.mean(axis=1, keepdims=True)) / 20
     one, own = np.zeros(20, np.int64), np.arange(20)
     for roles in (Roles.from_units(one), Roles.from_units(own, one), Roles.from_units(one, own)):
-        _, *bounds = slope_interval(x, right.mean(axis=1), roles.sums(r))
+        _, *bounds = slope_interval(x, right.mean(axis=1), roles.corrected(r))
         assert bounds == [-math.inf, math.inf]

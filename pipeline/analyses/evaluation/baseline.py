@@ -387,7 +387,7 @@ class BaselineRow(Struct, frozen=True, kw_only=True):
         float,
         Meta(
             description="smallest true difference whose interval would exclude 0 in 8 of 10 draws "
-            "of as many images, if the variance stayed"
+            "of as many images"
         ),
     ]
     n: int
@@ -425,10 +425,7 @@ def compare_with(
                 and (rule := baseline.common_rule(summary.label_rules))
                 and (difference := baseline.measure(models, summary, rule, quantity))
             ]
-            p_values = [
-                p_value(np.asarray(one.value), np.asarray(one.variance), one.roles.units)
-                for *_, one in measured
-            ]
+            p_values = [p_value(np.asarray(one.value), one.spread) for *_, one in measured]
             adjusted = holm(np.asarray(p_values)) if measured else ()
             for (summary, rule, one), p_adjusted in zip(measured, adjusted, strict=True):
                 low, high = one.interval()

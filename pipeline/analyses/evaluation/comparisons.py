@@ -27,10 +27,10 @@ from transforms.intervals import CONFIDENCE, holm
 from transforms.two_way import (
     Floats,
     Roles,
+    Spread,
     difference_interval,
     p_value,
     smallest_difference,
-    variance_of_sums,
     wilson_of_pictures,
 )
 from transforms.variants import draws_of
@@ -53,19 +53,24 @@ def picture_roles(
 ) -> Roles:
     """Returns the sampling unit of each picture's foreground and background.
 
-    The variants are concatenated in order.
+    The variants are concatenated in order. Pictures of an image in the same draw of different
+    variants are one paired difference.
 
     Args:
       bg_units: for each variant whose backgrounds are other images or scenes, (n,) unit of each
         background; see `Predictions.bg_units`.
       images: the n images of the foregrounds.
-      variants: the variants of the pictures.
+      variants: the variants of the pictures; the draws of each stand together.
     """
     names = list(variants)
     foregrounds = np.tile(images.unit_numbers, len(names))
-    if not any(name in bg_units for name in names):
-        return Roles.from_units(foregrounds)
-    return Roles.from_units(foregrounds, np.concatenate([bg_units[name] for name in names]))
+    backgrounds = [bg_units[name] for name in names if name in bg_units]
+    differences = [np.arange(len(of) * len(images.keys)) for of in draws_of(names).values()]
+    return Roles.from_units(
+        foregrounds,
+        np.concatenate(backgrounds) if backgrounds else None,
+        np.concatenate(differences),
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,14 +81,14 @@ class Measured:
       value: the estimate.
       n: number of images.
       roles: units of the pictures.
-      variance: variance of the estimate.
+      spread: spread of the estimate.
       correct: whether each picture is recognised, if the estimate is the share of those; else None.
     """
 
     value: float
     n: int
     roles: Roles
-    variance: float
+    spread: Spread
     correct: Correct | None
 
     def interval(self, confidence: float = CONFIDENCE, growth: float = 1.0) -> tuple[float, float]:
@@ -92,17 +97,27 @@ class Measured:
         Args:
           confidence: probability with which the interval should cover the truth, in (0, 1).
           growth: gives the interval that so many times as many images would have if the estimate
-            and its variance, by image, stayed the same; > 0.
+            and its spread, by image, stayed the same; > 0.
         """
         if self.correct is not None:
             return wilson_of_pictures(self.correct, self.roles, confidence, growth)
-        variance, units = np.asarray(self.variance / growth), int(self.roles.units * growth)
-        low, high = difference_interval(np.asarray(self.value), variance, units, confidence)
+        low, high = difference_interval(
+            np.asarray(self.value), self.spread.grown(growth), confidence
+        )
         return float(low), float(high)
 
-    def smallest(self, confidence: float = CONFIDENCE) -> float:
-        """Computes the smallest difference, such as from 0, that 8 of 10 draws of images show."""
-        return float(smallest_difference(np.asarray(self.variance), self.roles.units, confidence))
+    def excludes(self, limit: float, confidence: float, growth: float) -> bool:
+        """Returns whether the interval, with the arguments of `interval`, excludes a value."""
+        if self.correct is None:
+            spread = self.spread.grown(growth)
+            return bool(p_value(np.asarray(self.value), spread, limit) < 1 - confidence)
+        low, high = self.interval(confidence, growth)
+        return not low <= limit <= high
+
+    def smallest(self, confidence: float = CONFIDENCE, limit: float = 0.0) -> float:
+        """Computes the smallest difference from a limit that 8 of 10 draws of images show."""
+        value = np.asarray(self.value)
+        return float(smallest_difference(value, self.spread, confidence, limit))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -196,7 +211,7 @@ class ModelsOnSameImages:
             value=float(value),
             n=len(self.images.keys),
             roles=roles,
-            variance=float(roles.variance(r)),
+            spread=roles.spread(r),
             correct=np.concatenate([correct[name] for name in needed]) if is_share else None,
         )
 
@@ -410,16 +425,21 @@ def _differences(
     if len(positions) < 2:
         return {}
     roles = models.roles(quantity)
-    sums = roles.sums(contributions)
+    sums, paired = roles.corrected(contributions), roles.paired(contributions)
     difference = np.concatenate([figure - figures[i + 1 :] for i, figure in enumerate(figures)])
-    variance = np.concatenate(
-        [
-            variance_of_sums([by_model[i] - by_model[i + 1 :] for by_model in sums])
-            for i in range(len(figures))
-        ]
+    spreads = [
+        roles.spread_of_sums(
+            [by_model[i] - by_model[i + 1 :] for by_model in sums], paired[i] - paired[i + 1 :]
+        )
+        for i in range(len(figures))
+    ]
+    spread = dataclasses.replace(
+        spreads[0],
+        variance=np.concatenate([one.variance for one in spreads]),
+        scatter=np.concatenate([one.scatter for one in spreads]),
     )
-    low, high = difference_interval(difference, variance, roles.units)
-    adjusted = holm(p_value(difference, variance, roles.units))
+    low, high = difference_interval(difference, spread)
+    adjusted = holm(p_value(difference, spread))
     names = ("difference", "ci_low", "ci_high", "p_adjusted")
     return {
         pair: dict(zip(names, map(float, values), strict=True))

@@ -41,7 +41,7 @@ from transforms.intervals import (
     sum_units,
 )
 from transforms.taxonomy import Taxonomy
-from transforms.two_way import smallest_difference
+from transforms.two_way import Spread, smallest_difference
 from transforms.variants import base_of, draws_of, is_picture
 
 _DIFFERING = 0.2
@@ -102,7 +102,10 @@ class EvaluationParts(Parts):
             if summary.is_of(evaluation.entries, evaluation.settings) and (gap := summary.gap())
         ]
         if len(figures) < len(evaluation.entries):
-            smallest = smallest_difference(np.asarray(_DIFFERING / images), int(images))
+            share = np.asarray(_DIFFERING)
+            smallest = smallest_difference(
+                np.zeros(()), Spread(share / images, share, images, images)
+            )
             figures.append(
                 f"{100 * smallest:.1f} for a model that is right on one of mixed_same and "
                 f"mixed_rand alone for {100 * _DIFFERING:.0f} % of the images"

@@ -95,7 +95,7 @@ class GapRow(RuleRow, frozen=True, kw_only=True):
     ]
     replicates: int
     seed_sd: float | None
-    units: int
+    units: float
     smallest_gap: Annotated[
         float, Meta(description="smallest gap that as many images would show in 8 of 10 draws")
     ]
@@ -126,7 +126,7 @@ class FlipRow(RuleRow, frozen=True, kw_only=True):
     n: Annotated[int, Meta(description="number of foregrounds with at least one such pair")]
     pairs: Annotated[int, Meta(description="number of picture pairs")]
     replicates: int
-    units: int
+    units: float
 
 
 class SensitivityRow(RuleRow, frozen=True, kw_only=True):
@@ -145,7 +145,7 @@ class SensitivityRow(RuleRow, frozen=True, kw_only=True):
     n: int
     noise_fg: Annotated[float, Meta(description="accuracy on `noise_fg`")]
     noise_bg: Annotated[float, Meta(description="accuracy on `noise_bg`")]
-    units: int
+    units: float
 
 
 class ClassRow(VariantRow, frozen=True, kw_only=True):

@@ -400,7 +400,9 @@ def _line(
             continue
         chosen = [row for row, _ in points]
         line = fit_line(
-            [top1 for _, top1 in points], values[chosen], compared.roles(variant).sums(r[chosen])
+            [top1 for _, top1 in points],
+            values[chosen],
+            compared.roles(variant).corrected(r[chosen]),
         )
         if line:
             yield TrendLine(variant=variant, **dataclasses.asdict(line))

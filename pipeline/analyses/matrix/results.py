@@ -412,12 +412,14 @@ def _cell_row(row: str, column: str, cell: MatrixCell, is_comparable: bool) -> C
 def _roles(*cells: MatrixCell) -> Roles:
     """Returns the units of the pictures of cells, concatenated.
 
-    Either all cells have pictures on other backgrounds, or none has.
+    Either all cells have pictures on other backgrounds, or none has. The pictures of an image are
+    one paired difference.
     """
     backgrounds = [cell.bg_units for cell in cells if cell.bg_units is not None]
     return Roles.from_units(
         np.concatenate([cell.units for cell in cells]),
         np.concatenate(backgrounds) if backgrounds else None,
+        np.tile(np.arange(len(cells[0].keys)), len(cells)),
     )
 
 

@@ -305,8 +305,8 @@ def method_rows(
             gap, contributions = gaps_of_pictures(correct, is_same)
             # The gaps, and their differences from the first.
             estimates = np.stack([gap, gap - gap[0]])
-            variance = roles.variance(np.stack([contributions, contributions - contributions[0]]))
-            low, high = difference_interval(estimates, variance, roles.units)
+            spread = roles.spread(np.stack([contributions, contributions - contributions[0]]))
+            low, high = difference_interval(estimates, spread)
             columns = {
                 "mixed_same": correct[:, is_same].mean(axis=-1).tolist(),
                 "mixed_rand": correct[:, ~is_same].mean(axis=-1).tolist(),
@@ -316,10 +316,7 @@ def method_rows(
                 "difference": [None, *estimates[1, 1:].tolist()],
                 "difference_low": [None, *low[1, 1:].tolist()],
                 "difference_high": [None, *high[1, 1:].tolist()],
-                "p_adjusted": [
-                    None,
-                    *holm(p_value(estimates[1, 1:], variance[1, 1:], roles.units)).tolist(),
-                ],
+                "p_adjusted": [None, *holm(p_value(estimates, spread)[1, 1:]).tolist()],
             }
             for position, (name, of) in enumerate(renderings.items()):
                 yield MethodRow(
