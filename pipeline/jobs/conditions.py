@@ -271,7 +271,8 @@ class Judgement:
       verdict: the verdict; None if the condition could not be tested.
       reason: why it could not be tested; "" if it was.
       baseline: name of the baseline, if the condition names it; else "".
-      label_rule: label rule by which the measure was computed.
+      label_rule: label rule by which the measure was computed, or would have been; "" if the model
+        has no such rule.
       value, ci_low, ci_high: the measure, or the difference from the baseline's, with the interval
         that decides.
       confidence: level of the interval.
@@ -332,7 +333,9 @@ class Judgement:
 def judge(gate: Gate, dataset: Dataset) -> list[Judgement]:
     """Judges the models of a gate by its conditions.
 
-    A model that failed, or has no results, counts as a model.
+    A model that failed, or has no results, counts as a model. A gate of all models that have
+    results passes over those that lack the label rule of a condition, such as models that gave only
+    labels, if it can judge others.
     """
     if not gate.conditions:
         return []
@@ -343,7 +346,9 @@ def judge(gate: Gate, dataset: Dataset) -> list[Judgement]:
     measured, baseline = read_contributions(dataset, summaries), None
     if gate.baseline is not None:
         baseline = baseline_or_reason(dataset, gate.baseline, gate.settings, gate.runs_baseline)
-    return judge_models(gate.conditions, _models(gate, summaries, errors), measured, baseline)
+    judged = judge_models(gate.conditions, _models(gate, summaries, errors), measured, baseline)
+    tested = {one.condition for one in judged if one.verdict and gate.evaluation is None}
+    return [one for one in judged if one.label_rule or one.condition not in tested]
 
 
 def judge_models(
@@ -424,7 +429,10 @@ def _judge(
         )
         whose = (not against and without_rule([summary], rule)) or summary.name
         return Judgement(
-            condition.text, summary.name, reason=f"{whose} has no {condition.measure}{common}"
+            condition.text,
+            summary.name,
+            reason=f"{whose} has no {condition.measure}{common}",
+            label_rule=rule if rule in summary.label_rules else "",
         )
     low, high = found.interval(level)
     units = min(found.n, found.roles.units)

@@ -453,3 +453,24 @@ def test_answers_without_logits_have_no_scores() -> None:
     assert np.isnan([scores.top1, scores.true]).all()
     named = map_answer(answers, labels, labels_of_answers("label", 0, imagenet9()))
     assert named.prediction.tolist() == [1, 0, OUTSIDE, OUTSIDE]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_answers_without_a_label_rule_of_the_gate_do_not_fail_it(
+    output: Path, entries: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(output, tmp_path / "out"))
+    conditions = "bg_gap>baseline+1,mapped_only:original>1,closed_choice:original>1"
+    flags = ("report", "--dataset", copy, "--pictures", "none", "--fail_if", conditions)
+    run_here(*flags, "--baseline", entries["network"])
+    printed = capsys.readouterr()
+    lines = [line for line in (printed.out + printed.err).splitlines() if "--fail_if" in line]
+    assert len(lines) == 2 + 1 + 1
+    assert not any("not tested" in line for line in lines)
+    # A job on such a model alone cannot be judged, nor can a rule that no model has.
+    job = ("evaluate", "--dataset", copy, "--pictures", "none", "--models", entries["label"])
+    run_here(*job, "--fail_if", "bg_gap>baseline+1", *ONE, code=1)
+    assert "they have no label rule in common" in capsys.readouterr().err
+    shutil.rmtree(next((copy / "results").glob("*label*")))
+    run_here(*flags, code=1)
+    assert "closed_choice:original>1 is not tested: " in capsys.readouterr().err
