@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from fault_documents import MISSING, fields, with_value
 from made_results import made, of_model, stored
@@ -159,7 +160,7 @@ def test_a_sentence_says_what_differs_between_models() -> None:
         f"difference is significant. {scope}"
     )
     alike = ("a", "c", {"original": near})
-    assert said(alike) == "None of these differences is larger than chance would explain."
+    assert said(alike) == "None of these differences is significant."
     assert said(*[pair] * 4, alike, alike) == (
         f"4 of 6 pairs of models differ significantly, on: BG-Gap (4), original (4). {scope}"
     )
@@ -171,23 +172,39 @@ def test_the_intervals_of_the_gap_are_read_out() -> None:
         HeadlineCell(-0.1, -0.2, -0.05),
         HeadlineCell(0.01, -0.1, 0.1),
     )
-    readings = [
-        reading(gaps, "these 9 images")
-        for gaps in ([above], [below], [both], [both] * 2, [above] * 2, [above] * 20)
-    ]
-    assert readings == [
-        "The whole interval is above 0: the model relies on the background.",
-        "The whole interval is below 0: the model does better on other backgrounds.",
+    # A gap whose interval excludes 0, but whose p value does not survive that there are many.
+    doubtful = HeadlineCell(0.1, 0.01, 0.2)
+    p_values = {id(above): 0.0001, id(below): 0.001, id(doubtful): 0.03, id(both): 0.8}
+
+    def said(*gaps: HeadlineCell) -> str:
+        return reading(gaps, np.asarray([p_values[id(gap)] for gap in gaps]), "these 9 images")
+
+    assert said(above) == "The whole interval is above 0: the model relies on the background."
+    assert said(below) == (
+        "The whole interval is below 0: the model does better on other backgrounds."
+    )
+    assert said(both) == (
         "The interval includes 0: these 9 images do not show that the model relies on the "
-        "background.",
-        "All intervals include 0: these 9 images do not show that these models rely on the "
-        "background.",
-        "Both models rely on the background: both intervals lie above 0.",
-        "All 20 models rely on the background: all intervals lie above 0.",
-    ]
-    some = "The whole interval is above 0 for 1 of"
-    assert reading([above, both], "") == f"{some} 2 models; for the rest it includes 0."
-    assert reading([above, below], "") == f"{some} 2 models, and below 0 for 1."
+        "background."
+    )
+    for gaps in ([both] * 2, [doubtful, both]):
+        assert said(*gaps) == (
+            "No BG-Gap differs significantly from 0 (Holm, 5 %): these 9 images do not show that "
+            "these models rely on the background."
+        )
+    # That all models rely on it needs no adjustment, because each of them has to.
+    assert said(above, doubtful) == (
+        "Both models rely on the background: both intervals lie above 0."
+    )
+    assert said(*[doubtful] * 20) == (
+        "All 20 models rely on the background: all intervals lie above 0."
+    )
+    assert said(*[above] * 17, *[doubtful] * 2, both) == (
+        "BG-Gap is above 0 for at least 17 of 20 models (Holm, 5 %)."
+    )
+    assert said(above, below, both) == (
+        "BG-Gap is above 0 for at least 1 and below 0 for at least 1 of 3 models (Holm, 5 %)."
+    )
 
 
 def test_links_lead_to_what_is_there(opened: Any, report_run: Path) -> None:

@@ -62,7 +62,7 @@ class Differences:
         ]
         differing = [pair for pair in pairs if pair[2]]
         if not differing:
-            return "None of these differences is larger than chance would explain."
+            return "None of these differences is significant."
         scope = (
             f"Each of the {len(self.columns)} columns is tested by itself: where nothing differs, "
             "chance alone makes one column in twenty seem to."

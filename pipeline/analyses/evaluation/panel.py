@@ -9,11 +9,15 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
+import numpy as np
+
 from pipeline.analyses.evaluation.baseline import chosen_baseline
 from pipeline.analyses.evaluation.comparisons import (
+    BG_GAP,
     COMPARISONS,
     ComparisonRow,
     mark_best,
+    read_contributions,
     read_rows,
 )
 from pipeline.analyses.evaluation.differences import (
@@ -27,6 +31,7 @@ from pipeline.analyses.evaluation.results import (
     rules_of,
     without_rule,
 )
+from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.analyses.evaluation.tables import describe_power
 from pipeline.display.panel import (
     Claim,
@@ -41,7 +46,9 @@ from pipeline.display.panel import (
 )
 from pipeline.display.table import describe_chance
 from pipeline.evaluate.published import FOOLED_BY_CLASS, PRETRAINED, TRAINED, trained_on
+from transforms.intervals import CONFIDENCE, holm, level_of
 from transforms.scoring import CLOSED_CHOICE, PAPER_RULE
+from transforms.two_way import Floats, p_value
 from transforms.variants import base_of
 
 COMMAND = "in9 evaluate --dataset . --models MODELS"
@@ -202,32 +209,33 @@ def _published(
         yield entry.name, entry.source, entry.accuracy, entry.gap
 
 
-def reading(gaps: Sequence[HeadlineCell], images: str) -> str:
+def reading(gaps: Sequence[HeadlineCell], p_values: Floats, images: str) -> str:
     """Says in words what the intervals of BG-Gap show.
 
     Args:
       gaps: BG-Gaps of all models that have one.
+      p_values: their p values, of which chance makes some of many small.
       images: number of images that the intervals are based on, in words.
     """
     above = sum(gap.low is not None and gap.low > 0 for gap in gaps)
     below = sum(gap.high is not None and gap.high < 0 for gap in gaps)
     is_one = len(gaps) == 1
+    if not is_one and above < len(gaps):
+        clear = np.asarray([gap.value for gap in gaps])[holm(p_values) < 1 - CONFIDENCE]
+        above, below = int((clear > 0).sum()), int((clear < 0).sum())
     if not above and not below:
-        intervals = "The interval includes" if is_one else "All intervals include"
+        none = "No BG-Gap differs significantly from 0 (Holm, 5 %)"
         rely = "the model relies" if is_one else "these models rely"
-        return f"{intervals} 0: {images} do not show that {rely} on the background."
+        intervals = "The interval includes 0" if is_one else none
+        return f"{intervals}: {images} do not show that {rely} on the background."
     if is_one:
         behaviour = "relies on the background" if above else "does better on other backgrounds"
         return f"The whole interval is {'above' if above else 'below'} 0: the model {behaviour}."
     if above == len(gaps):
         models, all_of = (f"All {above} models", "all") if above > 2 else ("Both models", "both")
         return f"{models} rely on the background: {all_of} intervals lie above 0."
-    sentence = f"The whole interval is above 0 for {above} of {len(gaps)} models"
-    if below:
-        sentence += f", and below 0 for {below}"
-    return (
-        f"{sentence}." if above + below == len(gaps) else f"{sentence}; for the rest it includes 0."
-    )
+    sides = [f"{side} 0 for at least {n}" for side, n in (("above", above), ("below", below)) if n]
+    return f"BG-Gap is {' and '.join(sides)} of {len(gaps)} models (Holm, 5 %)."
 
 
 def span(headline: Headline, rule: str, column: str) -> tuple[float, float] | None:
@@ -251,7 +259,9 @@ class Accuracy:
       headline: the tables.
       tested: the parts of the dataset that models were tested on, in words; empty if all of them
         were tested on the whole dataset.
-      gaps: (name of the model, its BG-Gap) of each model that has one.
+      gaps: (name of a model, its BG-Gap) for the head of the page; of more than `named` models the
+        largest and the smallest, with intervals at 1 - 0.05 / models, because they were chosen.
+      models: number of models that have a BG-Gap, in as many draws as any of them.
       reading: what the intervals of BG-Gap show, in words.
       tiles: (variant, (lowest, highest accuracy)) of the variants at the head of the page.
       missing: (name of the model, variants that it must be evaluated on again).
@@ -266,6 +276,7 @@ class Accuracy:
     headline: Headline
     tested: Sequence[str]
     gaps: Sequence[tuple[str, HeadlineCell]]
+    models: int
     reading: str
     tiles: Sequence[tuple[str, tuple[float, float]]]
     missing: Sequence[tuple[str, Sequence[str]]]
@@ -280,7 +291,7 @@ class Accuracy:
     paper_rule: ClassVar[str] = PAPER_RULE
     closed_choice: ClassVar[str] = CLOSED_CHOICE
     named: ClassVar[int] = 4
-    """Number of models whose BG-Gap is listed at the head of the page."""
+    """Largest number of models whose BG-Gaps are all listed at the head of the page."""
 
 
 def _make_accuracy(evidence: Evidence, with_pictures: bool) -> Accuracy | None:
@@ -288,11 +299,21 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> Accuracy | None:
     if not tried(evidence):
         return None
     headline, evaluated = make_headline(evidence), evidence.models_with(Summary)
-    gaps = [
-        (row.name, cell)
-        for row in headline.tables.get(evidence.rule, ())
-        if (cell := row.cells[GAP]).value is not None
-    ]
+    measured = {
+        model.name: one
+        for models in read_contributions(evidence.dataset, read_summaries(evidence.dataset)[0])
+        for model, summary in evaluated
+        if summary in models.summaries and (one := models.measure(BG_GAP, summary, evidence.rule))
+    }
+    rows = headline.tables.get(evidence.rule, ())
+    gaps = {row.name: row.cells[GAP] for row in rows if row.name in measured}
+    shown = list(gaps.items())
+    if len(gaps) > Accuracy.named:
+        level, ranked = level_of(len(gaps)), sorted(measured, key=lambda k: -measured[k].value)
+        shown = [
+            (name, HeadlineCell(measured[name].value, *measured[name].interval(level)))
+            for name in (ranked[0], ranked[-1])
+        ]
     baseline = chosen_baseline(evidence.dataset)
     counts = {one.tested_on: max(r.n for r in one.accuracy) for _, one in evaluated if one.accuracy}
     manifest = evidence.dataset.manifest
@@ -306,8 +327,13 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> Accuracy | None:
     return Accuracy(
         headline=headline,
         tested=tested if counts.keys() != {(split, 0) for split in manifest.images} else (),
-        gaps=gaps,
-        reading=reading([cell for _, cell in gaps], f"these {max(counts.values()):,} images")
+        gaps=shown,
+        models=len(gaps),
+        reading=reading(
+            list(gaps.values()),
+            np.asarray([p_value(np.asarray(measured[k].value), measured[k].spread) for k in gaps]),
+            f"these {max(counts.values()):,} images",
+        )
         if gaps
         else "",
         tiles=[
