@@ -110,12 +110,7 @@ def measured_model(
         module of timm default to its own.
       where: the source of the settings, for the error message.
       taxonomy: taxonomy of the outputs.
-      name: see `loaded_model`.
-      architecture: see `loaded_model`.
-      weights: see `loaded_model`.
-      module: see `loaded_model`.
-      recipe: see `loaded_model`.
-      weights_sha256: see `loaded_model`.
+      name, architecture, weights, module, recipe, weights_sha256: see `loaded_model`.
 
     Raises:
       JobError: a setting is wrong, or for the reasons of `count_outputs`.
@@ -302,15 +297,9 @@ def count_outputs(name: str, module: torch.nn.Module, side: int) -> int:
 
 
 def unlike_logits(outputs: object, pictures: int, num_outputs: int | None = None) -> str:
-    """Describes what a model returned if it is no dense tensor of real numbers, as logits are.
+    """Returns type and shape of what a model returned for some pictures; "" if it is logits.
 
-    Args:
-      outputs: what the model returned.
-      pictures: number of pictures that it was given.
-      num_outputs: its number of outputs, None if unknown.
-
-    Returns:
-      Type and shape; empty for logits (pictures, num_outputs) of any real dtype.
+    Logits are a dense tensor (pictures, num_outputs), or (pictures, any), of any real dtype.
     """
     if not isinstance(outputs, torch.Tensor):
         return type(outputs).__name__
@@ -381,12 +370,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def build(self, name: str, recipe: Recipe) -> torch.nn.Module:
-        """Builds the module of a loaded model, without its weights.
-
-        Args:
-          name: name of the `LoadedModel`.
-          recipe: recipe of the `LoadedModel`.
-        """
+        """Builds the module of a `LoadedModel` by its name and recipe, without its weights."""
 
     def origin(self, spec: str, model: LoadedModel) -> Origin | None:
         """Returns the origin of a loaded entry's weights; None if changes cannot be detected."""
@@ -402,8 +386,7 @@ class Source(abc.ABC):
     def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
         """Returns a checked entry's number of outputs; None if only loading the entry tells it.
 
-        Raises:
-          ValueError: the source cannot build outputs for the taxonomy's classes.
+        Raises ValueError if the source cannot build outputs for the taxonomy's classes.
         """
         return None
 
@@ -513,10 +496,6 @@ def refuse_without_answer(url: str) -> None:
 
 
 def downloaded(url: str) -> Origin:
-    """Returns the origin of weights that torch.hub downloads.
-
-    Args:
-      url: where the weights come from, or only the name of their file.
-    """
+    """Returns the origin of weights that torch.hub downloads, by their address or file name."""
     folder = os.path.join(torch.hub.get_dir(), "checkpoints")
     return Origin("file", os.path.join(folder, os.path.basename(url)))
