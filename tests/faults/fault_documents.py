@@ -27,6 +27,7 @@ DOCUMENTS = {
     "deep": b"[" * 100_000,
     "not UTF-8": b'{"a": "\xff\xfe"}',
     "NaN": b'{"a": NaN}',
+    "two equal fields": b'{"a": 1, "a": 2}',
 }
 """Contents of files that are not documents of ours."""
 WRONG: tuple[Any, ...] = (None, 7, 1.5, "text", [], {}, True, [None], {"a": 1})

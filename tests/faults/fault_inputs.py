@@ -458,6 +458,7 @@ def _tables() -> Iterator[Input]:
         "boxes of objects": json.dumps({"image": where, "class": "n02110063", "boxes": [{}]}),
         "image is a list": json.dumps({"image": [where], "class": "n02110063"}),
         "class is an object": json.dumps({"image": where, "class": {"a": 1}}),
+        "two classes": f'{{"image": "{where}", "class": "n02110063", "class": "n02084071"}}',
         "long number": f'{{"image": "{where}", "class": "n02110063", "xmin": {"9" * 10_000}}}',
     }
     for name, content in lines.items():

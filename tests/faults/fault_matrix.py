@@ -85,6 +85,8 @@ SAMPLE = (
     *("non-finite outputs: saliency: steep", "non-finite outputs: imagenet"),
     *("errors without a message: segmenter", "errors without a message: evaluate: .* beside"),
     "errors without a message: saliency: untold_forward",
+    *("functions that exit: fill", "functions that exit: evaluate: exits beside"),
+    *("answers: two equal fields of answers.jsonl", "results through a link: symbolic"),
     *("non-finite outputs: probe", "non-finite outputs: training: weights"),
     *(
         "names in every encoding: manifest, key: lone",

@@ -58,6 +58,8 @@ class Broken:
                 faults.append(f"exit code {ended.code}, where {self.code} was wanted")
             if self.said not in ended.stdout + ended.stderr:
                 faults.append(f"nothing says {self.said}")
+            if ended.code == 1 and "report: " in ended.stdout:
+                faults.append("it shows a page of nothing")
             faults += [f"{path.name} is written" for path in output.glob(self.absent)]
         return [Outcome(self.kind, self.name, tuple(faults), ended)]
 
@@ -142,25 +144,36 @@ def bombs(lab: Lab, states: Sequence[str]) -> Iterator[Broken]:
         yield Broken("bombs", name, (command, *flags), "model.safetensors", _with_huge_keys)
 
 
-def untold_errors(lab: Lab, states: Sequence[str]) -> Iterator[Broken]:
-    """Yields functions whose error has no message, alone and beside a good model."""
-    kind, function = "errors without a message", "python:fault_hooks:untold"
-    make = ("generate", "--input", "{input}", "--output", "{out}2", LAST)
-    yield Broken(kind, "segmenter", (*make, "--segmenter", function), "Untold")
-    variants = ("--segmenter", "box", "--variants", f"original,{function}")
-    yield Broken(kind, "variant", (*make, *variants), "Untold")
-    models = ("--dataset", "{out}", "--pictures", "none", LAST, "--models")
-    for command, name in itertools.product(("evaluate", "saliency"), ("untold", "untold_forward")):
-        entry = f"python:fault_hooks:{name}"
-        yield Broken(kind, f"{command}: {name}", (command, *models, entry), "Untold")
-        yield Broken(
-            kind,
-            f"{command}: {name} beside another model",
-            (command, *models, f"{entry},python:fault_hooks:tiny"),
-            "Untold",
-            code=0,
-            absent=f"results/*{name}*/*",
-        )
+def failing_functions(lab: Lab, states: Sequence[str]) -> Iterator[Broken]:
+    """Yields functions that end the process, or whose error has no message.
+
+    They are tried alone and beside a good model.
+    """
+    for kind, function, said in (
+        ("errors without a message", "untold", "Untold"),
+        ("functions that exit", "exits", "SystemExit(3)"),
+    ):
+        entry = f"python:fault_hooks:{function}"
+        make = ("generate", "--input", "{input}", "--output", "{out}2", LAST)
+        yield Broken(kind, "segmenter", (*make, "--segmenter", entry), said)
+        box = (*make, "--segmenter", "box", "--variants")
+        yield Broken(kind, "variant", (*box, f"original,{entry}"), said)
+        yield Broken(kind, "fill", (*box, "original,mixed_same", "--renderings", entry), said)
+        models = ("--dataset", "{out}", "--pictures", "none", LAST, "--models")
+        names = (function, f"{function}_forward")
+        for command, name in itertools.product(("evaluate", "saliency"), names):
+            entry = f"python:fault_hooks:{name}"
+            yield Broken(kind, f"{command}: {name}", (command, *models, entry), said)
+            yield Broken(
+                kind,
+                f"{command}: {name} beside another model",
+                (command, *models, f"{entry},python:fault_hooks:tiny"),
+                said,
+                code=0,
+                absent=f"results/*{name}*/*",
+            )
+    own = "python:fault_hooks:complex_numbers"
+    yield Broken("non-finite outputs", "evaluate: complex", ("evaluate", *models, own), "Complex")
 
 
-FAMILIES = (non_finite, bombs, untold_errors)
+FAMILIES = (non_finite, bombs, failing_functions)

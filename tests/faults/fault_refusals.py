@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import itertools
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -224,9 +226,66 @@ REFUSED = (
 )
 
 
-def refused_runs(lab: Lab, states: Sequence[str]) -> Iterator[Refused]:
-    """Yields the runs that are refused."""
-    yield from (*REFUSED, *_foreign_files(), *_recipes())
+def _answers() -> Iterator[Refused]:
+    """Yields tables of answers that say two things of one picture."""
+    row = '"key": "a", "variant": "original", "label": 0'
+    tables = {
+        "answers.jsonl": (f'{{{row}, "label": 1}}\n', "line 1: not JSON: an object has two fields"),
+        "answers.json": (f'[{{{row}, "key": "b"}}]', "is not JSON: an object has two fields"),
+        "answers.csv": ("key,variant,label,label\na,original,0,1\n", "has two columns 'label'"),
+    }
+    for name, (text, says) in tables.items():
+        yield Refused(
+            f"two equal fields of {name}",
+            ("evaluate", *TO, "--pictures", "none", "--models", f"answers:{{trial}}/{name}"),
+            says,
+            arrange=lambda trial, name=name, text=text: (trial / name).write_text(text),
+            kind="answers",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SameResults:
+    """A report on results that lie in two places, where tables count each model once.
+
+    Attributes:
+      name: name of the outcome.
+      arrange: puts the results of the first folder into the second.
+    """
+
+    name: str
+    arrange: Callable[[Path, Path], object]
+    kind: str = "results through a link"
+
+    def __call__(self, lab: Lab) -> list[Outcome]:
+        """Runs the command; returns one outcome."""
+        with lab.trial() as trial:
+            output, other = trial / "out", trial / "other"
+            shutil.copytree(lab.state("finished"), output, copy_function=shutil.copy2)
+            self.arrange(output, other)
+            report = ("report", "--dataset", str(output), "--pictures", "none", "--results")
+            ended = lab.run(trial, *report, f"{other},{output}")
+            faults = faults_of(ended)
+            with (output / "results" / "summary.csv").open(newline="") as file:
+                if len({row["model"] for row in csv.DictReader(file)}) != 1:
+                    faults.append("a model counts twice")
+            if ended.stdout.count("the same predictions count once") != 2:
+                faults.append("nothing says that they count once")
+        return [Outcome(self.kind, self.name, tuple(faults), ended)]
+
+
+SAME_RESULTS = (
+    SameResults("symbolic link", lambda output, other: other.symlink_to(output)),
+    SameResults(
+        "hard links", lambda output, other: shutil.copytree(output, other, copy_function=os.link)
+    ),
+    SameResults("copy", shutil.copytree),
+)
+
+
+def refused_runs(lab: Lab, states: Sequence[str]) -> Iterator[Refused | SameResults]:
+    """Yields the runs that are refused, and reports that count results once."""
+    yield from (*REFUSED, *_foreign_files(), *_recipes(), *_answers(), *SAME_RESULTS)
 
 
 FAMILIES = (refused_runs,)
