@@ -45,7 +45,9 @@ from pipeline.analyses.evaluation.comparisons import (
     Measured,
     ModelsOnSameImages,
     mark_best,
+    read_contributions,
 )
+from pipeline.analyses.evaluation.panel import ACCURACY, Accuracy
 from pipeline.analyses.evaluation.results import AccuracyRow, Evaluated, Summary
 from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.dataset.folder import Dataset
@@ -71,7 +73,7 @@ from pipeline.jobs.conditions import (
     parse_conditions,
 )
 from pipeline.jobs.publish import PublishPlan, publish
-from pipeline.report.write import write_tables
+from pipeline.report.write import gather, write_tables
 from pipeline.storage.store import Store
 from transforms.intervals import level_of, t_quantile
 from transforms.scoring import LABEL_RULES
@@ -667,6 +669,29 @@ def test_a_kept_baseline_is_the_same_run_under_other_settings_of_a_job(
     printed = capsys.readouterr()
     assert "the baseline on all of split val" in printed.out + printed.err
     assert json.loads((output / "results" / "baseline.json").read_text()) == json.loads(chosen)
+
+
+def test_the_extremes_of_many_models_have_wider_intervals(
+    compared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = dataset_in(compared)
+    evidence = gather(dataset, dataset.taxonomy)
+    (models,) = read_contributions(dataset, read_summaries(dataset)[0])
+    gaps = {
+        one.value: one
+        for summary in models.summaries
+        if (one := models.measure("bg_gap", summary, evidence.rule))
+    }
+    for named, extremes, level in ((3, None, 0.95), (2, (max(gaps), min(gaps)), level_of(3))):
+        monkeypatch.setattr(Accuracy, "named", named)
+        panel = ACCURACY.make(evidence, False)
+        assert isinstance(panel, Accuracy)
+        assert panel.models == 3
+        assert len(panel.gaps) == named
+        for _, cell in panel.gaps:
+            bounds = gaps[cell.value or 0].interval(level)
+            assert (cell.low, cell.high) == pytest.approx(bounds)
+        assert extremes in (None, tuple(cell.value for _, cell in panel.gaps))
 
 
 def test_the_best_models_are_marked(compared: Path) -> None:
