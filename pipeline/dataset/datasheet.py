@@ -130,7 +130,7 @@ _SHEET = {
             "It is for training and testing classifiers on all images of the classes.",
         ),
         ("always", "It is not for testing a model that was trained on the same images."),
-        ("is_cut", "Gaps on datasets that were made by different methods cannot be compared."),
+        ("is_cut", "Compare gaps on datasets that were made by the same method."),
     ),
     "dataCollection": (
         ("is_sample", "Pictures and classes are those of the sample that comes with in9."),

@@ -1,4 +1,4 @@
-"""The method: how much of BG-Gap comes from how the pictures are rendered."""
+"""The method: how BG-Gap changes with how the pictures are rendered."""
 
 from pipeline.analyses.analysis import Analysis, Command
 from pipeline.runtime.flag_types import RENDERINGS, Flag, count, section

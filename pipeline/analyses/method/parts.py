@@ -52,7 +52,7 @@ class MethodParts(Parts):
             template="method/panel.html",
             title="Method",
             make=lambda evidence, _: _panel(evidence),
-            answers="How much of BG-Gap comes from how pictures are made",
+            answers="How BG-Gap changes with how pictures are made",
             command="in9 method --dataset . --models MODELS",
             needs_layers=True,
             needs_variants=PAIRS,
