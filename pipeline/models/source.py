@@ -104,13 +104,9 @@ def measured_model(
     """Makes a `LoadedModel` from a module.
 
     Forward passes tell its number of outputs, and whether it takes pictures of other sizes.
-
-    Args:
-      settings: settings of the preprocessing, as for `Preprocessing.from_settings`. Those of a
-        module of timm default to its own.
-      where: the source of the settings, for the error message.
-      taxonomy: taxonomy of the outputs.
-      name, architecture, weights, module, recipe, weights_sha256: see `loaded_model`.
+    `settings` are those of `Preprocessing.from_settings`; for a module of timm, its own are the
+    defaults. `where` is their source, for the error message, and `taxonomy` that of the outputs.
+    Other arguments are those of `loaded_model`.
 
     Raises:
       JobError: a setting is wrong, or for the reasons of `count_outputs`.
