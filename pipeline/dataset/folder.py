@@ -275,8 +275,7 @@ class Dataset:
 
     def index_of_shard(self, split: str, shard: int) -> list[Row]:
         """Reads the index rows of an output shard, in the order of its samples."""
-        rows: list[Row] = self.index_table(split, shard).to_pylist()
-        return rows
+        return list(self.index_table(split, shard).to_pylist())
 
     def index_table(self, split: str, shard: int, columns: list[str] | None = None) -> pa.Table:
         """Reads the index of an output shard: those of the columns that it has, or all.

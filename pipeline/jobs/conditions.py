@@ -459,7 +459,8 @@ def _decided_at(condition: Condition, measured: Measured, level: float) -> int |
     """Finds the number of images at which a condition is decided; see `Judgement`."""
 
     def is_decided(images: int) -> bool:
-        return measured.excludes(condition.limit, level, images / measured.n)
+        bounds = measured.interval(level, images / measured.n)
+        return decide(*bounds, condition.holds) is not Verdict.OPEN
 
     in_groups = math.ceil(MIN_IMAGES * measured.n / measured.roles.units)
     numbers = range(max(measured.n, in_groups, MIN_IMAGES), _MOST_IMAGES + 1)

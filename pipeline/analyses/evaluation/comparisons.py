@@ -106,18 +106,9 @@ class Measured:
         )
         return float(low), float(high)
 
-    def excludes(self, limit: float, confidence: float, growth: float) -> bool:
-        """Returns whether the interval, with the arguments of `interval`, excludes a value."""
-        if self.correct is None:
-            spread = self.spread.grown(growth)
-            return bool(p_value(np.asarray(self.value), spread, limit) < 1 - confidence)
-        low, high = self.interval(confidence, growth)
-        return not low <= limit <= high
-
     def smallest(self, confidence: float = CONFIDENCE, limit: float = 0.0) -> float:
         """Computes the smallest difference from a limit that 8 of 10 draws of images show."""
-        value = np.asarray(self.value)
-        return float(smallest_difference(value, self.spread, confidence, limit))
+        return float(smallest_difference(np.asarray(self.value), self.spread, confidence, limit))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
