@@ -31,9 +31,6 @@ from pipeline.storage.interface import MAX_READ_BYTES, Fence, FileInfo, Files, P
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 """Errors of file systems that cannot make a hard link."""
 
-_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.ENAMETOOLONG)
-"""Errors that mean that a path leads to no file that this process may use."""
-
 _NEVER_READ = {
     errno.ELOOP: "its links lead in a circle",
     errno.ENAMETOOLONG: "it is a link to a name that is too long",
@@ -41,14 +38,13 @@ _NEVER_READ = {
 """Why a file is found on no machine, by the error of looking for it. All other errors may be a
 machine's: a link may lead to a disk that is not mounted (ENOENT, ENOTDIR), rights may be missing
 (EACCES), and load (EMFILE) or a failing disk (EIO) may keep a file out of reach."""
-
-_NO_FILES = {
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, *_NEVER_READ)
+"""Errors that mean that a path leads to no file that this process may use."""
+_BLOCKING = dict.fromkeys((stat.S_IFCHR, stat.S_IFBLK), "not a file but a device") | {
     stat.S_IFIFO: "not a file but a pipe",
     stat.S_IFSOCK: "not a file but a socket",
-    stat.S_IFCHR: "not a file but a device",
-    stat.S_IFBLK: "not a file but a device",
 }
-"""What may block or never end when it is read."""
+"""What may block or never end when it is read, by its kind."""
 
 _TOKEN = re.compile("[0-9a-f]{8,64}")
 _METADATA = "about"
@@ -156,10 +152,7 @@ class LocalFiles(Files):
             self.sync_folder(os.path.dirname(path))
 
     def copy(self, source: str, target: str) -> None:
-        """Copies a file, as a hard link if possible.
-
-        A link is safe, because files are replaced and never changed in place.
-        """
+        """Copies a file, as a hard link if possible: files are replaced, and never change."""
         _make_folder_of(target)
         with self._guarded():
             aside = self._intermediate(f"{target}.{os.urandom(16).hex()}")
@@ -390,28 +383,21 @@ def _raise_unless_missing(error: OSError) -> None:
 
 def _regular(path: str, status: os.stat_result) -> os.stat_result:
     """Returns the status of a file or folder; raises UsageError for pipes, sockets and devices."""
-    # Opening a folder raises an error of its own.
-    if what := _NO_FILES.get(stat.S_IFMT(status.st_mode)):
+    if what := _BLOCKING.get(stat.S_IFMT(status.st_mode)):
         raise UsageError(f"{path} is {what}")
     return status
 
 
 def never_read(path: str) -> str:
-    """Returns why no machine can read a file at this path; "" if one may.
-
-    Only this is a fault of the file. Where reading it fails otherwise, the machine may be at fault.
-    """
+    """Returns why no machine can read a file at a path, which is the file's own fault; else ""."""
     try:
-        return _NO_FILES.get(stat.S_IFMT(os.stat(path).st_mode), "")
+        return _BLOCKING.get(stat.S_IFMT(os.stat(path).st_mode), "")
     except OSError as error:
         return _NEVER_READ.get(error.errno or 0, "")
 
 
 def leads_to(is_kind: Callable[[], bool]) -> bool:
-    """Returns what `is_dir` or `is_file` of an entry of a folder does; False if it leads nowhere.
-
-    Raises OSError if a failing disk or network does not tell.
-    """
+    """Calls `is_dir` or `is_file` of an entry of a folder; returns False if it leads nowhere."""
     try:
         return is_kind()
     except OSError as error:

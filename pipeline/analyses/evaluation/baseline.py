@@ -132,8 +132,7 @@ def open_results(flag: str, folder: str) -> tuple[Dataset, list[Evaluated]]:
     Returns:
       (its dataset, its models without rows of a matrix).
 
-    Raises:
-      UsageError: the folder holds no finished dataset.
+    Raises UsageError if the folder holds no finished dataset.
     """
     above, model = os.path.split(absolute(folder))
     is_of_model = above.endswith("/results")
@@ -145,9 +144,8 @@ def open_results(flag: str, folder: str) -> tuple[Dataset, list[Evaluated]]:
 def with_results(dataset: Dataset, folders: Iterable[str]) -> tuple[Store, list[str]]:
     """Shows the models of other folders with those of a dataset, without copying their results.
 
-    A model whose name another one has, too, is told by its folder, unless that is the dataset's.
-    Models of one name whose predictions have the same bytes are one model, which counts once: they
-    lie in one folder that several paths lead to, or in copies of it.
+    A model whose name another one has, too, is told by its folder, unless that is the dataset's. If
+    their predictions have the same bytes, through a link or in a copy, they are one model.
 
     Args:
       dataset: the dataset.
@@ -156,8 +154,7 @@ def with_results(dataset: Dataset, folders: Iterable[str]) -> tuple[Store, list[
     Returns:
       (the dataset's folder with the results of the others; a line on each of the others).
 
-    Raises:
-      UsageError: a folder holds no finished dataset.
+    Raises UsageError if a folder holds no finished dataset.
     """
     own, lines = dataset.store, []
     models = [(own, run) for run in _runs(own)]
@@ -252,8 +249,7 @@ def open_baseline(
     Returns:
       (the dataset of the other folder that has its results, or None; the model).
 
-    Raises:
-      UsageError: it names no model, or several, or a folder without a finished dataset.
+    Raises UsageError if it names no model, or several, or a folder without a finished dataset.
     """
     where, runs = None, models_named(store, name, settings)
     if not runs and Store.at(name).has_folder(""):
