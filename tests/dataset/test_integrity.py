@@ -32,6 +32,7 @@ from transforms.codec import (
 )
 
 MODEL = (*TINY_MODEL, "--pictures", "none")
+TARS = ("--formats", "webdataset")
 READERS: dict[str, Callable[[Path], tuple[object, ...]]] = {
     "evaluate": lambda out: ("evaluate", "--dataset", out, *MODEL),
     "attack": lambda out: ("attack", "--dataset", out, *MODEL),
@@ -83,6 +84,14 @@ def shown(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(capsys.readouterr().err.split())
 
 
+@pytest.fixture(scope="module")
+def in_tars(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset with tars only."""
+    output = tmp_path_factory.mktemp("tars") / "out"
+    make(output, small_sample, *TARS)
+    return output
+
+
 def flip(path: Path, at: float = 0.5) -> Path:
     """Flips a bit of two bytes of a file."""
     data = bytearray(path.read_bytes())
@@ -93,21 +102,19 @@ def flip(path: Path, at: float = 0.5) -> Path:
 
 
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("layout", ["parquet", "webdataset"])
+@pytest.mark.parametrize(
+    ("dataset", "layout"), [("as_before", "parquet"), ("in_tars", "webdataset")]
+)
 def test_no_command_takes_a_picture_that_has_changed(
     reader: str,
+    dataset: str,
     layout: str,
-    as_before: Path,
+    request: pytest.FixtureRequest,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    small_sample: Path,
 ) -> None:
-    output = tmp_path / "out"
-    if layout == "parquet":
-        shutil.copytree(as_before, output)
-        shutil.rmtree(output / "results")
-    else:
-        make(output, small_sample, "--formats", "webdataset")
+    output = Path(shutil.copytree(request.getfixturevalue(dataset), tmp_path / "out"))
+    shutil.rmtree(output / "results", ignore_errors=True)
     victim = flip(sorted((output / layout / "original").iterdir())[-1])
     run_here(*READERS[reader](output), code=1)
     said = shown(capsys)
@@ -117,17 +124,15 @@ def test_no_command_takes_a_picture_that_has_changed(
 
 
 def test_a_changed_picture_is_no_work_and_removing_it_is(
-    small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    in_tars: Path, small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "out"
-    make(output, small_sample)
-    before = results_of(output)
-    victim = flip(output / "parquet" / "mixed_rand" / "val-00001-of-00003.parquet")
-    make(output, small_sample)
+    output = Path(shutil.copytree(in_tars, tmp_path / "out"))
+    victim = flip(output / "webdataset" / "mixed_rand" / "val-000001.tar")
+    make(output, small_sample, *TARS)
     assert "nothing to do" in capsys.readouterr().out
     victim.unlink()
-    make(output, small_sample)
-    assert results_of(output) == before
+    make(output, small_sample, *TARS)
+    assert results_of(output) == results_of(in_tars)
 
 
 def test_older_datasets_stay_as_they_are_and_keep_their_predictions(
@@ -218,32 +223,32 @@ def test_checksums_of_a_png_find_what_decoding_does_not() -> None:
     assert silent, "decoding alone finds every changed bit"
 
 
-@pytest.mark.parametrize("flags", [("--seed", 1), ("--replicates", 2)])
-@pytest.mark.parametrize("at", [0.03, 0.31, 0.62, 0.9])
+@pytest.mark.parametrize(
+    ("at", "flag"), [(0.03, "--seed"), (0.31, "--replicates"), (0.62, "--seed"), (0.9, "--seed")]
+)
 def test_compose_takes_no_layer_that_has_changed(
     at: float,
-    flags: tuple[object, ...],
+    flag: str,
+    in_tars: Path,
     small_sample: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    output = tmp_path / "out"
-    make(output, small_sample)
+    output = Path(shutil.copytree(in_tars, tmp_path / "out"))
     victim = flip(sorted((output / "layers").glob("*.tar"))[-1], at)
-    composed = results_of(output)
-    make(output, small_sample, *flags, "--overwrite", "config", code=1)
+    before = results_of(output)
+    make(output, small_sample, *TARS, flag, 2, "--overwrite", "config", code=1)
     said = shown(capsys)
     assert f"{victim} is damaged" in said
     assert "Remove it and run the same command again" in said
-    assert results_of(output) == composed
+    assert results_of(output) == before
 
 
 def test_another_layer_of_the_same_size_is_found(
-    small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    in_tars: Path, small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Tests a whole layer that takes the place of another one, with true checksums in its PNGs."""
-    output = tmp_path / "out"
-    make(output, small_sample)
+    output = Path(shutil.copytree(in_tars, tmp_path / "out"))
     record = sorted((output / "layers").glob("*.parquet"))[-1]
     row = next(
         row for row in read_image_rows(Store(str(output)), f"layers/{record.name}") if row.box
@@ -258,7 +263,5 @@ def test_another_layer_of_the_same_size_is_found(
     others = (pixels ^ (np.arange(pixels.size) == n).reshape(pixels.shape) for n in range(999))
     other = next(png for png in map(encode_png, others) if len(png) == end - start)
     tar.write_bytes(data[:start] + other + data[end:])
-    make(output, small_sample)  # Does not read it.
-    capsys.readouterr()
-    make(output, small_sample, "--seed", 1, "--overwrite", "config", code=1)
+    make(output, small_sample, *TARS, "--seed", 1, "--overwrite", "config", code=1)
     assert f"{tar} is damaged (it has another {row.key})" in shown(capsys)
