@@ -27,14 +27,13 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import threshold_models
 from measure import row
 from numpy.typing import NDArray
 
-from pipeline.display.panel import Verdict, decide
-from pipeline.jobs.conditions import Condition
 from transforms.analysis import relative_foreground_sensitivity
 from transforms.flips import PicturePairs, flip_rate
 from transforms.intervals import level_of, score_interval, t_quantile
@@ -42,15 +41,18 @@ from transforms.pairing import Pool, pair
 from transforms.trend import slope_interval
 from transforms.two_way import (
     Roles,
+    Spread,
     difference_interval,
+    p_value,
     smallest_difference,
     wilson_of_pictures,
 )
 
 Floats = NDArray[np.float64]
 Correct = NDArray[np.bool_]
-Estimates = dict[str, tuple[float, float, float, float]]
-"""Estimates of a run by name: value, low, high, and 1 if the estimate is a share, else 0."""
+Estimates = dict[str, Any]
+"""Estimates of a run by name: (value, low, high, and 1 if the estimate is a share, else 0), or for
+a difference (value, its spread)."""
 
 STRENGTHS = {"none": 0.0, "small": 0.25, "medium": 0.5, "large": 0.8}
 """Sizes of background effects, as multiples of `EFFECT`."""
@@ -167,9 +169,26 @@ def gap_of(correct: dict[str, Correct]) -> tuple[float, Floats]:
     return float(same.mean() - rand.mean()), r
 
 
-def interval_of(value: float, r: Floats, roles: Roles) -> tuple[float, float, float, float]:
-    low, high = difference_interval(np.asarray(value), roles.spread(r))
-    return value, float(low), float(high), 0.0
+def interval_of(value: float, r: Floats, roles: Roles) -> tuple[float, Spread]:
+    """Returns a difference and its spread; `measure` makes the intervals of all runs at once."""
+    return value, roles.spread(r)
+
+
+def bounds_of(runs: Sequence[tuple[float, Spread]]) -> Floats:
+    """Computes the intervals of differences: value, low, high and 0, each for all runs."""
+    value = np.asarray([one for one, _ in runs])
+    units = np.asarray([spread.units for _, spread in runs])
+    result = np.stack([value, value, value, np.zeros_like(value)])
+    for number in np.unique(units):
+        chosen = np.flatnonzero(units == number)
+        spreads = [runs[int(i)][1] for i in chosen]
+        together = dataclasses.replace(
+            spreads[0],
+            variance=np.asarray([spread.variance for spread in spreads]),
+            scatter=np.asarray([spread.scatter for spread in spreads]),
+        )
+        result[1:3, chosen] = difference_interval(value[chosen], together)
+    return result
 
 
 def one_run(rng: np.random.Generator, design: Design, strength: float) -> Estimates:
@@ -190,7 +209,6 @@ def one_run(rng: np.random.Generator, design: Design, strength: float) -> Estima
     }
 
 
-HOLDS = Condition.parse("bg_gap > baseline").holds
 GATES = {"one equal": (0.015, 0.035), "any of ten equal": (0.0, 0.035), "one larger": (0.75, 0.9)}
 """Lowest and highest share of runs in which a gate should hold."""
 
@@ -213,8 +231,8 @@ def gate_run(
     (gap, r), *others = estimates
     difference = np.asarray([value - gap for value, _ in others])
     spread, level = design.gap.spread(np.stack([each - r for _, each in others])), level_of(models)
-    bounds = np.stack(difference_interval(difference, spread, level), axis=1)
-    holds = any(decide(low, high, HOLDS) is Verdict.HOLDS for low, high in bounds.tolist())
+    # An interval lies above 0 if, and only if, the p value says so.
+    holds = bool(((difference > 0) & (p_value(difference, spread) < 1 - level)).any())
     return holds, float(smallest_difference(difference, spread, level)[0])
 
 
@@ -373,7 +391,9 @@ def measure(
     results = [run(rng, designs[i % len(designs)]) for i in range(runs)]
     cells = {}
     for name in results[0]:
-        value, low, high, is_share = np.asarray([result[name] for result in results]).T
+        of_runs = [result[name] for result in results]
+        is_difference = isinstance(of_runs[0][1], Spread)
+        value, low, high, is_share = bounds_of(of_runs) if is_difference else np.asarray(of_runs).T
         truth = TRUTH[name.partition(",")[0].split()[0]]
         coverage = float(((low <= truth) & (truth <= high)).mean())
         if is_share[0]:
