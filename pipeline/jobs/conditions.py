@@ -52,8 +52,7 @@ from transforms.scoring import ALL_RULES
 from transforms.variants import VARIANTS, is_picture, variant_of
 
 MIN_IMAGES = 10
-"""The fewest images, and groups of images, that can decide a condition. With fewer and many draws
-of backgrounds, 95 % intervals cover the true value in only nine cases of ten (docs/results.md)."""
+"""The fewest images, and effective number of groups of images, that can decide a condition."""
 _MOST_IMAGES = 1_000_000
 """The most images at which a condition is said to be decided."""
 _EXPRESSION = re.compile(
