@@ -105,9 +105,9 @@ def test_every_part_has_real_results_or_says_what_gives_them(opened: Any) -> Non
     assert judged > 5
     claims = [claim for analysis in ANALYSES for claim in analysis.parts.claims]
     assert judged + sum(map(int, not_judged)) == len(claims)
+    # Four of 14 images differ at most, by which two models cannot be told apart.
     comparison = page.locator("#accuracy .side").last.inner_text()
-    first, second = MODELS
-    assert re.search(rf"{first} against {second}: [\d.]+ points (higher|lower) on \w+", comparison)
+    assert comparison.endswith("None of these differences is significant.")
     known = build_parser()
     commands = page.locator(".command code").all_text_contents()
     assert len(commands) > 4
