@@ -187,8 +187,7 @@ def check_png(data: bytes) -> None:
 
     Source: `PIL.Image.verify`. Raises UndecodableError if they differ.
     """
-    image = open_picture(data)
-    with _decoding_errors(image):
+    with _decoding_errors(image := open_picture(data)):
         image.verify()
 
 
@@ -196,7 +195,7 @@ def decode_png(data: bytes) -> Pixels:
     """Decodes what `encode_png` encoded, by `cv2.imdecode`, which compares the checksums.
 
     Returns (H, W, 3) uint8 RGB, with the pixels of `decode_image`, in no more time. Raises
-    UndecodableError or TooManyPixelsError, for its reasons.
+    UndecodableError or TooManyPixelsError, for its reasons; libpng prints a line of its own, too.
     """
     open_picture(data)
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)

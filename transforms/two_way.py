@@ -227,7 +227,7 @@ class Spread:
 
         Returns:
           A function: values in [-1, 1], of the same shape or with more axes in front -> the
-          variances. At the estimates themselves they are `variance`, unless it is 0.
+          variances. At the estimates themselves they are at least `variance`.
         """
         trials, square, added = self.trials(estimate)
 

@@ -4,7 +4,6 @@ Flags that configure a dataset have the names and defaults of `pipeline.dataset.
 is not imported here, because it needs OpenCV, and `--help` should not wait for the import.
 """
 
-import shlex
 from collections.abc import Iterator
 
 from pipeline.analyses import ANALYSES
@@ -16,12 +15,12 @@ from pipeline.runtime.flag_types import (
     choice,
     comma_separated,
     count,
-    given,
     overwrite,
     section,
     share,
     statement,
     switch,
+    words,
 )
 from pipeline.training.flags import LEARNING, TRAIN_JOB
 
@@ -467,7 +466,7 @@ SECTIONS = (
             "COMMAND",
             "start --direct_num_workers worker processes by this command, such as 'srun -N1 -n1 "
             "--exact' (default: none; this process does the work)",
-            type=lambda text: shlex.split(given(text)),
+            type=words,
         ),
         Flag(
             "--worker_pools",

@@ -203,8 +203,10 @@ class Dataset:
         manifest lists.
         """
         count = 0
-        opened = self._verified(path) if is_verified else contextlib.nullcontext(self.store)
-        with self.naming_file(path), opened as store:
+        with (
+            self.naming_file(path),
+            self._verified(path) if is_verified else contextlib.nullcontext(self.store) as store,
+        ):
             for piece in read(store):
                 yield piece
                 count += samples_of(piece)

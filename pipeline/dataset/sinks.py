@@ -332,9 +332,9 @@ def read_layer(store: Store, tar_path: str, row: Row) -> dict[str, bytes]:
     return dict(zip(LAYER_FILES, files, strict=True))
 
 
-def damaged_tar(path: str, error: Exception) -> JobError:
+def damaged_tar(path: str, fault: object) -> JobError:
     """Returns the error for a tar of layers with other content than was written."""
-    return JobError(f"{path} is damaged ({error}). Remove it and run the same command again")
+    return JobError(f"{path} is damaged ({fault}). Remove it and run the same command again")
 
 
 def decode_layer(image: bytes, only_bg_t: bytes, mask: bytes, *, box: Sequence[int]) -> Layer:

@@ -386,7 +386,6 @@ class FinishModels(_Step):
         count(f"{work.stage}_failed", len(failed))
         failed.sort(key=lambda failure: failure.order)
         note_failures(evaluation.store, dataset, work.stage, evaluation.settings, failed, succeeded)
-        evaluation.store.remove_temporary()
         return [dataset]
 
 

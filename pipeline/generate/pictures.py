@@ -144,7 +144,7 @@ class LayerSource:
             tar, layer_ranges(vars(row)), functools.partial(decode_layer, box=row.box or ())
         )
         if layer_digest(layer) != row.layer_digest:
-            raise damaged_tar(self.store.path(tar), ValueError(f"it has another {row.key}"))
+            raise damaged_tar(self.store.path(tar), f"its layer of {row.key} is another")
         return layer
 
     def _again(self, planned: PlannedImage) -> Layer | SourceBytes:

@@ -28,6 +28,8 @@ _ROWS_AT_ONCE = 8
 """Number of images that are decoded at a time on the way to the wanted image."""
 _ROWS_IN_FLIGHT = 2
 _BUFFER_BYTES = 1 << 20
+_UNPACKED = 20
+"""Largest number of bytes of a row group for each byte of its file, where files may be large."""
 _ROWS_OF_TEXT, _BYTES_AT_ONCE = 65_536, 256 << 20
 """Largest number of rows, and of bytes, in a batch of a table."""
 MAX_TEXT = 131_072
@@ -168,7 +170,7 @@ def open_parquet(path: str, flag: str = "") -> Iterator[Any]:
             refuse_twins(file.schema_arrow.names, path, flag)
             yield file
     except UnicodeDecodeError as error:
-        raise UsageError(f"{name} has columns whose names are not text in UTF-8") from error
+        raise UsageError(f"{name} has columns whose names or texts are not UTF-8") from error
     except (pa.ArrowException, OSError) as error:
         if not tells_damage(error):
             raise
@@ -199,13 +201,9 @@ def rows_of(
       UsageError: a row group or a value is larger than the limit.
     """
     for group in range(file.num_row_groups):
-        chunks = column_chunks(file, group, columns)
+        chunks = column_chunks(file, path, group, columns)
         size = sum(chunk.total_uncompressed_size for chunk in chunks)
-        if size > MAX_READ_BYTES:
-            raise UsageError(
-                f"{path} has {size} bytes in the columns of row group {group}, more than the "
-                f"limit of {MAX_READ_BYTES}; write it with smaller row groups"
-            )
+        _refuse_large(path, group, size, MAX_READ_BYTES)
         # One dictionary entry may hold almost all of the bytes, and every row may refer to it.
         batch_rows = _ROWS_OF_TEXT
         if any(chunk.has_dictionary_page for chunk in chunks):
@@ -221,7 +219,9 @@ def rows_of(
             yield group, number, row
 
 
-def column_chunks(file: Any, group: int, columns: Sequence[str] | None = None) -> list[Any]:
+def column_chunks(
+    file: Any, path: str, group: int, columns: Sequence[str] | None = None
+) -> list[Any]:
     """Returns pyarrow's metadata of some columns of a row group; none if the group has no rows.
 
     The first row is read before: an error in the metadata of a column is an exception then, and
@@ -229,14 +229,33 @@ def column_chunks(file: Any, group: int, columns: Sequence[str] | None = None) -
 
     Args:
       file: the open file.
+      path: path of the file.
       group: number of the row group.
       columns: paths of the columns; all columns if None.
+
+    Raises:
+      UsageError: the row group is too large to read a row. If only some columns are read, others
+        may hold pictures, which can hardly be compressed.
     """
-    metadata, schema = file.metadata.row_group(group), file.schema
+    metadata, schema, limit = file.metadata.row_group(group), file.schema, MAX_READ_BYTES
+    if columns is not None and (info := files_of(path).info(path)) is not None:
+        limit = max(limit, _UNPACKED * info.size)
+    _refuse_large(path, group, metadata.total_byte_size, limit)
     if next(file.iter_batches(1, row_groups=[group], columns=columns), None) is None:
         return []
-    wanted = [n for n in range(len(schema)) if columns is None or schema.column(n).path in columns]
-    return [metadata.column(number) for number in wanted]
+    return [
+        metadata.column(number)
+        for number in range(len(schema))
+        if columns is None or schema.column(number).path in columns
+    ]
+
+
+def _refuse_large(path: str, group: int, size: int, limit: int) -> None:
+    if size > limit:
+        raise UsageError(
+            f"{path} has {size} bytes in the columns of row group {group}, more than the limit of "
+            f"{limit}; write it with smaller row groups"
+        )
 
 
 def _values(batches: Iterable[pa.RecordBatch], name: str) -> Iterator[dict[str, Any]]:

@@ -213,11 +213,6 @@ class Recipe:
             f"its {size} bytes are too few for its rows": sum(group.num_rows for group in groups)
             * (_OBJECT_BYTES if config.segment.objects == "each" else _ROW_BYTES)
             > size,
-            "it has dictionaries": any(
-                chunk.has_dictionary_page
-                for number in range(len(groups))
-                for chunk in column_chunks(file, number)
-            ),
             "its columns have other names or types": file.schema_arrow.remove_metadata()
             != recipe_schema(has_layers=self.has_layers),
             "its classes are not those of its configuration": config.taxonomy
@@ -228,6 +223,12 @@ class Recipe:
         }
         if fault := next((fault for fault, is_there in faults.items() if is_there), ""):
             raise ValueError(fault)
+        if any(
+            chunk.has_dictionary_page
+            for number in range(len(groups))
+            for chunk in column_chunks(file, self.path, number)
+        ):
+            raise ValueError("it has dictionaries")
 
     @property
     def has_layers(self) -> bool:

@@ -313,9 +313,9 @@ class Judgement:
         )
         if self.verdict is not Verdict.OPEN:
             return line
-        what = "images" if self.n < MIN_IMAGES else f"equal groups of images ({self.units:.1f})"
         few = (
-            f"; fewer than {MIN_IMAGES} {what} decide nothing"
+            f"; fewer than {MIN_IMAGES} images, or groups that count alike, decide nothing (here "
+            f"{self.units:.1f})"
             if round(self.units) < MIN_IMAGES
             else ""
         )

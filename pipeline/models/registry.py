@@ -49,7 +49,6 @@ def store_model(folder: WeightsFolder, model: LoadedModel) -> bool:
         tensors = {key: value.clone(memory_format=layout) for key, value in state.items()}
         store.write(stored.file, save(tensors))
     changed |= folder.note(stored)
-    store.remove_temporary()
     store.prune(WORK_FOLDER)
     return changed
 

@@ -297,8 +297,8 @@ def unlike_logits(outputs: object, pictures: int, num_outputs: int | None = None
 
     Logits are a dense tensor (pictures, num_outputs), or (pictures, any), of any real dtype.
     """
-    if not isinstance(outputs, torch.Tensor):
-        return type(outputs).__name__
+    if not isinstance(outputs, torch.Tensor) or outputs.is_nested or outputs.is_meta:
+        return f"{type(outputs).__name__}, and no plain tensor"
     if (
         outputs.layout == torch.strided
         and torch.can_cast(outputs.dtype, torch.float32)

@@ -341,7 +341,6 @@ def _finish(job: ExportPlan, shards: Iterable[int]) -> tuple[int, list[str]]:
         "files": len(wanted),
     }
     target.update(note_file(job.split), json_bytes(note))
-    target.remove_temporary()
     return swept
 
 

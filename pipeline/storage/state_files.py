@@ -13,20 +13,21 @@ such a character, the text gets one more, so that `read_csv` always removes exac
 """
 
 import csv
+import functools
 import io
 import json
 import logging
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, BinaryIO, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import JobError, TooLargeError, UsageError, one_line, shown_bytes
-from pipeline.storage.store import HashingFile, Store
+from pipeline.storage.store import Store
 from transforms import limits
 
 _LOG = logging.getLogger(__name__)
@@ -45,6 +46,12 @@ RelativePath = Annotated[
     str, msgspec.Meta(pattern=r"\A(?:(?!\.)[^/\\\x00-\x1f]+/)*(?!\.)[^/\\\x00-\x1f]+\Z")
 ]
 """Normalised path below a folder, without names that begin with a dot."""
+
+
+parquet_writer = functools.partial(pq.ParquetWriter, write_page_checksum=True)  # noqa: TID251
+"""Makes pyarrow's writer of a Parquet file, whose pages have checksums (CRC-32)."""
+parquet_reader = functools.partial(pq.ParquetFile, page_checksum_verification=True)  # noqa: TID251
+"""Makes pyarrow's reader of a Parquet file, which compares pages with the checksums they have."""
 
 
 class DamagedError(JobError):
@@ -132,20 +139,6 @@ def read_commit(store: Store, path: str, parse: Callable[[bytes], T]) -> T | Non
             ) from error
 
     return read_intact(store, path, read)
-
-
-def parquet_writer(file: BinaryIO | HashingFile, schema: pa.Schema, **options: Any) -> Any:
-    """Returns pyarrow's writer of a Parquet file whose pages have checksums (CRC-32)."""
-    return pq.ParquetWriter(  # noqa: TID251
-        file, schema, write_page_checksum=True, **options
-    )
-
-
-def parquet_reader(source: Any, **options: Any) -> Any:
-    """Returns pyarrow's reader of a Parquet file; it compares pages with checksums they have."""
-    return pq.ParquetFile(  # noqa: TID251
-        source, page_checksum_verification=True, **options
-    )
 
 
 def read_table(

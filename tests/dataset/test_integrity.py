@@ -135,6 +135,22 @@ def test_a_changed_picture_is_no_work_and_removing_it_is(
     assert results_of(output) == results_of(in_tars)
 
 
+def test_what_was_damaged_and_mended_is_published_whole(
+    in_tars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    output = Path(shutil.copytree(in_tars, tmp_path / "out"))
+    victim = output / "webdataset" / "original" / "val-000001.tar"
+    sound = victim.read_bytes()
+    flip(victim)
+    run_here(*READERS["publish"](output), code=1)
+    victim.unlink()
+    victim.write_bytes(sound)
+    monkeypatch.setattr(folder, "_verified", set())
+    run_here(*READERS["publish"](output))
+    run_here("verify", "--dataset", tmp_path / "published")
+    assert "files agree with manifest.json" in capsys.readouterr().out
+
+
 def test_older_datasets_stay_as_they_are_and_keep_their_predictions(
     as_before: Path, small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,4 +280,4 @@ def test_another_layer_of_the_same_size_is_found(
     other = next(png for png in map(encode_png, others) if len(png) == end - start)
     tar.write_bytes(data[:start] + other + data[end:])
     make(output, small_sample, *TARS, "--seed", 1, "--overwrite", "config", code=1)
-    assert f"{tar} is damaged (it has another {row.key})" in shown(capsys)
+    assert f"{tar} is damaged (its layer of {row.key} is another)" in shown(capsys)

@@ -15,11 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 from PIL import Image
-from runs import TINY_MODEL, dataset_in, run_in9, table_of
+from runs import TINY_MODEL, dataset_in, hash_again, run_in9, table_of
 from soundness import assert_sound, contradictions
 
 from pipeline.errors import JobError
-from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 from transforms.variants import MIXED, PAPER
 
@@ -182,17 +181,6 @@ def test_a_shard_with_another_number_of_samples_is_named(copy: Path, only: str) 
     with pytest.raises(JobError, match=expected):
         list(dataset.tables("val", 0, "no_fg", ["key"]))
     assert len(list(dataset.samples("val", 0, "only_fg"))) == 70
-
-
-def hash_again(output: Path, path: str) -> None:
-    """Updates a file's entry in the manifest, as if a job had written the file as it is now."""
-    store = Store(str(output))
-    manifest = json.loads((output / "manifest.json").read_text())
-    for file in manifest["files"]:
-        if file["path"] == path:
-            rows = pq.read_metadata(output / path).num_rows
-            file |= {"bytes": store.size(path), "sha256": store.digest(path), "samples": rows}
-    (output / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_a_lost_sample_behind_a_true_checksum_is_a_contradiction(copy: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from runs import run_python
 from shapes import listed, tar_bytes
 
 from pipeline.errors import UsageError
@@ -223,7 +224,7 @@ def test_text_that_is_not_utf8_is_named_by_row_and_column(
     with pytest.raises(UsageError, match=place):
         read_answers(f"answers:{path}", imagenet9())
     path.write_bytes(path.read_bytes().replace(b"variant", b"varian\xff"))
-    with pytest.raises(UsageError, match=f"{path} has columns whose names are not text in UTF-8"):
+    with pytest.raises(UsageError, match=f"{path} has columns whose names or texts are not UTF-8"):
         column_names(str(path), "--input")
 
 
@@ -237,6 +238,31 @@ def test_a_value_that_all_rows_share_fills_no_memory(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"a.parquet, row 1 .* column image: 2000000 characters"):
         list(read_rows(str(path), "--input"))
     assert pa.total_allocated_bytes() - before < 1 << 30
+
+
+@pytest.mark.parametrize("columns", ["None", "['image.path']"])
+def test_a_large_value_in_a_small_file_is_refused_before_it_is_read(
+    columns: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.parquet"
+    image = pa.array([{"path": "x" * 200_000_000}])
+    pq.write_table(pa.table({"image": image}), path, compression="zstd", use_dictionary=False)
+    assert path.stat().st_size < 100_000
+    code = f"""
+import resource
+from pipeline.errors import UsageError
+from pipeline.inputs import location
+
+location.MAX_READ_BYTES = 1 << 20
+with location.open_parquet({str(path)!r}) as file:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        list(location.rows_of(file, {str(path)!r}, {columns}))
+    except UsageError as error:
+        print("more than the limit" in str(error), end=" ")
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000)
+"""
+    assert run_python(code).stdout == "True True\n"
 
 
 NEVER_READ = ("ELOOP", "ENAMETOOLONG")

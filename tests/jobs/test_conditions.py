@@ -166,7 +166,7 @@ def test_too_few_images_decide_nothing(seed: int, n: int) -> None:
     texts = ["bg_gap<0.1", "bg_gap>-0.1", "bg_gap<=1", "original>=0", "bg_gap<=baseline+1"]
     for judgement in verdicts(texts, models, baseline_of(models, 0)):
         assert judgement.verdict is Verdict.OPEN
-        assert "; fewer than 10 images decide nothing" in judgement.line
+        assert "groups that count alike, decide nothing (here" in judgement.line
 
 
 def test_too_few_groups_decide_nothing() -> None:
@@ -177,7 +177,7 @@ def test_too_few_groups_decide_nothing() -> None:
         grouped = dataclasses.replace(models, images=images)
         (judgement,) = verdicts(["original>0.1"], grouped)
         assert (judgement.verdict, judgement.n, judgement.units) == (verdict, 100, 100 // size)
-    assert "; fewer than 10 equal groups of images (5.0) decide nothing; if " in judgement.line
+    assert "groups that count alike, decide nothing (here 5.0); if " in judgement.line
     assert "decided at 200 images" in judgement.line
     # Many small groups beside one that holds half of the images do not count as many.
     images = dataclasses.replace(

@@ -279,7 +279,7 @@ def test_an_export_that_fails_keeps_the_shards_that_it_has_finished(
     command = ("export", "--dataset", dataset, "--to", target)
     failed = run_in9(*command, check=1)
     (line,) = failed.stderr.splitlines()
-    assert line.startswith(f"in9 export: the job failed: {last} cannot be read (")
+    assert line.startswith(f"in9 export: the job failed: {last} is missing or has changed")
     (log,) = target.glob(".in9/export-*.log")
     assert line.endswith(f"(details: {log})")
     assert not (target / "export-val.json").exists()

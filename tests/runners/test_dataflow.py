@@ -301,7 +301,7 @@ def test_a_job_that_fails_says_why_and_leaves_no_lock(
         (["--temp_location="], "--temp_location=gs://BUCKET/FOLDER is required"),
         (["--temp_location=/tmp"], "--temp_location must be gs://"),
         (["--output", "out"], "--output out lies on this machine"),
-        (["--input", ""], "--input gs://BUCKET/FOLDER is required"),
+        (["--input", ""], "argument --input: expected a value, got ''"),
         (["--annotations", "boxes"], "--annotations boxes lies on this machine"),
         (["--weights", "w"], "--weights w lies on this machine"),
         (["--backgrounds", "b"], "--backgrounds b lies on this machine"),

@@ -323,7 +323,7 @@ def test_flags_of_workers_are_checked_before_the_job(
     two = ("--direct_num_workers", 2)
     assert "--worker_command needs --direct_num_workers" in refused(*HERE)
     assert "there is no such command" in refused("--worker_command", "no-such", *two)
-    assert "invalid split value" in refused("--worker_command", "env 'x", *two)
+    assert "invalid words value" in refused("--worker_command", "env 'x", *two)
     assert "go with --worker_command or" in refused("--callback_address", "127.0.0.1")
     assert "exclude each other" in refused(*HERE, "--worker_pools", "a:1")
     assert "--worker_pools needs --worker_secret" in refused("--worker_pools", "a:1")

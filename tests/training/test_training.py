@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -23,7 +24,16 @@ from gcs import BUCKET, object_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from runs import ONE, csv_rows, dataset_in, run_in9, start_in9, table_of, wait_until
+from runs import (
+    ONE,
+    csv_rows,
+    dataset_in,
+    hash_again,
+    run_in9,
+    start_in9,
+    table_of,
+    wait_until,
+)
 from soundness import assert_sound
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -398,7 +408,12 @@ def test_a_broken_picture_is_named(drawn: Path, tmp_path: Path, workers: int) ->
     (file,) = dataset.shard_files("train", 1, ("original",))
     sample = next(dataset.samples("train", 1, "original"))
     path = copy / file.path
-    path.write_bytes(path.read_bytes().replace(sample.image[:200], bytes(200), 1))
+    table = pq.read_table(path)
+    images = table["image"].to_pylist()
+    images[table["key"].to_pylist().index(sample.key)]["bytes"] = bytes(200)
+    column = pa.array(images, table.schema.field("image").type)
+    pq.write_table(table.set_column(table.column_names.index("image"), "image", column), path)
+    hash_again(copy, file.path)
     printed = train(copy, tmp_path / "model", "--epochs", 1, "--workers", workers, check=1)
     _, line = printed.splitlines()
     assert f"a stored picture of {sample.key} is broken" in line
@@ -429,6 +444,7 @@ def test_a_shard_without_its_picture_is_one_line(drawn: Path, tmp_path: Path) ->
     key, *others = table["key"].to_pylist()
     position = table.column_names.index("key")
     pq.write_table(table.set_column(position, "key", [["other", *others]]), copy / file.path)
+    hash_again(copy, file.path)
     printed = train(copy, tmp_path / "model", "--epochs", 1, check=1)
     assert f"the shards of train have no picture of {key}; see: in9 verify" in printed
 

@@ -131,8 +131,6 @@ def open_results(flag: str, folder: str) -> tuple[Dataset, list[Evaluated]]:
 
     Returns:
       (its dataset, its models without rows of a matrix).
-
-    Raises UsageError if the folder holds no finished dataset.
     """
     above, model = os.path.split(absolute(folder))
     is_of_model = above.endswith("/results")
@@ -153,8 +151,6 @@ def with_results(dataset: Dataset, folders: Iterable[str]) -> tuple[Store, list[
 
     Returns:
       (the dataset's folder with the results of the others; a line on each of the others).
-
-    Raises UsageError if a folder holds no finished dataset.
     """
     own, lines = dataset.store, []
     models = [(own, run) for run in _runs(own)]
@@ -181,12 +177,15 @@ def with_results(dataset: Dataset, folders: Iterable[str]) -> tuple[Store, list[
             (other.store, run)
             for run in runs
             if not fault
-            and digests(other.store, run.folder)
-            not in [digests(store, one.folder) for store, one in models if one.folder == run.folder]
+            and not any(
+                one.folder == run.folder
+                and digests(store, one.folder) == digests(other.store, run.folder)
+                for store, one in models
+            )
         ]
-        shown = f", {len(runs) - len(new)} shown already: the same predictions count once"
-        has = f"has {counted(len(runs), 'model')}{shown * (len(new) < len(runs))}"
-        lines.append(f"results: {folder} {fault or has}")
+        again = f", {len(runs) - len(new)} shown already: the same predictions count once"
+        fault = fault or f"has {counted(len(runs), 'model')}{again * (len(new) < len(runs))}"
+        lines.append(f"results: {folder} {fault}")
         models += new
     known = {(store.root, name) for store, run in models for name in (run.name, run.folder)}
     folders_with = Counter(name for _, name in known)

@@ -368,7 +368,6 @@ def make_matrices(plan: MatrixPlan, trainers: Iterable[Trainer]) -> tuple[list[M
                     )
             _remove_others(locked_store, trainer.name, current)
     matrices = {matrix.name: matrix for matrix in _write_tables(plan.dataset)}
-    store.remove_temporary()
     return [matrices[name] for name in names], new_rows
 
 
