@@ -40,8 +40,9 @@ _LONGEST = (
     *("recipe", "snippets", "prism", "export", "portable", "gpus", "kills", "dataflow"),
     *("object_storage", "analysis", "model_stage", "trend", "conditions", "incremental"),
     *("training", "versions", "job", "benchmarks", "bundles_twice", "sources", "new_analysis"),
-    *("examples", "lock", "method", "dry_run", "matrix", "guard", "answers", "models_on_shards"),
-    *("grabcut", "call", "scenes", "cli", "segmenters", "hostile", "failing_models"),
+    *("examples", "lock", "method", "integrity", "dry_run", "matrix", "guard", "answers"),
+    *("models_on_shards", "grabcut", "call", "scenes", "cli", "segmenters", "hostile"),
+    "failing_models",
 )
 """Test modules that take a quarter of a minute or more, the longest first."""
 

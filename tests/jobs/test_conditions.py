@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_results import made
 from numpy.typing import NDArray
@@ -159,6 +159,7 @@ def test_a_condition_and_its_opposite_are_opposed(
         assert second is mirrored.get(first, Verdict.OPEN)
 
 
+@settings(max_examples=30)
 @given(st.integers(0, 2**32), st.integers(1, MIN_IMAGES - 1))
 def test_too_few_images_decide_nothing(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
