@@ -168,8 +168,7 @@ class Dataset:
     ) -> Generator[pa.Table, None, None]:
         """Yields columns of a shard's samples in order, in tables of a few MB.
 
-        The file is verified before the first table; in object storage, only if its pictures are
-        read.
+        The file is verified first; in object storage, only if its pictures are read.
 
         Args:
           split: name of the split.
