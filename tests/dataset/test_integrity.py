@@ -45,7 +45,10 @@ READERS: dict[str, Callable[[Path], tuple[object, ...]]] = {
     "answers": lambda out: (
         *("export", "--dataset", out, "--layout", "answers", "--to", out.parent / "a.parquet"),
     ),
-    "publish": lambda out: ("report", "--dataset", out, "--publish", out.parent / "published"),
+    "publish": lambda out: (
+        *("report", "--dataset", out, "--pictures", "none"),
+        *("--publish", out.parent / "published"),
+    ),
 }
 """Commands that read pictures, by name."""
 
