@@ -41,6 +41,17 @@ class BrokenPictureError(JobError):
         self.key = key
 
 
+def plain(error: Exception) -> Exception:
+    """Returns an error of a kind whose constructor takes a message alone, and which is kept.
+
+    That is UsageError or JobError for an error of ours, and RuntimeError, which names the kind, for
+    any other.
+    """
+    if isinstance(error, UsageError | JobError):
+        return (UsageError if isinstance(error, UsageError) else JobError)(str(error))
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
 def refuse_first(reasons: Mapping[str, bool], subject: str = "") -> None:
     """Raises UsageError with the first reason that holds, if one does, behind the subject."""
     if reason := next((reason for reason, holds in reasons.items() if holds), ""):

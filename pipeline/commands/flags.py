@@ -20,7 +20,6 @@ from pipeline.runtime.flag_types import (
     share,
     statement,
     switch,
-    words,
 )
 from pipeline.training.flags import LEARNING, TRAIN_JOB
 
@@ -44,12 +43,9 @@ CORE = (
     *(flag.dest for analysis in ANALYSES for _, flag in analysis.job_flags),
 )
 """Flags that `--help` shows if a command has many flags; `--help all` shows the others, too."""
-WORKERS = ("worker_command", "worker_pools", "worker_secret", "worker_timeout", "callback_address")
-"""Flags of workers that are coordinated by the process of the command."""
 NOT_IN_TRANSFORMS = (
     *("config", "dry_run", "publish", "keep", "baseline", "fail_if", "if_open"),
-    *("gpu", "gpus"),
-    *WORKERS,
+    *("gpu", "gpus", "dask"),
     *(flag.dest for analysis in ANALYSES for _, flag in analysis.job_flags),
 )
 """Flags that `in9.Generate` and `in9.Evaluate` refuse, because each builds only one stage: they are
@@ -462,30 +458,10 @@ SECTIONS = (
             type=count,
         ),
         Flag(
-            "--worker_command",
-            "COMMAND",
-            "start --direct_num_workers worker processes by this command, such as 'srun -N1 -n1 "
-            "--exact' (default: none; this process does the work)",
-            type=words,
-        ),
-        Flag(
-            "--worker_pools",
-            "HOST:PORT,...",
-            "start worker processes in these pools (python -m pipeline.runners.worker)",
-            type=comma_separated,
-        ),
-        Flag("--worker_secret", "FILE", "the file that the pools got with --secret"),
-        Flag(
-            "--worker_timeout",
-            "S",
-            "seconds after which a worker that has not called back, or no longer answers, is given "
-            "up (default: 300)",
-            type=count,
-        ),
-        Flag(
-            "--callback_address",
-            "HOST",
-            "address of this machine that workers call back (default: that of its name)",
+            "--dask",
+            "ADDRESS",
+            "Dask's scheduler, whose workers work on the pictures: tls://HOST:PORT, "
+            "tcp://127.0.0.1:PORT, its file, or auto (default: none; this machine does)",
         ),
     ),
     section(

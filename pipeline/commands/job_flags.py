@@ -112,7 +112,7 @@ def evaluation_from_flags(
         weights=weights,
         blocks=arguments.gpus,
         hints=Gpu.parse(arguments.gpu).hints if arguments.gpu else (),
-        has_machines=bool(arguments.gpu or arguments.worker_command or arguments.worker_pools),
+        has_machines=bool(arguments.gpu or arguments.dask),
         holdout=arguments.holdout,
         pixel_cache=None if megabytes is None else megabytes << 20,
         # A command without the flag measures no test score, so overlap is allowed.

@@ -52,14 +52,12 @@ from pipeline.jobs.messages import describe_dataset, describe_recipe
 from pipeline.jobs.publish import check_publishing, describe_published
 from pipeline.report.write import REPORT
 from pipeline.runners.beam_options import (
+    engine_of,
     is_portable,
     pipeline_options,
     run_pipeline,
-    start_processes,
 )
-from pipeline.runners.coordinator import Coordinator
 from pipeline.runners.dataflow import flags_of_workers, submission_from_flags
-from pipeline.runners.workers import workers_from_flags
 from pipeline.runtime.dataflow_jobs import is_dataflow
 from pipeline.runtime.flag_types import text_of
 from pipeline.runtime.lock import (
@@ -72,6 +70,7 @@ from pipeline.runtime.lock import (
     with_new_job,
 )
 from pipeline.runtime.progress import Progress
+from pipeline.runtime.spread import spread_over
 from pipeline.storage.store import Store
 
 
@@ -92,10 +91,9 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
         image to run models on, or `--fail_if` could not be tested.
     """
     options = pipeline_options(rest)
-    workers = workers_from_flags(arguments, options, rest)
     paths = [flag.dest for flag in flags_of(arguments.command) if flag.is_path]
     submission = submission_from_flags(arguments, options, paths)
-    if not (submission or workers or is_portable(options.view_as(StandardOptions).runner)):
+    if not (submission or arguments.dask or is_portable(options.view_as(StandardOptions).runner)):
         check_device(arguments, "run")
         arguments.gpus = arguments.gpus or 1
     if getattr(arguments, "dry_run", False):
@@ -118,11 +116,11 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     config = job.config if job else dataset.manifest.config  # type: ignore[union-attr]
     taxonomy = job.taxonomy if job else dataset.taxonomy  # type: ignore[union-attr]
     works = analyses_from_flags(arguments, store, config, taxonomy)
-    if works and not workers and start_processes(options, rest, arguments.gpus or 1):
-        for work in works.values():
-            work.evaluation = dataclasses.replace(work.evaluation, process_per_block=True)
     gate = _gate(arguments, store, config, works)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(
+            spread_over(engine_of(options, rest, arguments.dask, arguments.gpus or 1))
+        )
         if generates:
             stack.enter_context(removed_if_refused(store, CHECKSUMS))
             if submission is None:
@@ -141,7 +139,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             alone=submission is not None and not submission.waits,
             gate=gate,
         )
-        pipeline = beam.Pipeline(workers and Coordinator(workers), options)
+        pipeline = beam.Pipeline(options=options)
         MainJob(
             ending,
             taxonomy,

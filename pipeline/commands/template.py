@@ -9,14 +9,14 @@ import argparse
 import json
 import re
 
-from pipeline.commands.flags import WORKERS, sections_of
+from pipeline.commands.flags import sections_of
 from pipeline.commands.parser import COMMANDS
 from pipeline.runtime.flag_types import Flag, Section, WordListParser, boolean, count
 
 COMMAND = "run"
 
 # A template only submits a job, so it cannot print a plan, and coordinates no workers.
-_WITHOUT = frozenset({"dry_run", *WORKERS})
+_WITHOUT = frozenset({"dry_run", "dask"})
 
 # Flags of Beam that are parameters of the template, too. The scheduled request sets the first three
 # in its `environment` (deploy/flex/launch.json.tmpl).

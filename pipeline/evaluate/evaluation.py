@@ -59,8 +59,6 @@ class Evaluation:
       blocks: number of blocks that the work on each model is divided into. Each block has one
         model on a device at a time, so there should be as many blocks as devices. None: as many as
         the work fills (`PlannedAnalysis.blocks`), for runners that distribute them over machines.
-      process_per_block: whether each number of a block has a process and a GPU of its own on this
-        machine, which the blocks of all models with this number share.
       hints: Beam's resource hints for the step that runs models, as (name, value); empty if it may
         run on the same machines as all other steps.
       has_machines: whether the workers have machines, or shares of machines, of their own.
@@ -81,7 +79,6 @@ class Evaluation:
     accept_new_weights: bool = False
     weights: str | None = None
     blocks: int | None = 1
-    process_per_block: bool = False
     hints: tuple[tuple[str, str], ...] = ()
     has_machines: bool = False
     holdout: float = 0.0

@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import operator
 import sys
 from collections.abc import Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -34,6 +35,7 @@ from pipeline.models.identity import KnownModels
 from pipeline.runtime.lock import locked, model_lock
 from pipeline.runtime.machine import keep_freed_memory
 from pipeline.runtime.progress import Tally, count, count_bytes, count_written, timed
+from pipeline.runtime.spread import Spread
 from pipeline.storage.interface import REQUESTS_IN_FLIGHT, read_ahead
 from pipeline.storage.store import FileDigest, Store
 
@@ -157,21 +159,6 @@ class MakeBlocks(_Step):
             for order in range(len(evaluation.models))
             for number in range(count)
         ]
-
-
-class GatherByNumber(beam.PTransform):
-    """Blocks -> the same Blocks; one process gets all those of a number.
-
-    Beam's local runner hands as many groups as it has processes to one process each.
-    """
-
-    def expand(self, blocks: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
-        return (
-            blocks
-            | beam.WithKeys(lambda block: block.number).with_output_types(tuple[int, Block])
-            | beam.GroupByKey()
-            | beam.FlatMap(lambda group: group[1]).with_output_types(Block)
-        )
 
 
 class FindDone(_Step):
@@ -405,19 +392,17 @@ class ModelStage(beam.PTransform):
     def expand(self, dataset: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
         work = self._work
         look = beam.ParDo(FindDone(work)).with_output_types(_Result, remaining=Block)
-        run = beam.ParDo(RunModels(work)).with_output_types(_Result)
-        hints, is_gathered = dict(work.evaluation.hints), work.evaluation.process_per_block
+        # All models' blocks of a number share a process, if there is one for each GPU.
+        run = Spread(
+            RunModels(work), _Result, dict(work.evaluation.hints), operator.attrgetter("number")
+        )
         existing, remaining = (
             dataset
             | "Blocks" >> beam.ParDo(MakeBlocks(work)).with_output_types(Block)
             | "Spread" >> beam.Reshuffle()
             | "FindDone" >> look.with_outputs("remaining", main="done")
         )
-        new = (
-            remaining
-            | "SpreadLeft" >> (GatherByNumber() if is_gathered else beam.Reshuffle())
-            | "RunModels" >> (run.with_resource_hints(**hints) if hints else run)
-        )
+        new = remaining | "RunModels" >> run
         summaries = (
             (existing, new)
             | "Together" >> beam.Flatten()

@@ -23,7 +23,6 @@ from pipeline.models.registry import load_model, source_of
 from pipeline.models.source import LoadedModel, check_head
 from pipeline.runtime.machine import (
     give_back_freed_memory,
-    see_one_gpu,
     similar_processes,
     usable_memory,
 )
@@ -57,8 +56,6 @@ def in_memory(
     Raises:
       ModelError: the model cannot be loaded, or must not be used.
     """
-    if evaluation.process_per_block:
-        see_one_gpu(torch.cuda.device_count())
     with _IN_MEMORY[_device(evaluation, block)], contextlib.ExitStack() as stack:
         # Frees the previous model, whose caller held it until its context ended.
         if _SHARED.is_set():
@@ -145,8 +142,7 @@ def _pixel_cache(evaluation: Evaluation) -> PixelCache:
         return PixelCache(0)
     budget = evaluation.pixel_cache
     if budget is None:
-        processes = evaluation.blocks if evaluation.process_per_block else None
-        budget = usable_memory() // 4 // (processes or similar_processes())
+        budget = usable_memory() // 4 // similar_processes()
     return _cache_of(budget, evaluation.predict.on_this_machine().device == "cuda")
 
 

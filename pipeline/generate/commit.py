@@ -17,6 +17,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+import apache_beam as beam
+
 from pipeline.dataset.card import card_files
 from pipeline.dataset.config import COMPOSE_VERSION, DatasetConfig, fingerprint
 from pipeline.dataset.manifest import (
@@ -76,12 +78,17 @@ def prepare_step(
     return [(fingerprint, batch) for batch in _in_batches(moves)] or [(fingerprint, [])]
 
 
-@timed("commit")
-def move_step(element: tuple[str, Moves], store: Store) -> tuple[str, int]:
-    """Moves files; (dataset's fingerprint, files to move) -> (the fingerprint, number of files)."""
-    fingerprint, moves = element
-    move_files(fenced_for_job(store), moves)
-    return fingerprint, len(moves)
+@dataclasses.dataclass(eq=False)
+class MoveFiles(beam.DoFn):
+    """(dataset's fingerprint, files to move) -> (the fingerprint, number of files)."""
+
+    store: Store
+
+    @timed("commit")
+    def process(self, element: tuple[str, Moves]) -> list[tuple[str, int]]:
+        fingerprint, moves = element
+        move_files(fenced_for_job(self.store), moves)
+        return [(fingerprint, len(moves))]
 
 
 @timed("commit")

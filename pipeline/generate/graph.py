@@ -23,7 +23,7 @@ import apache_beam as beam
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.records import DATA_FOLDERS, ShardCounts
 from pipeline.errors import UsageError, counted
-from pipeline.generate.commit import finish_step, move_step, prepare_step
+from pipeline.generate.commit import MoveFiles, finish_step, prepare_step
 from pipeline.generate.compose import ComposeShard
 from pipeline.generate.cut_source import Cutter
 from pipeline.generate.job import GenerateJob, JobStep
@@ -45,6 +45,7 @@ from pipeline.inputs.packed import Packed
 from pipeline.inputs.recipe import RecipeImage, recipe_images
 from pipeline.inputs.source_images import Checksums, Content, FileIndex, SourceImage
 from pipeline.runtime.progress import count, timed
+from pipeline.runtime.spread import Spread
 from pipeline.segmenters import index_masks, no_mask
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.filters import Reason
@@ -341,25 +342,19 @@ class GenerateDataset(beam.PTransform):
             identify, accept = IdentifySources(job), AcceptSources(job)
             listed = (
                 listed
-                | "SpreadListed" >> beam.Reshuffle()
-                | "Identify" >> beam.ParDo(identify).with_output_types(SourceShard)
+                | "Identify" >> Spread(identify, SourceShard)
                 | "Together" >> beam.WithKeys(None)
                 | "AllIdentified" >> beam.GroupByKey()
                 | "Accept" >> beam.ParDo(accept).with_output_types(SourceShard)
             )
-        segmented = (
-            listed
-            | "SpreadSources" >> beam.Reshuffle()
-            | "Segment" >> beam.ParDo(SegmentShard(job)).with_output_types(SourceShard)
-        )
+        segmented = listed | "Segment" >> Spread(SegmentShard(job), SourceShard)
         composed = (
             segmented
             | "ForPlan" >> beam.Map(SourceShard.for_plan).with_output_types(SourceShard)
             | "BySplit" >> beam.WithKeys(operator.attrgetter("totals.split"))
             | "GatherSplit" >> beam.GroupByKey()
             | "Plan" >> beam.ParDo(PlanSplit(job)).with_output_types(OutputShard)
-            | "SpreadOutputs" >> beam.Reshuffle()
-            | "Compose" >> beam.ParDo(ComposeShard(job)).with_output_types(OutputShard)
+            | "Compose" >> Spread(ComposeShard(job), OutputShard)
         )
         # Source shards go to Commit directly, so that output shards need not carry them.
         shards = (
@@ -389,8 +384,7 @@ class Commit(beam.PTransform):
             | "Gather" >> beam.GroupByKey()
             | "Prepare"
             >> beam.FlatMap(prepare_step, job.config, job.store, job.taxonomy, job.about)
-            | "SpreadMoves" >> beam.Reshuffle()
-            | "Move" >> beam.Map(move_step, job.store)
+            | "Move" >> Spread(MoveFiles(job.store), tuple[str, int])
             | "AllMoved" >> beam.GroupByKey()
             | "Finish" >> finish.with_output_types(str)
         )

@@ -32,8 +32,10 @@ from pipeline.analyses import ANALYSES
 from pipeline.errors import JobError, UsageError
 from pipeline.runners.dataflow import Submission, submit
 from pipeline.runtime.job_log import in_one_line, job_log
+from pipeline.runtime.local_workers import LocalWorkers
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress, counters_of, show_progress
+from pipeline.runtime.spread import Engine
 
 _View = TypeVar("_View", bound=PipelineOptions)
 _LOCAL_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "FnApiRunner", "SwitchingDirectRunner")
@@ -125,28 +127,43 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
     return options
 
 
-def start_processes(options: PipelineOptions, arguments: Sequence[str], gpus: int) -> bool:
-    """Lets worker processes, one for each GPU, do the work of a local run that uses several GPUs.
-
-    One process would launch the work of all GPUs from one interpreter, which keeps them waiting.
-    There are no other processes, because Beam does not say which of them get work.
+def engine_of(
+    options: PipelineOptions, arguments: Sequence[str], dask: str | None, gpus: int
+) -> Engine | None:
+    """Chooses the workers of the steps that work on pixels, if they are not Beam's own.
 
     Args:
-      options: Beam's options from `pipeline_options`, changed in place.
-      arguments: flags as the user wrote them. If they say how workers run, nothing changes.
-      gpus: number of GPUs.
+      options: Beam's options from `pipeline_options`. Their running mode becomes `in_memory`, since
+        Beam's own processes would be called by servers at ports of this machine.
+      arguments: flags as the user wrote them.
+      dask: value of `--dask`.
+      gpus: number of GPUs of this machine. Several have a process each, because one process would
+        launch the work of all from one interpreter, which keeps them waiting.
 
-    Returns:
-      Whether there are such processes.
+    Raises:
+      UsageError: flags exclude each other, or no scheduler answers.
     """
-    chosen = any(one.startswith(("--direct_running", "--direct_num")) for one in arguments)
-    is_local = options.view_as(StandardOptions).runner == "FnApiRunner"
-    if gpus < 2 or chosen or not is_local:
-        return False
     direct = options.view_as(DirectOptions)
-    direct.direct_running_mode = "multi_processing"
-    direct.direct_num_workers = gpus
-    return True
+    is_local = options.view_as(StandardOptions).runner == "FnApiRunner"
+    has_processes = direct.direct_running_mode == "multi_processing"
+    if dask:
+        if not is_local or has_processes or any(word.startswith("--runner") for word in arguments):
+            raise UsageError(
+                "--dask chooses the workers; leave out --runner and --direct_running_mode"
+            )
+        # Imported late, because it is an extra, and slow to import.
+        try:
+            from pipeline.runtime.dask_workers import DaskWorkers
+        except ImportError as error:
+            raise UsageError(
+                f"--dask needs distributed: pip install 'imagenet9-pipeline[dask]' ({error})"
+            ) from error
+        return DaskWorkers(dask)
+    direct.direct_running_mode = "in_memory"
+    if is_local and has_processes:
+        return LocalWorkers(direct.direct_num_workers)
+    chosen = any(one.startswith(("--direct_running", "--direct_num")) for one in arguments)
+    return LocalWorkers(gpus, has_cards=True) if is_local and gpus > 1 and not chosen else None
 
 
 _RAISED = re.compile(r"^(?:[\w.]+\.)?(\w+): (.*)$")
@@ -217,12 +234,11 @@ def run_pipeline(
       UsageError, JobError: raised in the pipeline; other errors become a JobError.
     """
     waits = submission is None or submission.waits
-    mode = pipeline.options.view_as(DirectOptions).direct_running_mode
     items = {one.name: one.items for one in ANALYSES if one.runs_models}
     logging.getLogger(f"{fn_api_runner.__name__}.fn_runner").addFilter(_is_no_advice)
     with (
         in_one_line(log, _translate),
-        job_log(log, worker_processes=mode == "multi_processing"),
+        job_log(log),
         show_progress(progress, items=items) if waits else contextlib.nullcontext(),
         servers_stopped(pipeline.runner),
         servers_at(

@@ -1,7 +1,9 @@
 """Users' own functions, `python:MODULE:FUNCTION` in `--models`, `--variants` and others."""
 
-import importlib
+import hashlib
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,6 +12,9 @@ from numpy.typing import NDArray
 from pipeline.errors import JobError, UsageError, one_line, text_of
 
 PREFIX = "python:"
+
+imported_digests: dict[str, str] = {}
+"""Digest of each module of functions that this process has imported, when it was imported."""
 
 T = TypeVar("T")
 
@@ -21,6 +26,15 @@ def module_of(path: str) -> str:
     'mynet'
     """
     return path.rpartition("/")[2].removesuffix(".py")
+
+
+def digest_of_module(name: str) -> str:
+    """Returns the SHA-256 of a module's file; "" if there is none."""
+    try:
+        spec = importlib.util.find_spec(name)
+        return hashlib.sha256(Path((spec and spec.origin) or "").read_bytes()).hexdigest()
+    except (ImportError, OSError, ValueError):
+        return ""
 
 
 def call_own(code: Callable[..., T], *args: Any) -> T:
@@ -60,6 +74,7 @@ def import_function(target: str, origin: str, example: str) -> Callable[..., Any
             f"{origin}: say {PREFIX}{module_of(path)}:{name}, with its folder on PYTHONPATH"
         )
     try:
+        imported_digests.setdefault(path, digest_of_module(path))
         module = call_own(importlib.import_module, path)
     except ModuleNotFoundError as error:
         # A package that the module would be in may be missing, too.

@@ -1,7 +1,6 @@
 """Types for the table in `flags.py`: `Flag`, `Section`, and the parsers of flag values."""
 
 import argparse
-import shlex
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,11 +10,6 @@ def given(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("expected a value, got ''")
     return text
-
-
-def words(text: str) -> list[str]:
-    """Parses the words of a command as a shell does."""
-    return shlex.split(given(text))
 
 
 class Flag(NamedTuple):

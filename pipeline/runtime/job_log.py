@@ -8,7 +8,6 @@ import contextlib
 import io
 import logging
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, cast
@@ -50,7 +49,8 @@ def _is_our_traceback(record: logging.LogRecord) -> bool:
 
     The terminal does not need it, because a separate line reports what it means for the user.
     """
-    return bool(record.exc_info) and record.name.startswith("pipeline")
+    # Those of workers have only their text.
+    return bool(record.exc_info or record.exc_text) and record.name.startswith("pipeline")
 
 
 def is_for_terminal(record: logging.LogRecord) -> bool:
@@ -63,24 +63,19 @@ def is_for_terminal(record: logging.LogRecord) -> bool:
 
 
 @contextlib.contextmanager
-def job_log(path: str, *, worker_processes: bool = False) -> Iterator[None]:
+def job_log(path: str) -> Iterator[None]:
     """Keeps a job's log while the block runs.
 
     Args:
       path: path of the log file.
-      worker_processes: whether Beam starts worker processes. They would write a lot to this
-        process's standard error, so their output goes to the log.
     """
     root = logging.getLogger()
     keep = False
-    with contextlib.ExitStack() as stack:
-        # Unbuffered, so that text that a full disk refuses is lost at once, and is not written
-        # again at the end.
-        stream = stack.enter_context(_create(path))
+    # Unbuffered, so that text that a full disk refuses is lost at once, and is not written again at
+    # the end.
+    with _create(path) as stream:
         file = _Handler(io.TextIOWrapper(stream, "utf-8", write_through=True))
         file.setFormatter(EscapingFormatter(_FORMAT))
-        if worker_processes:
-            stack.enter_context(_children_write_to(stream.fileno()))
         root.addHandler(file)
         excepthook = threading.excepthook
         threading.excepthook = _log_thread
@@ -140,31 +135,3 @@ def _log_thread(arguments: threading.ExceptHookArgs) -> None:
     """Logs the error that ended a runner's thread; the runner reports the error, too."""
     error: Any = arguments.exc_value
     logging.getLogger("apache_beam").error("a thread died", exc_info=error)
-
-
-@contextlib.contextmanager
-def _children_write_to(log: int) -> Iterator[None]:
-    """Redirects standard error, which child processes inherit, to a file.
-
-    This process's own messages still reach the terminal.
-    """
-    inherited = os.dup(2)
-    before, encoding = sys.stderr, sys.stderr.encoding
-    os.dup2(log, 2)
-    # A test may have replaced standard error already.
-    if before is sys.__stderr__:
-        sys.stderr = os.fdopen(os.dup(inherited), "w", encoding=encoding, buffering=1)
-    handlers = [h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler)]
-    ours = [handler for handler in handlers if handler.stream is before]
-    for handler in ours:
-        handler.setStream(sys.stderr)
-    try:
-        yield
-    finally:
-        for handler in ours:
-            handler.setStream(before)
-        if sys.stderr is not before:
-            sys.stderr.close()
-            sys.stderr = before
-        os.dup2(inherited, 2)
-        os.close(inherited)

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, UsageError, plain
 from pipeline.runtime.job_log import in_one_line, job_log
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress, show_progress
@@ -31,8 +31,7 @@ def run_locally(progress: Progress, log: str) -> Iterator[None]:
 
 def _translate(error: Exception) -> Exception:
     if isinstance(error, UsageError | JobError):
-        # Constructors of subclasses may take more than a message.
-        return (UsageError if isinstance(error, UsageError) else JobError)(str(error))
+        return plain(error)
     return JobError(f"{type(error).__name__}: {error}. Run the same command again to go on")
 
 

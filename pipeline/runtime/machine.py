@@ -5,8 +5,10 @@ activations are such blocks, and clearing fresh pages takes as long as the arith
 process keeps freed memory between batches: a batch of 32 on two cores then runs 2.5 times as fast.
 """
 
+import contextlib
 import ctypes
 import functools
+import ipaddress
 import os
 import platform
 import shutil
@@ -69,31 +71,46 @@ def usable_memory(root: Path = Path("/")) -> int:
     return memory
 
 
+_processes = 1
+
+
+def share_with(processes: int) -> None:
+    """Notes how many workers like this one the machine has."""
+    global _processes
+    _processes = processes
+
+
 def similar_processes() -> int:
     """Returns how many processes like this one the machine has.
 
     Beam starts a worker for each core. A job whose steps run in the launcher has one process.
     """
-    # What Beam's runners start, what the workers of its pool import, and what ours start.
-    modules = ("apache_beam.runners.worker.sdk_worker", "pipeline.runners.worker")
-    is_worker = any(module in word for word in sys.orig_argv for module in modules)
-    return usable_cores() if is_worker else 1
+    # What Beam's runners start, and what the workers of its pool import.
+    is_worker = any("apache_beam.runners.worker.sdk_worker" in word for word in sys.orig_argv)
+    return usable_cores() if is_worker else _processes
 
 
-def see_one_gpu(count: int) -> None:
-    """Hides all GPUs from this worker process except its own, whatever library it uses.
+def see_one_gpu(number: int, count: int) -> None:
+    """Hides all GPUs from this process except its own, whatever library it uses.
 
-    Beam's local runner numbers its processes consecutively, so no two of them see the same GPU as
-    long as they are not more than the GPUs. CUDA must not have been used before.
+    CUDA must not have been used before.
 
     Args:
+      number: number of the process, from 0. No two of them see the same GPU as long as they are not
+        more than the GPUs.
       count: number of the machine's GPUs, used unless the user has chosen some of them.
     """
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = chosen.split(",") if chosen else [str(number) for number in range(count)]
-    worker = int(os.environ["WORKER_ID"].rpartition("_")[2])
     if visible:
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[worker % len(visible)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)]
+
+
+def is_loopback(host: str) -> bool:
+    """Returns whether a host, by its name or number, is this machine for this machine alone."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def _control_groups(root: Path) -> Iterator[Path]:

@@ -22,6 +22,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, TextIO
 
 from pipeline.errors import counted, shown_bytes
@@ -43,10 +44,26 @@ _NOTE_SECONDS = 3.0
 requests to storage, which may be far away."""
 
 
+_counters: ContextVar[Counter[str] | None] = ContextVar("counters", default=None)
+
+
+@contextlib.contextmanager
+def counted_here() -> Iterator[Counter[str]]:
+    """Yields the counters that `count` adds to in this thread, instead of Beam's."""
+    counters = Counter[str]()
+    token = _counters.set(counters)
+    try:
+        yield counters
+    finally:
+        _counters.reset(token)
+
+
 def count(name: str, by: int = 1) -> None:
     """Adds to a counter. Called inside a DoFn; does nothing where Beam has not been imported."""
     # A count of 0 is skipped, because not every runner reports counters of 0.
-    if by and (beam := sys.modules.get("apache_beam")):
+    if by and (counters := _counters.get()) is not None:
+        counters[name] += by
+    elif by and (beam := sys.modules.get("apache_beam")):
         beam.metrics.Metrics.counter(_NAMESPACE, name).inc(by)
 
 

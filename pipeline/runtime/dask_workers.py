@@ -1,0 +1,159 @@
+"""A Dask cluster, whose workers run the calls of `pipeline.runtime.spread`.
+
+Dask deals the call of a lost worker again. An error of our code is part of an answer, because Dask
+would cut a long one.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import cast
+from urllib.parse import urlsplit
+
+import distributed
+
+from pipeline.errors import JobError, UsageError, one_line
+from pipeline.runtime.lock import release_all
+from pipeline.runtime.machine import is_loopback, usable_cores
+from pipeline.runtime.spread import ADVICE, Answer, Call, end_steps, is_stale, job_code, run_call
+from transforms.limits import load_json
+
+_LOG = logging.getLogger(__name__)
+_CALLS = 2
+"""Calls of each worker that are in flight: one runs, and one waits, so that no worker idles."""
+_PATIENCE = 10
+"""Seconds after which the terminal says that there is no worker."""
+_INSECURE = "insecure:"
+
+
+class DaskWorkers:
+    """An engine of the workers of a Dask cluster.
+
+    Args:
+      address: value of `--dask`.
+
+    Raises:
+      UsageError: the address is wrong or unsafe, or no scheduler answers there.
+      JobError: a worker has imported other code, and cannot be restarted.
+    """
+
+    has_cards = False
+
+    def __init__(self, address: str) -> None:
+        # Its messages are for the job's log.
+        logging.getLogger("distributed").handlers.clear()
+        logging.getLogger("distributed").propagate = True
+        self._address = _scheduler_address(address)
+        try:
+            self._client = distributed.Client(self._address, set_as_default=False)
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            why = f"no scheduler answers at {self._address}: {one_line(error)}"
+            raise UsageError(f"--dask {address}: {why}") from error
+        found = self._client.run(is_stale, job_code(), on_error="return")
+        try:
+            self._client.restart_workers(
+                [worker for worker, stale in found.items() if stale is True]
+            )
+        except ValueError as error:
+            raise JobError(f"a worker has imported other code: {error}; restart it") from error
+
+    def answers(self, calls: Sequence[Call]) -> Iterator[Answer]:
+        """See `pipeline.runtime.spread.Engine`."""
+        waiting, done = collections.deque(calls), queue.SimpleQueue[distributed.Future]()
+        running, seen, has_told = set[distributed.Future](), time.monotonic(), False
+        while waiting or running:
+            workers = self._client.nthreads()
+            seen = time.monotonic() if workers else seen
+            if time.monotonic() - seen > _PATIENCE and not has_told:
+                has_told = True
+                _LOG.warning("waiting for workers: none is connected with %s", self._address)
+            hosts = collections.Counter(urlsplit(worker).hostname for worker in workers)
+            for _ in range(min(len(waiting), _CALLS * len(workers) - len(running))):
+                future = self._client.submit(_run, waiting.popleft(), hosts, pure=False)
+                future.add_done_callback(done.put)
+                running.add(future)
+            with contextlib.suppress(queue.Empty):
+                future = done.get(timeout=1)
+                running.remove(future)
+                yield _answer_of(future)
+        self._client.run(end_steps, calls[0].token, on_error="ignore")
+
+    def close(self) -> None:
+        """Ends what still runs: workers see that nobody wants it any more."""
+        self._client.close(timeout=2)
+
+
+def _answer_of(future: distributed.Future) -> Answer:
+    """Returns the answer to a call, or what kept Dask from it."""
+    if future.status == "finished":
+        return cast(Answer, future.result())
+    if future.status != "error":
+        why = "the connection with Dask's scheduler was lost"
+    elif isinstance(error := future.exception(), distributed.KilledWorker):
+        why = f"workers were lost at one part; the last was {error.last_worker.address}"
+    else:
+        why = f"a worker cannot do its part: {type(error).__name__}: {one_line(error)}"
+    return Answer(error=JobError(f"{why}. {ADVICE}"))
+
+
+def _run(call: Call, hosts: Mapping[str | None, int]) -> Answer:
+    """Runs a call, in a worker of a cluster with so many workers on each host."""
+    worker, ended = distributed.get_worker(), threading.Event()
+    peers = hosts.get(urlsplit(worker.address).hostname, 1)
+    # Dask's nanny sets it to 1, unless the user has chosen another number.
+    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // peers))
+    watch = (worker, worker.get_current_task(), ended)
+    threading.Thread(target=_end_if_unwanted, args=watch, daemon=True).start()
+    try:
+        return run_call(call, peers)
+    finally:
+        ended.set()
+
+
+def _end_if_unwanted(worker: distributed.Worker, key: str, ended: threading.Event) -> None:
+    """Ends this process when nobody wants a call any more; its nanny starts another one.
+
+    So no call of a job that was stopped or killed goes on, such as one that runs a model for hours.
+    """
+    while not ended.wait(1):
+        task = worker.state.tasks.get(key)
+        if (task is None or task.state != "executing") and not ended.is_set():
+            release_all()
+            os._exit(1)
+
+
+def _scheduler_address(text: str) -> str:
+    """Returns the scheduler's address for a value of `--dask`.
+
+    Raises:
+      UsageError: it is no address, or one where strangers could run code.
+    """
+    place = text.removeprefix(_INSECURE)
+    if place == "auto":
+        place = os.environ.get("DASK_SCHEDULER_ADDRESS", "DASK_SCHEDULER_ADDRESS, which is not set")
+    if "://" not in place:
+        try:
+            place = str(load_json(Path(place).read_bytes())["address"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                f"--dask {text}: expected tls://HOST:PORT, tcp://127.0.0.1:PORT, a scheduler's "
+                f"file, or auto: {one_line(error)}"
+            ) from error
+    scheme, host = urlsplit(place).scheme, urlsplit(place).hostname or ""
+    if scheme not in ("tcp", "tls"):
+        raise UsageError(f"--dask {text}: {place} begins with neither tls:// nor tcp://")
+    if scheme == "tcp" and not (text.startswith(_INSECURE) or is_loopback(host)):
+        raise UsageError(
+            f"--dask {text}: whoever reaches {place} can run code there; use tls:// with "
+            f"certificates, or say {_INSECURE}{text} in a network that nobody else reaches"
+        )
+    return place

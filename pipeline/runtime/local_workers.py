@@ -1,0 +1,119 @@
+"""Worker processes of this machine, which run the calls of `pipeline.runtime.spread`.
+
+The job starts them, and each is connected with it by a pipe, so nothing listens at a port.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+from pipeline.errors import JobError
+from pipeline.runtime.machine import see_one_gpu
+from pipeline.runtime.spread import ADVICE, Answer, Call, run_call
+
+_LOG = logging.getLogger(__name__)
+_LOSSES = 3
+"""How often a call is made again because its worker was lost."""
+# A fork would inherit locks that other threads hold, and could not use CUDA.
+_CONTEXT = multiprocessing.get_context("spawn")
+
+
+class LocalWorkers:
+    """An engine of worker processes, which start when calls come.
+
+    Args:
+      number: number of processes.
+      has_cards: whether each has a card of its own, and runs the calls of its place.
+    """
+
+    def __init__(self, number: int, has_cards: bool = False) -> None:
+        self._number, self.has_cards = number, has_cards
+        self._processes: dict[int, tuple[BaseProcess, Connection]] = {}
+        self._is_closed = False
+
+    def answers(self, calls: Sequence[Call]) -> Iterator[Answer]:
+        """See `pipeline.runtime.spread.Engine`."""
+        queues = [collections.deque[Call]() for _ in range(self._number if self.has_cards else 1)]
+        for call in calls:
+            queues[call.place % len(queues)].append(call)
+        answers = queue.SimpleQueue[Answer]()
+        for number in range(self._number):
+            work = (number, queues[number % len(queues)], answers.put)
+            threading.Thread(target=self._work, args=work, daemon=True).start()
+        yield from (answers.get() for _ in calls)
+
+    def _work(
+        self, number: int, calls: collections.deque[Call], put: Callable[[Answer], None]
+    ) -> None:
+        """Has a process run calls until none is left."""
+        while calls and not self._is_closed:
+            # Another thread may have taken the last one.
+            with contextlib.suppress(IndexError):
+                put(self._answer(number, calls.popleft()))
+
+    def _answer(self, number: int, call: Call) -> Answer:
+        why = ""
+        for _ in range(_LOSSES + 1):
+            process, connection = self._processes.get(number) or self._start(number)
+            try:
+                connection.send(call)
+                answer: Answer = connection.recv()
+                return answer
+            except (EOFError, OSError):
+                if self._is_closed:
+                    break
+                process.join()
+                del self._processes[number]
+                why = f"a worker ended with exit code {process.exitcode}"
+                _LOG.warning("%s; its part is done again", why)
+        return Answer(
+            error=JobError(f"{_LOSSES + 1} workers were lost at one part; {why}. {ADVICE}")
+        )
+
+    def _start(self, number: int) -> tuple[BaseProcess, Connection]:
+        ours, theirs = _CONTEXT.Pipe()
+        card = number if self.has_cards else None
+        with theirs:
+            process = _CONTEXT.Process(target=_serve, args=(theirs, self._number, card))
+            process.start()
+        self._processes[number] = process, ours
+        return process, ours
+
+    def close(self) -> None:
+        """Ends the processes, whatever they do."""
+        self._is_closed = True
+        for process, _ in [*self._processes.values()]:
+            process.kill()
+            process.join()
+
+
+def _serve(connection: Connection, peers: int, card: int | None) -> None:
+    """Runs calls until the job ends."""
+    # Ctrl-C in a terminal reaches all processes; the job ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.captureWarnings(True)
+    threading.Thread(target=_end_with_job, daemon=True).start()
+    if card is not None:
+        import torch
+
+        see_one_gpu(card, torch.cuda.device_count())
+    while True:
+        connection.send(run_call(connection.recv(), peers))
+
+
+def _end_with_job() -> None:
+    """Ends this process when the job's process has ended, however that was."""
+    job = multiprocessing.parent_process()
+    assert job is not None
+    job.join()
+    os._exit(1)

@@ -1,0 +1,259 @@
+"""`Spread`: a step of the graph that works on pixels, on Beam's workers or on an engine's.
+
+On every runner it is Beam's `Reshuffle` and `ParDo`. With an engine, the graph keeps its shape, and
+Beam's local runner runs it in the process that started the job, but the calls of these steps go to
+the engine's workers: processes of this machine (`pipeline.runtime.local_workers`), or a Dask
+cluster (`pipeline.runtime.dask_workers`). Only keys, paths and records travel with a call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import logging
+import os
+import pickle
+import platform
+import socket
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import apache_beam as beam
+
+from pipeline.errors import JobError, plain
+from pipeline.runtime import machine
+from pipeline.runtime.custom_functions import digest_of_module, imported_digests
+from pipeline.runtime.progress import count, counted_here
+
+ADVICE = "Run the same command again to go on"
+_BEAM_LOG = logging.getLogger("apache_beam")
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What a worker needs to run a step on one element.
+
+    Attributes:
+      token: names one Spread of one job, whose calls share a step in each thread of a worker.
+      step, element: the step, which is a DoFn, and the element; pickled.
+      path: the folders of the job's PYTHONPATH.
+      code: what `job_code` returns in the job.
+      place: number of the block, for workers that have a card each.
+    """
+
+    token: str
+    step: bytes
+    element: bytes
+    path: Sequence[str]
+    code: Mapping[str, str]
+    place: int = 0
+
+
+class Answer(NamedTuple):
+    """What came of a call.
+
+    Attributes:
+      outputs: the step's outputs.
+      counters: what the step has counted.
+      records: what the worker has logged.
+      error: the error to raise, of a class that can be unpickled.
+    """
+
+    outputs: Sequence[Any] = ()
+    counters: Mapping[str, int] = {}
+    records: Sequence[logging.LogRecord] = ()
+    error: Exception | None = None
+
+
+class Engine(Protocol):
+    """Workers that run calls.
+
+    Attributes:
+      has_cards: whether they have a card each, and so run only steps with a `card`.
+    """
+
+    has_cards: bool
+
+    def answers(self, calls: Sequence[Call]) -> Iterator[Answer]:
+        """Runs calls, the first ones first; yields an answer for each, as they come."""
+
+    def close(self) -> None:
+        """Ends what still runs."""
+
+
+_engine: Engine | None = None
+
+
+@contextlib.contextmanager
+def spread_over(engine: Engine | None) -> Iterator[None]:
+    """Spreads steps over the workers of an engine in graphs that are built and run in the block.
+
+    Args:
+      engine: the engine, which is closed at the end; None for Beam's own workers.
+    """
+    global _engine
+    with contextlib.closing(engine) if engine else contextlib.nullcontext():
+        _engine = engine
+        try:
+            yield
+        finally:
+            _engine = None
+
+
+class Spread(beam.PTransform):
+    """Elements -> the step's outputs; the step is a DoFn without tagged outputs.
+
+    Args:
+      step: the step.
+      output: type of its outputs.
+      hints: Beam's resource hints for the step.
+      card: returns the number of an element's block, for workers with a card each.
+    """
+
+    def __init__(
+        self,
+        step: beam.DoFn,
+        output: object,
+        hints: Mapping[str, str] | None = None,
+        card: Callable[[Any], int] | None = None,
+    ) -> None:
+        super().__init__()
+        self._step, self._output, self._hints, self._card = step, output, hints, card
+
+    def expand(self, elements: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
+        if _engine is None or (_engine.has_cards and self._card is None):
+            run = beam.ParDo(self._step).with_output_types(self._output)
+            hinted = run.with_resource_hints(**self._hints) if self._hints else run
+            return elements | beam.Reshuffle() | hinted
+        deal = beam.ParDo(_Deal(self._step, self._card)).with_output_types(self._output)
+        return elements | beam.WithKeys(None) | beam.GroupByKey() | deal
+
+
+@dataclasses.dataclass(eq=False)
+class _Deal(beam.DoFn):
+    """(None, all elements) -> the outputs of a step that the workers of the engine run."""
+
+    step: beam.DoFn
+    card: Callable[[Any], int] | None
+
+    def process(self, group: tuple[None, Iterable[Any]]) -> Iterator[Any]:
+        assert _engine is not None
+        token, step, code = uuid.uuid4().hex, pickle.dumps(self.step), job_code()
+        path = [*map(os.path.abspath, filter(None, os.getenv("PYTHONPATH", "").split(os.pathsep)))]
+        calls = [
+            Call(token, step, pickle.dumps(one), path, code, self.card(one) if self.card else 0)
+            for one in group[1]
+        ]
+        # The largest come first, because the elements with the longest records take the most work.
+        for answer in _engine.answers(sorted(calls, key=lambda call: -len(call.element))):
+            for record in answer.records:
+                logging.getLogger(record.name).handle(record)
+            for name, by in answer.counters.items():
+                count(name, by)
+            if answer.error:
+                raise answer.error
+            yield from answer.outputs
+
+
+class _Records(logging.Handler):
+    """Keeps what a worker logs for its next answer."""
+
+    kept: Sequence[logging.LogRecord] = ()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.format(record)  # Sets the text of the traceback, which can be pickled.
+        record.msg, record.args, record.exc_info = record.getMessage(), None, None
+        self.kept = (*self.kept, record)
+
+
+_records = _Records(logging.WARNING)
+_steps: dict[int, tuple[str, beam.DoFn]] = {}
+"""The token and the step of each thread of this worker."""
+
+
+def run_call(call: Call, peers: int) -> Answer:
+    """Runs a call, in a worker.
+
+    Args:
+      call: the call.
+      peers: number of workers of this machine, which share its memory.
+    """
+    sys.path[:0] = [folder for folder in call.path if folder not in sys.path]
+    if why := refusal(tuple(call.code.items())):
+        return Answer(error=JobError(f"the worker {socket.gethostname()} {why}"))
+    machine.share_with(peers)
+    logging.getLogger().addHandler(_records)
+    outputs, raised = [], None
+    with counted_here() as counters:
+        try:
+            outputs = [*_step_of(call).process(pickle.loads(call.element))]
+        except Exception as error:
+            _BEAM_LOG.exception("a call failed")
+            raised = plain(error)
+    records, _records.kept = _records.kept, ()
+    return Answer(outputs, counters, records, raised)
+
+
+def _step_of(call: Call) -> beam.DoFn:
+    """Returns the step of a call, which is set up once in each thread."""
+    thread = threading.get_ident()
+    token, step = _steps.get(thread, ("", None))
+    if token != call.token:
+        end_steps(token)
+        step = pickle.loads(call.step)
+        step.setup()
+        step.start_bundle()
+        _steps[thread] = call.token, step
+    return step
+
+
+def end_steps(token: str) -> None:
+    """Ends the steps of one Spread, in all threads of this worker."""
+    for thread, (other, step) in [*_steps.items()]:
+        if other == token:
+            del _steps[thread]
+            step.teardown()
+
+
+def job_code() -> dict[str, str]:
+    """Returns what must be equal in a job and its workers, as this process has imported it.
+
+    These are versions and digests, by name: Beam's, Python's, ours, and those of users' modules.
+    """
+    return _code_at_start() | imported_digests
+
+
+def _own_code() -> dict[str, str]:
+    root, digest = Path(__file__).parents[2], hashlib.sha256()
+    for folder in ("pipeline", "transforms"):
+        for path in sorted((root / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    beam_version = importlib.metadata.version("apache-beam")
+    versions = {"Python": platform.python_version(), "apache-beam": beam_version}
+    return {**versions, "in9": digest.hexdigest()}
+
+
+_code_at_start = functools.cache(_own_code)
+
+
+def is_stale(code: Mapping[str, str]) -> bool:
+    """Returns whether this process has imported other code than a job's."""
+    imported = job_code()
+    return any(imported.get(name, wanted) != wanted for name, wanted in code.items())
+
+
+@functools.lru_cache(1)
+def refusal(code: tuple[tuple[str, str], ...]) -> str:
+    """Returns how this worker's code differs from a job's; "" if it does not."""
+    on_disk = _own_code()
+    for name, wanted in code:
+        if (found := on_disk.get(name) or digest_of_module(name)) != wanted:
+            return f"has {name} {found[:12]}, but the job has {wanted[:12]}"
+    return "has imported code that has changed since; restart it" if is_stale(dict(code)) else ""
