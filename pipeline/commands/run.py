@@ -91,6 +91,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
         image to run models on, or `--fail_if` could not be tested.
     """
     options = pipeline_options(rest)
+    engine = engine_of(options, rest, arguments.dask, arguments.gpus or 1)
     paths = [flag.dest for flag in flags_of(arguments.command) if flag.is_path]
     submission = submission_from_flags(arguments, options, paths)
     if not (submission or arguments.dask or is_portable(options.view_as(StandardOptions).runner)):
@@ -118,9 +119,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     works = analyses_from_flags(arguments, store, config, taxonomy)
     gate = _gate(arguments, store, config, works)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(
-            spread_over(engine_of(options, rest, arguments.dask, arguments.gpus or 1))
-        )
+        stack.enter_context(spread_over(engine))
         if generates:
             stack.enter_context(removed_if_refused(store, CHECKSUMS))
             if submission is None:

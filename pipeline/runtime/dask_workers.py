@@ -15,15 +15,16 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 from urllib.parse import urlsplit
 
 import distributed
+from typing_extensions import override
 
 from pipeline.errors import JobError, UsageError, one_line
 from pipeline.runtime.lock import release_all
 from pipeline.runtime.machine import is_loopback, usable_cores
-from pipeline.runtime.spread import ADVICE, Answer, Call, end_steps, is_stale, job_code, run_call
+from pipeline.runtime.spread import ADVICE, Answer, Call, Engine, end_steps, is_stale, run_call
 from transforms.limits import load_json
 
 _LOG = logging.getLogger(__name__)
@@ -34,30 +35,38 @@ _PATIENCE = 10
 _INSECURE = "insecure:"
 
 
-class DaskWorkers:
+class DaskWorkers(Engine):
     """An engine of the workers of a Dask cluster.
 
     Args:
       address: value of `--dask`.
 
     Raises:
-      UsageError: the address is wrong or unsafe, or no scheduler answers there.
-      JobError: a worker has imported other code, and cannot be restarted.
+      UsageError: the address is wrong or unsafe; or, where the block begins, no scheduler answers.
     """
 
-    has_cards = False
-
     def __init__(self, address: str) -> None:
+        self._address = _scheduler_address(address)
         # Its messages are for the job's log.
         logging.getLogger("distributed").handlers.clear()
         logging.getLogger("distributed").propagate = True
-        self._address = _scheduler_address(address)
+
+    @override
+    def __enter__(self) -> Self:
         try:
             self._client = distributed.Client(self._address, set_as_default=False)
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             why = f"no scheduler answers at {self._address}: {one_line(error)}"
-            raise UsageError(f"--dask {address}: {why}") from error
-        found = self._client.run(is_stale, job_code(), on_error="return")
+            raise UsageError(f"--dask: {why}") from error
+        return self
+
+    def _restart_stale(self, code: Mapping[str, str]) -> None:
+        """Restarts workers that have imported other code than the job.
+
+        Raises:
+          JobError: one has no nanny that could do so.
+        """
+        found = self._client.run(is_stale, code, on_error="return")
         try:
             self._client.restart_workers(
                 [worker for worker, stale in found.items() if stale is True]
@@ -65,8 +74,9 @@ class DaskWorkers:
         except ValueError as error:
             raise JobError(f"a worker has imported other code: {error}; restart it") from error
 
+    @override
     def answers(self, calls: Sequence[Call]) -> Iterator[Answer]:
-        """See `pipeline.runtime.spread.Engine`."""
+        self._restart_stale(calls[0].code)
         waiting, done = collections.deque(calls), queue.SimpleQueue[distributed.Future]()
         running, seen, has_told = set[distributed.Future](), time.monotonic(), False
         while waiting or running:
@@ -86,8 +96,9 @@ class DaskWorkers:
                 yield _answer_of(future)
         self._client.run(end_steps, calls[0].token, on_error="ignore")
 
-    def close(self) -> None:
-        """Ends what still runs: workers see that nobody wants it any more."""
+    @override
+    def __exit__(self, *_: object) -> None:
+        # Workers see that nobody wants what still runs.
         self._client.close(timeout=2)
 
 

@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+from typing_extensions import override
+
 from pipeline.errors import JobError
 from pipeline.runtime.machine import see_one_gpu
-from pipeline.runtime.spread import ADVICE, Answer, Call, run_call
+from pipeline.runtime.spread import ADVICE, Answer, Call, Engine, run_call
 
 _LOG = logging.getLogger(__name__)
 _LOSSES = 3
@@ -28,7 +30,7 @@ _LOSSES = 3
 _CONTEXT = multiprocessing.get_context("spawn")
 
 
-class LocalWorkers:
+class LocalWorkers(Engine):
     """An engine of worker processes, which start when calls come.
 
     Args:
@@ -41,8 +43,8 @@ class LocalWorkers:
         self._processes: dict[int, tuple[BaseProcess, Connection]] = {}
         self._is_closed = False
 
+    @override
     def answers(self, calls: Sequence[Call]) -> Iterator[Answer]:
-        """See `pipeline.runtime.spread.Engine`."""
         queues = [collections.deque[Call]() for _ in range(self._number if self.has_cards else 1)]
         for call in calls:
             queues[call.place % len(queues)].append(call)
@@ -89,18 +91,20 @@ class LocalWorkers:
         self._processes[number] = process, ours
         return process, ours
 
-    def close(self) -> None:
-        """Ends the processes, whatever they do."""
+    @override
+    def __exit__(self, *_: object) -> None:
+        # Whatever they do.
         self._is_closed = True
-        for process, _ in [*self._processes.values()]:
+        for process, _pipe in [*self._processes.values()]:
             process.kill()
             process.join()
 
 
 def _serve(connection: Connection, peers: int, card: int | None) -> None:
     """Runs calls until the job ends."""
-    # Ctrl-C in a terminal reaches all processes; the job ends this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # They may reach all processes of a terminal or a batch job; the job's own ends this one.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     logging.captureWarnings(True)
     threading.Thread(target=_end_with_job, daemon=True).start()
     if card is not None:

@@ -8,6 +8,7 @@ cluster (`pipeline.runtime.dask_workers`). Only keys, paths and records travel w
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import functools
@@ -23,7 +24,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 
@@ -72,20 +73,18 @@ class Answer(NamedTuple):
     error: Exception | None = None
 
 
-class Engine(Protocol):
-    """Workers that run calls.
+class Engine(contextlib.AbstractContextManager["Engine"]):
+    """Workers that run calls, from the beginning of a block to its end.
 
     Attributes:
       has_cards: whether they have a card each, and so run only steps with a `card`.
     """
 
-    has_cards: bool
+    has_cards = False
 
+    @abc.abstractmethod
     def answers(self, calls: Sequence[Call]) -> Iterator[Answer]:
         """Runs calls, the first ones first; yields an answer for each, as they come."""
-
-    def close(self) -> None:
-        """Ends what still runs."""
 
 
 _engine: Engine | None = None
@@ -96,10 +95,10 @@ def spread_over(engine: Engine | None) -> Iterator[None]:
     """Spreads steps over the workers of an engine in graphs that are built and run in the block.
 
     Args:
-      engine: the engine, which is closed at the end; None for Beam's own workers.
+      engine: the engine; None for Beam's own workers.
     """
     global _engine
-    with contextlib.closing(engine) if engine else contextlib.nullcontext():
+    with engine or contextlib.nullcontext():
         _engine = engine
         try:
             yield

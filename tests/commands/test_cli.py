@@ -108,7 +108,7 @@ def dataset(tmp_path: Path) -> Path:
             ("--dry_run", "--device", "cuda"), "leave --device out to run on", marks=WITHOUT_GPU
         ),
         (("--dry_run", "--gpu", "nvidia-l4"), "--gpu is for --runner=DataflowRunner"),
-        (("--dry_run", "--worker_pools", "a:1"), "--worker_pools needs --worker_secret"),
+        (("--dry_run", "--dask", "tcp://192.0.2.1:8786"), "whoever reaches tcp://192.0.2.1:8786"),
         (("--models", "mynet.py"), "python:mynet:FUNCTION, with its folder on PYTHONPATH"),
         (("--models", "lib/mynet.py:net"), "for a function of your own: python:mynet:net"),
         (("--models", "python:mynet.py:net"), "say python:mynet:net, with its folder on"),
