@@ -32,10 +32,10 @@ from pipeline.generate.commit import (
     PREPARE_LOCK,
     PREPARED_MANIFEST,
     STAGING,
+    MoveFiles,
     commit,
     finish_step,
     merge_shards,
-    move_step,
     prepare_step,
     restate,
 )
@@ -139,7 +139,7 @@ def test_a_commit_waits_for_all_and_leaves_nothing_else(tmp_path: Path) -> None:
     assert paths == sorted(["README.md", "classes.txt", "croissant.json", *kept])
     assert set(store.sizes("")) == {*paths, "manifest.json", "notes.txt"}
     assert prepare_step((None, iter([two, None, b, one, a])), drop, store, IN9) == [(committed, [])]
-    assert move_step((committed, []), store) == (committed, 0)
+    assert MoveFiles(store).process((committed, [])) == [(committed, 0)]
     assert finish_step((committed, [0]), store, IN9, "") == committed
     assert stamps(tmp_path) == times
 
@@ -160,8 +160,8 @@ def test_a_step_that_is_started_again_late_does_no_harm(
     first, second = moves[:2], moves[2:]
     steps: list[Callable[[], object]] = [
         lambda: prepare_step((None, shards), SMALL, store, IN9),
-        lambda: move_step((committed, first), store),
-        lambda: move_step((committed, second), store),
+        lambda: MoveFiles(store).process((committed, first)),
+        lambda: MoveFiles(store).process((committed, second)),
         lambda: finish_step((committed, []), store, IN9, ""),
     ]
     for number, step in enumerate(steps):
@@ -175,7 +175,7 @@ def test_lost_moves_are_noticed_and_what_they_have_left_is_replaced(store: Store
     for content, moved in (("", 6), ("new", 0), ("newer", 2), ("newest", 6)):
         shards = [shard for number in (0, 1) for shard in made(store, number, content)]
         ((committed, moves),) = prepare_step((None, shards), SMALL, store, IN9)
-        move_step((committed, moves[:moved]), store)
+        MoveFiles(store).process((committed, moves[:moved]))
         assert store.exists(MANIFEST) is False
         if moved == len(moves):
             finish_step((committed, []), store, IN9, "")
@@ -190,13 +190,13 @@ def test_lost_moves_are_noticed_and_what_they_have_left_is_replaced(store: Store
 def test_a_damaged_prepared_manifest_is_made_again(store: Store, content: bytes) -> None:
     shards = [shard for number in (0, 1) for shard in made(store, number)]
     ((committed, moves),) = prepare_step((None, shards), SMALL, store, IN9)
-    move_step((committed, moves[:2]), store)
+    MoveFiles(store).process((committed, moves[:2]))
     store.write(PREPARED_MANIFEST, content)
     with pytest.raises(JobError, match=r"manifest\.json is missing .* Run the same command again"):
         finish_step((committed, []), store, IN9, "")
     # The same command prepares again.
     ((committed, moves),) = prepare_step((None, shards), SMALL, store, IN9)
-    move_step((committed, moves), store)
+    MoveFiles(store).process((committed, moves))
     finish_step((committed, []), store, IN9, "")
     assert_whole(store, committed)
 

@@ -21,7 +21,7 @@ STEPS = {
     "Plan": "pipeline.generate.plan:PlanSplit.process",
     "Compose": "pipeline.generate.compose:ComposeShard.process",
     "Prepare": "pipeline.generate.graph:prepare_step",
-    "Move": "pipeline.generate.graph:move_step",
+    "Move": "pipeline.generate.commit:MoveFiles.process",
     "Finish": "pipeline.generate.graph:finish_step",
     "FindDone": "pipeline.evaluate.model_stage:FindDone.process",
     "RunModels": "pipeline.evaluate.model_stage:RunModels.process",
