@@ -31,6 +31,7 @@ from pipeline.storage.state_files import parse_json
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
 
 if TYPE_CHECKING:
+    import rich.progress
     from apache_beam.runners.runner import PipelineResult
 
 
@@ -325,35 +326,6 @@ class Progress:
             self.store.prune(_FOLDER)
 
 
-@dataclasses.dataclass
-class _Stage:
-    """Counts and rate of one stage, whose `items` are counted."""
-
-    name: str
-    items: str
-    done: int = 0
-    total: int = 0
-    _started: tuple[float, int] | None = None
-
-    @property
-    def is_running(self) -> bool:
-        return self.done < self.total
-
-    def speed(self, now: float) -> str:
-        """Returns text such as `2.1/s, 5 min left`, empty while nothing is done.
-
-        The clock starts when the stage is first shown, because its total is known long before it
-        begins.
-        """
-        if self._started is None:
-            self._started = (now, self.done)
-        seconds, done = now - self._started[0], self.done - self._started[1]
-        if done <= 0 or seconds <= 0:
-            return ""
-        rate = done / seconds
-        return f"{rate:.1f}/s, {duration((self.total - self.done) / rate)} left"
-
-
 def duration(seconds: float) -> str:
     """Formats a length of time as people say it: `40 s`, `12 min`, `3.5 h`."""
     if seconds < 90:
@@ -361,60 +333,30 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-@dataclasses.dataclass
-class _Lines:
-    """A display that prints a line for the running stage whenever it has changed.
+def _make_bar(out: TextIO) -> rich.progress.Progress:
+    """Makes a bar that shows its tasks' `items`, and disappears at its end."""
+    # Imported here, because workers may lack it.
+    from rich import console, progress
 
-    A line is such as `segment: 640 of 1300 images, 2.1/s, 5 min left`.
+    return progress.Progress(
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[items]}"),
+        console=console.Console(file=out),
+        auto_refresh=False,
+        transient=True,
+        speed_estimate_period=600,
+    )
+
+
+def _rate(task: rich.progress.Task) -> str:
+    """Returns text such as `, 2.1/s, 5 min left`; "" while nothing is done.
+
+    The clock starts when something is first done, long after the total is known.
     """
-
-    _out: TextIO
-    _last: str = ""
-
-    def show(self, stage: _Stage, now: float) -> None:
-        noun = stage.items.removesuffix("s")
-        line = f"{stage.name}: {stage.done} of {counted(stage.total, noun)}"
-        speed = stage.speed(now)
-        line += f", {speed}" if speed else ""
-        if line != self._last:
-            self._out.write(f"{line}\n")
-            self._out.flush()
-            self._last = line
-
-    def close(self) -> None:
-        """Does nothing, because printed lines stay."""
-
-
-class _Bar:
-    """A display with a live bar of the running stage, which disappears when the job ends."""
-
-    def __init__(self, out: TextIO) -> None:
-        from rich import console, progress
-
-        self._bar = progress.Progress(
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TextColumn("{task.fields[speed]}"),
-            console=console.Console(file=out),
-            auto_refresh=False,
-            transient=True,
-        )
-        self._tasks: dict[str, progress.TaskID] = {}
-        self._bar.start()
-
-    def show(self, stage: _Stage, now: float) -> None:
-        if stage.name not in self._tasks:
-            for task in self._tasks.values():
-                self._bar.remove_task(task)
-            self._tasks = {stage.name: self._bar.add_task(stage.name, speed="")}
-        text = f"{stage.items} {stage.speed(now)}"
-        task = self._tasks[stage.name]
-        self._bar.update(task, completed=stage.done, total=stage.total, speed=text)
-        self._bar.refresh()
-
-    def close(self) -> None:
-        self._bar.stop()
+    left = task.time_remaining
+    return f", {task.speed:.1f}/s, {duration(left)} left" if task.speed and left else ""
 
 
 @contextlib.contextmanager
@@ -432,21 +374,14 @@ def live_bar(name: str, total: int, noun: str) -> Iterator[Callable[[int], None]
     if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
         yield lambda count: None
         return
-    # Imported here, because machines with neither may lack it.
-    from rich import console, progress
+    with _make_bar(sys.stderr) as bar:
+        task = bar.add_task(name, total=total, items=noun)
 
-    with progress.Progress(
-        progress.TextColumn("{task.description}", markup=False),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn(noun),
-        progress.TimeRemainingColumn(),
-        console=console.Console(stderr=True),
-        auto_refresh=False,
-        transient=True,
-    ) as bar:
-        task = bar.add_task(name, total=total)
-        yield lambda count: bar.update(task, advance=count, refresh=True)
+        def advance(count: int) -> None:
+            bar.update(task, advance=count)
+            bar.update(task, items=noun + _rate(bar.tasks[0]), refresh=True)
+
+        yield advance
 
 
 @contextlib.contextmanager
@@ -457,6 +392,8 @@ def show_progress(
     items: Mapping[str, str] | None = None,
 ) -> Iterator[None]:
     """Shows progress while the block runs: a live bar on a terminal, otherwise occasional lines.
+
+    A line is such as `segment: 640 of 1300 images, 2.1/s, 5 min left`.
 
     Args:
       progress: the notes to show.
@@ -471,31 +408,41 @@ def show_progress(
         if progress.store.is_remote:
             interval = max(interval, REMOTE_SECONDS)
     progress.clear()
-    display = _Bar(out) if terminal else _Lines(out)
-    ended = threading.Event()
+    nouns, ended, bar = {**_STAGES, **(items or {})}, threading.Event(), _make_bar(out)
+    for name in nouns:
+        bar.add_task(name, total=0, visible=False, items="")
 
     def watch() -> None:
-        stages = [_Stage(*names) for names in {**_STAGES, **(items or {})}.items()]
-        last: _Stage | None = None
+        last, shown = None, ""
         while not ended.wait(interval):
-            try:
+            # A store that does not respond now may respond later.
+            with contextlib.suppress(OSError):
                 counts = progress.count()
-            except OSError:  # A store that does not respond now may respond later.
-                continue
-            for stage in stages:
-                stage.done, stage.total = counts.get(stage.name, (0, 0))
-            running = next((stage for stage in stages if stage.is_running), None)
+                for task in bar.tasks:
+                    done, total = counts.get(task.description, (0, 0))
+                    bar.update(task.id, completed=done, total=total)
+            running = next((task for task in bar.tasks if not task.finished), None)
             # A stage that has ended is shown once more, as done.
-            if (current := running or last) is not None and current.total:
-                display.show(current, time.monotonic())
-            last = running
+            current, last = running or last, running
+            if current is None:
+                continue
+            noun, total = nouns[current.description], int(current.total or 0)
+            for task in bar.tasks:
+                bar.update(task.id, visible=task is current, items=noun + _rate(task))
+            bar.refresh()
+            line = f"{current.description}: {current.completed:.0f} of {counted(total, noun[:-1])}"
+            line += f"{_rate(current)}\n"
+            if line != shown and not terminal:
+                out.write(line)
+                out.flush()
+            shown = line
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield
+        with bar if terminal else contextlib.nullcontext():
+            yield
     finally:
         ended.set()
         thread.join()
-        display.close()
         progress.clear()

@@ -41,9 +41,11 @@ def test_lines_say_stage_count_rate_and_time_left(tmp_path: Path, terminal: bool
     with show_progress(notes, out, interval=0.02, items={"evaluate": "pictures"}):
         notes.note_total("segment", "val", 96)
         wait_for(out, "0/96 images" if terminal else "segment: 0 of 96 images")
+        notes.note_done("segment", "val-00000", 16)
+        wait_for(out, "16/96 images" if terminal else "segment: 16 of 96 images")
         for _ in range(2):
             notes.note_done("segment", "val-00000", 32)
-        wait_for(out, "32/96 images " if terminal else "segment: 32 of 96 images, ")
+        wait_for(out, "32/96 images, " if terminal else "segment: 32 of 96 images, ")
         wait_for(out, "/s, ")
         wait_for(out, " s left")
         notes.note_done("segment", "val-00001", 64)
