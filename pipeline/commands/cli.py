@@ -45,11 +45,11 @@ def main(argv: list[str] | None = None) -> int:
             arguments, remaining_words = parse_command_line(words)
             with contextlib.redirect_stdout(cast(TextIO, _ReadableStream(sys.stdout))):
                 return _run(arguments, remaining_words)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         for number in _STOPPING:  # A second signal does not wait for the locks.
             signal.signal(number, signal.SIG_DFL)
         with contextlib.suppress(OSError):  # The terminal may be gone.
-            _report_error(name, "stopped; run the same command again to go on", 1)
+            _report_error(name, f"{stopped}; run the same command again to go on", 1)
             sys.stderr.flush()
         # Imported late, because it is slow to import, and printing help needs none of it.
         from pipeline.runtime.lock import release_all
@@ -145,13 +145,18 @@ def _start_waker() -> threading.Thread:
 
 
 def _prepare() -> None:
-    """Configures the allocator, and sets environment variables that libraries read on import."""
+    """Configures the allocator, the log, and environment variables that libraries read."""
     # Libraries start threads, and threads started earlier would get their own malloc arenas.
     keep_freed_memory()
     # Arrow's own allocator would keep additional memory, which grows with the number of threads.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     # We report an unreachable hub in one line; the library would print two for every attempt.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    # Whoever logs first would otherwise configure logging; Beam does so when it is imported.
+    terminal = logging.StreamHandler()
+    terminal.setFormatter(EscapingFormatter("in9: %(levelname)s: %(message)s"))
+    terminal.addFilter(is_for_terminal)
+    logging.basicConfig(level=logging.WARNING, handlers=[terminal])
 
 
 def _run(arguments: argparse.Namespace, remaining_words: list[str]) -> int:
@@ -159,10 +164,6 @@ def _run(arguments: argparse.Namespace, remaining_words: list[str]) -> int:
         # Training threads share the cores with processes that load pictures. A thread that spins
         # while it waits for another costs half of a step's time, or more.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    terminal = logging.StreamHandler()
-    terminal.setFormatter(EscapingFormatter("in9: %(levelname)s: %(message)s"))
-    terminal.addFilter(is_for_terminal)
-    logging.basicConfig(level=logging.WARNING, handlers=[terminal])
     return run_command(arguments, remaining_words)
 
 

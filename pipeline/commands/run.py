@@ -51,13 +51,9 @@ from pipeline.jobs.main_job import (
 from pipeline.jobs.messages import describe_dataset, describe_recipe
 from pipeline.jobs.publish import check_publishing, describe_published
 from pipeline.report.write import REPORT
-from pipeline.runners.beam_options import (
-    engine_of,
-    is_portable,
-    pipeline_options,
-    run_pipeline,
-)
+from pipeline.runners.beam_options import engine_of, pipeline_options, run_pipeline
 from pipeline.runners.dataflow import flags_of_workers, submission_from_flags
+from pipeline.runners.portable import is_portable
 from pipeline.runtime.dataflow_jobs import is_dataflow
 from pipeline.runtime.flag_types import text_of
 from pipeline.runtime.lock import (

@@ -167,6 +167,7 @@ class MainJob:
             start = start | "Start" >> beam.Create([self.ending.before], reshuffle=False)
         if self.lock:
             start = start | "TakeLock" >> beam.ParDo(self.lock)
+        start = start | "Begin" >> beam.Map(_begin, self.ending.progress)
         dataset = start | "Generate" >> GenerateDataset(self.job) if self.job else start
         works = self.ending.works.values()
         for work in works:
@@ -180,6 +181,12 @@ class MainJob:
         if self.publishing:
             dataset = dataset | "Publish" >> _step(_publish, self.publishing)
         return dataset | "End" >> _step(finish_job, self.ending)
+
+
+def _begin(start: Any, progress: Progress) -> Any:
+    """Leaves a note by which the launcher knows that workers have begun; passes an element on."""
+    progress.note_done("begin", "job", 1)
+    return start
 
 
 def _step(

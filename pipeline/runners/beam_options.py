@@ -1,36 +1,27 @@
-"""Beam's options with our defaults, and a function that runs a graph with one-line errors.
-
-For portable runners, where a job server takes the graph and worker pools run it, this module does
-what Beam leaves to its users. It requires the flags that a runner needs, it limits the wait for a
-job server's answer without limiting the job itself, and it explains errors when a server or a
-worker disappears.
-"""
+"""Beam's options with our defaults, and a function that runs a graph with one-line errors."""
 
 import argparse
 import contextlib
 import errno
 import functools
-import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Sequence
+from typing import NoReturn, TypeVar
 
 import apache_beam as beam
 import grpc
 from apache_beam.options.pipeline_options import (
     DirectOptions,
     PipelineOptions,
-    PortableOptions,
     StandardOptions,
 )
-from apache_beam.runners.portability import fn_api_runner, portable_runner
-from apache_beam.runners.portability.job_server import JobServer
-from apache_beam.runners.runner import PipelineRunner, create_runner
+from apache_beam.runners.runner import create_runner
 from typing_extensions import override
 
 from pipeline.analyses import ANALYSES
 from pipeline.errors import JobError, UsageError
 from pipeline.runners.dataflow import Submission, submit
+from pipeline.runners.portable import is_portable, prepare, run_to_end
 from pipeline.runtime.job_log import in_one_line, job_log
 from pipeline.runtime.local_workers import LocalWorkers
 from pipeline.runtime.machine import usable_cores
@@ -178,6 +169,8 @@ _NEEDS_CORRECTION = re.compile(
 )
 """Errors that do not go away by trying again: a file is missing or may not be read, or its path is
 taken by something else."""
+_WORKER_GONE = ("Channel closed prematurely", "StatusRuntimeException: CANCELLED")
+"""Messages for a lost worker, from Beam's Python job server and from Flink's."""
 _WHERE = re.compile(r" \[while running .*\]$", re.DOTALL)
 """The end that Beam adds to a message: the name of the step that raised the error."""
 
@@ -235,160 +228,16 @@ def run_pipeline(
     """
     waits = submission is None or submission.waits
     items = {one.name: one.items for one in ANALYSES if one.runs_models}
-    logging.getLogger(f"{fn_api_runner.__name__}.fn_runner").addFilter(_is_no_advice)
     with (
         in_one_line(log, _translate),
         job_log(log),
         show_progress(progress, items=items) if waits else contextlib.nullcontext(),
-        servers_stopped(pipeline.runner),
-        servers_at(
-            "[::]"  # Only workers of this environment may be on other machines.
-            if pipeline.options.view_as(PortableOptions).environment_type == "EXTERNAL"
-            else "localhost"
-        ),
     ):
-        if submission is None:
-            result = pipeline.run()
-            try:
-                result.wait_until_finish()
-            except KeyboardInterrupt:
-                # Otherwise a job server would continue the job.
-                if isinstance(result, portable_runner.PipelineResult):
-                    with contextlib.suppress(grpc.RpcError):
-                        result.cancel()
-                raise
-        else:
+        if submission:
             result = submit(pipeline, submission, progress.store)
+        elif is_portable(type(pipeline.runner).__name__):
+            result = run_to_end(pipeline, progress)
+        else:
+            result = pipeline.run()
+            result.wait_until_finish()
         return counters_of(result) if waits else None
-
-
-def _is_no_advice(record: logging.LogRecord) -> bool:
-    """Tells other messages from Beam's advice against threads, which do this work as well."""
-    return not record.getMessage().startswith("If direct_num_workers is not equal to 1")
-
-
-_NEED_ENDPOINT = "PortableRunner"
-_STARTS_SERVER = ("FlinkRunner", "SparkRunner", "PrismRunner")
-_SILENTLY_WRONG = {
-    **dict.fromkeys(("RayRunner", "PySparkRunner"), "groups are torn apart"),
-    "DaskRunner": "of two leaves only one runs, tagged outputs mix, and there are no metrics",
-}
-"""Runners that give wrong results without an error, and what is wrong."""
-_ANSWER_SECONDS = 60
-"""Default time limit for a job server to answer, in seconds."""
-_JOB_SECONDS = 10 * 366 * 24 * 3600
-_WORKER_GONE = ("Channel closed prematurely", "SDK worker disconnected")
-"""Messages for a lost worker, from Beam's Python job server and from Prism."""
-
-
-def is_portable(runner: str | None) -> bool:
-    """Returns whether this runner is a job server, rather than this process or Dataflow."""
-    return (runner or "").rpartition(".")[2] in (_NEED_ENDPOINT, *_STARTS_SERVER)
-
-
-def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
-    """Checks and completes the flags of a portable runner; leaves other runners' flags unchanged.
-
-    Args:
-      options: Beam's options, changed in place.
-      arguments: flags as the user wrote them.
-
-    Raises:
-      UsageError: the runner gives wrong results, a flag is missing or wrong, or no job server
-        answers.
-    """
-    runner = (options.view_as(StandardOptions).runner or "").rpartition(".")[2]
-    if runner in _SILENTLY_WRONG:
-        raise UsageError(
-            f"--runner={runner} gives wrong results without an error: {_SILENTLY_WRONG[runner]}. "
-            "For several machines, see --worker_command and --worker_pools in docs/machines.md"
-        )
-    if not is_portable(runner):
-        return
-    portable = options.view_as(PortableOptions)
-    if runner == _NEED_ENDPOINT and not portable.job_endpoint:
-        raise UsageError("--runner=PortableRunner needs --job_endpoint=HOST:PORT of a job server")
-    # Other environments can contain our package; without a name, these are Beam's own image.
-    is_named = portable.environment_config or portable.environment_options
-    has_package = portable.environment_type not in (None, "DOCKER") or is_named
-    if portable.job_endpoint and not has_package:
-        raise UsageError(
-            "workers would run Beam's own image, which does not contain in9; name worker pools "
-            "with --environment_type=EXTERNAL --environment_config=HOST:PORT, or an image with "
-            "--environment_type=DOCKER --environment_config=IMAGE"
-        )
-    if not str(portable.sdk_worker_parallelism).isdecimal():
-        raise UsageError(
-            "--sdk_worker_parallelism must be the number of worker processes of a machine, or 0: "
-            f"got {portable.sdk_worker_parallelism}"
-        )
-    has_timeout = any(argument.startswith("--job_server_timeout") for argument in arguments)
-    seconds = portable.job_server_timeout if has_timeout else _ANSWER_SECONDS
-    if portable.job_endpoint and portable.job_endpoint != "embed":
-        _check_answer(portable.job_endpoint, seconds)
-    # Beam would apply the user's limit also to the stream of the job's states, and so to the whole
-    # job.
-    portable.job_server_timeout = _JOB_SECONDS
-
-
-def _check_answer(endpoint: str, seconds: float) -> None:
-    with grpc.insecure_channel(endpoint) as channel:
-        try:
-            grpc.channel_ready_future(channel).result(timeout=seconds)
-        except grpc.FutureTimeoutError as error:
-            raise UsageError(f"no job server answers at --job_endpoint={endpoint}") from error
-
-
-@contextlib.contextmanager
-def servers_stopped(runner: PipelineRunner) -> Iterator[None]:
-    """Stops the job server that a runner has started, at the end of the `with` block.
-
-    Beam would stop it when the interpreter ends, which never happens in a process that exits by
-    `os._exit`.
-    """
-    servers: list[JobServer] = []
-    if isinstance(runner, portable_runner.PortableRunner):
-        start = runner.default_job_server
-
-        def start_and_keep(options: PipelineOptions) -> JobServer:
-            servers.append(start(options))
-            return servers[-1]
-
-        runner.default_job_server = start_and_keep
-    try:
-        yield
-    finally:
-        for server in servers:
-            server.stop()
-
-
-@contextlib.contextmanager
-def servers_at(
-    address: str,
-    interceptors: Sequence[grpc.ServerInterceptor] = (),
-    options: Sequence[tuple[str, Any]] = (),
-) -> Iterator[None]:
-    """Binds the servers that Beam starts during the block to one interface.
-
-    Beam binds them to all interfaces, and they give any file of this user to whoever asks.
-
-    Args:
-      address: name or address of the interface.
-      interceptors: what every call passes first.
-      options: further options of the servers.
-    """
-    make = grpc.server
-
-    def make_at(*arguments: Any, **named: Any) -> grpc.Server:
-        for name, more in (("options", options), ("interceptors", interceptors)):
-            named[name] = [*named.get(name, ()), *more]
-        server = make(*arguments, **named)
-        bind = server.add_insecure_port
-        server.add_insecure_port = lambda port: bind(port.replace("[::]", address))
-        return server
-
-    grpc.server = make_at
-    try:
-        yield
-    finally:
-        grpc.server = make

@@ -85,11 +85,11 @@ class Cluster:
 
     def workers(self, pool: int) -> list[int]:
         """Returns the process ids of a pool's live workers."""
-        children = _children(self.pools[pool].pid)
-        return _children(*children) if self._forked else children
+        started = children(self.pools[pool].pid)
+        return children(*started) if self._forked else started
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
     """Returns the ids of a process's live children."""
     threads = Path(f"/proc/{pid}/task").glob("*/children")
     children = [child for thread in threads for child in thread.read_text().split()]

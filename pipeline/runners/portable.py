@@ -1,0 +1,251 @@
+"""Job servers, such as Flink's, which take the graph and let worker pools run it.
+
+This module does what Beam leaves to its users. It requires the flags that a job server needs, and
+refuses those that make Beam open this process to the network. It limits the wait for a server's
+answer without limiting the job itself. It stops Flink's job together with this process.
+"""
+
+import contextlib
+import dataclasses
+import threading
+import urllib.request
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+import grpc
+from apache_beam.options.pipeline_options import (
+    FlinkRunnerOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    PortableOptions,
+    SparkRunnerOptions,
+    StandardOptions,
+)
+from apache_beam.runners.portability.job_server import JobServer
+from apache_beam.runners.portability.portable_runner import PortableRunner
+from apache_beam.runners.runner import PipelineResult
+
+from pipeline.errors import JobError, UsageError, refuse_first
+from pipeline.runtime.progress import Progress
+from transforms.limits import load_json
+
+_NEED_ENDPOINT = "PortableRunner"
+_STARTS_SERVER = ("FlinkRunner", "SparkRunner")
+_REFUSED = {
+    **dict.fromkeys(("RayRunner", "PySparkRunner"), "tears groups apart without an error"),
+    "DaskRunner": "runs only one of two leaves, mixes tagged outputs, and has no metrics",
+    **dict.fromkeys(
+        ("PrismRunner", "KafkaStreamsRunner", "InteractiveRunner", "TestDirectRunner"),
+        "would open this process to the network",
+    ),
+}
+"""Runners whose results are wrong without an error, or that start servers on all interfaces."""
+_ANSWER_SECONDS = 60
+"""Default time limit for a job server to answer, in seconds."""
+_JOB_SECONDS = 10 * 366 * 24 * 3600
+_CACHE_MILLIS = 5_000
+"""How long Flink keeps worker processes that have nothing to do, in milliseconds. By Beam's default
+they end with each stage, and their successors load all libraries again."""
+IDLE_SECONDS = 300.0
+"""Time in seconds after which a job ends that Flink runs, but of which no step has begun."""
+_LOOK_SECONDS = 5.0
+
+
+def is_portable(runner: str | None) -> bool:
+    """Returns whether this runner is a job server, rather than this process or Dataflow."""
+    return (runner or "").rpartition(".")[2] in (_NEED_ENDPOINT, *_STARTS_SERVER)
+
+
+def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
+    """Checks and completes the flags of a job server; leaves other runners' flags unchanged.
+
+    Args:
+      options: Beam's options, changed in place.
+      arguments: flags as the user wrote them.
+
+    Raises:
+      UsageError: the runner is refused, a flag is missing, wrong or refused, or no job server
+        answers.
+    """
+    runner = (options.view_as(StandardOptions).runner or "").rpartition(".")[2]
+    if runner in _REFUSED:
+        raise UsageError(
+            f"--runner={runner} {_REFUSED[runner]}. For several machines, see --dask ADDRESS in "
+            "docs/runners.md"
+        )
+    if not is_portable(runner):
+        return
+    portable = options.view_as(PortableOptions)
+    # Beam would choose LOOPBACK for a Flink or Spark on this machine.
+    portable.environment_type = portable.environment_type or "DOCKER"
+    kind, endpoint = portable.environment_type, portable.job_endpoint
+    # Other environments can contain our package; without a name, these are Beam's own image.
+    is_named = portable.environment_config or portable.environment_options
+    opens = "would open this process to the network: "
+    refuse_first(
+        {
+            f"--environment_type={kind} {opens}say EXTERNAL, PROCESS or DOCKER": kind
+            not in ("EXTERNAL", "PROCESS", "DOCKER"),
+            f"--job_endpoint=embed {opens}say HOST:PORT of a job server": endpoint == "embed",
+            f"--flink_submit_uber_jar {opens}leave it out": options.view_as(
+                FlinkRunnerOptions
+            ).flink_submit_uber_jar,
+            f"--spark_submit_uber_jar {opens}leave it out": options.view_as(
+                SparkRunnerOptions
+            ).spark_submit_uber_jar,
+            "--runner=PortableRunner needs --job_endpoint=HOST:PORT of a job server": runner
+            == _NEED_ENDPOINT
+            and not endpoint,
+            "workers would run Beam's own image, which does not contain in9; name worker pools "
+            "with --environment_type=EXTERNAL --environment_config=HOST:PORT, or an image with "
+            "--environment_type=DOCKER --environment_config=IMAGE": kind == "DOCKER"
+            and not is_named,
+            "--sdk_worker_parallelism must be the number of worker processes of a machine, or 0: "
+            f"got {portable.sdk_worker_parallelism}": not str(
+                portable.sdk_worker_parallelism
+            ).isdecimal(),
+        }
+    )
+    given = {argument.partition("=")[0] for argument in arguments}
+    if endpoint:
+        has_limit = "--job_server_timeout" in given
+        _check_answer(endpoint, portable.job_server_timeout if has_limit else _ANSWER_SECONDS)
+    # Beam would apply the user's limit also to the stream of the job's states, and so to the whole
+    # job.
+    portable.job_server_timeout = _JOB_SECONDS
+    if "--environment_cache_millis" not in given:
+        portable.environment_cache_millis = _CACHE_MILLIS
+    # By a name of its own, Flink's job can be found again.
+    google = options.view_as(GoogleCloudOptions)
+    google.job_name = f"{google.job_name or 'in9'}-{uuid.uuid4().hex[:12]}"
+
+
+def _check_answer(endpoint: str, seconds: float) -> None:
+    with grpc.insecure_channel(endpoint) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=seconds)
+        except grpc.FutureTimeoutError as error:
+            raise UsageError(f"no job server answers at --job_endpoint={endpoint}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _FlinkJob:
+    """A job on a Flink whose REST address is known. All methods raise OSError if it is silent."""
+
+    address: str
+    name: str
+
+    def seconds(self) -> float:
+        """Returns for how many seconds Flink has called the job RUNNING; 0 if it does not."""
+        for job in self._running():
+            details = self._ask(f"/{job}")
+            return float(details["now"] - details["timestamps"]["RUNNING"]) / 1000
+        return 0
+
+    def cancel(self) -> bool:
+        """Cancels the job; returns whether Flink had it."""
+        jobs = self._running()
+        for job in jobs:
+            self._ask(f"/{job}?mode=cancel", "PATCH")
+        return bool(jobs)
+
+    def _running(self) -> list[str]:
+        jobs = self._ask("/overview")["jobs"]
+        return [job["jid"] for job in jobs if job["name"] == self.name and job["end-time"] < 0]
+
+    def _ask(self, path: str, method: str = "GET") -> Any:
+        scheme = "" if "://" in self.address else "http://"
+        request = urllib.request.Request(f"{scheme}{self.address}/jobs{path}", method=method)
+        with urllib.request.urlopen(request, timeout=_LOOK_SECONDS) as answer:
+            return load_json(answer.read())
+
+
+def run_to_end(pipeline: beam.Pipeline, progress: Progress) -> PipelineResult:
+    """Runs a graph on a job server to its end.
+
+    Args:
+      pipeline: the graph.
+      progress: the folder in which workers note that the job has begun.
+
+    Raises:
+      KeyboardInterrupt: this process is to stop; the message says so, and what may still run.
+      JobError: Flink's workers never begin.
+      Exception: what Beam raises if the job fails.
+    """
+    name = pipeline.options.view_as(GoogleCloudOptions).job_name
+    master = pipeline.options.view_as(FlinkRunnerOptions).flink_master
+    flink = None if master.startswith("[") else _FlinkJob(master, name)
+    result = None
+    try:
+        with _server_stopped(pipeline.runner), _ended_if_idle(flink, progress):
+            result = pipeline.run()
+            result.wait_until_finish()
+            return result
+    except KeyboardInterrupt:
+        with contextlib.suppress(Exception):  # Otherwise the message says what may go on.
+            if flink and flink.cancel():
+                raise
+        # Beam's server of Flink does not pass this on; others do.
+        with contextlib.suppress(grpc.RpcError):
+            if result:
+                result.cancel()
+        raise KeyboardInterrupt(
+            f"stopped, but its job {name} may go on: end it where it runs (give --flink_master="
+            "HOST:PORT, and Flink's is ended for you)"
+        ) from None
+
+
+@contextlib.contextmanager
+def _ended_if_idle(flink: _FlinkJob | None, progress: Progress) -> Iterator[None]:
+    """Cancels Flink's job if none of its steps begins, as Flink itself waits for ever.
+
+    A worker pool may be unable to start workers, for example.
+    """
+    ended, idle = threading.Event(), threading.Event()
+
+    def watch(flink: _FlinkJob) -> None:
+        while not ended.wait(_LOOK_SECONDS):
+            with contextlib.suppress(OSError):  # Flink or the storage may answer later.
+                if progress.has_begun():
+                    return
+                if flink.seconds() > IDLE_SECONDS:
+                    idle.set()
+                    flink.cancel()
+
+    if flink:
+        threading.Thread(target=watch, args=(flink,), daemon=True).start()
+    try:
+        yield
+    except Exception as error:
+        if idle.is_set():
+            raise JobError(
+                f"no step has begun {IDLE_SECONDS:.0f} s after Flink has started the job: see what "
+                "its worker pools print. Then run the same command again"
+            ) from error
+        raise
+    finally:
+        ended.set()
+
+
+@contextlib.contextmanager
+def _server_stopped(runner: PortableRunner) -> Iterator[None]:
+    """Stops the job server that a runner has started, at the end of the `with` block.
+
+    Beam would stop it when the interpreter ends, which never happens in a process that exits by
+    `os._exit`.
+    """
+    servers: list[JobServer] = []
+    start = runner.default_job_server
+
+    def start_and_keep(options: PipelineOptions) -> JobServer:
+        servers.append(start(options))
+        return servers[-1]
+
+    runner.default_job_server = start_and_keep
+    try:
+        yield
+    finally:
+        for server in servers:
+            server.stop()

@@ -1,0 +1,88 @@
+"""Tests the unchanged job on a real Flink: embedded in Beam's job server, and as a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flink import Flink, missing, workers_of
+from machines import HEAD, until
+from runs import QUICK, finished_shards, results_of
+
+_IDLE = (
+    "from pipeline.runners import portable; portable.IDLE_SECONDS = 2; "
+    "from pipeline.commands.cli import run_process; run_process()"
+)
+"""Runs in9 with a shorter limit for jobs that do not begin."""
+
+
+@pytest.fixture(scope="module")
+def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flink]:
+    """A job server and a cluster. Without a right that namespaces take, tests are skipped."""
+    if os.geteuid() != 0:
+        pytest.skip("namespaces need root")
+    if names := missing():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(names)
+    with contextlib.ExitStack() as stack:
+        try:
+            flink = Flink(stack, tmp_path_factory.mktemp("flink"))
+        except PermissionError as error:
+            pytest.skip(f"refused here: {error}")
+        flink.cluster(HEAD)
+        yield flink
+
+
+def test_a_run_that_loses_a_worker_and_one_that_has_nothing_to_do(
+    flink: Flink, small_sample: Path, small_run: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    pool = flink.pool(HEAD)
+    flags = ("run", "--input", small_sample, "--output", output)
+    running = flink.start_in9(*flags)
+    until(lambda: finished_shards(output) or running.poll() is not None, 120)
+    os.kill(workers_of(pool)[0], signal.SIGKILL)
+    _, error = running.communicate(timeout=120)
+    assert running.returncode == 0, error
+    assert results_of(output) == results_of(small_run)
+    again = flink.start_in9(*flags)
+    out, error = again.communicate(timeout=120)
+    assert again.returncode == 0, error
+    assert "nothing to do: everything is up to date" in out
+    assert results_of(output) == results_of(small_run)
+
+
+def test_a_job_that_is_stopped(flink: Flink, small_sample: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    flink.pool(HEAD, 50002)
+    flags = ("generate", "--input", small_sample, "--images_per_shard", 2, "--output", output)
+    running = flink.start_in9(*flags, port=50002, cluster=True)
+    until(lambda: finished_shards(output) or running.poll() is not None, 120)
+    assert flink.states() == ["RUNNING"]
+    running.send_signal(signal.SIGINT)
+    _, error = running.communicate(timeout=30)
+    assert running.returncode == 1
+    assert error == "in9 generate: stopped; run the same command again to go on\n"
+    until(lambda: flink.states() == ["CANCELED"], 30)
+
+
+def test_a_job_whose_workers_cannot_start(flink: Flink, small_sample: Path, tmp_path: Path) -> None:
+    # The pool finds another Python than ours.
+    other = tmp_path / "python"
+    other.write_text("#!/bin/sh\nexit 1\n")
+    other.chmod(0o755)
+    flink.pool(HEAD, 50001, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    flags = ("generate", "--input", small_sample, *QUICK, "--output", tmp_path / "out")
+    running = flink.start_in9(*flags, port=50001, cluster=True, program=("-c", _IDLE))
+    _, error = running.communicate(timeout=90)
+    assert running.returncode == 1, error
+    assert re.fullmatch(
+        "in9 generate: the job failed: no step has begun 2 s after Flink has started the job: see "
+        r"what its worker pools print. Then run the same command again \(details: .*\)\n",
+        error,
+    )
+    assert "RUNNING" not in flink.states()

@@ -1,0 +1,166 @@
+"""Flink and Beam's job server on machines that are made of namespaces, with Beam's worker pools.
+
+All of them listen on all interfaces, and run code for whoever asks, so they get a network that
+nobody else reaches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cluster import children
+from machines import HEAD, Machines, address
+from runs import ROOT
+
+JARS = Path(sys.prefix, "flink")
+"""Beam's job server and what it needs, Flink included; scripts/test fetches it."""
+_TOOLS = ("ip", "nsenter", "setpriv", "unshare", "java")
+_PACKAGES = (
+    *("lang", "lang.invoke", "lang.reflect", "util", "util.concurrent", "nio", "net", "io", "text"),
+    *("time", "util.concurrent.atomic"),
+)
+_OPENED = (*(f"java.{package}" for package in _PACKAGES), "sun.nio.ch", "sun.net.util")
+"""Packages that Flink 1.19 reaches into, which Java 17 has to be told."""
+_MEMORY = {
+    "cpu.cores": 2,
+    "memory.task.heap.size": "384m",
+    "memory.task.off-heap.size": 0,
+    "memory.network.min": "64m",
+    "memory.network.max": "64m",
+    "memory.managed.size": "128m",
+}
+"""What Flink's start scripts would compute for a task manager."""
+_RESTARTS = {
+    "restart-strategy.type": "exponential-delay",
+    "restart-strategy.exponential-delay.initial-backoff": "6 s",
+    "restart-strategy.exponential-delay.max-backoff": "6 s",
+    "restart-strategy.exponential-delay.attempts-before-reset-backoff": 8,
+    "heartbeat.interval": 2000,
+    "heartbeat.timeout": 5000,
+}
+
+REST = f"{address(HEAD)}:8081"
+"""Where the cluster answers."""
+_ASK = f"""
+import json, urllib.request
+jobs = json.load(urllib.request.urlopen("http://{REST}/jobs/overview"))["jobs"]
+print(*(job["state"] for job in jobs))
+"""
+
+
+def missing() -> str:
+    """Returns what is not installed that Flink needs; "" if nothing is."""
+    names = [name for name in _TOOLS if not shutil.which(name)]
+    names += [] if any(JARS.glob("beam-runners-flink-*.jar")) else ["Beam's job server"]
+    return f"not installed: {', '.join(names)}" if names else ""
+
+
+class Flink(Machines):
+    """Beam's job server on the head; Flink is embedded in it, or a cluster that `cluster` starts.
+
+    Args:
+      stack: ends everything.
+      folder: an empty folder for files and logs.
+      jars: folder of the jars of a cluster.
+
+    Attributes:
+      folder: the same folder.
+
+    Raises:
+      RefusedError: this process may not make namespaces and networks.
+    """
+
+    def __init__(self, stack: contextlib.ExitStack, folder: Path, jars: Path = JARS) -> None:
+        super().__init__(stack, folder)
+        self.folder, self._jars = folder, jars
+        self._environment = {
+            **os.environ,
+            # A pool starts its workers as `python`; the models of tests are in this folder.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}",
+            "HF_HUB_OFFLINE": "1",
+        }
+        settings = "".join(f"{name}: {value}\n" for name, value in _RESTARTS.items())
+        (folder / "flink-conf.yaml").write_text(settings)
+        ports = ("--job-port=8099", "--artifact-port=8098", "--expansion-port=-1")
+        flags = ("--flink-master=[local]", f"--flink-conf-dir={folder}", "--job-host=localhost")
+        main = "org.apache.beam.runners.flink.FlinkJobServerDriver"
+        self._java(HEAD, "server", JARS, main, *flags, *ports, f"--artifacts-dir={folder}/staged")
+
+    def cluster(self, *nodes: str) -> None:
+        """Starts Flink's job manager on the head, and a task manager on each of these machines."""
+        runtime, where = "org.apache.flink.runtime", address(HEAD)
+        settings = {
+            "jobmanager.rpc.address": where,
+            "jobmanager.bind-host": "0.0.0.0",
+            "rest.address": where,
+            "rest.bind-address": "0.0.0.0",
+            "rest.port": 8081,
+        }
+        main = f"{runtime}.entrypoint.StandaloneSessionClusterEntrypoint"
+        self._flink(HEAD, "jobmanager", main, settings)
+        for node in nodes:
+            more = {"host": address(node), "numberOfTaskSlots": 2, **_MEMORY}
+            more = {f"taskmanager.{name}": value for name, value in more.items()}
+            main = f"{runtime}.taskexecutor.TaskManagerRunner"
+            self._flink(node, f"taskmanager-{node}", main, settings | more)
+
+    def pool(self, machine: str, port: int = 50000, **more: str) -> subprocess.Popen[bytes]:
+        """Starts a worker pool on a machine; `more` are further environment variables."""
+        pool = ("-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}")
+        words = self.inside(machine, sys.executable, *pool)
+        return self.start(f"pool-{machine}-{port}", *words, env={**self._environment, **more})
+
+    def start_in9(
+        self,
+        *flags: object,
+        port: int = 50000,
+        cluster: bool = False,
+        program: Sequence[str] = ("-m", "pipeline"),
+    ) -> subprocess.Popen[str]:
+        """Starts a command in the head's network.
+
+        Args:
+          flags: its flags, without those of the runner.
+          port: port of the worker pools, beside each task manager.
+          cluster: whether the job runs on the cluster, whose address the command gets.
+          program: what Python runs.
+        """
+        runner = ("--runner=PortableRunner", "--job_endpoint=localhost:8099", "--parallelism=2")
+        pools = ("--environment_type=EXTERNAL", f"--environment_config=localhost:{port}")
+        more = (*pools, "--sdk_worker_parallelism=2", *((f"--flink_master={REST}",) * cluster))
+        words = self.in_network(HEAD, sys.executable, *program, *flags, *runner, *more)
+        return subprocess.Popen(
+            words,
+            cwd=ROOT,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def states(self) -> list[str]:
+        """Returns the states of all jobs of the cluster."""
+        words = self.in_network(HEAD, sys.executable, "-c", _ASK)
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        return done.stdout.split()
+
+    def _flink(self, machine: str, log: str, main: str, settings: Mapping[str, object]) -> None:
+        flags = [f"-D{name}={value}" for name, value in settings.items()]
+        self._java(machine, log, self._jars, main, "--configDir", self.folder, *flags)
+
+    def _java(self, machine: str, log: str, jars: Path, main: str, *flags: object) -> None:
+        opened = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPENED]
+        java = ("java", "-Xmx768m", *opened, "-cp", f"{jars}/*", main)
+        self.start(log, *self.inside(machine, *java, *flags), env=self._environment)
+
+
+def workers_of(pool: subprocess.Popen[bytes]) -> list[int]:
+    """Returns the process ids of a pool's live workers."""
+    return children(*children(pool.pid))
