@@ -31,6 +31,7 @@ from pipeline.commands import template
 from pipeline.commands.flags import WORKERS, flags_of
 from pipeline.commands.parser import build_parser
 from pipeline.runners.beam_options import unknown_to_beam
+from pipeline.runners.portable import CACHE_MILLIS
 from transforms.grabcut import Unavailable, cache
 
 ROOT = Path(__file__).parents[1]
@@ -306,8 +307,6 @@ def test_the_image_has_one_version_of_python_and_of_beam() -> None:
     assert set(re.findall(r"python:?(3\.?\d\d)", text)) == {"3.11", "311"}
     beam = str(locked(CPU)["apache-beam"].specifier).removeprefix("==")
     assert re.findall(r"_sdk:(\S+)", text) == [beam]
-    compose = yaml.safe_load((DEPLOY / "flink" / "compose.yaml").read_text())
-    assert compose["services"]["jobserver"]["image"].endswith(f"_job_server:{beam}")
 
 
 def test_the_lock_holds_what_the_package_asks_for(wheel: zipfile.ZipFile) -> None:
@@ -509,8 +508,18 @@ def test_parts_of_flink_fit_each_other() -> None:
     for service in (task_manager, services["jobmanager"]):
         properties = yaml.safe_load(service["environment"]["FLINK_PROPERTIES"])
         assert properties["taskmanager.numberOfTaskSlots"] == 8
-        assert properties["restart-strategy.type"] == "fixed-delay"
-        assert properties["restart-strategy.fixed-delay.attempts"] > 1
+        # A dead machine, and dead workers that are still kept, must be forgotten before a retry.
+        strategy = properties["restart-strategy.type"]
+        delay = 1000 * int(
+            properties[f"restart-strategy.{strategy}.initial-backoff"].split(" s")[0]
+        )
+        assert delay > properties["heartbeat.timeout"]
+        assert delay > CACHE_MILLIS
+        # Each of three lost machines takes two attempts at most.
+        assert properties[f"restart-strategy.{strategy}.attempts-before-reset-backoff"] > 6
+    # The settings were tried with the version of Flink for which the job server is made.
+    (version,) = re.findall(r"/beam_flink([\d.]+)_job_server:", services["jobserver"]["image"])
+    assert task_manager["image"].startswith(f"flink:{version}.")
     # Workers are requested at localhost, so they share a network that outlives the task manager.
     assert task_manager["network_mode"] == workers["network_mode"] == "service:node"
     # Artifacts pass between the services as files.

@@ -157,8 +157,10 @@ def engine_of(
     return LocalWorkers(gpus, has_cards=True) if is_local and gpus > 1 and not chosen else None
 
 
-_RAISED = re.compile(r"^(?:[\w.]+\.)?(\w+): (.*)$")
-"""A line of a traceback that names an error (group 1) and its message (group 2)."""
+_RAISED = re.compile(r"^(?:Pipeline \S+ failed in state \w+: )?(?:[\w.$]+[.$])?(\w+): (.*)$")
+"""A line of a traceback that names an error (group 1) and its message (group 2). Job servers put
+something before it."""
+_ENDS = ("Error", "Exception")
 _USAGE = ("UsageError", "TooLargeError")
 """Names of our errors that become a UsageError."""
 _OURS = (*_USAGE, "JobError", "BrokenPictureError", "DamagedError", "ModelError")
@@ -169,7 +171,10 @@ _NEEDS_CORRECTION = re.compile(
 )
 """Errors that do not go away by trying again: a file is missing or may not be read, or its path is
 taken by something else."""
-_WORKER_GONE = ("Channel closed prematurely", "StatusRuntimeException: CANCELLED")
+_WORKER_GONE = (
+    *("Channel closed prematurely", "StatusRuntimeException: CANCELLED"),
+    "IllegalStateException: call already closed",
+)
 """Messages for a lost worker, from Beam's Python job server and from Flink's."""
 _WHERE = re.compile(r" \[while running .*\]$", re.DOTALL)
 """The end that Beam adds to a message: the name of the step that raised the error."""
@@ -198,11 +203,11 @@ def _translate(error: Exception) -> Exception:
     for line in reversed(lines):
         match = _RAISED.match(line)
         # Runners wrap errors, as in `RuntimeError: OSError: ...`; the innermost says what happened.
-        while match and (inner := _RAISED.match(match[2])) and inner[1].endswith("Error"):
+        while match and (inner := _RAISED.match(match[2])) and inner[1].endswith(_ENDS):
             match = inner
         if match and match[1] in _OURS:
             return (UsageError if match[1] in _USAGE else JobError)(match[2])
-        if match and (match[1].endswith(("Error", "Exception", "Invalid")) or match[1] == "error"):
+        if match and (match[1].endswith((*_ENDS, "Invalid")) or match[1] == "error"):
             if _NEEDS_CORRECTION.match(match[2]):
                 advice = "Correct that, then run the same command again to go on"
             return JobError(f"{match[1]}: {match[2]}. {advice}")

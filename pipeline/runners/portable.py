@@ -45,9 +45,10 @@ _REFUSED = {
 _ANSWER_SECONDS = 60
 """Default time limit for a job server to answer, in seconds."""
 _JOB_SECONDS = 10 * 366 * 24 * 3600
-_CACHE_MILLIS = 5_000
+CACHE_MILLIS = 5_000
 """How long Flink keeps worker processes that have nothing to do, in milliseconds. By Beam's default
-they end with each stage, and their successors load all libraries again."""
+they end with each stage, and their successors load all libraries again. Flink also keeps dead ones
+for so long, and sends them work again, so its restarts must wait longer."""
 IDLE_SECONDS = 300.0
 """Time in seconds after which a job ends that Flink runs, but of which no step has begun."""
 _LOOK_SECONDS = 5.0
@@ -116,7 +117,7 @@ def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
     # job.
     portable.job_server_timeout = _JOB_SECONDS
     if "--environment_cache_millis" not in given:
-        portable.environment_cache_millis = _CACHE_MILLIS
+        portable.environment_cache_millis = CACHE_MILLIS
     # By a name of its own, Flink's job can be found again.
     google = options.view_as(GoogleCloudOptions)
     google.job_name = f"{google.job_name or 'in9'}-{uuid.uuid4().hex[:12]}"
@@ -141,7 +142,8 @@ class _FlinkJob:
         """Returns for how many seconds Flink has called the job RUNNING; 0 if it does not."""
         for job in self._running():
             details = self._ask(f"/{job}")
-            return float(details["now"] - details["timestamps"]["RUNNING"]) / 1000
+            if started := details["timestamps"]["RUNNING"]:
+                return float(details["now"] - started) / 1000
         return 0
 
     def cancel(self) -> bool:

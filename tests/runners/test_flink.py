@@ -44,13 +44,13 @@ def test_a_run_that_loses_a_worker_and_one_that_has_nothing_to_do(
     pool = flink.pool(HEAD)
     flags = ("run", "--input", small_sample, "--output", output)
     running = flink.start_in9(*flags)
-    until(lambda: finished_shards(output) or running.poll() is not None, 120)
+    until(lambda: finished_shards(output) or running.poll() is not None, 300)
     os.kill(workers_of(pool)[0], signal.SIGKILL)
-    _, error = running.communicate(timeout=120)
+    _, error = running.communicate(timeout=300)
     assert running.returncode == 0, error
     assert results_of(output) == results_of(small_run)
     again = flink.start_in9(*flags)
-    out, error = again.communicate(timeout=120)
+    out, error = again.communicate(timeout=300)
     assert again.returncode == 0, error
     assert "nothing to do: everything is up to date" in out
     assert results_of(output) == results_of(small_run)
@@ -59,12 +59,12 @@ def test_a_run_that_loses_a_worker_and_one_that_has_nothing_to_do(
 def test_a_job_that_is_stopped(flink: Flink, small_sample: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     flink.pool(HEAD, 50002)
-    flags = ("generate", "--input", small_sample, "--images_per_shard", 2, "--output", output)
+    flags = ("generate", "--input", small_sample, "--output", output)
     running = flink.start_in9(*flags, port=50002, cluster=True)
-    until(lambda: finished_shards(output) or running.poll() is not None, 120)
+    until(lambda: [*output.glob(".in9/progress/*/begin/*")] or running.poll() is not None, 300)
     assert flink.states() == ["RUNNING"]
     running.send_signal(signal.SIGINT)
-    _, error = running.communicate(timeout=30)
+    _, error = running.communicate(timeout=300)
     assert running.returncode == 1
     assert error == "in9 generate: stopped; run the same command again to go on\n"
     until(lambda: flink.states() == ["CANCELED"], 30)
@@ -78,7 +78,7 @@ def test_a_job_whose_workers_cannot_start(flink: Flink, small_sample: Path, tmp_
     flink.pool(HEAD, 50001, PATH=f"{tmp_path}:{os.environ['PATH']}")
     flags = ("generate", "--input", small_sample, *QUICK, "--output", tmp_path / "out")
     running = flink.start_in9(*flags, port=50001, cluster=True, program=("-c", _IDLE))
-    _, error = running.communicate(timeout=90)
+    _, error = running.communicate(timeout=300)
     assert running.returncode == 1, error
     assert re.fullmatch(
         "in9 generate: the job failed: no step has begun 2 s after Flink has started the job: see "

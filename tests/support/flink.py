@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import yaml
 from cluster import children
 from machines import HEAD, Machines, address
 from runs import ROOT
@@ -28,23 +29,16 @@ _PACKAGES = (
 _OPENED = (*(f"java.{package}" for package in _PACKAGES), "sun.nio.ch", "sun.net.util")
 """Packages that Flink 1.19 reaches into, which Java 17 has to be told."""
 _MEMORY = {
-    "cpu.cores": 2,
-    "memory.task.heap.size": "384m",
-    "memory.task.off-heap.size": 0,
-    "memory.network.min": "64m",
-    "memory.network.max": "64m",
-    "memory.managed.size": "128m",
+    **dict.fromkeys(("framework.heap", "framework.off-heap", "managed"), "128m"),
+    "task.heap": "384m",
+    "task.off-heap": "0",
+    "network.min": "128m",
+    "network.max": "128m",
+    "jvm-metaspace": "256m",
+    "jvm-overhead.min": "192m",
+    "jvm-overhead.max": "192m",
 }
 """What Flink's start scripts would compute for a task manager."""
-_RESTARTS = {
-    "restart-strategy.type": "exponential-delay",
-    "restart-strategy.exponential-delay.initial-backoff": "6 s",
-    "restart-strategy.exponential-delay.max-backoff": "6 s",
-    "restart-strategy.exponential-delay.attempts-before-reset-backoff": 8,
-    "heartbeat.interval": 2000,
-    "heartbeat.timeout": 5000,
-}
-
 REST = f"{address(HEAD)}:8081"
 """Where the cluster answers."""
 _ASK = f"""
@@ -68,6 +62,8 @@ class Flink(Machines):
       stack: ends everything.
       folder: an empty folder for files and logs.
       jars: folder of the jars of a cluster.
+      delay: time before Flink tries a failed task again, longer than workers are kept idle. Other
+        settings of this kind are those of deploy/flink/compose.yaml.
 
     Attributes:
       folder: the same folder.
@@ -76,7 +72,14 @@ class Flink(Machines):
       RefusedError: this process may not make namespaces and networks.
     """
 
-    def __init__(self, stack: contextlib.ExitStack, folder: Path, jars: Path = JARS) -> None:
+    def __init__(
+        self,
+        stack: contextlib.ExitStack,
+        folder: Path,
+        *,
+        jars: Path = JARS,
+        delay: str = "6 s",
+    ) -> None:
         super().__init__(stack, folder)
         self.folder, self._jars = folder, jars
         self._environment = {
@@ -86,8 +89,12 @@ class Flink(Machines):
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}",
             "HF_HUB_OFFLINE": "1",
         }
-        settings = "".join(f"{name}: {value}\n" for name, value in _RESTARTS.items())
-        (folder / "flink-conf.yaml").write_text(settings)
+        compose = yaml.safe_load((ROOT / "deploy" / "flink" / "compose.yaml").read_text())
+        settings = yaml.safe_load(compose["x-flink"]["environment"]["FLINK_PROPERTIES"])
+        for name in ("initial-backoff", "max-backoff"):
+            settings[f"restart-strategy.exponential-delay.{name}"] = delay
+        used = {name: settings[name] for name in settings if name.startswith(("restart", "heart"))}
+        (folder / "flink-conf.yaml").write_text(yaml.safe_dump(used))
         ports = ("--job-port=8099", "--artifact-port=8098", "--expansion-port=-1")
         flags = ("--flink-master=[local]", f"--flink-conf-dir={folder}", "--job-host=localhost")
         main = "org.apache.beam.runners.flink.FlinkJobServerDriver"
@@ -106,8 +113,12 @@ class Flink(Machines):
         main = f"{runtime}.entrypoint.StandaloneSessionClusterEntrypoint"
         self._flink(HEAD, "jobmanager", main, settings)
         for node in nodes:
-            more = {"host": address(node), "numberOfTaskSlots": 2, **_MEMORY}
-            more = {f"taskmanager.{name}": value for name, value in more.items()}
+            more = {
+                "taskmanager.host": address(node),
+                "taskmanager.numberOfTaskSlots": 2,
+                "taskmanager.cpu.cores": 2,
+                **{_memory(part): size for part, size in _MEMORY.items()},
+            }
             main = f"{runtime}.taskexecutor.TaskManagerRunner"
             self._flink(node, f"taskmanager-{node}", main, settings | more)
 
@@ -159,6 +170,11 @@ class Flink(Machines):
         opened = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPENED]
         java = ("java", "-Xmx768m", *opened, "-cp", f"{jars}/*", main)
         self.start(log, *self.inside(machine, *java, *flags), env=self._environment)
+
+
+def _memory(part: str) -> str:
+    """Returns the name of the setting for a part of a task manager's memory."""
+    return f"taskmanager.memory.{part}" + ("" if part.endswith(("min", "max")) else ".size")
 
 
 def workers_of(pool: subprocess.Popen[bytes]) -> list[int]:
