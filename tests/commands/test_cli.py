@@ -521,6 +521,23 @@ def test_a_misspelt_flag_of_ours_is_answered_before_beam_is_imported() -> None:
     assert done.stderr.splitlines() == ["in9 run: unknown flag --ouput; did you mean --output?"]
 
 
+def test_a_failed_job_with_flags_of_beam_prints_one_line(
+    small_sample: Path, tmp_path: Path
+) -> None:
+    flags = ("--segmenter", "python:builtins:print", "--direct_num_workers", "2")
+    words = ["generate", "--input", str(small_sample), "--output", str(tmp_path / "out"), *flags]
+    code = (
+        "import os, sys\n"
+        # Without this package, Beam logs a message when it is imported.
+        "sys.modules['apitools'] = None\n"
+        "from pipeline.commands.cli import main\n"
+        f"assert main({words!r}) == 1\n"
+        "os._exit(0)"
+    )
+    (line,) = run_python(code).stderr.splitlines()
+    assert line.startswith("in9 generate: the job failed: ")
+
+
 def test_help_waits_for_no_library() -> None:
     code = (
         "import sys\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -14,7 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cluster import LOOPBACK, Cluster, listens_at
+from apache_beam.options.pipeline_options import PortableOptions
+from apache_beam.runners.runner import create_runner
+from apache_beam.transforms.environments import DockerEnvironment
+from cluster import Cluster
 from gcs import free_port
 from runs import (
     ROOT,
@@ -27,10 +31,13 @@ from runs import (
 )
 from soundness import assert_sound
 
-from pipeline.errors import UsageError
-from pipeline.runners.beam_options import pipeline_options
+from pipeline.errors import JobError, UsageError
+from pipeline.runners.beam_options import _translate, pipeline_options
+from pipeline.runners.portable import CACHE_MILLIS
+from pipeline.runtime.job_log import in_one_line
 
 SERVER = ROOT / "tests" / "support" / "job_server.py"
+POOL = ("--environment_type=EXTERNAL", "--environment_config=localhost:50000")
 RESULTS = ("results/summary.csv", "results/gaps.csv", "results/per_class.csv")
 
 
@@ -38,7 +45,7 @@ RESULTS = ("results/summary.csv", "results/gaps.csv", "results/per_class.csv")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Job server that takes a worker from each of two pools."""
     with contextlib.ExitStack() as stack:
-        cluster = Cluster(stack, tmp_path_factory.mktemp("cluster"), pools=2, forked=True)
+        cluster = Cluster(stack, tmp_path_factory.mktemp("cluster"), pools=2)
         port, dispatch = free_port(), free_port()
         pools = ("--dispatch_port", dispatch, "--pools", ",".join(cluster.addresses))
         server = (sys.executable, SERVER, "--port", port, *pools)
@@ -82,22 +89,6 @@ def test_the_job_through_a_job_server_and_two_worker_pools(
     assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
     for table in RESULTS:
         assert (output / table).read_bytes() == (fresh / table).read_bytes()
-
-
-def test_servers_for_workers_of_this_machine_listen_on_the_loopback(
-    small_sample: Path, tmp_path: Path
-) -> None:
-    processes = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
-    flags = ("--input", small_sample, "--output", tmp_path / "out", "--segmenter", "box")
-    running = start_in9("generate", *flags, *processes)
-    addresses: set[str] = set()
-    while running.poll() is None:
-        with contextlib.suppress(OSError):  # It may end, or close a file, at any moment.
-            addresses |= {address for address, _ in listens_at(running.pid)}
-        time.sleep(0.02)
-    assert running.returncode == 0, running.communicate()
-    assert addresses
-    assert addresses <= LOOPBACK
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -145,24 +136,125 @@ def test_a_worker_process_that_is_killed_fails_the_job_and_the_next_goes_on(
 def test_flags_of_portable_runners_are_checked_before_the_job() -> None:
     needs = "--runner=PortableRunner"
     with pytest.raises(UsageError, match="needs --job_endpoint=HOST:PORT"):
-        pipeline_options([needs])
+        pipeline_options([needs, *POOL])
     with pytest.raises(UsageError, match="Beam's own image, which does not contain in9"):
         pipeline_options([needs, "--job_endpoint=localhost:1"])
-    loopback = (needs, "--job_endpoint=localhost:1", "--environment_type=LOOPBACK")
     with pytest.raises(UsageError, match="number of worker processes of a machine, or 0: got two"):
-        pipeline_options([*loopback, "--sdk_worker_parallelism=two"])
-    with pytest.raises(
-        UsageError, match=r"DaskRunner .* of two leaves only one runs.*worker_command"
-    ):
-        pipeline_options(["--runner=apache_beam.runners.dask.dask_runner.DaskRunner"])
+        pipeline_options(
+            [needs, "--job_endpoint=localhost:1", *POOL, "--sdk_worker_parallelism=two"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("runner", "line"),
+    [
+        ("apache_beam.runners.dask.dask_runner.DaskRunner", "runs only one of two leaves"),
+        ("RayRunner", "tears groups apart"),
+        ("PySparkRunner", "tears groups apart"),
+        ("prism", "would open this process to the network"),
+        ("KafkaStreamsRunner", "would open this process to the network"),
+        ("InteractiveRunner", "would open this process to the network"),
+        ("TestDirectRunner", "would open this process to the network"),
+    ],
+)
+def test_runners_that_are_refused(runner: str, line: str) -> None:
+    with pytest.raises(UsageError, match=rf"^--runner=\w+ {line}.* see --dask ADDRESS"):
+        pipeline_options([f"--runner={runner}", "--job_endpoint=localhost:1", *POOL])
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (("portable", "--job_endpoint=embed", *POOL), "--job_endpoint=embed would open"),
+        (
+            ("portable", "--job_endpoint=localhost:1", "--environment_type=LOOPBACK"),
+            "--environment_type=LOOPBACK would open",
+        ),
+        (
+            ("flink", "--environment_type=beam:env:embedded_python_loopback:v1"),
+            "--environment_type=beam:env:embedded_python_loopback:v1 would open",
+        ),
+        # Without a type, Beam would choose LOOPBACK for a local master.
+        (("flink",), "workers would run Beam's own image"),
+        (("flink", "--flink_master=[local]"), "workers would run Beam's own image"),
+        (("spark", "--spark_master_url=local[4]"), "workers would run Beam's own image"),
+        (("flink", "--flink_submit_uber_jar", *POOL), "--flink_submit_uber_jar would open"),
+        (("spark", "--spark_submit_uber_jar", *POOL), "--spark_submit_uber_jar would open"),
+    ],
+)
+def test_flags_that_would_open_this_process_to_the_network(
+    flags: tuple[str, ...], line: str
+) -> None:
+    with pytest.raises(UsageError) as error:
+        pipeline_options([f"--runner={flags[0]}", *flags[1:]])
+    assert str(error.value).startswith(line)
+
+
+def test_a_local_flink_gets_no_workers_in_this_process() -> None:
+    image = "--environment_config=image"
+    options = pipeline_options(["--runner=flink", "--flink_master=[local]", image])
+    environment = create_runner("FlinkRunner").default_environment(options)
+    assert isinstance(environment, DockerEnvironment)
+
+
+def test_workers_are_kept_between_stages_unless_the_user_says_otherwise() -> None:
+    for flags, kept in (((), str(CACHE_MILLIS)), (("--environment_cache_millis=0",), "0")):
+        options = pipeline_options(["--runner=flink", *POOL, *flags])
+        assert str(options.view_as(PortableOptions).environment_cache_millis) == kept
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        (
+            "org.apache.beam.vendor.grpc.v1p60p1.io.grpc.StatusRuntimeException: CANCELLED: client "
+            "cancelled",
+            "a worker process has ended unexpectedly",
+        ),
+        ("java.lang.IllegalStateException: call already closed", "a worker process has ended"),
+        (
+            "java.util.concurrent.TimeoutException: Heartbeat of TaskManager with id 1 timed out.",
+            "TimeoutException: Heartbeat of TaskManager with id 1 timed out.",
+        ),
+        (
+            "java.lang.RuntimeException: Error received from SDK harness for instruction 4: "
+            "Traceback (most recent call last):\n  File\nOSError: [Errno 5] broken [while running "
+            "'Segment']\n",
+            "OSError: [Errno 5] broken",
+        ),
+    ],
+)
+def test_the_cause_that_flink_tells_is_in_the_message(told: str, line: str, tmp_path: Path) -> None:
+    error = RuntimeError(f"Pipeline in9-1_2-3 failed in state FAILED: {told}")
+    with pytest.raises(JobError) as raised, in_one_line(str(tmp_path / "log"), _translate):
+        raise error
+    assert str(raised.value).startswith(line)
+    assert "Run the same command again" in str(raised.value)
 
 
 def test_a_job_server_that_is_not_there_is_named(tmp_path: Path) -> None:
     flags = ("--runner=PortableRunner", f"--job_endpoint=localhost:{free_port()}")
-    more = ("--environment_type=LOOPBACK", "--job_server_timeout=2")
+    more = (*POOL, "--job_server_timeout=2")
     done = run_in9("run", "--output", tmp_path / "out", *flags, *more, check=2)
     assert "no job server answers at --job_endpoint=localhost:" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_job_that_is_stopped_says_what_may_go_on(
+    cluster: Cluster, small_sample: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    running = start_in9("generate", "--input", small_sample, "--output", output, *cluster.flags)
+    wait_until(lambda: list(output.glob(".in9/progress/*/*/*")), running)
+    os.killpg(running.pid, signal.SIGINT)
+    _, error = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert re.fullmatch(
+        r"in9 generate: stopped, but its job in9-\w+ may go on: end it where it runs \(give "
+        r"--flink_master=HOST:PORT, and Flink's is ended for you\); run the same .*\n",
+        error,
+    )
+    assert not (output / "manifest.json").exists()
 
 
 def test_a_job_server_that_ends_fails_the_job_in_one_line(

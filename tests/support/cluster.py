@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,13 +16,12 @@ from runs import ROOT, forks
 
 
 class Cluster:
-    """Worker pools, and the job server that `serve` starts.
+    """Worker pools, whose workers are forks, and the job server that `serve` starts.
 
     Args:
       stack: ends all processes.
       log: folder of their logs.
       pools: number of pools.
-      forked: whether their workers are forks, which start in no time, or Beam's own.
 
     Attributes:
       pools: the worker pools.
@@ -35,28 +33,20 @@ class Cluster:
     server: subprocess.Popen[bytes]
     flags: tuple[str, ...]
 
-    def __init__(
-        self, stack: contextlib.ExitStack, log: Path, pools: int, *, forked: bool = False
-    ) -> None:
-        # A pool starts its workers as `python`; the models of tests are in this folder.
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    def __init__(self, stack: contextlib.ExitStack, log: Path, pools: int) -> None:
+        # The models of tests are in this folder.
         modules = f"{ROOT}{os.pathsep}{Path(__file__).parent}"
-        more = {"PATH": path, "PYTHONPATH": modules, "HF_HUB_OFFLINE": "1"}
+        more = {"PYTHONPATH": modules, "HF_HUB_OFFLINE": "1"}
         self._stack, self._log, self._env = stack, log, {**os.environ, **more}
         ports = [free_port() for _ in range(pools)]
-        self._forked = forked
         self.pools = [self._start_pool(port) for port in ports]
         self.addresses = [f"localhost:{port}" for port in ports]
         for port, process in zip(ports, self.pools, strict=True):
             wait_for(port, process)
 
-    def _start_pool(self, port: int) -> subprocess.Popen[bytes] | Started:
-        flags = ("--service_port", str(port))
-        if not self._forked:
-            beam = ("-m", "apache_beam.runners.worker.worker_pool_main")
-            return self._start(port, sys.executable, *beam, *flags)
+    def _start_pool(self, port: int) -> Started:
         program = Path(__file__).with_name("worker_pool.py")
-        process = forks().start([*flags], self._env, program=program)
+        process = forks().start(["--service_port", str(port)], self._env, program=program)
         self._stack.callback(_kill, process)
         return process
 
@@ -85,8 +75,7 @@ class Cluster:
 
     def workers(self, pool: int) -> list[int]:
         """Returns the process ids of a pool's live workers."""
-        started = children(self.pools[pool].pid)
-        return children(*started) if self._forked else started
+        return children(*children(self.pools[pool].pid))
 
 
 def children(pid: int) -> list[int]:
