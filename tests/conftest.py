@@ -36,8 +36,9 @@ collect_ignore = ["mirrored"]
 """A part of a copied checkout, not of this one."""
 
 _LONGEST = (
-    *("faults", "flink", "workers", "rerun", "page_images", "attack", "page_layout", "evaluate"),
-    *("report", "recipe", "snippets", "export", "portable", "gpus", "kills", "dataflow"),
+    *("faults", "flink", "dask", "spread", "rerun", "page_images", "attack", "page_layout"),
+    *("evaluate", "report", "recipe", "snippets", "export", "portable", "gpus", "kills"),
+    "dataflow",
     *("object_storage", "analysis", "model_stage", "trend", "conditions", "incremental"),
     *("training", "versions", "job", "benchmarks", "bundles_twice", "sources", "new_analysis"),
     *("examples", "lock", "method", "integrity", "dry_run", "matrix", "guard", "answers"),

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forking import BEAMS_WORKERS
 from runs import ONE, SHARDS, TINY_MODEL, index_of, manifest_of, run_here, run_in9, stamps
 from soundness import assert_sound
 
@@ -35,9 +34,7 @@ def test_the_manifest_does_not_depend_on_the_workers(
     small_sample: Path,
     tmp_path: Path,
     how: tuple[str, ...],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(BEAMS_WORKERS, "1")
     output = tmp_path / "out"
     run_in9("generate", "--output", output, "--input", small_sample, *SHARDS, *how)
     assert (output / "manifest.json").read_bytes() == (one_worker / "manifest.json").read_bytes()

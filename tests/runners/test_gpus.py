@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import operator
 import os
 import shutil
 from collections import defaultdict
 from pathlib import Path
 
-import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions
-from runs import ONE, SHARDS, run_in9
+from engine_jobs import listened_at
+from runs import ONE, SHARDS, run_in9, start_in9
+from spread_steps import See, Shared, outputs_of
 
-from pipeline.evaluate.model_stage import Block, GatherByNumber
 from pipeline.runners import beam_options
-from pipeline.runners.beam_options import pipeline_options, start_processes
+from pipeline.runners.beam_options import engine_of, pipeline_options
+from pipeline.runtime.local_workers import LocalWorkers
 from pipeline.runtime.machine import see_one_gpu, usable_cores
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -66,7 +69,9 @@ def test_a_process_runs_all_models_and_stages_of_its_gpu(
     models = ("--models", "python:seen:first,python:seen:second", "--attack", 2)
     run = ("run", "--input", small_sample, *models, *SHARDS, "--pictures", "none", "--output")
     several, one = (Path(shutil.copytree(one_worker, tmp_path / name)) for name in ("a", "b"))
-    run_in9(*run, several, "--gpus", 2)
+    running = start_in9(*run, several, "--gpus", 2)
+    assert listened_at(running) == set()
+    assert running.returncode == 0, running.communicate()
     seen = noted(tmp_path)
     assert seen.keys() == {"6", "7"}
     for of_gpu in seen.values():
@@ -82,23 +87,25 @@ def test_a_process_runs_all_models_and_stages_of_its_gpu(
         assert (several / file.relative_to(one)).read_bytes() == file.read_bytes(), file
 
 
-def test_blocks_of_a_number_go_to_a_process_of_their_own(tmp_path: Path) -> None:
-    """Checks that no two processes that run models share a GPU, in any stage."""
-    options = pipeline_options(["--direct_running_mode=multi_processing", "--direct_num_workers=3"])
-    with beam.Pipeline(options=options) as pipeline:
-        blocks = pipeline | beam.Create([Block(n // 3, n % 3, 3) for n in range(9)])
-        for stage in range(2):
-            blocks = blocks | f"Spread{stage}" >> beam.Reshuffle() | f"{stage}" >> GatherByNumber()
-            where = blocks | f"Where{stage}" >> beam.Map(
-                lambda block: json.dumps([block.number, os.environ["WORKER_ID"]])
-            )
-            _ = where | f"Write{stage}" >> beam.io.WriteToText(str(tmp_path / f"{stage}/where"))
-    for stage in range(2):
-        files = (tmp_path / f"{stage}").iterdir()
-        found = [tuple(json.loads(one)) for file in files for one in file.read_text().splitlines()]
-        assert len(found) == 9
-        assert sorted(number for number, _ in set(found)) == [0, 1, 2]
-        assert len({int(worker.rpartition("_")[2]) % 3 for _, worker in found}) == 3
+def test_blocks_of_a_number_go_to_a_process_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checks that no two processes that run models share a GPU, in any step."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7,9")
+    blocks = [(place // 2, place % 2) for place in range(6)]
+    with contextlib.closing(LocalWorkers(2, has_cards=True)) as workers:
+        found = []
+        for _ in range(2):
+            work = (Shared(workers), See(), blocks, tmp_path)
+            found += outputs_of(*work, card=operator.itemgetter(1))[0]
+        without_cards, _ = outputs_of(Shared(workers), See(), blocks, tmp_path)
+    assert len(found) == 12
+    by_number = {(number, cards) for number, _, cards in found}
+    assert by_number == {(0, "6"), (1, "7")}
+    processes = {process for _, process, _ in found}
+    assert len(processes) == 2
+    assert os.getpid() not in processes
+    assert {process for _, process, _ in without_cards} == {os.getpid()}
 
 
 def test_processes_are_started_unless_flags_say_how_workers_run(
@@ -106,18 +113,23 @@ def test_processes_are_started_unless_flags_say_how_workers_run(
 ) -> None:
     monkeypatch.setattr(beam_options, "usable_cores", lambda: 5)
 
-    def started(*flags: str, gpus: int = 3) -> tuple[bool, str, int]:
+    def started(*flags: str, gpus: int = 3) -> tuple[int, bool] | None:
         options = pipeline_options([*flags])
-        result = start_processes(options, flags, gpus)
-        direct = options.view_as(DirectOptions)
-        return result, direct.direct_running_mode, direct.direct_num_workers
+        engine = engine_of(options, flags, None, gpus)
+        # Beam itself starts none, since its processes are called at ports.
+        assert options.view_as(DirectOptions).direct_running_mode == "in_memory"
+        if engine is None:
+            return None
+        assert isinstance(engine, LocalWorkers)
+        return engine._number, engine.has_cards
 
-    assert started() == (True, "multi_processing", 3)
-    assert started(gpus=8) == (True, "multi_processing", 8)
-    assert started(gpus=1) == (False, "in_memory", 5)
-    assert started("--direct_running_mode=in_memory") == (False, "in_memory", 5)
-    assert started("--direct_running_mode", "multi_processing")[0] is False
-    assert started("--direct_num_workers=2") == (False, "in_memory", 2)
+    assert started() == (3, True)
+    assert started(gpus=8) == (8, True)
+    assert started(gpus=1) is None
+    assert started("--direct_running_mode=in_memory") is None
+    assert started("--direct_running_mode", "multi_processing") == (5, False)
+    assert started("--direct_running_mode=multi_processing", "--direct_num_workers=2") == (2, False)
+    assert started("--direct_num_workers=2") is None
 
 
 @pytest.mark.parametrize(
@@ -132,12 +144,9 @@ def test_processes_are_started_unless_flags_say_how_workers_run(
 def test_a_worker_sees_one_gpu(
     chosen: str | None, count: int, seen: list[str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for worker, expected in enumerate(seen):
-        monkeypatch.setenv("WORKER_ID", f"worker_{worker}")
+    for number, expected in enumerate(seen):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen or "")
         if chosen is None:
             monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-        for _ in range(2):
-            # Nothing changes when another model runs in the same process.
-            see_one_gpu(count)
-            assert os.environ.get("CUDA_VISIBLE_DEVICES") == expected
+        see_one_gpu(number, count)
+        assert os.environ.get("CUDA_VISIBLE_DEVICES") == expected

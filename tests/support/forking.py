@@ -20,15 +20,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import types
 from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).parents[2]
 NO_FIGURES = "IN9_TEST_NO_FIGURES"
 """Environment variable of commands whose page has no figures."""
-BEAMS_WORKERS = "IN9_TEST_BEAMS_WORKERS"
-"""Environment variable of commands whose workers are started by Beam, and not forked."""
 SERVER = "IN9_TEST_FORKS"
 """Environment variable with the address of the server that test processes share."""
 
@@ -63,13 +60,9 @@ class Forks:
 
     Args:
       root: folder of the checkout whose code the commands run.
-      connection: a connection that is there already.
     """
 
-    def __init__(self, root: Path = ROOT, connection: socket.socket | None = None) -> None:
-        if connection:
-            self._socket = connection
-            return
+    def __init__(self, root: Path = ROOT) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         shared = os.environ.get(SERVER) if root == ROOT else None
         self._socket.connect(shared or start_server(root))
@@ -124,15 +117,6 @@ class Forks:
             self._send(files, arguments, environment, program=program)
         return Started(ours, out, err)
 
-    def start_worker(self, command: str, shell: bool, env: dict[str, str]) -> Started:
-        """Starts a worker in this session, with this output, as Beam starts one by a command."""
-        python, option, module = command.split()
-        assert (python, option, shell) == (sys.executable, "-m", True)
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._send((1, 2, theirs.fileno()), [], env, module=module)
-        return Started(ours)
-
     def _send(
         self,
         files: tuple[int, ...],
@@ -142,7 +126,6 @@ class Forks:
         seconds: int = 0,
         modules: tuple[str, ...] = (),
         program: Path | None = None,
-        module: str | None = None,
     ) -> None:
         order = {
             "arguments": arguments,
@@ -151,7 +134,6 @@ class Forks:
             "seconds": seconds,
             "modules": modules,
             "program": program and str(program),
-            "module": module,
         }
         data = json.dumps(order).encode()
         socket.send_fds(self._socket, [len(data).to_bytes(8, "big")], files)
@@ -186,6 +168,10 @@ class Started:
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
+
+    def written(self) -> bool:
+        """Returns whether the command has written anything."""
+        return any(os.fstat(file.fileno()).st_size for file in self._files)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Waits for the end; returns the contents of standard output and standard error."""
@@ -301,8 +287,7 @@ def _keep(order: dict[str, Any], files: list[int]) -> None:
     *streams, reply = files
     child = os.fork()
     if child == 0:
-        if not order["module"]:
-            os.setsid()
+        os.setsid()
         os.write(reply, os.getpid().to_bytes(4, "big"))
         os.close(reply)
         _become(order, streams)
@@ -336,15 +321,10 @@ def _become(order: dict[str, Any], files: list[int]) -> None:
         from pipeline.analyses.parts import Parts
 
         Parts.plots = lambda *_: iter(())  # type: ignore[method-assign]
-    forked = any("multi_processing" in word or word == "--gpus" for word in order["arguments"])
-    if forked and BEAMS_WORKERS not in os.environ:
-        _fork_workers()
     from pipeline.commands.cli import run_process
 
     try:
-        if module := order["module"]:
-            _run_worker(module)
-        elif program := order["program"]:
+        if program := order["program"]:
             sys.argv[0] = program
             runpy.run_path(program, run_name="__main__")
         else:
@@ -359,33 +339,6 @@ def _become(order: dict[str, Any], files: list[int]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _fork_workers() -> None:
-    """Lets Beam's local runner start workers as forks of a child that has no threads."""
-    from apache_beam.runners.portability import local_job_service
-
-    ours, theirs = socket.socketpair()
-    if os.fork() == 0:
-        ours.close()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        _serve(theirs)
-        os._exit(0)
-    theirs.close()
-    popen = Forks(connection=ours).start_worker
-    local_job_service.subprocess = types.SimpleNamespace(Popen=popen)  # type: ignore[assignment]
-
-
-def _run_worker(module: str) -> None:
-    """Runs a module of Beam as `python -m` does."""
-    from apache_beam.runners.worker.worker_id_interceptor import WorkerIdInterceptor
-
-    # Beam reads it when it is imported.
-    WorkerIdInterceptor._worker_id = os.environ["WORKER_ID"]
-    # Our code knows a worker by what Beam starts.
-    sys.orig_argv = [sys.executable, "-m", module]
-    sys.argv = [module]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

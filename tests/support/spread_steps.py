@@ -1,0 +1,156 @@
+"""Steps for tests of `Spread`, which workers import, and a function that runs one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+
+from pipeline.errors import JobError, UsageError
+from pipeline.runners.beam_options import pipeline_options, run_pipeline
+from pipeline.runtime.progress import Progress, count
+from pipeline.runtime.spread import Engine, Spread, spread_over
+from pipeline.storage.store import Store
+
+_outputs: list[Any] = []
+
+
+def _keep(output: Any) -> None:
+    _outputs.append(output)
+
+
+def outputs_of(
+    engine: Engine | None,
+    step: beam.DoFn,
+    elements: Sequence[object],
+    folder: Path,
+    card: Callable[[Any], int] | None = None,
+) -> tuple[list[Any], dict[str, int]]:
+    """Runs a step on elements, as a job does; returns its outputs and the counters.
+
+    Args:
+      engine: the engine; None for threads.
+      step: the step.
+      elements: the elements.
+      folder: folder of the job's log.
+      card: see `Spread`.
+    """
+    _outputs.clear()
+    with spread_over(engine):
+        pipeline = beam.Pipeline(options=pipeline_options([]))
+        spread = pipeline | beam.Create(elements) | Spread(step, object, card=card)
+        _ = spread | beam.Map(_keep)
+        progress = Progress.for_store(Store(str(folder)))
+        counters = run_pipeline(pipeline, progress, str(folder / "job.log"))
+    return [*_outputs], counters or {}
+
+
+class Shared:
+    """An engine that several jobs use, one after the other.
+
+    Args:
+      engine: the engine.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.answers, self.has_cards = engine.answers, engine.has_cards
+
+    def close(self) -> None:
+        """Does nothing, since other jobs follow."""
+
+
+class Sleep(beam.DoFn):
+    """Seconds -> the id of the process that has slept for them."""
+
+    def process(self, seconds: float) -> list[int]:
+        time.sleep(seconds)
+        count("naps")
+        return [os.getpid()]
+
+
+class Note(beam.DoFn):
+    """Anything -> the same; notes in a file what it is asked to do, by which process and thread.
+
+    Args:
+      file: path of the file.
+      name: name of the step in the notes.
+    """
+
+    def __init__(self, file: Path, name: str) -> None:
+        self._file, self._name = file, name
+
+    def _note(self, what: str) -> None:
+        with self._file.open("a") as file:
+            file.write(f"{self._name} {what} {os.getpid()} {threading.get_ident()}\n")
+
+    def setup(self) -> None:
+        self._note("setup")
+
+    def start_bundle(self) -> None:
+        self._note("start")
+
+    def process(self, element: object) -> list[object]:
+        self._note("process")
+        time.sleep(0.02)  # So each worker gets some.
+        return [element]
+
+    def teardown(self) -> None:
+        self._note("teardown")
+
+
+class Fail(beam.DoFn):
+    """Raises an error, and leaves a file for each time.
+
+    Args:
+      folder: folder of the files.
+      kind: name of the error.
+      message: its message.
+    """
+
+    def __init__(self, folder: Path, kind: str, message: str) -> None:
+        self._folder, self._kind, self._message = folder, kind, message
+
+    def process(self, _: object) -> list[object]:
+        (self._folder / f"{os.getpid()}-{time.monotonic_ns()}").touch()
+        kinds = {"JobError": JobError, "UsageError": UsageError, "ValueError": ValueError}
+        raise kinds[self._kind](self._message)
+
+
+class Die(beam.DoFn):
+    """Kills its process."""
+
+    def process(self, _: object) -> list[object]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return []
+
+
+class Meet(beam.DoFn):
+    """A number of processes -> their ids; waits until so many work on such steps at once.
+
+    Args:
+      folder: an empty folder in which they meet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def process(self, number: int) -> list[list[str]]:
+        (self._folder / str(os.getpid())).touch()
+        until = time.monotonic() + 60
+        while len(found := os.listdir(self._folder)) < number:
+            assert time.monotonic() < until, "nobody else has come"
+            time.sleep(0.05)
+        return [found]
+
+
+class See(beam.DoFn):
+    """(place, number of a block) -> (the number, the process, the cards that it sees)."""
+
+    def process(self, block: tuple[int, int]) -> list[tuple[int, int, str | None]]:
+        return [(block[1], os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"))]
