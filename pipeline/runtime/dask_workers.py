@@ -79,10 +79,13 @@ class DaskWorkers(Engine):
         self._restart_stale(calls[0].code)
         waiting, done = collections.deque(calls), queue.SimpleQueue[distributed.Future]()
         running, seen, has_told = set[distributed.Future](), time.monotonic(), False
+        workers, looked = dict[str, int](), 0.0
         while waiting or running:
-            workers = self._client.nthreads()
-            seen = time.monotonic() if workers else seen
-            if time.monotonic() - seen > _PATIENCE and not has_told:
+            # Workers may come and go; to ask costs as much as a call.
+            if (now := time.monotonic()) > looked + 1:
+                workers, looked = self._client.nthreads(), now
+            seen = now if workers else seen
+            if now - seen > _PATIENCE and not has_told:
                 has_told = True
                 _LOG.warning("waiting for workers: none is connected with %s", self._address)
             hosts = collections.Counter(urlsplit(worker).hostname for worker in workers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import operator
 import os
@@ -93,7 +92,7 @@ def test_blocks_of_a_number_go_to_a_process_of_their_own(
     """Checks that no two processes that run models share a GPU, in any step."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7,9")
     blocks = [(place // 2, place % 2) for place in range(6)]
-    with contextlib.closing(LocalWorkers(2, has_cards=True)) as workers:
+    with LocalWorkers(2, has_cards=True) as workers:
         found = []
         for _ in range(2):
             work = (Shared(workers), See(), blocks, tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import signal
@@ -53,7 +52,7 @@ def engine(
         own: Engine = LocalWorkers(2)
     else:
         own = DaskWorkers(request.getfixturevalue("cluster").address)
-    with contextlib.closing(own):
+    with own:
         shared = Shared(own)
         meet = Meet(tmp_path_factory.mktemp("meet"))
         outputs_of(shared, meet, [2, 2], tmp_path_factory.mktemp("job"))

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import apache_beam as beam
 from pipeline.errors import JobError, UsageError
 from pipeline.runners.beam_options import pipeline_options, run_pipeline
 from pipeline.runtime.progress import Progress, count
-from pipeline.runtime.spread import Engine, Spread, spread_over
+from pipeline.runtime.spread import Answer, Call, Engine, Spread, spread_over
 from pipeline.storage.store import Store
 
 _outputs: list[Any] = []
@@ -51,7 +51,7 @@ def outputs_of(
     return [*_outputs], counters or {}
 
 
-class Shared:
+class Shared(Engine):
     """An engine that several jobs use, one after the other.
 
     Args:
@@ -59,9 +59,12 @@ class Shared:
     """
 
     def __init__(self, engine: Engine) -> None:
-        self.answers, self.has_cards = engine.answers, engine.has_cards
+        self._engine, self.has_cards = engine, engine.has_cards
 
-    def close(self) -> None:
+    def answers(self, calls: Sequence[Call]) -> Iterator[Answer]:
+        return self._engine.answers(calls)
+
+    def __exit__(self, *_: object) -> None:
         """Does nothing, since other jobs follow."""
 
 
