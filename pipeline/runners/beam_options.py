@@ -238,10 +238,10 @@ def run_pipeline(
         job_log(log),
         show_progress(progress, items=items) if waits else contextlib.nullcontext(),
     ):
+        if is_portable(type(pipeline.runner).__name__):
+            return run_to_end(pipeline, progress)
         if submission:
             result = submit(pipeline, submission, progress.store)
-        elif is_portable(type(pipeline.runner).__name__):
-            result = run_to_end(pipeline, progress)
         else:
             result = pipeline.run()
             result.wait_until_finish()

@@ -25,14 +25,12 @@ from apache_beam.options.pipeline_options import (
 )
 from apache_beam.runners.portability.job_server import JobServer
 from apache_beam.runners.portability.portable_runner import PortableRunner
-from apache_beam.runners.runner import PipelineResult
 
 from pipeline.errors import JobError, UsageError, refuse_first
-from pipeline.runtime.progress import Progress
+from pipeline.runtime.progress import Progress, counters_of
 from transforms.limits import load_json
 
-_NEED_ENDPOINT = "PortableRunner"
-_STARTS_SERVER = ("FlinkRunner", "SparkRunner")
+_SERVERS = ("PortableRunner", "FlinkRunner", "SparkRunner")
 _REFUSED = {
     **dict.fromkeys(("RayRunner", "PySparkRunner"), "tears groups apart without an error"),
     "DaskRunner": "runs only one of two leaves, mixes tagged outputs, and has no metrics",
@@ -56,7 +54,7 @@ _LOOK_SECONDS = 5.0
 
 def is_portable(runner: str | None) -> bool:
     """Returns whether this runner is a job server, rather than this process or Dataflow."""
-    return (runner or "").rpartition(".")[2] in (_NEED_ENDPOINT, *_STARTS_SERVER)
+    return (runner or "").rpartition(".")[2] in _SERVERS
 
 
 def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
@@ -82,37 +80,34 @@ def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
     # Beam would choose LOOPBACK for a Flink or Spark on this machine.
     portable.environment_type = portable.environment_type or "DOCKER"
     kind, endpoint = portable.environment_type, portable.job_endpoint
+    flink, spark = options.view_as(FlinkRunnerOptions), options.view_as(SparkRunnerOptions)
     # Other environments can contain our package; without a name, these are Beam's own image.
-    is_named = portable.environment_config or portable.environment_options
+    has_package = kind != "DOCKER" or portable.environment_config or portable.environment_options
     opens = "would open this process to the network: "
-    refuse_first(
-        {
-            f"--environment_type={kind} {opens}say EXTERNAL, PROCESS or DOCKER": kind
-            not in ("EXTERNAL", "PROCESS", "DOCKER"),
-            f"--job_endpoint=embed {opens}say HOST:PORT of a job server": endpoint == "embed",
-            f"--flink_submit_uber_jar {opens}leave it out": options.view_as(
-                FlinkRunnerOptions
-            ).flink_submit_uber_jar,
-            f"--spark_submit_uber_jar {opens}leave it out": options.view_as(
-                SparkRunnerOptions
-            ).spark_submit_uber_jar,
-            "--runner=PortableRunner needs --job_endpoint=HOST:PORT of a job server": runner
-            == _NEED_ENDPOINT
-            and not endpoint,
-            "workers would run Beam's own image, which does not contain in9; name worker pools "
-            "with --environment_type=EXTERNAL --environment_config=HOST:PORT, or an image with "
-            "--environment_type=DOCKER --environment_config=IMAGE": kind == "DOCKER"
-            and not is_named,
-            "--sdk_worker_parallelism must be the number of worker processes of a machine, or 0: "
-            f"got {portable.sdk_worker_parallelism}": not str(
-                portable.sdk_worker_parallelism
-            ).isdecimal(),
-        }
-    )
+    reasons = {
+        f"--environment_type={kind} {opens}say EXTERNAL, PROCESS or DOCKER": (
+            kind not in ("EXTERNAL", "PROCESS", "DOCKER")
+        ),
+        f"--job_endpoint=embed {opens}say HOST:PORT of a job server": endpoint == "embed",
+        f"--flink_submit_uber_jar {opens}leave it out": flink.flink_submit_uber_jar,
+        f"--spark_submit_uber_jar {opens}leave it out": spark.spark_submit_uber_jar,
+        "--runner=PortableRunner needs --job_endpoint=HOST:PORT of a job server": (
+            runner == "PortableRunner" and not endpoint
+        ),
+        "workers would run Beam's own image, which does not contain in9; name worker pools with "
+        "--environment_type=EXTERNAL --environment_config=HOST:PORT, or an image with "
+        "--environment_type=DOCKER --environment_config=IMAGE": not has_package,
+        "--sdk_worker_parallelism must be the number of worker processes of a machine, or 0: got "
+        f"{portable.sdk_worker_parallelism}": (
+            not str(portable.sdk_worker_parallelism).isdecimal()
+        ),
+    }
+    refuse_first(reasons)
     given = {argument.partition("=")[0] for argument in arguments}
+    if "--job_server_timeout" not in given:
+        portable.job_server_timeout = _ANSWER_SECONDS
     if endpoint:
-        has_limit = "--job_server_timeout" in given
-        _check_answer(endpoint, portable.job_server_timeout if has_limit else _ANSWER_SECONDS)
+        _check_answer(endpoint, portable.job_server_timeout)
     # Beam would apply the user's limit also to the stream of the job's states, and so to the whole
     # job.
     portable.job_server_timeout = _JOB_SECONDS
@@ -140,36 +135,33 @@ class _FlinkJob:
 
     def seconds(self) -> float:
         """Returns for how many seconds Flink has called the job RUNNING; 0 if it does not."""
-        for job in self._running():
-            details = self._ask(f"/{job}")
-            if started := details["timestamps"]["RUNNING"]:
-                return float(details["now"] - started) / 1000
-        return 0
+        times = [(one["timestamps"]["RUNNING"], one["now"]) for one in map(self._ask, self._ids())]
+        return max((float(now - began) / 1000 for began, now in times if began), default=0.0)
 
     def cancel(self) -> bool:
         """Cancels the job; returns whether Flink had it."""
-        jobs = self._running()
-        for job in jobs:
-            self._ask(f"/{job}?mode=cancel", "PATCH")
-        return bool(jobs)
+        return bool([self._ask(f"{job}?mode=cancel", "PATCH") for job in self._ids()])
 
-    def _running(self) -> list[str]:
-        jobs = self._ask("/overview")["jobs"]
+    def _ids(self) -> list[str]:
+        jobs = self._ask("overview")["jobs"]
         return [job["jid"] for job in jobs if job["name"] == self.name and job["end-time"] < 0]
 
     def _ask(self, path: str, method: str = "GET") -> Any:
-        scheme = "" if "://" in self.address else "http://"
-        request = urllib.request.Request(f"{scheme}{self.address}/jobs{path}", method=method)
+        url = f"{'' if '://' in self.address else 'http://'}{self.address}/jobs/{path}"
+        request = urllib.request.Request(url, method=method)
         with urllib.request.urlopen(request, timeout=_LOOK_SECONDS) as answer:
             return load_json(answer.read())
 
 
-def run_to_end(pipeline: beam.Pipeline, progress: Progress) -> PipelineResult:
+def run_to_end(pipeline: beam.Pipeline, progress: Progress) -> dict[str, int]:
     """Runs a graph on a job server to its end.
 
     Args:
       pipeline: the graph.
       progress: the folder in which workers note that the job has begun.
+
+    Returns:
+      Values of our counters by name.
 
     Raises:
       KeyboardInterrupt: this process is to stop; the message says so, and what may still run.
@@ -184,7 +176,7 @@ def run_to_end(pipeline: beam.Pipeline, progress: Progress) -> PipelineResult:
         with _server_stopped(pipeline.runner), _ended_if_idle(flink, progress):
             result = pipeline.run()
             result.wait_until_finish()
-            return result
+            return counters_of(result)
     except KeyboardInterrupt:
         with contextlib.suppress(Exception):  # Otherwise the message says what may go on.
             if flink and flink.cancel():

@@ -298,7 +298,7 @@ class Progress:
 
     def has_begun(self) -> bool:
         """Returns whether a step of the job has begun, which leaves the first note."""
-        return next(iter(self.store.walk(self.folder)), None) is not None
+        return any(self.store.walk(self.folder))
 
     def drop(self, stage: str, total: str, tasks: Iterable[str]) -> None:
         """Removes the notes of tasks that will not be done, and the note of their total."""

@@ -6,11 +6,12 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from flink import Flink, missing, workers_of
+from flink import Flink, job_server_jar, missing, workers_of
 from machines import HEAD, until
 from runs import QUICK, finished_shards, results_of
 
@@ -37,7 +38,7 @@ def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flink]:
         yield flink
 
 
-def test_a_run_that_loses_a_worker_and_one_that_has_nothing_to_do(
+def test_a_run_that_loses_a_worker_and_one_with_its_own_server_that_has_nothing_to_do(
     flink: Flink, small_sample: Path, small_run: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
@@ -49,11 +50,16 @@ def test_a_run_that_loses_a_worker_and_one_that_has_nothing_to_do(
     _, error = running.communicate(timeout=300)
     assert running.returncode == 0, error
     assert results_of(output) == results_of(small_run)
-    again = flink.start_in9(*flags)
+    # This job starts a server of its own.
+    jar = job_server_jar(tmp_path)
+    own = ("--runner=FlinkRunner", "--job_endpoint=", f"--flink_job_server_jar={jar}")
+    again = flink.start_in9(*flags, *own)
     out, error = again.communicate(timeout=300)
     assert again.returncode == 0, error
     assert "nothing to do: everything is up to date" in out
     assert results_of(output) == results_of(small_run)
+    left = subprocess.run(["pgrep", "--full", str(jar)], capture_output=True, check=False)
+    assert left.stdout == b""
 
 
 def test_a_job_that_is_stopped(flink: Flink, small_sample: Path, tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +30,7 @@ _PACKAGES = (
 )
 _OPENED = (*(f"java.{package}" for package in _PACKAGES), "sun.nio.ch", "sun.net.util")
 """Packages that Flink 1.19 reaches into, which Java 17 has to be told."""
+_SERVER = "org.apache.beam.runners.flink.FlinkJobServerDriver"
 _MEMORY = {
     **dict.fromkeys(("framework.heap", "framework.off-heap", "managed"), "128m"),
     "task.heap": "384m",
@@ -97,30 +100,35 @@ class Flink(Machines):
         (folder / "flink-conf.yaml").write_text(yaml.safe_dump(used))
         ports = ("--job-port=8099", "--artifact-port=8098", "--expansion-port=-1")
         flags = ("--flink-master=[local]", f"--flink-conf-dir={folder}", "--job-host=localhost")
-        main = "org.apache.beam.runners.flink.FlinkJobServerDriver"
-        self._java(HEAD, "server", JARS, main, *flags, *ports, f"--artifacts-dir={folder}/staged")
+        self._java(
+            HEAD, "server", JARS, _SERVER, *flags, *ports, f"--artifacts-dir={folder}/staged"
+        )
 
     def cluster(self, *nodes: str) -> None:
         """Starts Flink's job manager on the head, and a task manager on each of these machines."""
-        runtime, where = "org.apache.flink.runtime", address(HEAD)
         settings = {
-            "jobmanager.rpc.address": where,
+            "jobmanager.rpc.address": address(HEAD),
             "jobmanager.bind-host": "0.0.0.0",
-            "rest.address": where,
+            "rest.address": address(HEAD),
             "rest.bind-address": "0.0.0.0",
             "rest.port": 8081,
         }
-        main = f"{runtime}.entrypoint.StandaloneSessionClusterEntrypoint"
+        main = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
         self._flink(HEAD, "jobmanager", main, settings)
         for node in nodes:
-            more = {
-                "taskmanager.host": address(node),
-                "taskmanager.numberOfTaskSlots": 2,
-                "taskmanager.cpu.cores": 2,
-                **{_memory(part): size for part, size in _MEMORY.items()},
-            }
-            main = f"{runtime}.taskexecutor.TaskManagerRunner"
-            self._flink(node, f"taskmanager-{node}", main, settings | more)
+            self.task_manager(node)
+
+    def task_manager(self, node: str) -> None:
+        """Starts a task manager of the cluster on a machine."""
+        settings = {
+            "jobmanager.rpc.address": address(HEAD),
+            "taskmanager.host": address(node),
+            "taskmanager.numberOfTaskSlots": 2,
+            "taskmanager.cpu.cores": 2,
+            **{_memory(part): size for part, size in _MEMORY.items()},
+        }
+        main = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
+        self._flink(node, f"taskmanager-{node}", main, settings)
 
     def pool(self, machine: str, port: int = 50000, **more: str) -> subprocess.Popen[bytes]:
         """Starts a worker pool on a machine; `more` are further environment variables."""
@@ -130,6 +138,7 @@ class Flink(Machines):
 
     def start_in9(
         self,
+        command: str,
         *flags: object,
         port: int = 50000,
         cluster: bool = False,
@@ -138,6 +147,7 @@ class Flink(Machines):
         """Starts a command in the head's network.
 
         Args:
+          command: the command of in9.
           flags: its flags, without those of the runner.
           port: port of the worker pools, beside each task manager.
           cluster: whether the job runs on the cluster, whose address the command gets.
@@ -146,7 +156,7 @@ class Flink(Machines):
         runner = ("--runner=PortableRunner", "--job_endpoint=localhost:8099", "--parallelism=2")
         pools = ("--environment_type=EXTERNAL", f"--environment_config=localhost:{port}")
         more = (*pools, "--sdk_worker_parallelism=2", *((f"--flink_master={REST}",) * cluster))
-        words = self.in_network(HEAD, sys.executable, *program, *flags, *runner, *more)
+        words = self.in_network(HEAD, sys.executable, *program, command, *runner, *more, *flags)
         return subprocess.Popen(
             words,
             cwd=ROOT,
@@ -170,6 +180,22 @@ class Flink(Machines):
         opened = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPENED]
         java = ("java", "-Xmx768m", *opened, "-cp", f"{jars}/*", main)
         self.start(log, *self.inside(machine, *java, *flags), env=self._environment)
+
+
+def job_server_jar(folder: Path) -> Path:
+    """Makes a jar for FlinkRunner: the job server, by the names of its parts."""
+    lines = {
+        "Manifest-Version": "1.0",
+        "Main-Class": _SERVER,
+        "Add-Opens": " ".join(f"java.base/{package}" for package in _OPENED),
+        "Class-Path": " ".join(jar.as_uri() for jar in sorted(JARS.glob("*.jar"))),
+    }
+    texts = [f"{name}: {value}" for name, value in lines.items()]
+    # A line may have 72 bytes, and goes on behind a space.
+    parts = ["\n ".join(re.findall(".{1,70}", text)) for text in texts]
+    with zipfile.ZipFile(folder / "server.jar", "w") as jar:
+        jar.writestr("META-INF/MANIFEST.MF", "\n".join([*parts, ""]))
+    return folder / "server.jar"
 
 
 def _memory(part: str) -> str:

@@ -129,7 +129,7 @@ class Machines:
 
     def take_away(self, node: str) -> None:
         """Takes a machine away: its network first, so that nobody is told."""
-        self._ip(HEAD, f"link set {node} down")
+        self._ip(HEAD, f"link delete {node}")
         self._halt(node)
 
     def _log(self, name: str) -> Path:
