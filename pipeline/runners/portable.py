@@ -104,10 +104,9 @@ def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
     }
     refuse_first(reasons)
     given = {argument.partition("=")[0] for argument in arguments}
-    if "--job_server_timeout" not in given:
-        portable.job_server_timeout = _ANSWER_SECONDS
     if endpoint:
-        _check_answer(endpoint, portable.job_server_timeout)
+        has_limit = "--job_server_timeout" in given
+        _check_answer(endpoint, portable.job_server_timeout if has_limit else _ANSWER_SECONDS)
     # Beam would apply the user's limit also to the stream of the job's states, and so to the whole
     # job.
     portable.job_server_timeout = _JOB_SECONDS
@@ -173,7 +172,8 @@ def run_to_end(pipeline: beam.Pipeline, progress: Progress) -> dict[str, int]:
     flink = None if master.startswith("[") else _FlinkJob(master, name)
     result = None
     try:
-        with _server_stopped(pipeline.runner), _ended_if_idle(flink, progress):
+        with contextlib.ExitStack() as stack, _ended_if_idle(flink, progress):
+            _stop_with(stack, pipeline.runner)
             result = pipeline.run()
             result.wait_until_finish()
             return counters_of(result)
@@ -223,23 +223,17 @@ def _ended_if_idle(flink: _FlinkJob | None, progress: Progress) -> Iterator[None
         ended.set()
 
 
-@contextlib.contextmanager
-def _server_stopped(runner: PortableRunner) -> Iterator[None]:
-    """Stops the job server that a runner has started, at the end of the `with` block.
+def _stop_with(stack: contextlib.ExitStack, runner: PortableRunner) -> None:
+    """Has a stack stop the job server that a runner starts.
 
     Beam would stop it when the interpreter ends, which never happens in a process that exits by
     `os._exit`.
     """
-    servers: list[JobServer] = []
     start = runner.default_job_server
 
-    def start_and_keep(options: PipelineOptions) -> JobServer:
-        servers.append(start(options))
-        return servers[-1]
+    def start_and_stop(options: PipelineOptions) -> JobServer:
+        server = start(options)
+        stack.callback(server.stop)
+        return server
 
-    runner.default_job_server = start_and_keep
-    try:
-        yield
-    finally:
-        for server in servers:
-            server.stop()
+    runner.default_job_server = start_and_stop

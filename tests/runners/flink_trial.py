@@ -49,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         here = (sys.executable, "-m", "pipeline", "run", *RUN, folder / "here")
-        subprocess.run([*map(str, here)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*map(str, here)], cwd=ROOT, check=True, capture_output=True)
         (folder / "flink").mkdir()
         flink = Flink(stack, folder / "flink", jars=fetch(), delay="20 s")
         flink.cluster()

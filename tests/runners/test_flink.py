@@ -16,7 +16,7 @@ from machines import HEAD, until
 from runs import QUICK, finished_shards, results_of
 
 _IDLE = (
-    "from pipeline.runners import portable; portable.IDLE_SECONDS = 2; "
+    "from pipeline.runners import portable; portable.IDLE_SECONDS = 1; "
     "from pipeline.commands.cli import run_process; run_process()"
 )
 """Runs in9 with a shorter limit for jobs that do not begin."""
@@ -87,7 +87,7 @@ def test_a_job_whose_workers_cannot_start(flink: Flink, small_sample: Path, tmp_
     _, error = running.communicate(timeout=300)
     assert running.returncode == 1, error
     assert re.fullmatch(
-        "in9 generate: the job failed: no step has begun 2 s after Flink has started the job: see "
+        "in9 generate: the job failed: no step has begun 1 s after Flink has started the job: see "
         r"what its worker pools print. Then run the same command again \(details: .*\)\n",
         error,
     )
