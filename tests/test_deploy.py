@@ -22,13 +22,14 @@ from typing import Any
 import hcl2
 import pytest
 import yaml
+from distributed.cli import dask_scheduler, dask_worker
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import dataflow_v1beta3
 from llvmlite import binding
 from packaging.requirements import Requirement
 
 from pipeline.commands import template
-from pipeline.commands.flags import WORKERS, flags_of
+from pipeline.commands.flags import flags_of
 from pipeline.commands.parser import build_parser
 from pipeline.runners.beam_options import unknown_to_beam
 from pipeline.runners.portable import CACHE_MILLIS
@@ -41,6 +42,7 @@ BIN = Path(sys.executable).parent
 
 DEPLOYED = [
     DEPLOY / "attempt",
+    DEPLOY / "certificates",
     DEPLOY / "entrypoint",
     DEPLOY / "lock",
     DEPLOY / "cron" / "run",
@@ -74,7 +76,7 @@ def parameters() -> dict[str, dict[str, Any]]:
 
 def test_every_flag_of_the_job_is_a_parameter() -> None:
     run = build_parser().parse_args(["run", "--output", "out"])
-    left_out = {"command", "help", "dry_run", "given", *WORKERS}
+    left_out = {"command", "help", "dry_run", "given", "dask"}
     of_beam = {flag.dest for flag in template.OF_BEAM.flags}
     assert set(vars(run)) - left_out == set(parameters()) - of_beam
     assert unknown_to_beam([f"--{name}=1" for name in of_beam])[0] == []
@@ -442,8 +444,17 @@ def test_kubernetes_takes_its_file_and_in9_its_flags() -> None:
     kinds = {each["kind"]: each for each in yaml.safe_load_all(path.read_text())}
     (container,) = kinds["Job"]["spec"]["template"]["spec"]["containers"]
     own_flags(" ".join(container["args"]))
-    pools = next(a for a in container["args"] if a.startswith("--worker_pools")).split(",")
-    assert len(pools) == kinds["StatefulSet"]["spec"]["replicas"]
+    (scheduler,) = kinds["Job"]["spec"]["template"]["spec"]["initContainers"]
+    (worker,) = kinds["StatefulSet"]["spec"]["template"]["spec"]["containers"]
+    service = kinds["Service"]
+    (port,) = (each["port"] for each in service["spec"]["ports"])
+    # Dask's own parsers take the flags, and all three mean the same port.
+    parsed = dask_scheduler.main.make_context("scheduler", [*scheduler["args"]]).params
+    assert (parsed["protocol"], parsed["port"], parsed["dashboard"]) == ("tls", str(port), False)
+    parsed = dask_worker.main.make_context("worker", [*worker["args"]]).params
+    assert parsed["scheduler"] == f"tls://{service['metadata']['name']}:{port}"
+    assert (parsed["nthreads"], parsed["memory_limit"], parsed["dashboard"]) == (1, "0", False)
+    assert f"--dask=tls://localhost:{port}" in container["args"]
 
 
 def test_a_failed_job_is_tried_again_only_if_it_wrote_records(tmp_path: Path) -> None:

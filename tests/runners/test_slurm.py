@@ -1,0 +1,51 @@
+"""Tests the batch script on a real Slurm."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from machines import NODES, Slurm, missing, until
+from runs import ROOT, manifest_of, run_in9
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Iterator[Slurm]:
+    """A Slurm of two nodes. Without a right that it takes, tests are skipped, also in CI."""
+    if os.geteuid() != 0:
+        pytest.skip("namespaces need root")
+    if names := missing():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(names)
+    with contextlib.ExitStack() as stack:
+        folder = tmp_path / "slurm"
+        folder.mkdir()
+        try:
+            cluster = Slurm(stack, folder)
+        except PermissionError as error:
+            pytest.skip(f"refused here: {error}")
+        yield cluster
+
+
+def test_a_job_of_slurm_that_loses_a_node(
+    small_sample: Path, tmp_path: Path, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("generate", "--input", small_sample, "--images_per_shard", 2)
+    flags = (*flags, "--segmenter", "python:sleeping:segment", "--output")
+    out, log, meet = tmp_path / "out", tmp_path / "job.log", tmp_path / "meet"
+    meet.mkdir()
+    # So both nodes are at work when one of them goes.
+    slurm.environment |= {"IN9_TEST_SLEEP": "0.1", "IN9_TEST_MEET": str(meet)}
+    submit = ("sbatch", "--ntasks=2", "--ntasks-per-node=1", f"--output={log}")
+    assert slurm.ask("n1", *submit, ROOT / "deploy" / "slurm" / "in9.sbatch", *flags, out)
+    until(lambda: len(os.listdir(meet)) == len(NODES), 180)
+    slurm.take_away("n2")
+    until(lambda: not slurm.ask("n1", "squeue", "-h"), 180)
+    monkeypatch.setenv("IN9_TEST_SLEEP", "0")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}")
+    run_in9(*flags, tmp_path / "here")
+    assert manifest_of(out) == manifest_of(tmp_path / "here"), log.read_text()
+    # The job's certificates are gone.
+    assert not [*ROOT.glob(".in9-*")]
