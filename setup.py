@@ -102,7 +102,7 @@ setup(
         **EXTRAS,
         "all": sorted({line for lines in EXTRAS.values() for line in lines}),
         "test": [
-            # Workers on other machines need a version that pipeline/runners/workers.py names.
+            # Tests use private names of Beam.
             "apache-beam==2.77.0",
             # Readers of what is in deploy/.
             "check-jsonschema>=0.33.1",
