@@ -29,7 +29,7 @@ def slurm(tmp_path: Path) -> Iterator[Slurm]:
         yield cluster
 
 
-def test_a_job_of_slurm_that_loses_a_node(
+def test_a_job_of_slurm_that_is_cancelled_and_loses_a_node(
     small_sample: Path, tmp_path: Path, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = ("generate", "--input", small_sample, "--images_per_shard", 2)
@@ -38,8 +38,18 @@ def test_a_job_of_slurm_that_loses_a_node(
     meet.mkdir()
     # So both nodes are at work when one of them goes.
     slurm.environment |= {"IN9_TEST_SLEEP": "0.1", "IN9_TEST_MEET": str(meet)}
+    # Dask misses a machine after so long.
+    slurm.environment["DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP"] = "8s"
     submit = ("sbatch", "--ntasks=2", "--ntasks-per-node=1", f"--output={log}")
-    assert slurm.ask("n1", *submit, ROOT / "deploy" / "slurm" / "in9.sbatch", *flags, out)
+    submit = (*submit, ROOT / "deploy" / "slurm" / "in9.sbatch", *flags, out)
+    assert slurm.ask("n1", *submit)
+    until(lambda: [*out.rglob("*.parquet")], 180)
+    slurm.ask("n1", "scancel", "--name=in9")
+    until(lambda: not slurm.ask("n1", "squeue", "-h"), 60)
+    assert "in9.sbatch: cancelled" in log.read_text()
+    for node in meet.iterdir():
+        node.unlink()
+    assert slurm.ask("n1", *submit)
     until(lambda: len(os.listdir(meet)) == len(NODES), 180)
     slurm.take_away("n2")
     until(lambda: not slurm.ask("n1", "squeue", "-h"), 180)

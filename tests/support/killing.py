@@ -1,14 +1,15 @@
 """Kills work in the middle: before a change of a file, or a worker that has just finished a call.
 
-    python killing.py STEP MARK COMMAND...
+    IN9_TEST_KILL=STEP:MARK dask worker --preload tests/support/killing.py ...
 
-starts a worker that kills itself when it has just finished a call of a step. Only the first worker
-that can make the folder MARK does so.
+is a worker that kills itself when it has just finished a call of a step. Only the first worker that
+can make the folder MARK does so.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import signal
 import sys
@@ -16,22 +17,13 @@ from collections.abc import Callable
 from typing import Any
 
 STEPS = {
-    "List": "pipeline.generate.graph:ListSplits.process",
-    "Segment": "pipeline.generate.segment:SegmentShard.process",
-    "Plan": "pipeline.generate.plan:PlanSplit.process",
-    "Compose": "pipeline.generate.compose:ComposeShard.process",
-    "Prepare": "pipeline.generate.graph:prepare_step",
-    "Move": "pipeline.generate.commit:MoveFiles.process",
-    "Finish": "pipeline.generate.graph:finish_step",
-    "FindDone": "pipeline.evaluate.model_stage:FindDone.process",
-    "RunModels": "pipeline.evaluate.model_stage:RunModels.process",
-    "SummarizeModel": "pipeline.evaluate.model_stage:SummarizeModel.process",
-    "Report": "pipeline.report.write:write_results",
-    "End": "pipeline.jobs.main_job:finish_job",
+    "Identify": "pipeline.generate.graph:IdentifySources",
+    "Segment": "pipeline.generate.segment:SegmentShard",
+    "Compose": "pipeline.generate.compose:ComposeShard",
+    "Move": "pipeline.generate.commit:MoveFiles",
+    "RunModels": "pipeline.evaluate.model_stage:RunModels",
 }
-"""Steps of the main job, by the function that does their work."""
-
-
+"""The steps that workers run, by the class that does the work of each."""
 CHANGES = ("os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir", "open")
 
 
@@ -58,14 +50,14 @@ def killed_before_change(number: int, work: Callable[[], object]) -> bool:
     return os.waitstatus_to_exitcode(status) == -signal.SIGKILL
 
 
-def main() -> None:
-    step, mark = sys.argv[1:3]
-    target, _, method = STEPS[step].partition(":")[2].partition(".")
-    module = __import__(STEPS[step].partition(":")[0], fromlist=[target])
-    # Functions are pickled by the module that defines them.
-    found: Any = getattr(module, target)
-    holder, name = (found, method) if method else (sys.modules[found.__module__], target)
-    original = getattr(holder, name)
+def dask_setup(_: object) -> None:
+    """Prepares a worker; Dask calls this in each that it starts with `--preload`."""
+    if "IN9_TEST_KILL" not in os.environ:
+        return
+    step, mark = os.environ["IN9_TEST_KILL"].split(":")
+    module, _, name = STEPS[step].partition(":")
+    kind = getattr(importlib.import_module(module), name)
+    original = kind.process
 
     @functools.wraps(original)
     def killing(*arguments: Any, **named: Any) -> Any:
@@ -76,11 +68,4 @@ def main() -> None:
             return result
         os.kill(os.getpid(), signal.SIGKILL)
 
-    setattr(holder, name, killing)
-    from pipeline.runners import worker
-
-    worker.work()
-
-
-if __name__ == "__main__":
-    main()
+    kind.process = killing

@@ -85,7 +85,7 @@ class Machines:
         words = (*_ALONE, "sh", "-c", script, "sh", self._folder, machine, *command)
         life = self._lives[machine] = self.start(machine, *words, stdin=subprocess.PIPE)
         self._stack.callback(self._halt, machine)
-        until(lambda: _children(life.pid))
+        until(lambda: children(life.pid))
         interface = "bridge" if machine == HEAD else "eth0"
         if machine == HEAD:
             self._ip(HEAD, "link add name bridge type bridge")
@@ -136,7 +136,7 @@ class Machines:
         return self._folder / f"{name}.log"
 
     def _first(self, machine: str) -> int:
-        (first,) = _children(self._lives[machine].pid)
+        (first,) = children(self._lives[machine].pid)
         return first
 
     def _ip(self, machine: str, *lines: str) -> None:
@@ -146,17 +146,18 @@ class Machines:
     def _halt(self, machine: str) -> None:
         """Kills the first process of a machine, and so all others."""
         life = self._lives[machine]
-        for pid in _children(life.pid) or [life.pid]:
+        for pid in children(life.pid) or [life.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         life.wait()
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """Returns the ids of a process's children; none if it has ended."""
     try:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
-        return []  # It has ended.
+        return []
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -191,7 +192,7 @@ SlurmdTimeout=6
 MessageTimeout=2
 TCPTimeout=1
 SchedulerParameters=batch_sched_delay=0
-KillWait=1
+KillWait=20
 MailProg=/bin/true
 SlurmdParameters=config_overrides
 {nodes}
