@@ -17,14 +17,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from killing import STEPS
+from lost_workers import STEPS, lost_after_steps
 from machines import HEAD, NODES, Slurm, address, children, missing, until
 from PIL import Image
 from runs import QUICK, ROOT, results_of
 
 from pipeline.dataset.folder import sample_folder
 
-SUPPORT = ROOT / "tests" / "support"
 SMALL = (*QUICK, "--images_per_shard", 8)
 
 
@@ -107,13 +106,14 @@ class Trials:
     def kills(self) -> str:
         """A worker killed in each step."""
         lines = []
-        for step in STEPS:
-            output, mark = self.folder / f"kill-{step}", self.folder / f"mark-{step}"
-            preload = ("--preload", SUPPORT / "killing.py")
-            with self.workers(*preload, IN9_TEST_KILL=f"{step}:{mark}"):
+        losses = self.folder / "losses"
+        with self.workers(**lost_after_steps(losses)):
+            for step in STEPS:
+                output = self.folder / f"kill-{step}"
+                (losses / step).touch()
                 seconds = self.in9(*self.run, output)
-            assert mark.exists(), step
-            lines.append(f"{step}: {self.compare(output.name)}, {seconds:.0f} s")
+                assert not (losses / step).exists()
+                lines.append(f"{step}: {self.compare(output.name)}, {seconds:.0f} s")
         return "; ".join(lines)
 
     def sleep(self) -> str:
