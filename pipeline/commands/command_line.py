@@ -7,17 +7,16 @@ Words that a command does not take are refused, and the message suggests what wa
 """
 
 import argparse
-import itertools
+import logging
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 
-from pipeline.analyses import ANALYSES
 from pipeline.commands.flags import flags_of
 from pipeline.commands.parser import COMMANDS, build_parser, underscored
 from pipeline.errors import UsageError, did_you_mean
-from pipeline.runtime.flag_types import Flag, WordListParser, comma_separated, text_of
+from pipeline.runtime.flag_types import Flag, text_of
 from pipeline.runtime.machine import missing_to_compile
 from pipeline.storage.files import absolute, files_of, is_below, is_remote, join
 from transforms.limits import load_nested
@@ -26,61 +25,40 @@ _NEAR_MISS = 0.8
 """Similarity, as difflib's ratio (0 to 1), from which an unknown flag counts as a misspelling of
 our flag. All of Beam's flags are less similar to ours than that."""
 
-_COUNTERPARTS = (
-    ("--output", "--to", "--dataset"),
-    ("--dataset", "--output", "--to"),
-    ("--to", "--output", "--dataset"),
-    ("--input", "--from", "--dataset"),
-    ("--from", "--input", "--dataset"),
-    ("--models", "--arch"),
-    ("--arch", "--models"),
-    *(
-        pair
-        for analysis in ANALYSES
-        if analysis.runs_models and analysis.sections
-        for _, flag in analysis.job_flags
-        # The flag of other commands has the value of the first flag of its own command.
-        for pair in itertools.permutations((flag.name, analysis.sections[0].flags[0].name))
-    ),
-    ("--split", "--eval_split"),
-    ("--eval_split", "--split"),
-)
-"""Each row is a flag, then the flags that take its place in other commands, best first."""
 
-
-def check_rest(command: str, rest: Sequence[str], words: Sequence[str]) -> None:
+def check_rest(command: str, rest: Sequence[str]) -> None:
     """Refuses words that are neither a command's own flags nor, if it runs a graph, flags of Beam.
 
     Args:
       command: name of the command.
       rest: the words that the parser did not know.
-      words: all words after the command.
 
     Raises:
       UsageError: a word is refused; the message suggests what was meant.
     """
-    if not rest:
-        return
-    own = flags_of(command)
-    for word in rest:
-        if word.startswith("--"):
-            refuse_near_misses(flag_of(word), own)
-            _refuse_sibling(flag_of(word), own)
-    has_graph = COMMANDS[command].has_graph
-    if not has_graph and not rest[0].startswith("-"):
-        raise UsageError(_describe_argument(rest[0], own, words))
-    from pipeline.runners.beam_options import unknown_to_beam
-
-    unknown, known = unknown_to_beam(rest)
-    if unknown and not unknown[0].startswith("-"):
-        raise UsageError(_describe_argument(unknown[0], own, words))
-    if unknown:
+    own, (_, example, _, has_graph) = flags_of(command), COMMANDS[command]
+    advice = f"; example: {example} (see: in9 {command} --help all)"
+    for flag in (flag_of(word) for word in rest if word.startswith("--")):
+        refuse_near_misses(flag, own)
+        if others := [one for one in COMMANDS if flag in {known.name for known in flags_of(one)}]:
+            raise UsageError(
+                f"this command has no {flag}, which is a flag of in9 {', '.join(others)}{advice}"
+            )
+    unknown, known = list(rest), [one.name for one in own]
+    if rest and has_graph:
+        # Keep Beam from logging, on import, which of its optional parts are not installed.
+        logging.disable(logging.WARNING)
+        try:
+            from pipeline.runners.beam_options import unknown_to_beam
+        finally:
+            logging.disable(logging.NOTSET)
+        unknown, of_beam = unknown_to_beam(rest)
+        known += of_beam
+    if unknown and unknown[0].startswith("-"):
         flag = flag_of(unknown[0])
-        every = [one.name for one in own] + (known if has_graph else [])
-        hint = did_you_mean(flag, every) or f"; see: in9 {command} --help all"
-        raise UsageError(f"unknown flag {flag}{hint}")
-    if not has_graph:
-        raise UsageError(f"{rest[0]} is for commands that run a Beam pipeline; leave it out")
+        raise UsageError(f"unknown flag {flag}{did_you_mean(flag, known) or advice}")
+    if unknown:
+        raise UsageError(f"unexpected argument {unknown[0]!r}{advice}")
 
 
 def flag_of(word: str) -> str:
@@ -102,38 +80,6 @@ def refuse_near_misses(flag: str, own: Iterable[Flag]) -> None:
         raise UsageError(f"unknown flag {flag}{hint}")
 
 
-def _refuse_sibling(flag: str, own: Sequence[Flag]) -> None:
-    """Refuses a flag of other commands, and names its counterpart in this one."""
-    others = [name for name in COMMANDS if flag in {one.name for one in flags_of(name)}]
-    if not others:
-        return
-    known = {one.name: one for one in own}
-    counterparts = next((names for first, *names in _COUNTERPARTS if first == flag), [])
-    if meant := next((known[name] for name in counterparts if name in known), None):
-        text = meant.help.removesuffix(" (required)")
-        raise UsageError(f"this command has no {flag}; say {meant.name} {meant.metavar}: {text}")
-    raise UsageError(f"this command has no {flag}, which is a flag of in9 {', '.join(others)}")
-
-
-def _describe_argument(argument: str, own: Sequence[Flag], words: Sequence[str]) -> str:
-    """Describes a word that belongs to no flag, and says which flag the user may have meant."""
-    before = list(words[: words.index(argument)])
-    while before and not before[-1].startswith("--"):
-        before.pop()
-    last = underscored(before[-1]) if before else ""
-    given_flags = {flag_of(word) for word in words}
-    for flag in own:
-        if flag.name == last and (
-            flag.type is comma_separated or isinstance(flag.type, WordListParser)
-        ):
-            parts = words[len(before) : words.index(argument) + 1]
-            return f"unexpected argument {argument!r}: say {flag.name} {','.join(parts)}"
-    for flag in own:
-        if flag.name not in given_flags and (flag.is_required or flag.name == "--input"):
-            return f"unexpected argument {argument!r}: say {flag.name} {argument}"
-    return f"unexpected argument {argument!r}; flags look like --name=value"
-
-
 def check_device(arguments: argparse.Namespace, otherwise: str) -> None:
     """Refuses `--device cuda` on a machine without CUDA, and `--compile` without a compiler.
 
@@ -153,9 +99,7 @@ def check_device(arguments: argparse.Namespace, otherwise: str) -> None:
     has_gpu = device != "cpu" and torch.cuda.is_available()
     if is_compiled and (missing := missing_to_compile(has_gpu)):
         raise UsageError(f"--compile needs {missing}: install it, or leave --compile out")
-    if device != "cuda":
-        return
-    if torch.cuda.is_available():
+    if has_gpu or device != "cuda":
         return
     why = (
         "this PyTorch was built without CUDA, so install one with it (https://pytorch.org)"
@@ -182,7 +126,7 @@ def parse_command_line(words: Sequence[str]) -> tuple[argparse.Namespace, list[s
     command, *others = words
     if command != arguments.command:
         raise UsageError(f"flags stand behind the command: in9 {arguments.command} {command}")
-    check_rest(command, rest, others)
+    check_rest(command, rest)
     if arguments.config is None:
         return arguments, rest
     given_flags = {flag_of(word) for word in others}
@@ -194,7 +138,7 @@ def parse_command_line(words: Sequence[str]) -> tuple[argparse.Namespace, list[s
             if flag_of(word) not in given_flags
         ]
         arguments, rest = parser.parse_known_args([command, *file_words, *others])
-        check_rest(command, [word for word in rest if word in file_words], file_words)
+        check_rest(command, [word for word in rest if word in file_words])
     except UsageError as error:
         raise UsageError(f"--config {arguments.config}: {error}") from error
     return arguments, rest
@@ -244,12 +188,19 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
       JobError: the job failed.
     """
     command = arguments.command
-    # Checked here because argparse would name a missing flag before a misspelt one.
-    for flag in flags_of(command):
-        if flag.is_required and not getattr(arguments, flag.dest):
-            raise UsageError(f"{flag.name} {flag.metavar} is required (see: in9 {command} --help)")
-    run = find_command(command)
-    refuse_cleared(arguments)
+    # Keep Beam from logging, on import, which of its optional parts are not installed.
+    logging.disable(logging.WARNING)
+    try:
+        # Checked here because argparse would name a missing flag before a misspelt one.
+        for flag in flags_of(command):
+            if flag.is_required and not getattr(arguments, flag.dest):
+                raise UsageError(
+                    f"{flag.name} {flag.metavar} is required (see: in9 {command} --help)"
+                )
+        run = find_command(command)
+        refuse_cleared(arguments)
+    finally:
+        logging.disable(logging.NOTSET)
     return run(arguments, rest) if COMMANDS[command].has_graph else run(arguments)
 
 
