@@ -19,7 +19,6 @@ from pipeline.dataset.sinks import sample_schema
 from pipeline.display.table import Table
 from pipeline.evaluate.results import PREDICTION_SCHEMA
 from pipeline.generate.compose import index_schema
-from pipeline.runtime.flag_types import Flag
 from transforms.codec import MAX_PIXELS, MAX_SCANS
 from transforms.filters import Reason
 
@@ -57,13 +56,30 @@ FILES: Mapping[str, tuple[str, pa.Schema, str]] = {
 }
 """Parquet files: name to (path, schema, description of a row)."""
 
-_CONFIG = (
-    "# in9 run --config monthly.toml --output imagenet9",
-    'input = "/data/imagenet"',
-    'models = ["resnet50", "resnet18=trained.pth"]',
-    "replicates = 3",
-    "own_background = true",
-    "direct_num_workers = 8",
+_FLAGS = (
+    "A flag without a default value says what happens by default. Lists are separated by "
+    "commas. Dashes in the name of a flag count as underscores: `--dry-run` is `--dry_run`. "
+    "`in9 COMMAND --help all` lists all flags of a command.",
+    "`--config FILE` reads flags from a TOML file, local or in `gs://`. Its keys are flags of "
+    "the command without the leading dashes, or flags of Beam if the command runs a graph; any "
+    "other key is an error. A list of values is a TOML list, and `true` sets a flag that needs "
+    "no value. Flags on the command line take precedence over the file. Paths are relative to "
+    "the working directory.",
+    """```toml
+# in9 run --config monthly.toml --output imagenet9
+input = "/data/imagenet"
+models = ["resnet50", "resnet18=trained.pth"]
+replicates = 3
+own_background = true
+direct_num_workers = 8
+```""",
+)
+
+_RESULTS = (
+    "Shares and accuracies are fractions. Their intervals are Wilson's unless the row says "
+    "otherwise. Units are groups of images, or single images if they have no groups; Wilson's "
+    "intervals treat images of a group as correlated. [results.md](results.md) explains the "
+    "measures."
 )
 
 EXIT_CODES = {
@@ -79,139 +95,103 @@ EXIT_CODES = {
 }
 
 
-def main() -> None:
-    """Prints the reference."""
-    print("\n".join(reference()))
-
-
-def reference() -> Iterator[str]:
-    """Yields the lines of docs/reference.md."""
-    made = "Made from the code by `python -m pipeline.commands.reference > docs/reference.md`."
-    yield from ("# Reference", "", made)
-    sections = {
-        "Commands": _commands,
-        "Flags": _all_flags,
-        "Tables of results": _results,
-        "Parquet files": _files,
-        "Reasons of rejection": _reasons,
-    }
-    for title, lines in sections.items():
-        yield from ("", f"## {title}", "")
-        yield from lines()
-
-
-def _commands() -> Iterator[str]:
-    rows = [(f"`in9 {name}`", row.text, f"`{row.example}`") for name, row in COMMANDS.items()]
-    yield from _table(("command", "does", "example"), rows)
+def reference() -> str:
+    """Returns docs/reference.md without the line break at its end."""
     graphs = ", ".join(f"`in9 {name}`" for name, row in COMMANDS.items() if row.has_graph)
-    yield from (
-        "",
+    blocks = (
+        "# Reference",
+        "Made from the code by `python -m pipeline.commands.reference > docs/reference.md`.",
+        "## Commands",
+        _table(
+            ("command", "does", "example"),
+            [(f"`in9 {name}`", row.text, f"`{row.example}`") for name, row in COMMANDS.items()],
+        ),
         f"{graphs} pass flags that they do not know, such as `--runner` and "
         "`--direct_num_workers`, to Apache Beam.",
-        "",
+        _table(("exit code", "meaning"), [(str(code), EXIT_CODES[code]) for code in EXIT_CODES]),
+        "## Flags",
+        *_FLAGS,
+        *_flags(),
+        "## Tables of results",
+        _RESULTS,
+        _table(
+            ("file", "a row holds", "columns"),
+            [
+                (
+                    f"`results/{name}.csv`",
+                    table.description,
+                    " ".join(f"`{column}`" for column in table.columns),
+                )
+                for name, table in TABLES.items()
+            ],
+        ),
+        _columns(),
+        "## Parquet files",
+        *(block for name in FILES for block in _file(name)),
+        "## Reasons of rejection",
+        "Reasons are listed in the order in which they are checked: an image gets the first that "
+        "applies, as its `status` in `index/`.",
+        _table(("reason", "meaning"), [(f"`{reason}`", REASONS[reason]) for reason in Reason]),
     )
-    codes = [(str(code), text) for code, text in EXIT_CODES.items()]
-    yield from _table(("exit code", "meaning"), codes)
+    return "\n\n".join(blocks)
 
 
-def _all_flags() -> Iterator[str]:
-    yield from (
-        "A flag without a default value says what happens by default. Lists are separated by "
-        "commas. Dashes in the name of a flag count as underscores: `--dry-run` is `--dry_run`. "
-        "`in9 COMMAND --help all` lists all flags of a command.",
-        "",
-        "`--config FILE` reads flags from a TOML file, local or in `gs://`. Its keys are flags of "
-        "the command without the leading dashes, or flags of Beam if the command runs a graph; any "
-        "other key is an error. A list of values is a TOML list, and `true` sets a flag that needs "
-        "no value. Flags on the command line take precedence over the file. Paths are relative to "
-        "the working directory.",
-        *("", "```toml", *_CONFIG, "```"),
-    )
-    for title, rows in _flags().items():
-        yield from ("", f"### {title}", "")
-        yield from _table(("flag", "default", "description", "commands"), rows)
+def _flags() -> Iterator[str]:
+    """Yields the headings and tables of flags, by the titles of their sections.
+
+    Commands that have exactly the same flag share a row.
+    """
+    sections: dict[str, dict[tuple[str, ...], list[str]]] = {}
+    for command in COMMANDS:
+        for title, _, flags in sections_of(command):
+            rows = sections.setdefault(title[:1].upper() + title[1:] or "Of single commands", {})
+            for flag in flags:
+                shown = f"{flag.name} {flag.metavar}" if flag.name[0] == "-" else flag.metavar
+                default = f"`{flag.default_text}`" if flag.default_text else ""
+                rows.setdefault((f"`{shown}`", default, flag.help), []).append(command)
+    for title, rows in sections.items():
+        yield f"### {title}"
+        yield _table(
+            ("flag", "default", "description", "commands"),
+            [(*row, ", ".join(commands)) for row, commands in rows.items()],
+        )
 
 
-def _results() -> Iterator[str]:
-    yield from (
-        "Shares and accuracies are fractions. Their intervals are Wilson's unless the row says "
-        "otherwise. Units are groups of images, or single images if they have no groups; Wilson's "
-        "intervals treat images of a group as correlated. [results.md](results.md) explains the "
-        "measures.",
-        "",
-    )
+def _columns() -> str:
+    """Returns the table of the columns in `results/`; tables in which one means the same share it.
+
+    It is in order of the columns' names.
+    """
     columns: dict[tuple[str, str], list[str]] = {}
     for name, table in TABLES.items():
         for column in table.columns:
             columns.setdefault((column, meaning(name, column)), []).append(name)
-    rows = [
-        (
-            f"`results/{name}.csv`",
-            table.description,
-            " ".join(f"`{column}`" for column in table.columns),
-        )
-        for name, table in TABLES.items()
-    ]
-    yield from _table(("file", "a row holds", "columns"), rows)
-    yield ""
     rows = [(f"`{name}`", text, ", ".join(of)) for (name, text), of in sorted(columns.items())]
-    yield from _table(("column", "meaning", "tables"), rows)
+    return _table(("column", "meaning", "tables"), rows)
 
 
-def _files() -> Iterator[str]:
-    for number, (name, (path, schema, row)) in enumerate(FILES.items()):
-        yield from ([""] if number else [])
-        yield from (f"### {name}", "", f"`{path}`. A row holds {row}.", "")
-        rows = [(f"`{f.name}`", f"`{_type(f.type)}`", meaning(name, f.name)) for f in schema]
-        yield from _table(("column", "type", "meaning"), rows)
-
-
-def _reasons() -> Iterator[str]:
-    yield from (
-        "Reasons are listed in the order in which they are checked: an image gets the first that "
-        "applies, as its `status` in `index/`.",
-        "",
-    )
-    yield from _table(
-        ("reason", "meaning"), [(f"`{reason}`", REASONS[reason]) for reason in Reason]
-    )
-
-
-def _flags() -> dict[str, list[tuple[str, ...]]]:
-    """Returns a row for each flag, by the title of its section.
-
-    Commands that have exactly the same flag share a row.
-    """
-    rows_by_title: dict[str, dict[tuple[str, ...], list[str]]] = {}
-    for command in COMMANDS:
-        for title, _, flags in sections_of(command):
-            known = rows_by_title.setdefault(
-                title[:1].upper() + title[1:] or "Of single commands", {}
-            )
-            for flag in flags:
-                known.setdefault(_flag(flag), []).append(command)
-    return {
-        title: [(*row, ", ".join(commands)) for row, commands in rows.items()]
-        for title, rows in rows_by_title.items()
+def _file(name: str) -> tuple[str, ...]:
+    """Returns heading, description and columns of a Parquet file."""
+    path, schema, row = FILES[name]
+    kinds = {  # Without the dictionary encoding of their storage.
+        one.name: one.type.value_type if pa.types.is_dictionary(one.type) else one.type
+        for one in schema
     }
+    return (
+        f"### {name}",
+        f"`{path}`. A row holds {row}.",
+        _table(
+            ("column", "type", "meaning"),
+            [(f"`{column}`", f"`{kinds[column]}`", meaning(name, column)) for column in kinds],
+        ),
+    )
 
 
-def _flag(flag: Flag) -> tuple[str, str, str]:
-    """Returns the cells of a flag: its name and value, its default, and its help."""
-    shown = f"{flag.name} {flag.metavar}" if flag.name.startswith("--") else flag.metavar
-    return f"`{shown}`", f"`{flag.default_text}`" if flag.default_text else "", flag.help
-
-
-def _type(kind: pa.DataType) -> str:
-    """Names a column's type, without the dictionary encoding of its storage."""
-    return str(kind.value_type if pa.types.is_dictionary(kind) else kind)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'---|' * len(head)}"
-    for row in rows:
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = (" | ".join(cell.replace("|", r"\|") for cell in row) for row in rows)
+    return "\n".join(
+        (f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *(f"| {line} |" for line in lines))
+    )
 
 
 COLUMNS: Mapping[str, str] = MappingProxyType(
@@ -355,4 +335,4 @@ def meaning(table: str, column: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    print(reference())

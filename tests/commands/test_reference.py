@@ -37,9 +37,7 @@ def commands_of(text: str) -> list[list[str]]:
 
 def test_the_reference_is_what_the_code_says() -> None:
     page = (ROOT / "docs" / "reference.md").read_text()
-    assert page == "\n".join(reference()) + "\n", (
-        "python -m pipeline.commands.reference > docs/reference.md"
-    )
+    assert page == f"{reference()}\n", "python -m pipeline.commands.reference > docs/reference.md"
 
 
 def test_every_flag_column_and_reason_has_a_line() -> None:
