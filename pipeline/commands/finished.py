@@ -27,7 +27,7 @@ from pipeline.dataset.manifest import (
 )
 from pipeline.dataset.records import DATA_FOLDERS
 from pipeline.display.panel import find_samples
-from pipeline.errors import JobError, UsageError, counted, did_you_mean
+from pipeline.errors import JobError, UsageError, counted, did_you_mean, refuse_first
 from pipeline.inputs.recipe import RECIPE
 from pipeline.jobs.conditions import conclude, gate_from_flags, judge
 from pipeline.jobs.publish import check_publishing, describe_published, publish
@@ -77,53 +77,34 @@ def run_export(arguments: argparse.Namespace) -> int:
             f"--split {arguments.split} is not in the dataset, which has {', '.join(splits)}"
         )
     if arguments.images:
-        export_figure(dataset, arguments.split, arguments.images, arguments.to)
-        return 0
-    is_table = arguments.layout == "answers"
-    folder, name = os.path.split(arguments.to)
-    target = Store.at(folder or ".") if is_table else Store.at(arguments.to)
-    if is_table and (not name.endswith(TABLE_SUFFIXES) or target.exists(name)):
-        raise UsageError(
-            f"--to {arguments.to}: --layout answers needs a new file that ends in "
-            f"{' or '.join(TABLE_SUFFIXES)}"
-        )
-    if not is_table:
-        _check(dataset, target, is_ours=target.has_folder(EXPORT_FOLDER))
-    selected = selected_rows(dataset, arguments.split)
-    exporting = ExportPlan(
+        return export_figure(dataset, arguments.split, arguments.images, arguments.to)
+    selected, target = selected_rows(dataset, arguments.split), Store.at(arguments.to)
+    plan = ExportPlan(
         dataset=dataset,
         split=arguments.split,
         target=target,
         clashes=find_clashes((row["key"], row["wnid"]) for row in selected),
         progress=Progress.for_store(target),
     )
-    if is_table:
-        with _without_work_folder(target):
-            pictures = write_answer_table(exporting, name)
-        print(
-            f"pictures to answer: {pictures}\n"
-            f"add a column scores, output or label; then: --models {PREFIX}{arguments.to}"
-        )
-        return 0
-    with removed_if_refused(target, EXPORT_FOLDER), contextlib.ExitStack() as stack:
+    if arguments.layout == "answers":
+        return export_answers(plan, arguments.to)
+    _check(dataset, target, is_ours=target.has_folder(EXPORT_FOLDER))
+    with removed_if_refused(target, EXPORT_FOLDER):
         # Written first, so that the next run recognizes the folder as an export if this one is
         # killed.
         take_folder(target, dataset, arguments.dataset)
-        fenced = stack.enter_context(locked(target, DATASET_LOCK))
-        pictures = len(selected) * len(dataset.variants)
-        started = time.monotonic()
-        with run_locally(exporting.progress, target.log(f"export-{os.getpid()}")):
-            exporting.progress.note_total("export", arguments.split, pictures)
-            exported, removed, strangers = export_split(
-                dataclasses.replace(exporting, target=fenced)
-            )
-        seconds = time.monotonic() - started
+        log = target.log(f"export-{os.getpid()}")
+        with locked(target, DATASET_LOCK) as fenced, run_locally(plan.progress, log):
+            started = time.monotonic()
+            total = len(selected) * len(dataset.variants)
+            plan.progress.note_total("export", arguments.split, total)
+            exported, removed, strangers = export_split(dataclasses.replace(plan, target=fenced))
+            seconds = time.monotonic() - started
     variants = counted(len(dataset.variants), "variant")
     print(f"{arguments.split}: {counted(len(selected), 'image')}, {variants}")
     if exported or removed:
-        line = f"done now: {counted(exported, 'file')} written"
-        print(f"{line}, {removed} removed" if removed else line)
-        print(f"time: {seconds:.1f} s")
+        also = f", {removed} removed" if removed else ""
+        print(f"done now: {counted(exported, 'file')} written{also}\ntime: {seconds:.1f} s")
     else:
         print("nothing to do: everything is up to date")
     if strangers:
@@ -151,25 +132,50 @@ def export_recipe(dataset: Dataset, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def export_answers(plan: ExportPlan, path: str) -> int:
+    """Runs `in9 export --layout answers`; returns the exit code. Raises like `run_export`."""
+    with _single_file(path) as (target, name):
+        if not name.endswith(TABLE_SUFFIXES) or target.exists(name):
+            raise UsageError(
+                f"--to {path}: --layout answers needs a new file that ends in "
+                f"{' or '.join(TABLE_SUFFIXES)}"
+            )
+        pictures = write_answer_table(dataclasses.replace(plan, target=target), name)
+    print(
+        f"pictures to answer: {pictures}\n"
+        f"add a column scores, output or label; then: --models {PREFIX}{path}"
+    )
+    return 0
+
+
 def _check(dataset: Dataset, target: Store, *, is_ours: bool) -> None:
     target.refuse_file("--to")
-    if is_below(target.root, dataset.store.root):
-        raise UsageError(f"--to {target.root} lies inside --dataset {dataset.store.root}")
-    if target.exists(MANIFEST):
-        raise UsageError(f"--to {target.root} is a dataset; choose another folder")
-    if not is_ours and not target.is_empty():
-        raise UsageError(
-            f"--to {target.root} is not empty and holds no export; choose another folder"
-        )
+    refuse_first(
+        {
+            f"lies inside --dataset {dataset.store.root}": is_below(
+                target.root, dataset.store.root
+            ),
+            "is a dataset; choose another folder": target.exists(MANIFEST),
+            "is not empty and holds no export; choose another folder": not is_ours
+            and not target.is_empty(),
+        },
+        f"--to {target.root} ",
+    )
 
 
 @contextlib.contextmanager
-def _without_work_folder(target: Store) -> Iterator[None]:
-    """Leaves no work folder, unless there was one, in the user's folder that gets a single file."""
+def _single_file(path: str) -> Iterator[tuple[Store, str]]:
+    """Opens the folder of a file to write, which gets no work folder unless it had one.
+
+    Yields:
+      (the folder, name of the file in it).
+    """
+    folder, name = os.path.split(path)
+    target = Store.at(folder or ".")
     target.remove_temporary()
     had_one = target.has_folder(WORK_FOLDER)
     try:
-        yield
+        yield target, name
     finally:
         if not had_one:
             target.prune(WORK_FOLDER)
@@ -177,36 +183,32 @@ def _without_work_folder(target: Store) -> Iterator[None]:
 
 def _notes(dataset: Dataset, labels: set[int], is_remote: bool) -> list[str]:
     """Lists what readers of the export should know."""
-    notes = []
     names = dataset.taxonomy.names
-    folders = [
+    empty = [
         class_folder(label, name, len(names))
         for label, name in enumerate(names)
         if label not in labels
     ]
-    if folders:
-        advice = (
-            "create these folders in a local copy, because readers number the folders that they "
-            "find"
-            if is_remote
-            else "these folders are empty, so that the others keep their numbers (ImageFolder "
-            "needs allow_empty=True)"
-        )
-        notes.append(f"no images in {', '.join(folders)}: {advice}")
+    advice = (
+        "create these folders in a local copy, because readers number the folders that they find"
+        if is_remote
+        else "these folders are empty, so that the others keep their numbers (ImageFolder needs "
+        "allow_empty=True)"
+    )
     draws = max(map(len, draws_of(dataset.variants).values()))
-    if draws > 1:
-        notes.append(
-            f"each folder of a mixed variant holds one of {draws} draws (mixed_rand the first, "
-            "mixed_rand_r1 the second); the tables of in9 take all draws together"
-        )
-    pictures = any(is_picture(name) for name in dataset.variants)
-    if dataset.manifest.config.compose.encoding == "png" and pictures:
-        notes.append("the .JPEG files hold PNG data, as in the dataset; readers go by the content")
-    return notes
+    is_png = dataset.manifest.config.compose.encoding == "png"
+    notes = {
+        f"no images in {', '.join(empty)}: {advice}": bool(empty),
+        f"each folder of a mixed variant holds one of {draws} draws (mixed_rand the first, "
+        "mixed_rand_r1 the second); the tables of in9 take all draws together": draws > 1,
+        "the .JPEG files hold PNG data, as in the dataset; readers go by the content": is_png
+        and any(map(is_picture, dataset.variants)),
+    }
+    return [note for note, holds in notes.items() if holds]
 
 
-def export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str) -> None:
-    """Writes a figure of images in all their variants.
+def export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str) -> int:
+    """Writes a figure of images in all their variants; returns the exit code.
 
     Args:
       dataset: the dataset.
@@ -220,28 +222,26 @@ def export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str
     """
     from pipeline.display.style import FIGURE_MARK, KINDS, versions_figure
 
-    folder, name = os.path.split(path)
-    kind = name.rpartition(".")[2].lower().replace("jpeg", "jpg")
+    kind = path.rpartition(".")[2].lower().replace("jpeg", "jpg")
     if kind not in KINDS:
         raise UsageError(f"--to {path}: --images needs a file that ends in .{', .'.join(KINDS)}")
-    target = Store.at(folder or ".")
     variants = dataset.picture_variants
     samples = {name: find_samples(dataset, split, name, keys) for name in variants}
-    for key in keys:
-        if key not in samples[variants[0]]:
-            raise UsageError(
-                f"--images {key}: split {split} of the dataset does not have this image"
-            )
+    if missing := [key for key in keys if key not in samples[variants[0]]]:
+        raise UsageError(
+            f"--images {missing[0]}: split {split} of the dataset does not have this image"
+        )
     try:
         rows = [[decode_image(samples[variant][key].image) for variant in variants] for key in keys]
     except (UndecodableError, TooManyPixelsError) as error:
         raise JobError(f"a stored picture is broken ({error}); see: in9 verify") from error
     heads = [PAPER_NAMES.get(variant, variant) for variant in variants]
-    if target.exists(name) and text_bytes(FIGURE_MARK) not in target.read(name):
-        raise UsageError(f"--to {target.path(name)} is no figure of in9; choose another name")
-    with _without_work_folder(target):
+    with _single_file(path) as (target, name):
+        if target.exists(name) and text_bytes(FIGURE_MARK) not in target.read(name):
+            raise UsageError(f"--to {target.path(name)} is no figure of in9; choose another name")
         target.write(name, versions_figure(heads, rows, kind))
     print(f"figure: {target.path(name)}")
+    return 0
 
 
 def run_report(arguments: argparse.Namespace) -> int:
@@ -257,20 +257,17 @@ def run_report(arguments: argparse.Namespace) -> int:
     store, lines = with_results(Dataset.open(store), arguments.results or ())
     dataset = Dataset.open(store)
     known = [column for analysis in ANALYSES for column in analysis.parts.columns(dataset)]
-    for column in arguments.columns or ():
-        if column not in known:
-            hint = did_you_mean(column, known)
-            raise UsageError(f"--columns {column}: the dataset has {', '.join(known)}{hint}")
+    if unknown := [column for column in arguments.columns or () if column not in known]:
+        hint = did_you_mean(unknown[0], known)
+        raise UsageError(f"--columns {unknown[0]}: the dataset has {', '.join(known)}{hint}")
     gate = gate_from_flags(arguments, store, dataset.variants)
     with locked(store, TABLES_LOCK, wait=60) as tables:
         gate.choose_baseline(Dataset.open(tables))
         write_tables(Dataset.open(tables), arguments.columns or ())
     write_report(store, dataset.taxonomy, arguments.pictures, pdf=True)
-    for line in (*notes_of(dataset.manifest), *lines):
+    reported = (line for analysis in ANALYSES for line in analysis.parts.report(dataset))
+    for line in (*notes_of(dataset.manifest), *lines, *reported):
         print(line)
-    for analysis in ANALYSES:
-        for line in analysis.parts.report(dataset):
-            print(line)
     print(f"report: {store.path(REPORT)}")
     if publishing:
         print(describe_published(publishing.target, publish(publishing)))
@@ -288,10 +285,9 @@ def run_verify(arguments: argparse.Namespace) -> int:
     try:
         dataset = Dataset.open(store)
     except UsageError as error:
-        job = _job_at_work(arguments.dataset, store)
-        if job is None:
-            raise
-        raise JobError(f"{job} on {store.root}; verify it when the job is done") from error
+        if job := _job_at_work(arguments.dataset, store):
+            raise JobError(f"{job} on {store.root}; verify it when the job is done") from error
+        raise
     faults = 0
     for fault in verify(dataset):
         print(fault)
@@ -343,13 +339,11 @@ def verify(dataset: Dataset) -> Iterator[str]:
 
 def _fault_of(store: Store, file: FileDigest) -> str | None:
     size = store.size(file.path)
-    if size is None:
-        return f"{file.path}: missing"
     if size != file.bytes:
-        return f"{file.path}: {size} bytes, the manifest says {file.bytes}"
+        found = "missing" if size is None else f"{size} bytes, the manifest says {file.bytes}"
+        return f"{file.path}: {found}"
     try:
-        if store.digest(file.path) != file.sha256:
-            return f"{file.path}: the content has changed (sha256 differs)"
+        is_same = store.digest(file.path) == file.sha256
     except OSError as error:
         return f"{file.path}: cannot be read: {error.strerror or error}"
-    return None
+    return None if is_same else f"{file.path}: the content has changed (sha256 differs)"
