@@ -469,7 +469,7 @@ def test_a_shard_without_its_picture_is_one_line(drawn: Path, tmp_path: Path) ->
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
         ),
         (("--epochs", "0"), "argument --epochs: expected a whole number of at least 1"),
-        (("--runner", "DataflowRunner"), "--runner is for commands that run a Beam pipeline"),
+        (("--runner", "DataflowRunner"), "unknown flag --runner; example: in9 train"),
     ],
 )
 def test_wrong_flags_get_one_helpful_line(
