@@ -5,7 +5,7 @@ import fnmatch
 
 from timm.models import get_pretrained_cfg
 
-from pipeline.errors import JobError, UsageError, counted
+from pipeline.errors import JobError, UsageError, counted, refuse_first
 from pipeline.models.expand import expand_models, split_labels
 from pipeline.models.identity import INDEX, WeightsFolder, chosen_folder
 from pipeline.models.library_names import distribution
@@ -28,26 +28,28 @@ def run_models(arguments: argparse.Namespace) -> int:
       UsageError: flags do not fit together, an entry is not valid, or a pattern matches nothing.
       JobError: a model could not be fetched.
     """
-    if arguments.weights and (arguments.action == "fetch" or arguments.pattern or arguments.models):
-        raise UsageError("--weights is for in9 models list without names; leave it out")
-    if arguments.action == "fetch":
-        if arguments.pattern:
-            raise UsageError(f"name models by flag: in9 models fetch --models {arguments.pattern}")
-        if not arguments.models or not arguments.to:
-            raise UsageError("fetch needs --models A,B and --to DIR")
-        return _fetch(expand_models(split_labels(arguments.models)[0]), arguments.to)
-    if arguments.to:
-        raise UsageError("--to is for in9 models fetch")
-    if arguments.models:
-        if arguments.pattern:
-            raise UsageError("give a PATTERN or --models, not both")
+    fetches, pattern, to = arguments.action == "fetch", arguments.pattern, bool(arguments.to)
+    is_named = bool(arguments.models)
+    refuse_first(
+        {
+            "--weights is for in9 models list without names; leave it out": bool(arguments.weights)
+            and bool(fetches or pattern or is_named),
+            f"name models by flag: in9 models fetch --models {pattern}": fetches and bool(pattern),
+            "fetch needs --models A,B and --to DIR": fetches and not (is_named and to),
+            "--to is for in9 models fetch": to and not fetches,
+            "give a PATTERN or --models, not both": is_named and bool(pattern),
+        }
+    )
+    models = expand_models(split_labels(arguments.models or ())[0])
+    for spec in models:
+        check_model(spec, needs_network=fetches)
+    if fetches:
+        return _fetch(models, arguments.to)
+    if models:
         # For scripts: one line for each model that the entries stand for, without remarks.
-        models = expand_models(split_labels(arguments.models)[0])
-        for spec in models:
-            check_model(spec)
         print("\n".join(models))
-    elif arguments.pattern:
-        _list_matching(arguments.pattern)
+    elif pattern:
+        _list_matching(pattern)
     else:
         _list_sources(chosen_folder(arguments.weights))
     return 0
@@ -59,11 +61,9 @@ def _fetch(models: tuple[str, ...], to: str) -> int:
     A model that cannot be fetched does not keep the others from being stored.
 
     Raises:
-      UsageError: an entry is not valid, or `to` is not a folder.
+      UsageError: `to` is not a folder.
       JobError: a model could not be fetched.
     """
-    for spec in models:
-        check_model(spec, needs_network=True)
     folder = WeightsFolder.from_path(to)
     folder.store.refuse_file("--to")
     if folder.store.exists(INDEX):
@@ -99,7 +99,7 @@ def _list_matching(pattern: str) -> None:
       UsageError: no name matches, or the library of the pattern's source is not installed.
     """
     named = SOURCES.get(pattern.partition(":")[0]) if ":" in pattern else None
-    if named is not None and (missing := named.missing()):
+    if missing := named.missing() if named else ():
         raise UsageError(
             f"{pattern} needs {' and '.join(missing)}: pip install {' '.join(missing)}"
         )
