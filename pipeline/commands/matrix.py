@@ -83,10 +83,9 @@ def run_matrix(arguments: argparse.Namespace) -> int:
     matrices, num_tested = make_matrices(plan, _trainers(plan, names, arguments))
     for matrix in matrices:
         print(matrix_table(matrix))
-        if chance := describe_chance(row.chance for row in matrix.rows if row.n):
-            print(chance)
-        if gaps := describe_gaps(matrix):
-            print(gaps)
+        chance = describe_chance(row.chance for row in matrix.rows if row.n)
+        for line in filter(None, (chance, describe_gaps(matrix))):
+            print(line)
     # Imported here, because the templates and Matplotlib are slow to import.
     from pipeline.report.page import check_claims
 
@@ -94,9 +93,8 @@ def run_matrix(arguments: argparse.Namespace) -> int:
         if checked.claim.section in _QUESTIONS and checked.findings:
             print(f"{checked.summary}: {checked.claim.text}")
     if num_tested:
-        rows = len(matrices) * len(plan.names)
-        seconds = duration(time.monotonic() - started)
-        print(f"rows tested: {num_tested} of {rows}; time: {seconds}")
+        of = f"{num_tested} of {len(matrices) * len(plan.names)}"
+        print(f"rows tested: {of}; time: {duration(time.monotonic() - started)}")
     else:
         print("nothing to do: every row has been tested")
     write_report(store, dataset.taxonomy, arguments.pictures)

@@ -63,16 +63,12 @@ def choose_device(arguments: argparse.Namespace) -> tuple[str, str]:
         lacks.
     """
     check_device(arguments, "train")
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = PredictConfig(arguments.device).on_this_machine().device
     precision = arguments.precision
     if precision == "auto":
-        if device == "cpu":
-            return device, "fp32"
         # Older GPUs emulate bfloat16, which is slow.
-        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        return device, "bf16" if has_bf16 else "fp16"
+        has_bf16 = device != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "fp32" if device == "cpu" else "bf16" if has_bf16 else "fp16"
     if precision == "fp16" and device == "cpu":
         raise UsageError("--precision fp16 needs a GPU; on a CPU, choose fp32, tf32 or bf16")
     return device, precision
@@ -107,8 +103,7 @@ def refuse_foreign(store: Store, names: Sequence[str], is_ours: Callable[[], boo
       UsageError: they were not, or the folder is a file.
     """
     store.refuse_file("--output")
-    existing = [name for name in names if store.exists(name)]
-    if existing and not is_ours():
+    if (existing := [name for name in names if store.exists(name)]) and not is_ours():
         raise UsageError(
             f"--output {store.root} holds {existing[0]}, which was not trained here; choose "
             "another folder"
@@ -172,8 +167,7 @@ def plan_from_flags(
       UsageError: a flag is wrong.
     """
     device, precision = choose_device(arguments)
-    fields = {field.name for field in dataclasses.fields(TrainPlan)}
-    flags = {name: value for name, value in vars(arguments).items() if name in fields} | {
+    told = {
         "arch": arch,
         "device": device,
         "precision": precision,
@@ -182,7 +176,8 @@ def plan_from_flags(
         "eval_split": eval_split,
         "workers": default_workers(device) if arguments.workers is None else arguments.workers,
     }
-    return TrainPlan(**flags)
+    fields = {field.name for field in dataclasses.fields(TrainPlan)} & set(vars(arguments))
+    return TrainPlan(**{name: getattr(arguments, name) for name in fields} | told)
 
 
 def _holds_training(store: Store) -> bool:
@@ -210,8 +205,7 @@ def _train_network(arguments: argparse.Namespace) -> str:
     plan = plan_from_flags(
         arguments, arch=arguments.arch, train_split=train_split, eval_split=eval_split
     )
-    output = arguments.output or dataset.store.path(f"{MODELS}/{plan.name}")
-    store = writing_store("output", output)
+    store = writing_store("output", arguments.output or dataset.store.path(f"{MODELS}/{plan.name}"))
     refuse_foreign(store, (MODEL, STATE, LOG), lambda: _holds_training(store))
     started = time.monotonic()
     with removed_if_refused(store), locked(store, DATASET_LOCK) as fenced:
