@@ -21,7 +21,7 @@ from pipeline.dataset.manifest import (
     writing_store,
 )
 from pipeline.dataset.records import Staging
-from pipeline.errors import UsageError, counted, shown_bytes
+from pipeline.errors import UsageError, counted, refuse_first, shown_bytes
 from pipeline.generate.commit import STAGING, commit, read_prepared, restate
 from pipeline.jobs.messages import describe_images
 from pipeline.released.archive_listing import (
@@ -96,17 +96,18 @@ def _forget_unpacked(store: Store) -> None:
 
 def _check_output(store: Store, source: str) -> None:
     store.refuse_file("--output")
-    if is_below(store.root, source):
-        raise UsageError(f"--output {store.root} lies inside --from {source}")
     manifest = last_manifest(store)
-    if manifest is not None and not manifest.config.is_imported:
-        raise UsageError(
-            f"--output {store.root} is a dataset that was not imported; choose another folder"
-        )
-    if manifest is None and not store.has_folder(IMPORT_FOLDER) and not store.is_empty():
-        raise UsageError(
-            f"--output {store.root} is not empty and holds no dataset; choose another folder"
-        )
+    is_ours = manifest.config.is_imported if manifest else store.has_folder(IMPORT_FOLDER)
+    refuse_first(
+        {
+            f"lies inside --from {source}": is_below(store.root, source),
+            "is a dataset that was not imported; choose another folder": bool(manifest)
+            and not is_ours,
+            "is not empty and holds no dataset; choose another folder": not is_ours
+            and not store.is_empty(),
+        },
+        f"--output {store.root} ",
+    )
 
 
 def _listing(arguments: argparse.Namespace, source: str, store: Store) -> ReleasedArchive:
@@ -152,10 +153,9 @@ def _run(released: ReleasedArchive, store: Store, about: About) -> None:
 
 def _print_summary(store: Store, released: ReleasedArchive, is_new: bool, seconds: float) -> None:
     dataset = Dataset.open(store)
-    print("\n".join(describe_images(dataset.manifest)))
-    for split in dataset.manifest.config.split:
-        for line in _background_lines(dataset, split):
-            print(line)
+    splits = dataset.manifest.config.split
+    backgrounds = [line for split in splits for line in _background_lines(dataset, split)]
+    print("\n".join([*describe_images(dataset.manifest), *backgrounds]))
     if mixed_variants(dataset.manifest.config) and "only_bg_t" not in dataset.variants:
         print(
             "only_bg_t is missing, so backgrounds cannot be identified; intervals take each of "
@@ -189,8 +189,7 @@ def _background_lines(dataset: Dataset, split: str) -> list[str]:
                 f"difference (0 to 255): at most {max(differences):.1f} for the match"
             )
             next_best = [row[f"{variant}_bg_next_difference"] for row in found]
-            next_best = [difference for difference in next_best if difference is not None]
-            if next_best:
-                line += f", at least {min(next_best):.1f} for the runner-up"
+            if known := [difference for difference in next_best if difference is not None]:
+                line += f", at least {min(known):.1f} for the runner-up"
         lines.append(line)
     return lines
