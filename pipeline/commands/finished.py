@@ -78,7 +78,10 @@ def run_export(arguments: argparse.Namespace) -> int:
         )
     if arguments.images:
         return export_figure(dataset, arguments.split, arguments.images, arguments.to)
-    selected, target = selected_rows(dataset, arguments.split), Store.at(arguments.to)
+    is_table, target = arguments.layout == "answers", Store.at(arguments.to)
+    if not is_table:
+        _check(dataset, target, is_ours=target.has_folder(EXPORT_FOLDER))
+    selected = selected_rows(dataset, arguments.split)
     plan = ExportPlan(
         dataset=dataset,
         split=arguments.split,
@@ -86,9 +89,8 @@ def run_export(arguments: argparse.Namespace) -> int:
         clashes=find_clashes((row["key"], row["wnid"]) for row in selected),
         progress=Progress.for_store(target),
     )
-    if arguments.layout == "answers":
+    if is_table:
         return export_answers(plan, arguments.to)
-    _check(dataset, target, is_ours=target.has_folder(EXPORT_FOLDER))
     with removed_if_refused(target, EXPORT_FOLDER):
         # Written first, so that the next run recognizes the folder as an export if this one is
         # killed.
