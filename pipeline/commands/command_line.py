@@ -7,7 +7,6 @@ Words that a command does not take are refused, and the message suggests what wa
 """
 
 import argparse
-import logging
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -46,12 +45,8 @@ def check_rest(command: str, rest: Sequence[str]) -> None:
             )
     unknown, known = list(rest), [one.name for one in own]
     if rest and has_graph:
-        # Keep Beam from logging, on import, which of its optional parts are not installed.
-        logging.disable(logging.WARNING)
-        try:
-            from pipeline.runners.beam_options import unknown_to_beam
-        finally:
-            logging.disable(logging.NOTSET)
+        from pipeline.runners.beam_options import unknown_to_beam
+
         unknown, of_beam = unknown_to_beam(rest)
         known += of_beam
     if unknown and unknown[0].startswith("-"):
@@ -188,19 +183,12 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
       JobError: the job failed.
     """
     command = arguments.command
-    # Keep Beam from logging, on import, which of its optional parts are not installed.
-    logging.disable(logging.WARNING)
-    try:
-        # Checked here because argparse would name a missing flag before a misspelt one.
-        for flag in flags_of(command):
-            if flag.is_required and not getattr(arguments, flag.dest):
-                raise UsageError(
-                    f"{flag.name} {flag.metavar} is required (see: in9 {command} --help)"
-                )
-        run = find_command(command)
-        refuse_cleared(arguments)
-    finally:
-        logging.disable(logging.NOTSET)
+    # Checked here because argparse would name a missing flag before a misspelt one.
+    for flag in flags_of(command):
+        if flag.is_required and not getattr(arguments, flag.dest):
+            raise UsageError(f"{flag.name} {flag.metavar} is required (see: in9 {command} --help)")
+    run = find_command(command)
+    refuse_cleared(arguments)
     return run(arguments, rest) if COMMANDS[command].has_graph else run(arguments)
 
 
