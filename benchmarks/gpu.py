@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import multiprocessing
 import os
@@ -54,7 +55,7 @@ from whole_stage import FIGURES, with_weights
 
 from pipeline.display.table import aligned
 from pipeline.models.identity import CPU_BATCH, GPU_BATCH, PredictConfig
-from pipeline.runtime.flag_types import WordListParser, comma_separated, grid
+from pipeline.runtime.flag_types import comma_separated, grid, some_of
 from pipeline.runtime.machine import keep_freed_memory, missing_to_compile
 
 PAPER = 4050
@@ -118,13 +119,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     known = (*STAGES, *FIGURES)
-    parser.add_argument("--stages", type=WordListParser(*known), default=known, help="(all)")
+    parser.add_argument(
+        "--stages", type=functools.partial(some_of, known), default=known, help="(all)"
+    )
     parser.add_argument(
         "--models",
         type=comma_separated,
         help="of timm (efficientnet_lite0; on a GPU resnet50, too)",
     )
-    precisions = WordListParser("fp32", "tf32", "bf16")
+    precisions = functools.partial(some_of, ("fp32", "tf32", "bf16"))
     parser.add_argument(
         "--precision", type=precisions, help="fp32, tf32, bf16 (fp32; on a GPU bf16, too)"
     )

@@ -1,6 +1,7 @@
 """Types for the table in `flags.py`: `Flag`, `Section`, and the parsers of flag values."""
 
 import argparse
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -151,22 +152,13 @@ def grid(text: str) -> tuple[int | None, int | None]:
     return foregrounds, backgrounds
 
 
-class WordListParser:
-    """A parser of comma-separated lists of words from a fixed set; its error message names the set.
-
-    Args:
-      known: the words.
-    """
-
-    def __init__(self, *known: str) -> None:
-        self.known = known
-
-    def __call__(self, text: str) -> tuple[str, ...]:
-        words = _words(text)
-        if not words or set(words) - set(self.known):
-            expected = f"{'some of ' if self.known[1:] else ''}{', '.join(self.known)}"
-            raise argparse.ArgumentTypeError(f"expected {expected}: got {text!r}")
-        return words
+def some_of(known: tuple[str, ...], text: str) -> tuple[str, ...]:
+    """Parses a comma-separated list of at least one of the known words."""
+    words = _words(text)
+    if not words or set(words) - set(known):
+        expected = f"{'some of ' if known[1:] else ''}{', '.join(known)}"
+        raise argparse.ArgumentTypeError(f"expected {expected}: got {text!r}")
+    return words
 
 
 def switch(name: str, text: str) -> Flag:
@@ -182,9 +174,8 @@ def choice(name: str, words: tuple[str, ...], text: str, metavar: str = "") -> F
 def overwrite(*known: str) -> Flag:
     """Makes an `--overwrite` flag from the words that it takes; each word lifts one refusal."""
     text = "accept changes that a run refuses; its error message names the word for each"
-    return Flag(
-        "--overwrite", ",".join(known), text, (), WordListParser(*known), nargs="?", const=""
-    )
+    parse = functools.partial(some_of, known)
+    return Flag("--overwrite", ",".join(known), text, (), parse, nargs="?", const="")
 
 
 ALLOW_OVERLAP = switch(
