@@ -244,7 +244,7 @@ SECTIONS = (
             "--batch_size",
             "N",
             "pictures in a batch (default: 32 on a CPU, 256 on a GPU)",
-            type=int,
+            type=count,
         ),
         choice(
             "--eval_input",

@@ -15,7 +15,7 @@ from pipeline.dataset.config import DatasetConfig, SegmentConfig
 from pipeline.dataset.folder import Dataset, Holdout, refuse_empty_test, sample_folder
 from pipeline.dataset.manifest import Manifest, last_manifest, stated
 from pipeline.dataset.records import DATA_FOLDERS
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, refuse_first
 from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
 from pipeline.evaluate.results import ModelRun, read_results
 from pipeline.generate.commit import INPUT_NOTE, read_prepared
@@ -88,14 +88,16 @@ def evaluation_from_flags(
             check_model(model, weights)
             check_fit(model, taxonomy, weights)
     split = arguments.eval_split or config.eval_split
-    if split not in config.split:
-        raise UsageError(f"--eval_split {split}: the dataset has {', '.join(config.split)}")
-    if arguments.batch_size is not None and arguments.batch_size < 1:
-        raise UsageError(f"--batch_size must be at least 1: got {arguments.batch_size}")
     # Only some commands have the flag.
     megabytes: int | None = getattr(arguments, "pixel_cache", None)
-    if megabytes is not None and megabytes < 0:
-        raise UsageError(f"--pixel_cache must be at least 0: got {megabytes}")
+    refuse_first(
+        {
+            f"--eval_split {split}: the dataset has {', '.join(config.split)}": split
+            not in config.split,
+            f"--pixel_cache must be at least 0: got {megabytes}": megabytes is not None
+            and megabytes < 0,
+        }
+    )
     settings = {field.name for field in dataclasses.fields(PredictConfig)}
     evaluation = Evaluation(
         store=store,
@@ -331,17 +333,17 @@ def _check_input(input_flag: str | None, note: str, store: Store) -> None:
       store: the dataset folder.
     """
     last_input = read_json(store, INPUT_NOTE, str) or ""
-    if input_flag is None and last_input:
-        raise UsageError(
-            f"no --input, but {store.root} was made from {last_input}; give --input, choose "
-            "another --output, or add --overwrite input to replace it by the sample"
-        )
     last, now = (text.partition(_COLUMNS_NOTED)[0] for text in (last_input, note))
-    if last == now and last_input != note:
-        raise UsageError(
+    refuse_first(
+        {
+            f"no --input, but {store.root} was made from {last_input}; give --input, choose "
+            "another --output, or add --overwrite input to replace it by the sample": bool(
+                input_flag is None and last_input
+            ),
             f"{store.root} was made from {last_input}; repeat that, or add --overwrite input to "
-            "read other columns"
-        )
+            "read other columns": last == now and last_input != note,
+        }
+    )
 
 
 def _list_paths(arguments: argparse.Namespace) -> dict[str, str]:
@@ -431,16 +433,17 @@ def _check_output(store: Store, manifest: Manifest | None) -> None:
         store.writable_path(f"{folder}/file")  # Refuses a link now, not hours later when writing.
         if store.exists(folder):
             raise UsageError(f"{store.path(folder)} is a file in a folder's place; remove it")
-    if manifest is not None and manifest.config.is_imported:
-        raise UsageError(
-            f"--output {store.root} was imported and cannot be made from images; choose another "
-            f"folder, or evaluate it: in9 evaluate --dataset {store.root}"
-        )
     is_ours = store.has_folder(WORK_FOLDER) and not store.has_folder(EXPORT_FOLDER)
-    if manifest is None and not is_ours and not store.is_empty():
-        raise UsageError(
-            f"--output {store.root} is not empty and holds no dataset; choose another folder"
-        )
+    refuse_first(
+        {
+            "was imported and cannot be made from images; choose another folder, or evaluate it: "
+            f"in9 evaluate --dataset {store.root}": bool(manifest and manifest.config.is_imported),
+            "is not empty and holds no dataset; choose another folder": manifest is None
+            and not is_ours
+            and not store.is_empty(),
+        },
+        f"--output {store.root} ",
+    )
 
 
 def _check_config(old: DatasetConfig, new: DatasetConfig, overwrite: tuple[str, ...]) -> None:
