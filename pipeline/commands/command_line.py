@@ -8,9 +8,9 @@ Words that a command does not take are refused, and the message suggests what wa
 
 import argparse
 import os
+import pkgutil
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib import import_module
 
 from pipeline.commands.flags import flags_of
 from pipeline.commands.parser import COMMANDS, build_parser, underscored
@@ -243,6 +243,7 @@ def _cleared_folders(arguments: argparse.Namespace, path: str) -> Iterator[str]:
 
 def find_command(command: str) -> Callable[..., int]:
     """Imports the function of a command."""
-    module, _, function = COMMANDS[command].function.partition(":")
-    run: Callable[..., int] = getattr(import_module(f"pipeline.commands.{module}"), function)
+    run: Callable[..., int] = pkgutil.resolve_name(
+        f"pipeline.commands.{COMMANDS[command].function}"
+    )
     return run
