@@ -140,11 +140,8 @@ def parse_command_line(words: Sequence[str]) -> tuple[argparse.Namespace, list[s
 
 
 def _read(path: str) -> Mapping[str, object]:
-    files = files_of(path)
     try:
-        if files.info(path) is None:
-            raise UsageError("there is no such file")
-        with files.open(path) as file:
+        with files_of(path).open(path) as file:
             flags: dict[str, object] = load_nested(tomllib.loads, file.read().decode())  # noqa: TID251
             return flags
     except OSError as error:
