@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.evaluation import EVALUATION
@@ -93,8 +93,6 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     if not (submission or arguments.dask or is_portable(options.view_as(StandardOptions).runner)):
         check_device(arguments, "run")
         arguments.gpus = arguments.gpus or 1
-    if getattr(arguments, "dry_run", False):
-        return _dry_run(arguments, options)
     arguments = flags_of_workers(arguments, submission)
     generates = arguments.command in ("run", "generate")
     if generates:
@@ -114,6 +112,9 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     taxonomy = job.taxonomy if job else dataset.taxonomy  # type: ignore[union-attr]
     works = analyses_from_flags(arguments, store, config, taxonomy)
     gate = _gate(arguments, store, config, works)
+    if job and arguments.dry_run:
+        dry_run(job, works, options.view_as(DirectOptions).direct_num_workers)
+        return 0
     with contextlib.ExitStack() as stack:
         stack.enter_context(spread_over(engine))
         if generates:
@@ -204,18 +205,6 @@ def _lock(store: Store, stack: contextlib.ExitStack) -> None:
         reason = error.strerror or error
         where = f" ({error.filename})" if error.filename else ""
         raise UsageError(f"--output {store.root} cannot be written: {reason}{where}") from error
-
-
-def _dry_run(arguments: argparse.Namespace, options: PipelineOptions) -> int:
-    """Runs `run` or `generate` with `--dry_run`; returns the exit code."""
-    workers = options.view_as(DirectOptions).direct_num_workers
-    store = writing_store("output", arguments.output)
-    check_publishing(store, arguments.publish, arguments.keep)
-    job = job_from_flags(arguments, store)
-    works = analyses_from_flags(arguments, store, job.config, job.taxonomy)
-    _gate(arguments, store, job.config, works)
-    dry_run(job, works, workers)
-    return 0
 
 
 def _gate(

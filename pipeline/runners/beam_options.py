@@ -19,7 +19,7 @@ from apache_beam.runners.runner import create_runner
 from typing_extensions import override
 
 from pipeline.analyses import ANALYSES
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, UsageError, plain
 from pipeline.runners.dataflow import Submission, submit
 from pipeline.runners.portable import is_portable, prepare, run_to_end
 from pipeline.runtime.job_log import in_one_line, job_log
@@ -187,9 +187,7 @@ def _translate(error: Exception) -> Exception:
     decides, because runners put the traceback of a worker's error into that text.
     """
     if isinstance(error, UsageError | JobError):
-        # Constructors of subclasses may take more than a message.
-        kind = UsageError if isinstance(error, UsageError) else JobError
-        return kind(_WHERE.sub("", str(error)))
+        return type(plain(error))(_WHERE.sub("", str(error)))
     if type(error).__name__ == "DataflowJobAlreadyExistsError":
         return JobError(f"a job of the same name is running; wait until it has ended ({error})")
     advice = "Run the same command again to go on"

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from typing_extensions import override
 
 from pipeline.errors import JobError, UsageError, one_line
 from pipeline.runtime.lock import release_all
-from pipeline.runtime.machine import is_loopback, usable_cores
+from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.spread import ADVICE, Answer, Call, Engine, end_steps, is_stale, run_call
 from transforms.limits import load_json
 
@@ -33,6 +34,7 @@ _CALLS = 2
 _PATIENCE = 10
 """Seconds after which the terminal says that there is no worker."""
 _INSECURE = "insecure:"
+_LOOPBACK = re.compile(r"localhost|::1|127(\.[0-9]+){3}")
 
 
 class DaskWorkers(Engine):
@@ -165,7 +167,7 @@ def _scheduler_address(text: str) -> str:
     scheme, host = urlsplit(place).scheme, urlsplit(place).hostname or ""
     if scheme not in ("tcp", "tls"):
         raise UsageError(f"--dask {text}: {place} begins with neither tls:// nor tcp://")
-    if scheme == "tcp" and not (text.startswith(_INSECURE) or is_loopback(host)):
+    if scheme == "tcp" and not (text.startswith(_INSECURE) or _LOOPBACK.fullmatch(host)):
         raise UsageError(
             f"--dask {text}: whoever reaches {place} can run code there; use tls:// with "
             f"certificates, or say {_INSECURE}{text} in a network that nobody else reaches"

@@ -64,7 +64,6 @@ class LocalWorkers(Engine):
                 put(self._answer(number, calls.popleft()))
 
     def _answer(self, number: int, call: Call) -> Answer:
-        why = ""
         for _ in range(_LOSSES + 1):
             process, connection = self._processes.get(number) or self._start(number)
             try:
@@ -76,11 +75,11 @@ class LocalWorkers(Engine):
                     break
                 process.join()
                 del self._processes[number]
-                why = f"a worker ended with exit code {process.exitcode}"
-                _LOG.warning("%s; its part is done again", why)
-        return Answer(
-            error=JobError(f"{_LOSSES + 1} workers were lost at one part; {why}. {ADVICE}")
-        )
+                _LOG.warning(
+                    "a worker ended with exit code %s; its part is done again", process.exitcode
+                )
+        why = f"{_LOSSES + 1} workers were lost at one part; the last ended with exit code"
+        return Answer(error=JobError(f"{why} {process.exitcode}. {ADVICE}"))
 
     def _start(self, number: int) -> tuple[BaseProcess, Connection]:
         ours, theirs = _CONTEXT.Pipe()

@@ -5,10 +5,8 @@ activations are such blocks, and clearing fresh pages takes as long as the arith
 process keeps freed memory between batches: a batch of 32 on two cores then runs 2.5 times as fast.
 """
 
-import contextlib
 import ctypes
 import functools
-import ipaddress
 import os
 import platform
 import shutil
@@ -104,13 +102,6 @@ def see_one_gpu(number: int, count: int) -> None:
     visible = chosen.split(",") if chosen else [str(number) for number in range(count)]
     if visible:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)]
-
-
-def is_loopback(host: str) -> bool:
-    """Returns whether a host, by its name or number, is this machine for this machine alone."""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
 
 
 def _control_groups(root: Path) -> Iterator[Path]:

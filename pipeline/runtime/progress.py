@@ -296,10 +296,6 @@ class Progress:
             with contextlib.suppress(OSError):
                 self.store.delete(f"{task}.{replaced}")
 
-    def has_begun(self) -> bool:
-        """Returns whether a step of the job has begun, which leaves the first note."""
-        return any(self.store.walk(self.folder))
-
     def drop(self, stage: str, total: str, tasks: Iterable[str]) -> None:
         """Removes the notes of tasks that will not be done, and the note of their total."""
         dropped = {f"{stage}/{_TOTAL}/{total}", *(f"{stage}/{task}" for task in tasks)}

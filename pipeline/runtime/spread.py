@@ -34,7 +34,6 @@ from pipeline.runtime.custom_functions import digest_of_module, imported_digests
 from pipeline.runtime.progress import count, counted_here
 
 ADVICE = "Run the same command again to go on"
-_BEAM_LOG = logging.getLogger("apache_beam")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +193,7 @@ def run_call(call: Call, peers: int) -> Answer:
         try:
             outputs = [*_step_of(call).process(pickle.loads(call.element))]
         except Exception as error:
-            _BEAM_LOG.exception("a call failed")
+            logging.getLogger("apache_beam").exception("a call failed")
             raised = plain(error)
     records, _records.kept = _records.kept, ()
     return Answer(outputs, counters, records, raised)

@@ -114,13 +114,3 @@ def test_a_tally_notes_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert notes.count()["evaluate"] == (7 + number, 0)
     # Only one note of each task is left, however often it was noted.
     assert len([*notes.store.walk(notes.folder)]) == 2
-
-
-def test_a_job_has_begun_when_a_step_has_left_a_note(store: Store) -> None:
-    progress = Progress.for_store(store)
-    assert not progress.has_begun()
-    progress.note_done("begin", "job", 1)
-    assert progress.has_begun()
-    assert set(progress.count().values()) == {(1, 0)}
-    progress.clear()
-    assert not progress.has_begun()
