@@ -24,6 +24,7 @@ from runs import (
     results_of,
     run_in9,
     start_in9,
+    take_over,
     wait_until,
 )
 from spread_steps import Die, outputs_of
@@ -31,6 +32,8 @@ from spread_steps import Die, outputs_of
 import in9
 from pipeline.errors import JobError, UsageError
 from pipeline.runtime.dask_workers import DaskWorkers
+from pipeline.runtime.lock import DATASET_LOCK
+from pipeline.storage.store import Store
 
 QUICKLY = ("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "1s")
 """Environment variable by which a job waits less long for the scheduler's answer."""
@@ -151,6 +154,52 @@ def test_a_job_that_is_killed_moves_nothing_afterwards(
     run_in9(*job, "--output", output, "--dask", cluster.address)
     run_in9(*job, "--output", tmp_path / "fresh")
     assert results_of(output) == results_of(tmp_path / "fresh")
+
+
+def test_a_job_that_has_lost_its_lock_moves_nothing(
+    cluster: DaskCluster, losses: Path, job: tuple[object, ...], tmp_path: Path
+) -> None:
+    output, hold = tmp_path / "out", losses / "Move"
+    hold.mkdir()
+    running = start_in9(*job, "--output", output, "--dask", cluster.address)
+    wait_until(lambda: [*hold.iterdir()], running)
+    take_over(Store(str(output)), DATASET_LOCK)
+    left = results_of(output)
+    _, error = running.communicate(timeout=60)
+    shutil.rmtree(hold)
+    assert running.returncode == 1
+    assert "It stops without writing" in error.splitlines()[-1]
+    assert results_of(output) == left
+
+
+def test_a_job_that_loses_the_scheduler_ends_in_one_line(
+    job: tuple[object, ...], modules: Path, tmp_path: Path
+) -> None:
+    signs, output = Signs(modules), tmp_path / "out"
+    (folder := tmp_path / "dask").mkdir()
+    command = (*job, *signs.flags, "--output")
+    with dask_cluster(folder, 1) as cluster:
+        running = start_in9(*command, output, "--dask", cluster.address)
+        wait_until(signs.seen, running)
+        os.killpg(cluster.scheduler.pid, signal.SIGKILL)
+        _, error = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert error.count("\n") == 1
+    assert "Run the same command again to go on" in error
+    signs.go_on()
+    run_in9(*command, output)
+    run_in9(*command, tmp_path / "fresh")
+    assert results_of(output) == results_of(tmp_path / "fresh")
+
+
+def test_jobs_share_workers(cluster: DaskCluster, job: tuple[object, ...], tmp_path: Path) -> None:
+    outputs = [tmp_path / name for name in ("a", "b")]
+    running = [start_in9(*job, "--output", out, "--dask", cluster.address) for out in outputs]
+    run_in9(*job, "--output", tmp_path / "fresh")
+    for one, output in zip(running, outputs, strict=True):
+        _, error = one.communicate(timeout=100)
+        assert one.returncode == 0, error
+        assert results_of(output) == results_of(tmp_path / "fresh")
 
 
 EDITED = """

@@ -109,6 +109,8 @@ def test_an_error_of_a_step_is_raised_once_as_in_threads(
             outputs_of(one, fail, [0], tmp_path)
         assert len(os.listdir(folder)) == 1
         raised.append((error.type, str(error.value)))
+        if error.type is JobError:  # The log says where it was raised.
+            assert "spread_steps.py" in (tmp_path / "job.log").read_text()
     assert raised[0] == raised[1]
     assert len(raised[0][1]) >= length
 

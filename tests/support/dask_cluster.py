@@ -26,6 +26,7 @@ class DaskCluster:
 
     Attributes:
       address: the scheduler's address.
+      scheduler: its process.
     """
 
     def __init__(self, stack: contextlib.ExitStack, folder: Path, **variables: str) -> None:
@@ -37,7 +38,8 @@ class DaskCluster:
         port = free_port()
         self.address = f"tcp://127.0.0.1:{port}"
         where = ("--host", "127.0.0.1", "--port", port, "--no-dashboard")
-        wait_for(port, self._start("scheduler", "scheduler", *where))
+        self.scheduler = self._start("scheduler", "scheduler", *where)
+        wait_for(port, self.scheduler)
 
     def add(
         self, *flags: object, number: int = 1, wait: bool = True, **variables: str
