@@ -114,27 +114,28 @@ def test_workers_that_are_killed_at_once_are_started_again(
     assert results_of(tmp_path / "out") == results_of(tmp_path / "fresh")
 
 
-@pytest.mark.parametrize("how", ["ctrl-c", "killed"])
 def test_no_call_of_a_job_that_has_ended_goes_on(
-    cluster: DaskCluster, job: tuple[object, ...], modules: Path, tmp_path: Path, how: str
+    cluster: DaskCluster, job: tuple[object, ...], modules: Path, tmp_path: Path
 ) -> None:
     signs, output = Signs(modules), tmp_path / "out"
-    command = (*job, *signs.flags, "--output", output)
-    running = start_in9(*command, "--dask", cluster.address)
-    wait_until(lambda: len(signs.seen()) == 2, running)
-    os.killpg(running.pid, signal.SIGINT if how == "ctrl-c" else signal.SIGKILL)
-    _, error = running.communicate(timeout=30)
-    if how == "ctrl-c":
-        assert running.returncode == 1
-        assert error == "in9 generate: stopped; run the same command again to go on\n"
-    signs.wait_for_end()
+    command = (*job, *signs.flags, "--output")
+    said = {}
+    for how in (signal.SIGINT, signal.SIGKILL):
+        before = signs.seen()
+        running = start_in9(*command, output, "--dask", cluster.address)
+        wait_until(lambda before=before: len(signs.seen() - before) == 2, running)
+        os.killpg(running.pid, how)
+        _, said[how] = running.communicate(timeout=30)
+        assert running.returncode == (1 if how == signal.SIGINT else -how)
+        signs.wait_for_end()
+    assert said[signal.SIGINT] == "in9 generate: stopped; run the same command again to go on\n"
     left = everything(output)
     signs.go_on()
     time.sleep(0.5)
     assert everything(output) == left
     assert not (output / "manifest.json").exists()
-    run_in9(*command, "--dask", cluster.address)
-    run_in9(*job, *signs.flags, "--output", tmp_path / "fresh")
+    run_in9(*command, output, "--dask", cluster.address)
+    run_in9(*command, tmp_path / "fresh")
     assert results_of(output) == results_of(tmp_path / "fresh")
 
 
@@ -148,7 +149,7 @@ def test_a_job_that_is_killed_moves_nothing_afterwards(
     running.kill()
     running.wait()
     left = results_of(output)
-    time.sleep(6)
+    time.sleep(5)
     assert results_of(output) == left
     shutil.rmtree(hold)
     run_in9(*job, "--output", output, "--dask", cluster.address)

@@ -147,32 +147,31 @@ def test_a_call_that_ends_each_worker_ends_the_job(
     assert "Run the same command again to go on" in str(error.value)
 
 
-def test_a_job_loses_a_process_in_each_step_and_never_listens(
+def test_a_job_loses_a_process_in_each_step(
     whole_job: tuple[object, ...], by_threads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in lost_after_steps(tmp_path / "losses").items():
+    losses, output = tmp_path / "losses", tmp_path / "out"
+    for name, value in lost_after_steps(losses).items():
         monkeypatch.setenv(name, value)
     for step in STEPS:
-        (tmp_path / "losses" / step).touch()
-    running = start_in9(*whole_job, tmp_path / "out", *PROCESSES)
-    seen = listened_at(running)
-    _, error = running.communicate()
-    assert running.returncode == 0, error
-    assert seen == set()
-    assert {path.name for path in (tmp_path / "losses").iterdir()}.isdisjoint(STEPS)
+        (losses / step).touch()
+    done = run_in9(*whole_job, output, *PROCESSES)
+    assert {path.name for path in losses.iterdir()}.isdisjoint(STEPS)
     lost = "a worker ended with exit code -9; its part is done again"
-    assert error.count(lost) == len(STEPS)
-    assert results_of(tmp_path / "out") == results_of(by_threads / "out")
+    assert done.stderr.count(lost) == len(STEPS)
+    assert results_of(output) == results_of(by_threads / "out")
 
 
-def test_a_job_in_processes_says_what_one_in_threads_says(
+def test_a_job_in_processes_says_what_one_in_threads_says_and_never_listens(
     whole_job: tuple[object, ...], by_threads: Path, tmp_path: Path
 ) -> None:
-    done = run_in9(*whole_job, tmp_path / "out", *PROCESSES)
-    assert (
-        printed(done.stdout, tmp_path / "out") == (by_threads / "stdout").read_text().splitlines()
-    )
-    assert results_of(tmp_path / "out") == results_of(by_threads / "out")
+    output = tmp_path / "out"
+    running = start_in9(*whole_job, output, *PROCESSES)
+    assert listened_at(running) == set()
+    out, error = running.communicate()
+    assert (running.returncode, error) == (0, "")
+    assert printed(out, output) == (by_threads / "stdout").read_text().splitlines()
+    assert results_of(output) == results_of(by_threads / "out")
 
 
 def test_a_job_in_threads_never_listens(whole_job: tuple[object, ...], tmp_path: Path) -> None:
