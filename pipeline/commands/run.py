@@ -263,9 +263,13 @@ class Generate(beam.PTransform):
         job, manifest = self.job, read_manifest(self.job.store)
         before = manifest.fingerprint if manifest else None
         ending = JobSummary("generate", job.store, job.progress, before, has_lock=True, alone=True)
-        lock = TakeLock(job.store, this_process(), self._seen)
-        pictures = self._arguments.pictures
-        return MainJob(ending, job.taxonomy, pictures, job=job, lock=lock).build(start)
+        return MainJob(
+            ending,
+            job.taxonomy,
+            self._arguments.pictures,
+            job=job,
+            lock=TakeLock(job.store, this_process(), self._seen),
+        ).build(start)
 
 
 class Evaluate(beam.PTransform):
@@ -313,8 +317,7 @@ class Evaluate(beam.PTransform):
         before = manifest.fingerprint if manifest else None
         if self._follows and isinstance(start, beam.pvalue.PBegin):
             raise UsageError("apply Evaluate to the output of Generate, which makes the dataset")
-        progress = Progress.for_store(store)
-        ending = JobSummary("evaluate", store, progress, before, works, alone=True)
+        ending = JobSummary("evaluate", store, Progress.for_store(store), before, works, alone=True)
         return MainJob(ending, self._taxonomy, self._pictures).build(start)
 
 

@@ -78,6 +78,12 @@ class DaskWorkers(Engine):
 
     @override
     def answers(self, calls: Sequence[Call]) -> Iterator[Answer]:
+        try:
+            yield from self._answers(calls)
+        except OSError as error:
+            raise JobError(f"the connection with Dask's scheduler was lost. {ADVICE}") from error
+
+    def _answers(self, calls: Sequence[Call]) -> Iterator[Answer]:
         self._restart_stale(calls[0].code)
         waiting, done = collections.deque(calls), queue.SimpleQueue[distributed.Future]()
         running, seen, has_told = set[distributed.Future](), time.monotonic(), False
@@ -112,8 +118,8 @@ def _answer_of(future: distributed.Future) -> Answer:
     if future.status == "finished":
         return cast(Answer, future.result())
     if future.status != "error":
-        why = "the connection with Dask's scheduler was lost"
-    elif isinstance(error := future.exception(), distributed.KilledWorker):
+        raise ConnectionError(future.status)
+    if isinstance(error := future.exception(), distributed.KilledWorker):
         why = f"workers were lost at one part; the last was {error.last_worker.address}"
     else:
         why = f"a worker cannot do its part: {type(error).__name__}: {one_line(error)}"
@@ -127,8 +133,9 @@ def _run(call: Call, hosts: Mapping[str | None, int]) -> Answer:
     # Dask's nanny sets it to 1, unless the user has chosen another number.
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
         os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // peers))
-    watch = (worker, worker.get_current_task(), ended)
-    threading.Thread(target=_end_if_unwanted, args=watch, daemon=True).start()
+    threading.Thread(
+        target=_end_if_unwanted, args=(worker, worker.get_current_task(), ended), daemon=True
+    ).start()
     try:
         return run_call(call, peers)
     finally:
@@ -142,7 +149,9 @@ def _end_if_unwanted(worker: distributed.Worker, key: str, ended: threading.Even
     """
     while not ended.wait(1):
         task = worker.state.tasks.get(key)
-        if (task is None or task.state != "executing") and not ended.is_set():
+        # A worker that has lost the scheduler waits for its calls.
+        is_wanted = task and task.state == "executing" and worker.status.name != "closing"
+        if not is_wanted and not ended.is_set():
             release_all()
             os._exit(1)
 

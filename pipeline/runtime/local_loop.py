@@ -30,9 +30,8 @@ def run_locally(progress: Progress, log: str) -> Iterator[None]:
 
 
 def _translate(error: Exception) -> Exception:
-    if isinstance(error, UsageError | JobError):
-        return plain(error)
-    return JobError(f"{type(error).__name__}: {error}. Run the same command again to go on")
+    is_ours, named = isinstance(error, UsageError | JobError), plain(error)
+    return named if is_ours else JobError(f"{named}. Run the same command again to go on")
 
 
 def map_shards(work: Callable[[T], R], shards: Iterable[T]) -> list[R]:

@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from pipeline.errors import JobError
 from pipeline.runtime.machine import see_one_gpu
-from pipeline.runtime.spread import ADVICE, Answer, Call, Engine, run_call
+from pipeline.runtime.spread import ADVICE, Answer, Call, Engine, end_steps, run_call
 
 _LOG = logging.getLogger(__name__)
 _LOSSES = 3
@@ -50,9 +50,15 @@ class LocalWorkers(Engine):
             queues[call.place % len(queues)].append(call)
         answers = queue.SimpleQueue[Answer]()
         for number in range(self._number):
-            work = (number, queues[number % len(queues)], answers.put)
-            threading.Thread(target=self._work, args=work, daemon=True).start()
+            threading.Thread(
+                target=self._work,
+                args=(number, queues[number % len(queues)], answers.put),
+                daemon=True,
+            ).start()
         yield from (answers.get() for _ in calls)
+        for _, connection in self._processes.values():
+            with contextlib.suppress(OSError):  # It may have ended meanwhile.
+                connection.send(calls[0].token)
 
     def _work(
         self, number: int, calls: collections.deque[Call], put: Callable[[Answer], None]
@@ -83,9 +89,10 @@ class LocalWorkers(Engine):
 
     def _start(self, number: int) -> tuple[BaseProcess, Connection]:
         ours, theirs = _CONTEXT.Pipe()
-        card = number if self.has_cards else None
         with theirs:
-            process = _CONTEXT.Process(target=_serve, args=(theirs, self._number, card))
+            process = _CONTEXT.Process(
+                target=_serve, args=(theirs, self._number, number if self.has_cards else None)
+            )
             process.start()
         self._processes[number] = process, ours
         return process, ours
@@ -100,7 +107,7 @@ class LocalWorkers(Engine):
 
 
 def _serve(connection: Connection, peers: int, card: int | None) -> None:
-    """Runs calls until the job ends."""
+    """Runs calls, and ends the steps of tokens, until the job ends."""
     # They may reach all processes of a terminal or a batch job; the job's own ends this one.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -110,8 +117,12 @@ def _serve(connection: Connection, peers: int, card: int | None) -> None:
         import torch
 
         see_one_gpu(card, torch.cuda.device_count())
-    while True:
-        connection.send(run_call(connection.recv(), peers))
+    with contextlib.suppress(EOFError):
+        while call := connection.recv():
+            if isinstance(call, Call):
+                connection.send(run_call(call, peers))
+            else:
+                end_steps(call)
 
 
 def _end_with_job() -> None:

@@ -233,9 +233,11 @@ def _own_code() -> dict[str, str]:
     for folder in ("pipeline", "transforms"):
         for path in sorted((root / folder).rglob("*.py")):
             digest.update(path.read_bytes())
-    beam_version = importlib.metadata.version("apache-beam")
-    versions = {"Python": platform.python_version(), "apache-beam": beam_version}
-    return {**versions, "in9": digest.hexdigest()}
+    return {
+        "Python": platform.python_version(),
+        "apache-beam": importlib.metadata.version("apache-beam"),
+        "in9": digest.hexdigest(),
+    }
 
 
 _code_at_start = functools.cache(_own_code)
