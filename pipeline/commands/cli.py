@@ -49,7 +49,9 @@ def main(argv: list[str] | None = None) -> int:
         for number in _STOPPING:  # A second signal does not wait for the locks.
             signal.signal(number, signal.SIG_DFL)
         with contextlib.suppress(OSError):  # The terminal may be gone.
-            _report_error(name, f"{stopped}; run the same command again to go on", 1)
+            # Beam adds where it was.
+            what = str(stopped).partition(" [while running ")[0]
+            _report_error(name, f"{what}; run the same command again to go on", 1)
             sys.stderr.flush()
         # Imported late, because it is slow to import, and printing help needs none of it.
         from pipeline.runtime.lock import release_all

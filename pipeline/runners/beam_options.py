@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import errno
 import functools
+import logging
 import re
 from collections.abc import Sequence
 from typing import NoReturn, TypeVar
@@ -28,6 +29,10 @@ from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress, counters_of, show_progress
 from pipeline.runtime.spread import Engine
 
+# Beam advises against threads, which do this work as well.
+logging.getLogger("apache_beam.runners.portability.fn_api_runner.fn_runner").addFilter(
+    lambda record: not record.getMessage().startswith("If direct_num_workers is not equal to 1")
+)
 _View = TypeVar("_View", bound=PipelineOptions)
 _LOCAL_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "FnApiRunner", "SwitchingDirectRunner")
 _LOST_ELEMENTS = (

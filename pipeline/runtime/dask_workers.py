@@ -58,8 +58,9 @@ class DaskWorkers(Engine):
         try:
             self._client = distributed.Client(self._address, set_as_default=False)
         except (OSError, RuntimeError, TypeError, ValueError) as error:
-            why = f"no scheduler answers at {self._address}: {one_line(error)}"
-            raise UsageError(f"--dask: {why}") from error
+            raise UsageError(
+                f"--dask: no scheduler answers at {self._address}: {one_line(error)}"
+            ) from error
         return self
 
     def _restart_stale(self, code: Mapping[str, str]) -> None:
