@@ -36,6 +36,7 @@ BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
     "after_kill": ([], ["--pairs", "1"]),
     "reading": ([], ["--images", "72", "--rounds", "1"]),
     "start_up": ([], ["--rounds", "1"]),
+    "dealing": ([], []),
     "trace": ([], []),
     "interval_coverage": ([], ["--runs", "20", "--images", "20", "--draws", "1"]),
     "scale": (

@@ -42,7 +42,7 @@ class BrokenPictureError(JobError):
 
 
 def plain(error: Exception) -> Exception:
-    """Returns an error of a kind whose constructor takes a message alone, and which is kept.
+    """Returns an error with the same message, of a class that can be pickled.
 
     That is UsageError or JobError for an error of ours, and RuntimeError, which names the kind, for
     any other.

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
             signal.signal(number, signal.SIG_DFL)
         with contextlib.suppress(OSError):  # The terminal may be gone.
             # Beam adds where it was.
-            what = str(stopped).partition(" [while running ")[0]
+            what = str(stopped).partition(" [while running ")[0] or "stopped"
             _report_error(name, f"{what}; run the same command again to go on", 1)
             sys.stderr.flush()
         # Imported late, because it is slow to import, and printing help needs none of it.

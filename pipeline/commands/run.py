@@ -88,8 +88,9 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     """
     options = pipeline_options(rest)
     engine = engine_of(options, rest, arguments.dask, arguments.gpus or 1)
-    paths = [flag.dest for flag in flags_of(arguments.command) if flag.is_path]
-    submission = submission_from_flags(arguments, options, paths)
+    submission = submission_from_flags(
+        arguments, options, [flag.dest for flag in flags_of(arguments.command) if flag.is_path]
+    )
     if not (submission or arguments.dask or is_portable(options.view_as(StandardOptions).runner)):
         check_device(arguments, "run")
         arguments.gpus = arguments.gpus or 1
@@ -145,21 +146,19 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
             publishing=publishing,
         ).build(pipeline)
         # A dataset has one writer, but several evaluations may run at once, each with its own log.
-        name = arguments.command if generates else f"{arguments.command}-{os.getpid()}"
-        log = store.log(name)
+        log = store.log(arguments.command + ("" if generates else f"-{os.getpid()}"))
         started = time.monotonic()
         counters = run_pipeline(pipeline, ending.progress, log, submission)
         if counters is None:
             return 0
         seconds = time.monotonic() - started
     dataset = Dataset.open(store)
-    # A recipe has decided on its images.
-    may_advise = not (job and job.recipe)
-    print(describe_dataset(dataset.manifest, counters, seconds, may_advise=may_advise))
+    recipe = job and job.recipe  # It has decided on its images.
+    print(describe_dataset(dataset.manifest, counters, seconds, may_advise=not recipe))
     for split in {work.evaluation.split for work in works.values()} - {"val"}:
         print(f"tested on split {split}")
-    if job and job.recipe:
-        for line in describe_recipe(job.recipe.manifest, dataset.manifest, counters):
+    if recipe:
+        for line in describe_recipe(recipe.manifest, dataset.manifest, counters):
             print(f"recipe: {line}")
     failures = _failures(dataset, works)
     # An analysis in which all models have failed has nothing to show.

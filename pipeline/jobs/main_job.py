@@ -185,7 +185,7 @@ class MainJob:
 
 def _begin(start: Any, progress: Progress) -> Any:
     """Leaves a note by which the launcher knows that workers have begun; passes an element on."""
-    progress.note_done("begin", "job", 1)
+    progress.store.write(f"{progress.folder}/begin/job.1", b"")
     return start
 
 

@@ -105,8 +105,10 @@ def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
     refuse_first(reasons)
     given = {argument.partition("=")[0] for argument in arguments}
     if endpoint:
-        is_limited = "--job_server_timeout" in given
-        _check_answer(endpoint, portable.job_server_timeout if is_limited else _ANSWER_SECONDS)
+        _check_answer(
+            endpoint,
+            portable.job_server_timeout if "--job_server_timeout" in given else _ANSWER_SECONDS,
+        )
     # Beam would apply the user's limit also to the stream of the job's states, and so to the whole
     # job.
     portable.job_server_timeout = _JOB_SECONDS
@@ -201,7 +203,7 @@ def _ended_if_idle(flink: _FlinkJob | None, progress: Progress) -> Iterator[None
 
     def watch(flink: _FlinkJob) -> None:
         while not ended.wait(_LOOK_SECONDS):
-            with contextlib.suppress(OSError):  # Flink or the storage may answer later.
+            with contextlib.suppress(Exception):  # Flink or the storage may answer later.
                 if any(progress.store.walk(progress.folder)):
                     return
                 if flink.seconds() > IDLE_SECONDS:

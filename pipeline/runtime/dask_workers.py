@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Self, cast
 from urllib.parse import urlsplit
 
+import dask
 import distributed
 from typing_extensions import override
 
@@ -31,6 +32,9 @@ from transforms.limits import load_json
 _LOG = logging.getLogger(__name__)
 _CALLS = 2
 """Calls of each worker that are in flight: one runs, and one waits, so that no worker idles."""
+_OF_NANNY = str(dask.config.get("distributed.nanny.pre-spawn-environ").get("OMP_NUM_THREADS"))
+_THREADS = os.environ.get("OMP_NUM_THREADS", _OF_NANNY)
+"""How many threads a model may use; it says nothing if Dask's nanny alone has chosen it."""
 _PATIENCE = 10
 """Seconds after which the terminal says that there is no worker."""
 _INSECURE = "insecure:"
@@ -49,9 +53,6 @@ class DaskWorkers(Engine):
 
     def __init__(self, address: str) -> None:
         self._address = _scheduler_address(address)
-        # Its messages are for the job's log.
-        logging.getLogger("distributed").handlers.clear()
-        logging.getLogger("distributed").propagate = True
 
     @override
     def __enter__(self) -> Self:
@@ -63,29 +64,24 @@ class DaskWorkers(Engine):
             ) from error
         return self
 
-    def _restart_stale(self, code: Mapping[str, str]) -> None:
-        """Restarts workers that have imported other code than the job.
-
-        Raises:
-          JobError: one has no nanny that could do so.
-        """
-        found = self._client.run(is_stale, code, on_error="return")
-        try:
-            self._client.restart_workers(
-                [worker for worker, stale in found.items() if stale is True]
-            )
-        except ValueError as error:
-            raise JobError(f"a worker has imported other code: {error}; restart it") from error
-
     @override
     def answers(self, calls: Sequence[Call]) -> Iterator[Answer]:
         try:
             yield from self._answers(calls)
         except OSError as error:
             raise JobError(f"the connection with Dask's scheduler was lost. {ADVICE}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                self._client.run(end_steps, calls[0].token, wait=False, on_error="ignore")
 
     def _answers(self, calls: Sequence[Call]) -> Iterator[Answer]:
-        self._restart_stale(calls[0].code)
+        found = self._client.run(is_stale, calls[0].code, on_error="return")
+        try:
+            self._client.restart_workers(
+                [worker for worker, stale in found.items() if stale is True]
+            )
+        except (KeyError, TimeoutError, ValueError) as error:
+            raise JobError(f"a worker has imported other code: {error}; restart it") from error
         waiting, done = collections.deque(calls), queue.SimpleQueue[distributed.Future]()
         running, seen, has_told = set[distributed.Future](), time.monotonic(), False
         workers, looked = dict[str, int](), 0.0
@@ -106,7 +102,6 @@ class DaskWorkers(Engine):
                 future = done.get(timeout=1)
                 running.remove(future)
                 yield _answer_of(future)
-        self._client.run(end_steps, calls[0].token, on_error="ignore")
 
     @override
     def __exit__(self, *_: object) -> None:
@@ -131,8 +126,7 @@ def _run(call: Call, hosts: Mapping[str | None, int]) -> Answer:
     """Runs a call, in a worker of a cluster with so many workers on each host."""
     worker, ended = distributed.get_worker(), threading.Event()
     peers = hosts.get(urlsplit(worker.address).hostname, 1)
-    # Dask's nanny sets it to 1, unless the user has chosen another number.
-    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
+    if _THREADS == _OF_NANNY:
         os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // peers))
     threading.Thread(
         target=_end_if_unwanted, args=(worker, worker.get_current_task(), ended), daemon=True
@@ -166,15 +160,15 @@ def _scheduler_address(text: str) -> str:
     place = text.removeprefix(_INSECURE)
     if place == "auto":
         place = os.environ.get("DASK_SCHEDULER_ADDRESS", "DASK_SCHEDULER_ADDRESS, which is not set")
-    if "://" not in place:
-        try:
+    try:
+        if "://" not in place:
             place = str(load_json(Path(place).read_bytes())["address"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"--dask {text}: expected tls://HOST:PORT, tcp://127.0.0.1:PORT, a scheduler's "
-                f"file, or auto: {one_line(error)}"
-            ) from error
-    scheme, host = urlsplit(place).scheme, urlsplit(place).hostname or ""
+        scheme, host = urlsplit(place).scheme, urlsplit(place).hostname or ""
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"--dask {text}: expected tls://HOST:PORT, tcp://127.0.0.1:PORT, a scheduler's file, "
+            f"or auto: {one_line(error)}"
+        ) from error
     if scheme not in ("tcp", "tls"):
         raise UsageError(f"--dask {text}: {place} begins with neither tls:// nor tcp://")
     if scheme == "tcp" and not (text.startswith(_INSECURE) or _LOOPBACK.fullmatch(host)):

@@ -13,13 +13,14 @@ import os
 import queue
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from typing_extensions import override
 
-from pipeline.errors import JobError
+from pipeline.errors import JobError, plain
 from pipeline.runtime.machine import see_one_gpu
 from pipeline.runtime.spread import ADVICE, Answer, Call, Engine, end_steps, run_call
 
@@ -71,14 +72,14 @@ class LocalWorkers(Engine):
 
     def _answer(self, number: int, call: Call) -> Answer:
         for _ in range(_LOSSES + 1):
-            process, connection = self._processes.get(number) or self._start(number)
             try:
+                process, connection = self._processes.get(number) or self._start(number)
                 connection.send(call)
                 answer: Answer = connection.recv()
                 return answer
-            except (EOFError, OSError):
-                if self._is_closed:
-                    break
+            except (EOFError, OSError) as error:
+                if self._is_closed or number not in self._processes:  # It cannot be started.
+                    return Answer(error=plain(error))
                 process.join()
                 del self._processes[number]
                 _LOG.warning(
@@ -99,7 +100,7 @@ class LocalWorkers(Engine):
 
     @override
     def __exit__(self, *_: object) -> None:
-        # Whatever they do.
+        # No call of a stopped job may go on.
         self._is_closed = True
         for process, _pipe in [*self._processes.values()]:
             process.kill()
@@ -111,7 +112,9 @@ def _serve(connection: Connection, peers: int, card: int | None) -> None:
     # They may reach all processes of a terminal or a batch job; the job's own ends this one.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    # As in the job's own process.
     logging.captureWarnings(True)
+    warnings.simplefilter("default")
     threading.Thread(target=_end_with_job, daemon=True).start()
     if card is not None:
         import torch

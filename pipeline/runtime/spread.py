@@ -44,7 +44,7 @@ class Call:
       token: names one Spread of one job, whose calls share a step in each thread of a worker.
       step, element: the step, which is a DoFn, and the element; pickled.
       path: the folders of the job's PYTHONPATH.
-      code: what `job_code` returns in the job.
+      code: versions and digests of the code that the job has imported, by name.
       place: number of the block, for workers that have a card each.
     """
 
@@ -143,7 +143,7 @@ class _Deal(beam.DoFn):
 
     def process(self, group: tuple[None, Iterable[Any]]) -> Iterator[Any]:
         assert _engine is not None
-        token, step, code = uuid.uuid4().hex, pickle.dumps(self.step), job_code()
+        token, step, code = uuid.uuid4().hex, pickle.dumps(self.step), _CODE | imported_digests
         path = [*map(os.path.abspath, filter(None, os.getenv("PYTHONPATH", "").split(os.pathsep)))]
         calls = [
             Call(token, step, pickle.dumps(one), path, code, self.card(one) if self.card else 0)
@@ -166,9 +166,12 @@ class _Records(logging.Handler):
     kept: Sequence[logging.LogRecord] = ()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.format(record)  # Sets the text of the traceback, which can be pickled.
-        record.msg, record.args, record.exc_info = record.getMessage(), None, None
-        self.kept = (*self.kept, record)
+        try:
+            self.format(record)  # Sets the text of the traceback, which can be pickled.
+            record.msg, record.args, record.exc_info = record.getMessage(), None, None
+            self.kept = (*self.kept, record)
+        except Exception:  # Its text may not go with its arguments.
+            self.handleError(record)
 
 
 _records = _Records(logging.WARNING)
@@ -183,7 +186,7 @@ def run_call(call: Call, peers: int) -> Answer:
       call: the call.
       peers: number of workers of this machine, which share its memory.
     """
-    sys.path[:0] = [folder for folder in call.path if folder not in sys.path]
+    sys.path[:] = [*call.path, *(folder for folder in sys.path if folder not in call.path)]
     if why := refusal(tuple(call.code.items())):
         return Answer(error=JobError(f"the worker {socket.gethostname()} {why}"))
     machine.share_with(peers)
@@ -204,7 +207,9 @@ def _step_of(call: Call) -> beam.DoFn:
     thread = threading.get_ident()
     token, step = _steps.get(thread, ("", None))
     if token != call.token:
-        end_steps(token)
+        # Other threads may be in the middle of theirs.
+        if _steps.pop(thread, None):
+            step.teardown()
         step = pickle.loads(call.step)
         step.setup()
         step.start_bundle()
@@ -220,15 +225,8 @@ def end_steps(token: str) -> None:
             step.teardown()
 
 
-def job_code() -> dict[str, str]:
-    """Returns what must be equal in a job and its workers, as this process has imported it.
-
-    These are versions and digests, by name: Beam's, Python's, ours, and those of users' modules.
-    """
-    return _code_at_start() | imported_digests
-
-
 def _own_code() -> dict[str, str]:
+    """Returns what must be equal in a job and its workers: versions, and a digest of our code."""
     root, digest = Path(__file__).parents[2], hashlib.sha256()
     for folder in ("pipeline", "transforms"):
         for path in sorted((root / folder).rglob("*.py")):
@@ -240,12 +238,13 @@ def _own_code() -> dict[str, str]:
     }
 
 
-_code_at_start = functools.cache(_own_code)
+_CODE = _own_code()
+"""The code that this process has imported."""
 
 
 def is_stale(code: Mapping[str, str]) -> bool:
     """Returns whether this process has imported other code than a job's."""
-    imported = job_code()
+    imported = _CODE | imported_digests
     return any(imported.get(name, wanted) != wanted for name, wanted in code.items())
 
 

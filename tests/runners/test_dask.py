@@ -64,17 +64,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
         yield cluster
 
 
-def test_a_job_says_and_makes_what_one_in_threads_does(
-    cluster: DaskCluster, whole_job: tuple[object, ...], by_threads: Path, modules: Path
-) -> None:
-    output = modules.with_name("out")
-    done = run_in9(*whole_job, output, "--dask", cluster.address)
-    assert printed(done.stdout, output) == (by_threads / "stdout").read_text().splitlines()
-    assert done.stderr == ""
-    assert results_of(output) == results_of(by_threads / "out")
-
-
-def test_a_job_loses_a_worker_in_each_step(
+def test_a_job_that_loses_a_worker_in_each_step_says_and_makes_what_one_in_threads_does(
     cluster: DaskCluster,
     losses: Path,
     whole_job: tuple[object, ...],
@@ -84,8 +74,10 @@ def test_a_job_loses_a_worker_in_each_step(
     for step in STEPS:
         (losses / step).touch()
     output = modules.with_name("out")
-    run_in9(*whole_job, output, "--dask", cluster.address)
+    done = run_in9(*whole_job, output, "--dask", cluster.address)
     assert {path.name for path in losses.iterdir()}.isdisjoint(STEPS)
+    assert printed(done.stdout, output) == (by_threads / "stdout").read_text().splitlines()
+    assert done.stderr == ""
     assert results_of(output) == results_of(by_threads / "out")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from flink import Flink, job_server_jar, missing, workers_of
 from machines import HEAD, until
-from runs import QUICK, finished_shards, results_of
+from runs import QUICK, TINY_MODEL, finished_shards, results_of, run_in9
 
 _IDLE = (
     "from pipeline.runners import portable; portable.IDLE_SECONDS = 1; "
@@ -39,17 +39,19 @@ def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flink]:
 
 
 def test_a_run_that_loses_a_worker_and_one_with_its_own_server_that_has_nothing_to_do(
-    flink: Flink, small_sample: Path, small_run: Path, tmp_path: Path
+    flink: Flink, small_sample: Path, tmp_path: Path
 ) -> None:
-    output = tmp_path / "out"
+    output, local = tmp_path / "out", tmp_path / "local"
     pool = flink.pool(HEAD)
-    flags = ("run", "--input", small_sample, "--output", output)
+    job = ("run", "--input", small_sample, *QUICK, *TINY_MODEL, "--pictures", "none", "--output")
+    run_in9(*job, local, figures=True)
+    flags = (*job, output)
     running = flink.start_in9(*flags)
     until(lambda: finished_shards(output) or running.poll() is not None, 300)
     os.kill(workers_of(pool)[0], signal.SIGKILL)
     _, error = running.communicate(timeout=300)
     assert running.returncode == 0, error
-    assert results_of(output) == results_of(small_run)
+    assert results_of(output) == results_of(local)
     # This job starts a server of its own.
     jar = job_server_jar(tmp_path)
     own = ("--runner=FlinkRunner", "--job_endpoint=", f"--flink_job_server_jar={jar}")
@@ -57,32 +59,27 @@ def test_a_run_that_loses_a_worker_and_one_with_its_own_server_that_has_nothing_
     out, error = again.communicate(timeout=300)
     assert again.returncode == 0, error
     assert "nothing to do: everything is up to date" in out
-    assert results_of(output) == results_of(small_run)
+    assert results_of(output) == results_of(local)
     left = subprocess.run(["pgrep", "--full", str(jar)], capture_output=True, check=False)
     assert left.stdout == b""
 
 
-def test_a_job_that_is_stopped(flink: Flink, small_sample: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    flink.pool(HEAD, 50002)
-    flags = ("generate", "--input", small_sample, "--output", output)
-    running = flink.start_in9(*flags, port=50002, cluster=True)
-    until(lambda: [*output.glob(".in9/progress/*/begin/*")] or running.poll() is not None, 300)
-    assert flink.states() == ["RUNNING"]
-    running.send_signal(signal.SIGINT)
-    _, error = running.communicate(timeout=300)
-    assert running.returncode == 1
-    assert error == "in9 generate: stopped; run the same command again to go on\n"
-    until(lambda: flink.states() == ["CANCELED"], 30)
-
-
-def test_a_job_whose_workers_cannot_start(flink: Flink, small_sample: Path, tmp_path: Path) -> None:
+def test_a_job_that_is_stopped_and_one_whose_workers_cannot_start(
+    flink: Flink, small_sample: Path, tmp_path: Path
+) -> None:
     # The pool finds another Python than ours.
     other = tmp_path / "python"
     other.write_text("#!/bin/sh\nexit 1\n")
     other.chmod(0o755)
     flink.pool(HEAD, 50001, PATH=f"{tmp_path}:{os.environ['PATH']}")
     flags = ("generate", "--input", small_sample, *QUICK, "--output", tmp_path / "out")
+    running = flink.start_in9(*flags, port=50001, cluster=True)
+    until(lambda: flink.states() == ["RUNNING"], 300)
+    running.send_signal(signal.SIGINT)
+    _, error = running.communicate(timeout=300)
+    assert running.returncode == 1
+    assert error == "in9 generate: stopped; run the same command again to go on\n"
+    until(lambda: flink.states() == ["CANCELED"], 30)
     running = flink.start_in9(*flags, port=50001, cluster=True, program=("-c", _IDLE))
     _, error = running.communicate(timeout=300)
     assert running.returncode == 1, error
@@ -91,4 +88,4 @@ def test_a_job_whose_workers_cannot_start(flink: Flink, small_sample: Path, tmp_
         r"what its worker pools print. Then run the same command again \(details: .*\)\n",
         error,
     )
-    assert "RUNNING" not in flink.states()
+    until(lambda: flink.states() == ["CANCELED"] * 2, 30)

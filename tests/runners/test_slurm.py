@@ -38,7 +38,7 @@ def test_a_job_of_slurm_that_is_cancelled_and_loses_a_node(
     meet.mkdir()
     # So both nodes are at work when one of them goes.
     slurm.environment |= {"IN9_TEST_SLEEP": "0.1", "IN9_TEST_MEET": str(meet)}
-    # Dask misses a machine after so long.
+    # Dask notices after so long that a machine is gone.
     slurm.environment["DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP"] = "12s"
     submit = ("sbatch", "--ntasks=2", "--ntasks-per-node=1", f"--output={log}")
     submit = (*submit, ROOT / "deploy" / "slurm" / "in9.sbatch", *flags, out)

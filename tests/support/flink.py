@@ -169,7 +169,7 @@ class Flink(Machines):
     def states(self) -> list[str]:
         """Returns the states of all jobs of the cluster."""
         words = self.in_network(HEAD, sys.executable, "-c", _ASK)
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
         return done.stdout.split()
 
     def _flink(self, machine: str, log: str, main: str, settings: Mapping[str, object]) -> None:
