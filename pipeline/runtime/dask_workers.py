@@ -70,9 +70,6 @@ class DaskWorkers(Engine):
             yield from self._answers(calls)
         except OSError as error:
             raise JobError(f"the connection with Dask's scheduler was lost. {ADVICE}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                self._client.run(end_steps, calls[0].token, wait=False, on_error="ignore")
 
     def _answers(self, calls: Sequence[Call]) -> Iterator[Answer]:
         found = self._client.run(is_stale, calls[0].code, on_error="return")
@@ -102,6 +99,7 @@ class DaskWorkers(Engine):
                 future = done.get(timeout=1)
                 running.remove(future)
                 yield _answer_of(future)
+        self._client.run(end_steps, calls[0].token, on_error="ignore")
 
     @override
     def __exit__(self, *_: object) -> None:
