@@ -14,7 +14,7 @@ EXTRAS = {
     "models": WEIGHTS[1:],
     "hf": ["transformers>=5.0"],
     "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
-    "dask": ["distributed>=2025.1"],
+    "dask": ["dask>=2025.1", "distributed>=2025.1"],
     "gcp": ["apache-beam[gcp]>=2.77,<3", "google-cloud-dataflow-client>=0.8.6"],
     "clip": ["open_clip_torch>=3.0"],
     "coco": ["pycocotools>=2.0.8"],

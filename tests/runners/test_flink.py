@@ -42,7 +42,7 @@ def test_a_run_that_loses_a_worker_and_one_with_its_own_server_that_has_nothing_
     flink: Flink, small_sample: Path, tmp_path: Path
 ) -> None:
     output, local = tmp_path / "out", tmp_path / "local"
-    pool = flink.pool(HEAD)
+    pool = flink.pool(HEAD, forks=True)
     job = ("run", "--input", small_sample, *QUICK, *TINY_MODEL, "--pictures", "none", "--output")
     run_in9(*job, local, figures=True)
     flags = (*job, output)

@@ -130,10 +130,20 @@ class Flink(Machines):
         main = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
         self._flink(node, f"taskmanager-{node}", main, settings)
 
-    def pool(self, machine: str, port: int = 50000, **more: str) -> subprocess.Popen[bytes]:
-        """Starts a worker pool on a machine; `more` are further environment variables."""
-        pool = ("-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}")
-        words = self.inside(machine, sys.executable, *pool)
+    def pool(
+        self, machine: str, port: int = 50000, *, forks: bool = False, **more: str
+    ) -> subprocess.Popen[bytes]:
+        """Starts a worker pool on a machine.
+
+        Args:
+          machine: the machine.
+          port: its port.
+          forks: whether its workers are forks (`worker_pool.py`), not those of Beam's own pool.
+          more: further environment variables.
+        """
+        own = (ROOT / "tests" / "support" / "worker_pool.py",)
+        pool = own if forks else ("-m", "apache_beam.runners.worker.worker_pool_main")
+        words = self.inside(machine, sys.executable, *pool, f"--service_port={port}")
         return self.start(f"pool-{machine}-{port}", *words, env={**self._environment, **more})
 
     def start_in9(
@@ -178,7 +188,9 @@ class Flink(Machines):
 
     def _java(self, machine: str, log: str, jars: Path, main: str, *flags: object) -> None:
         opened = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPENED]
-        java = ("java", "-Xmx768m", *opened, "-cp", f"{jars}/*", main)
+        # These programs end before it pays to compile them well.
+        quick = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx768m")
+        java = ("java", *quick, *opened, "-cp", f"{jars}/*", main)
         self.start(log, *self.inside(machine, *java, *flags), env=self._environment)
 
 
@@ -205,4 +217,4 @@ def _memory(part: str) -> str:
 
 def workers_of(pool: subprocess.Popen[bytes]) -> list[int]:
     """Returns the process ids of a pool's live workers."""
-    return children(*children(pool.pid))
+    return children(*children(*children(pool.pid)))

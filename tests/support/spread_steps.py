@@ -14,6 +14,7 @@ import apache_beam as beam
 
 from pipeline.errors import JobError, UsageError
 from pipeline.runners.beam_options import pipeline_options, run_pipeline
+from pipeline.runtime.custom_functions import imported_digests
 from pipeline.runtime.progress import Progress, count
 from pipeline.runtime.spread import Answer, Call, Engine, Spread, spread_over
 from pipeline.storage.store import Store
@@ -42,6 +43,8 @@ def outputs_of(
       card: see `Spread`.
     """
     _outputs.clear()
+    # Other tests of this process have imported functions that these steps do not call.
+    imported_digests.clear()
     with spread_over(engine):
         pipeline = beam.Pipeline(options=pipeline_options([]))
         spread = pipeline | beam.Create(elements) | Spread(step, object, card=card)
