@@ -152,7 +152,7 @@ def engine_of(
             from pipeline.runtime.dask_workers import DaskWorkers
         except ImportError as error:
             raise UsageError(
-                f"--dask needs distributed: pip install 'imagenet9-pipeline[dask]' ({error})"
+                f"--dask needs Dask: pip install dask distributed ({error})"
             ) from error
         return DaskWorkers(dask)
     direct.direct_running_mode = "in_memory"
