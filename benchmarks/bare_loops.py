@@ -22,7 +22,7 @@ from pipeline.analyses.attack.stage import AttackChunks
 from pipeline.analyses.saliency.stage import BATCH_DIVISOR, SaliencyPlan, SaliencyShards
 from pipeline.commands.train import default_workers
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.evaluation import AnalysisOfModel, Evaluation
+from pipeline.evaluate.planned import AnalysisOfModel, Evaluation
 from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.resident import in_memory, on_device
 from pipeline.models.identity import PredictConfig

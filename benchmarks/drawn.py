@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig, fingerprint
+from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.folder import sample_folder
 from pipeline.dataset.manifest import MANIFEST, Manifest, stage_versions
 from pipeline.dataset.records import (
@@ -28,6 +28,7 @@ from pipeline.dataset.records import (
 from pipeline.dataset.sinks import Sample, digests_of, open_sinks, sample_schema
 from pipeline.storage.store import FileDigest, Store
 from transforms.codec import decode_image, encode_jpeg, encode_png
+from transforms.hashing import fingerprint
 from transforms.layers import Layer, make_layer
 from transforms.masks import bounding_box
 from transforms.taxonomy import imagenet9

@@ -29,8 +29,8 @@ from measure import ROOT, row
 from PIL import Image
 
 from pipeline.analyses.evaluation.stage import PlannedEvaluation
-from pipeline.evaluate.evaluation import Evaluation
 from pipeline.evaluate.model_stage import Block, BlockDone, RunModels
+from pipeline.evaluate.planned import Evaluation
 from pipeline.models.identity import GPU_BATCH, PredictConfig
 from pipeline.models.loader import Decode, Loader, PixelCache
 from pipeline.runtime.progress import Progress

@@ -18,7 +18,7 @@ from measure import row, run_in9
 
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate import resident
-from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.planned import Evaluation
 from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.models.identity import Precision
 from pipeline.models.library_names import EFFICIENTNETS, Packaged

@@ -6,6 +6,7 @@ do, and are seeded before each use.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable
 
 import numpy as np
@@ -28,6 +29,12 @@ def text_bytes(text: str) -> bytes:
 def text_digest(text: str) -> str:
     """Returns the SHA-256 of text, as 64 hexadecimal digits."""
     return hashlib.sha256(text_bytes(text)).hexdigest()
+
+
+def fingerprint(*parts: object) -> str:
+    """Returns the first 32 hexadecimal digits of the SHA-256 of the parts, written as JSON."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return text_digest(text)[:32]
 
 
 def keyed_hash(seed: int, purpose: str, key: str) -> int:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
-from pipeline.display.panel import Claim, Evidence, Panel
-from pipeline.display.table import Table
-from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
+from pipeline.display.panel import Claim, Panel
+from pipeline.evaluate.evidence import Evidence
+from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from pipeline.evaluate.results import ModelRun
+from pipeline.evaluate.tables import Table
 from transforms.taxonomy import Taxonomy
 
 if TYPE_CHECKING:

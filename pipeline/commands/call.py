@@ -22,20 +22,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.analyses.evaluation.results import TABLES, Summary
 from pipeline.analyses.evaluation.stage import commit_predictions, describe_predictions
-from pipeline.analyses.evaluation.summaries import summarize
 from pipeline.analyses.evaluation.tables import measure_power, rows_of_models
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import writing_store
 from pipeline.dataset.reading import DatasetReader
 from pipeline.dataset.records import write_table
-from pipeline.display.panel import Estimate
 from pipeline.display.table import interval
 from pipeline.errors import JobError, UsageError, one_line, refuse_first
-from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.planned import Evaluation
 from pipeline.evaluate.predict_shards import AnswersScorer, PredictShards, Scorer
 from pipeline.evaluate.predictions import EvalImages, evaluated_variants, predictions_in_table
+from pipeline.evaluate.summaries import summarize
+from pipeline.evaluate.summary import TABLES, Summary
 from pipeline.models.answers import AS_STORED, CALLED, AnswersWriter, GivenAnswers
 from pipeline.models.identity import CPU_BATCH, ModelIdentity, PredictConfig
 from pipeline.report.write import write_results
@@ -44,6 +43,7 @@ from pipeline.runtime.lock import locked, model_lock
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress, live_bar
 from transforms.codec import decode_image
+from transforms.estimates import Estimate
 from transforms.scoring import RULES_OF_ANSWERS, AnswerKind, labels_of_outputs
 from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
 

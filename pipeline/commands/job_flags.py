@@ -16,7 +16,7 @@ from pipeline.dataset.folder import Dataset, Holdout, refuse_empty_test, sample_
 from pipeline.dataset.manifest import Manifest, last_manifest, stated
 from pipeline.dataset.records import DATA_FOLDERS
 from pipeline.errors import UsageError, refuse_first
-from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
+from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from pipeline.evaluate.results import ModelRun, read_results
 from pipeline.generate.commit import INPUT_NOTE, read_prepared
 from pipeline.generate.custom_variants import versioned

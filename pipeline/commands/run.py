@@ -34,7 +34,7 @@ from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import read_manifest, writing_store
 from pipeline.errors import JobError, UsageError, escaped
-from pipeline.evaluate.evaluation import PlannedAnalysis
+from pipeline.evaluate.planned import PlannedAnalysis
 from pipeline.evaluate.results import errors_by_model, read_failures
 from pipeline.generate.custom_variants import custom_names
 from pipeline.inputs.source_images import CHECKSUMS

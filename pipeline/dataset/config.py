@@ -6,14 +6,13 @@ Both are part of fingerprints, which are digests of everything that files were m
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from pipeline.storage.state_files import convert
 from transforms.codec import MAX_PIXELS
 from transforms.filters import MAX_BOX, MIN_FOREGROUND, MIN_VISIBLE, Rules
-from transforms.hashing import text_digest
+from transforms.hashing import fingerprint
 from transforms.segmentation import Segmenter, describe_segmenter
 from transforms.variants import (
     EXTERNAL,
@@ -32,12 +31,6 @@ EVALUATE_VERSION = 2
 """Raised by hand when Evaluate would write other predictions for the same pixels."""
 IMPORT_VERSION = 1
 """Raised by hand when Import would write other files for the same archive."""
-
-
-def fingerprint(*parts: object) -> str:
-    """Returns the first 32 hexadecimal digits of the SHA-256 of the parts, written as JSON."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return text_digest(text)[:32]
 
 
 _FLAGS_ADDED_AFTER_1_0: dict[str, Any] = {}

@@ -16,10 +16,10 @@ import msgspec
 from pipeline.dataset.config import COMPOSE_VERSION, IMPORT_VERSION, SEGMENT_VERSION, DatasetConfig
 from pipeline.dataset.records import ShardCounts, check_data_paths
 from pipeline.errors import UsageError
-from pipeline.runtime.flag_types import MAX_STATED
 from pipeline.storage.files import parent
 from pipeline.storage.state_files import convert, json_bytes, parse_json, read_commit
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
+from transforms.limits import MAX_STATED
 from transforms.taxonomy import Taxonomy
 
 MANIFEST = "manifest.json"

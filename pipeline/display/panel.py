@@ -1,37 +1,27 @@
-"""What a page is made of: evidence, panels that show it, their pictures, and claims with verdicts.
+"""What a page is made of: panels that show results, their pictures, and claims with verdicts.
 
 Pictures are made small, encoded again, and kept within a budget of bytes.
-
-A claim holds if every value of the 95 % interval of a measurement supports it, and does not hold if
-no value does; otherwise the data are too few to tell. So widening an interval never decides an open
-claim.
 """
 
 import base64
 import dataclasses
-import enum
 import io
-import math
 import os
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from statistics import NormalDist
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from PIL import Image
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError
-from pipeline.evaluate.results import Answers, ModelRun, Trained
+from pipeline.evaluate.evidence import Evidence, Results
 from pipeline.models.answers import has_network
 from pipeline.storage.store import Store
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
-from transforms.intervals import CONFIDENCE, level_of
-from transforms.scoring import PAPER_RULE
-from transforms.taxonomy import Taxonomy
+from transforms.estimates import Estimate, Verdict, difference
 
 COMPARED = 8
 """Largest number of models that a figure or a table of pairs compares: the models with the highest
@@ -92,95 +82,6 @@ class Budget:
             return False
         self.left -= size
         return True
-
-
-R = TypeVar("R")
-A = TypeVar("A", bound=Answers)
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelResults:
-    """The results of one model, run with one set of settings, on the current dataset.
-
-    Attributes:
-      folder: name of its folder below `results/`.
-      name: name of the model, with the settings that differ from the defaults.
-      model: the model as `--models` names it.
-      results: its results, by type.
-      errors: why it failed, by analysis, for analyses in which it has no results.
-    """
-
-    folder: str
-    name: str
-    model: str
-    results: Mapping[type, ModelRun] = dataclasses.field(default_factory=dict)
-    errors: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    def get(self, kind: type[R]) -> R | None:
-        """Returns the result of a type; None if there is none."""
-        return next((one for one in self.results.values() if isinstance(one, kind)), None)
-
-    @property
-    def trained(self) -> Trained | None:
-        """How its checkpoint was trained; None if that is unknown."""
-        return next((run.trained for run in self.results.values() if run.trained), None)
-
-    @property
-    def num_outputs(self) -> int:
-        """Number of the model's outputs; 0 if it has no result."""
-        return next((run.num_outputs for run in self.results.values()), 0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Results:
-    """The results of a dataset.
-
-    Attributes:
-      models: the models, in the order of the page.
-      of_dataset: results that belong to no single model, by type.
-    """
-
-    models: tuple[ModelResults, ...]
-    of_dataset: Mapping[type, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
-
-    def get(self, kind: type[R]) -> tuple[R, ...]:
-        """Returns the results of a type that belong to no single model."""
-        return self.of_dataset.get(kind, ())
-
-    def models_with(self, kind: type[R]) -> tuple[tuple[ModelResults, R], ...]:
-        """Returns (model, its result) of each model that has a result of a type."""
-        pairs = ((model, model.get(kind)) for model in self.models)
-        return tuple((model, result) for model, result in pairs if result is not None)
-
-    @property
-    def answered(self) -> tuple[tuple[ModelResults, Answers], ...]:
-        """(model, result) of each model that the page is about."""
-        return self.models_with(Answers)
-
-    @property
-    def rule(self) -> str:
-        """The label rule of the page's figures: the headline's of most models."""
-        headlines = [answers.headline for _, answers in self.answered]
-        return max((PAPER_RULE, *headlines), key=headlines.count)
-
-    def comparable(self, kind: type[A]) -> tuple[tuple[ModelResults, A], ...]:
-        """Returns `models_with` for the models whose headline has the page's label rule."""
-        return tuple(one for one in self.models_with(kind) if one[1].headline == self.rule)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evidence(Results):
-    """Everything that the page is made from.
-
-    Attributes:
-      dataset: the dataset.
-      taxonomy: the dataset's classes.
-      stale: names of models whose predictions all belong to an earlier state of the dataset.
-    """
-
-    dataset: Dataset
-    taxonomy: Taxonomy
-    stale: tuple[str, ...] = ()
 
 
 _EXAMPLE = "efficientnet_lite0"
@@ -266,26 +167,6 @@ def _seen_from(store: Store, entry: str) -> str:
     return match[1] + os.path.relpath(match[2], store.root)
 
 
-Estimate = tuple[float, float, float]
-"""A value, and the bounds of its 95 % interval."""
-
-
-def estimate_of(value: float | None, low: float | None, high: float | None) -> Estimate | None:
-    """Returns a value with its interval; None if one of the three is None."""
-    return None if value is None or low is None or high is None else (value, low, high)
-
-
-class Verdict(enum.StrEnum):
-    """Outcome of judging a claim by the evidence."""
-
-    HOLDS = "holds"
-    FAILS = "does not hold"
-    OPEN = "open"
-    SMALL = "grid too small"
-    MIXED = "mixed"
-    NOT_RUN = "not run"
-
-
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """A measurement of one model, test, pair of models or line of a trend.
@@ -307,46 +188,6 @@ class Finding:
     chance: float | None = None
 
 
-def decide(low: float, high: float, is_met: Callable[[float], bool]) -> Verdict:
-    """Judges whether the true value, which an interval contains, meets a criterion.
-
-    Args:
-      low: lower end of the interval.
-      high: upper end of the interval.
-      is_met: whether a value meets the criterion: all values above some limit, or all below it.
-
-    Returns:
-      Whether the whole interval meets it, or no part of it; else `OPEN`.
-    """
-    met = is_met(low), is_met(high)
-    return Verdict.HOLDS if all(met) else Verdict.OPEN if any(met) else Verdict.FAILS
-
-
-def above(low: float, high: float, threshold: float) -> Verdict:
-    """Judges whether the true value exceeds a threshold.
-
-    >>> above(0.03, 0.13, 0), above(-0.02, 0.13, 0), above(-0.2, -0.1, 0)
-    (<Verdict.HOLDS: 'holds'>, <Verdict.OPEN: 'open'>, <Verdict.FAILS: 'does not hold'>)
-    """
-    return decide(low, high, lambda value: value > threshold)
-
-
-def below(low: float, high: float, threshold: float) -> Verdict:
-    """Judges whether the true value is under a threshold."""
-    return decide(low, high, lambda value: value < threshold)
-
-
-def within(low: float, high: float, span: tuple[float, float]) -> Verdict:
-    """Judges whether the true value lies in a range.
-
-    >>> within(0.07, 0.12, (0.06, 0.14)), within(-0.02, 0.17, (0.06, 0.14))
-    (<Verdict.HOLDS: 'holds'>, <Verdict.OPEN: 'open'>)
-    """
-    if span[0] <= low and high <= span[1]:
-        return Verdict.HOLDS
-    return Verdict.FAILS if high < span[0] or low > span[1] else Verdict.OPEN
-
-
 def overall(findings: Sequence[Finding]) -> Verdict:
     """Combines findings into one verdict.
 
@@ -359,30 +200,6 @@ def overall(findings: Sequence[Finding]) -> Verdict:
     if len(verdicts) == 1:
         return verdicts.pop()
     return Verdict.MIXED if verdicts & {Verdict.HOLDS, Verdict.FAILS} else Verdict.OPEN
-
-
-def widened(estimate: Estimate, comparisons: int) -> Estimate:
-    """Widens the 95 % interval of an estimate that was selected among several.
-
-    The estimate is assumed to be normally distributed.
-    """
-    z, wider = (
-        NormalDist().inv_cdf(0.5 + level / 2) for level in (CONFIDENCE, level_of(comparisons))
-    )
-    value, low, high = estimate
-    return value, value - (value - low) * wider / z, value + (high - value) * wider / z
-
-
-def difference(first: Estimate, second: Estimate) -> Estimate:
-    """Subtracts the second estimate from the first, with Newcombe's interval (1998, method 10).
-
-    The interval treats the estimates as independent, so it is too wide if both were measured on the
-    same images.
-    """
-    value = first[0] - second[0]
-    down = math.hypot(first[0] - first[1], second[2] - second[0])
-    up = math.hypot(first[2] - first[0], second[0] - second[1])
-    return value, value - down, value + up
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,6 @@ from typing import Any
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.display.panel import Estimate
 from pipeline.display.style import (
     HEAT,
     INK,
@@ -29,6 +28,7 @@ from pipeline.display.style import (
     styled,
 )
 from pipeline.display.table import shorten
+from transforms.estimates import Estimate
 from transforms.taxonomy import Taxonomy
 
 MOST_ROWS = 24

@@ -1,10 +1,4 @@
-r"""Tables of results: CSV files, LaTeX tables for papers, and text for little room.
-
-Columns of CSV files are the fields of types. Text for little room is aligned tables, estimates with
-their intervals, and short names of models.
-
-A field's `msgspec.Meta(description=...)` is the meaning of its column, unless that is the same in
-all tables.
+r"""Tables for papers, in LaTeX, and compact text: aligned tables, intervals, short names.
 
 LaTeX tables are of booktabs, in percent, with intervals beneath their estimates. A document needs
 `\usepackage{booktabs}`, and includes a table with `\input{headline.tex}`. At a font size of 10
@@ -12,18 +6,13 @@ points, no table is wider than 5.5 inches, a common text width: columns beyond t
 below.
 """
 
-import dataclasses
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, get_args, get_type_hints
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-import msgspec
-
-from pipeline.display.panel import estimate_of
 from pipeline.errors import LINE, escaped_line
 from pipeline.evaluate.results import Named
-from pipeline.storage.state_files import csv_bytes
-from pipeline.storage.store import Store
+from transforms.estimates import estimate_of
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 _FIRST = 60
@@ -135,76 +124,6 @@ def shorten(name: str, length: int = 30) -> str:
         return name
     tail = (length - 1) // 2
     return f"{name[: length - 1 - tail]}…{name[-tail:]}"
-
-
-class OfModel(msgspec.Struct, frozen=True):
-    """The first column of tables with rows of all models."""
-
-    model: str
-
-
-class RunColumns(msgspec.Struct, frozen=True):
-    """The last columns of tables, which say how a model was run."""
-
-    split: str
-    eval_input: str
-    precision: str
-    weights_sha256: str
-    dataset: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A CSV file in `results/`.
-
-    Attributes:
-      name: name of the file without `.csv`.
-      structs: the types whose fields are the columns, in order.
-      description: what a row holds, for the reference.
-    """
-
-    name: str
-    structs: tuple[type[msgspec.Struct], ...]
-    description: str
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the columns."""
-        return tuple(name for struct in self.structs for name in struct.__struct_fields__)
-
-    @property
-    def meanings(self) -> Mapping[str, str]:
-        """Meanings of columns that the types give, by column."""
-        return {
-            name: extra.description
-            for struct in self.structs
-            for name, hint in get_type_hints(struct, include_extras=True).items()
-            for extra in get_args(hint)
-            if isinstance(extra, msgspec.Meta) and extra.description
-        }
-
-    def write(self, store: Store, rows: Iterable[Iterable[msgspec.Struct]]) -> None:
-        """Writes the table.
-
-        Args:
-          store: the dataset folder.
-          rows: for each row, values that have its columns as fields; a column that none of them has
-            is empty, and further fields are left out.
-        """
-        store.update(f"results/{self.name}.csv", csv_bytes(self.columns, self.lines(rows)))
-
-    def lines(self, rows: Iterable[Iterable[msgspec.Struct]]) -> list[dict[str, Any]]:
-        """Returns the columns of each row, by name; the argument is that of `write`."""
-        columns = self.columns
-        return [
-            {
-                name: value
-                for struct in row
-                for name, value in msgspec.structs.asdict(struct).items()
-                if name in columns and value is not msgspec.UNSET
-            }
-            for row in rows
-        ]
 
 
 _SIDE_BY_SIDE = 5

@@ -2,7 +2,7 @@
 
     dataset -> Blocks -> FindDone -> (blocks left to run) -> RunModels -> SummarizeModel -> Finish
 
-A block is one model on some of the chunks (`pipeline.evaluate.evaluation`). A runner can balance
+A block is one model on some of the chunks (`pipeline.evaluate.planned`). A runner can balance
 blocks, and a lost worker loses only one block. If an earlier run recorded which weights an entry of
 `--models` stands for, FindDone finds the finished chunks without loading the model, before
 RunModels asks for machines with an accelerator.
@@ -29,7 +29,7 @@ import apache_beam as beam
 from pipeline.dataset.folder import Dataset, Holdout, refuse_empty_test
 from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, ModelError, UsageError
-from pipeline.evaluate.evaluation import AnalysisOfModel, PlannedAnalysis
+from pipeline.evaluate.planned import AnalysisOfModel, PlannedAnalysis
 from pipeline.evaluate.results import FailedModel, ModelRun, note_failures, result_folder
 from pipeline.models.identity import KnownModels
 from pipeline.runtime.lock import locked, model_lock

@@ -21,9 +21,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.evaluation import AnalysisOfModel, ChunkOutput, NoteDone
+from pipeline.evaluate.planned import AnalysisOfModel, ChunkOutput, NoteDone
 from pipeline.evaluate.predictions import (
     PROBED_VARIANT,
     keys_to_keep,
@@ -37,6 +36,7 @@ from pipeline.runtime.progress import count
 from pipeline.storage.interface import read_ahead
 from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import FileDigest, Store
+from transforms.hashing import fingerprint
 from transforms.scoring import PAPER_RULE, RULES_OF_ANSWERS, Labels, labels_of_answers
 
 if TYPE_CHECKING:

@@ -20,7 +20,6 @@ import pyarrow.compute as pc
 from msgspec import UNSET
 from numpy.typing import NDArray
 
-from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset, Holdout, selected_rows
 from pipeline.errors import JobError
 from pipeline.evaluate.results import (
@@ -32,7 +31,7 @@ from pipeline.evaluate.results import (
 )
 from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import Store
-from transforms.hashing import keyed_hashes
+from transforms.hashing import fingerprint, keyed_hashes
 from transforms.scoring import NO_ANSWER, RULES_OF_ANSWERS
 from transforms.selection import held_out
 from transforms.taxonomy import OUTSIDE

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 
 from pipeline.errors import JobError, ModelError, UsageError
-from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.planned import Evaluation
 from pipeline.evaluate.predict_shards import AnswersScorer
 from pipeline.evaluate.results import ModelRun, read_results, result_file
 from pipeline.models.device import device_of, is_out_of_memory

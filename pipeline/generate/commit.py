@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 import apache_beam as beam
 
 from pipeline.dataset.card import card_files
-from pipeline.dataset.config import COMPOSE_VERSION, DatasetConfig, fingerprint
+from pipeline.dataset.config import COMPOSE_VERSION, DatasetConfig
 from pipeline.dataset.manifest import (
     MANIFEST,
     NOTHING_STATED,
@@ -41,6 +41,7 @@ from pipeline.runtime.lock import fenced_for_job, locked
 from pipeline.runtime.progress import count, timed
 from pipeline.storage.state_files import read_intact
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
+from transforms.hashing import fingerprint
 from transforms.taxonomy import Taxonomy, imagenet9
 
 STAGING = f"{WORK_FOLDER}/staging"

@@ -11,7 +11,6 @@ from typing import Any
 import cv2
 import pyarrow as pa
 
-from pipeline.dataset.config import fingerprint
 from pipeline.dataset.records import (
     ACCEPTED,
     RECORD_SCHEMA,
@@ -37,6 +36,7 @@ from pipeline.runtime.progress import Tally, count_shard, timed
 from pipeline.storage.state_files import warn_damaged
 from pipeline.storage.store import FileDigest
 from transforms.filters import Reason
+from transforms.hashing import fingerprint
 from transforms.variants import (
     EXTERNAL,
     MIXED,

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypedDict
 
-from pipeline.dataset.config import SegmentConfig, fingerprint
+from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.records import ACCEPTED, ImageRow
 from pipeline.dataset.sinks import layer_digest
 from pipeline.errors import JobError, escaped_line
@@ -20,7 +20,7 @@ from transforms.codec import TooManyPixelsError, UndecodableError, open_picture
 from transforms.cutting import Cut, crop_whole, cut_along, cut_background, cut_objects
 from transforms.filters import Reason, is_valid_key
 from transforms.geometry import Pixels
-from transforms.hashing import text_bytes
+from transforms.hashing import fingerprint, text_bytes
 from transforms.layers import Layer
 from transforms.limits import load_json
 from transforms.masks import decode_runs

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from pipeline.dataset.config import ComposeConfig, SegmentConfig, fingerprint
+from pipeline.dataset.config import ComposeConfig, SegmentConfig
 from pipeline.dataset.records import (
     ACCEPTED,
     Record,
@@ -31,7 +31,7 @@ from pipeline.storage.state_files import read_intact
 from transforms.codec import MAX_PIXELS
 from transforms.filters import Reason, is_valid_key
 from transforms.geometry import Pixels
-from transforms.hashing import text_digest
+from transforms.hashing import fingerprint, text_digest
 from transforms.limits import Unread
 from transforms.pairing import draw_scenes
 from transforms.variants import EXTERNAL, parse_name, with_replicates

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 
-from pipeline.dataset.config import DatasetConfig, fingerprint
+from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.manifest import Manifest, library_versions, stage_versions
 from pipeline.dataset.records import ACCEPTED, RECORD_SCHEMA, ImageRow, Row
 from pipeline.errors import JobError, UsageError, one_line
@@ -35,7 +35,7 @@ from pipeline.storage.files import files_of
 from pipeline.storage.store import WORK_FOLDER
 from transforms.codec import MAX_PIXELS, check_narrow
 from transforms.filters import FILTER_RESIZE, Reason, is_valid_key
-from transforms.hashing import text_bytes
+from transforms.hashing import fingerprint, text_bytes
 from transforms.masks import decode_runs
 from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
 

@@ -31,22 +31,17 @@ from pipeline.analyses.evaluation.baseline import (
     models_named,
     open_baseline,
 )
-from pipeline.analyses.evaluation.comparisons import (
-    BG_GAP,
-    Measured,
-    ModelsOnSameImages,
-    read_contributions,
-)
-from pipeline.analyses.evaluation.results import Summary, without_rule
-from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.dataset.folder import Dataset
-from pipeline.display.panel import Verdict, decide
 from pipeline.errors import JobError, UsageError, did_you_mean, escaped, escaped_line
-from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.comparisons import BG_GAP, Measured, ModelsOnSameImages, read_contributions
+from pipeline.evaluate.planned import Evaluation
 from pipeline.evaluate.results import RunSettings, read_failures
+from pipeline.evaluate.summaries import read_summaries
+from pipeline.evaluate.summary import Summary, without_rule
 from pipeline.models.expand import split_labels
 from pipeline.storage.files import absolute
 from pipeline.storage.store import Store
+from transforms.estimates import Verdict, decide
 from transforms.intervals import level_of
 from transforms.scoring import ALL_RULES
 from transforms.variants import VARIANTS, is_picture, variant_of

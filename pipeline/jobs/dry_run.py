@@ -28,7 +28,7 @@ from pipeline.dataset.config import FORMATS, DatasetConfig
 from pipeline.dataset.folder import Dataset, read_tables
 from pipeline.dataset.records import ACCEPTED, ShardCounts
 from pipeline.errors import JobError, ModelError, counted
-from pipeline.evaluate.evaluation import PlannedAnalysis
+from pipeline.evaluate.planned import PlannedAnalysis
 from pipeline.generate.compose import ComposeShard
 from pipeline.generate.cut_source import Cutter, announce
 from pipeline.generate.graph import IdentifySources

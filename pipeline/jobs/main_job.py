@@ -21,8 +21,8 @@ from pipeline.analyses import ANALYSES
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST
 from pipeline.errors import JobError
-from pipeline.evaluate.evaluation import PlannedAnalysis
 from pipeline.evaluate.model_stage import ModelStage
+from pipeline.evaluate.planned import PlannedAnalysis
 from pipeline.generate.graph import GenerateDataset
 from pipeline.generate.job import GenerateJob
 from pipeline.jobs.conditions import Gate, judge, outcome

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import posixpath
 
-from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import (
     LATEST,
@@ -33,6 +32,7 @@ from pipeline.storage.files import is_below
 from pipeline.storage.interface import in_parallel
 from pipeline.storage.state_files import read_intact
 from pipeline.storage.store import WORK_FOLDER, Store
+from transforms.hashing import fingerprint
 
 CHANGES = "changes.md"
 _LOCK_SECONDS = 600.0

@@ -22,12 +22,12 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any, Literal, Self
 
-from pipeline.dataset.config import fingerprint
 from pipeline.errors import JobError, UsageError
 from pipeline.runtime.lock import locked
 from pipeline.storage.files import absolute, files_of
 from pipeline.storage.state_files import json_bytes, read_json
 from pipeline.storage.store import WORK_FOLDER, Store
+from transforms.hashing import fingerprint
 from transforms.limits import load_json
 from transforms.scoring import AnswerKind
 from transforms.taxonomy import IN9_NAMES, Taxonomy, imagenet9

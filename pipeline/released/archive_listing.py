@@ -8,7 +8,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
-from pipeline.dataset.config import DatasetConfig, fingerprint
+from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.records import ShardCounts
 from pipeline.errors import UsageError
 from pipeline.generate.shard_elements import SplitTotals
@@ -19,6 +19,7 @@ from pipeline.storage.files import files_of, is_remote, relative
 from pipeline.storage.interface import FileInfo, in_parallel
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
+from transforms.hashing import fingerprint
 from transforms.taxonomy import Taxonomy
 from transforms.variants import EXTERNAL, MIXED, VARIANTS, base_of, with_replicates
 

@@ -22,7 +22,6 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 import pyarrow.csv
 
-from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import bucket_hash, read_metadata, read_rows, write_table
 from pipeline.dataset.sinks import Sample
@@ -40,6 +39,7 @@ from pipeline.storage.state_files import (
 )
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.codec import decode_mask, encode_npy
+from transforms.hashing import fingerprint
 from transforms.variants import EXTERNAL, MIXED, VARIANTS, base_of, pairs_of, variant_of
 
 UNKNOWN_BACKGROUND = "unknown"

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.dataset.config import IMPORT_VERSION, DatasetConfig, fingerprint
+from pipeline.dataset.config import IMPORT_VERSION, DatasetConfig
 from pipeline.dataset.records import (
     ACCEPTED,
     RECORD_SCHEMA,
@@ -46,6 +46,7 @@ from transforms.codec import (
 )
 from transforms.filters import Reason, is_valid_key
 from transforms.geometry import Mask
+from transforms.hashing import fingerprint
 from transforms.limits import Unread
 from transforms.matching import block_means, block_means_outside, compare, decide, nearest
 from transforms.taxonomy import Taxonomy

@@ -19,13 +19,15 @@ from pipeline.analyses import ANALYSES
 from pipeline.dataset.card import notes_of, sentence
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST
-from pipeline.display.panel import COMPARED, Claim, Evidence, Finding, Verdict, overall, with_models
+from pipeline.display.panel import COMPARED, Claim, Finding, overall, with_models
 from pipeline.display.plot import Plot
 from pipeline.display.style import THEME
 from pipeline.display.table import TIMES, listed, shorten
 from pipeline.errors import escaped
+from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.results import Answers
 from pipeline.storage.store import Store
+from transforms.estimates import Verdict
 from transforms.hashing import text_bytes
 
 _REFERENCE = re.compile(r"(?<=url\(#)|(?<=^#)")

@@ -18,16 +18,15 @@ from pathlib import Path
 
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.analysis import Analysis
-from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST
-from pipeline.display.panel import Evidence, ModelResults
 from pipeline.errors import shown_bytes
+from pipeline.evaluate.evidence import Evidence, ModelResults
 from pipeline.evaluate.results import Answers, ModelRun, Named, read_failures
 from pipeline.runtime.lock import TABLES_LOCK, locked
 from pipeline.storage.state_files import RelativePath, read_json
 from pipeline.storage.store import WORK_FOLDER, Store
-from transforms.hashing import text_bytes
+from transforms.hashing import fingerprint, text_bytes
 from transforms.taxonomy import Taxonomy
 
 _NOTE = f"{WORK_FOLDER}/report.json"

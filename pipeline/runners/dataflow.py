@@ -24,13 +24,13 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
 from apache_beam.runners.runner import PipelineResult, create_runner
 
-from pipeline.dataset.config import fingerprint
 from pipeline.errors import JobError, UsageError
 from pipeline.models.expand import split_labels
 from pipeline.runtime.dataflow_jobs import is_dataflow, job_of
 from pipeline.runtime.lock import DATASET_LOCK, release_if_owned
 from pipeline.storage.files import absolute, files_of, is_remote
 from pipeline.storage.store import Store
+from transforms.hashing import fingerprint
 
 DISK_GB = 50
 """Size of the boot disk in GB for an image with CUDA's libraries, as Dataflow's documentation

@@ -5,6 +5,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from transforms.limits import MAX_STATED
+
 
 def given(text: str) -> str:
     """Refuses an empty value, which a script passes whose variable is not set."""
@@ -93,10 +95,6 @@ def comma_separated(text: str) -> tuple[str, ...]:
     if not words:
         raise argparse.ArgumentTypeError(f"expected words separated by commas, got {text!r}")
     return words
-
-
-MAX_STATED = 1000
-"""Largest number of characters of what a dataset's maker states."""
 
 
 def statement(text: str) -> str:

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.dataset import records
-from pipeline.dataset.config import EVALUATE_VERSION, fingerprint
+from pipeline.dataset.config import EVALUATE_VERSION
 from pipeline.dataset.folder import Dataset, Holdout, selected_rows, training_pictures
 from pipeline.errors import ModelError, UsageError
 from pipeline.evaluate.predict_shards import ShardPictures
@@ -39,6 +39,7 @@ from pipeline.models.registry import load_model
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.linear_probe import choose_penalty, fit_probes
+from transforms.hashing import fingerprint
 
 _SCHEMA = pa.schema(
     [

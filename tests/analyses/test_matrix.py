@@ -28,15 +28,15 @@ from runs import (
 )
 from two_way_by_hand import interval_of, variance_of
 
-from pipeline.analyses.evaluation.results import Evaluated
 from pipeline.analyses.matrix.results import Matrix, read_matrices
 from pipeline.analyses.matrix.rows import NetworkTrainer, ProbeTrainer, make_plan, make_row
 from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset, Holdout, selected_rows
-from pipeline.display.panel import Evidence, Verdict
 from pipeline.errors import UsageError
+from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.published import TRAINED
 from pipeline.evaluate.results import PREDICTION_SCHEMA
+from pipeline.evaluate.summary import Evaluated
 from pipeline.models.identity import PredictConfig
 from pipeline.report.page import check_claims
 from pipeline.runtime.lock import DATASET_LOCK, locked
@@ -44,6 +44,7 @@ from pipeline.storage.state_files import convert
 from pipeline.storage.store import Store
 from pipeline.training.probe_fit import Backbone, ProbePlan, fit_variant
 from pipeline.training.train_plan import TrainPlan, describe_penalty
+from transforms.estimates import Verdict
 from transforms.taxonomy import imagenet9
 
 SHOWN = ("mixed_rand", "mixed_same", "only_bg_t", "original")

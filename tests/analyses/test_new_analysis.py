@@ -20,7 +20,7 @@ from forking import Forks, Started
 from runs import ONE, ROOT, table_of
 
 from pipeline.analyses import ANALYSES
-from pipeline.evaluate.evaluation import PlannedAnalysis
+from pipeline.evaluate.planned import PlannedAnalysis
 
 MODEL = """
 import os

@@ -37,7 +37,7 @@ from pipeline.commands.parser import build_parser
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import write_table
 from pipeline.errors import ModelError, UsageError
-from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.planned import Evaluation
 from pipeline.models.identity import PredictConfig, Preprocessing
 from pipeline.models.predict import Predictor
 from pipeline.models.registry import load_model

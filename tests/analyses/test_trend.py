@@ -26,8 +26,6 @@ from PIL import Image
 from runs import ONE, ROOT, csv_rows, run_in9, stamps, table_of
 from small_models import checkpoint
 
-from pipeline.analyses.evaluation.comparisons import ModelsOnSameImages
-from pipeline.analyses.evaluation.results import Summary
 from pipeline.analyses.imagenet.figures import apart, trend_figure
 from pipeline.analyses.imagenet.results import (
     BG_GAP,
@@ -49,10 +47,12 @@ from pipeline.analyses.imagenet.stage import (
 )
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, UsageError
-from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.comparisons import ModelsOnSameImages
 from pipeline.evaluate.model_stage import Block, RunModels
+from pipeline.evaluate.planned import Evaluation
 from pipeline.evaluate.predictions import EvalImages
 from pipeline.evaluate.results import result_file, write_result
+from pipeline.evaluate.summary import Summary
 from pipeline.models.identity import PredictConfig
 from pipeline.models.registry import load_model
 from pipeline.runtime.progress import Progress

@@ -20,7 +20,6 @@ from PIL import Image
 from runs import ONE, ROOT, dataset_in, pictures_of, refusal, run_here, run_python
 
 import in9
-from pipeline.analyses.evaluation.results import Evaluated
 from pipeline.commands.cli import main
 from pipeline.commands.command_line import check_rest, find_command, refuse_near_misses
 from pipeline.commands.flags import flags_of
@@ -30,6 +29,7 @@ from pipeline.dataset.manifest import MANIFEST, Manifest
 from pipeline.dataset.records import ShardCounts
 from pipeline.errors import JobError, UsageError
 from pipeline.evaluate.results import read_results
+from pipeline.evaluate.summary import Evaluated
 from pipeline.storage.files import absolute
 from pipeline.storage.store import Store
 from transforms.variants import PAPER

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from runs import dataset_in
 
-from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig, fingerprint
+from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.croissant import COLUMNS, croissant_metadata
 from pipeline.dataset.datasheet import datasheet, steps_of
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.sinks import SAMPLE_FIELDS
+from transforms.hashing import fingerprint
 from transforms.taxonomy import imagenet9
 
 # A value other than the default for every flag, and in NEEDS the other flags that it requires.

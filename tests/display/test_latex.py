@@ -13,8 +13,8 @@ from matplotlib import get_data_path
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
-from pipeline.analyses.evaluation.results import Summary
 from pipeline.analyses.evaluation.tables import latex_tables
+from pipeline.evaluate.summary import Summary
 from transforms.analysis import KINDS
 from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import imagenet9

@@ -40,9 +40,9 @@ from small_models import checkpoint
 from two_way_by_hand import flip_interval, interval_of, share_interval
 
 from pipeline.analyses import ANALYSES
-from pipeline.analyses.evaluation.results import TABLES
-from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.analyses.evaluation.tables import accuracy_table
+from pipeline.evaluate.summaries import read_summaries
+from pipeline.evaluate.summary import TABLES
 from pipeline.report.write import write_tables
 from transforms.analysis import (
     KINDS,

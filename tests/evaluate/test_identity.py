@@ -14,7 +14,7 @@ from pipeline.analyses.attack.stage import PlannedAttack
 from pipeline.analyses.evaluation.stage import PlannedEvaluation
 from pipeline.analyses.imagenet.stage import ImageNetImage, ImageNetListing, ImageNetShards
 from pipeline.analyses.saliency.stage import PlannedSaliency, SaliencyPlan
-from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.planned import Evaluation
 from pipeline.models.identity import ModelIdentity, PredictConfig, Preprocessing
 from pipeline.runtime.progress import Progress
 from transforms.taxonomy import imagenet9

@@ -16,8 +16,8 @@ from pipeline.analyses.evaluation.stage import PlannedEvaluation
 from pipeline.analyses.imagenet.stage import PlannedImageNet
 from pipeline.analyses.saliency.stage import PlannedSaliency, SaliencyPlan
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
 from pipeline.evaluate.model_stage import ModelStage
+from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from pipeline.models.expand import DEFAULT_MODEL
 from pipeline.models.identity import PredictConfig
 from pipeline.runners.beam_options import pipeline_options

@@ -31,7 +31,6 @@ from pipeline.commands.job_flags import analyses_from_flags
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.evaluate import predict_shards, resident
-from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
 from pipeline.evaluate.model_stage import (
     Block,
     BlockDone,
@@ -42,6 +41,7 @@ from pipeline.evaluate.model_stage import (
     RunModels,
     SummarizeModel,
 )
+from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.predictions import prediction_fingerprints
 from pipeline.evaluate.resident import in_memory, on_device
@@ -80,7 +80,7 @@ def plan(output: Path, *models: str, **how: Any) -> Evaluation:
 def test_a_worker_with_a_share_of_a_machine_is_told_how_much(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.evaluate.evaluation.usable_cores", lambda: 8)
+    monkeypatch.setattr("pipeline.evaluate.planned.usable_cores", lambda: 8)
     here, elsewhere = plan(tmp_path, FIRST, blocks=2), plan(tmp_path, FIRST, has_machines=True)
     threads = []
     for told in ("", "3", "64", "0"):
@@ -507,7 +507,7 @@ def test_groups_follow_from_the_work_unless_they_are_given(
     assert len(units) > 2
     numbers = {}
     for size in (1, pictures // 2, pictures, 2 * pictures):
-        monkeypatch.setattr("pipeline.evaluate.evaluation._PICTURES_OF_BLOCK", size)
+        monkeypatch.setattr("pipeline.evaluate.planned._PICTURES_OF_BLOCK", size)
         numbers[size] = [work.blocks(dataset) for work in works.values()]
         for work in works.values():
             step, number = MakeBlocks(work), work.blocks(dataset)
@@ -519,7 +519,7 @@ def test_groups_follow_from_the_work_unless_they_are_given(
                 assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert list(numbers.values()) == [[len(units), 1, 5], [2, 1, 5], [1, 1, 5], [1, 1, 5]]
     attack = AttackPlan(plan(made, FIRST, blocks=None), 9, 9)
-    monkeypatch.setattr("pipeline.evaluate.evaluation._PICTURES_OF_BLOCK", 1)
+    monkeypatch.setattr("pipeline.evaluate.planned._PICTURES_OF_BLOCK", 1)
     chunks = PlannedAttack(attack, imagenet9()).chunks(dataset)
     assert PlannedAttack(attack, imagenet9()).blocks(dataset) == len(chunks)
     early = dataclasses.replace(attack, early_stop=True)

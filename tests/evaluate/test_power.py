@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from made_results import made
 from runs import ROOT, dataset_in, run_here, run_in9, table_of
 
-from pipeline.analyses.evaluation.results import Summary
 from pipeline.analyses.evaluation.tables import describe_power
 from pipeline.dataset.folder import selected_rows
 from pipeline.errors import wrapped
 from pipeline.evaluate.predictions import keys_to_keep, read_logits
+from pipeline.evaluate.summary import Summary
 from pipeline.storage.store import Store
 from transforms.power import cross_validated, folds_of, power_of_outputs
 

@@ -19,13 +19,6 @@ from msgspec.structs import replace
 from runs import ONE, QUICK, dataset_in, run_in9
 from two_way_by_hand import effective
 
-from pipeline.analyses.evaluation.comparisons import (
-    ComparisonRow,
-    compare_models,
-    read_contributions,
-)
-from pipeline.analyses.evaluation.results import Evaluated, Summary
-from pipeline.analyses.evaluation.summaries import read_summaries, summary_rows
 from pipeline.analyses.evaluation.tables import (
     accuracy_table,
     describe_power,
@@ -38,9 +31,12 @@ from pipeline.dataset.records import read_metadata, write_table
 from pipeline.errors import JobError
 from pipeline.evaluate import predictions
 from pipeline.evaluate import results as result_files
+from pipeline.evaluate.comparisons import ComparisonRow, compare_models, read_contributions
 from pipeline.evaluate.predictions import evaluated_variants, prediction_file
 from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
 from pipeline.evaluate.results import Failure
+from pipeline.evaluate.summaries import read_summaries, summary_rows
+from pipeline.evaluate.summary import Evaluated, Summary
 from pipeline.storage.state_files import convert, read_table
 from pipeline.storage.store import Store
 from transforms.scoring import LABEL_RULES, PAPER_RULE

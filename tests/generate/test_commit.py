@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from runs import manifest_of, stamps
 
-from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig, fingerprint
+from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import MANIFEST, About, Manifest, read_manifest
 from pipeline.dataset.records import (
     Record,
@@ -42,6 +42,7 @@ from pipeline.generate.commit import (
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
 from pipeline.runtime.lock import DATASET_LOCK, locked
 from pipeline.storage.store import FileDigest, Store
+from transforms.hashing import fingerprint
 from transforms.taxonomy import imagenet9
 
 IN9, MIX = imagenet9(), "mixed_rand"

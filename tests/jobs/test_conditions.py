@@ -40,19 +40,16 @@ from pipeline.analyses.evaluation.baseline import (
     models_named,
     with_results,
 )
-from pipeline.analyses.evaluation.comparisons import (
+from pipeline.analyses.evaluation.panel import ACCURACY, Accuracy
+from pipeline.dataset.folder import Dataset
+from pipeline.errors import UsageError
+from pipeline.evaluate.comparisons import (
     ComparisonRow,
     Measured,
     ModelsOnSameImages,
     mark_best,
     read_contributions,
 )
-from pipeline.analyses.evaluation.panel import ACCURACY, Accuracy
-from pipeline.analyses.evaluation.results import AccuracyRow, Evaluated, Summary
-from pipeline.analyses.evaluation.summaries import read_summaries
-from pipeline.dataset.folder import Dataset
-from pipeline.display.panel import Verdict, decide
-from pipeline.errors import UsageError
 from pipeline.evaluate.predictions import EvalImages
 from pipeline.evaluate.results import (
     FailedModel,
@@ -62,6 +59,8 @@ from pipeline.evaluate.results import (
     result_file,
     write_result,
 )
+from pipeline.evaluate.summaries import read_summaries
+from pipeline.evaluate.summary import AccuracyRow, Evaluated, Summary
 from pipeline.jobs.conditions import (
     MIN_IMAGES,
     Condition,
@@ -75,6 +74,7 @@ from pipeline.jobs.conditions import (
 from pipeline.jobs.publish import PublishPlan, publish
 from pipeline.report.write import gather, write_tables
 from pipeline.storage.store import Store
+from transforms.estimates import Verdict, decide
 from transforms.intervals import level_of, t_quantile
 from transforms.scoring import LABEL_RULES
 

@@ -469,7 +469,7 @@ def test_changes_name_their_cause_and_pair_the_images(
     assert f"* 1 removed\n  * {gone.stem}: accepted\n" in text
     assert f"| {NAME} | data |" in text
 
-    monkeypatch.setattr("pipeline.evaluate.evaluation.EVALUATE_VERSION", 3)
+    monkeypatch.setattr("pipeline.evaluate.planned.EVALUATE_VERSION", 3)
     on_results("evaluate", *MODELS, "--batch_size", "8")
     assert models_now()[0][0].causes == ["code"]
     run("generate", "--overwrite", "config", "--jpeg_quality", "90")

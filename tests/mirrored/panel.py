@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pipeline.analyses.mirrored.results import MirroredResult
 
-from pipeline.display.panel import Evidence, Panel
+from pipeline.display.panel import Panel
+from pipeline.evaluate.evidence import Evidence
 
 
 def make_mirrored(evidence: Evidence, with_pictures: bool) -> list[tuple[str, MirroredResult]]:

@@ -19,7 +19,7 @@ from pipeline.analyses.parts import Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import Panel
-from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
+from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from transforms.taxonomy import Taxonomy
 
 

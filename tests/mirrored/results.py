@@ -9,17 +9,10 @@ import pyarrow as pa
 from msgspec import Meta
 
 from pipeline.dataset.folder import Dataset
-from pipeline.display.table import (
-    Cell,
-    OfModel,
-    RunColumns,
-    Table,
-    aligned,
-    percent_interval,
-    tabular,
-)
+from pipeline.display.table import Cell, aligned, percent_interval, tabular
 from pipeline.evaluate.predictions import read_current_results
 from pipeline.evaluate.results import PicturesResult, pick
+from pipeline.evaluate.tables import OfModel, RunColumns, Table
 
 VARIANT = "original"
 SCHEMA = pa.schema([pa.field("key", pa.string()), pa.field("correct", pa.bool_())])

@@ -11,13 +11,13 @@ import pyarrow as pa
 from pipeline.analyses.mirrored.results import SCHEMA, VARIANT, MirroredResult
 from typing_extensions import override
 
-from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.evaluation import AnalysisOfModel, ChunkOutput, NoteDone, PlannedAnalysis
+from pipeline.evaluate.planned import AnalysisOfModel, ChunkOutput, NoteDone, PlannedAnalysis
 from pipeline.evaluate.predictions import split_fingerprint
 from pipeline.evaluate.results import ModelRun, pick, result_file, result_shard, write_result
 from pipeline.storage.state_files import read_table
 from transforms.codec import decode_image
+from transforms.hashing import fingerprint
 from transforms.intervals import wilson
 from transforms.scoring import labels_of_outputs
 

@@ -14,11 +14,11 @@ import pytest
 from report_page import HOSTILE, MODELS, TINY, Opened
 from runs import QUICK, made_once, run_in9, write_all
 
-from pipeline.analyses.evaluation.results import Evaluated
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata, write_table
 from pipeline.evaluate.predictions import prediction_file, prediction_fingerprints
 from pipeline.evaluate.results import FailedModel, RunSettings, note_failures, pick, read_results
+from pipeline.evaluate.summary import Evaluated
 from pipeline.report.write import write_report
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store

@@ -24,11 +24,11 @@ from pipeline.analyses.evaluation.images import (
     read_predictions_of,
 )
 from pipeline.analyses.evaluation.patterns import PATTERNS, VersionAnswer, patterns_of
-from pipeline.analyses.evaluation.results import Summary
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
-from pipeline.display.panel import Evidence
+from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.results import PREDICTION_SCHEMA, result_shard
+from pipeline.evaluate.summary import Summary
 from pipeline.report.page import _environment
 from pipeline.report.write import gather
 from pipeline.storage.store import Store

@@ -29,7 +29,6 @@ from pipeline.analyses.evaluation.differences import Differences
 from pipeline.analyses.evaluation.images import _BYTES as CHOOSER_BYTES
 from pipeline.analyses.evaluation.images import PER_CLASS
 from pipeline.analyses.evaluation.panel import HeadlineCell, reading
-from pipeline.analyses.evaluation.results import Evaluated, Summary
 from pipeline.analyses.imagenet.results import ImageNetResult, Trend
 from pipeline.analyses.matrix.parts import make_matrices
 from pipeline.analyses.matrix.results import Matrix
@@ -39,9 +38,10 @@ from pipeline.analyses.saliency.results import SaliencyResult, saliency_table
 from pipeline.commands.cli import main
 from pipeline.commands.parser import build_parser
 from pipeline.dataset.folder import Dataset
-from pipeline.display.panel import Evidence, Results
 from pipeline.errors import UsageError
+from pipeline.evaluate.evidence import Evidence, Results
 from pipeline.evaluate.results import Failure, read_result
+from pipeline.evaluate.summary import Evaluated, Summary
 from pipeline.report import write
 from pipeline.report.page import _environment, check_claims, find_not_run
 from pipeline.report.write import write_report

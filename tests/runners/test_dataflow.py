@@ -26,7 +26,7 @@ from runs import manifest_of, run_here, run_in9
 from pipeline.analyses.evaluation.stage import PlannedEvaluation
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
-from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.planned import Evaluation
 from pipeline.jobs.conditions import Gate, parse_conditions
 from pipeline.jobs.main_job import LAST_RUN, JobSummary, TakeLock, finish_job, manifest_state
 from pipeline.models.expand import DEFAULT_MODEL

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
-from pipeline.display.panel import ModelResults
+from pipeline.evaluate.evidence import ModelResults
 from pipeline.evaluate.results import ModelRun
 from pipeline.models.identity import Preprocessing
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from pipeline.analyses.attack.results import AttackResult
-from pipeline.display.panel import COMPARED, Evidence
+from pipeline.display.panel import COMPARED
 from pipeline.display.plot import (
     Plot,
     Series,
@@ -13,6 +13,7 @@ from pipeline.display.plot import (
     rows_figure,
     spoken,
 )
+from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.published import FOOLED_BY_CLASS
 from transforms.taxonomy import Taxonomy
 

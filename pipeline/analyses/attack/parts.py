@@ -26,30 +26,17 @@ from pipeline.analyses.attack.results import (
     write_attack_tables,
 )
 from pipeline.analyses.attack.stage import PlannedAttack
-from pipeline.analyses.evaluation.results import Summary
 from pipeline.analyses.parts import Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
-from pipeline.display.panel import (
-    SMALL,
-    Budget,
-    Claim,
-    Estimate,
-    Evidence,
-    Measurement,
-    ModelResults,
-    Panel,
-    Results,
-    above,
-    below,
-    data_uri,
-    estimate_of,
-    find_samples,
-)
+from pipeline.display.panel import SMALL, Budget, Claim, Measurement, Panel, data_uri, find_samples
 from pipeline.display.table import TIMES
-from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
+from pipeline.evaluate.evidence import Evidence, ModelResults, Results
+from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from pipeline.evaluate.published import CHALLENGE, FOOLED, FULL_GRID, published_for
 from pipeline.evaluate.results import read_failures
+from pipeline.evaluate.summary import Summary
+from transforms.estimates import Estimate, above, below, estimate_of
 from transforms.intervals import level_of, wilson
 from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import Taxonomy

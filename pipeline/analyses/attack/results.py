@@ -18,9 +18,9 @@ import pyarrow as pa
 from msgspec import Meta, Struct
 
 from pipeline.dataset.folder import Dataset
-from pipeline.display.table import TIMES, Table, aligned, percent_interval
+from pipeline.display.table import TIMES, aligned, percent_interval
 from pipeline.errors import UsageError
-from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.planned import Evaluation
 from pipeline.evaluate.predictions import EvalImages, read_current_results
 from pipeline.evaluate.published import FULL_GRID
 from pipeline.evaluate.results import (
@@ -30,6 +30,7 @@ from pipeline.evaluate.results import (
     pick,
     read_failures,
 )
+from pipeline.evaluate.tables import Table
 from pipeline.storage.state_files import Name, RelativePath, read_table
 from pipeline.storage.store import Store
 from transforms.adversarial import Labels

@@ -32,10 +32,9 @@ from pipeline.analyses.attack.results import (
     StrongestBackground,
     open_grid,
 )
-from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata, write_table
-from pipeline.evaluate.evaluation import AnalysisOfModel, ChunkOutput, NoteDone, PlannedAnalysis
+from pipeline.evaluate.planned import AnalysisOfModel, ChunkOutput, NoteDone, PlannedAnalysis
 from pipeline.evaluate.predictions import split_fingerprint
 from pipeline.evaluate.results import ModelRun, pick, result_file, result_shard, write_result
 from pipeline.storage.interface import InBackground
@@ -57,6 +56,7 @@ from transforms.adversarial import (
     strongest,
     tally,
 )
+from transforms.hashing import fingerprint
 from transforms.scoring import LABEL_RULES, labels_of_outputs
 from transforms.taxonomy import Taxonomy
 

@@ -17,7 +17,10 @@ import numpy as np
 from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import replace
 
-from pipeline.analyses.evaluation.comparisons import (
+from pipeline.dataset.folder import Dataset, open_named
+from pipeline.display.table import aligned, interval
+from pipeline.errors import UsageError, counted
+from pipeline.evaluate.comparisons import (
     BG_GAP,
     Correct,
     Measured,
@@ -26,10 +29,6 @@ from pipeline.analyses.evaluation.comparisons import (
     read_contributions,
     read_rows,
 )
-from pipeline.analyses.evaluation.results import Evaluated, Summary
-from pipeline.dataset.folder import Dataset, open_named
-from pipeline.display.table import Table, aligned, interval
-from pipeline.errors import UsageError, counted
 from pipeline.evaluate.predictions import EvalImages
 from pipeline.evaluate.results import (
     RunSettings,
@@ -39,6 +38,8 @@ from pipeline.evaluate.results import (
     read_results,
     write_result,
 )
+from pipeline.evaluate.summary import Evaluated, Summary
+from pipeline.evaluate.tables import Table
 from pipeline.storage.files import absolute, is_remote
 from pipeline.storage.store import Store
 from transforms.intervals import CONFIDENCE, holm

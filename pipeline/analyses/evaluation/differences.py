@@ -4,14 +4,10 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from pipeline.analyses.evaluation.baseline import BASELINE, BaselineRow
-from pipeline.analyses.evaluation.comparisons import (
-    BG_GAP,
-    COMPARISONS,
-    ComparisonRow,
-    read_rows,
-)
-from pipeline.analyses.evaluation.results import Summary
-from pipeline.display.panel import COMPARED, Evidence
+from pipeline.display.panel import COMPARED
+from pipeline.evaluate.comparisons import BG_GAP, COMPARISONS, ComparisonRow, read_rows
+from pipeline.evaluate.evidence import Evidence
+from pipeline.evaluate.summary import Summary
 
 GAP = "BG-Gap"
 _DIFFERING = 3

@@ -5,9 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.analyses.evaluation.results import SizeRow, Summary
 from pipeline.analyses.evaluation.tables import KIND_NAMES
-from pipeline.display.panel import COMPARED, Estimate, Evidence, ModelResults, estimate_of
+from pipeline.display.panel import COMPARED
 from pipeline.display.plot import (
     CLASSES,
     MOST_CELLS,
@@ -35,7 +34,10 @@ from pipeline.display.style import (
     styled,
 )
 from pipeline.display.table import interval, shorten
+from pipeline.evaluate.evidence import Evidence, ModelResults
+from pipeline.evaluate.summary import SizeRow, Summary
 from transforms.analysis import KINDS
+from transforms.estimates import Estimate, estimate_of
 from transforms.taxonomy import OUTSIDE, Taxonomy
 
 _VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next")

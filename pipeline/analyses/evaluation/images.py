@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.analyses.evaluation.patterns import PATTERNS, Pattern, VersionAnswer, patterns_of
-from pipeline.analyses.evaluation.results import Summary, rules_of
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
-from pipeline.display.panel import Budget, Evidence, ModelResults, Panel, data_uri, find_samples
+from pipeline.display.panel import Budget, Panel, data_uri, find_samples
+from pipeline.evaluate.evidence import Evidence, ModelResults
 from pipeline.evaluate.results import result_shard
+from pipeline.evaluate.summary import Summary, rules_of
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.hashing import keyed_hash

@@ -12,7 +12,16 @@ from typing import ClassVar
 import numpy as np
 
 from pipeline.analyses.evaluation.baseline import chosen_baseline
-from pipeline.analyses.evaluation.comparisons import (
+from pipeline.analyses.evaluation.differences import (
+    GAP,
+    Differences,
+    read_baseline,
+    read_differences,
+)
+from pipeline.analyses.evaluation.tables import describe_power
+from pipeline.display.panel import Claim, Measurement, Panel
+from pipeline.display.table import describe_chance
+from pipeline.evaluate.comparisons import (
     BG_GAP,
     COMPARISONS,
     ComparisonRow,
@@ -20,56 +29,17 @@ from pipeline.analyses.evaluation.comparisons import (
     read_contributions,
     read_rows,
 )
-from pipeline.analyses.evaluation.differences import (
-    GAP,
-    Differences,
-    read_baseline,
-    read_differences,
-)
-from pipeline.analyses.evaluation.results import (
-    Summary,
-    rules_of,
-    without_rule,
-)
-from pipeline.analyses.evaluation.summaries import read_summaries
-from pipeline.analyses.evaluation.tables import describe_power
-from pipeline.display.panel import (
-    Claim,
-    Evidence,
-    Measurement,
-    ModelResults,
-    Panel,
-    Results,
-    Verdict,
-    above,
-    within,
-)
-from pipeline.display.table import describe_chance
-from pipeline.evaluate.published import FOOLED_BY_CLASS, PRETRAINED, TRAINED, trained_on
+from pipeline.evaluate.evidence import Evidence, ModelResults, Results, training_of
+from pipeline.evaluate.published import FOOLED_BY_CLASS, PRETRAINED, TRAINED
+from pipeline.evaluate.summaries import read_summaries
+from pipeline.evaluate.summary import Summary, rules_of, without_rule
+from transforms.estimates import Verdict, above, within
 from transforms.intervals import CONFIDENCE, holm, level_of
 from transforms.scoring import CLOSED_CHOICE, PAPER_RULE
 from transforms.two_way import Floats, p_value
 from transforms.variants import base_of
 
 COMMAND = "in9 evaluate --dataset . --models MODELS"
-
-
-def training_of(model: ModelResults) -> str | None:
-    """Returns a model's training variant, as its checkpoint or name says; None if unknown."""
-    if model.trained:
-        return model.trained.variant
-    return trained_on(model.model, model.num_outputs)
-
-
-def models_trained_on(results: Results, variant: str) -> Iterator[ModelResults]:
-    """Yields models that were trained on a variant and not tested on their training images.
-
-    A model whose checkpoint does not name its training images counts as not tested on them.
-    """
-    for model in results.models:
-        summary = model.get(Summary)
-        if training_of(model) == variant and not (summary and summary.overlap):
-            yield model
 
 
 def pretrained_models(results: Results) -> Iterator[tuple[ModelResults, Summary]]:

@@ -13,10 +13,7 @@ import pyarrow as pa
 from typing_extensions import override
 
 from pipeline.analyses.evaluation.baseline import BASELINE, describe_baseline
-from pipeline.analyses.evaluation.comparisons import BG_GAP, COMPARISONS, gap_draws
-from pipeline.analyses.evaluation.results import TABLES, Summary
 from pipeline.analyses.evaluation.stage import PlannedEvaluation
-from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.analyses.evaluation.tables import (
     HEADLINE,
     accuracy_table,
@@ -30,9 +27,12 @@ from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import read_manifest
 from pipeline.display.panel import Claim, Panel
-from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
+from pipeline.evaluate.comparisons import BG_GAP, COMPARISONS, gap_draws
+from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from pipeline.evaluate.predictions import EvalImages, Predictions, read_predictions
 from pipeline.evaluate.results import errors_by_model, read_failures
+from pipeline.evaluate.summaries import read_summaries
+from pipeline.evaluate.summary import TABLES, Summary
 from transforms.intervals import (
     Floats,
     bootstrap_hashes,

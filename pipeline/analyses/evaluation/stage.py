@@ -6,15 +6,15 @@ from importlib.metadata import version
 
 from typing_extensions import override
 
-from pipeline.analyses.evaluation.results import Evaluated
 from pipeline.analyses.evaluation.tables import measure_power
-from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
-from pipeline.evaluate.evaluation import PlannedAnalysis
+from pipeline.evaluate.planned import PlannedAnalysis
 from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.predictions import EvalImages, evaluated_variants, read_predictions
 from pipeline.evaluate.results import ModelRun, pick, result_file, write_result
+from pipeline.evaluate.summary import Evaluated
+from transforms.hashing import fingerprint
 
 _LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch", "timm")
 

@@ -18,36 +18,10 @@ from pipeline.analyses.evaluation.baseline import (
     chosen_baseline,
     compare_with,
 )
-from pipeline.analyses.evaluation.comparisons import (
-    COMPARISONS,
-    compare_models,
-    mark_best,
-    read_contributions,
-)
-from pipeline.analyses.evaluation.results import (
-    TABLES,
-    Evaluated,
-    StoredPower,
-    Summary,
-    SummaryRun,
-    VariantRow,
-    rules_of,
-    without_rule,
-)
-from pipeline.analyses.evaluation.summaries import read_summaries
-from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
-from pipeline.display.table import (
-    Cell,
-    OfModel,
-    Table,
-    aligned,
-    escape,
-    interval,
-    listed,
-    tabular,
-)
+from pipeline.display.table import Cell, aligned, escape, interval, listed, tabular
 from pipeline.errors import shown_bytes
+from pipeline.evaluate.comparisons import COMPARISONS, compare_models, mark_best, read_contributions
 from pipeline.evaluate.predictions import (
     PROBED_VARIANT,
     EvalImages,
@@ -64,7 +38,20 @@ from pipeline.evaluate.results import (
     read_result,
     result_file,
 )
+from pipeline.evaluate.summaries import read_summaries
+from pipeline.evaluate.summary import (
+    TABLES,
+    Evaluated,
+    StoredPower,
+    Summary,
+    SummaryRun,
+    VariantRow,
+    rules_of,
+    without_rule,
+)
+from pipeline.evaluate.tables import OfModel, Table
 from transforms.analysis import KINDS
+from transforms.hashing import fingerprint
 from transforms.intervals import CONFIDENCE
 from transforms.power import power_of_outputs
 from transforms.scoring import ALL_RULES

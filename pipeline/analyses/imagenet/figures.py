@@ -6,7 +6,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 
 from pipeline.analyses.imagenet.results import Top1, Trend, TrendLine, TrendPoint, read_trend
-from pipeline.display.panel import Evidence
 from pipeline.display.plot import Plot
 from pipeline.display.style import (
     INK,
@@ -22,6 +21,7 @@ from pipeline.display.style import (
     styled,
 )
 from pipeline.display.table import shorten
+from pipeline.evaluate.evidence import Evidence
 from transforms.variants import PAPER_NAMES
 
 _VARIANTS = ("mixed_same", "mixed_rand", "mixed_next", "no_fg", "only_bg_t")

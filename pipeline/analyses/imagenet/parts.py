@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 from typing_extensions import override
 
-from pipeline.analyses.evaluation.comparisons import read_contributions
-from pipeline.analyses.evaluation.summaries import read_summaries
 from pipeline.analyses.imagenet.results import (
     TABLES,
     TREND_FILE,
@@ -22,19 +20,15 @@ from pipeline.analyses.imagenet.results import (
 from pipeline.analyses.parts import Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
-from pipeline.display.panel import (
-    Claim,
-    Measurement,
-    Panel,
-    Results,
-    above,
-    below,
-    differences,
-)
+from pipeline.display.panel import Claim, Measurement, Panel, differences
 from pipeline.errors import UsageError
-from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
+from pipeline.evaluate.comparisons import read_contributions
+from pipeline.evaluate.evidence import Results
+from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from pipeline.evaluate.results import read_result
+from pipeline.evaluate.summaries import read_summaries
 from pipeline.storage.files import absolute
+from transforms.estimates import above, below
 from transforms.taxonomy import Taxonomy, imagenet9
 
 COMMAND = "in9 evaluate --dataset . --models MODELS --imagenet IMAGENET"

@@ -20,11 +20,9 @@ from typing import Annotated, ClassVar
 import pyarrow as pa
 from msgspec import Meta, Struct
 
-from pipeline.analyses.evaluation.comparisons import BG_GAP, ModelsOnSameImages
-from pipeline.analyses.evaluation.results import Summary, rules_of, without_rule
-from pipeline.display.panel import Evidence
-from pipeline.display.table import Table
 from pipeline.errors import counted
+from pipeline.evaluate.comparisons import BG_GAP, ModelsOnSameImages
+from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.results import (
     ModelRun,
     RunSettings,
@@ -35,6 +33,8 @@ from pipeline.evaluate.results import (
     result_file,
     write_result,
 )
+from pipeline.evaluate.summary import Summary, rules_of, without_rule
+from pipeline.evaluate.tables import Table
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy
 from transforms.trend import MIN_MODELS, fit_line

@@ -22,11 +22,11 @@ import pyarrow as pa
 from typing_extensions import override
 
 from pipeline.analyses.imagenet.results import PREDICTION_SCHEMA, ImageNetResult
-from pipeline.dataset.config import EVALUATE_VERSION, fingerprint
+from pipeline.dataset.config import EVALUATE_VERSION
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import bucket_hash
 from pipeline.errors import BrokenPictureError, JobError, UsageError
-from pipeline.evaluate.evaluation import (
+from pipeline.evaluate.planned import (
     AnalysisOfModel,
     ChunkOutput,
     Evaluation,
@@ -48,6 +48,7 @@ from pipeline.storage.files import relative
 from pipeline.storage.interface import read_ahead
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
+from transforms.hashing import fingerprint
 from transforms.intervals import wilson
 from transforms.limits import Unread
 from transforms.taxonomy import Taxonomy

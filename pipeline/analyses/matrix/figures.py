@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from msgspec import UNSET, UnsetType
 
 from pipeline.analyses.matrix.results import MATRIX_FIGURES, CellRow, Matrix, matrix_file
-from pipeline.display.panel import Evidence
 from pipeline.display.plot import VERSIONS, Plot, heat_map
 from pipeline.display.table import shorten
+from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.published import TABLE_5_NAMES
 
 

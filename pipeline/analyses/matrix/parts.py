@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from typing_extensions import override
 
-from pipeline.analyses.evaluation.panel import BY_METHOD, models_trained_on
+from pipeline.analyses.evaluation.panel import BY_METHOD
 from pipeline.analyses.evaluation.panel import COMMAND as EVALUATE_COMMAND
-from pipeline.analyses.evaluation.results import AccuracyRow, GapRow, Summary
 from pipeline.analyses.matrix.results import (
     MATRIX_FIGURES,
     TABLES,
@@ -28,22 +27,18 @@ from pipeline.analyses.parts import Found, Parts
 from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import (
     Claim,
-    Evidence,
     Measurement,
     Panel,
-    Results,
-    above,
-    below,
     checkpoints,
-    difference,
     differences,
     trained_command,
-    widened,
-    within,
 )
 from pipeline.display.table import aligned, describe_chance
 from pipeline.errors import counted
+from pipeline.evaluate.evidence import Evidence, Results, models_trained_on
+from pipeline.evaluate.summary import AccuracyRow, GapRow, Summary
 from pipeline.training.train_plan import describe_penalty
+from transforms.estimates import above, below, difference, widened, within
 
 COMMAND = "in9 matrix --dataset . --probe --holdout 0.5"
 

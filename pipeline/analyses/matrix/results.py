@@ -20,19 +20,19 @@ import pyarrow.compute as pc
 from msgspec import UNSET, Meta, Struct, UnsetType
 from numpy.typing import NDArray
 
-from pipeline.analyses.evaluation.results import Evaluated, MatrixRow
-from pipeline.analyses.evaluation.summaries import measure_accuracy
-from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata
-from pipeline.display.panel import Estimate
-from pipeline.display.table import Table
 from pipeline.evaluate.predictions import EvalImages, read_predictions
 from pipeline.evaluate.published import TABLE_5_NAMES, TRAINED
 from pipeline.evaluate.results import Trained, pick, read_results, write_result
+from pipeline.evaluate.summaries import measure_accuracy
+from pipeline.evaluate.summary import Evaluated, MatrixRow
+from pipeline.evaluate.tables import Table
 from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import Store
 from transforms.analysis import bg_gap, constant_accuracy
+from transforms.estimates import Estimate
+from transforms.hashing import fingerprint
 from transforms.two_way import Roles
 
 MATRICES = "results/matrix.json"

@@ -20,16 +20,16 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from pipeline.analyses.evaluation.results import Evaluated, MatrixRow
 from pipeline.analyses.evaluation.stage import commit_predictions
 from pipeline.analyses.matrix.results import IN9L, Matrix, sort_names, write_matrix_tables
 from pipeline.dataset.folder import Dataset, Holdout, refuse_empty_test, selected_rows
 from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, UsageError, counted, did_you_mean
-from pipeline.evaluate.evaluation import Evaluation
+from pipeline.evaluate.planned import Evaluation
 from pipeline.evaluate.predict_shards import AnsweredRows, PredictShards, Scorer, ShardPictures
 from pipeline.evaluate.resident import free_memory
 from pipeline.evaluate.results import ModelRun, read_results, result_file
+from pipeline.evaluate.summary import Evaluated, MatrixRow
 from pipeline.models.checkpoint import TrainedOn, digest_of_classes, read_metadata
 from pipeline.models.identity import ModelIdentity, PredictConfig
 from pipeline.models.library_names import read_state

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from pipeline.analyses.method.results import MethodResult
-from pipeline.display.panel import COMPARED, Evidence
+from pipeline.display.panel import COMPARED
 from pipeline.display.plot import Plot, Series, rows_figure, spoken
+from pipeline.evaluate.evidence import Evidence
 
 
 def make_plots(evidence: Evidence) -> Iterator[Plot]:

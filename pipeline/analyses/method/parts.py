@@ -15,11 +15,13 @@ from pipeline.analyses.method.results import (
 from pipeline.analyses.parts import Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset, open_named
-from pipeline.display.panel import Evidence, Panel
-from pipeline.display.table import OfModel, RunColumns, aligned, interval, tabular
+from pipeline.display.panel import Panel
+from pipeline.display.table import aligned, interval, tabular
 from pipeline.errors import UsageError, refuse_first, shown_bytes
-from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
+from pipeline.evaluate.evidence import Evidence
+from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from pipeline.evaluate.results import pick
+from pipeline.evaluate.tables import OfModel, RunColumns
 from transforms.renderings import AGAINST
 from transforms.taxonomy import Taxonomy
 from transforms.variants import base_of

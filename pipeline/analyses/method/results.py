@@ -14,11 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import UNSET, Meta, Struct
 
-from pipeline.analyses.evaluation.comparisons import gap_draws, picture_roles
 from pipeline.dataset.folder import Dataset, selected_rows
-from pipeline.display.panel import Estimate, estimate_of
-from pipeline.display.table import Cell, OfModel, RunColumns, Table
+from pipeline.display.table import Cell
 from pipeline.errors import JobError
+from pipeline.evaluate.comparisons import gap_draws, picture_roles
 from pipeline.evaluate.predictions import (
     COLUMNS,
     EvalImages,
@@ -26,8 +25,10 @@ from pipeline.evaluate.predictions import (
     read_current_results,
 )
 from pipeline.evaluate.results import ModelRun, PicturesResult, RunSettings, pick
+from pipeline.evaluate.tables import OfModel, RunColumns, Table
 from pipeline.storage.state_files import read_table
 from transforms.analysis import gaps_of_pictures
+from transforms.estimates import Estimate, estimate_of
 from transforms.intervals import CONFIDENCE, holm
 from transforms.renderings import AGAINST, COMMON, GAPS, PAPER_RENDERING
 from transforms.scoring import LABEL_RULES

@@ -20,7 +20,7 @@ from pipeline.analyses.method.results import (
 )
 from pipeline.dataset.config import ComposeConfig
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.evaluation import ChunkOutput, NoteDone, PlannedAnalysis
+from pipeline.evaluate.planned import ChunkOutput, NoteDone, PlannedAnalysis
 from pipeline.evaluate.predict_shards import PredictShards, Scorer
 from pipeline.evaluate.predictions import split_fingerprint
 from pipeline.evaluate.results import ModelRun, pick, result_file, result_shard, write_result

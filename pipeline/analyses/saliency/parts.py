@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 
 from typing_extensions import override
 
-from pipeline.analyses.evaluation.panel import models_trained_on, training_of
 from pipeline.analyses.parts import Found, Parts
 from pipeline.analyses.saliency.results import (
     TABLES,
@@ -23,20 +22,23 @@ from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import (
     Budget,
     Claim,
-    Evidence,
     Measurement,
-    ModelResults,
     Panel,
-    Results,
-    above,
     checkpoints,
     data_uri,
     differences,
-    estimate_of,
     find_samples,
     trained_command,
 )
-from pipeline.evaluate.evaluation import Evaluation, PlannedAnalysis
+from pipeline.evaluate.evidence import (
+    Evidence,
+    ModelResults,
+    Results,
+    models_trained_on,
+    training_of,
+)
+from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
+from transforms.estimates import above, estimate_of
 from transforms.taxonomy import OUTSIDE, Taxonomy
 
 COMMAND = "in9 saliency --dataset . --models MODELS"

@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 from PIL import Image, PngImagePlugin
 
 from pipeline.dataset.folder import Dataset
-from pipeline.display.table import Table, aligned, percent_interval
+from pipeline.display.table import aligned, percent_interval
 from pipeline.evaluate.predictions import read_current_results
 from pipeline.evaluate.results import (
     Label,
@@ -26,6 +26,7 @@ from pipeline.evaluate.results import (
     pick,
     read_failures,
 )
+from pipeline.evaluate.tables import Table
 from pipeline.storage.state_files import RelativePath, read_table
 from pipeline.storage.store import Store
 from transforms.codec import TooManyPixelsError, UndecodableError, open_picture

@@ -28,11 +28,10 @@ from pipeline.analyses.saliency.results import (
     nan_to_null,
     write_map,
 )
-from pipeline.dataset.config import fingerprint
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError, UsageError, did_you_mean
-from pipeline.evaluate.evaluation import (
+from pipeline.evaluate.planned import (
     AnalysisOfModel,
     ChunkOutput,
     Evaluation,
@@ -43,6 +42,7 @@ from pipeline.evaluate.predictions import EvalImages, split_fingerprint
 from pipeline.evaluate.results import ModelRun, pick, result_file, result_shard, write_result
 from pipeline.storage.interface import InBackground
 from transforms.codec import decode_image, decode_mask
+from transforms.hashing import fingerprint
 from transforms.saliency import mass_in_mask, overlay, saliency_map
 from transforms.scoring import labels_of_outputs
 from transforms.selection import sample_evenly

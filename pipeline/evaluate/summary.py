@@ -12,10 +12,10 @@ from typing import Annotated, TypeVar
 from msgspec import UNSET, Meta, Struct, UnsetType
 from typing_extensions import override
 
-from pipeline.display.panel import Estimate
-from pipeline.display.table import OfModel, RunColumns, Table
 from pipeline.evaluate.results import Answers, ModelRun, RunSettings, pick
+from pipeline.evaluate.tables import OfModel, RunColumns, Table
 from pipeline.storage.state_files import Name
+from transforms.estimates import Estimate
 from transforms.scoring import ALL_RULES, LABEL_RULES, AnswerKind
 
 

@@ -16,8 +16,17 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.analyses.evaluation.comparisons import gap_draws, picture_roles
-from pipeline.analyses.evaluation.results import (
+from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.comparisons import gap_draws, picture_roles
+from pipeline.evaluate.predictions import (
+    PROBED_VARIANT,
+    EvalImages,
+    ModelPredictions,
+    Predictions,
+    read_predictions,
+)
+from pipeline.evaluate.results import pick, read_results
+from pipeline.evaluate.summary import (
     Accuracy,
     AccuracyRow,
     ClassRow,
@@ -32,16 +41,6 @@ from pipeline.analyses.evaluation.results import (
     SizeRow,
     Summary,
 )
-from pipeline.dataset.config import fingerprint
-from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.predictions import (
-    PROBED_VARIANT,
-    EvalImages,
-    ModelPredictions,
-    Predictions,
-    read_predictions,
-)
-from pipeline.evaluate.results import pick, read_results
 from transforms.analysis import (
     KINDS,
     SIZE_EDGES,
@@ -57,6 +56,7 @@ from transforms.analysis import (
     worst_group,
 )
 from transforms.flips import PicturePairs, flip_rate
+from transforms.hashing import fingerprint
 from transforms.intervals import level_of
 from transforms.taxonomy import OUTSIDE, Taxonomy
 from transforms.two_way import Roles, wilson_of_pictures

@@ -1,0 +1,120 @@
+"""The results of a dataset as pages, tables and claims read them: by model, and by type."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.published import trained_on
+from pipeline.evaluate.results import Answers, ModelRun, Trained
+from pipeline.evaluate.summary import Summary
+from transforms.scoring import PAPER_RULE
+from transforms.taxonomy import Taxonomy
+
+R = TypeVar("R")
+
+
+A = TypeVar("A", bound=Answers)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelResults:
+    """The results of one model, run with one set of settings, on the current dataset.
+
+    Attributes:
+      folder: name of its folder below `results/`.
+      name: name of the model, with the settings that differ from the defaults.
+      model: the model as `--models` names it.
+      results: its results, by type.
+      errors: why it failed, by analysis, for analyses in which it has no results.
+    """
+
+    folder: str
+    name: str
+    model: str
+    results: Mapping[type, ModelRun] = dataclasses.field(default_factory=dict)
+    errors: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def get(self, kind: type[R]) -> R | None:
+        """Returns the result of a type; None if there is none."""
+        return next((one for one in self.results.values() if isinstance(one, kind)), None)
+
+    @property
+    def trained(self) -> Trained | None:
+        """How its checkpoint was trained; None if that is unknown."""
+        return next((run.trained for run in self.results.values() if run.trained), None)
+
+    @property
+    def num_outputs(self) -> int:
+        """Number of the model's outputs; 0 if it has no result."""
+        return next((run.num_outputs for run in self.results.values()), 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """The results of a dataset.
+
+    Attributes:
+      models: the models, in the order of the page.
+      of_dataset: results that belong to no single model, by type.
+    """
+
+    models: tuple[ModelResults, ...]
+    of_dataset: Mapping[type, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+
+    def get(self, kind: type[R]) -> tuple[R, ...]:
+        """Returns the results of a type that belong to no single model."""
+        return self.of_dataset.get(kind, ())
+
+    def models_with(self, kind: type[R]) -> tuple[tuple[ModelResults, R], ...]:
+        """Returns (model, its result) of each model that has a result of a type."""
+        pairs = ((model, model.get(kind)) for model in self.models)
+        return tuple((model, result) for model, result in pairs if result is not None)
+
+    @property
+    def answered(self) -> tuple[tuple[ModelResults, Answers], ...]:
+        """(model, result) of each model that the page is about."""
+        return self.models_with(Answers)
+
+    @property
+    def rule(self) -> str:
+        """The label rule of the page's figures: the headline's of most models."""
+        headlines = [answers.headline for _, answers in self.answered]
+        return max((PAPER_RULE, *headlines), key=headlines.count)
+
+    def comparable(self, kind: type[A]) -> tuple[tuple[ModelResults, A], ...]:
+        """Returns `models_with` for the models whose headline has the page's label rule."""
+        return tuple(one for one in self.models_with(kind) if one[1].headline == self.rule)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evidence(Results):
+    """Everything that the page is made from.
+
+    Attributes:
+      dataset: the dataset.
+      taxonomy: the dataset's classes.
+      stale: names of models whose predictions all belong to an earlier state of the dataset.
+    """
+
+    dataset: Dataset
+    taxonomy: Taxonomy
+    stale: tuple[str, ...] = ()
+
+
+def training_of(model: ModelResults) -> str | None:
+    """Returns a model's training variant, as its checkpoint or name says; None if unknown."""
+    if model.trained:
+        return model.trained.variant
+    return trained_on(model.model, model.num_outputs)
+
+
+def models_trained_on(results: Results, variant: str) -> Iterator[ModelResults]:
+    """Yields models that were trained on a variant and not tested on their training images.
+
+    A model whose checkpoint does not name its training images counts as not tested on them.
+    """
+    for model in results.models:
+        summary = model.get(Summary)
+        if training_of(model) == variant and not (summary and summary.overlap):
+            yield model

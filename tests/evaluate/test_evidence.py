@@ -1,0 +1,67 @@
+"""Tests of the results that pages, tables and claims read, and of what was published."""
+
+import csv
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import pytest
+from made_results import made, of_model
+
+from pipeline.evaluate.evidence import ModelResults, Results, models_trained_on, training_of
+from pipeline.evaluate.published import PRETRAINED, published_for, trained_on
+from pipeline.evaluate.summary import Summary
+from pipeline.evaluate.tables import OfModel, Table
+from pipeline.storage.store import Store
+
+
+class MarkRow(msgspec.Struct, frozen=True):
+    """A row of a made-up table."""
+
+    mark: Annotated[float | None, msgspec.Meta(description="mark that the model got")]
+    note: str | msgspec.UnsetType = msgspec.UNSET
+
+
+def of_training(entry: str, *, overlap: int | None, outputs: int = 9) -> ModelResults:
+    summary = made(Summary, model=entry, num_outputs=outputs, overlap=overlap or msgspec.UNSET)
+    return of_model(entry, summary)
+
+
+def test_models_are_found_by_what_they_were_trained_on() -> None:
+    clean = of_training("resnet50=a/only_bg_t.pth", overlap=None)
+    overlapping = of_training("resnet50=b/only_bg_t.pth", overlap=3)
+    other = of_training("resnet50=a/original.pth", overlap=None)
+    pretrained = of_training("resnet50", overlap=None, outputs=1000)
+    results = Results((clean, overlapping, other, pretrained))
+    assert list(models_trained_on(results, "only_bg_t")) == [clean]
+    assert [training_of(one) for one in results.models] == [
+        *("only_bg_t", "only_bg_t", "original", None),
+    ]
+    assert clean.get(Summary) is not None
+    assert clean.get(MarkRow) is None
+
+
+def test_names_tell_trainings_and_published_figures() -> None:
+    assert [p.source for p in published_for("resnet50.a1_in1k")] == ["paper", "README"]
+    assert published_for("torchvision:vgg16_bn")[0].gap == 0.102
+    assert published_for("tf_efficientnet_b0.ns_jft_in1k")[0].name == "EfficientNet-b0"
+    assert published_for("tf_efficientnet_lite0.in1k") == ()
+    assert trained_on("resnet50=a/only_bg_t.pth", 9) == "only_bg_t"
+    assert trained_on("resnet50=a/only_bg_t.pth", 1000) is None
+    assert trained_on("resnet50", 9) is None
+    for entry in PRETRAINED:
+        gap = entry.accuracy["mixed_same"] - entry.accuracy["mixed_rand"]
+        assert entry.gap == pytest.approx(gap, abs=0.0011)
+
+
+def test_a_table_has_the_fields_of_its_types(tmp_path: Path) -> None:
+    table = Table("marks", (OfModel, MarkRow), "marks of models")
+    assert table.columns == ("model", "mark", "note")
+    assert table.meanings == {"mark": "mark that the model got"}
+    rows = [(OfModel("a,b"), MarkRow(0.5, "good")), (OfModel("c"), MarkRow(None))]
+    table.write(Store(str(tmp_path)), rows)
+    with (tmp_path / "results" / "marks.csv").open(newline="") as file:
+        assert list(csv.DictReader(file)) == [
+            {"model": "a,b", "mark": "0.5", "note": "good"},
+            {"model": "c", "mark": "", "note": ""},
+        ]
