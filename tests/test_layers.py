@@ -42,3 +42,15 @@ def test_every_module_is_imported_by_a_test_of_its_layer(layer: str) -> None:
         if path.stem != "__init__"
     }
     assert sorted(modules - set(imported(TESTS / layer))) == []
+
+
+def test_parsed_arguments_stay_in_commands() -> None:
+    """Checks that what lies below commands gets flags as typed values, which mypy checks."""
+    for path in [ROOT / "in9.py", *PIPELINE.rglob("*.py")]:
+        if path.parent == PIPELINE / "commands":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = getattr(node, "id", getattr(node, "attr", getattr(node, "name", None)))
+            assert name != "Namespace", path
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr":
+                assert getattr(node.args[0], "id", "") != "arguments", path

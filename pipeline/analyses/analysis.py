@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import pkgutil
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.runtime.flag_types import Flag, Section
 
@@ -78,7 +78,7 @@ class Analysis:
         return f"{self.name}_pictures"
 
     @property
-    def parts(self) -> Parts:
+    def parts(self) -> Parts[Any]:
         """What the analysis does; imported when it is first used."""
-        parts: Parts = pkgutil.resolve_name(self.does)
+        parts: Parts[Any] = pkgutil.resolve_name(self.does)
         return parts

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import pkgutil
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+import msgspec
 
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
@@ -49,18 +50,32 @@ class Changed(NamedTuple):
     lines: Sequence[str]
 
 
-class Parts:
+class Flags(msgspec.Struct, frozen=True, kw_only=True):
+    """The flags that ask for an analysis; a subclass has those of its own.
+
+    A field has the flag's name, and a default, since only some commands have the flag.
+    """
+
+    command: str
+
+
+F = TypeVar("F", bound=Flags)
+
+
+class Parts(Generic[F]):
     """The parts of an analysis. Every part is optional: a subclass has what it needs.
 
     Many commands need only tables and results, so what is slow to import, such as figures, is
     imported when it is used.
 
     Attributes:
+      flags: type of the flags that ask for it.
       tables: its tables, in the order of the reference.
       figures: names of its figures' files, without suffix; a name that ends with `-` is the
         beginning of several names.
     """
 
+    flags: type[F]
     tables: tuple[Table, ...] = ()
     figures: tuple[str, ...] = ()
 
@@ -76,7 +91,7 @@ class Parts:
 
     def plan(
         self,
-        arguments: argparse.Namespace,
+        flags: F,
         evaluation: Evaluation,
         config: DatasetConfig,
         taxonomy: Taxonomy,
@@ -84,7 +99,7 @@ class Parts:
         """Plans what flags ask for.
 
         Args:
-          arguments: the parsed arguments of a command that runs models.
+          flags: those of a command that runs models.
           evaluation: the models, and the settings to run them with.
           config: the dataset's configuration.
           taxonomy: the dataset's classes.

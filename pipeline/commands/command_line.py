@@ -11,6 +11,7 @@ import os
 import pkgutil
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from pipeline.commands.flags import flags_of
 from pipeline.commands.parser import COMMANDS, build_parser, underscored
@@ -19,6 +20,8 @@ from pipeline.runtime.flag_types import Flag, text_of
 from pipeline.runtime.machine import missing_to_compile
 from pipeline.storage.files import absolute, files_of, is_below, is_remote, join
 from transforms.limits import load_nested
+
+T = TypeVar("T")
 
 _NEAR_MISS = 0.8
 """Similarity, as difflib's ratio (0 to 1), from which an unknown flag counts as a misspelling of
@@ -75,18 +78,30 @@ def refuse_near_misses(flag: str, own: Iterable[Flag]) -> None:
         raise UsageError(f"unknown flag {flag}{hint}")
 
 
-def check_device(arguments: argparse.Namespace, otherwise: str) -> None:
+def flags_as(kind: type[T], arguments: argparse.Namespace) -> T:
+    """Makes the frozen value of a type whose fields have the names of flags.
+
+    Files and folders become absolute paths. Only commands see parsed arguments; what lies below
+    them gets such values, whose types are defined where they are used.
+    """
+    # Imported late, because it imports NumPy, and help should not wait for that.
+    from pipeline.storage.state_files import convert
+
+    paths = {flag.dest for flag in flags_of(arguments.command) if flag.is_path}
+    given = vars(arguments).items()
+    return convert({n: absolute(v) if v and n in paths else v for n, v in given}, kind)
+
+
+def check_device(device: str | None, otherwise: str, *, is_compiled: bool = False) -> None:
     """Refuses `--device cuda` on a machine without CUDA, and `--compile` without a compiler.
 
     Args:
-      arguments: the parsed arguments, which may lack the flag.
       otherwise: what the command can do on a CPU instead, as a verb for the message, such as
         `train`.
 
     Raises:
       UsageError: CUDA or a compiler is missing; the message says why.
     """
-    device, is_compiled = getattr(arguments, "device", None), getattr(arguments, "compile", False)
     if device != "cuda" and not is_compiled:
         return
     import torch

@@ -14,8 +14,11 @@ import sys
 import time
 from collections.abc import Iterator
 
+import msgspec
+
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.evaluation.baseline import with_results
+from pipeline.commands.command_line import flags_as
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.dataset.manifest import (
@@ -29,7 +32,7 @@ from pipeline.dataset.records import DATA_FOLDERS
 from pipeline.display.panel import find_samples
 from pipeline.errors import JobError, UsageError, counted, did_you_mean, refuse_first
 from pipeline.inputs.recipe import RECIPE
-from pipeline.jobs.conditions import conclude, gate_from_flags, judge
+from pipeline.jobs.conditions import GateFlags, conclude, gate_from_flags, judge
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.models.answers import PREFIX
 from pipeline.released.export import (
@@ -61,6 +64,34 @@ from transforms.hashing import text_bytes
 from transforms.variants import PAPER_NAMES, draws_of, is_picture
 
 
+class ExportFlags(msgspec.Struct, frozen=True, kw_only=True):
+    """Flags of `in9 export`."""
+
+    given: tuple[str, ...]
+    dataset: str
+    to: str
+    split: str
+    layout: str
+    images: tuple[str, ...] | None
+
+
+class ReportFlags(msgspec.Struct, frozen=True, kw_only=True):
+    """Flags of `in9 report`, besides those of its gate."""
+
+    dataset: str
+    publish: str | None
+    keep: int | None
+    results: tuple[str, ...] | None
+    columns: tuple[str, ...] | None
+    pictures: str
+
+
+class VerifyFlags(msgspec.Struct, frozen=True):
+    """Flags of `in9 verify`."""
+
+    dataset: str
+
+
 def run_export(arguments: argparse.Namespace) -> int:
     """Runs `in9 export`; returns the exit code.
 
@@ -68,23 +99,24 @@ def run_export(arguments: argparse.Namespace) -> int:
       UsageError: there is no finished dataset, or a flag is wrong.
       JobError: the job failed, or another one is writing the folder.
     """
-    dataset = Dataset.open(reading_store(arguments.dataset))
-    if arguments.layout == "recipe":
-        return export_recipe(dataset, arguments)
+    flags = flags_as(ExportFlags, arguments)
+    dataset = Dataset.open(reading_store(flags.dataset))
+    if flags.layout == "recipe":
+        return export_recipe(dataset, flags)
     splits = dataset.manifest.config.split
-    if arguments.split not in splits:
+    if flags.split not in splits:
         raise UsageError(
-            f"--split {arguments.split} is not in the dataset, which has {', '.join(splits)}"
+            f"--split {flags.split} is not in the dataset, which has {', '.join(splits)}"
         )
-    if arguments.images:
-        return export_figure(dataset, arguments.split, arguments.images, arguments.to)
-    is_table, target = arguments.layout == "answers", Store.at(arguments.to)
+    if flags.images:
+        return export_figure(dataset, flags.split, flags.images, arguments.to)
+    is_table, target = flags.layout == "answers", Store.at(flags.to)
     if not is_table:
         _check(dataset, target, is_ours=target.has_folder(EXPORT_FOLDER))
-    selected = selected_rows(dataset, arguments.split)
+    selected = selected_rows(dataset, flags.split)
     plan = ExportPlan(
         dataset=dataset,
-        split=arguments.split,
+        split=flags.split,
         target=target,
         clashes=find_clashes((row["key"], row["wnid"]) for row in selected),
         progress=Progress.for_store(target),
@@ -99,11 +131,11 @@ def run_export(arguments: argparse.Namespace) -> int:
         with locked(target, DATASET_LOCK) as fenced, run_locally(plan.progress, log):
             started = time.monotonic()
             total = len(selected) * len(dataset.variants)
-            plan.progress.note_total("export", arguments.split, total)
+            plan.progress.note_total("export", flags.split, total)
             exported, removed, strangers = export_split(dataclasses.replace(plan, target=fenced))
             seconds = time.monotonic() - started
     variants = counted(len(dataset.variants), "variant")
-    print(f"{arguments.split}: {counted(len(selected), 'image')}, {variants}")
+    print(f"{flags.split}: {counted(len(selected), 'image')}, {variants}")
     if exported or removed:
         also = f", {removed} removed" if removed else ""
         print(f"done now: {counted(exported, 'file')} written{also}\ntime: {seconds:.1f} s")
@@ -120,11 +152,11 @@ def run_export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def export_recipe(dataset: Dataset, arguments: argparse.Namespace) -> int:
+def export_recipe(dataset: Dataset, flags: ExportFlags) -> int:
     """Runs `in9 export --layout recipe`; returns the exit code. Raises like `run_export`."""
-    if flags := [flag for flag in ("images", "split") if flag in arguments.given]:
-        raise UsageError(f"a recipe is of all images of all splits; leave --{flags[0]} out")
-    target = Store.at(arguments.to)
+    if given := [flag for flag in ("images", "split") if flag in flags.given]:
+        raise UsageError(f"a recipe is of all images of all splits; leave --{given[0]} out")
+    target = Store.at(flags.to)
     _check(dataset, target, is_ours=target.exists(RECIPE))
     file, masks = write_recipe(dataset, target)
     print(
@@ -254,19 +286,20 @@ def run_report(arguments: argparse.Namespace) -> int:
         another flag is wrong.
       JobError: another process is writing the dataset's tables, or `--fail_if` could not be tested.
     """
-    store = writing_store("dataset", arguments.dataset)
-    publishing = check_publishing(store, arguments.publish, arguments.keep)
-    store, lines = with_results(Dataset.open(store), arguments.results or ())
+    flags = flags_as(ReportFlags, arguments)
+    store = writing_store("dataset", flags.dataset)
+    publishing = check_publishing(store, flags.publish, flags.keep)
+    store, lines = with_results(Dataset.open(store), flags.results or ())
     dataset = Dataset.open(store)
     known = [column for analysis in ANALYSES for column in analysis.parts.columns(dataset)]
-    if unknown := [column for column in arguments.columns or () if column not in known]:
+    if unknown := [column for column in flags.columns or () if column not in known]:
         hint = did_you_mean(unknown[0], known)
         raise UsageError(f"--columns {unknown[0]}: the dataset has {', '.join(known)}{hint}")
-    gate = gate_from_flags(arguments, store, dataset.variants)
+    gate = gate_from_flags(flags_as(GateFlags, arguments), store, dataset.variants)
     with locked(store, TABLES_LOCK, wait=60) as tables:
         gate.choose_baseline(Dataset.open(tables))
-        write_tables(Dataset.open(tables), arguments.columns or ())
-    write_report(store, dataset.taxonomy, arguments.pictures, pdf=True)
+        write_tables(Dataset.open(tables), flags.columns or ())
+    write_report(store, dataset.taxonomy, flags.pictures, pdf=True)
     reported = (line for analysis in ANALYSES for line in analysis.parts.report(dataset))
     for line in (*notes_of(dataset.manifest), *lines, *reported):
         print(line)
@@ -283,11 +316,12 @@ def run_verify(arguments: argparse.Namespace) -> int:
       UsageError: there is no finished dataset.
       JobError: the dataset is not finished, because a job is working on it.
     """
-    store = reading_store(arguments.dataset)
+    folder = flags_as(VerifyFlags, arguments).dataset
+    store = reading_store(folder)
     try:
         dataset = Dataset.open(store)
     except UsageError as error:
-        if job := _job_at_work(arguments.dataset, store):
+        if job := _job_at_work(folder, store):
             raise JobError(f"{job} on {store.root}; verify it when the job is done") from error
         raise
     faults = 0
@@ -295,7 +329,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
         print(fault)
         faults += 1
     if faults:
-        job = _job_at_work(arguments.dataset, store)
+        job = _job_at_work(folder, store)
         if job is None and read_manifest(store) != dataset.manifest:
             job = "a job has been at work"
         advice = (

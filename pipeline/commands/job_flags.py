@@ -10,13 +10,16 @@ import functools
 import os
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from pipeline.analyses import ANALYSES
+from pipeline.commands.command_line import flags_as
 from pipeline.dataset.config import DatasetConfig, SegmentConfig
 from pipeline.dataset.folder import Dataset, Holdout, refuse_empty_test, sample_folder
-from pipeline.dataset.manifest import Manifest, last_manifest, stated
+from pipeline.dataset.manifest import Manifest, StatedFlags, last_manifest, stated
 from pipeline.dataset.records import DATA_FOLDERS
 from pipeline.errors import UsageError, refuse_first
-from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
+from pipeline.evaluate.planned import Evaluation, ModelFlags, PlannedAnalysis
 from pipeline.evaluate.results import ModelRun, read_results
 from pipeline.generate.commit import INPUT_NOTE, read_prepared
 from pipeline.generate.custom_variants import versioned
@@ -29,11 +32,11 @@ from pipeline.inputs.image_manifest import (
     tells_splits,
 )
 from pipeline.inputs.input_format import SplitLayout
-from pipeline.inputs.layout import find_layout
+from pipeline.inputs.layout import InputFlags, find_layout
 from pipeline.inputs.lists import read_key_list, read_taxonomy
 from pipeline.inputs.recipe import RECIPE, RECIPE_COPY, Recipe
 from pipeline.jobs.changes import describe_list_change, shown
-from pipeline.models.answers import MISSING_ANSWERS, refuse_answers, refuse_other_dataset
+from pipeline.models.answers import refuse_answers, refuse_other_dataset
 from pipeline.models.expand import DEFAULT_MODEL, expand_models, name_of, split_labels
 from pipeline.models.identity import KnownModels, PredictConfig, chosen_folder
 from pipeline.released.export import EXPORT_FOLDER
@@ -41,7 +44,7 @@ from pipeline.runners.dataflow import Gpu
 from pipeline.runtime.custom_functions import PREFIX
 from pipeline.runtime.progress import Progress
 from pipeline.segmenters import check_coco, check_masks, parameters_of
-from pipeline.storage.files import absolute, is_below, join
+from pipeline.storage.files import is_below, join
 from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.segmentation import takes_masks
@@ -54,13 +57,35 @@ _OF_FILES = ("exclude", "include", "taxonomy")
 _COLUMNS_NOTED = " --input_columns "
 
 
+class DatasetFlags(msgspec.Struct, frozen=True, kw_only=True):
+    """Flags of `run` and `generate` that say where the dataset lies, and what a run may change.
+
+    Attributes:
+      given: names of the flags that were given.
+    """
+
+    given: tuple[str, ...]
+    output: str
+    publish: str | None
+    overwrite: tuple[str, ...]
+    selection: str
+    segmenter: str
+    variants: tuple[str, ...]
+    renderings: tuple[str, ...]
+
+
 def evaluation_from_flags(
-    arguments: argparse.Namespace, store: Store, config: DatasetConfig, taxonomy: Taxonomy
+    flags: ModelFlags,
+    predict: PredictConfig,
+    store: Store,
+    config: DatasetConfig,
+    taxonomy: Taxonomy,
 ) -> Evaluation:
     """Makes an evaluation from flags, which are checked against each other and the dataset.
 
     Args:
-      arguments: the parsed arguments of a command that runs models.
+      flags: which models to run.
+      predict: how to run them.
       store: the dataset folder.
       config: the dataset's configuration.
       taxonomy: the dataset's taxonomy.
@@ -68,16 +93,14 @@ def evaluation_from_flags(
     Raises:
       UsageError: a flag is wrong.
     """
-    weights = chosen_folder(arguments.weights)
+    weights = chosen_folder(flags.weights)
     load = functools.cache(KnownModels(store, weights, taxonomy).load)
-    entries, labels = split_labels(
-        (DEFAULT_MODEL,) if arguments.models is None else arguments.models
-    )
+    entries, labels = split_labels((DEFAULT_MODEL,) if flags.models is None else flags.models)
     models = expand_models(entries, load)
     if not models:
         raise UsageError("--models names no model")
     # For `run`, the dataset may not exist yet, so its models are checked when they are run.
-    dataset = None if arguments.command == "run" else Dataset.open(store)
+    dataset = None if flags.command == "run" else Dataset.open(store)
     for model in models:
         if dataset:
             refuse_other_dataset(model, dataset.manifest.fingerprint)
@@ -87,9 +110,7 @@ def evaluation_from_flags(
 
             check_model(model, weights)
             check_fit(model, taxonomy, weights)
-    split = arguments.eval_split or config.eval_split
-    # Only some commands have the flag.
-    megabytes: int | None = getattr(arguments, "pixel_cache", None)
+    split, megabytes = flags.eval_split or config.eval_split, flags.pixel_cache
     refuse_first(
         {
             f"--eval_split {split}: the dataset has {', '.join(config.split)}": split
@@ -98,7 +119,6 @@ def evaluation_from_flags(
             and megabytes < 0,
         }
     )
-    settings = {field.name for field in dataclasses.fields(PredictConfig)}
     evaluation = Evaluation(
         store=store,
         models=models,
@@ -108,22 +128,22 @@ def evaluation_from_flags(
             {name_of(entry, load): label for entry, label in labels.items()},
         ),
         split=split,
-        predict=PredictConfig(**{name: getattr(arguments, name) for name in settings}),
+        predict=predict,
         progress=Progress.for_store(store),
-        accept_new_weights="weights" in arguments.overwrite,
+        accept_new_weights="weights" in flags.overwrite,
         weights=weights,
-        blocks=arguments.gpus,
-        hints=Gpu.parse(arguments.gpu).hints if arguments.gpu else (),
-        has_machines=bool(arguments.gpu or arguments.dask),
-        holdout=arguments.holdout,
+        blocks=flags.gpus,
+        hints=Gpu.parse(flags.gpu).hints if flags.gpu else (),
+        has_machines=bool(flags.gpu or flags.dask),
+        holdout=flags.holdout,
         pixel_cache=None if megabytes is None else megabytes << 20,
         # A command without the flag measures no test score, so overlap is allowed.
-        allow_overlap=getattr(arguments, "allow_overlap", True),
-        missing_answers=getattr(arguments, "missing_answers", MISSING_ANSWERS[0]),
+        allow_overlap=flags.allow_overlap is not False,
+        missing_answers=flags.missing_answers,
     )
     if dataset:
         refuse_empty_test(dataset, split, Holdout(evaluation.holdout))
-        for model in models if hasattr(arguments, "allow_overlap") else ():
+        for model in models if flags.allow_overlap is not None else ():
             evaluation.refuse_unfit(dataset, model)
     return evaluation
 
@@ -154,7 +174,7 @@ def _labels(store: Store, models: Sequence[str], given: Mapping[str, str]) -> di
 def analyses_from_flags(
     arguments: argparse.Namespace, store: Store, config: DatasetConfig, taxonomy: Taxonomy
 ) -> dict[str, PlannedAnalysis]:
-    """Makes the works from flags, which are checked against each other and the dataset.
+    """Plans the analyses that flags ask for, which are checked against each other and the dataset.
 
     Args:
       arguments: the parsed arguments of a command of the main job.
@@ -163,22 +183,24 @@ def analyses_from_flags(
       taxonomy: the dataset's taxonomy.
 
     Returns:
-      The works by name of their analysis, in order; none for `generate`.
+      The plans by name of their analysis, in order; none for `generate`.
 
     Raises:
       UsageError: a flag is wrong.
     """
     if arguments.command == "generate":
         return {}
-    evaluation = evaluation_from_flags(arguments, store, config, taxonomy)
-    plans = (
-        (one.name, one.parts.plan(arguments, evaluation, config, taxonomy)) for one in ANALYSES
-    )
-    works = {name: work for name, work in plans if work is not None}
-    if any(work.needs_network for work in works.values()):
+    flags, predict = flags_as(ModelFlags, arguments), flags_as(PredictConfig, arguments)
+    evaluation = evaluation_from_flags(flags, predict, store, config, taxonomy)
+    plans: dict[str, PlannedAnalysis] = {}
+    for one in ANALYSES:
+        asked = flags_as(one.parts.flags, arguments)
+        if plan := one.parts.plan(asked, evaluation, config, taxonomy):
+            plans[one.name] = plan
+    if any(plan.needs_network for plan in plans.values()):
         for model in evaluation.models:
             refuse_answers(model)
-    return works
+    return plans
 
 
 def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
@@ -193,23 +215,20 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
     Raises:
       UsageError: a flag is wrong, or does not fit the input or the output.
     """
-    taxonomy, recipe = read_taxonomy(arguments.taxonomy), _find_recipe(arguments, store)
+    flags, inputs = flags_as(DatasetFlags, arguments), flags_as(InputFlags, arguments)
+    taxonomy, recipe = read_taxonomy(inputs.taxonomy), _find_recipe(inputs, store)
     config = (
         _recipe_config(arguments, taxonomy, recipe)
         if recipe
         else _dataset_config(arguments, taxonomy)
     )
-    told = recipe.manifest if recipe else None
-    source = absolute(arguments.input) if arguments.input else sample_folder()
-    annotations = absolute(arguments.annotations) if arguments.annotations else None
-    columns = named_columns(arguments.input_columns or ())
-    needs_boxes = not (
-        recipe or takes_masks(arguments.segmenter) or config.segment.keeps_image_whole
-    )
+    recipe_manifest = recipe.manifest if recipe else None
+    source, columns = inputs.input or sample_folder(), named_columns(inputs.input_columns or ())
+    needs_boxes = not (recipe or takes_masks(flags.segmenter) or config.segment.keeps_image_whole)
     layouts = tuple(
         find_layout(
             source,
-            annotations,
+            inputs.annotations,
             split,
             needs_boxes=needs_boxes,
             takes_any_folder=recipe is not None,  # It knows every picture.
@@ -218,52 +237,54 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
         for split in config.split
     )
     _check_splits(layouts)
-    masks = None if recipe else _masks(arguments, layouts)
-    for flag in ("output", "publish"):
-        if (folder := getattr(arguments, flag)) and is_below(absolute(folder), source):
+    masks = None if recipe else _masks(inputs.masks, flags.segmenter, layouts)
+    for flag, folder in (("output", flags.output), ("publish", flags.publish)):
+        if folder and is_below(folder, source):
             raise UsageError(
-                f"--{flag} {absolute(folder)} lies inside --input {source}; choose another folder"
+                f"--{flag} {folder} lies inside --input {source}; choose another folder"
             )
     manifest = last_manifest(store)
     _check_output(store, manifest)
     named = ",".join(f"{name}={column}" for name, column in sorted(columns.items()))
     note = f"{source}{_COLUMNS_NOTED}{named}" if columns else source
     if manifest is not None:
-        if "input" not in arguments.overwrite:
-            _check_input(arguments.input, note, store)
-        _check_config(manifest.config, config, arguments.overwrite)
+        if "input" not in flags.overwrite:
+            _check_input(inputs.input, note, store)
+        _check_config(manifest.config, config, flags.overwrite)
     previous, stages = ({}, None) if manifest is None else (manifest.shards, manifest.stages)
-    if told and not manifest and told.config.images_per_shard == config.images_per_shard:
-        previous = told.shards
+    if recipe_manifest and not manifest:
+        is_same = recipe_manifest.config.images_per_shard == config.images_per_shard
+        previous = recipe_manifest.shards if is_same else previous
     return GenerateJob(
         config=config,
         layouts=layouts,
-        taxonomy=(told.taxonomy if told else taxonomy) or imagenet9(),
+        taxonomy=(recipe_manifest.taxonomy if recipe_manifest else taxonomy) or imagenet9(),
         store=store,
         progress=Progress.for_store(store),
         previous=previous,
-        source=note if arguments.input else "",
-        reshard="shards" in arguments.overwrite,
-        guarded=None if "rebuild" in arguments.overwrite else stages,
+        source=note if inputs.input else "",
+        reshard="shards" in flags.overwrite,
+        guarded=None if "rebuild" in flags.overwrite else stages,
         masks=masks,
-        scenes=absolute(arguments.backgrounds) if arguments.backgrounds else None,
+        scenes=inputs.backgrounds,
         recipe=recipe,
-        allow_partial=arguments.allow_partial,
-        about=stated(arguments, read_prepared(store) or manifest or told),
-        **_list_paths(arguments),
+        allow_partial=inputs.allow_partial,
+        about=stated(
+            flags_as(StatedFlags, arguments), read_prepared(store) or manifest or recipe_manifest
+        ),
+        **inputs.lists,
     )
 
 
-def _find_recipe(arguments: argparse.Namespace, store: Store) -> Recipe | None:
+def _find_recipe(inputs: InputFlags, store: Store) -> Recipe | None:
     """Opens the recipe that `--recipe` names, or the copy in the output; None without one."""
-    folder = arguments.recipe or (store.exists(RECIPE_COPY) and store.path(WORK_FOLDER))
-    if arguments.allow_partial and not folder:
+    folder = inputs.recipe or (store.exists(RECIPE_COPY) and store.path(WORK_FOLDER))
+    if inputs.allow_partial and not folder:
         raise UsageError("--allow_partial goes with --recipe")
-    if folder and (flags := [n for n in ("annotations", "masks") if getattr(arguments, n)]):
-        raise UsageError(
-            f"boxes and masks come from the recipe in {folder}; leave --{flags[0]} out"
-        )
-    file = folder and join(absolute(folder).removesuffix(f"/{RECIPE}"), RECIPE)
+    if folder and (inputs.annotations or inputs.masks):
+        flag = "annotations" if inputs.annotations else "masks"
+        raise UsageError(f"boxes and masks come from the recipe in {folder}; leave --{flag} out")
+    file = folder and join(folder.removesuffix(f"/{RECIPE}"), RECIPE)
     return Recipe.open(file) if file else None
 
 
@@ -277,28 +298,30 @@ def _recipe_config(
     Raises:
       UsageError: a flag contradicts the recipe, or must be given with it.
     """
-    told, given = recipe.manifest.config, arguments.given
-    named_anew = {*given, *_OF_FILES, "backgrounds", "segmenter_parameters"}
-    kept = {name: value for name, value in told.flags().items() if name not in named_anew}
-    is_kept = "variants" in kept or "config" not in arguments.overwrite
-    filled = {name for name in told.compose.variants if "=" in name}
+    made_with, inputs = recipe.manifest.config, flags_as(InputFlags, arguments)
+    flags = flags_as(DatasetFlags, arguments)
+    named_anew = {*flags.given, *_OF_FILES, "backgrounds", "segmenter_parameters"}
+    kept = {name: value for name, value in made_with.flags().items() if name not in named_anew}
+    is_kept = "variants" in kept or "config" not in flags.overwrite
+    filled = {name for name in made_with.compose.variants if "=" in name}
     for flag, names in (
-        ("variants", told.compose.variants),
+        ("variants", made_with.compose.variants),
         ("renderings", [name.partition("=")[2] for name in filled if is_kept]),
-        ("segmenter", [told.segment.segmenter]),
+        ("segmenter", [made_with.segment.segmenter]),
     ):
         code = [name.partition("@")[0] for name in names if name.startswith(PREFIX)]
-        if code and flag not in given:
+        if code and flag not in flags.given:
             raise UsageError(
                 f"the recipe names {code[0]}, and functions are only imported if you name them, "
                 f"too: give --{flag}"
             )
-    if arguments.allow_partial and not recipe.has_layers and told.compose.per_class != "all":
+    if inputs.allow_partial and not recipe.has_layers and made_with.compose.per_class != "all":
         raise UsageError(
             "--allow_partial: the recipe has masks of the selected images only (--layers drop), so "
-            f"no other image can stand in for a missing one (--per_class {told.compose.per_class})"
+            "no other image can stand in for a missing one "
+            f"(--per_class {made_with.compose.per_class})"
         )
-    if told.compose.backgrounds and not arguments.backgrounds and is_kept:
+    if made_with.compose.backgrounds and not inputs.backgrounds and is_kept:
         raise UsageError(
             "the recipe's mixed_external needs its scenes: name them with --backgrounds"
         )
@@ -307,15 +330,15 @@ def _recipe_config(
     merged.variants = tuple(n for n in merged.variants if n not in {EXTERNAL, *filled})
     config = dataclasses.replace(
         _dataset_config(merged, taxonomy),
-        **{name: getattr(told, name) for name in _OF_FILES if name not in given},
+        **{name: getattr(made_with, name) for name in _OF_FILES if name not in flags.given},
     )
-    differing = told.differing_flags(config)
+    differing = made_with.differing_flags(config)
     # What was decided before the masks were made, or for lack of masks, cannot be decided anew.
     may_differ = recipe.has_layers and set(differing) <= {
-        *(*vars(told.compose), "images_per_shard", "layers")
+        *(*vars(made_with.compose), "images_per_shard", "layers")
     }
-    if differing and not (may_differ and "config" in arguments.overwrite):
-        was, now = told.flags(), config.flags()
+    if differing and not (may_differ and "config" in flags.overwrite):
+        was, now = made_with.flags(), config.flags()
         changes = (f"--{n}={shown(now[n])} (the recipe has {shown(was[n])})" for n in differing)
         raise UsageError(
             f"other flags than the recipe's: {', '.join(changes)}. Leave them out"
@@ -346,15 +369,6 @@ def _check_input(input_flag: str | None, note: str, store: Store) -> None:
     )
 
 
-def _list_paths(arguments: argparse.Namespace) -> dict[str, str]:
-    """Returns the absolute path of `--exclude` and of `--include`, by flag, if they are given."""
-    return {
-        name: absolute(path)
-        for name in ("exclude", "include")
-        if (path := getattr(arguments, name))
-    }
-
-
 def _check_splits(layouts: Sequence[SplitLayout]) -> None:
     """Refuses to make several splits from one manifest that does not tell them apart.
 
@@ -369,51 +383,47 @@ def _check_splits(layouts: Sequence[SplitLayout]) -> None:
             )
 
 
-def _masks(arguments: argparse.Namespace, layouts: Sequence[SplitLayout]) -> str | None:
-    """Returns the absolute path of `--masks`; None if a manifest names them or none are needed."""
-    takes = takes_masks(arguments.segmenter)
+def _masks(masks: str | None, segmenter: str, layouts: Sequence[SplitLayout]) -> str | None:
+    """Checks `--masks`, and returns it; None if a manifest names masks, or none are needed."""
+    takes = takes_masks(segmenter)
     are_manifests = all(layout.kind == ImageManifest.kind for layout in layouts)
-    if takes and arguments.masks is None and are_manifests:
+    if takes and masks is None and are_manifests:
         if any(is_coco_manifest(each.files[0]) for each in layouts):
             check_coco("--segmenter masks with a COCO file")
         return None
-    if takes != (arguments.masks is not None):
+    if takes != (masks is not None):
         raise UsageError(
             "--masks goes with --segmenter masks"
-            if arguments.masks
+            if masks
             else "--segmenter masks needs --masks: a folder of PNGs, or a COCO .json file"
         )
-    if arguments.masks is None:
-        return None
-    masks = absolute(arguments.masks)
-    check_masks(masks)
+    if masks is not None:
+        check_masks(masks)
     return masks
 
 
 def _dataset_config(arguments: argparse.Namespace, taxonomy: Taxonomy | None) -> DatasetConfig:
+    flags, inputs = flags_as(DatasetFlags, arguments), flags_as(InputFlags, arguments)
     names = set(DatasetConfig().flags()) - {"segmenter_parameters", "taxonomy"}
-    flags = {
+    values = {
         **{name: getattr(arguments, name) for name in names},
-        **{
-            name: read_key_list(path, f"--{name}").summary
-            for name, path in _list_paths(arguments).items()
-        },
+        **{name: read_key_list(path, f"--{name}").summary for name, path in inputs.lists.items()},
         "taxonomy": None if taxonomy is None else taxonomy.description,
-        "segmenter_parameters": parameters_of(arguments.segmenter),
+        "segmenter_parameters": parameters_of(flags.segmenter),
     }
-    variants = arguments.variants
-    if flags["selection"] == "in9l":
-        for flag in ("segmenter", "backgrounds"):
-            if getattr(arguments, flag) not in (None, SegmentConfig.segmenter):
+    variants = flags.variants
+    if flags.selection == "in9l":
+        for flag, value in (("segmenter", flags.segmenter), ("backgrounds", inputs.backgrounds)):
+            if value not in (None, SegmentConfig.segmenter):
                 raise UsageError(f"--selection in9l keeps images whole; leave --{flag} out")
         # Images of this selection are kept whole, so `all` means only the variants of whole images.
         variants = tuple(name for name in variants if name != "all") or OF_WHOLE_IMAGES
-    if arguments.backgrounds:
-        flags["backgrounds"] = list_scenes(absolute(arguments.backgrounds)).summary
+    if inputs.backgrounds:
+        values["backgrounds"] = list_scenes(inputs.backgrounds).summary
         variants = (*variants, EXTERNAL)
     try:
-        flags["variants"] = select_variants(versioned(variants, arguments.renderings))
-        return DatasetConfig.from_flags(flags)
+        values["variants"] = select_variants(versioned(variants, flags.renderings))
+        return DatasetConfig.from_flags(values)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -15,6 +15,7 @@ from pipeline.analyses.matrix.rows import (
     make_matrices,
     make_plan,
 )
+from pipeline.commands.command_line import flags_as
 from pipeline.commands.train import choose_device, plan_from_flags, refuse_network_flags
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.folder import Dataset, open_named
@@ -29,12 +30,30 @@ from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import duration
 from pipeline.training.network import check_architecture
 from pipeline.training.probe_fit import Backbone
+from pipeline.training.train_plan import TrainingFlags
 
 _QUESTIONS = (1, 4)
 """Sections of the source whose questions a matrix answers."""
 _NETWORK_FLAGS = ("epochs", "batch_size", "lr", "precision", "workers", "overwrite")
 """Flags of `in9 matrix` that only the training of whole networks uses. `--pretrained` is not one,
 because a probe always starts from such weights."""
+
+
+class MatrixFlags(TrainingFlags, frozen=True, kw_only=True):
+    """Flags of `in9 matrix`."""
+
+    dataset: str
+    in9l: str | None
+    variants: tuple[str, ...] | None
+    arch: tuple[str, ...] | None
+    probe: bool
+    train_split: str | None
+    eval_split: str | None
+    allow_overlap: bool
+    overwrite: bool
+    publish: str | None
+    keep: int | None
+    pictures: str
 
 
 def run_matrix(arguments: argparse.Namespace) -> int:
@@ -50,37 +69,38 @@ def run_matrix(arguments: argparse.Namespace) -> int:
       UsageError: wrong usage or unreadable input, or a model was trained on test images.
       JobError: training or testing failed.
     """
-    if arguments.probe:
+    flags = flags_as(MatrixFlags, arguments)
+    if flags.probe:
         refuse_network_flags(arguments, _NETWORK_FLAGS)
-    store = writing_store("dataset", arguments.dataset)
-    publishing = check_publishing(store, arguments.publish, arguments.keep)
+    store = writing_store("dataset", flags.dataset)
+    publishing = check_publishing(store, flags.publish, flags.keep)
     dataset = Dataset.open(store)
-    device, _ = choose_device(arguments)
-    weights = chosen_folder(arguments.weights)
+    device, _ = choose_device(flags)
+    weights = chosen_folder(flags.weights)
     plan = make_plan(
         dataset,
-        open_named("--in9l", arguments.in9l) if arguments.in9l else None,
-        variants=arguments.variants,
-        train_split=arguments.train_split,
-        split=arguments.eval_split,
-        share=arguments.holdout,
+        open_named("--in9l", flags.in9l) if flags.in9l else None,
+        variants=flags.variants,
+        train_split=flags.train_split,
+        split=flags.eval_split,
+        share=flags.holdout,
         predict=PredictConfig(device),
-        seed=arguments.seed,
-        allow_overlap=arguments.allow_overlap,
+        seed=flags.seed,
+        allow_overlap=flags.allow_overlap,
     )
-    names = arguments.arch or (DEFAULT_MODEL if arguments.probe else "resnet50",)
+    names = flags.arch or (DEFAULT_MODEL if flags.probe else "resnet50",)
     for name in names:
-        if arguments.probe:
+        if flags.probe:
             check_model(name, weights, needs_network=True)
         else:
-            check_architecture(name, pretrained=arguments.pretrained, weights=weights)
+            check_architecture(name, pretrained=flags.pretrained, weights=weights)
     for note in notes_of(dataset.manifest):
         print(note)
     if plan.split != "val":
         print(f"tested on split {plan.split}")
     torch.set_num_threads(usable_cores())
     started = time.monotonic()
-    matrices, num_tested = make_matrices(plan, _trainers(plan, names, arguments))
+    matrices, num_tested = make_matrices(plan, _trainers(plan, names, flags))
     for matrix in matrices:
         print(matrix_table(matrix))
         chance = describe_chance(row.chance for row in matrix.rows if row.n)
@@ -97,23 +117,21 @@ def run_matrix(arguments: argparse.Namespace) -> int:
         print(f"rows tested: {of}; time: {duration(time.monotonic() - started)}")
     else:
         print("nothing to do: every row has been tested")
-    write_report(store, dataset.taxonomy, arguments.pictures)
+    write_report(store, dataset.taxonomy, flags.pictures)
     print(f"report: {store.path(REPORT)}")
     if publishing:
         print(describe_published(publishing.target, publish(publishing)))
     return 0
 
 
-def _trainers(
-    plan: MatrixPlan, names: Sequence[str], arguments: argparse.Namespace
-) -> Iterator[Trainer]:
+def _trainers(plan: MatrixPlan, names: Sequence[str], flags: MatrixFlags) -> Iterator[Trainer]:
     # A generator, so that only one network is in memory at a time.
     for name in names:
-        if arguments.probe:
-            weights = chosen_folder(arguments.weights)
+        if flags.probe:
+            weights = chosen_folder(flags.weights)
             yield ProbeTrainer(Backbone(name, plan.predict, plan.dataset.store, weights), plan)
         else:
             training = plan_from_flags(
-                arguments, arch=name, train_split=plan.train_split, eval_split=None
+                flags, arch=name, train_split=plan.train_split, eval_split=None
             )
-            yield NetworkTrainer(plan, training, overwrite=arguments.overwrite)
+            yield NetworkTrainer(plan, training, overwrite=flags.overwrite)

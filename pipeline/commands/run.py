@@ -14,23 +14,28 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
+import msgspec
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    PipelineOptions,
+    StandardOptions,
+)
 
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.evaluation import EVALUATION
 from pipeline.commands.command_line import (
     check_device,
     flag_of,
+    flags_as,
     refuse_cleared,
     refuse_near_misses,
 )
 from pipeline.commands.flags import NOT_IN_TRANSFORMS, flags_of
 from pipeline.commands.job_flags import analyses_from_flags, job_from_flags
 from pipeline.commands.parser import build_parser
-from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import read_manifest, writing_store
 from pipeline.errors import JobError, UsageError, escaped
@@ -38,7 +43,7 @@ from pipeline.evaluate.planned import PlannedAnalysis
 from pipeline.evaluate.results import errors_by_model, read_failures
 from pipeline.generate.custom_variants import custom_names
 from pipeline.inputs.source_images import CHECKSUMS
-from pipeline.jobs.conditions import Gate, conclude, gate_from_flags, judge, parse_conditions
+from pipeline.jobs.conditions import GateFlags, conclude, gate_from_flags, judge, parse_conditions
 from pipeline.jobs.dry_run import dry_run
 from pipeline.jobs.main_job import (
     JobSummary,
@@ -52,7 +57,7 @@ from pipeline.jobs.messages import describe_dataset, describe_recipe
 from pipeline.jobs.publish import check_publishing, describe_published
 from pipeline.report.write import REPORT
 from pipeline.runners.beam_options import engine_of, pipeline_options, run_pipeline
-from pipeline.runners.dataflow import flags_of_workers, submission_from_flags
+from pipeline.runners.dataflow import Submission, WorkerFlags, submission_from_flags
 from pipeline.runners.portable import is_portable
 from pipeline.runtime.dataflow_jobs import is_dataflow
 from pipeline.runtime.flag_types import text_of
@@ -66,8 +71,44 @@ from pipeline.runtime.lock import (
     with_new_job,
 )
 from pipeline.runtime.progress import Progress
-from pipeline.runtime.spread import spread_over
+from pipeline.runtime.spread import Engine, spread_over
 from pipeline.storage.store import Store
+
+
+class MainFlags(msgspec.Struct, frozen=True, kw_only=True):
+    """Flags of a main job as a whole; those that a command lacks have their default."""
+
+    command: str
+    output: str = ""
+    dataset: str = ""
+    variants: tuple[str, ...] = ()
+    renderings: tuple[str, ...] = ()
+    fail_if: tuple[str, ...] | None = None
+    publish: str | None
+    keep: int | None
+    pictures: str
+    dry_run: bool = False
+
+    @property
+    def generates(self) -> bool:
+        """Whether the command makes the dataset."""
+        return self.command in ("run", "generate")
+
+
+class Launch(NamedTuple):
+    """What runs a job: Beam's options, an engine for steps on pixels, a job for Dataflow."""
+
+    options: PipelineOptions
+    engine: Engine | None
+    submission: Submission | None
+
+
+class Ended(NamedTuple):
+    """What is known of a job that has ended: its counters, its time, and the path of its log."""
+
+    counters: dict[str, int]
+    seconds: float
+    log: str
 
 
 def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -86,92 +127,121 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
       JobError: the job failed, every model failed in an analysis, the dataset holds no
         image to run models on, or `--fail_if` could not be tested.
     """
-    options = pipeline_options(rest)
-    engine = engine_of(options, rest, arguments.dask, arguments.gpus or 1)
-    submission = submission_from_flags(
-        arguments, options, [flag.dest for flag in flags_of(arguments.command) if flag.is_path]
-    )
-    if not (submission or arguments.dask or is_portable(options.view_as(StandardOptions).runner)):
-        check_device(arguments, "run")
-        arguments.gpus = arguments.gpus or 1
-    arguments = flags_of_workers(arguments, submission)
-    generates = arguments.command in ("run", "generate")
-    if generates:
+    launch = _choose_workers(arguments, rest)
+    flags = flags_as(MainFlags, arguments)
+    main = _plan_job(arguments, flags, launch.submission)
+    if main.job and flags.dry_run:
+        workers = launch.options.view_as(DirectOptions).direct_num_workers
+        dry_run(main.job, main.ending.plans, workers)
+        return 0
+    ended = _run_job(main, launch)
+    return _say_result(main, ended) if ended else 0
+
+
+def _choose_workers(arguments: argparse.Namespace, rest: list[str]) -> Launch:
+    """Decides what runs the job, and thereby `--device` and `--gpus`, where they were left open."""
+    flags, options = flags_as(WorkerFlags, arguments), pipeline_options(rest)
+    engine = engine_of(options, rest, flags.dask, flags.gpus or 1)
+    paths = [flag.dest for flag in flags_of(flags.command) if flag.is_path]
+    submission = submission_from_flags(flags, options, vars(arguments), paths)
+    if submission and flags.device:
+        # The workers' device, which may be another than this machine's.
+        arguments.device = "cuda" if flags.gpu else "cpu"
+    elif not (flags.dask or is_portable(options.view_as(StandardOptions).runner)):
+        check_device(flags.device, "run", is_compiled=flags.compile)
+        arguments.gpus = flags.gpus or 1
+    return Launch(options, engine, submission)
+
+
+def _plan_job(
+    arguments: argparse.Namespace, flags: MainFlags, submission: Submission | None
+) -> MainJob:
+    """Decides what the job does. Nothing is written, as even a lock creates the output folder."""
+    if flags.generates:
         # Checked before the input is read.
-        parse_conditions(
-            getattr(arguments, "fail_if", None),
-            custom=custom_names(arguments.variants, arguments.renderings),
-        )
-    flag = "output" if generates else "dataset"
-    store = with_new_job(writing_store(flag, getattr(arguments, flag)))
-    publishing = check_publishing(store, arguments.publish, arguments.keep)
+        custom = custom_names(flags.variants, flags.renderings)
+        parse_conditions(flags.fail_if, custom=custom)
+    named = ("output", flags.output) if flags.generates else ("dataset", flags.dataset)
+    store = with_new_job(writing_store(*named))
+    publishing = check_publishing(store, flags.publish, flags.keep)
     seen = manifest_state(store)
-    # Flags are checked before the lock is taken, because taking it creates the output folder.
-    job = job_from_flags(arguments, store) if generates else None
-    dataset = None if generates else Dataset.open(store)
+    job = job_from_flags(arguments, store) if flags.generates else None
+    dataset = None if job else Dataset.open(store)
     config = job.config if job else dataset.manifest.config  # type: ignore[union-attr]
     taxonomy = job.taxonomy if job else dataset.taxonomy  # type: ignore[union-attr]
-    works = analyses_from_flags(arguments, store, config, taxonomy)
-    gate = _gate(arguments, store, config, works)
-    if job and arguments.dry_run:
-        dry_run(job, works, options.view_as(DirectOptions).direct_num_workers)
-        return 0
+    plans = analyses_from_flags(arguments, store, config, taxonomy)
+    gate = None
+    if flags.command in ("run", "evaluate"):
+        evaluation = plans[EVALUATION.name].evaluation
+        asked = flags_as(GateFlags, arguments)
+        gate = gate_from_flags(asked, store, config.compose.composed, evaluation)
+    manifest = read_manifest(store)
+    ending = JobSummary(
+        command=flags.command,
+        store=store,
+        progress=Progress.for_store(store),
+        before=manifest.fingerprint if manifest else None,
+        plans=plans,
+        has_lock=bool(submission and job),
+        is_detached=submission is not None and not submission.waits,
+        gate=gate,
+    )
+    return MainJob(
+        ending,
+        taxonomy,
+        flags.pictures,
+        job=job,
+        lock=TakeLock(store, submission.owner if submission else this_process(), seen),
+        publishing=publishing,
+    )
+
+
+def _run_job(main: MainJob, launch: Launch) -> Ended | None:
+    """Runs a planned job to its end; returns None if this process does not wait for that."""
+    ending, store = main.ending, main.ending.store
     with contextlib.ExitStack() as stack:
-        stack.enter_context(spread_over(engine))
-        if generates:
+        stack.enter_context(spread_over(launch.engine))
+        if main.job:
             stack.enter_context(removed_if_refused(store, CHECKSUMS))
-            if submission is None:
+            if main.lock and not launch.submission:
                 _lock(store, stack)
-                check_unchanged(store, seen)
+                check_unchanged(store, main.lock.seen)
         # Removed now, because the job needs the disk space that leftovers of killed jobs occupy.
         remove_leftovers(store)
-        manifest = read_manifest(store)
-        ending = JobSummary(
-            command=arguments.command,
-            store=store,
-            progress=Progress.for_store(store),
-            before=manifest.fingerprint if manifest else None,
-            works=works,
-            has_lock=bool(submission and job),
-            alone=submission is not None and not submission.waits,
-            gate=gate,
-        )
-        pipeline = beam.Pipeline(options=options)
-        MainJob(
-            ending,
-            taxonomy,
-            arguments.pictures,
-            job=job,
-            lock=TakeLock(store, submission.owner, seen) if submission and job else None,
-            publishing=publishing,
-        ).build(pipeline)
+        pipeline = beam.Pipeline(options=launch.options)
+        main.build(pipeline)
         # A dataset has one writer, but several evaluations may run at once, each with its own log.
-        log = store.log(arguments.command + ("" if generates else f"-{os.getpid()}"))
+        log = store.log(ending.command + ("" if main.job else f"-{os.getpid()}"))
         started = time.monotonic()
-        counters = run_pipeline(pipeline, ending.progress, log, submission)
-        if counters is None:
-            return 0
-        seconds = time.monotonic() - started
+        counters = run_pipeline(pipeline, ending.progress, log, launch.submission)
+        return None if counters is None else Ended(counters, time.monotonic() - started, log)
+
+
+def _say_result(main: MainJob, ended: Ended) -> int:
+    """Prints what a job has done; returns its exit code."""
+    store, plans = main.ending.store, main.ending.plans
     dataset = Dataset.open(store)
-    recipe = job and job.recipe  # It has decided on its images.
-    print(describe_dataset(dataset.manifest, counters, seconds, may_advise=not recipe))
-    for split in {work.evaluation.split for work in works.values()} - {"val"}:
+    recipe = main.job and main.job.recipe  # It has decided on its images.
+    counters = ended.counters
+    print(describe_dataset(dataset.manifest, counters, ended.seconds, may_advise=not recipe))
+    for split in {plan.evaluation.split for plan in plans.values()} - {"val"}:
         print(f"tested on split {split}")
     if recipe:
         for line in describe_recipe(recipe.manifest, dataset.manifest, counters):
             print(f"recipe: {line}")
-    failures = _failures(dataset, works)
+    failures = _failures(dataset, plans)
     # An analysis in which all models have failed has nothing to show.
-    lost = [name for name, of in failures.items() if len(of) == len(works[name].evaluation.entries)]
+    lost = [name for name, of in failures.items() if len(of) == len(plans[name].evaluation.entries)]
     for analysis in ANALYSES:
         if analysis.name not in lost:
-            for line in analysis.parts.lines(dataset, works.get(analysis.name)):
+            for line in analysis.parts.lines(dataset, plans.get(analysis.name)):
                 print(line)
-    if len(lost) < len(works):
+    if len(lost) < len(plans):
         print(f"report: {dataset.store.path(REPORT)}")
-    if publishing:
-        print(describe_published(publishing.target, bool(counters.get("versions_published"))))
-    details = f" (details: {log})" if os.path.exists(log) else ""
+    if main.publishing:
+        is_new = bool(counters.get("versions_published"))
+        print(describe_published(main.publishing.target, is_new))
+    details = f" (details: {ended.log})" if os.path.exists(ended.log) else ""
     for analysis in ANALYSES:
         if analysis.name not in lost:
             for model, error in failures.get(analysis.name, {}).items():
@@ -179,12 +249,12 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     if lost:
         raise JobError("; ".join(map(": ".join, failures[lost[0]].items())) + details)
     print_summary(store)
-    if works and not any(images["selected"] for images in dataset.manifest.images.values()):
+    if plans and not any(images["selected"] for images in dataset.manifest.images.values()):
         raise JobError(
             "no model was evaluated, because the dataset holds no image; the lines of its splits "
             "above say why, and what to change"
         )
-    return conclude(judge(gate, dataset), gate) if gate else 0
+    return conclude(judge(main.ending.gate, dataset), main.ending.gate) if main.ending.gate else 0
 
 
 def _lock(store: Store, stack: contextlib.ExitStack) -> None:
@@ -206,28 +276,15 @@ def _lock(store: Store, stack: contextlib.ExitStack) -> None:
         raise UsageError(f"--output {store.root} cannot be written: {reason}{where}") from error
 
 
-def _gate(
-    arguments: argparse.Namespace,
-    store: Store,
-    config: DatasetConfig,
-    works: Mapping[str, PlannedAnalysis],
-) -> Gate | None:
-    """Makes the gate of a job; None if it does not evaluate models."""
-    if arguments.command not in ("run", "evaluate"):
-        return None
-    evaluation = works[EVALUATION.name].evaluation
-    return gate_from_flags(arguments, store, config.compose.composed, evaluation)
-
-
-def _failures(dataset: Dataset, works: Mapping[str, PlannedAnalysis]) -> dict[str, dict[str, str]]:
+def _failures(dataset: Dataset, plans: Mapping[str, PlannedAnalysis]) -> dict[str, dict[str, str]]:
     """Returns by analysis which models have failed in it, each with its error."""
     return {
         one.name: errors_by_model(
             read_failures(dataset.store, dataset.manifest.fingerprint, one.name)[0],
-            works[one.name].evaluation.entries,
+            plans[one.name].evaluation.entries,
         )
         for one in ANALYSES
-        if one.name in works and one.not_done
+        if one.name in plans and one.not_done
     }
 
 
@@ -251,21 +308,24 @@ class Generate(beam.PTransform):
     def __init__(self, output: str | os.PathLike[str], **flags: Any) -> None:
         super().__init__()
         self.flags = {**flags, "output": os.fspath(output)}
-        self._arguments = parse_flags("generate", self.flags)
-        store = with_job_of_this_process(writing_store("output", self._arguments.output))
-        self._seen = manifest_state(store)
-        self.job = job_from_flags(self._arguments, store)
+        arguments = parse_flags("generate", self.flags)
+        main = flags_as(MainFlags, arguments)
+        store = with_job_of_this_process(writing_store("output", main.output))
+        self._pictures, self._seen = main.pictures, manifest_state(store)
+        self.job = job_from_flags(arguments, store)
 
     def expand(
         self, start: beam.pvalue.PBegin | beam.pvalue.PCollection
     ) -> beam.pvalue.PCollection:
         job, manifest = self.job, read_manifest(self.job.store)
         before = manifest.fingerprint if manifest else None
-        ending = JobSummary("generate", job.store, job.progress, before, has_lock=True, alone=True)
+        ending = JobSummary(
+            "generate", job.store, job.progress, before, has_lock=True, is_detached=True
+        )
         return MainJob(
             ending,
             job.taxonomy,
-            self._arguments.pictures,
+            self._pictures,
             job=job,
             lock=TakeLock(job.store, this_process(), self._seen),
         ).build(start)
@@ -298,25 +358,28 @@ class Evaluate(beam.PTransform):
             arguments = parse_flags("run", {**dataset.flags, **flags})
         else:
             arguments = parse_flags("evaluate", {**flags, "dataset": os.fspath(dataset)})
-            self._store = with_new_job(writing_store("dataset", arguments.dataset))
+            folder = flags_as(MainFlags, arguments).dataset
+            self._store = with_new_job(writing_store("dataset", folder))
             existing = Dataset.open(self._store)
             config, self._taxonomy = existing.manifest.config, existing.taxonomy
-        self._works = analyses_from_flags(arguments, self._store, config, self._taxonomy)
-        self._pictures = arguments.pictures
+        self._plans = analyses_from_flags(arguments, self._store, config, self._taxonomy)
+        self._pictures = flags_as(MainFlags, arguments).pictures
 
     def expand(
         self, start: beam.pvalue.PBegin | beam.pvalue.PCollection
     ) -> beam.pvalue.PCollection:
-        store, works = self._store, self._works
+        store, plans = self._store, self._plans
         runner = type(start.pipeline.runner).__name__
         if not (is_dataflow(runner) or is_portable(runner)):
-            for work in works.values():
-                work.evaluation = dataclasses.replace(work.evaluation, blocks=1)
+            for plan in plans.values():
+                plan.evaluation = dataclasses.replace(plan.evaluation, blocks=1)
         manifest = read_manifest(store)
         before = manifest.fingerprint if manifest else None
         if self._follows and isinstance(start, beam.pvalue.PBegin):
             raise UsageError("apply Evaluate to the output of Generate, which makes the dataset")
-        ending = JobSummary("evaluate", store, Progress.for_store(store), before, works, alone=True)
+        ending = JobSummary(
+            "evaluate", store, Progress.for_store(store), before, plans, is_detached=True
+        )
         return MainJob(ending, self._taxonomy, self._pictures).build(start)
 
 

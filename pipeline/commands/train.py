@@ -5,13 +5,12 @@
 
 import argparse
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable, Collection, Sequence
 
 import torch
 
-from pipeline.commands.command_line import check_device
+from pipeline.commands.command_line import check_device, flags_as
 from pipeline.commands.flags import flags_of
 from pipeline.dataset.folder import Dataset, Holdout
 from pipeline.dataset.manifest import reading_store, writing_store
@@ -26,7 +25,13 @@ from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.loop import LOG, MODEL, STATE, read_state_file, train
 from pipeline.training.network import check_architecture
 from pipeline.training.probe_fit import MODELS, Backbone, ProbePlan, fit_variant, probe_file
-from pipeline.training.train_plan import TrainPlan, check_variant, choose_splits, describe_penalty
+from pipeline.training.train_plan import (
+    TrainingFlags,
+    TrainPlan,
+    check_variant,
+    choose_splits,
+    describe_penalty,
+)
 
 _MAX_WORKERS = 16
 _NETWORK_FLAGS = (
@@ -34,6 +39,18 @@ _NETWORK_FLAGS = (
     *("eval_split", "precision", "workers", "overwrite"),
 )
 """Flags of `in9 train` that only the training of whole networks uses."""
+
+
+class TrainFlags(TrainingFlags, frozen=True, kw_only=True):
+    """Flags of `in9 train`."""
+
+    dataset: str
+    output: str | None
+    arch: str
+    probe: bool
+    train_split: str | None
+    eval_split: str | None
+    overwrite: bool
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -49,22 +66,24 @@ def run_train(arguments: argparse.Namespace) -> int:
       UsageError: wrong usage or unreadable input.
       ModelError, JobError: the training failed, or the network cannot be loaded.
     """
-    entry = _fit_probe(arguments) if arguments.probe else _train_network(arguments)
-    holdout = f" --holdout {arguments.holdout:g}" if arguments.holdout else ""
+    flags = flags_as(TrainFlags, arguments)
+    if flags.probe:
+        refuse_network_flags(arguments, _NETWORK_FLAGS)
+    entry = _fit_probe(flags) if flags.probe else _train_network(flags)
+    holdout = f" --holdout {flags.holdout:g}" if flags.holdout else ""
     print(f"to evaluate: in9 evaluate --dataset {arguments.dataset} --models {entry}{holdout}")
     return 0
 
 
-def choose_device(arguments: argparse.Namespace) -> tuple[str, str]:
+def choose_device(flags: TrainingFlags) -> tuple[str, str]:
     """Returns (device, precision); `auto` becomes the best choice for this machine.
 
     Raises:
       UsageError: the flags ask for a GPU that is not there, or for a precision that the device
         lacks.
     """
-    check_device(arguments, "train")
-    device = PredictConfig(arguments.device).on_this_machine().device
-    precision = arguments.precision
+    check_device(flags.device, "train")
+    device, precision = PredictConfig(flags.device).on_this_machine().device, flags.precision
     if precision == "auto":
         # Older GPUs emulate bfloat16, which is slow.
         has_bf16 = device != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -118,25 +137,24 @@ def default_workers(device: str) -> int:
     return 1 if device == "cpu" else min(_MAX_WORKERS, usable_cores())
 
 
-def _fit_probe(arguments: argparse.Namespace) -> str:
+def _fit_probe(flags: TrainFlags) -> str:
     """Fits a linear probe; returns the entry of `--models` that evaluates it."""
-    refuse_network_flags(arguments, _NETWORK_FLAGS)
     # Opened for writing, because features are cached in the dataset's work folder.
-    dataset = Dataset.open(writing_store("dataset", arguments.dataset))
-    check_variant(dataset, arguments.variant)
-    split, _ = choose_splits(dataset, arguments.train_split, None, arguments.holdout)
-    device, _ = choose_device(arguments)
-    weights = chosen_folder(arguments.weights)
-    check_model(arguments.arch, weights, needs_network=True)
-    name = f"{arguments.variant}{SUFFIX}"
-    output = writing_store("output", arguments.output) if arguments.output else None
+    dataset = Dataset.open(writing_store("dataset", flags.dataset))
+    check_variant(dataset, flags.variant)
+    split, _ = choose_splits(dataset, flags.train_split, None, flags.holdout)
+    device, _ = choose_device(flags)
+    weights = chosen_folder(flags.weights)
+    check_model(flags.arch, weights, needs_network=True)
+    name = f"{flags.variant}{SUFFIX}"
+    output = writing_store("output", flags.output) if flags.output else None
     if output is not None:
         path = output.path(name)
         refuse_foreign(output, (name,), lambda: is_trained_here(path))
     torch.set_num_threads(usable_cores())
     started = time.monotonic()
-    backbone = Backbone(arguments.arch, PredictConfig(device), dataset.store, weights)
-    plan = ProbePlan(dataset, arguments.variant, split, Holdout(arguments.holdout), arguments.seed)
+    backbone = Backbone(flags.arch, PredictConfig(device), dataset.store, weights)
+    plan = ProbePlan(dataset, flags.variant, split, Holdout(flags.holdout), flags.seed)
     if output is None:
         folder, _, name = probe_file(backbone, plan).rpartition("/")
         output = dataset.store.below(folder)
@@ -145,7 +163,7 @@ def _fit_probe(arguments: argparse.Namespace) -> str:
     output.prune(WORK_FOLDER)
     if trained := read_metadata(checkpoint):
         print(
-            f"{counted(len(trained.keys), 'picture')} of {arguments.variant} in {split}; "
+            f"{counted(len(trained.keys), 'picture')} of {flags.variant} in {split}; "
             f"penalty {describe_penalty(trained.settings['penalty'])}; "
             f"time: {duration(time.monotonic() - started)}"
         )
@@ -153,31 +171,31 @@ def _fit_probe(arguments: argparse.Namespace) -> str:
 
 
 def plan_from_flags(
-    arguments: argparse.Namespace, *, arch: str, train_split: str, eval_split: str | None
+    flags: TrainingFlags, *, arch: str, train_split: str, eval_split: str | None
 ) -> TrainPlan:
     """Makes the plan of a training from flags.
-
-    Args:
-      arguments: the parsed arguments of `train` or `matrix`.
-      arch: see `TrainPlan`.
-      train_split: see `TrainPlan`.
-      eval_split: see `TrainPlan`.
 
     Raises:
       UsageError: a flag is wrong.
     """
-    device, precision = choose_device(arguments)
-    told = {
-        "arch": arch,
-        "device": device,
-        "precision": precision,
-        "weights": chosen_folder(arguments.weights),
-        "train_split": train_split,
-        "eval_split": eval_split,
-        "workers": default_workers(device) if arguments.workers is None else arguments.workers,
-    }
-    fields = {field.name for field in dataclasses.fields(TrainPlan)} & set(vars(arguments))
-    return TrainPlan(**{name: getattr(arguments, name) for name in fields} | told)
+    device, precision = choose_device(flags)
+    return TrainPlan(
+        variant=flags.variant,
+        arch=arch,
+        pretrained=flags.pretrained,
+        epochs=flags.epochs,
+        batch_size=flags.batch_size,
+        lr=flags.lr,
+        weight_decay=flags.weight_decay,
+        seed=flags.seed,
+        train_split=train_split,
+        eval_split=eval_split,
+        holdout=flags.holdout,
+        precision=precision,
+        device=device,
+        workers=default_workers(device) if flags.workers is None else flags.workers,
+        weights=chosen_folder(flags.weights),
+    )
 
 
 def _holds_training(store: Store) -> bool:
@@ -189,27 +207,25 @@ def _holds_training(store: Store) -> bool:
     return False
 
 
-def _train_network(arguments: argparse.Namespace) -> str:
+def _train_network(flags: TrainFlags) -> str:
     """Trains a network; returns the entry of `--models` that evaluates it."""
-    folder = arguments.dataset
+    folder = flags.dataset
     dataset = Dataset.open(
-        reading_store(folder) if arguments.output else writing_store("dataset", folder)
+        reading_store(folder) if flags.output else writing_store("dataset", folder)
     )
     check_architecture(
-        arguments.arch, pretrained=arguments.pretrained, weights=chosen_folder(arguments.weights)
+        flags.arch, pretrained=flags.pretrained, weights=chosen_folder(flags.weights)
     )
-    check_variant(dataset, arguments.variant)
+    check_variant(dataset, flags.variant)
     train_split, eval_split = choose_splits(
-        dataset, arguments.train_split, arguments.eval_split, arguments.holdout
+        dataset, flags.train_split, flags.eval_split, flags.holdout
     )
-    plan = plan_from_flags(
-        arguments, arch=arguments.arch, train_split=train_split, eval_split=eval_split
-    )
-    store = writing_store("output", arguments.output or dataset.store.path(f"{MODELS}/{plan.name}"))
+    plan = plan_from_flags(flags, arch=flags.arch, train_split=train_split, eval_split=eval_split)
+    store = writing_store("output", flags.output or dataset.store.path(f"{MODELS}/{plan.name}"))
     refuse_foreign(store, (MODEL, STATE, LOG), lambda: _holds_training(store))
     started = time.monotonic()
     with removed_if_refused(store), locked(store, DATASET_LOCK) as fenced:
-        result = train(dataset, plan, fenced, overwrite=arguments.overwrite)
+        result = train(dataset, plan, fenced, overwrite=flags.overwrite)
     store.prune(WORK_FOLDER)
     if not result.is_new:
         print(f"nothing to do: all {plan.epochs} epochs have been trained")

@@ -4,7 +4,6 @@ This module finds published versions, and refuses to write to them. It does not 
 readers use it, too. `pipeline.jobs.publish` makes the versions.
 """
 
-import argparse
 import dataclasses
 import os
 import re
@@ -57,6 +56,14 @@ class About:
 
 
 NOTHING_STATED = About()
+
+
+class StatedFlags(msgspec.Struct, frozen=True):
+    """The flags that state `About`; None leaves what was stated before."""
+
+    creator: str | None
+    contact: str | None
+    terms: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,11 +229,11 @@ def read_manifest(store: Store, path: str = MANIFEST) -> Manifest | None:
     return read_commit(store, path, Manifest.from_json)
 
 
-def stated(arguments: argparse.Namespace, told: Manifest | None) -> About:
+def stated(flags: StatedFlags, manifest: Manifest | None) -> About:
     """Returns what a manifest states, with the values of those flags that were given."""
-    about = told.about if told else NOTHING_STATED
-    given = {name: getattr(arguments, name) for name in dataclasses.asdict(about)}
-    return dataclasses.replace(about, **{n: v for n, v in given.items() if v is not None})
+    about = manifest.about if manifest else NOTHING_STATED
+    given = msgspec.structs.asdict(flags).items()
+    return dataclasses.replace(about, **{name: v for name, v in given if v is not None})
 
 
 def last_manifest(store: Store) -> Manifest | None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import pyarrow as pa
-from msgspec import UNSET, to_builtins
+from msgspec import UNSET, Struct, to_builtins
 
 from pipeline.dataset.config import EVALUATE_VERSION
 from pipeline.dataset.folder import Dataset, Holdout, selected_rows
@@ -40,6 +40,26 @@ from transforms.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
+
+
+class ModelFlags(Struct, frozen=True, kw_only=True):
+    """Flags that choose models, and how they are run, besides those of `PredictConfig`.
+
+    A field whose flag only some commands have has a default.
+    """
+
+    command: str
+    models: tuple[str, ...] | None
+    weights: str | None
+    eval_split: str | None
+    holdout: float
+    overwrite: tuple[str, ...]
+    gpu: str | None
+    gpus: int | None
+    dask: str | None
+    pixel_cache: int | None = None
+    allow_overlap: bool | None = None
+    missing_answers: str = MISSING_ANSWERS[0]
 
 
 @dataclasses.dataclass(frozen=True)

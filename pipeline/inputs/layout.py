@@ -13,6 +13,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import msgspec
 import numpy as np
 
 from pipeline.errors import UsageError
@@ -42,6 +43,31 @@ FORMATS: dict[str, InputFormat] = {
     for each in (ImageManifest(), ImageFolder(), WebDataset(), ImagenetTars(), HubParquet())
 }
 """All formats, by `kind`. If an input fits several formats, the first of them is used."""
+
+
+class InputFlags(msgspec.Struct, frozen=True, kw_only=True):
+    """Flags that name what a dataset is made from. Folders and files are absolute paths.
+
+    Attributes:
+      taxonomy: a file as it was typed, or WordNet ids.
+    """
+
+    input: str | None
+    input_columns: tuple[str, ...] | None
+    annotations: str | None
+    masks: str | None
+    backgrounds: str | None
+    taxonomy: str | None
+    exclude: str | None
+    include: str | None
+    recipe: str | None
+    allow_partial: bool
+
+    @property
+    def lists(self) -> dict[str, str]:
+        """The file of `--exclude` and of `--include`, by flag, if they are given."""
+        files = {"exclude": self.exclude, "include": self.include}
+        return {name: path for name, path in files.items() if path}
 
 
 MAX_NAMES = 10_000

@@ -12,7 +12,6 @@ unequal size count as fewer (`transforms.two_way`).
 
 from __future__ import annotations
 
-import argparse
 import bisect
 import dataclasses
 import math
@@ -20,6 +19,8 @@ import operator
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import msgspec
 
 from pipeline.analyses.evaluation.baseline import (
     Baseline,
@@ -196,8 +197,18 @@ class Gate:
             choose_baseline(dataset, self.baseline, self.settings, self.runs_baseline)
 
 
+class GateFlags(msgspec.Struct, frozen=True, kw_only=True):
+    """Flags that judge models; `report` has no models of its own."""
+
+    command: str
+    baseline: str | None
+    fail_if: tuple[str, ...] | None
+    if_open: str
+    models: tuple[str, ...] | None = None
+
+
 def gate_from_flags(
-    arguments: argparse.Namespace,
+    flags: GateFlags,
     store: Store,
     variants: Iterable[str],
     evaluation: Evaluation | None = None,
@@ -205,7 +216,6 @@ def gate_from_flags(
     """Makes a gate from flags, which are checked against the dataset.
 
     Args:
-      arguments: the parsed arguments of `run`, `evaluate` or `report`.
       store: the dataset folder.
       variants: variants that the dataset has or will have.
       evaluation: the models of the job; None for all that have results.
@@ -214,10 +224,10 @@ def gate_from_flags(
       UsageError: a condition is wrong or needs a variant that the dataset lacks, or `--baseline` is
         missing or names no model.
     """
-    conditions = parse_conditions(arguments.fail_if, variants)
+    conditions = parse_conditions(flags.fail_if, variants)
     entries = evaluation.entries if evaluation else ()
-    labels = split_labels(getattr(arguments, "models", None) or ())[1]
-    name = _without_label(arguments.baseline, labels)
+    labels = split_labels(flags.models or ())[1]
+    name = _without_label(flags.baseline, labels)
     against = [condition.text for condition in conditions if condition.names_baseline]
     if against and name is None:
         name = kept_baseline(store)
@@ -233,10 +243,10 @@ def gate_from_flags(
                 f"{store.root} has results of; known: {', '.join(known) or 'none'}"
             )
         name = absolute(name)
-    gate = Gate(conditions, name, arguments.if_open == "fail", evaluation)
+    gate = Gate(conditions, name, flags.if_open == "fail", evaluation)
     # The job's own models are not run yet, and the dataset of `run` may change yet.
     if name is not None and name not in entries:
-        if arguments.command == "run":
+        if flags.command == "run":
             open_baseline(store, name, gate.settings)
         else:
             find_baseline(Dataset.open(store), name, gate.settings)

@@ -199,12 +199,12 @@ _EVALUATE_SECONDS = 5.0
 """How long the speed of a model is measured, if the trial has enough pictures."""
 
 
-def dry_run(job: GenerateJob, works: Mapping[str, PlannedAnalysis], workers: int) -> None:
+def dry_run(job: GenerateJob, plans: Mapping[str, PlannedAnalysis], workers: int) -> None:
     """Prints what a job would do.
 
     Args:
       job: the job that would make the dataset.
-      works: the `PlannedAnalysis`s that would run models, by name of their analysis.
+      plans: the `PlannedAnalysis`s that would run models, by name of their analysis.
       workers: number of workers that would run at the same time.
 
     Raises:
@@ -234,10 +234,10 @@ def dry_run(job: GenerateJob, works: Mapping[str, PlannedAnalysis], workers: int
         variants = job.config.compose.composed
         # The time of other analyses does not follow from the number of pictures.
         timed = {
-            analysis: works[analysis.name]
+            analysis: plans[analysis.name]
             for analysis in ANALYSES
-            if analysis.name in works
-            and analysis.parts.forecast(works[analysis.name], 0, variants) is not None
+            if analysis.name in plans
+            and analysis.parts.forecast(plans[analysis.name], 0, variants) is not None
         }
         for analysis, work in timed.items():
             images = _tested(work, job, forecast, make_trial)
@@ -347,14 +347,14 @@ def _print_model(
     name: str,
     job: GenerateJob,
     forecast: Forecast,
-    works: Mapping[Analysis, PlannedAnalysis],
+    plans: Mapping[Analysis, PlannedAnalysis],
     make_trial: Callable[[], Trial | None],
 ) -> None:
     """Prints how long a model will take in each stage."""
     from pipeline.models.predict import Predictor
     from pipeline.models.registry import load_model
 
-    evaluation = next(iter(works.values())).evaluation
+    evaluation = next(iter(plans.values())).evaluation
     started = time.perf_counter()
     try:
         model = load_model(name, evaluation.weights, job.taxonomy)
@@ -365,7 +365,7 @@ def _print_model(
     left: dict[Analysis, int] = {}
     if forecast.is_up_to_date:
         dataset = Dataset.open(evaluation.store)
-        left = {analysis: _left(work, dataset, model) for analysis, work in works.items()}
+        left = {analysis: _left(plan, dataset, model) for analysis, plan in plans.items()}
         for analysis, count in left.items():
             if not count and analysis.done:
                 print(f"{name}: {analysis.done} already")
@@ -375,11 +375,11 @@ def _print_model(
     if trial is None:
         return
     if not forecast.is_up_to_date:
-        expected = _tested(next(iter(works.values())), job, forecast, make_trial)
+        expected = _tested(next(iter(plans.values())), job, forecast, make_trial)
         variants = job.config.compose.composed
         left = {
-            analysis: analysis.parts.forecast(work, expected, variants) or 0
-            for analysis, work in works.items()
+            analysis: analysis.parts.forecast(plan, expected, variants) or 0
+            for analysis, plan in plans.items()
         }
     try:
         predictor = Predictor(model, evaluation.predict)

@@ -54,12 +54,12 @@ class JobSummary:
     Attributes:
       command: name of the command.
       store: the dataset folder, which gets the summary.
-      progress: the progress notes of the job, which the last step removes if the job is alone.
+      progress: the progress notes of the job, which the last step removes if it is detached.
       before: fingerprint of the dataset before the job; None if there was none.
-      works: what the job's models do, by analysis, in order.
+      plans: what the job's models do, by analysis, in order.
       has_lock: whether the graph holds the dataset's lock.
-      alone: whether no process waits for the job. Then only the job itself can remove its progress
-        notes, and fail if a condition holds.
+      is_detached: whether no process waits for the job. Then only the job itself can remove its
+        progress notes, and fail if a condition holds.
       gate: what the models are judged by; None if the job does not evaluate models.
     """
 
@@ -67,9 +67,9 @@ class JobSummary:
     store: Store
     progress: Progress
     before: str | None
-    works: Mapping[str, PlannedAnalysis] = dataclasses.field(default_factory=dict)
+    plans: Mapping[str, PlannedAnalysis] = dataclasses.field(default_factory=dict)
     has_lock: bool = False
-    alone: bool = False
+    is_detached: bool = False
     gate: Gate | None = None
 
     def summary(self, dataset: Dataset) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class JobSummary:
             },
         }
         for analysis in ANALYSES:
-            if work := self.works.get(analysis.name):
+            if work := self.plans.get(analysis.name):
                 content |= analysis.parts.monitored(dataset, work)
         return content
 
@@ -104,11 +104,11 @@ def finish_job(dataset: str, ending: JobSummary) -> str:
     # Written even if unchanged, because the file's time tells when a job last succeeded.
     ending.store.write(LAST_RUN, json_bytes({"summary": summary}))
     _LOG.info("%s", _summary_line(summary))
-    if ending.alone:
+    if ending.is_detached:
         ending.progress.clear()
     if ending.has_lock:
         release(ending.store, DATASET_LOCK, ending.store.job)
-    if ending.alone and ending.gate and (failing := outcome(judgements, ending.gate)[1]):
+    if ending.is_detached and ending.gate and (failing := outcome(judgements, ending.gate)[1]):
         raise JobError("; ".join(failing))
     return dataset
 
@@ -139,8 +139,8 @@ class MainJob:
       taxonomy: the dataset's classes.
       pictures: value of `--pictures`, see `write_report`.
       job: the job that makes the dataset; None if the dataset exists.
-      lock: the step that takes the dataset's lock; None if the launcher holds the lock, or the job
-        needs none because it makes no dataset.
+      lock: the step that takes the dataset's lock, unless the launcher holds it; None if the job
+        makes no dataset.
       publishing: where the dataset is published; None if it is not published.
     """
 
@@ -165,18 +165,18 @@ class MainJob:
         """
         if not isinstance(start, beam.pvalue.PCollection):
             start = start | "Start" >> beam.Create([self.ending.before], reshuffle=False)
-        if self.lock:
+        if self.lock and self.ending.has_lock:
             start = start | "TakeLock" >> beam.ParDo(self.lock)
         start = start | "Begin" >> beam.Map(_begin, self.ending.progress)
         dataset = start | "Generate" >> GenerateDataset(self.job) if self.job else start
-        works = self.ending.works.values()
-        for work in works:
-            dataset = dataset | type(work).__name__ >> ModelStage(work)
+        plans = self.ending.plans.values()
+        for plan in plans:
+            dataset = dataset | type(plan).__name__ >> ModelStage(plan)
         store = self.ending.store
         if self.ending.gate and self.ending.gate.baseline:
             dataset = dataset | "Baseline" >> _step(_choose_baseline, store, self.ending.gate)
         dataset = dataset | "Report" >> _step(
-            write_results, store, self.taxonomy, self.pictures, has_run_models=bool(works)
+            write_results, store, self.taxonomy, self.pictures, has_run_models=bool(plans)
         )
         if self.publishing:
             dataset = dataset | "Publish" >> _step(_publish, self.publishing)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import importlib.metadata
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import apache_beam as beam
+import msgspec
 from apache_beam.options.pipeline_options import (
     DebugOptions,
     GoogleCloudOptions,
@@ -168,28 +168,41 @@ class Gpu:
             )
 
 
-def check_gpu(arguments: argparse.Namespace, options: PipelineOptions) -> None:
-    """Checks `--gpu` against the other flags of a job for Dataflow.
+class WorkerFlags(msgspec.Struct, frozen=True, kw_only=True):
+    """Flags that choose the workers of a job, and those that its workers must be able to obey.
 
-    Args:
-      arguments: the parsed arguments.
-      options: Beam's options.
+    A command that runs no models has no `device`; one that makes no dataset has no `output`.
+    """
+
+    command: str
+    dask: str | None
+    gpu: str | None
+    gpus: int | None
+    publish: str | None
+    compile: bool = False
+    device: str | None = None
+    input: str | None = None
+    models: tuple[str, ...] | None = None
+    output: str | None = None
+
+
+def check_gpu(flags: WorkerFlags, options: PipelineOptions) -> None:
+    """Checks `--gpu` against the other flags of a job for Dataflow.
 
     Raises:
       UsageError: the flags do not fit together.
     """
-    device = getattr(arguments, "device", None)
-    if not arguments.gpu:
-        if device == "cuda":
+    if not flags.gpu:
+        if flags.device == "cuda":
             raise UsageError("--gpu TYPE is required for a GPU on Dataflow, such as nvidia-l4")
         return
-    if device is None:
+    if flags.device is None:
         raise UsageError(
-            f"--gpu is for running models, and in9 {arguments.command} runs none; leave it out"
+            f"--gpu is for running models, and in9 {flags.command} runs none; leave it out"
         )
-    if device == "cpu":
+    if flags.device == "cpu":
         raise UsageError("--gpu and --device cpu contradict each other; leave one out")
-    gpu = Gpu.parse(arguments.gpu)
+    gpu = Gpu.parse(flags.gpu)
     workers = options.view_as(WorkerOptions)
     gpu.check_machine(workers.machine_type)
     _check_service(options)
@@ -205,7 +218,7 @@ def check_gpu(arguments: argparse.Namespace, options: PipelineOptions) -> None:
             "the driver; build ours with TORCH=cuda"
         )
     if image == os.environ.get("IN9_IMAGE"):
-        _check_own_image(arguments)
+        _check_own_image(flags.models or ())
 
 
 def _check_service(options: PipelineOptions) -> None:
@@ -232,11 +245,11 @@ def _check_service(options: PipelineOptions) -> None:
         )
 
 
-def _check_own_image(arguments: argparse.Namespace) -> None:
+def _check_own_image(models: Sequence[str]) -> None:
     """Checks that this image, in which both this process and the workers run, can use a GPU."""
     if importlib.metadata.version("torch").endswith("+cpu"):
         raise UsageError("--gpu: this image has PyTorch's build for CPUs; build it with TORCH=cuda")
-    graphs = [one for one in split_labels(arguments.models or ())[0] if one.startswith("onnx:")]
+    graphs = [one for one in split_labels(models)[0] if one.startswith("onnx:")]
     if graphs and not any(importlib.metadata.distributions(name="onnxruntime-gpu")):
         raise UsageError(
             f"--gpu and --models {graphs[0]}: this image has onnxruntime for CPUs; leave one out"
@@ -269,14 +282,18 @@ class Submission:
 
 
 def submission_from_flags(
-    arguments: argparse.Namespace, options: PipelineOptions, paths: Iterable[str]
+    flags: WorkerFlags,
+    options: PipelineOptions,
+    typed: Mapping[str, object],
+    paths: Iterable[str],
 ) -> Submission | None:
     """Checks the flags of a Dataflow job, and completes Beam's options.
 
     Args:
-      arguments: the parsed arguments.
+      flags: what the job says of its workers.
       options: Beam's options, whose package, disk, labels and job name are set here, and which
         are told not to pickle the main session.
+      typed: all values by name of their flag, as they were typed.
       paths: names of the flags that name folders or files, which workers must be able to reach.
 
     Returns:
@@ -288,21 +305,21 @@ def submission_from_flags(
     standard = options.view_as(StandardOptions)
     if not is_dataflow(standard.runner):
         for name, value in (
-            ("gpu", arguments.gpu),
+            ("gpu", flags.gpu),
             ("no_wait_until_finish", standard.no_wait_until_finish),
         ):
             if value:
                 raise UsageError(f"--{name} is for --runner=DataflowRunner")
         return None
-    _check_paths(arguments, options, paths)
+    _check_paths(flags, options, {name: typed.get(name) for name in paths})
     _check_package(options)
-    check_gpu(arguments, options)
+    check_gpu(flags, options)
     _check_options(options)
-    _check_buckets(arguments, options)
+    _check_buckets(flags.publish, options)
     google, workers = options.view_as(GoogleCloudOptions), options.view_as(WorkerOptions)
     workers.disk_size_gb = workers.disk_size_gb or DISK_GB
-    google.labels = [*(google.labels or []), "app=in9", f"command={arguments.command}"]
-    google.job_name = google.job_name or _job_name(arguments)
+    google.labels = [*(google.labels or []), "app=in9", f"command={flags.command}"]
+    google.job_name = google.job_name or _job_name(flags, typed)
     # Workers import our package, so Beam need not pickle the main session of this process.
     options.view_as(SetupOptions).save_main_session = False
     is_template = bool(google.template_location)
@@ -310,16 +327,6 @@ def submission_from_flags(
     # cannot wait for it.
     waits = not standard.no_wait_until_finish and not is_template
     return Submission(job=job_of(options), waits=waits, is_template=is_template)
-
-
-def flags_of_workers(
-    arguments: argparse.Namespace, submission: Submission | None
-) -> argparse.Namespace:
-    """Returns the flags with the workers' `device`, because this machine's may be another."""
-    if submission is None or not hasattr(arguments, "device"):
-        return arguments
-    device = "cuda" if arguments.gpu else "cpu"
-    return argparse.Namespace(**{**vars(arguments), "device": device})
 
 
 def submit(pipeline: beam.Pipeline, submission: Submission, store: Store) -> PipelineResult:
@@ -361,9 +368,7 @@ def submit(pipeline: beam.Pipeline, submission: Submission, store: Store) -> Pip
     return result
 
 
-def _check_paths(
-    arguments: argparse.Namespace, options: PipelineOptions, paths: Iterable[str]
-) -> None:
+def _check_paths(flags: WorkerFlags, options: PipelineOptions, paths: Mapping[str, object]) -> None:
     """Checks that the options Dataflow needs are given, and workers can reach all flags' paths."""
     google = options.view_as(GoogleCloudOptions)
     for name, example in (
@@ -376,20 +381,20 @@ def _check_paths(
     for name in ("temp_location", "staging_location"):
         if (location := getattr(google, name)) and not is_remote(absolute(location)):
             raise UsageError(f"--{name} must be gs://BUCKET/FOLDER: got {location}")
-    for name in paths:
-        if (path := getattr(arguments, name, None)) and not is_remote(absolute(path)):
+    for name, path in paths.items():
+        if isinstance(path, str) and not is_remote(absolute(path)):
             raise UsageError(
                 f"--{name} {path} lies on this machine, where workers of Dataflow cannot reach "
                 "it; copy it to gs://"
             )
-    if hasattr(arguments, "input") and not arguments.input:
+    if flags.output and not flags.input:
         raise UsageError("--input gs://BUCKET/FOLDER is required with --runner=DataflowRunner")
-    for entry in split_labels(getattr(arguments, "models", None) or ())[0]:
+    for entry in split_labels(flags.models or ())[0]:
         from pipeline.models.registry import source_of  # Imports torch.
 
-        if (path := source_of(entry).path(entry)) and not is_remote(absolute(path)):
+        if (file := source_of(entry).path(entry)) and not is_remote(absolute(file)):
             raise UsageError(
-                f"--models {entry}: workers of Dataflow cannot reach {path}; copy it to gs://"
+                f"--models {entry}: workers of Dataflow cannot reach {file}; copy it to gs://"
             )
 
 
@@ -443,7 +448,7 @@ def _check_options(options: PipelineOptions) -> None:
             raise UsageError(errors[0])
 
 
-def _check_buckets(arguments: argparse.Namespace, options: PipelineOptions) -> None:
+def _check_buckets(publish: str | None, options: PipelineOptions) -> None:
     """Checks that some buckets exist.
 
     These are the buckets that are written to only while the job runs, and those that Beam would
@@ -453,7 +458,7 @@ def _check_buckets(arguments: argparse.Namespace, options: PipelineOptions) -> N
     for name, location in (
         ("temp_location", google.temp_location),
         ("staging_location", google.staging_location),
-        ("publish", arguments.publish),
+        ("publish", publish),
     ):
         if not location:
             continue
@@ -465,13 +470,13 @@ def _check_buckets(arguments: argparse.Namespace, options: PipelineOptions) -> N
             raise UsageError(f"--{name} {location}: there is no such bucket") from error
 
 
-def _job_name(arguments: argparse.Namespace) -> str:
+def _job_name(flags: WorkerFlags, typed: Mapping[str, object]) -> str:
     """Makes a job name that is the same for jobs with the same output.
 
     So Dataflow refuses the second one while the first runs. Evaluations may run side by side, so
     all of their flags are part of the name.
     """
-    if hasattr(arguments, "output"):
-        return f"in9-{fingerprint(absolute(arguments.output))[:12]}"
-    flags = sorted((name, str(value)) for name, value in vars(arguments).items())
-    return f"in9-{arguments.command}-{fingerprint(flags)[:12]}"
+    if flags.output:
+        return f"in9-{fingerprint(flags.output)[:12]}"
+    texts = sorted((name, str(value)) for name, value in typed.items())
+    return f"in9-{flags.command}-{fingerprint(texts)[:12]}"

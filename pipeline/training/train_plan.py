@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -120,6 +121,23 @@ class Samples:
                         spans[sample.key] = (offset, file.write(sample.image))
                         offset += len(sample.image)
         return spans
+
+
+class TrainingFlags(msgspec.Struct, frozen=True, kw_only=True):
+    """Flags that `in9 train` and `in9 matrix` share; the latter lacks those with a default."""
+
+    variant: str = "original"
+    pretrained: bool
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float = 1e-4
+    seed: int
+    holdout: float
+    precision: str
+    device: str
+    workers: int | None
+    weights: str | None
 
 
 @dataclasses.dataclass(frozen=True)

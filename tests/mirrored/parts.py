@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 
 from pipeline.analyses.mirrored.panel import PANEL
@@ -15,7 +14,7 @@ from pipeline.analyses.mirrored.results import (
 from pipeline.analyses.mirrored.stage import PlannedMirrored
 from typing_extensions import override
 
-from pipeline.analyses.parts import Found, Parts
+from pipeline.analyses.parts import Flags, Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import Panel
@@ -23,9 +22,16 @@ from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from transforms.taxonomy import Taxonomy
 
 
-class MirroredParts(Parts):
+class MirroredFlags(Flags, frozen=True, kw_only=True):
+    """Whether to measure accuracy on mirrored pictures."""
+
+    mirrored: bool = False
+
+
+class MirroredParts(Parts[MirroredFlags]):
     """The parts of the analysis of mirrored pictures."""
 
+    flags = MirroredFlags
     tables = TABLES
 
     @property
@@ -36,13 +42,12 @@ class MirroredParts(Parts):
     @override
     def plan(
         self,
-        arguments: argparse.Namespace,
+        flags: MirroredFlags,
         evaluation: Evaluation,
         config: DatasetConfig,
         taxonomy: Taxonomy,
     ) -> PlannedAnalysis | None:
-        is_asked = getattr(arguments, "mirrored", False)
-        return PlannedMirrored(evaluation, taxonomy) if is_asked else None
+        return PlannedMirrored(evaluation, taxonomy) if flags.mirrored else None
 
     @override
     def forecast(self, work: PlannedAnalysis, images: float, variants: Sequence[str]) -> int:

@@ -484,9 +484,9 @@ def test_a_condition_that_holds_fails_a_job_that_nobody_waits_for(
         store,
         progress,
         before=None,
-        works={work.stage: work},
+        plans={work.stage: work},
         has_lock=True,
-        alone=True,
+        is_detached=True,
         gate=Gate(conditions, evaluation=evaluation),
     )
     acquire(store, DATASET_LOCK, store.job, this_process())

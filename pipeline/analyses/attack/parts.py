@@ -4,7 +4,6 @@ They are how often backgrounds fool models, pictures of the worst backgrounds, a
 claims about them.
 """
 
-import argparse
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,7 @@ from pipeline.analyses.attack.results import (
     write_attack_tables,
 )
 from pipeline.analyses.attack.stage import PlannedAttack
-from pipeline.analyses.parts import Found, Parts
+from pipeline.analyses.parts import Flags, Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import SMALL, Budget, Claim, Measurement, Panel, data_uri, find_samples
@@ -44,6 +43,9 @@ from transforms.taxonomy import Taxonomy
 COMMAND = "in9 attack --dataset . --models MODELS"
 
 _BYTES = 1_400_000
+
+Grid = tuple[int | None, int | None]
+"""Numbers of foregrounds and of backgrounds; None for all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,9 +246,18 @@ CLAIMS = (
 )
 
 
-class AttackParts(Parts):
+class AttackFlags(Flags, frozen=True, kw_only=True):
+    """The grid, which `run` names `--attack`; None for no attack."""
+
+    grid: Grid | None = None
+    early_stop: bool = False
+    attack: Grid | None = None
+
+
+class AttackParts(Parts[AttackFlags]):
     """The parts of the attack."""
 
+    flags = AttackFlags
     tables = TABLES
     figures = ("fooled_by_class", "accuracy_by_backgrounds")
     panels = (BACKGROUNDS,)
@@ -255,19 +266,19 @@ class AttackParts(Parts):
     @override
     def plan(
         self,
-        arguments: argparse.Namespace,
+        flags: AttackFlags,
         evaluation: Evaluation,
         config: DatasetConfig,
         taxonomy: Taxonomy,
     ) -> PlannedAnalysis | None:
-        is_own = arguments.command == "attack"
-        size = arguments.grid if is_own else getattr(arguments, "attack", None)
+        is_own = flags.command == "attack"
+        size = flags.grid if is_own else flags.attack
         if size is None:
             return None
         evaluation.check_stored("an attack composes stored pixels and feeds them as they are")
         check_variants(config.compose.variants)
         foregrounds, backgrounds = size
-        plan = AttackPlan(evaluation, foregrounds, backgrounds, is_own and arguments.early_stop)
+        plan = AttackPlan(evaluation, foregrounds, backgrounds, flags.early_stop)
         if is_own:
             # Opening the grid also checks that the dataset has images for it.
             open_grid(Dataset.open(evaluation.store), plan)

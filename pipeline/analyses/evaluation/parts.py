@@ -3,7 +3,6 @@
 Accuracies of two states are compared over the images that both states have.
 """
 
-import argparse
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from pipeline.analyses.evaluation.tables import (
     describe_stale,
     write_evaluation_tables,
 )
-from pipeline.analyses.parts import Changed, Found, Parts
+from pipeline.analyses.parts import Changed, Flags, Found, Parts
 from pipeline.dataset.card import markdown
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
@@ -49,9 +48,10 @@ _DIFFERING = 0.2
 alone, if nothing is known of it."""
 
 
-class EvaluationParts(Parts):
+class EvaluationParts(Parts[Flags]):
     """The parts of the evaluation."""
 
+    flags = Flags
     tables = (*TABLES, COMPARISONS, BASELINE)
     figures = ("gaps", "classes", "decomposition", "sizes-", "confusion-", "groups-")
 
@@ -73,12 +73,12 @@ class EvaluationParts(Parts):
     @override
     def plan(
         self,
-        arguments: argparse.Namespace,
+        flags: Flags,
         evaluation: Evaluation,
         config: DatasetConfig,
         taxonomy: Taxonomy,
     ) -> PlannedAnalysis | None:
-        if arguments.command not in ("run", "evaluate"):
+        if flags.command not in ("run", "evaluate"):
             return None
         return PlannedEvaluation(evaluation, taxonomy)
 

@@ -4,7 +4,6 @@ The trend is accuracy on the versions against accuracy on ImageNet, with the aut
 better models.
 """
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 
 from typing_extensions import override
@@ -17,7 +16,7 @@ from pipeline.analyses.imagenet.results import (
     read_trend,
     write_trend,
 )
-from pipeline.analyses.parts import Found, Parts
+from pipeline.analyses.parts import Flags, Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import Claim, Measurement, Panel, differences
@@ -27,7 +26,6 @@ from pipeline.evaluate.evidence import Results
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from pipeline.evaluate.results import read_result
 from pipeline.evaluate.summaries import read_summaries
-from pipeline.storage.files import absolute
 from transforms.estimates import above, below
 from transforms.taxonomy import Taxonomy, imagenet9
 
@@ -124,19 +122,26 @@ CLAIMS = (
 )
 
 
-class ImageNetParts(Parts):
+class ImageNetFlags(Flags, frozen=True, kw_only=True):
+    """The folder of ImageNet; None to measure nothing on it."""
+
+    imagenet: str | None = None
+
+
+class ImageNetParts(Parts[ImageNetFlags]):
     """The parts of the accuracy on ImageNet. Its results are shown by the trend."""
+
+    flags = ImageNetFlags
 
     @override
     def plan(
         self,
-        arguments: argparse.Namespace,
+        flags: ImageNetFlags,
         evaluation: Evaluation,
         config: DatasetConfig,
         taxonomy: Taxonomy,
     ) -> PlannedAnalysis | None:
-        root = getattr(arguments, "imagenet", None)
-        if not root:
+        if flags.imagenet is None:
             return None
         if config.taxonomy is not None:
             raise UsageError(
@@ -147,8 +152,8 @@ class ImageNetParts(Parts):
         from pipeline.inputs.imagenet import find_images
 
         # Raises UsageError if there are no images.
-        find_images(root, SPLIT, "--imagenet")
-        return PlannedImageNet(evaluation, absolute(root), taxonomy)
+        find_images(flags.imagenet, SPLIT, "--imagenet")
+        return PlannedImageNet(evaluation, flags.imagenet, taxonomy)
 
     @override
     def lines(self, dataset: Dataset, work: PlannedAnalysis | None) -> Iterator[str]:
@@ -160,9 +165,10 @@ class ImageNetParts(Parts):
 PARTS = ImageNetParts()
 
 
-class TrendParts(Parts):
+class TrendParts(Parts[Flags]):
     """The parts of the trend, which needs the tables of the evaluation."""
 
+    flags = Flags
     tables = TABLES
     figures = ("trend",)
     panels = (PANEL,)

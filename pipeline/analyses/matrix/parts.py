@@ -23,7 +23,7 @@ from pipeline.analyses.matrix.results import (
     read_matrices,
     write_matrix_tables,
 )
-from pipeline.analyses.parts import Found, Parts
+from pipeline.analyses.parts import Flags, Found, Parts
 from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import (
     Claim,
@@ -389,9 +389,10 @@ CLAIMS = (
 )
 
 
-class MatrixParts(Parts):
+class MatrixParts(Parts[Flags]):
     """The parts of the matrix."""
 
+    flags = Flags
     tables = TABLES
     figures = ("matrix-",)
     panels = (MATRIX,)

@@ -1,6 +1,5 @@
 """The parts of the method."""
 
-import argparse
 from collections.abc import Iterable, Iterator, Sequence
 
 from typing_extensions import override
@@ -12,7 +11,7 @@ from pipeline.analyses.method.results import (
     mean_of_models,
     read_method,
 )
-from pipeline.analyses.parts import Found, Parts
+from pipeline.analyses.parts import Flags, Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset, open_named
 from pipeline.display.panel import Panel
@@ -41,9 +40,18 @@ def _panel(evidence: Evidence) -> list[tuple[str, MethodResult]]:
     return [(names.get(one, one.name), one) for one in _shown(evidence.dataset, names)]
 
 
-class MethodParts(Parts):
+class MethodFlags(Flags, frozen=True, kw_only=True):
+    """The draws and renderings of `in9 method`, and the dataset to compare with."""
+
+    replicates: int | None = None
+    renderings: tuple[str, ...] = ()
+    against: str | None = None
+
+
+class MethodParts(Parts[MethodFlags]):
     """The parts of the method."""
 
+    flags = MethodFlags
     tables = (METHOD,)
     figures = ("method",)
 
@@ -64,12 +72,12 @@ class MethodParts(Parts):
     @override
     def plan(
         self,
-        arguments: argparse.Namespace,
+        flags: MethodFlags,
         evaluation: Evaluation,
         config: DatasetConfig,
         taxonomy: Taxonomy,
     ) -> PlannedAnalysis | None:
-        if arguments.command != "method":
+        if flags.command != "method":
             return None
         from pipeline.analyses.method.stage import PlannedMethod, method_config
 
@@ -91,13 +99,13 @@ class MethodParts(Parts):
             work = PlannedMethod(
                 evaluation,
                 taxonomy,
-                method_config(config.compose, arguments.replicates, arguments.renderings),
+                method_config(config.compose, flags.replicates, flags.renderings),
             )
         except ValueError as error:
             raise UsageError(str(error)) from error
-        if arguments.against is not None:
+        if flags.against is not None:
             own = Dataset.open(evaluation.store)
-            there = open_named("--against", arguments.against)
+            there = open_named("--against", flags.against)
             other, subject = there.manifest.config, f"--against {there.store.root}: "
             refuse_first(
                 {

@@ -3,13 +3,12 @@
 Maps side by side, and one number for each model, show where models look.
 """
 
-import argparse
 import dataclasses
 from collections.abc import Iterator, Sequence
 
 from typing_extensions import override
 
-from pipeline.analyses.parts import Found, Parts
+from pipeline.analyses.parts import Flags, Found, Parts
 from pipeline.analyses.saliency.results import (
     TABLES,
     SaliencyResult,
@@ -202,9 +201,18 @@ CLAIMS = (
 )
 
 
-class SaliencyParts(Parts):
+class SaliencyFlags(Flags, frozen=True, kw_only=True):
+    """How many maps to show, which `run` names `--saliency`; None to measure nothing."""
+
+    maps: int | None = None
+    variant: str = "original"
+    saliency: int | None = None
+
+
+class SaliencyParts(Parts[SaliencyFlags]):
     """The parts of saliency."""
 
+    flags = SaliencyFlags
     tables = TABLES
     panels = (SALIENCY,)
     claims = CLAIMS
@@ -212,13 +220,13 @@ class SaliencyParts(Parts):
     @override
     def plan(
         self,
-        arguments: argparse.Namespace,
+        flags: SaliencyFlags,
         evaluation: Evaluation,
         config: DatasetConfig,
         taxonomy: Taxonomy,
     ) -> PlannedAnalysis | None:
-        is_own = arguments.command == "saliency"
-        maps = arguments.maps if is_own else getattr(arguments, "saliency", None)
+        is_own = flags.command == "saliency"
+        maps = flags.maps if is_own else flags.saliency
         if maps is None:
             return None
         from pipeline.analyses.saliency.stage import (
@@ -228,7 +236,7 @@ class SaliencyParts(Parts):
             shown_images,
         )
 
-        plan = SaliencyPlan(evaluation, arguments.variant if is_own else SaliencyPlan.variant, maps)
+        plan = SaliencyPlan(evaluation, flags.variant, maps)
         evaluation.check_stored("saliency is measured on stored pixels as they are")
         check_variants(config.compose.composed, plan.variant)
         if is_own:
