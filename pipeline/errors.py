@@ -75,7 +75,6 @@ def counted(number: int, noun: str) -> str:
     """Returns a number with its noun, such as `1 image`, `2 images` or `3 classes`.
 
     Args:
-      number: the number.
       noun: the noun in the singular, whose last word is the one that has a plural.
     """
     plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
@@ -108,7 +107,6 @@ def escaped(text: str, keep: str = "\n\t") -> str:
     'red\\x1b[31m'
 
     Args:
-      text: any text.
       keep: unprintable characters to leave as they are.
     """
     if text.isprintable():

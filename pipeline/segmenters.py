@@ -84,12 +84,7 @@ def read_parameters(name: str) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class CustomFunction:
-    """The function of a custom segmenter, which is called like any other segmenter's function.
-
-    Attributes:
-      name: `python:MODULE:FUNCTION`.
-      parameters: result of `read_parameters`.
-    """
+    """The function of a custom segmenter, which is called like any other segmenter's function."""
 
     name: str
     parameters: tuple[str, ...]
@@ -174,11 +169,6 @@ def index_masks(masks: str, split: str) -> FileIndex:
     Args:
       masks: absolute path of a COCO file, or of a folder, in which the split may have a folder of
         its own.
-      split: name of the split.
-
-    Raises:
-      UsageError: the file is not a COCO file.
-      OSError: the masks cannot be read.
     """
     return FileIndex(_in_coco_file(masks) if is_coco_file(masks) else _in_folder(masks, split))
 

@@ -174,11 +174,8 @@ def strongest(
     """Ranks the backgrounds of a class by the number of foregrounds that they fool.
 
     Args:
-      tallied: tally of the grid.
       bg_keys: (B,) keys of the backgrounds, which break ties.
       bg_labels: (B,) int64, labels of the backgrounds.
-      label: label of the class.
-      count: largest number of backgrounds to return.
 
     Returns:
       Positions of the backgrounds, the strongest first.
@@ -239,11 +236,7 @@ def steps(backgrounds: int) -> list[int]:
 
 
 class Strengths:
-    """Counts of how often each background has turned the foregrounds that it was tried on.
-
-    Args:
-      backgrounds: number of backgrounds.
-    """
+    """Counts of how often each background has turned the foregrounds that it was tried on."""
 
     def __init__(self, backgrounds: int) -> None:
         self._turned = np.zeros(backgrounds, np.int64)
@@ -280,7 +273,6 @@ def try_until_turned(
       labels: (F,) int64, labels of the foregrounds.
       order: (B,) int64, the backgrounds in the order in which they are tried.
       rules: number of label rules.
-      batch_size: number of pairs in a batch.
 
     Yields:
       The pairs of a batch, (n,) int64 foregrounds and (n,) int64 backgrounds. Their predictions,

@@ -152,7 +152,6 @@ def groups(labels: Labels, bg_labels: Labels, num_labels: int) -> list[Group]:
       labels: (n,) class of each picture's foreground.
       bg_labels: (n,) class of each picture's background, `OUTSIDE` if it is unknown. Pictures with
         an unknown background are in no group.
-      num_labels: number of superclasses.
 
     Returns:
       The groups that have pictures, in order of label and background label.
@@ -185,7 +184,6 @@ def class_p_values(labels: Labels, correct: Correct, roles: Roles) -> dict[int, 
     Args:
       labels: (n,) class of each picture of a variant.
       correct: (n,) bool, whether each picture is recognised.
-      roles: units of the pictures' foregrounds and backgrounds.
 
     Returns:
       The p value of each class that has pictures, adjusted for the number of classes

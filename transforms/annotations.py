@@ -57,7 +57,6 @@ class Annotation:
 
     Attributes:
       width, height: native size, in pixels; None if the annotation, as JSON, does not give it.
-      boxes: a box for each object.
       wnid: class name of the first object, None if the annotation gives none. It decides the
         image's class only if the image is in no folder that names a class.
     """

@@ -211,7 +211,6 @@ def decode_into(data: bytes, out: Pixels) -> None:
     the checks of its metadata.
 
     Args:
-      data: the file's bytes.
       out: (H, W, 3) uint8, contiguous. Written.
 
     Raises:

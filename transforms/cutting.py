@@ -137,12 +137,6 @@ def read_image(
 ) -> AnnotatedImage | Cut:
     """Reads an image with its annotation and mask, which must all have the same size.
 
-    Args:
-      image: the image file's bytes.
-      annotation: see `read_boxes`.
-      mask: see `read_boxes`.
-      needs_mask: see `read_boxes`.
-
     Returns:
       The image, or its rejection for the first reason in protocol order. Broken or hostile bytes
       lead to a rejection; they never raise an error.
@@ -195,7 +189,6 @@ def check_annotation(
 
     Args:
       annotation: the annotation file's bytes, None if there is no file.
-      rules: requirements on the boxes; the paper's by default.
 
     Returns:
       The reason to reject the image with all of its objects; None if some object may be accepted.
@@ -230,13 +223,6 @@ def cut_background(
     """Tiles the background of an object that `cut_objects` accepts, without segmenting it.
 
     Args:
-      image: see `cut_objects`.
-      annotation: see `cut_objects`.
-      mask: see `cut_objects`.
-      resize: see `cut_objects`.
-      crop: see `cut_objects`.
-      interpolation: see `cut_objects`.
-      rules: see `cut_objects`.
       number: number of the object, see `Cut`.
 
     Returns:
@@ -276,17 +262,10 @@ def cut_along(
     """Cuts a picture along a box and a mask that were found before, without filters.
 
     Args:
-      image: the image file's bytes.
       box: the object's box in native pixels, clipped to the image.
       mask: (crop, crop) bool, True on the foreground, as in the layer.
       size: native (width, height) in pixels that the picture must have.
-      resize: see `make_layer`.
-      crop: see `make_layer`.
-      interpolation: see `make_layer`.
-      pad: see `make_layer`.
-
-    Returns:
-      The layer.
+      resize, crop, interpolation, pad: see `make_layer`.
 
     Raises:
       ValueError: the picture cannot be decoded, has another size, or has no strip of background
@@ -329,16 +308,11 @@ def cut_objects(
     object still shows the others.
 
     Args:
-      image: the image file's bytes.
       annotation: the annotation file's bytes, None if there is no file.
       mask: the mask's bytes, as `read_mask` takes them; None without a mask. The mask's bounding
         boxes serve as the boxes if there is no annotation.
       segment: the segmenter; None to use the mask as the foreground.
-      seed: seed of the segmenter.
-      resize: see `make_layer`.
-      crop: see `make_layer`.
-      interpolation: see `make_layer`.
-      rules: requirements on the boxes; the paper's by default.
+      resize, crop, interpolation: see `make_layer`.
       only: the number of the object to cut, 0 for all objects.
 
     Yields:
@@ -456,7 +430,6 @@ def crop_whole(
     """Decodes an image, resizes it, and crops it.
 
     Args:
-      image: the image file's bytes.
       resize: shorter side after the resize, in pixels.
       crop: side of the centre crop, in pixels; at most `resize`.
       interpolation: one of `INTERPOLATIONS`.

@@ -36,8 +36,6 @@ def decide(low: float, high: float, is_met: Callable[[float], bool]) -> Verdict:
     """Judges whether the true value, which an interval contains, meets a criterion.
 
     Args:
-      low: lower end of the interval.
-      high: upper end of the interval.
       is_met: whether a value meets the criterion: all values above some limit, or all below it.
 
     Returns:

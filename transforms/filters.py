@@ -126,7 +126,6 @@ def check_box(box: Box, *, width: int, height: int, rules: Rules = Rules()) -> R
       box: the box, clipped to the image, in native pixels.
       width: native width of the image, in pixels.
       height: native height of the image, in pixels.
-      rules: requirements on the box; the paper's by default.
 
     Returns:
       The reason to reject the box; None to accept it.
@@ -153,12 +152,6 @@ def check_boxes(
     boxes: Sequence[Box], *, width: int, height: int, rules: Rules = Rules()
 ) -> Reason | None:
     """Applies filters 4 to 6 to an image's boxes, like `choose_boxes` and `check_box`.
-
-    Args:
-      boxes: the annotated boxes, in native pixels.
-      width: native width of the image, in pixels.
-      height: native height of the image, in pixels.
-      rules: requirements on the boxes; the paper's by default.
 
     Returns:
       The reason to reject the image; None to accept it. An image with several objects is rejected

@@ -140,7 +140,6 @@ class FlipRate:
       rate: the flip rate, a fraction.
       low, high: two-way 95 % interval of the rate, over foregrounds and backgrounds.
       foregrounds: number of images whose foreground has at least one pair of pictures.
-      pairs: number of pairs of pictures.
     """
 
     rate: float
@@ -156,7 +155,6 @@ def flip_rate(predictions: NDArray[np.integer], pairs: PicturePairs) -> FlipRate
     Args:
       predictions: (draws, n) integers, the prediction for each foreground in each draw; `OUTSIDE`
         counts as a class of its own.
-      pairs: pairs of these pictures.
 
     Returns:
       The flip rate; None without pairs. For each foreground, take the share of its pairs whose two

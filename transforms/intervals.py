@@ -165,7 +165,6 @@ def bootstrap_means(
       sums: (units, columns) sum of each unit's values, with a column for each quantity.
       sizes: (units,) number of values in each sum.
       hashes: (units,) uint64, from `bootstrap_hashes`.
-      resamples: number of resamples.
 
     Returns:
       (resamples, columns) float64, the means. Resamples that draw no unit at all are left out. The
@@ -211,8 +210,6 @@ def paired_bootstrap(
       first: (n,) values to compare, such as correctness on a variant.
       second: (n,) values to compare them with, such as correctness on another variant.
       keys: (n,) unit of each pair of values; pairs with the same key are resampled together.
-      seed: seed of the keyed hash.
-      resamples: number of resamples.
       confidence: probability with which the interval should cover the truth, in (0, 1).
 
     Returns:

@@ -71,7 +71,6 @@ def nearest(pool: NDArray[np.uint8], means: Floats, free: Floats, count: int) ->
       pool: (N, B, 3) uint8, from `block_means`; B is the number of blocks.
       means: (n, B, 3) float32, from `block_means_outside`.
       free: (n, B) float32, from `block_means_outside`.
-      count: number of backgrounds to find.
 
     Returns:
       (n, min(count, N)) int64 positions in the pool, the most alike first.

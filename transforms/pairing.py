@@ -170,9 +170,7 @@ def draw_scenes(
     Args:
       scenes: (n,) unique keys of the scenes.
       foregrounds: (m,) keys of the foregrounds.
-      variant: see `pair`.
-      seed: see `pair`.
-      replicate: see `pair`.
+      variant, seed, replicate: see `pair`.
 
     Returns:
       (m,) position of each foreground's scene, `NO_PARTNER` if there are no scenes. The draws are
@@ -233,7 +231,6 @@ def _draw(pool: Pool, members: Positions, hashes: UInt64Array, banned: Positions
     """Draws a member of a class for each foreground, outside of the foreground's banned group.
 
     Args:
-      pool: the pool.
       members: positions of the class's images in the pool, in order of their hashes.
       hashes: (m,) uint64, the hash of each foreground.
       banned: (m,) int64, the number of the group that each foreground must not draw from,

@@ -35,7 +35,6 @@ class Power:
       accuracy: cross-validated accuracy, a fraction.
       low, high: percentile bootstrap interval of the accuracy, over units.
       chance: accuracy of the best constant answer.
-      images: number of pictures.
       units: number of units, which are groups of pictures that are held out together.
     """
 
@@ -74,7 +73,6 @@ def power_of_outputs(
       labels: (n,) true class of each picture, >= 0.
       units: (n,) unit of each picture; pictures of one unit are held out together, and resampled
         together for the interval.
-      seed: seed of the keyed hashes.
       confidence: probability with which the interval should cover the truth, in (0, 1).
 
     Returns:

@@ -159,10 +159,6 @@ def labels_of_outputs(num_outputs: int, taxonomy: Taxonomy) -> Labels:
     5. The outputs are ImageNet's 1000 classes, if the taxonomy names no outputs, and every class
        with a superclass has the WordNet id or the name of a different class of ImageNet's.
 
-    Args:
-      num_outputs: number of the model's outputs.
-      taxonomy: classes and superclasses.
-
     Returns:
       (num_outputs,) int64 superclass labels, `OUTSIDE` for none.
 
@@ -184,7 +180,6 @@ def labels_of_answers(kind: AnswerKind, num_outputs: int, taxonomy: Taxonomy) ->
     Args:
       kind: what the model answers with.
       num_outputs: number of the model's outputs, if it gives scores.
-      taxonomy: classes and superclasses.
 
     Returns:
       (answers,) int64 superclass labels, `OUTSIDE` for none. An answer is an output, as

@@ -49,9 +49,6 @@ class SegmentFunction(Protocol):
           box: the object's box in pixels, clipped to the image, area > 0.
           seed: seed of every random choice.
 
-        Returns:
-          The foreground.
-
         Raises:
           SegmentationError: the picture cannot be segmented.
         """

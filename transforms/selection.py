@@ -24,8 +24,6 @@ def lowest_hashes(
       keys: (n,) keys of the images.
       labels: (n,) int64, the class of each image.
       count: number of images to keep of each class.
-      seed: seed of the keyed hash that decides the choice.
-      purpose: purpose of this hash, see `keyed_hash`.
 
     Returns:
       (n,) bool: True for the `count` images of each class with the lowest hashes; of equal hashes,
@@ -45,8 +43,6 @@ def sample_evenly(
       keys: (n,) keys of the images.
       labels: (n,) int64, the class of each image.
       count: total number of images to choose; with fewer images, all are chosen.
-      seed: seed of the keyed hash that decides the choice.
-      purpose: purpose of this hash, see `keyed_hash`.
 
     Returns:
       (n,) bool, True for the chosen images. The numbers of images of the classes differ by at most
@@ -136,8 +132,7 @@ def _count_partners(
         cell has.
       own: (cells,) number of images of its class that are in the group of an image of the cell,
         including the image itself.
-      own_background: see `has_partners`.
-      mixed_rand: see `has_partners`.
+      own_background, mixed_rand: see `has_partners`.
 
     Returns:
       For each variant, (cells,) number of backgrounds that an image of the cell can get.
@@ -165,7 +160,6 @@ def select(keys: Sequence[str], labels: Labels, *, per_class: str, seed: int) ->
       labels: (n,) int64, the class of each candidate.
       per_class: number of images to select of each class: `all`, `min` (as many as the smallest
         class has), or a number.
-      seed: seed of the keyed hash.
 
     Returns:
       (n,) bool, True for the selected images.
@@ -191,7 +185,6 @@ def held_out(units: Sequence[str], share: float, seed: int = 0) -> NDArray[np.bo
       units: (n,) unit of each image: its group, or its key if it has no group. A unit is never
         divided.
       share: share of the units that is held out on average, in [0, 1].
-      seed: seed of the keyed hash.
 
     Returns:
       (n,) bool, True for images to test on.

@@ -79,7 +79,6 @@ class Taxonomy:
 
     @property
     def num_labels(self) -> int:
-        """Number of superclasses."""
         return len(self.names)
 
     @property

@@ -29,7 +29,6 @@ class Line:
       slope: points of accuracy per point of ImageNet accuracy.
       slope_low, slope_high: 95 % interval of the slope.
       intercept: accuracy at an ImageNet accuracy of 0, a fraction.
-      models: number of models.
     """
 
     slope: float

@@ -282,7 +282,6 @@ def difference_interval(
 
     Args:
       estimate: the differences, of any shape, in [-1, 1]; those of two gaps may lie outside.
-      spread: the spread of these differences.
       confidence: probability with which an interval should cover the truth, in (0, 1).
 
     Returns:
@@ -313,7 +312,6 @@ def smallest_difference(
 
     Args:
       estimate: the differences, of any shape.
-      spread: the spread of these differences.
       confidence: probability with which the interval should cover the truth, in (0, 1).
       limit: the limit, in [-1, 1].
 
@@ -341,7 +339,6 @@ def p_value(estimate: Floats, spread: Spread, limit: float = 0.0) -> Floats:
 
     Args:
       estimate: the differences, of any shape.
-      spread: the spread of these differences.
       limit: the value, in [-1, 1].
     """
     if spread.units < 2:

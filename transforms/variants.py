@@ -174,7 +174,6 @@ class Variant:
         """Composes the picture: (S, S, 3) uint8 RGB, or (S, S) uint8 for `fg_mask`.
 
         Args:
-          layer: the foreground image's layer.
           background: (S, S, 3) uint8, the background as its rendering fills it; for the paper's
             method the `only_bg_t` of the background image. Only variants that need one use it.
           noise: (S, S, 3) int16, from `gaussian_noise`; needed by variants with noise only.
@@ -397,9 +396,6 @@ def with_replicates(variants: Iterable[str], replicates: int) -> tuple[str, ...]
 
 def draws_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Groups the names of a variant and its replicates, which are draws of the same variant.
-
-    Args:
-      names: names of variants and replicates.
 
     Returns:
       The names of each variant's draws, by variant. Variants and draws keep the order of `names`.

@@ -20,11 +20,8 @@ class Command(NamedTuple):
     """A command of the command line.
 
     Attributes:
-      text: description of the command.
-      example: example of its use.
       function: function that runs it, as `module:function` of `pipeline.commands`. It takes the
         parsed arguments, and Beam's flags if the command runs a graph, and returns the exit code.
-      has_graph: whether the command runs a Beam graph, and so takes Beam's flags.
     """
 
     text: str
@@ -44,14 +41,12 @@ class Analysis:
       command: its own command; None if it only has flags of other commands.
       sections: flags of its own command; the first has the values of the first of `job_flags`.
       job_flags: (the commands, the flag) by which other commands run it.
-      is_always_counted: whether a job says so if it showed models no picture.
       noun, fate: what the closing lines of a job call a picture that models are shown, and what was
         done to it; both are "" if the analysis does not run on the stage of models.
       items: what progress counts, in the plural.
       done: what `--dry_run` says of a model that has nothing left to do; "" to say nothing.
       not_done: beginning of the line about a model that failed; "" if `Parts.lines` say so, and the
         page does not.
-      refuses_overlap: whether it refuses models that were trained on the images to test on.
     """
 
     name: str

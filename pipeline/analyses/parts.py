@@ -28,7 +28,6 @@ class Found(NamedTuple):
       of_models: results of single models, in order of their folders.
       stale: names of models that the page says are not shown, because their results belong to an
         earlier state of the dataset.
-      of_dataset: results that belong to no single model.
     """
 
     of_models: Sequence[ModelRun] = ()
@@ -98,12 +97,6 @@ class Parts(Generic[F]):
     ) -> PlannedAnalysis | None:
         """Plans what flags ask for.
 
-        Args:
-          flags: those of a command that runs models.
-          evaluation: the models, and the settings to run them with.
-          config: the dataset's configuration.
-          taxonomy: the dataset's classes.
-
         Returns:
           What the models are to do; None if the flags do not ask for the analysis.
 
@@ -116,7 +109,6 @@ class Parts(Generic[F]):
         """Estimates how many pictures a model will be shown.
 
         Args:
-          work: the plan.
           images: expected number of images to test on.
           variants: variants of the dataset, replicates included.
 
@@ -143,7 +135,6 @@ class Parts(Generic[F]):
         """Rebuilds the tables from stored results. The caller must hold the lock of the tables.
 
         Args:
-          dataset: the dataset.
           columns: the user's choice of `columns`; empty for the default.
         """
 
@@ -168,8 +159,6 @@ class Parts(Generic[F]):
         """Describes what differs between the results on two states of a dataset.
 
         Args:
-          before: the first state.
-          after: the second state.
           causes: why the datasets differ; empty if they do not.
 
         Returns:

@@ -173,16 +173,12 @@ class _ReadableStream:
     """Standard output that escapes invisible characters, and wraps lines that are too long.
 
     It shows each line at once, in files too.
-
-    Args:
-      stream: the output.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Writes text and returns its length."""
         try:
             self._stream.write(wrapped(escaped(text)))
             if "\n" in text:

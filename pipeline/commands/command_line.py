@@ -32,11 +32,7 @@ def check_rest(command: str, rest: Sequence[str]) -> None:
     """Refuses words that are neither a command's own flags nor, if it runs a graph, flags of Beam.
 
     Args:
-      command: name of the command.
       rest: the words that the parser did not know.
-
-    Raises:
-      UsageError: a word is refused; the message suggests what was meant.
     """
     own, (_, example, _, has_graph) = flags_of(command), COMMANDS[command]
     advice = f"; example: {example} (see: in9 {command} --help all)"
@@ -66,10 +62,6 @@ def flag_of(word: str) -> str:
 
 def refuse_near_misses(flag: str, own: Iterable[Flag]) -> None:
     """Refuses a misspelt flag of ours, without the slow import of Beam to ask for its flags.
-
-    Args:
-      flag: a flag that the parser did not know.
-      own: flags of the command.
 
     Raises:
       UsageError: the flag is a misspelling; the message names the flag that was meant.
@@ -121,9 +113,6 @@ def check_device(device: str | None, otherwise: str, *, is_compiled: bool = Fals
 
 def parse_command_line(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parses a command line.
-
-    Args:
-      words: the words after `in9`.
 
     Returns:
       (parsed arguments, the words that are flags of Beam).
@@ -184,15 +173,7 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Runs a parsed command.
 
     Args:
-      arguments: the parsed arguments, from `parse_command_line`.
       rest: the words that the parser did not know, which are flags for Beam.
-
-    Returns:
-      The exit code.
-
-    Raises:
-      UsageError: wrong usage or unreadable input.
-      JobError: the job failed.
     """
     command = arguments.command
     # Checked here because argparse would name a missing flag before a misspelt one.
@@ -205,14 +186,7 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def refuse_cleared(arguments: argparse.Namespace) -> None:
-    """Refuses files and folders that the command is to read, but that lie where it removes files.
-
-    Args:
-      arguments: the parsed arguments of any command.
-
-    Raises:
-      UsageError: a flag names such a place.
-    """
+    """Refuses files and folders to read that lie where the command removes files."""
     for flag in flags_of(arguments.command):
         value = getattr(arguments, flag.dest, None)
         # A baseline is among what jobs leave there: the results of a model, or a version.
@@ -254,7 +228,6 @@ def _cleared_folders(arguments: argparse.Namespace, path: str) -> Iterator[str]:
 
 
 def find_command(command: str) -> Callable[..., int]:
-    """Imports the function of a command."""
     run: Callable[..., int] = pkgutil.resolve_name(
         f"pipeline.commands.{COMMANDS[command].function}"
     )

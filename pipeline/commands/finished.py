@@ -245,8 +245,6 @@ def export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str
     """Writes a figure of images in all their variants; returns the exit code.
 
     Args:
-      dataset: the dataset.
-      split: split of the images.
       keys: keys of the images, one for each row of the figure.
       path: path of the figure, whose ending decides its format.
 
@@ -349,7 +347,6 @@ def _job_at_work(folder: str, store: Store) -> str | None:
     Args:
       folder: the folder that the user named: the dataset, or the folder where its versions are
         published.
-      store: the dataset that was opened from this folder.
     """
     holders = (current_holder(store, DATASET_LOCK), current_holder(Store.at(folder), PUBLISH_LOCK))
     return next((f"{holder} is at work" for holder in holders if holder), None)

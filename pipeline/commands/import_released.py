@@ -66,12 +66,7 @@ class ImportFlags(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run_import(arguments: argparse.Namespace) -> int:
-    """Runs `in9 import`; returns the exit code.
-
-    Raises:
-      UsageError: wrong usage or unreadable input.
-      JobError: the job failed.
-    """
+    """Runs `in9 import`; returns the exit code."""
     flags = flags_as(ImportFlags, arguments)
     store, source = writing_store("output", flags.output), absolute(flags.source)
     _check_output(store, source)

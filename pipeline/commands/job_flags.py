@@ -81,18 +81,7 @@ def evaluation_from_flags(
     config: DatasetConfig,
     taxonomy: Taxonomy,
 ) -> Evaluation:
-    """Makes an evaluation from flags, which are checked against each other and the dataset.
-
-    Args:
-      flags: which models to run.
-      predict: how to run them.
-      store: the dataset folder.
-      config: the dataset's configuration.
-      taxonomy: the dataset's taxonomy.
-
-    Raises:
-      UsageError: a flag is wrong.
-    """
+    """Makes an evaluation from flags, which are checked against each other and the dataset."""
     weights = chosen_folder(flags.weights)
     load = functools.cache(KnownModels(store, weights, taxonomy).load)
     entries, labels = split_labels((DEFAULT_MODEL,) if flags.models is None else flags.models)
@@ -152,8 +141,6 @@ def _labels(store: Store, models: Sequence[str], given: Mapping[str, str]) -> di
     """Returns the label of each model that has one: the given one, or else the stored one.
 
     Args:
-      store: the dataset folder.
-      models: names of the models to run.
       given: label by name of the model, from flags.
 
     Raises:
@@ -175,12 +162,6 @@ def analyses_from_flags(
     arguments: argparse.Namespace, store: Store, config: DatasetConfig, taxonomy: Taxonomy
 ) -> dict[str, PlannedAnalysis]:
     """Plans the analyses that flags ask for, which are checked against each other and the dataset.
-
-    Args:
-      arguments: the parsed arguments of a command of the main job.
-      store: the dataset folder.
-      config: the dataset's configuration.
-      taxonomy: the dataset's taxonomy.
 
     Returns:
       The plans by name of their analysis, in order; none for `generate`.
@@ -207,13 +188,6 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
     """Makes the job of `run` and `generate`.
 
     It finds the input, and checks the flags against each other, the input and the output.
-
-    Args:
-      arguments: the parsed arguments of `run` or `generate`.
-      store: the output folder.
-
-    Raises:
-      UsageError: a flag is wrong, or does not fit the input or the output.
     """
     flags, inputs = flags_as(DatasetFlags, arguments), flags_as(InputFlags, arguments)
     taxonomy, recipe = read_taxonomy(inputs.taxonomy), _find_recipe(inputs, store)
@@ -351,9 +325,7 @@ def _check_input(input_flag: str | None, note: str, store: Store) -> None:
     """Refuses to make a dataset of other images if `--input` or its columns seem to be forgotten.
 
     Args:
-      input_flag: value of `--input`.
       note: what would be noted of the input.
-      store: the dataset folder.
     """
     last_input = read_json(store, INPUT_NOTE, str) or ""
     last, now = (text.partition(_COLUMNS_NOTED)[0] for text in (last_input, note))

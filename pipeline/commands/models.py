@@ -38,7 +38,6 @@ def run_models(arguments: argparse.Namespace) -> int:
 
     Raises:
       UsageError: flags do not fit together, an entry is not valid, or a pattern matches nothing.
-      JobError: a model could not be fetched.
     """
     flags = flags_as(ModelsFlags, arguments)
     fetches, pattern, to = flags.action == "fetch", flags.pattern, flags.to
@@ -75,7 +74,6 @@ def _fetch(models: tuple[str, ...], to: str) -> int:
 
     Raises:
       UsageError: `to` is not a folder.
-      JobError: a model could not be fetched.
     """
     folder = WeightsFolder.from_path(to)
     folder.store.refuse_file("--to")

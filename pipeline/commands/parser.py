@@ -28,7 +28,6 @@ Exit codes: 0 done, 1 the job failed, 2 wrong usage or unreadable input, 3 --fai
 
 
 def _commands_of(*, has_graph: bool) -> dict[str, Command]:
-    """Returns the commands of analyses, by name."""
     return {
         analysis.name: analysis.command
         for analysis in ANALYSES

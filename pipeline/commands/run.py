@@ -114,16 +114,11 @@ class Ended(NamedTuple):
 def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Runs a command of the main job.
 
-    Args:
-      arguments: the parsed arguments.
-      rest: flags for Beam.
-
     Returns:
       The exit code: 3 if a condition of `--fail_if` holds, else 0, also if a job was only
       submitted.
 
     Raises:
-      UsageError: wrong usage or unreadable input.
       JobError: the job failed, every model failed in an analysis, the dataset holds no
         image to run models on, or `--fail_if` could not be tested.
     """
@@ -261,10 +256,6 @@ def _lock(store: Store, stack: contextlib.ExitStack) -> None:
     """Holds the lock of the dataset until the stack unwinds.
 
     The files of the lock are the first that a run writes.
-
-    Raises:
-      UsageError: the folder cannot be written.
-      JobError: another job is at work on it.
     """
     try:
         stack.enter_context(locked(store, DATASET_LOCK))
@@ -385,10 +376,6 @@ class Evaluate(beam.PTransform):
 
 def parse_flags(command: str, flags: Mapping[str, Any]) -> argparse.Namespace:
     """Parses flags that are given by name.
-
-    Args:
-      command: name of the command.
-      flags: name of each flag to its Python value.
 
     Raises:
       UsageError: a flag does not exist, is not for a stage, or has a wrong value.

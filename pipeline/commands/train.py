@@ -97,11 +97,7 @@ def refuse_network_flags(arguments: argparse.Namespace, names: Collection[str]) 
     """Refuses flags of `train --probe` or `matrix --probe` that a probe would ignore.
 
     Args:
-      arguments: the parsed arguments.
       names: names of the flags that only the training of whole networks uses.
-
-    Raises:
-      UsageError: such a flag has another value than its default.
     """
     for flag in flags_of(arguments.command):
         if flag.dest in names and getattr(arguments, flag.dest) != flag.default:
@@ -114,8 +110,6 @@ def refuse_foreign(store: Store, names: Sequence[str], is_ours: Callable[[], boo
     """Refuses a folder for trained models that holds a foreign file under a name that is needed.
 
     Args:
-      store: the folder.
-      names: names of the files that will be written.
       is_ours: returns whether the existing ones were written by an earlier training.
 
     Raises:

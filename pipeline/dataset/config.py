@@ -109,7 +109,6 @@ class SegmentConfig:
 
     @property
     def rules(self) -> Rules:
-        """The rules by which images are accepted."""
         return Rules(
             objects=self.objects,
             max_box=self.max_box,
@@ -123,7 +122,6 @@ class SegmentConfig:
         return describe_segmenter(self.segmenter, self.segmenter_parameters)
 
     def flags(self) -> dict[str, Any]:
-        """Returns the values by flag name."""
         # Called for every image; `asdict`, which copies, takes ten times as long.
         return dict(vars(self))
 

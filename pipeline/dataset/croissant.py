@@ -59,12 +59,7 @@ def croissant_metadata(
     again must be the same, byte for byte; and no address, which only its maker knows.
 
     Args:
-      manifest: the dataset's manifest.
-      taxonomy: the dataset's classes and superclasses.
-      name: the dataset's name.
       licence: the licence of its pictures; empty if it is not known.
-      descriptions: what each variant shows, by the variant's name.
-      cite: the publication to cite.
     """
     text = (
         "Every image appears in several variants that differ in foreground and background. There "
@@ -80,13 +75,7 @@ def croissant_metadata(
 
 
 def file_metadata(file: FileDigest, manifest: Manifest, cite: str) -> bytes:
-    """Returns the metadata file's bytes for a dataset's recipe, which lies beside it.
-
-    Args:
-      file: digest of the recipe.
-      manifest: the dataset's manifest.
-      cite: the publication to cite.
-    """
+    """Returns the metadata file's bytes for a dataset's recipe, which lies beside it."""
     text = f"Recipe of dataset {manifest.fingerprint}: decisions and masks, without a pixel."
     content = _content(manifest, f"recipe-{manifest.fingerprint[:12]}", text, "", cite)
     return json_bytes({**content, "distribution": [_file(file)]})

@@ -216,7 +216,6 @@ def datasheet(manifest: Manifest, shown: Callable[[str], str] = str) -> dict[str
     """Returns what is said of a dataset, a sentence or two each, by property of Croissant.
 
     Args:
-      manifest: the dataset's manifest.
       shown: how texts that somebody wrote are shown, such as `markdown`.
     """
     config, about = manifest.config, manifest.about

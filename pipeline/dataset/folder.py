@@ -74,12 +74,7 @@ _verified: set[tuple[str, str]] = set()
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A finished dataset.
-
-    Attributes:
-      store: its folder.
-      manifest: its manifest.
-    """
+    """A finished dataset."""
 
     store: Store
     manifest: Manifest
@@ -104,12 +99,10 @@ class Dataset:
 
     @property
     def taxonomy(self) -> Taxonomy:
-        """Its classes and superclasses."""
         return self.manifest.taxonomy or imagenet9()
 
     @property
     def is_imagenet9(self) -> bool:
-        """Whether its classes are ImageNet-9's."""
         return self.manifest.taxonomy is None
 
     @property
@@ -127,7 +120,6 @@ class Dataset:
         return () if self.is_imagenet9 else (self.taxonomy.description,)
 
     def shards(self, split: str) -> range:
-        """Returns the numbers of a split's output shards."""
         return range(self.manifest.shards[split].output)
 
     def shard_of(self, split: str, key: str) -> int:
@@ -171,9 +163,6 @@ class Dataset:
         The file is verified first; in object storage, only if its pictures are read.
 
         Args:
-          split: name of the split.
-          shard: number of the shard.
-          variant: name of the variant.
           columns: `key`, names of `SAMPLE_FIELDS`, and `image` for the encoded bytes (binary).
 
         Raises:
@@ -235,12 +224,7 @@ class Dataset:
         """Checks that the content of a file is that which was committed, once in a process.
 
         Args:
-          file: what the manifest says of it.
           store: the folder that holds it; None for the dataset's own.
-
-        Raises:
-          JobError: it is not.
-          OSError: the file cannot be read.
         """
         known = (self.store.path(file.path), file.sha256)
         if known not in _verified and (store or self.store).digest(file.path) != file.sha256:
@@ -407,7 +391,6 @@ class Holdout:
 
     Attributes:
       share: fraction of the split's groups of images to hold out; 0 holds nothing out.
-      seed: seed of the choice of groups.
     """
 
     share: float = 0.0
@@ -435,8 +418,6 @@ def selected_rows(
     """Reads index rows of selected images.
 
     Args:
-      dataset: the dataset to read.
-      split: name of the split.
       holdout: decides which images are for the test; only their rows are returned.
       shard: number of an output shard; None for all shards.
 
@@ -448,11 +429,7 @@ def selected_rows(
 
 
 def open_named(flag: str, folder: str) -> Dataset:
-    """Opens the dataset, or the newest of its versions, that another flag than `--dataset` names.
-
-    Raises:
-      UsageError: there is none; the message names the flag.
-    """
+    """Opens the dataset, or its newest version, that another flag than `--dataset` names."""
     try:
         return Dataset.open(reading_store(folder))
     except UsageError as error:
@@ -475,10 +452,7 @@ def training_pictures(
     """Chooses the pictures that a model is trained on.
 
     Args:
-      dataset: the dataset to read.
-      split: name of the split.
       variant: variant of the pictures, without the number of a replicate.
-      holdout: the part of the split that is held out.
 
     Returns:
       For the key of each picture, the variant to take it from: `variant` itself or one of its

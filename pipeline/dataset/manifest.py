@@ -45,7 +45,6 @@ class About:
     """What only its maker knows of a dataset. Field names are those of flags; "" is not stated.
 
     Attributes:
-      creator: who made it.
       contact: address of who maintains it.
       terms: terms of its pictures and masks.
     """
@@ -71,10 +70,7 @@ class Manifest:
     """A description of a dataset that lists all of its files.
 
     Attributes:
-      config: the configuration.
       fingerprint: covers inputs, configuration and stage versions.
-      libraries: versions of the libraries that made the files.
-      shards: numbers of shards by split.
       images: by split, the numbers `listed`, `outside_taxonomy`, `other_files`, `accepted`,
         `rejected` and `selected`. With `--objects each` the last three count objects, and there is
         also `objects`, the number of accepted and rejected objects. `of_sample`, the number of
@@ -220,7 +216,6 @@ def read_manifest(store: Store, path: str = MANIFEST) -> Manifest | None:
     """Reads the manifest of a dataset folder; returns None if it is missing or not JSON.
 
     Args:
-      store: the dataset folder.
       path: `MANIFEST` or `PREVIOUS_MANIFEST`.
 
     Raises:
@@ -263,7 +258,6 @@ class Latest:
     format: Literal["imagenet9-latest"] = "imagenet9-latest"
 
     def to_json(self) -> bytes:
-        """Returns the file's bytes."""
         content = {
             "format": self.format,
             "version": self.versions[0],

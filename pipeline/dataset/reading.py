@@ -38,11 +38,6 @@ class DatasetReader(Sequence[Example]):
 
     All variants hold the same keys in the same order. Readers can be pickled, so worker processes,
     such as those of torch's DataLoader, can use them.
-
-    Attributes:
-      dataset: the dataset to read.
-      variant: variant of the pictures.
-      split: split of the pictures.
     """
 
     dataset: Dataset
@@ -63,7 +58,6 @@ class DatasetReader(Sequence[Example]):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """All splits of the dataset."""
         return self.dataset.manifest.config.split
 
     @property
@@ -112,14 +106,12 @@ class DatasetReader(Sequence[Example]):
         return self._example(file, position - self._ends[shard])
 
     def _example(self, file: FileDigest, position: int) -> Example:
-        """Reads the image at a position of a file."""
         with self.dataset.naming_file(file.path):
             if not self.dataset.store.is_remote:  # There, this would download the whole file.
                 self.dataset.verify(file)
             return _example(_sample(self.dataset.store, file, position))
 
     def __contains__(self, key: object) -> bool:
-        """Returns whether there is an image with this key."""
         if not isinstance(key, str):
             return False
         try:
@@ -183,7 +175,6 @@ def _positions(store: Store, file: FileDigest) -> dict[str, int]:
 
 
 def _sample(store: Store, file: FileDigest, position: int) -> Sample:
-    """Returns the sample at a position of a file."""
     if file.path.endswith(".tar"):
         key, members = _members(store, file)[position]
         contents = store.read_ranges(file.path, list(members.values()))

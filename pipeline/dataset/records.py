@@ -79,7 +79,6 @@ class ShardCounts:
         """Chooses the counts from the number of images alone, never from the number of workers.
 
         Args:
-          images: number of images listed in the split.
           images_per_shard: approximate number of images in an output shard.
         """
         output = max(1, min(round(images / images_per_shard), MAX_SOURCE_SHARDS))
@@ -89,7 +88,6 @@ class ShardCounts:
         )
 
     def source_shard(self, key: str) -> int:
-        """Returns the source shard of a key."""
         return bucket_hash(key) % self.source
 
     def sources_of(self, output_shard: int) -> range:
@@ -98,7 +96,6 @@ class ShardCounts:
 
 
 def layer_tar(split: str, shard: int) -> str:
-    """Returns the path of a source shard's layers."""
     return f"layers/{split}-{shard:05d}.tar"
 
 
@@ -113,7 +110,6 @@ def index_file(split: str, shard: int, count: int) -> str:
 
 
 def parquet_file(variant: str, split: str, shard: int, count: int) -> str:
-    """Returns the path of the Parquet file of one variant's output shard."""
     return f"parquet/{variant}/{split}-{shard:05d}-of-{count:05d}.parquet"
 
 
@@ -222,7 +218,6 @@ class ImageRow:
 
 
 def count_sources(rows: Iterable[ImageRow]) -> int:
-    """Counts distinct source images."""
     return sum(row.is_first for row in rows)
 
 
@@ -232,7 +227,6 @@ class Record:
 
     Attributes:
       fingerprint: fingerprint of everything that the shard was made from.
-      path: current path of the record.
       files: digests of the shard's other files, under their final paths. After
         `Staging.with_record` or `Staging.write` they include the record's own digest.
       locations: maps final path to current path, for files that exist; empty if the files have not
@@ -262,10 +256,6 @@ def write_table(
     """Writes a record.
 
     Args:
-      store: the dataset folder.
-      path: path of the record.
-      table: rows of the record.
-      fingerprint: fingerprint of everything that the shard was made from.
       files: digests of the shard's other files, which the record marks as complete.
     """
     meta = {"fingerprint": fingerprint, "files": [dataclasses.asdict(file) for file in files]}
@@ -291,9 +281,6 @@ def read_metadata(store: Store, path: str) -> Record | None:
     """Reads the metadata of a record; returns None if the record is missing or damaged.
 
     A single damaged row is enough, because whoever finds the metadata leaves work undone.
-
-    Raises:
-      OSError: the record cannot be read.
     """
 
     def read() -> Record:
@@ -323,7 +310,6 @@ class Staging:
     """The folder in which new shards wait for Commit.
 
     Attributes:
-      store: the dataset folder.
       folder: relative path of the staged files, such as `.in9/staging/<fingerprint>`.
     """
 
@@ -349,8 +335,6 @@ class Staging:
 
         Args:
           record: final path of the shard's record.
-          fingerprint: the fingerprint that the record must have.
-          need_files: whether all files of the shard must exist.
 
         Returns:
           The record with its files' locations, None if the shard must be made. Because Commit may

@@ -100,7 +100,6 @@ class Sink:
     Attributes:
       path: the file's final path.
       file: the open file; None until there is one.
-      num_samples: number of samples in the file.
     """
 
     path: str
@@ -108,7 +107,6 @@ class Sink:
     num_samples: int = 0
 
     def add(self, sample: Sample) -> None:
-        """Appends a sample."""
         self.num_samples += 1
 
     def digest(self) -> FileDigest | None:
@@ -238,18 +236,8 @@ def open_sinks(
     """Opens the sinks of an output shard: one for each variant and format.
 
     Args:
-      stack: the stack that closes the sinks.
       store: where to write: `staging.store`, or the batching store from `Store.together`.
       staging: gives the path of each file until it is committed.
-      variants: the variants to write.
-      formats: some of `FORMATS`.
-      schema: Parquet schema of the samples.
-      split: split of the output shard.
-      shard: number of the output shard.
-      num_shards: number of output shards of the split.
-
-    Returns:
-      The sinks by variant.
     """
     sinks: dict[str, list[Sink]] = {}
     for variant in variants:

@@ -40,9 +40,6 @@ def data_uri(image: bytes, side: int = SHOWN) -> str:
     Args:
       image: an encoded picture of the dataset or its results.
       side: longest side of the result, in pixels; smaller pictures are not enlarged.
-
-    Raises:
-      JobError: the picture cannot be decoded.
     """
     try:
         small = Image.fromarray(decode_image(image))
@@ -94,10 +91,8 @@ class Panel:
     """A section of the page that shows results.
 
     Attributes:
-      id: id of the section.
       place: place of the section among those of all panels.
       template: path of its template, in `pipeline/analyses/`.
-      title: title of the section in the page's navigation.
       make: (evidence, whether to show pictures) -> content, which the template reads as `panel`. If
         the content is empty, the page leaves the section out.
       head, aside: templates of what it says, and shows, at the head of the page; "" for nothing.
@@ -110,7 +105,6 @@ class Panel:
         background.
       needs_imagenet9: whether the section makes sense only for the classes of ImageNet-9.
       needs_layers: whether the command composes from layers, which imports have not.
-      needs_variants: variants that the command needs.
     """
 
     id: str
@@ -172,10 +166,7 @@ class Finding:
     """A measurement of one model, test, pair of models or line of a trend.
 
     Attributes:
-      subject: the model, test, pair or line.
-      value: the estimate.
       low, high: bounds of its 95 % interval.
-      verdict: the verdict on the claim by this finding.
       chance: accuracy of a constant answer to the same pictures, if the criterion compares with it;
         else None.
     """
@@ -208,7 +199,6 @@ class Measurement:
 
     Attributes:
       subject: the model, test, pair of models or line of a trend that was measured.
-      estimate: its value, with the 95 % interval.
       chance: accuracy of a constant answer to the same pictures, if the criterion compares with it.
       may_rise: whether a larger grid of the attack might measure more, so that only a claim that
         holds is settled. More backgrounds can only fool more foregrounds, so a claim that holds on
@@ -239,10 +229,7 @@ class Claim:
     figures of their paper, and "README" for the one in their evaluation repository.
 
     Attributes:
-      text: the claim in words.
       place: section of the blog post, and the claim's position in it.
-      source: where the authors make the claim.
-      published: the authors' figures.
       judged: the criterion by which results are judged, in words.
       measure: the function that yields the measurements to judge from the results.
       criterion: (lower end of the interval, upper end, chance, or 0 if the criterion does not
@@ -267,11 +254,9 @@ class Claim:
 
     @property
     def section(self) -> int:
-        """Section of the blog post that makes the claim."""
         return self.place[0]
 
     def judge(self, results: Results) -> Iterator[Finding]:
-        """Yields a finding for each measurement."""
         for one in self.measure(results):
             verdict = self.criterion(*one.estimate[1:], one.chance or 0.0)
             shown = verdict if not one.may_rise or verdict is Verdict.HOLDS else Verdict.SMALL

@@ -45,7 +45,6 @@ class Plot:
       panel: name of the group of figures on the page that it belongs to.
       file: name of its SVG file in the folder of figures.
       alt: description for readers who cannot see it.
-      drawn: the figure itself.
       model: name of the model that it shows; "" if it shows several.
     """
 
@@ -61,7 +60,6 @@ class Series:
     """A model's points.
 
     Attributes:
-      name: name of the model.
       values: estimates as fractions, one for each row or position of the figure; None if missing.
     """
 
@@ -88,7 +86,6 @@ def worst_classes(scores: Mapping[int, float], count: int, most: int) -> list[in
     Args:
       scores: scores by label. Labels with the lowest scores are selected first, labels without a
         score last.
-      count: number of classes.
       most: number of labels that the figure has room for.
 
     >>> worst_classes({0: 0.9, 1: 0.2, 2: 0.5}, 4, 2)
@@ -115,8 +112,6 @@ def by_class(
 
     Args:
       models: (name, figures by label) of each model.
-      num_labels: number of classes.
-      is_high_worse: whether a class is worse the higher its figure.
 
     Returns:
       (labels to show: if there are many, those that are worst for the first model with figures;
@@ -142,10 +137,8 @@ def rows_figure(
     """Draws accuracy by row, such as by class.
 
     Args:
-      title: above the figure.
       rows: names of the rows, from the top.
       series: up to `len(MODELS)` models, each with a value for one row or more.
-      x_label: label of the x axis.
       counts: number of images of each row, written beside it; empty to write none.
       signed: whether the values are differences: the axis is as long as these, with a line at 0.
       paired: whether the bounds of a value are no interval, but the value itself and another one,
@@ -196,12 +189,9 @@ def lines_figure(
     """Draws accuracies against a quantity on the x axis, joined by lines.
 
     Args:
-      title: above the figure.
       positions: x coordinates of the values.
       labels: tick labels at the positions.
       series: up to `len(MODELS)` models, with a value for each position.
-      x_label: label of the x axis.
-      log: whether the x axis is logarithmic.
     """
     with styled():
         figure = new_figure(WIDTH, 270 + 12 * len(series))
@@ -257,7 +247,6 @@ class HeatMapLayout:
     Attributes:
       left, below: room for the names of rows and of columns.
       labels: distances of the axis labels of rows and of columns from the cells.
-      width: smallest width of the figure.
       column: width of a column; None if columns share the figure's width.
     """
 
@@ -289,7 +278,6 @@ def heat_map(
     """Draws a heat map.
 
     Args:
-      title: text above the figure.
       rows: names of the rows, from the top.
       columns: names of the columns, from the left.
       shares: fractions by row and column; the cell of None stays empty.

@@ -142,7 +142,6 @@ class Drawn:
     """A figure as files without date or version, so the same figure has the same bytes.
 
     Attributes:
-      svg: content of the SVG file.
       figure: the figure after layout.
     """
 

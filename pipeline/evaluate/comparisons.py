@@ -59,7 +59,6 @@ def picture_roles(
     Args:
       bg_units: for each variant whose backgrounds are other images or scenes, (n,) unit of each
         background; see `Predictions.bg_units`.
-      images: the n images of the foregrounds.
       variants: the variants of the pictures; the draws of each stand together.
     """
     names = list(variants)
@@ -78,10 +77,7 @@ class Measured:
     """An accuracy, a BG-Gap or a difference of two models, of which intervals at any level follow.
 
     Attributes:
-      value: the estimate.
       n: number of images.
-      roles: units of the pictures.
-      spread: spread of the estimate.
       correct: whether each picture is recognised, if the estimate is the share of those; else None.
     """
 
@@ -116,9 +112,7 @@ class ModelsOnSameImages:
     """The predictions of models that were tested on the same images.
 
     Attributes:
-      images: the n images.
       variants: variants for which at least one model has predictions, in the dataset's order.
-      summaries: one for each model.
       correct: for each model: label rule -> variant -> (n,) bool, True where right.
       bg_units: for each variant whose backgrounds are other images or scenes, (n,) unit of each
         background, the same for all models; see `Predictions.bg_units`.
@@ -179,9 +173,6 @@ class ModelsOnSameImages:
         """Measures a quantity of a model, or what it exceeds another model's by.
 
         Args:
-          quantity: a variant, or `bg_gap`.
-          summary: the model, one of `summaries`.
-          rule: the label rule.
           other: for the other model: variant -> (n,) bool, True where right; None to measure the
             first model alone.
 
@@ -303,7 +294,6 @@ class ComparisonRow(Struct, frozen=True, kw_only=True):
 
     @property
     def is_significant(self) -> bool:
-        """Whether the models differ."""
         return self.p_adjusted < 1 - CONFIDENCE
 
 
@@ -324,7 +314,6 @@ def compare_models(
     variant, or BG-Gap) that both have predictions for. Pairs are in the order of the summaries.
 
     Args:
-      fingerprint: the dataset's fingerprint.
       compared: models with their predictions on the same images, from `read_contributions`.
     """
     for models in compared:
@@ -351,9 +340,7 @@ def read_rows(dataset: Dataset, table: Table, kind: type[_Row]) -> list[_Row]:
     """Reads the rows of a CSV table that are on the present dataset; none if the file is missing.
 
     Args:
-      dataset: the dataset.
-      table: the table, whose rows are of one type, with a column `dataset`.
-      kind: this type. Its fields that may be empty have a default.
+      kind: type of the table's rows. Its fields that may be empty have a default.
     """
     path = f"results/{table.name}.csv"
     if not dataset.store.exists(path):
@@ -371,10 +358,6 @@ def mark_best(summaries: Iterable[Summary], compared: Iterable[ComparisonRow]) -
     These are the highest accuracy, and those whose difference from it is known and not significant.
     The differences are adjusted for all pairs, so it does not matter that the best one was
     selected. If a single model was tested on the images, nothing is marked.
-
-    Args:
-      summaries: summaries of the models.
-      compared: differences between any two of them, from `compare_models`.
 
     Returns:
       The summaries, with `among_best` in the rows of their accuracies.

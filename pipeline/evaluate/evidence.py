@@ -25,7 +25,6 @@ class ModelResults:
       folder: name of its folder below `results/`.
       name: name of the model, with the settings that differ from the defaults.
       model: the model as `--models` names it.
-      results: its results, by type.
       errors: why it failed, by analysis, for analyses in which it has no results.
     """
 
@@ -92,8 +91,6 @@ class Evidence(Results):
     """Everything that the page is made from.
 
     Attributes:
-      dataset: the dataset.
-      taxonomy: the dataset's classes.
       stale: names of models whose predictions all belong to an earlier state of the dataset.
     """
 

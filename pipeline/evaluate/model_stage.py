@@ -55,7 +55,6 @@ class Block:
     Attributes:
       order: position of the model in `Evaluation.models`.
       number: number of the block among those of the model, from 0.
-      count: number of blocks of each model.
     """
 
     order: int
@@ -68,9 +67,7 @@ class BlockDone:
     """A block whose chunks are all done.
 
     Attributes:
-      order: position of the model, as in `Block`.
       run: the model and its settings; None if the stage does not apply to the model.
-      chunks: numbers of the block's chunks.
     """
 
     order: int
@@ -97,9 +94,6 @@ class _Step(beam.DoFn):
     """A step of the stage.
 
     It opens the dataset again in every bundle, because the dataset may have changed since the last.
-
-    Attributes:
-      work: the stage.
     """
 
     work: PlannedAnalysis
@@ -380,9 +374,6 @@ class ModelStage(beam.PTransform):
     """Fingerprint of a finished dataset -> the same fingerprint; runs models on the dataset.
 
     It emits the fingerprint when all results are written.
-
-    Args:
-      work: the stage to run.
     """
 
     def __init__(self, work: PlannedAnalysis) -> None:

@@ -67,11 +67,7 @@ class Evaluation:
     """The models to evaluate, and the settings to run them with.
 
     Attributes:
-      store: the dataset folder.
       models: entries of `--models`, in order.
-      split: the split to evaluate on.
-      predict: device, precision, compilation, input and batch size.
-      progress: where workers note their progress.
       accept_new_weights: whether a model may run although earlier results under its name were made
         with other weights.
       weights: folder that `in9 models fetch` filled, which is preferred to an entry's own source of
@@ -228,8 +224,6 @@ class ChunkOutput(NamedTuple):
     """The output of a chunk, to be written to its file.
 
     Attributes:
-      chunk: number of the chunk.
-      table: rows of the chunk's file.
       is_complete: whether the table has all rows of the chunk; if not, the complete output follows.
     """
 
@@ -240,11 +234,7 @@ class ChunkOutput(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class AnalysisOfModel(abc.ABC):
-    """The work of a stage on one model, which makes a file for each chunk.
-
-    Attributes:
-      store: the dataset folder.
-    """
+    """The work of a stage on one model, which makes a file for each chunk."""
 
     store: Store
 
@@ -275,13 +265,11 @@ class AnalysisOfModel(abc.ABC):
         """Runs the model on the missing chunks, and yields their outputs.
 
         Args:
-          predictor: the model on its device.
           chunks: all chunks of the block, in rising order.
           missing: the chunks that are not done, in rising order.
           note: called with the progress after each batch.
 
         Raises:
-          ModelError: the model fails.
           JobError: a picture cannot be decoded.
         """
 
@@ -291,10 +279,8 @@ class PlannedAnalysis(abc.ABC):
     """A stage that runs models.
 
     Attributes:
-      evaluation: the models, and their settings.
       taxonomy: the classes that the heads of models must fit.
       stage: name of the stage, under which time, progress, failures and counters are recorded.
-      refuses_overlap: whether the stage refuses models that were trained on tested images.
       needs_network: whether the stage runs networks, so that answers in a file do not suffice.
     """
 
@@ -327,10 +313,4 @@ class PlannedAnalysis(abc.ABC):
 
     @abc.abstractmethod
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
-        """Writes the result of a model whose chunks are all done, and removes stale files.
-
-        Args:
-          dataset: the dataset that the model was run on.
-          run: the model, and how it was run.
-          entry: the model's entry of `--models`.
-        """
+        """Writes the result of a model whose chunks are all done, and removes stale files."""

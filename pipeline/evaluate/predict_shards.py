@@ -61,8 +61,6 @@ class ShardPictures:
     Its rows have the columns key, label, fg_key and bg_key.
 
     Attributes:
-      dataset: the dataset.
-      split, shard, variant: split, shard number and variant of the pictures.
       keys: keys of the images to take; None to take all images.
     """
 
@@ -154,8 +152,6 @@ class PredictShards(AnalysisOfModel):
     """Predictions of a model on output shards.
 
     Args:
-      dataset: the dataset whose pictures are predicted.
-      run: the model, and how it is run.
       store: the dataset folder that predictions are written to; None for the folder of `dataset`.
       reuse: whether to keep valid rows of an earlier file. A call does not, because its model's
         code is not part of its identity.
@@ -259,13 +255,9 @@ class _ShardInProgress:
     """The predictions of a shard while they are computed.
 
     Attributes:
-      dataset: the dataset.
-      run: the model, and how it is run.
-      number: number of the shard.
       device: type of the device that the model runs on, such as `cuda`.
       fingerprints: values of the column `of` by variant, from `prediction_fingerprints`.
       kept: by variant, the predictions of an earlier evaluation that are still valid.
-      tested: keys of the images to test on.
       probed: keys of the images whose logits on backgrounds are stored.
       outputs: superclasses of the model's answers, from `labels_of_answers`.
       tables: by variant, the predictions that were added so far.
@@ -306,7 +298,6 @@ class _ShardInProgress:
         """Scores a batch under each label rule, and adds its predictions.
 
         Args:
-          variant: variant of the n pictures.
           rows: n rows that describe the pictures, with the columns of `ShardPictures`.
           answers: (n, outputs) float32 logits, or (n,) int64 outputs or labels, as the run says.
         """
@@ -367,7 +358,6 @@ class _ShardInProgress:
 
 
 def _cast(values: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    """Converts values to an Arrow array of a type."""
     is_arrow = isinstance(values, pa.Array | pa.ChunkedArray)
     # NaN, a score without logits, becomes null.
     return (values if is_arrow else pa.array(values, from_pandas=True)).cast(kind)

@@ -49,18 +49,11 @@ def evaluated_variants(dataset: Dataset, run: ModelRun | None = None) -> tuple[s
 
 
 def prediction_file(run: ModelRun, shard: int) -> str:
-    """Returns the path of a model's predictions on a shard."""
     return result_shard(run.folder, "predictions", run.evaluation.split, shard)
 
 
 def prediction_fingerprints(dataset: Dataset, run: ModelRun, shard: int) -> dict[str, str]:
-    """Returns by variant the value that the column `of` must have in valid predictions on a shard.
-
-    Args:
-      dataset: the dataset.
-      run: the model, and how it is run.
-      shard: number of the output shard.
-    """
+    """Returns by variant the value of the column `of` in valid predictions on a shard."""
     settings = run.evaluation
     shared_inputs = [
         *run.identity,
@@ -81,7 +74,6 @@ def prediction_fingerprints(dataset: Dataset, run: ModelRun, shard: int) -> dict
 
 
 def tested_keys(dataset: Dataset, run: ModelRun, shard: int) -> frozenset[str]:
-    """Returns the keys of a shard's images that a model is tested on."""
     settings = run.evaluation
     rows = selected_rows(dataset, settings.split, Holdout(settings.holdout), shard)
     return frozenset(row["key"] for row in rows)
@@ -102,7 +94,6 @@ def keys_to_keep(tested: Iterable[str], shards: int, most: int = MAX_PICTURES) -
 
     Args:
       tested: keys of the shard's images that models are tested on.
-      shards: number of shards.
       most: approximate number of images to choose in all shards together.
     """
     return frozenset(_lowest_hashes(tested, max(1, most // shards)))
@@ -136,12 +127,7 @@ _OF_LOGITS = ["key", "label", "logits", "of"]
 
 
 def read_logits(store: Store, paths: Iterable[str]) -> KeptLogits | None:
-    """Reads a model's stored logits on at most `MAX_PICTURES` pictures; None if none are stored.
-
-    Args:
-      store: the dataset folder.
-      paths: files of the model's predictions.
-    """
+    """Reads a model's stored logits on at most `MAX_PICTURES` pictures; None if none are stored."""
     return logits_in_tables(read_table(store, path, columns=_OF_LOGITS) for path in paths)
 
 
@@ -199,8 +185,6 @@ class EvalImages:
         """Reads the images from a split's index.
 
         Args:
-          dataset: the dataset.
-          split: name of the split.
           holdout: share of the images to test on (0 to 1), 0 to test on all images.
         """
         tables = [
@@ -267,12 +251,6 @@ def read_current_results(
     dataset: Dataset, name: str, kind: type[_R], variants_of: Callable[[_R], tuple[str, ...]]
 ) -> tuple[list[_R], list[str]]:
     """Reads the results of all models, and separates valid results from outdated ones.
-
-    Args:
-      dataset: the dataset.
-      name: name of the results, as for `result_file`.
-      kind: type of the results.
-      variants_of: returns the variants that a result was computed from.
 
     Returns:
       (results on the dataset's present pictures, in order of their folders; names of models whose
@@ -348,14 +326,8 @@ COLUMNS = [
 def read_predictions(dataset: Dataset, images: EvalImages, run: ModelRun) -> ModelPredictions:
     """Reads a model's valid predictions on a dataset.
 
-    Args:
-      dataset: the dataset.
-      images: the images that the model was tested on.
-      run: the model, and how it was run.
-
     Raises:
       JobError: a background is not in the index.
-      OSError: predictions cannot be read.
     """
     tables = [
         PREDICTION_SCHEMA.empty_table().select(COLUMNS),
@@ -398,9 +370,7 @@ def predictions_in_table(
     Args:
       predictions: valid predictions, with the columns `label_rule`, `variant`, `fg_key`, `bg_key`,
         `prediction`, `output` and `device`.
-      images: the images that the model was tested on.
       variants: variants to look for, replicates included.
-      rules: label rules to look for.
 
     Raises:
       JobError: a background is not in the index.

@@ -48,9 +48,7 @@ def in_memory(
     """Loads a model as soon as there is room for it; drops it when the context ends.
 
     Args:
-      entry: the model's entry of `--models`.
       evaluation: settings, and the dataset whose earlier results the model's weights must match.
-      taxonomy: the classes that the model's head must fit.
       block: number of the block, which decides the device.
 
     Raises:
@@ -100,8 +98,6 @@ def on_device(model: LoadedModel, evaluation: Evaluation, block: int = 0) -> Ite
     A model whose answers are in a file has no device.
 
     Args:
-      model: the model, from `in_memory`.
-      evaluation: settings of the evaluation.
       block: number of the block, which decides the device.
 
     Raises:

@@ -43,8 +43,6 @@ class RunSettings(Struct, frozen=True, kw_only=True):
     """The settings that tell two runs of a model apart. The name of its folder depends on them.
 
     Attributes:
-      split: the split that the model was run on.
-      eval_input: `--eval_input`.
       precision: `--precision`, followed by `-compiled` with `--compile`.
       holdout: share of the split that was tested on; 0 means all of it.
     """
@@ -86,9 +84,7 @@ class Trained(Struct, frozen=True, kw_only=True):
     """What a checkpoint says of its training; see `pipeline.models.checkpoint.TrainedOn`.
 
     Attributes:
-      images: number of training images.
-      keys_sha256: digest of their keys.
-      penalty: penalty of a linear probe.
+      keys_sha256: digest of the training images' keys.
     """
 
     variant: str
@@ -105,12 +101,7 @@ class Trained(Struct, frozen=True, kw_only=True):
 
 
 class Named(Struct, frozen=True, kw_only=True):
-    """A result of a model.
-
-    Attributes:
-      model: name of the model, as in `ModelIdentity`.
-      evaluation: the settings of the run.
-    """
+    """A result of a model."""
 
     model: str
     evaluation: RunSettings
@@ -146,12 +137,10 @@ class ModelRun(Named, frozen=True, kw_only=True):
     """A model, and how it was run; see `pipeline.models.identity.ModelIdentity`.
 
     Attributes:
-      evaluate_version: version of the stage that ran it.
       overlap: number of test images that it was also trained on; unset if its training is unknown.
       trained: how it was trained; unset if that is unknown.
       variants: the variants that it was tested on, replicates included; unset if these are all
         pictures of the dataset.
-      answers: what it answers a picture with.
       label: the name that its user gave it, which tables show in place of its own.
       home: folder that has its results, if they are shown beside those of another of its name.
     """
@@ -223,10 +212,8 @@ class Failure(Named, frozen=True, kw_only=True):
     """A model that failed to run.
 
     Attributes:
-      entry: the model's entry of `--models`.
       stage: name of the analysis that it failed in.
       error: error message, one line.
-      dataset: fingerprint of the dataset.
     """
 
     entry: str
@@ -298,7 +285,6 @@ def result_file(folder: str, name: str) -> str:
     """Returns the path of a model's result.
 
     Args:
-      folder: name of the model's folder, from `Named.folder`.
       name: name of the file without `.json`.
     """
     return f"results/{folder}/{name}.json"
@@ -308,9 +294,7 @@ def result_shard(folder: str, name: str, split: str, shard: int) -> str:
     """Returns the path of the file that holds a model's results on one shard.
 
     Args:
-      folder: name of the model's folder, from `Named.folder`.
       name: name of the folder in it that holds the shards, such as `predictions`.
-      split: the split of the shard.
       shard: number of the output shard, or of another chunk.
     """
     return f"results/{folder}/{name}/{split}-{shard:05d}.parquet"
@@ -321,9 +305,6 @@ def read_result(store: Store, path: str, kind: type[_R]) -> _R | None:
 
     Returns None if the file is missing or damaged, or is of a model whose results belong in another
     folder.
-
-    Raises:
-      OSError: the file cannot be read.
     """
     return read_intact(store, path, lambda: _parse_result(store, path, kind))
 
@@ -350,9 +331,6 @@ def read_results(store: Store, name: str, kind: type[_N], model: str | None = No
     Results on earlier versions of the dataset are included.
 
     Args:
-      store: the dataset folder.
-      name: name of the results, as for `result_file`.
-      kind: type of the results.
       model: name of the only model whose results to read, under all settings; None for all models.
     """
     paths = [path.split("/") for path in store.walk("results")]
@@ -373,9 +351,7 @@ class FailedModel:
 
     Attributes:
       order: position of the model in `--models`.
-      entry: the model's entry of `--models`.
       model: name of the model; its entry if it was not loaded.
-      error: error message, one line.
     """
 
     order: int
@@ -395,11 +371,6 @@ def note_failures(
     """Records the models that failed in a stage, and forgets failures of those that succeeded.
 
     Args:
-      store: the dataset folder.
-      dataset: the dataset's fingerprint.
-      stage: name of the stage.
-      settings: the settings that the models were run with.
-      failed: models that failed in the stage.
       succeeded: names and entries of the models that succeeded in the stage.
 
     Raises:
@@ -438,11 +409,6 @@ def _read_all(store: Store) -> list[Failure]:
 def read_failures(store: Store, dataset: str, stage: str) -> tuple[list[Failure], list[str]]:
     """Reads the models whose last attempt in a stage failed, in order of their entries.
 
-    Args:
-      store: the dataset folder.
-      dataset: the dataset's fingerprint.
-      stage: name of the stage, as for `note_failures`.
-
     Returns:
       (failures on this version of the dataset; names of models that failed on an earlier version).
     """
@@ -456,10 +422,6 @@ def failures_without_results(failed: Iterable[Failure], results: Iterable[Named]
 
     The `model` of such a failure has no results on the dataset under the same settings. A model
     that was not loaded has a row beside its results, if their name has a tag that its entry lacks.
-
-    Args:
-      failed: failures on this dataset, from `read_failures`.
-      results: the models' results on this dataset.
     """
     existing = {result.folder for result in results}
     return [failure for failure in failed if failure.folder not in existing]

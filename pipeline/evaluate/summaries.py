@@ -71,11 +71,6 @@ def summary_rows(
     The draws (replicates) of a mixed variant are pooled in one row. Rows without images are left
     out, except in two tables: `accuracy` has a row without an accuracy for each variant if there
     are no images, and `decomposition` has a row for each kind, even if no image is of this kind.
-
-    Args:
-      by_rule: predictions by label rule.
-      images: the images that the model was tested on.
-      taxonomy: the dataset's classes.
     """
     return {
         table: tuple(
@@ -94,11 +89,8 @@ class _PooledDraws:
     There are p pictures, one for each tested image and draw.
 
     Attributes:
-      variant: name of the variant.
-      draws: names of its draws.
       images: (p,) int64, position of the image whose foreground each picture shows.
       labels, predicted: (p,) int16, true and predicted labels.
-      roles: units of the pictures' foregrounds and backgrounds.
     """
 
     variant: str
@@ -140,7 +132,6 @@ def measure_accuracy(
     Args:
       correct: (p,) bool, whether the prediction on each of p pictures is right; pictures may share
         foregrounds or backgrounds.
-      roles: units of the pictures' foregrounds and backgrounds.
       images: (p,) integers, a number for the image whose foreground each picture shows.
     """
     pictures, hits = len(correct), int(correct.sum())
@@ -442,14 +433,7 @@ def _summarize_models(dataset: Dataset) -> tuple[list[Summary], list[str]]:
 def summarize(
     dataset: Dataset, run: Evaluated, images: EvalImages, predictions: ModelPredictions
 ) -> Summary:
-    """Summarizes the predictions of one model.
-
-    Args:
-      dataset: the dataset.
-      run: the model, and how it was run.
-      images: the images that it was tested on.
-      predictions: its predictions.
-    """
+    """Summarizes the predictions of one model."""
     device = "+".join(predictions.devices)
     return pick(
         Summary,

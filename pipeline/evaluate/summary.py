@@ -35,11 +35,6 @@ class Accuracy(Struct, frozen=True, kw_only=True):
     """An accuracy with its interval.
 
     Without pictures, the accuracy is None and the interval is (0, 1).
-
-    Attributes:
-      n: number of images.
-      pictures: number of pictures of these images.
-      correct: number of pictures classified correctly.
     """
 
     n: int
@@ -102,7 +97,6 @@ class GapRow(RuleRow, frozen=True, kw_only=True):
 
     @property
     def estimate(self) -> Estimate:
-        """The gap and its interval."""
         return self.gap, self.ci_low, self.ci_high
 
 
@@ -264,11 +258,7 @@ class PowerRow(Struct, frozen=True, kw_only=True):
 
 
 class StoredPower(PowerRow, frozen=True, kw_only=True):
-    """A row of power as it is stored.
-
-    Attributes:
-      fingerprint: fingerprint of what it was computed from.
-    """
+    """A row of power as it is stored."""
 
     fingerprint: str
 
@@ -277,9 +267,7 @@ class MatrixRow(Struct, frozen=True, kw_only=True):
     """The row of a matrix that a model is.
 
     Attributes:
-      name: name of the matrix.
       row: variant that the model was trained on.
-      arch: architecture of the matrix.
     """
 
     name: Name
@@ -291,11 +279,7 @@ class Evaluated(ModelRun, frozen=True, kw_only=True):
     """model.json: a model whose predictions all exist.
 
     Attributes:
-      entry: the model's entry of `--models`.
-      predictions: fingerprint of its predictions.
       power: the rows of its power, which take long to compute.
-      libraries: versions of libraries, by name.
-      matrix: the row of a matrix that it is, if it is one.
       groups: group of each image that has one, by key, if it was tested on another dataset.
     """
 
@@ -311,14 +295,7 @@ _Row = TypeVar("_Row", bound=RuleRow)
 
 
 class Summary(Answers, frozen=True, kw_only=True):
-    """All statistics of a model's valid predictions on a dataset.
-
-    Attributes:
-      entry: the model's entry of `--models`.
-      dataset: fingerprint of the dataset.
-      missing: variants without complete valid predictions.
-      unanswered: number of pictures that the model has not answered, which count as wrong.
-    """
+    """All statistics of a model's valid predictions on a dataset."""
 
     entry: str
     libraries: dict[str, str]
@@ -341,7 +318,6 @@ class Summary(Answers, frozen=True, kw_only=True):
         return self.entry in entries and pick(RunSettings, self.evaluation) == settings
 
     def rows_of(self, kind: type[Struct]) -> tuple[Struct, ...]:
-        """Returns the rows of a type."""
         rows: dict[type, tuple[Struct, ...]] = {
             AccuracyRow: self.accuracy,
             GapRow: self.gaps,

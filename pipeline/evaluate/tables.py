@@ -46,7 +46,6 @@ class Table:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns."""
         return tuple(name for struct in self.structs for name in struct.__struct_fields__)
 
     @property
@@ -64,7 +63,6 @@ class Table:
         """Writes the table.
 
         Args:
-          store: the dataset folder.
           rows: for each row, values that have its columns as fields; a column that none of them has
             is empty, and further fields are left out.
         """

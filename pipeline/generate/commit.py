@@ -131,8 +131,6 @@ def restate(store: Store, taxonomy: Taxonomy, manifest: Manifest) -> None:
     If it is killed, `read_prepared` has the new manifest, for which it is called again.
 
     Args:
-      store: the dataset folder.
-      taxonomy: the dataset's classes.
       manifest: the dataset's manifest, with what its maker now states.
     """
     files = tuple(file for file in manifest.files if file.path not in CARD_FILES)
@@ -170,7 +168,6 @@ def prepare(
       JobError: a shard, an image or a file is missing, or a file has changed since it was
         committed.
       UsageError: a folder of the dataset is a link.
-      OSError: reading or writing failed.
     """
     manifest, moves = merge_shards(config, shards, taxonomy)
     manifest = dataclasses.replace(manifest, about=about)
@@ -224,12 +221,8 @@ def move_files(store: Store, moves: Moves) -> None:
 def finish(store: Store, taxonomy: Taxonomy, fingerprint: str) -> str:
     """Writes the manifest of a dataset whose files are in place, and removes obsolete files.
 
-    Returns:
-      The fingerprint.
-
     Raises:
       JobError: a file is missing, or has another size.
-      OSError: reading or writing failed.
     """
     manifest = read_prepared(store)
     if manifest is not None and manifest.fingerprint == fingerprint:
@@ -297,8 +290,6 @@ def _check_complete(
     must be the one that the old manifest lists.
 
     Args:
-      store: the dataset folder.
-      manifest: the new manifest.
       old: the manifest in place, None if there is none.
       moves: the moves of all shards; when Commit is repeated, some files have been moved already.
       sizes: sizes in bytes of the existing files by path, as `_file_sizes` returns them.
@@ -355,7 +346,6 @@ class _ArrivedSplit:
     of_sample: int = 0
 
     def add(self, shard: SourceShard | OutputShard) -> None:
-        """Adds a shard's numbers to the sums."""
         if isinstance(shard, SourceShard):
             self.sources.append(shard.shard)
             self.segmented += shard.segmented
@@ -373,10 +363,8 @@ def merge_shards(
     """Builds the manifest from the shards of all splits, and lists the files to move.
 
     Args:
-      config: the dataset's configuration.
       shards: segmented source shards, which imported datasets lack, and composed output shards, in
         any order.
-      taxonomy: the dataset's classes.
 
     Returns:
       (manifest without the dataset card's files, moves of each shard, its record last).
@@ -447,7 +435,6 @@ def merge_shards(
 
 
 def _image_counts(config: DatasetConfig, sums: _ArrivedSplit) -> dict[str, int]:
-    """Returns the counts of a split's images for the manifest."""
     statuses, totals = sums.statuses, sums.totals
     return {
         "listed": totals.listed,

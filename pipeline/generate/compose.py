@@ -50,9 +50,6 @@ def index_schema(replicates: int) -> pa.Schema:
 
     The index has a row for every source image (with `--objects each`, for every object), accepted
     or not. A value is null where the image has no such value.
-
-    Args:
-      replicates: number of replicates of the mixed variants.
     """
     return pa.schema(
         [
@@ -197,12 +194,6 @@ class ComposeShard(JobStep):
         tally: Tally,
     ) -> tuple[FileDigest, ...]:
         """Writes all variants of a shard to the staging folder, in every format.
-
-        Args:
-          output: the shard, as planned.
-          source: reads the layers.
-          images: the selected images.
-          tally: counts finished source images.
 
         Returns:
           Digests of the files, with their final paths.

@@ -40,7 +40,6 @@ class _Images(NamedTuple):
     """Images that pictures are composed of.
 
     Attributes:
-      dataset: the dataset whose layers they are.
       keys: their keys, each with the key in `dataset`.
       drawn: the plan to draw pairs from.
       found: the plan that finds the layers.
@@ -57,7 +56,6 @@ class ComposedDataset(Dataset):
     """A finished dataset with further mixed variants of one split.
 
     Attributes:
-      split: the split.
       compose: how they are made: variants, pairs and encoding. Backgrounds that the index names are
         not drawn again.
       other: a dataset with this split to compare with, which adds variants with `COMMON` and

@@ -28,10 +28,6 @@ from transforms.variants import FILLED, VARIANTS, Variant, name_of, parse_name, 
 def versioned(variants: Sequence[str], renderings: Iterable[str] = ()) -> tuple[str, ...]:
     """Returns the entries of a configuration, with `@VERSION` after each custom function.
 
-    Args:
-      variants: entries of `--variants`.
-      renderings: entries of `--renderings`.
-
     Raises:
       UsageError: a function is not found, or its name or version is not valid.
     """
@@ -54,9 +50,6 @@ def custom_names(variants: Iterable[str], renderings: Iterable[str] = ()) -> tup
 
 def find_variants(entries: Iterable[str]) -> dict[str, Variant]:
     """Finds the variants of a configuration; returns them by name.
-
-    Args:
-      entries: variants of the configuration.
 
     Raises:
       JobError: a function is not found, or its version is not the one in the configuration.

@@ -98,7 +98,6 @@ def reject_by_name(image: SourceImage, preceding: SourceImage | None) -> tuple[R
     """Returns (reason, detail) if an image is rejected without looking at its content, else None.
 
     Args:
-      image: a source image.
       preceding: the image before it in its shard (`by_content`), None for the first.
     """
     if isinstance(image, RecipeImage) and (image.lacks or image.status != ACCEPTED):
@@ -123,9 +122,6 @@ class SourceBytes:
     """The bytes of a source image's files.
 
     Attributes:
-      image: content of the picture.
-      annotation: content of the annotation, None if there is none.
-      mask: content of the mask, None if there is none.
       number: number of the only object to cut, from 1; 0 to cut all objects.
       location: location of the picture, for messages.
     """
@@ -167,7 +163,6 @@ class Identity(NamedTuple):
 
     Attributes:
       digest: digest of everything that its record row and layer depend on.
-      md5: MD5 of the picture, hexadecimal.
     """
 
     digest: str
@@ -175,15 +170,7 @@ class Identity(NamedTuple):
 
 
 class Cutter:
-    """Identifies source images and cuts them into layers, with one configuration.
-
-    Args:
-      config: configuration of the layers.
-
-    Attributes:
-      keeps_image_whole: whether images stay whole.
-      segmenter: the segmenter.
-    """
+    """Identifies source images and cuts them into layers, with one configuration."""
 
     def __init__(self, config: SegmentConfig) -> None:
         self._seed, self.keeps_image_whole = config.grabcut_seed, config.keeps_image_whole
@@ -204,7 +191,6 @@ class Cutter:
         a list leaves the image out. Its location and its input format do not matter.
 
         Args:
-          image: the source image.
           know: returns the MD5 and the description of a content, None if they are not known.
 
         Returns:
@@ -277,8 +263,6 @@ class Cutter:
 
         Args:
           picture: content of the picture, which may be any file.
-          row: the row of the recipe.
-          mask: the mask of the recipe.
 
         Returns:
           The layer; None if it is not the recipe's.

@@ -65,7 +65,6 @@ def list_split(job: GenerateJob, layout: SplitLayout) -> tuple[Sequence[SourceIm
     Raises:
       UsageError: there are no images that can be used, the input is not valid, or its images may
         not be read.
-      OSError: a file cannot be read for another reason.
     """
     split = layout.split
     try:
@@ -238,12 +237,7 @@ class ListSplits(JobStep):
 def deal_guarded(
     job: GenerateJob, splits: Mapping[SplitTotals, Sequence[SourceImage]]
 ) -> Iterable[SourceShard]:
-    """Deals the images of all splits to shards.
-
-    Raises:
-      JobError: that makes much of a dataset again.
-      OSError: a record cannot be read.
-    """
+    """Deals the images of all splits to shards."""
     shards: list[ListedShard] = []
     existing: list[ListedShard] = []
     for totals, images in splits.items():

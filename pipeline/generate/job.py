@@ -24,11 +24,6 @@ class GenerateJob:
     """A job that makes a dataset.
 
     Attributes:
-      config: configuration of the dataset.
-      layouts: for each split, where its images and annotations are.
-      taxonomy: classes and superclasses.
-      store: the dataset folder.
-      progress: records finished work.
       previous: numbers of shards of the existing dataset, by split.
       source: absolute path of `--input`, then `--input_columns` if given; empty for the sample.
       reshard: whether to choose new numbers of shards instead of `previous`.
@@ -39,7 +34,6 @@ class GenerateJob:
       scenes: absolute path of the folder of scenes; None without `--backgrounds`.
       recipe: the recipe to make the dataset from; None to segment.
       allow_partial: whether a dataset is made from the recipe if pictures are not there.
-      about: what the dataset's maker states.
     """
 
     config: DatasetConfig
@@ -94,14 +88,7 @@ class GenerateJob:
 
 
 class JobStep(beam.DoFn):
-    """A step of the graph.
-
-    Attributes:
-      job: the job that the step belongs to.
-      config: the job's configuration.
-      layers: staging folder of layers.
-      outputs: staging folder of output shards.
-    """
+    """A step of the graph."""
 
     def __init__(self, job: GenerateJob) -> None:
         self.job, self.config = job, job.config

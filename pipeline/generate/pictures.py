@@ -59,8 +59,6 @@ class SelectedImage:
     """An image of an output shard that is part of the dataset.
 
     Attributes:
-      row: its row in the record.
-      planned: what the plan knows of it.
       backgrounds: what was drawn for each replicate of a mixed variant: another image, or for
         `mixed_external` a scene.
     """
@@ -77,10 +75,7 @@ class LayerSource:
     They are cut again if `--layers drop` has removed the tars.
 
     Attributes:
-      store: the dataset folder.
-      cutter: cuts source images.
       scenes: the accepted scenes; None without `mixed_external`.
-      recipe: the recipe that the dataset is made from; None without one.
       filled: mixed variants whose backgrounds are read as whole layers.
     """
 
@@ -107,7 +102,6 @@ class LayerSource:
         Raises:
           JobError: a tar is damaged, or cutting an image again gives another layer than before. A
             background that is cut again is not compared.
-          OSError: a file cannot be read.
         """
         ahead = REQUESTS_IN_FLIGHT * self.store.is_remote
         for image, (layer, backgrounds) in read_ahead(self._read, images, ahead):
@@ -183,7 +177,6 @@ class LayerSource:
             raise damaged_tar(path, error) from error
 
     def _cut(self, planned: PlannedImage, source: SourceBytes) -> Layer:
-        """Cuts an image again."""
         layer = next(
             (cut.layer for cut in self.cutter.cut(source) if cut.number == source.number), None
         )

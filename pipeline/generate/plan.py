@@ -94,7 +94,6 @@ def select_images(
     Args:
       keys: (n,) strings, keys of the images.
       labels: (n,) int64, labels of the images.
-      config: configuration of selection and pairing.
       groups: (n,) int64 from `group_numbers`, None without groups.
 
     Returns:
@@ -132,7 +131,6 @@ class PlannedImage:
 
     Attributes:
       key, label, wnid, layer_digest, object: its columns in its record.
-      selected: whether it is part of the dataset.
       no_background: whether it was left out because no other image can give it a background.
       tar: current path of the tar of its layer, None if the layer is cut again.
       only_bg_t_offset, only_bg_t_length: where its tiled background lies in the tar, in bytes.
@@ -171,9 +169,7 @@ class Plan:
         if there are groups.
       keys: the table's column `key` as one Arrow array, because Python strings would take ten times
         the memory.
-      pool: the selected images, to draw pairs from.
       rows: position in `table` of each image of the pool, ascending.
-      config: configuration of the pairing.
     """
 
     table: pa.Table
@@ -231,7 +227,6 @@ class Plan:
         """Draws a background for each selected key, for each replicate of each mixed variant.
 
         Args:
-          keys: the keys.
           names: the only replicates to draw for; empty for those of the configuration.
 
         Returns:
@@ -374,7 +369,6 @@ def _decide(table: pa.Table, config: ComposeConfig) -> pa.Table:
 
     Args:
       table: columns key, label and group of all accepted images.
-      config: configuration of selection and pairing.
     """
     keys, labels, groups = (column.combine_chunks() for column in table.columns)
     numbers = group_numbers(groups)
@@ -396,8 +390,6 @@ def plan_of_dataset(dataset: Dataset, split: str, config: ComposeConfig, keys: l
 
     Args:
       dataset: the dataset, which keeps its layers.
-      split: name of the split.
-      config: configuration of the pairing.
       keys: keys of the images; those without a background among them are not selected.
     """
     totals = SplitTotals(split, dataset.manifest.shards[split], 0, 0, 0)

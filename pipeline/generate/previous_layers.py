@@ -46,16 +46,8 @@ class Survey:
     If it `may_read`, and the shard has a record, images that are not known are read, to see
     whether the layers are up to date. Without a record, they are read only once, when they are cut.
 
-    Args:
-      staging: staging folder of the layers.
-      config: configuration of the dataset.
-      shard: the source shard.
-      may_read: whether images may be read.
-
     Attributes:
       path: final path of the shard's record.
-      cutter: identifies the images.
-      checksums: checksums of the shard's files.
       images: images of the shard, in order of `by_content`.
       identities: identity of each image; None for an image that would have to be read for it.
       digests: digest of each image, None if it is not known.
@@ -117,11 +109,6 @@ class PreviousLayers:
     """Finds the layers of single images in the existing shards.
 
     The images may now belong to shards of other numbers.
-
-    Attributes:
-      store: the dataset folder.
-      split: name of the split.
-      counts: numbers of shards of the existing layers.
     """
 
     store: Store
@@ -186,14 +173,11 @@ def check_rebuild(
     Args:
       stages: versions and fingerprints of the existing dataset's stages, from its manifest.
       shards: the listed images of all splits that the dataset has, in its present source shards.
-      config: configuration of the new dataset.
-      staging: staging folder of the layers.
       renumbered: the same images in the new source shards; empty if the numbers of shards stay the
         same.
 
     Raises:
       JobError: too many shards would be made again; the message says why.
-      OSError: a record cannot be read.
     """
     has_same_settings = stages.get("segment_fingerprint") == config.segment.fingerprint()
     ahead = REQUESTS_IN_FLIGHT if staging.store.is_remote else 0

@@ -104,12 +104,8 @@ class Scenes:
 def list_scenes(folder: str) -> Scenes:
     """Lists the pictures in and below a folder, not hidden ones, nor those behind links to folders.
 
-    Args:
-      folder: absolute path.
-
     Raises:
       UsageError: there is no such folder, or it holds no picture.
-      OSError: the folder cannot be read.
     """
     files = files_of(folder)
     if not files.is_folder(folder):
@@ -149,7 +145,6 @@ class SceneTable:
     """The table of scenes, wherever it lies now: in its final place, or in the staging folder.
 
     Attributes:
-      folder: absolute path of the folder of scenes.
       record: path and fingerprint of the table, in the form of a shard's record.
       statuses: (status, number of files with it), sorted.
     """
@@ -167,15 +162,12 @@ def examine_scenes(
     A picture that cannot be decoded is rejected.
 
     Args:
-      folder: absolute path of the folder of scenes.
       summary: `Scenes.summary` when the job was launched.
       config: configuration of the layers; scenes are resized and cropped in the same way.
-      staging: staging folder for a new table.
 
     Raises:
       UsageError: there is no such folder, it has changed since the job was launched, or none of its
         pictures can be a background.
-      OSError: the folder cannot be read.
     """
     scenes = list_scenes(folder)
     if scenes.summary != summary:
@@ -244,12 +236,6 @@ def _examine(scenes: Scenes, cutter: Cutter) -> Iterator[dict[str, Any]]:
 class DrawnScenes:
     """The accepted scenes, from which backgrounds are drawn.
 
-    Args:
-      table: the table of scenes, from `examine_scenes`.
-      staging: staging folder of the table.
-      cutter: crops the scenes.
-      compose: configuration of the pairing.
-
     Attributes:
       scenes: the scenes, in order of their keys.
       picture: returns a scene, cropped; caches the last scenes.
@@ -284,7 +270,6 @@ class DrawnScenes:
 
         Raises:
           JobError: the scene has changed since it was examined.
-          OSError: the scene cannot be read.
         """
         path = join(self._folder, scene.path)
         data = read_location(path)

@@ -170,7 +170,6 @@ class _ReadImage(NamedTuple):
     """What was read to make the rows of an image.
 
     Attributes:
-      digest: digest of the image.
       row: what its rows have in common.
       finished: its rows, each with the encoded files of its layer, if the image need not be cut.
       source: the bytes to cut it from; None if it need not be cut.
@@ -193,9 +192,6 @@ def _read(
     """Reads everything that an image's rows are made from.
 
     Args:
-      previous: existing layers.
-      found: what is known of the shard.
-      by_object: whether each object of an image gets a row.
       item: (image, its identity or None if not known, the image before it in the shard or None).
     """
     image, identity, preceding = item
@@ -234,13 +230,7 @@ def _read_and_cut(
     recipe: Recipe,
     item: tuple[SourceImage, Identity | None, SourceImage | None],
 ) -> _ReadImage:
-    """Reads an image of a recipe and cuts it along its masks, which takes no longer than reading.
-
-    Args:
-      cutter: cuts the image.
-      recipe: the recipe.
-      item: see `_read`.
-    """
+    """Reads a recipe's image and cuts it along its masks, which takes no longer than reading."""
     (image,) = recipe_images(item[:1])
     finished: list[tuple[ImageRow, dict[str, bytes]]] = []
     picture = b""

@@ -37,8 +37,6 @@ class SplitTotals:
     """Totals of a split. Every shard carries them, so that a lost shard is noticed.
 
     Attributes:
-      split: name of the split.
-      counts: numbers of shards.
       listed: number of images in the source shards.
       outside: number of images of other classes, which are counted but not used.
       other_files: number of files among the images that have no image suffix.
@@ -57,8 +55,6 @@ class SplitTotals:
 
         Args:
           arrived: numbers of the shards that arrived, ascending.
-          expected: number of shards of the split.
-          images: number of images in the shards that arrived.
         """
         if arrived != list(range(expected)) or images != self.listed:
             raise JobError(
@@ -77,13 +73,10 @@ class SourceShard:
     """A hash bucket of source images: List -> Segment -> Plan.
 
     Attributes:
-      totals: totals of the split.
-      shard: number of the bucket.
       images: the images, in order of (key, name). Segment sorts images of the same key by their
         content (`by_content`), so the name decides only between equal ones; later it removes them.
         They are packed, because the runner keeps all listed shards until they are segmented.
       segmented: number of images in the record. Segment sets this and the following attributes.
-      record: the shard's record.
       sources: locations of the source files, packed by `pack_sources`; empty if the layers are
         kept in a tar. Only Plan gets them.
     """
@@ -122,8 +115,6 @@ class ListedShard:
     """A source shard whose images are still in the list of its split.
 
     Attributes:
-      totals: totals of the split.
-      shard: number of the bucket.
       listed: the images of the split.
       rows: int array, the numbers of the shard's images among them.
     """
@@ -134,7 +125,6 @@ class ListedShard:
     rows: NDArray[np.int64]
 
     def make(self) -> SourceShard:
-        """Returns the shard with its images."""
         images = sorted(
             (self.listed[row] for row in self.rows), key=operator.attrgetter("key", "name")
         )
@@ -159,14 +149,11 @@ class OutputShard:
     """A shard of the dataset: Plan -> Compose -> Commit.
 
     Attributes:
-      totals: totals of the split.
-      shard: number of the shard.
       plan, plan_digest: path of the split's plan in the dataset folder, and its SHA-256.
       sources: records, without their files, of the source shards that the output shard consists of,
         in order of their numbers. Compose removes these and the plan.
       scenes: the table of scenes, None without `--backgrounds`.
       record: the shard's index. Compose sets this and the following attributes.
-      images: number of source images.
       statuses: number of index rows by status.
       selected: number of selected images by label.
       of_sample: number of selected images whose files equal pictures of the embedded sample, byte
@@ -187,11 +174,6 @@ class OutputShard:
 
     def with_result(self, index: Record, rows: list[dict[str, Any]], images: int) -> OutputShard:
         """Returns the shard as it leaves Compose, which found or made its files.
-
-        Args:
-          index: the shard's index, as a record.
-          rows: rows of the index.
-          images: number of source images.
 
         Raises:
           JobError: a file does not hold as many samples as there are selected images.
@@ -224,7 +206,6 @@ def pack_sources(rows: list[ImageRow], source_of: Callable[[ImageRow], SourceIma
 
     Args:
       rows: rows of the shard's record, in order.
-      source_of: returns the source image of an accepted row.
     """
     accepted = (source_of(row) for row in rows if row.status == ACCEPTED)
     files = (
@@ -239,5 +220,4 @@ def pack_sources(rows: list[ImageRow], source_of: Callable[[ImageRow], SourceIma
 
 
 def unpack_sources(packed: bytes) -> pa.Table:
-    """Returns the table that `pack_sources` packed."""
     return pa.ipc.open_stream(zlib.decompress(packed)).read_all()

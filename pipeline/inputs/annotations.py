@@ -37,7 +37,6 @@ def index_annotations(path: str | None) -> FileIndex:
 
     Raises:
       UsageError: the archive or the table is not valid, or is refused.
-      OSError: the path cannot be read.
     """
     if path is None:
         return FileIndex(())
@@ -132,7 +131,6 @@ class CocoObject:
     """An object of an image.
 
     Attributes:
-      name: name of the category.
       box: corners (xmin, ymin, xmax, ymax) in pixels; the original value if it is not four numbers.
       segmentation: run lengths or polygons; None if the object has neither.
     """
@@ -149,10 +147,6 @@ def is_coco(content: object) -> TypeGuard[Content]:
 
 def coco_objects(path: str, content: Content) -> Iterator[tuple[dict[str, Any], list[CocoObject]]]:
     """Yields (entry, objects) for each image, in the order of the file.
-
-    Args:
-      path: path of the file, for messages.
-      content: the parsed content of the file.
 
     Raises:
       UsageError: an image, a category or an annotation lacks an id or a name, or refers to an id
@@ -196,7 +190,6 @@ def mask_text(height: int, width: int, segmentations: Sequence[object]) -> str:
     Args:
       height: height of the image, in pixels.
       width: width of the image, in pixels.
-      segmentations: run lengths or polygons of the image's objects.
     """
     mask = {"height": height, "width": width, "segmentations": segmentations}
     return json.dumps(mask, sort_keys=True, separators=(",", ":"))

@@ -76,9 +76,8 @@ class Member:
     """A file in an archive.
 
     Attributes:
-      archive: absolute path of the file that holds the member.
       name: the member's path in the archive.
-      offset, length: position and size of the member's content in that file, in bytes.
+      offset, length: position and size of the member's content in `archive`, in bytes.
     """
 
     archive: str
@@ -88,7 +87,6 @@ class Member:
 
     @property
     def location(self) -> str:
-        """Location of the content."""
         return member_location(self.archive, self.offset, self.length)
 
 
@@ -107,7 +105,6 @@ class _Guarded:
     limits.
 
     Attributes:
-      file: a file that holds the tar.
       name: name of the tar, for messages.
       allowance: number of bytes that may still be unpacked, which all nested archives share; None
         without a limit.
@@ -165,12 +162,10 @@ def members(path: str, inside: Member | None = None) -> Iterator[tuple[Member, R
     """Yields the files in an uncompressed archive, each with a function that reads its content.
 
     Args:
-      path: absolute path of the archive.
       inside: a member that is an archive itself; if given, its files are yielded instead.
 
     Raises:
       UsageError: the file is no archive, is incomplete, or is refused.
-      OSError: the file cannot be read.
     """
     name = path if inside is None else f"{path}/{inside.name}"
     start, length = (0, None) if inside is None else (inside.offset, inside.length)

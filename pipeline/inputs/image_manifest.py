@@ -104,7 +104,6 @@ class ListedImage:
 
     Attributes:
       row: the first row.
-      path: absolute path of the image.
       columns: values of those `_IMAGE_COLUMNS` that at least one row fills.
       objects: (class, corners) of each object; the corners are None if the object has no box.
       segmentations: the segmentations of COCO's objects, in order; None if any object has none.
@@ -153,12 +152,10 @@ def check_manifest(path: str, columns: Mapping[str, str]) -> None:
     """Checks the columns of a table.
 
     Args:
-      path: absolute path of the table.
       columns: result of `named_columns`.
 
     Raises:
       UsageError: a column is missing, boxes are given in two ways, or the file is not a table.
-      OSError: the file cannot be read.
     """
     if content_of_coco(path) is not None:
         if columns:
@@ -301,7 +298,6 @@ def content_of_coco(path: str) -> Content | None:
 
     Raises:
       UsageError: the file is JSON, but neither COCO's nor a list of rows.
-      OSError: the file cannot be read.
     """
     if not path.lower().endswith(".json"):
         return None
@@ -325,7 +321,6 @@ def images_of_rows(path: str, root: str, columns: Mapping[str, str]) -> Iterator
     """Reads the images of a table with a row for each box, in order of their first rows.
 
     Args:
-      path: absolute path of the table.
       root: the folder that paths in the table are relative to.
       columns: result of `named_columns`.
 
@@ -350,11 +345,6 @@ def images_of_rows(path: str, root: str, columns: Mapping[str, str]) -> Iterator
 
 def images_of_coco(path: str, root: str, content: Content) -> Iterator[ListedImage]:
     """Yields the images of COCO's JSON, in its order.
-
-    Args:
-      path: as for `images_of_rows`.
-      root: as for `images_of_rows`.
-      content: result of `content_of_coco`.
 
     Raises:
       UsageError: as for `coco_objects`, or if an image names no file.

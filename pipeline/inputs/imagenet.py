@@ -55,9 +55,6 @@ def find_images(root: str, split: str, flag: str = "--input", suffixes: Sequence
 
     Args:
       root: the input folder, or the split's own folder.
-      split: name of the split, such as `val`.
-      flag: the flag that named the folder, for messages.
-      suffixes: suffixes of files that were looked for in vain, for messages.
 
     Raises:
       UsageError: there is no such folder; the message lists the folders that were tried.

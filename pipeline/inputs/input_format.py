@@ -27,7 +27,6 @@ class SplitLayout:
 
     Attributes:
       kind: `kind` of the `InputFormat` that lists the images.
-      split: name of the split.
       root: the input folder; image paths are recorded relative to it.
       images: folder of the images, or of the files that hold them.
       files: the files that hold or name the images, in order; empty for a folder of images.
@@ -49,10 +48,8 @@ class InputFormat(abc.ABC):
     """One layout of the input.
 
     Attributes:
-      kind: name of the format.
       may_hold_boxes: whether the images can bring their own boxes, so that missing annotations
         are no error.
-      takes_annotations: whether boxes may also come from other files.
     """
 
     kind: ClassVar[str]
@@ -65,25 +62,11 @@ class InputFormat(abc.ABC):
 
         Args:
           root: absolute path of the input folder, of the split's own folder, or of a file.
-          split: name of the split, such as `val`.
-
-        Raises:
-          UsageError: the files cannot be used; the message says why.
-          OSError: a file cannot be read.
         """
 
     @abc.abstractmethod
     def list_images(self, layout: SplitLayout, taxonomy: Taxonomy) -> Iterator[SourceImage | None]:
-        """Yields the images of a split without reading them, and None for each other file.
-
-        Args:
-          layout: result of `find`.
-          taxonomy: classes that folders and labels may name.
-
-        Raises:
-          UsageError: a file is incomplete, refused, or not of this format.
-          OSError: a file cannot be read.
-        """
+        """Yields the images of a split without reading them, and None for each other file."""
 
 
 class FileFormat(InputFormat):
@@ -152,8 +135,6 @@ def find_files(root: str, split: str, suffix: str) -> tuple[str, ...]:
 
     Args:
       root: absolute path of the input folder, or of a file with this suffix.
-      split: name of the split.
-      suffix: suffix of the files, such as `.tar`.
     """
     files = files_of(root)
     if root.lower().endswith(suffix) and files.info(root) is not None:

@@ -97,8 +97,6 @@ def find_layout(
       root: the input folder, the split's own folder, or a file with its images.
       annotations: a folder, an archive or a table of annotations; None to look beside the
         images.
-      split: name of the split, such as `val`.
-      needs_boxes: whether missing annotations are an error.
       takes_any_folder: whether the input itself may hold the images, or its subfolders, because
         something else than a folder says which of them are of the split.
       columns: result of `named_columns`; with any, the images must be those of a manifest.
@@ -106,7 +104,6 @@ def find_layout(
     Raises:
       UsageError: there are no images or no annotations, and the message says where they were looked
         for; or this user may not read a file.
-      OSError: a file cannot be read.
     """
     root = absolute(root)
     try:
@@ -166,9 +163,7 @@ def find_annotations(root: str, images: str, split: str) -> str | None:
     """Finds a split's annotations beside its images; returns None if there are none.
 
     Args:
-      root: the input folder.
       images: folder of the images, or of the files that hold them.
-      split: name of the split, such as `val`.
     """
     return _annotations_in([root, parent(images), parent(root)], images, split)
 
@@ -214,8 +209,6 @@ def image_classes(images: str, annotations: str | None) -> Iterator[tuple[str, i
 
     Raises:
       UsageError: the archive or the table of annotations is not valid.
-      OSError: a folder cannot be read, or an annotation that is needed for the class cannot be
-        read.
     """
     index = index_annotations(annotations)
     for file in files_in(images, IMAGE_SUFFIXES):
@@ -243,22 +236,14 @@ def list_images(
     """Lists the images of a split, in flat memory.
 
     Args:
-      layout: result of `find_layout`.
-      taxonomy: the classes to list.
       limit: number of images to keep of each superclass, and of those without a class; the images
         whose keys have the lowest hashes are kept. None keeps all images.
-      keys: lists that exclude images.
-      adapt: function that completes or changes each image.
 
     Returns:
       The images of the taxonomy's classes, and those whose class nothing tells; counts: `outside`
       for images of other classes, `other_files` for files that are no images; and the number of
       images by class, before `limit`, where "" stands for no class, and for names beyond
       `MAX_NAMES`.
-
-    Raises:
-      UsageError: the input is not valid, is incomplete, or is refused.
-      OSError: a file cannot be read.
     """
     passed_over: Counter[str] = Counter()
     classes: Counter[str] = Counter()

@@ -69,7 +69,6 @@ class KeyLists:
     """The lists that leave images out.
 
     Attributes:
-      exclude: images to leave out.
       include: the only images to keep; None to keep all.
     """
 
@@ -86,13 +85,8 @@ class KeyLists:
 def read_key_list(path: str, flag: str) -> KeyList:
     """Reads a list.
 
-    Args:
-      path: absolute path of a text file.
-      flag: the flag that named the file, for messages.
-
     Raises:
       UsageError: the file does not exist, is empty, or is not text.
-      OSError: the file cannot be read.
     """
     if files_of(path).info(path) is None:
         raise UsageError(f"{flag} {path} is not a file that can be read")
@@ -138,7 +132,6 @@ def read_taxonomy(flag_value: str | None) -> Taxonomy | None:
 
     Raises:
       UsageError: the file does not exist, or is not a taxonomy.
-      OSError: the file cannot be read.
     """
     if flag_value is None:
         return None

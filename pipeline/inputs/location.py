@@ -81,8 +81,6 @@ def row_location(path: str, group: int, row: int, column: str) -> str:
     """Returns the location of a binary value in a Parquet file.
 
     Args:
-      path: absolute path of the file.
-      group: number of the row group.
       row: number of the row in the group.
       column: path of the column, such as `image.bytes`; without a colon.
     """
@@ -155,14 +153,9 @@ def _unread(size: int) -> Unread:
 def open_parquet(path: str, flag: str = "") -> Iterator[Any]:
     """Opens a Parquet file (`ParquetFile`), so that only little of it is read at a time.
 
-    Args:
-      path: absolute path of the file.
-      flag: the flag that named the file, for messages.
-
     Raises:
       UsageError: the file is not Parquet, has two columns of one name, or is damaged where it is
         read.
-      OSError: the file cannot be read.
     """
     source, name = arrow_source(path), f"{flag} {path}".lstrip()
     try:
@@ -194,7 +187,6 @@ def rows_of(
 
     Args:
       file: the open file.
-      path: path of the file, for messages.
       columns: paths of the columns to read; all columns if None.
 
     Raises:
@@ -229,8 +221,6 @@ def column_chunks(
 
     Args:
       file: the open file.
-      path: path of the file.
-      group: number of the row group.
       columns: paths of the columns; all columns if None.
 
     Raises:

@@ -16,9 +16,6 @@ class Packed(Sequence[T]):
 
     Each is compressed alone, with the first as the dictionary. So it takes no more than what tells
     it from the first, and can be read without the others.
-
-    Args:
-      items: the objects.
     """
 
     def __init__(self, items: Iterable[T]) -> None:

@@ -112,7 +112,6 @@ class RecipeImage(SourceImage):
       source_digest: its column in the record; `md5` is its `source_md5`.
       place: where its rows are in the recipe: row group, number of the first, number of rows.
       status: `accepted` if any row is, else that of the first row.
-      is_needed: whether its picture must be there.
       files: the pictures of the input that have its key.
       lacks: why its picture is not there, a `Reason`; else "".
     """
@@ -145,10 +144,8 @@ class Recipe:
     """A recipe that was checked.
 
     Attributes:
-      path: absolute path of the file.
       manifest: manifest of the dataset. If it has no layers, the files include the tars that its
         records name.
-      sha256: SHA-256 of the file.
     """
 
     path: str
@@ -160,12 +157,10 @@ class Recipe:
         """Opens a recipe, and checks its checksum and then all of its content.
 
         Args:
-          path: absolute path of the file.
           name: what messages call the file; the flag and the path if empty.
 
         Raises:
           UsageError: it is missing or damaged, or says what no recipe may say, in one line.
-          OSError: the file cannot be read.
         """
         try:
             data = files_of(path).read(path)
@@ -198,7 +193,6 @@ class Recipe:
         """Checks all but the rows, which are not read yet.
 
         Args:
-          file: the open file.
           size: its size in bytes.
 
         Raises:
@@ -295,10 +289,6 @@ class Recipe:
 
         Returns:
           (the images, what the recipe's dataset has passed over, its line on unmatched classes).
-
-        Raises:
-          UsageError: the input is not valid.
-          OSError: a file cannot be read.
         """
         images, told = self.images()[layout.split], self.manifest.images[layout.split]
         files: dict[str, list[SourceImage]] = {image.key: [] for image in images}
@@ -370,7 +360,6 @@ def _fault_of(rows: Sequence[RecipeRow], position: int, dataset: DatasetConfig) 
     Args:
       rows: the row, after those of the same image before it.
       position: its distance from the place where the image's rows begin by its number.
-      dataset: configuration of the dataset.
     """
     split, row, mask = rows[-1]
     config, is_accepted, number = dataset.segment, row.status == ACCEPTED, row.object or 0

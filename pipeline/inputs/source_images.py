@@ -74,7 +74,6 @@ class Checksums:
     """Identifies content, with a memory.
 
     Args:
-      store: the dataset folder.
       split, shard: the source shard of the files; each shard has a memory of its own.
     """
 
@@ -89,7 +88,6 @@ class Checksums:
         """Removes the memories of shards that a dataset does not have.
 
         Args:
-          store: the dataset folder.
           shards: number of source shards by split.
         """
         for path in list(store.walk(CHECKSUMS)):
@@ -331,8 +329,6 @@ def wnid_of_label(label: object, taxonomy: Taxonomy, name: str) -> str:
 
     Args:
       label: number or id of a class, as found in the input.
-      taxonomy: the classes.
-      name: name of the image, for messages.
 
     Raises:
       UsageError: the label is neither a class nor a class number.

@@ -36,14 +36,11 @@ class TextLines(Iterator[str]):
     """Iterator over the lines of a text in UTF-8, each with its line end.
 
     Args:
-      path: absolute path of the file.
-      flag: the flag that named the file, for messages.
       newline: which line ends count, as in `open`.
       errors: how to treat bytes that are not UTF-8, as in `open`.
 
     Raises:
       UsageError: a line is too long, or is not UTF-8.
-      OSError: the file cannot be read.
     """
 
     def __init__(
@@ -60,7 +57,6 @@ class TextLines(Iterator[str]):
         self._row = 0
 
     def close(self) -> None:
-        """Closes the file."""
         self._file.close()
 
     def __next__(self) -> str:
@@ -87,7 +83,6 @@ class TableRow:
     """A row of a table.
 
     Attributes:
-      path: path of the file.
       number: number of the line in a text file, or of the row in another table, counted from 1.
       values: values by column; in a CSV, all values are texts.
       noun: what the number counts, such as `line`.
@@ -136,13 +131,8 @@ class TableRow:
 def read_rows(path: str, flag: str) -> Iterator[TableRow]:
     """Yields the rows of a table; the suffix of the file tells the format.
 
-    Args:
-      path: absolute path of the table.
-      flag: the flag that named the table, for messages.
-
     Raises:
       UsageError: the file does not have the format that its suffix tells, or has no rows.
-      OSError: the file cannot be read.
     """
     suffix = os.path.splitext(path)[1].lower()
     read = {".parquet": _parquet, ".json": _json, ".jsonl": _json_lines}.get(suffix, _csv)

@@ -44,7 +44,6 @@ class ImageChanges:
     """Changes of the images of a split.
 
     Attributes:
-      added: images that are new.
       removed: images that are gone, with their last status.
       changed: images whose picture, annotation or class differs; None if this is unknown, because
         layers are now made in another way.
@@ -150,7 +149,6 @@ def _pairs(
 
 
 def _read_index(dataset: Dataset, files: list[str]) -> dict[_Image, ImageRow]:
-    """Reads the rows of index files."""
     drawn = (*MIXED, EXTERNAL) if EXTERNAL in dataset.variants else MIXED
     mixed = with_replicates(drawn, dataset.manifest.config.compose.replicates)
     columns = ["key", "path", "status", "selected"]
@@ -194,8 +192,6 @@ class Changes:
       before, after: fingerprints of the datasets.
       causes: details of each cause of their difference: `data`, `configuration` (flags), `code`
         (stages, libraries).
-      images: changes of images by split.
-      results: changes of the results of each analysis that compares them.
     """
 
     before: str

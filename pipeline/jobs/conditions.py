@@ -64,7 +64,6 @@ class Condition:
     """A parsed condition.
 
     Attributes:
-      text: the condition as given.
       label_rule: label rule by which the measure is computed; "" for that of each model's headline.
       measure: `bg_gap`, or the name of a variant, which stands for the accuracy on it.
       comparison: `>`, `>=`, `<` or `<=`.
@@ -85,7 +84,6 @@ class Condition:
         """Parses `[LABEL_RULE:]MEASURE COMPARISON LIMIT`, where LIMIT may begin with `baseline`.
 
         Args:
-          text: the condition, as given.
           custom: names of variants that are not built in, such as the user's own.
 
         >>> Condition.parse("bg_gap>0.1").measure
@@ -169,10 +167,8 @@ class Gate:
     """What a job is judged by.
 
     Attributes:
-      conditions: conditions of `--fail_if`.
       baseline: value of `--baseline`, a folder as an absolute path; if a condition names a baseline
         and none was given, the one kept from an earlier command; else None.
-      fails_if_open: whether a job with an open condition fails.
       evaluation: the models of the job; None to judge all models that have results.
     """
 
@@ -254,12 +250,7 @@ def gate_from_flags(
 
 
 def _without_label(name: str | None, labels: Mapping[str, str]) -> str | None:
-    """Returns the entry that `--baseline` names by its label, or together with it; else its value.
-
-    Args:
-      name: value of `--baseline`.
-      labels: label by entry of `--models`.
-    """
+    """Returns the entry that `--baseline` names by its label, or with it; else its value."""
     by_label = {label: entry for entry, label in labels.items()}
     entry = by_label.get(name or "") or (name or "").partition(":=")[2]
     return escaped_line(entry) if entry else name
@@ -270,7 +261,6 @@ class Judgement:
     """The verdict on a condition and a model.
 
     Attributes:
-      condition: the condition as given.
       model: name of the model, or its entry of `--models` if it has no results.
       verdict: the verdict; None if the condition could not be tested.
       reason: why it could not be tested; "" if it was.
@@ -279,8 +269,6 @@ class Judgement:
         has no such rule.
       value, ci_low, ci_high: the measure, or the difference from the baseline's, with the interval
         that decides.
-      confidence: level of the interval.
-      n: number of images.
       units: effective number of images or groups of images that were sampled independently.
       decided_at: number of images at which an open condition would be decided if the estimate and
         its spread stayed; None if it is decided, or that takes more than a million.
@@ -364,9 +352,7 @@ def judge_models(
     """Judges each model, except for the baseline itself, by each condition, in this order.
 
     Args:
-      conditions: the conditions.
       models: (name, summary) of each model; (entry, why) of one without results.
-      measured: the models with their predictions on the same images.
       baseline: the baseline, why it cannot be read, or None.
     """
     judged = [

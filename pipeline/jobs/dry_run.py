@@ -60,7 +60,6 @@ class Trial:
     """A few images of a job, made in a temporary folder on one core of this machine.
 
     Attributes:
-      store: the temporary folder.
       pictures: paths, in this folder, of the files with composed pictures to evaluate models on.
       images: number of segmented images, at least 1.
       accepted: number of the segmented images that were accepted and got a layer.
@@ -117,7 +116,6 @@ def run_trial(job: GenerateJob, images: Sequence[SourceImage], folder: str) -> T
     """Runs the stages of a job on a few images.
 
     Args:
-      job: the job.
       images: at least one image; each image becomes a shard of its own.
       folder: an empty temporary folder.
 

@@ -56,18 +56,13 @@ class SplitForecast:
     """The part of a forecast that is about one split.
 
     Attributes:
-      split: name of the split.
       listed: number of images of the taxonomy's classes.
-      outside: number of images of other classes, which are ignored.
-      other_files: number of files among the images that have no image suffix.
-      unmatched: a line on classes that only the input has, or only the taxonomy; "" if none.
       classes: number of listed images by superclass name.
       rejected: number of images by reason for rejection, as far as names and annotations show it.
       done: number of images whose outcome is known from an earlier run: it has accepted the image,
         or has rejected it for its pixels.
       accepted: images that an earlier run has accepted; an image with several accepted objects is
         repeated for each.
-      left: images to segment.
       has_partner: for each of `candidates`, whether it would find a background for every mixed
         variant if all candidates were accepted.
     """
@@ -100,8 +95,6 @@ class Forecast:
     """What a job would do, from its input and its output folder.
 
     Attributes:
-      splits: forecasts of the splits.
-      is_up_to_date: whether the output folder holds the dataset that the job would make.
       refusal: the error with which the job would end before it makes anything; None if it would go
         on.
     """
@@ -121,7 +114,6 @@ def make_forecast(job: GenerateJob) -> Forecast:
 
     Raises:
       UsageError: the input is empty, or cannot be read.
-      OSError: an annotation cannot be read.
     """
     manifest = read_manifest(job.store)
     is_up_to_date = (

@@ -136,7 +136,6 @@ class MainJob:
 
     Attributes:
       ending: what the last step needs, the dataset's folder, and the analyses that run models.
-      taxonomy: the dataset's classes.
       pictures: value of `--pictures`, see `write_report`.
       job: the job that makes the dataset; None if the dataset exists.
       lock: the step that takes the dataset's lock, unless the launcher holds it; None if the job
@@ -230,7 +229,6 @@ class TakeLock(beam.DoFn):
     This is the first step of a job whose launcher does not hold the lock.
 
     Attributes:
-      store: the dataset folder of the job.
       owner: the job, or the process that built it.
       seen: the dataset's `manifest_state` when the graph was built.
     """

@@ -71,7 +71,6 @@ def describe_images(manifest: Manifest, *, may_advise: bool = True) -> list[str]
     line on `--backgrounds` follows.
 
     Args:
-      manifest: the dataset's manifest.
       may_advise: whether flags could change which images are accepted.
     """
     lines = notes_of(manifest)
@@ -107,7 +106,6 @@ def advise(rejected: Mapping[str, int], total: int) -> list[str]:
 
     Args:
       rejected: number of images (with `--objects each`, of objects) by reason.
-      total: number of all images (or objects).
     """
     if 2 * sum(rejected.values()) <= total:
         return []
@@ -192,8 +190,6 @@ def describe_recipe(recipe: Manifest, dataset: Manifest, counters: Mapping[str, 
 
     Args:
       recipe: manifest of the recipe's dataset.
-      dataset: manifest of the dataset.
-      counters: the job's counters.
     """
     lines = [
         f"{counted(counters[name], 'picture')} {text}"

@@ -43,8 +43,6 @@ class PublishPlan:
     """Where a dataset is published.
 
     Attributes:
-      store: the dataset folder.
-      target: the folder that its versions are published in.
       keep: how many versions to keep besides the newest; None for all.
     """
 
@@ -59,10 +57,6 @@ def check_publishing(store: Store, directory: str | None, keep: int | None) -> P
     Args:
       store: the dataset folder, which need not exist yet.
       directory: folder to publish to; None if the dataset is not published.
-      keep: how many older versions to keep; None for all.
-
-    Raises:
-      UsageError: one of the flags is wrong.
     """
     if directory is None:
         if keep is not None:

@@ -53,10 +53,7 @@ class GivenAnswers:
     """The answers of a file.
 
     Attributes:
-      path: path of the file.
-      kind: what the answers are.
       num_outputs: number of outputs of the model, as far as the answers tell.
-      sha256: SHA-256 of the file.
       positions: variant -> key -> position of the answer in `values`.
       values: (n, outputs) float32 scores, on disk; or (n,) int64 outputs or labels.
     """
@@ -88,7 +85,6 @@ class AnswersWriter:
     """Collects answers on disk, because the scores of all pictures may exceed the memory.
 
     Attributes:
-      positions: see `GivenAnswers`.
       twice: pictures that were answered before.
     """
 
@@ -103,8 +99,6 @@ class AnswersWriter:
         """Adds the answers to n pictures of a variant.
 
         Args:
-          variant: the variant.
-          keys: keys of the pictures.
           answers: (n, outputs) float32 scores, or (n,) int64 outputs or labels.
 
         Raises:
@@ -130,8 +124,6 @@ class AnswersWriter:
 
         Args:
           path: where they are from, for messages.
-          kind: what they are.
-          taxonomy: the dataset's classes.
         """
         self._file.flush()
         shape = (self._count, *self._first.shape[1:])
@@ -162,11 +154,9 @@ def read_answers(entry: str, taxonomy: Taxonomy) -> GivenAnswers:
 
     Args:
       entry: the entry, `answers:FILE`.
-      taxonomy: the dataset's classes.
 
     Raises:
       UsageError: there is no such file, or it holds something else.
-      OSError: it cannot be read.
     """
     path = _table_of(entry)
     return _read(path, Origin("file", path).stamp(), taxonomy)
@@ -278,7 +268,6 @@ def refuse_other_dataset(entry: str, dataset: str) -> None:
 
     Args:
       entry: an entry of `--models`; only `answers:FILE` is looked at.
-      dataset: fingerprint of the dataset.
 
     Raises:
       UsageError: the answers are to another dataset, or there is no such table.
@@ -305,10 +294,8 @@ def refuse_unfit(
     """Checks that answers are those to a dataset's pictures.
 
     Args:
-      answers: the answers.
       known: keys of the split's images.
       tested: keys of those to test on.
-      variants: the variants to answer, replicates included.
       missing: value of `--missing_answers`.
 
     Raises:

@@ -48,17 +48,12 @@ class TrainedOn:
     Attributes:
       architecture: timm's name of the architecture, as in `--models ARCH=FILE`.
       variant: variant that the model was trained on, or `in9l`.
-      dataset: fingerprint of the dataset.
-      split: split that the model was trained on.
       classes: `digest_of_classes` of the taxonomy, which gives the outputs their meaning.
-      preprocessing: preprocessing that the weights expect.
       keys: keys of the training images, sorted; a mixed picture counts by the key of its
         foreground.
       method: `train` or `probe`.
-      seed: seed of the training.
       epochs: number of epochs, None for a probe.
       holdout: share of the split that was held out, 0 if nothing was.
-      holdout_seed: seed that selects the held-out images.
       pretrained: weights that the training started from, None for random weights.
       settings: further settings of the method, JSON-serialisable.
     """
@@ -103,10 +98,7 @@ def save_checkpoint(
     """Writes a checkpoint atomically. The same arguments give the same bytes.
 
     Args:
-      store: folder to write to.
       path: path of the file in the folder; must end with `SUFFIX`.
-      state: state dict of the module.
-      trained: training metadata.
 
     Raises:
       JobError: the keys are larger than `read_metadata` accepts.
@@ -151,7 +143,6 @@ def read_metadata(path: str) -> TrainedOn | None:
       The metadata, or None if the file holds no training metadata.
 
     Raises:
-      OSError: the file cannot be read.
       JobError: the metadata is broken, or its format or version is not supported.
     """
     header = read_header(path) or {}
@@ -186,11 +177,7 @@ def read_metadata(path: str) -> TrainedOn | None:
 
 
 def is_trained_here(path: str) -> bool:
-    """Returns whether a file is a checkpoint that was trained here, even if its metadata is broken.
-
-    Raises:
-      OSError: the file cannot be read.
-    """
+    """Returns whether a file is a checkpoint trained here, even if its metadata is broken."""
     try:
         return read_metadata(path) is not None
     except JobError:  # The file has our metadata.
@@ -212,10 +199,6 @@ def refuse_compressed(path: str) -> None:
     """Refuses a PyTorch file with compressed members, before torch unpacks them.
 
     `torch.save` compresses nothing, and a few MB of such members could fill the memory.
-
-    Raises:
-      OSError: the file cannot be read.
-      JobError: members are compressed, or cannot be listed.
     """
     with files_of(path).open(path) as file:
         if file.read(4) != b"PK\3\4":  # Another format, which compresses nothing.
@@ -240,9 +223,6 @@ def read_header(path: str) -> dict[str, Any] | None:
 
     Returns:
       The header, or None if the file is not in safetensors format.
-
-    Raises:
-      OSError: the file cannot be read.
     """
     files = files_of(path)
     info = files.info(path)

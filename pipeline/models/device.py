@@ -32,7 +32,6 @@ def device_of(name: str, block: int) -> torch.device:
 
     Args:
       name: `cpu` or `cuda`.
-      block: number of the block.
 
     Raises:
       ModelError: no GPU is available.

@@ -160,8 +160,6 @@ class ModelIdentity:
       weights: description of where the weights came from, such as a file name or a repository.
       weights_sha256: SHA-256 of all named parameters and buffers. It does not depend on the file
         format.
-      preprocessing: size, crop and normalisation of the input.
-      num_outputs: number of the model's outputs.
       answers: what it answers a picture with.
     """
 
@@ -188,7 +186,6 @@ class PredictConfig:
     Attributes:
       device: `cpu`, `cuda`, or `auto`: CUDA if the machine that runs the model has it.
       precision: `fp32` (TF32 off), `tf32`, or `bf16`: autocast, but a head in fp32.
-      compile: whether networks are compiled by `torch.compile`.
       batch_size: number of pictures in a batch, None for the device's default.
       eval_input: `stored` feeds the stored pixels unchanged; `native` applies the model's own
         resize and crop to them.
@@ -247,7 +244,6 @@ class StoredModel(ModelIdentity):
     Attributes:
       sha256: SHA-256 of the stored tensors. It equals `weights_sha256`, which results show, except
         for zero-shot classifiers, whose stored tensors include the computed head.
-      recipe: recipe of the `LoadedModel`.
     """
 
     sha256: str
@@ -265,11 +261,7 @@ class StoredModel(ModelIdentity):
 
 @dataclasses.dataclass(frozen=True)
 class WeightsFolder:
-    """A folder of weights.
-
-    Attributes:
-      store: the folder.
-    """
+    """A folder of weights."""
 
     store: Store
 
@@ -431,9 +423,7 @@ class KnownModels:
     """The cached identities in a dataset folder.
 
     Attributes:
-      store: the dataset folder.
       weights: folder of `in9 models fetch` that weights are loaded from, if any.
-      taxonomy: the dataset's taxonomy, which decides what the models' outputs mean.
     """
 
     store: Store
@@ -451,8 +441,6 @@ class KnownModels:
         """Stores the identity of an entry.
 
         Args:
-          entry: entry of `--models`.
-          identity: identity of the model that the entry loaded.
           origin: origin of its weights; if it is None, nothing is stored.
         """
         stamp = self._stamp(origin, identity) if origin else None

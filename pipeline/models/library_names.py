@@ -207,11 +207,7 @@ def _refuse_file(spec: str, *, or_any: bool) -> None:
     """Refuses an entry that is only a file name, going by its suffix, and says what to add.
 
     Args:
-      spec: the entry.
       or_any: whether to refuse existing files with any other suffix, too.
-
-    Raises:
-      UsageError: the entry is the name of a file.
     """
     ending = os.path.splitext(spec)[1]
     if ending == ".py":
@@ -427,11 +423,7 @@ class TorchvisionNames(Source):
 
 
 def _weights(spec: str) -> Any:
-    """Returns the member of torchvision's weights enum that an entry names.
-
-    Raises:
-      UsageError: the model or the weights do not exist.
-    """
+    """Returns the member of torchvision's weights enum that an entry names."""
     name, colon, tag = spec.removeprefix(_PREFIX).partition(":")
     known = models.list_models(module=models)
     if name not in known:

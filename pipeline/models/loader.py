@@ -115,7 +115,6 @@ class Batch(Generic[P]):
     """Pictures that go through a model together.
 
     Attributes:
-      pictures: the set that they belong to.
       rows: the n rows of the set that describe these pictures.
       pixels: (n, S, S, 3) uint8; valid until the batch is handed back.
       is_new: whether the pictures were decoded for this batch; False if they were cached.
@@ -137,15 +136,11 @@ class Loader(Generic[P]):
     """Turns sets of pictures into batches.
 
     Attributes:
-      decode: decodes a picture.
       side: side of the decoded pictures, in pixels.
       batch_size: number of pictures in a batch; the last batch of a set may have fewer.
-      cache: cache of decoded sets.
       kind: prefix of names in the cache, so that pictures decoded in different ways do not mix.
-      threads: number of threads that decode.
       ahead: number of batches to decode in advance. With 0, decoding takes turns with the caller's
         work on the batches.
-      pinned: whether to allocate pinned memory, for copies to a GPU.
     """
 
     decode: Decode
@@ -165,7 +160,6 @@ class Loader(Generic[P]):
         Raises:
           BrokenPictureError: a picture cannot be decoded.
           JobError: a set has more pictures than its `count`.
-          Exception: any exception from reading a set.
         """
         waiting: collections.deque[tuple[Batch[P], list[Future[None]]]] = collections.deque()
         with (

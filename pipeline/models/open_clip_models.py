@@ -275,7 +275,6 @@ def _kept_head(digest: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor
 
     Args:
       digest: hexadecimal digits, of all that the head depends on.
-      compute: computes the head.
     """
     kept, file = Store(os.path.join(torch.hub.get_dir(), "in9")), f"{digest}.safetensors"
     with contextlib.suppress(Exception):  # A broken file is as good as none.

@@ -72,7 +72,6 @@ def _call(spec: str) -> tuple[torch.nn.Module, dict[str, Any]]:
     The settings are empty if it returns a module alone.
 
     Raises:
-      UsageError: there is no such function.
       JobError: the function raised an error, or returned anything else.
     """
     try:
@@ -105,8 +104,6 @@ class _Input:
     """The input of a graph.
 
     Attributes:
-      name: name of the input in the graph.
-      dtype: NumPy dtype of the pictures.
       batch: number of pictures that the graph takes at once, None for any number.
       size: (height, width) of the pictures in pixels, each None for any size.
       channels_last: whether the layout is NHWC.
@@ -144,7 +141,6 @@ class OnnxModule(torch.nn.Module):
 
     @property
     def properties(self) -> dict[str, str]:
-        """Metadata properties of the graph."""
         properties: dict[str, str] = self._session("cpu").get_modelmeta().custom_metadata_map
         return properties
 

@@ -65,7 +65,6 @@ class NetworkInput:
     Args:
       preprocessing: preprocessing of the network, of which the mean and the standard deviation
         count.
-      device: device of the pictures.
     """
 
     def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
@@ -134,8 +133,6 @@ class Predictor:
 
     Args:
       model: the model; its module is moved to the device, not copied.
-      config: settings of inference.
-      cache: cache of decoded pictures.
       block: number of the block of work; block i runs on GPU i modulo the number of GPUs.
 
     Raises:
@@ -144,7 +141,6 @@ class Predictor:
 
     Attributes:
       config: the settings, with the device and the batch size resolved.
-      device: device of the model.
       module: the model's module, which takes pictures from `prepare`.
     """
 
@@ -226,7 +222,6 @@ class Predictor:
 
     @property
     def batch_size(self) -> int:
-        """Number of pictures in a batch."""
         size = self.config.batch_size
         assert size is not None  # `on_this_machine` has set it.
         return size
@@ -243,7 +238,6 @@ class Predictor:
         """Yields the logits of sets of pictures, batch by batch.
 
         Args:
-          sets: the sets, in order.
           stored: side of the stored pictures, in pixels; ignored if `eval_input` is `native`,
             because the model's own resize takes pictures of any size.
 
@@ -333,9 +327,6 @@ class Predictor:
         Args:
           run: the function; it takes the same n elements of each of `inputs`.
           inputs: arrays of the same length, at least 1.
-
-        Returns:
-          The results, batch by batch.
 
         Raises:
           ModelError: memory does not suffice for a single picture.

@@ -63,11 +63,7 @@ def _is_intact(folder: WeightsFolder, stored: StoredModel) -> bool:
 
 
 def _state(folder: WeightsFolder, stored: StoredModel) -> dict[str, torch.Tensor]:
-    """Reads the tensors of a model, without checking their hash.
-
-    Raises:
-      JobError: the file cannot be read.
-    """
+    """Reads the tensors of a model, without checking their hash."""
     try:
         return load(folder.store.read(stored.file, None))
     except Exception as error:  # Broken bytes can raise anything.
@@ -152,7 +148,6 @@ def check_model(spec: str, weights: str | None = None, *, needs_network: bool = 
     """Checks a `--models` entry without loading weights.
 
     Args:
-      spec: the entry.
       weights: folder of `in9 models fetch`, if any. A model in this folder needs no other source.
       needs_network: whether to refuse a file of answers, because a network must be run.
 
@@ -182,8 +177,6 @@ def check_fit(spec: str, taxonomy: Taxonomy, weights: str | None = None) -> None
 
     Args:
       spec: the entry, which `check_model` has accepted.
-      taxonomy: classes that the outputs must fit.
-      weights: folder of `in9 models fetch`, if any.
 
     Raises:
       UsageError: the number does not fit; the message says which numbers would.
@@ -204,7 +197,6 @@ def load_model(
     """Loads the model of a `--models` entry, in evaluation mode on the CPU.
 
     Args:
-      spec: the entry.
       weights: folder of `in9 models fetch`, if any. A model in this folder is loaded from there.
       taxonomy: classes that the outputs must fit, None for ImageNet-9's.
 

@@ -166,12 +166,8 @@ def module_with(
     The module uses the tensors of `state` themselves.
 
     Args:
-      name: name of the model, for the error message.
       make: builds the module; its weights are replaced.
       state: the weights, as the module's state dict.
-
-    Raises:
-      JobError: the weights do not fit the module.
     """
 
     def load() -> torch.nn.Module:
@@ -203,9 +199,6 @@ def built_on_meta(load: Callable[[], torch.nn.Module], *, copy: bool = True) -> 
       load: the function, which may be a library's.
       copy: whether the module gets copies of the loaded tensors. A library may have mapped them
         from a file, and a later change of that file would change the weights.
-
-    Raises:
-      Exception: any exception of `load`.
     """
     for place in (contextlib.nullcontext(), torch.device("meta")):
         try:
@@ -271,8 +264,6 @@ def count_outputs(name: str, module: torch.nn.Module, side: int) -> int:
     """Determines the size of a model's head by a forward pass.
 
     Args:
-      name: name of the model, for the error message.
-      module: the model, in evaluation mode.
       side: side of the picture to try, in pixels.
 
     Raises:
@@ -356,7 +347,6 @@ class Source(abc.ABC):
         """Loads a checked entry.
 
         Args:
-          spec: the entry.
           taxonomy: classes that the outputs must fit. A source that knows the names of its models'
             classes compares them with the taxonomy's.
 

@@ -49,11 +49,7 @@ class ArchiveLocation:
 
 
 def is_packed(source: str) -> bool:
-    """Returns whether a source is a compressed file, which `list_files` unpacks.
-
-    Raises:
-      OSError: the source cannot be read.
-    """
+    """Returns whether a source is a compressed file, which `list_files` unpacks."""
     return files_of(source).info(source) is not None and _unpacker(source) is not None
 
 
@@ -72,7 +68,6 @@ def list_files(source: str, store: Store) -> list[ArchiveLocation]:
     Raises:
       UsageError: the source is neither a folder nor a tar, or the tar is damaged or refused (a
         member could point outside it, or it unpacks to too many bytes).
-      OSError: reading failed.
     """
     files = files_of(source)
     info = files.info(source)
@@ -120,11 +115,7 @@ def _unpack(source: str, info: FileInfo, unpacker: Unpacker, store: Store) -> st
 
 
 def read_contents(locations: Sequence[ArchiveLocation]) -> list[bytes]:
-    """Reads the contents of files, in order. A file that is too large for a picture is `Unread`.
-
-    Raises:
-      OSError: a file cannot be read.
-    """
+    """Reads the contents of files, in order. A file that is too large for a picture is `Unread`."""
     parts = [member_location(each.path, each.offset, each.length) for each in locations]
     if any(is_remote(each.path) for each in locations):
         return in_parallel(read_location, parts)
@@ -143,7 +134,6 @@ class ReleasedFile:
     """A picture or mask of an image.
 
     Attributes:
-      place: location of the file's content.
       named_background: stem of the background that a mixed picture's file name claims; None if it
         claims none.
       double: whether the archive has another file for the same image and version.
@@ -160,9 +150,7 @@ class ReleasedImage:
 
     Attributes:
       stem: `<wnid>_<number>`, the key of the image.
-      wnid: WordNet id of its class.
       label: index of its superclass.
-      files: its files, by version.
     """
 
     stem: str
@@ -176,8 +164,6 @@ class ReleasedShard:
     """A shard of images.
 
     Attributes:
-      totals: the totals of the split that it belongs to.
-      shard: its number, from 0.
       images: its images, in order of their stems.
     """
 
@@ -196,8 +182,6 @@ class ReleasedArchive:
     """The listing of everything that is imported.
 
     Attributes:
-      config: configuration of the dataset to make.
-      shards: the shards of all splits.
       ignored: names of the versions in the archive that are not imported.
     """
 
@@ -224,16 +208,10 @@ def read_listing(
 
     Args:
       source: the archive as the user named it, for messages.
-      locations: its files, from `list_files`.
-      taxonomy: classes to import.
-      splits: the splits to import.
-      formats: value of `--formats` for the dataset to make.
-      images_per_shard: value of `--images_per_shard` for the dataset to make.
 
     Raises:
       UsageError: the archive does not have the released layout, its pictures cannot be decoded or
         are not square, or a flag is out of range.
-      OSError: a picture cannot be read.
     """
     tree = _tree(source, list(locations), splits)
     present = {variant for split in splits for variant in tree[split]}
@@ -386,7 +364,6 @@ def _size(source: str, images: list[ReleasedImage]) -> int:
 
     Raises:
       UsageError: this picture is not square, or none of the first can be decoded.
-      OSError: a picture cannot be read.
     """
     files = [image.files["original"] for image in images if "original" in image.files]
     for file in files[:_TRIED_FOR_SIZE]:

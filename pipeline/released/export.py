@@ -55,8 +55,6 @@ def class_folder(label: int, name: str, num_labels: int) -> str:
     """Returns the name of a superclass's folder; these names sort in the order of labels.
 
     Args:
-      label: the superclass's label.
-      name: its name.
       num_labels: number of superclasses. With over 100, labels have more than two digits.
 
     >>> class_folder(2, "wheeled vehicle", 9), class_folder(2, "fern", 101)
@@ -76,8 +74,6 @@ def stem_of(key: str, wnid: str, clashes: frozenset[str] = frozenset()) -> str:
     """Returns the released name of an image, without suffix.
 
     Args:
-      key: the image's key.
-      wnid: WordNet id of its class.
       clashes: keys from `find_clashes`. For these, and for keys without a number, a hash takes the
         number's place. A key that is `<wnid>_<number>` itself is always kept.
 
@@ -170,11 +166,7 @@ class ExportPlan:
     """What to export, and where to write it.
 
     Attributes:
-      dataset: the finished dataset to export.
-      split: the split to export.
-      target: folder of the export.
       clashes: keys that share a released name, from `find_clashes`.
-      progress: notes finished shards.
     """
 
     dataset: Dataset
@@ -198,7 +190,6 @@ class ExportPlan:
         return f"{EXPORT_FOLDER}/{self.split}-{shard:05d}-{checksum}.parquet"
 
     def path(self, variant: str, sample: Sample) -> str:
-        """Returns the path of a picture in the export."""
         fields = sample.fields
         name = stem_of(sample.key, fields["wnid"], self.clashes)
         if base_of(variant) in MIXED:
@@ -212,7 +203,6 @@ class ExportPlan:
         return f"{self.folder(variant, fields['label'])}/{name}.{suffix}"
 
     def folder(self, variant: str, label: int) -> str:
-        """Returns the path of a superclass's folder in the export."""
         names = self.dataset.taxonomy.names
         return f"{variant}/{self.split}/{class_folder(label, names[label], len(names))}"
 
@@ -221,8 +211,6 @@ def take_folder(target: Store, dataset: Dataset, folder: str) -> None:
     """Notes that a folder is the export of a dataset, before its first file is written.
 
     Args:
-      target: folder of the export.
-      dataset: the dataset.
       folder: the folder that the user named: the dataset, or the folder of its published versions.
 
     Raises:

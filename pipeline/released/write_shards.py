@@ -73,14 +73,7 @@ its `only_bg_t`, 3 bytes for each block of 8 x 8 pixels."""
 
 @dataclasses.dataclass(frozen=True)
 class ImportPlan:
-    """What to import, and where to write it.
-
-    Attributes:
-      config: configuration of the dataset.
-      staging: holds the dataset's files until Commit.
-      taxonomy: the dataset's classes.
-      progress: notes finished shards.
-    """
+    """What to import, and where to write it."""
 
     config: DatasetConfig
     staging: Staging
@@ -93,7 +86,6 @@ class ExaminedShard:
     """A shard after examination.
 
     Attributes:
-      listed: the shard, as listed.
       rows: rows of its record, in order of their keys.
     """
 
@@ -102,11 +94,7 @@ class ExaminedShard:
 
 
 def examine_shard(job: ImportPlan, shard: ReleasedShard) -> ExaminedShard:
-    """Examines every picture of a shard, or reads the record of an earlier run.
-
-    Raises:
-      OSError: a file cannot be read.
-    """
+    """Examines every picture of a shard, or reads the record of an earlier run."""
     name = f"{shard.totals.split}-{shard.shard:05d}"
     record = f"examined/{name}.parquet"
     checksum = fingerprint(IMPORT_VERSION, job.config.fingerprint(), shard.fingerprint)
@@ -228,7 +216,6 @@ class MixedPicture:
     """A mixed picture.
 
     Attributes:
-      data: its encoded bytes.
       mask: (S, S) bool, True on its foreground, for pictures of S pixels a side.
       named: key of the background that its name claims; None if it claims none.
     """
@@ -255,11 +242,7 @@ class Recovered:
 
 
 def recover(pictures: Sequence[MixedPicture], pool: BackgroundPool) -> list[Recovered]:
-    """Finds the backgrounds of mixed pictures in the pool of their split, which must not be empty.
-
-    Raises:
-      OSError: a background cannot be read.
-    """
+    """Finds the backgrounds of mixed pictures in the pool of their split, which is not empty."""
     if not pictures:
         return []
     pixels = [decode_image(picture.data) for picture in pictures]
@@ -296,7 +279,6 @@ class BackgroundPool:
       images: the N images that the backgrounds come from.
       described: their `block_means`, (N, B, 3) uint8: mean colours of B blocks for
         each background.
-      digest: hash of the content of all backgrounds.
     """
 
     images: list[ReleasedImage]
@@ -353,12 +335,7 @@ def imported_index_schema(config: DatasetConfig) -> pa.Schema:
 
 @dataclasses.dataclass(frozen=True)
 class ShardWriter:
-    """Writes the shards of a split.
-
-    Attributes:
-      job: the plan of the import.
-      pool: the tiled backgrounds of the split.
-    """
+    """Writes the shards of a split."""
 
     job: ImportPlan
     pool: BackgroundPool

@@ -124,10 +124,7 @@ class CheckedClaim:
     """A claim, its findings here, and the command that produces them.
 
     Attributes:
-      claim: the claim.
-      verdict: the verdict on all findings together.
       summary: the verdict in words, with counts if it is mixed.
-      findings: one for each model, test, pair or line.
       command: the claim's command with model names, to run in the dataset's folder.
     """
 
@@ -194,8 +191,6 @@ class NotRun:
 
     Attributes:
       answers: what its section would say; "" if the command only decides claims.
-      command: the command, to run in the dataset's folder.
-      needs: what the user must provide for the command; "" if nothing.
       claims: the authors' claims that cannot be judged without it.
     """
 
@@ -211,9 +206,7 @@ def find_not_run(
     """Lists the commands that would add to the page.
 
     Args:
-      evidence: what the page is made from.
       filled: ids of the sections with content.
-      checked: the claims with their findings, from `check_claims`.
     """
     if not any(images["selected"] for images in evidence.dataset.manifest.images.values()):
         # No command says anything about a dataset without images.
@@ -240,7 +233,6 @@ class Link:
 
     Attributes:
       href: its path relative to the page, quoted.
-      name: the name that the page shows.
     """
 
     href: str
@@ -269,7 +261,6 @@ def make_provenance(evidence: Evidence, figures: Sequence[str]) -> Provenance:
     """Collects the panel's content.
 
     Args:
-      evidence: what the page is made from.
       figures: paths of the figures that will lie beside the page, SVG and PDF.
     """
     dataset = evidence.dataset
@@ -344,10 +335,7 @@ def render(
     """Renders the page; the same evidence gives the same text.
 
     Args:
-      evidence: what the page is made from.
-      plots: the figures, from `make_plots`.
       figures: paths of the figures' files beside the page, which it links.
-      with_pictures: whether pictures of the dataset are shown.
     """
     environment = _environment()
     script = environment.get_template("report/report.js").render()

@@ -59,7 +59,6 @@ def _code() -> str:
 
 
 def code_files() -> list[Path]:
-    """Lists the files of this project's code and templates."""
     paths = (path for name in ("pipeline", "transforms") for path in (_ROOT / name).rglob("*"))
     return sorted(path for path in paths if path.suffix in _CODE)
 
@@ -166,8 +165,6 @@ def write_report(
     Figures that are no longer drawn are removed.
 
     Args:
-      store: the dataset folder.
-      taxonomy: the dataset's classes.
       pictures: `sample`, or `none` to leave all pictures out.
       pdf: whether to write figures as PDF files, too; they are also written if the folder already
         has PDF figures.
@@ -213,10 +210,6 @@ def write_results(
     """Writes the tables and the page at the end of a job; passes the dataset's fingerprint on.
 
     Args:
-      dataset: the dataset's fingerprint.
-      store: the dataset folder.
-      taxonomy: the dataset's classes.
-      pictures: argument of `write_report`.
       has_run_models: whether the job ran models. If not, the page is written only if there are
         results of models or an old page, which may now belong to an earlier state of the dataset.
     """
@@ -231,7 +224,6 @@ def write_tables(dataset: Dataset, columns: Sequence[str] = ()) -> bool:
     """Rebuilds all tables from the stored results. The caller must hold the lock of the tables.
 
     Args:
-      dataset: the dataset.
       columns: columns of LaTeX tables; empty for the default.
 
     Returns:

@@ -66,9 +66,6 @@ def unknown_to_beam(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
     Returns:
       (the arguments that Beam does not know, all flags that Beam knows).
-
-    Raises:
-      UsageError: Beam refuses a value.
     """
     parser = _BeamParser(add_help=False, conflict_handler="resolve", allow_abbrev=False)
     for options in PipelineOptions.__subclasses__():
@@ -223,8 +220,6 @@ def run_pipeline(
     """Runs a pipeline to its end, and shows its progress.
 
     Args:
-      pipeline: the graph.
-      progress: the folder in which workers note how much work is done.
       log: path of a file for tracebacks and Beam's warnings, which is kept if the job fails.
       submission: how to submit the job to Dataflow; None for any other runner.
 

@@ -74,9 +74,7 @@ class Gpu:
     """The GPU that `--gpu` asks for.
 
     Attributes:
-      type: type of the GPU.
       machine: machine type; empty if `--machine_type` or Dataflow chooses it.
-      count: number of GPUs of a machine.
       options: further parts of the resource hint, as Dataflow spells them.
     """
 
@@ -267,7 +265,6 @@ class Submission:
 
     Attributes:
       job: project, region and name of the job, by which locks identify it.
-      waits: whether the launcher waits for the end of the job.
       is_template: whether the launcher of a Flex template will submit the job that is built here.
     """
 
@@ -298,9 +295,6 @@ def submission_from_flags(
 
     Returns:
       The job to launch; None if it is not for Dataflow.
-
-    Raises:
-      UsageError: a flag is missing or wrong.
     """
     standard = options.view_as(StandardOptions)
     if not is_dataflow(standard.runner):
@@ -335,12 +329,7 @@ def submit(pipeline: beam.Pipeline, submission: Submission, store: Store) -> Pip
     It does not wait if `submission` says not to.
 
     Args:
-      pipeline: the graph.
-      submission: how to submit it.
       store: the dataset folder; a failed job still holds its lock, which is then released.
-
-    Raises:
-      Exception: the job failed, or the service refused it.
     """
     result = pipeline.run()
     if submission.is_template:

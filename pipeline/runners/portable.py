@@ -158,16 +158,11 @@ def run_to_end(pipeline: beam.Pipeline, progress: Progress) -> dict[str, int]:
     """Runs a graph on a job server to its end.
 
     Args:
-      pipeline: the graph.
       progress: the folder in which workers note that the job has begun.
-
-    Returns:
-      Values of our counters by name.
 
     Raises:
       KeyboardInterrupt: this process is to stop; the message says so, and what may still run.
       JobError: Flink's workers never begin.
-      Exception: what Beam raises if the job fails.
     """
     name = pipeline.options.view_as(GoogleCloudOptions).job_name
     master = pipeline.options.view_as(FlinkRunnerOptions).flink_master

@@ -42,7 +42,6 @@ def call_own(code: Callable[..., T], *args: Any) -> T:
 
     Raises:
       KeyboardInterrupt: the process is to stop.
-      Exception: any exception of the code.
       RuntimeError: the code raised a BaseException that is neither, which would end the process.
     """
     try:
@@ -62,9 +61,6 @@ def import_function(target: str, origin: str, example: str) -> Callable[..., Any
       target: `MODULE:FUNCTION`; the module is found on PYTHONPATH.
       origin: the flag and entry that name the function, for messages.
       example: a valid entry, for messages.
-
-    Raises:
-      UsageError: there is no such function.
     """
     path, colon, name = target.partition(":")
     if not colon or not path or not name:
@@ -102,10 +98,7 @@ def call_for_array(
     """Calls a function and checks that it returns an array with the right dtype and shape.
 
     Args:
-      call: the function with its arguments.
       origin: how messages refer to the function.
-      dtype: dtype of the expected array.
-      shape: shape of the expected array.
       passed_on: type of an error that is raised unchanged, as MemoryError is.
 
     Raises:

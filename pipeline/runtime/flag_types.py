@@ -57,7 +57,6 @@ class Flag(NamedTuple):
 
     @property
     def is_required(self) -> bool:
-        """Whether the command needs it."""
         return "(required)" in self.help
 
 

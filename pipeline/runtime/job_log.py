@@ -64,11 +64,7 @@ def is_for_terminal(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def job_log(path: str) -> Iterator[None]:
-    """Keeps a job's log while the block runs.
-
-    Args:
-      path: path of the log file.
-    """
+    """Keeps a job's log while the block runs."""
     root = logging.getLogger()
     keep = False
     # Unbuffered, so that text that a full disk refuses is lost at once, and is not written again at

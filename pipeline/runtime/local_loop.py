@@ -19,7 +19,6 @@ def run_locally(progress: Progress, log: str) -> Iterator[None]:
     """Shows the progress of a block, and translates its errors.
 
     Args:
-      progress: where the block writes notes of its progress.
       log: path of a file for tracebacks, which is kept only if the block fails.
 
     Raises:

@@ -35,7 +35,6 @@ class LocalWorkers(Engine):
     """An engine of worker processes, which start when calls come.
 
     Args:
-      number: number of processes.
       has_cards: whether each has a card of its own, and runs the calls of its place.
     """
 

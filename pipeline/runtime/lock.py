@@ -125,7 +125,6 @@ class Holder:
 
     @classmethod
     def from_claim(cls, claim: PathClaim) -> Self:
-        """Returns the holder that a claim names."""
         with contextlib.suppress(ValueError):
             content = parse_json(claim.metadata, _Content)
             owner = content.get("owner", {})
@@ -202,7 +201,6 @@ def acquire(store: Store, lock: str, token: str, owner: Owner, wait: float = 0.0
     """Takes a lock. Taking it again with the same token changes nothing.
 
     Args:
-      store: the dataset folder.
       lock: `DATASET_LOCK`, `TABLES_LOCK`, or a lock from `model_lock`.
       token: hexadecimal digits that no other holder has.
       owner: the new holder, as in `Holder.owner`.
@@ -289,13 +287,7 @@ def remove_dead_locks(store: Store) -> None:
 
 
 class Renewal:
-    """A daemon thread that renews a lock until it is stopped or the lock is lost.
-
-    Args:
-      store: the dataset folder.
-      lock: as for `acquire`.
-      token: the lock's token.
-    """
+    """A daemon thread that renews a lock until it is stopped or the lock is lost."""
 
     def __init__(self, store: Store, lock: str, token: str) -> None:
         self._files, self._path, self._token = files_of(store.root), store.path(lock), token
@@ -408,7 +400,6 @@ def removed_if_refused(store: Store, *notes: str) -> Iterator[None]:
     Later commands take a work folder for a sign that the folder is ours.
 
     Args:
-      store: the folder that the block writes into.
       notes: relative paths of folders whose files do not count as written, and are removed as well.
     """
     topmost = store.root

@@ -58,9 +58,6 @@ def usable_memory(root: Path = Path("/")) -> int:
 
     That is the memory of the machine, or the lowest limit of the process's control groups if that
     is lower.
-
-    Args:
-      root: as in `usable_cores`.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for group in _control_groups(root):

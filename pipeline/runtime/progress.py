@@ -72,7 +72,6 @@ def count_inference(pictures: int, seconds: float) -> None:
     """Counts a batch under the names of Beam's RunInference, which dashboards know.
 
     Args:
-      pictures: number of pictures in the batch.
       seconds: time from its launch until its outputs are used.
     """
     if beam := sys.modules.get("apache_beam"):
@@ -125,8 +124,6 @@ class Tally:
 
     Args:
       progress: the job's progress; the notes are stored in its folder, and removed with it.
-      stage: name of the job's stage.
-      task: name of the task within the stage.
       submit: calls what writes a note, perhaps in another thread; calls must keep their order.
 
     Attributes:
@@ -152,7 +149,6 @@ class Tally:
         return f"{progress.folder}/made/{stage}"
 
     def add(self, name: str, by: int = 1) -> None:
-        """Adds to the count of this name."""
         self._counts[name] += by
 
     def __getitem__(self, name: str) -> int:
@@ -266,7 +262,6 @@ class Progress:
     """The folder in which the workers of one job leave their notes.
 
     Attributes:
-      store: the dataset folder.
       folder: relative path of this job's own folder.
     """
 
@@ -365,7 +360,6 @@ def live_bar(name: str, total: int, noun: str) -> Iterator[Callable[[int], None]
 
     Args:
       name: text before the bar, such as `epoch 3 of 200`.
-      total: number of items.
       noun: what is counted, in the plural.
 
     Yields:
@@ -396,7 +390,6 @@ def show_progress(
     A line is such as `segment: 640 of 1300 images, 2.1/s, 5 min left`.
 
     Args:
-      progress: the notes to show.
       out: stream to write to; standard error if None.
       interval: seconds between two looks; if None, it depends on `out` and on the storage.
       items: what is counted in each stage that runs models, in the plural.

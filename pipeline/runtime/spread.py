@@ -60,9 +60,6 @@ class Answer(NamedTuple):
     """What came of a call.
 
     Attributes:
-      outputs: the step's outputs.
-      counters: what the step has counted.
-      records: what the worker has logged.
       error: the error to raise, of a class that can be unpickled.
     """
 
@@ -109,9 +106,6 @@ class Spread(beam.PTransform):
     """Elements -> the step's outputs; the step is a DoFn without tagged outputs.
 
     Args:
-      step: the step.
-      output: type of its outputs.
-      hints: Beam's resource hints for the step.
       card: returns the number of an element's block, for workers with a card each.
     """
 
@@ -183,7 +177,6 @@ def run_call(call: Call, peers: int) -> Answer:
     """Runs a call, in a worker.
 
     Args:
-      call: the call.
       peers: number of workers of this machine, which share its memory.
     """
     sys.path[:] = [*call.path, *(folder for folder in sys.path if folder not in call.path)]

@@ -306,9 +306,6 @@ class FencedLocalFiles(LocalFiles):
     Check and change are thus a single step, and no process can be suspended between them. They are
     two steps only where that is impossible: for folders, and on file systems without hard
     links or where a rename fails.
-
-    Args:
-      fence: the claim that must be held.
     """
 
     def __init__(self, fence: Fence) -> None:

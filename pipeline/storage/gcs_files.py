@@ -345,9 +345,6 @@ class FencedGcsFiles(GcsFiles):
     other files are complete has a second safeguard: it replaces only the generation that its writer
     saw first, or wrote itself. If two processes then write the same file, only the first of them
     finds that generation, and the second is refused.
-
-    Args:
-      fence: the claim that must be held.
     """
 
     def __init__(self, fence: Fence) -> None:

@@ -30,7 +30,6 @@ class FileInfo:
 
     Attributes:
       path: absolute path of the file.
-      size: size in bytes.
       identity: text that changes with the content: the time of the last change, or an object's
         generation.
       time: time of the last change, in seconds since the epoch.
@@ -65,7 +64,6 @@ class Fence:
 
     Attributes:
       path: absolute path of the claim.
-      token: token of that claim.
     """
 
     path: str
@@ -237,8 +235,6 @@ def read_ahead(
     """Yields each item with the result of a call on it, in order; calls run ahead in threads.
 
     Args:
-      call: reads the data of an item.
-      items: any number of items.
       ahead: how many calls may run ahead of the consumer; if 0, the function is called without
         threads.
 

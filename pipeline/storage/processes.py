@@ -27,7 +27,6 @@ class Process:
 
     Attributes:
       place: hexadecimal digits that identify the machine, boot and namespace of the process id.
-      pid: its process id.
       started: its start in the kernel's ticks since boot, which distinguishes it from a later
         process with the same id. Empty where the system does not report it.
     """

@@ -102,11 +102,7 @@ def json_bytes(content: object) -> bytes:
 
 
 def read_json(store: Store, path: str, kind: type[T]) -> T | None:
-    """Reads a JSON file; returns None if it is missing or damaged.
-
-    Raises:
-      OSError: the file cannot be read.
-    """
+    """Reads a JSON file; returns None if it is missing or damaged."""
     return read_intact(store, path, lambda: parse_json(store.read(path), kind))
 
 
@@ -114,8 +110,6 @@ def read_commit(store: Store, path: str, parse: Callable[[bytes], T]) -> T | Non
     """Reads a JSON file of content stored nowhere else, which must not be overwritten unasked.
 
     Args:
-      store: the folder of the file.
-      path: relative path of the file.
       parse: parses the content and raises the errors of `parse_json`.
 
     Returns:
@@ -123,7 +117,6 @@ def read_commit(store: Store, path: str, parse: Callable[[bytes], T]) -> T | Non
 
     Raises:
       UsageError: the content has another structure.
-      OSError: the file cannot be read.
     """
 
     def read() -> T:
@@ -148,7 +141,6 @@ def read_table(
 
     Raises:
       DamagedError: it is not a Parquet file, or lacks a column.
-      OSError: the file cannot be read.
     """
     return parse_parquet(
         store,
@@ -186,8 +178,6 @@ def read_intact(store: Store, path: str, read: Callable[[], T]) -> T | None:
     """Calls a function that reads a file; returns None if the file is missing or damaged.
 
     Args:
-      store: the folder of the file.
-      path: relative path of the file.
       read: reads the file; raises FileNotFoundError or NotADirectoryError if it is missing,
         ValueError, DamagedError or TooLargeError if it is damaged.
     """
@@ -231,7 +221,6 @@ def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> b
     Args:
       columns: names of the columns, in order. Other entries of a row are left out, and missing
         entries become empty.
-      rows: the values of each row, by column.
     """
     text = _LineFeedRows()
     writer = csv.DictWriter(text, columns, extrasaction="ignore")

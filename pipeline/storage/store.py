@@ -198,7 +198,6 @@ class Store:
             raise UsageError(f"{flag} {self.root} is not a folder")
 
     def has_folder(self, relative: str) -> bool:
-        """Returns whether a folder exists."""
         return self.files.is_folder(self.path(relative))
 
     def is_empty(self) -> bool:

@@ -43,7 +43,6 @@ class Augmentation:
       size: side of the augmented picture, in pixels.
       min_area: smallest share of the picture's area that a crop covers. The aspect ratio of a crop
         is between 3:4 and 4:3.
-      flip: probability of a horizontal flip.
       jitter: brightness, contrast and saturation are each multiplied by a factor between
         1 - jitter and 1 + jitter, in random order. In [0, 1].
     """
@@ -68,7 +67,6 @@ class Augmentation:
 
         Args:
           pixels: (H, W, 3) uint8 RGB.
-          seed: the picture's seed.
 
         Returns:
           (3, size, size) uint8 RGB.
@@ -109,9 +107,7 @@ class Schedule:
     Attributes:
       order_hashes: (n,) uint64, a hash of each of the n training images, from which `permutation`
         derives each epoch's order.
-      validation: number of images to validate on.
       batch_size: largest number of pictures in a batch.
-      epochs: the epochs to train, in order.
     """
 
     order_hashes: NDArray[np.uint64]
@@ -121,12 +117,10 @@ class Schedule:
 
     @property
     def training_batches(self) -> int:
-        """Number of training batches in an epoch."""
         return math.ceil(len(self.order_hashes) / self.batch_size)
 
     @property
     def validation_batches(self) -> int:
-        """Number of validation batches after an epoch."""
         return math.ceil(self.validation / self.batch_size)
 
     def __iter__(self) -> Iterator[BatchOrder]:
@@ -207,8 +201,6 @@ class PictureBatches(Dataset[Batch | LoadFailure]):
     Attributes:
       training: pictures to train on, which are augmented.
       validation: pictures to validate on, which are not augmented; None without validation.
-      augmentation: augmentation of the training pictures.
-      seed: seed of the augmentation.
     """
 
     training: Samples
@@ -261,11 +253,7 @@ def training_batches(
     """Loads batches while the block runs, which gets their schedule and an iterator over them.
 
     Args:
-      plan: settings of the training.
-      learner: the learner that the batches are for.
-      training: pictures to train on.
       validation: pictures to validate on after each epoch, None without validation.
-      epochs: the epochs to train.
 
     Raises:
       JobError: the pictures cannot be read, or the disk has no room for them.
@@ -297,7 +285,6 @@ def load_batches(
 
     Args:
       pictures: prepares the batches. Its samples must stay `fetched` until the last batch.
-      schedule: the orders of the batches.
       workers: number of loader processes, 0 to load in this process.
       device: device of the network. For a GPU, memory is pinned; beside a network on the CPU, the
         processes have a lower priority.
@@ -340,7 +327,6 @@ def check_shared_memory(workers: int, batch_bytes: int) -> None:
     Containers often have only 64 MB of shared memory.
 
     Args:
-      workers: number of loader processes.
       batch_bytes: size of the largest batch, in bytes.
     """
     if not workers or not os.path.isdir(_SHARED_MEMORY):

@@ -58,7 +58,6 @@ class LinearProbe:
     Attributes:
       weight: (classes, features) float64.
       bias: (classes,) float64.
-      penalty: penalty that the probe was fitted with.
     """
 
     weight: Floats
@@ -85,9 +84,6 @@ def fit_probes(
       penalties: factors of the penalty, > 0, which is half the sum of the squared weights and is
         added to the mean loss of an image. Biases are not penalised. The fit is fastest in
         descending order, because each starts from the one before.
-
-    Returns:
-      A probe for each penalty.
 
     Raises:
       ValueError: there are no images, or labels are out of range.
@@ -142,7 +138,6 @@ def choose_penalty(
       labels: (n,) int64.
       units: (n,) unit of each image: its group, or its key. All images of a unit are in the same
         fold. Keyed hashes select at most `CHOICE_UNITS` units and assign them to folds.
-      seed: seed of the keyed hashes.
       penalties: penalties to try, in descending order.
 
     Returns:
@@ -193,14 +188,10 @@ def _minimise(
     Args:
       inputs: (n, k + 1) float64 coordinates of the images, with a last column of ones.
       indicators: (n, classes) float64, 1 for the class of each image.
-      penalty: factor of the penalty.
       parameters: (classes, k + 1) float64 to start from: weights and bias of each class.
 
     Returns:
       (parameters, residuals: (n, classes) indicators minus probabilities).
-
-    Raises:
-      JobError: rounding errors exceed the tolerance.
     """
     strength = torch.full_like(inputs[0], penalty)
     strength[-1] = 0

@@ -58,7 +58,6 @@ class EpochLog:
       loss, accuracy: loss and accuracy on the augmented training pictures, during the epoch.
       val_loss, val_accuracy: loss and accuracy on the validation pictures, after the epoch; None
         without validation.
-      images_per_second: number of training images per second.
       data_wait: share of the training time (0 to 1) that was spent waiting for pictures.
       seconds: duration of the epoch in seconds, including validation.
     """
@@ -77,7 +76,6 @@ class EpochLog:
         """Formats the epoch as a line of output.
 
         Args:
-          epochs: number of epochs of the training.
           seconds_left: estimated time until the training ends; 0 after its last epoch.
           is_first: whether this is the first epoch that this process trains. Its line does not
             report the time spent waiting for pictures, because the processes that load them had
@@ -122,19 +120,12 @@ def train(
     of loader processes nor interruptions change them.
 
     Args:
-      dataset: dataset to train on.
-      plan: settings of the training.
       store: folder of the training; no other job may write to it.
-      overwrite: whether to start again, whatever the folder holds.
-
-    Returns:
-      The entry that evaluates the trained model, and whether anything was trained.
 
     Raises:
       UsageError: the plan does not fit the dataset or the machine, or the folder holds another
         training.
       JobError: the training failed; the last complete epoch is kept.
-      OSError: files cannot be read or written.
     """
     with torch_settings(plan):
         state = None if overwrite else read_state_file(store)
@@ -170,9 +161,7 @@ class _TrainingRun:
     """A running training.
 
     Attributes:
-      dataset, plan, store: see `train`.
       network: the network to train, with its initial weights.
-      training: pictures to train on.
       validation: pictures to validate on, None without validation.
     """
 
@@ -342,9 +331,6 @@ def run_epoch(
 
     Args:
       epoch: number of the epoch, counted from 0.
-      plan: settings of the training.
-      learner: the network and its optimizer.
-      schedule: schedule of the batches.
       batches: iterator over the schedule's batches, whose next batch is the first of this epoch.
 
     Raises:

@@ -36,7 +36,6 @@ class Network:
     Attributes:
       architecture: timm's name of the architecture, as in `--models ARCH=FILE`.
       module: the module, in float32 on the CPU.
-      preprocessing: preprocessing that evaluation will use.
       pretrained: name and SHA-256 of the weights that the training starts from, None for random
         weights.
     """
@@ -52,11 +51,6 @@ class Learner:
 
     Args:
       network: the network; its module is moved to the device, not copied.
-      plan: settings of the training.
-      size: side of the network's input, in pixels.
-
-    Attributes:
-      device: device of the network.
       size: side of the network's input, in pixels.
     """
 
@@ -203,10 +197,8 @@ def build_network(
       seed: seed of the random weights.
       pretrained: whether to start from weights for ImageNet. The head starts from random weights in
         any case.
-      weights: folder of `in9 models fetch`, if any.
 
     Raises:
-      UsageError: the network cannot be built.
       JobError: the weights cannot be fetched or read, or the network's head cannot be replaced.
     """
     outputs = taxonomy.num_labels

@@ -100,12 +100,9 @@ class Backbone:
 
     Args:
       name: entry of `--models` for a timm network with weights.
-      predict: settings of inference.
       cache: dataset folder that caches the features.
-      weights: folder of `in9 models fetch`, if any.
 
     Attributes:
-      model: the loaded network.
       architecture: timm's name, without a tag.
       layer: the last layer of the network, which the probe will replace.
 
@@ -153,9 +150,6 @@ class Backbone:
         """Computes the features of a variant's pictures, or reads them from the cache.
 
         Args:
-          dataset: the dataset.
-          split: split of the dataset.
-          variant: variant of the dataset.
           keys: keys of the images to use, None for all.
 
         Returns:
@@ -227,10 +221,6 @@ class ProbePlan:
     """The pictures that a probe is fitted on.
 
     Attributes:
-      dataset: the dataset.
-      variant: variant of the dataset.
-      split: split of the dataset.
-      holdout: images of the split that are held out.
       seed: seed of the folds that choose the penalty.
       name: name that the checkpoint records instead of `variant`, such as `in9l`; None for the
         variant's own.
@@ -256,9 +246,6 @@ def fit_variant(backbone: Backbone, plan: ProbePlan, store: Store, path: str | N
     """Fits a probe on a variant, unless a checkpoint of the same probe exists.
 
     Args:
-      backbone: the frozen network.
-      plan: the pictures to fit on.
-      store: folder to write the checkpoint to.
       path: path of the checkpoint in the folder; None for the path that `probe_file` returns.
 
     Returns:

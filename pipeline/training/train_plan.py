@@ -46,8 +46,6 @@ class Samples:
     """Pictures in a fixed order, which can be read while `fetched` is active.
 
     Attributes:
-      dataset: the dataset.
-      split: split of the dataset.
       pictures: maps the key of each image to the variant to use; at least one key.
       label_of: maps each of these keys to its label.
       keys: (n,) str, keys of the images.
@@ -101,7 +99,6 @@ class Samples:
 
         Raises:
           BrokenPictureError: a picture cannot be decoded.
-          OSError: the file cannot be read.
         """
         for index in indices:
             offset, length = self._spans[index]
@@ -145,19 +142,15 @@ class TrainPlan:
     """Settings of one training. Each field has the name of its flag.
 
     Attributes:
-      variant: variant to train on.
       arch: timm's name of the architecture, with or without the tag of its weights.
-      pretrained: whether to start from weights for ImageNet.
       epochs, batch_size, lr, weight_decay: parameters of SGD. `lr` is the learning rate of the
         first epoch; it is divided by 10 after each quarter of the epochs.
       seed: seed of the random weights, the order of the pictures, augmentation and dropout.
-      train_split: split to train on.
       eval_split: split to validate on, None for no validation.
       holdout: share of `train_split` that is held out for validation.
       precision: `fp32` (TF32 off), `tf32`, or autocast to `bf16` or `fp16`.
       device: `cpu` or `cuda`.
       workers: number of processes that load pictures, 0 to load in the main process.
-      weights: folder of `in9 models fetch`, if any.
 
     Raises:
       UsageError: a value is out of range; the message names its flag.
@@ -245,7 +238,6 @@ def find_samples(dataset: Dataset, plan: TrainPlan) -> tuple[Samples, Samples | 
       UsageError: the dataset does not have the variant, or no pictures are left to train on or to
         validate on.
       JobError: the index is damaged or has changed.
-      OSError: the index cannot be read.
     """
     check_variant(dataset, plan.variant)
     holdout = Holdout(plan.holdout)
@@ -274,9 +266,7 @@ def choose_splits(
     """Chooses the splits to train and to validate on.
 
     Args:
-      dataset: the dataset.
       train_split: value of `--train_split`, None for the default.
-      eval_split: value of `--eval_split`, None for the default.
       holdout: value of `--holdout`, the share of images that are held out; 0 holds out none.
 
     Returns:

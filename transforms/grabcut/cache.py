@@ -90,7 +90,6 @@ def claim(folder: Path, *, is_above: bool = False) -> None:
     nor to any folder and link above it.
 
     Args:
-      folder: the folder.
       is_above: whether the folder only lies above the one that will be used. It may then be a
         sticky folder of root's, such as /tmp, where nobody can replace the entries of others.
 

@@ -34,11 +34,7 @@ before the first attempt."""
 
 
 def _kernels(before_compiling: Callable[[], None] = lambda: None) -> tuple[_Segment, bool]:
-    """Loads the kernels on the first call. Later calls return or raise the same as the first.
-
-    Args:
-      before_compiling: see `prepare`.
-    """
+    """Loads the kernels on the first call. Later calls return or raise the same as the first."""
     if not _loaded:
         with _lock:
             if not _loaded:
@@ -100,11 +96,7 @@ def _load_from(folder: Path, before_compiling: Callable[[], None]) -> _Segment:
 
 
 def _import_kernels(folder: Path) -> _Segment:
-    """Imports the kernels' modules, which compiles the functions or loads them from a folder.
-
-    Raises:
-      OSError: their code cannot be read or written.
-    """
+    """Imports the kernels' modules, which compiles the functions or loads them from a folder."""
     try:
         from numba import config
 

@@ -225,9 +225,6 @@ def minimum_cut(
       width: columns of the grid without its padding, >= 1.
       deepest: depth at which to give up, at most `DEEPEST`.
       parent: from `workspace`, like the next three.
-      is_listed: see `workspace`.
-      lists: see `workspace`.
-      scratch: see `workspace`.
 
     Returns:
       The depth of the forest; more than `deepest` if the search gave up, in which case the

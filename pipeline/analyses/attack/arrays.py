@@ -81,7 +81,6 @@ class Cutouts:
         Args:
           originals: (F, S, S, 3) uint8 RGB.
           masks: (F, S, S) bool, True on the foreground.
-          device: device to put the foregrounds on.
         """
         holes = np.repeat(np.where(masks, 0, 255).astype(np.uint8)[..., np.newaxis], 3, axis=3)
         pixels = originals & ~holes
@@ -99,8 +98,6 @@ def put_on(
 
     Args:
       backgrounds: (B, S, S, 3) uint8, RGB.
-      holes: those of `Cutouts`.
-      pixels: those of `Cutouts`.
       foreground: (n,) int64, position of each pair's foreground in the cutouts.
       background: (n,) int64, position of each pair's background in `backgrounds`.
 
@@ -124,14 +121,7 @@ def stream_cutouts(
     """Decodes the foregrounds of chunks, one chunk at a time.
 
     Args:
-      dataset: the dataset to read from.
-      split: the split to read from.
-      grid: grid of the attack.
       chunks: numbers of the chunks, in rising order.
-      device: device to put the foregrounds on.
-
-    Yields:
-      The foregrounds of each chunk.
 
     Raises:
       JobError, OSError: for the reasons of `load_backgrounds`.
@@ -189,7 +179,6 @@ class GridModel:
     """A model that predicts composites under every label rule.
 
     Args:
-      predictor: the model on its device.
       output_labels: (outputs,) int64, superclass of each output, -1 for none.
       backgrounds: (B, S, S, 3) uint8 on the device, RGB.
     """
@@ -219,7 +208,6 @@ class GridModel:
         """Predicts n pairs of foregrounds and backgrounds.
 
         Args:
-          cutouts: the foregrounds.
           foreground: (n,) int64 on the device, position of each pair's foreground.
           background: (n,) int64 on the device, position of each pair's background.
 
@@ -262,11 +250,7 @@ def try_all(
     """Launches the prediction of all pairs of a chunk, without waiting for the device.
 
     Args:
-      model: the model with its backgrounds.
-      cutouts: the foregrounds.
       size: (F, B), number of foregrounds and of backgrounds.
-      batch_size: number of pairs in a batch.
-      note: called with the number of pairs in each batch.
 
     Returns:
       A function that waits for the predicted labels, and not for what was launched later: (rules,
@@ -298,12 +282,8 @@ def stop_early(
     A foreground is turned when its prediction is wrong.
 
     Args:
-      model: the model with its backgrounds.
-      cutouts: the foregrounds.
       labels: (F,) int64, labels of the foregrounds.
       order: (B,) int64, positions of the backgrounds in the order to try them.
-      batch_size: number of pairs in a batch.
-      note: called with the number of pairs in each batch.
 
     Yields:
       Nothing, but lets others launch their work before it waits for what it has launched.

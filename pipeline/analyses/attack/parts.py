@@ -53,8 +53,6 @@ class Gallery:
     """The backgrounds that fool a model most.
 
     Attributes:
-      model: name of the model.
-      grid: numbers of foregrounds and backgrounds, as text.
       classes: (class name, (background, its picture as a data URI or "") of the backgrounds of this
         class that fool the most foregrounds, worst first); backgrounds that fool no foreground are
         left out.
@@ -255,8 +253,6 @@ class AttackFlags(Flags, frozen=True, kw_only=True):
 
 
 class AttackParts(Parts[AttackFlags]):
-    """The parts of the attack."""
-
     flags = AttackFlags
     tables = TABLES
     figures = ("fooled_by_class", "accuracy_by_backgrounds")

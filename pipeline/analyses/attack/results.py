@@ -52,7 +52,6 @@ class AttackPlan:
     """The settings of an attack.
 
     Attributes:
-      evaluation: the models, the split, and the settings to run models with.
       foregrounds, backgrounds: number of images to sample as foregrounds and as backgrounds; None
         for all images.
       early_stop: whether a foreground is dropped as soon as a background has turned its prediction
@@ -112,8 +111,6 @@ class AttackGrid:
     """All pairs of F foregrounds and B backgrounds, divided into chunks of foregrounds.
 
     Attributes:
-      foregrounds, backgrounds: the two axes of the grid.
-      is_full: whether each axis holds all images that are tested on.
       chunk_size: number of foregrounds in each chunk; the last chunk may have fewer. An attack that
         was interrupted goes on with the chunks that are not done.
       units: (F,) int64, number of each foreground's unit, as in `EvalImages.unit_numbers`:
@@ -208,8 +205,6 @@ class FooledClass(Struct, frozen=True):
     """What the backgrounds of one class do.
 
     Attributes:
-      label, class_name: the class.
-      backgrounds: number of its backgrounds.
       foregrounds: number of foregrounds of other classes.
       fooled: share of these that one of the backgrounds fools (0 to 1).
     """
@@ -225,10 +220,7 @@ class StrongestBackground(Struct, frozen=True):
     """One of the strongest backgrounds of its class.
 
     Attributes:
-      label: its class.
-      bg_key, bg_wnid: its image.
       success: share of the foregrounds of other classes that it fools (0 to 1).
-      foregrounds: number of these foregrounds.
     """
 
     label: Label
@@ -262,13 +254,7 @@ class AttackResult(PicturesResult, frozen=True, kw_only=True):
     """attack.json: the last attack on a model.
 
     Attributes:
-      split: the split.
-      foregrounds, backgrounds: size of the grid.
-      full_grid: whether the grid held all images that are tested on.
-      early_stop: whether a foreground was dropped once a background had turned it.
       forwards: number of composites that the model classified.
-      backgrounds_file: path of the table of backgrounds.
-      rules: the measures, by label rule.
     """
 
     split: Name
@@ -366,8 +352,7 @@ class BackgroundRow(Struct, frozen=True, kw_only=True):
     There is no row if there are no foregrounds of other classes.
 
     Attributes:
-      foregrounds: number of foregrounds of other classes than the background's.
-      success: share of them for which the model predicts the background's class.
+      success: share of the other classes' foregrounds that the model takes for its class.
     """
 
     model: str

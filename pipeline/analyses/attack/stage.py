@@ -68,12 +68,7 @@ ATTACK_VERSION = 3
 
 
 class PlannedAttack(PlannedAnalysis):
-    """The stage that predicts foregrounds on all backgrounds, in chunks.
-
-    Args:
-      plan: settings of the attack.
-      taxonomy: the classes that the heads of models must fit.
-    """
+    """The stage that predicts foregrounds on all backgrounds, in chunks."""
 
     stage = "attack"
     refuses_overlap = True
@@ -141,10 +136,6 @@ class AttackChunks(AnalysisOfModel):
     """Predictions of a model on the chunks of a grid.
 
     Args:
-      dataset: the finished dataset.
-      plan: settings of the attack.
-      grid: grid of the attack.
-      run: the model, and how it is run.
       is_known: whether an earlier attack tried all pairs, so that no chunk has to be computed.
     """
 
@@ -345,14 +336,7 @@ def background_table(grid: AttackGrid, tallies: Mapping[str, GridTally] | None) 
 def measure_rule(
     tallied: GridTally, grid: AttackGrid, taxonomy: Taxonomy, *, early_stop: bool
 ) -> AttackMeasures:
-    """Computes the measures under one label rule.
-
-    Args:
-      tallied: tally of the model's predictions under the rule.
-      grid: grid of the attack.
-      taxonomy: the dataset's classes.
-      early_stop: whether the attack stopped early.
-    """
+    """Computes the measures under one label rule."""
     robust = challenge_accuracy(tallied, grid.units)
     challenge = (robust.value, robust.low, robust.high)
     if early_stop:
@@ -405,10 +389,7 @@ def tally_chunks(
     """Tallies the predictions of chunks. Only one chunk is in memory at a time.
 
     Args:
-      store: the dataset folder.
-      paths: paths of the chunks' files.
       bg_labels: (B,) int64, labels of the backgrounds.
-      num_labels: number of the dataset's classes.
 
     Returns:
       (tally by label rule; types of the devices that computed the predictions, joined by `+`).
@@ -437,10 +418,6 @@ def write_attack(
     grid that it no longer needs.
 
     Args:
-      dataset: the dataset.
-      plan: settings of the attack.
-      grid: grid of the attack.
-      run: the model, and how it was run.
       paths: paths of the files of all chunks, in order of the chunks.
     """
     store, taxonomy = dataset.store, dataset.taxonomy

@@ -67,8 +67,6 @@ class Baseline:
     """A model that others are compared with.
 
     Attributes:
-      run: the model, and how it was run.
-      store: the dataset folder that has its results.
       is_own: whether this is the folder of the dataset itself, or its tables show the model so.
       correct: label rule -> variant -> (n,) bool, True where it is right.
     """
@@ -126,7 +124,6 @@ def open_results(flag: str, folder: str) -> tuple[Dataset, list[Evaluated]]:
     """Opens a folder that has results.
 
     Args:
-      flag: the flag that named the folder, for messages.
       folder: a folder of a dataset, a folder of its published versions (the newest is opened), or
         `results/MODEL` in one of these.
 
@@ -145,10 +142,6 @@ def with_results(dataset: Dataset, folders: Iterable[str]) -> tuple[Store, list[
 
     A model whose name another one has, too, is told by its folder, unless that is the dataset's. If
     their predictions have the same bytes, through a link or in a copy, they are one model.
-
-    Args:
-      dataset: the dataset.
-      folders: values of `--results`, as for `open_results`.
 
     Returns:
       (the dataset's folder with the results of the others; a line on each of the others).
@@ -222,7 +215,6 @@ def models_named(store: Store, name: str, settings: RunSettings | None = None) -
     """Returns the models of a dataset folder that a name means.
 
     Args:
-      store: the dataset folder.
       name: a model's entry of `--models`, or its name or label, with its settings or without.
       settings: the settings of a job. A model that was run with them takes precedence; next comes
         the one that has this name, settings included, in tables.
@@ -244,7 +236,6 @@ def open_baseline(
     Args:
       store: the dataset folder, which needs no manifest yet.
       name: value of `--baseline`: a model (`models_named`), else a folder (`open_results`).
-      settings: settings of the job, if there is one.
 
     Returns:
       (the dataset of the other folder that has its results, or None; the model).
@@ -266,11 +257,6 @@ def open_baseline(
 
 def find_baseline(dataset: Dataset, name: str, settings: RunSettings | None = None) -> Baseline:
     """Finds a baseline and reads its predictions.
-
-    Args:
-      dataset: the dataset.
-      name: value of `--baseline`, as for `open_baseline`.
-      settings: settings of the job, if there is one.
 
     Raises:
       UsageError: it means no model (`open_baseline`), or one without predictions on the present
@@ -301,9 +287,6 @@ def baseline_or_reason(
     """Finds a baseline as `find_baseline` does; returns why it cannot be read if that fails.
 
     Args:
-      dataset: the dataset.
-      name: value of `--baseline`.
-      settings: settings of the job, if there is one.
       was_run: whether the job ran the baseline. If it failed then, earlier results do not count.
     """
     failed, _ = read_failures(dataset.store, dataset.manifest.fingerprint, "evaluate")
@@ -392,7 +375,6 @@ class BaselineRow(Struct, frozen=True, kw_only=True):
 
     @property
     def is_significant(self) -> bool:
-        """Whether the model differs from the baseline."""
         return self.p_adjusted < 1 - CONFIDENCE
 
 

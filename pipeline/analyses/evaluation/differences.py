@@ -24,9 +24,7 @@ class Differences:
     """A table of pairs of models.
 
     Attributes:
-      columns: BG-Gap, then variants.
       rows: (first, second, cells by column).
-      left_out: whether some models are left out because the table compares only the best.
     """
 
     columns: tuple[str, ...]

@@ -238,7 +238,6 @@ def forest_figure(title: str, rows: Sequence[tuple[str, Estimate]]) -> Drawn:
     """Draws an interval in points for each model, beneath its name.
 
     Args:
-      title: text above the figure.
       rows: (name, estimate) of each model, from the top.
     """
     with styled():
@@ -271,7 +270,6 @@ def decomposition_figure(title: str, models: Sequence[tuple[str, Mapping[str, fl
     """Draws a stacked bar for each model.
 
     Args:
-      title: text above the figure.
       models: (name, share of images by kind) of each bar, from the top.
     """
     with styled():

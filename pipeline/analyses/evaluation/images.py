@@ -45,8 +45,6 @@ class Candidate:
       rank: (whether half of the models or more are wrong on `original`, minus the number of models
         that another background turns wrong, minus the number of wrong predictions on mixed
         versions, a hash of the key).
-      key: key of the image.
-      label: label of its class.
     """
 
     rank: tuple[bool, int, int, int]
@@ -152,7 +150,6 @@ class Prediction:
     """A model's answer to a picture.
 
     Attributes:
-      model: name of the model.
       is_right: whether the answer is right, by the label rule of the model's headline.
       answer: name of the superclass that it predicts; "outside" if it predicts none.
       label: label of this superclass, or `OUTSIDE`.
@@ -175,13 +172,11 @@ class Version:
     """One version of an image.
 
     Attributes:
-      variant: name of the version.
       uri: the picture as a data URI; "" if pictures are left out.
       background: class of the image that the background comes from, or `a scene`; "" for the
         image's own background, and for an unknown one.
       bg_label: label of this class; None if there is no such class.
       bg_key: key of the image, or the scene, that its background comes from; "" as above.
-      predictions: the answers of all models.
     """
 
     variant: str
@@ -193,7 +188,6 @@ class Version:
 
     @property
     def by_model(self) -> Mapping[str, Prediction]:
-        """The answers by model."""
         return {one.model: one for one in self.predictions}
 
 
@@ -202,7 +196,6 @@ class ImageCard:
     """One image.
 
     Attributes:
-      key: key of the image.
       class_name: name of its superclass.
       name: name of its class.
       fg_fraction: share of the picture that the foreground covers; None if unknown.
@@ -235,7 +228,6 @@ class Example:
     """One foreground on two backgrounds; the second background misleads models.
 
     Attributes:
-      card: the image.
       same: the version that the models recognise.
       other: the version that they do not recognise.
       misled: wrong answers to `other` by models that recognise `same`; answers that name the
@@ -255,13 +247,9 @@ class Chooser:
     """The images to choose from.
 
     Attributes:
-      split: the split that the images are from.
-      images: number of images in the split.
-      models: names of the models whose predictions are shown.
       rules: the label rules of their answers; the first is the headline's.
       cards: one card for each image, in the order of `Candidate`.
       is_cut: whether the page has no room for all images that were chosen.
-      with_pictures: whether pictures are shown.
     """
 
     split: str
@@ -276,7 +264,6 @@ class Chooser:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Classes of the cards."""
         return tuple(sorted({card.class_name for card in self.cards}))
 
     @property

@@ -58,7 +58,6 @@ class HeadlineCell:
 
     Attributes:
       value, low, high: fractions; None where nothing was measured.
-      is_among_best: whether it cannot be told from the best model's number.
     """
 
     value: float | None = None
@@ -72,9 +71,7 @@ class HeadlineRow:
     """One model.
 
     Attributes:
-      name: name of the model.
       error: why the model has no numbers; "" if it has some.
-      cells: the cell of each column: BG-Gap, then the variants.
       smallest: the smallest BG-Gap that as many images would show; None if there is none.
       is_power_shown: whether backgrounds tell the class, as far as that was measured.
       warning: why the numbers should not be trusted; "" if nothing speaks against them.
@@ -94,7 +91,6 @@ class Headline:
 
     Attributes:
       variants: the columns after BG-Gap.
-      tables: rows by label rule.
       published: (name, source, accuracy by variant, BG-Gap or None) of the authors' models: those
         pretrained on ImageNet, and those trained on a variant that a model here was trained on.
       left_out: by label rule, the models that its table leaves out, and why, in words.
@@ -226,7 +222,6 @@ class Accuracy:
     """Content of the panel, and of the head of the page.
 
     Attributes:
-      headline: the tables.
       tested: the parts of the dataset that models were tested on, in words; empty if all of them
         were tested on the whole dataset.
       gaps: (name of a model, its BG-Gap) for the head of the page; of more than `named` models the
@@ -238,8 +233,6 @@ class Accuracy:
       chance: accuracies by chance, in words; "" if nothing was measured.
       spread: largest standard deviation of one draw of backgrounds, a fraction; 0 without draws.
       power: whether backgrounds tell the class, in words.
-      differences: differences between models.
-      baseline: differences from the baseline.
       lost_baseline: why the baseline cannot be read; "" if it can, or none was chosen.
     """
 
@@ -416,7 +409,6 @@ def background_alone(results: Results) -> Iterator[Measurement]:
 
 
 def gaps(models: Iterable[tuple[ModelResults, Summary]]) -> Iterator[Measurement]:
-    """Returns the BG-Gap of models."""
     return (
         Measurement(model.name, gap.estimate) for model, summary in models if (gap := summary.gap())
     )

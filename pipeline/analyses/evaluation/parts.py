@@ -49,8 +49,6 @@ alone, if nothing is known of it."""
 
 
 class EvaluationParts(Parts[Flags]):
-    """The parts of the evaluation."""
-
     flags = Flags
     tables = (*TABLES, COMPARISONS, BASELINE)
     figures = ("gaps", "classes", "decomposition", "sizes-", "confusion-", "groups-")
@@ -197,15 +195,7 @@ class Difference(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ModelChange:
-    """Differences of a model that was evaluated in both states.
-
-    Attributes:
-      model: name of the model.
-      causes: why they differ; may be empty.
-      n: number of images in both states.
-      label_rule: the label rule of its headline.
-      rows: differences under this rule, for each variant in both states.
-    """
+    """Differences of a model that was evaluated in both states."""
 
     model: str
     causes: Sequence[str]
@@ -235,8 +225,6 @@ def compare_accuracies(
     """Compares the accuracies of models in two states of a dataset.
 
     Args:
-      before: the first state.
-      after: the second state.
       dataset_causes: why the datasets differ; empty if they do not.
 
     Returns:

@@ -9,7 +9,6 @@ class VersionAnswer:
     """A model's answer to one version.
 
     Attributes:
-      label: label of the class that the model names.
       is_right: whether the answer is right, by the paper's label rule.
       is_background: whether the answer is the class of the image that the background comes from, if
         that is another image.

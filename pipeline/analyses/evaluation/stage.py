@@ -73,14 +73,7 @@ def commit_predictions(
 def describe_predictions(
     shards: PredictShards, chunks: Sequence[int], run: ModelRun, **values: object
 ) -> Evaluated:
-    """Returns the content of model.json.
-
-    Args:
-      shards: the model's predictions.
-      chunks: numbers of all shards.
-      run: the model, and how it was run.
-      values: the other fields of `Evaluated`.
-    """
+    """Returns the content of model.json."""
     return pick(
         Evaluated,
         run,

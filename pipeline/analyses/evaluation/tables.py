@@ -81,8 +81,6 @@ def latex_tables(
     """Makes all tables.
 
     Args:
-      summaries: summaries of the models.
-      class_names: names of the dataset's classes.
       columns: columns of the headline table: variants and `bg_gap`.
 
     Returns:
@@ -105,8 +103,6 @@ def headline(summaries: Sequence[Summary], rule: str, columns: Sequence[str]) ->
     """Makes a `tabular` of models x variants and BG-Gap, in percent with 95 % intervals.
 
     Args:
-      summaries: summaries of the models.
-      rule: the label rule.
       columns: variants and `bg_gap`, in order; columns that no model has are left out.
 
     Returns:
@@ -206,9 +202,6 @@ def measure_power(
     reused while the logits and the images' units are the same.
 
     Args:
-      dataset: the dataset that the model was evaluated on.
-      images: the images that it was tested on.
-      run: the model, and how it was run.
       predictions: all its predictions; None to read the stored ones.
 
     Returns:
@@ -296,7 +289,6 @@ def missing_rows(
 
 
 def rows_of_models(table: Table, summaries: Iterable[Summary]) -> list[list[msgspec.Struct]]:
-    """Returns the rows of a table for some models."""
     run_type = table.structs[-1]
     return [
         [OfModel(summary.title), row, pick(run_type, summary, summary.evaluation)]
@@ -309,10 +301,6 @@ def write_evaluation_tables(dataset: Dataset, columns: Sequence[str]) -> None:
     """Rebuilds the tables from the stored predictions.
 
     Writes nothing if nothing was ever evaluated. The caller must hold the lock of the tables.
-
-    Args:
-      dataset: the dataset.
-      columns: columns of the LaTeX headline table.
     """
     store, fingerprint = dataset.store, dataset.manifest.fingerprint
     summaries, stale = read_summaries(dataset)
@@ -343,12 +331,7 @@ def write_evaluation_tables(dataset: Dataset, columns: Sequence[str]) -> None:
 
 
 def describe_stale(dataset: Dataset, stale: Sequence[str]) -> Iterator[str]:
-    """Yields a line that names models evaluated, or failed, on an earlier state of the dataset.
-
-    Args:
-      dataset: the dataset.
-      stale: the models that were evaluated, from `read_summaries`.
-    """
+    """Yields a line that names models evaluated, or failed, on an earlier state of the dataset."""
     failed = read_failures(dataset.store, dataset.manifest.fingerprint, "evaluate")[1]
     if names := [*stale, *failed]:
         yield f"not in the tables, because evaluated on an earlier dataset: {', '.join(names)}"

@@ -241,9 +241,6 @@ def apart(wanted: Sequence[float], sizes: Sequence[float], length: float) -> lis
       wanted: positions of the labels' centres.
       sizes: extents of the labels, in the same units.
       length: end of the room for labels, which begins at 0; they stay within it if they fit.
-
-    Returns:
-      Positions of the centres.
     """
 
     def start(block: Sequence[int]) -> float:

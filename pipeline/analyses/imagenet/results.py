@@ -63,12 +63,7 @@ class ImageNetResult(ModelRun, frozen=True, kw_only=True):
 
     Attributes:
       listing: digest of the images.
-      n: number of images.
-      classes: number of classes that have an image.
-      unknown: number of images whose class is unknown.
-      correct: number of images classified correctly.
       top1, ci_low, ci_high: top-1 accuracy (0 to 1) and Wilson's 95 % interval.
-      libraries: versions of libraries, by name.
     """
 
     names_folder: ClassVar[bool] = False
@@ -90,9 +85,7 @@ class Top1:
 
     Attributes:
       value: top-1 accuracy, as a fraction.
-      n: number of images.
       source: `measured: ...` with the number of images, or `published: ...` with the publication.
-      input_size: side of the model's input in pixels.
     """
 
     value: float
@@ -114,8 +107,6 @@ def comparable_top1(
     several input sizes, the size closest to the model's input on the dataset is used.
 
     Args:
-      store: the dataset folder.
-      summaries: summaries of the models.
       classes: number of classes of ImageNet; models with another number of outputs are left out.
 
     Returns:
@@ -196,9 +187,6 @@ def describe_imagenet(
     are not ImageNet's classes, or if only other weights of it were measured.
 
     Args:
-      store: the dataset folder.
-      dataset: the dataset's fingerprint.
-      summaries: summaries of the models.
       entries: entries of `--models` in this run, whose failures are listed.
     """
     measured = [
@@ -270,12 +258,7 @@ class Trend(Struct, frozen=True, kw_only=True):
     """trend.json.
 
     Attributes:
-      dataset: fingerprint of the dataset.
-      label_rule: the label rule of points and lines.
-      points: the points under this rule.
-      lines: the fitted lines.
       left_out: names of models that were run with other settings than most.
-      notes: what a reader needs to understand points and lines.
     """
 
     dataset: str
@@ -308,10 +291,6 @@ def write_trend(
     """Rebuilds the trend from the summaries. The caller holds the lock of the tables.
 
     Args:
-      store: the dataset folder.
-      dataset: the dataset's fingerprint.
-      summaries: summaries of all models on this dataset.
-      taxonomy: classes of ImageNet models.
       measured: contributions of the models, from `read_contributions` with these summaries; lines
         are fitted over those of the models whose accuracy on ImageNet is known.
     """

@@ -72,7 +72,6 @@ class ImageNetImage:
     Attributes:
       path: absolute path.
       name: path relative to the folder of the images, with forward slashes.
-      bytes: size of the file in bytes.
       output_index: index of its class among the outputs of ImageNet models.
     """
 
@@ -88,7 +87,6 @@ class ImageNetListing:
 
     Attributes:
       images: images of the taxonomy's classes, in order of `name`.
-      num_unknown: number of images whose class is unknown, or not in the taxonomy.
     """
 
     images: tuple[ImageNetImage, ...]
@@ -123,7 +121,6 @@ def list_imagenet(root: str, taxonomy: Taxonomy) -> ImageNetListing:
 
     Raises:
       UsageError: there are no images, or no image has a known class.
-      OSError: a folder or an annotation cannot be read.
     """
     folder = find_images(root, SPLIT, "--imagenet")
     found = list(image_classes(folder, find_annotations(root, folder, SPLIT)))
@@ -150,8 +147,6 @@ class PlannedImageNet(PlannedAnalysis):
     Args:
       evaluation: the models, and the settings of their evaluation on the dataset, on which the
         names of their folders depend.
-      root: folder of ImageNet.
-      taxonomy: the dataset's classes.
     """
 
     stage = "imagenet"
@@ -178,7 +173,6 @@ class PlannedImageNet(PlannedAnalysis):
         return len(self._listing.shards[chunk])
 
     def _folder(self, run: ModelRun) -> str:
-        """Returns the folder of the model's results on the dataset."""
         return result_folder(run.model, self._evaluation_on_dataset.settings)
 
     @override
@@ -198,15 +192,7 @@ class PlannedImageNet(PlannedAnalysis):
 
 
 class ImageNetShards(AnalysisOfModel):
-    """Predictions of a model on shards of ImageNet images.
-
-    Args:
-      store: the dataset folder.
-      run: the model, and how it is run.
-      folder: name of the folder of its results.
-      root: folder of ImageNet.
-      listing: all images.
-    """
+    """Predictions of a model on shards of ImageNet images."""
 
     def __init__(
         self, store: Store, run: ModelRun, folder: str, root: str, listing: ImageNetListing

@@ -48,12 +48,9 @@ class ShownMatrix:
     """The matrix of one network.
 
     Attributes:
-      name: name of the matrix.
       method: how the network was trained and tested, in words.
       penalties: (variant that a probe was trained on, its penalty in words).
-      columns: variants that the network was tested on.
       rows: (variant trained on, number of training images, cells by column, BG-Gap or None).
-      gaps: which rows' BG-Gaps differ from 0, in words.
       gains: for each tested variant, a row with the change in accuracy from training on Mixed-Rand
         instead of Original.
       images: smallest and largest number of images that a cell was tested on.
@@ -185,15 +182,7 @@ _RIGHT_FOREGROUND = ("original", "mixed_same", "mixed_rand", "mixed_next", "only
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-    """A model trained on a variant: either evaluated by itself, or a row of a matrix.
-
-    Attributes:
-      name: name of the model.
-      variant: the variant that it was trained on.
-      accuracies: its accuracies, by the variant that it was tested on.
-      gap: its BG-Gap, None if unknown.
-      is_row: whether it is a row of a matrix.
-    """
+    """A model trained on a variant: either evaluated by itself, or a row of a matrix."""
 
     name: str
     variant: str
@@ -390,8 +379,6 @@ CLAIMS = (
 
 
 class MatrixParts(Parts[Flags]):
-    """The parts of the matrix."""
-
     flags = Flags
     tables = TABLES
     figures = ("matrix-",)

@@ -51,7 +51,6 @@ class CellRow(Struct, frozen=True, kw_only=True):
       pictures: number of pictures, on a single draw of mixed variants the same as `n`.
       published: accuracy of the paper's ResNet-50 (table 5); None if it has none.
       difference: `accuracy` minus `published`; unset without one of them.
-      train_n: number of training images.
       overlap: number of the n tested images that the model was also trained on.
     """
 
@@ -97,7 +96,6 @@ class Difference(Struct, frozen=True, kw_only=True):
 
     @property
     def estimate(self) -> Estimate:
-        """The difference and its interval."""
         return self.difference, self.ci_low, self.ci_high
 
 
@@ -119,17 +117,8 @@ class Matrix(Struct, frozen=True, kw_only=True):
     """The matrix of one network: all rows on all columns.
 
     Attributes:
-      name: name of the matrix.
-      arch: architecture of the network.
       method: `probe` or `train`.
-      dataset: fingerprint of the dataset.
-      train_split: split that the models were trained on.
-      seed: seed of the training.
       replicates: number of draws of the dataset's mixed variants, of which the first is tested.
-      columns: names of rows and columns.
-      rows: the cells that have predictions.
-      gaps: BG-Gaps of rows.
-      gains: what training on Mixed-Rand instead of Original changes.
     """
 
     name: str
@@ -236,7 +225,6 @@ class MatrixCell:
     """The predictions of a row's model on the n tested images of a column.
 
     Attributes:
-      row: the row's model.
       keys: n keys of the images, sorted.
       units: (n,) integers, unit of each image.
       bg_units: (n,) integers, unit of each background, numbered like `units`; None if pictures have
@@ -377,9 +365,6 @@ def _cell_row(row: str, column: str, cell: MatrixCell, is_comparable: bool) -> C
     """Computes a cell.
 
     Args:
-      row: name of the row.
-      column: name of the column.
-      cell: predictions of the row's model on the column.
       is_comparable: whether the paper's figures may be compared with accuracies on the dataset;
         otherwise the line has no published figure.
     """
@@ -439,9 +424,6 @@ def write_matrix_tables(dataset: Dataset) -> list[Matrix]:
     """Rebuilds matrix.csv and matrix.json.
 
     Writes nothing if there never was a matrix. The caller must hold the lock of the tables.
-
-    Returns:
-      The matrices, from `read_matrices`.
     """
     store, matrices = dataset.store, read_matrices(dataset)
     if matrices or store.exists(MATRICES):

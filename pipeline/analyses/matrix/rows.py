@@ -57,8 +57,6 @@ class MatrixPlan:
       holdout: the part of the images that models are tested on, and not trained on; its share is 0
         if `train_split` is another split.
       predict: settings to run models with in the tests, and to compute the features of probes.
-      seed: seed of the training.
-      allow_overlap: whether a model may be tested on images that it was trained on.
     """
 
     dataset: Dataset
@@ -122,19 +120,11 @@ def make_plan(
     """Makes a plan from flags, and checks it against the dataset.
 
     Args:
-      dataset: as the attribute of `MatrixPlan`.
-      in9l: as the attribute of `MatrixPlan`.
       variants: names of variants; None for all variants that are pictures, without renderings.
       train_split: value of `--train_split`; None for the default.
       split: value of `--eval_split`; None for the default.
       share: share of the images that are held out to test on (0 to below 1); 0 to train and to test
         on all images.
-      predict: as the attribute of `MatrixPlan`.
-      seed: as the attribute of `MatrixPlan`.
-      allow_overlap: as the attribute of `MatrixPlan`.
-
-    Raises:
-      UsageError: a flag does not fit the dataset.
     """
     existing = dataset.picture_variants
     names = tuple(
@@ -201,14 +191,6 @@ class ProbeScorer:
     """A `Scorer` that computes a probe's logits from features of the frozen network.
 
     Features that are stored need no forward pass.
-
-    Args:
-      backbone: the frozen network.
-      path: path of the probe's checkpoint.
-      device: device that features are computed on.
-
-    Attributes:
-      device: device that features are computed on.
     """
 
     def __init__(self, backbone: Backbone, path: str, device: str) -> None:
@@ -238,12 +220,7 @@ class ProbeScorer:
 
 
 class ProbeTrainer:
-    """A trainer that fits a linear probe on each variant.
-
-    Args:
-      backbone: the frozen network.
-      plan: plan of the matrix.
-    """
+    """A trainer that fits a linear probe on each variant."""
 
     def __init__(self, backbone: Backbone, plan: MatrixPlan) -> None:
         self._backbone, self._plan = backbone, plan
@@ -270,8 +247,6 @@ class NetworkTrainer:
     """A trainer that trains a network on each variant, from scratch or from pretrained weights.
 
     Args:
-      plan: plan of the matrix.
-      training: settings that are the same for all rows.
       overwrite: whether to start over if a row's folder holds a training with other flags.
     """
 
@@ -288,7 +263,6 @@ class NetworkTrainer:
 
         Raises:
           UsageError: the row's folder holds a training with other flags, without `overwrite`.
-          JobError: the training failed.
         """
         dataset, variant = self._plan.source(row)
         splits = dataset.manifest.config.split
@@ -330,10 +304,6 @@ def make_matrices(plan: MatrixPlan, trainers: Iterable[Trainer]) -> tuple[list[M
     """Trains and tests the models of matrices.
 
     After every new row, it prints a line and writes the tables.
-
-    Args:
-      plan: plan of the matrices.
-      trainers: a trainer for each matrix.
 
     Returns:
       (the matrices of the trainers, computed by `read_matrices`; number of rows with new
@@ -383,7 +353,6 @@ def make_row(
     Raises:
       UsageError: the model would be tested on images that it was trained on, and the plan does not
         allow that.
-      ModelError, JobError: training or testing failed.
     """
     path = trainer.train(row)
     trained = read_metadata(path)
@@ -463,11 +432,6 @@ def _remove_others(store: Store, name: str, current: Collection[str]) -> None:
     """Removes the results of earlier matrices of the same name.
 
     They may be of other rows, of another split, or of another dataset of IN-9L.
-
-    Args:
-      store: the dataset folder.
-      name: name of the matrix.
-      current: names of the folders under `results/` to keep.
     """
     for run in read_results(store, "model", Evaluated):
         if run.matrix and run.matrix.name == name and run.folder not in current:

@@ -49,8 +49,6 @@ class MethodFlags(Flags, frozen=True, kw_only=True):
 
 
 class MethodParts(Parts[MethodFlags]):
-    """The parts of the method."""
-
     flags = MethodFlags
     tables = (METHOD,)
     figures = ("method",)

@@ -132,11 +132,7 @@ class MethodRow(Struct, frozen=True, kw_only=True):
 
 
 class MethodResult(PicturesResult, frozen=True, kw_only=True):
-    """method.json: BG-Gap of a model in all renderings.
-
-    Attributes:
-      rows: its rows.
-    """
+    """method.json: BG-Gap of a model in all renderings."""
 
     rows: tuple[MethodRow, ...]
 
@@ -235,10 +231,8 @@ def method_rows(
     """Compares the renderings of the same pictures, by stored predictions.
 
     Args:
-      dataset: the dataset.
       runs: the model; or several, whose figures are those of their mean: a picture counts with the
         share of the models that are right on it.
-      replicates: number of draws.
       renderings: for each rendering, the value of its column `of`; others are compared with the
         first.
       keys: keys of the images to use; None for all that the models were tested on.

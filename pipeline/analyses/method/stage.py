@@ -38,9 +38,7 @@ def method_config(
     """Returns how a dataset would compose `PAIRS` in all renderings.
 
     Args:
-      config: the dataset's configuration.
       replicates: number of draws; None for the dataset's.
-      renderings: entries of `--renderings`.
 
     Raises:
       UsageError: a function is not found, or its name or version is not valid.
@@ -88,8 +86,6 @@ class PlannedMethod(PlannedAnalysis):
     """The stage that measures BG-Gap in all renderings.
 
     Attributes:
-      compose: how the renderings are composed, from `method_config`.
-      against: folder of the dataset to compare with; None without one.
       share: share of the selected images that this dataset has, too.
     """
 

@@ -16,7 +16,6 @@ def winning_logit_gradients(
     """Computes n pictures' logits, and each winning logit's gradient with respect to the pixels.
 
     Args:
-      predictor: the model on its device.
       pictures: (n, 3, S, S) float32 in [0, 1], RGB, on the model's device.
 
     Returns:

@@ -55,12 +55,8 @@ class ShownMap:
     """A model's saliency map of an image.
 
     Attributes:
-      model: name of the model.
       trained: the variant that the model was trained on; "" if unknown.
-      uri: the map as a data URI.
       mass_in_mask: share of the saliency inside the mask; None if no pixel has saliency.
-      answer: name of the superclass that the model predicts; "outside" if it predicts none.
-      is_right: whether the answer is right.
     """
 
     model: str
@@ -210,8 +206,6 @@ class SaliencyFlags(Flags, frozen=True, kw_only=True):
 
 
 class SaliencyParts(Parts[SaliencyFlags]):
-    """The parts of saliency."""
-
     flags = SaliencyFlags
     tables = TABLES
     panels = (SALIENCY,)

@@ -52,10 +52,8 @@ class SaliencyMap(Struct, frozen=True):
     """The map of an image.
 
     Attributes:
-      key: key of the image.
       label, prediction: its label, and the model's answer; -1 outside the taxonomy.
       mass_in_mask: share of saliency inside the mask (0 to 1); None if no pixel has saliency.
-      file: path of the map.
     """
 
     key: str
@@ -66,11 +64,7 @@ class SaliencyMap(Struct, frozen=True):
 
 
 class Mass(Struct, frozen=True, kw_only=True):
-    """Measures of a model, averaged over the images that have saliency; None if there are none.
-
-    Attributes:
-      images: number of these images.
-    """
+    """Measures of a model, averaged over the images that have saliency; None if there are none."""
 
     images: int
     mass_in_mask: float | None = None
@@ -81,13 +75,7 @@ class Mass(Struct, frozen=True, kw_only=True):
 
 
 class SaliencyResult(PicturesResult, frozen=True, kw_only=True):
-    """saliency.json: the measures of a model; see `Mass`.
-
-    Attributes:
-      variant: variant whose pictures are explained.
-      method: method of saliency.
-      maps: the images with a map.
-    """
+    """saliency.json: the measures of a model; see `Mass`."""
 
     variant: str
     method: str
@@ -143,7 +131,6 @@ _FINGERPRINT_KEY = "in9"
 
 
 def map_path(folder: str, key: str) -> str:
-    """Returns the path of an image's map."""
     return f"results/{folder}/saliency/{key}.png"
 
 
@@ -157,7 +144,6 @@ def write_map(store: Store, path: str, picture: Pixels, fingerprint: str) -> Non
 
 
 def has_map(store: Store, path: str, fingerprint: str) -> bool:
-    """Returns whether a map exists and has this fingerprint."""
     try:
         return bool(open_picture(store.read(path)).info.get(_FINGERPRINT_KEY) == fingerprint)
     except (FileNotFoundError, UndecodableError, TooManyPixelsError):
@@ -168,8 +154,6 @@ def measure_mass(store: Store, paths: Iterable[str], unit_of: Mapping[str, str])
     """Averages a model's measures over all images that have saliency, with a bootstrap interval.
 
     Args:
-      store: the dataset folder.
-      paths: paths of the model's measures of all shards.
       unit_of: unit of resampling of each image, by key.
     """
     table = pa.concat_tables([read_table(store, path) for path in paths])
@@ -196,8 +180,6 @@ def map_rows(
     """Returns the images with a map.
 
     Args:
-      store: the dataset folder.
-      paths: paths of the model's measures of all shards.
       keys: keys of the images with a map, in the order of the rows.
       folder: name of the model's folder.
     """

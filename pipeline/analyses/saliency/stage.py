@@ -68,7 +68,6 @@ class SaliencyPlan:
     """The settings of a saliency run.
 
     Attributes:
-      evaluation: the models, the split, and the settings to run models with.
       variant: variant whose pictures are explained.
       num_maps: number of images to draw maps of, spread evenly over the classes.
     """
@@ -79,12 +78,7 @@ class SaliencyPlan:
 
 
 def check_variants(variants: Iterable[str], variant: str) -> None:
-    """Raises UsageError if a dataset lacks the pictures to explain, or masks.
-
-    Args:
-      variants: variants of the dataset.
-      variant: variant whose pictures are explained.
-    """
+    """Raises UsageError if a dataset lacks the pictures to explain, or masks."""
     existing = set(variants)
     pictures = [name for name in existing if is_picture(name)]
     if variant not in pictures:
@@ -123,12 +117,7 @@ def shown_images(dataset: Dataset, plan: SaliencyPlan) -> dict[str, int]:
 
 
 class PlannedSaliency(PlannedAnalysis):
-    """The stage that measures saliency on output shards.
-
-    Args:
-      plan: settings of the run.
-      taxonomy: the classes that the heads of models must fit.
-    """
+    """The stage that measures saliency on output shards."""
 
     stage = "saliency"
     refuses_overlap = False
@@ -181,9 +170,6 @@ class SaliencyShards(AnalysisOfModel):
     """Measures of a model's saliency on output shards, and maps of some images.
 
     Args:
-      dataset: the dataset.
-      plan: settings of the run.
-      run: the model, and how it is run.
       shown: images to draw maps of, as `shown_images` returns them.
     """
 
@@ -256,10 +242,7 @@ class SaliencyShards(AnalysisOfModel):
         """Writes the missing maps of a shard, and yields the measures of its images.
 
         Args:
-          predictor: the model on its device.
-          shard: number of the shard.
           keys: keys of the only images to explain; None for all tested images.
-          note: called with the progress after each batch.
         """
         # Imported here, so that only machines that compute saliency wait for torch.
         from pipeline.analyses.saliency.gradients import winning_logit_gradients
