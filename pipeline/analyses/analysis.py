@@ -37,12 +37,12 @@ class Analysis:
     Attributes:
       name: its name, which is also that of its command, if it has one, and of its stage in
         counters, progress and failures.
-      does: its `Parts`, as `module:object`.
+      implementation: its `Parts`, as `module:object`.
       command: its own command; None if it only has flags of other commands.
       sections: flags of its own command; the first has the values of the first of `job_flags`.
       job_flags: (the commands, the flag) by which other commands run it.
-      noun, fate: what the closing lines of a job call a picture that models are shown, and what was
-        done to it; both are "" if the analysis does not run on the stage of models.
+      picture_noun, participle: what the closing lines of a job call a picture that models are
+        shown, and what was done to it; both are "" if it does not run on the stage of models.
       items: what progress counts, in the plural.
       done: what `--dry_run` says of a model that has nothing left to do; "" to say nothing.
       not_done: beginning of the line about a model that failed; "" if `Parts.lines` say so, and the
@@ -50,13 +50,13 @@ class Analysis:
     """
 
     name: str
-    does: str
+    implementation: str
     command: Command | None = None
     sections: tuple[Section, ...] = ()
     job_flags: tuple[tuple[tuple[str, ...], Flag], ...] = ()
     is_always_counted: bool = False
-    noun: str = ""
-    fate: str = ""
+    picture_noun: str = ""
+    participle: str = ""
     items: str = "images"
     done: str = ""
     not_done: str = ""
@@ -65,7 +65,7 @@ class Analysis:
     @property
     def runs_models(self) -> bool:
         """Whether it runs on the stage of models."""
-        return bool(self.noun)
+        return bool(self.picture_noun)
 
     @property
     def counter(self) -> str:
@@ -75,5 +75,5 @@ class Analysis:
     @property
     def parts(self) -> Parts[Any]:
         """What the analysis does; imported when it is first used."""
-        parts: Parts[Any] = pkgutil.resolve_name(self.does)
+        parts: Parts[Any] = pkgutil.resolve_name(self.implementation)
         return parts

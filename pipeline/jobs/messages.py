@@ -164,7 +164,8 @@ def describe_dataset(
             f"{counters.get('images_composed', 0)} composed",
         ]
         done += [
-            f"{counted(counters.get(analysis.counter, 0), analysis.noun)} {analysis.fate}"
+            counted(counters.get(analysis.counter, 0), analysis.picture_noun)
+            + f" {analysis.participle}"
             for analysis in _MODEL_STAGES
             if analysis.is_always_counted or analysis.counter in counters
         ]

@@ -10,15 +10,15 @@ from pipeline.runtime.flag_types import switch
 
 MIRRORED = Analysis(
     name="mirrored",
-    does="pipeline.analyses.mirrored.parts:PARTS",
+    implementation="pipeline.analyses.mirrored.parts:PARTS",
     job_flags=(
         (
             ("run", "evaluate"),
             switch("--mirrored", "measure accuracy on mirrored pictures, too"),
         ),
     ),
-    noun="mirrored picture",
-    fate="predicted",
+    picture_noun="mirrored picture",
+    participle="predicted",
     items="pictures",
     done="mirrored",
     not_done="not mirrored",

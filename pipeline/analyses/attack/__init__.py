@@ -7,7 +7,7 @@ _GRID = "all|N|FxB"
 
 ATTACK = Analysis(
     name="attack",
-    does="pipeline.analyses.attack.parts:PARTS",
+    implementation="pipeline.analyses.attack.parts:PARTS",
     command=Command(
         "adversarial backgrounds: count foregrounds that some background makes a model get wrong",
         "in9 attack --dataset out --models resnet50 --grid 100",
@@ -44,8 +44,8 @@ ATTACK = Analysis(
             ),
         ),
     ),
-    noun="composite",
-    fate="predicted",
+    picture_noun="composite",
+    participle="predicted",
     items="composites",
     done="attacked",
     not_done="not attacked",

@@ -4,7 +4,7 @@ from pipeline.analyses.analysis import Analysis, Command
 
 EVALUATION = Analysis(
     name="evaluate",
-    does="pipeline.analyses.evaluation.parts:PARTS",
+    implementation="pipeline.analyses.evaluation.parts:PARTS",
     command=Command(
         "measure the accuracy of models on every variant, and BG-Gap, with intervals",
         "in9 evaluate --dataset out --models resnet50.a1_in1k,resnet18=trained.pth",
@@ -12,8 +12,8 @@ EVALUATION = Analysis(
         has_graph=True,
     ),
     is_always_counted=True,
-    noun="picture",
-    fate="predicted",
+    picture_noun="picture",
+    participle="predicted",
     items="pictures",
     done="evaluated",
     not_done="not evaluated",

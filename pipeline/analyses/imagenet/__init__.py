@@ -8,7 +8,7 @@ from pipeline.runtime.flag_types import Flag
 
 IMAGENET = Analysis(
     name="imagenet",
-    does="pipeline.analyses.imagenet.parts:PARTS",
+    implementation="pipeline.analyses.imagenet.parts:PARTS",
     job_flags=(
         (
             ("run", "evaluate"),
@@ -19,8 +19,8 @@ IMAGENET = Analysis(
             ),
         ),
     ),
-    noun="ImageNet image",
-    fate="classified",
+    picture_noun="ImageNet image",
+    participle="classified",
 )
 
-TREND = Analysis(name="trend", does="pipeline.analyses.imagenet.parts:TREND_PARTS")
+TREND = Analysis(name="trend", implementation="pipeline.analyses.imagenet.parts:TREND_PARTS")

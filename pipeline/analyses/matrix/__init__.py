@@ -13,7 +13,7 @@ from pipeline.training.flags import LEARNING, TRAIN_JOB
 
 MATRIX = Analysis(
     name="matrix",
-    does="pipeline.analyses.matrix.parts:PARTS",
+    implementation="pipeline.analyses.matrix.parts:PARTS",
     command=Command(
         "train on each variant and test on all of them: the train x test matrix",
         "in9 matrix --dataset out --probe --holdout 0.5",

@@ -5,7 +5,7 @@ from pipeline.runtime.flag_types import RENDERINGS, Flag, count, section
 
 METHOD = Analysis(
     name="method",
-    does="pipeline.analyses.method.parts:PARTS",
+    implementation="pipeline.analyses.method.parts:PARTS",
     command=Command(
         "measure how BG-Gap depends on the fill of the hole and on the foreground's edge",
         "in9 method --dataset out --models resnet50",
@@ -21,8 +21,8 @@ METHOD = Analysis(
             Flag("--against", "DIR", "dataset to compare with, on the images that both have"),
         ),
     ),
-    noun="rendering",
-    fate="predicted",
+    picture_noun="rendering",
+    participle="predicted",
     items="pictures",
     not_done="no method",
     refuses_overlap=True,

@@ -5,7 +5,7 @@ from pipeline.runtime.flag_types import Flag, count, section
 
 SALIENCY = Analysis(
     name="saliency",
-    does="pipeline.analyses.saliency.parts:PARTS",
+    implementation="pipeline.analyses.saliency.parts:PARTS",
     command=Command(
         "measure how much of a model's saliency lies on the foreground, and draw maps",
         "in9 saliency --dataset out --models resnet50,resnet50=mixed_rand.pth --maps 9",
@@ -31,7 +31,7 @@ SALIENCY = Analysis(
             ),
         ),
     ),
-    noun="image",
-    fate="explained",
+    picture_noun="image",
+    participle="explained",
     not_done="no saliency",
 )
