@@ -109,7 +109,7 @@ class AnsweredRows(NamedTuple):
     is_new: bool = False
 
 
-class Elsewhere(NamedTuple):
+class NoDevice(NamedTuple):
     """Stands for the `torch.device` of a model that has answered somewhere else."""
 
     type: str = ""
@@ -119,7 +119,7 @@ class Scorer(Protocol):
     """A source of answers: a `Predictor`, or an object that has or computes them otherwise."""
 
     @property
-    def device(self) -> torch.device | Elsewhere:
+    def device(self) -> torch.device | NoDevice:
         """The device that pictures go through a network on."""
 
     def logits(
@@ -136,7 +136,7 @@ class AnswersScorer:
     """A `Scorer` that has the answers of a model that ran elsewhere."""
 
     given: GivenAnswers
-    device: Elsewhere = Elsewhere()  # noqa: RUF009
+    device: NoDevice = NoDevice()  # noqa: RUF009
 
     def logits(
         self, sets: Iterable[ShardPictures], stored: int
