@@ -139,7 +139,7 @@ def segment_grabcut(image: Pixels, box: Box, seed: int) -> Segmentation:
     """
     try:
         labels = grabcut.grabcut(image, _rectangle(box), iterations=GRABCUT_ITERATIONS, seed=seed)
-    except (grabcut.Unserved, grabcut.Unavailable) as error:
+    except (grabcut.Unsupported, grabcut.Unavailable) as error:
         return segment_cv2(image, box, seed)._replace(fallback=str(error))
     return Segmentation(_foreground(labels))
 

@@ -32,7 +32,7 @@ from pipeline.dataset.folder import sample_folder
 from transforms import grabcut as package
 from transforms.annotations import parse_annotation
 from transforms.codec import decode_image
-from transforms.grabcut import Unserved, cache, grabcut, interface, prepare
+from transforms.grabcut import Unsupported, cache, grabcut, interface, prepare
 from transforms.grabcut.__main__ import main
 
 Image = NDArray[np.uint8]
@@ -64,7 +64,7 @@ def ours(image: Image, rect: Rect, iterations: int = 5, seed: int = 0) -> Image 
     """Returns the kernels' mask, or None if they decline."""
     try:
         return grabcut(image, rect, iterations=iterations, seed=seed)
-    except Unserved:
+    except Unsupported:
         return None
 
 
@@ -270,7 +270,7 @@ def test_wrong_arguments_are_named(change: dict[str, object], named: str) -> Non
     arguments = {"image": np.zeros((5, 5, 3), np.uint8), "rect": (1, 1, 2, 2), **change}
     with pytest.raises(ValueError, match=named) as caught:
         grabcut(**arguments)
-    assert not isinstance(caught.value, Unserved)
+    assert not isinstance(caught.value, Unsupported)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_wrong_arguments_are_named(change: dict[str, object], named: str) -> Non
 def test_rectangles_that_opencv_refuses_are_unserved(rect: Rect) -> None:
     image = paint("noise", 4, 5, np.random.default_rng(0))
     assert opencv(image, rect) is None
-    with pytest.raises(Unserved, match=r"5 x 4 .* rect \("):
+    with pytest.raises(Unsupported, match=r"5 x 4 .* rect \("):
         grabcut(image, rect)
 
 
@@ -288,7 +288,7 @@ def test_a_search_that_is_too_deep_is_unserved(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(iteration, "DEEPEST", 2)
     image = paint("crop", 40, 40, np.random.default_rng(1))
-    with pytest.raises(Unserved, match="more than 2 levels"):
+    with pytest.raises(Unsupported, match="more than 2 levels"):
         grabcut(image, (5, 5, 25, 30))
 
 

@@ -17,7 +17,7 @@ numba, and the modules listed from `iteration` on, are imported only by the firs
 or `prepare`.
 """
 
-from transforms.grabcut.errors import Unavailable, Unserved
+from transforms.grabcut.errors import Unavailable, Unsupported
 from transforms.grabcut.interface import grabcut, prepare
 
-__all__ = ["Unavailable", "Unserved", "grabcut", "prepare"]
+__all__ = ["Unavailable", "Unsupported", "grabcut", "prepare"]

@@ -1,7 +1,7 @@
 """Errors after which the caller should call `cv2.grabCut` instead."""
 
 
-class Unserved(ValueError):
+class Unsupported(ValueError):
     """The kernels cannot compute this mask, for the reason in the message.
 
     Where the kernels give up because no pixel is inside the rectangle, because no pixel is outside,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transforms.grabcut import cache
-from transforms.grabcut.errors import Unavailable, Unserved
+from transforms.grabcut.errors import Unavailable, Unsupported
 
 _LOG = logging.getLogger(__name__)
 
@@ -146,14 +146,14 @@ def _clip(rect: _Rect, height: int, width: int) -> _Rect:
     beyond the right or lower edge is cut off.
 
     Raises:
-      Unserved: no pixel of the image is inside the rectangle, or none is outside.
+      Unsupported: no pixel of the image is inside the rectangle, or none is outside.
     """
     left, top = max(rect[0], 0), max(rect[1], 0)
     clipped = (left, top, min(rect[2], width - left), min(rect[3], height - top))
     if clipped[2] <= 0 or clipped[3] <= 0:
-        raise Unserved(f"no pixel of {width} x {height} is inside rect {rect}")
+        raise Unsupported(f"no pixel of {width} x {height} is inside rect {rect}")
     if clipped[2:] == (width, height):
-        raise Unserved(f"no pixel of {width} x {height} is outside rect {rect}")
+        raise Unsupported(f"no pixel of {width} x {height} is outside rect {rect}")
     return clipped
 
 
@@ -178,14 +178,14 @@ def grabcut(image: _Bytes, rect: _Rect, *, iterations: int = 5, seed: int = 0) -
 
     Raises:
       ValueError: an argument has the wrong type, shape or range.
-      Unserved: the kernels cannot compute this mask. This error is a ValueError, too.
+      Unsupported: the kernels cannot compute this mask. This error is a ValueError, too.
       Unavailable: the kernels cannot be loaded, see `prepare`.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"image must be (H, W, 3) uint8: got {image.shape} {image.dtype}")
     height, width = image.shape[:2]
     if height * width > _MOST_PIXELS:
-        raise Unserved(f"{width} x {height} are more than {_MOST_PIXELS} pixels")
+        raise Unsupported(f"{width} x {height} are more than {_MOST_PIXELS} pixels")
     if len(rect) != 4 or not all(-_C_INT <= value < _C_INT for value in rect):
         raise ValueError(f"rect must be (x, y, width, height): got {rect}")
     if iterations < 0:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from transforms.grabcut.clustering import COMPONENTS, cluster, seeded
 from transforms.grabcut.compilation import entry
-from transforms.grabcut.errors import Unserved
+from transforms.grabcut.errors import Unsupported
 from transforms.grabcut.forest import DEEPEST, FREE
 from transforms.grabcut.lanes import SLACK
 from transforms.grabcut.max_flow import minimum_cut, workspace
@@ -140,7 +140,7 @@ class _Mixtures:
             learn(self._moments[:COMPONENTS], self.background)
             and learn(self._moments[COMPONENTS:], self.foreground)
         ):
-            raise Unserved("a Gaussian without an inverse covariance, which OpenCV refuses too")
+            raise Unsupported("a Gaussian without an inverse covariance, which OpenCV refuses too")
 
 
 def segment(
@@ -163,7 +163,7 @@ def segment(
       (H, W) uint8: 0 outside the rectangle, 2 or 3 inside.
 
     Raises:
-      Unserved: a covariance has no inverse, or the search is too deep.
+      Unsupported: a covariance has no inverse, or the search is too deep.
     """
     left, top, width, height = rect
     planes, outside, inside = _split(image, left, top, width, height)
@@ -211,7 +211,7 @@ def segment(
         finished("t-links")
         grid = (residual, is_open, excess, level)
         if minimum_cut(*grid, height, width, deepest, *work) > deepest:
-            raise Unserved(f"a search more than {deepest} levels deep")
+            raise Unsupported(f"a search more than {deepest} levels deep")
         finished(f"cut {iteration + 1}")
         # The components that the samples have in this iteration's mixtures become the groups from
         # which the next iteration learns its mixtures.
