@@ -255,4 +255,6 @@ def _count_work(
 def _is_unlike(image: SourceImage, checksums: Checksums) -> bool:
     """Returns whether an image of unknown digest must have changed, by the state of its files."""
     contents = [content for content in contents_of(image) if content is not None]
-    return any(checksums.known(each) is None and checksums.is_unlike(each) for each in contents)
+    return any(
+        checksums.known(each) is None and checksums.must_have_changed(each) for each in contents
+    )

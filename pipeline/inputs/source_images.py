@@ -159,7 +159,7 @@ class Checksums:
         self._new[content.location] = _StoredFile(info.size, stamp, *known)
         return data, known
 
-    def is_unlike(self, content: Content) -> bool:
+    def must_have_changed(self, content: Content) -> bool:
         """Returns whether a file that is not `known` must have changed, going by size and time.
 
         If the file has moved to another folder, only its size is compared; if it was never read,
