@@ -122,7 +122,7 @@ def commit(
     fingerprint, moves = prepare(config, store, taxonomy, shards, about)
     for batch in _in_batches(moves):
         move_files(store, batch)
-    return _finish_anew(store, taxonomy, fingerprint)
+    return _finish_with_new_fence(store, taxonomy, fingerprint)
 
 
 def restate(store: Store, taxonomy: Taxonomy, manifest: Manifest) -> None:
@@ -138,10 +138,10 @@ def restate(store: Store, taxonomy: Taxonomy, manifest: Manifest) -> None:
     store.write(PREPARED_MANIFEST, prepared.to_json(), durable=True)
     if store.exists(MANIFEST):
         store.move(MANIFEST, PREVIOUS_MANIFEST)
-    _finish_anew(store, taxonomy, manifest.fingerprint)
+    _finish_with_new_fence(store, taxonomy, manifest.fingerprint)
 
 
-def _finish_anew(store: Store, taxonomy: Taxonomy, fingerprint: str) -> str:
+def _finish_with_new_fence(store: Store, taxonomy: Taxonomy, fingerprint: str) -> str:
     # Finish needs a new fence of the same claim: the old fence may remember the manifest that was
     # moved aside, and would then write over that manifest only, which is gone.
     fence = store.fence and dataclasses.replace(store.fence)
