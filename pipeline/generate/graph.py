@@ -69,13 +69,13 @@ def list_split(job: GenerateJob, layout: SplitLayout) -> tuple[Sequence[SourceIm
     split = layout.split
     try:
         list_of = job.recipe.list_images if job.recipe else functools.partial(_list_input, job)
-        images, passed_over, unmatched = list_of(layout)
+        images, skipped, unmatched = list_of(layout)
     except PermissionError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
     _check_places(images, job.store)
     previous = None if job.reshard else job.previous.get(split)
     counts = previous or ShardCounts.for_images(len(images), job.config.images_per_shard)
-    outside, other_files = passed_over["outside"], passed_over["other_files"]
+    outside, other_files = skipped["outside"], skipped["other_files"]
     return images, SplitTotals(split, counts, len(images), outside, other_files, unmatched)
 
 
@@ -85,7 +85,7 @@ def _list_input(
     """Lists the images of a split with the files that the job uses.
 
     Returns:
-      (images, what was passed over, see `_describe_unmatched`).
+      (images, what was skipped, see `_describe_unmatched`).
     """
     segment = job.config.segment
     masks = None if job.masks is None else index_masks(job.masks, layout.split)
@@ -96,16 +96,16 @@ def _list_input(
         keeps_image_whole=keeps_image_whole,
         keeps_masks=keeps_masks,
     )
-    images, passed_over, classes = list_images(
+    images, skipped, classes = list_images(
         layout, job.taxonomy, job.config.limit, job.key_lists(), adapt
     )
     unmatched = _describe_unmatched(classes, job.taxonomy)
     if not images:
-        raise _no_images(passed_over, unmatched, layout, job.taxonomy)
+        raise _no_images(skipped, unmatched, layout, job.taxonomy)
     if masks is not None and not any(image.mask for image in images):
         raise no_mask(images[0], str(job.masks), layout.split, masks)
     _check_used(images, layout, segment)
-    return images, passed_over, unmatched
+    return images, skipped, unmatched
 
 
 def _describe_unmatched(classes: Mapping[str, int], taxonomy: Taxonomy) -> str:
@@ -197,12 +197,12 @@ def _check_places(images: Sequence[SourceImage], store: Store) -> None:
 
 
 def _no_images(
-    passed_over: Mapping[str, int], unmatched: str, layout: SplitLayout, taxonomy: Taxonomy
+    skipped: Mapping[str, int], unmatched: str, layout: SplitLayout, taxonomy: Taxonomy
 ) -> UsageError:
     """Returns the error for a split without images of the taxonomy's classes."""
     where = layout.files[0] if layout.kind == ImageManifest.kind else layout.images
-    others = f"{counted(passed_over['outside'], 'image')} of other classes, "
-    others += counted(passed_over["other_files"], "other file")
+    others = f"{counted(skipped['outside'], 'image')} of other classes, "
+    others += counted(skipped["other_files"], "other file")
     others += f" ({unmatched})" if unmatched else ""
     if taxonomy != imagenet9():
         shown = ", ".join(taxonomy.wnids[:3])

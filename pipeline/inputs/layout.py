@@ -245,7 +245,7 @@ def list_images(
       images by class, before `limit`, where "" stands for no class, and for names beyond
       `MAX_NAMES`.
     """
-    passed_over: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     classes: Counter[str] = Counter()
     others: set[str] = set()
 
@@ -253,7 +253,7 @@ def list_images(
         index = index_annotations(layout.annotations)
         for image in FORMATS[layout.kind].list_images(layout, taxonomy):
             if image is None:
-                passed_over["other_files"] += 1
+                skipped["other_files"] += 1
                 continue
             annotation, md5 = image.annotation, None
             if annotation is None and (file := index.find(image.wnid, image.key)):
@@ -264,7 +264,7 @@ def list_images(
                 others.add(wnid)
             classes[wnid if wnid in others or taxonomy.holds(wnid) else ""] += 1
             if label == OUTSIDE and wnid:
-                passed_over["outside"] += 1
+                skipped["outside"] += 1
                 continue
             yield adapt(
                 dataclasses.replace(
@@ -282,4 +282,4 @@ def list_images(
         labels = np.asarray([image.label for image in images], np.int64)
         kept = lowest_hashes([i.key for i in images], labels, limit, seed=0, purpose="limit")
         images = Packed(itertools.compress(images, kept))
-    return images, passed_over, classes
+    return images, skipped, classes

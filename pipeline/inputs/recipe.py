@@ -288,7 +288,7 @@ class Recipe:
         It counts those that the recipe does not have.
 
         Returns:
-          (the images, what the recipe's dataset has passed over, its line on unmatched classes).
+          (the images, what the recipe's dataset skipped, its line on unmatched classes).
         """
         images, told = self.images()[layout.split], self.manifest.images[layout.split]
         files: dict[str, list[SourceImage]] = {image.key: [] for image in images}

@@ -243,8 +243,8 @@ def test_layouts_are_found_without_being_told(tiny_input: Path, tmp_path: Path) 
 
     def found(root: Path, where: Path | None = None) -> set[tuple[Any, ...]]:
         layout = find_layout(str(root), where and str(where), "val")
-        images, passed_over, _ = list_images(layout, imagenet9())
-        assert not passed_over
+        images, skipped, _ = list_images(layout, imagenet9())
+        assert not skipped
         return {
             (image.key, image.wnid, image.label, Path(image.annotation or "").read_bytes())
             for image in images
@@ -268,5 +268,5 @@ def test_other_classes_and_files_are_counted(tiny_input: Path) -> None:
     image = next(tiny_input.glob("val/*/*.JPEG"))
     shutil.copy(image, tiny_input / "val" / "n02123045" / "cat.JPEG")
     (image.parent / "notes.txt").write_text("?")
-    images, passed_over, _ = list_images(find_layout(str(tiny_input), None, "val"), imagenet9())
-    assert (len(images), passed_over) == (6, {"outside": 1, "other_files": 1})
+    images, skipped, _ = list_images(find_layout(str(tiny_input), None, "val"), imagenet9())
+    assert (len(images), skipped) == (6, {"outside": 1, "other_files": 1})

@@ -401,8 +401,8 @@ def test_images_without_boxes_are_rows_and_other_files_are_counted(tmp_path: Pat
     (tmp_path / "val.tar").write_bytes(tar_bytes(files))
     boxes = [("val/ILSVRC2012_val_00000001.xml", xml.encode()), ("val/n02085620_7.xml", b"no")]
     (tmp_path / "bbox_val.tgz").write_bytes(tar_bytes(boxes, "w:gz"))
-    (known, unknown, named), passed_over, _ = listed(tmp_path)
-    assert passed_over == {"outside": 1, "other_files": 1}
+    (known, unknown, named), skipped, _ = listed(tmp_path)
+    assert skipped == {"outside": 1, "other_files": 1}
     assert (known.key, known.wnid) == ("ILSVRC2012_val_00000001", "n02085620")
     assert known.annotation is not None
     assert parse_annotation(read_location(known.annotation)) == annotation
