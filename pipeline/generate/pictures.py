@@ -112,7 +112,7 @@ class LayerSource:
     def _read(self, image: SelectedImage) -> tuple[Layer | SourceBytes, dict[str, ReadBackground]]:
         """Reads the layer of an image, or the bytes to cut it from, and its backgrounds."""
         tar, drawn = image.planned.tar, image.backgrounds.items()
-        layer = self._again(image.planned) if tar is None else self._layer(tar, image.row)
+        layer = self._recut(image.planned) if tar is None else self._layer(tar, image.row)
         return layer, {
             name: self._read_background(each, base_of(name) in self.filled) for name, each in drawn
         }
@@ -122,7 +122,7 @@ class LayerSource:
             assert self.scenes is not None
             return self.scenes.picture(background)
         if background.tar is None:
-            cut = self._again(background)
+            cut = self._recut(background)
             return cut.only_bg_t if isinstance(cut, Layer) else cut
         if is_filled:
             return self._layer(background.tar, background)
@@ -141,7 +141,7 @@ class LayerSource:
             raise damaged_tar(self.store.path(tar), f"its layer of {row.key} is another")
         return layer
 
-    def _again(self, planned: PlannedImage) -> Layer | SourceBytes:
+    def _recut(self, planned: PlannedImage) -> Layer | SourceBytes:
         """Cuts the layer of an image along the recipe's mask, or reads the bytes to cut it from.
 
         Raises JobError if the recipe has no mask of the image, or the layer is another.
