@@ -105,7 +105,9 @@ class Parts(Generic[F]):
         """
         return None
 
-    def forecast(self, work: PlannedAnalysis, images: float, variants: Sequence[str]) -> int | None:
+    def expected_pictures(
+        self, work: PlannedAnalysis, images: float, variants: Sequence[str]
+    ) -> int | None:
         """Estimates how many pictures a model will be shown.
 
         Args:
@@ -117,10 +119,10 @@ class Parts(Generic[F]):
         """
         return None
 
-    def outlook(
+    def dry_run_lines(
         self, work: PlannedAnalysis, images: float, variants: Sequence[str]
     ) -> Iterator[str]:
-        """Yields what `--dry_run` says of results to expect; arguments as for `forecast`."""
+        """Yields what `--dry_run` says of results; arguments as for `expected_pictures`."""
         yield from ()
 
     def find(self, dataset: Dataset) -> Found:

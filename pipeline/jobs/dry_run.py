@@ -235,11 +235,11 @@ def dry_run(job: GenerateJob, plans: Mapping[str, PlannedAnalysis], workers: int
             analysis: plans[analysis.name]
             for analysis in ANALYSES
             if analysis.name in plans
-            and analysis.parts.forecast(plans[analysis.name], 0, variants) is not None
+            and analysis.parts.expected_pictures(plans[analysis.name], 0, variants) is not None
         }
         for analysis, work in timed.items():
             images = _tested(work, job, forecast, make_trial)
-            for line in analysis.parts.outlook(work, round(images), variants):
+            for line in analysis.parts.dry_run_lines(work, round(images), variants):
                 print(line)
         if timed:
             for model in next(iter(timed.values())).evaluation.models:
@@ -376,7 +376,7 @@ def _print_model(
         expected = _tested(next(iter(plans.values())), job, forecast, make_trial)
         variants = job.config.compose.composed
         left = {
-            analysis: analysis.parts.forecast(plan, expected, variants) or 0
+            analysis: analysis.parts.expected_pictures(plan, expected, variants) or 0
             for analysis, plan in plans.items()
         }
     try:

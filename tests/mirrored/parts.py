@@ -50,7 +50,9 @@ class MirroredParts(Parts[MirroredFlags]):
         return PlannedMirrored(evaluation, taxonomy) if flags.mirrored else None
 
     @override
-    def forecast(self, work: PlannedAnalysis, images: float, variants: Sequence[str]) -> int:
+    def expected_pictures(
+        self, work: PlannedAnalysis, images: float, variants: Sequence[str]
+    ) -> int:
         return round(images)
 
     @override

@@ -281,7 +281,9 @@ class AttackParts(Parts[AttackFlags]):
         return PlannedAttack(plan, taxonomy)
 
     @override
-    def forecast(self, work: PlannedAnalysis, images: float, variants: Sequence[str]) -> int | None:
+    def expected_pictures(
+        self, work: PlannedAnalysis, images: float, variants: Sequence[str]
+    ) -> int | None:
         assert isinstance(work, PlannedAttack)
         most, sides = round(images), (work.plan.foregrounds, work.plan.backgrounds)
         return math.prod(most if count is None else min(count, most) for count in sides)

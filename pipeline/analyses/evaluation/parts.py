@@ -81,11 +81,13 @@ class EvaluationParts(Parts[Flags]):
         return PlannedEvaluation(evaluation, taxonomy)
 
     @override
-    def forecast(self, work: PlannedAnalysis, images: float, variants: Sequence[str]) -> int | None:
+    def expected_pictures(
+        self, work: PlannedAnalysis, images: float, variants: Sequence[str]
+    ) -> int | None:
         return round(images * sum(map(is_picture, variants)))
 
     @override
-    def outlook(
+    def dry_run_lines(
         self, work: PlannedAnalysis, images: float, variants: Sequence[str]
     ) -> Iterator[str]:
         """Yields the smallest BG-Gap that the dataset would show, if it has one."""
