@@ -40,8 +40,8 @@ from transforms.intervals import level_of, score_interval, t_quantile
 from transforms.pairing import Pool, pair
 from transforms.trend import slope_interval
 from transforms.two_way import (
+    EstimateSpread,
     Roles,
-    Spread,
     difference_interval,
     p_value,
     smallest_difference,
@@ -169,12 +169,12 @@ def gap_of(correct: dict[str, Correct]) -> tuple[float, Floats]:
     return float(same.mean() - rand.mean()), r
 
 
-def interval_of(value: float, r: Floats, roles: Roles) -> tuple[float, Spread]:
+def interval_of(value: float, r: Floats, roles: Roles) -> tuple[float, EstimateSpread]:
     """Returns a difference and its spread; `measure` makes the intervals of all runs at once."""
     return value, roles.spread(r)
 
 
-def bounds_of(runs: Sequence[tuple[float, Spread]]) -> Floats:
+def bounds_of(runs: Sequence[tuple[float, EstimateSpread]]) -> Floats:
     """Computes the intervals of differences: value, low, high and 0, each for all runs."""
     value = np.asarray([one for one, _ in runs])
     units = np.asarray([spread.units for _, spread in runs])
@@ -392,7 +392,7 @@ def measure(
     cells = {}
     for name in results[0]:
         of_runs = [result[name] for result in results]
-        is_difference = isinstance(of_runs[0][1], Spread)
+        is_difference = isinstance(of_runs[0][1], EstimateSpread)
         value, low, high, is_share = bounds_of(of_runs) if is_difference else np.asarray(of_runs).T
         truth = TRUTH[name.partition(",")[0].split()[0]]
         coverage = float(((low <= truth) & (truth <= high)).mean())

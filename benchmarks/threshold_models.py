@@ -21,7 +21,13 @@ from pipeline.jobs.conditions import MIN_IMAGES
 from transforms.analysis import gaps_of_pictures
 from transforms.intervals import holm, level_of, t_quantile
 from transforms.pairing import Pool, pair
-from transforms.two_way import Roles, Spread, difference_interval, p_value, smallest_difference
+from transforms.two_way import (
+    EstimateSpread,
+    Roles,
+    difference_interval,
+    p_value,
+    smallest_difference,
+)
 
 Floats = NDArray[np.float64]
 
@@ -112,7 +118,7 @@ class Study:
         ]
         return np.concatenate(parts, axis=1).reshape(runs, -1).astype(np.int8)
 
-    def gaps(self, answers: NDArray[np.integer]) -> tuple[Floats, Spread]:
+    def gaps(self, answers: NDArray[np.integer]) -> tuple[Floats, EstimateSpread]:
         """Computes gaps, or differences of gaps, from (runs, pictures) answers or differences."""
         pictures = answers.shape[1]
         gap, r = gaps_of_pictures(answers.astype(np.float64), np.arange(pictures) < pictures // 2)

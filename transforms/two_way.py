@@ -22,8 +22,8 @@ t are this number in the role in which it is smaller, less one.
 
 If two models, or two variants, differ on few pictures, the estimate of their difference and its
 variance are small together. So a difference is tested with the variance that it would have if the
-value to test were the true one (`Spread.variance_at`), and its interval holds the values that this
-test does not reject.
+value to test were the true one (`EstimateSpread.variance_at`), and its interval holds the values
+that this test does not reject.
 """
 
 from __future__ import annotations
@@ -162,19 +162,19 @@ class Roles:
         """Sums contributions (..., n) by paired difference, (..., differences); linear in r."""
         return _sums_by(self.differences, r)
 
-    def spread(self, r: Floats) -> Spread:
+    def spread(self, r: Floats) -> EstimateSpread:
         """Computes the spread of differences; the argument is that of `variance`."""
         return self.spread_of_sums(self.corrected(r), self.paired(r))
 
-    def spread_of_sums(self, sums: Sequence[Floats], paired: Floats) -> Spread:
+    def spread_of_sums(self, sums: Sequence[Floats], paired: Floats) -> EstimateSpread:
         """Computes the spread of differences from the results of `corrected` and `paired`."""
         pairs = paired.shape[-1]
         scatter = np.asarray(np.square(paired).sum(axis=-1) * pairs)
-        return Spread(variance_of_sums(sums), scatter, pairs, self.units)
+        return EstimateSpread(variance_of_sums(sums), scatter, pairs, self.units)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Spread:
+class EstimateSpread:
     """The spread of estimates, each of which is the mean of paired differences.
 
     A paired difference is that of a picture's outcomes by two models, that of a foreground's
@@ -193,9 +193,9 @@ class Spread:
     pairs: float
     units: float
 
-    def grown(self, growth: float) -> Spread:
+    def grown(self, growth: float) -> EstimateSpread:
         """Returns the spread for so many times as many images, if that by image stays the same."""
-        return Spread(
+        return EstimateSpread(
             self.variance / growth, self.scatter, self.pairs * growth, self.units * growth
         )
 
@@ -276,7 +276,7 @@ def _role_variance(sums: Floats) -> Floats:
 
 
 def difference_interval(
-    estimate: Floats, spread: Spread, confidence: float = CONFIDENCE
+    estimate: Floats, spread: EstimateSpread, confidence: float = CONFIDENCE
 ) -> tuple[Floats, Floats]:
     """Computes intervals of differences between shares (Tango 1998).
 
@@ -286,9 +286,10 @@ def difference_interval(
 
     Returns:
       (low, high), both of the shape of `estimate`, in [-1, 1] if the estimates are. They enclose
-      the true values that lie so few standard errors from the estimate, by `Spread.variance_at`, as
-      Student's t allows. If all paired differences are 0, they reach as far as Wilson's interval
-      for 0 of as many trials as units. With fewer than two units, effectively, they are -1 and 1.
+      the true values that lie so few standard errors from the estimate, by
+      `EstimateSpread.variance_at`, as Student's t allows. If all paired differences are 0, they
+      reach as far as Wilson's interval for 0 of as many trials as units. With fewer than two units,
+      effectively, they are -1 and 1.
     """
     if spread.units < 2:
         return np.full_like(estimate, -1.0), np.full_like(estimate, 1.0)
@@ -303,7 +304,7 @@ def difference_interval(
 
 
 def smallest_difference(
-    estimate: Floats, spread: Spread, confidence: float = CONFIDENCE, limit: float = 0.0
+    estimate: Floats, spread: EstimateSpread, confidence: float = CONFIDENCE, limit: float = 0.0
 ) -> Floats:
     """Computes how far from a limit a true difference shows in 8 of 10 draws of images.
 
@@ -331,7 +332,7 @@ def smallest_difference(
     return np.asarray(np.maximum(np.sqrt(weight * scatter), x - least))
 
 
-def p_value(estimate: Floats, spread: Spread, limit: float = 0.0) -> Floats:
+def p_value(estimate: Floats, spread: EstimateSpread, limit: float = 0.0) -> Floats:
     """Computes two-sided p values of the null hypothesis that a difference has a certain value.
 
     An interval of `difference_interval` excludes this value if the p value is less than

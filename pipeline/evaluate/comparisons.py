@@ -25,9 +25,9 @@ from pipeline.storage.state_files import convert, read_csv
 from transforms.analysis import gaps_of_pictures
 from transforms.intervals import CONFIDENCE, holm
 from transforms.two_way import (
+    EstimateSpread,
     Floats,
     Roles,
-    Spread,
     difference_interval,
     p_value,
     smallest_difference,
@@ -84,7 +84,7 @@ class Measured:
     value: float
     n: int
     roles: Roles
-    spread: Spread
+    spread: EstimateSpread
     correct: Correct | None
 
     def interval(self, confidence: float = CONFIDENCE, growth: float = 1.0) -> tuple[float, float]:

@@ -23,7 +23,7 @@ _Image = tuple[str, int]
 """(key of an image or object, its position, from 0, among the rows with the same key)."""
 
 
-class ImageRow(NamedTuple):
+class IndexedImage(NamedTuple):
     """What the index says of an image or object.
 
     Attributes:
@@ -53,11 +53,11 @@ class ImageChanges:
         background.
     """
 
-    added: list[ImageRow] = dataclasses.field(default_factory=list)
-    removed: list[ImageRow] = dataclasses.field(default_factory=list)
-    changed: list[ImageRow] | None = dataclasses.field(default_factory=list)
-    rejected: list[ImageRow] = dataclasses.field(default_factory=list)
-    accepted: list[ImageRow] = dataclasses.field(default_factory=list)
+    added: list[IndexedImage] = dataclasses.field(default_factory=list)
+    removed: list[IndexedImage] = dataclasses.field(default_factory=list)
+    changed: list[IndexedImage] | None = dataclasses.field(default_factory=list)
+    rejected: list[IndexedImage] = dataclasses.field(default_factory=list)
+    accepted: list[IndexedImage] = dataclasses.field(default_factory=list)
     repaired: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
@@ -69,7 +69,7 @@ class ImageChanges:
 def compare_images(before: Dataset, after: Dataset, split: str) -> ImageChanges:
     """Compares the images of a split, which may exist in only one of the two datasets."""
     changes = ImageChanges()
-    content: dict[_Image, ImageRow] = {}
+    content: dict[_Image, IndexedImage] = {}
     for old, new in _pairs(before, after, split, _index_files, _read_index):
         content |= new
         _compare(old, new, changes)
@@ -81,7 +81,9 @@ def compare_images(before: Dataset, after: Dataset, split: str) -> ImageChanges:
     return changes
 
 
-def _compare(old: dict[_Image, ImageRow], new: dict[_Image, ImageRow], to: ImageChanges) -> None:
+def _compare(
+    old: dict[_Image, IndexedImage], new: dict[_Image, IndexedImage], to: ImageChanges
+) -> None:
     to.added += [new[image] for image in new.keys() - old.keys()]
     to.removed += [old[image] for image in old.keys() - new.keys()]
     for image, row in new.items():
@@ -99,7 +101,7 @@ def _compare(old: dict[_Image, ImageRow], new: dict[_Image, ImageRow], to: Image
 
 
 def _changed(
-    before: Dataset, after: Dataset, split: str, content: dict[_Image, ImageRow]
+    before: Dataset, after: Dataset, split: str, content: dict[_Image, IndexedImage]
 ) -> Iterator[_Image]:
     """Yields the images in both states whose source differs."""
     for old, new in _pairs(before, after, split, _record_files, _read_digests):
@@ -148,13 +150,13 @@ def _pairs(
             yield read(before, [first]), read(after, [second])
 
 
-def _read_index(dataset: Dataset, files: list[str]) -> dict[_Image, ImageRow]:
+def _read_index(dataset: Dataset, files: list[str]) -> dict[_Image, IndexedImage]:
     drawn = (*MIXED, EXTERNAL) if EXTERNAL in dataset.variants else MIXED
     mixed = with_replicates(drawn, dataset.manifest.config.compose.replicates)
     columns = ["key", "path", "status", "selected"]
     rows = _read(dataset, files, [*columns, *(f"{name}_bg_key" for name in mixed)])
     return {
-        image: ImageRow(
+        image: IndexedImage(
             **{name: row[name] for name in columns},
             backgrounds={name: row[f"{name}_bg_key"] for name in mixed},
         )
@@ -274,7 +276,7 @@ def summary_of(markdown: str) -> str:
     return markdown.split("\n")[2]
 
 
-def _by_kind(images: ImageChanges) -> dict[str, list[ImageRow]]:
+def _by_kind(images: ImageChanges) -> dict[str, list[IndexedImage]]:
     """Returns the changed images of each kind of change; a kind may have none."""
     return {kind: getattr(images, kind) or [] for kind in _KINDS}
 

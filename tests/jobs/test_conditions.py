@@ -40,7 +40,7 @@ from pipeline.analyses.evaluation.baseline import (
     models_named,
     with_results,
 )
-from pipeline.analyses.evaluation.panel import ACCURACY, Accuracy
+from pipeline.analyses.evaluation.panel import ACCURACY, AccuracyPanel
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.evaluate.comparisons import (
@@ -684,9 +684,9 @@ def test_the_extremes_of_many_models_have_wider_intervals(
         if (one := models.measure("bg_gap", summary, evidence.rule))
     }
     for named, extremes, level in ((3, None, 0.95), (2, (max(gaps), min(gaps)), level_of(3))):
-        monkeypatch.setattr(Accuracy, "named", named)
+        monkeypatch.setattr(AccuracyPanel, "named", named)
         panel = ACCURACY.make(evidence, False)
-        assert isinstance(panel, Accuracy)
+        assert isinstance(panel, AccuracyPanel)
         assert panel.models == 3
         assert len(panel.gaps) == named
         for _, cell in panel.gaps:

@@ -28,7 +28,7 @@ from soundness import assert_sound
 
 from in9 import open_dataset
 from pipeline.analyses.evaluation.parts import (
-    Difference,
+    AccuracyChange,
     ModelChange,
     compare_accuracies,
     describe_models,
@@ -46,7 +46,7 @@ from pipeline.errors import JobError, UsageError
 from pipeline.jobs.changes import (
     Changes,
     ImageChanges,
-    ImageRow,
+    IndexedImage,
     describe_changes,
     summary_of,
     to_markdown,
@@ -524,8 +524,8 @@ def test_versions_in_object_storage_are_copied_by_it(
 
 
 def test_the_line_that_sums_up_changes_leaves_no_kind_out() -> None:
-    accepted = [ImageRow(key, f"{key}.jpg", "accepted", True, {}) for key in ("a", "b")]
-    row = Difference("original", 0.1, 0.0, 0.2)
+    accepted = [IndexedImage(key, f"{key}.jpg", "accepted", True, {}) for key in ("a", "b")]
+    row = AccuracyChange("original", 0.1, 0.0, 0.2)
     model = ModelChange("m", ["weights"], 9, "argmax_then_map", [row])
     for images, models, line in (
         (ImageChanges(accepted=accepted), [], "images: 2 accepted"),

@@ -25,8 +25,8 @@ from transforms.intervals import (
 )
 from transforms.trend import slope_interval
 from transforms.two_way import (
+    EstimateSpread,
     Roles,
-    Spread,
     difference_interval,
     p_value,
     smallest_difference,
@@ -153,11 +153,15 @@ def test_shares_without_doubt() -> None:
     assert wilson_of_pictures(~right, roles) == pytest.approx((1 - high, 1 - low))
 
 
-def spread_of(values: Any, units: float | None = None) -> tuple[NDArray[np.float64], Spread]:
+def spread_of(
+    values: Any, units: float | None = None
+) -> tuple[NDArray[np.float64], EstimateSpread]:
     """Returns the mean and the spread of independent paired differences."""
     y = np.asarray(values, np.float64)
     n, scatter = len(y), np.asarray(y.var())
-    return np.asarray(y.mean()), Spread(scatter / n, scatter, n, n if units is None else units)
+    return np.asarray(y.mean()), EstimateSpread(
+        scatter / n, scatter, n, n if units is None else units
+    )
 
 
 def test_many_degrees_of_freedom_give_published_intervals() -> None:
@@ -204,7 +208,7 @@ def test_the_variance_at_a_value_is_that_of_the_most_likely_shares(
 
 def test_units_that_agree_leave_room_for_some_that_do_not() -> None:
     estimate, nothing = np.asarray([0.0, 1.0, -1.0]), np.zeros(3)
-    spread = Spread(nothing, nothing, 8, 4.0)
+    spread = EstimateSpread(nothing, nothing, 8, 4.0)
     low, high = difference_interval(estimate, spread)
     other = score_interval(0, 4, t_quantile(3, 0.95))[1]
     np.testing.assert_allclose(low, [-other, 1 - 2 * other, -1])
@@ -218,7 +222,7 @@ def test_intervals_and_verdicts_of_accurate_models_err_as_often_as_they_say() ->
     rng, runs, n = np.random.default_rng(0), 4000, 151
     draws = rng.choice([1, 0, -1], (runs, n), p=[0.0275, 0.965, 0.0075])
     estimate, scatter = draws.mean(axis=1), draws.var(axis=1)
-    low, high = difference_interval(estimate, Spread(scatter / (n - 1), scatter, n, n))
+    low, high = difference_interval(estimate, EstimateSpread(scatter / (n - 1), scatter, n, n))
     assert 0.93 < ((low <= 0.02) & (high >= 0.02)).mean() < 0.98
     assert (low > 0.02).mean() < 0.03
     assert (high < 0.02).mean() < 0.03
@@ -253,7 +257,7 @@ def test_the_smallest_difference_shows_in_eight_of_ten_draws(differing: int) -> 
         shares = [more := against + limit + smallest, against, 1 - more - against]
         draws = rng.choice([1, -1, 0], (3000, n), p=shares)
         scatter = draws.var(axis=1)
-        drawn = Spread(scatter / (n - 1), scatter, n, n)
+        drawn = EstimateSpread(scatter / (n - 1), scatter, n, n)
         low, _ = difference_interval(draws.mean(axis=1), drawn, confidence)
         assert 0.75 < (low > limit).mean() < 0.93
         # With the variance seen, it would show more rarely.
@@ -261,7 +265,7 @@ def test_the_smallest_difference_shows_in_eight_of_ten_draws(differing: int) -> 
         errors = t_quantile(df, confidence) + t_quantile(df, 0.6)
         assert smallest > errors * math.sqrt(spread.variance)
     # If all units agree, a share of them is meant that differ by 1.
-    nothing = Spread(np.zeros(()), np.zeros(()), n, n)
+    nothing = EstimateSpread(np.zeros(()), np.zeros(()), n, n)
     rare = float(smallest_difference(np.zeros(()), nothing))
     errors = t_quantile(n - 1, 0.95) + t_quantile(n - 1, 0.6)
     assert rare == pytest.approx(errors * math.sqrt(rare * (1 - rare) / n))
@@ -281,7 +285,7 @@ def test_p_values_and_intervals_say_the_same(
     units: float,
     draws: float,
 ) -> None:
-    spread = Spread(variance, scatter, units * draws, units)
+    spread = EstimateSpread(variance, scatter, units * draws, units)
     low, high = difference_interval(estimate, spread)
     assert ((low <= estimate) & (estimate <= high)).all()
     assert ((low >= -1) & (high <= 1)).all()

@@ -218,7 +218,7 @@ def tried(evidence: Evidence) -> list[ModelResults]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Accuracy:
+class AccuracyPanel:
     """Content of the panel, and of the head of the page.
 
     Attributes:
@@ -257,7 +257,7 @@ class Accuracy:
     """Largest number of models whose BG-Gaps are all listed at the head of the page."""
 
 
-def _make_accuracy(evidence: Evidence, with_pictures: bool) -> Accuracy | None:
+def _make_accuracy(evidence: Evidence, with_pictures: bool) -> AccuracyPanel | None:
     """Makes the panel's content; None if no model was tried."""
     if not tried(evidence):
         return None
@@ -271,7 +271,7 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> Accuracy | None:
     rows = headline.tables.get(evidence.rule, ())
     gaps = {row.name: row.cells[GAP] for row in rows if row.name in measured}
     shown = list(gaps.items())
-    if len(gaps) > Accuracy.named:
+    if len(gaps) > AccuracyPanel.named:
         level, ranked = level_of(len(gaps)), sorted(measured, key=lambda k: -measured[k].value)
         shown = [
             (name, HeadlineCell(measured[name].value, *measured[name].interval(level)))
@@ -287,7 +287,7 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> Accuracy | None:
     ]
     draws = [row.seed_sd or 0 for _, summary in evaluated for row in summary.accuracy]
     draws += [row.seed_sd or 0 for _, summary in evaluated for row in summary.gaps]
-    return Accuracy(
+    return AccuracyPanel(
         headline=headline,
         tested=tested if counts.keys() != {(split, 0) for split in manifest.images} else (),
         gaps=shown,

@@ -40,7 +40,7 @@ from transforms.intervals import (
     sum_units,
 )
 from transforms.taxonomy import Taxonomy
-from transforms.two_way import Spread, smallest_difference
+from transforms.two_way import EstimateSpread, smallest_difference
 from transforms.variants import base_of, draws_of, is_picture
 
 _DIFFERING = 0.2
@@ -104,7 +104,7 @@ class EvaluationParts(Parts[Flags]):
         if len(figures) < len(evaluation.entries):
             share = np.asarray(_DIFFERING)
             smallest = smallest_difference(
-                np.zeros(()), Spread(share / images, share, images, images)
+                np.zeros(()), EstimateSpread(share / images, share, images, images)
             )
             figures.append(
                 f"{100 * smallest:.1f} for a model that is right on one of mixed_same and "
@@ -180,7 +180,7 @@ def _figures(summary: Summary) -> dict[str, float]:
     return figures
 
 
-class Difference(NamedTuple):
+class AccuracyChange(NamedTuple):
     """Difference of the accuracies on a variant, or of BG-Gaps: after minus before.
 
     Attributes:
@@ -203,7 +203,7 @@ class ModelChange:
     causes: Sequence[str]
     n: int
     label_rule: str
-    rows: Sequence[Difference]
+    rows: Sequence[AccuracyChange]
 
 
 def _model_causes(before: Summary, after: Summary) -> list[str]:
@@ -289,7 +289,7 @@ def _causes(model: ModelChange) -> str:
     return ", ".join(model.causes) or "cause unknown"
 
 
-def _difference(row: Difference) -> str:
+def _difference(row: AccuracyChange) -> str:
     """Formats a difference in percentage points, such as `+0.4 [-0.2, 1.0]`."""
     numbers = [100 * number for number in (row.difference, row.ci_low, row.ci_high)]
     # Adding zero turns a rounded -0.0 into 0.0.
@@ -299,7 +299,7 @@ def _difference(row: Difference) -> str:
 
 def _differences(
     before: Dataset, was: Summary, after: Dataset, summary: Summary
-) -> tuple[int, list[Difference]]:
+) -> tuple[int, list[AccuracyChange]]:
     """Returns the number of images in both states, and a row for each variant in both."""
     old_images = EvalImages.read(before, *was.tested_on)
     new_images = EvalImages.read(after, *summary.tested_on)
@@ -319,7 +319,7 @@ def _differences(
     means = bootstrap_means(sums, sizes, bootstrap_hashes(units))
     low, high = percentile_interval(means) if len(means) else (estimate, estimate)
     columns = (estimate.tolist(), low.tolist(), high.tolist())
-    return len(shared), [Difference(*row) for row in zip(names, *columns, strict=True)]
+    return len(shared), [AccuracyChange(*row) for row in zip(names, *columns, strict=True)]
 
 
 def _values(predictions: Predictions | None) -> dict[str, Floats]:

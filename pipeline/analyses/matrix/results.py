@@ -86,7 +86,7 @@ class CellRow(Struct, frozen=True, kw_only=True):
         return (low is not UNSET and low > 0) or (high is not UNSET and high < 0)
 
 
-class Difference(Struct, frozen=True, kw_only=True):
+class PairedDifference(Struct, frozen=True, kw_only=True):
     """A difference of two cells on the same n images (-1 to 1), with its two-way 95 % interval."""
 
     difference: float
@@ -99,13 +99,13 @@ class Difference(Struct, frozen=True, kw_only=True):
         return self.difference, self.ci_low, self.ci_high
 
 
-class RowGap(Difference, frozen=True, kw_only=True):
+class RowGap(PairedDifference, frozen=True, kw_only=True):
     """BG-Gap of a row's model."""
 
     train_variant: str
 
 
-class Gain(Difference, frozen=True, kw_only=True):
+class Gain(PairedDifference, frozen=True, kw_only=True):
     """Accuracy on a column that the row `first` has and the row `second` has not."""
 
     first: str
@@ -410,14 +410,16 @@ def _roles(*cells: MatrixCell) -> Roles:
 
 def _paired_differences(
     first: MatrixCell | None, second: MatrixCell | None
-) -> Iterator[Difference]:
+) -> Iterator[PairedDifference]:
     """Yields the accuracy of the first cell minus that of the second.
 
     Yields nothing unless both cells exist and hold the same images.
     """
     if first and second and first.keys == second.keys and first.keys:
         gap = bg_gap(first.correct[np.newaxis], second.correct[np.newaxis], _roles(first, second))
-        yield Difference(difference=gap.gap, ci_low=gap.low, ci_high=gap.high, n=len(first.keys))
+        yield PairedDifference(
+            difference=gap.gap, ci_low=gap.low, ci_high=gap.high, n=len(first.keys)
+        )
 
 
 def write_matrix_tables(dataset: Dataset) -> list[Matrix]:
