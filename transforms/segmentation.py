@@ -1,7 +1,7 @@
 """Segmenters, which separate the foreground of a picture from its background.
 
 A segmenter is a function (image, box, seed) -> Segmentation. To add one, write the function and
-add an entry to `SEGMENTERS`. Custom functions are called by `pipeline.segmenters`.
+add an entry to `SEGMENTERS`. Custom functions are called by `pipeline.generate.segmenters`.
 """
 
 import dataclasses
@@ -71,7 +71,7 @@ class Segmenter:
         custom function.
       parameters: other values that decide the masks, JSON-serialisable.
       segment: the function; None if the masks come with the images, and for a custom function that
-        `pipeline.segmenters` has not added yet.
+        `pipeline.generate.segmenters` has not added yet.
       prepare: function that is called before the first picture. It calls its argument before it
         begins work that takes seconds, so that the user can be told.
       description: sentence about the masks for a dataset's card. It may contain `label`, and the

@@ -31,7 +31,7 @@ from pipeline.dataset.manifest import (
 from pipeline.dataset.records import DATA_FOLDERS
 from pipeline.display.panel import find_samples
 from pipeline.errors import JobError, UsageError, counted, did_you_mean, refuse_first
-from pipeline.inputs.recipe import RECIPE
+from pipeline.generate.recipe import RECIPE
 from pipeline.jobs.conditions import GateFlags, conclude, gate_from_flags, judge
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.models.answers import PREFIX

@@ -24,7 +24,9 @@ from pipeline.evaluate.results import ModelRun, read_results
 from pipeline.generate.commit import INPUT_NOTE, read_prepared
 from pipeline.generate.custom_variants import versioned
 from pipeline.generate.job import GenerateJob
+from pipeline.generate.recipe import RECIPE, RECIPE_COPY, Recipe
 from pipeline.generate.scenes import list_scenes
+from pipeline.generate.segmenters import check_coco, check_masks, parameters_of
 from pipeline.inputs.image_manifest import (
     ImageManifest,
     is_coco_manifest,
@@ -34,7 +36,6 @@ from pipeline.inputs.image_manifest import (
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.layout import InputFlags, find_layout
 from pipeline.inputs.lists import read_key_list, read_taxonomy
-from pipeline.inputs.recipe import RECIPE, RECIPE_COPY, Recipe
 from pipeline.jobs.changes import describe_list_change, shown
 from pipeline.models.answers import refuse_answers, refuse_other_dataset
 from pipeline.models.expand import DEFAULT_MODEL, expand_models, name_of, split_labels
@@ -43,7 +44,6 @@ from pipeline.released.export import EXPORT_FOLDER
 from pipeline.runners.dataflow import Gpu
 from pipeline.runtime.custom_functions import PREFIX
 from pipeline.runtime.progress import Progress
-from pipeline.segmenters import check_coco, check_masks, parameters_of
 from pipeline.storage.files import is_below, join
 from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store

@@ -33,9 +33,9 @@ from pipeline.dataset.manifest import (
 )
 from pipeline.dataset.records import ACCEPTED, CARD_FILES, DATA_FOLDERS, Record
 from pipeline.errors import JobError, shown_bytes
+from pipeline.generate.recipe import RECIPE_COPY, Recipe
 from pipeline.generate.scenes import SceneTable
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
-from pipeline.inputs.recipe import RECIPE_COPY, Recipe
 from pipeline.inputs.source_images import Checksums
 from pipeline.runtime.lock import fenced_for_job, locked
 from pipeline.runtime.progress import count, timed

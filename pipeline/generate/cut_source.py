@@ -10,10 +10,10 @@ from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.records import ACCEPTED, ImageRow
 from pipeline.dataset.sinks import layer_digest
 from pipeline.errors import JobError, escaped_line
+from pipeline.generate.recipe import RecipeImage
+from pipeline.generate.segmenters import find_segmenter
 from pipeline.inputs.location import Location, changed, read_location, shown
-from pipeline.inputs.recipe import RecipeImage
 from pipeline.inputs.source_images import Content, KnownContent, SourceImage
-from pipeline.segmenters import find_segmenter
 from pipeline.storage.files import is_remote
 from transforms.annotations import AnnotationError, Box, parse_annotation, write_annotation
 from transforms.codec import TooManyPixelsError, UndecodableError, open_picture

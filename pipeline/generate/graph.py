@@ -29,7 +29,9 @@ from pipeline.generate.cut_source import Cutter
 from pipeline.generate.job import GenerateJob, JobStep
 from pipeline.generate.plan import PlanSplit
 from pipeline.generate.previous_layers import check_rebuild
+from pipeline.generate.recipe import RecipeImage, recipe_images
 from pipeline.generate.segment import SegmentShard
+from pipeline.generate.segmenters import index_masks, no_mask
 from pipeline.generate.shard_elements import (
     ListedShard,
     OutputShard,
@@ -42,11 +44,9 @@ from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.layout import list_images
 from pipeline.inputs.location import read_location
 from pipeline.inputs.packed import Packed
-from pipeline.inputs.recipe import RecipeImage, recipe_images
 from pipeline.inputs.source_images import Checksums, Content, FileIndex, SourceImage
 from pipeline.runtime.progress import count, timed
 from pipeline.runtime.spread import Spread
-from pipeline.segmenters import index_masks, no_mask
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.filters import Reason
 from transforms.segmentation import takes_masks

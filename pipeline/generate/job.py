@@ -10,9 +10,9 @@ from pipeline.dataset.manifest import NOTHING_STATED, About
 from pipeline.dataset.records import ShardCounts, Staging
 from pipeline.errors import UsageError
 from pipeline.generate.commit import STAGING
+from pipeline.generate.recipe import Recipe
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.lists import KeyList, KeyLists, read_key_list
-from pipeline.inputs.recipe import Recipe
 from pipeline.runtime.lock import fenced_for_job
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store

@@ -22,9 +22,9 @@ from pipeline.dataset.sinks import (
 from pipeline.errors import JobError
 from pipeline.generate.cut_source import Cutter, SourceBytes, read_source
 from pipeline.generate.plan import PlannedImage
+from pipeline.generate.recipe import Recipe
 from pipeline.generate.scenes import DrawnScenes, Scene
 from pipeline.inputs.location import changed, reads_ahead, shown
-from pipeline.inputs.recipe import Recipe
 from pipeline.storage.interface import REQUESTS_IN_FLIGHT, Files, read_ahead
 from pipeline.storage.store import Store
 from transforms.codec import (

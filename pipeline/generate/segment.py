@@ -36,9 +36,9 @@ from pipeline.generate.cut_source import (
 )
 from pipeline.generate.job import JobStep
 from pipeline.generate.previous_layers import PreviousLayers, Survey
+from pipeline.generate.recipe import CUT_COLUMNS, Recipe, RecipeImage, recipe_images
 from pipeline.generate.shard_elements import SourceShard, pack_sources
 from pipeline.inputs.location import read_location, reads_ahead
-from pipeline.inputs.recipe import CUT_COLUMNS, Recipe, RecipeImage, recipe_images
 from pipeline.inputs.source_images import Checksums, SourceImage
 from pipeline.runtime.progress import Tally, count_shard, timed
 from pipeline.storage.interface import read_ahead

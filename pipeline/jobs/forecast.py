@@ -20,9 +20,9 @@ from pipeline.generate.graph import deal_guarded, list_split, refuse_lacking
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.plan import group_numbers, mixed_variants
 from pipeline.generate.previous_layers import PreviousLayers, Survey
+from pipeline.generate.recipe import RecipeImage
 from pipeline.generate.shard_elements import SplitTotals, make_shards
 from pipeline.inputs.location import read_location
-from pipeline.inputs.recipe import RecipeImage
 from pipeline.inputs.source_images import SourceImage
 from transforms.cutting import check_annotation
 from transforms.filters import Reason

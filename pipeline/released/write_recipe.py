@@ -23,7 +23,7 @@ from pipeline.dataset.records import (
 )
 from pipeline.dataset.sinks import layer_ranges
 from pipeline.errors import refuse_first, shown_bytes
-from pipeline.inputs.recipe import (
+from pipeline.generate.recipe import (
     DIGESTS,
     METADATA_KEY,
     RECIPE,

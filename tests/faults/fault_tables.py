@@ -23,9 +23,9 @@ from fault_lab import Ended, Lab, Outcome
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, UsageError
+from pipeline.generate.recipe import RECIPE, Recipe, sealed
 from pipeline.inputs.layout import FORMATS, find_layout
 from pipeline.inputs.location import read_location
-from pipeline.inputs.recipe import RECIPE, Recipe, sealed
 from pipeline.inputs.tables import column_names, holds_pictures, read_rows
 from pipeline.models.answers import read_answers
 from pipeline.released.write_recipe import write_recipe

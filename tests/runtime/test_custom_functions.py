@@ -22,11 +22,11 @@ import in9
 from pipeline.analyses.saliency.gradients import winning_logit_gradients
 from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.generate.custom_variants import find_variants, versioned
+from pipeline.generate.segmenters import find_segmenter, parameters_of
 from pipeline.models.identity import PredictConfig
 from pipeline.models.predict import Predictor
 from pipeline.models.registry import check_model, load_model
 from pipeline.models.source import count_outputs, takes_other_sizes
-from pipeline.segmenters import find_segmenter, parameters_of
 from transforms.annotations import Box
 from transforms.geometry import OutputBox
 from transforms.layers import Layer

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.inputs import recipe as recipes
+from pipeline.generate import recipe as recipes
 
 
 def parts_of(recipe: Path) -> tuple[pa.Table, Any]:

@@ -1,4 +1,4 @@
-"""Tests the run lengths of masks; `tests/test_segmenters.py` tests masks that come with images."""
+"""Tests the run lengths of masks; `tests/generate/test_segmenters.py` tests those of images."""
 
 from __future__ import annotations
 

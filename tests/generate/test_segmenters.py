@@ -26,9 +26,9 @@ from pipeline.commands.cli import main
 from pipeline.dataset.config import SegmentConfig
 from pipeline.errors import JobError
 from pipeline.generate.cut_source import Cutter, SourceBytes
+from pipeline.generate.segmenters import find_segmenter, index_masks, parameters_of
 from pipeline.inputs.layout import find_layout, list_images
 from pipeline.inputs.location import read_location
-from pipeline.segmenters import find_segmenter, index_masks, parameters_of
 from pipeline.storage.store import Store
 from transforms.annotations import Box, parse_annotation
 from transforms.codec import encode_png

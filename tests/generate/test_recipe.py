@@ -36,8 +36,8 @@ from shapes import SHAPES
 
 from pipeline.dataset.records import read_image_rows, read_metadata
 from pipeline.errors import UsageError
-from pipeline.inputs import recipe as recipes
-from pipeline.inputs.recipe import Recipe
+from pipeline.generate import recipe as recipes
+from pipeline.generate.recipe import Recipe
 from pipeline.storage.store import Store
 
 
