@@ -8,7 +8,7 @@ ANALYSES: tuple[Analysis, ...] = tuple(
     pkgutil.resolve_name(f"{__name__}.{name}")
     for name in (
         "evaluation:EVALUATION",
-        "method:METHOD",
+        "renderings:RENDERINGS",
         "imagenet:IMAGENET",
         "attack:ATTACK",
         "imagenet:TREND",

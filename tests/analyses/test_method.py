@@ -1,4 +1,4 @@
-"""Tests the method: the same pairs in all renderings, and renderings that are not stored."""
+"""Tests `in9 method`: the same pairs in all renderings, and renderings that are not stored."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from runs import (
     write_all,
 )
 
-from pipeline.analyses.method.figures import make_plots
-from pipeline.analyses.method.results import HOLES, mean_of_models, read_method
+from pipeline.analyses.renderings.figures import make_plots
+from pipeline.analyses.renderings.results import HOLES, mean_of_models, read_renderings
 from pipeline.evaluate.predictions import EvalImages, read_predictions
 from pipeline.evaluate.results import ModelRun, read_results
 from pipeline.generate.composed import ComposedDataset
@@ -243,7 +243,7 @@ def test_the_mean_of_models_stands_below_them(
     assert latex.rindex("first") < latex.rindex("second") < latex.index(names[2])
     # The same model from another folder counts once, with its first settings.
     dataset = dataset_in(output)
-    first, second = read_method(dataset)[0]
+    first, second = read_renderings(dataset)[0]
     faster = msgspec.structs.replace(first.evaluation, precision="bf16")
     again = msgspec.structs.replace(first, home="/lab", evaluation=faster)
     mean = mean_of_models(dataset, (first, second))

@@ -1,8 +1,8 @@
-"""The figure of the method: differences of BG-Gap from the paper's method."""
+"""The figure of the renderings: differences of BG-Gap from the paper's method."""
 
 from collections.abc import Iterator
 
-from pipeline.analyses.method.results import MethodResult
+from pipeline.analyses.renderings.results import RenderingsResult
 from pipeline.display.panel import COMPARED
 from pipeline.display.plot import Plot, Series, rows_figure, spoken
 from pipeline.evaluate.evidence import Evidence
@@ -10,7 +10,7 @@ from pipeline.evaluate.evidence import Evidence
 
 def make_plots(evidence: Evidence) -> Iterator[Plot]:
     """Makes the figure if there are results."""
-    compared = evidence.models_with(MethodResult)[:COMPARED]
+    compared = evidence.models_with(RenderingsResult)[:COMPARED]
     estimates = {
         model.name: {name: row.compared for name, row in result.headline.items() if row.compared}
         for model, result in compared

@@ -1,17 +1,17 @@
-"""The parts of the method."""
+"""The parts of the analysis of renderings."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
 from typing_extensions import override
 
-from pipeline.analyses.method.results import (
-    METHOD,
-    PAIRS,
-    MethodResult,
-    mean_of_models,
-    read_method,
-)
 from pipeline.analyses.parts import Flags, Found, Parts
+from pipeline.analyses.renderings.results import (
+    PAIRS,
+    RENDERINGS_TABLE,
+    RenderingsResult,
+    mean_of_models,
+    read_renderings,
+)
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset, open_named
 from pipeline.display.panel import Panel
@@ -26,7 +26,7 @@ from transforms.taxonomy import Taxonomy
 from transforms.variants import base_of
 
 
-def _shown(dataset: Dataset, results: Iterable[MethodResult]) -> list[MethodResult]:
+def _shown(dataset: Dataset, results: Iterable[RenderingsResult]) -> list[RenderingsResult]:
     """Returns the results that have rows, and the mean of all models, if it can be computed."""
     shown = [one for one in results if one.rows]
     # In one order, whatever that of the page is, because the mean is cached.
@@ -34,13 +34,13 @@ def _shown(dataset: Dataset, results: Iterable[MethodResult]) -> list[MethodResu
     return [*shown, *([mean] if mean else [])]
 
 
-def _panel(evidence: Evidence) -> list[tuple[str, MethodResult]]:
+def _panel(evidence: Evidence) -> list[tuple[str, RenderingsResult]]:
     """Returns (name, result) of each model, named and ordered as on the page, and of the mean."""
-    names = {one: model.name for model, one in evidence.models_with(MethodResult)}
+    names = {one: model.name for model, one in evidence.models_with(RenderingsResult)}
     return [(names.get(one, one.name), one) for one in _shown(evidence.dataset, names)]
 
 
-class MethodFlags(Flags, frozen=True, kw_only=True):
+class RenderingsFlags(Flags, frozen=True, kw_only=True):
     """The draws and renderings of `in9 method`, and the dataset to compare with."""
 
     replicates: int | None = None
@@ -48,16 +48,16 @@ class MethodFlags(Flags, frozen=True, kw_only=True):
     against: str | None = None
 
 
-class MethodParts(Parts[MethodFlags]):
-    flags = MethodFlags
-    tables = (METHOD,)
+class RenderingsParts(Parts[RenderingsFlags]):
+    flags = RenderingsFlags
+    tables = (RENDERINGS_TABLE,)
     figures = ("method",)
 
     panels = (
         Panel(
             id="method",
             place=4,
-            template="method/panel.html",
+            template="renderings/panel.html",
             title="Method",
             make=lambda evidence, _: _panel(evidence),
             answers="How BG-Gap changes with how pictures are made",
@@ -70,14 +70,14 @@ class MethodParts(Parts[MethodFlags]):
     @override
     def plan(
         self,
-        flags: MethodFlags,
+        flags: RenderingsFlags,
         evaluation: Evaluation,
         config: DatasetConfig,
         taxonomy: Taxonomy,
     ) -> PlannedAnalysis | None:
         if flags.command != "method":
             return None
-        from pipeline.analyses.method.stage import PlannedMethod, method_config
+        from pipeline.analyses.renderings.stage import PlannedRenderings, renderings_config
 
         refuse_first(
             {
@@ -94,10 +94,10 @@ class MethodParts(Parts[MethodFlags]):
             }
         )
         try:
-            work = PlannedMethod(
+            work = PlannedRenderings(
                 evaluation,
                 taxonomy,
-                method_config(config.compose, flags.replicates, flags.renderings),
+                renderings_config(config.compose, flags.replicates, flags.renderings),
             )
         except ValueError as error:
             raise UsageError(str(error)) from error
@@ -129,14 +129,14 @@ class MethodParts(Parts[MethodFlags]):
 
     @override
     def find(self, dataset: Dataset) -> Found:
-        return Found(*read_method(dataset))
+        return Found(*read_renderings(dataset))
 
     @override
     def write(self, dataset: Dataset, columns: Sequence[str]) -> None:
-        store, results = dataset.store, _shown(dataset, read_method(dataset)[0])
-        if not results and not store.exists(f"results/{METHOD.name}.csv"):
+        store, results = dataset.store, _shown(dataset, read_renderings(dataset)[0])
+        if not results and not store.exists(f"results/{RENDERINGS_TABLE.name}.csv"):
             return
-        METHOD.write(
+        RENDERINGS_TABLE.write(
             store,
             (
                 [
@@ -167,7 +167,7 @@ class MethodParts(Parts[MethodFlags]):
 
     @override
     def lines(self, dataset: Dataset, work: PlannedAnalysis | None) -> Iterator[str]:
-        results = _shown(dataset, read_method(dataset)[0]) if work else []
+        results = _shown(dataset, read_renderings(dataset)[0]) if work else []
         names = list(dict.fromkeys(name for one in results for name in one.headline))
         if names:
             yield aligned(
@@ -188,4 +188,4 @@ class MethodParts(Parts[MethodFlags]):
         yield from filter(None, (one.against_text for one in results))
 
 
-PARTS = MethodParts()
+PARTS = RenderingsParts()

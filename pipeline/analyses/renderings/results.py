@@ -1,4 +1,4 @@
-"""Results of the method: BG-Gap in each rendering.
+"""Results of the renderings: BG-Gap in each of them.
 
 results/<model>/method/<split>-NNNNN.parquet   predictions in all renderings
 results/<model>/method.json                    the model, and its rows
@@ -41,7 +41,7 @@ HOLES = ("all", "small", "medium", "large")
 """All pictures, and thirds of them by the share that the background's box covers."""
 
 
-class MethodRow(Struct, frozen=True, kw_only=True):
+class RenderingRow(Struct, frozen=True, kw_only=True):
     """A rendering, on all pictures or on a third of them.
 
     The difference is that of the gap from the paper's method on the same pairs, and for `AGAINST`
@@ -131,18 +131,18 @@ class MethodRow(Struct, frozen=True, kw_only=True):
         return estimate_of(self.difference, self.difference_low, self.difference_high)
 
 
-class MethodResult(PicturesResult, frozen=True, kw_only=True):
+class RenderingsResult(PicturesResult, frozen=True, kw_only=True):
     """method.json: BG-Gap of a model in all renderings."""
 
-    rows: tuple[MethodRow, ...]
+    rows: tuple[RenderingRow, ...]
 
     @property
-    def own_rows(self) -> tuple[MethodRow, ...]:
+    def own_rows(self) -> tuple[RenderingRow, ...]:
         """The rows of the dataset's own pictures, without `--against`."""
         return tuple(row for row in self.rows if row.rendering not in GAPS[1:])
 
     @property
-    def headline(self) -> dict[str, MethodRow]:
+    def headline(self) -> dict[str, RenderingRow]:
         """By title, each rendering's row on all pictures, under the first label rule."""
         return {
             row.title: row
@@ -165,9 +165,9 @@ class MethodResult(PicturesResult, frozen=True, kw_only=True):
         )
 
 
-METHOD = Table(
+RENDERINGS_TABLE = Table(
     "method",
-    (OfModel, MethodRow, RunColumns),
+    (OfModel, RenderingRow, RunColumns),
     "BG-Gap of a model, or of the mean of all, in a rendering, with two-way intervals: "
     "[method](method.md)",
 )
@@ -178,13 +178,17 @@ def stored_pairs(dataset: Dataset) -> tuple[str, ...]:
     return tuple(name for name in dataset.variants if base_of(name) in PAIRS)
 
 
-def read_method(dataset: Dataset) -> tuple[list[MethodResult], list[str]]:
+def read_renderings(dataset: Dataset) -> tuple[list[RenderingsResult], list[str]]:
     """Reads method.json of all models: (results on the present pictures, names of other models)."""
-    return read_current_results(dataset, "method", MethodResult, lambda _: stored_pairs(dataset))
+    return read_current_results(
+        dataset, "method", RenderingsResult, lambda _: stored_pairs(dataset)
+    )
 
 
 @functools.lru_cache(maxsize=1)
-def mean_of_models(dataset: Dataset, results: tuple[MethodResult, ...]) -> MethodResult | None:
+def mean_of_models(
+    dataset: Dataset, results: tuple[RenderingsResult, ...]
+) -> RenderingsResult | None:
     """Computes the mean of all models; the table, the page and the closing lines of a job need it.
 
     Its intervals are over images alone: the models are those that were chosen, not a sample.
@@ -211,7 +215,7 @@ def mean_of_models(dataset: Dataset, results: tuple[MethodResult, ...]) -> Metho
     except (FileNotFoundError, KeyError, ValueError, JobError):
         return None  # Predictions are missing, or a file is damaged.
     return pick(
-        MethodResult,
+        RenderingsResult,
         results[0],
         model=f"mean of {len(models)} models",
         label=UNSET,
@@ -227,7 +231,7 @@ def method_rows(
     replicates: int,
     renderings: Mapping[str, str],
     keys: Iterable[str] | None = None,
-) -> Iterator[MethodRow]:
+) -> Iterator[RenderingRow]:
     """Compares the renderings of the same pictures, by stored predictions.
 
     Args:
@@ -314,7 +318,7 @@ def method_rows(
                 "p_adjusted": [None, *holm(p_value(estimates, spread)[1, 1:]).tolist()],
             }
             for position, (name, of) in enumerate(renderings.items()):
-                yield MethodRow(
+                yield RenderingRow(
                     label_rule=rule,
                     rendering=name,
                     of=of,

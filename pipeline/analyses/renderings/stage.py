@@ -1,4 +1,4 @@
-"""The stage of the method: predicts both mixed variants in all renderings, for the same pairs.
+"""The stage of the renderings: predicts both mixed variants in all renderings, for the same pairs.
 
 Renderings that the dataset does not store are composed while they are read
 (`pipeline.generate.composed`), in the order and batches of a stored shard. Predictions of the
@@ -11,10 +11,10 @@ from collections.abc import Generator, Sequence
 import pyarrow as pa
 from typing_extensions import override
 
-from pipeline.analyses.method.results import (
+from pipeline.analyses.renderings.results import (
     HOLES,
     PAIRS,
-    MethodResult,
+    RenderingsResult,
     method_rows,
     stored_pairs,
 )
@@ -32,7 +32,7 @@ from transforms.renderings import AGAINST, COMMON, PAPER_RENDERING, RENDERINGS
 from transforms.variants import name_of, parse_name, select_variants, with_rendering
 
 
-def method_config(
+def renderings_config(
     config: ComposeConfig, replicates: int | None, renderings: Sequence[str]
 ) -> ComposeConfig:
     """Returns how a dataset would compose `PAIRS` in all renderings.
@@ -56,7 +56,7 @@ def method_config(
     )
 
 
-class MethodShards(PredictShards):
+class RenderingsShards(PredictShards):
     """Predictions of a model on output shards, in all renderings."""
 
     _dataset: ComposedDataset
@@ -82,7 +82,7 @@ class MethodShards(PredictShards):
 
 
 @dataclasses.dataclass(eq=False)
-class PlannedMethod(PlannedAnalysis):
+class PlannedRenderings(PlannedAnalysis):
     """The stage that measures BG-Gap in all renderings.
 
     Attributes:
@@ -115,9 +115,9 @@ class PlannedMethod(PlannedAnalysis):
         )
 
     @override
-    def for_model(self, dataset: Dataset, run: ModelRun) -> MethodShards:
+    def for_model(self, dataset: Dataset, run: ModelRun) -> RenderingsShards:
         composed = self.composed(dataset)
-        return MethodShards(composed, pick(ModelRun, run, variants=composed.variants))
+        return RenderingsShards(composed, pick(ModelRun, run, variants=composed.variants))
 
     @override
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
@@ -138,7 +138,7 @@ class PlannedMethod(PlannedAnalysis):
             store,
             result_file(run.folder, "method"),
             pick(
-                MethodResult,
+                RenderingsResult,
                 run,
                 of=split_fingerprint(dataset, self.evaluation.split, stored_pairs(dataset)),
                 rows=tuple(rows),

@@ -1,11 +1,12 @@
-"""The method: how BG-Gap changes with how the pictures are rendered."""
+"""The analysis of renderings: how BG-Gap changes with how the pictures are rendered."""
 
 from pipeline.analyses.analysis import Analysis, Command
-from pipeline.runtime.flag_types import RENDERINGS, Flag, count, section
+from pipeline.runtime.flag_types import RENDERINGS as RENDERINGS_FLAG
+from pipeline.runtime.flag_types import Flag, count, section
 
-METHOD = Analysis(
+RENDERINGS = Analysis(
     name="method",
-    implementation="pipeline.analyses.method.parts:PARTS",
+    implementation="pipeline.analyses.renderings.parts:PARTS",
     command=Command(
         "measure how BG-Gap depends on the fill of the hole and on the foreground's edge",
         "in9 method --dataset out --models resnet50",
@@ -17,7 +18,7 @@ METHOD = Analysis(
             "method",
             ("method",),
             Flag("--replicates", "K", "number of draws (default: the dataset's)", type=count),
-            RENDERINGS,
+            RENDERINGS_FLAG,
             Flag("--against", "DIR", "dataset to compare with, on the images that both have"),
         ),
     ),
