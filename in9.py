@@ -62,7 +62,7 @@ def evaluate_model(
     *,
     name: str,
     outputs: str | None = None,
-    preprocessing: Mapping[str, Any] | None = None,
+    preprocessing: Mapping[str, object] | None = None,
     batch_size: int | None = None,
     store: bool = False,
 ) -> EvaluatedModel:
@@ -113,7 +113,7 @@ def evaluate_model(
     )
 
 
-def generate_dataset(output: str | os.PathLike[str], **flags: Any) -> DatasetReader:
+def generate_dataset(output: str | os.PathLike[str], **flags: object) -> DatasetReader:
     """Makes a dataset, or the missing part of it, like `in9 generate`; returns it.
 
     Args:
@@ -132,7 +132,7 @@ def generate_dataset(output: str | os.PathLike[str], **flags: Any) -> DatasetRea
 
 
 def import_released(
-    output: str | os.PathLike[str], *, source: str | os.PathLike[str], **flags: Any
+    output: str | os.PathLike[str], *, source: str | os.PathLike[str], **flags: object
 ) -> DatasetReader:
     """Turns data in the released layout into a dataset, like `in9 import`; returns it.
 

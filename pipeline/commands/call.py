@@ -53,6 +53,9 @@ if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
 
 
+Predict = Callable[[NDArray[np.uint8]], Any]
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class EvaluatedModel:
     """The figures of a model; in a notebook, it shows the headline.
@@ -80,7 +83,7 @@ class EvaluatedModel:
         return gap.estimate if gap else None
 
     @property
-    def tables(self) -> dict[str, list[dict[str, Any]]]:
+    def tables(self) -> dict[str, list[dict[str, object]]]:
         """The rows that the model has in each table, by the table's name."""
         return {one.name: one.lines(rows_of_models(one, [self.summary])) for one in TABLES}
 
@@ -124,11 +127,11 @@ class EvaluatedModel:
 
 def evaluate_model(
     dataset: str | os.PathLike[str] | DatasetReader,
-    predict: Callable[[NDArray[np.uint8]], Any] | torch.nn.Module,
+    predict: Predict | torch.nn.Module,
     *,
     name: str,
     outputs: str | None = None,
-    preprocessing: Mapping[str, Any] | None = None,
+    preprocessing: Mapping[str, object] | None = None,
     batch_size: int | None = None,
     store: bool = False,
 ) -> EvaluatedModel:
@@ -237,7 +240,7 @@ def _evaluate(
 
 
 def _ask_all(
-    predict: Callable[[NDArray[np.uint8]], Any],
+    predict: Predict,
     outputs: str | None,
     dataset: Dataset,
     evaluation: Evaluation,
@@ -259,7 +262,7 @@ def _ask_all(
 
 
 def _ask(
-    predict: Callable[[NDArray[np.uint8]], Any],
+    predict: Predict,
     outputs: str | None,
     taxonomy: Taxonomy,
     pixels: NDArray[np.uint8],
@@ -366,7 +369,7 @@ def _torch_as_by_default(gpu: int) -> Iterator[None]:
 @contextlib.contextmanager
 def _on_device(
     module: torch.nn.Module,
-    preprocessing: Mapping[str, Any],
+    preprocessing: Mapping[str, object],
     dataset: Dataset,
     evaluation: Evaluation,
 ) -> Iterator[tuple[ModelIdentity, Predictor]]:

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import apache_beam as beam
 import msgspec
@@ -296,7 +296,7 @@ class Generate(beam.PTransform):
       UsageError: an argument is wrong; nothing has been written then.
     """
 
-    def __init__(self, output: str | os.PathLike[str], **flags: Any) -> None:
+    def __init__(self, output: str | os.PathLike[str], **flags: object) -> None:
         super().__init__()
         self.flags = {**flags, "output": os.fspath(output)}
         arguments = parse_flags("generate", self.flags)
@@ -339,7 +339,7 @@ class Evaluate(beam.PTransform):
       UsageError: an argument is wrong; nothing has been written then.
     """
 
-    def __init__(self, dataset: str | os.PathLike[str] | Generate, **flags: Any) -> None:
+    def __init__(self, dataset: str | os.PathLike[str] | Generate, **flags: object) -> None:
         super().__init__()
         self._follows = isinstance(dataset, Generate)
         if isinstance(dataset, Generate):
@@ -374,7 +374,7 @@ class Evaluate(beam.PTransform):
         return MainJob(ending, self._taxonomy, self._pictures).build(start)
 
 
-def parse_flags(command: str, flags: Mapping[str, Any]) -> argparse.Namespace:
+def parse_flags(command: str, flags: Mapping[str, object]) -> argparse.Namespace:
     """Parses flags that are given by name.
 
     Raises:

@@ -112,8 +112,6 @@ def size_category(samples: int) -> str:
 
 def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
     config = manifest.config
-    total = sum(counts["selected"] for counts in manifest.images.values())
-    variants = config.compose.composed
     versions = ", ".join(f"{name} {version}" for name, version in manifest.libraries.items())
     sheet = datasheet(manifest, markdown)
     lines = [
@@ -130,22 +128,7 @@ def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
         "",
         "## Composition",
         "",
-        f"{total} {manifest.counted_noun} in each variant.",
-        "",
-        *_table(["variant", "what it shows"], [[f"`{n}`", _describe(n)] for n in variants]),
-        "",
-        *_table(
-            ["split", "listed", "accepted", "rejected", "in the dataset"],
-            [
-                [
-                    markdown(split),
-                    *(counts[n] for n in ("listed", "accepted", "rejected", "selected")),
-                ]
-                for split, counts in manifest.images.items()
-            ],
-        ),
-        "",
-        *_classes(manifest, taxonomy),
+        *_composition(manifest, taxonomy),
         "",
         "## Columns",
         "",
@@ -190,6 +173,28 @@ def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _composition(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:
+    """Lists the variants, and counts the images of each split and class."""
+    counted = ("listed", "accepted", "rejected", "selected")
+    variants = manifest.config.compose.composed
+    total = sum(counts["selected"] for counts in manifest.images.values())
+    return [
+        f"{total} {manifest.counted_noun} in each variant.",
+        "",
+        *_table(["variant", "what it shows"], [[f"`{n}`", _describe(n)] for n in variants]),
+        "",
+        *_table(
+            ["split", *counted[:3], "in the dataset"],
+            [
+                [markdown(split), *(counts[name] for name in counted)]
+                for split, counts in manifest.images.items()
+            ],
+        ),
+        "",
+        *_classes(manifest, taxonomy),
+    ]
 
 
 def _front_matter(manifest: Manifest) -> list[str]:

@@ -5,7 +5,7 @@ variant, backed by these files. Paths are relative to the metadata, so that a da
 as a whole.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -15,6 +15,10 @@ from pipeline.dataset.sinks import SAMPLE_FIELDS
 from pipeline.storage.state_files import json_bytes
 from pipeline.storage.store import FileDigest
 from transforms.taxonomy import Taxonomy
+
+T = TypeVar("T")
+Json = dict[str, Any]
+"""An object of the metadata."""
 
 _TYPES = {"string": "sc:Text", "int64": "sc:Integer", "int32": "sc:Integer", "double": "sc:Float"}
 # [0-9-of]+ matches 00000-of-00008.
@@ -81,7 +85,7 @@ def file_metadata(file: FileDigest, manifest: Manifest, cite: str) -> bytes:
     return json_bytes({**content, "distribution": [_file(file)]})
 
 
-def _content(manifest: Manifest, name: str, text: str, licence: str, cite: str) -> dict[str, Any]:
+def _content(manifest: Manifest, name: str, text: str, licence: str, cite: str) -> Json:
     """Returns metadata without files and record sets, in the form that `mlcroissant` writes.
 
     A list of one value is that value, and what is empty is left out.
@@ -118,11 +122,11 @@ def _content(manifest: Manifest, name: str, text: str, licence: str, cite: str) 
     }
 
 
-def _unboxed(values: list[Any]) -> Any:
+def _unboxed(values: list[T]) -> T | list[T]:
     return values[0] if len(values) == 1 else values
 
 
-def _classes(taxonomy: Taxonomy) -> dict[str, Any]:
+def _classes(taxonomy: Taxonomy) -> Json:
     """Returns the record set of the superclasses, whose rows are in the metadata itself."""
     return {
         "@type": "cr:RecordSet",
@@ -141,7 +145,7 @@ def _classes(taxonomy: Taxonomy) -> dict[str, Any]:
     }
 
 
-def _files(manifest: Manifest, variant: str) -> list[dict[str, Any]]:
+def _files(manifest: Manifest, variant: str) -> list[Json]:
     """Returns a variant's files with their checksums, and the set that they form."""
     folder = f"parquet/{variant}/"
     files = [_file(file) for file in manifest.files if file.path.startswith(folder)]
@@ -156,7 +160,7 @@ def _files(manifest: Manifest, variant: str) -> list[dict[str, Any]]:
     return [*files, file_set]
 
 
-def _file(file: FileDigest) -> dict[str, Any]:
+def _file(file: FileDigest) -> Json:
     """Returns a Parquet file with its checksum."""
     return {
         "@type": "cr:FileObject",
@@ -173,10 +177,10 @@ def _file_set(variant: str) -> str:
     return f"files-{variant}"
 
 
-def _record_set(variant: str, description: str) -> dict[str, Any]:
+def _record_set(variant: str, description: str) -> Json:
     file_set_source = {"fileSet": {"@id": _file_set(variant)}}
 
-    def field(name: str, kind: str, text: str, source: dict[str, Any], **options: Any) -> Any:
+    def field(name: str, kind: str, text: str, source: Json, **options: object) -> Json:
         return {
             "@type": "cr:Field",
             "@id": f"{variant}/{name}",
@@ -187,8 +191,8 @@ def _record_set(variant: str, description: str) -> dict[str, Any]:
             **options,
         }
 
-    def column(name: str, kind: str, *transforms: dict[str, str], **options: Any) -> Any:
-        column_source: dict[str, Any] = {**file_set_source, "extract": {"column": name}}
+    def column(name: str, kind: str, *transforms: dict[str, str], **options: object) -> Json:
+        column_source: Json = {**file_set_source, "extract": {"column": name}}
         if transforms:
             column_source["transform"] = _unboxed([*transforms])
         return field(name, kind, COLUMNS[name], column_source, **options)

@@ -12,14 +12,14 @@ import abc
 import dataclasses
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import pyarrow as pa
 from msgspec import UNSET, Struct, to_builtins
 
 from pipeline.dataset.config import EVALUATE_VERSION
 from pipeline.dataset.folder import Dataset, Holdout, selected_rows
-from pipeline.dataset.records import read_metadata
+from pipeline.dataset.records import Row, read_metadata
 from pipeline.errors import UsageError, escaped_line, escaped_texts
 from pipeline.evaluate.predictions import evaluated_variants
 from pipeline.evaluate.results import EvaluationSettings, ModelRun, RunSettings, Trained, pick
@@ -138,7 +138,7 @@ class Evaluation:
         if self.predict.eval_input != "stored":
             raise UsageError(f"{why}; leave --eval_input {self.predict.eval_input} out")
 
-    def rows(self, dataset: Dataset, shard: int | None = None) -> list[dict[str, Any]]:
+    def rows(self, dataset: Dataset, shard: int | None = None) -> list[Row]:
         """Returns the index rows of the tested images, in one output shard or in all shards."""
         return selected_rows(dataset, self.split, Holdout(self.holdout), shard)
 

@@ -320,7 +320,7 @@ def _parse_result(store: Store, path: str, kind: type[_R]) -> _R:
     return result
 
 
-def write_result(store: Store, path: str, content: Any) -> bool:
+def write_result(store: Store, path: str, content: object) -> bool:
     """Writes the JSON file of a result, its text escaped; returns whether it has changed."""
     return store.update(path, json_bytes(escaped_texts(to_builtins(content))))
 

@@ -6,7 +6,7 @@ all tables.
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
 import msgspec
 
@@ -68,7 +68,7 @@ class Table:
         """
         store.update(f"results/{self.name}.csv", csv_bytes(self.columns, self.lines(rows)))
 
-    def lines(self, rows: Iterable[Iterable[msgspec.Struct]]) -> list[dict[str, Any]]:
+    def lines(self, rows: Iterable[Iterable[msgspec.Struct]]) -> list[dict[str, object]]:
         """Returns the columns of each row, by name; the argument is that of `write`."""
         columns = self.columns
         return [

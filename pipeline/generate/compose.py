@@ -6,7 +6,6 @@ import contextlib
 import operator
 import tempfile
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import pyarrow as pa
@@ -15,6 +14,7 @@ from pipeline.dataset.records import (
     ACCEPTED,
     RECORD_SCHEMA,
     ImageRow,
+    Row,
     count_sources,
     index_file,
     read_image_rows,
@@ -135,7 +135,7 @@ class ComposeShard(JobStep):
 
     def _select(
         self, images: list[ImageRow], plan: Plan, scenes: DrawnScenes | None
-    ) -> tuple[list[dict[str, Any]], dict[str, SelectedImage]]:
+    ) -> tuple[list[Row], dict[str, SelectedImage]]:
         """Returns (the rows of the shard's index, the selected images by key)."""
         segment = self.config.segment
         label = None if segment.keeps_image_whole else segment.describe_segmenter().label
@@ -150,7 +150,7 @@ class ComposeShard(JobStep):
         }
         rows, selected = [], {}
         for row in images:
-            columns: dict[str, Any] = {**vars(row), "selected": False, "segmenter": label}
+            columns: Row = {**vars(row), "selected": False, "segmenter": label}
             if row.status == ACCEPTED and row.key in backgrounds:
                 own = backgrounds[row.key]
                 selected[row.key] = SelectedImage(row, planned[row.key], own)
@@ -163,7 +163,7 @@ class ComposeShard(JobStep):
         return rows, selected
 
     def _fingerprint(
-        self, output: OutputShard, rows: list[dict[str, Any]], selected: dict[str, SelectedImage]
+        self, output: OutputShard, rows: list[Row], selected: dict[str, SelectedImage]
     ) -> str:
         """Identifies everything that the files of a shard depend on.
 

@@ -16,7 +16,6 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import apache_beam as beam
 
@@ -220,7 +219,7 @@ class ListSplits(JobStep):
     """
 
     @timed("list")
-    def process(self, _: Any) -> Iterable[SourceShard]:
+    def process(self, _: object) -> Iterable[SourceShard]:
         job = self.job
         splits = {}
         for layout in job.layouts:
@@ -384,5 +383,5 @@ class Commit(beam.PTransform):
         )
 
 
-def _nothing(_: Any) -> None:
+def _nothing(_: object) -> None:
     return None

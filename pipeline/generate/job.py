@@ -1,7 +1,7 @@
 """The job that makes a dataset: its input, its settings and its folder."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
 
 import apache_beam as beam
 
@@ -44,7 +44,7 @@ class GenerateJob:
     previous: dict[str, ShardCounts]
     source: str = ""
     reshard: bool = False
-    guarded: dict[str, Any] | None = None
+    guarded: Mapping[str, object] | None = None
     masks: str | None = None
     exclude: str | None = None
     include: str | None = None

@@ -15,7 +15,6 @@ import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pipeline.dataset.config import SEGMENT_VERSION, DatasetConfig
 from pipeline.dataset.records import (
@@ -162,7 +161,7 @@ One shard is always allowed, unless none of the dataset's images is in the input
 
 
 def check_rebuild(
-    stages: Mapping[str, Any],
+    stages: Mapping[str, object],
     shards: Sequence[ListedShard],
     config: DatasetConfig,
     staging: Staging,

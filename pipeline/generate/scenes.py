@@ -10,7 +10,7 @@ import functools
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyarrow as pa
 
@@ -18,6 +18,7 @@ from pipeline.dataset.config import ComposeConfig, SegmentConfig
 from pipeline.dataset.records import (
     ACCEPTED,
     Record,
+    Row,
     Staging,
     read_rows,
 )
@@ -194,7 +195,7 @@ def examine_scenes(
     return SceneTable(folder, record, tuple(sorted(statuses.items())))
 
 
-def _examine(scenes: Scenes, cutter: Cutter) -> Iterator[dict[str, Any]]:
+def _examine(scenes: Scenes, cutter: Cutter) -> Iterator[Row]:
     """Yields the rows of the table of scenes.
 
     Among usable files of the same key, the one with the lowest path is accepted.

@@ -8,14 +8,13 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.dataset.folder import sample_digests
-from pipeline.dataset.records import ACCEPTED, ImageRow, Record, ShardCounts, layer_tar
+from pipeline.dataset.records import ACCEPTED, ImageRow, Record, Row, ShardCounts, layer_tar
 from pipeline.errors import JobError
 from pipeline.generate.scenes import SceneTable
 from pipeline.inputs.packed import Packed
@@ -172,7 +171,7 @@ class OutputShard:
     selected: dict[int, int] = dataclasses.field(default_factory=dict)
     of_sample: int = 0
 
-    def with_result(self, index: Record, rows: list[dict[str, Any]], images: int) -> OutputShard:
+    def with_result(self, index: Record, rows: list[Row], images: int) -> OutputShard:
         """Returns the shard as it leaves Compose, which found or made its files.
 
         Raises:

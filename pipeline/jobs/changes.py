@@ -6,14 +6,14 @@ Data flow: two states -> changes of images, changes of results, their causes -> 
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.parts import Changed
 from pipeline.dataset.card import markdown
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import Manifest
-from pipeline.dataset.records import ACCEPTED, index_file, layer_record, read_rows
+from pipeline.dataset.records import ACCEPTED, Row, index_file, layer_record, read_rows
 from pipeline.errors import counted
 from transforms.variants import EXTERNAL, MIXED, with_replicates
 
@@ -170,9 +170,7 @@ def _read_digests(dataset: Dataset, files: list[str]) -> dict[_Image, str]:
     return {image: row[column] for image, row in _read(dataset, files, ["key", column])}
 
 
-def _read(
-    dataset: Dataset, files: list[str], columns: list[str]
-) -> Iterator[tuple[_Image, dict[str, Any]]]:
+def _read(dataset: Dataset, files: list[str], columns: list[str]) -> Iterator[tuple[_Image, Row]]:
     """Yields rows with their image or object."""
     times = Counter[str]()
     for file in files:

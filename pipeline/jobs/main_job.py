@@ -13,7 +13,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Concatenate, ParamSpec
+from typing import Concatenate, ParamSpec
 
 import apache_beam as beam
 
@@ -31,6 +31,7 @@ from pipeline.report.write import write_results
 from pipeline.runtime.lock import (
     DATASET_LOCK,
     TABLES_LOCK,
+    Owner,
     Renewal,
     acquire,
     is_held,
@@ -72,10 +73,10 @@ class JobSummary:
     is_detached: bool = False
     gate: Gate | None = None
 
-    def summary(self, dataset: Dataset) -> dict[str, Any]:
+    def summary(self, dataset: Dataset) -> dict[str, object]:
         """Returns the summary: figures of the dataset, and what each analysis adds."""
         manifest = dataset.manifest
-        content: dict[str, Any] = {
+        content: dict[str, object] = {
             "command": self.command,
             "dataset": manifest.fingerprint,
             "changed": manifest.fingerprint != self.before,
@@ -113,7 +114,7 @@ def finish_job(dataset: str, ending: JobSummary) -> str:
     return dataset
 
 
-def _summary_line(summary: Mapping[str, Any]) -> str:
+def _summary_line(summary: Mapping[str, object]) -> str:
     """Formats the line that monitoring looks for."""
     return f"in9 summary: {json.dumps(summary, sort_keys=True)}"
 
@@ -182,7 +183,7 @@ class MainJob:
         return dataset | "End" >> _step(finish_job, self.ending)
 
 
-def _begin(start: Any, progress: Progress) -> Any:
+def _begin(start: object, progress: Progress) -> object:
     """Leaves a note by which the launcher knows that workers have begun; passes an element on."""
     progress.store.write(f"{progress.folder}/begin/job.1", b"")
     return start
@@ -234,10 +235,10 @@ class TakeLock(beam.DoFn):
     """
 
     store: Store
-    owner: Mapping[str, Any]
+    owner: Owner
     seen: list[str | None]
 
-    def process(self, element: Any) -> Iterator[Any]:
+    def process(self, element: object) -> Iterator[object]:
         # A runner may repeat this step. The job then holds the lock already, and its later steps
         # may have changed the manifest, so nothing is checked.
         store, job = self.store, self.store.job

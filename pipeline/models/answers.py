@@ -47,6 +47,8 @@ _TABLES = (".csv", ".json", ".jsonl", ".parquet")
 _EXAMPLES = 3
 _WHOLE = re.compile(r"-?\d+(\.0*)?")
 
+Values = NDArray[Any]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GivenAnswers:
@@ -63,9 +65,9 @@ class GivenAnswers:
     num_outputs: int
     sha256: str
     positions: Mapping[str, Mapping[str, int]]
-    values: NDArray[Any]
+    values: Values
 
-    def on(self, variant: str, keys: Sequence[str]) -> NDArray[Any]:
+    def on(self, variant: str, keys: Sequence[str]) -> Values:
         """Returns the answers to n pictures, shaped as `values`.
 
         A missing answer is `NO_ANSWER`, or scores that are all -infinity.
@@ -95,7 +97,7 @@ class AnswersWriter:
         self._digest = hashlib.sha256()
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
 
-    def add(self, variant: str, keys: Sequence[str], answers: NDArray[Any]) -> None:
+    def add(self, variant: str, keys: Sequence[str], answers: Values) -> None:
         """Adds the answers to n pictures of a variant.
 
         Args:

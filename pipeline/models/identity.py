@@ -74,7 +74,7 @@ class Preprocessing:
     @classmethod
     def from_settings(
         cls,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, object],
         *,
         num_outputs: int,
         where: str,

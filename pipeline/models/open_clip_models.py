@@ -13,7 +13,7 @@ import functools
 import glob
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -152,19 +152,8 @@ class OpenClip(Source):
         head = _kept_head(digest, functools.partial(_head, spec, model, tokenizer, prompts))
         module = ZeroShot(model.visual, head)
         del model
-        size = preprocess["size"]
-        settings = {
-            "input_size": int(size if isinstance(size, int) else size[0]),
-            "mean": preprocess["mean"],
-            "std": preprocess["std"],
-            "interpolation": preprocess["interpolation"],
-            "crop_pct": 1.0,
-            "crop_mode": {"squash": "squash", "longest": "border"}.get(
-                preprocess["resize_mode"], "center"
-            ),
-        }
         return measured_model(
-            settings,
+            _settings(preprocess),
             where=spec,
             taxonomy=taxonomy,
             name=spec,
@@ -219,6 +208,17 @@ class OpenClip(Source):
         import open_clip
 
         return [f"{_PREFIX}{name}:{tag}" for name, tag in open_clip.list_pretrained()]
+
+
+def _settings(preprocess: Mapping[str, Any]) -> dict[str, object]:
+    """Returns open_clip's preprocessing under the names of timm."""
+    size, mode = preprocess["size"], preprocess["resize_mode"]
+    return {
+        **{name: preprocess[name] for name in ("mean", "std", "interpolation")},
+        "input_size": int(size if isinstance(size, int) else size[0]),
+        "crop_pct": 1.0,
+        "crop_mode": {"squash": "squash", "longest": "border"}.get(mode, "center"),
+    }
 
 
 def _parse(spec: str) -> tuple[str, str | None]:

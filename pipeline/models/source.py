@@ -90,7 +90,7 @@ def loaded_model(
 
 
 def measured_model(
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     *,
     where: str,
     taxonomy: Taxonomy,

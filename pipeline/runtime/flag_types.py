@@ -3,7 +3,7 @@
 import argparse
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from transforms.limits import MAX_STATED
 
@@ -24,8 +24,8 @@ class Flag(NamedTuple):
     name: str
     metavar: str
     help: str
-    default: Any = None
-    type: Callable[[str], Any] = given
+    default: object = None
+    type: Callable[[str], object] = given
     choices: tuple[str, ...] | None = None
     nargs: str | None = None
     const: object = None

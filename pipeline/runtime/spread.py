@@ -63,7 +63,7 @@ class Answer(NamedTuple):
       error: the error to raise, of a class that can be unpickled.
     """
 
-    outputs: Sequence[Any] = ()
+    outputs: Sequence[object] = ()
     counters: Mapping[str, int] = {}
     records: Sequence[logging.LogRecord] = ()
     error: Exception | None = None
@@ -135,7 +135,7 @@ class _Deal(beam.DoFn):
     step: beam.DoFn
     card: Callable[[Any], int] | None
 
-    def process(self, group: tuple[None, Iterable[Any]]) -> Iterator[Any]:
+    def process(self, group: tuple[None, Iterable[object]]) -> Iterator[object]:
         assert _engine is not None
         token, step, code = uuid.uuid4().hex, pickle.dumps(self.step), _CODE | imported_digests
         path = [*map(os.path.abspath, filter(None, os.getenv("PYTHONPATH", "").split(os.pathsep)))]

@@ -12,7 +12,6 @@ import dataclasses
 import io
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -228,7 +227,7 @@ class _TrainingRun:
         text += f"; {self._learner.device.type}, {plan.precision}"
         return text + (f"; resuming after epoch {done} of {plan.epochs}" if done else "")
 
-    def _write(self, epochs: int, rows: list[dict[str, Any]]) -> None:
+    def _write(self, epochs: int, rows: list[dict[str, object]]) -> None:
         """Writes the model, the log and then the state.
 
         The state is written last, because an epoch counts as complete as soon as the state includes

@@ -5,7 +5,7 @@ import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from typing import IO, Any
+from typing import IO
 
 import msgspec
 import numpy as np
@@ -193,7 +193,7 @@ class TrainPlan:
         parts += [f"holdout{self.holdout:g}"] if self.holdout else []
         return "-".join([*parts, f"seed{self.seed}"])
 
-    def identity(self, dataset: Dataset) -> dict[str, Any]:
+    def identity(self, dataset: Dataset) -> dict[str, object]:
         """Returns the settings and the dataset's fingerprint, as JSON-serialisable values.
 
         They decide the trained weights on a given machine.
@@ -203,7 +203,7 @@ class TrainPlan:
         return {**kept, "dataset": dataset.manifest.fingerprint}
 
 
-def check_same(stored: Mapping[str, Any], requested: Mapping[str, Any], folder: str) -> None:
+def check_same(stored: Mapping[str, object], requested: Mapping[str, object], folder: str) -> None:
     """Raises UsageError if a folder holds another training than the requested one.
 
     Args:

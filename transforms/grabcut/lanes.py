@@ -20,11 +20,19 @@ The functions take flat arrays of a padded grid with `stride` nodes in a row, an
 bounds: `node` must not lie in the padding, and planes must be `SLACK` longer than the grid.
 """
 
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from llvmlite import ir
+from llvmlite.ir import IRBuilder, Value
 from numba.core import cgutils, types
+from numba.core.base import BaseContext as Target
+from numba.core.types import Array, Type
+from numba.core.typing import Context, Signature
 from numba.extending import intrinsic
+
+Values = Sequence[Value]
+Emitted = tuple[Signature, Callable[[Target, IRBuilder, Signature, Values], Value]]
+"""The types of an intrinsic, and the function that emits its code."""
 
 SLACK = 8
 """Number of extra elements at the end of a plane. They are needed because the three neighbours of
@@ -35,32 +43,36 @@ _SHORT = ir.IntType(16)
 _WORD = ir.IntType(32)
 
 
-def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+def _address(
+    context: Target, builder: IRBuilder, array_type: Array, array: Value, index: Value
+) -> Value:
     data = context.make_array(array_type)(context, builder, array).data
     return builder.gep(data, [index])
 
 
-def _load(builder: Any, address: Any, element: ir.IntType, count: int) -> Any:
+def _load(builder: IRBuilder, address: Value, element: ir.IntType, count: int) -> Value:
     vector = builder.load(builder.bitcast(address, ir.VectorType(element, count).as_pointer()))
     vector.align = element.width // 8
     return vector
 
 
-def _constant(element: ir.IntType, values: list[int]) -> Any:
+def _constant(element: ir.IntType, values: list[int]) -> Value:
     return ir.Constant(ir.VectorType(element, len(values)), values)
 
 
-def _shuffle(builder: Any, first: Any, second: Any, lanes: list[int]) -> Any:
+def _shuffle(builder: IRBuilder, first: Value, second: Value, lanes: list[int]) -> Value:
     return builder.shuffle_vector(first, second, _constant(ir.IntType(32), lanes))
 
 
-def _broadcast(builder: Any, value: Any, count: int) -> Any:
+def _broadcast(builder: IRBuilder, value: Value, count: int) -> Value:
     vector = ir.VectorType(value.type, count)
     single = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
     return _shuffle(builder, single, ir.Constant(vector, ir.Undefined), [0] * count)
 
 
-def _around(context: Any, builder: Any, plane_type: Any, plane: Any, node: Any, stride: Any) -> Any:
+def _around(
+    context: Target, builder: IRBuilder, plane_type: Array, plane: Value, node: Value, stride: Value
+) -> Value:
     """Loads the eight neighbours' values from a plane, in the order of the directions."""
     element = context.get_data_type(plane_type.dtype)
     one = node.type(1)
@@ -77,85 +89,89 @@ def _around(context: Any, builder: Any, plane_type: Any, plane: Any, node: Any, 
     return _shuffle(builder, upper, lower, [0, 1, 2, 3, 4, 8, 9, 10])
 
 
-def _equal(builder: Any, values: Any, value: Any) -> Any:
+def _equal(builder: IRBuilder, values: Value, value: Value) -> Value:
     return builder.icmp_unsigned("==", values, _broadcast(builder, value, 8))
 
 
-def _mask(builder: Any, lanes: Any) -> Any:
+def _mask(builder: IRBuilder, lanes: Value) -> Value:
     """Packs eight truth values into the bits of an integer."""
     return builder.zext(builder.bitcast(lanes, _BITS), ir.IntType(64))
 
 
-def _byte(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+def _byte(
+    context: Target, builder: IRBuilder, array_type: Array, array: Value, index: Value
+) -> Value:
     return builder.load(_address(context, builder, array_type, array, index))
 
 
 @intrinsic
-def open_arcs(typing: Any, residual: Any, node: Any) -> Any:
+def open_arcs(_: Context, residual: Type, node: Type) -> Emitted:
     """Returns a bit mask of the arcs of a node that have capacity left.
 
     Arguments: residual int32[8 * nodes], node int64. Returns int64.
     """
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        residual, node = arguments
+    def emit(context: Target, builder: IRBuilder, signature: Signature, values: Values) -> Value:
+        residual, node = values
         first = builder.mul(node, node.type(8))
         address = _address(context, builder, signature.args[0], residual, first)
         capacities = _load(builder, address, _WORD, 8)
         return _mask(builder, builder.icmp_unsigned("!=", capacities, _constant(_WORD, [0] * 8)))
 
-    return types.int64(residual, types.int64), generate
+    return types.int64(residual, types.int64), emit
 
 
 @intrinsic
-def open_arcs_to(typing: Any, is_open: Any, level: Any, node: Any, stride: Any, value: Any) -> Any:
+def open_arcs_to(
+    _: Context, is_open: Type, level: Type, node: Type, stride: Type, value: Type
+) -> Emitted:
     """Returns a bit mask of the open arcs that lead to a neighbour at the level `value`.
 
     Arguments: is_open uint8[nodes], level uint16[nodes], node int64, stride int64, value uint16.
     Returns int64.
     """
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        is_open, level, node, stride, value = arguments
+    def emit(context: Target, builder: IRBuilder, signature: Signature, values: Values) -> Value:
+        is_open, level, node, stride, value = values
         arcs = _byte(context, builder, signature.args[0], is_open, node)
         levels = _around(context, builder, signature.args[1], level, node, stride)
         mask = _mask(builder, _equal(builder, levels, value))
         return builder.and_(builder.zext(arcs, mask.type), mask)
 
-    return types.int64(is_open, level, types.int64, types.int64, types.uint16), generate
+    return types.int64(is_open, level, types.int64, types.int64, types.uint16), emit
 
 
 @intrinsic
 def open_arcs_from(
-    typing: Any, is_open: Any, level: Any, node: Any, stride: Any, value: Any
-) -> Any:
+    _: Context, is_open: Type, level: Type, node: Type, stride: Type, value: Type
+) -> Emitted:
     """Returns a bit mask of the neighbours at the level `value` that have an open arc to the node.
 
     Arguments: is_open uint8[nodes], level uint16[nodes], node int64, stride int64, value uint16.
     Returns int64.
     """
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        is_open, level, node, stride, value = arguments
+    def emit(context: Target, builder: IRBuilder, signature: Signature, values: Values) -> Value:
+        is_open, level, node, stride, value = values
         arcs = _around(context, builder, signature.args[0], is_open, node, stride)
         arcs = builder.and_(arcs, _constant(_BITS, [1 << 7 - k for k in range(8)]))
         arcs = builder.icmp_unsigned("!=", arcs, _constant(_BITS, [0] * 8))
         levels = _around(context, builder, signature.args[1], level, node, stride)
         return _mask(builder, builder.and_(arcs, _equal(builder, levels, value)))
 
-    return types.int64(is_open, level, types.int64, types.int64, types.uint16), generate
+    return types.int64(is_open, level, types.int64, types.int64, types.uint16), emit
 
 
 @intrinsic
-def lowest_open_arcs(typing: Any, is_open: Any, level: Any, node: Any, stride: Any) -> Any:
+def lowest_open_arcs(_: Context, is_open: Type, level: Type, node: Type, stride: Type) -> Emitted:
     """Returns the lowest level that open arcs lead to, and which arcs lead there.
 
     Arguments: is_open uint8[nodes], level uint16[nodes], node int64, stride int64.
     Returns int64: 256 times the level, which is 65535 without open arcs, plus the arcs' bit mask.
     """
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        is_open, level, node, stride = arguments
+    def emit(context: Target, builder: IRBuilder, signature: Signature, values: Values) -> Value:
+        is_open, level, node, stride = values
         arcs = _byte(context, builder, signature.args[0], is_open, node)
         arcs = builder.bitcast(arcs, ir.VectorType(ir.IntType(1), 8))
         levels = _around(context, builder, signature.args[1], level, node, stride)
@@ -167,30 +183,30 @@ def lowest_open_arcs(typing: Any, is_open: Any, level: Any, node: Any, stride: A
         mask = _mask(builder, _equal(builder, levels, lowest))
         return builder.or_(builder.shl(builder.zext(lowest, mask.type), mask.type(8)), mask)
 
-    return types.int64(is_open, level, types.int64, types.int64), generate
+    return types.int64(is_open, level, types.int64, types.int64), emit
 
 
 @intrinsic
-def neighbours_pointing_here(typing: Any, direction: Any, node: Any, stride: Any) -> Any:
+def neighbours_pointing_here(_: Context, direction: Type, node: Type, stride: Type) -> Emitted:
     """Returns a bit mask of the neighbours whose direction leads to this node.
 
     Arguments: direction uint8[nodes], node int64, stride int64. Returns int64.
     """
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        direction, node, stride = arguments
+    def emit(context: Target, builder: IRBuilder, signature: Signature, values: Values) -> Value:
+        direction, node, stride = values
         values = _around(context, builder, signature.args[0], direction, node, stride)
         opposite = _constant(_BITS, [7, 6, 5, 4, 3, 2, 1, 0])
         return _mask(builder, builder.icmp_unsigned("==", values, opposite))
 
-    return types.int64(direction, types.int64, types.int64), generate
+    return types.int64(direction, types.int64, types.int64), emit
 
 
 @intrinsic
-def lowest_bit(typing: Any, mask: Any) -> Any:
+def lowest_bit(_: Context, mask: Type) -> Emitted:
     """Returns the index of the lowest set bit of an int64; any number for 0: int64."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.cttz(arguments[0], ir.IntType(1)(0))
+    def emit(context: Target, builder: IRBuilder, signature: Signature, values: Values) -> Value:
+        return builder.cttz(values[0], ir.IntType(1)(0))
 
-    return types.int64(types.int64), generate
+    return types.int64(types.int64), emit

@@ -5,14 +5,17 @@ remaining factor. `exp_below_zero` rounds to a whole number by adding 1.5 * 2^52
 whole number in the low bits. So no compiler flag may allow its sums to be reordered.
 """
 
-from typing import Any
-
 import numpy as np
 from llvmlite import ir
+from llvmlite.ir import IRBuilder, Value
 from numba.core import types
+from numba.core.base import BaseContext as Target
+from numba.core.types import Type
+from numba.core.typing import Context, Signature
 from numba.extending import intrinsic
 
 from transforms.grabcut.compilation import contracting
+from transforms.grabcut.lanes import Emitted, Values
 
 _LOG2_E = 1.4426950408889634
 # ln 2 as the sum of two numbers. The first has few bits, so that whole * _LN2_HIGH is exact; the
@@ -29,23 +32,23 @@ _ONE_LESS_SQRT_HALF = np.int64(0x3FF0000000000000 - 0x3FE6A09E667F3BCD)
 
 
 @intrinsic
-def _bits_of(typing: Any, value: Any) -> Any:
+def _bits_of(_: Context, value: Type) -> Emitted:
     """Returns the bits of a float64 as int64."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.IntType(64))
+    def emit(_: Target, builder: IRBuilder, __: Signature, values: Values) -> Value:
+        return builder.bitcast(values[0], ir.IntType(64))
 
-    return types.int64(types.float64), generate
+    return types.int64(types.float64), emit
 
 
 @intrinsic
-def _of_bits(typing: Any, bits: Any) -> Any:
+def _of_bits(_: Context, bits: Type) -> Emitted:
     """Returns the float64 with these bits."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.DoubleType())
+    def emit(_: Target, builder: IRBuilder, __: Signature, values: Values) -> Value:
+        return builder.bitcast(values[0], ir.DoubleType())
 
-    return types.float64(types.int64), generate
+    return types.float64(types.int64), emit
 
 
 @contracting

@@ -8,7 +8,7 @@ import dataclasses
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline.analyses.evaluation.patterns import PATTERNS, Pattern, VersionAnswer, patterns_of
 from pipeline.dataset.folder import Dataset
+from pipeline.dataset.records import Row
 from pipeline.dataset.sinks import Sample
 from pipeline.display.panel import Budget, Panel, data_uri, find_samples
 from pipeline.evaluate.evidence import Evidence, ModelResults
@@ -129,7 +130,7 @@ def _current(variants: Sequence[str], model: Evaluated) -> pa.Array:
 
 def read_predictions_of(
     dataset: Dataset, split: str, model: Evaluated, keys: Sequence[str]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
     """Reads a model's predictions on some images, by all label rules.
 
     Versions whose predictions are incomplete or outdated are left out.

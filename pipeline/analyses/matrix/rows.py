@@ -143,22 +143,10 @@ def make_plan(
             f"--in9l {in9l.store.root} is not an IN-9L dataset; make one with: in9 generate "
             "--selection in9l"
         )
-    splits = dataset.manifest.config.split
     if not 0 <= share < 1:
         raise UsageError(f"--holdout must be a fraction, at least 0 and less than 1: got {share:g}")
     test_split = split or dataset.manifest.config.eval_split
-    trained_split = train_split or (test_split if share else "train")
-    if share and trained_split != test_split:
-        raise UsageError(
-            f"--holdout divides one split, {test_split}: leave out --train_split {trained_split}, "
-            "or --holdout"
-        )
-    if trained_split not in splits and train_split is None:
-        raise UsageError(
-            f"the dataset has no split train, but {', '.join(splits)}: add --holdout 0.5, which "
-            "trains on one half of the images and tests on the other, or make it with "
-            "in9 generate --split train,val"
-        )
+    trained_split = _choose_train_split(dataset, train_split, test_split, share)
     for opened in (dataset, in9l) if in9l else (dataset,):
         available = opened.manifest.config.split
         for flag, name in (("--train_split", trained_split), ("--eval_split", test_split)):
@@ -185,6 +173,24 @@ def make_plan(
         seed=seed,
         allow_overlap=allow_overlap,
     )
+
+
+def _choose_train_split(dataset: Dataset, given: str | None, test_split: str, share: float) -> str:
+    """Returns the split to train on, which without `--train_split` depends on `--holdout`."""
+    splits = dataset.manifest.config.split
+    chosen = given or (test_split if share else "train")
+    if share and chosen != test_split:
+        raise UsageError(
+            f"--holdout divides one split, {test_split}: leave out --train_split {chosen}, "
+            "or --holdout"
+        )
+    if chosen not in splits and given is None:
+        raise UsageError(
+            f"the dataset has no split train, but {', '.join(splits)}: add --holdout 0.5, which "
+            "trains on one half of the images and tests on the other, or make it with "
+            "in9 generate --split train,val"
+        )
+    return chosen
 
 
 class ProbeScorer:
