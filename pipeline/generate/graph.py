@@ -255,7 +255,7 @@ _MAKE = timed("list")(ListedShard.packed)
 
 
 class IdentifySources(JobStep):
-    """Listed SourceShard of a recipe -> the same shard, whose pictures are there, or known to lack.
+    """Listed SourceShard of a recipe -> the shard, its pictures found, or known to be missing.
 
     Pictures are identified by their MD5. Only a picture with another MD5 is decoded: if it gives
     the recipe's layers, it is the same picture in another file.

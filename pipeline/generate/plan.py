@@ -163,6 +163,13 @@ class PlannedImage:
 class Plan:
     """The n accepted images of a split.
 
+    >>> images = {"key": ["cat_1", "cat_2", "dog_1"], "label": [0, 0, 1], "by_key": [0, 1, 2]}
+    >>> hashes = pa.array([7, 8, 9], pa.uint64())
+    >>> table = pa.table({**images, "selected": [True, False, True], "hash": hashes})
+    >>> plan = Plan.from_table(table, ComposeConfig())
+    >>> plan.rows, plan.pool.members  # cat_1 and dog_1, by their labels.
+    (array([0, 2]), {0: array([0]), 1: array([1])})
+
     Attributes:
       table: n rows in order of the source shards, with the columns of `_schema` (`tar` is the
         current path of the tar of layers), `selected`, `no_background`, `hash`, and `group_number`

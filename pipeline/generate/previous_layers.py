@@ -45,6 +45,14 @@ class Survey:
     If it `may_read`, and the shard has a record, images that are not known are read, to see
     whether the layers are up to date. Without a record, they are read only once, when they are cut.
 
+    >>> from pipeline.generate.shard_elements import SplitTotals
+    >>> totals = SplitTotals("val", ShardCounts(4, 2), listed=1, outside=0, other_files=0)
+    >>> image = SourceImage("cat_3", "/data/val/cat/cat_3.jpg", "cat/cat_3.jpg", "cat", 0)
+    >>> staging = Staging(Store.at("dataset"), ".in9/staging/layers")
+    >>> survey = Survey(staging, DatasetConfig(), SourceShard(totals, 0, (image,)))
+    >>> survey.path, survey.digests, survey.record  # The image was never read.
+    ('layers/val-00000.parquet', [None], None)
+
     Attributes:
       path: final path of the shard's record.
       images: images of the shard, in order of `by_content`.
