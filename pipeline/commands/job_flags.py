@@ -165,9 +165,6 @@ def analyses_from_flags(
 
     Returns:
       The plans by name of their analysis, in order; none for `generate`.
-
-    Raises:
-      UsageError: a flag is wrong.
     """
     if arguments.command == "generate":
         return {}

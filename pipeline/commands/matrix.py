@@ -57,18 +57,7 @@ class MatrixFlags(TrainingFlags, frozen=True, kw_only=True):
 
 
 def run_matrix(arguments: argparse.Namespace) -> int:
-    """Runs `in9 matrix`.
-
-    Args:
-      arguments: the parsed arguments.
-
-    Returns:
-      The exit code.
-
-    Raises:
-      UsageError: wrong usage or unreadable input, or a model was trained on test images.
-      JobError: training or testing failed.
-    """
+    """Runs `in9 matrix`; returns the exit code."""
     flags = flags_as(MatrixFlags, arguments)
     if flags.probe:
         refuse_network_flags(arguments, _NETWORK_FLAGS)

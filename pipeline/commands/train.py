@@ -54,18 +54,7 @@ class TrainFlags(TrainingFlags, frozen=True, kw_only=True):
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    """Runs `in9 train`.
-
-    Args:
-      arguments: the parsed arguments.
-
-    Returns:
-      The exit code.
-
-    Raises:
-      UsageError: wrong usage or unreadable input.
-      ModelError, JobError: the training failed, or the network cannot be loaded.
-    """
+    """Runs `in9 train`; returns the exit code."""
     flags = flags_as(TrainFlags, arguments)
     if flags.probe:
         refuse_network_flags(arguments, _NETWORK_FLAGS)
@@ -167,11 +156,7 @@ def _fit_probe(flags: TrainFlags) -> str:
 def plan_from_flags(
     flags: TrainingFlags, *, arch: str, train_split: str, eval_split: str | None
 ) -> TrainPlan:
-    """Makes the plan of a training from flags.
-
-    Raises:
-      UsageError: a flag is wrong.
-    """
+    """Makes the plan of a training from flags."""
     device, precision = choose_device(flags)
     return TrainPlan(
         variant=flags.variant,

@@ -211,11 +211,6 @@ def gate_from_flags(
 ) -> Gate:
     """Makes a gate from flags, which are checked against the dataset.
 
-    Args:
-      store: the dataset folder.
-      variants: variants that the dataset has or will have.
-      evaluation: the models of the job; None for all that have results.
-
     Raises:
       UsageError: a condition is wrong or needs a variant that the dataset lacks, or `--baseline` is
         missing or names no model.

@@ -201,9 +201,7 @@ def dry_run(job: GenerateJob, plans: Mapping[str, PlannedAnalysis], workers: int
     """Prints what a job would do.
 
     Args:
-      job: the job that would make the dataset.
       plans: the `PlannedAnalysis`s that would run models, by name of their analysis.
-      workers: number of workers that would run at the same time.
 
     Raises:
       UsageError, OSError: the input cannot be used; the job would raise the same error.

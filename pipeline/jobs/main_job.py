@@ -53,12 +53,9 @@ class JobSummary:
     """What the last step of a job needs, to write the summary and to clean up.
 
     Attributes:
-      command: name of the command.
-      store: the dataset folder, which gets the summary.
       progress: the progress notes of the job, which the last step removes if it is detached.
       before: fingerprint of the dataset before the job; None if there was none.
       plans: what the job's models do, by analysis, in order.
-      has_lock: whether the graph holds the dataset's lock.
       is_detached: whether no process waits for the job. Then only the job itself can remove its
         progress notes, and fail if a condition holds.
       gate: what the models are judged by; None if the job does not evaluate models.
@@ -141,7 +138,6 @@ class MainJob:
       job: the job that makes the dataset; None if the dataset exists.
       lock: the step that takes the dataset's lock, unless the launcher holds it; None if the job
         makes no dataset.
-      publishing: where the dataset is published; None if it is not published.
     """
 
     ending: JobSummary

@@ -185,11 +185,7 @@ class WorkerFlags(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_gpu(flags: WorkerFlags, options: PipelineOptions) -> None:
-    """Checks `--gpu` against the other flags of a job for Dataflow.
-
-    Raises:
-      UsageError: the flags do not fit together.
-    """
+    """Checks `--gpu` against the other flags of a job for Dataflow."""
     if not flags.gpu:
         if flags.device == "cuda":
             raise UsageError("--gpu TYPE is required for a GPU on Dataflow, such as nvidia-l4")
