@@ -44,8 +44,7 @@ class BrokenPictureError(JobError):
 def plain(error: Exception) -> Exception:
     """Returns an error with the same message, of a class that can be pickled.
 
-    That is UsageError or JobError for an error of ours, and RuntimeError, which names the kind, for
-    any other.
+    UsageError and JobError keep their class; any other becomes a RuntimeError that names its class.
     """
     if isinstance(error, UsageError | JobError):
         return (UsageError if isinstance(error, UsageError) else JobError)(str(error))

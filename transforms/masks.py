@@ -309,7 +309,7 @@ def decode_runs(runs: bytes, side: int) -> Mask:
       (S, S) bool, True on the foreground.
 
     Raises:
-      MaskError: the bytes are no run lengths of S * S pixels.
+      MaskError: the bytes are not run lengths of S * S pixels.
     """
     number, rest = divmod(len(runs), 4)
     planes = np.frombuffer(runs, np.uint8, 4 * number).reshape(4, -1)

@@ -61,7 +61,7 @@ def flag_of(word: str) -> str:
 
 
 def refuse_near_misses(flag: str, own: Iterable[Flag]) -> None:
-    """Refuses a misspelt flag of ours, without the slow import of Beam to ask for its flags.
+    """Refuses a misspelt flag of this project without importing Beam, which is slow.
 
     Raises:
       UsageError: the flag is a misspelling; the message names the flag that was meant.

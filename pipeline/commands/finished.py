@@ -199,7 +199,7 @@ def _check(dataset: Dataset, target: Store, *, is_ours: bool) -> None:
 
 @contextlib.contextmanager
 def _single_file(path: str) -> Iterator[tuple[Store, str]]:
-    """Opens the folder of a file to write, which gets no work folder unless it had one.
+    """Opens the folder of a file to write, without leaving a new work folder in it.
 
     Yields:
       (the folder, name of the file in it).

@@ -68,7 +68,7 @@ def choose_device(flags: TrainingFlags) -> tuple[str, str]:
     """Returns (device, precision); `auto` becomes the best choice for this machine.
 
     Raises:
-      UsageError: the flags ask for a GPU that is not there, or for a precision that the device
+      UsageError: the flags ask for a GPU that is missing, or for a precision that the device
         lacks.
     """
     check_device(flags.device, "train")

@@ -300,7 +300,7 @@ class Dataset:
 
 
 def _no_dataset(store: Store) -> str:
-    """Says why a path is no dataset, and which command makes one from it."""
+    """Says why a path is not a dataset, and which command makes one from it."""
     is_archive = not {".tar", ".tgz"}.isdisjoint(PurePath(store.root).suffixes)
     if store.has_folder("original/val") or (is_archive and store.exists("")):
         return (

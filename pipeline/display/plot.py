@@ -141,7 +141,7 @@ def rows_figure(
       series: up to `len(MODELS)` models, each with a value for one row or more.
       counts: number of images of each row, written beside it; empty to write none.
       signed: whether the values are differences: the axis is as long as these, with a line at 0.
-      paired: whether the bounds of a value are no interval, but the value itself and another one,
+      paired: whether the bounds of a value are not an interval, but itself and another value,
         which gets a hollow marker.
     """
     with styled():

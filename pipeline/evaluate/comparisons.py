@@ -353,7 +353,7 @@ def read_rows(dataset: Dataset, table: Table, kind: type[_Row]) -> list[_Row]:
 
 
 def mark_best(summaries: Iterable[Summary], compared: Iterable[ComparisonRow]) -> list[Summary]:
-    """Marks the accuracies that cannot be told from the best one on the same images.
+    """Marks the accuracies that do not differ measurably from the best on the same images.
 
     These are the highest accuracy, and those whose difference from it is known and not significant.
     The differences are adjusted for all pairs, so it does not matter that the best one was

@@ -189,7 +189,7 @@ class ComposedDataset(Dataset):
         composer = Composer(dataset.manifest.config.compose, (name,), find_variants([entry]))
         source = LayerSource(
             dataset.store,
-            # Layers are read and never cut, so any segmenter does; a custom one may not be there.
+            # Layers are read and never cut, so any segmenter will do; a custom one may be missing.
             Cutter(SegmentConfig(segmenter="box")),
             filled=filled_bases([name]),
         )

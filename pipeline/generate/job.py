@@ -33,7 +33,7 @@ class GenerateJob:
       exclude, include: absolute paths of lists of images; None without such a list.
       scenes: absolute path of the folder of scenes; None without `--backgrounds`.
       recipe: the recipe to make the dataset from; None to segment.
-      allow_partial: whether a dataset is made from the recipe if pictures are not there.
+      allow_partial: whether a dataset is made from the recipe if pictures are missing.
     """
 
     config: DatasetConfig

@@ -106,14 +106,14 @@ def row_group(path: str, sha256: str, number: int) -> pa.Table:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecipeImage(SourceImage):
-    """An image of a recipe. `path` is empty if its picture is not there, or is not needed.
+    """An image of a recipe. `path` is empty if its picture is missing or not needed.
 
     Attributes:
       source_digest: its column in the record; `md5` is its `source_md5`.
       place: where its rows are in the recipe: row group, number of the first, number of rows.
       status: `accepted` if any row is, else that of the first row.
       files: the pictures of the input that have its key.
-      lacks: why its picture is not there, a `Reason`; else "".
+      lacks: why its picture is missing, a `Reason`; else "".
     """
 
     source_digest: str
@@ -125,7 +125,7 @@ class RecipeImage(SourceImage):
 
     @property
     def digest(self) -> str:
-        """The source digest, another one if the picture is not there."""
+        """The source digest; a different one if the picture is missing."""
         return fingerprint(self.source_digest, self.lacks) if self.lacks else self.source_digest
 
     def found(self, is_its: Callable[[SourceImage, Self], bool]) -> Self:

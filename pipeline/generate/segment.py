@@ -147,7 +147,7 @@ class SegmentShard(JobStep):
         table = pa.Table.from_pylist(list(map(vars, rows)), RECORD_SCHEMA)
         tally.note()
         record = self.layers.write(found.path, table, cutter.identify_shard(digests), files)
-        if file is None:  # A tar that a recipe names is not there.
+        if file is None:  # A tar that a recipe names is missing.
             record = dataclasses.replace(record, locations={found.path: record.path})
         return record, rows
 

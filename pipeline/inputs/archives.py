@@ -165,7 +165,7 @@ def members(path: str, inside: Member | None = None) -> Iterator[tuple[Member, R
       inside: a member that is an archive itself; if given, its files are yielded instead.
 
     Raises:
-      UsageError: the file is no archive, is incomplete, or is refused.
+      UsageError: the file is not an archive, is incomplete, or is refused.
     """
     name = path if inside is None else f"{path}/{inside.name}"
     start, length = (0, None) if inside is None else (inside.offset, inside.length)

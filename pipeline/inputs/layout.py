@@ -240,8 +240,8 @@ def list_images(
         whose keys have the lowest hashes are kept. None keeps all images.
 
     Returns:
-      The images of the taxonomy's classes, and those whose class nothing tells; counts: `outside`
-      for images of other classes, `other_files` for files that are no images; and the number of
+      The images of the taxonomy's classes, and those of unknown class; counts: `outside`
+      for images of other classes, `other_files` for files that are not images; and the number of
       images by class, before `limit`, where "" stands for no class, and for names beyond
       `MAX_NAMES`.
     """

@@ -141,7 +141,7 @@ def read_location(location: str) -> bytes:
 
 
 def changed(location: str) -> OSError:
-    """Returns the error for content that is not what its listing, or an earlier read, has told."""
+    """Returns the error for content that differs from its listing or from an earlier read."""
     return OSError(f"{shown(location)} has changed while it was read. Run the same command again")
 
 

@@ -31,7 +31,7 @@ class Packed(Sequence[T]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    # Neither slices nor negative numbers are supported; of slices, mypy tells.
+    # Neither slices nor negative numbers are supported; mypy refuses slices.
     @override
     def __getitem__(self, index: int) -> T:  # type: ignore[override]
         packed = self._data[self._ends[index] : self._ends[index + 1]]

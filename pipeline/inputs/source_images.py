@@ -44,8 +44,8 @@ class Content(NamedTuple):
       location: location of the content (`pipeline.inputs.location`).
       describe: function that returns a text about the bytes, which is stored, too; None for no
         text.
-      md5: hexadecimal MD5 of the content, if a listing has told it.
-      stamp: text that changes when the content does, if a listing has told it.
+      md5: hexadecimal MD5 of the content, if a listing gives it.
+      stamp: text that changes when the content does, if a listing gives it.
     """
 
     location: str
@@ -236,7 +236,7 @@ class SourceImage:
       is_excluded: whether `--exclude` or `--include` leaves the image out.
       mask: location of the mask; None if the image has no mask.
       mask_md5: hexadecimal MD5 of the mask, if the listing tells it.
-      fault: why nothing tells the class, if something should; else "".
+      fault: why the class is unknown, if it should be known; else "".
       group: name of a group of images that share a scene, so that no image of the group becomes the
         background of another; "" for no group.
     """

@@ -334,7 +334,7 @@ def _image_lines(split: str, changes: ImageChanges) -> Iterator[str]:
 
 
 def describe_list_change(old: object, new: object) -> str | None:
-    """Describes what a list gained and lost; None if a value is no list, or only the order differs.
+    """Describes what a list gained and lost; None if one is not a list, or only the order differs.
 
     >>> describe_list_change(("original", "no_fg"), ("original", "only_fg"))
     'adds only_fg and lacks no_fg'

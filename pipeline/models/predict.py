@@ -340,7 +340,7 @@ class Predictor:
                 results.append(run(*(array[start:end] for array in inputs)))
                 start = end
                 continue
-            except Exception as error:  # onnxruntime's are no RuntimeErrors.
+            except Exception as error:  # onnxruntime's are not RuntimeErrors.
                 if not is_out_of_memory(error):
                     raise
                 if end - start == 1:

@@ -315,7 +315,7 @@ def _images(
 
     Returns:
       (images in order of their stems; number of images that have no superclass, or a file in the
-      folder of another class; number of files that are no pictures or masks of the layout).
+      folder of another class; number of files that are not pictures or masks of the layout).
     """
     images: dict[str, ReleasedImage] = {}
     outside = set()

@@ -106,7 +106,7 @@ def mixed_stem(foreground: str, background: str | None) -> str:
 
 
 def parse_stem(name: str) -> tuple[str, str] | None:
-    """Parses a file name without suffix into (stem, wnid); None if it is no released name."""
+    """Parses a file name without suffix into (stem, wnid); None if it is not a released name."""
     match = _STEM.fullmatch(name)
     return (name, match[1]) if match else None
 

@@ -153,7 +153,7 @@ def _scheduler_address(text: str) -> str:
     """Returns the scheduler's address for a value of `--dask`.
 
     Raises:
-      UsageError: it is no address, or one where strangers could run code.
+      UsageError: it is not an address, or is one where strangers could run code.
     """
     place = text.removeprefix(_INSECURE)
     if place == "auto":

@@ -31,7 +31,7 @@ def job_of(options: PipelineOptions) -> dict[str, str]:
 
 
 def this_job() -> dict[str, str] | None:
-    """Returns the identity of this worker's Dataflow job; None if this is no Dataflow worker."""
+    """Returns the identity of this worker's Dataflow job; None if this is not a Dataflow worker."""
     options: Mapping[str, Any] = RuntimeValueProvider.runtime_options or {}
     return _job(options.get) if is_dataflow(options.get("runner")) else None
 

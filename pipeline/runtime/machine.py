@@ -140,7 +140,7 @@ def _numbers(file: Path) -> list[int]:
 
 
 def missing_to_compile(has_gpu: bool) -> str:
-    """Returns what `torch.compile` needs and this machine lacks; empty if there is all of it.
+    """Returns what `torch.compile` needs and this machine lacks; empty if it lacks nothing.
 
     Args:
       has_gpu: whether it would compile for a GPU, by Triton.

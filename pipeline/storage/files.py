@@ -261,7 +261,7 @@ class LocalFiles(Files):
         if names:
             stray = os.path.join(path, names[0])
             raise JobError(f"{stray} does not belong in {path}, which is a lock; remove it")
-        # An empty folder is no claim, but not every file system lets a rename replace it.
+        # An empty folder is not a claim, but not every file system lets a rename replace it.
         with contextlib.suppress(OSError):
             os.rmdir(path)
         return None

@@ -333,7 +333,7 @@ class Store:
         self.files.delete(self.writable_path(relative))
 
     def delete_all(self, paths: Iterable[str]) -> None:
-        """Removes files; a missing file is no error."""
+        """Removes files; a missing file is not an error."""
         self._for_each(self.delete, paths)
 
     def delete_tree(self, relative: str) -> None:

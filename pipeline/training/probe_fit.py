@@ -130,7 +130,7 @@ class Backbone:
         with torch.inference_mode():
             features, logits = headless(trial), network(trial)
             is_linear = isinstance(self.layer, torch.nn.Linear) and features.ndim == 2
-            # Weights of NaN are no reason to refuse: `features` says what is wrong.
+            # Weights of NaN are not refused here: `features` says what is wrong.
             if not is_linear or not torch.allclose(
                 self.layer(features), logits, atol=1e-3, equal_nan=True
             ):

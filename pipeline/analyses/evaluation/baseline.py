@@ -140,8 +140,9 @@ def open_results(flag: str, folder: str) -> tuple[Dataset, list[Evaluated]]:
 def with_results(dataset: Dataset, folders: Iterable[str]) -> tuple[Store, list[str]]:
     """Shows the models of other folders with those of a dataset, without copying their results.
 
-    A model whose name another one has, too, is told by its folder, unless that is the dataset's. If
-    their predictions have the same bytes, through a link or in a copy, they are one model.
+    A model that shares its name with another is named with its folder, unless that is the
+    dataset's. If their predictions have the same bytes, through a link or in a copy, they are one
+    model.
 
     Returns:
       (the dataset's folder with the results of the others; a line on each of the others).
