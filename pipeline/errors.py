@@ -104,9 +104,6 @@ def escaped(text: str, keep: str = "\n\t") -> str:
 
     >>> escaped("red\x1b[31m")
     'red\\x1b[31m'
-
-    Args:
-      keep: unprintable characters to leave as they are.
     """
     if text.isprintable():
         return text

@@ -160,9 +160,6 @@ class Parts(Generic[F]):
     def changes(self, before: Dataset, after: Dataset, causes: Sequence[str]) -> Changed | None:
         """Describes what differs between the results on two states of a dataset.
 
-        Args:
-          causes: why the datasets differ; empty if they do not.
-
         Returns:
           The changes; None if changes.md says nothing of the analysis.
         """

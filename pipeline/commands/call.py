@@ -319,9 +319,6 @@ def _torch_as_by_default(gpu: int) -> Iterator[None]:
     """Lets torch compute as in `in9 evaluate`, and leaves the process as it was.
 
     A training goes on bit for bit as without it.
-
-    Args:
-      gpu: index of the GPU to use, if there is one.
     """
     import torch
 

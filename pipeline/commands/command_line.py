@@ -29,11 +29,7 @@ our flag. All of Beam's flags are less similar to ours than that."""
 
 
 def check_rest(command: str, rest: Sequence[str]) -> None:
-    """Refuses words that are neither a command's own flags nor, if it runs a graph, flags of Beam.
-
-    Args:
-      rest: the words that the parser did not know.
-    """
+    """Refuses words that are neither the command's flags nor, if it runs a graph, Beam's."""
     own, (_, example, _, has_graph) = flags_of(command), COMMANDS[command]
     advice = f"; example: {example} (see: in9 {command} --help all)"
     for flag in (flag_of(word) for word in rest if word.startswith("--")):

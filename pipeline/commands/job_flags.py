@@ -58,11 +58,7 @@ _COLUMNS_NOTED = " --input_columns "
 
 
 class DatasetFlags(msgspec.Struct, frozen=True, kw_only=True):
-    """Flags of `run` and `generate` that say where the dataset lies, and what a run may change.
-
-    Attributes:
-      given: names of the flags that were given.
-    """
+    """Flags of `run` and `generate` that say where the dataset lies, and what a run may change."""
 
     given: tuple[str, ...]
     output: str
@@ -139,9 +135,6 @@ def evaluation_from_flags(
 
 def _labels(store: Store, models: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
     """Returns the label of each model that has one: the given one, or else the stored one.
-
-    Args:
-      given: label by name of the model, from flags.
 
     Raises:
       UsageError: tables already show another model by the name that a model would have in them.
@@ -319,11 +312,7 @@ def _recipe_config(
 
 
 def _check_input(input_flag: str | None, note: str, store: Store) -> None:
-    """Refuses to make a dataset of other images if `--input` or its columns seem to be forgotten.
-
-    Args:
-      note: what would be noted of the input.
-    """
+    """Refuses to make a dataset of other images if `--input` or its columns seem forgotten."""
     last_input = read_json(store, INPUT_NOTE, str) or ""
     last, now = (text.partition(_COLUMNS_NOTED)[0] for text in (last_input, note))
     refuse_first(

@@ -83,11 +83,7 @@ def choose_device(flags: TrainingFlags) -> tuple[str, str]:
 
 
 def refuse_network_flags(arguments: argparse.Namespace, names: Collection[str]) -> None:
-    """Refuses flags of `train --probe` or `matrix --probe` that a probe would ignore.
-
-    Args:
-      names: names of the flags that only the training of whole networks uses.
-    """
+    """Refuses flags of `train --probe` or `matrix --probe` that a probe would ignore."""
     for flag in flags_of(arguments.command):
         if flag.dest in names and getattr(arguments, flag.dest) != flag.default:
             raise UsageError(

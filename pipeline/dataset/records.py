@@ -76,11 +76,7 @@ class ShardCounts:
 
     @classmethod
     def for_images(cls, images: int, images_per_shard: int) -> Self:
-        """Chooses the counts from the number of images alone, never from the number of workers.
-
-        Args:
-          images_per_shard: approximate number of images in an output shard.
-        """
+        """Chooses the counts from the number of images alone, never from the number of workers."""
         output = max(1, min(round(images / images_per_shard), MAX_SOURCE_SHARDS))
         multiple = round(images / IMAGES_PER_SOURCE_SHARD / output)
         return cls(
@@ -332,9 +328,6 @@ class Staging:
 
     def find(self, record: str, fingerprint: str, *, need_files: bool = True) -> Record | None:
         """Finds a shard that is up to date, with all of its files.
-
-        Args:
-          record: final path of the shard's record.
 
         Returns:
           The record with its files' locations, None if the shard must be made. Because Commit may

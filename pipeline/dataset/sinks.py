@@ -70,11 +70,7 @@ because Hugging Face ignores the features in a schema if any of its columns is n
 
 
 def sample_schema(label_names: Sequence[str]) -> pa.Schema:
-    """Returns the Parquet schema; its metadata has Hugging Face's Image and ClassLabel features.
-
-    Args:
-      label_names: superclass names by label.
-    """
+    """Returns the Parquet schema; its metadata has Hugging Face's Image and ClassLabel features."""
     features: dict[str, Any] = {
         "key": {"dtype": "string", "_type": "Value"},
         "image": {"_type": "Image"},

@@ -139,11 +139,7 @@ def legend_below(figure: Figure, axes: Axes) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """A figure as files without date or version, so the same figure has the same bytes.
-
-    Attributes:
-      figure: the figure after layout.
-    """
+    """A figure as files without date or version, so the same figure has the same bytes."""
 
     svg: bytes
     figure: Figure

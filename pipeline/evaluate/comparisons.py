@@ -312,9 +312,6 @@ def compare_models(
 
     Any two models that were tested on the same images are compared in each quantity (accuracy on a
     variant, or BG-Gap) that both have predictions for. Pairs are in the order of the summaries.
-
-    Args:
-      compared: models with their predictions on the same images, from `read_contributions`.
     """
     for models in compared:
         if len(models.summaries) < 2:

@@ -59,9 +59,6 @@ class ShardPictures:
     """Pictures of a variant in an output shard: a `pipeline.models.loader.PictureSet`.
 
     Its rows have the columns key, label, fg_key and bg_key.
-
-    Attributes:
-      keys: keys of the images to take; None to take all images.
     """
 
     dataset: Dataset

@@ -97,9 +97,6 @@ def on_device(model: LoadedModel, evaluation: Evaluation, block: int = 0) -> Ite
 
     A model whose answers are in a file has no device.
 
-    Args:
-      block: number of the block, which decides the device.
-
     Raises:
       ModelError: there is no such device, or memory does not suffice for the model, or for what the
         block does with it.

@@ -370,9 +370,6 @@ def note_failures(
 ) -> None:
     """Records the models that failed in a stage, and forgets failures of those that succeeded.
 
-    Args:
-      succeeded: names and entries of the models that succeeded in the stage.
-
     Raises:
       JobError: another process has held the lock of the tables for a minute.
     """

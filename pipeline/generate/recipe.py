@@ -192,9 +192,6 @@ class Recipe:
     def check(self, file: Any, size: int) -> None:
         """Checks all but the rows, which are not read yet.
 
-        Args:
-          size: its size in bytes.
-
         Raises:
           ValueError: it says what no recipe may say.
         """

@@ -154,11 +154,7 @@ def check_masks(masks: str) -> None:
 
 
 def check_coco(feature: str) -> None:
-    """Raises UsageError if the library that reads COCO's masks is not installed.
-
-    Args:
-      feature: what needs the library, for the message.
-    """
+    """Raises UsageError if the library that reads COCO's masks is not installed."""
     if importlib.util.find_spec("pycocotools") is None:
         raise UsageError(f"{feature} needs pycocotools: pip install 'imagenet9-pipeline[coco]'")
 

@@ -208,9 +208,6 @@ def pack_sources(rows: list[ImageRow], source_of: Callable[[ImageRow], SourceIma
     """Packs the locations of the files that a source shard's accepted rows are cut from.
 
     The result is a compressed table with the columns of `SOURCE_SCHEMA`.
-
-    Args:
-      rows: rows of the shard's record, in order.
     """
     accepted = (source_of(row) for row in rows if row.status == ACCEPTED)
     files = (

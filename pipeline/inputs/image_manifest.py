@@ -151,9 +151,6 @@ def _find_table(root: str, split: str, column: str) -> str | None:
 def check_manifest(path: str, columns: Mapping[str, str]) -> None:
     """Checks the columns of a table.
 
-    Args:
-      columns: result of `named_columns`.
-
     Raises:
       UsageError: a column is missing, boxes are given in two ways, or the file is not a table.
     """

@@ -70,11 +70,7 @@ class InputFormat(abc.ABC):
 
 
 class FileFormat(InputFormat):
-    """Images in a few large files that are named after their split.
-
-    Attributes:
-      suffix: suffix of the files, such as `.tar`.
-    """
+    """Images in a few large files that are named after their split."""
 
     suffix: ClassVar[str]
 

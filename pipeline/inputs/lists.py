@@ -66,11 +66,7 @@ class KeyList:
 
 @dataclasses.dataclass(frozen=True)
 class KeyLists:
-    """The lists that leave images out.
-
-    Attributes:
-      include: the only images to keep; None to keep all.
-    """
+    """The lists that leave images out."""
 
     exclude: KeyList | None = None
     include: KeyList | None = None

@@ -85,11 +85,7 @@ class Checksums:
 
     @staticmethod
     def forget_others(store: Store, shards: Mapping[str, int]) -> None:
-        """Removes the memories of shards that a dataset does not have.
-
-        Args:
-          shards: number of source shards by split.
-        """
+        """Removes the memories of shards that a dataset does not have."""
         for path in list(store.walk(CHECKSUMS)):
             match = _MEMORY.fullmatch(path)
             if match and int(match["shard"]) >= shards.get(match["split"], 0):

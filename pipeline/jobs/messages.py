@@ -69,9 +69,6 @@ def describe_images(manifest: Manifest, *, may_advise: bool = True) -> list[str]
 
     The lines count accepted, rejected and selected images, with advice if too many were rejected. A
     line on `--backgrounds` follows.
-
-    Args:
-      may_advise: whether flags could change which images are accepted.
     """
     lines = notes_of(manifest)
     for split, images in manifest.images.items():
@@ -187,11 +184,7 @@ def describe_dataset(
 
 
 def describe_recipe(recipe: Manifest, dataset: Manifest, counters: Mapping[str, int]) -> list[str]:
-    """Compares a dataset with the one whose recipe it was made from.
-
-    Args:
-      recipe: manifest of the recipe's dataset.
-    """
+    """Compares a dataset with the one whose recipe it was made from."""
     lines = [
         f"{counted(counters[name], 'picture')} {text}"
         for name, text in _PICTURES.items()

@@ -204,11 +204,7 @@ class TimmNames(Source):
 
 
 def _refuse_file(spec: str, *, or_any: bool) -> None:
-    """Refuses an entry that is only a file name, going by its suffix, and says what to add.
-
-    Args:
-      or_any: whether to refuse existing files with any other suffix, too.
-    """
+    """Refuses an entry that is only a file name, going by its suffix, and says what to add."""
     ending = os.path.splitext(spec)[1]
     if ending == ".py":
         raise UsageError(

@@ -271,11 +271,7 @@ def class_prompts(taxonomy: Taxonomy) -> Prompts:
 
 
 def _kept_head(digest: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """Returns a head that was kept, or else computes it and keeps it if the folder permits.
-
-    Args:
-      digest: hexadecimal digits, of all that the head depends on.
-    """
+    """Returns a head that was kept, or else computes it and keeps it if the folder permits."""
     kept, file = Store(os.path.join(torch.hub.get_dir(), "in9")), f"{digest}.safetensors"
     with contextlib.suppress(Exception):  # A broken file is as good as none.
         return load(kept.read(file, None))["head"]

@@ -175,9 +175,6 @@ def check_fit(spec: str, taxonomy: Taxonomy, weights: str | None = None) -> None
 
     An entry passes if its number of outputs is only known from the weights.
 
-    Args:
-      spec: the entry, which `check_model` has accepted.
-
     Raises:
       UsageError: the number does not fit; the message says which numbers would.
     """

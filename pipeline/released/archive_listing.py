@@ -206,9 +206,6 @@ def read_listing(
 ) -> ReleasedArchive:
     """Sorts an archive's files into images, versions and shards.
 
-    Args:
-      source: the archive as the user named it, for messages.
-
     Raises:
       UsageError: the archive does not have the released layout, its pictures cannot be decoded or
         are not square, or a flag is out of range.

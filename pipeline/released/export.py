@@ -163,11 +163,7 @@ def note_file(split: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ExportPlan:
-    """What to export, and where to write it.
-
-    Attributes:
-      clashes: keys that share a released name, from `find_clashes`.
-    """
+    """What to export, and where to write it."""
 
     dataset: Dataset
     split: str

@@ -203,11 +203,7 @@ class NotRun:
 def find_not_run(
     evidence: Evidence, filled: Collection[str], checked: Sequence[CheckedClaim]
 ) -> tuple[NotRun, ...]:
-    """Lists the commands that would add to the page.
-
-    Args:
-      filled: ids of the sections with content.
-    """
+    """Lists the commands that would add to the page."""
     if not any(images["selected"] for images in evidence.dataset.manifest.images.values()):
         # No command says anything about a dataset without images.
         return ()
@@ -258,11 +254,7 @@ class Provenance:
 
 
 def make_provenance(evidence: Evidence, figures: Sequence[str]) -> Provenance:
-    """Collects the panel's content.
-
-    Args:
-      figures: paths of the figures that will lie beside the page, SVG and PDF.
-    """
+    """Collects the panel's content."""
     dataset = evidence.dataset
     rejections = [
         (reason, split, count)
@@ -332,11 +324,7 @@ _BETWEEN_WORDS = re.compile(r"(?<=[-_./:=,+@])(?=\w)")
 def render(
     evidence: Evidence, plots: Sequence[Plot], figures: Sequence[str], with_pictures: bool
 ) -> str:
-    """Renders the page; the same evidence gives the same text.
-
-    Args:
-      figures: paths of the figures' files beside the page, which it links.
-    """
+    """Renders the page; the same evidence gives the same text."""
     environment = _environment()
     script = environment.get_template("report/report.js").render()
     is_imagenet9 = evidence.dataset.is_imagenet9

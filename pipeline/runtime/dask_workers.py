@@ -44,9 +44,6 @@ _LOOPBACK = re.compile(r"localhost|::1|127(\.[0-9]+){3}")
 class DaskWorkers(Engine):
     """An engine of the workers of a Dask cluster.
 
-    Args:
-      address: value of `--dask`.
-
     Raises:
       UsageError: the address is wrong or unsafe; or, where the block begins, no scheduler answers.
     """

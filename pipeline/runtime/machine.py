@@ -140,11 +140,7 @@ def _numbers(file: Path) -> list[int]:
 
 
 def missing_to_compile(has_gpu: bool) -> str:
-    """Returns what `torch.compile` needs and this machine lacks; empty if it lacks nothing.
-
-    Args:
-      has_gpu: whether it would compile for a GPU, by Triton.
-    """
+    """Returns what `torch.compile` needs and this machine lacks; empty if it lacks nothing."""
     cpp = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     header = os.path.join(sysconfig.get_path("include"), "Python.h")
     for name, is_there in (

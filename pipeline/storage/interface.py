@@ -60,11 +60,7 @@ class PathClaim:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fence:
-    """A claim that a writer must hold while it writes; each writer has a claim of its own.
-
-    Attributes:
-      path: absolute path of the claim.
-    """
+    """A claim that a writer must hold while it writes; each writer has a claim of its own."""
 
     path: str
     token: str

@@ -165,9 +165,6 @@ class Locator:
 
     Numba's own locators choose the folder by the function's file alone, and require that it can be
     written, but here the folder may be part of a read-only container image.
-
-    Attributes:
-      folder: the folder of the code, which exists.
     """
 
     folder: ClassVar[Path]

@@ -226,9 +226,6 @@ def compare_accuracies(
 ) -> tuple[list[ModelChange], list[str]]:
     """Compares the accuracies of models in two states of a dataset.
 
-    Args:
-      dataset_causes: why the datasets differ; empty if they do not.
-
     Returns:
       (differences of each model that was evaluated in both states; names of the models that were
       evaluated only in the second).

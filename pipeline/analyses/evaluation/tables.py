@@ -80,9 +80,6 @@ def latex_tables(
 ) -> dict[str, str]:
     """Makes all tables.
 
-    Args:
-      columns: columns of the headline table: variants and `bg_gap`.
-
     Returns:
       LaTeX source by file name without `.tex`: `headline`, `decomposition` and
       `per_class_<variant>` under the first label rule, and `headline_<rule>` under each other rule.

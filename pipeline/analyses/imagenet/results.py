@@ -185,9 +185,6 @@ def describe_imagenet(
 
     Another line says why a model of this run was not measured. A model has no line if its outputs
     are not ImageNet's classes, or if only other weights of it were measured.
-
-    Args:
-      entries: entries of `--models` in this run, whose failures are listed.
     """
     measured = [
         f"ImageNet top-1, {one.title}: {100 * one.top1:.1f} % "
@@ -255,11 +252,7 @@ class TrendLine(Struct, frozen=True, kw_only=True):
 
 
 class Trend(Struct, frozen=True, kw_only=True):
-    """trend.json.
-
-    Attributes:
-      left_out: names of models that were run with other settings than most.
-    """
+    """trend.json."""
 
     dataset: str
     label_rule: str

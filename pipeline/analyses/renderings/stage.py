@@ -83,11 +83,7 @@ class RenderingsShards(PredictShards):
 
 @dataclasses.dataclass(eq=False)
 class PlannedRenderings(PlannedAnalysis):
-    """The stage that measures BG-Gap in all renderings.
-
-    Attributes:
-      share: share of the selected images that this dataset has, too.
-    """
+    """The stage that measures BG-Gap in all renderings."""
 
     stage = "method"
     refuses_overlap = True

@@ -151,11 +151,7 @@ def has_map(store: Store, path: str, fingerprint: str) -> bool:
 
 
 def measure_mass(store: Store, paths: Iterable[str], unit_of: Mapping[str, str]) -> Mass:
-    """Averages a model's measures over all images that have saliency, with a bootstrap interval.
-
-    Args:
-      unit_of: unit of resampling of each image, by key.
-    """
+    """Averages a model's measures over all images that have saliency, with a bootstrap interval."""
     table = pa.concat_tables([read_table(store, path) for path in paths])
     rows = [row for row in table.to_pylist() if row["mass_in_mask"] is not None]
     if not rows:

@@ -167,11 +167,7 @@ class PlannedSaliency(PlannedAnalysis):
 
 
 class SaliencyShards(AnalysisOfModel):
-    """Measures of a model's saliency on output shards, and maps of some images.
-
-    Args:
-      shown: images to draw maps of, as `shown_images` returns them.
-    """
+    """Measures of a model's saliency on output shards, and maps of some images."""
 
     def __init__(
         self,
