@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NoReturn, get_args, get_origin, get_type_hints
 
+import msgspec
 import pytest
 import torch
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -20,6 +21,7 @@ from PIL import Image
 from runs import ONE, ROOT, dataset_in, pictures_of, refusal, run_here, run_python
 
 import in9
+from pipeline.analyses import ANALYSES
 from pipeline.commands.cli import main
 from pipeline.commands.command_line import check_rest, find_command, refuse_near_misses
 from pipeline.commands.flags import flags_of
@@ -361,6 +363,33 @@ def test_a_manifest_of_another_kind_is_refused(
         assert "holds no finished dataset" in refusal(capsys, "verify", "--dataset", tmp_path)
     with pytest.raises(ValueError, match="made by a newer release: flags later are not known"):
         DatasetConfig.from_flags({**DatasetConfig().flags(), "later": 1})
+
+
+def flag_values() -> list[type[msgspec.Struct]]:
+    """Lists the types of frozen values that commands make from flags."""
+    for name in COMMANDS:
+        find_command(name)
+    for analysis in ANALYSES:
+        assert analysis.parts.flags
+    waiting, found = [msgspec.Struct], []
+    while waiting:
+        found += (subclasses := waiting.pop().__subclasses__())
+        waiting += subclasses
+    return [kind for kind in found if kind.__name__.endswith("Flags")]
+
+
+def test_fields_of_values_are_flags() -> None:
+    """Checks that no value has a field that no flag fills, and which would keep its default."""
+    parsed = {"command", "given"}
+    known = {flag.dest for command in COMMANDS for flag in flags_of(command)} | parsed
+    kinds = flag_values()
+    assert len(kinds) > 12
+    for kind in kinds:
+        fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+        assert set(fields) <= known, kind
+        # A field without a default is a flag of each command whose flags have the others.
+        needed = {name for name, field in fields.items() if field.required} - parsed
+        assert any(needed <= {one.dest for one in flags_of(command)} for command in COMMANDS), kind
 
 
 def test_flags_and_manifests_know_the_same_words() -> None:
