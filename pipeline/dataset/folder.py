@@ -153,7 +153,7 @@ class Dataset:
         """
         path = self._file(variant, split, shard)
         read = read_webdataset if path.endswith(".tar") else read_parquet
-        return self._whole(path, lambda store: read(store, path), lambda _: 1)
+        return self._whole(path, lambda store: read(store, path))
 
     def tables(
         self, split: str, shard: int, variant: str, columns: Sequence[str]
@@ -172,7 +172,6 @@ class Dataset:
         return self._whole(
             path,
             lambda store: read_tables(store, path, columns),
-            lambda table: int(table.num_rows),
             # For a few columns, an object is not downloaded whole.
             is_verified="image" in columns or not self.store.is_remote,
         )
@@ -181,7 +180,6 @@ class Dataset:
         self,
         path: str,
         read: Callable[[Store], Iterable[T]],
-        samples_of: Callable[[T], int],
         *,
         is_verified: bool = True,
     ) -> Generator[T, None, None]:
@@ -197,7 +195,7 @@ class Dataset:
         ):
             for piece in read(store):
                 yield piece
-                count += samples_of(piece)
+                count += len(piece) if isinstance(piece, pa.Table) else 1
             file = self._digests.get(path)
             # An empty tar has no file, so the manifest does not list it.
             listed = file.samples if file else 0

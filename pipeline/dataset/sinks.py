@@ -6,6 +6,7 @@ with a store from `Store.together`. All samples have the same fields in both for
 those of layers, have reproducible bytes and known offsets.
 """
 
+import abc
 import contextlib
 import dataclasses
 import hashlib
@@ -90,7 +91,7 @@ def sample_schema(label_names: Sequence[str]) -> pa.Schema:
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
-class Sink:
+class Sink(abc.ABC):
     """A file that takes the samples of one shard, in order.
 
     Attributes:
@@ -102,8 +103,9 @@ class Sink:
     file: HashingFile | None = None
     num_samples: int = 0
 
+    @abc.abstractmethod
     def add(self, sample: Sample) -> None:
-        self.num_samples += 1
+        """Appends a sample."""
 
     def digest(self) -> FileDigest | None:
         """Returns the file's digest once the sink is closed; None if there is no file."""
@@ -148,7 +150,7 @@ class ParquetSink(Sink):
                 sink._writer.close()
 
     def add(self, sample: Sample) -> None:
-        super().add(sample)
+        self.num_samples += 1
         image = {"bytes": sample.image, "path": f"{sample.key}.{sample.suffix}"}
         self._rows.append({"key": sample.key, "image": image, **sample.fields})
         self._pending_bytes += len(sample.image)
@@ -207,7 +209,7 @@ class WebDatasetSink(Sink):
                 sink.tar.close()
 
     def add(self, sample: Sample) -> None:
-        super().add(sample)
+        self.num_samples += 1
         if self.tar is None:
             self.file = self.stack.enter_context(self.store.create(self.staged))
             self.tar = TarWriter(self.file)
