@@ -316,16 +316,17 @@ class _ShardInProgress:
                 "prediction": scores.prediction,
                 "output": scores.output,
                 "correct": scores.prediction == labels,
-                "top1_score": scores.top1,
-                "true_score": scores.true,
+                # NaN, a score without logits, becomes null.
+                "top1_score": pa.array(scores.top1, from_pandas=True),
+                "true_score": pa.array(scores.true, from_pandas=True),
                 "logits": no_logits,
             }
             if (rule, variant, answers.ndim) == (PAPER_RULE, PROBED_VARIANT, 2):
                 is_kept = pc.is_in(rows["key"], self.probed).to_numpy() & (scores.output >= 0)
                 kept = [row if keep else None for row, keep in zip(answers, is_kept, strict=True)]
                 columns["logits"] = pa.array(kept, no_logits.type)
-            arrays = [_cast(columns[field.name], field.type) for field in PREDICTION_SCHEMA]
-            tables.append(pa.Table.from_arrays(arrays, schema=PREDICTION_SCHEMA))
+            table = pa.table(columns).select(PREDICTION_SCHEMA.names)
+            tables.append(table.cast(PREDICTION_SCHEMA))
         self.tables[variant] += tables
 
     def complete_output(self, pending: Iterable[Future[None]]) -> ChunkOutput:
@@ -352,9 +353,3 @@ class _ShardInProgress:
             for column in pa.concat_tables([t.replace_schema_metadata() for t in tables]).columns
         ]
         return pa.Table.from_arrays(columns, schema=PREDICTION_SCHEMA)
-
-
-def _cast(values: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    is_arrow = isinstance(values, pa.Array | pa.ChunkedArray)
-    # NaN, a score without logits, becomes null.
-    return (values if is_arrow else pa.array(values, from_pandas=True)).cast(kind)
