@@ -268,7 +268,7 @@ class RunModels(_Step):
         work, tallies = self.work, dict[int, Tally]()
 
         def note(chunk: int, new: int, done: int) -> None:
-            tallies[chunk].add(f"{work.stage}_pictures", new)
+            tallies[chunk].counts[f"{work.stage}_pictures"] += new
             tallies[chunk].advance(done)
 
         outputs = model_work.run(predictor, chunks, missing, note)
@@ -279,7 +279,7 @@ class RunModels(_Step):
                 pending: collections.deque[tuple[Future[FileDigest], bool]] = collections.deque()
                 for output in outputs:
                     if output.is_complete:
-                        tallies[output.chunk].add(f"{work.stage}_chunks_made")
+                        tallies[output.chunk].counts[f"{work.stage}_chunks_made"] += 1
                     tallies[output.chunk].note()
                     path = model_work.path(output.chunk)
                     of = model_work.fingerprint_to_store(output)
@@ -302,7 +302,7 @@ class RunModels(_Step):
             tally.load()
         # The counters are noted before the file is written. If an attempt noted the chunk as made
         # but was killed before the file appeared, its work is lost, so its counts are dropped.
-        is_lost = tally[f"{self.work.stage}_chunks_made"] > 0
+        is_lost = tally.counts[f"{self.work.stage}_chunks_made"] > 0
         return self.tally(block, chunk, pool) if is_lost else tally
 
     def _note_done(self, block: Block, chunks: Iterable[int]) -> None:

@@ -120,7 +120,7 @@ class ComposeShard(JobStep):
                 store, cutter, scenes, self.job.recipe, filled_bases(config.composed)
             )
             files = self.write_variants(output, source, list(selected.values()), tally)
-            tally.add("images_composed", len(selected))
+            tally.counts["images_composed"] += len(selected)
             tally.note()
             table = pa.Table.from_pylist(rows, index_schema(config.replicates))
             record = self.outputs.write(index, table, checksum, files)
@@ -218,5 +218,5 @@ class ComposeShard(JobStep):
                     for sink in sinks[variant]:
                         sink.add(sample)
                 tally.advance(image.row.is_first)
-            tally.add("fill_fallbacks", fills.tiled)
+            tally.counts["fill_fallbacks"] += fills.tiled
         return digests_of(sinks)

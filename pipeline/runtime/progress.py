@@ -128,6 +128,7 @@ class Tally:
 
     Attributes:
       path: path of the note, relative to the dataset folder.
+      counts: the counts so far, by name.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class Tally:
         submit: Callable[[Callable[[], None]], object] = operator.call,
     ) -> None:
         self.path = f"{self.folder(progress, stage)}/{task}.json"
-        self._counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
         self._progress, self._task, self._submit = progress, (stage, task), submit
         self._done = self._noted = 0
         self._next = time.monotonic() + _NOTE_SECONDS
@@ -148,18 +149,12 @@ class Tally:
         """Returns the relative folder of a stage's notes."""
         return f"{progress.folder}/made/{stage}"
 
-    def add(self, name: str, by: int = 1) -> None:
-        self._counts[name] += by
-
-    def __getitem__(self, name: str) -> int:
-        return self._counts[name]
-
     def note(self) -> None:
         """Writes a note of the counts so far.
 
         A failed write is ignored, because counts are only for display.
         """
-        content = shown_bytes(json.dumps(self._counts, sort_keys=True))
+        content = shown_bytes(json.dumps(self.counts, sort_keys=True))
 
         def write() -> None:
             with contextlib.suppress(OSError):
@@ -170,14 +165,14 @@ class Tally:
     def load(self) -> bool:
         """Restores the counts that this job has noted for the task; returns whether it had any."""
         try:
-            self._counts = Counter(parse_json(self._progress.store.read(self.path), dict[str, int]))
+            self.counts = Counter(parse_json(self._progress.store.read(self.path), dict[str, int]))
         except (OSError, ValueError):
             return False
         return True
 
     def end(self) -> None:
         """Adds the counts to the job's counters. Called inside a DoFn."""
-        for name, by in self._counts.items():
+        for name, by in self.counts.items():
             count(name, by)
 
     def advance(self, items: int) -> None:
