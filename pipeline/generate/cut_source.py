@@ -9,7 +9,7 @@ from typing import NamedTuple, TypedDict
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.records import ACCEPTED, ImageRow
 from pipeline.dataset.sinks import layer_digest
-from pipeline.errors import JobError, escaped_line
+from pipeline.errors import JobError, escaped
 from pipeline.generate.recipe import RecipeImage
 from pipeline.generate.segmenters import find_segmenter
 from pipeline.inputs.location import Location, changed, read_location, shown
@@ -46,8 +46,16 @@ def contents_of(image: SourceImage) -> tuple[Content, Content | None, Content | 
 def by_content(
     images: Sequence[SourceImage], know: Callable[[Content], KnownContent | None]
 ) -> tuple[SourceImage, ...]:
-    """Sorts a shard's images by key; images of one key by MD5, as far as known, then by class."""
+    """Sorts a shard's images by key; images of one key by MD5, as far as known, then by class.
+
+    Args:
+      images: the images, in order of their keys; made once each, if they are packed.
+      know: returns what is known of a content, None if nothing is.
+    """
+    images = tuple(images)
     counts = Counter(image.key for image in images)
+    if len(counts) == len(images):
+        return images
 
     def rank(image: SourceImage) -> tuple[str, str, str]:
         known = know(contents_of(image)[0]) if counts[image.key] > 1 else None
@@ -90,7 +98,7 @@ def printable(text: str) -> str:
 
     Any file format can hold the result.
     """
-    text = escaped_line(text)
+    text = escaped(text, keep="")
     return text if len(text) <= 300 else text[:297] + "..."
 
 

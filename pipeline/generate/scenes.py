@@ -25,7 +25,7 @@ from pipeline.dataset.records import (
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.cut_source import Cutter, SourceBytes, printable
 from pipeline.inputs.location import changed, read_location
-from pipeline.inputs.source_images import IMAGE_SUFFIXES, is_hidden
+from pipeline.inputs.source_images import HIDDEN, IMAGE_SUFFIXES
 from pipeline.storage.files import files_of, is_remote, join, relative
 from pipeline.storage.interface import REQUESTS_IN_FLIGHT, FileInfo, read_ahead
 from pipeline.storage.state_files import read_intact
@@ -117,7 +117,7 @@ def list_scenes(folder: str) -> Scenes:
     scenes = [
         Scene(path, info.md5 or _md5(info))
         for path, info in sorted(listed.items())
-        if path.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(path)
+        if path.lower().endswith(IMAGE_SUFFIXES) and not HIDDEN.search(path)
     ]
     if not scenes:
         raise UsageError(

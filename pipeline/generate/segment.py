@@ -199,7 +199,9 @@ def _read(
     if identity is None:
         if rejected is None:
             source = _read_source(image, found.checksums)
-        identity = found.cutter.identify(image, found.checksums.identify)
+        # What was read is known.
+        know = found.checksums.known if source else found.checksums.identify
+        identity = found.cutter.identify(image, know)
         assert identity is not None
     row = ImageRow(
         key=printable(image.key),
@@ -270,11 +272,11 @@ def _rows(
     """
     if image.source is None:
         if image.row.status == ACCEPTED:
-            tally.add(image.fate)
+            tally.counts[image.fate] += 1
         yield from image.finished
         return
     if cutter.keeps_image_whole:
-        tally.add("images_cropped")
+        tally.counts["images_cropped"] += 1
         # No layer is stored, because cropping the image again in Compose takes no longer than
         # writing and reading it would.
         cropped = cutter.crop(image.source)
@@ -284,7 +286,7 @@ def _rows(
     for cut in cutter.cut(image.source):
         is_segmented |= cut.mask_over_box is not None or cut.reason is Reason.SEGMENTATION_FAILED
         if cut.fallback:
-            tally.add("segmenter_fallbacks")
+            tally.counts["segmenter_fallbacks"] += 1
         row = image.row
         if cut.number:
             row = dataclasses.replace(row, key=f"{row.key}_{cut.number}", object=cut.number)
@@ -298,7 +300,7 @@ def _rows(
             yield row, {}
             continue
         yield _with_layer(row, cut.layer)
-    tally.add("images_segmented", is_segmented)
+    tally.counts["images_segmented"] += is_segmented
 
 
 def _with_layer(row: ImageRow, layer: Layer) -> tuple[ImageRow, dict[str, bytes]]:

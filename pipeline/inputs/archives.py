@@ -20,7 +20,7 @@ from typing import IO, Any, cast
 
 from pipeline.errors import UsageError
 from pipeline.inputs.location import member_location
-from pipeline.inputs.source_images import is_hidden
+from pipeline.inputs.source_images import HIDDEN
 from pipeline.storage.files import files_of
 from transforms.limits import MAX_ANNOTATION_BYTES, MAX_PICTURE_BYTES, Unread
 
@@ -211,7 +211,7 @@ def _stream(
     file.seek(0)
     unpacked = file if unpack is None else unpack(file)
     for info, read in _walk(_Guarded(unpacked, name, allowance), name):
-        if is_hidden(_name(info)):
+        if HIDDEN.search(_name(info)):
             continue
         if not info.name.lower().endswith(ARCHIVES):
             yield _name(info), read(MAX_ANNOTATION_BYTES)

@@ -8,16 +8,17 @@ downloaded: `ILSVRC2012_img_val.tar`, which holds the images directly, and
 
 import operator
 import os
+import posixpath
 from collections.abc import Iterator, Sequence
 
 from pipeline.errors import UsageError
 from pipeline.inputs.archives import ARCHIVES, Member, first_names, members
 from pipeline.inputs.input_format import FileFormat, InputFormat, SplitLayout
 from pipeline.inputs.source_images import (
+    HIDDEN,
     IMAGE_SUFFIXES,
     KeyedFile,
     SourceImage,
-    is_hidden,
     is_wnid,
     stamp_of,
     wnid_of_folder,
@@ -42,9 +43,10 @@ class ImageFolder(InputFormat):
         return SplitLayout(self.kind, split, root, folder)
 
     def list_images(self, layout: SplitLayout, taxonomy: Taxonomy) -> Iterator[SourceImage | None]:
+        base = relative(layout.images, layout.root)
         for file in files_in(layout.images, IMAGE_SUFFIXES):
             if file.key:
-                name = relative(file.path, layout.root)
+                name = posixpath.normpath(f"{base}/{file.folder}/{file.path.rpartition('/')[2]}")
                 yield SourceImage(file.key, file.path, name, file.folder, md5=file.md5)
             else:
                 yield None
@@ -89,7 +91,7 @@ def files_in(folder: str, suffixes: Sequence[str]) -> Iterator[KeyedFile]:
     """
     files = _list_remote(folder) if is_remote(folder) else _list_local(folder, "")
     for subfolder, name, path, info in files:
-        if is_hidden(name):
+        if HIDDEN.search(name):
             continue
         if name.lower().endswith(tuple(suffixes)):
             key = name.rpartition(".")[0]
@@ -141,7 +143,7 @@ class ImagenetTars(FileFormat):
     def recognizes(self, path: str) -> bool:
         names = first_names(path)
         endings = (*IMAGE_SUFFIXES, *ARCHIVES)
-        if not any(name.endswith(endings) for name in names if not is_hidden(name)):
+        if not any(name.endswith(endings) for name in names if not HIDDEN.search(name)):
             raise UsageError(
                 f"{path} holds no images among its first members: {', '.join(names[:3]) or 'none'}"
             )
@@ -153,7 +155,7 @@ class ImagenetTars(FileFormat):
             stamp = stamp_of(path)
             inner = []
             for member, _ in members(path):
-                if is_hidden(member.name):
+                if HIDDEN.search(member.name):
                     continue
                 if member.name.lower().endswith(ARCHIVES):
                     inner.append(member)
@@ -168,7 +170,7 @@ class ImagenetTars(FileFormat):
                 wnid_of_archive = stem if is_wnid(stem) or taxonomy.holds(stem) else ""
                 for member in inner_members:
                     wnid = wnid_of_folder(member.name, taxonomy) or wnid_of_archive
-                    if not is_hidden(member.name):
+                    if not HIDDEN.search(member.name):
                         yield _image(member, f"{archive_name}/{archive.name}", wnid, stamp)
 
 

@@ -206,7 +206,8 @@ def _stamp(info: FileInfo) -> str:
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 
 _WNID = re.compile(r"n[0-9]{8}")
-_HIDDEN = re.compile(r"\.[^.]")
+HIDDEN = re.compile(r"(?:^|/)\.[^./]")
+"""Finds, in a path, a name that begins with a single dot: what is hidden is not listed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,11 +314,6 @@ def is_wnid(text: str) -> bool:
     (True, False)
     """
     return _WNID.fullmatch(text) is not None
-
-
-def is_hidden(name: str) -> bool:
-    """Returns whether a path is hidden, so not listed: a name in it begins with a single dot."""
-    return any(_HIDDEN.match(part) for part in name.split("/"))
 
 
 def wnid_of_label(label: object, taxonomy: Taxonomy, name: str) -> str:

@@ -10,9 +10,9 @@ from pipeline.inputs.annotations import annotation_by, annotation_of
 from pipeline.inputs.archives import Member, first_names, members
 from pipeline.inputs.input_format import FileFormat, SplitLayout
 from pipeline.inputs.source_images import (
+    HIDDEN,
     IMAGE_SUFFIXES,
     SourceImage,
-    is_hidden,
     is_wnid,
     stamp_of,
     wnid_of_label,
@@ -37,7 +37,7 @@ class WebDataset(FileFormat):
     may_hold_boxes = True
 
     def recognizes(self, path: str) -> bool:
-        return any(name.endswith(_MARKS) for name in first_names(path) if not is_hidden(name))
+        return any(name.endswith(_MARKS) for name in first_names(path) if not HIDDEN.search(name))
 
     def list_images(self, layout: SplitLayout, taxonomy: Taxonomy) -> Iterator[SourceImage | None]:
         """Yields the images of all samples, and None for each sample without an image.
@@ -75,7 +75,7 @@ def _list_shard(path: str, root: str, taxonomy: Taxonomy) -> list[SourceImage | 
     for member, read in members(path):
         folder, _, file = member.name.rpartition("/")
         key, _, extension = file.partition(".")
-        if is_hidden(member.name):
+        if HIDDEN.search(member.name):
             continue
         suffix = f".{extension.lower()}"
         of_key = samples.setdefault(f"{folder}/{key}", [])
