@@ -76,7 +76,7 @@ def bare_loop(
     before: dict[str, bytes] = {}
     with open(out, "wb") as file:
         for image in images:
-            source = read_source(image.path, image.annotation)
+            source = read_source(image.location, image.annotation)
             (cut,) = cut_objects(
                 source.image,
                 source.annotation,
@@ -120,7 +120,7 @@ def _cut_repeatedly(work: tuple[SourceImage, int, SegmentConfig]) -> None:
     image, count, config = work
     cv2.setNumThreads(1)
     for _ in range(count):
-        list(Cutter(config).cut(read_source(image.path, image.annotation)))
+        list(Cutter(config).cut(read_source(image.location, image.annotation)))
 
 
 def main() -> None:
@@ -136,7 +136,7 @@ def main() -> None:
     accepted = [
         image
         for image in itertools.islice(listed, arguments.images)
-        if next(Cutter(config).cut(read_source(image.path, image.annotation))).layer is not None
+        if next(Cutter(config).cut(read_source(image.location, image.annotation))).layer is not None
     ]
     few, many = arguments.images, 6 * arguments.images
     print(machine())

@@ -173,8 +173,8 @@ def multiply(images: Sequence[SourceImage], count: int, root: Path) -> Path:
         key = f"copy_{number:06d}"
         folder = root / "val" / image.wnid
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{key}.JPEG").symlink_to(image.path)
-        (annotations / f"{key}.xml").symlink_to(image.annotation)
+        (folder / f"{key}.JPEG").symlink_to(image.location.path)
+        (annotations / f"{key}.xml").symlink_to(image.annotation.path)
     return root
 
 

@@ -77,7 +77,7 @@ def measure_jobs(folder: Path, source: str, counts: list[int]) -> None:
     accepted = [
         image
         for image in images
-        if next(Cutter(SegmentConfig()).cut(read_source(image.path, image.annotation))).layer
+        if next(Cutter(SegmentConfig()).cut(read_source(image.location, image.annotation))).layer
     ]
     (folder / "tiny_model.py").write_text(MODEL)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])

@@ -17,6 +17,7 @@ from measure import row
 
 from pipeline.dataset.folder import sample_folder
 from pipeline.inputs.layout import find_layout, list_images
+from pipeline.inputs.location import NOWHERE, read_location
 from transforms.annotations import parse_annotation
 from transforms.codec import decode_image, decode_mask
 from transforms.filters import MIN_FOREGROUND, mask_over_box
@@ -49,8 +50,8 @@ def main() -> None:
     by_class = defaultdict(list)
     accepted_by_class = defaultdict(list)
     for image in list_images(find_layout(root, None, "val"), taxonomy)[0]:
-        pixels = decode_image(Path(image.path).read_bytes())
-        annotation = parse_annotation(Path(image.annotation or "").read_bytes())
+        pixels = decode_image(read_location(image.location))
+        annotation = parse_annotation(read_location(image.annotation or NOWHERE))
         truth = decode_mask((Path(root) / "masks" / "val" / f"{image.key}.png").read_bytes())
         box = annotation.boxes[0].clip(pixels.shape[1], pixels.shape[0])
         mask = segment(pixels, box, 0).mask

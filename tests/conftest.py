@@ -121,7 +121,7 @@ def small_sample(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     def make(root: Path) -> None:
         images, *_ = list_images(find_layout(str(sample), None, "val"), imagenet9(), limit=2)
         for source in images:
-            shrink(sample, Path(source.path), root)
+            shrink(sample, Path(source.location.path), root)
 
     return made_once(tmp_path_factory, "small", make)
 

@@ -12,7 +12,7 @@ from pipeline.dataset.sinks import layer_digest
 from pipeline.errors import JobError, escaped
 from pipeline.generate.recipe import RecipeImage
 from pipeline.generate.segmenters import find_segmenter
-from pipeline.inputs.location import Location, changed, read_location, shown
+from pipeline.inputs.location import NOWHERE, Location, changed, read_location, shown
 from pipeline.inputs.source_images import Content, KnownContent, SourceImage
 from pipeline.storage.files import is_remote
 from transforms.annotations import AnnotationError, Box, parse_annotation, write_annotation
@@ -38,7 +38,7 @@ def contents_of(image: SourceImage) -> tuple[Content, Content | None, Content | 
     """Returns the contents that identify an image: picture, annotation or None, mask or None."""
     # The size of a picture is only needed to compare it with the size that an annotation states.
     describe = None if image.annotation is None else _size_of
-    picture = Content(image.path, describe, image.md5, image.stamp)
+    picture = Content(image.location, describe, image.md5, image.stamp)
     boxes = image.annotation and Content(image.annotation, _boxes_of, image.annotation_md5)
     return picture, boxes or None, Content(image.mask, None, image.mask_md5) if image.mask else None
 
@@ -138,20 +138,19 @@ class SourceBytes:
     annotation: bytes | None
     mask: bytes | None = None
     number: int = 0
-    location: str = ""
+    location: Location = NOWHERE
 
     def read_again(self) -> None:
         """Reads a picture in object storage again; raises OSError if it is another now.
 
         Parts of objects come without a checksum, so they may have been corrupted on the way.
         """
-        is_in_object = is_remote(Location.parse(self.location).path)
-        if is_in_object and read_location(self.location) != self.image:
-            raise changed(self.location)
+        if is_remote(self.location.path) and read_location(self.location) != self.image:
+            raise changed(shown(self.location))
 
 
 def read_source(
-    image: str, annotation: str | None, mask: str | None = None, number: int = 0
+    image: Location, annotation: Location | None, mask: Location | None = None, number: int = 0
 ) -> SourceBytes:
     """Reads an image, its annotation and its mask from their locations.
 

@@ -41,7 +41,7 @@ from pipeline.generate.shard_elements import (
 from pipeline.inputs.image_manifest import ImageManifest
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.layout import list_images
-from pipeline.inputs.location import read_location
+from pipeline.inputs.location import NOWHERE, read_location
 from pipeline.inputs.packed import Packed
 from pipeline.inputs.source_images import Checksums, Content, FileIndex, SourceImage
 from pipeline.runtime.progress import count, timed
@@ -146,7 +146,7 @@ def _with_used_files(
     """
     if masks is not None:
         mask = masks.find(image.wnid, image.key)
-        return image if mask is None else replace(image, mask=mask.path, mask_md5=mask.md5)
+        return image if mask is None else replace(image, mask=mask.location, mask_md5=mask.md5)
     if keeps_masks or (keeps_image_whole and not image.wnid):
         return image
     if keeps_image_whole:
@@ -187,11 +187,11 @@ def _check_places(images: Sequence[SourceImage], store: Store) -> None:
     """
     cleared = tuple(store.path(f"{folder}/") for folder in (*DATA_FOLDERS, WORK_FOLDER))
     for image in images:
-        for path in (image.path, image.mask, image.annotation):
-            if path and path.startswith(cleared):
+        for location in (image.location, image.mask, image.annotation):
+            if location and location.text.startswith(cleared):
                 raise UsageError(
-                    f"{path} lies in the output, where files are replaced and removed; move it to "
-                    "a place outside of it"
+                    f"{location.text} lies in the output, where files are replaced and removed; "
+                    "move it to a place outside of it"
                 )
 
 
@@ -268,11 +268,11 @@ class IdentifySources(JobStep):
         assert recipe is not None
 
         def has_md5(file: SourceImage, image: RecipeImage) -> bool:
-            content = Content(file.path, None, file.md5, file.stamp)
+            content = Content(file.location, None, file.md5, file.stamp)
             return checksums.identify(content).md5 == image.md5
 
         def gives_layers(file: SourceImage, image: RecipeImage) -> bool:
-            picture = read_location(file.path)
+            picture = read_location(file.location)
             is_its = all(
                 cutter.cut_along(picture, row, mask)
                 for _, row, mask in recipe.rows(image.place)
@@ -283,7 +283,7 @@ class IdentifySources(JobStep):
 
         images = [image.found(has_md5).found(gives_layers) for image in recipe_images(shard.images)]
         checksums.save()
-        other = partial(replace, path="", files=(), lacks=str(Reason.SOURCE_DIFFERS))
+        other = partial(replace, location=NOWHERE, files=(), lacks=str(Reason.SOURCE_DIFFERS))
         return [replace(shard, images=Packed(other(i) if i.files else i for i in images))]
 
 

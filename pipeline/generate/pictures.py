@@ -24,7 +24,7 @@ from pipeline.generate.cut_source import Cutter, SourceBytes, read_source
 from pipeline.generate.plan import PlannedImage
 from pipeline.generate.recipe import Recipe
 from pipeline.generate.scenes import DrawnScenes, Scene
-from pipeline.inputs.location import changed, reads_ahead, shown
+from pipeline.inputs.location import Location, changed, reads_ahead, shown
 from pipeline.storage.interface import REQUESTS_IN_FLIGHT, Files, read_ahead
 from pipeline.storage.store import Store
 from transforms.codec import (
@@ -192,7 +192,8 @@ class LayerSource:
         Raises like `layers`.
         """
         # The number depends on the storage of the input, which may differ from the dataset's.
-        ahead = reads_ahead(os.fsdecode(images[0].planned.source)) if images else 0
+        first = (Location.parse(os.fsdecode(image.planned.source)) for image in images[:1])
+        ahead = reads_ahead(first)
         for image, source in read_ahead(lambda image: _source(image.planned, None), images, ahead):
             whole = self.cutter.crop(source)
             if whole.image is None or whole.digest != image.planned.layer_digest:
@@ -221,9 +222,11 @@ class LayerSource:
 def _source(planned: PlannedImage, its_mask: bytes | None) -> SourceBytes:
     """Reads the files that an accepted image was cut from, and the mask at a location."""
     annotation, mask = (
-        None if file is None else os.fsdecode(file) for file in (planned.annotation, its_mask)
+        None if file is None else Location.parse(os.fsdecode(file))
+        for file in (planned.annotation, its_mask)
     )
-    return read_source(os.fsdecode(planned.source), annotation, mask, planned.object or 0)
+    picture = Location.parse(os.fsdecode(planned.source))
+    return read_source(picture, annotation, mask, planned.object or 0)
 
 
 @dataclasses.dataclass(eq=False)

@@ -28,7 +28,14 @@ from pipeline.dataset.records import ACCEPTED, RECORD_SCHEMA, ImageRow, Row
 from pipeline.errors import JobError, UsageError, one_line
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.layout import FORMATS
-from pipeline.inputs.location import column_chunks, open_parquet, rows_of, shown
+from pipeline.inputs.location import (
+    NOWHERE,
+    Location,
+    column_chunks,
+    open_parquet,
+    rows_of,
+    shown,
+)
 from pipeline.inputs.source_images import SourceImage
 from pipeline.runtime.progress import count
 from pipeline.storage.files import files_of
@@ -106,7 +113,7 @@ def row_group(path: str, sha256: str, number: int) -> pa.Table:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecipeImage(SourceImage):
-    """An image of a recipe. `path` is empty if its picture is missing or not needed.
+    """An image of a recipe. `location` is `NOWHERE` if its picture is missing or not needed.
 
     Attributes:
       source_digest: its column in the record; `md5` is its `source_md5`.
@@ -131,7 +138,7 @@ class RecipeImage(SourceImage):
     def found(self, is_its: Callable[[SourceImage, Self], bool]) -> Self:
         """Returns the image at the first of its files that is its picture; itself if none is."""
         file = next((file for file in self.files if is_its(file, self)), None)
-        return self if file is None else dataclasses.replace(self, path=file.path, files=())
+        return self if file is None else dataclasses.replace(self, location=file.location, files=())
 
 
 def recipe_images(images: Iterable[SourceImage]) -> list[RecipeImage]:
@@ -253,7 +260,7 @@ class Recipe:
                 images[rows[0].split].append(
                     RecipeImage(
                         key=row.source_key,
-                        path="",
+                        location=NOWHERE,
                         name=row.path,
                         wnid=row.wnid or "",
                         label=OUTSIDE if row.label is None else row.label,
@@ -295,7 +302,7 @@ class Recipe:
         listed = tuple(
             dataclasses.replace(
                 image,
-                path=next((file.path for file in files[image.key]), ""),
+                location=next((file.location for file in files[image.key]), NOWHERE),
                 files=tuple(files[image.key]),
                 lacks="" if files[image.key] else str(Reason.MISSING_SOURCE),
             )
@@ -318,7 +325,7 @@ class Recipe:
         Its mask is the image's place, None if the row has no mask.
         """
         return {
-            row.key: dataclasses.replace(image, mask=image.place if mask else None)
+            row.key: dataclasses.replace(image, mask=Location(image.place) if mask else None)
             for image in images
             for _, row, mask in self.rows(image.place)
             if row.status == ACCEPTED
@@ -331,7 +338,7 @@ class Recipe:
         row = ImageRow(**{**columns, "label": None if label == OUTSIDE else label})
         return RecipeRow(values["split"], row, values["mask"])
 
-    def other_layer(self, location: str) -> JobError:
+    def other_layer(self, location: Location) -> JobError:
         """Returns the error for a picture that has the recipe's MD5, but gives another layer."""
         ours, theirs = map(versions_of, (library_versions(), self.manifest.libraries))
         return JobError(

@@ -24,7 +24,7 @@ from pipeline.dataset.records import (
 )
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.cut_source import Cutter, SourceBytes, printable
-from pipeline.inputs.location import changed, read_location
+from pipeline.inputs.location import Location, changed, read_location
 from pipeline.inputs.source_images import HIDDEN, IMAGE_SUFFIXES
 from pipeline.storage.files import files_of, is_remote, join, relative
 from pipeline.storage.interface import REQUESTS_IN_FLIGHT, FileInfo, read_ahead
@@ -134,7 +134,7 @@ def _md5(info: FileInfo) -> str:
     A launch lists the folder several times, but the cache reads a file only once while its
     `FileInfo` stays the same.
     """
-    return _md5_of(read_location(info.path))
+    return _md5_of(read_location(Location(info.path, info.path)))
 
 
 def _md5_of(data: bytes) -> str:
@@ -204,7 +204,7 @@ def _examine(scenes: Scenes, cutter: Cutter) -> Iterator[Row]:
 
     def read(scene: Scene) -> bytes:
         path = join(scenes.folder, scene.path)
-        data = read_location(path)
+        data = read_location(Location(path, path))
         if _md5_of(data) != scene.md5 and not isinstance(data, Unread):
             raise changed(path)
         return data
@@ -273,7 +273,7 @@ class DrawnScenes:
           JobError: the scene has changed since it was examined.
         """
         path = join(self._folder, scene.path)
-        data = read_location(path)
+        data = read_location(Location(path, path))
         picture = self._cutter.crop(SourceBytes(data, None)).image
         if picture is None or _md5_of(data) != scene.md5:
             raise JobError(

@@ -113,7 +113,7 @@ class SegmentShard(JobStep):
         rows, files, digests = [], [], []
         preceding = (None, *found.images)[: len(found.images)]
         images = zip(found.images, found.identities, preceding, strict=True)
-        ahead = max((reads_ahead(image.path) for image in found.images), default=0)
+        ahead = reads_ahead(image.location for image in found.images)
         read = (
             functools.partial(_read_and_cut, cutter, recipe)
             if recipe
@@ -242,10 +242,10 @@ def _read_and_cut(
         if image.lacks and row.status == ACCEPTED:
             row = dataclasses.replace(row, status=image.lacks, **_NOTHING_CUT)
         elif mask is not None and recipe.has_layers:
-            picture = picture or read_location(image.path)
+            picture = picture or read_location(image.location)
             layer = cutter.cut_along(picture, row, mask)
             if layer is None:
-                raise recipe.other_layer(image.path)
+                raise recipe.other_layer(image.location)
             row, files = _with_layer(row, layer)
         finished.append((row, files))
     return _ReadImage(
@@ -259,7 +259,7 @@ def _read_and_cut(
 def _read_source(image: SourceImage, checksums: Checksums) -> SourceBytes:
     picture, *others = contents_of(image)
     annotation, mask = (each and checksums.read(each)[0] for each in others)
-    return SourceBytes(checksums.read(picture)[0], annotation, mask, location=image.path)
+    return SourceBytes(checksums.read(picture)[0], annotation, mask, location=image.location)
 
 
 def _rows(

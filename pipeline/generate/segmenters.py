@@ -211,5 +211,5 @@ def _in_coco_file(path: str) -> Iterator[KeyedFile]:
             yield KeyedFile(
                 folder=os.path.basename(folder),
                 key=os.path.splitext(file)[0],
-                path=text_location(mask_text(height, width, objects[number])),
+                location=text_location(mask_text(height, width, objects[number])),
             )

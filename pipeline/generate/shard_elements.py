@@ -211,10 +211,13 @@ def pack_sources(rows: list[ImageRow], source_of: Callable[[ImageRow], SourceIma
     """
     accepted = (source_of(row) for row in rows if row.status == ACCEPTED)
     files = (
-        {"source": image.path, "annotation": image.annotation, "mask": image.mask}
+        {"source": image.location, "annotation": image.annotation, "mask": image.mask}
         for image in accepted
     )
-    encoded = [{n: os.fsencode(p) if p else None for n, p in each.items()} for each in files]
+    encoded = [
+        {n: os.fsencode(p.text) if p and p.text else None for n, p in each.items()}
+        for each in files
+    ]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, SOURCE_SCHEMA) as stream:
         stream.write_table(pa.Table.from_pylist(encoded, SOURCE_SCHEMA))

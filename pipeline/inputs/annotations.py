@@ -13,7 +13,7 @@ from typing import Any, TypeGuard, TypeVar
 from pipeline.errors import UsageError
 from pipeline.inputs.archives import ARCHIVES, stream
 from pipeline.inputs.imagenet import files_in
-from pipeline.inputs.location import read_location, text_location
+from pipeline.inputs.location import Location, read_location, text_location
 from pipeline.inputs.source_images import FileIndex, KeyedFile, wnid_of_folder
 from pipeline.inputs.tables import TextLines
 from transforms.annotations import (
@@ -47,12 +47,12 @@ def index_annotations(path: str | None) -> FileIndex:
     return FileIndex(files_in(path, (".xml",)))
 
 
-def annotation_of(parsed: Annotation | AnnotationError) -> str:
+def annotation_of(parsed: Annotation | AnnotationError) -> Location:
     """Returns the location of an annotation that has no file of its own."""
     return text_location(write_annotation(parsed))
 
 
-def annotation_by(parse: Callable[[T], Annotation], content: T) -> str:
+def annotation_by(parse: Callable[[T], Annotation], content: T) -> Location:
     """Returns `annotation_of` what a function parses, or of its AnnotationError."""
     try:
         return annotation_of(parse(content))
@@ -60,7 +60,7 @@ def annotation_by(parse: Callable[[T], Annotation], content: T) -> str:
         return annotation_of(error)
 
 
-def annotated_wnid(annotation: str | None) -> str:
+def annotated_wnid(annotation: Location | None) -> str:
     """Returns the class that an annotation names, given the annotation's location.
 
     Returns "" if there is no annotation, if it cannot be parsed, or if it names no class.

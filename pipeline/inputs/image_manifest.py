@@ -15,7 +15,7 @@ from pipeline.dataset.manifest import FORMAT as DATASET
 from pipeline.errors import UsageError
 from pipeline.inputs.annotations import Content, annotation_of, coco_objects, is_coco, mask_text
 from pipeline.inputs.input_format import InputFormat, SplitLayout, names_of
-from pipeline.inputs.location import text_location
+from pipeline.inputs.location import Location, text_location
 from pipeline.inputs.source_images import SourceImage
 from pipeline.inputs.tables import TableRow, column_names, holds_pictures, read_json, read_rows
 from pipeline.storage.files import absolute, files_of, is_below, is_remote, join, parent, relative
@@ -225,17 +225,16 @@ def _file_infos(root: str, images: Iterable[ListedImage]) -> dict[str, FileInfo 
 def _source_image(image: ListedImage, root: str, infos: dict[str, FileInfo | None]) -> SourceImage:
     path = image.path
     name = relative(path, root) if path.startswith(root.rstrip("/") + "/") else path
-    mask: str | None = None
-    mask_info = None
+    mask, mask_info = None, None
     if image.columns.get("mask"):
-        mask = path_from(root, image.columns["mask"])
-        mask_info = infos[mask]
+        mask_path = path_from(root, image.columns["mask"])
+        mask, mask_info = Location(mask_path, mask_path), infos[mask_path]
     elif image.segmentations is not None:
         mask = _mask_location(image.columns, image.segmentations)
     info = infos[path]
     return SourceImage(
         key=image.columns.get("key") or os.path.splitext(name.rpartition("/")[2])[0],
-        path=path,
+        location=Location(path, path),
         name=name,
         wnid=_class_of(image),
         md5=info.md5 if info else None,
@@ -246,7 +245,7 @@ def _source_image(image: ListedImage, root: str, infos: dict[str, FileInfo | Non
     )
 
 
-def _mask_location(columns: dict[str, str], segmentations: list[object]) -> str | None:
+def _mask_location(columns: dict[str, str], segmentations: list[object]) -> Location | None:
     """Returns the location of a mask that the table holds; None if it lacks the image's size."""
     try:
         height, width = (int(float(columns[side])) for side in ("height", "width"))
@@ -268,7 +267,7 @@ def _class_of(image: ListedImage) -> str:
     return max(named, key=lambda each: _area(each[1]), default=("", None))[0]
 
 
-def _annotation(image: ListedImage) -> str | None:
+def _annotation(image: ListedImage) -> Location | None:
     """Returns the location of the boxes, or of the message on invalid boxes; None without boxes."""
     boxes = [corners for _, corners in image.objects if corners is not None]
     if not boxes:

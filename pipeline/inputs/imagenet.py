@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pipeline.errors import UsageError
 from pipeline.inputs.archives import ARCHIVES, Member, first_names, members
 from pipeline.inputs.input_format import FileFormat, InputFormat, SplitLayout
+from pipeline.inputs.location import Location
 from pipeline.inputs.source_images import (
     HIDDEN,
     IMAGE_SUFFIXES,
@@ -46,8 +47,9 @@ class ImageFolder(InputFormat):
         base = relative(layout.images, layout.root)
         for file in files_in(layout.images, IMAGE_SUFFIXES):
             if file.key:
-                name = posixpath.normpath(f"{base}/{file.folder}/{file.path.rpartition('/')[2]}")
-                yield SourceImage(file.key, file.path, name, file.folder, md5=file.md5)
+                file_name = file.location.path.rpartition("/")[2]
+                name = posixpath.normpath(f"{base}/{file.folder}/{file_name}")
+                yield SourceImage(file.key, file.location, name, file.folder, md5=file.md5)
             else:
                 yield None
 
@@ -100,7 +102,7 @@ def files_in(folder: str, suffixes: Sequence[str]) -> Iterator[KeyedFile]:
         else:
             continue
         md5, size = (None, None) if info is None else (info.md5, info.size)
-        yield KeyedFile(subfolder, key, path, md5, size)
+        yield KeyedFile(subfolder, key, Location(path, path), md5, size)
 
 
 def holds_files(folder: str, suffixes: Sequence[str]) -> bool:
@@ -180,7 +182,7 @@ def _image(member: Member, archive: str, wnid: str, stamp: str | None) -> Source
         return None
     return SourceImage(
         key=stem,
-        path=member.location,
+        location=member.location,
         name=f"{archive}/{member.name}",
         wnid=wnid,
         stamp=stamp,

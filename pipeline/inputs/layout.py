@@ -216,14 +216,14 @@ def image_classes(images: str, annotations: str | None) -> Iterator[tuple[str, i
             continue
         wnid = file.folder
         if not wnid and (annotation := index.find("", file.key)):
-            wnid = annotated_wnid(annotation.path)
+            wnid = annotated_wnid(annotation.location)
         size = file.size
         if size is None:
-            info = files_of(file.path).info(file.path)
+            info = files_of(file.location.path).info(file.location.path)
             if info is None:
-                raise missing(file.path)
+                raise missing(file.location.path)
             size = info.size
-        yield file.path, size, wnid
+        yield file.location.path, size, wnid
 
 
 def list_images(
@@ -257,7 +257,7 @@ def list_images(
                 continue
             annotation, md5 = image.annotation, None
             if annotation is None and (file := index.find(image.wnid, image.key)):
-                annotation, md5 = file.path, file.md5
+                annotation, md5 = file.location, file.md5
             wnid = image.wnid or annotated_wnid(annotation)
             label = taxonomy.label_of(wnid)
             if not taxonomy.holds(wnid) and len(others) < MAX_NAMES:

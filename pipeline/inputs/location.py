@@ -1,15 +1,14 @@
-"""Locations: where the bytes of an image or of an annotation lie, as one line of text.
+"""Locations: where the bytes of an image or of an annotation lie.
 
 A location names a file, a part of a file such as a member of a tar, or a value in a Parquet file;
-or it holds a short text itself. It is a line of text, so that it can travel through Beam, tables
-and memories of checksums like a path. Every absolute path is the location of its file.
+or it holds a short text itself. A listing makes it. In tables and memories of checksums it is one
+line of text, as a path is; every absolute path is the text of its file's location.
 """
 
 import contextlib
-import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 
@@ -37,112 +36,114 @@ MAX_TEXT = 131_072
 reader."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Location:
-    """A location, parsed.
+class Location(NamedTuple):
+    """Where some content lies.
+
+    >>> Location.parse("part:1536+240:/data/val.tar").span
+    (1536, 240)
 
     Attributes:
-      path: absolute path of the file; empty for a text.
+      text: the location as a line of text, which for a whole file is its path.
+      path: absolute path of the file; empty if `text` holds the content.
       span: (offset, length) in bytes of a part of the file; None for the whole file.
       row: (row group, row in the group, column) of a value in a Parquet file.
-      text: the content itself.
     """
 
+    text: str
     path: str = ""
     span: tuple[int, int] | None = None
     row: tuple[int, int, str] | None = None
-    text: str | None = None
 
     @classmethod
-    def parse(cls, location: str) -> Self:
-        """Parses a location.
-
-        >>> Location.parse("part:1536+240:/data/val.tar").span
-        (1536, 240)
-        """
-        if location.startswith(_TEXT):
-            return cls(text=location.removeprefix(_TEXT))
-        if location.startswith(_PART):
-            span, path = location.removeprefix(_PART).split(":", 1)
+    def parse(cls, text: str) -> Self:
+        """Makes a location from its text."""
+        if text.startswith(_TEXT):
+            return cls(text)
+        if text.startswith(_PART):
+            span, path = text.removeprefix(_PART).split(":", 1)
             offset, length = span.split("+")
-            return cls(path, span=(int(offset), int(length)))
-        if location.startswith(_ROW):
-            group, row, column, path = location.removeprefix(_ROW).split(":", 3)
-            return cls(path, row=(int(group), int(row), column))
-        return cls(location)
+            return cls(text, path, span=(int(offset), int(length)))
+        if text.startswith(_ROW):
+            group, row, column, path = text.removeprefix(_ROW).split(":", 3)
+            return cls(text, path, row=(int(group), int(row), column))
+        return cls(text, text)
 
 
-def member_location(path: str, offset: int, length: int) -> str:
+NOWHERE = Location("")
+"""The location of what is not there."""
+
+
+def member_location(path: str, offset: int, length: int) -> Location:
     """Returns the location of a range of bytes in a file."""
-    return f"{_PART}{offset}+{length}:{path}"
+    return Location(f"{_PART}{offset}+{length}:{path}", path, span=(offset, length))
 
 
-def row_location(path: str, group: int, row: int, column: str) -> str:
+def row_location(path: str, group: int, row: int, column: str) -> Location:
     """Returns the location of a binary value in a Parquet file.
 
     Args:
       row: number of the row in the group.
       column: path of the column, such as `image.bytes`; without a colon.
     """
-    return f"{_ROW}{group}:{row}:{column}:{path}"
+    return Location(f"{_ROW}{group}:{row}:{column}:{path}", path, row=(group, row, column))
 
 
-def text_location(text: str) -> str:
+def text_location(text: str) -> Location:
     """Returns the location of a short text, which holds the text itself."""
-    return _TEXT + text
+    return Location(_TEXT + text)
 
 
-def shown(location: str) -> str:
+def shown(location: Location) -> str:
     """Describes a location for messages."""
-    parsed = Location.parse(location)
-    if parsed.span is not None:
-        return f"{parsed.path}, {parsed.span[1]} bytes at {parsed.span[0]}"
-    if parsed.row is not None:
-        return f"{parsed.path}, row {parsed.row[1]} of row group {parsed.row[0]}"
-    return parsed.path or "the list of boxes"
+    if location.span is not None:
+        return f"{location.path}, {location.span[1]} bytes at {location.span[0]}"
+    if location.row is not None:
+        return f"{location.path}, row {location.row[1]} of row group {location.row[0]}"
+    return location.path or "the list of boxes"
 
 
-def reads_ahead(location: str) -> int:
-    """Returns how many locations of this kind to read at the same time.
+def reads_ahead(locations: Iterable[Location]) -> int:
+    """Returns how many of some locations to read at the same time.
 
-    The number is 0 for files on this machine, and small for locations whose reading takes much
-    memory.
+    The number is 0 if all are on this machine, and small if reading each takes much memory.
     """
-    parsed = Location.parse(location)
-    if not is_remote(parsed.path):
-        return 0
-    return REQUESTS_IN_FLIGHT if parsed.row is None else _ROWS_IN_FLIGHT
+    remote = (location for location in locations if is_remote(location.path))
+    return max((_ROWS_IN_FLIGHT if each.row else REQUESTS_IN_FLIGHT for each in remote), default=0)
 
 
-def read_location(location: str) -> bytes:
+def read_location(location: Location) -> bytes:
     """Reads the bytes of a location.
 
     Returns `Unread` if there are more than a picture may have, or if no machine can read the file.
     Raises OSError if the bytes cannot be read, UsageError if a Parquet file is damaged.
     """
-    parsed = Location.parse(location)
-    if parsed.text is not None:
-        return text_bytes(parsed.text)
-    if parsed.row is not None:
-        data = _read_row(parsed.path, *parsed.row)
+    text, path, span, row = location
+    if not path:
+        return text_bytes(text.removeprefix(_TEXT))
+    if row is not None:
+        data = _read_row(path, *row)
         return data if len(data) <= MAX_PICTURE_BYTES else _unread(len(data))
-    if parsed.span is not None and parsed.span[1] > MAX_PICTURE_BYTES:
-        return _unread(parsed.span[1])
+    if span is not None and span[1] > MAX_PICTURE_BYTES:
+        return _unread(span[1])
     try:
-        if parsed.span is not None:
-            return files_of(parsed.path).read_ranges(parsed.path, [parsed.span])[0]
-        return files_of(parsed.path).read(parsed.path, MAX_PICTURE_BYTES)
+        if span is not None:
+            return files_of(path).read_ranges(path, [span])[0]
+        return files_of(path).read(path, MAX_PICTURE_BYTES)
     except TooLargeError as error:
         return _unread(error.size)
     except (UsageError, OSError):
-        if reason := never_read(parsed.path):
+        if reason := never_read(path):
             return Unread(text_bytes(reason))
         raise
 
 
-def changed(location: str) -> OSError:
-    """Returns the error for content that differs from its listing or from an earlier read."""
-    return OSError(f"{shown(location)} has changed while it was read. Run the same command again")
+def changed(place: str) -> OSError:
+    """Returns the error for content that differs from its listing or from an earlier read.
+
+    Args:
+      place: the path of its file, or its location as `shown`.
+    """
+    return OSError(f"{place} has changed while it was read. Run the same command again")
 
 
 def _unread(size: int) -> Unread:

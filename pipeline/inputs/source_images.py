@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.errors import UsageError, shown_bytes
-from pipeline.inputs.location import Location, changed, read_location
+from pipeline.inputs.location import Location, changed, read_location, shown
 from pipeline.inputs.packed import Packed
 from pipeline.storage.files import files_of, is_remote, never_read
 from pipeline.storage.interface import FileInfo, missing
@@ -41,14 +41,14 @@ class Content(NamedTuple):
     """Content to identify.
 
     Attributes:
-      location: location of the content (`pipeline.inputs.location`).
+      location: location of the content.
       describe: function that returns a text about the bytes, which is stored, too; None for no
         text.
       md5: hexadecimal MD5 of the content, if a listing gives it.
       stamp: text that changes when the content does, if a listing gives it.
     """
 
-    location: str
+    location: Location
     describe: Callable[[bytes], str] | None = None
     md5: str | None = None
     stamp: str | None = None
@@ -100,20 +100,20 @@ class Checksums:
 
     def known(self, content: Content) -> KnownContent | None:
         """Returns what is known of the content without reading it, None if nothing is known."""
-        location = Location.parse(content.location)
-        if location.text is not None:
-            return self.read(content)[1]
+        text, path, *_ = content.location
         if content.md5 is not None and content.describe is None:
             return KnownContent(content.md5)
-        if content.location in self._new:
-            return KnownContent(*self._new[content.location][2:])
-        stored = self._old.get(content.location)
+        if not path:
+            return self.read(content)[1]
+        if text in self._new:
+            return KnownContent(*self._new[text][2:])
+        stored = self._old.get(text)
         if content.stamp is None and content.md5 is None:
-            info = _info(location.path)
+            info = _info(path)
             if info is None:
                 # That nothing can be read there is known without reading.
-                return self.read(content)[1] if never_read(location.path) else None
-            if location.path == content.location and info.md5 is not None:
+                return self.read(content)[1] if never_read(path) else None
+            if path == text and info.md5 is not None:
                 return self.known(content._replace(md5=info.md5))
             is_same = stored is not None and stored[:2] == (info.size, info.identity)
         else:
@@ -124,7 +124,7 @@ class Checksums:
             )
         if stored is None or not is_same:
             return None
-        self._new[content.location] = stored
+        self._new[text] = stored
         return KnownContent(stored.md5, stored.description)
 
     def read(self, content: Content) -> tuple[bytes, KnownContent]:
@@ -132,27 +132,25 @@ class Checksums:
 
         Raises OSError if it cannot be read, or changes meanwhile.
         """
-        location = Location.parse(content.location)
-        files, told = files_of(location.path), content.stamp or content.md5
-        is_stored = location.text is None
-        before = _info(location.path) if is_stored and not told else None
+        text, path, *_ = content.location
+        files, told = files_of(path), content.stamp or content.md5
+        before = _info(path) if path and not told else None
         data = read_location(content.location)
         md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
         known = KnownContent(md5, content.describe(data) if content.describe else "")
-        if not is_stored or (isinstance(data, Unread) and never_read(location.path)):
+        if not path or (isinstance(data, Unread) and never_read(path)):
             return data, known
-        info = files.info(location.path)
+        info = files.info(path)
         # If a file changed meanwhile, the bytes belong to no state that is known: once the file is
         # restored with its old time, they would be taken for its content.
         if info is None or (_stamp(info) != told if told else info != before):
-            raise changed(content.location)
-        is_file = location.path == content.location
-        if is_file and not isinstance(data, Unread) and len(data) != info.size:
-            raise changed(content.location)
-        if self._new.get(content.location, known).md5 != known.md5:
-            raise changed(content.location)
+            raise changed(shown(content.location))
+        if path == text and not isinstance(data, Unread) and len(data) != info.size:
+            raise changed(shown(content.location))
+        if self._new.get(text, known).md5 != known.md5:
+            raise changed(shown(content.location))
         stamp = content.stamp or info.identity
-        self._new[content.location] = _StoredFile(info.size, stamp, *known)
+        self._new[text] = _StoredFile(info.size, stamp, *known)
         return data, known
 
     def must_have_changed(self, content: Content) -> bool:
@@ -161,11 +159,11 @@ class Checksums:
         If the file has moved to another folder, only its size is compared; if it was never read,
         the answer is False.
         """
-        path = Location.parse(content.location).path
+        text, path, *_ = content.location
         info = files_of(path).info(path)
-        if info is None or content.location in self._old:
+        if info is None or text in self._old:
             return True
-        sizes = {_without_folder(old): file.size for old, file in self._old.items()}
+        sizes = {_without_folder(Location.parse(old)): f.size for old, f in self._old.items()}
         return sizes.get(_without_folder(content.location), info.size) != info.size
 
     def save(self) -> None:
@@ -181,9 +179,8 @@ def _info(path: str) -> FileInfo | None:
     return None
 
 
-def _without_folder(location: str) -> str:
-    path = Location.parse(location).path
-    return location.removesuffix(path) + path.rpartition("/")[2]
+def _without_folder(location: Location) -> str:
+    return location.text.removesuffix(location.path) + location.path.rpartition("/")[2]
 
 
 def stamp_of(path: str) -> str | None:
@@ -219,8 +216,7 @@ class SourceImage:
 
     Attributes:
       key: file name without its suffix, or the key that a table gives.
-      path: location of the image (`pipeline.inputs.location`), which is the absolute path if the
-        image is a file.
+      location: location of the image.
       name: path relative to the input, as shown in records, with forward slashes and archives as
         folders.
       wnid: class of the image; empty if neither folder, table, label nor annotation tells it.
@@ -239,16 +235,16 @@ class SourceImage:
     """
 
     key: str
-    path: str
+    location: Location
     name: str
     wnid: str
     label: int = OUTSIDE
-    annotation: str | None = None
+    annotation: Location | None = None
     md5: str | None = None
     stamp: str | None = None
     annotation_md5: str | None = None
     is_excluded: bool = False
-    mask: str | None = None
+    mask: Location | None = None
     mask_md5: str | None = None
     group: str = ""
     fault: str = ""
@@ -262,14 +258,14 @@ class KeyedFile:
       folder: name of the folder that holds the file, "" if there is none.
       key: file name without the suffix; "" if the file has another suffix than the search asked
         for.
-      path: location of the file, as in `SourceImage`.
+      location: location of the file.
       md5: hexadecimal MD5 of the content, if the listing tells it.
       size: size in bytes, if the listing tells it.
     """
 
     folder: str
     key: str
-    path: str
+    location: Location
     md5: str | None = None
     size: int | None = None
 

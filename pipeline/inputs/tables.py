@@ -284,7 +284,7 @@ def _list_file(path: str, root: str, taxonomy: Taxonomy) -> list[SourceImage]:
             images.append(
                 SourceImage(
                     key=_key(row["image"], name),
-                    path=row_location(path, group, number, "image.bytes"),
+                    location=row_location(path, group, number, "image.bytes"),
                     name=name,
                     wnid=wnid_of_label(label, taxonomy, name),
                     stamp=stamp,

@@ -9,6 +9,7 @@ from pipeline.errors import UsageError
 from pipeline.inputs.annotations import annotation_by, annotation_of
 from pipeline.inputs.archives import Member, first_names, members
 from pipeline.inputs.input_format import FileFormat, SplitLayout
+from pipeline.inputs.location import Location
 from pipeline.inputs.source_images import (
     HIDDEN,
     IMAGE_SUFFIXES,
@@ -107,7 +108,7 @@ def _images(
     return [
         SourceImage(
             key=path.rpartition("/")[2],
-            path=member.location,
+            location=member.location,
             name=f"{shard}/{member.name}",
             wnid=wnid,
             stamp=stamp,
@@ -144,7 +145,7 @@ def _wnid(data: bytes | None, fields: dict[str, Any], taxonomy: Taxonomy) -> str
     return wnid_of_label(label, taxonomy, "it")
 
 
-def _annotation(xml: bytes | None, fields: dict[str, Any]) -> str | None:
+def _annotation(xml: bytes | None, fields: dict[str, Any]) -> Location | None:
     """Returns the location of the boxes in the sample, None if the sample has no boxes."""
     if xml is not None:
         return annotation_by(parse_annotation, xml)

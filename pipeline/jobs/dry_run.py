@@ -36,6 +36,7 @@ from pipeline.generate.job import GenerateJob
 from pipeline.generate.plan import PlanSplit
 from pipeline.generate.segment import SegmentShard
 from pipeline.generate.shard_elements import SourceShard, SplitTotals
+from pipeline.inputs.location import NOWHERE
 from pipeline.inputs.source_images import SourceImage
 from pipeline.jobs.forecast import Forecast, SplitForecast, make_forecast
 from pipeline.jobs.messages import advise, size
@@ -108,8 +109,8 @@ def choose(forecast: Forecast) -> list[SourceImage]:
         # An image is repeated for each of its objects.
         pool = list(dict.fromkeys(image for split in forecast.splits for image in split.accepted))
     # A recipe does not need every picture.
-    pool = sorted((i for i in pool if i.path), key=lambda i: keyed_hash(0, "estimate", i.name))
-    return pool[:SAMPLE_IMAGES]
+    pool = [image for image in pool if image.location != NOWHERE]
+    return sorted(pool, key=lambda i: keyed_hash(0, "estimate", i.name))[:SAMPLE_IMAGES]
 
 
 def run_trial(job: GenerateJob, images: Sequence[SourceImage], folder: str) -> Trial:

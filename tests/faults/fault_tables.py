@@ -48,7 +48,7 @@ def _pictures(folder: Path, data: bytes) -> None:
     layout = find_layout(str(path), None, "val")
     for image in FORMATS[layout.kind].list_images(layout, imagenet9()):
         if image is not None:
-            read_location(image.path)
+            read_location(image.location)
 
 
 def _manifest(folder: Path, data: bytes) -> None:

@@ -17,6 +17,7 @@ from pipeline.commands.cli import main
 from pipeline.generate.compose import ComposeShard
 from pipeline.generate.segment import SegmentShard
 from pipeline.inputs.layout import find_layout, list_images
+from pipeline.inputs.location import NOWHERE, read_location
 from transforms.taxonomy import imagenet9
 
 
@@ -246,7 +247,7 @@ def test_layouts_are_found_without_being_told(tiny_input: Path, tmp_path: Path) 
         images, skipped, _ = list_images(layout, imagenet9())
         assert not skipped
         return {
-            (image.key, image.wnid, image.label, Path(image.annotation or "").read_bytes())
+            (image.key, image.wnid, image.label, read_location(image.annotation or NOWHERE))
             for image in images
         }
 

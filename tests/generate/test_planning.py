@@ -33,6 +33,7 @@ from pipeline.generate.shard_elements import (
     SplitTotals,
     pack_sources,
 )
+from pipeline.inputs.location import Location
 from pipeline.inputs.source_images import SourceImage
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
@@ -74,7 +75,8 @@ def planned(folder: Path, shards: list[SourceShard]) -> tuple[list[OutputShard],
 
 
 def test_a_plan_has_the_accepted_rows_and_what_they_are_cut_from(tmp_path: Path) -> None:
-    source = SourceImage("street", os.fsdecode(b"/in/\xff.JPEG"), "", "n01", 0, "/in/a.xml")
+    picture, boxes = map(Location.parse, (os.fsdecode(b"/in/\xff.JPEG"), "/in/a.xml"))
+    source = SourceImage("street", picture, "", "n01", 0, boxes)
     rows = [{**row, "key": f"street_{n}", "object": n} for n, row in enumerate(rows_of([2] * 9), 1)]
     rows += [{**row, "key": f"bad_{row['key']}", "status": "undecodable"} for row in rows[:3]]
     for sources in (None, {"street": source}):

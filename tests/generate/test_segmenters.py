@@ -428,7 +428,7 @@ def test_the_mask_of_its_class_is_an_images(tmp_path: Path) -> None:
     masks = index_masks(str(tmp_path), "v")
     asked = [("n01", "a"), ("n03", "a"), ("n03", "b"), ("n01", "c"), ("n01", "d")]
     chosen = [masks.find(*each) for each in asked]
-    paths = [mask and mask.path.removeprefix(str(tmp_path)) for mask in chosen]
+    paths = [mask and mask.location.path.removeprefix(str(tmp_path)) for mask in chosen]
     assert paths == ["/n01/a.png", None, "/n02/b.png", "/c.png", None]
     assert len(masks) == 4
 
@@ -629,11 +629,11 @@ def test_masks_and_weights_are_read_from_object_storage(tmp_path: Path, modules:
     with object_store():
         here, remote = Store(str(tmp_path)), Store.at(f"gs://{BUCKET}/masks")
         here.copy_into(remote, [(path, path) for path in here.walk("")])
-        location = index_masks(remote.root, "val").find("n01", "a")
-        assert location is not None
-        assert location.path == f"gs://{BUCKET}/masks/n01/a.png"
-        assert location.md5
-        np.testing.assert_array_equal(read_mask(read_location(location.path)).mask, mask)
+        file = index_masks(remote.root, "val").find("n01", "a")
+        assert file is not None
+        assert file.location.path == f"gs://{BUCKET}/masks/n01/a.png"
+        assert file.md5
+        np.testing.assert_array_equal(read_mask(read_location(file.location)).mask, mask)
         files = hashlib.sha256(png(mask)).hexdigest()
         parameters = parameters_of(f"{OTHER}:of_remote")
         assert parameters == (f"files={files}", "version=1")

@@ -21,7 +21,7 @@ from pipeline.inputs.archives import members, stream
 from pipeline.inputs.imagenet import ImageFolder, ImagenetTars, files_in
 from pipeline.inputs.input_format import find_files, has_boxes_by_name, has_images_by_name
 from pipeline.inputs.layout import find_layout
-from pipeline.inputs.location import read_location
+from pipeline.inputs.location import NOWHERE, Location, read_location
 from pipeline.inputs.source_images import FileIndex, KeyedFile, SourceImage, stamp_of, wnid_of_label
 from pipeline.inputs.tables import HubParquet, holds_pictures
 from pipeline.inputs.webdataset import WebDataset
@@ -47,7 +47,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def seen(images: Iterable[SourceImage | None]) -> list[tuple[str, str, str, bytes] | None]:
     """Lists name, key, class and bytes of each image, and None for each other file."""
-    return [i and (i.name, i.key, i.wnid, read_location(i.path)) for i in images]
+    return [i and (i.name, i.key, i.wnid, read_location(i.location)) for i in images]
 
 
 @settings(max_examples=30)
@@ -95,10 +95,10 @@ def test_members_of_a_sample_may_come_in_any_order(root: Path, files: Files) -> 
                                  ("val.tar/b/a.png", "a", "cup", b"2"),
                                  ("val.tar/c.jpg", "c", "cup", b"3")]  # fmt: skip
     boxed, broken, bare = (image.annotation for image in ordered)
-    annotation = parse_annotation(read_location(boxed or ""))
+    annotation = parse_annotation(read_location(boxed or NOWHERE))
     assert (annotation.width, annotation.boxes) == (9, (Box(1, 2, 3, 4),))
     with pytest.raises(AnnotationError, match="not a readable XML"):
-        parse_annotation(read_location(broken or ""))
+        parse_annotation(read_location(broken or NOWHERE))
     assert bare is None
 
 
@@ -223,7 +223,7 @@ def test_files_of_a_split_are_known_by_name_and_looked_for_near_by_first(tmp_pat
 
 @given(st.dictionaries(st.tuples(st.sampled_from(["", "x", "y"]), st.just("a")), st.text("01")))
 def test_an_annotation_is_found_by_folder_then_by_name(places: dict[tuple[str, str], str]) -> None:
-    entries = [KeyedFile(*where, path) for where, path in places.items()]
+    entries = [KeyedFile(*where, Location.parse(path)) for where, path in places.items()]
     of_key = {entry.folder: entry for entry in entries}
     only = entries[0] if len(entries) == 1 else None
     for index in (FileIndex(entries), FileIndex(reversed(entries))):
@@ -241,8 +241,8 @@ def test_annotations_in_an_archive_are_kept_as_what_they_say(tmp_path: Path) -> 
     (tmp_path / "bbox.tgz").write_bytes(tar_bytes(files, "w:gz"))
     index = index_annotations(f"{tmp_path}/bbox.tgz")
     entries = [index.find("n02085620", "a"), index.find("", "b")]
-    assert [annotated_wnid(each and each.path) for each in (*entries, None)] == ["cup", "", ""]
-    boxed, _ = (read_location(each.path) for each in entries if each)
+    assert [annotated_wnid(each and each.location) for each in (*entries, None)] == ["cup", "", ""]
+    boxed, _ = (read_location(each.location) for each in entries if each)
     assert parse_annotation(boxed).boxes == (Box(1, 2, 3, 4),)
     assert index.find("", "._a") is index.find("", "c") is None
     (tmp_path / "solution.csv").write_text("ImageId,Boxes\n")

@@ -29,7 +29,7 @@ from pipeline.inputs.image_manifest import (
     tells_splits,
 )
 from pipeline.inputs.layout import find_layout
-from pipeline.inputs.location import read_location
+from pipeline.inputs.location import NOWHERE, read_location
 from pipeline.inputs.tables import TableRow, column_names, read_rows
 from transforms.annotations import Box, parse_annotation
 from transforms.masks import read_mask
@@ -158,7 +158,7 @@ def test_images_of_coco_have_masks_if_all_their_objects_have(root: Path) -> None
     put(root / "c.json", COCO)
     images = [image for image in listed(ImageManifest(), root, "c.json") if image]
     assert [image.name + image.wnid for image in images] == ["b.pngcup", "a.pngcup", "c.png"]
-    mask = read_mask(read_location(images[0].mask or "")).mask
+    mask = read_mask(read_location(images[0].mask or NOWHERE)).mask
     assert (mask.shape, mask.sum(), mask[:2, :2].all()) == ((4, 6), 4, True)
     assert images[1].mask is images[2].mask is images[2].annotation is None
     runs = {"size": [4, 6], "counts": [24]}
@@ -171,7 +171,8 @@ def test_the_order_of_rows_is_that_of_images_and_says_nothing_else(root: Path, r
     images = {image.name: image for image in listed(ImageManifest(), root, "t.jsonl") if image}
     assert list(images) == [n for n in dict.fromkeys(row["image"] for row in rows) if n != "d.png"]
     a, b = images["a.png"], images["b.c.png"]
-    assert (a.wnid, a.mask, a.key, a.group) == ("cup", f"{root}/m.png", "a", "")
+    assert a.mask is not None
+    assert (a.wnid, a.mask.path, a.key, a.group) == ("cup", f"{root}/m.png", "a", "")
     assert a.annotation is not None
     boxes = parse_annotation(read_location(a.annotation)).boxes
     assert sorted(boxes) == [Box(0, 0, 5, 5), Box(0, 0, 5, 6)]

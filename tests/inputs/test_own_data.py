@@ -342,7 +342,7 @@ def test_a_manifest_says_all_there_is_to_say_of_an_image(tmp_path: Path) -> None
     assert (named.wnid, named.group, named.name) == ("fork", "hall", "d.png")
     assert boxes_of(named) == (Box(5, 6, 7, 8), Box(1, 1, 30, 30))
     assert images[elsewhere.stem].annotation is None
-    assert images[elsewhere.stem].path == str(elsewhere)
+    assert images[elsewhere.stem].location.path == str(elsewhere)
     layout = find_layout(str(path), None, "val")
     assert list_images(layout, imagenet9())[1]["outside"] == 4
     (train,) = listed(path, split="train").values()

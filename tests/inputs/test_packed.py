@@ -8,18 +8,24 @@ from collections.abc import Iterator
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.inputs.location import Location, member_location
 from pipeline.inputs.packed import Packed
 from pipeline.inputs.source_images import KeyedFile, SourceImage
 
 # With lone surrogates, as in file names that are no UTF-8.
 TEXT = st.text(st.sampled_from("a/\0\1\udcffÿ."), max_size=6)
 MAYBE = st.none() | TEXT
+LOCATION = st.builds(Location.parse, TEXT) | st.builds(
+    member_location, TEXT, st.just(1), st.just(2)
+)
 
 
 @given(
     st.lists(
-        st.builds(SourceImage, TEXT, TEXT, TEXT, TEXT, st.integers(-1, 9), MAYBE, MAYBE)
-        | st.builds(KeyedFile, TEXT, TEXT, TEXT, MAYBE, st.none() | st.integers(0, 1 << 40))
+        st.builds(
+            SourceImage, TEXT, LOCATION, TEXT, TEXT, st.integers(-1, 9), st.none() | LOCATION, MAYBE
+        )
+        | st.builds(KeyedFile, TEXT, TEXT, LOCATION, MAYBE, st.none() | st.integers(0, 1 << 40))
     )
 )
 def test_objects_come_out_as_they_went_in(items: list[object]) -> None:
@@ -33,8 +39,9 @@ def test_a_listed_image_takes_a_hundred_bytes() -> None:
             wnid = f"n{number // 40:08d}"
             key = f"{wnid}_{number}"
             name = f"train/{wnid}/{key}.JPEG"
-            box = f"/data/imagenet/Annotations/CLS-LOC/train/{wnid}/{key}.xml"
-            yield SourceImage(key, f"/data/imagenet/{name}", name, wnid, number % 9, box)
+            box = Location.parse(f"/data/imagenet/Annotations/CLS-LOC/train/{wnid}/{key}.xml")
+            picture = Location.parse(f"/data/imagenet/{name}")
+            yield SourceImage(key, picture, name, wnid, number % 9, box)
 
     tracemalloc.start()
     packed = Packed(images())

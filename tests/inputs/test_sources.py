@@ -63,7 +63,7 @@ def contents(listing: Listed) -> dict[str, tuple[object, ...]]:
     for image in listing[0]:
         assert image.annotation is not None
         annotation = parse_annotation(read_location(image.annotation))
-        digest = hashlib.sha256(read_location(image.path)).hexdigest()
+        digest = hashlib.sha256(read_location(image.location)).hexdigest()
         by_key[image.key] = (image.wnid, image.label, digest, annotation.boxes)
     assert len(by_key) == len(listing[0])
     return by_key
@@ -199,9 +199,9 @@ def test_object_storage_holds_the_same_shapes(
     assert known == identities
     assert None not in known
     for image in listing[0]:
-        assert reads_ahead(image.path) > 1
+        assert reads_ahead([image.location]) > 1
         assert image.md5 or image.stamp
-        assert image.annotation_md5 or Location.parse(image.annotation or "").text
+        assert image.annotation_md5 or (image.annotation and not image.annotation.path)
 
 
 def test_each_format_is_the_first_to_find_its_layout(small_sample: Path, tmp_path: Path) -> None:
@@ -407,7 +407,7 @@ def test_images_without_boxes_are_rows_and_other_files_are_counted(tmp_path: Pat
     assert known.annotation is not None
     assert parse_annotation(read_location(known.annotation)) == annotation
     assert (unknown.wnid, unknown.annotation) == ("", None)
-    assert (named.wnid, read_location(named.path)) == ("n02085620", b"333")
+    assert (named.wnid, read_location(named.location)) == ("n02085620", b"333")
     assert named.annotation is not None
     with pytest.raises(AnnotationError, match="not a readable XML file"):
         parse_annotation(read_location(named.annotation))
@@ -416,7 +416,7 @@ def test_images_without_boxes_are_rows_and_other_files_are_counted(tmp_path: Pat
 def test_places_are_lines_that_say_where_bytes_lie(tmp_path: Path) -> None:
     path = str(tmp_path / "a file: with, colons")
     Path(path).write_bytes(b"0123456789")
-    assert read_location(path) == b"0123456789"
+    assert read_location(Location.parse(path)) == b"0123456789"
     assert read_location(member_location(path, 2, 3)) == b"234"
     assert read_location(member_location(path, 2, 0)) == b""
     assert read_location(text_location('{"a": 1}')) == b'{"a": 1}'
@@ -424,13 +424,14 @@ def test_places_are_lines_that_say_where_bytes_lie(tmp_path: Path) -> None:
         read_location(member_location(path, 8, 3))
     with pytest.raises(FileNotFoundError):
         read_location(member_location(f"{path}s", 8, 3))
-    assert Location.parse(member_location(path, 2, 3)).path == path
+    for location in (member_location(path, 2, 3), text_location("part:1"), Location(path, path)):
+        assert Location.parse(location.text) == location
     values = [b"a", None, b"c", *(bytes([n]) * 9 for n in range(40))]
     table = pa.Table.from_pylist([{"image": {"bytes": value}} for value in values])
     pq.write_table(table, path, row_group_size=30)
     for number, value in enumerate(values):
         location = row_location(path, number // 30, number % 30, "image.bytes")
-        assert Location.parse(location).path == path
+        assert Location.parse(location.text) == location
         assert read_location(location) == (value or b"")
     with pytest.raises(OSError, match="no row 30"):
         read_location(row_location(path, 0, 30, "image.bytes"))
@@ -474,7 +475,7 @@ def test_what_changes_while_it_is_read_is_no_content(
         file.write_bytes(content)
         os.utime(file, (time, time))
 
-    def read(location: str) -> bytes:
+    def read(location: Location) -> bytes:
         if moment == "after":
             return (read_location(location), put(others, 2))[0]
         put(others, 2)
@@ -488,15 +489,15 @@ def test_what_changes_while_it_is_read_is_no_content(
         patched.setattr("pipeline.inputs.source_images.read_location", read)
         checksums = Checksums(store, "val", 0)
         with pytest.raises(OSError, match="file has changed while it was read"):
-            checksums.identify(Content(str(file)))
+            checksums.identify(Content(Location.parse(str(file))))
         checksums.save()
     put(b"a picture", 1)
     again = Checksums(store, "val", 0)
-    assert again.identify(Content(str(file))).md5 == md5(b"a picture").hexdigest()
+    assert again.identify(Content(Location.parse(str(file)))).md5 == md5(b"a picture").hexdigest()
     # The layers of a picture are known by its digest, which comes from an earlier read.
     put(others, 2)
     with pytest.raises(OSError, match="file has changed while it was read"):
-        again.read(Content(str(file)))
+        again.read(Content(Location.parse(str(file))))
 
 
 def test_an_object_is_what_its_listing_told(bucket: str) -> None:
@@ -507,7 +508,10 @@ def test_an_object_is_what_its_listing_told(bucket: str) -> None:
     assert told is not None
     store.write("a.JPEG", b"A PICTURE")
     span = member_location(path, 2, 3)
-    for part in (Content(path, None, told.md5), Content(span, None, None, told.md5)):
+    for part in (
+        Content(Location.parse(path), None, told.md5),
+        Content(span, None, None, told.md5),
+    ):
         with pytest.raises(OSError, match="has changed while it was read"):
             Checksums(store, "val", 0).read(part)
 
@@ -535,7 +539,7 @@ def test_an_annotation_counts_as_what_it_says_of_its_picture(
 
     def digest(*size: int | None, ymax: int = 40, wnid: str | None = None) -> str:
         location = text_location(write_annotation(Annotation(*size, (Box(1, 2, 30, ymax),), wnid)))
-        image = SourceImage("a", str(path), "", "n02085620", 0, location)
+        image = SourceImage("a", Location.parse(str(path)), "", "n02085620", 0, location)
         identity = Cutter(SegmentConfig()).identify(image, checksums.identify)
         assert identity is not None
         return identity.digest

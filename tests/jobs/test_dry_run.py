@@ -170,7 +170,7 @@ def test_of_images_with_one_key_the_forecast_takes_that_of_the_job(
     arguments, _ = parse_command_line([*words, "--variants", "original,mixed_same,mixed_rand"])
     job = job_from_flags(arguments, Store(str(tmp_path / "out")))
     (split,) = make_forecast(job).splits
-    taken = {image.key: image.path for image in split.candidates if image.key in keys}
+    taken = {image.key: image.location.path for image in split.candidates if image.key in keys}
     assert set(taken) == set(keys)
     assert all(path.endswith(accepted[key]) for key, path in taken.items())
 

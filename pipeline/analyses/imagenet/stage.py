@@ -43,7 +43,7 @@ from pipeline.evaluate.results import (
 )
 from pipeline.inputs.imagenet import find_images
 from pipeline.inputs.layout import find_annotations, image_classes
-from pipeline.inputs.location import changed, read_location
+from pipeline.inputs.location import Location, changed, read_location
 from pipeline.storage.files import relative
 from pipeline.storage.interface import read_ahead
 from pipeline.storage.state_files import read_table
@@ -258,7 +258,7 @@ class _ImageNetPictures:
         def read(image: ImageNetImage) -> bytes:
             if not needs_images:
                 return b""
-            data = read_location(image.path)
+            data = read_location(Location(image.path, image.path))
             if len(data) != image.bytes and not isinstance(data, Unread):
                 raise changed(image.path)
             return data
