@@ -12,7 +12,7 @@ from pipeline.errors import UsageError
 from pipeline.generate.commit import STAGING
 from pipeline.generate.recipe import Recipe
 from pipeline.inputs.input_format import SplitLayout
-from pipeline.inputs.lists import KeyList, KeyLists, read_key_list
+from pipeline.inputs.lists import KeyList, read_key_list
 from pipeline.runtime.lock import fenced_for_job
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
@@ -53,19 +53,19 @@ class GenerateJob:
     allow_partial: bool = False
     about: About = NOTHING_STATED
 
-    def key_lists(self) -> KeyLists:
+    def key_lists(self) -> list[KeyList]:
         """Reads the lists of images.
 
         Raises:
           UsageError: a list cannot be read, or has changed since the job was launched.
         """
-        lists: dict[str, KeyList] = {}
+        lists = []
         for name, path in (("exclude", self.exclude), ("include", self.include)):
             if path is not None:
-                lists[name] = read_key_list(path, f"--{name}")
-                if lists[name].summary != getattr(self.config, name):
+                lists.append(read_key_list(path, f"--{name}"))
+                if lists[-1].summary != getattr(self.config, name):
                     raise UsageError(f"--{name} {path} has changed since this run was started")
-        return KeyLists(**lists)
+        return lists
 
     def layer_staging(self) -> Staging:
         """Returns the staging folder of layers.

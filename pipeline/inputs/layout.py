@@ -28,7 +28,7 @@ from pipeline.inputs.input_format import (
     find_files,
     has_boxes_by_name,
 )
-from pipeline.inputs.lists import KeyLists
+from pipeline.inputs.lists import KeyList
 from pipeline.inputs.packed import Packed
 from pipeline.inputs.source_images import IMAGE_SUFFIXES, SourceImage
 from pipeline.inputs.tables import HubParquet
@@ -230,7 +230,7 @@ def list_images(
     layout: SplitLayout,
     taxonomy: Taxonomy,
     limit: int | None = None,
-    keys: KeyLists = KeyLists(),  # noqa: B008
+    lists: Sequence[KeyList] = (),
     adapt: Callable[[SourceImage], SourceImage] = lambda image: image,
 ) -> tuple[Packed[SourceImage], Counter[str], Counter[str]]:
     """Lists the images of a split, in flat memory.
@@ -273,7 +273,7 @@ def list_images(
                     label=label,
                     annotation=annotation,
                     annotation_md5=md5,
-                    is_excluded=keys.excludes(image.key, wnid),
+                    is_excluded=any(each.excludes(image.key, wnid) for each in lists),
                 )
             )
 

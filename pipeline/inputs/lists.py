@@ -35,13 +35,15 @@ _NUMBER = re.compile(r"(?<!\d)\d+$")
 
 @dataclasses.dataclass(frozen=True)
 class KeyList:
-    """A list of images.
+    """A list that leaves images out.
 
     Attributes:
       names: keys, or `<wnid>_<number>`, sorted.
+      includes: whether all images are left out but those that it names; else these are.
     """
 
     names: tuple[str, ...]
+    includes: bool = False
 
     @property
     def summary(self) -> str:
@@ -53,33 +55,20 @@ class KeyList:
     def _keys(self) -> frozenset[str]:
         return frozenset(self.names)
 
-    def holds(self, key: str, wnid: str) -> bool:
-        """Returns whether the list names an image.
+    def excludes(self, key: str, wnid: str) -> bool:
+        """Returns whether an image is left out.
 
-        It may name the key, or the class and the digits at the end of the key. Digits have leading
-        zeros in the validation set and none in the training set, so images of the two sets are not
-        confused.
+        A list may name the key, or the class and the digits at the end of the key. Digits have
+        leading zeros in the validation set and none in the training set, so images of the two sets
+        are not confused.
         """
         number = _NUMBER.search(key)
-        return key in self._keys or (number is not None and f"{wnid}_{number[0]}" in self._keys)
-
-
-@dataclasses.dataclass(frozen=True)
-class KeyLists:
-    """The lists that leave images out."""
-
-    exclude: KeyList | None = None
-    include: KeyList | None = None
-
-    def excludes(self, key: str, wnid: str) -> bool:
-        """Returns whether an image is left out."""
-        if self.exclude is not None and self.exclude.holds(key, wnid):
-            return True
-        return self.include is not None and not self.include.holds(key, wnid)
+        is_named = key in self._keys or (number and f"{wnid}_{number[0]}" in self._keys)
+        return bool(is_named) != self.includes
 
 
 def read_key_list(path: str, flag: str) -> KeyList:
-    """Reads a list.
+    """Reads the list that `--exclude` or `--include` names.
 
     Raises:
       UsageError: the file does not exist, is empty, or is not text.
@@ -97,7 +86,7 @@ def read_key_list(path: str, flag: str) -> KeyList:
     listed = tuple(sorted(names - {""}))
     if not listed:
         raise UsageError(f"{flag} {path} names no image")
-    return KeyList(listed)
+    return KeyList(listed, includes=flag == "--include")
 
 
 def _name(text: str) -> str:

@@ -9,6 +9,7 @@ the next batch is computed.
 
 import collections
 import contextlib
+import functools
 import math
 import sys
 import time
@@ -126,6 +127,12 @@ def _compiled(network: Any) -> Callable[..., torch.Tensor]:
     own = types.FunctionType(code, names, network.__name__, None, network.__closure__)
     compiled: Callable[..., torch.Tensor] = torch.compile(own)
     return compiled
+
+
+def _decode_cropped(crop: Callable[[Image.Image], Any], image: bytes, out: Pixels) -> None:
+    """Decodes a picture, resized and cropped by a model's own transform, into (S, S, 3) uint8."""
+    cropped = np.asarray(crop(Image.fromarray(decode_image(image))), np.uint8)
+    out[:] = cropped.transpose(1, 2, 0)
 
 
 class Predictor:
@@ -250,7 +257,7 @@ class Predictor:
           Exception: for the reasons of `Loader.batches`.
         """
         loader: Loader[P] = Loader(
-            self._decode,
+            functools.partial(_decode_cropped, self._crop) if self._crop else decode_into,
             self._preprocessing.input_size if self._crop else stored,
             self.batch_size,
             cache=self._cache,
@@ -268,13 +275,6 @@ class Predictor:
                     yield from self._finish(loader, *in_flight.popleft())
             while in_flight:
                 yield from self._finish(loader, *in_flight.popleft())
-
-    def _decode(self, image: bytes, out: Pixels) -> None:
-        if self._crop is None:
-            decode_into(image, out)
-        else:
-            cropped = np.asarray(self._crop(Image.fromarray(decode_image(image))), np.uint8)
-            out[:] = cropped.transpose(1, 2, 0)
 
     @torch.inference_mode()
     def _launch(self, pixels: Pixels) -> Fetched:

@@ -102,7 +102,8 @@ def test_a_job_finds_what_it_left_and_refuses_a_list_that_has_changed(
     names.write_text("a\nb\n")
     config = DatasetConfig(include=read_key_list(str(names), "--include").summary)
     job = job_of(sample, tmp_path, config, include=str(names))
-    assert [job.key_lists().excludes(key, "n01") for key in "abc"] == [False, False, True]
+    (keys,) = job.key_lists()
+    assert [keys.excludes(key, "n01") for key in "abc"] == [False, False, True]
     names.write_text("a\nc\n")
     with pytest.raises(UsageError, match=f"--include {names} has changed since this run"):
         job.key_lists()
