@@ -188,9 +188,9 @@ def _check_places(images: Sequence[SourceImage], store: Store) -> None:
     cleared = tuple(store.path(f"{folder}/") for folder in (*DATA_FOLDERS, WORK_FOLDER))
     for image in images:
         for location in (image.location, image.mask, image.annotation):
-            if location and location.text.startswith(cleared):
+            if location and location.path.startswith(cleared):
                 raise UsageError(
-                    f"{location.text} lies in the output, where files are replaced and removed; "
+                    f"{location.path} lies in the output, where files are replaced and removed; "
                     "move it to a place outside of it"
                 )
 

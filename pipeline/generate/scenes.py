@@ -134,7 +134,7 @@ def _md5(info: FileInfo) -> str:
     A launch lists the folder several times, but the cache reads a file only once while its
     `FileInfo` stays the same.
     """
-    return _md5_of(read_location(Location(info.path, info.path)))
+    return _md5_of(read_location(Location(info.path)))
 
 
 def _md5_of(data: bytes) -> str:
@@ -204,7 +204,7 @@ def _examine(scenes: Scenes, cutter: Cutter) -> Iterator[Row]:
 
     def read(scene: Scene) -> bytes:
         path = join(scenes.folder, scene.path)
-        data = read_location(Location(path, path))
+        data = read_location(Location(path))
         if _md5_of(data) != scene.md5 and not isinstance(data, Unread):
             raise changed(path)
         return data
@@ -273,7 +273,7 @@ class DrawnScenes:
           JobError: the scene has changed since it was examined.
         """
         path = join(self._folder, scene.path)
-        data = read_location(Location(path, path))
+        data = read_location(Location(path))
         picture = self._cutter.crop(SourceBytes(data, None)).image
         if picture is None or _md5_of(data) != scene.md5:
             raise JobError(

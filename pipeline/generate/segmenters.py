@@ -27,7 +27,7 @@ import numpy as np
 from pipeline.errors import JobError, UsageError, text_of
 from pipeline.inputs.annotations import mask_text
 from pipeline.inputs.imagenet import files_in
-from pipeline.inputs.location import text_location
+from pipeline.inputs.location import Location
 from pipeline.inputs.source_images import FileIndex, KeyedFile, SourceImage
 from pipeline.inputs.tables import read_json
 from pipeline.runtime.custom_functions import PREFIX, call_for_array, import_function
@@ -211,5 +211,5 @@ def _in_coco_file(path: str) -> Iterator[KeyedFile]:
             yield KeyedFile(
                 folder=os.path.basename(folder),
                 key=os.path.splitext(file)[0],
-                location=text_location(mask_text(height, width, objects[number])),
+                location=Location(text=mask_text(height, width, objects[number])),
             )

@@ -215,7 +215,7 @@ def pack_sources(rows: list[ImageRow], source_of: Callable[[ImageRow], SourceIma
         for image in accepted
     )
     encoded = [
-        {n: os.fsencode(p.text) if p and p.text else None for n, p in each.items()}
+        {n: os.fsencode(p.line) if p and p.line else None for n, p in each.items()}
         for each in files
     ]
     sink = pa.BufferOutputStream()

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard, TypeVar
 from pipeline.errors import UsageError
 from pipeline.inputs.archives import ARCHIVES, stream
 from pipeline.inputs.imagenet import files_in
-from pipeline.inputs.location import Location, read_location, text_location
+from pipeline.inputs.location import Location, read_location
 from pipeline.inputs.source_images import FileIndex, KeyedFile, wnid_of_folder
 from pipeline.inputs.tables import TextLines
 from transforms.annotations import (
@@ -49,7 +49,7 @@ def index_annotations(path: str | None) -> FileIndex:
 
 def annotation_of(parsed: Annotation | AnnotationError) -> Location:
     """Returns the location of an annotation that has no file of its own."""
-    return text_location(write_annotation(parsed))
+    return Location(text=write_annotation(parsed))
 
 
 def annotation_by(parse: Callable[[T], Annotation], content: T) -> Location:

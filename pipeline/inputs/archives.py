@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, cast
 
 from pipeline.errors import UsageError
-from pipeline.inputs.location import Location, member_location
+from pipeline.inputs.location import Location
 from pipeline.inputs.source_images import HIDDEN
 from pipeline.storage.files import files_of
 from transforms.limits import MAX_ANNOTATION_BYTES, MAX_PICTURE_BYTES, Unread
@@ -87,7 +87,7 @@ class Member:
 
     @property
     def location(self) -> Location:
-        return member_location(self.archive, self.offset, self.length)
+        return Location(self.archive, (self.offset, self.length))
 
 
 @dataclasses.dataclass

@@ -15,7 +15,7 @@ from pipeline.dataset.manifest import FORMAT as DATASET
 from pipeline.errors import UsageError
 from pipeline.inputs.annotations import Content, annotation_of, coco_objects, is_coco, mask_text
 from pipeline.inputs.input_format import InputFormat, SplitLayout, names_of
-from pipeline.inputs.location import Location, text_location
+from pipeline.inputs.location import Location
 from pipeline.inputs.source_images import SourceImage
 from pipeline.inputs.tables import TableRow, column_names, holds_pictures, read_json, read_rows
 from pipeline.storage.files import absolute, files_of, is_below, is_remote, join, parent, relative
@@ -228,13 +228,13 @@ def _source_image(image: ListedImage, root: str, infos: dict[str, FileInfo | Non
     mask, mask_info = None, None
     if image.columns.get("mask"):
         mask_path = path_from(root, image.columns["mask"])
-        mask, mask_info = Location(mask_path, mask_path), infos[mask_path]
+        mask, mask_info = Location(mask_path), infos[mask_path]
     elif image.segmentations is not None:
         mask = _mask_location(image.columns, image.segmentations)
     info = infos[path]
     return SourceImage(
         key=image.columns.get("key") or os.path.splitext(name.rpartition("/")[2])[0],
-        location=Location(path, path),
+        location=Location(path),
         name=name,
         wnid=_class_of(image),
         md5=info.md5 if info else None,
@@ -251,7 +251,7 @@ def _mask_location(columns: dict[str, str], segmentations: list[object]) -> Loca
         height, width = (int(float(columns[side])) for side in ("height", "width"))
     except (KeyError, ValueError, OverflowError):
         return None
-    return text_location(mask_text(height, width, segmentations))
+    return Location(text=mask_text(height, width, segmentations))
 
 
 def _area(corners: Any) -> int:

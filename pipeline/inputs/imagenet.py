@@ -102,7 +102,7 @@ def files_in(folder: str, suffixes: Sequence[str]) -> Iterator[KeyedFile]:
         else:
             continue
         md5, size = (None, None) if info is None else (info.md5, info.size)
-        yield KeyedFile(subfolder, key, Location(path, path), md5, size)
+        yield KeyedFile(subfolder, key, Location(path), md5, size)
 
 
 def holds_files(folder: str, suffixes: Sequence[str]) -> bool:

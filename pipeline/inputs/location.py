@@ -2,7 +2,7 @@
 
 A location names a file, a part of a file such as a member of a tar, or a value in a Parquet file;
 or it holds a short text itself. A listing makes it. In tables and memories of checksums it is one
-line of text, as a path is; every absolute path is the text of its file's location.
+line of text, as a path is; every absolute path is the line of its file.
 """
 
 import contextlib
@@ -39,58 +39,48 @@ reader."""
 class Location(NamedTuple):
     """Where some content lies.
 
-    >>> Location.parse("part:1536+240:/data/val.tar").span
-    (1536, 240)
+    >>> Location.parse("part:1536+240:/data/val.tar")
+    Location(path='/data/val.tar', span=(1536, 240), row=None, text=None)
 
     Attributes:
-      text: the location as a line of text, which for a whole file is its path.
-      path: absolute path of the file; empty if `text` holds the content.
+      path: absolute path of the file; empty for a text.
       span: (offset, length) in bytes of a part of the file; None for the whole file.
-      row: (row group, row in the group, column) of a value in a Parquet file.
+      row: (row group, row in the group, column) of a binary value in a Parquet file. The column is
+        a path such as `image.bytes`, without a colon.
+      text: the content itself, if it is short.
     """
 
-    text: str
     path: str = ""
     span: tuple[int, int] | None = None
     row: tuple[int, int, str] | None = None
+    text: str | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Self:
-        """Makes a location from its text."""
-        if text.startswith(_TEXT):
-            return cls(text)
-        if text.startswith(_PART):
-            span, path = text.removeprefix(_PART).split(":", 1)
+    def parse(cls, line: str) -> Self:
+        """Makes a location from its `line`."""
+        if line.startswith(_TEXT):
+            return cls(text=line.removeprefix(_TEXT))
+        if line.startswith(_PART):
+            span, path = line.removeprefix(_PART).split(":", 1)
             offset, length = span.split("+")
-            return cls(text, path, span=(int(offset), int(length)))
-        if text.startswith(_ROW):
-            group, row, column, path = text.removeprefix(_ROW).split(":", 3)
-            return cls(text, path, row=(int(group), int(row), column))
-        return cls(text, text)
+            return cls(path, span=(int(offset), int(length)))
+        if line.startswith(_ROW):
+            group, row, column, path = line.removeprefix(_ROW).split(":", 3)
+            return cls(path, row=(int(group), int(row), column))
+        return cls(line)
+
+    @property
+    def line(self) -> str:
+        """The location as a line of text, which for a whole file is its path."""
+        if self.span is not None:
+            return f"{_PART}{self.span[0]}+{self.span[1]}:{self.path}"
+        if self.row is not None:
+            return f"{_ROW}{self.row[0]}:{self.row[1]}:{self.row[2]}:{self.path}"
+        return self.path if self.text is None else _TEXT + self.text
 
 
-NOWHERE = Location("")
+NOWHERE = Location()
 """The location of what is not there."""
-
-
-def member_location(path: str, offset: int, length: int) -> Location:
-    """Returns the location of a range of bytes in a file."""
-    return Location(f"{_PART}{offset}+{length}:{path}", path, span=(offset, length))
-
-
-def row_location(path: str, group: int, row: int, column: str) -> Location:
-    """Returns the location of a binary value in a Parquet file.
-
-    Args:
-      row: number of the row in the group.
-      column: path of the column, such as `image.bytes`; without a colon.
-    """
-    return Location(f"{_ROW}{group}:{row}:{column}:{path}", path, row=(group, row, column))
-
-
-def text_location(text: str) -> Location:
-    """Returns the location of a short text, which holds the text itself."""
-    return Location(_TEXT + text)
 
 
 def shown(location: Location) -> str:
@@ -117,9 +107,9 @@ def read_location(location: Location) -> bytes:
     Returns `Unread` if there are more than a picture may have, or if no machine can read the file.
     Raises OSError if the bytes cannot be read, UsageError if a Parquet file is damaged.
     """
-    text, path, span, row = location
-    if not path:
-        return text_bytes(text.removeprefix(_TEXT))
+    path, span, row, text = location
+    if text is not None:
+        return text_bytes(text)
     if row is not None:
         data = _read_row(path, *row)
         return data if len(data) <= MAX_PICTURE_BYTES else _unread(len(data))

@@ -100,20 +100,20 @@ class Checksums:
 
     def known(self, content: Content) -> KnownContent | None:
         """Returns what is known of the content without reading it, None if nothing is known."""
-        text, path, *_ = content.location
+        line, path = content.location.line, content.location.path
+        if content.location.text is not None:
+            return self.read(content)[1]
         if content.md5 is not None and content.describe is None:
             return KnownContent(content.md5)
-        if not path:
-            return self.read(content)[1]
-        if text in self._new:
-            return KnownContent(*self._new[text][2:])
-        stored = self._old.get(text)
+        if line in self._new:
+            return KnownContent(*self._new[line][2:])
+        stored = self._old.get(line)
         if content.stamp is None and content.md5 is None:
             info = _info(path)
             if info is None:
                 # That nothing can be read there is known without reading.
                 return self.read(content)[1] if never_read(path) else None
-            if path == text and info.md5 is not None:
+            if path == line and info.md5 is not None:
                 return self.known(content._replace(md5=info.md5))
             is_same = stored is not None and stored[:2] == (info.size, info.identity)
         else:
@@ -124,7 +124,7 @@ class Checksums:
             )
         if stored is None or not is_same:
             return None
-        self._new[text] = stored
+        self._new[line] = stored
         return KnownContent(stored.md5, stored.description)
 
     def read(self, content: Content) -> tuple[bytes, KnownContent]:
@@ -132,7 +132,7 @@ class Checksums:
 
         Raises OSError if it cannot be read, or changes meanwhile.
         """
-        text, path, *_ = content.location
+        line, path = content.location.line, content.location.path
         files, told = files_of(path), content.stamp or content.md5
         before = _info(path) if path and not told else None
         data = read_location(content.location)
@@ -145,12 +145,12 @@ class Checksums:
         # restored with its old time, they would be taken for its content.
         if info is None or (_stamp(info) != told if told else info != before):
             raise changed(shown(content.location))
-        if path == text and not isinstance(data, Unread) and len(data) != info.size:
+        if path == line and not isinstance(data, Unread) and len(data) != info.size:
             raise changed(shown(content.location))
-        if self._new.get(text, known).md5 != known.md5:
+        if self._new.get(line, known).md5 != known.md5:
             raise changed(shown(content.location))
         stamp = content.stamp or info.identity
-        self._new[text] = _StoredFile(info.size, stamp, *known)
+        self._new[line] = _StoredFile(info.size, stamp, *known)
         return data, known
 
     def must_have_changed(self, content: Content) -> bool:
@@ -159,9 +159,9 @@ class Checksums:
         If the file has moved to another folder, only its size is compared; if it was never read,
         the answer is False.
         """
-        text, path, *_ = content.location
+        line, path = content.location.line, content.location.path
         info = files_of(path).info(path)
-        if info is None or text in self._old:
+        if info is None or line in self._old:
             return True
         sizes = {_without_folder(Location.parse(old)): f.size for old, f in self._old.items()}
         return sizes.get(_without_folder(content.location), info.size) != info.size
@@ -180,7 +180,7 @@ def _info(path: str) -> FileInfo | None:
 
 
 def _without_folder(location: Location) -> str:
-    return location.text.removesuffix(location.path) + location.path.rpartition("/")[2]
+    return location.line.removesuffix(location.path) + location.path.rpartition("/")[2]
 
 
 def stamp_of(path: str) -> str | None:

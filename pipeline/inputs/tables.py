@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from pipeline.errors import UsageError
 from pipeline.inputs.input_format import FileFormat, SplitLayout
-from pipeline.inputs.location import open_parquet, refuse_twins, row_location, rows_of
+from pipeline.inputs.location import Location, open_parquet, refuse_twins, rows_of
 from pipeline.inputs.source_images import SourceImage, is_wnid, stamp_of, wnid_of_label
 from pipeline.storage.files import files_of, relative
 from pipeline.storage.interface import read_ahead
@@ -284,7 +284,7 @@ def _list_file(path: str, root: str, taxonomy: Taxonomy) -> list[SourceImage]:
             images.append(
                 SourceImage(
                     key=_key(row["image"], name),
-                    location=row_location(path, group, number, "image.bytes"),
+                    location=Location(path, row=(group, number, "image.bytes")),
                     name=name,
                     wnid=wnid_of_label(label, taxonomy, name),
                     stamp=stamp,

@@ -13,7 +13,7 @@ from pipeline.dataset.records import ShardCounts
 from pipeline.errors import UsageError
 from pipeline.generate.shard_elements import SplitTotals
 from pipeline.inputs.archives import Unpacker, members, naming, unpacker_of
-from pipeline.inputs.location import member_location, read_location
+from pipeline.inputs.location import Location, read_location
 from pipeline.released.export import label_of_folder, parse_mixed, parse_stem
 from pipeline.storage.files import files_of, is_remote, relative
 from pipeline.storage.interface import FileInfo, in_parallel
@@ -116,7 +116,7 @@ def _unpack(source: str, info: FileInfo, unpacker: Unpacker, store: Store) -> st
 
 def read_contents(locations: Sequence[ArchiveLocation]) -> list[bytes]:
     """Reads the contents of files, in order. A file that is too large for a picture is `Unread`."""
-    parts = [member_location(each.path, each.offset, each.length) for each in locations]
+    parts = [Location(each.path, (each.offset, each.length)) for each in locations]
     if any(is_remote(each.path) for each in locations):
         return in_parallel(read_location, parts)
     return [read_location(part) for part in parts]

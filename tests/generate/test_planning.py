@@ -75,7 +75,7 @@ def planned(folder: Path, shards: list[SourceShard]) -> tuple[list[OutputShard],
 
 
 def test_a_plan_has_the_accepted_rows_and_what_they_are_cut_from(tmp_path: Path) -> None:
-    picture, boxes = map(Location.parse, (os.fsdecode(b"/in/\xff.JPEG"), "/in/a.xml"))
+    picture, boxes = map(Location, (os.fsdecode(b"/in/\xff.JPEG"), "/in/a.xml"))
     source = SourceImage("street", picture, "", "n01", 0, boxes)
     rows = [{**row, "key": f"street_{n}", "object": n} for n, row in enumerate(rows_of([2] * 9), 1)]
     rows += [{**row, "key": f"bad_{row['key']}", "status": "undecodable"} for row in rows[:3]]

@@ -28,7 +28,7 @@ from pipeline.errors import JobError
 from pipeline.generate.cut_source import Cutter, SourceBytes
 from pipeline.generate.segmenters import find_segmenter, index_masks, parameters_of
 from pipeline.inputs.layout import find_layout, list_images
-from pipeline.inputs.location import member_location, read_location
+from pipeline.inputs.location import Location, read_location
 from pipeline.storage.store import Store
 from transforms.annotations import Box, parse_annotation
 from transforms.codec import encode_png
@@ -571,7 +571,7 @@ def cut_by(name: str, picture: NDArray[np.uint8], sample: Path) -> Cut:
     source = SourceBytes(
         encode_png(picture),
         (sample / "Annotations" / "val" / "sample_val_00000014.xml").read_bytes(),
-        location=member_location("/here/pictures.tar", 0, 9),
+        location=Location("/here/pictures.tar", (0, 9)),
     )
     version = "version=a=b" if name == "of_light" else "version=1"
     name = f"{OTHER}:{name}"

@@ -223,7 +223,7 @@ def test_files_of_a_split_are_known_by_name_and_looked_for_near_by_first(tmp_pat
 
 @given(st.dictionaries(st.tuples(st.sampled_from(["", "x", "y"]), st.just("a")), st.text("01")))
 def test_an_annotation_is_found_by_folder_then_by_name(places: dict[tuple[str, str], str]) -> None:
-    entries = [KeyedFile(*where, Location.parse(path)) for where, path in places.items()]
+    entries = [KeyedFile(*where, Location(path)) for where, path in places.items()]
     of_key = {entry.folder: entry for entry in entries}
     only = entries[0] if len(entries) == 1 else None
     for index in (FileIndex(entries), FileIndex(reversed(entries))):

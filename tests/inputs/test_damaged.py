@@ -27,7 +27,7 @@ from pipeline.inputs.annotations import coco_objects, index_annotations
 from pipeline.inputs.archives import stream
 from pipeline.inputs.image_manifest import path_from
 from pipeline.inputs.imagenet import ImageFolder, ImagenetTars
-from pipeline.inputs.location import Location, member_location, read_location
+from pipeline.inputs.location import Location, read_location
 from pipeline.inputs.source_images import Checksums, Content, KnownContent
 from pipeline.inputs.tables import HubParquet, column_names, read_rows
 from pipeline.models.answers import read_answers
@@ -192,8 +192,8 @@ def test_a_file_as_large_as_a_disk_is_refused(name: str, tmp_path: Path) -> None
     with path.open("wb") as file:
         file.truncate(12 << 30)
     if name == "a.png":
-        assert isinstance(read_location(Location.parse(str(path))), Unread)
-        assert isinstance(read_location(member_location(str(path), 5, 11 << 30)), Unread)
+        assert isinstance(read_location(Location(str(path))), Unread)
+        assert isinstance(read_location(Location(str(path), (5, 11 << 30))), Unread)
         return
     with pytest.raises(UsageError, match=str(path)):
         list(read_rows(str(path), "--input"))
@@ -304,7 +304,7 @@ def test_an_error_of_the_system_is_the_files_own_only_if_no_machine_finds_the_fi
             else:
                 opened = failing(number, open) if call == "open" else lambda *_: Unreadable(number)
                 patched.setattr("builtins.open", opened)
-            return isinstance(read_location(Location.parse(str(path))), Unread)
+            return isinstance(read_location(Location(str(path))), Unread)
         return False
 
     own = {name for number, name in errno.errorcode.items() if is_own(number)}
@@ -329,13 +329,13 @@ def test_what_no_machine_can_read_is_content_that_is_known(
     (path.parent / "notes").symlink_to("notes")
     assert [image and image.key for image in listed(ImageFolder(), tmp_path)] == ["a", None]
     known = KnownContent(hashlib.md5(why.encode()).hexdigest(), "")
-    content = Content(Location.parse(str(path)))
+    content = Content(Location(str(path)))
     assert Checksums(Store(str(tmp_path)), "val", 0).known(content) == known
     data, again = Checksums(Store(str(tmp_path)), "val", 0).read(content)
     assert again == known
     with pytest.raises(UndecodableError, match=why):
         open_picture(data)
-    assert isinstance(read_location(member_location(str(path), 0, 1)), Unread)
+    assert isinstance(read_location(Location(str(path), (0, 1))), Unread)
 
 
 @pytest.mark.parametrize("target", ["/nowhere/at/all", "file/below"])
@@ -348,9 +348,9 @@ def test_a_link_to_what_is_not_there_now_is_no_fault_of_the_picture(
     path.symlink_to(target)
     assert [image and image.key for image in listed(ImageFolder(), tmp_path)] == ["a", None]
     checksums = Checksums(Store(str(tmp_path)), "val", 0)
-    assert checksums.known(Content(Location.parse(str(path)))) is None
+    assert checksums.known(Content(Location(str(path)))) is None
     with pytest.raises((FileNotFoundError, NotADirectoryError)):
-        checksums.identify(Content(Location.parse(str(path))))
+        checksums.identify(Content(Location(str(path))))
 
 
 def test_lines_of_json_end_where_json_says(tmp_path: Path) -> None:

@@ -8,16 +8,14 @@ from collections.abc import Iterator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.inputs.location import Location, member_location
+from pipeline.inputs.location import Location
 from pipeline.inputs.packed import Packed
 from pipeline.inputs.source_images import KeyedFile, SourceImage
 
 # With lone surrogates, as in file names that are no UTF-8.
 TEXT = st.text(st.sampled_from("a/\0\1\udcffÿ."), max_size=6)
 MAYBE = st.none() | TEXT
-LOCATION = st.builds(Location.parse, TEXT) | st.builds(
-    member_location, TEXT, st.just(1), st.just(2)
-)
+LOCATION = st.builds(Location, TEXT, st.none() | st.tuples(st.integers(), st.integers()))
 
 
 @given(
@@ -39,8 +37,8 @@ def test_a_listed_image_takes_a_hundred_bytes() -> None:
             wnid = f"n{number // 40:08d}"
             key = f"{wnid}_{number}"
             name = f"train/{wnid}/{key}.JPEG"
-            box = Location.parse(f"/data/imagenet/Annotations/CLS-LOC/train/{wnid}/{key}.xml")
-            picture = Location.parse(f"/data/imagenet/{name}")
+            box = Location(f"/data/imagenet/Annotations/CLS-LOC/train/{wnid}/{key}.xml")
+            picture = Location(f"/data/imagenet/{name}")
             yield SourceImage(key, picture, name, wnid, number % 9, box)
 
     tracemalloc.start()

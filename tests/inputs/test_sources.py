@@ -32,11 +32,8 @@ from pipeline.inputs.layout import FORMATS, find_layout, list_images
 from pipeline.inputs.lists import KeyList, read_key_list
 from pipeline.inputs.location import (
     Location,
-    member_location,
     read_location,
     reads_ahead,
-    row_location,
-    text_location,
 )
 from pipeline.inputs.source_images import Checksums, Content, SourceImage
 from pipeline.storage.store import Store
@@ -201,7 +198,7 @@ def test_object_storage_holds_the_same_shapes(
     for image in listing[0]:
         assert reads_ahead([image.location]) > 1
         assert image.md5 or image.stamp
-        assert image.annotation_md5 or (image.annotation and not image.annotation.path)
+        assert image.annotation_md5 or (image.annotation and image.annotation.text)
 
 
 def test_each_format_is_the_first_to_find_its_layout(small_sample: Path, tmp_path: Path) -> None:
@@ -416,32 +413,32 @@ def test_images_without_boxes_are_rows_and_other_files_are_counted(tmp_path: Pat
 def test_places_are_lines_that_say_where_bytes_lie(tmp_path: Path) -> None:
     path = str(tmp_path / "a file: with, colons")
     Path(path).write_bytes(b"0123456789")
-    assert read_location(Location.parse(path)) == b"0123456789"
-    assert read_location(member_location(path, 2, 3)) == b"234"
-    assert read_location(member_location(path, 2, 0)) == b""
-    assert read_location(text_location('{"a": 1}')) == b'{"a": 1}'
+    assert read_location(Location(path)) == b"0123456789"
+    assert read_location(Location(path, (2, 3))) == b"234"
+    assert read_location(Location(path, (2, 0))) == b""
+    assert read_location(Location(text='{"a": 1}')) == b'{"a": 1}'
     with pytest.raises(OSError, match="ends before"):
-        read_location(member_location(path, 8, 3))
+        read_location(Location(path, (8, 3)))
     with pytest.raises(FileNotFoundError):
-        read_location(member_location(f"{path}s", 8, 3))
-    for location in (member_location(path, 2, 3), text_location("part:1"), Location(path, path)):
-        assert Location.parse(location.text) == location
+        read_location(Location(f"{path}s", (8, 3)))
+    for location in (Location(path, (2, 3)), Location(text="part:1"), Location(path)):
+        assert Location.parse(location.line) == location
     values = [b"a", None, b"c", *(bytes([n]) * 9 for n in range(40))]
     table = pa.Table.from_pylist([{"image": {"bytes": value}} for value in values])
     pq.write_table(table, path, row_group_size=30)
     for number, value in enumerate(values):
-        location = row_location(path, number // 30, number % 30, "image.bytes")
-        assert Location.parse(location.text) == location
+        location = Location(path, row=(number // 30, number % 30, "image.bytes"))
+        assert Location.parse(location.line) == location
         assert read_location(location) == (value or b"")
     with pytest.raises(OSError, match="no row 30"):
-        read_location(row_location(path, 0, 30, "image.bytes"))
+        read_location(Location(path, row=(0, 30, "image.bytes")))
 
 
 def test_a_part_is_known_by_its_content(tmp_path: Path) -> None:
     store, file = Store(str(tmp_path / "out")), tmp_path / "file"
     file.write_bytes(b"0123456789")
     spans = ((0, 4), (4, 4))
-    places = [Content(member_location(str(file), *span), bytes.decode) for span in spans]
+    places = [Content(Location(str(file), span), bytes.decode) for span in spans]
     checksums = Checksums(store, "val", 0)
     digests = [checksums.identify(part) for part in places]
     assert digests == [(md5(data).hexdigest(), data.decode()) for data in (b"0123", b"4567")]
@@ -489,15 +486,15 @@ def test_what_changes_while_it_is_read_is_no_content(
         patched.setattr("pipeline.inputs.source_images.read_location", read)
         checksums = Checksums(store, "val", 0)
         with pytest.raises(OSError, match="file has changed while it was read"):
-            checksums.identify(Content(Location.parse(str(file))))
+            checksums.identify(Content(Location(str(file))))
         checksums.save()
     put(b"a picture", 1)
     again = Checksums(store, "val", 0)
-    assert again.identify(Content(Location.parse(str(file)))).md5 == md5(b"a picture").hexdigest()
+    assert again.identify(Content(Location(str(file)))).md5 == md5(b"a picture").hexdigest()
     # The layers of a picture are known by its digest, which comes from an earlier read.
     put(others, 2)
     with pytest.raises(OSError, match="file has changed while it was read"):
-        again.read(Content(Location.parse(str(file))))
+        again.read(Content(Location(str(file))))
 
 
 def test_an_object_is_what_its_listing_told(bucket: str) -> None:
@@ -507,9 +504,9 @@ def test_an_object_is_what_its_listing_told(bucket: str) -> None:
     told = store.files.info(path)
     assert told is not None
     store.write("a.JPEG", b"A PICTURE")
-    span = member_location(path, 2, 3)
+    span = Location(path, (2, 3))
     for part in (
-        Content(Location.parse(path), None, told.md5),
+        Content(Location(path), None, told.md5),
         Content(span, None, None, told.md5),
     ):
         with pytest.raises(OSError, match="has changed while it was read"):
@@ -519,7 +516,7 @@ def test_an_object_is_what_its_listing_told(bucket: str) -> None:
 def test_a_picture_that_is_corrupted_on_the_way_is_not_rejected(bucket: str) -> None:
     store = Store(bucket)
     store.write("corrupted.tar", b"__junk__")
-    location = member_location(store.path("corrupted.tar"), 2, 4)
+    location = Location(store.path("corrupted.tar"), (2, 4))
     boxes = write_annotation(Annotation(None, None, (Box(1, 2, 30, 40),), None)).encode()
     cutter = Cutter(SegmentConfig())
     (cut,) = cutter.cut(SourceBytes(b"junk", boxes, location=location))
@@ -538,8 +535,8 @@ def test_an_annotation_counts_as_what_it_says_of_its_picture(
     checksums = Checksums(Store(str(tmp_path)), "val", 0)
 
     def digest(*size: int | None, ymax: int = 40, wnid: str | None = None) -> str:
-        location = text_location(write_annotation(Annotation(*size, (Box(1, 2, 30, ymax),), wnid)))
-        image = SourceImage("a", Location.parse(str(path)), "", "n02085620", 0, location)
+        location = Location(text=write_annotation(Annotation(*size, (Box(1, 2, 30, ymax),), wnid)))
+        image = SourceImage("a", Location(str(path)), "", "n02085620", 0, location)
         identity = Cutter(SegmentConfig()).identify(image, checksums.identify)
         assert identity is not None
         return identity.digest

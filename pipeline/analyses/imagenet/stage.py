@@ -258,7 +258,7 @@ class _ImageNetPictures:
         def read(image: ImageNetImage) -> bytes:
             if not needs_images:
                 return b""
-            data = read_location(Location(image.path, image.path))
+            data = read_location(Location(image.path))
             if len(data) != image.bytes and not isinstance(data, Unread):
                 raise changed(image.path)
             return data
