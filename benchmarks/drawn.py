@@ -32,7 +32,7 @@ from transforms.hashing import fingerprint
 from transforms.layers import Layer, make_layer
 from transforms.masks import bounding_box
 from transforms.taxonomy import imagenet9
-from transforms.variants import MIXED, PAPER, VARIANTS
+from transforms.variants import MIXED, PAPER, VARIANTS, VariantName
 
 _INDEX = pa.schema(
     [
@@ -104,7 +104,7 @@ def _write_shard(
             stack,
             store,
             staging,
-            variants=PAPER,
+            variants=map(VariantName, PAPER),
             formats=("parquet",),
             schema=sample_schema(taxonomy.names),
             split="val",
@@ -137,7 +137,7 @@ def _write_shard(
                 }
                 image = encode_png(picture) if as_png else encode_jpeg(picture, 95)
                 sample = Sample(keys[number], image, "png" if as_png else "jpg", fields)
-                for sink in sinks[name]:
+                for sink in sinks[VariantName(name)]:
                     sink.add(sample)
     written = digests_of(sinks)
     path = index_file("val", shard, counts.output)

@@ -47,6 +47,7 @@ from transforms.two_way import (
     smallest_difference,
     wilson_of_pictures,
 )
+from transforms.variants import draws_of, with_replicates
 
 Floats = NDArray[np.float64]
 Correct = NDArray[np.bool_]
@@ -103,10 +104,8 @@ class Design:
         labels = np.arange(images) % min(9, max(1, images // 4))
         pool, everyone = Pool.from_images(keys, labels, seed=seed), np.arange(images)
         backgrounds = {
-            variant: np.stack(
-                [pair(pool, everyone, keys, variant, seed=seed, replicate=k) for k in range(draws)]
-            )
-            for variant in RIGHT
+            variant: np.stack([pair(pool, everyone, keys, name, seed=seed) for name in names])
+            for variant, names in draws_of(with_replicates(RIGHT, draws)).items()
         }
         rand = backgrounds["mixed_rand"]
         both = np.concatenate([backgrounds["mixed_same"], rand]).ravel()

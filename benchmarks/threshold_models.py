@@ -28,6 +28,7 @@ from transforms.two_way import (
     p_value,
     smallest_difference,
 )
+from transforms.variants import draws_of, with_replicates
 
 Floats = NDArray[np.float64]
 
@@ -68,8 +69,8 @@ class Study:
         labels = np.random.default_rng(seed).permutation(np.arange(n) % 9)
         pool = Pool.from_images(keys, labels, seed=seed, groups=groups)
         backgrounds = np.stack([
-            [pair(pool, np.arange(n), keys, v, seed=seed, replicate=k) for k in range(draws)]
-            for v in ("mixed_same", "mixed_rand")
+            [pair(pool, np.arange(n), keys, name, seed=seed) for name in names]
+            for names in draws_of(with_replicates(("mixed_same", "mixed_rand"), draws)).values()
         ])  # fmt: skip
         roles = Roles.from_units(
             np.tile(groups, 2 * draws),

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transforms.hashing import UInt64Array, keyed_hashes, substream, substreams
+from transforms.variants import VariantName
 
 BUCKETS = 256
 """Number of buckets of a class, formed by the highest bits of its backgrounds' hashes."""
@@ -113,10 +114,9 @@ def pair(
     pool: Pool,
     foregrounds: Positions,
     keys: Sequence[str],
-    variant: str,
+    variant: VariantName,
     *,
     seed: int,
-    replicate: int = 0,
     own_background: bool = False,
     mixed_rand: str = "any",
 ) -> Positions:
@@ -129,8 +129,7 @@ def pair(
       variant: `mixed_same` draws from the foreground's class, `mixed_next` from the next
         present class, cyclically; `mixed_rand` draws a present class uniformly, then an
         image of it.
-      seed: seed of the keyed hash. Variants draw independently.
-      replicate: number of the draw among several independent draws, counted from 0.
+      seed: seed of the keyed hash. Variants, and draws of one, draw independently.
       own_background: whether an image may get its own background, or one of its group.
       mixed_rand: `any` class, or a class `other` than the foreground's.
 
@@ -143,10 +142,9 @@ def pair(
     """
     if mixed_rand not in ("any", "other"):
         raise ValueError(f"mixed_rand must be any or other: got {mixed_rand!r}")
-    stream = f"{variant}_r{replicate}" if replicate else variant
-    hashes = keyed_hashes(seed, f"{stream}/image", keys)
+    hashes = keyed_hashes(seed, f"{variant}/image", keys)
     classes = _background_classes(
-        pool, foregrounds, keys, variant, stream, seed, own_background, mixed_rand
+        pool, foregrounds, keys, variant, seed, own_background, mixed_rand
     )
     backgrounds = np.full(len(foregrounds), NO_PARTNER, np.int64)
     banned = np.full(len(foregrounds), NO_PARTNER) if own_background else pool.groups[foregrounds]
@@ -160,17 +158,16 @@ def pair(
 def draw_scenes(
     scenes: Sequence[str],
     foregrounds: Sequence[str],
-    variant: str,
+    variant: VariantName,
     *,
     seed: int,
-    replicate: int = 0,
 ) -> Positions:
     """Draws a background for each foreground from scenes that are not part of the dataset.
 
     Args:
       scenes: (n,) unique keys of the scenes.
       foregrounds: (m,) keys of the foregrounds.
-      variant, seed, replicate: see `pair`.
+      variant, seed: see `pair`.
 
     Returns:
       (m,) position of each foreground's scene, `NO_PARTNER` if there are no scenes. The draws are
@@ -180,8 +177,7 @@ def draw_scenes(
       ValueError: a scene's key occurs twice.
     """
     pool = Pool.from_images(scenes, np.zeros(len(scenes), np.int64), seed=seed)
-    stream = f"{variant}_r{replicate}" if replicate else variant
-    hashes = keyed_hashes(seed, f"{stream}/image", foregrounds)
+    hashes = keyed_hashes(seed, f"{variant}/image", foregrounds)
     members = pool.members.get(0, np.empty(0, np.int64))
     return _draw(pool, members, hashes, np.full(len(hashes), NO_PARTNER))
 
@@ -190,8 +186,7 @@ def _background_classes(
     pool: Pool,
     foregrounds: Positions,
     keys: Sequence[str],
-    variant: str,
-    stream: str,
+    variant: VariantName,
     seed: int,
     own_background: bool,
     mixed_rand: str,
@@ -199,15 +194,15 @@ def _background_classes(
     """Chooses the class to draw from for each foreground, `NO_PARTNER` if there is none."""
     labels = pool.labels[foregrounds]
     present = sorted(pool.members)
-    if variant == "mixed_same":
+    if variant.base == "mixed_same":
         return labels
-    if variant == "mixed_next":
+    if variant.base == "mixed_next":
         following = dict(zip(present, present[1:] + present[:1], strict=True))
         return np.asarray(
             [NO_PARTNER if following[y] == y else following[y] for y in labels], np.int64
         )
-    if variant != "mixed_rand":
-        raise ValueError(f"{variant!r} is not a mixed variant")
+    if variant.base != "mixed_rand":
+        raise ValueError(f"{variant.base!r} is not a mixed variant")
     if not present:
         return np.full(len(foregrounds), NO_PARTNER, np.int64)
     # The class with the highest hash wins (rendezvous hashing), so adding or removing a class
@@ -215,7 +210,7 @@ def _background_classes(
     scores = np.zeros((len(present), len(keys)), np.uint64)
     allowed = np.ones(scores.shape, np.bool_)
     for row, label in enumerate(present):
-        scores[row] = keyed_hashes(seed, f"{stream}/class/{label}", keys)
+        scores[row] = keyed_hashes(seed, f"{variant}/class/{label}", keys)
         if mixed_rand == "other":
             allowed[row] = labels != label
         groups = pool.groups[pool.members[label]]

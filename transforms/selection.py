@@ -4,7 +4,7 @@ The classes of a dataset are balanced and limited, and every image has backgroun
 """
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +71,7 @@ def _ranks(
 def has_partners(
     labels: Labels,
     *,
-    mixed: Sequence[str],
+    mixed: Iterable[str],
     own_background: bool,
     mixed_rand: str,
     groups: Labels | None = None,

@@ -21,7 +21,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -284,138 +284,126 @@ PAPER_NAMES = {
 }
 """The paper's names of its variants."""
 
-_CUSTOM = re.compile(rf"(?:({'|'.join(FILLED)})=)?python:[\w.]+:([a-z][a-z0-9_]*)@[0-9]+")
-_REPLICATE = re.compile(r"(?<=.)_r([1-9][0-9]*)\Z")
-_RENDERED = re.compile(rf"({'|'.join(FILLED)})_(.+)")
+_NAME = re.compile(
+    # An entry of a configuration that names a function, for a fill after the base that it renders.
+    rf"\A(?:(?:({'|'.join(FILLED)})=)?python:[\w.]+:([a-z][a-z0-9_]*)@[0-9]+"
+    # A name: a base, and the rendering of one that has some; then the number of the draw.
+    rf"|(?:({'|'.join(FILLED)})(?:_(.+?))??|(.*?))(?:(?<=.)_r([1-9][0-9]*))?)\Z",
+    re.DOTALL,
+)
 
 
-def name_of(entry: str) -> str:
-    """Returns the name of a variant, which is also its folder's, from an entry of a configuration.
+@dataclasses.dataclass(frozen=True)
+class VariantName:
+    """Which variant, and which draw of its backgrounds; `str` gives its name in columns and paths.
 
-    >>> name_of("python:my_variants:silhouette@1"), name_of("only_bg_t=python:my_fills:mean@2")
-    ('silhouette', 'only_bg_t_mean')
-    """
-    match = _CUSTOM.fullmatch(entry)
-    return "_".join(filter(None, match.groups())) if match else entry
-
-
-class VariantName(NamedTuple):
-    """The parts of a variant's name.
+    >>> name = VariantName.parse("mixed_rand_telea_r2")
+    >>> name
+    VariantName(base='mixed_rand', rendering='telea', draw=2)
+    >>> str(name), str(name.pairs), str(name.variant)
+    ('mixed_rand_telea_r2', 'mixed_rand_r2', 'mixed_rand_telea')
+    >>> str(VariantName.parse("only_bg_t=python:my_fills:mean@2"))
+    'only_bg_t_mean'
 
     Attributes:
-      base: the variant without rendering and replicate, which decides pairs, units and columns.
+      base: the variant without rendering and draw, which decides pairs, units and columns.
       rendering: name of the rendering; "" for the paper's method.
-      replicate: number of the replicate, 0 for the first.
+      draw: number of the replicate, 0 for the first.
     """
 
     base: str
-    rendering: str
-    replicate: int
+    rendering: str = ""
+    draw: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parses a name, or an entry of a configuration that names a custom function."""
+        ((fill, function, filled, rendering, base, draw),) = _NAME.findall(text)
+        if function:
+            return cls(*filter(None, (fill, function)))
+        return cls(filled or base, rendering, int(draw or 0))
+
+    def __str__(self) -> str:
+        parts = (self.base, self.rendering, f"r{self.draw}" if self.draw else "")
+        return "_".join(filter(None, parts))
+
+    @property
+    def variant(self) -> Self:
+        """The variant that it is a draw of."""
+        return dataclasses.replace(self, draw=0)
+
+    @property
+    def pairs(self) -> Self:
+        """The variant, or draw, whose pairs it shows: the one without rendering."""
+        return dataclasses.replace(self, rendering="")
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether its backgrounds are other images of the dataset."""
+        return self.base in MIXED
+
+    @property
+    def has_draws(self) -> bool:
+        """Whether its backgrounds are drawn: other images, or scenes from outside the dataset."""
+        return self.is_mixed or self.base == EXTERNAL
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether models are evaluated on it, as on all but the mask."""
+        return self.base != "fg_mask"
 
 
-def parse_name(name: str) -> VariantName:
-    """Parses the name of a variant, or of one of its replicates.
-
-    >>> tuple(parse_name("mixed_rand_telea_r1")), tuple(parse_name("only_bg_t"))
-    (('mixed_rand', 'telea', 1), ('only_bg_t', '', 0))
-    """
-    variant, replicate = variant_of(name), _REPLICATE.search(name)
-    rendered = _RENDERED.fullmatch(variant)
-    base, rendering = rendered.groups() if rendered else (variant, "")
-    return VariantName(base, rendering, int(replicate[1]) if replicate else 0)
+ORIGINAL, ONLY_BG_T, MASK = map(VariantName, ("original", "only_bg_t", "fg_mask"))
 
 
-def base_of(name: str) -> str:
-    """Returns the variant without rendering and replicate.
-
-    >>> base_of("mixed_rand_r2"), base_of("mixed_rand_telea"), base_of("only_bg_t")
-    ('mixed_rand', 'mixed_rand', 'only_bg_t')
-    """
-    return parse_name(name).base
-
-
-def with_rendering(name: str, rendering: str) -> str:
-    """Returns the variant, or replicate, that shows the same pairs in another rendering.
-
-    >>> with_rendering("mixed_rand_r2", "telea"), with_rendering("mixed_rand_telea", "")
-    ('mixed_rand_telea_r2', 'mixed_rand')
-    """
-    base, _, replicate = parse_name(name)
-    return "_".join(filter(None, (base, rendering, f"r{replicate}" if replicate else "")))
-
-
-def pairs_of(name: str) -> str:
-    """Returns the variant, or replicate, whose pairs a variant shows: the one without rendering.
-
-    >>> pairs_of("mixed_rand_telea_r2"), pairs_of("mixed_rand")
-    ('mixed_rand_r2', 'mixed_rand')
-    """
-    return with_rendering(name, "")
-
-
-def variant_of(name: str) -> str:
-    """Returns the variant that a name belongs to. The name may be a replicate's.
-
-    >>> variant_of("mixed_rand_telea_r2"), variant_of("only_bg_t")
-    ('mixed_rand_telea', 'only_bg_t')
-    """
-    return _REPLICATE.sub("", name)
-
-
-def filled_bases(names: Iterable[str]) -> frozenset[str]:
+def filled_bases(names: Iterable[VariantName]) -> frozenset[str]:
     """Returns the mixed variants whose backgrounds some of these variants fill instead of tile.
 
-    >>> sorted(filled_bases(["mixed_rand_telea", "mixed_same_box", "only_bg_t_telea"]))
+    >>> names = ("mixed_rand_telea", "mixed_same_box", "only_bg_t_telea")
+    >>> sorted(filled_bases(map(VariantName.parse, names)))
     ['mixed_rand']
     """
     return frozenset(
-        base
-        for base, rendering, _ in map(parse_name, names)
-        if base in MIXED
-        and rendering
-        and (rendering not in RENDERINGS or RENDERINGS[rendering].hole)
+        name.base
+        for name in names
+        if name.is_mixed
+        and name.rendering
+        and (name.rendering not in RENDERINGS or RENDERINGS[name.rendering].hole)
     )
 
 
-def with_replicates(variants: Iterable[str], replicates: int) -> tuple[str, ...]:
-    """Lists the names of variants. The names of a mixed variant's further replicates follow it.
+def with_replicates(variants: Iterable[str], replicates: int) -> tuple[VariantName, ...]:
+    """Lists variants. The further draws of a variant with drawn backgrounds follow it.
 
     Args:
       variants: entries of a configuration.
-      replicates: number of replicates of each mixed variant, including the first.
+      replicates: number of draws of each such variant, including the first.
 
-    >>> with_replicates(["original", "mixed_same"], 3)
-    ('original', 'mixed_same', 'mixed_same_r1', 'mixed_same_r2')
+    >>> list(map(str, with_replicates(["original", "mixed_same"], 3)))
+    ['original', 'mixed_same', 'mixed_same_r1', 'mixed_same_r2']
     """
     return tuple(
-        f"{name}_r{replicate}" if replicate else name
-        for name in map(name_of, variants)
-        for replicate in range(replicates if base_of(name) in (*MIXED, EXTERNAL) else 1)
+        dataclasses.replace(name, draw=draw)
+        for name in map(VariantName.parse, variants)
+        for draw in range(replicates if name.has_draws else 1)
     )
 
 
-def draws_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Groups the names of a variant and its replicates, which are draws of the same variant.
+def draws_of(names: Iterable[VariantName]) -> dict[str, tuple[VariantName, ...]]:
+    """Groups the draws of the same variant.
 
     Returns:
-      The names of each variant's draws, by variant. Variants and draws keep the order of `names`.
+      The draws of each variant, by its name. Variants and draws keep the order of `names`.
 
-    >>> draws_of(["original", "mixed_same", "mixed_same_r1"])
-    {'original': ('original',), 'mixed_same': ('mixed_same', 'mixed_same_r1')}
+    >>> draws = draws_of(with_replicates(["original", "mixed_same"], 2))
+    >>> list(draws), list(map(str, draws["mixed_same"]))
+    (['original', 'mixed_same'], ['mixed_same', 'mixed_same_r1'])
     """
-    draws: dict[str, tuple[str, ...]] = {}
-    for name in names:
-        variant = variant_of(name)
-        draws[variant] = (*draws.get(variant, ()), name)
-    return draws
-
-
-def is_picture(name: str) -> bool:
-    """Returns whether models are evaluated on a variant.
-
-    The mask is the only one that is not a picture.
-    """
-    return name != "fg_mask"
+    names = list(names)
+    return {
+        str(variant): tuple(name for name in names if name.variant == variant)
+        for variant in dict.fromkeys(name.variant for name in names)
+    }
 
 
 def select_variants(names: Iterable[str]) -> tuple[str, ...]:
@@ -433,8 +421,9 @@ def select_variants(names: Iterable[str]) -> tuple[str, ...]:
     """
     sets = {"all": PAPER, "method": METHOD}
     wanted = {each for name in names for each in sets.get(name, (name,))}
-    custom = sorted((each for each in wanted if _CUSTOM.fullmatch(each)), key=name_of)
-    bases = ", ".join(name for name in VARIANTS if base_of(name) == name)
+    names = {each: VariantName.parse(each) for each in wanted}
+    custom = sorted((e for e in wanted if str(names[e]) != e), key=lambda entry: str(names[entry]))
+    bases = ", ".join(name for name in VARIANTS if VariantName.parse(name).base == name)
     known = f"known: {bases}, method, python:MODULE:FUNCTION"
     unknown = sorted(wanted - set(VARIANTS) - set(custom))
     if unknown:
@@ -447,9 +436,9 @@ def select_variants(names: Iterable[str]) -> tuple[str, ...]:
         raise ValueError(f"no variant named; {known}")
     reserved = {*VARIANTS, *(f"mixed_same_{name}" for name in GAPS)}
     for entry in custom:
-        name, base = name_of(entry), entry.rpartition("=")[0]
-        # The name may read as a replicate's, or that of a variant as a rendering's.
-        if name in reserved or parse_name(name)[::2] != (base or name, 0):
+        name = str(names[entry])
+        # The name may read as a draw's, or that of a variant as a rendering's.
+        if name in reserved or VariantName.parse(name) != names[entry]:
             raise ValueError(f"{entry}: the name {name!r} is taken; rename the function")
         reserved.add(name)
     return (*(name for name in VARIANTS if name in wanted), *custom)

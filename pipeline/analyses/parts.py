@@ -16,6 +16,7 @@ from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from pipeline.evaluate.results import ModelRun
 from pipeline.evaluate.tables import Table
 from transforms.taxonomy import Taxonomy
+from transforms.variants import VariantName
 
 if TYPE_CHECKING:
     from pipeline.display.plot import Plot
@@ -106,7 +107,7 @@ class Parts(Generic[F]):
         return None
 
     def expected_pictures(
-        self, work: PlannedAnalysis, images: float, variants: Sequence[str]
+        self, work: PlannedAnalysis, images: float, variants: Sequence[VariantName]
     ) -> int | None:
         """Estimates how many pictures a model will be shown.
 
@@ -120,7 +121,7 @@ class Parts(Generic[F]):
         return None
 
     def dry_run_lines(
-        self, work: PlannedAnalysis, images: float, variants: Sequence[str]
+        self, work: PlannedAnalysis, images: float, variants: Sequence[VariantName]
     ) -> Iterator[str]:
         """Yields what `--dry_run` says of results; arguments as for `expected_pictures`."""
         yield from ()

@@ -254,7 +254,7 @@ def _ask_all(
             while batch := list(itertools.islice(samples, size)):
                 pixels = np.stack([decode_image(sample.image) for sample in batch])
                 answers = _ask(predict, outputs, dataset.taxonomy, pixels)
-                writer.add(variant, [sample.key for sample in batch], answers)
+                writer.add(str(variant), [sample.key for sample in batch], answers)
                 advance(len(batch))
     (name,) = evaluation.models
     kind: AnswerKind = "output" if outputs else "label"

@@ -61,7 +61,7 @@ from pipeline.storage.interface import read_ahead
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.hashing import text_bytes
-from transforms.variants import PAPER_NAMES, draws_of, is_picture
+from transforms.variants import PAPER_NAMES
 
 
 class ExportFlags(msgspec.Struct, frozen=True, kw_only=True):
@@ -229,14 +229,14 @@ def _notes(dataset: Dataset, labels: set[int], is_remote: bool) -> list[str]:
         else "these folders are empty, so that the others keep their numbers (ImageFolder needs "
         "allow_empty=True)"
     )
-    draws = max(map(len, draws_of(dataset.variants).values()))
+    draws = 1 + max(name.draw for name in dataset.variants)
     is_png = dataset.manifest.config.compose.encoding == "png"
     notes = {
         f"no images in {', '.join(empty)}: {advice}": bool(empty),
         f"each folder of a mixed variant holds one of {draws} draws (mixed_rand the first, "
         "mixed_rand_r1 the second); the tables of in9 take all draws together": draws > 1,
         "the .JPEG files hold PNG data, as in the dataset; readers go by the content": is_png
-        and any(map(is_picture, dataset.variants)),
+        and any(name.is_picture for name in dataset.variants),
     }
     return [note for note, holds in notes.items() if holds]
 
@@ -267,7 +267,7 @@ def export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str
         rows = [[decode_image(samples[variant][key].image) for variant in variants] for key in keys]
     except (UndecodableError, TooManyPixelsError) as error:
         raise JobError(f"a stored picture is broken ({error}); see: in9 verify") from error
-    heads = [PAPER_NAMES.get(variant, variant) for variant in variants]
+    heads = [PAPER_NAMES.get(str(variant), str(variant)) for variant in variants]
     with _single_file(path) as (target, name):
         if target.exists(name) and text_bytes(FIGURE_MARK) not in target.read(name):
             raise UsageError(f"--to {target.path(name)} is no figure of in9; choose another name")

@@ -40,7 +40,6 @@ from pipeline.released.write_shards import (
     ImportPlan,
     ShardWriter,
     examine_shard,
-    mixed_variants,
 )
 from pipeline.runtime.local_loop import map_shards, run_locally
 from pipeline.runtime.lock import DATASET_LOCK, locked, removed_if_refused
@@ -49,6 +48,7 @@ from pipeline.storage.files import absolute, is_below
 from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.taxonomy import imagenet9
+from transforms.variants import ONLY_BG_T
 
 _IMPORT_RECORD = f"{WORK_FOLDER}/import.json"
 """File that records which listing was imported, so that the next run can tell that nothing is left
@@ -166,7 +166,7 @@ def _print_summary(store: Store, released: ReleasedArchive, is_new: bool, second
     splits = dataset.manifest.config.split
     backgrounds = [line for split in splits for line in _background_lines(dataset, split)]
     print("\n".join([*describe_images(dataset.manifest), *backgrounds]))
-    if mixed_variants(dataset.manifest.config) and "only_bg_t" not in dataset.variants:
+    if dataset.manifest.config.compose.mixed and ONLY_BG_T not in dataset.variants:
         print(
             "only_bg_t is missing, so backgrounds cannot be identified; intervals take each of "
             "them for another one, and are too narrow where pictures share one"
@@ -185,7 +185,7 @@ def _background_lines(dataset: Dataset, split: str) -> list[str]:
     """
     selected = selected_rows(dataset, split)
     lines = []
-    for variant in mixed_variants(dataset.manifest.config):
+    for variant in dataset.manifest.config.compose.mixed:
         found = [row for row in selected if row[f"{variant}_bg_key"] is not None]
         line = (
             f"{split} {variant}: found the true background of {len(found)} of "

@@ -14,7 +14,7 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.errors import escaped_line, shown_bytes
 from transforms.filters import Reason
 from transforms.taxonomy import Taxonomy
-from transforms.variants import VARIANTS, Variant, parse_name, variant_of
+from transforms.variants import VARIANTS, Variant, VariantName
 
 CITATION = "Xiao, Engstrom, Ilyas, Madry: Noise or Signal. arXiv 2006.09994"
 
@@ -68,7 +68,7 @@ def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, by
             taxonomy,
             name=_name(manifest).lower().replace(" ", "-"),
             licence=LICENCE if manifest.is_sample else "",
-            descriptions={name: _describe(name) for name in manifest.config.compose.composed},
+            descriptions={str(name): _describe(name) for name in manifest.config.compose.composed},
             cite=CITATION,
         ),
     )
@@ -217,7 +217,7 @@ def _front_matter(manifest: Manifest) -> list[str]:
     )
     lines.append("configs:")
     for variant in variants:
-        lines += [f"- config_name: {_yaml(variant)}", "  data_files:"]
+        lines += [f"- config_name: {_yaml(str(variant))}", "  data_files:"]
         for split in config.split:
             path = f"{folder}/{variant}/{split}-*.{suffix}"
             lines += [f"  - split: {_yaml(split)}", f"    path: {path}"]
@@ -236,11 +236,11 @@ def _name(manifest: Manifest) -> str:
     return f"{name} of the sample" if manifest.is_sample else name
 
 
-def _describe(name: str) -> str:
-    """Describes what a variant, or a replicate of a variant, shows."""
-    variant, replicate = variant_of(name), parse_name(name).replicate
-    suffix = f", drawn again ({replicate})" if replicate else ""
-    return VARIANTS.get(variant, Variant(variant)).description + suffix
+def _describe(name: VariantName) -> str:
+    """Describes what a variant, or a draw of one, shows."""
+    variant = str(name.variant)
+    shown = VARIANTS.get(variant, Variant(variant)).description
+    return f"{shown}, drawn again ({name.draw})" if name.draw else shown
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
@@ -253,7 +253,7 @@ def _classes(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:
     For classes other than ImageNet-9's, the table also lists what they contain.
     """
     splits = list(manifest.samples)
-    first_variant = manifest.config.compose.composed[0]
+    first_variant = str(manifest.config.compose.composed[0])
     is_custom = manifest.taxonomy is not None
     rows = [
         [
@@ -296,7 +296,7 @@ def notes_of(manifest: Manifest) -> list[str]:
             "pictures were missing or had other pixels"
         )
     for split, by_variant in manifest.samples.items():
-        images_per_class = by_variant[manifest.config.compose.composed[0]]
+        images_per_class = by_variant[str(manifest.config.compose.composed[0])]
         missing = sorted(name for name, images in images_per_class.items() if not images)
         if not missing or len(missing) == len(images_per_class):
             continue

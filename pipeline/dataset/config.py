@@ -16,9 +16,10 @@ from transforms.hashing import fingerprint
 from transforms.segmentation import Segmenter, describe_segmenter
 from transforms.variants import (
     EXTERNAL,
+    MIXED,
     OF_WHOLE_IMAGES,
     PAPER,
-    parse_name,
+    VariantName,
     select_variants,
     with_replicates,
 )
@@ -177,9 +178,15 @@ class ComposeConfig:
             raise ValueError(f"--replicates must be between 1 and 100: got {self.replicates}")
 
     @property
-    def composed(self) -> tuple[str, ...]:
+    def composed(self) -> tuple[VariantName, ...]:
         """All variants to write, replicates included, in the paper's order."""
         return with_replicates(self.variants, self.replicates)
+
+    @property
+    def mixed(self) -> tuple[VariantName, ...]:
+        """The mixed variants whose backgrounds are drawn, in all draws; renderings share theirs."""
+        drawn = {name.base for name in self.composed}
+        return with_replicates([name for name in MIXED if name in drawn], self.replicates)
 
     def fingerprint(self) -> str:
         """Identifies everything that a variant shard depends on, except the layers and scenes.
@@ -231,7 +238,7 @@ class DatasetConfig:
             )
         if self.segment.keeps_image_whole and self.segment.objects != "one":
             raise ValueError("--selection in9l uses no boxes: leave --objects out")
-        if self.layers == "drop" and any(parse_name(n).rendering for n in self.compose.composed):
+        if self.layers == "drop" and any(name.rendering for name in self.compose.composed):
             raise ValueError("renderings are made from the layers: leave --layers drop out")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit must be at least 1: got {self.limit}")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.manifest import Manifest
-from transforms.variants import MIXED, VARIANTS, base_of
+from transforms.variants import VARIANTS
 
 _IMPORTED_STEPS = (
     (
@@ -286,7 +286,7 @@ def _facts(config: DatasetConfig) -> dict[str, object]:
         "is_segmented": is_cut and (config.is_imported or segmenter.method != "masks"),
         "by_hand": is_made,
         "is_of_one_box": is_cut and is_made and segment.objects == "one",
-        "is_mixed": any(base_of(name) in MIXED for name in compose.composed),
+        "is_mixed": any(name.is_mixed for name in compose.composed),
         "is_jpeg": is_jpeg,
         "has_noise": any(VARIANTS[name].from_noise for name in built_in),
         "as_png": f", {', '.join(lossless)} as PNG" if lossless else "",

@@ -30,7 +30,7 @@ from pipeline.storage.store import FileDigest, Store
 from transforms.limits import MAX_PICTURE_BYTES, Unread, load_json
 from transforms.selection import held_out
 from transforms.taxonomy import Taxonomy, imagenet9
-from transforms.variants import MIXED, base_of, is_picture, pairs_of, variant_of
+from transforms.variants import VariantName, draws_of
 
 LICENCE = "GPL-2.0-only"
 """SPDX identifier of the licence of the sample's pictures, and of datasets made from them
@@ -88,14 +88,14 @@ class Dataset:
         return cls(store, manifest)
 
     @property
-    def variants(self) -> tuple[str, ...]:
+    def variants(self) -> tuple[VariantName, ...]:
         """Its variants, replicates included, in the paper's order."""
         return self.manifest.config.compose.composed
 
     @property
-    def picture_variants(self) -> tuple[str, ...]:
+    def picture_variants(self) -> tuple[VariantName, ...]:
         """The variants that models are evaluated on, without replicates."""
-        return tuple(n for n in self.variants if is_picture(n) and variant_of(n) == n)
+        return tuple(name for name in self.variants if name.is_picture and not name.draw)
 
     @property
     def taxonomy(self) -> Taxonomy:
@@ -129,7 +129,9 @@ class Dataset:
         counts = self.manifest.shards[split]
         return counts.source_shard(key) % counts.output
 
-    def shard_files(self, split: str, shard: int, variants: tuple[str, ...]) -> list[FileDigest]:
+    def shard_files(
+        self, split: str, shard: int, variants: Iterable[VariantName]
+    ) -> list[FileDigest]:
         """Returns the digests of a shard's files for the given variants.
 
         The files are of the format that this class reads: Parquet if there is any.
@@ -137,16 +139,18 @@ class Dataset:
         paths = (self._file(variant, split, shard) for variant in variants)
         return [self._digests[path] for path in paths if path in self._digests]
 
-    def keys_with(self, variant: str, keys: frozenset[str]) -> frozenset[str]:
+    def keys_with(self, variant: VariantName, keys: frozenset[str]) -> frozenset[str]:
         """Returns those of the selected images with these keys that have a picture of a variant."""
         return keys
 
     def pictures(self, split: str, shard: int) -> int:
         """Counts a shard's pictures that models are evaluated on, over all variants."""
-        variants = tuple(name for name in self.variants if is_picture(name))
+        variants = (name for name in self.variants if name.is_picture)
         return sum(file.samples or 0 for file in self.shard_files(split, shard, variants))
 
-    def samples(self, split: str, shard: int, variant: str) -> Generator[Sample, None, None]:
+    def samples(
+        self, split: str, shard: int, variant: VariantName
+    ) -> Generator[Sample, None, None]:
         """Yields the samples of a shard in order. Raises JobError if a file is broken.
 
         The file is verified before the first sample.
@@ -156,7 +160,7 @@ class Dataset:
         return self._whole(path, lambda store: read(store, path))
 
     def tables(
-        self, split: str, shard: int, variant: str, columns: Sequence[str]
+        self, split: str, shard: int, variant: VariantName, columns: Sequence[str]
     ) -> Generator[pa.Table, None, None]:
         """Yields columns of a shard's samples in order, in tables of a few MB.
 
@@ -272,7 +276,7 @@ class Dataset:
             return parse_parquet(store, path, lambda source: read_small(source, columns))
 
     def chosen_samples(
-        self, split: str, shard: int, variant: str, keys: Sequence[str]
+        self, split: str, shard: int, variant: VariantName, keys: Sequence[str]
     ) -> Generator[Sample, None, None]:
         """Yields the samples of some keys, in the order of the shard; stops once all are found.
 
@@ -291,7 +295,7 @@ class Dataset:
     def _digests(self) -> dict[str, FileDigest]:
         return {file.path: file for file in self.manifest.files}
 
-    def _file(self, variant: str, split: str, shard: int) -> str:
+    def _file(self, variant: VariantName, split: str, shard: int) -> str:
         if "parquet" in self.manifest.config.compose.formats:
             return parquet_file(variant, split, shard, self.manifest.shards[split].output)
         return webdataset_file(variant, split, shard)
@@ -446,7 +450,7 @@ def refuse_empty_test(dataset: Dataset, split: str, holdout: Holdout) -> None:
 
 def training_pictures(
     dataset: Dataset, split: str, variant: str, holdout: Holdout
-) -> dict[str, str]:
+) -> dict[str, VariantName]:
     """Chooses the pictures that a model is trained on.
 
     Args:
@@ -458,14 +462,13 @@ def training_pictures(
     """
     rows = selected_rows(dataset, split)
     test_keys = {row["key"] for row in holdout.test_rows(rows)} if holdout.share else set()
-    names = [name for name in dataset.variants if variant_of(name) == variant]
-    is_mixed = base_of(variant) in MIXED
-    pictures: dict[str, str] = {}
+    names = draws_of(dataset.variants).get(variant, ())
+    pictures: dict[str, VariantName] = {}
     for row in rows:
         usable = (
             name
             for name in names
-            if not is_mixed or row[f"{pairs_of(name)}_bg_key"] not in test_keys
+            if not name.is_mixed or row[f"{name.pairs}_bg_key"] not in test_keys
         )
         if row["key"] not in test_keys and (name := next(usable, None)):
             pictures[row["key"]] = name

@@ -189,7 +189,7 @@ def _check(stored: Manifest) -> None:
     for split in config.split:
         if missing := _REQUIRED_COUNTS - set(stored.images[split]):
             raise ValueError(f"images of {split} lack {', '.join(sorted(missing))}")
-        if set(stored.samples[split]) != set(config.compose.composed):
+        if set(stored.samples[split]) != set(map(str, config.compose.composed)):
             raise ValueError(f"samples of {split} must have the variants of its configuration")
 
 

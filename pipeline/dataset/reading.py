@@ -23,6 +23,7 @@ from pipeline.storage.state_files import parquet_reader, read_table
 from pipeline.storage.store import FileDigest, Store
 from transforms.codec import decode_image
 from transforms.geometry import Pixels
+from transforms.variants import VariantName
 
 Example = tuple[Pixels, int, dict[str, Any]]
 """A picture (S, S, 3) uint8 RGB, its label, and its metadata."""
@@ -49,12 +50,12 @@ class DatasetReader(Sequence[Example]):
         """Opens a dataset; arguments and errors are those of `in9.open_dataset`."""
         dataset = Dataset.open(reading_store(path))
         default = dataset.manifest.config.eval_split
-        return cls(dataset, dataset.variants[0], default).select(variant, split)
+        return cls(dataset, str(dataset.variants[0]), default).select(variant, split)
 
     @property
     def variants(self) -> tuple[str, ...]:
         """All variants of the dataset, in the paper's order."""
-        return self.dataset.variants
+        return tuple(map(str, self.dataset.variants))
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -82,7 +83,7 @@ class DatasetReader(Sequence[Example]):
 
     def __iter__(self) -> Iterator[Example]:
         for shard in self.dataset.shards(self.split):
-            for sample in self.dataset.samples(self.split, shard, self.variant):
+            for sample in self.dataset.samples(self.split, shard, VariantName.parse(self.variant)):
                 yield _example(sample)
 
     def __getitem__(self, index: int | str) -> Example:  # type: ignore[override]
@@ -124,7 +125,7 @@ class DatasetReader(Sequence[Example]):
     def _files(self) -> tuple[FileDigest | None, ...]:
         """The file of each shard, None for a shard without images."""
         digests = (
-            self.dataset.shard_files(self.split, shard, (self.variant,))
+            self.dataset.shard_files(self.split, shard, (VariantName.parse(self.variant),))
             for shard in self.dataset.shards(self.split)
         )
         return tuple(files[0] if files and files[0].samples else None for files in digests)

@@ -30,6 +30,7 @@ from pipeline.storage.state_files import (
 )
 from pipeline.storage.store import FileDigest, Store
 from transforms.hashing import keyed_hash
+from transforms.variants import VariantName
 
 IMAGES_PER_SOURCE_SHARD = 32
 MAX_SOURCE_SHARDS = 100_000
@@ -105,11 +106,11 @@ def index_file(split: str, shard: int, count: int) -> str:
     return f"index/{split}-{shard:05d}-of-{count:05d}.parquet"
 
 
-def parquet_file(variant: str, split: str, shard: int, count: int) -> str:
+def parquet_file(variant: VariantName, split: str, shard: int, count: int) -> str:
     return f"parquet/{variant}/{split}-{shard:05d}-of-{count:05d}.parquet"
 
 
-def webdataset_file(variant: str, split: str, shard: int) -> str:
+def webdataset_file(variant: VariantName, split: str, shard: int) -> str:
     """Returns the path of the WebDataset tar of one variant's output shard."""
     return f"webdataset/{variant}/{split}-{shard:06d}.tar"
 

@@ -32,6 +32,7 @@ from transforms.codec import (
 from transforms.geometry import OutputBox
 from transforms.hashing import text_bytes
 from transforms.layers import Layer
+from transforms.variants import VariantName
 
 ROW_GROUP_BYTES = 4 << 20
 """Bytes of pictures that a Parquet sink collects before it writes them as a row group."""
@@ -224,20 +225,20 @@ def open_sinks(
     store: Store,
     staging: Staging,
     *,
-    variants: Iterable[str],
+    variants: Iterable[VariantName],
     formats: Sequence[str],
     schema: pa.Schema,
     split: str,
     shard: int,
     num_shards: int,
-) -> dict[str, list[Sink]]:
+) -> dict[VariantName, list[Sink]]:
     """Opens the sinks of an output shard: one for each variant and format.
 
     Args:
       store: where to write: `staging.store`, or the batching store from `Store.together`.
       staging: gives the path of each file until it is committed.
     """
-    sinks: dict[str, list[Sink]] = {}
+    sinks: dict[VariantName, list[Sink]] = {}
     for variant in variants:
         variant_sinks = sinks.setdefault(variant, [])
         if "parquet" in formats:
@@ -252,7 +253,11 @@ def open_sinks(
 
 
 def sample_files(
-    variants: Iterable[str], formats: Sequence[str], split: str, shard: int, num_shards: int
+    variants: Iterable[VariantName],
+    formats: Sequence[str],
+    split: str,
+    shard: int,
+    num_shards: int,
 ) -> Iterator[str]:
     """Yields the paths of the files of an output shard with samples; arguments: `open_sinks`."""
     for variant in variants:
@@ -262,7 +267,7 @@ def sample_files(
             yield webdataset_file(variant, split, shard)
 
 
-def digests_of(sinks: Mapping[str, Sequence[Sink]]) -> tuple[FileDigest, ...]:
+def digests_of(sinks: Mapping[VariantName, Sequence[Sink]]) -> tuple[FileDigest, ...]:
     """Returns the digests of the files of all variants, once the sinks are closed."""
     digests = [sink.digest() for variant_sinks in sinks.values() for sink in variant_sinks]
     return tuple(digest for digest in digests if digest is not None)

@@ -22,6 +22,7 @@ from pipeline.models.answers import has_network
 from pipeline.storage.store import Store
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.estimates import Estimate, Verdict, difference
+from transforms.variants import VariantName
 
 COMPARED = 8
 """Largest number of models that a figure or a table of pairs compares: the models with the highest
@@ -53,7 +54,7 @@ def data_uri(image: bytes, side: int = SHOWN) -> str:
 
 
 def find_samples(
-    dataset: Dataset, split: str, variant: str, keys: Iterable[str]
+    dataset: Dataset, split: str, variant: VariantName, keys: Iterable[str]
 ) -> dict[str, Sample]:
     """Reads samples of a variant, by key. Keys that the dataset does not hold are left out."""
     by_shard: dict[int, list[str]] = defaultdict(list)
@@ -120,7 +121,7 @@ class Panel:
     needs_backgrounds: bool = True
     needs_imagenet9: bool = False
     needs_layers: bool = False
-    needs_variants: tuple[str, ...] = ()
+    needs_variants: tuple[VariantName, ...] = ()
 
     def applies(self, evidence: Evidence) -> bool:
         """Returns whether the command gives the panel content on these images and classes."""

@@ -33,7 +33,7 @@ from transforms.two_way import (
     smallest_difference,
     wilson_of_pictures,
 )
-from transforms.variants import draws_of
+from transforms.variants import VariantName, draws_of
 
 BG_GAP = "bg_gap"
 """Name of BG-Gap in lists that otherwise hold variant names."""
@@ -42,14 +42,18 @@ Correct = NDArray[np.bool_]
 _Row = TypeVar("_Row", bound=Struct)
 
 
-def gap_draws(variants: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def gap_draws(
+    variants: Iterable[VariantName],
+) -> tuple[tuple[VariantName, ...], tuple[VariantName, ...]]:
     """Returns the draws of `mixed_same` and those of `mixed_rand`, each empty if it has none."""
     draws = draws_of(variants)
     return draws.get("mixed_same", ()), draws.get("mixed_rand", ())
 
 
 def picture_roles(
-    bg_units: Mapping[str, NDArray[np.int64]], images: EvalImages, variants: Iterable[str]
+    bg_units: Mapping[VariantName, NDArray[np.int64]],
+    images: EvalImages,
+    variants: Iterable[VariantName],
 ) -> Roles:
     """Returns the sampling unit of each picture's foreground and background.
 
@@ -119,28 +123,26 @@ class ModelsOnSameImages:
     """
 
     images: EvalImages
-    variants: tuple[str, ...]
+    variants: tuple[VariantName, ...]
     summaries: list[Summary]
-    correct: list[dict[str, dict[str, Correct]]]
-    bg_units: Mapping[str, NDArray[np.int64]]
+    correct: list[dict[str, dict[VariantName, Correct]]]
+    bg_units: Mapping[VariantName, NDArray[np.int64]]
+
+    @functools.cached_property
+    def draws(self) -> dict[str, tuple[VariantName, ...]]:
+        """The draws whose pictures enter each quantity, which is a variant or `bg_gap`."""
+        same, rand = gap_draws(self.variants)
+        return draws_of(self.variants) | ({BG_GAP: same + rand} if same and rand else {})
 
     @functools.cached_property
     def quantities(self) -> list[tuple[str, str]]:
         """(label rule, variant or `bg_gap`) of each quantity to compare; draws are pooled."""
-        names = (*draws_of(self.variants), *([BG_GAP] if all(gap_draws(self.variants)) else []))
         rules = dict.fromkeys(rule for one in self.summaries for rule in one.label_rules)
-        return [(rule, name) for rule in rules for name in names]
+        return [(rule, name) for rule in rules for name in self.draws]
 
     def roles(self, quantity: str) -> Roles:
         """Returns the units of the pictures behind a quantity, draws concatenated in order."""
-        return picture_roles(self.bg_units, self.images, self._draws(quantity))
-
-    def _draws(self, quantity: str) -> tuple[str, ...]:
-        """Returns the draws whose pictures enter a quantity; none if the variants lack them."""
-        same, rand = gap_draws(self.variants)
-        if quantity == BG_GAP:
-            return (*same, *rand) if same and rand else ()
-        return draws_of(self.variants).get(quantity, ())
+        return picture_roles(self.bg_units, self.images, self.draws.get(quantity, ()))
 
     def contributions(self, rule: str, quantity: str) -> tuple[list[int], Floats, Floats]:
         """Computes a quantity, and what each picture contributes to it.
@@ -150,7 +152,7 @@ class ModelsOnSameImages:
           the quantity's value for each model, (models,); the contribution of each picture,
           (models, pictures)).
         """
-        needed = self._draws(quantity)
+        needed = self.draws.get(quantity, ())
         positions = [
             position
             for position, by_rule in enumerate(self.correct)
@@ -168,7 +170,7 @@ class ModelsOnSameImages:
         quantity: str,
         summary: Summary,
         rule: str,
-        other: Mapping[str, Correct] | None = None,
+        other: Mapping[VariantName, Correct] | None = None,
     ) -> Measured | None:
         """Measures a quantity of a model, or what it exceeds another model's by.
 
@@ -179,7 +181,7 @@ class ModelsOnSameImages:
         Returns:
           The quantity or the difference; None if predictions of some of its pictures are missing.
         """
-        needed = self._draws(quantity)
+        needed = self.draws.get(quantity, ())
         correct = self.correct[self.summaries.index(summary)].get(rule, {})
         both = (correct,) if other is None else (correct, other)
         if not needed or not all(name in one for one in both for name in needed):
@@ -198,10 +200,10 @@ class ModelsOnSameImages:
         )
 
     def _estimate(
-        self, correct: Mapping[str, Correct], quantity: str
+        self, correct: Mapping[VariantName, Correct], quantity: str
     ) -> tuple[float | Floats, Floats]:
         """Returns a quantity of a model, and the contribution of each picture."""
-        pooled = np.concatenate([correct[name] for name in self._draws(quantity)])
+        pooled = np.concatenate([correct[name] for name in self.draws[quantity]])
         if quantity == BG_GAP:
             of_same = len(gap_draws(self.variants)[0]) * len(self.images.keys)
             return gaps_of_pictures(pooled, np.arange(len(pooled)) < of_same)
@@ -210,7 +212,7 @@ class ModelsOnSameImages:
 
 def correct_by_rule(
     dataset: Dataset, images: EvalImages, run: ModelRun
-) -> tuple[dict[str, dict[str, Correct]], dict[str, NDArray[np.int64]]]:
+) -> tuple[dict[str, dict[VariantName, Correct]], dict[VariantName, NDArray[np.int64]]]:
     """Reads which pictures a model recognises.
 
     Returns:
@@ -251,8 +253,8 @@ def _read(dataset: Dataset, summaries: Sequence[Summary]) -> list[ModelsOnSameIm
         images = EvalImages.read(dataset, *test_set)
         if not len(images.keys):
             continue
-        correct: list[dict[str, dict[str, Correct]]] = []
-        bg_units: dict[str, NDArray[np.int64]] = {}
+        correct: list[dict[str, dict[VariantName, Correct]]] = []
+        bg_units: dict[VariantName, NDArray[np.int64]] = {}
         for summary in its_summaries:
             answers, its_units = correct_by_rule(dataset, images, summary)
             bg_units.update(its_units)

@@ -180,7 +180,7 @@ class Evaluation:
                 read_answers(entry, dataset.taxonomy),
                 known=frozenset(row["key"] for row in selected_rows(dataset, self.split)),
                 tested=frozenset(row["key"] for row in self.rows(dataset)),
-                variants=evaluated_variants(dataset),
+                variants=list(map(str, evaluated_variants(dataset))),
                 missing=self.missing_answers,
             )
 

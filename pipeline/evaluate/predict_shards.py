@@ -38,6 +38,7 @@ from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import FileDigest, Store
 from transforms.hashing import fingerprint
 from transforms.scoring import PAPER_RULE, RULES_OF_ANSWERS, Labels, labels_of_answers
+from transforms.variants import VariantName
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +65,7 @@ class ShardPictures:
     dataset: Dataset
     split: str
     shard: int
-    variant: str
+    variant: VariantName
     keys: frozenset[str] | None = None
 
     @property
@@ -141,7 +142,7 @@ class AnswersScorer:
         """Yields all pictures of each set as one batch, with their answers."""
         for pictures in sets:
             if (rows := pictures.rows()) is not None:
-                answers = self.given.on(pictures.variant, rows["key"].to_pylist())
+                answers = self.given.on(str(pictures.variant), rows["key"].to_pylist())
                 yield AnsweredRows(pictures, rows), answers
 
 
@@ -159,9 +160,9 @@ class PredictShards(AnalysisOfModel):
     ) -> None:
         super().__init__(store or dataset.store)
         self._dataset, self._run, self._reuse = dataset, run, reuse
-        self._fingerprints: dict[int, dict[str, str]] = {}
+        self._fingerprints: dict[int, dict[VariantName, str]] = {}
 
-    def _by_variant(self, shard: int) -> dict[str, str]:
+    def _by_variant(self, shard: int) -> dict[VariantName, str]:
         """Returns `prediction_fingerprints`, which are computed once for each shard."""
         if shard not in self._fingerprints:
             self._fingerprints[shard] = prediction_fingerprints(self._dataset, self._run, shard)
@@ -173,7 +174,7 @@ class PredictShards(AnalysisOfModel):
 
     @override
     def fingerprint(self, chunk: int) -> str:
-        return fingerprint(list(self._by_variant(chunk).items()))
+        return fingerprint([(str(name), of) for name, of in self._by_variant(chunk).items()])
 
     @override
     def run(
@@ -234,7 +235,7 @@ class PredictShards(AnalysisOfModel):
             tables={variant: [] for variant in self._by_variant(number)},
         )
 
-    def _read_kept(self, shard: int) -> dict[str, pa.Table]:
+    def _read_kept(self, shard: int) -> dict[VariantName, pa.Table]:
         """Reads, by variant, the valid predictions of an earlier, perhaps killed, evaluation."""
         path = self.path(shard)
         table = read_intact(self.store, path, lambda: read_table(self.store, path))
@@ -264,12 +265,12 @@ class _ShardInProgress:
     run: ModelRun
     number: int
     device: str
-    fingerprints: Mapping[str, str]
-    kept: Mapping[str, pa.Table]
+    fingerprints: Mapping[VariantName, str]
+    kept: Mapping[VariantName, pa.Table]
     tested: frozenset[str]
     probed: pa.StringArray
     outputs: Labels
-    tables: dict[str, list[pa.Table]]
+    tables: dict[VariantName, list[pa.Table]]
 
     def picture_sets(self) -> Iterator[ShardPictures]:
         """Yields the pictures that have no valid predictions, variant by variant.
@@ -291,7 +292,7 @@ class _ShardInProgress:
                     None if keys == every and not settings.holdout else keys,
                 )
 
-    def add(self, variant: str, rows: pa.Table, answers: NDArray[Any]) -> None:
+    def add(self, variant: VariantName, rows: pa.Table, answers: NDArray[Any]) -> None:
         """Scores a batch under each label rule, and adds its predictions.
 
         Args:
@@ -302,7 +303,7 @@ class _ShardInProgress:
         no_logits = pa.nulls(len(rows), PREDICTION_SCHEMA.field("logits").type)
         constants = {
             "model": self.run.model,
-            "variant": variant,
+            "variant": str(variant),
             "of": self.fingerprints[variant],
             "device": self.device,
         }

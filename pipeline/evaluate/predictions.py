@@ -35,24 +35,24 @@ from transforms.hashing import fingerprint, keyed_hashes
 from transforms.scoring import NO_ANSWER, RULES_OF_ANSWERS
 from transforms.selection import held_out
 from transforms.taxonomy import OUTSIDE
-from transforms.variants import EXTERNAL, MIXED, base_of, is_picture
+from transforms.variants import ONLY_BG_T, VariantName
 
 
-def evaluated_variants(dataset: Dataset, run: ModelRun | None = None) -> tuple[str, ...]:
+def evaluated_variants(dataset: Dataset, run: ModelRun | None = None) -> tuple[VariantName, ...]:
     """Returns the variants that a model is evaluated on, replicates included.
 
     They are the ones that its run names, else all variants of the dataset that are pictures.
     """
     if run is not None and run.variants is not UNSET:
-        return run.variants
-    return tuple(name for name in dataset.variants if is_picture(name))
+        return tuple(map(VariantName.parse, run.variants))
+    return tuple(name for name in dataset.variants if name.is_picture)
 
 
 def prediction_file(run: ModelRun, shard: int) -> str:
     return result_shard(run.folder, "predictions", run.evaluation.split, shard)
 
 
-def prediction_fingerprints(dataset: Dataset, run: ModelRun, shard: int) -> dict[str, str]:
+def prediction_fingerprints(dataset: Dataset, run: ModelRun, shard: int) -> dict[VariantName, str]:
     """Returns by variant the value of the column `of` in valid predictions on a shard."""
     settings = run.evaluation
     shared_inputs = [
@@ -66,7 +66,7 @@ def prediction_fingerprints(dataset: Dataset, run: ModelRun, shard: int) -> dict
     return {
         variant: fingerprint(
             shared_inputs,
-            variant,
+            str(variant),
             [file.sha256 for file in dataset.shard_files(settings.split, shard, (variant,))],
         )
         for variant in evaluated_variants(dataset, run)
@@ -79,7 +79,7 @@ def tested_keys(dataset: Dataset, run: ModelRun, shard: int) -> frozenset[str]:
     return frozenset(row["key"] for row in rows)
 
 
-PROBED_VARIANT = "only_bg_t"
+PROBED_VARIANT = ONLY_BG_T
 """The variant whose logits are kept: backgrounds without any foreground."""
 MAX_PICTURES = 5000
 """The most pictures whose logits the probe uses."""
@@ -230,7 +230,7 @@ class EvalImages:
         return _positions(keys, self.keys)
 
 
-def split_fingerprint(dataset: Dataset, split: str, variants: tuple[str, ...]) -> str:
+def split_fingerprint(dataset: Dataset, split: str, variants: tuple[VariantName, ...]) -> str:
     """Returns a fingerprint of everything in a dataset that results on a split depend on.
 
     That is the files of the variants, the classes, and the groups of images. While the fingerprint
@@ -248,7 +248,10 @@ _R = TypeVar("_R", bound=PicturesResult)
 
 
 def read_current_results(
-    dataset: Dataset, name: str, kind: type[_R], variants_of: Callable[[_R], tuple[str, ...]]
+    dataset: Dataset,
+    name: str,
+    kind: type[_R],
+    variants_of: Callable[[_R], tuple[VariantName, ...]],
 ) -> tuple[list[_R], list[str]]:
     """Reads the results of all models, and separates valid results from outdated ones.
 
@@ -290,11 +293,11 @@ class Predictions:
     """
 
     labels: NDArray[np.int16]
-    predicted: dict[str, NDArray[np.int16]]
-    bg_labels: dict[str, NDArray[np.int16]]
-    bg_units: dict[str, NDArray[np.int64]]
+    predicted: dict[VariantName, NDArray[np.int16]]
+    bg_labels: dict[VariantName, NDArray[np.int16]]
+    bg_units: dict[VariantName, NDArray[np.int64]]
 
-    def correct(self, variant: str) -> NDArray[np.bool_]:
+    def correct(self, variant: VariantName) -> NDArray[np.bool_]:
         """Returns whether each prediction on a variant is right, (n,) bool."""
         return np.asarray(self.predicted[variant] == self.labels)
 
@@ -312,7 +315,7 @@ class ModelPredictions:
     """
 
     by_rule: dict[str, Predictions]
-    missing: tuple[str, ...]
+    missing: tuple[VariantName, ...]
     devices: tuple[str, ...]
     unanswered: int
 
@@ -355,13 +358,14 @@ def _read_current(dataset: Dataset, run: ModelRun, shard: int) -> pa.Table:
     (variant_codes, variants), (of_codes, of) = (_codes(table[name]) for name in ("variant", "of"))
     # `expected[code of a variant]` is the code of the value of `of` in its valid predictions.
     expected = np.asarray(
-        [of_codes.get(fingerprints.get(variant, ""), -1) for variant in variant_codes], np.int32
+        [of_codes.get(fingerprints.get(VariantName.parse(name), ""), -1) for name in variant_codes],
+        np.int32,
     )
     return table.filter(pa.array(of == expected[variants] if len(table) else np.zeros(0, np.bool_)))
 
 
 def predictions_in_table(
-    predictions: pa.Table, images: EvalImages, variants: Iterable[str], rules: Sequence[str]
+    predictions: pa.Table, images: EvalImages, variants: Iterable[VariantName], rules: Sequence[str]
 ) -> ModelPredictions:
     """Sorts a model's predictions by label rule and variant.
 
@@ -384,7 +388,7 @@ def predictions_in_table(
     by_rule = {rule: Predictions(images.labels, {}, {}, {}) for rule in rules}
     missing = []
     for variant in variants:
-        is_variant = variants_of_rows == variant_codes.get(variant, -1)
+        is_variant = variants_of_rows == variant_codes.get(str(variant), -1)
         rows_by_rule = [
             np.flatnonzero(is_variant & (rules_of_rows == rule_codes.get(rule, -1)))
             for rule in rules
@@ -396,7 +400,7 @@ def predictions_in_table(
         for result, rows in zip(by_rule.values(), rows_by_rule, strict=True):
             rows = rows[np.argsort(foregrounds[rows])]
             result.predicted[variant] = predicted[rows]
-            if base_of(variant) in MIXED:
+            if variant.is_mixed:
                 positions, unknown = backgrounds[rows], is_unknown[rows]
                 if (positions[~unknown] < 0).any():
                     raise JobError(f"{variant} has backgrounds that are not in the index")
@@ -405,7 +409,7 @@ def predictions_in_table(
                 units = images.background_units[positions]
                 units[unknown] = _other_units(predictions, rows[unknown])
                 result.bg_units[variant] = units
-            elif base_of(variant) == EXTERNAL:
+            elif variant.has_draws:
                 result.bg_units[variant] = _other_units(predictions, rows)
     devices = tuple(sorted(filter(None, pc.unique(predictions["device"]).to_pylist())))
     unanswered = (predictions["output"].to_numpy() == NO_ANSWER).sum() // len(rules)

@@ -60,7 +60,7 @@ from transforms.hashing import fingerprint
 from transforms.intervals import level_of
 from transforms.taxonomy import OUTSIDE, Taxonomy
 from transforms.two_way import Roles, wilson_of_pictures
-from transforms.variants import EXTERNAL, MIXED, draws_of
+from transforms.variants import EXTERNAL, MIXED, ONLY_BG_T, ORIGINAL, VariantName, draws_of
 
 
 def summary_rows(
@@ -94,7 +94,7 @@ class _PooledDraws:
     """
 
     variant: str
-    draws: tuple[str, ...]
+    draws: tuple[VariantName, ...]
     images: NDArray[np.int64]
     labels: NDArray[np.int16]
     predicted: NDArray[np.int16]
@@ -228,7 +228,7 @@ def _flips(
 def _rfs(
     rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
 ) -> Iterator[SensitivityRow]:
-    names = ("noise_fg", "noise_bg")
+    names = (VariantName("noise_fg"), VariantName("noise_bg"))
     if not len(images.keys) or not all(name in predictions.predicted for name in names):
         return
     noise_fg, noise_bg = (predictions.correct(name) for name in names)
@@ -288,12 +288,12 @@ def _decomposition(
 ) -> Iterator[DecompositionRow]:
     # As in the paper, each image belongs to exactly one kind, so only the first draw of mixed_rand
     # is used.
-    needed = ("original", "mixed_rand", "only_bg_t")
+    needed = (ORIGINAL, VariantName("mixed_rand"), ONLY_BG_T)
     total = len(images.keys)
     if not total or not all(variant in predictions.predicted for variant in needed):
         return
     kinds = decompose(*(predictions.correct(variant) for variant in needed))
-    roles = picture_roles(predictions.bg_units, images, ["mixed_rand"])
+    roles = picture_roles(predictions.bg_units, images, needed[1:2])
     for kind, n in zip(KINDS, np.bincount(kinds, minlength=len(KINDS)).tolist(), strict=True):
         low, high = wilson_of_pictures(kinds == KINDS.index(kind), roles)
         yield DecompositionRow(
@@ -440,7 +440,7 @@ def summarize(
         run,
         dataset=dataset.manifest.fingerprint,
         evaluation=msgspec.structs.replace(run.evaluation, device=device),
-        missing=predictions.missing,
+        missing=tuple(map(str, predictions.missing)),
         unanswered=predictions.unanswered,
         label_rules=tuple(predictions.by_rule),
         power=() if PROBED_VARIANT in predictions.missing else run.power,

@@ -420,7 +420,7 @@ def merge_shards(
             for split, sums in sums_of.items()
         },
         samples={
-            split: dict.fromkeys(config.compose.composed, samples)
+            split: dict.fromkeys(map(str, config.compose.composed), samples)
             for split, samples in per_class.items()
         },
         files=tuple(sorted(files, key=lambda file: file.path)),

@@ -37,12 +37,7 @@ from pipeline.storage.state_files import warn_damaged
 from pipeline.storage.store import FileDigest
 from transforms.filters import Reason
 from transforms.hashing import fingerprint
-from transforms.variants import (
-    EXTERNAL,
-    MIXED,
-    filled_bases,
-    with_replicates,
-)
+from transforms.variants import EXTERNAL, MIXED, VariantName, filled_bases, with_replicates
 
 
 def index_schema(replicates: int) -> pa.Schema:
@@ -142,7 +137,7 @@ class ComposeShard(JobStep):
         accepted = [row.key for row in images if row.status == ACCEPTED]
         planned = dict(zip(accepted, plan.find(accepted), strict=True))
         keys = [key for key in accepted if planned[key].selected]
-        drawn: dict[str, Sequence[PlannedImage | Scene]]
+        drawn: dict[VariantName, Sequence[PlannedImage | Scene]]
         drawn = {**plan.backgrounds(keys), **(scenes.draw(keys) if scenes else {})}
         backgrounds = {
             key: {variant: column[number] for variant, column in drawn.items()}
@@ -171,7 +166,7 @@ class ComposeShard(JobStep):
         selection, and the backgrounds that were drawn, with their pixels and classes.
         """
         backgrounds = {
-            key: [[name, fields_of(each), each.layer_digest] for name, each in drawn.items()]
+            key: [[str(name), fields_of(each), each.layer_digest] for name, each in drawn.items()]
             for key, drawn in ((key, image.backgrounds) for key, image in selected.items())
         }
         drawn = [

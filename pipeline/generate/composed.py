@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -27,12 +27,8 @@ from transforms.hashing import fingerprint
 from transforms.renderings import AGAINST, COMMON
 from transforms.variants import (
     PAPER,
+    VariantName,
     filled_bases,
-    name_of,
-    pairs_of,
-    parse_name,
-    variant_of,
-    with_rendering,
 )
 
 
@@ -70,13 +66,13 @@ class ComposedDataset(Dataset):
 
     @property
     @override
-    def variants(self) -> tuple[str, ...]:
+    def variants(self) -> tuple[VariantName, ...]:
         return (
             *self.compose.composed,
             *(
-                with_rendering(name, each)
+                dataclasses.replace(name, rendering=each)
                 for each in ((COMMON, AGAINST) if self.other else ())
-                for name in dict.fromkeys(map(pairs_of, self.compose.composed))
+                for name in dict.fromkeys(name.pairs for name in self.compose.composed)
             ),
         )
 
@@ -118,19 +114,21 @@ class ComposedDataset(Dataset):
         return images
 
     @override
-    def keys_with(self, variant: str, keys: frozenset[str]) -> frozenset[str]:
-        kind = parse_name(variant).rendering
+    def keys_with(self, variant: VariantName, keys: frozenset[str]) -> frozenset[str]:
+        kind = variant.rendering
         return keys.intersection(self.images[kind].keys) if kind in (COMMON, AGAINST) else keys
 
-    def _shown(self, variant: str) -> tuple[str, str, str] | None:
+    def _shown(self, variant: VariantName) -> tuple[str, VariantName, str] | None:
         """Finds out how a variant is composed; returns None if it is stored.
 
         Returns:
           (key in `images`, the variant that is composed of them, its entry of the configuration).
         """
-        kind = parse_name(variant).rendering if variant not in self.compose.composed else ""
-        name, stored = pairs_of(variant) if kind else variant, self.manifest.config.compose
-        entry = next(each for each in self.compose.variants if name_of(each) == variant_of(name))
+        kind = variant.rendering if variant not in self.compose.composed else ""
+        name, stored = variant.pairs if kind else variant, self.manifest.config.compose
+        entry = next(
+            each for each in self.compose.variants if VariantName.parse(each) == name.variant
+        )
         is_stored = not kind and name in stored.composed and entry in stored.variants
         return None if is_stored else (kind, name, entry)
 
@@ -161,17 +159,21 @@ class ComposedDataset(Dataset):
         }
 
     @override
-    def shard_files(self, split: str, shard: int, variants: tuple[str, ...]) -> list[FileDigest]:
+    def shard_files(
+        self, split: str, shard: int, variants: Iterable[VariantName]
+    ) -> list[FileDigest]:
         """Has an entry without bytes for a variant that is not stored, after those of files.
 
         Its digest is that of everything that the pictures depend on.
         """
         shown = {variant: how for variant in variants if (how := self._shown(variant))}
-        stored = tuple(variant for variant in variants if variant not in shown)
+        stored = (variant for variant in variants if variant not in shown)
         return [
             *super().shard_files(split, shard, stored),
             *(
-                FileDigest(variant, 0, fingerprint(of, shard, name, entry), samples[shard])
+                FileDigest(
+                    str(variant), 0, fingerprint(of, shard, str(name), entry), samples[shard]
+                )
                 for variant, (kind, name, entry) in shown.items()
                 for of, samples in [self._files[kind]]
             ),
@@ -179,7 +181,7 @@ class ComposedDataset(Dataset):
 
     @override
     def tables(
-        self, split: str, shard: int, variant: str, columns: Sequence[str]
+        self, split: str, shard: int, variant: VariantName, columns: Sequence[str]
     ) -> Generator[pa.Table, None, None]:
         if (shown := self._shown(variant)) is None:
             yield from super().tables(split, shard, variant, columns)
@@ -194,7 +196,7 @@ class ComposedDataset(Dataset):
             filled=filled_bases([name]),
         )
         with tempfile.TemporaryFile() as file:
-            selected, fills = self._selected(shard, kind, pairs_of(name)), Fills(file)
+            selected, fills = self._selected(shard, kind, name.pairs), Fills(file)
             composed = (
                 composer.compose(source, selected, fills)
                 if "image" in columns
@@ -207,7 +209,7 @@ class ComposedDataset(Dataset):
                 yield table_of(batch, columns)
             self.tiled.append(fills.tiled)
 
-    def _selected(self, shard: int, kind: str, pairs: str) -> list[SelectedImage]:
+    def _selected(self, shard: int, kind: str, pairs: VariantName) -> list[SelectedImage]:
         """Returns the selected images of a shard in order, each with its background."""
         images, index = self.images[kind], selected_rows(self, self.split, shard=shard)
         keys = [row["key"] for row in index if row["key"] in images.keys]

@@ -22,7 +22,7 @@ from pipeline.runtime.custom_functions import PREFIX, call_for_array, import_fun
 from transforms.geometry import Mask, Pixels
 from transforms.layers import Layer
 from transforms.renderings import Rendering, box_hole
-from transforms.variants import FILLED, VARIANTS, Variant, name_of, parse_name, variants_of
+from transforms.variants import FILLED, VARIANTS, Variant, VariantName, variants_of
 
 
 def versioned(variants: Sequence[str], renderings: Iterable[str] = ()) -> tuple[str, ...]:
@@ -39,22 +39,26 @@ def versioned(variants: Sequence[str], renderings: Iterable[str] = ()) -> tuple[
     )
 
 
-def custom_names(variants: Iterable[str], renderings: Iterable[str] = ()) -> tuple[str, ...]:
+def custom_names(
+    variants: Iterable[str], renderings: Iterable[str] = ()
+) -> tuple[VariantName, ...]:
     """Returns the names of the custom variants that the flags name, without importing anything."""
     return tuple(
-        name_of(f"{entry.partition('@')[0]}@0")
+        VariantName.parse(f"{entry.partition('@')[0]}@0")
         for entry in (*variants, *(f"{base}={name}" for name in renderings for base in FILLED))
         if PREFIX in entry
     )
 
 
-def find_variants(entries: Iterable[str]) -> dict[str, Variant]:
+def find_variants(entries: Iterable[str]) -> dict[VariantName, Variant]:
     """Finds the variants of a configuration; returns them by name.
 
     Raises:
       JobError: a function is not found, or its version is not the one in the configuration.
     """
-    return {name_of(entry): VARIANTS.get(entry) or _custom_variant(entry) for entry in entries}
+    return {
+        VariantName.parse(entry): VARIANTS.get(entry) or _custom_variant(entry) for entry in entries
+    }
 
 
 def _custom_variant(entry: str) -> Variant:
@@ -67,10 +71,10 @@ def _custom_variant(entry: str) -> Variant:
         raise JobError(
             f"{entry}: its version is {present.rpartition('@')[2]} here. Run the same command again"
         )
-    name, paint = name_of(entry), functools.partial(_paint, target, function)
+    name, paint = VariantName.parse(entry), functools.partial(_paint, target, function)
     if not base:
-        return Variant(name, paint)
-    return variants_of(Rendering(parse_name(name).rendering, hole=box_hole, paint=paint))[name]
+        return Variant(str(name), paint)
+    return variants_of(Rendering(name.rendering, hole=box_hole, paint=paint))[str(name)]
 
 
 def _paint(entry: str, function: Callable[..., Any], shown: Layer | Pixels, *hole: Mask) -> Pixels:
@@ -98,6 +102,6 @@ def _load(entry: str, flag: str) -> tuple[Callable[..., Any], str]:
     version = getattr(function, "version", 1)
     if type(version) is not int or version < 0:
         raise UsageError(f"{origin}: its version must be a whole number from 0")
-    if name_of(versioned := f"{entry}@{version}") == versioned:
+    if str(VariantName.parse(versioned := f"{entry}@{version}")) == versioned:
         raise UsageError(f"{origin}: name it with small letters, digits and underscores only")
     return function, versioned

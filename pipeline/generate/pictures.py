@@ -39,13 +39,7 @@ from transforms.hashing import keyed_hash
 from transforms.layers import Layer
 from transforms.renderings import Rendering
 from transforms.taxonomy import imagenet_index
-from transforms.variants import (
-    Variant,
-    base_of,
-    gaussian_noise,
-    pairs_of,
-    variant_of,
-)
+from transforms.variants import Variant, VariantName, gaussian_noise
 
 ReadBackground = Pixels | Layer | SourceBytes
 """A background: pixels of a scene, or of a tiled background from a tar; the layer whose hole is
@@ -65,7 +59,7 @@ class SelectedImage:
 
     row: ImageRow
     planned: PlannedImage
-    backgrounds: dict[str, PlannedImage | Scene]
+    backgrounds: dict[VariantName, PlannedImage | Scene]
 
 
 @dataclasses.dataclass(eq=False)
@@ -93,7 +87,7 @@ class LayerSource:
 
     def layers(
         self, images: Sequence[SelectedImage]
-    ) -> Generator[tuple[SelectedImage, Layer, dict[str, ReadBackground]], None, None]:
+    ) -> Generator[tuple[SelectedImage, Layer, dict[VariantName, ReadBackground]], None, None]:
         """Reads the layers of selected images, and the tiled backgrounds that were drawn for them.
 
         Yields:
@@ -109,12 +103,14 @@ class LayerSource:
                 layer = self._cut(image.planned, layer)
             yield image, layer, backgrounds
 
-    def _read(self, image: SelectedImage) -> tuple[Layer | SourceBytes, dict[str, ReadBackground]]:
+    def _read(
+        self, image: SelectedImage
+    ) -> tuple[Layer | SourceBytes, dict[VariantName, ReadBackground]]:
         """Reads the layer of an image, or the bytes to cut it from, and its backgrounds."""
         tar, drawn = image.planned.tar, image.backgrounds.items()
         layer = self._recut(image.planned) if tar is None else self._layer(tar, image.row)
         return layer, {
-            name: self._read_background(each, base_of(name) in self.filled) for name, each in drawn
+            name: self._read_background(each, name.base in self.filled) for name, each in drawn
         }
 
     def _read_background(self, background: PlannedImage | Scene, is_filled: bool) -> ReadBackground:
@@ -268,12 +264,12 @@ class Composer:
     """
 
     config: ComposeConfig
-    names: tuple[str, ...]
-    variants: dict[str, Variant]
+    names: tuple[VariantName, ...]
+    variants: dict[VariantName, Variant]
 
     def compose(
         self, source: LayerSource, images: Sequence[SelectedImage], fills: Fills
-    ) -> Generator[tuple[SelectedImage, dict[str, Pixels]], None, None]:
+    ) -> Generator[tuple[SelectedImage, dict[VariantName, Pixels]], None, None]:
         """Yields (image, pictures by variant) for each selected image; raises as `layers` does."""
         if source.cutter.keeps_image_whole:
             for image, picture in source.cropped(images):
@@ -286,7 +282,7 @@ class Composer:
             noise = gaussian_noise(draw, layer.image.shape) if with_noise else None
             pictures = {}
             for name in self.names:
-                variant, pairs = self.variants[variant_of(name)], pairs_of(name)
+                variant, pairs = self.variants[name.variant], name.pairs
                 # Without a pair, an image is its own background.
                 background = backgrounds.get(pairs, layer)
                 if isinstance(background, SourceBytes):
@@ -297,10 +293,10 @@ class Composer:
                 pictures[name] = variant.compose(layer, background, noise)
             yield image, pictures
 
-    def sample(self, image: SelectedImage, name: str, picture: Pixels | None) -> Sample:
+    def sample(self, image: SelectedImage, name: VariantName, picture: Pixels | None) -> Sample:
         """Encodes a picture of a variant, and describes it; only describes it if it is None."""
         config, row, encoded = self.config, image.row, b""
-        as_png = config.encoding == "png" or self.variants[variant_of(name)].lossless
+        as_png = config.encoding == "png" or self.variants[name.variant].lossless
         if picture is not None:
             encoded = encode_png(picture) if as_png else encode_jpeg(picture, config.jpeg_quality)
         return Sample(
@@ -312,7 +308,7 @@ class Composer:
                 "wnid": row.wnid,
                 "imagenet_index": imagenet_index(row.wnid or ""),
                 "fg_key": row.key,
-                **fields_of(image.backgrounds.get(pairs_of(name))),
+                **fields_of(image.backgrounds.get(name.pairs)),
                 "box": row.box,
                 "fg_fraction": row.fg_fraction,
             },

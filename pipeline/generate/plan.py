@@ -44,7 +44,7 @@ from pipeline.storage.state_files import parquet_writer, parse_parquet, read_tab
 from pipeline.storage.store import HashingFile, Store
 from transforms.pairing import NO_PARTNER, Pool, background_hashes, pair
 from transforms.selection import has_partners, select
-from transforms.variants import MIXED, base_of, filled_bases, parse_name, with_replicates
+from transforms.variants import VariantName, filled_bases
 
 _AT_ONCE = 65_536
 """The most keys that are converted to Python strings at a time, to save memory."""
@@ -77,12 +77,6 @@ def _schema(columns: Sequence[str]) -> pa.Schema:
     )
 
 
-def mixed_variants(config: ComposeConfig) -> tuple[str, ...]:
-    """Returns the variants on backgrounds of the dataset, without renderings and replicates."""
-    drawn = set(map(base_of, config.composed))
-    return tuple(name for name in MIXED if name in drawn)
-
-
 def select_images(
     keys: pa.Array,
     labels: NDArray[np.int64],
@@ -106,7 +100,7 @@ def select_images(
     def partners(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         return has_partners(
             labels[rows],
-            mixed=mixed_variants(config),
+            mixed={name.base for name in config.mixed},
             own_background=config.own_background,
             mixed_rand=config.mixed_rand,
             groups=None if groups is None else groups[rows],
@@ -229,15 +223,15 @@ class Plan:
         }
 
     def backgrounds(
-        self, keys: list[str], names: Sequence[str] = ()
-    ) -> dict[str, list[PlannedImage]]:
+        self, keys: list[str], names: Sequence[VariantName] = ()
+    ) -> dict[VariantName, list[PlannedImage]]:
         """Draws a background for each selected key, for each replicate of each mixed variant.
 
         Args:
           names: the only replicates to draw for; empty for those of the configuration.
 
         Returns:
-          Name of a replicate -> the backgrounds, in the order of `keys`.
+          Replicate -> the backgrounds, in the order of `keys`.
 
         Raises:
           JobError: an image has no partner, which would be a bug, since `select_images` drops such
@@ -245,15 +239,13 @@ class Plan:
         """
         foregrounds = np.searchsorted(self.rows, self._positions(keys))
         backgrounds = {}
-        for name in names or with_replicates(mixed_variants(self.config), self.config.replicates):
-            variant, _, replicate = parse_name(name)
+        for name in names or self.config.mixed:
             drawn = pair(
                 self.pool,
                 foregrounds,
                 keys,
-                variant,
+                name,
                 seed=self.config.seed,
-                replicate=replicate,
                 own_background=self.config.own_background,
                 mixed_rand=self.config.mixed_rand,
             )

@@ -35,7 +35,7 @@ from transforms.geometry import Pixels
 from transforms.hashing import fingerprint, text_digest
 from transforms.limits import Unread
 from transforms.pairing import draw_scenes
-from transforms.variants import EXTERNAL, parse_name, with_replicates
+from transforms.variants import EXTERNAL, VariantName, with_replicates
 
 SCENES = "backgrounds/scenes.parquet"
 """Path of the table of scenes in the dataset folder."""
@@ -254,13 +254,12 @@ class DrawnScenes:
         # With few scenes, a shard uses each of them many times.
         self.picture = functools.lru_cache(_CACHED)(self._picture)
 
-    def draw(self, keys: list[str]) -> dict[str, list[Scene]]:
+    def draw(self, keys: list[str]) -> dict[VariantName, list[Scene]]:
         """Draws a scene for each foreground key, for each replicate of `mixed_external`."""
         drawn, seed = {}, self._compose.seed
         names = [scene.key for scene in self.scenes]
         for name in with_replicates([EXTERNAL], self._compose.replicates):
-            variant, _, replicate = parse_name(name)
-            positions = draw_scenes(names, keys, variant, seed=seed, replicate=replicate)
+            positions = draw_scenes(names, keys, name, seed=seed)
             drawn[name] = [self.scenes[position] for position in positions]
         return drawn
 

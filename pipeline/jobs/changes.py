@@ -15,7 +15,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.records import ACCEPTED, Row, index_file, layer_record, read_rows
 from pipeline.errors import counted
-from transforms.variants import EXTERNAL, MIXED, with_replicates
+from transforms.variants import EXTERNAL, MIXED, VariantName, with_replicates
 
 T = TypeVar("T")
 
@@ -151,8 +151,9 @@ def _pairs(
 
 
 def _read_index(dataset: Dataset, files: list[str]) -> dict[_Image, IndexedImage]:
-    drawn = (*MIXED, EXTERNAL) if EXTERNAL in dataset.variants else MIXED
-    mixed = with_replicates(drawn, dataset.manifest.config.compose.replicates)
+    drawn = (*MIXED, EXTERNAL) if VariantName(EXTERNAL) in dataset.variants else MIXED
+    replicates = dataset.manifest.config.compose.replicates
+    mixed = [str(name) for name in with_replicates(drawn, replicates)]
     columns = ["key", "path", "status", "selected"]
     rows = _read(dataset, files, [*columns, *(f"{name}_bg_key" for name in mixed)])
     return {

@@ -45,7 +45,7 @@ from pipeline.storage.store import Store
 from transforms.estimates import Verdict, decide
 from transforms.intervals import level_of
 from transforms.scoring import ALL_RULES
-from transforms.variants import VARIANTS, is_picture, variant_of
+from transforms.variants import VARIANTS, VariantName
 
 MIN_IMAGES = 10
 """The fewest images, and effective number of groups of images, that can decide a condition."""
@@ -80,7 +80,7 @@ class Condition:
     limit: float
 
     @classmethod
-    def parse(cls, text: str, custom: Iterable[str] = ()) -> Condition:
+    def parse(cls, text: str, custom: Iterable[VariantName] = ()) -> Condition:
         """Parses `[LABEL_RULE:]MEASURE COMPARISON LIMIT`, where LIMIT may begin with `baseline`.
 
         Args:
@@ -107,12 +107,12 @@ class Condition:
             raise UsageError(
                 f"--fail_if {text!r}: no label rule {rule!r}; known: {', '.join(ALL_RULES)}"
             )
-        variants = dict.fromkeys(map(variant_of, (*VARIANTS, *custom)))
-        known = (BG_GAP, *filter(is_picture, variants))
+        names = (*map(VariantName.parse, VARIANTS), *custom)
+        known = (BG_GAP, *dict.fromkeys(str(n.variant) for n in names if n.is_picture))
         if measure not in known:
-            if variant_of(measure) in known:
+            if (variant := str(VariantName.parse(measure).variant)) in known:
                 raise UsageError(
-                    f"--fail_if {text!r}: {measure} is one draw of {variant_of(measure)}, whose "
+                    f"--fail_if {text!r}: {measure} is one draw of {variant}, whose "
                     "accuracy is the mean over all draws"
                 )
             hint = did_you_mean(measure, known) or f"; known: {', '.join(known)}"
@@ -136,8 +136,8 @@ class Condition:
 
 def parse_conditions(
     texts: Sequence[str] | None,
-    variants: Iterable[str] | None = None,
-    custom: Iterable[str] = (),
+    variants: Iterable[VariantName] | None = None,
+    custom: Iterable[VariantName] = (),
 ) -> tuple[Condition, ...]:
     """Parses all values of `--fail_if`.
 
@@ -155,7 +155,7 @@ def parse_conditions(
     conditions = tuple(Condition.parse(text, (*custom, *(known or ()))) for text in texts)
     for condition in conditions:
         for variant in condition.needs():
-            if known is not None and variant not in known:
+            if known is not None and VariantName.parse(variant) not in known:
                 raise UsageError(
                     f"--fail_if {condition.text!r}: the dataset has no {variant}; see --variants"
                 )
@@ -206,7 +206,7 @@ class GateFlags(msgspec.Struct, frozen=True, kw_only=True):
 def gate_from_flags(
     flags: GateFlags,
     store: Store,
-    variants: Iterable[str],
+    variants: Iterable[VariantName],
     evaluation: Evaluation | None = None,
 ) -> Gate:
     """Makes a gate from flags, which are checked against the dataset.

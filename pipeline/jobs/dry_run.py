@@ -45,7 +45,7 @@ from pipeline.runtime.progress import Progress, duration
 from pipeline.storage.store import FileDigest, Store
 from transforms.filters import Reason
 from transforms.hashing import keyed_hash
-from transforms.variants import is_picture
+from transforms.variants import VariantName
 
 if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
@@ -165,7 +165,8 @@ def run_trial(job: GenerateJob, images: Sequence[SourceImage], folder: str) -> T
     pictures = [
         compose.outputs.staged(file.path)
         for file in files
-        if file.path.split("/")[0] == format_ and is_picture(file.path.split("/")[1])
+        if file.path.split("/")[0] == format_
+        and VariantName.parse(file.path.split("/")[1]).is_picture
     ]
     return Trial(
         store=store,

@@ -18,7 +18,7 @@ from pipeline.errors import JobError
 from pipeline.generate.cut_source import reject_by_name
 from pipeline.generate.graph import deal_guarded, list_split, refuse_lacking
 from pipeline.generate.job import GenerateJob
-from pipeline.generate.plan import group_numbers, mixed_variants
+from pipeline.generate.plan import group_numbers
 from pipeline.generate.previous_layers import PreviousLayers, Survey
 from pipeline.generate.recipe import RecipeImage
 from pipeline.generate.shard_elements import SplitTotals, make_shards
@@ -205,7 +205,7 @@ def _has_partner(images: Sequence[SourceImage], config: DatasetConfig) -> tuple[
     groups = [image.group or (image.key if by_object else None) or None for image in images]
     has_partner = has_partners(
         np.asarray([image.label for image in images], np.int64),
-        mixed=mixed_variants(config.compose),
+        mixed={name.base for name in config.compose.mixed},
         own_background=config.compose.own_background,
         mixed_rand=config.compose.mixed_rand,
         groups=group_numbers(pa.array(groups, pa.string())),

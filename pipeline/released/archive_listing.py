@@ -4,6 +4,7 @@ An archive is a folder, a tar or a compressed tar.
 """
 
 import dataclasses
+import itertools
 import posixpath
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -21,7 +22,7 @@ from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.hashing import fingerprint
 from transforms.taxonomy import Taxonomy
-from transforms.variants import EXTERNAL, MIXED, VARIANTS, base_of, with_replicates
+from transforms.variants import EXTERNAL, ORIGINAL, VARIANTS, VariantName, with_replicates
 
 IMPORT_FOLDER = f"{WORK_FOLDER}/import"
 
@@ -156,7 +157,7 @@ class ReleasedImage:
     stem: str
     wnid: str
     label: int
-    files: dict[str, ReleasedFile]
+    files: dict[VariantName, ReleasedFile]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +175,13 @@ class ReleasedShard:
     @property
     def fingerprint(self) -> str:
         """Fingerprint of everything that the listing says about the shard."""
-        return fingerprint([dataclasses.asdict(image) for image in self.images])
+        return fingerprint(
+            [
+                {**vars(image), "files": {str(n): dataclasses.asdict(f) for n, f in files}}
+                for image in self.images
+                for files in [image.files.items()]
+            ]
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,11 +224,15 @@ def read_listing(
         raise UsageError(f"--from {source} has no {missing[0]}, which is needed")
     # An archive does not contain its scenes, so backgrounds of EXTERNAL cannot be recovered.
     # The backgrounds of a rendering are those of its base.
-    known = (name for name in VARIANTS if name != EXTERNAL)
+    known = map(VariantName.parse, VARIANTS)
     trees = [tree[split].keys() for split in splits]
-    base = tuple(n for n in known if all({n, base_of(n)} <= names for names in trees))
-    replicates = _replicates(base, trees)
-    imported = with_replicates(base, replicates)
+    base = [
+        name
+        for name in known
+        if name.base != EXTERNAL and all({str(name), name.base} <= names for names in trees)
+    ]
+    variants, replicates = tuple(map(str, base)), _replicates(base, trees)
+    imported = with_replicates(variants, replicates)
     by_split = {split: _images(tree[split], imported, taxonomy) for split in splits}
     size = _size(source, [image for images, _, _ in by_split.values() for image in images])
     try:
@@ -229,7 +240,7 @@ def read_listing(
             {
                 "origin": "imported",
                 "split": splits,
-                "variants": base,
+                "variants": variants,
                 "replicates": replicates,
                 "formats": formats,
                 "image_size": size,
@@ -247,7 +258,9 @@ def read_listing(
         for image in images:
             buckets[counts.source_shard(image.stem)].append(image)
         shards += [ReleasedShard(totals, i, tuple(bucket)) for i, bucket in enumerate(buckets)]
-    return ReleasedArchive(config, tuple(shards), tuple(sorted(present - set(imported))))
+    return ReleasedArchive(
+        config, tuple(shards), tuple(sorted(present.difference(map(str, imported))))
+    )
 
 
 Tree = dict[str, dict[str, dict[str, list[ArchiveLocation]]]]
@@ -289,23 +302,29 @@ def _tree(source: str, locations: list[ArchiveLocation], splits: tuple[str, ...]
     return tree
 
 
-def _replicates(base: tuple[str, ...], present: Sequence[Collection[str]]) -> int:
+def _replicates(base: Iterable[VariantName], present: Sequence[Collection[str]]) -> int:
     """Counts the draws that all mixed versions have in all splits.
 
     Args:
       base: versions to import, without replicates.
       present: names of the versions in each split.
     """
-    mixed = [name for name in base if base_of(name) in MIXED]
-    count = 1
-    while mixed and all(f"{name}_r{count}" in names for name in mixed for names in present):
-        count += 1
-    return count
+    mixed = [name for name in base if name.is_mixed]
+    return next(
+        draw
+        for draw in itertools.count(1)
+        if not mixed
+        or not all(
+            str(dataclasses.replace(name, draw=draw)) in names
+            for name in mixed
+            for names in present
+        )
+    )
 
 
 def _images(
     variants: dict[str, dict[str, list[ArchiveLocation]]],
-    imported: tuple[str, ...],
+    imported: tuple[VariantName, ...],
     taxonomy: Taxonomy,
 ) -> tuple[list[ReleasedImage], int, int]:
     """Collects images from their files.
@@ -318,7 +337,7 @@ def _images(
     outside = set()
     other = 0
     for variant in imported:
-        for folder, locations in variants.get(variant, {}).items():
+        for folder, locations in variants.get(str(variant), {}).items():
             label = label_of_folder(folder)
             for location in locations:
                 parsed = _parse(variant, location)
@@ -340,14 +359,14 @@ def _images(
     return kept, len(outside), other
 
 
-def _parse(variant: str, location: ArchiveLocation) -> tuple[str, str, str | None] | None:
+def _parse(variant: VariantName, location: ArchiveLocation) -> tuple[str, str, str | None] | None:
     """Parses a file name into (stem, wnid, named background); None if it is not of the layout."""
     name, suffix = posixpath.splitext(posixpath.basename(location.name))
-    wanted = (".npy",) if variant == "fg_mask" else (".jpeg", ".jpg", ".png")
+    wanted = (".jpeg", ".jpg", ".png") if variant.is_picture else (".npy",)
     if suffix.lower() not in wanted:
         return None
     background = None
-    if base_of(variant) in MIXED:
+    if variant.is_mixed:
         mixed = parse_mixed(name)
         if mixed is None:
             return None
@@ -362,7 +381,7 @@ def _size(source: str, images: list[ReleasedImage]) -> int:
     Raises:
       UsageError: this picture is not square, or none of the first can be decoded.
     """
-    files = [image.files["original"] for image in images if "original" in image.files]
+    files = [image.files[ORIGINAL] for image in images if ORIGINAL in image.files]
     for file in files[:_TRIED_FOR_SIZE]:
         try:
             height, width, _ = decode_image(read_contents([file.place])[0]).shape

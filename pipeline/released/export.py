@@ -40,7 +40,7 @@ from pipeline.storage.state_files import (
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.codec import decode_mask, encode_npy
 from transforms.hashing import fingerprint
-from transforms.variants import EXTERNAL, MIXED, VARIANTS, base_of, pairs_of, variant_of
+from transforms.variants import VARIANTS, VariantName
 
 UNKNOWN_BACKGROUND = "unknown"
 """Stands for an unknown background in the name of a mixed picture."""
@@ -181,24 +181,27 @@ class ExportPlan:
         files = self.dataset.shard_files(self.split, shard, self.dataset.variants)
         names = [self.dataset.taxonomy.names, sorted(self.clashes)]
         checksum = fingerprint(
-            EXPORT_VERSION, self.dataset.variants, [file.sha256 for file in files], names
+            EXPORT_VERSION,
+            list(map(str, self.dataset.variants)),
+            [file.sha256 for file in files],
+            names,
         )
         return f"{EXPORT_FOLDER}/{self.split}-{shard:05d}-{checksum}.parquet"
 
-    def path(self, variant: str, sample: Sample) -> str:
+    def path(self, variant: VariantName, sample: Sample) -> str:
         fields = sample.fields
         name = stem_of(sample.key, fields["wnid"], self.clashes)
-        if base_of(variant) in MIXED:
+        if variant.is_mixed:
             background = fields["bg_key"]
             name = mixed_stem(
                 name, background and stem_of(background, fields["bg_wnid"], self.clashes)
             )
-        elif base_of(variant) == EXTERNAL:
+        elif variant.has_draws:
             name = mixed_stem(name, fields["bg_key"])
-        suffix = "npy" if base_of(variant) == "fg_mask" else "JPEG"
+        suffix = "JPEG" if variant.is_picture else "npy"
         return f"{self.folder(variant, fields['label'])}/{name}.{suffix}"
 
-    def folder(self, variant: str, label: int) -> str:
+    def folder(self, variant: VariantName, label: int) -> str:
         names = self.dataset.taxonomy.names
         return f"{variant}/{self.split}/{class_folder(label, names[label], len(names))}"
 
@@ -266,15 +269,16 @@ def _write(job: ExportPlan, shard: int) -> Iterator[dict[str, object]]:
                     yield from [_write_one(job, target, variant, sample) for sample in batch]
 
 
-def _write_one(job: ExportPlan, target: Store, variant: str, sample: Sample) -> dict[str, object]:
+def _write_one(
+    job: ExportPlan, target: Store, variant: VariantName, sample: Sample
+) -> dict[str, object]:
     path = job.path(variant, sample)
-    is_mask = base_of(variant) == "fg_mask"
-    data = encode_npy(decode_mask(sample.image)) if is_mask else sample.image
+    data = sample.image if variant.is_picture else encode_npy(decode_mask(sample.image))
     target.write(path, data)
     return {
         "path": path,
         "bytes": len(data),
-        "variant": variant,
+        "variant": str(variant),
         "stem": stem_of(sample.key, sample.fields["wnid"], job.clashes),
         "key": sample.key,
         "wnid": sample.fields["wnid"],
@@ -299,19 +303,15 @@ def _finish(job: ExportPlan, shards: Iterable[int]) -> tuple[int, list[str]]:
             image = images.setdefault(
                 row["key"], {name: row[name] for name in ("stem", "key", "wnid", "label")}
             )
-            if base_of(row["variant"]) in (*MIXED, EXTERNAL):
-                image[f"{pairs_of(row['variant'])}_bg_key"] = row["bg_key"]
+            if (variant := VariantName.parse(row["variant"])).has_draws:
+                image[f"{variant.pairs}_bg_key"] = row["bg_key"]
     swept = _sweep(job, wanted, {job.record(shard) for shard in shards})
     # Readers of an export number its class folders, so classes without images need a folder, too.
     present = {row["label"] for row in images.values()}
     for label in set(range(job.dataset.taxonomy.num_labels)) - present:
         for variant in job.dataset.variants:
             target.make_folder(job.folder(variant, label))
-    mixed = dict.fromkeys(
-        f"{pairs_of(name)}_bg_key"
-        for name in job.dataset.variants
-        if base_of(name) in (*MIXED, EXTERNAL)
-    )
+    mixed = dict.fromkeys(f"{name.pairs}_bg_key" for name in job.dataset.variants if name.has_draws)
     rows = sorted(images.values(), key=lambda row: str(row["stem"]))
     columns = ("stem", "key", "wnid", "label", *mixed)
     target.update(f"images-{job.split}.csv", csv_bytes(columns, rows))
@@ -320,7 +320,7 @@ def _finish(job: ExportPlan, shards: Iterable[int]) -> tuple[int, list[str]]:
         "format_version": EXPORT_VERSION,
         "dataset": job.dataset.manifest.fingerprint,
         "split": job.split,
-        "variants": job.dataset.variants,
+        "variants": list(map(str, job.dataset.variants)),
         "images": len(rows),
         "files": len(wanted),
     }
@@ -336,7 +336,10 @@ def _sweep(job: ExportPlan, wanted: set[str], records: set[str]) -> tuple[int, l
       variant of this project or of the dataset).
     """
     target = job.target
-    variants = {*VARIANTS, *map(variant_of, job.dataset.variants)}
+    variants = {
+        *map(VariantName.parse, VARIANTS),
+        *(name.variant for name in job.dataset.variants),
+    }
     files = target.sizes("")
     beginning = f"{EXPORT_FOLDER}/{job.split}-"
     stale = {path for path in files if path.startswith(beginning)} - records
@@ -357,9 +360,9 @@ def _sweep(job: ExportPlan, wanted: set[str], records: set[str]) -> tuple[int, l
     return len(obsolete), strangers
 
 
-def _is_exported(parts: list[str], split: str, variants: set[str]) -> bool:
+def _is_exported(parts: list[str], split: str, variants: set[VariantName]) -> bool:
     """Returns whether an export of the split puts a picture or mask at a path, given in parts."""
-    return len(parts) > 2 and parts[1] == split and variant_of(parts[0]) in variants
+    return len(parts) > 2 and parts[1] == split and VariantName.parse(parts[0]).variant in variants
 
 
 def write_answer_table(plan: ExportPlan, name: str) -> int:
@@ -380,7 +383,7 @@ def write_answer_table(plan: ExportPlan, name: str) -> int:
                 while batch := list(itertools.islice(samples, _ROWS_AT_ONCE)):
                     rows = {
                         "key": [as_text(sample.key) for sample in batch],
-                        "variant": [variant] * len(batch),
+                        "variant": [str(variant)] * len(batch),
                         picture[0]: [
                             sample.image if with_pixels else plan.path(variant, sample)
                             for sample in batch

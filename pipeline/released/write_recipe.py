@@ -38,7 +38,7 @@ from pipeline.storage.state_files import parquet_writer
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
 from transforms.codec import check_png, decode_mask
 from transforms.masks import encode_runs
-from transforms.variants import EXTERNAL
+from transforms.variants import EXTERNAL, MASK
 
 
 def write_recipe(dataset: Dataset, target: Store) -> tuple[FileDigest, int]:
@@ -57,7 +57,7 @@ def write_recipe(dataset: Dataset, target: Store) -> tuple[FileDigest, int]:
             "it was imported": config.is_imported,
             "it keeps images whole (--selection in9l)": config.segment.keeps_image_whole,
             "it has neither layers (--layers drop) nor the variant fg_mask": not has_layers
-            and "fg_mask" not in dataset.variants,
+            and MASK not in dataset.variants,
         },
         f"--layout recipe: {dataset.store.root} has no masks, because ",
     )
@@ -116,7 +116,7 @@ def _rows(dataset: Dataset, split: str, shard: int) -> Iterator[Row]:
             *(each[0].object or 0, each[0].path),
         )
     )
-    stored = () if has_layers else dataset.samples(split, shard, "fg_mask")
+    stored = () if has_layers else dataset.samples(split, shard, MASK)
     pngs = {sample.key: sample.image for sample in stored}
     for row, tar in rows:
         with dataset.naming_file(tar):

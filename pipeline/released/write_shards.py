@@ -50,7 +50,7 @@ from transforms.hashing import fingerprint
 from transforms.limits import Unread
 from transforms.matching import block_means, block_means_outside, compare, decide, nearest
 from transforms.taxonomy import Taxonomy
-from transforms.variants import MIXED, base_of, pairs_of
+from transforms.variants import MASK, ONLY_BG_T, ORIGINAL, VariantName
 
 _RECORD_SCHEMA = pa.schema(
     [
@@ -116,7 +116,9 @@ def _examine_images(job: ImportPlan, shard: ReleasedShard) -> pa.Table:
     return pa.Table.from_pylist(rows, _RECORD_SCHEMA)
 
 
-def _examine_image(config: DatasetConfig, image: ReleasedImage, contents: dict[str, bytes]) -> Row:
+def _examine_image(
+    config: DatasetConfig, image: ReleasedImage, contents: dict[VariantName, bytes]
+) -> Row:
     """Examines an image; returns its row."""
     row: Row = {
         "key": image.stem,
@@ -124,8 +126,8 @@ def _examine_image(config: DatasetConfig, image: ReleasedImage, contents: dict[s
         "wnid": image.wnid,
         "label": image.label,
         "status": ACCEPTED,
-        "content": _identity(*(contents[name] for name in sorted(contents))),
-        "background": _identity(contents.get("only_bg_t", b"")),
+        "content": _identity(*(contents[name] for name in sorted(contents, key=str))),
+        "background": _identity(contents.get(ONLY_BG_T, b"")),
     }
     fault = _fault_of_names(config, image)
     if fault is None:
@@ -141,20 +143,22 @@ def _fault_of_names(config: DatasetConfig, image: ReleasedImage) -> tuple[Reason
         return Reason.INVALID_KEY, "a key is printable, without dots, at most 200 bytes long"
     double = [name for name, file in image.files.items() if file.double]
     if double:
-        return Reason.DUPLICATE_KEY, f"two files for it in {', '.join(double)}"
+        return Reason.DUPLICATE_KEY, f"two files for it in {', '.join(map(str, double))}"
     missing = [name for name in config.compose.composed if name not in image.files]
     if missing:
-        return Reason.EXCLUDED, f"not in {', '.join(missing)}"
+        return Reason.EXCLUDED, f"not in {', '.join(map(str, missing))}"
     return None
 
 
-def read_image(image: ReleasedImage, variants: Iterable[str]) -> dict[str, bytes]:
+def read_image(image: ReleasedImage, variants: Iterable[VariantName]) -> dict[VariantName, bytes]:
     """Reads an image's files, by version. Raises OSError if one cannot be read."""
     present = [name for name in variants if name in image.files]
     return dict(zip(present, read_contents([image.files[n].place for n in present]), strict=True))
 
 
-def check_pictures(contents: dict[str, bytes], size: int) -> tuple[tuple[Reason, str] | None, Row]:
+def check_pictures(
+    contents: dict[VariantName, bytes], size: int
+) -> tuple[tuple[Reason, str] | None, Row]:
     """Decodes all files of an image and checks their sizes.
 
     Args:
@@ -171,23 +175,23 @@ def check_pictures(contents: dict[str, bytes], size: int) -> tuple[tuple[Reason,
         try:
             if isinstance(data, Unread):
                 raise UndecodableError(data.decode())
-            if variant == "fg_mask":
-                mask = decode_npy(data)
-                height, width = mask.shape
-                columns["fg_fraction"] = float(mask.mean()) if mask.size else 0.0
-            else:
+            if variant.is_picture:
                 suffix_of(data)
                 pixels = decode_image(data)
                 height, width = pixels.shape[:2]
+            else:
+                mask = decode_npy(data)
+                height, width = mask.shape
+                columns["fg_fraction"] = float(mask.mean()) if mask.size else 0.0
         except UndecodableError as error:
             return (Reason.UNDECODABLE, f"{variant}: {error}"), columns
         except TooManyPixelsError as error:
             return (Reason.TOO_MANY_PIXELS, f"{variant}: {error}"), columns
-        if variant == "original":
+        if variant == ORIGINAL:
             columns |= {"width": width, "height": height}
         if (width, height) != (size, size):
             return (Reason.SIZE_MISMATCH, f"{variant}: {width} x {height} pixels"), columns
-        if variant == "only_bg_t":
+        if variant == ONLY_BG_T:
             columns["description"] = block_means(pixels).tobytes()
     return None, columns
 
@@ -257,7 +261,7 @@ def recover(pictures: Sequence[MixedPicture], pool: BackgroundPool) -> list[Reco
         if named is not None and named not in positions:
             positions.append(named)
         near_images = [pool.images[position] for position in positions]
-        contents = read_contents([image.files["only_bg_t"].place for image in near_images])
+        contents = read_contents([image.files[ONLY_BG_T].place for image in near_images])
         differences = compare(image, picture.mask, [decode_image(content) for content in contents])
         if differences is None:
             results.append(Recovered(None))
@@ -309,12 +313,6 @@ _AT_ONCE = 16
 """Number of images that are held in memory at a time."""
 
 
-def mixed_variants(config: DatasetConfig) -> tuple[str, ...]:
-    """Returns the mixed versions, replicates included, without renderings, which share pairs."""
-    mixed = (name for name in config.compose.composed if base_of(name) in MIXED)
-    return tuple(dict.fromkeys(map(pairs_of, mixed)))
-
-
 def imported_index_schema(config: DatasetConfig) -> pa.Schema:
     """Returns the columns of the index: those of any dataset, and three for each mixed variant.
 
@@ -326,7 +324,7 @@ def imported_index_schema(config: DatasetConfig) -> pa.Schema:
             *index_schema(config.compose.replicates),
             *(
                 pa.field(f"{variant}_bg_{name}", kind)
-                for variant in mixed_variants(config)
+                for variant in config.compose.mixed
                 for name, kind in types.items()
             ),
         ]
@@ -349,7 +347,7 @@ class ShardWriter:
         staging = self.job.staging
         rows = sorted(examined.rows, key=lambda row: (bucket_hash(row["key"]), row["key"]))
         named = {
-            image.stem: {name: file.named_background for name, file in image.files.items()}
+            image.stem: {str(name): file.named_background for name, file in image.files.items()}
             for image in examined.listed.images
         }
         names = ("key", "path", "status", "content")
@@ -407,19 +405,19 @@ class ShardWriter:
         self,
         rows: list[Row],
         images: dict[str, ReleasedImage],
-        sinks: dict[str, list[Sink]],
+        sinks: dict[VariantName, list[Sink]],
     ) -> None:
         contents = [read_image(images[row["key"]], sinks) for row in rows]
-        masks = [decode_npy(content["fg_mask"]) for content in contents]
+        masks = [decode_npy(content[MASK]) for content in contents]
         recovered_by_picture = self._recover(rows, images, contents, masks)
         for row, content, mask in zip(rows, contents, masks, strict=True):
             for variant, variant_sinks in sinks.items():
-                recovered = recovered_by_picture.get((row["key"], pairs_of(variant)))
+                recovered = recovered_by_picture.get((row["key"], variant.pairs))
                 background = None if recovered is None else recovered.background
                 picture = (
-                    encode_png(mask.astype(np.uint8) * np.uint8(255))
-                    if variant == "fg_mask"
-                    else content[variant]
+                    content[variant]
+                    if variant.is_picture
+                    else encode_png(mask.astype(np.uint8) * np.uint8(255))
                 )
                 sample = self._sample(row, picture, background)
                 for sink in variant_sinks:
@@ -429,16 +427,16 @@ class ShardWriter:
         self,
         rows: list[Row],
         images: dict[str, ReleasedImage],
-        contents: list[dict[str, bytes]],
+        contents: list[dict[VariantName, bytes]],
         masks: list[Mask],
-    ) -> dict[tuple[str, str], Recovered]:
+    ) -> dict[tuple[str, VariantName], Recovered]:
         """Recovers the backgrounds of mixed pictures, and adds them to the rows.
 
         Returns them by (key, variant).
         """
-        pictures: dict[tuple[str, str], MixedPicture] = {}
+        pictures: dict[tuple[str, VariantName], MixedPicture] = {}
         for row, content, mask in zip(rows, contents, masks, strict=True):
-            for variant in mixed_variants(self.job.config):
+            for variant in self.job.config.compose.mixed:
                 named = images[row["key"]].files[variant].named_background
                 row[f"{variant}_bg_named"] = named
                 pictures[row["key"], variant] = MixedPicture(content[variant], mask, named)
@@ -448,7 +446,7 @@ class ShardWriter:
             zip(pictures, recover(list(pictures.values()), self.pool), strict=True)
         )
         for row in rows:
-            for variant in mixed_variants(self.job.config):
+            for variant in self.job.config.compose.mixed:
                 recovered = recovered_by_picture[row["key"], variant]
                 background = recovered.background
                 row[f"{variant}_bg_key"] = None if background is None else background.stem

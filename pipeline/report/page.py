@@ -300,7 +300,7 @@ def _predictions(evidence: Evidence) -> Iterator[Link]:
 
 def _variants(dataset: Dataset) -> Iterator[Link]:
     return (
-        _link(f"parquet/{variant}/", variant)
+        _link(f"parquet/{variant}/", str(variant))
         for variant in dataset.variants
         if dataset.store.has_folder(f"parquet/{variant}")
     )
@@ -345,7 +345,7 @@ def render(
         stale=evidence.stale,
         models=[model for model, _ in evidence.answered],
         answered=evidence.answered,
-        variants=evidence.dataset.picture_variants,
+        variants=list(map(str, evidence.dataset.picture_variants)),
         heads=[(panel.head, contents.get(panel.id)) for panel in PANELS if panel.head],
         asides=[(panel.aside, contents[panel.id]) for panel in PANELS if panel.aside],
         sections=[(id, title) for id, title in _TITLES.items() if id in shown],

@@ -40,6 +40,7 @@ from pipeline.storage.state_files import read_table
 from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.linear_probe import choose_penalty, fit_probes
 from transforms.hashing import fingerprint
+from transforms.variants import VariantName
 
 _SCHEMA = pa.schema(
     [
@@ -145,7 +146,11 @@ class Backbone:
         return Predictor(self._headless, self._predict)
 
     def features(
-        self, dataset: Dataset, split: str, variant: str, keys: Collection[str] | None = None
+        self,
+        dataset: Dataset,
+        split: str,
+        variant: VariantName,
+        keys: Collection[str] | None = None,
     ) -> Features:
         """Computes the features of a variant's pictures, or reads them from the cache.
 
@@ -174,7 +179,7 @@ class Backbone:
 
     def _shard_features(self, pictures: ShardPictures) -> Features:
         dataset, keys = pictures.dataset, pictures.keys
-        store, name = self._cache, safe_name(pictures.variant)
+        store, name = self._cache, safe_name(str(pictures.variant))
         if dataset.store != store:
             # The features are cached in another dataset's folder, because `dataset` may be
             # read-only.
@@ -310,12 +315,14 @@ def _without_penalty(trained: TrainedOn) -> TrainedOn:
     return dataclasses.replace(trained, settings=settings)
 
 
-def _training_features(backbone: Backbone, plan: ProbePlan, chosen: dict[str, str]) -> Features:
+def _training_features(
+    backbone: Backbone, plan: ProbePlan, chosen: dict[str, VariantName]
+) -> Features:
     """Computes the features of the training pictures, which may come from several replicates."""
     features = []
     for name in dict.fromkeys(chosen.values()):
         keys = [key for key, variant in chosen.items() if variant == name]
         # Evaluation will need the features of all pictures of `variant`, so all are cached.
-        subset = None if name == plan.variant else keys
+        subset = None if str(name) == plan.variant else keys
         features.append(backbone.features(plan.dataset, plan.split, name, subset).select(keys))
     return Features.concatenate(features)

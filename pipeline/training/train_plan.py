@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.dataset.folder import Dataset, Holdout, selected_rows, training_pictures
 from pipeline.errors import BrokenPictureError, JobError, UsageError, did_you_mean
 from transforms.codec import UndecodableError, decode_image
+from transforms.variants import VariantName
 
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """Penalties to try, strongest first. Each is the `penalty` of `linear_probe.fit_probe`: a factor of
@@ -54,7 +55,7 @@ class Samples:
 
     dataset: Dataset
     split: str
-    pictures: Mapping[str, str]
+    pictures: Mapping[str, VariantName]
     label_of: dataclasses.InitVar[Mapping[str, int]]
 
     def __post_init__(self, label_of: Mapping[str, int]) -> None:
@@ -111,7 +112,7 @@ class Samples:
         """Writes the pictures shard by shard; returns the (offset, length) of each key."""
         spans = {}
         offset = 0
-        for variant in sorted(set(self.pictures.values())):
+        for variant in sorted(set(self.pictures.values()), key=str):
             for shard in self.dataset.shards(self.split):
                 for sample in self.dataset.samples(self.split, shard, variant):
                     if self.pictures.get(sample.key) == variant:
@@ -223,7 +224,7 @@ def check_same(stored: Mapping[str, object], requested: Mapping[str, object], fo
 
 def check_variant(dataset: Dataset, variant: str) -> None:
     """Raises UsageError if a dataset has no pictures of a variant."""
-    pictures = dataset.picture_variants
+    pictures = list(map(str, dataset.picture_variants))
     if variant not in pictures:
         raise UsageError(
             f"--variant {variant}: the dataset has {', '.join(pictures) or 'no pictures'}"
@@ -249,11 +250,12 @@ def find_samples(dataset: Dataset, plan: TrainPlan) -> tuple[Samples, Samples | 
     eval_split = plan.train_split if plan.holdout else plan.eval_split
     if eval_split is None:
         return training, None
-    pictures = {row["key"]: plan.variant for row in selected_rows(dataset, eval_split, holdout)}
+    variant = VariantName.parse(plan.variant)
+    pictures = {row["key"]: variant for row in selected_rows(dataset, eval_split, holdout)}
     return training, _samples(dataset, eval_split, pictures)
 
 
-def _samples(dataset: Dataset, split: str, pictures: Mapping[str, str]) -> Samples:
+def _samples(dataset: Dataset, split: str, pictures: Mapping[str, VariantName]) -> Samples:
     if not pictures:
         raise UsageError(f"no images of {split} are left to train on, or to validate on")
     labels = {row["key"]: row["label"] for row in selected_rows(dataset, split)}

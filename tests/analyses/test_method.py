@@ -46,7 +46,7 @@ from transforms.intervals import holm
 from transforms.renderings import RENDERINGS
 from transforms.taxonomy import imagenet9
 from transforms.two_way import Roles, difference_interval, p_value
-from transforms.variants import pairs_of, parse_name
+from transforms.variants import VariantName
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -125,7 +125,7 @@ def test_predictions_of_the_evaluation_are_taken_over(
     predictions = read_predictions(dataset, EvalImages.read(dataset, "val"), run)
     for of_rule in predictions.by_rule.values():
         for name, units in of_rule.bg_units.items():
-            np.testing.assert_array_equal(units, of_rule.bg_units[pairs_of(name)])
+            np.testing.assert_array_equal(units, of_rule.bg_units[name.pairs])
     write_all(output, "none")
     page = (output / "report.html").read_text()
     assert 'id="method-title"' in page
@@ -152,7 +152,8 @@ def test_a_row_is_the_difference_at_the_same_draws(stored: Path) -> None:
                 index[key]["label"] == prediction
                 for (of_rule, name, key), (prediction, bg_key, *_) in predicted.items()
                 if of_rule == rule
-                and parse_name(name)[:2] == (base, "" if rendering == "paper" else rendering)
+                and VariantName.parse(name).variant
+                == VariantName(base, "" if rendering == "paper" else rendering)
                 and low <= share(bg_key) <= high
             ]
             means[base] = float(np.mean(of_base))
@@ -184,7 +185,7 @@ def test_intervals_and_p_values_are_of_the_pictures_units(
     backgrounds = {}
     for (of_rule, name, key), (_, bg_key, *_) in sorted(of_models[0].items()):
         if of_rule == rule:
-            base, rendering, draw = parse_name(name)
+            base, rendering, draw = dataclasses.astuple(VariantName.parse(name))
             answers = [predicted[of_rule, name, key][0] for predicted in of_models]
             share = answers.count(index[key]["label"]) / len(answers)
             right.setdefault(rendering, {})[base, draw, key] = share
@@ -410,20 +411,22 @@ def test_another_dataset_is_compared_on_the_images_that_both_have(
     reseeded = dataclasses.replace(again, compose=dataclasses.replace(compose, seed=1))
     assert reseeded.images is not both.images
     every = frozenset(row["key"] for row in rows.values())
-    assert both.keys_with("mixed_rand_against", every) == common.keys() < every
-    assert both.keys_with("mixed_rand", every) == every
+    assert both.keys_with(VariantName.parse("mixed_rand_against"), every) == common.keys() < every
+    assert both.keys_with(VariantName.parse("mixed_rand"), every) == every
     # The pairs are drawn among these images, and the same in both datasets.
     predicted = predictions_of(here)
     pairs = {
         (name, key): bg_key
         for (rule, name, key), (_, bg_key, *_) in predicted.items()
-        if rule == "argmax_then_map" and parse_name(name).rendering in ("common", "against")
+        if rule == "argmax_then_map" and VariantName.parse(name).rendering in ("common", "against")
     }
     assert {key for _, key in pairs} == set(pairs.values()) | common.keys() == common.keys()
     pixels = {name: pixels_of(there, name) for name in ("original", "only_bg_t", "fg_mask")}
     for base in ("mixed_same", "mixed_rand"):
         assert all(pairs[f"{base}_common", key] == pairs[f"{base}_against", key] for key in common)
-        (table,) = both.tables("val", 0, f"{base}_against", ("key", "fg_key", "bg_key", "image"))
+        (table,) = both.tables(
+            "val", 0, VariantName(base, "against"), ("key", "fg_key", "bg_key", "image")
+        )
         for row in table.to_pylist():
             assert row["key"] == row["fg_key"] != row["bg_key"]
             assert row["bg_key"] == pairs[f"{base}_against", row["key"]]

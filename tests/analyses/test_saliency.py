@@ -46,6 +46,7 @@ from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 from transforms.codec import decode_image, decode_mask
 from transforms.saliency import mass_in_mask, overlay, saliency_map
+from transforms.variants import MASK, ORIGINAL, VariantName
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -219,9 +220,9 @@ def test_images_to_show_are_spread_over_the_classes(one_worker: Path) -> None:
     assert len(set(labels(4))) == 4
     assert labels(1000) == sorted(label_of.values())
     with pytest.raises(UsageError, match="saliency of mixed_rand_r7: the dataset has"):
-        check_variants(dataset.variants, "mixed_rand_r7")
+        check_variants(dataset.variants, VariantName("mixed_rand", draw=7))
     with pytest.raises(UsageError, match="the variant fg_mask"):
-        check_variants(("original",), "original")
+        check_variants((ORIGINAL,), ORIGINAL)
 
 
 def recompute(output: Path, key_order: Sequence[str]) -> dict[str, tuple[float, float, int]]:
@@ -234,8 +235,8 @@ def recompute(output: Path, key_order: Sequence[str]) -> dict[str, tuple[float, 
     dataset = dataset_in(output)
     by_key = {}
     for shard in dataset.shards("val"):
-        masks = {s.key: decode_mask(s.image) for s in dataset.samples("val", shard, "fg_mask")}
-        for sample in dataset.samples("val", shard, "original"):
+        masks = {s.key: decode_mask(s.image) for s in dataset.samples("val", shard, MASK)}
+        for sample in dataset.samples("val", shard, ORIGINAL):
             if sample.key not in key_order:
                 continue
             pixels = torch.from_numpy(decode_image(sample.image)).permute(2, 0, 1)[None] / 255

@@ -62,6 +62,7 @@ from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import imagenet9
 from transforms.trend import fit_line
 from transforms.two_way import Roles
+from transforms.variants import VariantName
 
 TABLE = ROOT / "pipeline" / "data" / "imagenet_top1.csv"
 
@@ -324,11 +325,11 @@ def measured_of(summaries: list[Summary]) -> list[ModelsOnSameImages]:
     images = EvalImages(keys, labels, np.zeros(PICTURES), keys, labels, (), units)
     correct = []
     for summary in summaries:
-        shares = {row.variant: row.accuracy or 0.0 for row in summary.accuracy}
+        shares = {VariantName(row.variant): row.accuracy or 0.0 for row in summary.accuracy}
         of_rule = {name: units < round(share * PICTURES) for name, share in shares.items()}
         correct.append(dict.fromkeys(LABEL_RULES, of_rule))
     names = dict.fromkeys(correct[0]["mapped_only"], labels)
-    grounds = {name: units for name in names if name.startswith("mixed")}
+    grounds = {name: units for name in names if name.is_mixed}
     return [ModelsOnSameImages(images, tuple(names), summaries, correct, grounds)]
 
 

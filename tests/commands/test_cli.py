@@ -34,7 +34,7 @@ from pipeline.evaluate.results import read_results
 from pipeline.evaluate.summary import Evaluated
 from pipeline.storage.files import absolute
 from pipeline.storage.store import Store
-from transforms.variants import PAPER
+from transforms.variants import ORIGINAL, PAPER
 
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
@@ -411,7 +411,7 @@ def test_a_damaged_shard_is_named(dataset: Path) -> None:
     path = dataset / "parquet" / "original" / "val-00000-of-00001.parquet"
     for _ in range(2):
         with pytest.raises(JobError, match=rf"{path} cannot be read .*; see: in9 verify"):
-            next(opened.samples("val", 0, "original"))
+            next(opened.samples("val", 0, ORIGINAL))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"junk")
 

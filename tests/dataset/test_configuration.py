@@ -142,7 +142,7 @@ def test_limits_of_an_import_say_nothing_of_how_it_was_made(manifest: Manifest) 
 
 
 def test_croissant_lists_each_file_once_and_has_every_column(manifest: Manifest) -> None:
-    descriptions = dict.fromkeys(manifest.config.compose.composed, "a version")
+    descriptions = dict.fromkeys(map(str, manifest.config.compose.composed), "a version")
     words = {"name": "n", "licence": "l", "cite": "c"}
     metadata = json.loads(
         croissant_metadata(manifest, imagenet9(), descriptions=descriptions, **words)

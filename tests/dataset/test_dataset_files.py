@@ -33,6 +33,7 @@ from pipeline.errors import JobError, UsageError
 from pipeline.storage.store import Store
 from transforms.geometry import OutputBox
 from transforms.layers import Layer
+from transforms.variants import ORIGINAL
 
 
 @pytest.fixture
@@ -132,25 +133,25 @@ def test_each_fault_of_a_dataset_is_a_line(three_draws: Path, tmp_path: Path) ->
     ],
 )
 def test_samples_of_another_form_are_a_broken_tar(store: Store, members: dict[str, bytes]) -> None:
-    path = webdataset_file("original", "val", 0)
+    path = webdataset_file(ORIGINAL, "val", 0)
     with store.create(path) as file:
         tar = TarWriter(file)
         for suffix, data in members.items():
             tar.add(f"key.{suffix}", data)
         tar.close()
     with pytest.raises(JobError, match=rf"{path} cannot be read \((?!it holds)"):
-        list(without_files(store, "webdataset").samples("val", 0, "original"))
+        list(without_files(store, "webdataset").samples("val", 0, ORIGINAL))
 
 
 @pytest.mark.parametrize("image", [None, {"path": "key.jpg"}, "key.jpg"])
 def test_samples_of_another_form_are_a_broken_table(store: Store, image: object) -> None:
-    path = parquet_file("original", "val", 0, 1)
+    path = parquet_file(ORIGINAL, "val", 0, 1)
     with store.create(path) as file:
         pq.write_table(pa.Table.from_pylist([{"key": "key", "image": image}]), file)
     dataset = without_files(store, "parquet")
     for read in (
-        lambda: dataset.samples("val", 0, "original"),
-        lambda: dataset.tables("val", 0, "original", ["key", "label", "image"]),
+        lambda: dataset.samples("val", 0, ORIGINAL),
+        lambda: dataset.tables("val", 0, ORIGINAL, ["key", "label", "image"]),
     ):
         with pytest.raises(JobError, match=rf"{path} cannot be read \((?!it holds)"):
             list(read())
@@ -158,8 +159,8 @@ def test_samples_of_another_form_are_a_broken_table(store: Store, image: object)
 
 def test_a_tar_of_an_empty_shard_has_no_file(store: Store) -> None:
     dataset = without_files(store, "webdataset")
-    assert list(dataset.samples("val", 0, "original")) == []
-    assert list(dataset.tables("val", 0, "original", ["key"])) == []
+    assert list(dataset.samples("val", 0, ORIGINAL)) == []
+    assert list(dataset.tables("val", 0, ORIGINAL, ["key"])) == []
 
 
 def without_files(store: Store, form: str) -> Dataset:

@@ -30,6 +30,7 @@ from transforms.codec import (
     decode_png,
     encode_png,
 )
+from transforms.variants import ORIGINAL, VariantName
 
 MODEL = (*TINY_MODEL, "--pictures", "none")
 TARS = ("--formats", "webdataset")
@@ -201,7 +202,7 @@ def test_access_by_position_and_key_and_of_labels_alone_is_verified(
         flip(path)
     reader = in9.open_dataset(output, "original")
     key = next(iter(in9.open_dataset(output, "fg_mask")))[2]["key"]
-    labels = reader.dataset.tables("val", 0, "original", ("key", "label"))
+    labels = reader.dataset.tables("val", 0, ORIGINAL, ("key", "label"))
     reads = (lambda: reader[0], lambda: reader[key], lambda: next(iter(reader)))
     for read in (*reads, lambda: next(labels)):
         with pytest.raises(JobError, match=r"original/\S+ is missing or has changed since"):
@@ -213,15 +214,15 @@ def test_an_object_is_verified_while_it_is_downloaded(server: str, as_before: Pa
     here.copy_into(bucket, [(path, path) for path in here.walk("") if "results/" not in path])
     dataset, local = Dataset.open(bucket), dataset_in(as_before)
     for _ in range(2):
-        assert list(dataset.samples("val", 0, "only_fg")) == list(
-            local.samples("val", 0, "only_fg")
+        assert list(dataset.samples("val", 0, VariantName("only_fg"))) == list(
+            local.samples("val", 0, VariantName("only_fg"))
         )
-    (file,) = dataset.shard_files("val", 1, ("only_fg",))
+    (file,) = dataset.shard_files("val", 1, (VariantName("only_fg"),))
     data = bytearray(bucket.read(file.path))
     data[len(data) // 2] ^= 1
     bucket.write(file.path, bytes(data))
     with pytest.raises(JobError, match=r"verified/parquet/only_fg/\S+ is missing or has changed"):
-        next(dataset.samples("val", 1, "only_fg"))
+        next(dataset.samples("val", 1, VariantName("only_fg")))
 
 
 def test_checksums_of_a_png_find_what_decoding_does_not() -> None:

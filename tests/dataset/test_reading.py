@@ -20,7 +20,7 @@ from soundness import assert_sound, contradictions
 
 from pipeline.errors import JobError
 from transforms.taxonomy import imagenet9
-from transforms.variants import MIXED, PAPER
+from transforms.variants import MIXED, PAPER, VariantName
 
 
 def keys_of(output: Path, variant: str) -> list[str]:
@@ -177,10 +177,10 @@ def test_a_shard_with_another_number_of_samples_is_named(copy: Path, only: str) 
     dataset = dataset_in(copy)
     expected = f"{file['path']} cannot be read .it holds 70 samples, but manifest.json says 71"
     with pytest.raises(JobError, match=expected):
-        list(dataset.samples("val", 0, "no_fg"))
+        list(dataset.samples("val", 0, VariantName("no_fg")))
     with pytest.raises(JobError, match=expected):
-        list(dataset.tables("val", 0, "no_fg", ["key"]))
-    assert len(list(dataset.samples("val", 0, "only_fg"))) == 70
+        list(dataset.tables("val", 0, VariantName("no_fg"), ["key"]))
+    assert len(list(dataset.samples("val", 0, VariantName("only_fg")))) == 70
 
 
 def test_a_lost_sample_behind_a_true_checksum_is_a_contradiction(copy: Path) -> None:

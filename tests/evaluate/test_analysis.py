@@ -60,7 +60,7 @@ from transforms.analysis import (
 )
 from transforms.intervals import wilson
 from transforms.two_way import Roles
-from transforms.variants import MIXED, base_of, draws_of
+from transforms.variants import MIXED, VariantName, draws_of
 
 RULES = ("argmax_then_map", "mapped_only")
 MODEL = "efficientnet_lite0"
@@ -347,7 +347,8 @@ def accuracy_of(row: dict[str, str], answers: list[dict[str, Any]]) -> None:
 
 def of_all_draws(predictions: dict[Any, Any], row: dict[str, str]) -> list[dict[str, Any]]:
     """Returns the predictions behind a row of a table, one draw after the other."""
-    names = draws_of(dict.fromkeys(variant for _, _, variant in predictions))[row["variant"]]
+    variants = dict.fromkeys(VariantName.parse(variant) for _, _, variant in predictions)
+    names = map(str, draws_of(variants)[row["variant"]])
     return [
         answer
         for name in names
@@ -416,7 +417,7 @@ def test_confusion_agrees_with_the_predictions(
         counts[int(row["label"]), int(row["prediction"])] += int(row["pictures"])
     expected: dict[Any, Counter[tuple[int, int]]] = {}
     for (model, rule, variant), answers in predictions.items():
-        counts = expected.setdefault((model, rule, base_of(variant)), Counter())
+        counts = expected.setdefault((model, rule, VariantName.parse(variant).base), Counter())
         counts.update((a["label"], a["prediction"]) for a in answers.values())
     assert actual == expected
 
@@ -549,14 +550,18 @@ def test_sizes_are_those_of_the_index(
         assert row["bucket"] == f"{low:g}-{high:g}"
         seen[of_variant] += int(row["n"])
     assert set(seen.values()) == {len(index)}
-    assert seen.keys() == {(*of_model, base_of(variant)) for *of_model, variant in predictions}
+    assert seen.keys() == {
+        (*of_model, VariantName.parse(variant).base) for *of_model, variant in predictions
+    }
 
 
 def test_models_are_compared_on_the_same_pictures(
     evaluated: Path, predictions: dict[Any, Any], nine_way: str
 ) -> None:
     rows = table_of(evaluated, "comparisons")
-    measures = sorted({base_of(variant) for _, _, variant in predictions}) + ["bg_gap"]
+    measures = sorted({VariantName.parse(variant).base for _, _, variant in predictions}) + [
+        "bg_gap"
+    ]
     assert len(rows) == 2 * len(measures)
     assert {(row["first"], row["second"]) for row in rows} == {(MODEL, nine_way)}
     for row in rows:

@@ -38,7 +38,7 @@ from pipeline.models.predict import Predictor
 from pipeline.models.registry import load_model
 from transforms.codec import decode_image
 from transforms.scoring import LABEL_RULES
-from transforms.variants import PICTURES
+from transforms.variants import ORIGINAL, PICTURES
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_models_without_a_way_to_the_hub_say_what_to_do(small_run: Path, tmp_pat
 def first_pictures(output: Path, count: int) -> tuple[ShardPictures, list[str]]:
     """Returns the first original pictures of a dataset and their keys."""
     dataset = dataset_in(output)
-    keys = [sample.key for sample in dataset.samples("val", 0, "original")][:count]
+    keys = [sample.key for sample in dataset.samples("val", 0, ORIGINAL)][:count]
     return ShardPictures(dataset, "val", 0, "original", frozenset(keys)), keys
 
 
@@ -149,7 +149,7 @@ def test_outputs_outlive_the_memory_of_their_batch(sample_run: Path) -> None:
     predictor = Predictor(model, PredictConfig(batch_size=3))
     shown, keys = first_pictures(sample_run, 7)
     logits = np.concatenate([logits for _, logits in predictor.logits([shown], 224)])
-    samples = dataset_in(sample_run).samples("val", 0, "original")
+    samples = dataset_in(sample_run).samples("val", 0, ORIGINAL)
     corners = np.stack([decode_image(s.image)[0, :9, 0] for s in samples if s.key in keys]) / 255
     mean, std = model.preprocessing.mean[0], model.preprocessing.std[0]
     np.testing.assert_allclose(logits, (corners - mean) / std, atol=1e-5)
@@ -167,7 +167,7 @@ def test_outputs_outlive_the_memory_of_their_batch(sample_run: Path) -> None:
 def test_native_input_and_bf16_are_recorded_choices(
     sample_run: Path, lite0: torch.nn.Module
 ) -> None:
-    samples = list(dataset_in(sample_run).samples("val", 0, "original"))[:4]
+    samples = list(dataset_in(sample_run).samples("val", 0, ORIGINAL))[:4]
 
     def logits(**how: Any) -> np.ndarray:
         predictor = Predictor(load_model("efficientnet_lite0"), PredictConfig(**how))

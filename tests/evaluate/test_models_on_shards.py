@@ -58,6 +58,7 @@ from pipeline.storage.store import Store
 from transforms.codec import decode_into
 from transforms.geometry import Pixels
 from transforms.taxonomy import imagenet9
+from transforms.variants import VariantName
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -328,7 +329,7 @@ def test_predictions_are_of_what_decides_scores_and_of_nothing_else(made: Path) 
     evaluation, model = plan(made, FIRST), load_model(FIRST)
     dataset = Dataset.open(evaluation.store)
 
-    def find(model: Any = model, shard: int = 1, **how: Any) -> tuple[dict[str, str], bool]:
+    def find(model: Any = model, shard: int = 1, **how: Any) -> tuple[dict[VariantName, str], bool]:
         run = dataclasses.replace(evaluation, **how).describe(dataset, model)
         is_there = PredictShards(dataset, run).is_done(shard)
         return prediction_fingerprints(dataset, run, shard), is_there
@@ -371,7 +372,9 @@ def test_predictions_are_made_once_and_again_the_same(made: Path, tmp_path: Path
     mixed = dict(zip(*read_table(evaluation.store, path).filter(
         pc.equal(pc.field("variant"), "mixed_rand")
     ).select(["key", "bg_key"]).to_pydict().values(), strict=True))  # fmt: skip
-    assert mixed == {s.key: s.fields["bg_key"] for s in dataset.samples("val", 1, "mixed_rand")}
+    assert mixed == {
+        s.key: s.fields["bg_key"] for s in dataset.samples("val", 1, VariantName("mixed_rand"))
+    }
     native = dataclasses.replace(evaluation, predict=PredictConfig(eval_input="native"))
     ours, theirs = (each.describe(dataset, model) for each in (evaluation, native))
     assert pick(RunSettings, ours.evaluation) == evaluation.settings

@@ -41,10 +41,10 @@ from pipeline.storage.state_files import convert, read_table
 from pipeline.storage.store import Store
 from transforms.scoring import LABEL_RULES, PAPER_RULE
 from transforms.taxonomy import imagenet9
-from transforms.variants import draws_of
+from transforms.variants import MASK, ONLY_BG_T, ORIGINAL, VariantName, draws_of, with_replicates
 
-MIXED = ("mixed_same", "mixed_same_r1", "mixed_rand", "mixed_rand_r1")
-VARIANTS = ("original", "only_bg_t", *MIXED)
+MIXED = with_replicates(("mixed_same", "mixed_rand"), 2)
+VARIANTS = (ORIGINAL, ONLY_BG_T, *MIXED)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_answers_are_the_predictions_in_the_order_of_the_images(told: Dataset) -
     assert images.positions(pa.chunked_array([[keys[3], None, "another"]])).tolist() == [3, -1, -1]
     part = predictions.EvalImages.read(told, "val", 0.5)
     assert set(part.keys.to_pylist()) < set(keys) == set(part.background_keys.to_pylist())
-    assert "fg_mask" not in evaluated_variants(told)
+    assert MASK not in evaluated_variants(told)
     summary = summaries_of(told)[0]
     table = predictions_of(told, summary)
     answered = predictions.read_predictions(told, images, summary)
@@ -85,12 +85,13 @@ def test_answers_are_the_predictions_in_the_order_of_the_images(told: Dataset) -
     by_rule = answered.by_rule
     for row in table.to_pylist():
         of_rule, position = by_rule[row["label_rule"]], keys.index(row["fg_key"])
-        assert of_rule.predicted[row["variant"]][position] == row["prediction"]
-        if row["variant"].startswith("mixed"):
-            assert of_rule.bg_labels[row["variant"]][position] == rows[row["bg_key"]]["label"]
-    names = ["original", "mixed_same"]
+        variant = VariantName.parse(row["variant"])
+        assert of_rule.predicted[variant][position] == row["prediction"]
+        if variant.is_mixed:
+            assert of_rule.bg_labels[variant][position] == rows[row["bg_key"]]["label"]
+    names = [ORIGINAL, VariantName("mixed_same")]
     assert predictions.predictions_in_table(table.slice(1), images, names, RULES).missing == (
-        "original",
+        ORIGINAL,
     )
     assert predictions.predictions_in_table(
         table.slice(0, 0), images, names, RULES
@@ -108,12 +109,12 @@ def test_unnamed_backgrounds_have_the_same_units_whatever_else_a_model_has(told:
     unnamed = table.set_column(position, "bg_key", pa.nulls(len(table), pa.string()))
     fewer = unnamed.filter(pc.not_equal(unnamed["variant"].cast(pa.string()), "mixed_same"))
 
-    def units(rows: pa.Table) -> dict[str, list[int]]:
+    def units(rows: pa.Table) -> dict[VariantName, list[int]]:
         by_rule = predictions.predictions_in_table(rows, images, MIXED, RULES).by_rule
         return {name: found.tolist() for name, found in by_rule["mapped_only"].bg_units.items()}
 
     every, some = units(unnamed), units(fewer)
-    assert set(every) == set(MIXED) == {*some, "mixed_same"}
+    assert set(every) == set(MIXED) == {*some, VariantName("mixed_same")}
     assert some == {name: every[name] for name in some}
     numbers = [number for of_variant in every.values() for number in of_variant]
     assert max(numbers) < 0
@@ -264,7 +265,7 @@ def test_parts_of_a_summary_count_the_same_images(n: int, seed: int, grouped: bo
         assert gap.gap == pytest.approx(beside["mixed_same"] - beside["mixed_rand"])
         for variant in ("mixed_same", "mixed_rand"):
             assert getattr(gap, variant) == pytest.approx(beside[variant])
-        draws_of_gap = [name for name in VARIANTS if name.startswith(("mixed_same", "mixed_rand"))]
+        draws_of_gap = [name for name in VARIANTS if name.is_mixed]
         of_backgrounds = [unit for name in draws_of_gap for unit in bg_units[name].tolist()]
         assert gap.units == pytest.approx(min(effective(units), effective(of_backgrounds)))
         assert gap.replicates == 2

@@ -14,7 +14,7 @@ from pipeline.generate.custom_variants import custom_names, find_variants, versi
 from pipeline.generate.pictures import Fills
 from transforms.geometry import OutputBox
 from transforms.layers import Layer
-from transforms.variants import select_variants
+from transforms.variants import VariantName, select_variants
 
 
 def test_a_variant_of_the_users_has_a_version_and_changes_no_layer(
@@ -28,7 +28,8 @@ def test_a_variant_of_the_users_has_a_version_and_changes_no_layer(
     module = "python:painted_here"
     entries = versioned(["original", f"{module}:dark", f"{module}:half@7"])
     assert entries == versioned(entries) == ("original", f"{module}:dark@3", f"{module}:half@1")
-    assert custom_names(["original", f"{module}:dark", f"{module}:light@3"]) == ("dark", "light")
+    named = custom_names(["original", f"{module}:dark", f"{module}:light@3"])
+    assert named == (VariantName("dark"), VariantName("light"))
     for name, message in (
         ("Loud", "small letters"),
         ("bad", "a whole number"),
@@ -44,9 +45,9 @@ def test_a_variant_of_the_users_has_a_version_and_changes_no_layer(
             find_variants([entry])
     image, variants = np.full((32, 32, 3), 9, np.uint8), find_variants(entries)
     layer = Layer(image, image, image[..., 0] > 0, OutputBox(0, 0, 9, 9))
-    assert (variants["dark"].compose(layer).any(), image.all()) == (False, True)
+    assert (variants[VariantName("dark")].compose(layer).any(), image.all()) == (False, True)
     with pytest.raises(JobError, match=r"half@1 returned uint8 of shape \(16, 32, 3\), not"):
-        variants["half"].compose(layer)
+        variants[VariantName("half")].compose(layer)
 
 
 def test_a_fill_of_the_users_gives_a_variant_of_each_base(
@@ -72,8 +73,8 @@ def test_a_fill_of_the_users_gives_a_variant_of_each_base(
     layer = Layer(image, tile, np.zeros((32, 32), np.bool_), OutputBox(0, 0, 9, 9))
     before, expected = image.copy(), image.copy()
     expected[:9, :9] = 128
-    for name in ("mixed_same_grey", "only_bg_t_grey"):
-        variant = variants[name]
+    for base in ("mixed_same", "only_bg_t"):
+        variant = variants[VariantName(base, "grey")]
         filled = Fills(io.BytesIO()).fill(variant.rendering, "key", layer)
         # Nothing of the foreground is shown, because its mask is empty.
         np.testing.assert_array_equal(variant.compose(layer, filled), expected)
@@ -83,7 +84,7 @@ def test_a_fill_of_the_users_gives_a_variant_of_each_base(
         ("fails", "fails@1 raised LookupError: no"),
     ):
         with pytest.raises(JobError, match=f"{module}:{said}"):
-            variants[f"mixed_rand_{name}"].rendering.fill(layer)
+            variants[VariantName("mixed_rand", name)].rendering.fill(layer)
     for name in ("telea", "paper", "mine_r1"):
         with pytest.raises(ValueError, match=f"_{name}' is taken"):
             select_variants(versioned([], [f"{module}:{name}"]))

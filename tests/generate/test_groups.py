@@ -19,7 +19,7 @@ from transforms.intervals import (
 from transforms.pairing import NO_PARTNER, Pool, draw_scenes, pair
 from transforms.selection import has_partners
 from transforms.two_way import Roles, wilson_of_pictures
-from transforms.variants import MIXED
+from transforms.variants import MIXED, VariantName
 
 images = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=40)
 """(class, group) of each image."""
@@ -42,7 +42,9 @@ def test_no_background_is_of_the_same_group(
     everyone = (np.arange(len(drawn)), make_keys(len(drawn)))
     present = sorted({label for label, _ in drawn})
     for variant in MIXED:
-        backgrounds = pair(pool, *everyone, variant, seed=0, own_background=own, mixed_rand=policy)
+        backgrounds = pair(
+            pool, *everyone, VariantName(variant), seed=0, own_background=own, mixed_rand=policy
+        )
         for foreground, background in enumerate(backgrounds):
             label, group = drawn[foreground]
             of_next = present[(present.index(label) + 1) % len(present)]
@@ -78,7 +80,7 @@ def test_who_stays_has_partners_among_who_stays(
                 pool,
                 np.arange(len(remaining)),
                 make_keys(len(remaining)),
-                variant,
+                VariantName(variant),
                 seed=0,
                 own_background=own,
                 mixed_rand=policy,
@@ -99,7 +101,7 @@ def test_removing_one_image_repairs_few() -> None:
         labels, numbers = (np.asarray([drawn[i][c] for i in kept], np.int64) for c in (0, 1))
         names = [keys[i] for i in kept]
         pool = Pool.from_images(names, labels, seed=0, groups=numbers)
-        backgrounds = pair(pool, np.arange(len(kept)), names, "mixed_rand", seed=0)
+        backgrounds = pair(pool, np.arange(len(kept)), names, VariantName("mixed_rand"), seed=0)
         return {names[f]: names[b] for f, b in enumerate(backgrounds)}
 
     before = pairs(None)
@@ -110,14 +112,17 @@ def test_removing_one_image_repairs_few() -> None:
 
 def test_scenes_are_drawn_evenly_and_stay_when_one_is_added() -> None:
     scenes, keys = [f"scene_{i}" for i in range(50)], [f"image_{i}" for i in range(2000)]
-    before = draw_scenes(scenes, keys, "mixed_external", seed=0)
+    before = draw_scenes(scenes, keys, VariantName("mixed_external"), seed=0)
     assert np.bincount(before, minlength=50).min() > 5
-    after = draw_scenes([*scenes, "another"], keys, "mixed_external", seed=0)
+    after = draw_scenes([*scenes, "another"], keys, VariantName("mixed_external"), seed=0)
     changed = after != before
     assert 0 < changed.mean() < 0.08
-    again = draw_scenes(scenes, keys, "mixed_external", seed=0, replicate=1)
+    again = draw_scenes(scenes, keys, VariantName("mixed_external", draw=1), seed=0)
     assert (again == before).mean() < 0.1
-    assert draw_scenes([], keys[:3], "mixed_external", seed=0).tolist() == [NO_PARTNER] * 3
+    assert (
+        draw_scenes([], keys[:3], VariantName("mixed_external"), seed=0).tolist()
+        == [NO_PARTNER] * 3
+    )
 
 
 def test_images_without_a_group_are_groups_of_their_own() -> None:

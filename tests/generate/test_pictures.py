@@ -30,7 +30,7 @@ from pipeline.jobs.messages import describe_dataset
 from transforms.geometry import OutputBox
 from transforms.layers import Layer
 from transforms.renderings import RENDERINGS
-from transforms.variants import METHOD, base_of, pairs_of, parse_name
+from transforms.variants import METHOD, VariantName
 
 
 def samples_of(output: Path, variant: str) -> dict[str, dict[str, Any]]:
@@ -52,11 +52,11 @@ def test_a_rendering_shows_the_pairs_of_its_base(
     rendered: Path, small_sample: Path, tmp_path: Path
 ) -> None:
     rows = {row["key"]: row for row in index_of(rendered) if row["selected"]}
-    names = [name for name in dataset_in(rendered).variants if parse_name(name).rendering]
+    names = [name for name in dataset_in(rendered).variants if name.rendering]
     assert len(names) == 9 + 8
     for name in names:
         shown = {key: one["bg_key"] for key, one in samples_of(rendered, name).items()}
-        assert shown == {key: row.get(f"{pairs_of(name)}_bg_key") for key, row in rows.items()}
+        assert shown == {key: row.get(f"{name.pairs}_bg_key") for key, row in rows.items()}
     # So does a dataset without the base.
     flags = ("--variants", "mixed_rand_hole_telea", *QUICK, *ONE, "--output", tmp_path)
     run_here("generate", "--input", small_sample, *flags)
@@ -114,16 +114,16 @@ def test_held_out_backgrounds_are_those_of_the_base(rendered: Path) -> None:
         training_pictures(dataset, "val", variant, holdout)
         for variant in ("mixed_rand", "mixed_rand_telea")
     )
-    assert {key: pairs_of(name) for key, name in of_rendering.items()} == based
-    assert set(of_rendering.values()) == {"mixed_rand_telea", "mixed_rand_telea_r1"}
+    assert {key: name.pairs for key, name in of_rendering.items()} == based
+    assert set(map(str, of_rendering.values())) == {"mixed_rand_telea", "mixed_rand_telea_r1"}
 
 
 def test_both_ways_through_the_released_layout(rendered: Path, tmp_path: Path) -> None:
     run_here("export", "--dataset", rendered, "--to", tmp_path / "released")
     run_here("import", "--from", tmp_path / "released", "--output", tmp_path / "back")
     assert dataset_in(tmp_path / "back").variants == dataset_in(rendered).variants
-    for name in ("mixed_same_telea_r1", "mixed_rand_box"):
-        shown, of_base = (samples_of(tmp_path / "back", one) for one in (name, pairs_of(name)))
+    for name in (VariantName("mixed_same", "telea", 1), VariantName("mixed_rand", "box")):
+        shown, of_base = (samples_of(tmp_path / "back", one) for one in (name, name.pairs))
         assert {key: one["bg_key"] for key, one in shown.items()} == {
             key: one["bg_key"] for key, one in of_base.items()
         }
@@ -150,7 +150,7 @@ def test_composed_pictures_are_the_stored_bytes(rendered: Path, three_draws: Pat
     whole, part = dataset_in(rendered), dataset_in(three_draws)
     compose = whole.manifest.config.compose
     more = ComposedDataset(part.store, part.manifest, "val", compose)
-    names = [n for n in whole.variants if parse_name(n).rendering and base_of(n) != "only_bg_t"]
+    names = [name for name in whole.variants if name.rendering and name.is_mixed]
     assert len(names) == 16
     columns = ("key", "label", "fg_key", "bg_key", "image")
     for name in names:
@@ -179,8 +179,9 @@ def test_a_fill_of_the_users_is_composed_as_it_is_stored(
     own = ("--renderings", "python:fills_here:grey", "--variants", "mixed_rand", "--replicates", 2)
     run_here("generate", "--input", small_sample, *QUICK, *ONE, *own, "--output", tmp_path / "out")
     whole, part = dataset_in(tmp_path / "out"), dataset_in(three_draws)
-    names = ("mixed_same_grey", "mixed_same_grey_r1", "mixed_rand_grey", "mixed_rand_grey_r1")
-    assert set(whole.variants) == {"mixed_rand", "mixed_rand_r1", "only_bg_t_grey", *names}
+    names = [VariantName(base, "grey", n) for base in ("mixed_same", "mixed_rand") for n in (0, 1)]
+    stored = map(VariantName.parse, ("mixed_rand", "mixed_rand_r1", "only_bg_t_grey"))
+    assert set(whole.variants) == {*stored, *names}
     compose = whole.manifest.config.compose
     columns = ("key", "bg_key", "image")
     more = ComposedDataset(part.store, part.manifest, "val", compose)

@@ -77,24 +77,25 @@ from pipeline.storage.store import Store
 from transforms.estimates import Verdict, decide
 from transforms.intervals import level_of, t_quantile
 from transforms.scoring import LABEL_RULES
+from transforms.variants import ORIGINAL, VariantName
 
 SETTINGS = {"split": "val", "eval_input": "stored", "precision": "fp32", "holdout": 0.0}
 RULES = tuple(LABEL_RULES)
-MIXED = ("mixed_same", "mixed_rand")
-Answers = dict[str, NDArray[np.bool_]]
+MIXED = (VariantName("mixed_same"), VariantName("mixed_rand"))
+Answers = dict[VariantName, NDArray[np.bool_]]
 
 
 def answers(rng: np.random.Generator, n: int, **shares: float) -> Answers:
     """Draws whether a model is right on n pictures of each variant."""
     shares = {"original": 0.8, "mixed_same": 0.8, "mixed_rand": 0.6, **shares}
-    return {name: rng.random(n) < share for name, share in shares.items()}
+    return {VariantName(name): rng.random(n) < share for name, share in shares.items()}
 
 
 def models_of(
     *models: Answers, rules: tuple[str, ...] = RULES, seed: int = 0
 ) -> ModelsOnSameImages:
     """Returns models that are right on the given pictures, under each of the rules."""
-    n = len(models[0]["original"])
+    n = len(models[0][ORIGINAL])
     keys, numbers = pa.array([f"{i:06}" for i in range(n)]), np.arange(n)
     labels = np.zeros(n, np.int16)
     images = EvalImages(keys, labels, np.zeros(n), keys, labels, (), numbers)
@@ -171,7 +172,7 @@ def test_too_few_images_decide_nothing(seed: int, n: int) -> None:
 
 
 def test_too_few_groups_decide_nothing() -> None:
-    right = {name: np.full(100, True) for name in ("original", *MIXED)}
+    right = {name: np.full(100, True) for name in (ORIGINAL, *MIXED)}
     models = models_of(right)
     for size, verdict in ((10, Verdict.HOLDS), (20, Verdict.OPEN)):
         images = dataclasses.replace(models.images, background_units=np.arange(100) // size)
@@ -190,8 +191,8 @@ def test_too_few_groups_decide_nothing() -> None:
 
 def test_a_condition_is_decided_with_the_error_at_its_limit() -> None:
     """One image of 151 differs; by the variance of that, the limit would seem to be far away."""
-    right = {name: np.full(151, True) for name in ("original", *MIXED)}
-    wrong = {**right, "original": np.arange(151) > 0}
+    right = {name: np.full(151, True) for name in (ORIGINAL, *MIXED)}
+    wrong = {**right, ORIGINAL: np.arange(151) > 0}
     models = models_of(wrong, right)
     (judgement,) = verdicts(["original<baseline-0.02"], models, baseline_of(models, 1))
     assert judgement.verdict is Verdict.OPEN
@@ -309,7 +310,7 @@ def test_a_difference_is_under_the_first_rule_that_both_have() -> None:
         assert baseline.common_rule(RULES) == expected
         judged, *_ = verdicts(["original>baseline"], models, baseline)
         if expected:
-            assert judged.value == pytest.approx(one["original"].mean() - other["original"].mean())
+            assert judged.value == pytest.approx(one[ORIGINAL].mean() - other[ORIGINAL].mean())
         else:
             assert judged.line == (
                 "--fail_if original>baseline is not tested: m0 has no original to compare with the "
@@ -379,7 +380,8 @@ def test_what_is_no_condition_is_named(text: str, message: str) -> None:
 
 
 def test_conditions_need_their_variants() -> None:
-    variants = ("original", "fg_mask", "mixed_same", "mixed_rand", "mixed_rand_r1", "silhouette")
+    names = ("original", "fg_mask", "mixed_same", "mixed_rand", "mixed_rand_r1", "silhouette")
+    variants = [VariantName.parse(name) for name in names]
     parse_conditions(["bg_gap>0.1", "mixed_rand<0.5", "silhouette<0.5"], variants)
     for text, missing in (
         ("only_bg_t>0.5", "no only_bg_t; see --variants"),
@@ -390,7 +392,7 @@ def test_conditions_need_their_variants() -> None:
         with pytest.raises(UsageError, match=missing):
             parse_conditions([text], variants)
     with pytest.raises(UsageError, match="no mixed_rand; see --variants"):
-        parse_conditions(["bg_gap>0.1"], ("original", "mixed_same"))
+        parse_conditions(["bg_gap>0.1"], (ORIGINAL, VariantName("mixed_same")))
     assert parse_conditions(None) == ()
 
 

@@ -20,6 +20,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import Panel
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from transforms.taxonomy import Taxonomy
+from transforms.variants import VariantName
 
 
 class MirroredFlags(Flags, frozen=True, kw_only=True):
@@ -51,7 +52,7 @@ class MirroredParts(Parts[MirroredFlags]):
 
     @override
     def expected_pictures(
-        self, work: PlannedAnalysis, images: float, variants: Sequence[str]
+        self, work: PlannedAnalysis, images: float, variants: Sequence[VariantName]
     ) -> int:
         return round(images)
 

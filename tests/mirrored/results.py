@@ -13,8 +13,8 @@ from pipeline.display.table import Cell, aligned, percent_interval, tabular
 from pipeline.evaluate.predictions import read_current_results
 from pipeline.evaluate.results import PicturesResult, pick
 from pipeline.evaluate.tables import OfModel, RunColumns, Table
+from transforms.variants import ORIGINAL
 
-VARIANT = "original"
 SCHEMA = pa.schema([pa.field("key", pa.string()), pa.field("correct", pa.bool_())])
 """Columns of a shard's predictions."""
 
@@ -47,7 +47,7 @@ TABLES = (Table("mirrored", (OfModel, MirroredRow, RunColumns), "accuracy on mir
 
 def read_mirrored(dataset: Dataset) -> list[MirroredResult]:
     """Reads the result of each model on the dataset's present pictures."""
-    return read_current_results(dataset, "mirrored", MirroredResult, lambda _: (VARIANT,))[0]
+    return read_current_results(dataset, "mirrored", MirroredResult, lambda _: (ORIGINAL,))[0]
 
 
 def write_tables(dataset: Dataset) -> None:

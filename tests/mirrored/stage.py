@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-from pipeline.analyses.mirrored.results import SCHEMA, VARIANT, MirroredResult
+from pipeline.analyses.mirrored.results import SCHEMA, MirroredResult
 from typing_extensions import override
 
 from pipeline.dataset.folder import Dataset
@@ -20,6 +20,7 @@ from transforms.codec import decode_image
 from transforms.hashing import fingerprint
 from transforms.intervals import wilson
 from transforms.scoring import labels_of_outputs
+from transforms.variants import ORIGINAL
 
 if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
@@ -48,7 +49,7 @@ class PlannedMirrored(PlannedAnalysis):
         result = pick(
             MirroredResult,
             run,
-            of=split_fingerprint(dataset, split, (VARIANT,)),
+            of=split_fingerprint(dataset, split, (ORIGINAL,)),
             n=len(answers),
             accuracy=sum(answers) / len(answers),
             ci_low=low,
@@ -70,7 +71,7 @@ class MirroredShards(AnalysisOfModel):
 
     @override
     def fingerprint(self, chunk: int) -> str:
-        files = self._dataset.shard_files(self._run.evaluation.split, chunk, (VARIANT,))
+        files = self._dataset.shard_files(self._run.evaluation.split, chunk, (ORIGINAL,))
         return fingerprint(*self._run.identity, [file.sha256 for file in files])
 
     @override
@@ -80,7 +81,7 @@ class MirroredShards(AnalysisOfModel):
         outputs = labels_of_outputs(self._run.num_outputs, self._dataset.taxonomy)
         for chunk in missing:
             rows = []
-            samples = self._dataset.samples(self._run.evaluation.split, chunk, VARIANT)
+            samples = self._dataset.samples(self._run.evaluation.split, chunk, ORIGINAL)
             while batch := list(itertools.islice(samples, predictor.batch_size)):
                 mirrored = np.stack([decode_image(one.image)[:, ::-1] for one in batch])
                 logits = predictor.forward(predictor.to_device(mirrored)).cpu().detach().numpy()

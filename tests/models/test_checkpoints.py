@@ -26,6 +26,7 @@ from pipeline.storage.store import Store
 from pipeline.training.loop import read_state_file
 from transforms.selection import held_out
 from transforms.taxonomy import imagenet9
+from transforms.variants import with_replicates
 
 HALF = Preprocessing(64, False, (0.5, 0.5, 0.5), (0.5, 0.25, 0.5), "bicubic", 0.9, "center")
 
@@ -175,13 +176,13 @@ def test_training_pictures_show_nothing_that_is_held_out(three_draws: Path) -> N
     ]
     used = set()
     chosen = training_pictures(replicated, "val", "mixed_rand", holdout)
-    draws = ("mixed_rand", "mixed_rand_r1", "mixed_rand_r2")
+    draws = with_replicates(("mixed_rand",), 3)
     for key, row in rows.items():
         allowed = [name for name in draws if row[f"{name}_bg_key"] not in tested]
         expected = allowed[0] if allowed and key not in tested else None
         assert chosen.get(key) == expected
         used.add(expected)
     # Replicates exist for this case: the first draw shows a background that is held out.
-    assert used & {"mixed_rand_r1", "mixed_rand_r2"}
+    assert used & {*draws[1:]}
     without_holdout = training_pictures(replicated, "val", "mixed_rand", Holdout())
-    assert without_holdout == dict.fromkeys(rows, "mixed_rand")
+    assert without_holdout == dict.fromkeys(rows, draws[0])

@@ -67,7 +67,7 @@ from pipeline.storage.store import Store
 from transforms.codec import UndecodableError, decode_image, decode_mask, decode_npy, encode_npy
 from transforms.matching import block_means, block_means_outside, compare, decide, nearest
 from transforms.taxonomy import imagenet9
-from transforms.variants import MIXED, PAPER, PICTURES
+from transforms.variants import MIXED, ORIGINAL, PAPER, PICTURES
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -114,7 +114,7 @@ def test_class_folders_sort_in_the_order_of_labels(count: int) -> None:
 
 
 def test_sweeping_a_split_keeps_the_empty_class_folders_of_another(tmp_path: Path) -> None:
-    target, dataset = Store(str(tmp_path)), SimpleNamespace(variants=("original",))
+    target, dataset = Store(str(tmp_path)), SimpleNamespace(variants=(ORIGINAL,))
     plan: Any = ExportPlan(dataset, "train", target, frozenset(), None)  # type: ignore[arg-type]
     wanted = {"original/val/00_dog/a.JPEG", "original/train/00_dog/b.JPEG"}
     obsolete = ("original/train/01_bird/c.JPEG", "no_fg/train/01_bird/c.JPEG")

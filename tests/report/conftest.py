@@ -23,6 +23,7 @@ from pipeline.report.write import write_report
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
+from transforms.variants import VariantName
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +95,8 @@ def add_model(output: Path, original: str, name: str) -> None:
         assert record is not None
         theirs = prediction_fingerprints(dataset, run, shard)
         fingerprints = [
-            theirs[variant] for variant in table["variant"].cast(pa.string()).to_pylist()
+            theirs[VariantName.parse(name)]
+            for name in table["variant"].cast(pa.string()).to_pylist()
         ]
         position, kind = table.column_names.index("of"), table.schema.field("of").type
         table = table.set_column(position, "of", pa.array(fingerprints).cast(kind))

@@ -38,6 +38,7 @@ from pipeline.jobs.changes import describe_changes, to_markdown
 from pipeline.report.write import write_report, write_tables
 from pipeline.storage.state_files import convert, read_csv
 from pipeline.storage.store import Store
+from transforms.variants import VariantName
 
 FRAGMENTS = (
     *("<img src=x onerror=alert(1)>", "<b>", "</script>", "<!--", "&lt;", "&", "{{ 7 }}"),
@@ -142,7 +143,7 @@ def renamed(run: Path, folder: Path, names: Names) -> Path:
     for shard, path in enumerate(sorted(folder.glob("predictions/*.parquet"))):
         fingerprints = prediction_fingerprints(Dataset.open(store), run_of, shard)
         table = pq.read_table(path)
-        of = [fingerprints[variant] for variant in table["variant"].to_pylist()]
+        of = [fingerprints[VariantName.parse(name)] for name in table["variant"].to_pylist()]
         column = pa.array(of).dictionary_encode()
         pq.write_table(table.set_column(table.schema.get_field_index("of"), "of", column), path)
     failed = FailedModel(1, f"hf:{names.failed}", f"hf:{names.failed}", names.error)

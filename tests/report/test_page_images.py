@@ -33,7 +33,7 @@ from pipeline.report.page import _environment
 from pipeline.report.write import gather
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy, imagenet9
-from transforms.variants import MIXED, PICTURES
+from transforms.variants import MIXED, ORIGINAL, PICTURES
 
 
 def test_choosing_an_image(opened: Any) -> None:
@@ -370,7 +370,7 @@ def test_pictures_that_have_no_room_are_not_encoded(monkeypatch: pytest.MonkeyPa
     )
     taxonomy = Taxonomy(("a",) * 500, ("a",), (0,), ("a",))
     manifest = SimpleNamespace(images={"val": {"selected": 500}})
-    dataset = SimpleNamespace(picture_variants=("original",), manifest=manifest)
+    dataset = SimpleNamespace(picture_variants=(ORIGINAL,), manifest=manifest)
     evidence = Evidence(models=(), dataset=cast("Any", dataset), taxonomy=taxonomy)
     shown = chooser.make_chooser(evidence, with_pictures=True)
     assert len(encoded) == 72

@@ -15,6 +15,7 @@ from pipeline.dataset.manifest import reading_store
 from pipeline.dataset.records import ACCEPTED, parquet_file, webdataset_file
 from pipeline.dataset.sinks import LAYER_FILES, Sample
 from pipeline.storage.store import Store
+from transforms.variants import VariantName
 
 
 def assert_sound(output: Path | str) -> None:
@@ -97,13 +98,13 @@ def _check_samples(dataset: Dataset, split: str) -> Iterator[str]:
                     yield f"{path}: differs from the index at {key}"
     counted = {name: totals[name] for name in names}
     for variant in dataset.variants:
-        named = manifest.samples[split].get(variant, {})
+        named = manifest.samples[split].get(str(variant), {})
         if named != counted:
             yield f"{variant} of {split}: {counted} samples, the manifest says {named}"
 
 
 def _files(
-    dataset: Dataset, split: str, shard: int, variant: str
+    dataset: Dataset, split: str, shard: int, variant: VariantName
 ) -> Iterator[tuple[str, Callable[[Store, str], Iterator[Sample]]]]:
     """Yields the files of a variant's shard, each with its reader."""
     if "parquet" in dataset.manifest.config.compose.formats:

@@ -59,6 +59,7 @@ from transforms.codec import decode_image
 from transforms.hashing import keyed_hashes, substream
 from transforms.selection import held_out
 from transforms.taxonomy import imagenet9
+from transforms.variants import ORIGINAL, VariantName
 
 CLASSES = {"n01440764": (30, 60, 200), "n02085620": (220, 40, 30)}
 """Wnid to the colour of what is drawn: superclasses fish and dog."""
@@ -200,7 +201,7 @@ def test_pictures_are_those_of_the_dataset_in_every_format(drawn: Path, form: st
         by_key = {
             sample.key: sample
             for shard in dataset.shards(split)
-            for sample in dataset.samples(split, shard, "mixed_rand")
+            for sample in dataset.samples(split, shard, VariantName("mixed_rand"))
         }
         assert samples.keys.tolist() == list(by_key)
         assert len(dataset.shards(split)) > 1
@@ -405,8 +406,8 @@ def test_weights_of_a_package_are_what_it_begins_with() -> None:
 def test_a_broken_picture_is_named(drawn: Path, tmp_path: Path, workers: int) -> None:
     copy = Path(shutil.copytree(drawn, tmp_path / "out"))
     dataset = dataset_in(copy)
-    (file,) = dataset.shard_files("train", 1, ("original",))
-    sample = next(dataset.samples("train", 1, "original"))
+    (file,) = dataset.shard_files("train", 1, (ORIGINAL,))
+    sample = next(dataset.samples("train", 1, ORIGINAL))
     path = copy / file.path
     table = pq.read_table(path)
     images = table["image"].to_pylist()
@@ -439,7 +440,7 @@ def test_pictures_that_find_no_room_are_one_line(drawn: Path, tmp_path: Path) ->
 
 def test_a_shard_without_its_picture_is_one_line(drawn: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(drawn, tmp_path / "out"))
-    (file,) = dataset_in(copy).shard_files("train", 0, ("original",))
+    (file,) = dataset_in(copy).shard_files("train", 0, (ORIGINAL,))
     table = pq.read_table(copy / file.path)
     key, *others = table["key"].to_pylist()
     position = table.column_names.index("key")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from transforms.pairing import NO_PARTNER, Pool, pair
 from transforms.selection import has_partners, lowest_hashes, select
+from transforms.variants import VariantName, with_replicates
 
 MIXED = ("mixed_same", "mixed_rand", "mixed_next")
 
@@ -35,7 +36,7 @@ def everyone(labels: list[int]) -> tuple[np.ndarray, list[str]]:
 
 def drawn(pool: Pool, keys: list[str], variant: str, **policy: object) -> dict[str, str]:
     """Maps foreground keys to background keys; foregrounds without a partner are left out."""
-    partners = pair(pool, np.arange(len(keys)), keys, variant, seed=0, **policy)  # type: ignore[arg-type]
+    partners = pair(pool, np.arange(len(keys)), keys, VariantName(variant), seed=0, **policy)  # type: ignore[arg-type]
     return {key: keys[b] for key, b in zip(keys, partners, strict=True) if b != NO_PARTNER}
 
 
@@ -70,8 +71,8 @@ def test_a_draw_does_not_depend_on_the_others_asked_for(labels: list[int]) -> No
     pool = make_pool(labels)
     some, keys = np.arange(0, len(labels), 3), make_keys(labels)
     for variant in MIXED:
-        everything = pair(pool, *everyone(labels), variant, seed=0)
-        partners = pair(pool, some, keys[::3], variant, seed=0)
+        everything = pair(pool, *everyone(labels), VariantName(variant), seed=0)
+        partners = pair(pool, some, keys[::3], VariantName(variant), seed=0)
         np.testing.assert_array_equal(partners, everything[some])
 
 
@@ -93,14 +94,17 @@ def test_who_is_alone_with_another_in_a_bucket_gets_that() -> None:
         {0: np.arange(2)},
         np.arange(2),
     )
-    assert pair(pool, np.arange(2), ["a", "b"], "mixed_same", seed=0).tolist() == [1, 0]
+    assert pair(pool, np.arange(2), ["a", "b"], VariantName("mixed_same"), seed=0).tolist() == [
+        1,
+        0,
+    ]
 
 
 def test_another_seed_draws_other_pairs_and_variants_draw_independently() -> None:
     labels = [i % 3 for i in range(300)]
-    first = pair(make_pool(labels, seed=0), *everyone(labels), "mixed_same", seed=0)
-    second = pair(make_pool(labels, seed=1), *everyone(labels), "mixed_same", seed=1)
-    other = pair(make_pool(labels, seed=0), *everyone(labels), "mixed_next", seed=0)
+    first = pair(make_pool(labels, seed=0), *everyone(labels), VariantName("mixed_same"), seed=0)
+    second = pair(make_pool(labels, seed=1), *everyone(labels), VariantName("mixed_same"), seed=1)
+    other = pair(make_pool(labels, seed=0), *everyone(labels), VariantName("mixed_next"), seed=0)
     assert (first == second).mean() < 0.1
     assert (first == other).mean() < 0.1
 
@@ -125,9 +129,8 @@ def test_each_background_gets_its_fair_share(size: int) -> None:
         keys = [f"{seed}_{i}" for i in range(size)]
         pool = Pool.from_images(keys, np.zeros(size, np.int64), seed=seed)
         draws = [
-            pair(pool, np.arange(size), keys, variant, seed=seed, replicate=replicate)
-            for variant in ("mixed_same", "mixed_rand")
-            for replicate in range(4)
+            pair(pool, np.arange(size), keys, variant, seed=seed)
+            for variant in with_replicates(("mixed_same", "mixed_rand"), 4)
         ]
         counts = np.bincount(np.concatenate(draws), minlength=size)
         spread.append(counts.var() / (counts.sum() * (1 / size) * (1 - 1 / size)))
@@ -144,8 +147,8 @@ def test_shares_are_fair_without_the_own_group(sizes: tuple[int, int]) -> None:
     pool = Pool.from_images(keys, labels, seed=1, groups=groups)
     counts = np.zeros(others)
     of_group = np.arange(others, others + group)
-    for replicate in range(4000 // group):
-        partners = pair(pool, of_group, keys[others:], "mixed_same", seed=1, replicate=replicate)
+    for variant in with_replicates(("mixed_same",), 4000 // group):
+        partners = pair(pool, of_group, keys[others:], variant, seed=1)
         counts += np.bincount(partners, minlength=others)
     expected = counts.sum() / others
     assert ((counts - expected) ** 2 / expected).sum() < others + 4 * np.sqrt(2 * others)
@@ -153,7 +156,7 @@ def test_shares_are_fair_without_the_own_group(sizes: tuple[int, int]) -> None:
 
 def test_mixed_rand_draws_classes_uniformly_whatever_their_size() -> None:
     labels = [0] * 1000 + [1] * 200 + [2] * 50
-    background = pair(make_pool(labels), *everyone(labels), "mixed_rand", seed=0)
+    background = pair(make_pool(labels), *everyone(labels), VariantName("mixed_rand"), seed=0)
     shares = np.bincount(np.asarray(labels)[background]) / 1250
     assert shares == pytest.approx([1 / 3] * 3, abs=0.05)
 
@@ -213,8 +216,7 @@ def test_replicates_draw_independently() -> None:
     keys = [f"key{i}" for i in range(600)]
     pool = Pool.from_images(keys, np.arange(600, dtype=np.int64) % 3, seed=0)
     them = (np.arange(600), keys)
-    draws = [pair(pool, *them, "mixed_rand", seed=0, replicate=r) for r in range(4)]
-    np.testing.assert_array_equal(draws[0], pair(pool, *them, "mixed_rand", seed=0))
+    draws = [pair(pool, *them, name, seed=0) for name in with_replicates(("mixed_rand",), 4)]
     for first, second in itertools.combinations(draws, 2):
         # Two independent draws from 600 agree for one foreground on average.
         assert (first == second).sum() < 10
@@ -231,7 +233,7 @@ def test_large_groups_take_no_more_memory_than_small_ones() -> None:
         pool = Pool.from_images(keys, np.zeros(n, np.int64), seed=0, groups=groups)
         tracemalloc.start()
         try:
-            backgrounds = pair(pool, np.arange(n), keys, "mixed_same", seed=0)
+            backgrounds = pair(pool, np.arange(n), keys, VariantName("mixed_same"), seed=0)
             peaks.append(tracemalloc.get_traced_memory()[1])
         finally:
             tracemalloc.stop()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
@@ -20,13 +22,11 @@ from transforms.renderings import (
 )
 from transforms.variants import (
     EXTERNAL,
+    FILLED,
     MIXED,
     VARIANTS,
-    base_of,
-    pairs_of,
-    parse_name,
+    VariantName,
     select_variants,
-    variant_of,
     with_replicates,
 )
 
@@ -95,22 +95,48 @@ def test_a_hole_that_is_the_whole_picture_is_not_filled() -> None:
 
 
 @given(st.sampled_from(sorted(VARIANTS)), st.integers(1, 9))
-def test_a_name_is_a_base_a_rendering_and_a_replicate(name: str, replicates: int) -> None:
-    base, rendering, first = parse_name(name)
-    assert first == 0
-    assert name == (f"{base}_{rendering}" if rendering else base)
-    assert VARIANTS[name].rendering.name == rendering
+def test_a_name_is_a_base_a_rendering_and_a_draw(name: str, replicates: int) -> None:
+    variant = VariantName.parse(name)
+    assert variant.draw == 0
+    assert name == "_".join(filter(None, (variant.base, variant.rendering)))
+    assert VARIANTS[name].rendering.name == variant.rendering
     drawn = with_replicates([name], replicates)
-    assert len(drawn) == (replicates if base in (*MIXED, EXTERNAL) else 1)
-    pairs = with_replicates([base], replicates)
-    assert tuple(map(pairs_of, drawn)) == pairs
-    assert {(base_of(one), variant_of(one)) for one in drawn} == {(base, name)}
+    assert len(drawn) == (replicates if variant.base in (*MIXED, EXTERNAL) else 1)
+    assert tuple(one.pairs for one in drawn) == with_replicates([variant.base], replicates)
+    assert {(one.base, one.variant) for one in drawn} == {(variant.base, variant)}
+    assert tuple(VariantName.parse(str(one)) for one in drawn) == drawn
+
+
+parts = st.sampled_from(["mixed_same", "only_bg_t", "original", "telea", "mine", "r0", "r1", "r"])
+functions = st.lists(parts, min_size=1, max_size=3).map("_".join)
+
+
+@given(functions, st.sampled_from(["", *FILLED]), st.integers(0, 99))
+def test_a_custom_name_reads_as_what_it_names_or_is_refused(
+    function: str, base: str, draw: int
+) -> None:
+    entry = f"{base}{base and '='}python:mine:{function}@1"
+    variant = VariantName.parse(entry)
+    assert variant == (VariantName(base, function) if base else VariantName(function))
+    if str(variant) in VARIANTS or VariantName.parse(str(variant)) != variant:
+        with pytest.raises(ValueError, match="is taken"):
+            select_variants([entry])
+        return
+    assert select_variants([entry]) == (entry,)
+    name = dataclasses.replace(variant, draw=draw)
+    assert VariantName.parse(str(name)) == name
+    assert (name.variant, name.pairs) == (variant, dataclasses.replace(name, rendering=""))
+
+
+@given(st.one_of(functions, st.text()).filter(lambda text: "python:" not in text))
+def test_a_name_is_written_as_it_was_read(text: str) -> None:
+    assert str(VariantName.parse(text)) == text
 
 
 def test_names_of_renderings_are_theirs_alone() -> None:
     assert select_variants(["method"])[:3] == ("only_bg_t", "mixed_same", "mixed_rand")
     assert len(select_variants(["method"])) == 12
-    assert not any(parse_name(name).rendering for name in select_variants(["all"]))
+    assert not any(VariantName.parse(name).rendering for name in select_variants(["all"]))
     for taken in ("mixed_same_mine", "only_bg_t_telea", "mixed_rand_telea_r1"):
         with pytest.raises(ValueError, match="is taken"):
             select_variants([f"python:mine:{taken}@1"])

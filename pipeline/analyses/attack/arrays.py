@@ -30,6 +30,7 @@ from transforms.adversarial import Grid, Labels, try_until_turned
 from transforms.codec import UndecodableError, decode_image, decode_mask
 from transforms.scoring import LABEL_RULES
 from transforms.taxonomy import OUTSIDE
+from transforms.variants import MASK, ONLY_BG_T, ORIGINAL, VariantName
 
 _DECODED_AT_ONCE = 64
 _BROKEN = -3
@@ -53,7 +54,7 @@ def load_backgrounds(
     """
     side = dataset.manifest.config.segment.image_size
     pixels = np.empty((len(backgrounds), side, side, 3), np.uint8)
-    samples = _samples(dataset, split, "only_bg_t", backgrounds)
+    samples = _samples(dataset, split, ONLY_BG_T, backgrounds)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for position, picture in enumerate(_decoded(pool, samples, decode_image)):
             pixels[position] = picture
@@ -130,8 +131,8 @@ def stream_cutouts(
     foregrounds = grid.foregrounds.take(wanted)
     with (
         ThreadPoolExecutor(torch.get_num_threads()) as pool,
-        contextlib.closing(_samples(dataset, split, "original", foregrounds)) as originals,
-        contextlib.closing(_samples(dataset, split, "fg_mask", foregrounds)) as mask_samples,
+        contextlib.closing(_samples(dataset, split, ORIGINAL, foregrounds)) as originals,
+        contextlib.closing(_samples(dataset, split, MASK, foregrounds)) as mask_samples,
     ):
         for chunk in chunks:
             count = len(grid.positions(chunk))
@@ -141,7 +142,7 @@ def stream_cutouts(
 
 
 def _samples(
-    dataset: Dataset, split: str, variant: str, axis: GridAxis
+    dataset: Dataset, split: str, variant: VariantName, axis: GridAxis
 ) -> Generator[Sample, None, None]:
     """Yields a variant's samples of the images on an axis, in its order, which is the dataset's."""
     expected = iter(axis.keys)

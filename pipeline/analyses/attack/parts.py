@@ -39,6 +39,7 @@ from transforms.estimates import Estimate, above, below, estimate_of
 from transforms.intervals import level_of, wilson
 from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import Taxonomy
+from transforms.variants import ONLY_BG_T, VariantName
 
 COMMAND = "in9 attack --dataset . --models MODELS"
 
@@ -123,7 +124,7 @@ def _gallery(
     uris: dict[str, str] = {}
     if budget.left:
         keys = [row.bg_key for row in fooling]
-        for key, sample in find_samples(evidence.dataset, attack.split, "only_bg_t", keys).items():
+        for key, sample in find_samples(evidence.dataset, attack.split, ONLY_BG_T, keys).items():
             uris[key] = data_uri(sample.image, SMALL)
             if sum(map(len, uris.values())) > budget.left:
                 uris = {}
@@ -272,7 +273,7 @@ class AttackParts(Parts[AttackFlags]):
         if size is None:
             return None
         evaluation.check_stored("an attack composes stored pixels and feeds them as they are")
-        check_variants(config.compose.variants)
+        check_variants(config.compose.composed)
         foregrounds, backgrounds = size
         plan = AttackPlan(evaluation, foregrounds, backgrounds, flags.early_stop)
         if is_own:
@@ -282,7 +283,7 @@ class AttackParts(Parts[AttackFlags]):
 
     @override
     def expected_pictures(
-        self, work: PlannedAnalysis, images: float, variants: Sequence[str]
+        self, work: PlannedAnalysis, images: float, variants: Sequence[VariantName]
     ) -> int | None:
         assert isinstance(work, PlannedAttack)
         most, sides = round(images), (work.plan.foregrounds, work.plan.backgrounds)

@@ -36,8 +36,9 @@ from pipeline.storage.store import Store
 from transforms.adversarial import Labels
 from transforms.scoring import LABEL_RULES
 from transforms.selection import sample_evenly
+from transforms.variants import MASK, ONLY_BG_T, ORIGINAL, VariantName
 
-ATTACK_VARIANTS = ("original", "fg_mask", "only_bg_t")
+ATTACK_VARIANTS = (ORIGINAL, MASK, ONLY_BG_T)
 """The variants that an attack reads."""
 
 _CHUNK = 16
@@ -170,14 +171,14 @@ def open_grid(dataset: Dataset, plan: AttackPlan) -> AttackGrid:
     )
 
 
-def check_variants(variants: Iterable[str]) -> None:
+def check_variants(variants: Iterable[VariantName]) -> None:
     """Raises UsageError if a dataset with these variants cannot be attacked."""
     existing = set(variants)
-    missing = [name for name in ATTACK_VARIANTS if name not in existing]
+    missing = [str(name) for name in ATTACK_VARIANTS if name not in existing]
     if missing:
         raise UsageError(
-            f"an attack needs the variants {', '.join(ATTACK_VARIANTS)}, and the dataset has no "
-            f"{', '.join(missing)}; generate it with them: see --variants"
+            f"an attack needs the variants {', '.join(map(str, ATTACK_VARIANTS))}, and the "
+            f"dataset has no {', '.join(missing)}; generate it with them: see --variants"
         )
 
 

@@ -44,7 +44,7 @@ from pipeline.storage.files import absolute, is_remote
 from pipeline.storage.store import Store
 from transforms.intervals import CONFIDENCE, holm
 from transforms.two_way import p_value
-from transforms.variants import base_of, draws_of
+from transforms.variants import VariantName
 
 CHOICE = "results/baseline.json"
 
@@ -74,7 +74,7 @@ class Baseline:
     run: Evaluated
     store: Store
     is_own: bool
-    correct: Mapping[str, Mapping[str, Correct]]
+    correct: Mapping[str, Mapping[VariantName, Correct]]
 
     @property
     def name(self) -> str:
@@ -268,7 +268,7 @@ def find_baseline(dataset: Dataset, name: str, settings: RunSettings | None = No
         raise UsageError(f"{other.store.root} {_on_another(dataset, other)}")
     # With this dataset's manifest, only predictions on its own pictures count as valid.
     where = dataclasses.replace(dataset, store=other.store) if other else dataset
-    correct: Mapping[str, Mapping[str, Correct]] = {}
+    correct: Mapping[str, Mapping[VariantName, Correct]] = {}
     if run.evaluation.split in dataset.manifest.shards:
         correct, _ = correct_by_rule(where, EvalImages.read(dataset, *run.tested_on), run)
     if not any(correct.values()):
@@ -396,7 +396,7 @@ def compare_with(
     """
     rows = []
     for models in read_contributions(dataset, summaries):
-        for quantity in (*draws_of(models.variants), BG_GAP):
+        for quantity in models.draws:
             measured = [
                 (summary, rule, difference)
                 for summary in models.summaries
@@ -446,7 +446,7 @@ def describe_baseline(dataset: Dataset, summaries: Sequence[Summary]) -> Iterato
         names = [
             name
             for name in dict.fromkeys(itertools.chain.from_iterable(rows.values()))
-            if base_of(name) == name
+            if not VariantName.parse(name).rendering
         ]
         yield aligned(
             [

@@ -27,7 +27,7 @@ from pipeline.storage.store import Store
 from transforms.hashing import keyed_hash
 from transforms.scoring import classes_of_outputs
 from transforms.taxonomy import OUTSIDE, Taxonomy
-from transforms.variants import EXTERNAL, MIXED, base_of
+from transforms.variants import EXTERNAL, MIXED, VariantName
 
 PER_CLASS = 8
 """Largest number of images of each class on the page."""
@@ -123,7 +123,7 @@ def _failures(
     return unknown, turned, wrong
 
 
-def _current(variants: Sequence[str], model: Evaluated) -> pa.Array:
+def _current(variants: Iterable[str], model: Evaluated) -> pa.Array:
     """Returns the variants on which a model has complete predictions that are up to date."""
     return pa.array([name for name in variants if name not in model[1].missing], pa.string())
 
@@ -136,7 +136,7 @@ def read_predictions_of(
     Versions whose predictions are incomplete or outdated are left out.
     """
     store = dataset.store
-    variants = _current(dataset.picture_variants, model)
+    variants = _current(map(str, dataset.picture_variants), model)
     shards = sorted({dataset.shard_of(split, key) for key in keys})
     paths = [result_shard(model[0].folder, "predictions", split, shard) for shard in shards]
     columns = ["label_rule", "variant", "key", "prediction", "output", "correct", "top1_score"]
@@ -317,11 +317,11 @@ def _make_cards(
     dataset, taxonomy = evidence.dataset, evidence.taxonomy
     keys = [candidate.key for candidate in candidates]
     predictions = _predictions(evidence, split, models, keys)
-    samples: dict[str, dict[str, Sample]] = {}
-    uris: dict[tuple[str, str], str] = {}
+    samples: dict[str, dict[VariantName, Sample]] = {}
+    uris: dict[tuple[VariantName, str], str] = {}
     # Cards show renderings only if there is nothing else.
     variants = (
-        tuple(name for name in dataset.picture_variants if base_of(name) == name)
+        tuple(name for name in dataset.picture_variants if not name.rendering)
         or dataset.picture_variants
     )
     for variant in variants:
@@ -384,20 +384,20 @@ def _class_name(label: int, taxonomy: Taxonomy) -> str:
 
 def _version(
     sample: Sample,
-    variant: str,
+    variant: VariantName,
     uri: str,
     predictions: dict[tuple[str, str], list[Prediction]],
     taxonomy: Taxonomy,
 ) -> Version:
     label = sample.fields["bg_label"]
-    unnamed = "a scene" if base_of(variant) == EXTERNAL else ""
+    unnamed = "a scene" if variant.base == EXTERNAL else ""
     return Version(
-        variant=variant,
+        variant=str(variant),
         uri=uri,
         background=unnamed if label is None else taxonomy.names[label],
         bg_label=label,
         bg_key=sample.fields["bg_key"] or "",
-        predictions=tuple(predictions.get((variant, sample.key), ())),
+        predictions=tuple(predictions.get((str(variant), sample.key), ())),
     )
 
 

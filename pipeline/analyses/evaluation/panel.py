@@ -37,7 +37,6 @@ from transforms.estimates import Verdict, above, within
 from transforms.intervals import CONFIDENCE, holm, level_of
 from transforms.scoring import CLOSED_CHOICE, PAPER_RULE
 from transforms.two_way import Floats, p_value
-from transforms.variants import base_of
 
 COMMAND = "in9 evaluate --dataset . --models MODELS"
 
@@ -105,7 +104,7 @@ class Headline:
 def make_headline(evidence: Evidence) -> Headline:
     """Makes the tables of all models; a model that failed gets a row with its error."""
     # Renderings stand in the table of the method.
-    variants = tuple(name for name in evidence.dataset.picture_variants if base_of(name) == name)
+    variants = tuple(str(n) for n in evidence.dataset.picture_variants if not n.rendering)
     models = tried(evidence)
     summaries = [summary for _, summary in evidence.models_with(Summary)]
     rules = rules_of(summaries)

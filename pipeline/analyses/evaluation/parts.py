@@ -41,7 +41,7 @@ from transforms.intervals import (
 )
 from transforms.taxonomy import Taxonomy
 from transforms.two_way import EstimateSpread, smallest_difference
-from transforms.variants import base_of, draws_of, is_picture
+from transforms.variants import VariantName, draws_of
 
 _DIFFERING = 0.2
 """Share of images for which `--dry_run` takes a model to be right on one of two mixed variants
@@ -82,13 +82,13 @@ class EvaluationParts(Parts[Flags]):
 
     @override
     def expected_pictures(
-        self, work: PlannedAnalysis, images: float, variants: Sequence[str]
+        self, work: PlannedAnalysis, images: float, variants: Sequence[VariantName]
     ) -> int | None:
-        return round(images * sum(map(is_picture, variants)))
+        return round(images * sum(name.is_picture for name in variants))
 
     @override
     def dry_run_lines(
-        self, work: PlannedAnalysis, images: float, variants: Sequence[str]
+        self, work: PlannedAnalysis, images: float, variants: Sequence[VariantName]
     ) -> Iterator[str]:
         """Yields the smallest BG-Gap that the dataset would show, if it has one."""
         if images < 2 or not all(gap_draws(variants)):
@@ -121,7 +121,7 @@ class EvaluationParts(Parts[Flags]):
 
     @override
     def columns(self, dataset: Dataset) -> tuple[str, ...]:
-        return (*(n for n in dataset.picture_variants if base_of(n) == n), BG_GAP)
+        return (*(str(n) for n in dataset.picture_variants if not n.rendering), BG_GAP)
 
     @override
     def write(self, dataset: Dataset, columns: Sequence[str]) -> None:

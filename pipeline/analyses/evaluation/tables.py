@@ -55,7 +55,7 @@ from transforms.hashing import fingerprint
 from transforms.intervals import CONFIDENCE
 from transforms.power import power_of_outputs
 from transforms.scoring import ALL_RULES
-from transforms.variants import PAPER_NAMES, base_of
+from transforms.variants import PAPER_NAMES, VariantName
 
 GAP = "bg_gap"
 HEADLINE = ("original", "only_bg_t", "mixed_same", "mixed_rand", GAP)
@@ -226,7 +226,7 @@ def measure_power(
         pick(
             StoredPower,
             power,
-            variant=PROBED_VARIANT,
+            variant=str(PROBED_VARIANT),
             ci_low=power.low,
             ci_high=power.high,
             fingerprint=inputs,
@@ -350,7 +350,7 @@ def accuracy_table(summaries: Sequence[Summary]) -> str:
     variants = [
         name
         for name in dict.fromkeys(row.variant for one in summaries for row in one.accuracy)
-        if base_of(name) == name
+        if not VariantName.parse(name).rendering
     ]
     rows = (
         [

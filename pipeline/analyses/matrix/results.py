@@ -322,7 +322,7 @@ def _cells(
     predictions = next(iter(model_predictions.by_rule.values()))
     for variant in predictions.predicted:
         yield (
-            variant,
+            str(variant),
             MatrixCell(
                 row=row,
                 keys=keys,
@@ -451,5 +451,5 @@ def sort_names(dataset: Dataset, names: Collection[str]) -> tuple[str, ...]:
 
     Other names follow in the order of the dataset's variants.
     """
-    order = list(dict.fromkeys((*TABLE_5_NAMES, *dataset.variants, *sorted(names))))
+    order = list(dict.fromkeys((*TABLE_5_NAMES, *map(str, dataset.variants), *sorted(names))))
     return tuple(sorted(set(names), key=order.index))

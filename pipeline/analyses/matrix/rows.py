@@ -42,7 +42,6 @@ from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.loop import MODEL, holds_other_training, train
 from pipeline.training.probe_fit import MODELS, Backbone, ProbePlan, fit_variant
 from pipeline.training.train_plan import TrainPlan, describe_penalty
-from transforms.variants import base_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,11 +125,11 @@ def make_plan(
       share: share of the images that are held out to test on (0 to below 1); 0 to train and to test
         on all images.
     """
-    existing = dataset.picture_variants
+    existing = tuple(map(str, dataset.picture_variants))
     names = tuple(
         variants
         if variants is not None
-        else [name for name in existing if base_of(name) == name] or existing
+        else [str(name) for name in dataset.picture_variants if not name.rendering] or existing
     )
     for name in names:
         if name not in existing:

@@ -23,7 +23,7 @@ from pipeline.evaluate.results import pick
 from pipeline.evaluate.tables import OfModel, RunColumns
 from transforms.renderings import AGAINST
 from transforms.taxonomy import Taxonomy
-from transforms.variants import base_of
+from transforms.variants import VariantName
 
 
 def _shown(dataset: Dataset, results: Iterable[RenderingsResult]) -> list[RenderingsResult]:
@@ -63,7 +63,7 @@ class RenderingsParts(Parts[RenderingsFlags]):
             answers="How BG-Gap changes with how pictures are made",
             command="in9 method --dataset . --models MODELS",
             needs_layers=True,
-            needs_variants=PAIRS,
+            needs_variants=tuple(map(VariantName, PAIRS)),
         ),
     )
 
@@ -84,7 +84,7 @@ class RenderingsParts(Parts[RenderingsFlags]):
                 "the method needs boxes and layers: imports have none": config.is_imported,
                 **{
                     f"the method compares {' and '.join(PAIRS)}: no {name} here": (
-                        name not in map(base_of, config.compose.composed)
+                        name not in {each.base for each in config.compose.composed}
                     )
                     for name in PAIRS
                 },

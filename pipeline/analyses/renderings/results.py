@@ -5,6 +5,7 @@ results/<model>/method.json                    the model, and its rows
 results/method.csv, results/latex/method.tex   tables of all models
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated
@@ -33,7 +34,7 @@ from transforms.intervals import CONFIDENCE, holm
 from transforms.renderings import AGAINST, COMMON, GAPS, PAPER_RENDERING
 from transforms.scoring import LABEL_RULES
 from transforms.two_way import difference_interval, p_value
-from transforms.variants import base_of, with_rendering, with_replicates
+from transforms.variants import VariantName, with_replicates
 
 PAIRS = ("mixed_same", "mixed_rand")
 """The variants whose accuracies BG-Gap compares."""
@@ -173,9 +174,9 @@ RENDERINGS_TABLE = Table(
 )
 
 
-def stored_pairs(dataset: Dataset) -> tuple[str, ...]:
+def stored_pairs(dataset: Dataset) -> tuple[VariantName, ...]:
     """Returns the stored variants that results depend on: `PAIRS` in all draws and renderings."""
-    return tuple(name for name in dataset.variants if base_of(name) in PAIRS)
+    return tuple(name for name in dataset.variants if name.base in PAIRS)
 
 
 def read_renderings(dataset: Dataset) -> tuple[list[RenderingsResult], list[str]]:
@@ -258,7 +259,7 @@ def method_rows(
         images = images.select(np.isin(images.keys.to_pylist(), list(keys)))
     first, *_ = names = [
         [
-            with_rendering(name, "" if each == PAPER_RENDERING else each)
+            dataclasses.replace(name, rendering="" if each == PAPER_RENDERING else each)
             for draws in gap_draws(with_replicates(PAIRS, replicates))
             for name in draws
         ]
@@ -272,11 +273,13 @@ def method_rows(
     holes_of = {
         (row["variant"], row["fg_key"]): shares[row["bg_key"]]
         for row in tables[0]
-        .filter(pc.is_in(tables[0]["variant"].cast(pa.string()), pa.array(first)))
+        .filter(pc.is_in(tables[0]["variant"].cast(pa.string()), pa.array(list(map(str, first)))))
         .select(["variant", "fg_key", "bg_key"])
         .to_pylist()
     }
-    holes = np.asarray([holes_of[name, key] for name in first for key in images.keys.to_pylist()])
+    holes = np.asarray(
+        [holes_of[str(name), key] for name in first for key in images.keys.to_pylist()]
+    )
     thirds = np.searchsorted(np.quantile(holes, [1 / 3, 2 / 3]), holes) if len(holes) else holes
     models = [
         predictions_in_table(

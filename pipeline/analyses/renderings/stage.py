@@ -29,7 +29,7 @@ from pipeline.generate.custom_variants import versioned
 from pipeline.runtime.progress import count
 from pipeline.storage.store import Store
 from transforms.renderings import AGAINST, COMMON, PAPER_RENDERING, RENDERINGS
-from transforms.variants import name_of, parse_name, select_variants, with_rendering
+from transforms.variants import VariantName, select_variants
 
 
 def renderings_config(
@@ -48,7 +48,7 @@ def renderings_config(
         config,
         variants=select_variants(
             [
-                *(with_rendering(name, each) for name in PAIRS for each in ("", *RENDERINGS)),
+                *(str(VariantName(name, each)) for name in PAIRS for each in ("", *RENDERINGS)),
                 *(each for each in versioned((), renderings) if each.partition("=")[0] in PAIRS),
             ]
         ),
@@ -74,7 +74,7 @@ class RenderingsShards(PredictShards):
         return result_shard(self._run.folder, "method", self._run.evaluation.split, chunk)
 
     @override
-    def _read_kept(self, shard: int) -> dict[str, pa.Table]:
+    def _read_kept(self, shard: int) -> dict[VariantName, pa.Table]:
         return {
             **PredictShards(self._dataset, self._run, self.store)._read_kept(shard),
             **super()._read_kept(shard),
@@ -113,7 +113,9 @@ class PlannedRenderings(PlannedAnalysis):
     @override
     def for_model(self, dataset: Dataset, run: ModelRun) -> RenderingsShards:
         composed = self.composed(dataset)
-        return RenderingsShards(composed, pick(ModelRun, run, variants=composed.variants))
+        return RenderingsShards(
+            composed, pick(ModelRun, run, variants=tuple(map(str, composed.variants)))
+        )
 
     @override
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
@@ -122,7 +124,7 @@ class PlannedRenderings(PlannedAnalysis):
         store.delete_all(set(store.walk(f"results/{run.folder}/method")).difference(kept))
         composed, replicates = model_work._dataset, self.compose.replicates
         renderings = {
-            parse_name(name_of(entry)).rendering or PAPER_RENDERING: entry.partition("=")[2]
+            VariantName.parse(entry).rendering or PAPER_RENDERING: entry.partition("=")[2]
             for entry in self.compose.variants
         }
         rows = [*method_rows(dataset, [run], replicates, renderings)]

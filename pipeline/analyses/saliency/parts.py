@@ -39,6 +39,7 @@ from pipeline.evaluate.evidence import (
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from transforms.estimates import above, estimate_of
 from transforms.taxonomy import OUTSIDE, Taxonomy
+from transforms.variants import MASK, ORIGINAL, VariantName
 
 COMMAND = "in9 saliency --dataset . --models MODELS"
 
@@ -124,7 +125,7 @@ def _pairs(
     split, variant = _kind(models[0][1])
     maps = [{one.key: one for one in result.maps} for _, result in models]
     keys = [key for key in maps[0] if all(key in of_model for of_model in maps)]
-    samples = find_samples(dataset, split, variant, keys)
+    samples = find_samples(dataset, split, VariantName.parse(variant), keys)
     budget, pairs = Budget(_BYTES), []
     for key in keys:
         of_key = [of_model[key] for of_model in maps]
@@ -163,7 +164,7 @@ SALIENCY = Panel(
     make=make_saliency,
     answers="How much of what decides an answer lies on the foreground",
     command=COMMAND,
-    needs_variants=("original", "fg_mask"),
+    needs_variants=(ORIGINAL, MASK),
 )
 
 
@@ -230,7 +231,7 @@ class SaliencyParts(Parts[SaliencyFlags]):
             shown_images,
         )
 
-        plan = SaliencyPlan(evaluation, flags.variant, maps)
+        plan = SaliencyPlan(evaluation, VariantName.parse(flags.variant), maps)
         evaluation.check_stored("saliency is measured on stored pixels as they are")
         check_variants(config.compose.composed, plan.variant)
         if is_own:

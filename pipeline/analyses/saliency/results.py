@@ -32,6 +32,7 @@ from pipeline.storage.store import Store
 from transforms.codec import TooManyPixelsError, UndecodableError, open_picture
 from transforms.geometry import Pixels
 from transforms.intervals import paired_bootstrap
+from transforms.variants import MASK, VariantName
 
 SALIENCY_SCHEMA = pa.schema(
     [
@@ -203,7 +204,10 @@ def read_saliency(dataset: Dataset) -> list[SaliencyResult]:
     Those that were not computed on the dataset's present pictures are left out.
     """
     return read_current_results(
-        dataset, "saliency", SaliencyResult, lambda result: (result.variant, "fg_mask")
+        dataset,
+        "saliency",
+        SaliencyResult,
+        lambda result: (VariantName.parse(result.variant), MASK),
     )[0]
 
 

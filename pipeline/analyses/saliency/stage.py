@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,7 +47,7 @@ from transforms.saliency import mass_in_mask, overlay, saliency_map
 from transforms.scoring import labels_of_outputs
 from transforms.selection import sample_evenly
 from transforms.taxonomy import Taxonomy
-from transforms.variants import is_picture
+from transforms.variants import MASK, ORIGINAL, VariantName
 
 if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
@@ -73,20 +73,19 @@ class SaliencyPlan:
     """
 
     evaluation: Evaluation
-    variant: str = "original"
+    variant: VariantName = ORIGINAL
     num_maps: int = 9
 
 
-def check_variants(variants: Iterable[str], variant: str) -> None:
+def check_variants(variants: Sequence[VariantName], variant: VariantName) -> None:
     """Raises UsageError if a dataset lacks the pictures to explain, or masks."""
-    existing = set(variants)
-    pictures = [name for name in existing if is_picture(name)]
-    if variant not in pictures:
+    pictures = sorted(str(name) for name in variants if name.is_picture)
+    if str(variant) not in pictures:
         raise UsageError(
-            f"saliency of {variant}: the dataset has {', '.join(sorted(pictures)) or 'none'}"
-            f"{did_you_mean(variant, sorted(pictures))}"
+            f"saliency of {variant}: the dataset has {', '.join(pictures) or 'none'}"
+            f"{did_you_mean(str(variant), pictures)}"
         )
-    if "fg_mask" not in existing:
+    if MASK not in variants:
         raise UsageError(
             "saliency inside the mask needs the variant fg_mask, and the dataset has none; "
             "generate it with fg_mask: see --variants"
@@ -156,9 +155,9 @@ class PlannedSaliency(PlannedAnalysis):
             SaliencyResult,
             measure_mass(store, paths, unit_of),
             run,
-            of=split_fingerprint(dataset, split, (variant, "fg_mask")),
+            of=split_fingerprint(dataset, split, (variant, MASK)),
             method=METHOD,
-            variant=variant,
+            variant=str(variant),
             maps=map_rows(store, paths, list(self._shown_images(dataset)), run.folder),
         )
         write_result(store, result_file(run.folder, "saliency"), content)
@@ -194,11 +193,11 @@ class SaliencyShards(AnalysisOfModel):
     def fingerprint(self, chunk: int) -> str:
         """Leaves out the choice of images to draw."""
         evaluation, variant = self._plan.evaluation, self._plan.variant
-        files = self._dataset.shard_files(evaluation.split, chunk, (variant, "fg_mask"))
+        files = self._dataset.shard_files(evaluation.split, chunk, (variant, MASK))
         return fingerprint(
             *self._run.identity,
             evaluation.predict.identity,
-            variant,
+            str(variant),
             SALIENCY_VERSION,
             [file.sha256 for file in files],
             *([self._tested_keys] if evaluation.holdout else []),
@@ -283,7 +282,7 @@ class SaliencyShards(AnalysisOfModel):
         """
         split = self._plan.evaluation.split
         pictures = self._dataset.samples(split, shard, self._plan.variant)
-        masks = self._dataset.samples(split, shard, "fg_mask")
+        masks = self._dataset.samples(split, shard, MASK)
         tested = {row["key"] for row in self._plan.evaluation.rows(self._dataset, shard)}
         for picture, mask in itertools.zip_longest(pictures, masks):
             if picture is None or mask is None or picture.key != mask.key:
