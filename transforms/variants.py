@@ -354,6 +354,7 @@ class VariantName:
 
 
 ORIGINAL, ONLY_BG_T, MASK = map(VariantName, ("original", "only_bg_t", "fg_mask"))
+"""The variants that are read for other reasons than that a user asked for them."""
 
 
 def filled_bases(names: Iterable[VariantName]) -> frozenset[str]:
@@ -421,8 +422,8 @@ def select_variants(names: Iterable[str]) -> tuple[str, ...]:
     """
     sets = {"all": PAPER, "method": METHOD}
     wanted = {each for name in names for each in sets.get(name, (name,))}
-    names = {each: VariantName.parse(each) for each in wanted}
-    custom = sorted((e for e in wanted if str(names[e]) != e), key=lambda entry: str(names[entry]))
+    parsed = {each: VariantName.parse(each) for each in wanted}
+    custom = sorted((e for e in wanted if str(parsed[e]) != e), key=lambda entry: str(parsed[entry]))
     bases = ", ".join(name for name in VARIANTS if VariantName.parse(name).base == name)
     known = f"known: {bases}, method, python:MODULE:FUNCTION"
     unknown = sorted(wanted - set(VARIANTS) - set(custom))
@@ -436,9 +437,9 @@ def select_variants(names: Iterable[str]) -> tuple[str, ...]:
         raise ValueError(f"no variant named; {known}")
     reserved = {*VARIANTS, *(f"mixed_same_{name}" for name in GAPS)}
     for entry in custom:
-        name = str(names[entry])
+        name = str(parsed[entry])
         # The name may read as a draw's, or that of a variant as a rendering's.
-        if name in reserved or VariantName.parse(name) != names[entry]:
+        if name in reserved or VariantName.parse(name) != parsed[entry]:
             raise ValueError(f"{entry}: the name {name!r} is taken; rename the function")
         reserved.add(name)
     return (*(name for name in VARIANTS if name in wanted), *custom)

@@ -250,8 +250,10 @@ def find_samples(dataset: Dataset, plan: TrainPlan) -> tuple[Samples, Samples | 
     eval_split = plan.train_split if plan.holdout else plan.eval_split
     if eval_split is None:
         return training, None
-    variant = VariantName.parse(plan.variant)
-    pictures = {row["key"]: variant for row in selected_rows(dataset, eval_split, holdout)}
+    pictures = dict.fromkeys(
+        (row["key"] for row in selected_rows(dataset, eval_split, holdout)),
+        VariantName.parse(plan.variant),
+    )
     return training, _samples(dataset, eval_split, pictures)
 
 
