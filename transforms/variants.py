@@ -423,7 +423,9 @@ def select_variants(names: Iterable[str]) -> tuple[str, ...]:
     sets = {"all": PAPER, "method": METHOD}
     wanted = {each for name in names for each in sets.get(name, (name,))}
     parsed = {each: VariantName.parse(each) for each in wanted}
-    custom = sorted((e for e in wanted if str(parsed[e]) != e), key=lambda entry: str(parsed[entry]))
+    custom = sorted(
+        (each for each in wanted if str(parsed[each]) != each), key=lambda each: str(parsed[each])
+    )
     bases = ", ".join(name for name in VARIANTS if VariantName.parse(name).base == name)
     known = f"known: {bases}, method, python:MODULE:FUNCTION"
     unknown = sorted(wanted - set(VARIANTS) - set(custom))

@@ -42,10 +42,11 @@ from pipeline.storage.store import FileDigest, Store
 from transforms.codec import decode_image
 from transforms.renderings import paste_mask
 from transforms.taxonomy import imagenet9
+from transforms.variants import ORIGINAL, VariantName
 
-IN9, MIX = imagenet9(), "mixed_rand"
+IN9, MIX = imagenet9(), VariantName("mixed_rand")
 BOX = SegmentConfig(image_size=32, resize=36, segmenter="box")
-MIXED = ComposeConfig(("original", MIX), ("parquet",), encoding="png")
+MIXED = ComposeConfig(("original", "mixed_rand"), ("parquet",), encoding="png")
 SMALL = DatasetConfig(images_per_shard=9, segment=BOX, compose=MIXED)
 TAR, RECORD = layer_tar("val", 0), layer_record("val", 0)
 ONE, TWO = ShardCounts(1, 1), ShardCounts(2, 2)
@@ -161,7 +162,7 @@ def test_layers_are_the_same_from_tars_and_cut_again(small_input: Path, tmp_path
     compose = ComposeShard(job)
     compose.setup()
     digests = compose.write_variants(output, stored, images[1:], tally)
-    for variant, file in zip(("original", MIX), digests, strict=True):
+    for variant, file in zip((ORIGINAL, MIX), digests, strict=True):
         assert file == staging.digest_of(staging.staged(file.path), file.path, len(images) - 1)
         samples = read_parquet(job.store, staging.staged(file.path))
         for sample, (image, layer, tiles) in zip(samples, before[1:], strict=True):
