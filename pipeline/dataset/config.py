@@ -185,8 +185,8 @@ class ComposeConfig:
     @property
     def mixed(self) -> tuple[VariantName, ...]:
         """The mixed variants whose backgrounds are drawn, in all draws; renderings share theirs."""
-        drawn = {name.base for name in self.composed}
-        return with_replicates([name for name in MIXED if name in drawn], self.replicates)
+        pairs = {name.pairs for name in self.composed if name.is_mixed}
+        return tuple(sorted(pairs, key=lambda name: (MIXED.index(name.base), name.draw)))
 
     def fingerprint(self) -> str:
         """Identifies everything that a variant shard depends on, except the layers and scenes.

@@ -152,14 +152,13 @@ def _pairs(
 
 def _read_index(dataset: Dataset, files: list[str]) -> dict[_Image, IndexedImage]:
     drawn = (*MIXED, EXTERNAL) if VariantName(EXTERNAL) in dataset.variants else MIXED
-    replicates = dataset.manifest.config.compose.replicates
-    mixed = [str(name) for name in with_replicates(drawn, replicates)]
+    mixed = with_replicates(drawn, dataset.manifest.config.compose.replicates)
     columns = ["key", "path", "status", "selected"]
     rows = _read(dataset, files, [*columns, *(f"{name}_bg_key" for name in mixed)])
     return {
         image: IndexedImage(
             **{name: row[name] for name in columns},
-            backgrounds={name: row[f"{name}_bg_key"] for name in mixed},
+            backgrounds={str(name): row[f"{name}_bg_key"] for name in mixed},
         )
         for image, row in rows
     }

@@ -107,8 +107,14 @@ class Condition:
             raise UsageError(
                 f"--fail_if {text!r}: no label rule {rule!r}; known: {', '.join(ALL_RULES)}"
             )
-        names = (*map(VariantName.parse, VARIANTS), *custom)
-        known = (BG_GAP, *dict.fromkeys(str(n.variant) for n in names if n.is_picture))
+        known = (
+            BG_GAP,
+            *dict.fromkeys(
+                str(name.variant)
+                for name in (*map(VariantName.parse, VARIANTS), *custom)
+                if name.is_picture
+            ),
+        )
         if measure not in known:
             if (variant := str(VariantName.parse(measure).variant)) in known:
                 raise UsageError(

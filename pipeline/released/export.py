@@ -349,7 +349,8 @@ def _sweep(job: ExportPlan, wanted: set[str], records: set[str]) -> tuple[int, l
     strangers = sorted(
         path
         for path in files.keys() - wanted - obsolete
-        if _is_exported(path.split("/"), job.split, variants)
+        for folder, _, inner in [path.partition("/")]
+        if inner.startswith(f"{job.split}/") and VariantName.parse(folder).variant in variants
     )
     target.delete_all(obsolete)
     kept = {path.partition("/")[0] for path in files.keys() - obsolete}
@@ -358,11 +359,6 @@ def _sweep(job: ExportPlan, wanted: set[str], records: set[str]) -> tuple[int, l
         target.prune(f"{variant}/{job.split}" if variant in kept else variant)
     target.delete_all(stale)
     return len(obsolete), strangers
-
-
-def _is_exported(parts: list[str], split: str, variants: set[VariantName]) -> bool:
-    """Returns whether an export of the split puts a picture or mask at a path, given in parts."""
-    return len(parts) > 2 and parts[1] == split and VariantName.parse(parts[0]).variant in variants
 
 
 def write_answer_table(plan: ExportPlan, name: str) -> int:

@@ -5,7 +5,6 @@ results/<model>/method.json                    the model, and its rows
 results/method.csv, results/latex/method.tex   tables of all models
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated
@@ -259,7 +258,7 @@ def method_rows(
         images = images.select(np.isin(images.keys.to_pylist(), list(keys)))
     first, *_ = names = [
         [
-            dataclasses.replace(name, rendering="" if each == PAPER_RENDERING else each)
+            VariantName(name.base, "" if each == PAPER_RENDERING else each, name.draw)
             for draws in gap_draws(with_replicates(PAIRS, replicates))
             for name in draws
         ]
