@@ -26,7 +26,6 @@ from pipeline.dataset.sinks import (
     sample_schema,
 )
 from pipeline.generate.custom_variants import find_variants
-from pipeline.generate.cut_source import Cutter
 from pipeline.generate.job import JobStep
 from pipeline.generate.pictures import Composer, Fills, LayerSource, SelectedImage, fields_of
 from pipeline.generate.plan import Plan, PlannedImage, load_plan
@@ -77,7 +76,7 @@ class ComposeShard(JobStep):
     @timed("compose")
     def process(self, output: OutputShard) -> list[OutputShard]:
         store, config = self.outputs.store, self.config.compose
-        cutter = Cutter(self.config.segment)
+        cutter = self.job.cutter()
         plan = load_plan(store, output.plan, config, output.plan_digest)
         images = sorted(
             (row for source in output.sources for row in read_image_rows(store, source.path)),
@@ -111,9 +110,7 @@ class ComposeShard(JobStep):
         tally = Tally(self.job.progress, "compose", f"{output.totals.split}-{output.shard:05d}")
         if record is None:
             is_new = True
-            source = LayerSource(
-                store, cutter, scenes, self.job.recipe, filled_bases(config.composed)
-            )
+            source = LayerSource(store, cutter, scenes, filled_bases(config.composed))
             files = self.write_variants(output, source, list(selected.values()), tally)
             tally.counts["images_composed"] += len(selected)
             tally.note()

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pyarrow as pa
 from typing_extensions import override
 
-from pipeline.dataset.config import ComposeConfig, SegmentConfig
+from pipeline.dataset.config import ComposeConfig
 from pipeline.dataset.folder import SAMPLES_AT_ONCE, Dataset, selected_rows, table_of
 from pipeline.dataset.records import ACCEPTED, layer_record, read_image_rows
 from pipeline.generate.custom_variants import find_variants
@@ -191,8 +191,7 @@ class ComposedDataset(Dataset):
         composer = Composer(dataset.manifest.config.compose, (name,), find_variants([entry]))
         source = LayerSource(
             dataset.store,
-            # Layers are read and never cut, so any segmenter will do; a custom one may be missing.
-            Cutter(SegmentConfig(segmenter="box")),
+            Cutter(dataset.manifest.config.segment),
             filled=filled_bases([name]),
         )
         with tempfile.TemporaryFile() as file:

@@ -4,17 +4,20 @@ import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
+
+from typing_extensions import override
 
 from pipeline.dataset.config import SegmentConfig
-from pipeline.dataset.records import ACCEPTED, ImageRow
-from pipeline.dataset.sinks import layer_digest
+from pipeline.dataset.records import ACCEPTED, ImageRow, ShardCounts
+from pipeline.dataset.sinks import encode_layer, layer_digest
 from pipeline.errors import JobError, escaped
-from pipeline.generate.recipe import RecipeImage
+from pipeline.generate.recipe import CUT_COLUMNS, Recipe, recipe_images
 from pipeline.generate.segmenters import find_segmenter
 from pipeline.inputs.location import NOWHERE, Location, changed, read_location, shown
 from pipeline.inputs.source_images import Content, KnownContent, SourceImage
 from pipeline.storage.files import is_remote
+from pipeline.storage.store import FileDigest
 from transforms.annotations import AnnotationError, Box, parse_annotation, write_annotation
 from transforms.codec import TooManyPixelsError, UndecodableError, open_picture
 from transforms.cutting import Cut, crop_whole, cut_along, cut_background, cut_objects
@@ -24,6 +27,10 @@ from transforms.hashing import fingerprint, text_bytes
 from transforms.layers import Layer
 from transforms.limits import load_json
 from transforms.masks import decode_runs
+
+MadeRow = tuple[ImageRow, dict[str, bytes]]
+"""A row of a record, and the encoded files of its layer; none if it has no layer to store."""
+_NOTHING_CUT: dict[str, Any] = dict.fromkeys((*CUT_COLUMNS, "layer_digest"))
 
 
 class _Size(TypedDict):
@@ -108,8 +115,8 @@ def reject_by_name(image: SourceImage, preceding: SourceImage | None) -> tuple[R
     Args:
       preceding: the image before it in its shard (`by_content`), None for the first.
     """
-    if isinstance(image, RecipeImage) and (image.lacks or image.status != ACCEPTED):
-        return Reason(image.lacks or image.status), ""
+    if image.status not in ("", ACCEPTED):
+        return Reason(image.status), ""
     if not is_valid_key(image.key):
         detail = "a key is printable, without dots and slashes, and at most 200 bytes long"
         return Reason.INVALID_KEY, detail
@@ -177,10 +184,15 @@ class Identity(NamedTuple):
 
 
 class Cutter:
-    """Identifies source images and cuts them into layers, with one configuration."""
+    """Gives the layers of source images: segments and cuts them, with one configuration.
+
+    Attributes:
+      has_layers: whether layers are written.
+    """
 
     def __init__(self, config: SegmentConfig) -> None:
         self._seed, self.keeps_image_whole = config.grabcut_seed, config.keeps_image_whole
+        self.has_layers = not self.keeps_image_whole
         self.segmenter = find_segmenter(config.segmenter, config.segmenter_parameters)
         self._fingerprint, self._rules = config.fingerprint(), config.rules
         self._size: _Size = {
@@ -203,7 +215,7 @@ class Cutter:
         Returns:
           The identity; None if a content is not known.
         """
-        if isinstance(image, RecipeImage):
+        if image.digest:
             return Identity(image.digest, image.md5 or "")
         contents = contents_of(image)
         picture, boxes, mask = known = [each and know(each) for each in contents]
@@ -265,6 +277,64 @@ class Cutter:
             source.read_again()
         return cropped
 
+    def cut_background(self, source: SourceBytes) -> Pixels:
+        """Tiles the background of an accepted image or object, without segmenting it.
+
+        Returns (S, S, 3) uint8 RGB, where S is the side of the dataset's pictures in pixels. Raises
+        ValueError if there is no such object any more.
+        """
+        return cut_background(
+            source.image,
+            source.annotation,
+            source.mask,
+            number=source.number,
+            rules=self._rules,
+            **self._size,
+        )
+
+    def finished(self, image: SourceImage) -> list[MadeRow]:
+        """Makes the rows of an image of which all is known; returns none if it has to be cut."""
+        return []
+
+    def agrees(self, rows: Sequence[ImageRow], images: Sequence[SourceImage]) -> bool:
+        """Returns whether a shard's rows, which have its digest, are of the layers to be made."""
+        return True
+
+    def named_tars(
+        self, path: str, split: str, counts: ShardCounts, images: Sequence[SourceImage]
+    ) -> list[FileDigest]:
+        """Returns the tar of a shard's layers if the record names it although it is not written."""
+        return []
+
+
+class MaskCutter(Cutter):
+    """Gives the layers of a recipe's images: cuts them along its masks, and segments nothing."""
+
+    def __init__(self, config: SegmentConfig, recipe: Recipe) -> None:
+        super().__init__(config)
+        self.has_layers, self._recipe = recipe.has_layers, recipe
+        self.segmenter = find_segmenter("masks")
+
+    @override
+    def cut(self, source: SourceBytes) -> Iterator[Cut]:
+        """Cuts the object that the source is of.
+
+        Raises:
+          JobError: the recipe has no mask of it, or the layer is not the recipe's.
+        """
+        for _, row, mask in self._recipe.rows(source.mask or b""):
+            if (row.object or 0) == source.number:
+                if mask is None:
+                    raise JobError(f"{row.key} is selected, and the recipe has no mask of it")
+                layer = self._layer(source.location, source.image, row, mask)
+                yield Cut(layer=layer, number=source.number)
+
+    @override
+    def cut_background(self, source: SourceBytes) -> Pixels:
+        (layer,) = (cut.layer for cut in self.cut(source))
+        assert layer is not None
+        return layer.only_bg_t
+
     def cut_along(self, picture: bytes, row: ImageRow, mask: bytes) -> Layer | None:
         """Cuts a picture along the box and the mask that a recipe has for it.
 
@@ -287,20 +357,62 @@ class Cutter:
             return None
         return layer if layer_digest(layer) == row.layer_digest else None
 
-    def cut_background(self, source: SourceBytes) -> Pixels:
-        """Tiles the background of an accepted image or object, without segmenting it.
+    def _layer(self, location: Location, picture: bytes, row: ImageRow, mask: bytes) -> Layer:
+        layer = self.cut_along(picture, row, mask)
+        if layer is None:
+            raise self._recipe.other_layer(location)
+        return layer
 
-        Returns (S, S, 3) uint8 RGB, where S is the side of the dataset's pictures in pixels. Raises
-        ValueError if there is no such object any more.
+    @override
+    def finished(self, image: SourceImage) -> list[MadeRow]:
+        """Makes the rows from the recipe's, and cuts the image, which takes no longer than reading.
+
+        Raises:
+          JobError: the image gives another layer than the recipe's.
+          OSError: it cannot be read.
         """
-        return cut_background(
-            source.image,
-            source.annotation,
-            source.mask,
-            number=source.number,
-            rules=self._rules,
-            **self._size,
-        )
+        made: list[MadeRow] = []
+        picture = b""
+        for _, row, mask in self._recipe.rows_of(image):
+            files: dict[str, bytes] = {}
+            row = dataclasses.replace(row, source_digest=image.digest)
+            if row.status == ACCEPTED != image.status:  # Its picture lacks.
+                row = dataclasses.replace(row, status=image.status, **_NOTHING_CUT)
+            elif mask is not None and self.has_layers:
+                picture = picture or read_location(image.location)
+                row, files = with_layer(row, self._layer(image.location, picture, row, mask))
+            made.append((row, files))
+        return made
+
+    @override
+    def agrees(self, rows: Sequence[ImageRow], images: Sequence[SourceImage]) -> bool:
+        # The same source may give others, because another library cut them.
+        return {row.key: row.layer_digest for row in rows if row.status == ACCEPTED} == {
+            row.key: row.layer_digest
+            for image in images
+            if image.status == ACCEPTED
+            for _, row, _ in self._recipe.rows_of(image)
+            if row.status == ACCEPTED
+        }
+
+    @override
+    def named_tars(
+        self, path: str, split: str, counts: ShardCounts, images: Sequence[SourceImage]
+    ) -> list[FileDigest]:
+        manifest = self._recipe.manifest
+        if counts != manifest.shards.get(split) or any(i.lacks for i in recipe_images(images)):
+            return []
+        return [digest for digest in manifest.files if digest.path == path]
+
+
+def with_layer(row: ImageRow, layer: Layer) -> MadeRow:
+    """Adds to a row what a layer tells; returns it with the encoded files of the layer."""
+    return dataclasses.replace(
+        row,
+        box=list(layer.box),
+        fg_fraction=layer.fg_fraction,
+        layer_digest=layer_digest(layer),
+    ), encode_layer(layer)
 
 
 def announce() -> None:

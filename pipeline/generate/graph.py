@@ -15,7 +15,6 @@ import itertools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 import apache_beam as beam
 
@@ -24,7 +23,7 @@ from pipeline.dataset.records import DATA_FOLDERS, ShardCounts
 from pipeline.errors import UsageError, counted
 from pipeline.generate.commit import MoveFiles, finish_step, prepare_step
 from pipeline.generate.compose import ComposeShard
-from pipeline.generate.cut_source import Cutter
+from pipeline.generate.cut_source import MaskCutter
 from pipeline.generate.job import GenerateJob, JobStep
 from pipeline.generate.plan import PlanSplit
 from pipeline.generate.previous_layers import check_rebuild
@@ -41,7 +40,7 @@ from pipeline.generate.shard_elements import (
 from pipeline.inputs.image_manifest import ImageManifest
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.layout import list_images
-from pipeline.inputs.location import NOWHERE, read_location
+from pipeline.inputs.location import read_location
 from pipeline.inputs.packed import Packed
 from pipeline.inputs.source_images import Checksums, Content, FileIndex, SourceImage
 from pipeline.runtime.progress import count, timed
@@ -264,8 +263,9 @@ class IdentifySources(JobStep):
     @timed("list")
     def process(self, shard: SourceShard) -> list[SourceShard]:
         checksums = Checksums(self.layers.store, shard.totals.split, shard.shard)
-        recipe, cutter = self.job.recipe, Cutter(self.config.segment)
+        recipe = self.job.recipe
         assert recipe is not None
+        cutter = MaskCutter(self.config.segment, recipe)
 
         def has_md5(file: SourceImage, image: RecipeImage) -> bool:
             content = Content(file.location, None, file.md5, file.stamp)
@@ -275,7 +275,7 @@ class IdentifySources(JobStep):
             picture = read_location(file.location)
             is_its = all(
                 cutter.cut_along(picture, row, mask)
-                for _, row, mask in recipe.rows(image.place)
+                for _, row, mask in recipe.rows_of(image)
                 if mask
             )
             count("pictures_in_other_files", is_its)
@@ -283,8 +283,8 @@ class IdentifySources(JobStep):
 
         images = [image.found(has_md5).found(gives_layers) for image in recipe_images(shard.images)]
         checksums.save()
-        other = partial(replace, location=NOWHERE, files=(), lacks=str(Reason.SOURCE_DIFFERS))
-        return [replace(shard, images=Packed(other(i) if i.files else i for i in images))]
+        found = (i.lacking(Reason.SOURCE_DIFFERS) if i.files else i for i in images)
+        return [replace(shard, images=Packed(found))]
 
 
 class AcceptSources(JobStep):

@@ -10,6 +10,7 @@ from pipeline.dataset.manifest import NOTHING_STATED, About
 from pipeline.dataset.records import ShardCounts, Staging
 from pipeline.errors import UsageError
 from pipeline.generate.commit import STAGING
+from pipeline.generate.cut_source import Cutter, MaskCutter
 from pipeline.generate.recipe import Recipe
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.lists import KeyList, read_key_list
@@ -66,6 +67,11 @@ class GenerateJob:
                 if lists[-1].summary != getattr(self.config, name):
                     raise UsageError(f"--{name} {path} has changed since this run was started")
         return lists
+
+    def cutter(self) -> Cutter:
+        """Returns what gives the layers: the segmenter, or the masks of the recipe."""
+        segment = self.config.segment
+        return MaskCutter(segment, self.recipe) if self.recipe else Cutter(segment)
 
     def layer_staging(self) -> Staging:
         """Returns the staging folder of layers.

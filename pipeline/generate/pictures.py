@@ -22,7 +22,6 @@ from pipeline.dataset.sinks import (
 from pipeline.errors import JobError
 from pipeline.generate.cut_source import Cutter, SourceBytes, read_source
 from pipeline.generate.plan import PlannedImage
-from pipeline.generate.recipe import Recipe
 from pipeline.generate.scenes import DrawnScenes, Scene
 from pipeline.inputs.location import Location, changed, reads_ahead, shown
 from pipeline.storage.interface import REQUESTS_IN_FLIGHT, Files, read_ahead
@@ -41,9 +40,8 @@ from transforms.renderings import Rendering
 from transforms.taxonomy import imagenet_index
 from transforms.variants import Variant, VariantName, gaussian_noise
 
-ReadBackground = Pixels | Layer | SourceBytes
-"""A background: pixels of a scene, or of a tiled background from a tar; the layer whose hole is
-filled; or the bytes of the source image to cut it from with `LayerSource.cut_tiled`."""
+Background = Callable[[Rendering, "Fills"], Pixels]
+"""Returns a background that was read, in a rendering: (S, S, 3) uint8 RGB."""
 
 _Decoded = TypeVar("_Decoded")
 
@@ -76,7 +74,6 @@ class LayerSource:
     store: Store
     cutter: Cutter
     scenes: DrawnScenes | None = None
-    recipe: Recipe | None = None
     filled: Collection[str] = ()
     # Kept, like the files, because making them takes longer than a read from the system's cache.
     _paths: dict[str, str] = dataclasses.field(default_factory=dict, init=False)
@@ -87,8 +84,8 @@ class LayerSource:
 
     def layers(
         self, images: Sequence[SelectedImage]
-    ) -> Generator[tuple[SelectedImage, Layer, dict[VariantName, ReadBackground]], None, None]:
-        """Reads the layers of selected images, and the tiled backgrounds that were drawn for them.
+    ) -> Generator[tuple[SelectedImage, Layer, dict[VariantName, Background]], None, None]:
+        """Reads the layers of selected images, and the backgrounds that were drawn for them.
 
         Yields:
           (image, layer, backgrounds by mixed variant), in the order of the images.
@@ -98,35 +95,39 @@ class LayerSource:
             background that is cut again is not compared.
         """
         ahead = REQUESTS_IN_FLIGHT * self.store.is_remote
-        for image, (layer, backgrounds) in read_ahead(self._read, images, ahead):
-            if isinstance(layer, SourceBytes):
-                layer = self._cut(image.planned, layer)
-            yield image, layer, backgrounds
+        for image, (make_layer, backgrounds) in read_ahead(self._read, images, ahead):
+            yield image, make_layer(), backgrounds
 
     def _read(
         self, image: SelectedImage
-    ) -> tuple[Layer | SourceBytes, dict[VariantName, ReadBackground]]:
-        """Reads the layer of an image, or the bytes to cut it from, and its backgrounds."""
-        tar, drawn = image.planned.tar, image.backgrounds.items()
-        layer = self._recut(image.planned) if tar is None else self._layer(tar, image.row)
-        return layer, {
-            name: self._read_background(each, name.base in self.filled) for name, each in drawn
-        }
-
-    def _read_background(self, background: PlannedImage | Scene, is_filled: bool) -> ReadBackground:
-        if isinstance(background, Scene):
-            assert self.scenes is not None
-            return self.scenes.picture(background)
-        if background.tar is None:
-            cut = self._recut(background)
-            return cut.only_bg_t if isinstance(cut, Layer) else cut
-        if is_filled:
-            return self._layer(background.tar, background)
-        return self._decoded(
-            background.tar,
-            [(background.only_bg_t_offset, background.only_bg_t_length)],
-            decode_png,
+    ) -> tuple[Callable[[], Layer], dict[VariantName, Background]]:
+        """Reads an image's layer, or what it is cut from when it is called; and its backgrounds."""
+        planned = image.planned
+        layer = None if planned.tar is None else self._layer(planned.tar, image.row)
+        return (
+            functools.partial(self._cut, planned, _source(planned))
+            if layer is None
+            else lambda: layer,
+            {
+                name: self._background(each, name.base in self.filled)
+                for name, each in image.backgrounds.items()
+            },
         )
+
+    def _background(self, drawn: PlannedImage | Scene, is_filled: bool) -> Background:
+        if isinstance(drawn, Scene):
+            assert self.scenes is not None
+            picture = self.scenes.picture(drawn)
+        elif drawn.tar is None:
+            source = _source(drawn)
+            return lambda *_: self._tiled(source)
+        elif is_filled:
+            layer = self._layer(drawn.tar, drawn)
+            return lambda rendering, fills: fills.fill(rendering, drawn.key, layer)
+        else:
+            tiled = [(drawn.only_bg_t_offset, drawn.only_bg_t_length)]
+            picture = self._decoded(drawn.tar, tiled, decode_png)
+        return lambda *_: picture
 
     def _layer(self, tar: str, row: ImageRow | PlannedImage) -> Layer:
         """Reads the layer that a record row, or its columns in a plan, locate in a tar."""
@@ -135,22 +136,6 @@ class LayerSource:
         )
         if layer_digest(layer) != row.layer_digest:
             raise damaged_tar(self.store.path(tar), f"its layer of {row.key} is another")
-        return layer
-
-    def _recut(self, planned: PlannedImage) -> Layer | SourceBytes:
-        """Cuts the layer of an image along the recipe's mask, or reads the bytes to cut it from.
-
-        Raises JobError if the recipe has no mask of the image, or the layer is another.
-        """
-        if self.recipe is None:
-            return _source(planned, planned.mask)
-        if planned.mask is None:
-            raise JobError(f"{planned.key} is selected, and the recipe has no mask of it")
-        source, rows = _source(planned, None), self.recipe.rows(os.fsdecode(planned.mask))
-        row, mask = next((row, mask) for _, row, mask in rows if row.key == planned.key)
-        layer = self.cutter.cut_along(source.image, row, mask or b"")
-        if layer is None:
-            raise self.recipe.other_layer(source.location)
         return layer
 
     def _decoded(
@@ -190,7 +175,7 @@ class LayerSource:
         # The number depends on the storage of the input, which may differ from the dataset's.
         first = (Location.parse(os.fsdecode(image.planned.source)) for image in images[:1])
         ahead = reads_ahead(first)
-        for image, source in read_ahead(lambda image: _source(image.planned, None), images, ahead):
+        for image, source in read_ahead(lambda image: _source(image.planned), images, ahead):
             whole = self.cutter.crop(source)
             if whole.image is None or whole.digest != image.planned.layer_digest:
                 raise self._changed(source)
@@ -203,23 +188,19 @@ class LayerSource:
             f"{self.store.path('layers')} and run the same command again"
         )
 
-    def cut_tiled(self, source: SourceBytes) -> Pixels:
-        """Cuts a background again; returns (S, S, 3) uint8 RGB.
-
-        S is the side of the dataset's pictures in pixels. Raises JobError if the source image
-        cannot be cut any more.
-        """
+    def _tiled(self, source: SourceBytes) -> Pixels:
+        """Cuts a background again. Raises JobError if the image cannot be cut any more."""
         try:
             return self.cutter.cut_background(source)
         except ValueError as error:
             raise self._changed(source) from error
 
 
-def _source(planned: PlannedImage, its_mask: bytes | None) -> SourceBytes:
-    """Reads the files that an accepted image was cut from, and the mask at a location."""
+def _source(planned: PlannedImage) -> SourceBytes:
+    """Reads the files that an accepted image was cut from."""
     annotation, mask = (
         None if file is None else Location.parse(os.fsdecode(file))
-        for file in (planned.annotation, its_mask)
+        for file in (planned.annotation, planned.mask)
     )
     picture = Location.parse(os.fsdecode(planned.source))
     return read_source(picture, annotation, mask, planned.object or 0)
@@ -284,12 +265,11 @@ class Composer:
             for name in self.names:
                 variant, pairs = self.variants[name.variant], name.pairs
                 # Without a pair, an image is its own background.
-                background = backgrounds.get(pairs, layer)
-                if isinstance(background, SourceBytes):
-                    background = source.cut_tiled(background)
-                elif isinstance(background, Layer):
-                    key = (image.backgrounds.get(pairs) or image.row).key
-                    background = fills.fill(variant.rendering, key, background)
+                background = (
+                    backgrounds[pairs](variant.rendering, fills)
+                    if pairs in backgrounds
+                    else fills.fill(variant.rendering, image.row.key, layer)
+                )
                 pictures[name] = variant.compose(layer, background, noise)
             yield image, pictures
 

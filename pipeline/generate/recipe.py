@@ -33,6 +33,7 @@ from pipeline.inputs.location import (
     Location,
     column_chunks,
     open_parquet,
+    read_location,
     rows_of,
     shown,
 )
@@ -115,25 +116,27 @@ def row_group(path: str, sha256: str, number: int) -> pa.Table:
 class RecipeImage(SourceImage):
     """An image of a recipe. `location` is `NOWHERE` if its picture is missing or not needed.
 
+    Its mask holds its place in the recipe.
+
     Attributes:
-      source_digest: its column in the record; `md5` is its `source_md5`.
-      place: where its rows are in the recipe: row group, number of the first, number of rows.
-      status: `accepted` if any row is, else that of the first row.
+      is_needed: whether its picture must be there.
       files: the pictures of the input that have its key.
-      lacks: why its picture is missing, a `Reason`; else "".
     """
 
-    source_digest: str
-    place: str
-    status: str
     is_needed: bool
     files: tuple[SourceImage, ...] = ()
-    lacks: str = ""
 
     @property
-    def digest(self) -> str:
-        """The source digest; a different one if the picture is missing."""
-        return fingerprint(self.source_digest, self.lacks) if self.lacks else self.source_digest
+    def lacks(self) -> str:
+        """Why its picture is missing, a `Reason`; else ""."""
+        return self.status if self.is_needed and self.status != ACCEPTED else ""
+
+    def lacking(self, reason: Reason) -> Self:
+        """Returns the image without a picture, and so with another digest."""
+        digest = fingerprint(self.digest, str(reason))
+        return dataclasses.replace(
+            self, location=NOWHERE, files=(), status=str(reason), digest=digest
+        )
 
     def found(self, is_its: Callable[[SourceImage, Self], bool]) -> Self:
         """Returns the image at the first of its files that is its picture; itself if none is."""
@@ -265,9 +268,9 @@ class Recipe:
                         wnid=row.wnid or "",
                         label=OUTSIDE if row.label is None else row.label,
                         group=row.group or "",
-                        source_digest=row.source_digest or "",
+                        digest=row.source_digest or "",
                         md5=row.source_md5,
-                        place=f"{group}:{first}:{len(rows)}",
+                        mask=Location(text=f"{group}:{first}:{len(rows)}"),
                         status=min(
                             (each.row.status for each in rows), key=lambda one: one != ACCEPTED
                         ),
@@ -300,36 +303,25 @@ class Recipe:
             count("pictures_not_in_recipe", each.key not in files)
             files.get(each.key, []).append(each)
         listed = tuple(
-            dataclasses.replace(
-                image,
-                location=next((file.location for file in files[image.key]), NOWHERE),
-                files=tuple(files[image.key]),
-                lacks="" if files[image.key] else str(Reason.MISSING_SOURCE),
-            )
-            if image.is_needed
-            else image
+            image
+            if not image.is_needed
+            else dataclasses.replace(image, location=found[0].location, files=tuple(found))
+            if (found := files[image.key])
+            else image.lacking(Reason.MISSING_SOURCE)
             for image in images
         )
         unmatched = self.manifest.unmatched.get(layout.split, "")
         return listed, {**told, "outside": told["outside_taxonomy"]}, unmatched
 
-    def rows(self, place: str) -> list[RecipeRow]:
-        """Returns the rows of an image by its place, which is also the `mask` of its sources."""
-        group, first, number = map(int, place.split(":"))
+    def rows(self, place: bytes) -> list[RecipeRow]:
+        """Returns the rows of an image by the content of its mask."""
+        group, first, number = map(int, place.split(b":"))
         table = row_group(self.path, self.sha256, group).slice(first, number)
         return list(map(self._row, table.to_pylist()))
 
-    def sources(self, images: Iterable[RecipeImage]) -> dict[str, SourceImage]:
-        """Returns the source image of each accepted row of some images, by the row's key.
-
-        Its mask is the image's place, None if the row has no mask.
-        """
-        return {
-            row.key: dataclasses.replace(image, mask=Location(image.place) if mask else None)
-            for image in images
-            for _, row, mask in self.rows(image.place)
-            if row.status == ACCEPTED
-        }
+    def rows_of(self, image: SourceImage) -> list[RecipeRow]:
+        """Returns the rows of an image."""
+        return self.rows(read_location(image.mask or NOWHERE))
 
     def _row(self, values: Row) -> RecipeRow:
         columns: Row = {name: values.get(name) for name in RECORD_SCHEMA.names}

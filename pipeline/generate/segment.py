@@ -25,30 +25,28 @@ from pipeline.dataset.records import (
     count_sources,
     layer_tar,
 )
-from pipeline.dataset.sinks import TarWriter, add_layer, encode_layer, layer_digest
+from pipeline.dataset.sinks import TarWriter, add_layer
 from pipeline.generate.cut_source import (
     Cutter,
     Identity,
+    MadeRow,
     SourceBytes,
     contents_of,
     printable,
     reject_by_name,
+    with_layer,
 )
 from pipeline.generate.job import JobStep
 from pipeline.generate.previous_layers import PreviousLayers, Survey
-from pipeline.generate.recipe import CUT_COLUMNS, Recipe, RecipeImage, recipe_images
 from pipeline.generate.shard_elements import SourceShard, pack_sources
-from pipeline.inputs.location import read_location, reads_ahead
+from pipeline.inputs.location import reads_ahead
 from pipeline.inputs.source_images import Checksums, SourceImage
 from pipeline.runtime.progress import Tally, count_shard, timed
 from pipeline.storage.interface import read_ahead
 from pipeline.storage.store import FileDigest, HashingFile
 from transforms.cutting import Cut
 from transforms.filters import Reason, is_valid_key
-from transforms.layers import Layer
 from transforms.taxonomy import OUTSIDE
-
-_NOTHING_CUT: dict[str, Any] = dict.fromkeys((*CUT_COLUMNS, "layer_digest"))
 
 
 class SegmentShard(JobStep):
@@ -65,28 +63,23 @@ class SegmentShard(JobStep):
     @timed("segment")
     def process(self, shard: SourceShard) -> list[SourceShard]:
         split = shard.totals.split
-        found, recipe = Survey(self.layers, self.config, shard, may_read=True), self.job.recipe
-        rows, images = found.read_rows(), recipe_images(found.images)
+        found, cutter = Survey(self.layers, self.config, shard, may_read=True), self.job.cutter()
+        rows = found.read_rows()
         tally = Tally(self.job.progress, "segment", f"{split}-{shard.shard:05d}")
-        if (
-            found.record is None
-            or rows is None
-            or (recipe is not None and not _agree(rows, images, recipe))
-        ):
+        if found.record is None or rows is None or not cutter.agrees(rows, found.images):
             is_new = True
-            record, rows = self._make(shard, found, tally)
+            record, rows = self._make(shard, found, cutter, tally)
         else:
             is_new = tally.load()
             record = self.layers.with_record(found.record, found.path, len(rows))
         count_shard("source_shards", record.files, is_new=is_new)
         tally.end()
-        if recipe is None:  # Else the pictures were identified before.
+        if self.job.recipe is None:  # Else the pictures were identified before.
             found.checksums.save()
         tally.note_done(len(found.images))
         has_layers = layer_tar(split, shard.shard) in record.locations
         # Among images of the same key, it is the first, because the others are rejected.
         by_key = {image.key: image for image in reversed(found.images)}
-        sources = recipe.sources(images) if recipe else {}
         return [
             dataclasses.replace(
                 shard,
@@ -95,7 +88,7 @@ class SegmentShard(JobStep):
                 record=record,
                 sources=b""
                 if has_layers
-                else pack_sources(rows, lambda row: sources.get(row.key) or by_key[row.source_key]),
+                else pack_sources(rows, lambda row: by_key[row.source_key]),
             )
         ]
 
@@ -103,10 +96,11 @@ class SegmentShard(JobStep):
         self,
         shard: SourceShard,
         found: Survey,
+        cutter: Cutter,
         tally: Tally,
     ) -> tuple[Record, list[ImageRow]]:
         """Writes the layers and then the record; returns the record and its rows."""
-        split, cutter, recipe = shard.totals.split, found.cutter, self.job.recipe
+        split = shard.totals.split
         counts = self.job.previous.get(split, shard.totals.counts)
         previous = PreviousLayers(self.layers.store, split, counts)
         tar_path = layer_tar(split, shard.shard)
@@ -114,14 +108,11 @@ class SegmentShard(JobStep):
         preceding = (None, *found.images)[: len(found.images)]
         images = zip(found.images, found.identities, preceding, strict=True)
         ahead = reads_ahead(image.location for image in found.images)
-        read = (
-            functools.partial(_read_and_cut, cutter, recipe)
-            if recipe
-            else functools.partial(_read, previous, found, self.config.segment.objects == "each")
-        )
+        by_object = self.config.segment.objects == "each"
+        read = functools.partial(_read, cutter, previous, found, by_object)
         reading = read_ahead(read, images, ahead)
         writing: contextlib.AbstractContextManager[HashingFile | None] = contextlib.nullcontext()
-        if not cutter.keeps_image_whole and (recipe is None or recipe.has_layers):
+        if cutter.has_layers:
             writing = self.layers.store.create(self.layers.staged(tar_path))
         with writing as file, contextlib.closing(reading):
             tar = None if file is None else TarWriter(file)
@@ -137,33 +128,15 @@ class SegmentShard(JobStep):
         if file is not None:
             accepted = sum(row.status == ACCEPTED for row in rows)
             files.append(FileDigest(tar_path, file.size, file.sha256, accepted))
-        elif (
-            recipe is not None
-            and shard.totals.counts == recipe.manifest.shards.get(split)
-            and not any(image.lacks for image in recipe_images(found.images))
-        ):
-            files += [digest for digest in recipe.manifest.files if digest.path == tar_path]
+        else:
+            files += cutter.named_tars(tar_path, split, shard.totals.counts, found.images)
         rows.sort(key=operator.attrgetter("rank"))
         table = pa.Table.from_pylist(list(map(vars, rows)), RECORD_SCHEMA)
         tally.note()
         record = self.layers.write(found.path, table, cutter.identify_shard(digests), files)
-        if file is None:  # A tar that a recipe names is missing.
+        if file is None:  # A tar that is only named is missing.
             record = dataclasses.replace(record, locations={found.path: record.path})
         return record, rows
-
-
-def _agree(rows: list[ImageRow], images: list[RecipeImage], recipe: Recipe) -> bool:
-    """Returns whether existing rows have the recipe's layers.
-
-    The same source may give others, because another library cut them.
-    """
-    return {row.key: row.layer_digest for row in rows if row.status == ACCEPTED} == {
-        row.key: row.layer_digest
-        for image in images
-        if not image.lacks
-        for _, row, _ in recipe.rows(image.place)
-        if row.status == ACCEPTED
-    }
 
 
 class _ReadImage(NamedTuple):
@@ -178,12 +151,13 @@ class _ReadImage(NamedTuple):
 
     digest: str
     row: ImageRow
-    finished: list[tuple[ImageRow, dict[str, bytes]]]
+    finished: list[MadeRow]
     source: SourceBytes | None = None
     fate: str = "images_kept"
 
 
 def _read(
+    cutter: Cutter,
     previous: PreviousLayers,
     found: Survey,
     by_object: bool,
@@ -195,6 +169,9 @@ def _read(
       item: (image, its identity or None if not known, the image before it in the shard or None).
     """
     image, identity, preceding = item
+    if finished := cutter.finished(image):
+        fate = "images_cut" if any(files for _, files in finished) else "images_kept"
+        return _ReadImage(image.digest, finished[-1][0], finished, fate=fate)
     rejected, source = reject_by_name(image, preceding), None
     if identity is None:
         if rejected is None:
@@ -227,44 +204,13 @@ def _read(
     return _ReadImage(identity.digest, row, kept, source)
 
 
-def _read_and_cut(
-    cutter: Cutter,
-    recipe: Recipe,
-    item: tuple[SourceImage, Identity | None, SourceImage | None],
-) -> _ReadImage:
-    """Reads a recipe's image and cuts it along its masks, which takes no longer than reading."""
-    (image,) = recipe_images(item[:1])
-    finished: list[tuple[ImageRow, dict[str, bytes]]] = []
-    picture = b""
-    for _, row, mask in recipe.rows(image.place):
-        files: dict[str, bytes] = {}
-        row = dataclasses.replace(row, source_digest=image.digest)
-        if image.lacks and row.status == ACCEPTED:
-            row = dataclasses.replace(row, status=image.lacks, **_NOTHING_CUT)
-        elif mask is not None and recipe.has_layers:
-            picture = picture or read_location(image.location)
-            layer = cutter.cut_along(picture, row, mask)
-            if layer is None:
-                raise recipe.other_layer(image.location)
-            row, files = _with_layer(row, layer)
-        finished.append((row, files))
-    return _ReadImage(
-        image.digest,
-        finished[-1][0],
-        finished,
-        fate="images_cut" if picture else "images_kept",
-    )
-
-
 def _read_source(image: SourceImage, checksums: Checksums) -> SourceBytes:
     picture, *others = contents_of(image)
     annotation, mask = (each and checksums.read(each)[0] for each in others)
     return SourceBytes(checksums.read(picture)[0], annotation, mask, location=image.location)
 
 
-def _rows(
-    cutter: Cutter, image: _ReadImage, tally: Tally
-) -> Iterator[tuple[ImageRow, dict[str, bytes]]]:
+def _rows(cutter: Cutter, image: _ReadImage, tally: Tally) -> Iterator[MadeRow]:
     """Yields the record rows of an image: one row, or one for each object.
 
     Each row comes with the encoded files of its layer, which are empty if it has none. The
@@ -299,18 +245,8 @@ def _rows(
         if cut.layer is None:
             yield row, {}
             continue
-        yield _with_layer(row, cut.layer)
+        yield with_layer(row, cut.layer)
     tally.counts["images_segmented"] += is_segmented
-
-
-def _with_layer(row: ImageRow, layer: Layer) -> tuple[ImageRow, dict[str, bytes]]:
-    """Adds to a row what a layer tells; returns it with the encoded files of the layer."""
-    return dataclasses.replace(
-        row,
-        box=list(layer.box),
-        fg_fraction=layer.fg_fraction,
-        layer_digest=layer_digest(layer),
-    ), encode_layer(layer)
 
 
 def _completed(row: ImageRow, result: Cut, **columns: Any) -> ImageRow:

@@ -17,6 +17,7 @@ from pipeline.dataset.folder import sample_digests
 from pipeline.dataset.records import ACCEPTED, ImageRow, Record, Row, ShardCounts, layer_tar
 from pipeline.errors import JobError
 from pipeline.generate.scenes import SceneTable
+from pipeline.inputs.location import Location
 from pipeline.inputs.packed import Packed
 from pipeline.inputs.source_images import SourceImage
 
@@ -211,13 +212,15 @@ def pack_sources(rows: list[ImageRow], source_of: Callable[[ImageRow], SourceIma
     """
     accepted = (source_of(row) for row in rows if row.status == ACCEPTED)
     files = (
-        {"source": image.location, "annotation": image.annotation, "mask": image.mask}
+        # A text that is empty stands for a picture that no layer needs.
+        {
+            "source": image.location if image.location.line else Location(text=""),
+            "annotation": image.annotation,
+            "mask": image.mask,
+        }
         for image in accepted
     )
-    encoded = [
-        {n: os.fsencode(p.line) if p and p.line else None for n, p in each.items()}
-        for each in files
-    ]
+    encoded = [{n: os.fsencode(p.line) if p else None for n, p in each.items()} for each in files]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, SOURCE_SCHEMA) as stream:
         stream.write_table(pa.Table.from_pylist(encoded, SOURCE_SCHEMA))

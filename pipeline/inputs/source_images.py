@@ -232,6 +232,8 @@ class SourceImage:
       fault: why the class is unknown, if it should be known; else "".
       group: name of a group of images that share a scene, so that no image of the group becomes the
         background of another; "" for no group.
+      status: `accepted`, or the `Reason` of the rejection, if a recipe tells it; else "".
+      digest: identifies what its row and layer depend on, if a recipe tells it; else "".
     """
 
     key: str
@@ -248,6 +250,8 @@ class SourceImage:
     mask_md5: str | None = None
     group: str = ""
     fault: str = ""
+    status: str = ""
+    digest: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

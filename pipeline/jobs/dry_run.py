@@ -30,7 +30,7 @@ from pipeline.dataset.records import ACCEPTED, ShardCounts
 from pipeline.errors import JobError, ModelError, counted
 from pipeline.evaluate.planned import PlannedAnalysis
 from pipeline.generate.compose import ComposeShard
-from pipeline.generate.cut_source import Cutter, announce
+from pipeline.generate.cut_source import announce
 from pipeline.generate.graph import IdentifySources
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.plan import PlanSplit
@@ -140,8 +140,7 @@ def run_trial(job: GenerateJob, images: Sequence[SourceImage], folder: str) -> T
     totals = SplitTotals("trial", ShardCounts(len(images), 1), len(images), 0, 0)
     segment, compose = SegmentShard(job), ComposeShard(job)
     segment.setup()
-    if job.recipe is None:
-        Cutter(job.config.segment).segmenter.prepare(announce)
+    job.cutter().segmenter.prepare(announce)
     segmented: list[SourceShard] = []
     seconds = []
     for number, image in enumerate(images):

@@ -20,7 +20,6 @@ from pipeline.generate.graph import deal_guarded, list_split, refuse_lacking
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.plan import group_numbers
 from pipeline.generate.previous_layers import PreviousLayers, Survey
-from pipeline.generate.recipe import RecipeImage
 from pipeline.generate.shard_elements import SplitTotals, make_shards
 from pipeline.inputs.location import read_location
 from pipeline.inputs.source_images import SourceImage
@@ -215,7 +214,7 @@ def _has_partner(images: Sequence[SourceImage], config: DatasetConfig) -> tuple[
 
 def _reject_by_annotation(image: SourceImage, config: SegmentConfig) -> Reason | None:
     """Returns why an image will be rejected, if its annotation or the lack of a file shows it."""
-    if config.keeps_image_whole or isinstance(image, RecipeImage):  # Neither needs an annotation.
+    if config.keeps_image_whole or image.status:  # Neither needs an annotation.
         return None
     if takes_masks(config.segmenter):
         if image.mask is None:
