@@ -5,16 +5,18 @@ Source: paper sections 3 and 4 and appendix (per-image decomposition).
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.intervals import benjamini_hochberg, t_p_value
+from transforms.intervals import benjamini_hochberg, holm, t_p_value
 from transforms.taxonomy import OUTSIDE
 from transforms.two_way import (
     Floats,
     Roles,
     difference_interval,
+    p_value,
     share_interval,
     smallest_difference,
 )
@@ -304,6 +306,86 @@ def bg_gap(mixed_same: Correct, mixed_rand: Correct, roles: Roles) -> Gap:
         mixed_rand=float(mixed_rand.mean()),
         seed_sd=float(by_replicate.std(ddof=1)) if len(mixed_same) > 1 else None,
     )
+
+
+class ComparedGaps(NamedTuple):
+    """BG-Gap in k renderings of the same pictures, and how it differs from that in the first.
+
+    Attributes:
+      mixed_same, mixed_rand: (k,) accuracies.
+      gap, ci_low, ci_high: (k,) gaps with their two-way 95 % intervals.
+      difference, difference_low, difference_high: (k - 1,) what the others exceed the first by, in
+        the same way.
+      p_adjusted: (k - 1,) p values of the differences, with Holm's adjustment.
+    """
+
+    mixed_same: Floats
+    mixed_rand: Floats
+    gap: Floats
+    ci_low: Floats
+    ci_high: Floats
+    difference: Floats
+    difference_low: Floats
+    difference_high: Floats
+    p_adjusted: Floats
+
+
+def compare_gaps(correct: Correct | Floats, is_same: Correct, roles: Roles) -> ComparedGaps:
+    """Compares BG-Gap in renderings of the same p pictures.
+
+    Args:
+      correct: (k, p), see `gaps_of_pictures`.
+      is_same: (p,), see `gaps_of_pictures`.
+      roles: units of the pictures' foregrounds and backgrounds.
+
+    >>> correct = np.asarray([[True, True, False, True], [True, True, False, False]])
+    >>> roles = Roles.from_units(np.asarray([0, 1, 0, 1]), np.asarray([0, 1, 2, 3]))
+    >>> compared = compare_gaps(correct, np.asarray([True, True, False, False]), roles)
+    >>> compared.gap.tolist(), compared.difference.tolist()
+    ([0.5, 1.0], [0.5])
+    """
+    gap, contributions = gaps_of_pictures(correct, is_same)
+    estimates = np.stack([gap, gap - gap[0]])
+    spread = roles.spread(np.stack([contributions, contributions - contributions[0]]))
+    low, high = difference_interval(estimates, spread)
+    return ComparedGaps(
+        mixed_same=correct[:, is_same].mean(axis=-1),
+        mixed_rand=correct[:, ~is_same].mean(axis=-1),
+        gap=gap,
+        ci_low=low[0],
+        ci_high=high[0],
+        difference=estimates[1, 1:],
+        difference_low=low[1, 1:],
+        difference_high=high[1, 1:],
+        p_adjusted=holm(p_value(estimates, spread)[1, 1:]),
+    )
+
+
+def sd_of_draws(correct: Correct | Floats) -> Floats:
+    """Computes the standard deviation of BG-Gap over at least two draws of backgrounds.
+
+    Args:
+      correct: (k, 2 * draws, n) of k renderings, in which the draws of `mixed_same` come first.
+
+    Returns:
+      (k,) float64.
+
+    >>> sd_of_draws(np.asarray([[[1.0, 1.0], [0.5, 0.5], [0.0, 0.0], [0.5, 0.5]]])).round(4)
+    array([0.7071])
+    """
+    same, rand = np.split(correct.mean(axis=-1), 2, axis=1)
+    deviations: Floats = (same - rand).std(axis=1, ddof=1)
+    return deviations
+
+
+def thirds(values: Floats) -> NDArray[np.int64]:
+    """Returns the third that each of n values lies in, (n,): 0 for the least, 1 or 2.
+
+    >>> thirds(np.asarray([0.1, 0.9, 0.5, 0.5, 0.2, 0.8])).tolist()
+    [0, 2, 1, 1, 0, 2]
+    """
+    edges = np.quantile(values, [1 / 3, 2 / 3]) if len(values) else values
+    return np.searchsorted(edges, values)
 
 
 def relative_foreground_sensitivity(

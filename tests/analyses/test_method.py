@@ -40,7 +40,7 @@ from pipeline.evaluate.predictions import EvalImages, read_predictions
 from pipeline.evaluate.results import ModelRun, read_results
 from pipeline.generate.composed import ComposedDataset
 from pipeline.report.write import gather
-from transforms.analysis import bg_gap, gaps_of_pictures
+from transforms.analysis import bg_gap, compare_gaps, gaps_of_pictures, sd_of_draws
 from transforms.codec import decode_image
 from transforms.intervals import holm
 from transforms.renderings import RENDERINGS
@@ -295,7 +295,15 @@ def test_gaps_of_all_pictures_are_bg_gaps(seed: int, replicates: int, images: in
     gap, contributions = gaps_of_pictures(correct, is_same)
     foregrounds = np.tile(np.arange(images), 2 * replicates)
     roles = Roles.from_units(foregrounds, rng.integers(0, images, correct.size))
-    assert bg_gap(same, rand, roles).gap == gap
+    whole = bg_gap(same, rand, roles)
+    assert whole.gap == gap
+    compared = compare_gaps(np.stack([correct, ~correct, correct]), is_same, roles)
+    first = [float(column[0]) for column in compared[:5]]
+    assert first == [whole.mixed_same, whole.mixed_rand, whole.gap, whole.low, whole.high]
+    np.testing.assert_allclose(compared.difference, [-2 * gap, 0], atol=1e-12)
+    if replicates > 1:
+        both = np.concatenate([same, rand])
+        assert sd_of_draws(np.stack([both, ~both])) == pytest.approx(whole.seed_sd)
     assert contributions.sum() == pytest.approx(0)
     # In any order, and several renderings at once.
     order = rng.permutation(correct.size)

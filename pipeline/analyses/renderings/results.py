@@ -27,12 +27,12 @@ from pipeline.evaluate.predictions import (
 from pipeline.evaluate.results import ModelRun, PicturesResult, RunSettings, pick
 from pipeline.evaluate.tables import OfModel, RunColumns, Table
 from pipeline.storage.state_files import read_table
-from transforms.analysis import gaps_of_pictures
+from transforms.analysis import compare_gaps, sd_of_draws, thirds
 from transforms.estimates import Estimate, estimate_of
-from transforms.intervals import CONFIDENCE, holm
+from transforms.intervals import CONFIDENCE
 from transforms.renderings import AGAINST, COMMON, GAPS, PAPER_RENDERING
 from transforms.scoring import LABEL_RULES
-from transforms.two_way import difference_interval, p_value
+from transforms.two_way import Floats
 from transforms.variants import VariantName, with_replicates
 
 PAIRS = ("mixed_same", "mixed_rand")
@@ -202,7 +202,7 @@ def mean_of_models(
     if len(models) < 2 or len({pick(RunSettings, one.evaluation) for one in models.values()}) > 1:
         return None
     compare = functools.partial(
-        method_rows,
+        rendering_rows,
         dataset,
         replicates=results[0].rows[0].replicates,
         renderings={row.rendering: row.of for row in results[0].own_rows},
@@ -225,7 +225,7 @@ def mean_of_models(
     )
 
 
-def method_rows(
+def rendering_rows(
     dataset: Dataset,
     runs: Sequence[ModelRun],
     replicates: int,
@@ -264,22 +264,8 @@ def method_rows(
         ]
         for each in renderings
     ]
-    shares = {
-        row["key"]: (x1 - x0) * (y1 - y0) / dataset.manifest.config.segment.image_size**2
-        for row in selected_rows(dataset, runs[0].evaluation.split)
-        for x0, y0, x1, y1 in [row["box"]]
-    }
-    holes_of = {
-        (row["variant"], row["fg_key"]): shares[row["bg_key"]]
-        for row in tables[0]
-        .filter(pc.is_in(tables[0]["variant"].cast(pa.string()), pa.array(list(map(str, first)))))
-        .select(["variant", "fg_key", "bg_key"])
-        .to_pylist()
-    }
-    holes = np.asarray(
-        [holes_of[str(name), key] for name in first for key in images.keys.to_pylist()]
-    )
-    thirds = np.searchsorted(np.quantile(holes, [1 / 3, 2 / 3]), holes) if len(holes) else holes
+    shares = _shares_of_holes(dataset, runs[0].evaluation.split, tables[0], first, images)
+    third_of, is_same = thirds(shares), np.arange(len(shares)) < len(shares) // 2
     models = [
         predictions_in_table(
             table, images, [name for each in names for name in each], tuple(LABEL_RULES)
@@ -288,36 +274,27 @@ def method_rows(
     ]
     for rule, predictions in models[0].by_rule.items():
         # By rendering, draw and image.
-        of_draws = np.mean(
+        correct = np.mean(
             [
                 [[one.by_rule[rule].correct(name) for name in each] for each in names]
                 for one in models
             ],
             axis=0,
         )
-        same, rand = np.split(of_draws.mean(axis=-1), 2, axis=1)
-        all_roles = picture_roles(predictions.bg_units, images, first)
+        seed_sd = sd_of_draws(correct) if replicates > 1 else None
+        pictures, roles = (
+            correct.reshape(len(names), -1),
+            picture_roles(predictions.bg_units, images, first),
+        )
         for third, hole in enumerate(HOLES, start=-1):
-            chosen = (thirds == third) | (third < 0)
-            correct, roles = of_draws.reshape(len(names), -1)[:, chosen], all_roles.select(chosen)
-            is_same = np.flatnonzero(chosen) < len(chosen) // 2
-            if len(np.unique(is_same)) < 2:
+            chosen = (third_of == third) | (third < 0)
+            if len(np.unique(is_same[chosen])) < 2:
                 continue
-            gap, contributions = gaps_of_pictures(correct, is_same)
-            # The gaps, and their differences from the first.
-            estimates = np.stack([gap, gap - gap[0]])
-            spread = roles.spread(np.stack([contributions, contributions - contributions[0]]))
-            low, high = difference_interval(estimates, spread)
+            compared = compare_gaps(pictures[:, chosen], is_same[chosen], roles.select(chosen))
+            # The first is not compared.
             columns = {
-                "mixed_same": correct[:, is_same].mean(axis=-1).tolist(),
-                "mixed_rand": correct[:, ~is_same].mean(axis=-1).tolist(),
-                "gap": gap.tolist(),
-                "ci_low": low[0].tolist(),
-                "ci_high": high[0].tolist(),
-                "difference": [None, *estimates[1, 1:].tolist()],
-                "difference_low": [None, *low[1, 1:].tolist()],
-                "difference_high": [None, *high[1, 1:].tolist()],
-                "p_adjusted": [None, *holm(p_value(estimates, spread)[1, 1:]).tolist()],
+                column: [*[None] * (len(names) - len(values)), *values.tolist()]
+                for column, values in compared._asdict().items()
             }
             for position, (name, of) in enumerate(renderings.items()):
                 yield RenderingRow(
@@ -325,12 +302,29 @@ def method_rows(
                     rendering=name,
                     of=of,
                     hole=hole,
-                    hole_low=None if name == AGAINST else float(holes[chosen].min()),
-                    hole_high=None if name == AGAINST else float(holes[chosen].max()),
+                    hole_low=None if name == AGAINST else float(shares[chosen].min()),
+                    hole_high=None if name == AGAINST else float(shares[chosen].max()),
                     **{column: values[position] for column, values in columns.items()},
                     replicates=replicates,
-                    seed_sd=float((same - rand)[position].std(ddof=1))
-                    if replicates > 1 and third < 0
-                    else None,
-                    pictures=len(is_same),
+                    seed_sd=None if seed_sd is None or third >= 0 else float(seed_sd[position]),
+                    pictures=int(chosen.sum()),
                 )
+
+
+def _shares_of_holes(
+    dataset: Dataset, split: str, table: pa.Table, variants: Sequence[VariantName], images: EvalImages
+) -> Floats:
+    """Returns the share of each picture that the box of its background covers, by variant."""
+    shares = {
+        row["key"]: (x1 - x0) * (y1 - y0) / dataset.manifest.config.segment.image_size**2
+        for row in selected_rows(dataset, split)
+        for x0, y0, x1, y1 in [row["box"]]
+    }
+    names = list(map(str, variants))
+    share_of = {
+        (row["variant"], row["fg_key"]): shares[row["bg_key"]]
+        for row in table.filter(pc.is_in(table["variant"].cast(pa.string()), pa.array(names)))
+        .select(["variant", "fg_key", "bg_key"])
+        .to_pylist()
+    }
+    return np.asarray([share_of[name, key] for name in names for key in images.keys.to_pylist()])

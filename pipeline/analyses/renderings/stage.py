@@ -15,7 +15,7 @@ from pipeline.analyses.renderings.results import (
     HOLES,
     PAIRS,
     RenderingsResult,
-    method_rows,
+    rendering_rows,
     stored_pairs,
 )
 from pipeline.dataset.config import ComposeConfig
@@ -127,10 +127,10 @@ class PlannedRenderings(PlannedAnalysis):
             VariantName.parse(entry).rendering or PAPER_RENDERING: entry.partition("=")[2]
             for entry in self.compose.variants
         }
-        rows = [*method_rows(dataset, [run], replicates, renderings)]
+        rows = [*rendering_rows(dataset, [run], replicates, renderings)]
         if composed.other:
             of = dict.fromkeys((COMMON, AGAINST), composed.other.manifest.fingerprint)
-            common = method_rows(dataset, [run], replicates, of, composed.images[AGAINST].keys)
+            common = rendering_rows(dataset, [run], replicates, of, composed.images[AGAINST].keys)
             rows += (row for row in common if row.hole == HOLES[0])
         write_result(
             store,
