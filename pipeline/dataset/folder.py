@@ -137,11 +137,7 @@ class Dataset:
         The files are of the format that this class reads: Parquet if there is any.
         """
         paths = (self._file(variant, split, shard) for variant in variants)
-        return [self._digests[path] for path in paths if path in self._digests]
-
-    def keys_with(self, variant: VariantName, keys: frozenset[str]) -> frozenset[str]:
-        """Returns those of the selected images with these keys that have a picture of a variant."""
-        return keys
+        return [self.digests[path] for path in paths if path in self.digests]
 
     def pictures(self, split: str, shard: int) -> int:
         """Counts a shard's pictures that models are evaluated on, over all variants."""
@@ -200,7 +196,7 @@ class Dataset:
             for piece in read(store):
                 yield piece
                 count += len(piece) if isinstance(piece, pa.Table) else 1
-            file = self._digests.get(path)
+            file = self.digests.get(path)
             # An empty tar has no file, so the manifest does not list it.
             listed = file.samples if file else 0
             if count != listed:
@@ -213,7 +209,7 @@ class Dataset:
         A process does so once for each file. It reads a file on this machine twice then, the second
         time from the system's cache, and downloads an object once, to a temporary folder.
         """
-        file, store = self._digests.get(path), self.store
+        file, store = self.digests.get(path), self.store
         with contextlib.ExitStack() as stack:
             if file is not None and (store.path(path), file.sha256) not in _verified:
                 if store.is_remote:
@@ -270,7 +266,7 @@ class Dataset:
         Raises JobError if the file is missing, or has changed since it was committed.
         """
         path = index_file(split, shard, self.manifest.shards[split].output)
-        if path not in self._digests or not self.store.exists(path):
+        if path not in self.digests or not self.store.exists(path):
             raise self._changed(path)
         with self._verified(path) as store:
             return parse_parquet(store, path, lambda source: read_small(source, columns))
@@ -292,7 +288,8 @@ class Dataset:
                     break
 
     @functools.cached_property
-    def _digests(self) -> dict[str, FileDigest]:
+    def digests(self) -> dict[str, FileDigest]:
+        """What the manifest says of each file, by path."""
         return {file.path: file for file in self.manifest.files}
 
     def _file(self, variant: VariantName, split: str, shard: int) -> str:

@@ -229,11 +229,15 @@ class PredictShards(AnalysisOfModel):
             device,
             fingerprints=self._by_variant(number),
             kept=self._read_kept(number),
-            tested=tested,
+            tested={name: self.keys_with(name, tested) for name in self._by_variant(number)},
             probed=pa.array(sorted(keys_to_keep(tested, len(shards))), pa.string()),
             outputs=labels_of_answers(run.answers, run.num_outputs, self._dataset.taxonomy),
             tables={variant: [] for variant in self._by_variant(number)},
         )
+
+    def keys_with(self, variant: VariantName, tested: frozenset[str]) -> frozenset[str]:
+        """Returns those of the tested images of a shard that have a picture of a variant."""
+        return tested
 
     def _read_kept(self, shard: int) -> dict[VariantName, pa.Table]:
         """Reads, by variant, the valid predictions of an earlier, perhaps killed, evaluation."""
@@ -257,6 +261,7 @@ class _ShardInProgress:
       fingerprints: values of the column `of` by variant, from `prediction_fingerprints`.
       kept: by variant, the predictions of an earlier evaluation that are still valid.
       probed: keys of the images whose logits on backgrounds are stored.
+      tested: by variant, the keys of the images to test on.
       outputs: superclasses of the model's answers, from `labels_of_answers`.
       tables: by variant, the predictions that were added so far.
     """
@@ -267,7 +272,7 @@ class _ShardInProgress:
     device: str
     fingerprints: Mapping[VariantName, str]
     kept: Mapping[VariantName, pa.Table]
-    tested: frozenset[str]
+    tested: Mapping[VariantName, frozenset[str]]
     probed: pa.StringArray
     outputs: Labels
     tables: dict[VariantName, list[pa.Table]]
@@ -279,7 +284,7 @@ class _ShardInProgress:
         """
         settings = self.run.evaluation
         for variant in self.fingerprints:
-            keys = every = self.dataset.keys_with(variant, self.tested)
+            keys = every = self.tested[variant]
             if variant in self.kept:
                 # A killed run may have left only the first batches of a variant.
                 keys = keys.difference(self.kept[variant]["key"].to_pylist())

@@ -113,11 +113,6 @@ class ComposedDataset(Dataset):
             }
         return images
 
-    @override
-    def keys_with(self, variant: VariantName, keys: frozenset[str]) -> frozenset[str]:
-        kind = variant.rendering
-        return keys.intersection(self.images[kind].keys) if kind in (COMMON, AGAINST) else keys
-
     def _shown(self, variant: VariantName) -> tuple[str, VariantName, str] | None:
         """Finds out how a variant is composed; returns None if it is stored.
 
@@ -143,7 +138,7 @@ class ComposedDataset(Dataset):
             kind: (
                 fingerprint(
                     [
-                        each._digests[layer_record(self.split, number)].sha256
+                        each.digests[layer_record(self.split, number)].sha256
                         for each in (self, images.dataset)
                         for number in range(each.manifest.shards[self.split].source)
                     ],

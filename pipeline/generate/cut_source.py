@@ -322,12 +322,12 @@ class MaskCutter(Cutter):
         Raises:
           JobError: the recipe has no mask of it, or the layer is not the recipe's.
         """
-        for _, row, mask in self._recipe.rows(source.mask or b""):
-            if (row.object or 0) == source.number:
-                if mask is None:
-                    raise JobError(f"{row.key} is selected, and the recipe has no mask of it")
-                layer = self._layer(source.location, source.image, row, mask)
-                yield Cut(layer=layer, number=source.number)
+        rows = self._recipe.rows(source.mask or b"")
+        _, row, mask = next(each for each in rows if (each.row.object or 0) == source.number)
+        if mask is None:
+            raise JobError(f"{row.key} is selected, and the recipe has no mask of it")
+        layer = self._layer(source.location, source.image, row, mask)
+        yield Cut(layer=layer, number=source.number)
 
     @override
     def cut_background(self, source: SourceBytes) -> Pixels:
@@ -376,7 +376,7 @@ class MaskCutter(Cutter):
         for _, row, mask in self._recipe.rows_of(image):
             files: dict[str, bytes] = {}
             row = dataclasses.replace(row, source_digest=image.digest)
-            if row.status == ACCEPTED != image.status:  # Its picture lacks.
+            if row.status == ACCEPTED != image.status:  # Its picture is not there.
                 row = dataclasses.replace(row, status=image.status, **_NOTHING_CUT)
             elif mask is not None and self.has_layers:
                 picture = picture or read_location(image.location)

@@ -70,8 +70,8 @@ class GenerateJob:
 
     def cutter(self) -> Cutter:
         """Returns what gives the layers: the segmenter, or the masks of the recipe."""
-        segment = self.config.segment
-        return MaskCutter(segment, self.recipe) if self.recipe else Cutter(segment)
+        segment, recipe = self.config.segment, self.recipe
+        return MaskCutter(segment, recipe) if recipe else Cutter(segment)
 
     def layer_staging(self) -> Staging:
         """Returns the staging folder of layers.

@@ -312,7 +312,11 @@ def rendering_rows(
 
 
 def _shares_of_holes(
-    dataset: Dataset, split: str, table: pa.Table, variants: Sequence[VariantName], images: EvalImages
+    dataset: Dataset,
+    split: str,
+    table: pa.Table,
+    variants: Sequence[VariantName],
+    images: EvalImages,
 ) -> Floats:
     """Returns the share of each picture that the box of its background covers, by variant."""
     shares = {

@@ -74,6 +74,11 @@ class RenderingsShards(PredictShards):
         return result_shard(self._run.folder, "method", self._run.evaluation.split, chunk)
 
     @override
+    def keys_with(self, variant: VariantName, tested: frozenset[str]) -> frozenset[str]:
+        images = self._dataset.images
+        return tested.intersection(images.get(variant.rendering, images[""]).keys)
+
+    @override
     def _read_kept(self, shard: int) -> dict[VariantName, pa.Table]:
         return {
             **PredictShards(self._dataset, self._run, self.store)._read_kept(shard),
